@@ -1,0 +1,325 @@
+#include "checks.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+
+namespace fassd {
+
+namespace {
+
+constexpr int64_t max_labels = 256;  // labels are uint8
+
+const std::vector<Kernel> conv_act_kernels = {{3, 3}, {3, 1}, {1, 3}, {1, 1}};
+
+std::string list_name(const std::vector<int64_t>& values) {
+  std::string text = "[";
+  for (size_t i = 0; i < values.size(); i++) {
+    text += (i ? ", " : "") + std::to_string(values[i]);
+  }
+  return text + "]";
+}
+
+std::string indexed(const char* name, size_t i) {
+  return std::string(name) + "[" + std::to_string(i) + "]";
+}
+
+void check_like(const std::string& op, const std::string& name, const Tensor& tensor,
+                const std::string& other_name, const Tensor& other) {
+  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " has dtype ",
+                  dtype_name(tensor.scalar_type()), ", but ", other_name, " has ",
+                  dtype_name(other.scalar_type()), "; all tensors must have one dtype");
+  STD_TORCH_CHECK(
+      tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
+          tensor.get_device_index() == other.get_device_index(),
+      op, ": ", name, " and ", other_name, " are on different devices; ",
+      "all tensors must be on one device");
+}
+
+void check_image(const std::string& op, const std::string& name, const Tensor& image) {
+  STD_TORCH_CHECK(image.dim() == 4, op, ": ", name, " has shape ", shape_name(image),
+                  "; expected four dimensions, N x C x H x W");
+  STD_TORCH_CHECK(is_floating(image.scalar_type()), op, ": ", name, " has dtype ",
+                  dtype_name(image.scalar_type()),
+                  "; expected float32, float16, bfloat16 or float64");
+}
+
+void check_images(const std::string& op, const char* name, const Tensors& images) {
+  STD_TORCH_CHECK(!images.empty(), op, ": ", name, " is an empty list; expected at least one tensor");
+  const Tensor& first = images[0];
+  for (size_t i = 0; i < images.size(); i++) {
+    check_image(op, indexed(name, i), images[i]);
+    check_like(op, indexed(name, i), images[i], indexed(name, 0), first);
+    STD_TORCH_CHECK(images[i].size(0) == first.size(0) && images[i].size(2) == first.size(2) &&
+                        images[i].size(3) == first.size(3),
+                    op, ": ", indexed(name, i), " has shape ", shape_name(images[i]), ", but ",
+                    indexed(name, 0), " has ", shape_name(first),
+                    "; batch, height and width must agree");
+  }
+}
+
+void check_weight(const std::string& op, const std::string& name, const Tensor& weight,
+                  int64_t in_channels, const Tensor& like, const std::vector<Kernel>& kernels) {
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": ", name, " has shape ", shape_name(weight),
+                  "; expected four dimensions, O x I x kH x kW");
+  check_like(op, name, weight, "the input", like);
+  std::string accepted;
+  for (const Kernel& kernel : kernels) {
+    accepted += (accepted.empty() ? "" : ", ") + std::to_string(kernel.first) + "x" +
+                std::to_string(kernel.second);
+  }
+  STD_TORCH_CHECK(std::find(kernels.begin(), kernels.end(),
+                            Kernel(weight.size(2), weight.size(3))) != kernels.end(),
+                  op, ": ", name, " has a ", weight.size(2), "x", weight.size(3),
+                  " kernel; expected ", accepted);
+  STD_TORCH_CHECK(weight.size(1) == in_channels, op, ": ", name, " takes ", weight.size(1),
+                  " input channels, but ", in_channels, " come in");
+  STD_TORCH_CHECK(weight.size(0) > 0, op, ": ", name, " has no output channels");
+}
+
+void check_vector(const std::string& op, const std::string& name, const OptionalTensor& vector,
+                  int64_t channels, const Tensor& like) {
+  if (!vector) {
+    return;
+  }
+  STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == channels, op, ": ", name, " has shape ",
+                  shape_name(*vector), "; expected (", channels, ",), one per output channel");
+  check_like(op, name, *vector, "the input", like);
+}
+
+void check_positive(const std::string& op, const char* name, const Integers& values) {
+  STD_TORCH_CHECK(std::all_of(values.begin(), values.end(), [](int64_t v) { return v >= 1; }), op,
+                  ": ", name, " is ", list_name(values), "; expected at least 1");
+}
+
+Activation parse_activation(const std::string& op, const std::string& activation) {
+  if (activation == "none") return Activation::none;
+  if (activation == "relu") return Activation::relu;
+  STD_TORCH_CHECK(activation == "prelu", op, ": activation is '", activation,
+                  "'; expected one of none, relu, prelu");
+  return Activation::prelu;
+}
+
+void check_slope(const std::string& op, Activation activation, const std::string& activation_name,
+                 const char* name, const OptionalTensor& slope, int64_t channels,
+                 const Tensor& like) {
+  STD_TORCH_CHECK(slope.has_value() == (activation == Activation::prelu), op, ": activation is '",
+                  activation_name, "' and ", name, " is ", slope ? "given" : "missing",
+                  "; 'prelu' needs ", name, ", the others take none");
+  check_vector(op, name, slope, channels, like);
+}
+
+int64_t total_channels(const Tensors& images) {
+  int64_t channels = 0;
+  for (const Tensor& image : images) {
+    channels += image.size(1);
+  }
+  return channels;
+}
+
+void check_count(const char* op, const char* name, const Tensors& tensors, size_t expected) {
+  STD_TORCH_CHECK(tensors.size() == expected, op, ": ", name, " has ", tensors.size(),
+                  " tensors; expected ", expected);
+}
+
+}  // namespace
+
+std::string shape_name(const Tensor& tensor) {
+  std::string text = "(";
+  for (int64_t i = 0; i < tensor.dim(); i++) {
+    text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  }
+  return text + (tensor.dim() == 1 ? ",)" : ")");
+}
+
+const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "torch.float32";
+    case ScalarType::Double:
+      return "torch.float64";
+    case ScalarType::Half:
+      return "torch.float16";
+    case ScalarType::BFloat16:
+      return "torch.bfloat16";
+    case ScalarType::Byte:
+      return "torch.uint8";
+    case ScalarType::Int:
+      return "torch.int32";
+    case ScalarType::Long:
+      return "torch.int64";
+    case ScalarType::Bool:
+      return "torch.bool";
+    default:
+      return "another type";
+  }
+}
+
+bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& slope, const OptionalTensor& residual,
+                          const Integers& stride, const Integers& dilation,
+                          const std::string& activation, ImageSize& size) {
+  const std::string op = "conv_act";
+  check_images(op, "inputs", inputs);
+  const Tensor& first = inputs[0];
+  check_weight(op, "weight", weight, total_channels(inputs), first, conv_act_kernels);
+  const int64_t out_channels = weight.size(0);
+  check_vector(op, "bias", bias, out_channels, first);
+  const Activation parsed = parse_activation(op, activation);
+  check_slope(op, parsed, activation, "slope", slope, out_channels, first);
+  check_positive(op, "stride", stride);
+  check_positive(op, "dilation", dilation);
+  size = {first.size(0), out_channels, (first.size(2) + stride[0] - 1) / stride[0],
+          (first.size(3) + stride[1] - 1) / stride[1]};
+  if (residual) {
+    check_like(op, "residual", *residual, "inputs[0]", first);
+    STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == size.batch &&
+                        residual->size(1) == size.channels && residual->size(2) == size.height &&
+                        residual->size(3) == size.width,
+                    op, ": residual has shape ", shape_name(*residual), "; expected (", size.batch,
+                    ", ", size.channels, ", ", size.height, ", ", size.width, "), the result's");
+  }
+  return parsed;
+}
+
+Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
+                                 const Tensor& horizontal_weight,
+                                 const OptionalTensor& vertical_bias,
+                                 const OptionalTensor& horizontal_bias,
+                                 const OptionalTensor& vertical_slope,
+                                 const OptionalTensor& horizontal_slope, int64_t dilation,
+                                 const std::string& activation, ImageSize& size) {
+  const std::string op = "asymmetric_conv";
+  check_image(op, "input", input);
+  check_weight(op, "vertical_weight", vertical_weight, input.size(1), input, {{3, 1}});
+  const int64_t middle = vertical_weight.size(0);
+  check_weight(op, "horizontal_weight", horizontal_weight, middle, input, {{1, 3}});
+  const int64_t out_channels = horizontal_weight.size(0);
+  check_vector(op, "vertical_bias", vertical_bias, middle, input);
+  check_vector(op, "horizontal_bias", horizontal_bias, out_channels, input);
+  check_positive(op, "dilation", {dilation});
+  const Activation parsed = parse_activation(op, activation);
+  check_slope(op, parsed, activation, "vertical_slope", vertical_slope, middle, input);
+  check_slope(op, parsed, activation, "horizontal_slope", horizontal_slope, out_channels, input);
+  size = {input.size(0), out_channels, input.size(2), input.size(3)};
+  return parsed;
+}
+
+ImageSize check_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                     const Integers& dilations) {
+  const char* op = "dapf";
+  check_image(op, "input", input);
+  check_positive(op, "dilations", dilations);
+  const size_t count = 2 + 2 * dilations.size();
+  check_count(op, "weights", weights, count);
+  check_count(op, "biases", biases, count);
+  STD_TORCH_CHECK(weights[0].dim() == 4, op, ": weights[0] has shape ", shape_name(weights[0]),
+                  "; expected four dimensions, O x I x kH x kW");
+  const int64_t width = weights[0].size(0);
+  for (size_t i = 0; i < count; i++) {
+    const bool project = i == count - 1;
+    const bool vertical = !project && i % 2 == 1;
+    const bool horizontal = !project && i > 0 && i % 2 == 0;
+    const int64_t in_channels = project      ? width * int64_t(1 + dilations.size())
+                                : horizontal ? width
+                                             : input.size(1);
+    const Kernel kernel = vertical ? Kernel(3, 1) : horizontal ? Kernel(1, 3) : Kernel(1, 1);
+    check_weight(op, indexed("weights", i), weights[i], in_channels, input, {kernel});
+    STD_TORCH_CHECK(project || weights[i].size(0) == width, op, ": ", indexed("weights", i),
+                    " has ", weights[i].size(0), " output channels; expected ", width,
+                    ", as weights[0]");
+    check_vector(op, indexed("biases", i), biases[i], weights[i].size(0), input);
+  }
+  return {input.size(0), weights.back().size(0), input.size(2), input.size(3)};
+}
+
+ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
+                    const Tensors& shifts, const Tensors& slopes, int64_t dilation) {
+  const char* op = "mda";
+  static const char* const roles[] = {"reduce", "square", "vertical", "horizontal", "project"};
+  static const Kernel kernels[] = {{3, 3}, {3, 3}, {3, 1}, {1, 3}, {1, 1}};
+  check_image(op, "input", input);
+  check_count(op, "weights", weights, 5);
+  check_count(op, "scales", scales, 2);
+  check_count(op, "shifts", shifts, 6);
+  check_count(op, "slopes", slopes, 6);
+  check_positive(op, "dilation", {dilation});
+  STD_TORCH_CHECK(weights[0].dim() == 4, op, ": weights[0] (reduce) has shape ",
+                  shape_name(weights[0]), "; expected four dimensions, O x I x kH x kW");
+  const int64_t channels = input.size(1), width = weights[0].size(0);
+  for (size_t i = 0; i < 5; i++) {
+    const std::string name = indexed("weights", i) + " (" + roles[i] + ")";
+    const int64_t out_channels = i == 4 ? channels : width;
+    check_weight(op, name, weights[i], i == 0 ? channels : width, input, {kernels[i]});
+    STD_TORCH_CHECK(weights[i].size(0) == out_channels, op, ": ", name, " has ",
+                    weights[i].size(0), " output channels; expected ", out_channels);
+  }
+  for (size_t i = 0; i < 2; i++) {
+    check_vector(op, indexed("scales", i), scales[i], i == 0 ? channels : width, input);
+  }
+  for (size_t i = 0; i < 6; i++) {
+    check_vector(op, indexed("shifts", i), shifts[i], i == 0 ? channels : width, input);
+    check_vector(op, indexed("slopes", i), slopes[i], i == 0 ? channels : width, input);
+  }
+  return {input.size(0), channels, input.size(2), input.size(3)};
+}
+
+Activation check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
+                                  const OptionalTensor& bias, const OptionalTensor& slope,
+                                  const std::string& activation, ImageSize& size) {
+  const std::string op = "upsample_conv1x1";
+  check_images(op, "low", low);
+  check_images(op, "skip", skip);
+  check_like(op, "skip[0]", skip[0], "low[0]", low[0]);
+  STD_TORCH_CHECK(low[0].size(0) == skip[0].size(0), op, ": skip[0] has shape ",
+                  shape_name(skip[0]), ", but low[0] has ", shape_name(low[0]),
+                  "; the batch must agree");
+  STD_TORCH_CHECK(low[0].size(2) >= 1 && low[0].size(3) >= 1, op, ": low[0] has shape ",
+                  shape_name(low[0]), "; expected height and width of at least 1");
+  check_weight(op, "weight", weight, total_channels(low) + total_channels(skip), low[0], {{1, 1}});
+  check_vector(op, "bias", bias, weight.size(0), low[0]);
+  const Activation parsed = parse_activation(op, activation);
+  check_slope(op, parsed, activation, "slope", slope, weight.size(0), low[0]);
+  size = {skip[0].size(0), weight.size(0), skip[0].size(2), skip[0].size(3)};
+  return parsed;
+}
+
+ImageSize check_upsample(const char* op, const Tensor& input, const Integers& size) {
+  check_image(op, "input", input);
+  STD_TORCH_CHECK(size.size() == 2 && size[0] >= 1 && size[1] >= 1, op, ": size is ",
+                  list_name(size), "; expected (height, width), each at least 1");
+  STD_TORCH_CHECK(input.size(2) >= 1 && input.size(3) >= 1, op, ": input has shape ",
+                  shape_name(input), "; expected height and width of at least 1");
+  return {input.size(0), input.size(1), size[0], size[1]};
+}
+
+ImageSize check_upsample_argmax(const Tensor& input, const Integers& size) {
+  const char* op = "upsample_argmax";
+  const ImageSize result = check_upsample(op, input, size);
+  STD_TORCH_CHECK(result.channels >= 1 && result.channels <= max_labels, op, ": input has ",
+                  result.channels, " channels; expected 1 to ", max_labels, ", labels are uint8");
+  return result;
+}
+
+ImageSize check_normalize(const Tensor& image, const std::vector<double>& mean,
+                          const std::vector<double>& std, ScalarType dtype) {
+  const char* op = "normalize";
+  STD_TORCH_CHECK(image.dim() == 4 && image.size(3) == 3, op, ": image has shape ",
+                  shape_name(image), "; expected N x H x W x 3");
+  STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte, op, ": image has dtype ",
+                  dtype_name(image.scalar_type()), "; expected torch.uint8");
+  STD_TORCH_CHECK(mean.size() == 3, op, ": mean has ", mean.size(), " values; expected 3");
+  STD_TORCH_CHECK(std.size() == 3, op, ": std has ", std.size(), " values; expected 3");
+  STD_TORCH_CHECK(std::all_of(std.begin(), std.end(), [](double v) { return v != 0; }), op,
+                  ": std holds a zero; expected none");
+  STD_TORCH_CHECK(is_floating(dtype), op, ": dtype is ", dtype_name(dtype),
+                  "; expected float32, float16, bfloat16 or float64");
+  return {image.size(0), 3, image.size(1), image.size(2)};
+}
+
+}  // namespace fassd

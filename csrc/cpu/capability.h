@@ -1,0 +1,19 @@
+// Which instruction set the CPU kernels run on.
+
+#pragma once
+
+#include <string>
+
+namespace fassd::cpu {
+
+enum class Capability { portable, avx2, avx512 };
+
+// The best that was compiled in and that this CPU and operating system offer, or the one that the
+// environment variable FASSD_KERNELS_CPU names (portable, avx2, avx512). Decided once per process.
+// Throws where the one named is unknown or not offered.
+Capability capability();
+
+// Its name, for people: "AVX-512", "AVX2 + FMA" or "portable vectors".
+std::string capability_name();
+
+}  // namespace fassd::cpu

@@ -1,0 +1,42 @@
+#include <array>
+
+#include "memory.h"
+
+namespace fassd::cpu {
+
+// A channel has 256 possible values: each is computed once, in double, and looked up.
+Tensor normalize(const Tensor& image, const std::vector<double>& mean,
+                 const std::vector<double>& std, ScalarType dtype) {
+  const ImageSize size = check_normalize(image, mean, std, dtype);
+  Tensor out = empty_image(size, dtype);
+  if (size.numel() == 0) {
+    return out;
+  }
+  with_arithmetic(dtype, [&](auto type) {
+    using T = decltype(type);
+    std::array<std::array<T, 256>, 3> table;
+    for (int channel = 0; channel < 3; channel++) {
+      for (int value = 0; value < 256; value++) {
+        table[channel][value] = T((value - mean[channel]) / std[channel]);
+      }
+    }
+    const uint8_t* const pixels = static_cast<const uint8_t*>(image.const_data_ptr());
+    const Destination to = destination(out);
+    const int64_t element = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+    parallel_items<T>(size.batch * size.height, 3 * size.width, [&](T* scratch, int64_t item) {
+      const int64_t n = item / size.height, y = item % size.height;
+      const uint8_t* row = pixels + n * image.stride(0) + y * image.stride(1);
+      for (int64_t x = 0; x < size.width; x++) {
+        for (int channel = 0; channel < 3; channel++) {  // RGB in, BGR out
+          const uint8_t value = row[x * image.stride(2) + (2 - channel) * image.stride(3)];
+          scratch[3 * x + channel] = table[channel][value];
+        }
+      }
+      kernels<T>().store(scratch, static_cast<char*>(to.data) + to.offset(n, y, 0) * element, dtype,
+                         3 * size.width);
+    });
+  });
+  return out;
+}
+
+}  // namespace fassd::cpu

@@ -1,0 +1,39 @@
+// Bilinear resizing with align_corners=True along one axis.
+
+#pragma once
+
+#include <vector>
+
+#include "memory.h"
+
+namespace fassd::cpu {
+
+// For every output position: its two input neighbours and the weight of the second. Positions are
+// computed in double, so that the weights are right to the last digit of T on any width.
+template <typename T>
+struct ResizeAxis {
+  std::vector<int64_t> before, after;
+  std::vector<T> weight_after;
+
+  ResizeAxis(int64_t in, int64_t out) : before(out), after(out), weight_after(out) {
+    const double scale = out > 1 ? double(in - 1) / double(out - 1) : 0.0;
+    for (int64_t i = 0; i < out; i++) {
+      const double position = double(i) * scale;
+      before[i] = std::min<int64_t>(int64_t(position), in - 1);
+      after[i] = std::min<int64_t>(before[i] + 1, in - 1);
+      weight_after[i] = T(position - double(before[i]));
+    }
+  }
+};
+
+// Row y, pixels [begin, end), of an image resized to the axes' sizes.
+template <typename T>
+void interpolate_row(const Image<T>& image, const ResizeAxis<T>& rows, const ResizeAxis<T>& columns,
+                     int64_t n, int64_t y, int64_t begin, int64_t end, T* out) {
+  kernels<T>().interpolate(image.pixel(n, rows.before[y], 0), image.pixel(n, rows.after[y], 0),
+                           image.stride_w, columns.before.data(), columns.after.data(),
+                           columns.weight_after.data(), rows.weight_after[y], begin, end,
+                           image.channels, out, image.channels);
+}
+
+}  // namespace fassd::cpu

@@ -1,0 +1,17 @@
+// The extension fassd_kernels._C_cuda: CUDA kernels for the operators that fassd_kernels._C defines.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include "../operators.h"
+
+STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CUDA, m) {
+  m.impl("normalize", TORCH_BOX(&fassd::cuda::normalize));
+}
+
+// Importing the module runs the registrations above; it holds nothing else.
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C_cuda(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr,
+                               nullptr,               nullptr,   nullptr, nullptr};
+  return PyModule_Create(&module);
+}

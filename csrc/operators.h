@@ -1,0 +1,60 @@
+// The operators as C++ functions, one namespace per device. Meaning, shapes and errors are those of
+// fassd_kernels/reference; the schemas are in fassd_kernels/schemas.def.
+
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace fassd {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
+using Integers = std::vector<int64_t>;
+
+namespace cpu {
+
+Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& slope, const OptionalTensor& residual, const Integers& stride,
+                const Integers& dilation, const std::string& activation);
+
+Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
+                       const Tensor& horizontal_weight, const OptionalTensor& vertical_bias,
+                       const OptionalTensor& horizontal_bias, const OptionalTensor& vertical_slope,
+                       const OptionalTensor& horizontal_slope, int64_t dilation,
+                       const std::string& activation);
+
+Tensor dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
+            const Integers& dilations);
+
+Tensor mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
+           const Tensors& shifts, const Tensors& slopes, int64_t dilation);
+
+Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
+                        const OptionalTensor& bias, const OptionalTensor& slope,
+                        const std::string& activation);
+
+Tensor upsample(const Tensor& input, const Integers& size);
+
+Tensor upsample_argmax(const Tensor& input, const Integers& size);
+
+Tensor normalize(const Tensor& image, const std::vector<double>& mean,
+                 const std::vector<double>& std, ScalarType dtype);
+
+}  // namespace cpu
+
+namespace cuda {
+
+Tensor normalize(const Tensor& image, const std::vector<double>& mean,
+                 const std::vector<double>& std, ScalarType dtype);
+
+}  // namespace cuda
+
+}  // namespace fassd

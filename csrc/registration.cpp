@@ -1,0 +1,36 @@
+// The extension fassd_kernels._C: operator schemas, and the CPU kernels behind them.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/capability.h"
+#include "operators.h"
+
+STABLE_TORCH_LIBRARY(fassd_kernels, m) {
+#define OPERATOR(schema) m.def(schema);
+#include "../fassd_kernels/schemas.def"
+#undef OPERATOR
+  m.def("cpu_capability() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CompositeImplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&fassd::cpu::capability_name));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
+  m.impl("conv_act", TORCH_BOX(&fassd::cpu::conv_act));
+  m.impl("asymmetric_conv", TORCH_BOX(&fassd::cpu::asymmetric_conv));
+  m.impl("dapf", TORCH_BOX(&fassd::cpu::dapf));
+  m.impl("mda", TORCH_BOX(&fassd::cpu::mda));
+  m.impl("upsample_conv1x1", TORCH_BOX(&fassd::cpu::upsample_conv1x1));
+  m.impl("upsample", TORCH_BOX(&fassd::cpu::upsample));
+  m.impl("upsample_argmax", TORCH_BOX(&fassd::cpu::upsample_argmax));
+  m.impl("normalize", TORCH_BOX(&fassd::cpu::normalize));
+}
+
+// Importing the module runs the registrations above; it holds nothing else.
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
+                               nullptr,               nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,12 @@
+"""Fused kernels for the FASSD-Net family, behind drop-in modules.
+
+>>> import fassd, fassd_kernels
+>>> model = fassd.create_model("fassd_net").eval()
+>>> fast = fassd_kernels.accelerate(model)  # same numbers, fused kernels
+>>> print(fassd_kernels.backends())  # what there is, and why not
+"""
+
+from fassd_kernels import ops
+from fassd_kernels.backends import Backend, BackendError, backends
+
+__all__ = ["Backend", "BackendError", "backends", "ops"]

@@ -1,0 +1,211 @@
+"""Which backends there are, which one a call uses, and why not another.
+
+A backend is one row of the table built in :func:`backends`. Asked for by name and impossible, it
+raises :class:`BackendError` with the reason; chosen automatically, it falls back to the reference
+and says so once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import platform
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from fassd_kernels import ops
+from fassd_kernels.checks import FLOATING
+
+AUTO = "auto"
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the operators.
+
+    Attributes:
+        name: what ``backend=`` takes.
+        device: the device type whose tensors it takes, or ``any``.
+        operators: names of the operators that it implements.
+        dtypes: floating types that it takes.
+        reason: why it is not available; empty where it is.
+        detail: what a person may want to know of it, such as the instruction set.
+    """
+
+    name: str
+    device: str
+    operators: frozenset[str]
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def available(self) -> bool:
+        return not self.reason
+
+    def takes(self, device: torch.device | str) -> bool:
+        """Whether tensors on `device` can be given to this backend."""
+        return self.device in ("any", torch.device(device).type)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What :func:`backends` returns: iterate over its backends, print it for a report."""
+
+    backends: tuple[Backend, ...]
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Backend]:
+        return iter(self.backends)
+
+    def __getitem__(self, name: str) -> Backend:
+        for backend in self.backends:
+            if backend.name == name:
+                return backend
+        names = ", ".join([AUTO, *(backend.name for backend in self.backends)])
+        raise BackendError(f"backend is {name!r}; expected one of {names}")
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in (*self.facts, *(b.name for b in self.backends)))
+        lines = [f"{name:<{width}}  {value}" for name, value in self.facts.items()]
+        lines.append("")
+        for backend in self.backends:
+            state = "available" if backend.available else "not available"
+            why = backend.reason or backend.detail
+            lines.append(f"{backend.name:<{width}}  {state}{': ' if why else ''}{why}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+@functools.cache
+def build_record() -> dict[str, str]:
+    """What ``setup.py`` wrote down when it built (or could not build) the extensions."""
+    path = Path(__file__).with_name("_build.json")
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def cpu_capability() -> str:
+    """The instruction set that the C++ CPU kernels run on, such as ``AVX2``."""
+    return torch.ops.fassd_kernels.cpu_capability()
+
+
+def cpu_reason() -> str:
+    if ops.CPU_MISSING is None:
+        return ""
+    return build_record().get("cpu_missing") or f"fassd_kernels._C: {ops.CPU_MISSING}"
+
+
+def cuda_reason() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if ops.CUDA_MISSING is not None:
+        return build_record().get("cuda_missing") or f"fassd_kernels._C_cuda: {ops.CUDA_MISSING}"
+    if not torch.cuda.is_available():
+        return "no NVIDIA GPU is seen"
+    return ""
+
+
+@functools.cache
+def backends() -> Environment:
+    """Every backend, available or the reason why not, and the versions that matter.
+
+    Returns:
+        An :class:`Environment`; ``print(fassd_kernels.backends())`` is the report that
+        ``python -m fassd_kernels`` shows.
+    """
+    every = frozenset(ops.SCHEMAS)
+    cpu, cuda = cpu_reason(), cuda_reason()
+    table = (
+        Backend("cpu", "cpu", every, reason=cpu, detail="" if cpu else f"C++, {cpu_capability()}"),
+        Backend("cuda", "cuda", frozenset({"normalize"}), reason=cuda, detail=cuda_detail(cuda)),
+        Backend("reference", "any", every, detail="plain PyTorch"),
+    )
+    return Environment(table, facts())
+
+
+def cuda_detail(reason: str) -> str:
+    if reason:
+        return ""
+    return f"{torch.cuda.get_device_name()}, so far only: normalize"
+
+
+def facts() -> dict[str, str]:
+    """Versions and build facts, in the order in which they are shown."""
+    record = build_record()
+    try:
+        version = importlib.metadata.version("fassd-net")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed (run from the source tree)"
+    cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ", CPU only"
+    return {
+        "fassd-net": version,
+        "python": f"{platform.python_version()} on {platform.machine()}",
+        "torch": f"{torch.__version__}{cuda}, {torch.get_num_threads()} threads",
+        "compiler": record.get("compiler", "not recorded"),
+        "nvcc": record.get("nvcc", "not recorded"),
+        "built with": record.get("torch", "not recorded"),
+    }
+
+
+def choose(name: str, device: torch.device, operator: str) -> Backend:
+    """The backend that runs `operator` on tensors of `device`.
+
+    Args:
+        name: a backend's name, or ``auto``.
+        device: where the tensors are.
+        operator: the operator's name.
+
+    Raises:
+        BackendError: if the backend asked for is unknown, not available, or cannot take this
+            device or operator.
+    """
+    table = backends()
+    if name != AUTO:
+        backend = table[name]
+        reason = refusal(backend, device, operator)
+        if reason:
+            raise BackendError(f"backend {name!r} cannot run {operator} on {device.type}: {reason}")
+        return backend
+    for backend in table:
+        if not refusal(backend, device, operator):
+            if backend.name == "reference":
+                say_fallback(device.type, operator)
+            return backend
+    raise AssertionError("the reference takes everything")
+
+
+def refusal(backend: Backend, device: torch.device, operator: str) -> str:
+    """Why `backend` cannot run `operator` on `device`; empty if it can."""
+    if not backend.available:
+        return backend.reason
+    if not backend.takes(device):
+        return f"it takes {backend.device} tensors"
+    if operator not in backend.operators:
+        return f"it has no {operator} yet, only {', '.join(sorted(backend.operators))}"
+    return ""
+
+
+@functools.cache
+def say_fallback(device_type: str, operator: str) -> None:
+    """Say, once per device and operator, that the reference stands in."""
+    reasons = [
+        f"{backend.name}: {refusal(backend, torch.device(device_type), operator)}"
+        for backend in backends()
+        if backend.device == device_type
+    ]
+    because = "; ".join(reasons) or f"there is no backend for {device_type}"
+    warnings.warn(
+        f"fassd_kernels: {operator} on {device_type} runs on the reference operators ({because})",
+        RuntimeWarning,
+        stacklevel=3,
+    )

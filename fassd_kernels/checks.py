@@ -1,0 +1,137 @@
+"""Argument checks of the operators, for the reference and the fake kernels.
+
+``csrc/checks.h`` holds the same rules for the compiled backends: a call that one refuses, all
+refuse, with a message that names the operator, the argument, what came and what is accepted.
+``torch._check`` raises :class:`RuntimeError`, as PyTorch's own operators do, and understands the
+symbolic sizes of ``torch.compile(dynamic=True)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "prelu")
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_LABELS = 256  # labels are uint8
+
+
+def check(condition: Any, message: str) -> None:
+    """Raise RuntimeError(`message`) unless `condition` (a bool or SymBool) holds."""
+    torch._check(condition, lambda: message)
+
+
+def shape(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape)
+
+
+def check_images(op: str, named: Sequence[tuple[str, Tensor]]) -> Tensor:
+    """Check that the tensors are N x C x H x W of one dtype, device, batch and size."""
+    first_name, first = named[0]
+    for name, image in named:
+        check(
+            image.dim() == 4,
+            f"{op}: {name} has shape {shape(image)}; expected four dimensions, N x C x H x W",
+        )
+        check(
+            image.dtype in FLOATING,
+            f"{op}: {name} has dtype {image.dtype}; expected float32, float16, bfloat16 or float64",
+        )
+        check_like(op, name, image, first_name, first)
+        check(
+            image.shape[0] == first.shape[0]
+            and image.shape[2] == first.shape[2]
+            and image.shape[3] == first.shape[3],
+            f"{op}: {name} has shape {shape(image)}, but {first_name} has {shape(first)}; "
+            "batch, height and width must agree",
+        )
+    return first
+
+
+def check_list(op: str, name: str, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+    """Check that a virtual concatenation is not empty; give its tensors names for messages."""
+    check(len(tensors) > 0, f"{op}: {name} is an empty list; expected at least one tensor")
+    return [(f"{name}[{i}]", tensor) for i, tensor in enumerate(tensors)]
+
+
+def check_like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Check that `tensor` has the dtype and device of `other`."""
+    check(
+        tensor.dtype == other.dtype,
+        f"{op}: {name} has dtype {tensor.dtype}, but {other_name} has {other.dtype}; "
+        "all tensors must have one dtype",
+    )
+    check(
+        tensor.device == other.device,
+        f"{op}: {name} is on {tensor.device}, but {other_name} is on {other.device}; "
+        "all tensors must be on one device",
+    )
+
+
+def check_weight(
+    op: str,
+    name: str,
+    weight: Tensor,
+    in_channels: Any,
+    like: Tensor,
+    kernels: Sequence[tuple[int, int]],
+) -> None:
+    """Check an O x I x kH x kW convolution weight."""
+    check(
+        weight.dim() == 4,
+        f"{op}: {name} has shape {shape(weight)}; expected four dimensions, O x I x kH x kW",
+    )
+    check_like(op, name, weight, "the input", like)
+    accepted = ", ".join(f"{h}x{w}" for h, w in kernels)
+    check(
+        (weight.shape[2], weight.shape[3]) in kernels,
+        f"{op}: {name} has a {weight.shape[2]}x{weight.shape[3]} kernel; expected {accepted}",
+    )
+    check(
+        weight.shape[1] == in_channels,
+        f"{op}: {name} takes {weight.shape[1]} input channels, but {in_channels} come in",
+    )
+    check(weight.shape[0] > 0, f"{op}: {name} has no output channels")
+
+
+def check_vector(op: str, name: str, vector: Tensor | None, channels: Any, like: Tensor) -> None:
+    """Check a per-channel vector (bias, slope, scale); None passes."""
+    if vector is None:
+        return
+    check(
+        vector.dim() == 1 and vector.shape[0] == channels,
+        f"{op}: {name} has shape {shape(vector)}; expected ({channels},), one per output channel",
+    )
+    check_like(op, name, vector, "the input", like)
+
+
+def check_positive(op: str, name: str, values: Sequence[int]) -> None:
+    check(
+        all(value >= 1 for value in values), f"{op}: {name} is {list(values)}; expected at least 1"
+    )
+
+
+def check_activation(
+    op: str, activation: str, slope: Tensor | None, channels: Any, like: Tensor, name: str = "slope"
+) -> None:
+    """Check an activation's name, and that PReLU, and only PReLU, has a slope per channel."""
+    check(
+        activation in ACTIVATIONS,
+        f"{op}: activation is '{activation}'; expected one of {', '.join(ACTIVATIONS)}",
+    )
+    check(
+        (slope is not None) == (activation == "prelu"),
+        f"{op}: activation is '{activation}' and {name} is "
+        f"{'missing' if slope is None else 'given'}; 'prelu' needs {name}, the others take none",
+    )
+    check_vector(op, name, slope, channels, like)
+
+
+def check_size(op: str, size: Sequence[Any]) -> None:
+    check(
+        len(size) == 2 and size[0] >= 1 and size[1] >= 1,
+        f"{op}: size is {tuple(size)}; expected (height, width), each at least 1",
+    )

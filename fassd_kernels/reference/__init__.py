@@ -1,0 +1,29 @@
+"""The meaning of every operator, in plain PyTorch: the one definition.
+
+Every backend equals these functions on every shape, dtype and memory layout, within rounding
+(float64 runs of these functions decide). They are differentiable by ordinary autograd, run on any
+device, and are what runs where no compiled backend is available.
+
+Images are N x C x H x W; weights O x I x kH x kW; padding is always "same" (``dilation`` on each
+side of an axis of kernel size 3, none for size 1), so that a stride of 1 keeps the size. Results
+are laid out channels_last, whatever the layout of the inputs.
+"""
+
+from fassd_kernels.reference.asymmetric_conv import asymmetric_conv
+from fassd_kernels.reference.conv_act import conv_act
+from fassd_kernels.reference.dapf import dapf
+from fassd_kernels.reference.mda import mda
+from fassd_kernels.reference.normalize import normalize
+from fassd_kernels.reference.upsample import upsample, upsample_argmax
+from fassd_kernels.reference.upsample_conv1x1 import upsample_conv1x1
+
+__all__ = [
+    "asymmetric_conv",
+    "conv_act",
+    "dapf",
+    "mda",
+    "normalize",
+    "upsample",
+    "upsample_argmax",
+    "upsample_conv1x1",
+]

@@ -1,0 +1,127 @@
+"""Convolution of a virtual concatenation, with bias, residual and activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fassd_kernels.checks import (
+    check,
+    check_activation,
+    check_images,
+    check_like,
+    check_list,
+    check_positive,
+    check_vector,
+    check_weight,
+    shape,
+)
+
+KERNELS = ((3, 3), (3, 1), (1, 3), (1, 1))
+
+
+def activate(x: Tensor, activation: str, slope: Tensor | None) -> Tensor:
+    """Apply ``none``, ``relu`` or per-channel ``prelu``."""
+    if activation == "relu":
+        return torch.relu(x)
+    if activation == "prelu":
+        assert slope is not None
+        return F.prelu(x, slope)
+    return x
+
+
+def conv_act(
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    activation: str = "none",
+) -> Tensor:
+    """``act(conv(cat(inputs)) + bias + residual)`` with "same" padding.
+
+    Args:
+        inputs: at least one N x C_i x H x W tensor; the convolution sees their concatenation
+            along C, which no backend but this one writes.
+        weight: O x sum(C_i) x kH x kW, the kernel 3x3, 3x1, 1x3 or 1x1.
+        bias: O values, or None.
+        slope: O values, the slopes of PReLU for negative values.
+        residual: N x O x H' x W', added before the activation.
+        stride: vertical and horizontal step, each at least 1.
+        dilation: vertical and horizontal distance of the taps, each at least 1.
+        activation: ``none``, ``relu`` or ``prelu``.
+
+    Returns:
+        N x O x H' x W' in the inputs' dtype, H' = ceil(H / stride), channels_last.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+    """
+    stride, dilation = pair(stride), pair(dilation)
+    size = check_conv_act(inputs, weight, bias, stride, dilation, activation, slope, residual)
+    if inputs[0].shape[0] == 0 or size[2] == 0 or size[3] == 0:
+        return empty_result(inputs[0], size)
+    x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), 1)
+    x = F.conv2d(x, weight, bias, stride, same_padding(weight, dilation), dilation)
+    if residual is not None:
+        x = x + residual
+    return channels_last(activate(x, activation, slope))
+
+
+def check_conv_act(
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    slope: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[int, int, int, int]:
+    """Check the arguments of :func:`conv_act` and return the shape of its result."""
+    op = "conv_act"
+    first = check_images(op, check_list(op, "inputs", inputs))
+    check_weight(op, "weight", weight, sum(x.shape[1] for x in inputs), first, KERNELS)
+    out_channels = weight.shape[0]
+    check_vector(op, "bias", bias, out_channels, first)
+    check_activation(op, activation, slope, out_channels, first)
+    check_positive(op, "stride", stride)
+    check_positive(op, "dilation", dilation)
+    height = (first.shape[2] + stride[0] - 1) // stride[0]
+    width = (first.shape[3] + stride[1] - 1) // stride[1]
+    size = (first.shape[0], out_channels, height, width)
+    if residual is not None:
+        check_like(op, "residual", residual, "inputs[0]", first)
+        check(
+            residual.dim() == 4 and all(a == b for a, b in zip(residual.shape, size, strict=True)),
+            f"{op}: residual has shape {shape(residual)}; expected {size}, the result's",
+        )
+    return size
+
+
+def pair(value: Sequence[int] | int) -> tuple[int, int]:
+    """Expand an int or one-element list to (vertical, horizontal)."""
+    values = [value] if isinstance(value, int) else list(value)
+    check(len(values) in (1, 2), f"expected one or two integers, got {values}")
+    return values[0], values[-1]
+
+
+def same_padding(weight: Tensor, dilation: Sequence[int]) -> list[int]:
+    return [dilation[axis] * (weight.shape[2 + axis] // 2) for axis in (0, 1)]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def empty_result(like: Tensor, size: Sequence[int]) -> Tensor:
+    """A result with no elements, connected to `like` so that gradients exist."""
+    # F.conv2d and F.prelu refuse some empty shapes, an operator must not.
+    zero = like.sum() * 0
+    return channels_last(zero.expand(tuple(size)))

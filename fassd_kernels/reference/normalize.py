@@ -1,0 +1,57 @@
+"""From a uint8 picture to the network's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fassd_kernels.checks import FLOATING, check, shape
+from fassd_kernels.reference.conv_act import channels_last
+
+
+def normalize(
+    image: Tensor, *, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    """``(image[..., ::-1] - mean) / std``, computed in float64 and cast once.
+
+    Args:
+        image: N x H x W x 3, uint8, RGB.
+        mean, std: three values each, on the scale 0..255, in the order of the result: blue,
+            green, red.
+        dtype: of the result, a floating type.
+
+    Returns:
+        N x 3 x H x W, BGR, channels_last.
+
+    Raises:
+        RuntimeError: if a shape or dtype is not as above; the message names the argument.
+    """
+    check_normalize(image, mean, std, dtype)
+    shift = torch.tensor(list(mean), dtype=torch.float64, device=image.device)
+    scale = torch.tensor(list(std), dtype=torch.float64, device=image.device)
+    pixels = image.flip(-1).to(torch.float64)
+    return channels_last(((pixels - shift) / scale).to(dtype).permute(0, 3, 1, 2))
+
+
+def check_normalize(
+    image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> tuple[int, int, int, int]:
+    """Check the arguments of :func:`normalize` and return the shape of its result."""
+    op = "normalize"
+    check(
+        image.dim() == 4 and image.shape[3] == 3,
+        f"{op}: image has shape {shape(image)}; expected N x H x W x 3",
+    )
+    check(
+        image.dtype == torch.uint8, f"{op}: image has dtype {image.dtype}; expected torch.uint8"
+    )
+    for name, values in (("mean", mean), ("std", std)):
+        check(len(values) == 3, f"{op}: {name} has {len(values)} values; expected 3")
+    check(all(value != 0 for value in std), f"{op}: std is {list(std)}; expected no zeros")
+    check(
+        dtype in FLOATING,
+        f"{op}: dtype is {dtype}; expected float32, float16, bfloat16 or float64",
+    )
+    return image.shape[0], 3, image.shape[1], image.shape[2]

@@ -1,0 +1,217 @@
+"""Builds the extensions ``fassd_kernels._C`` and, with nvcc, ``fassd_kernels._C_cuda``.
+
+Everything else about the package is in pyproject.toml. Environment:
+
+* ``FASSD_KERNELS_CUDA``: ``1`` builds ``_C_cuda`` (an error where that is impossible), ``0`` does
+  not; unset, it is built where torch is a CUDA build and nvcc is found, or where
+  ``TORCH_CUDA_ARCH_LIST`` is set.
+* ``TORCH_CUDA_ARCH_LIST``: the architectures; unset, those of the GPUs seen, else a default list.
+* ``CXX``, ``MAX_JOBS``: as for any PyTorch extension.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import warnings
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+# The binary uses no newer part of the stable ABI than torch 2.11's, so it loads in every later one.
+TORCH_TARGET = "0x020b000000000000"
+STANDARD = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
+# Turing, Ampere (server, workstation, Jetson Orin), Ada, Hopper, Blackwell (server, workstation);
+# the PTX of the last serves what comes after.
+DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
+
+
+def first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "c++")
+
+
+def compiler_version() -> str:
+    try:
+        command = [*shlex.split(compiler()), "--version"]
+        return first_line(subprocess.run(command, capture_output=True, text=True).stdout)
+    except OSError:
+        return "none"
+
+
+def compiler_missing() -> str:
+    """Why a C++17 extension cannot be compiled here; empty if it can. Found out by trying."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("#include <Python.h>\n#include <optional>\nstd::optional<int> probe;\n")
+        includes = {sysconfig.get_path(name) for name in ("include", "platinclude")}
+        command = [*shlex.split(compiler()), "-std=c++17", "-c", str(source), "-o", os.devnull]
+        try:
+            probe = subprocess.run(
+                [*command, *(f"-I{path}" for path in includes)], capture_output=True, text=True
+            )
+        except OSError as error:
+            return f"no C++ compiler: {compiler()}: {error.strerror}"
+    return f"{compiler()} cannot compile: {first_line(probe.stderr)}" if probe.returncode else ""
+
+
+def torch_missing() -> str:
+    """Why the torch at hand cannot be compiled against; empty if it can."""
+    try:
+        import torch
+    except ImportError:
+        return "torch was not there when the package was built"
+    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    return "" if version >= (2, 11) else f"torch is {torch.__version__}; at least 2.11 is needed"
+
+
+def cuda_missing() -> str:
+    """Why ``_C_cuda`` is not built; empty if it is. Exits if it was asked for and cannot be."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    asked = os.environ.get("FASSD_KERNELS_CUDA", "")
+    if asked not in ("", "0", "1"):
+        sys.exit(f"FASSD_KERNELS_CUDA is {asked!r}; expected 0, 1 or nothing")
+    if asked == "0":
+        return "turned off by FASSD_KERNELS_CUDA=0 when the package was built"
+    requested = asked == "1" or bool(os.environ.get("TORCH_CUDA_ARCH_LIST"))
+    if not requested and torch.version.cuda is None:
+        return "not built: torch was a build without CUDA (FASSD_KERNELS_CUDA=1 builds it anyway)"
+    if CUDA_HOME and Path(CUDA_HOME, "bin", "nvcc").exists():
+        return ""
+    if requested:
+        sys.exit("_C_cuda was asked for, but nvcc was not found: set CUDA_HOME or PATH")
+    return "not built: nvcc was not found when the package was built"
+
+
+def nvcc_version() -> str:
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    nvcc = shutil.which(str(Path(CUDA_HOME, "bin", "nvcc"))) if CUDA_HOME else None
+    if nvcc is None:
+        return "none"
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"release [\d.]+, V([\d.]+)", text)
+    return match.group(1) if match else first_line(text)
+
+
+def seen_architectures() -> list[str]:
+    """Compute capabilities of the GPUs of this machine, whether or not torch can use them."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return sorted({cap for cap in found.split() if re.fullmatch(r"\d+\.\d+", cap)}, key=float)
+
+
+def architectures() -> str:
+    """The value of TORCH_CUDA_ARCH_LIST to build for."""
+    release = [int(part) for part in re.findall(r"\d+", nvcc_version())[:2]] or [0, 0]
+    known = [arch for arch in DEFAULT_ARCHITECTURES if float(arch) < 10 or release >= [12, 8]]
+    return ";".join(seen_architectures() or known) + "+PTX"
+
+
+def sources(*patterns: str) -> list[str]:
+    # setuptools wants paths relative to setup.py.
+    return sorted(
+        str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)
+    )
+
+
+def cpu_extension():
+    from torch.utils.cpp_extension import CppExtension
+
+    return CppExtension(
+        "fassd_kernels._C",
+        sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
+        depends=sources("csrc/*.h", "csrc/cpu/*.h", "fassd_kernels/schemas.def"),
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
+        extra_compile_args={"cxx": STANDARD},
+        py_limited_api=True,
+    )
+
+
+def cuda_extension():
+    from torch.utils.cpp_extension import CppExtension, include_paths, library_paths
+
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
+    # libtorch depends on libtorch_cuda where there is one, and is kept as a dependency although no
+    # symbol of its own is used: so the same binary loads in every CUDA build of torch, and links
+    # where torch has no CUDA. The CUDA runtime is linked statically for the same reason.
+    links = ["-Wl,--no-as-needed", "-ltorch", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    return CppExtension(
+        "fassd_kernels._C_cuda",
+        sources("csrc/checks.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
+        depends=sources("csrc/*.h", "csrc/cuda/*.cuh"),
+        include_dirs=include_paths("cuda"),
+        library_dirs=library_paths("cuda"),
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("USE_CUDA", None)],
+        extra_compile_args={
+            "cxx": STANDARD,
+            "nvcc": ["-std=c++17", "-O3", "-Xptxas", "-v", "-Xcompiler", "-fvisibility=hidden"],
+        },
+        extra_link_args=links,
+        py_limited_api=True,
+    )
+
+
+def plan() -> tuple[list, dict, dict[str, str]]:
+    """Extensions, command classes, and the record that ``fassd_kernels.backends()`` reads."""
+    record = {"compiler": compiler_version()}
+    reason = torch_missing() or compiler_missing()
+    if reason:
+        record |= {"cpu_missing": f"not built: {reason}", "cuda_missing": f"not built: {reason}"}
+        if os.environ.get("FASSD_KERNELS_CUDA") == "1":
+            sys.exit(f"_C_cuda was asked for and cannot be built: {reason}")
+        return [], {}, record
+    import torch
+    from torch.utils.cpp_extension import BuildExtension
+
+    record |= {"torch": torch.__version__, "nvcc": nvcc_version()}
+    extensions = [cpu_extension()]
+    record["cuda_missing"] = cuda_missing()
+    if not record["cuda_missing"]:
+        extensions.append(cuda_extension())
+        record["architectures"] = os.environ["TORCH_CUDA_ARCH_LIST"]
+    return extensions, {"build_ext": BuildExtension}, record
+
+
+class build_package(build_py):  # noqa: N801 (setuptools' naming)
+    """Copies the Python files, and leaves the record of the build beside them."""
+
+    def run(self) -> None:
+        super().run()
+        if "cpu_missing" in record:
+            warnings.warn(
+                f"the compiled kernels were {record['cpu_missing']}. "
+                "fassd_kernels will run on its reference operators.",
+                stacklevel=1,
+            )
+        package = ROOT if self.editable_mode else Path(self.build_lib)
+        path = package / "fassd_kernels" / "_build.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1))
+
+
+os.chdir(ROOT)
+building = not {"egg_info", "dist_info", "sdist", "clean"} & set(sys.argv)
+extensions, commands, record = plan() if building else ([], {}, {})
+setup(
+    ext_modules=extensions,
+    cmdclass={**commands, "build_py": build_package},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions else {},
+)
