@@ -77,10 +77,27 @@ def torch_missing() -> str:
     return "" if version >= (2, 11) else f"torch is {torch.__version__}; at least 2.11 is needed"
 
 
+def toolkit(nvcc: str) -> str:
+    """The folder of the CUDA toolkit that an nvcc belongs to; nvcc may be a link or a wrapper."""
+    command = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]
+    told = subprocess.run(command, capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", told, re.M)
+    return os.path.realpath(top.group(1).strip() if top else Path(nvcc).resolve().parents[1])
+
+
+def cuda_home() -> str | None:
+    """The CUDA toolkit to build with. A torch without CUDA does not look for one, so this does."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(variable):
+            return os.environ[variable]
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    return toolkit(nvcc) if nvcc else None
+
+
 def cuda_missing() -> str:
     """Why ``_C_cuda`` is not built; empty if it is. Exits if it was asked for and cannot be."""
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME
+    from torch.utils import cpp_extension
 
     asked = os.environ.get("FASSD_KERNELS_CUDA", "")
     if asked not in ("", "0", "1"):
@@ -90,7 +107,9 @@ def cuda_missing() -> str:
     requested = asked == "1" or bool(os.environ.get("TORCH_CUDA_ARCH_LIST"))
     if not requested and torch.version.cuda is None:
         return "not built: torch was a build without CUDA (FASSD_KERNELS_CUDA=1 builds it anyway)"
-    if CUDA_HOME and Path(CUDA_HOME, "bin", "nvcc").exists():
+    home = cuda_home()
+    if home and Path(home, "bin", "nvcc").exists():
+        cpp_extension.CUDA_HOME = home
         return ""
     if requested:
         sys.exit("_C_cuda was asked for, but nvcc was not found: set CUDA_HOME or PATH")
@@ -98,9 +117,8 @@ def cuda_missing() -> str:
 
 
 def nvcc_version() -> str:
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    nvcc = shutil.which(str(Path(CUDA_HOME, "bin", "nvcc"))) if CUDA_HOME else None
+    home = cuda_home()
+    nvcc = shutil.which(str(Path(home, "bin", "nvcc"))) if home else None
     if nvcc is None:
         return "none"
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout

@@ -29,11 +29,10 @@ void check_like(const std::string& op, const std::string& name, const Tensor& te
   STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " has dtype ",
                   dtype_name(tensor.scalar_type()), ", but ", other_name, " has ",
                   dtype_name(other.scalar_type()), "; all tensors must have one dtype");
-  STD_TORCH_CHECK(
-      tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
-          tensor.get_device_index() == other.get_device_index(),
-      op, ": ", name, " and ", other_name, " are on different devices; ",
-      "all tensors must be on one device");
+  STD_TORCH_CHECK(tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
+                      tensor.get_device_index() == other.get_device_index(),
+                  op, ": ", name, " and ", other_name, " are on different devices; ",
+                  "all tensors must be on one device");
 }
 
 void check_image(const std::string& op, const std::string& name, const Tensor& image) {
@@ -45,7 +44,8 @@ void check_image(const std::string& op, const std::string& name, const Tensor& i
 }
 
 void check_images(const std::string& op, const char* name, const Tensors& images) {
-  STD_TORCH_CHECK(!images.empty(), op, ": ", name, " is an empty list; expected at least one tensor");
+  STD_TORCH_CHECK(!images.empty(), op, ": ", name,
+                  " is an empty list; expected at least one tensor");
   const Tensor& first = images[0];
   for (size_t i = 0; i < images.size(); i++) {
     check_image(op, indexed(name, i), images[i]);
@@ -256,8 +256,8 @@ ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& 
     const std::string name = indexed("weights", i) + " (" + roles[i] + ")";
     const int64_t out_channels = i == 4 ? channels : width;
     check_weight(op, name, weights[i], i == 0 ? channels : width, input, {kernels[i]});
-    STD_TORCH_CHECK(weights[i].size(0) == out_channels, op, ": ", name, " has ",
-                    weights[i].size(0), " output channels; expected ", out_channels);
+    STD_TORCH_CHECK(weights[i].size(0) == out_channels, op, ": ", name, " has ", weights[i].size(0),
+                    " output channels; expected ", out_channels);
   }
   for (size_t i = 0; i < 2; i++) {
     check_vector(op, indexed("scales", i), scales[i], i == 0 ? channels : width, input);

@@ -7,6 +7,16 @@
 """
 
 from fassd_kernels import ops
+from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import Backend, BackendError, backends
+from fassd_kernels.modules import FusedDAPF, FusedMDA
 
-__all__ = ["Backend", "BackendError", "backends", "ops"]
+__all__ = [
+    "Backend",
+    "BackendError",
+    "FusedDAPF",
+    "FusedMDA",
+    "accelerate",
+    "backends",
+    "ops",
+]

@@ -52,9 +52,9 @@ class Backend:
     def available(self) -> bool:
         return not self.reason
 
-    def takes(self, device: torch.device | str) -> bool:
-        """Whether tensors on `device` can be given to this backend."""
-        return self.device in ("any", torch.device(device).type)
+    def takes(self, device_type: str) -> bool:
+        """Whether tensors on a device of this type can be given to this backend."""
+        return self.device in ("any", device_type)
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,15 @@ def facts() -> dict[str, str]:
     }
 
 
-def choose(name: str, device: torch.device, operator: str) -> Backend:
-    """The backend that runs `operator` on tensors of `device`.
+@torch.compiler.assume_constant_result
+def choose(name: str, device_type: str, operator: str, quiet: bool = False) -> str:
+    """The name of the backend that runs `operator` on tensors of a device.
 
     Args:
         name: a backend's name, or ``auto``.
-        device: where the tensors are.
+        device_type: ``cpu``, ``cuda``, ...
         operator: the operator's name.
+        quiet: whether to keep a fallback to oneself.
 
     Raises:
         BackendError: if the backend asked for is unknown, not available, or cannot take this
@@ -171,24 +173,21 @@ def choose(name: str, device: torch.device, operator: str) -> Backend:
     """
     table = backends()
     if name != AUTO:
-        backend = table[name]
-        reason = refusal(backend, device, operator)
+        reason = refusal(table[name], device_type, operator)
         if reason:
-            raise BackendError(f"backend {name!r} cannot run {operator} on {device.type}: {reason}")
-        return backend
-    for backend in table:
-        if not refusal(backend, device, operator):
-            if backend.name == "reference":
-                say_fallback(device.type, operator)
-            return backend
-    raise AssertionError("the reference takes everything")
+            raise BackendError(f"backend {name!r} cannot run {operator} on {device_type}: {reason}")
+        return name
+    best = next(b.name for b in table if not refusal(b, device_type, operator))
+    if best == "reference" and not quiet:
+        say_fallback(device_type, operator)
+    return best
 
 
-def refusal(backend: Backend, device: torch.device, operator: str) -> str:
-    """Why `backend` cannot run `operator` on `device`; empty if it can."""
+def refusal(backend: Backend, device_type: str, operator: str) -> str:
+    """Why `backend` cannot run `operator` on `device_type`; empty if it can."""
     if not backend.available:
         return backend.reason
-    if not backend.takes(device):
+    if not backend.takes(device_type):
         return f"it takes {backend.device} tensors"
     if operator not in backend.operators:
         return f"it has no {operator} yet, only {', '.join(sorted(backend.operators))}"
@@ -199,7 +198,7 @@ def refusal(backend: Backend, device: torch.device, operator: str) -> str:
 def say_fallback(device_type: str, operator: str) -> None:
     """Say, once per device and operator, that the reference stands in."""
     reasons = [
-        f"{backend.name}: {refusal(backend, torch.device(device_type), operator)}"
+        f"{backend.name}: {refusal(backend, device_type, operator)}"
         for backend in backends()
         if backend.device == device_type
     ]

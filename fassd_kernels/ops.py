@@ -190,6 +190,27 @@ def backward_through(function: Callable[..., Tensor]) -> Callable[..., Any]:
     return backward
 
 
+# --- autocast -------------------------------------------------------------------------------------
+
+
+def autocast_rule(name: str, device_type: str) -> Callable[..., Tensor]:
+    """Under autocast, run in its type, as PyTorch's own convolutions do; float64 stays."""
+
+    def cast(argument: Any, dtype: torch.dtype) -> Any:
+        if isinstance(argument, Tensor):
+            eligible = argument.is_floating_point() and argument.dtype != torch.float64
+            return argument.to(dtype) if eligible else argument
+        return [cast(x, dtype) for x in argument] if is_tensors(argument) else argument
+
+    def kernel(*arguments: Any, **keywords: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            operator = getattr(torch.ops.fassd_kernels, name)
+            return operator(*(cast(argument, dtype) for argument in arguments), **keywords)
+
+    return kernel
+
+
 # --- registration ---------------------------------------------------------------------------------
 
 FAKES: dict[str, Callable[..., Tensor]] = {
@@ -203,6 +224,8 @@ FAKES: dict[str, Callable[..., Tensor]] = {
     "normalize": fake_normalize,
 }
 WITHOUT_GRADIENT = ("upsample_argmax", "normalize")
+# Those that multiply by weights; resizing keeps its input's type.
+AUTOCAST = ("conv_act", "asymmetric_conv", "dapf", "mda", "upsample_conv1x1")
 
 # Why the compiled extensions are not there; None where they are. A torch without CUDA lacks the
 # symbols that _C_cuda needs, so it is not even tried there.
@@ -219,6 +242,9 @@ def register() -> None:
         qualified = f"{NAMESPACE}::{name}"
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(qualified, FAKES[name], lib=_LIBRARY)
+        if name in AUTOCAST:
+            _LIBRARY.impl(name, autocast_rule(name, "cpu"), "AutocastCPU")
+            _LIBRARY.impl(name, autocast_rule(name, "cuda"), "AutocastCUDA")
         if name not in WITHOUT_GRADIENT:
             torch.library.register_autograd(
                 qualified,

@@ -8,10 +8,9 @@ Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
                        const OptionalTensor& horizontal_slope, int64_t dilation,
                        const std::string& activation) {
   ImageSize size;
-  const Activation parsed =
-      check_asymmetric_conv(input, vertical_weight, horizontal_weight, vertical_bias,
-                            horizontal_bias, vertical_slope, horizontal_slope, dilation,
-                            activation, size);
+  const Activation parsed = check_asymmetric_conv(input, vertical_weight, horizontal_weight,
+                                                  vertical_bias, horizontal_bias, vertical_slope,
+                                                  horizontal_slope, dilation, activation, size);
   Tensor out = empty_image(size, input.scalar_type());
   if (size.numel() == 0) {
     return out;

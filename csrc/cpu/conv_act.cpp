@@ -44,8 +44,8 @@ Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTenso
                 const OptionalTensor& slope, const OptionalTensor& residual, const Integers& stride,
                 const Integers& dilation, const std::string& activation) {
   ImageSize size;
-  const Activation parsed = check_conv_act(inputs, weight, bias, slope, residual, stride, dilation,
-                                           activation, size);
+  const Activation parsed =
+      check_conv_act(inputs, weight, bias, slope, residual, stride, dilation, activation, size);
   Tensor out = empty_image(size, inputs[0].scalar_type());
   if (size.numel() > 0) {
     with_arithmetic(inputs[0].scalar_type(), [&](auto type) {

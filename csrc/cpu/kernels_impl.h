@@ -26,7 +26,9 @@ constexpr int tile_pixels = FASSD_TILE_PIXELS;
 template <typename T>
 constexpr int lanes = FASSD_VECTOR_BYTES / int(sizeof(T));
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
 
 template <typename T>
 struct VectorOf {
@@ -195,13 +197,14 @@ struct Pixel {
 };
 
 template <typename T>
-inline Vector<T> finish(const Epilogue<T>& epilogue, Vector<T> v, int64_t channel, const T* residual,
-                        const T* addend, int64_t count) {
+inline Vector<T> finish(const Epilogue<T>& epilogue, Vector<T> v, int64_t channel,
+                        const T* residual, const T* addend, int64_t count) {
   if (epilogue.bias) {
     v += load_vector(epilogue.bias + channel);
   }
   if (residual) {
-    v += count == lanes<T> ? load_vector(residual + channel) : load_vector(residual + channel, count);
+    v += count == lanes<T> ? load_vector(residual + channel)
+                           : load_vector(residual + channel, count);
   }
   if (epilogue.activation == Activation::relu) {
     v = relu<T>(v);
@@ -382,10 +385,8 @@ void argmax_row(const T* row, int64_t plane, const int64_t* left, const int64_t*
 
 }  // namespace
 
-#define FASSD_TABLE(T)                                                                 \
-  {                                                                                    \
-    lanes<T>, conv<T>, affine_prelu<T>, interpolate<T>, argmax_row<T>, load<T>, store<T> \
-  }
+#define FASSD_TABLE(T) \
+  {lanes<T>, conv<T>, affine_prelu<T>, interpolate<T>, argmax_row<T>, load<T>, store<T>}
 
 const Kernels<float> float_kernels = FASSD_TABLE(float);
 const Kernels<double> double_kernels = FASSD_TABLE(double);

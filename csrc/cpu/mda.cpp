@@ -4,8 +4,8 @@ namespace fassd::cpu {
 
 namespace {
 
-// The module in two passes over bands of rows. The first makes `reduced`, the only intermediate that
-// is written to memory, since all that follows reads it with a halo:
+// The module in two passes over bands of rows. The first makes `reduced`, the only intermediate
+// that is written to memory, since all that follows reads it with a halo:
 //   activated = prelu(bn(input)), rows of the band and one above and below;  reduced = reduce(...)
 // The second does the rest of the module while a band stays in the cache:
 //   asymmetric = pair(reduced); summed = act(act(square(reduced)) + asymmetric);

@@ -24,8 +24,9 @@ const char* bytes_of(const Tensor& tensor) {
   return static_cast<const char*>(tensor.const_data_ptr());
 }
 
-// Copies one row of pixels to adjacent channels. Where the channels are planes, 16 pixels at a time,
-// so that the 16 cache lines written stay in the cache while the planes are read line by line.
+// Copies one row of pixels to adjacent channels. Where the channels are planes, 16 pixels at a
+// time, so that the 16 cache lines written stay in the cache while the planes are read line by
+// line.
 template <typename T>
 void copy_row(const char* from, ScalarType dtype, int64_t stride_c, int64_t stride_w,
               int64_t channels, int64_t width, T* to) {
@@ -75,8 +76,13 @@ ImageSource<T>::ImageSource(const Tensor& tensor) : keep_(tensor) {
     image_ = {copy, channels, height, width, height * width * channels, width * channels, channels};
     return;
   }
-  image_ = {static_cast<const T*>(tensor.const_data_ptr()), channels, height, width,
-            tensor.stride(0), tensor.stride(2), tensor.stride(3)};
+  image_ = {static_cast<const T*>(tensor.const_data_ptr()),
+            channels,
+            height,
+            width,
+            tensor.stride(0),
+            tensor.stride(2),
+            tensor.stride(3)};
 }
 
 template <typename T>

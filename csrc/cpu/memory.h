@@ -19,8 +19,8 @@ template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t count)
-      : tensor_(torch::stable::empty({count}, sizeof(T) == 8 ? ScalarType::Double
-                                                             : ScalarType::Float)) {}
+      : tensor_(torch::stable::empty({count},
+                                     sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float)) {}
   T* data() const { return static_cast<T*>(tensor_.mutable_data_ptr()); }
 
  private:
@@ -115,7 +115,8 @@ void parallel_bands(int64_t batch, int64_t height, int64_t values_per_row, const
 template <typename T>
 void run(const Conv<T>& conv, int64_t batch);
 
-// Calls f(T()) with the type that tensors of `dtype` are computed in: double for double, else float.
+// Calls f(T()) with the type that tensors of `dtype` are computed in: double for double, else
+// float.
 template <typename F>
 auto with_arithmetic(ScalarType dtype, const F& f) {
   return dtype == ScalarType::Double ? f(double()) : f(float());

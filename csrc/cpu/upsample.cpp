@@ -67,8 +67,7 @@ Tensor upsample(const Tensor& input, const Integers& size) {
 
 Tensor upsample_argmax(const Tensor& input, const Integers& size) {
   const ImageSize result = check_upsample_argmax(input, size);
-  Tensor out =
-      torch::stable::empty({result.batch, result.height, result.width}, ScalarType::Byte);
+  Tensor out = torch::stable::empty({result.batch, result.height, result.width}, ScalarType::Byte);
   if (result.numel() > 0) {
     with_arithmetic(input.scalar_type(),
                     [&](auto type) { run_upsample_argmax<decltype(type)>(input, out); });

@@ -81,7 +81,8 @@ Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& w
                         const OptionalTensor& bias, const OptionalTensor& slope,
                         const std::string& activation) {
   ImageSize size;
-  const Activation parsed = check_upsample_conv1x1(low, skip, weight, bias, slope, activation, size);
+  const Activation parsed =
+      check_upsample_conv1x1(low, skip, weight, bias, slope, activation, size);
   Tensor out = empty_image(size, skip[0].scalar_type());
   if (size.numel() > 0) {
     with_arithmetic(skip[0].scalar_type(), [&](auto type) {

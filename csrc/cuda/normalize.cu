@@ -44,10 +44,12 @@ template <typename T>
 __global__ void __launch_bounds__(block_threads)
     normalize_kernel(Picture picture, Normalization normalization, T* out, int64_t count) {
   __shared__ T table[table_values];
-  for (int i = threadIdx.x; i < table_values; i += block_threads) {
-    const int channel = i / 256;
-    table[i] =
-        convert<T>((i % 256 - normalization.mean[channel]) / normalization.std[channel]);
+  static_assert(block_threads == 256, "a thread computes the table's entries of its own value");
+#pragma unroll  // so that mean and std are not indexed at run time, which takes local memory on
+                // sm_75
+  for (int channel = 0; channel < 3; channel++) {
+    table[channel * 256 + threadIdx.x] =
+        convert<T>((int(threadIdx.x) - normalization.mean[channel]) / normalization.std[channel]);
   }
   __syncthreads();
   const int64_t step = int64_t(gridDim.x) * block_threads;

@@ -1,4 +1,5 @@
-// The extension fassd_kernels._C_cuda: CUDA kernels for the operators that fassd_kernels._C defines.
+// The extension fassd_kernels._C_cuda: CUDA kernels for the operators that fassd_kernels._C
+// defines.
 
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
@@ -11,7 +12,7 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CUDA, m) {
 
 // Importing the module runs the registrations above; it holds nothing else.
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C_cuda(void) {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr,
-                               nullptr,               nullptr,   nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -1,0 +1,54 @@
+# make demo        a street scene, segmented by plain PyTorch and by the fused kernels
+# make test        everything that CI runs: lint, types, tests, the CUDA build where nvcc is
+# make format      rewrite the sources in the project's format
+# make gpu-report  on a machine with an NVIDIA GPU: conformance and timings, into benchmarks/results
+#
+# PYTHON=python3.12 chooses the interpreter of the virtual environment, VENV=.venv its folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+
+.PHONY: demo test lint format gpu-report clean
+
+demo: $(VENV)/.installed
+	$(BIN)/fassd demo --out demo
+
+test: lint
+	FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest
+
+lint: $(VENV)/.developing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(VENV)/.developing
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+gpu-report:
+	python3 -m benchmarks.gpu_report
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt torch
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES) $(shell find fassd fassd_kernels -name '*.py')
+	$(PIP) install --quiet -c constraints.txt .
+	rm -f $(VENV)/.developing
+	touch $@
+
+# Editable, so that tests see the sources as they stand; the extension is built beside them.
+$(VENV)/.developing: $(VENV)/.torch $(SOURCES)
+	$(PIP) install --quiet -c constraints.txt --editable '.[dev]'
+	rm -f $(VENV)/.installed
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info fassd_kernels/*.so fassd_kernels/_build.json

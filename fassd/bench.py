@@ -1,0 +1,348 @@
+"""What `fassd bench` and `fassd demo` run: one network on several paths, compared."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from fassd import speed
+from fassd.data import normalize, render_street
+from fassd.models import create_model
+from fassd.predict import accelerated
+
+__all__ = ["REFERENCE", "Job", "Report", "Row", "calibrate", "run"]
+
+REFERENCE = "PyTorch"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        model, weights, classes, alpha: as `fassd.create_model`; without weights the network gets
+            random ones (seed 0) whose batch norms are calibrated on the picture, see `calibrate`.
+        size: (height, width) of the input, a generated street scene.
+        batch: pictures per call.
+        seed: of the first scene; the others of the batch follow it.
+        backend: of the accelerated path, as in `fassd.Segmenter`.
+        dtype: "float32", "float16" or "bfloat16", what all paths but the reference compute in.
+        device: "cpu", "cuda", "cuda:1", ...
+        compile: also time `torch.compile`.
+        threads: CPU threads of PyTorch; None leaves its own choice.
+        repeats, warmup: rounds, as in `fassd.speed.compare`.
+        memory: also measure peak memory, in a process per path on the CPU.
+    """
+
+    model: str = "fassd_net"
+    weights: str | None = None
+    classes: int = 19
+    alpha: int = 2
+    size: tuple[int, int] = (1024, 2048)
+    batch: int = 1
+    seed: int = 1
+    backend: str = "auto"
+    dtype: str = "float32"
+    device: str = "cpu"
+    compile: bool = False
+    threads: int | None = None
+    repeats: int = 10
+    warmup: int = 2
+    memory: bool = True
+
+    def paths(self) -> dict[str, tuple[str, str]]:
+        """Every way to run the network, the reference first: name -> (kind, dtype)."""
+        paths = {f"{REFERENCE} float32": ("eager", "float32")}
+        # On a CPU without 16-bit arithmetic plain PyTorch takes 20 times float32's time in
+        # bfloat16 (63 s a frame on a Zen 3): nobody's alternative, so not a peer there.
+        if self.dtype != "float32" and torch.device(self.device).type != "cpu":
+            paths[f"{REFERENCE} {self.dtype}"] = ("eager", self.dtype)
+        if self.compile:
+            paths[f"torch.compile {self.dtype}"] = ("compile", self.dtype)
+        if self.backend != "reference":
+            paths[f"fassd_kernels {self.dtype}"] = ("accelerated", self.dtype)
+        return paths
+
+
+@dataclass(frozen=True)
+class Row:
+    """One path's figures; `speedup` is None where the outputs disagree with the reference's."""
+
+    name: str
+    timing: speed.Timing
+    agreement: speed.Agreement
+    memory: speed.Memory
+    speedup: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured and what came out; prints itself with rich.
+
+    `picture`, (H, W, 3) uint8 RGB, is the first of the batch, and `labels`, (H, W), what the last
+    path makes of it.
+    """
+
+    job: Job
+    environment: dict[str, Any]
+    rows: list[Row]
+    notes: list[str]
+    picture: npt.NDArray[np.uint8] = field(repr=False)
+    labels: npt.NDArray[np.integer] = field(repr=False)
+
+    @property
+    def labels_agree(self) -> float:
+        """The smallest share of labels equal to the reference's, in per cent."""
+        return min(row.agreement.labels for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for `json.dump`; times in seconds, memory in bytes, labels in %."""
+        rows = [
+            {
+                "name": row.name,
+                "median_s": row.timing.median,
+                "quartiles_s": row.timing.quartiles,
+                "spread_s": row.timing.spread,
+                "minimum_s": row.timing.minimum,
+                "n": len(row.timing.seconds),
+                "seconds": row.timing.seconds,
+                "speedup": row.speedup,
+                "labels_equal_percent": row.agreement.labels,
+                "max_relative_difference": row.agreement.relative,
+                "peak_memory_bytes": row.memory.peak,
+                "peak_memory_note": row.memory.note,
+            }
+            for row in self.rows
+        ]
+        return {
+            "environment": self.environment,
+            "job": asdict(self.job),
+            "results": rows,
+            "notes": self.notes,
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Group(
+            self._header(), self._table(), *(Text(note, style="dim") for note in self.notes)
+        )
+
+    def _header(self) -> Text:
+        where, job = self.environment, self.job
+        cuda = f" (CUDA {where['cuda']})" if where["device_type"] == "cuda" else ""
+        text = Text(f"{job.model}", style="bold")
+        text.append(
+            f" at {job.batch} x {job.size[0]}x{job.size[1]}, {job.repeats} interleaved rounds\n"
+            f"{where['device']}, {where['threads']} threads, torch {where['torch']}{cuda}, "
+            f"fassd {where['fassd']}",
+            style="not bold",
+        )
+        return text
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+        table.add_column("path", no_wrap=True)
+        for heading in ("median ms", "fps", "speed-up", "labels %", "diff"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        if self.job.memory:
+            table.add_column("memory", justify="right")
+        for row in self.rows:
+            is_reference = row is self.rows[0]
+            agrees = f"{row.agreement.labels:.3f}"
+            difference = "-" if is_reference else f"{row.agreement.relative:.1e}"
+            if row.speedup is None:
+                faster, agrees = "[red]disagrees[/]", f"[red]{agrees}[/]"
+            else:
+                faster = f"[bold]{row.speedup:.2f}x[/]" if not is_reference else "1.00x"
+            cells = [
+                row.name,
+                f"{1000 * row.timing.median:.1f} ±{1000 * row.timing.spread:.1f}",
+                f"{self.job.batch / row.timing.median:.1f}",
+                faster,
+                agrees,
+                difference,
+            ]
+            if self.job.memory:
+                peak = row.memory.peak
+                cells.append("-" if peak is None else f"{peak / 2**20:.0f} MiB")
+            table.add_row(*cells)
+        return table
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batch: torch.Tensor) -> nn.Module:
+    """Give every batch norm the statistics of `batch`, in place; returns the model in eval mode.
+
+    A single picture is joined by its mirror image.
+
+    A freshly initialised network paints one flat colour, and two flat colours agree too easily to
+    prove anything. With its activations normalised, its labels vary with what the picture shows.
+    """
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average: after one batch, just its statistics
+    # Of a single small picture the coarsest map is one pixel, which has no statistics.
+    model.train()(torch.cat([batch, batch.flip(3)]) if len(batch) == 1 else batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def run(
+    job: Job,
+    *,
+    step: Callable[[str], object] = lambda _: None,
+    tick: Callable[[], object] = lambda: None,
+) -> Report:
+    """Measure `job`.
+
+    Args:
+        step: called with a few words as each part begins.
+        tick: called after each of the `job.warmup + job.repeats` rounds.
+
+    Raises:
+        ValueError: an unknown model or dtype, unsuitable weights, a size too small for the network.
+        RuntimeError: a device or backend that cannot be used here.
+    """
+    torch_dtype(job.dtype)  # a mistake shows before the work begins
+    with _threads(job.threads), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step("rendering the scene")
+        scenes = [render_street(*job.size, seed=job.seed + i)[0] for i in range(job.batch)]
+        batch = torch.from_numpy(np.stack([normalize(scene) for scene in scenes])).to(job.device)
+        step("building the network")
+        model = build_model(job, batch)
+        calls: dict[str, Callable[[], torch.Tensor]] = {}
+        outputs: dict[str, torch.Tensor] = {}
+        for name, (kind, dtype) in job.paths().items():
+            step(f"first call of {name}")
+            calls[name] = path_call(model, batch, kind, dtype, job.backend)
+            outputs[name] = calls[name]().float()
+        step("timing")
+        timings = speed.compare(
+            calls, repeats=job.repeats, warmup=job.warmup, device=job.device, tick=tick
+        )
+        memories = {name: _memory(job, name, calls[name], step) for name in calls}
+        where = speed.environment(job.device)
+    first = next(iter(calls))
+    rows = []
+    for name, output in outputs.items():
+        agreement = speed.agreement(outputs[first], output)
+        speedup = timings[first].median / timings[name].median if agreement.comparable else None
+        rows.append(Row(name, timings[name], agreement, memories[name], speedup))
+    labels = next(reversed(outputs.values()))[0].argmax(0).cpu().numpy()
+    return Report(job, where, rows, _notes(job, rows, caught), scenes[0], labels)
+
+
+def _notes(job: Job, rows: list[Row], caught: list[warnings.WarningMessage]) -> list[str]:
+    notes = [
+        f"Compared with {rows[0].name}: speed-up, equal labels, largest difference of a score over "
+        "the largest score. ±: half the interquartile range."
+    ]
+    if job.weights is None:
+        notes.append("random weights: labels are meaningless until trained weights are given")
+    for row in rows:
+        if row.speedup is None:
+            notes.append(
+                f"{row.name}: only {row.agreement.labels:.2f}% of the labels agree "
+                f"(at least {speed.AGREEMENT_LIMIT:g}% are asked for), so no speed-up is given"
+            )
+            if job.weights is None and job.dtype != "float32":
+                notes.append(
+                    "a random network amplifies rounding: judge 16 bits by trained weights"
+                )
+        if job.memory and row.memory.peak is None:
+            notes.append(f"{row.name}: memory not measured: {row.memory.note}")
+    # Of warnings, those of our own packages matter to the reader.
+    ours = {str(w.message) for w in caught if "fassd" in f"{w.message}{w.filename}"}
+    return notes + sorted(ours)
+
+
+# ---------------------------------------------------------------------------------- its parts
+
+
+def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
+    """The reference network of the job, in float32 and eval mode, on the job's device."""
+    torch.manual_seed(0)
+    model = create_model(job.model, job.classes, job.alpha, weights=job.weights).to(job.device)
+    return calibrate(model, batch) if job.weights is None else model.eval()
+
+
+def path_call(
+    model: nn.Module, batch: torch.Tensor, kind: str, dtype: str, backend: str
+) -> Callable[[], torch.Tensor]:
+    """A call without arguments that runs the network once on one path of `Job.paths`."""
+    precision = torch_dtype(dtype)
+    path = accelerated(model, backend if kind == "accelerated" else "reference", precision)
+    module: Callable[[torch.Tensor], torch.Tensor] = path
+    if kind == "compile":
+        module = torch.compile(path)
+    inputs = batch.to(precision)
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            return module(inputs)
+
+    return call
+
+
+def memory_call(
+    path: str, threads: int, size: list[int], **fields: Any
+) -> Callable[[], torch.Tensor]:
+    """The call of one path, for the process that measures its memory; any picture does."""
+    torch.set_num_threads(threads)
+    job = Job(size=(size[0], size[1]), threads=threads, **fields)
+    kind, dtype = job.paths()[path]
+    torch.manual_seed(0)
+    model = create_model(job.model, job.classes, job.alpha).eval()
+    batch = torch.zeros(job.batch, 3, *job.size)
+    return path_call(model, batch, kind, dtype, job.backend)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of "float32", "float16" or "bfloat16"."""
+    if name not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {name!r}")
+    return getattr(torch, name)
+
+
+def _memory(
+    job: Job, name: str, call: Callable[[], object], step: Callable[[str], object]
+) -> speed.Memory:
+    if not job.memory:
+        return speed.Memory(None, "not asked for")
+    step(f"memory of {name}")
+    kind = torch.device(job.device).type
+    if kind == "cuda":
+        return speed.peak_memory(call)
+    if kind != "cpu":
+        return speed.Memory(None, f"no counter for {kind} devices")
+    fields = ("model", "classes", "alpha", "size", "batch", "backend", "dtype", "compile")
+    arguments = {field: getattr(job, field) for field in fields}
+    return speed.peak_memory_of_child(
+        "fassd.bench:memory_call",
+        {**arguments, "path": name, "threads": torch.get_num_threads()},
+    )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

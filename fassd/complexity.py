@@ -1,0 +1,505 @@
+"""Counting what a network costs at a given input size, without running it.
+
+The model's shapes are traced on PyTorch's ``meta`` device, operator by operator, so that any size
+costs the same few milliseconds, and whatever a module calls is seen, submodule or function.
+
+>>> from fassd import create_model
+>>> analyze(create_model("fassd_net")).conv_macs / 1e9
+44.6...
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fassd.models import ASPP, DAPF, MDA, ConvLayer, HarDBlock
+
+KNOWN_PARTS = (ASPP, DAPF, MDA, ConvLayer, HarDBlock)
+JOINTS = "(joints)"
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The cost of one part of a network.
+
+    Attributes:
+        name: the module's path in the model; ``base.0-3`` for merged neighbours; `JOINTS` for what
+            the network does between its parts, resizing and concatenating.
+        kind: the module's class, with its distinguishing arguments.
+        output_shape: (N, C, H, W) of the last tensor that it made.
+        params: parameters, each counted once, where it is first used.
+        conv_macs, ptflops_macs, allocated_bytes: as in `Complexity`.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    params: int
+    conv_macs: int
+    ptflops_macs: int
+    allocated_bytes: int
+
+
+@dataclass(frozen=True)
+class DeadTaps:
+    """A dilated convolution of which some taps read only padding, for every output pixel.
+
+    Attributes:
+        name: the convolution's path in the model.
+        kernel_size, dilation, map_size: (height, width) of kernel, dilation and input map.
+        dead, taps: how many taps of the kernel are dead, of how many.
+        wasted_macs: multiply-accumulates by zero that the dead taps stand for.
+    """
+
+    name: str
+    kernel_size: tuple[int, int]
+    dilation: tuple[int, int]
+    map_size: tuple[int, int]
+    dead: int
+    taps: int
+    wasted_macs: int
+
+    @property
+    def wasted_share(self) -> float:
+        """Share of this convolution's multiply-accumulates that are wasted."""
+        return self.dead / self.taps
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a network costs, in inference, at one input size. Printing it with rich gives a table.
+
+    Attributes:
+        model: the model's class name.
+        input_shape: (N, C, H, W).
+        params: number of parameters.
+        conv_macs: multiply-accumulates of the convolutions, padding included, biases not.
+        ptflops_macs: the convention of the ptflops counter, in which the authors give their
+            GFLOPs: conv_macs, plus 2 per batch-norm output, 1 per activation output, 1 per output
+            of a convolution with bias, 1 per input of an average pooling. Resizing, concatenation
+            and addition are free.
+        peak_bytes: the largest sum of all tensors alive at once when PyTorch runs the model eagerly
+            without gradients, in float32: the input (which the caller holds), every intermediate
+            result until Python drops it, and the output of the operator at work beside its inputs.
+            Storages are counted once, in-place results and views not again. Parameters, the
+            allocator's rounding and workspaces of convolution algorithms are not in it.
+        allocated_bytes: sum of all tensors that operators newly write in one such run, in float32;
+            about half of the memory traffic of eager execution.
+        parts: the same by part, in order of execution, joints last; their sums are the totals.
+        dead_taps: dilated convolutions with taps that read only padding at this size.
+    """
+
+    model: str
+    input_shape: tuple[int, ...]
+    params: int
+    conv_macs: int
+    ptflops_macs: int
+    peak_bytes: int
+    allocated_bytes: int
+    parts: tuple[Part, ...]
+    dead_taps: tuple[DeadTaps, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _tables(self)
+
+
+def analyze(
+    model: nn.Module, input_size: tuple[int, int] = (1024, 2048), batch: int = 1
+) -> Complexity:
+    """Count `model` at an input of (batch, 3, *input_size). The model is neither run nor changed.
+
+    Args:
+        model: a network of the family, or one built of the same parts in plain PyTorch.
+        input_size: (height, width) in pixels.
+        batch: number of pictures; the counts are for all of them.
+
+    Raises:
+        ValueError: a size that the model does not take, or a model that runs operators other than
+            PyTorch's own, whose insides cannot be counted (give it the reference model).
+    """
+    replica = _on_meta(model)
+    counter = _Counter(replica)
+    picture = torch.empty((batch, 3, *input_size), device="meta")
+    counter.watch(picture)
+    with torch.no_grad(), counter.following_modules(), counter:
+        replica(picture)
+    parts = tuple(_with_merged_stem(counter.parts()))
+    return Complexity(
+        model=type(model).__name__,
+        input_shape=tuple(picture.shape),
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        conv_macs=sum(part.conv_macs for part in parts),
+        ptflops_macs=sum(part.ptflops_macs for part in parts),
+        peak_bytes=counter.peak_bytes,
+        allocated_bytes=sum(part.allocated_bytes for part in parts),
+        parts=parts,
+        dead_taps=tuple(counter.dead_taps),
+    )
+
+
+def render(complexity: Complexity, console: Console | None = None) -> None:
+    """Print the tables of `complexity`, to standard output unless a `console` is given."""
+    (console or Console()).print(complexity)
+
+
+# --- Counting ----------------------------------------------------------------------------------
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """A copy of `model` in evaluation mode whose tensors have float32 shapes and no memory."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
+        memo[id(tensor)] = (
+            nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+        )
+    # deepcopy takes what the memo has in place of copying it.
+    return copy.deepcopy(model, memo).eval()
+
+
+@dataclass
+class _Tally:
+    kind: str
+    output_shape: tuple[int, ...] = ()
+    params: int = 0
+    conv_macs: int = 0
+    extra_macs: int = 0
+    allocated_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """The arguments of aten.convolution that matter here."""
+
+    input: Tensor
+    weight: Tensor
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    transposed: bool
+    output: Tensor
+
+    @property
+    def macs(self) -> int:
+        # Each output pixel reads each weight of its group once; transposed, each input pixel does.
+        pixels = self.input if self.transposed else self.output
+        return pixels.shape[0] * prod(pixels.shape[2:]) * self.weight.numel()
+
+    @property
+    def dead_taps(self) -> int:
+        live = 1
+        for axis in (0, 1):
+            size, out = self.input.shape[2 + axis], self.output.shape[2 + axis]
+            stride, dilation = self.stride[axis], self.dilation[axis]
+            first_reads = (
+                tap * dilation - self.padding[axis] for tap in range(self.weight.shape[2 + axis])
+            )
+            live *= sum(
+                any(0 <= first + stride * pixel < size for pixel in range(out))
+                for first in first_reads
+            )
+        return prod(self.weight.shape[2:]) - live
+
+
+_ACTIVATIONS = {
+    "relu", "relu_", "_prelu_kernel", "leaky_relu", "leaky_relu_", "elu", "elu_", "gelu",
+    "hardtanh", "hardtanh_", "hardswish", "hardswish_", "silu", "silu_", "sigmoid", "sigmoid_",
+}  # fmt: skip
+_BATCH_NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"}
+_AVERAGE_POOLINGS = {"avg_pool2d", "_adaptive_avg_pool2d", "mean"}
+
+
+class _Counter(TorchDispatchMode):
+    """Sees every operator of a forward pass, and knows which module called it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.peak_bytes = 0
+        self.dead_taps: list[DeadTaps] = []
+        self._model = model
+        self._part_of = dict(_parts_of(model, ""))
+        self._stack: list[str] = []
+        self._tallies: dict[str, _Tally] = {}
+        self._counted: set[int] = set()
+        self._live: dict[StorageWeakRef, int] = {}
+
+    @contextmanager
+    def following_modules(self) -> Iterator[None]:
+        """Keep the path of the module at work in `_stack`, and count parameters as it enters."""
+        handles = []
+
+        def leave(*_: Any) -> None:
+            self._stack.pop()
+
+        for name, module in self._model.named_modules():
+
+            def enter(module: nn.Module, _: Any, name: str = name) -> None:
+                self._stack.append(name)
+                self._count_parameters(module)
+
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _count_parameters(self, module: nn.Module) -> None:
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in self._counted:
+                self._counted.add(id(parameter))
+                self._tally().params += parameter.numel()
+
+    def _tally(self) -> _Tally:
+        path = self._stack[-1]
+        while path and path not in self._part_of:
+            path = path.rpartition(".")[0]
+        return self._tallies.setdefault(
+            path or JOINTS, _Tally(self._part_of.get(path, "resize, concatenate"))
+        )
+
+    def parts(self) -> list[Part]:
+        # Between its parts a network works all along; that row goes last.
+        order = sorted(self._tallies.items(), key=lambda entry: entry[0] == JOINTS)
+        return [
+            Part(
+                name,
+                tally.kind,
+                tally.output_shape,
+                tally.params,
+                tally.conv_macs,
+                tally.conv_macs + tally.extra_macs,
+                tally.allocated_bytes,
+            )
+            for name, tally in order
+        ]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace not in ("aten", "prim", "prims"):
+            raise ValueError(
+                f"cannot count {func}: only PyTorch's own operators can be counted; "
+                "give the reference model"
+            )
+        result = func(*args, **(kwargs or {}))
+        output = result[0] if isinstance(result, tuple | list) else result
+        if isinstance(output, Tensor):
+            self._count(func.overloadpacket.__name__, args, output)
+        return result
+
+    def _count(self, operator: str, args: Any, output: Tensor) -> None:
+        tally = self._tally()
+        tally.output_shape = tuple(output.shape)
+        tally.allocated_bytes += self.watch(output)
+        if operator == "convolution":
+            self._count_convolution(tally, args, output)
+        elif operator in _BATCH_NORMS:
+            tally.extra_macs += 2 * output.numel()
+        elif operator in _ACTIVATIONS:
+            tally.extra_macs += output.numel()
+        elif operator in _AVERAGE_POOLINGS:
+            tally.extra_macs += args[0].numel()
+
+    def _count_convolution(self, tally: _Tally, args: Any, output: Tensor) -> None:
+        picture, weight, bias, stride, padding, dilation, transposed = args[:7]
+        geometry = (_pair(stride), _pair(padding), _pair(dilation))
+        convolution = _Convolution(picture, weight, *geometry, transposed, output)
+        tally.conv_macs += convolution.macs
+        if bias is not None:
+            tally.extra_macs += output.numel()
+        dead = 0 if transposed or convolution.dilation == (1, 1) else convolution.dead_taps
+        if not dead:
+            return
+        taps = prod(weight.shape[2:])
+        self.dead_taps.append(
+            DeadTaps(
+                self._stack[-1],
+                kernel_size=_pair(weight.shape[2:]),
+                dilation=convolution.dilation,
+                map_size=_pair(picture.shape[2:]),
+                dead=dead,
+                taps=taps,
+                wasted_macs=convolution.macs * dead // taps,
+            )
+        )
+
+    def watch(self, tensor: Tensor) -> int:
+        """Follow the life of a tensor's storage; return its bytes if it is new, else 0."""
+        self._live = {ref: size for ref, size in self._live.items() if not ref.expired()}
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)
+        if reference in self._live:
+            return 0
+        self._live[reference] = storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, sum(self._live.values()))
+        return storage.nbytes()
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, *rest = values
+    return int(first), int(rest[0] if rest else first)
+
+
+# --- Cutting a network into parts --------------------------------------------------------------
+
+
+def _parts_of(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
+    """(path, kind) of the parts below `module`: the known ones, and what lies beside them.
+
+    Lists, and modules that have known parts somewhere inside, are not parts but hold parts.
+    """
+    for name, child in module.named_children():
+        child_path = f"{path}.{name}" if path else name
+        inside = (inner for inner in child.modules() if inner is not child)
+        holds_parts = isinstance(child, CONTAINERS) or any(
+            isinstance(inner, KNOWN_PARTS) for inner in inside
+        )
+        if holds_parts and not isinstance(child, KNOWN_PARTS):
+            yield from _parts_of(child, child_path)
+        else:
+            yield child_path, _kind(child)
+
+
+def _kind(module: nn.Module) -> str:
+    details: dict[type[nn.Module], Callable[[Any], str]] = {
+        ConvLayer: lambda layer: _conv_kind(layer.conv),
+        HarDBlock: lambda block: f"{block.n_layers} layers, growth {block.growth_rate}",
+        DAPF: lambda dapf: f"{dapf.inplanes} channels, alpha {dapf.alpha}",
+        ASPP: lambda aspp: f"{aspp.inplanes} channels, width {aspp.width}",
+        MDA: lambda mda: f"{mda.nIn} channels, dilation {mda.d}",
+        nn.Conv2d: _conv_kind,
+    }
+    for known, describe in details.items():
+        if isinstance(module, known):
+            return f"{type(module).__name__}: {describe(module)}"
+    return type(module).__name__
+
+
+def _conv_kind(conv: nn.Conv2d) -> str:
+    kernel = "x".join(str(side) for side in conv.kernel_size)
+    stride = f", stride {conv.stride[0]}" if conv.stride[0] > 1 else ""
+    return f"{kernel} {conv.in_channels} to {conv.out_channels}{stride}"
+
+
+def _with_merged_stem(parts: list[Part]) -> Iterator[Part]:
+    """`parts`, with a run of two or more ConvLayers larger than 1x1 in one list as one part."""
+    run: list[Part] = []
+    for part in (*parts, None):
+        if part and _extends(run, part):
+            run.append(part)
+            continue
+        if run:
+            yield _merged(run)
+        run = [part] if part else []
+
+
+def _extends(run: list[Part], part: Part) -> bool:
+    return (
+        bool(run)
+        and all(
+            member.kind.startswith("ConvLayer: ") and not member.kind.startswith("ConvLayer: 1x1")
+            for member in (run[-1], part)
+        )
+        and run[-1].name.rpartition(".")[0] == part.name.rpartition(".")[0]
+    )
+
+
+def _merged(run: list[Part]) -> Part:
+    if len(run) == 1:
+        return run[0]
+    return replace(
+        run[-1],
+        name=f"{run[0].name}-{run[-1].name.rpartition('.')[2]}",
+        kind=f"stem: {len(run)} ConvLayers",
+        params=sum(part.params for part in run),
+        conv_macs=sum(part.conv_macs for part in run),
+        ptflops_macs=sum(part.ptflops_macs for part in run),
+        allocated_bytes=sum(part.allocated_bytes for part in run),
+    )
+
+
+# --- Showing -----------------------------------------------------------------------------------
+
+
+def _tables(complexity: Complexity) -> RenderableType:
+    batch, _, height, width = complexity.input_shape
+    title = f"{complexity.model} at {height}x{width}" + (f", batch {batch}" if batch > 1 else "")
+    notes = Text(
+        f"Peak of live activations {_mib(complexity.peak_bytes)} MiB in float32. "
+        "GMACs: convolutions alone; ptflops adds batch norm, activations and pooling.",
+        style="dim",
+    )
+    return Group(_part_table(complexity, title), notes, _dead_tap_table(complexity))
+
+
+def _part_table(complexity: Complexity, title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_footer=True)
+    table.add_column("Part", "Total", no_wrap=True)
+    table.add_column("What")
+    table.add_column("Output")
+    numbers = (
+        ("Params", f"{complexity.params:,}"),
+        ("GMACs", f"{complexity.conv_macs / 1e9:.3f}"),
+        ("Share", "100%"),
+        ("ptflops", f"{complexity.ptflops_macs / 1e9:.3f}"),
+        ("MiB written", _mib(complexity.allocated_bytes)),
+    )
+    for header, total in numbers:
+        table.add_column(header, total, justify="right", no_wrap=True)
+    for part in complexity.parts:
+        table.add_row(
+            part.name,
+            part.kind,
+            "x".join(str(side) for side in part.output_shape[1:]),
+            f"{part.params:,}",
+            f"{part.conv_macs / 1e9:.3f}",
+            f"{part.conv_macs / max(complexity.conv_macs, 1):.0%}",
+            f"{part.ptflops_macs / 1e9:.3f}",
+            _mib(part.allocated_bytes),
+        )
+    return table
+
+
+def _dead_tap_table(complexity: Complexity) -> RenderableType:
+    if not complexity.dead_taps:
+        return Text("No dilated convolution has dead taps at this size.", style="dim")
+    wasted = sum(dead.wasted_macs for dead in complexity.dead_taps)
+    title = Text(
+        "Dilation taps that read only padding at this size: "
+        f"{wasted / 1e9:.3f} GMACs of zeros, {wasted / complexity.conv_macs:.1%} of all",
+    )
+    table = Table()
+    for header in ("Convolution", "Kernel", "Dilation", "Map"):
+        table.add_column(header)
+    table.add_column("Dead taps", justify="right")
+    table.add_column("Wasted", justify="right")
+    for dead in complexity.dead_taps:
+        sizes = (dead.kernel_size, dead.dilation, dead.map_size)
+        table.add_row(
+            dead.name,
+            *(f"{size[0]}x{size[1]}" for size in sizes),
+            f"{dead.dead} of {dead.taps}",
+            f"{dead.wasted_share:.0%}",
+        )
+    return Group(title, table)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"

@@ -1,0 +1,283 @@
+"""Reading pictures of any kind as 8-bit RGB, writing them whole or not at all, and finding them.
+
+Every reader here returns uint8 RGB of shape (H, W, 3), upright:
+
+* grey, palette, CMYK, YCbCr and the like are converted;
+* transparency is composited over `BACKGROUND`, the colour that normalisation turns into zeros, so
+  that hidden colours under a transparent pixel never reach the network;
+* 16 bits become 8 by keeping the high byte (0xFFFF -> 255), as Pillow does for 16-bit colour;
+* EXIF orientation is applied; of an animation or a many-page file the first picture is taken;
+* colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from fassd.data.transforms import MEAN
+
+__all__ = [
+    "BACKGROUND",
+    "OUTPUT_ENDINGS",
+    "SUFFIXES",
+    "ImageError",
+    "Picture",
+    "array_to_rgb",
+    "find_pictures",
+    "pil_to_rgb",
+    "read_image",
+    "replacing",
+    "write_image",
+]
+
+BACKGROUND = tuple(round(255 * mean) for mean in reversed(MEAN))
+"""RGB colour behind transparent pixels: the mean of ImageNet, (124, 116, 104)."""
+
+# fmt: off
+SUFFIXES = frozenset((
+    ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))
+# fmt: on
+"""Endings that mark a file in a folder or a glob as a picture."""
+
+OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
+"""Endings of the files that `fassd predict` writes; folders and globs pass over them."""
+
+
+class ImageError(ValueError):
+    """A picture cannot be read; the message names it and says why."""
+
+
+class Picture(NamedTuple):
+    """A picture to segment: where it is, and its name (may hold folders) in the output folder."""
+
+    path: Path
+    name: str
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+    """Read a picture file as uint8 RGB, (H, W, 3), upright.
+
+    Raises:
+        ImageError: the file is missing, empty, no picture, truncated, damaged, or has more pixels
+            than `2 * PIL.Image.MAX_IMAGE_PIXELS` (179 million; a decompression bomb).
+    """
+    try:
+        # Pillow warns from half its limit on; up to the limit the picture is simply read.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return pil_to_rgb(image)
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise ImageError(f"{os.fspath(path)}: {_why(path, error)}") from error
+
+
+def _why(path: str | os.PathLike[str], error: Exception) -> str:
+    if isinstance(error, ImageError):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError) or Path(path).is_dir():
+        return "is a folder, not a picture"
+    if isinstance(error, PermissionError):
+        return "may not be read (permission denied)"
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        return f"has more than {limit:.0f} million pixels; refused as a possible decompression bomb"
+    if isinstance(error, Image.UnidentifiedImageError):
+        empty = Path(path).stat().st_size == 0
+        return "is empty" if empty else "is not a picture in a format that Pillow reads"
+    if isinstance(error, MemoryError):
+        return "does not fit in memory"
+    return f"is damaged or truncated ({str(error) or type(error).__name__})"
+
+
+def pil_to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Convert a Pillow image of any mode to uint8 RGB, (H, W, 3), with its EXIF rotation applied.
+
+    Raises:
+        ImageError: a 32-bit picture whose values fit neither 16 bits (mode I) nor 0 .. 1 (mode F).
+        OSError: the file behind the image is truncated or damaged.
+    """
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return array_to_rgb(np.asarray(image).astype(np.uint16))
+    if image.mode == "I":  # 16-bit grey in Pillow before 11.3, and 32-bit TIFF
+        wide = np.asarray(image)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ImageError(f"32-bit values must be 0 to 65535, got {wide.min()} to {wide.max()}")
+        return array_to_rgb(wide.astype(np.uint16))
+    if image.mode == "F":
+        return array_to_rgb(np.asarray(image))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (*BACKGROUND, 255)), layer)
+    return np.array(image.convert("RGB"))
+
+
+def array_to_rgb(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Convert an array to uint8 RGB, (H, W, 3).
+
+    Args:
+        array: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16 (the
+            full range 0 .. 65535), or floating point in 0 .. 1.
+
+    Raises:
+        ImageError: another shape or dtype, no pixels, or floats that are not finite or not in 0..1.
+    """
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise ImageError(
+            f"an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}"
+        )
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif np.issubdtype(array.dtype, np.floating):
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # also catches NaN
+            raise ImageError(f"floating-point pixels must lie in 0 .. 1, got {low} .. {high}")
+        array = np.rint(array * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"an array must be bool, uint8, uint16 or floating, got {array.dtype}")
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    if array.shape[2] == 4:
+        return pil_to_rgb(Image.fromarray(array))
+    return np.ascontiguousarray(array)
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def write_image(path: str | os.PathLike[str], array: npt.NDArray[Any]) -> None:
+    """Write a picture under its final name only when it is complete.
+
+    The format follows the ending (PNG, JPEG, ...). Missing folders are made. Interrupted or failed,
+    it leaves whatever was under that name before.
+
+    Args:
+        path: where to.
+        array: (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB.
+
+    Raises:
+        OSError: the folder cannot be written to.
+        ValueError: the ending names no picture format.
+    """
+    path = Path(path)
+    image = Image.fromarray(array)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: the ending {path.suffix!r} names no picture format")
+    # Level 1 writes a 1024x2048 overlay in about a third of the default level's time, for files
+    # a tenth larger.
+    options: dict[str, Any] = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 92}}.get(kind, {})
+    with replacing(path) as file:
+        image.save(file, format=kind, **options)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the name `path` when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------- finding
+
+
+def find_pictures(sources: Iterable[str | os.PathLike[str]]) -> list[Picture]:
+    """Expand files, folders and glob patterns to pictures, each once, in natural order.
+
+    * A file is taken whatever its ending.
+    * A folder is searched with its subfolders, and its tree is kept in the output names. Hidden
+      files, files without a picture's ending (`SUFFIXES`) and files that `fassd predict` wrote
+      itself (`OUTPUT_ENDINGS`) are passed over.
+    * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched likewise; its pictures keep their
+      own name alone.
+
+    Sources keep their order, and inside each `x2` comes before `x10`. Where two pictures would get
+    the same output name, the later ones become `name-2`, `name-3`, ...
+
+    Raises:
+        ImageError: a source matches nothing.
+    """
+    pictures: list[Picture] = []
+    seen: set[Path] = set()
+    taken: set[str] = set()
+    for source in sources:
+        for path, name in _expand(os.fspath(source)):
+            identity = path.resolve()
+            if identity in seen:
+                continue
+            seen.add(identity)
+            pictures.append(Picture(path, _free_name(name, taken)))
+    return pictures
+
+
+def _expand(source: str) -> list[tuple[Path, str]]:
+    """The pictures of one source, each with the output name it would like to have."""
+    root = Path(source)
+    if root.is_dir():
+        files = [file for file in root.rglob("*") if _is_picture(file, root)]
+        found = [(file, str(file.relative_to(root).with_suffix(""))) for file in files]
+        nothing = "this folder holds no pictures"
+    elif glob.has_magic(source) and not root.exists():
+        matches = (Path(match) for match in glob.iglob(source, recursive=True))
+        found = [(file, file.stem) for file in matches if _is_picture(file, file.parent)]
+        nothing = "this pattern matches no pictures"
+    elif root.exists():
+        return [(root, root.stem)]
+    else:
+        raise ImageError(f"{source}: no such file or folder")
+    if not found:
+        raise ImageError(f"{source}: {nothing} ({' '.join(sorted(SUFFIXES))})")
+    return sorted(found, key=lambda item: _natural_key(str(item[0])))
+
+
+def _is_picture(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    kind = path.suffix.lower() in SUFFIXES and not path.name.endswith(OUTPUT_ENDINGS)
+    return kind and not hidden and path.is_file()
+
+
+def _natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key that reads runs of digits as numbers, and ignores case unless all else is equal."""
+    pieces = re.split(r"(\d+)", text.casefold())
+    key = [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]
+    return [*key, (1, 0, text)]
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """`name`, or the first of `name-2`, `name-3`, ... that no other picture has (in any case)."""
+    number, free = 1, name
+    while free.casefold() in taken:
+        number += 1
+        free = f"{name}-{number}"
+    taken.add(free.casefold())
+    return free

@@ -1,0 +1,91 @@
+"""Dilated Asymmetric Pyramidal Fusion: multi-scale context on the coarsest map.
+
+Source: Rosas-Arias et al., "FASSD-Net: Fast and Accurate Real-Time Semantic Segmentation for
+Embedded Systems", IEEE T-ITS 2021.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fassd.models.layers import positive_int
+
+DILATIONS = (12, 24, 36)
+
+
+class AsymmetricAtrousBranch(nn.Module):
+    """A dilated 3x1 and a dilated 1x3 convolution, each with batch norm and ReLU.
+
+    Shape: (N, in_channels, H, W) to (N, out_channels, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
+        super().__init__()
+        self.atrous_conv3x1 = nn.Conv2d(
+            in_channels,
+            out_channels,
+            (3, 1),
+            padding=(dilation, 0),
+            dilation=(dilation, 1),
+            bias=False,
+        )
+        self.atrous_conv1x3 = nn.Conv2d(
+            out_channels,
+            out_channels,
+            (1, 3),
+            padding=(0, dilation),
+            dilation=(1, dilation),
+            bias=False,
+        )
+        self.bn3x1 = nn.BatchNorm2d(out_channels)
+        self.bn1x3 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn3x1(self.atrous_conv3x1(x)))
+        return F.relu(self.bn1x3(self.atrous_conv1x3(x)))
+
+
+class DAPF(nn.Module):
+    """Four branches of inplanes // alpha channels, concatenated and fused by a 1x1 convolution.
+
+    The branches are a 1x1 convolution and three `AsymmetricAtrousBranch`es at dilation 12, 24
+    and 36. Every convolution is bias-free and followed by batch norm (eps 1e-5) and ReLU. Where
+    the map's side is not larger than a dilation, that convolution's outer taps read only padding
+    and it acts as a 1x1.
+
+    Args:
+        inplanes: channels of input and output.
+        alpha: how much narrower the branches are; an integer from 1 to `inplanes`.
+
+    Shape: (N, inplanes, H, W) to the same, any floating dtype.
+
+    Raises:
+        ValueError: `alpha` outside its range.
+    """
+
+    def __init__(self, inplanes: int, alpha: int = 2) -> None:
+        super().__init__()
+        self.inplanes = positive_int("inplanes", inplanes)
+        self.alpha = positive_int("alpha", alpha, at_most=inplanes)
+        width = inplanes // alpha
+        self.conv1x1 = nn.Conv2d(inplanes, width, 1, bias=False)
+        self.bn1x1 = nn.BatchNorm2d(width)
+        self.pyBranch2 = AsymmetricAtrousBranch(inplanes, width, DILATIONS[0])
+        self.pyBranch3 = AsymmetricAtrousBranch(inplanes, width, DILATIONS[1])
+        self.pyBranch4 = AsymmetricAtrousBranch(inplanes, width, DILATIONS[2])
+        self.conv1 = nn.Conv2d(4 * width, inplanes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inplanes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = [
+            F.relu(self.bn1x1(self.conv1x1(x))),
+            self.pyBranch2(x),
+            self.pyBranch3(x),
+            self.pyBranch4(x),
+        ]
+        return F.relu(self.bn1(self.conv1(torch.cat(branches, 1))))
+
+    def extra_repr(self) -> str:
+        return f"{self.inplanes}, alpha={self.alpha}, dilations={DILATIONS}"

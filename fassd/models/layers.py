@@ -1,0 +1,130 @@
+"""The layers that the rest of the family is made of.
+
+Attribute names (``conv``, ``norm``, ``bn``, ``acti``, ``bn_prelu``) are those of the published
+checkpoints: a state dict is read and written without a mapping, so they are not ours to improve.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def positive_int(name: str, value: Any, at_most: int | None = None) -> int:
+    """Return `value` as an int from 1 to `at_most`, or raise a ``ValueError`` naming `name`."""
+    accepted = "an integer of at least 1" if at_most is None else f"an integer from 1 to {at_most}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be {accepted}, got {value!r}") from None
+    if isinstance(value, bool) or number < 1 or (at_most is not None and number > at_most):
+        raise ValueError(f"{name} must be {accepted}, got {value!r}")
+    return number
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, C, H, W) to (N, C, *size) bilinearly, corner pixels on corner pixels."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise one layer in place; meant for ``network.apply(init_weights)``.
+
+    Convolutions: Kaiming normal for ReLU over the fan-in (He et al., ICCV 2015, eq. 10), bias 0.
+    Batch norm: weight 1, bias 0. PReLU slopes keep PyTorch's 0.25.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class ConvLayer(nn.Module):
+    """Convolution without bias, batch norm (eps 1e-5), ReLU.
+
+    Args:
+        in_channels, out_channels: channel counts.
+        kernel_size: odd side of the square kernel; padded so that at stride 1 the size is kept.
+        stride, dilation: of the convolution.
+
+    Shape: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding=kernel_size // 2 * dilation,
+            dilation=dilation,
+            bias=False,
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.norm(self.conv(x)))
+
+
+class BNPReLU(nn.Module):
+    """Batch norm (eps 1e-3) and a PReLU with one slope per channel. (N, C, H, W) to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels, eps=1e-3)
+        self.acti = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.acti(self.bn(x))
+
+
+class ConvBNPReLU(nn.Module):
+    """Convolution at stride 1 without bias that keeps the size, then, if asked for, `BNPReLU`.
+
+    Args:
+        in_channels, out_channels: channel counts.
+        kernel_size: (height, width), both odd.
+        dilation: along the axes on which the kernel is longer than one tap.
+        bn_prelu: False leaves the convolution bare.
+
+    Shape: (N, in_channels, H, W) to (N, out_channels, H, W).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        dilation: int = 1,
+        bn_prelu: bool = True,
+    ) -> None:
+        super().__init__()
+        height, width = kernel_size
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            padding=(height // 2 * dilation, width // 2 * dilation),
+            dilation=(dilation if height > 1 else 1, dilation if width > 1 else 1),
+            bias=False,
+        )
+        self.bn_prelu = BNPReLU(out_channels) if bn_prelu else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x if self.bn_prelu is None else self.bn_prelu(x)

@@ -1,0 +1,189 @@
+"""The encoder-decoder that every variant is: HarDNet encoder, context module, decoder.
+
+Source: Rosas-Arias et al., "FASSD-Net: Fast and Accurate Real-Time Semantic Segmentation for
+Embedded Systems", IEEE T-ITS 2021, on the encoder and decoder of FC-HarDNet (Chao et al.,
+"HarDNet: A Low Memory Traffic Network", ICCV 2019).
+
+    picture - stem - block - block - block - block - context      / 2^: strides and poolings
+                       |       |       |               |
+              head - block - block - block ------------'          up, concat, 1x1, MDA, block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fassd.models.aspp import ASPP
+from fassd.models.dapf import DAPF
+from fassd.models.hardnet import HarDBlock
+from fassd.models.layers import ConvLayer, init_weights, positive_int, resize
+from fassd.models.mda import MDA
+
+Context = Literal["dapf", "aspp", "none"]
+
+STEM_CHANNELS = (16, 24, 32, 48)
+WIDTH_MULTIPLIER = 1.7
+LIGHT_DECODER_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One HarDBlock of the encoder and the 1x1 convolution to `channels` behind it."""
+
+    channels: int
+    growth_rate: int
+    n_layers: int
+
+
+FOUR_STAGES = (Stage(64, 10, 4), Stage(96, 16, 4), Stage(160, 18, 8), Stage(224, 24, 8))
+FIVE_STAGES = (*FOUR_STAGES, Stage(320, 32, 8))
+
+
+class FASSDNet(nn.Module):
+    """FASSD-Net and its relatives; `fassd.create_model` knows them by name.
+
+    The context module sits in ``DAPF`` and the decoder's refinement in ``mda[i]`` whatever they are
+    (an identity in the baselines), so that a part is swapped by assigning to its attribute.
+
+    Args:
+        num_classes: channels of the output.
+        alpha: how much narrower DAPF's branches are; from 1 to the coarsest width (224, or 320 with
+            five stages). Checked always, without effect where `context` is not "dapf".
+        context: what works on the coarsest map: `DAPF`, `ASPP` or nothing.
+        mda: whether the decoder has an `MDA` behind each 1x1, at dilation 2 on the finest skip,
+            doubling towards the coarse end.
+        stem_strides: of the four 3x3 convolutions that come first.
+        light_decoder: a 3x3 `ConvLayer` to 64 channels in place of each decoder HarDBlock.
+        stages: of the encoder, fine to coarse, with 2x2 average pooling between them.
+
+    Shape: (N, 3, H, W), floating, to logits (N, num_classes, H, W). The input is BGR, normalised
+    with mean 255 * [.406, .456, .485] and deviation 255 * [.225, .224, .229]. H and W need not be
+    a multiple of anything, but reach `minimum_size`.
+
+    Raises:
+        ValueError: an argument, or in `forward` a tensor, that is not as above; the message names
+            what came and what is accepted.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        alpha: int = 2,
+        *,
+        context: Context = "dapf",
+        mda: bool = True,
+        stem_strides: Sequence[int] = (2, 1, 2, 1),
+        light_decoder: bool = False,
+        stages: Sequence[Stage] = FOUR_STAGES,
+    ) -> None:
+        super().__init__()
+        self.num_classes = positive_int("num_classes", num_classes)
+        self.alpha = positive_int("alpha", alpha, at_most=stages[-1].channels)
+        self.stem_strides = tuple(stem_strides)
+        self.n_stages = len(stages)
+
+        self.base = nn.ModuleList()
+        skip_channels = self._build_encoder(stages)
+        self.DAPF = _context_module(context, stages[-1].channels, self.alpha)
+        self.denseBlocksUp = nn.ModuleList()
+        self.conv1x1_up = nn.ModuleList()
+        self.mda = nn.ModuleList()
+        channels = self._build_decoder(stages, skip_channels, mda, light_decoder)
+        self.finalConv = nn.Conv2d(channels, self.num_classes, 1)
+        self.apply(init_weights)
+
+    def _build_encoder(self, stages: Sequence[Stage]) -> list[int]:
+        """Fill `base`; return the channels of the skips, fine to coarse."""
+        skip_channels = []
+        channels = 3
+        for width, stride in zip(STEM_CHANNELS, self.stem_strides, strict=True):
+            self.base.append(ConvLayer(channels, width, stride=stride))
+            channels = width
+        skip_layers = []
+        for level, stage in enumerate(stages, start=1):
+            block = HarDBlock(channels, stage.growth_rate, WIDTH_MULTIPLIER, stage.n_layers)
+            channels = stage.channels
+            self.base.extend([block, ConvLayer(block.out_channels, channels, 1)])
+            if level < len(stages):
+                skip_channels.append(block.out_channels)
+                skip_layers.append(len(self.base) - 2)
+                self.base.append(nn.AvgPool2d(2))
+        self.skip_layers = tuple(skip_layers)  # where in base the skips leave
+        return skip_channels
+
+    def _build_decoder(
+        self, stages: Sequence[Stage], skip_channels: list[int], mda: bool, light: bool
+    ) -> int:
+        """Fill the decoder's lists, coarse to fine; return the channels that it ends with."""
+        channels = stages[-1].channels
+        for level in reversed(range(len(skip_channels))):
+            channels += skip_channels[level]
+            self.conv1x1_up.append(ConvLayer(channels, channels // 2, 1))
+            channels //= 2
+            self.mda.append(MDA(channels, 2 ** (level + 1)) if mda else nn.Identity())
+            if light:
+                self.denseBlocksUp.append(ConvLayer(channels, LIGHT_DECODER_CHANNELS))
+                channels = LIGHT_DECODER_CHANNELS
+            else:
+                stage = stages[level]
+                block = HarDBlock(channels, stage.growth_rate, WIDTH_MULTIPLIER, stage.n_layers)
+                self.denseBlocksUp.append(block)
+                channels = block.out_channels
+        return channels
+
+    @property
+    def minimum_size(self) -> int:
+        """The smallest H and W, in pixels, at which the coarsest map still has a pixel.
+
+        A padded 3x3 at stride s makes ceil(n / s) of n pixels, a 2x2 pooling floor(n / 2).
+        """
+        return prod(self.stem_strides) * (2 ** (self.n_stages - 1) - 1) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        size = (x.shape[2], x.shape[3])
+        skips = []
+        for index, layer in enumerate(self.base):
+            x = layer(x)
+            if index in self.skip_layers:
+                skips.append(x)
+
+        x = self.DAPF(x)
+        for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
+            skip = skips.pop()
+            x = resize(x, (skip.shape[2], skip.shape[3]))
+            x = block(mda(conv1x1(torch.cat([x, skip], 1))))
+        return resize(self.finalConv(x), size)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"the input must have shape (N, 3, H, W), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"the input must be a normalised floating tensor, got {x.dtype}")
+        if x.shape[2] < self.minimum_size or x.shape[3] < self.minimum_size:
+            raise ValueError(
+                f"the input must be at least {self.minimum_size}x{self.minimum_size} pixels for "
+                f"this variant, got {x.shape[2]}x{x.shape[3]}"
+            )
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={self.num_classes}, stem_strides={self.stem_strides}, "
+            f"minimum_size={self.minimum_size}"
+        )
+
+
+def _context_module(context: Context, channels: int, alpha: int) -> nn.Module:
+    if context == "dapf":
+        return DAPF(channels, alpha)
+    if context == "aspp":
+        return ASPP(channels)
+    if context == "none":
+        return nn.Identity()
+    raise ValueError(f"context must be 'dapf', 'aspp' or 'none', got {context!r}")

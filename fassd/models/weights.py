@@ -1,0 +1,127 @@
+"""The authors' published weights: downloaded once, verified, kept in a cache folder.
+
+The files are the work of FASSD-Net's authors, who published them without a licence; this project
+neither contains them nor licenses them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+AUTHORS_URL = "https://raw.githubusercontent.com/GibranBenitez/FASSD-Net/master/weights/"
+
+GIT_BLOBS = {
+    "FASSD-Net-Cityscapes.pkl": "4cd3fc31b59b90db0bceb762ece6f057ca3cb4d0",
+    "FASSD-Net-L1-Cityscapes.pkl": "219d67465675301fb4d69b0d80eb66618bb6d6f3",
+    "FASSD-Net-L2-Cityscapes.pkl": "18fb66d3f1cfff2b7a6395f31dca6d001b28a9ab",
+    "imagenet_weights.pth": "59ad749fde704f83988acd0a32b849e20778b9bf",
+}
+"""The published files and what ``git hash-object`` says of them."""
+
+CHUNK_BYTES = 1 << 16
+TIMEOUT_SECONDS = 30.0
+
+
+class DownloadError(OSError):
+    """A published file that could not be fetched whole and right."""
+
+
+def cache_folder() -> Path:
+    """``$FASSD_CACHE``, else ``$XDG_CACHE_HOME/fassd``, else ``~/.cache/fassd``."""
+    if os.environ.get("FASSD_CACHE"):
+        return Path(os.environ["FASSD_CACHE"]).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fassd"
+
+
+def git_blob_hash(path: Path) -> str:
+    """What ``git hash-object`` says: SHA-1 of ``blob <size>``, a zero byte and the content."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fetch(filename: str) -> Path:
+    """Return the path of a verified copy of a published file, downloading it if need be.
+
+    A copy in `cache_folder` whose git blob hash is right is used as it is, a wrong one is replaced.
+    The file gets its name only once it is whole and right, so that two processes may do this at
+    once. ``$FASSD_WEIGHTS_URL`` names a mirror of the authors' folder.
+
+    Args:
+        filename: a key of `GIT_BLOBS`.
+
+    Raises:
+        DownloadError: the file could not be fetched, came short, or is not the published one. The
+            message names the URL, and where to put the file by hand.
+        ValueError: an unknown `filename`.
+    """
+    if filename not in GIT_BLOBS:
+        raise ValueError(f"filename must be one of {', '.join(GIT_BLOBS)}, got {filename!r}")
+    expected = GIT_BLOBS[filename]
+    target = cache_folder() / filename
+    if target.is_file() and git_blob_hash(target) == expected:
+        return target
+
+    base = os.environ.get("FASSD_WEIGHTS_URL") or AUTHORS_URL
+    url = base.rstrip("/") + "/" + urllib.parse.quote(filename)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, target, expected)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise DownloadError(
+            f"could not download {url}: {error or type(error).__name__}\n"
+            f"To go on without the network, put the file at {target}"
+        ) from error
+    return target
+
+
+def _download(url: str, target: Path, expected: str) -> None:
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        _transfer(url, part)
+        actual = git_blob_hash(part)
+        if actual != expected:
+            raise DownloadError(f"its git blob hash is {actual}, expected {expected}")
+        os.replace(part, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()
+
+
+def _transfer(url: str, part: Path) -> None:
+    """Stream the body of `url` into `part`, with a progress bar on stderr."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with (
+        urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
+        part.open("xb") as file,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        length = response.headers.get("Content-Length")
+        size = int(length) if length else None
+        task = progress.add_task(urllib.parse.unquote(url.rsplit("/", 1)[1]), total=size)
+        received = 0
+        while chunk := response.read(CHUNK_BYTES):
+            file.write(chunk)
+            received += len(chunk)
+            progress.update(task, completed=received)
+    if size is not None and received != size:
+        raise DownloadError(f"{received} of {size} bytes came")

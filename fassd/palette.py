@@ -1,0 +1,154 @@
+"""Class names and colours, and the two pictures made of them: label map and overlay."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CITYSCAPES", "IGNORE", "ClassInfo", "class_names", "colorize", "overlay", "palette"]
+
+IGNORE = 255
+"""Label of a pixel that belongs to no class; drawn black."""
+
+
+class ClassInfo(NamedTuple):
+    """One class: its name and its RGB colour."""
+
+    name: str
+    color: tuple[int, int, int]
+
+
+CITYSCAPES = (
+    ClassInfo("road", (128, 64, 128)),
+    ClassInfo("sidewalk", (244, 35, 232)),
+    ClassInfo("building", (70, 70, 70)),
+    ClassInfo("wall", (102, 102, 156)),
+    ClassInfo("fence", (190, 153, 153)),
+    ClassInfo("pole", (153, 153, 153)),
+    ClassInfo("traffic light", (250, 170, 30)),
+    ClassInfo("traffic sign", (220, 220, 0)),
+    ClassInfo("vegetation", (107, 142, 35)),
+    ClassInfo("terrain", (152, 251, 152)),
+    ClassInfo("sky", (70, 130, 180)),
+    ClassInfo("person", (220, 20, 60)),
+    ClassInfo("rider", (255, 0, 0)),
+    ClassInfo("car", (0, 0, 142)),
+    ClassInfo("truck", (0, 0, 70)),
+    ClassInfo("bus", (0, 60, 100)),
+    ClassInfo("train", (0, 80, 100)),
+    ClassInfo("motorcycle", (0, 0, 230)),
+    ClassInfo("bicycle", (119, 11, 32)),
+)
+"""The 19 Cityscapes training classes; the position is the trainId."""
+
+
+def class_names(num_classes: int) -> list[str]:
+    """Names of `num_classes` classes: Cityscapes' for 19, else "class 0", "class 1", ..."""
+    if num_classes == len(CITYSCAPES):
+        return [info.name for info in CITYSCAPES]
+    return [f"class {index}" for index in range(num_classes)]
+
+
+def palette(num_classes: int = 19) -> npt.NDArray[np.uint8]:
+    """Colours of `num_classes` classes, (num_classes, 3) uint8 RGB, no two alike and none black.
+
+    19 classes get the Cityscapes colours. Any other count gets colours that depend on the class
+    index alone: three bits of (index + 1) at a time go to red, green and blue from the highest
+    bit down, so neighbouring indices lie far apart and 16,777,215 classes stay distinct.
+
+    Raises:
+        ValueError: `num_classes` is not in 1 .. 16,777,215.
+    """
+    if not 1 <= num_classes < 2**24:
+        raise ValueError(f"num_classes must be from 1 to {2**24 - 1:,}, got {num_classes}")
+    if num_classes == len(CITYSCAPES):
+        return np.array([info.color for info in CITYSCAPES], np.uint8)
+    number = np.arange(1, num_classes + 1)[:, None]
+    channel = np.arange(3)
+    colors = np.zeros((num_classes, 3), np.uint8)
+    for triple in range(8):
+        bit = number >> (3 * triple + channel) & 1
+        colors |= (bit << (7 - triple)).astype(np.uint8)
+    return colors
+
+
+def colorize(
+    labels: npt.ArrayLike, colors: npt.NDArray[np.uint8] | None = None, ignore_index: int = IGNORE
+) -> npt.NDArray[np.uint8]:
+    """Paint a label map.
+
+    Args:
+        labels: (H, W) integers.
+        colors: (classes, 3) uint8 RGB, as from `palette`; the Cityscapes colours by default.
+        ignore_index: the label drawn black, unless it is the index of a class.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: `labels` is not two-dimensional and integer, or holds an index without a colour.
+    """
+    labels = _checked_labels(labels)
+    colors = palette() if colors is None else colors
+    largest = int(labels.max(initial=0))
+    table = np.zeros((max(largest, ignore_index) + 1, 3), np.uint8)
+    shared = min(len(table), len(colors))
+    table[:shared] = colors[:shared]
+    strays = (labels >= len(colors)) & (labels != ignore_index) | (labels < 0)
+    if strays.any():
+        raise ValueError(
+            f"labels holds {labels[strays].flat[0]}, but there are colours for 0 to "
+            f"{len(colors) - 1} (and {ignore_index} for pixels to ignore)"
+        )
+    return table[labels]
+
+
+def overlay(
+    image: npt.NDArray[np.uint8],
+    labels: npt.ArrayLike,
+    opacity: float = 0.5,
+    colors: npt.NDArray[np.uint8] | None = None,
+    ignore_index: int = IGNORE,
+) -> npt.NDArray[np.uint8]:
+    """Lay the coloured label map over the picture; ignored pixels keep the picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) integers.
+        opacity: 0 shows the picture alone, 1 the colours alone.
+        colors, ignore_index: as in `colorize`.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: `opacity` is outside 0 .. 1, the sizes differ, or as in `colorize`.
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be from 0 to 1, got {opacity}")
+    labels = _checked_labels(labels)
+    if image.shape != (*labels.shape, 3) or image.dtype != np.uint8:
+        raise ValueError(
+            f"image must be uint8 of shape {(*labels.shape, 3)} to fit the labels, "
+            f"got {image.dtype} of shape {image.shape}"
+        )
+    painted = colorize(labels, colors, ignore_index)
+    # Fixed point in 1/256: exact at both ends, and 255 * 256 + 128 still fits 16 bits.
+    weight = np.uint16(round(opacity * 256))
+    mixed = image * (np.uint16(256) - weight) + painted * weight + np.uint16(128)
+    result = (mixed >> 8).astype(np.uint8)
+    num_colors = len(CITYSCAPES) if colors is None else len(colors)
+    if ignore_index >= num_colors:
+        np.copyto(result, image, where=(labels == ignore_index)[..., None])
+    return result
+
+
+def _checked_labels(labels: npt.ArrayLike) -> npt.NDArray[np.integer]:
+    array = np.asarray(labels)
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers of shape (H, W), got {array.dtype} of shape {array.shape}"
+        )
+    return array

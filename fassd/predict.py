@@ -1,0 +1,259 @@
+"""Pictures in, label maps out."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from fassd.data.transforms import normalize
+from fassd.images import ImageError, array_to_rgb, pil_to_rgb, read_image
+
+__all__ = ["ImageLike", "Segmenter", "accelerated", "pick_device", "to_rgb"]
+
+ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
+Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
+Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+
+class Segmenter:
+    """A network ready to label pictures, with everything around it: reading, sizes, precision.
+
+    >>> labels = Segmenter("fassd_net", weights="cityscapes").predict("street.jpg")
+
+    It works on its own copy of the network, in eval mode: later changes to `model` do not show.
+    Pictures are processed one at a time, so that they may differ in size.
+
+    Args:
+        model: a name of `fassd.list_models()`, or a module that takes normalised BGR
+            (1, 3, H, W) and returns logits (1, classes, H, W).
+        weights: what `fassd.create_model` takes (a name) or `fassd.load_checkpoint` reads (a
+            module). None keeps the weights as they are: for a name, random ones.
+        num_classes: classes of a network given by name.
+        alpha: DAPF's reduction, for a network given by name.
+        backend: "reference" is plain PyTorch; "auto" the fastest that `fassd_kernels` has here
+            (plain PyTorch with a warning if that package is not installed); any other name asks
+            `fassd_kernels` for that backend.
+        dtype: what the network computes in: torch.float32, float16, bfloat16, or None for the
+            dtype of its weights.
+        device: where it runs; None for where `model` is, or for a name CUDA if there is any.
+        size: (height, width) of the network's input. Pictures are resized to it (bilinear,
+            antialiased) and the logits are resized back (bilinear, align_corners=True, as
+            everywhere in these networks) before the largest is taken. None uses the picture's own
+            size.
+
+    Raises:
+        ValueError: an unknown name or backend, unsuitable weights, a bad size.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        num_classes: int = 19,
+        alpha: int = 2,
+        backend: str = "auto",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(f"size must be (height, width), both at least 1, got {size!r}")
+        if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"dtype must be float32, float16, bfloat16 or None, got {dtype}")
+        network = _network(model, weights, num_classes, alpha, device)
+        self.backend = backend
+        self.size = size
+        self.model = accelerated(network, backend, dtype)
+        # What the network holds, not what was asked: an accelerated one may keep other buffers.
+        self.device, self.dtype = _home(self.model, dtype)
+
+    def __repr__(self) -> str:
+        size = "the picture's" if self.size is None else "{}x{}".format(*self.size)
+        return (
+            f"Segmenter({type(self.model).__name__}, backend={self.backend!r}, "
+            f"dtype={self.dtype}, device={self.device}, size={size})"
+        )
+
+    @overload
+    def predict(self, image: ImageLike) -> Labels: ...
+    @overload
+    def predict(self, image: Batch) -> list[Labels]: ...
+    def predict(self, image: ImageLike | Batch) -> Labels | list[Labels]:
+        """Label every pixel.
+
+        Args:
+            image: one of the following, or a list or tuple of them:
+
+                * a path to a picture file of any kind that `fassd.images` reads;
+                * a Pillow image of any mode;
+                * a NumPy array, (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16
+                  over the full range, or floating point in 0 .. 1;
+                * a torch tensor with the same values and dtypes, (H, W), (C, H, W) or (H, W, C)
+                  with 1, 3 or 4 channels, on any device; where both first and last could be
+                  channels, the first are.
+
+        Returns:
+            (H, W) class indices at the picture's own size, uint8 (uint16 above 256 classes); for a
+            list, a list of them.
+
+        Raises:
+            ImageError: a picture that cannot be read or converted (a ValueError).
+            ValueError: the picture, or `size`, is too small for the network. Both name the file,
+                or its place in the list.
+        """
+        if isinstance(image, (list, tuple)):
+            return [self._predict(one, f"picture {i}: ") for i, one in enumerate(image)]
+        return self._predict(image)
+
+    def logits(self, image: ImageLike) -> torch.Tensor:
+        """The scores behind `predict`, for one picture.
+
+        Returns:
+            (classes, H, W) float32 at the picture's own size, on the network's device.
+        """
+        return self._logits(image)
+
+    def _predict(self, image: Any, prefix: str = "") -> Labels:
+        scores = self._logits(image, prefix)
+        labels = scores.argmax(0).cpu().numpy()
+        return labels.astype(np.uint8) if len(scores) <= 256 else labels.astype(np.uint16)
+
+    def _logits(self, image: Any, prefix: str = "") -> torch.Tensor:
+        if isinstance(image, (str, os.PathLike)):
+            prefix = f"{os.fspath(image)}: "
+            picture = read_image(image)
+        else:
+            try:
+                picture = to_rgb(image)
+            except ImageError as error:
+                raise ImageError(f"{prefix}{error}") from error
+        height, width = picture.shape[:2]
+        if self.size is not None and self.size != (height, width):
+            resized = Image.fromarray(picture).resize(self.size[::-1], Image.Resampling.BILINEAR)
+            picture = np.asarray(resized)
+        batch = torch.from_numpy(normalize(picture))[None].to(self.device, self.dtype)
+        try:
+            with torch.inference_mode():
+                scores = self.model(batch).float()
+        except ValueError as error:
+            raise ValueError(f"{prefix}{error}") from error
+        if scores.shape[2:] != (height, width):
+            scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=True)
+        return scores[0]
+
+
+def to_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
+    """Convert anything that `Segmenter.predict` accepts to uint8 RGB, (H, W, 3).
+
+    Raises:
+        ImageError: it cannot be read or converted.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, np.ndarray):
+        return array_to_rgb(image)
+    if isinstance(image, torch.Tensor):
+        return array_to_rgb(_tensor_to_array(image))
+    if isinstance(image, Image.Image):
+        try:
+            return pil_to_rgb(image)
+        except OSError as error:  # its file is read only now
+            raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
+    raise ImageError(
+        "an image must be a path, a Pillow image, a NumPy array or a torch tensor, "
+        f"got {type(image).__name__}"
+    )
+
+
+def _tensor_to_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # NumPy has none
+        tensor = tensor.float()
+    if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
+        tensor = tensor.permute(1, 2, 0)
+    return tensor.numpy()
+
+
+def accelerated(
+    model: nn.Module, backend: str = "auto", dtype: torch.dtype | None = None
+) -> nn.Module:
+    """A copy of `model` in eval mode, computing in `dtype` with `backend` (see `Segmenter`).
+
+    Raises:
+        ValueError: a backend that `fassd_kernels` does not know or have here.
+    """
+    network = copy.deepcopy(model).eval()
+    if backend == "reference":
+        return network if dtype is None else network.to(dtype)
+    try:
+        import fassd_kernels
+    except ImportError as error:
+        if backend != "auto":
+            raise ValueError(
+                f"backend {backend!r} needs the package fassd_kernels ({error}); "
+                'without it there are "reference" and "auto"'
+            ) from error
+        warnings.warn(
+            f"fassd_kernels cannot be imported ({error}): running plain PyTorch", stacklevel=2
+        )
+        return network if dtype is None else network.to(dtype)
+    return fassd_kernels.accelerate(network, dtype=dtype, backend=backend).eval()
+
+
+def pick_device(device: torch.device | str | None = None) -> torch.device:
+    """The device of that name; None picks CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
+    return device
+
+
+def _network(
+    model: str | nn.Module,
+    weights: str | os.PathLike[str] | None,
+    num_classes: int,
+    alpha: int,
+    device: torch.device | str | None,
+) -> nn.Module:
+    """The network on its device, with its weights; the caller's own module stays untouched."""
+    from fassd.models import create_model, load_checkpoint
+
+    if isinstance(model, str):
+        network: nn.Module = create_model(model, num_classes, alpha, weights=weights)
+        device = pick_device(device)
+    else:
+        network = model
+        device = pick_device(device) if device is not None else None
+        if weights is not None:
+            network = copy.deepcopy(model)
+            load_checkpoint(network, weights)
+    if device is None:
+        return network
+    # `to` moves a module in place, so one that has to move is copied first.
+    moves = any(tensor.device != torch.device(device) for tensor in network.parameters())
+    return copy.deepcopy(network).to(device) if moves else network
+
+
+def _home(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of the network's input."""
+    first = next(model.parameters(), torch.empty(0))
+    return first.device, dtype or first.dtype

@@ -1,0 +1,69 @@
+"""DAPF through one fused operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from fassd.models import DAPF
+from fassd_kernels.modules.fused import (
+    Fused,
+    Packed,
+    conv_mismatch,
+    missing_attribute,
+    norm_mismatch,
+)
+from fassd_kernels.packing import fold
+
+BRANCHES = ("pyBranch2", "pyBranch3", "pyBranch4")
+
+
+class FusedDAPF(Fused, DAPF):
+    """A :class:`fassd.models.DAPF` that runs :func:`fassd_kernels.reference.dapf` fused.
+
+    Same constructor, ``FusedDAPF(inplanes, alpha=2)``, parameters, state dict and gradients; see
+    :class:`Fused` for when it fuses. ``FusedDAPF.from_reference(model.DAPF)`` takes over a module.
+    """
+
+    operator = "dapf"
+
+    @classmethod
+    def mismatch(cls, module: nn.Module) -> str:
+        parts = ("atrous_conv3x1", "bn3x1", "atrous_conv1x3", "bn1x3")
+        names = ("conv1x1", "bn1x1", "conv1", "bn1")
+        names += tuple(f"{branch}.{part}" for branch in BRANCHES for part in parts)
+        missing = missing_attribute(module, names)
+        if missing:
+            return missing
+        get = module.get_submodule
+        reasons = [conv_mismatch(name, get(name), (1, 1), 1) for name in ("conv1x1", "conv1")]
+        reasons += [norm_mismatch(name, get(name)) for name in names if ".bn" in f".{name}"]
+        for branch in BRANCHES:
+            vertical = get(f"{branch}.atrous_conv3x1")
+            dilation = vertical.dilation[0] if isinstance(vertical, nn.Conv2d) else 1
+            for part, kernel in (("atrous_conv3x1", (3, 1)), ("atrous_conv1x3", (1, 3))):
+                name = f"{branch}.{part}"
+                reasons.append(conv_mismatch(name, get(name), kernel, dilation))
+        return next(filter(None, reasons), "")
+
+    def branches(self) -> list[nn.Module]:
+        return [getattr(self, name) for name in BRANCHES]
+
+    def batch_norms(self) -> Iterator[nn.Module]:
+        yield from (self.bn1x1, self.bn1)
+        for branch in self.branches():
+            yield from (branch.bn3x1, branch.bn1x3)
+
+    def pack(self, dtype: torch.dtype) -> Packed:
+        folded = [fold(self.conv1x1, self.bn1x1, dtype)]
+        for branch in self.branches():
+            folded.append(fold(branch.atrous_conv3x1, branch.bn3x1, dtype))
+            folded.append(fold(branch.atrous_conv1x3, branch.bn1x3, dtype))
+        folded.append(fold(self.conv1, self.bn1, dtype))
+        return {
+            "weights": [weight for weight, _ in folded],
+            "biases": [bias for _, bias in folded],
+            "dilations": [branch.atrous_conv3x1.dilation[0] for branch in self.branches()],
+        }

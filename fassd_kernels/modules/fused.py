@@ -1,0 +1,212 @@
+"""What the fused modules have in common: when they fuse, and how packed weights stay fresh."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fassd_kernels import ops
+from fassd_kernels.backends import AUTO, BackendError, backends, choose
+from fassd_kernels.packing import is_foldable
+
+Packed = dict[str, Any]
+
+
+class Fused(nn.Module):
+    """Mixin, in front of the reference module: ``class FusedDAPF(Fused, DAPF)``.
+
+    In eval mode ``forward`` runs one fused operator on packed weights. They are rebuilt by
+    themselves when a parameter or buffer was edited in place, loaded, moved, converted or
+    replaced; only edits through ``.data``, which PyTorch does not count either, need
+    :meth:`repack`. Where a gradient is asked for, the weights are packed differentiably on each
+    call, so that gradients reach the module's own parameters.
+
+    The reference's ``forward`` runs instead in training mode, where batch statistics forbid
+    folding, and where a submodule carries hooks, which a fused operator would pass by.
+
+    Attributes:
+        backend: ``auto`` or a name from :func:`fassd_kernels.backends`.
+    """
+
+    operator: ClassVar[str]
+    backend: str = AUTO
+    _packed: tuple[Any, Packed] | None = None
+
+    # --- what a subclass defines -----------------------------------------------------------------
+
+    @classmethod
+    def mismatch(cls, module: nn.Module) -> str:
+        """Why `module` cannot be this module; empty if it has the parts, of the right kind."""
+        raise NotImplementedError(f"{cls.__name__} must define mismatch")
+
+    def batch_norms(self) -> Iterator[nn.Module]:
+        """The batch norms that are folded."""
+        raise NotImplementedError(f"{type(self).__name__} must define batch_norms")
+
+    def pack(self, dtype: torch.dtype) -> Packed:
+        """The operator's arguments but for the input, in `dtype`; differentiable."""
+        raise NotImplementedError(f"{type(self).__name__} must define pack")
+
+    # --- construction ----------------------------------------------------------------------------
+
+    @classmethod
+    def from_reference(cls, module: nn.Module, backend: str = AUTO) -> Fused:
+        """The fused module with `module`'s own parameters, buffers, hooks and mode.
+
+        Nothing is copied: both modules share every parameter, and `module` stays as it is.
+
+        Args:
+            module: the reference module, or any with the same attributes.
+            backend: ``auto`` or a backend's name.
+
+        Raises:
+            TypeError: if `module` lacks an attribute or is configured otherwise.
+            BackendError: if `backend` is unknown or not available.
+        """
+        why = cls.mismatch(module)
+        if why:
+            raise TypeError(f"{type(module).__name__} cannot become {cls.__name__}: {why}")
+        if backend != AUTO and not backends()[backend].available:
+            raise BackendError(f"backend {backend!r}: {backends()[backend].reason}")
+        fused = cls.__new__(cls)
+        fused.__dict__.update(module.__dict__)
+        for name, value in module.__dict__.items():
+            if isinstance(value, dict):  # parameters, buffers, submodules, hooks: own tables
+                fused.__dict__[name] = copy.copy(value)
+        fused.backend = backend
+        fused._packed = None
+        return fused
+
+    # --- forward ---------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the reference's: N x C x H x W to the same shape, channels_last where fused."""
+        if not self.fusible():
+            return super().forward(x)
+        dtype = next(self.parameters()).dtype
+        if autocasts(x.device.type) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x = x.to(dtype)
+        run = ops.operator(self.operator, self.backend_for(x.device))
+        return run(x, **self.packed(dtype))
+
+    def fusible(self) -> bool:
+        """Whether the fused operator computes what the reference would, in the present state."""
+        if self.training or not all(map(is_foldable, self.batch_norms())):
+            return False
+        return not any(map(has_hooks, self.parts()))
+
+    def backend_for(self, device: torch.device) -> str:
+        """The name of the backend that runs on `device`."""
+        return choose(self.backend, device.type, self.operator)
+
+    def parts(self) -> list[nn.Module]:
+        """All submodules; Module.modules() takes three times as long, on every call of forward."""
+        found: list[nn.Module] = []
+        waiting: list[nn.Module | None] = [*self._modules.values()]
+        while waiting:
+            module = waiting.pop()
+            if module is not None:
+                found.append(module)
+                waiting.extend(module._modules.values())
+        return found
+
+    # --- packed weights --------------------------------------------------------------------------
+
+    def packed(self, dtype: torch.dtype) -> Packed:
+        """Packed weights in `dtype`: from the cache where they are known to be fresh."""
+        if torch.compiler.is_compiling() or self.wants_gradient():
+            return self.pack(dtype)
+        key = self.freshness(dtype)
+        cached = self._packed
+        if key is None or cached is None or cached[0] != key:
+            # One assignment of one tuple: threads that meet here pack twice and agree.
+            with torch.no_grad():
+                self._packed = cached = (key, self.pack(dtype))
+        return cached[1]
+
+    def repack(self) -> None:
+        """Forget the packed weights; needed only after an edit through ``.data``."""
+        self._packed = None
+
+    def wants_gradient(self) -> bool:
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+
+    def freshness(self, dtype: torch.dtype) -> tuple[Any, ...] | None:
+        """Changes whenever a parameter or buffer does; None where that cannot be told.
+
+        It cannot for inference tensors, which count no edits, for tensor subclasses, and for
+        computed weights (parametrizations), which are new on each access.
+        """
+        key: list[Any] = [dtype]
+        for module in self.parts():
+            if "parametrizations" in module._modules or "weight" in module.__dict__:
+                return None
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is None:
+                    continue
+                if tensor.is_inference() or type(tensor) not in (Tensor, nn.Parameter):
+                    return None
+                key.append((id(tensor), tensor._version, tensor.data_ptr(), tensor.dtype))
+        return tuple(key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+    def extra_repr(self) -> str:
+        device = next(self.parameters()).device
+        backend = self.backend
+        if backend == AUTO:
+            backend = f"{AUTO} ({choose(AUTO, device.type, self.operator, quiet=True)})"
+        mine = f"backend={backend}, dtype={next(self.parameters()).dtype}"
+        return ", ".join(filter(None, (super().extra_repr(), mine)))
+
+
+def autocasts(device_type: str) -> bool:
+    available = torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def missing_attribute(module: nn.Module, names: tuple[str, ...]) -> str:
+    """Which of the dotted `names` is not a submodule of `module`; empty if all are."""
+    for name in names:
+        try:
+            module.get_submodule(name)
+        except AttributeError:
+            return f"it has no submodule {name!r}"
+    return ""
+
+
+def conv_mismatch(name: str, conv: nn.Module, kernel: tuple[int, int], dilation: int) -> str:
+    """Why `conv` is not a dense `kernel` convolution at stride 1 with "same" padding."""
+    if not isinstance(conv, nn.Conv2d):
+        return f"{name} is a {type(conv).__name__}; expected Conv2d"
+    dilations = tuple(dilation if k > 1 else 1 for k in kernel)
+    padding = tuple(d * (k // 2) for d, k in zip(dilations, kernel, strict=True))
+    found = (conv.kernel_size, conv.stride, conv.groups, conv.padding_mode)
+    if found != (kernel, (1, 1), 1, "zeros"):
+        return f"{name} is {conv}; expected a {kernel[0]}x{kernel[1]} kernel at stride 1"
+    if conv.padding != padding or any(
+        k > 1 and a != b for k, a, b in zip(kernel, conv.dilation, dilations, strict=True)
+    ):
+        return f"{name} is {conv}; expected dilation {dilations} and padding {padding}"
+    return ""
+
+
+def norm_mismatch(name: str, bn: nn.Module) -> str:
+    if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
+        return f"{name} is a {type(bn).__name__}; expected a batch norm"
+    return ""

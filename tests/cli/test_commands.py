@@ -1,0 +1,114 @@
+"""`fassd bench`, `demo`, `info`, and the program around the commands."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fassd
+from fassd import bench
+from fassd.cli import Size, parse_size
+from fassd.data import render_street
+
+SMALL = ("--model", "fassd_net_l2", "--size", "64x96", "--repeats", 2, "--device", "cpu")
+
+
+def test_bench_prints_a_table_and_writes_json(tmp_path, run_fassd):
+    result = run_fassd("bench", *SMALL, "--batch", 2, "--no-memory", "--json", tmp_path / "b.json")
+    assert result.exit_code == 0, result.output
+    for words in ("PyTorch float32", "fassd_kernels float32", "2 x 64x96", "speed-up", "threads"):
+        assert words in result.stdout
+    assert "labels are meaningless" in result.stdout
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert record["job"]["batch"] == 2
+    assert [row["n"] for row in record["results"]] == [2, 2]
+    assert record["results"][1]["labels_equal_percent"] > 99
+    assert record["environment"]["torch"]
+
+
+def test_bench_measures_memory(run_fassd):
+    result = run_fassd("bench", *SMALL, "--backend", "reference")
+    assert result.exit_code == 0
+    assert "MiB" in result.stdout or "memory not measured" in result.stdout
+
+
+def test_bench_table_fits_80_columns(run_fassd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run_fassd("bench", *SMALL, "--no-memory")
+    assert "…" not in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_demo_writes_scene_labels_and_overlay(tmp_path, run_fassd):
+    arguments = ("--model", "fassd_net_l2", "--size", "96x160", "--repeats", 1, "--seed", 3)
+    result = run_fassd("demo", "-o", tmp_path / "demo", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "labels are meaningless" in result.stdout
+    pictures = {}
+    for name in ("scene", "labels", "overlay"):
+        with Image.open(tmp_path / f"demo/{name}.png") as image:
+            pictures[name] = np.asarray(image)
+        assert pictures[name].shape == (96, 160, 3)
+    np.testing.assert_array_equal(pictures["scene"], render_street(96, 160, 3)[0])
+    assert len(np.unique(pictures["labels"].reshape(-1, 3), axis=0)) >= 4
+
+
+def test_demo_fails_where_labels_disagree(tmp_path, run_fassd, monkeypatch):
+    monkeypatch.setattr(bench.Report, "labels_agree", 99.8)
+    arguments = ("--model", "fassd_net_l2", "--size", "96x160", "--repeats", 1)
+    result = run_fassd("demo", "-o", tmp_path, *arguments)
+    assert result.exit_code == 1
+    assert "99.800% of the labels agree" in result.stderr
+
+
+def test_info_lists_every_network(run_fassd):
+    result = run_fassd("info")
+    assert result.exit_code == 0
+    for name in fassd.list_models():
+        assert name in result.stdout
+    assert "78.2" in result.stdout and "authors" in result.stdout
+
+
+def test_info_of_one_network(run_fassd):
+    result = run_fassd("info", "fassd_net_l2", "--input", "256x512", "--classes", 11)
+    assert result.exit_code == 0
+    assert "DAPF" in result.stdout
+    wrong = run_fassd("info", "fassd")
+    assert wrong.exit_code == 2 and "unknown model 'fassd'" in wrong.stderr
+
+
+def test_help_is_quick_and_needs_no_torch():
+    program = (
+        "import sys\nfrom fassd.cli import main\nsys.argv = ['fassd', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "fassd predict" in result.stdout
+    assert time.perf_counter() - start < 5  # 0.3 s alone; tests share their machine
+
+
+@pytest.mark.parametrize("command", ["predict", "bench", "demo", "info"])
+def test_help_teaches_by_example(run_fassd, command):
+    result = run_fassd(command, "--help")
+    assert result.exit_code == 0
+    assert f"fassd {command} " in result.stdout.split("Examples")[1]
+
+
+def test_version_and_python_dash_m():
+    result = subprocess.run(
+        [sys.executable, "-m", "fassd", "--version"], capture_output=True, text=True
+    )
+    assert result.stdout == f"fassd {fassd.__version__}\n"
+
+
+@pytest.mark.parametrize("text", ["1024x2048", " 1024 X 2048 "])
+def test_sizes(text):
+    assert parse_size(text) == Size(1024, 2048)
+    assert str(parse_size(text)) == "1024x2048"

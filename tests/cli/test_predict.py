@@ -1,0 +1,174 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+
+from fassd import images
+from fassd.palette import colorize, overlay, palette
+
+PHOTOS = Path(skimage.__file__).parent / "data"
+FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The issue's mix of pictures, and what their label maps must measure."""
+    source = tmp_path / "in"
+    source.mkdir()
+    with Image.open(PHOTOS / "rocket.jpg") as photo:
+        rocket = photo.resize((160, 128))
+    rocket.save(source / "photo.jpg")
+    grey = np.asarray(rocket.convert("L"))
+    Image.fromarray(grey[:100, :90]).save(source / "grey.png")
+    rgba = np.dstack([np.asarray(rocket), grey])
+    Image.fromarray(rgba[:80]).save(source / "rgba.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(source / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    rocket.save(source / "turned.jpg", exif=exif)
+    whole = (source / "photo.jpg").read_bytes()
+    (source / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    sizes = {
+        "photo": (128, 160),
+        "grey": (100, 90),
+        "rgba": (80, 160),
+        "deep": (128, 160),
+        "turned": (160, 128),
+    }
+    return source, sizes
+
+
+def opened(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+
+
+def test_a_folder_of_every_kind_with_a_truncated_file(folder, tmp_path, run_fassd):
+    source, sizes = folder
+    result = run_fassd("predict", source, "-o", tmp_path / "out", *FAST)
+    assert result.exit_code == 1
+    assert "truncated.jpg: is damaged or truncated" in result.stderr
+    assert "5 of 6 pictures" in result.stderr and "1 failed" in result.stderr
+    assert "labels are meaningless until trained weights are given" in result.stderr
+    assert "160x128" in result.stdout and "median" in result.stdout
+    assert files(tmp_path / "out") == sorted(
+        f"{name}{ending}" for name in sizes for ending in images.OUTPUT_ENDINGS
+    )
+    for name, size in sizes.items():
+        labels = opened(tmp_path / f"out/{name}_trainids.png")
+        assert labels.dtype == np.uint8 and labels.shape == size and labels.max() < 19
+        picture = images.read_image(next(source.glob(f"{name}.*")))
+        np.testing.assert_array_equal(opened(tmp_path / f"out/{name}_color.png"), colorize(labels))
+        np.testing.assert_array_equal(
+            opened(tmp_path / f"out/{name}_overlay.png"), overlay(picture, labels)
+        )
+
+
+def test_all_fine_is_0_and_runs_repeat(folder, tmp_path, run_fassd):
+    source, _ = folder
+    for name in ("one", "two"):
+        result = run_fassd("predict", source / "grey.png", "-o", tmp_path / name, *FAST)
+        assert result.exit_code == 0
+    assert (tmp_path / "one/grey_trainids.png").read_bytes() == (
+        tmp_path / "two/grey_trainids.png"
+    ).read_bytes()
+
+
+def test_nothing_done_is_2(folder, tmp_path, run_fassd):
+    source, _ = folder
+    result = run_fassd("predict", source / "truncated.jpg", "-o", tmp_path / "out", *FAST)
+    assert result.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_tree_and_collisions_and_second_run_into_the_same_folder(tmp_path, run_fassd):
+    for name in ("x.png", "x.bmp", "a/x.png", "b/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), "grey").save(tmp_path / name)
+    for _ in range(2):
+        result = run_fassd("predict", tmp_path, "-o", tmp_path, *FAST)
+        assert result.exit_code == 0, result.stderr
+        assert "4 of 4 pictures" in result.stderr
+    labels = [name for name in files(tmp_path) if name.endswith("_trainids.png")]
+    assert labels == ["a/x_trainids.png", "b/x_trainids.png", "x-2_trainids.png", "x_trainids.png"]
+
+
+def test_classes_size_and_opacity(folder, tmp_path, run_fassd):
+    source, _ = folder
+    result = run_fassd(
+        "predict", source / "photo.jpg", "-o", tmp_path / "out", *FAST,
+        "--classes", 3, "--size", "64x96", "--opacity", 1, "--alpha", 4, "--threads", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    labels = opened(tmp_path / "out/photo_trainids.png")
+    assert labels.shape == (128, 160) and labels.max() < 3
+    color = opened(tmp_path / "out/photo_color.png")
+    np.testing.assert_array_equal(color, colorize(labels, palette(3)))
+    np.testing.assert_array_equal(opened(tmp_path / "out/photo_overlay.png"), color)
+
+
+def test_a_picture_too_small_for_the_network_is_named(folder, tmp_path, run_fassd):
+    source, _ = folder
+    Image.new("RGB", (20, 20)).save(source / "tiny.png")
+    result = run_fassd(
+        "predict", source / "tiny.png", source / "grey.png", "-o", tmp_path / "out", *FAST
+    )
+    assert result.exit_code == 1
+    assert "tiny.png: the input must be at least 57x57" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.png"], "nothing.png: no such file or folder"),
+        (["*.webp"], "*.webp: this pattern matches no pictures"),
+        (["a.png", "--model", "fassd_nett"], "unknown model 'fassd_nett'"),
+        (["a.png", "--backend", "nonsense"], "nonsense"),
+        (["a.png", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+        (["a.png", "--weights", "missing.pth"], "missing.pth"),
+        (["a.png", "--size", "1024"], "'1024' is not a size; write height x width in pixels"),
+        (["a.png", "--size", "0x5"], "'0x5' is not a size"),
+        (["a.png", "--dtype", "int8"], "'int8' is not one of"),
+        (["a.png", "--opacity", "2"], "Invalid value for '--opacity'"),
+        ([], "Missing argument"),
+    ],
+)
+def test_usage_errors_are_clear_and_exit_with_2(
+    tmp_path, monkeypatch, run_fassd, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("a.png")
+    result = run_fassd("predict", *arguments, "-o", "out")
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.output
+    assert not os.path.exists("out")
+
+
+def test_debug_shows_the_error_itself(tmp_path, run_fassd):
+    result = run_fassd("--debug", "predict", tmp_path / "nothing.png", "-o", tmp_path / "out")
+    assert isinstance(result.exception, images.ImageError)
+
+
+def test_ctrl_c_leaves_no_half_file(folder, tmp_path, run_fassd, monkeypatch):
+    source, _ = folder
+    save = Image.Image.save
+
+    def interrupted(self, stream, **options):
+        if "overlay" in stream.name:
+            stream.write(b"half")
+            raise KeyboardInterrupt
+        save(self, stream, **options)
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    result = run_fassd("predict", source, "-o", tmp_path / "out", *FAST)
+    assert result.exit_code == 130
+    assert "stopped" in result.stderr
+    assert os.listdir(tmp_path / "out") == ["deep_color.png"]

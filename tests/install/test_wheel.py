@@ -1,0 +1,121 @@
+"""What pip builds: with isolation and without, with a compiler and without, and its ABI."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from install.conftest import Built, pip_wheel, source_copy
+
+TRY_IT = """
+import warnings, torch, fassd, fassd_kernels
+print(fassd_kernels.__file__)
+model = fassd.create_model("fassd_net_l2").eval()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    fast = fassd_kernels.accelerate(model)
+    with torch.no_grad():
+        x = torch.randn(1, 3, 64, 96)
+        assert torch.allclose(fast(x), model(x), atol=1e-3)
+print(fassd_kernels.backends())
+"""
+
+
+def run_from(built: Built) -> str:
+    """Try the unpacked wheel in a process that sees this environment's torch, not the sources."""
+    result = subprocess.run(
+        [sys.executable, "-c", TRY_IT],
+        capture_output=True,
+        text=True,
+        cwd=built.contents,
+        env={**os.environ, "PYTHONPATH": str(built.contents)},
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(built.contents)), "the wheel was not what was tried"
+    return result.stdout
+
+
+def undefined_symbols(library: Path) -> list[str]:
+    """Demangled names that the library wants from others, without symbol versions."""
+    command = ["nm", "--dynamic", "--undefined-only", "--demangle", str(library)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.strip().partition(" ")[2].split("@")[0] for line in out.splitlines()]
+
+
+def libraries(built: Built) -> list[Path]:
+    return sorted(built.contents.glob("fassd_kernels/*.so"))
+
+
+def test_isolated_build_does_not_download_torch(built: Built) -> None:
+    assert not re.search(r"(Collecting|Downloading|Using cached|Processing).*\btorch\b", built.log)
+    record = json.loads((built.contents / "fassd_kernels" / "_build.json").read_text())
+    import torch
+
+    assert record["torch"] == torch.__version__
+
+
+def test_wheel_serves_every_later_python(built: Built) -> None:
+    assert "-cp310-abi3-" in built.wheel.name
+    assert all(path.name.endswith(".abi3.so") for path in libraries(built))
+    assert libraries(built)
+
+
+def test_wheel_works(built: Built) -> None:
+    assert re.search(r"^cpu +available: C\+\+", run_from(built), re.M)
+
+
+def test_only_stable_symbols_are_used(built: Built) -> None:
+    """The binary must load in every torch >= 2.11: only the C shim, no C++ of torch's."""
+    if shutil.which("nm") is None:
+        pytest.skip("binutils' nm is not on this machine")
+    shim = re.compile(r"(aoti_torch_|torch_)\w+")
+    for library in libraries(built):
+        wanted = undefined_symbols(library)
+        unstable = [s for s in wanted if re.search(r"\b(at|c10|torch|caffe2)::", s)]
+        assert not unstable, (library.name, unstable)
+        python = {s for s in wanted if re.match(r"_?Py", s)}
+        assert python <= {"PyModule_Create2"}, (library.name, python)
+        assert any(shim.fullmatch(s) for s in wanted), "the audit looks at nothing"
+
+
+def test_shim_is_not_newer_than_torch_2_11() -> None:
+    """The version asked of torch's headers, which hide whatever came later."""
+    import torch
+
+    setup = (Path(__file__).parents[2] / "setup.py").read_text()
+    (target,) = re.findall(r'^TORCH_TARGET = "0x([0-9a-f]{16})"$', setup, re.M)
+    assert (int(target[:2], 16), int(target[2:4], 16)) <= (2, 11)
+    assert tuple(int(p) for p in re.findall(r"\d+", torch.__version__)[:2]) >= (2, 11)
+
+
+def test_without_a_compiler_the_reference_runs(built_without_compiler: Built) -> None:
+    assert not libraries(built_without_compiler)
+    warning = r"the compiled kernels were not built: no C\+\+ compiler: no-such-compiler"
+    assert len(re.findall(warning, built_without_compiler.log)) == 1
+    report = run_from(built_without_compiler)
+    assert re.search(r"^cpu +not available: not built: no C\+\+ compiler", report, re.M)
+    assert re.search(r"^reference +available", report, re.M)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"FASSD_KERNELS_CUDA": "1", "CUDA_HOME": "/nowhere"}, "nvcc was not found"),
+        ({"TORCH_CUDA_ARCH_LIST": "9.0", "CUDA_HOME": "/nowhere"}, "nvcc was not found"),
+        ({"FASSD_KERNELS_CUDA": "yes"}, "FASSD_KERNELS_CUDA is 'yes'; expected 0, 1 or nothing"),
+        ({"FASSD_KERNELS_CUDA": "1", "CXX": "no-such-compiler"}, "cannot be built: no C++ comp"),
+    ],
+)
+def test_what_is_asked_for_and_impossible_fails(
+    tmp_path: Path, environment: dict[str, str], message: str
+) -> None:
+    result = pip_wheel(source_copy(tmp_path), "--no-build-isolation", **environment)
+    assert result.returncode != 0
+    assert message in result.stdout

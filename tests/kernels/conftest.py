@@ -1,0 +1,48 @@
+"""Reference modules with statistics and slopes worth testing, and how outputs are compared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fassd.models import DAPF, MDA
+
+
+def shake(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random batch-norm statistics and PReLU slopes: the defaults would hide wrong folding."""
+    generator = torch.Generator().manual_seed(seed)
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.running_mean.normal_(0, 0.2, generator=generator)
+            child.running_var.uniform_(0.5, 1.5, generator=generator)
+            nn.init.uniform_(child.weight, 0.8, 1.2, generator=generator)
+            nn.init.normal_(child.bias, 0, 0.2, generator=generator)
+        elif isinstance(child, nn.PReLU):
+            nn.init.uniform_(child.weight, 0.05, 0.4, generator=generator)
+    return module
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    expected = expected.double()
+    return float((result.double() - expected).norm() / expected.norm())
+
+
+@pytest.fixture(params=["dapf", "dapf_alpha3", "mda", "mda_odd"])
+def reference(request: pytest.FixtureRequest) -> nn.Module:
+    """A DAPF or MDA in eval mode, with random weights and statistics."""
+    torch.manual_seed(0)
+    module = {
+        "dapf": lambda: DAPF(24),
+        "dapf_alpha3": lambda: DAPF(31, alpha=3),
+        "mda": lambda: MDA(32, 8),
+        "mda_odd": lambda: MDA(63, 2),
+    }[request.param]()
+    return shake(module).eval()
+
+
+@pytest.fixture
+def picture(reference: nn.Module) -> Tensor:
+    """An input of odd size on which every dilation reaches some pixels."""
+    channels = next(p for p in reference.parameters() if p.dim() == 4).shape[1]
+    return torch.randn(2, channels, 41, 50, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,178 @@
+"""accelerate(): every variant, foreign classes, options and refusals."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from kernels.conftest import relative_error, shake
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fassd
+import fassd_kernels
+from fassd.models import DAPF, MDA
+from fassd_kernels import FusedDAPF, FusedMDA, accelerate
+from fassd_kernels.modules import Fused
+
+
+def fused_types(model: nn.Module) -> list[str]:
+    return sorted(type(m).__name__ for m in model.modules() if isinstance(m, Fused))
+
+
+EXPECTED = {
+    "fassd_net": ["FusedDAPF", *["FusedMDA"] * 3],
+    "fassd_net_l1": ["FusedDAPF", *["FusedMDA"] * 3],
+    "fassd_net_l2": ["FusedDAPF", *["FusedMDA"] * 3],
+    "baseline_dapf": ["FusedDAPF"],
+    "baseline_mda": ["FusedMDA"] * 3,
+    "baseline_aspp_mda": ["FusedMDA"] * 3,
+    "baseline_aspp": [],
+    "baseline": [],
+    "fc_hardnet_70": [],
+}
+
+
+def test_the_table_names_every_variant() -> None:
+    assert sorted(EXPECTED) == sorted(fassd.list_models())
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_every_variant(name: str) -> None:
+    torch.manual_seed(0)
+    model = shake(fassd.create_model(name, num_classes=7)).eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fast = accelerate(model)
+    assert fused_types(fast) == EXPECTED[name]
+    assert any("nothing was swapped" in str(w.message) for w in caught) == (not EXPECTED[name])
+    assert fused_types(model) == [], "the original must stay untouched"
+    assert list(fast.state_dict()) == list(model.state_dict())
+    x = torch.randn(1, 3, 96, 130)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        result = fast(x)
+    # Ten layers deep, single precision errors add up: eager is allowed no less.
+    assert relative_error(result, exact) <= 2e-5
+    assert (result.argmax(1) == exact.argmax(1)).float().mean() >= 0.999
+
+
+def test_inplace() -> None:
+    model = fassd.create_model("fassd_net_l2").eval()
+    parameters = [id(p) for p in model.parameters()]
+    assert accelerate(model, inplace=True) is model
+    assert fused_types(model) == EXPECTED["fassd_net_l2"]
+    assert [id(p) for p in model.parameters()] == parameters
+
+
+def test_a_module_alone_and_twice() -> None:
+    fused = accelerate(DAPF(16).eval())
+    assert isinstance(fused, FusedDAPF)
+    assert isinstance(accelerate(fused, backend="reference"), FusedDAPF)
+    shared = MDA(8, 2)
+    pair = accelerate(nn.Sequential(shared, nn.ReLU(), shared))
+    assert pair[0] is pair[2] and isinstance(pair[0], FusedMDA)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 2e-2), (torch.float64, 1e-6)]
+)
+def test_dtype(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    model = shake(fassd.create_model("fassd_net_l2")).eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        result = accelerate(model, dtype=dtype)(x)
+        assert result.dtype == dtype
+        assert relative_error(result, model(x)) <= tolerance
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_training_continues_and_evaluation_is_fresh() -> None:
+    torch.manual_seed(0)
+    fast = accelerate(fassd.create_model("fassd_net_l2", num_classes=4)).train()
+    x, y = torch.randn(2, 3, 128, 128), torch.randint(0, 4, (2, 128, 128))
+    optimizer = torch.optim.SGD(fast.parameters(), lr=0.01)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(fast(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        plain = fassd.create_model("fassd_net_l2", num_classes=4)
+        plain.load_state_dict(fast.state_dict())
+        with torch.no_grad():
+            assert relative_error(fast.eval()(x), plain.eval()(x)) <= 2e-5
+        fast.train()
+    assert losses[-1] < losses[0]
+
+
+# --- classes that are not ours ------------------------------------------------------------------
+
+
+class ForeignMDA(nn.Module):
+    """Somebody else's module with MDA's attributes, and MDA's forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, child in MDA(12, 4).named_children():
+            setattr(self, name, child)
+
+    def forward(self, image: Tensor) -> Tensor:
+        o = self.conv3x3(self.bn_relu_1(image))
+        both = self.parallel_conv3x3(o) + self.parallel_ddconv1x3(self.parallel_ddconv3x1(o))
+        return self.conv1x1(self.bn_relu_2(both)) + image
+
+
+class OtherForward(ForeignMDA):
+    """The same attributes, another function: must stay as it is."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image) - image
+
+
+class TwoInputs(ForeignMDA):
+    def forward(self, image: Tensor, other: Tensor) -> Tensor:
+        return super().forward(image) + other
+
+
+def test_a_foreign_class_with_the_same_attributes() -> None:
+    torch.manual_seed(0)
+    module = shake(nn.Sequential(ForeignMDA())).eval()
+    fast = accelerate(module)
+    assert isinstance(fast[0], FusedMDA)
+    assert list(fast.state_dict()) == list(module.state_dict())
+    x = torch.randn(1, 12, 20, 30)
+    with torch.no_grad():
+        assert relative_error(fast(x), module.double()(x.double())) <= 2e-6
+
+
+@pytest.mark.parametrize("foreign", [OtherForward, TwoInputs])
+def test_a_foreign_class_that_computes_something_else(foreign: type[nn.Module]) -> None:
+    with pytest.warns(RuntimeWarning, match="nothing was swapped"):
+        fast = accelerate(nn.Sequential(foreign()).eval())
+    assert type(fast[0]) is foreign
+
+
+def test_a_subclass_with_its_own_forward_stays() -> None:
+    class Gated(DAPF):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).sigmoid()
+
+    with pytest.warns(RuntimeWarning, match="nothing was swapped"):
+        assert type(accelerate(Gated(8))) is Gated
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def test_refusals() -> None:
+    with pytest.raises(TypeError, match=r"model is a str; expected a torch.nn.Module"):
+        accelerate("fassd_net")  # type: ignore[type-var]
+    with pytest.raises(TypeError, match=r"dtype is torch.int8; expected None or one of"):
+        accelerate(MDA(8, 2), dtype=torch.int8)
+    with pytest.raises(fassd_kernels.BackendError, match="expected one of auto"):
+        accelerate(MDA(8, 2), backend="quantum")

@@ -1,0 +1,437 @@
+"""FusedDAPF and FusedMDA are the reference modules, faster: numbers, gradients, freshness."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from kernels.conftest import relative_error, shake
+from torch import Tensor, nn
+
+import fassd_kernels
+from fassd.models import DAPF, MDA
+from fassd_kernels import BackendError, FusedDAPF, FusedMDA, ops
+from fassd_kernels.modules import Fused
+
+BACKENDS = [b.name for b in fassd_kernels.backends() if b.available and b.takes("cpu")]
+FLOAT32 = 2e-6
+
+
+def fuse(module: nn.Module, backend: str = "auto") -> Fused:
+    return (FusedDAPF if isinstance(module, DAPF) else FusedMDA).from_reference(module, backend)
+
+
+def expected_of(module: nn.Module, x: Tensor) -> Tensor:
+    """The reference module's output, computed in float64."""
+    with torch.no_grad():
+        return copy.deepcopy(module).double()(x.double())
+
+
+@pytest.fixture
+def operator_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the fused operators called, so that a test can tell a fallback from the real thing."""
+    calls: list[str] = []
+    real = ops.operator
+
+    def spy(name: str, backend: str) -> Callable[..., Tensor]:
+        calls.append(name)
+        return real(name, backend)
+
+    monkeypatch.setattr(ops, "operator", spy)
+    return calls
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_equals_the_reference(
+    reference: nn.Module, picture: Tensor, backend: str, layout: str, operator_calls: list[str]
+) -> None:
+    x = picture
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "sliced":
+        x = torch.randn(2, x.shape[1] + 3, 44, 53)[:, 2:-1, 1:42, :50]
+    with torch.no_grad():
+        result = fuse(reference, backend)(x)
+    assert operator_calls == [fuse(reference).operator]
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(result, expected_of(reference, x)) <= FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1.5e-2), (torch.float64, 1e-12)]
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dtypes(
+    reference: nn.Module, picture: Tensor, backend: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    x = picture.to(dtype)
+    fused = fuse(copy.deepcopy(reference).to(dtype), backend)
+    with torch.no_grad():
+        result = fused(x)
+    assert result.dtype == dtype
+    assert relative_error(result, expected_of(fused_as_reference(fused), x)) <= tolerance
+
+
+def fused_as_reference(fused: Fused) -> nn.Module:
+    """A plain module with the fused one's (already rounded) parameters."""
+    if isinstance(fused, DAPF):
+        plain: nn.Module = DAPF(fused.inplanes, fused.alpha)
+    else:
+        assert isinstance(fused, MDA)
+        plain = MDA(fused.nIn, fused.d)
+    plain.to(next(fused.parameters()).dtype).load_state_dict(fused.state_dict())
+    return plain.eval()
+
+
+def test_constructors_and_state_dict(reference: nn.Module, picture: Tensor) -> None:
+    if isinstance(reference, DAPF):
+        fused: nn.Module = FusedDAPF(reference.inplanes, reference.alpha)
+    else:
+        assert isinstance(reference, MDA)
+        fused = FusedMDA(reference.nIn, reference.d)
+    assert isinstance(fused, type(reference))
+    assert list(fused.state_dict()) == list(reference.state_dict())
+    fused.load_state_dict(reference.state_dict())
+    with torch.no_grad():
+        assert relative_error(fused.eval()(picture), expected_of(reference, picture)) <= FLOAT32
+
+
+def test_from_reference_shares_parameters_and_leaves_the_module_alone(reference: nn.Module) -> None:
+    before = dict(reference.named_parameters())
+    fused = fuse(reference)
+    assert {k: id(p) for k, p in fused.named_parameters()} == {k: id(p) for k, p in before.items()}
+    assert type(reference) in (DAPF, MDA)
+    fused.register_forward_hook(lambda *_: None)
+    assert not reference._forward_hooks
+
+
+# --- training and gradients ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_equal_the_reference(
+    reference: nn.Module, picture: Tensor, training: bool
+) -> None:
+    plain = copy.deepcopy(reference).train(training)
+    fused = fuse(copy.deepcopy(reference)).train(training)
+    outputs, gradients = [], []
+    for module in (plain, fused):
+        x = picture.clone().requires_grad_()
+        output = module(x)
+        output.sin().sum().backward()
+        outputs.append(output.detach())
+        gradients.append({"input": x.grad, **{k: p.grad for k, p in module.named_parameters()}})
+    assert relative_error(outputs[1], outputs[0]) <= FLOAT32
+    # Whole gradient vectors are compared: a single bias' gradient is a sum with cancellation.
+    for key, gradient in gradients[0].items():
+        assert gradient.abs().sum() > 0, key
+        assert relative_error(gradients[1][key], gradient) <= 2e-4, key
+    for key, buffer in plain.named_buffers():
+        torch.testing.assert_close(fused.get_buffer(key), buffer, rtol=0, atol=0)
+
+
+def test_gradcheck_in_eval_mode() -> None:
+    for module, shape in ((DAPF(4), (1, 4, 3, 14)), (MDA(4, 2), (1, 4, 5, 4))):
+        fused = fuse(shake(module.double()).eval())
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x, fused=fused: fused(x), (x,))
+
+
+def test_training_steps_follow_the_reference(reference: nn.Module, picture: Tensor) -> None:
+    plain, fused = copy.deepcopy(reference).train(), fuse(copy.deepcopy(reference)).train()
+    for module in (plain, fused):
+        optimizer = torch.optim.SGD(module.parameters(), lr=1e-2, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(picture).square().mean().backward()
+            optimizer.step()
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(fused.state_dict()[key], value, rtol=0, atol=0)
+    plain.eval(), fused.eval()
+    with torch.no_grad():
+        assert relative_error(fused(picture), expected_of(plain, picture)) <= FLOAT32
+
+
+# --- packed weights stay fresh ------------------------------------------------------------------
+
+
+def edit_in_place(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.9)
+
+
+def edit_statistics(module: nn.Module) -> None:
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.running_var.add_(0.5)
+
+
+def load_other_weights(module: nn.Module) -> None:
+    module.load_state_dict(shake(copy.deepcopy(module), seed=5).state_dict())
+
+
+def assign_other_weights(module: nn.Module) -> None:
+    state = shake(copy.deepcopy(module), seed=6).state_dict()
+    module.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
+
+
+def step(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.Adam(module.parameters(), lr=1e-2).step()
+
+
+def replace_parameter(module: nn.Module) -> None:
+    conv = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+    conv.weight = nn.Parameter(conv.weight.detach() * 0.5)
+
+
+def replace_batch_norm(module: nn.Module) -> None:
+    name, bn = next((n, m) for n, m in module.named_modules() if isinstance(m, nn.BatchNorm2d))
+    other = shake(nn.BatchNorm2d(bn.num_features, eps=0.1).eval(), seed=8)
+    module.get_submodule(name.rpartition(".")[0]).__setattr__(name.rpartition(".")[2], other)
+
+
+def to_double_and_back(module: nn.Module) -> None:
+    module.double().float()
+    edit_in_place(module)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        edit_in_place,
+        edit_statistics,
+        load_other_weights,
+        assign_other_weights,
+        step,
+        replace_parameter,
+        replace_batch_norm,
+        to_double_and_back,
+    ],
+)
+def test_packed_weights_are_rebuilt(
+    reference: nn.Module, picture: Tensor, edit: Callable[[nn.Module], None]
+) -> None:
+    fused = fuse(reference)
+    with torch.no_grad():
+        before = fused(picture)
+    edit(fused)
+    with torch.no_grad():
+        after = fused(picture)
+    assert relative_error(after, before) > 1e-4, "the edit changes nothing: a poor test"
+    assert relative_error(after, expected_of(fused_with_its_parts(fused), picture)) <= FLOAT32
+
+
+def fused_with_its_parts(fused: Fused) -> nn.Module:
+    """A plain module made of (copies of) the fused module's present submodules."""
+    plain = fused_as_reference(fused)
+    for name, child in fused.named_children():
+        setattr(plain, name, copy.deepcopy(child))
+    return plain
+
+
+def test_packed_weights_are_kept_between_calls(reference: nn.Module, picture: Tensor) -> None:
+    fused = fuse(reference)
+    with torch.no_grad():
+        fused(picture)
+        kept = fused._packed
+        fused(picture)
+    assert kept is not None and fused._packed is kept
+
+
+def test_half(reference: nn.Module, picture: Tensor) -> None:
+    fused = fuse(reference)
+    with torch.no_grad():
+        fused(picture)
+        fused.half()
+        x = picture.half()
+        result = fused(x)
+    assert result.dtype == torch.float16
+    assert relative_error(result, expected_of(fused_as_reference(fused), x)) <= 2e-3
+
+
+def test_data_edit_needs_repack(reference: nn.Module, picture: Tensor) -> None:
+    fused = fuse(reference)
+    with torch.no_grad():
+        fused(picture)
+        for parameter in fused.parameters():
+            parameter.data.mul_(0.9)
+        fused.repack()
+        assert relative_error(fused(picture), expected_of(reference, picture)) <= FLOAT32
+
+
+def test_parametrized_weight(reference: nn.Module, picture: Tensor) -> None:
+    conv = next(m for m in reference.modules() if isinstance(m, nn.Conv2d))
+    nn.utils.parametrizations.weight_norm(conv)
+    fused = fuse(reference)
+    with torch.no_grad():
+        for _ in range(2):
+            assert relative_error(fused(picture), expected_of(reference, picture)) <= FLOAT32
+            conv.parametrizations.weight.original0.mul_(1.5)
+
+
+def test_parameters_made_in_inference_mode(reference: nn.Module, picture: Tensor) -> None:
+    with torch.inference_mode():
+        fused = fuse(copy.deepcopy(reference))
+        for _ in range(2):
+            edit_in_place(fused)
+            assert relative_error(fused(picture), expected_of(fused, picture)) <= FLOAT32
+
+
+# --- when it must not fuse ----------------------------------------------------------------------
+
+
+def test_hooks_on_submodules_run(
+    reference: nn.Module, picture: Tensor, operator_calls: list[str]
+) -> None:
+    fused = fuse(reference)
+    seen: list[torch.Size] = []
+    conv = next(m for m in fused.modules() if isinstance(m, nn.Conv2d))
+    handle = conv.register_forward_hook(lambda _m, _i, output: seen.append(output.shape))
+    with torch.no_grad():
+        result = fused(picture)
+        assert len(seen) == 1 and not operator_calls
+        handle.remove()
+        fused(picture)
+    assert len(seen) == 1 and operator_calls == [fused.operator]
+    assert relative_error(result, expected_of(reference, picture)) <= FLOAT32
+
+
+def test_batch_norm_without_running_statistics(reference: nn.Module, picture: Tensor) -> None:
+    for child in reference.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.track_running_stats = False
+            child.running_mean = child.running_var = None
+    with torch.no_grad():
+        result = fuse(reference)(picture)
+        assert relative_error(result, expected_of(reference, picture)) <= FLOAT32
+
+
+def test_one_batch_norm_in_training_mode(reference: nn.Module, picture: Tensor) -> None:
+    for module in (reference, fused := fuse(copy.deepcopy(reference))):
+        next(m for m in module.modules() if isinstance(m, nn.BatchNorm2d)).train()
+    with torch.no_grad():
+        torch.testing.assert_close(fused(picture), reference(picture), rtol=0, atol=0)
+
+
+# --- tools that people use on modules -----------------------------------------------------------
+
+
+def test_pickle_and_deepcopy(reference: nn.Module, picture: Tensor) -> None:
+    fused = fuse(reference)
+    with torch.no_grad():
+        expected = fused(picture)
+        buffer = io.BytesIO()
+        torch.save(fused, buffer)
+        buffer.seek(0)
+        loaded = torch.load(buffer, weights_only=False)
+        copies = [copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), loaded]
+        for other in copies:
+            torch.testing.assert_close(other(picture), expected, rtol=0, atol=0)
+        edit_in_place(copies[0])
+        torch.testing.assert_close(fused(picture), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_compile_fullgraph(reference: nn.Module, picture: Tensor, grad: bool) -> None:
+    fused = fuse(reference)
+    torch._dynamo.reset()
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(grad):
+        result = compiled(picture)
+        if grad:
+            result.sum().backward()
+            assert all(p.grad is not None for p in fused.parameters())
+    assert relative_error(result.detach(), expected_of(reference, picture)) <= FLOAT32
+    edit_in_place(fused)
+    with torch.no_grad():
+        assert relative_error(compiled(picture), expected_of(reference, picture)) <= FLOAT32
+
+
+def test_two_threads_at_once(reference: nn.Module, picture: Tensor) -> None:
+    fused = fuse(reference)
+    expected = expected_of(reference, picture)
+    errors: list[float] = []
+
+    def work() -> None:
+        with torch.no_grad():
+            for _ in range(5):
+                errors.append(relative_error(fused(picture), expected))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 10 and max(errors) <= FLOAT32
+
+
+def test_autocast(reference: nn.Module, picture: Tensor) -> None:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        result = fuse(reference)(picture)
+    assert result.dtype == torch.bfloat16
+    assert relative_error(result, expected_of(reference, picture)) <= 1.5e-2
+
+
+def test_zero_batch(reference: nn.Module, picture: Tensor) -> None:
+    with torch.no_grad():
+        assert fuse(reference)(picture[:0]).shape == (0, *picture.shape[1:])
+
+
+def test_repr_tells_backend_and_dtype(reference: nn.Module) -> None:
+    assert "backend=auto (" in repr(fuse(reference))
+    text = repr(fuse(copy.deepcopy(reference).half(), "reference"))
+    assert "backend=reference, dtype=torch.float16" in text
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def test_unknown_and_unavailable_backends(reference: nn.Module) -> None:
+    with pytest.raises(BackendError, match=r"'tpu'.*expected one of auto, cpu, cuda, reference"):
+        fuse(reference, "tpu")
+    if not fassd_kernels.backends()["cuda"].available:
+        with pytest.raises(BackendError, match=r"'cuda'.*CUDA|GPU"):
+            fuse(reference, "cuda")
+
+
+def test_a_backend_that_cannot_take_the_device(reference: nn.Module, picture: Tensor) -> None:
+    if "cpu" not in BACKENDS:
+        pytest.skip("the C++ backend is not built")
+    fused = fuse(reference, "cpu").to("meta")
+    with pytest.raises(BackendError, match=r"'cpu' cannot run (dapf|mda) on meta: .*cpu tensors"):
+        fused(picture.to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m, "conv1x1", nn.Identity()), "conv1x1"),
+        (lambda m: delattr(m, "conv1x1"), "no submodule 'conv1x1"),
+    ],
+)
+def test_modules_with_other_parts_are_refused(
+    reference: nn.Module, change: Callable[[nn.Module], None], message: str
+) -> None:
+    change(reference)
+    with pytest.raises(TypeError, match=message):
+        fuse(reference)
+
+
+def test_wrong_configuration_is_refused() -> None:
+    dapf = DAPF(8)
+    dapf.pyBranch3.atrous_conv1x3 = nn.Conv2d(4, 4, (1, 3), padding=(0, 5), dilation=(1, 5))
+    with pytest.raises(TypeError, match=r"pyBranch3.atrous_conv1x3 .*expected dilation \(1, 24\)"):
+        FusedDAPF.from_reference(dapf)
+    mda = MDA(8, 2)
+    mda.bn_relu_2.acti = nn.ReLU()
+    with pytest.raises(TypeError, match=r"bn_relu_2.acti is a ReLU"):
+        FusedMDA.from_reference(mda)

@@ -1,0 +1,254 @@
+"""Reading checkpoints of every accepted kind, and refusing the others without a trace."""
+
+import os
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fassd.models import CheckpointError, create_model, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def trained(golden):
+    """A network whose weights differ from every freshly initialised one."""
+    return golden.fill(create_model("fassd_net_l2"), salt=3)
+
+
+@pytest.fixture
+def model():
+    return create_model("fassd_net_l2")
+
+
+def old_spelling(key):
+    key = re.sub(r"^DAPF\.", "aspp.", key).replace("pyBranch", "aspp")
+    return re.sub(r"^mda\.", "Dab_leo.", key).replace("parallel_ddconv", "ddconv")
+
+
+def same(model, other):
+    state = other.state_dict()
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def authors_dict(state):
+    return {
+        "epoch": 86000,
+        "model_state": {"module." + key: value for key, value in state.items()},
+        "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.02, "params": [0, 1]}]},
+        "best_iou": np.float64(0.78),
+        "counts": [np.int64(3), np.float32(0.5), np.bool_(True)],
+    }
+
+
+@pytest.mark.parametrize("spelling", [str, old_spelling], ids=["new", "old"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_authors_files(trained, model, tmp_path, spelling, zipped):
+    state = {spelling(key): value for key, value in trained.state_dict().items()}
+    path = tmp_path / "authors.pkl"
+    torch.save(authors_dict(state), path, _use_new_zipfile_serialization=zipped)
+    report = load_checkpoint(model, path)
+    assert same(model, trained)
+    assert set(report.loaded) == set(model.state_dict())
+    assert (report.missing, report.ignored, report.misshapen) == ((), (), ())
+    assert str(report) == "authors.pkl: 401 tensors loaded"
+
+
+def test_scalars_of_numpy_1(trained, model, tmp_path):
+    """NumPy 1 names the reconstructor numpy.core.multiarray.scalar, in a file of either age."""
+    path = tmp_path / "numpy1.pkl"
+    torch.save(authors_dict(trained.state_dict()), path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    old, new = b"numpy.core.multiarray", b"numpy._core.multiarray"
+    assert new in content or old in content
+    path.write_bytes(content.replace(new, old))
+    load_checkpoint(model, path)
+    assert same(model, trained)
+
+
+def test_plain_state_dict_and_safetensors(trained, tmp_path):
+    torch.save(trained.state_dict(), tmp_path / "plain.pth")
+    save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+    for name in ("plain.pth", "weights.safetensors"):
+        model = create_model("fassd_net_l2")
+        load_checkpoint(model, tmp_path / name)
+        assert same(model, trained)
+
+
+def test_half_precision_file_is_converted(trained, model, tmp_path):
+    state = {key: value.half() for key, value in trained.state_dict().items()}
+    torch.save(state, tmp_path / "half.pth")
+    load_checkpoint(model, tmp_path / "half.pth")
+    assert model.finalConv.weight.dtype == torch.float32
+    torch.testing.assert_close(model.finalConv.weight, trained.finalConv.weight, rtol=1e-3, atol=0)
+
+
+def test_data_parallel_model(trained, model, tmp_path):
+    torch.save(trained.state_dict(), tmp_path / "plain.pth")
+    load_checkpoint(torch.nn.DataParallel(model), tmp_path / "plain.pth")
+    assert same(model, trained)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda net: net.state_dict(),
+        lambda net: {f"module.base.{key}": value for key, value in net.base.state_dict().items()},
+        lambda net: net.base.state_dict(),
+    ],
+    ids=["classifier", "module.base", "bare"],
+)
+def test_encoder_alone(trained, model, tmp_path, write):
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = trained.base
+            self.head = torch.nn.Linear(224, 10)
+
+    torch.save({"state_dict": write(Classifier())}, tmp_path / "imagenet.pth")
+    before = create_model("fassd_net_l2")
+    before.load_state_dict(model.state_dict())
+    report = load_checkpoint(model, tmp_path / "imagenet.pth")
+    assert same(model.base, trained.base)
+    assert same(model.DAPF, before.DAPF)
+    assert same(model.finalConv, before.finalConv)
+    assert report.encoder_only
+    assert set(report.ignored) <= {"head.weight", "head.bias"}
+    assert set(report.loaded) == {key for key in model.state_dict() if key.startswith("base.")}
+    assert "encoder only" in str(report)
+
+
+def test_encoder_of_more_stages_fills_the_shorter_one(golden, model, tmp_path):
+    longer = golden.fill(create_model("fc_hardnet_70"), salt=1)
+    torch.save(longer.base.state_dict(), tmp_path / "encoder.pth")
+    report = load_checkpoint(model, tmp_path / "encoder.pth")
+    assert torch.equal(model.base[14].conv.weight, longer.base[14].conv.weight)
+    assert {key.split(".")[1] for key in report.ignored} == {"16", "17"}
+
+
+def test_half_an_encoder_is_refused(trained, model, tmp_path):
+    state = {k: v for k, v in trained.state_dict().items() if k.startswith(("base.0", "base.1."))}
+    torch.save(state, tmp_path / "half.pth")
+    with pytest.raises(CheckpointError, match=r"missing \(\d+\): base\.2\.conv\.weight"):
+        load_checkpoint(model, tmp_path / "half.pth")
+
+
+def refused(model, path):
+    """The message of the error, after a look that the model did not change."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(model, path)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_variants_file(model, tmp_path):
+    torch.save(create_model("baseline", num_classes=11).state_dict(), tmp_path / "other.pth")
+    message = refused(model, tmp_path / "other.pth")
+    assert re.search(r"missing \(\d+\): DAPF\.conv1x1\.weight, .* and \d+ more", message)
+    assert re.search(r"unexpected \(96\): denseBlocksUp\.0\.layers\.0\.conv\.weight", message)
+    assert "finalConv.bias" in message or "and " in message
+    assert 'the file fits create_model("baseline", num_classes=11)' in message
+
+
+def test_another_class_count_and_alpha(tmp_path):
+    torch.save(create_model("fassd_net", 11, alpha=6).state_dict(), tmp_path / "other.pth")
+    message = refused(create_model("fassd_net", alpha=6), tmp_path / "other.pth")
+    assert (
+        "misshapen (2): finalConv.weight [11, 48, 1, 1] where the model has [19, 48, 1, 1], "
+        in (message)
+    )
+    assert "finalConv.bias [11] where the model has [19]" in message
+    assert 'create_model("fassd_net", num_classes=11, alpha=6) or ' in message
+
+
+def test_not_strict_loads_what_fits(tmp_path):
+    other = create_model("fassd_net", 11)
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    model = create_model("fassd_net", 19)
+    head = model.finalConv.weight.clone()
+    report = load_checkpoint(model, tmp_path / "other.pth", strict=False)
+    assert same(model.mda, other.mda)
+    assert torch.equal(model.finalConv.weight, head)
+    assert report.misshapen == ("finalConv.weight", "finalConv.bias")
+
+
+def test_two_spellings_of_one_key(model, trained, tmp_path):
+    state = trained.state_dict()
+    state["aspp.conv1.weight"] = state["DAPF.conv1.weight"]
+    torch.save(state, tmp_path / "twice.pth")
+    assert "holds DAPF.conv1.weight twice" in refused(model, tmp_path / "twice.pth")
+
+
+class Malicious:
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.witness),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_malicious_pickle_is_refused_and_not_run(model, trained, tmp_path, zipped):
+    witness = tmp_path / "executed"
+    content = {"model_state": trained.state_dict(), "epoch": Malicious(witness)}
+    path = tmp_path / "evil.pkl"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    message = refused(model, path)
+    assert "was refused, and nothing in it executed: it names posix.mkdir" in message
+    assert "weights_only" not in message
+    assert not witness.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_malicious_bare_pickle(model, tmp_path):
+    witness = tmp_path / "executed"
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Malicious(witness)))
+    refused(model, tmp_path / "evil.pkl")
+    assert not witness.exists()
+
+
+def test_numpy_objects_are_refused(model, tmp_path):
+    torch.save({"best_iou": np.array([{"a": 1}], dtype=object)}, tmp_path / "objects.pkl")
+    assert "it names numpy" in refused(model, tmp_path / "objects.pkl")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_truncated_files(model, trained, tmp_path, zipped, share):
+    path = tmp_path / "short.pkl"
+    torch.save(authors_dict(trained.state_dict()), path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert "damaged or not a checkpoint" in refused(model, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("page.pkl", b"<html>404</html>"), ("text.pth", b"hello world"), ("x.safetensors", b"junk")],
+)
+def test_files_of_another_kind(model, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert "damaged or not a checkpoint" in refused(model, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list, not a state dict"),
+        ({"epoch": 3}, "'epoch' is a int"),
+        ({}, "holds an empty state dict"),
+        ({"some.weight": torch.zeros(2)}, r"unexpected (1): some.weight"),
+    ],
+)
+def test_files_without_weights(model, tmp_path, content, message):
+    torch.save(content, tmp_path / "other.pth")
+    assert message in refused(model, tmp_path / "other.pth")
+
+
+def test_absent_file(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_checkpoint(model, tmp_path / "nowhere.pth")

@@ -1,0 +1,70 @@
+"""The networks against figures and arrays of the original authors' implementation."""
+
+import numpy as np
+import pytest
+import torch
+
+from fassd.models import DAPF, MDA, VARIANTS, HarDBlock, create_model, list_models
+
+WITH_KEYS = ["fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70"]
+
+MODULES = {
+    "dapf_c32_alpha2_48x96": (lambda: DAPF(32, 2), (1, 32, 48, 96)),
+    "dapf_c48_alpha4_33x50": (lambda: DAPF(48, 4), (2, 48, 33, 50)),
+    "mda_c63_d2_24x40": (lambda: MDA(63, 2), (1, 63, 24, 40)),
+    "mda_c119_d4_17x23": (lambda: MDA(119, 4), (1, 119, 17, 23)),
+    "mda_c32_d8_20x28": (lambda: MDA(32, 8), (2, 32, 20, 28)),
+    "hardblock_c48_g10_n4_20x28": (lambda: HarDBlock(48, 10, 1.7, 4), (1, 48, 20, 28)),
+    "hardblock_c96_g18_n8_12x20": (lambda: HarDBlock(96, 18, 1.7, 8), (1, 96, 12, 20)),
+}
+
+
+def test_the_nine_names(numbers):
+    assert set(list_models()) == set(numbers["variants"])
+    assert len(list_models()) == 9
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_parameters(name, numbers):
+    params = sum(parameter.numel() for parameter in create_model(name).parameters())
+    assert params == numbers["variants"][name]["params"]
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_published_figures(name, numbers):
+    talk = numbers["variants"][name]["talk"]
+    published = VARIANTS[name].published
+    assert (published and vars(published)) == talk
+
+
+@pytest.mark.parametrize("alpha", [4, 6, 8])
+def test_parameters_by_alpha(alpha, numbers):
+    params = sum(p.numel() for p in create_model("fassd_net", alpha=alpha).parameters())
+    assert params == numbers["fassd_net_by_alpha"][str(alpha)]["params"]
+
+
+@pytest.mark.parametrize("name", WITH_KEYS)
+def test_state_keys_in_order(name, state_keys):
+    state = create_model(name).state_dict()
+    assert [[key, list(value.shape)] for key, value in state.items()] == state_keys[name]
+
+
+@pytest.mark.parametrize("name", WITH_KEYS)
+def test_logits(name, golden, golden_logits):
+    model = golden.fill(create_model(name))
+    with torch.no_grad():
+        logits = model(golden.image((1, 3, 256, 512)))
+    assert logits.shape == (1, 19, 256, 512)
+    np.testing.assert_allclose(logits[..., ::8, ::8], golden_logits[name], rtol=0, atol=2e-3)
+
+
+def test_every_golden_module_is_tested(golden_modules):
+    assert set(MODULES) == set(golden_modules)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name, golden, golden_modules):
+    build, shape = MODULES[name]
+    with torch.no_grad():
+        output = golden.fill(build())(golden.image(shape))
+    np.testing.assert_allclose(output, golden_modules[name], rtol=0, atol=2e-4)

@@ -1,0 +1,329 @@
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fassd.images import (
+    BACKGROUND,
+    ImageError,
+    array_to_rgb,
+    find_pictures,
+    pil_to_rgb,
+    read_image,
+    write_image,
+)
+
+
+@pytest.fixture
+def rgb():
+    return np.random.default_rng(0).integers(0, 256, (7, 11, 3), np.uint8)
+
+
+def saved(folder, name, image, **options):
+    path = folder / name
+    image.save(path, **options)
+    return path
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def test_rgb_is_exact(tmp_path, rgb):
+    for name in ("a.png", "a.bmp", "a.tif", "a.ppm"):
+        np.testing.assert_array_equal(read_image(saved(tmp_path, name, Image.fromarray(rgb))), rgb)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(mode, rgb):
+    image = Image.fromarray(rgb)
+    if mode in ("I;16", "I", "F"):
+        image = Image.fromarray(rgb[..., 0].astype({"I;16": "u2", "I": "i4", "F": "f4"}[mode]) / 1)
+        image = Image.fromarray(np.zeros((7, 11), {"I;16": "u2", "I": "i4", "F": "f4"}[mode]))
+    else:
+        image = image.convert(mode)
+    result = pil_to_rgb(image)
+    assert result.shape == (7, 11, 3) and result.dtype == np.uint8
+
+
+def test_grey_has_three_equal_channels(tmp_path, rgb):
+    result = read_image(saved(tmp_path, "grey.png", Image.fromarray(rgb[..., 0])))
+    np.testing.assert_array_equal(result, np.repeat(rgb[..., :1], 3, 2))
+
+
+def test_transparency_is_laid_over_the_mean_colour(tmp_path):
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0] = [(200, 0, 0, 255), (200, 0, 0, 0), (255, 255, 255, 128)]
+    result = read_image(saved(tmp_path, "a.png", Image.fromarray(pixels)))
+    half = [round((128 * 255 + 127 * back) / 255) for back in BACKGROUND]
+    assert result[0, :2].tolist() == [[200, 0, 0], list(BACKGROUND)]
+    np.testing.assert_allclose(result[0, 2], half, atol=1)
+    assert BACKGROUND == (124, 116, 104)
+
+
+def test_palette_transparency_counts(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    path = saved(tmp_path, "p.png", image, transparency=1)
+    assert read_image(path).tolist() == [[[10, 20, 30], list(BACKGROUND)]]
+
+
+def test_16_bit_grey_keeps_the_high_byte(tmp_path):
+    levels = np.array([[0, 255, 256, 257 * 77, 65535]], np.uint16)
+    path = saved(tmp_path, "deep.png", Image.fromarray(levels))
+    assert read_image(path)[0, :, 0].tolist() == [0, 0, 1, 77, 255]
+
+
+def test_16_bit_colour_agrees_with_16_bit_grey(tmp_path):
+    levels = np.linspace(0, 65535, 64).astype(">u2").reshape(8, 8)
+    path = tmp_path / "deep.png"
+    path.write_bytes(png16(np.repeat(levels[..., None], 3, 2)))
+    np.testing.assert_array_equal(read_image(path), array_to_rgb(levels.astype(np.uint16)))
+
+
+def png16(pixels):
+    """A 16-bit RGB PNG file; Pillow reads but does not write them."""
+    import struct
+    import zlib
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    upright = np.zeros((4, 6, 3), np.uint8)
+    upright[0, 0] = 255
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(undo(upright)))
+    path = saved(tmp_path, "turned.png", image, exif=exif)
+    np.testing.assert_array_equal(read_image(path), upright)
+
+
+def test_of_an_animation_the_first_picture(tmp_path):
+    frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
+    path = saved(tmp_path, "a.tif", frames[0], save_all=True, append_images=frames[1:])
+    assert (read_image(path) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([[0, 0.5, 1]]), [0, 128, 255]),
+        (np.array([[False, True]]), [0, 255]),
+        (np.array([[[7]], [[9]]], np.uint8), [7, 9]),
+        (np.array([[0xFFFF, 0x1234]], np.uint16), [255, 0x12]),
+    ],
+)
+def test_arrays(array, expected):
+    assert array_to_rgb(array)[..., 2].ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 2, 5), np.uint8), r"got \(2, 2, 5\)"),
+        (np.zeros((0, 2, 3), np.uint8), r"got \(0, 2, 3\)"),
+        (np.zeros((2, 2), np.int64), "got int64"),
+        (np.full((2, 2), 255.0), r"must lie in 0 \.\. 1, got 255"),
+        (np.full((2, 2), np.nan), "got nan"),
+    ],
+)
+def test_unsuitable_arrays_are_named(array, message):
+    with pytest.raises(ImageError, match=message):
+        array_to_rgb(array)
+
+
+# ------------------------------------------------------------------------------------ broken files
+
+
+def jpeg_bytes():
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"hello", "is not a picture"),
+        (jpeg_bytes()[:1500], "truncated"),
+        (png16(np.zeros((8, 8, 3), ">u2"))[:50], "truncated"),
+    ],
+)
+def test_broken_files_are_named_with_the_reason(tmp_path, content, reason):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_image(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / "nothing.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+
+
+def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    bomb = bytearray(png16(np.zeros((1, 1, 3), ">u2")))
+    import struct
+    import zlib
+
+    bomb[16:24] = struct.pack(">II", 30_000, 30_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    path.write_bytes(bomb)
+    with pytest.raises(ImageError, match=r"more than 179 million pixels.*bomb"):
+        read_image(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_damaged_bytes_read_or_raise_image_error_and_nothing_else(tmp_path_factory, data):
+    original = data.draw(st.sampled_from([jpeg_bytes(), png16(np.ones((9, 9, 3), ">u2"))]))
+    content = bytearray(original)
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "x.img"
+    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        assert str(error).startswith(f"{path}: ")
+    else:
+        assert image.ndim == 3 and image.shape[2] == 3
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_labels_survive_writing(tmp_path, dtype):
+    labels = np.arange(20, dtype=dtype).reshape(4, 5) + dtype(200)
+    write_image(tmp_path / "new" / "labels.png", labels)
+    with Image.open(tmp_path / "new" / "labels.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), labels)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, rgb):
+    path = tmp_path / "picture.png"
+    write_image(path, rgb)
+    before = path.read_bytes()
+
+    def interrupted(self, stream, **options):
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_image(path, rgb * 0)
+    assert os.listdir(tmp_path) == ["picture.png"]
+    assert path.read_bytes() == before
+
+
+def test_unknown_ending(tmp_path, rgb):
+    with pytest.raises(ValueError, match=r"the ending '\.xyz' names no picture format"):
+        write_image(tmp_path / "a.xyz", rgb)
+
+
+# ---------------------------------------------------------------------------------------- finding
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A folder `in` with pictures, and things that are none."""
+    files = [
+        "in/x10.png", "in/x2.png", "in/X1.JPG", "in/a/x2.png", "in/b/x2.png", "in/x2.jpg",
+        "in/notes.txt", "in/.hidden.png", "in/.cache/x.png", "in/x2_color.png",
+        "in/x2_overlay.png", "in/x2_trainids.png", "in/[1].png",
+    ]  # fmt: skip
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/folder.png").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(*sources):
+    return [
+        (picture.path.as_posix(), Path(picture.name).as_posix())
+        for picture in find_pictures(sources)
+    ]
+
+
+def test_a_folder_with_its_tree_in_natural_order(tree):
+    assert found("in") == [
+        ("in/[1].png", "[1]"),
+        ("in/a/x2.png", "a/x2"),
+        ("in/b/x2.png", "b/x2"),
+        ("in/X1.JPG", "X1"),
+        ("in/x2.jpg", "x2"),
+        ("in/x2.png", "x2-2"),
+        ("in/x10.png", "x10"),
+    ]
+
+
+def test_patterns(tree):
+    assert found("in/*.png") == [("in/[1].png", "[1]"), ("in/x2.png", "x2"), ("in/x10.png", "x10")]
+    assert found("in/**/x2.png") == [
+        ("in/a/x2.png", "x2"),
+        ("in/b/x2.png", "x2-2"),
+        ("in/x2.png", "x2-3"),
+    ]
+
+
+def test_names_never_collide_and_nothing_is_taken_twice(tree):
+    every = found("in/b/x2.png", "in", "./in/../in/x10.png", "in/*", str(tree / "in/x2.png"))
+    assert len({path for path, _ in every}) == len(every) == 7
+    assert len({name.casefold() for _, name in every}) == 7
+    assert every[0] == ("in/b/x2.png", "x2")
+
+
+def test_a_file_is_taken_whatever_its_name(tree):
+    assert found("in/[1].png", "in/notes.txt", "in/x2_color.png") == [
+        ("in/[1].png", "[1]"),
+        ("in/notes.txt", "notes"),
+        ("in/x2_color.png", "x2_color"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("in/y.png", "no such file or folder"),
+        ("in/*.webp", "matches no pictures"),
+        ("in/folder.png", "holds no pictures"),
+    ],
+)
+def test_an_empty_match_is_an_error(tree, source, message):
+    with pytest.raises(ImageError, match=message):
+        find_pictures(["in", source])

@@ -1,0 +1,214 @@
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import fassd
+from fassd.data import normalize
+from fassd.images import ImageError
+from fassd.predict import Segmenter, accelerated, pick_device
+
+
+class Brightest(nn.Module):
+    """Scores of a pixel: how blue, green and red it is; refuses pictures below 4x4."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, classes, 1, bias=False)
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            self.conv.weight[:3, :, 0, 0] = torch.eye(3)
+
+    def forward(self, x):
+        if min(x.shape[2:]) < 4:
+            raise ValueError(f"the input must be at least 4x4, got {tuple(x.shape[2:])}")
+        self.seen = x
+        return self.conv(x)
+
+
+@pytest.fixture
+def picture():
+    """Left half red (class 2), right half blue (class 0)."""
+    image = np.zeros((6, 8, 3), np.uint8)
+    image[:, :4, 0] = image[:, 4:, 2] = 250
+    return image
+
+
+def test_labels_of_every_kind_of_picture(picture, tmp_path):
+    segmenter = Segmenter(Brightest(), backend="reference")
+    expected = np.repeat([[2] * 4 + [0] * 4], 6, 0)
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+    rgba = np.dstack([picture, np.full((6, 8), 255, np.uint8)])
+    inputs = [
+        path,
+        str(path),
+        Image.open(path),
+        picture,
+        picture.astype(np.uint16) * 257,
+        picture / np.float32(255),
+        rgba,
+        torch.from_numpy(picture),
+        torch.from_numpy(picture).permute(2, 0, 1),
+        torch.from_numpy(picture).permute(2, 0, 1).bfloat16() / 256,
+        picture[:, ::-1][:, ::-1],
+    ]
+    for image in inputs:
+        labels = segmenter.predict(image)
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, expected)
+    listed = segmenter.predict([picture, Image.fromarray(picture[:5])])
+    assert [labels.shape for labels in listed] == [(6, 8), (5, 8)]
+    assert segmenter.predict([]) == []
+
+
+def test_grey_pictures(picture):
+    segmenter = Segmenter(Brightest(), backend="reference")
+    for image in (picture[..., 0], Image.fromarray(picture[..., 0]), torch.zeros(5, 9)):
+        assert segmenter.predict(image).shape == tuple(np.asarray(image).shape)
+
+
+def test_logits_are_the_networks(picture):
+    model = Brightest()
+    logits = Segmenter(model, backend="reference").logits(picture)
+    expected = model(torch.from_numpy(normalize(picture))[None])[0]
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+
+
+def test_size_resizes_the_picture_and_then_the_logits(picture):
+    segmenter = Segmenter(Brightest(), backend="reference", size=(12, 4))
+    logits = segmenter.logits(picture)
+    small = np.asarray(Image.fromarray(picture).resize((4, 12), Image.Resampling.BILINEAR))
+    scores = Brightest()(torch.from_numpy(normalize(small))[None])
+    expected = F.interpolate(scores, (6, 8), mode="bilinear", align_corners=True)[0]
+    assert segmenter.model.seen.shape == (1, 3, 12, 4)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+    np.testing.assert_array_equal(segmenter.predict(picture), expected.argmax(0).numpy())
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(256, np.uint8), (257, np.uint16)])
+def test_label_type_follows_the_class_count(picture, classes, dtype):
+    assert Segmenter(Brightest(classes), backend="reference").predict(picture).dtype == dtype
+
+
+def test_the_model_given_stays_as_it_is(picture):
+    model = Brightest().train()
+    segmenter = Segmenter(model, backend="reference", dtype=torch.bfloat16)
+    segmenter.predict(picture)
+    assert model.training and model.conv.weight.dtype == torch.float32
+    assert not segmenter.model.training
+    assert segmenter.model.seen.dtype == torch.bfloat16
+    assert segmenter.logits(picture).dtype == torch.float32
+
+
+def test_errors_name_the_picture(picture, tmp_path):
+    segmenter = Segmenter(Brightest(), backend="reference")
+    path = tmp_path / "tiny.png"
+    Image.fromarray(picture[:3]).save(path)
+    with pytest.raises(
+        ValueError, match=r"tiny\.png: the input must be at least 4x4, got \(3, 8\)"
+    ):
+        segmenter.predict(path)
+    with pytest.raises(ValueError, match="picture 1: the input must be at least 4x4"):
+        segmenter.predict([picture, picture[:3]])
+    with pytest.raises(ImageError, match=r"picture 1: .*got set"):
+        segmenter.predict([picture, {1}])
+    with pytest.raises(ImageError, match="int64"):
+        segmenter.predict(picture.astype(np.int64))
+    with pytest.raises(ImageError, match="no such file"):
+        segmenter.predict(tmp_path / "nothing.png")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": (0, 4)}, r"size must be \(height, width\)"),
+        ({"size": (4, 4, 4)}, r"size must be \(height, width\)"),
+        ({"dtype": torch.int8}, "dtype must be float32, float16, bfloat16 or None, got torch.int8"),
+        ({"device": "nowhere"}, "device 'nowhere' cannot be used here"),
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used here"),
+    ],
+)
+def test_unsuitable_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Segmenter(Brightest(), backend="reference", **settings)
+
+
+def test_pick_device():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device().type in ("cpu", "cuda")
+
+
+# ---------------------------------------------------------------------------------------- backends
+
+
+def test_auto_without_fassd_kernels_warns_and_runs_plain_pytorch(monkeypatch, picture):
+    monkeypatch.setitem(sys.modules, "fassd_kernels", None)
+    with pytest.warns(UserWarning, match="fassd_kernels cannot be imported") as caught:
+        segmenter = Segmenter(Brightest(), dtype=torch.bfloat16)
+    assert len(caught) == 1
+    assert segmenter.predict(picture)[0, 0] == 2
+    with pytest.raises(ValueError, match="backend 'cpu' needs the package fassd_kernels"):
+        Segmenter(Brightest(), backend="cpu")
+
+
+def test_other_backends_go_to_fassd_kernels(monkeypatch):
+    asked = []
+
+    def accelerate(model, dtype=None, backend="auto", inplace=False):
+        asked.append((backend, dtype, model.training))
+        return model
+
+    monkeypatch.setitem(sys.modules, "fassd_kernels", types.SimpleNamespace(accelerate=accelerate))
+    model = Brightest().train()
+    result = accelerated(model, "cpu", torch.float16)
+    assert asked == [("cpu", torch.float16, False)]
+    assert result is not model and model.training
+
+
+# ------------------------------------------------------------------------------------ real network
+
+
+def test_real_network_by_name_and_module_and_weights(tmp_path, picture):
+    image = np.kron(picture, np.ones((12, 12, 1), np.uint8))
+    torch.manual_seed(3)
+    model = fassd.create_model("fassd_net_l2", num_classes=5)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    by_module = Segmenter(model, backend="reference").logits(image)
+    by_name = Segmenter(
+        "fassd_net_l2",
+        weights=tmp_path / "weights.pth",
+        num_classes=5,
+        backend="reference",
+        device="cpu",
+    ).logits(image)
+    other = fassd.create_model("fassd_net_l2", num_classes=5)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    loaded = Segmenter(other, weights=tmp_path / "weights.pth", backend="reference").logits(image)
+    assert by_module.shape == (5, 72, 96)
+    torch.testing.assert_close(by_name, by_module, rtol=0, atol=0)
+    torch.testing.assert_close(loaded, by_module, rtol=0, atol=0)
+    for key, value in other.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
+
+
+def test_accelerated_network_gives_the_references_logits(picture):
+    image = np.kron(picture, np.ones((12, 12, 1), np.uint8))
+    torch.manual_seed(0)
+    model = fassd.create_model("fassd_net_l2")
+    reference = Segmenter(model, backend="reference", device="cpu").logits(image)
+    fused = Segmenter(model, device="cpu").logits(image)
+    torch.testing.assert_close(fused, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_repr_tells_how_it_runs():
+    text = repr(Segmenter(Brightest(), backend="reference", size=(64, 128)))
+    assert text == (
+        "Segmenter(Brightest, backend='reference', dtype=torch.float32, device=cpu, size=64x128)"
+    )
