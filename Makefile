@@ -15,7 +15,7 @@ CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.c
 .PHONY: demo test lint format gpu-report clean
 
 demo: $(VENV)/.installed
-	$(BIN)/fassd demo --out demo
+	$(BIN)/fassd demo -o demo
 
 test: lint
 	FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest

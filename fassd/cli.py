@@ -232,7 +232,7 @@ def predict(
 
     [cyan]fassd predict street.jpg -o out --weights cityscapes[/]
 
-    [cyan]fassd predict photos/ more/*.png -o out --model fassd_net_l2 --dtype bfloat16[/]
+    [cyan]fassd predict photos/ more/*.png -o out -m fassd_net_l2 --device cuda --dtype float16[/]
 
     [cyan]fassd predict 'drive/**/*.jpg' -o out --size 512x1024 --opacity 0.7[/]
     """

@@ -249,9 +249,7 @@ def register() -> None:
             torch.library.register_autograd(
                 qualified,
                 backward_through(function),
-                setup_context=(
-                    save_arguments if "*" in schema else save_positional_arguments
-                ),
+                setup_context=(save_arguments if "*" in schema else save_positional_arguments),
                 lib=_LIBRARY,
             )
 

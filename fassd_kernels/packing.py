@@ -6,8 +6,10 @@ only its strides differ: output channels adjacent, as they leave the kernels' re
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def exact_dtype(tensor: Tensor) -> torch.dtype:
@@ -15,7 +17,7 @@ def exact_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def batch_norm_affine(bn: nn.Module) -> tuple[Tensor, Tensor]:
+def batch_norm_affine(bn: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift, C values each, that an eval-mode batch norm applies: ``x * scale + shift``.
 
     Computed in float64; differentiable with respect to the batch norm's weight and bias.
@@ -30,7 +32,7 @@ def batch_norm_affine(bn: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def fold(conv: nn.Module, bn: nn.Module | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def fold(conv: Any, bn: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a convolution with the batch norm behind it folded in, as `dtype`."""
     weight, bias = conv.weight, conv.bias
     if bn is None:
@@ -47,6 +49,6 @@ def outputs_adjacent(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
 
-def is_foldable(bn: nn.Module) -> bool:
+def is_foldable(bn: Any) -> bool:
     """Whether a batch norm uses running statistics, which alone can be folded."""
-    return not bn.training and bn.running_mean is not None and bn.running_var is not None
+    return not bn.training and bn.running_mean is not None

@@ -44,11 +44,28 @@ inline Vector<T> load_vector(const T* from) {
   return v;
 }
 
+// Copies fewer values than a vector holds. In powers of two, because a memcpy of unknown length is
+// a call, which the narrow layers (31, 59, 63 channels) would make for every pixel.
+template <typename T>
+inline void copy_tail(const T* from, T* to, int64_t count) {
+#pragma GCC unroll 4
+  for (int step = lanes<T> / 2; step > 0; step /= 2) {
+    if (count & step) {
+      std::memcpy(to, from, step * sizeof(T));
+      from += step;
+      to += step;
+    }
+  }
+}
+
 template <typename T>
 inline Vector<T> load_vector(const T* from, int64_t count) {
-  Vector<T> v = {};
-  std::memcpy(&v, from, count * sizeof(T));
-  return v;
+  if (count >= lanes<T>) {
+    return load_vector(from);
+  }
+  T values[lanes<T>] = {};
+  copy_tail(from, values, count);
+  return load_vector(values);
 }
 
 template <typename T>
@@ -157,10 +174,11 @@ struct Segment {
 
 // Sums of a tile for `vectors` vectors of output channels, into sums[pixel][channel].
 template <typename T, int vectors>
-inline void accumulate(const std::vector<Segment<T>>& segments, const T* weights, T* sums) {
+inline void accumulate(const Segment<T>* segments, int64_t count, const T* weights, T* sums) {
   constexpr int width = vectors * lanes<T>;
   Vector<T> sum[tile_pixels][vectors] = {};
-  for (const Segment<T>& segment : segments) {
+  for (int64_t s = 0; s < count; s++) {
+    const Segment<T>& segment = segments[s];
     const T* pixel[tile_pixels];
 #pragma GCC unroll 16
     for (int p = 0; p < tile_pixels; p++) {
@@ -196,6 +214,34 @@ struct Pixel {
   int64_t y, x;
 };
 
+// The output pixels of a tile. A short tile, at the end, repeats its last pixel.
+template <typename T>
+struct Tile {
+  int64_t count;  // of different pixels
+  Pixel at[tile_pixels];
+  int64_t out[tile_pixels];        // offset in the destination
+  const T* residual[tile_pixels];  // null where there is none
+  const T* addend[tile_pixels];
+};
+
+template <typename T>
+inline Tile<T> tile_of(const Conv<T>& conv, int64_t n, int64_t begin, int64_t end) {
+  Tile<T> tile;
+  tile.count = smaller(tile_pixels, end - begin);
+  Pixel at = {begin / conv.out_width, begin % conv.out_width};
+  for (int p = 0; p < tile_pixels; p++) {
+    tile.at[p] = at;
+    tile.out[p] = conv.out.offset(n, at.y, at.x);
+    const Epilogue<T>& epilogue = conv.epilogue;
+    tile.residual[p] = epilogue.residual ? epilogue.residual->pixel(n, at.y, at.x) : nullptr;
+    tile.addend[p] = epilogue.addend ? epilogue.addend->pixel(n, at.y, at.x) : nullptr;
+    if (p + 1 < tile.count && ++at.x == conv.out_width) {
+      at = {at.y + 1, 0};
+    }
+  }
+  return tile;
+}
+
 template <typename T>
 inline Vector<T> finish(const Epilogue<T>& epilogue, Vector<T> v, int64_t channel,
                         const T* residual, const T* addend, int64_t count) {
@@ -212,7 +258,7 @@ inline Vector<T> finish(const Epilogue<T>& epilogue, Vector<T> v, int64_t channe
     v = prelu<T>(v, load_vector(epilogue.slope + channel));
   }
   if (addend) {
-    v += count == lanes<T> ? load_vector(addend + channel) : load_vector(addend + channel, count);
+    v += load_vector(addend + channel, count);
   }
   if (epilogue.scale) {
     v = v * load_vector(epilogue.scale + channel) + load_vector(epilogue.shift + channel);
@@ -221,65 +267,81 @@ inline Vector<T> finish(const Epilogue<T>& epilogue, Vector<T> v, int64_t channe
   return v;
 }
 
-// Finishes and writes the sums of `count` pixels and `channels` channels from `channel` on.
-template <typename T>
-void write_tile(const Conv<T>& conv, int64_t n, const Pixel* pixels, int64_t count, const T* sums,
-                int64_t width, int64_t channel, int64_t channels) {
-  const Epilogue<T>& epilogue = conv.epilogue;
-  for (int64_t p = 0; p < count; p++) {
-    const auto [y, x] = pixels[p];
-    const T* residual = epilogue.residual ? epilogue.residual->pixel(n, y, x) : nullptr;
-    const T* addend = epilogue.addend ? epilogue.addend->pixel(n, y, x) : nullptr;
-    T row[2 * lanes<T>] = {};
-    for (int64_t c = 0; c < channels; c += lanes<T>) {
+// Finishes and writes the sums of a tile, `channels` of them from `channel` on.
+template <typename T, typename Out>
+void write_tile(const Conv<T>& conv, const Tile<T>& tile, const T* sums, int64_t width,
+                int64_t channel, int64_t channels) {
+  for (int64_t p = 0; p < tile.count; p++) {
+    Out* out = static_cast<Out*>(conv.out.data) + tile.out[p] + channel;
+    for (int64_t c = 0; c < channels; c += lanes<T>, out += lanes<T>) {
       const int64_t left = smaller(lanes<T>, channels - c);
-      const Vector<T> v = load_vector(sums + p * width + c);
-      store_vector(row + c, finish(epilogue, v, channel + c, residual, addend, left));
-    }
-    const int64_t offset = conv.out.offset(n, y, x) + channel;
-    with_dtype(conv.out.dtype, [&](auto* type) {
-      auto* out = static_cast<decltype(type)>(conv.out.data) + offset;
-      if constexpr (std::is_same_v<decltype(out), T*>) {
-        std::memcpy(out, row, channels * sizeof(T));
+      const Vector<T> v = finish(conv.epilogue, load_vector(sums + p * width + c), channel + c,
+                                 tile.residual[p], tile.addend[p], left);
+      T values[lanes<T>];
+      store_vector(values, v);
+      if constexpr (!std::is_same_v<Out, T>) {
+        store_as(values, out, left);
+      } else if (left == lanes<T>) {
+        store_vector(out, v);
       } else {
-        store_as(row, out, channels);
+        copy_tail(values, out, left);
       }
-    });
+    }
   }
 }
 
-// For a tile, every (tap, input) that is not padding for all its pixels.
+// For a tile, every (tap, input) that is not padding for all its pixels; returns how many.
 template <typename T>
-void gather(const Conv<T>& conv, int64_t n, const Pixel* pixels,
-            std::vector<Segment<T>>& segments) {
-  segments.clear();
+int64_t gather(const Conv<T>& conv, int64_t n, const Tile<T>& tile, Segment<T>* segments) {
   const int64_t pad_h = conv.dilation_h * (conv.kernel_h / 2);
   const int64_t pad_w = conv.dilation_w * (conv.kernel_w / 2);
   const int64_t height = conv.inputs[0].height, width = conv.inputs[0].width;
-  int64_t weight_row = 0;
+  const bool one_row = tile.at[0].y == tile.at[tile_pixels - 1].y && tile.count == tile_pixels;
+  int64_t count = 0, weight_row = 0;
   for (int64_t tap_h = 0; tap_h < conv.kernel_h; tap_h++) {
     for (int64_t tap_w = 0; tap_w < conv.kernel_w; tap_w++) {
+      const int64_t down = tap_h * conv.dilation_h - pad_h, right = tap_w * conv.dilation_w - pad_w;
+      const int64_t y = tile.at[0].y * conv.stride_h + down;
+      const int64_t x = tile.at[0].x * conv.stride_w + right;
+      const int64_t last_x = x + (tile_pixels - 1) * conv.stride_w;
+      if (one_row && y >= 0 && y < height && x >= 0 && last_x < width) {
+        for (int64_t i = 0; i < conv.input_count; i++) {
+          const Image<T>& input = conv.inputs[i];
+          const int64_t step = conv.stride_w * input.stride_w;
+          const T* const first = input.pixel(n, y, x);
+          segments[count].channels = input.channels;
+          segments[count].weight_row = weight_row;
+          for (int p = 0; p < tile_pixels; p++) {
+            segments[count].pixels[p] = first + p * step;
+          }
+          count++;
+          weight_row += input.channels;
+        }
+        continue;
+      }
       Pixel at[tile_pixels];
       bool inside[tile_pixels], any = false;
       for (int p = 0; p < tile_pixels; p++) {
-        at[p].y = pixels[p].y * conv.stride_h + tap_h * conv.dilation_h - pad_h;
-        at[p].x = pixels[p].x * conv.stride_w + tap_w * conv.dilation_w - pad_w;
+        at[p].y = tile.at[p].y * conv.stride_h + down;
+        at[p].x = tile.at[p].x * conv.stride_w + right;
         inside[p] = at[p].y >= 0 && at[p].y < height && at[p].x >= 0 && at[p].x < width;
         any |= inside[p];
       }
       for (int64_t i = 0; i < conv.input_count; i++) {
         const Image<T>& input = conv.inputs[i];
         if (any) {
-          Segment<T> segment = {input.channels, weight_row, {}};
+          segments[count].channels = input.channels;
+          segments[count].weight_row = weight_row;
           for (int p = 0; p < tile_pixels; p++) {
-            segment.pixels[p] = inside[p] ? input.pixel(n, at[p].y, at[p].x) : conv.zeros;
+            segments[count].pixels[p] = inside[p] ? input.pixel(n, at[p].y, at[p].x) : conv.zeros;
           }
-          segments.push_back(segment);
+          count++;
         }
         weight_row += input.channels;
       }
     }
   }
+  return count;
 }
 
 // Weights that a group of channel blocks may take, so that they stay in the L2 cache (0.5 to 2 MB a
@@ -295,28 +357,26 @@ void conv(const Conv<T>& conv, int64_t n, int64_t begin, int64_t end) {
   }
   const int64_t block_bytes = rows * block * sizeof(T) + 1;
   const int64_t group = (cached_weight_bytes / block_bytes + 1) * block;
-  std::vector<Segment<T>> segments;
+  std::vector<Segment<T>> segments(conv.kernel_h * conv.kernel_w * conv.input_count);
   alignas(64) T sums[tile_pixels * block];
   for (int64_t first = 0; first < conv.out_channels; first += group) {
     const int64_t last = smaller(first + group, conv.out_channels);
     for (int64_t q = begin; q < end; q += tile_pixels) {
-      Pixel pixels[tile_pixels];
-      const int64_t count = smaller(tile_pixels, end - q);
-      for (int64_t p = 0; p < tile_pixels; p++) {
-        const int64_t at = q + smaller(p, count - 1);  // a short tile repeats its last pixel
-        pixels[p] = {at / conv.out_width, at % conv.out_width};
-      }
-      gather(conv, n, pixels, segments);
+      const Tile<T> tile = tile_of(conv, n, q, end);
+      const int64_t count = gather(conv, n, tile, segments.data());
       for (int64_t channel = first; channel < last; channel += block) {
         const int64_t channels = smaller(block, conv.out_channels - channel);
         const T* weights = conv.weights + channel * rows;
+        const int64_t width = channels > lanes<T> ? block : lanes<T>;
         if (channels > lanes<T>) {
-          accumulate<T, 2>(segments, weights, sums);
-          write_tile(conv, n, pixels, count, sums, block, channel, channels);
+          accumulate<T, 2>(segments.data(), count, weights, sums);
         } else {
-          accumulate<T, 1>(segments, weights, sums);
-          write_tile(conv, n, pixels, count, sums, block / 2, channel, channels);
+          accumulate<T, 1>(segments.data(), count, weights, sums);
         }
+        with_dtype(conv.out.dtype, [&](auto* type) {
+          using Out = std::remove_pointer_t<decltype(type)>;
+          write_tile<T, Out>(conv, tile, sums, width, channel, channels);
+        });
       }
     }
   }

@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace fassd::cpu {
 
@@ -66,11 +67,14 @@ ImageSource<T>::ImageSource(const Tensor& tensor) : keep_(tensor) {
   if (dtype != dtype_of<T> || (tensor.stride(1) != 1 && channels > 1)) {
     keep_ = empty_image({batch, channels, height, width}, dtype_of<T>);
     T* const copy = static_cast<T*>(keep_.mutable_data_ptr());
+    const char* const from = bytes_of(tensor);
+    const int64_t stride_n = tensor.stride(0), stride_c = tensor.stride(1);
+    const int64_t stride_h = tensor.stride(2), stride_w = tensor.stride(3);
     torch::stable::parallel_for(0, batch * height, 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; row++) {
-        const int64_t start = row / height * tensor.stride(0) + row % height * tensor.stride(2);
-        copy_row(bytes_of(tensor) + start * element_size(dtype), dtype, tensor.stride(1),
-                 tensor.stride(3), channels, width, copy + row * width * channels);
+        const int64_t start = row / height * stride_n + row % height * stride_h;
+        copy_row(from + start * element_size(dtype), dtype, stride_c, stride_w, channels, width,
+                 copy + row * width * channels);
       }
     });
     image_ = {copy, channels, height, width, height * width * channels, width * channels, channels};
@@ -108,8 +112,21 @@ PackedWeights<T>::PackedWeights(const Tensor& weight, int64_t first_in, int64_t 
       kernel_w_(weight.size(3)) {
   const int64_t lanes = kernels<T>().lanes, block = 2 * lanes;
   const int64_t rows = in_channels * kernel_h_ * kernel_w_;
-  const int64_t size = element_size(weight.scalar_type());
+  const ScalarType dtype = weight.scalar_type();
+  const int64_t size = element_size(dtype);
+  const char* const from = bytes_of(weight);
+  const int64_t stride_o = weight.stride(0), stride_i = weight.stride(1);
+  const int64_t stride_h = weight.stride(2), stride_w = weight.stride(3);
+  const bool adjacent = stride_o == 1 && dtype == dtype_of<T>;  // as packing.py lays weights out
   T* const packed = packed_.data();
+  const auto pack_row = [&](int64_t at, int64_t count, int64_t width, T* to) {
+    if (adjacent) {
+      std::memcpy(to, from + at * size, count * sizeof(T));
+    } else {
+      kernels<T>().load(from + at * size, dtype, stride_o, to, 1, count);
+    }
+    std::fill(to + count, to + width, T(0));
+  };
   const int64_t blocks = (out_channels_ + block - 1) / block;
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++) {
@@ -117,12 +134,10 @@ PackedWeights<T>::PackedWeights(const Tensor& weight, int64_t first_in, int64_t 
       const int64_t width = count > lanes ? block : lanes;
       T* to = packed + out * rows;
       for (int64_t tap = 0; tap < kernel_h_ * kernel_w_; tap++) {
-        const int64_t at = out * weight.stride(0) + first_in * weight.stride(1) +
-                           tap / kernel_w_ * weight.stride(2) + tap % kernel_w_ * weight.stride(3);
+        const int64_t at = out * stride_o + first_in * stride_i + tap / kernel_w_ * stride_h +
+                           tap % kernel_w_ * stride_w;
         for (int64_t in = 0; in < in_channels; in++, to += width) {
-          kernels<T>().load(bytes_of(weight) + (at + in * weight.stride(1)) * size,
-                            weight.scalar_type(), weight.stride(0), to, 1, count);
-          std::fill(to + count, to + width, T(0));
+          pack_row(at + in * stride_i, count, width, to);
         }
       }
     }

@@ -21,14 +21,16 @@ Tensor normalize(const Tensor& image, const std::vector<double>& mean,
       }
     }
     const uint8_t* const pixels = static_cast<const uint8_t*>(image.const_data_ptr());
+    const int64_t stride_n = image.stride(0), stride_h = image.stride(1);
+    const int64_t stride_w = image.stride(2), stride_c = image.stride(3);
     const Destination to = destination(out);
     const int64_t element = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
     parallel_items<T>(size.batch * size.height, 3 * size.width, [&](T* scratch, int64_t item) {
       const int64_t n = item / size.height, y = item % size.height;
-      const uint8_t* row = pixels + n * image.stride(0) + y * image.stride(1);
+      const uint8_t* row = pixels + n * stride_n + y * stride_h;
       for (int64_t x = 0; x < size.width; x++) {
         for (int channel = 0; channel < 3; channel++) {  // RGB in, BGR out
-          const uint8_t value = row[x * image.stride(2) + (2 - channel) * image.stride(3)];
+          const uint8_t value = row[x * stride_w + (2 - channel) * stride_c];
           scratch[3 * x + channel] = table[channel][value];
         }
       }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,8 +33,8 @@ class FusedDAPF(Fused, DAPF):
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
         parts = ("atrous_conv3x1", "bn3x1", "atrous_conv1x3", "bn1x3")
-        names = ("conv1x1", "bn1x1", "conv1", "bn1")
-        names += tuple(f"{branch}.{part}" for branch in BRANCHES for part in parts)
+        branched = (f"{branch}.{part}" for branch in BRANCHES for part in parts)
+        names = ("conv1x1", "bn1x1", "conv1", "bn1", *branched)
         missing = missing_attribute(module, names)
         if missing:
             return missing
@@ -48,7 +49,7 @@ class FusedDAPF(Fused, DAPF):
                 reasons.append(conv_mismatch(name, get(name), kernel, dilation))
         return next(filter(None, reasons), "")
 
-    def branches(self) -> list[nn.Module]:
+    def branches(self) -> list[Any]:
         return [getattr(self, name) for name in BRANCHES]
 
     def batch_norms(self) -> Iterator[nn.Module]:

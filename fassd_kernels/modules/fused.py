@@ -125,7 +125,8 @@ class Fused(nn.Module):
         cached = self._packed
         if key is None or cached is None or cached[0] != key:
             # One assignment of one tuple: threads that meet here pack twice and agree.
-            with torch.no_grad():
+            # Not in inference mode: what it makes cannot take part in a later call with gradients.
+            with torch.inference_mode(False), torch.no_grad():
                 self._packed = cached = (key, self.pack(dtype))
         return cached[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,7 +59,7 @@ class FusedMDA(Fused, MDA):
             reasons.append("conv1x1.conv has a bias; expected none")
         return next(filter(None, reasons), "")
 
-    def norms(self) -> list[nn.Module]:
+    def norms(self) -> list[Any]:
         """The six pairs of batch norm and PReLU, in the operator's order."""
         inner = [getattr(self, name).bn_prelu for name in CONVOLUTIONS]
         return [self.bn_relu_1, *inner, self.bn_relu_2]

@@ -103,9 +103,7 @@ def check_mda(
         ("shifts", shifts, len(ACTIVATIONS)),
         ("slopes", slopes, len(ACTIVATIONS)),
     ):
-        check(
-            len(tensors) == count, f"{op}: {name} has {len(tensors)} tensors; expected {count}"
-        )
+        check(len(tensors) == count, f"{op}: {name} has {len(tensors)} tensors; expected {count}")
     check_positive(op, "dilation", [dilation])
     channels, width = input.shape[1], weights[0].shape[0]
     for i, (role, kernel) in enumerate(CONVOLUTIONS.items()):

@@ -44,9 +44,7 @@ def check_normalize(
         image.dim() == 4 and image.shape[3] == 3,
         f"{op}: image has shape {shape(image)}; expected N x H x W x 3",
     )
-    check(
-        image.dtype == torch.uint8, f"{op}: image has dtype {image.dtype}; expected torch.uint8"
-    )
+    check(image.dtype == torch.uint8, f"{op}: image has dtype {image.dtype}; expected torch.uint8")
     for name, values in (("mean", mean), ("std", std)):
         check(len(values) == 3, f"{op}: {name} has {len(values)} values; expected 3")
     check(all(value != 0 for value in std), f"{op}: std is {list(std)}; expected no zeros")

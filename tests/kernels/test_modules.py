@@ -34,7 +34,7 @@ def expected_of(module: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.fixture
 def operator_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the fused operators called, so that a test can tell a fallback from the real thing."""
+    """Names of the fused operators called: tells a fallback from the real thing."""
     calls: list[str] = []
     real = ops.operator
 
@@ -64,7 +64,8 @@ def test_equals_the_reference(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1.5e-2), (torch.float64, 1e-12)]
+    ("dtype", "tolerance"),
+    [(torch.float16, 2e-3), (torch.bfloat16, 1.5e-2), (torch.float64, 1e-12)],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dtypes(
@@ -284,6 +285,17 @@ def test_parameters_made_in_inference_mode(reference: nn.Module, picture: Tensor
         for _ in range(2):
             edit_in_place(fused)
             assert relative_error(fused(picture), expected_of(fused, picture)) <= FLOAT32
+
+
+def test_packed_in_inference_mode_then_used_with_gradients(
+    reference: nn.Module, picture: Tensor
+) -> None:
+    fused = fuse(reference.requires_grad_(False))
+    with torch.inference_mode():
+        fused(picture)
+    x = picture.clone().requires_grad_()
+    fused(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
 
 
 # --- when it must not fuse ----------------------------------------------------------------------

@@ -1,0 +1,541 @@
+"""The GPU report, without a GPU: its arithmetic, its page, and a whole run in miniature."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fassd
+from benchmarks import cases, gpu_report, peers
+from benchmarks.cases import MODULES, Bench, Case, compare, measure_case, relative_error
+from benchmarks.conformance import conformance
+from benchmarks.peers import Candidate, Form, UnavailableError, fold_batch_norms, ours, randomised
+from benchmarks.plan import Item, build_plan, full_scale, quick_scale
+from benchmarks.process import TimeLimitError, Worker
+from benchmarks.report import floor_ms, number, problems, render, speedup
+from benchmarks.store import Store, write_atomically
+from benchmarks.timing import Run, Sampling, interleaved, quartiles, rotation
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+# --- a record made by hand ------------------------------------------------------------------------
+
+
+# 4 MB at 4 TB/s: 1 microsecond. 1.6 GFLOP at 800 TFLOP/s: 2 microseconds.
+WORK = {"activation_bytes": 3_000_000, "weight_bytes": 1_000_000, "operations": 1_600_000_000}
+
+
+def form(name: str, ms: float, match: bool = True, **more: Any) -> dict[str, Any]:
+    timing = {"ms": ms, "q1_ms": 0.99 * ms, "q3_ms": 1.01 * ms, "n": 15, "method": "graph"}
+    return {
+        "name": name,
+        "status": "done",
+        "timing": timing,
+        "plain": {**timing, "ms": 3 * ms, "method": "events"},
+        "rel_error": 4e-4 if match else None,
+        "match": match,
+        **more,
+    }
+
+
+def case_item(group: str, *forms: dict[str, Any], part: str = "modules") -> dict[str, Any]:
+    subject = {"modules": "DAPF(224)", "networks": "fassd_net", "operators": "normalize"}[part]
+    case = {"part": part, "subject": subject, "height": 1024, "width": 2048, "dtype": "float16"}
+    item = {"name": f"{part}/{group}", "part": part, "case": {**case, "group": group}}
+    if not forms:
+        return {**item, "status": "not run", "reason": "out of time"}
+    work = {**WORK, "arithmetic": "float16"}
+    return {**item, "status": "done", "data": {**case, **work, "candidates": list(forms)}}
+
+
+CEILINGS = {
+    "copy": {
+        "bytes_per_s": 4e12,
+        "buffer_bytes": 2 << 30,
+        "timing": {"ms": 1.0, "q1_ms": 0.99, "q3_ms": 1.0, "n": 15},
+    },
+    "matrix": {
+        "float16": {
+            "operations_per_s": 8e14,
+            "side": 8192,
+            "timing": {"ms": 1.4, "q1_ms": 1.4, "q3_ms": 1.407, "n": 15},
+        }
+    },
+}
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    suite = {
+        "suite": "tests/conformance",
+        "options": ["--device=cuda"],
+        "counts": {"passed": 98, "failed": 2},
+        "collected": 100,
+        "finished": True,
+        "failures": [{"test": "test_mda.py::test[a|b]", "message": "off by\none"}],
+    }
+    missing = {"name": "ours", "status": "unavailable", "reason": "not implemented yet: no dapf"}
+    items = [
+        {"name": "ceilings", "part": "ceilings", "status": "done", "data": CEILINGS},
+        {"name": "conformance", "part": "conformance", "status": "done", "data": suite},
+        case_item("library", form("eager", 0.020), form("channels_last", 0.010)),
+        case_item("ours", {"name": "eager", "status": "done"}, missing),
+        case_item("compile", form("eager", 0.021), form("compile", 0.005, match=False)),
+        case_item("max-autotune"),
+        case_item("library", form("eager", 2.0), form("channels_last", 1.0), part="networks"),
+        case_item("ours", form("eager", 0.02), form("ours", 0.004), part="operators"),
+    ]
+    return {
+        "schema": 1,
+        "device": "NVIDIA H200",
+        "mode": "full",
+        "commit": "abc",
+        "date": "2026-01-01T00:00:00+00:00",
+        "budget_s": 540.0,
+        "elapsed_s": 500.0,
+        "items": items,
+    }
+
+
+def cells(page: str, *start: str) -> list[str]:
+    """The cells of the table row that begins with `start`."""
+    lines = [line for line in page.splitlines() if line.startswith(f"| {' | '.join(start)} |")]
+    assert len(lines) == 1, lines
+    return lines[0].strip("| ").split(" | ")
+
+
+def test_rows_say_what_was_measured(report):
+    page = render(report)
+    picture = ("1024x2048", "float16")
+    folded = cells(page.split("## Modules")[1].split("## Networks")[0], *picture, TITLE_FOLDED)
+    # ms, IQR, n, plain calls, speed-up, floor, of floor, error, match, method
+    expected = ["0.01000", "2.0%", "15", "0.03000", "2.00x", "0.002000", "20%", "4.0e-04", "yes"]
+    assert folded[3:] == [*expected, "graph"]
+    network = cells(page.split("## Networks")[1], *picture, TITLE_FOLDED)
+    assert network[3:8] == ["1.000", "1,000", "2.0%", "15", "3.000"]
+    operator = cells(page.split("## Operators")[1].split("## Modules")[0], *picture, "ours")
+    assert operator[7:10] == ["5.00x", "750", "19%"]
+
+
+TITLE_FOLDED = "channels_last, BN folded, cudnn.benchmark"
+
+
+def test_a_mismatch_has_no_speedup(report):
+    row = cells(render(report), "1024x2048", "float16", "torch.compile")
+    assert row[7] == "-"
+    assert row[10:12] == ["not finite", "**NO**"]
+
+
+def test_what_has_no_figure_says_why(report):
+    page = render(report)
+    modules = page.split("## Modules")[1].split("## Networks")[0]
+    assert cells(modules, "1024x2048", "float16", "ours")[3] == "not implemented yet: no dapf"
+    late = cells(page, "1024x2048", "float16", "torch.compile max-autotune")
+    assert late[3] == "not run: out of time"
+    assert "* not run: out of time (1): `modules/max-autotune`" in page
+
+
+def test_ceilings_and_conformance_are_shown(report):
+    page = render(report)
+    assert cells(page, "copy of 2,048 MiB, read + written")[1:] == ["4,000 GB/s", "1.0%", "15"]
+    assert cells(page, "matrix product, float16, side 8192")[1:3] == ["800 TFLOP/s", "0.5%"]
+    assert "`pytest tests/conformance --device=cuda`: 2 failed, 98 passed." in page
+    assert r"| test_mda.py::test[a\|b] | off by one |" in page
+
+
+def test_every_table_is_rectangular(report):
+    for block in render(report).split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        widths = {row.replace(r"\|", "").count("|") for row in rows}
+        assert len(widths) <= 1, block
+
+
+def test_problems_are_failures_of_ours(report):
+    assert problems(report) == ["conformance: 2 tests failed"]  # a peer's mismatch is not ours
+    smoke = {"name": "smoke", "part": "smoke", "status": "failed", "reason": "wrong result"}
+    report["items"].append(smoke)
+    report["items"].append(case_item("ours", form("eager", 1.0), form("ours", 1.0, match=False)))
+    assert problems(report)[1:] == [
+        "smoke: wrong result",
+        "modules/ours: the result does not match the reference",
+    ]
+    assert "## Problems" in render(report)
+
+
+def test_the_headline_names_every_commit(report):
+    assert "commit abc." in render(report)
+    report["items"][0]["commit"] = "older"
+    assert "commit abc, other items at older." in render(report)
+
+
+def test_render_leaves_the_record_alone(report):
+    before = copy.deepcopy(report)
+    render(report)
+    assert report == before
+
+
+def test_floor_is_the_larger_of_bytes_and_operations():
+    work = {**WORK, "arithmetic": "float16"}
+    assert floor_ms(work, CEILINGS) == pytest.approx(0.002)
+    assert floor_ms({**work, "operations": 0}, CEILINGS) == pytest.approx(0.001)
+    assert floor_ms(work, None) is None
+
+
+def test_speedup_needs_eager_and_a_match():
+    assert speedup(form("ours", 1.0), form("eager", 3.0)) == pytest.approx(3.0)
+    assert speedup(form("ours", 1.0), None) is None
+    assert speedup(form("ours", 1.0), form("eager", 3.0, match=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0123456, "0.01235"), (1.5, "1.500"), (1234.5, "1234"), (0.0, "0")],
+)
+def test_number(value, text):
+    assert number(value) == text
+
+
+# --- timing ---------------------------------------------------------------------------------------
+
+
+def test_rotation_exceeds_the_cache():
+    mib = 1 << 20
+    assert rotation(2 * mib, 50 * mib) * 2 * mib > 50 * mib
+    assert rotation(500 * mib, 50 * mib) == 2
+    assert rotation(1, 50 * mib) == 512
+
+
+def test_quartiles():
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert quartiles([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_interleaved_takes_turns_and_rotates_the_order():
+    calls: list[str] = []
+
+    def run(name: str) -> Run:
+        return Run(lambda: calls.append(name), 2, "clock", list)
+
+    timings = interleaved({"a": run("a"), "b": run("b")}, CPU, Sampling(rounds=4, sample_ms=0.0))
+    assert {name: timing.n for name, timing in timings.items()} == {"a": 4, "b": 4}
+    assert timings["a"].calls_per_sample == 2
+    # Each sample: one call that is not timed, one that is. First the two estimates.
+    assert "".join(calls[::2]) == "ab" + "ab" + "ba" + "ab" + "ba"
+
+
+def test_compare_refuses_what_is_not_a_number():
+    reference = [torch.ones(4)]
+    record: dict[str, Any] = {}
+    compare([torch.full((4,), 1.001)], reference, 2e-3, record)
+    assert record["match"] and record["rel_error"] == pytest.approx(1e-3, rel=1e-3)
+    compare([torch.tensor([1.0, 1.0, float("nan"), 1.0])], reference, 2e-3, record)
+    assert record["rel_error"] is None and not record["match"]
+    with pytest.raises(RuntimeError, match="shape"):
+        relative_error(torch.ones(3), torch.ones(4))
+
+
+# --- peers ----------------------------------------------------------------------------------------
+
+
+def unfolded(module: nn.Module) -> int:
+    return sum(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+
+
+@pytest.mark.parametrize("name", fassd.list_models())
+def test_folding_a_network_keeps_its_function(name):
+    model = randomised(fassd.create_model(name))
+    folded = fold_batch_norms(model)
+    # Of each MDA, the batch norms before the 3x3 and after the sum.
+    assert unfolded(folded) == 2 * sum(isinstance(m, fassd.models.MDA) for m in model.modules())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(folded(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_folding_a_module_keeps_its_function(name):
+    place = MODULES[name]
+    module = randomised(place.build())
+    folded = fold_batch_norms(module)
+    x = torch.randn(1, place.channels, 8, 8)
+    with torch.no_grad():
+        assert relative_error(folded(x), module(x)) < 1e-5
+    assert unfolded(module) > unfolded(folded) == (0 if name.startswith("DAPF") else 2)
+
+
+def test_random_weights_are_the_same_every_time():
+    one, two = (randomised(fassd.models.DAPF(8)).state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["bn1.running_var"], torch.ones(8))
+
+
+def test_a_form_that_is_not_there_says_why():
+    module = randomised(fassd.models.DAPF(8))
+    missing = Form(module, torch.float32, torch.device("meta"))
+    with pytest.raises(UnavailableError, match="no backend meta"):
+        ours(missing)
+
+
+def test_cudnn_benchmark_is_on_only_inside():
+    before = torch.backends.cudnn.benchmark
+    with Candidate("eager", lambda x: x, cudnn_benchmark=True).settings():
+        assert torch.backends.cudnn.benchmark and not torch.is_grad_enabled()
+    assert torch.backends.cudnn.benchmark is before
+
+
+SMALL = Case("modules", "MDA(63, 2)", 64, 64, "float32")
+BENCH = Bench(CPU, Sampling(rounds=2, sample_ms=0.1), compiler="aot_eager")
+
+
+def test_a_candidate_that_fails_leaves_the_others(monkeypatch):
+    def broken(form: Form) -> Candidate:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no kernel\nfor this")
+
+        return Candidate("channels_last", call)
+
+    monkeypatch.setitem(peers.BUILDERS, "channels_last", broken)
+    eager, folded = measure_case(SMALL, "library", BENCH)["candidates"]
+    assert eager["match"] and eager["timing"]["n"] == 2
+    assert (folded["status"], folded["reason"]) == ("failed", "RuntimeError: no kernel")
+    monkeypatch.setitem(peers.BUILDERS, "eager", broken)
+    records = measure_case(SMALL, "library", BENCH)["candidates"]
+    assert [record["status"] for record in records] == ["failed", "failed"]
+
+
+def test_a_wrong_candidate_does_not_match(monkeypatch):
+    def wrong(form: Form) -> Candidate:
+        return Candidate("channels_last", lambda x: form.module(x) * 1.01)
+
+    monkeypatch.setitem(peers.BUILDERS, "channels_last", wrong)
+    eager, folded = measure_case(SMALL, "library", BENCH)["candidates"]
+    assert eager["match"] and not folded["match"]
+    assert folded["rel_error"] == pytest.approx(1e-2, rel=1e-2)
+    assert speedup(folded, eager) is None
+
+
+def test_out_of_memory_together_is_measured_one_by_one(monkeypatch):
+    together = cases.measure_together
+
+    def scarce(candidates: dict[str, Candidate], *rest: Any) -> None:
+        if len(candidates) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        together(candidates, *rest)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(cases, "measure_together", scarce)
+    data = measure_case(SMALL, "library", BENCH)
+    assert data["interleaved"] is False
+    assert all(record["match"] for record in data["candidates"])
+
+
+def test_eager_alone_is_not_timed_again(monkeypatch):
+    def missing(form: Form) -> Candidate:
+        raise UnavailableError("not implemented yet")
+
+    monkeypatch.setitem(peers.BUILDERS, "ours", missing)
+    eager, ours = measure_case(SMALL, "ours", BENCH)["candidates"]
+    assert "timing" not in eager
+    assert (ours["status"], ours["reason"]) == ("unavailable", "not implemented yet")
+
+
+# --- plan and store -------------------------------------------------------------------------------
+
+
+def test_the_plan_holds_everything_the_most_important_first():
+    names = [item.name for item in build_plan(full_scale())]
+    assert len(set(names)) == len(names)
+    assert names[0] == "install"
+    for part, subjects in (("modules", list(MODULES)), ("networks", fassd.list_models())):
+        for subject in subjects:
+            for size in ("1024x2048", "512x1024"):
+                for dtype in ("float16", "float32"):
+                    for group in ("library", "ours", "compile", "max-autotune"):
+                        assert f"{part}/{subject}/{size}/{dtype}/{group}" in names
+
+    def place(subject: str, group: str, where: str = "1024x2048/float16") -> int:
+        return names.index(f"{subject}/{where}/{group}")
+
+    assert place("modules/DAPF(224)", "library") < place("modules/DAPF(224)", "compile")
+    assert place("networks/fassd_net", "compile") < place("networks/baseline", "library")
+    assert place("networks/fassd_net", "max-autotune") < place("networks/fassd_net_l1", "compile")
+    everywhere = place("networks/fassd_net", "library", "512x1024/float32")
+    assert everywhere < place("networks/fassd_net", "compile")
+
+
+def test_a_quick_plan_installs_nothing_and_autotunes_nothing():
+    names = [item.name for item in build_plan(quick_scale())]
+    assert "install" not in names
+    assert not any("max-autotune" in name for name in names)
+
+
+def test_a_saved_record_is_taken_up_only_where_it_belongs(tmp_path):
+    item = Item("modules/a/library", "modules", "case", sources=("pyproject.toml",))
+    store = Store(tmp_path, {"device": "one"})
+    assert store.load(item) is None
+    store.save(item, {"status": "done", "data": {"ms": 1.0}})
+    assert (store.load(item) or {})["data"] == {"ms": 1.0}
+    assert Store(tmp_path, {"device": "another"}).load(item) is None
+    changed = Item(item.name, "modules", "case", sources=("pyproject.toml", "setup.py"))
+    assert store.load(changed) is None
+    store.path(item).write_text('{"status": "do')
+    assert store.load(item) is None
+
+
+def test_writing_is_atomic(tmp_path, monkeypatch):
+    target = tmp_path / "report.json"
+    write_atomically(target, "old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        write_atomically(target, "new")
+    assert target.read_text() == "old"
+
+
+def test_numbers_that_json_lacks_are_refused(tmp_path):
+    item = Item("a", "modules", "case")
+    with pytest.raises(ValueError):
+        Store(tmp_path, {}).save(item, {"ms": float("nan")})
+
+
+# --- child processes ------------------------------------------------------------------------------
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path):
+    worker = Worker(tmp_path / "worker.log", {"OMP_NUM_THREADS": "1"})
+    try:
+        with pytest.raises(TimeLimitError, match="killed after 0 s"):
+            worker.ask("environment", {"device": "cpu"}, 0.001)
+        answer = worker.ask("environment", {"device": "cpu"}, 60.0)
+        assert answer["data"]["facts"]["torch"] == torch.__version__
+        assert worker.ask("nothing", {}, 60.0) == {
+            "status": "failed",
+            "reason": "KeyError: 'nothing'",
+        }
+    finally:
+        worker.close()
+
+
+SUITE = """
+import time, pytest
+def pytest_addoption(parser): pass
+def test_right(): pass
+def test_wrong(): assert 1 == 2, "one is not two"
+def test_left_out(): pytest.skip("not here")
+@pytest.fixture
+def broken(): raise ValueError("broken")
+def test_error(broken): pass
+"""
+
+
+def test_the_suite_is_counted(tmp_path):
+    suite = tmp_path / "test_suite.py"
+    suite.write_text(SUITE)
+    data = conformance(tmp_path, 60.0, str(suite), [])
+    assert data["counts"] == {"passed": 1, "failed": 1, "skipped": 1, "error": 1}
+    assert data["finished"] and data["collected"] == 4
+    assert [failure["test"].split("::")[1] for failure in data["failures"]] == [
+        "test_wrong",
+        "test_error",
+    ]
+    assert "one is not two" in data["failures"][0]["message"]
+
+
+def test_a_suite_that_crashes_has_counted_what_it_did(tmp_path):
+    suite = tmp_path / "test_crash.py"
+    suite.write_text("import os\ndef test_a(): pass\ndef test_b(): os._exit(77)\n")
+    data = conformance(tmp_path, 60.0, str(suite), [])
+    assert data["counts"] == {"passed": 1} and not data["finished"]
+    record = gpu_report.judged(data)
+    assert record["status"] == "failed" and "code 77" in record["reason"]
+
+
+def test_a_suite_that_takes_too_long_is_cut_between_two_tests(tmp_path):
+    suite = tmp_path / "test_slow.py"
+    suite.write_text("import time\ndef test_a(): time.sleep(1.5)\ndef test_b(): pass\n")
+    data = conformance(tmp_path, 11.0, str(suite), [])  # one second, and ten to come to an end
+    assert data["counts"].get("passed", 0) < 2 and "crash" not in data
+    assert gpu_report.judged(data)["reason"] == "stopped after 1 of 2 tests"
+
+
+def test_a_suite_without_tests_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="no test was collected"):
+        conformance(tmp_path, 60.0, str(tmp_path / "nothing.py"), [])
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu_report", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_report.main([]) == 2
+    out = capsys.readouterr().out
+    assert out.startswith("No NVIDIA GPU is seen") and out.count("\n") == 1
+
+
+def test_a_cpu_is_only_rehearsed(capsys):
+    with pytest.raises(SystemExit):
+        gpu_report.main(["--device", "cpu"])
+    assert "needs --quick" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory) -> Path:
+    """The folder of a whole run in miniature."""
+    output = tmp_path_factory.mktemp("results")
+    done = run("--device", "cpu", "--quick", "--output", str(output))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = output.iterdir()
+    return folder
+
+
+def test_a_rehearsal_runs_every_part(rehearsal):
+    report = json.loads((rehearsal / "report.json").read_text())
+    statuses = {item["name"]: item["status"] for item in report["items"]}
+    assert set(statuses.values()) <= {"done", "unavailable"}, statuses
+    measured = [item["data"] for item in report["items"] if "case" in item]
+    forms = [f for data in measured for f in data["candidates"] if "timing" in f]
+    assert {f["name"] for f in forms} >= {"eager", "channels_last", "compile"}
+    assert all(f["match"] and f["timing"]["ms"] > 0 for f in forms)
+    page = (rehearsal / "report.md").read_text()
+    assert "A rehearsal in miniature" in page and "### MDA(63, 2)" in page
+
+
+def test_a_second_run_takes_up_the_first(rehearsal):
+    before = {path: path.read_text() for path in (rehearsal / "parts").iterdir()}
+    output = str(rehearsal.parent)
+    victim = rehearsal / "parts" / "ceilings.json"
+    victim.unlink()
+    done = run("--device", "cpu", "--quick", "--resume", "--output", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = {path: path.read_text() for path in (rehearsal / "parts").iterdir()}
+    assert {path for path in after if after[path] != before[path]} == {victim}
+
+
+def test_the_page_can_be_written_again(rehearsal):
+    page = (rehearsal / "report.md").read_text()
+    (rehearsal / "report.md").unlink()
+    assert gpu_report.main(["--from", str(rehearsal / "report.json")]) == 0
+    assert (rehearsal / "report.md").read_text() == page
+
+
+def test_what_finds_no_time_is_listed(tmp_path):
+    done = run("--device", "cpu", "--quick", "--budget", "0.1", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (page,) = tmp_path.glob("*/report.md")
+    assert f"* not run: out of time ({len(build_plan(quick_scale()))}):" in page.read_text()
