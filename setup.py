@@ -208,7 +208,7 @@ def plan() -> tuple[list, dict, dict[str, str]]:
     return extensions, {"build_ext": BuildExtension}, record
 
 
-class build_package(build_py):  # noqa: N801 (setuptools' naming)
+class build_package(build_py):
     """Copies the Python files, and leaves the record of the build beside them."""
 
     def run(self) -> None:

@@ -160,6 +160,12 @@ bool is_floating(ScalarType dtype) {
          dtype == ScalarType::BFloat16;
 }
 
+Integers expand_pair(const char* op, const char* name, const Integers& values) {
+  STD_TORCH_CHECK(values.size() == 1 || values.size() == 2, op, ": ", name, " is ",
+                  list_name(values), "; expected one or two integers");
+  return {values.front(), values.back()};
+}
+
 Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
                           const OptionalTensor& slope, const OptionalTensor& residual,
                           const Integers& stride, const Integers& dilation,

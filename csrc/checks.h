@@ -26,6 +26,9 @@ std::string shape_name(const Tensor& tensor);
 const char* dtype_name(ScalarType dtype);
 bool is_floating(ScalarType dtype);
 
+// One value stands for both axes, as everywhere in PyTorch.
+Integers expand_pair(const char* op, const char* name, const Integers& values);
+
 Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
                           const OptionalTensor& slope, const OptionalTensor& residual,
                           const Integers& stride, const Integers& dilation,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fassd_kernels import reference
+from fassd_kernels.autocast import casting, is_tensors
 from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
 from fassd_kernels.reference.conv_act import check_conv_act, pair
 from fassd_kernels.reference.dapf import check_dapf
@@ -60,7 +61,7 @@ def image_like(like: Tensor, size: Sequence[Any]) -> Tensor:
 def fake_conv_act(
     inputs, weight, bias=None, slope=None, residual=None, *, stride=1, dilation=1, activation="none"
 ):
-    stride, dilation = pair(stride), pair(dilation)
+    stride, dilation = pair("stride", stride), pair("dilation", dilation)
     size = check_conv_act(inputs, weight, bias, stride, dilation, activation, slope, residual)
     return image_like(inputs[0], size)
 
@@ -118,10 +119,6 @@ def fake_normalize(image, *, mean, std, dtype):
 
 
 # --- autograd -------------------------------------------------------------------------------------
-
-
-def is_tensors(argument: Any) -> bool:
-    return isinstance(argument, list | tuple) and all(isinstance(x, Tensor) for x in argument)
 
 
 def save_arguments(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: Tensor) -> None:
@@ -190,27 +187,6 @@ def backward_through(function: Callable[..., Tensor]) -> Callable[..., Any]:
     return backward
 
 
-# --- autocast -------------------------------------------------------------------------------------
-
-
-def autocast_rule(name: str, device_type: str) -> Callable[..., Tensor]:
-    """Under autocast, run in its type, as PyTorch's own convolutions do; float64 stays."""
-
-    def cast(argument: Any, dtype: torch.dtype) -> Any:
-        if isinstance(argument, Tensor):
-            eligible = argument.is_floating_point() and argument.dtype != torch.float64
-            return argument.to(dtype) if eligible else argument
-        return [cast(x, dtype) for x in argument] if is_tensors(argument) else argument
-
-    def kernel(*arguments: Any, **keywords: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
-            operator = getattr(torch.ops.fassd_kernels, name)
-            return operator(*(cast(argument, dtype) for argument in arguments), **keywords)
-
-    return kernel
-
-
 # --- registration ---------------------------------------------------------------------------------
 
 FAKES: dict[str, Callable[..., Tensor]] = {
@@ -243,8 +219,9 @@ def register() -> None:
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(qualified, FAKES[name], lib=_LIBRARY)
         if name in AUTOCAST:
-            _LIBRARY.impl(name, autocast_rule(name, "cpu"), "AutocastCPU")
-            _LIBRARY.impl(name, autocast_rule(name, "cuda"), "AutocastCUDA")
+            call = getattr(torch.ops.fassd_kernels, name)
+            _LIBRARY.impl(name, casting(call, "cpu"), "AutocastCPU")
+            _LIBRARY.impl(name, casting(call, "cuda"), "AutocastCUDA")
         if name not in WITHOUT_GRADIENT:
             torch.library.register_autograd(
                 qualified,

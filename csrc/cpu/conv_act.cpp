@@ -43,14 +43,16 @@ void run_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTen
 Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
                 const OptionalTensor& slope, const OptionalTensor& residual, const Integers& stride,
                 const Integers& dilation, const std::string& activation) {
+  const Integers strides = expand_pair("conv_act", "stride", stride);
+  const Integers dilations = expand_pair("conv_act", "dilation", dilation);
   ImageSize size;
   const Activation parsed =
-      check_conv_act(inputs, weight, bias, slope, residual, stride, dilation, activation, size);
+      check_conv_act(inputs, weight, bias, slope, residual, strides, dilations, activation, size);
   Tensor out = empty_image(size, inputs[0].scalar_type());
   if (size.numel() > 0) {
     with_arithmetic(inputs[0].scalar_type(), [&](auto type) {
-      run_conv_act<decltype(type)>(inputs, weight, bias, slope, residual, stride, dilation, parsed,
-                                   out);
+      run_conv_act<decltype(type)>(inputs, weight, bias, slope, residual, strides, dilations,
+                                   parsed, out);
     });
   }
   return out;

@@ -16,9 +16,6 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
 AUTHORS_URL = "https://raw.githubusercontent.com/GibranBenitez/FASSD-Net/master/weights/"
 
 GIT_BLOBS = {
@@ -104,6 +101,10 @@ def _download(url: str, target: Path, expected: str) -> None:
 
 def _transfer(url: str, part: Path) -> None:
     """Stream the body of `url` into `part`, with a progress bar on stderr."""
+    # Here, so that the networks can be used where only PyTorch is installed.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

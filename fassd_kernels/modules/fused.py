@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fassd_kernels import ops
+from fassd_kernels.autocast import autocasts
 from fassd_kernels.backends import AUTO, BackendError, backends, choose
 from fassd_kernels.packing import is_foldable
 
@@ -165,11 +166,6 @@ class Fused(nn.Module):
             backend = f"{AUTO} ({choose(AUTO, device.type, self.operator, quiet=True)})"
         mine = f"backend={backend}, dtype={next(self.parameters()).dtype}"
         return ", ".join(filter(None, (super().extra_repr(), mine)))
-
-
-def autocasts(device_type: str) -> bool:
-    available = torch.amp.is_autocast_available(device_type)
-    return available and torch.is_autocast_enabled(device_type)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
     check_activation,
     check_images,
@@ -14,6 +15,7 @@ from fassd_kernels.checks import (
 from fassd_kernels.reference.conv_act import conv_act
 
 
+@follows_autocast
 def asymmetric_conv(
     input: Tensor,
     vertical_weight: Tensor,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
     check,
     check_activation,
@@ -33,6 +34,7 @@ def activate(x: Tensor, activation: str, slope: Tensor | None) -> Tensor:
     return x
 
 
+@follows_autocast
 def conv_act(
     inputs: Sequence[Tensor],
     weight: Tensor,
@@ -63,10 +65,10 @@ def conv_act(
     Raises:
         RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
     """
-    stride, dilation = pair(stride), pair(dilation)
+    stride, dilation = pair("stride", stride), pair("dilation", dilation)
     size = check_conv_act(inputs, weight, bias, stride, dilation, activation, slope, residual)
     if inputs[0].shape[0] == 0 or size[2] == 0 or size[3] == 0:
-        return empty_result(inputs[0], size)
+        return empty_result(size, [*inputs, weight, bias, slope, residual])
     x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), 1)
     x = F.conv2d(x, weight, bias, stride, same_padding(weight, dilation), dilation)
     if residual is not None:
@@ -105,10 +107,10 @@ def check_conv_act(
     return size
 
 
-def pair(value: Sequence[int] | int) -> tuple[int, int]:
+def pair(name: str, value: Sequence[int] | int) -> tuple[int, int]:
     """Expand an int or one-element list to (vertical, horizontal)."""
     values = [value] if isinstance(value, int) else list(value)
-    check(len(values) in (1, 2), f"expected one or two integers, got {values}")
+    check(len(values) in (1, 2), f"conv_act: {name} is {values}; expected one or two integers")
     return values[0], values[-1]
 
 
@@ -120,8 +122,10 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def empty_result(like: Tensor, size: Sequence[int]) -> Tensor:
-    """A result with no elements, connected to `like` so that gradients exist."""
-    # F.conv2d and F.prelu refuse some empty shapes, an operator must not.
-    zero = like.sum() * 0
-    return channels_last(zero.expand(tuple(size)))
+def empty_result(size: Sequence[int], tensors: Iterable[Tensor | None]) -> Tensor:
+    """A result of no elements, connected to `tensors`, whose gradients are therefore zero.
+
+    PyTorch's convolution, PReLU and interpolation refuse some empty shapes; the operators do not.
+    """
+    zeros = [tensor.flatten()[:0].sum() for tensor in tensors if tensor is not None]
+    return channels_last(torch.stack(zeros).sum().expand(tuple(size)))

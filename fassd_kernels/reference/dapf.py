@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
     check,
     check_images,
@@ -17,6 +18,7 @@ from fassd_kernels.reference.asymmetric_conv import asymmetric_conv
 from fassd_kernels.reference.conv_act import conv_act
 
 
+@follows_autocast
 def dapf(
     input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dilations: Sequence[int]
 ) -> Tensor:

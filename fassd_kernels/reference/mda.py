@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
     check,
     check_images,
@@ -31,6 +32,7 @@ ACTIVATIONS = ("input", "reduce", "square", "vertical", "horizontal", "sum")
 SCALES = ("input", "sum")
 
 
+@follows_autocast
 def mda(
     input: Tensor,
     weights: Sequence[Tensor],
@@ -62,7 +64,7 @@ def mda(
     """
     size = check_mda(input, weights, scales, shifts, slopes, dilation)
     if input.numel() == 0:
-        return empty_result(input, size)
+        return empty_result(size, [input, *weights, *scales, *shifts, *slopes])
     x = affine_prelu(input, scales[0], shifts[0], slopes[0])
     x = conv_act([x], weights[0], shifts[1], activation="prelu", slope=slopes[1])
     square = conv_act([x], weights[1], shifts[2], activation="prelu", slope=slopes[2])

@@ -27,7 +27,7 @@ def upsample(input: Tensor, size: Sequence[int]) -> Tensor:
     """
     result = check_upsample("upsample", input, size)
     if input.shape[0] == 0 or input.shape[1] == 0:
-        return empty_result(input, result)
+        return empty_result(result, [input])
     return channels_last(F.interpolate(input, tuple(size), mode="bilinear", align_corners=True))
 
 

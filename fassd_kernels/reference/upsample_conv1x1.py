@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
     check,
     check_activation,
@@ -21,6 +22,7 @@ from fassd_kernels.reference.conv_act import conv_act, empty_result
 from fassd_kernels.reference.upsample import upsample
 
 
+@follows_autocast
 def upsample_conv1x1(
     low: Sequence[Tensor],
     skip: Sequence[Tensor],
@@ -52,7 +54,7 @@ def upsample_conv1x1(
     """
     size = check_upsample_conv1x1(low, skip, weight, bias, activation, slope)
     if size[0] == 0 or size[2] == 0 or size[3] == 0:
-        return empty_result(skip[0], size)
+        return empty_result(size, [*low, *skip, weight, bias, slope])
     up = upsample(torch.cat(list(low), 1), size[2:])
     return conv_act([up, *skip], weight, bias, activation=activation, slope=slope)
 

@@ -1,0 +1,303 @@
+"""Calls of every operator with random arguments, and the tables of shapes to call them with.
+
+Arguments are float64 on the CPU, of such a size that results are of the order of 1 whatever the
+number of channels; ``Call.to`` and ``Call.laid_out`` do the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from conformance.harness import LAYOUTS, Call
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+# Widths that occur in the networks (growth 10, 18, 28; MDA 31, 63, 119), and those around the
+# vector widths of the kernels.
+IN_CHANNELS = ((1,), (3,), (10, 18), (31,), (28, 3, 1), (59,), (63, 10), (119,))
+OUT_CHANNELS = (1, 7, 16, 17, 31, 33, 64, 65, 119)
+SIZES = ((1, 1), (1, 19), (23, 1), (5, 7), (14, 37), (33, 50))
+MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+class Source:
+    """Random tensors, the same every time."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def image(self, batch: int, channels: int, size: Pair) -> Tensor:
+        shape = (batch, channels, *size)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def weight(self, out_channels: int, in_channels: int, kernel: Pair = (1, 1)) -> Tensor:
+        fan_in = max(1, in_channels * kernel[0] * kernel[1])
+        return self.image(out_channels, in_channels, kernel) / fan_in**0.5
+
+    def vector(self, channels: int, mean: float = 0.0) -> Tensor:
+        """Normal numbers, deviation 0.3: biases and shifts, or scales with a `mean` of 1."""
+        noise = torch.randn(channels, generator=self.generator, dtype=torch.float64)
+        return mean + 0.3 * noise
+
+    def slope(self, channels: int, activation: str = "prelu") -> Tensor | None:
+        return self.vector(channels, 0.25) if activation == "prelu" else None
+
+
+def conv_act(
+    batch: int = 1,
+    channels: Sequence[int] = (3,),
+    out_channels: int = 4,
+    size: Pair = (5, 7),
+    kernel: Pair = (3, 3),
+    stride: Pair = (1, 1),
+    dilation: Pair = (1, 1),
+    activation: str = "none",
+    bias: bool = True,
+    residual: bool = False,
+) -> Call:
+    source = Source()
+    out_size = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
+    return Call(
+        "conv_act",
+        {
+            "inputs": [source.image(batch, c, size) for c in channels],
+            "weight": source.weight(out_channels, sum(channels), kernel),
+            "bias": source.vector(out_channels) if bias else None,
+            "slope": source.slope(out_channels, activation),
+            "residual": source.image(batch, out_channels, out_size) if residual else None,
+            "stride": stride,
+            "dilation": dilation,
+            "activation": activation,
+        },
+    )
+
+
+def asymmetric_conv(
+    batch: int = 1,
+    channels: int = 3,
+    middle: int = 4,
+    out_channels: int = 5,
+    size: Pair = (5, 7),
+    dilation: int = 1,
+    activation: str = "relu",
+    bias: bool = True,
+) -> Call:
+    source = Source()
+    return Call(
+        "asymmetric_conv",
+        {
+            "input": source.image(batch, channels, size),
+            "vertical_weight": source.weight(middle, channels, (3, 1)),
+            "horizontal_weight": source.weight(out_channels, middle, (1, 3)),
+            "vertical_bias": source.vector(middle) if bias else None,
+            "horizontal_bias": source.vector(out_channels) if bias else None,
+            "vertical_slope": source.slope(middle, activation),
+            "horizontal_slope": source.slope(out_channels, activation),
+            "dilation": dilation,
+            "activation": activation,
+        },
+    )
+
+
+def dapf(
+    batch: int = 1,
+    channels: int = 6,
+    width: int = 3,
+    out_channels: int = 5,
+    size: Pair = (5, 7),
+    dilations: Sequence[int] = (1, 2),
+) -> Call:
+    source = Source()
+    weights = [source.weight(width, channels)]
+    for _ in dilations:
+        weights.append(source.weight(width, channels, (3, 1)))
+        weights.append(source.weight(width, width, (1, 3)))
+    weights.append(source.weight(out_channels, width * (1 + len(dilations))))
+    return Call(
+        "dapf",
+        {
+            "input": source.image(batch, channels, size),
+            "weights": weights,
+            "biases": [source.vector(weight.shape[0]) for weight in weights],
+            "dilations": dilations,
+        },
+    )
+
+
+def mda(
+    batch: int = 1, channels: int = 6, width: int = 3, size: Pair = (5, 7), dilation: int = 2
+) -> Call:
+    source = Source()
+    kernels = ((3, 3), (3, 3), (3, 1), (1, 3))
+    widths = (channels, *[width] * 5)
+    return Call(
+        "mda",
+        {
+            "input": source.image(batch, channels, size),
+            "weights": [
+                *(
+                    source.weight(width, channels if i == 0 else width, kernel)
+                    for i, kernel in enumerate(kernels)
+                ),
+                source.weight(channels, width),
+            ],
+            "scales": [source.vector(channels, 1), source.vector(width, 1)],
+            "shifts": [source.vector(w) for w in widths],
+            "slopes": [source.slope(w) for w in widths],
+            "dilation": dilation,
+        },
+    )
+
+
+def upsample_conv1x1(
+    batch: int = 1,
+    low: Sequence[int] = (3,),
+    skip: Sequence[int] = (2,),
+    out_channels: int = 4,
+    low_size: Pair = (3, 4),
+    size: Pair = (5, 7),
+    activation: str = "none",
+    bias: bool = True,
+) -> Call:
+    source = Source()
+    return Call(
+        "upsample_conv1x1",
+        {
+            "low": [source.image(batch, c, low_size) for c in low],
+            "skip": [source.image(batch, c, size) for c in skip],
+            "weight": source.weight(out_channels, sum(low) + sum(skip)),
+            "bias": source.vector(out_channels) if bias else None,
+            "slope": source.slope(out_channels, activation),
+            "activation": activation,
+        },
+    )
+
+
+def upsample(
+    batch: int = 1, channels: int = 3, low_size: Pair = (3, 4), size: Pair = (5, 7)
+) -> Call:
+    return Call("upsample", {"input": Source().image(batch, channels, low_size), "size": size})
+
+
+def upsample_argmax(
+    batch: int = 1, channels: int = 19, low_size: Pair = (3, 4), size: Pair = (5, 7)
+) -> Call:
+    image = Source().image(batch, channels, low_size)
+    return Call("upsample_argmax", {"input": image, "size": size})
+
+
+def normalize(batch: int = 1, size: Pair = (5, 7)) -> Call:
+    image = torch.randint(0, 256, (batch, *size, 3), generator=Source().generator)
+    return Call(
+        "normalize",
+        {"image": image.to(torch.uint8), "mean": MEAN, "std": STD, "dtype": torch.float32},
+    )
+
+
+# A few calls of each operator that differ in what is optional, for what all operators promise.
+SAMPLES: dict[str, list[Call]] = {
+    "conv_act": [
+        conv_act(),
+        conv_act(
+            batch=2,
+            channels=(3, 2),
+            kernel=(3, 1),
+            stride=(2, 1),
+            dilation=(2, 1),
+            activation="prelu",
+            residual=True,
+        ),
+        conv_act(channels=(2, 1, 1), kernel=(1, 1), activation="relu", bias=False),
+    ],
+    "asymmetric_conv": [
+        asymmetric_conv(),
+        asymmetric_conv(batch=2, dilation=3, activation="prelu"),
+        asymmetric_conv(activation="none", bias=False),
+    ],
+    "dapf": [dapf(), dapf(batch=2, dilations=(1, 2, 9))],
+    "mda": [mda(), mda(batch=2, channels=5, width=2, dilation=4)],
+    "upsample_conv1x1": [
+        upsample_conv1x1(),
+        upsample_conv1x1(batch=2, low=(2, 1), skip=(1, 3), activation="prelu"),
+        upsample_conv1x1(activation="relu", bias=False),
+    ],
+    "upsample": [upsample(), upsample(batch=2, size=(2, 9))],
+    "upsample_argmax": [upsample_argmax(), upsample_argmax(batch=2, size=(2, 9))],
+    "normalize": [normalize(), normalize(batch=2)],
+}
+WITH_GRADIENT = tuple(name for name in SAMPLES if name not in ("upsample_argmax", "normalize"))
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def pairwise(**choices: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows in which every value of every choice meets every value of every other choice.
+
+    Nearly all defects of a kernel show with two properties at once (a stride *and* an odd width);
+    the full product would be millions of rows, this is hardly more than the largest two choices'.
+    Greedy and deterministic: of some random completions of a pair still missing, the best.
+    """
+    names = list(choices)
+    indices = {name: range(len(choices[name])) for name in names}
+    missing = {
+        (a, i, b, j): None
+        for a, b in itertools.combinations(names, 2)
+        for i, j in itertools.product(indices[a], indices[b])
+    }
+    draw = random.Random(0)
+
+    def pairs_of(row: dict[str, int]) -> list[tuple[str, int, str, int]]:
+        return [(a, row[a], b, row[b]) for a, b in itertools.combinations(names, 2)]
+
+    def complete(a: str, i: int, b: str, j: int) -> dict[str, int]:
+        return {**{name: draw.choice(indices[name]) for name in names}, a: i, b: j}
+
+    rows = []
+    while missing:
+        seed = next(iter(missing))
+        candidates = [complete(*seed) for _ in range(30)]
+        row = max(candidates, key=lambda row: sum(pair in missing for pair in pairs_of(row)))
+        for pair in pairs_of(row):
+            missing.pop(pair, None)
+        rows.append({name: choices[name][row[name]] for name in names})
+    return rows
+
+
+def describe(value: Any) -> str | None:
+    """A row of a table as a test's name."""
+    if not isinstance(value, dict):
+        return None
+    return ",".join(f"{name}={brief(setting)}" for name, setting in value.items())
+
+
+def shape_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a builder in a row of a table, which has a layout besides."""
+    return {name: value for name, value in row.items() if name != "layout"}
+
+
+def brief(setting: Any) -> str:
+    return "x".join(map(str, setting)) if isinstance(setting, tuple) else str(setting)
+
+
+# --- drawn shapes ---------------------------------------------------------------------------------
+
+# The same examples in every run; a failure prints how to repeat it.
+drawn = settings(max_examples=40, deadline=None, derandomize=True, print_blob=True)
+ACTIVATIONS = st.sampled_from(("none", "relu", "prelu"))
+LAYOUT_NAMES = st.sampled_from(list(LAYOUTS))
+BATCHES = st.integers(1, 3)
+CHANNELS = st.integers(1, 40)
+
+
+def sizes(height: int = 24, width: int = 40) -> st.SearchStrategy[Pair]:
+    return st.tuples(st.integers(1, height), st.integers(1, width))

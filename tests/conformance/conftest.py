@@ -1,0 +1,88 @@
+"""Options, and which backends, operators and dtypes a test runs with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conformance import harness
+from conformance.harness import OPERATORS, Subject, Target
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    group.addoption(
+        "--backend",
+        action="append",
+        help="test this backend, and fail if it is not available; may be repeated "
+        f"(default: all available; {harness.REQUIRE}=a,b names those that must be)",
+    )
+    group.addoption(
+        "--device", action="append", help="test on this device, cpu or cuda; may be repeated"
+    )
+
+
+def chosen(config: pytest.Config) -> list[Target]:
+    # The defaults serve a run that collects this folder from above, where the options are unknown.
+    asked = config.getoption("backend", None) or []
+    devices = config.getoption("device", None) or []
+    return harness.targets(asked, devices)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"conformance: {', '.join(map(str, chosen(config)))}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that takes ``subject`` every operator on every target.
+
+    ``@pytest.mark.operators(...)`` narrows it; with ``dtype`` it gets the target's dtypes as well;
+    ``target`` alone is a backend without an operator, ``device`` a place without a backend.
+    """
+    if "target" in metafunc.fixturenames:
+        metafunc.parametrize("target", chosen(metafunc.config), ids=str)
+    if "device" in metafunc.fixturenames:
+        devices = dict.fromkeys(target.device for target in chosen(metafunc.config))
+        metafunc.parametrize("device", list(devices))
+    if "subject" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("operators")
+    subjects = [
+        Subject(operator, target)
+        for operator in (marker.args if marker else OPERATORS)
+        for target in chosen(metafunc.config)
+        if operator in target.backend.operators
+    ]
+    if "dtype" in metafunc.fixturenames:
+        rows = [(subject, dtype) for subject in subjects for dtype in subject.dtypes]
+        names = [f"{subject}-{str(dtype).removeprefix('torch.')}" for subject, dtype in rows]
+        metafunc.parametrize(("subject", "dtype"), rows, ids=names)
+    else:
+        metafunc.parametrize("subject", subjects, ids=str)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "operators(*names): the operators that a test is for")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """New tensors hold NaN: what a kernel forgets to write shows, and what it reads too early."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """The reference on a GPU is held to float32, not to TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn

@@ -1,0 +1,181 @@
+"""conv_act against its definition."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conformance.cases import (
+    ACTIVATIONS,
+    BATCHES,
+    CHANNELS,
+    IN_CHANNELS,
+    LAYOUT_NAMES,
+    OUT_CHANNELS,
+    SIZES,
+    conv_act,
+    describe,
+    drawn,
+    pairwise,
+    shape_of,
+    sizes,
+)
+from conformance.harness import LAYOUTS, Call, check, check_close
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+pytestmark = pytest.mark.operators("conv_act")
+
+KERNELS = ((3, 3), (3, 1), (1, 3), (1, 1))
+TABLE = pairwise(
+    kernel=KERNELS,
+    stride=((1, 1), (2, 2), (3, 3), (1, 2), (3, 1)),
+    # Some are at or beyond the side of the image: their outer taps read only padding.
+    dilation=((1, 1), (2, 2), (3, 1), (1, 5), (8, 8), (12, 4), (36, 36)),
+    channels=IN_CHANNELS,
+    out_channels=OUT_CHANNELS,
+    size=SIZES,
+    batch=(1, 2, 3),
+    activation=("none", "relu", "prelu"),
+    bias=(True, False),
+    residual=(False, True),
+    layout=tuple(LAYOUTS),
+)
+FEW = (
+    dict(channels=(10, 18), out_channels=17, size=(9, 11), kernel=(3, 3), batch=2, residual=True),
+    dict(channels=(3,), out_channels=33, size=(9, 11), kernel=(1, 1), activation="relu"),
+    dict(
+        channels=(7,), out_channels=7, size=(8, 21), kernel=(1, 3), dilation=(1, 4), stride=(1, 2)
+    ),
+)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=describe)
+def test_table(subject, dtype, row):
+    check(subject, conv_act(**shape_of(row)), dtype, row["layout"])
+
+
+@pytest.mark.parametrize("row", TABLE, ids=describe)
+def test_table_contiguous(subject, row):
+    check(subject, conv_act(**shape_of(row)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", FEW, ids=describe)
+def test_layouts(subject, dtype, shape, layout):
+    check(subject, conv_act(**shape), dtype, layout)
+
+
+@given(data=st.data())
+@drawn
+def test_drawn(subject, data):
+    near, far = (st.tuples(st.integers(1, n), st.integers(1, n)) for n in (3, 40))
+    call = conv_act(
+        batch=data.draw(BATCHES, "batch"),
+        channels=data.draw(st.lists(CHANNELS, min_size=1, max_size=4), "channels"),
+        out_channels=data.draw(st.integers(1, 70), "out_channels"),
+        size=data.draw(sizes(), "size"),
+        kernel=data.draw(st.sampled_from(KERNELS), "kernel"),
+        stride=data.draw(near, "stride"),
+        dilation=data.draw(near | far, "dilation"),
+        activation=data.draw(ACTIVATIONS, "activation"),
+        bias=data.draw(st.booleans(), "bias"),
+        residual=data.draw(st.booleans(), "residual"),
+    )
+    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
+    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+
+
+def by_hand(call: Call) -> Tensor:
+    """The definition once more: a sum over taps, without a convolution routine."""
+    of = call.arguments
+    image, weight = torch.cat(of["inputs"], 1), of["weight"]
+    down, right = (d * (k // 2) for d, k in zip(of["dilation"], weight.shape[2:], strict=True))
+    padded = F.pad(image, (right, right, down, down))
+    result = of["bias"][:, None, None]
+    for i, j in itertools.product(range(weight.shape[2]), range(weight.shape[3])):
+        seen = padded[:, :, i * of["dilation"][0] :, j * of["dilation"][1] :]
+        seen = seen[:, :, : image.shape[2] : of["stride"][0], : image.shape[3] : of["stride"][1]]
+        result = result + torch.einsum("oc,nchw->nohw", weight[:, :, i, j], seen)
+    if of["residual"] is not None:
+        result = result + of["residual"]
+    slope = {"none": 1, "relu": 0}.get(of["activation"])
+    slope = of["slope"][:, None, None] if slope is None else slope
+    return torch.where(result > 0, result, result * slope)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "prelu"])
+@pytest.mark.parametrize("shape", [*FEW, dict(size=(6, 9), stride=(3, 2), residual=True)])
+def test_by_hand(subject, shape, activation):
+    call = conv_act(**{**shape, "activation": activation})
+    check_close(subject(call.to(torch.float64, subject.device)), by_hand(call), 1e-12)
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_one_tap_shifts(subject, dtype, kernel, stride):
+    """A weight of a single 1 moves the picture, exactly: no convolution routine is asked here."""
+    dilation, size = (4, 9), (6, 8)  # of the taps across, the outer ones see only padding
+    call = conv_act(size=size, kernel=kernel, stride=stride, dilation=dilation, bias=False)
+    call = call.to(dtype, subject.device)
+    image = call.arguments["inputs"][0]
+    reach = [d * (k // 2) for d, k in zip(dilation, kernel, strict=True)]
+    padded = F.pad(image, (reach[1], reach[1], reach[0], reach[0]))
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            weight = torch.zeros_like(call.arguments["weight"])
+            for channel in range(3):
+                weight[channel, channel, row, column] = 1
+            top, left = row * dilation[0], column * dilation[1]
+            moved = padded[:, :, top : top + size[0] : stride[0], left : left + size[1] : stride[1]]
+            result = subject(call.with_(weight=weight))
+            assert torch.equal(result[:, :3], moved)
+            assert not result[:, 3].any()
+
+
+def test_stride_and_dilation_are_expanded(subject):
+    """An int, or a list of one, counts for both axes; left out, it is 1."""
+    call = conv_act(size=(9, 9), dilation=(2, 2), stride=(2, 2)).to(torch.float32, subject.device)
+    right = subject(call)
+    assert right.shape == (1, 4, 5, 5)
+    assert torch.equal(subject(call.with_(stride=2, dilation=2)), right)
+    assert torch.equal(subject(call.with_(stride=[2], dilation=[2])), right)
+    plain = conv_act().to(torch.float32, subject.device)
+    short = plain.with_()
+    for name in ("stride", "dilation", "activation", "residual", "slope"):
+        del short.arguments[name]
+    assert torch.equal(subject(short), subject(plain))
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "prelu"])
+def test_residual_comes_before_the_activation(subject, activation):
+    call = conv_act(out_channels=5, activation=activation, bias=False)
+    residual = -torch.ones(1, 5, 5, 7, dtype=torch.float64)
+    call = call.with_(weight=torch.zeros_like(call.arguments["weight"]), residual=residual)
+    call = call.to(torch.float32, subject.device)
+    right = {"none": -1.0, "relu": 0.0}.get(activation)
+    if right is None:
+        right = -call.arguments["slope"].double().cpu()[:, None, None]
+    check_close(subject(call), torch.as_tensor(right).expand(1, 5, 5, 7), 1e-6)
+
+
+def test_same_tensor_twice(subject, dtype):
+    call = conv_act(channels=(5, 5), out_channels=6)
+    image = call.arguments["inputs"][0]
+    check(subject, call.with_(inputs=[image, image]), dtype)
+
+
+def test_inputs_of_no_channels(subject):
+    """The virtual concatenation may hold empty tensors."""
+    check(subject, conv_act(channels=(0, 5, 0), out_channels=6))
+
+
+def test_inputs_of_different_layouts(subject):
+    call = conv_act(channels=(5, 3, 4, 2, 6), out_channels=9, size=(6, 7), residual=True)
+    call = call.to(torch.float32, subject.device)
+    names = ("contiguous", "channels_last", "sliced_channels", "stepped", "transposed")
+    images = [LAYOUTS[n](x) for n, x in zip(names, call.arguments["inputs"], strict=True)]
+    mixed = call.with_(inputs=images, residual=LAYOUTS["sliced"](call.arguments["residual"]))
+    # A layout changes where numbers lie, not in what order they are summed.
+    check_close(subject(mixed), subject(call).double(), 1e-6)

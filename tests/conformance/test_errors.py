@@ -1,0 +1,328 @@
+"""What the operators refuse: the same calls everywhere, with a message that names the argument."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from conformance.cases import (
+    asymmetric_conv,
+    conv_act,
+    dapf,
+    mda,
+    normalize,
+    upsample,
+    upsample_argmax,
+    upsample_conv1x1,
+)
+from conformance.harness import Call
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A valid call, a change that spoils it, and the argument that the message must name."""
+
+    argument: str
+    why: str
+    change: Callable[[Arguments], Arguments]
+    base: Call
+
+    def __str__(self) -> str:
+        return f"{self.base.operator}-{self.argument}-{self.why}".replace(" ", "_")
+
+    @property
+    def call(self) -> Call:
+        call = self.base.to(torch.float32)
+        return call.with_(**self.change(call.arguments))
+
+    @property
+    def message(self) -> str:
+        return rf"{self.base.operator}: {re.escape(self.argument)}(?!\w)"
+
+
+Spoil = Callable[[Tensor], Tensor]
+
+# Ways to spoil a tensor that hold for every argument that must match the others.
+FOREIGN: dict[str, Spoil] = {
+    "dtype": lambda x: x.half(),
+    "integers": lambda x: x.int(),
+    "device": lambda x: x.to("meta"),
+}
+SPOILED_IMAGE: dict[str, Spoil] = {
+    **FOREIGN,
+    "rank": lambda x: x[0],
+    "batch": lambda x: torch.cat([x, x]),
+    "height": lambda x: x[:, :, 1:],
+    "width": lambda x: x[..., 1:],
+}
+SPOILED_WEIGHT: dict[str, Spoil] = {
+    **FOREIGN,
+    "rank": lambda x: x[0],
+    "fewer input channels": lambda x: x[:, 1:],
+    "more input channels": lambda x: torch.cat([x, x], 1),
+    "kernel": lambda x: x.repeat(1, 1, 2, 2),
+    "no output channels": lambda x: x[:0],
+}
+SPOILED_VECTOR: dict[str, Spoil] = {
+    **FOREIGN,
+    "rank": lambda x: x[None],
+    "length": lambda x: x[1:],
+    "a single value": lambda x: x[:1],
+    "scalar": lambda x: x[0],
+}
+
+
+def spoiled(
+    base: Call, name: str, ways: dict[str, Spoil], index: int | None = None, label=""
+) -> list:
+    """`base` with its tensor `name`, or `name[index]`, spoiled in each of `ways`."""
+
+    def change(way: Spoil) -> Callable[[Arguments], Arguments]:
+        def changed(arguments: Arguments) -> Arguments:
+            value = arguments[name]
+            if index is None:
+                return {name: way(value)}
+            return {name: [way(x) if i == index else x for i, x in enumerate(value)]}
+
+        return changed
+
+    argument = label or (name if index is None else f"{name}[{index}]")
+    return [Refusal(argument, why, change(way), base) for why, way in ways.items()]
+
+
+def given(base: Call, name: str, values: dict[str, Any], argument: str = "") -> list[Refusal]:
+    """`base` with its argument `name` replaced by each of `values`."""
+    return [
+        Refusal(argument or name, why, lambda _, value=value: {name: value}, base)
+        for why, value in values.items()
+    ]
+
+
+def without(ways: dict[str, Spoil], *names: str) -> dict[str, Spoil]:
+    return {why: way for why, way in ways.items() if why not in names}
+
+
+# A tensor by itself has nothing to disagree with.
+ALONE = {why: SPOILED_IMAGE[why] for why in ("integers", "rank")}
+NOT_POSITIVE = {"zero": (0, 0), "vertical zero": (0, 1), "horizontal negative": (1, -1)}
+NOT_PAIRS = {"empty list": (), "three values": (1, 1, 1)}
+BAD_ACTIVATION = {"unknown": "gelu", "capitals": "ReLU", "empty": ""}
+
+
+def conv_act_refusals() -> list[Refusal]:
+    base = conv_act(channels=(3, 2), activation="prelu", residual=True)
+    plain = conv_act()
+    return [
+        *spoiled(base, "inputs", SPOILED_IMAGE, 1),
+        *spoiled(plain, "inputs", ALONE, 0),
+        *given(plain, "inputs", {"empty list": []}),
+        *spoiled(base, "weight", SPOILED_WEIGHT),
+        *given(plain, "weight", {"5x5": torch.ones(4, 3, 5, 5), "3x2": torch.ones(4, 3, 3, 2)}),
+        *spoiled(base, "bias", SPOILED_VECTOR),
+        *spoiled(base, "slope", SPOILED_VECTOR),
+        *given(base, "slope", {"missing": None}, "activation"),
+        *given(plain, "slope", {"given": torch.ones(4)}, "activation"),
+        *given(base, "activation", BAD_ACTIVATION),
+        *spoiled(base, "residual", SPOILED_IMAGE),
+        *spoiled(
+            base, "residual", {"channels": lambda x: x[:, 1:], "broadcast": lambda x: x[:, :1]}
+        ),
+        *given(plain, "stride", {**NOT_POSITIVE, **NOT_PAIRS}),
+        *given(plain, "dilation", {**NOT_POSITIVE, **NOT_PAIRS}),
+    ]
+
+
+def asymmetric_conv_refusals() -> list[Refusal]:
+    base = asymmetric_conv(activation="prelu")
+    plain = asymmetric_conv()
+    transposed = {"1x3": lambda x: x.transpose(2, 3)}
+    return [
+        *spoiled(base, "input", ALONE),
+        *spoiled(base, "vertical_weight", {**SPOILED_WEIGHT, **transposed}),
+        *spoiled(base, "horizontal_weight", {**SPOILED_WEIGHT, **transposed}),
+        *(
+            refusal
+            for side in ("vertical", "horizontal")
+            for name in (f"{side}_bias", f"{side}_slope")
+            for refusal in spoiled(base, name, SPOILED_VECTOR)
+        ),
+        *given(base, "vertical_slope", {"missing": None}, "activation"),
+        *given(base, "horizontal_slope", {"missing": None}, "activation"),
+        *given(plain, "vertical_slope", {"given": torch.ones(4)}, "activation"),
+        *given(plain, "activation", BAD_ACTIVATION),
+        *given(plain, "dilation", {"zero": 0, "negative": -2}),
+    ]
+
+
+def dapf_refusals() -> list[Refusal]:
+    base = dapf(dilations=(1, 2))
+    wider = {"more output channels": lambda x: torch.cat([x, x])}
+    return [
+        *spoiled(base, "input", ALONE),
+        *(
+            refusal
+            for i in range(6)
+            for refusal in spoiled(base, "weights", SPOILED_WEIGHT if i else FIRST_WEIGHT, i)
+        ),
+        *(r for i in range(1, 5) for r in spoiled(base, "weights", wider, i)),
+        *(r for i in range(6) for r in spoiled(base, "biases", SPOILED_VECTOR, i)),
+        *given(base, "weights", {"empty list": []}),
+        *given(base, "biases", {"empty list": []}),
+        *given(base, "dilations", {"zero": (0, 1), "negative": (1, -3)}),
+        *given(base, "dilations", {"more than weights": (1, 2, 3), "fewer": (1,)}, "weights"),
+    ]
+
+
+# The first weight decides the width, so that the others disagree with it, not it with them.
+FIRST_WEIGHT = without(SPOILED_WEIGHT, "no output channels")
+
+
+def mda_refusals() -> list[Refusal]:
+    base = mda()
+    roles = ("reduce", "square", "vertical", "horizontal", "project")
+    wider = {"more output channels": lambda x: torch.cat([x, x])}
+    refusals = [
+        *spoiled(base, "input", ALONE),
+        *given(base, "dilation", {"zero": 0, "negative": -2}),
+    ]
+    for i, role in enumerate(roles):
+        ways = {**SPOILED_WEIGHT, **wider} if i else SPOILED_WEIGHT
+        refusals += spoiled(base, "weights", ways, i, f"weights[{i}] ({role})")
+    for name, count in (("scales", 2), ("shifts", 6), ("slopes", 6)):
+        for i in range(count):
+            refusals += spoiled(base, name, SPOILED_VECTOR, i)
+    for name in ("weights", "scales", "shifts", "slopes"):
+        one_more = {"one more": lambda values: [*values, values[0]]}
+        refusals += given(base, name, {"empty list": []})
+        refusals += [
+            Refusal(name, why, lambda a, name=name, way=way: {name: way(a[name])}, base)
+            for why, way in one_more.items()
+        ]
+    return refusals
+
+
+def upsample_conv1x1_refusals() -> list[Refusal]:
+    base = upsample_conv1x1(low=(3, 2), skip=(2, 1), activation="prelu")
+    plain = upsample_conv1x1()
+    of_low = {"empty height": lambda x: x[:, :, :0], "empty width": lambda x: x[..., :0]}
+    return [
+        *spoiled(base, "low", SPOILED_IMAGE, 1),
+        *spoiled(base, "skip", SPOILED_IMAGE, 1),
+        *spoiled(plain, "low", {**ALONE, **of_low}, 0),
+        *spoiled(plain, "skip", without(SPOILED_IMAGE, "height", "width"), 0),
+        *given(plain, "low", {"empty list": []}),
+        *given(plain, "skip", {"empty list": []}),
+        *spoiled(base, "weight", SPOILED_WEIGHT),
+        *spoiled(base, "bias", SPOILED_VECTOR),
+        *spoiled(base, "slope", SPOILED_VECTOR),
+        *given(base, "slope", {"missing": None}, "activation"),
+        *given(plain, "slope", {"given": torch.ones(4)}, "activation"),
+        *given(plain, "activation", BAD_ACTIVATION),
+    ]
+
+
+def upsample_refusals(base: Call) -> list[Refusal]:
+    no_pixels = {"empty height": lambda x: x[:, :, :0], "empty width": lambda x: x[..., :0]}
+    sizes = {
+        "zero height": (0, 3),
+        "negative width": (3, -1),
+        "one value": (3,),
+        "three": (3, 3, 3),
+    }
+    return [
+        *spoiled(base, "input", {**ALONE, **no_pixels}),
+        *given(base, "size", {**sizes, "empty list": ()}),
+    ]
+
+
+def upsample_argmax_refusals() -> list[Refusal]:
+    base = upsample_argmax()
+    counts = {
+        "no channels": lambda x: x[:, :0],
+        "257 channels": lambda x: x[:, :1].repeat(1, 257, 1, 1),
+    }
+    return [*upsample_refusals(base), *spoiled(base, "input", counts)]
+
+
+def normalize_refusals() -> list[Refusal]:
+    base = normalize()
+    pictures = {
+        "floats": lambda x: x.float(),
+        "rank": lambda x: x[0],
+        "four channels": lambda x: torch.cat([x, x[..., :1]], 3),
+        "channels first": lambda x: x.permute(0, 3, 1, 2),
+    }
+    counts = {"empty list": (), "two values": (1.0, 2.0), "four values": (1.0, 2.0, 3.0, 4.0)}
+    zeros = {f"zero at {i}": tuple(float(i != j) for j in range(3)) for i in range(3)}
+    return [
+        *spoiled(base, "image", pictures),
+        *given(base, "mean", counts),
+        *given(base, "std", {**counts, **zeros}),
+        *given(base, "dtype", {"integers": torch.int32, "bytes": torch.uint8}),
+    ]
+
+
+REFUSALS = {
+    "conv_act": conv_act_refusals(),
+    "asymmetric_conv": asymmetric_conv_refusals(),
+    "dapf": dapf_refusals(),
+    "mda": mda_refusals(),
+    "upsample_conv1x1": upsample_conv1x1_refusals(),
+    "upsample": upsample_refusals(upsample()),
+    "upsample_argmax": upsample_argmax_refusals(),
+    "normalize": normalize_refusals(),
+}
+
+
+def to(call: Call, device: str) -> Call:
+    """The call on `device`, but for tensors that stand for another device."""
+    return call.map(lambda x: x if x.is_meta else x.to(device))
+
+
+def test_valid_calls_are_taken(subject):
+    """What the table spoils is sound before: otherwise the errors would prove nothing."""
+    for base in {id(refusal.base): refusal.base for refusal in REFUSALS[subject.operator]}.values():
+        assert subject(base.to(torch.float32, subject.device)).numel() > 0
+
+
+def test_refused(subject):
+    """One test for an operator's whole table, which a failure lists."""
+    wrong = [
+        f"{refusal}: {said}"
+        for refusal in REFUSALS[subject.operator]
+        if (said := missed(refusal, lambda call: subject(to(call, subject.device))))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("operator", REFUSALS)
+def test_refused_by_fake_kernel(operator):
+    """Under torch.compile and torch.export the same calls fail, in the same words."""
+    mode = FakeTensorMode()
+
+    def run(call: Call) -> Tensor:
+        with mode:
+            return call.map(mode.from_tensor)(getattr(torch.ops.fassd_kernels, operator))
+
+    wrong = [f"{r}: {said}" for r in REFUSALS[operator] if (said := missed(r, run))]
+    assert not wrong, "\n".join(wrong)
+
+
+def missed(refusal: Refusal, run: Callable[[Call], Any]) -> str:
+    """How `run` fails to refuse as it should; empty if it does."""
+    try:
+        result = run(refusal.call)
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        return "" if re.search(refusal.message, str(error)) else f"said {said!r}"
+    except Exception as error:
+        return f"raised {type(error).__name__}: {str(error).splitlines()[0]}"
+    return f"returned {tuple(result.shape)}"

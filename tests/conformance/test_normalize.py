@@ -1,0 +1,66 @@
+"""normalize against its definition."""
+
+import pytest
+import torch
+from conformance.cases import (
+    BATCHES,
+    LAYOUT_NAMES,
+    MEAN,
+    SIZES,
+    STD,
+    describe,
+    drawn,
+    normalize,
+    pairwise,
+    shape_of,
+    sizes,
+)
+from conformance.harness import LAYOUTS, check
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.operators("normalize")
+
+TABLE = pairwise(size=SIZES, batch=(1, 2, 3), layout=tuple(LAYOUTS))
+
+
+@pytest.mark.parametrize("row", TABLE, ids=describe)
+def test_table(subject, dtype, row):
+    check(subject, normalize(**shape_of(row)), dtype, row["layout"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(subject, dtype, layout):
+    check(subject, normalize(batch=2, size=(9, 11)), dtype, layout)
+
+
+@given(data=st.data())
+@drawn
+def test_drawn(subject, data):
+    call = normalize(data.draw(BATCHES, "batch"), data.draw(sizes(40, 70), "size"))
+    value = st.floats(1, 255)
+    call = call.with_(
+        mean=data.draw(st.tuples(value, value, value), "mean"),
+        std=data.draw(st.tuples(value, value, value), "std"),
+    )
+    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
+    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+
+
+@pytest.mark.parametrize("exact", [torch.float32, torch.float64])
+def test_every_value_exactly(subject, exact):
+    """float64 arithmetic, rounded once: the 256 values of every channel have one right answer."""
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
+    call = normalize().with_(image=values).to(exact, subject.device)
+    result = subject(call).cpu()
+    for channel in range(3):
+        right = [(value - MEAN[channel]) / STD[channel] for value in range(256)]
+        right = torch.tensor(right, dtype=torch.float64).to(exact)
+        assert torch.equal(result[0, channel].reshape(-1), right)
+
+
+def test_red_comes_last(subject):
+    image = torch.tensor([10, 20, 30], dtype=torch.uint8).expand(1, 2, 2, 3)
+    call = normalize().with_(image=image, mean=(0.0, 0.0, 0.0), std=(1.0, 2.0, 5.0))
+    result = subject(call.to(torch.float32, subject.device))
+    assert result[0, :, 1, 1].tolist() == [30, 10, 2]

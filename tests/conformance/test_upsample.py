@@ -1,0 +1,132 @@
+"""upsample and upsample_argmax against their definitions."""
+
+import pytest
+import torch
+from conformance import cases
+from conformance.cases import (
+    BATCHES,
+    LAYOUT_NAMES,
+    describe,
+    drawn,
+    pairwise,
+    shape_of,
+    sizes,
+    upsample,
+)
+from conformance.harness import LAYOUTS, Call, check, check_close
+from hypothesis import given
+from hypothesis import strategies as st
+
+both = pytest.mark.operators("upsample", "upsample_argmax")
+to_image = pytest.mark.operators("upsample")
+to_labels = pytest.mark.operators("upsample_argmax")
+
+TABLE = pairwise(
+    channels=(1, 2, 7, 11, 16, 19, 33, 119, 256),
+    low_size=((1, 1), (1, 9), (4, 1), (3, 5), (17, 25)),
+    size=((1, 1), (1, 19), (23, 1), (5, 7), (17, 25), (33, 50), (2, 3)),  # smaller, equal, larger
+    batch=(1, 2, 3),
+    layout=tuple(LAYOUTS),
+)
+FEW = (
+    dict(channels=19, low_size=(4, 6), size=(16, 24), batch=2),
+    dict(channels=5, low_size=(9, 11), size=(7, 13)),
+)
+
+
+def call_of(subject, **shape) -> Call:
+    return getattr(cases, subject.operator)(**shape)
+
+
+@both
+@pytest.mark.parametrize("row", TABLE, ids=describe)
+def test_table(subject, dtype, row):
+    check(subject, call_of(subject, **shape_of(row)), dtype, row["layout"])
+
+
+@both
+@pytest.mark.parametrize("row", TABLE, ids=describe)
+def test_table_contiguous(subject, row):
+    check(subject, call_of(subject, **shape_of(row)))
+
+
+@both
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", FEW, ids=describe)
+def test_layouts(subject, dtype, shape, layout):
+    check(subject, call_of(subject, **shape), dtype, layout)
+
+
+@both
+@given(data=st.data())
+@drawn
+def test_drawn(subject, data):
+    call = call_of(
+        subject,
+        batch=data.draw(BATCHES, "batch"),
+        channels=data.draw(st.integers(1, 40) | st.integers(1, 256), "channels"),
+        low_size=data.draw(sizes(12, 20), "low_size"),
+        size=data.draw(sizes(), "size"),
+    )
+    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
+    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+
+
+@to_image
+def test_same_size_is_the_input(subject, dtype):
+    call = upsample(channels=5, low_size=(6, 9), size=(6, 9)).to(dtype, subject.device)
+    assert torch.equal(subject(call), call.arguments["input"])
+
+
+@to_image
+@pytest.mark.parametrize("size", [(9, 13), (2, 2), (3, 25)])
+def test_corners_stay(subject, dtype, size):
+    call = upsample(channels=5, low_size=(5, 7), size=size).to(dtype, subject.device)
+    ends = (slice(None), slice(None), slice(None, None, size[0] - 1))
+    image = call.arguments["input"]
+    corners = subject(call)[ends][..., :: size[1] - 1]
+    assert torch.equal(corners, image[:, :, ::4, ::6])
+
+
+@to_image
+@pytest.mark.parametrize("size", [(9, 13), (2, 2), (1, 25), (4, 1)])
+def test_plane_stays_a_plane(subject, size):
+    """A picture linear in its coordinates is resized without error: x runs from 0 to 1, as y."""
+    height, width = (torch.linspace(0, 1, n, dtype=torch.float64) for n in (5, 7))
+    call = upsample(size=size).with_(input=(3 * height[:, None] - 2 * width)[None, None])
+    y, x = (torch.linspace(0, 1, n, dtype=torch.float64) for n in size)
+    right = (3 * y[:, None] - 2 * x)[None, None]
+    check_close(subject(call.to(torch.float64, subject.device)), right, 1e-12)
+
+
+@to_image
+def test_exact_halves(subject, dtype):
+    """2 x 2 to 3 x 3: the new pixels are means, exact in every dtype."""
+    image = torch.tensor([[0.0, 4.0], [8.0, 16.0]], dtype=dtype, device=subject.device)
+    result = subject(Call("upsample", {"input": image[None, None], "size": (3, 3)}))
+    assert result[0, 0].tolist() == [[0, 2, 4], [4, 7, 10], [8, 12, 16]]
+
+
+@to_labels
+def test_first_of_equal_channels_wins(subject, dtype):
+    logits = torch.zeros(2, 19, 3, 4, dtype=dtype, device=subject.device)
+    logits[1, 5:] = 1
+    labels = subject(Call("upsample_argmax", {"input": logits, "size": (5, 7)}))
+    assert labels.tolist() == [[[0] * 7] * 5, [[5] * 7] * 5]
+
+
+@to_labels
+def test_nan_counts_as_the_largest(subject, dtype):
+    logits = torch.zeros(1, 9, 3, 3, dtype=dtype, device=subject.device)
+    logits[:, 2] = 1
+    logits[0, 4, 0, 0] = logits[0, 7, 0, 0] = float("nan")
+    labels = subject(Call("upsample_argmax", {"input": logits, "size": (3, 3)}))
+    assert labels.tolist() == [[[4, 2, 2], [2, 2, 2], [2, 2, 2]]]
+
+
+@to_labels
+def test_last_label(subject):
+    logits = torch.zeros(1, 256, 2, 2, device=subject.device)
+    logits[:, 255] = 1
+    labels = subject(Call("upsample_argmax", {"input": logits, "size": (3, 3)}))
+    assert labels.tolist() == [[[255] * 3] * 3]
