@@ -27,7 +27,8 @@ def accelerate(
 
     Modules are found by class, or, in anybody else's classes, by having the same attributes; such
     a module is swapped only if the fused one gives the same numbers on a test input. State dict,
-    parameters, mode and hooks stay. In training mode the result trains as the original does.
+    parameters, mode and hooks stay; on a CPU, convolution weights are laid out channels_last. In
+    training mode the result trains as the original does.
 
     Args:
         model: any module; a network of :mod:`fassd.models`, the original authors', a wrapper.
@@ -65,6 +66,11 @@ def accelerate(
             RuntimeWarning,
             stacklevel=2,
         )
+    elif next(fused.parameters()).device.type == "cpu":
+        # The fused modules answer in channels_last. Convolutions with such weights do so too, and
+        # nothing between them is laid out anew: FASSD-Net at 1024x2048 takes 1.85 s on one AVX2
+        # core instead of 2.15 (eager: 2.3).
+        fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     return fused  # type: ignore[return-value]  # a Model, or the fused subclass of it
 
 

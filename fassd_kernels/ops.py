@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from fassd_kernels import reference
 from fassd_kernels.autocast import casting, is_tensors
 from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
-from fassd_kernels.reference.conv_act import check_conv_act, pair
+from fassd_kernels.reference.conv_act import check_conv_act
 from fassd_kernels.reference.dapf import check_dapf
 from fassd_kernels.reference.mda import check_mda
 from fassd_kernels.reference.normalize import check_normalize
@@ -48,74 +48,33 @@ def load_extension(name: str) -> str | None:
     return None
 
 
-def image_like(like: Tensor, size: Sequence[Any]) -> Tensor:
-    """What every operator that returns an image allocates: channels_last, not `like`'s strides."""
-    return torch.empty(
-        tuple(size), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )
-
-
 # --- fake kernels: shape, dtype and layout of the result, and the same refusals -------------------
 
-
-def fake_conv_act(
-    inputs, weight, bias=None, slope=None, residual=None, *, stride=1, dilation=1, activation="none"
-):
-    stride, dilation = pair("stride", stride), pair("dilation", dilation)
-    size = check_conv_act(inputs, weight, bias, stride, dilation, activation, slope, residual)
-    return image_like(inputs[0], size)
-
-
-def fake_asymmetric_conv(
-    input,
-    vertical_weight,
-    horizontal_weight,
-    vertical_bias=None,
-    horizontal_bias=None,
-    vertical_slope=None,
-    horizontal_slope=None,
-    *,
-    dilation=1,
-    activation="relu",
-):
-    size = check_asymmetric_conv(
-        input,
-        vertical_weight,
-        horizontal_weight,
-        vertical_bias,
-        horizontal_bias,
-        dilation,
-        activation,
-        vertical_slope,
-        horizontal_slope,
-    )
-    return image_like(input, size)
+CHECKS: dict[str, Callable[..., tuple[int, ...]]] = {
+    "conv_act": check_conv_act,
+    "asymmetric_conv": check_asymmetric_conv,
+    "dapf": check_dapf,
+    "mda": check_mda,
+    "upsample_conv1x1": check_upsample_conv1x1,
+    "upsample": check_upsample,
+    "upsample_argmax": check_upsample_argmax,
+    "normalize": check_normalize,
+}
 
 
-def fake_dapf(input, weights, biases, *, dilations):
-    return image_like(input, check_dapf(input, weights, biases, dilations))
+def fake(name: str) -> Callable[..., Tensor]:
+    """What an operator allocates: images are channels_last, whatever the inputs' strides."""
+    check = CHECKS[name]
 
+    def kernel(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        size = check(first, *arguments, **keywords)
+        like = first[0] if is_tensors(first) else first
+        if name == "upsample_argmax":
+            return like.new_empty(size, dtype=torch.uint8)
+        dtype = keywords.get("dtype", like.dtype)
+        return torch.empty(size, dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
-def fake_mda(input, weights, scales, shifts, slopes, *, dilation):
-    return image_like(input, check_mda(input, weights, scales, shifts, slopes, dilation))
-
-
-def fake_upsample_conv1x1(low, skip, weight, bias=None, slope=None, *, activation="none"):
-    size = check_upsample_conv1x1(low, skip, weight, bias, activation, slope)
-    return image_like(skip[0], size)
-
-
-def fake_upsample(input, size):
-    return image_like(input, check_upsample("upsample", input, size))
-
-
-def fake_upsample_argmax(input, size):
-    return input.new_empty(check_upsample_argmax(input, size), dtype=torch.uint8)
-
-
-def fake_normalize(image, *, mean, std, dtype):
-    size = check_normalize(image, mean, std, dtype)
-    return torch.empty(size, dtype=dtype, device=image.device, memory_format=torch.channels_last)
+    return kernel
 
 
 # --- autograd -------------------------------------------------------------------------------------
@@ -137,6 +96,11 @@ def save_arguments(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: T
     ctx.save_for_backward(*tensors)
     ctx.layout = layout
     ctx.keywords = keyword_only_inputs
+
+
+def save_positional_arguments(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    """:func:`save_arguments` for an operator without keyword arguments."""
+    save_arguments(ctx, inputs, {}, output)
 
 
 def restore_arguments(ctx: Any) -> list[Any]:
@@ -189,16 +153,6 @@ def backward_through(function: Callable[..., Tensor]) -> Callable[..., Any]:
 
 # --- registration ---------------------------------------------------------------------------------
 
-FAKES: dict[str, Callable[..., Tensor]] = {
-    "conv_act": fake_conv_act,
-    "asymmetric_conv": fake_asymmetric_conv,
-    "dapf": fake_dapf,
-    "mda": fake_mda,
-    "upsample_conv1x1": fake_upsample_conv1x1,
-    "upsample": fake_upsample,
-    "upsample_argmax": fake_upsample_argmax,
-    "normalize": fake_normalize,
-}
 WITHOUT_GRADIENT = ("upsample_argmax", "normalize")
 # Those that multiply by weights; resizing keeps its input's type.
 AUTOCAST = ("conv_act", "asymmetric_conv", "dapf", "mda", "upsample_conv1x1")
@@ -217,7 +171,7 @@ def register() -> None:
         function = getattr(reference, name)
         qualified = f"{NAMESPACE}::{name}"
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(qualified, FAKES[name], lib=_LIBRARY)
+        torch.library.register_fake(qualified, fake(name), lib=_LIBRARY)
         if name in AUTOCAST:
             call = getattr(torch.ops.fassd_kernels, name)
             _LIBRARY.impl(name, casting(call, "cpu"), "AutocastCPU")
@@ -229,11 +183,6 @@ def register() -> None:
                 setup_context=(save_arguments if "*" in schema else save_positional_arguments),
                 lib=_LIBRARY,
             )
-
-
-def save_positional_arguments(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    """:func:`save_arguments` for an operator without keyword arguments."""
-    save_arguments(ctx, inputs, {}, output)
 
 
 register()

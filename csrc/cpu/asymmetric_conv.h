@@ -46,8 +46,7 @@ class AsymmetricPair {
     const int64_t width = input_.width, row = width * middle_;
     Conv<T> conv = vertical_;
     conv.inputs = &input_;
-    conv.out = {scratch, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float, 0, row, middle_,
-                first};
+    conv.out = {scratch, dtype_of<T>, 0, row, middle_, first};
     kernels<T>().conv(conv, n, first * width, last * width);
     const Image<T> intermediate = {scratch, middle_, input_.height, width, 0, row, middle_, first};
     conv = horizontal_;

@@ -10,7 +10,6 @@ namespace {
 template <typename T>
 void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
               const Integers& dilations, Tensor& out) {
-  constexpr ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
   const ImageSource<T> source(input);
   const Image<T>& image = source.image();
   const int64_t channels = weights[0].size(0), width = image.width;
@@ -41,7 +40,7 @@ void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases
   const auto band = [&](T* scratch, int64_t n, int64_t first, int64_t last) {
     T* const middle = scratch + (last - first) * row;
     const auto branch = [&](int64_t index) {
-      return Destination{scratch + index * channels, dtype, 0, row, joined, first};
+      return Destination{scratch + index * channels, dtype_of<T>, 0, row, joined, first};
     };
     Conv<T> conv = pointwise;
     conv.out = branch(0);

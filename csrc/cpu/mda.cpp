@@ -51,8 +51,6 @@ class Mda {
   }
 
  private:
-  static constexpr ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-
   Conv<T> convolution(const PackedWeights<T>& weights, const Image<T>& input) const {
     Conv<T> conv;
     weights.attach(conv);
@@ -77,7 +75,7 @@ class Mda {
     conv.epilogue.bias = shifts_[1].data();
     conv.epilogue.activation = Activation::prelu;
     conv.epilogue.slope = slopes_[1].data();
-    conv.out = {reduced_buffer_.data(), dtype, reduced_.stride_n, reduced_.stride_h,
+    conv.out = {reduced_buffer_.data(), dtype_of<T>, reduced_.stride_n, reduced_.stride_h,
                 reduced_.stride_w};
     kernels<T>().conv(conv, n, first * width, last * width);
   }
@@ -88,7 +86,7 @@ class Mda {
       return Image<T>{data, width_, input_.height, width, 0, row, width_, first};
     };
     const Image<T> asymmetric = rows_of(scratch), summed = rows_of(scratch + band);
-    pair_.run(scratch + 2 * band, n, first, last, {scratch, dtype, 0, row, width_, first});
+    pair_.run(scratch + 2 * band, n, first, last, {scratch, dtype_of<T>, 0, row, width_, first});
 
     Conv<T> conv = convolution(square_weights_, reduced_);
     conv.epilogue.bias = shifts_[2].data();
@@ -98,7 +96,7 @@ class Mda {
     conv.epilogue.scale = scales_[1].data();
     conv.epilogue.shift = shifts_[5].data();
     conv.epilogue.final_slope = slopes_[5].data();
-    conv.out = {scratch + band, dtype, 0, row, width_, first};
+    conv.out = {scratch + band, dtype_of<T>, 0, row, width_, first};
     kernels<T>().conv(conv, n, first * width, last * width);
 
     conv = convolution(project_weights_, summed);

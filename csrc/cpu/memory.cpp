@@ -7,20 +7,6 @@ namespace fassd::cpu {
 
 namespace {
 
-template <typename T>
-constexpr ScalarType dtype_of = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-
-int64_t element_size(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return 8;
-    case ScalarType::Float:
-      return 4;
-    default:
-      return 2;
-  }
-}
-
 const char* bytes_of(const Tensor& tensor) {
   return static_cast<const char*>(tensor.const_data_ptr());
 }

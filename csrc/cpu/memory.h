@@ -13,14 +13,20 @@ namespace fassd::cpu {
 // Cache that a thread can call its own: bands of rows in scratch memory are cut to this size.
 constexpr int64_t scratch_bytes = 512 * 1024;
 
+// The dtype of T (float or double), and the bytes of a value of a floating dtype.
+template <typename T>
+constexpr ScalarType dtype_of = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+
+constexpr int64_t element_size(ScalarType dtype) {
+  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+}
+
 // Uninitialised memory of `count` values; from PyTorch's allocator, so that its accounting and its
 // filling of fresh memory (torch.utils.deterministic) see it.
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count)
-      : tensor_(torch::stable::empty({count},
-                                     sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float)) {}
+  explicit Buffer(int64_t count) : tensor_(torch::stable::empty({count}, dtype_of<T>)) {}
   T* data() const { return static_cast<T*>(tensor_.mutable_data_ptr()); }
 
  private:

@@ -24,7 +24,7 @@ Tensor normalize(const Tensor& image, const std::vector<double>& mean,
     const int64_t stride_n = image.stride(0), stride_h = image.stride(1);
     const int64_t stride_w = image.stride(2), stride_c = image.stride(3);
     const Destination to = destination(out);
-    const int64_t element = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+    const int64_t element = element_size(dtype);
     parallel_items<T>(size.batch * size.height, 3 * size.width, [&](T* scratch, int64_t item) {
       const int64_t n = item / size.height, y = item % size.height;
       const uint8_t* row = pixels + n * stride_n + y * stride_h;

@@ -14,7 +14,7 @@ void run_upsample(const Tensor& input, Tensor& out) {
   const int64_t height = out.size(2), width = out.size(3);
   const ResizeAxis<T> rows(image.height, height), columns(image.width, width);
   const Destination to = destination(out);
-  const int64_t size = to.dtype == ScalarType::Double ? 8 : to.dtype == ScalarType::Float ? 4 : 2;
+  const int64_t size = element_size(to.dtype);
   char* const base = static_cast<char*>(to.data);
   parallel_items<T>(out.size(0) * height, strip * image.channels, [&](T* scratch, int64_t item) {
     const int64_t n = item / height, y = item % height;

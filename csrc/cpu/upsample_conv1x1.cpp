@@ -34,15 +34,14 @@ void run_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor&
                 width = out.size(3);
   const int64_t low_height = low_images[0].height, low_width = low_images[0].width;
 
-  constexpr ScalarType dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  Tensor share = empty_image({batch, channels, low_height, low_width}, dtype);
+  Tensor share = empty_image({batch, channels, low_height, low_width}, dtype_of<T>);
   Conv<T> conv;
   low_weights.attach(conv);
   conv.inputs = low_images.data();
   conv.input_count = low_images.size();
   conv.out_height = low_height;
   conv.out_width = low_width;
-  conv.out = {share.mutable_data_ptr(), dtype, low_height * low_width * channels,
+  conv.out = {share.mutable_data_ptr(), dtype_of<T>, low_height * low_width * channels,
               low_width * channels, channels};
   run(conv, batch);
 

@@ -53,10 +53,10 @@ def asymmetric_conv(
         horizontal_weight,
         vertical_bias,
         horizontal_bias,
-        dilation,
-        activation,
         vertical_slope,
         horizontal_slope,
+        dilation=dilation,
+        activation=activation,
     )
     x = conv_act(
         [input],
@@ -80,12 +80,13 @@ def check_asymmetric_conv(
     input: Tensor,
     vertical_weight: Tensor,
     horizontal_weight: Tensor,
-    vertical_bias: Tensor | None,
-    horizontal_bias: Tensor | None,
-    dilation: int,
-    activation: str,
-    vertical_slope: Tensor | None,
-    horizontal_slope: Tensor | None,
+    vertical_bias: Tensor | None = None,
+    horizontal_bias: Tensor | None = None,
+    vertical_slope: Tensor | None = None,
+    horizontal_slope: Tensor | None = None,
+    *,
+    dilation: int = 1,
+    activation: str = "relu",
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`asymmetric_conv` and return the shape of its result."""
     op = "asymmetric_conv"

@@ -65,8 +65,17 @@ def conv_act(
     Raises:
         RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
     """
+    size = check_conv_act(
+        inputs,
+        weight,
+        bias,
+        slope,
+        residual,
+        stride=stride,
+        dilation=dilation,
+        activation=activation,
+    )
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
-    size = check_conv_act(inputs, weight, bias, stride, dilation, activation, slope, residual)
     if inputs[0].shape[0] == 0 or size[2] == 0 or size[3] == 0:
         return empty_result(size, [*inputs, weight, bias, slope, residual])
     x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), 1)
@@ -79,15 +88,17 @@ def conv_act(
 def check_conv_act(
     inputs: Sequence[Tensor],
     weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    activation: str,
-    slope: Tensor | None,
-    residual: Tensor | None,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    activation: str = "none",
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`conv_act` and return the shape of its result."""
     op = "conv_act"
+    stride, dilation = pair("stride", stride), pair("dilation", dilation)
     first = check_images(op, check_list(op, "inputs", inputs))
     check_weight(op, "weight", weight, sum(x.shape[1] for x in inputs), first, KERNELS)
     out_channels = weight.shape[0]

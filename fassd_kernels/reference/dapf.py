@@ -37,7 +37,7 @@ def dapf(
     Raises:
         RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
     """
-    check_dapf(input, weights, biases, dilations)
+    check_dapf(input, weights, biases, dilations=dilations)
     branches = [conv_act([input], weights[0], biases[0], activation="relu")]
     for i, dilation in enumerate(dilations):
         vertical, horizontal = 1 + 2 * i, 2 + 2 * i
@@ -55,7 +55,7 @@ def dapf(
 
 
 def check_dapf(
-    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
+    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dilations: Sequence[int]
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`dapf` and return the shape of its result."""
     op = "dapf"

@@ -62,7 +62,7 @@ def mda(
     Raises:
         RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
     """
-    size = check_mda(input, weights, scales, shifts, slopes, dilation)
+    size = check_mda(input, weights, scales, shifts, slopes, dilation=dilation)
     if input.numel() == 0:
         return empty_result(size, [input, *weights, *scales, *shifts, *slopes])
     x = affine_prelu(input, scales[0], shifts[0], slopes[0])
@@ -94,6 +94,7 @@ def check_mda(
     scales: Sequence[Tensor],
     shifts: Sequence[Tensor],
     slopes: Sequence[Tensor],
+    *,
     dilation: int,
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`mda` and return the shape of its result."""

@@ -28,7 +28,7 @@ def normalize(
     Raises:
         RuntimeError: if a shape or dtype is not as above; the message names the argument.
     """
-    check_normalize(image, mean, std, dtype)
+    check_normalize(image, mean=mean, std=std, dtype=dtype)
     shift = torch.tensor(list(mean), dtype=torch.float64, device=image.device)
     scale = torch.tensor(list(std), dtype=torch.float64, device=image.device)
     pixels = image.flip(-1).to(torch.float64)
@@ -36,7 +36,7 @@ def normalize(
 
 
 def check_normalize(
-    image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+    image: Tensor, *, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`normalize` and return the shape of its result."""
     op = "normalize"

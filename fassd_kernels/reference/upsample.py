@@ -25,7 +25,7 @@ def upsample(input: Tensor, size: Sequence[int]) -> Tensor:
     Raises:
         RuntimeError: if a shape or dtype is not as above; the message names the argument.
     """
-    result = check_upsample("upsample", input, size)
+    result = check_upsample(input, size)
     if input.shape[0] == 0 or input.shape[1] == 0:
         return empty_result(result, [input])
     return channels_last(F.interpolate(input, tuple(size), mode="bilinear", align_corners=True))
@@ -51,7 +51,9 @@ def upsample_argmax(input: Tensor, size: Sequence[int]) -> Tensor:
     return upsample(input, size).argmax(1).to(torch.uint8)
 
 
-def check_upsample(op: str, input: Tensor, size: Sequence[int]) -> tuple[int, int, int, int]:
+def check_upsample(
+    input: Tensor, size: Sequence[int], op: str = "upsample"
+) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`upsample` and return the shape of its result."""
     check_images(op, [("input", input)])
     check_size(op, size)
@@ -65,7 +67,7 @@ def check_upsample(op: str, input: Tensor, size: Sequence[int]) -> tuple[int, in
 def check_upsample_argmax(input: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
     """Check the arguments of :func:`upsample_argmax` and return the shape of its result."""
     op = "upsample_argmax"
-    batch, channels, height, width = check_upsample(op, input, size)
+    batch, channels, height, width = check_upsample(input, size, op)
     check(
         channels >= 1 and channels <= MAX_LABELS,
         f"{op}: input has {channels} channels; expected 1 to {MAX_LABELS}, labels are uint8",

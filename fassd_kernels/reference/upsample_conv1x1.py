@@ -52,7 +52,7 @@ def upsample_conv1x1(
     Raises:
         RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
     """
-    size = check_upsample_conv1x1(low, skip, weight, bias, activation, slope)
+    size = check_upsample_conv1x1(low, skip, weight, bias, slope, activation=activation)
     if size[0] == 0 or size[2] == 0 or size[3] == 0:
         return empty_result(size, [*low, *skip, weight, bias, slope])
     up = upsample(torch.cat(list(low), 1), size[2:])
@@ -63,9 +63,10 @@ def check_upsample_conv1x1(
     low: Sequence[Tensor],
     skip: Sequence[Tensor],
     weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    slope: Tensor | None,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    *,
+    activation: str = "none",
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`upsample_conv1x1` and return the shape of its result."""
     op = "upsample_conv1x1"

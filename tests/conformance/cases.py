@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from conformance.harness import LAYOUTS, Call
+from conformance.harness import LAYOUTS, Call, Subject
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -235,6 +235,40 @@ SAMPLES: dict[str, list[Call]] = {
     "normalize": [normalize(), normalize(batch=2)],
 }
 WITH_GRADIENT = tuple(name for name in SAMPLES if name not in ("upsample_argmax", "normalize"))
+
+# Calls whose result has no elements.
+NOTHING: dict[str, list[Call]] = {
+    "conv_act": [
+        conv_act(batch=0, channels=(3, 2), activation="prelu", residual=True),
+        conv_act(batch=0, kernel=(1, 1), stride=(2, 2)),
+        conv_act(size=(0, 7)),
+        conv_act(size=(5, 0), channels=(3, 2), activation="relu", stride=(1, 3)),
+    ],
+    "asymmetric_conv": [
+        asymmetric_conv(batch=0, activation="prelu"),
+        asymmetric_conv(size=(0, 7)),
+        asymmetric_conv(size=(5, 0)),
+    ],
+    "dapf": [dapf(batch=0), dapf(size=(0, 7)), dapf(size=(5, 0))],
+    "mda": [mda(batch=0), mda(size=(0, 7)), mda(size=(5, 0))],
+    "upsample_conv1x1": [
+        upsample_conv1x1(batch=0, low=(2, 1), activation="prelu"),
+        upsample_conv1x1(size=(0, 7)),
+        upsample_conv1x1(size=(5, 0), activation="relu"),
+    ],
+    "upsample": [upsample(batch=0), upsample(channels=0)],
+    "upsample_argmax": [upsample_argmax(batch=0)],
+    "normalize": [
+        normalize(batch=0),
+        normalize(size=(0, 7)),
+        normalize(size=(5, 0)),
+    ],
+}
+
+
+def samples(subject: Subject, dtype: torch.dtype = torch.float32) -> list[Call]:
+    """The sample calls of the subject's operator, on its device."""
+    return [call.to(dtype, subject.device) for call in SAMPLES[subject.operator]]
 
 
 # --- tables ---------------------------------------------------------------------------------------
