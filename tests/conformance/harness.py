@@ -7,10 +7,9 @@ compares with the float64 run of the reference on the same, already rounded, inp
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,17 +199,7 @@ class Call:
 
 def expected(call: Call) -> Tensor:
     """The float64 reference on the inputs of `call`, on the CPU."""
-    with one_thread():
-        return call.to(torch.float64)(getattr(reference, call.operator))
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """For small work, on which threads wait for each other: a busy machine takes twice as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    return call.to(torch.float64)(getattr(reference, call.operator))
 
 
 # --- memory layouts -------------------------------------------------------------------------------
