@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,14 @@ print(fassd_kernels.backends())
 
 def run_from(built: Built) -> str:
     """Try the unpacked wheel in a process that sees this environment's torch, not the sources."""
+    # -S: an editable install of this package would otherwise lend the wheel its extensions.
+    path = os.pathsep.join([str(built.contents), sysconfig.get_path("purelib")])
     result = subprocess.run(
-        [sys.executable, "-c", TRY_IT],
+        [sys.executable, "-S", "-c", TRY_IT],
         capture_output=True,
         text=True,
         cwd=built.contents,
-        env={**os.environ, "PYTHONPATH": str(built.contents)},
+        env={**os.environ, "PYTHONPATH": path},
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
