@@ -109,6 +109,9 @@ def cuda_missing() -> str:
         return "not built: torch was a build without CUDA (FASSD_KERNELS_CUDA=1 builds it anyway)"
     home = cuda_home()
     if home and Path(home, "bin", "nvcc").exists():
+        major = nvcc_version().partition(".")[0]
+        if not requested and torch.version.cuda.partition(".")[0] != major:
+            return f"not built: nvcc is {nvcc_version()}, torch's CUDA {torch.version.cuda}"
         cpp_extension.CUDA_HOME = home
         return ""
     if requested:
