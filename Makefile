@@ -41,16 +41,15 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) install --quiet -c constraints.txt torch
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch $(SOURCES) $(shell find fassd fassd_kernels -name '*.py')
-	$(PIP) install --quiet -c constraints.txt .
-	rm -f $(VENV)/.developing
+# Editable, so that in this folder Python sees one package, the sources as they stand with the
+# extension built beside them.
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(PIP) install --quiet -c constraints.txt --editable .
 	touch $@
 
-# Editable, so that tests see the sources as they stand; the extension is built beside them.
 $(VENV)/.developing: $(VENV)/.torch $(SOURCES)
 	$(PIP) install --quiet -c constraints.txt --editable '.[dev]'
-	rm -f $(VENV)/.installed
-	touch $@
+	touch $@ $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info fassd_kernels/*.so fassd_kernels/_build.json

@@ -30,6 +30,8 @@ ROOT = Path(__file__).parent
 # The binary uses no newer part of the stable ABI than torch 2.11's, so it loads in every later one.
 TORCH_TARGET = "0x020b000000000000"
 STANDARD = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
+# Error messages name the source file, not the folder that it was built in.
+STANDARD += [f"-fmacro-prefix-map={ROOT}/="]
 # Turing, Ampere (server, workstation, Jetson Orin), Ada, Hopper, Blackwell (server, workstation);
 # the PTX of the last serves what comes after.
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
@@ -215,6 +217,11 @@ class build_package(build_py):
     """Copies the Python files, and leaves the record of the build beside them."""
 
     def run(self) -> None:
+        if not self.editable_mode:
+            # What an earlier build left there, a file since removed or a CUDA extension since
+            # turned off, must not come along. Objects are kept: compiling stays incremental.
+            for package in ("fassd", "fassd_kernels"):
+                shutil.rmtree(Path(self.build_lib, package), ignore_errors=True)
         super().run()
         if "cpu_missing" in record:
             warnings.warn(

@@ -8,7 +8,8 @@ namespace fassd {
 
 namespace {
 
-constexpr int64_t max_labels = 256;  // labels are uint8
+constexpr int64_t max_labels = 256;                   // labels are uint8
+constexpr int64_t max_step = (int64_t(1) << 31) - 1;  // positions of taps stay within 64 bits
 
 const std::vector<Kernel> conv_act_kernels = {{3, 3}, {3, 1}, {1, 3}, {1, 1}};
 
@@ -75,6 +76,7 @@ void check_weight(const std::string& op, const std::string& name, const Tensor& 
   STD_TORCH_CHECK(weight.size(1) == in_channels, op, ": ", name, " takes ", weight.size(1),
                   " input channels, but ", in_channels, " come in");
   STD_TORCH_CHECK(weight.size(0) > 0, op, ": ", name, " has no output channels");
+  STD_TORCH_CHECK(in_channels > 0, op, ": ", name, " has no input channels");
 }
 
 void check_vector(const std::string& op, const std::string& name, const OptionalTensor& vector,
@@ -88,8 +90,9 @@ void check_vector(const std::string& op, const std::string& name, const Optional
 }
 
 void check_positive(const std::string& op, const char* name, const Integers& values) {
-  STD_TORCH_CHECK(std::all_of(values.begin(), values.end(), [](int64_t v) { return v >= 1; }), op,
-                  ": ", name, " is ", list_name(values), "; expected at least 1");
+  STD_TORCH_CHECK(
+      std::all_of(values.begin(), values.end(), [](int64_t v) { return v >= 1 && v <= max_step; }),
+      op, ": ", name, " is ", list_name(values), "; expected at least 1, at most ", max_step);
 }
 
 Activation parse_activation(const std::string& op, const std::string& activation) {

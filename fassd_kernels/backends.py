@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,17 +36,28 @@ class Backend:
         name: what ``backend=`` takes.
         device: the device type whose tensors it takes, or ``any``.
         operators: names of the operators that it implements.
+        why_not: tells why it is not available, or nothing where it is. Asked only when that
+            matters: a process that works on the CPU must not start CUDA.
+        describe: tells what a person may want to know of it, such as the instruction set.
         dtypes: floating types that it takes.
-        reason: why it is not available; empty where it is.
-        detail: what a person may want to know of it, such as the instruction set.
     """
 
     name: str
     device: str
     operators: frozenset[str]
+    why_not: Callable[[], str]
+    describe: Callable[[], str]
     dtypes: tuple[torch.dtype, ...] = FLOATING
-    reason: str = ""
-    detail: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why it is not available; empty where it is."""
+        return self.why_not()
+
+    @property
+    def detail(self) -> str:
+        """What it runs on; empty where it is not available."""
+        return "" if self.reason else self.describe()
 
     @property
     def available(self) -> bool:
@@ -94,17 +105,26 @@ def build_record() -> dict[str, str]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def cpu_capability() -> str:
-    """The instruction set that the C++ CPU kernels run on, such as ``AVX2``."""
-    return torch.ops.fassd_kernels.cpu_capability()
+def describe_cpu() -> str:
+    """The instruction set that the C++ CPU kernels run on."""
+    return f"C++, {ops.CPU_CAPABILITY}"
 
 
 def cpu_reason() -> str:
     if ops.CPU_MISSING is None:
         return ""
-    return build_record().get("cpu_missing") or f"fassd_kernels._C: {ops.CPU_MISSING}"
+    if build_record().get("cpu_missing"):
+        return build_record()["cpu_missing"]
+    folder = Path(__file__).parents[1]
+    if (folder / "setup.py").exists():
+        return (
+            f"these are the sources in {folder}, not the installed package: "
+            "start Python in another folder, or install with pip install -e ."
+        )
+    return f"fassd_kernels._C: {ops.CPU_MISSING}"
 
 
+@functools.cache
 def cuda_reason() -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
@@ -113,6 +133,10 @@ def cuda_reason() -> str:
     if not torch.cuda.is_available():
         return "no NVIDIA GPU is seen"
     return ""
+
+
+def describe_cuda() -> str:
+    return f"{torch.cuda.get_device_name()}, so far only: normalize"
 
 
 @functools.cache
@@ -124,19 +148,12 @@ def backends() -> Environment:
         ``python -m fassd_kernels`` shows.
     """
     every = frozenset(ops.SCHEMAS)
-    cpu, cuda = cpu_reason(), cuda_reason()
     table = (
-        Backend("cpu", "cpu", every, reason=cpu, detail="" if cpu else f"C++, {cpu_capability()}"),
-        Backend("cuda", "cuda", frozenset({"normalize"}), reason=cuda, detail=cuda_detail(cuda)),
-        Backend("reference", "any", every, detail="plain PyTorch"),
+        Backend("cpu", "cpu", every, cpu_reason, describe_cpu),
+        Backend("cuda", "cuda", frozenset({"normalize"}), cuda_reason, describe_cuda),
+        Backend("reference", "any", every, lambda: "", lambda: "plain PyTorch"),
     )
     return Environment(table, facts())
-
-
-def cuda_detail(reason: str) -> str:
-    if reason:
-        return ""
-    return f"{torch.cuda.get_device_name()}, so far only: normalize"
 
 
 def facts() -> dict[str, str]:
@@ -185,10 +202,10 @@ def choose(name: str, device_type: str, operator: str, quiet: bool = False) -> s
 
 def refusal(backend: Backend, device_type: str, operator: str) -> str:
     """Why `backend` cannot run `operator` on `device_type`; empty if it can."""
-    if not backend.available:
-        return backend.reason
     if not backend.takes(device_type):
         return f"it takes {backend.device} tensors"
+    if not backend.available:
+        return backend.reason
     if operator not in backend.operators:
         return f"it has no {operator} yet, only {', '.join(sorted(backend.operators))}"
     return ""

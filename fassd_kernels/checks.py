@@ -17,6 +17,7 @@ from torch import Tensor
 ACTIVATIONS = ("none", "relu", "prelu")
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LABELS = 256  # labels are uint8
+MAX_STEP = 2**31 - 1  # strides and dilations; positions of taps stay within 64 bits
 
 
 def check(condition: Any, message: str) -> None:
@@ -95,6 +96,7 @@ def check_weight(
         f"{op}: {name} takes {weight.shape[1]} input channels, but {in_channels} come in",
     )
     check(weight.shape[0] > 0, f"{op}: {name} has no output channels")
+    check(in_channels > 0, f"{op}: {name} has no input channels")
 
 
 def check_vector(op: str, name: str, vector: Tensor | None, channels: Any, like: Tensor) -> None:
@@ -110,7 +112,8 @@ def check_vector(op: str, name: str, vector: Tensor | None, channels: Any, like:
 
 def check_positive(op: str, name: str, values: Sequence[int]) -> None:
     check(
-        all(value >= 1 for value in values), f"{op}: {name} is {list(values)}; expected at least 1"
+        all(1 <= value <= MAX_STEP for value in values),
+        f"{op}: {name} is {list(values)}; expected at least 1, at most {MAX_STEP}",
     )
 
 

@@ -161,6 +161,9 @@ AUTOCAST = ("conv_act", "asymmetric_conv", "dapf", "mda", "upsample_conv1x1")
 # symbols that _C_cuda needs, so it is not even tried there.
 CPU_MISSING = load_extension("_C")
 CUDA_MISSING = load_extension("_C_cuda") if torch.version.cuda else "torch has no CUDA"
+# The instruction set of the C++ kernels, asked once: the operator returns a string, which
+# torch.jit.trace would not let pass.
+CPU_CAPABILITY = torch.ops.fassd_kernels.cpu_capability() if CPU_MISSING is None else ""
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 

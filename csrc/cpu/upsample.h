@@ -20,7 +20,8 @@ struct ResizeAxis {
     for (int64_t i = 0; i < out; i++) {
       const double position = double(i) * scale;
       before[i] = std::min<int64_t>(int64_t(position), in - 1);
-      after[i] = std::min<int64_t>(before[i] + 1, in - 1);
+      // On an axis that keeps its size PyTorch reads no neighbour, so none may pass its NaN on.
+      after[i] = in == out ? before[i] : std::min<int64_t>(before[i] + 1, in - 1);
       weight_after[i] = T(position - double(before[i]));
     }
   }

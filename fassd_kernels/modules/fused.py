@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts
@@ -17,17 +18,49 @@ from fassd_kernels.packing import is_foldable
 Packed = dict[str, Any]
 
 
+# Optimizers with fused=True edit parameters without counting it in their version.
+optimizer_steps = 0
+
+
+def count_step(*_: Any) -> None:
+    global optimizer_steps
+    optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(count_step)
+
+
+class Freshness:
+    """The tensors that packed weights were made of, and their versions at that time.
+
+    The tensors themselves are kept: the address and even the ``id`` of one that is gone can be
+    those of its successor.
+    """
+
+    def __init__(self, tensors: list[Tensor], stamps: list[Any]) -> None:
+        self.tensors, self.stamps = tensors, stamps
+
+    def equals(self, other: Freshness) -> bool:
+        return (
+            self.stamps == other.stamps
+            and len(self.tensors) == len(other.tensors)
+            and all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
+
+
 class Fused(nn.Module):
     """Mixin, in front of the reference module: ``class FusedDAPF(Fused, DAPF)``.
 
     In eval mode ``forward`` runs one fused operator on packed weights. They are rebuilt by
     themselves when a parameter or buffer was edited in place, loaded, moved, converted or
-    replaced; only edits through ``.data``, which PyTorch does not count either, need
-    :meth:`repack`. Where a gradient is asked for, the weights are packed differentiably on each
-    call, so that gradients reach the module's own parameters.
+    replaced, and after every optimizer step; only edits that PyTorch does not count either
+    (through ``.data``, a NumPy view, shared memory) need :meth:`repack`. Where a gradient is asked
+    for, the weights are packed differentiably on each call, so that gradients reach the module's
+    own parameters. Under autocast the result has autocast's type.
 
     The reference's ``forward`` runs instead in training mode, where batch statistics forbid
-    folding, and where a submodule carries hooks, which a fused operator would pass by.
+    folding; where a submodule carries hooks, which a fused operator would pass by; where a part
+    was exchanged for another kind; and inside ``torch.func`` transforms and forward-mode AD.
 
     Attributes:
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`.
@@ -35,7 +68,8 @@ class Fused(nn.Module):
 
     operator: ClassVar[str]
     backend: str = AUTO
-    _packed: tuple[Any, Packed] | None = None
+    _packed: tuple[Freshness, Packed] | None = None
+    _checked: tuple[Any, bool] | None = None
 
     # --- what a subclass defines -----------------------------------------------------------------
 
@@ -68,6 +102,18 @@ class Fused(nn.Module):
             TypeError: if `module` lacks an attribute or is configured otherwise.
             BackendError: if `backend` is unknown or not available.
         """
+        fused = cls.take_over(module, backend)
+        for name, value in module.__dict__.items():
+            if isinstance(value, dict):  # parameters, buffers, submodules, hooks: own tables
+                fused.__dict__[name] = copy.copy(value)
+        return fused
+
+    @classmethod
+    def take_over(cls, module: nn.Module, backend: str = AUTO) -> Fused:
+        """:meth:`from_reference` for a module that is then discarded: even its tables are shared.
+
+        Handles of hooks that were registered on `module` therefore still remove them.
+        """
         why = cls.mismatch(module)
         if why:
             raise TypeError(f"{type(module).__name__} cannot become {cls.__name__}: {why}")
@@ -75,11 +121,8 @@ class Fused(nn.Module):
             raise BackendError(f"backend {backend!r}: {backends()[backend].reason}")
         fused = cls.__new__(cls)
         fused.__dict__.update(module.__dict__)
-        for name, value in module.__dict__.items():
-            if isinstance(value, dict):  # parameters, buffers, submodules, hooks: own tables
-                fused.__dict__[name] = copy.copy(value)
         fused.backend = backend
-        fused._packed = None
+        fused._packed = fused._checked = None
         return fused
 
     # --- forward ---------------------------------------------------------------------------------
@@ -88,7 +131,7 @@ class Fused(nn.Module):
         """As the reference's: N x C x H x W to the same shape, channels_last where fused."""
         if not self.fusible():
             return super().forward(x)
-        dtype = next(self.parameters()).dtype
+        dtype = self.weight_dtype()
         if autocasts(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x = x.to(dtype)
@@ -99,7 +142,24 @@ class Fused(nn.Module):
         """Whether the fused operator computes what the reference would, in the present state."""
         if self.training or not all(map(is_foldable, self.batch_norms())):
             return False
-        return not any(map(has_hooks, self.parts()))
+        if torch.compiler.is_compiling():
+            return True
+        if transforming() or getattr(
+            self, "_is_replica", False
+        ):  # DataParallel's have no parameters
+            return False
+        return self.has_expected_parts() and not any(map(has_hooks, self.parts()))
+
+    def has_expected_parts(self) -> bool:
+        """Whether :meth:`mismatch` still finds nothing; asked again only if a part changed."""
+        configuration = [settings(part) for part in self.parts()]
+        if self._checked is None or self._checked[0] != configuration:
+            self._checked = (configuration, not self.mismatch(self))
+        return self._checked[1]
+
+    def weight_dtype(self) -> torch.dtype:
+        """The type of the convolutions; batch norms may be kept in a wider one."""
+        return next(p.dtype for p in self.parameters() if p.dim() == 4)
 
     def backend_for(self, device: torch.device) -> str:
         """The name of the backend that runs on `device`."""
@@ -120,15 +180,18 @@ class Fused(nn.Module):
 
     def packed(self, dtype: torch.dtype) -> Packed:
         """Packed weights in `dtype`: from the cache where they are known to be fresh."""
-        if torch.compiler.is_compiling() or self.wants_gradient():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or self.wants_gradient():
             return self.pack(dtype)
-        key = self.freshness(dtype)
+        state = self.freshness(dtype)
         cached = self._packed
-        if key is None or cached is None or cached[0] != key:
-            # One assignment of one tuple: threads that meet here pack twice and agree.
+        if state is None or cached is None or not state.equals(cached[0]):
             # Not in inference mode: what it makes cannot take part in a later call with gradients.
             with torch.inference_mode(False), torch.no_grad():
-                self._packed = cached = (key, self.pack(dtype))
+                packed = {name: detached(value) for name, value in self.pack(dtype).items()}
+            cached = (state or Freshness([], []), packed)
+            # One assignment of one tuple: threads that meet here pack twice and agree.
+            self._packed = None if state is None else cached
         return cached[1]
 
     def repack(self) -> None:
@@ -138,34 +201,59 @@ class Fused(nn.Module):
     def wants_gradient(self) -> bool:
         return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
 
-    def freshness(self, dtype: torch.dtype) -> tuple[Any, ...] | None:
-        """Changes whenever a parameter or buffer does; None where that cannot be told.
+    def freshness(self, dtype: torch.dtype) -> Freshness | None:
+        """What the packed weights depend on; None where a change could not be told.
 
-        It cannot for inference tensors, which count no edits, for tensor subclasses, and for
+        It could not for inference tensors, which count no edits, for tensor subclasses, and for
         computed weights (parametrizations), which are new on each access.
         """
-        key: list[Any] = [dtype]
+        tensors: list[Tensor] = []
+        stamps: list[Any] = [dtype, optimizer_steps]
         for module in self.parts():
             if "parametrizations" in module._modules or "weight" in module.__dict__:
                 return None
+            stamps.append(settings(module))
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is None:
                     continue
                 if tensor.is_inference() or type(tensor) not in (Tensor, nn.Parameter):
                     return None
-                key.append((id(tensor), tensor._version, tensor.data_ptr(), tensor.dtype))
-        return tuple(key)
+                tensors.append(tensor)
+                stamps.append((tensor._version, tensor.data_ptr(), tensor.dtype))
+        return Freshness(tensors, stamps)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_packed": None, "_checked": None}
 
     def extra_repr(self) -> str:
         device = next(self.parameters()).device
         backend = self.backend
         if backend == AUTO:
             backend = f"{AUTO} ({choose(AUTO, device.type, self.operator, quiet=True)})"
-        mine = f"backend={backend}, dtype={next(self.parameters()).dtype}"
+        mine = f"backend={backend}, dtype={self.weight_dtype()}"
         return ", ".join(filter(None, (super().extra_repr(), mine)))
+
+
+def detached(value: Any) -> Any:
+    """A tensor, or the tensors of a list, without their history; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [detached(x) for x in value] if isinstance(value, list) else value
+
+
+def transforming() -> bool:
+    """Whether a torch.func transform or forward-mode AD is at work, which no operator supports."""
+    return (
+        torch._C._functorch.maybe_current_level() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def settings(module: nn.Module) -> tuple[Any, ...]:
+    """The kind of a part and its attributes that packing or the check of parts depends on."""
+    table = module.__dict__
+    names = ("eps", "kernel_size", "stride", "dilation", "padding", "groups", "padding_mode")
+    return (type(module), *map(table.get, names))
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -187,9 +275,9 @@ def missing_attribute(module: nn.Module, names: tuple[str, ...]) -> str:
     return ""
 
 
-def conv_mismatch(name: str, conv: nn.Module, kernel: tuple[int, int], dilation: int) -> str:
+def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) -> str:
     """Why `conv` is not a dense `kernel` convolution at stride 1 with "same" padding."""
-    if not isinstance(conv, nn.Conv2d):
+    if not is_plain(conv, nn.Conv2d):
         return f"{name} is a {type(conv).__name__}; expected Conv2d"
     dilations = tuple(dilation if k > 1 else 1 for k in kernel)
     padding = tuple(d * (k // 2) for d, k in zip(dilations, kernel, strict=True))
@@ -204,6 +292,11 @@ def conv_mismatch(name: str, conv: nn.Module, kernel: tuple[int, int], dilation:
 
 
 def norm_mismatch(name: str, bn: nn.Module) -> str:
-    if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
+    if not is_plain(bn, nn.BatchNorm2d, nn.SyncBatchNorm):
         return f"{name} is a {type(bn).__name__}; expected a batch norm"
     return ""
+
+
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether `module` is of one of the kinds and computes what that kind does."""
+    return any(isinstance(module, k) and type(module).forward is k.forward for k in kinds)

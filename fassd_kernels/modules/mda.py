@@ -13,6 +13,7 @@ from fassd_kernels.modules.fused import (
     Fused,
     Packed,
     conv_mismatch,
+    is_plain,
     missing_attribute,
     norm_mismatch,
 )
@@ -53,7 +54,7 @@ class FusedMDA(Fused, MDA):
             reasons.append(conv_mismatch(f"{name}.conv", get(f"{name}.conv"), kernel, d))
         for norm in norms:
             reasons.append(norm_mismatch(f"{norm}.bn", get(f"{norm}.bn")))
-            if not isinstance(get(f"{norm}.acti"), nn.PReLU):
+            if not is_plain(get(f"{norm}.acti"), nn.PReLU):
                 reasons.append(f"{norm}.acti is a {type(get(f'{norm}.acti')).__name__}; not PReLU")
         if get("conv1x1.conv").bias is not None:
             reasons.append("conv1x1.conv has a bias; expected none")

@@ -13,6 +13,7 @@ from fassd_kernels.checks import (
     check_positive,
     check_vector,
     check_weight,
+    shape,
 )
 from fassd_kernels.reference.asymmetric_conv import asymmetric_conv
 from fassd_kernels.reference.conv_act import conv_act
@@ -68,6 +69,11 @@ def check_dapf(
             f"{op}: {name} has {len(tensors)} tensors; "
             f"expected {count} for {len(dilations)} dilations",
         )
+    check(
+        weights[0].dim() == 4,
+        f"{op}: weights[0] has shape {shape(weights[0])}; "
+        "expected four dimensions, O x I x kH x kW",
+    )
     width = weights[0].shape[0]
     for i in range(count):
         project = i == count - 1

@@ -14,6 +14,7 @@ from fassd_kernels.checks import (
     check_positive,
     check_vector,
     check_weight,
+    shape,
 )
 from fassd_kernels.reference.asymmetric_conv import asymmetric_conv
 from fassd_kernels.reference.conv_act import channels_last, conv_act, empty_result
@@ -108,6 +109,11 @@ def check_mda(
     ):
         check(len(tensors) == count, f"{op}: {name} has {len(tensors)} tensors; expected {count}")
     check_positive(op, "dilation", [dilation])
+    check(
+        weights[0].dim() == 4,
+        f"{op}: weights[0] (reduce) has shape {shape(weights[0])}; "
+        "expected four dimensions, O x I x kH x kW",
+    )
     channels, width = input.shape[1], weights[0].shape[0]
     for i, (role, kernel) in enumerate(CONVOLUTIONS.items()):
         in_channels = channels if role == "reduce" else width

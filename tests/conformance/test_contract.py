@@ -76,6 +76,21 @@ def test_non_finite_vectors(subject, value):
     assert shown > 0 or value == float("-inf")
 
 
+@pytest.mark.operators("upsample", "upsample_conv1x1")
+@pytest.mark.parametrize("value", NON_FINITE)
+@pytest.mark.parametrize("size", [(6, 7), (6, 11), (9, 7)])
+def test_non_finite_pixels_on_an_axis_that_keeps_its_size(subject, value, size):
+    """There PyTorch reads no neighbour, not even with weight zero, which would make inf a NaN."""
+    if subject.operator == "upsample":
+        call = cases.upsample(1, 3, (6, 7), size)
+        image = call.tensors[0]
+    else:
+        call = cases.upsample_conv1x1(1, (3,), (2,), 4, (6, 7), size)
+        image = next(x for x in call.tensors if x.dim() == 4 and x.shape[2:] == (6, 7))
+    image[0, 1, 2, 3] = value
+    assert compare_non_finite(subject, call) > 0
+
+
 def compare_non_finite(subject: Subject, call: Call) -> int:
     """Compare with the reference in the same dtype; return how many elements are not finite."""
     result = subject(call)

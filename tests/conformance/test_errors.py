@@ -117,6 +117,10 @@ NOT_PAIRS = {"empty list": (), "three values": (1, 1, 1)}
 BAD_ACTIVATION = {"unknown": "gelu", "capitals": "ReLU", "empty": ""}
 
 
+def no_channels(call: Call) -> dict[str, Any]:
+    return {"inputs": [torch.ones(1, 0, 5, 5)], "weight": torch.ones(4, 0, 1, 1)}
+
+
 def conv_act_refusals() -> list[Refusal]:
     base = conv_act(channels=(3, 2), activation="prelu", residual=True)
     plain = conv_act()
@@ -136,7 +140,8 @@ def conv_act_refusals() -> list[Refusal]:
             base, "residual", {"channels": lambda x: x[:, 1:], "broadcast": lambda x: x[:, :1]}
         ),
         *given(plain, "stride", {**NOT_POSITIVE, **NOT_PAIRS}),
-        *given(plain, "dilation", {**NOT_POSITIVE, **NOT_PAIRS}),
+        *given(plain, "dilation", {**NOT_POSITIVE, **NOT_PAIRS, "beyond 32 bits": (1, 2**62)}),
+        Refusal("weight", "no input channels", no_channels, plain),
     ]
 
 

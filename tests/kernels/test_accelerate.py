@@ -150,11 +150,66 @@ def test_a_foreign_class_with_the_same_attributes() -> None:
         assert relative_error(fast(x), module.double()(x.double())) <= 2e-6
 
 
-@pytest.mark.parametrize("foreign", [OtherForward, TwoInputs])
+class WithDropout(ForeignMDA):
+    """MDA in evaluation; in training something else."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.dropout2d(super().forward(image), 0.5, self.training)
+
+
+class OtherWidth(ForeignMDA):
+    """The same attributes, whose shapes fit another forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1x1.conv = nn.Conv2d(6, 20, 1, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.conv1x1(self.bn_relu_2(self.conv3x3(self.bn_relu_1(image))))
+
+
+@pytest.mark.parametrize("foreign", [OtherForward, TwoInputs, WithDropout, OtherWidth])
 def test_a_foreign_class_that_computes_something_else(foreign: type[nn.Module]) -> None:
     with pytest.warns(RuntimeWarning, match="nothing was swapped"):
         fast = accelerate(nn.Sequential(foreign()).eval())
     assert type(fast[0]) is foreign
+
+
+def test_a_changed_part_of_our_own_module_is_tried() -> None:
+    class Gated(nn.PReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).tanh()
+
+    module = MDA(8, 2)
+    module.conv3x3.bn_prelu.acti = Gated(4)
+    with pytest.warns(RuntimeWarning, match="nothing was swapped"):
+        assert type(accelerate(module)) is MDA
+
+
+def test_scripted_modules_and_other_dimensions_pass() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        accelerate(torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1))), inplace=True)
+    both = accelerate(nn.ModuleList([MDA(8, 2), nn.Conv3d(2, 2, 3)]))
+    assert isinstance(both[0], FusedMDA)
+
+
+def test_inplace_keeps_hook_handles() -> None:
+    model = nn.Sequential(MDA(8, 2)).eval()
+    seen: list[int] = []
+    handle = model[0].register_forward_hook(lambda *_: seen.append(1))
+    accelerate(model, inplace=True)
+    with torch.no_grad():
+        model(torch.randn(1, 8, 5, 5))
+        handle.remove()
+        model(torch.randn(1, 8, 5, 5))
+    assert seen == [1]
+
+
+def test_keyword_inputs_are_cast_too() -> None:
+    fast = accelerate(MDA(8, 2).eval(), dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert fast(x=torch.randn(1, 8, 5, 5)).dtype == torch.bfloat16
 
 
 def test_a_subclass_with_its_own_forward_stays() -> None:

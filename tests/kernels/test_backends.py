@@ -66,6 +66,22 @@ def test_named_and_impossible_says_why() -> None:
             choose("cuda", "cpu", "dapf")
 
 
+def test_work_on_the_cpu_does_not_ask_for_cuda() -> None:
+    """Asking would start CUDA in a process that has no use for it."""
+    code = """
+import torch
+from fassd.models import MDA
+import fassd_kernels, fassd_kernels.backends as backends
+def fail(): raise AssertionError("CUDA was asked for")
+torch.cuda.is_available = torch.cuda.get_device_name = fail
+torch.version.cuda = "13.0"
+with torch.no_grad():
+    print(fassd_kernels.FusedMDA(8, 2).eval()(torch.zeros(1, 8, 4, 4)).shape)
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_schemas_are_the_registered_ones() -> None:
     for name, schema in ops.SCHEMAS.items():
         registered = str(getattr(torch.ops.fassd_kernels, name).default._schema)

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -287,6 +288,106 @@ def test_parameters_made_in_inference_mode(reference: nn.Module, picture: Tensor
             assert relative_error(fused(picture), expected_of(fused, picture)) <= FLOAT32
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_fused_optimizers_edit_without_counting(
+    reference: nn.Module, picture: Tensor, kind: type[torch.optim.Optimizer]
+) -> None:
+    fused = fuse(reference)
+    optimizer = kind(fused.parameters(), lr=0.05, fused=True)
+    fused(picture).square().mean().backward()
+    with torch.no_grad():
+        before = fused(picture)
+        optimizer.step()
+        after = fused(picture)
+    assert relative_error(after, before) > 1e-4, "the step changes nothing: a poor test"
+    assert relative_error(after, expected_of(fused_as_reference(fused), picture)) <= FLOAT32
+
+
+def test_a_new_parameter_at_an_old_address(reference: nn.Module, picture: Tensor) -> None:
+    """What is freed may be followed by its successor at the same address, with the same id."""
+    fused = fuse(reference)
+    conv = next(m for m in fused.modules() if isinstance(m, nn.Conv2d))
+    shape = conv.weight.shape
+    with torch.no_grad():
+        for i in range(60):
+            del conv.weight
+            conv.weight = nn.Parameter(torch.full(shape, 0.01 * i))
+            result = fused(picture[:, :, :4, :4])
+            fused.repack()
+            torch.testing.assert_close(fused(picture[:, :, :4, :4]), result, rtol=0, atol=0)
+
+
+def change_eps(module: nn.Module) -> None:
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.eps = 0.5
+
+
+def change_dilation(module: nn.Module) -> None:
+    conv = next(m for m in module.modules() if isinstance(m, nn.Conv2d) and m.dilation[1] > 1)
+    conv.dilation, conv.padding = (1, 3), (0, 3)
+
+
+def change_activation(module: nn.Module) -> None:
+    if isinstance(module, MDA):
+        module.bn_relu_2.acti = nn.ReLU()
+    else:
+        module.bn1 = nn.InstanceNorm2d(module.inplanes)
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean((2, 3), keepdim=True))
+
+
+def change_convolution(module: nn.Module) -> None:
+    conv = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+    conv.__class__ = Standardized
+
+
+@pytest.mark.parametrize(
+    "change", [change_eps, change_dilation, change_activation, change_convolution]
+)
+def test_changed_settings_and_parts_are_noticed(
+    reference: nn.Module, picture: Tensor, change: Callable[[nn.Module], None]
+) -> None:
+    fused = fuse(reference)
+    with torch.no_grad():
+        before = fused(picture)
+        change(fused)
+        after = fused(picture)
+        assert relative_error(after, before) > 1e-4, "the change changes nothing: a poor test"
+        expected = type(reference).forward(copy.deepcopy(fused).double(), picture.double())
+    assert relative_error(after, expected) <= FLOAT32
+
+
+def test_half_with_batch_norms_in_float32(reference: nn.Module, picture: Tensor) -> None:
+    fused = fuse(reference.half())
+    for child in fused.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.float()
+    with torch.no_grad():
+        result = fused(picture.half())
+    assert result.dtype == torch.float16
+    assert relative_error(result, expected_of(fused_with_its_parts(fused), picture.half())) <= 2e-3
+
+
+def test_transforms_and_forward_ad_run_the_reference(reference: nn.Module, picture: Tensor) -> None:
+    fused = fuse(reference)
+    tangent = torch.randn_like(picture)
+    with torch.no_grad():
+        _, expected = torch.func.jvp(reference, (picture,), (tangent,))
+        _, result = torch.func.jvp(fused, (picture,), (tangent,))
+        batched = torch.func.vmap(fused)(picture[:, None])
+        replaced = {k: v * 0.9 for k, v in fused.state_dict().items() if v.is_floating_point()}
+        called = torch.func.functional_call(fused, replaced, (picture,))
+        plain = torch.func.functional_call(reference, replaced, (picture,))
+        fused(picture)
+    assert relative_error(result, expected) <= FLOAT32
+    assert relative_error(batched[:, 0], expected_of(reference, picture)) <= FLOAT32
+    assert relative_error(called, plain) <= 2 * FLOAT32
+
+
 def test_packed_in_inference_mode_then_used_with_gradients(
     reference: nn.Module, picture: Tensor
 ) -> None:
@@ -366,6 +467,13 @@ def test_compile_fullgraph(reference: nn.Module, picture: Tensor, grad: bool) ->
     edit_in_place(fused)
     with torch.no_grad():
         assert relative_error(compiled(picture), expected_of(reference, picture)) <= FLOAT32
+
+
+def test_trace(reference: nn.Module, picture: Tensor) -> None:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and in use
+        traced = torch.jit.trace(fuse(reference), picture)
+        assert relative_error(traced(picture), expected_of(reference, picture)) <= FLOAT32
 
 
 def test_two_threads_at_once(reference: nn.Module, picture: Tensor) -> None:
