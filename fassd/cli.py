@@ -120,7 +120,7 @@ Weights = Annotated[
         "the authors' own, downloaded once. Random if not given.",
     ),
 ]
-Classes = Annotated[int, typer.Option("--classes", min=1, help="Number of classes.")]
+Classes = Annotated[int, typer.Option("--classes", min=1, max=65536, help="Number of classes.")]
 Alpha = Annotated[
     int, typer.Option("--alpha", min=1, help="How much narrower DAPF's branches are.")
 ]
@@ -141,7 +141,8 @@ Device = Annotated[
     typer.Option("--device", help="[cyan]cpu[/], [cyan]cuda[/], [cyan]cuda:1[/]; a GPU if any."),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads; PyTorch's choice if not given.")
+    int | None,
+    typer.Option("--threads", min=1, max=1024, help="CPU threads; PyTorch's choice if not given."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Which street scene.")]
 
@@ -224,7 +225,7 @@ def predict(
     names get -2, -3, ...
 
     Grey, palette, CMYK, RGBA (laid over grey), 16-bit and EXIF-rotated pictures are read.
-    A picture that cannot be read is reported and the rest goes on.
+    A picture or folder that cannot be read is reported and the rest goes on.
 
     Exit code: 0 all done, 1 some pictures failed, 2 nothing done.
 
@@ -236,9 +237,15 @@ def predict(
 
     [cyan]fassd predict 'drive/**/*.jpg' -o out --size 512x1024 --opacity 0.7[/]
     """
-    from fassd.images import find_pictures
+    from fassd.images import ImageError, check_folder, find_pictures
 
-    pictures = find_pictures(source)
+    unfound: list[ImageError] = []
+    pictures = find_pictures(source, onerror=unfound.append)
+    check_folder(output)
+    for missed in unfound if pictures else unfound[:-1]:
+        _say(f"[red]failed:[/] {escape(str(missed))}")
+    if not pictures:
+        raise unfound[-1]
     _set_threads(threads)
     segmenter = _segmenter(model, weights, classes, alpha, backend, dtype, device, size)
     if weights is None:
@@ -252,11 +259,9 @@ def predict(
             try:
                 done.append((picture, *_predict_one(segmenter, picture, output, classes, opacity)))
             except (ValueError, RuntimeError, OSError, MemoryError) as error:
-                reason = str(error) or type(error).__name__
-                named = reason if str(picture.path) in reason else f"{picture.path}: {reason}"
-                _say(f"[red]failed:[/] {escape(named)}")
+                _say(f"[red]failed:[/] {escape(_reason(picture, error))}")
             progress.advance(task)
-    failed = len(pictures) - len(done)
+    failed = len(pictures) - len(done) + len(unfound)
     if done:
         _console().print(_summary(done))
     seconds = time.perf_counter() - started
@@ -316,13 +321,28 @@ def _predict_one(
     return Size(*labels.shape), seconds
 
 
+def _reason(picture: Picture, error: Exception) -> str:
+    """What to tell of an error that a picture caused."""
+    reason = str(error) or type(error).__name__
+    # PyTorch's errors of memory are RuntimeErrors.
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", reason):
+        reason = "does not fit in memory"
+    return reason if str(picture.path) in reason else f"{picture.path}: {reason}"
+
+
+def _shown(picture: Picture) -> str:
+    """Where a picture is, and its output name where that is another."""
+    path = picture.path
+    return str(path) if picture.name == path.stem else f"{path} -> {picture.name}"
+
+
 def _summary(done: list[tuple[Picture, Size, float]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("picture", overflow="fold")
     table.add_column("size", justify="right")
     table.add_column("ms", justify="right")
     for picture, size, seconds in done[:ROWS_SHOWN]:
-        table.add_row(escape(picture.name), str(size), f"{1000 * seconds:.1f}")
+        table.add_row(escape(_shown(picture)), str(size), f"{1000 * seconds:.1f}")
     if len(done) > ROWS_SHOWN:
         table.add_row(f"... and {len(done) - ROWS_SHOWN} more", "", "")
     if len(done) > 1:
@@ -343,7 +363,10 @@ def bench(
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     size: Annotated[
-        Size, typer.Option(parser=parse_size, metavar="HxW", help="Size of the input.")
+        Size,
+        typer.Option(
+            parser=parse_size, metavar="HxW", show_default="1024x2048", help="Size of the input."
+        ),
     ] = Size(1024, 2048),
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     compile_: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
@@ -377,8 +400,13 @@ def bench(
     [cyan]fassd bench -m fassd_net_l2 --size 512x1024 --batch 4 --dtype float16 --device cuda[/]
     """
     from fassd.bench import Job
+    from fassd.images import check_folder, replacing
     from fassd.predict import pick_device
 
+    if json_ is not None:
+        check_folder(json_.parent)
+        if json_.is_dir():
+            raise IsADirectoryError(f"cannot write to {json_}: it is a folder, not a file")
     report = _measure(
         Job(
             model=model,
@@ -400,8 +428,6 @@ def bench(
     )
     _console().print(report)
     if json_ is not None:
-        from fassd.images import replacing
-
         with replacing(json_) as file:
             file.write(json.dumps(report.to_json(), indent=1).encode())
         _say(f"figures: {escape(str(json_))}")
@@ -414,7 +440,10 @@ def demo(
     weights: Weights = None,
     backend: Backend = "auto",
     size: Annotated[
-        Size, typer.Option(parser=parse_size, metavar="HxW", help="Size of the scene.")
+        Size,
+        typer.Option(
+            parser=parse_size, metavar="HxW", show_default="1024x2048", help="Size of the scene."
+        ),
     ] = Size(1024, 2048),
     repeats: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 5,
     device: Device = None,
@@ -436,10 +465,11 @@ def demo(
     [cyan]fassd demo -o demo --weights cityscapes --size 512x1024 --seed 3[/]
     """
     from fassd.bench import Job
-    from fassd.images import write_image
+    from fassd.images import check_folder, write_image
     from fassd.palette import colorize, overlay
     from fassd.predict import pick_device
 
+    check_folder(output)
     report = _measure(
         Job(
             model=model,
@@ -453,6 +483,7 @@ def demo(
             memory=False,
         )
     )
+    _console().print(report)
     results = {
         "scene.png": report.picture,
         "labels.png": colorize(report.labels),
@@ -460,7 +491,6 @@ def demo(
     }
     for name, result in results.items():
         write_image(output / name, result)
-    _console().print(report)
     _say(f"pictures: {escape(str(output))}/ {', '.join(results)}")
     if not report.labels_agree >= AGREEMENT_OF_DEMO:
         _say(
@@ -490,7 +520,14 @@ def _measure(job: Any) -> Report:
 def info(
     name: Annotated[str | None, typer.Argument(help="Network; without it, all are listed.")] = None,
     input_: Annotated[
-        Size, typer.Option("--input", parser=parse_size, metavar="HxW", help="Size of the input.")
+        Size,
+        typer.Option(
+            "--input",
+            parser=parse_size,
+            metavar="HxW",
+            show_default="1024x2048",
+            help="Size of the input.",
+        ),
     ] = Size(1024, 2048),
     classes: Classes = 19,
     alpha: Alpha = 2,
@@ -514,7 +551,7 @@ def info(
     from fassd.complexity import analyze
     from fassd.models import create_model
 
-    _console().print(analyze(create_model(name, classes, alpha), input_size=input_))
+    _console().print(analyze(create_model(name, classes, alpha), input_, name=name))
 
 
 def _variants() -> Table:

@@ -84,7 +84,7 @@ class Complexity:
     """What a network costs, in inference, at one input size. Printing it with rich gives a table.
 
     Attributes:
-        model: the model's class name.
+        model: the name that `analyze` was given, or the model's class name.
         input_shape: (N, C, H, W).
         params: number of parameters.
         conv_macs: multiply-accumulates of the convolutions, padding included, biases not.
@@ -114,11 +114,14 @@ class Complexity:
     dead_taps: tuple[DeadTaps, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _tables(self)
+        yield _tables(self, options.max_width)
 
 
 def analyze(
-    model: nn.Module, input_size: tuple[int, int] = (1024, 2048), batch: int = 1
+    model: nn.Module,
+    input_size: tuple[int, int] = (1024, 2048),
+    batch: int = 1,
+    name: str | None = None,
 ) -> Complexity:
     """Count `model` at an input of (batch, 3, *input_size). The model is neither run nor changed.
 
@@ -126,6 +129,7 @@ def analyze(
         model: a network of the family, or one built of the same parts in plain PyTorch.
         input_size: (height, width) in pixels.
         batch: number of pictures; the counts are for all of them.
+        name: what the result calls the model; its class name if not given.
 
     Raises:
         ValueError: a size that the model does not take, or a model that runs operators other than
@@ -139,7 +143,7 @@ def analyze(
         replica(picture)
     parts = tuple(_with_merged_stem(counter.parts()))
     return Complexity(
-        model=type(model).__name__,
+        model=name or type(model).__name__,
         input_shape=tuple(picture.shape),
         params=sum(parameter.numel() for parameter in model.parameters()),
         conv_macs=sum(part.conv_macs for part in parts),
@@ -437,23 +441,33 @@ def _merged(run: list[Part]) -> Part:
 
 # --- Showing -----------------------------------------------------------------------------------
 
+WIDE = 100
+"""Columns of a terminal from which on the tables tell what each part is."""
 
-def _tables(complexity: Complexity) -> RenderableType:
-    batch, _, height, width = complexity.input_shape
-    title = f"{complexity.model} at {height}x{width}" + (f", batch {batch}" if batch > 1 else "")
+
+def _tables(complexity: Complexity, width: int) -> RenderableType:
+    batch, _, *sides = complexity.input_shape
+    title = "{} at {}x{}".format(complexity.model, *sides) + (
+        f", batch {batch}" if batch > 1 else ""
+    )
     notes = Text(
         f"Peak of live activations {_mib(complexity.peak_bytes)} MiB in float32. "
         "GMACs: convolutions alone; ptflops adds batch norm, activations and pooling.",
         style="dim",
     )
-    return Group(_part_table(complexity, title), notes, _dead_tap_table(complexity))
+    return Group(_part_table(complexity, title, width >= WIDE), notes, _dead_tap_table(complexity))
 
 
-def _part_table(complexity: Complexity, title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_footer=True)
+def _table(**settings: Any) -> Table:
+    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), **settings)
+
+
+def _part_table(complexity: Complexity, title: str, with_kinds: bool) -> Table:
+    table = _table(title=title, title_justify="left", show_footer=True, footer_style="bold")
     table.add_column("Part", "Total", no_wrap=True)
-    table.add_column("What")
-    table.add_column("Output")
+    if with_kinds:
+        table.add_column("What", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("Output", no_wrap=True)
     numbers = (
         ("Params", f"{complexity.params:,}"),
         ("GMACs", f"{complexity.conv_macs / 1e9:.3f}"),
@@ -466,7 +480,7 @@ def _part_table(complexity: Complexity, title: str) -> Table:
     for part in complexity.parts:
         table.add_row(
             part.name,
-            part.kind,
+            *([part.kind] if with_kinds else []),
             "x".join(str(side) for side in part.output_shape[1:]),
             f"{part.params:,}",
             f"{part.conv_macs / 1e9:.3f}",
@@ -485,11 +499,11 @@ def _dead_tap_table(complexity: Complexity) -> RenderableType:
         "Dilation taps that read only padding at this size: "
         f"{wasted / 1e9:.3f} GMACs of zeros, {wasted / complexity.conv_macs:.1%} of all",
     )
-    table = Table()
+    table = _table()
     for header in ("Convolution", "Kernel", "Dilation", "Map"):
-        table.add_column(header)
-    table.add_column("Dead taps", justify="right")
-    table.add_column("Wasted", justify="right")
+        table.add_column(header, no_wrap=True)
+    for header in ("Dead taps", "Wasted"):
+        table.add_column(header, justify="right", no_wrap=True)
     for dead in complexity.dead_taps:
         sizes = (dead.kernel_size, dead.dilation, dead.map_size)
         table.add_row(

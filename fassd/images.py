@@ -17,8 +17,10 @@ import glob
 import os
 import re
 import secrets
+import stat
+import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -35,6 +37,7 @@ __all__ = [
     "ImageError",
     "Picture",
     "array_to_rgb",
+    "check_folder",
     "find_pictures",
     "pil_to_rgb",
     "read_image",
@@ -75,10 +78,14 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """Read a picture file as uint8 RGB, (H, W, 3), upright.
 
     Raises:
-        ImageError: the file is missing, empty, no picture, truncated, damaged, or has more pixels
-            than `2 * PIL.Image.MAX_IMAGE_PIXELS` (179 million; a decompression bomb).
+        ImageError: the file is missing, no regular file, empty, no picture, truncated, damaged, or
+            has more pixels than `2 * PIL.Image.MAX_IMAGE_PIXELS` (179 million; a decompression
+            bomb).
     """
     try:
+        kind = os.stat(path).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # reading a pipe may wait for ever
+            raise ImageError("is neither a file nor a folder, but a pipe, socket or device")
         # Pillow warns from half its limit on; up to the limit the picture is simply read.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -208,10 +215,31 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path) -> None:
+    """See whether files can be written into `folder`, which need not exist; nothing is left there.
+
+    Raises:
+        OSError: they cannot; the message names the folder and the reason.
+    """
+    whole = folder.absolute()
+    existing = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(None, "not a folder")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        where = "" if existing == whole else f"{existing}: "
+        raise OSError(f"cannot write to {folder}: {where}{error.strerror}") from error
+
+
 # ---------------------------------------------------------------------------------------- finding
 
 
-def find_pictures(sources: Iterable[str | os.PathLike[str]]) -> list[Picture]:
+def find_pictures(
+    sources: Iterable[str | os.PathLike[str]],
+    onerror: Callable[[ImageError], object] | None = None,
+) -> list[Picture]:
     """Expand files, folders and glob patterns to pictures, each once, in natural order.
 
     * A file is taken whatever its ending.
@@ -224,14 +252,25 @@ def find_pictures(sources: Iterable[str | os.PathLike[str]]) -> list[Picture]:
     Sources keep their order, and inside each `x2` comes before `x10`. Where two pictures would get
     the same output name, the later ones become `name-2`, `name-3`, ...
 
+    Args:
+        sources: the files, folders and patterns.
+        onerror: called with the error of a source, or of a folder inside one, that cannot be
+            searched; the search then goes on. Without it the first error is raised.
+
     Raises:
-        ImageError: a source matches nothing.
+        ImageError: a source is empty or matches nothing, or a folder cannot be searched.
     """
+    report = onerror or _raise
     pictures: list[Picture] = []
     seen: set[Path] = set()
     taken: set[str] = set()
     for source in sources:
-        for path, name in _expand(os.fspath(source)):
+        try:
+            found = _expand(os.fspath(source), report)
+        except ImageError as error:
+            report(error)
+            continue
+        for path, name in found:
             identity = path.resolve()
             if identity in seen:
                 continue
@@ -240,18 +279,24 @@ def find_pictures(sources: Iterable[str | os.PathLike[str]]) -> list[Picture]:
     return pictures
 
 
-def _expand(source: str) -> list[tuple[Path, str]]:
+def _raise(error: ImageError) -> None:
+    raise error
+
+
+def _expand(source: str, report: Callable[[ImageError], object]) -> list[tuple[Path, str]]:
     """The pictures of one source, each with the output name it would like to have."""
+    if not source:
+        raise ImageError("a source must be a file, folder or pattern, got ''")
     root = Path(source)
-    if root.is_dir():
-        files = [file for file in root.rglob("*") if _is_picture(file, root)]
+    if os.path.isdir(root):
+        files = _files_below(root, report)
         found = [(file, str(file.relative_to(root).with_suffix(""))) for file in files]
         nothing = "this folder holds no pictures"
-    elif glob.has_magic(source) and not root.exists():
+    elif glob.has_magic(source) and not os.path.exists(root):
         matches = (Path(match) for match in glob.iglob(source, recursive=True))
         found = [(file, file.stem) for file in matches if _is_picture(file, file.parent)]
         nothing = "this pattern matches no pictures"
-    elif root.exists():
+    elif os.path.exists(root):
         return [(root, root.stem)]
     else:
         raise ImageError(f"{source}: no such file or folder")
@@ -260,10 +305,26 @@ def _expand(source: str) -> list[tuple[Path, str]]:
     return sorted(found, key=lambda item: _natural_key(str(item[0])))
 
 
+def _files_below(root: Path, report: Callable[[ImageError], object]) -> list[Path]:
+    """The pictures in a folder and its subfolders, but for hidden ones."""
+
+    def unreadable(error: OSError) -> None:
+        failure = ImageError(f"{error.filename}: cannot be searched ({error.strerror})")
+        if Path(error.filename) == root:
+            raise failure
+        report(failure)
+
+    files: list[Path] = []
+    for folder, subfolders, names in os.walk(root, onerror=unreadable):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        files += (Path(folder, name) for name in names)
+    return [file for file in files if _is_picture(file, root)]
+
+
 def _is_picture(path: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
     kind = path.suffix.lower() in SUFFIXES and not path.name.endswith(OUTPUT_ENDINGS)
-    return kind and not hidden and path.is_file()
+    return kind and not hidden and os.path.isfile(path)
 
 
 def _natural_key(text: str) -> list[tuple[int, int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import warnings
 from typing import Any, TypeAlias, overload
@@ -52,6 +53,8 @@ class Segmenter:
 
     Raises:
         ValueError: an unknown name or backend, unsuitable weights, a bad size.
+        FileNotFoundError: no such weights file.
+        TypeError: a model that is neither a name nor a module.
     """
 
     def __init__(
@@ -66,8 +69,11 @@ class Segmenter:
         device: torch.device | str | None = None,
         size: tuple[int, int] | None = None,
     ) -> None:
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise ValueError(f"size must be (height, width), both at least 1, got {size!r}")
+        if not isinstance(model, (str, nn.Module)):
+            raise TypeError(
+                f"model must be a name or a torch.nn.Module, got {type(model).__name__}"
+            )
+        size = None if size is None else _checked_size(size)
         if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float16, bfloat16 or None, got {dtype}")
         network = _network(model, weights, num_classes, alpha, device)
@@ -225,6 +231,18 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
     return device
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(
+            f"size must be (height, width), both whole numbers of at least 1, got {size!r}"
+        )
+    return height, width
 
 
 def _network(

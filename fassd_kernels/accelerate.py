@@ -117,7 +117,7 @@ def same_numbers(module: nn.Module, fused: Fused) -> bool:
     Tried in eval and in training mode (where a dropout would show), on pictures of 40 x 40, where
     dilations up to 39 still reach pixels.
     """
-    first = fused.get_submodule("conv1x1" if isinstance(fused, DAPF) else "conv3x3.conv")
+    first = fused.get_submodule(fused.lead)
     assert isinstance(first, nn.Conv2d)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, first.in_channels, 40, 40, generator=generator).to(first.weight)

@@ -25,6 +25,9 @@ LIST_AT_MOST = 6
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DataParallel and torch.compile put before every key."""
 
+HOLDERS = ("model_state", "state_dict", "model")
+"""Keys under which a checkpoint may keep its state dict."""
+
 
 class CheckpointError(ValueError):
     """A file that is not a checkpoint, or whose weights do not fit the model."""
@@ -69,7 +72,7 @@ def load_checkpoint(
     """Load the weights in `path` into `model`, in place, converting to its dtypes and devices.
 
     Accepted are the authors' ``.pkl`` and ``.pth`` files, any file that ``torch.save`` wrote of a
-    state dict or of a dict that has one under ``model_state`` or ``state_dict``, and
+    state dict or of a dict that has one under ``model_state``, ``state_dict`` or ``model``, and
     ``.safetensors``. Keys may carry ``module.`` or ``_orig_mod.`` and the authors' older spelling
     (``aspp.``, ``aspp2``, ``Dab_leo.``, ``ddconv3x1``). A file without a decoder is taken for an
     encoder (``base.``, or the bare numbers of ``model.base.state_dict()``): it has to cover the
@@ -90,6 +93,11 @@ def load_checkpoint(
             the file does fit. The model is as it was.
         OSError: the file cannot be opened.
     """
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"no weights file {os.fspath(path)!r}; published names are cityscapes, imagenet "
+            "(for a model given by its name)"
+        )
     path = Path(path)
     own = {_unwrapped(key): (key, value) for key, value in model.state_dict().items()}
     found = _canonical(_read_tensors(path), path, own)
@@ -128,7 +136,7 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
     """The state dict in `path`, keys as the file spells them."""
     content = _read(path)
     if isinstance(content, Mapping):
-        for name in ("model_state", "state_dict"):
+        for name in HOLDERS:
             if isinstance(content.get(name), Mapping):
                 content = content[name]
                 break
@@ -140,7 +148,7 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{path} holds no state dict: {key!r} is a {type(value).__name__}, and there is "
-                "no 'model_state' or 'state_dict' beside it"
+                f"no {' or '.join(map(repr, HOLDERS))} beside it"
             )
     return content
 
@@ -159,7 +167,8 @@ def _read(path: Path) -> Any:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (
             f"was refused, and nothing in it executed: it names {refused[1]}, "
-            "which is not on the list of what a checkpoint may name"
+            "which is not on the list of what a checkpoint may name; if it holds a whole module, "
+            "write its weights alone, with torch.save(model.state_dict(), ...)"
             if refused
             else "is damaged or not a checkpoint"
         )
@@ -243,12 +252,14 @@ def _explain(
             lines.append(f"  {label} ({len(names)}): {_enumerate(names)}")
     candidates = _fitting_models(fit.path, found)
     if candidates:
-        lines.append(f"  the file fits {' or '.join(candidates)}")
+        calls, options = zip(*candidates, strict=True)
+        lines.append(f"  the file fits {' or '.join(calls)}")
+        lines.append(f"  on the command line: {' or '.join(options)}")
     return "\n".join(lines)
 
 
-def _fitting_models(path: Path, found: Mapping[str, Tensor]) -> list[str]:
-    """The calls of create_model whose networks the file fits, at its class count and alpha."""
+def _fitting_models(path: Path, found: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """The networks that the file fits, as calls of create_model and as options of fassd."""
     from fassd.models.zoo import VARIANTS  # the zoo imports this module
 
     num_classes = found["finalConv.bias"].numel() if "finalConv.bias" in found else 19
@@ -256,12 +267,15 @@ def _fitting_models(path: Path, found: Mapping[str, Tensor]) -> list[str]:
     arguments = (f", num_classes={num_classes}" if num_classes != 19 else "") + (
         f", alpha={alpha}" if alpha != 2 else ""
     )
+    options = (f" --classes {num_classes}" if num_classes != 19 else "") + (
+        f" --alpha {alpha}" if alpha != 2 else ""
+    )
     fitting = []
     for name, variant in VARIANTS.items():
         with torch.device("meta"):
             candidate = variant.build(max(num_classes, 1), alpha)
         if _acceptable(_compare(path, found, candidate.state_dict())):
-            fitting.append(f'create_model("{name}"{arguments})')
+            fitting.append((f'create_model("{name}"{arguments})', f"--model {name}{options}"))
     return fitting
 
 

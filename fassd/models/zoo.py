@@ -124,7 +124,7 @@ def get_variant(name: str) -> Variant:
     """
     if name in VARIANTS:
         return VARIANTS[name]
-    near = difflib.get_close_matches(str(name), VARIANTS, n=1)
+    near = difflib.get_close_matches(str(name).lower(), VARIANTS, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown model {name!r}, known are {', '.join(VARIANTS)}{guess}")
 
@@ -161,6 +161,7 @@ def create_model(
         ValueError: an unknown name, an argument outside its range, or weights that were not
             published for this variant.
         CheckpointError: a weights file that does not fit.
+        FileNotFoundError: no such weights file.
         DownloadError: a download that failed; the message says where to put the file by hand.
     """
     variant = get_variant(name)

@@ -29,6 +29,7 @@ class FusedDAPF(Fused, DAPF):
     """
 
     operator = "dapf"
+    lead = "conv1x1"
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:

@@ -8,44 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts
 from fassd_kernels.backends import AUTO, BackendError, backends, choose
+from fassd_kernels.modules.snapshot import Snapshot, take_snapshot
 from fassd_kernels.packing import is_foldable
 
 Packed = dict[str, Any]
-
-
-# Optimizers with fused=True edit parameters without counting it in their version.
-optimizer_steps = 0
-
-
-def count_step(*_: Any) -> None:
-    global optimizer_steps
-    optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(count_step)
-
-
-class Freshness:
-    """The tensors that packed weights were made of, and their versions at that time.
-
-    The tensors themselves are kept: the address and even the ``id`` of one that is gone can be
-    those of its successor.
-    """
-
-    def __init__(self, tensors: list[Tensor], stamps: list[Any]) -> None:
-        self.tensors, self.stamps = tensors, stamps
-
-    def equals(self, other: Freshness) -> bool:
-        return (
-            self.stamps == other.stamps
-            and len(self.tensors) == len(other.tensors)
-            and all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
-        )
 
 
 class Fused(nn.Module):
@@ -67,9 +37,10 @@ class Fused(nn.Module):
     """
 
     operator: ClassVar[str]
+    lead: ClassVar[str]  # a convolution whose weight has the module's type
     backend: str = AUTO
-    _packed: tuple[Freshness, Packed] | None = None
-    _checked: tuple[Any, bool] | None = None
+    _packed: tuple[Snapshot, torch.dtype, Packed] | None = None
+    _checked: tuple[list[Any], bool] | None = None
 
     # --- what a subclass defines -----------------------------------------------------------------
 
@@ -129,98 +100,62 @@ class Fused(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the reference's: N x C x H x W to the same shape, channels_last where fused."""
-        if not self.fusible():
+        if self.training:
+            return super().forward(x)
+        now = None if is_traced() else take_snapshot(self)
+        if not self.fusible(now):
             return super().forward(x)
         dtype = self.weight_dtype()
         if autocasts(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x = x.to(dtype)
         run = ops.operator(self.operator, self.backend_for(x.device))
-        return run(x, **self.packed(dtype))
+        return run(x, **self.packed(dtype, now))
 
-    def fusible(self) -> bool:
-        """Whether the fused operator computes what the reference would, in the present state."""
-        if self.training or not all(map(is_foldable, self.batch_norms())):
-            return False
-        if torch.compiler.is_compiling():
-            return True
-        if transforming() or getattr(
-            self, "_is_replica", False
-        ):  # DataParallel's have no parameters
-            return False
-        return self.has_expected_parts() and not any(map(has_hooks, self.parts()))
+    def fusible(self, now: Snapshot | None) -> bool:
+        """Whether the fused operator computes what the reference would, in the state `now`.
 
-    def has_expected_parts(self) -> bool:
-        """Whether :meth:`mismatch` still finds nothing; asked again only if a part changed."""
-        configuration = [settings(part) for part in self.parts()]
-        if self._checked is None or self._checked[0] != configuration:
-            self._checked = (configuration, not self.mismatch(self))
+        A compiler that traces the module gives None: it cannot follow the check of the parts.
+        """
+        if now is None:
+            return all(map(is_foldable, self.batch_norms()))
+        if now.hooked or transforming() or "_is_replica" in self.__dict__:  # DataParallel's
+            return False
+        if self._checked is None or self._checked[0] != now.configuration:
+            fits = not self.mismatch(self) and all(map(is_foldable, self.batch_norms()))
+            self._checked = (now.configuration, fits)
         return self._checked[1]
 
     def weight_dtype(self) -> torch.dtype:
         """The type of the convolutions; batch norms may be kept in a wider one."""
-        return next(p.dtype for p in self.parameters() if p.dim() == 4)
+        lead: Any = self.get_submodule(self.lead)
+        return lead.weight.dtype
 
     def backend_for(self, device: torch.device) -> str:
         """The name of the backend that runs on `device`."""
         return choose(self.backend, device.type, self.operator)
 
-    def parts(self) -> list[nn.Module]:
-        """All submodules; Module.modules() takes three times as long, on every call of forward."""
-        found: list[nn.Module] = []
-        waiting: list[nn.Module | None] = [*self._modules.values()]
-        while waiting:
-            module = waiting.pop()
-            if module is not None:
-                found.append(module)
-                waiting.extend(module._modules.values())
-        return found
-
     # --- packed weights --------------------------------------------------------------------------
 
-    def packed(self, dtype: torch.dtype) -> Packed:
+    def packed(self, dtype: torch.dtype, now: Snapshot | None) -> Packed:
         """Packed weights in `dtype`: from the cache where they are known to be fresh."""
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if traced or self.wants_gradient():
+        if now is None or self.wants_gradient():
             return self.pack(dtype)
-        state = self.freshness(dtype)
         cached = self._packed
-        if state is None or cached is None or not state.equals(cached[0]):
+        if cached is None or cached[1] != dtype or not now.same_tensors(cached[0]):
             # Not in inference mode: what it makes cannot take part in a later call with gradients.
             with torch.inference_mode(False), torch.no_grad():
                 packed = {name: detached(value) for name, value in self.pack(dtype).items()}
-            cached = (state or Freshness([], []), packed)
             # One assignment of one tuple: threads that meet here pack twice and agree.
-            self._packed = None if state is None else cached
-        return cached[1]
+            self._packed = cached = (now, dtype, packed)
+        return cached[2]
 
     def repack(self) -> None:
-        """Forget the packed weights; needed only after an edit through ``.data``."""
+        """Forget the packed weights; needed after edits that PyTorch does not count."""
         self._packed = None
 
     def wants_gradient(self) -> bool:
         return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-
-    def freshness(self, dtype: torch.dtype) -> Freshness | None:
-        """What the packed weights depend on; None where a change could not be told.
-
-        It could not for inference tensors, which count no edits, for tensor subclasses, and for
-        computed weights (parametrizations), which are new on each access.
-        """
-        tensors: list[Tensor] = []
-        stamps: list[Any] = [dtype, optimizer_steps]
-        for module in self.parts():
-            if "parametrizations" in module._modules or "weight" in module.__dict__:
-                return None
-            stamps.append(settings(module))
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is None:
-                    continue
-                if tensor.is_inference() or type(tensor) not in (Tensor, nn.Parameter):
-                    return None
-                tensors.append(tensor)
-                stamps.append((tensor._version, tensor.data_ptr(), tensor.dtype))
-        return Freshness(tensors, stamps)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None, "_checked": None}
@@ -241,27 +176,15 @@ def detached(value: Any) -> Any:
     return [detached(x) for x in value] if isinstance(value, list) else value
 
 
+def is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def transforming() -> bool:
     """Whether a torch.func transform or forward-mode AD is at work, which no operator supports."""
     return (
         torch._C._functorch.maybe_current_level() is not None
         or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
-def settings(module: nn.Module) -> tuple[Any, ...]:
-    """The kind of a part and its attributes that packing or the check of parts depends on."""
-    table = module.__dict__
-    names = ("eps", "kernel_size", "stride", "dilation", "padding", "groups", "padding_mode")
-    return (type(module), *map(table.get, names))
-
-
-def has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
     )
 
 

@@ -36,6 +36,7 @@ class FusedMDA(Fused, MDA):
     """
 
     operator = "mda"
+    lead = "conv3x3.conv"
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:

@@ -65,6 +65,27 @@ def test_demo_fails_where_labels_disagree(tmp_path, run_fassd, monkeypatch):
     assert "99.800% of the labels agree" in result.stderr
 
 
+@pytest.mark.parametrize("arguments", [("bench", "--json"), ("demo", "-o")])
+def test_where_to_write_is_checked_before_measuring(tmp_path, run_fassd, monkeypatch, arguments):
+    monkeypatch.setattr(bench, "run", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    result = run_fassd(*arguments, tmp_path / "file" / "sub" / "x")
+    assert result.exit_code == 2 and "not a folder" in result.stderr
+    assert "cannot write to" in result.stderr and str(tmp_path / "file") in result.stderr
+
+
+def test_bench_json_may_not_be_a_folder(tmp_path, run_fassd, monkeypatch):
+    monkeypatch.setattr(bench, "run", lambda *_, **__: pytest.fail("measured"))
+    result = run_fassd("bench", "--json", tmp_path)
+    assert result.exit_code == 2 and f"cannot write to {tmp_path}: it is a folder" in result.stderr
+
+
+def test_demo_reports_even_where_pictures_cannot_be_written(tmp_path, run_fassd):
+    (tmp_path / "scene.png").mkdir()
+    result = run_fassd("demo", "-o", tmp_path, *SMALL)
+    assert result.exit_code == 2 and "PyTorch float32" in result.stdout
+
+
 def test_info_lists_every_network(run_fassd):
     result = run_fassd("info")
     assert result.exit_code == 0
@@ -76,9 +97,10 @@ def test_info_lists_every_network(run_fassd):
 def test_info_of_one_network(run_fassd):
     result = run_fassd("info", "fassd_net_l2", "--input", "256x512", "--classes", 11)
     assert result.exit_code == 0
-    assert "DAPF" in result.stdout
-    wrong = run_fassd("info", "fassd")
-    assert wrong.exit_code == 2 and "unknown model 'fassd'" in wrong.stderr
+    assert "DAPF" in result.stdout and "fassd_net_l2 at 256x512" in result.stdout
+    wrong = run_fassd("info", "FASSD_NET_L2")
+    assert wrong.exit_code == 2 and "unknown model 'FASSD_NET_L2'" in wrong.stderr
+    assert "did you mean 'fassd_net_l2'?" in wrong.stderr
 
 
 def test_help_is_quick_and_needs_no_torch():
@@ -99,6 +121,11 @@ def test_help_teaches_by_example(run_fassd, command):
     result = run_fassd(command, "--help")
     assert result.exit_code == 0
     assert f"fassd {command} " in result.stdout.split("Examples")[1]
+
+
+@pytest.mark.parametrize("command", ["bench", "demo", "info"])
+def test_help_writes_sizes_as_they_are_given(run_fassd, command):
+    assert "[default: (1024x2048)]" in run_fassd(command, "--help").stdout
 
 
 def test_version_and_python_dash_m():

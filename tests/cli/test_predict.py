@@ -6,8 +6,9 @@ import pytest
 import skimage
 from PIL import Image
 
-from fassd import images
+from fassd import cli, images
 from fassd.palette import colorize, overlay, palette
+from fassd.predict import Segmenter
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")
@@ -128,6 +129,11 @@ def test_a_picture_too_small_for_the_network_is_named(folder, tmp_path, run_fass
     ("arguments", "message"),
     [
         (["nothing.png"], "nothing.png: no such file or folder"),
+        ([""], "a source must be a file, folder or pattern, got ''"),
+        (["a.png", "--weights", "cityscape"], "no weights file 'cityscape'; published names are "),
+        (["a.png", "--weights", ""], "no weights file ''; published names are cityscapes"),
+        (["a.png", "--threads", "1000000"], "less than or equal to 1024"),
+        (["a.png", "--classes", "65537"], "less than or equal to 65536"),
         (["*.webp"], "*.webp: this pattern matches no pictures"),
         (["a.png", "--model", "fassd_nett"], "unknown model 'fassd_nett'"),
         (["a.png", "--backend", "nonsense"], "nonsense"),
@@ -150,6 +156,46 @@ def test_usage_errors_are_clear_and_exit_with_2(
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.output
     assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/fassd"])
+def test_an_unusable_output_folder_is_told_before_the_network_runs(
+    tmp_path, run_fassd, monkeypatch, place
+):
+    monkeypatch.setattr(cli, "_segmenter", lambda *_: pytest.fail("built the network"))
+    (tmp_path / "file").touch()
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    result = run_fassd("predict", tmp_path / "a.png", "-o", tmp_path / place, *FAST)
+    assert result.exit_code == 2
+    assert f"error: cannot write to {tmp_path / place}: " in result.stderr
+
+
+def test_a_missing_source_does_not_stop_the_others(folder, tmp_path, run_fassd):
+    source, _ = folder
+    result = run_fassd(
+        "predict", source / "none.png", source / "grey.png", "-o", tmp_path / "out", *FAST
+    )
+    assert result.exit_code == 1
+    assert "none.png: no such file or folder" in result.stderr and "1 failed" in result.stderr
+    assert "1 of 1 pictures" in result.stderr
+
+
+def test_summary_shows_paths_and_new_names(tmp_path, run_fassd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.png", "x.bmp"):
+        Image.new("RGB", (64, 64)).save(name)
+    shown = run_fassd("predict", "x.png", "x.bmp", "-o", "out", *FAST).stdout
+    assert "x.png " in shown and "x.bmp -> x-2 " in shown and "x.png ->" not in shown
+
+
+def test_a_picture_beyond_the_memory_is_told_so(folder, tmp_path, run_fassd, monkeypatch):
+    def exhausted(*_):
+        raise MemoryError("Unable to allocate 3 TiB")
+
+    monkeypatch.setattr(Segmenter, "predict", exhausted)
+    source, _ = folder
+    result = run_fassd("predict", source / "grey.png", "-o", tmp_path / "out", *FAST)
+    assert result.exit_code == 2 and "grey.png: does not fit in memory" in result.stderr
 
 
 def test_debug_shows_the_error_itself(tmp_path, run_fassd):

@@ -77,6 +77,18 @@ def test_plain_state_dict_and_safetensors(trained, tmp_path):
         assert same(model, trained)
 
 
+@pytest.mark.parametrize("holder", ["model_state", "state_dict", "model"])
+def test_state_dict_beside_other_things(trained, model, tmp_path, holder):
+    torch.save({holder: trained.state_dict(), "epoch": 3}, tmp_path / "run.pth")
+    load_checkpoint(model, tmp_path / "run.pth")
+    assert same(model, trained)
+
+
+def test_whole_module_is_refused_with_the_remedy(model, trained, tmp_path):
+    torch.save(trained, tmp_path / "module.pth")
+    assert "torch.save(model.state_dict(), ...)" in refused(model, tmp_path / "module.pth")
+
+
 def test_half_precision_file_is_converted(trained, model, tmp_path):
     state = {key: value.half() for key, value in trained.state_dict().items()}
     torch.save(state, tmp_path / "half.pth")
@@ -163,6 +175,7 @@ def test_another_class_count_and_alpha(tmp_path):
     )
     assert "finalConv.bias [11] where the model has [19]" in message
     assert 'create_model("fassd_net", num_classes=11, alpha=6) or ' in message
+    assert "on the command line: --model fassd_net --classes 11 --alpha 6 or " in message
 
 
 def test_not_strict_loads_what_fits(tmp_path):
@@ -252,3 +265,11 @@ def test_files_without_weights(model, tmp_path, content, message):
 def test_absent_file(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_checkpoint(model, tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize("weights", ["cityscape", ""])
+def test_absent_file_tells_the_published_names(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    message = f"no weights file '{weights}'; published names are cityscapes, imagenet"
+    with pytest.raises(FileNotFoundError, match=message):
+        create_model("fassd_net_l2", weights=weights)

@@ -178,3 +178,16 @@ def test_tables(fassd_net):
     small = Console(width=130, record=True, file=console.file)
     small.print(analyze(create_model("baseline"), (64, 64)))
     assert "No dilated convolution has dead taps" in small.export_text()
+
+
+@pytest.mark.parametrize(("width", "with_kinds"), [(80, False), (120, True)])
+def test_tables_cut_nothing(fassd_net, width, with_kinds):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(analyze(fassd_net, name="mine"))
+    text = console.export_text()
+    assert "mine at 1024x2048" in text
+    assert "19x1024x2048" in text and "DAPF.pyBranch4.atrous_conv3x1" in text
+    assert ("MDA: 192 channels, dilation 8" in text) == with_kinds
+    assert "…" not in text
+    rows = [line for line in text.splitlines() if line.startswith((" ", "│"))]
+    assert rows == []  # no cell goes on in a second line

@@ -12,6 +12,7 @@ from fassd.images import (
     BACKGROUND,
     ImageError,
     array_to_rgb,
+    check_folder,
     find_pictures,
     pil_to_rgb,
     read_image,
@@ -254,6 +255,14 @@ def test_unknown_ending(tmp_path, rgb):
         write_image(tmp_path / "a.xyz", rgb)
 
 
+def test_a_folder_to_write_to_is_checked_and_left_alone(tmp_path):
+    check_folder(tmp_path / "new" / "deeper")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to .*deeper: .*file: not a folder"):
+        check_folder(tmp_path / "file" / "deeper")
+    assert os.listdir(tmp_path) == ["file"]
+
+
 # ---------------------------------------------------------------------------------------- finding
 
 
@@ -327,3 +336,35 @@ def test_a_file_is_taken_whatever_its_name(tree):
 def test_an_empty_match_is_an_error(tree, source, message):
     with pytest.raises(ImageError, match=message):
         find_pictures(["in", source])
+
+
+def test_an_empty_source_is_not_the_current_folder(tree):
+    with pytest.raises(ImageError, match="a source must be a file, folder or pattern, got ''"):
+        find_pictures([""])
+
+
+@pytest.mark.parametrize("locked", ["in", "in/a"])
+def test_a_folder_that_cannot_be_searched_is_reported(tree, monkeypatch, locked):
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path) == Path(locked):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    errors = []
+    pictures = find_pictures(["in", "missing.png", "in/x2.png"], onerror=errors.append)
+    assert len(pictures) == (1 if locked == "in" else 6)
+    assert [str(error) for error in errors] == [
+        f"{locked}: cannot be searched (Permission denied)",
+        "missing.png: no such file or folder",
+    ]
+    with pytest.raises(ImageError, match="cannot be searched"):
+        find_pictures(["in"])
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=r"pipe\.png: is neither a file nor a folder"):
+        read_image(tmp_path / "pipe.png")

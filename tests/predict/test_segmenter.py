@@ -212,3 +212,22 @@ def test_repr_tells_how_it_runs():
     assert text == (
         "Segmenter(Brightest, backend='reference', dtype=torch.float32, device=cpu, size=64x128)"
     )
+
+
+@pytest.mark.parametrize("size", [128, (1.5, 80), (64,), (0, 64), "ab"])
+def test_a_size_that_is_none(size):
+    with pytest.raises(ValueError, match=r"size must be \(height, width\), both whole numbers"):
+        Segmenter(Brightest(), backend="reference", size=size)
+
+
+@pytest.mark.parametrize("model", [None, [Brightest()]])
+def test_a_model_that_is_none(model):
+    with pytest.raises(TypeError, match=r"model must be a name or a torch\.nn\.Module, got "):
+        Segmenter(model)
+
+
+@pytest.mark.parametrize("weights", ["cityscapes", "no.pth", ""])
+def test_absent_weights_of_a_module(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="published names are cityscapes, imagenet"):
+        Segmenter(Brightest(), weights=weights)

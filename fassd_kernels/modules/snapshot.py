@@ -1,0 +1,99 @@
+"""What a fused module is made of at one moment, read in one walk over its parts.
+
+Two questions are answered by comparing it with an earlier one: whether the module can still be
+fused (`configuration`), and whether packed weights are still fresh (`tensors` and `versions`).
+Asked on every call of ``forward``, so it is written for speed: 50 us for a DAPF on a 2.6 GHz EPYC,
+where the unfused module spends 180 us in Python and PyTorch's dispatcher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+# Attributes of the parts that folding or the check of the parts depends on. Of a kind that is not
+# in the table, all of them are read.
+SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.BatchNorm2d: ("eps", "training"),
+}
+ALL_SETTINGS = tuple(name for names in SETTINGS.values() for name in names)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+# Optimizers with fused=True edit parameters without counting it in their version.
+optimizer_steps = 0
+
+
+def count_step(*_: Any) -> None:
+    global optimizer_steps
+    optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(count_step)
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """The state of a module's parts.
+
+    Attributes:
+        configuration: their kinds and settings, and which tensors are absent.
+        tensors: their parameters and buffers. Kept, because the address and even the ``id`` of a
+            tensor that is gone can be those of its successor.
+        versions: of the tensors: edit counts, addresses, types; and of optimizer steps.
+        hooked: whether one carries hooks.
+        countable: whether edits can be told. They cannot for inference tensors, which count none,
+            for tensor subclasses, and for computed weights (parametrizations), new on each access.
+    """
+
+    configuration: list[Any]
+    tensors: list[Tensor]
+    versions: list[Any]
+    hooked: bool = False
+    countable: bool = True
+
+    def same_tensors(self, other: Snapshot) -> bool:
+        """Whether both saw the same tensors in the same state, as far as that can be told."""
+        return (
+            self.countable
+            and other.countable
+            and self.versions == other.versions
+            and self.configuration == other.configuration
+            and all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
+
+
+def take_snapshot(module: nn.Module) -> Snapshot:
+    """Read all submodules of `module`, but not `module` itself."""
+    now = Snapshot([], [], [optimizer_steps])
+    waiting: list[nn.Module | None] = [*module._modules.values()]
+    while waiting:
+        part = waiting.pop()
+        if part is not None:
+            read_part(part, now)
+            # Not Module.modules(), which takes three times as long.
+            waiting.extend(part._modules.values())
+    return now
+
+
+def read_part(part: nn.Module, now: Snapshot) -> None:
+    table, kind = part.__dict__, type(part)
+    now.configuration.append(kind)
+    for name in SETTINGS.get(kind, ALL_SETTINGS):
+        now.configuration.append(table.get(name))
+    for name in HOOKS:
+        if table[name]:
+            now.hooked = True
+    if "parametrizations" in part._modules or "weight" in table:
+        now.countable = False
+    for tensor in (*part._parameters.values(), *part._buffers.values()):
+        if tensor is None:
+            now.configuration.append(None)
+        elif tensor.is_inference() or type(tensor) not in (Tensor, nn.Parameter):
+            now.countable = False
+        else:
+            now.tensors.append(tensor)
+            now.versions.append((tensor._version, tensor.data_ptr(), tensor.dtype))
