@@ -2,8 +2,8 @@
 
 Two questions are answered by comparing it with an earlier one: whether the module can still be
 fused (`configuration`), and whether packed weights are still fresh (`tensors` and `versions`).
-Asked on every call of ``forward``, so it is written for speed: 50 us for a DAPF on a 2.6 GHz EPYC,
-where the unfused module spends 180 us in Python and PyTorch's dispatcher.
+Asked on every call of ``forward``, so it is written for speed: 50 us for a DAPF on a 2.6 GHz EPYC.
+A whole call on a map of 2 x 2 takes 126 us there; the unfused module takes 226.
 """
 
 from __future__ import annotations
