@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts
 from fassd_kernels.backends import AUTO, BackendError, backends, choose
-from fassd_kernels.modules.snapshot import Snapshot, take_snapshot
+from fassd_kernels.modules.snapshot import Snapshot, has_hooks, take_snapshot
 from fassd_kernels.packing import is_foldable
 
 Packed = dict[str, Any]
@@ -118,7 +118,8 @@ class Fused(nn.Module):
         A compiler that traces the module gives None: it cannot follow the check of the parts.
         """
         if now is None:
-            return all(map(is_foldable, self.batch_norms()))
+            hooked = any(has_hooks(part) for part in self.modules() if part is not self)
+            return not hooked and all(map(is_foldable, self.batch_norms()))
         if now.hooked or transforming() or "_is_replica" in self.__dict__:  # DataParallel's
             return False
         if self._checked is None or self._checked[0] != now.configuration:

@@ -79,14 +79,18 @@ def take_snapshot(module: nn.Module) -> Snapshot:
     return now
 
 
+def has_hooks(part: nn.Module) -> bool:
+    table = part.__dict__
+    return any(table[name] for name in HOOKS)
+
+
 def read_part(part: nn.Module, now: Snapshot) -> None:
     table, kind = part.__dict__, type(part)
     now.configuration.append(kind)
     for name in SETTINGS.get(kind, ALL_SETTINGS):
         now.configuration.append(table.get(name))
-    for name in HOOKS:
-        if table[name]:
-            now.hooked = True
+    if has_hooks(part):
+        now.hooked = True
     if "parametrizations" in part._modules or "weight" in table:
         now.countable = False
     for tensor in (*part._parameters.values(), *part._buffers.values()):

@@ -418,6 +418,19 @@ def test_hooks_on_submodules_run(
     assert relative_error(result, expected_of(reference, picture)) <= FLOAT32
 
 
+def test_hooks_on_submodules_run_in_a_compiled_module(
+    reference: nn.Module, picture: Tensor
+) -> None:
+    """A hook that halves a convolution's output, so that one passed by shows."""
+    conv = next(m for m in reference.modules() if isinstance(m, nn.Conv2d))
+    conv.register_forward_hook(lambda _m, _i, output: output / 2)
+    fused = fuse(reference)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        result = torch.compile(fused, fullgraph=True, backend="aot_eager")(picture)
+        assert relative_error(result, expected_of(reference, picture)) <= FLOAT32
+
+
 def test_batch_norm_without_running_statistics(reference: nn.Module, picture: Tensor) -> None:
     for child in reference.modules():
         if isinstance(child, nn.BatchNorm2d):
