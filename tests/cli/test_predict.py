@@ -6,7 +6,8 @@ import pytest
 import skimage
 from PIL import Image
 
-from fassd import cli, images
+from fassd import images
+from fassd.cli import predict as command
 from fassd.palette import colorize, overlay, palette
 from fassd.predict import Segmenter
 
@@ -162,7 +163,7 @@ def test_usage_errors_are_clear_and_exit_with_2(
 def test_an_unusable_output_folder_is_told_before_the_network_runs(
     tmp_path, run_fassd, monkeypatch, place
 ):
-    monkeypatch.setattr(cli, "_segmenter", lambda *_: pytest.fail("built the network"))
+    monkeypatch.setattr(command, "build_segmenter", lambda *_: pytest.fail("built the network"))
     (tmp_path / "file").touch()
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     result = run_fassd("predict", tmp_path / "a.png", "-o", tmp_path / place, *FAST)

@@ -1,0 +1,219 @@
+"""What every command shares: the application, its options, and how it speaks.
+
+PyTorch is imported inside the commands: `fassd --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+
+import fassd
+
+__all__ = [
+    "RANDOM",
+    "Alpha",
+    "Backend",
+    "Classes",
+    "Device",
+    "Dtype",
+    "Json",
+    "Model",
+    "Seed",
+    "Size",
+    "Threads",
+    "Weights",
+    "app",
+    "console",
+    "parse_size",
+    "progress",
+    "say",
+    "set_threads",
+]
+
+RANDOM = "random weights: labels are meaningless until trained weights are given (--weights)"
+
+
+# ------------------------------------------------------------------------------- errors and sizes
+
+
+class _Group(TyperGroup):
+    """Reflows help texts; makes one line of a warning or an expected error (exit code 2)."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for command in self.commands.values():
+            # typer keeps the line breaks of docstrings, which then meet those of the terminal.
+            paragraphs = (command.help or "").split("\n\n")
+            command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("stopped")
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort):  # RuntimeErrors, too
+            raise
+        except (ValueError, RuntimeError, OSError, ImportError) as error:
+            if ctx.params.get("debug"):
+                raise
+            say(f"[bold red]error:[/] {escape(str(error) or type(error).__name__)}")
+            raise typer.Exit(2) from None
+
+
+class Size(NamedTuple):
+    """Height and width in pixels, written 1024x2048."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+def parse_size(text: str | Size) -> Size:
+    """Read "HxW".
+
+    Raises:
+        typer.BadParameter: it is not two positive whole numbers with an x between.
+    """
+    if isinstance(text, Size):
+        return text
+    match = re.fullmatch(r"\s*([1-9]\d*)\s*x\s*([1-9]\d*)\s*", text.lower())
+    if match is None:
+        raise typer.BadParameter(
+            f"{text!r} is not a size; write height x width in pixels, for example 1024x2048"
+        )
+    return Size(int(match[1]), int(match[2]))
+
+
+def console() -> Console:
+    return Console(highlight=False)
+
+
+def say(markup: str) -> None:
+    """A line for the person at the screen; on stderr, so that stdout holds results alone."""
+    Console(stderr=True, highlight=False).print(markup, soft_wrap=True)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    say(f"[yellow]warning:[/] {escape(str(message))}")
+
+
+# --------------------------------------------------------------------------------- shared options
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Network; [cyan]fassd info[/] lists them.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Trained weights: a file (.pkl, .pth, .pt, .safetensors), or [cyan]cityscapes[/] for "
+        "the authors' own, downloaded once. Random if not given.",
+    ),
+]
+Classes = Annotated[int, typer.Option("--classes", min=1, max=65536, help="Number of classes.")]
+Alpha = Annotated[
+    int, typer.Option("--alpha", min=1, help="How much narrower DAPF's branches are.")
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        "-b",
+        help="[cyan]auto[/]: the fastest fused kernels here; [cyan]reference[/]: plain PyTorch; or "
+        "one that [cyan]python -m fassd_kernels[/] lists.",
+    ),
+]
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"], typer.Option("--dtype", help="Precision.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="[cyan]cpu[/], [cyan]cuda[/], [cyan]cuda:1[/]; a GPU if any."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, max=1024, help="CPU threads; PyTorch's choice if not given."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Which street scene.")]
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file.")]
+
+app = typer.Typer(
+    name="fassd",
+    cls=_Group,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fassd {fassd.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="FASSD_DEBUG", help="Show tracebacks of errors.")
+    ] = False,
+) -> None:
+    """Real-time segmentation of street scenes with the FASSD-Net family.
+
+    [bold]Start here[/]
+
+    [cyan]fassd demo -o demo[/]   a generated street through plain PyTorch and fused kernels
+
+    [cyan]fassd predict photo.jpg -o out -w cityscapes[/]   your picture, the authors' weights
+
+    [cyan]fassd bench[/]   how fast this machine is
+
+    [cyan]fassd info[/]   which networks there are
+    """
+
+
+# ----------------------------------------------------------------------------------------- helpers
+
+
+def progress() -> Progress:
+    """A progress bar on stderr; silent where that is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,404 @@
+"""`fassd val` and `fassd compare`: how well networks do on a data set, in figures and to see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich.markup import escape
+
+from fassd.cli.common import (
+    RANDOM,
+    Alpha,
+    Backend,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Threads,
+    Weights,
+    app,
+    console,
+    progress,
+    say,
+    set_threads,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from fassd.data.card import Card
+    from fassd.data.dataset import Sample, SegmentationDataset
+    from fassd.palette import ClassInfo
+    from fassd.panel import Tile
+    from fassd.predict import Segmenter
+    from fassd.training import Evaluation
+
+LEGEND_UP_TO = 40  # classes; of more, the legend shows those that occur
+OF_THE_TALK = ["fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2"]
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="A card (YAML), a shipped card's name, or a folder that holds Cityscapes "
+        "(leftImg8bit/ and gtFine/) or a card.yaml.",
+    ),
+]
+Root = Annotated[
+    Path | None, typer.Option("--root", help="Folder of the data, for a card that has none.")
+]
+Split = Annotated[str, typer.Option("--split", help="Which part of the data.")]
+
+
+# -------------------------------------------------------------------------------------------- val
+
+
+@app.command()
+def val(
+    data: Data,
+    root: Root = None,
+    split: Split = "val",
+    model: Model = "fassd_net",
+    weights: Weights = None,
+    alpha: Alpha = 2,
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    threads: Threads = None,
+    scales: Annotated[
+        str, typer.Option("--scales", metavar="S,S,...", help="Sizes to see each picture at.")
+    ] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="See each picture mirrored, too.")] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first pictures of the split.")
+    ] = None,
+    json_: Json = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the confusion matrix.")
+    ] = None,
+) -> None:
+    """Score a network on labelled pictures: IoU of every class, mIoU, pixel accuracy.
+
+    Every picture is seen at full resolution, alone, as the authors do; --scales and --flip
+    average the probabilities of several views. With -o: [cyan]confusion.csv[/] (pixels),
+    [cyan]confusion.png[/] (shares) and [cyan]scores.json[/].
+
+    Under [cyan]torchrun[/] the pictures are shared out; the scores are the same.
+
+    A picture that cannot be used is reported and the rest goes on. Exit code: 0 all done, 1 some
+    pictures skipped, 2 nothing done.
+
+    [bold]Examples[/]
+
+    [cyan]fassd val --data cityscapes/ --weights cityscapes[/]
+
+    [cyan]fassd val --data camvid --root CamVid/ -w best.safetensors -m fassd_net_l2 -o out[/]
+
+    [cyan]torchrun --nproc-per-node 4 -m fassd val --data cityscapes/ -w cityscapes --flip[/]
+    """
+    from fassd.data import SegmentationDataset, load_card
+    from fassd.training.distributed import is_main, process_group
+
+    views = _numbers("--scales", scales, float)
+    _check_outputs(output, json_)
+    set_threads(threads)
+    dataset = SegmentationDataset(load_card(data, root), split)
+    indices = range(len(dataset))[:limit]
+    with process_group(device) as home:
+        network = _segmenter(model, weights, dataset.card, alpha, backend, dtype, home).model
+        if weights is None and is_main():
+            say(f"[yellow]{escape(RANDOM)}[/]")
+        evaluation = _evaluated(network, dataset, indices, views, flip)
+        if not is_main():
+            return
+        settings = {
+            "data": dataset.card.name,
+            "split": split,
+            "model": model,
+            "weights": weights,
+            "alpha": alpha,
+            "backend": backend,
+            "dtype": dtype,
+            "scales": views,
+            "flip": flip,
+            "limit": limit,
+        }
+        _report(evaluation, settings, home, json_, output)
+    if evaluation.skipped:
+        raise typer.Exit(1)
+
+
+def _evaluated(
+    network: torch.nn.Module,
+    dataset: SegmentationDataset,
+    indices: range,
+    scales: list[float],
+    flip: bool,
+) -> Evaluation:
+    """Evaluate with a progress bar, of the main process's own pictures."""
+    from fassd.training import evaluate
+    from fassd.training.distributed import rank, world_size
+
+    bar = progress()
+    bar.disable |= rank() > 0
+    with bar:
+        task = bar.add_task("evaluating", total=len(indices[rank() :: world_size()]))
+        return evaluate(
+            network,
+            dataset,
+            indices=indices,
+            scales=scales,
+            flip=flip,
+            on_sample=lambda *_: bar.advance(task),
+            on_bad=lambda _: bar.advance(task),
+        )
+
+
+def _report(
+    evaluation: Evaluation,
+    settings: dict[str, Any],
+    device: torch.device,
+    json_: Path | None,
+    output: Path | None,
+) -> None:
+    """Print, and write the files that were asked for."""
+    from fassd.images import replacing
+    from fassd.speed import environment
+    from fassd.training.confusion import write_csv, write_heat_map
+
+    for reason in evaluation.skipped:
+        say(f"[red]skipped:[/] {escape(reason)}")
+    console().print(evaluation)
+    figures = {"settings": settings, **evaluation.to_json(), "environment": environment(device)}
+    for path in (json_, output and output / "scores.json"):
+        if path is not None:
+            with replacing(path) as file:
+                file.write(json.dumps(figures, indent=1, allow_nan=False).encode())
+            say(f"figures: {escape(str(path))}")
+    if output is not None:
+        matrix, names = evaluation.matrix.numpy(), evaluation.class_names
+        write_csv(output / "confusion.csv", matrix, names)
+        title = "{model} on {data} {split}".format_map(settings)
+        try:
+            write_heat_map(output / "confusion.png", matrix, names, title)
+        except ImportError as error:
+            say(f"[yellow]warning:[/] no confusion.png: {escape(str(error))}")
+        say(f"confusion matrix: {escape(str(output))}")
+
+
+def _check_outputs(output: Path | None, json_: Path | None) -> None:
+    """A mistake in where to write shows before the work, not after it."""
+    from fassd.images import check_folder
+
+    if output is not None:
+        check_folder(output)
+    if json_ is not None:
+        check_folder(json_.parent)
+        if json_.is_dir():
+            raise IsADirectoryError(f"cannot write to {json_}: it is a folder, not a file")
+
+
+# ---------------------------------------------------------------------------------------- compare
+
+
+class _Network(NamedTuple):
+    """A column of the panel."""
+
+    title: str
+    name: str
+    weights: str | None
+
+
+@app.command()
+def compare(
+    data: Data,
+    index: Annotated[
+        str, typer.Option("--index", "-i", metavar="N,N,...", help="Which pictures, from 0.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")],
+    root: Root = None,
+    split: Split = "val",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME[=WEIGHTS]",
+            help="A column, may be repeated; WEIGHTS is a file or [cyan]cityscapes[/]. "
+            f"Default: {', '.join(OF_THE_TALK)}.",
+        ),
+    ] = None,
+    weights_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights-dir", help="Folder of NAME.safetensors, for models without =WEIGHTS."
+        ),
+    ] = None,
+    alpha: Alpha = 2,
+    backend: Backend = "auto",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    threads: Threads = None,
+    scores: Annotated[
+        bool, typer.Option(help="Write each picture's own mIoU under the predictions.")
+    ] = True,
+    width: Annotated[
+        int, typer.Option("--width", min=32, max=4096, help="Pixels that a column is wide.")
+    ] = 640,
+) -> None:
+    """Put networks side by side in one picture: input, ground truth, and what each makes of it.
+
+    [bold]Examples[/]
+
+    [cyan]fassd compare --data cityscapes/ --index 0,5,7 -o panel.png --weights-dir runs/best[/]
+
+    [cyan]fassd compare --data cityscapes/ -i 3 -o panel.png -m fassd_net=cityscapes
+    -m fassd_net_l2=my.safetensors[/]
+    """
+    from fassd.data import SegmentationDataset, load_card
+    from fassd.images import check_folder, write_image
+    from fassd.panel import draw_panel
+    from fassd.predict import pick_device
+
+    indices = _numbers("--index", index, int)
+    networks = _networks(model or OF_THE_TALK, weights_dir)
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"--output must be the name of a PNG file, NAME.png, got {str(output)!r}")
+    check_folder(output.parent)
+    set_threads(threads)
+    dataset = SegmentationDataset(load_card(data, root), split)
+    _check_indices(indices, len(dataset), split)
+    home = pick_device(device)
+    segmenters = [
+        _segmenter(each.name, each.weights, dataset.card, alpha, backend, dtype, home)
+        for each in networks
+    ]
+    untrained = [each.name for each in networks if each.weights is None]
+    if untrained:
+        say(
+            f"[yellow]random weights: {escape(', '.join(untrained))}; their labels are meaningless "
+            "until trained weights are given (--weights-dir, or --model NAME=WEIGHTS)[/]"
+        )
+
+    rows, occurring = [], set()
+    with progress() as bar:
+        for number in bar.track(indices, description="comparing"):
+            row, classes = _row(dataset[number], segmenters, dataset.card, scores)
+            rows.append(row)
+            occurring |= classes
+    titles = ["Input", "Ground truth", *(each.title for each in networks)]
+    write_image(output, draw_panel(titles, rows, _legend(dataset.card, occurring), width))
+    say(f"panel: {escape(str(output))}")
+
+
+def _networks(models: list[str], weights_dir: Path | None) -> list[_Network]:
+    """Read NAME and NAME=WEIGHTS; where a network comes twice, its title tells its weights."""
+    from fassd.models.zoo import get_variant
+
+    networks = []
+    for model in models:
+        name, _, weights = model.partition("=")
+        if not weights and weights_dir is not None:
+            weights = str(weights_dir / f"{name}.safetensors")
+        networks.append(_Network(get_variant(name).title, name, weights or None))
+    titles = [each.title for each in networks]
+    return [
+        each._replace(title=f"{each.title} ({Path(each.weights or 'random').stem})")
+        if titles.count(each.title) > 1
+        else each
+        for each in networks
+    ]
+
+
+def _row(
+    sample: Sample, segmenters: list[Segmenter], card: Card, scores: bool
+) -> tuple[list[Tile], set[int]]:
+    """One scene's tiles, and the labels that occur in them."""
+    import numpy as np
+
+    from fassd.palette import colorize
+    from fassd.panel import Tile
+
+    truth = Tile(colorize(sample.labels, card.palette))
+    tiles = [Tile(sample.image, sample.path.stem), truth]
+    occurring = set(np.unique(sample.labels).tolist())
+    for segmenter in segmenters:
+        labels = segmenter.predict(sample.image)
+        caption = _own_miou(sample, labels, card) if scores else ""
+        tiles.append(Tile(colorize(labels, card.palette), caption))
+        occurring |= set(np.unique(labels).tolist())
+    return tiles, occurring
+
+
+def _own_miou(sample: Sample, predicted: Any, card: Card) -> str:
+    from fassd.palette import IGNORE
+    from fassd.training import ConfusionMatrix
+
+    if (sample.labels == IGNORE).all():
+        return "nothing labelled"
+    matrix = ConfusionMatrix(card.num_classes)
+    matrix.update(sample.labels, predicted)
+    return f"mIoU {100 * matrix.scores().miou:.1f}%"
+
+
+def _legend(card: Card, occurring: set[int]) -> list[ClassInfo]:
+    from fassd.palette import IGNORE, ClassInfo
+
+    everything = card.num_classes <= LEGEND_UP_TO
+    legend = [info for i, info in enumerate(card.classes) if everything or i in occurring]
+    return [*legend, ClassInfo("not labelled", (0, 0, 0))] if IGNORE in occurring else legend
+
+
+# ----------------------------------------------------------------------------------------- helpers
+
+
+def _segmenter(
+    model: str,
+    weights: str | None,
+    card: Card,
+    alpha: int,
+    backend: str,
+    dtype: str,
+    device: torch.device,
+) -> Segmenter:
+    import torch
+
+    from fassd.predict import Segmenter
+
+    torch.manual_seed(0)  # random weights, where none are given, are the same in every run
+    return Segmenter(
+        model,
+        weights=weights,
+        num_classes=card.num_classes,
+        alpha=alpha,
+        backend=backend,
+        dtype=getattr(torch, dtype),
+        device=device,
+    )
+
+
+def _numbers(option: str, text: str, kind: type) -> list[Any]:
+    """Read numbers with commas between.
+
+    Raises:
+        ValueError: there are none, or something else.
+    """
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(
+            f"{option} must be {what} with commas between, like 1,2,4, got {text!r}"
+        ) from None
+
+
+def _check_indices(indices: list[int], length: int, split: str) -> None:
+    for index in indices:
+        if not 0 <= index < length:
+            raise ValueError(
+                f"--index must be 0 to {length - 1}, as the split {split!r} has {length} "
+                f"pictures, got {index}"
+            )

@@ -1,0 +1,75 @@
+"""`fassd info`: what the networks are and cost."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from fassd.cli.common import Alpha, Classes, Size, app, console, parse_size
+
+
+@app.command()
+def info(
+    name: Annotated[str | None, typer.Argument(help="Network; without it, all are listed.")] = None,
+    input_: Annotated[
+        Size,
+        typer.Option(
+            "--input",
+            parser=parse_size,
+            metavar="HxW",
+            show_default="1024x2048",
+            help="Size of the input.",
+        ),
+    ] = Size(1024, 2048),
+    classes: Classes = 19,
+    alpha: Alpha = 2,
+) -> None:
+    """What a network costs, part by part; or, without a name, which networks there are.
+
+    Parameters, multiply-accumulates, activation memory, and the taps of dilated convolutions
+    that read only padding at that input size.
+
+    [bold]Examples[/]
+
+    [cyan]fassd info[/]
+
+    [cyan]fassd info fassd_net --input 512x1024[/]
+
+    [cyan]fassd info fassd_net_l2 --classes 11 --alpha 4[/]
+    """
+    if name is None:
+        console().print(_variants())
+        return
+    from fassd.complexity import analyze
+    from fassd.models import create_model
+
+    console().print(analyze(create_model(name, classes, alpha), input_, name=name))
+
+
+def _variants() -> Table:
+    from fassd.models import VARIANTS
+
+    table = Table(
+        title="The authors' own figures: Cityscapes, 1024x2048, GTX 1080 Ti",
+        caption="GFLOPs as published (multiply-accumulates); exact counts: fassd info NAME",
+        header_style="bold",
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("name", no_wrap=True, style="cyan")
+    for heading in ("GFLOPs", "M params", "fps", "mIoU"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for name, variant in VARIANTS.items():
+        figures = variant.published
+        shown = (
+            [f"{figures.gflops}", f"{figures.params_m}", f"{figures.fps_1080ti}", f"{figures.miou}"]
+            if figures
+            else ["-"] * 4
+        )
+        table.add_row(name, *shown, variant.description)
+    return table
