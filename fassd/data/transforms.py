@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MEAN", "STD", "normalize"]
+from fassd.palette import IGNORE
+
+__all__ = ["MEAN", "MEAN_COLOR", "STD", "TrainTransform", "normalize"]
 
 MEAN = (0.406, 0.456, 0.485)
 """ImageNet channel means in 0 .. 1, in BGR order as the network takes its channels."""
 
 STD = (0.225, 0.224, 0.229)
 """ImageNet channel standard deviations in 0 .. 1, in BGR order."""
+
+MEAN_COLOR = tuple(round(255 * mean) for mean in reversed(MEAN))
+"""The RGB colour that `normalize` brings closest to zeros, (124, 116, 104)."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey, as in ITU-R BT.601."""
 
 
 @functools.cache
@@ -48,3 +57,155 @@ def normalize(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         # "clip" is never needed for uint8, but it spares NumPy the buffer that "raise" makes.
         np.take(levels, image[..., 2 - channel], out=result[channel], mode="clip")
     return result
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """The authors' augmentation: random scale, random crop, random mirror; and colour jitter.
+
+    Picture and labels are scaled by the same factor, uniform in `scale`, and a window of size
+    `crop` is taken at a uniform place. Where the scaled picture is smaller than the window it lies
+    at a uniform place inside, on `MEAN_COLOR` and `IGNORE`. Then, with probability `flip`, left and
+    right are swapped.
+
+    Only the part that the window shows is resized. Its edges are rounded to whole source pixels,
+    so the factor holds to within a pixel over the window. Pictures are averaged over areas where
+    they shrink (the authors' Pillow resize smooths there, too) and interpolated linearly where they
+    grow; labels take the nearest pixel's.
+
+    Attributes:
+        crop: height and width of the result, in pixels.
+        scale: smallest and largest factor.
+        flip: probability of mirroring.
+        jitter: 0 .. 1. Brightness, contrast and saturation each change by a factor uniform in
+            1 - jitter .. 1 + jitter; labels and padding do not change.
+
+    Raises:
+        ValueError: an attribute is out of range.
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.crop) != 2 or min(self.crop) < 1:
+            raise ValueError(f"crop must be a height and a width of at least 1, got {self.crop}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < float("inf"):
+            raise ValueError(f"scale must be two factors, 0 < low <= high, got {self.scale}")
+        for name, value in (("flip", self.flip), ("jitter", self.jitter)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+
+    def __call__(
+        self,
+        image: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.uint8],
+        rng: np.random.Generator,
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Augment one picture; the same state of `rng` gives the same result.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            labels: (H, W) uint8.
+            rng: the only source of randomness.
+
+        Returns:
+            (h, w, 3) and (h, w) uint8, h x w being `crop`; new arrays, C-contiguous.
+
+        Raises:
+            ValueError: shapes or dtypes are others.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"image must be uint8 of shape (H, W, 3), got {image.dtype} of shape {image.shape}"
+            )
+        if labels.shape != image.shape[:2] or labels.dtype != np.uint8:
+            raise ValueError(
+                f"labels must be uint8 of shape {image.shape[:2]} as the image, "
+                f"got {labels.dtype} of shape {labels.shape}"
+            )
+        factor = rng.uniform(*self.scale)
+        rows, columns = (
+            _window(side, factor, wanted, rng)
+            for side, wanted in zip(labels.shape, self.crop, strict=True)
+        )
+        mirrored = rng.random() < self.flip
+        image = _cut(image, rows, columns, shrink=factor < 1)
+        if self.jitter:
+            image = _jittered(image, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
+        labels = _cut(labels, rows, columns, shrink=None)
+        return (
+            _framed(image, rows, columns, MEAN_COLOR, mirrored),
+            _framed(labels, rows, columns, (IGNORE,), mirrored),
+        )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What one side of a crop shows: source[start:stop], resized to `size`, between paddings."""
+
+    start: int
+    stop: int
+    size: int
+    before: int
+    after: int
+
+
+def _window(side: int, factor: float, wanted: int, rng: np.random.Generator) -> _Window:
+    """A window of `wanted` pixels at a random place of `side` pixels scaled by `factor`."""
+    scaled = max(1, round(side * factor))
+    slack = scaled - wanted
+    # A negative offset puts the picture inside the window, so one draw serves both cases.
+    offset = int(rng.integers(min(0, slack), max(0, slack) + 1))
+    first, last = max(0, offset), min(scaled, offset + wanted)
+    start = min(round(first * side / scaled), side - 1)
+    stop = max(round(last * side / scaled), start + 1)
+    before = max(0, -offset)
+    return _Window(start, stop, last - first, before, wanted - before - (last - first))
+
+
+def _cut(
+    array: npt.NDArray[np.uint8], rows: _Window, columns: _Window, shrink: bool | None
+) -> npt.NDArray[np.uint8]:
+    """The shown part at its new size; `shrink` is None for labels."""
+    import cv2
+
+    # Of OpenCV's two nearest-neighbour modes only EXACT goes by pixel centres, as the other modes
+    # do; the older one is half a source pixel off when shrinking by two.
+    how = {None: cv2.INTER_NEAREST_EXACT, True: cv2.INTER_AREA, False: cv2.INTER_LINEAR}[shrink]
+    part = array[rows.start : rows.stop, columns.start : columns.stop]
+    return cv2.resize(part, (columns.size, rows.size), interpolation=how)  # type: ignore[return-value]
+
+
+def _framed(
+    array: npt.NDArray[np.uint8],
+    rows: _Window,
+    columns: _Window,
+    color: tuple[int, ...],
+    mirrored: bool,
+) -> npt.NDArray[np.uint8]:
+    """Pad to the window's size, then mirror."""
+    import cv2
+
+    border = rows.before, rows.after, columns.before, columns.after
+    if any(border):
+        array = cv2.copyMakeBorder(array, *border, cv2.BORDER_CONSTANT, value=color)  # type: ignore[assignment]
+    return np.ascontiguousarray(array[:, ::-1] if mirrored else array)
+
+
+def _jittered(
+    image: npt.NDArray[np.uint8], brightness: float, contrast: float, saturation: float
+) -> npt.NDArray[np.uint8]:
+    """Scale brightness, then contrast about the mean grey, then saturation about each grey.
+
+    The three are one linear map of the colours, so values are rounded and clipped only once.
+    """
+    import cv2
+
+    grey = np.tile(LUMA, (3, 1))
+    mix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+    mean = float(np.dot(image.reshape(-1, 3).mean(axis=0), LUMA))
+    shift = np.full((3, 1), (1 - contrast) * brightness * mean)
+    return cv2.transform(image, np.hstack([mix, shift]))  # type: ignore[return-value]

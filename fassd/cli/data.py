@@ -1,0 +1,152 @@
+"""`fassd data`: the datasets that there are cards for, and whether one is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fassd.cli.common import Json, app, console, progress, say
+
+if TYPE_CHECKING:
+    from fassd.data.check import CheckReport, Problem, SplitReport
+
+PROBLEMS_SHOWN = 20
+SIZES_SHOWN = 3
+
+data = typer.Typer(
+    help="Datasets: which cards are shipped, and whether a dataset is whole.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(data, name="data")
+
+
+@data.command("list")
+def list_() -> None:
+    """The cards that come with the package, each a file to copy and change."""
+    from fassd.data.card import CARDS, load_card, shipped_cards
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("card", style="cyan", no_wrap=True)
+    table.add_column("classes", justify="right")
+    table.add_column("splits")
+    table.add_column("")
+    for name in shipped_cards():
+        card = load_card(name, root=CARDS)  # any folder: nothing is looked for in it
+        table.add_row(name, str(card.num_classes), ", ".join(card.splits), card.description)
+    console().print(table)
+    say(f"files: {escape(str(CARDS))}")
+
+
+@data.command()
+def check(
+    card: Annotated[
+        str,
+        typer.Argument(
+            help="A card's YAML file, a folder with card.yaml or Cityscapes in it, or the name of "
+            "a shipped card ([cyan]fassd data list[/])."
+        ),
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", help="Folder of the dataset; shipped cards need it."),
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Threads; one a core, at most 8.")
+    ] = None,
+    json_: Json = None,
+) -> None:
+    """Read every picture and mask of a dataset, and tell all that is wrong.
+
+    Exit code: 0 nothing is wrong (there may be warnings), 1 something is, 2 the card is unusable.
+
+    [bold]Examples[/]
+
+    [cyan]fassd data check /data/cityscapes[/]
+
+    [cyan]fassd data check ade20k --root /data/ADEChallengeData2016 --split val[/]
+    """
+    from fassd.data.card import load_card
+    from fassd.data.check import check_card
+    from fassd.images import check_folder, replacing
+
+    dataset = load_card(card, root)
+    if json_ is not None:
+        check_folder(json_.parent)
+        if json_.is_dir():
+            raise IsADirectoryError(f"cannot write to {json_}: it is a folder, not a file")
+    with progress() as bar:
+        task = bar.add_task(f"reading {dataset.name}", total=None)
+        report = check_card(
+            dataset, split, workers, lambda done, all_: bar.update(task, completed=done, total=all_)
+        )
+    console().print(_splits_table(report))
+    if any(part.read for part in report.splits):
+        console().print(_classes_table(report))
+    _tell(report.warnings, "[yellow]warning:[/]")
+    _tell(report.errors, "[bold red]error:[/]")
+    if json_ is not None:
+        with replacing(json_) as file:
+            file.write(json.dumps(report.to_json(), indent=1).encode())
+    count = f"{len(report.errors)} errors, {len(report.warnings)} warnings"
+    say(f"{escape(dataset.name)} in {escape(str(dataset.root))}: {count}")
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def _splits_table(report: CheckReport) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("split", style="cyan")
+    table.add_column("pictures", justify="right")
+    table.add_column("read", justify="right")
+    table.add_column("sizes")
+    table.add_column("ignored", justify="right")
+    for split in report.splits:
+        expected = "" if split.expected in (None, split.pictures) else f" of {split.expected:,}"
+        ignored = f"{100 * split.ignored_share:.2f}%" if split.read else "-"
+        table.add_row(
+            escape(split.name), f"{split.pictures:,}{expected}", f"{split.read:,}",
+            _sizes(split), ignored,
+        )  # fmt: skip
+    return table
+
+
+def _sizes(split: SplitReport) -> str:
+    """The commonest sizes, with their counts where there are several."""
+    if len(split.sizes) == 1:
+        return "{}x{}".format(*next(iter(split.sizes)))
+    common = split.sizes.most_common(SIZES_SHOWN)
+    shown = [f"{height}x{width} ({count:,})" for (height, width), count in common]
+    more = len(split.sizes) - len(shown)
+    return ", ".join([*shown, f"{more} more"] if more > 0 else shown)
+
+
+def _classes_table(report: CheckReport) -> Table:
+    """Shares of the labelled pixels."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("class")
+    for split in report.splits:
+        table.add_column(escape(split.name), justify="right", style="cyan")
+    for index, info in enumerate(report.card.classes):
+        shares = [
+            f"{100 * split.pixels[index] / max(1, split.pixels.sum()):.3f}%"
+            for split in report.splits
+        ]
+        red, green, blue = info.color
+        table.add_row(f"[rgb({red},{green},{blue})]██[/] {escape(info.name)}", *shares)
+    return table
+
+
+def _tell(problems: list[Problem], prefix: str) -> None:
+    for problem in problems[:PROBLEMS_SHOWN]:
+        say(f"{prefix} {escape(problem.split)}: {escape(problem.message)}")
+    if len(problems) > PROBLEMS_SHOWN:
+        say(f"{prefix} ... and {len(problems) - PROBLEMS_SHOWN} more (--json writes them all)")

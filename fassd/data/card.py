@@ -1,0 +1,290 @@
+"""Cards: what a dataset is, and where its pictures and masks are.
+
+`fassd.data.cardfile` says how a card is written; the folder `cards` holds those of known datasets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from fassd.data.masks import MaskCode
+from fassd.data.patterns import HOLE, fill, match_files
+from fassd.palette import ClassInfo
+
+__all__ = ["Card", "CardError", "Found", "Pair", "load_card", "shipped_cards"]
+
+CARDS = Path(__file__).parent / "cards"
+CARD_FILE = "card.yaml"
+
+
+class CardError(ValueError):
+    """A card, or the folder that it describes, cannot be used; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture, its mask, and how the mask is written."""
+
+    image: Path
+    mask: Path
+    code: MaskCode
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there of a split: the pairs, and pictures without a mask with the masks expected."""
+
+    pairs: list[Pair]
+    maskless: list[tuple[Path, list[Path]]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which pictures belong together.
+
+    Attributes:
+        folder: what {split} stands for.
+        images: pattern of the pictures' paths below the root.
+        names: the pictures to take, in order; all that match where it is None.
+        list_file: the text file below the root that lists them.
+        column: the column of it with the names, from 1; whole lines where it is None.
+        pictures: how many the full set has, if the card tells.
+    """
+
+    folder: str
+    images: str
+    names: tuple[str, ...] | None = None
+    list_file: str | None = None
+    column: int | None = None
+    pictures: int | None = None
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Where masks lie, a pattern with the holes of the pictures', and how they are written."""
+
+    files: str
+    code: MaskCode
+
+
+@dataclass(frozen=True)
+class Card:
+    """A dataset. Made by `load_card`; labels are positions in `classes`."""
+
+    name: str
+    root: Path
+    classes: tuple[ClassInfo, ...]
+    splits: Mapping[str, Split]
+    masks: tuple[Masks, ...]
+    path: Path
+    description: str = ""
+    source: str = ""
+    licence: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def class_names(self) -> list[str]:
+        return [info.name for info in self.classes]
+
+    @property
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """Colours of the classes, (num_classes, 3) uint8 RGB."""
+        return np.array([info.color for info in self.classes], np.uint8)
+
+    def split(self, name: str) -> Split:
+        """How a split is made up.
+
+        Raises:
+            CardError: there is no such split.
+        """
+        if name not in self.splits:
+            known = ", ".join(self.splits)
+            raise CardError(f"card {self.name!r} has no split {name!r}; it has {known}")
+        return self.splits[name]
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The pictures of a split with their masks, in the order of their paths or of the list.
+
+        Raises:
+            CardError: there is no such split, it has no pictures, or a picture has no mask.
+        """
+        found = self.find(split)
+        if found.maskless:
+            image, expected = found.maskless[0]
+            total = len(found.pairs) + len(found.maskless)
+            raise CardError(
+                f"card {self.name!r}: {len(found.maskless)} of the {total} pictures of split "
+                f"{split!r} have no mask; the first is {image}, which needs {either(expected)}"
+            )
+        return found.pairs
+
+    def find(self, split: str) -> Found:
+        """Like `pairs`, but pictures without a mask are returned, too.
+
+        Raises:
+            CardError: there is no such split, or it has no pictures.
+        """
+        pairs: list[Pair] = []
+        maskless: list[tuple[Path, list[Path]]] = []
+        for image, holes in self._images(split):
+            expected = [self.root / fill(masks.files, holes) for masks in self.masks]
+            for mask, masks in zip(expected, self.masks, strict=True):
+                if mask.is_file():
+                    pairs.append(Pair(image, mask, masks.code))
+                    break
+            else:
+                maskless.append((image, expected))
+        return Found(pairs, maskless)
+
+    def _images(self, split: str) -> list[tuple[Path, dict[str, str]]]:
+        """The pictures of a split with what their holes stand for."""
+        chosen = self.split(split)
+        where = f"card {self.name!r}: split {split!r}"
+        there = sorted(match_files(self.root, chosen.images, {"split": chosen.folder}))
+        if not there:
+            raise CardError(f"{where} has no pictures: {_nothing(self.root, chosen)}")
+        files = {path: holes for path, holes in there}
+        if chosen.list_file is not None:
+            wanted = _read_list(self.root / chosen.list_file, chosen.column, where)
+        elif chosen.names is not None:
+            wanted = [(name, f"{self.path}: splits.{split}.names") for name in chosen.names]
+        else:
+            return [(self.root / path, holes) for path, holes in files.items()]
+        return [(self.root / path, files[path]) for path in _pick(files, wanted, self.root, chosen)]
+
+
+# --------------------------------------------------------------------------------- finding files
+
+
+def _nothing(root: Path, split: Split) -> str:
+    """Why a pattern matched nothing: a folder that is missing, or no such pictures."""
+    pattern = fill(split.images, {"split": split.folder})
+    folder = root
+    for part in pattern.split("/")[:-1]:
+        if HOLE.search(part):
+            break
+        folder /= part
+        if not folder.is_dir():
+            return f"there is no folder {folder}"
+    return f"nothing matches {root / HOLE.sub('*', pattern)}"
+
+
+def _read_list(path: Path, column: int | None, where: str) -> list[tuple[str, str]]:
+    """Entries of a list file, each with the place where it stands."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise CardError(f"{where}: cannot read its list {path}: {reason}") from error
+    entries = []
+    for number, line in enumerate(lines, 1):
+        words = [line.strip()] if column is None else line.split()
+        if not line.strip():
+            continue
+        if column is not None and len(words) < column:
+            raise CardError(f"{path}, line {number}: has {len(words)} columns, not {column}")
+        entries.append((words[(column or 1) - 1], f"{path}, line {number}"))
+    if not entries:
+        raise CardError(f"{where} has no pictures: its list {path} is empty")
+    return entries
+
+
+def _pick(
+    files: Mapping[str, Mapping[str, str]],
+    wanted: list[tuple[str, str]],
+    root: Path,
+    split: Split,
+) -> list[str]:
+    """The file of each name: whose path, {name}, last part of {name}, or file name it is."""
+    tables: list[dict[str, list[str]]] = [{}, {}, {}, {}]
+    for path, holes in files.items():
+        bare, hole = _bare(path), holes["name"]
+        keys = bare, hole, hole.rpartition("/")[2], bare.rpartition("/")[2]
+        for table, key in zip(tables, keys, strict=True):
+            table.setdefault(key, []).append(path)
+    pattern = root / HOLE.sub("*", fill(split.images, {"split": split.folder}))
+    picked: dict[str, str] = {}
+    for name, place in wanted:
+        whole = _bare(name)
+        spellings = (whole, whole.rpartition("/")[2])
+        fitting = next((t[key] for key in spellings for t in tables if key in t), [])
+        if len(fitting) != 1:
+            several = f"fits {len(fitting)} pictures" if fitting else "is no picture"
+            raise CardError(f"{place}: {name!r} {several} of {pattern}")
+        if fitting[0] in picked:
+            raise CardError(f"{place}: {name!r} stands twice, at {picked[fitting[0]]}, too")
+        picked[fitting[0]] = place
+    return list(picked)
+
+
+def _bare(name: str) -> str:
+    """A path without a picture's ending."""
+    from fassd.images import SUFFIXES
+
+    path = PurePosixPath(name)
+    return str(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
+
+
+def either(paths: list[Path]) -> str:
+    return " or ".join(str(path) for path in paths)
+
+
+# ------------------------------------------------------------------------------- finding the card
+
+
+def shipped_cards() -> list[str]:
+    """Names of the cards that come with the package."""
+    return sorted(path.stem for path in CARDS.glob("*.yaml"))
+
+
+def load_card(data: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Card:
+    """Read a card.
+
+    Args:
+        data: a card's YAML file; the name of a shipped card (`shipped_cards`), which needs `root`;
+            or a folder: one with `card.yaml` uses that, one with `leftImg8bit` and `gtFine` is
+            Cityscapes.
+        root: the folder that the card's paths start from, in place of the card's own.
+
+    Raises:
+        CardError: there is no such card, something in it is wrong, or `root` is no folder. Files
+            inside `root` are first looked for by `Card.pairs`.
+    """
+    text = os.fspath(data)
+    path = Path(text)
+    if text in shipped_cards() and (root is not None or not path.exists()):
+        if root is None:
+            raise CardError(f"card {text!r} needs the folder that the dataset lies in (root)")
+        path = CARDS / f"{text}.yaml"
+    elif path.is_dir():
+        path, root = _card_of_folder(path, root)
+    elif not path.is_file():
+        raise CardError(
+            f"there is no card {text!r}; give a card's YAML file, a folder with {CARD_FILE} or "
+            f"Cityscapes in it, or one of {', '.join(shipped_cards())}"
+        )
+    from fassd.data.cardfile import parse_card  # here, because it imports this module
+
+    return parse_card(path, None if root is None else Path(root))
+
+
+def _card_of_folder(
+    folder: Path, root: str | os.PathLike[str] | None
+) -> tuple[Path, str | os.PathLike[str] | None]:
+    if (folder / CARD_FILE).is_file():
+        return folder / CARD_FILE, root
+    if (folder / "leftImg8bit").is_dir() and (folder / "gtFine").is_dir():
+        return CARDS / "cityscapes.yaml", folder if root is None else root
+    raise CardError(
+        f"the folder {folder} holds neither {CARD_FILE} nor leftImg8bit and gtFine (Cityscapes); "
+        f"if it is one of {', '.join(shipped_cards())}, give that name and the folder as root"
+    )

@@ -1,0 +1,342 @@
+"""Reading a card's file.
+
+A card names the classes, where pictures and masks lie, and what the pixels of a mask mean:
+
+    name: polyps                            # required: name, classes, splits, images, masks
+    description: Endoscopy, two classes.    # free text; so are `source` and `licence`
+    root: data                              # from the card's folder, which is the default
+    classes:                                # position = label; 2 to 255 of them
+      - {name: background, color: [90, 90, 90], ids: 0}
+      - {name: polyp, color: [220, 60, 60], ids: [1, 7]}
+    splits:
+      train: train                          # what {split} stands for below
+      val: {folder: validation, pictures: 120}
+      test: {list: test.txt}                # one {name} a line; or `names: [a, b]`
+    images: "{split}/images/{name}.jpg"
+    masks:
+      files: "{split}/masks/{name}_mask.png"
+      values: ids
+      ignore: [255]
+
+* `{split}` is the split's folder. Any other `{hole}` stands for a piece of a file's or folder's
+  name, the same one in the picture's path and in the mask's; `{name:path}`, in the last part of
+  `images` only, reaches into folders below, too. Only files with a picture's ending count.
+* A class may be its name alone. `color` is what is drawn: either every class has one, or
+  `fassd.palette.palette` gives them.
+* A split is a folder or {folder, images, list, column, names, pictures}: `images` replaces the
+  card's; `list` is a text file with a picture's name or path a line, or in its column number
+  `column`, of which folders and ending do not matter; `pictures` is how many the full set has.
+* `masks` may be several such blocks: of each picture's masks the first that exists is taken.
+  `values` says what a pixel is: `ids`, one of a class's `ids`; `index`, the class's position
+  counted from `first` (0); `colors`, a class's `color` or one of its `colors`; `threshold`, grey,
+  where what is brighter than `above` (127) is the second of two classes.
+  `ignore` lists ids or colours without a class, and `unlisted: ignore` makes all others such;
+  otherwise any id or colour that the card does not list is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+import yaml
+
+from fassd.data.card import Card, CardError, Masks, Split
+from fassd.data.masks import MAX_ID, MaskCode, color_key
+from fassd.data.patterns import HOLE
+from fassd.palette import IGNORE, ClassInfo, palette
+
+__all__ = ["parse_card"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A value in a card and where it stands. Methods return it checked, or raise CardError."""
+
+    value: Any
+    file: Path
+    key: str = ""
+
+    def fail(self, message: str) -> NoReturn:
+        raise CardError(f"{self.file}: {self.key + ': ' if self.key else ''}{message}")
+
+    def fail_got(self, accepted: str) -> NoReturn:
+        self.fail(f"must be {accepted}, got {self.value!r}")
+
+    def fields(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, _Node]:
+        """The entries of a mapping with these keys and no others."""
+        required, accepted = list(required), [*required, *optional]
+        fields = self.entries(f"a mapping with the keys {', '.join(accepted)}")
+        for key in fields:
+            if key not in accepted:
+                self.fail(f"unknown key {key!r}; accepted are {', '.join(accepted)}")
+        for key in required:
+            if key not in fields:
+                self.fail(f"the key {key!r} is missing")
+        return fields
+
+    def entries(self, accepted: str) -> dict[str, _Node]:
+        if not isinstance(self.value, dict):
+            self.fail_got(accepted)
+        for key in self.value:
+            if not isinstance(key, str):
+                self.fail(f"keys must be text, got {key!r} (put it in quotes)")
+        prefix = f"{self.key}." if self.key else ""
+        return {key: _Node(value, self.file, f"{prefix}{key}") for key, value in self.value.items()}
+
+    def items(self, accepted: str) -> list[_Node]:
+        if not isinstance(self.value, list) or not self.value:
+            self.fail_got(accepted)
+        return [
+            _Node(value, self.file, f"{self.key}[{index}]")
+            for index, value in enumerate(self.value)
+        ]
+
+    def text(self) -> str:
+        if not isinstance(self.value, str) or not self.value.strip():
+            self.fail_got("text (in quotes if YAML takes it for something else)")
+        return self.value.strip()
+
+    def integer(self, low: int, high: int) -> int:
+        if type(self.value) is not int or not low <= self.value <= high:
+            self.fail_got(f"a whole number from {low} to {high}")
+        return self.value
+
+    def choice(self, *accepted: str) -> str:
+        if self.value not in accepted:
+            self.fail_got(f"one of {', '.join(accepted)}")
+        return self.value
+
+    def color(self) -> tuple[int, int, int]:
+        value = self.value
+        if (
+            not isinstance(value, list)
+            or len(value) != 3
+            or not all(type(level) is int and 0 <= level <= 255 for level in value)
+        ):
+            self.fail_got("a colour, [red, green, blue] of 0 to 255")
+        return value[0], value[1], value[2]
+
+    def template(self) -> str:
+        """A path pattern below the root, with `/` between folders."""
+        text = self.text()
+        if PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts or "\\" in text:
+            self.fail_got("a path below the root, folders parted by /")
+        if re.search(r"[{}]", HOLE.sub("", text)):
+            self.fail(f"a hole must be {{word}} or {{word:path}}, got {text!r}")
+        return text
+
+
+def parse_card(path: Path, root: Path | None) -> Card:
+    """Read a card file."""
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise CardError(f"{path}: is not a YAML card ({reason})") from error
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror})") from error
+    fields = _Node(value, path).fields(
+        ("name", "classes", "splits", "images", "masks"),
+        ("description", "source", "licence", "root"),
+    )
+    words = {
+        key: fields[key].text() for key in ("description", "source", "licence") if key in fields
+    }
+    if root is None:
+        root = path.parent / fields["root"].text() if "root" in fields else path.parent
+    if not root.is_dir():
+        raise CardError(f"card {fields['name'].text()!r}: there is no folder {root}")
+    classes = _parse_classes(fields["classes"])
+    images = fields["images"].template()
+    splits = {
+        name: _parse_split(node, images)
+        for name, node in fields["splits"].entries("a mapping of names to splits").items()
+    }
+    if not splits:
+        fields["splits"].fail("must have at least one split")
+    several = isinstance(fields["masks"].value, list)
+    blocks = fields["masks"].items("mask blocks") if several else [fields["masks"]]
+    masks = tuple(_parse_masks(block, classes) for block in blocks)
+    _check_holes(fields, splits, masks)
+    return Card(
+        name=fields["name"].text(),
+        root=root,
+        classes=tuple(info.shown for info in classes),
+        splits=splits,
+        masks=masks,
+        path=path,
+        **words,
+    )
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A class as the card gives it: what is shown, and what masks write for it."""
+
+    shown: ClassInfo
+    ids: list[int]
+    colors: list[tuple[int, int, int]]
+
+
+def _parse_classes(node: _Node) -> list[_Class]:
+    nodes = node.items("a list of classes")
+    if not 2 <= len(nodes) <= IGNORE:
+        why = "with one there is nothing to tell apart" if len(nodes) == 1 else "labels have 8 bits"
+        node.fail(f"must be 2 to {IGNORE} classes, got {len(nodes)} ({why})")
+    entries = []
+    for item in nodes:
+        if isinstance(item.value, str):
+            entries.append({"name": item})
+        else:
+            entries.append(item.fields(["name"], ["color", "ids", "colors"]))
+    names = [entry["name"].text() for entry in entries]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            nodes[index].fail(f"the class {name!r} stands twice, at {names.index(name)}, too")
+    given = [entry["color"].color() for entry in entries if "color" in entry]
+    if given and len(given) < len(entries):
+        bare = next(i for i, entry in enumerate(entries) if "color" not in entry)
+        nodes[bare].fail("the key 'color' is missing; either all classes have one or none has")
+    shown = given or [(int(r), int(g), int(b)) for r, g, b in palette(len(entries))]
+    return [
+        _Class(ClassInfo(name, color), _parse_ids(entry.get("ids")), _parse_colors(entry, color))
+        for name, color, entry in zip(names, shown, entries, strict=True)
+    ]
+
+
+def _parse_ids(node: _Node | None) -> list[int]:
+    if node is None:
+        return []
+    nodes = [node] if type(node.value) is int else node.items("an id or a list of ids")
+    return [item.integer(0, MAX_ID) for item in nodes]
+
+
+def _parse_colors(
+    entry: dict[str, _Node], shown: tuple[int, int, int]
+) -> list[tuple[int, int, int]]:
+    if "colors" in entry:
+        return [item.color() for item in entry["colors"].items("a list of colours")]
+    return [shown]
+
+
+def _parse_split(node: _Node, images: str) -> Split:
+    if isinstance(node.value, str):
+        return Split(node.text(), images)
+    name = node.key.rpartition(".")[2]
+    fields = node.fields([], ["folder", "images", "list", "column", "names", "pictures"])
+    if "list" in fields and "names" in fields:
+        node.fail("has both 'list' and 'names'; one of them is enough")
+    if "column" in fields and "list" not in fields:
+        fields["column"].fail("counts in a list, but there is no 'list'")
+    names = fields["names"].items("a list of names") if "names" in fields else None
+    return Split(
+        folder=fields["folder"].text() if "folder" in fields else name,
+        images=fields["images"].template() if "images" in fields else images,
+        names=None if names is None else tuple(item.text() for item in names),
+        list_file=fields["list"].template() if "list" in fields else None,
+        column=fields["column"].integer(1, 1000) if "column" in fields else None,
+        pictures=fields["pictures"].integer(1, 10**9) if "pictures" in fields else None,
+    )
+
+
+def _parse_masks(node: _Node, classes: list[_Class]) -> Masks:
+    fields = node.fields(["files", "values"], ["ignore", "unlisted", "first", "above"])
+    values = fields["values"].choice("ids", "index", "colors", "threshold")
+    for key, user in (("first", "index"), ("above", "threshold")):
+        if key in fields and values != user:
+            fields[key].fail(f"goes with 'values: {user}' only, not with {values!r}")
+    files = fields["files"].template()
+    unlisted = fields["unlisted"].choice("error", "ignore") if "unlisted" in fields else "error"
+    if values == "threshold":
+        if len(classes) != 2:
+            node.fail(f"a threshold parts two classes, but there are {len(classes)}")
+        for key in ("ignore", "unlisted"):
+            if key in fields:
+                fields[key].fail("does not go with 'values: threshold', which knows no ids")
+        above = fields["above"].integer(0, MAX_ID - 1) if "above" in fields else 127
+        return Masks(files, MaskCode("threshold", {}, above=above))
+    first = fields["first"].integer(0, MAX_ID) if "first" in fields else 0
+    labels = _parse_labels(node, classes, values, first)
+    for pixel in _parse_ignore(fields.get("ignore"), values):
+        if labels.get(pixel, IGNORE) != IGNORE:
+            name = classes[labels[pixel]].shown.name
+            fields["ignore"].fail(f"{_shown(pixel, values)} is the class {name!r}, too")
+        labels[pixel] = IGNORE
+    kind: Any = "colors" if values == "colors" else "ids"
+    return Masks(files, MaskCode(kind, labels, ignore_unlisted=unlisted == "ignore"))
+
+
+def _parse_labels(node: _Node, classes: list[_Class], values: str, first: int) -> dict[int, int]:
+    """The label of every id or colour that means a class."""
+    labels: dict[int, int] = {}
+    for index, info in enumerate(classes):
+        keys = {
+            "ids": info.ids,
+            "index": [first + index],
+            "colors": [color_key(color) for color in info.colors],
+        }[values]
+        if not keys:
+            node.fail(f"'values: ids' needs ids, but the class {info.shown.name!r} has none")
+        for key in keys:
+            if key in labels:
+                before = classes[labels[key]].shown.name
+                both = f"for two classes, {before!r} and {info.shown.name!r}"
+                twice = f"twice in the class {before!r}" if labels[key] == index else both
+                node.fail(f"{_shown(key, values)} stands {twice}")
+            if key > MAX_ID and values == "index":
+                node.fail(f"'first' takes the ids up to {key}, beyond {MAX_ID}")
+            labels[key] = index
+    return labels
+
+
+def _parse_ignore(node: _Node | None, values: str) -> list[int]:
+    if node is None:
+        return []
+    if values == "colors":
+        return [color_key(item.color()) for item in node.items("a list of colours")]
+    return _parse_ids(node)
+
+
+def _shown(key: int, values: str) -> str:
+    if values == "colors":
+        return f"the colour [{key >> 16}, {key >> 8 & 255}, {key & 255}]"
+    return f"the id {key}"
+
+
+def _check_holes(
+    fields: dict[str, _Node], splits: Mapping[str, Split], masks: tuple[Masks, ...]
+) -> None:
+    """Masks may only use holes that pictures fill; only the last part may reach below."""
+    for name, split in splits.items():
+        folders, _, _ = split.images.rpartition("/")
+        if ":path" in folders:
+            fields["images"].fail("{...:path} may only stand after the last /")
+        filled = {hole[1] for hole in HOLE.finditer(split.images)} | {"split"}
+        for block in masks:
+            free = [h[1] for h in HOLE.finditer(block.files) if h[1] not in filled]
+            if free:
+                fields["masks"].fail(
+                    f"{block.files!r} has the hole {{{free[0]}}}, which the pictures of split "
+                    f"{name!r}, {split.images!r}, do not fill"
+                )
+        if (split.list_file or split.names) and "name" not in filled:
+            fields["splits"].fail(
+                f"split {name!r} lists names, so its pictures {split.images!r} need a hole {{name}}"
+            )

@@ -1,0 +1,213 @@
+"""Reading a whole dataset before anything is trained on it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fassd.data.card import Card, CardError, Pair, either
+from fassd.data.dataset import read_pair
+from fassd.images import ImageError
+from fassd.palette import IGNORE
+
+__all__ = ["CheckReport", "Problem", "SplitReport", "check_card"]
+
+WORKERS = 8  # decoding leaves Python's lock free; more hardly helps, as counting does not
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong (error) or odd (warning) in a split; the message names the files."""
+
+    level: Literal["error", "warning"]
+    split: str
+    message: str
+
+
+@dataclass
+class SplitReport:
+    """What a split holds.
+
+    Attributes:
+        pictures: how many it has, and `expected`, how many the card says the full set has.
+        read: how many of them could be read with their masks.
+        sizes: how many pictures have each (height, width).
+        pixels: int64 (num_classes,), labelled pixels of each class.
+        ignored: pixels without a class.
+    """
+
+    name: str
+    expected: int | None
+    pixels: npt.NDArray[np.int64]
+    pictures: int = 0
+    read: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    ignored: int = 0
+
+    @property
+    def ignored_share(self) -> float:
+        """Ignored pixels in all pixels, 0 .. 1; 0 where nothing was read."""
+        return self.ignored / max(1, self.ignored + int(self.pixels.sum()))
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check_card` saw."""
+
+    card: Card
+    splits: list[SplitReport]
+    problems: list[Problem]
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.level == "error"]
+
+    @property
+    def warnings(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.level == "warning"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as numbers, text, lists and dicts."""
+        return {
+            "card": self.card.name,
+            "root": str(self.card.root),
+            "classes": self.card.class_names,
+            "splits": {
+                split.name: {
+                    "pictures": split.pictures,
+                    "expected": split.expected,
+                    "read": split.read,
+                    "sizes": {f"{h}x{w}": count for (h, w), count in split.sizes.most_common()},
+                    "pixels": split.pixels.tolist(),
+                    "ignored": split.ignored,
+                }
+                for split in self.splits
+            },
+            "errors": [[problem.split, problem.message] for problem in self.errors],
+            "warnings": [[problem.split, problem.message] for problem in self.warnings],
+        }
+
+
+def check_card(
+    card: Card,
+    splits: Iterable[str] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> CheckReport:
+    """Read every picture and mask of a dataset, and tell all that is wrong at once.
+
+    Errors: an empty split, pictures without a mask, files that cannot be read, sizes that differ,
+    ids outside the card. Warnings: pictures without a labelled pixel, classes that a split has no
+    pixel of, splits of a single class, pictures in two splits.
+
+    Args:
+        card: the dataset.
+        splits: which splits; all of the card's by default.
+        workers: threads; one a core, at most 8, by default.
+        progress: called with the number of pictures done and of all pictures.
+
+    Raises:
+        CardError: the card has no such split.
+        ValueError: `workers` is below 1.
+    """
+    if workers is None:
+        workers = min(WORKERS, os.cpu_count() or 1)
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    names = list(card.splits) if splits is None else list(dict.fromkeys(splits))
+    for name in names:
+        card.split(name)
+    report = CheckReport(card, [], [])
+    found = {name: _find(report, name) for name in names}
+    report.problems.extend(_shared_pictures(found))
+    total = sum(len(pairs) for pairs in found.values())
+    done = 0
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for split in report.splits:
+            for problem in _read_all(split, found[split.name], pool):
+                if problem is not None:
+                    report.problems.append(problem)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            report.problems.extend(_odd_classes(card, split))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C the pictures in the queue are not read
+    return report
+
+
+def _find(report: CheckReport, name: str) -> list[Pair]:
+    """List a split's files; what is missing goes into the report."""
+    card = report.card
+    split = SplitReport(name, card.split(name).pictures, np.zeros(card.num_classes, np.int64))
+    report.splits.append(split)
+    try:
+        found = card.find(name)
+    except CardError as error:
+        report.problems.append(Problem("error", name, str(error)))
+        return []
+    split.pictures = len(found.pairs) + len(found.maskless)
+    for image, expected in found.maskless:
+        report.problems.append(
+            Problem("error", name, f"{image}: has no mask; expected {either(expected)}")
+        )
+    return found.pairs
+
+
+def _shared_pictures(found: dict[str, list[Pair]]) -> Iterator[Problem]:
+    """Pictures in two splits: what is trained on would be scored."""
+    first_seen: dict[Path, str] = {}
+    for name, pairs in found.items():
+        for pair in pairs:
+            before = first_seen.setdefault(pair.image.resolve(), name)
+            if before != name:
+                yield Problem("warning", name, f"{pair.image}: is in split {before!r}, too")
+
+
+def _read_all(
+    split: SplitReport, pairs: list[Pair], pool: ThreadPoolExecutor
+) -> Iterator[Problem | None]:
+    """Read the pairs of a split, adding them up; the problem of each, or None."""
+    for pair, counts in zip(pairs, pool.map(_count, pairs), strict=True):
+        if isinstance(counts, ImageError):
+            yield Problem("error", split.name, str(counts))
+            continue
+        size, pixels = counts
+        split.read += 1
+        split.sizes[size] += 1
+        split.pixels += pixels[: len(split.pixels)]
+        split.ignored += int(pixels[IGNORE])
+        if pixels[IGNORE] == size[0] * size[1]:
+            yield Problem("warning", split.name, f"{pair.mask}: every pixel is ignored")
+        else:
+            yield None
+
+
+def _count(pair: Pair) -> tuple[tuple[int, int], npt.NDArray[np.int64]] | ImageError:
+    """Size and pixels of each label, (256,), of one pair, or why it cannot be read."""
+    try:
+        labels = read_pair(pair).labels
+    except ImageError as error:
+        return error
+    height, width = labels.shape
+    return (height, width), np.bincount(labels.ravel(), minlength=IGNORE + 1)
+
+
+def _odd_classes(card: Card, split: SplitReport) -> Iterator[Problem]:
+    there = [name for name, count in zip(card.class_names, split.pixels, strict=True) if count]
+    absent = [name for name in card.class_names if name not in there]
+    if split.read and not there:
+        yield Problem("warning", split.name, "no pixel has a class")
+    elif len(there) == 1:
+        yield Problem("warning", split.name, f"only one class is there: {there[0]}")
+    elif there and absent:
+        yield Problem("warning", split.name, f"no pixel of {', '.join(absent)}")

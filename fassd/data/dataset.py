@@ -1,0 +1,67 @@
+"""A split of a dataset as PyTorch reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from fassd.data.card import Card, Pair
+from fassd.data.masks import read_mask
+from fassd.images import ImageError, read_image
+
+__all__ = ["Sample", "SegmentationDataset", "read_pair"]
+
+
+class Sample(NamedTuple):
+    """A picture, uint8 RGB (H, W, 3); its labels, uint8 (H, W); and where the picture lies."""
+
+    image: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    path: Path
+
+
+def read_pair(pair: Pair) -> Sample:
+    """Read a picture and its mask.
+
+    Raises:
+        ImageError: one of them cannot be read, their sizes differ, or the mask holds what the card
+            does not list; the message names the file.
+    """
+    image = read_image(pair.image)
+    labels = read_mask(pair.mask, pair.code)
+    if labels.shape != image.shape[:2]:
+        sizes = ["{}x{}".format(*array.shape) for array in (labels, image)]
+        raise ImageError(
+            f"{pair.mask}: the mask is {sizes[0]} (height x width), but its picture {pair.image} "
+            f"is {sizes[1]}"
+        )
+    return Sample(image, labels, pair.image)
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """The pictures of one split, in the order of `card.pairs(split)`, at their own sizes.
+
+    Reading an element raises `fassd.images.ImageError` where `read_pair` does; other elements can
+    still be read.
+
+    Raises:
+        fassd.data.card.CardError: there is no such split, it is empty, or a mask is missing.
+    """
+
+    def __init__(self, card: Card, split: str) -> None:
+        self.card = card
+        self.split = split
+        self.pairs = card.pairs(split)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        return read_pair(self.pairs[index])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.card.name!r}, {self.split!r}, {len(self)} pictures)"

@@ -1,0 +1,150 @@
+"""From a mask file to labels: what the pixels of a mask stand for, and reading one.
+
+Masks of ids are read as they were written, whatever a palette would paint over them: 1, 2, 4, 8 and
+16 bits of grey, and palette indices. Only a card that says so has its masks read as colours.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from fassd.images import ImageError, _why
+from fassd.palette import IGNORE
+
+__all__ = ["MAX_ID", "MaskCode", "color_key", "read_mask"]
+
+MAX_ID = 65535
+"""Largest id of a mask: 16 bits."""
+
+STRAY = 256  # in the lookup tables: an id that the card does not list
+STRAYS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class MaskCode:
+    """What the pixels of a mask stand for.
+
+    Attributes:
+        kind: "ids" (a number a pixel), "colors" (RGB), or "threshold" (grey, bright is class 1).
+        labels: for each id, or colour as `color_key` writes it, its class index or `IGNORE`.
+        ignore_unlisted: ids and colours outside `labels` are ignored, not errors.
+        above: with "threshold", the brightest grey that is still class 0.
+    """
+
+    kind: Literal["ids", "colors", "threshold"]
+    labels: Mapping[int, int]
+    ignore_unlisted: bool = False
+    above: int = 127
+
+    @functools.cached_property
+    def _table(self) -> npt.NDArray[np.int16]:
+        """The label of every id or colour key; `STRAY` where it is unlisted and may not be."""
+        size = MAX_ID + 1 if self.kind == "ids" else 1 << 24
+        table = np.full(size, IGNORE if self.ignore_unlisted else STRAY, np.int16)
+        table[list(self.labels)] = list(self.labels.values())
+        return table
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the table, which has 32 MB for colours: a worker process makes its own."""
+        return {key: value for key, value in self.__dict__.items() if key != "_table"}
+
+
+def color_key(color: tuple[int, int, int]) -> int:
+    """An RGB colour as the one number 0xRRGGBB."""
+    red, green, blue = color
+    return red << 16 | green << 8 | blue
+
+
+def read_mask(path: str | os.PathLike[str], code: MaskCode) -> npt.NDArray[np.uint8]:
+    """Read a mask as labels, (H, W) uint8: class indices and `IGNORE`; EXIF rotation is applied.
+
+    Raises:
+        ImageError: the file cannot be read, has channels that the card does not speak of, or holds
+            ids or colours outside the card; the message names the file.
+    """
+    values = _read_values(path, code.kind)
+    if code.kind == "threshold":
+        return (values > code.above).astype(np.uint8)
+    labels = code._table[values]
+    if labels.max() == STRAY:
+        raise ImageError(f"{os.fspath(path)}: {_strays(values, labels == STRAY, code.kind)}")
+    return labels.astype(np.uint8)
+
+
+def _read_values(path: str | os.PathLike[str], kind: str) -> npt.NDArray[Any]:
+    """Ids, grey levels or colour keys of a mask, (H, W)."""
+    try:
+        with warnings.catch_warnings():  # large pictures are read up to Pillow's limit
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                stretch = _stretch(image) if kind == "ids" else 1
+                image.load()
+                values = _VALUES[kind](ImageOps.exif_transpose(image))
+                return values if stretch == 1 else values // stretch
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise ImageError(f"{os.fspath(path)}: {_why(path, error)}") from error
+
+
+def _stretch(image: Image.Image) -> int:
+    """By what Pillow multiplies the values of 2- and 4-bit grey to fill 8 bits."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else None
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return {"L;2": 85, "L;4": 17}.get(raw, 1) if isinstance(raw, str) else 1
+
+
+def _ids(image: Image.Image) -> npt.NDArray[Any]:
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise ImageError(
+            f"a mask of ids must be grey or have a palette, got mode {image.mode} (if its colours "
+            "stand for classes, the card has to say so: values: colors)"
+        )
+    if image.mode == "1":  # as an array its true pixels are bytes of 255
+        return np.asarray(image.convert("L")) // 255
+    values = np.asarray(image)
+    if image.mode == "I" and not (values.min() >= 0 and values.max() <= MAX_ID):
+        raise ImageError(f"ids must be 0 to {MAX_ID}, got {values.min()} to {values.max()}")
+    return values
+
+
+def _grey(image: Image.Image) -> npt.NDArray[Any]:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    return np.asarray(image.convert("L"))
+
+
+def _color_keys(image: Image.Image) -> npt.NDArray[np.int32]:
+    rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+    return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+
+
+_VALUES = {"ids": _ids, "threshold": _grey, "colors": _color_keys}
+
+
+def _strays(values: npt.NDArray[np.integer], where: npt.NDArray[np.bool_], kind: str) -> str:
+    """What to tell of ids or colours outside the card: which, how often, and where first."""
+    found, counts = np.unique(values[where], return_counts=True)
+    row, column = np.argwhere(where)[0]
+    named = [_named(int(value), kind) for value in found[:STRAYS_NAMED]]
+    if len(found) > STRAYS_NAMED:
+        named.append(f"... ({len(found)} in all)")
+    what = ("id" if kind == "ids" else "colour") + "s" * (len(found) > 1)
+    return (
+        f"{what} {', '.join(named)} outside the card, in {counts.sum():,} pixels "
+        f"(first at row {row}, column {column})"
+    )
+
+
+def _named(value: int, kind: str) -> str:
+    if kind == "ids":
+        return str(value)
+    return f"({value >> 16}, {value >> 8 & 255}, {value & 255})"

@@ -1,0 +1,94 @@
+"""Path patterns with named holes: "{split}/{city}/{name}.png"."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+__all__ = ["HOLE", "fill", "match_files"]
+
+HOLE = re.compile(r"\{([A-Za-z_]\w*)(:path)?\}")
+"""A hole of a pattern: its name, and whether it may hold folders."""
+
+
+def fill(template: str, holes: Mapping[str, str]) -> str:
+    """Put values into the holes that have one; the others stay."""
+    return HOLE.sub(lambda hole: holes.get(hole[1], hole[0]), template)
+
+
+def match_files(
+    root: Path, template: str, known: dict[str, str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every picture below `root` whose path fits a template, in no order.
+
+    Args:
+        root: where the template starts.
+        template: folders and file, parted by /. A hole stands for one or more characters but /,
+            the same wherever its name comes again; `{hole:path}`, in the last part only, for / too.
+            Hidden names fit no hole.
+        known: holes that are already filled.
+
+    Yields:
+        The path below `root`, and what each hole stands for.
+    """
+    from fassd.images import SUFFIXES
+
+    *folders, last = template.split("/")
+    level = [("", known)]
+    for part in folders:
+        level = [
+            (f"{folder}{name}/", {**holes, **more})
+            for folder, holes in level
+            for name, more in _fitting(_entries(root / folder, part, holes), part, holes)
+            if (root / folder / name).is_dir()
+        ]
+    deep = any(hole[2] for hole in HOLE.finditer(last))
+    for folder, holes in level:
+        names = _below(root / folder) if deep else _entries(root / folder, last, holes)
+        for name, more in _fitting(names, last, holes):
+            if os.path.splitext(name)[1].lower() in SUFFIXES and (root / folder / name).is_file():
+                yield folder + name, {**holes, **more}
+
+
+def _entries(folder: Path, part: str, holes: Mapping[str, str]) -> list[str]:
+    """Names in a folder that may fit; the one name that does, if the part leaves no choice."""
+    filled = fill(part, holes)
+    if not HOLE.search(filled):
+        return [filled] if os.path.lexists(folder / filled) else []
+    try:
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Files in a folder and its subfolders but for hidden ones, relative to it."""
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                yield Path(place, name).relative_to(folder).as_posix()
+
+
+def _fitting(
+    names: Iterable[str], part: str, holes: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The names that fit one part of a template, and what its holes stand for."""
+    pattern, seen, end = "", set(holes), 0
+    for hole in HOLE.finditer(part):
+        pattern += re.escape(part[end : hole.start()])
+        end = hole.end()
+        if hole[1] in holes:
+            pattern += re.escape(holes[hole[1]])
+        elif hole[1] in seen:
+            pattern += f"(?P={hole[1]})"
+        else:
+            pattern += f"(?P<{hole[1]}>{'.+' if hole[2] else '[^/]+'})"
+        seen.add(hole[1])
+    fits = re.compile(pattern + re.escape(part[end:]))
+    for name in names:
+        match = fits.fullmatch(name)
+        if match is not None:
+            yield name, match.groupdict()

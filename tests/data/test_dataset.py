@@ -1,0 +1,237 @@
+import io
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from data.trees import SIZE, encode, save, toy, write_card, write_tree
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from fassd.data.card import Pair, load_card
+from fassd.data.dataset import SegmentationDataset, read_pair
+from fassd.data.masks import MaskCode, color_key, read_mask
+from fassd.images import ImageError
+from fassd.palette import IGNORE
+
+IDS = MaskCode("ids", {0: IGNORE, 1: 0, 2: 1, 300: 1, 3: 2})
+TABLE = np.array([IGNORE, 0, 1, 2], np.uint8)  # of the ids 0 to 3
+
+
+@pytest.fixture
+def ids():
+    return np.random.default_rng(0).integers(0, 4, SIZE).astype(np.uint8)
+
+
+def png(pixels, depth, color_type, palette=b""):
+    """A PNG of any bit depth; Pillow does not write all of them."""
+
+    def chunk(kind, body):
+        crc = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+
+    rows = b""
+    for row in pixels:
+        bits = "".join(format(int(value), f"0{depth}b") for value in row)
+        bits += "0" * (-len(bits) % 8)
+        rows += b"\0" + bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+    height, width = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    parts = (
+        [chunk(b"IHDR", header), chunk(b"PLTE", palette)] if palette else [chunk(b"IHDR", header)]
+    )
+    parts += [chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# ---------------------------------------------------------------------------------- masks of ids
+
+
+@pytest.mark.parametrize("depth", [2, 4, 8, 16])
+def test_grey_masks_of_every_depth(tmp_path, ids, depth):
+    (tmp_path / "mask.png").write_bytes(png(ids, depth, color_type=0))
+    labels = read_mask(tmp_path / "mask.png", IDS)
+    assert labels.dtype == np.uint8 and labels.shape == SIZE
+    np.testing.assert_array_equal(labels, TABLE[ids])
+
+
+@pytest.mark.parametrize("depth", [2, 4, 8])
+def test_palette_masks_are_indices_whatever_their_colours(tmp_path, ids, depth):
+    colors = bytes([9, 9, 9] * 3 + [1, 2, 3])  # three indices look the same
+    (tmp_path / "mask.png").write_bytes(png(ids, depth, 3, colors))
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", IDS), TABLE[ids])
+
+
+@pytest.mark.parametrize("color_type", [0, 3])
+def test_1_bit_masks(tmp_path, ids, color_type):
+    colors = bytes([255, 0, 0, 0, 0, 0]) if color_type == 3 else b""
+    (tmp_path / "mask.png").write_bytes(png(ids & 1, 1, color_type, colors))
+    labels = read_mask(tmp_path / "mask.png", MaskCode("ids", {0: 4, 1: 2}))
+    np.testing.assert_array_equal(labels, np.where(ids & 1, 2, 4))
+
+
+def test_16_bit_masks_hold_ids_beyond_255(tmp_path, ids):
+    wide = ids.astype(np.uint16)
+    wide[2, 3] = 300
+    for name in ("mask.png", "mask.tif"):
+        labels = read_mask(save(tmp_path / name, wide), IDS)
+        assert labels[2, 3] == 1
+        labels[2, 3] = TABLE[ids[2, 3]]
+        np.testing.assert_array_equal(labels, TABLE[ids])
+
+
+def test_32_bit_masks_must_fit_16_bits(tmp_path, ids):
+    path = save(tmp_path / "mask.tif", ids.astype(np.int32))
+    np.testing.assert_array_equal(read_mask(path, IDS), TABLE[ids])
+    save(path, ids.astype(np.int32) + 65536)
+    with pytest.raises(ImageError, match=r"mask\.tif: ids must be 0 to 65535, got 65536 to 65539"):
+        read_mask(path, IDS)
+
+
+def test_exif_rotation_is_applied_to_both(tmp_path, ids):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, array in (("a.png", np.dstack([ids] * 3)), ("mask.png", ids)):
+        Image.fromarray(array).save(tmp_path / name, exif=exif)
+    sample = read_pair(Pair(tmp_path / "a.png", tmp_path / "mask.png", IDS))
+    assert sample.labels.shape == SIZE[::-1]
+    np.testing.assert_array_equal(sample.labels, TABLE[sample.image[..., 0]])
+
+
+def test_an_id_outside_the_card_is_told_with_count_and_place(tmp_path, ids):
+    ids[1:, 5] = 77
+    ids[4, 2] = 9
+    path = save(tmp_path / "mask.png", ids)
+    with pytest.raises(ImageError) as caught:
+        read_mask(path, IDS)
+    assert str(caught.value) == (
+        f"{path}: ids 9, 77 outside the card, in 6 pixels (first at row 1, column 5)"
+    )
+
+
+def test_many_ids_outside_the_card_are_cut_short(tmp_path):
+    path = save(tmp_path / "mask.png", np.arange(100, 148, dtype=np.uint8).reshape(SIZE))
+    with pytest.raises(ImageError, match=r"ids 100, 101, 102, 103, 104, \.\.\. \(48 in all\) outs"):
+        read_mask(path, IDS)
+
+
+def test_unlisted_ids_can_be_ignored(tmp_path, ids):
+    ids[3] = 200
+    code = MaskCode("ids", IDS.labels, ignore_unlisted=True)
+    labels = read_mask(save(tmp_path / "mask.png", ids), code)
+    assert (labels[3] == IGNORE).all()
+    np.testing.assert_array_equal(labels[:3], TABLE[ids[:3]])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
+def test_masks_of_ids_have_one_channel_of_whole_numbers(tmp_path, ids, mode):
+    path = tmp_path / "mask.tif"
+    Image.fromarray(ids).convert(mode).save(path)
+    with pytest.raises(ImageError, match=f"mask.tif: .* got mode {mode} .*values: colors"):
+        read_mask(path, IDS)
+
+
+# ------------------------------------------------------------------------------------ other masks
+
+
+COLORS = {(10, 20, 30): 0, (10, 20, 31): 1, (255, 255, 255): 2, (0, 0, 0): IGNORE}
+COLOR_CODE = MaskCode("colors", {color_key(color): label for color, label in COLORS.items()})
+
+
+def test_colours_are_told_apart_exactly(tmp_path):
+    rgb = np.array([[*COLORS]], np.uint8)
+    path = save(tmp_path / "mask.png", rgb)
+    assert read_mask(path, COLOR_CODE).tolist() == [[0, 1, 2, IGNORE]]
+    Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
+    assert read_mask(path, COLOR_CODE).tolist() == [[0, 1, 2, IGNORE]]  # through the palette
+    rgb[0, 2] = (255, 255, 254)
+    with pytest.raises(ImageError, match=r"colour \(255, 255, 254\) outside the card, in 1 pixels"):
+        read_mask(save(path, rgb), COLOR_CODE)
+
+
+def test_a_threshold_parts_jpeg_greys(tmp_path):
+    code = MaskCode("threshold", {}, above=100)
+    grey = np.array([[0, 100, 101, 255]], np.uint8)
+    assert read_mask(save(tmp_path / "a.png", grey), code).tolist() == [[0, 0, 1, 1]]
+    assert read_mask(save(tmp_path / "b.png", np.dstack([grey] * 3)), code).tolist() == [
+        [0, 0, 1, 1]
+    ]
+    disc = np.zeros((64, 64), np.uint8)
+    disc[16:48, 16:48] = 255
+    Image.fromarray(disc).convert("RGB").save(tmp_path / "c.jpg", quality=60)
+    np.testing.assert_array_equal(read_mask(tmp_path / "c.jpg", code), disc // 255)
+
+
+# -------------------------------------------------------------------------------------- the dataset
+
+
+def test_samples_hold_picture_labels_and_path(tmp_path):
+    card = load_card(write_card(tmp_path))
+    written = write_tree(card, tmp_path, count=3)
+    dataset = SegmentationDataset(card, "val")
+    assert len(dataset) == 3 and dataset.split == "val" and dataset.card is card
+    assert repr(dataset) == "SegmentationDataset('toy', 'val', 3 pictures)"
+    image, labels, path = dataset[1]
+    assert path == tmp_path / "val/val_1.png" == dataset.pairs[1].image
+    assert image.dtype == labels.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
+    np.testing.assert_array_equal(labels, written[path])
+    with pytest.raises(IndexError):
+        dataset[3]
+
+
+def test_workers_read_the_same(tmp_path):
+    dataset = SegmentationDataset(toy(tmp_path, count=4), "train")
+    _ = dataset[0]
+    loader = DataLoader(dataset, batch_size=None, num_workers=1)
+    for sample, expected in zip(loader, pickle.loads(pickle.dumps(dataset)), strict=True):
+        np.testing.assert_array_equal(sample.image, expected.image)
+        np.testing.assert_array_equal(sample.labels, expected.labels)
+        assert sample.path == expected.path
+
+
+def test_sizes_that_differ_are_both_told(tmp_path):
+    dataset = SegmentationDataset(toy(tmp_path), "train")
+    save(dataset.pairs[1].mask, np.ones((3, 5), np.uint8))
+    dataset[0]
+    with pytest.raises(ImageError) as caught:
+        dataset[1]
+    assert str(caught.value) == (
+        f"{tmp_path}/train_masks/train_1.png: the mask is 3x5 (height x width), but its picture "
+        f"{tmp_path}/train/train_1.png is 6x8"
+    )
+
+
+def damaged():
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 3, (64, 64)).astype(np.uint8)).save(
+        file, "PNG"
+    )
+    return file.getvalue()[:200]
+
+
+@pytest.mark.parametrize("which", ["image", "mask"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"nothing", "is not a picture in a format that Pillow reads"),
+        (damaged(), "is damaged or truncated"),
+        (None, "no such file"),
+    ],
+)
+def test_files_that_do_not_decode_are_named(tmp_path, which, content, message):
+    dataset = SegmentationDataset(toy(tmp_path), "train")
+    path = getattr(dataset.pairs[0], which)
+    path.write_bytes(content) if content is not None else path.unlink()
+    with pytest.raises(ImageError, match=message) as caught:
+        dataset[0]
+    assert str(caught.value).startswith(f"{path}: ")
+    dataset[1]
+
+
+def test_all_pixels_may_be_ignored(tmp_path):
+    dataset = SegmentationDataset(toy(tmp_path), "train")
+    save(dataset.pairs[0].mask, encode(np.full(SIZE, IGNORE, np.uint8), dataset.pairs[0].code))
+    assert (dataset[0].labels == IGNORE).all()
