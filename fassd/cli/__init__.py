@@ -1,9 +1,20 @@
 """The command line `fassd`: one module per group of commands, `common` for what they share."""
 
-from fassd.cli import bench, info, predict
+from fassd.cli import bench, data, evaluate, info, predict, train
 from fassd.cli.common import Size, app, parse_size
 
-__all__ = ["Size", "app", "bench", "info", "main", "parse_size", "predict"]
+__all__ = [
+    "Size",
+    "app",
+    "bench",
+    "data",
+    "evaluate",
+    "info",
+    "main",
+    "parse_size",
+    "predict",
+    "train",
+]
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -369,15 +370,18 @@ def _segmenter(
     from fassd.predict import Segmenter
 
     torch.manual_seed(0)  # random weights, where none are given, are the same in every run
-    return Segmenter(
-        model,
-        weights=weights,
-        num_classes=card.num_classes,
-        alpha=alpha,
-        backend=backend,
-        dtype=getattr(torch, dtype),
-        device=device,
-    )
+    with warnings.catch_warnings():
+        if backend == "auto":  # then it is no loss that a baseline has nothing to accelerate
+            warnings.filterwarnings("ignore", message=".*nothing was swapped")
+        return Segmenter(
+            model,
+            weights=weights,
+            num_classes=card.num_classes,
+            alpha=alpha,
+            backend=backend,
+            dtype=getattr(torch, dtype),
+            device=device,
+        )
 
 
 def _numbers(option: str, text: str, kind: type) -> list[Any]:

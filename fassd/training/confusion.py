@@ -1,0 +1,84 @@
+"""Confusion matrices as files: counts as CSV, and a heat map."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fassd.images import replacing
+
+__all__ = ["write_csv", "write_heat_map"]
+
+FIGURES_UP_TO = 25
+"""Classes up to which every cell of the heat map shows its figure; more would not be legible."""
+
+
+def write_csv(path: Path, matrix: npt.NDArray[np.integer], class_names: Sequence[str]) -> None:
+    """Write counts: a row for each true class, a column for each predicted one.
+
+    Args:
+        path: the file; it is replaced only when the new one is complete.
+        matrix: (C, C) integers, [truth, prediction].
+        class_names: of the C classes.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["truth \\ prediction", *class_names])
+    for name, row in zip(class_names, matrix.tolist(), strict=True):
+        table.writerow([name, *row])
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_heat_map(
+    path: Path, matrix: npt.NDArray[np.integer], class_names: Sequence[str], title: str = ""
+) -> None:
+    """Draw, as PNG, what share of each true class's pixels is predicted as which class.
+
+    Args:
+        path: the file; it is replaced only when the new one is complete.
+        matrix: (C, C) counts, [truth, prediction]; rows are normalised, an empty one stays blank.
+        class_names: of the C classes.
+        title: written above.
+
+    Raises:
+        ImportError: matplotlib is not installed; the message says how to install it.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "the heat map needs matplotlib: pip install 'fassd-net[train]'"
+        ) from error
+    shares = _percent_of_rows(matrix)
+    with_figures = len(class_names) <= FIGURES_UP_TO
+    # Inches: a cell holds three digits at 8 points, or at least stands beside its name.
+    side = 3 + (0.42 if with_figures else 0.17) * max(len(class_names), 8)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    positions = range(len(class_names))
+    axes.set_xticks(positions, class_names, rotation=90)
+    axes.set_yticks(positions, class_names)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    axes.set_title(title)
+    for row, column in np.argwhere(np.nan_to_num(shares) >= 0.5) if with_figures else ():
+        share = shares[row, column]
+        color = "white" if share > 55 else "black"
+        axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(drawn, ax=axes, label="% of the true class's pixels", shrink=0.8)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _percent_of_rows(matrix: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """Each row in per cent of its sum; NaN, which is drawn blank, where there is nothing."""
+    sums = matrix.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return 100 * matrix / sums

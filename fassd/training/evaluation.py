@@ -1,0 +1,387 @@
+"""A network's scores on a data set: every picture at full resolution, one at a time."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fassd.data.transforms import normalize
+from fassd.images import ImageError
+from fassd.training.distributed import all_gather, rank, world_size
+from fassd.training.metrics import ConfusionMatrix, Scores
+
+__all__ = ["Evaluation", "evaluate"]
+
+READ_AHEAD = 2  # pictures, so that the disk works while the network does
+
+
+class _Card(Protocol):
+    """What of a `fassd.data.card.Card` is used here."""
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+
+class _Sample(Protocol):
+    @property
+    def image(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def path(self) -> Path: ...
+
+
+class _Dataset(Protocol):
+    """What of a `fassd.data.SegmentationDataset` is used here."""
+
+    @property
+    def card(self) -> _Card: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> _Sample: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out; prints itself with rich.
+
+    Attributes:
+        scores: over all pixels of all pictures together.
+        matrix: (C, C) int64 on the CPU, pixels by [truth, prediction].
+        class_names: of the C classes.
+        count: pictures that were evaluated.
+        skipped: why the others were not; each names its file.
+        seconds: of the slowest process, reading included.
+    """
+
+    scores: Scores
+    matrix: Tensor
+    class_names: tuple[str, ...]
+    count: int
+    skipped: tuple[str, ...]
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.count / self.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for `json.dump`; scores in 0 .. 1, None for an absent class's."""
+        scores = self.scores
+        pixels = self.matrix.sum(1).tolist()
+        return {
+            "miou": scores.miou,
+            "pixel_accuracy": scores.pixel_accuracy,
+            "mean_accuracy": scores.mean_accuracy,
+            "frequency_weighted_accuracy": scores.frequency_weighted_accuracy,
+            "classes": [
+                {"name": name, "iou": None if math.isnan(iou) else iou, "pixels": count}
+                for name, iou, count in zip(self.class_names, scores.iou, pixels, strict=True)
+            ],
+            "confusion": self.matrix.tolist(),
+            "pictures": self.count,
+            "skipped": list(self.skipped),
+            "seconds": self.seconds,
+            "pictures_per_second": self.images_per_second,
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._table()
+        scores, plural = self.scores, "" if self.count == 1 else "s"
+        yield Text.assemble(
+            ("mIoU ", "bold"),
+            (f"{100 * scores.miou:.2f}%", "bold green"),
+            f", pixel accuracy {100 * scores.pixel_accuracy:.2f}%, "
+            f"mean accuracy {100 * scores.mean_accuracy:.2f}%, "
+            f"frequency weighted {100 * scores.frequency_weighted_accuracy:.2f}%",
+        )
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        yield Text(
+            f"{self.count} picture{plural} in {self.seconds:.1f} s "
+            f"({self.images_per_second:.2f} a second){skipped}"
+        )
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("class", no_wrap=True)
+        table.add_column("IoU %", justify="right")
+        table.add_column("% of pixels", justify="right")
+        truth = self.matrix.sum(1)
+        shares = 100 * truth.double() / truth.sum()
+        for name, iou, share in zip(
+            self.class_names, self.scores.iou, shares.tolist(), strict=True
+        ):
+            absent = math.isnan(iou)
+            figure = "absent" if absent else f"{100 * iou:.2f}"
+            table.add_row(Text(name), figure, f"{share:.2f}", style="dim" if absent else None)
+        return table
+
+
+@dataclass
+class _Share:
+    """What one process did."""
+
+    matrix: ConfusionMatrix
+    count: int = 0
+    skipped: list[tuple[int, str]] = field(default_factory=list)  # (index, why)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: _Dataset,
+    *,
+    indices: Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    on_sample: Callable[[int, _Sample, npt.NDArray[np.uint8]], object] | None = None,
+    on_bad: Callable[[ImageError], object] | None = None,
+) -> Evaluation:
+    """Score `model` on `dataset`, each picture at its own size, alone in its batch.
+
+    The predicted class is the one of the largest logit; with several `scales`, or `flip`, the one
+    of the largest mean probability over all views of the picture.
+
+    In a torch.distributed group process r takes the pictures r, r + world size, ... and every
+    process returns the same scores, which are those of a single process: counts are whole numbers.
+
+    Args:
+        model: takes normalised BGR (1, 3, H, W) and gives logits (1, classes, h, w), which are
+            resized to the picture (bilinear, align_corners=True) where they are smaller; plain or
+            accelerated. It runs in eval mode; every module's own mode is restored.
+        dataset: as `fassd.data.SegmentationDataset`.
+        indices: which pictures; all if not given.
+        device, dtype: where, and in torch.float32, bfloat16 or float16; None for those of the
+            model's weights. A model that differs is copied, not changed.
+        scales: sizes to see each picture at, as factors; pictures are resized (bilinear,
+            antialiased) as `fassd.Segmenter` does.
+        flip: see each one mirrored, too.
+        on_sample: called with the index, the sample and the predicted classes, (H, W) uint8, of
+            each picture that this process evaluates.
+        on_bad: called with the error of a picture that cannot be read, does not fit the card, or
+            is too small for the network; it is skipped and counted. Without this the error is
+            raised.
+
+    Raises:
+        ImageError: see `on_bad`.
+        ValueError: no pictures, the classes of head and card differ, an index or scale out of
+            range, or no pixel that could be scored.
+        RuntimeError: the logits hold NaN, or another process failed.
+    """
+    chosen = _checked_indices(indices, len(dataset))
+    scales = _checked_scales(scales)
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # the wrapper waits for all processes in each call, of unequal shares
+    _check_head(getattr(model, "num_classes", None), dataset.card)
+    network, home, precision = _placed(model, device, dtype)
+
+    share = _Share(ConfusionMatrix(dataset.card.num_classes))
+    failure: Exception | None = None
+    started = time.perf_counter()
+    try:
+        with (
+            _eval_mode(network),
+            torch.inference_mode(),
+            closing(_read_ahead(dataset, chosen[rank() :: world_size()])) as reading,
+        ):
+            for index, sample in reading:
+                try:
+                    read = sample.result()
+                    scores = _scores(network, read, scales, flip, home, precision)
+                    _check_head(scores.shape[1], dataset.card)
+                    predicted = _count(share, read, scores)
+                except ImageError as error:
+                    if on_bad is None:
+                        raise
+                    share.skipped.append((index, str(error)))
+                    on_bad(error)
+                    continue
+                if on_sample is not None:
+                    on_sample(index, read, predicted.cpu().numpy())
+    except Exception as error:  # the other processes have to hear of it, or they wait for ever
+        failure = error
+    seconds = time.perf_counter() - started
+    return _gathered(share, failure, seconds, dataset.card)
+
+
+def _gathered(share: _Share, failure: Exception | None, seconds: float, card: _Card) -> Evaluation:
+    """Put the shares of all processes together.
+
+    Raises:
+        Exception: this process's `failure`; RuntimeError for another's; ValueError: no score.
+    """
+    message = None if failure is None else str(failure) or type(failure).__name__
+    parts = all_gather((share.count, share.skipped, seconds, message))
+    if failure is not None:
+        raise failure
+    for number, (*_, reason) in enumerate(parts):
+        if reason is not None:
+            raise RuntimeError(f"process {number}: {reason}")
+    count = sum(part[0] for part in parts)
+    skipped = sorted(each for part in parts for each in part[1])
+    if count == 0:
+        raise ValueError(f"none of {len(skipped)} pictures can be used; the first: {skipped[0][1]}")
+    matrix = share.matrix.reduce()
+    return Evaluation(
+        scores=matrix.scores(),
+        matrix=matrix.matrix.cpu(),
+        class_names=tuple(card.class_names),
+        count=count,
+        skipped=tuple(reason for _, reason in skipped),
+        seconds=max(part[2] for part in parts),
+    )
+
+
+# ------------------------------------------------------------------------------------- the network
+
+
+def _placed(
+    model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[nn.Module, torch.device, torch.dtype]:
+    """The model, or a copy, where and in what it shall run."""
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float32, bfloat16, float16 or None, got {dtype}")
+    first = next(model.parameters(), torch.empty(0))
+    home = first.device if device is None else torch.empty(0, device=device).device
+    precision = dtype or first.dtype
+    if (home, precision) != (first.device, first.dtype):
+        model = copy.deepcopy(model).to(home, precision)
+    return model, home, precision
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards each module's own, as some may be frozen while others train."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _scores(
+    network: nn.Module,
+    sample: _Sample,
+    scales: Sequence[float],
+    flip: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Logits of one picture, or, of more than one view, the sum of their probabilities.
+
+    Returns:
+        (1, classes, H, W) float32 at the picture's size.
+    """
+    size = sample.image.shape[:2]
+    views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
+    total: Tensor | None = None
+    for scale, mirrored in views:
+        image = _resized(sample.image, scale)
+        batch = torch.from_numpy(normalize(image))[None].to(device, dtype)
+        with _naming(sample.path):
+            logits = network(batch.flip(3) if mirrored else batch).float()
+        if logits.isnan().any():
+            raise RuntimeError(
+                f"{sample.path}: the network's logits hold NaN; its weights do, or {dtype} "
+                "overflows (float32 and bfloat16 reach further than float16)"
+            )
+        logits = logits.flip(3) if mirrored else logits
+        if logits.shape[2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)
+        if len(views) == 1:
+            return logits
+        probabilities = logits.softmax(1)
+        total = probabilities if total is None else total.add_(probabilities)
+    assert total is not None  # there is at least one scale
+    return total
+
+
+def _resized(image: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
+    if scale == 1:
+        return image
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _count(share: _Share, sample: _Sample, scores: Tensor) -> Tensor:
+    """Add the picture to the matrix; the predicted classes, (H, W) uint8."""
+    predicted = scores[0].argmax(0)
+    with _naming(sample.path):
+        share.matrix.update(sample.labels, predicted)
+    share.count += 1
+    return predicted.to(torch.uint8)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Makes any ValueError an ImageError that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def _read_ahead(
+    dataset: _Dataset, indices: Sequence[int]
+) -> Generator[tuple[int, Future[_Sample]], None, None]:
+    """Samples in the order of `indices`, read by one thread a little ahead of their use."""
+    waiting: deque[tuple[int, Future[_Sample]]] = deque()
+    with ThreadPoolExecutor(1, "fassd-reader") as reader:
+        for index in indices:
+            waiting.append((index, reader.submit(dataset.__getitem__, index)))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+
+# ------------------------------------------------------------------------------------------ checks
+
+
+def _checked_indices(indices: Sequence[int] | None, length: int) -> Sequence[int]:
+    chosen = range(length) if indices is None else indices
+    if not chosen:
+        raise ValueError(f"there are no pictures to evaluate (of {length} in this split)")
+    for index in chosen:
+        if not 0 <= index < length:
+            raise ValueError(f"index must be 0 to {length - 1} in this split, got {index}")
+    return chosen
+
+
+def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales must be one or more positive numbers, got {tuple(scales)}")
+    return tuple(scales)
+
+
+def _check_head(head: Any, card: _Card) -> None:
+    """Compare the model's number of classes, where it is known, with the card's."""
+    if isinstance(head, int) and head != card.num_classes:
+        raise ValueError(
+            f"the network has {head} classes, but the data's labels have {card.num_classes}"
+        )

@@ -1,0 +1,165 @@
+"""Training samples by number: an endless stream that any process can take up at any place.
+
+Sample n of a run is always the same: which picture, and how it is augmented, follow from the seed
+and n alone. So the workers' number and timing do not matter, a resumed run sees what the
+uninterrupted one would have seen, and processes share a batch by taking their part of its numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fassd.data.dataset import SegmentationDataset
+from fassd.data.transforms import TrainTransform, normalize
+from fassd.images import ImageError
+
+__all__ = ["MicroBatch", "SampleStream", "loader"]
+
+ORDER, AUGMENTATION = 1, 2  # so that both draw from streams of their own
+MOST_SKIPPED_IN_A_ROW = 20
+
+
+class Item(NamedTuple):
+    """One augmented sample: normalised BGR (3, h, w) float32 and labels (h, w) uint8."""
+
+    image: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.uint8]
+    path: Path
+    skipped: list[str]
+
+
+@dataclass
+class MicroBatch:
+    """What the network takes at once.
+
+    Attributes:
+        images: (N, 3, h, w) float32, normalised BGR.
+        labels: (N, h, w) uint8.
+        paths: of the pictures.
+        skipped: why pictures that were due here were left out; each names its file.
+    """
+
+    images: Tensor
+    labels: Tensor
+    paths: list[Path]
+    skipped: list[str]
+
+    def pin_memory(self) -> MicroBatch:
+        """For faster copies to a GPU; called by the DataLoader."""
+        return MicroBatch(
+            self.images.pin_memory(), self.labels.pin_memory(), self.paths, self.skipped
+        )
+
+
+class SampleStream(Dataset[Item]):
+    """Sample n is picture n of the concatenation of all epochs, each in an order of its own.
+
+    Every picture comes once per epoch, also where batches do not divide the epoch. A picture that
+    cannot be read is told in `Item.skipped`, and the next one of its epoch takes its place.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform, seed: int) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, number: int) -> Item:
+        epoch, place = divmod(number, len(self.dataset))
+        order = _order(self.seed, epoch, len(self.dataset))
+        skipped: list[str] = []
+        for index in np.roll(order, -place)[:MOST_SKIPPED_IN_A_ROW]:
+            try:
+                sample = self.dataset[int(index)]
+            except ImageError as error:
+                skipped.append(str(error))
+                continue
+            rng = np.random.default_rng([AUGMENTATION, self.seed, number])
+            image, labels = self.transform(sample.image, sample.labels, rng)
+            return Item(normalize(image), labels, sample.path, skipped)
+        raise ImageError(
+            f"none of {len(skipped)} pictures in a row could be read; the last: {skipped[-1]}"
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, length: int) -> npt.NDArray[np.intp]:
+    return np.random.default_rng([ORDER, seed, epoch]).permutation(length)
+
+
+def loader(
+    stream: SampleStream,
+    steps: range,
+    batch: int,
+    accumulate: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[list[MicroBatch]]:
+    """For each step the micro-batches of this process.
+
+    Args:
+        steps: which steps of the run; step s takes the samples s * batch to (s + 1) * batch - 1.
+        batch: samples per step of all processes together.
+        accumulate: micro-batches per step and process.
+
+    Raises:
+        ValueError: `batch` cannot be shared out evenly.
+    """
+    parts = world_size * accumulate
+    if batch % parts:
+        raise ValueError(
+            f"a batch of {batch} cannot be shared evenly by {world_size} processes x "
+            f"{accumulate} micro-batches; make it a multiple of {parts}"
+        )
+    size = batch // parts
+    numbers = (
+        list(range(first, first + size))
+        for step in steps
+        for part in range(accumulate)
+        # Micro-batch by micro-batch: that of all processes together is a run of numbers, too, so
+        # that synchronised batch norm sees what a single process with larger ones would.
+        for first in [step * batch + (part * world_size + rank) * size]
+    )
+    source = iter(
+        DataLoader(
+            stream,
+            batch_sampler=numbers,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_prepare_worker,
+            persistent_workers=False,
+        )
+    )
+    for _ in steps:
+        yield [next(source) for _ in range(accumulate)]
+
+
+def _collate(items: Sequence[Item]) -> MicroBatch:
+    return MicroBatch(
+        torch.from_numpy(np.stack([item.image for item in items])),
+        torch.from_numpy(np.stack([item.labels for item in items])),
+        [item.path for item in items],
+        [reason for item in items for reason in item.skipped],
+    )
+
+
+def _prepare_worker(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the trainer alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import cv2
+
+    cv2.setNumThreads(0)

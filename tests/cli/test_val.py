@@ -1,0 +1,174 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from training.fakes import street, write_card, write_streets
+
+from fassd.bench import calibrate
+from fassd.data import SegmentationDataset, load_card, normalize
+from fassd.images import write_image
+from fassd.models import create_model
+from fassd.palette import CITYSCAPES
+from fassd.training import evaluate as evaluated
+
+FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    """A data set of four generated scenes, and a network that tells a few classes apart."""
+    folder = tmp_path_factory.mktemp("streets")
+    write_streets(folder, 4)
+    torch.manual_seed(0)
+    batch = torch.from_numpy(normalize(street(0)[0]))[None]
+    model = calibrate(create_model("fassd_net_l2"), batch)
+    save_file(model.state_dict(), folder / "w.safetensors")
+    return folder, model
+
+
+def expected(streets, **settings):
+    folder, model = streets
+    return evaluated(model, SegmentationDataset(load_card(folder), "val"), **settings)
+
+
+def test_figures_and_files(streets, tmp_path, run_fassd):
+    folder, _ = streets
+    weights = folder / "w.safetensors"
+    result = run_fassd(
+        "val", "--data", folder, "-w", weights, *FAST, "-o", tmp_path / "out",
+        "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    evaluation = expected(streets)
+    scores = evaluation.scores
+    assert f"mIoU {100 * scores.miou:.2f}%, pixel" in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[1].split()[:2] == ["road", f"{100 * scores.iou[0]:.2f}"]
+    assert any(line.startswith("traffic light ") for line in lines)
+    assert "4 pictures in" in result.stdout and "random weights" not in result.stderr
+
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures == json.loads((tmp_path / "out/scores.json").read_text())
+    assert figures["miou"] == scores.miou
+    assert figures["confusion"] == evaluation.matrix.tolist()
+    settings = figures["settings"]
+    assert (settings["data"], settings["split"]) == ("streets", "val")
+    assert (settings["model"], settings["weights"]) == ("fassd_net_l2", str(weights))
+    assert figures["environment"]["device_type"] == "cpu"
+
+    with (tmp_path / "out/confusion.csv").open() as file:
+        header, *rows = csv.reader(file)
+    names = [info.name for info in CITYSCAPES]
+    assert header[1:] == names and [row[0] for row in rows] == names
+    assert [[int(cell) for cell in row[1:]] for row in rows] == evaluation.matrix.tolist()
+    with Image.open(tmp_path / "out/confusion.png") as image:
+        assert min(image.size) > 800
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "confusion.csv",
+        "confusion.png",
+        "scores.json",
+    ]
+
+
+def test_views_limit_and_precision_reach_the_evaluation(streets, tmp_path, run_fassd):
+    folder, _ = streets
+    path = tmp_path / "figures.json"
+    result = run_fassd(
+        "val", "--data", folder, "-w", folder / "w.safetensors", *FAST, "--json", path,
+        "--flip", "--scales", "1,1.5", "--limit", 2, "--dtype", "bfloat16", "--threads", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    evaluation = expected(
+        streets, flip=True, scales=(1, 1.5), indices=range(2), dtype=torch.bfloat16
+    )
+    figures = json.loads(path.read_text())
+    assert figures["confusion"] == evaluation.matrix.tolist()
+    assert figures["pictures"] == 2
+    assert figures["settings"]["scales"] == [1.0, 1.5] and figures["settings"]["flip"] is True
+
+
+def test_a_broken_picture_is_told_and_the_exit_code_is_1(streets, tmp_path, run_fassd):
+    folder = _copied(streets, tmp_path)
+    picture = folder / "val/scene1.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    result = run_fassd("val", "--data", folder, *FAST)
+    assert result.exit_code == 1
+    assert f"skipped: {picture}: is damaged or truncated" in result.stderr
+    assert "3 pictures in" in result.stdout and "1 skipped" in result.stdout
+    assert "labels are meaningless until trained weights are given" in result.stderr
+
+
+def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, run_fassd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run_fassd("val", "--data", streets[0], *FAST, "--limit", 1, "-o", tmp_path)
+    assert result.exit_code == 0
+    assert "no confusion.png: the heat map needs matplotlib: pip install 'fassd-net[train]'" in (
+        result.stderr
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.csv", "scores.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scales", "1,x"), "--scales must be numbers with commas between, like 1,2,4, got"),
+        (("--scales", "0"), "scales must be one or more positive numbers"),
+        (("--split", "test"), "card 'streets' has no split 'test'; it has val"),
+        (("--json", "."), "cannot write to .: it is a folder"),
+        (("--output", "/proc/x"), "cannot write to /proc/x"),
+        (("--weights", "missing.pth"), "no weights file 'missing.pth'"),
+        (("--backend", "quick"), "quick"),
+    ],
+)
+def test_mistakes_end_it_before_any_picture_is_read(
+    streets, run_fassd, monkeypatch, arguments, message
+):
+    def read(*_):
+        raise AssertionError("a picture was read")
+
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", read)
+    result = run_fassd("val", "--data", streets[0], *FAST, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr and "was read" not in result.stderr
+
+
+def test_weights_of_another_number_of_classes_are_refused(streets, tmp_path, run_fassd):
+    write_card(tmp_path, CITYSCAPES[:3])
+    for name in ("x.png", "labels/x.png"):
+        write_image(tmp_path / "val" / name, np.zeros((64, 64), np.uint8))
+    result = run_fassd("val", "--data", tmp_path, "-w", streets[0] / "w.safetensors", *FAST)
+    assert result.exit_code == 2
+    assert "finalConv" in result.stderr and "19" in result.stderr and "3" in result.stderr
+
+
+def test_torchrun_gives_the_same_counts_and_prints_once(streets, tmp_path):
+    folder = _copied(streets, tmp_path)
+    (folder / "val/scene2.png").write_bytes(b"")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "fassd", "val", "--data", folder, "-w", folder / "w.safetensors", *FAST,
+        "--json", tmp_path / "figures.json",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=180
+    )
+    evaluation = expected(streets, indices=[0, 1, 3])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["confusion"] == evaluation.matrix.tolist()
+    assert done.stdout.count("mIoU") == 1
+    assert done.stderr.count("scene2.png: is empty") == 1
+    assert done.returncode == 1  # a picture was skipped
+
+
+def _copied(streets, tmp_path):
+    """A copy of the data set to be damaged."""
+    return shutil.copytree(streets[0], tmp_path / "copy")

@@ -1,0 +1,294 @@
+import io
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+from torch import nn
+from training.fakes import CLASSES, FakeDataset, random_network
+
+from fassd.bench import calibrate
+from fassd.data.transforms import normalize
+from fassd.images import ImageError
+from fassd.models import create_model
+from fassd.predict import Segmenter, accelerated
+from fassd.training import ConfusionMatrix, evaluate
+
+TESTS = Path(__file__).parents[1]
+
+
+def matrix_of(dataset, predict, indices=None):
+    """Count what `predict(image)` says of every picture."""
+    matrix = ConfusionMatrix(dataset.card.num_classes)
+    for index in range(len(dataset)) if indices is None else indices:
+        sample = dataset[index]
+        matrix.update(sample.labels, predict(sample.image))
+    return matrix.matrix
+
+
+def input_of(image):
+    return torch.from_numpy(normalize(image))[None]
+
+
+# ------------------------------------------------------------------------------- the same figures
+
+
+def test_the_same_labels_as_segmenter_and_its_scores():
+    dataset = FakeDataset(2, num_classes=19, enlarged=2)
+    torch.manual_seed(0)
+    model = calibrate(create_model("fassd_net_l2"), input_of(dataset[0].image))
+    segmenter = Segmenter(model, backend="reference")
+    seen = []
+    evaluation = evaluate(model, dataset, on_sample=lambda *what: seen.append(what))
+    assert torch.equal(evaluation.matrix, matrix_of(dataset, segmenter.predict))
+    assert evaluation.matrix.count_nonzero() > 20  # varied labels
+    assert (evaluation.count, evaluation.skipped) == (2, ())
+    assert [index for index, *_ in seen] == [0, 1]
+    for index, sample, predicted in seen:
+        np.testing.assert_array_equal(sample.image, dataset[index].image)
+        np.testing.assert_array_equal(predicted, segmenter.predict(sample.image))
+        assert predicted.dtype == np.uint8
+
+    fused = evaluate(accelerated(model), dataset)
+    moved = (fused.matrix - evaluation.matrix).abs().sum() / 2
+    assert moved <= 0.002 * evaluation.matrix.sum()
+
+
+@pytest.mark.parametrize(
+    ("scales", "flip"),
+    [((1.0,), True), ((0.5, 1.0, 1.7), False), ((2.0,), False), ((0.7, 1), True)],
+)
+def test_flip_and_scales_average_probabilities(scales, flip):
+    model, dataset = random_network(), FakeDataset()
+
+    def predict(image):
+        height, width = image.shape[:2]
+        views = []
+        for scale in scales:
+            size = (round(width * scale), round(height * scale))
+            resized = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+            for mirrored in (False, True) if flip else (False,):
+                shown = resized[:, ::-1].copy() if mirrored else resized
+                logits = model(input_of(shown))
+                logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
+                probabilities = logits.softmax(1) if len(scales) > 1 or flip else logits
+                views.append(probabilities.flip(3) if mirrored else probabilities)
+        return torch.stack(views).mean(0)[0].argmax(0)
+
+    expected = matrix_of(dataset, predict)
+    actual = evaluate(model, dataset, scales=scales, flip=flip).matrix
+    assert (actual - expected).abs().sum() <= 4  # ties that rounding breaks
+    assert (actual - evaluate(model, dataset).matrix).abs().sum() > 100
+
+
+def test_logits_at_a_fraction_of_the_size_are_enlarged():
+    model, dataset = random_network(stride=4), FakeDataset()
+
+    def predict(image):
+        logits = F.interpolate(
+            model(input_of(image)), image.shape[:2], mode="bilinear", align_corners=True
+        )
+        return logits[0].argmax(0)
+
+    assert torch.equal(evaluate(model, dataset).matrix, matrix_of(dataset, predict))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtype_is_what_the_network_computes_in(dtype):
+    model, dataset = random_network(), FakeDataset(3)
+    half = random_network().to(dtype)
+    expected = matrix_of(dataset, lambda image: half(input_of(image).to(dtype))[0].argmax(0))
+    assert torch.equal(evaluate(model, dataset, dtype=dtype).matrix, expected)
+    assert torch.equal(evaluate(half, dataset).matrix, expected)
+    assert model.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16, float16 or None"):
+        evaluate(model, dataset, dtype=torch.int8)
+
+
+def test_every_module_keeps_its_mode_even_after_an_error():
+    class Network(nn.Sequential):
+        def forward(self, x):
+            assert not any(module.training for module in self.modules())
+            return super().forward(x)
+
+    model = Network(nn.BatchNorm2d(3), random_network(), nn.Dropout(0.9)).train()
+    model[0].eval()  # frozen, as in fine-tuning
+    before = model[0].running_mean.clone()
+    first = evaluate(model, FakeDataset())
+    assert torch.equal(first.matrix, evaluate(model, FakeDataset()).matrix)
+    with pytest.raises(ImageError):
+        evaluate(model, FakeDataset(broken=[1]))
+    assert [module.training for module in model.modules()] == [True, False, True, True]
+    assert torch.equal(model[0].running_mean, before)
+
+
+def test_indices_choose():
+    model, dataset = random_network(), FakeDataset()
+    expected = matrix_of(dataset, lambda image: model(input_of(image))[0].argmax(0), [3, 1])
+    evaluation = evaluate(model, dataset, indices=[3, 1])
+    assert torch.equal(evaluation.matrix, expected) and evaluation.count == 2
+
+
+# -------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_pictures_are_told_and_skipped_and_the_rest_counts():
+    model, told = random_network(), []
+    evaluation = evaluate(model, FakeDataset(broken=[0, 3]), on_bad=told.append)
+    good = evaluate(model, FakeDataset(), indices=[1, 2, 4])
+    assert torch.equal(evaluation.matrix, good.matrix)
+    assert evaluation.count == 3
+    assert evaluation.skipped == (
+        "picture0.png: is damaged or truncated",
+        "picture3.png: is damaged or truncated",
+    )
+    assert [str(error) for error in told] == list(evaluation.skipped)
+
+
+def test_without_on_bad_the_first_bad_picture_ends_it():
+    with pytest.raises(ImageError, match=r"picture3\.png: is damaged"):
+        evaluate(random_network(), FakeDataset(broken=[3]))
+
+
+def test_nothing_left_says_so_with_the_first_reason():
+    with pytest.raises(ValueError, match=r"none of 2 pictures can be used; the first: picture0"):
+        evaluate(random_network(), FakeDataset(2, broken=[0, 1]), on_bad=lambda _: None)
+    with pytest.raises(ValueError, match=r"no pictures to evaluate \(of 0 in this split\)"):
+        evaluate(random_network(), FakeDataset(0))
+    with pytest.raises(ValueError, match="index must be 0 to 4 in this split, got 5"):
+        evaluate(random_network(), FakeDataset(), indices=[1, 5])
+    with pytest.raises(ValueError, match="nothing to score"):
+        evaluate(random_network(), FakeDataset(2, ignored=1))
+
+
+def test_a_picture_too_small_for_the_network_is_named():
+    told = []
+    dataset = FakeDataset(1, num_classes=19)
+    with pytest.raises(ValueError, match=r"none of 1 pictures"):
+        evaluate(create_model("fassd_net"), dataset, scales=(0.5,), on_bad=told.append)
+    assert str(told[0]).startswith("picture0.png: the input must be at least")
+
+
+def test_labels_beyond_the_card_are_named():
+    dataset = FakeDataset(3, shift=1)  # 1 to 4, where 0 to 3 are known
+    with pytest.raises(ImageError, match=r"picture0\.png: labels must be 0 to 3 .*, got 4"):
+        evaluate(random_network(), dataset)
+
+
+def test_a_head_of_another_number_of_classes_is_refused_before_anything_runs():
+    def never(*_):
+        raise AssertionError("a picture was read")
+
+    dataset = FakeDataset()
+    dataset.__class__ = type("Unread", (FakeDataset,), {"__getitem__": never})
+    message = "the network has 19 classes, but the data's labels have 4"
+    with pytest.raises(ValueError, match=message):
+        evaluate(create_model("fassd_net_l2"), dataset)
+    message = "the network has 3 classes, but the data's labels have 4"
+    with pytest.raises(ValueError, match=message):  # known from its first logits only
+        evaluate(random_network(3), FakeDataset(), on_bad=never)
+
+
+def test_nan_is_an_error_not_a_score():
+    model = random_network()
+    nn.init.constant_(model.weight, math.nan)
+    with pytest.raises(RuntimeError, match=r"picture0\.png: the network's logits hold NaN"):
+        evaluate(model, FakeDataset(), on_bad=lambda _: None)
+
+
+@pytest.mark.parametrize("scales", [(), (1, 0), (-1,), (math.inf,), (math.nan,)])
+def test_scales_are_checked(scales):
+    with pytest.raises(ValueError, match="scales must be one or more positive numbers"):
+        evaluate(random_network(), FakeDataset(), scales=scales)
+
+
+# ----------------------------------------------------------------------------------- what it tells
+
+
+def test_json_and_table():
+    dataset = FakeDataset(broken=[1], num_classes=CLASSES + 1)  # the last class never comes
+    model = random_network(CLASSES + 1)
+    nn.init.constant_(model.bias[CLASSES:], -1e4)
+    evaluation = evaluate(model, dataset, on_bad=lambda _: None)
+    figures = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
+    assert figures["miou"] == evaluation.scores.miou
+    assert figures["classes"][0] == {
+        "name": "kind 0",
+        "iou": evaluation.scores.iou[0],
+        "pixels": evaluation.matrix[0].sum().item(),
+    }
+    assert figures["classes"][CLASSES]["iou"] is None
+    assert figures["confusion"] == evaluation.matrix.tolist()
+    assert (figures["pictures"], figures["skipped"]) == (4, list(evaluation.skipped))
+    assert figures["pictures_per_second"] == pytest.approx(4 / figures["seconds"])
+
+    console = Console(file=io.StringIO(), width=100)
+    console.print(evaluation)
+    lines = console.file.getvalue().splitlines()
+    assert lines[1].split()[:3] == ["kind", "0", f"{100 * evaluation.scores.iou[0]:.2f}"]
+    assert "absent" in lines[1 + CLASSES]
+    assert f"mIoU {100 * evaluation.scores.miou:.2f}%, pixel accuracy" in lines[-2]
+    assert "4 pictures in" in lines[-1] and "1 skipped" in lines[-1]
+
+
+# ---------------------------------------------------------------------------------- many processes
+
+
+@pytest.fixture(scope="module")
+def two_processes():
+    """What each of two processes of one Gloo group has to tell: two_processes.py."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, TESTS / "training/two_processes.py"],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return [json.loads(output) for output in outputs]
+
+
+def test_two_processes_count_what_one_does(two_processes):
+    evaluation = evaluate(random_network(), FakeDataset(broken=[1, 2]), on_bad=lambda _: None)
+    for rank, told in enumerate(two_processes):
+        assert told["rank"] == [rank, 2, rank == 0]
+        assert told["matrix"] == evaluation.matrix.tolist()
+        assert told["miou"] == evaluation.scores.miou
+        assert told["count"] == 3
+        assert told["skipped"] == list(evaluation.skipped)
+    # Each had every second picture.
+    assert [told["seen"] for told in two_processes] == [[0, 4], [3]]
+
+
+def test_more_processes_than_pictures(two_processes):
+    alone = evaluate(random_network(), FakeDataset(1))
+    assert [told["one picture"] for told in two_processes] == [alone.matrix.tolist()] * 2
+
+
+def test_what_stops_one_process_stops_the_other(two_processes):
+    first, second = (told["error"] for told in two_processes)
+    assert first == "RuntimeError: process 1: picture1.png: is damaged or truncated"
+    assert second == "ImageError: picture1.png: is damaged or truncated"

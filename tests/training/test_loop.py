@@ -1,0 +1,404 @@
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from training.streets import (
+    Recorder,
+    double_precision,
+    feed_doubles,
+    small_recipe,
+    write_cityscapes,
+)
+
+from fassd.models import create_model, load_checkpoint
+from fassd.training import state as files
+from fassd.training.loop import DivergedError, StoppedError, Trainer
+from fassd.training.recipe import RecipeError
+from fassd.training.state import StateError
+
+RUN = Path(__file__).with_name("run_trainer.py")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    return write_cityscapes(tmp_path_factory.mktemp("cityscapes"))
+
+
+@pytest.fixture(scope="module")
+def whole(card, tmp_path_factory):
+    """A run without interruption: its folder and what it reported."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    recorder = Recorder()
+    evaluation = Trainer(small_recipe(), card, folder, reporter=recorder).run()
+    return folder, recorder, evaluation
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same_run(one, other):
+    """The same bytes of logs, the same bits of every tensor that is kept."""
+    for name in ("log.csv", "val.csv", "recipe.yaml"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("last.safetensors", "best.safetensors", "checkpoint.safetensors"):
+        first, second = load_file(one / name), load_file(other / name)
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), (name, key)
+
+
+# ------------------------------------------------------------------------------------- what it does
+
+
+def test_leaves_weights_logs_and_pictures(whole):
+    folder, recorder, evaluation = whole
+    assert [int(row["step"]) for row in rows(folder / "log.csv")] == list(range(1, 7))
+    assert all(np.isfinite(float(row["loss"])) for row in rows(folder / "log.csv"))
+    scores = rows(folder / "val.csv")
+    assert [int(row["step"]) for row in scores] == [3, 6]
+    assert float(scores[-1]["miou"]) == pytest.approx(evaluation.scores.miou, rel=1e-8)
+    assert set(recorder.scores) == {3, 6} and recorder.first == 0
+    with Image.open(folder / "pictures" / "step-000006.jpg") as picture:
+        assert picture.width > 3 * 64
+    assert list((folder / "tensorboard").iterdir())
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".part")]
+
+
+def test_the_weights_it_leaves_are_those_it_scored(whole, card):
+    from fassd.data import SegmentationDataset
+    from fassd.training import evaluate
+
+    folder, _, evaluation = whole
+    model = create_model("fassd_net_l2")
+    load_checkpoint(model, folder / "last.safetensors")
+    again = evaluate(model, SegmentationDataset(card, "val"))
+    # Validation ran the fused modules; a few pixels on a boundary may fall the other way.
+    assert again.scores.miou == pytest.approx(evaluation.scores.miou, abs=2e-3)
+    best = max(float(row["miou"]) for row in rows(folder / "val.csv"))
+    load_checkpoint(model, folder / "best.safetensors")
+    assert evaluate(model, SegmentationDataset(card, "val")).scores.miou == pytest.approx(
+        best, abs=2e-3
+    )
+
+
+def test_learns(card, tmp_path):
+    recorder = Recorder()
+    recipe = small_recipe(steps=40, batch=6, val_every=0, save_every=40, log_every=1, jitter=0.0)
+    Trainer(recipe, card, tmp_path / "run", reporter=recorder).run()
+    losses = [recorder.losses[step] for step in sorted(recorder.losses)]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_one_optimizer_step_is_the_textbooks(card, tmp_path):
+    """SGD with momentum and weight decay on everything, by hand, from the same micro-batches."""
+    recipe = small_recipe(
+        optimizer="sgd", learning_rate=0.1, weight_decay=0.01, steps=2, clip=None, ema=None,
+        batch=4, accumulate=2, accelerate=False, channels_last=False,
+    )  # fmt: skip
+    trainer = Trainer(recipe, card, tmp_path / "run")
+    torch.manual_seed(recipe.seed)
+    model = create_model(recipe.model).train()
+    velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for step, parts in enumerate(trainer._batches()):
+        model.zero_grad()
+        for part in parts:
+            (trainer.loss(model(part.images), part.labels) / len(parts)).backward()
+        rate = 0.1 * (1 - (step + 1) / 2) ** 0.9
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                velocity[name] = 0.9 * velocity[name] + p.grad + 0.01 * p
+                p -= rate * velocity[name]
+    trainer.run()
+    for name, p in trainer.model.named_parameters():
+        torch.testing.assert_close(p, model.get_parameter(name), rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_follows_the_weights(card, tmp_path):
+    recipe = small_recipe(ema=0.9, steps=3, val_every=0, accelerate=False)
+    trainer = Trainer(recipe, card, tmp_path / "run")
+    history, update = [], trainer.average.update_parameters
+
+    def watch(model):
+        update(model)
+        history.append({key: value.clone() for key, value in model.state_dict().items()})
+
+    trainer.average.update_parameters = watch
+    trainer.run()
+    expected = history[0]
+    for count, state in enumerate(history[1:], start=1):
+        share = 1 - min(0.9, (1 + count) / (10 + count))
+        expected = {
+            key: value.lerp(state[key], share) if value.is_floating_point() else state[key]
+            for key, value in expected.items()
+        }
+    saved = load_file(tmp_path / "run" / "last.safetensors")
+    for key, value in expected.items():
+        torch.testing.assert_close(saved[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_follows_the_same_curve_with_and_without_fused_modules(card, tmp_path, precision):
+    curves = []
+    for accelerate in (False, True):
+        recorder = Recorder()
+        recipe = small_recipe(
+            model="fassd_net", accelerate=accelerate, precision=precision, log_every=1, steps=4
+        )
+        Trainer(recipe, card, tmp_path / str(accelerate), reporter=recorder).run()
+        curves.append(list(recorder.losses.values()))
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-2 if precision == "bfloat16" else 1e-4)
+
+
+def test_accumulated_micro_batches_are_one_batch_where_batch_norm_is_left_out(card, tmp_path):
+    """In eval mode a batch of 4 and two micro-batches of 2 have the same gradient."""
+    gradients = []
+    for accumulate in (1, 2):
+        recipe = small_recipe(batch=4, accumulate=accumulate, accelerate=False)
+        trainer = Trainer(recipe, card, tmp_path / str(accumulate))
+        trainer.model.eval()
+        parts = next(trainer._batches())
+        pictures = torch.tensor(4.0)
+        losses = [trainer._backward(part, pictures) for part in parts]
+        grads = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+        gradients.append((sum(losses), grads))
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-3, atol=1e-5)
+
+
+def test_starts_from_given_weights_but_for_a_head_of_other_classes(card, tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    source = create_model("fassd_net_l2", num_classes=7)
+    save_file(source.state_dict(), tmp_path / "start.safetensors")
+    recorder = Recorder()
+    recipe = small_recipe(weights=str(tmp_path / "start.safetensors"))
+    trainer = Trainer(recipe, card, tmp_path / "run", reporter=recorder)
+    own = trainer.model.state_dict()
+    for key, value in source.state_dict().items():
+        assert key.startswith("finalConv") or torch.equal(own[key], value)
+    assert "misshapen: finalConv.weight" in recorder.messages[0]
+
+
+# ----------------------------------------------------------------------------------- interruptions
+
+
+def test_a_killed_run_resumes_as_if_nothing_had_happened(whole, card, tmp_path):
+    """kill -9 in the middle of step 5, after the checkpoint of step 4."""
+    folder = tmp_path / "run"
+    command = [sys.executable, str(RUN), str(card.root), str(folder), "kill", "5"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    killed = subprocess.run(command, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(rows(folder / "log.csv")) == 4 and (folder / "val.csv").stat().st_size > 0
+    recorder = Recorder()
+    Trainer(None, card, folder, resume=True, reporter=recorder).run()
+    assert recorder.first == 4
+    same_run(whole[0], folder)
+
+
+def test_rows_of_steps_that_are_done_again_do_not_come_twice(whole, card, tmp_path):
+    """Killed between a flush of the log and the checkpoint: rows 5 and 6 are there already."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    stop_at(card, folder_of_four := tmp_path / "four", 4)
+    for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
+        shutil.copy(folder_of_four / name, folder / name)
+    Trainer(None, card, folder, resume=True).run()
+    same_run(whole[0], folder)
+
+
+def stop_at(card, folder, step):
+    """Run until Ctrl-C comes in the middle of `step`."""
+    trainer = Trainer(small_recipe(), card, folder)
+    take = trainer._train_step
+
+    def step_with_ctrl_c(*arguments):
+        if trainer.step == step - 1:
+            signal.raise_signal(signal.SIGINT)
+        return take(*arguments)
+
+    trainer._train_step = step_with_ctrl_c
+    with pytest.raises(StoppedError, match=f"after step {step}; saved in .*--resume"):
+        trainer.run()
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_ctrl_c_saves_and_resuming_gives_the_same_run(whole, card, tmp_path, step):
+    stop_at(card, tmp_path / "run", step)
+    assert len(rows(tmp_path / "run" / "log.csv")) == step
+    Trainer(None, card, tmp_path / "run", resume=True).run()
+    same_run(whole[0], tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(whole, card, tmp_path):
+    stop_at(card, tmp_path / "run", 5)  # checkpoints of steps 5 and 4
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100_000])
+    recorder = Recorder()
+    Trainer(None, card, tmp_path / "run", resume=True, reporter=recorder).run()
+    assert recorder.first == 4
+    assert "checkpoint.safetensors is damaged and was passed over" in recorder.messages[0]
+    same_run(whole[0], tmp_path / "run")
+
+
+def test_a_full_disk_loses_nothing_and_does_not_stop_the_run(whole, card, tmp_path, monkeypatch):
+    recorder = Recorder()
+    trainer = Trainer(small_recipe(), card, tmp_path / "run", reporter=recorder)
+    write = files._write
+
+    def full_from_step_three_to_five(path, tensors, facts):
+        if 3 <= trainer.step <= 5:
+            path.with_name(f".{path.name}.x.part").touch()
+            path.with_name(f".{path.name}.x.part").unlink()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, tensors, facts)
+
+    monkeypatch.setattr(files, "_write", full_from_step_three_to_five)
+    trainer.run()
+    told = [text for text in recorder.messages if "No space left" in text]
+    assert any("could not write the checkpoint" in text for text in told)
+    assert files.latest_state(tmp_path / "run")[1]["step"] == 6
+    # The previous checkpoint is that of step 2: those between were never written.
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    assert files.latest_state(tmp_path / "run")[1]["step"] == 2
+
+
+def test_a_disk_that_is_full_at_the_end_is_an_error(card, tmp_path, monkeypatch):
+    trainer = Trainer(small_recipe(steps=2, val_every=0), card, tmp_path / "run")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run()
+
+
+def test_nothing_to_resume_and_nothing_overwritten(whole, card, tmp_path):
+    with pytest.raises(StateError, match="there is no checkpoint in it"):
+        Trainer(None, card, tmp_path, resume=True)
+    with pytest.raises(FileExistsError, match="--resume goes on"):
+        Trainer(small_recipe(), card, whole[0])
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(card, tmp_path):
+    trainer = Trainer(small_recipe(learning_rate=1e-3), card, tmp_path / "run")
+    take = trainer._train_step
+
+    def poison(*arguments):
+        if trainer.step == 4:
+            next(trainer.model.parameters()).data[0] = float("nan")
+        return take(*arguments)
+
+    trainer._train_step = poison
+    with pytest.raises(DivergedError, match=r"the loss of step 5 is nan, at a learning rate of"):
+        trainer.run()
+    tensors, facts, _ = files.latest_state(tmp_path / "run")
+    assert facts["step"] == 4
+    assert all(t.isfinite().all() for t in tensors.values() if t.is_floating_point())
+
+
+def test_pictures_that_do_not_read_are_skipped_and_named(tmp_path):
+    card = write_cityscapes(tmp_path / "data")
+    broken = sorted((tmp_path / "data").glob("leftImg8bit/train/*/*"))[2]
+    broken.write_bytes(broken.read_bytes()[:200])
+    wrong = sorted((tmp_path / "data").glob("gtFine/val/*/*"))[1]
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(wrong)
+    recorder = Recorder()
+    evaluation = Trainer(small_recipe(), card, tmp_path / "run", reporter=recorder).run()
+    assert any(text.startswith("skipped: ") and str(broken) in text for text in recorder.messages)
+    assert any(text.startswith("skipped: ") and str(wrong) in text for text in recorder.messages)
+    assert evaluation.count == 2 and len(evaluation.skipped) == 1
+
+
+def test_a_picture_without_labels_and_smaller_than_the_crop(tmp_path):
+    card = write_cityscapes(tmp_path / "data", train=2)
+    mask = sorted((tmp_path / "data").glob("gtFine/train/*/*"))[0]
+    Image.fromarray(np.zeros((64, 128), np.uint8)).save(mask)  # unlabeled, all of it
+    recorder = Recorder()
+    recipe = small_recipe(crop=[96, 160], steps=3, batch=2, scale=[0.3, 0.5])
+    Trainer(recipe, card, tmp_path / "run", reporter=recorder).run()
+    assert all(np.isfinite(list(recorder.losses.values())))
+
+
+def test_a_batch_that_cannot_be_shared(card, tmp_path, monkeypatch):
+    monkeypatch.setattr("fassd.training.loop.world_size", lambda: 4)
+    with pytest.raises(RecipeError, match="a multiple of 4 processes x accumulate"):
+        Trainer(small_recipe(batch=6), card, tmp_path / "run")
+
+
+# --------------------------------------------------------------------------------- many processes
+
+
+def run_processes(count, card, folder, settings):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+        str(count), str(RUN), str(card.root), str(folder), "settings", json.dumps(settings),
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"
+    }  # fmt: skip
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def run_one(card, folder, **settings):
+    with double_precision():
+        feed_doubles(Trainer(small_recipe(**settings), card, folder)).run()
+
+
+def compare_runs(one, two, names):
+    """To float64's rounding, though weights are written down in float64 and losses in 9 digits."""
+    losses = [[float(row["loss"]) for row in rows(folder / "log.csv")] for folder in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    first, second = load_file(one / "last.safetensors"), load_file(two / "last.safetensors")
+    compared = [key for key in first if not any(name in key for name in names)]
+    assert len(compared) > len(first) / 2
+    for key in compared:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_equal_one_with_the_same_global_batch(card, tmp_path, accumulate):
+    """With batch norm over both processes: losses, weights, statistics and scores."""
+    settings = {
+        "batch": 4, "sync_bn": True, "steps": 4, "val_every": 2, "optimizer": "sgd",
+        "learning_rate": 0.02, "accelerate": False, "accumulate": accumulate,
+    }  # fmt: skip
+    run_processes(2, card, tmp_path / "two", settings)
+    run_one(card, tmp_path / "one", **settings)
+    compare_runs(tmp_path / "one", tmp_path / "two", names=())
+    one, two = (tmp_path / name / "val.csv" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_without_sync_two_processes_equal_two_micro_batches(card, tmp_path):
+    """Batch norm of each process sees its own half, as that of each micro-batch does."""
+    settings = {
+        "batch": 4, "steps": 3, "val_every": 0, "optimizer": "sgd", "learning_rate": 0.02,
+        "accelerate": False, "ema": None,
+    }  # fmt: skip
+    run_processes(2, card, tmp_path / "two", settings)
+    run_one(card, tmp_path / "one", **settings, accumulate=2)
+    # Running statistics are those of one process here and of all micro-batches there.
+    compare_runs(tmp_path / "one", tmp_path / "two", names=("running", "tracked"))

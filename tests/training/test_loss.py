@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden.golden import image
+
+from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, hardest_mean
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
+
+
+def golden_labels(shape, salt):
+    rng = np.random.default_rng([11, salt])
+    labels = rng.integers(0, 19, shape)
+    labels[rng.random(shape) < 0.1] = 250
+    return torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("case", GOLDEN["bootstrapped_ce"], ids=lambda case: str(case["shape"]))
+def test_equals_the_authors(case):
+    n, _, h, w = case["shape"]
+    logits = image(tuple(case["shape"]), case["salt"]) * case["scale"]
+    loss = BootstrappedCrossEntropy(4096, 0.3, ignore_index=250)
+    value = loss(logits, golden_labels((n, h, w), case["salt"]))
+    assert value.item() == pytest.approx(case["value"], rel=2e-6)
+
+
+def random_case(shape=(2, 5, 24, 32), seed=0, ignored=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(shape, generator=generator)
+    labels = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
+    return logits, labels
+
+
+@pytest.mark.parametrize("min_pixels", [1, 50, 300, 600])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 4.0, 100.0])
+def test_is_the_mean_of_the_hardest_pixels_of_each_picture(min_pixels, threshold):
+    logits, labels = random_case()
+    expected = []
+    for scores, truth in zip(logits.double(), labels, strict=True):
+        losses = F.cross_entropy(scores[None], truth[None], ignore_index=255, reduction="none")
+        hardest = np.sort(losses[0][truth != 255].numpy())[::-1]
+        above = hardest[hardest > threshold]
+        expected.append((above if len(above) > min_pixels else hardest[:min_pixels]).mean())
+    value = BootstrappedCrossEntropy(min_pixels, threshold)(logits, labels)
+    assert value.item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_small_pictures_count_with_all_their_labelled_pixels():
+    logits, labels = random_case((2, 5, 8, 8))
+    value = BootstrappedCrossEntropy()(logits, labels)
+    each = [
+        F.cross_entropy(scores[None], truth[None], ignore_index=255)
+        for scores, truth in zip(logits, labels, strict=True)
+    ]
+    assert value.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [BootstrappedCrossEntropy(10), CrossEntropy()])
+def test_a_picture_without_labels_does_not_count(loss):
+    logits, labels = random_case()
+    alone = loss(logits[:1], labels[:1])
+    labels[1] = 255
+    assert loss(logits, labels).item() == pytest.approx(alone.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [BootstrappedCrossEntropy(10), CrossEntropy()])
+def test_nothing_labelled_gives_zero_and_zero_gradients(loss):
+    logits, labels = random_case()
+    logits.requires_grad_()
+    value = loss(logits, torch.full_like(labels, 255))
+    value.backward()
+    assert value.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+def test_cross_entropy_is_a_mean_of_means():
+    logits, labels = random_case()
+    each = [
+        F.cross_entropy(scores[None], truth[None], ignore_index=255)
+        for scores, truth in zip(logits, labels, strict=True)
+    ]
+    assert CrossEntropy()(logits, labels).item() == pytest.approx(
+        torch.stack(each).mean().item(), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("loss", [BootstrappedCrossEntropy(40, 1.0), CrossEntropy()])
+def test_gradients(loss):
+    logits, labels = random_case((2, 3, 6, 5))
+    logits = logits.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    logits, labels = random_case()
+    logits = logits.to(dtype)
+    loss = BootstrappedCrossEntropy(50)
+    assert loss(logits, labels) == loss(logits.float(), labels)
+
+
+def test_takes_uint8_labels():
+    logits, labels = random_case()
+    loss = BootstrappedCrossEntropy(50)
+    assert loss(logits, labels.to(torch.uint8)) == loss(logits, labels)
+
+
+def test_hardest_mean_of_nothing():
+    assert hardest_mean(torch.zeros(0), 5, 0.3) == 0
+
+
+def test_bad_settings_and_shapes_are_named():
+    with pytest.raises(ValueError, match="min_pixels must be at least 1, got 0"):
+        BootstrappedCrossEntropy(0)
+    with pytest.raises(ValueError, match="threshold must be at least 0, got nan"):
+        BootstrappedCrossEntropy(5, float("nan"))
+    with pytest.raises(ValueError, match=r"got \(1, 3, 4, 4\) and \(1, 4, 5\)"):
+        BootstrappedCrossEntropy()(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 5))

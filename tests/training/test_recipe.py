@@ -1,0 +1,79 @@
+import pytest
+
+from fassd.training.recipe import Recipe, RecipeError, list_presets, load_recipe
+
+
+def test_presets():
+    assert list_presets() == ["demo", "paper", "paper-l1", "paper-l2"]
+
+
+def test_the_papers_preset_is_the_papers_recipe():
+    recipe = load_recipe("paper")
+    assert recipe == Recipe()
+    assert (recipe.model, recipe.encoder) == ("fassd_net", "imagenet")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("sgd", 0.02, 0.9)
+    assert (recipe.weight_decay, recipe.power, recipe.steps, recipe.batch) == (5e-4, 0.9, 90000, 16)
+    assert (recipe.crop, recipe.scale, recipe.flip) == ((1024, 1024), (0.5, 2.0), 0.5)
+    assert (recipe.loss, recipe.min_pixels, recipe.threshold) == ("bootstrapped", 4096, 0.3)
+    assert not recipe.sync_bn and recipe.jitter == 0 and recipe.warmup == 0 and recipe.clip is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "model"), [("paper-l1", "fassd_net_l1"), ("paper-l2", "fassd_net_l2")]
+)
+def test_the_light_presets_differ_in_the_network_alone(preset, model):
+    assert load_recipe(preset) == load_recipe("paper").replace(model=model)
+
+
+def test_yaml_round_trip(tmp_path):
+    recipe = load_recipe("demo").replace(crop=[96, 160], ema=None, clip=1, seed=7)
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(path) == recipe
+
+
+def test_a_file_may_build_on_a_preset(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: demo\nsteps: 7\nwarmup: 0\nweight_decay: 5e-4\n")
+    assert load_recipe(path) == load_recipe("demo").replace(steps=7, warmup=0, weight_decay=5e-4)
+
+
+def test_an_empty_file_is_the_paper(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    assert load_recipe(tmp_path / "mine.yaml") == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 5", "unknown setting 'stepz'; did you mean 'steps'"),
+        ("steps: 0", "steps must be at least 1, got 0"),
+        ("steps: ten", "steps must be of type int, got 'ten'"),
+        ("steps: true", "steps must be of type int, got True"),
+        ("crop: [64]", "crop must be a list of 2"),
+        ("crop: 64", "crop must be a list of 2"),
+        ("scale: [2.0, 0.5]", "scale must be two factors"),
+        ("loss: focal", "loss must be one of bootstrapped, cross_entropy, got 'focal'"),
+        ("batch: 6\naccumulate: 4", "batch must be a multiple of accumulate"),
+        ("learning_rate: .nan", "learning_rate must be above 0, got nan"),
+        ("learning_rate: fast", "learning_rate must be of type float, got 'fast'"),
+        ("ema: 1.5", "ema must be null or from 0 to below 1, got 1.5"),
+        ("warmup: 90000", "warmup must be below steps"),
+        ("model: unet", "unknown model 'unet'"),
+        ("preset: papper", "preset must be one of demo, paper"),
+        ("- a", "must hold settings"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_errors_name_setting_and_file(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")) as raised:
+        load_recipe(path)
+    if "unknown model" not in message:
+        assert isinstance(raised.value, RecipeError)
+
+
+def test_no_such_preset():
+    with pytest.raises(RecipeError, match="a preset \\(demo, paper, paper-l1, paper-l2\\)"):
+        load_recipe("fast")

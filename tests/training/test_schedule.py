@@ -1,0 +1,31 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fassd.training.schedule import poly_learning_rate
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
+
+
+@pytest.mark.parametrize(("step", "rate"), GOLDEN["poly_lr"].items())
+def test_equals_the_authors(step, rate):
+    assert poly_learning_rate(int(step), 0.02, 90_000) == pytest.approx(rate, rel=1e-12)
+
+
+def test_falls_to_zero_at_the_last_step():
+    rates = [poly_learning_rate(step, 1.0, 10, 1.0) for step in range(10)]
+    assert rates == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+
+
+def test_warmup_scales_the_first_steps():
+    plain = [poly_learning_rate(step, 1.0, 100) for step in range(6)]
+    warm = [poly_learning_rate(step, 1.0, 100, warmup_steps=3) for step in range(6)]
+    factors = [w / p for w, p in zip(warm, plain, strict=True)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+
+
+@pytest.mark.parametrize("step", [-1, 10])
+def test_outside_the_run(step):
+    with pytest.raises(ValueError, match=f"from 0 to 9, got {step}"):
+        poly_learning_rate(step, 0.1, 10)
