@@ -24,6 +24,7 @@ from fassd.cli.common import (
     app,
     console,
     parse_size,
+    pick_weights,
     progress,
     say,
 )
@@ -88,7 +89,7 @@ def bench(
     report = _measure(
         Job(
             model=model,
-            weights=weights,
+            weights=pick_weights(weights, model, classes, alpha),
             classes=classes,
             alpha=alpha,
             size=size,
@@ -130,9 +131,10 @@ def demo(
 ) -> None:
     """Render a street, segment it with plain PyTorch and with fused kernels, and compare.
 
-    Writes [cyan]scene.png[/], [cyan]labels.png[/] (in colours) and [cyan]overlay.png[/]. Without
-    weights the network is random, its batch norms calibrated on the scene: the labels follow
-    what the picture shows, but their names mean nothing.
+    Writes [cyan]scene.png[/], [cyan]labels.png[/] (in colours) and [cyan]overlay.png[/]. The
+    weights are ours, trained on generated streets of other textures; for networks that have
+    none they are random, with batch norms calibrated on the scene: then the labels follow what the
+    picture shows, but their names mean nothing.
 
     Exit code: 1 if less than 99.9% of the labels agree.
 
@@ -148,6 +150,7 @@ def demo(
     from fassd.predict import pick_device
 
     check_folder(output)
+    weights = pick_weights(weights, model)
     report = _measure(
         Job(
             model=model,

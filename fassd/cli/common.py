@@ -19,7 +19,6 @@ from typer.core import TyperGroup
 import fassd
 
 __all__ = [
-    "RANDOM",
     "Alpha",
     "Backend",
     "Classes",
@@ -34,12 +33,18 @@ __all__ = [
     "app",
     "console",
     "parse_size",
+    "pick_weights",
     "progress",
     "say",
     "set_threads",
+    "tell_weights",
 ]
 
-RANDOM = "random weights: labels are meaningless until trained weights are given (--weights)"
+ABOUT_WEIGHTS = {
+    None: "random weights: labels are meaningless until trained weights are given (--weights)",
+    "synthetic": "synthetic weights, trained on generated streets alone: photographs need others "
+    "(--weights cityscapes, or your own)",
+}
 
 
 # ------------------------------------------------------------------------------- errors and sizes
@@ -121,8 +126,9 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         "-w",
-        help="Trained weights: a file (.pkl, .pth, .pt, .safetensors), or [cyan]cityscapes[/] for "
-        "the authors' own, downloaded once. Random if not given.",
+        help="Trained weights: a file (.pkl, .pth, .pt, .safetensors); [cyan]cityscapes[/], the "
+        "authors' own, downloaded once; [cyan]synthetic[/], ours, of generated streets; "
+        "[cyan]random[/]. Without it synthetic, or random where the network has none.",
     ),
 ]
 Classes = Annotated[int, typer.Option("--classes", min=1, max=65536, help="Number of classes.")]
@@ -217,3 +223,18 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def pick_weights(weights: str | None, model: str, classes: int = 19, alpha: int = 2) -> str | None:
+    """What `fassd.create_model` takes for the option --weights; None means random."""
+    from fassd.models.zoo import default_weights
+
+    if weights == "random":
+        return None
+    return default_weights(model, classes, alpha) if weights is None else weights
+
+
+def tell_weights(weights: str | None) -> None:
+    """Say what picked weights are worth, where that is less than one may expect."""
+    if weights in ABOUT_WEIGHTS:
+        say(f"[yellow]{escape(ABOUT_WEIGHTS[weights])}[/]")

@@ -11,7 +11,6 @@ import typer
 from rich.markup import escape
 
 from fassd.cli.common import (
-    RANDOM,
     Alpha,
     Backend,
     Device,
@@ -22,9 +21,11 @@ from fassd.cli.common import (
     Weights,
     app,
     console,
+    pick_weights,
     progress,
     say,
     set_threads,
+    tell_weights,
 )
 
 if TYPE_CHECKING:
@@ -109,9 +110,10 @@ def val(
     dataset = SegmentationDataset(load_card(data, root), split)
     indices = range(len(dataset))[:limit]
     with process_group(device) as home:
+        weights = pick_weights(weights, model, dataset.card.num_classes, alpha)
         network = _segmenter(model, weights, dataset.card, alpha, backend, dtype, home).model
-        if weights is None and is_main():
-            say(f"[yellow]{escape(RANDOM)}[/]")
+        if is_main():
+            tell_weights(weights)
         evaluation = _evaluated(network, dataset, indices, views, flip)
         if not is_main():
             return
@@ -265,12 +267,13 @@ def compare(
     from fassd.predict import pick_device
 
     indices = _numbers("--index", index, int)
-    networks = _networks(model or OF_THE_TALK, weights_dir)
     if output.suffix.lower() != ".png":
         raise ValueError(f"--output must be the name of a PNG file, NAME.png, got {str(output)!r}")
     check_folder(output.parent)
     set_threads(threads)
-    dataset = SegmentationDataset(load_card(data, root), split)
+    card = load_card(data, root)
+    networks = _networks(model or OF_THE_TALK, weights_dir, card.num_classes, alpha)
+    dataset = SegmentationDataset(card, split)
     _check_indices(indices, len(dataset), split)
     home = pick_device(device)
     segmenters = [
@@ -295,7 +298,9 @@ def compare(
     say(f"panel: {escape(str(output))}")
 
 
-def _networks(models: list[str], weights_dir: Path | None) -> list[_Network]:
+def _networks(
+    models: list[str], weights_dir: Path | None, classes: int, alpha: int
+) -> list[_Network]:
     """Read NAME and NAME=WEIGHTS; where a network comes twice, its title tells its weights."""
     from fassd.models.zoo import get_variant
 
@@ -304,7 +309,8 @@ def _networks(models: list[str], weights_dir: Path | None) -> list[_Network]:
         name, _, weights = model.partition("=")
         if not weights and weights_dir is not None:
             weights = str(weights_dir / f"{name}.safetensors")
-        networks.append(_Network(get_variant(name).title, name, weights or None))
+        title = get_variant(name).title
+        networks.append(_Network(title, name, pick_weights(weights or None, name, classes, alpha)))
     titles = [each.title for each in networks]
     return [
         each._replace(title=f"{each.title} ({Path(each.weights or 'random').stem})")

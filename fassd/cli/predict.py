@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from fassd.cli.common import (
-    RANDOM,
     Alpha,
     Backend,
     Classes,
@@ -26,9 +25,11 @@ from fassd.cli.common import (
     app,
     console,
     parse_size,
+    pick_weights,
     progress,
     say,
     set_threads,
+    tell_weights,
 )
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ def predict(
     if not pictures:
         raise unfound[-1]
     set_threads(threads)
+    weights = pick_weights(weights, model, classes, alpha)
     segmenter = build_segmenter(model, weights, classes, alpha, backend, dtype, device, size)
-    if weights is None:
-        say(f"[yellow]{escape(RANDOM)}[/]")
+    tell_weights(weights)
 
     done: list[tuple[Picture, Size, float]] = []
     started = time.perf_counter()

@@ -1,0 +1,13 @@
+"""Names for arrays. OpenCV's type hints tell no dtypes, and so these cannot either."""
+
+from typing import Any
+
+import numpy.typing as npt
+
+__all__ = ["Bytes", "Floats"]
+
+Bytes = npt.NDArray[Any]
+"""uint8: a picture (H, W, 3), a mask or a grey texture (H, W)."""
+
+Floats = npt.NDArray[Any]
+"""float32 or float64."""

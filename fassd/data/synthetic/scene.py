@@ -1,0 +1,43 @@
+"""A whole scene: street, what stands in it, camera and lens, all drawn before any pixel."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from fassd.data.synthetic.arrays import Bytes
+from fassd.data.synthetic.backdrop import paint_ground, paint_sky
+from fassd.data.synthetic.camera import Camera, Lens
+from fassd.data.synthetic.canvas import Canvas
+from fassd.data.synthetic.frontage import build_far_end, build_sides
+from fassd.data.synthetic.street import Street, pick
+from fassd.data.synthetic.textures import Bank
+from fassd.data.synthetic.traffic import furnish, populate
+
+__all__ = ["Scene"]
+
+
+class Scene:
+    """One scene, which can be shown at any size."""
+
+    def __init__(self, rng: np.random.Generator, bank: Bank) -> None:
+        self.street = Street(rng, bank)
+        self.camera = Camera.draw(rng)
+        self.street.lay_ground()
+        build_sides(self.street)
+        build_far_end(self.street)
+        furnish(self.street)
+        populate(self.street)
+        self.clouds = pick(rng, bank.clouds)
+        self.lens = Lens.draw(rng, bank.noise)
+
+    def show(self, height: int, width: int) -> tuple[Bytes, Bytes]:
+        """The picture, (height, width, 3) RGB, and its trainIds, (height, width)."""
+        street = self.street
+        canvas = Canvas((height, width), self.camera, street.light)
+        paint_sky(canvas, street.sky, self.clouds)
+        paint_ground(canvas, street)
+        street.paint(canvas)
+        pixels = cv2.flip(canvas.pixels, 1) if street.mirrored else canvas.pixels
+        rgb = np.ascontiguousarray(pixels[..., :3])
+        return self.lens.expose(rgb), np.ascontiguousarray(pixels[..., 3])

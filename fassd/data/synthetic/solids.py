@@ -1,0 +1,165 @@
+"""Things made of flat faces, and how all of them are projected at once."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from fassd.data.synthetic.arrays import Bytes, Floats
+from fassd.data.synthetic.colors import Color
+from fassd.data.synthetic.light import Light
+
+__all__ = ["NEAR", "SHIFT", "Placed", "Points", "Solid", "clipped_outline", "project_faces"]
+
+Points = list[tuple[float, float, float]]
+Face = tuple[Bytes, list[float]]  # outline in fractions of pixels, and red, green, blue, label
+
+NEAR = 0.4  # metres: nothing closer than this is painted
+SHIFT = 4  # polygons have corners in sixteenths of a pixel
+
+
+class Solid:
+    """Flat faces of one thing in its own coordinates: (right, up, ahead) from its foot, metres.
+
+    Faces are painted in the order in which they were added. Those with `cull` belong to a body
+    that is convex around `center` and vanish when they face away from the camera.
+    """
+
+    def __init__(self, label: int, center: tuple[float, float, float] = (0, 1, 0)) -> None:
+        self.label, self.center = label, center
+        self.points: Points = []
+        self.counts: list[int] = []
+        self.colors: list[Color] = []
+        self.labels: list[int] = []
+        self.flags: list[tuple[bool, bool]] = []  # (cull, glows)
+
+    def face(
+        self,
+        points: Points,
+        color: Color,
+        *,
+        cull: bool = True,
+        glows: bool = False,
+        label: int | None = None,
+    ) -> None:
+        """A polygon with at least three corners."""
+        self.points += points
+        self.counts.append(len(points))
+        self.colors.append(color)
+        self.labels.append(self.label if label is None else label)
+        self.flags.append((cull, glows))
+
+
+class Placed(NamedTuple):
+    """A solid with its foot at (x, 0, z), turned right by `heading` radians."""
+
+    solid: Solid
+    x: float
+    z: float
+    heading: float
+
+
+class View(Protocol):
+    """What faces are projected to: `Canvas`."""
+
+    width: int
+    height: int
+    eye: Floats
+    light: Light
+
+    def project(self, points: Floats) -> tuple[Floats, Floats]: ...
+
+
+def project_faces(placed: list[Placed], view: View) -> list[list[Face]]:
+    """The faces that can be seen of each solid, as outlines and colours under the light."""
+    if not placed:
+        return []
+    solids = [item.solid for item in placed]
+    counts = np.concatenate([solid.counts for solid in solids])
+    first = np.cumsum(counts) - counts
+    points, centers = _in_world(placed)
+    normals, away = _normals(points, first, counts, centers, view.eye)
+    cull, glows = np.concatenate([solid.flags for solid in solids]).T
+    normals[~cull & away] *= -1  # what is flat faces the camera whichever way it was drawn
+
+    pixels, depth = view.project(points)
+    bright = np.where(glows, 1.0, view.light.shade(normals))
+    distance = np.maximum(np.add.reduceat(depth, first) / counts, NEAR)
+    colors = np.concatenate([solid.colors for solid in solids]) * bright[:, None]
+    colors = np.clip(view.light.seen(colors, distance), 0, 255)
+    labels = np.concatenate([solid.labels for solid in solids])
+    paints = np.column_stack([colors, labels]).round().tolist()
+    outlines = _outlines(pixels, first, counts, ~(cull & away), (view.width, view.height))
+
+    bounds = [0, *accumulate(len(solid.counts) for solid in solids)]
+    faces = zip(outlines, paints, strict=True)
+    seen = [(outline, paint) if outline is not None else None for outline, paint in faces]
+    return [[face for face in seen[start:stop] if face] for start, stop in pairwise(bounds)]
+
+
+def _in_world(placed: list[Placed]) -> tuple[Floats, Floats]:
+    """All corners, (n, 3), and the centre of the solid of every face, (faces, 3)."""
+    places = np.array([item[1:] for item in placed])
+
+    def turned(points: Floats, counts: list[int]) -> Floats:
+        x, z, heading = np.repeat(places, counts, axis=0).T
+        sine, cosine = np.sin(heading), np.cos(heading)
+        right, up, ahead = points.T
+        return np.column_stack(
+            [x + right * cosine + ahead * sine, up, z - right * sine + ahead * cosine]
+        )
+
+    points = np.array([point for item in placed for point in item.solid.points])
+    faces = [len(item.solid.counts) for item in placed]
+    centers = np.repeat(np.array([item.solid.center for item in placed], float), faces, axis=0)
+    return turned(points, [len(item.solid.points) for item in placed]), turned(centers, faces)
+
+
+def _normals(
+    points: Floats, first: Bytes, counts: Bytes, centers: Floats, eye: Floats
+) -> tuple[Floats, Bytes]:
+    """Unit normals away from the centres, (faces, 3), and whether they look away from us."""
+    corner = points[first]
+    following = np.arange(1, len(points) + 1)
+    following[first + counts - 1] = first
+    # Newell's normal: right for faces that are not quite flat, too, as a car's flank.
+    normals = np.add.reduceat(np.cross(points, points[following]), first)
+    normals /= np.sqrt((normals**2).sum(1, keepdims=True)) + 1e-9
+    normals *= np.where(((corner - centers) * normals).sum(1) < 0, -1.0, 1.0)[:, None]
+    return normals, ((corner - eye) * normals).sum(1) > 0
+
+
+def _outlines(
+    pixels: Floats, first: Bytes, counts: Bytes, shown: Bytes, size: tuple[int, int]
+) -> list[Bytes | None]:
+    """Corners for OpenCV of every face; None for what is outside the view or not `shown`."""
+    depth = pixels[:, 2]
+    scaled = pixels[:, :2] / np.maximum(depth, NEAR)[:, None] * (1 << SHIFT)
+    corners = np.clip(scaled, -1e6, 1e6).round().astype(np.int32)
+    low, high = np.minimum.reduceat(corners, first), np.maximum.reduceat(corners, first)
+    limit = np.array(size) << SHIFT
+    whole = np.minimum.reduceat(depth, first) > NEAR
+    shown = shown & (np.maximum.reduceat(depth, first) > NEAR)
+    shown &= ~whole | ((high > -(1 << SHIFT)) & (low < limit)).all(1)
+    outlines: list[Bytes | None] = [None] * len(counts)
+    for k in np.flatnonzero(shown).tolist():
+        face = slice(first[k], first[k] + counts[k])
+        outlines[k] = corners[face] if whole[k] else clipped_outline(pixels[face])
+    return outlines
+
+
+def clipped_outline(pixels: Floats) -> Bytes | None:
+    """Homogeneous pixels (n, 3) clipped at `NEAR`, as corners for OpenCV; None if all behind."""
+    kept = []
+    for a, b in zip(pixels, np.roll(pixels, -1, axis=0), strict=True):
+        if a[2] > NEAR:
+            kept.append(a)
+        if (a[2] > NEAR) != (b[2] > NEAR):
+            kept.append(a + (b - a) * ((NEAR - a[2]) / (b[2] - a[2])))
+    if len(kept) < 3:
+        return None
+    corners = np.array(kept)
+    scaled = corners[:, :2] / corners[:, 2:] * (1 << SHIFT)
+    return np.clip(scaled, -1e6, 1e6).round().astype(np.int32)

@@ -1,0 +1,143 @@
+"""A tree of generated streets, laid out and labelled as Cityscapes is."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fassd.data.synthetic import VERSION, render_street
+from fassd.data.synthetic.textures import SPLITS
+from fassd.images import check_folder, replacing, write_image
+
+__all__ = ["CITY", "LABEL_IDS", "NOTE", "frame_paths", "write_tree"]
+
+CITY = "synth"
+NOTE = "synth.json"  # which generator, seed and size each split was drawn with
+
+LABEL_IDS = np.array(
+    [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33], np.uint8
+)
+"""Official labelId of each trainId."""
+
+
+def frame_paths(root: Path, split: str, index: int) -> tuple[Path, Path]:
+    """Where picture and labelIds of one frame lie."""
+    name = f"{CITY}_{index:06d}_000019"
+    return (
+        root / "leftImg8bit" / split / CITY / f"{name}_leftImg8bit.png",
+        root / "gtFine" / split / CITY / f"{name}_gtFine_labelIds.png",
+    )
+
+
+def write_tree(
+    root: str | os.PathLike[str],
+    split: str = "train",
+    count: int = 100,
+    seed: int = 0,
+    size: tuple[int, int] = (1024, 2048),
+    workers: int | None = None,
+    on_frame: Callable[[], object] | None = None,
+) -> None:
+    """Write `count` frames of one split and note in `NOTE` how they were made.
+
+    A frame depends on `seed`, `split`, its index and `size` alone: any number of workers writes
+    the same bytes. Each file appears complete under its name, over an older one of the same name.
+
+    Args:
+        root: the dataset's folder; made if missing.
+        split: one of `SPLITS`; the pictures of each are made of other textures.
+        count: how many; the frames of a smaller count are the first of a larger one.
+        seed: 0 or more.
+        size: (height, width) in pixels, each at least 16.
+        workers: processes; by default one a core that this process may use.
+        on_frame: called after each frame, in this process.
+
+    Raises:
+        ValueError: an argument is outside what it may be.
+        FileExistsError: the split holds other pictures, which would stay among the new ones.
+        OSError: the folder cannot be written to.
+    """
+    root = Path(root)
+    _check(root, split, count, seed, size, workers)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    jobs = [(root, split, index, seed, size) for index in range(count)]
+    if min(workers, count) == 1:
+        for job in jobs:
+            _write_frame(*job)
+            if on_frame:
+                on_frame()
+    else:
+        _write_parallel(jobs, min(workers, count), on_frame)
+    _write_note(root, split, count, seed, size)
+
+
+def _check(
+    root: Path, split: str, count: int, seed: int, size: tuple[int, int], workers: int | None
+) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if not 1 <= count <= 1_000_000:
+        raise ValueError(f"count must be from 1 to 1,000,000, got {count}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    if min(size) < 16:
+        raise ValueError(f"height and width must be at least 16, got {size[0]} and {size[1]}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be 1 or more, got {workers}")
+    check_folder(root)
+    ours = {path for index in range(count) for path in frame_paths(root, split, index)}
+    for kind in ("leftImg8bit", "gtFine"):
+        for path in sorted((root / kind / split).glob("*/*.png")):
+            if path not in ours:
+                raise FileExistsError(
+                    f"{path}: would stay among the new pictures of split {split!r}; "
+                    "remove it, or choose another folder"
+                )
+
+
+def _write_parallel(
+    jobs: list[tuple[Path, str, int, int, tuple[int, int]]],
+    workers: int,
+    on_frame: Callable[[], object] | None,
+) -> None:
+    # Spawned, not forked: a process that has used PyTorch or OpenCV holds threads and locks.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
+    )
+    try:
+        for future in as_completed([pool.submit(_write_frame, *job) for job in jobs]):
+            future.result()
+            if on_frame:
+                on_frame()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write_frame(root: Path, split: str, index: int, seed: int, size: tuple[int, int]) -> None:
+    image, labels = render_street(*size, seed, split=split, index=index)
+    image_path, mask_path = frame_paths(root, split, index)
+    write_image(image_path, image)
+    write_image(mask_path, LABEL_IDS[labels])
+
+
+def _write_note(root: Path, split: str, count: int, seed: int, size: tuple[int, int]) -> None:
+    """Say in `NOTE` how this split was made; what it says of other splits stays."""
+    path = root / NOTE
+    try:
+        splits = dict(json.loads(path.read_text())["splits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        splits = {}
+    splits[split] = {
+        "version": VERSION, "seed": seed, "count": count, "height": size[0], "width": size[1],
+    }  # fmt: skip
+    note = {"generator": "fassd synth", "splits": splits}
+    with replacing(path) as file:
+        file.write((json.dumps(note, indent=1) + "\n").encode())

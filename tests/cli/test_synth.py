@@ -1,0 +1,35 @@
+"""`fassd synth`: a dataset of generated streets."""
+
+import numpy as np
+
+from fassd.data.synthetic import render_street
+from fassd.data.synthetic.write import frame_paths
+from fassd.images import read_image
+
+
+def test_writes_the_pictures_that_were_asked_for(tmp_path, run_fassd):
+    arguments = ("--split", "val", "--count", 2, "--seed", 5, "--size", "32x64", "--workers", 1)
+    result = run_fassd("synth", tmp_path / "streets", *arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    assert "2 pictures of 32x64 and their labels" in result.stderr
+    for index in range(2):
+        image, _ = frame_paths(tmp_path / "streets", "val", index)
+        expected = render_street(32, 64, 5, split="val", index=index)[0]
+        np.testing.assert_array_equal(read_image(image), expected)
+    assert len(list(tmp_path.rglob("*.png"))) == 4
+
+
+def test_refusals_are_one_line(tmp_path, run_fassd):
+    small = run_fassd("synth", tmp_path, "--count", 1, "--size", "8x64")
+    assert small.exit_code == 2 and "at least 16, got 8 and 64" in small.stderr
+    run_fassd("synth", tmp_path, "--count", 2, "--size", "16x16", "--workers", 1)
+    fewer = run_fassd("synth", tmp_path, "--count", 1, "--size", "16x16", "--workers", 1)
+    assert fewer.exit_code == 2 and "would stay among the new pictures" in fewer.stderr
+    assert "Traceback" not in small.output + fewer.output
+
+
+def test_wrong_options_are_named(tmp_path, run_fassd):
+    assert "dev" in run_fassd("synth", tmp_path, "--split", "dev").stderr
+    assert "512" in run_fassd("synth", tmp_path, "--size", "512").stderr
+    assert not list(tmp_path.iterdir())
