@@ -32,7 +32,7 @@ __all__ = ["Segmenter", "__version__", "create_model", "list_models", "load_chec
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in ("models", "data", "predict", "complexity", "palette"):
+    if name in ("models", "data", "training", "predict", "complexity", "palette", "panel"):
         return importlib.import_module(f"fassd.{name}")
     raise AttributeError(f"module 'fassd' has no attribute {name!r}")
 

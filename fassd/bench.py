@@ -220,7 +220,9 @@ def run(
     with _threads(job.threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         step("rendering the scene")
-        scenes = [render_street(*job.size, seed=job.seed + i)[0] for i in range(job.batch)]
+        scenes = [
+            render_street(*job.size, seed=job.seed + i, split="val")[0] for i in range(job.batch)
+        ]
         batch = torch.from_numpy(np.stack([normalize(scene) for scene in scenes])).to(job.device)
         step("building the network")
         model = build_model(job, batch)
@@ -253,6 +255,10 @@ def _notes(job: Job, rows: list[Row], caught: list[warnings.WarningMessage]) -> 
     ]
     if job.weights is None:
         notes.append("random weights: labels are meaningless until trained weights are given")
+    elif job.weights == "synthetic":
+        notes.append(
+            "synthetic weights: trained on generated streets of other textures than this"
+        )
     for row in rows:
         if row.speedup is None:
             notes.append(

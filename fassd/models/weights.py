@@ -1,7 +1,9 @@
-"""The authors' published weights: downloaded once, verified, kept in a cache folder.
+"""Weights by name: the project's own, in the package, and the authors', downloaded.
 
-The files are the work of FASSD-Net's authors, who published them without a licence; this project
-neither contains them nor licenses them.
+`shipped` are trained on generated street scenes alone (``fassd/weights/README.md`` is their model
+card) and come under the project's licence. `fetch` gets the files of FASSD-Net's authors once,
+verifies them and keeps them in a cache folder; they published them without a licence, and this
+project neither contains them nor licenses them.
 """
 
 from __future__ import annotations
@@ -26,12 +28,27 @@ GIT_BLOBS = {
 }
 """The published files and what ``git hash-object`` says of them."""
 
+SHIPPED = {
+    "fassd_net": "fassd_net-synthetic.safetensors",
+    "fassd_net_l2": "fassd_net_l2-synthetic.safetensors",
+}
+"""Files in ``fassd/weights`` by the network's name; 19 classes, alpha 2."""
+
 CHUNK_BYTES = 1 << 16
 TIMEOUT_SECONDS = 30.0
 
 
 class DownloadError(OSError):
     """A published file that could not be fetched whole and right."""
+
+
+def shipped(name: str) -> Path:
+    """The file in the package with the network's weights of generated streets.
+
+    Raises:
+        KeyError: none ship for that network.
+    """
+    return Path(__file__).parents[1] / "weights" / SHIPPED[name]
 
 
 def cache_folder() -> Path:

@@ -146,6 +146,9 @@ def create_model(
 
             * ``None``: Kaiming normal convolutions, batch norm 1 and 0 (`layers.init_weights`);
             * a path, read by `load_checkpoint`;
+            * ``"synthetic"``: ours, in the package (fassd_net and fassd_net_l2 at 19 classes and
+              alpha 2), trained on generated street scenes alone: good for trying things out and
+              for measuring agreement, not for photographs;
             * ``"cityscapes"``: the authors' trained file (fassd_net, fassd_net_l1 and fassd_net_l2
               at 19 classes and alpha 2), downloaded once by `weights.fetch`;
             * ``"imagenet"``: the authors' ImageNet encoder, likewise; the rest stays as with
@@ -170,6 +173,9 @@ def create_model(
         return model
     if weights == "cityscapes":
         path: str | os.PathLike[str] = weight_files.fetch(_cityscapes_file(name, model))
+    elif weights == "synthetic":
+        _check_published("synthetic", name, model, list(weight_files.SHIPPED))
+        path = weight_files.shipped(name)
     elif weights == "imagenet":
         path = weight_files.fetch("imagenet_weights.pth")
     else:
@@ -179,16 +185,28 @@ def create_model(
 
 
 def _cityscapes_file(name: str, model: FASSDNet) -> str:
+    having = [known for known, variant in VARIANTS.items() if variant.cityscapes]
+    _check_published("cityscapes", name, model, having)
     filename = VARIANTS[name].cityscapes
-    if filename is None:
-        having = [known for known, variant in VARIANTS.items() if variant.cityscapes]
+    assert filename is not None
+    return filename
+
+
+def _check_published(weights: str, name: str, model: FASSDNet, having: list[str]) -> None:
+    """Refuse a network that there are no such weights for."""
+    if name not in having:
         raise ValueError(
-            f"weights='cityscapes': none were published for {name!r}, only for {', '.join(having)}"
+            f"weights={weights!r}: none were published for {name!r}, only for {', '.join(having)}"
         )
     if (model.num_classes, model.alpha) != (19, 2):
         raise ValueError(
-            "weights='cityscapes' has 19 classes and alpha 2, asked for were "
+            f"weights={weights!r} has 19 classes and alpha 2, asked for were "
             f"num_classes={model.num_classes} and alpha={model.alpha}; weights='imagenet' starts "
             "any of them from a trained encoder"
         )
-    return filename
+
+
+def default_weights(name: str, num_classes: int = 19, alpha: int = 2) -> str | None:
+    """What commands use where no weights are given: "synthetic" if that fits, else None."""
+    fits = name in weight_files.SHIPPED and (num_classes, alpha) == (19, 2)
+    return "synthetic" if fits else None

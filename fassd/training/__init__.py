@@ -10,16 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fassd.training.evaluation import Evaluation, evaluate
+    from fassd.training.loop import Trainer
+    from fassd.training.loss import BootstrappedCrossEntropy
     from fassd.training.metrics import ConfusionMatrix, Scores
+    from fassd.training.recipe import Recipe, list_presets, load_recipe
+    from fassd.training.schedule import poly_learning_rate
 
 _HOME = {
+    "BootstrappedCrossEntropy": "fassd.training.loss",
     "ConfusionMatrix": "fassd.training.metrics",
     "Evaluation": "fassd.training.evaluation",
+    "Recipe": "fassd.training.recipe",
     "Scores": "fassd.training.metrics",
+    "Trainer": "fassd.training.loop",
     "evaluate": "fassd.training.evaluation",
+    "list_presets": "fassd.training.recipe",
+    "load_recipe": "fassd.training.recipe",
+    "poly_learning_rate": "fassd.training.schedule",
 }
 
-__all__ = ["ConfusionMatrix", "Evaluation", "Scores", "evaluate"]
+__all__ = [
+    "BootstrappedCrossEntropy",
+    "ConfusionMatrix",
+    "Evaluation",
+    "Recipe",
+    "Scores",
+    "Trainer",
+    "evaluate",
+    "list_presets",
+    "load_recipe",
+    "poly_learning_rate",
+]
 
 
 def __getattr__(name: str) -> Any:

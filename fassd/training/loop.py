@@ -17,7 +17,7 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +49,8 @@ from fassd.training.stream import MicroBatch, SampleStream, loader
 from fassd.training.sync_norm import synchronize_batch_norm
 
 __all__ = ["DivergedError", "Reporter", "StoppedError", "Trainer"]
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 SHOWN_PICTURES = 3  # of the validation, drawn each time
 MODEL, AVERAGE, OPTIMIZER, SCALER = "model.", "average.", "optimizer.", "scaler"
@@ -231,7 +233,7 @@ class Trainer:
             logs.board.close()
         return result
 
-    def _batches(self) -> Iterator[list[MicroBatch]]:
+    def _batches(self) -> Generator[list[MicroBatch], None, None]:
         recipe = self.recipe
         transform = TrainTransform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter)
         yield from loader(
@@ -491,7 +493,7 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 def _average(model: nn.Module, decay: float) -> AveragedModel:
     """A moving average of weights and batch norm statistics, younger at the beginning."""
 
-    def blend(averages: list[Tensor], currents: list[Tensor], count: Tensor | int) -> None:
+    def blend(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
         steps = float(count)
         share = 1 - min(decay, (1 + steps) / (10 + steps))
         for average, current in zip(averages, currents, strict=True):

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fassd.training import state as files
+from fassd.training.state import StateError
+
+
+def save(folder, step):
+    files.save_state(folder, {"x": torch.full((5,), float(step))}, {"step": step, "note": "a"})
+
+
+def test_the_latest_and_the_one_before_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    tensors, facts, troubles = files.latest_state(tmp_path)
+    assert facts == {"step": 3, "note": "a"} and troubles == []
+    assert tensors["x"].tolist() == [3.0] * 5
+    assert load_file(tmp_path / files.PREVIOUS)["x"].tolist() == [2.0] * 5
+    assert {path.name for path in tmp_path.iterdir()} == {files.CHECKPOINT, files.PREVIOUS}
+
+
+@pytest.mark.parametrize("size", [0, 4, 60, 120])
+def test_a_cut_off_file_falls_back(tmp_path, size):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    path = tmp_path / files.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:size])
+    _, facts, troubles = files.latest_state(tmp_path)
+    assert facts["step"] == 1
+    assert len(troubles) == 1 and str(path) in troubles[0]
+
+
+def test_killed_between_the_two_renames(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / files.CHECKPOINT).rename(tmp_path / files.NEXT)
+    assert files.latest_state(tmp_path)[1]["step"] == 2
+
+
+def test_a_failed_write_leaves_everything(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 3)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(StateError, match=f"cannot resume from {tmp_path}: there is no checkpoint"):
+        files.latest_state(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_optimizer_goes_on_where_it_was(kind):
+    settings = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+
+    def steps(model, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = kind(model.parameters(), lr=0.01, **settings)
+    steps(model, optimizer, 2)
+    twin = nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    resumed = kind(twin.parameters(), lr=0.01, **settings)
+    tensors = {key: value.clone() for key, value in files.flatten_optimizer(optimizer).items()}
+    files.restore_optimizer(resumed, tensors)
+    steps(model, optimizer, 2)
+    steps(twin, resumed, 2)
+    assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)

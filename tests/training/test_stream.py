@@ -1,0 +1,104 @@
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from training.fakes import FakeDataset
+
+from fassd.data.transforms import TrainTransform, normalize
+from fassd.images import ImageError
+from fassd.training.stream import SampleStream, loader
+
+PLAIN = TrainTransform((30, 41), (1.0, 1.0), 0.0)
+RANDOM = TrainTransform((24, 32), (0.5, 2.0), 0.5, 0.3)
+
+
+def numbers_of(stream, count):
+    return [int(stream[n].path.stem.removeprefix("picture")) for n in range(count)]
+
+
+def test_every_picture_comes_once_per_epoch_in_changing_order():
+    stream = SampleStream(FakeDataset(7), PLAIN, seed=1)
+    seen = numbers_of(stream, 21)
+    epochs = [seen[:7], seen[7:14], seen[14:]]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_sample_depends_on_seed_and_number_alone():
+    first, second = (SampleStream(FakeDataset(7), RANDOM, seed=1) for _ in range(2))
+    for number in (9, 3, 9):
+        one, other = first[number], second[number]
+        assert one.path == other.path
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_array_equal(one.labels, other.labels)
+    other = SampleStream(FakeDataset(7), RANDOM, seed=2)
+    assert any(first[n].image.tobytes() != other[n].image.tobytes() for n in range(3))
+
+
+def test_augmentation_differs_from_epoch_to_epoch():
+    stream = SampleStream(FakeDataset(1), RANDOM, seed=1)
+    assert stream[0].image.tobytes() != stream[1].image.tobytes()
+
+
+def test_pictures_arrive_normalised_with_their_labels():
+    dataset = FakeDataset(1)
+    item = SampleStream(dataset, TrainTransform((30, 41), (1, 1), 0), seed=0)[0]
+    np.testing.assert_array_equal(item.image, normalize(dataset[0].image))
+    np.testing.assert_array_equal(item.labels, dataset[0].labels)
+    assert item.skipped == []
+
+
+def test_the_next_picture_takes_the_place_of_a_broken_one():
+    stream = SampleStream(FakeDataset(5, broken=[2]), PLAIN, seed=4)
+    seen = [stream[n] for n in range(5)]
+    place = [n for n in range(5) if seen[n].skipped]
+    assert len(place) == 1
+    assert seen[place[0]].skipped == ["picture2.png: is damaged or truncated"]
+    assert Counter(item.path.stem for item in seen)["picture2"] == 0
+    assert seen[place[0]].path == seen[(place[0] + 1) % 5].path
+
+
+def test_nothing_that_can_be_read_is_an_error():
+    stream = SampleStream(FakeDataset(3, broken=[0, 1, 2]), PLAIN, seed=4)
+    with pytest.raises(ImageError, match=r"none of 3 pictures in a row .* picture\d.png"):
+        stream[0]
+
+
+def collected(stream, steps, batch, accumulate, **settings):
+    """Paths by [step][micro-batch]."""
+    return [
+        [[path.stem for path in part.paths] for part in parts]
+        for parts in loader(stream, steps, batch, accumulate, **settings)
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_steps_take_consecutive_samples_from_any_place(workers):
+    stream = SampleStream(FakeDataset(5), PLAIN, seed=3)
+    due = [stream[n].path.stem for n in range(16)]
+    found = collected(stream, range(1, 4), 4, 2, workers=workers)
+    assert found == [[due[4 * s : 4 * s + 2], due[4 * s + 2 : 4 * s + 4]] for s in (1, 2, 3)]
+
+
+def test_processes_share_each_micro_batch():
+    stream = SampleStream(FakeDataset(9), PLAIN, seed=3)
+    whole = collected(stream, range(2), 8, 2)
+    shares = [collected(stream, range(2), 8, 2, rank=rank, world_size=2) for rank in (0, 1)]
+    for step in range(2):
+        for part in range(2):
+            assert shares[0][step][part] + shares[1][step][part] == whole[step][part]
+
+
+def test_batches_are_tensors():
+    (parts,) = loader(SampleStream(FakeDataset(3), RANDOM, 0), range(1), 2, 1)
+    (part,) = parts
+    assert part.images.shape == (2, 3, 24, 32) and part.images.dtype == torch.float32
+    assert part.labels.shape == (2, 24, 32) and part.labels.dtype == torch.uint8
+
+
+def test_a_batch_that_cannot_be_shared():
+    stream = SimpleNamespace()
+    with pytest.raises(ValueError, match="a batch of 6 cannot be shared evenly by 2 processes x 2"):
+        next(loader(stream, range(1), 6, 2, world_size=2))
