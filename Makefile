@@ -1,5 +1,7 @@
 # make demo        a street scene, segmented by plain PyTorch and by the fused kernels
 # make test        everything that CI runs: lint, types, tests, the CUDA build where nvcc is
+# make score       the score of the shipped weights on scenes of textures that they never saw
+# make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
 # make format      rewrite the sources in the project's format
 # make gpu-report  on a machine with an NVIDIA GPU: conformance and timings, into benchmarks/results
 #
@@ -12,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test lint format gpu-report clean
+.PHONY: demo test score slow lint format gpu-report clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -21,6 +23,14 @@ demo: $(VENV)/.installed
 # The C++ backend must be there, or the tests fail instead of passing it by.
 test: lint
 	OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest --durations=10
+
+score: $(VENV)/.installed
+	$(BIN)/fassd synth streets --split val --count 100 --size 512x1024
+	$(BIN)/fassd val --data streets --model fassd_net
+	$(BIN)/fassd val --data streets --model fassd_net_l2
+
+slow: $(VENV)/.developing
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .

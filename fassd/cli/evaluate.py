@@ -230,7 +230,7 @@ def compare(
             "--model",
             "-m",
             metavar="NAME[=WEIGHTS]",
-            help="A column, may be repeated; WEIGHTS is a file or [cyan]cityscapes[/]. "
+            help="A column, may be repeated; WEIGHTS as --weights of [cyan]fassd val[/]. "
             f"Default: {', '.join(OF_THE_TALK)}.",
         ),
     ] = None,

@@ -116,7 +116,9 @@ def test_help_is_quick_and_needs_no_torch():
     assert time.perf_counter() - start < 5  # 0.3 s alone; tests share their machine
 
 
-@pytest.mark.parametrize("command", ["predict", "bench", "demo", "info"])
+@pytest.mark.parametrize(
+    "command", ["predict", "bench", "demo", "info", "train", "val", "compare", "synth"]
+)
 def test_help_teaches_by_example(run_fassd, command):
     result = run_fassd(command, "--help")
     assert result.exit_code == 0

@@ -132,7 +132,7 @@ def test_a_picture_too_small_for_the_network_is_named(folder, tmp_path, run_fass
         (["nothing.png"], "nothing.png: no such file or folder"),
         ([""], "a source must be a file, folder or pattern, got ''"),
         (["a.png", "--weights", "cityscape"], "no weights file 'cityscape'; published names are "),
-        (["a.png", "--weights", ""], "no weights file ''; published names are cityscapes"),
+        (["a.png", "--weights", ""], "no weights file ''; published names are synthetic"),
         (["a.png", "--threads", "1000000"], "less than or equal to 1024"),
         (["a.png", "--classes", "65537"], "less than or equal to 65536"),
         (["*.webp"], "*.webp: this pattern matches no pictures"),

@@ -1,0 +1,49 @@
+"""Weights for shipping: convolutions in float16, everything else as it is.
+
+    python -m fassd.training.halve runs/mine/last.safetensors small.safetensors
+
+Batch norm, PReLU and biases are a hundredth of the numbers, and a running variance may be too small
+for float16: they stay float32. `fassd.load_checkpoint` reads the file like any other.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fassd.images import replacing
+
+__all__ = ["halve"]
+
+
+def halve(source: Path, target: Path) -> None:
+    """Write the weights in `source` to `target`, both .safetensors, metadata kept.
+
+    Raises:
+        OSError, safetensors.SafetensorError: one cannot be read, or the other written.
+        ValueError: a weight lies outside float16's range.
+    """
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: _half(key, file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+    with replacing(target) as output:
+        output.write(safetensors.torch.save(tensors, metadata))
+
+
+def _half(key: str, tensor: Tensor) -> Tensor:
+    if tensor.dim() < 4:
+        return tensor
+    half = tensor.half()
+    if not half.isfinite().all():
+        raise ValueError(f"{key} holds {tensor.abs().max().item()}, float16 ends at 65504")
+    return half.contiguous()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    halve(*(Path(argument) for argument in sys.argv[1:3]))

@@ -1,0 +1,87 @@
+"""The weights in the package: what they weigh, whom they fit, and that they mean something."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fassd
+import fassd_kernels
+from fassd.data import normalize, render_street
+from fassd.models.weights import SHIPPED, shipped
+from fassd.models.zoo import default_weights
+from fassd.training import ConfusionMatrix
+
+SCENES = 4
+# Of a few scenes; the model card has the figures of a hundred.
+LEAST_MIOU = {"fassd_net": 0.5, "fassd_net_l2": 0.4}
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Held-out scenes: of textures that training never saw."""
+    return [render_street(512, 1024, 0, split="val", index=index) for index in range(SCENES)]
+
+
+@pytest.fixture(scope="module", params=sorted(SHIPPED))
+def predictions(request, scenes):
+    """Logits of plain PyTorch for each scene."""
+    model = fassd.create_model(request.param, weights="synthetic").eval()
+    with torch.inference_mode():
+        logits = [model(torch.from_numpy(normalize(image))[None]) for image, _ in scenes]
+    return request.param, model, logits
+
+
+def test_together_below_12_megabytes():
+    assert sum(shipped(name).stat().st_size for name in SHIPPED) < 12e6
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_every_tensor_is_there_convolutions_in_half(name):
+    weights = load_file(shipped(name))
+    assert weights.keys() == fassd.create_model(name).state_dict().keys()
+    assert all(value.dtype == torch.float16 for value in weights.values() if value.dim() == 4)
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_they_know_scenes_that_they_never_saw(predictions, scenes):
+    name, _, logits = predictions
+    matrix = ConfusionMatrix(19)
+    for (_, labels), scores in zip(scenes, logits, strict=True):
+        matrix.update(labels, scores[0].argmax(0))
+    assert matrix.scores().miou > LEAST_MIOU[name]
+
+
+def test_fused_modules_give_the_same_labels(predictions, scenes):
+    """DESIGN's bound for trained weights: 99.9% in float32."""
+    _, model, logits = predictions
+    fast = fassd_kernels.accelerate(model)
+    same = total = 0
+    with torch.inference_mode():
+        for (image, _), expected in zip(scenes, logits, strict=True):
+            result = fast(torch.from_numpy(normalize(image))[None])
+            error = (result.double() - expected.double()).norm() / expected.double().norm()
+            assert error < 1e-4
+            same += (result.argmax(1) == expected.argmax(1)).sum().item()
+            total += expected[0, 0].numel()
+    assert same / total >= 0.999
+
+
+def test_they_are_the_default_of_the_networks_that_have_them():
+    assert default_weights("fassd_net") == default_weights("fassd_net_l2") == "synthetic"
+    assert default_weights("fassd_net_l1") is None
+    assert default_weights("fassd_net", 11) is None and default_weights("fassd_net", 19, 4) is None
+
+
+def test_whom_they_do_not_fit_is_told():
+    with pytest.raises(ValueError, match=r"'synthetic': none .* only for fassd_net, fassd_net_l2"):
+        fassd.create_model("baseline", weights="synthetic")
+    with pytest.raises(ValueError, match="'synthetic' has 19 classes and alpha 2, asked for were"):
+        fassd.create_model("fassd_net", num_classes=11, weights="synthetic")
+
+
+def test_a_segmenter_takes_them_by_name(predictions, scenes):
+    name, _, logits = predictions
+    segmenter = fassd.Segmenter(name, weights="synthetic", backend="reference", device="cpu")
+    labels = segmenter.predict(scenes[0][0])
+    np.testing.assert_array_equal(labels, logits[0][0].argmax(0).numpy())
