@@ -256,9 +256,7 @@ def _notes(job: Job, rows: list[Row], caught: list[warnings.WarningMessage]) -> 
     if job.weights is None:
         notes.append("random weights: labels are meaningless until trained weights are given")
     elif job.weights == "synthetic":
-        notes.append(
-            "synthetic weights: trained on generated streets of other textures than this"
-        )
+        notes.append("synthetic weights: trained on generated streets of other textures than this")
     for row in rows:
         if row.speedup is None:
             notes.append(

@@ -280,6 +280,8 @@ def compare(
         _segmenter(each.name, each.weights, dataset.card, alpha, backend, dtype, home)
         for each in networks
     ]
+    if any(each.weights == "synthetic" for each in networks):
+        tell_weights("synthetic")
     untrained = [each.name for each in networks if each.weights is None]
     if untrained:
         say(

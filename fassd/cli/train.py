@@ -41,14 +41,14 @@ def train(
         Path | None, typer.Option("--root", help="Folder of the pictures, for a card.")
     ] = None,
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--preset",
             "-p",
             help="[cyan]paper[/], [cyan]paper-l1[/], [cyan]paper-l2[/], [cyan]demo[/], or a YAML "
-            "file of settings.",
+            "file of settings. Without it [cyan]paper[/].",
         ),
-    ] = "paper",
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,9 +89,11 @@ def train(
 
     The folder of the run gets recipe.yaml, log.csv, val.csv, TensorBoard logs, pictures of
     predictions, [cyan]best.safetensors[/] and [cyan]last.safetensors[/], and checkpoints. Ctrl-C
-    saves and stops; --resume goes on as if nothing had happened.
+    saves and stops; --resume goes on as if nothing had happened (to the last bit on a CPU; on a
+    GPU with -s deterministic=true).
 
-    Many GPUs or machines: start it with [cyan]torchrun[/]; --batch is shared among the processes.
+    Many GPUs or machines: start it with [cyan]torchrun[/]; --batch is shared among the processes,
+    and all machines have to see the same --output folder.
 
     [bold]Examples[/]
 
@@ -110,7 +112,8 @@ def train(
     from fassd.training.loop import StoppedError, Trainer
     from fassd.training.recipe import RecipeError
 
-    changes = {
+    options: dict[str, Any] = {
+        "preset": preset,
         "model": model,
         "encoder": encoder,
         "weights": weights,
@@ -122,13 +125,13 @@ def train(
         "seed": seed,
         "workers": workers,
     }
-    changes = {name: value for name, value in changes.items() if value is not None}
+    changes = {name: value for name, value in options.items() if value is not None}
     changes |= dict(_assignment(text) for text in set_ or ())
     if resume and changes:
         raise RecipeError(
             f"--resume takes the settings of the run; leave out {', '.join(sorted(changes))}"
         )
-    recipe = None if resume else _recipe(preset, changes)
+    recipe = None if resume else _recipe(changes.pop("preset", "paper"), changes)
     data, root = _remembered(output, data, root, resume)
     card = load_card(data, root)
     if dry_run:
@@ -159,7 +162,10 @@ def _assignment(text: str) -> tuple[str, Any]:
     name, found, value = text.partition("=")
     if not found or not name:
         raise typer.BadParameter(f"--set takes NAME=VALUE, got {text!r}")
-    return name.strip().replace("-", "_"), yaml.safe_load(value)
+    try:
+        return name.strip().replace("-", "_"), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise typer.BadParameter(f"--set {text}: {value!r} is no YAML value") from error
 
 
 def _recipe(preset: str, changes: dict[str, Any]) -> Recipe:
@@ -188,8 +194,11 @@ def _remembered(
     if data is not None:
         return data, root
     if resume and (output / DATA).is_file():
-        entry = yaml.safe_load((output / DATA).read_text(encoding="utf-8"))
-        return entry["data"], None if entry["root"] is None else Path(entry["root"])
+        try:
+            entry = yaml.safe_load((output / DATA).read_text(encoding="utf-8"))
+            return entry["data"], None if entry["root"] is None else Path(entry["root"])
+        except (yaml.YAMLError, TypeError, KeyError) as error:
+            raise ValueError(f"{output / DATA} is damaged: give --data") from error
     raise ValueError("--data is needed: a folder, a card's file, or a shipped card's name")
 
 

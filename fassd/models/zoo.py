@@ -171,39 +171,39 @@ def create_model(
     model = variant.build(num_classes, alpha)
     if weights is None:
         return model
-    if weights == "cityscapes":
-        path: str | os.PathLike[str] = weight_files.fetch(_cityscapes_file(name, model))
-    elif weights == "synthetic":
-        _check_published("synthetic", name, model, list(weight_files.SHIPPED))
-        path = weight_files.shipped(name)
-    elif weights == "imagenet":
-        path = weight_files.fetch("imagenet_weights.pth")
-    else:
-        path = weights
-    load_checkpoint(model, path)
+    if weights in ("cityscapes", "synthetic") and (num_classes, alpha) != (19, 2):
+        raise ValueError(
+            f"weights={weights!r} has 19 classes and alpha 2, asked for were "
+            f"num_classes={num_classes} and alpha={alpha}; weights='imagenet' starts any of them "
+            "from a trained encoder"
+        )
+    load_checkpoint(model, weights_file(name, weights))
     return model
 
 
-def _cityscapes_file(name: str, model: FASSDNet) -> str:
-    having = [known for known, variant in VARIANTS.items() if variant.cityscapes]
-    _check_published("cityscapes", name, model, having)
-    filename = VARIANTS[name].cityscapes
-    assert filename is not None
-    return filename
+def weights_file(name: str, weights: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Where the weights are that `create_model` would load; the authors' are downloaded.
+
+    Raises:
+        ValueError: weights that were not published for this variant.
+        DownloadError: a download that failed.
+    """
+    if weights == "imagenet":
+        return weight_files.fetch("imagenet_weights.pth")
+    if weights == "cityscapes":
+        files = {known: v.cityscapes for known, v in VARIANTS.items() if v.cityscapes}
+        return weight_files.fetch(files[_published(name, weights, files)])
+    if weights == "synthetic":
+        return weight_files.shipped(_published(name, weights, weight_files.SHIPPED))
+    return weights
 
 
-def _check_published(weights: str, name: str, model: FASSDNet, having: list[str]) -> None:
-    """Refuse a network that there are no such weights for."""
-    if name not in having:
+def _published(name: str, weights: str | os.PathLike[str], files: Mapping[str, str]) -> str:
+    if name not in files:
         raise ValueError(
-            f"weights={weights!r}: none were published for {name!r}, only for {', '.join(having)}"
+            f"weights={weights!r}: none were published for {name!r}, only for {', '.join(files)}"
         )
-    if (model.num_classes, model.alpha) != (19, 2):
-        raise ValueError(
-            f"weights={weights!r} has 19 classes and alpha 2, asked for were "
-            f"num_classes={model.num_classes} and alpha={model.alpha}; weights='imagenet' starts "
-            "any of them from a trained encoder"
-        )
+    return name
 
 
 def default_weights(name: str, num_classes: int = 19, alpha: int = 2) -> str | None:

@@ -40,10 +40,10 @@ def process_group(device: torch.device | str | None = None) -> Iterator[torch.de
         yield home
         return
     dist.init_process_group("nccl" if home.type == "cuda" else "gloo")
-    try:
-        yield home
-    finally:
-        dist.destroy_process_group()
+    yield home
+    # Not after an error: the others may be waiting for this process in the middle of an exchange,
+    # and NCCL would wait for them. torchrun stops them when this process has gone.
+    dist.destroy_process_group()
 
 
 def _own_gpu(device: torch.device) -> torch.device:

@@ -194,12 +194,11 @@ def evaluate(
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the wrapper waits for all processes in each call, of unequal shares
     _check_head(getattr(model, "num_classes", None), dataset.card)
-    network, home, precision = _placed(model, device, dtype)
-
     share = _Share(ConfusionMatrix(dataset.card.num_classes))
     failure: Exception | None = None
     started = time.perf_counter()
     try:
+        network, home, precision = _placed(model, device, dtype)
         with (
             _eval_mode(network),
             torch.inference_mode(),

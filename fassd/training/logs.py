@@ -35,6 +35,7 @@ class CSVLog:
         self.path = path
         self.columns = list(columns)
         kept = [row for row in self._rows() if row and int(row[0]) <= after] if after else []
+        self.waiting: list[Sequence[Any]] = []
         with replacing(path) as file:
             file.write(_lines([self.columns, *kept]))
 
@@ -47,11 +48,22 @@ class CSVLog:
         return [row for row in rows if len(row) == len(self.columns) and row[0].isdigit()]
 
     def write(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Append rows; they are on the disk when this returns."""
-        with self.path.open("ab") as file:
-            file.write(_lines(rows))
-            file.flush()
-            os.fsync(file.fileno())
+        """Append rows; they are on the disk when this returns.
+
+        Raises:
+            OSError: they could not be written; they will be with the next rows.
+        """
+        self.waiting += rows
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("ab") as file:
+                file.write(_lines(self.waiting))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            os.truncate(self.path, size)  # half a row would stay otherwise
+            raise
+        self.waiting = []
 
 
 def _lines(rows: Sequence[Sequence[Any]]) -> bytes:
@@ -90,6 +102,11 @@ class TensorBoardLog:
         """`image` is (H, W, 3) uint8 RGB."""
         if self.writer is not None:
             self.writer.add_image(name, image, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Write out what is waiting."""
+        if self.writer is not None:
+            self.writer.flush()
 
     def close(self) -> None:
         if self.writer is not None:

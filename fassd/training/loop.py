@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,9 @@ from torch.optim.swa_utils import AveragedModel
 from fassd.data.card import Card
 from fassd.data.dataset import Sample, SegmentationDataset
 from fassd.data.transforms import TrainTransform
-from fassd.images import check_folder, replacing, write_image
+from fassd.images import ImageError, check_folder, replacing, write_image
 from fassd.models import create_model, load_checkpoint
+from fassd.models.zoo import weights_file
 from fassd.palette import colorize
 from fassd.panel import Tile, draw_panel
 from fassd.training import state as files
@@ -52,6 +54,8 @@ __all__ = ["DivergedError", "Reporter", "StoppedError", "Trainer"]
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
+BEFORE_CHECKPOINT = {"recipe.yaml", "data.yaml", "log.csv", "val.csv", "tensorboard"}
+SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
 SHOWN_PICTURES = 3  # of the validation, drawn each time
 MODEL, AVERAGE, OPTIMIZER, SCALER = "model.", "average.", "optimizer.", "scaler"
 
@@ -64,6 +68,10 @@ class StoppedError(RuntimeError):
     """Ctrl-C or SIGTERM: the run was saved and stopped."""
 
 
+class _Abandoned(Exception):  # noqa: N818
+    """Ctrl-C in the middle of a validation."""
+
+
 class Reporter(Protocol):
     """Who is told how a run goes; called in the main process only, but for `message`."""
 
@@ -72,6 +80,15 @@ class Reporter(Protocol):
     def validating(self, done: int, total: int) -> None: ...
     def validated(self, step: int, evaluation: Evaluation, best: bool) -> None: ...
     def message(self, text: str) -> None: ...
+
+
+class _Done(NamedTuple):
+    """A step that is not logged yet: its number, this process's share of the loss, its pictures."""
+
+    step: int
+    loss: Tensor
+    paths: list[Path]
+    skipped: list[str]
 
 
 @dataclass
@@ -129,6 +146,8 @@ class Trainer:
                 self._tell(trouble)
             recipe = from_dict(facts["recipe"], str(folder))
             self.step, self.best, self.owed = facts["step"], facts["best"], facts["owed"]
+            if is_main():
+                files.set_damaged_aside(folder)
         else:
             _check_new(folder)
         if recipe is None:
@@ -136,6 +155,8 @@ class Trainer:
         self.recipe = recipe.replace(precision=resolve_precision(recipe.precision, self.device))
         self.train_set = SegmentationDataset(card, "train")
         self.val_set = SegmentationDataset(card, "val") if "val" in card.splits else None
+        if resume:
+            self._check_data(facts["data"])
         if self.recipe.batch % (world_size() * self.recipe.accumulate):
             raise RecipeError(
                 f"batch must be a multiple of {world_size()} processes x accumulate "
@@ -145,15 +166,26 @@ class Trainer:
         if tensors:
             self._restore(tensors, facts)
 
+    def _data(self) -> dict[str, Any]:
+        """What a resumed run needs to find again: every sample's place follows from it."""
+        names = list(self.train_set.card.class_names)
+        return {"classes": names, "pictures": len(self.train_set)}
+
+    def _check_data(self, before: dict[str, Any]) -> None:
+        for what, value in self._data().items():
+            if value != before[what]:
+                raise RecipeError(
+                    f"the data of the run in {self.folder} had {what} {before[what]}, now {value}"
+                )
+
     # ---------------------------------------------------------------------------------- building
 
     def _build(self, num_classes: int) -> None:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        if recipe.deterministic:
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
         self.model = self._network(num_classes).to(self.device)
+        if recipe.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = None if recipe.ema is None else _average(self.model, recipe.ema)
         if recipe.accelerate:
             # Swapped by hand, not by `accelerate`, which warns where there is nothing to swap.
@@ -162,17 +194,13 @@ class Trainer:
                 self.average.module = _with_fused_modules(self.average.module)
         if recipe.sync_bn:
             self.model = synchronize_batch_norm(self.model, self.device)
-        if recipe.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         avoid_unsound_gradients(self.model, self.device, recipe.precision)
         self.parallel: nn.Module = self.model
-        if dist.is_initialized():
+        if world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.model, device_ids=ids)
         self.optimizer = _optimizer(recipe, self.model)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=recipe.precision == "float16" and self.device.type == "cuda"
-        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.loss: BootstrappedCrossEntropy | CrossEntropy = (
             BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold)
             if recipe.loss == "bootstrapped"
@@ -181,12 +209,11 @@ class Trainer:
 
     def _network(self, num_classes: int) -> nn.Module:
         recipe = self.recipe
-        start = "imagenet" if recipe.encoder == "imagenet" and recipe.weights is None else None
-        if start is not None and self.step:
-            start = None  # the checkpoint has it all
-        model = create_model(recipe.model, num_classes, recipe.alpha, weights=start)
-        if recipe.weights is not None and not self.step:
-            self._tell(str(load_checkpoint(model, recipe.weights, strict=False)))
+        model = create_model(recipe.model, num_classes, recipe.alpha)
+        start = recipe.weights or ("imagenet" if recipe.encoder == "imagenet" else None)
+        if start is not None and not self.step:  # else the checkpoint has it all
+            file = weights_file(recipe.model, start)
+            self._tell(str(load_checkpoint(model, file, strict=recipe.weights is None)))
         return model
 
     # ------------------------------------------------------------------------------------ running
@@ -195,42 +222,49 @@ class Trainer:
         """Train to the end of the recipe.
 
         Returns:
-            The last validation; None without a val split.
+            The last validation; None without a val split, or if nothing in it could be scored.
 
         Raises:
-            DivergedError: the loss is not finite.
+            DivergedError: the loss, or a weight, is not finite.
             StoppedError: stopped by Ctrl-C or SIGTERM, after saving.
             OSError: the last checkpoint could not be written. Earlier failures are only told.
         """
-        recipe = self.recipe
         logs = self._open_logs() if is_main() else None
         if is_main() and self.reporter is not None:
-            self.reporter.started(recipe, self.step)
-        pending: list[tuple[int, Tensor, list[Path], list[str]]] = []
+            self.reporter.started(self.recipe, self.step)
+        try:
+            with self._stop_signals() as stop, _deterministic(self.recipe.deterministic):
+                return self._run(logs, stop)
+        finally:
+            if logs is not None:
+                logs.board.close()
+
+    def _run(self, logs: _Logs | None, stop: threading.Event) -> Evaluation | None:
+        recipe = self.recipe
+        pending: list[_Done] = []
         result: Evaluation | None = None
-        if self.owed:  # stopped where a validation was due
-            result = self._validate(logs)
+        if self.owed:  # a validation was due where the run was cut off
+            result = self._validate(logs, stop)
             self._save(final=self.step == recipe.steps)
-        with _stop_signals() as stop, contextlib.closing(self._batches()) as batches:
+        with contextlib.closing(self._batches()) as batches:
             for batch in batches:
                 stopped = self._train_step(batch, pending, stop)
                 last = self.step == recipe.steps
-                due = last or bool(recipe.val_every and self.step % recipe.val_every == 0)
-                save = due or stopped or self.step % recipe.save_every == 0
+                self.owed = last or bool(recipe.val_every and self.step % recipe.val_every == 0)
+                save = self.owed or stopped or self.step % recipe.save_every == 0
                 if save or self.step % recipe.log_every == 0:
                     self._flush(pending, logs)
-                if due and not stopped:
-                    result = self._validate(logs)
-                self.owed = due and stopped
-                if save:
+                if save:  # before a validation, which may take long and fail
                     self._save(final=last or stopped)
-                if stopped:
+                if self.owed and not stopped:
+                    result = self._validate(logs, stop)
+                    self._save(final=last)
+                finished = last and not self.owed
+                if not finished and (stopped or (stop.is_set() and world_size() == 1)):
                     raise StoppedError(
                         f"stopped after step {self.step}; saved in {self.folder}, "
                         "go on with --resume"
                     )
-        if logs is not None:
-            logs.board.close()
         return result
 
     def _batches(self) -> Generator[list[MicroBatch], None, None]:
@@ -250,7 +284,7 @@ class Trainer:
     def _train_step(
         self,
         batch: list[MicroBatch],
-        pending: list[tuple[int, Tensor, list[Path], list[str]]],
+        pending: list[_Done],
         stop: threading.Event,
     ) -> bool:
         """One optimizer step; whether the run is to stop, which all processes agree on."""
@@ -260,15 +294,13 @@ class Trainer:
             group["lr"] = rate
         # The mean goes over the labelled pictures of all processes and micro-batches, so that it
         # does not matter how a batch is shared out.
-        shared = torch.stack(
-            [
-                torch.stack([labelled_pictures(part.labels) for part in batch]).sum(),
-                torch.tensor(float(stop.is_set())),
-            ]
-        ).to(self.device)
-        if dist.is_initialized():
+        pictures = torch.stack([labelled_pictures(part.labels) for part in batch]).sum()
+        stopped = stop.is_set()
+        if world_size() > 1:
+            shared = torch.stack([pictures, torch.tensor(float(stopped))]).to(self.device)
             dist.all_reduce(shared)
-        pictures, stopped = shared[0].clamp_min(1), bool(shared[1] > 0)
+            pictures, stopped = shared[0], bool(shared[1] > 0)
+        pictures = pictures.clamp_min(1).to(self.device)
         self.parallel.train()
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(batch, start=1):
@@ -285,7 +317,7 @@ class Trainer:
         self.step += 1
         paths = [path for part in batch for path in part.paths]
         skipped = [reason for part in batch for reason in part.skipped]
-        pending.append((self.step, total, paths, skipped))
+        pending.append(_Done(self.step, total, paths, skipped))
         return stopped
 
     def _learning_rate(self, step: int) -> float:
@@ -321,45 +353,56 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / "recipe.yaml") as file:
             file.write(self.recipe.to_yaml().encode())
-        names = self.train_set.card.class_names
+        names = [f"iou/{name}" for name in self.train_set.card.class_names]
         return _Logs(
             CSVLog(self.folder / "log.csv", ["step", "learning_rate", "loss"], self.step),
             CSVLog(self.folder / "val.csv", ["step", "miou", "pixel_accuracy", *names], self.step),
             TensorBoardLog(self.folder / "tensorboard", self.step),
         )
 
-    def _flush(
-        self, pending: list[tuple[int, Tensor, list[Path], list[str]]], logs: _Logs | None
-    ) -> None:
-        """Look at the losses since the last time: stop if one is no number, else log them."""
+    def _flush(self, pending: list[_Done], logs: _Logs | None) -> None:
+        """Look at the losses since the last time: log them, and stop if one is no number."""
         if not pending:
             return
-        for _, _, _, skipped in pending:
-            for reason in skipped:
+        for done in pending:
+            for reason in done.skipped:
                 self._tell(f"skipped: {reason}")
-        losses = torch.stack([loss for _, loss, _, _ in pending])
-        if dist.is_initialized():
+        losses = torch.stack([done.loss for done in pending])
+        if world_size() > 1:
             dist.all_reduce(losses)
-        rows = []
-        for (step, _, paths, _), loss in zip(pending, losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise DivergedError(self._autopsy(step, loss, paths))
-            rows.append((step, f"{self._learning_rate(step - 1):.9g}", f"{loss:.9g}"))
+        values = losses.tolist()
+        sound = [math.isfinite(value) for value in values]
+        count = sound.index(False) if False in sound else len(values)
+        self._log(pending[:count], values[:count], logs)
+        if count < len(values):
+            raise DivergedError(self._autopsy(pending[count], values[count]))
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise DivergedError(
+                f"gradients overflow float16 at any scale, up to step {self.step}: train in "
+                "bfloat16 or float32"
+            )
         pending.clear()
-        if logs is None:
-            return
-        logs.steps.write(rows)
-        rate = self._learning_rate(self.step - 1)
-        logs.board.scalars({"train/loss": losses.mean().item(), "train/lr": rate}, self.step)
-        if self.reporter is not None:
-            self.reporter.stepped(self.step, losses.mean().item(), rate)
 
-    def _autopsy(self, step: int, loss: float, paths: list[Path]) -> str:
+    def _log(self, pending: list[_Done], losses: list[float], logs: _Logs | None) -> None:
+        if logs is None or not pending:
+            return
+        rows = [
+            (done.step, f"{self._learning_rate(done.step - 1):.9g}", f"{loss:.9g}")
+            for done, loss in zip(pending, losses, strict=True)
+        ]
+        step, mean = pending[-1].step, sum(losses) / len(losses)
+        rate = self._learning_rate(step - 1)
+        self._guarded("log.csv", logs.steps.write, rows)
+        self._guarded("TensorBoard", logs.board.scalars, {"loss": mean, "lr": rate}, step)
+        if self.reporter is not None:
+            self.reporter.stepped(step, mean, rate)
+
+    def _autopsy(self, done: _Done, loss: float) -> str:
         return (
-            f"the loss of step {step} is {loss}, at a learning rate of "
-            f"{self._learning_rate(step - 1):.3g} in {self.recipe.precision}; this process's "
-            f"pictures: {', '.join(map(str, paths))}. Nothing of it was saved: {self.folder} holds "
-            "the checkpoint before. A lower learning rate, a warmup or clip usually help"
+            f"the loss of step {done.step} is {loss}, at a learning rate of "
+            f"{self._learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this process's "
+            f"pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved: {self.folder} "
+            "holds the checkpoint before. A lower learning rate, a warmup or clip usually help"
         )
 
     @property
@@ -367,28 +410,47 @@ class Trainer:
         """The network that is validated and shipped: the average if there is one."""
         return self.model if self.average is None else self.average.module
 
-    def _validate(self, logs: _Logs | None) -> Evaluation | None:
+    def _validate(self, logs: _Logs | None, stop: threading.Event) -> Evaluation | None:
+        """Score the network; None if there is nothing to score, or Ctrl-C came."""
         if self.val_set is None:
+            self.owed = False
             return None
+        if world_size() > 1:
+            # Each process has batch norm statistics of its own; those of the first are kept.
+            for buffer in self.evaluated.buffers():
+                dist.broadcast(buffer, 0)
         indices = _spread(len(self.val_set), self.recipe.val_pictures)
-        panel = _Panel(self.val_set.card, indices[:: max(1, len(indices) // SHOWN_PICTURES)])
-        done = 0
+        own = indices[rank() :: world_size()]
+        panel = _Panel(self.val_set.card, own[:: max(1, len(own) // SHOWN_PICTURES)])
+        seen = 0
+
+        def advance() -> None:
+            nonlocal seen
+            seen += 1
+            if stop.is_set() and world_size() == 1:
+                raise _Abandoned
+            if is_main() and self.reporter is not None:
+                self.reporter.validating(seen, len(own))
 
         def on_sample(index: int, sample: Any, labels: npt.NDArray[np.uint8]) -> None:
-            nonlocal done
-            done += 1
             panel.add(index, sample, labels)
-            if is_main() and self.reporter is not None:
-                self.reporter.validating(done * world_size(), len(indices))
+            advance()
 
+        def on_bad(error: ImageError) -> None:
+            self._tell(f"skipped: {error}")
+            advance()
+
+        try:
+            evaluation = evaluate(
+                self.evaluated, self.val_set, indices=indices, on_sample=on_sample, on_bad=on_bad
+            )
+        except _Abandoned:  # still owed
+            return None
+        except ValueError as error:  # of the data, and the same in all processes
+            self._tell(f"no score: {error}")
+            self.owed = False
+            return None
         self.owed = False
-        evaluation = evaluate(
-            self.evaluated,
-            self.val_set,
-            indices=indices,
-            on_sample=on_sample,
-            on_bad=lambda error: self._tell(f"skipped: {error}"),
-        )
         best = evaluation.scores.miou > self.best
         self.best = max(self.best, evaluation.scores.miou)
         if logs is not None:
@@ -401,30 +463,48 @@ class Trainer:
 
     def _write_scores(self, logs: _Logs, evaluation: Evaluation, panel: _Panel) -> None:
         scores = evaluation.scores
-        figures = [scores.miou, scores.pixel_accuracy, *scores.iou]
-        logs.scores.write([[self.step, *(f"{figure:.9g}" for figure in figures)]])
-        logs.board.scalars(
-            {"val/miou": scores.miou, "val/pixel_accuracy": scores.pixel_accuracy}, self.step
+        figures = [scores.miou, scores.pixel_accuracy]
+        row = [self.step, *(f"{figure:.9g}" for figure in (*figures, *scores.iou))]
+        self._guarded("val.csv", logs.scores.write, [row])
+        names = ("val/miou", "val/pixel_accuracy")
+        self._guarded(
+            "TensorBoard",
+            logs.board.scalars,
+            dict(zip(names, figures, strict=True)),
+            self.step,
         )
         image = panel.draw()
         if image is not None:
-            write_image(self.folder / "pictures" / f"step-{self.step:06d}.jpg", image)
-            logs.board.picture("val/predictions", image, self.step)
+            path = self.folder / "pictures" / f"step-{self.step:06d}.jpg"
+            self._guarded(str(path), write_image, path, image)
+            self._guarded("TensorBoard", logs.board.picture, "val/predictions", image, self.step)
+        self._guarded("TensorBoard", logs.board.flush)
 
     # --------------------------------------------------------------------------------- checkpoints
 
     def _save(self, final: bool) -> None:
+        """Write checkpoint and weights; the failure of a final one is an error.
+
+        Raises:
+            DivergedError: a weight is not finite; what was saved before stays.
+        """
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise DivergedError(
+                f"step {self.step} left weights that are not finite. Nothing of it was saved: "
+                f"{self.folder} holds the checkpoint before. A lower learning rate, a warmup or "
+                "clip usually help"
+            )
         if not is_main():
             return
         if final:
-            self._save_weights("last.safetensors")
             self._save_state()
+            self._save_weights("last.safetensors")
             return
-        self._guarded("last.safetensors", self._save_weights, "last.safetensors")
         self._guarded("the checkpoint", self._save_state)
+        self._guarded("last.safetensors", self._save_weights, "last.safetensors")
 
     def _guarded(self, what: str, write: Any, *arguments: Any) -> None:
-        """Hours of work are not given up for a disk that is full just now."""
+        """Hours of work are not given up because a disk is full just now."""
         try:
             write(*arguments)
         except OSError as error:
@@ -436,6 +516,7 @@ class Trainer:
             "best": self.best,
             "owed": self.owed,
             "recipe": self.recipe.to_dict(),
+            "data": self._data(),
         }
 
     def _save_weights(self, name: str) -> None:
@@ -466,6 +547,28 @@ class Trainer:
         if SCALER in facts:
             self.scaler.load_state_dict(facts[SCALER])
 
+    @contextlib.contextmanager
+    def _stop_signals(self) -> Iterator[threading.Event]:
+        """An event that the first Ctrl-C or SIGTERM sets; a second one acts as ever."""
+        stop = threading.Event()
+        if threading.current_thread() is not threading.main_thread():
+            yield stop
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def handle(number: int, frame: Any) -> None:
+            stop.set()
+            signal.signal(number, before[signal.Signals(number)])
+            self._tell("stopping after this step; once more stops at once, without saving")
+
+        for number in before:
+            signal.signal(number, handle)
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def _tell(self, text: str) -> None:
         if self.reporter is not None:
             self.reporter.message(text if world_size() == 1 else f"[process {rank()}] {text}")
@@ -475,8 +578,9 @@ class Trainer:
 
 
 def _check_new(folder: Path) -> None:
+    """A run may begin in a new folder, or in one that a run left before its first checkpoint."""
     check_folder(folder)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and {path.name for path in folder.iterdir()} - BEFORE_CHECKPOINT:
         raise FileExistsError(
             f"{folder} is not empty: --resume goes on with the run in it, another --output begins "
             "a new one"
@@ -549,22 +653,17 @@ class _Panel:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one acts as ever."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, handle)
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """PyTorch's deterministic algorithms inside the block, if they are wanted."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        # cuBLAS asks for it before its first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if wanted:
+            torch.use_deterministic_algorithms(before[0])
+            torch.backends.cudnn.benchmark = before[1]

@@ -56,7 +56,8 @@ class Recipe:
             None has none.
         sync_bn: batch norm over all processes instead of over each one's micro-batch.
         accelerate: fused modules, which training runs as the reference and validation as fused.
-        deterministic: only algorithms that give the same bits again.
+        deterministic: only algorithms that give the same bits again; slower, and on a GPU with more
+            memory. On a CPU a run gives the same bits without it.
         seed: of the weights, the order of pictures and their augmentation.
         workers: processes that read pictures; 0 reads in the training process.
         log_every: steps between lines on the screen and looks at the loss.

@@ -7,6 +7,7 @@ in the middle of writing loses what was there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ __all__ = ["latest_state", "save_state", "save_weights"]
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 NEXT = "checkpoint.next.safetensors"
+UNREADABLE = (SafetensorError, OSError, ValueError, KeyError)
 
 
 class StateError(ValueError):
@@ -46,6 +48,28 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     if (folder / CHECKPOINT).exists():
         os.replace(folder / CHECKPOINT, folder / PREVIOUS)
     os.replace(folder / NEXT, folder / CHECKPOINT)
+    with contextlib.suppress(OSError):  # not every system can sync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def set_damaged_aside(folder: Path) -> None:
+    """Rename checkpoints that cannot be read, so that they do not push a good one out.
+
+    What a killed process left half written is removed.
+    """
+    for name in (NEXT, CHECKPOINT, PREVIOUS):
+        path = folder / name
+        if path.exists():
+            try:
+                _read(path)
+            except UNREADABLE:
+                os.replace(path, path.with_name(f"{name}.damaged"))
+    for part in folder.glob(".*.part"):
+        part.unlink()
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -75,7 +99,7 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
         try:
             tensors, facts = _read(path)
             found.append((int(facts["step"]), tensors, facts))
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             troubles.append(f"{path} is damaged and was passed over ({error})")
     if not found:
         reason = "; ".join(troubles) or "there is no checkpoint in it"
@@ -107,5 +131,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for key, value in tensors.items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number_, entries in state.items():
+        for name, value in entries.items():
+            if value.shape == parameters[number_].shape:  # in the parameter's memory layout
+                entries[name] = torch.empty_like(parameters[number_], dtype=value.dtype).copy_(
+                    value
+                )
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

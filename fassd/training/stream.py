@@ -145,7 +145,15 @@ def loader(
         )
     )
     for _ in steps:
-        yield [next(source) for _ in range(accumulate)]
+        yield [_next(source) for _ in range(accumulate)]
+
+
+def _next(source: Iterator[MicroBatch]) -> MicroBatch:
+    try:
+        return next(source)
+    except ImageError as error:
+        # From a worker it comes with a traceback in its text; the last line is what happened.
+        raise ImageError(str(error).rsplit("ImageError: ", 1)[-1].strip()) from None
 
 
 def _collate(items: Sequence[Item]) -> MicroBatch:
@@ -158,8 +166,10 @@ def _collate(items: Sequence[Item]) -> MicroBatch:
 
 
 def _prepare_worker(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the trainer alone decides what it means.
+    # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the
+    # job; the trainer alone decides what they mean. Workers leave when it does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     import cv2
 
     cv2.setNumThreads(0)

@@ -41,6 +41,8 @@ class AnyDeviceSyncBatchNorm(nn.BatchNorm2d):
         count = channels.new_tensor([x.numel() / x.shape[1]])
         sums = _Sum.apply(torch.cat([channels.sum((0, 2, 3)), count]))
         total = sums[-1]
+        if total == 1:
+            raise ValueError(f"batch norm needs more than one value per channel, got {x.shape}")
         mean = sums[:-1] / total
         centered = channels - mean[:, None, None]
         variance = _Sum.apply(centered.square().sum((0, 2, 3))) / total

@@ -1,12 +1,14 @@
-"""What one process of test_loop does: ``run_trainer.py DATA FOLDER kill STEP | settings JSON``
+"""What one process of test_loop does: ``run_trainer.py DATA FOLDER kill STEP | settings JSON | slow
+JSON``
 
-With settings, in float64.."""
+With settings, in float64; slow takes its time before each step.."""
 
 import contextlib
 import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from training.streets import double_precision, feed_doubles, small_recipe
@@ -17,7 +19,7 @@ from fassd.training.loop import Trainer
 
 if __name__ == "__main__":
     data, folder, what, value = sys.argv[1:]
-    changes = json.loads(value) if what == "settings" else {}
+    changes = {} if what == "kill" else json.loads(value)
     double = double_precision() if what == "settings" else contextlib.nullcontext()
     with process_group("cpu") as device, double:
         trainer = Trainer(small_recipe(**changes), load_card(data), Path(folder), device=device)
@@ -28,6 +30,8 @@ if __name__ == "__main__":
         def dying(*arguments):
             if what == "kill" and trainer.step == int(value) - 1:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if what == "slow":
+                time.sleep(0.5)
             return backward(*arguments)
 
         trainer._backward = dying

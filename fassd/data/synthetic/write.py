@@ -68,6 +68,7 @@ def write_tree(
     _check(root, split, count, seed, size, workers)
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    _write_note(root, split, None)  # till all is done, it is not known of which seed a frame is
     jobs = [(root, split, index, seed, size) for index in range(count)]
     if min(workers, count) == 1:
         for job in jobs:
@@ -76,7 +77,10 @@ def write_tree(
                 on_frame()
     else:
         _write_parallel(jobs, min(workers, count), on_frame)
-    _write_note(root, split, count, seed, size)
+    made = {
+        "version": VERSION, "seed": seed, "count": count, "height": size[0], "width": size[1],
+    }  # fmt: skip
+    _write_note(root, split, made)
 
 
 def _check(
@@ -128,16 +132,16 @@ def _write_frame(root: Path, split: str, index: int, seed: int, size: tuple[int,
     write_image(mask_path, LABEL_IDS[labels])
 
 
-def _write_note(root: Path, split: str, count: int, seed: int, size: tuple[int, int]) -> None:
-    """Say in `NOTE` how this split was made; what it says of other splits stays."""
+def _write_note(root: Path, split: str, made: dict[str, int] | None) -> None:
+    """Say in `NOTE` how this split was made, or nothing; what it says of others stays."""
     path = root / NOTE
     try:
         splits = dict(json.loads(path.read_text())["splits"])
     except (OSError, ValueError, KeyError, TypeError):
         splits = {}
-    splits[split] = {
-        "version": VERSION, "seed": seed, "count": count, "height": size[0], "width": size[1],
-    }  # fmt: skip
+    splits.pop(split, None)
+    if made is not None:
+        splits[split] = made
     note = {"generator": "fassd synth", "splits": splits}
     with replacing(path) as file:
         file.write((json.dumps(note, indent=1) + "\n").encode())
