@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fassd.data.transforms import MEAN
+from fassd.data.transforms import MEAN_COLOR
 
 __all__ = [
     "BACKGROUND",
@@ -37,15 +37,17 @@ __all__ = [
     "ImageError",
     "Picture",
     "array_to_rgb",
+    "check_file",
     "check_folder",
     "find_pictures",
     "pil_to_rgb",
     "read_image",
     "replacing",
+    "unreadable_because",
     "write_image",
 ]
 
-BACKGROUND = tuple(round(255 * mean) for mean in reversed(MEAN))
+BACKGROUND = MEAN_COLOR
 """RGB colour behind transparent pixels: the mean of ImageNet, (124, 116, 104)."""
 
 # fmt: off
@@ -92,10 +94,11 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
             with Image.open(path) as image:
                 return pil_to_rgb(image)
     except Exception as error:  # decoders of damaged files raise almost anything
-        raise ImageError(f"{os.fspath(path)}: {_why(path, error)}") from error
+        raise ImageError(f"{os.fspath(path)}: {unreadable_because(path, error)}") from error
 
 
-def _why(path: str | os.PathLike[str], error: Exception) -> str:
+def unreadable_because(path: str | os.PathLike[str], error: Exception) -> str:
+    """What to tell of an error that came while a picture was read."""
     if isinstance(error, ImageError):
         return str(error)
     if isinstance(error, FileNotFoundError):
@@ -213,6 +216,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_file(file: Path | None) -> None:
+    """See whether `file`, if any, can be written; nothing is.
+
+    Raises:
+        OSError: it is a folder, or in one that cannot be written to.
+    """
+    if file is not None:
+        check_folder(file.parent)
+        if file.is_dir():
+            raise IsADirectoryError(f"cannot write to {file}: it is a folder, not a file")
 
 
 def check_folder(folder: Path) -> None:

@@ -79,13 +79,10 @@ def bench(
     [cyan]fassd bench -m fassd_net_l2 --size 512x1024 --batch 4 --dtype float16 --device cuda[/]
     """
     from fassd.bench import Job
-    from fassd.images import check_folder, replacing
+    from fassd.images import check_file, replacing
     from fassd.predict import pick_device
 
-    if json_ is not None:
-        check_folder(json_.parent)
-        if json_.is_dir():
-            raise IsADirectoryError(f"cannot write to {json_}: it is a folder, not a file")
+    check_file(json_)
     report = _measure(
         Job(
             model=model,

@@ -76,13 +76,10 @@ def check(
     """
     from fassd.data.card import load_card
     from fassd.data.check import check_card
-    from fassd.images import check_folder, replacing
+    from fassd.images import check_file, replacing
 
     dataset = load_card(card, root)
-    if json_ is not None:
-        check_folder(json_.parent)
-        if json_.is_dir():
-            raise IsADirectoryError(f"cannot write to {json_}: it is a folder, not a file")
+    check_file(json_)
     with progress() as bar:
         task = bar.add_task(f"reading {dataset.name}", total=None)
         report = check_card(

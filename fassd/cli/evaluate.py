@@ -194,14 +194,11 @@ def _report(
 
 def _check_outputs(output: Path | None, json_: Path | None) -> None:
     """A mistake in where to write shows before the work, not after it."""
-    from fassd.images import check_folder
+    from fassd.images import check_file, check_folder
 
     if output is not None:
         check_folder(output)
-    if json_ is not None:
-        check_folder(json_.parent)
-        if json_.is_dir():
-            raise IsADirectoryError(f"cannot write to {json_}: it is a folder, not a file")
+    check_file(json_)
 
 
 # ---------------------------------------------------------------------------------------- compare

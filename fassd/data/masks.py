@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fassd.images import ImageError, _why
+from fassd.images import ImageError, unreadable_because
 from fassd.palette import IGNORE
 
 __all__ = ["MAX_ID", "MaskCode", "color_key", "read_mask"]
@@ -91,7 +91,7 @@ def _read_values(path: str | os.PathLike[str], kind: str) -> npt.NDArray[Any]:
                 values = _VALUES[kind](ImageOps.exif_transpose(image))
                 return values if stretch == 1 else values // stretch
     except Exception as error:  # decoders of damaged files raise almost anything
-        raise ImageError(f"{os.fspath(path)}: {_why(path, error)}") from error
+        raise ImageError(f"{os.fspath(path)}: {unreadable_because(path, error)}") from error
 
 
 def _stretch(image: Image.Image) -> int:
