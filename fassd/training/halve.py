@@ -8,6 +8,7 @@ for float16: they stay float32. `fassd.load_checkpoint` reads the file like any 
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -22,17 +23,29 @@ __all__ = ["halve"]
 
 
 def halve(source: Path, target: Path) -> None:
-    """Write the weights in `source` to `target`, both .safetensors, metadata kept.
+    """Write the weights in `source` to `target`, both .safetensors.
+
+    What training noted stays with them, but for the folder of the weights that it started from.
 
     Raises:
         OSError, safetensors.SafetensorError: one cannot be read, or the other written.
         ValueError: a weight lies outside float16's range.
     """
     with safe_open(source, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = _portable(file.metadata() or {})
         tensors = {key: _half(key, file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     with replacing(target) as output:
         output.write(safetensors.torch.save(tensors, metadata))
+
+
+def _portable(metadata: dict[str, str]) -> dict[str, str]:
+    """The notes without a path that only the machine of the training has."""
+    facts = json.loads(metadata.get("fassd", "{}"))
+    start = facts.get("recipe", {}).get("weights")
+    if start is None:
+        return metadata
+    facts["recipe"]["weights"] = "/".join(Path(start).parts[-2:])
+    return {**metadata, "fassd": json.dumps(facts)}
 
 
 def _half(key: str, tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from install.conftest import Built, pip_wheel, source_copy
+from install.conftest import ROOT, Built, pip_wheel, source_copy
 
 TRY_IT = """
 import warnings, torch, fassd, fassd_kernels
@@ -122,3 +122,11 @@ def test_what_is_asked_for_and_impossible_fails(
     result = pip_wheel(source_copy(tmp_path), "--no-build-isolation", **environment)
     assert result.returncode != 0
     assert message in result.stdout
+
+
+def test_weights_cards_and_presets_are_in_the_wheel(built: Built) -> None:
+    for pattern in ("weights/*.safetensors", "weights/README.md", "data/cards/*.yaml"):
+        own = sorted(path.name for path in (ROOT / "fassd").glob(pattern))
+        assert own and own == sorted(path.name for path in built.contents.glob(f"fassd/{pattern}"))
+    presets = {path.stem for path in built.contents.glob("fassd/training/presets/*.yaml")}
+    assert presets == {"demo", "paper", "paper-l1", "paper-l2"}

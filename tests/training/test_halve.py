@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -7,16 +9,20 @@ from fassd.models import create_model, load_checkpoint
 from fassd.training.halve import halve
 
 
+def facts(start):
+    return {"fassd": json.dumps({"step": 7, "recipe": {"weights": start}})}
+
+
 def test_convolutions_become_half_and_the_rest_stays(tmp_path):
     torch.manual_seed(0)
     model = create_model("fassd_net_l2")
-    save_file(model.state_dict(), tmp_path / "in.safetensors", {"fassd": "facts"})
+    save_file(model.state_dict(), tmp_path / "in.safetensors", facts("/home/me/runs/a"))
     halve(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     for key, value in load_file(tmp_path / "out.safetensors").items():
         own = model.state_dict()[key]
         assert torch.equal(value, own.half() if own.dim() == 4 else own)
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
-        assert file.metadata() == {"fassd": "facts"}
+        assert file.metadata() == facts("runs/a")
     twin = create_model("fassd_net_l2")
     load_checkpoint(twin, tmp_path / "out.safetensors")
     assert twin.finalConv.weight.dtype == torch.float32
