@@ -89,8 +89,8 @@ def train(
 
     The folder of the run gets recipe.yaml, log.csv, val.csv, TensorBoard logs, pictures of
     predictions, [cyan]best.safetensors[/] and [cyan]last.safetensors[/], and checkpoints. Ctrl-C
-    saves and stops; --resume goes on as if nothing had happened (to the last bit on a CPU; on a
-    GPU with -s deterministic=true).
+    saves and stops; --resume goes on as if nothing had happened (to the last bit on a CPU
+    with as many threads; on a GPU with -s deterministic=true).
 
     Many GPUs or machines: start it with [cyan]torchrun[/]; --batch is shared among the processes,
     and all machines have to see the same --output folder.

@@ -103,7 +103,7 @@ def test_a_broken_picture_is_told_and_the_exit_code_is_1(streets, tmp_path, run_
     assert result.exit_code == 1
     assert f"skipped: {picture}: is damaged or truncated" in result.stderr
     assert "3 pictures in" in result.stdout and "1 skipped" in result.stdout
-    assert "labels are meaningless until trained weights are given" in result.stderr
+    assert "synthetic weights, trained on generated streets alone" in result.stderr
 
 
 def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, run_fassd, monkeypatch):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from training.streets import double_precision, feed_doubles, small_recipe
 
 from fassd.data import load_card
@@ -18,6 +19,7 @@ from fassd.training.distributed import process_group
 from fassd.training.loop import Trainer
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     data, folder, what, value = sys.argv[1:]
     changes = {} if what == "kill" else json.loads(value)
     double = double_precision() if what == "settings" else contextlib.nullcontext()

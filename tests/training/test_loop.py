@@ -33,6 +33,15 @@ RUN = Path(__file__).with_name("run_trainer.py")
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums over threads round by their number; another test may have changed it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def card(tmp_path_factory):
     return write_cityscapes(tmp_path_factory.mktemp("cityscapes"))
