@@ -27,6 +27,14 @@ LABEL_IDS = np.array(
 """Official labelId of each trainId."""
 
 
+# Sensor noise repeats nothing: coding symbols alone takes 26 ms of a 512 x 1024 picture where
+# looking for repetitions takes 60, and the file is a tenth smaller.
+FOR_NOISE = (
+    cv2.IMWRITE_PNG_COMPRESSION, 1,
+    cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY,
+)  # fmt: skip
+
+
 def frame_paths(root: Path, split: str, index: int) -> tuple[Path, Path]:
     """Where picture and labelIds of one frame lie."""
     name = f"{CITY}_{index:06d}_000019"
@@ -128,7 +136,9 @@ def _write_parallel(
 def _write_frame(root: Path, split: str, index: int, seed: int, size: tuple[int, int]) -> None:
     image, labels = render_street(*size, seed, split=split, index=index)
     image_path, mask_path = frame_paths(root, split, index)
-    write_image(image_path, image)
+    _, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), FOR_NOISE)
+    with replacing(image_path) as file:
+        file.write(png.tobytes())
     write_image(mask_path, LABEL_IDS[labels])
 
 
