@@ -176,7 +176,8 @@ def _cut(
     # do; the older one is half a source pixel off when shrinking by two.
     how = {None: cv2.INTER_NEAREST_EXACT, True: cv2.INTER_AREA, False: cv2.INTER_LINEAR}[shrink]
     part = array[rows.start : rows.stop, columns.start : columns.stop]
-    return cv2.resize(part, (columns.size, rows.size), interpolation=how)  # type: ignore[return-value]
+    resized = cv2.resize(part, (columns.size, rows.size), interpolation=how)
+    return np.asarray(resized, np.uint8)  # it is; OpenCV's annotations leave it open
 
 
 def _framed(
@@ -191,7 +192,8 @@ def _framed(
 
     border = rows.before, rows.after, columns.before, columns.after
     if any(border):
-        array = cv2.copyMakeBorder(array, *border, cv2.BORDER_CONSTANT, value=color)  # type: ignore[assignment]
+        padded = cv2.copyMakeBorder(array, *border, cv2.BORDER_CONSTANT, value=color)
+        array = np.asarray(padded, np.uint8)
     return np.ascontiguousarray(array[:, ::-1] if mirrored else array)
 
 
@@ -208,4 +210,4 @@ def _jittered(
     mix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
     mean = float(np.dot(image.reshape(-1, 3).mean(axis=0), LUMA))
     shift = np.full((3, 1), (1 - contrast) * brightness * mean)
-    return cv2.transform(image, np.hstack([mix, shift]))  # type: ignore[return-value]
+    return np.asarray(cv2.transform(image, np.hstack([mix, shift])), np.uint8)

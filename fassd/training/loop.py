@@ -185,6 +185,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = self._network(num_classes).to(self.device)
         if recipe.channels_last:
+            # PyTorch's annotations have `memory_format` only together with a tensor or a dtype.
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = None if recipe.ema is None else _average(self.model, recipe.ema)
         if recipe.accelerate:

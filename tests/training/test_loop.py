@@ -417,8 +417,7 @@ def test_deterministic_runs_are_the_same_and_leave_no_trace(card, tmp_path):
 # --------------------------------------------------------------------------------------- bad input
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(card, tmp_path):
-    trainer = Trainer(small_recipe(learning_rate=1e-3), card, tmp_path / "run")
+def spoil_weights_after_step_four(trainer):
     take = trainer._train_step
 
     def poison(*arguments):
@@ -427,6 +426,11 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(card, tm
         return take(*arguments)
 
     trainer._train_step = poison
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_before(card, tmp_path):
+    trainer = Trainer(small_recipe(learning_rate=1e-3), card, tmp_path / "run")
+    spoil_weights_after_step_four(trainer)
     with pytest.raises(DivergedError, match=r"the loss of step 5 is nan, at a learning rate of"):
         trainer.run()
     tensors, facts, _ = files.latest_state(tmp_path / "run")
@@ -456,14 +460,7 @@ def test_losses_before_the_one_that_is_no_number_are_logged(card, tmp_path):
     trainer = Trainer(
         small_recipe(log_every=100, save_every=100, val_every=0), card, tmp_path / "r"
     )
-    take = trainer._train_step
-
-    def poison(*arguments):
-        if trainer.step == 4:
-            next(trainer.model.parameters()).data[0] = float("nan")
-        return take(*arguments)
-
-    trainer._train_step = poison
+    spoil_weights_after_step_four(trainer)
     with pytest.raises(DivergedError, match="step 5 is nan"):
         trainer.run()
     assert [row["step"] for row in rows(tmp_path / "r" / "log.csv")] == ["1", "2", "3", "4"]
