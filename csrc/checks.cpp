@@ -125,7 +125,26 @@ void check_count(const char* op, const char* name, const Tensors& tensors, size_
                   " tensors; expected ", expected);
 }
 
+void check_packed(const std::string& op, const OptionalTensors& packed, size_t expected) {
+  STD_TORCH_CHECK(!packed || packed->size() == expected, op, ": packed has ", packed->size(),
+                  " tensors; expected none or ", expected, ", one per weight");
+}
+
+void check_rank(const char* op, const Tensor& weight) {
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": weights[0] has shape ", shape_name(weight),
+                  "; expected four dimensions, O x I x kH x kW");
+}
+
 }  // namespace
+
+int64_t ImageSize::numel() const {
+  int64_t count = 8;  // bytes of the widest element
+  for (int64_t side : sizes()) {
+    STD_TORCH_CHECK(!__builtin_mul_overflow(count, side, &count), "a result of shape (", batch,
+                    ", ", channels, ", ", height, ", ", width, ") does not fit into memory");
+  }
+  return count / 8;
+}
 
 std::string shape_name(const Tensor& tensor) {
   std::string text = "(";
@@ -172,7 +191,7 @@ Integers expand_pair(const char* op, const char* name, const Integers& values) {
 Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
                           const OptionalTensor& slope, const OptionalTensor& residual,
                           const Integers& stride, const Integers& dilation,
-                          const std::string& activation, ImageSize& size) {
+                          const std::string& activation, int64_t pool, ImageSize& size) {
   const std::string op = "conv_act";
   check_images(op, "inputs", inputs);
   const Tensor& first = inputs[0];
@@ -183,6 +202,7 @@ Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const Opt
   check_slope(op, parsed, activation, "slope", slope, out_channels, first);
   check_positive(op, "stride", stride);
   check_positive(op, "dilation", dilation);
+  STD_TORCH_CHECK(pool == 1 || pool == 2, op, ": pool is ", pool, "; expected 1 or 2");
   size = {first.size(0), out_channels, (first.size(2) + stride[0] - 1) / stride[0],
           (first.size(3) + stride[1] - 1) / stride[1]};
   if (residual) {
@@ -201,8 +221,9 @@ Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_wei
                                  const OptionalTensor& vertical_bias,
                                  const OptionalTensor& horizontal_bias,
                                  const OptionalTensor& vertical_slope,
-                                 const OptionalTensor& horizontal_slope, int64_t dilation,
-                                 const std::string& activation, ImageSize& size) {
+                                 const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
+                                 int64_t dilation, const std::string& activation,
+                                 ImageSize& size) {
   const std::string op = "asymmetric_conv";
   check_image(op, "input", input);
   check_weight(op, "vertical_weight", vertical_weight, input.size(1), input, {{3, 1}});
@@ -215,20 +236,21 @@ Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_wei
   const Activation parsed = parse_activation(op, activation);
   check_slope(op, parsed, activation, "vertical_slope", vertical_slope, middle, input);
   check_slope(op, parsed, activation, "horizontal_slope", horizontal_slope, out_channels, input);
+  check_packed(op, packed, 2);
   size = {input.size(0), out_channels, input.size(2), input.size(3)};
   return parsed;
 }
 
 ImageSize check_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                     const Integers& dilations) {
+                     const OptionalTensors& packed, const Integers& dilations) {
   const char* op = "dapf";
   check_image(op, "input", input);
   check_positive(op, "dilations", dilations);
   const size_t count = 2 + 2 * dilations.size();
   check_count(op, "weights", weights, count);
   check_count(op, "biases", biases, count);
-  STD_TORCH_CHECK(weights[0].dim() == 4, op, ": weights[0] has shape ", shape_name(weights[0]),
-                  "; expected four dimensions, O x I x kH x kW");
+  check_packed(op, packed, count);
+  check_rank(op, weights[0]);
   const int64_t width = weights[0].size(0);
   for (size_t i = 0; i < count; i++) {
     const bool project = i == count - 1;
@@ -247,8 +269,82 @@ ImageSize check_dapf(const Tensor& input, const Tensors& weights, const Tensors&
   return {input.size(0), weights.back().size(0), input.size(2), input.size(3)};
 }
 
+ImageSize check_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                     const OptionalTensors& packed, const Integers& dilations) {
+  const char* op = "aspp";
+  check_image(op, "input", input);
+  check_positive(op, "dilations", dilations);
+  const size_t count = 3 + dilations.size();
+  check_count(op, "weights", weights, count);
+  check_count(op, "biases", biases, count);
+  check_packed(op, packed, count);
+  check_rank(op, weights[0]);
+  const int64_t width = weights[0].size(0);
+  for (size_t i = 0; i < count; i++) {
+    const bool fuse = i == count - 1;
+    const bool atrous = i > 0 && i <= dilations.size();
+    const int64_t in_channels = fuse ? width * int64_t(count - 1) : input.size(1);
+    check_weight(op, indexed("weights", i), weights[i], in_channels, input,
+                 {atrous ? Kernel(3, 3) : Kernel(1, 1)});
+    STD_TORCH_CHECK(fuse || weights[i].size(0) == width, op, ": ", indexed("weights", i), " has ",
+                    weights[i].size(0), " output channels; expected ", width, ", as weights[0]");
+    check_vector(op, indexed("biases", i), biases[i], weights[i].size(0), input);
+  }
+  return {input.size(0), weights.back().size(0), input.size(2), input.size(3)};
+}
+
+std::vector<int64_t> hardblock_sources(int64_t layer) {
+  std::vector<int64_t> sources;
+  for (int64_t step = 1; step <= layer && layer % step == 0; step *= 2) {
+    sources.push_back(layer - step);
+  }
+  return sources;
+}
+
+bool is_hardblock_output(int64_t layer, int64_t layers) {
+  return layer % 2 == 1 || layer == layers;
+}
+
+ImageSize check_hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                          const OptionalTensors& packed) {
+  const char* op = "hardblock";
+  check_image(op, "input", input);
+  STD_TORCH_CHECK(!weights.empty(), op, ": weights is an empty list; expected at least one tensor");
+  check_count(op, "biases", biases, weights.size());
+  check_packed(op, packed, weights.size());
+  std::vector<int64_t> widths = {input.size(1)};
+  int64_t channels = 0;
+  for (size_t i = 0; i < weights.size(); i++) {
+    int64_t in_channels = 0;
+    for (int64_t source : hardblock_sources(i + 1)) {
+      in_channels += widths[source];
+    }
+    check_weight(op, indexed("weights", i), weights[i], in_channels, input, {{3, 3}});
+    check_vector(op, indexed("biases", i), biases[i], weights[i].size(0), input);
+    widths.push_back(weights[i].size(0));
+    channels += is_hardblock_output(i + 1, weights.size()) ? widths.back() : 0;
+  }
+  return {input.size(0), channels, input.size(2), input.size(3)};
+}
+
+void check_pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation) {
+  const std::string op = "pack_weight";
+  STD_TORCH_CHECK(is_floating(weight.scalar_type()), op, ": weight has dtype ",
+                  dtype_name(weight.scalar_type()),
+                  "; expected float32, float16, bfloat16 or float64");
+  check_weight(op, "weight", weight, weight.dim() == 4 ? weight.size(1) : 1, weight,
+               conv_act_kernels);
+  check_positive(op, "stride", stride);
+  check_positive(op, "dilation", dilation);
+}
+
+OptionalTensor packed_at(const OptionalTensors& packed, size_t i) {
+  return packed ? OptionalTensor((*packed)[i]) : OptionalTensor();
+}
+
 ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
-                    const Tensors& shifts, const Tensors& slopes, int64_t dilation) {
+                    const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
+                    int64_t dilation) {
   const char* op = "mda";
   static const char* const roles[] = {"reduce", "square", "vertical", "horizontal", "project"};
   static const Kernel kernels[] = {{3, 3}, {3, 3}, {3, 1}, {1, 3}, {1, 1}};
@@ -257,6 +353,7 @@ ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& 
   check_count(op, "scales", scales, 2);
   check_count(op, "shifts", shifts, 6);
   check_count(op, "slopes", slopes, 6);
+  check_packed(op, packed, 5);
   check_positive(op, "dilation", {dilation});
   STD_TORCH_CHECK(weights[0].dim() == 4, op, ": weights[0] (reduce) has shape ",
                   shape_name(weights[0]), "; expected four dimensions, O x I x kH x kW");
@@ -280,7 +377,8 @@ ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& 
 
 Activation check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
                                   const OptionalTensor& bias, const OptionalTensor& slope,
-                                  const std::string& activation, ImageSize& size) {
+                                  const OptionalTensors& packed, const std::string& activation,
+                                  ImageSize& size) {
   const std::string op = "upsample_conv1x1";
   check_images(op, "low", low);
   check_images(op, "skip", skip);
@@ -294,6 +392,7 @@ Activation check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const
   check_vector(op, "bias", bias, weight.size(0), low[0]);
   const Activation parsed = parse_activation(op, activation);
   check_slope(op, parsed, activation, "slope", slope, weight.size(0), low[0]);
+  check_packed(op, packed, 2);
   size = {skip[0].size(0), weight.size(0), skip[0].size(2), skip[0].size(3)};
   return parsed;
 }

@@ -17,7 +17,8 @@ enum class Activation { none, relu, prelu };
 struct ImageSize {
   int64_t batch, channels, height, width;
   std::vector<int64_t> sizes() const { return {batch, channels, height, width}; }
-  int64_t numel() const { return batch * channels * height * width; }
+  // Throws where there are more than memory can hold.
+  int64_t numel() const;
 };
 
 using Kernel = std::pair<int64_t, int64_t>;
@@ -32,25 +33,44 @@ Integers expand_pair(const char* op, const char* name, const Integers& values);
 Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
                           const OptionalTensor& slope, const OptionalTensor& residual,
                           const Integers& stride, const Integers& dilation,
-                          const std::string& activation, ImageSize& size);
+                          const std::string& activation, int64_t pool, ImageSize& size);
 
 Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
                                  const Tensor& horizontal_weight,
                                  const OptionalTensor& vertical_bias,
                                  const OptionalTensor& horizontal_bias,
                                  const OptionalTensor& vertical_slope,
-                                 const OptionalTensor& horizontal_slope, int64_t dilation,
-                                 const std::string& activation, ImageSize& size);
+                                 const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
+                                 int64_t dilation, const std::string& activation,
+                                 ImageSize& size);
 
 ImageSize check_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                     const Integers& dilations);
+                     const OptionalTensors& packed, const Integers& dilations);
+
+ImageSize check_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                     const OptionalTensors& packed, const Integers& dilations);
+
+// Layer `layer` of a block (from 1) reads these earlier ones (0 is the input), in this order.
+std::vector<int64_t> hardblock_sources(int64_t layer);
+// Whether a layer is part of the block's result.
+bool is_hardblock_output(int64_t layer, int64_t layers);
+
+ImageSize check_hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                          const OptionalTensors& packed);
+
+void check_pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation);
+
+// The i-th of the packed weights, or nothing where none were given.
+OptionalTensor packed_at(const OptionalTensors& packed, size_t i);
 
 ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
-                    const Tensors& shifts, const Tensors& slopes, int64_t dilation);
+                    const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
+                    int64_t dilation);
 
 Activation check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
                                   const OptionalTensor& bias, const OptionalTensor& slope,
-                                  const std::string& activation, ImageSize& size);
+                                  const OptionalTensors& packed, const std::string& activation,
+                                  ImageSize& size);
 
 ImageSize check_upsample(const char* op, const Tensor& input, const Integers& size);
 

@@ -17,29 +17,39 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::optional<Tensors>;
 using Integers = std::vector<int64_t>;
 
 namespace cpu {
 
 Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
-                const OptionalTensor& slope, const OptionalTensor& residual, const Integers& stride,
-                const Integers& dilation, const std::string& activation);
+                const OptionalTensor& slope, const OptionalTensor& residual,
+                const OptionalTensor& packed, const Integers& stride, const Integers& dilation,
+                const std::string& activation, int64_t pool);
 
 Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
                        const Tensor& horizontal_weight, const OptionalTensor& vertical_bias,
                        const OptionalTensor& horizontal_bias, const OptionalTensor& vertical_slope,
-                       const OptionalTensor& horizontal_slope, int64_t dilation,
-                       const std::string& activation);
+                       const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
+                       int64_t dilation, const std::string& activation);
 
 Tensor dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
-            const Integers& dilations);
+            const OptionalTensors& packed, const Integers& dilations);
+
+Tensor aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
+            const OptionalTensors& packed, const Integers& dilations);
+
+Tensor hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                 const OptionalTensors& packed);
 
 Tensor mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
-           const Tensors& shifts, const Tensors& slopes, int64_t dilation);
+           const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed, int64_t dilation);
 
 Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
                         const OptionalTensor& bias, const OptionalTensor& slope,
-                        const std::string& activation);
+                        const OptionalTensors& packed, const std::string& activation);
+
+Tensor pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation);
 
 Tensor upsample(const Tensor& input, const Integers& size);
 

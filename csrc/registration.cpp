@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/capability.h"
+#include "cpu/pool.h"
 #include "operators.h"
 
 STABLE_TORCH_LIBRARY(fassd_kernels, m) {
@@ -11,16 +12,23 @@ STABLE_TORCH_LIBRARY(fassd_kernels, m) {
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
   m.def("cpu_capability() -> str");
+  m.def("release_memory() -> int");
+  m.def("held_memory() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CompositeImplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&fassd::cpu::capability_name));
+  m.impl("release_memory", TORCH_BOX(&fassd::cpu::release_kept_memory));
+  m.impl("held_memory", TORCH_BOX(&fassd::cpu::held_memory));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
   m.impl("conv_act", TORCH_BOX(&fassd::cpu::conv_act));
   m.impl("asymmetric_conv", TORCH_BOX(&fassd::cpu::asymmetric_conv));
   m.impl("dapf", TORCH_BOX(&fassd::cpu::dapf));
+  m.impl("aspp", TORCH_BOX(&fassd::cpu::aspp));
+  m.impl("hardblock", TORCH_BOX(&fassd::cpu::hardblock));
+  m.impl("pack_weight", TORCH_BOX(&fassd::cpu::pack_weight));
   m.impl("mda", TORCH_BOX(&fassd::cpu::mda));
   m.impl("upsample_conv1x1", TORCH_BOX(&fassd::cpu::upsample_conv1x1));
   m.impl("upsample", TORCH_BOX(&fassd::cpu::upsample));

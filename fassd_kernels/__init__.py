@@ -9,13 +9,24 @@
 from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import Backend, BackendError, backends
-from fassd_kernels.modules import FusedDAPF, FusedMDA
+from fassd_kernels.modules import (
+    FusedASPP,
+    FusedConvLayer,
+    FusedDAPF,
+    FusedHarDBlock,
+    FusedMDA,
+    FusedNetwork,
+)
 
 __all__ = [
     "Backend",
     "BackendError",
+    "FusedASPP",
+    "FusedConvLayer",
     "FusedDAPF",
+    "FusedHarDBlock",
     "FusedMDA",
+    "FusedNetwork",
     "accelerate",
     "backends",
     "ops",

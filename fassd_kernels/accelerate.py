@@ -9,24 +9,48 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fassd.models import DAPF, MDA
+from fassd.models import DAPF, MDA, HarDBlock
+from fassd.models.aspp import ASPP
+from fassd.models.layers import ConvLayer
+from fassd.models.network import FASSDNet
 from fassd_kernels.backends import AUTO
-from fassd_kernels.checks import FLOATING
-from fassd_kernels.modules import Fused, FusedDAPF, FusedMDA
+from fassd_kernels.checks import FLOATING, MAX_LABELS
+from fassd_kernels.modules import (
+    Fused,
+    FusedASPP,
+    FusedConvLayer,
+    FusedDAPF,
+    FusedHarDBlock,
+    FusedMDA,
+    FusedNetwork,
+)
+from fassd_kernels.modules.network import OUTPUTS, Output
 
 Model = TypeVar("Model", bound=nn.Module)
 
 # Reference class -> the fused class that takes its place.
-FUSED: dict[type[nn.Module], type[Fused]] = {DAPF: FusedDAPF, MDA: FusedMDA}
+FUSED: dict[type[nn.Module], type[Fused]] = {
+    DAPF: FusedDAPF,
+    MDA: FusedMDA,
+    HarDBlock: FusedHarDBlock,
+    ASPP: FusedASPP,
+    ConvLayer: FusedConvLayer,
+}
 
 
 def accelerate(
-    model: Model, dtype: torch.dtype | None = None, backend: str = AUTO, inplace: bool = False
+    model: Model,
+    dtype: torch.dtype | None = None,
+    backend: str = AUTO,
+    inplace: bool = False,
+    output: Output = "logits",
 ) -> Model:
-    """Swap fused modules in for the DAPF and MDA modules of `model`.
+    """Swap fused modules in for those of `model`.
 
-    Modules are found by class, or, in anybody else's classes, by having the same attributes; such
-    a module is swapped only if the fused one gives the same numbers on a test input. State dict,
+    Modules (`ConvLayer`, `HarDBlock`, `DAPF`, `MDA`, `ASPP`) are found by class, or, in anybody
+    else's classes, by having the same attributes; such a module is swapped only if the fused one
+    gives the same numbers on a test input. A :class:`fassd.models.FASSDNet` becomes a
+    :class:`FusedNetwork`, in which modules are fused with their neighbours too. State dict,
     parameters, mode and hooks stay; on a CPU, convolution weights are laid out channels_last. In
     training mode the result trains as the original does.
 
@@ -36,12 +60,17 @@ def accelerate(
             then converted on the way in, and the output has this type. None keeps its types.
         backend: ``auto``, or a name from :func:`fassd_kernels.backends` to insist on.
         inplace: change `model` itself. Otherwise it stays untouched, and a deep copy is changed.
+        output: ``labels`` for uint8 labels (N, H, W) in place of logits, in eval mode, of a
+            FASSDNet of at most 256 classes; the full-size logits are never written then.
 
     Returns:
-        The model with fused modules; a fused module if `model` itself is a DAPF or MDA.
+        The model with fused modules; a fused module if `model` itself is one of those above. With
+        `inplace`, of a FASSDNet or module, another object that shares everything with `model`.
 
     Raises:
-        TypeError: if `dtype` is not one of the above or `model` is not a module.
+        TypeError: if `dtype` is not one of the above, `model` is not a module, or labels are asked
+            of anything but a FASSDNet.
+        ValueError: if `output` is neither logits nor labels, or there are over 256 classes.
         BackendError: if `backend` is unknown or not available; the message says why.
 
     Warns:
@@ -52,17 +81,20 @@ def accelerate(
     if dtype is not None and dtype not in FLOATING:
         names = ", ".join(str(accepted) for accepted in FLOATING)
         raise TypeError(f"dtype is {dtype}; expected None or one of {names}")
+    check_output(model, output)
     if not inplace:
         model = copy.deepcopy(model)
     if dtype is not None:
         model.to(dtype)
     done: dict[nn.Module, Fused | None] = {}
     fused = swap(model, backend, done)
+    if isinstance(fused, FASSDNet):
+        fused = network(fused, backend, output, inplace)
     if dtype is not None:
         fused.register_forward_pre_hook(cast_inputs, with_kwargs=True)
     if not any(done.values()):
         warnings.warn(
-            f"accelerate: {type(model).__name__} has no DAPF or MDA; nothing was swapped",
+            f"accelerate: {type(model).__name__} has no module that can be fused; nothing was swapped",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -74,6 +106,37 @@ def accelerate(
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return fused  # type: ignore[return-value]  # a Model, or the fused subclass of it
+
+
+def check_output(model: nn.Module, output: str) -> None:
+    if output not in OUTPUTS:
+        raise ValueError(f"output is {output!r}; expected one of {', '.join(OUTPUTS)}")
+    if output == "labels":
+        if not isinstance(model, FASSDNet):
+            name = type(model).__name__
+            raise TypeError(f"output='labels' needs a fassd.models.FASSDNet; model is a {name}")
+        if model.num_classes > MAX_LABELS:
+            raise ValueError(
+                f"output='labels' gives uint8, for at most {MAX_LABELS} classes; "
+                f"the model has {model.num_classes}"
+            )
+
+
+def network(model: FASSDNet, backend: str, output: Output, inplace: bool) -> FASSDNet:
+    """`model`, its modules swapped already, as a FusedNetwork where it computes what ours does."""
+    plain = type(model).forward in (FASSDNet.forward, FusedNetwork.forward)
+    why = FusedNetwork.mismatch(model) if plain else "its class has a forward of its own"
+    if why:
+        if output == "labels":
+            raise TypeError(f"output='labels' needs a plain fassd.models.FASSDNet: {why}")
+        return model
+    fused = FusedNetwork.take_over(model, backend, output)
+    if not inplace:
+        return fused
+    # The same object, of the subclass: who holds it, holds the accelerated one.
+    model.__class__ = FusedNetwork
+    model.__dict__.update(fused.__dict__)
+    return model
 
 
 def swap(module: nn.Module, backend: str, done: dict[nn.Module, Fused | None]) -> nn.Module:

@@ -110,6 +110,14 @@ def check_vector(op: str, name: str, vector: Tensor | None, channels: Any, like:
     check_like(op, name, vector, "the input", like)
 
 
+def check_packed(op: str, packed: Sequence[Tensor] | None, expected: int) -> None:
+    """Check that packed weights are given for all weights or for none."""
+    check(
+        packed is None or len(packed) == expected,
+        f"{op}: packed has {len(packed or ())} tensors; expected none or {expected}, one per weight",
+    )
+
+
 def check_positive(op: str, name: str, values: Sequence[int]) -> None:
     check(
         all(1 <= value <= MAX_STEP for value in values),

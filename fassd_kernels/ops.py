@@ -18,9 +18,11 @@ from torch import Tensor
 
 from fassd_kernels import reference
 from fassd_kernels.autocast import casting, is_tensors
+from fassd_kernels.reference.aspp import check_aspp
 from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
 from fassd_kernels.reference.conv_act import check_conv_act
 from fassd_kernels.reference.dapf import check_dapf
+from fassd_kernels.reference.hardblock import check_hardblock
 from fassd_kernels.reference.mda import check_mda
 from fassd_kernels.reference.normalize import check_normalize
 from fassd_kernels.reference.upsample import check_upsample, check_upsample_argmax
@@ -54,6 +56,8 @@ CHECKS: dict[str, Callable[..., tuple[int, ...]]] = {
     "conv_act": check_conv_act,
     "asymmetric_conv": check_asymmetric_conv,
     "dapf": check_dapf,
+    "aspp": check_aspp,
+    "hardblock": check_hardblock,
     "mda": check_mda,
     "upsample_conv1x1": check_upsample_conv1x1,
     "upsample": check_upsample,
@@ -153,9 +157,17 @@ def backward_through(function: Callable[..., Tensor]) -> Callable[..., Any]:
 
 # --- registration ---------------------------------------------------------------------------------
 
-WITHOUT_GRADIENT = ("upsample_argmax", "normalize")
+WITHOUT_GRADIENT = ("upsample_argmax", "normalize", "pack_weight")
 # Those that multiply by weights; resizing keeps its input's type.
-AUTOCAST = ("conv_act", "asymmetric_conv", "dapf", "mda", "upsample_conv1x1")
+AUTOCAST = (
+    "conv_act",
+    "asymmetric_conv",
+    "dapf",
+    "aspp",
+    "hardblock",
+    "mda",
+    "upsample_conv1x1",
+)
 
 # Why the compiled extensions are not there; None where they are. A torch without CUDA lacks the
 # symbols that _C_cuda needs, so it is not even tried there.
@@ -174,7 +186,8 @@ def register() -> None:
         function = getattr(reference, name)
         qualified = f"{NAMESPACE}::{name}"
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(qualified, fake(name), lib=_LIBRARY)
+        if name in CHECKS:  # not pack_weight: its result is the backend's own affair
+            torch.library.register_fake(qualified, fake(name), lib=_LIBRARY)
         if name in AUTOCAST:
             call = getattr(torch.ops.fassd_kernels, name)
             _LIBRARY.impl(name, casting(call, "cpu"), "AutocastCPU")
@@ -203,8 +216,11 @@ def operator(name: str, backend: str) -> Callable[..., Tensor]:
 conv_act = torch.ops.fassd_kernels.conv_act
 asymmetric_conv = torch.ops.fassd_kernels.asymmetric_conv
 dapf = torch.ops.fassd_kernels.dapf
+aspp = torch.ops.fassd_kernels.aspp
+hardblock = torch.ops.fassd_kernels.hardblock
 mda = torch.ops.fassd_kernels.mda
 upsample_conv1x1 = torch.ops.fassd_kernels.upsample_conv1x1
+pack_weight = torch.ops.fassd_kernels.pack_weight
 upsample = torch.ops.fassd_kernels.upsample
 upsample_argmax = torch.ops.fassd_kernels.upsample_argmax
 normalize = torch.ops.fassd_kernels.normalize

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "memory.h"
+#include "packing.h"
 
 namespace fassd::cpu {
 
@@ -11,12 +11,13 @@ namespace fassd::cpu {
 template <typename T>
 class AsymmetricPair {
  public:
-  AsymmetricPair(const Image<T>& input, const Tensor& vertical_weight,
+  AsymmetricPair(const char* op, const Image& input, const Tensor& vertical_weight,
                  const Tensor& horizontal_weight, const OptionalTensor& vertical_bias,
                  const OptionalTensor& horizontal_bias, const OptionalTensor& vertical_slope,
-                 const OptionalTensor& horizontal_slope, int64_t dilation, Activation activation)
-      : vertical_weights_(vertical_weight),
-        horizontal_weights_(horizontal_weight),
+                 const OptionalTensor& horizontal_slope, const OptionalTensor& vertical_packed,
+                 const OptionalTensor& horizontal_packed, int64_t dilation, Activation activation)
+      : vertical_weights_(op, vertical_weight, vertical_packed, {1, 1}, {dilation, 1}),
+        horizontal_weights_(op, horizontal_weight, horizontal_packed, {1, 1}, {1, dilation}),
         vertical_bias_(vertical_bias),
         horizontal_bias_(horizontal_bias),
         vertical_slope_(vertical_slope),
@@ -25,41 +26,52 @@ class AsymmetricPair {
         middle_(vertical_weight.size(0)) {
     vertical_weights_.attach(vertical_);
     horizontal_weights_.attach(horizontal_);
-    vertical_.dilation_h = horizontal_.dilation_w = dilation;
     vertical_.epilogue.bias = vertical_bias_.data();
     vertical_.epilogue.slope = vertical_slope_.data();
     horizontal_.epilogue.bias = horizontal_bias_.data();
     horizontal_.epilogue.slope = horizontal_slope_.data();
+    const Image intermediate = rows(nullptr, 0, 0).image();
+    vertical_.inputs = &input_;
+    horizontal_.inputs = &intermediate;
     for (Conv<T>* conv : {&vertical_, &horizontal_}) {
       conv->input_count = 1;
       conv->out_height = input.height;
       conv->out_width = input.width;
       conv->epilogue.activation = activation;
     }
+    extra_scratch_ =
+        std::max(kernels<T>().conv_scratch(vertical_), kernels<T>().conv_scratch(horizontal_));
   }
+  AsymmetricPair(const AsymmetricPair&) = delete;
 
-  // Values of scratch that a row of a band takes.
+  // Values of scratch that a row of a band takes, and those needed beside all rows.
   int64_t scratch_per_row() const { return input_.width * middle_; }
+  int64_t extra_scratch() const { return extra_scratch_; }
 
   // Rows [first, last) of image n, into `out`.
   void run(T* scratch, int64_t n, int64_t first, int64_t last, const Destination& out) const {
-    const int64_t width = input_.width, row = width * middle_;
+    const Band<T> band = rows(scratch, first, last);
+    T* const rest = scratch + band.values();
     Conv<T> conv = vertical_;
-    conv.inputs = &input_;
-    conv.out = {scratch, dtype_of<T>, 0, row, middle_, first};
-    kernels<T>().conv(conv, n, first * width, last * width);
-    const Image<T> intermediate = {scratch, middle_, input_.height, width, 0, row, middle_, first};
+    conv.out = band.destination();
+    run_rows(conv, n, first, last, rest);
+    const Image intermediate = band.image();
     conv = horizontal_;
     conv.inputs = &intermediate;
     conv.out = out;
-    kernels<T>().conv(conv, n, first * width, last * width);
+    run_rows(conv, n, first, last, rest);
   }
 
  private:
-  PackedWeights<T> vertical_weights_, horizontal_weights_;
-  ChannelVector<T> vertical_bias_, horizontal_bias_, vertical_slope_, horizontal_slope_;
-  Image<T> input_;
-  int64_t middle_;
+  Band<T> rows(T* data, int64_t first, int64_t last) const {
+    return {data, middle_, input_.height, input_.width, first, last};
+  }
+
+  const Weights<T> vertical_weights_, horizontal_weights_;
+  const ChannelVector<T> vertical_bias_, horizontal_bias_, vertical_slope_, horizontal_slope_;
+  const Image input_;
+  const int64_t middle_;
+  int64_t extra_scratch_ = 0;
   Conv<T> vertical_, horizontal_;
 };
 

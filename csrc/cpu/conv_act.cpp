@@ -1,58 +1,85 @@
-#include "memory.h"
+#include "packing.h"
 
 namespace fassd::cpu {
 
 namespace {
 
 template <typename T>
-void run_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
-                  const OptionalTensor& slope, const OptionalTensor& residual,
-                  const Integers& stride, const Integers& dilation, Activation activation,
-                  Tensor& out) {
-  const std::vector<ImageSource<T>> sources(inputs.begin(), inputs.end());
-  std::vector<Image<T>> images;
-  for (const ImageSource<T>& source : sources) {
-    images.push_back(source.image());
-  }
-  const PackedWeights<T> weights(weight);
-  const ChannelVector<T> biases(bias), slopes(slope);
-  std::optional<ImageSource<T>> added;
+struct ConvAct {
+  std::vector<Image> images;
+  Weights<T> weights;
+  ChannelVector<T> bias, slope;
+  std::optional<Adjacent<T>> residual;
   Conv<T> conv;
-  conv.inputs = images.data();
-  conv.input_count = images.size();
-  conv.stride_h = stride[0];
-  conv.stride_w = stride[1];
-  conv.dilation_h = dilation[0];
-  conv.dilation_w = dilation[1];
-  conv.out_height = out.size(2);
-  conv.out_width = out.size(3);
-  weights.attach(conv);
-  conv.epilogue.bias = biases.data();
-  conv.epilogue.activation = activation;
-  conv.epilogue.slope = slopes.data();
-  if (residual) {
-    added.emplace(*residual);
-    conv.epilogue.residual = &added->image();
+
+  ConvAct(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias_vector,
+          const OptionalTensor& slope_vector, const OptionalTensor& added,
+          const OptionalTensor& packed, const Integers& stride, const Integers& dilation,
+          Activation activation, const ImageSize& size)
+      : images(images_of(inputs)),
+        weights("conv_act", weight, packed, stride, dilation),
+        bias(bias_vector),
+        slope(slope_vector) {
+    weights.attach(conv);
+    conv.inputs = images.data();
+    conv.input_count = images.size();
+    conv.out_height = size.height;
+    conv.out_width = size.width;
+    conv.epilogue.bias = bias.data();
+    conv.epilogue.activation = activation;
+    conv.epilogue.slope = slope.data();
+    if (added) {
+      residual.emplace(*added);
+      conv.epilogue.residual = &residual->image();
+    }
   }
-  conv.out = destination(out);
-  run(conv, out.size(0));
+};
+
+// Bands of the convolution in scratch memory; their 2x2 means are what is written.
+template <typename T>
+void run_pooled(const Conv<T>& conv, Tensor& out) {
+  const int64_t width = conv.out_width, channels = conv.out_channels, row = width * channels;
+  const Destination to = destination(out);
+  parallel_bands<T>(
+      out.size(0), 2 * out.size(2), row, kernels<T>().conv_scratch(conv),
+      [&](T* scratch, int64_t n, int64_t first, int64_t last) {
+        const Band<T> band = {scratch, channels, conv.out_height, width, first, last};
+        Conv<T> part = conv;
+        part.out = band.destination();
+        run_rows(part, n, first, last, scratch + band.values());
+        for (int64_t y = first; y < last; y += 2) {
+          const T* top = scratch + (y - first) * row;
+          char* pooled = static_cast<char*>(to.data) +
+                         to.offset(n, y / 2, 0) * element_size(to.dtype);
+          kernels<T>().pool_rows(top, top + row, channels, out.size(3), channels, pooled, to.dtype,
+                                 to.stride_w);
+        }
+      });
 }
 
 }  // namespace
 
 Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
-                const OptionalTensor& slope, const OptionalTensor& residual, const Integers& stride,
-                const Integers& dilation, const std::string& activation) {
+                const OptionalTensor& slope, const OptionalTensor& residual,
+                const OptionalTensor& packed, const Integers& stride, const Integers& dilation,
+                const std::string& activation, int64_t pool) {
   const Integers strides = expand_pair("conv_act", "stride", stride);
   const Integers dilations = expand_pair("conv_act", "dilation", dilation);
   ImageSize size;
-  const Activation parsed =
-      check_conv_act(inputs, weight, bias, slope, residual, strides, dilations, activation, size);
-  Tensor out = empty_image(size, inputs[0].scalar_type());
-  if (size.numel() > 0) {
+  const Activation parsed = check_conv_act(inputs, weight, bias, slope, residual, strides,
+                                           dilations, activation, pool, size);
+  const ImageSize pooled = {size.batch, size.channels, size.height / pool, size.width / pool};
+  Tensor out = empty_image(pooled, inputs[0].scalar_type());
+  if (pooled.numel() > 0) {
     with_arithmetic(inputs[0].scalar_type(), [&](auto type) {
-      run_conv_act<decltype(type)>(inputs, weight, bias, slope, residual, strides, dilations,
-                                   parsed, out);
+      ConvAct<decltype(type)> call(inputs, weight, bias, slope, residual, packed, strides,
+                                   dilations, parsed, size);
+      call.conv.out = destination(out);
+      if (pool == 1) {
+        run(call.conv, size.batch);
+      } else {
+        run_pooled(call.conv, out);
+      }
     });
   }
   return out;

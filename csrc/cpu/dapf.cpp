@@ -9,62 +9,67 @@ namespace {
 //   middle   [rows][width][branch channels]: between a 3x1 and its 1x3
 template <typename T>
 void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
-              const Integers& dilations, Tensor& out) {
-  const ImageSource<T> source(input);
-  const Image<T>& image = source.image();
-  const int64_t channels = weights[0].size(0), width = image.width;
-  const int64_t joined = channels * int64_t(1 + dilations.size()), row = width * joined;
+              const OptionalTensors& packed, const Integers& dilations, Tensor& out) {
+  const Image image = image_of(input);
+  const int64_t channels = weights[0].size(0), last_weight = weights.size() - 1;
+  const int64_t joined = channels * int64_t(1 + dilations.size());
+  const auto packed_of = [&](int64_t i) { return packed_at(packed, i); };
 
-  const PackedWeights<T> first_weights(weights[0]), last_weights(weights.back());
+  const Weights<T> first_weights("dapf", weights[0], packed_of(0));
+  const Weights<T> last_weights("dapf", weights[last_weight], packed_of(last_weight));
   const ChannelVector<T> first_bias(biases[0]), last_bias(biases.back());
   std::vector<std::unique_ptr<AsymmetricPair<T>>> pairs;
   for (size_t i = 0; i < dilations.size(); i++) {
+    const int64_t down = 1 + 2 * i, across = 2 + 2 * i;
     pairs.push_back(std::make_unique<AsymmetricPair<T>>(
-        image, weights[1 + 2 * i], weights[2 + 2 * i], biases[1 + 2 * i], biases[2 + 2 * i],
-        std::nullopt, std::nullopt, dilations[i], Activation::relu));
+        "dapf", image, weights[down], weights[across], biases[down], biases[across], std::nullopt,
+        std::nullopt, packed_of(down), packed_of(across), dilations[i], Activation::relu));
   }
   Conv<T> pointwise, project;
   first_weights.attach(pointwise);
-  pointwise.inputs = &image;
   pointwise.epilogue.bias = first_bias.data();
   last_weights.attach(project);
   project.epilogue.bias = last_bias.data();
   project.out = destination(out);
   for (Conv<T>* conv : {&pointwise, &project}) {
+    conv->inputs = &image;
     conv->input_count = 1;
     conv->out_height = image.height;
-    conv->out_width = width;
+    conv->out_width = image.width;
     conv->epilogue.activation = Activation::relu;
   }
+  int64_t extra =
+      std::max(kernels<T>().conv_scratch(pointwise), kernels<T>().conv_scratch(project));
+  for (const auto& pair : pairs) {
+    extra = std::max(extra, pair->extra_scratch());
+  }
 
-  const auto band = [&](T* scratch, int64_t n, int64_t first, int64_t last) {
-    T* const middle = scratch + (last - first) * row;
-    const auto branch = [&](int64_t index) {
-      return Destination{scratch + index * channels, dtype_of<T>, 0, row, joined, first};
-    };
+  const auto run_band = [&](T* scratch, int64_t n, int64_t first, int64_t last) {
+    const Band<T> branches = {scratch, joined, image.height, image.width, first, last};
+    T* const rest = scratch + branches.values();
     Conv<T> conv = pointwise;
-    conv.out = branch(0);
-    kernels<T>().conv(conv, n, first * width, last * width);
+    conv.out = branches.destination();
+    run_rows(conv, n, first, last, rest);
     for (size_t i = 0; i < pairs.size(); i++) {
-      pairs[i]->run(middle, n, first, last, branch(1 + i));
+      pairs[i]->run(rest, n, first, last, channels_of(branches.destination(), (1 + i) * channels));
     }
-    const Image<T> branches = {scratch, joined, image.height, width, 0, row, joined, first};
+    const Image concatenation = branches.image();
     conv = project;
-    conv.inputs = &branches;
-    kernels<T>().conv(conv, n, first * width, last * width);
+    conv.inputs = &concatenation;
+    run_rows(conv, n, first, last, rest);
   };
-  parallel_bands<T>(out.size(0), image.height, row + width * channels, band);
+  parallel_bands<T>(out.size(0), image.height, image.width * (joined + channels), extra, run_band);
 }
 
 }  // namespace
 
 Tensor dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
-            const Integers& dilations) {
-  const ImageSize size = check_dapf(input, weights, biases, dilations);
+            const OptionalTensors& packed, const Integers& dilations) {
+  const ImageSize size = check_dapf(input, weights, biases, packed, dilations);
   Tensor out = empty_image(size, input.scalar_type());
   if (size.numel() > 0) {
     with_arithmetic(input.scalar_type(), [&](auto type) {
-      run_dapf<decltype(type)>(input, weights, biases, dilations, out);
+      run_dapf<decltype(type)>(input, weights, biases, packed, dilations, out);
     });
   }
   return out;

@@ -10,77 +10,99 @@
 
 namespace fassd::cpu {
 
-// A batch of images to read: N x H x W pixels, each `channels` adjacent values of type T.
-// Strides are in elements. `first_row` is the row at `data`: a band of rows in scratch memory is an
-// image of which only that band exists.
-template <typename T>
+// A batch of images to read: any floating dtype, any strides (in elements). `first_row` is the row
+// at `data`: a band of rows in scratch memory is an image of which only that band exists.
 struct Image {
-  const T* data = nullptr;
+  const void* data = nullptr;
+  ScalarType dtype = ScalarType::Float;
   int64_t channels = 0, height = 0, width = 0;
-  int64_t stride_n = 0, stride_h = 0, stride_w = 0;
+  int64_t stride_n = 0, stride_c = 1, stride_h = 0, stride_w = 0;
   int64_t first_row = 0;
 
-  __attribute__((always_inline)) const T* pixel(int64_t n, int64_t y, int64_t x) const {
-    return data + n * stride_n + (y - first_row) * stride_h + x * stride_w;
-  }
+  int64_t offset(int64_t n, int64_t y) const { return n * stride_n + (y - first_row) * stride_h; }
+  // Whether the pixels of all rows follow each other at one distance.
+  bool rows_adjacent() const { return height == 1 || stride_h == width * stride_w; }
 };
 
-// Where a convolution writes: as an Image, of any floating dtype.
+// Where a convolution writes: any floating dtype, adjacent channels.
 struct Destination {
   void* data = nullptr;
   ScalarType dtype = ScalarType::Float;
   int64_t stride_n = 0, stride_h = 0, stride_w = 0;
   int64_t first_row = 0;
 
-  __attribute__((always_inline)) int64_t offset(int64_t n, int64_t y, int64_t x) const {
+  int64_t offset(int64_t n, int64_t y, int64_t x) const {
     return n * stride_n + (y - first_row) * stride_h + x * stride_w;
   }
 };
 
+// PReLU(x * scale + shift), applied to the input's pixels and not to its padding. Null pointers
+// leave it out.
+template <typename T>
+struct Prologue {
+  const T* scale = nullptr;
+  const T* shift = nullptr;
+  const T* slope = nullptr;
+};
+
 // What is done to the sums of a convolution before they are written, in this order:
 //   v = sum + bias; v += residual; v = activation(v); v += addend; v = prelu(v * scale + shift).
-// Null pointers leave a step out. Vectors are padded to `channel_padding`.
+// Null pointers leave a step out. Vectors are padded to `channel_padding`; residual and addend have
+// adjacent channels.
 template <typename T>
 struct Epilogue {
   const T* bias = nullptr;
-  const Image<T>* residual = nullptr;
+  const Image* residual = nullptr;
   Activation activation = Activation::none;
   const T* slope = nullptr;
-  const Image<T>* addend = nullptr;
+  const Image* addend = nullptr;
   const T* scale = nullptr;
   const T* shift = nullptr;
   const T* final_slope = nullptr;
 };
 
-// Values that the widest block of output channels takes on any instruction set (2 x 16 floats).
-constexpr int64_t channel_padding = 32;
+// Values that the widest vector holds on any instruction set (16 floats): per-channel vectors are
+// padded to it.
+constexpr int64_t channel_padding = 16;
+
+// How a convolution is computed: a sum over taps, or for 3x3 kernels at stride and dilation 1
+// Winograd's F(2x2, 3x3), 16 products where the sum takes 36.
+enum class Method { direct, winograd };
 
 // A convolution with "same" padding over the virtual concatenation of `inputs`.
 template <typename T>
 struct Conv {
-  const Image<T>* inputs = nullptr;
-  int64_t input_count = 0;
+  const Image* inputs = nullptr;
+  int64_t input_count = 0, in_channels = 0;
   int64_t kernel_h = 1, kernel_w = 1;
   int64_t stride_h = 1, stride_w = 1;
   int64_t dilation_h = 1, dilation_w = 1;
   int64_t out_height = 0, out_width = 0, out_channels = 0;
-  const T* weights = nullptr;  // as pack_weights (packing.h) lays them out
-  const T* zeros = nullptr;    // as many zeros as the widest input has channels: the padding
+  Method method = Method::direct;
+  const T* weights = nullptr;  // as packing.h lays them out for `method`
+  // Weights for Method::direct where `method` is Winograd's, made when first asked for: inputs so
+  // large that Winograd's sums could overflow are convolved directly.
+  const T* (*direct_weights)(const void* owner) = nullptr;
+  const void* owner = nullptr;
+  Prologue<T> prologue;
   Epilogue<T> epilogue;
   Destination out;
+};
+
+// Part of the output of a convolution. Winograd's parts begin at even rows and columns.
+struct Part {
+  int64_t n, first_row, last_row, first_column, last_column;
 };
 
 // The kernels for one instruction set and one type of arithmetic.
 template <typename T>
 struct Kernels {
-  int64_t lanes;  // values in a vector register
+  int64_t lanes;    // values in a vector register
+  int64_t outputs;  // output channels that the product keeps in registers, at most
 
-  // Pixels [begin, end) of image n, counted in rows of out_width; all output channels.
-  void (*conv)(const Conv<T>& conv, int64_t n, int64_t begin, int64_t end);
-
-  // out = prelu(in * scale + shift) for `pixels` pixels of `channels` values.
-  void (*affine_prelu)(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t pixels,
-                       int64_t channels, const T* scale, const T* shift, const T* slope);
+  // Values of scratch memory that `conv` needs per thread.
+  int64_t (*conv_scratch)(const Conv<T>& conv);
+  void (*conv)(const Conv<T>& conv, const Part& part, T* scratch);
 
   // out = a + (b - a) between two rows: out[x][c] for x in [begin, end), from the bilinear
   // neighbours left[x], right[x] (pixel indices) of rows `top` and `bottom`.
@@ -89,10 +111,19 @@ struct Kernels {
                       int64_t end, int64_t channels, T* out, int64_t out_stride);
 
   // labels[x] = argmax over channels, for one row of an image that is planar:
-  // row[c * plane + x], resized along x as above. `best` is scratch for `width` values.
-  void (*argmax_row)(const T* row, int64_t plane, const int64_t* left, const int64_t* right,
-                     const T* weight_right, int64_t width, int64_t channels, T* best,
-                     uint8_t* labels);
+  // row[c * plane + x], resized along x as above; a vector's width beyond the row may be read.
+  void (*argmax_row)(const T* row, int64_t plane, const int32_t* left, const int32_t* right,
+                     const T* weight_right, int64_t width, int64_t channels, uint8_t* labels);
+
+  // planes[c * plane + x] = top + (bottom - top) * weight for `width` pixels, rounded up to whole
+  // vectors, of two rows of adjacent channels.
+  void (*blend_to_planes)(const T* top, const T* bottom, int64_t stride_w, T weight, int64_t width,
+                          int64_t channels, T* planes, int64_t plane);
+
+  // out[x][c] = mean of the 2x2 pixels from (0, 2x) on of two rows of
+  // adjacent channels.
+  void (*pool_rows)(const T* top, const T* bottom, int64_t stride_w, int64_t width,
+                    int64_t channels, void* out, ScalarType dtype, int64_t out_stride);
 
   // Reads `count` values of `dtype`, `stride` apart, as T; and writes adjacent ones.
   void (*load)(const void* in, ScalarType dtype, int64_t stride, T* out, int64_t out_stride,

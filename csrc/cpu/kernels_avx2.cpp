@@ -1,4 +1,4 @@
-// AVX2 + FMA: 16 registers of 32 bytes hold 6 pixels x 2 vectors of sums.
+// AVX2 + FMA: 16 registers of 32 bytes hold 6 channels x 2 vectors of sums.
 
 #if defined(__x86_64__)
 
@@ -14,7 +14,7 @@
 #define FASSD_F16C
 #define FASSD_INSTRUCTION_SET avx2
 #define FASSD_VECTOR_BYTES 32
-#define FASSD_TILE_PIXELS 6
+#define FASSD_TILE_OUTPUTS 6
 #include "kernels_impl.h"
 
 #if defined(__clang__)

@@ -1,4 +1,4 @@
-// AVX-512: 32 registers of 64 bytes hold 12 pixels x 2 vectors of sums.
+// AVX-512: 32 registers of 64 bytes hold 12 channels x 2 vectors of sums.
 
 #if defined(__x86_64__)
 
@@ -16,7 +16,8 @@
 #define FASSD_F16C
 #define FASSD_INSTRUCTION_SET avx512
 #define FASSD_VECTOR_BYTES 64
-#define FASSD_TILE_PIXELS 12
+#define FASSD_AVX512
+#define FASSD_TILE_OUTPUTS 12
 #include "kernels_impl.h"
 
 #if defined(__clang__)

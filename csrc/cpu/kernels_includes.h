@@ -7,7 +7,7 @@
 
 #include <cstring>
 #include <type_traits>
-#include <vector>
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

@@ -1,8 +1,8 @@
-// The compiler's baseline (SSE2, NEON, ...): vectors of 16 bytes, 6 pixels x 2 of sums.
+// The compiler's baseline (SSE2, NEON, ...): vectors of 16 bytes, 6 channels x 2 of sums.
 
 #include "kernels_includes.h"
 
 #define FASSD_INSTRUCTION_SET portable
 #define FASSD_VECTOR_BYTES 16
-#define FASSD_TILE_PIXELS 6
+#define FASSD_TILE_OUTPUTS 6
 #include "kernels_impl.h"

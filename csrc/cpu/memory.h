@@ -1,12 +1,14 @@
-// Scratch memory, layout changes and packed weights, between tensors and the vector kernels.
+// Between tensors and the vector kernels: scratch memory, layouts, and the cutting of work.
 
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "kernels.h"
+#include "pool.h"
 
 namespace fassd::cpu {
 
@@ -21,35 +23,75 @@ constexpr int64_t element_size(ScalarType dtype) {
   return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
 }
 
-// Uninitialised memory of `count` values; from PyTorch's allocator, so that its accounting and its
-// filling of fresh memory (torch.utils.deterministic) see it.
+// Uninitialised memory of `count` values from the pool.
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) : tensor_(torch::stable::empty({count}, dtype_of<T>)) {}
-  T* data() const { return static_cast<T*>(tensor_.mutable_data_ptr()); }
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(acquire_memory(count * int64_t(sizeof(T)))), release_memory) {}
+  T* data() const { return data_.get(); }
 
  private:
-  Tensor tensor_;
+  std::unique_ptr<T, void (*)(void*)> data_;
 };
 
-// A new channels_last tensor on the CPU.
+// New tensors on the CPU, in memory from the pool: an image, channels_last; and label maps.
 Tensor empty_image(const ImageSize& size, ScalarType dtype);
+Tensor empty_labels(int64_t batch, int64_t height, int64_t width);
 
-// The tensor as a Destination of all its channels.
-Destination destination(Tensor& tensor);
+// The tensor, or channels [first, first + count) of it, as Image and Destination.
+Image image_of(const Tensor& tensor);
+std::vector<Image> images_of(const Tensors& tensors);
+Image channels_of(const Image& image, int64_t first, int64_t count);
+Destination destination(const Tensor& tensor);
+Destination channels_of(const Destination& destination, int64_t first);
 
-// A tensor read as an Image of T: in place where dtype and layout allow (adjacent channels),
-// otherwise through a converted copy, which it owns.
+// A band of rows of one picture in memory: `channels` adjacent values of T per pixel, without gaps.
 template <typename T>
-class ImageSource {
+struct Band {
+  T* data;
+  int64_t channels, height, width;  // of the whole picture
+  int64_t first_row, last_row;      // those that are there
+
+  int64_t row() const { return width * channels; }
+  int64_t values() const { return (last_row - first_row) * row(); }
+  Image image() const {
+    return {data, dtype_of<T>, channels, height, width, 0, 1, row(), channels, first_row};
+  }
+  Destination destination() const { return {data, dtype_of<T>, 0, row(), channels, first_row}; }
+};
+
+// A tensor as an Image of adjacent channels of T: in place where its dtype and layout allow,
+// otherwise through a copy, which it owns.
+template <typename T>
+class ChannelsLast {
  public:
-  explicit ImageSource(const Tensor& tensor);
-  const Image<T>& image() const { return image_; }
+  explicit ChannelsLast(const Tensor& tensor);
+  const Image& image() const { return image_; }
+  const T* pixel(int64_t n, int64_t y, int64_t x) const {
+    return static_cast<const T*>(image_.data) + image_.offset(n, y) + x * image_.stride_w;
+  }
 
  private:
-  Image<T> image_;
-  Tensor keep_;  // the tensor read, or its copy
+  Image image_;
+  std::optional<Buffer<T>> copy_;
+};
+
+// A tensor as an Image of adjacent channels, whatever its floating dtype.
+template <typename T>
+class Adjacent {
+ public:
+  explicit Adjacent(const Tensor& tensor) : image_(image_of(tensor)) {
+    if (image_.stride_c != 1) {
+      copy_.emplace(tensor);
+      image_ = copy_->image();
+    }
+  }
+  const Image& image() const { return image_; }
+
+ private:
+  Image image_;
+  std::optional<ChannelsLast<T>> copy_;
 };
 
 // A per-channel vector as T, padded with zeros so that whole vector registers can be read.
@@ -65,56 +107,59 @@ class ChannelVector {
   std::vector<T> values_;
 };
 
-// Convolution weights in the order in which the kernel reads them:
-//   [block of output channels][tap][input channel][lane]
-// A block is two vectors of output channels, or one at the end where one suffices; lanes beyond the
-// last output channel are zero. `first_in` and `in_channels` select input channels.
-template <typename T>
-class PackedWeights {
- public:
-  explicit PackedWeights(const Tensor& weight);
-  PackedWeights(const Tensor& weight, int64_t first_in, int64_t in_channels);
-  // Sets the weights, zeros and kernel size of a convolution.
-  void attach(Conv<T>& conv) const;
-
- private:
-  Buffer<T> packed_;
-  std::vector<T> zeros_;
-  int64_t out_channels_, kernel_h_, kernel_w_;
-};
-
-// Runs body(thread's scratch, item) for every item in [0, count), on torch's threads. `scratch` is
-// the number of values of T that a thread needs.
+// Runs body(thread's scratch, first, last) over shares of [0, count), on torch's threads. `scratch`
+// is the number of values of T that a thread needs.
 template <typename T, typename Body>
-void parallel_items(int64_t count, int64_t scratch, const Body& body) {
+void parallel_shares(int64_t count, int64_t scratch, const Body& body) {
   if (count == 0) {
     return;
   }
   constexpr int64_t cache_line = 64 / sizeof(T);
   scratch = (scratch + cache_line - 1) / cache_line * cache_line;
+  const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
   Buffer<T> buffer(scratch * torch::stable::get_num_threads());
-  T* const base = buffer.data();
+  if (threads == 1) {
+    body(buffer.data(), int64_t(0), count);
+    return;
+  }
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     uint32_t thread = 0;
     torch_get_thread_idx(&thread);
+    body(buffer.data() + thread * scratch, begin, end);
+  });
+}
+
+// Runs body(thread's scratch, item) for every item in [0, count).
+template <typename T, typename Body>
+void parallel_items(int64_t count, int64_t scratch, const Body& body) {
+  parallel_shares<T>(count, scratch, [&](T* memory, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {
-      body(base + thread * scratch, item);
+      body(memory, item);
     }
   });
 }
 
-// Rows of a band, so that bands of `bytes_per_row` fit the cache and every thread gets several.
+// Rows of a band, so that bands of `bytes_per_row` fit the cache and every thread gets several. An
+// even number, since Winograd's tiles begin at even rows.
 int64_t band_rows(int64_t batch, int64_t height, int64_t bytes_per_row);
 
-// Runs body(scratch, n, first row, last row) over bands of rows of a batch of images.
+// Runs body(scratch, n, first row, last row) over bands of rows of a batch of images. `extra` values
+// of scratch are added to those that the rows take.
 template <typename T, typename Body>
-void parallel_bands(int64_t batch, int64_t height, int64_t values_per_row, const Body& body) {
+void parallel_bands(int64_t batch, int64_t height, int64_t values_per_row, int64_t extra,
+                    const Body& body) {
   const int64_t rows = band_rows(batch, height, values_per_row * int64_t(sizeof(T)));
   const int64_t bands = (height + rows - 1) / rows;
-  parallel_items<T>(batch * bands, rows * values_per_row, [&](T* scratch, int64_t item) {
+  parallel_items<T>(batch * bands, rows * values_per_row + extra, [&](T* scratch, int64_t item) {
     const int64_t first = item % bands * rows;
-    body(scratch, item / bands, first, first + rows < height ? first + rows : height);
+    body(scratch, item / bands, first, std::min(first + rows, height));
   });
+}
+
+// Runs rows [first, last) of image n of a convolution.
+template <typename T>
+void run_rows(const Conv<T>& conv, int64_t n, int64_t first, int64_t last, T* scratch) {
+  kernels<T>().conv(conv, {n, first, last, 0, conv.out_width}, scratch);
 }
 
 // Runs a convolution over its whole output.

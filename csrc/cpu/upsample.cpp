@@ -9,8 +9,8 @@ constexpr int64_t strip = 64;
 
 template <typename T>
 void run_upsample(const Tensor& input, Tensor& out) {
-  const ImageSource<T> source(input);
-  const Image<T>& image = source.image();
+  const ChannelsLast<T> source(input);
+  const Image& image = source.image();
   const int64_t height = out.size(2), width = out.size(3);
   const ResizeAxis<T> rows(image.height, height), columns(image.width, width);
   const Destination to = destination(out);
@@ -31,24 +31,21 @@ void run_upsample(const Tensor& input, Tensor& out) {
 // two neighbouring rows once per row of labels, at the logits' own width.
 template <typename T>
 void run_upsample_argmax(const Tensor& input, Tensor& out) {
-  const ImageSource<T> source(input);
-  const Image<T>& image = source.image();
+  const ChannelsLast<T> source(input);
+  const Image& image = source.image();
   const int64_t height = out.size(1), width = out.size(2);
-  const ResizeAxis<T> rows(image.height, height), columns(image.width, width);
+  const ResizeAxis<T> rows(image.height, height);
+  const ResizeAxis<T, int32_t> columns(image.width, width);
   uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
-  const int64_t planes = image.width * image.channels;
-  parallel_items<T>(out.size(0) * height, planes + width, [&](T* scratch, int64_t item) {
+  // Whole vectors are written and read, beginning at any pixel.
+  const int64_t plane = image.width + 2 * channel_padding;
+  parallel_items<T>(out.size(0) * height, plane * image.channels, [&](T* scratch, int64_t item) {
     const int64_t n = item / height, y = item % height;
-    const T bottom_weight = rows.weight_after[y], top_weight = 1 - bottom_weight;
-    for (int64_t x = 0; x < image.width; x++) {
-      const T* top = image.pixel(n, rows.before[y], x);
-      const T* bottom = image.pixel(n, rows.after[y], x);
-      for (int64_t c = 0; c < image.channels; c++) {
-        scratch[c * image.width + x] = top[c] * top_weight + bottom[c] * bottom_weight;
-      }
-    }
-    kernels<T>().argmax_row(scratch, image.width, columns.before.data(), columns.after.data(),
-                            columns.weight_after.data(), width, image.channels, scratch + planes,
+    kernels<T>().blend_to_planes(source.pixel(n, rows.before[y], 0),
+                                 source.pixel(n, rows.after[y], 0), image.stride_w,
+                                 rows.weight_after[y], image.width, image.channels, scratch, plane);
+    kernels<T>().argmax_row(scratch, plane, columns.before.data(), columns.after.data(),
+                            columns.weight_after.data(), width, image.channels,
                             labels + item * width);
   });
 }
@@ -67,7 +64,7 @@ Tensor upsample(const Tensor& input, const Integers& size) {
 
 Tensor upsample_argmax(const Tensor& input, const Integers& size) {
   const ImageSize result = check_upsample_argmax(input, size);
-  Tensor out = torch::stable::empty({result.batch, result.height, result.width}, ScalarType::Byte);
+  Tensor out = empty_labels(result.batch, result.height, result.width);
   if (result.numel() > 0) {
     with_arithmetic(input.scalar_type(),
                     [&](auto type) { run_upsample_argmax<decltype(type)>(input, out); });

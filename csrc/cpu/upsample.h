@@ -10,29 +10,31 @@ namespace fassd::cpu {
 
 // For every output position: its two input neighbours and the weight of the second. Positions are
 // computed in double, so that the weights are right to the last digit of T on any width.
-template <typename T>
+template <typename T, typename Index = int64_t>
 struct ResizeAxis {
-  std::vector<int64_t> before, after;
+  std::vector<Index> before, after;
   std::vector<T> weight_after;
 
   ResizeAxis(int64_t in, int64_t out) : before(out), after(out), weight_after(out) {
     const double scale = out > 1 ? double(in - 1) / double(out - 1) : 0.0;
     for (int64_t i = 0; i < out; i++) {
       const double position = double(i) * scale;
-      before[i] = std::min<int64_t>(int64_t(position), in - 1);
+      before[i] = Index(std::min<int64_t>(int64_t(position), in - 1));
       // On an axis that keeps its size PyTorch reads no neighbour, so none may pass its NaN on.
-      after[i] = in == out ? before[i] : std::min<int64_t>(before[i] + 1, in - 1);
+      after[i] = in == out ? before[i] : Index(std::min<int64_t>(before[i] + 1, in - 1));
       weight_after[i] = T(position - double(before[i]));
     }
   }
 };
 
-// Row y, pixels [begin, end), of an image resized to the axes' sizes.
+// Row y, pixels [begin, end), of an image of adjacent channels of T, resized to the axes' sizes.
 template <typename T>
-void interpolate_row(const Image<T>& image, const ResizeAxis<T>& rows, const ResizeAxis<T>& columns,
+void interpolate_row(const Image& image, const ResizeAxis<T>& rows, const ResizeAxis<T>& columns,
                      int64_t n, int64_t y, int64_t begin, int64_t end, T* out) {
-  kernels<T>().interpolate(image.pixel(n, rows.before[y], 0), image.pixel(n, rows.after[y], 0),
-                           image.stride_w, columns.before.data(), columns.after.data(),
+  const T* data = static_cast<const T*>(image.data);
+  kernels<T>().interpolate(data + image.offset(n, rows.before[y]),
+                           data + image.offset(n, rows.after[y]), image.stride_w,
+                           columns.before.data(), columns.after.data(),
                            columns.weight_after.data(), rows.weight_after[y], begin, end,
                            image.channels, out, image.channels);
 }

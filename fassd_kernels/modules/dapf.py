@@ -12,6 +12,7 @@ from fassd.models import DAPF
 from fassd_kernels.modules.fused import (
     Fused,
     Packed,
+    Plan,
     conv_mismatch,
     missing_attribute,
     norm_mismatch,
@@ -69,3 +70,8 @@ class FusedDAPF(Fused, DAPF):
             "biases": [bias for _, bias in folded],
             "dilations": [branch.atrous_conv3x1.dilation[0] for branch in self.branches()],
         }
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        dilations = [step for d in packed["dilations"] for step in ((d, 1), (1, d))]
+        steps = [(1, 1), *dilations, (1, 1)]
+        return [(weight, (1, 1), d) for weight, d in zip(packed["weights"], steps, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +14,11 @@ from fassd_kernels.autocast import autocasts
 from fassd_kernels.backends import AUTO, BackendError, backends, choose
 from fassd_kernels.modules.snapshot import Snapshot, has_hooks, take_snapshot
 from fassd_kernels.packing import is_foldable
+from fassd_kernels.reference.conv_act import KERNELS
 
 Packed = dict[str, Any]
+# A weight, and the stride and dilation that it is packed for.
+Plan = tuple[Tensor, Sequence[int], Sequence[int]]
 
 
 class Fused(nn.Module):
@@ -27,6 +30,9 @@ class Fused(nn.Module):
     (through ``.data``, a NumPy view, shared memory) need :meth:`repack`. Where a gradient is asked
     for, the weights are packed differentiably on each call, so that gradients reach the module's
     own parameters. Under autocast the result has autocast's type.
+
+    The C++ kernels get the weights in their own order too (:func:`reference.pack_weight`), packed
+    once along with the folding.
 
     The reference's ``forward`` runs instead in training mode, where batch statistics forbid
     folding; where a submodule carries hooks, which a fused operator would pass by; where a part
@@ -56,6 +62,17 @@ class Fused(nn.Module):
     def pack(self, dtype: torch.dtype) -> Packed:
         """The operator's arguments but for the input, in `dtype`; differentiable."""
         raise NotImplementedError(f"{type(self).__name__} must define pack")
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        """Which weights of `packed` the backend may lay out in its own way, in `packed`'s order."""
+        raise NotImplementedError(f"{type(self).__name__} must define plan")
+
+    def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
+        """Call the operator."""
+        return ops.operator(self.operator, self.backend_for(x.device))(x, **packed, **more)
+
+    def adopt(self) -> None:
+        """Fill in attributes that the reference class has and a foreign one may not."""
 
     # --- construction ----------------------------------------------------------------------------
 
@@ -94,23 +111,28 @@ class Fused(nn.Module):
         fused.__dict__.update(module.__dict__)
         fused.backend = backend
         fused._packed = fused._checked = None
+        fused.adopt()
         return fused
 
     # --- forward ---------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         """As the reference's: N x C x H x W to the same shape, channels_last where fused."""
+        prepared = self.prepare(x)
+        return super().forward(x) if prepared is None else self.run(*prepared)
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
+        """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
         if self.training:
-            return super().forward(x)
+            return None
         now = None if is_traced() else take_snapshot(self)
         if not self.fusible(now):
-            return super().forward(x)
+            return None
         dtype = self.weight_dtype()
         if autocasts(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x = x.to(dtype)
-        run = ops.operator(self.operator, self.backend_for(x.device))
-        return run(x, **self.packed(dtype, now))
+        return x, self.packed(dtype, now)
 
     def fusible(self, now: Snapshot | None) -> bool:
         """Whether the fused operator computes what the reference would, in the state `now`.
@@ -147,6 +169,10 @@ class Fused(nn.Module):
             # Not in inference mode: what it makes cannot take part in a later call with gradients.
             with torch.inference_mode(False), torch.no_grad():
                 packed = {name: detached(value) for name, value in self.pack(dtype).items()}
+                packed["packed"] = [
+                    ops.pack_weight(weight, stride=stride, dilation=dilation)
+                    for weight, stride, dilation in self.plan(packed)
+                ]
             # One assignment of one tuple: threads that meet here pack twice and agree.
             self._packed = cached = (now, dtype, packed)
         return cached[2]
@@ -212,6 +238,17 @@ def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) 
         k > 1 and a != b for k, a, b in zip(kernel, conv.dilation, dilations, strict=True)
     ):
         return f"{name} is {conv}; expected dilation {dilations} and padding {padding}"
+    return ""
+
+
+def same_padding_mismatch(name: str, conv: Any) -> str:
+    """Why `conv` is not a convolution that the operator ``conv_act`` computes."""
+    if not is_plain(conv, nn.Conv2d):
+        return f"{name} is a {type(conv).__name__}; expected Conv2d"
+    padding = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    settings = (conv.groups, conv.padding_mode, conv.padding)
+    if conv.kernel_size not in KERNELS or settings != (1, "zeros", padding):
+        return f"{name} is {conv}; expected a 3x3, 3x1, 1x3 or 1x1 kernel with \"same\" padding"
     return ""
 
 

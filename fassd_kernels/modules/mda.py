@@ -12,6 +12,7 @@ from fassd.models import MDA
 from fassd_kernels.modules.fused import (
     Fused,
     Packed,
+    Plan,
     conv_mismatch,
     is_plain,
     missing_attribute,
@@ -88,3 +89,8 @@ class FusedMDA(Fused, MDA):
             ],
             "dilation": self.parallel_ddconv3x1.conv.dilation[0],
         }
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        d = packed["dilation"]
+        steps = ((1, 1), (1, 1), (d, 1), (1, d), (1, 1))
+        return [(weight, (1, 1), s) for weight, s in zip(packed["weights"], steps, strict=True)]

@@ -67,8 +67,10 @@ class Snapshot:
 
 
 def take_snapshot(module: nn.Module) -> Snapshot:
-    """Read all submodules of `module`, but not `module` itself."""
+    """Read all submodules of `module`, and its own tensors, but not its hooks: those run anyway."""
     now = Snapshot([], [], [optimizer_steps])
+    read_part(module, now)
+    now.hooked = False
     waiting: list[nn.Module | None] = [*module._modules.values()]
     while waiting:
         part = waiting.pop()

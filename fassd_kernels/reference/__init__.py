@@ -9,20 +9,26 @@ side of an axis of kernel size 3, none for size 1), so that a stride of 1 keeps 
 are laid out channels_last, whatever the layout of the inputs.
 """
 
+from fassd_kernels.reference.aspp import aspp
 from fassd_kernels.reference.asymmetric_conv import asymmetric_conv
 from fassd_kernels.reference.conv_act import conv_act
 from fassd_kernels.reference.dapf import dapf
+from fassd_kernels.reference.hardblock import hardblock
 from fassd_kernels.reference.mda import mda
 from fassd_kernels.reference.normalize import normalize
+from fassd_kernels.reference.pack_weight import pack_weight
 from fassd_kernels.reference.upsample import upsample, upsample_argmax
 from fassd_kernels.reference.upsample_conv1x1 import upsample_conv1x1
 
 __all__ = [
+    "aspp",
     "asymmetric_conv",
     "conv_act",
     "dapf",
+    "hardblock",
     "mda",
     "normalize",
+    "pack_weight",
     "upsample",
     "upsample_argmax",
     "upsample_conv1x1",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
     check_activation,
     check_images,
+    check_packed,
     check_positive,
     check_vector,
     check_weight,
@@ -24,6 +27,7 @@ def asymmetric_conv(
     horizontal_bias: Tensor | None = None,
     vertical_slope: Tensor | None = None,
     horizontal_slope: Tensor | None = None,
+    packed: Sequence[Tensor] | None = None,
     *,
     dilation: int = 1,
     activation: str = "relu",
@@ -38,6 +42,7 @@ def asymmetric_conv(
         horizontal_weight: O x M x 1 x 3.
         vertical_bias, horizontal_bias: M and O values, or None.
         vertical_slope, horizontal_slope: M and O slopes, for ``prelu``.
+        packed: what :func:`pack_weight` gave for both weights, or None.
         dilation: of both, each on its own axis, at least 1.
         activation: ``none``, ``relu`` or ``prelu``, of both.
 
@@ -55,6 +60,7 @@ def asymmetric_conv(
         horizontal_bias,
         vertical_slope,
         horizontal_slope,
+        packed,
         dilation=dilation,
         activation=activation,
     )
@@ -84,6 +90,7 @@ def check_asymmetric_conv(
     horizontal_bias: Tensor | None = None,
     vertical_slope: Tensor | None = None,
     horizontal_slope: Tensor | None = None,
+    packed: Sequence[Tensor] | None = None,
     *,
     dilation: int = 1,
     activation: str = "relu",
@@ -100,4 +107,5 @@ def check_asymmetric_conv(
     check_positive(op, "dilation", [dilation])
     check_activation(op, activation, vertical_slope, middle, input, "vertical_slope")
     check_activation(op, activation, horizontal_slope, out_channels, input, "horizontal_slope")
+    check_packed(op, packed, 2)
     return input.shape[0], out_channels, input.shape[2], input.shape[3]

@@ -41,12 +41,14 @@ def conv_act(
     bias: Tensor | None = None,
     slope: Tensor | None = None,
     residual: Tensor | None = None,
+    packed: Tensor | None = None,
     *,
     stride: Sequence[int] = (1, 1),
     dilation: Sequence[int] = (1, 1),
     activation: str = "none",
+    pool: int = 1,
 ) -> Tensor:
-    """``act(conv(cat(inputs)) + bias + residual)`` with "same" padding.
+    """``act(conv(cat(inputs)) + bias + residual)`` with "same" padding, averaged over `pool`.
 
     Args:
         inputs: at least one N x C_i x H x W tensor; the convolution sees their concatenation
@@ -55,12 +57,16 @@ def conv_act(
         bias: O values, or None.
         slope: O values, the slopes of PReLU for negative values.
         residual: N x O x H' x W', added before the activation.
+        packed: what :func:`pack_weight` gave for `weight`, `stride` and `dilation`, or None; it
+            saves a compiled backend the packing, and changes no number.
         stride: vertical and horizontal step, each at least 1.
         dilation: vertical and horizontal distance of the taps, each at least 1.
         activation: ``none``, ``relu`` or ``prelu``.
+        pool: 2 for the means of 2 x 2 pixels of all that (``F.avg_pool2d(..., 2)``: of an odd
+            side the last row or column is dropped), else 1.
 
     Returns:
-        N x O x H' x W' in the inputs' dtype, H' = ceil(H / stride), channels_last.
+        N x O x H' x W' in the inputs' dtype, H' = floor(ceil(H / stride) / pool), channels_last.
 
     Raises:
         RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
@@ -74,6 +80,7 @@ def conv_act(
         stride=stride,
         dilation=dilation,
         activation=activation,
+        pool=pool,
     )
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
     if inputs[0].shape[0] == 0 or size[2] == 0 or size[3] == 0:
@@ -82,7 +89,8 @@ def conv_act(
     x = F.conv2d(x, weight, bias, stride, same_padding(weight, dilation), dilation)
     if residual is not None:
         x = x + residual
-    return channels_last(activate(x, activation, slope))
+    x = activate(x, activation, slope)
+    return channels_last(x if pool == 1 else F.avg_pool2d(x, pool))
 
 
 def check_conv_act(
@@ -91,10 +99,12 @@ def check_conv_act(
     bias: Tensor | None = None,
     slope: Tensor | None = None,
     residual: Tensor | None = None,
+    packed: Tensor | None = None,
     *,
     stride: Sequence[int] = (1, 1),
     dilation: Sequence[int] = (1, 1),
     activation: str = "none",
+    pool: int = 1,
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`conv_act` and return the shape of its result."""
     op = "conv_act"
@@ -109,19 +119,20 @@ def check_conv_act(
     height = (first.shape[2] + stride[0] - 1) // stride[0]
     width = (first.shape[3] + stride[1] - 1) // stride[1]
     size = (first.shape[0], out_channels, height, width)
+    check(pool in (1, 2), f"{op}: pool is {pool}; expected 1 or 2")
     if residual is not None:
         check_like(op, "residual", residual, "inputs[0]", first)
         check(
             residual.dim() == 4 and all(a == b for a, b in zip(residual.shape, size, strict=True)),
             f"{op}: residual has shape {shape(residual)}; expected {size}, the result's",
         )
-    return size
+    return size[0], size[1], size[2] // pool, size[3] // pool
 
 
-def pair(name: str, value: Sequence[int] | int) -> tuple[int, int]:
+def pair(name: str, value: Sequence[int] | int, op: str = "conv_act") -> tuple[int, int]:
     """Expand an int or one-element list to (vertical, horizontal)."""
     values = [value] if isinstance(value, int) else list(value)
-    check(len(values) in (1, 2), f"conv_act: {name} is {values}; expected one or two integers")
+    check(len(values) in (1, 2), f"{op}: {name} is {values}; expected one or two integers")
     return values[0], values[-1]
 
 

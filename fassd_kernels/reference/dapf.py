@@ -10,6 +10,7 @@ from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
     check,
     check_images,
+    check_packed,
     check_positive,
     check_vector,
     check_weight,
@@ -21,7 +22,12 @@ from fassd_kernels.reference.conv_act import conv_act
 
 @follows_autocast
 def dapf(
-    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dilations: Sequence[int]
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    packed: Sequence[Tensor] | None = None,
+    *,
+    dilations: Sequence[int],
 ) -> Tensor:
     """``relu(project(cat(relu(1x1), asymmetric_conv(d) for d in dilations)))``.
 
@@ -30,6 +36,7 @@ def dapf(
         weights: the 1x1 of the first branch (M x C x 1 x 1); per dilation a 3x1 (M x C x 3 x 1)
             and a 1x3 (M x M x 1 x 3); the 1x1 that projects (O x M*(1+len(dilations)) x 1 x 1).
         biases: one vector per weight, in that order.
+        packed: what :func:`pack_weight` gave for each weight at its dilation, or None.
         dilations: of the asymmetric branches, each at least 1; (12, 24, 36) in the paper.
 
     Returns:
@@ -38,7 +45,7 @@ def dapf(
     Raises:
         RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
     """
-    check_dapf(input, weights, biases, dilations=dilations)
+    check_dapf(input, weights, biases, packed, dilations=dilations)
     branches = [conv_act([input], weights[0], biases[0], activation="relu")]
     for i, dilation in enumerate(dilations):
         vertical, horizontal = 1 + 2 * i, 2 + 2 * i
@@ -56,7 +63,12 @@ def dapf(
 
 
 def check_dapf(
-    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dilations: Sequence[int]
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    packed: Sequence[Tensor] | None = None,
+    *,
+    dilations: Sequence[int],
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`dapf` and return the shape of its result."""
     op = "dapf"
@@ -69,6 +81,7 @@ def check_dapf(
             f"{op}: {name} has {len(tensors)} tensors; "
             f"expected {count} for {len(dilations)} dilations",
         )
+    check_packed(op, packed, count)
     check(
         weights[0].dim() == 4,
         f"{op}: weights[0] has shape {shape(weights[0])}; "

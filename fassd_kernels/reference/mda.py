@@ -11,6 +11,7 @@ from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
     check,
     check_images,
+    check_packed,
     check_positive,
     check_vector,
     check_weight,
@@ -40,6 +41,7 @@ def mda(
     scales: Sequence[Tensor],
     shifts: Sequence[Tensor],
     slopes: Sequence[Tensor],
+    packed: Sequence[Tensor] | None = None,
     *,
     dilation: int,
 ) -> Tensor:
@@ -55,6 +57,7 @@ def mda(
         shifts: six vectors, input (C), then reduce, square, vertical, horizontal, sum (M each):
             batch norm's shift, which behind a convolution is its bias.
         slopes: of the six PReLUs, in the order of `shifts`.
+        packed: what :func:`pack_weight` gave for each weight at its dilation, or None.
         dilation: of the 3x1 and the 1x3, at least 1.
 
     Returns:
@@ -63,7 +66,7 @@ def mda(
     Raises:
         RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
     """
-    size = check_mda(input, weights, scales, shifts, slopes, dilation=dilation)
+    size = check_mda(input, weights, scales, shifts, slopes, packed, dilation=dilation)
     if input.numel() == 0:
         return empty_result(size, [input, *weights, *scales, *shifts, *slopes])
     x = affine_prelu(input, scales[0], shifts[0], slopes[0])
@@ -95,6 +98,7 @@ def check_mda(
     scales: Sequence[Tensor],
     shifts: Sequence[Tensor],
     slopes: Sequence[Tensor],
+    packed: Sequence[Tensor] | None = None,
     *,
     dilation: int,
 ) -> tuple[int, int, int, int]:
@@ -108,6 +112,7 @@ def check_mda(
         ("slopes", slopes, len(ACTIVATIONS)),
     ):
         check(len(tensors) == count, f"{op}: {name} has {len(tensors)} tensors; expected {count}")
+    check_packed(op, packed, len(CONVOLUTIONS))
     check_positive(op, "dilation", [dilation])
     check(
         weights[0].dim() == 4,

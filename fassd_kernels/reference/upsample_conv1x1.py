@@ -14,6 +14,7 @@ from fassd_kernels.checks import (
     check_images,
     check_like,
     check_list,
+    check_packed,
     check_vector,
     check_weight,
     shape,
@@ -29,6 +30,7 @@ def upsample_conv1x1(
     weight: Tensor,
     bias: Tensor | None = None,
     slope: Tensor | None = None,
+    packed: Sequence[Tensor] | None = None,
     *,
     activation: str = "none",
 ) -> Tensor:
@@ -44,6 +46,8 @@ def upsample_conv1x1(
         weight: O x (sum(C_i) + sum(C_j)) x 1 x 1.
         bias: O values, or None.
         slope: O slopes, for ``prelu``.
+        packed: what :func:`pack_weight` gave for the weight's channels of `low` and for those of
+            `skip`, or None.
         activation: ``none``, ``relu`` or ``prelu``.
 
     Returns:
@@ -52,7 +56,7 @@ def upsample_conv1x1(
     Raises:
         RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
     """
-    size = check_upsample_conv1x1(low, skip, weight, bias, slope, activation=activation)
+    size = check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation=activation)
     if size[0] == 0 or size[2] == 0 or size[3] == 0:
         return empty_result(size, [*low, *skip, weight, bias, slope])
     up = upsample(torch.cat(list(low), 1), size[2:])
@@ -65,6 +69,7 @@ def check_upsample_conv1x1(
     weight: Tensor,
     bias: Tensor | None = None,
     slope: Tensor | None = None,
+    packed: Sequence[Tensor] | None = None,
     *,
     activation: str = "none",
 ) -> tuple[int, int, int, int]:
@@ -86,4 +91,5 @@ def check_upsample_conv1x1(
     check_weight(op, "weight", weight, in_channels, first_low, [(1, 1)])
     check_vector(op, "bias", bias, weight.shape[0], first_low)
     check_activation(op, activation, slope, weight.shape[0], first_low)
+    check_packed(op, packed, 2)
     return first_skip.shape[0], weight.shape[0], first_skip.shape[2], first_skip.shape[3]

@@ -1,0 +1,330 @@
+// Convolution, directly and by Winograd's F(2x2, 3x3). Part of kernels_impl.h.
+//
+// Both walk down strips of columns as wide as a tile of the product. Scratch memory holds the rows
+// of the strip that the current output row reads, as planes; a row stays until its slot is needed,
+// so that going down, every row is transposed once per strip.
+
+// --- direct --------------------------------------------------------------------------------------
+
+// A run of input columns, one every stride, that some of a strip's taps read. Taps of one phase (a
+// stride of 2 reads even columns for its middle tap, odd ones for the outer two) share a run unless
+// they lie far apart.
+struct ColumnRun {
+  int64_t first;   // relative to stride * (the strip's first output column)
+  int64_t length;  // without the strip's own width
+};
+
+template <typename T>
+struct ColumnPlan {
+  int64_t count = 0;
+  ColumnRun runs[3];
+  int64_t run_of_tap[3], start_of_tap[3];
+  int64_t pitch = 0;  // values per plane
+};
+
+template <typename T>
+ColumnPlan<T> plan_columns(const Conv<T>& conv) {
+  ColumnPlan<T> plan;
+  const int64_t stride = conv.stride_w;
+  for (int64_t tap = 0; tap < conv.kernel_w; tap++) {
+    const int64_t shift = (tap - conv.kernel_w / 2) * conv.dilation_w;
+    int64_t run = plan.count - 1, start = 0;
+    for (; run >= 0; run--) {
+      start = (shift - plan.runs[run].first) / stride;
+      if ((shift - plan.runs[run].first) % stride == 0 && start <= 2 * tile_pixels<T>) {
+        break;
+      }
+    }
+    if (run < 0) {
+      run = plan.count++;
+      start = 0;
+      plan.runs[run].first = shift;
+    }
+    plan.runs[run].length = start;
+    plan.run_of_tap[tap] = run;
+    plan.start_of_tap[tap] = start;
+    plan.pitch = larger(plan.pitch, round_up(start, lanes<T>) + tile_pixels<T>);
+  }
+  return plan;
+}
+
+template <typename T>
+inline int64_t slot_values(const Conv<T>& conv, const ColumnPlan<T>& plan) {
+  return plan.count * conv.in_channels * plan.pitch;
+}
+
+template <typename T>
+inline int64_t output_values(const Conv<T>& conv) {
+  return round_up(conv.out_channels, lanes<T>) * tile_pixels<T>;
+}
+
+template <typename T>
+int64_t direct_scratch(const Conv<T>& conv) {
+  return conv.kernel_h * slot_values(conv, plan_columns(conv)) + output_values(conv) +
+         2 * lanes<T>;
+}
+
+template <typename T>
+void convolve_directly(const Conv<T>& conv, const T* weights, const Part& part, T* scratch) {
+  const ColumnPlan<T> plan = plan_columns(conv);
+  const int64_t height = conv.inputs[0].height, width = conv.inputs[0].width;
+  const int64_t stride = conv.stride_w, channels = conv.in_channels;
+  const int64_t slot_size = slot_values(conv, plan);
+  const int64_t run_size = channels * plan.pitch;
+  const int64_t pad_h = conv.dilation_h * (conv.kernel_h / 2);
+  const int64_t all_taps = conv.kernel_h * conv.kernel_w;
+  T* const sums = scratch + conv.kernel_h * slot_size;
+  const int64_t sums_pitch = tile_pixels<T>;
+  const int64_t blocks = (conv.out_channels + tile_outputs - 1) / tile_outputs;
+  Ahead ahead;
+
+  for (int64_t x0 = part.first_column; x0 < part.last_column; x0 += tile_pixels<T>) {
+    const int64_t pixels = smaller(tile_pixels<T>, part.last_column - x0);
+    const int64_t vectors = pixels > lanes<T> ? 2 : 1;
+    int64_t row_in_slot[3] = {-1, -1, -1};
+    // Columns that a tap reads, all outside the image: it adds nothing.
+    bool seen[3];
+    for (int64_t tap = 0; tap < conv.kernel_w; tap++) {
+      const int64_t shift = (tap - conv.kernel_w / 2) * conv.dilation_w;
+      seen[tap] = x0 * stride + shift < width && (x0 + pixels - 1) * stride + shift >= 0;
+    }
+    for (int64_t y = part.first_row; y < part.last_row; y++) {
+      Tap<T> taps[9];
+      int64_t count = 0;
+      for (int64_t tap_h = 0; tap_h < conv.kernel_h; tap_h++) {
+        const int64_t row = y * conv.stride_h + tap_h * conv.dilation_h - pad_h;
+        if (row < 0 || row >= height) {
+          continue;
+        }
+        const int64_t slot = conv.dilation_h == 1 ? row % conv.kernel_h : tap_h;
+        T* const planes = scratch + slot * slot_size;
+        if (row_in_slot[slot] != row) {
+          row_in_slot[slot] = row;
+          for (int64_t run = 0; run < plan.count; run++) {
+            const Columns columns = {x0 * stride + plan.runs[run].first, stride,
+                                     plan.runs[run].length + pixels};
+            if (columns.first < width && columns.first + (columns.count - 1) * stride >= 0) {
+              load_planes(conv, part.n, row, columns, planes + run * run_size, plan.pitch);
+            }
+          }
+        }
+        for (int64_t tap_w = 0; tap_w < conv.kernel_w; tap_w++) {
+          if (seen[tap_w]) {
+            taps[count++] = {planes + plan.run_of_tap[tap_w] * run_size + plan.start_of_tap[tap_w],
+                             tap_h * conv.kernel_w + tap_w};
+          }
+        }
+      }
+      const bool more = y + 1 < part.last_row;  // rows of this strip; else the next begins
+      const int64_t next_x = more ? x0 : x0 + tile_pixels<T>;
+      const int64_t next_y = (more ? y + 1 : part.first_row) * conv.stride_h;
+      ahead.clear();
+      for (int64_t tap_h = 0; tap_h < conv.kernel_h; tap_h++) {
+        const int64_t row = next_y + tap_h * conv.dilation_h - pad_h;
+        if (more && conv.dilation_h == 1 && row >= 0 && row_in_slot[row % conv.kernel_h] == row) {
+          continue;
+        }
+        ahead.read(conv, part.n, row, {next_x * stride, 1, pixels * stride});
+      }
+      ahead.write(conv, part.n, y, x0, x0 + pixels);
+      ahead.spread(blocks);
+      for_output_blocks(conv.out_channels, [&](int64_t first, int64_t outputs) {
+        ahead.step();
+        multiply_for<T>(outputs, vectors)(taps, count, channels, plan.pitch, weights + first * all_taps * channels,
+                             sums + first * sums_pitch, sums_pitch);
+      });
+      write_row(conv, part.n, y, x0, int64_t(1), pixels, static_cast<const T*>(sums), sums_pitch);
+    }
+  }
+}
+
+// --- Winograd ------------------------------------------------------------------------------------
+//
+// Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.1. A
+// tile is 2x2 output pixels and reads 4x4 input pixels d. With (for each axis)
+//
+//     B^T d = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)      A^T m = (m0 + m1 + m2, m1 - m2 - m3)
+//
+// the output is A^T [ sum over channels of (G g G^T) * (B^T d B) ] A: 16 products for 4 pixels. The
+// structure keeps apart what convolution keeps apart (d3 does not enter the first output, nor d0
+// the second), so NaN spreads as in the reference; infinities would meet as inf - inf, and are
+// therefore convolved directly.
+//
+// Registers hold one of the 16 values of 16 adjacent tiles. Even and odd columns of a row are
+// planes of their own: tile i reads odd[i], even[i], odd[i + 1], even[i + 1], where odd[0] is the
+// column left of the strip.
+
+constexpr int64_t tile_side = 4, tile_values = 16, ring_rows = 4;
+
+// Beyond it the sums of Winograd's products may overflow where the convolution itself would not.
+constexpr float largest_for_winograd = 1e36f;
+
+template <typename T>
+struct WinogradScratch {
+  int64_t plane, slot, values, products, sums;  // sizes
+  explicit WinogradScratch(const Conv<T>& conv) {
+    plane = tile_pixels<T> + lanes<T>;  // one more tile than a strip has, in whole vectors
+    slot = conv.in_channels * 2 * plane;
+    values = tile_values * conv.in_channels * tile_pixels<T>;
+    products = tile_values * tile_outputs * tile_pixels<T>;
+    sums = 4 * round_up(conv.out_channels, lanes<T>) * tile_pixels<T>;
+  }
+  int64_t total() const { return ring_rows * slot + values + products + sums; }
+};
+
+template <typename T>
+int64_t conv_scratch(const Conv<T>& conv) {
+  const int64_t directly = direct_scratch(conv);
+  if (conv.method == Method::direct) {
+    return directly;
+  }
+  const WinogradScratch<T> scratch(conv);
+  return scratch.total() + directly;
+}
+
+// The 16 values of every tile and channel: values[k][c][tile] from the ring's four rows.
+template <typename T>
+void transform_input(const T* const* rows, int64_t channels, int64_t plane, int64_t vectors,
+                     T* values) {
+  const int64_t pitch = tile_pixels<T>, step = channels * pitch;
+  for (int64_t c = 0; c < channels; c++) {
+    for (int64_t v = 0; v < vectors; v++) {
+      Vector<T> t[tile_side][tile_side];  // [row][column], columns transformed
+#pragma GCC unroll 4
+      for (int r = 0; r < tile_side; r++) {
+        const T* even = rows[r] + c * 2 * plane + v * lanes<T>;
+        const T* odd = even + plane;
+        const Vector<T> d0 = load_vector(odd), d1 = load_vector(even);
+        const Vector<T> d2 = load_vector(odd + 1), d3 = load_vector(even + 1);
+        t[r][0] = d0 - d2;
+        t[r][1] = d1 + d2;
+        t[r][2] = d2 - d1;
+        t[r][3] = d1 - d3;
+      }
+      T* to = values + c * pitch + v * lanes<T>;
+#pragma GCC unroll 4
+      for (int k = 0; k < tile_side; k++) {
+        store_vector(to + (0 * tile_side + k) * step, t[0][k] - t[2][k]);
+        store_vector(to + (1 * tile_side + k) * step, t[1][k] + t[2][k]);
+        store_vector(to + (2 * tile_side + k) * step, t[2][k] - t[1][k]);
+        store_vector(to + (3 * tile_side + k) * step, t[1][k] - t[3][k]);
+      }
+    }
+  }
+}
+
+// From products[k][o][tile] to the tiles' 2x2 sums: sums[row][column parity][o][tile].
+template <typename T>
+void transform_output(const T* products, int64_t outputs, int64_t vectors, T* sums,
+                      int64_t sums_step) {
+  constexpr int64_t pitch = tile_pixels<T>, step = tile_outputs * pitch;
+  for (int64_t o = 0; o < outputs; o++) {
+    for (int64_t v = 0; v < vectors; v++) {
+      const int64_t at = o * pitch + v * lanes<T>;
+      Vector<T> t[2][tile_side];
+#pragma GCC unroll 4
+      for (int k = 0; k < tile_side; k++) {
+        const T* m = products + at + k * step;
+        const Vector<T> m0 = load_vector(m), m1 = load_vector(m + tile_side * step);
+        const Vector<T> m2 = load_vector(m + 2 * tile_side * step);
+        const Vector<T> m3 = load_vector(m + 3 * tile_side * step);
+        t[0][k] = m0 + m1 + m2;
+        t[1][k] = m1 - m2 - m3;
+      }
+#pragma GCC unroll 2
+      for (int r = 0; r < 2; r++) {
+        store_vector(sums + (2 * r) * sums_step + at, t[r][0] + t[r][1] + t[r][2]);
+        store_vector(sums + (2 * r + 1) * sums_step + at, t[r][1] - t[r][2] - t[r][3]);
+      }
+    }
+  }
+}
+
+template <typename T>
+void convolve_by_winograd(const Conv<T>& conv, const Part& part, T* scratch) {
+  const WinogradScratch<T> sizes(conv);
+  const int64_t height = conv.inputs[0].height, channels = conv.in_channels;
+  T* const values = scratch + ring_rows * sizes.slot;
+  T* const products = values + sizes.values;
+  T* const sums = products + sizes.products;
+  T* const rest = sums + sizes.sums;
+  const int64_t sums_step = sizes.sums / 4;
+  const int64_t blocks = (conv.out_channels + tile_outputs - 1) / tile_outputs;
+  Ahead ahead;
+
+  for (int64_t x0 = part.first_column; x0 < part.last_column; x0 += 2 * tile_pixels<T>) {
+    const int64_t columns = smaller(2 * tile_pixels<T>, part.last_column - x0);
+    const int64_t tiles = (columns + 1) / 2;
+    const int64_t vectors = tiles > lanes<T> ? 2 : 1;
+    int64_t row_in_slot[ring_rows] = {-2, -2, -2, -2};
+    T largest[ring_rows] = {};
+    for (int64_t y = part.first_row; y < part.last_row; y += 2) {
+      const T* rows[ring_rows];
+      T most = 0;
+      for (int64_t r = 0; r < ring_rows; r++) {
+        const int64_t row = y - 1 + r, slot = row & (ring_rows - 1);
+        T* const planes = scratch + slot * sizes.slot;
+        rows[r] = planes;
+        if (row_in_slot[slot] != row) {
+          row_in_slot[slot] = row;
+          largest[slot] = 0;
+          if (row < 0 || row >= height) {
+            std::memset(planes, 0, sizes.slot * sizeof(T));
+          } else {
+            for (int64_t odd = 0; odd < 2; odd++) {
+              const T found = load_planes(conv, part.n, row, {x0 - odd, 2, tiles + 1},
+                                          planes + odd * sizes.plane, 2 * sizes.plane);
+              largest[slot] = found > largest[slot] ? found : largest[slot];
+            }
+          }
+        }
+        most = largest[slot] > most ? largest[slot] : most;
+      }
+      const int64_t last_row = smaller(y + 2, part.last_row);
+      if (most > T(largest_for_winograd)) {
+        convolve_directly(conv, conv.direct_weights(conv.owner),
+                          {part.n, y, last_row, x0, x0 + columns}, rest);
+        continue;
+      }
+      const bool more = y + 2 < part.last_row;  // rows of this strip; else the next begins
+      const int64_t next_x = more ? x0 : x0 + 2 * tile_pixels<T>;
+      ahead.clear();
+      for (int64_t r = more ? 2 : 0; r < ring_rows; r++) {
+        ahead.read(conv, part.n, (more ? y + 1 : part.first_row - 1) + r, {next_x, 1, columns + 1});
+      }
+      for (int64_t row = y; row < last_row; row++) {
+        ahead.write(conv, part.n, row, x0, x0 + columns);
+      }
+      ahead.spread(blocks * tile_values);
+      transform_input(rows, channels, sizes.plane, vectors, values);
+      for_output_blocks(conv.out_channels, [&](int64_t first, int64_t outputs) {
+        const Multiply<T> multiply = multiply_for<T>(outputs, vectors);
+        for (int64_t k = 0; k < tile_values; k++) {
+          ahead.step();
+          const Tap<T> tap = {values + k * channels * tile_pixels<T>, k};
+          multiply(&tap, 1, channels, tile_pixels<T>,
+                   conv.weights + first * tile_values * channels,
+                   products + k * tile_outputs * tile_pixels<T>, tile_pixels<T>);
+        }
+        transform_output(products, outputs, vectors, sums + first * tile_pixels<T>, sums_step);
+      });
+      for (int64_t row = y; row < last_row; row++) {
+        const T* planes = sums + 2 * (row - y) * sums_step;
+        write_row(conv, part.n, row, x0, int64_t(2), tiles, planes, tile_pixels<T>);
+        write_row(conv, part.n, row, x0 + 1, int64_t(2), columns / 2, planes + sums_step,
+                  tile_pixels<T>);
+      }
+    }
+  }
+}
+
+template <typename T>
+void conv(const Conv<T>& conv, const Part& part, T* scratch) {
+  if constexpr (sizeof(T) == 4) {
+    if (conv.method == Method::winograd) {
+      convolve_by_winograd(conv, part, scratch);
+      return;
+    }
+  }
+  convolve_directly(conv, conv.weights, part, scratch);
+}

@@ -1,0 +1,90 @@
+// The matrix product that everything else is there to feed. Part of kernels_impl.h.
+//
+// A tile is up to FASSD_TILE_OUTPUTS output channels by two vectors of adjacent pixels; its sums
+// stay in registers while the loop runs over taps and input channels:
+//
+//     for every tap:                    x = that tap's planes, shifted to the tile's pixels
+//       for every input channel c:
+//         x0, x1 = x[c]                 two vector loads
+//         for every output channel o:
+//           w = weights[tap][c][o]      one broadcast
+//           sum[o][0] += w * x0;  sum[o][1] += w * x1
+//
+// 12 x 2 fused multiply-adds (AVX-512) stand against 14 loads, where cores sustain two of each per
+// cycle: the multipliers are the limit, and stay it when the vector loads straddle cache lines.
+
+constexpr int tile_outputs = FASSD_TILE_OUTPUTS;
+constexpr int tile_vectors = 2;
+
+template <typename T>
+constexpr int64_t tile_pixels = tile_vectors * lanes<T>;
+
+// One tap: where its planes are, and its place among the weights' taps.
+template <typename T>
+struct Tap {
+  const T* planes;
+  int64_t index;
+};
+
+// out[o][x] for `outputs` channels and `vectors` vectors of pixels.
+template <typename T, int outputs, int vectors>
+void multiply_tile(const Tap<T>* taps, int64_t count, int64_t channels, int64_t pitch,
+                   const T* weights, T* out, int64_t out_pitch) {
+  Vector<T> sum[outputs][vectors] = {};
+  for (int64_t t = 0; t < count; t++) {
+    const T* x = taps[t].planes;
+    const T* w = weights + taps[t].index * channels * outputs;
+    for (int64_t c = 0; c < channels; c++) {
+      Vector<T> value[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; v++) {
+        value[v] = load_vector(x + v * lanes<T>);
+      }
+#pragma GCC unroll 16
+      for (int o = 0; o < outputs; o++) {
+        const Vector<T> weight = broadcast(w[o]);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) {
+          sum[o][v] += weight * value[v];
+        }
+      }
+      x += pitch;
+      w += outputs;
+    }
+  }
+#pragma GCC unroll 16
+  for (int o = 0; o < outputs; o++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++) {
+      store_vector(out + o * out_pitch + v * lanes<T>, sum[o][v]);
+    }
+  }
+}
+
+template <typename T>
+using Multiply = void (*)(const Tap<T>*, int64_t, int64_t, int64_t, const T*, T*, int64_t);
+
+template <typename T, int vectors, int... outputs>
+inline Multiply<T> pick_multiply(int64_t wanted, std::integer_sequence<int, outputs...>) {
+  static constexpr Multiply<T> table[] = {multiply_tile<T, outputs + 1, vectors>...};
+  return table[wanted - 1];
+}
+
+// The product for so many output channels, 1 to tile_outputs, and vectors of pixels, 1 or 2.
+template <typename T>
+inline Multiply<T> multiply_for(int64_t outputs, int64_t vectors) {
+  constexpr auto all = std::make_integer_sequence<int, tile_outputs>();
+  return vectors == 1 ? pick_multiply<T, 1>(outputs, all) : pick_multiply<T, 2>(outputs, all);
+}
+
+// Output channels are cut into blocks of nearly equal size: f(first channel, channels) for each.
+// packing.h lays weights out in the same blocks.
+template <typename F>
+inline void for_output_blocks(int64_t out_channels, const F& f) {
+  const int64_t blocks = (out_channels + tile_outputs - 1) / tile_outputs;
+  for (int64_t b = 0, first = 0; b < blocks; b++) {
+    const int64_t count = out_channels / blocks + (b < out_channels % blocks ? 1 : 0);
+    f(first, count);
+    first += count;
+  }
+}

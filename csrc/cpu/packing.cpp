@@ -1,0 +1,180 @@
+#include "packing.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <mutex>
+
+namespace fassd::cpu {
+
+namespace {
+
+// The header of packed weights, as values of T (whole numbers below 2^24 are exact in float).
+enum Field { method_field, outputs_field, out_field, in_field, height_field, width_field, fields };
+constexpr int64_t header = 16;  // values; keeps the weights behind it aligned
+
+template <typename T>
+std::array<T, fields> header_of(const Tensor& weight, Method method) {
+  return {T(method == Method::winograd), T(kernels<T>().outputs),
+          T(weight.size(0)),             T(weight.size(1)),
+          T(weight.size(2)),             T(weight.size(3))};
+}
+
+// G g G^T of Winograd's F(2x2, 3x3); in double, rounded once.
+void transform_weight(const double g[3][3], double u[4][4]) {
+  const auto along = [](double a, double b, double c, double* to, int step) {
+    to[0] = a;
+    to[step] = (a + b + c) / 2;
+    to[2 * step] = (a - b + c) / 2;
+    to[3 * step] = c;
+  };
+  double rows[4][3];
+  for (int j = 0; j < 3; j++) {
+    along(g[0][j], g[1][j], g[2][j], &rows[0][j], 3);
+  }
+  for (int i = 0; i < 4; i++) {
+    along(rows[i][0], rows[i][1], rows[i][2], u[i], 1);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+Method method_for(const Tensor& weight, const Integers& stride, const Integers& dilation) {
+  const bool fits = weight.size(2) == 3 && weight.size(3) == 3 && stride == Integers{1, 1} &&
+                    dilation == Integers{1, 1};
+  // The transformations are paid per input and per output channel: with few of one, the products
+  // of the other do not earn them back. In double nothing asks for speed.
+  const bool pays = weight.size(0) >= 6 && weight.size(1) >= 6;
+  return sizeof(T) == 4 && fits && pays ? Method::winograd : Method::direct;
+}
+
+template <typename T>
+Tensor pack(const Tensor& weight, Method method) {
+  const int64_t out = weight.size(0), in = weight.size(1);
+  const int64_t taps = weight.size(2) * weight.size(3), kernel_w = weight.size(3);
+  const int64_t rows = method == Method::winograd ? 16 : taps;
+  Tensor packed = torch::stable::empty({header + out * in * rows}, dtype_of<T>);
+  T* const to = static_cast<T*>(packed.mutable_data_ptr());
+  std::fill(to, to + header, T(0));
+  const auto told = header_of<T>(weight, method);
+  std::copy(told.begin(), told.end(), to);
+
+  // As [tap][in][out] first, whatever the weight's strides.
+  const int64_t size = element_size(weight.scalar_type());
+  const char* const from = static_cast<const char*>(weight.const_data_ptr());
+  std::vector<T> plain(taps * in * out);
+  for (int64_t tap = 0; tap < taps; tap++) {
+    for (int64_t c = 0; c < in; c++) {
+      const int64_t at = c * weight.stride(1) + tap / kernel_w * weight.stride(2) +
+                         tap % kernel_w * weight.stride(3);
+      kernels<T>().load(from + at * size, weight.scalar_type(), weight.stride(0),
+                        plain.data() + (tap * in + c) * out, 1, out);
+    }
+  }
+  const int64_t blocks = (out + kernels<T>().outputs - 1) / kernels<T>().outputs;
+  T* const panels = to + header;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; b++) {
+      const int64_t count = out / blocks + (b < out % blocks ? 1 : 0);
+      const int64_t first = b * (out / blocks) + std::min(b, out % blocks);
+      T* const block = panels + first * in * rows;
+      for (int64_t c = 0; c < in; c++) {
+        for (int64_t o = 0; o < count; o++) {
+          const auto put = [&](int64_t row, T value) {
+            block[(row * in + c) * count + o] = value;
+          };
+          const auto tap_value = [&](int64_t tap) {
+            return plain[(tap * in + c) * out + first + o];
+          };
+          if (method == Method::direct) {
+            for (int64_t tap = 0; tap < taps; tap++) put(tap, tap_value(tap));
+            continue;
+          }
+          double g[3][3], u[4][4];
+          for (int tap = 0; tap < 9; tap++) g[tap / 3][tap % 3] = tap_value(tap);
+          transform_weight(g, u);
+          for (int k = 0; k < 16; k++) put(k, T(u[k / 4][k % 4]));
+        }
+      }
+    }
+  });
+  return packed;
+}
+
+template <typename T>
+struct Weights<T>::Direct {
+  std::once_flag once;
+  Tensor packed;
+};
+
+template <typename T>
+Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& packed,
+                    const Integers& stride, const Integers& dilation)
+    : weight_(weight),
+      packed_(weight),
+      stride_(stride),
+      dilation_(dilation),
+      method_(method_for<T>(weight, stride, dilation)),
+      direct_(std::make_shared<Direct>()) {
+  if (!packed || packed->numel() == 0) {
+    packed_ = pack<T>(weight, method_);
+    return;
+  }
+  const auto told = header_of<T>(weight, method_);
+  const int64_t rows = method_ == Method::winograd ? 16 : weight.size(2) * weight.size(3);
+  const bool whole = packed->scalar_type() == dtype_of<T> && packed->dim() == 1 &&
+                     packed->is_contiguous() && packed->is_cpu() &&
+                     packed->numel() == header + weight.size(0) * weight.size(1) * rows;
+  STD_TORCH_CHECK(whole && std::equal(told.begin(), told.end(),
+                                      static_cast<const T*>(packed->const_data_ptr())),
+                  op, ": packed weights of shape ", shape_name(*packed), " and dtype ",
+                  dtype_name(packed->scalar_type()), " are not what pack_weight gives for a weight ",
+                  "of shape ", shape_name(weight), ", this stride and dilation on this machine");
+  packed_ = *packed;
+}
+
+template <typename T>
+const T* Weights<T>::direct(const void* self) {
+  const auto& weights = *static_cast<const Weights<T>*>(self);
+  std::call_once(weights.direct_->once, [&] {
+    weights.direct_->packed = pack<T>(weights.weight_, Method::direct);
+  });
+  return static_cast<const T*>(weights.direct_->packed.const_data_ptr()) + header;
+}
+
+template <typename T>
+void Weights<T>::attach(Conv<T>& conv) const {
+  conv.method = method_;
+  conv.weights = static_cast<const T*>(packed_.const_data_ptr()) + header;
+  conv.direct_weights = direct;
+  conv.owner = this;
+  conv.in_channels = weight_.size(1);
+  conv.out_channels = weight_.size(0);
+  conv.kernel_h = weight_.size(2);
+  conv.kernel_w = weight_.size(3);
+  conv.stride_h = stride_[0];
+  conv.stride_w = stride_[1];
+  conv.dilation_h = dilation_[0];
+  conv.dilation_w = dilation_[1];
+}
+
+template Method method_for<float>(const Tensor&, const Integers&, const Integers&);
+template Method method_for<double>(const Tensor&, const Integers&, const Integers&);
+template Tensor pack<float>(const Tensor&, Method);
+template Tensor pack<double>(const Tensor&, Method);
+template class Weights<float>;
+template class Weights<double>;
+
+Tensor pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation) {
+  const Integers strides = expand_pair("pack_weight", "stride", stride);
+  const Integers dilations = expand_pair("pack_weight", "dilation", dilation);
+  check_pack_weight(weight, strides, dilations);
+  return with_arithmetic(weight.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    return pack<T>(weight, method_for<T>(weight, strides, dilations));
+  });
+}
+
+}  // namespace fassd::cpu

@@ -1,0 +1,156 @@
+// Bilinear resizing, argmax and pooling. Part of kernels_impl.h.
+
+// Vectors of channels [0, channels) in turn: f(first channel, channels in the vector).
+template <typename T, typename F>
+inline void for_channels(int64_t channels, const F& f) {
+  int64_t c = 0;
+  for (; c + lanes<T> <= channels; c += lanes<T>) {
+    f(c, int64_t(lanes<T>));
+  }
+  if (c < channels) {
+    f(c, channels - c);
+  }
+}
+
+template <typename T>
+inline Vector<T> load_some(const T* from, int64_t count) {
+  return count == lanes<T> ? load_vector(from) : load_part<T>(from, count);
+}
+
+template <typename T, typename Out>
+inline void store_some(Out* to, Vector<T> v, int64_t count) {
+  if (count == lanes<T>) {
+    store_narrow<T>(to, v);
+  } else {
+    store_part<T>(to, v, count);
+  }
+}
+
+template <typename T>
+void interpolate(const T* top, const T* bottom, int64_t stride_w, const int64_t* left,
+                 const int64_t* right, const T* weight_right, T weight_bottom, int64_t begin,
+                 int64_t end, int64_t channels, T* out, int64_t out_stride) {
+  const T weight_top = 1 - weight_bottom;
+  for (int64_t x = begin; x < end; x++, out += out_stride) {
+    const T a = (1 - weight_right[x]) * weight_top, b = weight_right[x] * weight_top;
+    const T c = (1 - weight_right[x]) * weight_bottom, d = weight_right[x] * weight_bottom;
+    const T *top_left = top + left[x] * stride_w, *top_right = top + right[x] * stride_w;
+    const T *bottom_left = bottom + left[x] * stride_w, *bottom_right = bottom + right[x] * stride_w;
+    for_channels<T>(channels, [&](int64_t i, int64_t count) {
+      const Vector<T> v = load_some(top_left + i, count) * a + load_some(top_right + i, count) * b +
+                          load_some(bottom_left + i, count) * c +
+                          load_some(bottom_right + i, count) * d;
+      store_some<T>(out + i, v, count);
+    });
+  }
+}
+
+template <typename T>
+void blend_to_planes(const T* top, const T* bottom, int64_t stride_w, T weight, int64_t width,
+                     int64_t channels, T* planes, int64_t plane) {
+  constexpr int64_t n = lanes<T>;
+  const T weight_top = 1 - weight;
+  for (int64_t x = 0; x < width; x += n) {
+    const int64_t pixels = smaller(n, width - x);
+    for_channels<T>(channels, [&](int64_t c, int64_t count) {
+      Vector<T> v[n] = {};
+      for (int64_t p = 0; p < pixels; p++) {
+        const int64_t at = (x + p) * stride_w + c;
+        v[p] = load_some(top + at, count) * weight_top + load_some(bottom + at, count) * weight;
+      }
+      transpose<T>(v);
+      for (int64_t q = 0; q < count; q++) {
+        store_vector(planes + (c + q) * plane + x, v[q]);
+      }
+    });
+  }
+}
+
+#if defined(FASSD_AVX512) || defined(FASSD_F16C)
+#define FASSD_PERMUTE
+// values[index], lane by lane.
+inline Vector<float> permute(Vector<float> values, Vector<int32_t> index) {
+#if defined(FASSD_AVX512)
+  return Vector<float>(_mm512_permutexvar_ps(__m512i(index), __m512(values)));
+#else
+  return Vector<float>(_mm256_permutevar8x32_ps(__m256(values), __m256i(index)));
+#endif
+}
+#endif
+
+// NaN counts as the largest, and the first of equals wins, as in torch.argmax.
+template <typename T>
+void argmax_pixel(const T* row, int64_t plane, int64_t left, int64_t right, T weight_right,
+                  int64_t channels, uint8_t* label) {
+  T best = 0;
+  for (int64_t c = 0; c < channels; c++) {
+    const T* values = row + c * plane;
+    const T v = values[left] * (1 - weight_right) + values[right] * weight_right;
+    if (c == 0 || v > best || (v != v && best == best)) {
+      best = v;
+      *label = uint8_t(c);
+    }
+  }
+}
+
+// Enlarged, as logits are, the neighbours of a vector of pixels lie within one vector of the row,
+// and are picked out of it by a permutation.
+template <typename T>
+void argmax_row(const T* row, int64_t plane, const int32_t* left, const int32_t* right,
+                const T* weight_right, int64_t width, int64_t channels, uint8_t* labels) {
+  int64_t x = 0;
+#if defined(FASSD_PERMUTE)
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr int64_t n = lanes<float>;
+    for (; x + n <= width; x += n) {
+      const int32_t base = left[x];
+      if (right[x + n - 1] - base >= n) {
+        for (int64_t p = x; p < x + n; p++) {
+          argmax_pixel(row, plane, left[p], right[p], weight_right[p], channels, labels + p);
+        }
+        continue;
+      }
+      const Vector<int32_t> before = load_vector(left + x) - base;
+      const Vector<int32_t> after = load_vector(right + x) - base;
+      const Vector<float> w = load_vector(weight_right + x), u = 1.0f - w;
+      Vector<float> best{};
+      Vector<int32_t> label{};
+      for (int64_t c = 0; c < channels; c++) {
+        const Vector<float> values = load_vector(row + c * plane + base);
+        const Vector<float> v = permute(values, before) * u + permute(values, after) * w;
+        if (c == 0) {
+          best = v;
+          continue;
+        }
+        const Vector<int32_t> better = (v > best) | ((v != v) & (best == best));
+        best = better ? v : best;
+        label = better ? Vector<int32_t>{} + int32_t(c) : label;
+      }
+      int32_t found[n];
+      store_vector(found, label);
+      for (int64_t p = 0; p < n; p++) {
+        labels[x + p] = uint8_t(found[p]);
+      }
+    }
+  }
+#endif
+  for (; x < width; x++) {
+    argmax_pixel(row, plane, left[x], right[x], weight_right[x], channels, labels + x);
+  }
+}
+
+template <typename T>
+void pool_rows(const T* top, const T* bottom, int64_t stride_w, int64_t width, int64_t channels,
+               void* out, ScalarType dtype, int64_t out_stride) {
+  with_dtype<T>(dtype, [&](auto* type) {
+    auto* to = static_cast<decltype(type)>(out);
+    for (int64_t x = 0; x < width; x++, to += out_stride) {
+      const T *a = top + 2 * x * stride_w, *b = bottom + 2 * x * stride_w;
+      for_channels<T>(channels, [&](int64_t c, int64_t count) {
+        const Vector<T> upper = load_some(a + c, count) + load_some(a + stride_w + c, count);
+        const Vector<T> lower = load_some(b + c, count) + load_some(b + stride_w + c, count);
+        store_some<T>(to + c, (upper + lower) * T(0.25), count);
+      });
+    }
+  });
+}

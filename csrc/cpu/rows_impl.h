@@ -1,0 +1,349 @@
+// From images to planar rows in scratch memory, and back. Part of kernels_impl.h.
+//
+// The products run along pixels: a vector register holds one channel of adjacent output pixels, so
+// that odd channel counts (10, 31, 119) waste no lanes. Images have adjacent channels, or any other
+// layout; here their rows are brought into planes, once per row and strip:
+//
+//     plane[c][i] = channel c of column first + i * step,  zero outside the image
+//
+// with dtype conversion, virtual concatenation and prologue done on the way.
+
+// A run of columns of one row.
+struct Columns {
+  int64_t first, step, count;
+};
+
+// The planes of one input: `base` is that of its first channel. Rows of planes have room for
+// `count` rounded up to whole vectors.
+template <typename T>
+struct Planes {
+  T* base;
+  int64_t pitch;  // from plane to plane
+};
+
+// The prologue from the input's first channel on.
+template <typename T>
+inline Prologue<T> prologue_from(const Prologue<T>& prologue, int64_t channel) {
+  if (!prologue.scale) {
+    return prologue;
+  }
+  return {prologue.scale + channel, prologue.shift + channel, prologue.slope + channel};
+}
+
+template <typename T>
+inline T apply(const Prologue<T>& prologue, int64_t channel, T v) {
+  if (!prologue.scale) {
+    return v;
+  }
+  v = v * prologue.scale[channel] + prologue.shift[channel];
+  return v > 0 ? v : v * prologue.slope[channel];
+}
+
+// One row of an input with adjacent channels: squares of pixels x channels are transposed.
+template <typename T, typename In>
+struct PixelRow {
+  const In* row;  // column 0
+  int64_t stride_w, width, channels;
+  Prologue<T> prologue;
+  Columns columns;
+  Planes<T> planes;
+  Vector<T> largest;  // magnitude so far
+
+  // Whole vectors of pixels from `i` on, channels [c, c + count).
+  void square(int64_t i, int64_t c, int64_t count) {
+    constexpr int n = lanes<T>;
+    Vector<T> v[n];
+    const int64_t column = columns.first + i * columns.step;
+    const In* from = row + column * stride_w + c;
+    const int64_t step = columns.step * stride_w;
+    const bool inside = column >= 0 && column + (n - 1) * columns.step < width;
+    if (inside && count == n) {
+#pragma GCC unroll 16
+      for (int p = 0; p < n; p++) {
+        v[p] = load_wide<T>(from + p * step);
+      }
+    } else {
+      for (int p = 0; p < n; p++) {
+        const int64_t x = column + p * columns.step;
+        const bool there = x >= 0 && x < width;
+        v[p] = there ? load_part_or_whole(from + p * step, count) : Vector<T>{};
+      }
+    }
+    if (prologue.scale) {
+      const Vector<T> scale = load_vector(prologue.scale + c);
+      const Vector<T> shift = load_vector(prologue.shift + c);
+      const Vector<T> slope = load_vector(prologue.slope + c);
+      for (int p = 0; p < n; p++) {
+        const int64_t x = column + p * columns.step;
+        if (x >= 0 && x < width) {
+          v[p] = prelu<T>(v[p] * scale + shift, slope);
+        }
+      }
+    }
+    Vector<T> most = largest;
+#pragma GCC unroll 16
+    for (int p = 0; p < n; p++) {
+      most = larger_magnitude<T>(most, v[p]);
+    }
+    largest = most;
+    transpose<T>(v);
+    T* to = planes.base + c * planes.pitch + i;
+    if (count == n) {
+#pragma GCC unroll 16
+      for (int q = 0; q < n; q++) {
+        store_vector(to + q * planes.pitch, v[q]);
+      }
+    } else {
+      for (int64_t q = 0; q < count; q++) {
+        store_vector(to + q * planes.pitch, v[q]);
+      }
+    }
+  }
+
+  static Vector<T> load_part_or_whole(const In* from, int64_t count) {
+    return count == lanes<T> ? load_wide<T>(from) : load_part<T>(from, count);
+  }
+
+  // Pixels [i, end), channels [c, last), one value at a time: for the odd ones out.
+  void scattered(int64_t i, int64_t end, int64_t c, int64_t last) {
+    for (int64_t j = i; j < end; j++) {
+      const int64_t x = columns.first + j * columns.step;
+      const bool there = x >= 0 && x < width;
+      const In* from = row + x * stride_w;
+      for (int64_t channel = c; channel < last; channel++) {
+        const T v = there ? apply(prologue, channel, widen<T>(from[channel])) : T(0);
+        largest[0] = v > largest[0] ? v : -v > largest[0] ? -v : largest[0];
+        planes.base[channel * planes.pitch + j] = v;
+      }
+    }
+  }
+
+  void load() {
+    constexpr int64_t n = lanes<T>;
+    // A square costs as much for one pixel or channel as for all: a few are cheaper one by one.
+    constexpr int64_t few = n / 4;
+    const int64_t odd_pixels = columns.count % n;
+    const int64_t pixels = odd_pixels <= few ? columns.count - odd_pixels : columns.count;
+    const int64_t odd_channels = channels % n;
+    const int64_t whole = odd_channels <= few ? channels - odd_channels : channels;
+    for (int64_t i = 0; i < pixels; i += n) {
+      for (int64_t c = 0; c < whole; c += n) {
+        square(i, c, smaller(n, channels - c));
+      }
+      if (whole < channels) {
+        scattered(i, smaller(i + n, columns.count), whole, channels);
+      }
+    }
+    scattered(pixels, columns.count, 0, channels);
+  }
+};
+
+// One row of an input of another layout, plane by plane.
+template <typename T, typename In>
+inline Vector<T> load_strided(const Image& image, const In* row, const Prologue<T>& prologue,
+                              const Columns& columns, const Planes<T>& planes) {
+  const int64_t from = larger(0, ceil_div(-columns.first, columns.step));
+  const int64_t to = smaller(columns.count,
+                             floor_div(image.width - 1 - columns.first, columns.step) + 1);
+  T most = 0;
+  for (int64_t c = 0; c < image.channels; c++) {
+    T* const plane = planes.base + c * planes.pitch;
+    const In* const in = row + c * image.stride_c + columns.first * image.stride_w;
+    const int64_t step = columns.step * image.stride_w;
+    for (int64_t i = 0; i < smaller(from, columns.count); i++) {
+      plane[i] = 0;
+    }
+    if (step == 1) {
+      for (int64_t i = from; i < to; i++) {
+        plane[i] = widen<T>(in[i]);
+      }
+    } else {
+      for (int64_t i = from; i < to; i++) {
+        plane[i] = widen<T>(in[i * step]);
+      }
+    }
+    for (int64_t i = larger(from, to); i < columns.count; i++) {
+      plane[i] = 0;
+    }
+    for (int64_t i = from; i < to; i++) {
+      const T v = prologue.scale ? apply(prologue, c, plane[i]) : plane[i];
+      plane[i] = v;
+      const T magnitude = v < 0 ? -v : v;
+      most = magnitude > most ? magnitude : most;
+    }
+  }
+  return broadcast(most);
+}
+
+// Columns of row y of image n of every input, into planes of adjacent channels. Returns the
+// largest magnitude among them; NaN counts for nothing.
+template <typename T>
+T load_planes(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns, T* base,
+              int64_t pitch) {
+  Vector<T> largest{};
+  int64_t channel = 0;
+  for (int64_t i = 0; i < conv.input_count; i++) {
+    const Image& image = conv.inputs[i];
+    const Planes<T> planes = {base + channel * pitch, pitch};
+    const Prologue<T> prologue = prologue_from(conv.prologue, channel);
+    with_dtype<T>(image.dtype, [&](auto* type) {
+      using In = std::remove_pointer_t<decltype(type)>;
+      const In* row = static_cast<const In*>(image.data) + image.offset(n, y);
+      if (image.stride_c == 1) {
+        PixelRow<T, In> pixels = {row,      image.stride_w, image.width, image.channels,
+                                  prologue, columns,        planes,      largest};
+        pixels.load();
+        largest = pixels.largest;
+      } else {
+        largest = larger_magnitude<T>(largest,
+                                      load_strided<T, In>(image, row, prologue, columns, planes));
+      }
+    });
+    channel += image.channels;
+  }
+  T most = 0;
+  for (int i = 0; i < lanes<T>; i++) {
+    most = largest[i] > most ? largest[i] : most;
+  }
+  return most;
+}
+
+// --- ahead of time -------------------------------------------------------------------------------
+
+// Cache lines that will be read or written soon. A strip jumps from row to row, which the hardware's
+// prefetchers do not foresee: waiting for lines took twice as long as all else that loading does
+// (1x1, 126 to 63 channels at 256x512: 8 of 20 ms on one core). They are asked for a few at a time,
+// between products, since a core waits for so many at once only.
+class Ahead {
+ public:
+  // Columns of row y of every input that has adjacent channels, or few of them.
+  template <typename T>
+  void read(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns) {
+    for (int64_t i = 0; i < conv.input_count; i++) {
+      const Image& image = conv.inputs[i];
+      const int64_t first = larger(columns.first, 0);
+      const int64_t last =
+          smaller(columns.first + (columns.count - 1) * columns.step, image.width - 1);
+      if (y < 0 || y >= image.height || last < first) {
+        continue;
+      }
+      const int64_t at = image.offset(n, y) + first * image.stride_w;
+      const int64_t pixels = (last - first) * image.stride_w;
+      if (image.stride_c == 1) {
+        add(image.data, image.dtype, at, pixels + image.channels);
+      } else if (image.stride_w == 1 && image.channels <= 4) {
+        for (int64_t c = 0; c < image.channels; c++) {
+          add(image.data, image.dtype, at + c * image.stride_c, pixels + 1);
+        }
+      }
+    }
+  }
+
+  // Pixels [first, last) of row y of the output.
+  template <typename T>
+  void write(const Conv<T>& conv, int64_t n, int64_t y, int64_t first, int64_t last) {
+    add(conv.out.data, conv.out.dtype, conv.out.offset(n, y, first),
+        (last - 1 - first) * conv.out.stride_w + conv.out_channels);
+  }
+
+  // All lines are to be asked for in so many calls of `step`.
+  void spread(int64_t steps) { lines_ = (total_ + steps - 1) / larger(steps, 1); }
+
+  void step() {
+    for (int64_t left = lines_; left > 0 && region_ < count_;) {
+      Region& region = regions_[region_];
+      for (; left > 0 && region.begin < region.end; left--, region.begin += line) {
+        __builtin_prefetch(region.begin, 0, 2);
+      }
+      region_ += region.begin >= region.end;
+    }
+  }
+
+  void clear() { count_ = region_ = total_ = 0; }
+
+ private:
+  static constexpr int64_t line = 64, most = 24;
+  struct Region {
+    const char *begin, *end;
+  };
+
+  void add(const void* data, ScalarType dtype, int64_t at, int64_t values) {
+    const int64_t size = dtype == ScalarType::Double  ? 8
+                         : dtype == ScalarType::Float ? 4
+                                                      : 2;
+    if (count_ < most) {
+      const char* begin = static_cast<const char*>(data) + at * size;
+      regions_[count_++] = {begin, begin + values * size};
+      total_ += values * size / line + 1;
+    }
+  }
+
+  Region regions_[most];
+  int64_t count_ = 0, region_ = 0, total_ = 0, lines_ = 0;
+};
+
+// --- back to pixels ------------------------------------------------------------------------------
+
+// Finishes and writes `count` pixels of row y, columns `first`, first + step, ...; their sums are
+// planes[channel * pitch + i], which have room up to a whole vector of channels and pixels.
+template <typename T, typename Out>
+void write_pixels(const Conv<T>& conv, int64_t n, int64_t y, int64_t first, int64_t step,
+                  int64_t count, const T* planes, int64_t pitch) {
+  constexpr int64_t width = lanes<T>;
+  const Epilogue<T>& epilogue = conv.epilogue;
+  const Image *const residual = epilogue.residual, *const addend = epilogue.addend;
+  const int64_t out_step = step * conv.out.stride_w;
+  for (int64_t i = 0; i < count; i += width) {
+    const int64_t pixels = smaller(width, count - i);
+    const int64_t x = first + i * step;
+    Out* const out = static_cast<Out*>(conv.out.data) + conv.out.offset(n, y, x);
+    const int64_t residual_at = residual ? residual->offset(n, y) + x * residual->stride_w : 0;
+    const int64_t addend_at = addend ? addend->offset(n, y) + x * addend->stride_w : 0;
+    for (int64_t c = 0; c < conv.out_channels; c += width) {
+      const int64_t channels = smaller(width, conv.out_channels - c);
+      Vector<T> v[width];
+#pragma GCC unroll 16
+      for (int q = 0; q < width; q++) {
+        v[q] = load_vector(planes + (c + q) * pitch + i);
+      }
+      transpose<T>(v);
+      const Vector<T> bias = epilogue.bias ? load_vector(epilogue.bias + c) : Vector<T>{};
+      const Vector<T> slope = epilogue.slope ? load_vector(epilogue.slope + c) : Vector<T>{};
+      Out* to = out + c;
+      for (int64_t p = 0; p < pixels; p++, to += out_step) {
+        Vector<T> value = v[p] + bias;
+        if (residual) {
+          value += load_channels<T>(residual->data, residual->dtype,
+                                    residual_at + p * step * residual->stride_w + c, channels);
+        }
+        if (epilogue.activation == Activation::relu) {
+          value = relu<T>(value);
+        } else if (epilogue.activation == Activation::prelu) {
+          value = prelu<T>(value, slope);
+        }
+        if (addend) {
+          value += load_channels<T>(addend->data, addend->dtype,
+                                    addend_at + p * step * addend->stride_w + c, channels);
+        }
+        if (epilogue.scale) {
+          value = value * load_vector(epilogue.scale + c) + load_vector(epilogue.shift + c);
+          value = prelu<T>(value, load_vector(epilogue.final_slope + c));
+        }
+        if (channels == width) {
+          store_narrow<T>(to, value);
+        } else {
+          store_part<T>(to, value, channels);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+inline void write_row(const Conv<T>& conv, int64_t n, int64_t y, int64_t first, int64_t step,
+                      int64_t count, const T* planes, int64_t pitch) {
+  with_dtype<T>(conv.out.dtype, [&](auto* type) {
+    write_pixels<T, std::remove_pointer_t<decltype(type)>>(conv, n, y, first, step, count, planes,
+                                                           pitch);
+  });
+}

@@ -1,0 +1,339 @@
+// Vectors of one instruction set: loads and stores of every dtype, whole and in part, and the
+// transposition of a square of them. Part of kernels_impl.h.
+
+constexpr int vector_bytes = FASSD_VECTOR_BYTES;
+
+template <typename T>
+constexpr int lanes = vector_bytes / int(sizeof(T));
+
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+inline int64_t larger(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+inline int64_t round_up(int64_t value, int64_t step) {
+  return (value + step - 1) / step * step;
+}
+// Rounded towards minus infinity; b is positive.
+inline int64_t floor_div(int64_t a, int64_t b) {
+  return a >= 0 ? a / b : -((b - 1 - a) / b);
+}
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return -floor_div(-a, b);
+}
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(FASSD_VECTOR_BYTES)));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+template <typename T>
+inline Vector<T> load_vector(const T* from) {
+  Vector<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <typename T>
+inline void store_vector(T* to, Vector<T> v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+template <typename T>
+inline Vector<T> broadcast(T value) {
+  return value - Vector<T>{};
+}
+
+// Copies fewer than `most` values. In powers of two, because a memcpy of unknown length is a call,
+// which the narrow layers (31, 59, 63 channels) would make for every pixel.
+template <int most, typename T>
+inline void copy_tail(const T* from, T* to, int64_t count) {
+#pragma GCC unroll 4
+  for (int step = most / 2; step > 0; step /= 2) {
+    if (count & step) {
+      std::memcpy(to, from, step * sizeof(T));
+      from += step;
+      to += step;
+    }
+  }
+}
+
+// Comparisons are false for NaN, which therefore stays, as in torch.relu and torch.prelu.
+template <typename T>
+inline Vector<T> relu(Vector<T> v) {
+  return v < 0 ? Vector<T>{} : v;
+}
+
+template <typename T>
+inline Vector<T> prelu(Vector<T> v, Vector<T> slope) {
+  return v > 0 ? v : v * slope;
+}
+
+template <typename T>
+inline Vector<T> larger_magnitude(Vector<T> a, Vector<T> b) {
+  const Vector<T> magnitude = b < 0 ? -b : b;
+  return magnitude > a ? magnitude : a;
+}
+
+// --- dtypes in memory ----------------------------------------------------------------------------
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+// Scalars.
+template <typename T>
+inline T widen(float v) {
+  return v;
+}
+template <typename T>
+inline T widen(double v) {
+  return T(v);
+}
+template <typename T>
+inline T widen(BFloat16 v) {
+  const uint32_t bits = uint32_t(v.x) << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+template <typename T>
+inline T widen(Half v) {
+#if defined(FASSD_F16C)
+  return _cvtsh_ss(v.x);
+#else
+  return float(v);
+#endif
+}
+
+template <typename Out, typename T>
+inline Out narrow(T v) {
+  return Out(v);
+}
+#if defined(FASSD_F16C)
+template <>
+inline Half narrow<Half, float>(float v) {
+  return Half(_cvtss_sh(v, 0), Half::from_bits());
+}
+#endif
+
+// A vector of T from as many adjacent values of In.
+template <typename T, typename In>
+inline Vector<T> load_wide(const In* from) {
+  if constexpr (std::is_same_v<T, In>) {
+    return load_vector(from);
+#if defined(FASSD_AVX512)
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, Half>) {
+    return Vector<T>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(FASSD_F16C)
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, Half>) {
+    return Vector<T>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#endif
+  } else {
+    T values[lanes<T>];
+    for (int i = 0; i < lanes<T>; i++) {
+      values[i] = widen<T>(from[i]);
+    }
+    return load_vector(values);
+  }
+}
+
+// The same of `count` values, fewer than a vector holds; the other lanes are zero.
+template <typename T, typename In>
+inline Vector<T> load_part(const In* from, int64_t count) {
+#if defined(FASSD_AVX512)
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<In, float>) {
+    return Vector<T>(_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from));
+  }
+#endif
+  In values[lanes<T>] = {};
+  copy_tail<lanes<T>>(from, values, count);
+  return load_wide<T>(static_cast<const In*>(values));
+}
+
+template <typename T, typename Out>
+inline void store_narrow(Out* to, Vector<T> v) {
+  if constexpr (std::is_same_v<T, Out>) {
+    store_vector(to, v);
+#if defined(FASSD_AVX512)
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, Half>) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(__m512(v), 0));
+#elif defined(FASSD_F16C)
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, Half>) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(__m256(v), 0));
+#endif
+  } else {
+    T values[lanes<T>];
+    store_vector(values, v);
+    for (int i = 0; i < lanes<T>; i++) {
+      to[i] = narrow<Out>(values[i]);
+    }
+  }
+}
+
+template <typename T, typename Out>
+inline void store_part(Out* to, Vector<T> v, int64_t count) {
+#if defined(FASSD_AVX512)
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, float>) {
+    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), __m512(v));
+    return;
+  }
+#endif
+  Out values[lanes<T>];
+  store_narrow<T>(values, v);
+  copy_tail<lanes<T>>(values, to, count);
+}
+
+// Calls f with a null pointer of the type that `dtype` names, among those that are computed in T:
+// double alone in double, the others in float.
+template <typename T, typename F>
+inline void with_dtype(ScalarType dtype, const F& f) {
+  if constexpr (sizeof(T) == 8) {
+    return f(static_cast<double*>(nullptr));
+  } else {
+    switch (dtype) {
+      case ScalarType::Half:
+        return f(static_cast<Half*>(nullptr));
+      case ScalarType::BFloat16:
+        return f(static_cast<BFloat16*>(nullptr));
+      default:
+        return f(static_cast<float*>(nullptr));
+    }
+  }
+}
+
+template <typename T>
+inline Vector<T> load_channels(const void* base, ScalarType dtype, int64_t offset, int64_t count) {
+  Vector<T> v{};
+  with_dtype<T>(dtype, [&](auto* type) {
+    const auto* from = static_cast<decltype(type)>(const_cast<void*>(base)) + offset;
+    v = count < lanes<T> ? load_part<T>(from, count) : load_wide<T>(from);
+  });
+  return v;
+}
+
+template <typename T>
+void load(const void* in, ScalarType dtype, int64_t stride, T* out, int64_t out_stride,
+          int64_t count) {
+  with_dtype<T>(dtype, [&](auto* type) {
+    const auto* from = static_cast<decltype(type)>(const_cast<void*>(in));
+    for (int64_t i = 0; i < count; i++) {
+      out[i * out_stride] = widen<T>(from[i * stride]);
+    }
+  });
+}
+
+template <typename T>
+void store(const T* in, void* out, ScalarType dtype, int64_t count) {
+  with_dtype<T>(dtype, [&](auto* type) {
+    auto* to = static_cast<decltype(type)>(out);
+    int64_t i = 0;
+    for (; i + lanes<T> <= count; i += lanes<T>) {
+      store_narrow<T>(to + i, load_vector(in + i));
+    }
+    for (; i < count; i++) {
+      to[i] = narrow<std::remove_pointer_t<decltype(type)>>(in[i]);
+    }
+  });
+}
+
+// --- transposition -------------------------------------------------------------------------------
+
+// result[i] = (a, b)[index[i]], as __builtin_shufflevector.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define FASSD_SHUFFLEVECTOR
+#endif
+#endif
+
+template <typename T, int... index>
+inline Vector<T> shuffled(Vector<T> a, Vector<T> b) {
+#if defined(FASSD_SHUFFLEVECTOR)
+  return __builtin_shufflevector(a, b, index...);
+#else
+  using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  const Vector<Index> order = {index...};
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
+// Which of the 2 x lanes values of a pair goes to lane `i`, in the two kinds of steps: interleaving
+// runs of `run` values within each 16 bytes, and gathering every other 16 bytes.
+template <typename T>
+constexpr int interleave_index(int run, bool high, int i) {
+  constexpr int quad = 16 / int(sizeof(T));
+  const int block = i / quad, within = i % quad;
+  const int source = within / run % 2, position = within / (2 * run) * run + within % run;
+  return block * quad + position + (high ? quad / 2 : 0) + source * lanes<T>;
+}
+template <typename T>
+constexpr int gather_index(bool odd, int i) {
+  constexpr int quad = 16 / int(sizeof(T));
+  constexpr int blocks = lanes<T> / quad;
+  const int block = 2 * (i / quad) + (odd ? 1 : 0);  // among the blocks of both
+  return block % blocks * quad + i % quad + block / blocks * lanes<T>;
+}
+
+template <typename T, int run, bool high, int... i>
+inline Vector<T> interleaved(Vector<T> a, Vector<T> b, std::integer_sequence<int, i...>) {
+  return shuffled<T, interleave_index<T>(run, high, i)...>(a, b);
+}
+template <typename T, bool odd, int... i>
+inline Vector<T> gathered(Vector<T> a, Vector<T> b, std::integer_sequence<int, i...>) {
+  return shuffled<T, gather_index<T>(odd, i)...>(a, b);
+}
+
+// Transposes rows[0 .. lanes) in place. In each 16 bytes by interleaving; then the 16-byte blocks
+// among rows, by taking all even and all odd ones of two rows, as often as a row has halves.
+template <typename T>
+inline void transpose(Vector<T>* rows) {
+  constexpr int n = lanes<T>;
+  constexpr int quad = 16 / int(sizeof(T));
+  constexpr auto all = std::make_integer_sequence<int, n>();
+  Vector<T> t[n];
+  if constexpr (quad == 4) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; i += 4) {
+      const Vector<T> a = interleaved<T, 1, false>(rows[i], rows[i + 1], all);
+      const Vector<T> b = interleaved<T, 1, true>(rows[i], rows[i + 1], all);
+      const Vector<T> c = interleaved<T, 1, false>(rows[i + 2], rows[i + 3], all);
+      const Vector<T> d = interleaved<T, 1, true>(rows[i + 2], rows[i + 3], all);
+      t[i] = interleaved<T, 2, false>(a, c, all);
+      t[i + 1] = interleaved<T, 2, true>(a, c, all);
+      t[i + 2] = interleaved<T, 2, false>(b, d, all);
+      t[i + 3] = interleaved<T, 2, true>(b, d, all);
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; i += 2) {
+      t[i] = interleaved<T, 1, false>(rows[i], rows[i + 1], all);
+      t[i + 1] = interleaved<T, 1, true>(rows[i], rows[i + 1], all);
+    }
+  }
+  // Now block k of t[g * quad + j] is column k * quad + j of rows [g * quad, (g + 1) * quad).
+  if constexpr (n == quad) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; i++) {
+      rows[i] = t[i];
+    }
+  } else if constexpr (n == 2 * quad) {
+#pragma GCC unroll 16
+    for (int j = 0; j < quad; j++) {
+      rows[j] = gathered<T, false>(t[j], t[quad + j], all);
+      rows[quad + j] = gathered<T, true>(t[j], t[quad + j], all);
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int j = 0; j < quad; j++) {
+      const Vector<T> a = t[j], b = t[quad + j], c = t[2 * quad + j], d = t[3 * quad + j];
+      const Vector<T> ab_even = gathered<T, false>(a, b, all), ab_odd = gathered<T, true>(a, b, all);
+      const Vector<T> cd_even = gathered<T, false>(c, d, all), cd_odd = gathered<T, true>(c, d, all);
+      rows[j] = gathered<T, false>(ab_even, cd_even, all);
+      rows[2 * quad + j] = gathered<T, true>(ab_even, cd_even, all);
+      rows[quad + j] = gathered<T, false>(ab_odd, cd_odd, all);
+      rows[3 * quad + j] = gathered<T, true>(ab_odd, cd_odd, all);
+    }
+  }
+}

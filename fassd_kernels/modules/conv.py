@@ -1,0 +1,140 @@
+"""ConvLayer and the last 1x1, each through one fused operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fassd.models.layers import ConvLayer, resize
+from fassd_kernels import ops
+from fassd_kernels.modules.fused import (
+    Fused,
+    Packed,
+    Plan,
+    is_plain,
+    missing_attribute,
+    norm_mismatch,
+    same_padding_mismatch,
+)
+from fassd_kernels.packing import fold
+
+
+class FusedConvLayer(Fused, ConvLayer):
+    """A :class:`fassd.models.layers.ConvLayer` through :func:`fassd_kernels.reference.conv_act`.
+
+    Same constructor, parameters, state dict and gradients; see :class:`Fused` for when it fuses.
+    Two methods fuse it with what stands beside it in the network.
+    """
+
+    operator = "conv_act"
+    lead = "conv"
+
+    @classmethod
+    def mismatch(cls, module: nn.Module) -> str:
+        missing = missing_attribute(module, ("conv", "norm", "relu"))
+        if missing:
+            return missing
+        parts: Any = module
+        if not is_plain(parts.relu, nn.ReLU):
+            return f"relu is a {type(parts.relu).__name__}; expected ReLU"
+        return same_padding_mismatch("conv", parts.conv) or norm_mismatch("norm", parts.norm)
+
+    def batch_norms(self) -> Iterator[nn.Module]:
+        yield self.norm
+
+    def pack(self, dtype: torch.dtype) -> Packed:
+        weight, bias = fold(self.conv, self.norm, dtype)
+        return {
+            "weight": weight,
+            "bias": bias,
+            "stride": list(self.conv.stride),
+            "dilation": list(self.conv.dilation),
+            "activation": "relu",
+        }
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        return [(packed["weight"], packed["stride"], packed["dilation"])]
+
+    def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
+        plans = packed.get("packed")
+        arguments = {**packed, "packed": plans[0] if plans else None, **more}
+        return ops.operator("conv_act", self.backend_for(x.device))([x], **arguments)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """``avg_pool2d(self(x), 2)``, the layer's own result never written."""
+        prepared = self.prepare(x)
+        if prepared is None:
+            return F.avg_pool2d(self(x), 2)
+        return self.run(*prepared, pool=2)
+
+
+class FusedUpsampleConv(FusedConvLayer):
+    """The 1x1 :class:`FusedConvLayer` behind [upsampled, skip]: the decoder's ``conv1x1_up``.
+
+    Called on a concatenation it is a ConvLayer like any other.
+    """
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        low = self._low_channels
+        if low is None:
+            return super().plan(packed)
+        weight = packed["weight"]
+        return [(part, (1, 1), (1, 1)) for part in (weight[:, :low], weight[:, low:])]
+
+    # Channels of the upsampled part, once that is known: weights are packed for both parts then.
+    _low_channels: int | None = None
+
+    def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
+        if self._low_channels is not None:
+            packed = {**packed, "packed": None}
+        return super().run(x, packed, **more)
+
+    def after_upsample(self, low: Tensor, skip: Tensor) -> Tensor:
+        """``self(cat([resize(low), skip], 1))``; neither of the two is written."""
+        if self._low_channels != low.shape[1]:
+            self._low_channels = low.shape[1]
+            self.repack()
+        prepared = self.prepare(low)
+        if prepared is None or self.conv.kernel_size != (1, 1) or self.conv.stride != (1, 1):
+            return self(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
+        low, packed = prepared
+        function = ops.operator("upsample_conv1x1", self.backend_for(low.device))
+        return function(
+            [low],
+            [skip.to(low.dtype)],
+            packed["weight"],
+            packed["bias"],
+            packed=packed.get("packed"),
+            activation="relu",
+        )
+
+
+class FusedConv2d(Fused, nn.Conv2d):
+    """A 1x1 convolution with its bias, through :func:`fassd_kernels.reference.conv_act`."""
+
+    operator = "conv_act"
+    lead = ""
+
+    @classmethod
+    def mismatch(cls, module: nn.Module) -> str:
+        return same_padding_mismatch("the module", module)
+
+    def batch_norms(self) -> Iterator[nn.Module]:
+        return iter(())
+
+    def pack(self, dtype: torch.dtype) -> Packed:
+        weight, bias = fold(self, None, dtype)
+        return {"weight": weight, "bias": bias}
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        return [(packed["weight"], (1, 1), (1, 1))]
+
+    def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
+        plans = packed.get("packed")
+        arguments = {**packed, "packed": plans[0] if plans else None}
+        function = ops.operator("conv_act", self.backend_for(x.device))
+        return function([x], stride=self.stride, dilation=self.dilation, **arguments)

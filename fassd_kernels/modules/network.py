@@ -1,0 +1,110 @@
+"""The whole network: what fuses across the borders of modules, and labels in place of logits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fassd.models.layers import resize
+from fassd.models.network import FASSDNet
+from fassd_kernels import ops
+from fassd_kernels.backends import AUTO, choose
+from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer, FusedUpsampleConv
+from fassd_kernels.modules.fused import is_plain, missing_attribute, transforming
+from fassd_kernels.modules.snapshot import has_hooks
+
+Output = Literal["logits", "labels"]
+OUTPUTS = ("logits", "labels")
+
+
+class FusedNetwork(FASSDNet):
+    """A :class:`fassd.models.FASSDNet` whose modules are fused, and fused with each other.
+
+    In eval mode: an encoder 1x1 with the average pooling behind it; a decoder 1x1 with the
+    upsampling and concatenation before it (its low-resolution part is convolved before it is
+    upsampled); the last upsampling with the argmax. A pair of which one carries a hook, or was
+    exchanged for another kind, runs as two modules. In training mode, all is the reference's.
+
+    Shape: (N, 3, H, W) to logits (N, num_classes, H, W), channels_last; with ``output="labels"``,
+    in eval mode, to uint8 labels (N, H, W).
+
+    Attributes:
+        output: ``logits`` or ``labels``.
+        backend: ``auto`` or a name from :func:`fassd_kernels.backends`, of what is fused here.
+    """
+
+    output: Output = "logits"
+    backend: str = AUTO
+
+    @classmethod
+    def mismatch(cls, module: nn.Module) -> str:
+        """Why `module` cannot be this network; empty if it has the parts."""
+        names = ("base", "DAPF", "conv1x1_up", "mda", "denseBlocksUp", "finalConv")
+        return missing_attribute(module, names)
+
+    @classmethod
+    def take_over(cls, module: nn.Module, backend: str, output: Output) -> FusedNetwork:
+        """The network with `module`'s own tables, which is then discarded."""
+        fused = cls.__new__(cls)
+        fused.__dict__.update(module.__dict__)
+        fused.backend, fused.output = backend, output
+        for index, layer in enumerate(fused.conv1x1_up):
+            if isinstance(layer, FusedConvLayer):
+                fused.conv1x1_up[index] = FusedUpsampleConv.take_over(layer, backend)
+        if not FusedConv2d.mismatch(fused.finalConv):
+            fused.finalConv = FusedConv2d.take_over(fused.finalConv, backend)
+        return fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        self._check_input(x)
+        size = (x.shape[2], x.shape[3])
+        skips = []
+        layers = list(self.base)
+        passed = -1  # the last layer that is done
+        for index, layer in enumerate(layers):
+            if index <= passed:
+                continue
+            following = layers[index + 1] if index + 1 < len(layers) else None
+            if index not in self.skip_layers and poolable(layer, following):
+                x = layer.pooled(x)
+                passed = index + 1
+                continue
+            x = layer(x)
+            if index in self.skip_layers:
+                skips.append(x)
+
+        x = self.DAPF(x)
+        for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
+            skip = skips.pop()
+            if isinstance(conv1x1, FusedUpsampleConv) and not has_hooks(conv1x1):
+                x = conv1x1.after_upsample(x, skip)
+            else:
+                x = conv1x1(torch.cat([resize(x, (skip.shape[2], skip.shape[3])), skip], 1))
+            x = block(mda(x))
+        return self.head(self.finalConv(x), size)
+
+    def head(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scores at the coarse size to what the network returns."""
+        name = "upsample_argmax" if self.output == "labels" else "upsample"
+        if transforming():
+            x = resize(x, size)
+            return x.argmax(1).to(torch.uint8) if self.output == "labels" else x
+        return ops.operator(name, choose(self.backend, x.device.type, name))(x, size)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, output={self.output}"
+
+
+def poolable(layer: nn.Module, following: nn.Module | None) -> bool:
+    """Whether two layers are a ConvLayer and a 2x2 average pooling that can run as one."""
+    if not isinstance(layer, FusedConvLayer) or has_hooks(layer):
+        return False
+    if following is None or not is_plain(following, nn.AvgPool2d) or has_hooks(following):
+        return False
+    pool: Any = following
+    plain = (pool.padding, pool.ceil_mode, pool.divisor_override) == (0, False, None)
+    return plain and pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2))
