@@ -55,7 +55,9 @@ Tensor pack(const Tensor& weight, Method method) {
   const int64_t out = weight.size(0), in = weight.size(1);
   const int64_t taps = weight.size(2) * weight.size(3), kernel_w = weight.size(3);
   const int64_t rows = method == Method::winograd ? 16 : taps;
-  Tensor packed = torch::stable::empty({header + out * in * rows}, dtype_of<T>);
+  // Bytes, so that nothing converts them: not `half()`, not autocast.
+  Tensor packed = torch::stable::empty({(header + out * in * rows) * int64_t(sizeof(T))},
+                                       ScalarType::Byte);
   T* const to = static_cast<T*>(packed.mutable_data_ptr());
   std::fill(to, to + header, T(0));
   const auto told = header_of<T>(weight, method);
@@ -124,9 +126,10 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
   }
   const auto told = header_of<T>(weight, method_);
   const int64_t rows = method_ == Method::winograd ? 16 : weight.size(2) * weight.size(3);
-  const bool whole = packed->scalar_type() == dtype_of<T> && packed->dim() == 1 &&
+  const bool whole = packed->scalar_type() == ScalarType::Byte && packed->dim() == 1 &&
                      packed->is_contiguous() && packed->is_cpu() &&
-                     packed->numel() == header + weight.size(0) * weight.size(1) * rows;
+                     packed->numel() == int64_t(sizeof(T)) *
+                                            (header + weight.size(0) * weight.size(1) * rows);
   STD_TORCH_CHECK(whole && std::equal(told.begin(), told.end(),
                                       static_cast<const T*>(packed->const_data_ptr())),
                   op, ": packed weights of shape ", shape_name(*packed), " and dtype ",

@@ -1,10 +1,11 @@
 #include "pool.h"
 
+#include <torch/headeronly/util/Exception.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <new>
 #include <unordered_map>
 #include <vector>
 #if defined(__linux__)
@@ -109,7 +110,7 @@ class Pool {
     const bool huge = keeps && bytes >= 2 * huge_page;
     void* data = nullptr;
     if (posix_memalign(&data, huge ? huge_page : line, bytes) != 0) {
-      throw std::bad_alloc();
+      STD_TORCH_CHECK(false, "fassd_kernels: not enough memory for ", bytes, " bytes");
     }
 #if defined(__linux__)
     if (huge) {

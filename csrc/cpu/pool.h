@@ -13,7 +13,7 @@ namespace fassd::cpu {
 
 // Uninitialised memory, aligned to a cache line at least. With FASSD_KERNELS_POISON=1 in the
 // environment it is filled with NaN (255 for integers), so that a value that was never written
-// shows. Throws std::bad_alloc.
+// shows. Throws where there is not enough.
 void* acquire_memory(int64_t bytes);
 void release_memory(void* data);
 

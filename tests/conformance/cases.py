@@ -63,6 +63,7 @@ def conv_act(
     activation: str = "none",
     bias: bool = True,
     residual: bool = False,
+    pool: int = 1,
 ) -> Call:
     source = Source()
     out_size = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
@@ -77,6 +78,7 @@ def conv_act(
             "stride": stride,
             "dilation": dilation,
             "activation": activation,
+            "pool": pool,
         },
     )
 
@@ -129,6 +131,56 @@ def dapf(
             "weights": weights,
             "biases": [source.vector(weight.shape[0]) for weight in weights],
             "dilations": dilations,
+        },
+    )
+
+
+def aspp(
+    batch: int = 1,
+    channels: int = 6,
+    width: int = 3,
+    out_channels: int = 5,
+    size: Pair = (5, 7),
+    dilations: Sequence[int] = (1, 2),
+) -> Call:
+    source = Source()
+    weights = [
+        source.weight(width, channels),
+        *(source.weight(width, channels, (3, 3)) for _ in dilations),
+        source.weight(width, channels),
+        source.weight(out_channels, width * (2 + len(dilations))),
+    ]
+    return Call(
+        "aspp",
+        {
+            "input": source.image(batch, channels, size),
+            "weights": weights,
+            "biases": [source.vector(weight.shape[0]) for weight in weights],
+            "dilations": dilations,
+        },
+    )
+
+
+def hardblock(
+    batch: int = 1,
+    channels: int = 6,
+    widths: Sequence[int] = (4, 6, 4, 9),
+    size: Pair = (5, 7),
+) -> Call:
+    source = Source()
+    all_widths = (channels, *widths)
+    weights = [
+        source.weight(
+            width, sum(all_widths[k - (1 << n)] for n in range(4) if k % (1 << n) == 0), (3, 3)
+        )
+        for k, width in enumerate(widths, start=1)
+    ]
+    return Call(
+        "hardblock",
+        {
+            "input": source.image(batch, channels, size),
+            "weights": weights,
+            "biases": [source.vector(width) for width in widths],
         },
     )
 
@@ -217,6 +269,8 @@ SAMPLES: dict[str, list[Call]] = {
             residual=True,
         ),
         conv_act(channels=(2, 1, 1), kernel=(1, 1), activation="relu", bias=False),
+        conv_act(channels=(7,), out_channels=9, size=(8, 9), activation="relu"),
+        conv_act(out_channels=9, size=(7, 6), activation="relu", pool=2),
     ],
     "asymmetric_conv": [
         asymmetric_conv(),
@@ -224,7 +278,9 @@ SAMPLES: dict[str, list[Call]] = {
         asymmetric_conv(activation="none", bias=False),
     ],
     "dapf": [dapf(), dapf(batch=2, dilations=(1, 2, 9))],
-    "mda": [mda(), mda(batch=2, channels=5, width=2, dilation=4)],
+    "aspp": [aspp(), aspp(batch=2, dilations=(1, 3, 9), width=4)],
+    "hardblock": [hardblock(), hardblock(batch=2, channels=9, widths=(7, 8, 6, 9, 7, 8))],
+    "mda": [mda(), mda(batch=2, channels=16, width=8, dilation=4)],
     "upsample_conv1x1": [
         upsample_conv1x1(),
         upsample_conv1x1(batch=2, low=(2, 1), skip=(1, 3), activation="prelu"),
@@ -242,6 +298,7 @@ NOTHING: dict[str, list[Call]] = {
         conv_act(batch=0, channels=(3, 2), activation="prelu", residual=True),
         conv_act(batch=0, kernel=(1, 1), stride=(2, 2)),
         conv_act(size=(0, 7)),
+        conv_act(size=(1, 7), pool=2),
         conv_act(size=(5, 0), channels=(3, 2), activation="relu", stride=(1, 3)),
     ],
     "asymmetric_conv": [
@@ -250,6 +307,8 @@ NOTHING: dict[str, list[Call]] = {
         asymmetric_conv(size=(5, 0)),
     ],
     "dapf": [dapf(batch=0), dapf(size=(0, 7)), dapf(size=(5, 0))],
+    "aspp": [aspp(batch=0), aspp(size=(0, 7)), aspp(size=(5, 0))],
+    "hardblock": [hardblock(batch=0), hardblock(size=(0, 7)), hardblock(size=(5, 0))],
     "mda": [mda(batch=0), mda(size=(0, 7)), mda(size=(5, 0))],
     "upsample_conv1x1": [
         upsample_conv1x1(batch=0, low=(2, 1), activation="prelu"),

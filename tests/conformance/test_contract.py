@@ -111,6 +111,8 @@ LARGE: dict[str, Call] = {
     "conv_act": cases.conv_act(batch=2, channels=(10, 18), out_channels=31, size=(61, 90)),
     "asymmetric_conv": cases.asymmetric_conv(2, 31, 31, 31, (61, 90), 8),
     "dapf": cases.dapf(2, 28, 14, 28, (33, 50), (3, 12, 24)),
+    "aspp": cases.aspp(2, 28, 14, 17, (33, 50), (3, 12)),
+    "hardblock": cases.hardblock(2, 24, (10, 18, 10, 28), (33, 150)),
     "mda": cases.mda(2, 31, 15, (33, 50), 4),
     "upsample_conv1x1": cases.upsample_conv1x1(2, (31,), (28,), 33, (17, 25), (61, 90)),
     "upsample": cases.upsample(2, 19, (17, 25), (101, 150)),

@@ -40,6 +40,7 @@ TABLE = pairwise(
     activation=("none", "relu", "prelu"),
     bias=(True, False),
     residual=(False, True),
+    pool=(1, 1, 2),
     layout=tuple(LAYOUTS),
 )
 FEW = (
@@ -82,6 +83,7 @@ def test_drawn(subject, data):
         activation=data.draw(ACTIVATIONS, "activation"),
         bias=data.draw(st.booleans(), "bias"),
         residual=data.draw(st.booleans(), "residual"),
+        pool=data.draw(st.sampled_from((1, 2)), "pool"),
     )
     dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
     check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))

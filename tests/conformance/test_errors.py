@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from conformance.cases import (
+    aspp,
     asymmetric_conv,
     conv_act,
     dapf,
+    hardblock,
     mda,
     normalize,
     upsample,
@@ -141,6 +143,7 @@ def conv_act_refusals() -> list[Refusal]:
         ),
         *given(plain, "stride", {**NOT_POSITIVE, **NOT_PAIRS}),
         *given(plain, "dilation", {**NOT_POSITIVE, **NOT_PAIRS, "beyond 32 bits": (1, 2**62)}),
+        *given(plain, "pool", {"three": 3, "zero": 0}),
         Refusal("weight", "no input channels", no_channels, plain),
     ]
 
@@ -188,6 +191,38 @@ def dapf_refusals() -> list[Refusal]:
 
 # The first weight decides the width, so that the others disagree with it, not it with them.
 FIRST_WEIGHT = without(SPOILED_WEIGHT, "no output channels")
+
+
+def aspp_refusals() -> list[Refusal]:
+    base = aspp(dilations=(1, 2))
+    wider = {"more output channels": lambda x: torch.cat([x, x])}
+    return [
+        *spoiled(base, "input", ALONE),
+        *(
+            refusal
+            for i in range(5)
+            for refusal in spoiled(base, "weights", SPOILED_WEIGHT if i else FIRST_WEIGHT, i)
+        ),
+        *(r for i in range(1, 4) for r in spoiled(base, "weights", wider, i)),
+        *(r for i in range(5) for r in spoiled(base, "biases", SPOILED_VECTOR, i)),
+        *given(base, "weights", {"empty list": []}),
+        *given(base, "biases", {"empty list": []}),
+        *given(base, "packed", {"too few": [torch.zeros(0)]}),
+        *given(base, "dilations", {"zero": (0, 1), "negative": (1, -3)}),
+        *given(base, "dilations", {"more than weights": (1, 2, 3), "fewer": (1,)}, "weights"),
+    ]
+
+
+def hardblock_refusals() -> list[Refusal]:
+    base = hardblock()
+    return [
+        *spoiled(base, "input", ALONE),
+        *(r for i in range(4) for r in spoiled(base, "weights", SPOILED_WEIGHT, i)),
+        *(r for i in range(4) for r in spoiled(base, "biases", SPOILED_VECTOR, i)),
+        *given(base, "weights", {"empty list": []}),
+        *given(base, "biases", {"empty list": []}),
+        *given(base, "packed", {"too few": [torch.zeros(0)]}),
+    ]
 
 
 def mda_refusals() -> list[Refusal]:
@@ -279,12 +314,23 @@ REFUSALS = {
     "conv_act": conv_act_refusals(),
     "asymmetric_conv": asymmetric_conv_refusals(),
     "dapf": dapf_refusals(),
+    "aspp": aspp_refusals(),
+    "hardblock": hardblock_refusals(),
     "mda": mda_refusals(),
     "upsample_conv1x1": upsample_conv1x1_refusals(),
     "upsample": upsample_refusals(upsample()),
     "upsample_argmax": upsample_argmax_refusals(),
     "normalize": normalize_refusals(),
 }
+
+
+@pytest.mark.operators("upsample", "upsample_argmax")
+@pytest.mark.parametrize("size", [(2**31, 2**31), (2**20, 2**20)])
+def test_results_beyond_all_memory(subject, size):
+    """Sizes whose product overflows 64 bits, and sizes that merely no machine holds."""
+    call = (upsample if subject.operator == "upsample" else upsample_argmax)()
+    with pytest.raises((RuntimeError, MemoryError), match=r"memory|overflow|too large|large"):
+        subject(call.to(torch.float32, subject.device).with_(size=size))
 
 
 def to(call: Call, device: str) -> Call:
