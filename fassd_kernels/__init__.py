@@ -17,6 +17,7 @@ from fassd_kernels.modules import (
     FusedMDA,
     FusedNetwork,
 )
+from fassd_kernels.ops import held_memory, release_memory
 
 __all__ = [
     "Backend",
@@ -29,5 +30,7 @@ __all__ = [
     "FusedNetwork",
     "accelerate",
     "backends",
+    "held_memory",
     "ops",
+    "release_memory",
 ]

@@ -121,7 +121,7 @@ class FusedConv2d(Fused, nn.Conv2d):
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
-        return same_padding_mismatch("the module", module)
+        return same_padding_mismatch("the module", module, cls)
 
     def batch_norms(self) -> Iterator[nn.Module]:
         return iter(())

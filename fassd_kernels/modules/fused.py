@@ -241,9 +241,9 @@ def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) 
     return ""
 
 
-def same_padding_mismatch(name: str, conv: Any) -> str:
+def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2d) -> str:
     """Why `conv` is not a convolution that the operator ``conv_act`` computes."""
-    if not is_plain(conv, nn.Conv2d):
+    if not is_plain(conv, nn.Conv2d, kind):
         return f"{name} is a {type(conv).__name__}; expected Conv2d"
     padding = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
     settings = (conv.groups, conv.padding_mode, conv.padding)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fassd.models import DAPF, MDA
+from fassd.models import DAPF, MDA, HarDBlock
+from fassd.models.aspp import ASPP
+from fassd.models.layers import ConvLayer
 
 
 def shake(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -28,17 +30,27 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
     return float((result.double() - expected).norm() / expected.norm())
 
 
-@pytest.fixture(params=["dapf", "dapf_alpha3", "mda", "mda_odd"])
+# One of every module that can be fused, and how to make it.
+MODULES = {
+    "dapf": lambda: DAPF(24),
+    "dapf_alpha3": lambda: DAPF(31, alpha=3),
+    "mda": lambda: MDA(32, 8),
+    "mda_odd": lambda: MDA(63, 2),
+    "aspp": lambda: ASPP(18, width=12, dilations=(2, 7)),
+    "hardblock": lambda: HarDBlock(24, 10, 1.7, 4),
+    "conv_1x1": lambda: ConvLayer(31, 12, 1),
+    "conv_3x3": lambda: ConvLayer(12, 18),
+    "conv_strided": lambda: ConvLayer(8, 11, stride=2),
+}
+
+
+@pytest.fixture(params=MODULES)
 def reference(request: pytest.FixtureRequest) -> nn.Module:
-    """A DAPF or MDA in eval mode, with random weights and statistics."""
+    """A module in eval mode, with random weights and statistics."""
     torch.manual_seed(0)
-    module = {
-        "dapf": lambda: DAPF(24),
-        "dapf_alpha3": lambda: DAPF(31, alpha=3),
-        "mda": lambda: MDA(32, 8),
-        "mda_odd": lambda: MDA(63, 2),
-    }[request.param]()
-    return shake(module).eval()
+    module = shake(MODULES[request.param]()).eval()
+    module.made_by = request.param
+    return module
 
 
 @pytest.fixture

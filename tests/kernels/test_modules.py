@@ -11,12 +11,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernels.conftest import relative_error, shake
+from kernels.conftest import MODULES, relative_error, shake
 from torch import Tensor, nn
 
 import fassd_kernels
-from fassd.models import DAPF, MDA
-from fassd_kernels import BackendError, FusedDAPF, FusedMDA, ops
+from fassd.models import DAPF, MDA, HarDBlock
+from fassd.models.aspp import ASPP
+from fassd.models.layers import ConvLayer
+from fassd_kernels import (
+    BackendError,
+    FusedASPP,
+    FusedConvLayer,
+    FusedDAPF,
+    FusedHarDBlock,
+    FusedMDA,
+    ops,
+)
+from fassd_kernels.accelerate import FUSED
 from fassd_kernels.modules import Fused
 
 BACKENDS = [b.name for b in fassd_kernels.backends() if b.available and b.takes("cpu")]
@@ -24,7 +35,8 @@ FLOAT32 = 2e-6
 
 
 def fuse(module: nn.Module, backend: str = "auto") -> Fused:
-    return (FusedDAPF if isinstance(module, DAPF) else FusedMDA).from_reference(module, backend)
+    fused_class = next(fused for plain, fused in FUSED.items() if isinstance(module, plain))
+    return fused_class.from_reference(module, backend)
 
 
 def expected_of(module: nn.Module, x: Tensor) -> Tensor:
@@ -82,33 +94,37 @@ def test_dtypes(
 
 def fused_as_reference(fused: Fused) -> nn.Module:
     """A plain module with the fused one's (already rounded) parameters."""
-    if isinstance(fused, DAPF):
-        plain: nn.Module = DAPF(fused.inplanes, fused.alpha)
-    else:
-        assert isinstance(fused, MDA)
-        plain = MDA(fused.nIn, fused.d)
+    plain = MODULES[fused.made_by]()
     plain.to(next(fused.parameters()).dtype).load_state_dict(fused.state_dict())
     return plain.eval()
 
 
-def test_constructors_and_state_dict(reference: nn.Module, picture: Tensor) -> None:
-    if isinstance(reference, DAPF):
-        fused: nn.Module = FusedDAPF(reference.inplanes, reference.alpha)
-    else:
-        assert isinstance(reference, MDA)
-        fused = FusedMDA(reference.nIn, reference.d)
-    assert isinstance(fused, type(reference))
-    assert list(fused.state_dict()) == list(reference.state_dict())
-    fused.load_state_dict(reference.state_dict())
+@pytest.mark.parametrize(
+    ("fused_class", "arguments"),
+    [
+        (FusedDAPF, {"inplanes": 31, "alpha": 3}),
+        (FusedMDA, {"nIn": 63, "d": 2}),
+        (FusedHarDBlock, {"in_channels": 9, "growth_rate": 6, "grmul": 1.7, "n_layers": 4}),
+        (FusedASPP, {"inplanes": 9, "width": 7}),
+        (FusedConvLayer, {"in_channels": 9, "out_channels": 7, "stride": 2}),
+    ],
+)
+def test_constructors_and_state_dict(fused_class: type[Fused], arguments: dict[str, int]) -> None:
+    plain_class = next(plain for plain, known in FUSED.items() if known is fused_class)
+    plain, fused = shake(plain_class(**arguments)).eval(), fused_class(**arguments)
+    assert isinstance(fused, plain_class)
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(2, next(iter(arguments.values())), 12, 13)
     with torch.no_grad():
-        assert relative_error(fused.eval()(picture), expected_of(reference, picture)) <= FLOAT32
+        assert relative_error(fused.eval()(x), expected_of(plain, x)) <= FLOAT32
 
 
 def test_from_reference_shares_parameters_and_leaves_the_module_alone(reference: nn.Module) -> None:
     before = dict(reference.named_parameters())
     fused = fuse(reference)
     assert {k: id(p) for k, p in fused.named_parameters()} == {k: id(p) for k, p in before.items()}
-    assert type(reference) in (DAPF, MDA)
+    assert type(reference) in FUSED
     fused.register_forward_hook(lambda *_: None)
     assert not reference._forward_hooks
 
@@ -139,7 +155,13 @@ def test_gradients_equal_the_reference(
 
 
 def test_gradcheck_in_eval_mode() -> None:
-    for module, shape in ((DAPF(4), (1, 4, 3, 14)), (MDA(4, 2), (1, 4, 5, 4))):
+    for module, shape in (
+        (DAPF(4), (1, 4, 3, 14)),
+        (MDA(4, 2), (1, 4, 5, 4)),
+        (ASPP(3, 2, (1, 2)), (1, 3, 3, 4)),
+        (HarDBlock(3, 2, 1.7, 4), (1, 3, 3, 4)),
+        (ConvLayer(3, 2, stride=2), (1, 3, 3, 4)),
+    ):
         fused = fuse(shake(module.double()).eval())
         x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda x, fused=fused: fused(x), (x,))
@@ -324,15 +346,25 @@ def change_eps(module: nn.Module) -> None:
 
 
 def change_dilation(module: nn.Module) -> None:
-    conv = next(m for m in module.modules() if isinstance(m, nn.Conv2d) and m.dilation[1] > 1)
-    conv.dilation, conv.padding = (1, 3), (0, 3)
+    convs = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[1] == 3]
+    if not convs:
+        change_activation(module)  # a 1x1 has nothing to dilate
+        return
+    conv = convs[-1]
+    conv.dilation = (conv.dilation[0], 3)
+    conv.padding = (conv.padding[0], 3)
 
 
 def change_activation(module: nn.Module) -> None:
-    if isinstance(module, MDA):
-        module.bn_relu_2.acti = nn.ReLU()
-    else:
-        module.bn1 = nn.InstanceNorm2d(module.inplanes)
+    """Exchange a part for one of another kind."""
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.PReLU):
+                setattr(parent, name, nn.Tanh())
+                return
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, nn.InstanceNorm2d(child.num_features))
+                return
 
 
 class Standardized(nn.Conv2d):
@@ -516,7 +548,8 @@ def test_autocast(reference: nn.Module, picture: Tensor) -> None:
 
 def test_zero_batch(reference: nn.Module, picture: Tensor) -> None:
     with torch.no_grad():
-        assert fuse(reference)(picture[:0]).shape == (0, *picture.shape[1:])
+        fused = fuse(reference)
+        assert fused(picture[:0]).shape == (0, *fused(picture).shape[1:])
 
 
 def test_repr_tells_backend_and_dtype(reference: nn.Module) -> None:
@@ -540,22 +573,18 @@ def test_a_backend_that_cannot_take_the_device(reference: nn.Module, picture: Te
     if "cpu" not in BACKENDS:
         pytest.skip("the C++ backend is not built")
     fused = fuse(reference, "cpu").to("meta")
-    with pytest.raises(BackendError, match=r"'cpu' cannot run (dapf|mda) on meta: .*cpu tensors"):
+    with pytest.raises(BackendError, match=r"'cpu' cannot run \w+ on meta: .*cpu tensors"):
         fused(picture.to("meta"))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: setattr(m, "conv1x1", nn.Identity()), "conv1x1"),
-        (lambda m: delattr(m, "conv1x1"), "no submodule 'conv1x1"),
-    ],
-)
-def test_modules_with_other_parts_are_refused(
-    reference: nn.Module, change: Callable[[nn.Module], None], message: str
-) -> None:
-    change(reference)
-    with pytest.raises(TypeError, match=message):
+@pytest.mark.parametrize("gone", [False, True])
+def test_modules_with_other_parts_are_refused(reference: nn.Module, gone: bool) -> None:
+    name = next(name for name, _ in reference.named_children())
+    if gone:
+        delattr(reference, name)
+    else:
+        setattr(reference, name, nn.Identity())
+    with pytest.raises(TypeError, match=f"no submodule '{name}" if gone else name):
         fuse(reference)
 
 

@@ -1,0 +1,320 @@
+"""FusedNetwork: what is fused across modules, labels, and whole networks against float64."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels.conftest import relative_error, shake
+from torch import Tensor, nn
+
+import fassd
+import fassd_kernels
+from fassd.data import normalize, render_street
+from fassd_kernels import FusedNetwork, accelerate, ops
+
+
+def network(name: str = "fassd_net", classes: int = 7, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return shake(fassd.create_model(name, num_classes=classes), seed).eval()
+
+
+def exact(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(x.double())
+
+
+def picture(height: int = 97, width: int = 130, batch: int = 1, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the operators called."""
+    names: list[str] = []
+    real = ops.operator
+
+    def spy(name: str, backend: str) -> Callable[..., Tensor]:
+        names.append(name)
+        return real(name, backend)
+
+    monkeypatch.setattr(ops, "operator", spy)
+    return names
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_logits_and_labels(batch: int, layout: torch.memory_format) -> None:
+    model, x = network(), picture(batch=batch).contiguous(memory_format=layout)
+    right = exact(model, x)
+    with torch.no_grad():
+        assert relative_error(accelerate(model)(x), right) <= 2e-6
+        labels = accelerate(model, output="labels")(x)
+    assert labels.shape == (batch, 97, 130) and labels.dtype == torch.uint8
+    assert (labels == right.argmax(1)).double().mean() >= 0.999
+
+
+FAST = accelerate(network("fassd_net_l2"))
+PLAIN = network("fassd_net_l2").double()
+
+
+@given(
+    height=st.integers(113, 180),
+    width=st.integers(113, 260),
+    batch=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_any_size(height: int, width: int, batch: int, seed: int) -> None:
+    x = picture(height, width, batch, seed)
+    with torch.no_grad():
+        assert relative_error(FAST(x), PLAIN(x.double())) <= 2e-6
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    fast, x = accelerate(network()), picture(200, 300)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                results.append(fast(x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("name", ["fassd_net", "fassd_net_l2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_labels_of_trained_weights(name: str, dtype: torch.dtype) -> None:
+    model = fassd.create_model(name, weights="synthetic").eval()
+    scene = render_street(384, 768, seed=5, split="val")[0]
+    x = torch.from_numpy(normalize(scene))[None]
+    right = exact(model, x).argmax(1)
+    assert len(right.unique()) >= 8, "a dull picture proves nothing"
+    with torch.no_grad():
+        labels = accelerate(model, dtype=dtype, output="labels")(x)
+    assert (labels == right).double().mean() >= 0.999
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e37])
+def test_pixels_that_are_not_finite_or_huge(value: float) -> None:
+    """They spoil what they spoil in the reference, though Winograd's sums would mix infinities."""
+    torch.manual_seed(0)
+    model = shake(fassd.models.HarDBlock(24, 10, 1.7, 4)).eval()
+    x = torch.randn(1, 24, 40, 200)
+    x[0, 5, 20, 90] = value
+    with torch.no_grad():
+        right, result = model(x), accelerate(model)(x)
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(result), kind(right))
+    small = right.abs() < 1e3
+    assert 0.9 < small.float().mean() < 1
+    assert relative_error(result[small], right[small]) <= 2e-6
+
+
+# --- fusion across modules ------------------------------------------------------------------------
+
+
+def test_what_one_picture_takes(calls: list[str]) -> None:
+    with torch.no_grad():
+        accelerate(network(), output="labels")(picture())
+    encoder = ["conv_act"] * 4 + ["hardblock", "conv_act"] * 4
+    decoder = ["upsample_conv1x1", "mda", "hardblock"] * 3
+    assert calls == [*encoder, "dapf", *decoder, "conv_act", "upsample_argmax"]
+
+
+@pytest.mark.parametrize("name", ["base.5", "base.6", "base.5.conv", "conv1x1_up.1", "mda.0", "DAPF"])
+def test_hooks_run(name: str) -> None:
+    model, x = network(), picture()
+    fast = accelerate(model)
+    shapes: list[torch.Size] = []
+    handle = fast.get_submodule(name).register_forward_hook(
+        lambda _m, _i, output: shapes.append(output.shape)
+    )
+    with torch.no_grad():
+        hooked = fast(x)
+        assert len(shapes) == 1
+        handle.remove()
+        fast(x)
+    assert len(shapes) == 1
+    assert relative_error(hooked, exact(model, x)) <= 2e-6
+
+
+def test_a_hook_that_changes_what_it_sees() -> None:
+    model, x = network(), picture()
+    for name in ("base.5", "conv1x1_up.2"):
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, output: output * 0.5)
+    with torch.no_grad():
+        assert relative_error(accelerate(model)(x), model(x)) <= 4e-6
+
+
+def test_a_skip_of_another_width(calls: list[str]) -> None:
+    """A decoder 1x1 packs its weight for the width of what is upsampled, and notices a change."""
+    model = network()
+    layer = accelerate(model).conv1x1_up[0]
+    skip = torch.randn(1, 160, 9, 11)
+    with torch.no_grad():
+        for low in (224, 100, 224):
+            x, s = torch.randn(1, low, 5, 6), torch.randn(1, 384 - low, 9, 11)
+            up = nn.functional.interpolate(x, (9, 11), mode="bilinear", align_corners=True)
+            right = model.conv1x1_up[0](torch.cat([up, s], 1))
+            assert relative_error(layer.after_upsample(x, s), right) <= 2e-6
+            assert relative_error(layer(torch.cat([up, s], 1)), right) <= 2e-6
+    assert skip is not None and calls.count("upsample_conv1x1") == 3
+
+
+def test_other_poolings_stay() -> None:
+    model, x = network(), picture(130, 170)
+    model.base[6] = nn.AvgPool2d(2, ceil_mode=True)
+    model.base[9] = nn.MaxPool2d(2)
+    with torch.no_grad():
+        assert relative_error(accelerate(model)(x), exact(model, x)) <= 2e-6
+
+
+# --- it stays a network ---------------------------------------------------------------------------
+
+
+def test_training_gives_logits_and_fresh_labels_after() -> None:
+    fast = accelerate(network("fassd_net_l2", 4), output="labels").train()
+    x = picture(128, 128, 2)
+    logits = fast(x)
+    assert logits.shape == (2, 4, 128, 128) and logits.requires_grad
+    before = fast.eval()(x)
+    fast.train()
+    optimizer = torch.optim.SGD(fast.parameters(), lr=0.5)
+    fast(x).square().mean().backward()
+    optimizer.step()
+    after = fast.eval()(x)
+    plain = fassd.create_model("fassd_net_l2", num_classes=4)
+    plain.load_state_dict(fast.state_dict())
+    with torch.no_grad():
+        right = plain.eval()(x).argmax(1)
+    assert (after == right).double().mean() >= 0.999
+    assert not torch.equal(after, before)
+
+
+def test_copies_and_state_dict() -> None:
+    model, x = network(), picture()
+    fast = accelerate(model)
+    assert list(fast.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        expected = fast(x)
+        for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), accelerate(fast)):
+            assert torch.equal(other(x), expected)
+    assert "output=logits" in repr(fast) and "FusedHarDBlock" in repr(fast)
+
+
+def test_inplace_changes_the_object() -> None:
+    model, x = network(), picture()
+    right = exact(model, x)
+    holder = [model]
+    assert accelerate(model, inplace=True) is model
+    assert isinstance(holder[0], FusedNetwork)
+    with torch.no_grad():
+        assert relative_error(holder[0](x), right) <= 2e-6
+
+
+def test_accelerated_again_with_labels() -> None:
+    model, x = network(), picture()
+    fast = accelerate(accelerate(model), output="labels")
+    with torch.no_grad():
+        assert (fast(x) == exact(model, x).argmax(1)).double().mean() >= 0.999
+
+
+def test_compile_fullgraph() -> None:
+    model, x = network("fassd_net_l2"), picture(120, 130)
+    torch._dynamo.reset()
+    for output in ("logits", "labels"):
+        compiled = torch.compile(
+            accelerate(model, output=output), fullgraph=True, backend="aot_eager"
+        )
+        with torch.no_grad():
+            result = compiled(x)
+        right = exact(model, x)
+        if output == "logits":
+            assert relative_error(result, right) <= 2e-6
+        else:
+            assert (result == right.argmax(1)).double().mean() >= 0.999
+
+
+def test_gradients_in_eval_mode() -> None:
+    model, x = network("fassd_net_l2", 4), picture(120, 130)
+    gradients = []
+    for module in (model, accelerate(model)):
+        leaf = x.clone().requires_grad_()
+        module(leaf).square().mean().backward()
+        gradients.append(leaf.grad)
+    assert relative_error(gradients[1], gradients[0]) <= 1e-3
+
+
+def test_autocast() -> None:
+    model, x = network("fassd_net_l2"), picture(120, 130)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        result = accelerate(model)(x)
+    assert result.dtype == torch.bfloat16
+    assert relative_error(result, exact(model, x)) <= 0.1
+
+
+def test_batch_norms_without_running_statistics() -> None:
+    """They cannot be folded: such parts run as they are."""
+    model, x = network("fassd_net_l2"), picture(160, 160, 2)
+    for name in ("base.1.norm", "base.4.layers.2.norm", "mda.1.bn_relu_2.bn"):
+        norm = model.get_submodule(name)
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = None
+    with torch.no_grad():
+        assert relative_error(accelerate(model)(x), exact(model, x)) <= 4e-6
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_memory_is_stable_over_frames_of_changing_size() -> None:
+    if fassd_kernels.backends()["cpu"].reason:
+        pytest.skip(fassd_kernels.backends()["cpu"].reason)
+    fast = accelerate(network("fassd_net_l2"), output="labels")
+    draw = torch.Generator().manual_seed(0)
+    held = []
+    with torch.inference_mode():
+        for _ in range(1000):
+            height, width = (int(v) for v in torch.randint(113, 240, (2,), generator=draw))
+            fast(torch.zeros(1, 3, height, width))
+            held.append(fassd_kernels.held_memory())
+    assert max(held[500:]) <= 1.1 * max(held[:500])
+    assert max(held) <= 64 * 2**20
+    fassd_kernels.release_memory()
+    assert fassd_kernels.held_memory() <= 2**20
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="output is 'probabilities'; expected one of logits, labels"):
+        accelerate(network(), output="probabilities")
+    with pytest.raises(TypeError, match="output='labels' needs a fassd.models.FASSDNet.*Sequential"):
+        accelerate(nn.Sequential(network()), output="labels")
+    with pytest.raises(ValueError, match="at most 256 classes; the model has 300"):
+        accelerate(fassd.create_model("fassd_net_l2", num_classes=300), output="labels")
+
+    class Own(fassd.models.FASSDNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    with pytest.raises(TypeError, match="forward of its own"):
+        accelerate(Own(), output="labels")
+    own = shake(Own()).eval()
+    with torch.no_grad():
+        assert relative_error(accelerate(own)(picture()), exact(own, picture())) <= 2e-6
+    with pytest.raises(ValueError, match="at least 29x29 pixels"):
+        accelerate(network())(picture(20, 200))
