@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <unordered_map>
-#include <vector>
-#if defined(__linux__)
+#if defined(__linux__) || defined(__APPLE__)
 #include <sys/mman.h>
+#include <unistd.h>
+#define FASSD_RESERVES
 #endif
 
 namespace fassd::cpu {
@@ -17,42 +19,70 @@ namespace fassd::cpu {
 namespace {
 
 constexpr int64_t line = 64, huge_page = 2 << 20;
-// Blocks are kept up to this multiple of what was in use at most lately, plus a little.
-constexpr double keep = 1.25;
-constexpr int64_t keep_always = 8 << 20;
-// "Lately": since the last mark but one; there is a mark every so many requests, some frames.
-constexpr int64_t requests_per_mark = 512;
+// Pages above the highest address that was in use lately are given back, but for a little. "Lately"
+// is since the last mark but one; there is a mark every so many requests, some pictures.
+constexpr int64_t requests_per_mark = 1024, slack = 8 << 20;
 
-struct Block {
-  void* data;
-  int64_t bytes;
-};
+int64_t round_up(int64_t bytes, int64_t step) {
+  return (bytes + step - 1) / step * step;
+}
 
-// Under AddressSanitizer nothing is kept: it shall see every access beyond a block or after its
-// life.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool keeps = false;
+// Under AddressSanitizer every block is the system's: it shall see each access beyond a block, or
+// after its life.
+#if defined(FASSD_RESERVES) && !defined(__SANITIZE_ADDRESS__)
+// Addresses for more than this machine's memory; pages come when they are first written. Null where
+// the system does not allow it.
+char* reserve(int64_t& size) {
+  const int64_t memory = int64_t(sysconf(_SC_PHYS_PAGES)) * int64_t(sysconf(_SC_PAGESIZE));
+  for (size = round_up(2 * memory, huge_page); size >= memory / 8; size = round_up(size / 2, huge_page)) {
+    void* const found = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (found != MAP_FAILED) {
+#if defined(MADV_HUGEPAGE)
+      madvise(found, size, MADV_HUGEPAGE);
+#endif
+      return static_cast<char*>(found);
+    }
+  }
+  size = 0;
+  return nullptr;
+}
+
+void give_back(char* data, int64_t bytes) {
+  madvise(data, bytes, MADV_DONTNEED);
+}
 #else
-constexpr bool keeps = true;
+char* reserve(int64_t& size) {
+  size = 0;
+  return nullptr;
+}
+
+void give_back(char*, int64_t) {}
 #endif
 
 class Pool {
  public:
+  Pool() {
+    base_ = reserve(size_);
+    if (size_ > 0) {
+      free_[0] = size_;
+    }
+    const char* asked = std::getenv("FASSD_KERNELS_POISON");
+    poison_ = asked != nullptr && *asked != '\0' && *asked != '0';
+  }
+
   void* acquire(int64_t wanted) {
-    const int64_t bytes = rounded(wanted);
+    const int64_t bytes = std::max(round_up(wanted, line), line);
     void* data = nullptr;
     {
       const std::lock_guard<std::mutex> guard(mutex_);
       if (++requests_ % requests_per_mark == 0) {
-        peak_before_ = peak_;
-        peak_ = in_use_;
+        trim();
       }
       data = take(bytes);
     }
-    if (data == nullptr) {
-      data = allocate(bytes);
-      const std::lock_guard<std::mutex> guard(mutex_);
-      use(data, bytes);
+    if (data == nullptr && posix_memalign(&data, line, bytes) != 0) {
+      STD_TORCH_CHECK(false, "fassd_kernels: not enough memory for ", bytes, " bytes");
     }
     if (poison_) {
       std::memset(data, 0xff, wanted);
@@ -61,112 +91,93 @@ class Pool {
   }
 
   void release(void* data) {
-    std::vector<void*> surplus;
-    {
-      const std::lock_guard<std::mutex> guard(mutex_);
-      const auto found = used_.find(data);
-      const int64_t bytes = found->second;
-      used_.erase(found);
-      in_use_ -= bytes;
-      kept_.push_back({data, bytes});
-      kept_bytes_ += bytes;
-      trim(surplus);
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const auto found = used_.find(data);
+    if (found == used_.end()) {
+      std::free(data);
+      return;
     }
-    for (void* block : surplus) {
-      std::free(block);
+    int64_t begin = static_cast<char*>(data) - base_, bytes = found->second;
+    used_.erase(found);
+    // With its free neighbours it becomes one.
+    auto next = free_.lower_bound(begin);
+    if (next != free_.end() && next->first == begin + bytes) {
+      bytes += next->second;
+      next = free_.erase(next);
     }
+    if (next != free_.begin()) {
+      const auto before = std::prev(next);
+      if (before->first + before->second == begin) {
+        before->second += bytes;
+        return;
+      }
+    }
+    free_[begin] = bytes;
   }
 
   int64_t release_kept() {
     const std::lock_guard<std::mutex> guard(mutex_);
-    const int64_t bytes = kept_bytes_;
-    for (const Block& block : kept_) {
-      std::free(block.data);
-    }
-    kept_.clear();
-    kept_bytes_ = 0;
-    return bytes;
+    return shrink(0);
   }
 
   int64_t held() {
     const std::lock_guard<std::mutex> guard(mutex_);
-    return kept_bytes_ + in_use_;
+    return touched_;
   }
 
  private:
-  // Eight sizes per octave, so that a block serves its neighbours too.
-  static int64_t rounded(int64_t bytes) {
-    if (!keeps) {
-      return std::max<int64_t>((bytes + line - 1) / line * line, line);
-    }
-    int64_t step = line;
-    while (bytes > 16 * step) {
-      step *= 2;
-    }
-    return std::max<int64_t>((bytes + step - 1) / step * step, line);
-  }
-
-  static void* allocate(int64_t bytes) {
-    const bool huge = keeps && bytes >= 2 * huge_page;
-    void* data = nullptr;
-    if (posix_memalign(&data, huge ? huge_page : line, bytes) != 0) {
-      STD_TORCH_CHECK(false, "fassd_kernels: not enough memory for ", bytes, " bytes");
-    }
-#if defined(__linux__)
-    if (huge) {
-      madvise(data, bytes / huge_page * huge_page, MADV_HUGEPAGE);
-    }
-#endif
-    return data;
-  }
-
-  void use(void* data, int64_t bytes) {
-    used_[data] = bytes;
-    in_use_ += bytes;
-    peak_ = std::max(peak_, in_use_);
-  }
-
-  // The smallest kept block that holds `bytes` without wasting half of them; of equals the one
-  // released last, which the cache may still hold.
+  // The lowest place with room.
   void* take(int64_t bytes) {
-    auto best = kept_.end();
-    for (auto block = kept_.begin(); block != kept_.end(); ++block) {
-      if (block->bytes >= bytes && block->bytes <= bytes + bytes / 2 &&
-          (best == kept_.end() || block->bytes <= best->bytes)) {
-        best = block;
+    for (auto place = free_.begin(); place != free_.end(); ++place) {
+      const auto [begin, room] = *place;
+      if (room < bytes) {
+        continue;
       }
+      free_.erase(place);
+      if (room > bytes) {
+        free_[begin + bytes] = room - bytes;
+      }
+      used_[base_ + begin] = bytes;
+      peak_ = std::max(peak_, begin + bytes);
+      touched_ = std::max(touched_, begin + bytes);
+      return base_ + begin;
     }
-    if (best == kept_.end()) {
-      return nullptr;
-    }
-    void* const data = best->data;
-    kept_bytes_ -= best->bytes;
-    use(data, best->bytes);
-    kept_.erase(best);
-    return data;
+    return nullptr;
   }
 
-  // Blocks beyond what is worth keeping, those first that were released first.
-  void trim(std::vector<void*>& surplus) {
-    const int64_t lately = std::max(peak_, peak_before_);
-    const int64_t limit = keeps ? int64_t(keep * double(lately)) + keep_always : 0;
-    size_t count = 0;
-    while (count < kept_.size() && kept_bytes_ + in_use_ > limit) {
-      surplus.push_back(kept_[count].data);
-      kept_bytes_ -= kept_[count].bytes;
-      count++;
+  void trim() {
+    shrink(std::max(peak_, peak_before_) + slack);
+    peak_before_ = peak_;
+    peak_ = 0;
+    for (const auto& [data, bytes] : used_) {
+      peak_ = std::max(peak_, static_cast<char*>(data) - base_ + bytes);
     }
-    kept_.erase(kept_.begin(), kept_.begin() + count);
+  }
+
+  // Gives pages from `limit` on back, as far as they are free; returns the bytes.
+  int64_t shrink(int64_t limit) {
+    if (free_.empty()) {
+      return 0;
+    }
+    const auto [begin, room] = *std::prev(free_.end());
+    const int64_t from = round_up(std::max(begin, limit), huge_page);
+    if (begin + room != size_ || from >= touched_) {
+      return 0;
+    }
+    const int64_t bytes = touched_ - from;
+    give_back(base_ + from, round_up(bytes, huge_page));
+    touched_ = from;
+    return bytes;
   }
 
   std::mutex mutex_;
-  std::vector<Block> kept_;  // in the order of their release
-  std::unordered_map<void*, int64_t> used_;
-  int64_t kept_bytes_ = 0, in_use_ = 0, peak_ = 0, peak_before_ = 0, requests_ = 0;
-  const bool poison_ = [] {
-    const char* asked = std::getenv("FASSD_KERNELS_POISON");
-    return asked != nullptr && *asked != '\0' && *asked != '0';
-  }();
+  char* base_ = nullptr;
+  int64_t size_ = 0;
+  std::map<int64_t, int64_t> free_;          // where a free place begins, and its bytes
+  std::unordered_map<void*, int64_t> used_;  // blocks and their bytes
+  int64_t touched_ = 0;                      // where the pages end that may have been written
+  int64_t peak_ = 0, peak_before_ = 0, requests_ = 0;
+  bool poison_ = false;
 };
 
 // Never destroyed: tensors may be freed after static objects are.
