@@ -159,12 +159,16 @@ constexpr int64_t tile_side = 4, tile_values = 16, ring_rows = 4;
 // Beyond it the sums of Winograd's products may overflow where the convolution itself would not.
 constexpr float largest_for_winograd = 1e36f;
 
+// A row of the strip in the ring: even columns of every channel, then odd ones; one more tile than
+// a strip has, in whole vectors.
+template <typename T>
+constexpr int64_t ring_plane = tile_pixels<T> + lanes<T>;
+
 template <typename T>
 struct WinogradScratch {
-  int64_t plane, slot, values, products, sums;  // sizes
+  int64_t slot, values, products, sums;  // sizes
   explicit WinogradScratch(const Conv<T>& conv) {
-    plane = tile_pixels<T> + lanes<T>;  // one more tile than a strip has, in whole vectors
-    slot = conv.in_channels * 2 * plane;
+    slot = conv.in_channels * 2 * ring_plane<T>;
     values = tile_values * conv.in_channels * tile_pixels<T>;
     products = tile_values * tile_outputs * tile_pixels<T>;
     sums = 4 * round_up(conv.out_channels, lanes<T>) * tile_pixels<T>;
@@ -184,16 +188,22 @@ int64_t conv_scratch(const Conv<T>& conv) {
 
 // The 16 values of every tile and channel: values[k][c][tile] from the ring's four rows.
 template <typename T>
-void transform_input(const T* const* rows, int64_t channels, int64_t plane, int64_t vectors,
-                     T* values) {
-  const int64_t pitch = tile_pixels<T>, step = channels * pitch;
-  for (int64_t c = 0; c < channels; c++) {
-    for (int64_t v = 0; v < vectors; v++) {
+void transform_input(const T* const* rows, int64_t channels, int64_t vectors, T* values) {
+  constexpr int64_t pitch = tile_pixels<T>, plane = ring_plane<T>;
+  const int64_t step = channels * pitch;
+  for (int64_t v = 0; v < vectors; v++) {
+    const T* from[tile_side];
+    T* to[tile_side];
+    for (int r = 0; r < tile_side; r++) {
+      from[r] = rows[r] + v * lanes<T>;
+      to[r] = values + r * tile_side * step + v * lanes<T>;
+    }
+    const auto put = [&](int r, int k, Vector<T> value) { store_vector(to[r] + k * step, value); };
+    for (int64_t c = 0; c < channels; c++) {
       Vector<T> t[tile_side][tile_side];  // [row][column], columns transformed
 #pragma GCC unroll 4
       for (int r = 0; r < tile_side; r++) {
-        const T* even = rows[r] + c * 2 * plane + v * lanes<T>;
-        const T* odd = even + plane;
+        const T *even = from[r], *odd = even + plane;
         const Vector<T> d0 = load_vector(odd), d1 = load_vector(even);
         const Vector<T> d2 = load_vector(odd + 1), d3 = load_vector(even + 1);
         t[r][0] = d0 - d2;
@@ -201,13 +211,17 @@ void transform_input(const T* const* rows, int64_t channels, int64_t plane, int6
         t[r][2] = d2 - d1;
         t[r][3] = d1 - d3;
       }
-      T* to = values + c * pitch + v * lanes<T>;
 #pragma GCC unroll 4
       for (int k = 0; k < tile_side; k++) {
-        store_vector(to + (0 * tile_side + k) * step, t[0][k] - t[2][k]);
-        store_vector(to + (1 * tile_side + k) * step, t[1][k] + t[2][k]);
-        store_vector(to + (2 * tile_side + k) * step, t[2][k] - t[1][k]);
-        store_vector(to + (3 * tile_side + k) * step, t[1][k] - t[3][k]);
+        put(0, k, t[0][k] - t[2][k]);
+        put(1, k, t[1][k] + t[2][k]);
+        put(2, k, t[2][k] - t[1][k]);
+        put(3, k, t[1][k] - t[3][k]);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < tile_side; r++) {
+        from[r] += 2 * plane;
+        to[r] += pitch;
       }
     }
   }
@@ -273,7 +287,7 @@ void convolve_by_winograd(const Conv<T>& conv, const Part& part, T* scratch) {
           } else {
             for (int64_t odd = 0; odd < 2; odd++) {
               const T found = load_planes(conv, part.n, row, {x0 - odd, 2, tiles + 1},
-                                          planes + odd * sizes.plane, 2 * sizes.plane);
+                                          planes + odd * ring_plane<T>, 2 * ring_plane<T>);
               largest[slot] = found > largest[slot] ? found : largest[slot];
             }
           }
@@ -296,7 +310,7 @@ void convolve_by_winograd(const Conv<T>& conv, const Part& part, T* scratch) {
         ahead.write(conv, part.n, row, x0, x0 + columns);
       }
       ahead.spread(blocks * tile_values);
-      transform_input(rows, channels, sizes.plane, vectors, values);
+      transform_input(rows, channels, vectors, values);
       for_output_blocks(conv.out_channels, [&](int64_t first, int64_t outputs) {
         const Multiply<T> multiply = multiply_for<T>(outputs, vectors);
         for (int64_t k = 0; k < tile_values; k++) {

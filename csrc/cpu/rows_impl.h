@@ -49,35 +49,23 @@ struct PixelRow {
   Planes<T> planes;
   Vector<T> largest;  // magnitude so far
 
-  // Whole vectors of pixels from `i` on, channels [c, c + count).
-  void square(int64_t i, int64_t c, int64_t count) {
+  bool inside(int64_t column) const { return column >= 0 && column < width; }
+
+  // A vector of pixels from `i` on, channels [c, c + lanes): all there are.
+  void whole_square(int64_t i, int64_t c) {
     constexpr int n = lanes<T>;
-    Vector<T> v[n];
-    const int64_t column = columns.first + i * columns.step;
-    const In* from = row + column * stride_w + c;
     const int64_t step = columns.step * stride_w;
-    const bool inside = column >= 0 && column + (n - 1) * columns.step < width;
-    if (inside && count == n) {
+    const In* from = row + (columns.first + i * columns.step) * stride_w + c;
+    Vector<T> v[n];
 #pragma GCC unroll 16
-      for (int p = 0; p < n; p++) {
-        v[p] = load_wide<T>(from + p * step);
-      }
-    } else {
-      for (int p = 0; p < n; p++) {
-        const int64_t x = column + p * columns.step;
-        const bool there = x >= 0 && x < width;
-        v[p] = there ? load_part_or_whole(from + p * step, count) : Vector<T>{};
-      }
+    for (int p = 0; p < n; p++) {
+      v[p] = load_wide<T>(from + p * step);
     }
     if (prologue.scale) {
-      const Vector<T> scale = load_vector(prologue.scale + c);
-      const Vector<T> shift = load_vector(prologue.shift + c);
-      const Vector<T> slope = load_vector(prologue.slope + c);
+      const Prologue<T> here = prologue_from(prologue, c);
+#pragma GCC unroll 16
       for (int p = 0; p < n; p++) {
-        const int64_t x = column + p * columns.step;
-        if (x >= 0 && x < width) {
-          v[p] = prelu<T>(v[p] * scale + shift, slope);
-        }
+        v[p] = apply_vector(here, v[p]);
       }
     }
     Vector<T> most = largest;
@@ -87,33 +75,55 @@ struct PixelRow {
     }
     largest = most;
     transpose<T>(v);
-    T* to = planes.base + c * planes.pitch + i;
-    if (count == n) {
+    T* const to = planes.base + c * planes.pitch + i;
 #pragma GCC unroll 16
-      for (int q = 0; q < n; q++) {
-        store_vector(to + q * planes.pitch, v[q]);
-      }
-    } else {
-      for (int64_t q = 0; q < count; q++) {
-        store_vector(to + q * planes.pitch, v[q]);
-      }
+    for (int q = 0; q < n; q++) {
+      store_vector(to + q * planes.pitch, v[q]);
     }
   }
 
-  static Vector<T> load_part_or_whole(const In* from, int64_t count) {
-    return count == lanes<T> ? load_wide<T>(from) : load_part<T>(from, count);
+  // The same where pixels lie outside the image, or channels beyond the last.
+  __attribute__((noinline)) void ragged_square(int64_t i, int64_t c, int64_t count) {
+    constexpr int n = lanes<T>;
+    Vector<T> v[n];
+    for (int p = 0; p < n; p++) {
+      const int64_t x = columns.first + (i + p) * columns.step;
+      v[p] = inside(x) ? pixel(x, c, count) : Vector<T>{};
+      largest = larger_magnitude<T>(largest, v[p]);
+    }
+    transpose<T>(v);
+    T* const to = planes.base + c * planes.pitch + i;
+    for (int64_t q = 0; q < count; q++) {
+      store_vector(to + q * planes.pitch, v[q]);
+    }
   }
 
-  // Pixels [i, end), channels [c, last), one value at a time: for the odd ones out.
+  // Channels [c, c + count) of column x, behind the prologue.
+  Vector<T> pixel(int64_t x, int64_t c, int64_t count) const {
+    const In* from = row + x * stride_w + c;
+    const Vector<T> v = count == lanes<T> ? load_wide<T>(from) : load_part<T>(from, count);
+    return prologue.scale ? apply_vector(prologue_from(prologue, c), v) : v;
+  }
+
+  static Vector<T> apply_vector(const Prologue<T>& prologue, Vector<T> v) {
+    return prelu<T>(v * load_vector(prologue.scale) + load_vector(prologue.shift),
+                    load_vector(prologue.slope));
+  }
+
+  // Pixels [i, end), channels [c, last), without a transposition: for the odd ones out.
   void scattered(int64_t i, int64_t end, int64_t c, int64_t last) {
-    for (int64_t j = i; j < end; j++) {
-      const int64_t x = columns.first + j * columns.step;
-      const bool there = x >= 0 && x < width;
-      const In* from = row + x * stride_w;
-      for (int64_t channel = c; channel < last; channel++) {
-        const T v = there ? apply(prologue, channel, widen<T>(from[channel])) : T(0);
-        largest[0] = v > largest[0] ? v : -v > largest[0] ? -v : largest[0];
-        planes.base[channel * planes.pitch + j] = v;
+    for (; c < last; c += lanes<T>) {
+      const int64_t count = smaller(lanes<T>, last - c);
+      for (int64_t j = i; j < end; j++) {
+        const int64_t x = columns.first + j * columns.step;
+        const Vector<T> v = inside(x) ? pixel(x, c, count) : Vector<T>{};
+        largest = larger_magnitude<T>(largest, v);
+        T values[lanes<T>];
+        store_vector(values, v);
+        T* const to = planes.base + c * planes.pitch + j;
+        for (int64_t q = 0; q < count; q++) {
+          to[q * planes.pitch] = values[q];
+        }
       }
     }
   }
@@ -127,8 +137,14 @@ struct PixelRow {
     const int64_t odd_channels = channels % n;
     const int64_t whole = odd_channels <= few ? channels - odd_channels : channels;
     for (int64_t i = 0; i < pixels; i += n) {
+      const int64_t first = columns.first + i * columns.step;
+      const bool all = inside(first) && inside(first + (n - 1) * columns.step);
       for (int64_t c = 0; c < whole; c += n) {
-        square(i, c, smaller(n, channels - c));
+        if (all && c + n <= channels) {
+          whole_square(i, c);
+        } else {
+          ragged_square(i, c, smaller(n, channels - c));
+        }
       }
       if (whole < channels) {
         scattered(i, smaller(i + n, columns.count), whole, channels);

@@ -72,8 +72,18 @@ inline Vector<T> prelu(Vector<T> v, Vector<T> slope) {
   return v > 0 ? v : v * slope;
 }
 
+// The larger of a and |b|, lane by lane; NaN counts for nothing.
 template <typename T>
 inline Vector<T> larger_magnitude(Vector<T> a, Vector<T> b) {
+#if defined(FASSD_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return Vector<T>(_mm512_max_ps(_mm512_abs_ps(__m512(b)), __m512(a)));
+  }
+#elif defined(FASSD_F16C)
+  if constexpr (sizeof(T) == 4) {
+    return Vector<T>(_mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), __m256(b)), __m256(a)));
+  }
+#endif
   const Vector<T> magnitude = b < 0 ? -b : b;
   return magnitude > a ? magnitude : a;
 }
