@@ -1,8 +1,8 @@
 // Convolution, directly and by Winograd's F(2x2, 3x3). Part of kernels_impl.h.
 //
-// Both walk down strips of columns as wide as a tile of the product. Scratch memory holds the rows
-// of the strip that the current output row reads, as planes; a row stays until its slot is needed,
-// so that going down, every row is transposed once per strip.
+// Both walk down strips of columns. Scratch memory holds the rows of the strip that the current
+// output row reads, as planes; a row stays until its slot is needed, so that going down, every row
+// is transposed once per strip.
 
 // --- direct --------------------------------------------------------------------------------------
 
@@ -14,24 +14,33 @@ struct ColumnRun {
   int64_t length;  // without the strip's own width
 };
 
+// How a strip's input columns lie in scratch memory.
 template <typename T>
-struct ColumnPlan {
+struct StripPlan {
+  int64_t width = 0;  // output pixels: some tiles of the product
   int64_t count = 0;
   ColumnRun runs[3];
   int64_t run_of_tap[3], start_of_tap[3];
   int64_t pitch = 0;  // values per plane
+
+  int64_t run_values(const Conv<T>& conv) const { return conv.in_channels * pitch; }
+  int64_t slot_values(const Conv<T>& conv) const { return count * run_values(conv); }
+  int64_t sums(const Conv<T>& conv) const {
+    return round_up(conv.out_channels, lanes<T>) * width;
+  }
 };
 
 template <typename T>
-ColumnPlan<T> plan_columns(const Conv<T>& conv) {
-  ColumnPlan<T> plan;
+StripPlan<T> plan_strip(const Conv<T>& conv, int64_t tiles) {
+  StripPlan<T> plan;
+  plan.width = tiles * tile_pixels<T>;
   const int64_t stride = conv.stride_w;
   for (int64_t tap = 0; tap < conv.kernel_w; tap++) {
     const int64_t shift = (tap - conv.kernel_w / 2) * conv.dilation_w;
     int64_t run = plan.count - 1, start = 0;
     for (; run >= 0; run--) {
       start = (shift - plan.runs[run].first) / stride;
-      if ((shift - plan.runs[run].first) % stride == 0 && start <= 2 * tile_pixels<T>) {
+      if ((shift - plan.runs[run].first) % stride == 0 && start <= 2 * plan.width) {
         break;
       }
     }
@@ -43,98 +52,175 @@ ColumnPlan<T> plan_columns(const Conv<T>& conv) {
     plan.runs[run].length = start;
     plan.run_of_tap[tap] = run;
     plan.start_of_tap[tap] = start;
-    plan.pitch = larger(plan.pitch, round_up(start, lanes<T>) + tile_pixels<T>);
+    plan.pitch = larger(plan.pitch, round_up(start, lanes<T>) + plan.width);
   }
   return plan;
 }
 
+// Weights are read once per strip and row. Where there are so many that they come from the third
+// level of the cache (1.9 MB in DAPF), a strip is as many tiles wide as its rows fit a part of the
+// second, up to four.
 template <typename T>
-inline int64_t slot_values(const Conv<T>& conv, const ColumnPlan<T>& plan) {
-  return plan.count * conv.in_channels * plan.pitch;
-}
-
-template <typename T>
-inline int64_t output_values(const Conv<T>& conv) {
-  return round_up(conv.out_channels, lanes<T>) * tile_pixels<T>;
+StripPlan<T> plan_strip(const Conv<T>& conv) {
+  constexpr int64_t bytes = 256 * 1024, most = 4;
+  const int64_t weights = conv.out_channels * conv.in_channels * conv.kernel_h * conv.kernel_w;
+  int64_t tiles = weights * int64_t(sizeof(T)) > bytes ? most : 1;
+  while (tiles > 1 && ((tiles - 1) * tile_pixels<T> >= conv.out_width ||
+                       conv.kernel_h * plan_strip(conv, tiles).slot_values(conv) *
+                               int64_t(sizeof(T)) > bytes)) {
+    tiles--;
+  }
+  return plan_strip(conv, tiles);
 }
 
 template <typename T>
 int64_t direct_scratch(const Conv<T>& conv) {
-  return conv.kernel_h * slot_values(conv, plan_columns(conv)) + output_values(conv) +
-         2 * lanes<T>;
+  const StripPlan<T> plan = plan_strip(conv);
+  return conv.kernel_h * plan.slot_values(conv) + plan.sums(conv) + 2 * lanes<T>;
+}
+
+// Output rows in the order in which they share most input rows: at a dilation of d, every d-th row
+// first. f(y) for each.
+template <typename F>
+inline void for_rows(int64_t first, int64_t last, int64_t step, const F& f) {
+  for (int64_t start = first; start < smaller(first + step, last); start++) {
+    for (int64_t y = start; y < last; y += step) {
+      f(y);
+    }
+  }
 }
 
 template <typename T>
-void convolve_directly(const Conv<T>& conv, const T* weights, const Part& part, T* scratch) {
-  const ColumnPlan<T> plan = plan_columns(conv);
-  const int64_t height = conv.inputs[0].height, width = conv.inputs[0].width;
-  const int64_t stride = conv.stride_w, channels = conv.in_channels;
-  const int64_t slot_size = slot_values(conv, plan);
-  const int64_t run_size = channels * plan.pitch;
-  const int64_t pad_h = conv.dilation_h * (conv.kernel_h / 2);
-  const int64_t all_taps = conv.kernel_h * conv.kernel_w;
-  T* const sums = scratch + conv.kernel_h * slot_size;
-  const int64_t sums_pitch = tile_pixels<T>;
-  const int64_t blocks = (conv.out_channels + tile_outputs - 1) / tile_outputs;
-  Ahead ahead;
-
-  for (int64_t x0 = part.first_column; x0 < part.last_column; x0 += tile_pixels<T>) {
-    const int64_t pixels = smaller(tile_pixels<T>, part.last_column - x0);
-    const int64_t vectors = pixels > lanes<T> ? 2 : 1;
-    int64_t row_in_slot[3] = {-1, -1, -1};
-    // Columns that a tap reads, all outside the image: it adds nothing.
-    bool seen[3];
+class DirectStrip {
+ public:
+  DirectStrip(const Conv<T>& conv, const StripPlan<T>& plan, const T* weights, const Part& part,
+              int64_t x0, T* scratch)
+      : conv_(conv),
+        plan_(plan),
+        weights_(weights),
+        part_(part),
+        x0_(x0),
+        pixels_(smaller(plan.width, part.last_column - x0)),
+        scratch_(scratch),
+        sums_(scratch + conv.kernel_h * plan.slot_values(conv)) {
+    const int64_t width = conv.inputs[0].width;
     for (int64_t tap = 0; tap < conv.kernel_w; tap++) {
       const int64_t shift = (tap - conv.kernel_w / 2) * conv.dilation_w;
-      seen[tap] = x0 * stride + shift < width && (x0 + pixels - 1) * stride + shift >= 0;
+      seen_[tap] =
+          x0 * conv.stride_w + shift < width && (x0 + pixels_ - 1) * conv.stride_w + shift >= 0;
     }
-    for (int64_t y = part.first_row; y < part.last_row; y++) {
-      Tap<T> taps[9];
-      int64_t count = 0;
-      for (int64_t tap_h = 0; tap_h < conv.kernel_h; tap_h++) {
-        const int64_t row = y * conv.stride_h + tap_h * conv.dilation_h - pad_h;
-        if (row < 0 || row >= height) {
-          continue;
+  }
+
+  void row(int64_t y) {
+    gather(y);
+    look_ahead(y);
+    const int64_t rows = conv_.kernel_h * conv_.kernel_w * conv_.in_channels;
+    for_output_blocks(conv_.out_channels, [&](int64_t first, int64_t outputs) {
+      for (int64_t x = 0; x < pixels_; x += tile_pixels<T>) {
+        ahead_.step();
+        Tap<T> here[9];
+        for (int64_t t = 0; t < count_; t++) {
+          here[t] = {taps_[t].planes + x, taps_[t].index};
         }
-        const int64_t slot = conv.dilation_h == 1 ? row % conv.kernel_h : tap_h;
-        T* const planes = scratch + slot * slot_size;
-        if (row_in_slot[slot] != row) {
-          row_in_slot[slot] = row;
-          for (int64_t run = 0; run < plan.count; run++) {
-            const Columns columns = {x0 * stride + plan.runs[run].first, stride,
-                                     plan.runs[run].length + pixels};
-            if (columns.first < width && columns.first + (columns.count - 1) * stride >= 0) {
-              load_planes(conv, part.n, row, columns, planes + run * run_size, plan.pitch);
-            }
-          }
-        }
-        for (int64_t tap_w = 0; tap_w < conv.kernel_w; tap_w++) {
-          if (seen[tap_w]) {
-            taps[count++] = {planes + plan.run_of_tap[tap_w] * run_size + plan.start_of_tap[tap_w],
-                             tap_h * conv.kernel_w + tap_w};
-          }
+        const int64_t vectors = pixels_ - x > lanes<T> ? 2 : 1;
+        multiply_for<T>(outputs, vectors)(here, count_, conv_.in_channels, plan_.pitch,
+                                          weights_ + first * rows, sums_ + first * plan_.width + x,
+                                          plan_.width);
+      }
+    });
+    write_row(conv_, part_.n, y, x0_, int64_t(1), pixels_, static_cast<const T*>(sums_),
+              plan_.width);
+  }
+
+ private:
+  int64_t input_row(int64_t y, int64_t tap) const {
+    return y * conv_.stride_h + (tap - conv_.kernel_h / 2) * conv_.dilation_h;
+  }
+  bool is_there(int64_t row) const { return row >= 0 && row < conv_.inputs[0].height; }
+  // Rows that one output row reads are in different slots, and those that the next one reads again
+  // stay (for_rows); not so where stride and dilation mix.
+  bool stays() const { return conv_.stride_h == 1 || conv_.dilation_h == 1; }
+  int64_t slot_of(int64_t row, int64_t tap) const {
+    return stays() ? row / conv_.dilation_h % conv_.kernel_h : tap;
+  }
+
+  // Brings the input rows of output row y into their slots; lists the taps that are not padding.
+  void gather(int64_t y) {
+    count_ = 0;
+    for (int64_t tap_h = 0; tap_h < conv_.kernel_h; tap_h++) {
+      const int64_t row = input_row(y, tap_h);
+      if (!is_there(row)) {
+        continue;
+      }
+      const int64_t slot = slot_of(row, tap_h);
+      T* const planes = scratch_ + slot * plan_.slot_values(conv_);
+      if (row_in_slot_[slot] != row) {
+        row_in_slot_[slot] = row;
+        load(row, planes);
+      }
+      for (int64_t tap_w = 0; tap_w < conv_.kernel_w; tap_w++) {
+        if (seen_[tap_w]) {
+          const int64_t run = plan_.run_of_tap[tap_w] * plan_.run_values(conv_);
+          taps_[count_++] = {planes + run + plan_.start_of_tap[tap_w],
+                             tap_h * conv_.kernel_w + tap_w};
         }
       }
-      const bool more = y + 1 < part.last_row;  // rows of this strip; else the next begins
-      const int64_t next_x = more ? x0 : x0 + tile_pixels<T>;
-      const int64_t next_y = (more ? y + 1 : part.first_row) * conv.stride_h;
-      ahead.clear();
-      for (int64_t tap_h = 0; tap_h < conv.kernel_h; tap_h++) {
-        const int64_t row = next_y + tap_h * conv.dilation_h - pad_h;
-        if (more && conv.dilation_h == 1 && row >= 0 && row_in_slot[row % conv.kernel_h] == row) {
-          continue;
-        }
-        ahead.read(conv, part.n, row, {next_x * stride, 1, pixels * stride});
-      }
-      ahead.write(conv, part.n, y, x0, x0 + pixels);
-      ahead.spread(blocks);
-      for_output_blocks(conv.out_channels, [&](int64_t first, int64_t outputs) {
-        ahead.step();
-        multiply_for<T>(outputs, vectors)(taps, count, channels, plan.pitch, weights + first * all_taps * channels,
-                             sums + first * sums_pitch, sums_pitch);
-      });
-      write_row(conv, part.n, y, x0, int64_t(1), pixels, static_cast<const T*>(sums), sums_pitch);
     }
+  }
+
+  void load(int64_t row, T* planes) const {
+    const int64_t stride = conv_.stride_w;
+    for (int64_t run = 0; run < plan_.count; run++) {
+      const Columns columns = {x0_ * stride + plan_.runs[run].first, stride,
+                               plan_.runs[run].length + pixels_};
+      const bool any = columns.first < conv_.inputs[0].width &&
+                       columns.first + (columns.count - 1) * stride >= 0;
+      if (any) {
+        load_planes(conv_, part_.n, row, columns, planes + run * plan_.run_values(conv_),
+                    plan_.pitch);
+      }
+    }
+  }
+
+  // What the next row of the strip reads, or the next strip's first.
+  void look_ahead(int64_t y) {
+    const int64_t step = conv_.stride_h == 1 ? conv_.dilation_h : 1;
+    const bool more = y + step < part_.last_row;
+    const int64_t next_y = more ? y + step : part_.first_row;
+    const int64_t next_x = more ? x0_ : x0_ + plan_.width;
+    ahead_.clear();
+    for (int64_t tap = 0; tap < conv_.kernel_h; tap++) {
+      const int64_t row = input_row(next_y, tap);
+      const bool here = more && stays() && is_there(row) && row_in_slot_[slot_of(row, tap)] == row;
+      if (!here) {
+        ahead_.read(conv_, part_.n, row, {next_x * conv_.stride_w, 1, pixels_ * conv_.stride_w});
+      }
+    }
+    ahead_.write(conv_, part_.n, y, x0_, x0_ + pixels_);
+    ahead_.spread((conv_.out_channels + tile_outputs - 1) / tile_outputs *
+                  ((pixels_ + tile_pixels<T> - 1) / tile_pixels<T>));
+  }
+
+  const Conv<T>& conv_;
+  const StripPlan<T>& plan_;
+  const T* const weights_;
+  const Part& part_;
+  const int64_t x0_, pixels_;
+  T *const scratch_, *const sums_;
+  bool seen_[3];  // whether a tap's columns are not all outside the image
+  int64_t row_in_slot_[3] = {-1, -1, -1};
+  Tap<T> taps_[9];
+  int64_t count_ = 0;
+  Ahead ahead_;
+};
+
+template <typename T>
+void convolve_directly(const Conv<T>& conv, const T* weights, const Part& part, T* scratch) {
+  const StripPlan<T> plan = plan_strip(conv);
+  const int64_t step = conv.stride_h == 1 ? conv.dilation_h : 1;
+  for (int64_t x0 = part.first_column; x0 < part.last_column; x0 += plan.width) {
+    DirectStrip<T> strip(conv, plan, weights, part, x0, scratch);
+    for_rows(part.first_row, part.last_row, step, [&](int64_t y) { strip.row(y); });
   }
 }
 

@@ -158,7 +158,7 @@ void run(const Conv<T>& whole, int64_t batch) {
   // Units are pairs of rows, as Winograd's tiles need them; of few rows, parts of them. A thread
   // takes adjacent units at once, so that it reads the rows between them once.
   const int64_t pairs = (conv.out_height + 1) / 2;
-  const int64_t strip = 4 * kernels<T>().lanes;  // the widest strip of both methods
+  const int64_t strip = 4 * kernels<T>().lanes;  // of Winograd's tiles, which begin at multiples
   const int64_t strips = (conv.out_width + strip - 1) / strip;
   const int64_t wanted = 2 * int64_t(torch::stable::get_num_threads());
   const int64_t columns =

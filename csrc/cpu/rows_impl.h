@@ -51,15 +51,17 @@ struct PixelRow {
 
   bool inside(int64_t column) const { return column >= 0 && column < width; }
 
-  // A vector of pixels from `i` on, channels [c, c + lanes): all there are.
-  void whole_square(int64_t i, int64_t c) {
+  // A vector of pixels from `i` on, all inside the image; `count` channels from c on, a vector's
+  // width if `whole`.
+  template <bool whole>
+  void square(int64_t i, int64_t c, int64_t count) {
     constexpr int n = lanes<T>;
     const int64_t step = columns.step * stride_w;
     const In* from = row + (columns.first + i * columns.step) * stride_w + c;
     Vector<T> v[n];
 #pragma GCC unroll 16
     for (int p = 0; p < n; p++) {
-      v[p] = load_wide<T>(from + p * step);
+      v[p] = whole ? load_wide<T>(from + p * step) : load_part<T>(from + p * step, count);
     }
     if (prologue.scale) {
       const Prologue<T> here = prologue_from(prologue, c);
@@ -75,14 +77,16 @@ struct PixelRow {
     }
     largest = most;
     transpose<T>(v);
-    T* const to = planes.base + c * planes.pitch + i;
+    T* to = planes.base + c * planes.pitch + i;
 #pragma GCC unroll 16
-    for (int q = 0; q < n; q++) {
-      store_vector(to + q * planes.pitch, v[q]);
+    for (int q = 0; q < n; q++, to += planes.pitch) {
+      if (whole || q < count) {
+        store_vector(to, v[q]);
+      }
     }
   }
 
-  // The same where pixels lie outside the image, or channels beyond the last.
+  // The same where some pixels lie outside the image.
   __attribute__((noinline)) void ragged_square(int64_t i, int64_t c, int64_t count) {
     constexpr int n = lanes<T>;
     Vector<T> v[n];
@@ -141,7 +145,9 @@ struct PixelRow {
       const bool all = inside(first) && inside(first + (n - 1) * columns.step);
       for (int64_t c = 0; c < whole; c += n) {
         if (all && c + n <= channels) {
-          whole_square(i, c);
+          square<true>(i, c, n);
+        } else if (all) {
+          square<false>(i, c, channels - c);
         } else {
           ragged_square(i, c, smaller(n, channels - c));
         }
