@@ -1,6 +1,8 @@
 # make demo        a street scene, segmented by plain PyTorch and by the fused kernels
 # make test        everything that CI runs: lint, types, tests, the CUDA build where nvcc is
 # make score       the score of the shipped weights on scenes of textures that they never saw
+# make isa         the conformance suite on every instruction set that this CPU has
+# make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
 # make format      rewrite the sources in the project's format
 # make gpu-report  on a machine with an NVIDIA GPU: conformance and timings, into benchmarks/results
@@ -11,18 +13,38 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# OpenMP's threads wait asleep: spinning, they take three times as long where a core is shared.
+# The C++ backend must be there, or the tests fail instead of passing it by.
+PYTEST := OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test score slow lint format gpu-report clean
+.PHONY: demo test isa sanitize score slow lint format gpu-report clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
-# OpenMP's threads wait asleep: spinning, they take three times as long where a core is shared.
-# The C++ backend must be there, or the tests fail instead of passing it by.
 test: lint
-	OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest --durations=10
+	$(PYTEST) --durations=10
+	$(MAKE) isa sanitize
+
+# The best instruction set is what `make test` has run on; these are the others.
+isa: $(VENV)/.developing
+	FASSD_KERNELS_CPU=portable $(PYTEST) -q tests/conformance --backend cpu
+	if grep -qw avx512f /proc/cpuinfo; then \
+	  FASSD_KERNELS_CPU=avx2 $(PYTEST) -q tests/conformance --backend cpu; fi
+
+# A build of its own, found before the sources; the sanitizers' runtime has to be there first.
+SANITIZED := build/sanitize/lib
+sanitize: $(VENV)/.developing
+	FASSD_KERNELS_SANITIZE=1 FASSD_KERNELS_CUDA=0 $(BIN)/python setup.py --quiet build \
+	  --build-base build/sanitize --build-lib $(SANITIZED)
+	grep -q __asan_init $(SANITIZED)/fassd_kernels/_C*.so
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	  $(PYTEST) -q -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
+	  tests/conformance --backend cpu
 
 score: $(VENV)/.installed
 	$(BIN)/fassd synth streets --split val --count 100 --size 512x1024

@@ -6,6 +6,8 @@ Everything else about the package is in pyproject.toml. Environment:
   not; unset, it is built where torch is a CUDA build and nvcc is found, or where
   ``TORCH_CUDA_ARCH_LIST`` is set.
 * ``TORCH_CUDA_ARCH_LIST``: the architectures; unset, those of the GPUs seen, else a default list.
+* ``FASSD_KERNELS_SANITIZE``: ``1`` builds ``_C`` with AddressSanitizer and
+  UndefinedBehaviorSanitizer, for ``make sanitize``.
 * ``CXX``, ``MAX_JOBS``: as for any PyTorch extension.
 """
 
@@ -32,6 +34,10 @@ TORCH_TARGET = "0x020b000000000000"
 STANDARD = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
 # Error messages name the source file, not the folder that it was built in.
 STANDARD += [f"-fmacro-prefix-map={ROOT}/="]
+SANITIZE = []
+if os.environ.get("FASSD_KERNELS_SANITIZE", "0") not in ("", "0"):
+    # A finding ends the process; line numbers, not all the debugger wants.
+    SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
 # Turing, Ampere (server, workstation, Jetson Orin), Ada, Hopper, Blackwell (server, workstation);
 # the PTX of the last serves what comes after.
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
@@ -163,7 +169,8 @@ def cpu_extension():
         sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
         depends=sources("csrc/*.h", "csrc/cpu/*.h", "fassd_kernels/schemas.def"),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
-        extra_compile_args={"cxx": STANDARD},
+        extra_compile_args={"cxx": STANDARD + SANITIZE},
+        extra_link_args=SANITIZE,
         py_limited_api=True,
     )
 

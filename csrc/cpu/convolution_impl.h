@@ -226,194 +226,296 @@ void convolve_directly(const Conv<T>& conv, const T* weights, const Part& part, 
 
 // --- Winograd ------------------------------------------------------------------------------------
 //
-// Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.1. A
-// tile is 2x2 output pixels and reads 4x4 input pixels d. With (for each axis)
+// Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, sections 4.1 and
+// 4.3: a tile of side x side output pixels, side 2 or 4, reads (side + 2)^2 input pixels d, and is
 //
-//     B^T d = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)      A^T m = (m0 + m1 + m2, m1 - m2 - m3)
+//     A^T [ sum over channels of (G g G^T) * (B^T d B) ] A
 //
-// the output is A^T [ sum over channels of (G g G^T) * (B^T d B) ] A: 16 products for 4 pixels. The
-// structure keeps apart what convolution keeps apart (d3 does not enter the first output, nor d0
-// the second), so NaN spreads as in the reference; infinities would meet as inf - inf, and are
-// therefore convolved directly.
+// 16 products for 4 pixels, or 36 for 16, where the plain sum takes 9 for each. F(2x2, 3x3) rounds
+// like the plain sum (2 to 5e-7 of the result in float32); F(4x4, 3x3) ten times worse, which is
+// nothing to values stored in 16 bits. Values that are not finite, or so large that the sums could
+// overflow, spread to a whole tile, and are convolved directly.
 //
-// Registers hold one of the 16 values of 16 adjacent tiles. Even and odd columns of a row are
-// planes of their own: tile i reads odd[i], even[i], odd[i + 1], even[i + 1], where odd[0] is the
-// column left of the strip.
+// Registers hold one value of adjacent tiles. The columns of a row lie in one plane per column of a
+// tile: plane p holds columns p, p + side, p + 2 * side, ... of the strip, but the last plane begins
+// a tile earlier, with the column left of the strip.
 
-constexpr int64_t tile_side = 4, tile_values = 16, ring_rows = 4;
+// B^T d, along one axis.
+template <int side, typename T>
+inline void transform_in(const Vector<T>* d, Vector<T>* t) {
+  if constexpr (side == 2) {
+    t[0] = d[0] - d[2];
+    t[1] = d[1] + d[2];
+    t[2] = d[2] - d[1];
+    t[3] = d[1] - d[3];
+  } else {
+    const Vector<T> even = d[4] - T(4) * d[2], odd = d[3] - T(4) * d[1];
+    const Vector<T> near = d[4] - d[2], far = T(2) * (d[3] - d[1]);
+    t[0] = T(4) * d[0] - T(5) * d[2] + d[4];
+    t[1] = even + odd;
+    t[2] = even - odd;
+    t[3] = near + far;
+    t[4] = near - far;
+    t[5] = T(4) * d[1] - T(5) * d[3] + d[5];
+  }
+}
+
+// A^T m, along one axis.
+template <int side, typename T>
+inline void transform_out(const Vector<T>* m, Vector<T>* y) {
+  if constexpr (side == 2) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] - m[3];
+  } else {
+    const Vector<T> p = m[1] + m[2], q = m[1] - m[2], r = m[3] + m[4], s = m[3] - m[4];
+    y[0] = m[0] + p + r;
+    y[1] = q + T(2) * s;
+    y[2] = p + T(4) * r;
+    y[3] = q + T(8) * s + m[5];
+  }
+}
 
 // Beyond it the sums of Winograd's products may overflow where the convolution itself would not.
-constexpr float largest_for_winograd = 1e36f;
+constexpr float largest_for_winograd = 1e34f;
 
-// A row of the strip in the ring: even columns of every channel, then odd ones; one more tile than
-// a strip has, in whole vectors.
-template <typename T>
-constexpr int64_t ring_plane = tile_pixels<T> + lanes<T>;
+// A strip of tiles, and how it lies in scratch memory.
+template <typename T, int side>
+struct WinogradPlan {
+  static constexpr int64_t reach = side + 2, values = reach * reach;
+  int64_t tiles;      // at most, in a row of the strip
+  int64_t plane;      // one more tile than that, in whole vectors
+  int64_t slot;       // a row of the strip: all planes of all channels
+  int64_t transformed, products, sums;
 
-template <typename T>
-struct WinogradScratch {
-  int64_t slot, values, products, sums;  // sizes
-  explicit WinogradScratch(const Conv<T>& conv) {
-    slot = conv.in_channels * 2 * ring_plane<T>;
-    values = tile_values * conv.in_channels * tile_pixels<T>;
-    products = tile_values * tile_outputs * tile_pixels<T>;
-    sums = 4 * round_up(conv.out_channels, lanes<T>) * tile_pixels<T>;
+  explicit WinogradPlan(const Conv<T>& conv) {
+    // What the products read shall stay in the second level of the cache.
+    constexpr int64_t bytes = 640 * 1024;
+    const bool narrow =
+        values * conv.in_channels * tile_pixels<T> * int64_t(sizeof(T)) > bytes;
+    tiles = narrow ? lanes<T> : tile_pixels<T>;
+    plane = tiles + lanes<T>;
+    slot = conv.in_channels * side * plane;
+    transformed = values * conv.in_channels * tiles;
+    products = values * tile_outputs * tiles;
+    sums = round_up(conv.out_channels, lanes<T>) * tiles;
   }
-  int64_t total() const { return ring_rows * slot + values + products + sums; }
+
+  int64_t total() const {
+    return reach * slot + transformed + products + side * side * sums;
+  }
 };
 
 template <typename T>
 int64_t conv_scratch(const Conv<T>& conv) {
   const int64_t directly = direct_scratch(conv);
-  if (conv.method == Method::direct) {
-    return directly;
-  }
-  const WinogradScratch<T> scratch(conv);
-  return scratch.total() + directly;
-}
-
-// The 16 values of every tile and channel: values[k][c][tile] from the ring's four rows.
-template <typename T>
-void transform_input(const T* const* rows, int64_t channels, int64_t vectors, T* values) {
-  constexpr int64_t pitch = tile_pixels<T>, plane = ring_plane<T>;
-  const int64_t step = channels * pitch;
-  for (int64_t v = 0; v < vectors; v++) {
-    const T* from[tile_side];
-    T* to[tile_side];
-    for (int r = 0; r < tile_side; r++) {
-      from[r] = rows[r] + v * lanes<T>;
-      to[r] = values + r * tile_side * step + v * lanes<T>;
-    }
-    const auto put = [&](int r, int k, Vector<T> value) { store_vector(to[r] + k * step, value); };
-    for (int64_t c = 0; c < channels; c++) {
-      Vector<T> t[tile_side][tile_side];  // [row][column], columns transformed
-#pragma GCC unroll 4
-      for (int r = 0; r < tile_side; r++) {
-        const T *even = from[r], *odd = even + plane;
-        const Vector<T> d0 = load_vector(odd), d1 = load_vector(even);
-        const Vector<T> d2 = load_vector(odd + 1), d3 = load_vector(even + 1);
-        t[r][0] = d0 - d2;
-        t[r][1] = d1 + d2;
-        t[r][2] = d2 - d1;
-        t[r][3] = d1 - d3;
-      }
-#pragma GCC unroll 4
-      for (int k = 0; k < tile_side; k++) {
-        put(0, k, t[0][k] - t[2][k]);
-        put(1, k, t[1][k] + t[2][k]);
-        put(2, k, t[2][k] - t[1][k]);
-        put(3, k, t[1][k] - t[3][k]);
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < tile_side; r++) {
-        from[r] += 2 * plane;
-        to[r] += pitch;
-      }
-    }
+  switch (conv.method) {
+    case Method::winograd2:
+      return directly + WinogradPlan<T, 2>(conv).total();
+    case Method::winograd4:
+      return directly + WinogradPlan<T, 4>(conv).total();
+    default:
+      return directly;
   }
 }
 
-// From products[k][o][tile] to the tiles' 2x2 sums: sums[row][column parity][o][tile].
-template <typename T>
-void transform_output(const T* products, int64_t outputs, int64_t vectors, T* sums,
-                      int64_t sums_step) {
-  constexpr int64_t pitch = tile_pixels<T>, step = tile_outputs * pitch;
-  for (int64_t o = 0; o < outputs; o++) {
-    for (int64_t v = 0; v < vectors; v++) {
-      const int64_t at = o * pitch + v * lanes<T>;
-      Vector<T> t[2][tile_side];
-#pragma GCC unroll 4
-      for (int k = 0; k < tile_side; k++) {
-        const T* m = products + at + k * step;
-        const Vector<T> m0 = load_vector(m), m1 = load_vector(m + tile_side * step);
-        const Vector<T> m2 = load_vector(m + 2 * tile_side * step);
-        const Vector<T> m3 = load_vector(m + 3 * tile_side * step);
-        t[0][k] = m0 + m1 + m2;
-        t[1][k] = m1 - m2 - m3;
+template <typename T, int side>
+class WinogradStrip {
+  using Plan = WinogradPlan<T, side>;
+  static constexpr int reach = side + 2;
+
+ public:
+  WinogradStrip(const Conv<T>& conv, const Plan& plan, const Part& part, int64_t x0, T* scratch)
+      : conv_(conv),
+        plan_(plan),
+        part_(part),
+        x0_(x0),
+        columns_(smaller(side * plan.tiles, part.last_column - x0)),
+        tiles_((columns_ + side - 1) / side),
+        vectors_(tiles_ > lanes<T> ? 2 : 1),
+        rows_(scratch),
+        transformed_(rows_ + reach * plan.slot),
+        products_(transformed_ + plan.transformed),
+        sums_(products_ + plan.products),
+        rest_(sums_ + side * side * plan.sums) {
+    for (int64_t& row : row_in_slot_) {
+      row = -2;
+    }
+  }
+
+  // Output rows [y, y + side), as far as the part reaches.
+  void row(int64_t y) {
+    const int64_t last = smaller(y + side, part_.last_row);
+    if (!gather(y)) {
+      convolve_directly(conv_, conv_.direct_weights(conv_.owner),
+                        {part_.n, y, last, x0_, x0_ + columns_}, rest_);
+      return;
+    }
+    look_ahead(y, last);
+    transform_rows(y);
+    for_output_blocks(conv_.out_channels, [&](int64_t first, int64_t outputs) {
+      const Multiply<T> multiply = multiply_for<T>(outputs, vectors_);
+      const int64_t channels = conv_.in_channels;
+      for (int64_t k = 0; k < Plan::values; k++) {
+        ahead_.step();
+        const Tap<T> tap = {transformed_ + k * channels * plan_.tiles, k};
+        multiply(&tap, 1, channels, plan_.tiles, conv_.weights + first * Plan::values * channels,
+                 products_ + k * tile_outputs * plan_.tiles, plan_.tiles);
       }
-#pragma GCC unroll 2
-      for (int r = 0; r < 2; r++) {
-        store_vector(sums + (2 * r) * sums_step + at, t[r][0] + t[r][1] + t[r][2]);
-        store_vector(sums + (2 * r + 1) * sums_step + at, t[r][1] - t[r][2] - t[r][3]);
+      sum_products(outputs, sums_ + first * plan_.tiles);
+    });
+    for (int64_t r = 0; r < last - y; r++) {
+      for (int64_t p = 0; p < smaller(side, columns_); p++) {
+        write_row(conv_, part_.n, y + r, x0_ + p, int64_t(side), (columns_ - p + side - 1) / side,
+                  static_cast<const T*>(sums_ + (r * side + p) * plan_.sums), plan_.tiles);
       }
     }
   }
-}
 
-template <typename T>
-void convolve_by_winograd(const Conv<T>& conv, const Part& part, T* scratch) {
-  const WinogradScratch<T> sizes(conv);
-  const int64_t height = conv.inputs[0].height, channels = conv.in_channels;
-  T* const values = scratch + ring_rows * sizes.slot;
-  T* const products = values + sizes.values;
-  T* const sums = products + sizes.products;
-  T* const rest = sums + sizes.sums;
-  const int64_t sums_step = sizes.sums / 4;
-  const int64_t blocks = (conv.out_channels + tile_outputs - 1) / tile_outputs;
-  Ahead ahead;
+ private:
+  T* slot_of(int64_t row) const { return rows_ + (row + reach) % reach * plan_.slot; }
 
-  for (int64_t x0 = part.first_column; x0 < part.last_column; x0 += 2 * tile_pixels<T>) {
-    const int64_t columns = smaller(2 * tile_pixels<T>, part.last_column - x0);
-    const int64_t tiles = (columns + 1) / 2;
-    const int64_t vectors = tiles > lanes<T> ? 2 : 1;
-    int64_t row_in_slot[ring_rows] = {-2, -2, -2, -2};
-    T largest[ring_rows] = {};
-    for (int64_t y = part.first_row; y < part.last_row; y += 2) {
-      const T* rows[ring_rows];
-      T most = 0;
-      for (int64_t r = 0; r < ring_rows; r++) {
-        const int64_t row = y - 1 + r, slot = row & (ring_rows - 1);
-        T* const planes = scratch + slot * sizes.slot;
-        rows[r] = planes;
-        if (row_in_slot[slot] != row) {
-          row_in_slot[slot] = row;
-          largest[slot] = 0;
-          if (row < 0 || row >= height) {
-            std::memset(planes, 0, sizes.slot * sizeof(T));
-          } else {
-            for (int64_t odd = 0; odd < 2; odd++) {
-              const T found = load_planes(conv, part.n, row, {x0 - odd, 2, tiles + 1},
-                                          planes + odd * ring_plane<T>, 2 * ring_plane<T>);
-              largest[slot] = found > largest[slot] ? found : largest[slot];
-            }
+  // Brings the input rows of output rows y, ... into their slots. False where a value is not
+  // finite, or too large.
+  bool gather(int64_t y) {
+    bool fits = true;
+    for (int64_t row = y - 1; row < y - 1 + reach; row++) {
+      const int64_t slot = (row + reach) % reach;
+      if (row_in_slot_[slot] != row) {
+        row_in_slot_[slot] = row;
+        fits_[slot] = load(row, slot_of(row));
+      }
+      fits = fits && fits_[slot];
+    }
+    return fits;
+  }
+
+  bool load(int64_t row, T* planes) const {
+    if (row < 0 || row >= conv_.inputs[0].height) {
+      std::memset(planes, 0, plan_.slot * sizeof(T));
+      return true;
+    }
+    T most = 0;
+    for (int64_t p = 0; p < side; p++) {
+      const bool last = p == side - 1;
+      const Columns columns = {x0_ + (last ? -1 : p), side, tiles_ + (last || p == 0 ? 1 : 0)};
+      const T found = load_planes(conv_, part_.n, row, columns, planes + p * plan_.plane,
+                                  side * plan_.plane);
+      most = found <= most || most != most ? most : found;
+    }
+    return most <= T(largest_for_winograd);
+  }
+
+  // What the next rows of the strip read, or the next strip's first.
+  void look_ahead(int64_t y, int64_t last) {
+    const bool more = y + side < part_.last_row;
+    const int64_t next = more ? y + side + 1 : part_.first_row - 1;
+    const int64_t x = more ? x0_ : x0_ + side * plan_.tiles;
+    ahead_.clear();
+    for (int64_t row = next; row < next + (more ? side : reach); row++) {
+      ahead_.read(conv_, part_.n, row, {x, 1, columns_ + 1});
+    }
+    for (int64_t row = y; row < last; row++) {
+      ahead_.write(conv_, part_.n, row, x0_, x0_ + columns_);
+    }
+    ahead_.spread((conv_.out_channels + tile_outputs - 1) / tile_outputs * Plan::values);
+  }
+
+  // transformed[k][c][tile] from the rows y - 1, ...
+  void transform_rows(int64_t y) const {
+    const int64_t step = conv_.in_channels * plan_.tiles, plane = plan_.plane;
+    for (int64_t v = 0; v < vectors_; v++) {
+      const T* from[reach];
+      T* to[reach];
+      for (int r = 0; r < reach; r++) {
+        from[r] = slot_of(y - 1 + r) + v * lanes<T>;
+        to[r] = transformed_ + r * reach * step + v * lanes<T>;
+      }
+      for (int64_t c = 0; c < conv_.in_channels; c++) {
+        Vector<T> t[reach][reach];
+#pragma GCC unroll 6
+        for (int r = 0; r < reach; r++) {
+          Vector<T> d[reach];
+          d[0] = load_vector(from[r] + (side - 1) * plane);
+#pragma GCC unroll 6
+          for (int j = 1; j < side; j++) {
+            d[j] = load_vector(from[r] + (j - 1) * plane);
+          }
+          d[side] = load_vector(from[r] + (side - 1) * plane + 1);
+          d[side + 1] = load_vector(from[r] + 1);
+          transform_in<side, T>(d, t[r]);
+        }
+#pragma GCC unroll 6
+        for (int k = 0; k < reach; k++) {
+          Vector<T> column[reach], result[reach];
+#pragma GCC unroll 6
+          for (int r = 0; r < reach; r++) {
+            column[r] = t[r][k];
+          }
+          transform_in<side, T>(column, result);
+#pragma GCC unroll 6
+          for (int r = 0; r < reach; r++) {
+            store_vector(to[r] + k * step, result[r]);
           }
         }
-        most = largest[slot] > most ? largest[slot] : most;
-      }
-      const int64_t last_row = smaller(y + 2, part.last_row);
-      if (most > T(largest_for_winograd)) {
-        convolve_directly(conv, conv.direct_weights(conv.owner),
-                          {part.n, y, last_row, x0, x0 + columns}, rest);
-        continue;
-      }
-      const bool more = y + 2 < part.last_row;  // rows of this strip; else the next begins
-      const int64_t next_x = more ? x0 : x0 + 2 * tile_pixels<T>;
-      ahead.clear();
-      for (int64_t r = more ? 2 : 0; r < ring_rows; r++) {
-        ahead.read(conv, part.n, (more ? y + 1 : part.first_row - 1) + r, {next_x, 1, columns + 1});
-      }
-      for (int64_t row = y; row < last_row; row++) {
-        ahead.write(conv, part.n, row, x0, x0 + columns);
-      }
-      ahead.spread(blocks * tile_values);
-      transform_input(rows, channels, vectors, values);
-      for_output_blocks(conv.out_channels, [&](int64_t first, int64_t outputs) {
-        const Multiply<T> multiply = multiply_for<T>(outputs, vectors);
-        for (int64_t k = 0; k < tile_values; k++) {
-          ahead.step();
-          const Tap<T> tap = {values + k * channels * tile_pixels<T>, k};
-          multiply(&tap, 1, channels, tile_pixels<T>,
-                   conv.weights + first * tile_values * channels,
-                   products + k * tile_outputs * tile_pixels<T>, tile_pixels<T>);
+#pragma GCC unroll 6
+        for (int r = 0; r < reach; r++) {
+          from[r] += side * plane;
+          to[r] += plan_.tiles;
         }
-        transform_output(products, outputs, vectors, sums + first * tile_pixels<T>, sums_step);
-      });
-      for (int64_t row = y; row < last_row; row++) {
-        const T* planes = sums + 2 * (row - y) * sums_step;
-        write_row(conv, part.n, row, x0, int64_t(2), tiles, planes, tile_pixels<T>);
-        write_row(conv, part.n, row, x0 + 1, int64_t(2), columns / 2, planes + sums_step,
-                  tile_pixels<T>);
       }
+    }
+  }
+
+  // From products[k][o][tile] to sums[row of a tile][column of a tile][o][tile].
+  void sum_products(int64_t outputs, T* sums) const {
+    const int64_t step = tile_outputs * plan_.tiles;
+    for (int64_t o = 0; o < outputs; o++) {
+      for (int64_t v = 0; v < vectors_; v++) {
+        const int64_t at = o * plan_.tiles + v * lanes<T>;
+        Vector<T> t[side][reach];
+#pragma GCC unroll 6
+        for (int k = 0; k < reach; k++) {
+          Vector<T> m[reach], y[side];
+#pragma GCC unroll 6
+          for (int r = 0; r < reach; r++) {
+            m[r] = load_vector(products_ + at + (r * reach + k) * step);
+          }
+          transform_out<side, T>(m, y);
+#pragma GCC unroll 6
+          for (int r = 0; r < side; r++) {
+            t[r][k] = y[r];
+          }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < side; r++) {
+          Vector<T> y[side];
+          transform_out<side, T>(t[r], y);
+#pragma GCC unroll 6
+          for (int p = 0; p < side; p++) {
+            store_vector(sums + (r * side + p) * plan_.sums + at, y[p]);
+          }
+        }
+      }
+    }
+  }
+
+  const Conv<T>& conv_;
+  const Plan& plan_;
+  const Part& part_;
+  const int64_t x0_, columns_, tiles_, vectors_;
+  T *const rows_, *const transformed_, *const products_, *const sums_, *const rest_;
+  int64_t row_in_slot_[reach];
+  bool fits_[reach];
+  Ahead ahead_;
+};
+
+template <int side, typename T>
+void convolve_by_winograd(const Conv<T>& conv, const Part& part, T* scratch) {
+  const WinogradPlan<T, side> plan(conv);
+  for (int64_t x0 = part.first_column; x0 < part.last_column; x0 += side * plan.tiles) {
+    WinogradStrip<T, side> strip(conv, plan, part, x0, scratch);
+    for (int64_t y = part.first_row; y < part.last_row; y += side) {
+      strip.row(y);
     }
   }
 }
@@ -421,9 +523,11 @@ void convolve_by_winograd(const Conv<T>& conv, const Part& part, T* scratch) {
 template <typename T>
 void conv(const Conv<T>& conv, const Part& part, T* scratch) {
   if constexpr (sizeof(T) == 4) {
-    if (conv.method == Method::winograd) {
-      convolve_by_winograd(conv, part, scratch);
-      return;
+    if (conv.method == Method::winograd2) {
+      return convolve_by_winograd<2>(conv, part, scratch);
+    }
+    if (conv.method == Method::winograd4) {
+      return convolve_by_winograd<4>(conv, part, scratch);
     }
   }
   convolve_directly(conv, conv.weights, part, scratch);

@@ -66,8 +66,13 @@ struct Epilogue {
 constexpr int64_t channel_padding = 16;
 
 // How a convolution is computed: a sum over taps, or for 3x3 kernels at stride and dilation 1
-// Winograd's F(2x2, 3x3), 16 products where the sum takes 36.
-enum class Method { direct, winograd };
+// Winograd's F(2x2, 3x3), 16 products where the sum takes 36, or F(4x4, 3x3), 36 where it takes 144.
+enum class Method { direct, winograd2, winograd4 };
+
+// Output pixels on a side of a tile: where parts of the work may begin.
+constexpr int64_t tile_side(Method method) {
+  return method == Method::winograd4 ? 4 : method == Method::winograd2 ? 2 : 1;
+}
 
 // A convolution with "same" padding over the virtual concatenation of `inputs`.
 template <typename T>
@@ -89,7 +94,7 @@ struct Conv {
   Destination out;
 };
 
-// Part of the output of a convolution. Winograd's parts begin at even rows and columns.
+// Part of the output of a convolution; it begins at a multiple of the tile's side.
 struct Part {
   int64_t n, first_row, last_row, first_column, last_column;
 };

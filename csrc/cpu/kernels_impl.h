@@ -13,6 +13,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns of the undefined lanes in its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 namespace fassd::cpu::FASSD_INSTRUCTION_SET {

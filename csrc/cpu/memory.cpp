@@ -118,11 +118,12 @@ ChannelVector<T>::ChannelVector(const OptionalTensor& vector) {
 }
 
 int64_t band_rows(int64_t batch, int64_t height, int64_t bytes_per_row) {
-  // Four bands a thread even out their differences; a band of less than two rows there is not.
+  // Four bands a thread even out their differences.
   const int64_t bands = 4 * int64_t(torch::stable::get_num_threads());
   const int64_t balanced = (batch * height + bands - 1) / bands;
   const int64_t cached = scratch_bytes / std::max<int64_t>(1, bytes_per_row);
-  return std::max<int64_t>(2, (std::min({balanced, cached, height}) + 1) / 2 * 2);
+  return std::max<int64_t>(band_step, (std::min({balanced, cached, height}) + band_step - 1) /
+                                          band_step * band_step);
 }
 
 template <typename T>
@@ -155,22 +156,23 @@ void run(const Conv<T>& whole, int64_t batch) {
     conv.out_width = pixels;
   }
 
-  // Units are pairs of rows, as Winograd's tiles need them; of few rows, parts of them. A thread
-  // takes adjacent units at once, so that it reads the rows between them once.
-  const int64_t pairs = (conv.out_height + 1) / 2;
-  const int64_t strip = 4 * kernels<T>().lanes;  // of Winograd's tiles, which begin at multiples
+  // Units are rows of tiles; where there are few, parts of them. A thread takes adjacent units at
+  // once, so that it reads the rows between them once.
+  const int64_t side = std::max<int64_t>(2, tile_side(conv.method));
+  const int64_t rows = (conv.out_height + side - 1) / side;
+  const int64_t strip = 2 * side * kernels<T>().lanes;
   const int64_t strips = (conv.out_width + strip - 1) / strip;
   const int64_t wanted = 2 * int64_t(torch::stable::get_num_threads());
   const int64_t columns =
-      std::min(strips, std::max<int64_t>(1, (wanted + batch * pairs - 1) / (batch * pairs)));
+      std::min(strips, std::max<int64_t>(1, (wanted + batch * rows - 1) / (batch * rows)));
   parallel_shares<T>(
-      batch * columns * pairs, kernels<T>().conv_scratch(conv),
+      batch * columns * rows, kernels<T>().conv_scratch(conv),
       [&](T* scratch, int64_t begin, int64_t end) {
         while (begin < end) {
-          const int64_t column = begin / pairs % columns;
-          const int64_t first = begin % pairs, last = std::min(pairs, first + end - begin);
-          const Part part = {begin / (pairs * columns), 2 * first,
-                             std::min(2 * last, conv.out_height), strips * column / columns * strip,
+          const int64_t column = begin / rows % columns;
+          const int64_t first = begin % rows, last = std::min(rows, first + end - begin);
+          const Part part = {begin / (rows * columns), side * first,
+                             std::min(side * last, conv.out_height), strips * column / columns * strip,
                              std::min(strips * (column + 1) / columns * strip, conv.out_width)};
           kernels<T>().conv(conv, part, scratch);
           begin += last - first;

@@ -139,8 +139,9 @@ void parallel_items(int64_t count, int64_t scratch, const Body& body) {
   });
 }
 
-// Rows of a band, so that bands of `bytes_per_row` fit the cache and every thread gets several. An
-// even number, since Winograd's tiles begin at even rows.
+// Rows of a band, so that bands of `bytes_per_row` fit the cache and every thread gets several. A
+// multiple of every tile's side.
+constexpr int64_t band_step = 4;
 int64_t band_rows(int64_t batch, int64_t height, int64_t bytes_per_row);
 
 // Runs body(scratch, n, first row, last row) over bands of rows of a batch of images. `extra` values

@@ -16,26 +16,36 @@ constexpr int64_t header = 16;  // values; keeps the weights behind it aligned
 
 template <typename T>
 std::array<T, fields> header_of(const Tensor& weight, Method method) {
-  return {T(method == Method::winograd), T(kernels<T>().outputs),
+  return {T(int(method)),        T(kernels<T>().outputs),
           T(weight.size(0)),             T(weight.size(1)),
           T(weight.size(2)),             T(weight.size(3))};
 }
 
-// G g G^T of Winograd's F(2x2, 3x3); in double, rounded once.
-void transform_weight(const double g[3][3], double u[4][4]) {
-  const auto along = [](double a, double b, double c, double* to, int step) {
-    to[0] = a;
-    to[step] = (a + b + c) / 2;
-    to[2 * step] = (a - b + c) / 2;
-    to[3 * step] = c;
-  };
-  double rows[4][3];
-  for (int j = 0; j < 3; j++) {
-    along(g[0][j], g[1][j], g[2][j], &rows[0][j], 3);
+// Values of a weight of one input and output channel: taps, or G g G^T.
+int64_t values_of(const Tensor& weight, Method method) {
+  const int64_t reach = tile_side(method) + 2;
+  return method == Method::direct ? weight.size(2) * weight.size(3) : reach * reach;
+}
+
+// G of Winograd's F(2, 3) and F(4, 3), a row per value.
+constexpr double g2[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+constexpr double g4[6][3] = {{1. / 4, 0, 0},
+                             {-1. / 6, -1. / 6, -1. / 6},
+                             {-1. / 6, 1. / 6, -1. / 6},
+                             {1. / 24, 1. / 12, 1. / 6},
+                             {1. / 24, -1. / 12, 1. / 6},
+                             {0, 0, 1}};
+
+// (G g G^T)[i][j]; in double, rounded once.
+double transformed(Method method, const double g[3][3], int64_t i, int64_t j) {
+  const double(*const of)[3] = method == Method::winograd4 ? g4 : g2;
+  double sum = 0;
+  for (int a = 0; a < 3; a++) {
+    for (int b = 0; b < 3; b++) {
+      sum += of[i][a] * g[a][b] * of[j][b];
+    }
   }
-  for (int i = 0; i < 4; i++) {
-    along(rows[i][0], rows[i][1], rows[i][2], u[i], 1);
-  }
+  return sum;
 }
 
 }  // namespace
@@ -47,14 +57,18 @@ Method method_for(const Tensor& weight, const Integers& stride, const Integers& 
   // The transformations are paid per input and per output channel: with few of one, the products
   // of the other do not earn them back. In double nothing asks for speed.
   const bool pays = weight.size(0) >= 6 && weight.size(1) >= 6;
-  return sizeof(T) == 4 && fits && pays ? Method::winograd : Method::direct;
+  if (sizeof(T) == 8 || !fits || !pays) {
+    return Method::direct;
+  }
+  // F(4x4, 3x3) is too inexact for float32, and exact enough for 16 bits.
+  return weight.scalar_type() == ScalarType::Float ? Method::winograd2 : Method::winograd4;
 }
 
 template <typename T>
 Tensor pack(const Tensor& weight, Method method) {
   const int64_t out = weight.size(0), in = weight.size(1);
   const int64_t taps = weight.size(2) * weight.size(3), kernel_w = weight.size(3);
-  const int64_t rows = method == Method::winograd ? 16 : taps;
+  const int64_t rows = values_of(weight, method), reach = tile_side(method) + 2;
   // Bytes, so that nothing converts them: not `half()`, not autocast.
   Tensor packed = torch::stable::empty({(header + out * in * rows) * int64_t(sizeof(T))},
                                        ScalarType::Byte);
@@ -94,10 +108,11 @@ Tensor pack(const Tensor& weight, Method method) {
             for (int64_t tap = 0; tap < taps; tap++) put(tap, tap_value(tap));
             continue;
           }
-          double g[3][3], u[4][4];
+          double g[3][3];
           for (int tap = 0; tap < 9; tap++) g[tap / 3][tap % 3] = tap_value(tap);
-          transform_weight(g, u);
-          for (int k = 0; k < 16; k++) put(k, T(u[k / 4][k % 4]));
+          for (int64_t k = 0; k < rows; k++) {
+            put(k, T(transformed(method, g, k / reach, k % reach)));
+          }
         }
       }
     }
@@ -125,7 +140,7 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
     return;
   }
   const auto told = header_of<T>(weight, method_);
-  const int64_t rows = method_ == Method::winograd ? 16 : weight.size(2) * weight.size(3);
+  const int64_t rows = values_of(weight, method_);
   const bool whole = packed->scalar_type() == ScalarType::Byte && packed->dim() == 1 &&
                      packed->is_contiguous() && packed->is_cpu() &&
                      packed->numel() == int64_t(sizeof(T)) *

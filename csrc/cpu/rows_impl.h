@@ -191,14 +191,14 @@ inline Vector<T> load_strided(const Image& image, const In* row, const Prologue<
       const T v = prologue.scale ? apply(prologue, c, plane[i]) : plane[i];
       plane[i] = v;
       const T magnitude = v < 0 ? -v : v;
-      most = magnitude > most ? magnitude : most;
+      most = magnitude <= most || most != most ? most : magnitude;
     }
   }
   return broadcast(most);
 }
 
 // Columns of row y of image n of every input, into planes of adjacent channels. Returns the
-// largest magnitude among them; NaN counts for nothing.
+// largest magnitude among them, NaN where there is one.
 template <typename T>
 T load_planes(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns, T* base,
               int64_t pitch) {
@@ -225,7 +225,7 @@ T load_planes(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns,
   }
   T most = 0;
   for (int i = 0; i < lanes<T>; i++) {
-    most = largest[i] > most ? largest[i] : most;
+    most = largest[i] <= most || most != most ? most : largest[i];
   }
   return most;
 }

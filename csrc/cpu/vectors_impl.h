@@ -72,20 +72,14 @@ inline Vector<T> prelu(Vector<T> v, Vector<T> slope) {
   return v > 0 ? v : v * slope;
 }
 
-// The larger of a and |b|, lane by lane; NaN counts for nothing.
+// The larger of a and |b|, lane by lane; NaN counts as larger than all else. As integers, the bits
+// of magnitudes are in their order, with infinity and then NaN at the end.
 template <typename T>
 inline Vector<T> larger_magnitude(Vector<T> a, Vector<T> b) {
-#if defined(FASSD_AVX512)
-  if constexpr (sizeof(T) == 4) {
-    return Vector<T>(_mm512_max_ps(_mm512_abs_ps(__m512(b)), __m512(a)));
-  }
-#elif defined(FASSD_F16C)
-  if constexpr (sizeof(T) == 4) {
-    return Vector<T>(_mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), __m256(b)), __m256(a)));
-  }
-#endif
-  const Vector<T> magnitude = b < 0 ? -b : b;
-  return magnitude > a ? magnitude : a;
+  using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  const Vector<Bits> magnitude = Vector<Bits>(b) & ~(Bits(1) << (8 * sizeof(T) - 1));
+  const Vector<Bits> so_far = Vector<Bits>(a);
+  return Vector<T>(magnitude > so_far ? magnitude : so_far);
 }
 
 // --- dtypes in memory ----------------------------------------------------------------------------
@@ -118,6 +112,38 @@ inline T widen(Half v) {
 #endif
 }
 
+#if defined(FASSD_AVX512)
+// Sixteen bfloat16 are the upper halves of as many floats; back, rounded to the nearest, ties to
+// even, and NaN kept from becoming infinite.
+inline __m512 from_bfloat16(__m256i v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+inline __m256i to_bfloat16(__m512 v) {
+  const __m512i bits = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+  __m512i rounded =
+      _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
+                                  _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+#elif defined(FASSD_F16C)
+inline __m256 from_bfloat16(__m128i v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+inline __m128i to_bfloat16(__m256 v) {
+  const __m256i bits = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+  const __m256i rounded =
+      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256 kept = _mm256_blendv_ps(_mm256_castsi256_ps(rounded),
+                                       _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)),
+                                       _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+#endif
+
 template <typename Out, typename T>
 inline Out narrow(T v) {
   return Out(v);
@@ -137,9 +163,13 @@ inline Vector<T> load_wide(const In* from) {
 #if defined(FASSD_AVX512)
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, Half>) {
     return Vector<T>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, BFloat16>) {
+    return Vector<T>(from_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #elif defined(FASSD_F16C)
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, Half>) {
     return Vector<T>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, BFloat16>) {
+    return Vector<T>(from_bfloat16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #endif
   } else {
     T values[lanes<T>];
@@ -154,8 +184,13 @@ inline Vector<T> load_wide(const In* from) {
 template <typename T, typename In>
 inline Vector<T> load_part(const In* from, int64_t count) {
 #if defined(FASSD_AVX512)
+  const __mmask16 mask = __mmask16((1u << count) - 1);
   if constexpr (std::is_same_v<T, float> && std::is_same_v<In, float>) {
-    return Vector<T>(_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from));
+    return Vector<T>(_mm512_maskz_loadu_ps(mask, from));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, Half>) {
+    return Vector<T>(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from)));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, BFloat16>) {
+    return Vector<T>(from_bfloat16(_mm256_maskz_loadu_epi16(mask, from)));
   }
 #endif
   In values[lanes<T>] = {};
@@ -170,9 +205,13 @@ inline void store_narrow(Out* to, Vector<T> v) {
 #if defined(FASSD_AVX512)
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, Half>) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(__m512(v), 0));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, BFloat16>) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bfloat16(__m512(v)));
 #elif defined(FASSD_F16C)
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, Half>) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(__m256(v), 0));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, BFloat16>) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), to_bfloat16(__m256(v)));
 #endif
   } else {
     T values[lanes<T>];
@@ -186,8 +225,15 @@ inline void store_narrow(Out* to, Vector<T> v) {
 template <typename T, typename Out>
 inline void store_part(Out* to, Vector<T> v, int64_t count) {
 #if defined(FASSD_AVX512)
+  const __mmask16 mask = __mmask16((1u << count) - 1);
   if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, float>) {
-    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), __m512(v));
+    _mm512_mask_storeu_ps(to, mask, __m512(v));
+    return;
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, Half>) {
+    _mm256_mask_storeu_epi16(to, mask, _mm512_cvtps_ph(__m512(v), 0));
+    return;
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, BFloat16>) {
+    _mm256_mask_storeu_epi16(to, mask, to_bfloat16(__m512(v)));
     return;
   }
 #endif
