@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +21,21 @@ from fassd.data import normalize, render_street
 from fassd.models import create_model
 from fassd.predict import accelerated
 
-__all__ = ["REFERENCE", "Job", "Report", "Row", "calibrate", "run"]
+__all__ = [
+    "REFERENCE",
+    "Job",
+    "Report",
+    "Row",
+    "build_model",
+    "calibrate",
+    "heading",
+    "plain_table",
+    "render_batch",
+    "run",
+    "torch_dtype",
+    "torch_threads",
+    "weights_note",
+]
 
 REFERENCE = "PyTorch"
 
@@ -111,12 +125,7 @@ class Report:
         rows = [
             {
                 "name": row.name,
-                "median_s": row.timing.median,
-                "quartiles_s": row.timing.quartiles,
-                "spread_s": row.timing.spread,
-                "minimum_s": row.timing.minimum,
-                "n": len(row.timing.seconds),
-                "seconds": row.timing.seconds,
+                **row.timing.to_json(),
                 "speedup": row.speedup,
                 "labels_equal_percent": row.agreement.labels,
                 "max_relative_difference": row.agreement.relative,
@@ -138,19 +147,10 @@ class Report:
         )
 
     def _header(self) -> Text:
-        where, job = self.environment, self.job
-        cuda = f" (CUDA {where['cuda']})" if where["device_type"] == "cuda" else ""
-        text = Text(f"{job.model}", style="bold")
-        text.append(
-            f" at {job.batch} x {job.size[0]}x{job.size[1]}, {job.repeats} interleaved rounds\n"
-            f"{where['device']}, {where['threads']} threads, torch {where['torch']}{cuda}, "
-            f"fassd {where['fassd']}",
-            style="not bold",
-        )
-        return text
+        return heading(self.job, self.environment)
 
     def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+        table = plain_table()
         table.add_column("path", no_wrap=True)
         for heading in ("median ms", "fps", "speed-up", "labels %", "diff"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -177,6 +177,24 @@ class Report:
                 cells.append("-" if peak is None else f"{peak / 2**20:.0f} MiB")
             table.add_row(*cells)
         return table
+
+
+def heading(job: Job, environment: Mapping[str, Any]) -> Text:
+    """Two lines above a table: what was measured, and on what machine (`speed.environment`)."""
+    cuda = f" (CUDA {environment['cuda']})" if environment["device_type"] == "cuda" else ""
+    text = Text(f"{job.model}", style="bold")
+    text.append(
+        f" at {job.batch} x {job.size[0]}x{job.size[1]}, {job.repeats} interleaved rounds\n"
+        f"{environment['device']}, {environment['threads']} threads, "
+        f"torch {environment['torch']}{cuda}, fassd {environment['fassd']}",
+        style="not bold",
+    )
+    return text
+
+
+def plain_table(**settings: Any) -> Table:
+    """A rich table without lines, as every report here prints."""
+    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), **settings)
 
 
 @torch.no_grad()
@@ -217,13 +235,10 @@ def run(
         RuntimeError: a device or backend that cannot be used here.
     """
     torch_dtype(job.dtype)  # a mistake shows before the work begins
-    with _threads(job.threads), warnings.catch_warnings(record=True) as caught:
+    with torch_threads(job.threads), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         step("rendering the scene")
-        scenes = [
-            render_street(*job.size, seed=job.seed + i, split="val")[0] for i in range(job.batch)
-        ]
-        batch = torch.from_numpy(np.stack([normalize(scene) for scene in scenes])).to(job.device)
+        scenes, batch = render_batch(job)
         step("building the network")
         model = build_model(job, batch)
         calls: dict[str, Callable[[], torch.Tensor]] = {}
@@ -253,10 +268,7 @@ def _notes(job: Job, rows: list[Row], caught: list[warnings.WarningMessage]) -> 
         f"Compared with {rows[0].name}: speed-up, equal labels, largest difference of a score over "
         "the largest score. ±: half the interquartile range."
     ]
-    if job.weights is None:
-        notes.append("random weights: labels are meaningless until trained weights are given")
-    elif job.weights == "synthetic":
-        notes.append("synthetic weights: trained on generated streets of other textures than this")
+    notes += weights_note(job)
     for row in rows:
         if row.speedup is None:
             notes.append(
@@ -274,7 +286,26 @@ def _notes(job: Job, rows: list[Row], caught: list[warnings.WarningMessage]) -> 
     return notes + sorted(ours)
 
 
+def weights_note(job: Job) -> list[str]:
+    """What the labels are worth, where that is less than one may expect: one sentence, or none."""
+    if job.weights is None:
+        return ["random weights: labels are meaningless until trained weights are given"]
+    if job.weights == "synthetic":
+        return ["synthetic weights: trained on generated streets of other textures than this"]
+    return []
+
+
 # ---------------------------------------------------------------------------------- its parts
+
+
+def render_batch(job: Job) -> tuple[list[npt.NDArray[np.uint8]], torch.Tensor]:
+    """The job's pictures, (H, W, 3) uint8 RGB each, and the network's input made of them.
+
+    The input is (N, 3, H, W) float32, contiguous, on the job's device.
+    """
+    scenes = [render_street(*job.size, seed=job.seed + i, split="val")[0] for i in range(job.batch)]
+    batch = torch.from_numpy(np.stack([normalize(scene) for scene in scenes]))
+    return scenes, batch.to(job.device)
 
 
 def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
@@ -342,7 +373,8 @@ def _memory(
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
+    """PyTorch on `count` CPU threads for a while; None leaves its own choice."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

@@ -27,6 +27,7 @@ __all__ = [
     "agreement",
     "compare",
     "environment",
+    "equal_labels",
     "peak_memory",
     "peak_memory_of_child",
 ]
@@ -64,12 +65,24 @@ class Timing:
     def minimum(self) -> float:
         return min(self.seconds)
 
+    def to_json(self) -> dict[str, Any]:
+        """Every figure of it, in seconds, ready for `json.dump`."""
+        return {
+            "median_s": self.median,
+            "quartiles_s": self.quartiles,
+            "spread_s": self.spread,
+            "minimum_s": self.minimum,
+            "n": len(self.seconds),
+            "seconds": self.seconds,
+        }
+
 
 def compare(
     candidates: Mapping[str, Callable[[], object]],
     *,
     repeats: int = 10,
     warmup: int = 2,
+    rest: float = 0,
     device: torch.device | str = "cpu",
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
@@ -82,6 +95,8 @@ def compare(
         candidates: what to call, by name.
         repeats: measured rounds.
         warmup: rounds before them that are not measured.
+        rest: seconds to wait before each call, in which the worker threads of the candidate before
+            it, if they are other ones, stop spinning on the cores.
         device: on CUDA, calls are timed by events on the current stream, one call at a time.
         tick: called after every round, warm-up included (for a progress bar).
 
@@ -103,6 +118,7 @@ def compare(
     for round_ in range(-warmup, repeats):
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
+            time.sleep(rest)
             elapsed = stopwatch(candidates[name])
             if round_ >= 0:
                 seconds[name].append(elapsed)
@@ -145,6 +161,20 @@ class Agreement:
         return self.labels >= AGREEMENT_LIMIT
 
 
+def equal_labels(reference: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of labels (N, H, W) of any integer type that equal the reference's, in per cent.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if reference.shape != labels.shape:
+        raise ValueError(
+            f"labels must have the reference's shape {tuple(reference.shape)}, "
+            f"got {tuple(labels.shape)}"
+        )
+    return 100 * (reference == labels.to(reference.device)).double().mean().item()
+
+
 def agreement(reference: torch.Tensor, logits: torch.Tensor) -> Agreement:
     """Compare logits (N, classes, H, W) with the reference's.
 
@@ -157,9 +187,9 @@ def agreement(reference: torch.Tensor, logits: torch.Tensor) -> Agreement:
             f"got {tuple(logits.shape)}"
         )
     logits = logits.to(reference.device, reference.dtype)
-    equal = (reference.argmax(1) == logits.argmax(1)).double().mean().item()
     largest = reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
-    return Agreement(100 * equal, ((logits - reference).abs().max() / largest).item())
+    difference = (logits - reference).abs().max() / largest
+    return Agreement(equal_labels(reference.argmax(1), logits.argmax(1)), difference.item())
 
 
 # ----------------------------------------------------------------------------------------- memory

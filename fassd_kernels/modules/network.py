@@ -84,8 +84,12 @@ class FusedNetwork(FASSDNet):
                 x = conv1x1.after_upsample(x, skip)
             else:
                 x = conv1x1(torch.cat([resize(x, (skip.shape[2], skip.shape[3])), skip], 1))
-            x = block(mda(x))
-        return self.head(self.finalConv(x), size)
+            # Step by step, so that what was read last is free before the next is made.
+            del skip
+            x = mda(x)
+            x = block(x)
+        x = self.finalConv(x)
+        return self.head(x, size)
 
     def head(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Scores at the coarse size to what the network returns."""
