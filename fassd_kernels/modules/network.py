@@ -79,13 +79,9 @@ class FusedNetwork(FASSDNet):
 
         x = self.DAPF(x)
         for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
-            skip = skips.pop()
-            if isinstance(conv1x1, FusedUpsampleConv) and not has_hooks(conv1x1):
-                x = conv1x1.after_upsample(x, skip)
-            else:
-                x = conv1x1(torch.cat([resize(x, (skip.shape[2], skip.shape[3])), skip], 1))
-            # Step by step, so that what was read last is free before the next is made.
-            del skip
+            # Step by step and without a name for the skip, so that what was read last is free
+            # before the next is made.
+            x = join(conv1x1, x, skips.pop())
             x = mda(x)
             x = block(x)
         x = self.finalConv(x)
@@ -101,6 +97,13 @@ class FusedNetwork(FASSDNet):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, output={self.output}"
+
+
+def join(conv1x1: nn.Module, low: Tensor, skip: Tensor) -> Tensor:
+    """A decoder 1x1 on [`low` upsampled, `skip`]."""
+    if isinstance(conv1x1, FusedUpsampleConv) and not has_hooks(conv1x1):
+        return conv1x1.after_upsample(low, skip)
+    return conv1x1(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
 
 
 def poolable(layer: nn.Module, following: nn.Module | None) -> bool:
