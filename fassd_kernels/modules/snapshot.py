@@ -25,9 +25,8 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 READ_SETTINGS = {kind: itemgetter(*names) for kind, names in SETTINGS.items()}
 ALL_SETTINGS = tuple(name for names in SETTINGS.values() for name in names)
-READ_HOOKS = itemgetter(
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+READ_HOOKS = itemgetter(*HOOKS)
 
 # Optimizers with fused=True edit parameters without counting it in their version.
 optimizer_steps = 0
@@ -88,8 +87,8 @@ def take_snapshot(module: nn.Module) -> Snapshot:
 
 
 def has_hooks(part: nn.Module) -> bool:
-    first, second, third, fourth = READ_HOOKS(part.__dict__)
-    return bool(first or second or third or fourth)
+    table = part.__dict__
+    return any(table[name] for name in HOOKS)  # a compiler that traces this knows no itemgetter
 
 
 def read_part(part: nn.Module, now: Snapshot) -> None:
@@ -97,7 +96,8 @@ def read_part(part: nn.Module, now: Snapshot) -> None:
     read = READ_SETTINGS.get(kind)
     settings = read(table) if read else tuple(map(table.get, ALL_SETTINGS))
     now.configuration.append((kind, settings))
-    if has_hooks(part):
+    first, second, third, fourth = READ_HOOKS(table)
+    if first or second or third or fourth:
         now.hooked = True
     if "weight" in table or "parametrizations" in table["_modules"]:
         now.countable = False
