@@ -221,9 +221,9 @@ Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_wei
                                  const OptionalTensor& vertical_bias,
                                  const OptionalTensor& horizontal_bias,
                                  const OptionalTensor& vertical_slope,
-                                 const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
-                                 int64_t dilation, const std::string& activation,
-                                 ImageSize& size) {
+                                 const OptionalTensor& horizontal_slope,
+                                 const OptionalTensors& packed, int64_t dilation,
+                                 const std::string& activation, ImageSize& size) {
   const std::string op = "asymmetric_conv";
   check_image(op, "input", input);
   check_weight(op, "vertical_weight", vertical_weight, input.size(1), input, {{3, 1}});

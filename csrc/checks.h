@@ -40,9 +40,9 @@ Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_wei
                                  const OptionalTensor& vertical_bias,
                                  const OptionalTensor& horizontal_bias,
                                  const OptionalTensor& vertical_slope,
-                                 const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
-                                 int64_t dilation, const std::string& activation,
-                                 ImageSize& size);
+                                 const OptionalTensor& horizontal_slope,
+                                 const OptionalTensors& packed, int64_t dilation,
+                                 const std::string& activation, ImageSize& size);
 
 ImageSize check_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
                      const OptionalTensors& packed, const Integers& dilations);

@@ -43,7 +43,8 @@ Tensor hardblock(const Tensor& input, const Tensors& weights, const Tensors& bia
                  const OptionalTensors& packed);
 
 Tensor mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
-           const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed, int64_t dilation);
+           const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
+           int64_t dilation);
 
 Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
                         const OptionalTensor& bias, const OptionalTensor& slope,

@@ -127,16 +127,25 @@ class Segmenter:
         Returns:
             (classes, H, W) float32 at the picture's own size, on the network's device.
         """
-        return self._logits(image)
+        prefix = _name(image)
+        batch, size = self._batch(image, prefix)
+        return self._resized(self._run(self.model, batch, prefix), size)
 
     def _predict(self, image: Any, prefix: str = "") -> Labels:
-        scores = self._logits(image, prefix)
+        prefix = _name(image) or prefix
+        batch, size = self._batch(image, prefix)
+        # Networks of fassd_kernels give labels without full-size scores, of up to 256 classes.
+        network: Any = self.model
+        direct = getattr(network, "predict_labels", None)
+        if direct and size == tuple(batch.shape[2:]) and network.num_classes <= 256:
+            return self._run(direct, batch, prefix)[0].cpu().numpy()
+        scores = self._resized(self._run(self.model, batch, prefix), size)
         labels = scores.argmax(0).cpu().numpy()
         return labels.astype(np.uint8) if len(scores) <= 256 else labels.astype(np.uint16)
 
-    def _logits(self, image: Any, prefix: str = "") -> torch.Tensor:
+    def _batch(self, image: Any, prefix: str) -> tuple[torch.Tensor, tuple[int, int]]:
+        """The network's input, (1, 3, H, W), and the picture's own size."""
         if isinstance(image, (str, os.PathLike)):
-            prefix = f"{os.fspath(image)}: "
             picture = read_image(image)
         else:
             try:
@@ -148,14 +157,26 @@ class Segmenter:
             resized = Image.fromarray(picture).resize(self.size[::-1], Image.Resampling.BILINEAR)
             picture = np.asarray(resized)
         batch = torch.from_numpy(normalize(picture))[None].to(self.device, self.dtype)
+        return batch, (height, width)
+
+    def _run(self, network: Any, batch: torch.Tensor, prefix: str) -> torch.Tensor:
         try:
             with torch.inference_mode():
-                scores = self.model(batch).float()
+                return network(batch)
         except ValueError as error:
             raise ValueError(f"{prefix}{error}") from error
-        if scores.shape[2:] != (height, width):
-            scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=True)
+
+    def _resized(self, scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The scores of one picture at `size`, (classes, H, W) float32."""
+        scores = scores.float()
+        if scores.shape[2:] != size:
+            scores = F.interpolate(scores, size, mode="bilinear", align_corners=True)
         return scores[0]
+
+
+def _name(image: Any) -> str:
+    """What errors about a picture begin with: its file, if it is one."""
+    return f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
 
 
 def to_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:

@@ -94,7 +94,8 @@ def accelerate(
         fused.register_forward_pre_hook(cast_inputs, with_kwargs=True)
     if not any(done.values()):
         warnings.warn(
-            f"accelerate: {type(model).__name__} has no module that can be fused; nothing was swapped",
+            f"accelerate: {type(model).__name__} has no module that can be fused; "
+            "nothing was swapped",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -114,7 +114,8 @@ def check_packed(op: str, packed: Sequence[Tensor] | None, expected: int) -> Non
     """Check that packed weights are given for all weights or for none."""
     check(
         packed is None or len(packed) == expected,
-        f"{op}: packed has {len(packed or ())} tensors; expected none or {expected}, one per weight",
+        f"{op}: packed has {len(packed or ())} tensors; expected none or {expected}, "
+        "one per weight",
     )
 
 

@@ -76,9 +76,9 @@ void run_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases
     run(conv, out.size(0));
   }
   const Tensor& fuse = weights.back();
-  const Weights<T> fuse_weights("aspp", torch::stable::narrow(const_cast<Tensor&>(fuse), 1, 0,
-                                                              branches * width),
-                                packed_at(packed, branches + 1));
+  const Weights<T> fuse_weights(
+      "aspp", torch::stable::narrow(const_cast<Tensor&>(fuse), 1, 0, branches * width),
+      packed_at(packed, branches + 1));
   Image concatenation = image_of(joined);
   for (int64_t n = 0; n < out.size(0); n++) {
     std::vector<double> pooled =
@@ -87,15 +87,14 @@ void run_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases
       value = value < 0 ? 0 : value;
     }
     std::vector<T> bias((out.size(1) / channel_padding + 2) * channel_padding, T(0));
-    const std::vector<double> sums =
-        multiply<T>(fuse, branches * width, pooled, biases.back());
+    const std::vector<double> sums = multiply<T>(fuse, branches * width, pooled, biases.back());
     std::copy(sums.begin(), sums.end(), bias.begin());
     Conv<T> conv;
     attach(conv, fuse_weights, concatenation);
     conv.epilogue.bias = bias.data();
     conv.out = destination(out);
-    conv.out.data = static_cast<char*>(conv.out.data) +
-                    n * conv.out.stride_n * element_size(conv.out.dtype);
+    conv.out.data =
+        static_cast<char*>(conv.out.data) + n * conv.out.stride_n * element_size(conv.out.dtype);
     Image one = concatenation;
     one.data = static_cast<const T*>(concatenation.data) + n * concatenation.stride_n;
     conv.inputs = &one;

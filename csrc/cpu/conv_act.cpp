@@ -40,21 +40,20 @@ template <typename T>
 void run_pooled(const Conv<T>& conv, Tensor& out) {
   const int64_t width = conv.out_width, channels = conv.out_channels, row = width * channels;
   const Destination to = destination(out);
-  parallel_bands<T>(
-      out.size(0), 2 * out.size(2), row, kernels<T>().conv_scratch(conv),
-      [&](T* scratch, int64_t n, int64_t first, int64_t last) {
-        const Band<T> band = {scratch, channels, conv.out_height, width, first, last};
-        Conv<T> part = conv;
-        part.out = band.destination();
-        run_rows(part, n, first, last, scratch + band.values());
-        for (int64_t y = first; y < last; y += 2) {
-          const T* top = scratch + (y - first) * row;
-          char* pooled = static_cast<char*>(to.data) +
-                         to.offset(n, y / 2, 0) * element_size(to.dtype);
-          kernels<T>().pool_rows(top, top + row, channels, out.size(3), channels, pooled, to.dtype,
-                                 to.stride_w);
-        }
-      });
+  parallel_bands<T>(out.size(0), 2 * out.size(2), row, kernels<T>().conv_scratch(conv),
+                    [&](T* scratch, int64_t n, int64_t first, int64_t last) {
+                      const Band<T> band = {scratch, channels, conv.out_height, width, first, last};
+                      Conv<T> part = conv;
+                      part.out = band.destination();
+                      run_rows(part, n, first, last, scratch + band.values());
+                      for (int64_t y = first; y < last; y += 2) {
+                        const T* top = scratch + (y - first) * row;
+                        char* pooled = static_cast<char*>(to.data) +
+                                       to.offset(n, y / 2, 0) * element_size(to.dtype);
+                        kernels<T>().pool_rows(top, top + row, channels, out.size(3), channels,
+                                               pooled, to.dtype, to.stride_w);
+                      }
+                    });
 }
 
 }  // namespace

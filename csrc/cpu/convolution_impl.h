@@ -25,9 +25,7 @@ struct StripPlan {
 
   int64_t run_values(const Conv<T>& conv) const { return conv.in_channels * pitch; }
   int64_t slot_values(const Conv<T>& conv) const { return count * run_values(conv); }
-  int64_t sums(const Conv<T>& conv) const {
-    return round_up(conv.out_channels, lanes<T>) * width;
-  }
+  int64_t sums(const Conv<T>& conv) const { return round_up(conv.out_channels, lanes<T>) * width; }
 };
 
 template <typename T>
@@ -65,9 +63,9 @@ StripPlan<T> plan_strip(const Conv<T>& conv) {
   constexpr int64_t bytes = 256 * 1024, most = 4;
   const int64_t weights = conv.out_channels * conv.in_channels * conv.kernel_h * conv.kernel_w;
   int64_t tiles = weights * int64_t(sizeof(T)) > bytes ? most : 1;
-  while (tiles > 1 && ((tiles - 1) * tile_pixels<T> >= conv.out_width ||
-                       conv.kernel_h * plan_strip(conv, tiles).slot_values(conv) *
-                               int64_t(sizeof(T)) > bytes)) {
+  while (tiles > 1 &&
+         ((tiles - 1) * tile_pixels<T> >= conv.out_width ||
+          conv.kernel_h * plan_strip(conv, tiles).slot_values(conv) * int64_t(sizeof(T)) > bytes)) {
     tiles--;
   }
   return plan_strip(conv, tiles);
@@ -237,8 +235,8 @@ void convolve_directly(const Conv<T>& conv, const T* weights, const Part& part, 
 // overflow, spread to a whole tile, and are convolved directly.
 //
 // Registers hold one value of adjacent tiles. The columns of a row lie in one plane per column of a
-// tile: plane p holds columns p, p + side, p + 2 * side, ... of the strip, but the last plane begins
-// a tile earlier, with the column left of the strip.
+// tile: plane p holds columns p, p + side, p + 2 * side, ... of the strip, but the last plane
+// begins a tile earlier, with the column left of the strip.
 
 // B^T d, along one axis.
 template <int side, typename T>
@@ -282,16 +280,15 @@ constexpr float largest_for_winograd = 1e34f;
 template <typename T, int side>
 struct WinogradPlan {
   static constexpr int64_t reach = side + 2, values = reach * reach;
-  int64_t tiles;      // at most, in a row of the strip
-  int64_t plane;      // one more tile than that, in whole vectors
-  int64_t slot;       // a row of the strip: all planes of all channels
+  int64_t tiles;  // at most, in a row of the strip
+  int64_t plane;  // one more tile than that, in whole vectors
+  int64_t slot;   // a row of the strip: all planes of all channels
   int64_t transformed, products, sums;
 
   explicit WinogradPlan(const Conv<T>& conv) {
     // What the products read shall stay in the second level of the cache.
     constexpr int64_t bytes = 640 * 1024;
-    const bool narrow =
-        values * conv.in_channels * tile_pixels<T> * int64_t(sizeof(T)) > bytes;
+    const bool narrow = values * conv.in_channels * tile_pixels<T> * int64_t(sizeof(T)) > bytes;
     tiles = narrow ? lanes<T> : tile_pixels<T>;
     plane = tiles + lanes<T>;
     slot = conv.in_channels * side * plane;
@@ -300,9 +297,7 @@ struct WinogradPlan {
     sums = round_up(conv.out_channels, lanes<T>) * tiles;
   }
 
-  int64_t total() const {
-    return reach * slot + transformed + products + side * side * sums;
-  }
+  int64_t total() const { return reach * slot + transformed + products + side * side * sums; }
 };
 
 template <typename T>
@@ -398,8 +393,8 @@ class WinogradStrip {
     for (int64_t p = 0; p < side; p++) {
       const bool last = p == side - 1;
       const Columns columns = {x0_ + (last ? -1 : p), side, tiles_ + (last || p == 0 ? 1 : 0)};
-      const T found = load_planes(conv_, part_.n, row, columns, planes + p * plan_.plane,
-                                  side * plan_.plane);
+      const T found =
+          load_planes(conv_, part_.n, row, columns, planes + p * plan_.plane, side * plan_.plane);
       most = found <= most || most != most ? most : found;
     }
     return most <= T(largest_for_winograd);

@@ -66,7 +66,8 @@ struct Epilogue {
 constexpr int64_t channel_padding = 16;
 
 // How a convolution is computed: a sum over taps, or for 3x3 kernels at stride and dilation 1
-// Winograd's F(2x2, 3x3), 16 products where the sum takes 36, or F(4x4, 3x3), 36 where it takes 144.
+// Winograd's F(2x2, 3x3), 16 products where the sum takes 36, or F(4x4, 3x3), 36 where it takes
+// 144.
 enum class Method { direct, winograd2, winograd4 };
 
 // Output pixels on a side of a tile: where parts of the work may begin.

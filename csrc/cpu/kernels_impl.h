@@ -31,8 +31,8 @@ namespace {
 
 }  // namespace
 
-#define FASSD_TABLE(T)                                                                     \
-  {lanes<T>,      tile_outputs,       conv_scratch<T>, conv<T>, interpolate<T>,            \
+#define FASSD_TABLE(T)                                                          \
+  {lanes<T>,      tile_outputs,       conv_scratch<T>, conv<T>, interpolate<T>, \
    argmax_row<T>, blend_to_planes<T>, pool_rows<T>,    load<T>, store<T>}
 
 const Kernels<float> float_kernels = FASSD_TABLE(float);

@@ -33,8 +33,7 @@ Tensor empty_labels(int64_t batch, int64_t height, int64_t width) {
   if (bytes <= small_result) {
     return torch::stable::empty({batch, height, width}, ScalarType::Byte);
   }
-  return empty_strided({batch, height, width}, {height * width, width, 1}, bytes,
-                       ScalarType::Byte);
+  return empty_strided({batch, height, width}, {height * width, width, 1}, bytes, ScalarType::Byte);
 }
 
 Image image_of(const Tensor& tensor) {
@@ -60,8 +59,8 @@ std::vector<Image> images_of(const Tensors& tensors) {
 
 Image channels_of(const Image& image, int64_t first, int64_t count) {
   Image part = image;
-  part.data = static_cast<const char*>(image.data) +
-              first * image.stride_c * element_size(image.dtype);
+  part.data =
+      static_cast<const char*>(image.data) + first * image.stride_c * element_size(image.dtype);
   part.channels = count;
   return part;
 }
@@ -90,8 +89,8 @@ ChannelsLast<T>::ChannelsLast(const Tensor& tensor) : image_(image_of(tensor)) {
   const int64_t size = element_size(from.dtype);
   torch::stable::parallel_for(0, batch * height, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {
-      const char* line = static_cast<const char*>(from.data) +
-                         from.offset(item / height, item % height) * size;
+      const char* line =
+          static_cast<const char*>(from.data) + from.offset(item / height, item % height) * size;
       // 16 pixels at a time, so that the lines written stay in the cache while planes are read.
       constexpr int64_t pixels = 16;
       for (int64_t x = 0; x < width; x += pixels) {
@@ -122,8 +121,8 @@ int64_t band_rows(int64_t batch, int64_t height, int64_t bytes_per_row) {
   const int64_t bands = 4 * int64_t(torch::stable::get_num_threads());
   const int64_t balanced = (batch * height + bands - 1) / bands;
   const int64_t cached = scratch_bytes / std::max<int64_t>(1, bytes_per_row);
-  return std::max<int64_t>(band_step, (std::min({balanced, cached, height}) + band_step - 1) /
-                                          band_step * band_step);
+  return std::max<int64_t>(
+      band_step, (std::min({balanced, cached, height}) + band_step - 1) / band_step * band_step);
 }
 
 template <typename T>
@@ -172,7 +171,8 @@ void run(const Conv<T>& whole, int64_t batch) {
           const int64_t column = begin / rows % columns;
           const int64_t first = begin % rows, last = std::min(rows, first + end - begin);
           const Part part = {begin / (rows * columns), side * first,
-                             std::min(side * last, conv.out_height), strips * column / columns * strip,
+                             std::min(side * last, conv.out_height),
+                             strips * column / columns * strip,
                              std::min(strips * (column + 1) / columns * strip, conv.out_width)};
           kernels<T>().conv(conv, part, scratch);
           begin += last - first;

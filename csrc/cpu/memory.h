@@ -144,8 +144,8 @@ void parallel_items(int64_t count, int64_t scratch, const Body& body) {
 constexpr int64_t band_step = 4;
 int64_t band_rows(int64_t batch, int64_t height, int64_t bytes_per_row);
 
-// Runs body(scratch, n, first row, last row) over bands of rows of a batch of images. `extra` values
-// of scratch are added to those that the rows take.
+// Runs body(scratch, n, first row, last row) over bands of rows of a batch of images. `extra`
+// values of scratch are added to those that the rows take.
 template <typename T, typename Body>
 void parallel_bands(int64_t batch, int64_t height, int64_t values_per_row, int64_t extra,
                     const Body& body) {

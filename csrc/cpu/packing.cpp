@@ -16,9 +16,8 @@ constexpr int64_t header = 16;  // values; keeps the weights behind it aligned
 
 template <typename T>
 std::array<T, fields> header_of(const Tensor& weight, Method method) {
-  return {T(int(method)),        T(kernels<T>().outputs),
-          T(weight.size(0)),             T(weight.size(1)),
-          T(weight.size(2)),             T(weight.size(3))};
+  return {T(int(method)),    T(kernels<T>().outputs), T(weight.size(0)),
+          T(weight.size(1)), T(weight.size(2)),       T(weight.size(3))};
 }
 
 // Values of a weight of one input and output channel: taps, or G g G^T.
@@ -38,7 +37,7 @@ constexpr double g4[6][3] = {{1. / 4, 0, 0},
 
 // (G g G^T)[i][j]; in double, rounded once.
 double transformed(Method method, const double g[3][3], int64_t i, int64_t j) {
-  const double(*const of)[3] = method == Method::winograd4 ? g4 : g2;
+  const double (*const of)[3] = method == Method::winograd4 ? g4 : g2;
   double sum = 0;
   for (int a = 0; a < 3; a++) {
     for (int b = 0; b < 3; b++) {
@@ -70,8 +69,8 @@ Tensor pack(const Tensor& weight, Method method) {
   const int64_t taps = weight.size(2) * weight.size(3), kernel_w = weight.size(3);
   const int64_t rows = values_of(weight, method), reach = tile_side(method) + 2;
   // Bytes, so that nothing converts them: not `half()`, not autocast.
-  Tensor packed = torch::stable::empty({(header + out * in * rows) * int64_t(sizeof(T))},
-                                       ScalarType::Byte);
+  Tensor packed =
+      torch::stable::empty({(header + out * in * rows) * int64_t(sizeof(T))}, ScalarType::Byte);
   T* const to = static_cast<T*>(packed.mutable_data_ptr());
   std::fill(to, to + header, T(0));
   const auto told = header_of<T>(weight, method);
@@ -98,9 +97,7 @@ Tensor pack(const Tensor& weight, Method method) {
       T* const block = panels + first * in * rows;
       for (int64_t c = 0; c < in; c++) {
         for (int64_t o = 0; o < count; o++) {
-          const auto put = [&](int64_t row, T value) {
-            block[(row * in + c) * count + o] = value;
-          };
+          const auto put = [&](int64_t row, T value) { block[(row * in + c) * count + o] = value; };
           const auto tap_value = [&](int64_t tap) {
             return plain[(tap * in + c) * out + first + o];
           };
@@ -141,24 +138,24 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
   }
   const auto told = header_of<T>(weight, method_);
   const int64_t rows = values_of(weight, method_);
-  const bool whole = packed->scalar_type() == ScalarType::Byte && packed->dim() == 1 &&
-                     packed->is_contiguous() && packed->is_cpu() &&
-                     packed->numel() == int64_t(sizeof(T)) *
-                                            (header + weight.size(0) * weight.size(1) * rows);
-  STD_TORCH_CHECK(whole && std::equal(told.begin(), told.end(),
-                                      static_cast<const T*>(packed->const_data_ptr())),
-                  op, ": packed weights of shape ", shape_name(*packed), " and dtype ",
-                  dtype_name(packed->scalar_type()), " are not what pack_weight gives for a weight ",
-                  "of shape ", shape_name(weight), ", this stride and dilation on this machine");
+  const bool whole =
+      packed->scalar_type() == ScalarType::Byte && packed->dim() == 1 && packed->is_contiguous() &&
+      packed->is_cpu() &&
+      packed->numel() == int64_t(sizeof(T)) * (header + weight.size(0) * weight.size(1) * rows);
+  STD_TORCH_CHECK(
+      whole &&
+          std::equal(told.begin(), told.end(), static_cast<const T*>(packed->const_data_ptr())),
+      op, ": packed weights of shape ", shape_name(*packed), " and dtype ",
+      dtype_name(packed->scalar_type()), " are not what pack_weight gives for a weight ",
+      "of shape ", shape_name(weight), ", this stride and dilation on this machine");
   packed_ = *packed;
 }
 
 template <typename T>
 const T* Weights<T>::direct(const void* self) {
   const auto& weights = *static_cast<const Weights<T>*>(self);
-  std::call_once(weights.direct_->once, [&] {
-    weights.direct_->packed = pack<T>(weights.weight_, Method::direct);
-  });
+  std::call_once(weights.direct_->once,
+                 [&] { weights.direct_->packed = pack<T>(weights.weight_, Method::direct); });
   return static_cast<const T*>(weights.direct_->packed.const_data_ptr()) + header;
 }
 

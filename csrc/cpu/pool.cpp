@@ -34,7 +34,8 @@ int64_t round_up(int64_t bytes, int64_t step) {
 // the system does not allow it.
 char* reserve(int64_t& size) {
   const int64_t memory = int64_t(sysconf(_SC_PHYS_PAGES)) * int64_t(sysconf(_SC_PAGESIZE));
-  for (size = round_up(2 * memory, huge_page); size >= memory / 8; size = round_up(size / 2, huge_page)) {
+  for (size = round_up(2 * memory, huge_page); size >= memory / 8;
+       size = round_up(size / 2, huge_page)) {
     void* const found = mmap(nullptr, size, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (found != MAP_FAILED) {

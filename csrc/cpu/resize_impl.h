@@ -35,7 +35,8 @@ void interpolate(const T* top, const T* bottom, int64_t stride_w, const int64_t*
     const T a = (1 - weight_right[x]) * weight_top, b = weight_right[x] * weight_top;
     const T c = (1 - weight_right[x]) * weight_bottom, d = weight_right[x] * weight_bottom;
     const T *top_left = top + left[x] * stride_w, *top_right = top + right[x] * stride_w;
-    const T *bottom_left = bottom + left[x] * stride_w, *bottom_right = bottom + right[x] * stride_w;
+    const T *bottom_left = bottom + left[x] * stride_w,
+            *bottom_right = bottom + right[x] * stride_w;
     for_channels<T>(channels, [&](int64_t i, int64_t count) {
       const Vector<T> v = load_some(top_left + i, count) * a + load_some(top_right + i, count) * b +
                           load_some(bottom_left + i, count) * c +

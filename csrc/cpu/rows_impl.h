@@ -165,8 +165,8 @@ template <typename T, typename In>
 inline Vector<T> load_strided(const Image& image, const In* row, const Prologue<T>& prologue,
                               const Columns& columns, const Planes<T>& planes) {
   const int64_t from = larger(0, ceil_div(-columns.first, columns.step));
-  const int64_t to = smaller(columns.count,
-                             floor_div(image.width - 1 - columns.first, columns.step) + 1);
+  const int64_t to =
+      smaller(columns.count, floor_div(image.width - 1 - columns.first, columns.step) + 1);
   T most = 0;
   for (int64_t c = 0; c < image.channels; c++) {
     T* const plane = planes.base + c * planes.pitch;
@@ -232,10 +232,10 @@ T load_planes(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns,
 
 // --- ahead of time -------------------------------------------------------------------------------
 
-// Cache lines that will be read or written soon. A strip jumps from row to row, which the hardware's
-// prefetchers do not foresee: waiting for lines took twice as long as all else that loading does
-// (1x1, 126 to 63 channels at 256x512: 8 of 20 ms on one core). They are asked for a few at a time,
-// between products, since a core waits for so many at once only.
+// Cache lines that will be read or written soon. A strip jumps from row to row, which the
+// hardware's prefetchers do not foresee: waiting for lines took twice as long as all else that
+// loading does (1x1, 126 to 63 channels at 256x512: 8 of 20 ms on one core). They are asked for a
+// few at a time, between products, since a core waits for so many at once only.
 class Ahead {
  public:
   // Columns of row y of every input that has adjacent channels, or few of them.
@@ -290,9 +290,7 @@ class Ahead {
   };
 
   void add(const void* data, ScalarType dtype, int64_t at, int64_t values) {
-    const int64_t size = dtype == ScalarType::Double  ? 8
-                         : dtype == ScalarType::Float ? 4
-                                                      : 2;
+    const int64_t size = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
     if (count_ < most) {
       const char* begin = static_cast<const char*>(data) + at * size;
       regions_[count_++] = {begin, begin + values * size};

@@ -34,9 +34,8 @@ void interpolate_row(const Image& image, const ResizeAxis<T>& rows, const Resize
   const T* data = static_cast<const T*>(image.data);
   kernels<T>().interpolate(data + image.offset(n, rows.before[y]),
                            data + image.offset(n, rows.after[y]), image.stride_w,
-                           columns.before.data(), columns.after.data(),
-                           columns.weight_after.data(), rows.weight_after[y], begin, end,
-                           image.channels, out, image.channels);
+                           columns.before.data(), columns.after.data(), columns.weight_after.data(),
+                           rows.weight_after[y], begin, end, image.channels, out, image.channels);
 }
 
 }  // namespace fassd::cpu

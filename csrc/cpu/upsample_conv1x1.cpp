@@ -49,19 +49,18 @@ void run_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor&
   conv.epilogue.activation = activation;
   conv.epilogue.slope = slopes.data();
   conv.out = destination(out);
-  parallel_bands<T>(
-      batch, height, width * channels, kernels<T>().conv_scratch(conv),
-      [&](T* scratch, int64_t n, int64_t first, int64_t last) {
-        const Band<T> resized = {scratch, channels, height, width, first, last};
-        for (int64_t y = first; y < last; y++) {
-          interpolate_row(low_share, rows, columns, n, y, 0, width,
-                          scratch + (y - first) * resized.row());
-        }
-        const Image added = resized.image();
-        Conv<T> band = conv;
-        band.epilogue.residual = &added;
-        run_rows(band, n, first, last, scratch + resized.values());
-      });
+  parallel_bands<T>(batch, height, width * channels, kernels<T>().conv_scratch(conv),
+                    [&](T* scratch, int64_t n, int64_t first, int64_t last) {
+                      const Band<T> resized = {scratch, channels, height, width, first, last};
+                      for (int64_t y = first; y < last; y++) {
+                        interpolate_row(low_share, rows, columns, n, y, 0, width,
+                                        scratch + (y - first) * resized.row());
+                      }
+                      const Image added = resized.image();
+                      Conv<T> band = conv;
+                      band.epilogue.residual = &added;
+                      run_rows(band, n, first, last, scratch + resized.values());
+                    });
 }
 
 }  // namespace
@@ -75,8 +74,7 @@ Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& w
   Tensor out = empty_image(size, skip[0].scalar_type());
   if (size.numel() > 0) {
     with_arithmetic(skip[0].scalar_type(), [&](auto type) {
-      run_upsample_conv1x1<decltype(type)>(low, skip, weight, bias, slope, packed,
-                                            parsed, out);
+      run_upsample_conv1x1<decltype(type)>(low, skip, weight, bias, slope, packed, parsed, out);
     });
   }
   return out;

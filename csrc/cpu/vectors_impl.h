@@ -121,8 +121,7 @@ inline __m512 from_bfloat16(__m256i v) {
 inline __m256i to_bfloat16(__m512 v) {
   const __m512i bits = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-  __m512i rounded =
-      _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
                                   _mm512_set1_epi32(0x7fc00000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
@@ -134,8 +133,7 @@ inline __m256 from_bfloat16(__m128i v) {
 inline __m128i to_bfloat16(__m256 v) {
   const __m256i bits = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
-  const __m256i rounded =
-      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
   const __m256 kept = _mm256_blendv_ps(_mm256_castsi256_ps(rounded),
                                        _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)),
                                        _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
@@ -384,8 +382,10 @@ inline void transpose(Vector<T>* rows) {
 #pragma GCC unroll 16
     for (int j = 0; j < quad; j++) {
       const Vector<T> a = t[j], b = t[quad + j], c = t[2 * quad + j], d = t[3 * quad + j];
-      const Vector<T> ab_even = gathered<T, false>(a, b, all), ab_odd = gathered<T, true>(a, b, all);
-      const Vector<T> cd_even = gathered<T, false>(c, d, all), cd_odd = gathered<T, true>(c, d, all);
+      const Vector<T> ab_even = gathered<T, false>(a, b, all),
+                      ab_odd = gathered<T, true>(a, b, all);
+      const Vector<T> cd_even = gathered<T, false>(c, d, all),
+                      cd_odd = gathered<T, true>(c, d, all);
       rows[j] = gathered<T, false>(ab_even, cd_even, all);
       rows[2 * quad + j] = gathered<T, true>(ab_even, cd_even, all);
       rows[quad + j] = gathered<T, false>(ab_odd, cd_odd, all);

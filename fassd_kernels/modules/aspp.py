@@ -63,7 +63,7 @@ class FusedASPP(Fused, ASPP):
         return {
             "weights": [weight for weight, _ in folded],
             "biases": [bias for _, bias in folded],
-            "dilations": [layer.conv.dilation[0] for layer in self.atrous],
+            "dilations": [layer.conv.dilation[0] for layer in self.convolutions()[1:-2]],
         }
 
     def plan(self, packed: Packed) -> list[Plan]:

@@ -248,7 +248,7 @@ def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2
     padding = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
     settings = (conv.groups, conv.padding_mode, conv.padding)
     if conv.kernel_size not in KERNELS or settings != (1, "zeros", padding):
-        return f"{name} is {conv}; expected a 3x3, 3x1, 1x3 or 1x1 kernel with \"same\" padding"
+        return f'{name} is {conv}; expected a 3x3, 3x1, 1x3 or 1x1 kernel with "same" padding'
     return ""
 
 

@@ -35,11 +35,11 @@ class FusedHarDBlock(Fused, HarDBlock):
         widths: list[int] = []
         for k, layer in enumerate(layers, start=1):
             why = FusedConvLayer.mismatch(layer)
-            conv = layer.conv if not why else None
-            if not why and (conv.kernel_size, conv.stride, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
-                why = f"conv is {conv}; expected a 3x3 kernel at stride 1"
             if why:
                 return f"layers[{k - 1}]: {why}"
+            conv: Any = layer.get_submodule("conv")
+            if (conv.kernel_size, conv.stride, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
+                return f"layers[{k - 1}]: conv is {conv}; expected a 3x3 kernel at stride 1"
             widths = widths or [conv.in_channels]
             feeding = sum(widths[source] for source in sources_of(k))
             if conv.in_channels != feeding:
@@ -56,7 +56,7 @@ class FusedHarDBlock(Fused, HarDBlock):
             self.__dict__.setdefault(name, None)
 
     def batch_norms(self) -> Iterator[nn.Module]:
-        return (layer.norm for layer in self.layers)
+        return (layer.get_submodule("norm") for layer in self.layers)
 
     def pack(self, dtype: torch.dtype) -> Packed:
         folded = [fold(layer.conv, layer.norm, dtype) for layer in self.layers]
@@ -64,5 +64,3 @@ class FusedHarDBlock(Fused, HarDBlock):
 
     def plan(self, packed: Packed) -> list[Plan]:
         return [(weight, (1, 1), (1, 1)) for weight in packed["weights"]]
-
-

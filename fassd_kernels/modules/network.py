@@ -54,16 +54,38 @@ class FusedNetwork(FASSDNet):
             if isinstance(layer, FusedConvLayer):
                 fused.conv1x1_up[index] = FusedUpsampleConv.take_over(layer, backend)
         if not FusedConv2d.mismatch(fused.finalConv):
-            fused.finalConv = FusedConv2d.take_over(fused.finalConv, backend)
+            fused._modules["finalConv"] = FusedConv2d.take_over(fused.finalConv, backend)
         return fused
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             return super().forward(x)
+        if self.output == "labels":
+            return self.predict_labels(x)
+        scores, size = self.scores(x), (x.shape[2], x.shape[3])
+        return resize(scores, size) if transforming() else self.run("upsample", scores, size)
+
+    def predict_labels(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to the class of every pixel, uint8 (N, H, W), whatever `output` is.
+
+        In eval mode, where the full-size logits are never written; of at most 256 classes.
+        """
+        if self.training:
+            return super().forward(x).argmax(1).to(torch.uint8)
+        scores, size = self.scores(x), (x.shape[2], x.shape[3])
+        if transforming():
+            return resize(scores, size).argmax(1).to(torch.uint8)
+        return self.run("upsample_argmax", scores, size)
+
+    def run(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Call a resizing operator."""
+        return ops.operator(name, choose(self.backend, x.device.type, name))(x, size)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to logits (N, num_classes, h, w) of the finest map, in eval mode."""
         self._check_input(x)
-        size = (x.shape[2], x.shape[3])
         skips = []
-        layers = list(self.base)
+        layers: list[Any] = list(self.base)
         passed = -1  # the last layer that is done
         for index, layer in enumerate(layers):
             if index <= passed:
@@ -84,16 +106,7 @@ class FusedNetwork(FASSDNet):
             x = join(conv1x1, x, skips.pop())
             x = mda(x)
             x = block(x)
-        x = self.finalConv(x)
-        return self.head(x, size)
-
-    def head(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Scores at the coarse size to what the network returns."""
-        name = "upsample_argmax" if self.output == "labels" else "upsample"
-        if transforming():
-            x = resize(x, size)
-            return x.argmax(1).to(torch.uint8) if self.output == "labels" else x
-        return ops.operator(name, choose(self.backend, x.device.type, name))(x, size)
+        return self.finalConv(x)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, output={self.output}"

@@ -59,7 +59,9 @@ def test_any_strides_of_a_weight_are_packed_alike(subject, dtype):
     weight = torch.randn(9, 7, 3, 3, generator=torch.Generator().manual_seed(0))
     weight = weight.to(subject.device, dtype)
     right = pack(subject, weight)
-    assert torch.equal(pack(subject, weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)), right)
+    assert torch.equal(
+        pack(subject, weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)), right
+    )
     assert torch.equal(pack(subject, torch.cat([weight, weight])[9:]), right)
 
 
@@ -78,7 +80,7 @@ def test_packed_for_something_else_is_refused(subject):
         pack(subject, weight).double(),
         torch.zeros(7),
     ):
-        with pytest.raises(RuntimeError, match="packed weights of shape .* are not what pack_weight"):
+        with pytest.raises(RuntimeError, match=r"packed weights .* are not what pack_weight gives"):
             subject(call.with_(packed=other))
 
 

@@ -30,7 +30,11 @@ EXPECTED = {
     "fassd_net": {**BASELINE, **DAPF_ONE, **MDA_THREE},
     "fassd_net_l1": {**BASELINE, **DAPF_ONE, **MDA_THREE},
     "fassd_net_l2": {
-        **BASELINE, **DAPF_ONE, **MDA_THREE, "FusedConvLayer": 11, "FusedHarDBlock": 4
+        **BASELINE,
+        **DAPF_ONE,
+        **MDA_THREE,
+        "FusedConvLayer": 11,
+        "FusedHarDBlock": 4,
     },
     "baseline_dapf": {**BASELINE, **DAPF_ONE},
     "baseline_mda": {**BASELINE, **MDA_THREE},
@@ -38,7 +42,10 @@ EXPECTED = {
     "baseline_aspp": {**BASELINE, **ASPP_ONE},
     "baseline": BASELINE,
     "fc_hardnet_70": {
-        "FusedConvLayer": 9, "FusedHarDBlock": 9, "FusedUpsampleConv": 4, "FusedConv2d": 1
+        "FusedConvLayer": 9,
+        "FusedHarDBlock": 9,
+        "FusedUpsampleConv": 4,
+        "FusedConv2d": 1,
     },
 }
 

@@ -133,7 +133,9 @@ def test_what_one_picture_takes(calls: list[str]) -> None:
     assert calls == [*encoder, "dapf", *decoder, "conv_act", "upsample_argmax"]
 
 
-@pytest.mark.parametrize("name", ["base.5", "base.6", "base.5.conv", "conv1x1_up.1", "mda.0", "DAPF"])
+@pytest.mark.parametrize(
+    "name", ["base.5", "base.6", "base.5.conv", "conv1x1_up.1", "mda.0", "DAPF"]
+)
 def test_hooks_run(name: str) -> None:
     model, x = network(), picture()
     fast = accelerate(model)
@@ -300,9 +302,11 @@ def test_memory_is_stable_over_frames_of_changing_size() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="output is 'probabilities'; expected one of logits, labels"):
+    with pytest.raises(
+        ValueError, match="output is 'probabilities'; expected one of logits, labels"
+    ):
         accelerate(network(), output="probabilities")
-    with pytest.raises(TypeError, match="output='labels' needs a fassd.models.FASSDNet.*Sequential"):
+    with pytest.raises(TypeError, match=r"needs a fassd.models.FASSDNet.*Sequential"):
         accelerate(nn.Sequential(network()), output="labels")
     with pytest.raises(ValueError, match="at most 256 classes; the model has 300"):
         accelerate(fassd.create_model("fassd_net_l2", num_classes=300), output="labels")
