@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -15,7 +15,14 @@ from torch.nn import functional as F
 import fassd
 import fassd_kernels
 from fassd.models import DAPF, MDA
-from fassd_kernels import FusedDAPF, FusedMDA, FusedNetwork, accelerate
+from fassd_kernels import (
+    FusedConvLayer,
+    FusedDAPF,
+    FusedHarDBlock,
+    FusedMDA,
+    FusedNetwork,
+    accelerate,
+)
 from fassd_kernels.modules import Fused
 
 
@@ -164,6 +171,56 @@ def test_a_foreign_class_with_the_same_attributes() -> None:
     x = torch.randn(1, 12, 20, 30)
     with torch.no_grad():
         assert relative_error(fast(x), module.double()(x.double())) <= 2e-6
+
+
+class ForeignLayer(nn.Sequential):
+    """A convolution, a batch norm and a ReLU by the names of the published checkpoints."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int = 3) -> None:
+        conv = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        norm, relu = nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
+        super().__init__(OrderedDict(conv=conv, norm=norm, relu=relu))
+
+
+class ForeignBlock(nn.Module):
+    """A harmonic block of four layers that remembers its links in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = ((9, 6), (15, 8), (8, 6), (23, 10))
+        self.layers = nn.ModuleList(ForeignLayer(*pair) for pair in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.layers[0](x)
+        second = self.layers[1](torch.cat([first, x], 1))
+        third = self.layers[2](second)
+        fourth = self.layers[3](torch.cat([third, second, x], 1))
+        return torch.cat([first, third, fourth], 1)
+
+
+class OtherLinks(ForeignBlock):
+    """The same attributes, other links of the same widths."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(1))
+
+
+def test_foreign_blocks_and_layers() -> None:
+    torch.manual_seed(0)
+    module = shake(nn.Sequential(ForeignBlock(), ForeignLayer(22, 7, 1), OtherLinks())).eval()
+    module[2].layers[0].conv = nn.Conv2d(9, 6, 3, padding=1, bias=False)
+    fast = accelerate(module[:2])
+    assert isinstance(fast[0], FusedHarDBlock) and isinstance(fast[1], FusedConvLayer)
+    assert type(accelerate(module[2])) is OtherLinks, "its layers are fused, the block is not"
+    x = torch.randn(1, 9, 20, 30)
+    with torch.no_grad():
+        expected = copy.deepcopy(module[:2]).double()(x.double())
+        assert relative_error(fast(x), expected) <= 2e-6
+        for training in (False, True):
+            plain = copy.deepcopy(module[:2]).train(training)
+            again = copy.deepcopy(fast).train(training)
+            assert relative_error(again(x), plain(x)) <= 2e-6
+    assert list(fast.state_dict()) == list(module[:2].state_dict())
 
 
 class WithDropout(ForeignMDA):
