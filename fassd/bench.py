@@ -23,6 +23,7 @@ from fassd.predict import accelerated
 
 __all__ = [
     "REFERENCE",
+    "ROUNDING_NOTE",
     "Job",
     "Report",
     "Row",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 REFERENCE = "PyTorch"
+
+ROUNDING_NOTE = "a random network amplifies rounding: judge 16 bits by trained weights"
 
 
 @dataclass(frozen=True)
@@ -276,9 +279,7 @@ def _notes(job: Job, rows: list[Row], caught: list[warnings.WarningMessage]) -> 
                 f"(at least {speed.AGREEMENT_LIMIT:g}% are asked for), so no speed-up is given"
             )
             if job.weights is None and job.dtype != "float32":
-                notes.append(
-                    "a random network amplifies rounding: judge 16 bits by trained weights"
-                )
+                notes.append(ROUNDING_NOTE)
         if job.memory and row.memory.peak is None:
             notes.append(f"{row.name}: memory not measured: {row.memory.note}")
     # Of warnings, those of our own packages matter to the reader.

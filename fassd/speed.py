@@ -82,7 +82,7 @@ def compare(
     *,
     repeats: int = 10,
     warmup: int = 2,
-    rest: float = 0,
+    settle: float = 0,
     device: torch.device | str = "cpu",
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
@@ -95,8 +95,9 @@ def compare(
         candidates: what to call, by name.
         repeats: measured rounds.
         warmup: rounds before them that are not measured.
-        rest: seconds to wait before each call, in which the worker threads of the candidate before
-            it, if they are other ones, stop spinning on the cores.
+        settle: for candidates that do not share their worker threads, seconds to wait before each
+            measured call, in which the threads of the candidate before it stop spinning on the
+            cores; then it is called once unmeasured, which wakes its own and fills its caches.
         device: on CUDA, calls are timed by events on the current stream, one call at a time.
         tick: called after every round, warm-up included (for a progress bar).
 
@@ -118,7 +119,9 @@ def compare(
     for round_ in range(-warmup, repeats):
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
-            time.sleep(rest)
+            if settle and round_ >= 0:
+                time.sleep(settle)
+                candidates[name]()
             elapsed = stopwatch(candidates[name])
             if round_ >= 0:
                 seconds[name].append(elapsed)

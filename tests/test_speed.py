@@ -20,6 +20,18 @@ def test_rounds_interleave_and_begin_with_another_candidate_each_time():
     assert all(len(timing.seconds) == 3 for timing in timings.values())
 
 
+def test_settling_calls_once_unmeasured_after_a_wait():
+    calls = []
+    candidates = {
+        name: lambda name=name: calls.append((name, time.perf_counter())) for name in "ab"
+    }
+    timings = speed.compare(candidates, repeats=2, warmup=1, settle=0.02)
+    assert "".join(name for name, _ in calls) == "ba" + "aabb" + "bbaa"
+    assert all(len(timing.seconds) == 2 for timing in timings.values())
+    moments = [moment for _, moment in calls]
+    assert all(moments[i] - moments[i - 1] >= 0.02 for i in range(2, 10, 2))
+
+
 def test_measures_seconds():
     timing = speed.compare({"nap": lambda: time.sleep(0.02)}, repeats=3, warmup=0)["nap"]
     assert 0.02 <= timing.minimum <= timing.median < 0.2

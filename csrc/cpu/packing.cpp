@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cmath>
 #include <mutex>
 
 namespace fassd::cpu {
@@ -45,6 +47,23 @@ double transformed(Method method, const double g[3][3], int64_t i, int64_t j) {
     }
   }
   return sum;
+}
+
+template <typename T>
+Method packed_method(const Tensor& packed) {
+  return Method(int(static_cast<const T*>(packed.const_data_ptr())[method_field]));
+}
+
+// Whether `packed` is what `pack` gives for such a weight and method.
+template <typename T>
+bool is_packed(const Tensor& packed, const Tensor& weight, Method method) {
+  const int64_t values = weight.size(0) * weight.size(1) * values_of(weight, method);
+  if (packed.scalar_type() != ScalarType::Byte || packed.dim() != 1 || !packed.is_contiguous() ||
+      !packed.is_cpu() || packed.numel() != int64_t(sizeof(T)) * (header + values)) {
+    return false;
+  }
+  const auto told = header_of<T>(weight, method);
+  return std::equal(told.begin(), told.end(), static_cast<const T*>(packed.const_data_ptr()));
 }
 
 }  // namespace
@@ -90,6 +109,7 @@ Tensor pack(const Tensor& weight, Method method) {
   }
   const int64_t blocks = (out + kernels<T>().outputs - 1) / kernels<T>().outputs;
   T* const panels = to + header;
+  std::atomic<bool> finite = true;
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++) {
       const int64_t count = out / blocks + (b < out % blocks ? 1 : 0);
@@ -108,13 +128,18 @@ Tensor pack(const Tensor& weight, Method method) {
           double g[3][3];
           for (int tap = 0; tap < 9; tap++) g[tap / 3][tap % 3] = tap_value(tap);
           for (int64_t k = 0; k < rows; k++) {
-            put(k, T(transformed(method, g, k / reach, k % reach)));
+            const T value = T(transformed(method, g, k / reach, k % reach));
+            put(k, value);
+            if (!std::isfinite(value)) {
+              finite.store(false, std::memory_order_relaxed);
+            }
           }
         }
       }
     }
   });
-  return packed;
+  // Infinite weights would spread over whole tiles, as NaN.
+  return finite ? packed : pack<T>(weight, Method::direct);
 }
 
 template <typename T>
@@ -134,21 +159,16 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
       direct_(std::make_shared<Direct>()) {
   if (!packed || packed->numel() == 0) {
     packed_ = pack<T>(weight, method_);
+    method_ = packed_method<T>(packed_);
     return;
   }
-  const auto told = header_of<T>(weight, method_);
-  const int64_t rows = values_of(weight, method_);
-  const bool whole =
-      packed->scalar_type() == ScalarType::Byte && packed->dim() == 1 && packed->is_contiguous() &&
-      packed->is_cpu() &&
-      packed->numel() == int64_t(sizeof(T)) * (header + weight.size(0) * weight.size(1) * rows);
   STD_TORCH_CHECK(
-      whole &&
-          std::equal(told.begin(), told.end(), static_cast<const T*>(packed->const_data_ptr())),
-      op, ": packed weights of shape ", shape_name(*packed), " and dtype ",
+      is_packed<T>(*packed, weight, method_) || is_packed<T>(*packed, weight, Method::direct), op,
+      ": packed weights of shape ", shape_name(*packed), " and dtype ",
       dtype_name(packed->scalar_type()), " are not what pack_weight gives for a weight ",
       "of shape ", shape_name(weight), ", this stride and dilation on this machine");
   packed_ = *packed;
+  method_ = packed_method<T>(packed_);
 }
 
 template <typename T>

@@ -19,7 +19,8 @@ namespace fassd::cpu {
 template <typename T>
 Method method_for(const Tensor& weight, const Integers& stride, const Integers& dilation);
 
-// `weight` packed for `method`, behind a header that tells for what.
+// `weight` packed for `method`, behind a header that tells for what; directly, where a value of
+// Winograd's is not finite.
 template <typename T>
 Tensor pack(const Tensor& weight, Method method);
 

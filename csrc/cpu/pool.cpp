@@ -9,6 +9,7 @@
 #include <mutex>
 #include <unordered_map>
 #if defined(__linux__) || defined(__APPLE__)
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #define FASSD_RESERVES
@@ -31,22 +32,21 @@ int64_t round_up(int64_t bytes, int64_t step) {
 // after its life.
 #if defined(FASSD_RESERVES) && !defined(__SANITIZE_ADDRESS__)
 // Addresses for more than this machine's memory; pages come when they are first written. Null where
-// the system does not allow it.
+// the system does not allow it: under a limit of addresses they are needed for other things, and
+// blocks come from the system one by one.
 char* reserve(int64_t& size) {
   const int64_t memory = int64_t(sysconf(_SC_PHYS_PAGES)) * int64_t(sysconf(_SC_PAGESIZE));
-  for (size = round_up(2 * memory, huge_page); size >= memory / 8;
-       size = round_up(size / 2, huge_page)) {
-    void* const found = mmap(nullptr, size, PROT_READ | PROT_WRITE,
-                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (found != MAP_FAILED) {
-#if defined(MADV_HUGEPAGE)
-      madvise(found, size, MADV_HUGEPAGE);
-#endif
-      return static_cast<char*>(found);
-    }
+  size = round_up(2 * memory, huge_page);
+  void* const found = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (found == MAP_FAILED) {
+    size = 0;
+    return nullptr;
   }
-  size = 0;
-  return nullptr;
+#if defined(MADV_HUGEPAGE)
+  madvise(found, size, MADV_HUGEPAGE);
+#endif
+  return static_cast<char*>(found);
 }
 
 void give_back(char* data, int64_t bytes) {
@@ -126,6 +126,8 @@ class Pool {
     return touched_;
   }
 
+  std::mutex& mutex() { return mutex_; }
+
  private:
   // The lowest place with room.
   void* take(int64_t bytes) {
@@ -181,9 +183,18 @@ class Pool {
   bool poison_ = false;
 };
 
-// Never destroyed: tensors may be freed after static objects are.
+// Never destroyed: tensors may be freed after static objects are. A process that forks while
+// another thread is in here would leave its child a mutex that nobody unlocks.
 Pool& pool() {
-  static Pool* const the_pool = new Pool;
+  static Pool* const the_pool = [] {
+    Pool* const made = new Pool;
+#if defined(FASSD_RESERVES)
+    static std::mutex* mutex;
+    mutex = &made->mutex();
+    pthread_atfork([] { mutex->lock(); }, [] { mutex->unlock(); }, [] { mutex->unlock(); });
+#endif
+    return made;
+  }();
   return *the_pool;
 }
 

@@ -160,41 +160,43 @@ struct PixelRow {
   }
 };
 
-// One row of an input of another layout, plane by plane.
+// One row of an input of another layout, plane by plane. Returns the largest magnitude.
 template <typename T, typename In>
-inline Vector<T> load_strided(const Image& image, const In* row, const Prologue<T>& prologue,
-                              const Columns& columns, const Planes<T>& planes) {
-  const int64_t from = larger(0, ceil_div(-columns.first, columns.step));
+Vector<T> load_strided(const Image& image, const In* row, const Prologue<T>& prologue,
+                       const Columns& columns, const Planes<T>& planes) {
+  const int64_t from = smaller(larger(0, ceil_div(-columns.first, columns.step)), columns.count);
   const int64_t to =
       smaller(columns.count, floor_div(image.width - 1 - columns.first, columns.step) + 1);
-  T most = 0;
+  const int64_t step = columns.step * image.stride_w;
+  Vector<T> most{};
   for (int64_t c = 0; c < image.channels; c++) {
     T* const plane = planes.base + c * planes.pitch;
     const In* const in = row + c * image.stride_c + columns.first * image.stride_w;
-    const int64_t step = columns.step * image.stride_w;
-    for (int64_t i = 0; i < smaller(from, columns.count); i++) {
+    for (int64_t i = 0; i < from; i++) {
       plane[i] = 0;
-    }
-    if (step == 1) {
-      for (int64_t i = from; i < to; i++) {
-        plane[i] = widen<T>(in[i]);
-      }
-    } else {
-      for (int64_t i = from; i < to; i++) {
-        plane[i] = widen<T>(in[i * step]);
-      }
     }
     for (int64_t i = larger(from, to); i < columns.count; i++) {
       plane[i] = 0;
     }
-    for (int64_t i = from; i < to; i++) {
-      const T v = prologue.scale ? apply(prologue, c, plane[i]) : plane[i];
-      plane[i] = v;
-      const T magnitude = v < 0 ? -v : v;
-      most = magnitude <= most || most != most ? most : magnitude;
+    // Constant steps, of planar images at stride 1 and 2, become vector loads and shuffles.
+    if (step == 1) {
+      for (int64_t i = from; i < to; i++) plane[i] = widen<T>(in[i]);
+    } else if (step == 2) {
+      for (int64_t i = from; i < to; i++) plane[i] = widen<T>(in[2 * i]);
+    } else {
+      for (int64_t i = from; i < to; i++) plane[i] = widen<T>(in[i * step]);
     }
+    if (prologue.scale) {
+      for (int64_t i = from; i < to; i++) plane[i] = apply(prologue, c, plane[i]);
+    }
+    int64_t i = 0;
+    for (; i + lanes<T> <= columns.count; i += lanes<T>) {
+      most = larger_magnitude<T>(most, load_vector(plane + i));
+    }
+    most = larger_magnitude<T>(most,
+                               load_part<T>(static_cast<const T*>(plane + i), columns.count - i));
   }
-  return broadcast(most);
+  return most;
 }
 
 // Columns of row y of image n of every input, into planes of adjacent channels. Returns the

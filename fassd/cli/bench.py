@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,27 +13,33 @@ import typer
 from rich.markup import escape
 
 from fassd.cli.common import (
+    DTYPES,
     Alpha,
     Backend,
+    Batches,
     Classes,
     Device,
-    Dtype,
+    Dtypes,
     Json,
     Model,
     Seed,
     Size,
+    Sizes,
     Threads,
     Weights,
     app,
     console,
+    parse_batches,
+    parse_dtypes,
     parse_size,
+    parse_sizes,
     pick_weights,
     progress,
     say,
 )
 
 if TYPE_CHECKING:
-    from fassd.bench import Report
+    from fassd.bench import Job
 
 AGREEMENT_OF_DEMO = 99.9  # per cent of the labels
 
@@ -42,7 +51,15 @@ def bench(
     classes: Classes = 19,
     alpha: Alpha = 2,
     backend: Backend = "auto",
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        Dtypes,
+        typer.Option(
+            parser=parse_dtypes,
+            metavar="NAME,...",
+            show_default="float32",
+            help=f"Precision: {', '.join(DTYPES)}. Several, with --peers: of ours, beside float32.",
+        ),
+    ] = Dtypes(["float32"]),
     size: Annotated[
         Size,
         typer.Option(
@@ -51,6 +68,33 @@ def bench(
     ] = Size(1024, 2048),
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     compile_: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Compare with Inductor, ONNX Runtime and OpenVINO.")
+    ] = False,
+    all_: Annotated[bool, typer.Option("--all", help="With --peers: every network.")] = False,
+    sizes: Annotated[
+        Sizes | None,
+        typer.Option(
+            parser=parse_sizes, metavar="HxW,...", help="With --peers: in place of --size."
+        ),
+    ] = None,
+    batches: Annotated[
+        Batches | None,
+        typer.Option(
+            parser=parse_batches, metavar="N,...", help="With --peers: in place of --batch."
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="With --peers: those of eager, channels_last, inductor, onnxruntime, openvino, "
+            "openvino_bf16, ours.",
+        ),
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Predict and measure every fused call.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds before them, not measured.")] = 2,
     memory: Annotated[
@@ -60,6 +104,10 @@ def bench(
     threads: Threads = None,
     seed: Seed = 1,
     json_: Json = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="With --peers or --layers: also draw the figures."),
+    ] = None,
 ) -> None:
     """Measure this machine: plain PyTorch against fused kernels, same picture, same weights.
 
@@ -70,6 +118,11 @@ def bench(
 
     Memory is what one call needs beyond the loaded model.
 
+    --peers compares, on the CPU, with the other runtimes, each in its fastest form and on as many
+    threads; they come with [cyan]pip install 'fassd-net\\[bench]'[/]. --layers shows every fused
+    call of the network, labels out: the time predicted from its operations and this machine's
+    rates, and the time that it takes.
+
     [bold]Examples[/]
 
     [cyan]fassd bench[/]
@@ -77,36 +130,120 @@ def bench(
     [cyan]fassd bench --compile --threads 1 --json bench.json[/]
 
     [cyan]fassd bench -m fassd_net_l2 --size 512x1024 --batch 4 --dtype float16 --device cuda[/]
+
+    [cyan]fassd bench --peers --all --dtype float16 --json peers.json --plot peers.png[/]
+
+    [cyan]fassd bench --peers --only eager,inductor,ours --sizes 256x512,512x1024 --batches 1,4[/]
+
+    [cyan]fassd bench --layers --plot layers.png[/]
     """
-    from fassd.bench import Job
-    from fassd.images import check_file, replacing
+    from fassd.bench import Job, run
+    from fassd.images import check_file
     from fassd.predict import pick_device
 
+    alone = not (peers or layers)
+    _check_options(
+        ("--all", all_, peers, "with --peers"),
+        ("--sizes", sizes, peers, "with --peers"),
+        ("--batches", batches, peers, "with --peers"),
+        ("--only", only, peers, "with --peers"),
+        ("more than one --dtype", len(dtype) > 1, peers, "with --peers"),
+        ("--layers", layers, not peers, "without --peers"),
+        ("--plot", plot, not alone, "with --peers or --layers"),
+        ("--plot", plot, "eager" in (only or "eager"), "with eager among --only"),
+        ("--compile", compile_, alone, "without --peers and --layers"),
+        ("--device", device not in (None, "cpu"), alone, "without --peers and --layers"),
+        ("--weights", weights not in (None, "random"), not all_, "without --all, but for random"),
+    )
     check_file(json_)
-    report = _measure(
-        Job(
-            model=model,
-            weights=pick_weights(weights, model, classes, alpha),
-            classes=classes,
-            alpha=alpha,
+    check_file(plot)
+    job = Job(
+        model=model,
+        weights=None if all_ else pick_weights(weights, model, classes, alpha),
+        classes=classes,
+        alpha=alpha,
+        size=size,
+        batch=batch,
+        seed=seed,
+        backend=backend,
+        dtype=dtype[0],
+        device=str(pick_device(device)) if alone else "cpu",
+        compile=compile_,
+        threads=threads,
+        repeats=repeats,
+        warmup=warmup,
+        memory=memory,
+    )
+    if plot is not None:
+        from fassd.charts import check_matplotlib
+
+        check_matplotlib()
+    if peers:
+        report = _compare(_jobs(job, weights, all_, sizes, batches), dtype, only)
+    elif layers:
+        from fassd.layer_report import run_layers
+
+        report = _measure(partial(run_layers, job), [job])
+    else:
+        report = _measure(partial(run, job), [job])
+    _deliver(report, json_, plot)
+
+
+def _check_options(*rules: tuple[str, object, bool, str]) -> None:
+    """See whether options go together; a rule is (option, given, allowed, where it is allowed).
+
+    Raises:
+        ValueError: an option was given where it is not allowed.
+    """
+    for option, given, allowed, where in rules:
+        if given and not allowed:
+            raise ValueError(f"{option}: only {where}")
+
+
+def _jobs(
+    job: Job, weights: str | None, all_: bool, sizes: Sizes | None, batches: Batches | None
+) -> list[Job]:
+    """`job` for every size, batch and network asked for, each network with its own weights."""
+    from fassd.models import list_models
+
+    return [
+        replace(
+            job,
+            model=name,
+            weights=pick_weights(weights, name, job.classes, job.alpha),
             size=size,
             batch=batch,
-            seed=seed,
-            backend=backend,
-            dtype=dtype,
-            device=str(pick_device(device)),
-            compile=compile_,
-            threads=threads,
-            repeats=repeats,
-            warmup=warmup,
-            memory=memory,
         )
-    )
+        for size in sizes or [job.size]
+        for batch in batches or [job.batch]
+        for name in (list_models() if all_ else [job.model])
+    ]
+
+
+def _compare(jobs: list[Job], dtypes: Dtypes, only: str | None) -> Any:
+    """Run `fassd.peer_report`; ours in float32 and in `dtypes`."""
+    from fassd.peer_report import run_peers
+    from fassd.peers import candidates
+
+    keys = None if only is None else [key.strip() for key in only.split(",")]
+    chosen = candidates(["float32", *dtypes], keys)
+    return _measure(partial(run_peers, jobs, chosen), jobs)
+
+
+def _deliver(report: Any, json_: Path | None, plot: Path | None) -> None:
+    """Print a report, and write its figures and its plot where asked for."""
+    from fassd.images import replacing
+
     console().print(report)
     if json_ is not None:
         with replacing(json_) as file:
             file.write(json.dumps(report.to_json(), indent=1).encode())
         say(f"figures: {escape(str(json_))}")
+    if plot is not None:
+        from fassd.charts import draw
+
+        draw(plot, report)
+        say(f"plot: {escape(str(plot))}")
 
 
 @app.command()
@@ -141,26 +278,25 @@ def demo(
 
     [cyan]fassd demo -o demo --weights cityscapes --size 512x1024 --seed 3[/]
     """
-    from fassd.bench import Job
+    from fassd.bench import Job, run
     from fassd.images import check_folder, write_image
     from fassd.palette import colorize, overlay
     from fassd.predict import pick_device
 
     check_folder(output)
     weights = pick_weights(weights, model)
-    report = _measure(
-        Job(
-            model=model,
-            weights=weights,
-            size=size,
-            seed=seed,
-            backend=backend,
-            device=str(pick_device(device)),
-            threads=threads,
-            repeats=repeats,
-            memory=False,
-        )
+    job = Job(
+        model=model,
+        weights=weights,
+        size=size,
+        seed=seed,
+        backend=backend,
+        device=str(pick_device(device)),
+        threads=threads,
+        repeats=repeats,
+        memory=False,
     )
+    report = _measure(partial(run, job), [job])
     console().print(report)
     results = {
         "scene.png": report.picture,
@@ -178,14 +314,11 @@ def demo(
         raise typer.Exit(1)
 
 
-def _measure(job: Any) -> Report:
-    """Run a `fassd.bench.Job` with a progress bar."""
-    from fassd.bench import run
-
+def _measure(run: Callable[..., Any], jobs: Sequence[Job]) -> Any:
+    """What `run` returns, which measures `jobs` and takes `step` and `tick`; a progress bar."""
     with progress() as bar:
-        task = bar.add_task("", total=job.warmup + job.repeats)
+        task = bar.add_task("", total=sum(job.warmup + job.repeats for job in jobs))
         return run(
-            job,
             step=lambda words: bar.update(task, description=words),
             tick=lambda: bar.advance(task),
         )

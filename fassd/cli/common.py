@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import typer
 from rich.console import Console
@@ -19,20 +19,27 @@ from typer.core import TyperGroup
 import fassd
 
 __all__ = [
+    "DTYPES",
     "Alpha",
     "Backend",
+    "Batches",
     "Classes",
     "Device",
     "Dtype",
+    "Dtypes",
     "Json",
     "Model",
     "Seed",
     "Size",
+    "Sizes",
     "Threads",
     "Weights",
     "app",
     "console",
+    "parse_batches",
+    "parse_dtypes",
     "parse_size",
+    "parse_sizes",
     "pick_weights",
     "progress",
     "say",
@@ -103,6 +110,60 @@ def parse_size(text: str | Size) -> Size:
     return Size(int(match[1]), int(match[2]))
 
 
+# Lists, written with commas. typer takes a class for a type, so each has one.
+
+
+class Sizes(tuple[Size, ...]):
+    """One size or more, written 512x1024,1024x2048."""
+
+
+class Batches(tuple[int, ...]):
+    """One number of pictures or more, written 1,4."""
+
+
+class Dtypes(tuple[str, ...]):
+    """One of `DTYPES` or more, written float16,bfloat16."""
+
+
+def parse_sizes(text: str) -> Sizes:
+    """Read sizes with commas between them.
+
+    Raises:
+        typer.BadParameter: one of them is no size.
+    """
+    return Sizes(parse_size(part) for part in text.split(","))
+
+
+def parse_batches(text: str) -> Batches:
+    """Read numbers of pictures with commas between them.
+
+    Raises:
+        typer.BadParameter: one of them is no positive whole number.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"[1-9]\d*", part):
+            raise typer.BadParameter(
+                f"{part!r} is no number of pictures; write whole numbers, for example 1,4"
+            )
+    return Batches(map(int, parts))
+
+
+def parse_dtypes(text: str | Dtypes) -> Dtypes:
+    """Read precisions with commas between them.
+
+    Raises:
+        typer.BadParameter: one of them is not in `DTYPES`.
+    """
+    if isinstance(text, Dtypes):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if part not in DTYPES:
+            raise typer.BadParameter(f"{part!r} is not one of {', '.join(DTYPES)}")
+    return Dtypes(parts)
+
+
 def console() -> Console:
     return Console(highlight=False)
 
@@ -144,9 +205,9 @@ Backend = Annotated[
         "one that [cyan]python -m fassd_kernels[/] lists.",
     ),
 ]
-Dtype = Annotated[
-    Literal["float32", "float16", "bfloat16"], typer.Option("--dtype", help="Precision.")
-]
+DtypeName = Literal["float32", "float16", "bfloat16"]
+DTYPES = get_args(DtypeName)
+Dtype = Annotated[DtypeName, typer.Option("--dtype", help="Precision.")]
 Device = Annotated[
     str | None,
     typer.Option("--device", help="[cyan]cpu[/], [cyan]cuda[/], [cyan]cuda:1[/]; a GPU if any."),

@@ -91,6 +91,28 @@ def test_non_finite_pixels_on_an_axis_that_keeps_its_size(subject, value, size):
     assert compare_non_finite(subject, call) > 0
 
 
+@pytest.mark.operators("conv_act", "hardblock")
+def test_infinite_weights(subject):
+    """Where no padding is (there, compiled backends multiply it too), as in the reference."""
+    call = cases.conv_act(channels=(8,), out_channels=9, size=(9, 40))
+    if subject.operator == "hardblock":
+        call = cases.hardblock(channels=8, widths=(9,), size=(9, 40))
+    call = call.to(torch.float32, subject.device).map(torch.clone)
+    weight = call.tensors[1]
+    weight[4, 3, 1, 1] = float("inf")
+    assert weight.shape == (9, 8, 3, 3)
+    result, right = subject(call), call(getattr(reference, subject.operator))
+    assert torch.equal(result.isposinf(), right.isposinf()) and right.isposinf().any()
+    assert torch.equal(result.isnan(), right.isnan())
+
+
+@pytest.mark.operators("conv_act")
+@pytest.mark.parametrize("channels", [2048, 700])
+def test_long_sums(subject, channels):
+    """18,432 terms: summed one after the other, rounding errors would pass the tolerance."""
+    check(subject, cases.conv_act(channels=(channels,), size=(5, 7), dilation=(2, 2)))
+
+
 def compare_non_finite(subject: Subject, call: Call) -> int:
     """Compare with the reference in the same dtype; return how many elements are not finite."""
     result = subject(call)

@@ -1,0 +1,303 @@
+"""What `fassd bench --peers` runs: a network on every candidate of `fassd.peers`, compared."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from fassd import speed
+from fassd.bench import (
+    ROUNDING_NOTE,
+    Job,
+    build_model,
+    heading,
+    plain_table,
+    render_batch,
+    torch_threads,
+    weights_note,
+)
+from fassd.peers import EXTRA, REFERENCE, Call, Candidate, Subject, environment
+
+__all__ = ["SETTLE", "Comparison", "PeerReport", "Result", "measure", "run_peers"]
+
+SETTLE = 0.05
+"""As `speed.compare` takes it: each runtime has worker threads of its own, which spin for a while.
+FASSD-Net at 128x256 on two cores of an EPYC: right after another runtime, OpenVINO takes 11 ms and
+ours 16; after a rest 8, and 7 to 20 as the threads happen to wake; after a rest and a call 5.5 and
+6.1, round after round, as each does alone."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How far a candidate's output equals the reference's logits.
+
+    Attributes:
+        labels: equal labels, in per cent.
+        difference: largest difference of a score over the largest score; NaN or infinite where an
+            output is, None of labels.
+    """
+
+    labels: float
+    difference: float | None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the speeds may be compared, as `speed.Agreement.comparable`."""
+        return self.labels >= speed.AGREEMENT_LIMIT
+
+
+@dataclass(frozen=True)
+class Result:
+    """One candidate's figures; `first_call` is in seconds, from the plain network to an output."""
+
+    candidate: Candidate
+    first_call: float
+    match: Match
+    timing: speed.Timing
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one network at one size came to: `results` in the order of `fassd.peers.candidates`.
+
+    Attributes:
+        job: what was measured; its dtype and memory say nothing here.
+        notes: candidates that could not be measured and why, and what the labels are worth.
+    """
+
+    job: Job
+    results: tuple[Result, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def eager(self) -> Result | None:
+        """The reference, if it was timed."""
+        return next((r for r in self.results if r.candidate.key == REFERENCE), None)
+
+    @property
+    def fastest_peer(self) -> Result | None:
+        """The fastest float32 candidate that is not ours and agrees."""
+        peers = [r for r in self.results if r.candidate.is_float32_peer and r.match.comparable]
+        return min(peers, key=lambda result: result.timing.median, default=None)
+
+    def speedup(self, result: Result, over: Result | None) -> float | None:
+        """How many times faster `result` is than `over`; None where that says nothing."""
+        if over is None or not result.match.comparable:
+            return None
+        return over.timing.median / result.timing.median
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for `json.dump`; times in seconds, labels in %."""
+        peer = self.fastest_peer
+        unused = ("dtype", "device", "compile", "memory")
+        return {
+            "job": {name: value for name, value in asdict(self.job).items() if name not in unused},
+            "fastest_float32_peer": peer and peer.candidate.title,
+            "results": [
+                {
+                    "name": result.candidate.title,
+                    "key": result.candidate.key,
+                    "dtype": result.candidate.dtype,
+                    "output": result.candidate.output,
+                    **result.timing.to_json(),
+                    "first_call_s": result.first_call,
+                    "match": result.match.comparable,
+                    "labels_equal_percent": result.match.labels,
+                    "max_relative_difference": finite(result.match.difference),
+                    "speedup_over_eager": self.speedup(result, self.eager),
+                    "speedup_over_fastest_peer": self.speedup(result, peer),
+                }
+                for result in self.results
+            ],
+            "notes": self.notes,
+        }
+
+    def table(self) -> Table:
+        table = plain_table()
+        table.add_column("candidate", no_wrap=True)
+        for name in ("median ms", "x eager", "x peer", "first s", "match", "labels %", "diff"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for result in self.results:
+            table.add_row(*self._cells(result))
+        return table
+
+    def _cells(self, result: Result) -> list[str]:
+        match, timing = result.match, result.timing
+        ratios = (self.speedup(result, over) for over in (self.eager, self.fastest_peer))
+        return [
+            result.candidate.title,
+            f"{1000 * timing.median:.1f} ±{1000 * timing.spread:.1f}",
+            *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+            f"{result.first_call:.2f}",
+            "yes" if match.comparable else "[red]disagrees[/]",
+            f"{match.labels:.3f}",
+            "-" if match.difference is None else f"{match.difference:.1e}",
+        ]
+
+
+@dataclass(frozen=True)
+class PeerReport:
+    """All comparisons of one run; prints itself with rich."""
+
+    environment: dict[str, Any]
+    comparisons: tuple[Comparison, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for `json.dump`."""
+        return {
+            "environment": self.environment,
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for comparison in self.comparisons:
+            notes = (Text(note, style="dim") for note in comparison.notes)
+            yield Group(
+                heading(comparison.job, self.environment), comparison.table(), *notes, Text()
+            )
+        yield Text(
+            "Each measured call follows an unmeasured one of the same candidate. "
+            "x eager: speed-up over plain PyTorch in NCHW; x peer: over the fastest float32 "
+            "candidate that is not ours. ±: half the interquartile range. first s: from the plain "
+            "network to its first output, without the export to ONNX. Match: at least "
+            f"{speed.AGREEMENT_LIMIT:g}% of the labels equal eager's; diff: largest difference of "
+            "a score over the largest score.",
+            style="dim",
+        )
+
+
+def run_peers(
+    jobs: Sequence[Job],
+    chosen: Sequence[Candidate],
+    *,
+    compiler: str = "inductor",
+    step: Callable[[str], object] = lambda _: None,
+    tick: Callable[[], object] = lambda: None,
+) -> PeerReport:
+    """Measure every job on the CPU, one after the other, in this process.
+
+    Args:
+        jobs: networks, sizes, batches. Of one, all candidates are alive together and take turns.
+        chosen: of `fassd.peers.candidates`.
+        compiler: backend of `torch.compile`.
+        step: called with a few words as each part begins.
+        tick: called after each of the `warmup + repeats` rounds of every job.
+
+    Raises:
+        ValueError: nothing to measure; an unknown model, unsuitable weights, a size too small.
+        RuntimeError: no candidate of a job could be run.
+    """
+    if not jobs or not chosen:
+        raise ValueError("nothing to measure: no jobs or no candidates")
+    comparisons = []
+    for job in jobs:
+        comparisons.append(measure(job, chosen, compiler=compiler, step=step, tick=tick))
+        release()
+    with torch_threads(jobs[0].threads):
+        return PeerReport(environment(), tuple(comparisons))
+
+
+def measure(
+    job: Job,
+    chosen: Sequence[Candidate],
+    *,
+    compiler: str = "inductor",
+    step: Callable[[str], object] = lambda _: None,
+    tick: Callable[[], object] = lambda: None,
+) -> Comparison:
+    """One job of `run_peers`, with the same arguments and errors."""
+    notes = weights_note(job)
+    trials: list[Trial] = []
+    with (
+        torch_threads(job.threads),
+        torch.no_grad(),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        step(f"{job.model}: building")
+        _, batch = render_batch(job)
+        subject = Subject(build_model(job, batch), batch, job.backend, compiler)
+        reference = subject.model(batch)
+        for candidate in chosen:
+            step(f"{job.model}: {candidate.title}")
+            try:
+                trials.append(try_out(candidate, subject, reference))
+            except Exception as error:  # whatever a foreign runtime raises, the others go on
+                notes.append(f"{candidate.title} not measured: {reason(error)}")
+        if not trials:
+            raise RuntimeError("; ".join(notes))
+        step(f"{job.model}: timing")
+        timings = speed.compare(
+            {trial.candidate.title: trial.call for trial in trials},
+            repeats=job.repeats,
+            warmup=job.warmup,
+            settle=SETTLE,
+            tick=tick,
+        )
+    results = tuple(
+        Result(trial.candidate, trial.first_call, trial.match, timings[trial.candidate.title])
+        for trial in trials
+    )
+    disagreeing = [r.candidate for r in results if not r.match.comparable]
+    if job.weights is None and any(c.dtype != "float32" for c in disagreeing):
+        notes.append(ROUNDING_NOTE)
+    # Of warnings, those of our own packages matter to the reader, such as a fallback's.
+    notes += sorted({text for text in (str(w.message) for w in caught) if "fassd" in text})
+    return Comparison(job, results, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that ran once: what it gave, and how to run it again."""
+
+    candidate: Candidate
+    call: Call
+    first_call: float
+    match: Match
+
+
+def try_out(candidate: Candidate, subject: Subject, reference: Tensor) -> Trial:
+    """Build a candidate, call it once, and compare its output with the reference's logits."""
+    if candidate.exported:
+        assert subject.onnx  # made now if this is the first that needs it: not in its first call
+    start = time.perf_counter()
+    call = candidate.build(subject)
+    output = call()
+    first_call = time.perf_counter() - start
+    if candidate.output == "labels":
+        match = Match(speed.equal_labels(reference.argmax(1), output), None)
+    else:
+        found = speed.agreement(reference, output)
+        match = Match(found.labels, found.relative)
+    return Trial(candidate, call, first_call, match)
+
+
+def finite(value: float | None) -> float | None:
+    """The value where JSON can carry it, else None."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def reason(error: Exception) -> str:
+    """Why a candidate could not be run: one line, with the remedy for a missing package."""
+    text = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return f"{text}: {EXTRA}" if isinstance(error, ImportError) else text
+
+
+def release() -> None:
+    """Give back what the last job's candidates held: compiled code, cycles, kept activations."""
+    import fassd_kernels
+
+    torch._dynamo.reset()
+    gc.collect()
+    fassd_kernels.release_memory()

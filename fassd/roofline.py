@@ -1,0 +1,223 @@
+"""How long a call of a fused operator should take, from its operations and this machine's rates.
+
+The roofline model (Williams, Waterman and Patterson, "Roofline: An Insightful Visual Performance
+Model for Multicore Architectures", CACM 2009): a call is bound by its arithmetic or by its memory
+traffic, whichever takes longer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Convolution",
+    "Machine",
+    "Prediction",
+    "Work",
+    "convolutions",
+    "images",
+    "measure_machine",
+    "predict",
+    "work_of",
+]
+
+WINOGRAD_SAVING = {
+    torch.float32: 36 / 16,  # F(2x2, 3x3): 16 products for four outputs of nine taps
+    torch.float16: 144 / 36,  # F(4x4, 3x3): 36 products for sixteen
+    torch.bfloat16: 144 / 36,
+}
+"""Multiply-accumulates of the sum over those of Winograd's form that the CPU kernels use."""
+
+WINOGRAD_CHANNELS = 6
+"""Input and output channels from which on they use it (`method_for` in `csrc/cpu/packing.cpp`)."""
+
+COPIED_BYTES = 256 << 20
+MATRIX_SIDES = (1024, 2048)
+CONVOLUTION_WIDTHS = (128, 256, 512)
+
+IMAGES = ("inputs", "low", "skip", "residual", "input")
+"""Arguments of the operators that hold activations."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine does at best: multiply-accumulates and bytes per second."""
+
+    macs_per_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution inside a call.
+
+    Attributes:
+        shape: of its weight, (out channels, in channels, height, width).
+        pixels: of its output, over the whole batch, before any pooling.
+        stride, dilation: (vertical, horizontal).
+    """
+
+    shape: tuple[int, ...]
+    pixels: int
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates as the sum is written, padding included."""
+        return math.prod(self.shape) * self.pixels
+
+    @property
+    def fits_winograd(self) -> bool:
+        """Whether the CPU kernels compute it in Winograd's form."""
+        plain = (self.stride, self.dilation, self.shape[2:]) == ((1, 1), (1, 1), (3, 3))
+        return plain and min(self.shape[:2]) >= WINOGRAD_CHANNELS
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call has to do.
+
+    Attributes:
+        convolutions: inside it, in order.
+        bytes: of its input and output images.
+        dtype: of the images and weights.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    bytes: int
+    dtype: torch.dtype
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the convolutions as their sums are written."""
+        return sum(convolution.macs for convolution in self.convolutions)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds that a call should take, by what may bind it."""
+
+    arithmetic: float
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.arithmetic, self.memory)
+
+
+def predict(work: Work, machine: Machine) -> Prediction:
+    """The seconds that `work` takes where nothing is lost.
+
+    Assumes that
+
+    * multiply-accumulates run at the rate of a float32 matrix product, whatever the dtype: the
+      kernels widen 16 bits as they load them. Neither Winograd's transformations nor biases,
+      activations, pooling and interpolation count;
+    * 3x3 convolutions without stride and dilation, and with at least six channels on both sides,
+      are computed in Winograd's form, with fewer products by `WINOGRAD_SAVING`; all others take
+      every multiply-accumulate, those of taps in the padding included;
+    * every input image is read and every output image written once, at the rate of a copy;
+      weights, and what a call keeps in the cache, are free;
+    * arithmetic and memory traffic overlap.
+    """
+    saving = WINOGRAD_SAVING[work.dtype]
+    products = sum(c.macs / (saving if c.fits_winograd else 1) for c in work.convolutions)
+    return Prediction(products / machine.macs_per_s, work.bytes / machine.bytes_per_s)
+
+
+def measure_machine(seconds: float = 0.4) -> Machine:
+    """The best in `seconds` for each kernel tried, on PyTorch's present threads.
+
+    The rate of arithmetic is the best that PyTorch's own libraries reach in a float32 matrix
+    product, a practical ceiling: `torch.mm` (BLAS) on squares of 1024 and 2048, and 1x1
+    convolutions in channels_last (oneDNN). On processors that are not Intel's, MKL alone would set
+    it too low: 113 GFLOP/s on two cores of an EPYC with AVX-512, where oneDNN reaches 522.
+
+    The bandwidth is that of copying 256 MiB, each byte counted twice, as read and as written.
+    """
+    rates = []
+    for side in MATRIX_SIDES:
+        a, b, product = (torch.ones(side, side) for _ in range(3))
+        multiply = functools.partial(torch.mm, a, b, out=product)
+        rates.append(side**3 / _best(multiply, seconds))
+    for width in CONVOLUTION_WIDTHS:
+        image, weight = (
+            torch.ones(shape).contiguous(memory_format=torch.channels_last)
+            for shape in ((1, width, 64, 64), (width, width, 1, 1))
+        )
+        convolve = functools.partial(torch.conv2d, image, weight)
+        rates.append(64 * 64 * width**2 / _best(convolve, seconds))
+    source = torch.ones(COPIED_BYTES // 4)
+    target = torch.empty_like(source)
+    copying = _best(lambda: target.copy_(source), seconds)
+    return Machine(max(rates), 2 * COPIED_BYTES / copying)
+
+
+def _best(call: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest call among those that begin within `seconds`, three at least."""
+    call()  # touches its memory for the first time
+    elapsed: list[float] = []
+    while len(elapsed) < 3 or sum(elapsed) < seconds:
+        start = time.perf_counter()
+        call()
+        elapsed.append(time.perf_counter() - start)
+    return min(elapsed)
+
+
+# ---------------------------------------------------------------------------------- work of a call
+
+
+def convolutions(operator: str, arguments: Mapping[str, Any]) -> list[Convolution]:
+    """The convolutions in a call of an operator of `fassd_kernels`, its arguments by name."""
+    if operator == "conv_act":
+        image, weight = arguments["inputs"][0], arguments["weight"]
+        (down, right), dilation = arguments["stride"], tuple(arguments["dilation"])
+        sides = math.ceil(image.shape[2] / down), math.ceil(image.shape[3] / right)
+        pixels = image.shape[0] * math.prod(sides)
+        return [Convolution(tuple(weight.shape), pixels, (down, right), dilation)]
+    if operator == "upsample_conv1x1":  # the part of `low` at its own size
+        parts = (arguments["low"], arguments["skip"])
+        outputs = arguments["weight"].shape[0]
+        return [
+            Convolution((outputs, sum(x.shape[1] for x in part), 1, 1), _pixels(part[0]))
+            for part in parts
+        ]
+    weights = [tuple(weight.shape) for weight in arguments.get("weights", ())]
+    counts = [_pixels(arguments["input"])] * len(weights)
+    dilations = [1] * len(weights)
+    if operator == "aspp":
+        dilations[1:-2] = arguments["dilations"]
+        counts[-2] = arguments["input"].shape[0]  # of the mean over the image
+    return [
+        Convolution(shape, count, dilation=(d, d))
+        for shape, count, d in zip(weights, counts, dilations, strict=True)
+    ]
+
+
+def work_of(operator: str, arguments: Mapping[str, Any], output: Tensor) -> Work:
+    """What a call of an operator had to do."""
+    touched = (*images(arguments), output)
+    return Work(
+        tuple(convolutions(operator, arguments)),
+        sum(image.numel() * image.element_size() for image in touched),
+        touched[0].dtype,
+    )
+
+
+def images(arguments: Mapping[str, Any]) -> list[Tensor]:
+    """The input images of a call, its arguments by name."""
+    found = [arguments[name] for name in IMAGES if arguments.get(name) is not None]
+    return [x for group in found for x in ([group] if isinstance(group, Tensor) else group)]
+
+
+def _pixels(image: Tensor) -> int:
+    return image.shape[0] * image.shape[2] * image.shape[3]
