@@ -137,7 +137,9 @@ class Segmenter:
         # Networks of fassd_kernels give labels without full-size scores, of up to 256 classes.
         network: Any = self.model
         direct = getattr(network, "predict_labels", None)
-        if direct and size == tuple(batch.shape[2:]) and network.num_classes <= 256:
+        hooked = network._forward_hooks or network._forward_pre_hooks
+        fits = size == tuple(batch.shape[2:]) and getattr(network, "num_classes", 0) <= 256
+        if direct and fits and not hooked:
             return self._run(direct, batch, prefix)[0].cpu().numpy()
         scores = self._resized(self._run(self.model, batch, prefix), size)
         labels = scores.argmax(0).cpu().numpy()

@@ -25,6 +25,7 @@ from fassd_kernels.modules import (
     FusedNetwork,
 )
 from fassd_kernels.modules.network import OUTPUTS, Output
+from fassd_kernels.modules.snapshot import replaced_forward
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,6 +37,7 @@ FUSED: dict[type[nn.Module], type[Fused]] = {
     ASPP: FusedASPP,
     ConvLayer: FusedConvLayer,
 }
+NETWORKS = (FASSDNet, FusedNetwork)
 
 
 def accelerate(
@@ -50,9 +52,11 @@ def accelerate(
     Modules (`ConvLayer`, `HarDBlock`, `DAPF`, `MDA`, `ASPP`) are found by class, or, in anybody
     else's classes, by having the same attributes; such a module is swapped only if the fused one
     gives the same numbers on a test input. A :class:`fassd.models.FASSDNet` becomes a
-    :class:`FusedNetwork`, in which modules are fused with their neighbours too. State dict,
-    parameters, mode and hooks stay; on a CPU, convolution weights are laid out channels_last. In
-    training mode the result trains as the original does.
+    :class:`FusedNetwork`, in which modules are fused with their neighbours too. Subclasses of
+    these, and modules with a ``forward`` of their own, stay; what is inside them is swapped.
+    State dict, parameters, mode and hooks stay; on a CPU, convolution weights are laid out
+    channels_last. In training mode the result trains as the original does. Results of the C++
+    kernels lie in memory that is theirs: they cannot be resized in place (``out=``, ``resize_``).
 
     Args:
         model: any module; a network of :mod:`fassd.models`, the original authors', a wrapper.
@@ -64,8 +68,8 @@ def accelerate(
             FASSDNet of at most 256 classes; the full-size logits are never written then.
 
     Returns:
-        The model with fused modules; a fused module if `model` itself is one of those above. With
-        `inplace`, of a FASSDNet or module, another object that shares everything with `model`.
+        The model with fused modules; a fused module if `model` itself is one of those above, with
+        `inplace` another object that shares everything with `model`.
 
     Raises:
         TypeError: if `dtype` is not one of the above, `model` is not a module, or labels are asked
@@ -86,11 +90,17 @@ def accelerate(
         model = copy.deepcopy(model)
     if dtype is not None:
         model.to(dtype)
-    done: dict[nn.Module, Fused | None] = {}
+    done: dict[nn.Module, nn.Module | None] = {}
     fused = swap(model, backend, done)
-    if isinstance(fused, FASSDNet):
-        fused = network(fused, backend, output, inplace)
-    if dtype is not None:
+    if inplace and isinstance(fused, FusedNetwork) and fused is not model:
+        # The same object, of the subclass: who holds it, holds the accelerated one.
+        model.__class__ = FusedNetwork
+        model.__dict__.update(fused.__dict__)
+        fused = model
+    if isinstance(fused, FusedNetwork):
+        fused.output = output
+        fused.casts_input = dtype is not None
+    elif dtype is not None:
         fused.register_forward_pre_hook(cast_inputs, with_kwargs=True)
     if not any(done.values()):
         warnings.warn(
@@ -100,9 +110,8 @@ def accelerate(
             stacklevel=2,
         )
     elif next(fused.parameters()).device.type == "cpu":
-        # The fused modules answer in channels_last. Convolutions with such weights do so too, and
-        # nothing between them is laid out anew: FASSD-Net at 1024x2048 takes 1.85 s on one AVX2
-        # core instead of 2.15 (eager: 2.3).
+        # The fused modules answer in channels_last. Convolutions that stay as they are do so too
+        # with such weights, and nothing between them is laid out anew.
         for parameter in fused.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -113,9 +122,12 @@ def check_output(model: nn.Module, output: str) -> None:
     if output not in OUTPUTS:
         raise ValueError(f"output is {output!r}; expected one of {', '.join(OUTPUTS)}")
     if output == "labels":
-        if not isinstance(model, FASSDNet):
+        if type(model) not in NETWORKS or replaced_forward(model):
             name = type(model).__name__
-            raise TypeError(f"output='labels' needs a fassd.models.FASSDNet; model is a {name}")
+            raise TypeError(
+                "output='labels' needs a fassd.models.FASSDNet itself, whose forward is its "
+                f"class's; model is a {name}"
+            )
         if model.num_classes > MAX_LABELS:
             raise ValueError(
                 f"output='labels' gives uint8, for at most {MAX_LABELS} classes; "
@@ -123,24 +135,7 @@ def check_output(model: nn.Module, output: str) -> None:
             )
 
 
-def network(model: FASSDNet, backend: str, output: Output, inplace: bool) -> FASSDNet:
-    """`model`, its modules swapped already, as a FusedNetwork where it computes what ours does."""
-    plain = type(model).forward in (FASSDNet.forward, FusedNetwork.forward)
-    why = FusedNetwork.mismatch(model) if plain else "its class has a forward of its own"
-    if why:
-        if output == "labels":
-            raise TypeError(f"output='labels' needs a plain fassd.models.FASSDNet: {why}")
-        return model
-    fused = FusedNetwork.take_over(model, backend, output)
-    if not inplace:
-        return fused
-    # The same object, of the subclass: who holds it, holds the accelerated one.
-    model.__class__ = FusedNetwork
-    model.__dict__.update(fused.__dict__)
-    return model
-
-
-def swap(module: nn.Module, backend: str, done: dict[nn.Module, Fused | None]) -> nn.Module:
+def swap(module: nn.Module, backend: str, done: dict[nn.Module, nn.Module | None]) -> nn.Module:
     """Return what takes `module`'s place, after swapping inside it; `done` remembers by module."""
     if module not in done:
         done[module] = fuse(module, backend)
@@ -149,19 +144,22 @@ def swap(module: nn.Module, backend: str, done: dict[nn.Module, Fused | None]) -
             for name, child in list(module._modules.items()):
                 if child is not None:
                     module._modules[name] = swap(child, backend, done)
+            whole = type(module) in NETWORKS and not replaced_forward(module)
+            if whole and not FusedNetwork.mismatch(module):
+                done[module] = FusedNetwork.take_over(module, backend)
     return done[module] or module
 
 
 def fuse(module: nn.Module, backend: str) -> Fused | None:
     """The fused module for `module`, or None if there is none."""
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, torch.jit.ScriptModule) or replaced_forward(module):
         return None
     if isinstance(module, Fused):
         return type(module).take_over(module, backend)
     for reference, fused_class in FUSED.items():
-        known = isinstance(module, reference)
-        if known and type(module).forward is not reference.forward:
-            continue  # a subclass that computes something else
+        known = type(module) is reference
+        if not known and isinstance(module, reference):
+            continue  # a subclass, of which the fused class would know nothing
         if fused_class.mismatch(module):
             continue
         fused = fused_class.take_over(module, backend)

@@ -16,6 +16,7 @@ from fassd_kernels.modules.fused import (
     Packed,
     Plan,
     is_plain,
+    is_traced,
     missing_attribute,
     norm_mismatch,
     same_padding_mismatch,
@@ -78,37 +79,41 @@ class FusedUpsampleConv(FusedConvLayer):
     Called on a concatenation it is a ConvLayer like any other.
     """
 
-    def plan(self, packed: Packed) -> list[Plan]:
-        low = self._low_channels
-        if low is None:
-            return super().plan(packed)
-        weight = packed["weight"]
-        return [(part, (1, 1), (1, 1)) for part in (weight[:, :low], weight[:, low:])]
-
-    # Channels of the upsampled part, once that is known: weights are packed for both parts then.
+    # Channels of the upsampled part that weights are packed for; None: for a whole input.
     _low_channels: int | None = None
 
+    def pack(self, dtype: torch.dtype) -> Packed:
+        return {**super().pack(dtype), "low_channels": self._low_channels}
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        weight, low = packed["weight"], packed["low_channels"]
+        if low is None:
+            return super().plan(packed)
+        return [(part, (1, 1), (1, 1)) for part in (weight[:, :low], weight[:, low:])]
+
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
-        if self._low_channels is not None:
-            packed = {**packed, "packed": None}
-        return super().run(x, packed, **more)
+        arguments = {name: value for name, value in packed.items() if name != "low_channels"}
+        if packed["low_channels"] is not None:
+            arguments["packed"] = None
+        return super().run(x, arguments, **more)
 
     def after_upsample(self, low: Tensor, skip: Tensor) -> Tensor:
         """``self(cat([resize(low), skip], 1))``; neither of the two is written."""
-        if self._low_channels != low.shape[1]:
+        if not is_traced() and self._low_channels != low.shape[1]:
             self._low_channels = low.shape[1]
             self.repack()
         prepared = self.prepare(low)
         if prepared is None or self.conv.kernel_size != (1, 1) or self.conv.stride != (1, 1):
             return self(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
         low, packed = prepared
+        fits = packed["low_channels"] == low.shape[1]
         function = ops.operator("upsample_conv1x1", self.backend_for(low.device))
         return function(
             [low],
             [skip.to(low.dtype)],
             packed["weight"],
             packed["bias"],
-            packed=packed.get("packed"),
+            packed=packed.get("packed") if fits else None,
             activation="relu",
         )
 

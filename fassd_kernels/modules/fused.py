@@ -173,6 +173,8 @@ class Fused(nn.Module):
                     ops.pack_weight(weight, stride=stride, dilation=dilation)
                     for weight, stride, dilation in self.plan(packed)
                 ]
+            if not all(type(tensor) is Tensor for tensor in packed["packed"]):
+                return packed  # a mode that only propagates shapes is on: nothing to keep
             # One assignment of one tuple: threads that meet here pack twice and agree.
             self._packed = cached = (now, dtype, packed)
         return cached[2]

@@ -12,8 +12,8 @@ from fassd.models.network import FASSDNet
 from fassd_kernels import ops
 from fassd_kernels.backends import AUTO, choose
 from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer, FusedUpsampleConv
-from fassd_kernels.modules.fused import is_plain, missing_attribute, transforming
-from fassd_kernels.modules.snapshot import has_hooks
+from fassd_kernels.modules.fused import is_plain, is_traced, missing_attribute, transforming
+from fassd_kernels.modules.snapshot import has_hooks, hooked_globally
 
 Output = Literal["logits", "labels"]
 OUTPUTS = ("logits", "labels")
@@ -32,10 +32,12 @@ class FusedNetwork(FASSDNet):
 
     Attributes:
         output: ``logits`` or ``labels``.
+        casts_input: whether floating inputs are converted to the type of the parameters.
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`, of what is fused here.
     """
 
     output: Output = "logits"
+    casts_input: bool = False
     backend: str = AUTO
 
     @classmethod
@@ -45,11 +47,11 @@ class FusedNetwork(FASSDNet):
         return missing_attribute(module, names)
 
     @classmethod
-    def take_over(cls, module: nn.Module, backend: str, output: Output) -> FusedNetwork:
+    def take_over(cls, module: nn.Module, backend: str) -> FusedNetwork:
         """The network with `module`'s own tables, which is then discarded."""
         fused = cls.__new__(cls)
         fused.__dict__.update(module.__dict__)
-        fused.backend, fused.output = backend, output
+        fused.backend = backend
         for index, layer in enumerate(fused.conv1x1_up):
             if isinstance(layer, FusedConvLayer):
                 fused.conv1x1_up[index] = FusedUpsampleConv.take_over(layer, backend)
@@ -59,11 +61,11 @@ class FusedNetwork(FASSDNet):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            return super().forward(x)
+            return super().forward(self.cast(x))
         if self.output == "labels":
             return self.predict_labels(x)
         scores, size = self.scores(x), (x.shape[2], x.shape[3])
-        return resize(scores, size) if transforming() else self.run("upsample", scores, size)
+        return resize(scores, size) if unfused() else self.run("upsample", scores, size)
 
     def predict_labels(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to the class of every pixel, uint8 (N, H, W), whatever `output` is.
@@ -71,11 +73,14 @@ class FusedNetwork(FASSDNet):
         In eval mode, where the full-size logits are never written; of at most 256 classes.
         """
         if self.training:
-            return super().forward(x).argmax(1).to(torch.uint8)
+            return super().forward(self.cast(x)).argmax(1).to(torch.uint8)
         scores, size = self.scores(x), (x.shape[2], x.shape[3])
-        if transforming():
+        if unfused():
             return resize(scores, size).argmax(1).to(torch.uint8)
         return self.run("upsample_argmax", scores, size)
+
+    def cast(self, x: Tensor) -> Tensor:
+        return x.to(self.finalConv.weight.dtype) if self.casts_input else x
 
     def run(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Call a resizing operator."""
@@ -84,6 +89,7 @@ class FusedNetwork(FASSDNet):
     def scores(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to logits (N, num_classes, h, w) of the finest map, in eval mode."""
         self._check_input(x)
+        x = self.cast(x)
         skips = []
         layers: list[Any] = list(self.base)
         passed = -1  # the last layer that is done
@@ -112,18 +118,28 @@ class FusedNetwork(FASSDNet):
         return f"{super().extra_repr()}, output={self.output}"
 
 
+def unfused() -> bool:
+    """Whether resizing has to be PyTorch's own: torch.jit.trace makes tensors of sizes."""
+    return transforming() or torch.jit.is_tracing()
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module may not be passed over, because somebody wants to see it called."""
+    return has_hooks(module) or (not is_traced() and hooked_globally())
+
+
 def join(conv1x1: nn.Module, low: Tensor, skip: Tensor) -> Tensor:
     """A decoder 1x1 on [`low` upsampled, `skip`]."""
-    if isinstance(conv1x1, FusedUpsampleConv) and not has_hooks(conv1x1):
+    if isinstance(conv1x1, FusedUpsampleConv) and not is_hooked(conv1x1):
         return conv1x1.after_upsample(low, skip)
     return conv1x1(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
 
 
 def poolable(layer: nn.Module, following: nn.Module | None) -> bool:
     """Whether two layers are a ConvLayer and a 2x2 average pooling that can run as one."""
-    if not isinstance(layer, FusedConvLayer) or has_hooks(layer):
+    if not isinstance(layer, FusedConvLayer) or is_hooked(layer):
         return False
-    if following is None or not is_plain(following, nn.AvgPool2d) or has_hooks(following):
+    if following is None or not is_plain(following, nn.AvgPool2d) or is_hooked(following):
         return False
     pool: Any = following
     plain = (pool.padding, pool.ceil_mode, pool.divisor_override) == (0, False, None)

@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # Attributes of the parts that folding or the check of the parts depends on. Of a kind that is not
@@ -75,7 +76,7 @@ def take_snapshot(module: nn.Module) -> Snapshot:
     """Read all submodules of `module`, and its own tensors, but not its hooks: those run anyway."""
     now = Snapshot([], [], [optimizer_steps])
     read_part(module, now)
-    now.hooked = False
+    now.hooked = hooked_globally()
     waiting: list[nn.Module | None] = [*module._modules.values()]
     while waiting:
         part = waiting.pop()
@@ -87,8 +88,25 @@ def take_snapshot(module: nn.Module) -> Snapshot:
 
 
 def has_hooks(part: nn.Module) -> bool:
+    """Whether calling `part` does more, or something else, than its class's ``forward``."""
     table = part.__dict__
-    return any(table[name] for name in HOOKS)  # a compiler that traces this knows no itemgetter
+    # A compiler that traces this knows no itemgetter.
+    return any(table[name] for name in HOOKS) or "forward" in table
+
+
+def replaced_forward(part: nn.Module) -> bool:
+    """Whether this one module has a ``forward`` of its own, as some wrapping libraries give it."""
+    return "forward" in part.__dict__
+
+
+def hooked_globally() -> bool:
+    """Whether hooks of all modules are registered, which shall see the parts of fused ones too."""
+    return bool(
+        global_hooks._global_forward_hooks
+        or global_hooks._global_forward_pre_hooks
+        or global_hooks._global_backward_hooks
+        or global_hooks._global_backward_pre_hooks
+    )
 
 
 def read_part(part: nn.Module, now: Snapshot) -> None:
@@ -97,7 +115,7 @@ def read_part(part: nn.Module, now: Snapshot) -> None:
     settings = read(table) if read else tuple(map(table.get, ALL_SETTINGS))
     now.configuration.append((kind, settings))
     first, second, third, fourth = READ_HOOKS(table)
-    if first or second or third or fourth:
+    if first or second or third or fourth or "forward" in table:
         now.hooked = True
     if "weight" in table or "parametrizations" in table["_modules"]:
         now.countable = False

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels.conftest import relative_error, shake
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fassd
 import fassd_kernels
@@ -278,6 +283,149 @@ def test_batch_norms_without_running_statistics() -> None:
         assert relative_error(accelerate(model)(x), exact(model, x)) <= 4e-6
 
 
+class Own(fassd.models.FASSDNet):
+    """Somebody's subclass, with another forward and a method more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+    def loss(self) -> int:
+        return 1
+
+
+class Named(fassd.models.FASSDNet):
+    """A subclass with the same forward."""
+
+    def loss(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [Own, Named])
+def test_subclasses_stay_and_their_modules_are_swapped(kind: type[fassd.models.FASSDNet]) -> None:
+    own = shake(kind(5)).eval()
+    fast = accelerate(own)
+    assert type(fast) is kind and fast.loss() == 1
+    assert type(fast.DAPF).__name__ == "FusedDAPF"
+    with torch.no_grad():
+        assert relative_error(fast(picture()), exact(own, picture())) <= 2e-6
+
+
+def test_a_network_in_a_wrapper_is_fused_as_a_whole() -> None:
+    model = network("fassd_net_l2")
+    wrapped = accelerate(nn.Sequential(model))
+    assert isinstance(wrapped[0], FusedNetwork)
+    x = picture(120, 130)
+    with torch.no_grad():
+        assert relative_error(wrapped(x), exact(model, x)) <= 2e-6
+
+
+@pytest.mark.parametrize("name", ["DAPF.bn1", "base.5", "conv1x1_up.0", "base.4.layers.1.conv"])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_module_with_a_forward_of_its_own_is_called(name: str, early: bool) -> None:
+    """As wrapping libraries patch modules: on the instance."""
+    model, x = network(), picture()
+
+    def patch(target: nn.Module) -> None:
+        part = target.get_submodule(name)
+        original = part.forward
+        part.forward = lambda x: original(x) * 0.5
+
+    fast = accelerate(model)
+    patch(model)
+    if early:
+        fast = accelerate(model)
+    else:
+        patch(fast)
+    with torch.no_grad():
+        assert relative_error(fast(x), model(x)) <= 4e-6
+
+
+def test_hooks_of_all_modules_see_every_part() -> None:
+    model, x = network(), picture()
+    fast, seen = accelerate(model), []
+    hook = torch.nn.modules.module.register_module_forward_hook
+    counts = []
+    for module in (model, fast):
+        seen.clear()
+        handle = hook(lambda m, _i, _o: seen.append(type(m).__name__))
+        with torch.no_grad():
+            module(x)
+        handle.remove()
+        counts.append(seen.count("BatchNorm2d"))
+    assert counts[0] == counts[1] > 50
+
+
+def test_trace_and_export() -> None:
+    model, x = network("fassd_net_l2"), picture(120, 130)
+    fast = accelerate(model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and in use
+        traced = torch.jit.trace(fast, x)
+        assert relative_error(traced(x), exact(model, x)) <= 2e-6
+        other = picture(150, 140)
+        assert relative_error(traced(other), exact(model, other)) <= 2e-6
+        exported = torch.export.export(fast, (x,)).module()
+        assert relative_error(exported(x), exact(model, x)) <= 2e-6
+        assert relative_error(fast(x), exact(model, x)) <= 2e-6
+
+
+def test_shape_propagation_leaves_nothing_behind() -> None:
+    model, x = network("fassd_net_l2"), picture(120, 130)
+    fast = accelerate(model)
+    with torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert fast(mode.from_tensor(x)).shape == (1, 7, 120, 130)
+        result = fast(x)
+    assert type(result) is Tensor
+    assert relative_error(result, exact(model, x)) <= 2e-6
+
+
+def test_inputs_are_cast_by_either_way_to_labels() -> None:
+    model, x = network("fassd_net_l2"), picture(120, 130)
+    scores = accelerate(model, dtype=torch.float16)
+    labels = accelerate(model, dtype=torch.float16, output="labels")
+    with torch.no_grad():
+        assert torch.equal(scores.predict_labels(x), labels(x))
+        assert scores(x).dtype == torch.float16
+
+
+def test_a_segmenter_respects_hooks_of_its_network() -> None:
+    scene = render_street(128, 192, seed=1, split="val")[0]
+    segmenter = fassd.Segmenter(network("fassd_net_l2"))
+    plain = segmenter.predict(scene)
+    segmenter.model.register_forward_hook(lambda _m, _i, output: output.flip(1))
+    flipped = segmenter.predict(scene)
+    assert (flipped == 6 - plain).mean() >= 0.999
+
+
+def test_a_child_process_does_not_inherit_a_locked_pool() -> None:
+    """Forked while other threads are inside the kernels."""
+    if not hasattr(os, "fork") or fassd_kernels.backends()["cpu"].reason:
+        pytest.skip("needs fork and the C++ backend")
+    program = """
+import os, threading, warnings
+import torch
+from fassd_kernels import ops
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+x, stop = torch.randn(1, 8, 64, 64), []
+def work():
+    while not stop:
+        ops.upsample(x, (96, 96))
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for _ in range(60):
+    child = os.fork()
+    if child == 0:
+        ops.upsample(x, (96, 96))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+stop.append(1)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 
@@ -295,7 +443,7 @@ def test_memory_is_stable_over_frames_of_changing_size() -> None:
     assert max(held[500:]) <= 1.1 * max(held[:500])
     assert max(held) <= 64 * 2**20
     fassd_kernels.release_memory()
-    assert fassd_kernels.held_memory() <= 2**20
+    assert fassd_kernels.held_memory() <= 2**22, "but for large pages begun"
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -311,14 +459,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="at most 256 classes; the model has 300"):
         accelerate(fassd.create_model("fassd_net_l2", num_classes=300), output="labels")
 
-    class Own(fassd.models.FASSDNet):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * 2
-
-    with pytest.raises(TypeError, match="forward of its own"):
+    with pytest.raises(TypeError, match=r"needs a fassd.models.FASSDNet itself.*Own"):
         accelerate(Own(), output="labels")
-    own = shake(Own()).eval()
-    with torch.no_grad():
-        assert relative_error(accelerate(own)(picture()), exact(own, picture())) <= 2e-6
     with pytest.raises(ValueError, match="at least 29x29 pixels"):
         accelerate(network())(picture(20, 200))
