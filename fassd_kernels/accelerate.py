@@ -37,7 +37,6 @@ FUSED: dict[type[nn.Module], type[Fused]] = {
     ASPP: FusedASPP,
     ConvLayer: FusedConvLayer,
 }
-NETWORKS = (FASSDNet, FusedNetwork)
 
 
 def accelerate(
@@ -94,7 +93,7 @@ def accelerate(
     fused = swap(model, backend, done)
     if inplace and isinstance(fused, FusedNetwork) and fused is not model:
         # The same object, of the subclass: who holds it, holds the accelerated one.
-        model.__class__ = FusedNetwork
+        model.__class__ = FusedNetwork  # type: ignore[assignment]
         model.__dict__.update(fused.__dict__)
         fused = model
     if isinstance(fused, FusedNetwork):
@@ -122,17 +121,23 @@ def check_output(model: nn.Module, output: str) -> None:
     if output not in OUTPUTS:
         raise ValueError(f"output is {output!r}; expected one of {', '.join(OUTPUTS)}")
     if output == "labels":
-        if type(model) not in NETWORKS or replaced_forward(model):
+        if not is_network(model):
             name = type(model).__name__
             raise TypeError(
                 "output='labels' needs a fassd.models.FASSDNet itself, whose forward is its "
                 f"class's; model is a {name}"
             )
-        if model.num_classes > MAX_LABELS:
+        classes: Any = model.num_classes
+        if classes > MAX_LABELS:
             raise ValueError(
                 f"output='labels' gives uint8, for at most {MAX_LABELS} classes; "
-                f"the model has {model.num_classes}"
+                f"the model has {classes}"
             )
+
+
+def is_network(module: nn.Module) -> bool:
+    """Whether a module is a FASSDNet that computes what its class does."""
+    return type(module) in (FASSDNet, FusedNetwork) and not replaced_forward(module)
 
 
 def swap(module: nn.Module, backend: str, done: dict[nn.Module, nn.Module | None]) -> nn.Module:
@@ -144,8 +149,7 @@ def swap(module: nn.Module, backend: str, done: dict[nn.Module, nn.Module | None
             for name, child in list(module._modules.items()):
                 if child is not None:
                     module._modules[name] = swap(child, backend, done)
-            whole = type(module) in NETWORKS and not replaced_forward(module)
-            if whole and not FusedNetwork.mismatch(module):
+            if is_network(module) and not FusedNetwork.mismatch(module):
                 done[module] = FusedNetwork.take_over(module, backend)
     return done[module] or module
 
