@@ -71,7 +71,7 @@ class Subject:
         """The network as ONNX at the picture's shape, exported when first asked for.
 
         torch.export's graph rather than TorchScript's, which is deprecated and which OpenVINO
-        runs 1.4 times slower (FASSD-Net at 256x512 on two cores of a Zen 4: 29 ms, not 21).
+        runs 1.4 times slower (FASSD-Net at 256x512 on two cores of a Zen 5: 29 ms, not 21).
         """
         with _quiet_exporter():
             program = torch.onnx.export(self.model, (self.picture,), dynamo=True, verbose=False)
