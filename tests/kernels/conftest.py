@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from fassd.models import DAPF, MDA, HarDBlock
 from fassd.models.aspp import ASPP
 from fassd.models.layers import ConvLayer
+from fassd_kernels import ops
 
 
 def shake(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -58,3 +61,17 @@ def picture(reference: nn.Module) -> Tensor:
     """An input of odd size on which every dilation reaches some pixels."""
     channels = next(p for p in reference.parameters() if p.dim() == 4).shape[1]
     return torch.randn(2, channels, 41, 50, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def operator_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the fused operators called: tells a fallback from the real thing."""
+    calls: list[str] = []
+    real = ops.operator
+
+    def spy(name: str, backend: str) -> Callable[..., Tensor]:
+        calls.append(name)
+        return real(name, backend)
+
+    monkeypatch.setattr(ops, "operator", spy)
+    return calls

@@ -25,7 +25,6 @@ from fassd_kernels import (
     FusedDAPF,
     FusedHarDBlock,
     FusedMDA,
-    ops,
 )
 from fassd_kernels.accelerate import FUSED
 from fassd_kernels.modules import Fused
@@ -43,20 +42,6 @@ def expected_of(module: nn.Module, x: Tensor) -> Tensor:
     """The reference module's output, computed in float64."""
     with torch.no_grad():
         return copy.deepcopy(module).double()(x.double())
-
-
-@pytest.fixture
-def operator_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the fused operators called: tells a fallback from the real thing."""
-    calls: list[str] = []
-    real = ops.operator
-
-    def spy(name: str, backend: str) -> Callable[..., Tensor]:
-        calls.append(name)
-        return real(name, backend)
-
-    monkeypatch.setattr(ops, "operator", spy)
-    return calls
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
