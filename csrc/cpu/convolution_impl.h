@@ -55,14 +55,16 @@ StripPlan<T> plan_strip(const Conv<T>& conv, int64_t tiles) {
   return plan;
 }
 
-// Weights are read once per strip and row. Where there are so many that they come from the third
-// level of the cache (1.9 MB in DAPF), a strip is as many tiles wide as its rows fit a part of the
-// second, up to four.
+// A strip is as many tiles wide as its rows fit a part of the second level of the cache, up to
+// four: where the weights, which are read once per strip and row, are so many that they come from
+// the third level (1.9 MB in DAPF); and where channels are so few that beginning a row of a strip
+// costs more than the row (the stem's first layer, 3 to 16 channels).
 template <typename T>
 StripPlan<T> plan_strip(const Conv<T>& conv) {
-  constexpr int64_t bytes = 256 * 1024, most = 4;
+  constexpr int64_t bytes = 256 * 1024, most = 4, few_channels = 8;
   const int64_t weights = conv.out_channels * conv.in_channels * conv.kernel_h * conv.kernel_w;
-  int64_t tiles = weights * int64_t(sizeof(T)) > bytes ? most : 1;
+  const bool many = weights * int64_t(sizeof(T)) > bytes;
+  int64_t tiles = many || conv.in_channels <= few_channels ? most : 1;
   while (tiles > 1 &&
          ((tiles - 1) * tile_pixels<T> >= conv.out_width ||
           conv.kernel_h * plan_strip(conv, tiles).slot_values(conv) * int64_t(sizeof(T)) > bytes)) {

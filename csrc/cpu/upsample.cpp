@@ -4,7 +4,8 @@ namespace fassd::cpu {
 
 namespace {
 
-// Pixels that are interpolated in scratch before they are converted and written.
+// Pixels that are interpolated in scratch before they are converted and written, where they have
+// to be converted.
 constexpr int64_t strip = 64;
 
 template <typename T>
@@ -18,6 +19,11 @@ void run_upsample(const Tensor& input, Tensor& out) {
   char* const base = static_cast<char*>(to.data);
   parallel_items<T>(out.size(0) * height, strip * image.channels, [&](T* scratch, int64_t item) {
     const int64_t n = item / height, y = item % height;
+    if (to.dtype == dtype_of<T>) {
+      interpolate_row(image, rows, columns, n, y, 0, width,
+                      static_cast<T*>(to.data) + to.offset(n, y, 0));
+      return;
+    }
     for (int64_t x = 0; x < width; x += strip) {
       const int64_t end = std::min(x + strip, width);
       interpolate_row(image, rows, columns, n, y, x, end, scratch);
