@@ -67,8 +67,11 @@ def test_any_strides_of_a_weight_are_packed_alike(subject, dtype):
 
 @pytest.mark.operators("conv_act")
 def test_packed_for_something_else_is_refused(subject):
-    if subject.target.backend.name != "cpu":
-        return  # only the C++ backend lays weights out in its own way
+    if subject.target.backend.name != "cpu":  # the others have no use for it, and ignore it
+        call = SAMPLES["conv_act"][3].to(torch.float32, subject.device)
+        other = torch.zeros(7, device=subject.device)
+        assert torch.equal(subject(call.with_(packed=other)), subject(call))
+        return
     call = SAMPLES["conv_act"][3].to(torch.float32)  # 3x3, 7 to 9 channels
     weight = call.arguments["weight"]
     for other in (
@@ -81,6 +84,14 @@ def test_packed_for_something_else_is_refused(subject):
     ):
         with pytest.raises(RuntimeError, match=r"packed weights .* are not what pack_weight gives"):
             subject(call.with_(packed=other))
+
+
+@pytest.mark.operators("conv_act")
+def test_packed_directly_serves_where_winograd_would(subject):
+    """A 3x3 weight packed for a stride is packed tap by tap, which is right at stride 1 too."""
+    call = SAMPLES["conv_act"][3].to(torch.float32, subject.device)
+    packed_tap_by_tap = pack(subject, call.arguments["weight"], stride=(2, 2))
+    check_result(call, subject(call.with_(packed=packed_tap_by_tap)))
 
 
 @pytest.mark.operators("hardblock")
