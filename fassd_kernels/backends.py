@@ -20,6 +20,8 @@ import torch
 
 from fassd_kernels import ops
 from fassd_kernels.checks import FLOATING
+from fassd_kernels.triton import availability
+from fassd_kernels.triton.device import INTERPRETED
 
 AUTO = "auto"
 
@@ -136,7 +138,8 @@ def cuda_reason() -> str:
 
 
 def describe_cuda() -> str:
-    return f"{torch.cuda.get_device_name()}, so far only: normalize"
+    operators = ", ".join(sorted(ops.CUDA_OPERATORS))
+    return f"{torch.cuda.get_device_name()}, so far only: {operators}"
 
 
 @functools.cache
@@ -148,12 +151,22 @@ def backends() -> Environment:
         ``python -m fassd_kernels`` shows.
     """
     every = frozenset(ops.SCHEMAS)
-    table = (
+    table = [
         Backend("cpu", "cpu", every, cpu_reason, describe_cpu),
-        Backend("cuda", "cuda", frozenset({"normalize"}), cuda_reason, describe_cuda),
+        Backend("cuda", "cuda", ops.CUDA_OPERATORS, cuda_reason, describe_cuda),
         Backend("reference", "any", every, lambda: "", lambda: "plain PyTorch"),
+    ]
+    triton = Backend(
+        "triton",
+        "cpu" if INTERPRETED else "cuda",
+        every,
+        availability.reason,
+        availability.describe,
+        availability.DTYPES,
     )
-    return Environment(table, facts())
+    # The interpreter is there to be asked for by name: it comes behind what `auto` stops at.
+    table.insert(len(table) if INTERPRETED else 2, triton)
+    return Environment(tuple(table), facts())
 
 
 def facts() -> dict[str, str]:
@@ -167,6 +180,7 @@ def facts() -> dict[str, str]:
     return {
         "fassd-net": version,
         "python": f"{platform.python_version()} on {platform.machine()}",
+        "triton": triton_version(),
         "torch": f"{torch.__version__}{cuda}, {torch.get_num_threads()} threads",
         "compiler": record.get("compiler", "not recorded"),
         "nvcc": record.get("nvcc", "not recorded"),
@@ -174,8 +188,21 @@ def facts() -> dict[str, str]:
     }
 
 
+def triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 @torch.compiler.assume_constant_result
-def choose(name: str, device_type: str, operator: str, quiet: bool = False) -> str:
+def choose(
+    name: str,
+    device_type: str,
+    operator: str,
+    quiet: bool = False,
+    dtype: torch.dtype | None = None,
+) -> str:
     """The name of the backend that runs `operator` on tensors of a device.
 
     Args:
@@ -183,27 +210,33 @@ def choose(name: str, device_type: str, operator: str, quiet: bool = False) -> s
         device_type: ``cpu``, ``cuda``, ...
         operator: the operator's name.
         quiet: whether to keep a fallback to oneself.
+        dtype: of the tensors, where that is known.
 
     Raises:
         BackendError: if the backend asked for is unknown, not available, or cannot take this
-            device or operator.
+            device, operator or dtype.
     """
     table = backends()
     if name != AUTO:
-        reason = refusal(table[name], device_type, operator)
+        reason = refusal(table[name], device_type, operator, dtype)
         if reason:
             raise BackendError(f"backend {name!r} cannot run {operator} on {device_type}: {reason}")
         return name
-    best = next(b.name for b in table if not refusal(b, device_type, operator))
+    best = next(b.name for b in table if not refusal(b, device_type, operator, dtype))
     if best == "reference" and not quiet:
-        say_fallback(device_type, operator)
+        say_fallback(device_type, operator, dtype)
     return best
 
 
-def refusal(backend: Backend, device_type: str, operator: str) -> str:
-    """Why `backend` cannot run `operator` on `device_type`; empty if it can."""
+def refusal(
+    backend: Backend, device_type: str, operator: str, dtype: torch.dtype | None = None
+) -> str:
+    """Why `backend` cannot run `operator` on `device_type` and `dtype`; empty if it can."""
     if not backend.takes(device_type):
         return f"it takes {backend.device} tensors"
+    if dtype is not None and dtype not in backend.dtypes:
+        names = ", ".join(str(accepted) for accepted in backend.dtypes)
+        return f"it takes {names}, not {dtype}"
     if not backend.available:
         return backend.reason
     if operator not in backend.operators:
@@ -212,10 +245,10 @@ def refusal(backend: Backend, device_type: str, operator: str) -> str:
 
 
 @functools.cache
-def say_fallback(device_type: str, operator: str) -> None:
-    """Say, once per device and operator, that the reference stands in."""
+def say_fallback(device_type: str, operator: str, dtype: torch.dtype | None = None) -> None:
+    """Say, once per device, operator and dtype, that the reference stands in."""
     reasons = [
-        f"{backend.name}: {refusal(backend, device_type, operator)}"
+        f"{backend.name}: {refusal(backend, device_type, operator, dtype)}"
         for backend in backends()
         if backend.device == device_type
     ]

@@ -2,7 +2,12 @@
 
 After ``import fassd_kernels``, each operator is ``torch.ops.fassd_kernels.NAME`` (and
 ``fassd_kernels.ops.NAME``). PyTorch's dispatcher chooses by device: the compiled extension
-registers its kernels under ``CPU`` and ``CUDA``; where it has none, the reference runs.
+registers its kernels under ``CPU`` and ``CUDA``; where it has none for CUDA, Triton's run, and else
+the reference.
+
+Triton's are also ``torch.ops.fassd_kernels_triton.NAME``, for whoever asks for them by name, and for
+the fused modules: there results may be padded, their pixels whole vectors apart, for the next
+kernel to load.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from torch import Tensor
 
 from fassd_kernels import reference
 from fassd_kernels.autocast import casting, is_tensors
+from fassd_kernels.checks import FLOATING
 from fassd_kernels.reference.aspp import check_aspp
 from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
 from fassd_kernels.reference.conv_act import check_conv_act
@@ -27,8 +33,11 @@ from fassd_kernels.reference.mda import check_mda
 from fassd_kernels.reference.normalize import check_normalize
 from fassd_kernels.reference.upsample import check_upsample, check_upsample_argmax
 from fassd_kernels.reference.upsample_conv1x1 import check_upsample_conv1x1
+from fassd_kernels.triton import availability
+from fassd_kernels.triton.layout import empty_image
 
 NAMESPACE = "fassd_kernels"
+TRITON_NAMESPACE = "fassd_kernels_triton"
 
 
 def read_schemas() -> dict[str, str]:
@@ -66,7 +75,11 @@ CHECKS: dict[str, Callable[..., tuple[int, ...]]] = {
 }
 
 
-def fake(name: str) -> Callable[..., Tensor]:
+# Results that a network gives out; they are never padded.
+DENSE = ("upsample", "normalize")
+
+
+def fake(name: str, padded: bool = False) -> Callable[..., Tensor]:
     """What an operator allocates: images are channels_last, whatever the inputs' strides."""
     check = CHECKS[name]
 
@@ -76,7 +89,7 @@ def fake(name: str) -> Callable[..., Tensor]:
         if name == "upsample_argmax":
             return like.new_empty(size, dtype=torch.uint8)
         dtype = keywords.get("dtype", like.dtype)
-        return torch.empty(size, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+        return empty_image(size, dtype, like.device, padded and name not in DENSE)
 
     return kernel
 
@@ -173,10 +186,13 @@ AUTOCAST = (
 # symbols that _C_cuda needs, so it is not even tried there.
 CPU_MISSING = load_extension("_C")
 CUDA_MISSING = load_extension("_C_cuda") if torch.version.cuda else "torch has no CUDA"
+# What csrc/cuda implements.
+CUDA_OPERATORS = frozenset({"normalize"})
 # The instruction set of the C++ kernels, asked once: the operator returns a string, which
 # torch.jit.trace would not let pass.
 CPU_CAPABILITY = torch.ops.fassd_kernels.cpu_capability() if CPU_MISSING is None else ""
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_TRITON_LIBRARY = torch.library.Library(TRITON_NAMESPACE, "FRAGMENT")
 
 
 def held_memory() -> int:
@@ -196,22 +212,77 @@ def register() -> None:
     for name, schema in SCHEMAS.items():
         if CPU_MISSING is not None:
             _LIBRARY.define(schema)
-        function = getattr(reference, name)
-        qualified = f"{NAMESPACE}::{name}"
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        if name in CHECKS:  # not pack_weight: its result is the backend's own affair
-            torch.library.register_fake(qualified, fake(name), lib=_LIBRARY)
-        if name in AUTOCAST:
-            call = getattr(torch.ops.fassd_kernels, name)
-            _LIBRARY.impl(name, casting(call, "cpu"), "AutocastCPU")
-            _LIBRARY.impl(name, casting(call, "cuda"), "AutocastCUDA")
-        if name not in WITHOUT_GRADIENT:
-            torch.library.register_autograd(
-                qualified,
-                backward_through(function),
-                setup_context=(save_arguments if "*" in schema else save_positional_arguments),
-                lib=_LIBRARY,
-            )
+        _LIBRARY.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+        if CUDA_MISSING is not None or name not in CUDA_OPERATORS:
+            _LIBRARY.impl(name, on_gpu(name), "CUDA")
+        complete(name, NAMESPACE, _LIBRARY)
+        _TRITON_LIBRARY.define(schema)
+        _TRITON_LIBRARY.impl(name, through_triton(name), "CompositeExplicitAutograd")
+        complete(name, TRITON_NAMESPACE, _TRITON_LIBRARY)
+
+
+def complete(name: str, namespace: str, library: torch.library.Library) -> None:
+    """Register what an operator has besides its kernels: fake kernel, autocast, gradient."""
+    qualified = f"{namespace}::{name}"
+    if name in CHECKS:  # not pack_weight: its result is the backend's own affair
+        kernel = fake(name, padded=namespace == TRITON_NAMESPACE)
+        torch.library.register_fake(qualified, kernel, lib=library)
+    if name in AUTOCAST:
+        call = getattr(getattr(torch.ops, namespace), name)
+        library.impl(name, casting(call, "cpu"), "AutocastCPU")
+        library.impl(name, casting(call, "cuda"), "AutocastCUDA")
+    if name not in WITHOUT_GRADIENT:
+        torch.library.register_autograd(
+            qualified,
+            backward_through(getattr(reference, name)),
+            setup_context=(
+                save_arguments if "*" in SCHEMAS[name] else save_positional_arguments
+            ),
+            lib=library,
+        )
+
+
+def through_triton(name: str) -> Callable[..., Tensor]:
+    """An operator on Triton's kernels, or an error that says why that cannot be."""
+    check = CHECKS.get(name)
+
+    def call(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        image = first[0] if is_tensors(first) and first else first
+        dtype = keywords.get("dtype", getattr(image, "dtype", None))
+        if isinstance(image, Tensor):
+            why = availability.refusal(image.device, dtype)
+            if why:
+                if check is not None:
+                    check(first, *arguments, **keywords)  # what is wrong in itself comes first
+                raise RuntimeError(f"{name}: {why}")
+        return triton_operator(name)(first, *arguments, **keywords, padded=True)
+
+    return call
+
+
+def on_gpu(name: str) -> Callable[..., Tensor]:
+    """An operator on a GPU that csrc/cuda has no kernel for: Triton's, or else the reference."""
+    fallback = getattr(reference, name)
+
+    def call(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        image = first[0] if is_tensors(first) and first else first
+        if isinstance(image, Tensor):
+            dtype = keywords.get("dtype", image.dtype)
+            why = availability.refusal(image.device, dtype)
+            if not why:
+                return triton_operator(name)(first, *arguments, **keywords)
+            if dtype in FLOATING and name != "pack_weight":
+                availability.say_fallback(name, why)
+        return fallback(first, *arguments, **keywords)
+
+    return call
+
+
+def triton_operator(name: str) -> Callable[..., Tensor]:
+    """A function of :mod:`fassd_kernels.triton`, imported when it is first wanted."""
+    from fassd_kernels.triton.operators import OPERATORS
+
+    return OPERATORS[name]
 
 
 register()
@@ -220,10 +291,13 @@ register()
 def operator(name: str, backend: str) -> Callable[..., Tensor]:
     """The function that runs operator `name` on `backend`, a name that has been checked.
 
-    Every compiled backend is reached through the same ``torch.ops`` entry, which dispatches by
-    device; the reference is called as it stands.
+    The C++ backends are reached through the same ``torch.ops`` entry, which dispatches by device;
+    the reference is called as it stands.
     """
-    return getattr(reference if backend == "reference" else torch.ops.fassd_kernels, name)
+    if backend == "reference":
+        return getattr(reference, name)
+    namespace = TRITON_NAMESPACE if backend == "triton" else NAMESPACE
+    return getattr(getattr(torch.ops, namespace), name)
 
 
 conv_act = torch.ops.fassd_kernels.conv_act

@@ -63,7 +63,7 @@ class FusedConvLayer(Fused, ConvLayer):
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
         plans = packed.get("packed")
         arguments = {**packed, "packed": plans[0] if plans else None, **more}
-        return ops.operator("conv_act", self.backend_for(x.device))([x], **arguments)
+        return ops.operator("conv_act", self.backend_for(x))([x], **arguments)
 
     def pooled(self, x: Tensor) -> Tensor:
         """``avg_pool2d(self(x), 2)``, the layer's own result never written."""
@@ -107,7 +107,7 @@ class FusedUpsampleConv(FusedConvLayer):
             return self(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
         low, packed = prepared
         fits = packed["low_channels"] == low.shape[1]
-        function = ops.operator("upsample_conv1x1", self.backend_for(low.device))
+        function = ops.operator("upsample_conv1x1", self.backend_for(low))
         return function(
             [low],
             [skip.to(low.dtype)],
@@ -141,5 +141,5 @@ class FusedConv2d(Fused, nn.Conv2d):
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
         plans = packed.get("packed")
         arguments = {**packed, "packed": plans[0] if plans else None}
-        function = ops.operator("conv_act", self.backend_for(x.device))
+        function = ops.operator("conv_act", self.backend_for(x))
         return function([x], stride=self.stride, dilation=self.dilation, **arguments)

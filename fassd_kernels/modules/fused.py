@@ -31,7 +31,7 @@ class Fused(nn.Module):
     for, the weights are packed differentiably on each call, so that gradients reach the module's
     own parameters. Under autocast the result has autocast's type.
 
-    The C++ kernels get the weights in their own order too (:func:`reference.pack_weight`), packed
+    The kernels get the weights in their own order too (:func:`reference.pack_weight`), packed
     once along with the folding.
 
     The reference's ``forward`` runs instead in training mode, where batch statistics forbid
@@ -69,7 +69,7 @@ class Fused(nn.Module):
 
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
         """Call the operator."""
-        return ops.operator(self.operator, self.backend_for(x.device))(x, **packed, **more)
+        return ops.operator(self.operator, self.backend_for(x))(x, **packed, **more)
 
     def adopt(self) -> None:
         """Fill in attributes that the reference class has and a foreign one may not."""
@@ -154,9 +154,9 @@ class Fused(nn.Module):
         lead: Any = self.get_submodule(self.lead)
         return lead.weight.dtype
 
-    def backend_for(self, device: torch.device) -> str:
-        """The name of the backend that runs on `device`."""
-        return choose(self.backend, device.type, self.operator)
+    def backend_for(self, x: Tensor) -> str:
+        """The name of the backend that runs on tensors like `x`."""
+        return choose(self.backend, x.device.type, self.operator, dtype=x.dtype)
 
     # --- packed weights --------------------------------------------------------------------------
 
@@ -170,7 +170,9 @@ class Fused(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 packed = {name: detached(value) for name, value in self.pack(dtype).items()}
                 packed["packed"] = [
-                    ops.pack_weight(weight, stride=stride, dilation=dilation)
+                    ops.operator("pack_weight", self.backend_for(weight))(
+                        weight, stride=stride, dilation=dilation
+                    )
                     for weight, stride, dilation in self.plan(packed)
                 ]
             if not all(type(tensor) is Tensor for tensor in packed["packed"]):
@@ -193,7 +195,8 @@ class Fused(nn.Module):
         device = next(self.parameters()).device
         backend = self.backend
         if backend == AUTO:
-            backend = f"{AUTO} ({choose(AUTO, device.type, self.operator, quiet=True)})"
+            chosen = choose(AUTO, device.type, self.operator, True, self.weight_dtype())
+            backend = f"{AUTO} ({chosen})"
         mine = f"backend={backend}, dtype={self.weight_dtype()}"
         return ", ".join(filter(None, (super().extra_repr(), mine)))
 

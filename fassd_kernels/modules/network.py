@@ -84,7 +84,8 @@ class FusedNetwork(FASSDNet):
 
     def run(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Call a resizing operator."""
-        return ops.operator(name, choose(self.backend, x.device.type, name))(x, size)
+        backend = choose(self.backend, x.device.type, name, dtype=x.dtype)
+        return ops.operator(name, backend)(x, size)
 
     def scores(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to logits (N, num_classes, h, w) of the finest map, in eval mode."""

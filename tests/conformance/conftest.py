@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import os
 from collections.abc import Iterator
 
@@ -14,6 +16,8 @@ os.environ.setdefault("FASSD_KERNELS_POISON", "1")
 from conformance import harness
 from conformance.harness import OPERATORS, Subject, Target
 
+from fassd_kernels.triton.device import INTERPRETED
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
@@ -25,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--device", action="append", help="test on this device, cpu or cuda; may be repeated"
+    )
+    group.addoption(
+        "--every", type=int, default=1, metavar="N", help="test one row in N of the tables"
     )
 
 
@@ -59,6 +66,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for target in chosen(metafunc.config)
         if operator in target.backend.operators
     ]
+    marker = metafunc.definition.get_closest_marker("takes")
+    if marker:
+        subjects = [subject for subject in subjects if set(marker.args) <= set(subject.dtypes)]
     if "dtype" in metafunc.fixturenames:
         rows = [(subject, dtype) for subject in subjects for dtype in subject.dtypes]
         names = [f"{subject}-{str(dtype).removeprefix('torch.')}" for subject, dtype in rows]
@@ -69,6 +79,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "operators(*names): the operators that a test is for")
+    config.addinivalue_line("markers", "takes(*dtypes): types that a backend must take to be tested")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the rows of a table, one in so many: each row is a case of its own, and they are mixed."""
+    step = config.getoption("every", None) or 1
+    seen: dict[str, int] = {}
+    kept, left = [], []
+    for item in items:
+        table = item.nodeid.partition("[")[0]
+        count = seen[table] = seen.get(table, -1) + 1
+        (left if ".py::test_table" in table and count % step else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +106,18 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_interpreter() -> None:
+    """Without its check of every integer sum for overflow, Triton's interpreter is twice as fast.
+
+    tests/kernels/test_triton.py runs with the check.
+    """
+    if INTERPRETED:
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+        builder = interpreter.interpreter_builder
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from conformance import harness
 from conformance.cases import (
     ACTIVATIONS,
     BATCHES,
@@ -111,7 +112,9 @@ def by_hand(call: Call) -> Tensor:
 @pytest.mark.parametrize("shape", [*FEW, dict(size=(6, 9), stride=(3, 2), residual=True)])
 def test_by_hand(subject, shape, activation):
     call = conv_act(**{**shape, "activation": activation})
-    check_close(subject(call.to(torch.float64, subject.device)), by_hand(call), 1e-12)
+    exact = subject.exact
+    result = subject(call.to(exact, subject.device))
+    check_close(result, by_hand(call), harness.TOLERANCES[exact])
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])

@@ -75,6 +75,7 @@ def test_gradient_of_one_tensor_given_twice(subject):
 
 
 @pytest.mark.operators(*WITH_GRADIENT)
+@pytest.mark.takes(torch.float64)
 def test_gradcheck(subject):
     for call in samples(subject, torch.float64):
         call = call.requiring_grad()
@@ -82,6 +83,7 @@ def test_gradcheck(subject):
 
 
 @pytest.mark.operators(*WITH_GRADIENT)
+@pytest.mark.takes(torch.float64)
 def test_gradgradcheck(subject):
     call = samples(subject, torch.float64)[-1].requiring_grad()
     assert torch.autograd.gradgradcheck(function_of(subject, call), call.floating, fast_mode=True)
@@ -107,6 +109,6 @@ def test_labels_have_no_gradient(subject):
 def test_gradients_under_autocast(subject):
     for call in samples(subject):
         call = call.requiring_grad()
-        with torch.autocast(subject.device, torch.bfloat16):
+        with torch.autocast(subject.device, subject.half):
             result = subject(call)
-        check_gradients(call, result, torch.bfloat16)
+        check_gradients(call, result, subject.half)

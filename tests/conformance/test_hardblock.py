@@ -14,7 +14,7 @@ from conformance.cases import (
     shape_of,
     sizes,
 )
-from conformance.harness import LAYOUTS, check, check_close
+from conformance.harness import LAYOUTS, TOLERANCES, check, check_close
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,5 +79,5 @@ def test_equals_the_module(subject, layers):
     with torch.no_grad():
         right = block(x)
         scale = right.pow(2).mean().sqrt()
-        result = subject(call.to(torch.float64, subject.device))
-    check_close(result / scale, right / scale, 1e-12)
+        result = subject(call.to(subject.exact, subject.device))
+    check_close(result.double() / scale, right / scale, TOLERANCES[subject.exact])

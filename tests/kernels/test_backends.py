@@ -59,7 +59,7 @@ with warnings.catch_warnings(record=True) as caught:
 
 
 def test_named_and_impossible_says_why() -> None:
-    with pytest.raises(BackendError, match="expected one of auto, cpu, cuda, reference"):
+    with pytest.raises(BackendError, match="expected one of auto, cpu, cuda, triton, reference"):
         choose("gpu", "cpu", "dapf")
     if not backends()["cuda"].available:
         with pytest.raises(BackendError, match=r"'cuda' cannot run dapf on cpu: \S+"):

@@ -1,0 +1,378 @@
+"""asymmetric_conv: 3x1 -> activation -> 1x3 -> activation in one launch.
+
+A program takes a stretch of one row of the picture, or as many whole rows as fit, each in a SPAN of
+positions: BLOCK_M positions by BLOCK_N output channels. It makes the 3x1's result for them,
+BLOCK_MIDDLE channels at a time, keeps it in registers, and multiplies it by the 1x3, whose outer
+taps want it from `dilation` positions to the left and right:
+
+    positions  |<-------------- BLOCK_M -------------->|
+    3x1        v v v v v v v v v v v v v v v v v v v v v   one row, 3 rows read, taps in padding
+    1x3                o o o o o o o o o o o o o           skipped
+                 halo                             halo     (none where the whole row fits)
+
+``gather`` exchanges values between positions. Where a halo on both sides would take up most of the
+tile, the 3x1 is computed anew for each tap instead (``SHIFT = "recompute"``).
+Several branches of the same shape but for their dilation, as DAPF's, are one launch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
+from fassd_kernels.triton.configurations import Problem, choose
+from fassd_kernels.triton.conv_act import bytes_of
+from fassd_kernels.triton.convolution import activate, load_vector
+from fassd_kernels.triton.layout import round_up
+from fassd_kernels.triton.packing import check_packed_weight
+from fassd_kernels.triton.program import (
+    INT32_MAX,
+    Image,
+    Pointer,
+    Program,
+    Weight,
+    Work,
+    cached,
+)
+
+SIZES = ("rows", "height", "width", "tiles")
+
+
+@triton.jit
+def pick(values, branch):
+    """values[branch], of a tuple of pointers or numbers."""
+    value = values[0]
+    for i in tl.static_range(1, len(values)):
+        value = tl.where(branch == i, values[i], value)
+    return value
+
+
+@triton.jit
+def vertical(
+    image, weight, bias, slope, n, y, x, middle, strides, channels, middles, height, width,
+    weight_stride, dilation,
+    ACTIVATION: tl.constexpr, CLEAN: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_MIDDLE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The 3x1 and its activation at pixels (n, y, x) [BLOCK_M]: zero left and right of the picture.
+
+    Returns [BLOCK_M, BLOCK_MIDDLE] in the weights' type, as if it had been written and read.
+    """
+    inside = (x >= 0) & (x < width)
+    real = middle < middles
+    acc = tl.zeros((BLOCK_M, BLOCK_MIDDLE), tl.float32)
+    for tap in tl.static_range(3):
+        row = y + (tap - 1) * dilation
+        there = inside & (row >= 0) & (row < height)
+        if tl.max(there.to(tl.int32), axis=0) > 0:
+            offset = (n * strides[0] + row * strides[1] + x * strides[2]) * VECTOR
+            for first in range(0, channels, BLOCK_K):
+                k = first + tl.arange(0, BLOCK_K)
+                if WIDE:
+                    k = k.to(tl.int64)
+                loaded = k < tl.cdiv(channels, VECTOR) * VECTOR
+                value = tl.load(
+                    image + offset[:, None] + (k * strides[3])[None, :],
+                    mask=there[:, None] & loaded[None, :],
+                    other=0.0,
+                )
+                if not CLEAN:
+                    value = tl.where((k < channels)[None, :], value, 0.0)
+                at_row = (tap * channels + k) * weight_stride
+                factors = tl.load(
+                    weight + at_row[:, None] + middle[None, :],
+                    mask=(k < channels)[:, None] & (middle < weight_stride)[None, :],
+                    other=0.0,
+                )
+                acc = tl.dot(value, factors, acc, input_precision=PRECISION)
+    if bias is not None:
+        acc += load_vector(bias, middle, real)[None, :]
+    if ACTIVATION == "prelu":
+        acc = activate(acc, load_vector(slope, middle, real)[None, :], ACTIVATION)
+    else:
+        acc = activate(acc, 0.0, ACTIVATION)
+    return tl.where(inside[:, None] & real[None, :], acc, 0.0).to(weight.dtype.element_ty)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def asymmetric_conv_kernel(
+    image, vertical_weights, horizontal_weights, vertical_biases, horizontal_biases,
+    vertical_slopes, horizontal_slopes, dilations, out,
+    strides, out_strides, rows, height, width, tiles, channels, middles, out_channels,
+    vertical_stride, horizontal_stride, out_branch, out_limit,
+    SPAN: tl.constexpr, HALO: tl.constexpr, SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, CLEAN: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_MIDDLE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    branch = tl.program_id(1)
+    columns = tl.cdiv(out_channels, BLOCK_N)
+    stretch = program // columns
+    dilation = pick(dilations, branch)
+    weight = pick(vertical_weights, branch)
+    next_weight = pick(horizontal_weights, branch)
+    bias = pick(vertical_biases, branch) if vertical_biases is not None else None
+    next_bias = pick(horizontal_biases, branch) if horizontal_biases is not None else None
+    slope = pick(vertical_slopes, branch) if vertical_slopes is not None else None
+    next_slope = pick(horizontal_slopes, branch) if horizontal_slopes is not None else None
+
+    position = tl.arange(0, BLOCK_M) % SPAN
+    row = stretch // tiles * (BLOCK_M // SPAN) + tl.arange(0, BLOCK_M) // SPAN
+    x = (stretch % tiles) * (SPAN - 2 * HALO) - HALO + position
+    # Rows behind the last one are treated as if they lay far to the right.
+    x = tl.where(row < rows, x, 2 * width)
+    y = row % height
+    n = row // height
+    column = (program % columns) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if WIDE:
+        x = x.to(tl.int64)
+        y = y.to(tl.int64)
+        n = n.to(tl.int64)
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, middles, BLOCK_MIDDLE):
+        middle = first + tl.arange(0, BLOCK_MIDDLE)
+        if SHIFT == "gather":
+            whole = vertical(
+                image, weight, bias, slope, n, y, x, middle, strides, channels, middles,
+                height, width, vertical_stride, dilation,
+                ACTIVATION, CLEAN, PRECISION, WIDE, VECTOR, BLOCK_M, BLOCK_MIDDLE, BLOCK_K,
+            )  # fmt: skip
+        for tap in tl.static_range(3):
+            shift = (tap - 1) * dilation
+            if (tap == 1) | (dilation < width):
+                if SHIFT == "gather":
+                    if tap == 1:
+                        value = whole
+                    else:
+                        source = position + shift
+                        there = (source >= 0) & (source < SPAN)
+                        source = tl.where(there, tl.arange(0, BLOCK_M) + shift, 0)
+                        index = tl.broadcast_to(source[:, None], (BLOCK_M, BLOCK_MIDDLE))
+                        value = tl.gather(whole, index, axis=0)
+                        value = tl.where(there[:, None], value, 0.0).to(whole.dtype)
+                else:
+                    value = vertical(
+                        image, weight, bias, slope, n, y, x + shift, middle, strides,
+                        channels, middles, height, width, vertical_stride, dilation,
+                        ACTIVATION, CLEAN, PRECISION, WIDE, VECTOR, BLOCK_M, BLOCK_MIDDLE, BLOCK_K,
+                    )  # fmt: skip
+                at_row = (tap * middles + middle) * horizontal_stride
+                factors = tl.load(
+                    next_weight + at_row[:, None] + column[None, :],
+                    mask=(middle < middles)[:, None] & (column < horizontal_stride)[None, :],
+                    other=0.0,
+                )
+                acc = tl.dot(value, factors, acc, input_precision=PRECISION)
+
+    real = column < out_channels
+    if next_bias is not None:
+        acc += load_vector(next_bias, column, real)[None, :]
+    if ACTIVATION == "prelu":
+        acc = activate(acc, load_vector(next_slope, column, real)[None, :], ACTIVATION)
+    else:
+        acc = activate(acc, 0.0, ACTIVATION)
+    acc = tl.where(real[None, :], acc, 0.0)
+    at = n * out_strides[0] + y * out_strides[1] + x * out_strides[2] + branch * out_branch
+    live = (position >= HALO) & (position < SPAN - HALO) & (x < width)
+    tl.store(
+        out + (at * OUT_VECTOR)[:, None] + column[None, :],
+        acc.to(out.dtype.element_ty),
+        mask=live[:, None] & (column < out_limit * OUT_VECTOR)[None, :],
+    )
+
+
+# --- planning -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A pair of convolutions: its weights, packed, and what follows each."""
+
+    vertical: Weight
+    horizontal: Weight
+    dilation: int
+    biases: tuple[Pointer | None, Pointer | None] = (None, None)
+    slopes: tuple[Pointer | None, Pointer | None] = (None, None)
+
+
+def plan_asymmetric(
+    program: Program,
+    image: Image,
+    branches: Sequence[Branch],
+    outs: Sequence[Image],
+    activation: str,
+    label: str = "asymmetric",
+) -> None:
+    """Add one launch for branches of equal shapes, whose results `outs` lie in one tensor."""
+    if outs[0].pixels == 0:
+        return
+    first, out = branches[0], outs[0]
+    batch, channels, height, width = image.size
+    middles, out_channels = first.vertical.out_channels, first.horizontal.out_channels
+    dilation = max(branch.dilation for branch in branches)
+    vector = image.vector
+    clean = image.clean or channels % vector == 0
+    problem = Problem(
+        "asymmetric",
+        batch * height * width,
+        width,
+        (channels,),
+        out_channels,
+        middles,
+        3,
+        (dilation, dilation),
+        program.dtype,
+        not clean,
+        f"branches={len(branches)}" if len(branches) > 1 else "",
+    )
+    config = choose(problem, program.device)
+    span, halo, shift, tiles = stretches(width, dilation, config.block_m)
+    stacks = -(-batch * height // (config.block_m // span))
+    columns = -(-out_channels // config.block_n)
+    rows = batch * height
+    spread = max(image.reach, *(o.reach for o in outs), stacks * tiles * columns)
+    spread += dilation_offset(image, config.block_m)
+    step = outs[1].offset - out.offset if len(outs) > 1 else 0
+    out_vector = math.gcd(out.vector, out.lanes, step)
+
+    def each(values: Sequence[Any]) -> tuple[Any, ...] | None:
+        return None if values[0] is None else tuple(values)
+
+    arguments: dict[str, Any] = {
+        "image": Pointer(image.slot, image.offset),
+        "vertical_weights": tuple(b.vertical.pointer for b in branches),
+        "horizontal_weights": tuple(b.horizontal.pointer for b in branches),
+        "vertical_biases": each([b.biases[0] for b in branches]),
+        "horizontal_biases": each([b.biases[1] for b in branches]),
+        "vertical_slopes": each([b.slopes[0] for b in branches]),
+        "horizontal_slopes": each([b.slopes[1] for b in branches]),
+        # Beyond the picture, all are the same: their outer taps read padding.
+        "dilations": tuple(min(b.dilation, max(height, width)) for b in branches),
+        "out": Pointer(out.slot, out.offset),
+        "strides": image.in_units(vector),
+        "out_strides": out.in_units(out_vector)[:3],
+        "rows": rows,
+        "height": height,
+        "width": width,
+        "tiles": tiles,
+        "channels": channels,
+        "middles": middles,
+        "out_channels": out_channels,
+        "vertical_stride": first.vertical.stride,
+        "horizontal_stride": first.horizontal.stride,
+        "out_branch": step // out_vector,
+        "out_limit": out.lanes // out_vector,
+        "SPAN": span,
+        "HALO": halo,
+        "SHIFT": shift,
+        "ACTIVATION": activation,
+        "CLEAN": clean,
+        "PRECISION": "tf32" if program.tf32 else "ieee",
+        "WIDE": spread > INT32_MAX,
+        "VECTOR": vector,
+        "OUT_VECTOR": out_vector,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_MIDDLE": config.block_middle,
+        "BLOCK_K": config.block_k,
+    }
+    live = [live_operations(image, b, middles, out_channels) for b in branches]
+    size = program.itemsize
+    weights = (3 * middles * (channels + out_channels)) * size
+    passes = 1 if shift == "gather" else 3
+    steps = round_up(channels, config.block_k)
+    middle_steps = -(-middles // config.block_middle)
+    per_program = 3 * steps * config.block_middle * passes + 3 * config.block_middle * config.block_n
+    loads = 3 * steps * (config.block_m + config.block_middle) * passes
+    loads += 3 * config.block_middle * config.block_n
+    programs = stacks * tiles * columns * len(branches)
+    work = Work(
+        bytes=bytes_of(image) + len(branches) * (bytes_of(out) + weights),
+        operations=sum(live),
+        issued=2 * programs * config.block_m * middle_steps * per_program,
+        loaded=programs * middle_steps * loads * size,
+    )
+    grid = (stacks * tiles * columns, len(branches))
+    program.launch(
+        asymmetric_conv_kernel, grid, arguments, work, label, problem,
+        config.num_warps, config.num_stages,
+    )  # fmt: skip
+
+
+def stretches(width: int, dilation: int, block: int) -> tuple[int, int, str, int]:
+    """Positions for a stretch, halo, how values are shifted, and how many stretches make a row."""
+    if width <= block:
+        return triton.next_power_of_2(width), 0, "gather", 1
+    if dilation < width and 4 * dilation <= block:
+        return block, dilation, "gather", -(-width // (block - 2 * dilation))
+    return block, 0, "recompute", -(-width // block)
+
+
+def dilation_offset(image: Image, block: int) -> int:
+    """How far beyond the picture addresses are computed, if never read: a tile and its shift."""
+    return (block + 4 * image.size[3]) * image.strides[3] + 2 * image.size[2] * image.strides[2]
+
+
+def live_operations(image: Image, branch: Branch, middles: int, out_channels: int) -> int:
+    """Multiplications and additions that touch no padding."""
+    batch, channels, height, width = image.size
+    rows = height + 2 * max(height - branch.dilation, 0)
+    columns = width + 2 * max(width - branch.dilation, 0)
+    vertical_products = rows * width * channels * middles
+    return 2 * batch * (vertical_products + columns * height * middles * out_channels)
+
+
+# --- the operator ---------------------------------------------------------------------------------
+
+
+def asymmetric_conv(
+    input: Tensor,
+    vertical_weight: Tensor,
+    horizontal_weight: Tensor,
+    vertical_bias: Tensor | None = None,
+    horizontal_bias: Tensor | None = None,
+    vertical_slope: Tensor | None = None,
+    horizontal_slope: Tensor | None = None,
+    packed: Sequence[Tensor] | None = None,
+    *,
+    dilation: int = 1,
+    activation: str = "relu",
+    padded: bool = False,
+) -> Tensor:
+    """:func:`fassd_kernels.reference.asymmetric_conv`; `padded` as in :mod:`program`."""
+    packs: Sequence[Tensor | None] = packed if packed is not None else (None, None)
+
+    def plan(program: Program) -> None:
+        size = check_asymmetric_conv(
+            input, vertical_weight, horizontal_weight, vertical_bias, horizontal_bias,
+            vertical_slope, horizontal_slope, packed, dilation=dilation, activation=activation,
+        )  # fmt: skip
+        check_packed_weight("asymmetric_conv", "vertical_weight", vertical_weight, packs[0])
+        check_packed_weight("asymmetric_conv", "horizontal_weight", horizontal_weight, packs[1])
+        image = program.image(input)
+        weights = (
+            program.weight(vertical_weight, packs[0]),
+            program.weight(horizontal_weight, packs[1]),
+        )
+        vectors = (vertical_bias, horizontal_bias, vertical_slope, horizontal_slope)
+        pointers = [program.vector(vector) for vector in vectors]
+        biases, slopes = (pointers[0], pointers[1]), (pointers[2], pointers[3])
+        out = program.result(size)
+        branch = Branch(*weights, dilation, biases, slopes)
+        plan_asymmetric(program, image, [branch], [out], activation)
+
+    tensors = [
+        input, vertical_weight, packs[0], horizontal_weight, packs[1], vertical_bias,
+        horizontal_bias, vertical_slope, horizontal_slope,
+    ]  # fmt: skip
+    count = 0 if packed is None else len(packed)
+    return cached("asymmetric_conv", tensors, (dilation, activation, count), padded, plan)

@@ -1,0 +1,96 @@
+"""Whether Triton's kernels can run here, and on which tensors. Imports Triton only to ask it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import warnings
+
+import torch
+
+from fassd_kernels.triton.device import INTERPRETED
+
+OLDEST_TRITON = (3, 6)
+OLDEST_GPU = (7, 5)  # whose tensor cores take float16
+OLDEST_BFLOAT16_GPU = (8, 0)
+# The interpreter's bfloat16 product is wrong.
+DTYPES = (torch.float32, torch.float16) + (() if INTERPRETED else (torch.bfloat16,))
+
+
+@functools.cache
+def triton_missing() -> str:
+    """Why there is no Triton to use; empty if there is."""
+    try:
+        version = importlib.import_module("triton").__version__
+    except ImportError as error:
+        return f"Triton is not installed ({error}): pip install triton"
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_TRITON:
+        return f"Triton is {version}; at least {'.'.join(map(str, OLDEST_TRITON))} is needed"
+    return ""
+
+
+@functools.cache
+def reason() -> str:
+    """Why the backend is not available; empty if it is."""
+    if triton_missing() or INTERPRETED:
+        return triton_missing()
+    if not torch.cuda.is_available():
+        return "no GPU is seen"
+    return gpu_refusal(torch.device("cuda", torch.cuda.current_device()))
+
+
+@functools.cache
+def gpu_refusal(device: torch.device) -> str:
+    """Why a GPU is too old; empty if it is not."""
+    if torch.version.hip:
+        return ""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_GPU:
+        name = torch.cuda.get_device_name(device)
+        return f"{name} is sm_{capability[0]}{capability[1]}; at least sm_75 is needed"
+    return ""
+
+
+def takes(device: torch.device) -> bool:
+    """Whether tensors on a device can be given to the kernels, from the device alone."""
+    from fassd_kernels.triton.program import recorder
+
+    return device.type == ("cpu" if INTERPRETED else "cuda") or recorder.programs is not None
+
+
+def refusal(device: torch.device, dtype: torch.dtype | None) -> str:
+    """Why the kernels cannot run on a device and type; empty if they can."""
+    if triton_missing():
+        return triton_missing()
+    if not takes(device):
+        wanted = "cpu tensors (it is interpreted)" if INTERPRETED else "tensors on a GPU"
+        return f"the triton backend takes {wanted}, not on {device.type}"
+    if dtype not in DTYPES:
+        names = ", ".join(str(accepted).removeprefix("torch.") for accepted in DTYPES)
+        return f"the triton backend takes {names}, not {str(dtype).removeprefix('torch.')}"
+    if device.type != "cuda":
+        return ""
+    old = gpu_refusal(device)
+    if not old and dtype == torch.bfloat16 and not torch.version.hip:
+        if torch.cuda.get_device_capability(device) < OLDEST_BFLOAT16_GPU:
+            return f"bfloat16 needs sm_80; {torch.cuda.get_device_name(device)} is older"
+    return old
+
+
+@functools.cache
+def say_fallback(operator: str, why: str) -> None:
+    """Say once that the reference stands in."""
+    warnings.warn(
+        f"fassd_kernels: {operator} runs on the reference operators ({why})",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def describe() -> str:
+    """What the kernels run on."""
+    version = importlib.import_module("triton").__version__
+    where = "interpreted, for tests" if INTERPRETED else torch.cuda.get_device_name()
+    return f"Triton {version}, {where}"

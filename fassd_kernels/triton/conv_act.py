@@ -1,0 +1,363 @@
+"""conv_act: an implicit GEMM over the virtual concatenation of its inputs.
+
+A program computes BLOCK_M pixels by BLOCK_N output channels; programs of the same pixels follow
+each other, so that what one has read from memory the next finds in the cache. Per chunk of input
+channels it multiplies all taps (`convolution.multiply_chunk`), then, in registers, adds bias and
+residual, activates, averages over 2 x 2, and writes.
+
+The same kernel is the 3x3 of a HarDBlock, the 1x1 of MDA's tail (whose input is a sum that passes
+through batch norm and PReLU on its way), and the 1x1 behind an upsampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fassd_kernels.reference.conv_act import check_conv_act, pair
+from fassd_kernels.triton.configurations import Problem, choose
+from fassd_kernels.triton.convolution import (
+    activate,
+    convolve,
+    load_resized,
+    load_vector,
+    locate,
+)
+from fassd_kernels.triton.layout import LANES, round_up
+from fassd_kernels.triton.packing import check_packed_weight
+from fassd_kernels.triton.program import (
+    INT32_MAX,
+    Image,
+    Pointer,
+    Program,
+    Weight,
+    Work,
+    cached,
+)
+
+# Sizes change from picture to picture and gain nothing from being compiled in.
+SIZES = ("pixels", "height", "width", "out_height", "out_width", "low_height", "low_width")
+
+
+@triton.jit(do_not_specialize=SIZES)
+def conv_act_kernel(
+    inputs, addend, weight, bias, slope, scale, shift, in_slope, residual, out, copy,
+    strides, channels, residual_strides, out_strides, copy_strides,
+    pixels, height, width, out_height, out_width, low_height, low_width,
+    out_channels, weight_stride, step_h, step_w, dilation_h, dilation_w,
+    out_offset, out_limit, copy_limit,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, TAPS: tl.constexpr,
+    PROLOGUE: tl.constexpr, CLEAN: tl.constexpr, SKIP: tl.constexpr, FLUSH: tl.constexpr,
+    ACTIVATION: tl.constexpr, POOL: tl.constexpr, RESIZED: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    VECTOR: tl.constexpr, RESIDUAL_VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    columns = tl.cdiv(out_channels, BLOCK_N)
+    tile = program // columns
+    if WIDE:
+        tile = tile.to(tl.int64)
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = m < pixels
+    n, y, x = locate(m, out_height, out_width, POOL)
+    column = (program % columns) * BLOCK_N + tl.arange(0, BLOCK_N)
+    real = column < out_channels
+
+    acc = convolve(
+        inputs, addend, weight, scale, shift, in_slope, strides, channels, n, y * step_h,
+        x * step_w, inside, column, height, width, weight_stride, dilation_h, dilation_w,
+        KERNEL_H, KERNEL_W, TAPS, PROLOGUE, CLEAN, SKIP, FLUSH, PRECISION, WIDE, VECTOR,
+        BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+
+    if bias is not None:
+        acc += load_vector(bias, column, real)[None, :]
+    if residual is not None:
+        mask = inside[:, None] & real[None, :]
+        channel = column.to(tl.int64) if WIDE else column
+        if RESIZED:
+            acc += load_resized(
+                residual, n, y, x, channel, mask,
+                residual_strides[0], residual_strides[1], residual_strides[2],
+                residual_strides[3], low_height, low_width, out_height, out_width,
+                RESIDUAL_VECTOR,
+            )  # fmt: skip
+        else:
+            at = n * residual_strides[0] + y * residual_strides[1] + x * residual_strides[2]
+            at = (at * RESIDUAL_VECTOR)[:, None] + (channel * residual_strides[3])[None, :]
+            acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    if ACTIVATION == "prelu":
+        acc = activate(acc, load_vector(slope, column, real)[None, :], ACTIVATION)
+    else:
+        acc = activate(acc, 0.0, ACTIVATION)
+    # The lanes behind the last channel are written as zeros, whatever was multiplied there:
+    # an infinite pixel times the weight's padding is not zero.
+    acc = tl.where(real[None, :], acc, 0.0)
+
+    if POOL == 1:
+        value = acc.to(out.dtype.element_ty)
+        target = m
+        live = inside
+    else:
+        windows = tl.reshape(acc, (BLOCK_M // (POOL * POOL), POOL * POOL, BLOCK_N))
+        value = (tl.sum(windows, axis=1) / (POOL * POOL)).to(out.dtype.element_ty)
+        target = tile * (BLOCK_M // (POOL * POOL)) + tl.arange(0, BLOCK_M // (POOL * POOL))
+        live = target * (POOL * POOL) < pixels
+        n, y, x = locate(target, out_height, out_width, 1)
+    at = (n * out_strides[0] + y * out_strides[1] + x * out_strides[2] + out_offset) * OUT_VECTOR
+    tl.store(
+        out + at[:, None] + column[None, :],
+        value,
+        mask=live[:, None] & (column < out_limit * OUT_VECTOR)[None, :],
+    )
+    if copy is not None:
+        at = (n * copy_strides[0] + y * copy_strides[1] + x * copy_strides[2]) * 8
+        tl.store(
+            copy + at[:, None] + column[None, :],
+            value,
+            mask=live[:, None] & (column < copy_limit * 8)[None, :],
+        )
+
+
+# --- planning -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prologue:
+    """A batch norm and PReLU that the input passes through: one value per channel each."""
+
+    scale: Pointer
+    shift: Pointer
+    slope: Pointer
+
+
+def live_taps(
+    kernel: tuple[int, int],
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> int:
+    """Bits of the taps, row by row, that reach at least one pixel; the others read only padding."""
+
+    def reaches(axis: int, index: int) -> bool:
+        shift = (index - kernel[axis] // 2) * dilation[axis]
+        last = (out_size[axis] - 1) * stride[axis]
+        return shift < size[axis] if shift >= 0 else last + shift >= 0
+
+    bits = 0
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            if reaches(0, row) and reaches(1, column):
+                bits |= 1 << (row * kernel[1] + column)
+    return bits
+
+
+def partly_dead(size: tuple[int, int], dilation: tuple[int, int], kernel: tuple[int, int]) -> bool:
+    """Whether so many tiles see only padding at some tap that asking at run time pays.
+
+    A test at every tap stops the loads from being pipelined; it is worth that where an outer tap
+    is dead in a third of the rows or more.
+    """
+    return any(k > 1 and d > 1 and 3 * d >= n for n, d, k in zip(size, dilation, kernel, strict=True))
+
+
+def bytes_of(image: Image) -> int:
+    return image.pixels * image.channels * image.itemsize
+
+
+def plan_conv(
+    program: Program,
+    inputs: Sequence[Image],
+    weight: Weight,
+    out: Image,
+    *,
+    bias: Pointer | None = None,
+    slope: Pointer | None = None,
+    activation: str = "none",
+    stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    residual: Image | None = None,
+    resized: bool = False,
+    pool: int = 1,
+    prologue: Prologue | None = None,
+    addend: Image | None = None,
+    copy: Image | None = None,
+    label: str = "conv",
+) -> None:
+    """Add one launch of the kernel to a program.
+
+    Args:
+        program: to add to.
+        inputs: of the virtual concatenation; those without channels are passed over.
+        weight: packed.
+        out: where the result goes; a part of an image, or one whose clean lanes become zeros.
+        bias, slope: of the output channels.
+        activation, stride, dilation, pool: as of the operator.
+        residual: added before the activation; if `resized`, enlarged to the result's size first.
+        prologue: what the one input passes through first.
+        addend: added to the one input before that; laid out as it is.
+        copy: a second image of the program's own to write the result to.
+        label: for reports.
+    """
+    if out.pixels == 0:
+        return
+    inputs = [image for image in inputs if image.channels > 0]
+    height, width = inputs[0].size[2:]
+    batch, out_channels = out.size[0], weight.out_channels
+    out_height, out_width = out.size[2] * pool, out.size[3] * pool
+    taps = live_taps(weight.kernel, (height, width), (out_height, out_width), stride, dilation)
+    # A dilation beyond the picture has no live taps but the middle ones, and no number for them.
+    dilation = (min(dilation[0], height), min(dilation[1], width))
+    everything = [*inputs, *([addend] if addend else [])]
+    vector = min(image.vector for image in everything)
+    clean = all(image.clean or image.channels % vector == 0 for image in everything)
+    pixels = batch * out_height * out_width
+    shifted = taps & (taps - 1) != 0 or weight.taps == 1
+    problem = Problem(
+        "conv",
+        pixels,
+        out_width,
+        tuple(image.channels for image in inputs),
+        out_channels,
+        0,
+        taps.bit_count(),
+        dilation if weight.taps > 1 else (1, 1),
+        program.dtype,
+        prologue is not None or not clean,
+        "+".join(filter(None, ("pool" if pool > 1 else "", "resized" if resized else ""))),
+    )
+    config = choose(problem, program.device)
+    images = [*everything, out, *([residual] if residual else []), *([copy] if copy else [])]
+    spread = max(
+        *(image.reach for image in images),
+        # Positions in the enlarged image, in steps of the smaller.
+        out_height * residual.size[2] if residual and resized else 0,
+        out_width * residual.size[3] if residual and resized else 0,
+        pixels + config.block_m,
+        weight.taps * weight.in_channels * weight.stride + config.block_k * weight.stride,
+    )
+    out_vector = math.gcd(out.vector, out.lanes)
+    residual_vector = residual.vector if residual else 1
+    steps = sum(-(-image.channels // config.block_k) for image in inputs)
+    columns = -(-out_channels // config.block_n)
+    tiles = -(-pixels // config.block_m)
+    flush = 0
+    if program.dtype.itemsize == 4 and weight.in_channels * weight.taps > 4096:
+        flush = max(1, 1024 // (config.block_k * weight.taps))
+    arguments: dict[str, Any] = {
+        "inputs": tuple(Pointer(image.slot, image.offset) for image in inputs),
+        "addend": Pointer(addend.slot, addend.offset) if addend else None,
+        "weight": weight.pointer,
+        "bias": bias,
+        "slope": slope,
+        "scale": prologue.scale if prologue else None,
+        "shift": prologue.shift if prologue else None,
+        "in_slope": prologue.slope if prologue else None,
+        "residual": Pointer(residual.slot, residual.offset) if residual else None,
+        "out": Pointer(out.slot),
+        "copy": Pointer(copy.slot, copy.offset) if copy else None,
+        "strides": tuple(s for image in inputs for s in image.in_units(vector)),
+        "channels": tuple(image.channels for image in inputs),
+        "residual_strides": residual.in_units(residual_vector) if residual else None,
+        "out_strides": out.in_units(out_vector)[:3],
+        "copy_strides": copy.in_units(LANES)[:3] if copy else None,
+        "pixels": pixels,
+        "height": height,
+        "width": width,
+        "out_height": out_height // pool,
+        "out_width": out_width // pool,
+        "low_height": residual.size[2] if residual and resized else 1,
+        "low_width": residual.size[3] if residual and resized else 1,
+        "out_channels": out_channels,
+        "weight_stride": weight.stride,
+        "step_h": stride[0],
+        "step_w": stride[1],
+        "dilation_h": dilation[0],
+        "dilation_w": dilation[1],
+        "out_offset": out.offset // out_vector,
+        "out_limit": out.lanes // out_vector,
+        "copy_limit": round_up(out_channels, LANES) // LANES if copy else 0,
+        "KERNEL_H": weight.kernel[0],
+        "KERNEL_W": weight.kernel[1],
+        "TAPS": taps,
+        "PROLOGUE": prologue is not None,
+        "CLEAN": clean,
+        "SKIP": shifted and partly_dead((height, width), dilation, weight.kernel),
+        "FLUSH": flush,
+        "ACTIVATION": activation,
+        "POOL": pool,
+        "RESIZED": resized,
+        "PRECISION": "tf32" if program.tf32 else "ieee",
+        "WIDE": spread > INT32_MAX,
+        "VECTOR": vector,
+        "RESIDUAL_VECTOR": residual_vector,
+        "OUT_VECTOR": out_vector,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+    }
+    size = program.itemsize
+    weights = weight.taps * weight.in_channels * out_channels * size
+    moved = sum(map(bytes_of, everything)) + bytes_of(out) + weights
+    moved += (bytes_of(residual) if residual else 0) + (bytes_of(copy) if copy else 0)
+    work = Work(
+        bytes=moved,
+        operations=2 * pixels * taps.bit_count() * weight.in_channels * out_channels,
+        issued=2 * tiles * columns * config.block_m * config.block_n * config.block_k * steps
+        * taps.bit_count(),
+        loaded=tiles * columns * taps.bit_count() * steps * config.block_k * size
+        * (config.block_m + config.block_n),
+    )  # fmt: skip
+    program.launch(
+        conv_act_kernel, (tiles * columns,), arguments, work, label, problem,
+        config.num_warps, config.num_stages,
+    )  # fmt: skip
+
+
+# --- the operator ---------------------------------------------------------------------------------
+
+
+def conv_act(
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    residual: Tensor | None = None,
+    packed: Tensor | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    activation: str = "none",
+    pool: int = 1,
+    padded: bool = False,
+) -> Tensor:
+    """:func:`fassd_kernels.reference.conv_act`; `padded` as in :func:`program.empty_image`."""
+
+    def plan(program: Program) -> None:
+        size = check_conv_act(
+            inputs, weight, bias, slope, residual,
+            stride=stride, dilation=dilation, activation=activation, pool=pool,
+        )  # fmt: skip
+        check_packed_weight("conv_act", "weight", weight, packed)
+        images = [program.image(x) for x in inputs]
+        kernel = program.weight(weight, packed)
+        biases, slopes = program.vector(bias), program.vector(slope)
+        added = program.image(residual) if residual is not None else None
+        out = program.result(size)
+        plan_conv(
+            program, images, kernel, out, bias=biases, slope=slopes, activation=activation,
+            stride=pair("stride", stride), dilation=pair("dilation", dilation),
+            residual=added, pool=pool,
+        )  # fmt: skip
+
+    tensors = [*inputs, weight, packed, bias, slope, residual]
+    settings = (len(inputs), tuple(stride), tuple(dilation), activation, pool)
+    return cached("conv_act", tensors, settings, padded, plan)

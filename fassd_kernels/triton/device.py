@@ -1,0 +1,112 @@
+"""What the kernels have to know of a GPU, whether it is there or only compiled for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, or the interpreter.
+
+    Attributes:
+        name: the vendor's, or ``interpreter``.
+        backend: Triton's name for its compiler: ``cuda`` or ``hip``.
+        arch: compute capability times ten, or AMD's name.
+        multiprocessors: streaming multiprocessors, or compute units.
+        shared: bytes of shared memory that one block can have.
+        bandwidth: of its memory, bytes per second, from the data sheet; for predictions only.
+        rates: multiplications and additions per second with 16-bit inputs and with float32 ones,
+            dense, from the data sheet; for predictions only.
+        l2: bytes of the last cache.
+    """
+
+    name: str
+    backend: str
+    arch: int | str
+    multiprocessors: int
+    shared: int
+    bandwidth: float
+    rates: tuple[float, float]
+    l2: int
+    interpreted: bool = False
+
+
+# Figures of the makers' data sheets (dense rates, boost clocks); CUDA programming guide for the
+# shared memory of a block. The first of an architecture stands for it in reports.
+KNOWN = (
+    Device("NVIDIA A100-SXM4-80GB", "cuda", 80, 108, 163 * 1024, 2.04e12, (312e12, 19.5e12), 40 << 20),
+    Device("NVIDIA GeForce RTX 3090", "cuda", 86, 82, 99 * 1024, 0.936e12, (71e12, 35.6e12), 6 << 20),
+    Device("NVIDIA L4", "cuda", 89, 58, 99 * 1024, 0.3e12, (121e12, 30.3e12), 48 << 20),
+    Device("NVIDIA GeForce RTX 4090", "cuda", 89, 128, 99 * 1024, 1.008e12, (165e12, 82.6e12), 72 << 20),
+    Device("NVIDIA H200", "cuda", 90, 132, 227 * 1024, 4.8e12, (989e12, 67e12), 50 << 20),
+    Device("NVIDIA H100 80GB HBM3", "cuda", 90, 132, 227 * 1024, 3.35e12, (989e12, 67e12), 50 << 20),
+    Device("NVIDIA B200", "cuda", 100, 148, 227 * 1024, 8e12, (2250e12, 75e12), 126 << 20),
+    Device("AMD Instinct MI300X", "hip", "gfx942", 304, 64 * 1024, 5.3e12, (1307e12, 163e12), 256 << 20),
+)  # fmt: skip
+INTERPRETER = Device(
+    "interpreter", "cuda", 80, 2, 163 * 1024, 1e9, (1e9, 1e9), 1 << 20, interpreted=True
+)
+
+# Where a data sheet is not at hand: shared memory of a block by compute capability.
+SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+
+
+class Assumption(threading.local):
+    """The GPU that reports plan for, if any."""
+
+    device: Device | None = None
+
+
+assumption = Assumption()
+
+
+@contextlib.contextmanager
+def assuming(device: Device) -> Iterator[None]:
+    """Plan as for this GPU, whatever the tensors are on."""
+    before, assumption.device = assumption.device, device
+    try:
+        yield
+    finally:
+        assumption.device = before
+
+
+def describe_device(device: torch.device) -> Device:
+    """The GPU of a tensor; for tensors on a CPU, the interpreter, or what a report assumes."""
+    if assumption.device is not None:
+        return assumption.device
+    return INTERPRETER if device.type == "cpu" else describe_gpu(device)
+
+
+@functools.cache
+def describe_gpu(device: torch.device) -> Device:
+    properties = torch.cuda.get_device_properties(device)
+    known = next((d for d in KNOWN if d.name == properties.name), None)
+    if torch.version.hip:
+        arch: int | str = properties.gcnArchName.split(":")[0]
+        likely, backend = next(d for d in KNOWN if d.backend == "hip"), "hip"
+        shared = likely.shared
+    else:
+        arch = properties.major * 10 + properties.minor
+        older = [d for d in KNOWN if isinstance(d.arch, int) and d.arch <= arch]
+        likely, backend = known or (older or list(KNOWN))[-1], "cuda"
+        shared = getattr(properties, "shared_memory_per_block_optin", SHARED.get(arch, 64) * 1024)
+    return Device(
+        properties.name,
+        backend,
+        arch,
+        properties.multi_processor_count,
+        shared,
+        likely.bandwidth,
+        likely.rates,
+        getattr(properties, "L2_cache_size", likely.l2) or likely.l2,
+    )

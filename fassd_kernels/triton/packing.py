@@ -1,0 +1,49 @@
+"""Weights in the order in which the kernels read them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+OUT_CHANNELS = 16  # a row of weights is padded to so many: whole vectors, and a dot's least width
+
+
+def pack(weight: Tensor) -> Tensor:
+    """O x I x kH x kW to [kH * kW][I][O rounded up], one dimension, zeros behind the last O.
+
+    Rows of one input channel, output channels adjacent: any chunk of input channels is a block of
+    whole rows, wherever an input of the virtual concatenation begins.
+    """
+    out_channels = weight.shape[0]
+    rows = weight.detach().permute(2, 3, 1, 0)
+    return F.pad(rows, (0, -out_channels % OUT_CHANNELS)).contiguous().flatten()
+
+
+def packed_elements(weight: Tensor) -> int:
+    """How many elements :func:`pack` gives."""
+    out_channels = -(-weight.shape[0] // OUT_CHANNELS) * OUT_CHANNELS
+    return weight.shape[1] * weight.shape[2] * weight.shape[3] * out_channels
+
+
+def check_packed_weight(op: str, name: str, weight: Tensor, packed: Tensor | None) -> None:
+    """Refuse what :func:`pack` did not make of such a weight.
+
+    Raises:
+        RuntimeError: the message says what came and what is expected.
+    """
+    if packed is None or packed.numel() == 0:
+        return
+    expected = packed_elements(weight)
+    torch._check(
+        packed.dim() == 1
+        and packed.numel() == expected
+        and packed.dtype == weight.dtype
+        and packed.device == weight.device
+        and packed.is_contiguous(),
+        lambda: (
+            f"{op}: packed weights of {name} are not what pack_weight gives: {tuple(packed.shape)} "
+            f"of {packed.dtype} on {packed.device}; expected ({expected},) of {weight.dtype} on "
+            f"{weight.device}"
+        ),
+    )

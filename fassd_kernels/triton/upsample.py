@@ -1,0 +1,143 @@
+"""upsample and upsample_argmax: bilinear, align_corners; labels without the enlarged logits.
+
+A program takes BLOCK_M pixels of the result, and all channels (labels) or BLOCK_C of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fassd_kernels.reference.upsample import check_upsample, check_upsample_argmax
+from fassd_kernels.triton.conv_act import bytes_of
+from fassd_kernels.triton.convolution import load_resized, locate
+from fassd_kernels.triton.program import (
+    INT32_MAX,
+    Image,
+    Pointer,
+    Program,
+    Work,
+    cached,
+)
+
+BLOCK_PIXELS = 64
+SIZES = ("pixels", "height", "width", "out_height", "out_width")
+
+
+@triton.jit(do_not_specialize=SIZES)
+def upsample_kernel(
+    image, out, strides, out_strides, pixels, height, width, out_height, out_width, channels,
+    WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    if WIDE:
+        tile = tile.to(tl.int64)
+        c = c.to(tl.int64)
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    n, y, x = locate(m, out_height, out_width, 1)
+    inside = (m < pixels)[:, None] & (c < channels)[None, :]
+    value = load_resized(
+        image, n, y, x, c, inside, strides[0], strides[1], strides[2], strides[3], height, width,
+        out_height, out_width, VECTOR,
+    )  # fmt: skip
+    at = n * out_strides[0] + y * out_strides[1] + x * out_strides[2]
+    tl.store(out + at[:, None] + c[None, :], value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def upsample_argmax_kernel(
+    image, out, strides, pixels, height, width, out_height, out_width, channels,
+    WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    c = tl.arange(0, BLOCK_C)
+    if WIDE:
+        tile = tile.to(tl.int64)
+        c = c.to(tl.int64)
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    n, y, x = locate(m, out_height, out_width, 1)
+    real = (c < channels)[None, :]
+    value = load_resized(
+        image, n, y, x, c, (m < pixels)[:, None] & real, strides[0], strides[1], strides[2],
+        strides[3], height, width, out_height, out_width, VECTOR,
+    )  # fmt: skip
+    # As the reference: rounded to the input's type, then the first of the largest; NaN is largest.
+    value = value.to(image.dtype.element_ty).to(tl.float32)
+    odd = (value != value) & real
+    best = tl.max(tl.where(real & (value == value), value, float("-inf")), axis=1)
+    label = tl.arange(0, BLOCK_C)[None, :]
+    first = tl.min(tl.where((value == best[:, None]) & real, label, BLOCK_C), axis=1)
+    first_odd = tl.min(tl.where(odd, label, BLOCK_C), axis=1)
+    tl.store(out + m, tl.where(first_odd < BLOCK_C, first_odd, first).to(tl.uint8), mask=m < pixels)
+
+
+def shared_arguments(image: Image, size: Sequence[int], block_c: int, out_reach: int) -> dict:
+    """What both kernels take."""
+    batch, channels, height, width = image.size
+    pixels = batch * size[0] * size[1]
+    positions = max(size[0] * height, size[1] * width)
+    return {
+        "image": Pointer(image.slot, image.offset),
+        "strides": image.in_units(image.vector),
+        "pixels": pixels,
+        "height": height,
+        "width": width,
+        "out_height": size[0],
+        "out_width": size[1],
+        "channels": channels,
+        "WIDE": max(image.reach, out_reach, positions, pixels + BLOCK_PIXELS) > INT32_MAX,
+        "VECTOR": image.vector,
+        "BLOCK_M": BLOCK_PIXELS,
+        "BLOCK_C": block_c,
+    }
+
+
+def work_of(image: Image, written: int, pixels: int) -> Work:
+    """Per channel and pixel: three blends of three operations."""
+    operations = 9 * pixels * image.channels
+    return Work(bytes=bytes_of(image) + written, operations=operations)
+
+
+def upsample(input: Tensor, size: Sequence[int], padded: bool = False) -> Tensor:
+    """:func:`fassd_kernels.reference.upsample`. Never padded: it is what a network gives out."""
+
+    def plan(program: Program) -> None:
+        result = check_upsample(input, size)
+        image = program.image(input)
+        out = program.result(result)
+        if out.pixels == 0 or image.channels == 0:
+            return
+        block_c = min(32, triton.next_power_of_2(image.channels))
+        arguments: dict[str, Any] = shared_arguments(image, size, block_c, out.reach)
+        arguments |= {"out": Pointer(out.slot), "out_strides": out.in_units(1)[:3]}
+        grid = (math.ceil(out.pixels / BLOCK_PIXELS), math.ceil(image.channels / block_c))
+        work = work_of(image, bytes_of(out), out.pixels)
+        program.launch(upsample_kernel, grid, arguments, work, "upsample")
+
+    return cached("upsample", [input], tuple(size), False, plan)
+
+
+def upsample_argmax(input: Tensor, size: Sequence[int], padded: bool = False) -> Tensor:
+    """:func:`fassd_kernels.reference.upsample_argmax`."""
+
+    def plan(program: Program) -> None:
+        result = check_upsample_argmax(input, size)
+        image = program.image(input)
+        labels = program.labels(result)
+        pixels = math.prod(result)
+        if pixels == 0:
+            return
+        block_c = triton.next_power_of_2(image.channels)
+        arguments: dict[str, Any] = shared_arguments(image, size, block_c, pixels)
+        arguments["out"] = labels
+        grid = (math.ceil(pixels / BLOCK_PIXELS),)
+        work = work_of(image, pixels, pixels)
+        program.launch(upsample_argmax_kernel, grid, arguments, work, "upsample_argmax")
+
+    return cached("upsample_argmax", [input], tuple(size), False, plan)
