@@ -24,8 +24,10 @@ MOST_FAILURES = 40
 """Failures that are recorded with their message; all are counted."""
 
 
-def conformance(logs: Path, limit_s: float, suite: str, options: Sequence[str]) -> dict[str, Any]:
-    """Run the tests in `suite` with `options` and count.
+def conformance(
+    logs: Path, limit_s: float, suite: str, options: Sequence[str], name: str = "conformance"
+) -> dict[str, Any]:
+    """Run the tests in `suite` with `options` and count; the log is named after `name`.
 
     Returns:
         ``counts`` by outcome, ``collected``, ``failures`` with messages, ``finished``; ``crash``,
@@ -34,7 +36,7 @@ def conformance(logs: Path, limit_s: float, suite: str, options: Sequence[str]) 
     Raises:
         RuntimeError: there is no test; the message holds the end of the log.
     """
-    log, results = logs / "conformance.log", logs / "conformance.jsonl"
+    log, results = logs / f"{name}.log", logs / f"{name}.jsonl"
     results.unlink(missing_ok=True)
     processes = process_count()
     command = [sys.executable, str(LAUNCH), "pytest", suite, *options, *REPORTING]

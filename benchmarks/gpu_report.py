@@ -1,9 +1,10 @@
 """Measure a GPU: ``python -m benchmarks.gpu_report`` (``make gpu-report``), in under ten minutes.
 
 Installs the package into the Python that runs this, runs the conformance suite on the device,
-measures the card's two ceilings, and times what the fused kernels have to beat. Every item is saved
-as it ends; what finds no time is listed, and ``--resume`` measures it in another run. The result is
-``report.json`` and ``report.md`` in ``benchmarks/results/<gpu>/``.
+measures the card's two ceilings, tunes the Triton kernels, and times them beside what they have to
+beat. Every item is saved as it ends; what finds no time is listed, and ``--resume`` measures it in
+another run. The result is ``report.json``, ``report.md``, ``report.png`` and the table of tuned
+configurations in ``benchmarks/results/<gpu>/``.
 
 Exit code: 0, or 1 if tests failed or a part crashed, or 2 if there is no NVIDIA GPU.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -22,14 +24,16 @@ from typing import Any
 
 import torch
 
+from benchmarks.charts import draw
 from benchmarks.conformance import conformance
-from benchmarks.environment import ROOT, commit, cpu_name, now, slug, smi
+from benchmarks.environment import ROOT, commit, cpu_name, now, slug, smi, version_of
 from benchmarks.install import install, is_installed
-from benchmarks.plan import PARTS, Item, Scale, build_plan, full_scale, quick_scale
+from benchmarks.plan import PARTS, Item, Scale, build_plan, full_scale, quick_scale, untuned
 from benchmarks.process import TimeLimitError, Worker, WorkerDiedError
 from benchmarks.report import problems, render
 from benchmarks.store import Store, write_atomically
 from benchmarks.timing import first_line
+from benchmarks.tuning import CONFIGS, tune
 
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGET_S = 540.0
@@ -40,6 +44,7 @@ class Run:
     """One run over a plan.
 
     Attributes:
+        device: ``cuda`` or ``cpu``.
         plan: what to measure, most important first.
         parts: the parts that this run works on; of the others, what is saved is merged.
         resume: keep what is finished.
@@ -50,6 +55,7 @@ class Run:
         started: when they began to count, of `time.monotonic`.
     """
 
+    device: str
     plan: Sequence[Item]
     parts: Sequence[str]
     resume: bool
@@ -71,6 +77,7 @@ class Run:
             self.worker.close()
             page = self.store.publish(self.full_header(), self.records())
             say(f"{page}")
+            chart(page.with_suffix(".json"))
         found = problems({"items": self.records()})
         for problem in found:
             say(f"PROBLEM {first_text(problem)}")
@@ -96,6 +103,11 @@ class Run:
             seconds=round(time.monotonic() - begun, 2), date=now(), commit=self.header["commit"]
         )
         self.store.save(item, record)
+        if item.task == "tune" and record["status"] != "unavailable":
+            # Cut short or not, what it has found is in the table: our figures are older than that,
+            # and the worker has read the table as it was.
+            self.store.drop(untuned(self.plan, item))
+            self.worker.close()
         self.store.publish(self.full_header(), self.records())
         outcome = f"{record['status']} {first_text(record.get('reason', ''))}".strip()
         say(f"[{self.elapsed():5.0f} s] {item.name}: {outcome} ({record['seconds']:.1f} s)")
@@ -108,16 +120,28 @@ class Run:
 
     def perform(self, item: Item, limit_s: float) -> dict[str, Any]:
         """The record of an item; whatever happens becomes one."""
+        logs = self.store.logs
         try:
+            if item.backend:
+                there = self.ask_for(item.backend, limit_s)
+                if there["status"] != "done":
+                    return there
             if item.task == "install":
-                return done(install(self.store.logs, limit_s))
+                return done(install(logs, limit_s))
             if item.task == "conformance":
-                return judged(conformance(self.store.logs, limit_s, **item.arguments))
+                name = item.name.replace("/", ".")
+                return judged(conformance(logs, limit_s, name=name, **item.arguments))
+            if item.task == "tune":
+                return done(tune(logs, self.store.configs, limit_s, **item.arguments))
             return self.worker.ask(item.task, item.arguments, limit_s)
         except TimeLimitError as error:
             return {"status": "timeout", "reason": str(error)}
         except (WorkerDiedError, OSError, RuntimeError) as error:
             return {"status": "failed", "reason": str(error) or first_line(error)}
+
+    def ask_for(self, backend: str, limit_s: float) -> dict[str, Any]:
+        """A record that is done if a backend of ours is there, and else says why not."""
+        return self.worker.ask("backend", {"device": self.device, "name": backend}, limit_s)
 
     def records(self) -> list[dict[str, Any]]:
         """What is known of every item of the plan."""
@@ -126,7 +150,7 @@ class Run:
     def describe(self, item: Item) -> dict[str, Any]:
         known: dict[str, Any] = {"name": item.name, "part": item.part}
         if item.task == "case":
-            wanted = ("part", "subject", "height", "width", "dtype", "group")
+            wanted = ("part", "subject", "batch", "height", "width", "dtype", "group")
             known["case"] = {name: item.arguments[name] for name in wanted}
         saved = self.store.load(item)
         if saved is not None:
@@ -159,6 +183,16 @@ def judged(data: dict[str, Any]) -> dict[str, Any]:
     ran = sum(data["counts"].values())
     reason = f"stopped after {ran} of {data['collected']} tests"
     return {"status": "timeout", "reason": reason, "data": data}
+
+
+def chart(source: Path) -> None:
+    """Draw ``report.png`` beside a report, if it holds a figure and matplotlib is there."""
+    try:
+        drawn = draw(source.with_suffix(".png"), json.loads(source.read_text()))
+    except ImportError as error:
+        say(f"no {source.stem}.png: {error}")
+        return
+    say(f"{drawn}" if drawn else f"no {source.stem}.png: nothing was timed")
 
 
 def say(line: str) -> None:
@@ -196,7 +230,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="REPORT.json",
-        help="measure nothing; write report.md beside this file again",
+        help="measure nothing; write report.md and report.png beside this file again",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.device == "cpu" and not options.quick:
@@ -206,17 +240,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def identity(device: str) -> dict[str, str]:
     """What must be the same for a saved result to be taken up again."""
+    libraries = {"torch": torch.__version__, "triton": version_of("triton")}
     if device == "cpu":
-        return {"device": cpu_name(), "torch": torch.__version__}
+        return {"device": cpu_name(), **libraries}
     card = torch.cuda.get_device_properties(0)
     driver = smi(f"GPU-{card.uuid}").get("driver_version", "unknown")
-    return {"device": card.name, "driver": driver, "torch": torch.__version__}
+    return {"device": card.name, "driver": driver, **libraries}
 
 
 def rerender(source: Path) -> int:
     page = source.with_suffix(".md")
     write_atomically(page, render(json.loads(source.read_text())))
     say(f"{page}")
+    chart(source)
     return 0
 
 
@@ -243,7 +279,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A rehearsal has a folder of its own: its figures must never be taken for measurements.
     folder = slug(who["device"]) + ("-quick" if options.quick else "")
     store = Store((options.output / folder).resolve(), who)
+    # For all processes started from here: the user's own table is neither read nor written.
+    os.environ[CONFIGS] = str(store.configs)
     run = Run(
+        options.device,
         build_plan(scale),
         options.only or PARTS,
         options.resume,

@@ -13,13 +13,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.timing import Call
+from fassd.models import DAPF
+from fassd.models.dapf import AsymmetricAtrousBranch
+from fassd.models.layers import ConvLayer
 
 CONV_BN_PAIRS = (
     ("conv", "norm"),
@@ -33,17 +35,24 @@ CONV_BN_PAIRS = (
 
 EAGER = "eager"
 FOLDED = "channels_last"
+CUDNN_RELU = "cudnn-relu"
 COMPILE = "compile"
 MAX_AUTOTUNE = "max-autotune"
-OURS = "ours"
+TRITON = "triton"
+TRITON_GRAPH = "triton-graph"
+NATIVE = "native"
 
 TITLES = {
     EAGER: "eager",
     FOLDED: "channels_last, BN folded, cudnn.benchmark",
+    CUDNN_RELU: "the same, aten::cudnn_convolution_relu",
     COMPILE: "torch.compile",
     MAX_AUTOTUNE: "torch.compile max-autotune",
-    OURS: "ours",
+    TRITON: "ours, Triton",
+    TRITON_GRAPH: "ours, Triton, GraphRunner",
+    NATIVE: "ours, C++/CUDA",
 }
+OURS = (TRITON, TRITON_GRAPH, NATIVE)
 
 
 class UnavailableError(Exception):
@@ -56,15 +65,17 @@ class Candidate:
 
     Attributes:
         name: key of `TITLES`.
-        call: input to output, both on the device and in the dtype of the case.
-        channels_last: the layout of the input that it gets.
+        call: inputs to output, all on the device and in the dtype of the case.
+        channels_last: the layout of the inputs that it gets.
         cudnn_benchmark: whether cuDNN may search for its fastest algorithm.
+        own_graph: whether a call replays a CUDA graph of its own, which no other can capture.
     """
 
     name: str
     call: Call
     channels_last: bool = False
     cudnn_benchmark: bool = False
+    own_graph: bool = False
 
     @contextmanager
     def settings(self) -> Iterator[None]:
@@ -78,6 +89,22 @@ class Candidate:
             torch.backends.cudnn.benchmark = before
 
 
+def accelerated(module: nn.Module, dtype: torch.dtype, backend: str) -> nn.Module:
+    """`module` through `fassd_kernels.accelerate`.
+
+    Raises:
+        UnavailableError: there is nothing to swap in it.
+    """
+    import fassd_kernels
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return fassd_kernels.accelerate(module, dtype=dtype, backend=backend)
+        except RuntimeWarning as nothing:
+            raise UnavailableError(str(nothing)) from None
+
+
 @dataclass(frozen=True)
 class Form:
     """What a candidate is made from.
@@ -88,6 +115,7 @@ class Form:
         device: where it runs.
         compiler: backend of `torch.compile`.
         needs: operators that a backend of ours must have before there is something to time.
+        fuse: a module on the device, a dtype and a backend's name to what ours is.
     """
 
     module: nn.Module
@@ -95,6 +123,7 @@ class Form:
     device: torch.device
     compiler: str = "inductor"
     needs: frozenset[str] = frozenset()
+    fuse: Callable[[nn.Module, torch.dtype, str], Call] = accelerated
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -126,15 +155,14 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 def fold_batch_norms(module: nn.Module) -> nn.Module:
     """A copy of `module` whose batch norms are folded into the convolutions before them.
 
-    Folding is done in float64 and cast back. Batch norms that stand before a convolution's
+    Folding is done in float64, the result is float32. Batch norms that stand before a convolution's
     padding (MDA's first and last) cannot be folded and stay.
     """
-    dtype = next(module.parameters()).dtype
     folded = copy.deepcopy(module).eval().double()
     for parent in list(folded.modules()):
         for conv_name, norm_path in CONV_BN_PAIRS:
             fold_pair(parent, conv_name, norm_path)
-    return folded.to(dtype)
+    return folded.float()
 
 
 def fold_pair(parent: nn.Module, conv_name: str, norm_path: str) -> None:
@@ -150,6 +178,57 @@ def fold_pair(parent: nn.Module, conv_name: str, norm_path: str) -> None:
     setattr(parent.get_submodule(owner_path), attribute, nn.Identity())
 
 
+# --- convolutions that cuDNN applies ReLU to ------------------------------------------------------
+
+
+class CudnnConvReLU(nn.Module):
+    """A convolution and the ReLU behind it as one call of cuDNN.
+
+    Shape: (N, in_channels, H, W) to the convolution's.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        return torch.ops.aten.cudnn_convolution_relu(
+            x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+        )
+
+
+class CudnnDAPF(nn.Module):
+    """A `DAPF` whose batch norms are folded, with `CudnnConvReLU`s. (N, C, H, W) to the same."""
+
+    def __init__(self, dapf: DAPF) -> None:
+        super().__init__()
+        branches = (dapf.pyBranch2, dapf.pyBranch3, dapf.pyBranch4)
+        self.branches = nn.ModuleList([CudnnConvReLU(dapf.conv1x1), *map(cudnn_branch, branches)])
+        self.fuse = CudnnConvReLU(dapf.conv1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fuse(torch.cat([branch(x) for branch in self.branches], 1))
+
+
+def cudnn_branch(branch: AsymmetricAtrousBranch) -> nn.Module:
+    convolutions = (branch.atrous_conv3x1, branch.atrous_conv1x3)
+    return nn.Sequential(*map(CudnnConvReLU, convolutions))
+
+
+def with_cudnn_relus(folded: nn.Module) -> nn.Module:
+    """`folded`, changed in place, with every convolution that goes straight into a ReLU as one."""
+    if isinstance(folded, ConvLayer):
+        return CudnnConvReLU(folded.conv)
+    if isinstance(folded, AsymmetricAtrousBranch):
+        return cudnn_branch(folded)
+    if isinstance(folded, DAPF):
+        return CudnnDAPF(folded)
+    for name, child in folded.named_children():
+        setattr(folded, name, with_cudnn_relus(child))
+    return folded
+
+
 # --- the forms ------------------------------------------------------------------------------------
 
 
@@ -160,6 +239,20 @@ def eager(form: Form) -> Candidate:
 
 def folded_channels_last(form: Form) -> Candidate:
     return Candidate(FOLDED, folded_module(form), channels_last=True, cudnn_benchmark=True)
+
+
+def cudnn_relus(form: Form) -> Candidate:
+    """`folded_channels_last` with `aten::cudnn_convolution_relu` wherever it applies.
+
+    Raises:
+        UnavailableError: the device is not CUDA's, or it applies nowhere.
+    """
+    if form.device.type != "cuda":
+        raise UnavailableError("aten::cudnn_convolution_relu needs a CUDA device")
+    module = with_cudnn_relus(folded_module(form))
+    if not any(isinstance(part, CudnnConvReLU) for part in module.modules()):
+        raise UnavailableError("no convolution goes straight into a ReLU")
+    return Candidate(CUDNN_RELU, module, channels_last=True, cudnn_benchmark=True)
 
 
 def compiled(form: Form) -> Candidate:
@@ -181,27 +274,49 @@ def folded_module(form: Form) -> nn.Module:
     return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def ours(form: Form) -> Candidate:
-    """The subject through `fassd_kernels.accelerate`, with the backend of the device by name.
+def triton(form: Form) -> Candidate:
+    """The subject through our Triton kernels; see `fused` for the errors."""
+    return Candidate(TRITON, fused(form, "triton"), channels_last=True)
+
+
+def triton_graph(form: Form) -> Candidate:
+    """The same in a `fassd_kernels.GraphRunner`, which copies the input in and the output out.
+
+    Raises:
+        UnavailableError: as `fused`, or the device is not CUDA's.
+    """
+    import fassd_kernels
+
+    module = fused(form, "triton")
+    if form.device.type != "cuda":
+        raise UnavailableError("graphs are CUDA's")
+    assert isinstance(module, nn.Module)
+    runner = fassd_kernels.GraphRunner(module)
+    return Candidate(TRITON_GRAPH, runner, channels_last=True, own_graph=True)
+
+
+def native(form: Form) -> Candidate:
+    """The subject through our compiled kernels of the device: C++ or CUDA."""
+    return Candidate(NATIVE, fused(form, form.device.type), channels_last=True)
+
+
+def fused(form: Form, backend: str) -> Call:
+    """The subject through a backend of ours, by name.
 
     Raises:
         UnavailableError: the backend is not there, has not all operators that the subject needs,
             or has nothing to swap in it.
     """
-    import fassd_kernels
-
-    require_operators(form.device.type, form.needs)
-    module = copy.deepcopy(form.module).to(form.device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        try:
-            call = fassd_kernels.accelerate(module, dtype=form.dtype, backend=form.device.type)
-        except RuntimeWarning as nothing:
-            raise UnavailableError(str(nothing)) from None
-    return Candidate(OURS, call, channels_last=True)
+    require_operators(backend, form.needs, form.device)
+    return form.fuse(copy.deepcopy(form.module).to(form.device), form.dtype, backend)
 
 
-def require_operators(backend_name: str, needs: frozenset[str]) -> None:
+def require_operators(backend_name: str, needs: frozenset[str], device: torch.device) -> None:
+    """See whether a backend of ours runs some operators on a device.
+
+    Raises:
+        UnavailableError: it does not; the message says why.
+    """
     import fassd_kernels
 
     backend = next((b for b in fassd_kernels.backends() if b.name == backend_name), None)
@@ -209,6 +324,10 @@ def require_operators(backend_name: str, needs: frozenset[str]) -> None:
         raise UnavailableError(f"there is no backend {backend_name}")
     if not backend.available:
         raise UnavailableError(f"backend {backend_name} is not available: {backend.reason}")
+    if not backend.takes(device.type):
+        raise UnavailableError(
+            f"backend {backend_name} takes {backend.device} tensors, not {device.type}"
+        )
     missing = sorted(needs - set(backend.operators))
     if missing:
         raise UnavailableError(
@@ -219,63 +338,18 @@ def require_operators(backend_name: str, needs: frozenset[str]) -> None:
 BUILDERS: dict[str, Callable[[Form], Candidate]] = {
     EAGER: eager,
     FOLDED: folded_channels_last,
+    CUDNN_RELU: cudnn_relus,
     COMPILE: compiled,
     MAX_AUTOTUNE: max_autotuned,
-    OURS: ours,
+    TRITON: triton,
+    TRITON_GRAPH: triton_graph,
+    NATIVE: native,
 }
 
 GROUPS = {
-    "library": (EAGER, FOLDED),
-    "ours": (EAGER, OURS),
+    "library": (EAGER, FOLDED, CUDNN_RELU),
+    "ours": (EAGER, *OURS),
     "compile": (EAGER, COMPILE),
     "max-autotune": (EAGER, MAX_AUTOTUNE),
 }
 """Candidates that are timed together, interleaved; eager is in each, for the ratio."""
-
-
-# --- the normalize operator -----------------------------------------------------------------------
-
-MEAN = tuple(255 * value for value in (0.406, 0.456, 0.485))
-STD = tuple(255 * value for value in (0.225, 0.224, 0.229))
-
-
-class Normalize(nn.Module):
-    """The operator `normalize` as one writes it in PyTorch: float32 arithmetic, then the cast.
-
-    Shape: (N, H, W, 3) uint8 RGB to (N, 3, H, W) BGR of `dtype`, channels_last.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.register_buffer("mean", torch.tensor(MEAN, dtype=torch.float32))
-        self.register_buffer("std", torch.tensor(STD, dtype=torch.float32))
-
-    def forward(self, image: Tensor) -> Tensor:
-        pixels = (image.flip(-1).float() - self.mean) / self.std
-        return pixels.to(self.dtype).permute(0, 3, 1, 2)
-
-
-def normalize_candidate(name: str, dtype: torch.dtype, device: torch.device, compiler: str) -> Any:
-    """The candidate `name` of the operator row; see `BUILDERS` for the errors."""
-    module = Normalize(dtype).to(device)
-    if name == EAGER:
-        return Candidate(EAGER, module)
-    if name == COMPILE:
-        return Candidate(COMPILE, torch.compile(module, dynamic=False, backend=compiler))
-    import fassd_kernels
-
-    require_operators(device.type, frozenset({"normalize"}))
-    function = fassd_kernels.ops.operator("normalize", device.type)
-    return Candidate(OURS, lambda image: function(image, mean=MEAN, std=STD, dtype=dtype))
-
-
-def normalize_reference(image: Tensor) -> Tensor:
-    """`normalize` in float64, (N, 3, H, W)."""
-    mean, std = (
-        torch.tensor(values, dtype=torch.float64, device=image.device) for values in (MEAN, STD)
-    )
-    return ((image.flip(-1).double() - mean) / std).permute(0, 3, 1, 2)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.cases import MODULES, Case
 from benchmarks.ceilings import COPY_BYTES, MATRIX_SIDE
+from benchmarks.operators import NORMALIZE, OPERATORS
+from benchmarks.subjects import MODULES, Case
 from benchmarks.timing import Sampling
 
 PARTS = (
     "install",
     "environment",
+    "conformance",
     "smoke",
     "ceilings",
-    "operators",
-    "conformance",
-    "modules",
+    "tune",
+    "profile",
     "networks",
+    "modules",
+    "operators",
 )
 
 PEER_SOURCES = ("fassd/models",)
@@ -28,21 +31,31 @@ SUITE_SOURCES = (*OUR_SOURCES, "tests/conformance")
 NETWORKS = ("fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70")
 """Measured before the other rows of the table, the baselines."""
 
+CONTEXT_AND_REFINEMENT = tuple(name for name in MODULES if name.startswith(("DAPF", "MDA")))
+"""The modules that there are targets for."""
+
+QUICK_GROUPS = ("library", "ours")
+"""Seconds each: what needs no compiler."""
+
 LEAST_S = {"library": 6.0, "ours": 6.0, "compile": 20.0, "max-autotune": 40.0}
 """With less time left than this, a group is not begun."""
 
 LIMITS_S = {
+    ("operators", "library"): 30.0,
     ("operators", "ours"): 30.0,
     ("operators", "compile"): 60.0,
     ("modules", "library"): 30.0,
-    ("modules", "ours"): 30.0,
+    ("modules", "ours"): 60.0,
     ("modules", "compile"): 60.0,
     ("modules", "max-autotune"): 100.0,
     ("networks", "library"): 60.0,
-    ("networks", "ours"): 60.0,
+    ("networks", "ours"): 90.0,
     ("networks", "compile"): 120.0,
     ("networks", "max-autotune"): 200.0,
 }
+
+SAMPLE = 8
+"""The suite's one row in so many comes first: all of it takes minutes to compile."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +65,12 @@ class Item:
     Attributes:
         name: unique; slashes separate its parts.
         part: one of `PARTS`.
-        task: what runs it: a task of `benchmarks.worker`, ``install`` or ``conformance``.
+        task: what runs it: a task of `benchmarks.worker`, ``install``, ``conformance`` or ``tune``.
         arguments: of the task.
         limit_s: after so many seconds it is killed.
         least_s: with less time left it is not begun.
         sources: files that it depends on; a result from before a change is not taken up again.
+        backend: of ours, that must be there before it is begun, if any.
     """
 
     name: str
@@ -66,6 +80,21 @@ class Item:
     limit_s: float = 60.0
     least_s: float = 5.0
     sources: tuple[str, ...] = ()
+    backend: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where subjects are measured: dtype, batch, and (height, width) of the network's input."""
+
+    dtype: str
+    batch: int
+    height: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.batch}x{self.height}x{self.width}/{self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -75,22 +104,26 @@ class Scale:
     Attributes:
         device: ``cuda`` or ``cpu``.
         sizes: (height, width) of the network's input, most important first.
-        dtypes: most important first.
-        modules, networks, others: subjects; `others` are networks of lesser importance.
+        batches, dtypes: most important first.
+        operators, modules, networks, others: subjects; `others` are networks of lesser importance.
         compiled_networks: whether networks are compiled, or modules only.
         max_autotune: whether ``max-autotune`` is tried at all.
         compiler: backend of torch.compile.
         sampling: samples per figure.
         copy_bytes, matrix_side: of the ceilings.
         suite: the conformance tests.
-        suite_options: its options.
-        suite_limit_s: seconds for it.
+        suite_backends: backends that it judges, the most important one first.
+        suite_limit_s: seconds for a sample of it, which is all that other backends get.
+        whole_suite_limit_s: seconds for all of it.
+        tune_limit_s: seconds for tuning at one place.
         install: whether the package is installed.
     """
 
     device: str = "cuda"
     sizes: tuple[tuple[int, int], ...] = ((1024, 2048), (512, 1024))
-    dtypes: tuple[str, ...] = ("float16", "float32")
+    batches: tuple[int, ...] = (1, 8)
+    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32")
+    operators: tuple[str, ...] = (*OPERATORS, NORMALIZE)
     modules: tuple[str, ...] = tuple(MODULES)
     networks: tuple[str, ...] = NETWORKS
     others: tuple[str, ...] = ()
@@ -101,9 +134,26 @@ class Scale:
     copy_bytes: int = COPY_BYTES
     matrix_side: int = MATRIX_SIDE
     suite: str = "tests/conformance"
-    suite_options: tuple[str, ...] = ("--device=cuda", "--backend=cuda", "--backend=reference")
-    suite_limit_s: float = 150.0
+    suite_backends: tuple[str, ...] = ("triton", "cuda", "reference")
+    suite_limit_s: float = 90.0
+    whole_suite_limit_s: float = 360.0
+    tune_limit_s: float = 120.0
     install: bool = True
+
+    @property
+    def places(self) -> list[Place]:
+        """The most important first."""
+        return [
+            Place(dtype, batch, *size)
+            for batch in self.batches
+            for dtype in self.dtypes
+            for size in self.sizes
+        ]
+
+    @property
+    def native(self) -> str:
+        """Our backend of C++ or CUDA kernels, which is named as the device is."""
+        return self.device
 
 
 def full_scale() -> Scale:
@@ -117,12 +167,18 @@ def quick_scale(device: str = "cpu") -> Scale:
 
     torch.compile only traces (``aot_eager``), because Inductor takes its time, on a CPU minutes.
     """
-    backends = ("reference",) if device == "cpu" else ("cuda", "reference")
     return Scale(
         device=device,
         sizes=((64, 64),),
+        batches=(1,),
         dtypes=("float32",),
-        modules=("DAPF(224)", "MDA(63, 2)"),
+        operators=(
+            "conv_act base.3",
+            "upsample_conv1x1 conv1x1_up.2",
+            "upsample_argmax",
+            NORMALIZE,
+        ),
+        modules=("DAPF(224)", "MDA(63, 2)", "HarDBlock base.4"),
         networks=("fassd_net",),
         compiled_networks=False,
         max_autotune=False,
@@ -131,35 +187,93 @@ def quick_scale(device: str = "cpu") -> Scale:
         copy_bytes=1 << 20,
         matrix_side=128,
         suite="tests/conformance/test_normalize.py",
-        suite_options=(f"--device={device}", *(f"--backend={name}" for name in backends)),
+        suite_backends=("triton", "reference"),
         suite_limit_s=30.0,
+        whole_suite_limit_s=30.0,
+        tune_limit_s=60.0,
         install=device == "cuda",
     )
 
 
 def build_plan(scale: Scale) -> list[Item]:
-    """The items of a report, most important first."""
-    device = {"device": scale.device}
-    plan = [
-        Item("environment", "environment", "environment", device),
-        Item("smoke", "smoke", "smoke", device, 90.0, sources=OUR_SOURCES),
-        Item("ceilings", "ceilings", "ceilings", ceilings_arguments(scale), 60.0),
-        *operator_items(scale),
-        Item(
-            "conformance",
-            "conformance",
-            "conformance",
-            {"suite": scale.suite, "options": list(scale.suite_options)},
-            scale.suite_limit_s,
-            20.0,
-            SUITE_SOURCES,
-        ),
-        *library_items(scale),
+    """The items of a report, most important first; what two rules name stands where the first
+    puts it.
+    """
+    items = [
+        *checks(scale),
+        *headline(scale),
+        *quick_items(scale, scale.places[:1]),
+        *more_conformance(scale),
+        *quick_items(scale, scale.places[1:]),
         *compile_items(scale),
     ]
+    return list({item.name: item for item in items}.values())
+
+
+def checks(scale: Scale) -> Iterator[Item]:
+    """Is it there, is it right, how fast can the card be, and tuning for the first place."""
+    device = {"device": scale.device}
+    first = scale.places[0]
     if scale.install:
-        plan.insert(0, Item("install", "install", "install", {}, 240.0, 20.0, OUR_SOURCES))
-    return plan
+        yield Item("install", "install", "install", {}, 240.0, 20.0, OUR_SOURCES)
+    yield Item("environment", "environment", "environment", device)
+    yield conformance_item(scale, scale.suite_backends[0], SAMPLE)
+    for backend in ("triton", scale.native):
+        arguments = {**device, "backend": backend}
+        yield Item(f"smoke/{backend}", "smoke", "smoke", arguments, 90.0, sources=OUR_SOURCES)
+    yield Item("ceilings", "ceilings", "ceilings", ceilings_arguments(scale), 60.0)
+    yield tune_item(scale, first)
+    # Behind tuning, which has compiled the kernels that the network launches from then on.
+    network = {**device, "subject": scale.networks[0], **asdict(first)}
+    yield Item("profile", "profile", "profile", network, 120.0, sources=OUR_SOURCES)
+
+
+def headline(scale: Scale) -> Iterator[Item]:
+    """What there are targets for: the network, DAPF and MDA at the first place.
+
+    The network's max-autotune comes last, because it may take as long as all the rest.
+    """
+    here = scale.places[:1]
+    network = scale.networks[:1]
+    modules = tuple(name for name in scale.modules if name in CONTEXT_AND_REFINEMENT)
+    compiled = ("compile",) if scale.compiled_networks else ()
+    yield from group_items(scale, here, "networks", network, (*QUICK_GROUPS, *compiled))
+    yield from group_items(scale, here, "modules", modules, (*QUICK_GROUPS, "compile"))
+    if scale.max_autotune:
+        yield from group_items(scale, here, "networks", network, ("max-autotune",))
+
+
+def more_conformance(scale: Scale) -> Iterator[Item]:
+    """The other backends, and all of the suite for the first."""
+    for backend in scale.suite_backends[1:]:
+        yield conformance_item(scale, backend, SAMPLE)
+    yield conformance_item(scale, scale.suite_backends[0], 1)
+
+
+def quick_items(scale: Scale, places: Sequence[Place]) -> Iterator[Item]:
+    """What needs no compiler, place by place, each tuned for first."""
+    for place in places:
+        here = [place]
+        yield tune_item(scale, place)
+        yield from group_items(scale, here, "networks", scale.networks[:1], QUICK_GROUPS)
+        yield from group_items(scale, here, "modules", scale.modules, QUICK_GROUPS)
+        yield from group_items(scale, here, "networks", scale.networks[1:], QUICK_GROUPS)
+        yield from group_items(scale, here, "operators", scale.operators, QUICK_GROUPS)
+        yield from group_items(scale, here, "networks", scale.others, QUICK_GROUPS)
+
+
+def compile_items(scale: Scale) -> Iterator[Item]:
+    """Tens of seconds each, a network's max-autotune minutes: place by place, max-autotune last."""
+    networks = (*scale.networks, *scale.others)
+    for place in scale.places:
+        for part, subjects in (("modules", scale.modules), ("operators", scale.operators)):
+            yield from group_items(scale, [place], part, subjects, ("compile",))
+        if scale.compiled_networks:
+            yield from group_items(scale, [place], "networks", networks, ("compile",))
+    if scale.max_autotune:
+        for place in scale.places:
+            for part, subjects in (("modules", scale.modules), ("networks", networks)):
+                yield from group_items(scale, [place], part, subjects, ("max-autotune",))
 
 
 def ceilings_arguments(scale: Scale) -> dict[str, Any]:
@@ -171,9 +285,53 @@ def ceilings_arguments(scale: Scale) -> dict[str, Any]:
     }
 
 
+def conformance_item(scale: Scale, backend: str, every: int) -> Item:
+    """The suite on a backend, one row of its tables in `every`."""
+    name, limit_s = f"conformance/{backend}", scale.whole_suite_limit_s
+    options = [f"--device={scale.device}", f"--backend={backend}"]
+    if every > 1:
+        name, limit_s = f"{name}/sample", scale.suite_limit_s
+        options.append(f"--every={every}")
+    arguments = {"suite": scale.suite, "options": options}
+    return Item(
+        name, "conformance", "conformance", arguments, limit_s, 20.0, SUITE_SOURCES, backend
+    )
+
+
+def tune_item(scale: Scale, place: Place) -> Item:
+    """Tuning for the first network, whose layers are the other subjects too."""
+    model = scale.networks[0]
+    return Item(
+        f"tune/{model}/{place.name}",
+        "tune",
+        "tune",
+        {"model": model, **asdict(place)},
+        scale.tune_limit_s,
+        60.0,
+        OUR_SOURCES,
+        "triton",
+    )
+
+
+def group_items(
+    scale: Scale,
+    places: Sequence[Place],
+    part: str,
+    subjects: Sequence[str],
+    groups: Sequence[str],
+) -> Iterator[Item]:
+    """All `groups` of a subject together, subject after subject, place after place."""
+    for place in places:
+        for subject in subjects:
+            for group in groups:
+                # There is nothing to fold in `normalize`: eager is the library's only form.
+                if (subject, group) != (NORMALIZE, "library"):
+                    yield case_item(scale, Case(part, subject, **asdict(place)), group)
+
+
 def case_item(scale: Scale, case: Case, group: str) -> Item:
     return Item(
-        f"{case.part}/{case.subject}/{case.height}x{case.width}/{case.dtype}/{group}",
+        f"{case.part}/{case.subject}/{case.batch}x{case.height}x{case.width}/{case.dtype}/{group}",
         case.part,
         "case",
         {
@@ -189,49 +347,12 @@ def case_item(scale: Scale, case: Case, group: str) -> Item:
     )
 
 
-def operator_items(scale: Scale) -> Iterator[Item]:
-    for group in ("ours", "compile"):
-        yield from group_items(scale, "operators", ("normalize",), group)
-
-
-def library_items(scale: Scale) -> Iterator[Item]:
-    """Seconds each: what needs no compiler."""
-    for part, subjects in (("modules", scale.modules), ("networks", scale.networks)):
-        for group in ("library", "ours"):
-            yield from group_items(scale, part, subjects, group)
-
-
-def compile_items(scale: Scale) -> Iterator[Item]:
-    """Tens of seconds each, a network's max-autotune minutes: size by size and dtype by dtype.
-
-    The baselines come between, where all four networks have what is quick.
-    """
-    head, tail = scale.networks[:1], scale.networks[1:]
-    places = [(dtype, size) for dtype in scale.dtypes for size in scale.sizes]
-    for number, (dtype, size) in enumerate(places):
-        here = replace(scale, dtypes=(dtype,), sizes=(size,))
-        yield from group_items(here, "modules", scale.modules, "compile")
-        if scale.compiled_networks:
-            yield from group_items(here, "networks", head, "compile")
-        if scale.max_autotune:
-            yield from group_items(here, "modules", scale.modules, "max-autotune")
-            yield from group_items(here, "networks", head, "max-autotune")
-        if number == 0:
-            for group in ("library", "ours"):
-                yield from group_items(scale, "networks", scale.others, group)
-        if scale.compiled_networks:
-            yield from group_items(here, "networks", tail, "compile")
-    if scale.max_autotune:
-        yield from group_items(scale, "networks", tail, "max-autotune")
-    if scale.compiled_networks:
-        yield from group_items(scale, "networks", scale.others, "compile")
-    if scale.max_autotune:
-        yield from group_items(scale, "networks", scale.others, "max-autotune")
-
-
-def group_items(scale: Scale, part: str, subjects: tuple[str, ...], group: str) -> Iterator[Item]:
-    """All sizes and dtypes of `subjects`, the most important dtype and size first."""
-    for dtype in scale.dtypes:
-        for height, width in scale.sizes:
-            for subject in subjects:
-                yield case_item(scale, Case(part, subject, height, width, dtype), group)
+def untuned(plan: Sequence[Item], tuning: Item) -> list[Item]:
+    """The items that run our kernels at the place of `tuning`, whose table changes them."""
+    keys = [key for key in tuning.arguments if key != "model"]
+    return [
+        item
+        for item in plan
+        if item.arguments.get("group") == "ours"
+        and all(item.arguments[key] == tuning.arguments[key] for key in keys)
+    ]

@@ -4,37 +4,53 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.peers import COMPILE, EAGER, FOLDED, MAX_AUTOTUNE, OURS, TITLES
+from benchmarks.peers import OURS, TITLES
+from benchmarks.rows import (
+    Record,
+    Row,
+    data_of_part,
+    floor_ms,
+    launch_floors_ms,
+    part_data,
+    rows_by_subject,
+    speedup,
+    why,
+)
+from benchmarks.targets import PLACE, TARGETS
 
-Record = Mapping[str, Any]
-
-FORMS = (EAGER, FOLDED, COMPILE, MAX_AUTOTUNE, OURS)
-OPERATOR_FORMS = (EAGER, COMPILE, OURS)
 NONE = "-"
+MOST_NAMES = 24
+"""That the page lists of what is not measured for one reason; ``report.json`` has all."""
 
 METHOD = """\
-* **ms** is the median of n samples per call, batch 1, *IQR* their interquartile range as a share of
-  it. Method `graph`: replays of a CUDA graph that holds one call per input set; inputs and outputs
-  of all sets together exceed the L2 cache 1.5 times (weights stay cached). `events`: plain calls
-  between two events, where capture failed. `clock`: plain calls on a CPU. `alone`: not in turns
-  with eager, for want of memory. Warm-up is not counted.
+* **pictures** is batch x height x width of the network's input, also where a module or an operator
+  is measured at its place in the network.
+* **ms** is the median of n samples per call, *IQR* their interquartile range as a share of it.
+  Method `graph`: replays of a CUDA graph that holds one call per input set; inputs and outputs of
+  all sets together exceed the L2 cache 1.5 times (weights stay cached). `runner`: calls of a
+  `GraphRunner`, which copies each input set into a graph of its own and the output out of it.
+  `events`: plain calls between two events, where capture failed. `clock`: plain calls on a CPU.
+  `alone`: not in turns with eager, for want of memory. Warm-up is not counted.
 * **plain calls** is the same code called in a loop from Python, without a graph: what one gets
   without further effort, often the host's time and not the device's.
 * **speed-up** is against eager PyTorch (NCHW) measured in turns in the same process; it is not
   given where one of the two results does not match.
 * **error** is ||out - reference|| / ||reference||, the larger of the first and last input set, on
   outputs poisoned with NaN before the replay. The reference is eager PyTorch in float64, for
-  networks in float32 without tf32. **match**: within the tolerance in the JSON file.
+  networks in float32 without tf32; of labels, the error is the share that differs. **match**:
+  within the tolerance in the JSON file.
 * **floor** is the larger of bytes (input + output + weights, once) over the measured copy
   bandwidth, and 2 x multiply-accumulates (taps in the padding included) over the measured matrix
   rate of the arithmetic; for float32 that is tf32 where cuDNN may use it (PyTorch's default).
+* **launches** are those that our Triton kernels need. Each has a floor of the same kind, for what
+  it reads, writes and computes itself; **of launch floors** is their sum as a share of the time.
 * `torch.compile` gets the channels_last model with folded batch norms and `dynamic=False`.
   max-autotune runs with Inductor's own CUDA graphs off and is captured like everything else, which
   spares it the copy into Inductor's graph.
+* A **target** compares two forms by how many times faster than eager each is, since eager was
+  measured in turns with both, and they were not with each other.
 * Several pictures in flight, end-to-end copies and post-processing are not part of these figures.
 """
 
@@ -49,9 +65,12 @@ def render(report: Record) -> str:
         environment_section(part_data(report, "environment")),
         ceilings_section(ceilings),
         conformance_section(report),
-        cases_section("Operators", report, "operators", OPERATOR_FORMS, operator_columns(ceilings)),
-        cases_section("Modules", report, "modules", FORMS, module_columns(ceilings)),
-        cases_section("Networks", report, "networks", FORMS, network_columns()),
+        launches_section(part_data(report, "profile")),
+        tuning_section(report),
+        targets_section(report),
+        cases_section("Operators", report, "operators", columns(ceilings)),
+        cases_section("Modules", report, "modules", columns(ceilings)),
+        cases_section("Networks", report, "networks", network_columns(ceilings)),
         missing_section(report),
         f"## How it was measured\n\n{METHOD}",
     ]
@@ -69,111 +88,25 @@ def problems(report: Record) -> list[str]:
         failing = counts.get("failed", 0) + counts.get("error", 0)
         if failing:
             found.append(f"{item['name']}: {failing} tests failed")
+        if item["part"] == "profile" and data and not only_ours(data):
+            found.append(f"{item['name']}: {launches_text(data)}")
         for form in data.get("candidates", ()):
-            if form["name"] == OURS and (form["status"] == "failed" or form.get("match") is False):
+            if form["name"] in OURS and (form["status"] == "failed" or form.get("match") is False):
                 reason = form.get("reason") or "the result does not match the reference"
                 found.append(f"{item['name']}: {reason}")
     return found
 
 
-# --- figures --------------------------------------------------------------------------------------
-
-
-def speedup(form: Record, eager: Record | None) -> float | None:
-    """How many times faster than eager; None where one is not measured or does not match."""
-    if eager is None or not (form.get("match") and eager.get("match")):
-        return None
-    return eager["timing"]["ms"] / form["timing"]["ms"]
-
-
-def floor_ms(case: Record, ceilings: Record | None) -> float | None:
-    """The time that the measured ceilings allow, in milliseconds."""
-    if not ceilings or "operations" not in case:
-        return None
-    moving = (case["activation_bytes"] + case["weight_bytes"]) / ceilings["copy"]["bytes_per_s"]
-    rate = ceilings["matrix"].get(case["arithmetic"])
-    computing = case["operations"] / rate["operations_per_s"] if rate else 0.0
-    return 1e3 * max(moving, computing)
-
-
-def part_data(report: Record, name: str) -> Record | None:
-    return next((i.get("data") for i in report["items"] if i["name"] == name), None)
-
-
 # --- tables of cases ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """One form of one case.
-
-    Attributes:
-        case: subject, height, width, dtype.
-        form: the candidate's record, or ``{"name": ..., "reason": ...}`` where there is none.
-        data: the record of the item that measured it; empty where there is none.
-    """
-
-    case: Record
-    form: Record
-    data: Record
-
-    @property
-    def eager(self) -> Record | None:
-        return next((f for f in self.data["candidates"] if f["name"] == EAGER), None)
-
-    @property
-    def picture(self) -> str:
-        return f"{self.case['height']}x{self.case['width']}"
 
 
 Column = tuple[str, Callable[[Row], str]]
 
 
-def rows_by_subject(report: Record, part: str, forms: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows of each subject of which something was timed, case by case in the report's order."""
-    grouped: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for item in report["items"]:
-        if item["part"] == part:
-            case = item["case"]
-            key = (case["subject"], case["height"], case["width"], case["dtype"])
-            grouped[key].append(item)
-    table: dict[str, list[Row]] = defaultdict(list)
-    for (subject, *_), items in grouped.items():
-        rows = list(case_rows(items, forms))
-        if any("timing" in row.form for row in rows):
-            table[subject].extend(rows)
-    return table
-
-
-def case_rows(items: Sequence[Record], forms: Sequence[str]) -> Iterator[Row]:
-    """One row per form that was measured or meant to be; eager from the first that measured it."""
-    found: dict[str, Row] = {}
-    for item in items:
-        data = item.get("data") or {}
-        for form in data.get("candidates", ()):
-            row = Row(item["case"], form, data)
-            if form["name"] not in found or "timing" not in found[form["name"]].form:
-                found[form["name"]] = row
-        if not data:
-            name = FORM_OF_GROUP[item["case"]["group"]]
-            found.setdefault(name, Row(item["case"], {"name": name, **why(item)}, data))
-    return (found[name] for name in forms if name in found)
-
-
-FORM_OF_GROUP = {"library": FOLDED, "ours": OURS, "compile": COMPILE, "max-autotune": MAX_AUTOTUNE}
-"""What a group measures beside eager."""
-
-
-def why(item: Record) -> dict[str, str]:
-    """The reason of an item without data, on one line."""
-    reason = (item.get("reason") or "").strip().splitlines()
-    return {"reason": ": ".join([item["status"], *reason[:1]])}
-
-
 def form_columns() -> list[Column]:
     """The columns that every table of cases has."""
     return [
-        ("picture", lambda row: row.picture),
+        ("pictures", lambda row: row.picture),
         ("dtype", lambda row: row.case["dtype"]),
         ("form", lambda row: TITLES[row.form["name"]]),
         ("ms", lambda row: number(row.form["timing"]["ms"])),
@@ -197,43 +130,41 @@ def measured_how(row: Row) -> str:
     return method if row.data.get("interleaved", True) else f"{method}, alone"
 
 
-def module_columns(ceilings: Record | None) -> list[Column]:
+def columns(ceilings: Record | None) -> list[Column]:
+    """The columns of operators and modules."""
+
     def floor(row: Row) -> float | None:
         return floor_ms(row.data, ceilings)
+
+    def launch_floors(row: Row) -> str:
+        floors = launch_floors_ms(row.form, row.data, ceilings)
+        return share(floors, row.form["timing"]["ms"])
 
     return [
         *form_columns(),
         ("floor, ms", lambda row: number(floor(row))),
         ("of floor", lambda row: share(floor(row), row.form["timing"]["ms"])),
+        ("launches", launch_count),
+        ("of launch floors", launch_floors),
         *check_columns(),
     ]
 
 
-def network_columns() -> list[Column]:
-    columns = form_columns()
-    columns.insert(4, ("frames/s", lambda row: f"{1e3 / row.form['timing']['ms']:,.0f}"))
-    return [*columns, *check_columns()]
+def launch_count(row: Row) -> str:
+    return str(len(row.form["launches"]["bytes"])) if "launches" in row.form else NONE
 
 
-def operator_columns(ceilings: Record | None) -> list[Column]:
-    def bandwidth(row: Row) -> float:
-        return row.data["activation_bytes"] / (row.form["timing"]["ms"] * 1e-3)
+def network_columns(ceilings: Record | None) -> list[Column]:
+    def frames_per_second(row: Row) -> str:
+        return f"{1e3 * row.case['batch'] / row.form['timing']['ms']:,.0f}"
 
-    def of_copy(row: Row) -> str:
-        return share(bandwidth(row), ceilings["copy"]["bytes_per_s"]) if ceilings else NONE
-
-    return [
-        *form_columns(),
-        ("GB/s", lambda row: f"{bandwidth(row) / 1e9:,.0f}"),
-        ("of copy", of_copy),
-        *check_columns(),
-    ]
+    every = columns(ceilings)
+    every.insert(4, ("frames/s", frames_per_second))
+    return every
 
 
-def cases_section(
-    title: str, report: Record, part: str, forms: Sequence[str], columns: Sequence[Column]
-) -> str:
-    subjects = rows_by_subject(report, part, forms)
+def cases_section(title: str, report: Record, part: str, columns: Sequence[Column]) -> str:
+    subjects = rows_by_subject(report, part)
     if not subjects:
         return f"## {title}\n\nNothing was measured.\n"
     sections = [f"## {title}\n"]
@@ -270,6 +201,20 @@ def headline(report: Record) -> str:
         f"{report['elapsed_s']:.0f} s of a budget of {report['budget_s']:.0f} s, "
         f"commit {report['commit']}{others}.\n"
     )
+
+
+def targets_section(report: Record) -> str:
+    """The targets, and how far they are reached."""
+    rows = []
+    for target in TARGETS:
+        figure = target.figure(report)
+        measured = [NONE, NONE]
+        if figure is not None:
+            measured = [target.describe(figure), "yes" if target.is_met(figure) else "**no**"]
+        rows.append([target.subject, target.text, *measured])
+    place = "{batch}x{height}x{width}, {dtype}".format(**PLACE)
+    title = f"## Targets\n\nOf our Triton kernels at {place}, set for an H200.\n"
+    return "\n".join([title, table(["subject", "target", "measured", "met"], rows)])
 
 
 def problems_section(report: Record) -> str:
@@ -316,41 +261,72 @@ def ceilings_section(data: Record | None) -> str:
 
 
 def conformance_section(report: Record) -> str:
+    checks = [
+        [c["check"], c["rel_error"], "yes" if c["match"] else "**NO**"]
+        for data in data_of_part(report, "smoke")
+        for c in data["checks"]
+    ]
     lines = ["## Conformance\n"]
-    smoke = part_data(report, "smoke")
-    if smoke:
-        checks = [
-            [c["check"], c["rel_error"], "yes" if c["match"] else "**NO**"] for c in smoke["checks"]
-        ]
+    if checks:
         lines.append(table(["check", "error", "match"], checks))
-    data = part_data(report, "conformance")
-    if not data:
-        return "\n".join([*lines, "The suite was not run.\n"])
+    runs = data_of_part(report, "conformance")
+    lines += map(suite_text, runs) if runs else ["The suite was not run.\n"]
+    return "\n".join(lines)
+
+
+def suite_text(data: Record) -> str:
+    """One run of the conformance suite."""
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(data["counts"].items()))
     cut = (
         "" if data["finished"] else f" **Stopped before the end ({data['collected']} collected).**"
     )
-    lines.append(
-        f"`pytest {' '.join([data['suite'], *data['options']])}`: {counts or 'none ran'}.{cut}\n"
+    command = " ".join([data["suite"], *data["options"]])
+    text = f"`pytest {command}`: {counts or 'none ran'}.{cut}\n"
+    failures = [[escape(f["test"]), escape(f["message"])] for f in data["failures"]]
+    return "\n".join([text, table(["failed", "message"], failures)]) if failures else text
+
+
+def only_ours(data: Record) -> bool:
+    """Whether a profile holds the launches that were planned, and no others."""
+    return not data["foreign"] and data["seen"] == data["planned"]
+
+
+def launches_text(data: Record) -> str:
+    others = ", ".join(f"{count} of {name}" for name, count in data["foreign"].items())
+    return (
+        f"{data['network']} in {data['dtype']} is {data['seen']} launches, "
+        f"{data['planned']} of our kernels were planned; others: {others or 'none'}"
     )
-    if data["failures"]:
-        failures = [[escape(f["test"]), escape(f["message"])] for f in data["failures"]]
-        lines.append(table(["failed", "message"], failures))
-    return "\n".join(lines)
+
+
+def launches_section(data: Record | None) -> str:
+    return f"## Launches\n\n{escape(launches_text(data))}.\n" if data else ""
+
+
+def tuning_section(report: Record) -> str:
+    rows = [
+        [f"`{data['command']}`", name, str(count)]
+        for data in data_of_part(report, "tune")
+        for name, count in data["tables"].items()
+    ]
+    if not rows:
+        return ""
+    return "## Tuning\n\n" + table(["command", "table in `configs/`", "configurations"], rows)
 
 
 def missing_section(report: Record) -> str:
-    """What has no figure, and why; the names of one reason together."""
+    """What has no figure, and why; the first names of one reason together."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for item in report["items"]:
         if item["status"] != "done":
-            reasons[why(item)["reason"]].append(item["name"])
+            reasons[why(item)["reason"]].append(f"`{item['name']}`")
     if not reasons:
         return ""
-    lines = [
-        f"* {escape(reason)} ({len(names)}): {', '.join(f'`{name}`' for name in names)}\n"
-        for reason, names in reasons.items()
-    ]
+    lines = []
+    for reason, names in reasons.items():
+        rest = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        shown = ", ".join(names[:MOST_NAMES])
+        lines.append(f"* {escape(reason)} ({len(names)}): {shown}{rest}\n")
     return "## Not measured\n\n" + "".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Does the compiled backend run on the stream it is given, and inside a CUDA graph?"""
+"""Does a backend of ours run on the stream it is given, and inside a CUDA graph?"""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import DTYPES, TOLERANCES, relative_error
-from benchmarks.peers import normalize_candidate, normalize_reference
+from benchmarks.cases import TOLERANCES, relative_error
+from benchmarks.operators import normalize_call, normalize_reference
+from benchmarks.subjects import DTYPES
 
 SHAPE = (1, 256, 512, 3)
 SLEEP_CYCLES = 50_000_000
 """Some 25 ms on a GPU: who does not wait for the stream reads the picture before it is there."""
 
 
-def smoke(device: torch.device) -> dict[str, Any]:
-    """Run `normalize` of the device's own backend in every way that a user may launch it.
+def smoke(device: torch.device, backend: str) -> dict[str, Any]:
+    """Run `normalize` of a backend in every way that a user may launch it.
 
     Returns:
         ``checks``: for each check and dtype the relative error.
@@ -27,17 +28,16 @@ def smoke(device: torch.device) -> dict[str, Any]:
     """
     checks: list[dict[str, Any]] = []
     for name in ("float32", "float16"):
-        candidate = normalize_candidate("ours", DTYPES[name], device, "inductor")
+        call = normalize_call(backend, DTYPES[name], device)
         ways = {"plain call": plain_call}
         if device.type == "cuda":
             ways.update({"non-default stream": on_a_stream, "CUDA graph": in_a_graph})
         for way, run in ways.items():
-            output, image = run(candidate.call, device)
+            output, image = run(call, device)
             error = relative_error(output, normalize_reference(image))
             match = error <= TOLERANCES["operators"][name]
-            checks.append(
-                {"check": f"normalize, {name}, {way}", "rel_error": f"{error:.2e}", "match": match}
-            )
+            check = f"{backend}, normalize, {name}, {way}"
+            checks.append({"check": check, "rel_error": f"{error:.2e}", "match": match})
     wrong = [check["check"] for check in checks if not check["match"]]
     if wrong:
         raise RuntimeError(f"wrong result: {'; '.join(wrong)}")

@@ -12,14 +12,14 @@ from benchmarks.environment import digest
 from benchmarks.plan import Item
 from benchmarks.report import render
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Store:
     """The folder of one card's results.
 
     Args:
-        folder: gets ``report.json``, ``report.md``, ``parts/`` and ``logs/``.
+        folder: gets ``report.json``, ``report.md``, ``configs/``, ``parts/`` and ``logs/``.
         identity: of the measuring machine, such as card, driver and torch; a saved result of
             another one is not taken up again.
     """
@@ -28,9 +28,10 @@ class Store:
         self.folder = folder
         self.identity = dict(identity)
         self.logs = folder / "logs"
+        self.configs = folder / "configs"
         self._parts = folder / "parts"
         self._digests: dict[tuple[str, ...], str] = {}
-        for path in (self.logs, self._parts):
+        for path in (self.logs, self.configs, self._parts):
             path.mkdir(parents=True, exist_ok=True)
 
     def path(self, item: Item) -> Path:

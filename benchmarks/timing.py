@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Call = Callable[[Tensor], Tensor]
+Inputs = tuple[Tensor, ...]
+Call = Callable[..., Tensor]
+"""Takes the tensors of one input set."""
 
 CACHE_MULTIPLE = 1.5
 """The input and output sets of one replay together are this many times the L2 cache."""
@@ -29,6 +31,9 @@ MOST_SETS = 512
 WARM_UP_CALLS = 3
 PLAIN_SETS = 8
 """Input sets of a timing without a graph, where the host is usually what is measured."""
+
+UNLIKELY_LABEL = 255
+"""What a map of labels is poisoned with; the networks have 19 classes."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ class Timing:
         n: number of samples.
         calls_per_sample: how many calls a sample averages over.
         sets: input sets that the calls rotate over.
-        method: ``graph`` (replays of a CUDA graph between events), ``events`` (plain calls between
-            events) or ``clock`` (plain calls between readings of the host's clock).
+        method: ``graph`` (replays of a CUDA graph between events), ``runner`` (calls that replay a
+            graph of their own, between events), ``events`` (plain calls between events) or
+            ``clock`` (plain calls between readings of the host's clock).
     """
 
     ms: float
@@ -98,37 +104,39 @@ def rotation(bytes_per_call: int, cache_bytes: int) -> int:
     return min(max(needed, 2), MOST_SETS)
 
 
-def plain_run(call: Call, sets: Sequence[Tensor], method: str, note: str = "") -> Run:
+def plain_run(call: Call, sets: Sequence[Inputs], method: str, note: str = "") -> Run:
     """Calls as a loop in Python makes them."""
 
     def once() -> None:
-        for x in sets:
-            call(x)
+        for inputs in sets:
+            call(*inputs)
 
     def outputs() -> list[Tensor]:
-        return [call(sets[0]), call(sets[-1])]
+        # The next call of a graph's runner may write over what the last one gave.
+        return [call(*inputs).clone() for inputs in (sets[0], sets[-1])]
 
     return Run(once, len(sets), method, outputs, note=note)
 
 
-def warm_up(call: Call, sets: Sequence[Tensor]) -> float:
+def warm_up(call: Call, sets: Sequence[Inputs]) -> float:
     """Call until compilation, algorithm search and handles are done; seconds of the first call."""
+    device = sets[0][0].device
     start = time.perf_counter()
-    call(sets[0])
-    synchronize(sets[0].device)
+    call(*sets[0])
+    synchronize(device)
     first_call_s = time.perf_counter() - start
     for index in range(WARM_UP_CALLS):
-        call(sets[index % len(sets)])
-    synchronize(sets[0].device)
+        call(*sets[index % len(sets)])
+    synchronize(device)
     return first_call_s
 
 
-def graph_run(call: Call, sets: Sequence[Tensor]) -> Run:
+def graph_run(call: Call, sets: Sequence[Inputs]) -> Run:
     """One call per input set, captured into a CUDA graph; plain calls where that is not possible.
 
     The outputs stay alive, each in memory of its own, so that writing them rotates too.
     """
-    device = sets[0].device
+    device = sets[0][0].device
     if device.type != "cuda":
         return plain_run(call, sets, "clock")
     try:
@@ -141,27 +149,27 @@ def graph_run(call: Call, sets: Sequence[Tensor]) -> Run:
 
     def outputs() -> list[Tensor]:
         for output in captured:
-            output.fill_(float("nan"))
+            output.fill_(float("nan") if output.is_floating_point() else UNLIKELY_LABEL)
         graph.replay()
         return [captured[0], captured[-1]]
 
     return Run(graph.replay, len(sets), "graph", outputs, holds=(call, sets))
 
 
-def capture(call: Call, sets: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+def capture(call: Call, sets: Sequence[Inputs]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
     """Warm up on a side stream, as capture asks, and capture `call` on every set."""
-    device = sets[0].device
+    device = sets[0][0].device
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         for _ in range(WARM_UP_CALLS):
-            call(sets[0])
+            call(*sets[0])
     torch.cuda.current_stream(device).wait_stream(side)
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
     # thread_local: a background thread (Inductor has some) must not spoil the capture.
     with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-        captured = [call(x) for x in sets]
+        captured = [call(*inputs) for inputs in sets]
     graph.replay()
     torch.cuda.synchronize(device)
     return graph, captured

@@ -17,11 +17,13 @@ from typing import Any, TextIO
 
 import torch
 
-from benchmarks.cases import Bench, Case, free_memory, measure_case
+from benchmarks.cases import Bench, free_memory, measure_case
 from benchmarks.ceilings import measure_ceilings
 from benchmarks.environment import describe_environment
-from benchmarks.peers import UnavailableError
+from benchmarks.launches import profile_network
+from benchmarks.peers import UnavailableError, require_operators
 from benchmarks.smoke import smoke
+from benchmarks.subjects import Case
 from benchmarks.timing import Sampling, first_line
 
 
@@ -38,9 +40,17 @@ def case(
     return measure_case(Case(**case), group, bench)
 
 
+def backend(device: str, name: str) -> dict[str, Any]:
+    """Nothing, if a backend of ours is there."""
+    require_operators(name, frozenset(), torch.device(device))
+    return {}
+
+
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "environment": lambda device: describe_environment(torch.device(device)),
-    "smoke": lambda device: smoke(torch.device(device)),
+    "backend": backend,
+    "smoke": lambda device, backend: smoke(torch.device(device), backend),
+    "profile": lambda device, **case: profile_network(torch.device(device), **case),
     "ceilings": ceilings,
     "case": case,
 }

@@ -18,6 +18,7 @@ from fassd_kernels.modules import (
     FusedNetwork,
 )
 from fassd_kernels.ops import held_memory, release_memory
+from fassd_kernels.runner import GraphRunner
 
 __all__ = [
     "Backend",
@@ -28,6 +29,7 @@ __all__ = [
     "FusedHarDBlock",
     "FusedMDA",
     "FusedNetwork",
+    "GraphRunner",
     "accelerate",
     "backends",
     "held_memory",

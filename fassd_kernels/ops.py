@@ -2,11 +2,11 @@
 
 After ``import fassd_kernels``, each operator is ``torch.ops.fassd_kernels.NAME`` (and
 ``fassd_kernels.ops.NAME``). PyTorch's dispatcher chooses by device: the compiled extension
-registers its kernels under ``CPU`` and ``CUDA``; where it has none for CUDA, Triton's run, and else
-the reference.
+registers its kernels under ``CPU`` and ``CUDA``; where it has none for CUDA, Triton's run, and
+where these cannot, the reference.
 
-Triton's are also ``torch.ops.fassd_kernels_triton.NAME``, for whoever asks for them by name, and for
-the fused modules: there results may be padded, their pixels whole vectors apart, for the next
+Triton's are also ``torch.ops.fassd_kernels_triton.NAME``, for whoever asks for them by name, and
+for the fused modules: there results may be padded, their pixels whole vectors apart, for the next
 kernel to load.
 """
 
@@ -31,6 +31,7 @@ from fassd_kernels.reference.dapf import check_dapf
 from fassd_kernels.reference.hardblock import check_hardblock
 from fassd_kernels.reference.mda import check_mda
 from fassd_kernels.reference.normalize import check_normalize
+from fassd_kernels.reference.pack_weight import check_pack_weight
 from fassd_kernels.reference.upsample import check_upsample, check_upsample_argmax
 from fassd_kernels.reference.upsample_conv1x1 import check_upsample_conv1x1
 from fassd_kernels.triton import availability
@@ -235,16 +236,14 @@ def complete(name: str, namespace: str, library: torch.library.Library) -> None:
         torch.library.register_autograd(
             qualified,
             backward_through(getattr(reference, name)),
-            setup_context=(
-                save_arguments if "*" in SCHEMAS[name] else save_positional_arguments
-            ),
+            setup_context=(save_arguments if "*" in SCHEMAS[name] else save_positional_arguments),
             lib=library,
         )
 
 
 def through_triton(name: str) -> Callable[..., Tensor]:
     """An operator on Triton's kernels, or an error that says why that cannot be."""
-    check = CHECKS.get(name)
+    check = check_pack_weight if name == "pack_weight" else CHECKS[name]
 
     def call(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
         image = first[0] if is_tensors(first) and first else first
@@ -252,8 +251,7 @@ def through_triton(name: str) -> Callable[..., Tensor]:
         if isinstance(image, Tensor):
             why = availability.refusal(image.device, dtype)
             if why:
-                if check is not None:
-                    check(first, *arguments, **keywords)  # what is wrong in itself comes first
+                check(first, *arguments, **keywords)  # what is wrong in itself comes first
                 raise RuntimeError(f"{name}: {why}")
         return triton_operator(name)(first, *arguments, **keywords, padded=True)
 

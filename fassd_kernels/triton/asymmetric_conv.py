@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
-from fassd_kernels.triton.configurations import Problem, choose
+from fassd_kernels.triton.configurations import Config, Problem, choose
 from fassd_kernels.triton.conv_act import bytes_of
 from fassd_kernels.triton.convolution import activate, load_vector
 from fassd_kernels.triton.layout import round_up
@@ -58,8 +58,9 @@ def pick(values, branch):
 def vertical(
     image, weight, bias, slope, n, y, x, middle, strides, channels, middles, height, width,
     weight_stride, dilation,
-    ACTIVATION: tl.constexpr, CLEAN: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
-    VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_MIDDLE: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACTIVATION: tl.constexpr, CLEAN: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_MIDDLE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The 3x1 and its activation at pixels (n, y, x) [BLOCK_M]: zero left and right of the picture.
 
@@ -72,7 +73,10 @@ def vertical(
         row = y + (tap - 1) * dilation
         there = inside & (row >= 0) & (row < height)
         if tl.max(there.to(tl.int32), axis=0) > 0:
-            offset = (n * strides[0] + row * strides[1] + x * strides[2]) * VECTOR
+            if DENSE:
+                offset = ((n * height + row) * width + x) * strides[2] * VECTOR
+            else:
+                offset = (n * strides[0] + row * strides[1] + x * strides[2]) * VECTOR
             for first in range(0, channels, BLOCK_K):
                 k = first + tl.arange(0, BLOCK_K)
                 if WIDE:
@@ -107,8 +111,9 @@ def asymmetric_conv_kernel(
     vertical_slopes, horizontal_slopes, dilations, out,
     strides, out_strides, rows, height, width, tiles, channels, middles, out_channels,
     vertical_stride, horizontal_stride, out_branch, out_limit,
-    SPAN: tl.constexpr, HALO: tl.constexpr, SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, CLEAN: tl.constexpr,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr, VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
+    SPAN: tl.constexpr, HALO: tl.constexpr, SHIFT: tl.constexpr, ACTIVATION: tl.constexpr,
+    CLEAN: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_MIDDLE: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -144,7 +149,7 @@ def asymmetric_conv_kernel(
             whole = vertical(
                 image, weight, bias, slope, n, y, x, middle, strides, channels, middles,
                 height, width, vertical_stride, dilation,
-                ACTIVATION, CLEAN, PRECISION, WIDE, VECTOR, BLOCK_M, BLOCK_MIDDLE, BLOCK_K,
+                ACTIVATION, CLEAN, DENSE, PRECISION, WIDE, VECTOR, BLOCK_M, BLOCK_MIDDLE, BLOCK_K,
             )  # fmt: skip
         for tap in tl.static_range(3):
             shift = (tap - 1) * dilation
@@ -163,7 +168,8 @@ def asymmetric_conv_kernel(
                     value = vertical(
                         image, weight, bias, slope, n, y, x + shift, middle, strides,
                         channels, middles, height, width, vertical_stride, dilation,
-                        ACTIVATION, CLEAN, PRECISION, WIDE, VECTOR, BLOCK_M, BLOCK_MIDDLE, BLOCK_K,
+                        ACTIVATION, CLEAN, DENSE, PRECISION, WIDE, VECTOR, BLOCK_M, BLOCK_MIDDLE,
+                        BLOCK_K,
                     )  # fmt: skip
                 at_row = (tap * middles + middle) * horizontal_stride
                 factors = tl.load(
@@ -232,10 +238,11 @@ def plan_asymmetric(
         (dilation, dilation),
         program.dtype,
         not clean,
+        vector == 1,
         f"branches={len(branches)}" if len(branches) > 1 else "",
     )
     config = choose(problem, program.device)
-    span, halo, shift, tiles = stretches(width, dilation, config.block_m)
+    span, halo, shift, tiles = stretches(width, dilation, config)
     stacks = -(-batch * height // (config.block_m // span))
     columns = -(-out_channels // config.block_n)
     rows = batch * height
@@ -276,6 +283,7 @@ def plan_asymmetric(
         "SHIFT": shift,
         "ACTIVATION": activation,
         "CLEAN": clean,
+        "DENSE": image.is_dense,
         "PRECISION": "tf32" if program.tf32 else "ieee",
         "WIDE": spread > INT32_MAX,
         "VECTOR": vector,
@@ -291,7 +299,9 @@ def plan_asymmetric(
     passes = 1 if shift == "gather" else 3
     steps = round_up(channels, config.block_k)
     middle_steps = -(-middles // config.block_middle)
-    per_program = 3 * steps * config.block_middle * passes + 3 * config.block_middle * config.block_n
+    per_program = (
+        3 * steps * config.block_middle * passes + 3 * config.block_middle * config.block_n
+    )
     loads = 3 * steps * (config.block_m + config.block_middle) * passes
     loads += 3 * config.block_middle * config.block_n
     programs = stacks * tiles * columns * len(branches)
@@ -303,13 +313,15 @@ def plan_asymmetric(
     )
     grid = (stacks * tiles * columns, len(branches))
     program.launch(
-        asymmetric_conv_kernel, grid, arguments, work, label, problem,
-        config.num_warps, config.num_stages,
+        asymmetric_conv_kernel, grid, arguments, work, label, problem, config,
     )  # fmt: skip
 
 
-def stretches(width: int, dilation: int, block: int) -> tuple[int, int, str, int]:
+def stretches(width: int, dilation: int, config: Config) -> tuple[int, int, str, int]:
     """Positions for a stretch, halo, how values are shifted, and how many stretches make a row."""
+    block = config.block_m
+    if config.recompute:
+        return min(block, triton.next_power_of_2(width)), 0, "recompute", -(-width // block)
     if width <= block:
         return triton.next_power_of_2(width), 0, "gather", 1
     if dilation < width and 4 * dilation <= block:

@@ -72,11 +72,15 @@ def refusal(device: torch.device, dtype: torch.dtype | None) -> str:
         return f"the triton backend takes {names}, not {str(dtype).removeprefix('torch.')}"
     if device.type != "cuda":
         return ""
-    old = gpu_refusal(device)
-    if not old and dtype == torch.bfloat16 and not torch.version.hip:
-        if torch.cuda.get_device_capability(device) < OLDEST_BFLOAT16_GPU:
-            return f"bfloat16 needs sm_80; {torch.cuda.get_device_name(device)} is older"
-    return old
+    return gpu_refusal(device) or (bfloat16_refusal(device) if dtype == torch.bfloat16 else "")
+
+
+@functools.cache
+def bfloat16_refusal(device: torch.device) -> str:
+    """Why a GPU has no tensor cores for bfloat16; empty if it has."""
+    if torch.version.hip or torch.cuda.get_device_capability(device) >= OLDEST_BFLOAT16_GPU:
+        return ""
+    return f"bfloat16 needs sm_80; {torch.cuda.get_device_name(device)} is older"
 
 
 @functools.cache

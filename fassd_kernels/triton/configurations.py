@@ -9,15 +9,18 @@ there is a sane choice on every GPU, and never an error.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
 import re
+import threading
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -33,16 +36,33 @@ class Config:
         block_n: output channels of a tile.
         block_k: input channels of a step.
         num_warps: of a program.
-        num_stages: loads in flight, the one being computed included.
+        num_stages: of Triton's pipelining of loads; 1 for none.
         block_middle: channels between the two convolutions of an asymmetric pair, of a step.
+        recompute: 1 to compute the first of the pair anew for each tap of the second, though its
+            values could be exchanged between positions.
+        max_registers: of a thread; 0 leaves it to the assembler, which spills a few bytes here and
+            there for the sake of occupancy.
     """
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int = 4
-    num_stages: int = 2
+    num_stages: int = 1
     block_middle: int = 0
+    recompute: int = 0
+    max_registers: int = 0
+
+    def options(self, device: Device) -> dict[str, int]:
+        """What Triton is told besides the kernel's own constants."""
+        options = {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,  # a default that changes with Triton's version
+        }
+        if self.max_registers and device.backend == "cuda":
+            options["maxnreg"] = self.max_registers
+        return options
 
 
 @dataclass(frozen=True)
@@ -50,7 +70,7 @@ class Problem:
     """What a configuration is chosen for, and a table's key.
 
     Attributes:
-        kernel: ``conv`` or ``asymmetric``.
+        family: ``spatial`` (a 3x3), ``pointwise`` (three taps or one), or ``asymmetric``.
         pixels: of the result, of all pictures.
         width: of a row of the result, in pixels.
         in_channels: of every input of the virtual concatenation.
@@ -62,10 +82,11 @@ class Problem:
         dtype: of the images.
         registers: whether inputs go through registers before they are multiplied: a prologue, or
             lanes that have to be cleared.
+        narrow: whether values are loaded one by one, since their addresses allow no more.
         extra: whatever else makes another kernel: residual, pooling, copies.
     """
 
-    kernel: str
+    family: str
     pixels: int
     width: int
     in_channels: tuple[int, ...]
@@ -75,6 +96,7 @@ class Problem:
     dilation: tuple[int, int]
     dtype: torch.dtype
     registers: bool = False
+    narrow: bool = False
     extra: str = ""
 
     @property
@@ -83,9 +105,10 @@ class Problem:
         channels = "+".join(map(str, self.in_channels))
         middle = f">{self.middle}" if self.middle else ""
         dtype = str(self.dtype).removeprefix("torch.")
-        notes = ",".join(filter(None, (self.extra, "registers" if self.registers else "")))
+        flags = ("registers" if self.registers else "", "narrow" if self.narrow else "")
+        notes = ",".join(filter(None, (self.extra, *flags)))
         return (
-            f"{self.kernel} {self.pixels}px/{self.width} {channels}{middle}>{self.out_channels} "
+            f"{self.family} {self.pixels}px/{self.width} {channels}{middle}>{self.out_channels} "
             f"taps={self.taps} dilation={self.dilation[0]}x{self.dilation[1]} {dtype}"
             f"{' ' + notes if notes else ''}"
         )
@@ -95,50 +118,91 @@ class Problem:
         return self.dtype.itemsize == 2
 
 
-# What the model may pick, by kernel and width of the type, and what `tune` measures. Every one is
+# What the model may pick, by family and width of the type, and what `tune` measures. Every one is
 # compiled ahead of time for every architecture in the tests; none spills.
-HALF_CONV = (
-    Config(128, 16, 16, 4, 3),
-    Config(128, 32, 16, 4, 3),
-    Config(64, 32, 32, 4, 3),
-    Config(64, 64, 32, 4, 2),
-    Config(128, 64, 32, 8, 2),
-    Config(64, 128, 32, 8, 2),
+#
+# All taps of a chunk are in flight together, so a 3x3 takes thin chunks; the widths of the networks
+# (10 to 118, most of them below 64) want narrow tiles.
+HALF_SPATIAL = (
+    Config(128, 16, 16, 4),
+    Config(128, 32, 16, 4),
+    Config(64, 32, 16, 4),
+    Config(64, 64, 16, 4),
+    Config(128, 64, 16, 8),
+    Config(64, 128, 16, 8),
 )
-FLOAT_CONV = (
-    Config(64, 16, 16, 4, 2),
-    Config(64, 32, 16, 4, 2),
-    Config(64, 64, 16, 8, 2),
+HALF_POINTWISE = (
+    Config(64, 32, 32, 4),
+    Config(64, 64, 32, 4),
+    Config(128, 64, 32, 8),
+    Config(128, 128, 32, 8),
+)
+FLOAT_SPATIAL = (
+    Config(128, 16, 16, 8),
+    Config(64, 32, 16, 4),
+    Config(64, 64, 16, 8),
+)
+FLOAT_POINTWISE = (
+    Config(64, 32, 16, 4, max_registers=255),
+    Config(64, 64, 16, 8, max_registers=255),
 )
 HALF_ASYMMETRIC = (
-    Config(64, 128, 32, 4, 2, 32),
-    Config(128, 64, 32, 4, 2, 32),
-    Config(128, 32, 32, 4, 2, 32),
-    Config(256, 64, 32, 8, 2, 32),
-    Config(512, 32, 32, 8, 2, 32),
+    Config(64, 64, 16, 4, block_middle=16),
+    Config(128, 64, 16, 8, block_middle=16),
+    Config(128, 32, 16, 8, block_middle=16),
+    Config(64, 64, 32, 8, block_middle=16, recompute=1, max_registers=255),
 )
 FLOAT_ASYMMETRIC = (
-    Config(64, 64, 16, 8, 2, 16),
-    Config(128, 32, 16, 8, 2, 16),
-    Config(256, 32, 16, 8, 2, 16),
+    Config(32, 32, 16, 4, block_middle=16, max_registers=255),
+    Config(32, 32, 16, 4, block_middle=16, recompute=1, max_registers=255),
 )
 CANDIDATES: dict[tuple[str, bool], tuple[Config, ...]] = {
-    ("conv", True): HALF_CONV,
-    ("conv", False): FLOAT_CONV,
+    ("spatial", True): HALF_SPATIAL,
+    ("spatial", False): FLOAT_SPATIAL,
+    ("pointwise", True): HALF_POINTWISE,
+    ("pointwise", False): FLOAT_POINTWISE,
     ("asymmetric", True): HALF_ASYMMETRIC,
     ("asymmetric", False): FLOAT_ASYMMETRIC,
+}
+# For images whose channels cannot be loaded in vectors; an address for every value takes registers.
+NARROW_ASYMMETRIC = Config(32, 32, 16, 4, block_middle=16, recompute=1, max_registers=255)
+NARROW: dict[tuple[str, bool], Config] = {
+    ("spatial", True): Config(64, 16, 16, 8),
+    ("spatial", False): Config(32, 16, 16, 8),
+    ("pointwise", True): Config(64, 32, 16, 4, max_registers=255),
+    ("pointwise", False): Config(64, 32, 16, 4, max_registers=255),
+    ("asymmetric", True): NARROW_ASYMMETRIC,
+    ("asymmetric", False): NARROW_ASYMMETRIC,
 }
 
 
 def candidates(problem: Problem, device: Device) -> list[Config]:
     """The configurations that can run a problem on a GPU, the model's choice first."""
-    every = CANDIDATES[problem.kernel, problem.is_half]
-    fitting = [fit(config, problem, device) for config in every]
-    return sorted(dict.fromkeys(fitting), key=lambda config: predict(config, problem, device))
+    kind = (problem.family, problem.is_half)
+    every = (NARROW[kind],) if problem.narrow else CANDIDATES[kind]
+    usable = [config for config in every if is_usable(config, problem)]
+    fitting = dict.fromkeys(fit(config, problem, device) for config in usable)
+    return sorted(fitting, key=lambda config: predict(config, problem, device))
+
+
+def is_usable(config: Config, problem: Problem) -> bool:
+    """Whether a problem is what the configuration is for.
+
+    Of an asymmetric pair: where a row does not fit and its halo would take half of a tile, nothing
+    can be exchanged between positions.
+    """
+    if problem.family == "pointwise":
+        # Four neighbours of each value of a wide tile are more than the registers hold.
+        return "resized" not in problem.extra or config.block_n <= 64
+    if problem.family != "asymmetric" or config.recompute:
+        return True
+    return problem.width <= config.block_m or 4 * problem.dilation[1] <= config.block_m
 
 
 def choose(problem: Problem, device: Device) -> Config:
     """The configuration for a problem: the tables', or the model's choice."""
+    if problem.key in overrides.configs:
+        return overrides.configs[problem.key]
     if device.interpreted:
         return for_interpreter(problem)
     found = table_of(device.name).get(problem.key)
@@ -161,61 +225,101 @@ def for_interpreter(problem: Problem) -> Config:
 
 # --- the model ------------------------------------------------------------------------------------
 
-L2_PER_DRAM = 2.5  # bandwidth of the last cache over the memory's; H100: 5.5 to 7 TB/s over 3.35
-OCCUPANCY = 3  # programs that a multiprocessor overlaps, in the mean, with 4 warps each
-EFFICIENCY = 0.45  # of the data sheet's rate, that small tiles reach
+# A guide for choosing among candidates, not a clock: orders of magnitude from data sheets.
+L2_PER_DRAM = 2.0  # bandwidth of the last cache over the memory's
+EFFICIENCY = 0.4  # of the data sheet's rate, that small tiles reach
+REGISTERS = 144  # of a thread, in the mean of the compiled kernels
+ENOUGH_WARPS = 12  # on a multiprocessor, for one's loads to hide behind another's products
+BUFFERS = 2  # of pipelined loads: one to compute from, one to fill
 
 
-def shared_memory(config: Config, problem: Problem) -> int:
-    """Bytes of shared memory that the pipelined loads of one program take, roughly."""
-    values = config.block_m * config.block_k + config.block_k * config.block_n
-    taps = problem.taps
-    if problem.kernel == "asymmetric":
-        values = config.block_k * (config.block_m + config.block_middle)
-        rest = config.block_middle * (config.block_m + config.block_n)
-        return (values * config.num_stages + rest) * problem.dtype.itemsize
-    return values * taps * config.num_stages * problem.dtype.itemsize
+def buffer_bytes(config: Config, problem: Problem) -> int:
+    """Bytes of shared memory that one step's loads take."""
+    m, n, k = config.block_m, config.block_n, config.block_k
+    if problem.family == "asymmetric":
+        return k * (m + config.block_middle) * problem.dtype.itemsize
+    return k * (m + n) * problem.taps * problem.dtype.itemsize
+
+
+def stages(buffers: int, device: Device) -> int:
+    """Triton's `num_stages` for so many buffers: before Hopper, one less than stages."""
+    return buffers + int(not (isinstance(device.arch, int) and device.arch >= 90))
 
 
 def fit(config: Config, problem: Problem, device: Device) -> Config:
     """A configuration with as many loads in flight as the GPU's shared memory takes."""
-    stages = config.num_stages
-    while stages > 1:
-        tried = Config(**{**asdict(config), "num_stages": stages})
-        if shared_memory(tried, problem) <= device.shared * 0.9:
-            return tried
-        stages -= 1
-    return Config(**{**asdict(config), "num_stages": 1})
+    asymmetric = problem.family == "asymmetric"
+    if problem.narrow or (asymmetric and not problem.is_half):
+        return replace(config, num_stages=1)  # addresses take all the registers there are
+    if asymmetric:
+        return replace(config, num_stages=2)
+    # Some of it goes to what is exchanged between threads in the epilogue.
+    room = device.shared * 0.92 / buffer_bytes(config, problem)
+    buffers = min(BUFFERS, int(room))
+    return replace(config, num_stages=stages(buffers, device) if buffers else 1)
+
+
+def resident(config: Config, problem: Problem, device: Device) -> int:
+    """Programs that a multiprocessor runs at once."""
+    shared = BUFFERS * buffer_bytes(config, problem)
+    threads = 32 * config.num_warps
+    limits = (device.shared // shared, 65536 // (REGISTERS * threads), 2048 // threads)
+    return max(1, min(limits))
 
 
 def predict(config: Config, problem: Problem, device: Device) -> float:
-    """Seconds that a launch may take: what bounds it, times the waves that are not full."""
+    """Seconds that a launch may take: of the multiprocessor with the most programs."""
     m, n, k = config.block_m, config.block_n, config.block_k
-    half = problem.is_half
-    rate = device.rates[0 if half else 1] / 2 * EFFICIENCY  # multiply-adds
-    bandwidth = device.bandwidth * L2_PER_DRAM
     columns = math.ceil(problem.out_channels / n)
     steps = sum(math.ceil(c / k) for c in problem.in_channels)
-    if problem.kernel == "asymmetric":
-        halo = 0 if problem.width <= m else 2 * problem.dilation[1]
-        span = m - halo if m > 2 * halo else m / 3
-        tiles = problem.pixels / problem.width * math.ceil(problem.width / max(span, 1))
-        middles = math.ceil(problem.middle / config.block_middle)
-        operations = middles * m * config.block_middle * (3 * steps * k + 3 * n)
-        loaded = middles * 3 * (steps * k * (m + config.block_middle) + config.block_middle * n)
+    if problem.family == "asymmetric":
+        halo = 0 if problem.width <= m or config.recompute else problem.dilation[1]
+        tiles = problem.pixels / problem.width * math.ceil(problem.width / (m - 2 * halo))
+        if problem.width < m:
+            tiles *= (1 << (problem.width - 1).bit_length()) / m
+        middle, passes = config.block_middle, 3 if config.recompute else 1
+        middles = math.ceil(problem.middle / middle)
+        operations = middles * m * middle * 3 * (steps * k * passes + n)
+        loaded = middles * 3 * (steps * k * (m + middle) * passes + middle * n)
+        # What is exchanged between positions goes lane by lane, at a sixteenth of the rate.
+        operations += 0 if config.recompute else middles * m * middle * 2 * (m // 32) * 16
     else:
         tiles = math.ceil(problem.pixels / m)
         operations = m * n * k * steps * problem.taps
         loaded = k * (m + n) * steps * problem.taps
-    programs = tiles * columns
-    # The last wave costs as much as a full one.
-    slots = device.multiprocessors * max(1, OCCUPANCY * 4 // config.num_warps)
-    waves = math.ceil(programs / slots)
-    per_slot = 1 / slots
-    compute = operations / (rate * per_slot)
-    memory = loaded * problem.dtype.itemsize / (bandwidth * per_slot)
-    # Below one program for each multiprocessor, the others idle and each runs no faster.
-    return waves * max(compute, memory)
+    share = math.ceil(tiles * columns / device.multiprocessors)  # programs of one multiprocessor
+    rate = device.rates[0 if problem.is_half else 1] / 2 * EFFICIENCY  # multiply-adds
+    compute = operations / rate
+    memory = loaded * problem.dtype.itemsize / (device.bandwidth * L2_PER_DRAM)
+    warps = min(share, resident(config, problem, device)) * config.num_warps
+    hidden = min(1.0, warps / ENOUGH_WARPS)
+    return share * device.multiprocessors * max(compute, memory) / hidden
+
+
+# --- trying configurations out --------------------------------------------------------------------
+
+
+class Overrides(threading.local):
+    """Configurations that come before any table's and the model's."""
+
+    configs: Mapping[str, Config] = MappingProxyType({})
+
+
+overrides = Overrides()
+
+
+def overridden() -> bool:
+    return bool(overrides.configs)
+
+
+@contextlib.contextmanager
+def overriding(configs: Mapping[str, Config]) -> Iterator[None]:
+    """Choose these configurations, by the key of their problem, inside."""
+    before, overrides.configs = overrides.configs, configs
+    try:
+        yield
+    finally:
+        overrides.configs = before
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -277,10 +381,3 @@ def write_table(path: Path, gpu: str, table: dict[str, Config], facts: dict[str,
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(path)
     table_of.cache_clear()
-
-
-def every_configuration() -> Iterator[tuple[str, bool, Config]]:
-    """Kernel, whether of 16 bits, configuration: all that the model can pick."""
-    for (kernel, half), configs in CANDIDATES.items():
-        for config in configs:
-            yield kernel, half, config

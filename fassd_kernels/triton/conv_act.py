@@ -53,8 +53,8 @@ def conv_act_kernel(
     out_channels, weight_stride, step_h, step_w, dilation_h, dilation_w,
     out_offset, out_limit, copy_limit,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, TAPS: tl.constexpr,
-    PROLOGUE: tl.constexpr, CLEAN: tl.constexpr, SKIP: tl.constexpr, FLUSH: tl.constexpr,
-    ACTIVATION: tl.constexpr, POOL: tl.constexpr, RESIZED: tl.constexpr,
+    PROLOGUE: tl.constexpr, CLEAN: tl.constexpr, DENSE: tl.constexpr, SKIP: tl.constexpr,
+    FLUSH: tl.constexpr, ACTIVATION: tl.constexpr, POOL: tl.constexpr, RESIZED: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr,
     VECTOR: tl.constexpr, RESIDUAL_VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -73,14 +73,16 @@ def conv_act_kernel(
     acc = convolve(
         inputs, addend, weight, scale, shift, in_slope, strides, channels, n, y * step_h,
         x * step_w, inside, column, height, width, weight_stride, dilation_h, dilation_w,
-        KERNEL_H, KERNEL_W, TAPS, PROLOGUE, CLEAN, SKIP, FLUSH, PRECISION, WIDE, VECTOR,
+        KERNEL_H, KERNEL_W, TAPS, PROLOGUE, CLEAN, DENSE, SKIP, FLUSH, PRECISION, WIDE, VECTOR,
         BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
     if bias is not None:
         acc += load_vector(bias, column, real)[None, :]
     if residual is not None:
-        mask = inside[:, None] & real[None, :]
+        # Whole vectors; what lies behind the last channel is cleared below.
+        whole = tl.cdiv(out_channels, RESIDUAL_VECTOR) * RESIDUAL_VECTOR
+        mask = inside[:, None] & (column < whole)[None, :]
         channel = column.to(tl.int64) if WIDE else column
         if RESIZED:
             acc += load_resized(
@@ -166,7 +168,9 @@ def partly_dead(size: tuple[int, int], dilation: tuple[int, int], kernel: tuple[
     A test at every tap stops the loads from being pipelined; it is worth that where an outer tap
     is dead in a third of the rows or more.
     """
-    return any(k > 1 and d > 1 and 3 * d >= n for n, d, k in zip(size, dilation, kernel, strict=True))
+    return any(
+        k > 1 and d > 1 and 3 * d >= n for n, d, k in zip(size, dilation, kernel, strict=True)
+    )
 
 
 def bytes_of(image: Image) -> int:
@@ -222,7 +226,7 @@ def plan_conv(
     pixels = batch * out_height * out_width
     shifted = taps & (taps - 1) != 0 or weight.taps == 1
     problem = Problem(
-        "conv",
+        "spatial" if weight.taps > 3 else "pointwise",
         pixels,
         out_width,
         tuple(image.channels for image in inputs),
@@ -232,6 +236,7 @@ def plan_conv(
         dilation if weight.taps > 1 else (1, 1),
         program.dtype,
         prologue is not None or not clean,
+        vector == 1,
         "+".join(filter(None, ("pool" if pool > 1 else "", "resized" if resized else ""))),
     )
     config = choose(problem, program.device)
@@ -290,6 +295,7 @@ def plan_conv(
         "TAPS": taps,
         "PROLOGUE": prologue is not None,
         "CLEAN": clean,
+        "DENSE": all(image.is_dense for image in everything),
         "SKIP": shifted and partly_dead((height, width), dilation, weight.kernel),
         "FLUSH": flush,
         "ACTIVATION": activation,
@@ -317,8 +323,7 @@ def plan_conv(
         * (config.block_m + config.block_n),
     )  # fmt: skip
     program.launch(
-        conv_act_kernel, (tiles * columns,), arguments, work, label, problem,
-        config.num_warps, config.num_stages,
+        conv_act_kernel, (tiles * columns,), arguments, work, label, problem, config,
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ loop over taps was seen to miscompile at 8 warps), so that a chunk's nine shifte
 neighbourhood follow each other in the caches.
 
 Strides of pixels come in units of VECTOR elements and are multiplied by it here: that is how the
-compiler learns that rows are aligned, and loads 16 bytes at a time.
+compiler learns that rows are aligned, and loads 16 bytes at a time. DENSE images have their pixels
+at equal distances, over rows and pictures: one product makes an address, and one register a stride.
 """
 
 import triton
@@ -44,8 +45,8 @@ def multiply_chunk(
     acc, inputs, addend, weight, scale, shift, in_slope, strides, channels, chunk, n, y, x, inside,
     column, height, width, weight_stride, dilation_h, dilation_w,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, TAPS: tl.constexpr, PROLOGUE: tl.constexpr,
-    CLEAN: tl.constexpr, SKIP: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
-    VECTOR: tl.constexpr, BLOCK_K: tl.constexpr,
+    CLEAN: tl.constexpr, DENSE: tl.constexpr, SKIP: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Add one chunk of input channels, at all taps, to `acc` [BLOCK_M, BLOCK_N].
 
@@ -62,10 +63,13 @@ def multiply_chunk(
     for i in tl.static_range(1, len(inputs)):
         here = chunk >= next_chunk
         source = tl.where(here, inputs[i], source)
-        stride_n = tl.where(here, strides[4 * i], stride_n)
-        stride_h = tl.where(here, strides[4 * i + 1], stride_h)
+        if not DENSE:
+            stride_n = tl.where(here, strides[4 * i], stride_n)
+            stride_h = tl.where(here, strides[4 * i + 1], stride_h)
         stride_w = tl.where(here, strides[4 * i + 2], stride_w)
-        stride_c = strides[4 * i + 3] if VECTOR > 1 else tl.where(here, strides[4 * i + 3], stride_c)
+        stride_c = (
+            strides[4 * i + 3] if VECTOR > 1 else tl.where(here, strides[4 * i + 3], stride_c)
+        )
         count = tl.where(here, channels[i], count)
         first_chunk = tl.where(here, next_chunk, first_chunk)
         first_row = tl.where(here, rows, first_row)
@@ -91,7 +95,10 @@ def multiply_chunk(
             if SKIP:
                 alive = tl.max(here.to(tl.int32), axis=0) > 0
             if alive:
-                offset = (n * stride_n + row * stride_h + col * stride_w) * VECTOR
+                if DENSE:
+                    offset = ((n * height + row) * width + col) * stride_w * VECTOR
+                else:
+                    offset = (n * stride_n + row * stride_h + col * stride_w) * VECTOR
                 at = offset[:, None] + (k * stride_c)[None, :]
                 value = tl.load(source + at, mask=here[:, None] & loaded[None, :], other=0.0)
                 if PROLOGUE:
@@ -121,9 +128,9 @@ def convolve(
     inputs, addend, weight, scale, shift, in_slope, strides, channels, n, y, x, inside, column,
     height, width, weight_stride, dilation_h, dilation_w,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, TAPS: tl.constexpr, PROLOGUE: tl.constexpr,
-    CLEAN: tl.constexpr, SKIP: tl.constexpr, FLUSH: tl.constexpr, PRECISION: tl.constexpr,
-    WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    CLEAN: tl.constexpr, DENSE: tl.constexpr, SKIP: tl.constexpr, FLUSH: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The convolution at input positions (n, y, x) [BLOCK_M], output channels `column` [BLOCK_N].
 
@@ -139,7 +146,8 @@ def convolve(
             acc = multiply_chunk(
                 acc, inputs, addend, weight, scale, shift, in_slope, strides, channels, chunk, n, y,
                 x, inside, column, height, width, weight_stride, dilation_h, dilation_w,
-                KERNEL_H, KERNEL_W, TAPS, PROLOGUE, CLEAN, SKIP, PRECISION, WIDE, VECTOR, BLOCK_K,
+                KERNEL_H, KERNEL_W, TAPS, PROLOGUE, CLEAN, DENSE, SKIP, PRECISION, WIDE, VECTOR,
+                BLOCK_K,
             )  # fmt: skip
     else:
         for first in range(0, chunks, FLUSH):
@@ -148,8 +156,8 @@ def convolve(
                 part = multiply_chunk(
                     part, inputs, addend, weight, scale, shift, in_slope, strides, channels, chunk,
                     n, y, x, inside, column, height, width, weight_stride, dilation_h, dilation_w,
-                    KERNEL_H, KERNEL_W, TAPS, PROLOGUE, CLEAN, SKIP, PRECISION, WIDE, VECTOR,
-                    BLOCK_K,
+                    KERNEL_H, KERNEL_W, TAPS, PROLOGUE, CLEAN, DENSE, SKIP, PRECISION, WIDE,
+                    VECTOR, BLOCK_K,
                 )  # fmt: skip
             acc += part
     return acc

@@ -43,19 +43,19 @@ class Device:
 
 # Figures of the makers' data sheets (dense rates, boost clocks); CUDA programming guide for the
 # shared memory of a block. The first of an architecture stands for it in reports.
+A100, H100 = (312e12, 19.5e12), (989e12, 67e12)
+KB, MB = 1 << 10, 1 << 20
 KNOWN = (
-    Device("NVIDIA A100-SXM4-80GB", "cuda", 80, 108, 163 * 1024, 2.04e12, (312e12, 19.5e12), 40 << 20),
-    Device("NVIDIA GeForce RTX 3090", "cuda", 86, 82, 99 * 1024, 0.936e12, (71e12, 35.6e12), 6 << 20),
-    Device("NVIDIA L4", "cuda", 89, 58, 99 * 1024, 0.3e12, (121e12, 30.3e12), 48 << 20),
-    Device("NVIDIA GeForce RTX 4090", "cuda", 89, 128, 99 * 1024, 1.008e12, (165e12, 82.6e12), 72 << 20),
-    Device("NVIDIA H200", "cuda", 90, 132, 227 * 1024, 4.8e12, (989e12, 67e12), 50 << 20),
-    Device("NVIDIA H100 80GB HBM3", "cuda", 90, 132, 227 * 1024, 3.35e12, (989e12, 67e12), 50 << 20),
-    Device("NVIDIA B200", "cuda", 100, 148, 227 * 1024, 8e12, (2250e12, 75e12), 126 << 20),
-    Device("AMD Instinct MI300X", "hip", "gfx942", 304, 64 * 1024, 5.3e12, (1307e12, 163e12), 256 << 20),
-)  # fmt: skip
-INTERPRETER = Device(
-    "interpreter", "cuda", 80, 2, 163 * 1024, 1e9, (1e9, 1e9), 1 << 20, interpreted=True
+    Device("NVIDIA A100-SXM4-80GB", "cuda", 80, 108, 163 * KB, 2.04e12, A100, 40 * MB),
+    Device("NVIDIA GeForce RTX 3090", "cuda", 86, 82, 99 * KB, 936e9, (71e12, 35.6e12), 6 * MB),
+    Device("NVIDIA L4", "cuda", 89, 58, 99 * KB, 300e9, (121e12, 30.3e12), 48 * MB),
+    Device("NVIDIA GeForce RTX 4090", "cuda", 89, 128, 99 * KB, 1e12, (165e12, 82.6e12), 72 * MB),
+    Device("NVIDIA H200", "cuda", 90, 132, 227 * KB, 4.8e12, H100, 50 * MB),
+    Device("NVIDIA H100 80GB HBM3", "cuda", 90, 132, 227 * KB, 3.35e12, H100, 50 * MB),
+    Device("NVIDIA B200", "cuda", 100, 148, 227 * KB, 8e12, (2250e12, 75e12), 126 * MB),
+    Device("AMD MI300X", "hip", "gfx942", 304, 64 * KB, 5.3e12, (1307e12, 163e12), 256 * MB),
 )
+INTERPRETER = Device("interpreter", "cuda", 80, 2, 163 * KB, 1e9, (1e9, 1e9), MB, interpreted=True)
 
 # Where a data sheet is not at hand: shared memory of a block by compute capability.
 SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}

@@ -52,9 +52,7 @@ def mda(
             program, [reduced], kernels[1], square, bias=shift[2], slope=slope[2],
             activation="prelu", label="mda square",
         )  # fmt: skip
-        pair = Branch(
-            kernels[2], kernels[3], dilation, (shift[3], shift[4]), (slope[3], slope[4])
-        )
+        pair = Branch(kernels[2], kernels[3], dilation, (shift[3], shift[4]), (slope[3], slope[4]))
         plan_asymmetric(program, reduced, [pair], [asymmetric], "prelu", "mda asymmetric")
         plan_conv(
             program, [square], kernels[4], out, residual=image, addend=asymmetric,

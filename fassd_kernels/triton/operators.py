@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from fassd_kernels.reference.pack_weight import check_pack_weight
-from fassd_kernels.triton.asymmetric_conv import asymmetric_conv
 from fassd_kernels.triton.aspp import aspp
+from fassd_kernels.triton.asymmetric_conv import asymmetric_conv
 from fassd_kernels.triton.conv_act import conv_act
 from fassd_kernels.triton.dapf import dapf
 from fassd_kernels.triton.hardblock import hardblock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -15,14 +16,26 @@ import torch
 from torch import nn
 
 import fassd
+import fassd_kernels
 from benchmarks import cases, gpu_report, peers
-from benchmarks.cases import MODULES, Bench, Case, compare, measure_case, relative_error
+from benchmarks.cases import Bench, compare, measure_case, relative_error
 from benchmarks.conformance import conformance
-from benchmarks.peers import Candidate, Form, UnavailableError, fold_batch_norms, ours, randomised
-from benchmarks.plan import Item, build_plan, full_scale, quick_scale
+from benchmarks.operators import OPERATORS
+from benchmarks.peers import (
+    Candidate,
+    Form,
+    UnavailableError,
+    cudnn_relus,
+    fold_batch_norms,
+    native,
+    randomised,
+)
+from benchmarks.plan import Item, build_plan, full_scale, quick_scale, untuned
 from benchmarks.process import TimeLimitError, Worker
-from benchmarks.report import floor_ms, number, problems, render, speedup
+from benchmarks.report import number, problems, render
+from benchmarks.rows import floor_ms, launch_floors_ms, speedup
 from benchmarks.store import Store, write_atomically
+from benchmarks.subjects import MODULES, Case
 from benchmarks.timing import Run, Sampling, interleaved, quartiles, rotation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,13 +64,18 @@ def form(name: str, ms: float, match: bool = True, **more: Any) -> dict[str, Any
 
 def case_item(group: str, *forms: dict[str, Any], part: str = "modules") -> dict[str, Any]:
     subject = {"modules": "DAPF(224)", "networks": "fassd_net", "operators": "normalize"}[part]
-    case = {"part": part, "subject": subject, "height": 1024, "width": 2048, "dtype": "float16"}
+    place = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}
+    case = {"part": part, "subject": subject, **place}
     item = {"name": f"{part}/{group}", "part": part, "case": {**case, "group": group}}
     if not forms:
         return {**item, "status": "not run", "reason": "out of time"}
     work = {**WORK, "arithmetic": "float16"}
     return {**item, "status": "done", "data": {**case, **work, "candidates": list(forms)}}
 
+
+# 4 MB in 1 microsecond, and 0.8 GFLOP in 1 microsecond.
+LAUNCHES = {"bytes": [4_000_000, 1_000], "operations": [1_000, 800_000_000]}
+OURS = form("triton", 0.004, launches=LAUNCHES)
 
 CEILINGS = {
     "copy": {
@@ -85,16 +103,16 @@ def report() -> dict[str, Any]:
         "finished": True,
         "failures": [{"test": "test_mda.py::test[a|b]", "message": "off by\none"}],
     }
-    missing = {"name": "ours", "status": "unavailable", "reason": "not implemented yet: no dapf"}
+    missing = {"name": "triton", "status": "unavailable", "reason": "not implemented yet: no dapf"}
     items = [
         {"name": "ceilings", "part": "ceilings", "status": "done", "data": CEILINGS},
-        {"name": "conformance", "part": "conformance", "status": "done", "data": suite},
+        {"name": "conformance/triton", "part": "conformance", "status": "done", "data": suite},
         case_item("library", form("eager", 0.020), form("channels_last", 0.010)),
         case_item("ours", {"name": "eager", "status": "done"}, missing),
         case_item("compile", form("eager", 0.021), form("compile", 0.005, match=False)),
         case_item("max-autotune"),
         case_item("library", form("eager", 2.0), form("channels_last", 1.0), part="networks"),
-        case_item("ours", form("eager", 0.02), form("ours", 0.004), part="operators"),
+        case_item("ours", form("eager", 0.02), OURS, part="operators"),
     ]
     return {
         "schema": 1,
@@ -117,31 +135,41 @@ def cells(page: str, *start: str) -> list[str]:
 
 def test_rows_say_what_was_measured(report):
     page = render(report)
-    picture = ("1024x2048", "float16")
+    picture = ("1x1024x2048", "float16")
     folded = cells(page.split("## Modules")[1].split("## Networks")[0], *picture, TITLE_FOLDED)
-    # ms, IQR, n, plain calls, speed-up, floor, of floor, error, match, method
-    expected = ["0.01000", "2.0%", "15", "0.03000", "2.00x", "0.002000", "20%", "4.0e-04", "yes"]
-    assert folded[3:] == [*expected, "graph"]
+    # ms, IQR, n, plain calls, speed-up, floor, of floor
+    expected = ["0.01000", "2.0%", "15", "0.03000", "2.00x", "0.002000", "20%"]
+    # launches, of launch floors, error, match, method
+    assert folded[3:] == [*expected, "-", "-", "4.0e-04", "yes", "graph"]
     network = cells(page.split("## Networks")[1], *picture, TITLE_FOLDED)
     assert network[3:8] == ["1.000", "1,000", "2.0%", "15", "3.000"]
-    operator = cells(page.split("## Operators")[1].split("## Modules")[0], *picture, "ours")
-    assert operator[7:10] == ["5.00x", "750", "19%"]
+    operators = page.split("## Operators")[1].split("## Modules")[0]
+    assert cells(operators, *picture, "ours, Triton")[7:12] == [
+        "5.00x",
+        "0.002000",
+        "50%",
+        "2",
+        "50%",
+    ]
 
 
 TITLE_FOLDED = "channels_last, BN folded, cudnn.benchmark"
 
 
 def test_a_mismatch_has_no_speedup(report):
-    row = cells(render(report), "1024x2048", "float16", "torch.compile")
+    row = cells(render(report), "1x1024x2048", "float16", "torch.compile")
     assert row[7] == "-"
-    assert row[10:12] == ["not finite", "**NO**"]
+    assert row[12:14] == ["not finite", "**NO**"]
 
 
 def test_what_has_no_figure_says_why(report):
     page = render(report)
     modules = page.split("## Modules")[1].split("## Networks")[0]
-    assert cells(modules, "1024x2048", "float16", "ours")[3] == "not implemented yet: no dapf"
-    late = cells(page, "1024x2048", "float16", "torch.compile max-autotune")
+    assert (
+        cells(modules, "1x1024x2048", "float16", "ours, Triton")[3]
+        == "not implemented yet: no dapf"
+    )
+    late = cells(page, "1x1024x2048", "float16", "torch.compile max-autotune")
     assert late[3] == "not run: out of time"
     assert "* not run: out of time (1): `modules/max-autotune`" in page
 
@@ -162,10 +190,12 @@ def test_every_table_is_rectangular(report):
 
 
 def test_problems_are_failures_of_ours(report):
-    assert problems(report) == ["conformance: 2 tests failed"]  # a peer's mismatch is not ours
+    assert problems(report) == [
+        "conformance/triton: 2 tests failed"
+    ]  # a peer's mismatch is not ours
     smoke = {"name": "smoke", "part": "smoke", "status": "failed", "reason": "wrong result"}
     report["items"].append(smoke)
-    report["items"].append(case_item("ours", form("eager", 1.0), form("ours", 1.0, match=False)))
+    report["items"].append(case_item("ours", form("eager", 1.0), form("triton", 1.0, match=False)))
     assert problems(report)[1:] == [
         "smoke: wrong result",
         "modules/ours: the result does not match the reference",
@@ -190,6 +220,13 @@ def test_floor_is_the_larger_of_bytes_and_operations():
     assert floor_ms(work, CEILINGS) == pytest.approx(0.002)
     assert floor_ms({**work, "operations": 0}, CEILINGS) == pytest.approx(0.001)
     assert floor_ms(work, None) is None
+
+
+def test_the_floor_of_launches_is_the_sum_of_theirs():
+    work = {**WORK, "arithmetic": "float16"}
+    assert launch_floors_ms(OURS, work, CEILINGS) == pytest.approx(0.002)
+    assert launch_floors_ms(form("eager", 1.0), work, CEILINGS) is None
+    assert launch_floors_ms(OURS, work, None) is None
 
 
 def test_speedup_needs_eager_and_a_match():
@@ -271,7 +308,7 @@ def test_folding_a_module_keeps_its_function(name):
     x = torch.randn(1, place.channels, 8, 8)
     with torch.no_grad():
         assert relative_error(folded(x), module(x)) < 1e-5
-    assert unfolded(module) > unfolded(folded) == (0 if name.startswith("DAPF") else 2)
+    assert unfolded(module) > unfolded(folded) == (2 if name.startswith("MDA") else 0)
 
 
 def test_random_weights_are_the_same_every_time():
@@ -284,7 +321,9 @@ def test_a_form_that_is_not_there_says_why():
     module = randomised(fassd.models.DAPF(8))
     missing = Form(module, torch.float32, torch.device("meta"))
     with pytest.raises(UnavailableError, match="no backend meta"):
-        ours(missing)
+        native(missing)
+    with pytest.raises(UnavailableError, match="needs a CUDA device"):
+        cudnn_relus(missing)
 
 
 def test_cudnn_benchmark_is_on_only_inside():
@@ -306,12 +345,12 @@ def test_a_candidate_that_fails_leaves_the_others(monkeypatch):
         return Candidate("channels_last", call)
 
     monkeypatch.setitem(peers.BUILDERS, "channels_last", broken)
-    eager, folded = measure_case(SMALL, "library", BENCH)["candidates"]
+    eager, folded, _ = measure_case(SMALL, "library", BENCH)["candidates"]
     assert eager["match"] and eager["timing"]["n"] == 2
     assert (folded["status"], folded["reason"]) == ("failed", "RuntimeError: no kernel")
     monkeypatch.setitem(peers.BUILDERS, "eager", broken)
     records = measure_case(SMALL, "library", BENCH)["candidates"]
-    assert [record["status"] for record in records] == ["failed", "failed"]
+    assert [record["status"] for record in records] == ["failed", "failed", "unavailable"]
 
 
 def test_a_wrong_candidate_does_not_match(monkeypatch):
@@ -319,7 +358,7 @@ def test_a_wrong_candidate_does_not_match(monkeypatch):
         return Candidate("channels_last", lambda x: form.module(x) * 1.01)
 
     monkeypatch.setitem(peers.BUILDERS, "channels_last", wrong)
-    eager, folded = measure_case(SMALL, "library", BENCH)["candidates"]
+    eager, folded, _ = measure_case(SMALL, "library", BENCH)["candidates"]
     assert eager["match"] and not folded["match"]
     assert folded["rel_error"] == pytest.approx(1e-2, rel=1e-2)
     assert speedup(folded, eager) is None
@@ -337,41 +376,68 @@ def test_out_of_memory_together_is_measured_one_by_one(monkeypatch):
     monkeypatch.setattr(cases, "measure_together", scarce)
     data = measure_case(SMALL, "library", BENCH)
     assert data["interleaved"] is False
-    assert all(record["match"] for record in data["candidates"])
+    assert [record.get("match") for record in data["candidates"]] == [True, True, None]
 
 
 def test_eager_alone_is_not_timed_again(monkeypatch):
     def missing(form: Form) -> Candidate:
         raise UnavailableError("not implemented yet")
 
-    monkeypatch.setitem(peers.BUILDERS, "ours", missing)
-    eager, ours = measure_case(SMALL, "ours", BENCH)["candidates"]
+    for name in peers.OURS:
+        monkeypatch.setitem(peers.BUILDERS, name, missing)
+    eager, *ours = measure_case(SMALL, "ours", BENCH)["candidates"]
     assert "timing" not in eager
-    assert (ours["status"], ours["reason"]) == ("unavailable", "not implemented yet")
+    assert [form["name"] for form in ours] == ["triton", "triton-graph", "native"]
+    assert {(form["status"], form["reason"]) for form in ours} == {
+        ("unavailable", "not implemented yet")
+    }
 
 
 # --- plan and store -------------------------------------------------------------------------------
 
 
-def test_the_plan_holds_everything_the_most_important_first():
+def test_the_plan_holds_everything():
     names = [item.name for item in build_plan(full_scale())]
     assert len(set(names)) == len(names)
-    assert names[0] == "install"
-    for part, subjects in (("modules", list(MODULES)), ("networks", fassd.list_models())):
-        for subject in subjects:
-            for size in ("1024x2048", "512x1024"):
-                for dtype in ("float16", "float32"):
-                    for group in ("library", "ours", "compile", "max-autotune"):
-                        assert f"{part}/{subject}/{size}/{dtype}/{group}" in names
+    subjects = {"modules": list(MODULES), "networks": fassd.list_models()}
+    for part, size, batch, dtype in itertools.product(
+        subjects, ("1024x2048", "512x1024"), (1, 8), ("float16", "bfloat16", "float32")
+    ):
+        for subject, group in itertools.product(subjects[part], peers.GROUPS):
+            assert f"{part}/{subject}/{batch}x{size}/{dtype}/{group}" in names
+    operators = {place.operator for place in OPERATORS.values()} | {"normalize"}
+    modules = {place.operator for place in MODULES.values()}
+    assert operators | modules == set(fassd_kernels.ops.SCHEMAS) - {"pack_weight"}
 
-    def place(subject: str, group: str, where: str = "1024x2048/float16") -> int:
+
+def test_the_most_important_comes_first():
+    names = [item.name for item in build_plan(full_scale())]
+    assert names[:3] == ["install", "environment", "conformance/triton/sample"]
+
+    def place(subject: str, group: str, where: str = "1x1024x2048/float16") -> int:
         return names.index(f"{subject}/{where}/{group}")
 
-    assert place("modules/DAPF(224)", "library") < place("modules/DAPF(224)", "compile")
-    assert place("networks/fassd_net", "compile") < place("networks/baseline", "library")
-    assert place("networks/fassd_net", "max-autotune") < place("networks/fassd_net_l1", "compile")
-    everywhere = place("networks/fassd_net", "library", "512x1024/float32")
-    assert everywhere < place("networks/fassd_net", "compile")
+    tuned = names.index("tune/fassd_net/1x1024x2048/float16")
+    assert tuned < names.index("profile") < place("networks/fassd_net", "ours")
+    assert place("networks/fassd_net", "compile") < place("modules/DAPF(224)", "library")
+    assert place("modules/MDA(63, 2)", "compile") < place("networks/fassd_net", "max-autotune")
+    assert place("networks/fassd_net", "max-autotune") < place("networks/baseline", "library")
+    elsewhere = "1x512x1024/float16"
+    tuned = names.index(f"tune/fassd_net/{elsewhere}")
+    assert place("networks/baseline", "ours") < tuned
+    assert tuned < place("networks/fassd_net", "library", elsewhere)
+    assert place("networks/baseline", "ours", "8x512x1024/float32") < place(
+        "networks/fassd_net_l1", "compile"
+    )
+
+
+def test_tuning_changes_ours_at_its_place():
+    plan = build_plan(full_scale())
+    tuning = next(item for item in plan if item.name == "tune/fassd_net/8x1024x2048/float16")
+    names = {item.name for item in untuned(plan, tuning)}
+    assert "networks/baseline/8x1024x2048/float16/ours" in names
+    assert "operators/upsample/8x1024x2048/float16/ours" in names
+    assert all(name.endswith("/8x1024x2048/float16/ours") for name in names)
 
 
 def test_a_quick_plan_installs_nothing_and_autotunes_nothing():
@@ -512,8 +578,19 @@ def test_a_rehearsal_runs_every_part(rehearsal):
     forms = [f for data in measured for f in data["candidates"] if "timing" in f]
     assert {f["name"] for f in forms} >= {"eager", "channels_last", "compile"}
     assert all(f["match"] and f["timing"]["ms"] > 0 for f in forms)
+    unavailable = {
+        f["name"]: f["reason"]
+        for data in measured
+        for f in data["candidates"]
+        if f["status"] == "unavailable"
+    }
+    assert set(unavailable) == {"cudnn-relu", "triton", "triton-graph"}
+    assert unavailable["triton"].startswith("backend triton")
+    for part in ("conformance/triton", "smoke/triton", "profile"):
+        assert statuses[part] == "unavailable"
     page = (rehearsal / "report.md").read_text()
     assert "A rehearsal in miniature" in page and "### MDA(63, 2)" in page
+    assert (rehearsal / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_second_run_takes_up_the_first(rehearsal):
@@ -529,9 +606,11 @@ def test_a_second_run_takes_up_the_first(rehearsal):
 
 def test_the_page_can_be_written_again(rehearsal):
     page = (rehearsal / "report.md").read_text()
-    (rehearsal / "report.md").unlink()
+    for name in ("report.md", "report.png"):
+        (rehearsal / name).unlink()
     assert gpu_report.main(["--from", str(rehearsal / "report.json")]) == 0
     assert (rehearsal / "report.md").read_text() == page
+    assert (rehearsal / "report.png").exists()
 
 
 def test_what_finds_no_time_is_listed(tmp_path):

@@ -79,7 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "operators(*names): the operators that a test is for")
-    config.addinivalue_line("markers", "takes(*dtypes): types that a backend must take to be tested")
+    config.addinivalue_line("markers", "takes(*dtypes): what a backend must take to be tested")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

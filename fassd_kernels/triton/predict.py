@@ -1,0 +1,97 @@
+"""The time model: what a network launches, and what each launch must and may take.
+
+The *floor* of a launch is what no kernel can go below: every byte moved once at the memory's full
+bandwidth, or every operation that reaches the result at the full rate, whichever takes longer. The
+*prediction* adds what these kernels really do: padded channels and pixels, inputs read once per tap
+and per block of output channels from the last cache, and the gap between two launches of a graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+import fassd
+from fassd_kernels.accelerate import accelerate
+from fassd_kernels.triton.aot import Source, source_of
+from fassd_kernels.triton.configurations import EFFICIENCY, L2_PER_DRAM
+from fassd_kernels.triton.device import KNOWN, Device, assuming
+from fassd_kernels.triton.program import Launch, Program, recording
+
+LAUNCH_S = 1.5e-6  # from launch to launch within a CUDA graph
+DRAM_EFFICIENCY = 0.85  # of the data sheet's bandwidth, that a copy reaches
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A launch of a network, with the program it belongs to."""
+
+    program: Program
+    launch: Launch
+
+    @property
+    def label(self) -> str:
+        return self.launch.label
+
+    @property
+    def source(self) -> Source:
+        """What its binary is made from."""
+        return source_of(self.program, self.launch)
+
+    def floor(self, device: Device) -> float:
+        """Seconds that no kernel can go below."""
+        work = self.launch.work
+        return max(work.bytes / device.bandwidth, work.operations / self.rate(device))
+
+    def predicted(self, device: Device) -> float:
+        """Seconds expected of this kernel."""
+        work = self.launch.work
+        memory = work.bytes / (device.bandwidth * DRAM_EFFICIENCY)
+        cache = work.loaded / (device.bandwidth * L2_PER_DRAM)
+        products = (work.issued or work.operations) / (self.rate(device) * EFFICIENCY)
+        return max(memory, cache, products) + LAUNCH_S
+
+    def rate(self, device: Device) -> float:
+        return device.rates[0 if self.program.dtype.itemsize == 2 else 1]
+
+
+def device_named(name: str) -> Device:
+    """A GPU of the data sheets, by its name or a part of it.
+
+    Raises:
+        ValueError: if none, or more than one, is meant.
+    """
+    found = [device for device in KNOWN if name.lower() in device.name.lower()]
+    exact = [device for device in found if device.name.lower() == name.lower()]
+    if len(exact or found) != 1:
+        names = ", ".join(device.name for device in KNOWN)
+        raise ValueError(f"gpu is {name!r}; expected one of {names}, or a part that tells")
+    return (exact or found)[0]
+
+
+def plan_network(
+    name: str,
+    height: int,
+    width: int,
+    device: Device,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float16,
+    output: str = "labels",
+) -> list[Planned]:
+    """What a variant of the family launches on a GPU that need not be there.
+
+    Args:
+        name: a variant, as ``fassd list`` shows them.
+        height, width: of the picture.
+        device: to plan for.
+        batch: pictures at once.
+        dtype: of the network.
+        output: ``labels`` or ``logits``.
+    """
+    model = fassd.create_model(name).eval()
+    fast = accelerate(model, dtype=dtype, output=output, inplace=True)  # type: ignore[arg-type]
+    picture = torch.empty(batch, 3, height, width, dtype=dtype)
+    with torch.no_grad(), assuming(device), recording() as programs:
+        fast(picture)
+    return [Planned(program, launch) for program in programs for launch in program.launches]

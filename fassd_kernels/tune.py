@@ -1,0 +1,360 @@
+"""``python -m fassd_kernels.tune``: measure tile sizes on this GPU, and keep the fastest.
+
+A network is planned, and every launch that has a choice is timed with each configuration that can
+run it. *Each* configuration's output is compared with the reference before it may win: a kernel
+that is wrong only with some tile is a bug of the compiler that has been seen. The table goes to the
+user's cache folder (or ``$FASSD_KERNELS_CONFIGS``), where :mod:`fassd_kernels.triton` finds it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fassd
+from fassd_kernels import reference
+from fassd_kernels.accelerate import accelerate
+from fassd_kernels.ops import TRITON_NAMESPACE, operator
+from fassd_kernels.triton import availability
+from fassd_kernels.triton.aot import Source, examine_all, source_of, try_examine
+from fassd_kernels.triton.configurations import (
+    Config,
+    Problem,
+    candidates,
+    file_name,
+    overriding,
+    predict,
+    read_table,
+    user_folder,
+    write_table,
+)
+from fassd_kernels.triton.device import Device, assuming, describe_device
+from fassd_kernels.triton.options import parse_dtype, parse_size
+from fassd_kernels.triton.predict import device_named
+from fassd_kernels.triton.program import Program, forget_programs, recording
+
+# ||out - exact|| / ||exact|| of a whole operator; DESIGN section 8.
+TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
+@dataclass
+class Trial:
+    """One configuration for one problem.
+
+    Attributes:
+        config: the configuration.
+        predicted_s: by the model that picks where nothing was measured.
+        seconds: measured; NaN if it was not.
+        error: relative, against the reference; NaN if it was not computed.
+        reason: why it is out; empty if it is not.
+    """
+
+    config: Config
+    predicted_s: float
+    seconds: float = math.nan
+    error: float = math.nan
+    reason: str = ""
+
+
+@dataclass
+class Case:
+    """A problem of a network and what is tried for it, the model's choice first.
+
+    Attributes:
+        problem: what there is to choose for.
+        call: the operator's call in which it comes up.
+        index: of its launch in the call's program.
+        trials: one for each configuration.
+    """
+
+    problem: Problem
+    call: RecordedCall
+    index: int
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def best(self) -> Trial | None:
+        """The fastest one that is right."""
+        right = [t for t in self.trials if not t.reason and not math.isnan(t.seconds)]
+        return min(right, key=lambda trial: trial.seconds, default=None)
+
+
+class Calls(TorchDispatchMode):
+    """Writes down every call of a Triton operator while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[RecordedCall] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        if function.namespace == TRITON_NAMESPACE:
+            name = function._schema.name.partition("::")[2]
+            self.seen.append(RecordedCall(name, arguments, keywords or {}))
+        return function(*arguments, **(keywords or {}))
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """A call of an operator, to be repeated."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def plan(self, configs: Mapping[str, Config] = MappingProxyType({})) -> Program:
+        """What the call launches with some configurations, compiled by nobody yet."""
+        with overriding(configs), recording() as programs:
+            self()
+        return programs[0]
+
+    def __call__(self) -> Tensor:
+        return operator(self.name, "triton")(*self.arguments, **self.keywords)
+
+    def run_with(self, configs: Mapping[str, Config]) -> Tensor:
+        """The call's result with some configurations."""
+        with overriding(configs):
+            return self()
+
+    def launcher(self, configs: Mapping[str, Config], index: int) -> Callable[[], object]:
+        """One launch of the call alone, over tensors that stay."""
+        program = self.plan(configs)
+        filled = program.fill(program.inputs)
+        launch, interpreted = program.launches[index], program.device.interpreted
+        return lambda: launch(filled, interpreted)
+
+    def exact(self) -> Tensor:
+        """The reference's result in float64, on the call's device."""
+        return getattr(reference, self.name)(
+            *(exactly(x) for x in self.arguments),
+            **{name: exactly(x) for name, x in self.keywords.items()},
+        )
+
+
+def exactly(argument: Any) -> Any:
+    """Floating tensors, or lists of them, in float64."""
+    if isinstance(argument, Tensor):
+        return argument.double() if argument.is_floating_point() else argument
+    return [exactly(x) for x in argument] if isinstance(argument, list | tuple) else argument
+
+
+def record_network(
+    name: str, height: int, width: int, batch: int, dtype: torch.dtype, place: torch.device
+) -> list[RecordedCall]:
+    """The calls of a variant of the family on a random picture."""
+    torch.manual_seed(0)
+    model = fassd.create_model(name).eval().to(place)
+    fast = accelerate(model, dtype=dtype, output="labels", inplace=True)
+    picture = torch.randn(batch, 3, height, width, dtype=dtype, device=place)
+    with torch.no_grad(), Calls() as calls:
+        fast(picture)
+    return [call for call in calls.seen if call.name != "pack_weight"]
+
+
+Timer = Callable[[Callable[[], object]], float]
+
+
+def time_on_gpu(function: Callable[[], object]) -> float:
+    """Seconds of one call, the median, the cache flushed before each.
+
+    Launches follow the flush, which keeps the stream busy: what is timed is the GPU, not the host.
+    """
+    from triton.testing import do_bench
+
+    return do_bench(function, warmup=5, rep=30, quantiles=[0.5]) / 1e3
+
+
+def cases_of(calls: Sequence[RecordedCall], device: Device) -> list[Case]:
+    """The distinct problems of some calls, and the configurations to try."""
+    cases: dict[str, Case] = {}
+    for call in calls:
+        for index, launch in enumerate(call.plan().launches):
+            problem = launch.problem
+            if problem is None or problem.key in cases:
+                continue
+            trials = [
+                Trial(config, predict(config, problem, device))
+                for config in variations(problem, device)
+            ]
+            cases[problem.key] = Case(problem, call, index, trials)
+    return list(cases.values())
+
+
+def variations(problem: Problem, device: Device) -> list[Config]:
+    """The model's candidates, and its first two with other numbers of warps and of loads ahead."""
+    first = candidates(problem, device)
+    more = []
+    for config in first[:2]:
+        warps = (config.num_warps // 2, config.num_warps * 2)
+        more += [replace(config, num_warps=w) for w in warps if 2 <= w <= 8]
+        more.append(replace(config, num_stages=config.num_stages + 1))
+    return list(dict.fromkeys([*first, *more]))
+
+
+def compile_ahead(cases: Sequence[Case], device: Device, processes: int) -> None:
+    """Compile all trials side by side, into Triton's cache; put out what spills or does not fit."""
+    sources: dict[int, Source] = {}
+    for case in cases:
+        for trial in case.trials:
+            program = case.call.plan({case.problem.key: trial.config})
+            sources[id(trial)] = source_of(program, program.launches[case.index])
+    found = examine_all(sources.values(), device, processes, try_examine)
+    for case in cases:
+        for trial in case.trials:
+            resources = found[sources[id(trial)].identity]
+            if isinstance(resources, str):
+                trial.reason = resources
+            elif resources.spills:
+                trial.reason = f"spills {resources.spills} bytes"
+            elif resources.shared > device.shared:
+                trial.reason = f"takes {resources.shared} bytes of shared memory"
+
+
+def measure(case: Case, timer: Timer) -> None:
+    """Verify and time every trial of a case; what fails gives its reason."""
+    exact = case.call.exact()
+    for trial in case.trials:
+        if trial.reason:
+            continue
+        try:
+            configs = {case.problem.key: trial.config}
+            trial.error = relative_error(case.call.run_with(configs), exact)
+            if not trial.error <= TOLERANCES[case.problem.dtype]:
+                trial.reason = f"wrong: off by {trial.error:.2g}"
+                continue
+            trial.seconds = timer(case.call.launcher(configs, case.index))
+        except RuntimeError as error:  # what the driver refuses, such as too many registers
+            trial.reason = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+
+
+def relative_error(result: Tensor, exact: Tensor) -> float:
+    """||result - exact|| / ||exact||; NaN where something is not finite."""
+    return float((result.double() - exact).norm() / exact.norm())
+
+
+def table_from(cases: Sequence[Case]) -> dict[str, Config]:
+    return {case.problem.key: case.best.config for case in cases if case.best}
+
+
+def render(cases: Sequence[Case], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("problem", "tile", "warps", "stages"):
+        table.add_column(name, overflow="fold")
+    for name in ("predicted us", "us", "error"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for case in cases:
+        best = case.best
+        for i, trial in enumerate(case.trials):
+            config = trial.config
+            sides = (config.block_m, config.block_n, config.block_middle, config.block_k)
+            verdict = trial.reason or ("best" if trial is best else "")
+            table.add_row(
+                case.problem.key if i == 0 else "",
+                "x".join(str(side) for side in sides if side)
+                + (" recompute" if config.recompute else ""),
+                str(config.num_warps),
+                str(config.num_stages),
+                f"{trial.predicted_s * 1e6:.1f}",
+                "" if math.isnan(trial.seconds) else f"{trial.seconds * 1e6:.1f}",
+                "" if math.isnan(trial.error) else f"{trial.error:.1e}",
+                verdict,
+            )
+        table.add_section()
+    return table
+
+
+def main(
+    model: Annotated[str, typer.Option(help="a variant of the family")] = "fassd_net",
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the picture")] = "1024x2048",
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32")] = "float16",
+    batch: Annotated[int, typer.Option(min=1, help="pictures at once")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="list what would be measured; needs no GPU")
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="with --dry-run: the GPU to plan for")] = "H200",
+    budget: Annotated[float, typer.Option(min=1, help="seconds to measure for, at most")] = 300,
+) -> None:
+    """Measure tile sizes for a network on this GPU, verify each, keep the fastest."""
+    if availability.triton_missing():
+        raise typer.BadParameter(availability.triton_missing())
+    kind, (height, width) = parse_dtype(dtype), parse_size(size)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    title = f"{model}, {batch} x {size}, {dtype}"
+    try:
+        if dry_run:
+            device = device_named(gpu)
+            with assuming(device), recording():
+                calls = record_network(model, height, width, batch, kind, torch.device("cpu"))
+                cases = cases_of(calls, device)
+            console.print(render(cases, f"{title}, on {device.name}: to be measured"))
+            print(f"{len(cases)} problems, {sum(len(c.trials) for c in cases)} configurations")
+            return
+        why = availability.reason()
+        if why or availability.INTERPRETED:
+            raise typer.BadParameter(f"{why or 'TRITON_INTERPRET is set'}; --dry-run needs no GPU")
+        place = torch.device("cuda", torch.cuda.current_device())
+        device = describe_device(place)
+        calls = record_network(model, height, width, batch, kind, place)
+    except (ValueError, KeyError) as error:
+        raise typer.BadParameter(str(error)) from error
+    path = tune(calls, device, budget, console, title)
+    print(f"{path}")
+
+
+def tune(
+    calls: Sequence[RecordedCall],
+    device: Device,
+    budget: float,
+    console: Console,
+    title: str,
+    timer: Timer = time_on_gpu,
+    processes: int = os.cpu_count() or 1,
+) -> Path:
+    """Compile all trials, in so many processes; measure until the time is up; write the table.
+
+    What takes longest by the model comes first. What an earlier run found for other problems
+    stays in the table.
+    """
+    started = time.monotonic()
+    # Where most is to be won comes first.
+    cases = sorted(cases_of(calls, device), key=lambda case: -case.trials[0].predicted_s)
+    if processes:
+        compile_ahead(cases, device, processes)
+    done: list[Case] = []
+    path = user_folder() / file_name(device.name)
+    for case in cases:
+        if time.monotonic() - started > budget:
+            print(f"out of time: {len(cases) - len(done)} problems are left to the model")
+            break
+        measure(case, timer)
+        done.append(case)
+        # After each, so that nothing is lost if the machine goes.
+        known = read_table(path) if path.exists() else {}
+        facts = {"torch": torch.__version__, "triton": availability.describe()}
+        write_table(path, device.name, {**known, **table_from([case])}, facts)
+    forget_programs()
+    console.print(render(done, f"{title}, on {device.name}"))
+    wrong = [trial for case in done for trial in case.trials if trial.reason.startswith("wrong")]
+    if wrong:
+        print(f"{len(wrong)} configurations gave wrong numbers and are out", file=sys.stderr)
+    return path
+
+
+if __name__ == "__main__":
+    typer.run(main)

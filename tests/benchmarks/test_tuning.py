@@ -1,0 +1,194 @@
+"""Tuning as a part of the GPU report, and the targets that the tuned kernels are held to."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu_report, tuning
+from benchmarks.charts import draw
+from benchmarks.plan import build_plan, full_scale
+from benchmarks.process import TimeLimitError
+from benchmarks.report import problems, render
+from benchmarks.store import Store
+from benchmarks.targets import TARGETS, Target
+from benchmarks.tuning import CONFIGS, tune
+
+PLACE = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}
+
+
+def run_like(code: int, table: str | None, calls: list[Any]) -> Any:
+    """A stand-in for the process: notes the call, writes a table, ends with a code."""
+
+    def run(command: list[str], log: Path, limit_s: float, environment: dict[str, str]) -> int:
+        calls.append((command, limit_s, environment))
+        log.write_text("compiling\nthe last line\n")
+        if table:
+            (Path(environment[CONFIGS]) / "nvidia-h200.json").write_text(table)
+        return code
+
+    return run
+
+
+def test_tuning_gets_its_budget_and_folder(tmp_path, monkeypatch):
+    calls: list[Any] = []
+    table = json.dumps({"configurations": {"a": {}, "b": {}}})
+    monkeypatch.setattr(tuning, "run_logged", run_like(0, table, calls))
+    data = tune(tmp_path, tmp_path, 100.0, model="fassd_net", **PLACE)
+    assert data["tables"] == {"nvidia-h200.json": 2}
+    ((command, limit_s, environment),) = calls
+    options = "--model fassd_net --size 1024x2048 --dtype float16 --batch 1 --budget 70"
+    assert " ".join(command).endswith(f"fassd_kernels.tune {options}")
+    assert limit_s == 100.0 and environment == {CONFIGS: str(tmp_path)}
+
+
+@pytest.mark.parametrize(("code", "message"), [(3, "code 3:\ncompiling"), (0, "no table")])
+def test_tuning_that_fails_says_how_its_log_ends(tmp_path, monkeypatch, code, message):
+    monkeypatch.setattr(tuning, "run_logged", run_like(code, None, []))
+    with pytest.raises(RuntimeError, match=message) as caught:
+        tune(tmp_path, tmp_path, 100.0, model="fassd_net", **PLACE)
+    assert "the last line" in str(caught.value)
+
+
+class Idle:
+    """A worker that has every backend, and notes when it is closed."""
+
+    closed = 0
+
+    def ask(self, task: str, arguments: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        return {"status": "done", "data": {}}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("limit_s", [120.0, 0.0])
+def test_what_was_timed_before_tuning_is_timed_again(tmp_path, monkeypatch, limit_s):
+    """Also where tuning was cut short: its table holds what it had found."""
+
+    def cut_short(*_: Any, **__: Any) -> dict[str, Any]:
+        if not limit_s:
+            raise TimeLimitError("killed after 0 s")
+        return {"command": "", "log": "", "tables": {}}
+
+    monkeypatch.setattr(gpu_report, "tune", cut_short)
+    plan = build_plan(full_scale())
+    tuning = next(item for item in plan if item.task == "tune")
+    here = "networks/fassd_net/1x1024x2048/float16"
+    ours, library = (
+        next(item for item in plan if item.name == f"{here}/{group}")
+        for group in ("ours", "library")
+    )
+    worker: Any = Idle()
+    store = Store(tmp_path, {})
+    for item in (ours, library):
+        store.save(item, {"status": "done", "data": {}})
+    header = {"device": "a", "mode": "full", "commit": "b"}
+    started = time.monotonic()
+    run = gpu_report.Run("cuda", plan, ("tune",), True, store, worker, header, 540, started)
+    run.turn(tuning)
+    assert store.load(ours) is None and store.load(library) is not None
+    assert worker.closed == 1
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+def form(name: str, ms: float, match: bool = True) -> dict[str, Any]:
+    timing = {"ms": ms, "q1_ms": ms, "q3_ms": ms, "n": 15, "method": "graph"}
+    return {"name": name, "status": "done", "timing": timing, "plain": timing,
+            "rel_error": 1e-4, "match": match}  # fmt: skip
+
+
+def item(part: str, subject: str, group: str, *forms: dict[str, Any]) -> dict[str, Any]:
+    case = {"part": part, "subject": subject, **PLACE}
+    return {
+        "name": f"{part}/{subject}/{group}",
+        "part": part,
+        "case": {**case, "group": group},
+        "status": "done",
+        "data": {**case, "arithmetic": "float16", "candidates": list(forms)},
+    }
+
+
+def report_of(*items: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "device": "NVIDIA H200",
+        "mode": "full",
+        "commit": "abc",
+        "date": "2026-01-01T00:00:00+00:00",
+        "budget_s": 540.0,
+        "elapsed_s": 500.0,
+        "items": list(items),
+    }
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    return report_of(
+        item("modules", "DAPF(224)", "ours", form("eager", 0.4), form("triton", 0.02)),
+        # The clock has slowed down since: eager takes twice as long.
+        item("modules", "DAPF(224)", "compile", form("eager", 0.8), form("compile", 0.1)),
+        item("networks", "fassd_net", "ours", form("eager", 8.0), form("triton", 1.25)),
+    )
+
+
+def test_a_target_is_measured_in_multiples_of_eager(report):
+    over_compile = Target("modules", "DAPF(224)", "compile", 2.0)
+    assert over_compile.figure(report) == pytest.approx(20 / 8)
+    assert over_compile.is_met(2.5) and not over_compile.is_met(1.9)
+    within = Target("networks", "fassd_net", None, 1.0)
+    assert within.figure(report) == 1.25 and not within.is_met(1.25) and within.is_met(0.9)
+
+
+def test_a_target_without_its_figures_is_open(report):
+    assert Target("networks", "fassd_net", "max-autotune", 1.3).figure(report) is None
+    wrong = item("networks", "fassd_net", "ours", form("eager", 8.0), form("triton", 0.5, False))
+    assert Target("networks", "fassd_net", None, 1.0).figure(report_of(wrong)) is None
+    elsewhere = item("networks", "fassd_net", "ours", form("eager", 8.0), form("triton", 0.5))
+    elsewhere["case"]["batch"] = 8
+    assert Target("networks", "fassd_net", None, 1.0).figure(report_of(elsewhere)) is None
+
+
+def test_the_page_lists_every_target(report):
+    section = render(report).split("## Targets")[1].split("## ")[0]
+    assert section.count("\n| ") == 2 + len(TARGETS)
+    assert "| DAPF(224) | at least 2x over torch.compile | 2.50x | yes |" in section
+    assert "| fassd_net | at most 1 ms | 1.250 ms | **no** |" in section
+    assert "| MDA(63, 2) | at least 2x over torch.compile | - | - |" in section
+
+
+# --- launches and tuning on the page --------------------------------------------------------------
+
+
+def test_launches_that_are_not_ours_are_a_problem(report):
+    data = {"network": "fassd_net", "dtype": "float16", "planned": 71, "seen": 71, "foreign": {}}
+    profile = {"name": "profile", "part": "profile", "status": "done", "data": data}
+    report["items"].append(profile)
+    assert problems(report) == []
+    assert "is 71 launches, 71 of our kernels were planned; others: none" in render(report)
+    profile["data"] = {**data, "seen": 72, "foreign": {"CatArrayBatchedCopy": 1}}
+    (problem,) = problems(report)
+    assert problem.endswith("others: 1 of CatArrayBatchedCopy")
+
+
+def test_tables_are_listed(report):
+    data = {"command": "fassd_kernels.tune --batch 1", "tables": {"nvidia-h200.json": 68}}
+    report["items"].append({"name": "tune/a", "part": "tune", "status": "done", "data": data})
+    assert "| `fassd_kernels.tune --batch 1` | nvidia-h200.json | 68 |" in render(report)
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+
+def test_the_picture_is_drawn_where_there_is_a_figure(report, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "report.png"
+    assert draw(path, report) == path
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert draw(tmp_path / "empty.png", report_of()) is None
+    assert not (tmp_path / "empty.png").exists()

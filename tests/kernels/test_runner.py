@@ -1,0 +1,229 @@
+"""GraphRunner: what is kept, what makes it capture anew, and when it steps back.
+
+A graph needs a GPU; everything around it does not. Here a recording is the model itself, called on
+tensors that stay where they are, as a graph's do.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+from kernels.conftest import shake
+from torch import Tensor, nn
+
+import fassd
+from fassd_kernels import GraphRunner, accelerate
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+
+
+class Replay:
+    """A recording on the CPU; counts its captures and replays."""
+
+    captures = 0
+    replays = 0
+    fails = False
+
+    def __init__(self, model: nn.Module, x: Tensor, pool: object) -> None:
+        if Replay.fails:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        Replay.captures += 1
+        self.model, self.input = model, x.clone()
+        self.output = model(self.input).clone()
+
+    def replay(self) -> None:
+        Replay.replays += 1
+        self.output.copy_(self.model(self.input))
+
+
+class OnCpu(GraphRunner):
+    recording = Replay
+
+    def takes(self, x: Tensor) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def count() -> None:
+    Replay.captures = Replay.replays = 0
+    Replay.fails = False
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return shake(fassd.create_model("fassd_net_l2", num_classes=5)).eval().requires_grad_(False)
+
+
+def picture(height: int = 64, width: int = 64, seed: int = 0) -> Tensor:
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("output", ["logits", "labels"])
+def test_equals_the_model_and_captures_once_for_a_shape(output: str) -> None:
+    fast = accelerate(network(), output=output)
+    run = OnCpu(fast)
+    for seed in range(3):
+        x = picture(seed=seed)
+        assert torch.equal(run(x), fast(x))
+    assert (Replay.captures, Replay.replays) == (1, 3)
+    x = picture(64, 96)
+    assert torch.equal(run(x), fast(x))
+    assert Replay.captures == 2 and run.shapes == [(1, 3, 64, 64), (1, 3, 64, 96)]
+
+
+def test_results_are_the_callers_own_unless_he_gives_that_up() -> None:
+    run = OnCpu(accelerate(network()))
+    first = run(picture(seed=1))
+    before = first.clone()
+    run(picture(seed=2))
+    assert torch.equal(first, before)
+    run = OnCpu(accelerate(network()), copy_output=False)
+    first = run(picture(seed=1))
+    assert run(picture(seed=2)) is first
+
+
+def test_the_shape_unused_for_longest_makes_place() -> None:
+    run = OnCpu(accelerate(network()), max_shapes=2)
+    small, middle, large = picture(64, 64), picture(64, 96), picture(96, 96)
+    for x in (small, middle, small, large, small):
+        run(x)
+    assert Replay.captures == 3 and run.shapes == [(1, 3, 96, 96), (1, 3, 64, 64)]
+
+
+def test_layout_and_type_have_graphs_of_their_own() -> None:
+    run = OnCpu(accelerate(network(), dtype=torch.float16))
+    x = picture()
+    run(x)
+    run(x.half())
+    run(x.contiguous(memory_format=torch.channels_last))
+    assert Replay.captures == 3
+
+
+@pytest.mark.parametrize("change", ["edit", "load", "move"])
+def test_other_weights_are_captured_anew(change: str) -> None:
+    fast = accelerate(network())
+    run, x = OnCpu(fast), picture()
+    before = run(x)
+    run(picture(64, 96))
+    with torch.no_grad():
+        if change == "edit":
+            fast.finalConv.bias.add_(1)
+        elif change == "load":
+            state = {name: value * 1.01 for name, value in fast.state_dict().items()}
+            fast.load_state_dict(state)
+        else:
+            fast.finalConv.bias.data = fast.finalConv.bias.data + 1
+    assert torch.equal(run(x), fast(x)) and not torch.equal(run(x), before)
+    assert Replay.captures == 3 and run.shapes == [(1, 3, 64, 64)]
+
+
+def test_packed_weights_live_as_long_as_the_graph() -> None:
+    fast = accelerate(network())
+    run, x = OnCpu(fast), picture()
+    run(x)
+    block = next(m for m in fast.modules() if type(m).__name__ == "FusedHarDBlock")
+    weight = weakref.ref(block._packed[2]["weights"][0])
+    block.repack()
+    gc.collect()
+    assert weight() is not None
+    run.reset()
+    gc.collect()
+    assert weight() is None
+
+
+def refusals() -> dict[str, tuple]:
+    hooked = accelerate(network())
+    hooked.base[0].register_forward_hook(lambda *_: None)
+    return {
+        "training": (accelerate(network()).train(), "training mode"),
+        "hooks": (hooked, "carries hooks"),
+        "gradient": (accelerate(network()).requires_grad_(), "a gradient is asked for"),
+    }
+
+
+@pytest.mark.parametrize("name", ["training", "hooks", "gradient"])
+def test_steps_back_and_says_so_once(name: str) -> None:
+    model, reason = refusals()[name]
+    run = OnCpu(model)
+    with pytest.warns(RuntimeWarning, match=f"runs without a CUDA graph .*{reason}") as caught:
+        first = run(picture())
+        run(picture())
+    assert len([w for w in caught if "GraphRunner" in str(w.message)]) == 1
+    assert Replay.captures == 0 and first.shape == (1, 5, 64, 64)
+    assert first.requires_grad == (name != "hooks")
+
+
+def test_autocast_is_left_to_the_model() -> None:
+    run = OnCpu(accelerate(network()))
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(RuntimeWarning, match="autocast"):
+        assert run(picture()).dtype == torch.bfloat16
+
+
+def test_a_capture_that_fails_is_no_error() -> None:
+    fast = accelerate(network())
+    run, x = OnCpu(fast), picture()
+    Replay.fails = True
+    with pytest.warns(RuntimeWarning, match=r"the capture failed: operation not permitted[^\n]*$"):
+        assert torch.equal(run(x), fast(x))
+    Replay.fails = False
+    assert torch.equal(run(x), fast(x)) and Replay.captures == 1
+
+
+def test_threads_do_not_mix_their_pictures() -> None:
+    fast = accelerate(network())
+    run = OnCpu(fast)
+    pictures = [picture(seed=seed) for seed in range(4)]
+    right = [fast(x) for x in pictures]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(3):
+            if not torch.equal(run(pictures[index]), right[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_on_a_cpu_the_model_is_called() -> None:
+    fast, x = accelerate(network()), picture()
+    with pytest.warns(RuntimeWarning, match="the input is on cpu, and graphs are CUDA's"):
+        assert torch.equal(GraphRunner(fast)(x), fast(x))
+
+
+def test_arguments() -> None:
+    with pytest.raises(TypeError, match="model is a int"):
+        GraphRunner(3)
+    with pytest.raises(ValueError, match="max_shapes is 0; expected at least 1"):
+        GraphRunner(nn.Identity(), max_shapes=0)
+
+
+@on_gpu
+@pytest.mark.parametrize("output", ["logits", "labels"])
+def test_on_a_gpu(output: str) -> None:
+    fast = accelerate(network().cuda(), dtype=torch.float16, output=output)
+    run = GraphRunner(fast, max_shapes=2)
+    other = torch.cuda.Stream()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(3):
+            for height, width in ((64, 64), (96, 128), (128, 64)):
+                x = picture(height, width, seed).cuda()
+                assert torch.equal(run(x), fast(x))
+                other.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(other):
+                    result = run(x)
+                torch.cuda.current_stream().wait_stream(other)
+                assert torch.equal(result, fast(x))
+        with torch.no_grad():
+            fast.finalConv.bias.add_(1)
+        assert torch.equal(run(x), fast(x))

@@ -1,0 +1,19 @@
+"""What the tests of the Triton backend share."""
+
+from __future__ import annotations
+
+import pytest
+
+from fassd_kernels.triton import availability
+from fassd_kernels.triton.device import INTERPRETED
+
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="for the interpreter: TRITON_INTERPRET=1")
+compiled = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET is set: nothing is compiled")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without Triton, all of it is passed over, with the reason."""
+    if availability.triton_missing():
+        for item in items:
+            if "tests/triton_backend" in item.nodeid:
+                item.add_marker(pytest.mark.skip(reason=availability.triton_missing()))

@@ -1,0 +1,169 @@
+"""Every configuration that can be picked, compiled for every architecture and taken apart.
+
+No GPU is needed. What is compiled are the launches that ask most of a configuration: four inputs
+with a copy, prologues, cleared lanes, enlarged residuals, several branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from triton_backend.conftest import compiled
+
+from fassd_kernels.triton.configurations import (
+    CANDIDATES,
+    NARROW,
+    Config,
+    fit,
+    is_usable,
+    overriding,
+)
+from fassd_kernels.triton.device import KNOWN, Device, assuming
+from fassd_kernels.triton.layout import empty_image
+from fassd_kernels.triton.program import Launch, Program, recording
+
+pytestmark = compiled
+
+# One GPU of each architecture; the float types that are compiled for it.
+ARCHITECTURES = {str(device.arch): device for device in reversed(KNOWN)}
+HALF = {"90": (torch.float16, torch.bfloat16)}
+
+
+def image(channels: int, dtype: torch.dtype, narrow: bool, height: int = 32) -> Tensor:
+    """A picture 192 wide, padded as our own are, or with addresses that allow no vectors."""
+    tensor = empty_image((1, channels, height, 192), dtype, "cpu", padded=True)
+    return empty_image((1, channels, height, 192), dtype, "cpu", padded=False) if narrow else tensor
+
+
+def vectors(*sizes: int, dtype: torch.dtype) -> list[Tensor]:
+    return [torch.empty(n, dtype=dtype) for n in sizes]
+
+
+def hardblock(dtype: torch.dtype, narrow: bool) -> None:
+    from fassd_kernels.triton.hardblock import hardblock
+
+    widths, channels = (18, 30, 18, 52), 63
+    inputs = (channels, channels + 18, 30, channels + 30 + 18)
+    weights = [torch.empty(o, i, 3, 3, dtype=dtype) for o, i in zip(widths, inputs, strict=True)]
+    biases = vectors(*widths, dtype=dtype)
+    hardblock(image(channels, dtype, narrow), weights, biases, padded=True)
+
+
+def mda(dtype: torch.dtype, narrow: bool) -> None:
+    from fassd_kernels.triton.mda import mda
+
+    channels, width = 119, 59
+    shapes = [(channels, 3, 3), (width, 3, 3), (width, 3, 1), (width, 1, 3)]
+    weights = [torch.empty(width, *shape, dtype=dtype) for shape in shapes]
+    weights.append(torch.empty(channels, width, 1, 1, dtype=dtype))
+    each = (channels, *[width] * 5)
+    mda(
+        image(channels, dtype, narrow), weights, vectors(channels, width, dtype=dtype),
+        vectors(*each, dtype=dtype), vectors(*each, dtype=dtype), dilation=4, padded=True,
+    )  # fmt: skip
+
+
+def dapf(dtype: torch.dtype, narrow: bool) -> None:
+    from fassd_kernels.triton.dapf import dapf
+
+    channels, width = 213, 112
+    weights = [torch.empty(width, channels, 1, 1, dtype=dtype)]
+    for _ in range(3):
+        weights.append(torch.empty(width, channels, 3, 1, dtype=dtype))
+        weights.append(torch.empty(width, width, 1, 3, dtype=dtype))
+    weights.append(torch.empty(channels, 4 * width, 1, 1, dtype=dtype))
+    biases = vectors(*[width] * 7, channels, dtype=dtype)
+    dapf(image(channels, dtype, narrow), weights, biases, dilations=(12, 24, 36), padded=True)
+
+
+def upsample_conv1x1(dtype: torch.dtype, narrow: bool) -> None:
+    from fassd_kernels.triton.upsample_conv1x1 import upsample_conv1x1
+
+    weight, bias = torch.empty(63, 126, 1, 1, dtype=dtype), torch.empty(63, dtype=dtype)
+    low, skip = image(79, dtype, narrow, height=16), image(47, dtype, narrow)
+    upsample_conv1x1([low], [skip], weight, bias, activation="relu", padded=True)
+
+
+def pooled(dtype: torch.dtype, narrow: bool) -> None:
+    from fassd_kernels.triton.conv_act import conv_act
+
+    weight, bias = torch.empty(96, 79, 1, 1, dtype=dtype), torch.empty(96, dtype=dtype)
+    conv_act([image(79, dtype, narrow)], weight, bias, activation="relu", pool=2, padded=True)
+
+
+# Calls, and which of their launches ask most of a family's configurations.
+DEMANDING: dict[str, dict[Callable[[torch.dtype, bool], None], str]] = {
+    "spatial": {hardblock: "hardblock 4", mda: "mda reduce"},
+    "pointwise": {mda: "mda tail", upsample_conv1x1: "upsample_conv1x1 skip", pooled: "conv"},
+    "asymmetric": {mda: "mda asymmetric", dapf: "dapf branches"},
+}
+
+
+def launches_with(
+    config: Config, family: str, dtype: torch.dtype, device: Device, narrow: bool
+) -> list[tuple[Program, Launch]]:
+    """The demanding launches of a family, cut as `config` says."""
+    found = []
+    for call, label in DEMANDING[family].items():
+        with assuming(device), recording() as programs:
+            call(dtype, narrow)
+        problem = launch_named(programs[0], label).problem
+        assert problem
+        if problem.narrow == narrow and is_usable(config, problem):
+            forced = {problem.key: fit(config, problem, device)}
+            with assuming(device), recording() as programs, overriding(forced):
+                call(dtype, narrow)
+            found.append((programs[0], launch_named(programs[0], label)))
+    assert found
+    return found
+
+
+def launch_named(program: Program, label: str) -> Launch:
+    return next(launch for launch in program.launches if launch.label == label)
+
+
+def rows() -> list[tuple[str, str, torch.dtype, Config, bool]]:
+    """Architecture, family, type, configuration, whether for narrow loads."""
+    rows = []
+    for arch in ARCHITECTURES:
+        halves = HALF.get(arch, (torch.float16,))
+        for (family, half), configs in CANDIDATES.items():
+            for dtype in halves if half else (torch.float32,):
+                rows += [(arch, family, dtype, config, False) for config in configs]
+                rows.append((arch, family, dtype, NARROW[family, half], True))
+    return rows
+
+
+def name_of(value: object) -> str | None:
+    if isinstance(value, Config):
+        shape = f"{value.block_m}x{value.block_n}x{value.block_k}"
+        return f"{shape}{'-recompute' if value.recompute else ''}"
+    if isinstance(value, bool):
+        return "narrow" if value else "wide"
+    return str(value).removeprefix("torch.")
+
+
+@pytest.mark.parametrize(("arch", "family", "dtype", "config", "narrow"), rows(), ids=name_of)
+def test_configuration(arch, family, dtype, config, narrow):
+    from fassd_kernels.triton.aot import examine_all, source_of
+
+    device = ARCHITECTURES[arch]
+    sources = {
+        source_of(program, launch).identity: (launch, source_of(program, launch))
+        for program, launch in launches_with(config, family, dtype, device, narrow)
+    }
+    found = examine_all([source for _, source in sources.values()], device)
+    for key, resources in found.items():
+        launch = sources[key][0]
+        what = f"{launch.label} {launch.options}: {resources}"
+        assert resources.spills == 0, what
+        assert 0 < resources.registers <= (512 if device.backend == "hip" else 255), what
+        assert resources.shared <= device.shared, what
+        if dtype.itemsize == 2:
+            assert resources.tensor_cores > 0, what
+            # 16 bytes at a time, from images whose pixels are whole vectors apart. (AMD's blocks
+            # have twice the threads: each is left with 8 bytes.)
+            assert narrow or device.backend == "hip" or resources.wide_loads > 0, what
