@@ -1,6 +1,7 @@
 # make demo        a street scene, segmented by plain PyTorch and by the fused kernels
 # make test        everything that CI runs: lint, types, tests, the CUDA build where nvcc is
 # make score       the score of the shipped weights on scenes of textures that they never saw
+# make triton      the Triton kernels without a GPU: interpreted, and compiled for six architectures
 # make isa         the conformance suite on every instruction set that this CPU has
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
@@ -21,15 +22,23 @@ UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test isa sanitize score slow lint format gpu-report clean
+.PHONY: demo test triton isa sanitize score slow lint format gpu-report clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
-	$(PYTEST) --durations=10
-	$(MAKE) isa $(if $(ASAN),sanitize)
+	$(PYTEST) --durations=10 --ignore=tests/triton_backend
+	$(MAKE) triton isa $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
+
+# One row in three of the conformance tables: the interpreter takes a tenth of a second for each.
+# On a machine with a GPU, `pytest tests/conformance --backend triton` runs all of them on it.
+TRITON := OMP_NUM_THREADS=1 $(PYTEST) -q -n auto --durations=5
+triton: $(VENV)/.developing
+	TRITON_INTERPRET=1 $(TRITON) tests/conformance --backend triton --every 3
+	TRITON_INTERPRET=1 $(TRITON) tests/triton_backend
+	$(TRITON) tests/triton_backend
 
 # The best instruction set is what `make test` has run on; these are the others.
 isa: $(VENV)/.developing

@@ -10,12 +10,14 @@ import warnings
 import torch
 
 from fassd_kernels.triton.device import INTERPRETED
+from fassd_kernels.triton.program import recorder
 
 OLDEST_TRITON = (3, 6)
 OLDEST_GPU = (7, 5)  # whose tensor cores take float16
 OLDEST_BFLOAT16_GPU = (8, 0)
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The interpreter's bfloat16 product is wrong.
-DTYPES = (torch.float32, torch.float16) + (() if INTERPRETED else (torch.bfloat16,))
+DTYPES = TYPES[:2] if INTERPRETED else TYPES
 
 
 @functools.cache
@@ -55,9 +57,12 @@ def gpu_refusal(device: torch.device) -> str:
 
 def takes(device: torch.device) -> bool:
     """Whether tensors on a device can be given to the kernels, from the device alone."""
-    from fassd_kernels.triton.program import recorder
+    return device.type == ("cpu" if INTERPRETED else "cuda") or is_recording()
 
-    return device.type == ("cpu" if INTERPRETED else "cuda") or recorder.programs is not None
+
+def is_recording() -> bool:
+    """Whether calls are only planned, for a GPU that need not be there."""
+    return recorder.programs is not None
 
 
 def refusal(device: torch.device, dtype: torch.dtype | None) -> str:
@@ -67,8 +72,9 @@ def refusal(device: torch.device, dtype: torch.dtype | None) -> str:
     if not takes(device):
         wanted = "cpu tensors (it is interpreted)" if INTERPRETED else "tensors on a GPU"
         return f"the triton backend takes {wanted}, not on {device.type}"
-    if dtype not in DTYPES:
-        names = ", ".join(str(accepted).removeprefix("torch.") for accepted in DTYPES)
+    accepted = TYPES if is_recording() else DTYPES
+    if dtype not in accepted:
+        names = ", ".join(str(kind).removeprefix("torch.") for kind in accepted)
         return f"the triton backend takes {names}, not {str(dtype).removeprefix('torch.')}"
     if device.type != "cuda":
         return ""

@@ -361,6 +361,8 @@ def read_table(path: Path) -> dict[str, Config]:
         for key, row in rows.items():
             if set(row) != known or not all(isinstance(v, int) and v >= 0 for v in row.values()):
                 raise ValueError(f"{key!r} is {row}; expected {', '.join(sorted(known))}")
+            if not is_sane(Config(**row)):
+                raise ValueError(f"{key!r} is {row}; tiles and warps have to be powers of two")
         return {key: Config(**row) for key, row in rows.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(
@@ -370,6 +372,18 @@ def read_table(path: Path) -> dict[str, Config]:
             stacklevel=2,
         )
         return {}
+
+
+def is_sane(config: Config) -> bool:
+    """Whether a configuration can be compiled at all: a table may have been edited by hand."""
+
+    def power(value: int, least: int, most: int) -> bool:
+        return least <= value <= most and value & (value - 1) == 0
+
+    sides = (config.block_m, config.block_n, config.block_k)
+    middle = config.block_middle == 0 or power(config.block_middle, 16, 1024)
+    warps = power(config.num_warps, 1, 32) and 1 <= config.num_stages <= 8
+    return all(power(side, 16, 1024) for side in sides) and middle and warps
 
 
 def write_table(path: Path, gpu: str, table: dict[str, Config], facts: dict[str, str]) -> None:

@@ -22,6 +22,7 @@ from fassd_kernels.triton.aot import Resources, examine_all
 from fassd_kernels.triton.device import Device
 from fassd_kernels.triton.options import parse_dtype, parse_size
 from fassd_kernels.triton.predict import Planned, device_named, plan_network
+from fassd_kernels.triton.training import PASSES, training_step
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,16 @@ def render(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
+def print_training(model: str, height: int, width: int, device: Device) -> None:
+    """The answer of :mod:`training` for one network."""
+    step = training_step(model, height, width)
+    best = step.seconds("fused statistics", device)
+    print(f"{model}, one picture of {height}x{width} in training, 16 bits, on {device.name}:")
+    for way in PASSES:
+        seconds = step.seconds(way, device)
+        print(f"  {way:<17} {seconds * 1e3:6.3f} ms  {seconds / best:.3f}")
+
+
 def main(
     model: Annotated[str, typer.Option(help="a variant of the family")] = "fassd_net",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the picture")] = "1024x2048",
@@ -133,6 +144,9 @@ def main(
     output: Annotated[str, typer.Option(help="labels or logits")] = "labels",
     compile: Annotated[bool, typer.Option(help="compile, or only plan and predict")] = True,
     jobs: Annotated[int, typer.Option(min=1, help="processes that compile")] = 2,
+    training: Annotated[
+        bool, typer.Option("--training", help="what fused training kernels could win, instead")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
     """What a network launches on a GPU, compiled and taken apart; no GPU is needed."""
@@ -143,6 +157,9 @@ def main(
     try:
         device = device_named(gpu)
         height, width = parse_size(size)
+        if training:
+            print_training(model, height, width, device)
+            return
         launches = plan_network(model, height, width, device, batch, parse_dtype(dtype), output)
     except (ValueError, KeyError) as error:
         raise typer.BadParameter(str(error)) from error

@@ -10,6 +10,7 @@ Tensors are kept by number (a *slot*): first the call's arguments, then the resu
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fassd_kernels.triton.configurations import Config, Problem, overridden
-from fassd_kernels.triton.device import Device, describe_device
+from fassd_kernels.triton.device import Device, assumption, describe_device
 from fassd_kernels.triton.layout import LANES, Size, pixel_stride, round_up, strides_of
 from fassd_kernels.triton.packing import OUT_CHANNELS, check_packed_weight, pack
 
@@ -371,8 +372,10 @@ class Program:
         place = tensors[0].device
         if recorder.programs is not None:
             assert self.out is not None
-            self.inputs = list(tensors)
-            recorder.programs.append(self)
+            # A copy: what is cached must not keep a call's tensors alive.
+            recorded = copy.copy(self)
+            recorded.inputs = list(tensors)
+            recorder.programs.append(recorded)
             return self.out.allocate(place)
         filled = self.fill(tensors)
         with self.place(place):
@@ -456,7 +459,7 @@ def cached(
     """
     first = next(tensor for tensor in tensors if tensor is not None)
     key = (
-        name, settings, padded, first.device, torch.get_float32_matmul_precision(),
+        name, settings, padded, assumption.device, torch.get_float32_matmul_precision(),
         tuple(map(key_of, tensors)),
     )  # fmt: skip
     program = None if overridden() else _programs.get(key)

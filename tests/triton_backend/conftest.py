@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from torch import Tensor
 
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import INTERPRETED
+from fassd_kernels.triton.program import Program, recording
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="for the interpreter: TRITON_INTERPRET=1")
 compiled = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET is set: nothing is compiled")
@@ -17,3 +21,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "tests/triton_backend" in item.nodeid:
                 item.add_marker(pytest.mark.skip(reason=availability.triton_missing()))
+
+
+def plan_of(call: Callable[[], Tensor]) -> Program:
+    """What one call of an operator would launch."""
+    with recording() as programs:
+        call()
+    (program,) = programs
+    return program
