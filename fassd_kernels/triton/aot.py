@@ -78,7 +78,7 @@ class Source:
 
 
 def source_of(program: Program, launch: Launch) -> Source:
-    """The source of a launch."""
+    """The source of a launch, to the letter as the JIT derives it: they share Triton's cache."""
     types: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
@@ -88,14 +88,16 @@ def source_of(program: Program, launch: Launch) -> Source:
             return tuple(describe(x, (*path, i), False, specialize) for i, x in enumerate(value))
         if isinstance(value, Pointer):
             dtype, aligned = program.types[value.slot]
-            if aligned and value.offset * dtype.itemsize % BYTES == 0:
-                attributes[path] = DIVISIBLE
+            divisible = aligned and value.offset * dtype.itemsize % BYTES == 0
+            attributes[path] = DIVISIBLE if divisible else []
             return f"*{NAMES[dtype]}"
         if constant or value is None or (value == 1 and specialize):
             constants[path] = value
+            if len(path) == 1:
+                attributes[path] = []
             return "constexpr"
-        if specialize and value % 16 == 0:
-            attributes[path] = DIVISIBLE
+        if specialize:
+            attributes[path] = DIVISIBLE if value % 16 == 0 else []
         return "i32" if -(2**31) <= value < 2**31 else "i64"
 
     for index, (parameter, value) in enumerate(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,17 +15,18 @@ def pack(weight: Tensor) -> Tensor:
     """O x I x kH x kW to [kH * kW][I][O rounded up], one dimension, zeros behind the last O.
 
     Rows of one input channel, output channels adjacent: any chunk of input channels is a block of
-    whole rows, wherever an input of the virtual concatenation begins.
+    whole rows, wherever an input of the virtual concatenation begins. At the end stand as many more
+    zeros as a row has, so that the length tells the number of output channels.
     """
-    out_channels = weight.shape[0]
-    rows = weight.detach().permute(2, 3, 1, 0)
-    return F.pad(rows, (0, -out_channels % OUT_CHANNELS)).contiguous().flatten()
+    padding = -weight.shape[0] % OUT_CHANNELS
+    rows = F.pad(weight.detach().permute(2, 3, 1, 0), (0, padding))
+    return F.pad(rows.flatten(), (0, padding))
 
 
 def packed_elements(weight: Tensor) -> int:
     """How many elements :func:`pack` gives."""
-    out_channels = -(-weight.shape[0] // OUT_CHANNELS) * OUT_CHANNELS
-    return weight.shape[1] * weight.shape[2] * weight.shape[3] * out_channels
+    padding = -weight.shape[0] % OUT_CHANNELS
+    return math.prod(weight.shape[1:]) * (weight.shape[0] + padding) + padding
 
 
 def check_packed_weight(op: str, name: str, weight: Tensor, packed: Tensor | None) -> None:

@@ -6,6 +6,8 @@ with a copy, prologues, cleared lanes, enlarged residuals, several branches.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -144,6 +146,54 @@ def name_of(value: object) -> str | None:
     if isinstance(value, bool):
         return "narrow" if value else "wide"
     return str(value).removeprefix("torch.")
+
+
+AS_THE_JIT_DOES = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from fassd_kernels.triton import program
+from fassd_kernels.triton.predict import device_named, plan_network
+
+class Driver:  # of a GPU that is not there
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+
+driver.set_active(Driver())
+seen = []
+def note(self, key, signature, device, constexprs, options, attrs, warmup):
+    seen.append((signature, constexprs, attrs))
+JITFunction._do_compile = note
+
+for name, output in (("fassd_net", "labels"), ("baseline_aspp_mda", "logits")):
+    for planned in plan_network(name, 320, 96, device_named("H200"), output=output):
+        launch = planned.launch
+        tensors = planned.program.fill(planned.program.inputs)
+        values = [program.fill(value, tensors) for value in launch.arguments.values()]
+        seen.clear()
+        launch.kernel.warmup(*values, grid=launch.grid, **launch.options)
+        source = planned.source
+        mine = (source.types, source.constants, source.attributes)
+        for ours, theirs in zip(mine[:2], seen[0][:2], strict=True):
+            assert ours == theirs, (launch.label, ours, theirs)
+        ours, theirs = ({k: v for k, v in a.items() if v} for a in (mine[2], seen[0][2]))
+        assert ours == theirs, (launch.label, ours, theirs)
+        if triton.__version__.startswith("3.6"):  # names arguments without attributes otherwise
+            continue
+        hashes = {ASTSource(launch.kernel, *parts).hash() for parts in (mine, seen[0])}
+        assert len(hashes) == 1, launch.label
+print(len(seen))
+"""
+
+
+def test_sources_are_those_of_the_jit():
+    """What is compiled here is what a GPU would run: the JIT, asked with a pretended driver."""
+    done = subprocess.run([sys.executable, "-c", AS_THE_JIT_DOES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1"]
 
 
 @pytest.mark.parametrize(("arch", "family", "dtype", "config", "narrow"), rows(), ids=name_of)
