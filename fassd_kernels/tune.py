@@ -9,10 +9,12 @@ user's cache folder (or ``$FASSD_KERNELS_CONFIGS``), where :mod:`fassd_kernels.t
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +32,7 @@ from fassd_kernels import reference
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.ops import TRITON_NAMESPACE, operator
 from fassd_kernels.triton import availability
-from fassd_kernels.triton.aot import Source, examine_all, source_of, try_examine
+from fassd_kernels.triton.aot import Resources, source_of, try_examine
 from fassd_kernels.triton.configurations import (
     Config,
     Problem,
@@ -206,23 +208,30 @@ def variations(problem: Problem, device: Device) -> list[Config]:
     return list(dict.fromkeys([*first, *more]))
 
 
-def compile_ahead(cases: Sequence[Case], device: Device, processes: int) -> None:
-    """Compile all trials side by side, into Triton's cache; put out what spills or does not fit."""
-    sources: dict[int, Source] = {}
+def submit(
+    pool: Executor, cases: Sequence[Case], device: Device
+) -> dict[int, Future[Resources | str]]:
+    """Let other processes compile all trials, in order, into Triton's cache; by the trial's id."""
+    binaries: dict[str, Future[Resources | str]] = {}
+    futures = {}
     for case in cases:
         for trial in case.trials:
             program = case.call.plan({case.problem.key: trial.config})
-            sources[id(trial)] = source_of(program, program.launches[case.index])
-    found = examine_all(sources.values(), device, processes, try_examine)
-    for case in cases:
-        for trial in case.trials:
-            resources = found[sources[id(trial)].identity]
-            if isinstance(resources, str):
-                trial.reason = resources
-            elif resources.spills:
-                trial.reason = f"spills {resources.spills} bytes"
-            elif resources.shared > device.shared:
-                trial.reason = f"takes {resources.shared} bytes of shared memory"
+            source = source_of(program, program.launches[case.index])
+            if source.identity not in binaries:
+                binaries[source.identity] = pool.submit(try_examine, source, device)
+            futures[id(trial)] = binaries[source.identity]
+    return futures
+
+
+def put_out(trial: Trial, found: Resources | str, device: Device) -> None:
+    """Put a trial out whose binary cannot run, or spills."""
+    if isinstance(found, str):
+        trial.reason = found
+    elif found.spills:
+        trial.reason = f"spills {found.spills} bytes"
+    elif found.shared > device.shared:
+        trial.reason = f"takes {found.shared} bytes of shared memory"
 
 
 def measure(case: Case, timer: Timer) -> None:
@@ -326,7 +335,7 @@ def tune(
     timer: Timer = time_on_gpu,
     processes: int = os.cpu_count() or 1,
 ) -> Path:
-    """Compile all trials, in so many processes; measure until the time is up; write the table.
+    """Compile in so many processes, measure meanwhile until the time is up; write the table.
 
     What takes longest by the model comes first. What an earlier run found for other problems
     stays in the table.
@@ -334,20 +343,29 @@ def tune(
     started = time.monotonic()
     # Where most is to be won comes first.
     cases = sorted(cases_of(calls, device), key=lambda case: -case.trials[0].predicted_s)
-    if processes:
-        compile_ahead(cases, device, processes)
     done: list[Case] = []
     path = user_folder() / file_name(device.name)
-    for case in cases:
-        if time.monotonic() - started > budget:
-            print(f"out of time: {len(cases) - len(done)} problems are left to the model")
-            break
-        measure(case, timer)
-        done.append(case)
-        # After each, so that nothing is lost if the machine goes.
-        known = read_table(path) if path.exists() else {}
-        facts = {"torch": torch.__version__, "triton": availability.describe()}
-        write_table(path, device.name, {**known, **table_from([case])}, facts)
+    # Not forked: this process has threads, and a GPU.
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn) if processes else None
+    try:
+        binaries = submit(pool, cases, device) if pool else {}
+        for case in cases:
+            for trial in case.trials:
+                if pool and time.monotonic() - started <= budget:
+                    put_out(trial, binaries[id(trial)].result(), device)
+            if time.monotonic() - started > budget:
+                print(f"out of time: {len(cases) - len(done)} problems are left to the model")
+                break
+            measure(case, timer)
+            done.append(case)
+            # After each, so that nothing is lost if the machine goes.
+            known = read_table(path) if path.exists() else {}
+            facts = {"torch": torch.__version__, "triton": availability.describe()}
+            write_table(path, device.name, {**known, **table_from([case])}, facts)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
     forget_programs()
     console.print(render(done, f"{title}, on {device.name}"))
     wrong = [trial for case in done for trial in case.trials if trial.reason.startswith("wrong")]

@@ -10,7 +10,7 @@ import multiprocessing
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,19 +134,16 @@ def try_examine(source: Source, device: Device) -> Resources | str:
 
 
 def examine_all(
-    sources: Iterable[Source],
-    device: Device,
-    processes: int = 1,
-    function: Callable[[Source, Device], Any] = examine,
-) -> dict[str, Any]:
-    """What `function` tells of every distinct source, by its identity."""
+    sources: Iterable[Source], device: Device, processes: int = 1
+) -> dict[str, Resources]:
+    """The resources of every distinct source, by its identity."""
     distinct = {source.identity: source for source in sources}
     if processes == 1:
-        return {key: function(source, device) for key, source in distinct.items()}
+        return {key: examine(source, device) for key, source in distinct.items()}
     # Not forked: this process has threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
-        found = pool.map(function, distinct.values(), [device] * len(distinct))
+        found = pool.map(examine, distinct.values(), [device] * len(distinct))
         return dict(zip(distinct, found, strict=True))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from fassd_kernels.triton import aot, device, inspect
 from fassd_kernels.triton.configurations import Config, read_table, table_of
 from fassd_kernels.triton.device import INTERPRETER
 from fassd_kernels.triton.predict import device_named, plan_network
+from fassd_kernels.triton.program import recording
+from fassd_kernels.tune import Trial
 
 
 def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -180,6 +184,26 @@ def test_a_launch_alone_is_what_is_timed():
     assert len(program.launches) == 2
     for index in range(2):
         call.launcher({}, index)()
+
+
+@compiled
+def test_trials_are_compiled_in_other_processes(tmp_path, monkeypatch):
+    """For a GPU that is not there: nothing is run, but what spills or does not fit is put out."""
+    monkeypatch.setenv("FASSD_KERNELS_CONFIGS", str(tmp_path))
+    l4 = device_named("L4")
+    with device.assuming(l4), recording():
+        calls = recorded(cases.conv_act(1, (16,), 16, (4, 9)))
+        (case,) = tune.cases_of(calls, l4)
+        trials = [Trial(Config(64, 32, 16, 4, 2), 1.0), Trial(Config(64, 32, 16, 4, 30), 1.0)]
+        trials.append(Trial(Config(64, 24, 16, 4, 2), 1.0))
+        case.trials = trials
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            for trial, future in zip(trials, tune.submit(pool, [case], l4).values(), strict=True):
+                tune.put_out(trial, future.result(), l4)
+    good, large, impossible = (trial.reason for trial in trials)
+    assert good == ""
+    assert "bytes of shared memory" in large
+    assert impossible and "bytes" not in impossible
 
 
 @interpreted
