@@ -1,7 +1,7 @@
 # make demo        a street scene, segmented by plain PyTorch and by the fused kernels
 # make test        everything that CI runs: lint, types, tests, the CUDA build where nvcc is
 # make score       the score of the shipped weights on scenes of textures that they never saw
-# make triton      the Triton kernels without a GPU: interpreted, and compiled for six architectures
+# make triton      the Triton kernels without a GPU: interpreted, and compiled for seven architectures
 # make isa         the conformance suite on every instruction set that this CPU has
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU

@@ -43,6 +43,7 @@ class Backend:
             matters: a process that works on the CPU must not start CUDA.
         describe: tells what a person may want to know of it, such as the instruction set.
         dtypes: floating types that it takes.
+        refuses: tells why it cannot take a device and type, or nothing where it can.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Backend:
     why_not: Callable[[], str]
     describe: Callable[[], str]
     dtypes: tuple[torch.dtype, ...] = FLOATING
+    refuses: Callable[[torch.device, torch.dtype | None], str] = lambda device, dtype: ""
 
     @property
     def reason(self) -> str:
@@ -164,6 +166,7 @@ def backends() -> Environment:
         availability.reason,
         availability.describe,
         availability.DTYPES,
+        availability.refuses,
     )
     # The interpreter is there to be asked for by name: it comes behind what `auto` stops at.
     table.insert(len(table) if INTERPRETED else 2, triton)
@@ -190,16 +193,18 @@ def facts() -> dict[str, str]:
 
 
 def triton_version() -> str:
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    for name in ("triton", "triton-rocm", "pytorch-triton-rocm", "pytorch-triton"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed"
 
 
 @torch.compiler.assume_constant_result
 def choose(
     name: str,
-    device_type: str,
+    device: torch.device | str,
     operator: str,
     quiet: bool = False,
     dtype: torch.dtype | None = None,
@@ -208,7 +213,7 @@ def choose(
 
     Args:
         name: a backend's name, or ``auto``.
-        device_type: ``cpu``, ``cuda``, ...
+        device: of the tensors: ``cpu``, ``cuda``, ``cuda:1``, ...
         operator: the operator's name.
         quiet: whether to keep a fallback to oneself.
         dtype: of the tensors, where that is known.
@@ -219,23 +224,24 @@ def choose(
     """
     if recorder.programs is not None:
         return "triton"  # somebody asks what it would launch
+    place = torch.device(device)
     table = backends()
     if name != AUTO:
-        reason = refusal(table[name], device_type, operator, dtype)
+        reason = refusal(table[name], place, operator, dtype)
         if reason:
-            raise BackendError(f"backend {name!r} cannot run {operator} on {device_type}: {reason}")
+            raise BackendError(f"backend {name!r} cannot run {operator} on {place}: {reason}")
         return name
-    best = next(b.name for b in table if not refusal(b, device_type, operator, dtype))
+    best = next(b.name for b in table if not refusal(b, place, operator, dtype))
     if best == "reference" and not quiet:
-        say_fallback(device_type, operator, dtype)
+        say_fallback(place, operator, dtype)
     return best
 
 
 def refusal(
-    backend: Backend, device_type: str, operator: str, dtype: torch.dtype | None = None
+    backend: Backend, device: torch.device, operator: str, dtype: torch.dtype | None = None
 ) -> str:
-    """Why `backend` cannot run `operator` on `device_type` and `dtype`; empty if it can."""
-    if not backend.takes(device_type):
+    """Why `backend` cannot run `operator` on `device` and `dtype`; empty if it can."""
+    if not backend.takes(device.type):
         return f"it takes {backend.device} tensors"
     if dtype is not None and dtype not in backend.dtypes:
         names = ", ".join(str(accepted) for accepted in backend.dtypes)
@@ -244,20 +250,20 @@ def refusal(
         return backend.reason
     if operator not in backend.operators:
         return f"it has no {operator} yet, only {', '.join(sorted(backend.operators))}"
-    return ""
+    return backend.refuses(device, dtype)
 
 
 @functools.cache
-def say_fallback(device_type: str, operator: str, dtype: torch.dtype | None = None) -> None:
+def say_fallback(device: torch.device, operator: str, dtype: torch.dtype | None = None) -> None:
     """Say, once per device, operator and dtype, that the reference stands in."""
     reasons = [
-        f"{backend.name}: {refusal(backend, device_type, operator, dtype)}"
+        f"{backend.name}: {refusal(backend, device, operator, dtype)}"
         for backend in backends()
-        if backend.device == device_type
+        if backend.device == device.type
     ]
-    because = "; ".join(reasons) or f"there is no backend for {device_type}"
+    because = "; ".join(reasons) or f"there is no backend for {device.type}"
     warnings.warn(
-        f"fassd_kernels: {operator} on {device_type} runs on the reference operators ({because})",
+        f"fassd_kernels: {operator} on {device} runs on the reference operators ({because})",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -12,8 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fassd_kernels.modules import snapshot
 from fassd_kernels.modules.fused import Fused
 from fassd_kernels.modules.snapshot import has_hooks, hooked_globally
+from fassd_kernels.triton.availability import first_line
+from fassd_kernels.triton.program import tf32_requested
 
 WARM_UP = 3  # calls before a capture: kernels are compiled, weights packed, memory is there
 
@@ -46,7 +49,9 @@ class CudaGraph:
             for _ in range(WARM_UP):
                 model(self.input)
         torch.cuda.current_stream(x.device).wait_stream(stream)
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream):
+        # Other threads may allocate meanwhile.
+        mode = "thread_local"
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode=mode):
             self.output = model(self.input)
 
     def replay(self) -> None:
@@ -78,8 +83,9 @@ class GraphRunner:
 
     The input is copied in, the output copied out, on the caller's current stream; callers on other
     streams and threads wait for each other. A graph is captured anew when a parameter or buffer was
-    edited, moved or loaded since; a module that was exchanged for another is not noticed
-    (:meth:`reset`).
+    edited, moved, loaded or exchanged since, or the network's `output` was set; a module that was
+    exchanged for another, and edits that PyTorch does not count (through ``.data``), need
+    :meth:`reset`.
 
     Where there is nothing to capture, the network itself is called, and a warning says once why:
     in training mode, where a gradient is asked for, on a CPU, with hooks, under autocast, inside
@@ -107,8 +113,10 @@ class GraphRunner:
         self.max_shapes = max_shapes
         self.copy_output = copy_output
         self._entries: OrderedDict[Any, Entry] = OrderedDict()
+        self._failed: dict[Any, list[Any]] = {}  # states in which a capture failed
         self._refused: set[str] = set()
-        self._tensors: list[Tensor] = []
+        self._modules: list[nn.Module] = []
+        self._places: list[tuple[dict[str, Any], str]] = []  # tables and names of the tensors
         self._pools: dict[torch.device, Any] = {}
         self._lock = threading.Lock()
         self.reset()
@@ -116,9 +124,26 @@ class GraphRunner:
     def reset(self) -> None:
         """Forget every graph; needed after parts of the model were exchanged."""
         with self._lock:
-            self._entries.clear()
-            self._tensors = [*self.model.parameters(), *self.model.buffers()]
-            self._hooked = hooked_globally() or any(map(has_hooks, self.model.modules()))
+            self.forget()
+            self._modules = list(self.model.modules())
+            tables = [t for m in self._modules for t in (m._parameters, m._buffers)]
+            self._places = [(table, name) for table in tables for name in table]
+
+    def forget(self) -> None:
+        """Drop every graph, and their memory with the last."""
+        self._entries.clear()
+        self._failed.clear()
+        self._pools.clear()
+
+    def tensors(self) -> list[Tensor]:
+        """The model's parameters and buffers, as they are now."""
+        found = [table.get(name) for table, name in self._places]
+        return [tensor for tensor in found if tensor is not None]
+
+    def state(self) -> list[Any]:
+        """What a graph rests on; equal as long as it is right."""
+        settings = [getattr(self.model, "output", None), tf32_requested(), snapshot.optimizer_steps]
+        return [*settings, *((id(t), t._version, t.data_ptr()) for t in self.tensors())]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -131,7 +156,8 @@ class GraphRunner:
         if why:
             self.say(why)
             return self.model(x)
-        with self._lock, torch.no_grad(), self.on(x.device):
+        # Outside inference mode, or a later call could not copy into the graph's input.
+        with self._lock, torch.inference_mode(False), torch.no_grad(), self.on(x.device):
             entry = self.entry(x)
             if entry is None:
                 return self.model(x)
@@ -147,11 +173,12 @@ class GraphRunner:
             return f"the input is on {x.device.type}, and graphs are CUDA's"
         if self.model.training:
             return "the model is in training mode"
-        if torch.is_grad_enabled() and (
-            x.requires_grad or any(tensor.requires_grad for tensor in self._tensors)
-        ):
+        tensors = self.tensors()
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
             return "a gradient is asked for: call it under torch.no_grad()"
-        if self._hooked:
+        if any(tensor.is_inference() for tensor in tensors):
+            return "the model was made in inference mode, where edits are not counted"
+        if hooked_globally() or any(map(has_hooks, self._modules)):
             return "the model carries hooks, which a replay would pass over"
         if torch.is_autocast_enabled(x.device.type):
             return "autocast is on: convert the model instead (accelerate(model, dtype=...))"
@@ -176,19 +203,22 @@ class GraphRunner:
     def entry(self, x: Tensor) -> Entry | None:
         """The graph for inputs like `x`, captured if need be; None if that fails."""
         key = (x.shape, x.stride(), x.dtype, x.device)
-        state = [(t._version, t.data_ptr()) for t in self._tensors]
+        state = self.state()
         entry = self._entries.get(key)
         if entry is not None and entry.state == state:
             self._entries.move_to_end(key)
             return entry
         if entry is not None:  # other weights: of no shape is the graph right any longer
-            self._entries.clear()
+            self.forget()
+        if self._failed.get(key) == state:
+            return None
         try:
             recording = self.recording(self.model, x, self.pool(x.device))
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            self.say(f"the capture failed: {str(error).splitlines()[0]}")
+        except Exception as error:  # CUDA's, or one of Triton's own
+            self._failed[key] = state
+            self.say(f"the capture failed: {first_line(error)}")
             return None
         while len(self._entries) >= self.max_shapes:
             self._entries.popitem(last=False)

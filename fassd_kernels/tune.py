@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -224,8 +224,12 @@ def submit(
     return futures
 
 
-def put_out(trial: Trial, found: Resources | str, device: Device) -> None:
+def put_out(trial: Trial, future: Future[Resources | str], device: Device) -> None:
     """Put a trial out whose binary cannot run, or spills."""
+    try:
+        found = future.result()
+    except BrokenExecutor as error:  # the compiler took its process with it
+        found = availability.first_line(error)
     if isinstance(found, str):
         trial.reason = found
     elif found.spills:
@@ -247,8 +251,8 @@ def measure(case: Case, timer: Timer) -> None:
                 trial.reason = f"wrong: off by {trial.error:.2g}"
                 continue
             trial.seconds = timer(case.call.launcher(configs, case.index))
-        except RuntimeError as error:  # what the driver refuses, such as too many registers
-            trial.reason = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+        except Exception as error:  # Triton's own have no class in common
+            trial.reason = availability.first_line(error)
 
 
 def relative_error(result: Tensor, exact: Tensor) -> float:
@@ -353,7 +357,7 @@ def tune(
         for case in cases:
             for trial in case.trials:
                 if pool and time.monotonic() - started <= budget:
-                    put_out(trial, binaries[id(trial)].result(), device)
+                    put_out(trial, binaries[id(trial)], device)
             if time.monotonic() - started > budget:
                 print(f"out of time: {len(cases) - len(done)} problems are left to the model")
                 break
@@ -361,6 +365,7 @@ def tune(
             done.append(case)
             # After each, so that nothing is lost if the machine goes.
             known = read_table(path) if path.exists() else {}
+            known.pop(case.problem.key, None)
             facts = {"torch": torch.__version__, "triton": availability.describe()}
             write_table(path, device.name, {**known, **table_from([case])}, facts)
     finally:

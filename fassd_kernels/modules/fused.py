@@ -156,7 +156,7 @@ class Fused(nn.Module):
 
     def backend_for(self, x: Tensor) -> str:
         """The name of the backend that runs on tensors like `x`."""
-        return choose(self.backend, x.device.type, self.operator, dtype=x.dtype)
+        return choose(self.backend, x.device, self.operator, dtype=x.dtype)
 
     # --- packed weights --------------------------------------------------------------------------
 
@@ -175,6 +175,9 @@ class Fused(nn.Module):
                     )
                     for weight, stride, dilation in self.plan(packed)
                 ]
+                if are_on_gpu(packed["packed"]):
+                    # Whoever reads them next may do so on another stream.
+                    torch.cuda.current_stream().synchronize()
             if not all(type(tensor) is Tensor for tensor in packed["packed"]):
                 return packed  # a mode that only propagates shapes is on: nothing to keep
             # One assignment of one tuple: threads that meet here pack twice and agree.
@@ -195,7 +198,7 @@ class Fused(nn.Module):
         device = next(self.parameters()).device
         backend = self.backend
         if backend == AUTO:
-            chosen = choose(AUTO, device.type, self.operator, True, self.weight_dtype())
+            chosen = choose(AUTO, device, self.operator, True, self.weight_dtype())
             backend = f"{AUTO} ({chosen})"
         mine = f"backend={backend}, dtype={self.weight_dtype()}"
         return ", ".join(filter(None, (super().extra_repr(), mine)))
@@ -206,6 +209,12 @@ def detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
     return [detached(x) for x in value] if isinstance(value, list) else value
+
+
+def are_on_gpu(tensors: Sequence[Tensor]) -> bool:
+    """Whether there are tensors on a GPU, on whose current stream nothing is captured."""
+    on_gpu = any(type(tensor) is Tensor and tensor.is_cuda for tensor in tensors)
+    return on_gpu and not torch.cuda.is_current_stream_capturing()
 
 
 def is_traced() -> bool:

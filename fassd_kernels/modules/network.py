@@ -84,7 +84,7 @@ class FusedNetwork(FASSDNet):
 
     def run(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Call a resizing operator."""
-        backend = choose(self.backend, x.device.type, name, dtype=x.dtype)
+        backend = choose(self.backend, x.device, name, dtype=x.dtype)
         return ops.operator(name, backend)(x, size)
 
     def scores(self, x: Tensor) -> Tensor:

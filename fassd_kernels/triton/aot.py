@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fassd_kernels.triton.availability import first_line
 from fassd_kernels.triton.device import Device
 from fassd_kernels.triton.program import BYTES, Launch, Pointer, Program
 
@@ -130,7 +131,7 @@ def try_examine(source: Source, device: Device) -> Resources | str:
     try:
         return examine(source, device)
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:80]}"
+        return first_line(error)
 
 
 def examine_all(

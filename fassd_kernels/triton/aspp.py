@@ -44,6 +44,8 @@ def mean_kernel(
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     for first in range(0, pixels, BLOCK_M):
         m = first + tl.arange(0, BLOCK_M)
+        if WIDE:
+            m = m.to(tl.int64)
         at = (n * strides[0] + m // width * strides[1] + m % width * strides[2]) * VECTOR
         total += tl.load(
             image + at[:, None] + (c * strides[3])[None, :],

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
 from fassd_kernels.triton.configurations import Config, Problem, choose
-from fassd_kernels.triton.conv_act import bytes_of
+from fassd_kernels.triton.conv_act import MOST_OVERHANG, bytes_of
 from fassd_kernels.triton.convolution import activate, load_vector
 from fassd_kernels.triton.layout import round_up
 from fassd_kernels.triton.packing import check_packed_weight
@@ -227,6 +227,24 @@ def plan_asymmetric(
     dilation = max(branch.dilation for branch in branches)
     vector = image.vector
     clean = image.clean or channels % vector == 0
+    strides = (first.vertical.stride, first.horizontal.stride)
+    wide = (
+        MOST_OVERHANG
+        + max(
+            image.reach + dilation_offset(image),
+            *(o.reach for o in outs),
+            batch * height * width * out_channels,  # more programs than there can be
+            3 * (max(channels, middles) + MOST_OVERHANG) * max(strides),
+        )
+        > INT32_MAX
+    )
+    notes = (
+        activation,
+        f"branches={len(branches)}" if len(branches) > 1 else "",
+        "wide" if wide else "",
+        "tf32" if program.tf32 else "",
+        f"vector={vector}",
+    )
     problem = Problem(
         "asymmetric",
         batch * height * width,
@@ -239,15 +257,13 @@ def plan_asymmetric(
         program.dtype,
         not clean,
         vector == 1,
-        f"branches={len(branches)}" if len(branches) > 1 else "",
+        "+".join(filter(None, notes)),
     )
     config = choose(problem, program.device)
     span, halo, shift, tiles = stretches(width, dilation, config)
     stacks = -(-batch * height // (config.block_m // span))
     columns = -(-out_channels // config.block_n)
     rows = batch * height
-    spread = max(image.reach, *(o.reach for o in outs), stacks * tiles * columns)
-    spread += dilation_offset(image, config.block_m)
     step = outs[1].offset - out.offset if len(outs) > 1 else 0
     out_vector = math.gcd(out.vector, out.lanes, step)
 
@@ -274,8 +290,8 @@ def plan_asymmetric(
         "channels": channels,
         "middles": middles,
         "out_channels": out_channels,
-        "vertical_stride": first.vertical.stride,
-        "horizontal_stride": first.horizontal.stride,
+        "vertical_stride": strides[0],
+        "horizontal_stride": strides[1],
         "out_branch": step // out_vector,
         "out_limit": out.lanes // out_vector,
         "SPAN": span,
@@ -285,7 +301,7 @@ def plan_asymmetric(
         "CLEAN": clean,
         "DENSE": image.is_dense,
         "PRECISION": "tf32" if program.tf32 else "ieee",
-        "WIDE": spread > INT32_MAX,
+        "WIDE": wide,
         "VECTOR": vector,
         "OUT_VECTOR": out_vector,
         "BLOCK_M": config.block_m,
@@ -329,9 +345,11 @@ def stretches(width: int, dilation: int, config: Config) -> tuple[int, int, str,
     return block, 0, "recompute", -(-width // block)
 
 
-def dilation_offset(image: Image, block: int) -> int:
+def dilation_offset(image: Image) -> int:
     """How far beyond the picture addresses are computed, if never read: a tile and its shift."""
-    return (block + 4 * image.size[3]) * image.strides[3] + 2 * image.size[2] * image.strides[2]
+    return (MOST_OVERHANG + 4 * image.size[3]) * image.strides[3] + 2 * image.size[2] * (
+        image.strides[2]
+    )
 
 
 def live_operations(image: Image, branch: Branch, middles: int, out_channels: int) -> int:
@@ -361,7 +379,9 @@ def asymmetric_conv(
     padded: bool = False,
 ) -> Tensor:
     """:func:`fassd_kernels.reference.asymmetric_conv`; `padded` as in :mod:`program`."""
-    packs: Sequence[Tensor | None] = packed if packed is not None else (None, None)
+    packs: Sequence[Tensor | None] = (None, None)
+    if packed is not None and len(packed) == 2:  # of another number, the check below tells
+        packs = packed
 
     def plan(program: Program) -> None:
         size = check_asymmetric_conv(
@@ -386,5 +406,5 @@ def asymmetric_conv(
         input, vertical_weight, packs[0], horizontal_weight, packs[1], vertical_bias,
         horizontal_bias, vertical_slope, horizontal_slope,
     ]  # fmt: skip
-    count = 0 if packed is None else len(packed)
+    count = None if packed is None else len(packed)
     return cached("asymmetric_conv", tensors, (dilation, activation, count), padded, plan)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import re
+import shutil
 import warnings
 
 import torch
@@ -13,7 +15,7 @@ from fassd_kernels.triton.device import INTERPRETED
 from fassd_kernels.triton.program import recorder
 
 OLDEST_TRITON = (3, 6)
-OLDEST_GPU = (7, 5)  # whose tensor cores take float16
+OLDEST_GPU = (7, 5)  # Triton compiles for it, but leaves its tensor cores idle
 OLDEST_BFLOAT16_GPU = (8, 0)
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The interpreter's bfloat16 product is wrong.
@@ -40,7 +42,10 @@ def reason() -> str:
         return triton_missing()
     if not torch.cuda.is_available():
         return "no GPU is seen"
-    return gpu_refusal(torch.device("cuda", torch.cuda.current_device()))
+    if not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang"))):
+        return "Triton needs a C compiler when it runs: gcc, clang, or what CC names"
+    refusals = [gpu_refusal(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+    return "" if "" in refusals else refusals[0]
 
 
 @functools.cache
@@ -97,6 +102,19 @@ def say_fallback(operator: str, why: str) -> None:
         RuntimeWarning,
         stacklevel=4,
     )
+
+
+def refuses(device: torch.device, dtype: torch.dtype | None) -> str:
+    """:func:`refusal`, of a device whose index may be the current one's and of any type."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    return refusal(device, dtype or torch.float32)
+
+
+def first_line(error: BaseException) -> str:
+    """The name of an error's class, and the beginning of what it says."""
+    said = next(iter(str(error).strip().splitlines()), "")[:80]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def describe() -> str:

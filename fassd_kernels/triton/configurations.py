@@ -17,7 +17,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -176,13 +176,29 @@ NARROW: dict[tuple[str, bool], Config] = {
 }
 
 
+# Turing, whose tensor cores Triton leaves idle: halves are multiplied as float32 values are.
+HALF_WITHOUT_TENSOR_CORES: dict[str, tuple[Config, ...]] = {
+    "spatial": (Config(64, 64, 16, 8), Config(32, 16, 16, 8)),
+    "pointwise": FLOAT_POINTWISE,
+    "asymmetric": FLOAT_ASYMMETRIC,
+}
+
+
 def candidates(problem: Problem, device: Device) -> list[Config]:
     """The configurations that can run a problem on a GPU, the model's choice first."""
-    kind = (problem.family, problem.is_half)
-    every = (NARROW[kind],) if problem.narrow else CANDIDATES[kind]
+    every = table_for(problem.family, problem.is_half, device)
+    if problem.narrow:
+        every = (NARROW[problem.family, problem.is_half],)
     usable = [config for config in every if is_usable(config, problem)]
     fitting = dict.fromkeys(fit(config, problem, device) for config in usable)
     return sorted(fitting, key=lambda config: predict(config, problem, device))
+
+
+def table_for(family: str, half: bool, device: Device) -> tuple[Config, ...]:
+    """The configurations of a family on a GPU."""
+    if half and isinstance(device.arch, int) and device.arch < 80:
+        return HALF_WITHOUT_TENSOR_CORES[family]
+    return CANDIDATES[family, half]
 
 
 def is_usable(config: Config, problem: Problem) -> bool:
@@ -206,7 +222,21 @@ def choose(problem: Problem, device: Device) -> Config:
     if device.interpreted:
         return for_interpreter(problem)
     found = table_of(device.name).get(problem.key)
-    return found or candidates(problem, device)[0]
+    if found and is_runnable(found, problem, device):
+        return found
+    return candidates(problem, device)[0]
+
+
+def is_runnable(config: Config, problem: Problem, device: Device) -> bool:
+    """Whether a table's configuration can run a problem: a table may have been edited by hand."""
+    asymmetric = problem.family == "asymmetric"
+    return (
+        (config.block_middle >= 16) == asymmetric
+        and config.recompute in (0, 1)
+        and (config.max_registers == 0 or 64 <= config.max_registers <= 255)
+        and is_usable(config, problem)
+        and buffer_bytes(config, problem) * max(config.num_stages - 1, 1) <= device.shared
+    )
 
 
 def for_interpreter(problem: Problem) -> Config:
@@ -342,12 +372,18 @@ def user_folder() -> Path:
 @functools.cache
 def table_of(gpu: str) -> dict[str, Config]:
     """Tuned configurations of a GPU by key; the user's own override the package's."""
-    table: dict[str, Config] = {}
-    for folder in (SHIPPED, user_folder()):
-        path = folder / file_name(gpu)
-        if path.exists():
-            table.update(read_table(path))
-    return table
+    table = table_in(lambda: SHIPPED, gpu)
+    return {**table, **table_in(user_folder, gpu)}
+
+
+def table_in(folder: Callable[[], Path], gpu: str) -> dict[str, Config]:
+    """The table of a GPU in a folder, empty where there is none, or none that may be read."""
+    try:
+        path = folder() / file_name(gpu)
+        found = path.exists()
+    except (OSError, RuntimeError):  # no home, or one that belongs to somebody else
+        return {}
+    return read_table(path) if found else {}
 
 
 def read_table(path: Path) -> dict[str, Config]:

@@ -41,6 +41,8 @@ from fassd_kernels.triton.program import (
     cached,
 )
 
+MOST_OVERHANG = 1024  # pixels or channels that a tile reaches beyond the last one, at most
+
 # Sizes change from picture to picture and gain nothing from being compiled in.
 SIZES = ("pixels", "height", "width", "out_height", "out_width", "low_height", "low_width")
 
@@ -213,7 +215,8 @@ def plan_conv(
     """
     if out.pixels == 0:
         return
-    inputs = [image for image in inputs if image.channels > 0]
+    # Of no channels at all, one input still tells the size, and nothing is summed.
+    inputs = [image for image in inputs if image.channels > 0] or [inputs[0]]
     height, width = inputs[0].size[2:]
     batch, out_channels = out.size[0], weight.out_channels
     out_height, out_width = out.size[2] * pool, out.size[3] * pool
@@ -225,6 +228,35 @@ def plan_conv(
     clean = all(image.clean or image.channels % vector == 0 for image in everything)
     pixels = batch * out_height * out_width
     shifted = taps & (taps - 1) != 0 or weight.taps == 1
+    skip = shifted and partly_dead((height, width), dilation, weight.kernel)
+    images = [*everything, out, *([residual] if residual else []), *([copy] if copy else [])]
+    weights = weight.taps * weight.in_channels * weight.stride
+    wide = (
+        MOST_OVERHANG
+        + max(
+            *(image.reach for image in images),
+            # Positions in the enlarged image, in steps of the smaller.
+            out_height * residual.size[2] if residual and resized else 0,
+            out_width * residual.size[3] if residual and resized else 0,
+            pixels,
+            weights + MOST_OVERHANG * weight.stride,
+        )
+        > INT32_MAX
+    )
+    notes = (
+        f"{weight.kernel[0]}x{weight.kernel[1]}",
+        f"stride={stride[0]}x{stride[1]}" if stride != (1, 1) else "",
+        activation,
+        "pool" if pool > 1 else "",
+        "resized" if resized else "residual" if residual else "",
+        "copy" if copy else "",
+        "prologue" if prologue else "",
+        "addend" if addend else "",
+        "skip" if skip else "",
+        "wide" if wide else "",
+        "tf32" if program.tf32 else "",
+        f"vector={vector}",
+    )
     problem = Problem(
         "spatial" if weight.taps > 3 else "pointwise",
         pixels,
@@ -237,18 +269,9 @@ def plan_conv(
         program.dtype,
         prologue is not None or not clean,
         vector == 1,
-        "+".join(filter(None, ("pool" if pool > 1 else "", "resized" if resized else ""))),
+        "+".join(filter(None, notes)),
     )
     config = choose(problem, program.device)
-    images = [*everything, out, *([residual] if residual else []), *([copy] if copy else [])]
-    spread = max(
-        *(image.reach for image in images),
-        # Positions in the enlarged image, in steps of the smaller.
-        out_height * residual.size[2] if residual and resized else 0,
-        out_width * residual.size[3] if residual and resized else 0,
-        pixels + config.block_m,
-        weight.taps * weight.in_channels * weight.stride + config.block_k * weight.stride,
-    )
     out_vector = math.gcd(out.vector, out.lanes)
     residual_vector = residual.vector if residual else 1
     steps = sum(-(-image.channels // config.block_k) for image in inputs)
@@ -296,13 +319,13 @@ def plan_conv(
         "PROLOGUE": prologue is not None,
         "CLEAN": clean,
         "DENSE": all(image.is_dense for image in everything),
-        "SKIP": shifted and partly_dead((height, width), dilation, weight.kernel),
+        "SKIP": skip,
         "FLUSH": flush,
         "ACTIVATION": activation,
         "POOL": pool,
         "RESIZED": resized,
         "PRECISION": "tf32" if program.tf32 else "ieee",
-        "WIDE": spread > INT32_MAX,
+        "WIDE": wide,
         "VECTOR": vector,
         "RESIDUAL_VECTOR": residual_vector,
         "OUT_VECTOR": out_vector,

@@ -41,11 +41,13 @@ class Device:
     interpreted: bool = False
 
 
+# T4: Triton leaves Turing's tensor cores idle, so its rate is that of packed halves.
 # Figures of the makers' data sheets (dense rates, boost clocks); CUDA programming guide for the
 # shared memory of a block. The first of an architecture stands for it in reports.
 A100, H100 = (312e12, 19.5e12), (989e12, 67e12)
 KB, MB = 1 << 10, 1 << 20
 KNOWN = (
+    Device("Tesla T4", "cuda", 75, 40, 64 * KB, 320e9, (16e12, 8.1e12), 4 * MB),
     Device("NVIDIA A100-SXM4-80GB", "cuda", 80, 108, 163 * KB, 2.04e12, A100, 40 * MB),
     Device("NVIDIA GeForce RTX 3090", "cuda", 86, 82, 99 * KB, 936e9, (71e12, 35.6e12), 6 * MB),
     Device("NVIDIA L4", "cuda", 89, 58, 99 * KB, 300e9, (121e12, 30.3e12), 48 * MB),

@@ -38,7 +38,7 @@ def normalize_kernel(
     tl.store(out + i, tl.load(table + channel * 256 + value, mask=inside, other=0.0), mask=inside)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache  # for good: a captured graph reads it by its address
 def table_of(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:

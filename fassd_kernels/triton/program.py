@@ -22,7 +22,14 @@ from torch import Tensor
 
 from fassd_kernels.triton.configurations import Config, Problem, overridden
 from fassd_kernels.triton.device import Device, assumption, describe_device
-from fassd_kernels.triton.layout import LANES, Size, pixel_stride, round_up, strides_of
+from fassd_kernels.triton.layout import (
+    LANES,
+    Size,
+    empty_image,
+    pixel_stride,
+    round_up,
+    strides_of,
+)
 from fassd_kernels.triton.packing import OUT_CHANNELS, check_packed_weight, pack
 
 BYTES = 16  # of the widest load, and the alignment that the compiler is told of
@@ -121,9 +128,24 @@ def image_of(slot: int, tensor: Tensor) -> Image:
         tuple(strides),  # type: ignore[arg-type]
         0,
         tensor.element_size(),
-        tensor.data_ptr() % BYTES == 0,
+        is_aligned(tensor),
         tensor.shape[1],
     )
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether whole vectors can be loaded, from its address on to those of the last channels.
+
+    An image of one pixel has no distance of pixels that would leave room for them.
+    """
+    if tensor.data_ptr() % BYTES:
+        return False
+    if tensor.dim() != 4 or tensor.shape[1] % LANES == 0 or tensor.numel() == 0:
+        return True
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = tensor.storage_offset() + sum((n - 1) * s for n, s in steps) - tensor.shape[1] + 1
+    room = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return last + round_up(tensor.shape[1], LANES) <= room
 
 
 @dataclass(frozen=True)
@@ -200,20 +222,16 @@ def fill(value: Any, tensors: Sequence[Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The result of a program."""
+    """The result of a program: an image, or a map of labels."""
 
     size: tuple[int, ...]
-    strides: tuple[int, ...]
     dtype: torch.dtype
-    elements: int
+    padded: bool = False
 
     def allocate(self, device: torch.device) -> Tensor:
-        if self.elements == math.prod(self.size):
-            form = torch.channels_last if len(self.size) == 4 else torch.contiguous_format
-            return torch.empty(self.size, dtype=self.dtype, device=device, memory_format=form)
-        # Padded: the last pixel's lanes belong to it as well.
-        buffer = torch.empty(self.elements, dtype=self.dtype, device=device)
-        return buffer.as_strided(self.size, self.strides)
+        if len(self.size) != 4:
+            return torch.empty(self.size, dtype=self.dtype, device=device)
+        return empty_image(self.size, self.dtype, device, self.padded)
 
 
 class Program:
@@ -295,7 +313,7 @@ class Program:
         if given is not None and packed is not None and packed.numel() > 0:
             stride = round_up(out_channels, OUT_CHANNELS)
             return Weight(Pointer(given), end - begin, out_channels, kernel, stride)
-        if out_channels % LANES == 0 and weight.permute(2, 3, 1, 0).is_contiguous():
+        if out_channels % OUT_CHANNELS == 0 and weight.permute(2, 3, 1, 0).is_contiguous():
             # Folded weights lie like this: rows of one input channel, as packed ones.
             pointer = Pointer(slot, begin * out_channels)
             return Weight(pointer, end - begin, out_channels, kernel, out_channels)
@@ -311,15 +329,12 @@ class Program:
     def result(self, size: Size) -> Image:
         """The call's result; its pixels are padded to whole vectors if the caller takes that."""
         stride = pixel_stride(size[1], self.padded)
-        strides = strides_of(size, stride)
-        elements = size[0] * size[2] * size[3] * stride
-        self.out = Allocation(size, strides, self.dtype, elements)
-        return self._own(self.arguments, size, strides, 0, stride)
+        self.out = Allocation(size, self.dtype, self.padded)
+        return self._own(self.arguments, size, strides_of(size, stride), 0, stride)
 
     def labels(self, size: tuple[int, int, int]) -> Pointer:
         """The call's result, a map of labels."""
-        _, height, width = size
-        self.out = Allocation(size, (height * width, width, 1), torch.uint8, math.prod(size))
+        self.out = Allocation(size, torch.uint8)
         self.types[self.arguments] = (torch.uint8, True)
         return Pointer(self.arguments)
 
@@ -424,20 +439,26 @@ class Weight:
 
 def tf32_requested() -> bool:
     """Whether the user lets PyTorch's matrix products round to TF32; PyTorch's default is no."""
-    return torch.get_float32_matmul_precision() != "highest"
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if precision is None:  # torch before 2.9
+        return torch.get_float32_matmul_precision() != "highest"
+    if precision == "none":  # as the setting above it says
+        precision = getattr(torch.backends, "fp32_precision", "ieee")
+    return precision == "tf32"
 
 
 # --- cache ----------------------------------------------------------------------------------------
 
 MOST_PROGRAMS = 1024  # of one process; a network has 30 per size
 _programs: dict[Any, Program] = {}
+_programs_lock = threading.Lock()
 
 
 def key_of(tensor: Tensor | None) -> Any:
     """What a program depends on in a tensor."""
     if tensor is None:
         return None
-    aligned = tensor.data_ptr() % BYTES == 0
+    aligned = is_aligned(tensor)
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, aligned
 
 
@@ -459,7 +480,7 @@ def cached(
     """
     first = next(tensor for tensor in tensors if tensor is not None)
     key = (
-        name, settings, padded, assumption.device, torch.get_float32_matmul_precision(),
+        name, settings, padded, assumption.device, tf32_requested(),
         tuple(map(key_of, tensors)),
     )  # fmt: skip
     program = None if overridden() else _programs.get(key)
@@ -468,10 +489,11 @@ def cached(
         plan(program)
         if overridden():  # somebody tries a configuration out
             return program.run([tensor for tensor in tensors if tensor is not None])
-        if len(_programs) >= MOST_PROGRAMS:
-            # Whoever feeds a new size with every call must not fill the memory with plans.
-            _programs.pop(next(iter(_programs)), None)
-        _programs[key] = program
+        with _programs_lock:
+            if len(_programs) >= MOST_PROGRAMS:
+                # Whoever feeds a new size with every call must not fill the memory with plans.
+                del _programs[next(iter(_programs))]
+            _programs[key] = program
     return program.run([tensor for tensor in tensors if tensor is not None])
 
 
@@ -491,7 +513,8 @@ def interleave(
 
 def forget_programs() -> None:
     """Plan anew from now on, with the configurations as they are by then."""
-    _programs.clear()
+    with _programs_lock:
+        _programs.clear()
 
 
 # --- recording ------------------------------------------------------------------------------------

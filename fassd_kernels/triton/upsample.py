@@ -83,9 +83,9 @@ def upsample_argmax_kernel(
     tl.store(out + m, tl.where(first_odd < BLOCK_C, first_odd, first).to(tl.uint8), mask=m < pixels)
 
 
-def block_pixels(program: Program) -> int:
-    """Pixels of a tile: 64 keep 16 lanes of four neighbours in the registers of 4 warps."""
-    return 1024 if program.device.interpreted else 64
+def block_pixels(program: Program, block_c: int) -> int:
+    """Pixels of a tile: four neighbours of so many channels have to fit into 4 warps' registers."""
+    return 1024 if program.device.interpreted else max(8, 64 * 32 // max(block_c, 32))
 
 
 def shared_arguments(
@@ -126,8 +126,8 @@ def upsample(input: Tensor, size: Sequence[int], padded: bool = False) -> Tensor
         out = program.result(result)
         if out.pixels == 0 or image.channels == 0:
             return
-        block_m = block_pixels(program)
         block_c = min(32, triton.next_power_of_2(image.channels))
+        block_m = block_pixels(program, block_c)
         arguments = shared_arguments(image, size, block_m, block_c, out.reach)
         arguments |= {"out": Pointer(out.slot), "out_strides": out.in_units(1)[:3]}
         grid = (math.ceil(out.pixels / block_m), math.ceil(image.channels / block_c))
@@ -147,8 +147,8 @@ def upsample_argmax(input: Tensor, size: Sequence[int], padded: bool = False) ->
         pixels = math.prod(result)
         if pixels == 0:
             return
-        block_m = block_pixels(program)
         block_c = triton.next_power_of_2(image.channels)
+        block_m = block_pixels(program, block_c)
         arguments = shared_arguments(image, size, block_m, block_c, pixels)
         arguments["out"] = labels
         grid = (math.ceil(pixels / block_m),)

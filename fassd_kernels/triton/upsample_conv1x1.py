@@ -26,7 +26,9 @@ def upsample_conv1x1(
     padded: bool = False,
 ) -> Tensor:
     """:func:`fassd_kernels.reference.upsample_conv1x1`; `padded` as in :mod:`program`."""
-    packs: Sequence[Tensor | None] = packed if packed is not None else (None, None)
+    packs: Sequence[Tensor | None] = (None, None)
+    if packed is not None and len(packed) == 2:  # of another number, the check below tells
+        packs = packed
 
     def plan(program: Program) -> None:
         size = check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation=activation)
@@ -51,5 +53,5 @@ def upsample_conv1x1(
         )  # fmt: skip
 
     tensors = [*low, *skip, weight, packs[0], weight, packs[1], bias, slope]
-    settings = (len(low), len(skip), activation, 0 if packed is None else len(packed))
+    settings = (len(low), len(skip), activation, None if packed is None else len(packed))
     return cached("upsample_conv1x1", tensors, settings, padded, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conformance import cases
 from fassd.models import MDA
 from fassd_kernels import BackendError, accelerate, backends, ops
 from fassd_kernels.backends import choose
+from fassd_kernels.backends import refusal as backend_refusal
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import INTERPRETED
 
@@ -78,6 +80,7 @@ def turing(monkeypatch):
         monkeypatch.setattr(availability, "DTYPES", availability.TYPES)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA Pretended")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
         for function in (
@@ -104,6 +107,22 @@ def test_a_gpu_without_bfloat16(turing):
     assert availability.refusal(place, torch.float16) == ""
     why = availability.refusal(place, torch.bfloat16)
     assert why == "bfloat16 needs sm_80; NVIDIA Pretended is older"
+    assert availability.refuses(torch.device("cuda"), torch.bfloat16) == why
+
+
+def test_auto_falls_back_where_the_gpu_refuses(turing, monkeypatch):
+    row = backends()["triton"]
+    turing((7, 5))
+    gpu_row = dataclasses.replace(row, device="cuda", dtypes=availability.TYPES)
+    assert backend_refusal(gpu_row, torch.device("cuda", 0), "mda", torch.float16) == ""
+    why = backend_refusal(gpu_row, torch.device("cuda", 0), "mda", torch.bfloat16)
+    assert why.startswith("bfloat16 needs sm_80")
+
+
+def test_a_machine_without_a_c_compiler(turing, monkeypatch):
+    turing((9, 0))
+    monkeypatch.setattr(availability.shutil, "which", lambda name: None)
+    assert "Triton needs a C compiler" in availability.reason()
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="for the interpreter: TRITON_INTERPRET=1")

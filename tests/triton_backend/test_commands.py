@@ -199,7 +199,7 @@ def test_trials_are_compiled_in_other_processes(tmp_path, monkeypatch):
         case.trials = trials
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             for trial, future in zip(trials, tune.submit(pool, [case], l4).values(), strict=True):
-                tune.put_out(trial, future.result(), l4)
+                tune.put_out(trial, future, l4)
     good, large, impossible = (trial.reason for trial in trials)
     assert good == ""
     assert "bytes of shared memory" in large

@@ -89,7 +89,7 @@ def test_the_users_table_overrides_the_packages(tmp_path, monkeypatch):
     by_model = choose(PROBLEM, UNKNOWN)
     write_table(path, UNKNOWN.name, {PROBLEM.key: TUNED}, {})
     assert choose(PROBLEM, UNKNOWN) == TUNED != by_model
-    mine = Config(64, 64, 32, 8, 1)
+    mine = Config(64, 32, 16, 4, 1)
     write_table(tmp_path / path.name, UNKNOWN.name, {PROBLEM.key: mine}, {"torch": "2.13"})
     assert choose(PROBLEM, UNKNOWN) == mine
     with overriding({PROBLEM.key: TUNED}):
@@ -122,6 +122,31 @@ def test_a_table_that_is_none(tmp_path, content, said):
     with pytest.warns(RuntimeWarning, match=f"is not a table of configurations .*{said}|{said}"):
         config = choose(PROBLEM, UNKNOWN)
     assert config == candidates(PROBLEM, UNKNOWN)[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block_middle": 16},  # of a convolution alone
+        {"max_registers": 7},
+        {"recompute": 2},
+        {"block_k": 256, "num_stages": 5},  # more shared memory than there is
+    ],
+    ids=str,
+)
+def test_a_row_that_cannot_run_is_passed_over(tmp_path, change):
+    content = {"format": 1, "configurations": {PROBLEM.key: {**GOOD, **change}}}
+    (tmp_path / file_name(UNKNOWN.name)).write_text(json.dumps(content))
+    assert choose(PROBLEM, UNKNOWN) == candidates(PROBLEM, UNKNOWN)[0]
+
+
+@pytest.mark.parametrize("trouble", [PermissionError("not yours"), RuntimeError("no home")])
+def test_a_folder_that_cannot_be_looked_into(monkeypatch, trouble):
+    def fail() -> Path:
+        raise trouble
+
+    monkeypatch.setattr(configurations, "user_folder", fail)
+    assert choose(PROBLEM, UNKNOWN) == candidates(PROBLEM, UNKNOWN)[0]
 
 
 def test_a_good_row_is_read(tmp_path):

@@ -121,6 +121,34 @@ def test_sides_of_one(shape):
         check_result(same, run(same))
 
 
+@pytest.mark.parametrize("width", [8, 24, 40])
+def test_weights_laid_out_in_different_ways(width):
+    """Some as folding leaves them, some plain, some packed: rows are of one length all the same."""
+    call = cases.dapf(1, 16, width, 9, (4, 9), (1, 2, 3)).to(torch.float16)
+    weights = call.arguments["weights"]
+    packed = [ops.operator("pack_weight", "triton")(weight) for weight in weights]
+    for i in range(0, len(weights), 2):
+        weights[i] = weights[i].permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+        packed[i] = packed[i].new_empty(0)
+    check_result(call, run(call))
+    check_result(call, run(call.with_(packed=packed)))
+
+
+@pytest.mark.parametrize(("low", "skip"), [((0,), (3,)), ((5,), (0, 0)), ((5, 0), (0, 3))])
+def test_a_side_without_channels(low, skip):
+    call = cases.upsample_conv1x1(1, low, skip, 9, (3, 4), (5, 7), "relu").to(torch.float32)
+    check_result(call, run(call))
+
+
+@pytest.mark.parametrize("operator", ["asymmetric_conv", "upsample_conv1x1", "dapf", "mda"])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_packed_weights_of_another_number(operator, count):
+    call = cases.SAMPLES[operator][0].to(torch.float32)
+    run(call)  # plans are kept, and this one is for another call
+    with pytest.raises(RuntimeError, match=f"{operator}: packed has {count} tensors; expected"):
+        run(call.with_(packed=[torch.zeros(3)] * count))
+
+
 # --- offsets beyond 32 bits -----------------------------------------------------------------------
 
 
@@ -152,14 +180,14 @@ def test_offsets_below_32_bits_are_computed_in_them():
     assert launch.arguments["WIDE"] is False
 
 
-@pytest.mark.parametrize("operator", ["upsample", "upsample_argmax", "asymmetric_conv"])
+@pytest.mark.parametrize("operator", ["upsample", "upsample_argmax", "asymmetric_conv", "aspp"])
 def test_offsets_beyond_32_bits_of_the_others(operator):
     call = getattr(cases, operator)(batch=2, channels=8).to(torch.float16)
     image = call.arguments["input"]
     far = far_apart(tuple(image.shape), 2**31, torch.float16).copy_(image)
     call = call.with_(input=far)
-    (launch,) = plan_of(lambda: run(call)).launches
-    assert launch.arguments["WIDE"] is True
+    launches = plan_of(lambda: run(call)).launches
+    assert launches[0].arguments["WIDE"] is True
     near = call.with_(input=far.contiguous())
     assert torch.equal(run(call), run(near))
 

@@ -100,6 +100,60 @@ def test_key_tells_apart_whatever_a_plan_depends_on():
     assert key_of(torch.empty_like(x)) == key_of(x)
 
 
+def test_whole_vectors_need_room_behind_the_last_pixel():
+    buffer = torch.zeros(1, 1, 1, 16, dtype=torch.float16).permute(0, 3, 1, 2)
+    assert image_of(0, buffer[:, :9]).vector == 8
+    alone = torch.zeros(1, 9, 1, 1, dtype=torch.float16)
+    assert image_of(0, alone).vector == 1
+    assert key_of(alone) != key_of(torch.empty(16, dtype=torch.float16)[:9].view(1, 9, 1, 1))
+
+
+def problem_of(**shape):
+    call = cases.conv_act(**shape).to(torch.float16)
+    (launch,) = plan_of(lambda: call(ops.operator("conv_act", "triton"))).launches
+    return launch.problem.key
+
+
+def test_whatever_makes_another_kernel_is_another_problem():
+    """Or a configuration would serve where it was never verified."""
+    first = dict(channels=(16,), out_channels=16, size=(6, 12))
+    keys = [
+        problem_of(**first, **more)
+        for more in (
+            {}, {"residual": True}, {"activation": "relu"}, {"activation": "prelu"}, {"pool": 2},
+            {"kernel": (3, 1)}, {"kernel": (1, 3)}, {"stride": (1, 2)}, {"dilation": (2, 2)},
+            {"dilation": (3, 3)}, {"batch": 2},
+        )
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys), keys
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "asked"),
+    [("highest", None, False), ("high", None, True), (None, "tf32", True), (None, "ieee", False)],
+)
+def test_tf32_by_either_of_pytorchs_settings(old, new, asked):
+    code = f"""
+import torch
+from fassd_kernels.triton.program import tf32_requested
+if {old!r}: torch.set_float32_matmul_precision({old!r})
+if {new!r}: torch.backends.cuda.matmul.fp32_precision = {new!r}
+print(tf32_requested())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(asked)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 1, 3), (2, 3, 0, 5), (1, 9, 4, 1), (0, 9, 0, 0)])
+def test_results_are_laid_out_as_the_fake_kernels_say(shape):
+    batch, channels, height, width = shape
+    call = cases.conv_act(batch, (4,), channels, (height, width)).to(torch.float32)
+    with recording():
+        result = call(ops.operator("conv_act", "triton"))
+    fake = call.map(lambda x: x.to("meta"))(ops.operator("conv_act", "triton"))
+    assert (result.shape, result.stride()) == (fake.shape, fake.stride())
+
+
 def test_programs_are_bounded_and_hold_no_tensors(monkeypatch):
     monkeypatch.setattr(programs, "MOST_PROGRAMS", 3)
     programs.forget_programs()
