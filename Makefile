@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(PYTEST) --durations=10 --ignore=tests/triton_backend
-	$(MAKE) triton isa $(if $(ASAN),sanitize)
+	$(MAKE) $(if $(filter Linux,$(shell uname -s)),triton) isa $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 
 # One row in three of the conformance tables: the interpreter takes a tenth of a second for each.

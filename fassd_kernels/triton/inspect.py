@@ -41,6 +41,15 @@ class Row:
     resources: Resources | None
 
 
+def label_of(planned: Planned) -> str:
+    """What a launch does, with its channels."""
+    problem = planned.launch.problem
+    if problem is None:
+        return planned.label
+    inputs = "+".join(map(str, problem.in_channels))
+    return f"{planned.label} {inputs}>{problem.out_channels}"
+
+
 def tile_of(planned: Planned) -> str:
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_MIDDLE", "BLOCK_K", "BLOCK_C")
     arguments = planned.launch.arguments
@@ -61,7 +70,7 @@ def rows_of(
         first = group[0]
         rows.append(
             Row(
-                first.label,
+                label_of(first),
                 len(group),
                 first.launch.grid,
                 tile_of(first),
@@ -92,7 +101,7 @@ def faults(rows: Sequence[Row], device: Device) -> list[str]:
 
 def render(rows: Sequence[Row], title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    for name in ("launch", "tile"):
+    for name in ("launch, channels", "tile"):
         table.add_column(name)
     for name in (
         "x", "programs", "warps", "regs", "spills", "shared KB", "MMA", "16 B loads", "others",

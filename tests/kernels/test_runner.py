@@ -155,7 +155,7 @@ def test_steps_back_and_says_so_once(name: str) -> None:
         run(picture(128, 128))
     assert len([w for w in caught if "GraphRunner" in str(w.message)]) == 1
     assert Replay.captures == 0 and first.shape == (1, 5, 128, 128)
-    assert first.requires_grad == (name != "hooks")
+    assert first.requires_grad == (name == "gradient")
 
 
 def test_autocast_is_left_to_the_model() -> None:

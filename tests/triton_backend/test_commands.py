@@ -44,7 +44,7 @@ def test_inspect_predicts(tmp_path):
         sum(row[n] for row in content["rows"]) for n in ("floor_us", "predicted_us")
     )
     assert 140 < floor < 190 and floor < predicted < 1000
-    assert "mda tail" in done.stdout and f"{floor:.0f}" in done.stdout
+    assert "mda tail 96>192" in done.stdout and f"{floor:.0f}" in done.stdout
 
 
 @compiled
