@@ -27,12 +27,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
-from fassd_kernels.triton.configurations import Config, Problem, choose
+from fassd_kernels.triton.configurations import Config, Problem, choose, joined
 from fassd_kernels.triton.conv_act import MOST_OVERHANG, bytes_of
 from fassd_kernels.triton.convolution import activate, load_vector
 from fassd_kernels.triton.layout import round_up
 from fassd_kernels.triton.packing import check_packed_weight
 from fassd_kernels.triton.program import (
+    BYTES,
     INT32_MAX,
     Image,
     Pointer,
@@ -238,13 +239,6 @@ def plan_asymmetric(
         )
         > INT32_MAX
     )
-    notes = (
-        activation,
-        f"branches={len(branches)}" if len(branches) > 1 else "",
-        "wide" if wide else "",
-        "tf32" if program.tf32 else "",
-        f"vector={vector}",
-    )
     problem = Problem(
         "asymmetric",
         batch * height * width,
@@ -255,9 +249,15 @@ def plan_asymmetric(
         3,
         (dilation, dilation),
         program.dtype,
-        not clean,
-        vector == 1,
-        "+".join(filter(None, notes)),
+        registers=not clean,
+        narrow=vector * program.itemsize < BYTES,
+        extra=joined(
+            f"vector={vector}",
+            activation,
+            len(branches) > 1 and f"branches={len(branches)}",
+            wide and "wide",
+            program.tf32 and "tf32",
+        ),
     )
     config = choose(problem, program.device)
     span, halo, shift, tiles = stretches(width, dilation, config)
@@ -309,28 +309,37 @@ def plan_asymmetric(
         "BLOCK_MIDDLE": config.block_middle,
         "BLOCK_K": config.block_k,
     }
-    live = [live_operations(image, b, middles, out_channels) for b in branches]
-    size = program.itemsize
-    weights = (3 * middles * (channels + out_channels)) * size
-    passes = 1 if shift == "gather" else 3
-    steps = round_up(channels, config.block_k)
-    middle_steps = -(-middles // config.block_middle)
-    per_program = (
-        3 * steps * config.block_middle * passes + 3 * config.block_middle * config.block_n
-    )
-    loads = 3 * steps * (config.block_m + config.block_middle) * passes
-    loads += 3 * config.block_middle * config.block_n
     programs = stacks * tiles * columns * len(branches)
-    work = Work(
-        bytes=bytes_of(image) + len(branches) * (bytes_of(out) + weights),
-        operations=sum(live),
-        issued=2 * programs * config.block_m * middle_steps * per_program,
-        loaded=programs * middle_steps * loads * size,
-    )
+    work = asymmetric_work(image, branches, outs, programs, shift, config)
     grid = (stacks * tiles * columns, len(branches))
     program.launch(
         asymmetric_conv_kernel, grid, arguments, work, label, problem, config,
     )  # fmt: skip
+
+
+def asymmetric_work(
+    image: Image,
+    branches: Sequence[Branch],
+    outs: Sequence[Image],
+    programs: int,
+    shift: str,
+    config: Config,
+) -> Work:
+    """What a launch of so many programs moves and computes."""
+    size, channels = image.itemsize, image.channels
+    middles = branches[0].vertical.out_channels
+    out_channels = branches[0].horizontal.out_channels
+    m, n, middle = config.block_m, config.block_n, config.block_middle
+    # The 3x1, once, or anew for each tap of the 1x3.
+    depth = 3 * round_up(channels, config.block_k) * (1 if shift == "gather" else 3)
+    steps = programs * -(-middles // middle)
+    weights = 3 * middles * (channels + out_channels) * size
+    return Work(
+        bytes=bytes_of(image) + sum(map(bytes_of, outs)) + len(branches) * weights,
+        operations=sum(live_operations(image, b, middles, out_channels) for b in branches),
+        issued=2 * steps * m * middle * (depth + 3 * n),
+        loaded=steps * size * (depth * (m + middle) + 3 * middle * n),
+    )
 
 
 def stretches(width: int, dilation: int, config: Config) -> tuple[int, int, str, int]:

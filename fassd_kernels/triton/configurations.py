@@ -118,6 +118,11 @@ class Problem:
         return self.dtype.itemsize == 2
 
 
+def joined(*notes: str | object) -> str:
+    """The notes that there are, as a problem's `extra`."""
+    return "+".join(note for note in notes if isinstance(note, str) and note)
+
+
 # What the model may pick, by family and width of the type, and what `tune` measures. Every one is
 # compiled ahead of time for every architecture in the tests; none spills.
 #

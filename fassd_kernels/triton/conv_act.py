@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fassd_kernels.reference.conv_act import check_conv_act, pair
-from fassd_kernels.triton.configurations import Problem, choose
+from fassd_kernels.triton.configurations import Config, Problem, choose, joined
 from fassd_kernels.triton.convolution import (
     activate,
     convolve,
@@ -32,6 +32,7 @@ from fassd_kernels.triton.convolution import (
 from fassd_kernels.triton.layout import LANES, round_up
 from fassd_kernels.triton.packing import check_packed_weight
 from fassd_kernels.triton.program import (
+    BYTES,
     INT32_MAX,
     Image,
     Pointer,
@@ -243,20 +244,6 @@ def plan_conv(
         )
         > INT32_MAX
     )
-    notes = (
-        f"{weight.kernel[0]}x{weight.kernel[1]}",
-        f"stride={stride[0]}x{stride[1]}" if stride != (1, 1) else "",
-        activation,
-        "pool" if pool > 1 else "",
-        "resized" if resized else "residual" if residual else "",
-        "copy" if copy else "",
-        "prologue" if prologue else "",
-        "addend" if addend else "",
-        "skip" if skip else "",
-        "wide" if wide else "",
-        "tf32" if program.tf32 else "",
-        f"vector={vector}",
-    )
     problem = Problem(
         "spatial" if weight.taps > 3 else "pointwise",
         pixels,
@@ -267,14 +254,26 @@ def plan_conv(
         taps.bit_count(),
         dilation if weight.taps > 1 else (1, 1),
         program.dtype,
-        prologue is not None or not clean,
-        vector == 1,
-        "+".join(filter(None, notes)),
+        registers=prologue is not None or not clean,
+        narrow=vector * program.itemsize < BYTES,
+        extra=joined(
+            f"{weight.kernel[0]}x{weight.kernel[1]}",
+            f"vector={vector}",
+            activation,
+            stride != (1, 1) and f"stride={stride[0]}x{stride[1]}",
+            pool > 1 and "pool",
+            residual and ("resized" if resized else "residual"),
+            copy and "copy",
+            prologue and "prologue",
+            addend and "addend",
+            skip and "skip",
+            wide and "wide",
+            program.tf32 and "tf32",
+        ),
     )
     config = choose(problem, program.device)
     out_vector = math.gcd(out.vector, out.lanes)
     residual_vector = residual.vector if residual else 1
-    steps = sum(-(-image.channels // config.block_k) for image in inputs)
     columns = -(-out_channels // config.block_n)
     tiles = -(-pixels // config.block_m)
     flush = 0
@@ -333,21 +332,43 @@ def plan_conv(
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
     }
-    size = program.itemsize
-    weights = weight.taps * weight.in_channels * out_channels * size
-    moved = sum(map(bytes_of, everything)) + bytes_of(out) + weights
-    moved += (bytes_of(residual) if residual else 0) + (bytes_of(copy) if copy else 0)
-    work = Work(
-        bytes=moved,
-        operations=2 * pixels * taps.bit_count() * weight.in_channels * out_channels,
-        issued=2 * tiles * columns * config.block_m * config.block_n * config.block_k * steps
-        * taps.bit_count(),
-        loaded=tiles * columns * taps.bit_count() * steps * config.block_k * size
-        * (config.block_m + config.block_n),
-    )  # fmt: skip
+    work = conv_work(everything, images, weight, pixels, taps.bit_count(), config)
     program.launch(
         conv_act_kernel, (tiles * columns,), arguments, work, label, problem, config,
     )  # fmt: skip
+
+
+def conv_work(
+    inputs: Sequence[Image],
+    images: Sequence[Image],
+    weight: Weight,
+    pixels: int,
+    taps: int,
+    config: Config,
+) -> Work:
+    """What a launch moves and computes.
+
+    Args:
+        inputs: of the convolution, an addend included.
+        images: these, and all else that is read or written.
+        weight: of all taps.
+        pixels: of the result, before pooling.
+        taps: that reach the picture.
+        config: the tiles.
+    """
+    size = inputs[0].itemsize
+    m, n, k = config.block_m, config.block_n, config.block_k
+    # Every input of the concatenation begins a chunk of its own.
+    depth = taps * k * sum(-(-image.channels // k) for image in inputs)
+    tiles = -(-pixels // m) * -(-weight.out_channels // n)
+    products = taps * weight.in_channels * weight.out_channels
+    weights = weight.taps * weight.in_channels * weight.out_channels * size
+    return Work(
+        bytes=sum(map(bytes_of, images)) + weights,
+        operations=2 * pixels * products,
+        issued=2 * tiles * m * n * depth,
+        loaded=tiles * depth * size * (m + n),
+    )
 
 
 # --- the operator ---------------------------------------------------------------------------------
