@@ -298,6 +298,12 @@ def operator(name: str, backend: str) -> Callable[..., Tensor]:
     return getattr(getattr(torch.ops, namespace), name)
 
 
+def packer(backend: str) -> Callable[..., Tensor]:
+    """What lays weights out for `backend`."""
+    namespace = TRITON_NAMESPACE if backend == "triton" else NAMESPACE
+    return getattr(torch.ops, namespace).pack_weight
+
+
 conv_act = torch.ops.fassd_kernels.conv_act
 asymmetric_conv = torch.ops.fassd_kernels.asymmetric_conv
 dapf = torch.ops.fassd_kernels.dapf

@@ -170,9 +170,7 @@ class Fused(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 packed = {name: detached(value) for name, value in self.pack(dtype).items()}
                 packed["packed"] = [
-                    ops.operator("pack_weight", self.backend_for(weight))(
-                        weight, stride=stride, dilation=dilation
-                    )
+                    ops.packer(self.backend_for(weight))(weight, stride=stride, dilation=dilation)
                     for weight, stride, dilation in self.plan(packed)
                 ]
                 if are_on_gpu(packed["packed"]):

@@ -547,7 +547,9 @@ def test_repr_tells_backend_and_dtype(reference: nn.Module) -> None:
 
 
 def test_unknown_and_unavailable_backends(reference: nn.Module) -> None:
-    with pytest.raises(BackendError, match=r"'tpu'.*expected one of auto, cpu, cuda, reference"):
+    with pytest.raises(
+        BackendError, match=r"'tpu'.*expected one of auto, cpu, cuda, triton, reference"
+    ):
         fuse(reference, "tpu")
     if not fassd_kernels.backends()["cuda"].available:
         with pytest.raises(BackendError, match=r"'cuda'.*CUDA|GPU"):
