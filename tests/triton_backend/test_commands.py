@@ -87,7 +87,7 @@ def test_faults_are_told():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--gpu", "voodoo"), "gpu is 'voodoo'; expected one of NVIDIA A100"),
+        (("--gpu", "voodoo"), "gpu is 'voodoo'; expected one of Tesla T4, NVIDIA A100"),
         (("--gpu", "RTX"), "expected one of"),
         (("--size", "1024"), "'1024'; expected HEIGHTxWIDTH"),
         (("--size", "0x5"), "'0x5'; expected HEIGHTxWIDTH"),
