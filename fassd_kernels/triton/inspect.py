@@ -20,7 +20,7 @@ from rich.table import Table
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.aot import Resources, examine_all
 from fassd_kernels.triton.device import Device
-from fassd_kernels.triton.options import parse_dtype, parse_size
+from fassd_kernels.triton.options import parse_dtype, parse_output, parse_size
 from fassd_kernels.triton.predict import Planned, device_named, plan_network
 from fassd_kernels.triton.training import PASSES, training_step
 
@@ -169,7 +169,9 @@ def main(
         if training:
             print_training(model, height, width, device)
             return
-        launches = plan_network(model, height, width, device, batch, parse_dtype(dtype), output)
+        launches = plan_network(
+            model, height, width, device, batch, parse_dtype(dtype), parse_output(output)
+        )
     except (ValueError, KeyError) as error:
         raise typer.BadParameter(str(error)) from error
     sources = [planned.source for planned in launches]

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import typer
 
+from fassd_kernels.modules.network import OUTPUTS, Output
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def parse_output(text: str) -> Output:
+    if text not in OUTPUTS:
+        raise typer.BadParameter(f"{text!r}; expected one of {', '.join(OUTPUTS)}")
+    return cast(Output, text)
 
 
 def parse_size(text: str) -> tuple[int, int]:

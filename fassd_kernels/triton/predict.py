@@ -14,6 +14,7 @@ import torch
 
 import fassd
 from fassd_kernels.accelerate import accelerate
+from fassd_kernels.modules.network import Output
 from fassd_kernels.triton.aot import Source, source_of
 from fassd_kernels.triton.configurations import EFFICIENCY, L2_PER_DRAM
 from fassd_kernels.triton.device import KNOWN, Device, assuming
@@ -77,7 +78,7 @@ def plan_network(
     device: Device,
     batch: int = 1,
     dtype: torch.dtype = torch.float16,
-    output: str = "labels",
+    output: Output = "labels",
 ) -> list[Planned]:
     """What a variant of the family launches on a GPU that need not be there.
 
@@ -90,7 +91,7 @@ def plan_network(
         output: ``labels`` or ``logits``.
     """
     model = fassd.create_model(name).eval()
-    fast = accelerate(model, dtype=dtype, output=output, inplace=True)  # type: ignore[arg-type]
+    fast = accelerate(model, dtype=dtype, output=output, inplace=True)
     picture = torch.empty(batch, 3, height, width, dtype=dtype)
     with torch.no_grad(), assuming(device), recording() as programs:
         fast(picture)

@@ -118,19 +118,14 @@ class Image:
 
 def image_of(slot: int, tensor: Tensor) -> Image:
     """A tensor of the call, as a kernel finds it."""
-    strides = [
+    batch, channels, height, width = tensor.shape
+    n, c, h, w = (
         0 if size == 1 else stride
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    ]
-    return Image(
-        slot,
-        tuple(tensor.shape),  # type: ignore[arg-type]
-        tuple(strides),  # type: ignore[arg-type]
-        0,
-        tensor.element_size(),
-        is_aligned(tensor),
-        tensor.shape[1],
     )
+    size = (batch, channels, height, width)
+    aligned = is_aligned(tensor)
+    return Image(slot, size, (n, c, h, w), 0, tensor.element_size(), aligned, channels)
 
 
 def is_aligned(tensor: Tensor) -> bool:
@@ -458,8 +453,10 @@ def key_of(tensor: Tensor | None) -> Any:
     """What a program depends on in a tensor."""
     if tensor is None:
         return None
-    aligned = is_aligned(tensor)
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, aligned
+    # The address itself too: the compiler is told of it, be there room for whole vectors or not.
+    address = tensor.data_ptr() % BYTES == 0
+    alignment = (address, is_aligned(tensor))
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, alignment
 
 
 def cached(

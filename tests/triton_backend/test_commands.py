@@ -93,6 +93,7 @@ def test_faults_are_told():
         (("--size", "0x5"), "'0x5'; expected HEIGHTxWIDTH"),
         (("--dtype", "float64"), "'float64'; expected one of float16, bfloat16, float32"),
         (("--model", "resnet"), "resnet"),
+        (("--output", "scores"), "'scores'; expected one of logits, labels"),
     ],
 )
 def test_bad_options(arguments, said):

@@ -100,6 +100,15 @@ def test_key_tells_apart_whatever_a_plan_depends_on():
     assert key_of(torch.empty_like(x)) == key_of(x)
 
 
+def test_an_address_counts_also_where_there_is_no_room_for_vectors():
+    """What was compiled for an aligned address must not serve one that is not."""
+    buffer = torch.empty(64, dtype=torch.float16)
+    aligned, not_aligned = (buffer[i : i + 9].view(1, 9, 1, 1) for i in (48, 49))
+    tight = torch.empty(57, dtype=torch.float16)[48:].view(1, 9, 1, 1)
+    assert image_of(0, tight).vector == image_of(0, not_aligned).vector == 1
+    assert len({key_of(aligned), key_of(not_aligned), key_of(tight)}) == 3
+
+
 def test_whole_vectors_need_room_behind_the_last_pixel():
     buffer = torch.zeros(1, 1, 1, 16, dtype=torch.float16).permute(0, 3, 1, 2)
     assert image_of(0, buffer[:, :9]).vector == 8
