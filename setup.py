@@ -166,8 +166,9 @@ def cpu_extension():
 
     return CppExtension(
         "fassd_kernels._C",
-        sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
-        depends=sources("csrc/*.h", "csrc/cpu/*.h", "fassd_kernels/schemas.def"),
+        # The plans of the CUDA kernels are plain C++, and are asked for without a GPU.
+        sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cuda/plan*.cpp"),
+        depends=sources("csrc/*.h", "csrc/*/*.h", "fassd_kernels/schemas.def"),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
         extra_compile_args={"cxx": STANDARD + SANITIZE},
         extra_link_args=SANITIZE,
@@ -185,8 +186,8 @@ def cuda_extension():
     links = ["-Wl,--no-as-needed", "-ltorch", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     return CppExtension(
         "fassd_kernels._C_cuda",
-        sources("csrc/checks.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
-        depends=sources("csrc/*.h", "csrc/cuda/*.cuh"),
+        sources("csrc/checks.cpp", "csrc/cuda/plan.cpp", "csrc/cuda/registration.cpp", "csrc/cuda/*.cu"),
+        depends=sources("csrc/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh"),
         include_dirs=include_paths("cuda"),
         library_dirs=library_paths("cuda"),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("USE_CUDA", None)],

@@ -63,6 +63,44 @@ Tensor normalize(const Tensor& image, const std::vector<double>& mean,
 
 namespace cuda {
 
+// As those above, on images whose pixels may be padded to whole vectors. `allow_tf32` lets products
+// of float32 round to TF32.
+
+Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& slope, const OptionalTensor& residual,
+                const OptionalTensor& packed, const Integers& stride, const Integers& dilation,
+                const std::string& activation, int64_t pool, bool allow_tf32);
+
+Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
+                       const Tensor& horizontal_weight, const OptionalTensor& vertical_bias,
+                       const OptionalTensor& horizontal_bias, const OptionalTensor& vertical_slope,
+                       const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
+                       int64_t dilation, const std::string& activation, bool allow_tf32);
+
+Tensor dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
+            const OptionalTensors& packed, const Integers& dilations, bool allow_tf32);
+
+Tensor aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
+            const OptionalTensors& packed, const Integers& dilations, bool allow_tf32);
+
+Tensor hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                 const OptionalTensors& packed, bool allow_tf32);
+
+Tensor mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
+           const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
+           int64_t dilation, bool allow_tf32);
+
+Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
+                        const OptionalTensor& bias, const OptionalTensor& slope,
+                        const OptionalTensors& packed, const std::string& activation,
+                        bool allow_tf32);
+
+Tensor pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation);
+
+Tensor upsample(const Tensor& input, const Integers& size);
+
+Tensor upsample_argmax(const Tensor& input, const Integers& size);
+
 Tensor normalize(const Tensor& image, const std::vector<double>& mean,
                  const std::vector<double>& std, ScalarType dtype);
 

@@ -5,6 +5,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/pool.h"
+#include "cuda/plan_operator.h"
 #include "operators.h"
 
 STABLE_TORCH_LIBRARY(fassd_kernels, m) {
@@ -14,12 +15,16 @@ STABLE_TORCH_LIBRARY(fassd_kernels, m) {
   m.def("cpu_capability() -> str");
   m.def("release_memory() -> int");
   m.def("held_memory() -> int");
+  m.def("convolution_plan(int[] shape, int[] channels, int[] gpu) -> Tensor");
+  m.def("pair_plan(int[] shape, int[] gpu) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CompositeImplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&fassd::cpu::capability_name));
   m.impl("release_memory", TORCH_BOX(&fassd::cpu::release_kept_memory));
   m.impl("held_memory", TORCH_BOX(&fassd::cpu::held_memory));
+  m.impl("convolution_plan", TORCH_BOX(&fassd::cuda::convolution_plan));
+  m.impl("pair_plan", TORCH_BOX(&fassd::cuda::pair_plan));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {

@@ -141,8 +141,14 @@ def cuda_reason() -> str:
 
 
 def describe_cuda() -> str:
-    operators = ", ".join(sorted(ops.CUDA_OPERATORS))
-    return f"{torch.cuda.get_device_name()}, so far only: {operators}"
+    return f"compiled for {', '.join(ops.compiled_architectures())}; {torch.cuda.get_device_name()}"
+
+
+def cuda_refuses(device: torch.device, dtype: torch.dtype | None) -> str:
+    """:func:`ops.cuda_refusal`, of a device whose index may be the current one's and of any type."""
+    if device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return ops.cuda_refusal(device, dtype or torch.float32)
 
 
 @functools.cache
@@ -156,7 +162,15 @@ def backends() -> Environment:
     every = frozenset(ops.SCHEMAS)
     table = [
         Backend("cpu", "cpu", every, cpu_reason, describe_cpu),
-        Backend("cuda", "cuda", ops.CUDA_OPERATORS, cuda_reason, describe_cuda),
+        Backend(
+            "cuda",
+            "cuda",
+            every,
+            cuda_reason,
+            describe_cuda,
+            ops.CUDA_TYPES,
+            cuda_refuses,
+        ),
         Backend("reference", "any", every, lambda: "", lambda: "plain PyTorch"),
     ]
     triton = Backend(
@@ -170,6 +184,17 @@ def backends() -> Environment:
     )
     # The interpreter is there to be asked for by name: it comes behind what `auto` stops at.
     table.insert(len(table) if INTERPRETED else 2, triton)
+    if ops.EMULATION:
+        table.append(
+            Backend(
+                "cuda-emulated",
+                "cpu",
+                every,
+                lambda: "",
+                lambda: "the CUDA kernels compiled for a CPU, for tests",
+                ops.CUDA_TYPES,
+            )
+        )
     return Environment(tuple(table), facts())
 
 

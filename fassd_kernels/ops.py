@@ -1,20 +1,24 @@
 """Registration of the operators with PyTorch: schema, fast path, fake kernel, autograd.
 
 After ``import fassd_kernels``, each operator is ``torch.ops.fassd_kernels.NAME`` (and
-``fassd_kernels.ops.NAME``). PyTorch's dispatcher chooses by device: the compiled extension
-registers its kernels under ``CPU`` and ``CUDA``; where it has none for CUDA, Triton's run, and
-where these cannot, the reference.
+``fassd_kernels.ops.NAME``). PyTorch's dispatcher chooses by device: on a CPU the compiled kernels;
+on a GPU the CUDA kernels, where these cannot, Triton's, and where these cannot either, the
+reference.
 
-Triton's are also ``torch.ops.fassd_kernels_triton.NAME``, for whoever asks for them by name, and
-for the fused modules: there results may be padded, their pixels whole vectors apart, for the next
-kernel to load.
+Backends of a GPU are also reached by name, each in a namespace of its own
+(``torch.ops.fassd_kernels_cuda.NAME``, ``torch.ops.fassd_kernels_triton.NAME``), which is what the
+fused modules do: there results may be padded, their pixels whole vectors apart, for the next kernel
+to load.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +40,21 @@ from fassd_kernels.reference.upsample import check_upsample, check_upsample_argm
 from fassd_kernels.reference.upsample_conv1x1 import check_upsample_conv1x1
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.layout import empty_image
+from fassd_kernels.triton.program import tf32_requested
 
 NAMESPACE = "fassd_kernels"
 TRITON_NAMESPACE = "fassd_kernels_triton"
+CUDA_NAMESPACE = "fassd_kernels_cuda"
+EMULATED_NAMESPACE = "fassd_kernels_cuda_emulated"
+# Backends whose results may be padded, and the namespaces of their operators.
+NAMESPACES = {
+    "cuda": CUDA_NAMESPACE,
+    "triton": TRITON_NAMESPACE,
+    "cuda-emulated": EMULATED_NAMESPACE,
+}
+# The library of the CUDA kernels compiled for a CPU (tests/cuda_emulation), if any: the backend
+# cuda-emulated, for tests.
+EMULATION = os.environ.get("FASSD_KERNELS_EMULATION", "")
 
 
 def read_schemas() -> dict[str, str]:
@@ -85,6 +101,7 @@ def fake(name: str, padded: bool = False) -> Callable[..., Tensor]:
     check = CHECKS[name]
 
     def kernel(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        keywords.pop("allow_tf32", None)
         size = check(first, *arguments, **keywords)
         like = first[0] if is_tensors(first) else first
         if name == "upsample_argmax":
@@ -113,7 +130,8 @@ def save_arguments(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: T
             layout.append(("value", argument))
     ctx.save_for_backward(*tensors)
     ctx.layout = layout
-    ctx.keywords = keyword_only_inputs
+    # The reference has no use for how a kernel may multiply.
+    ctx.keywords = {k: v for k, v in keyword_only_inputs.items() if k != "allow_tf32"}
 
 
 def save_positional_arguments(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -187,13 +205,15 @@ AUTOCAST = (
 # symbols that _C_cuda needs, so it is not even tried there.
 CPU_MISSING = load_extension("_C")
 CUDA_MISSING = load_extension("_C_cuda") if torch.version.cuda else "torch has no CUDA"
-# What csrc/cuda implements.
-CUDA_OPERATORS = frozenset({"normalize"})
 # The instruction set of the C++ kernels, asked once: the operator returns a string, which
 # torch.jit.trace would not let pass.
 CPU_CAPABILITY = torch.ops.fassd_kernels.cpu_capability() if CPU_MISSING is None else ""
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _TRITON_LIBRARY = torch.library.Library(TRITON_NAMESPACE, "FRAGMENT")
+_CUDA_LIBRARIES = {CUDA_NAMESPACE: torch.library.Library(CUDA_NAMESPACE, "FRAGMENT")}
+if EMULATION:
+    _CUDA_LIBRARIES[EMULATED_NAMESPACE] = torch.library.Library(EMULATED_NAMESPACE, "FRAGMENT")
+    torch.ops.load_library(EMULATION)
 
 
 def held_memory() -> int:
@@ -214,19 +234,46 @@ def register() -> None:
         if CPU_MISSING is not None:
             _LIBRARY.define(schema)
         _LIBRARY.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
-        if CUDA_MISSING is not None or name not in CUDA_OPERATORS:
-            _LIBRARY.impl(name, on_gpu(name), "CUDA")
+        _LIBRARY.impl(name, on_gpu(name), "CUDA")
         complete(name, NAMESPACE, _LIBRARY)
         _TRITON_LIBRARY.define(schema)
         _TRITON_LIBRARY.impl(name, through_triton(name), "CompositeExplicitAutograd")
         complete(name, TRITON_NAMESPACE, _TRITON_LIBRARY)
+        for namespace, library in _CUDA_LIBRARIES.items():
+            library.define(cuda_schema(name))
+            library.impl(name, not_on_gpu(name), "CompositeExplicitAutograd")
+            complete(name, namespace, library)
+
+
+def cuda_schema(name: str) -> str:
+    """The schema of a CUDA kernel: where it multiplies, it may be allowed to round to TF32."""
+    if name not in AUTOCAST:
+        return SCHEMAS[name]
+    arguments, _, result = SCHEMAS[name].rpartition(") -> ")
+    comma = ", " if "*" in arguments else ", *, "
+    return f"{arguments}{comma}bool allow_tf32=False) -> {result}"
+
+
+def not_on_gpu(name: str) -> Callable[..., Tensor]:
+    """What a CUDA kernel's operator does with tensors that it has no kernel for."""
+    check = check_pack_weight if name == "pack_weight" else CHECKS[name]
+
+    def call(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        keywords.pop("allow_tf32", None)
+        check(first, *arguments, **keywords)  # what is wrong in itself comes first
+        image = first[0] if is_tensors(first) else first
+        raise RuntimeError(
+            f"{name}: the cuda backend takes tensors on an NVIDIA GPU, not on {image.device}"
+        )
+
+    return call
 
 
 def complete(name: str, namespace: str, library: torch.library.Library) -> None:
     """Register what an operator has besides its kernels: fake kernel, autocast, gradient."""
     qualified = f"{namespace}::{name}"
     if name in CHECKS:  # not pack_weight: its result is the backend's own affair
-        kernel = fake(name, padded=namespace == TRITON_NAMESPACE)
+        kernel = fake(name, padded=namespace != NAMESPACE)
         torch.library.register_fake(qualified, kernel, lib=library)
     if name in AUTOCAST:
         call = getattr(getattr(torch.ops, namespace), name)
@@ -236,9 +283,15 @@ def complete(name: str, namespace: str, library: torch.library.Library) -> None:
         torch.library.register_autograd(
             qualified,
             backward_through(getattr(reference, name)),
-            setup_context=(save_arguments if "*" in SCHEMAS[name] else save_positional_arguments),
+            setup_context=(
+                save_arguments if "*" in schema_of(name, namespace) else save_positional_arguments
+            ),
             lib=library,
         )
+
+
+def schema_of(name: str, namespace: str) -> str:
+    return cuda_schema(name) if namespace in _CUDA_LIBRARIES else SCHEMAS[name]
 
 
 def through_triton(name: str) -> Callable[..., Tensor]:
@@ -259,13 +312,15 @@ def through_triton(name: str) -> Callable[..., Tensor]:
 
 
 def on_gpu(name: str) -> Callable[..., Tensor]:
-    """An operator on a GPU that csrc/cuda has no kernel for: Triton's, or else the reference."""
+    """An operator on a GPU: the CUDA kernel, or else Triton's, or else the reference."""
     fallback = getattr(reference, name)
 
     def call(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
         image = first[0] if is_tensors(first) and first else first
         if isinstance(image, Tensor):
             dtype = keywords.get("dtype", image.dtype)
+            if CUDA_MISSING is None and not cuda_refusal(image.device, dtype):
+                return dense(operator(name, "cuda")(first, *arguments, **keywords))
             why = availability.refusal(image.device, dtype)
             if not why:
                 return triton_operator(name)(first, *arguments, **keywords)
@@ -274,6 +329,58 @@ def on_gpu(name: str) -> Callable[..., Tensor]:
         return fallback(first, *arguments, **keywords)
 
     return call
+
+
+def dense(image: Tensor) -> Tensor:
+    """An image whose pixels follow each other: what was padded is copied."""
+    if image.dim() != 4 or image.is_contiguous(memory_format=torch.channels_last):
+        return image
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+OLDEST_CUDA_GPU = (7, 5)
+OLDEST_BFLOAT16_GPU = (8, 0)
+CUDA_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@functools.cache
+def cuda_refusal(device: torch.device, dtype: torch.dtype | None) -> str:
+    """Why the CUDA kernels cannot run on a GPU and type; empty if they can."""
+    if dtype not in CUDA_TYPES:
+        names = ", ".join(str(kind).removeprefix("torch.") for kind in CUDA_TYPES)
+        return f"the cuda backend takes {names}, not {str(dtype).removeprefix('torch.')}"
+    capability = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    if not runs_on(compiled_architectures(), capability):
+        built = ", ".join(compiled_architectures())
+        return f"{name} is of compute capability {shown(capability)}; compiled for {built}"
+    if dtype == torch.bfloat16 and capability < OLDEST_BFLOAT16_GPU:
+        return f"bfloat16 needs compute capability 8.0; {name} has {shown(capability)}"
+    return ""
+
+
+def shown(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+@functools.cache
+def compiled_architectures() -> tuple[str, ...]:
+    """Compute capabilities that ``_C_cuda`` was compiled for, ``+PTX`` where later ones can run it."""
+    path = Path(__file__).with_name("_build.json")
+    record = json.loads(path.read_text()) if path.exists() else {}
+    found = re.split(r"[;\s]+", record.get("architectures", ""))
+    return tuple(arch for arch in found if arch) or (f"{shown(OLDEST_CUDA_GPU)}+PTX",)
+
+
+def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether code for `architectures` runs on a GPU: of the same major version and no later minor
+    one, or, as PTX, of any earlier version."""
+    for text in architectures:
+        major, minor = (int(n) for n in re.findall(r"\d+", text)[:2])
+        same = major == capability[0] and minor <= capability[1]
+        if same or (text.endswith("+PTX") and (major, minor) <= capability):
+            return capability >= OLDEST_CUDA_GPU
+    return False
 
 
 def triton_operator(name: str) -> Callable[..., Tensor]:
@@ -289,19 +396,20 @@ register()
 def operator(name: str, backend: str) -> Callable[..., Tensor]:
     """The function that runs operator `name` on `backend`, a name that has been checked.
 
-    The C++ backends are reached through the same ``torch.ops`` entry, which dispatches by device;
+    The C++ backend of the CPU is reached through the ``torch.ops`` entry that dispatches by device;
     the reference is called as it stands.
     """
     if backend == "reference":
         return getattr(reference, name)
-    namespace = TRITON_NAMESPACE if backend == "triton" else NAMESPACE
-    return getattr(getattr(torch.ops, namespace), name)
+    function = getattr(getattr(torch.ops, NAMESPACES.get(backend, NAMESPACE)), name)
+    if backend.startswith("cuda") and name in AUTOCAST and tf32_requested():
+        return functools.partial(function, allow_tf32=True)
+    return function
 
 
 def packer(backend: str) -> Callable[..., Tensor]:
     """What lays weights out for `backend`."""
-    namespace = TRITON_NAMESPACE if backend == "triton" else NAMESPACE
-    return getattr(torch.ops, namespace).pack_weight
+    return getattr(torch.ops, NAMESPACES.get(backend, NAMESPACE)).pack_weight
 
 
 conv_act = torch.ops.fassd_kernels.conv_act

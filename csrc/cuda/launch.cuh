@@ -7,7 +7,16 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdlib>
+
+#include "plan.h"
+
 namespace fassd::cuda {
+
+DeviceLimits device_limits(int device);
+
+// Allows `kernel` so much shared memory on a device; asked once for each amount.
+void allow_shared(const void* kernel, int device, size_t bytes);
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
@@ -15,16 +24,68 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Launches without the <<<>>> syntax, and throws if the launch is refused.
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-            cudaStream_t stream, Arguments... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+// Whether kernels overlap with the end of those before them (programmatic dependent launch, sm_90
+// and later). Every kernel of this backend waits for its predecessors before it touches memory, so
+// results do not depend on it.
+inline bool dependent_launch() {
+  static const bool asked = [] {
+    const char* value = std::getenv("FASSD_KERNELS_DEPENDENT_LAUNCH");
+    return value != nullptr && value[0] == '1';
+  }();
+  return asked;
 }
+
+// Where kernels of one operator call go.
+struct Queue {
+  explicit Queue(const torch::stable::Tensor& tensor)
+      : device(tensor.get_device_index()),
+        limits(device_limits(device)),
+        stream(current_stream(tensor)) {}
+
+  // Launches without the <<<>>> syntax, and throws if the launch is refused.
+  template <typename... Parameters, typename... Arguments>
+  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+              Arguments... arguments) const {
+    launch_with(false, kernel, grid, block, shared_bytes, arguments...);
+  }
+
+  // All blocks run at once, so that they may wait for each other.
+  template <typename... Parameters, typename... Arguments>
+  void launch_cooperatively(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                            size_t shared_bytes, Arguments... arguments) const {
+    launch_with(true, kernel, grid, block, shared_bytes, arguments...);
+  }
+
+  int device;
+  DeviceLimits limits;
+  cudaStream_t stream;
+
+ private:
+  template <typename... Parameters, typename... Arguments>
+  void launch_with(bool cooperative, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                   size_t shared_bytes, Arguments... arguments) const {
+    if (shared_bytes > 48 * 1024) {
+      allow_shared(reinterpret_cast<const void*>(kernel), device, shared_bytes);
+    }
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    if (cooperative) {
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    } else if (limits.capability >= 90 && dependent_launch()) {
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cooperative || (limits.capability >= 90 && dependent_launch())) {
+      config.attrs = &attribute;
+      config.numAttrs = 1;
+    }
+    STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  }
+};
 
 }  // namespace fassd::cuda

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "../checks.h"
-#include "launch.cuh"
+#include "image.cuh"
+#include "ptx.cuh"
 
 namespace fassd::cuda {
 
@@ -44,6 +44,7 @@ template <typename T>
 __global__ void __launch_bounds__(block_threads)
     normalize_kernel(Picture picture, Normalization normalization, T* out, int64_t count) {
   __shared__ T table[table_values];
+  ptx::wait_for_previous_kernels();
   static_assert(block_threads == 256, "a thread computes the table's entries of its own value");
 #pragma unroll  // so that mean and std are not indexed at run time, which takes local memory on
                 // sm_75
@@ -68,9 +69,8 @@ template <typename T>
 void run_normalize(const Picture& picture, const Normalization& normalization, Tensor& out) {
   const int64_t count = out.numel();
   const int64_t blocks = std::min((count + block_threads - 1) / block_threads, most_blocks);
-  launch(&normalize_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(block_threads), 0,
-         current_stream(out), picture, normalization, static_cast<T*>(out.mutable_data_ptr()),
-         count);
+  Queue(out).launch(&normalize_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(block_threads),
+                    0, picture, normalization, static_cast<T*>(out.mutable_data_ptr()), count);
 }
 
 }  // namespace

@@ -1,12 +1,22 @@
-// The extension fassd_kernels._C_cuda: CUDA kernels for the operators that fassd_kernels._C
-// defines.
+// The extension fassd_kernels._C_cuda: CUDA kernels for the operators of
+// torch.ops.fassd_kernels_cuda, which fassd_kernels/ops.py defines.
 
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
 #include "../operators.h"
 
-STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fassd_kernels_cuda, CUDA, m) {
+  m.impl("conv_act", TORCH_BOX(&fassd::cuda::conv_act));
+  m.impl("asymmetric_conv", TORCH_BOX(&fassd::cuda::asymmetric_conv));
+  m.impl("dapf", TORCH_BOX(&fassd::cuda::dapf));
+  m.impl("aspp", TORCH_BOX(&fassd::cuda::aspp));
+  m.impl("hardblock", TORCH_BOX(&fassd::cuda::hardblock));
+  m.impl("mda", TORCH_BOX(&fassd::cuda::mda));
+  m.impl("upsample_conv1x1", TORCH_BOX(&fassd::cuda::upsample_conv1x1));
+  m.impl("pack_weight", TORCH_BOX(&fassd::cuda::pack_weight));
+  m.impl("upsample", TORCH_BOX(&fassd::cuda::upsample));
+  m.impl("upsample_argmax", TORCH_BOX(&fassd::cuda::upsample_argmax));
   m.impl("normalize", TORCH_BOX(&fassd::cuda::normalize));
 }
 

@@ -1,0 +1,153 @@
+#include <algorithm>
+
+#include "asymmetric_conv.cuh"
+
+namespace fassd::cuda {
+
+namespace {
+
+// From launch to launch within a CUDA graph, in clocks: what a second launch has to save.
+constexpr double launch_gap_cycles = 2500;
+
+ConvolutionCall first_of(const PairCall& call, const Target& out) {
+  ConvolutionCall first = call_on(call.input, call.first, call.batch, nullptr,
+                                  call.epilogue.activation, out, call.dilation, 1);
+  first.epilogue.bias = call.bias;
+  first.epilogue.slope = call.slope;
+  return first;
+}
+
+ConvolutionCall second_of(const PairCall& call, const Source& middle) {
+  ConvolutionCall second = call_on(middle, *call.second, call.batch, nullptr,
+                                   call.epilogue.activation, call.epilogue.out, 1, call.dilation);
+  second.epilogue = call.epilogue;
+  return second;
+}
+
+PairPlan plan_of(const Context& context, const PairCall& call) {
+  PairShape shape;
+  shape.batch = call.batch;
+  shape.height = call.input.height;
+  shape.width = call.input.width;
+  shape.in_channels = call.first.weight.in_channels;
+  shape.middle_channels = call.first.weight.out_channels;
+  shape.out_channels =
+      call.second ? call.second->weight.out_channels : call.first.weight.out_channels;
+  shape.dilation = call.dilation;
+  shape.single = !call.second;
+  shape.arithmetic = context.arithmetic;
+  return plan_pair(shape, context.queue.limits);
+}
+
+// What the two convolutions would cost, launched one after the other.
+double cost_of_two(const Context& context, const PairCall& call) {
+  const DeviceLimits& limits = context.queue.limits;
+  double cycles = plan_convolution(shape_of(context, first_of(call, {})), limits).cost.cycles;
+  if (call.second) {
+    Source middle = call.input;
+    middle.channels = call.first.weight.out_channels;
+    cycles += launch_gap_cycles +
+              plan_convolution(shape_of(context, second_of(call, middle)), limits).cost.cycles;
+  }
+  return cycles;
+}
+
+Pair pair_of(const PairCall& call, const PairPlan& plan) {
+  Pair pair;
+  pair.source = call.input;
+  pair.first_weight = call.first.weight;
+  pair.first = plan.first;
+  if (call.second) {
+    pair.second_weight = call.second->weight;
+    pair.second = plan.second;
+  }
+  pair.rows = plan.rows;
+  pair.columns = plan.columns;
+  pair.tile = plan.tile;
+  pair.whole_rows = plan.whole_rows;
+  pair.chunk = plan.chunk;
+  pair.stage_count = plan.stages;
+  pair.layout = plan.layout;
+  pair.blocks = plan.cost.blocks;
+  pair.bias = call.bias;
+  pair.slope = call.slope;
+  pair.epilogue = call.epilogue;
+  return pair;
+}
+
+void run_one_by_one(const Context& context, const Tensor& like, const PairCall& call) {
+  if (!call.second) {
+    run(context, first_of(call, call.epilogue.out));
+    return;
+  }
+  const Tensor middle = empty_image(
+      like, {call.batch, call.first.weight.out_channels, call.input.height, call.input.width});
+  run(context, first_of(call, target_of(middle)));
+  run(context, second_of(call, source_of(context.op, middle)));
+}
+
+}  // namespace
+
+void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls) {
+  std::vector<PairPlan> plans;
+  double together = 0, apart = launch_gap_cycles * double(calls.size() - 1);
+  bool possible = calls.size() <= most_pairs;
+  for (const PairCall& call : calls) {
+    plans.push_back(plan_of(context, call));
+    const PairPlan& plan = plans.back();
+    possible = possible && plan.possible && plan.warps == plans[0].warps &&
+               plan.n_tiles == plans[0].n_tiles;
+    together += plan.cost.cycles;
+    apart += cost_of_two(context, call);
+  }
+  if (!possible || together > apart) {
+    for (const PairCall& call : calls) {
+      run_one_by_one(context, like, call);
+    }
+    return;
+  }
+  Pairs pairs;
+  int64_t blocks = 0;
+  int shared_bytes = 0;
+  for (size_t i = 0; i < calls.size(); i++) {
+    pairs.pair[i] = pair_of(calls[i], plans[i]);
+    blocks = std::max(blocks, plans[i].cost.blocks);
+    shared_bytes = std::max(shared_bytes, plans[i].layout.total);
+  }
+  with_type(context.op, context.dtype, [&](auto type) {
+    launch_pairs(context, plans[0], pairs, int(calls.size()), blocks, shared_bytes, type);
+  });
+}
+
+Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
+                       const Tensor& horizontal_weight, const OptionalTensor& vertical_bias,
+                       const OptionalTensor& horizontal_bias, const OptionalTensor& vertical_slope,
+                       const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
+                       int64_t dilation, const std::string& activation, bool allow_tf32) {
+  ImageSize size;
+  const Activation act = check_asymmetric_conv(
+      input, vertical_weight, horizontal_weight, vertical_bias, horizontal_bias, vertical_slope,
+      horizontal_slope, packed, dilation, activation, size);
+  const Context context("asymmetric_conv", input, allow_tf32);
+  const Tensor out = empty_image(input, size);
+  PairCall call;
+  call.first = filter_of(context, "vertical_weight", vertical_weight, packed_at(packed, 0));
+  call.second = filter_of(context, "horizontal_weight", horizontal_weight, packed_at(packed, 1));
+  if (size.numel() == 0) {
+    return out;
+  }
+  const Vectors vectors({vertical_bias, horizontal_bias, vertical_slope, horizontal_slope});
+  call.input = source_of("asymmetric_conv", input);
+  call.batch = size.batch;
+  call.dilation = limited(dilation);
+  call.bias = vectors[0];
+  call.slope = vectors[2];
+  call.epilogue.bias = vectors[1];
+  call.epilogue.slope = vectors[3];
+  call.epilogue.activation = act;
+  call.epilogue.out = target_of(out);
+  run_pairs(context, input, {call});
+  return out;
+}
+
+}  // namespace fassd::cuda

@@ -1,0 +1,280 @@
+// A 3x1 convolution, an activation, a 1x3 convolution, in one kernel: what lies between them stays
+// in shared memory.
+//
+// A block computes a rectangle of the result, all channels. First it computes the middle, at the
+// rectangle's columns and at those that the 1x3 reads beside it (there the neighbouring block
+// computes it too), unless the rectangle holds whole rows: then taps beside the picture read a
+// pixel of zeros. Both convolutions draw their chunks from one ring of stages, so that the second's
+// weights are on their way while the first is computed.
+
+#pragma once
+
+#include "conv_act.cuh"
+#include "convolution_kernel.cuh"
+
+namespace fassd::cuda {
+
+constexpr int most_pairs = 4;  // of one launch
+
+// Without a second convolution (no taps), the middle is the result.
+struct Pair {
+  Source source;
+  Weight first_weight, second_weight;
+  Taps first, second;
+  Axis rows, columns;
+  Tile tile;
+  bool whole_rows = false;
+  int chunk = 16;
+  int stage_count = 2;
+  SharedLayout layout;
+  int64_t blocks = 0;           // other pairs of the launch may have more
+  const void* bias = nullptr;   // of the first convolution
+  const void* slope = nullptr;  // of its activation, which is the epilogue's
+  Epilogue epilogue;            // of the second
+};
+
+struct Pairs {
+  Pair pair[most_pairs];
+};
+
+// What the host knows of a pair; `second` has no value where the first convolution is all.
+struct PairCall {
+  Source input;
+  Filter first;
+  std::optional<Filter> second;
+  int64_t batch = 1;
+  int dilation = 1;
+  const void* bias = nullptr;
+  const void* slope = nullptr;
+  Epilogue epilogue;
+};
+
+// Launches pairs of the same input's size: in one kernel where that pays, else convolution by
+// convolution. `like` tells where scratch lies.
+void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls);
+
+void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
+                  int64_t blocks, int shared_bytes, __half);
+void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
+                  int64_t blocks, int shared_bytes, __nv_bfloat16);
+void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
+                  int64_t blocks, int shared_bytes, float);
+
+// --- the kernel
+// -----------------------------------------------------------------------------------
+
+template <typename Math, int warps, int n_tiles>
+__global__ void __launch_bounds__(warps * 32) pair_kernel(const __grid_constant__ Pairs pairs) {
+  using T = typename Math::T;
+  constexpr int threads = warps * 32, n = n_tiles * 8;
+  constexpr int middle_pitch = n * int(sizeof(T)) + slot_padding;
+  const Pair& pair = pairs.pair[blockIdx.y];
+  const Tile& tile = pair.tile;
+  const SharedLayout& layout = pair.layout;
+  unsigned char* shared = ptx::dynamic_shared();
+  int2* positions = reinterpret_cast<int2*>(shared);
+
+  const int64_t block = blockIdx.x;
+  if (block >= pair.blocks) {
+    return;
+  }
+  const int tile_width = 1 << tile.width_log2, middle_width = pair.columns.slots;
+  const int x = static_cast<int>(block % tile.across) << tile.width_log2;
+  const int y = static_cast<int>(block / tile.across % tile.down) * tile.height;
+  const int picture = static_cast<int>(block / tile.across / tile.down);
+
+  const int slots = pair.rows.slots * middle_width, middle_pixels = tile.height * middle_width;
+  const int zeros = layout.middle + (middle_pixels + 15) / 16 * 16 * middle_pitch;
+  const int pitch = slot_bytes<Math>(pair.chunk);
+  const int tap_bytes = pair.chunk * weight_row_bytes<Math>(n);
+  guard_stages(shared, layout, slots, pair.stage_count);
+  locate_slots(positions, pair.rows, pair.columns, y, x, threads);
+  for (int i = threadIdx.x; i < middle_pitch / 4; i += threads) {
+    reinterpret_cast<uint32_t*>(shared + zeros)[i] = 0;
+  }
+  const Axis no_columns;
+  const unsigned live = live_taps(pair.first, pair.rows, no_columns, y, 0, tile.height, 1);
+
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  Rows<Math, 1> rows[pair_m_tiles];
+#pragma unroll
+  for (int i = 0; i < pair_m_tiles; i++) {
+#pragma unroll
+    for (int address = 0; address < Math::addresses; address++) {
+      const int pixel = (warp + i * warps) * 16 + lane_row<Math>(lane, address);
+      rows[i].offset[0][address] =
+          (pixel < middle_pixels ? pixel : 0) * pitch + lane_bytes<Math>(lane);
+    }
+  }
+  __syncthreads();
+  ptx::wait_for_previous_kernels();
+
+  const int first_chunks = (pair.source.channels + pair.chunk - 1) / pair.chunk;
+  const int second_chunks =
+      pair.second.count == 0 ? 0 : (pair.second_weight.in_channels + pair.chunk - 1) / pair.chunk;
+  const int chunks = first_chunks + second_chunks;
+  const auto begin_copy = [&](int chunk, int stage) {
+    const int to = layout.stages + stage * layout.stage_bytes;
+    if (chunk < first_chunks) {
+      const int channel = chunk * pair.chunk;
+      copy_pixels<T>(shared, to, positions, slots, pair.source, picture, channel, pair.chunk, pitch,
+                     threads);
+      copy_weights<Math, n>(shared, to + layout.weights, pair.first_weight, pair.first, live, 0,
+                            channel, pair.source.channels, pair.chunk, 0, threads);
+    } else {
+      copy_weights<Math, n>(shared, to + layout.weights, pair.second_weight, pair.second, ~0u, 0,
+                            (chunk - first_chunks) * pair.chunk, pair.second_weight.in_channels,
+                            pair.chunk, 0, threads);
+    }
+  };
+  for (int stage = 0; stage < pair.stage_count - 1; stage++) {
+    if (stage < chunks) {
+      begin_copy(stage, stage);
+    }
+    ptx::copy_async_commit();
+  }
+  int stage = 0, free_stage = pair.stage_count - 1;
+  // Waits for the next chunk, begins to copy a later one, and returns its offset.
+  const auto next_stage = [&](int chunk) {
+    wait_for_stage(pair.stage_count);
+    __syncthreads();
+    if (chunk + pair.stage_count - 1 < chunks) {
+      begin_copy(chunk + pair.stage_count - 1, free_stage);
+    }
+    ptx::copy_async_commit();
+    const int at = layout.stages + stage * layout.stage_bytes;
+    stage = stage + 1 == pair.stage_count ? 0 : stage + 1;
+    free_stage = free_stage + 1 == pair.stage_count ? 0 : free_stage + 1;
+    return at;
+  };
+
+  {
+    Accumulators<Math, 1, n_tiles> acc[pair_m_tiles];
+#pragma unroll
+    for (int i = 0; i < pair_m_tiles; i++) {
+      acc[i].clear();
+    }
+    for (int chunk = 0; chunk < first_chunks; chunk++) {
+      const int at = next_stage(chunk);
+#pragma unroll
+      for (int i = 0; i < pair_m_tiles; i++) {
+        if ((warp + i * warps) * 16 < middle_pixels) {
+          multiply_taps<Math>(shared, rows[i], at, at + layout.weights, pair.first, live,
+                              pair.rows.pitch, pair.columns, pitch, tap_bytes, pair.chunk, acc[i]);
+        }
+      }
+    }
+    // The 1x3 pads with zeros, not with what the 3x1 makes of padding.
+    const int channels = pair.first_weight.out_channels;
+    const T* bias = static_cast<const T*>(pair.bias);
+    const T* slope = static_cast<const T*>(pair.slope);
+#pragma unroll
+    for (int i = 0; i < pair_m_tiles; i++) {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int pixel = (warp + i * warps) * 16 + lane / 4 + 8 * half;
+        if (pixel >= middle_pixels) {
+          continue;
+        }
+        const int at_x = position(pair.columns, x, pixel % middle_width);
+        const bool inside = holds(pair.columns, at_x);
+        T* to = reinterpret_cast<T*>(shared + layout.middle + pixel * middle_pitch);
+#pragma unroll
+        for (int j = 0; j < n_tiles; j++) {
+#pragma unroll
+          for (int k = 0; k < 2; k++) {
+            const int channel = j * 8 + lane % 4 * 2 + k;
+            float value = 0.0f;
+            if (inside && channel < channels) {
+              value = acc[i].sums[0][j][2 * half + k] +
+                      (bias != nullptr ? to_float(bias[channel]) : 0.0f);
+              value = activate(value, pair.epilogue.activation,
+                               slope != nullptr ? to_float(slope[channel]) : 0.0f);
+            }
+            to[channel] = from_float<T>(value);
+          }
+        }
+      }
+    }
+  }
+  __syncthreads();
+
+  if (pair.second.count == 0) {
+    ptx::copy_async_wait<0>();
+    ptx::let_next_kernel_start();
+    for (int i = threadIdx.x; i < middle_pixels * n_tiles; i += threads) {
+      const int pixel = i / n_tiles, channel = (i - pixel * n_tiles) * lanes;
+      const int row = pixel / middle_width;
+      const int at_y = y + row, at_x = x + pixel - row * middle_width;
+      if (at_y < pair.rows.size && at_x < pair.columns.size) {
+        const Source middle = {shared + layout.middle, 0, 0, 0, 1, 0, 0, n, true};
+        float values[lanes];
+        load_lanes<T>(middle, pixel * (middle_pitch / int(sizeof(T))), channel, values);
+        const Target& out = pair.epilogue.out;
+        store_lanes<T>(out, picture * out.stride_n + at_y * out.stride_h + at_x * out.stride_w,
+                       channel, values);
+      }
+    }
+    return;
+  }
+
+  Accumulators<Math, 1, n_tiles> acc;
+  acc.clear();
+  for (int chunk = first_chunks; chunk < chunks; chunk++) {
+    const int weights = next_stage(chunk) + layout.weights;
+    const int channel_bytes = (chunk - first_chunks) * pair.chunk * int(sizeof(T));
+    const auto each = [&](Accumulators<Math, 1, n_tiles>& sums) {
+      for (int tap = 0; tap < pair.second.count; tap++) {
+        Rows<Math, 1> at;
+#pragma unroll
+        for (int address = 0; address < Math::addresses; address++) {
+          const int pixel = warp * 16 + lane_row<Math>(lane, address);
+          const int row = pixel >> tile.width_log2, column = pixel & (tile_width - 1);
+          int slot = column + pair.second.column[tap] * pair.columns.pitch;
+          bool beside = false;
+          if (pair.whole_rows) {
+            slot =
+                column + (pair.columns.first_tap + pair.second.column[tap] - pair.columns.middle) *
+                             pair.columns.dilation;
+            beside = !holds(pair.columns, slot);
+          }
+          at.offset[0][address] =
+              (beside ? zeros : layout.middle + (row * middle_width + slot) * middle_pitch) +
+              lane_bytes<Math>(lane);
+        }
+        multiply(Math(), shared, at, channel_bytes, weights + tap * tap_bytes, pair.chunk, sums);
+      }
+    };
+    if constexpr (Math::splits_sums) {
+      Accumulators<Math, 1, n_tiles> part;
+      part.clear();
+      each(part);
+      acc.add(part);
+    } else {
+      each(acc);
+    }
+  }
+  ptx::copy_async_wait<0>();
+  __syncthreads();
+  ptx::let_next_kernel_start();
+
+  unguard_stages(shared, layout, pair.stage_count);
+  float* staging = reinterpret_cast<float*>(shared + layout.stages);
+  stage_sums<Math, 1, n_tiles>(staging, acc);
+  __syncthreads();
+  write_tile<T, n_tiles>(staging, pair.epilogue, tile.width_log2, tile.height, picture, y, x, 0,
+                         pair.second_weight.out_channels, pair.rows.size, pair.columns.size,
+                         threads);
+}
+
+template <typename Math, int warps, int n_tiles>
+void launch_pair_kernel(const Context& context, const Pairs& pairs, int count, int64_t blocks,
+                        int shared_bytes) {
+  STD_TORCH_CHECK(blocks < int64_t(1) << 31, context.op, ": the result has ", blocks,
+                  " tiles; the cuda backend takes at most 2^31 - 1");
+  context.queue.launch(&pair_kernel<Math, warps, n_tiles>,
+                       dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(count)),
+                       dim3(warps * 32), shared_bytes, pairs);
+}
+
+}  // namespace fassd::cuda

@@ -1,0 +1,218 @@
+#include <algorithm>
+
+#include "conv_act.cuh"
+#include "pack_weight.cuh"
+
+namespace fassd::cuda {
+
+namespace {
+
+constexpr int copy_threads = 256;
+
+// Writes one source of a concatenation to its channels of the whole, eight at a time.
+template <typename T>
+__global__ void __launch_bounds__(copy_threads)
+    join_kernel(Source source, Target target, int64_t vectors) {
+  ptx::wait_for_previous_kernels();
+  const int parts = (target.lanes + lanes - 1) / lanes;
+  const int64_t step = int64_t(gridDim.x) * copy_threads;
+  for (int64_t i = int64_t(blockIdx.x) * copy_threads + threadIdx.x; i < vectors; i += step) {
+    const int64_t pixel = i / parts;
+    const int channel = static_cast<int>(i - pixel * parts) * lanes;
+    const int64_t row = pixel / source.width, x = pixel - row * source.width;
+    const int64_t n = row / source.height, y = row - n * source.height;
+    float values[lanes];
+    load_lanes<T>(source, n * source.stride_n + y * source.stride_h + x * source.stride_w, channel,
+                  values);
+    store_lanes<T>(target, n * target.stride_n + y * target.stride_h + x * target.stride_w, channel,
+                   values);
+  }
+}
+
+// One image in place of several: a launch knows so many inputs, and no more.
+Tensor join(const Context& context, const Tensor& like, const std::vector<Source>& sources,
+            size_t first, int64_t batch) {
+  int64_t channels = 0;
+  for (size_t i = first; i < sources.size(); i++) {
+    channels += sources[i].channels;
+  }
+  const ImageSize size = {batch, channels, sources[first].height, sources[first].width};
+  const Tensor joined = empty_image(like, size);
+  int64_t begin = 0;
+  for (size_t i = first; i < sources.size(); i++) {
+    const int64_t end = begin + sources[i].channels;
+    const Target target =
+        target_of(joined, begin, i + 1 == sources.size() ? round_up(end, lanes) : end);
+    const int64_t vectors = batch * size.height * size.width * divide_up(target.lanes, lanes);
+    const int64_t blocks = std::min<int64_t>(divide_up(vectors, copy_threads), 4096);
+    with_type(context.op, context.dtype, [&](auto type) {
+      context.queue.launch(&join_kernel<decltype(type)>, dim3(static_cast<unsigned>(blocks)),
+                           dim3(copy_threads), 0, sources[i], target, vectors);
+    });
+    begin = end;
+  }
+  return joined;
+}
+
+}  // namespace
+
+Context::Context(const char* name, const Tensor& image, bool allow_tf32)
+    : op(name),
+      guard(image.get_device_index()),
+      queue(image),
+      dtype(image.scalar_type()),
+      arithmetic(dtype != ScalarType::Float                    ? Arithmetic::half
+                 : allow_tf32 && queue.limits.capability >= 80 ? Arithmetic::tf32
+                                                               : Arithmetic::float32) {
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16, op,
+      ": the cuda backend takes float32, float16 and bfloat16, not ", dtype_name(dtype));
+  STD_TORCH_CHECK(queue.limits.capability >= 75, op, ": this GPU is of compute capability ",
+                  queue.limits.capability / 10, ".", queue.limits.capability % 10,
+                  "; the cuda backend was compiled for 7.5 and later");
+  STD_TORCH_CHECK(dtype != ScalarType::BFloat16 || queue.limits.capability >= 80, op,
+                  ": bfloat16 needs compute capability 8.0; this GPU has ",
+                  queue.limits.capability / 10, ".", queue.limits.capability % 10);
+}
+
+Filter filter_of(const Context& context, const std::string& name, const Tensor& weight,
+                 const OptionalTensor& packed, int64_t first, int64_t count) {
+  count = count < 0 ? weight.size(1) - first : count;
+  const int64_t taps = weight.size(2) * weight.size(3);
+  Weight described;
+  described.in_channels = static_cast<int>(count);
+  described.out_channels = static_cast<int>(weight.size(0));
+  described.stride = static_cast<int>(row_elements(weight.size(0)));
+  const bool given = packed.has_value() && packed->numel() > 0;
+  if (given) {
+    const int64_t expected = packed_elements(weight.size(0), count, taps);
+    STD_TORCH_CHECK(packed->dim() == 1 && packed->numel() == expected &&
+                        packed->scalar_type() == weight.scalar_type() &&
+                        packed->device() == weight.device() && packed->is_contiguous() &&
+                        reinterpret_cast<uintptr_t>(packed->const_data_ptr()) % 16 == 0,
+                    context.op, ": packed weights of ", name,
+                    " are not what pack_weight gives: ", shape_name(*packed), " of ",
+                    dtype_name(packed->scalar_type()), "; expected (", expected, ",) of ",
+                    dtype_name(weight.scalar_type()), " on the weight's device, contiguous");
+  }
+  Filter filter = {given ? *packed : pack(context.queue, weight, first, count), described,
+                   static_cast<int>(weight.size(2)), static_cast<int>(weight.size(3))};
+  filter.weight.data = filter.storage.const_data_ptr();
+  return filter;
+}
+
+ConvolutionCall call_on(const Source& input, const Filter& filter, int64_t batch, const void* bias,
+                        Activation activation, const Target& out, int64_t dilation_h,
+                        int64_t dilation_w) {
+  ConvolutionCall call = {{input}, filter};
+  call.batch = batch;
+  call.height = input.height;
+  call.width = input.width;
+  call.dilation_h = limited(dilation_h);
+  call.dilation_w = limited(dilation_w);
+  call.epilogue.bias = bias;
+  call.epilogue.activation = activation;
+  call.epilogue.out = out;
+  return call;
+}
+
+ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
+  ConvolutionShape shape;
+  shape.batch = call.batch;
+  shape.height = call.height;
+  shape.width = call.width;
+  shape.out_height = (call.height - 1) / call.stride_h + 1;
+  shape.out_width = (call.width - 1) / call.stride_w + 1;
+  for (const Source& input : call.inputs) {
+    if (input.channels > 0) {
+      shape.channels.push_back(input.channels);
+    }
+  }
+  shape.out_channels = call.filter.weight.out_channels;
+  shape.kernel_h = call.filter.kernel_h;
+  shape.kernel_w = call.filter.kernel_w;
+  shape.stride_h = call.stride_h;
+  shape.stride_w = call.stride_w;
+  shape.dilation_h = call.dilation_h;
+  shape.dilation_w = call.dilation_w;
+  shape.pool = call.epilogue.pool;
+  shape.arithmetic = context.arithmetic;
+  return shape;
+}
+
+void run(const Context& context, const ConvolutionCall& call) {
+  ConvolutionCall kept = call;
+  kept.inputs.clear();
+  for (const Source& input : call.inputs) {
+    if (input.channels > 0) {
+      kept.inputs.push_back(input);
+    }
+  }
+  std::optional<Tensor> joined;
+  if (kept.inputs.size() > most_sources) {
+    joined = join(context, call.filter.storage, kept.inputs, most_sources - 1, call.batch);
+    kept.inputs.resize(most_sources - 1);
+    kept.inputs.push_back(source_of(context.op, *joined));
+  }
+  const ConvolutionShape shape = shape_of(context, kept);
+  const ConvolutionPlan plan = plan_convolution(shape, context.queue.limits);
+  Convolution convolution;
+  std::copy(kept.inputs.begin(), kept.inputs.end(), convolution.sources);
+  convolution.source_count = static_cast<int>(kept.inputs.size());
+  convolution.prologue = call.prologue;
+  convolution.weight = call.filter.weight;
+  convolution.taps = plan.taps;
+  convolution.rows = plan.rows;
+  convolution.columns = plan.columns;
+  convolution.out_height = shape.out_height;
+  convolution.out_width = shape.out_width;
+  convolution.tile = plan.tile;
+  convolution.chunk = plan.chunk;
+  convolution.stage_count = plan.stages;
+  convolution.layout = plan.layout;
+  convolution.epilogue = call.epilogue;
+  with_type(context.op, context.dtype,
+            [&](auto type) { launch_convolution(context, plan, convolution, call.batch, type); });
+}
+
+Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& slope, const OptionalTensor& residual,
+                const OptionalTensor& packed, const Integers& stride, const Integers& dilation,
+                const std::string& activation, int64_t pool, bool allow_tf32) {
+  const Integers steps = expand_pair("conv_act", "stride", stride);
+  const Integers dilations = expand_pair("conv_act", "dilation", dilation);
+  ImageSize whole;  // before pooling
+  const Activation act = check_conv_act(inputs, weight, bias, slope, residual, steps, dilations,
+                                        activation, pool, whole);
+  const ImageSize size = {whole.batch, whole.channels, whole.height / pool, whole.width / pool};
+  const Context context("conv_act", inputs[0], allow_tf32);
+  const Tensor out = empty_image(inputs[0], size);
+  const Filter filter = filter_of(context, "weight", weight, packed);
+  if (size.numel() == 0) {
+    return out;
+  }
+  const Vectors vectors({bias, slope});
+  ConvolutionCall call = {{}, filter};
+  for (const Tensor& input : inputs) {
+    call.inputs.push_back(source_of("conv_act", input));
+  }
+  call.batch = size.batch;
+  call.height = call.inputs[0].height;
+  call.width = call.inputs[0].width;
+  call.stride_h = limited(steps[0]);
+  call.stride_w = limited(steps[1]);
+  call.dilation_h = limited(dilations[0]);
+  call.dilation_w = limited(dilations[1]);
+  call.epilogue.bias = vectors[0];
+  call.epilogue.slope = vectors[1];
+  call.epilogue.activation = act;
+  call.epilogue.pool = static_cast<int>(pool);
+  call.epilogue.out = target_of(out);
+  if (residual.has_value()) {
+    call.epilogue.residual = source_of("conv_act", *residual);
+  }
+  run(context, call);
+  return out;
+}
+
+}  // namespace fassd::cuda

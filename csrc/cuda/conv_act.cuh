@@ -1,0 +1,69 @@
+// One convolution of an operator: planned, and launched. The other operators are made of these.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "convolution.cuh"
+
+namespace fassd::cuda {
+
+// An operator's call: where its kernels go, and in what arithmetic.
+struct Context {
+  // Throws where the device or the type cannot be served.
+  Context(const char* op, const Tensor& image, bool allow_tf32);
+
+  const char* op;
+  torch::stable::accelerator::DeviceGuard guard;
+  Queue queue;
+  ScalarType dtype;
+  Arithmetic arithmetic;
+};
+
+// A weight in the kernels' order, and what keeps it alive.
+struct Filter {
+  Tensor storage;
+  Weight weight;
+  int kernel_h, kernel_w;
+};
+
+// `packed`, if there is one, or `weight`'s input channels [first, first + count), packed now.
+Filter filter_of(const Context& context, const std::string& name, const Tensor& weight,
+                 const OptionalTensor& packed, int64_t first = 0, int64_t count = -1);
+
+// What one launch computes. Shapes are those of the inputs and the filter.
+struct ConvolutionCall {
+  std::vector<Source> inputs;
+  Filter filter;
+  int64_t batch = 1;
+  int height = 1, width = 1;  // of the inputs
+  int stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1;
+  Affine prologue;
+  Epilogue epilogue;
+};
+
+ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call);
+
+void run(const Context& context, const ConvolutionCall& call);
+
+// A call on one input, of stride 1.
+ConvolutionCall call_on(const Source& input, const Filter& filter, int64_t batch, const void* bias,
+                        Activation activation, const Target& out, int64_t dilation_h = 1,
+                        int64_t dilation_w = 1);
+
+// Launches the kernel of a plan; defined for each type in a source file of its own, since each
+// takes its time to compile.
+void launch_convolution(const Context& context, const ConvolutionPlan& plan,
+                        const Convolution& convolution, int64_t batch, __half);
+void launch_convolution(const Context& context, const ConvolutionPlan& plan,
+                        const Convolution& convolution, int64_t batch, __nv_bfloat16);
+void launch_convolution(const Context& context, const ConvolutionPlan& plan,
+                        const Convolution& convolution, int64_t batch, float);
+
+// Values of a step or dilation; larger than any picture, they reach nothing all the same.
+inline int limited(int64_t value) {
+  return static_cast<int>(value < most_positions ? value : most_positions);
+}
+
+}  // namespace fassd::cuda

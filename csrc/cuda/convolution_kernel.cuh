@@ -1,0 +1,124 @@
+// The kernel of one convolution; conv_act.cu drives it.
+
+#pragma once
+
+#include "convolution.cuh"
+
+namespace fassd::cuda {
+
+// Which of `taps` reach the picture from a tile at (y, x): bits. The others read only padding.
+__device__ __forceinline__ unsigned live_taps(const Taps& taps, const Axis& rows,
+                                              const Axis& columns, int y, int x, int height,
+                                              int width) {
+  unsigned live = 0;
+  for (int tap = 0; tap < taps.count; tap++) {
+    const int top = y * rows.step + (rows.first_tap + taps.row[tap] - rows.middle) * rows.dilation;
+    const int left = x * columns.step +
+                     (columns.first_tap + taps.column[tap] - columns.middle) * columns.dilation;
+    const bool reaches = top < rows.size && top + (height - 1) * rows.step >= 0 &&
+                         left < columns.size && left + (width - 1) * columns.step >= 0;
+    live |= unsigned(reaches) << tap;
+  }
+  return live;
+}
+
+template <typename Math, int warps, int m_tiles, int n_tiles>
+__global__ void __launch_bounds__(warps * 32)
+    convolution_kernel(const __grid_constant__ Convolution conv) {
+  using T = typename Math::T;
+  constexpr int threads = warps * 32, n = n_tiles * 8;
+  unsigned char* shared = ptx::dynamic_shared();
+  int2* positions = reinterpret_cast<int2*>(shared);
+  const Tile& tile = conv.tile;
+  const SharedLayout& layout = conv.layout;
+
+  // Blocks of the same pixels follow each other: what one has read, the next finds in the cache.
+  const int64_t block = blockIdx.x / tile.columns;
+  const int column = static_cast<int>(blockIdx.x - block * tile.columns) * n;
+  const int x = static_cast<int>(block % tile.across) << tile.width_log2;
+  const int y = static_cast<int>(block / tile.across % tile.down) * tile.height;
+  const int picture = static_cast<int>(block / tile.across / tile.down);
+
+  const int slots = conv.rows.slots * conv.columns.slots;
+  const int pitch = slot_bytes<Math>(conv.chunk);
+  const int tap_bytes = conv.chunk * weight_row_bytes<Math>(n);
+  guard_stages(shared, layout, slots, conv.stage_count);
+  locate_slots(positions, conv.rows, conv.columns, y, x, threads);
+  const unsigned live =
+      live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height, 1 << tile.width_log2);
+
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  Rows<Math, m_tiles> rows;
+#pragma unroll
+  for (int i = 0; i < m_tiles; i++) {
+#pragma unroll
+    for (int address = 0; address < Math::addresses; address++) {
+      const int pixel = (warp * m_tiles + i) * 16 + lane_row<Math>(lane, address);
+      const int row = pixel >> tile.width_log2, at = pixel & ((1 << tile.width_log2) - 1);
+      rows.offset[i][address] =
+          (row * conv.rows.slot_step * conv.columns.slots + at * conv.columns.slot_step) * pitch +
+          lane_bytes<Math>(lane);
+    }
+  }
+  __syncthreads();
+  ptx::wait_for_previous_kernels();
+
+  const int chunks = chunks_of(conv.sources, conv.source_count, conv.chunk);
+  Cursor next;
+  const auto begin_copy = [&](int stage) {
+    const int to = layout.stages + stage * layout.stage_bytes;
+    const Source& source = conv.sources[next.source];
+    copy_pixels<T>(shared, to, positions, slots, source, picture, next.first, conv.chunk, pitch,
+                   threads);
+    copy_weights<Math, n>(shared, to + layout.weights, conv.weight, conv.taps, live, next.before,
+                          next.first, source.channels, conv.chunk, column, threads);
+    next.advance(conv.sources, conv.chunk);
+  };
+  for (int stage = 0; stage < conv.stage_count - 1; stage++) {
+    if (stage < chunks) {
+      begin_copy(stage);
+    }
+    ptx::copy_async_commit();
+  }
+
+  Accumulators<Math, m_tiles, n_tiles> acc;
+  acc.clear();
+  int stage = 0, free_stage = conv.stage_count - 1;
+  for (int chunk = 0; chunk < chunks; chunk++) {
+    if (conv.stage_count == 1) {
+      __syncthreads();  // the chunk before is no longer read
+      begin_copy(0);
+      ptx::copy_async_commit();
+    }
+    wait_for_stage(conv.stage_count);
+    const int at = layout.stages + stage * layout.stage_bytes;
+    if (conv.prologue.scale != nullptr) {
+      transform_pixels<T>(shared, at, positions, slots, conv.sources[0].channels, conv.prologue,
+                          chunk * conv.chunk, conv.chunk, pitch, threads);
+    }
+    __syncthreads();  // this chunk has come, and the one before is no longer read
+    if (conv.stage_count > 1) {
+      if (chunk + conv.stage_count - 1 < chunks) {
+        begin_copy(free_stage);
+      }
+      ptx::copy_async_commit();
+    }
+    multiply_taps<Math>(shared, rows, at, at + layout.weights, conv.taps, live, conv.rows.pitch,
+                        conv.columns, pitch, tap_bytes, conv.chunk, acc);
+    stage = stage + 1 == conv.stage_count ? 0 : stage + 1;
+    free_stage = free_stage + 1 == conv.stage_count ? 0 : free_stage + 1;
+  }
+  ptx::copy_async_wait<0>();
+  __syncthreads();
+  ptx::let_next_kernel_start();
+
+  unguard_stages(shared, layout, conv.stage_count);
+  float* staging = reinterpret_cast<float*>(shared + layout.stages);
+  stage_sums<Math, m_tiles, n_tiles>(staging, acc);
+  __syncthreads();
+  write_tile<T, n_tiles>(staging, conv.epilogue, tile.width_log2, tile.height, picture, y, x,
+                         column, conv.weight.out_channels, conv.out_height, conv.out_width,
+                         threads);
+}
+
+}  // namespace fassd::cuda

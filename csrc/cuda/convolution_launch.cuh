@@ -1,0 +1,62 @@
+// From a plan to the kernel that it names.
+
+#pragma once
+
+#include "conv_act.cuh"
+#include "convolution_kernel.cuh"
+
+namespace fassd::cuda {
+
+template <typename Math, int warps, int m_tiles, int n_tiles>
+void launch_variant(const Context& context, const ConvolutionPlan& plan,
+                    const Convolution& convolution, int64_t batch) {
+  const int64_t blocks =
+      batch * plan.tile.across * int64_t(plan.tile.down) * int64_t(plan.tile.columns);
+  STD_TORCH_CHECK(blocks < int64_t(1) << 31, context.op, ": the result has ", blocks,
+                  " tiles; the cuda backend takes at most 2^31 - 1");
+  context.queue.launch(&convolution_kernel<Math, warps, m_tiles, n_tiles>,
+                       dim3(static_cast<unsigned>(blocks)), dim3(warps * 32), plan.layout.total,
+                       convolution);
+}
+
+using Launcher = void (*)(const Context&, const ConvolutionPlan&, const Convolution&, int64_t);
+
+struct Entry {
+  Variant variant;
+  Launcher launch;
+};
+
+template <typename Math, int warps, int m_tiles, int n_tiles>
+constexpr Entry entry() {
+  return {{warps, m_tiles, n_tiles}, &launch_variant<Math, warps, m_tiles, n_tiles>};
+}
+
+template <size_t count>
+void launch_entry(const Entry (&entries)[count], const Context& context,
+                  const ConvolutionPlan& plan, const Convolution& convolution, int64_t batch) {
+  for (const Entry& entry : entries) {
+    if (entry.variant.warps == plan.variant.warps &&
+        entry.variant.m_tiles == plan.variant.m_tiles &&
+        entry.variant.n_tiles == plan.variant.n_tiles) {
+      return entry.launch(context, plan, convolution, batch);
+    }
+  }
+  STD_TORCH_CHECK(false, context.op, ": no kernel of ", plan.variant.warps, " warps and ",
+                  plan.variant.m_tiles, " x ", plan.variant.n_tiles, " tiles was compiled");
+}
+
+template <typename T>
+void launch_half(const Context& context, const ConvolutionPlan& plan,
+                 const Convolution& convolution, int64_t batch) {
+  using Math = HalfMath<T>;
+  static constexpr Entry entries[] = {
+      entry<Math, 8, 2, 8>(), entry<Math, 8, 2, 7>(), entry<Math, 8, 2, 6>(),
+      entry<Math, 8, 2, 5>(), entry<Math, 8, 2, 4>(), entry<Math, 8, 2, 3>(),
+      entry<Math, 8, 2, 2>(), entry<Math, 4, 1, 8>(), entry<Math, 4, 1, 7>(),
+      entry<Math, 4, 1, 6>(), entry<Math, 4, 1, 5>(), entry<Math, 4, 1, 4>(),
+      entry<Math, 4, 1, 3>(), entry<Math, 4, 1, 2>(),
+  };
+  launch_entry(entries, context, plan, convolution, batch);
+}
+
+}  // namespace fassd::cuda

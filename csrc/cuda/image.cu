@@ -1,0 +1,115 @@
+#include <torch/csrc/stable/ops.h>
+
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "image.cuh"
+#include "ptx.cuh"
+
+namespace fassd::cuda {
+
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+}  // namespace
+
+DeviceLimits device_limits(int device) {
+  static std::mutex mutex;
+  static std::map<int, DeviceLimits> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) {
+    return found->second;
+  }
+  const DeviceLimits limits = {
+      attribute(cudaDevAttrMultiProcessorCount, device),
+      attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+      attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+          attribute(cudaDevAttrComputeCapabilityMinor, device),
+      ptx::shared_guard_bytes,
+  };
+  known[device] = limits;
+  return limits;
+}
+
+void allow_shared(const void* kernel, int device, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int>, size_t> allowed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{kernel, device}];
+  if (bytes > most) {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(bytes)));
+    most = bytes;
+  }
+}
+
+Source source_of(const char* op, const Tensor& tensor, int64_t first, int64_t channels) {
+  STD_TORCH_CHECK(tensor.size(2) <= most_positions && tensor.size(3) <= most_positions, op,
+                  ": an image is ", tensor.size(2), " x ", tensor.size(3),
+                  "; the cuda backend takes at most ", most_positions, " rows and columns");
+  const int64_t elements = 16 / int64_t(tensor.element_size());
+  Source source;
+  source.data = static_cast<const char*>(tensor.const_data_ptr()) +
+                first * tensor.stride(1) * int64_t(tensor.element_size());
+  source.stride_n = tensor.size(0) > 1 ? tensor.stride(0) : 0;
+  source.stride_c = tensor.stride(1);
+  source.stride_h = tensor.size(2) > 1 ? tensor.stride(2) : 0;
+  source.stride_w = tensor.size(3) > 1 ? tensor.stride(3) : 0;
+  source.height = static_cast<int>(tensor.size(2));
+  source.width = static_cast<int>(tensor.size(3));
+  source.channels = static_cast<int>(channels < 0 ? tensor.size(1) : channels);
+  source.vectors = (source.channels <= 1 || source.stride_c == 1) &&
+                   reinterpret_cast<uintptr_t>(source.data) % 16 == 0 &&
+                   source.stride_n % elements == 0 && source.stride_h % elements == 0 &&
+                   source.stride_w % elements == 0;
+  return source;
+}
+
+Target target_of(const Tensor& tensor) {
+  return target_of(tensor, 0, round_up(tensor.size(1), lanes));
+}
+
+Target target_of(const Tensor& tensor, int64_t first, int64_t last) {
+  const int64_t size = tensor.element_size(), elements = 16 / size;
+  Target target;
+  target.data = static_cast<char*>(tensor.mutable_data_ptr()) + first * size;
+  target.stride_n = tensor.stride(0);
+  target.stride_h = tensor.stride(2);
+  target.stride_w = tensor.stride(3);
+  target.lanes = static_cast<int>(last - first);
+  target.vectors = reinterpret_cast<uintptr_t>(target.data) % 16 == 0 &&
+                   target.stride_n % elements == 0 && target.stride_h % elements == 0 &&
+                   target.stride_w % elements == 0;
+  return target;
+}
+
+Tensor empty_image(const Tensor& like, const ImageSize& size) {
+  ImageSize whole = size;
+  whole.channels = round_up(size.channels, lanes);
+  Tensor image =
+      torch::stable::empty(whole.sizes(), like.scalar_type(), std::nullopt, like.device(),
+                           std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+  return whole.channels == size.channels ? image
+                                         : torch::stable::narrow(image, 1, 0, size.channels);
+}
+
+Vectors::Vectors(const std::vector<OptionalTensor>& tensors) {
+  for (const OptionalTensor& tensor : tensors) {
+    if (tensor.has_value()) {
+      kept_.push_back(tensor->is_contiguous() ? *tensor : torch::stable::contiguous(*tensor));
+    }
+    data_.push_back(tensor.has_value() ? kept_.back().const_data_ptr() : nullptr);
+  }
+}
+
+Vectors::Vectors(const Tensors& tensors)
+    : Vectors(std::vector<OptionalTensor>(tensors.begin(), tensors.end())) {}
+
+}  // namespace fassd::cuda

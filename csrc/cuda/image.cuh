@@ -1,0 +1,219 @@
+// Images as kernels find them, and how eight channels of a pixel are read and written.
+
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "../checks.h"
+#include "launch.cuh"
+
+namespace fassd::cuda {
+
+// Pixels of what this backend writes begin at multiples of so many elements, so that the next
+// kernel loads whole vectors; the lanes behind the last channel are zeros.
+constexpr int lanes = 8;
+
+constexpr int64_t most_positions = int64_t(1) << 30;  // of an axis, so that sums of them fit
+
+template <typename T>
+constexpr int vector_elements = 16 / int(sizeof(T));
+
+inline int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+inline int64_t divide_up(int64_t value, int64_t divisor) {
+  return (value + divisor - 1) / divisor;
+}
+
+// N x C x H x W that is read. Strides are in elements.
+struct Source {
+  const void* data = nullptr;
+  int64_t stride_n = 0, stride_h = 0, stride_w = 0, stride_c = 1;
+  int height = 0, width = 0, channels = 0;
+  bool vectors = false;  // whether 16 bytes of channels can be loaded from every pixel
+};
+
+// N x H x W pixels whose channels are written, adjacent, up to `lanes`: what lies behind the last
+// channel becomes zero.
+struct Target {
+  void* data = nullptr;
+  int64_t stride_n = 0, stride_h = 0, stride_w = 0;
+  int lanes = 0;
+  bool vectors = false;
+};
+
+// --- on the host
+// ----------------------------------------------------------------------------------
+
+// A tensor's channels [first, first + channels).
+Source source_of(const char* op, const Tensor& tensor, int64_t first = 0, int64_t channels = -1);
+
+// N x C x H x W, channels_last, its pixels `lanes` apart or a multiple of that.
+Tensor empty_image(const Tensor& like, const ImageSize& size);
+
+// Such an image as something to write: all of it, or the lanes [first, last) of each pixel.
+Target target_of(const Tensor& tensor);
+Target target_of(const Tensor& tensor, int64_t first, int64_t last);
+
+// Vectors of a call, made contiguous, and alive as long as this is.
+class Vectors {
+ public:
+  explicit Vectors(const std::vector<OptionalTensor>& tensors);
+  explicit Vectors(const Tensors& tensors);
+
+  // The i-th one's values; null where it is not there.
+  const void* operator[](size_t i) const { return data_[i]; }
+
+ private:
+  Tensors kept_;
+  std::vector<const void*> data_;
+};
+
+// Calls `function` with a value of the tensor's own type.
+template <typename Function>
+void with_type(const char* op, ScalarType dtype, Function function) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return function(__half());
+    case ScalarType::BFloat16:
+      return function(__nv_bfloat16());
+    case ScalarType::Float:
+      return function(float());
+    default:
+      STD_TORCH_CHECK(false, op, ": the cuda backend takes float32, float16 and bfloat16, not ",
+                      dtype_name(dtype));
+  }
+}
+
+// --- on the device
+// --------------------------------------------------------------------------------
+
+__device__ __forceinline__ float to_float(float value) {
+  return value;
+}
+__device__ __forceinline__ float to_float(__half value) {
+  return __half2float(value);
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) {
+  return __bfloat162float(value);
+}
+
+template <typename T>
+__device__ __forceinline__ T from_float(float value);
+template <>
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float value) {
+  return __float2half(value);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+  return __float2bfloat16(value);
+}
+
+template <typename T>
+struct alignas(16) Vector {
+  T values[vector_elements<T>];
+};
+
+// Channels [channel, channel + 8) of the pixel at `offset`, zeros behind the last channel.
+template <typename T>
+__device__ __forceinline__ void load_lanes(const Source& source, int64_t offset, int channel,
+                                           float (&values)[lanes]) {
+  const T* from = static_cast<const T*>(source.data) + offset;
+  if (source.vectors && channel + lanes <= source.channels) {
+#pragma unroll
+    for (int part = 0; part < lanes / vector_elements<T>; part++) {
+      const Vector<T> loaded =
+          *reinterpret_cast<const Vector<T>*>(from + channel + part * vector_elements<T>);
+#pragma unroll
+      for (int i = 0; i < vector_elements<T>; i++) {
+        values[part * vector_elements<T> + i] = to_float(loaded.values[i]);
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < lanes; i++) {
+    const int c = channel + i;
+    values[i] = c < source.channels ? to_float(from[c * source.stride_c]) : 0.0f;
+  }
+}
+
+// Writes channels [channel, channel + 8), those below the target's lanes.
+template <typename T>
+__device__ __forceinline__ void store_lanes(const Target& target, int64_t offset, int channel,
+                                            const float (&values)[lanes]) {
+  T* to = static_cast<T*>(target.data) + offset + channel;
+  if (target.vectors && channel + lanes <= target.lanes) {
+#pragma unroll
+    for (int part = 0; part < lanes / vector_elements<T>; part++) {
+      Vector<T> stored;
+#pragma unroll
+      for (int i = 0; i < vector_elements<T>; i++) {
+        stored.values[i] = from_float<T>(values[part * vector_elements<T> + i]);
+      }
+      *reinterpret_cast<Vector<T>*>(to + part * vector_elements<T>) = stored;
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < lanes; i++) {
+    if (channel + i < target.lanes) {
+      to[i] = from_float<T>(values[i]);
+    }
+  }
+}
+
+// Bilinear, align_corners: the pixel before, the one after, and the weight of the latter. In whole
+// numbers, and exact: position * (size - 1) / (out_size - 1) in float would be off by 3e-5 of a
+// pixel in a row of 512. An axis that keeps its size reads no neighbour.
+struct Neighbours {
+  int before, after;
+  float weight;
+};
+
+__device__ __forceinline__ Neighbours neighbours_of(int position, int size, int out_size) {
+  const unsigned steps = out_size > 1 ? out_size - 1 : 1;
+  const uint64_t scaled = uint64_t(position) * (size - 1);
+  // Few pictures are so large that a division of 32 bits, which takes a fifth, would not do.
+  const bool small = scaled >> 32 == 0;
+  const int before = static_cast<int>(small ? unsigned(scaled) / steps : scaled / steps);
+  const unsigned rest = static_cast<unsigned>(scaled - uint64_t(before) * steps);
+  const float weight = static_cast<float>(rest) / static_cast<float>(steps);
+  const int after = size == out_size || before + 1 > size - 1 ? before : before + 1;
+  return {before, after, weight};
+}
+
+// Channels [channel, channel + 8) of picture n, resized, between two rows and two columns.
+template <typename T>
+__device__ __forceinline__ void load_resized(const Source& source, int n, const Neighbours& rows,
+                                             const Neighbours& columns, int channel,
+                                             float (&values)[lanes]) {
+  const int64_t picture = n * source.stride_n;
+#pragma unroll
+  for (int i = 0; i < lanes; i++) {
+    values[i] = 0.0f;
+  }
+#pragma unroll 1  // one corner's eight channels at a time: four would take 24 registers more
+  for (int corner = 0; corner < 4; corner++) {
+    const bool below = corner >= 2, right = corner % 2 == 1;
+    const float weight =
+        (below ? rows.weight : 1 - rows.weight) * (right ? columns.weight : 1 - columns.weight);
+    float corner_values[lanes];
+    load_lanes<T>(source,
+                  picture + (below ? rows.after : rows.before) * source.stride_h +
+                      (right ? columns.after : columns.before) * source.stride_w,
+                  channel, corner_values);
+#pragma unroll
+    for (int i = 0; i < lanes; i++) {
+      values[i] += corner_values[i] * weight;
+    }
+  }
+}
+
+}  // namespace fassd::cuda

@@ -1,0 +1,297 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+namespace fassd::cuda {
+
+namespace {
+
+// Of one multiprocessor and clock, as tuning guides and published microbenchmarks have them; the
+// model has to rank plans, and reports scale it to what is measured.
+constexpr double shared_bytes_per_cycle = 128;
+constexpr double loaded_bytes_per_cycle = 32;  // from the last cache, all multiprocessors asking
+constexpr double launch_cycles = 2500;         // begin, first loads, the way out
+constexpr double chunk_cycles = 60;            // barrier and addresses of one chunk
+
+// Multiply-accumulates of one multiprocessor and clock.
+double rate_of(Arithmetic arithmetic, int capability) {
+  const double tensor = capability >= 90 ? 1300 : capability == 80 ? 1024 : 512;
+  switch (arithmetic) {
+    case Arithmetic::half:
+      return tensor;
+    case Arithmetic::tf32:
+      return tensor / 2;
+    default:
+      return capability == 80 ? 64 : 128;
+  }
+}
+
+int itemsize_of(Arithmetic arithmetic) {
+  return arithmetic == Arithmetic::half ? 2 : 4;
+}
+
+int64_t divide_up(int64_t value, int64_t divisor) {
+  return (value + divisor - 1) / divisor;
+}
+
+int round_up(int value, int multiple) {
+  return int(divide_up(value, multiple)) * multiple;
+}
+
+// Whether tap `index` of a kernel of `count` reads a pixel anywhere.
+bool reaches(int index, int count, int size, int out_size, int stride, int dilation) {
+  const int64_t shift = int64_t(index - count / 2) * dilation;
+  return shift >= 0 ? shift < size : int64_t(out_size - 1) * stride + shift >= 0;
+}
+
+// The slots of `extent` results in a row.
+Axis axis_of(int kernel, int extent, int size, int out_size, int stride, int dilation) {
+  Axis axis;
+  axis.middle = kernel / 2;
+  axis.step = stride;
+  axis.size = size;
+  axis.dilation = std::min(dilation, size);  // farther ones reach nothing either
+  int last = axis.middle;
+  axis.first_tap = axis.middle;
+  while (axis.first_tap > 0 &&
+         reaches(axis.first_tap - 1, kernel, size, out_size, stride, dilation)) {
+    axis.first_tap--;
+  }
+  while (last + 1 < kernel && reaches(last + 1, kernel, size, out_size, stride, dilation)) {
+    last++;
+  }
+  const int run = (extent - 1) * stride + 1;
+  axis.groups = last - axis.first_tap + 1;
+  axis.pitch = std::min(axis.dilation, run);
+  axis.slots = run + (axis.groups - 1) * axis.pitch;
+  axis.slot_step = stride;
+  if (axis.groups * extent < axis.slots) {
+    axis.pitch = extent;
+    axis.slots = axis.groups * extent;
+    axis.slot_step = 1;
+  }
+  return axis;
+}
+
+Taps taps_of(const Axis& rows, const Axis& columns, int kernel_w) {
+  Taps taps;
+  for (int row = 0; row < rows.groups; row++) {
+    for (int column = 0; column < columns.groups; column++) {
+      taps.index[taps.count] =
+          static_cast<int8_t>((rows.first_tap + row) * kernel_w + columns.first_tap + column);
+      taps.row[taps.count] = static_cast<int8_t>(row);
+      taps.column[taps.count] = static_cast<int8_t>(column);
+      taps.count++;
+    }
+  }
+  return taps;
+}
+
+// Shared memory of so many stages, and at least so much for what is staged on the way out.
+SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages, int itemsize,
+                       int staging_bytes, int middle_bytes, int guard_bytes) {
+  SharedLayout layout;
+  layout.stages = round_up(slots * position_bytes, 16) + guard_bytes;
+  layout.pixels_end = slots * (chunk * itemsize + slot_padding);
+  layout.weights = layout.pixels_end + guard_bytes;
+  layout.weights_end = layout.weights + weight_rows * (n + weight_padding) * itemsize;
+  layout.stage_bytes = layout.weights_end + guard_bytes;
+  layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes) +
+                  (middle_bytes > 0 ? guard_bytes : 0);
+  layout.total = layout.middle + middle_bytes;
+  return layout;
+}
+
+int chunks_of(const std::vector<int>& channels, int chunk) {
+  int chunks = 0;
+  for (int count : channels) {
+    chunks += int(divide_up(count, chunk));
+  }
+  return chunks;
+}
+
+// Predicted clocks of a launch: every block waits for its first loads, and what is resident beside
+// it fills that time; then the slowest of products, shared memory and loads.
+void predict(Cost& cost, int chunks, int stages, Arithmetic arithmetic,
+             const DeviceLimits& limits) {
+  const double busy = std::max({cost.products / rate_of(arithmetic, limits.capability),
+                                cost.shared_bytes / shared_bytes_per_cycle,
+                                (cost.loaded_bytes + cost.stored_bytes) / loaded_bytes_per_cycle});
+  // Of one stage, nothing is on its way while another is multiplied.
+  const double alone = launch_cycles + chunks * (stages == 1 ? launch_cycles : chunk_cycles) + busy;
+  const double waves = std::ceil(double(cost.blocks) / (double(limits.multiprocessors)));
+  // As many blocks as are resident overlap their waiting, but share the rates.
+  const int together = int(std::min<double>(cost.resident, waves));
+  cost.cycles = std::max(waves * busy, waves / together * alone);
+}
+
+int resident_of(int shared_bytes, int threads, int registers, const DeviceLimits& limits) {
+  const int by_shared = (limits.shared_bytes + 1024) / (shared_bytes + 1024);
+  const int by_threads = (limits.capability >= 90 || limits.capability == 80 ? 2048
+                          : limits.capability == 75                          ? 1024
+                                                                             : 1536) /
+                         threads;
+  const int by_registers = 65536 / (registers * threads);
+  return std::max(1, std::min({by_shared, by_threads, by_registers, 16}));
+}
+
+// Roughly what the compiler takes for so many accumulators (tests/install/cuda_budget.json).
+int registers_of(const Variant& variant) {
+  return std::min(255, 56 + 4 * variant.m_tiles * variant.n_tiles + 4 * variant.m_tiles);
+}
+
+}  // namespace
+
+const std::vector<Variant>& variants_of(Arithmetic arithmetic) {
+  static const std::vector<Variant> halves = {
+      {8, 2, 8}, {8, 2, 7}, {8, 2, 6}, {8, 2, 5}, {8, 2, 4}, {8, 2, 3}, {8, 2, 2},
+      {4, 1, 8}, {4, 1, 7}, {4, 1, 6}, {4, 1, 5}, {4, 1, 4}, {4, 1, 3}, {4, 1, 2},
+  };
+  static const std::vector<Variant> floats = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4, 1, 4}};
+  return arithmetic == Arithmetic::half ? halves : floats;
+}
+
+ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits) {
+  const int itemsize = itemsize_of(shape.arithmetic);
+  ConvolutionPlan best;
+  best.cost.cycles = std::numeric_limits<double>::infinity();
+  for (const Variant& variant : variants_of(shape.arithmetic)) {
+    const int pixels = variant.pixels(), n = variant.channels();
+    for (int width_log2 = 2; (1 << width_log2) <= pixels / 2 && width_log2 <= 6; width_log2++) {
+      ConvolutionPlan plan;
+      plan.variant = variant;
+      plan.tile.width_log2 = width_log2;
+      const int width = 1 << width_log2;
+      plan.tile.height = pixels / width;
+      plan.tile.across = int(divide_up(shape.out_width, width));
+      plan.tile.down = int(divide_up(shape.out_height, plan.tile.height));
+      plan.tile.columns = int(divide_up(shape.out_channels, n));
+      plan.rows = axis_of(shape.kernel_h, plan.tile.height, shape.height, shape.out_height,
+                          shape.stride_h, shape.dilation_h);
+      plan.columns = axis_of(shape.kernel_w, width, shape.width, shape.out_width, shape.stride_w,
+                             shape.dilation_w);
+      plan.taps = taps_of(plan.rows, plan.columns, shape.kernel_w);
+      const int slots = plan.rows.slots * plan.columns.slots;
+      const int staging = pixels * (n + staging_padding) * 4;
+      for (int chunk : {64, 32, 16, 8}) {
+        if (chunk < 16 && shape.arithmetic == Arithmetic::half) {
+          continue;
+        }
+        for (int stages : {3, 2, 1}) {
+          plan.chunk = chunk;
+          plan.stages = stages;
+          plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
+                                  staging, 0, limits.guard_bytes);
+          if (plan.layout.total > limits.shared_bytes) {
+            continue;
+          }
+          const int chunks = chunks_of(shape.channels, chunk);
+          const double depth = double(chunks) * chunk * plan.taps.count;
+          Cost& cost = plan.cost;
+          cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
+          cost.resident =
+              resident_of(plan.layout.total, variant.warps * 32, registers_of(variant), limits);
+          cost.products = double(pixels) * n * depth;
+          // Each warp reads its pixels and all weights.
+          cost.shared_bytes = depth * itemsize * (pixels + variant.warps * n) + 2.0 * staging;
+          cost.loaded_bytes =
+              double(chunks) * chunk * itemsize * (slots + double(plan.taps.count) * n);
+          cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
+          predict(cost, chunks, stages, shape.arithmetic, limits);
+          if (cost.cycles < best.cost.cycles) {
+            best = plan;
+          }
+        }
+      }
+    }
+  }
+  return best;
+}
+
+PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
+  const int itemsize = itemsize_of(shape.arithmetic);
+  PairPlan best;
+  best.cost.cycles = std::numeric_limits<double>::infinity();
+  const int widest = std::max(shape.middle_channels, shape.out_channels);
+  const int n_tiles = widest <= 32 ? 4 : widest <= 64 ? 8 : 16;
+  // Of float32, the accumulators of more channels would not fit into registers.
+  const bool half = shape.arithmetic == Arithmetic::half;
+  if (widest > (half ? 128 : 64)) {
+    return best;
+  }
+  const int n = n_tiles * 8;
+  for (int turn = 0; turn < 10; turn++) {
+    const int width_log2 = 3 + turn / 2, warps = turn % 2 == 0 ? 8 : 4, pixels = warps * 16;
+    if ((1 << width_log2) > pixels || (warps == 4 && !half)) {
+      continue;
+    }
+    PairPlan plan;
+    plan.possible = true;
+    plan.warps = warps;
+    plan.n_tiles = n_tiles;
+    const int width = 1 << width_log2;
+    plan.tile.width_log2 = width_log2;
+    plan.tile.height = pixels / width;
+    plan.tile.across = int(divide_up(shape.width, width));
+    plan.tile.down = int(divide_up(shape.height, plan.tile.height));
+    plan.whole_rows = plan.tile.across == 1;
+    plan.rows = axis_of(shape.single ? 1 : 3, plan.tile.height, shape.height, shape.height, 1,
+                        shape.dilation);
+    plan.columns =
+        axis_of(shape.single ? 1 : 3, width, shape.width, shape.width, 1, shape.dilation);
+    if (!shape.single) {
+      plan.second = taps_of(axis_of(1, 1, 1, 1, 1, 1), plan.columns, 3);
+    }
+    if (plan.whole_rows) {
+      // The middle is computed where the picture is; taps beside it read one pixel of zeros.
+      plan.columns.pitch = 0;
+      plan.columns.slots = width;
+    }
+    plan.first = taps_of(plan.rows, axis_of(1, 1, 1, 1, 1, 1), 1);
+    const int middle = plan.tile.height * plan.columns.slots;  // pixels
+    if (middle > warps * pair_m_tiles * 16) {
+      continue;
+    }
+    const int slots = plan.rows.slots * plan.columns.slots;
+    const int staging = pixels * (n + staging_padding) * 4;
+    const int most = std::max(plan.first.count, plan.second.count);
+    const int middle_bytes = (round_up(middle, 16) + 1) * (n * itemsize + slot_padding);
+    for (int chunk : {32, 16}) {
+      for (int stages : {3, 2}) {
+        plan.chunk = chunk;
+        plan.stages = stages;
+        plan.layout = layout_of(slots, chunk, most * chunk, n, stages, itemsize, staging,
+                                middle_bytes, limits.guard_bytes);
+        if (plan.layout.total > limits.shared_bytes) {
+          continue;
+        }
+        const int in_chunks = int(divide_up(shape.in_channels, chunk));
+        const int middle_chunks =
+            int(divide_up(shape.middle_channels, chunk)) * (shape.single ? 0 : 1);
+        const double first_depth = double(in_chunks) * chunk * plan.first.count;
+        const double second_depth = double(middle_chunks) * chunk * plan.second.count;
+        Cost& cost = plan.cost;
+        cost.blocks = shape.batch * plan.tile.across * plan.tile.down;
+        cost.resident = resident_of(plan.layout.total, warps * 32,
+                                    registers_of({warps, pair_m_tiles, n_tiles}), limits);
+        // Warps take 16 pixels of the middle at a time: the last turn may be for a few only.
+        const double turns = double(divide_up(divide_up(middle, 16), warps)) * pixels;
+        cost.products = n * (turns * first_depth + pixels * second_depth);
+        cost.shared_bytes =
+            itemsize * (first_depth * (turns + warps * n) + second_depth * (pixels + warps * n)) +
+            2.0 * staging + 2.0 * middle_bytes;
+        cost.loaded_bytes = double(itemsize) *
+                            (double(in_chunks) * chunk * slots + n * (first_depth + second_depth));
+        cost.stored_bytes = double(pixels) * n * itemsize;
+        predict(cost, in_chunks + middle_chunks, stages, shape.arithmetic, limits);
+        if (cost.cycles < best.cost.cycles) {
+          best = plan;
+        }
+      }
+    }
+  }
+  return best;
+}
+
+}  // namespace fassd::cuda

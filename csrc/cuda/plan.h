@@ -1,0 +1,155 @@
+// How a convolution is cut into blocks: which kernel, which tile, how much shared memory, and what
+// that should cost. Plain C++ that knows nothing of CUDA, so that the plan of a GPU that is not
+// there can be asked for (fassd_kernels/predict.py) and is the one that its kernels are launched
+// with.
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace fassd::cuda {
+
+// What a plan depends on in a GPU.
+struct DeviceLimits {
+  int multiprocessors;
+  int shared_bytes;     // that one block can have
+  int capability;       // compute capability times ten
+  int guard_bytes = 0;  // to leave between arrays in shared memory
+};
+
+// How products are made: 16-bit values on tensor cores, float32 rounded to TF32 there, float32.
+enum class Arithmetic { half, tf32, float32 };
+
+constexpr int most_taps = 9;
+
+// One axis of the pixels that a tile reads. They are `groups` runs of pixels, one for each live
+// tap, `dilation` apart; where runs overlap they are kept once. In shared memory they follow each
+// other `pitch` slots apart.
+struct Axis {
+  int first_tap = 0;  // of the live ones, counted from the first of the kernel
+  int groups = 1;     // live taps
+  int middle = 0;     // the tap that reads the pixel itself
+  int dilation = 1;
+  int pitch = 1;
+  int slots = 1;
+  int step = 1;       // the convolution's stride
+  int slot_step = 1;  // slots from one result to the next: the stride, or 1 where runs hold only
+                      // the pixels that are read
+  int size = 1;       // of the picture
+};
+
+// Taps that read only padding everywhere are not among them.
+struct Taps {
+  int count = 0;
+  int8_t index[most_taps] = {};  // in the weight
+  int8_t row[most_taps] = {};    // counted from the first live one
+  int8_t column[most_taps] = {};
+};
+
+// A block's part of the result.
+struct Tile {
+  int width_log2 = 0;  // pixels
+  int height = 1;
+  int across = 1, down = 1;  // tiles in a picture
+  int columns = 1;           // blocks of output channels
+};
+
+// A kernel, by its template's parameters.
+struct Variant {
+  int warps, m_tiles, n_tiles;
+  int pixels() const { return warps * m_tiles * 16; }
+  int channels() const { return n_tiles * 8; }
+};
+
+// Where things lie in a block's shared memory, in bytes; positions of the slots lie at its begin.
+struct SharedLayout {
+  int stages = 0;                       // offset of the first
+  int stage_bytes = 0;                  // from stage to stage
+  int weights = 0;                      // of a stage, behind its pixels
+  int pixels_end = 0, weights_end = 0;  // of a stage: what follows belongs to nobody
+  int middle = 0;  // asymmetric pairs only: what lies between the two convolutions
+  int total = 0;
+};
+
+struct ConvolutionShape {
+  int64_t batch = 1;
+  int height = 1, width = 1;          // of the inputs
+  int out_height = 1, out_width = 1;  // before pooling
+  std::vector<int> channels;          // of the inputs
+  int out_channels = 1;
+  int kernel_h = 1, kernel_w = 1;
+  int stride_h = 1, stride_w = 1;
+  int dilation_h = 1, dilation_w = 1;
+  int pool = 1;
+  Arithmetic arithmetic = Arithmetic::half;
+};
+
+// What the blocks of a launch do, for the time model. Bytes are those that blocks ask of the last
+// cache, once for each block.
+struct Cost {
+  int64_t blocks = 0;
+  int resident = 1;         // blocks of a multiprocessor at once
+  double products = 0;      // multiply-accumulates of a block, padding included
+  double shared_bytes = 0;  // that a block reads in shared memory for them
+  double loaded_bytes = 0;  // that a block brings to shared memory
+  double stored_bytes = 0;
+  double cycles = 0;  // of the whole launch, predicted
+};
+
+struct ConvolutionPlan {
+  Variant variant = {1, 1, 1};
+  Tile tile;
+  Axis rows, columns;
+  Taps taps;
+  int chunk = 16;
+  int stages = 2;
+  SharedLayout layout;
+  Cost cost;
+};
+
+// The plan of least predicted cost.
+ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits);
+
+// A 3x1 and a 1x3 in one kernel: `width` channels between them and behind them.
+struct PairShape {
+  int64_t batch = 1;
+  int height = 1, width = 1;
+  int in_channels = 1, middle_channels = 1, out_channels = 1;
+  int dilation = 1;
+  bool single = false;  // the first alone, a 1x1: a branch beside others that are pairs
+  Arithmetic arithmetic = Arithmetic::half;
+};
+
+struct PairPlan {
+  bool possible = false;  // else it is two launches
+  int warps = 8, n_tiles = 4;
+  Tile tile;
+  Axis rows;     // of the input, at the first convolution's taps
+  Axis columns;  // of the middle, at the second's
+  Taps first, second;
+  bool whole_rows = false;  // a tile holds rows from end to end: no column is computed twice
+  int chunk = 16;
+  int stages = 2;
+  SharedLayout layout;
+  Cost cost;
+};
+
+PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits);
+
+// --- what the kernels and the plan must agree on
+// --------------------------------------------------
+
+// The kernels that are compiled, for each arithmetic.
+const std::vector<Variant>& variants_of(Arithmetic arithmetic);
+constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the second has one
+
+// Elements behind a row of weights, and bytes behind a slot's channels, so that a warp's accesses
+// fall into different banks.
+constexpr int weight_padding = 8, slot_padding = 16;
+// Floats behind a pixel of the accumulators on their way out.
+constexpr int staging_padding = 8;
+// Bytes of a slot's position.
+constexpr int position_bytes = 8;
+
+}  // namespace fassd::cuda

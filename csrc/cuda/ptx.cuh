@@ -1,0 +1,204 @@
+// The instructions that C++ has no words for, each once: asynchronous copies, matrix fragments,
+// tensor cores, barriers. All inline PTX of this backend is in this header, and it alone has two
+// bodies: where FASSD_CUDA_EMULATION is defined, the tests' emulation of a GPU supplies the second,
+// so that everything else is compiled for a CPU as it stands (tests/cuda_emulation).
+//
+// Shared memory is addressed by 32 bits, as the hardware does. The fragments' layouts are those of
+// the PTX ISA, section "Matrix multiply-accumulate instructions": with g = lane / 4, t = lane % 4,
+//   accumulators (16 x 8):  d0, d1 = D[g][2t, 2t + 1],  d2, d3 = D[g + 8][2t, 2t + 1].
+
+#pragma once
+
+#ifdef FASSD_CUDA_EMULATION
+
+#include "emulated_ptx.h"
+
+#else
+
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace fassd::cuda::ptx {
+
+using SharedAddress = uint32_t;
+
+__device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
+}
+
+// The shared memory that the launch asked for.
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return bytes;
+}
+
+// Room between two arrays in shared memory that nothing may touch: the emulation watches it.
+constexpr int shared_guard_bytes = 0;
+__device__ __forceinline__ void guard_shared(void*, int) {}
+__device__ __forceinline__ void unguard_shared(void*, int) {}
+
+// 16 bytes from global to shared memory, both 16-byte aligned, of which `source_bytes` (0 to 16)
+// are read and the others become zero. They have arrived after the wait that follows.
+__device__ __forceinline__ void copy_async(SharedAddress to, const void* from, int source_bytes) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(source_bytes)
+               : "memory");
+#else
+  uint4 value = make_uint4(0, 0, 0, 0);
+  if (source_bytes == 16) {
+    value = *static_cast<const uint4*>(from);
+  } else if (source_bytes > 0) {
+    const uint16_t* halves = static_cast<const uint16_t*>(from);
+    const auto half = [&](int i) { return uint32_t(2 * i < source_bytes ? halves[i] : 0); };
+    value = make_uint4(half(0) | half(1) << 16, half(2) | half(3) << 16, half(4) | half(5) << 16,
+                       half(6) | half(7) << 16);
+  }
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+#endif
+}
+
+// Closes the group of the copies that this thread began since the last one.
+__device__ __forceinline__ void copy_async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Until at most `pending` of this thread's groups are on their way.
+template <int pending>
+__device__ __forceinline__ void copy_async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
+}
+
+// Four 8 x 8 matrices of 16 bits. Lane i gives the address of row i % 8 of matrix i / 8 (16 bytes,
+// aligned) and gets, of each matrix, elements 2t and 2t + 1 of row g.
+__device__ __forceinline__ void load_matrices(uint32_t (&out)[4], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row)
+               : "memory");
+}
+
+// The same, transposed: elements 2t and 2t + 1 of column g.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[4], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row)
+               : "memory");
+}
+
+// Two matrices, whose rows lanes 0 to 15 address.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[2], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(out[0]), "=r"(out[1])
+               : "r"(row)
+               : "memory");
+}
+
+// d += a * b on 16 x 16 by 16 x 8 values of T (__half or __nv_bfloat16), two to a register:
+//   a0 = A[g][2t..], a1 = A[g + 8][2t..], a2 = A[g][2t + 8..], a3 = A[g + 8][2t + 8..],
+//   b0 = B[2t..][g], b1 = B[2t + 8..][g].
+template <typename T>
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1);
+
+template <>
+__device__ __forceinline__ void multiply<__half>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                 uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else  // Turing's tensor cores take half as many terms at once
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b0));
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[2]), "r"(a[3]), "r"(b1));
+#endif
+}
+
+template <>
+__device__ __forceinline__ void multiply<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4],
+                                                        uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  __trap();  // the operators refuse bfloat16 on Turing
+#endif
+}
+
+// d += a * b on 16 x 8 by 8 x 8 values of TF32, one to a register:
+//   a0 = A[g][t], a1 = A[g + 8][t], a2 = A[g][t + 4], a3 = A[g + 8][t + 4], b0 = B[t][g],
+//   b1 = B[t + 4][g].
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                              uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  __trap();  // the operators multiply in float32 on Turing
+#endif
+}
+
+// A float's bits rounded to TF32, to nearest, ties away from zero.
+__device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+  return rounded;
+#else
+  return bits;
+#endif
+}
+
+// A barrier among the first `threads` threads (a multiple of 32) that name it, 1 to 15.
+__device__ __forceinline__ void named_barrier(int name, int threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+// A barrier among all threads of a cooperative launch; what they wrote before is seen after it.
+__device__ __forceinline__ void grid_barrier() {
+  cooperative_groups::this_grid().sync();
+}
+
+// Programmatic dependent launch: until the kernels before this one are through, and their results
+// can be read. A kernel launched without it does not wait here.
+__device__ __forceinline__ void wait_for_previous_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel may be launched, and wait as above.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+}  // namespace fassd::cuda::ptx
+
+#endif
