@@ -145,7 +145,7 @@ def describe_cuda() -> str:
 
 
 def cuda_refuses(device: torch.device, dtype: torch.dtype | None) -> str:
-    """:func:`ops.cuda_refusal`, of a device whose index may be the current one's and of any type."""
+    """:func:`ops.cuda_refusal`, of a device that may lack an index, and of any type."""
     if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return ops.cuda_refusal(device, dtype or torch.float32)

@@ -365,7 +365,7 @@ def shown(capability: tuple[int, int]) -> str:
 
 @functools.cache
 def compiled_architectures() -> tuple[str, ...]:
-    """Compute capabilities that ``_C_cuda`` was compiled for, ``+PTX`` where later ones can run it."""
+    """Compute capabilities that ``_C_cuda`` was compiled for; ``+PTX`` serves later ones too."""
     path = Path(__file__).with_name("_build.json")
     record = json.loads(path.read_text()) if path.exists() else {}
     found = re.split(r"[;\s]+", record.get("architectures", ""))

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "asymmetric_conv.cuh"
 
@@ -90,17 +91,22 @@ void run_one_by_one(const Context& context, const Tensor& like, const PairCall& 
 
 void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls) {
   std::vector<PairPlan> plans;
-  double together = 0, apart = launch_gap_cycles * double(calls.size() - 1);
+  // In one launch the pairs share the multiprocessors: no less than the longest, nor than all their
+  // blocks, spread evenly.
+  double longest = 0, spread = 0, apart = launch_gap_cycles * double(calls.size() - 1);
   bool possible = calls.size() <= most_pairs;
   for (const PairCall& call : calls) {
     plans.push_back(plan_of(context, call));
     const PairPlan& plan = plans.back();
     possible = possible && plan.possible && plan.warps == plans[0].warps &&
                plan.n_tiles == plans[0].n_tiles;
-    together += plan.cost.cycles;
+    const double multiprocessors = context.queue.limits.multiprocessors;
+    const double waves = std::ceil(double(plan.cost.blocks) / multiprocessors);
+    longest = std::max(longest, plan.cost.cycles);
+    spread += plan.cost.cycles / waves * double(plan.cost.blocks) / multiprocessors;
     apart += cost_of_two(context, call);
   }
-  if (!possible || together > apart) {
+  if (!possible || std::max(longest, spread) > apart) {
     for (const PairCall& call : calls) {
       run_one_by_one(context, like, call);
     }

@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(warps * 32) pair_kernel(const __grid_constant_
 
   unguard_stages(shared, layout, pair.stage_count);
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
-  stage_sums<Math, 1, n_tiles>(staging, acc);
+  stage_sums<Math, 1, n_tiles>(staging, acc, warp * 16, 16);
   __syncthreads();
   write_tile<T, n_tiles>(staging, pair.epilogue, tile.width_log2, tile.height, picture, y, x, 0,
                          pair.second_weight.out_channels, pair.rows.size, pair.columns.size,

@@ -154,6 +154,9 @@ void run(const Context& context, const ConvolutionCall& call) {
     kept.inputs.resize(most_sources - 1);
     kept.inputs.push_back(source_of(context.op, *joined));
   }
+  if (is_stem(context, kept)) {
+    return run_stem(context, kept, nullptr);
+  }
   const ConvolutionShape shape = shape_of(context, kept);
   const ConvolutionPlan plan = plan_convolution(shape, context.queue.limits);
   Convolution convolution;

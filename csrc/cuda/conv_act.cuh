@@ -61,6 +61,13 @@ void launch_convolution(const Context& context, const ConvolutionPlan& plan,
 void launch_convolution(const Context& context, const ConvolutionPlan& plan,
                         const Convolution& convolution, int64_t batch, float);
 
+struct NormalizationTable;
+
+// Whether a convolution is one of a picture's three channels, for which there is a kernel of its
+// own (stem.cuh), and that kernel; its picture is one of bytes where there is a table.
+bool is_stem(const Context& context, const ConvolutionCall& call);
+void run_stem(const Context& context, const ConvolutionCall& call, const NormalizationTable* table);
+
 // Values of a step or dilation; larger than any picture, they reach nothing all the same.
 inline int limited(int64_t value) {
   return static_cast<int>(value < most_positions ? value : most_positions);

@@ -207,6 +207,68 @@ __device__ __forceinline__ void multiply(HalfMath<T>, unsigned char* shared,
   }
 }
 
+// Weights of 16 channels and all output channels, at offset `at` of shared memory.
+template <typename T, int n_tiles>
+__device__ __forceinline__ void load_weights(uint32_t (&factors)[n_tiles][2],
+                                             ptx::SharedAddress at) {
+#pragma unroll
+  for (int j = 0; j + 1 < n_tiles; j += 2) {
+    uint32_t loaded[4];
+    ptx::load_matrices_transposed(loaded, at + j * 16);
+    factors[j][0] = loaded[0];
+    factors[j][1] = loaded[1];
+    factors[j + 1][0] = loaded[2];
+    factors[j + 1][1] = loaded[3];
+  }
+  if constexpr (n_tiles % 2 == 1) {
+    const int lane = threadIdx.x % 32;
+    ptx::load_matrices_transposed(factors[n_tiles - 1], at - lane / 16 * 16 + (n_tiles - 1) * 16);
+  }
+}
+
+// All taps of a plain 3x3 over one chunk, for a warp whose m_tiles groups of 16 pixels lie below
+// each other. A row of pixels is loaded once for each of the three columns of taps, and multiplied
+// by the weights of the rows of taps that lead to a row of the result: shared memory, which has to
+// deliver as fast as the tensor cores compute, is read half as often as tap by tap.
+template <typename T, int m_tiles, int n_tiles>
+__device__ __forceinline__ void multiply_sliding(unsigned char* shared, int first_row,
+                                                 int row_bytes, int pitch, int b, int tap_bytes,
+                                                 int chunk,
+                                                 Accumulators<HalfMath<T>, m_tiles, n_tiles>& acc) {
+  const int lane = threadIdx.x % 32;
+  constexpr int weight_bytes = weight_row_bytes<HalfMath<T>>(n_tiles * 8);
+  const ptx::SharedAddress base = ptx::shared_address(shared);
+  const ptx::SharedAddress weights = base + b + lane % 16 * weight_bytes + lane / 16 * 16;
+#pragma unroll 1
+  for (int column = 0; column < 3; column++) {
+    ptx::SharedAddress pixels_at = base + first_row + column * pitch;
+    ptx::SharedAddress weights_at = weights + column * tap_bytes;
+#pragma unroll 1
+    for (int k = 0; k < chunk; k += 16, pixels_at += 32, weights_at += 16 * weight_bytes) {
+      uint32_t factors[3][n_tiles][2];
+#pragma unroll
+      for (int row = 0; row < 3; row++) {
+        load_weights<T, n_tiles>(factors[row], weights_at + row * 3 * tap_bytes);
+      }
+#pragma unroll
+      for (int i = 0; i < m_tiles + 2; i++) {
+        uint32_t pixels[4];
+        ptx::load_matrices(pixels, pixels_at + i * row_bytes);
+#pragma unroll
+        for (int row = 0; row < 3; row++) {
+          if (i - row >= 0 && i - row < m_tiles) {
+#pragma unroll
+            for (int j = 0; j < n_tiles; j++) {
+              ptx::multiply<T>(acc.sums[i - row][j], pixels, factors[row][j][0],
+                               factors[row][j][1]);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 template <int m_tiles, int n_tiles>
 __device__ __forceinline__ void multiply(Tf32Math, unsigned char* shared,
                                          const Rows<Tf32Math, m_tiles>& rows, int a, int b,
@@ -486,14 +548,15 @@ __device__ __forceinline__ float activate(float value, Activation activation, fl
 template <int n_tiles>
 constexpr int staging_pitch = n_tiles * 8 + staging_padding;
 
+// A warp's pixels begin at `first`, and each 16 of them `step` after the 16 before.
 template <typename Math, int m_tiles, int n_tiles>
 __device__ __forceinline__ void stage_sums(float* staging,
-                                           const Accumulators<Math, m_tiles, n_tiles>& acc) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+                                           const Accumulators<Math, m_tiles, n_tiles>& acc,
+                                           int first, int step) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < m_tiles; i++) {
-    float* row =
-        staging + ((warp * m_tiles + i) * 16 + lane / 4) * staging_pitch<n_tiles> + lane % 4 * 2;
+    float* row = staging + (first + i * step + lane / 4) * staging_pitch<n_tiles> + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < n_tiles; j++) {
       *reinterpret_cast<float2*>(row + j * 8) = make_float2(acc.sums[i][j][0], acc.sums[i][j][1]);

@@ -22,7 +22,7 @@ __device__ __forceinline__ unsigned live_taps(const Taps& taps, const Axis& rows
   return live;
 }
 
-template <typename Math, int warps, int m_tiles, int n_tiles>
+template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding>
 __global__ void __launch_bounds__(warps * 32)
     convolution_kernel(const __grid_constant__ Convolution conv) {
   using T = typename Math::T;
@@ -44,16 +44,24 @@ __global__ void __launch_bounds__(warps * 32)
   const int tap_bytes = conv.chunk * weight_row_bytes<Math>(n);
   guard_stages(shared, layout, slots, conv.stage_count);
   locate_slots(positions, conv.rows, conv.columns, y, x, threads);
-  const unsigned live =
-      live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height, 1 << tile.width_log2);
+  const unsigned live = sliding ? ~0u
+                                : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height,
+                                            1 << tile.width_log2);
 
+  // The first of a warp's pixels in the tile, and from each 16 of them to the next.
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int first_pixel = warp * m_tiles * 16, pixel_step = 16;
+  if constexpr (sliding) {
+    const int across = 1 << (tile.width_log2 - 4), down = warp / across;
+    first_pixel = (down * m_tiles << tile.width_log2) + (warp - down * across) * 16;
+    pixel_step = 1 << tile.width_log2;
+  }
   Rows<Math, m_tiles> rows;
 #pragma unroll
   for (int i = 0; i < m_tiles; i++) {
 #pragma unroll
     for (int address = 0; address < Math::addresses; address++) {
-      const int pixel = (warp * m_tiles + i) * 16 + lane_row<Math>(lane, address);
+      const int pixel = first_pixel + i * pixel_step + lane_row<Math>(lane, address);
       const int row = pixel >> tile.width_log2, at = pixel & ((1 << tile.width_log2) - 1);
       rows.offset[i][address] =
           (row * conv.rows.slot_step * conv.columns.slots + at * conv.columns.slot_step) * pitch +
@@ -103,8 +111,14 @@ __global__ void __launch_bounds__(warps * 32)
       }
       ptx::copy_async_commit();
     }
-    multiply_taps<Math>(shared, rows, at, at + layout.weights, conv.taps, live, conv.rows.pitch,
-                        conv.columns, pitch, tap_bytes, conv.chunk, acc);
+    if constexpr (sliding) {
+      multiply_sliding<T, m_tiles, n_tiles>(shared, at + rows.offset[0][0],
+                                            conv.columns.slots * pitch, pitch, at + layout.weights,
+                                            tap_bytes, conv.chunk, acc);
+    } else {
+      multiply_taps<Math>(shared, rows, at, at + layout.weights, conv.taps, live, conv.rows.pitch,
+                          conv.columns, pitch, tap_bytes, conv.chunk, acc);
+    }
     stage = stage + 1 == conv.stage_count ? 0 : stage + 1;
     free_stage = free_stage + 1 == conv.stage_count ? 0 : free_stage + 1;
   }
@@ -114,7 +128,7 @@ __global__ void __launch_bounds__(warps * 32)
 
   unguard_stages(shared, layout, conv.stage_count);
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
-  stage_sums<Math, m_tiles, n_tiles>(staging, acc);
+  stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel, pixel_step);
   __syncthreads();
   write_tile<T, n_tiles>(staging, conv.epilogue, tile.width_log2, tile.height, picture, y, x,
                          column, conv.weight.out_channels, conv.out_height, conv.out_width,

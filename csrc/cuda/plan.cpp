@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <limits>
 namespace fassd::cuda {
 
@@ -138,27 +140,69 @@ int resident_of(int shared_bytes, int threads, int registers, const DeviceLimits
 
 // Roughly what the compiler takes for so many accumulators (tests/install/cuda_budget.json).
 int registers_of(const Variant& variant) {
-  return std::min(255, 56 + 4 * variant.m_tiles * variant.n_tiles + 4 * variant.m_tiles);
+  const int sums = 4 * variant.m_tiles * variant.n_tiles;
+  const int weights = variant.sliding ? 6 * variant.n_tiles : 0;
+  return std::min(255, std::max(128, 64 + sums + weights));
+}
+
+// Bytes of shared memory that a block's warps read for one tap and one channel: pixels, and
+// weights. A sliding warp reads m_tiles + 2 rows for its three vertical taps.
+double bytes_read(const Variant& variant, int itemsize) {
+  const double pixels = variant.sliding ? 16.0 * (variant.m_tiles + 2) / 3 : 16.0 * variant.m_tiles;
+  return itemsize * variant.warps * (pixels + variant.channels());
+}
+
+// Whether a warp's pixels can lie as the variant wants them.
+bool fits(const Variant& variant, const ConvolutionShape& shape, int width_log2) {
+  if (!variant.sliding) {
+    return true;
+  }
+  const bool plain = shape.kernel_h == 3 && shape.kernel_w == 3 && shape.stride_h == 1 &&
+                     shape.stride_w == 1 && shape.dilation_h == 1 && shape.dilation_w == 1 &&
+                     shape.height > 1 && shape.width > 1;
+  return plain && width_log2 >= 4 && variant.warps % (1 << (width_log2 - 4)) == 0;
 }
 
 }  // namespace
 
 const std::vector<Variant>& variants_of(Arithmetic arithmetic) {
   static const std::vector<Variant> halves = {
-      {8, 2, 8}, {8, 2, 7}, {8, 2, 6}, {8, 2, 5}, {8, 2, 4}, {8, 2, 3}, {8, 2, 2},
-      {4, 1, 8}, {4, 1, 7}, {4, 1, 6}, {4, 1, 5}, {4, 1, 4}, {4, 1, 3}, {4, 1, 2},
+      {8, 2, 8},       {8, 2, 7},       {8, 2, 6},       {8, 2, 5},       {8, 2, 4},
+      {8, 2, 3},       {8, 2, 2},       {4, 1, 8},       {4, 1, 7},       {4, 1, 6},
+      {4, 1, 5},       {4, 1, 4},       {4, 1, 3},       {4, 1, 2},       {4, 4, 6, true},
+      {4, 4, 5, true}, {4, 4, 4, true}, {4, 4, 3, true}, {4, 4, 2, true}, {4, 2, 8, true},
+      {4, 2, 7, true}, {4, 2, 6, true}, {4, 2, 5, true}, {4, 2, 4, true}, {4, 2, 3, true},
+      {4, 2, 2, true},
   };
   static const std::vector<Variant> floats = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4, 1, 4}};
   return arithmetic == Arithmetic::half ? halves : floats;
+}
+
+bool is_asked_for(const Variant& variant) {
+  // Read every time: tests and tuning ask for one after the other.
+  const char* text = std::getenv("FASSD_KERNELS_CUDA_VARIANT");
+  Variant asked = {};
+  int sliding = 0;
+  if (text == nullptr || std::sscanf(text, "%d,%d,%d,%d", &asked.warps, &asked.m_tiles,
+                                     &asked.n_tiles, &sliding) != 4) {
+    return true;
+  }
+  return variant.warps == asked.warps && variant.m_tiles == asked.m_tiles &&
+         variant.n_tiles == asked.n_tiles && variant.sliding == (sliding != 0);
 }
 
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits) {
   const int itemsize = itemsize_of(shape.arithmetic);
   ConvolutionPlan best;
   best.cost.cycles = std::numeric_limits<double>::infinity();
+  bool found = false;
   for (const Variant& variant : variants_of(shape.arithmetic)) {
+    const bool asked_for = is_asked_for(variant);
     const int pixels = variant.pixels(), n = variant.channels();
     for (int width_log2 = 2; (1 << width_log2) <= pixels / 2 && width_log2 <= 6; width_log2++) {
+      if (!fits(variant, shape, width_log2)) {
+        continue;
+      }
       ConvolutionPlan plan;
       plan.variant = variant;
       plan.tile.width_log2 = width_log2;
@@ -193,14 +237,15 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
           cost.resident =
               resident_of(plan.layout.total, variant.warps * 32, registers_of(variant), limits);
           cost.products = double(pixels) * n * depth;
-          // Each warp reads its pixels and all weights.
-          cost.shared_bytes = depth * itemsize * (pixels + variant.warps * n) + 2.0 * staging;
+          cost.shared_bytes = depth * bytes_read(variant, itemsize) + 2.0 * staging;
           cost.loaded_bytes =
               double(chunks) * chunk * itemsize * (slots + double(plan.taps.count) * n);
           cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
           predict(cost, chunks, stages, shape.arithmetic, limits);
-          if (cost.cycles < best.cost.cycles) {
+          // One that is asked for wins over all others, if it fits.
+          if (asked_for != found ? asked_for : cost.cycles < best.cost.cycles) {
             best = plan;
+            found = asked_for;
           }
         }
       }

@@ -58,6 +58,9 @@ struct Tile {
 // A kernel, by its template's parameters.
 struct Variant {
   int warps, m_tiles, n_tiles;
+  // For plain 3x3 only: a warp's pixels are 16 columns of m_tiles rows below each other, and a row
+  // that is loaded serves the three rows of the result that it reaches.
+  bool sliding = false;
   int pixels() const { return warps * m_tiles * 16; }
   int channels() const { return n_tiles * 8; }
 };
@@ -108,7 +111,8 @@ struct ConvolutionPlan {
   Cost cost;
 };
 
-// The plan of least predicted cost.
+// The plan of least predicted cost. The environment variable FASSD_KERNELS_CUDA_VARIANT, as in
+// "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel to take wherever it fits.
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits);
 
 // A 3x1 and a 1x3 in one kernel: `width` channels between them and behind them.
