@@ -9,6 +9,7 @@
 from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import Backend, BackendError, backends
+from fassd_kernels.camera import Runner, Speed
 from fassd_kernels.modules import (
     FusedASPP,
     FusedConvLayer,
@@ -30,6 +31,8 @@ __all__ = [
     "FusedMDA",
     "FusedNetwork",
     "GraphRunner",
+    "Runner",
+    "Speed",
     "accelerate",
     "backends",
     "held_memory",

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fassd
 from fassd_kernels import reference
 from fassd_kernels.accelerate import accelerate
+from fassd_kernels.backends import AUTO
 from fassd_kernels.ops import TRITON_NAMESPACE, operator
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.aot import Resources, source_of, try_examine
@@ -161,7 +162,9 @@ def record_network(
     """The calls of a variant of the family on a random picture."""
     torch.manual_seed(0)
     model = fassd.create_model(name).eval().to(place)
-    fast = accelerate(model, dtype=dtype, output="labels", inplace=True)
+    # By name, where another might be faster; what is only planned is Triton's anyway.
+    backend = AUTO if availability.is_recording() else "triton"
+    fast = accelerate(model, dtype=dtype, output="labels", inplace=True, backend=backend)
     picture = torch.randn(batch, 3, height, width, dtype=dtype, device=place)
     with torch.no_grad(), Calls() as calls:
         fast(picture)
@@ -302,12 +305,28 @@ def main(
     ] = False,
     gpu: Annotated[str, typer.Option(help="with --dry-run: the GPU to plan for")] = "H200",
     budget: Annotated[float, typer.Option(min=1, help="seconds to measure for, at most")] = 300,
+    backends: Annotated[
+        bool, typer.Option("--backends", help="measure backends, call by call, not tile sizes")
+    ] = False,
 ) -> None:
     """Measure tile sizes for a network on this GPU, verify each, keep the fastest."""
-    if availability.triton_missing():
-        raise typer.BadParameter(availability.triton_missing())
     kind, (height, width) = parse_dtype(dtype), parse_size(size)
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if backends:
+        from fassd_kernels import measuring  # which imports this module
+
+        planned_for = gpu if dry_run else None
+        try:
+            path = measuring.command(
+                model, (height, width), kind, batch, planned_for, budget, console
+            )
+        except (ValueError, KeyError) as error:
+            raise typer.BadParameter(str(error)) from error
+        if not dry_run:
+            print(path or "nothing was measured")
+        return
+    if availability.triton_missing():
+        raise typer.BadParameter(availability.triton_missing())
     title = f"{model}, {batch} x {size}, {dtype}"
     try:
         if dry_run:

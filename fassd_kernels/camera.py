@@ -1,0 +1,532 @@
+"""From camera to labels: copies in, network, copies out, all at once for frames in a row."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import operator
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fassd.data.transforms import MEAN, STD
+from fassd.predict import pick_device
+from fassd_kernels import ops
+from fassd_kernels.accelerate import accelerate
+from fassd_kernels.checks import FLOATING, MAX_LABELS
+from fassd_kernels.modules import Fused, FusedNetwork
+from fassd_kernels.modules.snapshot import has_hooks
+from fassd_kernels.runner import GraphRunner
+
+Frame: TypeAlias = npt.NDArray[np.uint8] | Tensor
+Labels: TypeAlias = npt.NDArray[np.uint8] | Tensor
+
+# What `normalize` takes: on the scale of the pixels, in the order blue, green, red.
+MEAN_LEVELS = [255 * mean for mean in MEAN]
+STD_LEVELS = [255 * std for std in STD]
+
+WARM_UP = 3  # frames before a measurement: the graph is captured, memory is there
+LATENCIES = 20  # frames, at most, whose latency is measured
+
+
+class Mark(Protocol):
+    """A place in a queue."""
+
+    def synchronize(self) -> None:
+        """Wait until everything before it is done."""
+
+
+class Queue(Protocol):
+    """Work that is done in order, beside that of other queues: a stream of a GPU."""
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Queue what `work` launches; it may be done any time later."""
+
+    def record(self) -> Any:
+        """A :class:`Mark` behind what is queued by now."""
+
+    def wait(self, mark: Any) -> None:
+        """Do nothing of what is queued from now on before `mark`, of another queue, is reached."""
+
+    def follow(self) -> None:
+        """Do nothing of what is queued from now on before the caller's own work so far."""
+
+    def synchronize(self) -> None:
+        """Wait until it is empty."""
+
+
+class CudaQueue:
+    """A :class:`Queue` as a CUDA stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+
+    def run(self, work: Callable[[], object]) -> None:
+        with torch.cuda.stream(self.stream):  # makes its device the current one too
+            work()
+
+    def record(self) -> torch.cuda.Event:
+        return self.stream.record_event()
+
+    def wait(self, mark: torch.cuda.Event) -> None:
+        self.stream.wait_event(mark)
+
+    def follow(self) -> None:
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+
+    def synchronize(self) -> None:
+        self.stream.synchronize()
+
+
+class HostQueue:
+    """A :class:`Queue` on the CPU, which does everything at once; it is its own mark, too."""
+
+    def run(self, work: Callable[[], object]) -> None:
+        work()
+
+    def record(self) -> HostQueue:
+        return self
+
+    def wait(self, mark: HostQueue) -> None:
+        """Nothing is ever waiting."""
+
+    def follow(self) -> None:
+        """The caller's work is done."""
+
+    def synchronize(self) -> None:
+        """Nothing is ever waiting."""
+
+
+class CameraNetwork(nn.Module):
+    """A network with what is before and behind it: frames in, labels out.
+
+    Shape: uint8 RGB (N, H, W, 3) to uint8 labels (N, H, W).
+
+    Args:
+        network: takes normalised BGR (N, 3, H, W) in the type of its parameters; gives logits
+            (N, classes, H, W) or labels, or has a ``predict_labels`` that gives these.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.training = False
+
+    def forward(self, frames: Tensor) -> Tensor:
+        first = next(self.network.parameters(), None)
+        dtype = torch.float32 if first is None else first.dtype
+        x = ops.normalize(frames, mean=MEAN_LEVELS, std=STD_LEVELS, dtype=dtype)
+        direct = getattr(self.network, "predict_labels", None)
+        # Hooks want to see the network itself called.
+        result = self.network(x) if direct is None or has_hooks(self.network) else direct(x)
+        expected = (frames.shape[0], *frames.shape[1:3])
+        if result.dtype == torch.uint8 and result.shape == expected:
+            return result
+        if not (
+            result.is_floating_point()
+            and result.dim() == 4
+            and (result.shape[0], *result.shape[2:]) == expected
+            and result.shape[1] <= MAX_LABELS
+        ):
+            raise ValueError(
+                f"the model gives {describe(result)}; expected uint8 labels of shape {expected}, "
+                f"or logits (N, classes, H, W) of the same size and of at most {MAX_LABELS} classes"
+            )
+        return result.argmax(1).to(torch.uint8)
+
+
+@dataclass(eq=False)
+class Slot:
+    """The buffers that a frame passes through, all uint8, with N x H x W x 3 or N x H x W values.
+
+    Attributes:
+        host: the frame in page-locked memory, which the GPU reads by itself.
+        frame: the frame on the device.
+        labels: on the device.
+        result: the labels in page-locked memory.
+        done: reached when `result` is there.
+        busy: whether there is a frame on its way through.
+        as_array: whether that frame came as a NumPy array, and its labels leave as one.
+    """
+
+    host: Tensor
+    frame: Tensor
+    labels: Tensor
+    result: Tensor
+    done: Any = None
+    busy: bool = False
+    as_array: bool = False
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What :meth:`Runner.measure` found, from frames in the caller's memory to labels there.
+
+    Attributes:
+        fps: pictures per second of a stream, the copies included.
+        latency_s: seconds of a single call, the median.
+        frames: calls that `fps` was measured over.
+    """
+
+    fps: float
+    latency_s: float
+    frames: int
+
+
+class Runner:
+    """From camera frames to labels, at the speed of the network.
+
+    >>> run = fassd_kernels.Runner(model, size=(1024, 2048), dtype=torch.float16)
+    >>> labels = run(frame)  # one frame, the labels at once
+    >>> for labels in run.stream(camera):  # frames in a row: copies run beside the network
+    ...     show(labels)
+
+    On a GPU, normalisation, network and argmax are one CUDA graph (:class:`GraphRunner`, which also
+    tells what makes it capture anew, and when it steps back). Frames go up and labels come down
+    through page-locked buffers on streams of their own. On a CPU everything runs at once.
+
+    Frames are uint8 RGB, H x W x 3, NumPy arrays or CPU tensors of any strides (OpenCV's BGR:
+    ``frame[..., ::-1]``); labels are uint8, H x W, of the kind that the frame was, and the
+    caller's own. Frames are copied before the next is asked for, so that a camera may reuse its
+    buffer.
+
+    A plain network is copied, put in eval mode and accelerated: later changes to `model` do not
+    show, those to ``runner.network`` do. An accelerated one is used as it is, unless it has to
+    move to `device`; edits of its weights count from the next frame on, and the one frame of a
+    stream that is on its way meanwhile may see either. Calls from several threads, and streams
+    that are open at once, take turns.
+
+    Args:
+        model: a network of :mod:`fassd.models`, or any module that gives logits (N, classes, H, W)
+            for normalised BGR (N, 3, H, W); or what :func:`accelerate` made of one.
+        size: (height, width) of the frames.
+        dtype: to compute in: float32, float16, bfloat16 or float64; None for that of the model.
+        device: ``cpu`` or a GPU; None for the GPU that the model is on, or the current one, or the
+            CPU where there is none.
+        batch: None for single frames. A number makes frames N x H x W x 3 and labels N x H x W, for
+            the pictures of several cameras at once.
+
+    Attributes:
+        network: what computes; in eval mode, on `device`.
+        graphs: the :class:`GraphRunner` around it; None on a CPU.
+        size, batch, device: as above.
+
+    Raises:
+        TypeError: if `model` is not a module, or `dtype` is not one of the above.
+        ValueError: if `size`, `batch` or `device` is not as above; if an accelerated model is in
+            training mode, or computes in another type than `dtype`; above 256 classes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        size: tuple[int, int],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        batch: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        if dtype is not None and dtype not in FLOATING:
+            names = ", ".join(str(accepted) for accepted in FLOATING)
+            raise TypeError(f"dtype is {dtype}; expected None or one of {names}")
+        self.size = checked_size(size)
+        if batch is not None and not (isinstance(batch, int) and batch >= 1):
+            raise ValueError(f"batch is {batch!r}; expected None or a number of at least 1")
+        self.batch = batch
+        self.device = home_of(model, device)
+        # Outside inference mode: edits of what is made there are not counted.
+        with torch.inference_mode(False):
+            self.network = ready(model, dtype, self.device)
+        camera_network = CameraNetwork(self.network)
+        self.graphs = self.make_graphs(camera_network)
+        self._compute: Callable[[Tensor], Tensor] = self.graphs or camera_network
+        self._upload, self._work, self._download = (self.make_queue() for _ in range(3))
+        self._free: deque[Slot] = deque()
+        self._lock = threading.Lock()
+
+    def make_graphs(self, network: nn.Module) -> GraphRunner | None:
+        """What captures the network; None where there is nothing to capture."""
+        # Labels are copied out of the graph's memory at once, so they need not be kept from it.
+        return GraphRunner(network, copy_output=False) if self.device.type == "cuda" else None
+
+    def make_queue(self) -> Queue:
+        return CudaQueue(self.device) if self.device.type == "cuda" else HostQueue()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a frame."""
+        return (*(() if self.batch is None else (self.batch,)), *self.size, 3)
+
+    def reset(self) -> None:
+        """Forget the graph; needed after parts of the network were exchanged for others."""
+        if self.graphs is not None:
+            self.graphs.reset()
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def __call__(self, frame: Frame) -> Labels:
+        """The labels of one frame.
+
+        Args:
+            frame: H x W x 3 uint8 RGB (N x H x W x 3 with `batch`), any strides, on the CPU.
+
+        Returns:
+            H x W uint8 (N x H x W), an array if `frame` is one, else a tensor; the caller's own.
+
+        Raises:
+            TypeError: if `frame` is neither array nor tensor, or not uint8.
+            ValueError: if its shape or device is not as above, or the network cannot take it.
+            RuntimeError: if the network is in training mode.
+        """
+        with self.borrowed(1) as (slot,):
+            self.start(slot, frame)
+            return self.finish(slot)
+
+    def stream(self, frames: Iterable[Frame]) -> Iterator[Labels]:
+        """The labels of frames in a row, in order; copies run beside the network.
+
+        The labels of a frame come out when the next frame has been taken. Where frames come slower
+        than they are labelled, call the runner itself and have them at once.
+
+        Args:
+            frames: each as in a call. The last one's labels come when it ends; an error of it, or
+                a frame that is refused, is raised behind the labels of all frames before.
+
+        Returns:
+            An iterator over labels, as from a call. It may be closed early.
+
+        Raises:
+            TypeError: if `frames` is not iterable; then the errors of a call, from the iterator.
+        """
+        return self._stream(iter(frames))
+
+    def _stream(self, frames: Iterator[Frame]) -> Iterator[Labels]:
+        error: Exception | None = None
+        with self.borrowed(2) as slots:
+            before: Slot | None = None
+            for slot in itertools.cycle(slots):
+                try:
+                    self.start(slot, next(frames))
+                except StopIteration:
+                    break
+                except Exception as caught:
+                    error = caught
+                    break
+                # The one before is waited for behind this one, which the GPU goes on with while
+                # the caller looks at labels, fetches a frame, and copies it.
+                if before is not None:
+                    yield self.finish(before)
+                before = slot
+            if before is not None:
+                yield self.finish(before)
+        if error is not None:
+            raise error
+
+    def measure(self, seconds: float = 2.0, frames: int | None = None) -> Speed:
+        """Time random frames in memory: a stream of them, then single calls.
+
+        Args:
+            seconds: how long the stream runs, at least.
+            frames: how many it has instead.
+
+        Raises:
+            ValueError: if `seconds` is not above 0, or `frames` is below 1.
+        """
+        if not seconds > 0:
+            raise ValueError(f"seconds is {seconds}; expected more than 0")
+        if frames is not None and frames < 1:
+            raise ValueError(f"frames is {frames}; expected None or at least 1")
+        rng = np.random.default_rng(0)
+        pictures = [rng.integers(0, 256, self.shape, np.uint8) for _ in range(4)]
+        for picture in pictures[:WARM_UP]:
+            self(picture)
+        started = time.perf_counter()
+
+        def camera() -> Iterator[Frame]:
+            for number in itertools.count():
+                enough = time.perf_counter() - started >= seconds
+                if number == frames or (frames is None and number and enough):
+                    return
+                yield pictures[number % len(pictures)]
+
+        count = sum(1 for _ in self.stream(camera()))
+        elapsed = time.perf_counter() - started
+        latencies = []
+        for number in range(min(count, LATENCIES)):
+            before = time.perf_counter()
+            self(pictures[number % len(pictures)])
+            latencies.append(time.perf_counter() - before)
+        fps = count * (self.batch or 1) / elapsed
+        return Speed(fps, statistics.median(latencies), count)
+
+    # --- a frame's way ---------------------------------------------------------------------------
+
+    def start(self, slot: Slot, frame: Frame) -> None:
+        """Send a frame on its way through a slot that is not busy, and return meanwhile.
+
+        Queues wait for each other only along this way. That a slot's buffers are not written while
+        its last frame still needs them is seen to by :meth:`finish`, which waits for its end.
+        """
+        check_frame(frame, self.shape)
+        if self.network.training:
+            raise RuntimeError("the network is in training mode; call runner.network.eval()")
+        slot.busy = True
+        slot.as_array = isinstance(frame, np.ndarray)
+        fill(slot.host.view(self.shape), frame)
+        self._upload.run(lambda: slot.frame.copy_(slot.host, non_blocking=True))
+        self._work.wait(self._upload.record())
+        self._work.follow()  # the caller may just have edited weights
+        self._work.run(lambda: self.label(slot))
+        self._download.wait(self._work.record())
+        self._download.run(lambda: slot.result.copy_(slot.labels, non_blocking=True))
+        slot.done = self._download.record()
+
+    def label(self, slot: Slot) -> None:
+        """Compute a slot's labels from its frame, on the device.
+
+        Both are copied there, in and out of the graph's own buffers: 16 MB in all at 1024 x 2048,
+        about 4 us of an H200. A graph for each slot would spare that, and take the memory of all
+        activations twice: two graphs that share it write over each other's labels.
+        """
+        clean = torch.autocast(self.device.type, enabled=False)
+        # One at a time, until the labels are out of the graph's buffer.
+        with self._lock, torch.inference_mode(False), torch.no_grad(), clean:
+            slot.labels.copy_(self._compute(slot.frame))
+
+    def finish(self, slot: Slot) -> Labels:
+        """Wait for a slot's labels, and copy them for the caller."""
+        slot.done.synchronize()
+        slot.busy = False
+        with torch.inference_mode(False):
+            labels = slot.result.view(self.shape[:-1]).clone()
+        return labels.numpy() if slot.as_array else labels
+
+    @contextlib.contextmanager
+    def borrowed(self, count: int) -> Iterator[list[Slot]]:
+        """Slots for the caller alone, made as they are needed, and kept for whoever comes next."""
+        slots = [self.free_slot() for _ in range(count)]
+        try:
+            yield slots
+        finally:
+            if any(slot.busy for slot in slots):  # left early: copies may still be under way
+                for queue in (self._upload, self._work, self._download):
+                    queue.synchronize()
+            for slot in slots:
+                slot.busy = False
+            self._free.extend(slots)
+
+    def free_slot(self) -> Slot:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self.make_slot()
+
+    def make_slot(self) -> Slot:
+        on_gpu = self.device.type == "cuda"
+        images = (self.batch or 1, *self.size)
+        frames = (*images, 3)
+        with torch.inference_mode(False):
+            slot = Slot(
+                torch.empty(frames, dtype=torch.uint8, pin_memory=on_gpu),
+                torch.empty(frames, dtype=torch.uint8, device=self.device),
+                torch.empty(images, dtype=torch.uint8, device=self.device),
+                torch.empty(images, dtype=torch.uint8, pin_memory=on_gpu),
+            )
+        if on_gpu:
+            # Work that is queued there may still use what this memory was before.
+            torch.cuda.current_stream(self.device).synchronize()
+        return slot
+
+    def __repr__(self) -> str:
+        batch = "" if self.batch is None else f"batch={self.batch}, "
+        name = type(self.network).__name__
+        return f"Runner({name}, {batch}size={self.size}, device={self.device})"
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def checked_size(size: Sequence[int]) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(f"size is {size!r}; expected (height, width), each at least 1")
+    return height, width
+
+
+def home_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    """Where to run, with its index."""
+    first = next(model.parameters(), None)
+    if device is None and first is not None and first.is_cuda:
+        device = first.device
+    home = torch.empty(0, device=pick_device(device)).device
+    if home.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {str(home)!r}; expected cpu or cuda")
+    return home
+
+
+def ready(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
+    """The accelerated network on its device, in eval mode; see :class:`Runner`."""
+    classes = getattr(model, "num_classes", 0)
+    if isinstance(classes, int) and classes > MAX_LABELS:
+        raise ValueError(
+            f"the model has {classes} classes; labels are uint8, for at most {MAX_LABELS}"
+        )
+    if not any(isinstance(part, Fused | FusedNetwork) for part in model.modules()):
+        # Converted before it is accelerated, which would need a hook to convert what comes in;
+        # and here it comes in the right type.
+        network = copy.deepcopy(model).eval().to(device=device, dtype=dtype)
+        return accelerate(network, inplace=True)
+    if model.training:
+        raise ValueError("the accelerated model is in training mode; call model.eval() first")
+    tensors = [*model.parameters(), *model.buffers()]
+    first = next(model.parameters()).dtype
+    if dtype not in (None, first):
+        raise ValueError(
+            f"dtype is {dtype}, and the accelerated model computes in {first}; "
+            f"expected None or {first}, or make it with accelerate(..., dtype={dtype})"
+        )
+    moves = any(tensor.device != device for tensor in tensors)
+    # Module.to moves the caller's own.
+    return copy.deepcopy(model).to(device) if moves else model
+
+
+def check_frame(frame: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless `frame` is what a runner for such frames takes."""
+    expected = f"expected uint8 RGB of shape {shape}, a NumPy array or a tensor on the CPU"
+    if not isinstance(frame, np.ndarray | Tensor):
+        raise TypeError(f"the frame is a {type(frame).__name__}; {expected}")
+    if frame.dtype not in (np.dtype(np.uint8), torch.uint8):
+        raise TypeError(f"the frame is {describe(frame)}; {expected}")
+    on_cpu = isinstance(frame, np.ndarray) or frame.device.type == "cpu"
+    if tuple(frame.shape) != shape or not on_cpu:
+        raise ValueError(f"the frame is {describe(frame)}; {expected}")
+
+
+def describe(image: Frame) -> str:
+    """Type, shape and device, for messages."""
+    where = f" on {image.device}" if isinstance(image, Tensor) and not image.is_cpu else ""
+    return f"{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}{where}"
+
+
+def fill(buffer: Tensor, frame: Frame) -> None:
+    """Copy a frame of any strides into a contiguous buffer."""
+    if isinstance(frame, Tensor):
+        buffer.copy_(frame)
+    elif frame.flags.writeable and min(frame.strides) >= 0:
+        buffer.copy_(torch.from_numpy(frame))  # on as many threads as PyTorch has
+    else:  # mirrored or read-only, as tensors cannot be
+        np.copyto(buffer.numpy(), frame)

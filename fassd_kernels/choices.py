@@ -1,0 +1,256 @@
+"""Which backend is fastest for a call, from what was measured on this GPU.
+
+Tables are JSON files by GPU, ``configs/backends/<gpu name>.json``: those of the package, then the
+user's own beside his Triton configurations, which ``python -m fassd_kernels.tune --backends``
+writes (:mod:`fassd_kernels.measuring`). A row is a call's operator, shapes, options and type, and
+the median microseconds of every backend that gave the right numbers. The choice is the least of
+them; what no table has is for the caller to decide.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fassd_kernels.triton.configurations import file_name, user_folder
+from fassd_kernels.triton.device import describe_gpu
+from fassd_kernels.triton.program import tf32_requested
+
+Medians: TypeAlias = Mapping[str, float | None]
+"""Backend -> microseconds; None for one that was tried and cannot be chosen."""
+
+SHIPPED = Path(__file__).with_name("configs") / "backends"
+FORMAT = 1
+NOISE = 0.02  # medians that differ by less are equal, and the order of the candidates decides
+
+# --- keys -----------------------------------------------------------------------------------------
+
+# By operator, the names of its arguments that are images,
+IMAGES: dict[str, tuple[str, ...]] = {
+    "conv_act": ("inputs",),
+    "asymmetric_conv": ("input",),
+    "dapf": ("input",),
+    "aspp": ("input",),
+    "hardblock": ("input",),
+    "mda": ("input",),
+    "upsample_conv1x1": ("low", "skip"),
+    "upsample": ("input",),
+    "upsample_argmax": ("input",),
+    "normalize": ("image",),
+}
+# those that are weights, and
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    "conv_act": ("weight",),
+    "asymmetric_conv": ("vertical_weight", "horizontal_weight"),
+    "dapf": ("weights",),
+    "aspp": ("weights",),
+    "hardblock": ("weights",),
+    "mda": ("weights",),
+    "upsample_conv1x1": ("weight",),
+}
+# those that make other work of the same shapes, with what they are if they are not given.
+OPTIONS: dict[str, tuple[tuple[str, Any], ...]] = {
+    "conv_act": (("stride", (1, 1)), ("dilation", (1, 1)), ("activation", "none"), ("pool", 1)),
+    "asymmetric_conv": (("dilation", 1), ("activation", "relu")),
+    "dapf": (("dilations", ()),),
+    "aspp": (("dilations", ()),),
+    "mda": (("dilation", 1),),
+    "upsample_conv1x1": (("activation", "none"),),
+    "upsample": (("size", ()),),
+    "upsample_argmax": (("size", ()),),
+    "normalize": (("dtype", None),),
+}
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def shape_key(
+    operator: str, images: Sequence[Tensor], arguments: Mapping[str, Any] = NOTHING
+) -> str:
+    """What the speed of a call depends on, as a table's key, readable.
+
+    ``conv_act 1x48x256x512 > 64x3x3 stride=2,2 dilation=1,1 activation=relu pool=1 float16`` is a
+    convolution to 64 channels with a 3 x 3 kernel.
+
+    Strides are left out: fused modules pass images on in channels_last.
+
+    Args:
+        operator: its name.
+        images: N x C x H x W each, in the order of the operator's arguments; of
+            ``upsample_conv1x1`` the low ones, then the skips.
+        arguments: the others by name, as the operator takes them. Only weights, the residual and
+            options are looked at, and defaults may be left out.
+
+    Returns:
+        The key; empty where a compiler or a tracer looks on, to which sizes may be no numbers.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return ""
+    weights: list[Any] = []
+    for name in WEIGHTS.get(operator, ()):
+        value = arguments[name]
+        if isinstance(value, Tensor):
+            weights.append(value.shape)
+        else:
+            weights += [weight.shape for weight in value]
+    options = []
+    for name, default in OPTIONS.get(operator, ()):
+        value = arguments.get(name, default)
+        if isinstance(value, list):
+            value = tuple(value)
+        elif type(value) is int and isinstance(default, tuple):
+            value = (value, value)
+        options.append(value)
+    dtype = images[0].dtype
+    return render_key(
+        operator,
+        tuple([image.shape for image in images]),
+        tuple(weights),
+        tuple(options),
+        arguments.get("residual") is not None,
+        dtype,
+        dtype == torch.float32 and tf32_requested(),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def render_key(
+    operator: str,
+    images: tuple[torch.Size, ...],
+    weights: tuple[torch.Size, ...],
+    options: tuple[Any, ...],
+    residual: bool,
+    dtype: torch.dtype,
+    tf32: bool,
+) -> str:
+    """:func:`shape_key`, from what can be compared quickly: it is asked on every call."""
+
+    def shown(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else plain(value)
+
+    parts = [operator, "+".join("x".join(map(str, image)) for image in images)]
+    if weights:  # their input channels are the images'
+        parts += [">", "+".join("x".join(map(str, (w[0], *w[2:]))) for w in weights)]
+    names = [name for name, _ in OPTIONS.get(operator, ())]
+    parts += [f"{name}={shown(value)}" for name, value in zip(names, options, strict=True)]
+    if residual:
+        parts.append("residual")
+    return " ".join([*parts, plain(dtype), *(["tf32"] if tf32 else [])])
+
+
+def plain(value: object) -> str:
+    return str(value).removeprefix("torch.")
+
+
+# --- choice ---------------------------------------------------------------------------------------
+
+
+def best(device: torch.device, key: str, candidates: Sequence[str]) -> str | None:
+    """The fastest of some backends for a call, by the tables of a GPU.
+
+    Args:
+        device: of the call's tensors.
+        key: what :func:`shape_key` gave for it.
+        candidates: names of the backends that can run it, the one preferred in doubt first.
+
+    Returns:
+        One of `candidates`; None on a CPU, and where the tables cannot tell (:func:`fastest`).
+    """
+    if device.type != "cuda" or not key:
+        return None
+    return fastest(table_of(describe_gpu(device).name).get(key, {}), candidates)
+
+
+def fastest(medians: Medians, candidates: Sequence[str]) -> str | None:
+    """The first of the candidates that is as fast as the fastest, within :data:`NOISE`.
+
+    Returns:
+        None where one of them was never tried, which might be faster than all the others, and
+        where none of them gave the right numbers.
+    """
+    if any(name not in medians for name in candidates):
+        return None
+    times = {name: medians[name] for name in candidates}
+    right = {name: time for name, time in times.items() if time is not None}
+    limit = min(right.values(), default=0.0) * (1 + NOISE)
+    return next((name for name, time in right.items() if time <= limit), None)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def user_path(gpu: str) -> Path:
+    """Where the user's own table of a GPU is."""
+    return user_folder() / "backends" / file_name(gpu)
+
+
+@functools.cache
+def table_of(gpu: str) -> dict[str, Medians]:
+    """What was measured on a GPU, by key; rows of the user's own replace the package's."""
+    return {
+        **existing_table(lambda: SHIPPED / file_name(gpu)),
+        **existing_table(lambda: user_path(gpu)),
+    }
+
+
+def existing_table(where: Callable[[], Path]) -> dict[str, Medians]:
+    """A table, empty where there is none, or none that may be read."""
+    try:
+        path = where()
+        found = path.exists()
+    except (OSError, RuntimeError):  # no home, or one that belongs to somebody else
+        return {}
+    return read_table(path) if found else {}
+
+
+def read_table(path: Path) -> dict[str, Medians]:
+    """A table's rows; of a file that is none, nothing, and a warning says so."""
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError(f"format is {content['format']}; expected {FORMAT}")
+        rows: dict[str, dict[str, Any]] = content["median_us"]
+        for key, row in rows.items():
+            if not all(map(is_median, row.values())):
+                raise ValueError(f"{key!r} is {row}; expected microseconds above 0, or null")
+        return dict(rows)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(
+            f"fassd_kernels: {path} is not a table of backends ({error}); "
+            "the order of the backends decides instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return {}
+
+
+def is_median(value: object) -> bool:
+    """Whether a value can stand in a table: one may have been edited by hand."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return 0 < value < math.inf
+    return value is None
+
+
+def write_table(
+    path: Path, gpu: str, table: Mapping[str, Medians], facts: Mapping[str, str]
+) -> None:
+    """Write a table under a temporary name and move it into place."""
+    rows = {
+        key: {name: time if time is None else round(time, 3) for name, time in row.items()}
+        for key, row in sorted(table.items())
+    }
+    content = {"format": FORMAT, "gpu": gpu, **facts, "median_us": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+    table_of.cache_clear()

@@ -1,0 +1,527 @@
+"""Choice of backend from measured tables, and how these are made.
+
+A GPU is needed for the clock only: here the backends of a CPU compete, and times are made up.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from conformance import cases
+from rich.console import Console
+from torch import Tensor
+from typer.testing import CliRunner
+
+import fassd
+from fassd_kernels import choices, measuring, ops, tune
+from fassd_kernels.accelerate import accelerate
+from fassd_kernels.backends import backends
+from fassd_kernels.choices import (
+    IMAGES,
+    OPTIONS,
+    WEIGHTS,
+    best,
+    fastest,
+    read_table,
+    shape_key,
+    table_of,
+    user_path,
+    write_table,
+)
+from fassd_kernels.measuring import Call, Contest, measure_choices
+
+GPU = "Voodoo 5 6000 (AGP)"
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+compiled = pytest.mark.skipif(
+    not backends()["cpu"].available, reason=f"the C++ kernels: {backends()['cpu'].reason}"
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tables of our own, and a GPU on which CPU tensors seem to be."""
+    monkeypatch.setenv("FASSD_KERNELS_CONFIGS", str(tmp_path / "user"))
+    monkeypatch.setattr(choices, "SHIPPED", tmp_path / "package")
+    monkeypatch.setattr(choices, "describe_gpu", lambda device: type("Named", (), {"name": GPU}))
+    table_of.cache_clear()
+    return tmp_path
+
+
+CUDA = torch.device("cuda", 0)
+CANDIDATES = ("cuda", "triton", "reference")
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def test_keys_can_be_read() -> None:
+    x, half = image(2, 8, 5, 6), image(2, 8, 5, 6, dtype=torch.float16)
+    weight = image(12, 16, 3, 1)
+    conv = {"weight": weight, "bias": None, "stride": [2, 1], "activation": "relu", "packed": None}
+    assert shape_key("conv_act", [x, x], conv) == (
+        "conv_act 2x8x5x6+2x8x5x6 > 12x3x1 stride=2,1 dilation=1,1 activation=relu pool=1 float32"
+    )
+    assert shape_key("conv_act", [half], {"weight": weight, "residual": half, "dilation": 3}) == (
+        "conv_act 2x8x5x6 > 12x3x1 stride=1,1 dilation=3,3 activation=none pool=1 residual float16"
+    )
+    assert shape_key("mda", [x], {"weights": [weight, weight], "dilation": 4}) == (
+        "mda 2x8x5x6 > 12x3x1+12x3x1 dilation=4 float32"
+    )
+    assert shape_key("dapf", [x], {"weights": (weight,), "dilations": [12, 24, 36]}) == (
+        "dapf 2x8x5x6 > 12x3x1 dilations=12,24,36 float32"
+    )
+    assert shape_key("upsample_argmax", [x], {"size": (50, 60)}) == (
+        "upsample_argmax 2x8x5x6 size=50,60 float32"
+    )
+    frame = image(1, 5, 6, 3, dtype=torch.uint8)
+    assert shape_key("normalize", [frame], {"dtype": torch.float16, "mean": [0.0] * 3}) == (
+        "normalize 1x5x6x3 dtype=float16 uint8"
+    )
+
+
+def test_defaults_may_be_left_out() -> None:
+    x, weight = image(1, 8, 5, 6), image(4, 8, 3, 3)
+    bare = shape_key("conv_act", [x], {"weight": weight})
+    given = {"stride": (1, 1), "dilation": [1, 1], "activation": "none", "pool": 1}
+    assert shape_key("conv_act", [x], {"weight": weight, "residual": None, **given}) == bare
+    for name, value in (("stride", 2), ("dilation", [1, 2]), ("activation", "relu"), ("pool", 2)):
+        assert shape_key("conv_act", [x], {"weight": weight, name: value}) != bare
+
+
+def test_tf32_is_another_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = image(1, 8, 5, 6), image(4, 8, 3, 3)
+    full = shape_key("conv_act", [x], {"weight": weight})
+    half = shape_key("conv_act", [x.half()], {"weight": weight})
+    monkeypatch.setattr(choices, "tf32_requested", lambda: True)
+    assert shape_key("conv_act", [x], {"weight": weight}) == f"{full} tf32"
+    assert shape_key("conv_act", [x.half()], {"weight": weight}) == half
+
+
+def test_every_operator_and_option_has_its_place() -> None:
+    """An argument that is added to a schema must be sorted in, or keys would not tell it."""
+    free = {
+        *("bias", "vertical_bias", "horizontal_bias", "biases", "scales", "shifts"),
+        *("slope", "vertical_slope", "horizontal_slope", "slopes"),
+        *("packed", "residual", "mean", "std"),
+    }
+    assert set(IMAGES) == set(ops.SCHEMAS) - {"pack_weight"}
+    for name in IMAGES:
+        schema = getattr(torch.ops.fassd_kernels, name).default._schema
+        sorted_in = {*IMAGES[name], *WEIGHTS.get(name, ()), *(n for n, _ in OPTIONS.get(name, ()))}
+        assert {argument.name for argument in schema.arguments} - free == sorted_in, name
+        defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        for option, default in OPTIONS.get(name, ()):
+            if option in defaults:
+                now = defaults[option]
+                assert (tuple(now) if isinstance(now, list) else now) == default
+
+
+def test_no_key_where_a_compiler_looks_on() -> None:
+    def scaled(x: Tensor) -> Tensor:
+        return x * (2.0 if shape_key("upsample", [x], {"size": (4, 4)}) == "" else 3.0)
+
+    x = torch.ones(1, 2, 3, 3)
+    assert torch.equal(torch.compile(scaled, fullgraph=True, backend="eager")(x), x * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of tracing itself
+        traced = torch.jit.trace(scaled, x, check_trace=False)
+    assert torch.equal(traced(x), x * 2)
+    assert torch.equal(scaled(x), x * 3)
+
+
+# --- choice ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("medians", "expected"),
+    [
+        ({"cuda": 3.0, "triton": 2.0, "reference": 9.0}, "triton"),
+        ({"cuda": 2.0, "triton": 2.0, "reference": 2.0}, "cuda"),
+        ({"cuda": 2.04, "triton": 2.0, "reference": 9.0}, "cuda"),  # within 2%
+        ({"cuda": 2.05, "triton": 2.0, "reference": 9.0}, "triton"),
+        ({"cuda": 2.05, "triton": 2.03, "reference": 2.0}, "triton"),
+        ({"cuda": 9.0, "triton": 8.0, "reference": 1.0}, "reference"),
+        ({"cuda": None, "triton": 8.0, "reference": 9.0}, "triton"),  # wrong, however fast
+        ({"cuda": None, "triton": None, "reference": None}, None),
+        ({"triton": 1.0, "reference": 9.0}, None),  # cuda might be faster still
+        ({"cuda": 3.0, "triton": 2.0, "reference": 9.0, "cpu": 0.1}, "triton"),
+        ({}, None),
+    ],
+)
+def test_the_fastest(medians: dict[str, float | None], expected: str | None) -> None:
+    assert fastest(medians, CANDIDATES) == expected
+
+
+def test_the_choice_is_never_slower_than_the_best() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for times in torch.rand(200, 3, generator=generator).tolist():
+        medians = dict(zip(CANDIDATES, times, strict=True))
+        chosen = fastest(medians, CANDIDATES)
+        assert chosen is not None and medians[chosen] <= 1.02 * min(times)
+
+
+def test_tables(folder: Path) -> None:
+    assert best(CUDA, "a", CANDIDATES) is None
+    package = folder / "package" / "voodoo-5-6000-agp.json"
+    row = {"cuda": 2.0, "triton": 3.0, "reference": 4.0}
+    write_table(package, GPU, {"a": row, "b": row}, {})
+    assert best(CUDA, "a", CANDIDATES) == "cuda"
+    assert best(CUDA, "c", CANDIDATES) is None and best(CUDA, "", CANDIDATES) is None
+    assert best(torch.device("cpu"), "a", CANDIDATES) is None
+    assert best(CUDA, "a", CANDIDATES[1:]) == "triton"  # cuda cannot run it
+    assert user_path(GPU) == folder / "user" / "backends" / "voodoo-5-6000-agp.json"
+    write_table(
+        user_path(GPU), GPU, {"a": {**row, "triton": 1.00049, "cuda": None}}, {"torch": "2"}
+    )
+    assert best(CUDA, "a", CANDIDATES) == "triton" and best(CUDA, "b", CANDIDATES) == "cuda"
+    assert json.loads(user_path(GPU).read_text()) == {
+        "format": 1,
+        "gpu": GPU,
+        "torch": "2",
+        "median_us": {"a": {"cuda": None, "triton": 1.0, "reference": 4.0}},
+    }
+    assert [path.name for path in user_path(GPU).parent.iterdir()] == [user_path(GPU).name]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "list indices"),
+        ('{"format": 2, "median_us": {}}', "format is 2; expected 1"),
+        ('{"format": 1}', "'median_us'"),
+        ('{"format": 1, "median_us": {"a": 3}}', "'int' object has no attribute 'values'"),
+        ('{"format": 1, "median_us": {"a": {"cuda": "x"}}}', "'a' is {'cuda': 'x'}; expected"),
+        ('{"format": 1, "median_us": {"a": {"cuda": 0}}}', "microseconds above 0, or null"),
+        ('{"format": 1, "median_us": {"a": {"cuda": NaN}}}', "microseconds above 0, or null"),
+        ('{"format": 1, "median_us": {"a": {"cuda": true}}}', "microseconds above 0, or null"),
+    ],
+)
+def test_a_damaged_table_is_passed_over(content: str, said: str) -> None:
+    path = user_path(GPU)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.warns(RuntimeWarning, match="is not a table of backends") as caught:
+        assert best(CUDA, "a", CANDIDATES) is None
+        assert best(CUDA, "a", CANDIDATES) is None
+    assert len(caught) == 1 and said in str(caught[0].message)
+
+
+def test_without_a_home_there_is_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(choices, "user_folder", nowhere)
+    assert best(CUDA, "a", CANDIDATES) is None
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def call_of(case: Any) -> Call:
+    """A call of the conformance suite."""
+    case = case.to(torch.float32)
+    arguments = {name: value for name, value in case.arguments.items() if name != "packed"}
+    return Call(case.operator, arguments)
+
+
+def timer_of(seconds: Mapping[str, float | str]) -> Callable[..., dict[str, float | str]]:
+    """A clock that knows beforehand; it does run what it times."""
+
+    def timer(candidates: Mapping[str, Any]) -> dict[str, float | str]:
+        for repeats in candidates.values():
+            assert len(repeats) >= 2
+            first, last = repeats[0](), repeats[-1]()
+            assert torch.equal(first, last)  # on copies of the same images
+            assert first.data_ptr() != last.data_ptr()
+        return {name: seconds[name] for name in candidates}
+
+    return timer
+
+
+def measured(
+    calls: list[Call], seconds: Mapping[str, float | str], budget: float = 60
+) -> list[Contest]:
+    names = list(seconds)
+    return measure_choices(calls, GPU, 1 << 10, budget, timer_of(seconds), lambda call: names)
+
+
+@compiled
+def test_the_fastest_right_one_is_chosen() -> None:
+    call = call_of(cases.conv_act(1, (16,), 16, (4, 9)))
+    (contest,) = measured([call], {"cpu": 2e-6, "reference": 3e-6})
+    assert contest.winner == "cpu" == best(CUDA, call.key, ["cpu", "reference"])
+    assert read_table(user_path(GPU)) == {call.key: {"cpu": 2.0, "reference": 3.0}}
+    assert all(0 < result.error < 2e-6 for result in contest.results.values())
+    # Another run replaces the row and leaves other rows.
+    other = call_of(cases.upsample_argmax())
+    measured([other], {"cpu": 5e-6, "reference": 4e-6})
+    measured([call], {"cpu": 2e-6, "reference": 1e-6})
+    assert best(CUDA, call.key, ["cpu", "reference"]) == "reference"
+    assert best(CUDA, other.key, ["cpu", "reference"]) == "reference"
+    assert json.loads(user_path(GPU).read_text())["torch"] == torch.__version__
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Tensor], Tensor]) -> None:
+    """Let the CPU's kernels make a mistake."""
+    real = ops.operator
+
+    def operator(name: str, backend: str) -> Callable[..., Tensor]:
+        function = real(name, backend)
+        return (lambda **named: mistake(function(**named))) if backend == "cpu" else function
+
+    monkeypatch.setattr(ops, "operator", operator)
+
+
+def slightly_off(x: Tensor) -> Tensor:
+    return x * (1 + 1e-5)
+
+
+def not_finite(x: Tensor) -> Tensor:
+    x[0, 0, 0, 0] = float("nan")
+    return x
+
+
+def too_small(x: Tensor) -> Tensor:
+    return x[..., 1:]
+
+
+def fails(x: Tensor) -> Tensor:
+    raise ValueError("no such luck")
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (slightly_off, "wrong: off by 1e-05"),
+        (not_finite, "wrong: off by nan"),
+        (too_small, "wrong: shape (1, 16, 4, 8), not (1, 16, 4, 9)"),
+        (fails, "ValueError: no such luck"),
+    ],
+)
+def test_what_is_wrong_is_never_chosen(
+    monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Tensor], Tensor], said: str
+) -> None:
+    call = call_of(cases.conv_act(1, (16,), 16, (4, 9)))
+    broken(monkeypatch, mistake)
+    (contest,) = measured([call], {"cpu": 1e-6, "reference": 9e-6})
+    assert contest.results["cpu"].reason == said
+    assert read_table(user_path(GPU)) == {call.key: {"cpu": None, "reference": 9.0}}
+    assert best(CUDA, call.key, ["cpu", "reference"]) == "reference"
+
+
+@compiled
+def test_labels_are_compared_as_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in five hundred that differ by one: nothing as a norm, and yet too many."""
+    call = Call("upsample_argmax", {"input": torch.randn(1, 5, 10, 10), "size": (50, 50)})
+
+    def some_differ(labels: Tensor) -> Tensor:
+        labels.view(-1)[::500] ^= 1
+        return labels
+
+    broken(monkeypatch, some_differ)
+    (contest,) = measured([call], {"cpu": 1e-6, "reference": 9e-6})
+    assert contest.results["cpu"].reason == "wrong: off by 0.002"
+    assert contest.results["reference"].error <= 1e-3 and contest.winner == "reference"
+
+
+@compiled
+def test_pixels_that_are_not_written_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory of another backend's right result, just freed, must not be taken for one."""
+    call = call_of(cases.conv_act(1, (16,), 16, (4, 9)))
+    poisoned: list[int] = []
+    real = measuring.poison
+
+    def poison(count: int, device: torch.device) -> None:
+        poisoned.append(count)
+        real(count, device)
+
+    monkeypatch.setattr(measuring, "poison", poison)
+    measured([call], {"cpu": 1e-6, "reference": 9e-6})
+    assert len(poisoned) == 2 and min(poisoned) >= 16 * 4 * 9 * 4
+    buffer = torch.empty(16, dtype=torch.uint8)
+    buffer.fill_(0xFF)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert buffer.view(dtype).isnan().all()
+
+
+@compiled
+def test_what_cannot_be_captured_is_out() -> None:
+    call = call_of(cases.conv_act(1, (16,), 16, (4, 9)))
+    (contest,) = measured([call], {"cpu": 5e-6, "reference": "cannot be captured: RuntimeError"})
+    assert contest.medians == {"cpu": 5.0, "reference": None} and contest.winner == "cpu"
+
+
+@compiled
+def test_out_of_time_and_nothing_to_choose() -> None:
+    call = call_of(cases.conv_act(1, (16,), 16, (4, 9)))
+    assert measured([call], {"cpu": 1e-6, "reference": 1e-6}, budget=-1) == []
+    assert measured([call], {"cpu": 1e-6}) == []
+    assert not user_path(GPU).exists()
+
+
+@compiled
+@pytest.mark.parametrize("operator", [name for name in IMAGES if name in cases.SAMPLES])
+def test_every_operator_can_be_measured(operator: str) -> None:
+    """Weights are laid out as the fused modules have it, images keep their strides."""
+    for case in cases.SAMPLES[operator]:
+        call = call_of(case)
+        if operator == "asymmetric_conv":  # no module calls it, and it is timed unpacked
+            assert call.plans() == []
+        (contest,) = measured([call], {"cpu": 2e-6, "reference": 1e-6})
+        assert [result.reason for result in contest.results.values()] == ["", ""]
+
+
+def test_copies_keep_strides_and_padding() -> None:
+    buffer = torch.arange(2 * 3 * 4 * 8.0).view(2, 3, 4, 8)
+    padded = buffer.permute(0, 3, 1, 2)[:, 1:6]
+    copy = measuring.copy_of(padded)
+    assert torch.equal(copy, padded) and copy.stride() == padded.stride()
+    assert copy.storage_offset() == 1 and copy.data_ptr() != padded.data_ptr()
+    assert torch.equal(copy.as_strided((192,), (1,), 0), buffer.view(-1))
+
+
+def test_how_many_sets_of_images() -> None:
+    call = Call("upsample", {"input": torch.empty(1, 8, 16, 16), "size": (32, 32)})  # 8 KB
+    assert measuring.repeats_for(call, 1 << 20) == 64
+    assert measuring.repeats_for(call, 16 << 10) == 3
+    assert measuring.repeats_for(call, 0) == 2
+
+
+# --- what a network calls -------------------------------------------------------------------------
+
+
+@compiled
+def test_the_keys_of_a_network_are_those_of_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded below the dispatcher has the keys that a module would ask with."""
+    calls = measuring.record_calls(
+        "fassd_net_l2", 64, 96, 1, torch.float32, torch.device("cpu"), "cpu"
+    )
+    recorded = [call.key for call in calls]
+    asked: list[str] = []
+    real = ops.operator
+
+    def operator(name: str, backend: str) -> Callable[..., Tensor]:
+        def call(*arguments: Any, **named: Any) -> Tensor:
+            count = len(IMAGES[name])
+            images = [x for value in arguments[:count] for x in measuring.listed(value)]
+            names = [
+                a.name for a in getattr(torch.ops.fassd_kernels, name).default._schema.arguments
+            ]
+            rest = dict(zip(names[count:], arguments[count:], strict=False))
+            asked.append(shape_key(name, images, {**rest, **named}))
+            return real(name, backend)(*arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(ops, "operator", operator)
+    fast = accelerate(fassd.create_model("fassd_net_l2").eval(), output="labels")
+    with torch.no_grad():
+        fast(torch.randn(1, 3, 64, 96))
+    assert list(dict.fromkeys(asked)) == recorded and len(recorded) > 15
+    assert {key.split()[0] for key in recorded} >= {"conv_act", "dapf", "mda", "hardblock"}
+
+
+def test_candidates_are_those_that_can_run_it() -> None:
+    x = torch.empty(1, 2, 3, 3)
+    names = measuring.candidates_for(Call("upsample", {"input": x, "size": (4, 4)}))
+    assert names == [b.name for b in backends() if b.takes("cpu") and b.available]
+    double = measuring.candidates_for(Call("upsample", {"input": x.double(), "size": (4, 4)}))
+    assert "reference" in double and "triton" not in double
+
+
+@compiled
+def test_the_recorder_has_kernels_for_everything() -> None:
+    found = measuring.recording_backend(torch.device("cpu"), torch.float32)
+    assert found is not None and found.name == "cpu"
+
+
+# --- command --------------------------------------------------------------------------------------
+
+
+def test_the_command_lists_what_it_would_measure() -> None:
+    pytest.importorskip("triton")
+    network = ("--model", "fassd_net_l2", "--size", "128x256", "--gpu", "L4")
+    done = subprocess.run(
+        [sys.executable, "-m", "fassd_kernels.tune", "--backends", "--dry-run", *network],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    *keys, last = done.stdout.splitlines()
+    assert last == f"{len(set(keys))} calls" and len(keys) > 15
+    assert all(key.endswith("float16") for key in keys)
+    assert "conv_act 1x3x128x256 > 16x3x3 stride=2,2 dilation=1,1 activation=relu" in keys[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "no GPU is seen"),
+        (("--dry-run", "--gpu", "voodoo"), "gpu is 'voodoo'; expected one of"),
+        (("--dry-run", "--model", "resnet"), "resnet"),
+        (("--size", "7"), "expected HEIGHTxWIDTH"),
+    ],
+)
+def test_bad_options(arguments: tuple[str, ...], said: str) -> None:
+    app = typer.Typer()
+    app.command()(tune.main)
+    done = CliRunner().invoke(app, ["--backends", *arguments])
+    assert done.exit_code == 2 and said in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_the_table_tells_who_won() -> None:
+    contest = Contest(Call("upsample", {"input": torch.empty(1, 2, 3, 3), "size": (4, 4)}))
+    contest.results = {
+        "cuda": measuring.Result(1e-7, 2e-6),
+        "triton": measuring.Result(0.5, reason="wrong: off by 0.5"),
+        "reference": measuring.Result(1e-7, 4e-6),
+    }
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(measuring.render([contest], "title"))
+    cuda, triton, reference = (
+        next(line for line in capture.get().splitlines() if name in line)
+        for name in ("cuda", "triton", "reference")
+    )
+    assert "2.0" in cuda and "chosen" in cuda and "wrong: off by 0.5" in triton
+    assert "4.0" in reference and "chosen" not in reference
+
+
+@on_gpu
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real kernels against a real clock: the row has a time for everything that was right."""
+    monkeypatch.undo()
+    monkeypatch.setattr(choices, "user_folder", lambda: Path(choices.__file__).parent / "none")
+    place = torch.device("cuda", torch.cuda.current_device())
+    recorder = measuring.recording_backend(place, torch.float16)
+    if recorder is None:
+        pytest.skip("no backend has kernels for a whole network here")
+    calls = measuring.record_calls("fassd_net_l2", 128, 256, 1, torch.float16, place, recorder.name)
+    cache = measuring.describe_device(place).l2
+    for call in calls:
+        names = measuring.candidates_for(call)
+        with torch.no_grad():
+            found = measuring.contest(call, names, measuring.time_in_turns, cache)
+        assert all(not result.reason for result in found.results.values()), found
+        times = {name: result.seconds for name, result in found.results.items()}
+        assert found.winner is not None
+        assert times[found.winner] <= 1.02 * min(times.values())
+        assert all(1e-7 < seconds < 1e-1 for seconds in times.values())
