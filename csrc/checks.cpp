@@ -415,8 +415,7 @@ ImageSize check_upsample_argmax(const Tensor& input, const Integers& size) {
 }
 
 ImageSize check_normalize(const Tensor& image, const std::vector<double>& mean,
-                          const std::vector<double>& std, ScalarType dtype) {
-  const char* op = "normalize";
+                          const std::vector<double>& std, ScalarType dtype, const std::string& op) {
   STD_TORCH_CHECK(image.dim() == 4 && image.size(3) == 3, op, ": image has shape ",
                   shape_name(image), "; expected N x H x W x 3");
   STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte, op, ": image has dtype ",
@@ -428,6 +427,31 @@ ImageSize check_normalize(const Tensor& image, const std::vector<double>& mean,
   STD_TORCH_CHECK(is_floating(dtype), op, ": dtype is ", dtype_name(dtype),
                   "; expected float32, float16, bfloat16 or float64");
   return {image.size(0), 3, image.size(1), image.size(2)};
+}
+
+Activation check_normalize_conv_act(const Tensor& image, const Tensor& weight,
+                                    const OptionalTensor& bias, const OptionalTensor& slope,
+                                    const std::vector<double>& mean, const std::vector<double>& std,
+                                    const Integers& stride, const Integers& dilation,
+                                    const std::string& activation, ImageSize& size) {
+  const std::string op = "normalize_conv_act";
+  check_normalize(image, mean, std, ScalarType::Float, op);
+  // The picture has no floating type to agree with: the weight's is that of the call.
+  check_weight(op, "weight", weight, 3, weight, conv_act_kernels);
+  STD_TORCH_CHECK(is_floating(weight.scalar_type()), op, ": weight has dtype ",
+                  dtype_name(weight.scalar_type()),
+                  "; expected float32, float16, bfloat16 or float64");
+  STD_TORCH_CHECK(weight.device() == image.device(), op,
+                  ": weight is on another device than image");
+  const int64_t out_channels = weight.size(0);
+  check_vector(op, "bias", bias, out_channels, weight);
+  const Activation parsed = parse_activation(op, activation);
+  check_slope(op, parsed, activation, "slope", slope, out_channels, weight);
+  check_positive(op, "stride", stride);
+  check_positive(op, "dilation", dilation);
+  size = {image.size(0), out_channels, (image.size(1) + stride[0] - 1) / stride[0],
+          (image.size(2) + stride[1] - 1) / stride[1]};
+  return parsed;
 }
 
 }  // namespace fassd

@@ -77,6 +77,14 @@ ImageSize check_upsample(const char* op, const Tensor& input, const Integers& si
 ImageSize check_upsample_argmax(const Tensor& input, const Integers& size);
 
 ImageSize check_normalize(const Tensor& image, const std::vector<double>& mean,
-                          const std::vector<double>& std, ScalarType dtype);
+                          const std::vector<double>& std, ScalarType dtype,
+                          const std::string& op = "normalize");
+
+// Shape of the result; strides and dilations of both axes.
+Activation check_normalize_conv_act(const Tensor& image, const Tensor& weight,
+                                    const OptionalTensor& bias, const OptionalTensor& slope,
+                                    const std::vector<double>& mean, const std::vector<double>& std,
+                                    const Integers& stride, const Integers& dilation,
+                                    const std::string& activation, ImageSize& size);
 
 }  // namespace fassd

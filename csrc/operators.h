@@ -59,6 +59,12 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size);
 Tensor normalize(const Tensor& image, const std::vector<double>& mean,
                  const std::vector<double>& std, ScalarType dtype);
 
+Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& slope, const OptionalTensor& packed,
+                          const std::vector<double>& mean, const std::vector<double>& std,
+                          const Integers& stride, const Integers& dilation,
+                          const std::string& activation);
+
 }  // namespace cpu
 
 namespace cuda {
@@ -103,6 +109,12 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size);
 
 Tensor normalize(const Tensor& image, const std::vector<double>& mean,
                  const std::vector<double>& std, ScalarType dtype);
+
+Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& slope, const OptionalTensor& packed,
+                          const std::vector<double>& mean, const std::vector<double>& std,
+                          const Integers& stride, const Integers& dilation,
+                          const std::string& activation, bool allow_tf32);
 
 }  // namespace cuda
 

@@ -39,6 +39,7 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
   m.impl("upsample", TORCH_BOX(&fassd::cpu::upsample));
   m.impl("upsample_argmax", TORCH_BOX(&fassd::cpu::upsample_argmax));
   m.impl("normalize", TORCH_BOX(&fassd::cpu::normalize));
+  m.impl("normalize_conv_act", TORCH_BOX(&fassd::cpu::normalize_conv_act));
 }
 
 // Importing the module runs the registrations above; it holds nothing else.

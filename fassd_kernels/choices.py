@@ -47,6 +47,7 @@ IMAGES: dict[str, tuple[str, ...]] = {
     "upsample": ("input",),
     "upsample_argmax": ("input",),
     "normalize": ("image",),
+    "normalize_conv_act": ("image",),
 }
 # those that are weights, and
 WEIGHTS: dict[str, tuple[str, ...]] = {
@@ -57,6 +58,7 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
     "hardblock": ("weights",),
     "mda": ("weights",),
     "upsample_conv1x1": ("weight",),
+    "normalize_conv_act": ("weight",),
 }
 # those that make other work of the same shapes, with what they are if they are not given.
 OPTIONS: dict[str, tuple[tuple[str, Any], ...]] = {
@@ -69,6 +71,7 @@ OPTIONS: dict[str, tuple[tuple[str, Any], ...]] = {
     "upsample": (("size", ()),),
     "upsample_argmax": (("size", ()),),
     "normalize": (("dtype", None),),
+    "normalize_conv_act": (("stride", (1, 1)), ("dilation", (1, 1)), ("activation", "none")),
 }
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 

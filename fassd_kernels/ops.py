@@ -35,6 +35,7 @@ from fassd_kernels.reference.dapf import check_dapf
 from fassd_kernels.reference.hardblock import check_hardblock
 from fassd_kernels.reference.mda import check_mda
 from fassd_kernels.reference.normalize import check_normalize
+from fassd_kernels.reference.normalize_conv_act import check_normalize_conv_act
 from fassd_kernels.reference.pack_weight import check_pack_weight
 from fassd_kernels.reference.upsample import check_upsample, check_upsample_argmax
 from fassd_kernels.reference.upsample_conv1x1 import check_upsample_conv1x1
@@ -89,11 +90,23 @@ CHECKS: dict[str, Callable[..., tuple[int, ...]]] = {
     "upsample": check_upsample,
     "upsample_argmax": check_upsample_argmax,
     "normalize": check_normalize,
+    "normalize_conv_act": check_normalize_conv_act,
 }
 
 
 # Results that a network gives out; they are never padded.
 DENSE = ("upsample", "normalize")
+
+
+def type_of(
+    name: str, image: Any, arguments: Sequence[Any], keywords: dict[str, Any]
+) -> torch.dtype | None:
+    """The floating type that a call computes in."""
+    if name == "normalize":
+        return keywords.get("dtype")
+    if name == "normalize_conv_act":
+        image = arguments[0] if arguments else keywords.get("weight")
+    return getattr(image, "dtype", None)
 
 
 def fake(name: str, padded: bool = False) -> Callable[..., Tensor]:
@@ -106,7 +119,7 @@ def fake(name: str, padded: bool = False) -> Callable[..., Tensor]:
         like = first[0] if is_tensors(first) else first
         if name == "upsample_argmax":
             return like.new_empty(size, dtype=torch.uint8)
-        dtype = keywords.get("dtype", like.dtype)
+        dtype = type_of(name, like, arguments, keywords)
         return empty_image(size, dtype, like.device, padded and name not in DENSE)
 
     return kernel
@@ -199,6 +212,7 @@ AUTOCAST = (
     "hardblock",
     "mda",
     "upsample_conv1x1",
+    "normalize_conv_act",
 )
 
 # Why the compiled extensions are not there; None where they are. A torch without CUDA lacks the
@@ -300,7 +314,7 @@ def through_triton(name: str) -> Callable[..., Tensor]:
 
     def call(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
         image = first[0] if is_tensors(first) and first else first
-        dtype = keywords.get("dtype", getattr(image, "dtype", None))
+        dtype = type_of(name, image, arguments, keywords)
         if isinstance(image, Tensor):
             why = availability.refusal(image.device, dtype)
             if why:
@@ -318,7 +332,7 @@ def on_gpu(name: str) -> Callable[..., Tensor]:
     def call(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
         image = first[0] if is_tensors(first) and first else first
         if isinstance(image, Tensor):
-            dtype = keywords.get("dtype", image.dtype)
+            dtype = type_of(name, image, arguments, keywords)
             if CUDA_MISSING is None and not cuda_refusal(image.device, dtype):
                 return dense(operator(name, "cuda")(first, *arguments, **keywords))
             why = availability.refusal(image.device, dtype)
@@ -423,3 +437,4 @@ pack_weight = torch.ops.fassd_kernels.pack_weight
 upsample = torch.ops.fassd_kernels.upsample
 upsample_argmax = torch.ops.fassd_kernels.upsample_argmax
 normalize = torch.ops.fassd_kernels.normalize
+normalize_conv_act = torch.ops.fassd_kernels.normalize_conv_act

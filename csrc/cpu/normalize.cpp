@@ -41,4 +41,17 @@ Tensor normalize(const Tensor& image, const std::vector<double>& mean,
   return out;
 }
 
+Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& slope, const OptionalTensor& packed,
+                          const std::vector<double>& mean, const std::vector<double>& std,
+                          const Integers& stride, const Integers& dilation,
+                          const std::string& activation) {
+  const char* op = "normalize_conv_act";
+  ImageSize size;
+  check_normalize_conv_act(image, weight, bias, slope, mean, std, expand_pair(op, "stride", stride),
+                           expand_pair(op, "dilation", dilation), activation, size);
+  return conv_act({normalize(image, mean, std, weight.scalar_type())}, weight, bias, slope,
+                  std::nullopt, packed, stride, dilation, activation, 1);
+}
+
 }  // namespace fassd::cpu

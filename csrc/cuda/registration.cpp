@@ -18,6 +18,7 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels_cuda, CUDA, m) {
   m.impl("upsample", TORCH_BOX(&fassd::cuda::upsample));
   m.impl("upsample_argmax", TORCH_BOX(&fassd::cuda::upsample_argmax));
   m.impl("normalize", TORCH_BOX(&fassd::cuda::normalize));
+  m.impl("normalize_conv_act", TORCH_BOX(&fassd::cuda::normalize_conv_act));
 }
 
 // Importing the module runs the registrations above; it holds nothing else.

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #include "conv_act.cuh"
 #include "stem.cuh"
@@ -88,6 +90,74 @@ void run_stem(const Context& context, const ConvolutionCall& call,
   } else {
     launch(__nv_bfloat16());
   }
+}
+
+// Each value of each channel, computed in double and rounded once, as `normalize` has them.
+template <typename T>
+NormalizationTable table_of(const std::vector<double>& mean, const std::vector<double>& std) {
+  NormalizationTable table;
+  for (int channel = 0; channel < stem_channels; channel++) {
+    for (int value = 0; value < 256; value++) {
+      const double exact = (value - mean[channel]) / std[channel];
+      T rounded;
+      if constexpr (std::is_same_v<T, __half>) {
+        rounded = __double2half(exact);
+      } else {
+        rounded = __double2bfloat16(exact);
+      }
+      std::memcpy(&table.values[channel][value], &rounded, sizeof(uint16_t));
+    }
+  }
+  return table;
+}
+
+// N x H x W x 3 bytes as an image of three channels, as they lie.
+Source source_of_picture(const Tensor& image) {
+  Source source;
+  source.data = image.const_data_ptr();
+  source.stride_n = image.stride(0);
+  source.stride_h = image.stride(1);
+  source.stride_w = image.stride(2);
+  source.stride_c = image.stride(3);
+  source.height = static_cast<int>(image.size(1));
+  source.width = static_cast<int>(image.size(2));
+  source.channels = stem_channels;
+  return source;
+}
+
+Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& slope, const OptionalTensor& packed,
+                          const std::vector<double>& mean, const std::vector<double>& std,
+                          const Integers& stride, const Integers& dilation,
+                          const std::string& activation, bool allow_tf32) {
+  const char* op = "normalize_conv_act";
+  ImageSize size;
+  const Integers steps = expand_pair(op, "stride", stride);
+  const Integers dilations = expand_pair(op, "dilation", dilation);
+  const Activation act = check_normalize_conv_act(image, weight, bias, slope, mean, std, steps,
+                                                  dilations, activation, size);
+  const Context context(op, weight, allow_tf32);
+  if (size.numel() > 0) {
+    const Filter filter = filter_of(context, "weight", weight, packed);
+    const Tensor out = empty_image(weight, size);
+    const Vectors vectors({bias, slope});
+    ConvolutionCall call =
+        call_on(source_of_picture(image), filter, size.batch, vectors[0], act, target_of(out));
+    call.stride_h = limited(steps[0]);
+    call.stride_w = limited(steps[1]);
+    call.dilation_h = limited(dilations[0]);
+    call.dilation_w = limited(dilations[1]);
+    call.epilogue.slope = vectors[1];
+    if (is_stem(context, call)) {
+      const NormalizationTable table = context.dtype == ScalarType::Half
+                                           ? table_of<__half>(mean, std)
+                                           : table_of<__nv_bfloat16>(mean, std);
+      run_stem(context, call, &table);
+      return out;
+    }
+  }
+  return conv_act({normalize(image, mean, std, weight.scalar_type())}, weight, bias, slope,
+                  std::nullopt, packed, stride, dilation, activation, 1, allow_tf32);
 }
 
 }  // namespace fassd::cuda

@@ -16,6 +16,7 @@ from fassd_kernels.reference.dapf import dapf
 from fassd_kernels.reference.hardblock import hardblock
 from fassd_kernels.reference.mda import mda
 from fassd_kernels.reference.normalize import normalize
+from fassd_kernels.reference.normalize_conv_act import normalize_conv_act
 from fassd_kernels.reference.pack_weight import pack_weight
 from fassd_kernels.reference.upsample import upsample, upsample_argmax
 from fassd_kernels.reference.upsample_conv1x1 import upsample_conv1x1
@@ -28,6 +29,7 @@ __all__ = [
     "hardblock",
     "mda",
     "normalize",
+    "normalize_conv_act",
     "pack_weight",
     "upsample",
     "upsample_argmax",

@@ -36,10 +36,14 @@ def normalize(
 
 
 def check_normalize(
-    image: Tensor, *, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+    image: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    op: str = "normalize",
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`normalize` and return the shape of its result."""
-    op = "normalize"
     check(
         image.dim() == 4 and image.shape[3] == 3,
         f"{op}: image has shape {shape(image)}; expected N x H x W x 3",

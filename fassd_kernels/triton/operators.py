@@ -14,6 +14,7 @@ from fassd_kernels.triton.dapf import dapf
 from fassd_kernels.triton.hardblock import hardblock
 from fassd_kernels.triton.mda import mda
 from fassd_kernels.triton.normalize import normalize
+from fassd_kernels.triton.normalize_conv_act import normalize_conv_act
 from fassd_kernels.triton.packing import pack
 from fassd_kernels.triton.upsample import upsample, upsample_argmax
 from fassd_kernels.triton.upsample_conv1x1 import upsample_conv1x1
@@ -45,5 +46,6 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
         upsample,
         upsample_argmax,
         normalize,
+        normalize_conv_act,
     )
 }

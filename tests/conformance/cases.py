@@ -255,6 +255,34 @@ def normalize(batch: int = 1, size: Pair = (5, 7)) -> Call:
     )
 
 
+def normalize_conv_act(
+    batch: int = 1,
+    out_channels: int = 5,
+    size: Pair = (5, 7),
+    kernel: Pair = (3, 3),
+    stride: Pair = (1, 1),
+    dilation: Pair = (1, 1),
+    activation: str = "none",
+    bias: bool = True,
+) -> Call:
+    source = Source()
+    image = torch.randint(0, 256, (batch, *size, 3), generator=source.generator)
+    return Call(
+        "normalize_conv_act",
+        {
+            "image": image.to(torch.uint8),
+            "weight": source.weight(out_channels, 3, kernel),
+            "bias": source.vector(out_channels) if bias else None,
+            "slope": source.slope(out_channels, activation),
+            "mean": MEAN,
+            "std": STD,
+            "stride": stride,
+            "dilation": dilation,
+            "activation": activation,
+        },
+    )
+
+
 # A few calls of each operator that differ in what is optional, for what all operators promise.
 SAMPLES: dict[str, list[Call]] = {
     "conv_act": [
@@ -289,6 +317,11 @@ SAMPLES: dict[str, list[Call]] = {
     "upsample": [upsample(), upsample(batch=2, size=(2, 9))],
     "upsample_argmax": [upsample_argmax(), upsample_argmax(batch=2, size=(2, 9))],
     "normalize": [normalize(), normalize(batch=2)],
+    "normalize_conv_act": [
+        normalize_conv_act(),
+        normalize_conv_act(batch=2, out_channels=17, stride=(2, 2), activation="prelu"),
+        normalize_conv_act(kernel=(1, 1), activation="relu", bias=False),
+    ],
 }
 WITH_GRADIENT = tuple(name for name in SAMPLES if name not in ("upsample_argmax", "normalize"))
 
@@ -321,6 +354,11 @@ NOTHING: dict[str, list[Call]] = {
         normalize(batch=0),
         normalize(size=(0, 7)),
         normalize(size=(5, 0)),
+    ],
+    "normalize_conv_act": [
+        normalize_conv_act(batch=0, activation="prelu"),
+        normalize_conv_act(size=(0, 7), stride=(2, 2)),
+        normalize_conv_act(size=(5, 0)),
     ],
 }
 

@@ -356,7 +356,12 @@ def check_gradients(call: Call, result: Tensor, dtype: torch.dtype | None = None
     leaves = [x for x in call.floating if x.requires_grad]
     dtype = dtype or leaves[0].dtype
     judge = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float64
-    twin = call.map(lambda x: x.detach().to("cpu", judge).requires_grad_(x.requires_grad))
+
+    def of_judge(x: Tensor) -> Tensor:
+        kind = judge if x.is_floating_point() else x.dtype  # a picture stays one of bytes
+        return x.detach().to("cpu", kind).requires_grad_(x.requires_grad)
+
+    twin = call.map(of_judge)
     right = twin(getattr(reference, call.operator))
     cotangent = torch.randn(right.shape, generator=torch.Generator().manual_seed(7)).to(dtype)
     gradients = torch.autograd.grad(result, leaves, cotangent.to(result.device))

@@ -17,6 +17,7 @@ from conformance.cases import (
     hardblock,
     mda,
     normalize,
+    normalize_conv_act,
     upsample,
     upsample_argmax,
     upsample_conv1x1,
@@ -292,8 +293,7 @@ def upsample_argmax_refusals() -> list[Refusal]:
     return [*upsample_refusals(base), *spoiled(base, "input", counts)]
 
 
-def normalize_refusals() -> list[Refusal]:
-    base = normalize()
+def picture_refusals(base: Call) -> list[Refusal]:
     pictures = {
         "floats": lambda x: x.float(),
         "rank": lambda x: x[0],
@@ -306,7 +306,26 @@ def normalize_refusals() -> list[Refusal]:
         *spoiled(base, "image", pictures),
         *given(base, "mean", counts),
         *given(base, "std", {**counts, **zeros}),
-        *given(base, "dtype", {"integers": torch.int32, "bytes": torch.uint8}),
+    ]
+
+
+def normalize_refusals() -> list[Refusal]:
+    base = normalize()
+    types = {"integers": torch.int32, "bytes": torch.uint8}
+    return [*picture_refusals(base), *given(base, "dtype", types)]
+
+
+def normalize_conv_act_refusals() -> list[Refusal]:
+    base = normalize_conv_act(out_channels=6, activation="prelu")
+    weights = {why: way for why, way in SPOILED_WEIGHT.items() if why != "dtype"}
+    steps = {"zero": (0, 1), "negative": (1, -1)}
+    return [
+        *picture_refusals(base),
+        *spoiled(base, "weight", weights),
+        *spoiled(base, "bias", SPOILED_VECTOR),
+        *spoiled(base, "slope", SPOILED_VECTOR),
+        *given(base, "stride", steps),
+        *given(base, "dilation", steps),
     ]
 
 
@@ -321,6 +340,7 @@ REFUSALS = {
     "upsample": upsample_refusals(upsample()),
     "upsample_argmax": upsample_argmax_refusals(),
     "normalize": normalize_refusals(),
+    "normalize_conv_act": normalize_conv_act_refusals(),
 }
 
 

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from fassd_kernels import ops, reference
 
-PACKING = ("conv_act", "asymmetric_conv", "dapf", "aspp", "hardblock", "mda", "upsample_conv1x1")
+PACKING = (
+    "conv_act",
+    "asymmetric_conv",
+    "dapf",
+    "aspp",
+    "hardblock",
+    "mda",
+    "upsample_conv1x1",
+    "normalize_conv_act",
+)
 
 
 def pack(subject: Subject, weight: Tensor, stride=(1, 1), dilation=(1, 1)) -> Tensor:
@@ -21,7 +30,7 @@ def pack(subject: Subject, weight: Tensor, stride=(1, 1), dilation=(1, 1)) -> Te
 def packed(subject: Subject, call: Call) -> Tensor | list[Tensor]:
     """What a call of each operator may be given as `packed`."""
     of = call.arguments
-    if call.operator == "conv_act":
+    if call.operator in ("conv_act", "normalize_conv_act"):
         return pack(subject, of["weight"], of["stride"], of["dilation"])
     if call.operator == "upsample_conv1x1":
         low = sum(x.shape[1] for x in of["low"])
