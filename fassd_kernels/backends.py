@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from fassd_kernels import ops
+from fassd_kernels import choices, ops
 from fassd_kernels.checks import FLOATING
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import INTERPRETED
@@ -233,8 +233,12 @@ def choose(
     operator: str,
     quiet: bool = False,
     dtype: torch.dtype | None = None,
+    key: str = "",
 ) -> str:
     """The name of the backend that runs `operator` on tensors of a device.
+
+    Of those that can, ``auto`` takes the one that was measured to be fastest for such a call on
+    this GPU (:mod:`fassd_kernels.choices`), and where nothing was measured the first of the table.
 
     Args:
         name: a backend's name, or ``auto``.
@@ -242,6 +246,7 @@ def choose(
         operator: the operator's name.
         quiet: whether to keep a fallback to oneself.
         dtype: of the tensors, where that is known.
+        key: of the call's shapes (:func:`choices.shape_key`), where they are known.
 
     Raises:
         BackendError: if the backend asked for is unknown, not available, or cannot take this
@@ -256,7 +261,8 @@ def choose(
         if reason:
             raise BackendError(f"backend {name!r} cannot run {operator} on {place}: {reason}")
         return name
-    best = next(b.name for b in table if not refusal(b, place, operator, dtype))
+    able = [b.name for b in table if not refusal(b, place, operator, dtype)]
+    best = (choices.best(place, key, able) if key else None) or able[0]
     if best == "reference" and not quiet:
         say_fallback(place, operator, dtype)
     return best

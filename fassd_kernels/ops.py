@@ -100,8 +100,8 @@ DENSE = ("upsample", "normalize")
 
 def type_of(
     name: str, image: Any, arguments: Sequence[Any], keywords: dict[str, Any]
-) -> torch.dtype | None:
-    """The floating type that a call computes in."""
+) -> Any:
+    """The floating type that a call computes in; None where there is no tensor to tell."""
     if name == "normalize":
         return keywords.get("dtype")
     if name == "normalize_conv_act":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +63,26 @@ class FusedConvLayer(Fused, ConvLayer):
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
         plans = packed.get("packed")
         arguments = {**packed, "packed": plans[0] if plans else None, **more}
-        return ops.operator("conv_act", self.backend_for(x))([x], **arguments)
+        return ops.operator("conv_act", self.backend_for(x, [x], arguments))([x], **arguments)
+
+    def of_pictures(
+        self, pictures: Tensor, mean: Sequence[float], std: Sequence[float]
+    ) -> Tensor | None:
+        """``self(normalize(pictures, mean, std))``, which is not written; None if not fusible.
+
+        Args:
+            pictures: N x H x W x 3, uint8, RGB.
+            mean, std: as of :func:`fassd_kernels.reference.normalize`.
+        """
+        prepared = self.prepare(self.conv.weight)
+        if prepared is None or self.conv.in_channels != 3:
+            return None
+        packed = prepared[1]
+        plans = packed.get("packed")
+        arguments = {**packed, "packed": plans[0] if plans else None, "mean": mean, "std": std}
+        like = packed["weight"]
+        backend = self.backend_for(like, [pictures], arguments, "normalize_conv_act")
+        return ops.operator("normalize_conv_act", backend)(pictures, **arguments)
 
     def pooled(self, x: Tensor) -> Tensor:
         """``avg_pool2d(self(x), 2)``, the layer's own result never written."""
@@ -107,10 +126,12 @@ class FusedUpsampleConv(FusedConvLayer):
             return self(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
         low, packed = prepared
         fits = packed["low_channels"] == low.shape[1]
-        function = ops.operator("upsample_conv1x1", self.backend_for(low))
-        return function(
+        skip = skip.to(low.dtype)
+        sizes = {"weight": packed["weight"], "activation": "relu"}
+        backend = self.backend_for(low, [low, skip], sizes, "upsample_conv1x1")
+        return ops.operator("upsample_conv1x1", backend)(
             [low],
-            [skip.to(low.dtype)],
+            [skip],
             packed["weight"],
             packed["bias"],
             packed=packed.get("packed") if fits else None,
@@ -140,6 +161,10 @@ class FusedConv2d(Fused, nn.Conv2d):
 
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
         plans = packed.get("packed")
-        arguments = {**packed, "packed": plans[0] if plans else None}
-        function = ops.operator("conv_act", self.backend_for(x))
-        return function([x], stride=self.stride, dilation=self.dilation, **arguments)
+        arguments = {
+            **packed,
+            "packed": plans[0] if plans else None,
+            "stride": self.stride,
+            "dilation": self.dilation,
+        }
+        return ops.operator("conv_act", self.backend_for(x, [x], arguments))([x], **arguments)

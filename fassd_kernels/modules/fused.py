@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts
 from fassd_kernels.backends import AUTO, BackendError, backends, choose
+from fassd_kernels.choices import NOTHING, shape_key
 from fassd_kernels.modules.snapshot import Snapshot, has_hooks, take_snapshot
 from fassd_kernels.packing import is_foldable
 from fassd_kernels.reference.conv_act import KERNELS
@@ -69,7 +70,8 @@ class Fused(nn.Module):
 
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
         """Call the operator."""
-        return ops.operator(self.operator, self.backend_for(x))(x, **packed, **more)
+        backend = self.backend_for(x, [x], {**packed, **more})
+        return ops.operator(self.operator, backend)(x, **packed, **more)
 
     def adopt(self) -> None:
         """Fill in attributes that the reference class has and a foreign one may not."""
@@ -154,9 +156,25 @@ class Fused(nn.Module):
         lead: Any = self.get_submodule(self.lead)
         return lead.weight.dtype
 
-    def backend_for(self, x: Tensor) -> str:
-        """The name of the backend that runs on tensors like `x`."""
-        return choose(self.backend, x.device, self.operator, dtype=x.dtype)
+    def backend_for(
+        self,
+        x: Tensor,
+        images: Sequence[Tensor] = (),
+        arguments: Mapping[str, Any] = NOTHING,
+        operator: str = "",
+    ) -> str:
+        """The name of the backend that runs on tensors like `x`.
+
+        Args:
+            x: what tells device and type.
+            images: of the call that is to be made, where that is known: of the backends that can,
+                the one that was measured to be the fastest for it is chosen.
+            arguments: of that call, by name.
+            operator: of that call, if not the module's own.
+        """
+        operator = operator or self.operator
+        key = shape_key(operator, images, arguments) if images and x.is_cuda else ""
+        return choose(self.backend, x.device, operator, dtype=x.dtype, key=key)
 
     # --- packed weights --------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from fassd.models.layers import resize
 from fassd.models.network import FASSDNet
 from fassd_kernels import ops
 from fassd_kernels.backends import AUTO, choose
+from fassd_kernels.choices import shape_key
 from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer, FusedUpsampleConv
 from fassd_kernels.modules.fused import is_plain, is_traced, missing_attribute, transforming
 from fassd_kernels.modules.snapshot import has_hooks, hooked_globally
@@ -74,26 +76,58 @@ class FusedNetwork(FASSDNet):
         """
         if self.training:
             return super().forward(self.cast(x)).argmax(1).to(torch.uint8)
-        scores, size = self.scores(x), (x.shape[2], x.shape[3])
+        return self.labels_of(self.scores(x), (x.shape[2], x.shape[3]))
+
+    def labels_of(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits of the finest map to labels of the picture's size."""
         if unfused():
             return resize(scores, size).argmax(1).to(torch.uint8)
         return self.run("upsample_argmax", scores, size)
+
+    def label_pictures(
+        self, pictures: Tensor, mean: Sequence[float], std: Sequence[float]
+    ) -> Tensor:
+        """Pictures as they come, uint8 RGB (N, H, W, 3), to labels, uint8 (N, H, W).
+
+        As ``predict_labels(normalize(pictures, ...))``; where the first layer is fused, the
+        normalised pictures are not written.
+
+        Args:
+            pictures: of at most 256 classes' network.
+            mean, std: as of :func:`fassd_kernels.reference.normalize`.
+        """
+        first: Any = self.base[0]
+        plain = isinstance(first, FusedConvLayer) and not is_hooked(first)
+        size = (pictures.shape[1], pictures.shape[2])
+        # Others raise or run as they do without pictures, below.
+        if plain and not (self.training or unfused() or 0 in self.skip_layers):
+            x = first.of_pictures(pictures, mean, std) if min(size) >= self.minimum_size else None
+            if x is not None:
+                return self.labels_of(self.scores_from(x, 1), size)
+        dtype = self.finalConv.weight.dtype
+        backend = choose(self.backend, pictures.device, "normalize", dtype=dtype)
+        function = ops.operator("normalize", backend)
+        return self.predict_labels(function(pictures, mean=mean, std=std, dtype=dtype))
 
     def cast(self, x: Tensor) -> Tensor:
         return x.to(self.finalConv.weight.dtype) if self.casts_input else x
 
     def run(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Call a resizing operator."""
-        backend = choose(self.backend, x.device, name, dtype=x.dtype)
+        key = shape_key(name, [x], {"size": size}) if x.is_cuda else ""
+        backend = choose(self.backend, x.device, name, dtype=x.dtype, key=key)
         return ops.operator(name, backend)(x, size)
 
     def scores(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to logits (N, num_classes, h, w) of the finest map, in eval mode."""
         self._check_input(x)
-        x = self.cast(x)
+        return self.scores_from(self.cast(x), 0)
+
+    def scores_from(self, x: Tensor, begin: int) -> Tensor:
+        """The rest of :meth:`scores`, of what layer `begin` of the encoder takes."""
         skips = []
         layers: list[Any] = list(self.base)
-        passed = -1  # the last layer that is done
+        passed = begin - 1  # the last layer that is done
         for index, layer in enumerate(layers):
             if index <= passed:
                 continue

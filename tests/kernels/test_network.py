@@ -410,6 +410,40 @@ stop.append(1)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+# --- pictures as they come ------------------------------------------------------------------------
+
+LEVELS = {"mean": [103.5, 116.3, 123.7], "std": [57.4, 57.1, 58.4]}
+
+
+@pytest.mark.parametrize("name", ["fassd_net", "fassd_net_l1", "baseline_aspp"])
+def test_label_pictures(name: str, operator_calls: list[str]) -> None:
+    fast = accelerate(network(name), output="labels")
+    draw = torch.Generator().manual_seed(3)
+    frames = torch.randint(0, 256, (2, 97, 130, 3), generator=draw).to(torch.uint8)
+    x = fassd_kernels.ops.normalize(frames, **LEVELS, dtype=torch.float32)
+    operator_calls.clear()
+    with torch.no_grad():
+        labels = fast.label_pictures(frames, **LEVELS)
+        assert operator_calls[0] == "normalize_conv_act" and "normalize" not in operator_calls
+        assert torch.equal(labels, fast(x))
+
+
+def test_label_pictures_where_the_first_layer_is_not_fusible() -> None:
+    fast = accelerate(network("fassd_net_l2"), output="labels")
+    frames = torch.randint(0, 256, (1, 120, 130, 3)).to(torch.uint8)
+    x = fassd_kernels.ops.normalize(frames, **LEVELS, dtype=torch.float32)
+    seen: list[tuple[int, ...]] = []
+    with torch.no_grad():
+        right = fast(x)
+        fast.base[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))
+        assert torch.equal(fast.label_pictures(frames, **LEVELS), right)
+        assert len(seen) == 1, "the hook saw the layer called"
+        with pytest.raises(ValueError, match="at least"):
+            fast.label_pictures(frames[:, :20], **LEVELS)
+        fast.train()
+        assert fast.label_pictures(frames, **LEVELS).shape == (1, 120, 130)
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 
