@@ -7,9 +7,6 @@ namespace fassd::cuda {
 
 namespace {
 
-// From launch to launch within a CUDA graph, in clocks: what a second launch has to save.
-constexpr double launch_gap_cycles = 2500;
-
 ConvolutionCall first_of(const PairCall& call, const Target& out) {
   ConvolutionCall first = call_on(call.input, call.first, call.batch, nullptr,
                                   call.epilogue.activation, out, call.dilation, 1);
@@ -106,7 +103,7 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
     spread += plan.cost.cycles / waves * double(plan.cost.blocks) / multiprocessors;
     apart += cost_of_two(context, call);
   }
-  if (!possible || std::max(longest, spread) > apart) {
+  if (!fuses(possible, std::max(longest, spread), apart)) {
     for (const PairCall& call : calls) {
       run_one_by_one(context, like, call);
     }

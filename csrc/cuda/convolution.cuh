@@ -343,6 +343,11 @@ __device__ __forceinline__ void multiply(FloatMath, unsigned char* shared,
 // --- bringing chunks to shared memory
 // -------------------------------------------------------------
 
+template <int multiple>
+__device__ __forceinline__ int round_up_to(int value) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
 // Where a chunk is in the virtual concatenation.
 struct Cursor {
   int source = 0;

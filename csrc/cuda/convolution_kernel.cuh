@@ -92,7 +92,11 @@ __global__ void __launch_bounds__(warps * 32)
   Accumulators<Math, m_tiles, n_tiles> acc;
   acc.clear();
   int stage = 0, free_stage = conv.stage_count - 1;
+  Cursor now;
   for (int chunk = 0; chunk < chunks; chunk++) {
+    // What of the chunk its source fills, in whole products.
+    const int rest = round_up_to<Math::step>(conv.sources[now.source].channels - now.first);
+    const int depth = rest < conv.chunk ? rest : conv.chunk;
     if (conv.stage_count == 1) {
       __syncthreads();  // the chunk before is no longer read
       begin_copy(0);
@@ -114,11 +118,12 @@ __global__ void __launch_bounds__(warps * 32)
     if constexpr (sliding) {
       multiply_sliding<T, m_tiles, n_tiles>(shared, at + rows.offset[0][0],
                                             conv.columns.slots * pitch, pitch, at + layout.weights,
-                                            tap_bytes, conv.chunk, acc);
+                                            tap_bytes, depth, acc);
     } else {
       multiply_taps<Math>(shared, rows, at, at + layout.weights, conv.taps, live, conv.rows.pitch,
-                          conv.columns, pitch, tap_bytes, conv.chunk, acc);
+                          conv.columns, pitch, tap_bytes, depth, acc);
     }
+    now.advance(conv.sources, conv.chunk);
     stage = stage + 1 == conv.stage_count ? 0 : stage + 1;
     free_stage = free_stage + 1 == conv.stage_count ? 0 : free_stage + 1;
   }

@@ -1,54 +1,162 @@
-// hardblock: a launch for each layer; no concatenation is written.
+// hardblock: layers two by two in one launch (couple.cuh) where that pays, else a launch for each;
+// no concatenation is written.
 //
 // Layers of the result write their channels of it in place. There they begin wherever the channels
-// before them end, at addresses that no 16-byte load can take; so what another layer reads again is
-// written a second time, in scratch.
+// before them end, at addresses that no 16-byte load can take. Odd layers are read by the layer
+// behind them only: in a couple they are never read back; alone, they are written a second time, in
+// scratch.
 
-#include "conv_act.cuh"
+#include <algorithm>
+
+#include "couple.cuh"
 
 namespace fassd::cuda {
+
+namespace {
+
+class Block {
+ public:
+  Block(const Context& context, const Tensor& input, const Tensors& weights,
+        std::vector<Filter> filters, const Vectors& biases, const Tensor& out)
+      : context_(context),
+        input_(input),
+        filters_(std::move(filters)),
+        biases_(biases),
+        out_(out),
+        layers_(int64_t(weights.size())) {
+    sources_.push_back(source_of(context.op, input));
+  }
+
+  void run() {
+    for (int64_t layer = 1; layer <= layers_;) {
+      layer += layer < layers_ && run_couple(layer) ? 2 : (run_layer(layer), 1);
+    }
+  }
+
+ private:
+  // A place in scratch for a layer that others read, which from now on they find there.
+  Target keep(int64_t layer) {
+    scratch_.push_back(
+        empty_image(input_, {input_.size(0), width(layer), input_.size(2), input_.size(3)}));
+    sources_.push_back(source_of(context_.op, scratch_.back()));
+    return target_of(scratch_.back());
+  }
+
+  // A layer's place in the result.
+  Target place(int64_t layer) {
+    const int64_t begin = written_;
+    written_ += width(layer);
+    const bool last = layer == layers_;
+    return target_of(out_, begin, last ? round_up(written_, lanes) : written_);
+  }
+
+  int64_t width(int64_t layer) const { return filters_[layer - 1].weight.out_channels; }
+
+  ConvolutionCall call_of(int64_t layer) const {
+    ConvolutionCall call = call_on(sources_[0], filters_[layer - 1], input_.size(0),
+                                   biases_[layer - 1], Activation::relu, {});
+    call.inputs.clear();
+    for (int64_t source : hardblock_sources(layer)) {
+      // The layer before may not be there yet: its size is all that a plan asks for.
+      call.inputs.push_back(source < int64_t(sources_.size()) ? sources_[source] : sources_[0]);
+      call.inputs.back().channels =
+          source == 0 ? sources_[0].channels : static_cast<int>(width(source));
+    }
+    return call;
+  }
+
+  void run_layer(int64_t layer) {
+    ConvolutionCall call = call_of(layer);
+    const Target own = layer == layers_ ? Target() : keep(layer);
+    if (is_hardblock_output(layer, layers_)) {
+      call.epilogue.copy = own;
+      call.epilogue.out = place(layer);
+    } else {
+      call.epilogue.out = own;
+    }
+    fassd::cuda::run(context_, call);
+  }
+
+  // An odd layer and the even one behind it; false, and nothing is done, where that does not pay.
+  bool run_couple(int64_t odd) {
+    const ConvolutionCall first = call_of(odd), second = call_of(odd + 1);
+    if (second.inputs.size() - 1 > most_sources) {
+      return false;
+    }
+    CoupleShape shape;
+    shape.batch = first.batch;
+    shape.height = first.height;
+    shape.width = first.width;
+    for (size_t i = 1; i < second.inputs.size(); i++) {
+      shape.channels.push_back(second.inputs[i].channels);
+    }
+    shape.odd_channels = first.filter.weight.out_channels;
+    shape.even_channels = second.filter.weight.out_channels;
+    shape.arithmetic = context_.arithmetic;
+    const DeviceLimits& limits = context_.queue.limits;
+    const CouplePlan plan = plan_couple(shape, limits);
+    const double apart = plan_convolution(shape_of(context_, first), limits).cost.cycles +
+                         launch_gap_cycles +
+                         plan_convolution(shape_of(context_, second), limits).cost.cycles;
+    if (!fuses(plan.possible, plan.cost.cycles, apart)) {
+      return false;
+    }
+    Couple couple;
+    std::copy(second.inputs.begin() + 1, second.inputs.end(), couple.sources);
+    couple.source_count = static_cast<int>(second.inputs.size()) - 1;
+    couple.odd = first.filter.weight;
+    couple.even = second.filter.weight;
+    for (int tap = 0; tap < 9; tap++) {
+      couple.taps.index[couple.taps.count++] = static_cast<int8_t>(tap);
+    }
+    couple.height = first.height;
+    couple.width = first.width;
+    couple.across = plan.across;
+    couple.down = plan.down;
+    couple.columns = plan.columns;
+    couple.chunk = plan.chunk;
+    couple.stage_count = plan.stages;
+    couple.layout = plan.layout;
+    couple.odd_weights = plan.odd_weights;
+    couple.odd_bias = first.epilogue.bias;
+    couple.odd_out = place(odd);
+    sources_.push_back(Source());  // nobody else reads it
+    couple.epilogue = second.epilogue;
+    couple.epilogue.out = odd + 1 == layers_ ? place(odd + 1) : keep(odd + 1);
+    with_type(context_.op, context_.dtype, [&](auto type) {
+      if constexpr (sizeof(type) == 2) {
+        launch_couple(context_, plan, couple, type);
+      }
+    });
+    return true;
+  }
+
+  const Context& context_;
+  const Tensor& input_;
+  std::vector<Filter> filters_;
+  const Vectors& biases_;
+  const Tensor& out_;
+  int64_t layers_;
+  std::vector<Source> sources_;  // the input, then the layers
+  Tensors scratch_;
+  int64_t written_ = 0;  // channels of the result
+};
+
+}  // namespace
 
 Tensor hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
                  const OptionalTensors& packed, bool allow_tf32) {
   const ImageSize size = check_hardblock(input, weights, biases, packed);
   const Context context("hardblock", input, allow_tf32);
   const Tensor out = empty_image(input, size);
-  const int64_t layers = int64_t(weights.size());
   std::vector<Filter> filters;
-  for (int64_t i = 0; i < layers; i++) {
+  for (size_t i = 0; i < weights.size(); i++) {
     filters.push_back(
         filter_of(context, "weights[" + std::to_string(i) + "]", weights[i], packed_at(packed, i)));
   }
-  if (size.numel() == 0) {
-    return out;
-  }
-  const Vectors vectors(biases);
-  std::vector<Source> sources = {source_of("hardblock", input)};
-  Tensors scratch;
-  int64_t written = 0;
-  for (int64_t layer = 1; layer <= layers; layer++) {
-    const int64_t width = weights[layer - 1].size(0);
-    const bool last = layer == layers;
-    Target own;
-    if (!last) {
-      scratch.push_back(empty_image(input, {size.batch, width, size.height, size.width}));
-      own = target_of(scratch.back());
-      sources.push_back(source_of("hardblock", scratch.back()));
-    }
-    ConvolutionCall call = call_on(sources[0], filters[layer - 1], size.batch, vectors[layer - 1],
-                                   Activation::relu, own);
-    call.inputs.clear();
-    for (int64_t source : hardblock_sources(layer)) {
-      call.inputs.push_back(sources[source]);
-    }
-    if (is_hardblock_output(layer, layers)) {
-      const int64_t end = written + width;
-      call.epilogue.copy = own;
-      call.epilogue.out =
-          target_of(out, written, end == size.channels ? round_up(end, lanes) : end);
-      written = end;
-    }
-    run(context, call);
+  if (size.numel() > 0) {
+    const Vectors vectors(biases);
+    Block(context, input, weights, std::move(filters), vectors, out).run();
   }
   return out;
 }

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <string>
 namespace fassd::cuda {
 
 namespace {
@@ -31,6 +32,11 @@ double rate_of(Arithmetic arithmetic, int capability) {
 
 int itemsize_of(Arithmetic arithmetic) {
   return arithmetic == Arithmetic::half ? 2 : 4;
+}
+
+// Channels of one product.
+int step_of(Arithmetic arithmetic) {
+  return arithmetic == Arithmetic::half ? 16 : arithmetic == Arithmetic::tf32 ? 8 : 4;
 }
 
 int64_t divide_up(int64_t value, int64_t divisor) {
@@ -92,12 +98,13 @@ Taps taps_of(const Axis& rows, const Axis& columns, int kernel_w) {
 
 // Shared memory of so many stages, and at least so much for what is staged on the way out.
 SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages, int itemsize,
-                       int staging_bytes, int middle_bytes, int guard_bytes) {
+                       int staging_bytes, int middle_bytes, int guard_bytes, int more_weights = 0) {
   SharedLayout layout;
   layout.stages = round_up(slots * position_bytes, 16) + guard_bytes;
   layout.pixels_end = slots * (chunk * itemsize + slot_padding);
   layout.weights = layout.pixels_end + guard_bytes;
-  layout.weights_end = layout.weights + weight_rows * (n + weight_padding) * itemsize;
+  layout.weights_end =
+      layout.weights + weight_rows * (n + weight_padding) * itemsize + more_weights;
   layout.stage_bytes = layout.weights_end + guard_bytes;
   layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes) +
                   (middle_bytes > 0 ? guard_bytes : 0);
@@ -111,6 +118,15 @@ int chunks_of(const std::vector<int>& channels, int chunk) {
     chunks += int(divide_up(count, chunk));
   }
   return chunks;
+}
+
+// Channels in whole products: those of each input are padded by themselves.
+int depth_of(const std::vector<int>& channels, int step) {
+  int depth = 0;
+  for (int count : channels) {
+    depth += round_up(count, step);
+  }
+  return depth;
 }
 
 // Predicted clocks of a launch: every block waits for its first loads, and what is resident beside
@@ -143,6 +159,11 @@ int registers_of(const Variant& variant) {
   const int sums = 4 * variant.m_tiles * variant.n_tiles;
   const int weights = variant.sliding ? 6 * variant.n_tiles : 0;
   return std::min(255, std::max(128, 64 + sums + weights));
+}
+
+int couple_registers(const CouplePlan& plan) {
+  const int sums = 4 * couple_rows * plan.even_tiles + 12 * plan.odd_tiles;
+  return std::min(255, std::max(128, 80 + sums + 6 * plan.even_tiles));
 }
 
 // Bytes of shared memory that a block's warps read for one tap and one channel: pixels, and
@@ -231,15 +252,15 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
             continue;
           }
           const int chunks = chunks_of(shape.channels, chunk);
-          const double depth = double(chunks) * chunk * plan.taps.count;
+          const double depth =
+              double(depth_of(shape.channels, step_of(shape.arithmetic))) * plan.taps.count;
           Cost& cost = plan.cost;
           cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
           cost.resident =
               resident_of(plan.layout.total, variant.warps * 32, registers_of(variant), limits);
           cost.products = double(pixels) * n * depth;
           cost.shared_bytes = depth * bytes_read(variant, itemsize) + 2.0 * staging;
-          cost.loaded_bytes =
-              double(chunks) * chunk * itemsize * (slots + double(plan.taps.count) * n);
+          cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
           cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
           predict(cost, chunks, stages, shape.arithmetic, limits);
           // One that is asked for wins over all others, if it fits.
@@ -337,6 +358,81 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
     }
   }
   return best;
+}
+
+CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
+  CouplePlan best;
+  best.cost.cycles = std::numeric_limits<double>::infinity();
+  const int odd_tiles = shape.odd_channels <= 16 ? 2 : 3;
+  if (shape.arithmetic != Arithmetic::half || shape.odd_channels > 24 || shape.channels.empty()) {
+    return best;
+  }
+  const int itemsize = 2, odd_n = odd_tiles * 8, odd_depth = round_up(odd_n, 16);
+  for (int warps : {8, 4}) {
+    for (int even_tiles : {3, 4, 6, 8}) {
+      CouplePlan plan;
+      plan.possible = true;
+      plan.warps = warps;
+      plan.odd_tiles = odd_tiles;
+      plan.even_tiles = even_tiles;
+      const int n = even_tiles * 8, rows = couple_rows * warps, pixels = rows * couple_columns;
+      plan.across = int(divide_up(shape.width, couple_columns));
+      plan.down = int(divide_up(shape.height, rows));
+      plan.columns = int(divide_up(shape.even_channels, n));
+      const int slots = (rows + 4) * (couple_columns + 4);
+      const int odd_pixels = (rows + 2) * (couple_columns + 2);
+      const int staging = pixels * (n + staging_padding) * 4;
+      const int middle_bytes = round_up(odd_pixels * (odd_depth * itemsize + slot_padding), 128);
+      for (int chunk : {64, 32, 16}) {
+        for (int stages : {3, 2}) {
+          plan.chunk = chunk;
+          plan.stages = stages;
+          // The odd layer's weights lie behind the even one's.
+          const int rows_of_weights = 9 * chunk;
+          plan.layout =
+              layout_of(slots, chunk, rows_of_weights, n, stages, itemsize, staging, middle_bytes,
+                        limits.guard_bytes, rows_of_weights * (odd_n + weight_padding) * itemsize);
+          plan.odd_weights =
+              plan.layout.weights + rows_of_weights * (n + weight_padding) * itemsize;
+          if (plan.layout.total > limits.shared_bytes) {
+            continue;
+          }
+          const double both = 9.0 * round_up(shape.channels[0], 16);
+          const double outside = 9.0 * depth_of(shape.channels, 16);
+          const double middle = 9.0 * round_up(shape.odd_channels, 16);
+          const int chunks =
+              chunks_of(shape.channels, chunk) + int(divide_up(shape.odd_channels, chunk));
+          const Variant sliding = {warps, couple_rows, even_tiles, true};
+          const double turns = double(divide_up(odd_pixels, 16 * warps)) * 16 * warps;
+          Cost& cost = plan.cost;
+          cost.blocks = shape.batch * plan.across * plan.down * plan.columns;
+          cost.resident =
+              resident_of(plan.layout.total, warps * 32, couple_registers(plan), limits);
+          cost.products = pixels * n * (outside + middle) + turns * odd_n * both;
+          cost.shared_bytes = (outside + middle) * bytes_read(sliding, itemsize) +
+                              both * itemsize * (turns + turns / 16 * odd_n) + 2.0 * staging +
+                              2.0 * middle_bytes;
+          cost.loaded_bytes =
+              itemsize * (outside / 9 * slots + n * (outside + middle) + odd_n * both);
+          cost.stored_bytes = double(pixels) * (n + odd_n / double(plan.columns)) * itemsize;
+          predict(cost, chunks, stages, shape.arithmetic, limits);
+          if (cost.cycles < best.cost.cycles) {
+            best = plan;
+          }
+        }
+      }
+    }
+  }
+  return best;
+}
+
+bool fuses(bool possible, double together_cycles, double apart_cycles) {
+  const char* text = std::getenv("FASSD_KERNELS_CUDA_FUSION");
+  const std::string asked = text == nullptr ? "" : text;
+  if (!possible || asked == "never") {
+    return false;
+  }
+  return asked == "always" || together_cycles <= apart_cycles;
 }
 
 }  // namespace fassd::cuda

@@ -141,11 +141,45 @@ struct PairPlan {
 
 PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits);
 
+// Two consecutive layers of a HarDBlock in one kernel: `odd`, which reads the first of `channels`,
+// and `even`, which reads all of them behind the odd layer's own.
+struct CoupleShape {
+  int64_t batch = 1;
+  int height = 1, width = 1;
+  std::vector<int> channels;
+  int odd_channels = 1, even_channels = 1;
+  Arithmetic arithmetic = Arithmetic::half;
+};
+
+struct CouplePlan {
+  bool possible = false;  // else it is two launches
+  int warps = 8, odd_tiles = 2, even_tiles = 4;
+  int across = 1, down = 1, columns = 1;
+  int chunk = 16;
+  int stages = 2;
+  int odd_weights = 0;  // of a stage, behind the even layer's
+  SharedLayout layout;
+  Cost cost;
+};
+
+CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits);
+
+// From launch to launch within a CUDA graph, in clocks: what one kernel in place of two saves
+// besides.
+constexpr double launch_gap_cycles = 2500;
+
+// Whether one launch takes the place of several: where it is predicted to pay. The environment
+// variable FASSD_KERNELS_CUDA_FUSION, `always` or `never`, decides for tests and tuning.
+bool fuses(bool possible, double together_cycles, double apart_cycles);
+
 // --- what the kernels and the plan must agree on
 // --------------------------------------------------
 
 // The kernels that are compiled, for each arithmetic.
 const std::vector<Variant>& variants_of(Arithmetic arithmetic);
+constexpr int couple_rows = 2;          // of a warp, in a couple of layers
+constexpr int couple_columns_log2 = 4;  // of its tile
+constexpr int couple_columns = 1 << couple_columns_log2;
 constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the second has one
 
 // Elements behind a row of weights, and bytes behind a slot's channels, so that a warp's accesses

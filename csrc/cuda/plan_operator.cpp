@@ -92,4 +92,35 @@ Tensor pair_plan(const std::vector<int64_t>& shape, const std::vector<int64_t>& 
                           plan.layout, plan.cost));
 }
 
+Tensor couple_plan(const std::vector<int64_t>& shape, const std::vector<int64_t>& channels,
+                   const std::vector<int64_t>& gpu) {
+  STD_TORCH_CHECK(shape.size() == 6, "shape has ", shape.size(), " numbers; expected 6");
+  CoupleShape asked;
+  asked.batch = shape[0];
+  asked.height = int(shape[1]);
+  asked.width = int(shape[2]);
+  asked.channels.assign(channels.begin(), channels.end());
+  asked.odd_channels = int(shape[3]);
+  asked.even_channels = int(shape[4]);
+  asked.arithmetic = arithmetic_of(shape[5]);
+  const CouplePlan plan = plan_couple(asked, limits_of(gpu));
+  if (!plan.possible) {
+    return numbers({});
+  }
+  const Tile tile = {couple_columns_log2, couple_rows * plan.warps, plan.across, plan.down,
+                     plan.columns};
+  return numbers(describe({plan.warps, couple_rows, plan.even_tiles}, tile, 18, plan.chunk,
+                          plan.stages, plan.layout, plan.cost));
+}
+
+Tensor convolution_variants(int64_t arithmetic) {
+  std::vector<double> values;
+  for (const Variant& variant : variants_of(arithmetic_of(arithmetic))) {
+    for (int value : {variant.warps, variant.m_tiles, variant.n_tiles, int(variant.sliding)}) {
+      values.push_back(value);
+    }
+  }
+  return torch::stable::view(numbers(values), {int64_t(values.size()) / 4, 4});
+}
+
 }  // namespace fassd::cuda

@@ -23,4 +23,13 @@ torch::stable::Tensor convolution_plan(const std::vector<int64_t>& shape,
 // arithmetic. As above; of no numbers where the pair cannot be one kernel.
 torch::stable::Tensor pair_plan(const std::vector<int64_t>& shape, const std::vector<int64_t>& gpu);
 
+// shape: batch, height, width, odd_channels, even_channels, arithmetic; channels of the inputs,
+// that of the odd layer first. As above; of no numbers where they cannot be one kernel.
+torch::stable::Tensor couple_plan(const std::vector<int64_t>& shape,
+                                  const std::vector<int64_t>& channels,
+                                  const std::vector<int64_t>& gpu);
+
+// The kernels that are compiled for an arithmetic: rows of warps, m_tiles, n_tiles, sliding.
+torch::stable::Tensor convolution_variants(int64_t arithmetic);
+
 }  // namespace fassd::cuda
