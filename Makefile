@@ -2,6 +2,8 @@
 # make test        everything that CI runs: lint, types, tests, the CUDA build where nvcc is
 # make score       the score of the shipped weights on scenes of textures that they never saw
 # make triton      the Triton kernels without a GPU: interpreted, and compiled for seven architectures
+# make emulation   the CUDA kernels without a GPU: compiled for the CPU, races and bounds looked for
+# make cuda-architectures   the CUDA kernels compiled for every architecture, held to their budget
 # make isa         the conformance suite on every instruction set that this CPU has
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
@@ -18,18 +20,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The C++ backend must be there, or the tests fail instead of passing it by.
 PYTEST := OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest
 ASAN := $(filter /%,$(shell $(CXX) -print-file-name=libasan.so))
+TSAN := $(filter /%,$(shell $(CXX) -print-file-name=libtsan.so))
 UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton isa sanitize score slow lint format gpu-report clean
+.PHONY: demo test triton emulation emulation-address emulation-thread cuda-architectures isa sanitize score slow lint format gpu-report clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
 	$(PYTEST) --durations=10 --ignore=tests/triton_backend
-	$(MAKE) $(if $(filter Linux,$(shell uname -s)),triton) isa $(if $(ASAN),sanitize)
+	$(MAKE) $(if $(filter Linux,$(shell uname -s)),triton emulation) isa $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 
 # One row in three of the conformance tables: the interpreter takes a tenth of a second for each.
@@ -39,6 +42,36 @@ triton: $(VENV)/.developing
 	TRITON_INTERPRET=1 $(TRITON) tests/conformance --backend triton --every 3
 	TRITON_INTERPRET=1 $(TRITON) tests/triton_backend
 	$(TRITON) tests/triton_backend
+
+# The sources of csrc/cuda as they stand, compiled for the CPU (tests/cuda_emulation).
+EMULATION := $(BIN)/python tests/cuda_emulation/build.py
+EMULATED := OMP_NUM_THREADS=1 $(PYTEST) -q --capture=sys -p no:cacheprovider tests/conformance \
+  --backend cuda-emulated -k "cuda-emulated and not opcheck and not inductor"
+emulation: $(VENV)/.developing
+	$(EMULATION) plain
+	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/cuda_emulation
+	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/conformance \
+	  --backend cuda-emulated --every 3
+	$(MAKE) $(if $(ASAN),emulation-address EVERY=25) $(if $(TSAN),emulation-thread EVERY=100)
+
+# Accesses out of bounds, misaligned, undefined: of one test in EVERY.
+EVERY ?= 1
+emulation-address: $(VENV)/.developing
+	$(EMULATION) address
+	LD_PRELOAD="$(ASAN) $(UBSAN)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	  FASSD_KERNELS_EMULATION=$$($(EMULATION) address) $(EMULATED) --every $(EVERY)
+
+# Missing barriers: between threads, between blocks, between a copy and its reader.
+emulation-thread: $(VENV)/.developing
+	$(EMULATION) thread
+	FASSD_KERNELS_EMULATION=$$($(EMULATION) thread) setarch -R env LD_PRELOAD="$(TSAN)" \
+	  TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:allocator_may_return_null=1 \
+	  $(EMULATED) --every $(EVERY)
+
+# `make test` compiles for two.
+cuda-architectures: $(VENV)/.developing
+	FASSD_TEST_ARCHITECTURES=all $(PYTEST) tests/install/test_cuda_build.py
 
 # The best instruction set is what `make test` has run on; these are the others.
 isa: $(VENV)/.developing

@@ -1,4 +1,4 @@
-"""The plots of `fassd bench`: speed-ups of every candidate, and a network's time by layer."""
+"""The plots of `fassd bench`: speed-ups of every candidate, a network's time by layer or launch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fassd.images import replacing
+from fassd.launch_report import LaunchReport
 from fassd.layer_report import LayerReport
 from fassd.peer_report import Comparison, PeerReport
 from fassd.peers import EXTRA, OURS, REFERENCE, Candidate
 
-__all__ = ["check_matplotlib", "draw", "draw_layers", "draw_speedups"]
+__all__ = ["check_matplotlib", "draw", "draw_launches", "draw_layers", "draw_speedups"]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; greys for plain PyTorch. Bars of
 # one colour that differ in their output or precision are told apart by hatching.
@@ -40,10 +41,12 @@ def check_matplotlib() -> None:
         raise ImportError(f"plots need matplotlib: {EXTRA}") from error
 
 
-def draw(path: Path, report: PeerReport | LayerReport) -> None:
-    """Draw what suits the report, as PNG: `draw_speedups` or `draw_layers`."""
+def draw(path: Path, report: PeerReport | LayerReport | LaunchReport) -> None:
+    """Draw what suits the report, as PNG: `draw_speedups`, `draw_layers` or `draw_launches`."""
     if isinstance(report, LayerReport):
         draw_layers(path, report)
+    elif isinstance(report, LaunchReport):
+        draw_launches(path, report)
     else:
         draw_speedups(path, report)
 
@@ -155,6 +158,44 @@ def draw_layers(path: Path, report: LayerReport) -> None:
         f"{where['cpu']}, {where['threads']} threads, {where['date'][:10]}",
         fontsize=11,
     )
+    _save(path, figure)
+
+
+def draw_launches(path: Path, report: LaunchReport) -> None:
+    """Draw, as PNG, the predicted time of a GPU's launches, their floor, and the time measured.
+
+    Args:
+        path: the file; it is replaced only when the new one is complete.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    prediction = report.prediction
+    groups = prediction.groups()
+    figure = Figure(figsize=(9, 2 + 0.2 * len(groups)), layout="constrained")
+    axes = figure.add_subplot()
+    rows = range(len(groups))
+    predicted = [1e6 * group.total("predicted") for group in groups]
+    floors = [1e6 * group.total("floor") for group in groups]
+    axes.barh(rows, predicted, color="#56B4E9", label="predicted")
+    axes.plot(floors, rows, "|", color="black", markersize=9, label="floor")
+    if prediction.replay is not None:
+        measured = [1e6 * group.total("measured") for group in groups]
+        axes.plot(measured, rows, "D", color="#D55E00", markersize=4, label="measured, median")
+    names = [
+        f"{group.label}  {group.first.channels}" + (f"  x{group.count}" if group.count > 1 else "")
+        for group in groups
+    ]
+    axes.set_yticks(rows, names, fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlabel("us")
+    figure.legend(loc="outside lower center", ncols=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(prediction.title, fontsize=11)
     _save(path, figure)
 
 

@@ -98,9 +98,7 @@ CHECKS: dict[str, Callable[..., tuple[int, ...]]] = {
 DENSE = ("upsample", "normalize")
 
 
-def type_of(
-    name: str, image: Any, arguments: Sequence[Any], keywords: dict[str, Any]
-) -> Any:
+def type_of(name: str, image: Any, arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:
     """The floating type that a call computes in; None where there is no tensor to tell."""
     if name == "normalize":
         return keywords.get("dtype")

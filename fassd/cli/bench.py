@@ -52,14 +52,14 @@ def bench(
     alpha: Alpha = 2,
     backend: Backend = "auto",
     dtype: Annotated[
-        Dtypes,
+        Dtypes | None,
         typer.Option(
             parser=parse_dtypes,
             metavar="NAME,...",
-            show_default="float32",
+            show_default="float32; float16 with --predict",
             help=f"Precision: {', '.join(DTYPES)}. Several, with --peers: of ours, beside float32.",
         ),
-    ] = Dtypes(["float32"]),
+    ] = None,
     size: Annotated[
         Size,
         typer.Option(
@@ -95,6 +95,14 @@ def bench(
     layers: Annotated[
         bool, typer.Option("--layers", help="Predict and measure every fused call.")
     ] = False,
+    predict: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GPU",
+            help="With --layers: every launch on this GPU, which need not be here; a name or a "
+            "part of it.",
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds before them, not measured.")] = 2,
     memory: Annotated[
@@ -123,6 +131,11 @@ def bench(
     call of the network, labels out: the time predicted from its operations and this machine's
     rates, and the time that it takes.
 
+    --layers --predict GPU shows what the CUDA kernels launch on a GPU, be it here or not: tiles,
+    waves, bytes, operations after padding, the floor and the predicted time of each launch; and,
+    where it is this machine's, the time measured. It plans with Triton, which comes with
+    [cyan]pip install 'fassd-net\\[triton]'[/].
+
     [bold]Examples[/]
 
     [cyan]fassd bench[/]
@@ -136,12 +149,15 @@ def bench(
     [cyan]fassd bench --peers --only eager,inductor,ours --sizes 256x512,512x1024 --batches 1,4[/]
 
     [cyan]fassd bench --layers --plot layers.png[/]
+
+    [cyan]fassd bench --layers --predict h200 --batch 8 --json h200.json[/]
     """
     from fassd.bench import Job, run
     from fassd.images import check_file
     from fassd.predict import pick_device
 
     alone = not (peers or layers)
+    dtype = dtype or Dtypes(["float32" if predict is None else "float16"])
     _check_options(
         ("--all", all_, peers, "with --peers"),
         ("--sizes", sizes, peers, "with --peers"),
@@ -149,6 +165,9 @@ def bench(
         ("--only", only, peers, "with --peers"),
         ("more than one --dtype", len(dtype) > 1, peers, "with --peers"),
         ("--layers", layers, not peers, "without --peers"),
+        ("--predict", predict is not None, layers, "with --layers"),
+        ("--predict", predict is not None, backend in ("auto", "cuda"), "of the cuda backend"),
+        ("--weights", weights, predict is None, "without --predict, which needs none"),
         ("--plot", plot, not alone, "with --peers or --layers"),
         ("--plot", plot, "eager" in (only or "eager"), "with eager among --only"),
         ("--compile", compile_, alone, "without --peers and --layers"),
@@ -157,9 +176,10 @@ def bench(
     )
     check_file(json_)
     check_file(plot)
+    own_weights = not all_ and predict is None
     job = Job(
         model=model,
-        weights=None if all_ else pick_weights(weights, model, classes, alpha),
+        weights=pick_weights(weights, model, classes, alpha) if own_weights else None,
         classes=classes,
         alpha=alpha,
         size=size,
@@ -180,6 +200,10 @@ def bench(
         check_matplotlib()
     if peers:
         report = _compare(_jobs(job, weights, all_, sizes, batches), dtype, only)
+    elif predict is not None:
+        from fassd.launch_report import run_launches
+
+        report = _measure(partial(run_launches, job, predict), [job])
     elif layers:
         from fassd.layer_report import run_layers
 

@@ -28,6 +28,8 @@ class Device:
         rates: multiplications and additions per second with 16-bit inputs and with float32 ones,
             dense, from the data sheet; for predictions only.
         l2: bytes of the last cache.
+        clock: of its multiprocessors, per second, at which the data sheet has those rates; for
+            predictions only.
     """
 
     name: str
@@ -38,24 +40,27 @@ class Device:
     bandwidth: float
     rates: tuple[float, float]
     l2: int
+    clock: float = 1.5e9
     interpreted: bool = False
 
 
 # T4: Triton leaves Turing's tensor cores idle, so its rate is that of packed halves.
-# Figures of the makers' data sheets (dense rates, boost clocks); CUDA programming guide for the
-# shared memory of a block. The first of an architecture stands for it in reports.
+# Figures of the makers' data sheets (dense rates, boost clocks; for Hopper and Blackwell, the clock
+# that the tensor cores' rate is given at); CUDA programming guide for the shared memory of a block.
+# The first of an architecture stands for it in reports.
 A100, H100 = (312e12, 19.5e12), (989e12, 67e12)
+GA102, AD102 = (71e12, 35.6e12), (165e12, 82.6e12)
 KB, MB = 1 << 10, 1 << 20
 KNOWN = (
-    Device("Tesla T4", "cuda", 75, 40, 64 * KB, 320e9, (16e12, 8.1e12), 4 * MB),
-    Device("NVIDIA A100-SXM4-80GB", "cuda", 80, 108, 163 * KB, 2.04e12, A100, 40 * MB),
-    Device("NVIDIA GeForce RTX 3090", "cuda", 86, 82, 99 * KB, 936e9, (71e12, 35.6e12), 6 * MB),
-    Device("NVIDIA L4", "cuda", 89, 58, 99 * KB, 300e9, (121e12, 30.3e12), 48 * MB),
-    Device("NVIDIA GeForce RTX 4090", "cuda", 89, 128, 99 * KB, 1e12, (165e12, 82.6e12), 72 * MB),
-    Device("NVIDIA H200", "cuda", 90, 132, 227 * KB, 4.8e12, H100, 50 * MB),
-    Device("NVIDIA H100 80GB HBM3", "cuda", 90, 132, 227 * KB, 3.35e12, H100, 50 * MB),
-    Device("NVIDIA B200", "cuda", 100, 148, 227 * KB, 8e12, (2250e12, 75e12), 126 * MB),
-    Device("AMD MI300X", "hip", "gfx942", 304, 64 * KB, 5.3e12, (1307e12, 163e12), 256 * MB),
+    Device("Tesla T4", "cuda", 75, 40, 64 * KB, 320e9, (16e12, 8.1e12), 4 * MB, 1.59e9),
+    Device("NVIDIA A100-SXM4-80GB", "cuda", 80, 108, 163 * KB, 2.04e12, A100, 40 * MB, 1.41e9),
+    Device("NVIDIA GeForce RTX 3090", "cuda", 86, 82, 99 * KB, 936e9, GA102, 6 * MB, 1.695e9),
+    Device("NVIDIA L4", "cuda", 89, 58, 99 * KB, 300e9, (121e12, 30.3e12), 48 * MB, 2.04e9),
+    Device("NVIDIA GeForce RTX 4090", "cuda", 89, 128, 99 * KB, 1e12, AD102, 72 * MB, 2.52e9),
+    Device("NVIDIA H200", "cuda", 90, 132, 227 * KB, 4.8e12, H100, 50 * MB, 1.83e9),
+    Device("NVIDIA H100 80GB HBM3", "cuda", 90, 132, 227 * KB, 3.35e12, H100, 50 * MB, 1.83e9),
+    Device("NVIDIA B200", "cuda", 100, 148, 227 * KB, 8e12, (2250e12, 75e12), 126 * MB, 1.85e9),
+    Device("AMD MI300X", "hip", "gfx942", 304, 64 * KB, 5.3e12, (1307e12, 163e12), 256 * MB, 2.1e9),
 )
 INTERPRETER = Device("interpreter", "cuda", 80, 2, 163 * KB, 1e9, (1e9, 1e9), MB, interpreted=True)
 
@@ -111,4 +116,5 @@ def describe_gpu(device: torch.device) -> Device:
         likely.bandwidth,
         likely.rates,
         getattr(properties, "L2_cache_size", likely.l2) or likely.l2,
+        known.clock if known else getattr(properties, "clock_rate", 0) * 1e3 or likely.clock,
     )

@@ -79,6 +79,8 @@ def plan_network(
     batch: int = 1,
     dtype: torch.dtype = torch.float16,
     output: Output = "labels",
+    classes: int = 19,
+    alpha: int = 2,
 ) -> list[Planned]:
     """What a variant of the family launches on a GPU that need not be there.
 
@@ -89,8 +91,9 @@ def plan_network(
         batch: pictures at once.
         dtype: of the network.
         output: ``labels`` or ``logits``.
+        classes, alpha: of the network.
     """
-    model = fassd.create_model(name).eval()
+    model = fassd.create_model(name, num_classes=classes, alpha=alpha).eval()
     fast = accelerate(model, dtype=dtype, output=output, inplace=True)
     picture = torch.empty(batch, 3, height, width, dtype=dtype)
     with torch.no_grad(), assuming(device), recording() as programs:
