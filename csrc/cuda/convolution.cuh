@@ -571,15 +571,15 @@ __device__ __forceinline__ void stage_sums(float* staging,
   }
 }
 
-// Eight values of a vector of T, those behind its end zero.
+// Eight values of a vector of T, those behind its end zero; of no vector, eight zeros.
 template <typename T>
 __device__ __forceinline__ void load_values(const void* vector, int first, int count,
                                             float (&values)[lanes]) {
-#pragma unroll
-  for (int i = 0; i < lanes; i++) {
-    const bool there = vector != nullptr && first + i < count;
-    values[i] = there ? to_float(static_cast<const T*>(vector)[first + i]) : 0.0f;
-  }
+  Source source;
+  source.data = vector;
+  source.channels = vector == nullptr ? 0 : count;
+  source.vectors = reinterpret_cast<uintptr_t>(vector) % 16 == 0;
+  load_lanes<T>(source, 0, first, values);
 }
 
 // Writes a tile of `height` x 2^width_log2 pixels that begins at (y, x) of picture n, channels

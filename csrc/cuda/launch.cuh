@@ -46,46 +46,27 @@ struct Queue {
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
               Arguments... arguments) const {
-    launch_with(false, kernel, grid, block, shared_bytes, arguments...);
-  }
-
-  // All blocks run at once, so that they may wait for each other.
-  template <typename... Parameters, typename... Arguments>
-  void launch_cooperatively(void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                            size_t shared_bytes, Arguments... arguments) const {
-    launch_with(true, kernel, grid, block, shared_bytes, arguments...);
-  }
-
-  int device;
-  DeviceLimits limits;
-  cudaStream_t stream;
-
- private:
-  template <typename... Parameters, typename... Arguments>
-  void launch_with(bool cooperative, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                   size_t shared_bytes, Arguments... arguments) const {
     if (shared_bytes > 48 * 1024) {
       allow_shared(reinterpret_cast<const void*>(kernel), device, shared_bytes);
     }
-    cudaLaunchAttribute attribute = {};
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
-    if (cooperative) {
-      attribute.id = cudaLaunchAttributeCooperative;
-      attribute.val.cooperative = 1;
-    } else if (limits.capability >= 90 && dependent_launch()) {
+    cudaLaunchAttribute attribute = {};
+    if (limits.capability >= 90 && dependent_launch()) {
       attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
       attribute.val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (cooperative || (limits.capability >= 90 && dependent_launch())) {
       config.attrs = &attribute;
       config.numAttrs = 1;
     }
     STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
   }
+
+  int device;
+  DeviceLimits limits;
+  cudaStream_t stream;
 };
 
 }  // namespace fassd::cuda
