@@ -39,7 +39,8 @@ from benchmarks.timing import (
 
 TOLERANCES = {
     "modules": {"float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2},
-    # Some fifty convolutions in a row: the rounding of each adds up, as its square root.
+    # Some fifty convolutions in a row: the rounding of each adds up, as its square root. Of labels,
+    # it shows where two scores are nearly equal, hence less.
     "networks": {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 8e-2},
     # PyTorch computes in float32 where to interpolate: 1.3e-5 at 2048 columns.
     "operators": {"float32": 5e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2},
@@ -155,9 +156,12 @@ def reference_ends(
     with FlopCounterMode(display=False) as counter:
         first = subject.reference(*inputs)
     item = case.torch_dtype.itemsize
-    out_item = item if first.is_floating_point() else 1  # labels need a byte
+    if subject.labels:
+        out_bytes = first[:, 0].numel()
+    else:
+        out_bytes = first.numel() * (item if first.is_floating_point() else 1)  # a label is a byte
     work = {
-        "activation_bytes": sum(x.nbytes for x in inputs) + first.numel() * out_item,
+        "activation_bytes": sum(x.nbytes for x in inputs) + out_bytes,
         "weight_bytes": item * sum(weight.numel() for weight in subject.module.parameters()),
         "operations": counter.get_total_flops(),
     }
@@ -274,11 +278,14 @@ def compare(
 def relative_error(output: Tensor, reference: Tensor) -> float:
     """||output - reference|| / ||reference||, in float64; not finite where the output is not.
 
-    Of labels, the share that differs.
+    Of labels, the share that differs; where the reference is the scores that they stand for, of
+    the scores of the labels and the highest ones.
 
     Raises:
         RuntimeError: the shapes differ.
     """
+    if not output.is_floating_point() and reference.is_floating_point():
+        output, reference = scores_of(output, reference)
     if output.shape != reference.shape:
         raise RuntimeError(
             f"the output has shape {tuple(output.shape)}, expected is {tuple(reference.shape)}"
@@ -287,6 +294,18 @@ def relative_error(output: Tensor, reference: Tensor) -> float:
         return float((output != reference).double().mean())
     exact = reference.double()
     return float((output.double() - exact).norm() / exact.norm())
+
+
+def scores_of(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """What the labelled classes score in `scores` (N, C, H, W), not finite for a class that there
+    is not; and what the best ones do. Both are (N, H, W).
+    """
+    best = scores.amax(1)
+    if labels.shape != best.shape:
+        return labels, best
+    known = labels < scores.shape[1]  # 0 and more: they are argmaxes, or bytes
+    chosen = scores.gather(1, (labels * known).long()[:, None])[:, 0]
+    return chosen.masked_fill(~known, float("nan")), best
 
 
 def free_memory() -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import (
+    CHOSEN,
     COMPILE,
     CUDNN_RELU,
+    DEPENDENT,
     FOLDED,
     MAX_AUTOTUNE,
     NATIVE,
@@ -24,9 +26,11 @@ COLOURS = {
     CUDNN_RELU: "#F0E442",
     COMPILE: "#56B4E9",
     MAX_AUTOTUNE: "#009E73",
-    NATIVE: "#E69F00",
-    TRITON: "#D55E00",
+    TRITON: "#E69F00",
     TRITON_GRAPH: "#CC79A7",
+    NATIVE: "#D55E00",
+    DEPENDENT: "#0072B2",
+    CHOSEN: "#000000",
 }
 PARTS = ("networks", "modules", "operators")
 

@@ -8,8 +8,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.process import GRACE_S, LAUNCH, TimeLimitError, run_logged, tail
@@ -19,15 +20,30 @@ ENDED_BY_ITSELF = (0, 1, 2, 5)
 """pytest's exit codes: passed, failed, interrupted (a file did not import), nothing to run."""
 
 MOST_PROCESSES = 8
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 MOST_FAILURES = 40
 """Failures that are recorded with their message; all are counted."""
 
 
 def conformance(
-    logs: Path, limit_s: float, suite: str, options: Sequence[str], name: str = "conformance"
+    logs: Path,
+    limit_s: float,
+    suite: str,
+    options: Sequence[str],
+    name: str = "conformance",
+    under: Sequence[str] = (),
+    environment: Mapping[str, str] = NOTHING,
 ) -> dict[str, Any]:
     """Run the tests in `suite` with `options` and count; the log is named after `name`.
+
+    Args:
+        logs: the folder of logs.
+        limit_s: seconds.
+        suite, options: of pytest.
+        name: of the log.
+        under: a command that runs the one behind it, and watches it: in one process, then.
+        environment: variables to add.
 
     Returns:
         ``counts`` by outcome, ``collected``, ``failures`` with messages, ``finished``; ``crash``,
@@ -38,11 +54,12 @@ def conformance(
     """
     log, results = logs / f"{name}.log", logs / f"{name}.jsonl"
     results.unlink(missing_ok=True)
-    processes = process_count()
-    command = [sys.executable, str(LAUNCH), "pytest", suite, *options, *REPORTING]
+    processes = 1 if under else process_count()
+    command = [*under, sys.executable, str(LAUNCH), "pytest", suite, *options, *REPORTING]
     if processes > 1:
         command += ["-n", str(processes)]
     environment = {
+        **environment,
         "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // processes, 1)),
         "CONFORMANCE_LOG": str(results),
         # Time to stop between two tests before it is killed in the middle of one.

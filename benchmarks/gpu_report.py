@@ -1,10 +1,10 @@
 """Measure a GPU: ``python -m benchmarks.gpu_report`` (``make gpu-report``), in under ten minutes.
 
 Installs the package into the Python that runs this, runs the conformance suite on the device,
-measures the card's two ceilings, tunes the Triton kernels, and times them beside what they have to
-beat. Every item is saved as it ends; what finds no time is listed, and ``--resume`` measures it in
-another run. The result is ``report.json``, ``report.md``, ``report.png`` and the table of tuned
-configurations in ``benchmarks/results/<gpu>/``.
+times the CUDA and the Triton kernels beside what they have to beat, the latter tuned, and looks
+into the CUDA kernels with what NVIDIA's tools can see. Every item is saved as it ends; what finds
+no time is listed, and ``--resume`` measures it in another run. The result is ``report.json``,
+``report.md``, ``report.png`` and the tables of what was tuned in ``benchmarks/results/<gpu>/``.
 
 Exit code: 0, or 1 if tests failed or a part crashed, or 2 if there is no NVIDIA GPU.
 """
@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,16 @@ import torch
 
 from benchmarks.charts import draw
 from benchmarks.conformance import conformance
+from benchmarks.counters import count_launches
 from benchmarks.environment import ROOT, commit, cpu_name, now, slug, smi, version_of
 from benchmarks.install import install, is_installed
+from benchmarks.peers import UnavailableError
 from benchmarks.plan import PARTS, Item, Scale, build_plan, full_scale, quick_scale, untuned
 from benchmarks.process import TimeLimitError, Worker, WorkerDiedError
 from benchmarks.report import problems, render
+from benchmarks.sanitizer import sanitize
 from benchmarks.store import Store, write_atomically
+from benchmarks.targets import load_predictions
 from benchmarks.timing import first_line
 from benchmarks.tuning import CONFIGS, tune
 
@@ -53,6 +57,7 @@ class Run:
         header: of the report: ``device``, ``mode``, ``commit``.
         budget_s: seconds for everything.
         started: when they began to count, of `time.monotonic`.
+        backends: of ours, what the worker said when it was asked for them.
     """
 
     device: str
@@ -64,6 +69,7 @@ class Run:
     header: Mapping[str, Any]
     budget_s: float
     started: float
+    backends: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def go(self) -> int:
         """Measure, publish after every item, and return the exit code."""
@@ -78,7 +84,7 @@ class Run:
             page = self.store.publish(self.full_header(), self.records())
             say(f"{page}")
             chart(page.with_suffix(".json"))
-        found = problems({"items": self.records()})
+        found = problems({"items": self.records(), "mode": self.header["mode"]})
         for problem in found:
             say(f"PROBLEM {first_text(problem)}")
         return 1 if found else 0
@@ -125,23 +131,45 @@ class Run:
             if item.backend:
                 there = self.ask_for(item.backend, limit_s)
                 if there["status"] != "done":
-                    return there
+                    return dict(there)
             if item.task == "install":
                 return done(install(logs, limit_s))
             if item.task == "conformance":
                 name = item.name.replace("/", ".")
                 return judged(conformance(logs, limit_s, name=name, **item.arguments))
+            if item.task == "sanitizer":
+                return judged(sanitize(logs, limit_s, **item.arguments))
+            if item.task == "counters":
+                return done(count_launches(logs, limit_s, **item.arguments))
             if item.task == "tune":
                 return done(tune(logs, self.store.configs, limit_s, **item.arguments))
-            return self.worker.ask(item.task, item.arguments, limit_s)
+            return self.ask_worker(item, limit_s)
+        except UnavailableError as reason:
+            return {"status": "unavailable", "reason": str(reason)}
         except TimeLimitError as error:
             return {"status": "timeout", "reason": str(error)}
         except (WorkerDiedError, OSError, RuntimeError) as error:
             return {"status": "failed", "reason": str(error) or first_line(error)}
 
+    def ask_worker(self, item: Item, limit_s: float) -> dict[str, Any]:
+        """The worker's answer, or that of one for this item alone."""
+        arguments = dict(item.arguments)
+        if "limit_s" in arguments:  # it ends by itself then, and what it has is not lost
+            arguments["limit_s"] = min(arguments["limit_s"], limit_s / 2)
+        if not item.environment:
+            return self.worker.ask(item.task, arguments, limit_s)
+        other = self.worker.with_environment(item.environment)
+        try:
+            return other.ask(item.task, arguments, limit_s)
+        finally:
+            other.close()
+
     def ask_for(self, backend: str, limit_s: float) -> dict[str, Any]:
         """A record that is done if a backend of ours is there, and else says why not."""
-        return self.worker.ask("backend", {"device": self.device, "name": backend}, limit_s)
+        if backend not in self.backends:
+            arguments = {"device": self.device, "name": backend}
+            self.backends[backend] = self.worker.ask("backend", arguments, limit_s)
+        return self.backends[backend]
 
     def records(self) -> list[dict[str, Any]]:
         """What is known of every item of the plan."""
@@ -167,6 +195,7 @@ class Run:
             "date": now(),
             "budget_s": self.budget_s,
             "elapsed_s": round(self.elapsed(), 1),
+            "predicted": load_predictions(),
         }
 
 

@@ -21,6 +21,7 @@ from benchmarks.peers import (
     TRITON,
     Candidate,
     accelerated,
+    randomised,
     require_operators,
 )
 from benchmarks.timing import Call
@@ -201,7 +202,6 @@ def _resize(name: str, build: Callable[[], nn.Module]) -> OperatorPlace:
     return OperatorPlace(name, build, maps, partial(fused_resize, name))
 
 
-NORMALIZE = "normalize"
 OPERATORS = {
     "conv_act base.0": _conv("base.0", 3, 1),
     "conv_act base.3": _conv("base.3", 32, 4),
@@ -213,11 +213,14 @@ OPERATORS = {
     "upsample": _resize("upsample", Upsample),
     "upsample_argmax": _resize("upsample_argmax", UpsampleArgmax),
 }
-"""By name: the operator and where in FASSD-Net it stands. `normalize`, whose input is a picture, is
-beside it."""
+"""By name: the operator and where in FASSD-Net it stands. Those of `PICTURES` are beside it."""
 
 
-# --- the normalize operator -----------------------------------------------------------------------
+# --- operators on pictures of bytes ---------------------------------------------------------------
+
+NORMALIZE = "normalize"
+NORMALIZE_CONV = "normalize_conv_act base.0"
+PICTURES = (NORMALIZE, NORMALIZE_CONV)
 
 MEAN = tuple(255 * value for value in (0.406, 0.456, 0.485))
 STD = tuple(255 * value for value in (0.225, 0.224, 0.229))
@@ -243,39 +246,82 @@ class Normalize(nn.Module):
         return pixels.to(self.dtype).permute(0, 3, 1, 2)
 
 
-def normalize_candidate(
-    name: str, dtype: torch.dtype, device: torch.device, compiler: str
+class NormalizeConv(nn.Module):
+    """`normalize` and the first layer of FASSD-Net.
+
+    Shape: (N, H, W, 3) uint8 RGB to (N, O, h, w) of the layer's type, channels_last.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.normalize = Normalize(dtype)
+        self.layer = first_layer()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layer(self.normalize(image))
+
+
+def first_layer() -> ConvLayer:
+    """With seeded weights: the same at every call."""
+    layer = randomised(part_of_network("base.0"))
+    assert isinstance(layer, ConvLayer)
+    return layer
+
+
+def picture_module(subject: str, dtype: torch.dtype) -> nn.Module:
+    """What PyTorch does in an operator's place, with float32 weights."""
+    return Normalize(dtype) if subject == NORMALIZE else NormalizeConv(dtype)
+
+
+def picture_candidate(
+    name: str, subject: str, dtype: torch.dtype, device: torch.device, compiler: str
 ) -> Candidate:
-    """The candidate `name` of the operator's row.
+    """The candidate `name` of a row of `PICTURES`.
 
     Raises:
         UnavailableError: it is ours, and its backend is not there.
     """
-    module = Normalize(dtype).to(device)
+    if name in (TRITON, NATIVE):
+        backend = "triton" if name == TRITON else device.type
+        return Candidate(name, picture_call(subject, backend, dtype, device))
+    module = picture_module(subject, dtype).to(device)
+    if isinstance(module, NormalizeConv):
+        module.layer.to(dtype)
     if name == EAGER:
         return Candidate(EAGER, module)
-    if name == COMPILE:
-        return Candidate(COMPILE, torch.compile(module, dynamic=False, backend=compiler))
-    backend = {TRITON: "triton", NATIVE: device.type}[name]
-    return Candidate(name, normalize_call(backend, dtype, device))
+    return Candidate(COMPILE, torch.compile(module, dynamic=False, backend=compiler))
 
 
-def normalize_call(backend: str, dtype: torch.dtype, device: torch.device) -> Call:
+def picture_call(subject: str, backend: str, dtype: torch.dtype, device: torch.device) -> Call:
     """The operator on a backend of ours.
 
     Raises:
         UnavailableError: the backend is not there.
     """
     from fassd_kernels import ops
+    from fassd_kernels.packing import fold
 
-    require_operators(backend, frozenset({NORMALIZE}), device)
-    function = ops.operator(NORMALIZE, backend)
-    return lambda image: function(image, mean=MEAN, std=STD, dtype=dtype)
+    name = subject.partition(" ")[0]
+    require_operators(backend, frozenset({name}), device)
+    function = ops.operator(name, backend)
+    if subject == NORMALIZE:
+        return lambda image: function(image, mean=MEAN, std=STD, dtype=dtype)
+    layer = first_layer().to(device)
+    stride = layer.conv.stride
+    with torch.no_grad():
+        weight, bias = fold(layer.conv, layer.norm, dtype)
+        packed = ops.operator("pack_weight", backend)(weight, stride=stride)
+    options = {"mean": MEAN, "std": STD, "stride": stride, "activation": "relu"}
+    return lambda image: function(image, weight, bias, packed=packed, **options)
 
 
-def normalize_reference(image: Tensor) -> Tensor:
-    """`normalize` in float64, (N, 3, H, W)."""
+def picture_reference(subject: str, image: Tensor) -> Tensor:
+    """A row of `PICTURES` in float64, (N, C, H, W)."""
     mean, std = (
         torch.tensor(values, dtype=torch.float64, device=image.device) for values in (MEAN, STD)
     )
-    return ((image.flip(-1).double() - mean) / std).permute(0, 3, 1, 2)
+    pixels = ((image.flip(-1).double() - mean) / std).permute(0, 3, 1, 2)
+    if subject == NORMALIZE:
+        return pixels
+    with torch.no_grad():
+        return first_layer().to(image.device, torch.float64)(pixels)

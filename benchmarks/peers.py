@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import operator
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,9 @@ CONV_BN_PAIRS = (
 )
 """Attributes of one module: a convolution, and the batch norm that its output alone goes into."""
 
+AUTO = "auto"
+"""What stands for the fastest backend of each call."""
+
 EAGER = "eager"
 FOLDED = "channels_last"
 CUDNN_RELU = "cudnn-relu"
@@ -41,6 +46,8 @@ MAX_AUTOTUNE = "max-autotune"
 TRITON = "triton"
 TRITON_GRAPH = "triton-graph"
 NATIVE = "native"
+DEPENDENT = "native-dependent"
+CHOSEN = "auto"
 
 TITLES = {
     EAGER: "eager",
@@ -51,8 +58,13 @@ TITLES = {
     TRITON: "ours, Triton",
     TRITON_GRAPH: "ours, Triton, GraphRunner",
     NATIVE: "ours, C++/CUDA",
+    DEPENDENT: "ours, CUDA, dependent launches",
+    CHOSEN: "ours, the fastest backend of each call",
 }
-OURS = (TRITON, TRITON_GRAPH, NATIVE)
+OURS = (NATIVE, DEPENDENT, CHOSEN, TRITON, TRITON_GRAPH)
+
+DEPENDENT_LAUNCH = {"FASSD_KERNELS_DEPENDENT_LAUNCH": "1"}
+"""Environment in which CUDA kernels begin while those before them end; read once by a process."""
 
 
 class UnavailableError(Exception):
@@ -123,7 +135,7 @@ class Form:
     device: torch.device
     compiler: str = "inductor"
     needs: frozenset[str] = frozenset()
-    fuse: Callable[[nn.Module, torch.dtype, str], Call] = accelerated
+    fuse: Callable[[Any, torch.dtype, str], Call] = accelerated
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -300,6 +312,24 @@ def native(form: Form) -> Candidate:
     return Candidate(NATIVE, fused(form, form.device.type), channels_last=True)
 
 
+def native_dependent(form: Form) -> Candidate:
+    """`native` with dependent launches, in a process that was started for them.
+
+    Raises:
+        UnavailableError: as `fused`, or the process was started without `DEPENDENT_LAUNCH`.
+    """
+    if DEPENDENT_LAUNCH.items() - os.environ.items():
+        raise UnavailableError(f"this process was not started with {DEPENDENT_LAUNCH}")
+    return replace(native(form), name=DEPENDENT)
+
+
+def chosen(form: Form) -> Candidate:
+    """The subject on the backend that the table of this GPU names for each of its calls."""
+    require_operators(form.device.type, form.needs, form.device)
+    module = copy.deepcopy(form.module).to(form.device)
+    return Candidate(CHOSEN, form.fuse(module, form.dtype, AUTO), channels_last=True)
+
+
 def fused(form: Form, backend: str) -> Call:
     """The subject through a backend of ours, by name.
 
@@ -344,11 +374,16 @@ BUILDERS: dict[str, Callable[[Form], Candidate]] = {
     TRITON: triton,
     TRITON_GRAPH: triton_graph,
     NATIVE: native,
+    DEPENDENT: native_dependent,
+    CHOSEN: chosen,
 }
 
 GROUPS = {
+    "native": (EAGER, FOLDED, NATIVE),
     "library": (EAGER, FOLDED, CUDNN_RELU),
-    "ours": (EAGER, *OURS),
+    "ours": (EAGER, TRITON, TRITON_GRAPH, NATIVE),
+    "dependent": (EAGER, DEPENDENT),
+    "choice": (EAGER, TRITON, NATIVE, CHOSEN),
     "compile": (EAGER, COMPILE),
     "max-autotune": (EAGER, MAX_AUTOTUNE),
 }

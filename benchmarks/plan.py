@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from benchmarks.ceilings import COPY_BYTES, MATRIX_SIDE
-from benchmarks.operators import NORMALIZE, OPERATORS
+from benchmarks.operators import OPERATORS, PICTURES
+from benchmarks.peers import DEPENDENT_LAUNCH
+from benchmarks.sanitizer import TOOLS
 from benchmarks.subjects import MODULES, Case
 from benchmarks.timing import Sampling
 
@@ -17,8 +19,12 @@ PARTS = (
     "conformance",
     "smoke",
     "ceilings",
-    "tune",
     "profile",
+    "runner",
+    "variants",
+    "counters",
+    "sanitizer",
+    "tune",
     "networks",
     "modules",
     "operators",
@@ -27,6 +33,8 @@ PARTS = (
 PEER_SOURCES = ("fassd/models",)
 OUR_SOURCES = ("fassd/models", "fassd_kernels", "csrc", "setup.py", "pyproject.toml")
 SUITE_SOURCES = (*OUR_SOURCES, "tests/conformance")
+GPU_BACKEND = "cuda"
+"""Of our backends, the one with kernels of CUDA C++."""
 
 NETWORKS = ("fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70")
 """Measured before the other rows of the table, the baselines."""
@@ -34,20 +42,35 @@ NETWORKS = ("fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70")
 CONTEXT_AND_REFINEMENT = tuple(name for name in MODULES if name.startswith(("DAPF", "MDA")))
 """The modules that there are targets for."""
 
+PEER_GROUPS = ("library", "compile", "max-autotune")
+"""Without kernels of ours, whose changes leave their figures as they are."""
+
 QUICK_GROUPS = ("library", "ours")
 """Seconds each: what needs no compiler."""
 
-LEAST_S = {"library": 6.0, "ours": 6.0, "compile": 20.0, "max-autotune": 40.0}
+LEAST_S = {
+    "native": 6.0,
+    "library": 6.0,
+    "ours": 6.0,
+    "dependent": 15.0,
+    "choice": 15.0,
+    "compile": 20.0,
+    "max-autotune": 40.0,
+}
 """With less time left than this, a group is not begun."""
 
 LIMITS_S = {
     ("operators", "library"): 30.0,
     ("operators", "ours"): 30.0,
     ("operators", "compile"): 60.0,
+    ("modules", "native"): 30.0,
     ("modules", "library"): 30.0,
     ("modules", "ours"): 60.0,
     ("modules", "compile"): 60.0,
     ("modules", "max-autotune"): 100.0,
+    ("networks", "native"): 60.0,
+    ("networks", "dependent"): 60.0,
+    ("networks", "choice"): 120.0,
     ("networks", "library"): 60.0,
     ("networks", "ours"): 90.0,
     ("networks", "compile"): 120.0,
@@ -65,12 +88,13 @@ class Item:
     Attributes:
         name: unique; slashes separate its parts.
         part: one of `PARTS`.
-        task: what runs it: a task of `benchmarks.worker`, ``install``, ``conformance`` or ``tune``.
+        task: what runs it: one of `benchmarks.worker`, or of `benchmarks.gpu_report`'s own.
         arguments: of the task.
         limit_s: after so many seconds it is killed.
         least_s: with less time left it is not begun.
         sources: files that it depends on; a result from before a change is not taken up again.
         backend: of ours, that must be there before it is begun, if any.
+        environment: of a process of its own, where it needs one.
     """
 
     name: str
@@ -81,6 +105,7 @@ class Item:
     least_s: float = 5.0
     sources: tuple[str, ...] = ()
     backend: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,6 +131,7 @@ class Scale:
         sizes: (height, width) of the network's input, most important first.
         batches, dtypes: most important first.
         operators, modules, networks, others: subjects; `others` are networks of lesser importance.
+        targets: the networks that there are targets for.
         compiled_networks: whether networks are compiled, or modules only.
         max_autotune: whether ``max-autotune`` is tried at all.
         compiler: backend of torch.compile.
@@ -116,6 +142,10 @@ class Scale:
         suite_limit_s: seconds for a sample of it, which is all that other backends get.
         whole_suite_limit_s: seconds for all of it.
         tune_limit_s: seconds for tuning at one place.
+        sanitized_every: of the suite's rows, one in so many runs under each sanitizer.
+        sanitizer_limit_s: seconds for each sanitizer.
+        variants_limit_s: seconds for the variants of the convolution kernel, of one network.
+        runner_s: seconds of frames in a row.
         install: whether the package is installed.
     """
 
@@ -123,9 +153,10 @@ class Scale:
     sizes: tuple[tuple[int, int], ...] = ((1024, 2048), (512, 1024))
     batches: tuple[int, ...] = (1, 8)
     dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32")
-    operators: tuple[str, ...] = (*OPERATORS, NORMALIZE)
+    operators: tuple[str, ...] = (*OPERATORS, *PICTURES)
     modules: tuple[str, ...] = tuple(MODULES)
     networks: tuple[str, ...] = NETWORKS
+    targets: tuple[str, ...] = ("fassd_net", "fassd_net_l2")
     others: tuple[str, ...] = ()
     compiled_networks: bool = True
     max_autotune: bool = True
@@ -134,10 +165,14 @@ class Scale:
     copy_bytes: int = COPY_BYTES
     matrix_side: int = MATRIX_SIDE
     suite: str = "tests/conformance"
-    suite_backends: tuple[str, ...] = ("triton", "cuda", "reference")
+    suite_backends: tuple[str, ...] = (GPU_BACKEND, "triton", "reference")
     suite_limit_s: float = 90.0
     whole_suite_limit_s: float = 360.0
     tune_limit_s: float = 120.0
+    sanitized_every: int = 16
+    sanitizer_limit_s: float = 100.0
+    variants_limit_s: float = 90.0
+    runner_s: float = 2.0
     install: bool = True
 
     @property
@@ -176,10 +211,11 @@ def quick_scale(device: str = "cpu") -> Scale:
             "conv_act base.3",
             "upsample_conv1x1 conv1x1_up.2",
             "upsample_argmax",
-            NORMALIZE,
+            *PICTURES,
         ),
         modules=("DAPF(224)", "MDA(63, 2)", "HarDBlock base.4"),
         networks=("fassd_net",),
+        targets=("fassd_net",),
         compiled_networks=False,
         max_autotune=False,
         compiler="aot_eager",
@@ -187,10 +223,13 @@ def quick_scale(device: str = "cpu") -> Scale:
         copy_bytes=1 << 20,
         matrix_side=128,
         suite="tests/conformance/test_normalize.py",
-        suite_backends=("triton", "reference"),
+        suite_backends=(GPU_BACKEND, "triton", "reference"),
         suite_limit_s=30.0,
         whole_suite_limit_s=30.0,
         tune_limit_s=60.0,
+        sanitizer_limit_s=60.0,
+        variants_limit_s=20.0,
+        runner_s=0.2,
         install=device == "cuda",
     )
 
@@ -202,6 +241,9 @@ def build_plan(scale: Scale) -> list[Item]:
     items = [
         *checks(scale),
         *headline(scale),
+        *kernels(scale),
+        *peers_of_headline(scale),
+        *through_triton(scale),
         *quick_items(scale, scale.places[:1]),
         *more_conformance(scale),
         *quick_items(scale, scale.places[1:]),
@@ -211,43 +253,76 @@ def build_plan(scale: Scale) -> list[Item]:
 
 
 def checks(scale: Scale) -> Iterator[Item]:
-    """Is it there, is it right, how fast can the card be, and tuning for the first place."""
-    device = {"device": scale.device}
-    first = scale.places[0]
+    """Is it there, and is it right?"""
     if scale.install:
-        yield Item("install", "install", "install", {}, 240.0, 20.0, OUR_SOURCES)
-    yield Item("environment", "environment", "environment", device)
+        yield Item("install", "install", "install", {}, 300.0, 20.0, OUR_SOURCES)
+    yield Item("environment", "environment", "environment", {"device": scale.device})
     yield conformance_item(scale, scale.suite_backends[0], SAMPLE)
-    for backend in ("triton", scale.native):
-        arguments = {**device, "backend": backend}
-        yield Item(f"smoke/{backend}", "smoke", "smoke", arguments, 90.0, sources=OUR_SOURCES)
-    yield Item("ceilings", "ceilings", "ceilings", ceilings_arguments(scale), 60.0)
-    yield tune_item(scale, first)
-    # Behind tuning, which has compiled the kernels that the network launches from then on.
-    network = {**device, "subject": scale.networks[0], **asdict(first)}
-    yield Item("profile", "profile", "profile", network, 120.0, sources=OUR_SOURCES)
+    yield smoke_item(scale, scale.native)
 
 
 def headline(scale: Scale) -> Iterator[Item]:
-    """What there are targets for: the network, DAPF and MDA at the first place.
+    """What there are targets for, through our compiled kernels, at the first place."""
+    first = scale.places[0]
+    here, groups = [first], ("native",)
+    crowd = [replace(first, batch=scale.batches[-1])]
+    yield from group_items(scale, here, "networks", scale.targets, groups)
+    yield from group_items(scale, here, "modules", with_targets(scale), groups)
+    yield from group_items(scale, crowd, "networks", scale.targets[:1], groups)
+    yield Item("ceilings", "ceilings", "ceilings", ceilings_arguments(scale), 60.0)
+    for network in scale.targets:
+        yield runner_item(scale, network, first)
 
-    The network's max-autotune comes last, because it may take as long as all the rest.
-    """
+
+def kernels(scale: Scale) -> Iterator[Item]:
+    """Where the time of our compiled kernels goes, and what else they might have done."""
     here = scale.places[:1]
-    network = scale.networks[:1]
-    modules = tuple(name for name in scale.modules if name in CONTEXT_AND_REFINEMENT)
-    compiled = ("compile",) if scale.compiled_networks else ()
-    yield from group_items(scale, here, "networks", network, (*QUICK_GROUPS, *compiled))
-    yield from group_items(scale, here, "modules", modules, (*QUICK_GROUPS, "compile"))
+    for network in scale.targets:
+        yield profile_item(scale, scale.native, network, here[0])
+    for network in scale.targets:
+        yield variants_item(scale, network, here[0])
+    yield from group_items(scale, here, "networks", scale.targets, ("dependent",))
+    yield counters_item(scale, scale.targets[0], here[0])
+
+
+def peers_of_headline(scale: Scale) -> Iterator[Item]:
+    """What the headline has to beat, which compiles for a minute, and the sanitizers."""
+    here, network = scale.places[:1], scale.targets[:1]
+    if scale.compiled_networks:
+        yield from group_items(scale, here, "networks", network, ("compile",))
+    yield from group_items(scale, here, "modules", with_targets(scale), ("compile",))
+    for tool in TOOLS[:2]:
+        yield sanitizer_item(scale, tool)
+    # It may take as long as all the rest.
     if scale.max_autotune:
         yield from group_items(scale, here, "networks", network, ("max-autotune",))
+    for tool in TOOLS[2:]:
+        yield sanitizer_item(scale, tool)
+
+
+def through_triton(scale: Scale) -> Iterator[Item]:
+    """The Triton kernels, tuned; then which backend is the fastest for each call."""
+    first = scale.places[0]
+    yield smoke_item(scale, "triton")
+    yield conformance_item(scale, "triton", SAMPLE)
+    yield tune_item(scale, first)
+    # Behind tuning, which has compiled the kernels that the network launches from then on.
+    yield profile_item(scale, "triton", scale.networks[0], first)
+    yield from group_items(scale, [first], "networks", scale.targets, ("ours",))
+    yield from group_items(scale, [first], "modules", with_targets(scale), ("ours",))
+    for network in scale.targets:
+        yield tune_item(scale, first, network, backends=True)
+    yield from group_items(scale, [first], "networks", scale.targets, ("choice",))
 
 
 def more_conformance(scale: Scale) -> Iterator[Item]:
-    """The other backends, and all of the suite for the first."""
-    for backend in scale.suite_backends[1:]:
-        yield conformance_item(scale, backend, SAMPLE)
-    yield conformance_item(scale, scale.suite_backends[0], 1)
+    """All of the suite for our GPU backends, and a sample of what they are compared with."""
+    for backend in scale.suite_backends:
+        yield conformance_item(scale, backend, 1 if backend != "reference" else SAMPLE)
+
+
+def with_targets(scale: Scale) -> tuple[str, ...]:
+    return tuple(name for name in scale.modules if name in CONTEXT_AND_REFINEMENT)
 
 
 def quick_items(scale: Scale, places: Sequence[Place]) -> Iterator[Item]:
@@ -298,18 +373,88 @@ def conformance_item(scale: Scale, backend: str, every: int) -> Item:
     )
 
 
-def tune_item(scale: Scale, place: Place) -> Item:
-    """Tuning for the first network, whose layers are the other subjects too."""
-    model = scale.networks[0]
+def smoke_item(scale: Scale, backend: str) -> Item:
+    arguments = {"device": scale.device, "backend": backend}
+    return Item(f"smoke/{backend}", "smoke", "smoke", arguments, 90.0, sources=OUR_SOURCES)
+
+
+def profile_item(scale: Scale, backend: str, network: str, place: Place) -> Item:
+    """The launches of a network through a backend of ours."""
+    arguments = {"device": scale.device, "backend": backend, "subject": network, **asdict(place)}
+    name = f"profile/{backend}/{network}"
+    return Item(name, "profile", "profile", arguments, 120.0, sources=OUR_SOURCES)
+
+
+def runner_item(scale: Scale, network: str, place: Place) -> Item:
+    """From pictures in memory to labels there."""
+    arguments = {
+        "device": scale.device,
+        "backend": scale.native,
+        "network": network,
+        "seconds": scale.runner_s,
+        **asdict(place),
+    }
+    return Item(f"runner/{network}", "runner", "runner", arguments, 60.0, 10.0, OUR_SOURCES)
+
+
+def variants_item(scale: Scale, network: str, place: Place) -> Item:
+    """The variants of the convolution kernel, on each shape of a network."""
+    limit_s = scale.variants_limit_s
+    arguments = {
+        "device": scale.device,
+        "backend": scale.native,
+        "network": network,
+        "sampling": asdict(scale.sampling),
+        "limit_s": limit_s,
+        **asdict(place),
+    }
+    # Beyond its own limit, it ends what it is at.
     return Item(
-        f"tune/{model}/{place.name}",
+        f"variants/{network}/{place.name}", "variants", "variants", arguments, 2 * limit_s, 30.0,
+        (*OUR_SOURCES, "benchmarks/variants.py"),
+    )  # fmt: skip
+
+
+def counters_item(scale: Scale, network: str, place: Place) -> Item:
+    """The hardware's counters, of the slowest launches of a network."""
+    arguments = {"network": network, **asdict(place)}
+    return Item(
+        f"counters/{network}", "counters", "counters", arguments, 120.0, 40.0, OUR_SOURCES,
+        GPU_BACKEND,
+    )  # fmt: skip
+
+
+def sanitizer_item(scale: Scale, tool: str) -> Item:
+    """Part of the suite under a tool of compute-sanitizer."""
+    options = [f"--device={scale.device}", f"--backend={GPU_BACKEND}", "-ktest_table"]
+    options.append(f"--every={scale.sanitized_every}")
+    arguments = {"tool": tool, "suite": scale.suite, "options": options}
+    return Item(
+        f"sanitizer/{tool}", "sanitizer", "sanitizer", arguments, scale.sanitizer_limit_s, 60.0,
+        SUITE_SOURCES, GPU_BACKEND,
+    )  # fmt: skip
+
+
+def tune_item(scale: Scale, place: Place, network: str = "", backends: bool = False) -> Item:
+    """Tuning for a network, by default the first, whose layers are the other subjects too.
+
+    Args:
+        scale: of the report.
+        place: to tune for.
+        network: its name.
+        backends: find the fastest backend of each call, instead of the Triton kernels' tile sizes.
+    """
+    network = network or scale.networks[0]
+    kind = "choices" if backends else "tune"
+    return Item(
+        f"{kind}/{network}/{place.name}",
         "tune",
         "tune",
-        {"model": model, **asdict(place)},
+        {"model": network, "backends": backends, **asdict(place)},
         scale.tune_limit_s,
         60.0,
         OUR_SOURCES,
-        "triton",
+        GPU_BACKEND if backends else "triton",
     )
 
 
@@ -324,8 +469,8 @@ def group_items(
     for place in places:
         for subject in subjects:
             for group in groups:
-                # There is nothing to fold in `normalize`: eager is the library's only form.
-                if (subject, group) != (NORMALIZE, "library"):
+                # Of pictures of bytes, eager is the library's only form.
+                if subject not in PICTURES or group != "library":
                     yield case_item(scale, Case(part, subject, **asdict(place)), group)
 
 
@@ -343,16 +488,18 @@ def case_item(scale: Scale, case: Case, group: str) -> Item:
         },
         LIMITS_S[case.part, group],
         LEAST_S[group],
-        OUR_SOURCES if group == "ours" else PEER_SOURCES,
+        PEER_SOURCES if group in PEER_GROUPS else OUR_SOURCES,
+        environment=DEPENDENT_LAUNCH if group == "dependent" else {},
     )
 
 
 def untuned(plan: Sequence[Item], tuning: Item) -> list[Item]:
     """The items that run our kernels at the place of `tuning`, whose table changes them."""
-    keys = [key for key in tuning.arguments if key != "model"]
+    keys = [key for key in tuning.arguments if key not in ("model", "backends")]
+    groups = ("choice",) if tuning.arguments["backends"] else ("ours", "choice")
     return [
         item
         for item in plan
-        if item.arguments.get("group") == "ours"
+        if item.arguments.get("group") in groups
         and all(item.arguments[key] == tuning.arguments[key] for key in keys)
     ]

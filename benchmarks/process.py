@@ -87,6 +87,10 @@ class Worker:
         self._child: subprocess.Popen[bytes] | None = None
         self._pending = b""
 
+    def with_environment(self, more: Mapping[str, str]) -> Worker:
+        """Another one, not started yet, with variables besides."""
+        return Worker(self.log, {**self._environment, **more})
+
     def ask(self, task: str, arguments: dict[str, Any], limit_s: float) -> dict[str, Any]:
         """The worker's answer; see `benchmarks.worker`.
 

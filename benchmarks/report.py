@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
+from benchmarks.cells import NONE, error, escape, number, share, spread, table, times
+from benchmarks.kernel_sections import (
+    camera_section,
+    choice_text,
+    counters_section,
+    is_slower_choice,
+    launches_section,
+    launches_text,
+    only_ours,
+    sanitizer_section,
+    variants_section,
+    wrong_variants,
+)
 from benchmarks.peers import OURS, TITLES
 from benchmarks.rows import (
     Record,
@@ -18,9 +30,8 @@ from benchmarks.rows import (
     speedup,
     why,
 )
-from benchmarks.targets import PLACE, TARGETS
+from benchmarks.targets import PLACE, TARGETS, Target
 
-NONE = "-"
 MOST_NAMES = 24
 """That the page lists of what is not measured for one reason; ``report.json`` has all."""
 
@@ -39,8 +50,9 @@ METHOD = """\
   given where one of the two results does not match.
 * **error** is ||out - reference|| / ||reference||, the larger of the first and last input set, on
   outputs poisoned with NaN before the replay. The reference is eager PyTorch in float64, for
-  networks in float32 without tf32; of labels, the error is the share that differs. **match**:
-  within the tolerance in the JSON file.
+  networks in float32 without tf32. Networks give labels: their error is that of the scores of the
+  labelled classes, in the reference's scores, against the highest ones. Of an operator's labels it
+  is the share that differs. **match**: within the tolerance in the JSON file.
 * **floor** is the larger of bytes (input + output + weights, once) over the measured copy
   bandwidth, and 2 x multiply-accumulates (taps in the padding included) over the measured matrix
   rate of the arithmetic; for float32 that is tf32 where cuDNN may use it (PyTorch's default).
@@ -51,7 +63,13 @@ METHOD = """\
   spares it the copy into Inductor's graph.
 * A **target** compares two forms by how many times faster than eager each is, since eager was
   measured in turns with both, and they were not with each other.
-* Several pictures in flight, end-to-end copies and post-processing are not part of these figures.
+* Several pictures in flight and end-to-end copies are part of no figure but those of **From
+  camera to labels**: a stream of pictures in memory, of which the next is sent while one is
+  labelled.
+* **Variants** are timed on random images of each shape, one launch per input set, by the same
+  method; a variant's tile, chunk and stages are those that the plan gives it.
+* **Counters** are read with the caches flushed before each launch, at the card's own clocks;
+  percentages are of the peak.
 """
 
 
@@ -61,13 +79,17 @@ def render(report: Record) -> str:
     sections = [
         f"# {report['device']}\n",
         headline(report),
+        targets_section(report),
         problems_section(report),
         environment_section(part_data(report, "environment")),
         ceilings_section(ceilings),
         conformance_section(report),
-        launches_section(part_data(report, "profile")),
+        sanitizer_section(report),
+        camera_section(report),
+        launches_section(report),
+        counters_section(report),
+        variants_section(report),
         tuning_section(report),
-        targets_section(report),
         cases_section("Operators", report, "operators", columns(ceilings)),
         cases_section("Modules", report, "modules", columns(ceilings)),
         cases_section("Networks", report, "networks", network_columns(ceilings)),
@@ -90,6 +112,14 @@ def problems(report: Record) -> list[str]:
             found.append(f"{item['name']}: {failing} tests failed")
         if item["part"] == "profile" and data and not only_ours(data):
             found.append(f"{item['name']}: {launches_text(data)}")
+        if data.get("findings"):
+            found.append(f"{item['name']}: {data['findings']} findings")
+        if item["part"] == "variants":
+            found += [f"{item['name']}: {text}" for text in wrong_variants(data)]
+        if item["part"] == "runner" and data.get("match") is False:
+            found.append(f"{item['name']}: the labels do not match the reference")
+        if report.get("mode") != "quick" and is_slower_choice(data):
+            found.append(f"{item['name']}: {choice_text(data)}")
         for form in data.get("candidates", ()):
             if form["name"] in OURS and (form["status"] == "failed" or form.get("match") is False):
                 reason = form.get("reason") or "the result does not match the reference"
@@ -204,17 +234,22 @@ def headline(report: Record) -> str:
 
 
 def targets_section(report: Record) -> str:
-    """The targets, and how far they are reached."""
+    """The targets, how far they are reached, and what was expected."""
     rows = []
     for target in TARGETS:
-        figure = target.figure(report)
-        measured = [NONE, NONE]
-        if figure is not None:
-            measured = [target.describe(figure), "yes" if target.is_met(figure) else "**no**"]
-        rows.append([target.subject, target.text, *measured])
+        figure, expected = target.figure(report), target.predicted(report)
+        cells = [target.subject, TITLES[target.form], target.text]
+        cells += [NONE, NONE] if figure is None else [target.describe(figure), met(target, figure)]
+        cells.append("not known" if expected is None else target.describe(expected))
+        rows.append(cells)
     place = "{batch}x{height}x{width}, {dtype}".format(**PLACE)
-    title = f"## Targets\n\nOf our Triton kernels at {place}, set for an H200.\n"
-    return "\n".join([title, table(["subject", "target", "measured", "met"], rows)])
+    title = f"## Targets\n\nAt {place}, labels out, set and predicted for an H200.\n"
+    header = ["subject", "form", "target", "measured", "met", "predicted"]
+    return "\n".join([title, table(header, rows)])
+
+
+def met(target: Target, figure: float) -> str:
+    return "yes" if target.is_met(figure) else "**no**"
 
 
 def problems_section(report: Record) -> str:
@@ -286,32 +321,18 @@ def suite_text(data: Record) -> str:
     return "\n".join([text, table(["failed", "message"], failures)]) if failures else text
 
 
-def only_ours(data: Record) -> bool:
-    """Whether a profile holds the launches that were planned, and no others."""
-    return not data["foreign"] and data["seen"] == data["planned"]
-
-
-def launches_text(data: Record) -> str:
-    others = ", ".join(f"{count} of {name}" for name, count in data["foreign"].items())
-    return (
-        f"{data['network']} in {data['dtype']} is {data['seen']} launches, "
-        f"{data['planned']} of our kernels were planned; others: {others or 'none'}"
-    )
-
-
-def launches_section(data: Record | None) -> str:
-    return f"## Launches\n\n{escape(launches_text(data))}.\n" if data else ""
-
-
 def tuning_section(report: Record) -> str:
     rows = [
         [f"`{data['command']}`", name, str(count)]
         for data in data_of_part(report, "tune")
         for name, count in data["tables"].items()
     ]
-    if not rows:
+    choices = [f"* {escape(choice_text(data))}.\n" for data in data_of_part(report, "networks")
+               if choice_text(data)]  # fmt: skip
+    if not (rows or choices):
         return ""
-    return "## Tuning\n\n" + table(["command", "table in `configs/`", "configurations"], rows)
+    tables = table(["command", "table in `configs/`", "rows"], rows) if rows else ""
+    return "\n".join(["## Tuning\n", tables, "".join(choices)])
 
 
 def missing_section(report: Record) -> str:
@@ -328,40 +349,3 @@ def missing_section(report: Record) -> str:
         shown = ", ".join(names[:MOST_NAMES])
         lines.append(f"* {escape(reason)} ({len(names)}): {shown}{rest}\n")
     return "## Not measured\n\n" + "".join(lines)
-
-
-# --- cells ----------------------------------------------------------------------------------------
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def escape(text: str) -> str:
-    """`text` for a table's cell: one line, no bars."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, without an exponent."""
-    if value is None:
-        return NONE
-    digits = max(0, 3 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:.{digits}f}"
-
-
-def spread(timing: Record) -> str:
-    return f"{(timing['q3_ms'] - timing['q1_ms']) / timing['ms']:.1%}"
-
-
-def times(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}x"
-
-
-def share(part: float | None, whole: float) -> str:
-    return NONE if part is None else f"{part / whole:.0%}"
-
-
-def error(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.1e}"

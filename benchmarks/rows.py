@@ -7,7 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.peers import COMPILE, CUDNN_RELU, EAGER, FOLDED, MAX_AUTOTUNE, OURS, TRITON
+from benchmarks.peers import (
+    CHOSEN,
+    COMPILE,
+    CUDNN_RELU,
+    DEPENDENT,
+    EAGER,
+    FOLDED,
+    MAX_AUTOTUNE,
+    NATIVE,
+    OURS,
+    TRITON,
+)
 
 Record = Mapping[str, Any]
 
@@ -116,6 +127,9 @@ def case_rows(items: Sequence[Record]) -> Iterator[Row]:
 
 
 FORM_OF_GROUP = {
+    "native": NATIVE,
+    "dependent": DEPENDENT,
+    "choice": CHOSEN,
     "library": FOLDED,
     "ours": TRITON,
     "compile": COMPILE,

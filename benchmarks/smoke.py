@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import TOLERANCES, relative_error
-from benchmarks.operators import normalize_call, normalize_reference
+from benchmarks.operators import NORMALIZE, picture_call, picture_reference
 from benchmarks.subjects import DTYPES
 
 SHAPE = (1, 256, 512, 3)
@@ -28,13 +28,13 @@ def smoke(device: torch.device, backend: str) -> dict[str, Any]:
     """
     checks: list[dict[str, Any]] = []
     for name in ("float32", "float16"):
-        call = normalize_call(backend, DTYPES[name], device)
+        call = picture_call(NORMALIZE, backend, DTYPES[name], device)
         ways = {"plain call": plain_call}
         if device.type == "cuda":
             ways.update({"non-default stream": on_a_stream, "CUDA graph": in_a_graph})
         for way, run in ways.items():
             output, image = run(call, device)
-            error = relative_error(output, normalize_reference(image))
+            error = relative_error(output, picture_reference(NORMALIZE, image))
             match = error <= TOLERANCES["operators"][name]
             check = f"{backend}, normalize, {name}, {way}"
             checks.append({"check": check, "rel_error": f"{error:.2e}", "match": match})

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.operators import (
-    NORMALIZE,
     OPERATORS,
-    Normalize,
-    normalize_candidate,
-    normalize_reference,
+    PICTURES,
     part_of_network,
+    picture_candidate,
+    picture_module,
+    picture_reference,
 )
 from benchmarks.peers import BUILDERS, Candidate, Form, randomised
 from benchmarks.timing import Inputs
@@ -32,7 +32,7 @@ class Case:
 
     Attributes:
         part: ``operators``, ``modules`` or ``networks``.
-        subject: a key of `OPERATORS` or ``normalize``, a key of `MODULES`, or a network's name.
+        subject: a key of `OPERATORS` or of `PICTURES`, a key of `MODULES`, or a network's name.
         height, width: of the *network's* input in pixels, whatever the subject.
         dtype: a key of `DTYPES`.
         batch: pictures at once.
@@ -99,21 +99,40 @@ NETWORK_NEEDS = frozenset({"conv_act", "dapf", "mda"})
 """Operators without which an accelerated network is still mostly PyTorch."""
 
 
+class Labelled(nn.Module):
+    """A network and the class of every pixel behind it.
+
+    Shape: (N, 3, H, W) to labels (N, H, W), integers.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).argmax(1)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A case made concrete.
 
     Attributes:
-        module: float32, evaluation mode, on the CPU; for ``normalize`` what PyTorch does.
+        module: float32, evaluation mode, on the CPU; for `PICTURES` what PyTorch does.
         shapes: of one input set.
-        reference: inputs of any floating dtype to the output that all candidates must give.
+        reference: inputs of any floating dtype to the output that all candidates must give, or,
+            where these give labels, to the scores of all classes.
         candidate: name to candidate.
+        pictures: whether the inputs are pictures of bytes.
+        labels: whether candidates give the labels of the reference's scores.
     """
 
     module: nn.Module
     shapes: tuple[tuple[int, ...], ...]
     reference: Callable[..., Tensor]
     candidate: Callable[[str], Candidate]
+    pictures: bool = False
+    labels: bool = False
 
     @property
     def convolves(self) -> bool:
@@ -122,21 +141,27 @@ class Subject:
 
 def subject_of(case: Case, device: torch.device, compiler: str) -> Subject:
     """The subject of a case, with seeded random weights."""
-    if case.subject == NORMALIZE:
+    if case.subject in PICTURES:
+        where = (case.subject, case.torch_dtype)
         return Subject(
-            Normalize(case.torch_dtype),
+            picture_module(*where),
             ((case.batch, case.height, case.width, 3),),
-            normalize_reference,
-            lambda name: normalize_candidate(name, case.torch_dtype, device, compiler),
+            partial(picture_reference, case.subject),
+            lambda name: picture_candidate(name, *where, device, compiler),
+            pictures=True,
         )
     form, shapes = form_of(case, device, compiler)
+    labels = isinstance(form.module, Labelled)
     # A network in float64 takes as long as all that is measured of it.
-    precision = torch.float32 if case.part == "networks" else torch.float64
+    module, precision = form.module, torch.float64
+    if isinstance(module, Labelled):
+        module, precision = module.network, torch.float32
     return Subject(
         form.module,
         shapes,
-        partial(reference_output, form.module, precision, device),
+        partial(reference_output, module, precision, device),
         lambda name: BUILDERS[name](form),
+        labels=labels,
     )
 
 
@@ -155,9 +180,15 @@ def form_of(
         module = MODULES[case.subject]
         form = Form(randomised(module.build()), *where, frozenset({module.operator}))
         return form, (case.map_shape(module.channels, module.reduction),)
-    return Form(randomised(create_model(case.subject)), *where, NETWORK_NEEDS), (
-        case.map_shape(3, 1),
-    )
+    network = Labelled(randomised(create_model(case.subject)))
+    return Form(network, *where, NETWORK_NEEDS, fused_network), (case.map_shape(3, 1),)
+
+
+def fused_network(network: Labelled, dtype: torch.dtype, backend: str) -> nn.Module:
+    """The network through `fassd_kernels.accelerate`, labels out."""
+    import fassd_kernels
+
+    return fassd_kernels.accelerate(network.network, dtype=dtype, backend=backend, output="labels")
 
 
 def reference_output(
@@ -175,9 +206,9 @@ def reference_output(
 
 
 def input_set(index: int, subject: Subject, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """The seeded random input set number `index`, contiguous; of ``normalize`` a picture."""
+    """The seeded random input set number `index`, contiguous; of `PICTURES` one of bytes."""
     generator = torch.Generator(device).manual_seed(index)
-    if isinstance(subject.module, Normalize):
+    if subject.pictures:
         (shape,) = subject.shapes
         return (torch.randint(256, shape, dtype=torch.uint8, generator=generator, device=device),)
     return tuple(

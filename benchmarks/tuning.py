@@ -1,4 +1,4 @@
-"""Letting the Triton backend measure its tile sizes on this card before it is timed."""
+"""Letting the package measure its tile sizes and its backends on this card before it is timed."""
 
 from __future__ import annotations
 
@@ -25,27 +25,37 @@ def tune(
     height: int,
     width: int,
     dtype: str,
+    backends: bool = False,
 ) -> dict[str, Any]:
-    """Tune for a network at one size, batch and dtype, into `configs`; the log is ``tune.log``.
+    """Tune for a network at one size, batch and dtype, into `configs`.
+
+    Args:
+        logs: the folder of logs; this one's is ``tune.log``, of backends ``choices.log``.
+        configs: the folder of tables; those of backends are in a folder of their own below.
+        limit_s: seconds.
+        model, batch, height, width, dtype: what to tune for.
+        backends: find the fastest backend of each call, instead of the Triton kernels' tile sizes.
 
     Returns:
-        ``command``, and for each table in `configs` its number of configurations.
+        ``command``, and for each table its number of rows.
 
     Raises:
         RuntimeError: it failed, or wrote no table; the message says how its log ends.
         TimeLimitError: it took too long.
     """
-    log = logs / "tune.log"
+    log = logs / ("choices.log" if backends else "tune.log")
+    folder, rows = (configs / "backends", "median_us") if backends else (configs, "configurations")
     options = ["--model", model, "--size", f"{height}x{width}", "--dtype", dtype]
     options += ["--batch", str(batch), "--budget", f"{max(limit_s - MARGIN_S, 1):.0f}"]
+    options += ["--backends"] if backends else []
     command = [sys.executable, str(LAUNCH), "fassd_kernels.tune", *options]
     code = run_logged(command, log, limit_s, {CONFIGS: str(configs)})
     if code != 0:
         raise RuntimeError(f"tuning ended with code {code}:\n{tail(log)}")
     tables = {
-        path.name: len(json.loads(path.read_text())["configurations"])
-        for path in sorted(configs.glob("*.json"))
+        str(path.relative_to(configs)): len(json.loads(path.read_text())[rows])
+        for path in sorted(folder.glob("*.json"))
     }
     if not tables:
-        raise RuntimeError(f"tuning wrote no table into {configs}:\n{tail(log)}")
+        raise RuntimeError(f"tuning wrote no table into {folder}:\n{tail(log)}")
     return {"log": log.name, "command": f"fassd_kernels.tune {' '.join(options)}", "tables": tables}

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import torch
 
+from benchmarks.camera import measure_runner
 from benchmarks.cases import Bench, free_memory, measure_case
 from benchmarks.ceilings import measure_ceilings
 from benchmarks.environment import describe_environment
@@ -25,6 +26,7 @@ from benchmarks.peers import UnavailableError, require_operators
 from benchmarks.smoke import smoke
 from benchmarks.subjects import Case
 from benchmarks.timing import Sampling, first_line
+from benchmarks.variants import measure_variants
 
 
 def ceilings(
@@ -40,6 +42,10 @@ def case(
     return measure_case(Case(**case), group, bench)
 
 
+def variants(device: str, sampling: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+    return measure_variants(torch.device(device), sampling=Sampling(**sampling), **arguments)
+
+
 def backend(device: str, name: str) -> dict[str, Any]:
     """Nothing, if a backend of ours is there."""
     require_operators(name, frozenset(), torch.device(device))
@@ -51,6 +57,8 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "backend": backend,
     "smoke": lambda device, backend: smoke(torch.device(device), backend),
     "profile": lambda device, **case: profile_network(torch.device(device), **case),
+    "runner": lambda device, **place: measure_runner(torch.device(device), **place),
+    "variants": variants,
     "ceilings": ceilings,
     "case": case,
 }

@@ -19,8 +19,9 @@ import fassd
 import fassd_kernels
 from benchmarks import cases, gpu_report, peers
 from benchmarks.cases import Bench, compare, measure_case, relative_error
+from benchmarks.cells import number
 from benchmarks.conformance import conformance
-from benchmarks.operators import OPERATORS
+from benchmarks.operators import OPERATORS, PICTURES
 from benchmarks.peers import (
     Candidate,
     Form,
@@ -32,7 +33,7 @@ from benchmarks.peers import (
 )
 from benchmarks.plan import Item, build_plan, full_scale, quick_scale, untuned
 from benchmarks.process import TimeLimitError, Worker
-from benchmarks.report import number, problems, render
+from benchmarks.report import problems, render
 from benchmarks.rows import floor_ms, launch_floors_ms, speedup
 from benchmarks.store import Store, write_atomically
 from benchmarks.subjects import MODULES, Case
@@ -403,31 +404,61 @@ def test_the_plan_holds_everything():
     for part, size, batch, dtype in itertools.product(
         subjects, ("1024x2048", "512x1024"), (1, 8), ("float16", "bfloat16", "float32")
     ):
-        for subject, group in itertools.product(subjects[part], peers.GROUPS):
+        for subject, group in itertools.product(
+            subjects[part], ("library", "ours", "compile", "max-autotune")
+        ):
             assert f"{part}/{subject}/{batch}x{size}/{dtype}/{group}" in names
-    operators = {place.operator for place in OPERATORS.values()} | {"normalize"}
+    for name in ("fassd_net", "fassd_net_l2"):
+        for group in ("native", "dependent", "choice"):
+            assert f"networks/{name}/1x1024x2048/float16/{group}" in names
+        wanted = {f"runner/{name}", f"profile/cuda/{name}"}
+        wanted |= {f"{kind}/{name}/1x1024x2048/float16" for kind in ("variants", "choices")}
+        assert wanted <= set(names)
+    tools = {"memcheck", "racecheck", "initcheck", "synccheck"}
+    assert {f"sanitizer/{tool}" for tool in tools} | {"counters/fassd_net"} <= set(names)
+    operators = {place.operator for place in OPERATORS.values()}
+    operators |= {subject.partition(" ")[0] for subject in PICTURES}
     modules = {place.operator for place in MODULES.values()}
     assert operators | modules == set(fassd_kernels.ops.SCHEMAS) - {"pack_weight"}
 
 
 def test_the_most_important_comes_first():
     names = [item.name for item in build_plan(full_scale())]
-    assert names[:3] == ["install", "environment", "conformance/triton/sample"]
+    assert names[:3] == ["install", "environment", "conformance/cuda/sample"]
 
     def place(subject: str, group: str, where: str = "1x1024x2048/float16") -> int:
         return names.index(f"{subject}/{where}/{group}")
 
-    tuned = names.index("tune/fassd_net/1x1024x2048/float16")
-    assert tuned < names.index("profile") < place("networks/fassd_net", "ours")
-    assert place("networks/fassd_net", "compile") < place("modules/DAPF(224)", "library")
-    assert place("modules/MDA(63, 2)", "compile") < place("networks/fassd_net", "max-autotune")
-    assert place("networks/fassd_net", "max-autotune") < place("networks/baseline", "library")
+    def in_order(*places: int) -> bool:
+        return list(places) == sorted(places)
+
+    network, crowd = "networks/fassd_net", "8x1024x2048/float16"
+    assert in_order(
+        place(network, "native"),
+        place("networks/fassd_net_l2", "native"),
+        place("modules/MDA(63, 2)", "native"),
+        place(network, "native", crowd),
+        names.index("runner/fassd_net_l2"),
+        names.index("profile/cuda/fassd_net"),
+        names.index("variants/fassd_net/1x1024x2048/float16"),
+        names.index("counters/fassd_net"),
+        place(network, "compile"),
+        names.index("sanitizer/racecheck"),
+        place(network, "max-autotune"),
+        names.index("tune/fassd_net/1x1024x2048/float16"),
+        names.index("profile/triton/fassd_net"),
+        place(network, "ours"),
+        names.index("choices/fassd_net/1x1024x2048/float16"),
+        place(network, "choice"),
+        place("networks/baseline", "library"),
+        names.index("conformance/cuda"),
+    )
     elsewhere = "1x512x1024/float16"
     tuned = names.index(f"tune/fassd_net/{elsewhere}")
-    assert place("networks/baseline", "ours") < tuned
-    assert tuned < place("networks/fassd_net", "library", elsewhere)
-    assert place("networks/baseline", "ours", "8x512x1024/float32") < place(
-        "networks/fassd_net_l1", "compile"
+    assert in_order(place("networks/baseline", "ours"), tuned, place(network, "library", elsewhere))
+    assert in_order(
+        place("networks/baseline", "ours", "8x512x1024/float32"),
+        place("networks/fassd_net_l1", "compile"),
     )
 
 
@@ -438,6 +469,10 @@ def test_tuning_changes_ours_at_its_place():
     assert "networks/baseline/8x1024x2048/float16/ours" in names
     assert "operators/upsample/8x1024x2048/float16/ours" in names
     assert all(name.endswith("/8x1024x2048/float16/ours") for name in names)
+    first = next(item for item in plan if item.name == "choices/fassd_net/1x1024x2048/float16")
+    assert {item.name for item in untuned(plan, first)} == {
+        f"networks/{name}/1x1024x2048/float16/choice" for name in ("fassd_net", "fassd_net_l2")
+    }
 
 
 def test_a_quick_plan_installs_nothing_and_autotunes_nothing():
@@ -576,7 +611,8 @@ def test_a_rehearsal_runs_every_part(rehearsal):
     assert set(statuses.values()) <= {"done", "unavailable"}, statuses
     measured = [item["data"] for item in report["items"] if "case" in item]
     forms = [f for data in measured for f in data["candidates"] if "timing" in f]
-    assert {f["name"] for f in forms} >= {"eager", "channels_last", "compile"}
+    ours = {"native", "native-dependent", "auto"}
+    assert {f["name"] for f in forms} >= {"eager", "channels_last", "compile"} | ours
     assert all(f["match"] and f["timing"]["ms"] > 0 for f in forms)
     unavailable = {
         f["name"]: f["reason"]
@@ -586,8 +622,13 @@ def test_a_rehearsal_runs_every_part(rehearsal):
     }
     assert set(unavailable) == {"cudnn-relu", "triton", "triton-graph"}
     assert unavailable["triton"].startswith("backend triton")
-    for part in ("conformance/triton", "smoke/triton", "profile"):
+    network = "fassd_net/1x64x64/float32"
+    for part in ("conformance/cuda", "conformance/triton", "smoke/triton", "sanitizer/memcheck"):
         assert statuses[part] == "unavailable"
+    for part in ("profile/cpu/fassd_net", "counters/fassd_net", f"choices/{network}"):
+        assert statuses[part] == "unavailable"
+    for part in ("runner/fassd_net", f"networks/{network}/dependent", "smoke/cpu"):
+        assert statuses[part] == "done"
     page = (rehearsal / "report.md").read_text()
     assert "A rehearsal in miniature" in page and "### MDA(63, 2)" in page
     assert (rehearsal / "report.png").read_bytes().startswith(b"\x89PNG")

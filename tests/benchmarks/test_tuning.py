@@ -15,7 +15,7 @@ from benchmarks.plan import build_plan, full_scale
 from benchmarks.process import TimeLimitError
 from benchmarks.report import problems, render
 from benchmarks.store import Store
-from benchmarks.targets import TARGETS, Target
+from benchmarks.targets import TARGETS, Target, Throughput, load_predictions
 from benchmarks.tuning import CONFIGS, tune
 
 PLACE = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}
@@ -44,6 +44,23 @@ def test_tuning_gets_its_budget_and_folder(tmp_path, monkeypatch):
     options = "--model fassd_net --size 1024x2048 --dtype float16 --batch 1 --budget 70"
     assert " ".join(command).endswith(f"fassd_kernels.tune {options}")
     assert limit_s == 100.0 and environment == {CONFIGS: str(tmp_path)}
+
+
+def test_backends_have_a_table_of_their_own(tmp_path, monkeypatch):
+    calls: list[Any] = []
+
+    def run(command: list[str], log: Path, *_: Any) -> int:
+        calls.append((command, log.name))
+        (tmp_path / "backends").mkdir()
+        table = {"median_us": {"conv_act 1x3x8x8": {"cuda": 1.0, "triton": None}}}
+        (tmp_path / "backends" / "nvidia-h200.json").write_text(json.dumps(table))
+        return 0
+
+    monkeypatch.setattr(tuning, "run_logged", run)
+    data = tune(tmp_path, tmp_path, 100.0, model="fassd_net", backends=True, **PLACE)
+    assert data["tables"] == {"backends/nvidia-h200.json": 1}
+    ((command, log),) = calls
+    assert command[-1] == "--backends" and log == "choices.log"
 
 
 @pytest.mark.parametrize(("code", "message"), [(3, "code 3:\ncompiling"), (0, "no table")])
@@ -138,35 +155,71 @@ def report() -> dict[str, Any]:
 
 
 def test_a_target_is_measured_in_multiples_of_eager(report):
-    over_compile = Target("modules", "DAPF(224)", "compile", 2.0)
+    over_compile = Target("modules", "DAPF(224)", "compile", 2.0, "triton")
     assert over_compile.figure(report) == pytest.approx(20 / 8)
     assert over_compile.is_met(2.5) and not over_compile.is_met(1.9)
-    within = Target("networks", "fassd_net", None, 1.0)
+    within = Target("networks", "fassd_net", None, 1.0, "triton")
     assert within.figure(report) == 1.25 and not within.is_met(1.25) and within.is_met(0.9)
 
 
 def test_a_target_without_its_figures_is_open(report):
-    assert Target("networks", "fassd_net", "max-autotune", 1.3).figure(report) is None
+    assert Target("networks", "fassd_net", "max-autotune", 1.3, "triton").figure(report) is None
     wrong = item("networks", "fassd_net", "ours", form("eager", 8.0), form("triton", 0.5, False))
-    assert Target("networks", "fassd_net", None, 1.0).figure(report_of(wrong)) is None
+    assert Target("networks", "fassd_net", None, 1.0, "triton").figure(report_of(wrong)) is None
     elsewhere = item("networks", "fassd_net", "ours", form("eager", 8.0), form("triton", 0.5))
     elsewhere["case"]["batch"] = 8
-    assert Target("networks", "fassd_net", None, 1.0).figure(report_of(elsewhere)) is None
+    assert Target("networks", "fassd_net", None, 1.0, "triton").figure(report_of(elsewhere)) is None
+
+
+def test_a_batch_is_held_to_single_pictures(report):
+    target = Throughput("networks", "fassd_net", None, 1.3)
+    single = item("networks", "fassd_net", "native", form("eager", 8.0), form("native", 0.5))
+    assert target.figure(report_of(single)) is None
+    crowd = item("networks", "fassd_net", "native", form("eager", 60.0), form("native", 2.5))
+    crowd["case"]["batch"] = 8
+    figure = target.figure(report_of(single, crowd))
+    assert figure == pytest.approx((8 / 2.5) / (1 / 0.5))
+    assert target.is_met(figure) and not target.is_met(1.2)
+    crowd["data"]["candidates"][1]["match"] = False
+    assert target.figure(report_of(single, crowd)) is None
 
 
 def test_the_page_lists_every_target(report):
-    section = render(report).split("## Targets")[1].split("## ")[0]
+    report["predicted"] = [
+        {"network": "fassd_net", "unit": "ms", "figure": 0.463},
+        {"network": "fassd_net", "unit": "x", "figure": 1.633},
+    ]
+    report["items"].append(item("networks", "fassd_net", "native", form("native", 0.4)))
+    page = render(report)
+    assert page.index("## Targets") < page.index("## Environment")
+    section = page.split("## Targets")[1].split("## ")[0]
     assert section.count("\n| ") == 2 + len(TARGETS)
-    assert "| DAPF(224) | at least 2x over torch.compile | 2.50x | yes |" in section
-    assert "| fassd_net | at most 1 ms | 1.250 ms | **no** |" in section
-    assert "| MDA(63, 2) | at least 2x over torch.compile | - | - |" in section
+    triton, cuda = "ours, Triton", "ours, C++/CUDA"
+    compiled = "at least 2x over torch.compile"
+    for row in (
+        f"DAPF(224) | {triton} | {compiled} | 2.50x | yes | not known",
+        f"fassd_net | {triton} | at most 1 ms | 1.250 ms | **no** | not known",
+        f"MDA(63, 2) | {cuda} | {compiled} | - | - | not known",
+        f"fassd_net | {cuda} | at most 0.5 ms | 0.400 ms | yes | 0.463 ms",
+        f"fassd_net | {cuda} | at batch 8 at least 1.3x the frames/s of batch 1 | - | - | 1.63x",
+    ):
+        assert f"| {row} |" in section
+
+
+def test_predictions_are_those_of_the_file(tmp_path):
+    path = tmp_path / "cuda-h200.json"
+    assert load_predictions(path) == []
+    goals = [{"network": "fassd_net", "unit": "ms", "figure": 0.4}]
+    path.write_text(json.dumps({"goals": goals}))
+    assert load_predictions(path) == goals
 
 
 # --- launches and tuning on the page --------------------------------------------------------------
 
 
 def test_launches_that_are_not_ours_are_a_problem(report):
-    data = {"network": "fassd_net", "dtype": "float16", "planned": 71, "seen": 71, "foreign": {}}
+    data = {"network": "fassd_net", "backend": "triton", "dtype": "float16"}
+    data = {**data, "planned": 71, "seen": 71, "foreign": {}}
     profile = {"name": "profile", "part": "profile", "status": "done", "data": data}
     report["items"].append(profile)
     assert problems(report) == []
