@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(warps * 32) pair_kernel(const __grid_constant_
   const int zeros = layout.middle + (middle_pixels + 15) / 16 * 16 * middle_pitch;
   const int pitch = slot_bytes<Math>(pair.chunk);
   const int tap_bytes = pair.chunk * weight_row_bytes<Math>(n);
-  guard_stages(shared, layout, slots, pair.stage_count);
+  guard_stages(shared, layout, pair.stage_count);
   locate_slots(positions, pair.rows, pair.columns, y, x, threads);
   for (int i = threadIdx.x; i < middle_pitch / 4; i += threads) {
     reinterpret_cast<uint32_t*>(shared + zeros)[i] = 0;

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(warps * 32)
   const int slots = conv.rows.slots * conv.columns.slots;
   const int pitch = slot_bytes<Math>(conv.chunk);
   const int tap_bytes = conv.chunk * weight_row_bytes<Math>(n);
-  guard_stages(shared, layout, slots, conv.stage_count);
+  guard_stages(shared, layout, conv.stage_count);
   locate_slots(positions, conv.rows, conv.columns, y, x, threads);
   const unsigned live = sliding ? ~0u
                                 : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height,

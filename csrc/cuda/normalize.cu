@@ -43,7 +43,7 @@ __device__ __nv_bfloat16 convert<__nv_bfloat16>(double value) {
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
     normalize_kernel(Picture picture, Normalization normalization, T* out, int64_t count) {
-  __shared__ T table[table_values];
+  T* table = reinterpret_cast<T*>(ptx::dynamic_shared());
   ptx::wait_for_previous_kernels();
   static_assert(block_threads == 256, "a thread computes the table's entries of its own value");
 #pragma unroll  // so that mean and std are not indexed at run time, which takes local memory on
@@ -70,7 +70,8 @@ void run_normalize(const Picture& picture, const Normalization& normalization, T
   const int64_t count = out.numel();
   const int64_t blocks = std::min((count + block_threads - 1) / block_threads, most_blocks);
   Queue(out).launch(&normalize_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(block_threads),
-                    0, picture, normalization, static_cast<T*>(out.mutable_data_ptr()), count);
+                    table_values * sizeof(T), picture, normalization,
+                    static_cast<T*>(out.mutable_data_ptr()), count);
 }
 
 }  // namespace

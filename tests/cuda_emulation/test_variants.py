@@ -1,0 +1,229 @@
+"""Every compiled kernel of the CUDA backend is right, not only those that plans pick.
+
+These tests run where ``FASSD_KERNELS_EMULATION`` names the library that build.py makes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conformance import cases
+from conformance.harness import Call, Subject, Target, check, check_result
+from torch import nn
+
+import fassd
+import fassd_kernels
+from fassd_kernels import ops
+from fassd_kernels.triton.packing import pack
+
+pytestmark = pytest.mark.skipif(
+    not ops.EMULATION, reason="FASSD_KERNELS_EMULATION is not set: see README.md"
+)
+VARIANT, FUSION = "FASSD_KERNELS_CUDA_VARIANT", "FASSD_KERNELS_CUDA_FUSION"
+GPU = [3, 99 * 1024, 86]  # what the emulation says of itself
+HALF, TF32, FLOAT = range(3)
+ARITHMETIC = {torch.float16: HALF, torch.bfloat16: HALF, torch.float32: FLOAT}
+
+
+def variants() -> Iterator[tuple[torch.dtype, str]]:
+    for dtype, arithmetic in ARITHMETIC.items():
+        for row in torch.ops.fassd_kernels.convolution_variants(arithmetic).long().tolist():
+            yield dtype, ",".join(map(str, row))
+
+
+def subject(operator: str) -> Subject:
+    return Subject(operator, Target(fassd_kernels.backends()["cuda-emulated"], "cpu"))
+
+
+def planned(call: Call, arithmetic: int) -> list[int]:
+    """Warps, m_tiles and n_tiles of the kernel that a plain convolution is launched with."""
+    of = call.arguments
+    batch, _, height, width = of["inputs"][0].shape
+    out, _, kernel_h, kernel_w = of["weight"].shape
+    shape = [batch, height, width, height, width, out, kernel_h, kernel_w, 1, 1, 1, 1, 1]
+    channels = [x.shape[1] for x in of["inputs"]]
+    return torch.ops.fassd_kernels.convolution_plan([*shape, arithmetic], channels, GPU)[
+        :3
+    ].tolist()
+
+
+CONVOLUTIONS = (
+    # A halo over the border of every tile, rows and columns that no tile fills, more channels than
+    # one block computes, chunks that end within a product.
+    cases.conv_act(2, (18, 10, 33), 70, (37, 45), activation="relu"),
+    cases.conv_act(1, (16,), 19, (17, 70), activation="prelu", residual=True),
+    cases.conv_act(1, (40,), 10, (33, 34), pool=2),
+    cases.conv_act(1, (24, 8), 65, (9, 67), kernel=(1, 1), residual=True),
+    cases.conv_act(1, (31,), 33, (40, 21), stride=(2, 2), dilation=(1, 3)),
+)
+
+
+@pytest.mark.parametrize(("dtype", "variant"), list(variants()), ids=str)
+def test_every_variant(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, variant: str) -> None:
+    monkeypatch.setenv(VARIANT, variant)
+    plain = CONVOLUTIONS[0]
+    assert planned(plain, ARITHMETIC[dtype]) == [float(n) for n in variant.split(",")[:3]]
+    for call in CONVOLUTIONS:
+        check(subject("conv_act"), call, dtype, "channels_last")
+
+
+@pytest.mark.parametrize(
+    "variant", torch.ops.fassd_kernels.convolution_variants(TF32).long().tolist(), ids=str
+)
+def test_tf32(monkeypatch: pytest.MonkeyPatch, variant: list[int]) -> None:
+    monkeypatch.setenv(VARIANT, ",".join(map(str, variant)))
+    function = torch.ops.fassd_kernels_cuda_emulated.conv_act
+    for call in CONVOLUTIONS:
+        call = call.to(torch.float32)
+        right = call.to(torch.float64)(fassd_kernels.reference.conv_act)
+        exact = call(function)
+        result = function(*call.positional, **call.keywords, allow_tf32=True)
+        error = (result.double() - right).norm() / right.norm()
+        assert error <= 1e-3, "DESIGN section 8"
+        assert not torch.equal(result, exact), "it was rounded"
+
+
+@pytest.mark.parametrize("fusion", ["always", "never"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_fusion(monkeypatch: pytest.MonkeyPatch, fusion: str, dtype: torch.dtype) -> None:
+    """Several convolutions in one kernel, and the same one by one."""
+    monkeypatch.setenv(FUSION, fusion)
+    calls = (
+        cases.hardblock(2, 20, (10, 18, 10, 28), (37, 45)),
+        cases.hardblock(1, 64, (16, 28, 16, 46, 16, 28, 16, 78), (19, 35)),
+        cases.hardblock(1, 33, (24, 40, 24, 70, 24), (9, 50)),
+        cases.hardblock(1, 7, (1, 3), (16, 16)),
+        cases.asymmetric_conv(2, 31, 31, 31, (37, 45), 8, activation="prelu"),
+        cases.asymmetric_conv(1, 59, 40, 61, (9, 130), 4),
+        cases.asymmetric_conv(1, 20, 112, 100, (16, 60), 24),
+        cases.dapf(1, 40, 20, 40, (33, 50), (3, 12, 24)),
+        cases.dapf(2, 224, 112, 224, (8, 20), (12, 24, 36)),
+        cases.mda(1, 63, 31, (33, 70), 2),
+        cases.mda(1, 24, 12, (20, 33), 8),
+    )
+    for call in calls:
+        check(subject(call.operator), call, dtype, "channels_last")
+
+
+def run_on(capability: str, program: str) -> None:
+    """Run a program where the emulation is a GPU of that capability; it is asked once a process."""
+    head = (
+        "import pytest, torch, cuda_emulation.test_variants as t\nfrom conformance import cases\n"
+    )
+    environment = {**os.environ, "FASSD_EMULATED_CAPABILITY": capability}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", head + program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("capability", ["75", "80", "90"])
+def test_other_gpus(capability: str) -> None:
+    """What a GPU offers decides the plan: with less shared memory, or more."""
+    program = """
+calls = [*t.CONVOLUTIONS, cases.conv_act(1, (70,), 9, (33, 30), stride=(3, 3), dilation=(9, 9)),
+         cases.mda(1, 63, 31, (33, 70), 2), cases.hardblock(1, 20, (10, 18, 10, 28), (37, 45)),
+         cases.dapf(1, 40, 20, 40, (33, 50), (3, 12, 24))]
+for call in calls:
+    t.check(t.subject(call.operator), call, torch.float16, "channels_last")
+    t.check(t.subject(call.operator), call, torch.float32)
+"""
+    run_on(capability, program)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Two pictures 2^31 + 64 elements apart, of which only what is touched takes memory."""
+    apart = 2**31 + 64
+    call = cases.conv_act(2, (16,), 16, (9, 17), residual=True).to(torch.float16)
+
+    def far(x: torch.Tensor) -> torch.Tensor:
+        room = torch.empty(apart + x[0].numel(), dtype=x.dtype)
+        batch, channels, height, width = x.shape
+        strides = (apart, 1, width * channels, channels)
+        return room.as_strided((batch, channels, height, width), strides).copy_(x)
+
+    spread = call.map(far, ("inputs", "residual"))
+    assert torch.equal(subject("conv_act")(spread), subject("conv_act")(call))
+
+
+def test_more_inputs_than_a_launch_knows() -> None:
+    call = cases.conv_act(2, (3, 1, 8, 2, 5, 9, 1, 4, 6, 16, 7), 20, (13, 17), activation="relu")
+    for dtype in ARITHMETIC:
+        check(subject("conv_act"), call, dtype, "sliced_channels")
+
+
+def test_weights_are_packed_as_for_triton() -> None:
+    """A module's packed weights serve both, whichever a table of measurements chooses."""
+    for shape in ((9, 7, 3, 3), (16, 3, 1, 1), (33, 5, 3, 1), (1, 1, 1, 3)):
+        for dtype in ARITHMETIC:
+            weight = torch.randn(shape).to(dtype)
+            packed = torch.ops.fassd_kernels_cuda_emulated.pack_weight(weight)
+            assert torch.equal(packed, pack(weight))
+
+
+@pytest.mark.parametrize("fusion", ["always", "never"])
+@pytest.mark.parametrize("name", ["fassd_net", "baseline_aspp"])
+def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, fusion: str) -> None:
+    monkeypatch.setenv(FUSION, fusion)
+    torch.manual_seed(0)
+    model: nn.Module = fassd.create_model(name).eval()
+    x = torch.randn(1, 3, 96, 130)
+    with torch.no_grad():
+        right = model.double()(x.double())
+        model.float()
+        for dtype, tolerance in ((torch.float32, 2e-6), (torch.float16, 4e-3)):
+            fast = fassd_kernels.accelerate(model, dtype=dtype, backend="cuda-emulated")
+            result = fast(x.to(dtype)).double()
+            assert (result - right).norm() / right.norm() <= tolerance
+
+
+def test_frames_in_labels_out() -> None:
+    """The first layer takes the bytes: the same labels as of the normalised picture."""
+    torch.manual_seed(0)
+    model = fassd.create_model("fassd_net_l2").eval()
+    fast = fassd_kernels.accelerate(
+        model, dtype=torch.float16, output="labels", backend="cuda-emulated"
+    )
+    frames = torch.randint(0, 256, (1, 120, 130, 3)).to(torch.uint8)
+    with torch.no_grad():
+        labels = fast.label_pictures(frames, cases.MEAN, cases.STD)
+        x = ops.normalize(frames, mean=cases.MEAN, std=cases.STD, dtype=torch.float16)
+        assert torch.equal(labels, fast(x))
+
+
+def test_results_are_the_same_every_time() -> None:
+    for call in (CONVOLUTIONS[0], cases.mda(1, 63, 31, (33, 70), 2)):
+        call = call.to(torch.float16)
+        first = subject(call.operator)(call)
+        assert torch.equal(first, subject(call.operator)(call))
+        check_result(call, first)
+
+
+def test_refusals() -> None:
+    call = cases.conv_act().to(torch.float64)
+    with pytest.raises(RuntimeError, match="the cuda backend takes float32, float16 and bfloat16"):
+        call(torch.ops.fassd_kernels_cuda_emulated.conv_act)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "message"),
+    [
+        ("75", "bfloat16", "bfloat16 needs compute capability 8.0; this GPU has 7.5"),
+        ("70", "float32", "compute capability 7.0; the cuda backend was compiled for 7.5"),
+    ],
+)
+def test_refusals_of_old_gpus(capability: str, dtype: str, message: str) -> None:
+    run_on(
+        capability,
+        f"""
+call = cases.conv_act().to(torch.{dtype})
+with pytest.raises(RuntimeError, match="{message}"):
+    call(torch.ops.fassd_kernels_cuda_emulated.conv_act)
+""",
+    )
