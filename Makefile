@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
-	$(PYTEST) --durations=10 --ignore=tests/triton_backend
+	$(PYTEST) -n auto --dist loadgroup --durations=10 --ignore=tests/triton_backend --ignore=tests/cuda_emulation
 	$(MAKE) $(if $(filter Linux,$(shell uname -s)),triton emulation) isa $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 
@@ -45,7 +45,7 @@ triton: $(VENV)/.developing
 
 # The sources of csrc/cuda as they stand, compiled for the CPU (tests/cuda_emulation).
 EMULATION := $(BIN)/python tests/cuda_emulation/build.py
-EMULATED := OMP_NUM_THREADS=1 $(PYTEST) -q --capture=sys -p no:cacheprovider tests/conformance \
+EMULATED := OMP_NUM_THREADS=1 $(PYTEST) -q -n auto --capture=sys -p no:cacheprovider tests/conformance \
   --backend cuda-emulated -k "cuda-emulated and not opcheck and not inductor"
 emulation: $(VENV)/.developing
 	$(EMULATION) plain
@@ -75,9 +75,9 @@ cuda-architectures: $(VENV)/.developing
 
 # The best instruction set is what `make test` has run on; these are the others.
 isa: $(VENV)/.developing
-	FASSD_KERNELS_CPU=portable $(PYTEST) -q tests/conformance --backend cpu
+	FASSD_KERNELS_CPU=portable $(PYTEST) -q -n auto tests/conformance --backend cpu
 	if grep -qw avx512f /proc/cpuinfo; then \
-	  FASSD_KERNELS_CPU=avx2 $(PYTEST) -q tests/conformance --backend cpu; fi
+	  FASSD_KERNELS_CPU=avx2 $(PYTEST) -q -n auto tests/conformance --backend cpu; fi
 
 # A build of its own, found before the sources; the sanitizers' runtime has to be there first.
 SANITIZED := build/sanitize/lib
@@ -88,7 +88,7 @@ sanitize: $(VENV)/.developing
 	LD_PRELOAD="$(ASAN) $(UBSAN)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  $(PYTEST) -q -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
+	  $(PYTEST) -q -n auto -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
 	  tests/conformance --backend cpu
 
 score: $(VENV)/.installed

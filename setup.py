@@ -186,7 +186,9 @@ def cuda_extension():
     links = ["-Wl,--no-as-needed", "-ltorch", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     return CppExtension(
         "fassd_kernels._C_cuda",
-        sources("csrc/checks.cpp", "csrc/cuda/plan.cpp", "csrc/cuda/registration.cpp", "csrc/cuda/*.cu"),
+        sources(
+            "csrc/checks.cpp", "csrc/cuda/plan.cpp", "csrc/cuda/registration.cpp", "csrc/cuda/*.cu"
+        ),
         depends=sources("csrc/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh"),
         include_dirs=include_paths("cuda"),
         library_dirs=library_paths("cuda"),

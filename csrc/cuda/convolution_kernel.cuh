@@ -22,8 +22,14 @@ __device__ __forceinline__ unsigned live_taps(const Taps& taps, const Axis& rows
   return live;
 }
 
+// Blocks of a multiprocessor that registers have to suffice for: 16 warps, or 12 of those that hold
+// the most accumulators. Left to itself, the compiler spills some to make room for 20.
+constexpr int least_blocks(int warps, int accumulators) {
+  return (accumulators > 64 ? 12 : 16) / warps;
+}
+
 template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding>
-__global__ void __launch_bounds__(warps * 32)
+__global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * n_tiles))
     convolution_kernel(const __grid_constant__ Convolution conv) {
   using T = typename Math::T;
   constexpr int threads = warps * 32, n = n_tiles * 8;

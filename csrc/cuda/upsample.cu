@@ -54,7 +54,7 @@ struct Best {
 
 // A thread takes one pixel and all its channels, eight at a time.
 template <typename T>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 4)
     upsample_argmax_kernel(Source source, uint8_t* labels, int height, int width, int64_t pixels) {
   ptx::wait_for_previous_kernels();
   const int64_t step = int64_t(gridDim.x) * block_threads;

@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from install.conftest import ROOT, Built, pip_wheel, source_copy
+from install.wheels import ROOT, Built, pip_wheel, source_copy
 
 TRY_IT = """
 import warnings, torch, fassd, fassd_kernels
