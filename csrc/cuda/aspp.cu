@@ -60,11 +60,8 @@ Tensor aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
   const Tensor out = empty_image(input, size);
   const int64_t width = weights[0].size(0), pitch = round_up(width, lanes);
   const int64_t branches = 1 + int64_t(dilations.size()), last = int64_t(weights.size()) - 1;
-  std::vector<Filter> filters;
-  for (int64_t i = 0; i < last; i++) {
-    filters.push_back(
-        filter_of(context, "weights[" + std::to_string(i) + "]", weights[i], packed_at(packed, i)));
-  }
+  const Tensors branch_weights(weights.begin(), weights.end() - 1);
+  const std::vector<Filter> filters = filters_of(context, branch_weights, packed);
   // Of the last weight: the channels of the branches, and those of the means.
   const Filter fuse = filter_of(context, "weights[" + std::to_string(last) + "]", weights[last],
                                 packed_at(packed, last), 0, branches * width);

@@ -101,6 +101,16 @@ Filter filter_of(const Context& context, const std::string& name, const Tensor& 
   return filter;
 }
 
+std::vector<Filter> filters_of(const Context& context, const Tensors& weights,
+                               const OptionalTensors& packed) {
+  std::vector<Filter> filters;
+  for (size_t i = 0; i < weights.size(); i++) {
+    filters.push_back(
+        filter_of(context, "weights[" + std::to_string(i) + "]", weights[i], packed_at(packed, i)));
+  }
+  return filters;
+}
+
 ConvolutionCall call_on(const Source& input, const Filter& filter, int64_t batch, const void* bias,
                         Activation activation, const Target& out, int64_t dilation_h,
                         int64_t dilation_w) {

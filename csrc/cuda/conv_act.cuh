@@ -32,6 +32,10 @@ struct Filter {
 Filter filter_of(const Context& context, const std::string& name, const Tensor& weight,
                  const OptionalTensor& packed, int64_t first = 0, int64_t count = -1);
 
+// The filters of a module's weights, with what was packed for each.
+std::vector<Filter> filters_of(const Context& context, const Tensors& weights,
+                               const OptionalTensors& packed);
+
 // What one launch computes. Shapes are those of the inputs and the filter.
 struct ConvolutionCall {
   std::vector<Source> inputs;

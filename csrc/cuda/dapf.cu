@@ -10,11 +10,7 @@ Tensor dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
   const ImageSize size = check_dapf(input, weights, biases, packed, dilations);
   const Context context("dapf", input, allow_tf32);
   const Tensor out = empty_image(input, size);
-  std::vector<Filter> filters;
-  for (size_t i = 0; i < weights.size(); i++) {
-    filters.push_back(
-        filter_of(context, "weights[" + std::to_string(i) + "]", weights[i], packed_at(packed, i)));
-  }
+  const std::vector<Filter> filters = filters_of(context, weights, packed);
   if (size.numel() == 0) {
     return out;
   }

@@ -149,11 +149,7 @@ Tensor hardblock(const Tensor& input, const Tensors& weights, const Tensors& bia
   const ImageSize size = check_hardblock(input, weights, biases, packed);
   const Context context("hardblock", input, allow_tf32);
   const Tensor out = empty_image(input, size);
-  std::vector<Filter> filters;
-  for (size_t i = 0; i < weights.size(); i++) {
-    filters.push_back(
-        filter_of(context, "weights[" + std::to_string(i) + "]", weights[i], packed_at(packed, i)));
-  }
+  std::vector<Filter> filters = filters_of(context, weights, packed);
   if (size.numel() > 0) {
     const Vectors vectors(biases);
     Block(context, input, weights, std::move(filters), vectors, out).run();

@@ -8,6 +8,7 @@ import pytest
 from install.wheels import Built, built_wheel, pip_wheel, source_copy, unpack
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of them in one process of several (--dist loadgroup): they share a folder."""
     for item in items:
