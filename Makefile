@@ -54,7 +54,8 @@ emulation: $(VENV)/.developing
 	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/cuda_emulation
 	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/conformance \
 	  --backend cuda-emulated --every $(EVERY)
-	$(MAKE) $(if $(ASAN),emulation-address EVERY=40) $(if $(TSAN),emulation-thread EVERY=150)
+	$(if $(ASAN),$(MAKE) EVERY=40 emulation-address)
+	$(if $(TSAN),$(MAKE) EVERY=150 emulation-thread)
 
 # Accesses out of bounds, misaligned, undefined.
 emulation-address: $(VENV)/.developing
