@@ -32,12 +32,12 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(PYTEST) -n auto --dist loadgroup --durations=10 --ignore=tests/triton_backend --ignore=tests/cuda_emulation
-	$(MAKE) EVERY=4 $(if $(filter Linux,$(shell uname -s)),triton emulation) isa \
+	$(MAKE) EVERY=6 $(if $(filter Linux,$(shell uname -s)),triton emulation) isa \
 	  $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 
 # `make test` runs every row of the conformance tables on the kernels that this CPU takes, and one in
-# four on all others, which would take an hour; called by hand, these targets run them all.
+# six on all others, which would take an hour; called by hand, these targets run them all.
 EVERY ?= 1
 TRITON := OMP_NUM_THREADS=1 $(PYTEST) -q -n auto --durations=5
 triton: $(VENV)/.developing

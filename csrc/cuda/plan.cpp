@@ -279,6 +279,7 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
   const int itemsize = itemsize_of(shape.arithmetic);
   PairPlan best;
   best.cost.cycles = std::numeric_limits<double>::infinity();
+  bool found = false;
   const int widest = std::max(shape.middle_channels, shape.out_channels);
   const int n_tiles = widest <= 32 ? 4 : widest <= 64 ? 8 : 16;
   // Of float32, the accumulators of more channels would not fit into registers.
@@ -292,6 +293,7 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
     if ((1 << width_log2) > pixels || (warps == 4 && !half)) {
       continue;
     }
+    const bool asked_for = is_asked_for({warps, pair_m_tiles, n_tiles});
     PairPlan plan;
     plan.possible = true;
     plan.warps = warps;
@@ -351,8 +353,9 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
                             (double(in_chunks) * chunk * slots + n * (first_depth + second_depth));
         cost.stored_bytes = double(pixels) * n * itemsize;
         predict(cost, in_chunks + middle_chunks, stages, shape.arithmetic, limits);
-        if (cost.cycles < best.cost.cycles) {
+        if (asked_for != found ? asked_for : cost.cycles < best.cost.cycles) {
           best = plan;
+          found = asked_for;
         }
       }
     }
@@ -363,6 +366,7 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
 CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
   CouplePlan best;
   best.cost.cycles = std::numeric_limits<double>::infinity();
+  bool found = false;
   const int odd_tiles = shape.odd_channels <= 16 ? 2 : 3;
   if (shape.arithmetic != Arithmetic::half || shape.odd_channels > 24 || shape.channels.empty()) {
     return best;
@@ -370,6 +374,7 @@ CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
   const int itemsize = 2, odd_n = odd_tiles * 8, odd_depth = round_up(odd_n, 16);
   for (int warps : {8, 4}) {
     for (int even_tiles : {3, 4, 6, 8}) {
+      const bool asked_for = is_asked_for({warps, couple_rows, even_tiles, true});
       CouplePlan plan;
       plan.possible = true;
       plan.warps = warps;
@@ -416,8 +421,9 @@ CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
               itemsize * (outside / 9 * slots + n * (outside + middle) + odd_n * both);
           cost.stored_bytes = double(pixels) * (n + odd_n / double(plan.columns)) * itemsize;
           predict(cost, chunks, stages, shape.arithmetic, limits);
-          if (cost.cycles < best.cost.cycles) {
+          if (asked_for != found ? asked_for : cost.cycles < best.cost.cycles) {
             best = plan;
+            found = asked_for;
           }
         }
       }

@@ -112,7 +112,8 @@ struct ConvolutionPlan {
 };
 
 // The plan of least predicted cost. The environment variable FASSD_KERNELS_CUDA_VARIANT, as in
-// "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel to take wherever it fits.
+// "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel to take wherever it fits; of pairs
+// it is "4,2,8,0", of couples "4,2,6,1".
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits);
 
 // A 3x1 and a 1x3 in one kernel: `width` channels between them and behind them.

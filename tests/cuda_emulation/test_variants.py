@@ -89,6 +89,30 @@ def test_tf32(monkeypatch: pytest.MonkeyPatch, variant: list[int]) -> None:
         assert not torch.equal(result, exact), "it was rounded"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_couple_and_pair(dtype: str) -> None:
+    """On a GPU whose shared memory holds the largest of them."""
+    program = f"""
+import itertools, os
+gpu, dtype = [3, 227 * 1024, 90], torch.{dtype}
+os.environ[t.FUSION] = "always"
+for warps, even, odd in itertools.product((4, 8), (3, 4, 6, 8), (10, 24)):
+    os.environ[t.VARIANT] = f"{{warps}},2,{{even}},1"
+    plan = torch.ops.fassd_kernels.couple_plan([1, 19, 35, odd, 28, t.HALF], [33], gpu)
+    assert plan[:3].tolist() == [warps, 2, even], plan
+    call = cases.hardblock(1, 33, (odd, 28, odd, 70), (19, 35))
+    t.check(t.subject("hardblock"), call, dtype, "channels_last")
+for warps, width in itertools.product((4, 8), (20, 61, 112)):
+    tiles = 4 if width <= 32 else 8 if width <= 64 else 16
+    os.environ[t.VARIANT] = f"{{warps}},2,{{tiles}},0"
+    plan = torch.ops.fassd_kernels.pair_plan([1, 19, 45, 31, width, width, 4, 0, t.HALF], gpu)
+    assert plan[:3].tolist() == [warps, 2, tiles], plan
+    call = cases.asymmetric_conv(1, 31, width, width, (19, 45), 4, activation="prelu")
+    t.check(t.subject("asymmetric_conv"), call, dtype, "channels_last")
+"""
+    run_on("90", program)
+
+
 @pytest.mark.parametrize("fusion", ["always", "never"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_fusion(monkeypatch: pytest.MonkeyPatch, fusion: str, dtype: torch.dtype) -> None:

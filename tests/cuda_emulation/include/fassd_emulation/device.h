@@ -91,9 +91,14 @@ inline int capability() {
   return value > 0 ? value : 86;
 }
 
-// The most that a block may ask for: what the smallest card since Ampere has, or Turing's.
+// The most that a block may ask for, by compute capability.
 inline int shared_bytes_with_consent() {
-  return capability() < 80 ? 64 * 1024 : 99 * 1024;
+  const int value = capability();
+  return (value < 80                   ? 64
+          : value == 80 || value == 87 ? 163
+          : value >= 90 && value < 120 ? 227
+                                       : 99) *
+         1024;
 }
 
 // How much dynamic shared memory a kernel has been allowed.
