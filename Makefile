@@ -54,8 +54,8 @@ emulation: $(VENV)/.developing
 	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/cuda_emulation
 	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/conformance \
 	  --backend cuda-emulated --every $(EVERY)
-	$(if $(ASAN),$(MAKE) EVERY=40 emulation-address)
-	$(if $(TSAN),$(MAKE) EVERY=150 emulation-thread)
+	$(if $(ASAN),$(MAKE) EVERY=80 emulation-address)
+	$(if $(TSAN),$(MAKE) EVERY=20 emulation-thread)
 
 # Accesses out of bounds, misaligned, undefined.
 emulation-address: $(VENV)/.developing
@@ -69,7 +69,7 @@ emulation-thread: $(VENV)/.developing
 	$(EMULATION) thread
 	FASSD_KERNELS_EMULATION=$$($(EMULATION) thread) setarch -R env LD_PRELOAD="$(TSAN)" \
 	  TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:allocator_may_return_null=1 \
-	  $(EMULATED) --every $(EVERY)
+	  $(EMULATED) -k "cuda-emulated and test_table" --every $(EVERY)
 
 # `make test` compiles for two.
 cuda-architectures: $(VENV)/.developing
