@@ -31,7 +31,9 @@ demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
-	$(PYTEST) -n auto --dist loadgroup --durations=10 --ignore=tests/triton_backend --ignore=tests/cuda_emulation
+	$(PYTEST) -n auto --durations=10 --ignore=tests/install --ignore=tests/triton_backend \
+	  --ignore=tests/cuda_emulation
+	$(PYTEST) tests/install
 	$(MAKE) EVERY=6 $(if $(filter Linux,$(shell uname -s)),triton emulation) isa \
 	  $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
