@@ -84,4 +84,5 @@ def pytest_runtest_call(item: pytest.Item) -> None:
     The suite's own fixture has set this before, and restores it.
     """
     if os.environ.get("CONFORMANCE_UNPOISONED"):
+        # A property of the module's own class, which type checkers do not see.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

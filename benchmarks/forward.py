@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import torch
 
@@ -16,9 +17,9 @@ from benchmarks.subjects import Case, input_set, subject_of
 from benchmarks.timing import warm_up
 
 
-def forward(network: str, **place: object) -> None:
+def forward(network: str, **place: Any) -> None:
     device = torch.device("cuda")
-    case = Case("networks", network, **place)  # type: ignore[arg-type]
+    case = Case("networks", network, **place)
     subject = subject_of(case, device, "")
     call = subject.candidate(NATIVE).call
     (x,) = input_set(0, subject, case.torch_dtype, device)

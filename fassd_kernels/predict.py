@@ -18,7 +18,7 @@ import importlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,8 +93,9 @@ class Plan:
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Plan:
-        whole, measures = numbers[:11], numbers[11:16]
-        return cls(*map(int, whole), *measures)  # type: ignore[arg-type]
+        names = [field.name for field in fields(cls)]
+        values: list[Any] = [*map(int, numbers[:11]), *numbers[11:16]]
+        return cls(**dict(zip(names, values, strict=True)))
 
     @property
     def tile(self) -> str:

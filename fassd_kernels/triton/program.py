@@ -356,8 +356,8 @@ class Program:
 
     def _own(self, slot: int, size: Size, strides: Size, offset: int, stride: int) -> Image:
         self.types[slot] = (self.dtype, True)
-        strides = tuple(0 if n == 1 else s for n, s in zip(size, strides, strict=True))  # type: ignore[assignment]
-        return Image(slot, size, strides, offset, self.itemsize, True, stride)
+        n, c, h, w = (0 if side == 1 else s for side, s in zip(size, strides, strict=True))
+        return Image(slot, size, (n, c, h, w), offset, self.itemsize, True, stride)
 
     def launch(
         self,
