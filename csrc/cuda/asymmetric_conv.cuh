@@ -63,8 +63,16 @@ void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pai
 // --- the kernel
 // -----------------------------------------------------------------------------------
 
+// As least_blocks: for 16 warps, or 8 where the accumulators take most of the registers.
+template <typename Math>
+constexpr int least_pair_blocks(int warps, int n_tiles) {
+  const int sums = 4 * pair_m_tiles * n_tiles * (Math::splits_sums ? 2 : 1);
+  return (sums > 64 ? 8 : 16) / warps;
+}
+
 template <typename Math, int warps, int n_tiles>
-__global__ void __launch_bounds__(warps * 32) pair_kernel(const __grid_constant__ Pairs pairs) {
+__global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_tiles))
+    pair_kernel(const __grid_constant__ Pairs pairs) {
   using T = typename Math::T;
   constexpr int threads = warps * 32, n = n_tiles * 8;
   constexpr int middle_pitch = n * int(sizeof(T)) + slot_padding;
@@ -74,19 +82,18 @@ __global__ void __launch_bounds__(warps * 32) pair_kernel(const __grid_constant_
   unsigned char* shared = ptx::dynamic_shared();
   int2* positions = reinterpret_cast<int2*>(shared);
 
-  const int64_t block = blockIdx.x;
-  if (block >= pair.blocks) {
+  if (blockIdx.x >= pair.blocks) {
     return;
   }
   const int tile_width = 1 << tile.width_log2, middle_width = pair.columns.slots;
-  const int x = static_cast<int>(block % tile.across) << tile.width_log2;
-  const int y = static_cast<int>(block / tile.across % tile.down) * tile.height;
-  const int picture = static_cast<int>(block / tile.across / tile.down);
+  const Place place = place_of(blockIdx.x, tile.across, tile.down, 1);
+  const int picture = place.picture;
+  const int x = place.across << tile.width_log2, y = place.down * tile.height;
 
   const int slots = pair.rows.slots * middle_width, middle_pixels = tile.height * middle_width;
   const int zeros = layout.middle + (middle_pixels + 15) / 16 * 16 * middle_pitch;
   const int pitch = slot_bytes<Math>(pair.chunk);
-  const int tap_bytes = pair.chunk * weight_row_bytes<Math>(n);
+  const int tap_bytes = pair.chunk * weight_row_bytes<Math, n>;
   guard_stages(shared, layout, pair.stage_count);
   locate_slots(positions, pair.rows, pair.columns, y, x, threads);
   for (int i = threadIdx.x; i < middle_pitch / 4; i += threads) {

@@ -22,6 +22,19 @@
 namespace fassd::cuda {
 
 constexpr int most_sources = 8;
+// Which tile of which picture a block computes, and which of the blocks of output channels. Blocks
+// of the same pixels follow each other: what one has read, the next finds in the cache.
+struct Place {
+  int picture, down, across, columns;
+};
+
+__device__ __forceinline__ Place place_of(unsigned block, unsigned across, unsigned down,
+                                          unsigned columns) {
+  const unsigned tile = block / columns, row = tile / across, picture = row / down;
+  return {static_cast<int>(picture), static_cast<int>(row - picture * down),
+          static_cast<int>(tile - row * across), static_cast<int>(block - tile * columns)};
+}
+
 // Where slot j of an axis lies in the picture, for a tile that begins at `begin` in the result.
 __device__ __forceinline__ int position(const Axis& axis, int begin, int j) {
   int group = axis.groups == 1 || axis.pitch == 0 ? 0 : j / axis.pitch;
@@ -112,10 +125,8 @@ template <typename Math>
 __host__ __device__ constexpr int slot_bytes(int chunk) {
   return chunk * int(sizeof(typename Math::T)) + slot_padding;
 }
-template <typename Math>
-__host__ __device__ constexpr int weight_row_bytes(int n) {
-  return (n + weight_padding) * int(sizeof(typename Math::T));
-}
+template <typename Math, int n>
+constexpr int weight_row_bytes = weight_row(n) * int(sizeof(typename Math::T));
 
 // Accumulators of m_tiles x n_tiles products of 16 x 8 in each warp.
 template <typename Math, int m_tiles, int n_tiles>
@@ -173,7 +184,7 @@ __device__ __forceinline__ void multiply(HalfMath<T>, unsigned char* shared,
                                          int chunk,
                                          Accumulators<HalfMath<T>, m_tiles, n_tiles>& acc) {
   const int lane = threadIdx.x % 32;
-  constexpr int row_bytes = weight_row_bytes<HalfMath<T>>(n_tiles * 8);
+  constexpr int row_bytes = weight_row_bytes<HalfMath<T>, n_tiles * 8>;
   const ptx::SharedAddress base = ptx::shared_address(shared);
   ptx::SharedAddress weights = base + b + lane % 16 * row_bytes + lane / 16 * 16;
 #pragma unroll 1
@@ -236,7 +247,7 @@ __device__ __forceinline__ void multiply_sliding(unsigned char* shared, int firs
                                                  int chunk,
                                                  Accumulators<HalfMath<T>, m_tiles, n_tiles>& acc) {
   const int lane = threadIdx.x % 32;
-  constexpr int weight_bytes = weight_row_bytes<HalfMath<T>>(n_tiles * 8);
+  constexpr int weight_bytes = weight_row_bytes<HalfMath<T>, n_tiles * 8>;
   const ptx::SharedAddress base = ptx::shared_address(shared);
   const ptx::SharedAddress weights = base + b + lane % 16 * weight_bytes + lane / 16 * 16;
 #pragma unroll 1
@@ -274,7 +285,7 @@ __device__ __forceinline__ void multiply(Tf32Math, unsigned char* shared,
                                          const Rows<Tf32Math, m_tiles>& rows, int a, int b,
                                          int chunk, Accumulators<Tf32Math, m_tiles, n_tiles>& acc) {
   const int lane = threadIdx.x % 32;
-  constexpr int row = weight_row_bytes<Tf32Math>(n_tiles * 8) / 4;
+  constexpr int row = weight_row_bytes<Tf32Math, n_tiles * 8> / 4;
   const ptx::SharedAddress base = ptx::shared_address(shared);
   const uint32_t* weights =
       reinterpret_cast<const uint32_t*>(shared + b) + lane % 4 * row + lane / 4;
@@ -307,7 +318,7 @@ __device__ __forceinline__ void multiply(FloatMath, unsigned char* shared,
                                          int chunk,
                                          Accumulators<FloatMath, m_tiles, n_tiles>& acc) {
   const int lane = threadIdx.x % 32;
-  constexpr int row = weight_row_bytes<FloatMath>(n_tiles * 8) / 4;
+  constexpr int row = weight_row_bytes<FloatMath, n_tiles * 8> / 4;
   const float* weights = reinterpret_cast<const float*>(shared + b) + lane % 4 * 2;
 #pragma unroll 1
   for (int k = 0; k < chunk; k += 4, a += 16, weights += 4 * row) {
@@ -456,7 +467,7 @@ __device__ __forceinline__ void copy_weights(unsigned char* shared, int to, cons
                                              int channels, int chunk, int column, int threads) {
   using T = typename Math::T;
   constexpr int elements = vector_elements<T>, vectors = n / elements;
-  constexpr int row_bytes = weight_row_bytes<Math>(n);
+  constexpr int row_bytes = weight_row_bytes<Math, n>;
   const int shift = 31 - __clz(chunk);
   for (int i = threadIdx.x; i < taps.count * chunk * vectors; i += threads) {
     const int row = i / vectors, part = i - row * vectors;
@@ -546,7 +557,7 @@ __device__ __forceinline__ float activate(float value, Activation activation, fl
 
 // Floats from pixel to pixel of the accumulators in shared memory.
 template <int n_tiles>
-constexpr int staging_pitch = n_tiles * 8 + staging_padding;
+constexpr int staging_pitch = staging_row(n_tiles * 8);
 
 // A warp's pixels begin at `first`, and each 16 of them `step` after the 16 before.
 template <typename Math, int m_tiles, int n_tiles>
@@ -584,24 +595,26 @@ __device__ __forceinline__ void write_tile(const float* staging, const Epilogue&
                                            int width_log2, int height, int n, int y, int x,
                                            int column, int channels, int out_height, int out_width,
                                            int threads) {
-  const int pool = epilogue.pool, width = (1 << width_log2) / pool;
-  const int pixels = height / pool * width;
+  // Pooling is over 1 x 1 or 2 x 2: shifts, where the compiler would call a division.
+  const int shift = epilogue.pool - 1, width = 1 << width_log2 >> shift;
+  const int pixels = (height >> shift) * width;
   const int most_lanes = epilogue.copy.data != nullptr && epilogue.copy.lanes > epilogue.out.lanes
                              ? epilogue.copy.lanes
                              : epilogue.out.lanes;
   for (int i = threadIdx.x; i < pixels * n_tiles; i += threads) {
     const int pixel = i / n_tiles, part = i - pixel * n_tiles;
     const int channel = column + part * lanes;
-    const int row = pixel / width, out_y = y / pool + row, out_x = x / pool + pixel - row * width;
-    if (channel >= most_lanes || out_y >= out_height / pool || out_x >= out_width / pool) {
+    const int row = pixel / width, out_y = (y >> shift) + row,
+              out_x = (x >> shift) + pixel - row * width;
+    if (channel >= most_lanes || out_y >= out_height >> shift || out_x >= out_width >> shift) {
       continue;
     }
     float bias[lanes], slope[lanes], result[lanes];
     load_values<T>(epilogue.bias, channel, channels, bias);
     load_values<T>(epilogue.slope, channel, channels, slope);
-    for (int window = 0; window < pool * pool; window++) {
-      const int at_row = row * pool + window / pool;
-      const int at_column = (pixel - row * width) * pool + window % pool;
+    for (int window = 0; window < 1 << 2 * shift; window++) {
+      const int at_row = (row << shift) + (window >> 1);
+      const int at_column = (pixel - row * width << shift) + (window & 1);
       const float* sums =
           staging + ((at_row << width_log2) + at_column) * staging_pitch<n_tiles> + part * lanes;
       float value[lanes];
@@ -636,10 +649,10 @@ __device__ __forceinline__ void write_tile(const float* staging, const Epilogue&
         result[k] = window == 0 ? value[k] : result[k] + value[k];
       }
     }
-    if (pool > 1) {
+    if (shift > 0) {
 #pragma unroll
       for (int k = 0; k < lanes; k++) {
-        result[k] /= static_cast<float>(pool * pool);
+        result[k] *= 0.25f;
       }
     }
     if (epilogue.addend.data != nullptr) {

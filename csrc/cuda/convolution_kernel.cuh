@@ -38,16 +38,13 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   const Tile& tile = conv.tile;
   const SharedLayout& layout = conv.layout;
 
-  // Blocks of the same pixels follow each other: what one has read, the next finds in the cache.
-  const int64_t block = blockIdx.x / tile.columns;
-  const int column = static_cast<int>(blockIdx.x - block * tile.columns) * n;
-  const int x = static_cast<int>(block % tile.across) << tile.width_log2;
-  const int y = static_cast<int>(block / tile.across % tile.down) * tile.height;
-  const int picture = static_cast<int>(block / tile.across / tile.down);
+  const Place place = place_of(blockIdx.x, tile.across, tile.down, tile.columns);
+  const int picture = place.picture, column = place.columns * n;
+  const int x = place.across << tile.width_log2, y = place.down * tile.height;
 
   const int slots = conv.rows.slots * conv.columns.slots;
   const int pitch = slot_bytes<Math>(conv.chunk);
-  const int tap_bytes = conv.chunk * weight_row_bytes<Math>(n);
+  const int tap_bytes = conv.chunk * weight_row_bytes<Math, n>;
   guard_stages(shared, layout, conv.stage_count);
   locate_slots(positions, conv.rows, conv.columns, y, x, threads);
   const unsigned live = sliding ? ~0u

@@ -48,15 +48,12 @@ __global__ void __launch_bounds__(warps * 32, 1)
   int2* positions = reinterpret_cast<int2*>(shared);
   const SharedLayout& layout = couple.layout;
 
-  const int64_t block = blockIdx.x / couple.columns;
-  const int column_block = static_cast<int>(blockIdx.x - block * couple.columns);
-  const int column = column_block * n;
-  const int x = static_cast<int>(block % couple.across) * tile_columns;
-  const int y = static_cast<int>(block / couple.across % couple.down) * tile_rows;
-  const int picture = static_cast<int>(block / couple.across / couple.down);
+  const Place place = place_of(blockIdx.x, couple.across, couple.down, couple.columns);
+  const int picture = place.picture, column = place.columns * n;
+  const int x = place.across * tile_columns, y = place.down * tile_rows;
   const int pitch = slot_bytes<Math>(couple.chunk);
-  const int tap_bytes = couple.chunk * weight_row_bytes<Math>(n);
-  const int odd_tap_bytes = couple.chunk * weight_row_bytes<Math>(odd_n);
+  const int tap_bytes = couple.chunk * weight_row_bytes<Math, n>;
+  const int odd_tap_bytes = couple.chunk * weight_row_bytes<Math, odd_n>;
 
   guard_stages(shared, layout, couple.stage_count);
   for (int slot = threadIdx.x; slot < slots; slot += threads) {
@@ -206,7 +203,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
   __syncthreads();
   ptx::let_next_kernel_start();
 
-  if (column_block == 0) {  // the others compute the odd layer too, and do not write it
+  if (column == 0) {  // the others compute the odd layer too, and do not write it
     constexpr int parts = odd_depth / lanes;
     for (int i = threadIdx.x; i < tile_rows * tile_columns * parts; i += threads) {
       const int pixel = i / parts, channel = (i - pixel * parts) * lanes;

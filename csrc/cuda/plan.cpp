@@ -103,8 +103,7 @@ SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages,
   layout.stages = round_up(slots * position_bytes, 16) + guard_bytes;
   layout.pixels_end = slots * (chunk * itemsize + slot_padding);
   layout.weights = layout.pixels_end + guard_bytes;
-  layout.weights_end =
-      layout.weights + weight_rows * (n + weight_padding) * itemsize + more_weights;
+  layout.weights_end = layout.weights + weight_rows * weight_row(n) * itemsize + more_weights;
   layout.stage_bytes = layout.weights_end + guard_bytes;
   layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes) +
                   (middle_bytes > 0 ? guard_bytes : 0);
@@ -238,7 +237,7 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
                              shape.dilation_w);
       plan.taps = taps_of(plan.rows, plan.columns, shape.kernel_w);
       const int slots = plan.rows.slots * plan.columns.slots;
-      const int staging = pixels * (n + staging_padding) * 4;
+      const int staging = pixels * staging_row(n) * 4;
       for (int chunk : {64, 32, 16, 8}) {
         if (chunk < 16 && shape.arithmetic == Arithmetic::half) {
           continue;
@@ -322,7 +321,7 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
       continue;
     }
     const int slots = plan.rows.slots * plan.columns.slots;
-    const int staging = pixels * (n + staging_padding) * 4;
+    const int staging = pixels * staging_row(n) * 4;
     const int most = std::max(plan.first.count, plan.second.count);
     const int middle_bytes = (round_up(middle, 16) + 1) * (n * itemsize + slot_padding);
     for (int chunk : {32, 16}) {
@@ -386,7 +385,7 @@ CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
       plan.columns = int(divide_up(shape.even_channels, n));
       const int slots = (rows + 4) * (couple_columns + 4);
       const int odd_pixels = (rows + 2) * (couple_columns + 2);
-      const int staging = pixels * (n + staging_padding) * 4;
+      const int staging = pixels * staging_row(n) * 4;
       const int middle_bytes = round_up(odd_pixels * (odd_depth * itemsize + slot_padding), 128);
       for (int chunk : {64, 32, 16}) {
         for (int stages : {3, 2}) {
@@ -396,9 +395,8 @@ CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
           const int rows_of_weights = 9 * chunk;
           plan.layout =
               layout_of(slots, chunk, rows_of_weights, n, stages, itemsize, staging, middle_bytes,
-                        limits.guard_bytes, rows_of_weights * (odd_n + weight_padding) * itemsize);
-          plan.odd_weights =
-              plan.layout.weights + rows_of_weights * (n + weight_padding) * itemsize;
+                        limits.guard_bytes, rows_of_weights * weight_row(odd_n) * itemsize);
+          plan.odd_weights = plan.layout.weights + rows_of_weights * weight_row(n) * itemsize;
           if (plan.layout.total > limits.shared_bytes) {
             continue;
           }

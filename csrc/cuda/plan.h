@@ -183,11 +183,16 @@ constexpr int couple_columns_log2 = 4;  // of its tile
 constexpr int couple_columns = 1 << couple_columns_log2;
 constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the second has one
 
-// Elements behind a row of weights, and bytes behind a slot's channels, so that a warp's accesses
-// fall into different banks.
-constexpr int weight_padding = 8, slot_padding = 16;
-// Floats behind a pixel of the accumulators on their way out.
-constexpr int staging_padding = 8;
+// Bytes behind a slot's channels, elements of a row of n weights, and floats of a pixel's n sums on
+// their way out: such that what a warp accesses at once falls into different banks. Of weights,
+// eight rows at a time are read, 16 bytes each, so their distance is an odd number of 16 bytes.
+constexpr int slot_padding = 16;
+constexpr int weight_row(int n) {
+  return n / 8 % 2 == 1 ? n : n + 8;
+}
+constexpr int staging_row(int n) {
+  return n / 8 % 2 == 1 ? n + 16 : n + 8;
+}
 // Bytes of a slot's position.
 constexpr int position_bytes = 8;
 

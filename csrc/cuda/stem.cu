@@ -42,8 +42,8 @@ Stem plan_stem(const ConvolutionCall& call, const ConvolutionShape& shape, int n
   best.epilogue = call.epilogue;
   best.matrix = int(round_up(best.patch_rows * best.patch_columns * stem_channels * 2, 16));
   best.weights = best.matrix + stem_pixels * stem_pitch;
-  best.table = best.weights + stem_depth * weight_row_bytes<HalfMath<__half>>(n_tiles * 8);
-  const int staging = stem_pixels * (n_tiles * 8 + staging_padding) * 4;
+  best.table = best.weights + stem_depth * weight_row(n_tiles * 8) * 2;
+  const int staging = stem_pixels * staging_row(n_tiles * 8) * 4;
   best.shared_bytes = std::max(best.table + stem_channels * 256 * 2, staging);
   return best;
 }

@@ -61,11 +61,9 @@ __global__ void __launch_bounds__(stem_warps * 32)
   T* patch = reinterpret_cast<T*>(shared);  // [row][column][channel]
   T* table = reinterpret_cast<T*>(shared + stem.table);
   const Tile& tile = stem.tile;
-  const int64_t block = blockIdx.x / tile.columns;
-  const int column = static_cast<int>(blockIdx.x - block * tile.columns) * n;
-  const int x = static_cast<int>(block % tile.across) << tile.width_log2;
-  const int y = static_cast<int>(block / tile.across % tile.down) * tile.height;
-  const int picture = static_cast<int>(block / tile.across / tile.down);
+  const Place place = place_of(blockIdx.x, tile.across, tile.down, tile.columns);
+  const int picture = place.picture, column = place.columns * n;
+  const int x = place.across << tile.width_log2, y = place.down * tile.height;
 
   if constexpr (bytes) {
     for (int i = threadIdx.x; i < stem_channels * 256; i += threads) {
@@ -107,7 +105,7 @@ __global__ void __launch_bounds__(stem_warps * 32)
         value.values[e] = from_float<T>(0.0f);
       }
     }
-    *reinterpret_cast<Vector<T>*>(shared + stem.weights + row * weight_row_bytes<Math>(n) +
+    *reinterpret_cast<Vector<T>*>(shared + stem.weights + row * weight_row_bytes<Math, n> +
                                   part * 16) = value;
   }
   __syncthreads();

@@ -283,6 +283,18 @@ def test_only_what_differs_is_copied(tmp_path: Path) -> None:
     assert not (first / gone).exists()
 
 
+def test_a_changed_header_compiles_what_may_include_it(tmp_path: Path) -> None:
+    """Without CUDA in torch, ninja is not told which headers a CUDA source includes."""
+    first, second = source_copy(tmp_path / "first"), source_copy(tmp_path / "second")
+    source = first / "csrc" / "cuda" / "stem.cu"
+    os.utime(source, (1, 1))
+    update_copy(first, second)
+    assert source.stat().st_mtime == 1
+    (second / "csrc" / "cuda" / "image.cuh").write_text("// other\n")
+    update_copy(first, second)
+    assert source.stat().st_mtime > 1
+
+
 def test_a_file_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,22 +57,28 @@ def source_copy(folder: Path) -> Path:
 
 def update_copy(folder: Path, fresh: Path) -> None:
     """Makes a copy of the sources what a fresh one is; files that are the same are not touched."""
+    changed = set()
     for name in FOLDERS:
         wanted = {path.relative_to(fresh) for path in (fresh / name).rglob("*") if path.is_file()}
         there = {path.relative_to(folder) for path in (folder / name).rglob("*") if path.is_file()}
         for path in there - wanted:
             (folder / path).unlink()
-        for path in wanted:
-            copy_if_different(fresh / path, folder / path)
+        changed |= {path for path in wanted if copy_if_different(fresh / path, folder / path)}
     for file in FILES:
         copy_if_different(fresh / file, folder / file)
+    # Where torch has no CUDA, its rules for nvcc do not tell ninja which headers a source includes.
+    if any(path.suffix in (".h", ".cuh") for path in changed):
+        for source in (folder / "csrc" / "cuda").glob("*.cu"):
+            source.touch()
 
 
-def copy_if_different(source: Path, target: Path) -> None:
+def copy_if_different(source: Path, target: Path) -> bool:
     """Not by time: a file that was changed back is newer for ninja than what it was compiled to."""
-    if not target.exists() or target.read_bytes() != source.read_bytes():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+    if target.exists() and target.read_bytes() == source.read_bytes():
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return True
 
 
 def pip_wheel(source: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
