@@ -12,9 +12,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -22,7 +21,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fassd_kernels.triton.configurations import file_name, user_folder
+from fassd_kernels.triton.configurations import (
+    existing_table,
+    file_name,
+    user_folder,
+    write_content,
+)
 from fassd_kernels.triton.device import describe_gpu
 from fassd_kernels.triton.program import tf32_requested
 
@@ -200,19 +204,9 @@ def user_path(gpu: str) -> Path:
 def table_of(gpu: str) -> dict[str, Medians]:
     """What was measured on a GPU, by key; rows of the user's own replace the package's."""
     return {
-        **existing_table(lambda: SHIPPED / file_name(gpu)),
-        **existing_table(lambda: user_path(gpu)),
+        **existing_table(lambda: SHIPPED / file_name(gpu), read_table),
+        **existing_table(lambda: user_path(gpu), read_table),
     }
-
-
-def existing_table(where: Callable[[], Path]) -> dict[str, Medians]:
-    """A table, empty where there is none, or none that may be read."""
-    try:
-        path = where()
-        found = path.exists()
-    except (OSError, RuntimeError):  # no home, or one that belongs to somebody else
-        return {}
-    return read_table(path) if found else {}
 
 
 def read_table(path: Path) -> dict[str, Medians]:
@@ -246,14 +240,10 @@ def is_median(value: object) -> bool:
 def write_table(
     path: Path, gpu: str, table: Mapping[str, Medians], facts: Mapping[str, str]
 ) -> None:
-    """Write a table under a temporary name and move it into place."""
+    """Write a table, whole or not at all."""
     rows = {
         key: {name: time if time is None else round(time, 3) for name, time in row.items()}
         for key, row in sorted(table.items())
     }
-    content = {"format": FORMAT, "gpu": gpu, **facts, "median_us": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+    write_content(path, {"format": FORMAT, "gpu": gpu, **facts, "median_us": rows})
     table_of.cache_clear()

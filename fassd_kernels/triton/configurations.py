@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 
@@ -377,18 +378,25 @@ def user_folder() -> Path:
 @functools.cache
 def table_of(gpu: str) -> dict[str, Config]:
     """Tuned configurations of a GPU by key; the user's own override the package's."""
-    table = table_in(lambda: SHIPPED, gpu)
-    return {**table, **table_in(user_folder, gpu)}
+    return {
+        **existing_table(lambda: SHIPPED / file_name(gpu), read_table),
+        **existing_table(lambda: user_folder() / file_name(gpu), read_table),
+    }
 
 
-def table_in(folder: Callable[[], Path], gpu: str) -> dict[str, Config]:
-    """The table of a GPU in a folder, empty where there is none, or none that may be read."""
+Row = TypeVar("Row")
+
+
+def existing_table(
+    where: Callable[[], Path], read: Callable[[Path], dict[str, Row]]
+) -> dict[str, Row]:
+    """A table of measurements, empty where there is none, or none that may be read."""
     try:
-        path = folder() / file_name(gpu)
+        path = where()
         found = path.exists()
     except (OSError, RuntimeError):  # no home, or one that belongs to somebody else
         return {}
-    return read_table(path) if found else {}
+    return read(path) if found else {}
 
 
 def read_table(path: Path) -> dict[str, Config]:
@@ -428,11 +436,15 @@ def is_sane(config: Config) -> bool:
 
 
 def write_table(path: Path, gpu: str, table: dict[str, Config], facts: dict[str, str]) -> None:
-    """Write a table under a temporary name and move it into place."""
+    """Write a table, whole or not at all."""
     rows = {key: asdict(config) for key, config in sorted(table.items())}
-    content = {"format": FORMAT, "gpu": gpu, **facts, "configurations": rows}
+    write_content(path, {"format": FORMAT, "gpu": gpu, **facts, "configurations": rows})
+    table_of.cache_clear()
+
+
+def write_content(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON under a temporary name and move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(path)
-    table_of.cache_clear()
