@@ -1,0 +1,95 @@
+"""`fassd report`: results on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from fassd.cli.common import Size, Threads, app, parse_size, progress, say
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--results",
+            "-r",
+            help="Folder of results files; may be repeated, the nearest first. Without it: "
+            "[cyan]results[/] in the output folder, then those of the checkout.",
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="First measure what the folder does not hold yet.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="With --measure: every peer, and peak memory.")
+    ] = False,
+    size: Annotated[
+        Size,
+        typer.Option(
+            parser=parse_size,
+            metavar="HxW",
+            show_default="1024x2048",
+            help="With --measure: of the largest pictures. The tables of networks want 1024x2048.",
+        ),
+    ] = Size(1024, 2048),
+    repeats: Annotated[int, typer.Option(min=1, help="With --measure: rounds.")] = 7,
+    threads: Threads = None,
+) -> None:
+    """Put what was measured on one page: report.html, and report.md with pictures.
+
+    The page holds the authors' ablation with what this machine makes of it, speed against
+    accuracy, the time per layer against its floor, what factorised convolutions buy, dead taps,
+    scaling, memory. It asks for no other file and no network. Every cell names the place in a
+    results file, or the publication, that it comes from.
+
+    --measure first measures this machine into [cyan]DIR/results[/], which takes minutes (with
+    --full, all peers, many); what is there already is kept, so that a run that was stopped goes
+    on. Files that [cyan]fassd bench --peers --json[/], [cyan]fassd bench --layers
+    --json[/], [cyan]pytest benchmarks/ --benchmark-json[/] or [cyan]make gpu-report[/] wrote are
+    read from there, too.
+
+    [bold]Examples[/]
+
+    [cyan]fassd report -o report[/]
+
+    [cyan]fassd report -o report --measure[/]
+
+    [cyan]fassd report -o report --results mine/ --results benchmarks/results[/]
+    """
+    from fassd.charts import check_matplotlib
+    from fassd.images import check_folder
+    from fassd.report import build_page, collect, committed_results, write_report
+
+    if full and not measure:
+        raise ValueError("--full: only with --measure")
+    check_matplotlib()
+    check_folder(output)
+    own = output / "results"
+    if measure:
+        measure_into(own, full, threads, size, repeats)
+    committed = committed_results()
+    folders = results or [own, *([committed] if committed else [])]
+    absent = [str(folder) for folder in results or () if not folder.is_dir()]
+    if absent:
+        raise ValueError(f"--results: no such folder: {', '.join(absent)}")
+    notes: list[str] = []
+    page = build_page(collect(folders, notes), notes)
+    for path in write_report(output, page):
+        say(f"report: {escape(str(path))}")
+
+
+def measure_into(folder: Path, full: bool, threads: int | None, size: Size, repeats: int) -> None:
+    """Measure what `folder` lacks, telling what is at work."""
+    from fassd.report.measure import measure, parts
+
+    with progress() as bar:
+        task = bar.add_task("", total=None)
+        wanted = parts(full, threads, size, repeats)
+        for path in measure(folder, wanted, lambda text: bar.update(task, description=text)):
+            say(f"figures: {escape(str(path))}")
