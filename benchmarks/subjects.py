@@ -14,11 +14,12 @@ from benchmarks.operators import (
     OPERATORS,
     PICTURES,
     part_of_network,
+    picture_call,
     picture_candidate,
     picture_module,
     picture_reference,
 )
-from benchmarks.peers import BUILDERS, Candidate, Form, randomised
+from benchmarks.peers import BUILDERS, Candidate, Form, fused, randomised
 from benchmarks.timing import Inputs
 from fassd.models import DAPF, MDA, create_model
 from fassd.models.aspp import ASPP
@@ -32,7 +33,8 @@ class Case:
 
     Attributes:
         part: ``operators``, ``modules`` or ``networks``.
-        subject: a key of `OPERATORS` or of `PICTURES`, a key of `MODULES`, or a network's name.
+        subject: a key of `OPERATORS` or of `PICTURES`, of `MODULES` or of `MODULE_VARIANTS`, or a
+            network's name.
         height, width: of the *network's* input in pixels, whatever the subject.
         dtype: a key of `DTYPES`.
         batch: pictures at once.
@@ -95,6 +97,12 @@ MODULES = {
 }
 """The last one, of the baselines, takes DAPF's place."""
 
+MODULE_VARIANTS = {
+    f"DAPF(224), alpha {alpha}": ModulePlace(partial(DAPF, 224, alpha=alpha), 224, 32, "dapf")
+    for alpha in (1, 4, 6, 8)
+}
+"""DAPF at other alphas than FASSD-Net's 2; left out of the GPU report, whose time is short."""
+
 NETWORK_NEEDS = frozenset({"conv_act", "dapf", "mda"})
 """Operators without which an accelerated network is still mostly PyTorch."""
 
@@ -147,7 +155,7 @@ def subject_of(case: Case, device: torch.device, compiler: str) -> Subject:
             picture_module(*where),
             ((case.batch, case.height, case.width, 3),),
             partial(picture_reference, case.subject),
-            lambda name: picture_candidate(name, *where, device, compiler),
+            partial(picture_candidate_of, *where, device, compiler),
             pictures=True,
         )
     form, shapes = form_of(case, device, compiler)
@@ -160,9 +168,29 @@ def subject_of(case: Case, device: torch.device, compiler: str) -> Subject:
         form.module,
         shapes,
         partial(reference_output, module, precision, device),
-        lambda name: BUILDERS[name](form),
+        partial(candidate_of, form),
         labels=labels,
     )
+
+
+def candidate_of(form: Form, name: str) -> Candidate:
+    """The candidate `name` of `BUILDERS`, or what the backend of ours of that name does.
+
+    Raises:
+        UnavailableError: it cannot be had here; the message says why.
+    """
+    if name in BUILDERS:
+        return BUILDERS[name](form)
+    return Candidate(name, fused(form, name), channels_last=True)
+
+
+def picture_candidate_of(
+    subject: str, dtype: torch.dtype, device: torch.device, compiler: str, name: str
+) -> Candidate:
+    """The same for a row of `PICTURES`."""
+    if name in BUILDERS:
+        return picture_candidate(name, subject, dtype, device, compiler)
+    return Candidate(name, picture_call(subject, name, dtype, device))
 
 
 def form_of(
@@ -177,7 +205,7 @@ def form_of(
         )
         return form, tuple(case.map_shape(*place) for place in operator.maps)
     if case.part == "modules":
-        module = MODULES[case.subject]
+        module = {**MODULES, **MODULE_VARIANTS}[case.subject]
         form = Form(randomised(module.build()), *where, frozenset({module.operator}))
         return form, (case.map_shape(module.channels, module.reduction),)
     network = Labelled(randomised(create_model(case.subject)))
