@@ -19,18 +19,19 @@ from benchmarks.peers import (
     TRITON_GRAPH,
 )
 from benchmarks.rows import Row, rows_by_subject, speedup
+from fassd import plotting
+from fassd.plotting import Bars, grouped_bars
 
-# Okabe and Ito's colours, as in `fassd.charts`.
 COLOURS = {
-    FOLDED: "#999999",
-    CUDNN_RELU: "#F0E442",
-    COMPILE: "#56B4E9",
-    MAX_AUTOTUNE: "#009E73",
-    TRITON: "#E69F00",
-    TRITON_GRAPH: "#CC79A7",
-    NATIVE: "#D55E00",
-    DEPENDENT: "#0072B2",
-    CHOSEN: "#000000",
+    FOLDED: plotting.COLOURS["grey"],
+    CUDNN_RELU: plotting.COLOURS["yellow"],
+    COMPILE: plotting.COLOURS["sky"],
+    MAX_AUTOTUNE: plotting.COLOURS["green"],
+    TRITON: plotting.COLOURS["orange"],
+    TRITON_GRAPH: plotting.COLOURS["purple"],
+    NATIVE: plotting.COLOURS["vermilion"],
+    DEPENDENT: plotting.COLOURS["blue"],
+    CHOSEN: plotting.BLACK,
 }
 PARTS = ("networks", "modules", "operators")
 
@@ -109,26 +110,13 @@ def draw_groups(axes: Any, subjects: Mapping[str, Sequence[Row]]) -> None:
         ]
         for form in COLOURS
     }
-    shown = {form: heights for form, heights in figures.items() if any(heights)}
-    step = 1 / (len(shown) + 1.5)  # the unit is a group; a bar and a half stay free between two
-    for index, (form, heights) in enumerate(shown.items()):
-        offset = (index - (len(shown) - 1) / 2) * step
-        bars = axes.bar(
-            [group + offset for group in range(len(heights))],
-            [height or 0 for height in heights],
-            width=step,
-            color=COLOURS[form],
-            edgecolor="white",
-            linewidth=0.5,
-            label=TITLES[form],
-        )
-        texts = ["" if height is None else f"{height:.2f}" for height in heights]
-        axes.bar_label(bars, texts, rotation=90, padding=3, fontsize=7)
-    axes.axhline(1, color="black", linewidth=1, linestyle="--")
+    series = [
+        Bars(TITLES[form], heights, COLOURS[form])
+        for form, heights in figures.items()
+        if any(heights)
+    ]
     # "HarDBlock base.4" in two lines, "MDA(63, 2)" in one.
     names = [name.replace(" ", "" if "(" in name else "\n") for name in subjects]
-    axes.set_xticks(range(len(subjects)), names)
+    grouped_bars(axes, names, series)
     axes.tick_params("x", labelsize=8)
-    axes.set_ylabel("times as fast")
-    axes.margins(x=0.02, y=0.18)  # above: room for the tallest bar's figure
     axes.spines[["top", "right"]].set_visible(False)

@@ -38,6 +38,10 @@ ours 16; after a rest 8, and 7 to 20 as the threads happen to wake; after a rest
 6.1, round after round, as each does alone."""
 
 
+UNUSED_FIELDS = ("dtype", "device", "compile", "memory")
+"""Of a job, what says nothing here."""
+
+
 @dataclass(frozen=True)
 class Match:
     """How far a candidate's output equals the reference's logits.
@@ -100,9 +104,9 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dump`; times in seconds, labels in %."""
         peer = self.fastest_peer
-        unused = ("dtype", "device", "compile", "memory")
+        job = asdict(self.job)
         return {
-            "job": {name: value for name, value in asdict(self.job).items() if name not in unused},
+            "job": {name: value for name, value in job.items() if name not in UNUSED_FIELDS},
             "fastest_float32_peer": peer and peer.candidate.title,
             "results": [
                 {

@@ -11,20 +11,16 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import fassd
-from fassd import speed
+from fassd.speed import environment
 
 __all__ = [
     "EXTRA",
@@ -272,36 +268,3 @@ def check_keys(keys: Sequence[str]) -> None:
             f"unknown candidate {', '.join(map(repr, unknown)) or '(none given)'}, "
             f"known are {', '.join(KEYS)}"
         )
-
-
-def environment() -> dict[str, Any]:
-    """`speed.environment` of the CPU, with the kernels' instruction set, versions and commit.
-
-    The commit is None outside a checkout, and ends in ``-dirty`` where files differ from it.
-    """
-    import fassd_kernels
-
-    return {
-        **speed.environment(),
-        "instruction_set": fassd_kernels.ops.CPU_CAPABILITY,
-        "versions": {name: _version(name) for name in ("numpy", "onnx", "onnxruntime", "openvino")},
-        "commit": _commit(Path(fassd.__file__).parents[1]),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit(checkout: Path) -> str | None:
-    if not (checkout / ".git").exists():  # installed, perhaps inside somebody else's checkout
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()

@@ -228,8 +228,8 @@ def test_plot_without_matplotlib_tells_what_to_install(tmp_path, monkeypatch):
 
 def test_environment_names_the_commit_of_a_checkout(monkeypatch, tmp_path):
     commit = peers.environment()["commit"]
-    if (Path(peers.fassd.__file__).parents[1] / ".git").exists():
+    if (Path(speed.fassd.__file__).parents[1] / ".git").exists():
         assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
     (tmp_path / "fassd").mkdir()
-    monkeypatch.setattr(peers.fassd, "__file__", str(tmp_path / "fassd" / "__init__.py"))
+    monkeypatch.setattr(speed.fassd, "__file__", str(tmp_path / "fassd" / "__init__.py"))
     assert peers.environment()["commit"] is None

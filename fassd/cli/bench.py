@@ -46,6 +46,7 @@ AGREEMENT_OF_DEMO = 99.9  # per cent of the labels
 
 @app.command()
 def bench(
+    context: typer.Context,
     model: Model = "fassd_net",
     weights: Weights = None,
     classes: Classes = 19,
@@ -112,6 +113,19 @@ def bench(
     threads: Threads = None,
     seed: Seed = 1,
     json_: Json = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="Measure the job of this file of --json once more: did a speed-up change?",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            min=0, max=99, metavar="PERCENT", help="With --against: a change not worth an alarm."
+        ),
+    ] = 3.0,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="PNG", help="With --peers or --layers: also draw the figures."),
@@ -136,9 +150,16 @@ def bench(
     where it is this machine's, the time measured. It plans with Triton, which comes with
     [cyan]pip install 'fassd-net\\[triton]'[/].
 
+    --against FILE, for use in CI, measures what FILE tells (of --json, also with --peers) once more
+    and compares speed-ups, never times: the ratios of interleaved rounds, then and now, with a
+    bootstrap interval of 95%. Exit code 1: a path became slower by more than --tolerance, beyond
+    noise; disagrees with the reference now; or is missing.
+
     [bold]Examples[/]
 
     [cyan]fassd bench[/]
+
+    [cyan]fassd bench --json base.json[/] and later [cyan]fassd bench --against base.json[/]
 
     [cyan]fassd bench --compile --threads 1 --json bench.json[/]
 
@@ -176,6 +197,9 @@ def bench(
     )
     check_file(json_)
     check_file(plot)
+    if against is not None:
+        _run_against(context, against, tolerance, json_)
+        return
     own_weights = not all_ and predict is None
     job = Job(
         model=model,
@@ -211,6 +235,61 @@ def bench(
     else:
         report = _measure(partial(run, job), [job])
     _deliver(report, json_, plot)
+
+
+# What --against takes beside the file's job, and what only a file can say.
+_FREE = ("against", "tolerance", "json_", "repeats", "memory")
+_NOT_AGAINST = ("all_", "sizes", "batches", "only", "layers", "predict", "plot")
+
+
+def _run_against(context: typer.Context, file: Path, tolerance: float, json_: Path | None) -> None:
+    """Measure a file's jobs once more and tell what changed; exit code 1 if for the worse.
+
+    Raises:
+        ValueError: an option that contradicts the file, or a file that cannot be compared with.
+    """
+    from fassd.against import read_baseline, run_against
+
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if _is_given(context, name) and name not in _FREE
+    }
+    for name in _NOT_AGAINST:
+        if name in given:
+            raise ValueError(f"--{name.strip('_')}: only without --against, whose file tells it")
+    options = {name.strip("_"): value for name, value in given.items()}
+    for name, kind in (("dtype", tuple), ("size", tuple)):
+        if name in options:
+            options[name] = kind(options[name])
+    if options.get("weights") == "random":
+        options["weights"] = None
+    baseline = read_baseline(file)
+    baseline.check(options)
+    repeats = context.params["repeats"] if _is_given(context, "repeats") else None
+    jobs = [
+        replace(part.job, repeats=repeats or part.job.repeats, memory=False)
+        for part in baseline.jobs
+    ]
+    report = _measure(
+        partial(
+            run_against,
+            baseline,
+            repeats=repeats,
+            threads=context.params["threads"],
+            tolerance=tolerance,
+        ),
+        jobs,
+    )
+    _deliver(report, json_, None)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _check_options(*rules: tuple[str, object, bool, str]) -> None:
