@@ -16,9 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
 from fassd.data.synthetic import VERSION
+from fassd.images import replacing
 from fassd.models import list_models
 from fassd.peers import environment
 
@@ -83,13 +86,14 @@ def score(name: str, weights: Path, streets: Path, work: Path) -> dict[str, Any]
 
 def draw_panel(work: Path, streets: Path, folder: Path) -> str:
     """The picture of what the trained networks make of held-out scenes; its name."""
-    picture = folder / "panel.jpg"
     networks: list[str] = []
     for name in PANEL:
         networks += ["--model", f"{name}={work / 'runs' / name / 'last.safetensors'}"]
-    fassd(
-        "compare", "--data", streets, "--index", SCENES, *networks, "--width", "320", "-o", picture
-    )
+    drawn = work / "panel.png"
+    fassd("compare", "--data", streets, "--index", SCENES, *networks, "--width", "320", "-o", drawn)
+    picture = folder / "panel.jpg"
+    with Image.open(drawn) as image, replacing(picture) as file:
+        image.convert("RGB").save(file, format="JPEG", quality=88)
     return picture.name
 
 

@@ -11,22 +11,21 @@ from fassd.launch_report import LaunchReport
 from fassd.layer_report import LayerReport
 from fassd.peer_report import Comparison, PeerReport
 from fassd.peers import EXTRA, OURS, REFERENCE, Candidate
+from fassd.plotting import COLOURS, Bars, grouped_bars, layer_figure
 
 __all__ = ["check_matplotlib", "draw", "draw_launches", "draw_layers", "draw_speedups"]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; greys for plain PyTorch. Bars of
-# one colour that differ in their output or precision are told apart by hatching.
-COLOURS = {
-    "channels_last": "#999999",
-    "inductor": "#56B4E9",
-    "onnxruntime": "#009E73",
-    "openvino": "#E69F00",
-    "openvino_bf16": "#E69F00",
-    (OURS, "float32"): "#D55E00",
-    (OURS, "float16"): "#CC79A7",
-    (OURS, "bfloat16"): "#0072B2",
+# Bars of one colour that differ in their output or precision are told apart by hatching.
+SERIES_COLOURS = {
+    "channels_last": COLOURS["grey"],
+    "inductor": COLOURS["sky"],
+    "onnxruntime": COLOURS["green"],
+    "openvino": COLOURS["orange"],
+    "openvino_bf16": COLOURS["orange"],
+    (OURS, "float32"): COLOURS["vermilion"],
+    (OURS, "float16"): COLOURS["purple"],
+    (OURS, "bfloat16"): COLOURS["blue"],
 }
-HATCH = "////"
 
 
 def check_matplotlib() -> None:
@@ -95,28 +94,16 @@ def draw_speedups(path: Path, report: PeerReport) -> None:
 
 
 def _draw_groups(axes: Any, comparisons: Sequence[Comparison], shown: Sequence[Candidate]) -> None:
-    step = 1 / (len(shown) + 1.5)  # the unit is a group; a bar and a half stay free between two
-    for index, candidate in enumerate(shown):
-        offset = (index - (len(shown) - 1) / 2) * step
-        heights = [_speedup(comparison, candidate) for comparison in comparisons]
-        colour = COLOURS.get(candidate.key) or COLOURS[candidate.key, candidate.dtype]
-        hatched = candidate.output == "labels" or candidate.key == "openvino_bf16"
-        bars = axes.bar(
-            [group + offset for group in range(len(comparisons))],
-            [height or 0 for height in heights],
-            width=step,
-            color=colour,
-            edgecolor="white",
-            linewidth=0.5,
-            hatch=HATCH if hatched else None,
-            label=candidate.title,
+    series = [
+        Bars(
+            candidate.title,
+            [_speedup(comparison, candidate) for comparison in comparisons],
+            SERIES_COLOURS.get(candidate.key) or SERIES_COLOURS[candidate.key, candidate.dtype],
+            candidate.output == "labels" or candidate.key == "openvino_bf16",
         )
-        figures = ["" if height is None else f"{height:.2f}" for height in heights]
-        axes.bar_label(bars, figures, rotation=90, padding=3, fontsize=7)
-    axes.axhline(1, color="black", linewidth=1, linestyle="--")
-    axes.set_xticks(range(len(comparisons)), [c.job.model for c in comparisons])
-    axes.set_ylabel("times as fast")
-    axes.margins(x=0.02, y=0.18)  # above: room for the tallest bar's figure
+        for candidate in shown
+    ]
+    grouped_bars(axes, [comparison.job.model for comparison in comparisons], series)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -136,29 +123,7 @@ def draw_layers(path: Path, report: LayerReport) -> None:
         ImportError: matplotlib is not installed.
     """
     check_matplotlib()
-    from matplotlib.figure import Figure
-
-    layers, where, job = report.layers, report.environment, report.job
-    figure = Figure(figsize=(9, 2 + 0.26 * len(layers)), layout="constrained")
-    axes = figure.add_subplot()
-    rows = range(len(layers))
-    measured = [1e3 * layer.timing.median for layer in layers]
-    predicted = [1e3 * layer.prediction.seconds for layer in layers]
-    floors = [1e3 * layer.prediction.arithmetic for layer in layers]
-    axes.barh(rows, measured, color="#56B4E9", label="measured, median")
-    axes.plot(predicted, rows, "D", color="#D55E00", markersize=5, label="predicted")
-    axes.plot(floors, rows, "|", color="black", markersize=11, label="floor: arithmetic alone")
-    axes.set_yticks(rows, [f"{layer.call.name}  ({layer.call.kind})" for layer in layers])
-    axes.invert_yaxis()
-    axes.set_xlabel("ms")
-    figure.legend(loc="outside lower center", ncols=3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(
-        f"{job.model}, {job.batch}x3x{job.size[0]}x{job.size[1]}, {job.dtype}, labels out\n"
-        f"{where['cpu']}, {where['threads']} threads, {where['date'][:10]}",
-        fontsize=11,
-    )
-    _save(path, figure)
+    _save(path, layer_figure(report.to_json()))
 
 
 def draw_launches(path: Path, report: LaunchReport) -> None:

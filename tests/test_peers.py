@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fassd import peer_report, peers, speed
 from fassd.bench import Job
-from fassd.charts import COLOURS, draw_speedups
+from fassd.charts import SERIES_COLOURS, draw_speedups
 from fassd.peer_report import Comparison, Match, PeerReport, Result, run_peers
 from fassd.peers import Candidate, Subject, candidates
 
@@ -213,7 +213,7 @@ def test_plot_shows_bars_in_proportion(tmp_path: Path):
         picture = np.asarray(image.convert("RGB")).astype(int)
     heights = []
     for key in ("inductor", "onnxruntime"):
-        colour = [int(COLOURS[key][i : i + 2], 16) for i in (1, 3, 5)]
+        colour = [int(SERIES_COLOURS[key][i : i + 2], 16) for i in (1, 3, 5)]
         heights.append((picture == colour).all(2).sum(0).max())
     assert heights[0] > 50
     assert heights[1] == pytest.approx(2 * heights[0], rel=0.1)  # the legend's sample is in both

@@ -45,3 +45,11 @@ def test_python_example_names_exist() -> None:
 
     for module, name in re.findall(r"\b(fassd|fassd_kernels)\.(\w+)\(", README):
         assert hasattr({"fassd": fassd, "fassd_kernels": fassd_kernels}[module], name), name
+
+
+def test_headline_and_plots_are_those_of_the_results() -> None:
+    """`python -m benchmarks.readme` writes them."""
+    from benchmarks.readme import RESULTS, stale
+    from fassd.report import collect
+
+    assert stale(collect([RESULTS])) == []

@@ -1,0 +1,111 @@
+"""The README's table and plots, from the committed results: ``python -m benchmarks.readme``.
+
+``--check`` writes nothing and exits with 1 where they differ. A plot tells by a digest in its file
+what it was drawn from, since its pixels vary with the version of matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.environment import ROOT
+from fassd.images import replacing
+from fassd.report import collect
+from fassd.report.networks import HEADLINE, ablation, headline_table, speedup_plot
+from fassd.report.page import Plot, markdown_table, png
+from fassd.report.results import Collection
+
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- headline: python -m benchmarks.readme -->\n", "<!-- /headline -->\n"
+DIGEST = "Figures"
+DPI = 100
+
+
+def plots(results: Collection) -> Iterator[tuple[Path, Plot]]:
+    """The README's plots with their files."""
+    bars = speedup_plot(results, HEADLINE)
+    if bars is None:
+        raise ValueError(f"no comparison of {', '.join(HEADLINE)} in {RESULTS}")
+    yield ROOT / "docs" / "speedups.png", bars
+    scatter = next(block for block in ablation(results).blocks if isinstance(block, Plot))
+    yield ROOT / "docs" / "speed-accuracy.png", scatter
+
+
+def digest(plot: Plot) -> str:
+    """Of the numbers and words that a plot is drawn from."""
+    assert isinstance(plot.draw, functools.partial)
+    return hashlib.sha256(repr((plot.draw.args, plot.draw.keywords)).encode()).hexdigest()
+
+
+def headline(results: Collection) -> str:
+    """The table as it stands in the README.
+
+    Raises:
+        ValueError: the results hold no network at full size.
+    """
+    table = headline_table(results)
+    if table is None:
+        raise ValueError(f"no comparison of {', '.join(HEADLINE)} in {RESULTS}")
+    return "\n".join(markdown_table(table))
+
+
+def replaced(text: str, table: str) -> str:
+    """The README with its table in place.
+
+    Raises:
+        ValueError: it has no place for one.
+    """
+    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    changed, count = re.subn(pattern, lambda _: BEGIN + table + END, text, flags=re.S)
+    if count != 1:
+        raise ValueError(f"README.md must have {BEGIN!r} and {END!r} once, found {count}")
+    return changed
+
+
+def drawn_from(path: Path) -> str | None:
+    """The digest in a plot's file."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get(DIGEST)
+
+
+def stale(results: Collection) -> list[str]:
+    """What in the README differs from the results."""
+    text = README.read_text()
+    found = [] if replaced(text, headline(results)) == text else ["README.md: the headline table"]
+    for path, plot in plots(results):
+        if drawn_from(path) != digest(plot):
+            found.append(str(path.relative_to(ROOT)))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args(arguments)
+    results = collect([RESULTS])
+    if options.check:
+        differing = stale(results)
+        for line in differing:
+            print(f"differs from benchmarks/results: {line}")
+        return 1 if differing else 0
+    text = replaced(README.read_text(), headline(results)).encode()
+    with replacing(README) as file:
+        file.write(text)
+    for path, plot in plots(results):
+        with replacing(path) as file:
+            file.write(png(plot, {DIGEST: digest(plot)}, DPI))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
