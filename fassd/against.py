@@ -226,11 +226,13 @@ def _read(record: dict[str, Any]) -> tuple[Rounds, ...]:
 def _read_job(part: Any, where: str, with_peers: bool) -> Rounds:
     _expect(part, where, {"job": dict, "results": list})
     job = _job(part["job"], f"the job of {where}", with_peers)
-    known = list(_titles() if with_peers else job.paths())
+    known = list(_titles(job.device) if with_peers else job.paths())
     seconds: dict[str, Sequence[float]] = {}
     labels: dict[str, float] = {}
     for i, row in enumerate(part["results"]):
         _expect(row, f"results[{i}] of {where}", {"name": str, "seconds": list | tuple})
+        if row.get("kind") == peer_report.OTHER:  # has no speed-up over the reference
+            continue
         name = row["name"]
         if name not in known:
             raise ValueError(f"unknown path {name!r} in {where}, known are {', '.join(known)}")
@@ -249,7 +251,7 @@ def _read_job(part: Any, where: str, with_peers: bool) -> Rounds:
 def _job(record: dict[str, Any], where: str, with_peers: bool) -> Job:
     """The job that a report's `to_json` describes; one with --peers leaves out what it has not."""
     kinds = get_type_hints(Job)
-    optional = ("memory", *(peer_report.UNUSED_FIELDS if with_peers else ()))
+    optional = ("memory", *((*peer_report.UNUSED_FIELDS, "device") if with_peers else ()))
     _expect(
         record,
         where,
@@ -302,14 +304,18 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def _titles() -> dict[str, peers.Candidate]:
+def _titles(device: str) -> dict[str, peers.Candidate]:
     """Every candidate that a file of --peers can hold, the reference first."""
-    return {c.title: c for c in peers.candidates(["float32", "float16", "bfloat16"])}
+    return peers.every_candidate(device)
 
 
 def _dtypes(measured: Rounds) -> tuple[str, ...]:
     """What --dtype made a file of --peers: ours in these, beside float32."""
-    ours = (c for c in _titles().values() if c.key == peers.OURS and c.title in measured.seconds)
+    ours = (
+        c
+        for c in _titles(measured.job.device).values()
+        if c.key == peers.OURS and c.title in measured.seconds
+    )
     dtypes = tuple(dict.fromkeys(c.dtype for c in ours if c.dtype != "float32"))
     return dtypes or ("float32",)
 
@@ -352,7 +358,9 @@ def run_against(
     report: bench.Report | peer_report.PeerReport
     if baseline.peers:
         measured = {title for then in baseline.jobs for title in then.seconds}
-        chosen = [candidate for title, candidate in _titles().items() if title in measured]
+        chosen = [
+            candidate for title, candidate in _titles(jobs[0].device).items() if title in measured
+        ]
         report = peer_report.run_peers(jobs, chosen, step=step, tick=tick)
     else:
         pick_device(jobs[0].device)

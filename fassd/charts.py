@@ -18,6 +18,10 @@ __all__ = ["check_matplotlib", "draw", "draw_launches", "draw_layers", "draw_spe
 # Bars of one colour that differ in their output or precision are told apart by hatching.
 SERIES_COLOURS = {
     "channels_last": COLOURS["grey"],
+    "amp": COLOURS["yellow"],
+    "compile": COLOURS["sky"],
+    "max_autotune": COLOURS["green"],
+    "tensorrt": COLOURS["orange"],
     "inductor": COLOURS["sky"],
     "onnxruntime": COLOURS["green"],
     "openvino": COLOURS["orange"],
@@ -72,7 +76,7 @@ def draw_speedups(path: Path, report: PeerReport) -> None:
         result.candidate.title: result.candidate
         for comparison in report.comparisons
         for result in comparison.results
-        if result.candidate.key != REFERENCE
+        if result.candidate.key != REFERENCE and result.candidate.other is None
     }
     groups = max(map(len, rows.values()))
     # Inches: a bar holds its figure, upright at 7 points; a group is as wide as its name at least.
@@ -99,7 +103,8 @@ def _draw_groups(axes: Any, comparisons: Sequence[Comparison], shown: Sequence[C
             candidate.title,
             [_speedup(comparison, candidate) for comparison in comparisons],
             SERIES_COLOURS.get(candidate.key) or SERIES_COLOURS[candidate.key, candidate.dtype],
-            candidate.output == "labels" or candidate.key == "openvino_bf16",
+            candidate.output == "labels"
+            or (candidate.key != OURS and candidate.dtype != "float32"),
         )
         for candidate in shown
     ]

@@ -24,6 +24,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from fassd.models import ASPP, DAPF, MDA, ConvLayer, HarDBlock
 
@@ -153,6 +154,18 @@ def analyze(
         parts=parts,
         dead_taps=tuple(counter.dead_taps),
     )
+
+
+def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of the convolutions and matrix products of any module, which is run.
+
+    Args:
+        module: on the CPU.
+        shape: of its one input.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.zeros(shape))
+    return counter.get_total_flops() // 2
 
 
 def render(complexity: Complexity, console: Console | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Every way to run a network on a CPU that `fassd bench --peers` compares, and how it is built.
+"""Every way to run a network that `fassd bench --peers` compares, and how it is built.
 
 A candidate is built from the same float32 network and answers the same float32 picture as the
 others, each in the form in which it is fastest: channels_last for Inductor, inputs and outputs
@@ -13,13 +13,15 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fassd.models import create_model
+from fassd.peer_networks import OTHERS, OtherNetwork
 from fassd.speed import environment
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "candidates",
     "check_keys",
     "environment",
+    "every_candidate",
 ]
 
 REFERENCE = "eager"
@@ -52,7 +55,7 @@ class Subject:
 
     Attributes:
         model: the reference network, float32, in eval mode; builders leave it as it is.
-        picture: its input, (N, 3, H, W) float32, contiguous.
+        picture: its input, (N, 3, H, W) float32, contiguous, on the model's device.
         backend: of `fassd_kernels`, as in `fassd.Segmenter`.
         compiler: backend of `torch.compile`.
     """
@@ -82,23 +85,29 @@ class Candidate:
     Attributes:
         key: what `--only` calls it.
         title: what tables call it.
-        build: makes the call, without arguments, that runs a subject once.
+        build: takes a subject and makes the call, without arguments, that runs it once.
         dtype: what it computes in.
         output: "logits", (N, classes, H, W), or "labels", (N, H, W).
         exported: whether it is built from `Subject.onnx`.
+        devices: types of the devices that it runs on.
+        by_name_on: of these, those on which it is measured only where `only` names it.
+        other: another network with the same job, which is no peer and is not compared with labels.
     """
 
     key: str
     title: str
-    build: Callable[[Subject], Call]
+    build: Callable[..., Call]
     dtype: str = "float32"
     output: Literal["logits", "labels"] = "logits"
     exported: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    by_name_on: tuple[str, ...] = ()
+    other: OtherNetwork | None = None
 
     @property
     def is_float32_peer(self) -> bool:
         """Whether it is what ours in float32 has to beat."""
-        return self.key != OURS and self.dtype == "float32"
+        return self.key != OURS and self.dtype == "float32" and self.other is None
 
 
 # ----------------------------------------------------------------------------------------- PyTorch
@@ -108,9 +117,33 @@ def eager(subject: Subject) -> Call:
     return lambda: subject.model(subject.picture)
 
 
-def eager_channels_last(subject: Subject) -> Call:
-    model, picture = _channels_last(subject)
+def eager_channels_last(subject: Subject, dtype: str = "float32") -> Call:
+    model, picture = _channels_last(subject, dtype)
     return lambda: model(picture)
+
+
+def amp(subject: Subject) -> Call:
+    """PyTorch's automatic mixed precision: float16 on a GPU, bfloat16 on a CPU."""
+    model, picture = _channels_last(subject)
+    kind = picture.device.type
+
+    def call() -> Tensor:
+        with torch.autocast(kind, torch.float16 if kind == "cuda" else torch.bfloat16):
+            return model(picture)
+
+    return call
+
+
+def compiled(subject: Subject, dtype: str = "float32", mode: str | None = None) -> Call:
+    """`torch.compile` without freezing; in mode "max-autotune" also with CUDA graphs."""
+    model, picture = _channels_last(subject, dtype)
+    torch._dynamo.reset()
+    backend = subject.compiler
+    # Inductor alone has modes.
+    module = torch.compile(
+        model, dynamic=False, backend=backend, mode=mode if backend == "inductor" else None
+    )
+    return lambda: module(picture)
 
 
 def inductor(subject: Subject) -> Call:
@@ -130,10 +163,11 @@ def inductor(subject: Subject) -> Call:
     return lambda: compiled(picture)
 
 
-def _channels_last(subject: Subject) -> tuple[nn.Module, Tensor]:
+def _channels_last(subject: Subject, dtype: str = "float32") -> tuple[nn.Module, Tensor]:
+    precision = getattr(torch, dtype)
     # `to` with a memory format takes parameters of four dimensions only; the others are left.
-    model = copy.deepcopy(subject.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, subject.picture.contiguous(memory_format=torch.channels_last)
+    model = copy.deepcopy(subject.model).to(precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, subject.picture.to(precision).contiguous(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------------------------- other runtimes
@@ -142,18 +176,21 @@ def _channels_last(subject: Subject) -> tuple[nn.Module, Tensor]:
 def onnx_runtime(subject: Subject) -> Call:
     import onnxruntime
 
+    device = subject.picture.device
+    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise RuntimeError(f"this ONNX Runtime has no {provider} (pip install onnxruntime-gpu)")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        subject.onnx, options, providers=["CPUExecutionProvider"]
-    )
-    result = torch.empty(session.get_outputs()[0].shape)
+    session = onnxruntime.InferenceSession(subject.onnx, options, providers=[provider])
+    result = torch.empty(session.get_outputs()[0].shape, device=device)
     binding = session.io_binding()
     for bind, ports, tensor in (
         (binding.bind_input, session.get_inputs(), subject.picture),
         (binding.bind_output, session.get_outputs(), result),
     ):
-        bind(ports[0].name, "cpu", 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
+        place = (device.type, device.index or 0)
+        bind(ports[0].name, *place, np.float32, tuple(tensor.shape), tensor.data_ptr())
 
     def call() -> Tensor:
         session.run_with_iobinding(binding)
@@ -182,6 +219,39 @@ def openvino(subject: Subject, precision: str = "f32") -> Call:
     return call
 
 
+def tensorrt(subject: Subject, dtype: str = "float32") -> Call:
+    """TensorRT 10, from the ONNX file; in float32 without TF32. No GPU has run this yet."""
+    import tensorrt as trt
+
+    log = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(subject.onnx):
+        raise RuntimeError(f"TensorRT cannot read the network: {parser.get_error(0).desc()}")
+    settings = builder.create_builder_config()
+    if dtype == "float16":
+        settings.set_flag(trt.BuilderFlag.FP16)
+    else:
+        settings.clear_flag(trt.BuilderFlag.TF32)
+    plan = builder.build_serialized_network(network, settings)
+    if plan is None:
+        raise RuntimeError("TensorRT built no engine")
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    context = engine.create_execution_context()
+    names = (network.get_input(0).name, network.get_output(0).name)
+    shape = tuple(engine.get_tensor_shape(names[1]))
+    result = torch.empty(shape, device=subject.picture.device)
+    for name, tensor in zip(names, (subject.picture, result), strict=True):
+        context.set_tensor_address(name, tensor.data_ptr())
+
+    def call() -> Tensor:
+        context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+        return result
+
+    return call
+
+
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """The exporter's log without warnings: it misses torchvision, which is not needed here."""
@@ -206,54 +276,150 @@ def ours(subject: Subject, dtype: str = "float32", output: Any = "logits") -> Ca
     return lambda: model(subject.picture)
 
 
+def ours_graph(subject: Subject, dtype: str = "float32", output: Any = "logits") -> Call:
+    """Ours as one CUDA graph."""
+    import fassd_kernels
+
+    model = fassd_kernels.accelerate(
+        subject.model, dtype=getattr(torch, dtype), backend=subject.backend, output=output
+    )
+    runner = fassd_kernels.GraphRunner(model)
+    return lambda: runner(subject.picture)
+
+
+# ------------------------------------------------------------------------------- other networks
+
+
+def other_network(subject: Subject, network: OtherNetwork, compiling: bool) -> Call:
+    """Another network on the subject's picture, in channels_last, eager or by `inductor`."""
+    torch.manual_seed(0)
+    model = network.build().eval().to(subject.picture.device)
+    own = replace(subject, model=model)
+    if not compiling:
+        return eager_channels_last(own)
+    return inductor(own) if subject.picture.device.type == "cpu" else compiled(own)
+
+
 # ------------------------------------------------------------------------------------------- table
 
 PEERS = (
     Candidate(REFERENCE, "eager NCHW", eager),
     Candidate("channels_last", "eager channels_last", eager_channels_last),
-    Candidate("inductor", "Inductor freezing", inductor),
+    Candidate("amp", "eager AMP", amp, dtype="amp", by_name_on=("cpu",)),
+    Candidate("inductor", "Inductor freezing", inductor, devices=("cpu",)),
+    Candidate("compile", "torch.compile", compiled, by_name_on=("cpu",)),
+    Candidate(
+        "max_autotune",
+        "compile max-autotune",
+        functools.partial(compiled, mode="max-autotune"),
+        by_name_on=("cpu",),
+    ),
     Candidate("onnxruntime", "ONNX Runtime", onnx_runtime, exported=True),
-    Candidate("openvino", "OpenVINO", openvino, exported=True),
+    Candidate("openvino", "OpenVINO", openvino, exported=True, devices=("cpu",)),
     Candidate(
         "openvino_bf16",
         "OpenVINO bfloat16",
         functools.partial(openvino, precision="bf16"),
         dtype="bfloat16",
         exported=True,
+        devices=("cpu",),
     ),
+    Candidate("tensorrt", "TensorRT", tensorrt, exported=True, devices=("cuda",)),
 )
+HALVED = ("channels_last", "compile", "max_autotune", "tensorrt")
+"""Those that a GPU also runs in 16 bits, as ours does."""
+
+OTHER_CANDIDATES = tuple(
+    Candidate(
+        network.key,
+        f"{network.title}{', compiled' if compiling else ''}",
+        functools.partial(other_network, network=network, compiling=compiling),
+        other=network,
+    )
+    for network in OTHERS
+    for compiling in (False, True)
+)
+
 # Plain PyTorch in bfloat16 is missing on purpose: see `bench.Job.paths`.
 
-KEYS = (*(peer.key for peer in PEERS), OURS)
+KEYS = (*(peer.key for peer in PEERS), OURS, *(network.key for network in OTHERS))
 """What `--only` takes."""
 
 
 def candidates(
-    dtypes: Sequence[str] = ("float32",), only: Sequence[str] | None = None
+    dtypes: Sequence[str] = ("float32",),
+    only: Sequence[str] | None = None,
+    *,
+    device: str = "cpu",
+    others: bool = False,
 ) -> list[Candidate]:
     """The candidates to measure, the reference first.
 
     Args:
-        dtypes: what `fassd_kernels` computes in; each with logits and with labels.
-        only: keys to keep, of `KEYS`; None keeps all.
+        dtypes: what `fassd_kernels` computes in; each with logits and with labels. On a GPU, plain
+            and compiled PyTorch and TensorRT, too.
+        only: keys to keep, of `KEYS`; None keeps what is worth its time on the device.
+        device: where they are to run.
+        others: also other networks with the same job.
 
     Raises:
-        ValueError: a key that is not in `KEYS`.
+        ValueError: a key that is not in `KEYS`, or that does not run on the device.
     """
     if only is not None:
         check_keys(only)
-    fused = [
-        Candidate(
-            OURS,
-            " ".join(word for word in (OURS, dtype, output) if word not in ("float32", "logits")),
-            functools.partial(ours, dtype=dtype, output=output),
-            dtype,
-            output,
-        )
-        for dtype in dict.fromkeys(dtypes)
-        for output in ("logits", "labels")
-    ]
-    return [c for c in (*PEERS, *fused) if only is None or c.key in only]
+    kind = torch.device(device).type
+    every = [c for c in _table(dtypes, kind) if kind in c.devices]
+    if only is None:
+        return [c for c in every if kind not in c.by_name_on and (others or c.other is None)]
+    chosen = [c for c in every if c.key in only or (others and c.other)]
+    absent = sorted(set(only) - {c.key for c in chosen})
+    if absent:
+        raise ValueError(f"{', '.join(absent)}: does not run on {kind}")
+    return chosen
+
+
+def _table(dtypes: Sequence[str], kind: str) -> list[Candidate]:
+    found = list(PEERS)
+    for dtype in dict.fromkeys(dtypes):
+        if kind == "cuda" and dtype != "float32":
+            found += [
+                replace(
+                    peer,
+                    title=f"{peer.title} {dtype}",
+                    dtype=dtype,
+                    build=functools.partial(peer.build, dtype=dtype),
+                )
+                for peer in PEERS
+                # TensorRT's builder has a flag for float16; bfloat16 it takes from typed networks.
+                if peer.key in HALVED and (peer.key, dtype) != ("tensorrt", "bfloat16")
+            ]
+    for dtype in dict.fromkeys(dtypes):
+        for output in ("logits", "labels"):
+            words = [word for word in (OURS, dtype, output) if word not in ("float32", "logits")]
+            build = functools.partial(ours, dtype=dtype, output=output)
+            found.append(Candidate(OURS, " ".join(words), build, dtype, output))
+            if kind == "cuda":
+                build = functools.partial(ours_graph, dtype=dtype, output=output)
+                found.append(Candidate(OURS, " ".join([*words, "graph"]), build, dtype, output))
+    return [*found, *OTHER_CANDIDATES]
+
+
+def every_candidate(device: str = "cpu") -> dict[str, Candidate]:
+    """All that can be measured on a device, by title."""
+    kind = torch.device(device).type
+    table = _table(("float32", "float16", "bfloat16"), kind)
+    return {c.title: c for c in table if kind in c.devices}
+
+
+def memory_call(title: str, threads: int, size: list[int], **fields: Any) -> Call:
+    """The call of one candidate, for the process that measures its memory; any picture does."""
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    model = create_model(fields["model"], fields["classes"], fields["alpha"]).eval()
+    picture = torch.zeros(fields["batch"], 3, *size)
+    subject = Subject(model, picture, fields["backend"], fields["compiler"])
+    return every_candidate()[title].build(subject)
 
 
 def check_keys(keys: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from fassd import peer_report, peers, speed
+from fassd import energy, peer_report, peers, speed
 from fassd.bench import Job
 from fassd.charts import SERIES_COLOURS, draw_speedups
+from fassd.peer_networks import OTHERS, OtherNetwork, prepare_for_inference
 from fassd.peer_report import Comparison, Match, PeerReport, Result, run_peers
 from fassd.peers import Candidate, Subject, candidates
 
-SMALL = Job("fassd_net_l2", weights="synthetic", size=(64, 96), repeats=3, warmup=0)
+SMALL = Job("fassd_net_l2", weights="synthetic", size=(64, 96), repeats=3, warmup=0, memory=False)
 
 
 def run(chosen, *jobs):
@@ -60,8 +62,167 @@ def test_candidates_by_dtype_and_key():
     titles = [c.title for c in chosen]
     assert titles == ["eager NCHW", "ours", "ours labels", "ours float16", "ours float16 labels"]
     assert [c.is_float32_peer for c in chosen] == [True, False, False, False, False]
-    with pytest.raises(ValueError, match=r"unknown candidate 'tensorrt', known are eager, chan"):
+    with pytest.raises(ValueError, match=r"unknown candidate 'warp', known are eager, chan"):
+        candidates(only=["eager", "warp"])
+
+
+def test_candidates_that_another_device_has_are_refused():
+    with pytest.raises(ValueError, match="tensorrt: does not run on cpu"):
         candidates(only=["eager", "tensorrt"])
+    with pytest.raises(ValueError, match="inductor, openvino: does not run on cuda"):
+        candidates(only=["openvino", "inductor"], device="cuda")
+
+
+def test_a_gpu_runs_the_peers_in_ours_precision():
+    titles = [c.title for c in candidates(["float32", "float16"], device="cuda:1")]
+    assert titles == [
+        "eager NCHW",
+        "eager channels_last",
+        "eager AMP",
+        "torch.compile",
+        "compile max-autotune",
+        "ONNX Runtime",
+        "TensorRT",
+        "eager channels_last float16",
+        "torch.compile float16",
+        "compile max-autotune float16",
+        "TensorRT float16",
+        "ours",
+        "ours graph",
+        "ours labels",
+        "ours labels graph",
+        "ours float16",
+        "ours float16 graph",
+        "ours float16 labels",
+        "ours float16 labels graph",
+    ]
+
+
+def test_candidates_by_name_run_on_a_cpu():
+    chosen = candidates(only=["eager", "amp", "compile", "max_autotune"])
+    (comparison,) = run(chosen).comparisons
+    results = named(comparison)
+    assert list(results) == ["eager NCHW", "eager AMP", "torch.compile", "compile max-autotune"]
+    assert all(result.comparable for result in results.values())
+    assert results["eager AMP"].match.difference > 1e-5  # it did compute in 16 bits
+
+
+class Tiny(torch.nn.Module):
+    """Another network: 19 logits for every pixel, of 27 * 19 + 19 parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 19, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def other(build):
+    network = OtherNetwork("tiny", "Tiny-Net", "pip install tiny-net", build)
+    return Candidate(
+        "tiny",
+        "Tiny-Net",
+        lambda subject: peers.other_network(subject, network, compiling=False),
+        other=network,
+    )
+
+
+def test_another_network_is_timed_and_counted_but_is_no_peer():
+    report = run([*candidates(only=["eager"]), other(Tiny)])
+    (comparison,) = report.comparisons
+    result = named(comparison)["Tiny-Net"]
+    assert result.match is None and result.params == 27 * 19 + 19
+    assert result.macs == 27 * 19 * 64 * 96
+    assert comparison.fastest_peer.candidate.key == "eager"
+    assert comparison.speedup(result, comparison.eager) is None
+    row = comparison.to_json()["results"][1]
+    assert row["kind"] == "other network" and row["match"] is None
+    assert row["speedup_over_eager"] is None
+    text = printed(report)
+    assert "other network" in text and "Tiny-Net" in text
+
+
+def test_another_network_that_is_missing_or_does_another_job_is_a_note():
+    def missing():
+        raise ImportError("No module named 'tiny_net'")
+
+    class Half(Tiny):
+        def forward(self, x):
+            return super().forward(x)[:, :, ::2]
+
+    for build, words in ((missing, "pip install tiny-net"), (Half, "got (1, 19, 32, 96)")):
+        (comparison,) = run([*candidates(only=["eager"]), other(build)]).comparisons
+        assert [r.candidate.key for r in comparison.results] == ["eager"]
+        assert any(words in note for note in comparison.notes)
+
+
+@pytest.mark.parametrize("network", OTHERS, ids=lambda network: network.key)
+def test_published_networks_give_logits_of_full_size(network):
+    try:
+        model = network.build().eval()
+    except ImportError as reason:
+        pytest.skip(f"{reason}: {network.install}")
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 128, 256)).shape == (1, 19, 128, 256)
+
+
+def test_settings_lose_weights_auxiliary_heads_and_synchronised_norms():
+    settings = {
+        "auxiliary_head": [{"type": "FCNHead"}],
+        "data_preprocessor": {"type": "X"},
+        "backbone": {
+            "pretrained": "somewhere",
+            "norm_cfg": {"type": "SyncBN"},
+            "stages": ({"init_cfg": {"checkpoint": "there"}},),
+        },
+    }
+    prepare_for_inference(settings)
+    assert settings == {
+        "data_preprocessor": None,
+        "backbone": {
+            "pretrained": None,
+            "norm_cfg": {"type": "BN"},
+            "stages": ({"init_cfg": None},),
+        },
+    }
+
+
+def test_peak_memory_is_measured_in_a_process_for_each_candidate():
+    job = replace(SMALL, memory=True, size=(128, 128))
+    (comparison,) = run(candidates(only=["eager", "ours"]), job).comparisons
+    record = comparison.to_json()["results"]
+    if record[0]["peak_memory_bytes"] is None:
+        assert "clear_refs" in record[0]["peak_memory_note"]
+        pytest.skip(record[0]["peak_memory_note"])
+    assert all(row["peak_memory_bytes"] > 0 for row in record)
+    assert "MiB" in printed(PeerReport(speed.environment(), (comparison,)))
+
+
+def test_energy_is_counted_by_nvml_over_calls(monkeypatch):
+    counted = iter([1000, 5000])
+    calls = []
+    fake = SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetTotalEnergyConsumption=lambda card: next(counted),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a")
+    )
+    found = energy.energy_of(lambda: calls.append(0), "cuda", seconds=0.01)
+    assert found.joules == pytest.approx(4 / len(calls))
+
+    def unsupported(card):
+        raise RuntimeError("Not Supported")
+
+    fake.nvmlDeviceGetTotalEnergyConsumption = unsupported
+    assert energy.energy_of(lambda: None, "cuda") == energy.Energy(None, "NVML: Not Supported")
+    assert energy.energy_of(lambda: None, "cpu").joules is None
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,11 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     compile_: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
     peers: Annotated[
-        bool, typer.Option("--peers", help="Compare with Inductor, ONNX Runtime and OpenVINO.")
+        bool,
+        typer.Option("--peers", help="Compare with every way to run the network that is here."),
+    ] = False,
+    others: Annotated[
+        bool, typer.Option("--others", help="With --peers: other networks with the same job, too.")
     ] = False,
     all_: Annotated[bool, typer.Option("--all", help="With --peers: every network.")] = False,
     sizes: Annotated[
@@ -89,8 +93,9 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="With --peers: those of eager, channels_last, inductor, onnxruntime, openvino, "
-            "openvino_bf16, ours.",
+            help="With --peers: those of eager, channels_last, amp, inductor, compile, "
+            "max_autotune, onnxruntime, openvino, openvino_bf16, tensorrt, ours, pidnet_s, "
+            "ddrnet_23_slim, bisenetv2, segformer_b0.",
         ),
     ] = None,
     layers: Annotated[
@@ -140,8 +145,11 @@ def bench(
 
     Memory is what one call needs beyond the loaded model.
 
-    --peers compares, on the CPU, with the other runtimes, each in its fastest form and on as many
-    threads; they come with [cyan]pip install 'fassd-net\\[bench]'[/]. --layers shows every fused
+    --peers compares with the other runtimes, each in its fastest form and on as many threads; they
+    come with [cyan]pip install 'fassd-net\\[bench]'[/]. On a GPU these are plain PyTorch, AMP,
+    torch.compile, ONNX Runtime and TensorRT, and the energy of a call is measured. --others puts
+    networks beside it that one could take instead, as other packages carry them, with random
+    weights; a note says how to install those that are missing. --layers shows every fused
     call of the network, labels out: the time predicted from its operations and this machine's
     rates, and the time that it takes.
 
@@ -169,6 +177,8 @@ def bench(
 
     [cyan]fassd bench --peers --only eager,inductor,ours --sizes 256x512,512x1024 --batches 1,4[/]
 
+    [cyan]fassd bench --peers --others --size 512x1024 --no-memory[/]
+
     [cyan]fassd bench --layers --plot layers.png[/]
 
     [cyan]fassd bench --layers --predict h200 --batch 8 --json h200.json[/]
@@ -184,6 +194,7 @@ def bench(
         ("--sizes", sizes, peers, "with --peers"),
         ("--batches", batches, peers, "with --peers"),
         ("--only", only, peers, "with --peers"),
+        ("--others", others, peers, "with --peers"),
         ("more than one --dtype", len(dtype) > 1, peers, "with --peers"),
         ("--layers", layers, not peers, "without --peers"),
         ("--predict", predict is not None, layers, "with --layers"),
@@ -192,7 +203,7 @@ def bench(
         ("--plot", plot, not alone, "with --peers or --layers"),
         ("--plot", plot, "eager" in (only or "eager"), "with eager among --only"),
         ("--compile", compile_, alone, "without --peers and --layers"),
-        ("--device", device not in (None, "cpu"), alone, "without --peers and --layers"),
+        ("--device", device not in (None, "cpu"), not layers, "without --layers"),
         ("--weights", weights not in (None, "random"), not all_, "without --all, but for random"),
     )
     check_file(json_)
@@ -211,7 +222,7 @@ def bench(
         seed=seed,
         backend=backend,
         dtype=dtype[0],
-        device=str(pick_device(device)) if alone else "cpu",
+        device="cpu" if layers else str(pick_device(device)),
         compile=compile_,
         threads=threads,
         repeats=repeats,
@@ -223,7 +234,7 @@ def bench(
 
         check_matplotlib()
     if peers:
-        report = _compare(_jobs(job, weights, all_, sizes, batches), dtype, only)
+        report = _compare(_jobs(job, weights, all_, sizes, batches), dtype, only, others)
     elif predict is not None:
         from fassd.launch_report import run_launches
 
@@ -239,7 +250,7 @@ def bench(
 
 # What --against takes beside the file's job, and what only a file can say.
 _FREE = ("against", "tolerance", "json_", "repeats", "memory")
-_NOT_AGAINST = ("all_", "sizes", "batches", "only", "layers", "predict", "plot")
+_NOT_AGAINST = ("all_", "others", "sizes", "batches", "only", "layers", "predict", "plot")
 
 
 def _run_against(context: typer.Context, file: Path, tolerance: float, json_: Path | None) -> None:
@@ -323,13 +334,14 @@ def _jobs(
     ]
 
 
-def _compare(jobs: list[Job], dtypes: Dtypes, only: str | None) -> Any:
+def _compare(jobs: list[Job], dtypes: Dtypes, only: str | None, others: bool) -> Any:
     """Run `fassd.peer_report`; ours in float32 and in `dtypes`."""
     from fassd.peer_report import run_peers
     from fassd.peers import candidates
 
     keys = None if only is None else [key.strip() for key in only.split(",")]
-    chosen = candidates(["float32", *dtypes], keys)
+    device = jobs[0].device
+    chosen = candidates(["float32", *dtypes], keys, device=device, others=others)
     return _measure(partial(run_peers, jobs, chosen), jobs)
 
 

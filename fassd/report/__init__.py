@@ -35,6 +35,7 @@ def build_page(results: Collection, notes: Sequence[str] = ()) -> Page:
     sections = (
         networks.headline(results),
         networks.ablation(results),
+        networks.other_networks(results),
         modules.factorisation(results),
         modules.dead_taps(results),
         modules.layers(results),

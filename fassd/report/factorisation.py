@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fassd import speed
 from fassd.bench import torch_threads
+from fassd.complexity import count_macs
 from fassd.models import ASPP, DAPF, MDA, ConvLayer
 from fassd.models.dapf import DILATIONS
 from fassd.models.layers import BNPReLU, ConvBNPReLU, init_weights
@@ -245,10 +245,3 @@ def measure_group(
         )
         for index, subject in enumerate(members)
     ]
-
-
-def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of the convolutions of `module` at an input of `shape`."""
-    with FlopCounterMode(display=False) as counter:
-        module(torch.zeros(shape))
-    return counter.get_total_flops() // 2

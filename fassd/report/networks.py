@@ -9,6 +9,7 @@ from typing import Any
 
 from fassd.complexity import analyze
 from fassd.models import VARIANTS, create_model, list_models
+from fassd.peer_report import OTHER
 from fassd.peers import OURS, REFERENCE
 from fassd.plotting import COLOURS, Bars
 from fassd.report.page import Cell, Picture, Plot, Section, Table, blank
@@ -542,3 +543,57 @@ def peak(way: Way, comparison: Figure) -> int | None:
 
 def to_mib(size: int | None) -> float | None:
     return None if size is None else size / 2**20
+
+
+def other_networks(results: Collection) -> Section:
+    """Networks of others that do the same job, where they were measured."""
+    title = "Other networks with the same job"
+    rows = []
+    captions = []
+    for comparison in results.comparisons():
+        others = [
+            comparison.at("results", index)
+            for index, result in enumerate(comparison.value["results"])
+            if result.get("kind") == OTHER
+        ]
+        if not others:
+            continue
+        job = comparison.value["job"]
+        name = f"{VARIANTS[job['model']].title}, ours"
+        ours = OURS_LOGITS.of(comparison)
+        entries = [(name, ours), (f"{VARIANTS[job['model']].title}, PyTorch", EAGER.of(comparison))]
+        entries += [(str(other.value["name"]), other) for other in others]
+        size = f"{job['batch']}x3x{job['size'][0]}x{job['size'][1]}"
+        for text, result in entries:
+            if result is None:
+                continue
+            macs, params = result.get("macs"), result.get("params")
+            rows.append(
+                (
+                    Cell(text),
+                    Cell(size),
+                    number(macs and macs / 1e9, result, "macs"),
+                    number(params and params / 1e6, result, "params"),
+                    milliseconds(result, result is ours),
+                    frames(result, job["batch"], result is ours),
+                )
+            )
+        captions.append(machine_text(comparison))
+    if not rows:
+        return missing(title, "networks of others", "fassd bench --peers --others")
+    table = Table(
+        ("network", "input", "GMACs", "M parameters", "ms", "frames/s"),
+        tuple(rows),
+        "Published architectures as other packages carry them, 19 classes, random weights, same "
+        f"size and precision, interleaved; {captions[0]}.",
+        names=2,
+    )
+    return Section(
+        title,
+        ("These are other networks: their labels differ, so only size and speed can be compared.",),
+        (table,),
+    )
+
+
+def number(value: float | None, result: Figure, name: str) -> Cell:
+    return blank() if value is None else Cell(f"{value:.2f}", (result.at(name),), "counted")

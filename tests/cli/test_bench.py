@@ -28,7 +28,8 @@ def test_peers_prints_a_table_and_writes_files(tmp_path, run_fassd, monkeypatch)
     monkeypatch.setattr(peer_report, "SETTLE", 0)
     files = {"--json": tmp_path / "new" / "peers.json", "--plot": tmp_path / "new" / "peers.png"}
     result = run_fassd(
-        "bench", "--peers", *SMALL, "--only", "eager,ours", "--dtype", "bfloat16,float16",
+        "bench", "--peers", *SMALL, "--no-memory", "--only", "eager,ours",
+        "--dtype", "bfloat16,float16",
         "--batches", "1,2", "--sizes", "64x96,96x64", *(x for pair in files.items() for x in pair),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -70,10 +71,10 @@ def test_layers_prints_and_writes_files(tmp_path, run_fassd, known_machine):
         (("--peers", "--sizes", "64x96,64"), "'64' is not a size"),
         (("--peers", "--batches", "1,0"), "'0' is no number of pictures"),
         (("--peers", "--dtype", "float16,int8"), "'int8' is not one of float32, float16, bfloat16"),
-        (("--peers", "--only", "eager,tensorrt"), "unknown candidate 'tensorrt', known are eager"),
+        (("--peers", "--only", "eager,warp"), "unknown candidate 'warp', known are eager"),
         (("--peers", "--layers"), "--layers: only without --peers"),
         (("--peers", "--compile"), "--compile: only without --peers and --layers"),
-        (("--layers", "--device", "cuda"), "--device: only without --peers and --layers"),
+        (("--layers", "--device", "cuda"), "--device: only without --layers"),
         (("--peers", "--all", "--weights", "cityscapes"), "--weights: only without --all"),
         (("--peers", "--only", "ours", "--plot", "x.png"), "--plot: only with eager among --only"),
         (("--plot", "x.png"), "--plot: only with --peers or --layers"),

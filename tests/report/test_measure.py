@@ -11,11 +11,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fassd.cli import app
+from fassd.complexity import count_macs
 from fassd.models import DAPF
 from fassd.report.factorisation import (
     SquareDAPF,
     SquareMDA,
-    count_macs,
     run_factorisation,
 )
 from fassd.report.measure import Part, fewer_threads, measure

@@ -13,7 +13,7 @@ import pytest
 from report.conftest import HERE, comparison, write_results
 
 from fassd.report import build_page, collect, write_report
-from fassd.report.networks import ablation, headline_table, scaling
+from fassd.report.networks import ablation, headline_table, other_networks, scaling
 from fassd.report.page import Cell, Page, Table, all_cells
 from fassd.report.results import Collection, resolve
 
@@ -172,6 +172,29 @@ def test_scaling_finds_sizes_batches_and_threads(results: Path) -> None:
         ["1", "4"],
         ["1", "2"],
     ]
+
+
+def test_other_networks_stand_beside_ours(results: Path) -> None:
+    content = json.loads((results / "networks.json").read_text())
+    other = {
+        **content["comparisons"][0]["results"][0],
+        "name": "Some-Net",
+        "key": "somenet",
+        "match": None,
+        "kind": "other network",
+        "macs": 5 * 10**9,
+        "params": 2 * 10**6,
+    }
+    content["comparisons"][0]["results"].append(other)
+    (results / "networks.json").write_text(json.dumps(content))
+    table = other_networks(collect([results])).blocks[0]
+    assert isinstance(table, Table)
+    row = row_of(table, "Some-Net")
+    assert (row["GMACs"].text, row["M parameters"].text, row["ms"].text) == (
+        "5.00",
+        "2.00",
+        "800 ±1",
+    )
 
 
 def test_files_are_written_whole(written: Written) -> None:
