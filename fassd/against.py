@@ -173,11 +173,16 @@ class Baseline:
         for name, asked in options.items():
             for measured in self.jobs:
                 known = self._known(name, measured)
-                if asked != known:
+                if not self._same(name, asked, known):
                     raise ValueError(
                         f"--{name}: {_shown(asked)} was asked for, but {self.file} was measured "
                         f"with {_shown(known)}"
                     )
+
+    def _same(self, name: str, asked: object, known: object) -> bool:
+        if name == "dtype" and self.peers and isinstance(asked, tuple) and isinstance(known, tuple):
+            return {*asked, "float32"} == {*known, "float32"}  # which is always measured
+        return asked == known
 
     def _known(self, name: str, measured: Rounds) -> object:
         if name == "peers":
@@ -298,7 +303,9 @@ def _listed(names: Any) -> str:
 def _shown(value: object) -> str:
     """An option's value as a person writes it."""
     if value is None:
-        return "random"  # only weights can be None
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, tuple):
         return ("x" if isinstance(value[0], int) else ",").join(map(str, value))
     return str(value)
@@ -443,7 +450,7 @@ class Comparison:
         table.add_column("path", no_wrap=True)
         for name in ("then", "now", "change", f"{LEVEL:g}% interval"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
+        table.add_column("verdict")
         for row in self.rows:
             table.add_row(*_cells(row))
         return table

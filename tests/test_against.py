@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fassd import against, bench
-from fassd.against import change, judge, read_baseline
+from fassd.against import Rounds, change, judge, read_baseline
+from fassd.bench import Job
 from fassd.cli import app
 
 TINY = ["--size", "64x128", "--warmup", "0", "--no-memory", "--threads", "1"]
@@ -41,13 +43,16 @@ def test_noise_and_drift_raise_no_alarm() -> None:
     assert verdicts.count("slower") <= 5
 
 
-def test_absolute_times_say_nothing(tmp_path: Path) -> None:
-    then = rounds(1)
-    seconds = {"a": np.ones(10), "b": 1 / then}
-    tripled = {name: 3 * values for name, values in seconds.items()}
-    ratios = [values["a"] / values["b"] for values in (seconds, tripled)]
-    assert np.allclose(*ratios)
-    assert judge(change(*ratios), 10) == "no change seen"
+def test_absolute_times_say_nothing() -> None:
+    """A machine that became three times as slow, in the middle of a run, changes no ratio."""
+    seconds = {"plain": 1 + rounds(2), "ours": 1 + rounds(3)}
+    slower = np.linspace(1, 3, 10)
+    now = {name: list(slower * values) for name, values in seconds.items()}
+    labels = dict.fromkeys(seconds, 100.0)
+    before = Rounds(Job(), "plain", {k: list(v) for k, v in seconds.items()}, labels, ())
+    after = Rounds(Job(), "plain", now, labels, ())
+    assert np.allclose(before.ratios("ours"), after.ratios("ours"))
+    assert judge(change(before.ratios("ours"), after.ratios("ours")), 10) == "no change seen"
 
 
 def test_few_rounds_judge_nothing() -> None:
@@ -119,6 +124,41 @@ def test_outputs_that_disagree_now_are_an_alarm(
     code, output = run(measured)
     assert code == 1
     assert "disagrees" in output
+
+
+def test_the_same_again_raises_no_alarm(measured: Path) -> None:
+    code, output = run(measured, "--tolerance", "90")
+    assert code == 0, output
+
+
+def test_another_machine_is_a_warning(measured: Path, tmp_path: Path) -> None:
+    record = json.loads(measured.read_text())
+    record["environment"]["cpu"] = "Other CPU"
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(record))
+    _, output = run(file, "--tolerance", "90")
+    assert "cpu Other CPU then" in output
+
+
+def test_a_path_that_cannot_run_now_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "peers.json"
+    options = ["--peers", "--only", "eager,ours", "--repeats", "5", "--json", str(file)]
+    assert CliRunner().invoke(app, ["bench", *TINY, *options]).exit_code == 0
+    record = json.loads(file.read_text())
+    for comparison in record["comparisons"]:
+        comparison["job"]["backend"] = "cuda"  # which this CPU's tensors do not take
+    file.write_text(json.dumps(record))
+    code, output = run(file, "--tolerance", "90")
+    assert code == 1
+    assert "missing" in output
+
+
+def test_float32_need_not_be_named(tmp_path: Path, measured: Path) -> None:
+    baseline = read_baseline(measured)
+    peers_file = replace(baseline, peers=True)
+    peers_file.check({"dtype": ("float32",)})
+    with pytest.raises(ValueError, match="--dtype: float16 was asked for"):
+        peers_file.check({"dtype": ("float16",)})
 
 
 def test_an_option_that_contradicts_the_file_is_refused(measured: Path) -> None:

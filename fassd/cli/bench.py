@@ -161,7 +161,9 @@ def bench(
     --against FILE, for use in CI, measures what FILE tells (of --json, also with --peers) once more
     and compares speed-ups, never times: the ratios of interleaved rounds, then and now, with a
     bootstrap interval of 95%. Exit code 1: a path became slower by more than --tolerance, beyond
-    noise; disagrees with the reference now; or is missing.
+    noise; disagrees with the reference now; or is missing. What differs from process to process but
+    not from round to round, 3 to 9% of a small picture's ratio on a shared machine, the interval
+    cannot know: in CI take pictures of 512x1024 or more and --repeats 20, or a larger --tolerance.
 
     [bold]Examples[/]
 
