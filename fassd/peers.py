@@ -183,16 +183,17 @@ def onnx_runtime(subject: Subject) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(subject.onnx, options, providers=[provider])
+    picture = subject.picture
     result = torch.empty(session.get_outputs()[0].shape, device=device)
     binding = session.io_binding()
     for bind, ports, tensor in (
-        (binding.bind_input, session.get_inputs(), subject.picture),
+        (binding.bind_input, session.get_inputs(), picture),
         (binding.bind_output, session.get_outputs(), result),
     ):
         place = (device.type, device.index or 0)
         bind(ports[0].name, *place, np.float32, tuple(tensor.shape), tensor.data_ptr())
 
-    def call() -> Tensor:
+    def call(_bound: Tensor = picture) -> Tensor:  # the binding holds an address, not the tensor
         session.run_with_iobinding(binding)
         return result
 
@@ -245,7 +246,7 @@ def tensorrt(subject: Subject, dtype: str = "float32") -> Call:
     for name, tensor in zip(names, (subject.picture, result), strict=True):
         context.set_tensor_address(name, tensor.data_ptr())
 
-    def call() -> Tensor:
+    def call(_bound: Tensor = subject.picture) -> Tensor:  # the context holds its address only
         context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
         return result
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -251,6 +252,9 @@ def peak_memory_of_child(
         )
     except subprocess.TimeoutExpired:
         return Memory(None, f"the measuring process took more than {timeout:.0f} s")
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        return Memory(None, f"the measuring process was ended by {name}")
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         return Memory(None, f"the measuring process failed: {last}")

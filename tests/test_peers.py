@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from rich.console import Console
 from fassd import energy, peer_report, peers, speed
 from fassd.bench import Job
 from fassd.charts import SERIES_COLOURS, draw_speedups
+from fassd.models import create_model
 from fassd.peer_networks import OTHERS, OtherNetwork, prepare_for_inference
 from fassd.peer_report import Comparison, Match, PeerReport, Result, run_peers
 from fassd.peers import Candidate, Subject, candidates
@@ -190,13 +193,26 @@ def test_settings_lose_weights_auxiliary_heads_and_synchronised_norms():
 
 def test_peak_memory_is_measured_in_a_process_for_each_candidate():
     job = replace(SMALL, memory=True, size=(128, 128))
-    (comparison,) = run(candidates(only=["eager", "ours"]), job).comparisons
+    kinds = candidates(only=["eager", "onnxruntime", "openvino", "ours"])
+    (comparison,) = run(kinds, job).comparisons
     record = comparison.to_json()["results"]
     if record[0]["peak_memory_bytes"] is None:
         assert "clear_refs" in record[0]["peak_memory_note"]
         pytest.skip(record[0]["peak_memory_note"])
     assert all(row["peak_memory_bytes"] > 0 for row in record)
     assert "MiB" in printed(PeerReport(speed.environment(), (comparison,)))
+
+
+def test_a_call_keeps_the_picture_whose_address_it_bound():
+    torch.manual_seed(0)
+    subject = Subject(create_model("fassd_net_l2", 19, 2).eval(), torch.rand(1, 3, 64, 64))
+    picture = weakref.ref(subject.picture)
+    call = peers.onnx_runtime(subject)
+    expected = call().clone()
+    del subject
+    gc.collect()
+    assert picture() is not None
+    assert torch.equal(call(), expected)
 
 
 def test_energy_is_counted_by_nvml_over_calls(monkeypatch):

@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import signal
 import time
 
 import pytest
@@ -90,6 +92,17 @@ def test_a_failed_measurement_gives_the_reason_and_no_figure():
     found = speed.peak_memory_of_child("fassd.nowhere:call", {})
     assert found.peak is None
     assert "fassd.nowhere" in found.note
+
+
+def test_a_measuring_process_that_dies_names_the_signal(monkeypatch):
+    monkeypatch.syspath_prepend(str(__file__.rpartition("/")[0]))
+    found = speed.peak_memory_of_child("test_speed:dying_call", {})
+    assert (found.peak, found.note) == (None, "the measuring process was ended by SIGSEGV")
+
+
+def dying_call():
+    """A call that ends its process as a wrong address does."""
+    return lambda: os.kill(os.getpid(), signal.SIGSEGV)
 
 
 def test_environment_is_json_and_complete():
