@@ -14,7 +14,7 @@ from fassd.peers import OURS, REFERENCE
 from fassd.plotting import COLOURS, Bars
 from fassd.report.page import Cell, Picture, Plot, Section, Table, blank
 from fassd.report.plots import Panel, Point, Series, bar_figure, line_figure, scatter_figure
-from fassd.report.results import Collection, Figure, Origin
+from fassd.report.results import Collection, Figure, Origin, job_of
 
 __all__ = ["FULL_SIZE", "HEADLINE", "ablation", "headline", "headline_table", "speedup_plot"]
 
@@ -550,15 +550,19 @@ def other_networks(results: Collection) -> Section:
     title = "Other networks with the same job"
     rows = []
     captions = []
-    for comparison in results.comparisons():
+    seen = set()
+    for comparison in results.every_comparison():
         others = [
             comparison.at("results", index)
             for index, result in enumerate(comparison.value["results"])
             if result.get("kind") == OTHER
         ]
-        if not others:
+        if not others or job_of(comparison) in seen:
             continue
+        seen.add(job_of(comparison))
         job = comparison.value["job"]
+        cost = analyze(create_model(job["model"], job["classes"], job["alpha"]), tuple(job["size"]))
+        own = (counted(f"{cost.conv_macs / 1e9:.2f}"), counted(f"{cost.params / 1e6:.2f}"))
         name = f"{VARIANTS[job['model']].title}, ours"
         ours = OURS_LOGITS.of(comparison)
         entries = [(name, ours), (f"{VARIANTS[job['model']].title}, PyTorch", EAGER.of(comparison))]
@@ -567,13 +571,14 @@ def other_networks(results: Collection) -> Section:
         for text, result in entries:
             if result is None:
                 continue
-            macs, params = result.get("macs"), result.get("params")
+            counts = own
+            if result.get("kind") == OTHER:
+                counts = (number(result, "macs", 1e9), number(result, "params", 1e6))
             rows.append(
                 (
                     Cell(text),
                     Cell(size),
-                    number(macs and macs / 1e9, result, "macs"),
-                    number(params and params / 1e6, result, "params"),
+                    *counts,
                     milliseconds(result, result is ours),
                     frames(result, job["batch"], result is ours),
                 )
@@ -595,5 +600,5 @@ def other_networks(results: Collection) -> Section:
     )
 
 
-def number(value: float | None, result: Figure, name: str) -> Cell:
-    return blank() if value is None else Cell(f"{value:.2f}", (result.at(name),), "counted")
+def number(result: Figure, name: str, unit: float) -> Cell:
+    return Cell(f"{result.get(name) / unit:.2f}", (result.at(name),), "counted")

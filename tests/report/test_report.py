@@ -195,6 +195,20 @@ def test_other_networks_stand_beside_ours(results: Path) -> None:
         "2.00",
         "800 ±1",
     )
+    own = row_of(table, "FASSD-Net, ours")
+    assert (own["GMACs"].text, own["M parameters"].text) == ("44.68", "2.85")
+
+
+def test_other_networks_do_not_make_a_comparison_fuller(results: Path) -> None:
+    content = json.loads((results / "networks.json").read_text())
+    own = content["comparisons"][0]["results"]
+    others = [{**own[0], "key": f"net{i}", "kind": "other network"} for i in range(9)]
+    content["comparisons"][0]["results"] = [*own[:-1], *others]
+    content["environment"]["date"] = "2027-01-01"
+    (results / "others.json").write_text(json.dumps(content))
+    collection = collect([results])
+    assert {c.source.path.name for c in collection.comparisons()} == {"networks.json"}
+    assert {c.source.path.name for c in collection.every_comparison()} > {"networks.json"}
 
 
 def test_files_are_written_whole(written: Written) -> None:
