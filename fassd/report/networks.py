@@ -63,7 +63,7 @@ class Way:
 
 
 EAGER = Way("PyTorch", REFERENCE)
-CHANNELS_LAST = Way("PyTorch channels last", "channels_last", colour="grey")
+CHANNELS_LAST = Way("PyTorch channels last", "channels_last", colour="silver")
 INDUCTOR = Way("Inductor, freezing", "inductor", colour="sky")
 OURS_LOGITS = Way("ours", OURS, colour="vermilion")
 OURS_LABELS = Way("ours, labels", OURS, output="labels", colour="vermilion", hatched=True)
@@ -91,10 +91,14 @@ def milliseconds(result: Figure | None, strong: bool = False) -> Cell:
         return blank()
     if not agrees(result):
         return Cell("disagrees", (result.at("match"),), "measured")
-    median, spread = result.value["median_s"], result.value["spread_s"]
-    places = 0 if median >= 0.1 else 1 if median >= 0.01 else 2
-    text = f"{1e3 * median:.{places}f} ±{1e3 * spread:.{places}f}"
+    text = in_milliseconds(result.value["median_s"], result.value["spread_s"])
     return Cell(text, (result.at("median_s"),), "measured", strong)
+
+
+def in_milliseconds(median: float, spread: float) -> str:
+    """Seconds with their spread as text, to about three digits."""
+    places = next((n for n, least in enumerate((0.1, 0.01, 0.001)) if median >= least), 3)
+    return f"{1e3 * median:.{places}f} ±{1e3 * spread:.{places}f}"
 
 
 def frames(result: Figure | None, batch: int = 1, strong: bool = False) -> Cell:
