@@ -168,7 +168,7 @@ class Segmenter:
             resized = Image.fromarray(picture).resize(self.size[::-1], Image.Resampling.BILINEAR)
             picture = np.asarray(resized)
         if getattr(self.model, "takes_pictures", False):
-            return torch.from_numpy(np.ascontiguousarray(picture))[None], (height, width)
+            return torch.tensor(picture)[None], (height, width)
         batch = torch.from_numpy(normalize(picture))[None].to(self.device, self.dtype)
         return batch, (height, width)
 

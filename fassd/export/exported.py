@@ -120,6 +120,13 @@ class ExportedNetwork(nn.Module):
                     self.path.name, *(self.input_size or ()), *size
                 )
             )
+        least = self.metadata.minimum_size
+        if min(size) < least:
+            raise ValueError(
+                "{} takes pictures of at least {}x{}, got {}x{}".format(
+                    self.path.name, least, least, *size
+                )
+            )
         # A file takes as many pictures as it was made for; the last group is filled up.
         groups = [self._fixed(group) for group in image.split(self.metadata.batch)]
         return groups[0] if len(groups) == 1 else torch.cat(groups)

@@ -40,6 +40,7 @@ class Metadata:
             normalised BGR (N, 3, H, W).
         batch: N.
         size: (H, W), or None where it takes any.
+        minimum_size: the smallest H and W of any.
         backend: of `fassd_kernels`, whose library a program has to load; None for none.
         versions: of the libraries that wrote it.
     """
@@ -54,6 +55,7 @@ class Metadata:
     takes_pictures: bool
     batch: int
     size: tuple[int, int] | None
+    minimum_size: int
     backend: str | None
     versions: dict[str, str]
 
@@ -83,6 +85,7 @@ class Metadata:
                 "name": "image",
                 "layout": layout,
                 "shape": list(self.input_shape),
+                "minimum_size": self.minimum_size,
                 "dtype": "uint8" if self.takes_pictures else "float32",
                 "channels": "RGB" if self.takes_pictures else "BGR",
                 "normalized": not self.takes_pictures,
@@ -125,6 +128,7 @@ class Metadata:
                 takes_pictures=entry["layout"] == "NHWC",
                 batch=int(entry["shape"][0]),
                 size=None if height == -1 else (int(height), int(width)),
+                minimum_size=int(entry["minimum_size"]),
                 backend=record["backend"],
                 versions=dict(record["versions"]),
             )

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -23,7 +22,7 @@ __all__ = ["OPSETS", "onnx_model", "quantized"]
 OPSETS = range(16, 26)
 """Versions of ONNX's operators that can be asked for; the exporter's own choice is 20."""
 
-Pictures = Sequence[npt.NDArray[np.uint8]]
+SIDES = ("height", "width")
 
 
 def onnx_model(
@@ -54,8 +53,8 @@ def onnx_model(
     free = None
     if metadata.size is None:
         first = 1 if metadata.takes_pictures else 2
-        sides = (torch.export.Dim("height"), torch.export.Dim("width"))
-        free = (dict(zip((first, first + 1), sides, strict=True)),)
+        # With names and thus bounds of their own the exporter would trace twice, to find those.
+        free = ({first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC},)
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             deployed,
@@ -69,6 +68,8 @@ def onnx_model(
         )
     assert program is not None
     model = program.model_proto
+    if free is not None:
+        name_sides(model, sorted(free[0]))
     reached = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     if opset is not None and reached != opset:
         raise ExportError(f"opset {opset} cannot be reached: the network needs {reached}")
@@ -76,6 +77,17 @@ def onnx_model(
     entry.key, entry.value = KEY, metadata.to_json()
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def name_sides(model: Any, axes: Sequence[int]) -> None:
+    """Call the free sides of the input height and width, wherever they occur."""
+    (image,) = model.graph.input
+    dims = image.type.tensor_type.shape.dim
+    names = {dims[axis].dim_param: name for axis, name in zip(axes, SIDES, strict=True)}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:  # the others may be numbers
+                dim.dim_param = names[dim.dim_param]
 
 
 def quantized(model: Any, metadata: Metadata, batches: Sequence[npt.NDArray[Any]]) -> Any:

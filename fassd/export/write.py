@@ -137,11 +137,11 @@ class Exporter:
     def __init__(self, request: Request) -> None:
         self.request = request
         torch.manual_seed(0)  # random weights, where none are given, are the same in every file
-        self.source: nn.Module = create_model(
+        self.source = create_model(
             request.model, request.num_classes, request.alpha, weights=request.weights
         ).eval()
-        minimum = self.source.minimum_size  # type: ignore[union-attr]
-        if request.size is not None and min(request.size) < minimum:  # type: ignore[operator]
+        minimum = self.source.minimum_size
+        if request.size is not None and min(request.size) < minimum:
             height, width = request.size
             raise ExportError(f"size must be at least {minimum}x{minimum}, got {height}x{width}")
         self.network, backend = self._network()
@@ -156,6 +156,7 @@ class Exporter:
             takes_pictures=request.preprocess,
             batch=request.batch,
             size=request.size,
+            minimum_size=minimum,
             backend=backend,
             versions=versions(),
         )
