@@ -210,9 +210,9 @@ def _classes(card: str | None, classes: int) -> tuple[ClassInfo, ...]:
     """Names and colours of a card's classes; none where no card is given."""
     if card is None:
         return ()
-    from fassd.data import load_card
+    from fassd.data.card import CARDS, load_card
 
-    found = tuple(load_card(card).classes)
+    found = tuple(load_card(card, root=CARDS).classes)  # any folder: nothing is looked for in it
     if classes not in (19, len(found)):
         raise ValueError(f"--classes {classes}: the card {card} has {len(found)} classes")
     return found
