@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,9 @@ class Job:
         threads: CPU threads of PyTorch; None leaves its own choice.
         repeats, warmup: rounds, as in `fassd.speed.compare`.
         memory: also measure peak memory, in a process per path on the CPU.
+        exported: a file of `fassd export`, made from this network, to measure beside it. It is
+            called with what it takes, pictures or normalised batches, by every runtime that is
+            here, or by the one that `backend` names.
     """
 
     model: str = "fassd_net"
@@ -77,6 +81,7 @@ class Job:
     repeats: int = 10
     warmup: int = 2
     memory: bool = True
+    exported: str | None = None
 
     def paths(self) -> dict[str, tuple[str, str]]:
         """Every way to run the network, the reference first: name -> (kind, dtype)."""
@@ -87,9 +92,28 @@ class Job:
             paths[f"{REFERENCE} {self.dtype}"] = ("eager", self.dtype)
         if self.compile:
             paths[f"torch.compile {self.dtype}"] = ("compile", self.dtype)
+        runtimes = self.runtimes()
         if self.backend != "reference":
             paths[f"fassd_kernels {self.dtype}"] = ("accelerated", self.dtype)
+        for runtime in runtimes:
+            paths[f"{Path(str(self.exported)).name}, {runtime}"] = (runtime, self.dtype)
         return paths
+
+    def runtimes(self) -> list[str]:
+        """What `exported` is run by."""
+        if self.exported is None:
+            return []
+        from fassd.export.runtimes import RUNTIMES, is_installed
+
+        known = RUNTIMES[Path(self.exported).suffix.lower()]
+        if self.backend in known:
+            return [self.backend]
+        return [name for name in known if is_installed(name)] or list(known)
+
+    @property
+    def accelerated_backend(self) -> str:
+        """`backend`, where that does not name a runtime of the file."""
+        return "auto" if self.backend in self.runtimes() else self.backend
 
 
 @dataclass(frozen=True)
@@ -162,7 +186,8 @@ class Report:
         for row in self.rows:
             is_reference = row is self.rows[0]
             agrees = f"{row.agreement.labels:.3f}"
-            difference = "-" if is_reference else f"{row.agreement.relative:.1e}"
+            relative = row.agreement.relative
+            difference = "-" if is_reference or relative is None else f"{relative:.1e}"
             if row.speedup is None:
                 faster, agrees = "[red]disagrees[/]", f"[red]{agrees}[/]"
             else:
@@ -248,8 +273,8 @@ def run(
         outputs: dict[str, torch.Tensor] = {}
         for name, (kind, dtype) in job.paths().items():
             step(f"first call of {name}")
-            calls[name] = path_call(model, batch, kind, dtype, job.backend)
-            outputs[name] = calls[name]().float()
+            calls[name] = job_call(job, model, batch, kind, dtype)
+            outputs[name] = calls[name]()
         step("timing")
         timings = speed.compare(
             calls, repeats=job.repeats, warmup=job.warmup, device=job.device, tick=tick
@@ -259,10 +284,11 @@ def run(
     first = next(iter(calls))
     rows = []
     for name, output in outputs.items():
-        agreement = speed.agreement(outputs[first], output)
+        agreement = speed.agreement_of(outputs[first], output)
         speedup = timings[first].median / timings[name].median if agreement.comparable else None
         rows.append(Row(name, timings[name], agreement, memories[name], speedup))
-    labels = next(reversed(outputs.values()))[0].argmax(0).cpu().numpy()
+    last = next(reversed(outputs.values()))[0]
+    labels = (last if last.dtype == torch.uint8 else last.argmax(0)).cpu().numpy()
     return Report(job, where, rows, _notes(job, rows, caught), scenes[0], labels)
 
 
@@ -316,6 +342,19 @@ def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
     return calibrate(model, batch) if job.weights is None else model.eval()
 
 
+def job_call(
+    job: Job, model: nn.Module, batch: torch.Tensor, kind: str, dtype: str
+) -> Callable[[], torch.Tensor]:
+    """A call that runs the network, or the exported file, once on one path of `Job.paths`."""
+    if job.exported is None or kind not in job.runtimes():
+        return path_call(model, batch, kind, dtype, job.accelerated_backend)
+    from fassd.export import ExportedNetwork
+
+    network = ExportedNetwork(job.exported, kind, job.device)
+    image = network.prepared(batch)
+    return lambda: network.run(image)
+
+
 def path_call(
     model: nn.Module, batch: torch.Tensor, kind: str, dtype: str, backend: str
 ) -> Callable[[], torch.Tensor]:
@@ -344,7 +383,7 @@ def memory_call(
     torch.manual_seed(0)
     model = create_model(job.model, job.classes, job.alpha).eval()
     batch = torch.zeros(job.batch, 3, *job.size)
-    return path_call(model, batch, kind, dtype, job.backend)
+    return job_call(job, model, batch, kind, dtype)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -365,7 +404,10 @@ def _memory(
         return speed.peak_memory(call)
     if kind != "cpu":
         return speed.Memory(None, f"no counter for {kind} devices")
-    fields = ("model", "classes", "alpha", "size", "batch", "backend", "dtype", "compile")
+    fields = (
+        *("model", "classes", "alpha", "size", "batch", "backend", "dtype", "compile"),
+        "exported",
+    )
     arguments = {field: getattr(job, field) for field in fields}
     return speed.peak_memory_of_child(
         "fassd.bench:memory_call",

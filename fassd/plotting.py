@@ -11,6 +11,7 @@ __all__ = ["BLACK", "COLOURS", "WHITE", "Bars", "grouped_bars", "layer_figure", 
 
 COLOURS = {
     "grey": "#8c8c8c",
+    "silver": "#c4c4c4",
     "sky": "#56B4E9",
     "green": "#009E73",
     "orange": "#E69F00",
@@ -19,7 +20,7 @@ COLOURS = {
     "blue": "#0072B2",
     "yellow": "#F0E442",
 }
-"""Okabe and Ito's colours, which colour-blind readers tell apart, and a grey for plain PyTorch.
+"""Okabe and Ito's colours, which colour-blind readers tell apart, and two greys for plain PyTorch.
 Where two series share one, hatching or the marker tells them apart."""
 
 HATCH = "////"

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from fassd.data.transforms import normalize
+from fassd.export.exported import ExportedNetwork, is_exported
 from fassd.images import ImageError, array_to_rgb, pil_to_rgb, read_image
 
 __all__ = ["ImageLike", "Segmenter", "accelerated", "pick_device", "to_rgb"]
@@ -34,22 +35,23 @@ class Segmenter:
     Pictures are processed one at a time, so that they may differ in size.
 
     Args:
-        model: a name of `fassd.list_models()`, or a module that takes normalised BGR
-            (1, 3, H, W) and returns logits (1, classes, H, W).
+        model: a name of `fassd.list_models()`; a file of `fassd export`; or a module that takes
+            normalised BGR (1, 3, H, W) and returns logits (1, classes, H, W).
         weights: what `fassd.create_model` takes (a name) or `fassd.load_checkpoint` reads (a
             module). None keeps the weights as they are: for a name, random ones.
         num_classes: classes of a network given by name.
         alpha: DAPF's reduction, for a network given by name.
         backend: "reference" is plain PyTorch; "auto" the fastest that `fassd_kernels` has here
             (plain PyTorch with a warning if that package is not installed); any other name asks
-            `fassd_kernels` for that backend.
+            `fassd_kernels` for that backend. Of a file, what runs it: "onnxruntime" or "openvino"
+            for .onnx, "auto" for the ending's own.
         dtype: what the network computes in: torch.float32, float16, bfloat16, or None for the
-            dtype of its weights.
+            dtype of its weights. A file keeps its own.
         device: where it runs; None for where `model` is, or for a name CUDA if there is any.
         size: (height, width) of the network's input. Pictures are resized to it (bilinear,
             antialiased) and the logits are resized back (bilinear, align_corners=True, as
             everywhere in these networks) before the largest is taken. None uses the picture's own
-            size.
+            size, or the size of a file that takes only one.
 
     Raises:
         ValueError: an unknown name or backend, unsuitable weights, a bad size.
@@ -71,13 +73,19 @@ class Segmenter:
     ) -> None:
         if not isinstance(model, (str, nn.Module)):
             raise TypeError(
-                f"model must be a name or a torch.nn.Module, got {type(model).__name__}"
+                f"model must be a name, a file or a torch.nn.Module, got {type(model).__name__}"
             )
         size = None if size is None else _checked_size(size)
         if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float16, bfloat16 or None, got {dtype}")
-        network = _network(model, weights, num_classes, alpha, device)
         self.backend = backend
+        if is_exported(model):
+            opened = _opened(str(model), weights, backend, dtype, size, device)
+            self.size = size or opened.input_size
+            self.model: nn.Module = opened
+            self.device, self.dtype = torch.device("cpu"), torch.float32  # of what it takes
+            return
+        network = _network(model, weights, num_classes, alpha, device)
         self.size = size
         self.model = accelerated(network, backend, dtype)
         # What the network holds, not what was asked: an accelerated one may keep other buffers.
@@ -138,7 +146,8 @@ class Segmenter:
         network: Any = self.model
         direct = getattr(network, "predict_labels", None)
         hooked = network._forward_hooks or network._forward_pre_hooks
-        fits = size == tuple(batch.shape[2:]) and getattr(network, "num_classes", 0) <= 256
+        sides = batch.shape[1:3] if batch.dtype == torch.uint8 else batch.shape[2:]
+        fits = size == tuple(sides) and getattr(network, "num_classes", 0) <= 256
         if direct and fits and not hooked:
             return self._run(direct, batch, prefix)[0].cpu().numpy()
         scores = self._resized(self._run(self.model, batch, prefix), size)
@@ -158,6 +167,8 @@ class Segmenter:
         if self.size is not None and self.size != (height, width):
             resized = Image.fromarray(picture).resize(self.size[::-1], Image.Resampling.BILINEAR)
             picture = np.asarray(resized)
+        if getattr(self.model, "takes_pictures", False):
+            return torch.tensor(picture)[None], (height, width)
         batch = torch.from_numpy(normalize(picture))[None].to(self.device, self.dtype)
         return batch, (height, width)
 
@@ -254,6 +265,31 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
     return device
+
+
+def _opened(
+    path: str,
+    weights: str | os.PathLike[str] | None,
+    runtime: str,
+    dtype: torch.dtype | None,
+    size: tuple[int, int] | None,
+    device: torch.device | str | None,
+) -> ExportedNetwork:
+    """A file of `fassd export`, and whether what is asked for is in it."""
+    if weights is not None:
+        raise ValueError(f"{path} holds its own weights; weights={os.fspath(weights)!r} has no use")
+    # With no device asked for, a file runs where every runtime does.
+    network = ExportedNetwork(path, runtime, pick_device(device or "cpu"))
+    own = network.metadata.dtype
+    if dtype not in (None, torch.float32) and str(dtype).removeprefix("torch.") != own:
+        raise ValueError(f"{path} computes in {own}, asked for was {dtype}: export it anew")
+    if size is not None and network.input_size not in (None, size):
+        raise ValueError(
+            "{} takes pictures of {}x{} alone, asked for were {}x{}".format(
+                path, *(network.input_size or ()), *size
+            )
+        )
+    return network
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:

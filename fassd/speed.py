@@ -154,11 +154,11 @@ class Agreement:
     Attributes:
         labels: pixels whose largest score is the same class, in per cent.
         relative: largest difference of two scores, over the largest reference score; NaN or
-            infinite where an output is.
+            infinite where an output is; None of an output that holds labels alone.
     """
 
     labels: float
-    relative: float
+    relative: float | None
 
     @property
     def comparable(self) -> bool:
@@ -195,6 +195,13 @@ def agreement(reference: torch.Tensor, logits: torch.Tensor) -> Agreement:
     largest = reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
     difference = (logits - reference).abs().max() / largest
     return Agreement(equal_labels(reference.argmax(1), logits.argmax(1)), difference.item())
+
+
+def agreement_of(reference: torch.Tensor, output: torch.Tensor) -> Agreement:
+    """`agreement` with an output that may be labels, uint8 (N, H, W)."""
+    if output.dtype == torch.uint8:
+        return Agreement(equal_labels(reference.argmax(1).cpu(), output), None)
+    return agreement(reference, output)
 
 
 # ----------------------------------------------------------------------------------------- memory

@@ -10,6 +10,7 @@ from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import Backend, BackendError, backends
 from fassd_kernels.camera import Runner, Speed
+from fassd_kernels.freeze import freeze
 from fassd_kernels.modules import (
     FusedASPP,
     FusedConvLayer,
@@ -35,6 +36,7 @@ __all__ = [
     "Speed",
     "accelerate",
     "backends",
+    "freeze",
     "held_memory",
     "ops",
     "release_memory",

@@ -287,6 +287,9 @@ def complete(name: str, namespace: str, library: torch.library.Library) -> None:
     if name in CHECKS:  # not pack_weight: its result is the backend's own affair
         kernel = fake(name, padded=namespace != NAMESPACE)
         torch.library.register_fake(qualified, kernel, lib=library)
+        # What `torch.onnx.export` makes of it; `torch.compile` and `torch.export` keep it whole.
+        overload = getattr(getattr(torch.ops, namespace), name).default
+        torch._decomp.register_decomposition(overload)(standard(name))
     if name in AUTOCAST:
         call = getattr(getattr(torch.ops, namespace), name)
         library.impl(name, casting(call, "cpu"), "AutocastCPU")
@@ -300,6 +303,18 @@ def complete(name: str, namespace: str, library: torch.library.Library) -> None:
             ),
             lib=library,
         )
+
+
+def standard(name: str) -> Callable[..., Tensor]:
+    """The reference of an operator, with all that any backend's operator takes."""
+    function = getattr(reference, name)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Tensor:
+        keywords.pop("allow_tf32", None)
+        return function(*arguments, **keywords)
+
+    return call
 
 
 def schema_of(name: str, namespace: str) -> str:

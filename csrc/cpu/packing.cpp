@@ -13,13 +13,23 @@ namespace fassd::cpu {
 namespace {
 
 // The header of packed weights, as values of T (whole numbers below 2^24 are exact in float).
-enum Field { method_field, outputs_field, out_field, in_field, height_field, width_field, fields };
+enum Field {
+  method_field,
+  outputs_field,
+  out_field,
+  in_field,
+  height_field,
+  width_field,
+  layout_field,
+  fields
+};
 constexpr int64_t header = 16;  // values; keeps the weights behind it aligned
+constexpr int layout = 1;  // changes with whatever is behind the header: packed weights are stored
 
 template <typename T>
 std::array<T, fields> header_of(const Tensor& weight, Method method) {
-  return {T(int(method)),    T(kernels<T>().outputs), T(weight.size(0)),
-          T(weight.size(1)), T(weight.size(2)),       T(weight.size(3))};
+  return {T(int(method)),    T(kernels<T>().outputs), T(weight.size(0)), T(weight.size(1)),
+          T(weight.size(2)), T(weight.size(3)),       T(layout)};
 }
 
 // Values of a weight of one input and output channel: taps, or G g G^T.
@@ -54,7 +64,8 @@ Method packed_method(const Tensor& packed) {
   return Method(int(static_cast<const T*>(packed.const_data_ptr())[method_field]));
 }
 
-// Whether `packed` is what `pack` gives for such a weight and method.
+// Whether `packed` is what `pack` gives for such a weight and method, on whatever instruction set
+// and in whatever version.
 template <typename T>
 bool is_packed(const Tensor& packed, const Tensor& weight, Method method) {
   const int64_t values = weight.size(0) * weight.size(1) * values_of(weight, method);
@@ -62,8 +73,18 @@ bool is_packed(const Tensor& packed, const Tensor& weight, Method method) {
       !packed.is_cpu() || packed.numel() != int64_t(sizeof(T)) * (header + values)) {
     return false;
   }
-  const auto told = header_of<T>(weight, method);
-  return std::equal(told.begin(), told.end(), static_cast<const T*>(packed.const_data_ptr()));
+  const T* const found = static_cast<const T*>(packed.const_data_ptr());
+  auto told = header_of<T>(weight, method);
+  told[outputs_field] = found[outputs_field];
+  told[layout_field] = found[layout_field];
+  return std::equal(told.begin(), told.end(), found);
+}
+
+// Whether its blocks are as wide as this instruction set's, and its layout is this version's.
+template <typename T>
+bool is_packed_here(const Tensor& packed) {
+  const T* const found = static_cast<const T*>(packed.const_data_ptr());
+  return found[outputs_field] == T(kernels<T>().outputs) && found[layout_field] == T(layout);
 }
 
 }  // namespace
@@ -157,17 +178,16 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
       dilation_(dilation),
       method_(method_for<T>(weight, stride, dilation)),
       direct_(std::make_shared<Direct>()) {
-  if (!packed || packed->numel() == 0) {
-    packed_ = pack<T>(weight, method_);
-    method_ = packed_method<T>(packed_);
-    return;
-  }
-  STD_TORCH_CHECK(
-      is_packed<T>(*packed, weight, method_) || is_packed<T>(*packed, weight, Method::direct), op,
-      ": packed weights of shape ", shape_name(*packed), " and dtype ",
-      dtype_name(packed->scalar_type()), " are not what pack_weight gives for a weight ",
-      "of shape ", shape_name(weight), ", this stride and dilation on this machine");
-  packed_ = *packed;
+  const bool given = packed && packed->numel() > 0;
+  STD_TORCH_CHECK(!given || is_packed<T>(*packed, weight, method_) ||
+                      is_packed<T>(*packed, weight, Method::direct),
+                  op, ": packed weights of shape ", shape_name(*packed), " and dtype ",
+                  dtype_name(packed->scalar_type()),
+                  " are not what pack_weight gives for a weight ", "of shape ", shape_name(weight),
+                  ", this stride and dilation");
+  // Programs are exported on one machine and run on another.
+  const bool here = given && is_packed_here<T>(*packed);
+  packed_ = here ? *packed : pack<T>(weight, method_);
   method_ = packed_method<T>(packed_);
 }
 

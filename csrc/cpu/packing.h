@@ -29,7 +29,7 @@ template <typename T>
 class Weights {
  public:
   // `packed`: what `pack_weight` gave for this weight, stride and dilation, or nothing. Throws
-  // where it is for another weight or instruction set.
+  // where it is for another weight; for another instruction set, it is packed again.
   Weights(const char* op, const Tensor& weight, const OptionalTensor& packed,
           const Integers& stride = {1, 1}, const Integers& dilation = {1, 1});
   Weights(const Weights&) = delete;

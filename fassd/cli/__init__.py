@@ -1,6 +1,6 @@
 """The command line `fassd`: one module per group of commands, `common` for what they share."""
 
-from fassd.cli import bench, data, evaluate, info, predict, report, synth, train
+from fassd.cli import bench, data, evaluate, export, info, predict, report, synth, train
 from fassd.cli.common import Size, app, parse_size
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "bench",
     "data",
     "evaluate",
+    "export",
     "info",
     "main",
     "parse_size",

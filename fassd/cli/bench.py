@@ -145,6 +145,9 @@ def bench(
 
     Memory is what one call needs beyond the loaded model.
 
+    An exported file ([cyan]-m net.onnx[/]) is measured beside the network that it was made from, by
+    every runtime that is here or the one that --backend names, called with what it takes.
+
     --peers compares with the other runtimes, each in its fastest form and on as many threads; they
     come with [cyan]pip install 'fassd-net\\[bench]'[/]. On a GPU these are plain PyTorch, AMP,
     torch.compile, ONNX Runtime and TensorRT, and the energy of a call is measured. --others puts
@@ -175,6 +178,8 @@ def bench(
 
     [cyan]fassd bench -m fassd_net_l2 --size 512x1024 --batch 4 --dtype float16 --device cuda[/]
 
+    [cyan]fassd bench -m net.onnx[/]
+
     [cyan]fassd bench --peers --all --dtype float16 --json peers.json --plot peers.png[/]
 
     [cyan]fassd bench --peers --only eager,inductor,ours --sizes 256x512,512x1024 --batches 1,4[/]
@@ -186,6 +191,7 @@ def bench(
     [cyan]fassd bench --layers --predict h200 --batch 8 --json h200.json[/]
     """
     from fassd.bench import Job, run
+    from fassd.export import is_exported
     from fassd.images import check_file
     from fassd.predict import pick_device
 
@@ -208,6 +214,8 @@ def bench(
         ("--device", device not in (None, "cpu"), not layers, "without --layers"),
         ("--weights", weights not in (None, "random"), not all_, "without --all, but for random"),
     )
+    exported = is_exported(model)
+    _check_options(("--model FILE", exported, alone, "without --peers and --layers"))
     check_file(json_)
     check_file(plot)
     if against is not None:
@@ -231,6 +239,8 @@ def bench(
         warmup=warmup,
         memory=memory,
     )
+    if exported:
+        job = _of_file(job, weights)
     if plot is not None:
         from fassd.charts import check_matplotlib
 
@@ -248,6 +258,34 @@ def bench(
     else:
         report = _measure(partial(run, job), [job])
     _deliver(report, json_, plot)
+
+
+def _of_file(job: Job, weights: str | None) -> Job:
+    """The job that compares an exported file with the network that it was made from.
+
+    Raises:
+        ValueError: the file does not tell which weights it holds, and none are given.
+    """
+    from fassd.export import ExportedNetwork
+
+    runtime = "auto" if job.backend == "reference" else job.backend
+    data = ExportedNetwork(job.model, runtime).metadata
+    if weights is None and data.weights not in (None, "synthetic", "cityscapes"):
+        raise ValueError(
+            f"{job.model} was made with the weights {data.weights}: give that file as --weights, "
+            "to compare with"
+        )
+    return replace(
+        job,
+        exported=job.model,
+        model=data.variant,
+        weights=pick_weights(weights or data.weights or "random", data.variant),
+        classes=data.num_classes,
+        alpha=data.alpha,
+        size=data.size or job.size,
+        batch=data.batch,
+        dtype=data.dtype if data.dtype in ("float16", "bfloat16") else "float32",
+    )
 
 
 # What --against takes beside the file's job, and what only a file can say.

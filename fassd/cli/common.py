@@ -45,6 +45,7 @@ __all__ = [
     "say",
     "set_threads",
     "tell_weights",
+    "weights_of",
 ]
 
 ABOUT_WEIGHTS = {
@@ -180,7 +181,13 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 # --------------------------------------------------------------------------------- shared options
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Network; [cyan]fassd info[/] lists them.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Network; [cyan]fassd info[/] lists them. Also a file of [cyan]fassd export[/], where "
+        "a command runs networks.",
+    ),
 ]
 Weights = Annotated[
     str | None,
@@ -287,15 +294,33 @@ def set_threads(threads: int | None) -> None:
 
 
 def pick_weights(weights: str | None, model: str, classes: int = 19, alpha: int = 2) -> str | None:
-    """What `fassd.create_model` takes for the option --weights; None means random."""
+    """What `fassd.create_model` takes for the option --weights; None means random.
+
+    None, too, for an exported file, which holds its own.
+    """
+    from fassd.export import is_exported
     from fassd.models.zoo import default_weights
 
+    if is_exported(model):
+        return weights
     if weights == "random":
         return None
     return default_weights(model, classes, alpha) if weights is None else weights
 
 
-def tell_weights(weights: str | None) -> None:
-    """Say what picked weights are worth, where that is less than one may expect."""
+def tell_weights(weights: str | None, network: Any = None) -> None:
+    """Say what weights are worth, where that is less than one may expect.
+
+    Args:
+        weights: those that were picked.
+        network: if it is an exported file, it tells its own.
+    """
+    weights = weights_of(weights, network)
     if weights in ABOUT_WEIGHTS:
         say(f"[yellow]{escape(ABOUT_WEIGHTS[weights])}[/]")
+
+
+def weights_of(weights: str | None, network: Any) -> str | None:
+    """The weights that were picked, or those that an exported file tells of."""
+    exported = getattr(network, "metadata", None)
+    return weights if exported is None else exported.weights

@@ -26,6 +26,7 @@ from fassd.cli.common import (
     say,
     set_threads,
     tell_weights,
+    weights_of,
 )
 
 if TYPE_CHECKING:
@@ -85,8 +86,9 @@ def val(
     """Score a network on labelled pictures: IoU of every class, mIoU, pixel accuracy.
 
     Every picture is seen at full resolution, alone, as the authors do; --scales and --flip
-    average the probabilities of several views. With -o: [cyan]confusion.csv[/] (pixels),
-    [cyan]confusion.png[/] (shares) and [cyan]scores.json[/].
+    average the probabilities of several views. An exported file ([cyan]-m net.onnx[/]) is scored by
+    the same rules; one that takes a single size sees every picture resized to it. With -o:
+    [cyan]confusion.csv[/] (pixels), [cyan]confusion.png[/] (shares) and [cyan]scores.json[/].
 
     Under [cyan]torchrun[/] the pictures are shared out; the scores are the same.
 
@@ -98,6 +100,8 @@ def val(
     [cyan]fassd val --data cityscapes/ --weights cityscapes[/]
 
     [cyan]fassd val --data camvid --root CamVid/ -w best.safetensors -m fassd_net_l2 -o out[/]
+
+    [cyan]fassd val --data cityscapes/ --model net.onnx --backend openvino[/]
 
     [cyan]torchrun --nproc-per-node 4 -m fassd val --data cityscapes/ -w cityscapes --flip[/]
     """
@@ -113,7 +117,7 @@ def val(
         weights = pick_weights(weights, model, dataset.card.num_classes, alpha)
         network = _segmenter(model, weights, dataset.card, alpha, backend, dtype, home).model
         if is_main():
-            tell_weights(weights)
+            tell_weights(weights, network)
         evaluation = _evaluated(network, dataset, indices, views, flip)
         if not is_main():
             return
@@ -121,7 +125,7 @@ def val(
             "data": dataset.card.name,
             "split": split,
             "model": model,
-            "weights": weights,
+            "weights": weights_of(weights, network),
             "alpha": alpha,
             "backend": backend,
             "dtype": dtype,

@@ -100,7 +100,7 @@ def predict(
     set_threads(threads)
     weights = pick_weights(weights, model, classes, alpha)
     segmenter = build_segmenter(model, weights, classes, alpha, backend, dtype, device, size)
-    tell_weights(weights)
+    tell_weights(weights, segmenter.model)
 
     done: list[tuple[Picture, Size, float]] = []
     started = time.perf_counter()

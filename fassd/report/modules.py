@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from fassd.complexity import Complexity, analyze
 from fassd.models import VARIANTS, create_model
 from fassd.plotting import layer_figure
-from fassd.report.networks import COUNTED, counted, milliseconds, missing, ratio
+from fassd.report.networks import COUNTED, counted, in_milliseconds, milliseconds, missing, ratio
 from fassd.report.page import Cell, Picture, Plot, Section, Table, blank
 from fassd.report.plots import Panel, Series, line_figure
 from fassd.report.results import Collection, Figure, Origin
@@ -306,6 +307,7 @@ def benchmarks(results: Collection) -> Section:
         titles.setdefault(facts["candidate"], facts["title"])
         groups.setdefault(entry["group"], {})[facts["candidate"]] = source.at("benchmarks", index)
     rows = []
+    shared = shared_words(list(groups))
     for group, members in groups.items():
         eager = members.get("eager")
         cells = []
@@ -313,21 +315,30 @@ def benchmarks(results: Collection) -> Section:
             entry = members.get(candidate)
             cells.append(benchmark_cell(entry))
         ours = members.get("native")
-        rows.append((Cell(group), *cells, benchmark_ratio(ours, eager)))
+        own = group.removesuffix(", " + shared) if shared else group
+        rows.append((Cell(own), *cells, benchmark_ratio(ours, eager)))
     table = Table(
-        ("group", *titles.values(), "ours / eager"),
+        ("group", *titles.values(), "speed-up"),
         tuple(rows),
-        "Milliseconds, medians ± half the interquartile range; each was compared with the float64 "
-        "reference before it was timed.",
+        f"{shared + ': m' if shared else 'M'}illiseconds, medians ± half the interquartile range; "
+        "each was compared with the float64 reference before it was timed. Speed-up: of ours over "
+        "eager.",
     )
     return Section(title, (f"From `{command}`.",), (table,))
+
+
+def shared_words(groups: Sequence[str]) -> str:
+    """What all names of groups, lists with commas, end in."""
+    endings = [group.split(", ")[:0:-1] for group in groups]
+    shared = takewhile(lambda words: len(set(words)) == 1, zip(*endings, strict=False))
+    return ", ".join(reversed([words[0] for words in shared]))
 
 
 def benchmark_cell(entry: Figure | None) -> Cell:
     if entry is None:
         return blank()
     stats = entry.value["stats"]
-    text = f"{1e3 * stats['median']:.3g} ±{500 * stats['iqr']:.2g}"
+    text = in_milliseconds(stats["median"], stats["iqr"] / 2)
     return Cell(text, (entry.at("stats", "median"),), "measured")
 
 

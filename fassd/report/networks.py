@@ -14,7 +14,7 @@ from fassd.peers import OURS, REFERENCE
 from fassd.plotting import COLOURS, Bars
 from fassd.report.page import Cell, Picture, Plot, Section, Table, blank
 from fassd.report.plots import Panel, Point, Series, bar_figure, line_figure, scatter_figure
-from fassd.report.results import Collection, Figure, Origin
+from fassd.report.results import Collection, Figure, Origin, job_of
 
 __all__ = ["FULL_SIZE", "HEADLINE", "ablation", "headline", "headline_table", "speedup_plot"]
 
@@ -63,7 +63,7 @@ class Way:
 
 
 EAGER = Way("PyTorch", REFERENCE)
-CHANNELS_LAST = Way("PyTorch channels last", "channels_last", colour="grey")
+CHANNELS_LAST = Way("PyTorch channels last", "channels_last", colour="silver")
 INDUCTOR = Way("Inductor, freezing", "inductor", colour="sky")
 OURS_LOGITS = Way("ours", OURS, colour="vermilion")
 OURS_LABELS = Way("ours, labels", OURS, output="labels", colour="vermilion", hatched=True)
@@ -91,10 +91,14 @@ def milliseconds(result: Figure | None, strong: bool = False) -> Cell:
         return blank()
     if not agrees(result):
         return Cell("disagrees", (result.at("match"),), "measured")
-    median, spread = result.value["median_s"], result.value["spread_s"]
-    places = 0 if median >= 0.1 else 1 if median >= 0.01 else 2
-    text = f"{1e3 * median:.{places}f} ±{1e3 * spread:.{places}f}"
+    text = in_milliseconds(result.value["median_s"], result.value["spread_s"])
     return Cell(text, (result.at("median_s"),), "measured", strong)
+
+
+def in_milliseconds(median: float, spread: float) -> str:
+    """Seconds with their spread as text, to about three digits."""
+    places = next((n for n, least in enumerate((0.1, 0.01, 0.001)) if median >= least), 3)
+    return f"{1e3 * median:.{places}f} ±{1e3 * spread:.{places}f}"
 
 
 def frames(result: Figure | None, batch: int = 1, strong: bool = False) -> Cell:
@@ -550,15 +554,19 @@ def other_networks(results: Collection) -> Section:
     title = "Other networks with the same job"
     rows = []
     captions = []
-    for comparison in results.comparisons():
+    seen = set()
+    for comparison in results.every_comparison():
         others = [
             comparison.at("results", index)
             for index, result in enumerate(comparison.value["results"])
             if result.get("kind") == OTHER
         ]
-        if not others:
+        if not others or job_of(comparison) in seen:
             continue
+        seen.add(job_of(comparison))
         job = comparison.value["job"]
+        cost = analyze(create_model(job["model"], job["classes"], job["alpha"]), tuple(job["size"]))
+        own = (counted(f"{cost.conv_macs / 1e9:.2f}"), counted(f"{cost.params / 1e6:.2f}"))
         name = f"{VARIANTS[job['model']].title}, ours"
         ours = OURS_LOGITS.of(comparison)
         entries = [(name, ours), (f"{VARIANTS[job['model']].title}, PyTorch", EAGER.of(comparison))]
@@ -567,13 +575,14 @@ def other_networks(results: Collection) -> Section:
         for text, result in entries:
             if result is None:
                 continue
-            macs, params = result.get("macs"), result.get("params")
+            counts = own
+            if result.get("kind") == OTHER:
+                counts = (number(result, "macs", 1e9), number(result, "params", 1e6))
             rows.append(
                 (
                     Cell(text),
                     Cell(size),
-                    number(macs and macs / 1e9, result, "macs"),
-                    number(params and params / 1e6, result, "params"),
+                    *counts,
                     milliseconds(result, result is ours),
                     frames(result, job["batch"], result is ours),
                 )
@@ -595,5 +604,5 @@ def other_networks(results: Collection) -> Section:
     )
 
 
-def number(value: float | None, result: Figure, name: str) -> Cell:
-    return blank() if value is None else Cell(f"{value:.2f}", (result.at(name),), "counted")
+def number(result: Figure, name: str, unit: float) -> Cell:
+    return Cell(f"{result.get(name) / unit:.2f}", (result.at(name),), "counted")

@@ -206,6 +206,9 @@ def line_figure(panels: Sequence[Panel], ink: str, paper: str) -> Any:
     return figure
 
 
+WIDE_TICK = 4  # characters of a label on the axis
+
+
 def draw_lines(axes: Any, panel: Panel, ink: str) -> None:
     for line in panel.series:
         axes.errorbar(
@@ -227,6 +230,8 @@ def draw_lines(axes: Any, panel: Panel, ink: str) -> None:
     if panel.ticks:
         axes.set_xticks([place for place, _ in panel.ticks], [text for _, text in panel.ticks])
         axes.tick_params("x", labelsize=8)
+        if max(len(text) for _, text in panel.ticks) > WIDE_TICK:  # they would run into each other
+            axes.tick_params("x", rotation=30)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fassd.peer_report import OTHER
 from fassd.peers import OURS, REFERENCE
 
 __all__ = ["KINDS", "Collection", "Figure", "Machine", "Origin", "Source", "collect", "resolve"]
@@ -144,15 +145,18 @@ class Collection:
         A job is a network at a size, batch and number of threads.
         """
         best: dict[tuple[Any, ...], Figure] = {}
-        for source in self.of("comparisons"):
-            if not self.is_of_the_page(source):
-                continue
-            for index in range(len(source.content["comparisons"])):
-                figure = source.at("comparisons", index)
-                job = job_of(figure)
-                if job not in best or completeness(figure) > completeness(best[job]):
-                    best[job] = figure
+        for figure in self.every_comparison():
+            job = job_of(figure)
+            if job not in best or completeness(figure) > completeness(best[job]):
+                best[job] = figure
         return list(best.values())
+
+    def every_comparison(self) -> Iterator[Figure]:
+        """Comparisons of the page's machine, the nearest and newest file's first."""
+        for source in self.of("comparisons"):
+            if self.is_of_the_page(source):
+                for index in range(len(source.content["comparisons"])):
+                    yield source.at("comparisons", index)
 
     def first(self, kind: str) -> Source | None:
         """The nearest and newest file of a kind that is of the page's processor and device."""
@@ -179,9 +183,9 @@ def job_of(comparison: Figure) -> tuple[str, int, int, int, int]:
 
 
 def completeness(comparison: Figure) -> tuple[bool, int]:
-    """Whether plain PyTorch and ours are both there, and how many results there are."""
-    keys = {result["key"] for result in comparison.value["results"]}
-    return {REFERENCE, OURS} <= keys, len(comparison.value["results"])
+    """Whether plain PyTorch and ours are both there, and how many results of the network are."""
+    keys = [r["key"] for r in comparison.value["results"] if r.get("kind") != OTHER]
+    return {REFERENCE, OURS} <= set(keys), len(keys)
 
 
 def collect(folders: Sequence[Path], notes: list[str] | None = None) -> Collection:

@@ -175,7 +175,8 @@ def evaluate(
         device, dtype: where, and in torch.float32, bfloat16 or float16; None for those of the
             model's weights. A model that differs is copied, not changed.
         scales: sizes to see each picture at, as factors; pictures are resized (bilinear,
-            antialiased) as `fassd.Segmenter` does.
+            antialiased) as `fassd.Segmenter` does. An exported file that takes one size alone sees
+            all at that.
         flip: see each one mirrored, too.
         on_sample: called with the index, the sample and the predicted classes, (H, W) uint8, of
             each picture that this process evaluates.
@@ -298,7 +299,7 @@ def _scores(
     views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     total: Tensor | None = None
     for scale, mirrored in views:
-        image = _resized(sample.image, scale)
+        image = _resized(sample.image, scale, getattr(network, "input_size", None))
         batch = torch.from_numpy(normalize(image))[None].to(device, dtype)
         with _naming(sample.path):
             logits = network(batch.flip(3) if mirrored else batch).float()
@@ -318,10 +319,13 @@ def _scores(
     return total
 
 
-def _resized(image: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
-    if scale == 1:
+def _resized(
+    image: npt.NDArray[np.uint8], scale: float, only: tuple[int, int] | None = None
+) -> npt.NDArray[np.uint8]:
+    """The picture at another scale, or at the only size that the network takes."""
+    height, width = only or (max(1, round(side * scale)) for side in image.shape[:2])
+    if (height, width) == image.shape[:2]:
         return image
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 

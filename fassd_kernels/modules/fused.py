@@ -37,7 +37,8 @@ class Fused(nn.Module):
 
     The reference's ``forward`` runs instead in training mode, where batch statistics forbid
     folding; where a submodule carries hooks, which a fused operator would pass by; where a part
-    was exchanged for another kind; and inside ``torch.func`` transforms and forward-mode AD.
+    was exchanged for another kind; inside ``torch.func`` transforms and forward-mode AD; and in
+    ``torch.onnx.export``, whose graph then holds standard operators alone.
 
     Attributes:
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`.
@@ -48,6 +49,8 @@ class Fused(nn.Module):
     backend: str = AUTO
     _packed: tuple[Snapshot, torch.dtype, Packed] | None = None
     _checked: tuple[list[Any], bool] | None = None
+    # What a compiler that traces the module gets for packed weights: see `freeze`.
+    _frozen: tuple[torch.dtype, Packed] | None = None
 
     # --- what a subclass defines -----------------------------------------------------------------
 
@@ -125,7 +128,7 @@ class Fused(nn.Module):
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
         """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
-        if self.training:
+        if self.training or exports_onnx():
             return None
         now = None if is_traced() else take_snapshot(self)
         if not self.fusible(now):
@@ -180,6 +183,8 @@ class Fused(nn.Module):
 
     def packed(self, dtype: torch.dtype, now: Snapshot | None) -> Packed:
         """Packed weights in `dtype`: from the cache where they are known to be fresh."""
+        if now is None and self._frozen is not None and self._frozen[0] == dtype:
+            return self._frozen[1]
         if now is None or self.wants_gradient():
             return self.pack(dtype)
         cached = self._packed
@@ -235,6 +240,11 @@ def are_on_gpu(tensors: Sequence[Tensor]) -> bool:
 
 def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def exports_onnx() -> bool:
+    """Whether ``torch.onnx.export`` traces the call, with either of its two tracers."""
+    return is_traced() and torch.onnx.is_in_onnx_export()
 
 
 def transforming() -> bool:

@@ -14,7 +14,13 @@ from fassd_kernels import ops
 from fassd_kernels.backends import AUTO, choose
 from fassd_kernels.choices import shape_key
 from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer, FusedUpsampleConv
-from fassd_kernels.modules.fused import is_plain, is_traced, missing_attribute, transforming
+from fassd_kernels.modules.fused import (
+    exports_onnx,
+    is_plain,
+    is_traced,
+    missing_attribute,
+    transforming,
+)
 from fassd_kernels.modules.snapshot import has_hooks, hooked_globally
 
 Output = Literal["logits", "labels"]
@@ -155,7 +161,7 @@ class FusedNetwork(FASSDNet):
 
 def unfused() -> bool:
     """Whether resizing has to be PyTorch's own: torch.jit.trace makes tensors of sizes."""
-    return transforming() or torch.jit.is_tracing()
+    return transforming() or torch.jit.is_tracing() or exports_onnx()
 
 
 def is_hooked(module: nn.Module) -> bool:

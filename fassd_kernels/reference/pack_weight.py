@@ -16,7 +16,8 @@ def pack_weight(
     """What the other operators take as `packed`: a weight as the backend's kernels read it.
 
     Its content is the backend's own affair; the C++ one blocks and, for 3x3 kernels, transforms
-    it. It serves for this weight, stride and dilation, on this machine, and is not to be stored.
+    it. It serves for this weight, stride and dilation. The C++ one may be stored: where another
+    instruction set, or another version of its layout, reads it, each call packs anew.
 
     Args:
         weight: O x I x kH x kW, the kernel 3x3, 3x1, 1x3 or 1x1.

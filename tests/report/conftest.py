@@ -33,6 +33,8 @@ def comparison(model: str = "fassd_net", **job: Any) -> dict[str, Any]:
     return {
         "job": {
             "model": model,
+            "classes": 19,
+            "alpha": 2,
             "size": [1024, 2048],
             "batch": 1,
             "threads": None,

@@ -13,6 +13,7 @@ import pytest
 from report.conftest import HERE, comparison, write_results
 
 from fassd.report import build_page, collect, write_report
+from fassd.report.modules import shared_words
 from fassd.report.networks import ablation, headline_table, other_networks, scaling
 from fassd.report.page import Cell, Page, Table, all_cells
 from fassd.report.results import Collection, resolve
@@ -195,6 +196,33 @@ def test_other_networks_stand_beside_ours(results: Path) -> None:
         "2.00",
         "800 ±1",
     )
+    own = row_of(table, "FASSD-Net, ours")
+    assert (own["GMACs"].text, own["M parameters"].text) == ("44.68", "2.85")
+
+
+def test_other_networks_do_not_make_a_comparison_fuller(results: Path) -> None:
+    content = json.loads((results / "networks.json").read_text())
+    own = content["comparisons"][0]["results"]
+    others = [{**own[0], "key": f"net{i}", "kind": "other network"} for i in range(9)]
+    content["comparisons"][0]["results"] = [*own[:-1], *others]
+    content["environment"]["date"] = "2027-01-01"
+    (results / "others.json").write_text(json.dumps(content))
+    collection = collect([results])
+    assert {c.source.path.name for c in collection.comparisons()} == {"networks.json"}
+    assert {c.source.path.name for c in collection.every_comparison()} > {"networks.json"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "shared"),
+    [
+        (["dapf 1, 512x1024, float32", "dapf 2, 512x1024, float32"], "512x1024, float32"),
+        (["dapf 1, 512x1024, float16", "dapf 2, 512x1024, float32"], ""),
+        (["dapf, float16"], "float16"),
+        ([], ""),
+    ],
+)
+def test_what_all_groups_share_is_said_once(groups: list[str], shared: str) -> None:
+    assert shared_words(groups) == shared
 
 
 def test_files_are_written_whole(written: Written) -> None:

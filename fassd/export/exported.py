@@ -1,0 +1,164 @@
+"""An exported file in place of a network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fassd.data.transforms import MEAN, STD
+from fassd.export.metadata import ExportError
+from fassd.export.network import denormalized, levels, normalized
+from fassd.export.runtimes import SUFFIXES, open_runtime
+
+__all__ = ["ExportedNetwork", "is_exported"]
+
+
+def is_exported(model: object) -> bool:
+    """Whether a model's name is that of an exported file."""
+    return isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() in SUFFIXES
+
+
+class ExportedNetwork(nn.Module):
+    """A file of `fassd export`, called like the network that it was made from.
+
+    >>> network = ExportedNetwork("net.onnx")
+    >>> labels = fassd.Segmenter(network).predict("street.jpg")
+
+    Args:
+        path: the file. Loading a .pt2 file or an engine runs code that is in it: open those that
+            you trust alone.
+        runtime: "onnxruntime" or "openvino" for .onnx files; "auto" for the ending's own.
+        device: where it runs.
+
+    Attributes:
+        metadata: what the file tells.
+        input_size: (H, W) that it takes; None for any.
+        takes_pictures: whether its own input is uint8 RGB.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ExportError: it is damaged, not of `fassd export`, or cannot run so.
+        ImportError: its runtime is missing.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        runtime: str = "auto",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.metadata, self._run = open_runtime(self.path, runtime, torch.device(device))
+        self.eval()
+
+    @property
+    def num_classes(self) -> int:
+        return self.metadata.num_classes
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        return self.metadata.size
+
+    @property
+    def takes_pictures(self) -> bool:
+        return self.metadata.takes_pictures
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (N, classes, H, W) float32 on the CPU.
+
+        A file that gives labels alone gives 1 for the class of each pixel and 0 for the others.
+
+        Args:
+            x: normalised BGR (N, 3, H, W), or uint8 RGB (N, H, W, 3). What the file does not take
+                is converted to what it takes, without loss.
+
+        Raises:
+            ValueError: a size that the file does not take, or a broken result.
+        """
+        result = self._call(x)
+        if self.metadata.output == "logits":
+            return result
+        return F.one_hot(result.long(), self.num_classes).permute(0, 3, 1, 2).float()
+
+    def predict_labels(self, x: Tensor) -> Tensor:
+        """The class of every pixel, uint8 (N, H, W); `x` as of `forward`."""
+        result = self._call(x)
+        return result if self.metadata.output == "labels" else result.argmax(1).to(torch.uint8)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.run(self.prepared(x))
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """What the file itself takes, on the CPU, for `x` as of `forward`."""
+        pictures = x.dtype == torch.uint8
+        x = x.cpu() if pictures else x.cpu().float()
+        if pictures and not self.takes_pictures:
+            return normalized(x, levels(MEAN), levels(STD))
+        if self.takes_pictures and not pictures:
+            return denormalized(x, levels(MEAN), levels(STD))
+        return x
+
+    def run(self, image: Tensor) -> Tensor:
+        """What the file gives, logits or labels, for what it takes.
+
+        Args:
+            image: as of `prepared`, contiguous or not.
+
+        Raises:
+            ValueError: as of `forward`.
+        """
+        size = tuple(image.shape[1:3] if self.takes_pictures else image.shape[2:])
+        if self.input_size not in (None, size):
+            raise ValueError(
+                "{} takes pictures of {}x{}, got {}x{}".format(
+                    self.path.name, *(self.input_size or ()), *size
+                )
+            )
+        least = self.metadata.minimum_size
+        if min(size) < least:
+            raise ValueError(
+                "{} takes pictures of at least {}x{}, got {}x{}".format(
+                    self.path.name, least, least, *size
+                )
+            )
+        # A file takes as many pictures as it was made for; the last group is filled up.
+        groups = [self._fixed(group) for group in image.split(self.metadata.batch)]
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+    def _fixed(self, group: Tensor) -> Tensor:
+        """The results of at most a whole batch."""
+        count, batch = len(group), self.metadata.batch
+        if count < batch:
+            group = torch.cat([group, group[-1:].expand(batch - count, *group.shape[1:])])
+        image = np.ascontiguousarray(group.numpy())
+        try:
+            result = torch.from_numpy(self._run(image))
+        except (RuntimeError, ValueError) as error:
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ValueError(
+                f"{self.path.name} cannot take {tuple(image.shape)}: {line}"
+            ) from error
+        self._check(result, image.shape)
+        return result[:count]
+
+    def _check(self, result: Tensor, shape: tuple[int, ...]) -> None:
+        """See whether the file keeps what its metadata promises."""
+        size = shape[1:3] if self.takes_pictures else shape[2:]
+        labels = self.metadata.output == "labels"
+        expected = (shape[0], *size) if labels else (shape[0], self.num_classes, *size)
+        kind = torch.uint8 if labels else torch.float32
+        if tuple(result.shape) != expected or result.dtype != kind:
+            raise ExportError(
+                f"{self.path.name} gave {result.dtype} of shape {tuple(result.shape)}, its "
+                f"metadata promises {kind} of shape {expected}"
+            )
+
+    def extra_repr(self) -> str:
+        data = self.metadata
+        return f"{self.path.name}, {data.variant}, {data.format}, {data.dtype}, {data.output}"

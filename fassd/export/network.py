@@ -1,0 +1,72 @@
+"""The network as it is deployed: with preprocessing and argmax inside, where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fassd.data.transforms import MEAN, STD
+
+__all__ = ["Deployed", "denormalized", "example_input", "levels", "normalized"]
+
+
+class Deployed(nn.Module):
+    """What exporters trace.
+
+    Args:
+        network: normalised BGR (N, 3, H, W) to logits; plain, or of `fassd_kernels`.
+        preprocess: take uint8 RGB (N, H, W, 3) instead.
+        output: "logits", given as float32 whatever the network computes in, or "labels", uint8
+            (N, H, W).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, *, preprocess: bool, output: str) -> None:
+        super().__init__()
+        self.network = network
+        self.preprocess = preprocess
+        self.output = output
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, levels(values))
+
+    def forward(self, image: Tensor) -> Tensor:
+        network: Any = self.network
+        labels = self.output == "labels"
+        if self.preprocess and labels and hasattr(network, "label_pictures"):
+            mean, std = ([255 * value for value in values] for values in (MEAN, STD))
+            return network.label_pictures(image, mean, std)
+        dtype = next(network.parameters()).dtype
+        batch = (normalized(image, self.mean, self.std) if self.preprocess else image).to(dtype)
+        if labels and hasattr(network, "predict_labels"):
+            return network.predict_labels(batch)
+        logits = network(batch)
+        return logits.argmax(1).to(torch.uint8) if labels else logits.float()
+
+
+def levels(values: Sequence[float]) -> Tensor:
+    """`MEAN` or `STD` on the scale of bytes, (3, 1, 1) float32."""
+    return torch.tensor([255 * value for value in values])[:, None, None]
+
+
+def normalized(pictures: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """`fassd.data.transforms.normalize`, of uint8 RGB (N, H, W, 3) by `levels`."""
+    return (pictures.flip(3).permute(0, 3, 1, 2).float() - mean) / std
+
+
+def denormalized(batch: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The pictures behind normalised batches, exactly: their values are 256 levels."""
+    pictures = (batch * std + mean).round().clamp(0, 255).to(torch.uint8)
+    return pictures.permute(0, 2, 3, 1).flip(3)
+
+
+def example_input(preprocess: bool, batch: int, size: tuple[int, int]) -> Tensor:
+    """A batch of noise to trace with."""
+    generator = torch.Generator().manual_seed(0)
+    if preprocess:
+        return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=generator)
+    return torch.randn(batch, 3, *size, generator=generator)

@@ -1,0 +1,158 @@
+"""ONNX: PyTorch's exporter on torch.export's graph, 16 bits, and ONNX Runtime's quantisation."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from fassd.export.metadata import KEY, ExportError, Metadata
+from fassd.export.network import Deployed, example_input
+from fassd.export.packages import need
+
+__all__ = ["OPSETS", "onnx_model", "quantized"]
+
+OPSETS = range(16, 26)
+"""Versions of ONNX's operators that can be asked for; the exporter's own choice is 20."""
+
+SIDES = ("height", "width")
+
+
+def onnx_model(
+    deployed: Deployed, metadata: Metadata, example_size: tuple[int, int], opset: int | None = None
+) -> Any:
+    """The network as an `onnx.ModelProto`, checked, with its metadata.
+
+    Batch norms behind convolutions are folded; those in front of one (MDA's) stay.
+
+    Args:
+        deployed: of plain modules or of accelerated ones: their graph is the same.
+        metadata: goes into the file; its `size` is None where height and width are to be free.
+        example_size: (H, W) to trace at.
+        opset: of `OPSETS`.
+
+    Raises:
+        ExportError: an opset that cannot be had.
+        ImportError: onnx or onnxscript is missing.
+    """
+    onnx = need("onnx")
+    need("onnxscript")
+    if opset is not None and opset not in OPSETS:
+        raise ExportError(
+            f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}"
+            + (": older ones lack operators that the network needs" if opset < OPSETS[0] else "")
+        )
+    example = example_input(metadata.takes_pictures, metadata.batch, example_size)
+    free = None
+    if metadata.size is None:
+        first = 1 if metadata.takes_pictures else 2
+        # With names and thus bounds of their own the exporter would trace twice, to find those.
+        free = ({first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC},)
+    with quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            deployed,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["image"],
+            output_names=[metadata.output],
+            dynamic_shapes=free,
+            opset_version=opset,
+        )
+    assert program is not None
+    model = program.model_proto
+    if free is not None:
+        name_sides(model, sorted(free[0]))
+    reached = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    if opset is not None and reached != opset:
+        raise ExportError(f"opset {opset} cannot be reached: the network needs {reached}")
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, metadata.to_json()
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def name_sides(model: Any, axes: Sequence[int]) -> None:
+    """Call the free sides of the input height and width, wherever they occur."""
+    (image,) = model.graph.input
+    dims = image.type.tensor_type.shape.dim
+    names = {dims[axis].dim_param: name for axis, name in zip(axes, SIDES, strict=True)}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:  # the others may be numbers
+                dim.dim_param = names[dim.dim_param]
+
+
+def quantized(model: Any, metadata: Metadata, batches: Sequence[npt.NDArray[Any]]) -> Any:
+    """A float32 model with 8-bit weights and activations (QDQ), by ONNX Runtime's own tool.
+
+    Weights are signed and symmetric, a scale for each output channel; activations are unsigned,
+    their range that of the calibration. Resizing stays in floating point.
+
+    Args:
+        model: what `onnx_model` gave.
+        metadata: of the result, with the dtype int8.
+        batches: inputs of the model, to calibrate with.
+    """
+    onnx = need("onnx")
+    need("onnxruntime")
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.remaining = iter(batches)
+
+        def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+            batch = next(self.remaining, None)
+            return None if batch is None else {"image": batch}
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, prepared, target = (str(Path(folder) / f"{n}.onnx") for n in ("a", "b", "c"))
+        onnx.save(model, plain)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "AveragePool", "Concat", "Add"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        result = onnx.load(target)
+    for entry in result.metadata_props:
+        if entry.key == KEY:
+            entry.value = metadata.to_json()
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """The exporter without its warnings: it misses torchvision, which is not needed here, warns of
+    PyTorch's own ways, and tells of conversions that failed, which `onnx_model` reports."""
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    before = [log.level for log in logs]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for log in logs:
+                log.setLevel(logging.CRITICAL)
+            yield
+    finally:
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)

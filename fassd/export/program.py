@@ -1,0 +1,79 @@
+"""torch.export programs, and AOTInductor packages: PyTorch's formats, both in .pt2 files."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from fassd.export.metadata import KEY, ExportError, Metadata
+from fassd.export.network import Deployed, example_input
+
+__all__ = ["EXTRA_FILE", "traced", "write_aoti", "write_program"]
+
+EXTRA_FILE = f"{KEY}.json"
+
+
+def traced(
+    deployed: Deployed, metadata: Metadata, example_size: tuple[int, int]
+) -> torch.export.ExportedProgram:
+    """The network as a program that holds no tensor which it does not use.
+
+    Raises:
+        ExportError: torch.export cannot trace it.
+    """
+    example = example_input(metadata.takes_pictures, metadata.batch, example_size)
+    free = None
+    if metadata.size is None:
+        first = 1 if metadata.takes_pictures else 2
+        free = ({first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC},)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(deployed, (example,), dynamic_shapes=free)
+            graph = program.module()
+            # Copied with the tensors that it refers to; the network has its plain weights besides.
+            graph = fx.GraphModule(graph, graph.graph)
+            return torch.export.export(graph, (example,), dynamic_shapes=free)
+    except (torch._dynamo.exc.UserError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"torch.export cannot trace the network: {reason}") from error
+
+
+def write_program(program: Any, metadata: Metadata, path: Path) -> None:
+    """Write a torch.export program, without its example input."""
+    example, program._example_inputs = program._example_inputs, None
+    try:
+        with warnings.catch_warnings(), path.open("wb") as file:
+            warnings.simplefilter("ignore")  # what it says of shared storage is about itself
+            torch.export.save(program, file, extra_files={EXTRA_FILE: metadata.to_json()})
+    finally:
+        program._example_inputs = example
+
+
+def write_aoti(program: Any, metadata: Metadata, path: Path) -> None:
+    """Compile a program to a shared library in a package that runs without Python.
+
+    Raises:
+        ExportError: no C++ compiler, or it failed.
+    """
+    settings = {"aot_inductor.metadata": {KEY: metadata.to_json()}}
+    log = logging.getLogger("torch._inductor")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=settings
+            )
+    except Exception as error:  # Inductor's own kinds, a compiler's exit
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f"AOTInductor failed ({reason}); it needs a C++ compiler (g++, or CXX=...)"
+        ) from error
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,211 @@
+"""Exported files, run: each runtime takes an array and gives one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fassd.export.metadata import KEY, ExportError, Metadata
+from fassd.export.packages import need
+from fassd.export.program import EXTRA_FILE
+from fassd.export.tensorrt_file import sidecar
+
+__all__ = ["RUNTIMES", "SUFFIXES", "Run", "first_line", "is_installed", "open_runtime"]
+
+Array = npt.NDArray[Any]
+Run = Callable[[Array], Array]
+Opened = tuple[Metadata, Run]
+
+SUFFIXES = (".onnx", ".pt2", ".xml", ".engine", ".plan")
+"""Endings of exported files."""
+
+
+def onnx_runtime(path: Path, device: torch.device) -> Opened:
+    onnxruntime = need("onnxruntime")
+    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise ExportError(f"this ONNX Runtime has no {provider} (pip install onnxruntime-gpu)")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # its own kinds, one for each thing that may be wrong
+        raise ExportError(f"ONNX Runtime cannot read it: {first_line(error)}") from error
+    text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    metadata = checked(text, "onnx")
+    return metadata, lambda image: session.run(None, {"image": image})[0]
+
+
+def openvino(path: Path, device: torch.device) -> Opened:
+    """OpenVINO on the CPU; float32 and int8 files in float32, where it would take bfloat16."""
+    library = need("openvino")
+    core = library.Core()
+    try:
+        model = core.read_model(str(path))
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot read it: {first_line(error)}") from error
+    places = ([KEY], ["framework", KEY])  # its own files, ONNX files
+    text = next((model.get_rt_info(p).astype(str) for p in places if model.has_rt_info(p)), None)
+    metadata = checked(text, "openvino", "onnx")
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f16" if metadata.dtype == "float16" else "f32",
+    }
+    if device.type != "cpu":
+        raise ExportError("OpenVINO runs on the CPU here: device must be cpu")
+    try:
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+    except RuntimeError:  # a CPU without half precision
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+    return metadata, lambda image: np.array(request.infer([image])[0])
+
+
+def torch_file(path: Path, device: torch.device) -> Opened:
+    """A torch.export program or an AOTInductor package, on the device that it was exported for."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {Path(name).name: name for name in archive.namelist()}
+            compiled = next((n for n in names if n.endswith("_metadata.json")), None)
+            if EXTRA_FILE in names:
+                metadata = checked(archive.read(names[EXTRA_FILE]).decode(), "torch")
+            elif compiled is not None:
+                record = json.loads(archive.read(names[compiled]))
+                metadata = checked(record.get(KEY), "aoti")
+            else:
+                raise ExportError(NOT_OURS)
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"is no .pt2 file, or a damaged one ({error})") from error
+    if metadata.backend is not None:
+        load_operators(metadata)
+    call: Any
+    try:
+        if metadata.format == "aoti":
+            call = torch._inductor.aoti_load_package(str(path))
+        else:
+            call = torch.export.load(str(path)).module()
+    except Exception as error:  # of deserialisation, of the dynamic linker
+        raise ExportError(f"PyTorch cannot load it: {first_line(error)}") from error
+
+    def run(image: Array) -> Array:
+        with torch.inference_mode():
+            return call(torch.from_numpy(image).to(device)).cpu().numpy()
+
+    return metadata, run
+
+
+def load_operators(metadata: Metadata) -> None:
+    try:
+        import fassd_kernels
+
+        missing = "" if fassd_kernels.ops.CPU_MISSING is None else fassd_kernels.ops.CPU_MISSING
+    except ImportError as error:
+        missing = str(error)
+    if missing:
+        raise ExportError(
+            f"it calls the operators of fassd_kernels ({metadata.backend}), which are missing here "
+            f"({missing}); export with --backend reference for a file that needs none"
+        )
+
+
+def tensorrt(path: Path, device: torch.device) -> Opened:
+    """An engine on the GPU. No GPU has run this yet."""
+    import tensorrt as trt
+
+    if device.type != "cuda":
+        raise ExportError("TensorRT runs on a GPU: device must be cuda")
+    beside = sidecar(path)
+    if not beside.is_file():
+        raise ExportError(f"its metadata {beside.name} is missing")
+    metadata = checked(beside.read_text(), "tensorrt")
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise ExportError("TensorRT cannot read it: made for another GPU or version, or damaged")
+    context = engine.create_execution_context()
+    kind = torch.uint8 if metadata.output == "labels" else torch.float32
+
+    def run(image: Array) -> Array:
+        with torch.cuda.device(device):
+            source = torch.from_numpy(image).to(device)
+            context.set_input_shape("image", tuple(source.shape))
+            result = torch.empty(
+                tuple(context.get_tensor_shape(metadata.output)), dtype=kind, device=device
+            )
+            context.set_tensor_address("image", source.data_ptr())
+            context.set_tensor_address(metadata.output, result.data_ptr())
+            context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+            return result.cpu().numpy()
+
+    return metadata, run
+
+
+NOT_OURS = "is not a file of `fassd export`: it has no metadata named fassd"
+
+RUNTIMES: dict[str, dict[str, Callable[[Path, torch.device], Opened]]] = {
+    ".onnx": {"onnxruntime": onnx_runtime, "openvino": openvino},
+    ".pt2": {"torch": torch_file},
+    ".xml": {"openvino": openvino},
+    ".engine": {"tensorrt": tensorrt},
+    ".plan": {"tensorrt": tensorrt},
+}
+"""What runs files of each ending; the first is the default."""
+
+
+def is_installed(runtime: str) -> bool:
+    """Whether the package of a runtime is there."""
+    return importlib.util.find_spec(runtime) is not None
+
+
+def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
+    """Load a file.
+
+    Args:
+        path: of an ending in `SUFFIXES`.
+        runtime: of `RUNTIMES`, or "auto".
+        device: where it runs.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ExportError: it is damaged, not of `fassd export`, or cannot run so; names the file.
+        ImportError: the runtime is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    known = RUNTIMES[path.suffix.lower()]
+    if runtime != "auto" and runtime not in known:
+        raise ExportError(
+            f"{path}: backend must be auto or {' or '.join(known)} for a {path.suffix} file, "
+            f"got {runtime!r}"
+        )
+    if path.stat().st_size == 0:
+        raise ExportError(f"{path}: is empty")
+    start = known[next(iter(known)) if runtime == "auto" else runtime]
+    try:
+        return start(path, device)
+    except ExportError as error:
+        raise ExportError(f"{path}: {error}") from error
+
+
+def checked(text: str | None, *formats: str) -> Metadata:
+    if not text:
+        raise ExportError(NOT_OURS)
+    metadata = Metadata.from_json(text)
+    if metadata.format not in formats:
+        raise ExportError(f"its metadata tells of a file of format {metadata.format!r}")
+    return metadata
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,87 @@
+"""TensorRT: an engine for the GPU that is here, from the ONNX model; its metadata stands beside."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fassd.export.metadata import ExportError, Metadata
+
+__all__ = ["build_engine", "profile_of", "sidecar", "trtexec"]
+
+# Height and width that an engine for any size is made for: smallest, best, largest.
+PROFILE = ((256, 512), (1024, 2048), (2048, 4096))
+
+
+def sidecar(path: Path) -> Path:
+    """Where the metadata of an engine is: an engine itself holds none."""
+    return path.with_name(path.name + ".json")
+
+
+def profile_of(metadata: Metadata) -> list[tuple[int, ...]] | None:
+    """The input's shape for each size of `PROFILE`; None where it is fixed."""
+    if metadata.size is not None:
+        return None
+    n = metadata.batch
+    if metadata.takes_pictures:
+        return [(n, height, width, 3) for height, width in PROFILE]
+    return [(n, 3, height, width) for height, width in PROFILE]
+
+
+def trtexec(onnx: Path, engine: Path, metadata: Metadata) -> str:
+    """The command that builds the engine where TensorRT is."""
+    words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={engine}"]
+    words += {"float16": ["--fp16"], "bfloat16": ["--bf16"], "int8": ["--int8", "--fp16"]}.get(
+        metadata.dtype, ["--noTF32"]
+    )
+    for option, shape in zip(("min", "opt", "max"), profile_of(metadata) or (), strict=False):
+        words.append(f"--{option}Shapes=image:{'x'.join(map(str, shape))}")
+    return shlex.join(words)
+
+
+def build_engine(
+    model: bytes, dtype: str, profile: Sequence[tuple[int, ...]] | None = None
+) -> bytes:
+    """Build with TensorRT 10 or later; in float32 without TF32. No GPU has run this yet.
+
+    Args:
+        model: ONNX.
+        dtype: what it may compute in; int8 where the model says so by QDQ pairs, else float16.
+        profile: smallest, best and largest shape of the input, where it is not fixed.
+
+    Raises:
+        ExportError: TensorRT cannot read the model, or builds nothing.
+        ImportError: TensorRT is missing.
+    """
+    import tensorrt as trt
+
+    log = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(model):
+        raise ExportError(f"TensorRT cannot read the network: {parser.get_error(0).desc()}")
+    settings = builder.create_builder_config()
+    set_precision(trt, settings, dtype)
+    if profile is not None:
+        range_ = builder.create_optimization_profile()
+        range_.set_shape(network.get_input(0).name, *profile)
+        settings.add_optimization_profile(range_)
+    plan: Any = builder.build_serialized_network(network, settings)
+    if plan is None:
+        raise ExportError("TensorRT built no engine")
+    return bytes(plan)
+
+
+def set_precision(trt: Any, settings: Any, dtype: str) -> None:
+    flags = trt.BuilderFlag
+    if dtype == "float32":
+        settings.clear_flag(flags.TF32)
+    elif dtype == "bfloat16":
+        settings.set_flag(flags.BF16)
+    else:
+        settings.set_flag(flags.FP16)
+        if dtype == "int8":
+            settings.set_flag(flags.INT8)

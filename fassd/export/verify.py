@@ -1,0 +1,100 @@
+"""An exported file against the network that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fassd.data.transforms import normalize
+from fassd.export.exported import ExportedNetwork
+from fassd.speed import agreement_of
+
+__all__ = ["LABELS_LIMIT", "LOGITS_LIMIT", "Verification", "verify"]
+
+LABELS_LIMIT = {"float32": 0.999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.95}
+"""Share of labels that have to be equal, by what the file computes in; for trained weights."""
+
+LOGITS_LIMIT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+"""Largest difference of a logit over the largest logit; 8 bits are judged by labels alone."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came out.
+
+    Attributes:
+        labels: share of equal labels, of the picture where it is smallest.
+        logits: largest difference of a logit over the largest logit, of the picture where it is
+            largest; None where the file gives labels.
+        pictures: how many were compared.
+        labels_limit, logits_limit: what was asked for.
+    """
+
+    labels: float
+    logits: float | None
+    pictures: int
+    labels_limit: float
+    logits_limit: float | None
+
+    @property
+    def passed(self) -> bool:
+        near = self.logits is None or self.logits_limit is None or self.logits <= self.logits_limit
+        return self.labels >= self.labels_limit and near
+
+    def __str__(self) -> str:
+        logits = "" if self.logits is None else f", logits within {self.logits:.1e} of the largest"
+        return f"{100 * self.labels:.3f}% of labels equal{logits} ({self.pictures} pictures)"
+
+    @property
+    def asked(self) -> str:
+        """The limits, in words."""
+        limit = "" if self.logits_limit is None else f" and logits within {self.logits_limit:g}"
+        return f"at least {100 * self.labels_limit:g}% of labels equal{limit}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "labels_equal": self.labels,
+            "max_relative_difference": self.logits,
+            "pictures": self.pictures,
+            "labels_limit": self.labels_limit,
+            "max_relative_difference_limit": self.logits_limit,
+            "passed": self.passed,
+        }
+
+
+def verify(
+    exported: ExportedNetwork,
+    source: nn.Module,
+    pictures: Sequence[npt.NDArray[np.uint8]],
+    *,
+    labels_limit: float | None = None,
+) -> Verification:
+    """Compare labels, and logits where there are any, on pictures.
+
+    Args:
+        exported: the file.
+        source: the plain network in float32, on the CPU, in eval mode.
+        pictures: (H, W, 3) uint8 RGB, of sizes that the file takes.
+        labels_limit: share of labels that have to be equal; by the file's dtype if not given.
+    """
+    dtype, found = exported.metadata.dtype, []
+    for picture in pictures:
+        batch = torch.from_numpy(normalize(picture))[None]
+        image = torch.from_numpy(picture)[None] if exported.takes_pictures else batch
+        with torch.inference_mode():
+            found.append(agreement_of(source(batch), exported.run(image)))
+    differences = [each.relative for each in found if each.relative is not None]
+    given = LABELS_LIMIT[dtype] if labels_limit is None else labels_limit
+    return Verification(
+        min(each.labels for each in found) / 100,
+        max(differences) if differences else None,
+        len(pictures),
+        given,
+        LOGITS_LIMIT.get(dtype) if differences else None,
+    )

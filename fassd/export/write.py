@@ -1,0 +1,287 @@
+"""`export`: a network of the family to a file of any format."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+import fassd
+from fassd.data.transforms import normalize
+from fassd.export.metadata import DTYPES, FORMATS, OUTPUTS, ExportError, Metadata
+from fassd.export.network import Deployed
+from fassd.models.zoo import create_model
+from fassd.palette import ClassInfo, class_names, palette
+
+__all__ = ["FORMAT_OF", "SUFFIX_OF", "Exporter", "Request", "staged"]
+
+SUFFIX_OF = {
+    "onnx": (".onnx",),
+    "torch": (".pt2",),
+    "aoti": (".pt2",),
+    "openvino": (".xml",),
+    "tensorrt": (".engine", ".plan"),
+}
+"""What a file of each format ends in."""
+
+FORMAT_OF = {".onnx": "onnx", ".pt2": "torch", ".xml": "openvino"} | dict.fromkeys(
+    SUFFIX_OF["tensorrt"], "tensorrt"
+)
+"""What an ending means where no format is given."""
+
+DTYPES_OF = {
+    "onnx": ("float32", "float16", "int8"),
+    "torch": ("float32", "float16", "bfloat16"),
+    "aoti": ("float32", "float16", "bfloat16"),
+    "openvino": ("float32", "float16", "int8"),
+    "tensorrt": DTYPES,
+}
+MAX_LABELS = 256
+TRACED_AT = (512, 1024)
+"""Size that a network for any size is traced at."""
+
+Pictures = Sequence[npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export.
+
+    Attributes:
+        model: a name of `fassd.list_models()`.
+        format: of `FORMATS`.
+        weights, num_classes, alpha: as of `fassd.create_model`.
+        size: (H, W), or None for any size.
+        batch: pictures of a call.
+        dtype: of `DTYPES_OF` the format; inputs and outputs stay float32 or uint8.
+        output: "logits" or "labels".
+        preprocess: take uint8 RGB (N, H, W, 3) and normalise inside.
+        backend: of `fassd_kernels`, for "torch" and "aoti": its operators stay operators, which
+            the program that loads the file has to have. "reference" for PyTorch's own alone.
+        opset: of ONNX; None for the exporter's choice.
+        classes: names and colours; Cityscapes' or numbered ones if not given.
+
+    Raises:
+        ExportError: something that does not go together; the message says what does.
+        ValueError: an unknown model.
+    """
+
+    model: str
+    format: str
+    weights: str | None = None
+    num_classes: int = 19
+    alpha: int = 2
+    size: tuple[int, int] | None = (1024, 2048)
+    batch: int = 1
+    dtype: str = "float32"
+    output: str = "logits"
+    preprocess: bool = False
+    backend: str = "reference"
+    opset: int | None = None
+    classes: tuple[ClassInfo, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        for name, value, accepted in (
+            ("format", self.format, FORMATS),
+            ("output", self.output, OUTPUTS),
+        ):
+            if value not in accepted:
+                raise ExportError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
+        dtypes = DTYPES_OF[self.format]
+        if self.dtype not in dtypes:
+            raise ExportError(
+                f"dtype must be {', '.join(dtypes)} for {self.format}, got {self.dtype!r}"
+            )
+        if self.output == "labels" and self.num_classes > MAX_LABELS:
+            raise ExportError(
+                f"labels are uint8, for at most {MAX_LABELS} classes, and the network has "
+                f"{self.num_classes}: export logits"
+            )
+        if self.opset is not None and self.format not in ("onnx", "tensorrt"):
+            raise ExportError(f"opset is ONNX's, and the format is {self.format}")
+        if self.dtype == "int8" and self.size is None:
+            raise ExportError("int8 is calibrated at one size: give it as HxW, not dynamic")
+        if self.batch < 1:
+            raise ExportError(f"batch must be at least 1, got {self.batch}")
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ExportError(f"{len(self.classes)} classes for a network of {self.num_classes}")
+
+    @property
+    def operators(self) -> bool:
+        """Whether the operators of `fassd_kernels` are wanted in the file."""
+        return self.format in ("torch", "aoti") and self.backend != "reference"
+
+
+class Exporter:
+    """Builds the network of a request, and writes it.
+
+    Attributes:
+        source: the plain network in float32, in eval mode; what a file is compared with.
+        metadata: what the file will tell.
+
+    Raises:
+        ExportError: `fassd_kernels` is asked for, and is not here.
+        ValueError, OSError: as `fassd.create_model`.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        torch.manual_seed(0)  # random weights, where none are given, are the same in every file
+        self.source = create_model(
+            request.model, request.num_classes, request.alpha, weights=request.weights
+        ).eval()
+        minimum = self.source.minimum_size
+        if request.size is not None and min(request.size) < minimum:
+            height, width = request.size
+            raise ExportError(f"size must be at least {minimum}x{minimum}, got {height}x{width}")
+        self.network, backend = self._network()
+        self.metadata = Metadata(
+            format=request.format,
+            variant=request.model,
+            alpha=request.alpha,
+            weights=None if request.weights is None else Path(request.weights).name,
+            classes=request.classes or default_classes(request.num_classes),
+            dtype=request.dtype,
+            output=request.output,
+            takes_pictures=request.preprocess,
+            batch=request.batch,
+            size=request.size,
+            minimum_size=minimum,
+            backend=backend,
+            versions=versions(),
+        )
+
+    def _network(self) -> tuple[nn.Module, str | None]:
+        """The network to trace, and the backend that it calls."""
+        request = self.request
+        # OpenVINO narrows the weights itself, TensorRT whatever it likes; int8 starts in float32.
+        kept = request.dtype == "int8" or request.format in ("openvino", "tensorrt")
+        dtype = torch.float32 if kept else getattr(torch, request.dtype)
+        if not request.operators:
+            if dtype == torch.float32:
+                return self.source, None
+            model = create_model(
+                request.model, request.num_classes, request.alpha, weights=None
+            ).eval()
+            model.load_state_dict(self.source.state_dict())
+            return model.to(dtype), None
+        try:
+            import fassd_kernels
+        except ImportError as error:
+            raise ExportError(f"fassd_kernels is missing ({error}): --backend reference") from error
+        missing = fassd_kernels.ops.CPU_MISSING
+        if missing is not None:
+            if request.backend == "auto":
+                return self.source.to(dtype), None
+            raise ExportError(f"the C++ operators are missing ({missing}): --backend reference")
+        fast = fassd_kernels.accelerate(self.source, dtype=dtype, backend=request.backend)
+        example = torch.zeros(1, 3, *(request.size or TRACED_AT), dtype=dtype)
+        backend = "cpu" if request.backend == "auto" else request.backend
+        return fassd_kernels.freeze(fast, (example,)), backend
+
+    def onnx(self, calibration: Pictures = ()) -> Any:
+        """The network as an `onnx.ModelProto`.
+
+        Args:
+            calibration: for int8, pictures (H, W, 3) uint8 RGB of the request's size.
+
+        Raises:
+            ExportError: int8 without pictures, or an opset that cannot be had.
+            ImportError: a package is missing.
+        """
+        from fassd.export.onnx_file import onnx_model, quantized
+
+        request = self.request
+        deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
+        size = request.size or TRACED_AT
+        data = replace(self.metadata, format="onnx")
+        model = onnx_model(deployed.eval(), data, size, request.opset)
+        if request.dtype == "int8" and request.format != "openvino":
+            model = quantized(model, data, self._batches(calibration))
+        return model
+
+    def _batches(self, calibration: Pictures) -> list[npt.NDArray[Any]]:
+        """Inputs of the network from pictures, as many as fill whole batches."""
+        if not calibration:
+            raise ExportError("int8 needs pictures to calibrate with: --calibration")
+        images = [p if self.request.preprocess else normalize(p) for p in calibration]
+        n = self.request.batch
+        images += images[: -len(images) % n]
+        return [np.stack(images[i : i + n]) for i in range(0, len(images) - n + 1, n)]
+
+    def write(self, path: Path, calibration: Pictures = ()) -> None:
+        """Write the file, or files, at once; nothing checks them, and nothing is renamed.
+
+        Args:
+            path: ends as the format's files do.
+            calibration: as of `onnx`.
+
+        Raises:
+            ExportError, ImportError: as of `onnx`; a program that cannot be traced or compiled.
+        """
+        request, data = self.request, self.metadata
+        if request.format in ("torch", "aoti"):
+            from fassd.export.program import traced, write_aoti, write_program
+
+            deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
+            program = traced(deployed.eval(), data, request.size or TRACED_AT)
+            write = write_program if request.format == "torch" else write_aoti
+            write(program, data, path)
+            return
+        model = self.onnx(calibration)
+        if request.format == "onnx":
+            path.write_bytes(model.SerializeToString())
+        elif request.format == "openvino":
+            from fassd.export.openvino_file import write_openvino
+
+            batches = self._batches(calibration) if request.dtype == "int8" else None
+            write_openvino(model, data, path, batches)
+        else:
+            from fassd.export.tensorrt_file import build_engine, profile_of, sidecar
+
+            plan = build_engine(model.SerializeToString(), request.dtype, profile_of(data))
+            path.write_bytes(plan)
+            sidecar(path).write_text(data.to_json())
+
+
+def default_classes(num_classes: int) -> tuple[ClassInfo, ...]:
+    colors = palette(num_classes).tolist()
+    return tuple(
+        ClassInfo(name, (r, g, b))
+        for name, (r, g, b) in zip(class_names(num_classes), colors, strict=True)
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of what took part in writing a file, as far as it is installed."""
+    found = {"fassd": fassd.__version__, "torch": torch.__version__}
+    for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt"):
+        try:
+            found[name] = packages.version(name)
+        except packages.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A path of the same name in a hidden folder beside it.
+
+    When the block ends well, what was written there takes its final name, `path` last.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        inside = Path(folder) / path.name
+        yield inside
+        for written in sorted(Path(folder).iterdir(), key=lambda each: each == inside):
+            os.replace(written, path.with_name(written.name))

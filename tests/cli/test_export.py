@@ -1,0 +1,182 @@
+"""`fassd export`, and its files as --model of the other commands."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fassd
+from fassd.data import render_street
+from fassd.data.synthetic.write import write_tree
+from fassd.export import ExportedNetwork, Verification
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+SIZE = "128x256"
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    """A float32 file of L2 with the weights that ship, at 128x256."""
+    from typer.testing import CliRunner
+
+    from fassd.cli import app
+
+    folder = tmp_path_factory.mktemp("files")
+    words = ["export", "fassd_net_l2", "-o", folder / "net.onnx", "--size", SIZE, "--verify"]
+    words += ["--json", folder / "net.json"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.stderr
+    assert "verified: 100.000% of labels equal" in done.stderr
+    assert re.search(r"written: .*net\.onnx \(9\.\d MiB\)", done.stderr)
+    return folder / "net.onnx"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("streets")
+    write_tree(folder, "val", 2, size=(128, 256), workers=1)
+    return folder
+
+
+def test_json_tells_everything(net):
+    record = json.loads(net.with_suffix(".json").read_text())
+    assert record["bytes"] == net.stat().st_size
+    assert record["verification"]["passed"] and record["verification"]["labels_equal"] == 1
+    assert record["metadata"]["variant"] == "fassd_net_l2"
+    assert record["metadata"]["versions"]["fassd"] == fassd.__version__
+
+
+def test_val_scores_a_file_like_its_network(run_fassd, net, data, tmp_path):
+    scores = {}
+    for name, words in {
+        "network": ["-m", "fassd_net_l2", "--backend", "reference"],
+        "onnxruntime": ["-m", net],
+        "openvino": ["-m", net, "--backend", "openvino"],
+    }.items():
+        done = run_fassd("val", "--data", data, *words, "--json", tmp_path / f"{name}.json")
+        assert done.exit_code == 0, done.stderr
+        assert "synthetic weights" in done.stderr
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert record["settings"]["weights"] == "synthetic"
+        scores[name] = record["miou"]
+    assert scores["onnxruntime"] == pytest.approx(scores["network"], abs=1e-4)
+    assert scores["openvino"] == pytest.approx(scores["network"], abs=1e-4)
+
+
+def test_predict_with_a_file(run_fassd, net, tmp_path):
+    for name, size in (("same", (128, 256)), ("other", (200, 300))):
+        Image.fromarray(render_street(*size, seed=1)[0]).save(tmp_path / f"{name}.png")
+    pictures = [tmp_path / "same.png", tmp_path / "other.png"]
+    done = run_fassd("predict", *pictures, "-o", tmp_path / "file", "-m", net)
+    assert done.exit_code == 0, done.stderr
+    words = ("-m", "fassd_net_l2", "--size", SIZE)
+    assert run_fassd("predict", *pictures, "-o", tmp_path / "net", *words).exit_code == 0
+    for picture in pictures:
+        found, expected = (
+            np.array(Image.open(tmp_path / kind / f"{picture.stem}_trainids.png"))
+            for kind in ("file", "net")
+        )
+        assert (found == expected).mean() > 0.9999
+
+
+def test_bench_puts_a_file_beside_its_network(run_fassd, net, tmp_path):
+    out = tmp_path / "bench.json"
+    words = ("--repeats", "2", "--warmup", "0", "--no-memory", "--json", out)
+    done = run_fassd("bench", "-m", net, *words)
+    assert done.exit_code == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["job"]["size"] == [128, 256] and record["job"]["model"] == "fassd_net_l2"
+    names = [row["name"] for row in record["results"]]
+    assert names[0] == "PyTorch float32"
+    assert {"net.onnx, onnxruntime", "net.onnx, openvino"} <= set(names)
+    assert all(row["labels_equal_percent"] > 99.9 for row in record["results"])
+    done = run_fassd("bench", "-m", net, "--backend", "onnxruntime", *words)
+    names = [row["name"] for row in json.loads(out.read_text())["results"]]
+    assert "net.onnx, openvino" not in names and "net.onnx, onnxruntime" in names
+
+
+def test_bench_asks_for_weights_that_the_file_only_names(run_fassd, net, tmp_path):
+    import onnx
+
+    model = onnx.load(net)
+    (entry,) = (e for e in model.metadata_props if e.key == "fassd")
+    entry.value = entry.value.replace('"weights": "synthetic"', '"weights": "best.safetensors"')
+    onnx.save(model, tmp_path / "own.onnx")
+    done = run_fassd("bench", "-m", tmp_path / "own.onnx", "--repeats", "1")
+    assert done.exit_code == 2
+    assert "made with the weights best.safetensors: give that file as --weights" in done.stderr
+
+
+def test_a_file_that_differs_is_not_written(run_fassd, tmp_path, monkeypatch):
+    target = tmp_path / "net.onnx"
+    target.write_text("what was there")
+    worse = Verification(0.5, 0.1, 4, 0.999, 1e-3)
+    monkeypatch.setattr("fassd.export.verify", lambda *_, **__: worse)
+    done = run_fassd("export", "fassd_net_l2", "-o", target, "--size", SIZE)
+    assert done.exit_code == 2
+    assert "is not written, since it differs from its source: 50.000% of labels" in done.stderr
+    assert "asked for are at least 99.9% of labels equal and logits within 0.001" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+    assert target.read_text() == "what was there"
+
+
+def test_without_tensorrt_the_line_for_trtexec_is_printed(run_fassd, tmp_path, monkeypatch):
+    monkeypatch.setattr("fassd.cli.export._has_tensorrt", lambda: False)
+    target = tmp_path / "net.engine"
+    done = run_fassd("export", "fassd_net_l2", "-o", target, "--size", SIZE, "--dtype", "float16")
+    assert done.exit_code == 0, done.stderr
+    onnx_file = tmp_path / "net.onnx"
+    assert done.stdout.strip() == f"trtexec --onnx={onnx_file} --saveEngine={target} --fp16"
+    assert ExportedNetwork(onnx_file).metadata.format == "onnx"
+    assert json.loads((tmp_path / "net.engine.json").read_text())["format"] == "tensorrt"
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-o", "net.bin"), "name it .onnx, .pt2, .xml or .engine, or give --format"),
+        (("-o", "net.xml", "-f", "onnx"), "a file of the format onnx ends in .onnx"),
+        (("-o", "net.onnx", "--size", "20x20"), "size must be at least 57x57, got 20x20"),
+        (("-o", "net.onnx", "--size", "big"), "'big' is not a size"),
+        (("-o", "net.onnx", "--opset", "9"), "opset must be 16 to 25, got 9: older ones lack"),
+        (("-o", "net.xml", "--opset", "18"), "opset is ONNX's, and the format is openvino"),
+        (("-o", "net.onnx", "--dtype", "int8", "--size", "dynamic"), "calibrated at one size"),
+        (("-o", "net.onnx", "--dtype", "bfloat16"), "dtype must be float32, float16, int8"),
+        (("-o", "net.onnx", "--calibration", "x"), "--calibration: only with --dtype int8"),
+        (("-o", "net.onnx", "-w", "random", "--dtype", "float16", "--verify"), "amplify rounding"),
+        (("-o", "net.pt2", "--backend", "nonsense", "--size", SIZE), "nonsense"),
+        (
+            (
+                "-o",
+                "no/such\0folder/net.onnx",
+            ),
+            "",
+        ),
+    ],
+)
+def test_bad_input(run_fassd, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    done = run_fassd("export", "fassd_net_l2", *words)
+    assert done.exit_code == 2, done.stderr
+    assert message in " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split())
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_no_network_to_export(run_fassd, net, tmp_path):
+    done = run_fassd("export", net, "-o", tmp_path / "again.onnx")
+    assert done.exit_code == 2 and "MODEL must be a network's name" in done.stderr
+
+
+def test_classes_of_a_card(run_fassd, tmp_path):
+    target = tmp_path / "net.onnx"
+    words = ("--data", "camvid", "-w", "random", "--size", SIZE)
+    done = run_fassd("export", "fassd_net_l2", "-o", target, *words)
+    assert done.exit_code == 0, done.stderr
+    classes = ExportedNetwork(target).metadata.classes
+    assert len(classes) == 11 and classes[0].name.lower() == "sky"

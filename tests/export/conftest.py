@@ -1,0 +1,48 @@
+"""Small networks and pictures for every test of exported files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fassd.data import render_street
+from fassd.export import SUFFIX_OF, Exporter, Request, staged
+
+SIZE = (128, 256)
+
+
+def streets(
+    count: int, size: tuple[int, int] = SIZE, split: str = "val"
+) -> list[npt.NDArray[np.uint8]]:
+    return [render_street(*size, seed=seed, split=split)[0] for seed in range(count)]
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[npt.NDArray[np.uint8]]:
+    return streets(3)
+
+
+Export = Callable[..., tuple[Path, Exporter]]
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """``export("onnx", dtype="float16", ...)`` -> the file, and what made it; made once."""
+    done: dict[Request, tuple[Path, Exporter]] = {}
+
+    def made(kind: str, **settings: object) -> tuple[Path, Exporter]:
+        given = {"model": "fassd_net_l2", "weights": "synthetic", "size": SIZE, **settings}
+        request = Request(format=kind, **given)  # type: ignore[arg-type]
+        if request not in done:
+            path = tmp_path_factory.mktemp(kind) / f"net{SUFFIX_OF[kind][0]}"
+            exporter = Exporter(request)
+            with staged(path) as unnamed:
+                exporter.write(unnamed, streets(12, split="train"))
+            done[request] = (path, exporter)
+        return done[request]
+
+    return made

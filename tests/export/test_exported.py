@@ -1,0 +1,232 @@
+"""An exported file in place of a network: what it takes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from export.conftest import SIZE, streets
+
+from fassd import Segmenter
+from fassd.data import normalize
+from fassd.data.transforms import MEAN, STD
+from fassd.export import (
+    ExportedNetwork,
+    ExportError,
+    Metadata,
+    Request,
+    is_exported,
+    staged,
+)
+from fassd.export.network import denormalized, levels, normalized
+from fassd.export.tensorrt_file import trtexec
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "b.PT2", "c.xml", "d.engine", "e.plan"])
+def test_names_of_files(name):
+    assert is_exported(name)
+    assert not is_exported("fassd_net") and not is_exported(torch.nn.Identity())
+
+
+def test_pictures_and_batches_are_converted_without_loss():
+    levels_of_all = np.arange(256, dtype=np.uint8)
+    picture = np.stack([levels_of_all, levels_of_all[::-1], np.roll(levels_of_all, 7)], 1)[None]
+    batch = torch.from_numpy(normalize(picture))[None]
+    mean, std = levels(MEAN), levels(STD)
+    assert torch.equal(denormalized(batch, mean, std)[0], torch.from_numpy(picture))
+    near = normalized(torch.from_numpy(picture)[None], mean, std)
+    assert (near - batch).abs().max() < 1e-6
+
+
+def test_segmenter_gives_the_same_labels_with_every_kind_of_file(export, pictures):
+    picture = streets(1, (200, 300))[0]
+    kinds = [
+        export("onnx"),
+        export("onnx", dtype="float32", output="labels", preprocess=True, size=None),
+        export("onnx", batch=2, preprocess=True),
+    ]
+    for path, exporter in kinds:
+        fixed = exporter.request.size
+        segmenter = Segmenter(str(path))
+        assert segmenter.size == fixed
+        expected = Segmenter(exporter.source, backend="reference", size=fixed).predict(picture)
+        found = segmenter.predict(picture)
+        # Of labels alone, those resized from another size are those of the nearest pixel.
+        assert (found == expected).mean() > 0.999
+        assert found.dtype == np.uint8 and found.shape == (200, 300)
+
+
+def test_batches_are_split_and_filled_up(export, pictures):
+    path, exporter = export("onnx", batch=2, preprocess=True)
+    batch = torch.from_numpy(np.stack(pictures))
+    network = ExportedNetwork(path)
+    with torch.no_grad():
+        normal = torch.from_numpy(np.stack([normalize(p) for p in pictures]))
+        expected = exporter.source(normal)
+    for given in (batch, normal):
+        found = network(given)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 1e-3
+    assert torch.equal(network.predict_labels(batch), expected.argmax(1).to(torch.uint8))
+
+
+def test_labels_become_logits_of_one(export, pictures):
+    path, _ = export("onnx", dtype="float16", output="labels", preprocess=True)
+    network = ExportedNetwork(path)
+    batch = torch.from_numpy(pictures[0])[None]
+    logits = network(batch)
+    assert logits.shape == (1, 19, *SIZE) and (logits.sum(1) == 1).all()
+    assert torch.equal(logits.argmax(1), network.predict_labels(batch).long())
+
+
+def test_what_does_not_fit_is_refused(export):
+    path, _ = export("onnx")
+    network = ExportedNetwork(path)
+    with pytest.raises(ValueError, match=r"net\.onnx takes pictures of 128x256, got 64x64"):
+        network(torch.zeros(1, 3, 64, 64))
+    for settings, message in (
+        ({"weights": "synthetic"}, "holds its own weights"),
+        ({"size": (64, 64)}, "takes pictures of 128x256 alone, asked for were 64x64"),
+        ({"dtype": torch.float16}, "computes in float32, asked for was torch.float16"),
+        ({"backend": "cpu"}, "must be auto or onnxruntime or openvino for a .onnx file, got 'cpu'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Segmenter(str(path), **settings)
+    any_size, _ = export("onnx", dtype="float32", output="labels", preprocess=True, size=None)
+    with pytest.raises(ValueError, match=r"net\.onnx takes pictures of at least 57x57, got 8x8"):
+        ExportedNetwork(any_size)(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+
+
+def foreign_onnx(path):
+    node = onnx.helper.make_node("Relu", ["image"], ["logits"])
+    ports = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3, 8, 8])
+        for n in ("image", "logits")
+    ]
+    graph = onnx.helper.make_graph([node], "g", ports[:1], ports[1:])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_damaged_and_foreign_onnx_files(export, tmp_path, runtime):
+    path, _ = export("onnx")
+    data = path.read_bytes()
+    cases = {
+        "missing.onnx": (None, "no such file"),
+        "empty.onnx": (b"", "is empty"),
+        "text.onnx": (b"not a network " * 99, "cannot read it"),
+        "short.onnx": (data[: len(data) // 2], "cannot read it|no metadata named fassd"),
+    }
+    for name, (content, message) in cases.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match=f"{name}: .*({message})"
+        ) as error:
+            ExportedNetwork(tmp_path / name, runtime)
+        assert "\n" not in str(error.value)
+    foreign_onnx(tmp_path / "foreign.onnx")
+    with pytest.raises(ExportError, match="no metadata named fassd"):
+        ExportedNetwork(tmp_path / "foreign.onnx", runtime)
+
+
+def test_metadata_that_lies_is_seen(export, tmp_path):
+    path, exporter = export("onnx")
+    model = onnx.load(path)
+    for change, message in (
+        ({"classes": exporter.metadata.classes[:7]}, "its metadata promises .*7, 128, 256"),
+        ({"output": "labels"}, r"its metadata promises torch\.uint8"),
+    ):
+        (entry,) = (e for e in model.metadata_props if e.key == "fassd")
+        entry.value = replace(exporter.metadata, **change).to_json()
+        onnx.save(model, tmp_path / "net.onnx")
+        with pytest.raises(ExportError, match=message):
+            ExportedNetwork(tmp_path / "net.onnx").run(torch.zeros(1, 3, *SIZE))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", json.dumps({"fassd": 1}), "null"],
+)
+def test_metadata_of_something_else(text):
+    with pytest.raises(ExportError, match="its metadata is not what fassd"):
+        Metadata.from_json(text)
+
+
+def test_metadata_round_trip(export):
+    for settings in (
+        {},
+        {"dtype": "float32", "output": "labels", "preprocess": True, "size": None},
+    ):
+        data = export("onnx", **settings)[1].metadata
+        assert Metadata.from_json(data.to_json()) == data
+    record = json.loads(data.to_json())
+    assert record["input"]["shape"] == [1, -1, -1, 3]
+    assert record["input"]["mean"] == pytest.approx([103.53, 116.28, 123.675])
+    with pytest.raises(ExportError, match="format 'tar'"):
+        Metadata.from_json(replace(data, format="tar").to_json())
+
+
+def test_damaged_and_foreign_programs(tmp_path):
+    (tmp_path / "text.pt2").write_text("hello")
+    with pytest.raises(ExportError, match=r"text\.pt2: is no \.pt2 file, or a damaged one"):
+        ExportedNetwork(tmp_path / "text.pt2")
+    with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
+        archive.writestr("a/model.json", "{}")
+    with pytest.raises(ExportError, match="no metadata named fassd"):
+        ExportedNetwork(tmp_path / "other.pt2")
+    with zipfile.ZipFile(tmp_path / "broken.pt2", "w") as archive:
+        archive.writestr("a/fassd.json", '{"fassd": 1}')
+    with pytest.raises(ExportError, match="its metadata is not what fassd"):
+        ExportedNetwork(tmp_path / "broken.pt2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "tflite"}, "format must be one of onnx, torch, aoti, openvino, tensorrt"),
+        ({"dtype": "bfloat16"}, "dtype must be float32, float16, int8 for onnx, got 'bfloat16'"),
+        ({"format": "aoti", "dtype": "int8"}, "dtype must be float32, float16, bfloat16 for aoti"),
+        ({"output": "labels", "num_classes": 300}, "at most 256 classes, and the network has 300"),
+        ({"format": "torch", "opset": 18}, "opset is ONNX's, and the format is torch"),
+        ({"dtype": "int8", "size": None}, "calibrated at one size: give it as HxW, not dynamic"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+    ],
+)
+def test_requests_that_cannot_be(settings, message):
+    with pytest.raises(ExportError, match=message):
+        Request(**{"model": "fassd_net", "format": "onnx", **settings})
+
+
+def test_what_fails_leaves_the_old_file(tmp_path):
+    target = tmp_path / "net.onnx"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="halfway"), staged(target) as unnamed:
+        unnamed.write_text("new")
+        raise RuntimeError("halfway")
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"] and target.read_text() == "old"
+    with staged(target) as unnamed:
+        unnamed.write_text("new")
+        unnamed.with_suffix(".bin").write_text("weights")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.bin", "net.onnx"]
+    assert target.read_text() == "new"
+
+
+def test_the_trtexec_line(export, tmp_path):
+    data = export("onnx")[1].metadata
+    line = trtexec(tmp_path / "a b.onnx", tmp_path / "net.engine", data)
+    assert line.startswith(f"trtexec '--onnx={tmp_path}/a b.onnx' --saveEngine=")
+    assert line.endswith("--noTF32")
+    free = replace(data, size=None, dtype="float16", takes_pictures=True)
+    assert trtexec(tmp_path / "a.onnx", tmp_path / "b.engine", free).endswith(
+        "--fp16 --minShapes=image:1x256x512x3 --optShapes=image:1x1024x2048x3 "
+        "--maxShapes=image:1x2048x4096x3"
+    )
