@@ -30,7 +30,7 @@ from fassd.cli.common import (
     set_threads,
     tell_weights,
 )
-from fassd.cli.video import VideoSettings, ViewName, check_videos, one_file, video_table
+from fassd.cli.video import VideoSettings, ViewName, one_file, prepare_videos, video_table
 
 if TYPE_CHECKING:
     from fassd.images import Picture
@@ -154,7 +154,8 @@ def predict(
     if not found:
         raise unfound[-1]
     films = VideoSettings(view, opacity, classes, codec, limit, fps, timeout)
-    check_videos(found, films, output.suffix if single else ".mp4")
+    prepare_videos(found, films, output.suffix if single else ".mp4")
+    # It imports PyTorch, which reads once, then, how OpenMP should wait.
     from fassd.training.distributed import all_gather, is_main, process_group, rank, world_size
 
     set_threads(threads)

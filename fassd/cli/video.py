@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -65,7 +66,7 @@ def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
     return True
 
 
-def check_videos(found: Sequence[Picture | Video], settings: VideoSettings, suffix: str) -> None:
+def prepare_videos(found: Sequence[Picture | Video], settings: VideoSettings, suffix: str) -> None:
     """Prepare for the videos among the sources, if any, before PyTorch is imported.
 
     Raises:
@@ -112,6 +113,8 @@ def run_video(
     """
     from fassd.video import open_video, segment_video
 
+    for part in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
+        part.unlink(missing_ok=True)  # of a run that was killed
     fps = None if settings.fps is None else Fraction(settings.fps).limit_denominator(1001)
     source = open_video(video.source, fps=fps, timeout=settings.timeout)
     expected = source.expected

@@ -27,6 +27,7 @@ DELAYS = (0.5, 1, 2, 4, 8, 15, 15, 15)
 
 DAMAGED_IN_A_ROW = 64  # places of a file that cannot be read, one after another, before it is left
 BEFORE = 10  # seconds that are read again after reconnecting, so that a whole frame is among them
+JUMP = 1  # seconds back in time that are no disorder but a new beginning
 AUDIO_HELD = 256  # packets of sound that wait for a frame
 
 
@@ -40,7 +41,7 @@ class VideoReader(VideoSource):
     * Rotation and mirroring that the file asks for are applied; more than 8 bits become 8.
     * A frame of another size than the first is brought to it.
     * Timestamps are the file's own. One that is missing or does not rise is set one frame, or one
-      unit, after the one before.
+      unit, after the one before; after a leap back they go on from there.
     * Damaged frames and places are passed over and counted.
     * A network stream or camera that ends early, fails or is silent for `timeout` seconds is
       opened again, after longer and longer pauses (`delays`). A file from a web server goes on
@@ -121,6 +122,8 @@ class VideoReader(VideoSource):
             self._container.close()
             raise VideoError(f"{self.name}: its codec is not one that can be decoded here")
         self._video = video
+        self._awaited: set[int] = set()  # pts of packets whose frames have not come yet ...
+        self._lost: set[int] = set()  # ... and will not come any more
         self._audio = [each for each in self._container.streams.audio if each.codec_context]
 
     def _reason(self, error: Exception) -> str:
@@ -217,18 +220,36 @@ class VideoReader(VideoSource):
                 scale = (decoded.time_base or self.time_base) / self.time_base
                 yield Frame(self._image(decoded), pts, round(decoded.duration * scale), audio)
                 audio = []
+        if not self.stopped.is_set():
+            self.trouble.skipped += len(self._awaited)
         if audio:
             yield Frame(None, 0, 0, audio)
 
     def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        """The frames that come with a packet; those that damage has cost are counted."""
+        if packet.pts is not None and not packet.is_discard:
+            back = max(self._awaited, default=packet.pts) - packet.pts
+            if back > JUMP / self.time_base:
+                self._awaited, self._lost = set(), set()
+            self._awaited.add(packet.pts)
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            self.trouble.skipped += 1
+            self.trouble.skipped += packet.pts is None and packet.size > 0
             return []
-        sound = [frame for frame in frames if not frame.is_corrupt]
-        self.trouble.skipped += len(frames) - len(sound)
-        return sound
+        whole = []
+        for frame in frames:
+            # Decoders say nothing of frames that they hold back until the next whole one. Frames
+            # come in the order they are shown: what is due before one that came is lost, and one
+            # that comes after all comes too late.
+            if frame.pts in self._awaited:
+                lost = {pts for pts in self._awaited if pts < frame.pts}
+                self._awaited -= lost | {frame.pts}
+                self._lost |= lost
+                self.trouble.skipped += len(lost) + frame.is_corrupt
+            if not frame.is_corrupt and frame.pts not in self._lost:
+                whole.append(frame)
+        return whole
 
     def _hear(self, place: int, packet: av.Packet, audio: list[tuple[int, av.Packet]]) -> None:
         """Keep a packet of sound, unless it came before, or has no place in time yet."""
@@ -260,7 +281,11 @@ class VideoReader(VideoSource):
         if self._last is not None and pts <= self._last:
             if self._remote and not self.live and (self._attempts or self.trouble.reconnections):
                 return None
-            pts = self._last + 1
+            if self._last - pts > JUMP / self.time_base:  # the clock began anew
+                self._offset += self._last + self._step - pts
+                pts = self._last + self._step
+            else:
+                pts = self._last + 1
         self.trouble.reconnections += self._attempts > 0
         self._last, self._arrived, self._attempts = pts, now, 0
         return pts
