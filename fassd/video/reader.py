@@ -71,10 +71,15 @@ class VideoReader(VideoSource):
         self._fps, self._timeout, self._delays = fps, timeout, delays
         if not self._remote:
             _check_file(source)
+        started = time.monotonic()
         try:
             self._open()
         except av.FFmpegError as error:
-            raise VideoError(f"{source}: {self._reason(error)}") from error
+            reason = self._reason(error)
+            # A header that does not come looks like one that is damaged.
+            if self._remote and time.monotonic() - started >= timeout:
+                reason = f"no video came for {timeout:g} seconds"
+            raise VideoError(f"{source}: {reason}") from error
         stream, duration = self._video, self._container.duration
         # Packets from a web server without a length may go on for ever, as do those of a camera.
         self.live = self._remote and not duration
