@@ -20,7 +20,7 @@ import secrets
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -34,12 +34,14 @@ __all__ = [
     "BACKGROUND",
     "OUTPUT_ENDINGS",
     "SUFFIXES",
+    "VIDEO_ENDINGS",
     "ImageError",
     "Picture",
     "array_to_rgb",
     "check_file",
     "check_folder",
     "find_pictures",
+    "free_name",
     "pil_to_rgb",
     "read_image",
     "replacing",
@@ -60,6 +62,9 @@ SUFFIXES = frozenset((
 
 OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
 """Endings of the files that `fassd predict` writes; folders and globs pass over them."""
+
+VIDEO_ENDINGS = ("_overlay.mp4", "_labels.mp4", "_side-by-side.mp4")
+"""Likewise of the videos that it writes into a folder."""
 
 
 class ImageError(ValueError):
@@ -254,13 +259,14 @@ def check_folder(folder: Path) -> None:
 def find_pictures(
     sources: Iterable[str | os.PathLike[str]],
     onerror: Callable[[ImageError], object] | None = None,
+    suffixes: Set[str] = SUFFIXES,
 ) -> list[Picture]:
     """Expand files, folders and glob patterns to pictures, each once, in natural order.
 
     * A file is taken whatever its ending.
     * A folder is searched with its subfolders, and its tree is kept in the output names. Hidden
-      files, files without a picture's ending (`SUFFIXES`) and files that `fassd predict` wrote
-      itself (`OUTPUT_ENDINGS`) are passed over.
+      files, files without a picture's ending (`suffixes`) and files that `fassd predict` wrote
+      itself (`OUTPUT_ENDINGS`, `VIDEO_ENDINGS`) are passed over.
     * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched likewise; its pictures keep their
       own name alone.
 
@@ -271,6 +277,7 @@ def find_pictures(
         sources: the files, folders and patterns.
         onerror: called with the error of a source, or of a folder inside one, that cannot be
             searched; the search then goes on. Without it the first error is raised.
+        suffixes: the endings, in lower case, that folders and patterns are searched for.
 
     Raises:
         ImageError: a source is empty or matches nothing, or a folder cannot be searched.
@@ -281,7 +288,7 @@ def find_pictures(
     taken: set[str] = set()
     for source in sources:
         try:
-            found = _expand(os.fspath(source), report)
+            found = _expand(os.fspath(source), report, suffixes)
         except ImageError as error:
             report(error)
             continue
@@ -290,7 +297,7 @@ def find_pictures(
             if identity in seen:
                 continue
             seen.add(identity)
-            pictures.append(Picture(path, _free_name(name, taken)))
+            pictures.append(Picture(path, free_name(name, taken)))
     return pictures
 
 
@@ -298,30 +305,35 @@ def _raise(error: ImageError) -> None:
     raise error
 
 
-def _expand(source: str, report: Callable[[ImageError], object]) -> list[tuple[Path, str]]:
+def _expand(
+    source: str, report: Callable[[ImageError], object], suffixes: Set[str]
+) -> list[tuple[Path, str]]:
     """The pictures of one source, each with the output name it would like to have."""
     if not source:
         raise ImageError("a source must be a file, folder or pattern, got ''")
     root = Path(source)
+    what = "pictures" if suffixes <= SUFFIXES else "pictures or videos"
     if os.path.isdir(root):
-        files = _files_below(root, report)
+        files = _files_below(root, report, suffixes)
         found = [(file, str(file.relative_to(root).with_suffix(""))) for file in files]
-        nothing = "this folder holds no pictures"
+        nothing = f"this folder holds no {what}"
     elif glob.has_magic(source) and not os.path.exists(root):
         matches = (Path(match) for match in glob.iglob(source, recursive=True))
-        found = [(file, file.stem) for file in matches if _is_picture(file, file.parent)]
-        nothing = "this pattern matches no pictures"
+        found = [(file, file.stem) for file in matches if _is_wanted(file, file.parent, suffixes)]
+        nothing = f"this pattern matches no {what}"
     elif os.path.exists(root):
         return [(root, root.stem)]
     else:
         raise ImageError(f"{source}: no such file or folder")
     if not found:
-        raise ImageError(f"{source}: {nothing} ({' '.join(sorted(SUFFIXES))})")
+        raise ImageError(f"{source}: {nothing} ({' '.join(sorted(suffixes))})")
     return sorted(found, key=lambda item: _natural_key(str(item[0])))
 
 
-def _files_below(root: Path, report: Callable[[ImageError], object]) -> list[Path]:
-    """The pictures in a folder and its subfolders, but for hidden ones."""
+def _files_below(
+    root: Path, report: Callable[[ImageError], object], suffixes: Set[str]
+) -> list[Path]:
+    """The files with one of `suffixes` in a folder and its subfolders, but for hidden ones."""
 
     def unreadable(error: OSError) -> None:
         failure = ImageError(f"{error.filename}: cannot be searched ({error.strerror})")
@@ -333,12 +345,13 @@ def _files_below(root: Path, report: Callable[[ImageError], object]) -> list[Pat
     for folder, subfolders, names in os.walk(root, onerror=unreadable):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         files += (Path(folder, name) for name in names)
-    return [file for file in files if _is_picture(file, root)]
+    return [file for file in files if _is_wanted(file, root, suffixes)]
 
 
-def _is_picture(path: Path, root: Path) -> bool:
+def _is_wanted(path: Path, root: Path, suffixes: Set[str]) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    kind = path.suffix.lower() in SUFFIXES and not path.name.endswith(OUTPUT_ENDINGS)
+    written = path.name.endswith((*OUTPUT_ENDINGS, *VIDEO_ENDINGS))
+    kind = path.suffix.lower() in suffixes and not written
     return kind and not hidden and os.path.isfile(path)
 
 
@@ -349,7 +362,7 @@ def _natural_key(text: str) -> list[tuple[int, int, str]]:
     return [*key, (1, 0, text)]
 
 
-def _free_name(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
     """`name`, or the first of `name-2`, `name-3`, ... that no other picture has (in any case)."""
     number, free = 1, name
     while free.casefold() in taken:

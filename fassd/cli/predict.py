@@ -1,8 +1,7 @@
-"""`fassd predict`: label pictures."""
+"""`fassd predict`: label pictures and videos."""
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fassd.cli.batch import Batch, Outcome, together
 from fassd.cli.common import (
     Alpha,
     Backend,
@@ -26,18 +26,16 @@ from fassd.cli.common import (
     console,
     parse_size,
     pick_weights,
-    progress,
     say,
     set_threads,
     tell_weights,
 )
+from fassd.cli.video import VideoSettings, ViewName, one_file, prepare_videos, video_table
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from fassd.images import Picture
     from fassd.predict import Segmenter
+    from fassd.sources import Video
 
 ROWS_SHOWN = 20  # pictures in the table at the end
 
@@ -45,9 +43,17 @@ ROWS_SHOWN = 20  # pictures in the table at the end
 @app.command()
 def predict(
     source: Annotated[
-        list[str], typer.Argument(help="Pictures, folders, or quoted patterns like 'in/**/*.png'.")
+        list[str],
+        typer.Argument(
+            help="Pictures, videos, folders, quoted patterns like 'in/**/*.png', cameras "
+            "([cyan]camera:0[/]), addresses ([cyan]rtsp://...[/]), numbered sequences "
+            "([cyan]frame%04d.png[/])."
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder to write to; for one video a file as well."),
+    ],
     model: Model = "fassd_net",
     weights: Weights = None,
     classes: Classes = 19,
@@ -67,8 +73,42 @@ def predict(
         float, typer.Option(min=0, max=1, help="Strength of the colours in the overlay.")
     ] = 0.5,
     threads: Threads = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Do finished files of the output folder again.")
+    ] = False,
+    view: Annotated[
+        ViewName, typer.Option(rich_help_panel="Videos", help="What a frame shows.")
+    ] = "overlay",
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel="Videos",
+            help="FFmpeg's name of the encoder. Without it H.264 (libx264), or VP9 in .webm.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, rich_help_panel="Videos", help="Only so many frames of each video."),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1000,
+            rich_help_panel="Videos",
+            help="Frame rate of numbered sequences (25 if not given), or to ask a camera for.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            rich_help_panel="Videos",
+            help="Seconds of silence after which a stream or camera is opened again.",
+        ),
+    ] = 10,
 ) -> None:
-    """Segment pictures.
+    """Segment pictures and videos.
 
     For each picture three files: [cyan]NAME_color.png[/] (label map in colours),
     [cyan]NAME_overlay.png[/] (colours over the picture) and [cyan]NAME_trainids.png[/] (class
@@ -78,7 +118,19 @@ def predict(
     Grey, palette, CMYK, RGBA (laid over grey), 16-bit and EXIF-rotated pictures are read.
     A picture or folder that cannot be read is reported and the rest goes on.
 
-    Exit code: 0 all done, 1 some pictures failed, 2 nothing done.
+    A video becomes the file that -o names (.mp4, .m4v, .mov, .mkv, .webm), or in a folder
+    [cyan]NAME_VIEW.mp4[/], with its sound, frame rate and timestamps. Rotated videos come out
+    upright; odd sides are made even by repeating the last row or column. Damaged frames are
+    skipped and counted. A stream that drops is opened again; where the network is slower than a
+    camera or stream, frames are dropped. Ctrl-C ends a video early, and it plays. Videos need
+    [cyan]pip install 'fassd-net\\[video]'[/].
+
+    Run again, the same command goes on where it was killed: files whose results are in the output
+    folder are passed over, unless they or the options changed (--again does them anyway).
+
+    Under [cyan]torchrun[/] the sources are shared out.
+
+    Exit code: 0 all done, 1 some sources failed, 2 nothing done, 130 stopped by Ctrl-C.
 
     [bold]Examples[/]
 
@@ -87,40 +139,46 @@ def predict(
     [cyan]fassd predict photos/ more/*.png -o out -m fassd_net_l2 --device cuda --dtype float16[/]
 
     [cyan]fassd predict 'drive/**/*.jpg' -o out --size 512x1024 --opacity 0.7[/]
+
+    [cyan]fassd predict drive.mp4 -o out.mp4 --view side-by-side[/]
+
+    [cyan]torchrun --nproc-per-node 4 -m fassd predict drives/ -o out -w cityscapes[/]
     """
-    from fassd.images import ImageError, check_folder, find_pictures
+    from fassd.images import ImageError, check_file, check_folder
+    from fassd.sources import find_sources
 
     unfound: list[ImageError] = []
-    pictures = find_pictures(source, onerror=unfound.append)
-    check_folder(output)
-    for missed in unfound if pictures else unfound[:-1]:
-        say(f"[red]failed:[/] {escape(str(missed))}")
-    if not pictures:
+    found = find_sources(source, onerror=unfound.append)
+    single = one_file(output, found)
+    check_file(output) if single else check_folder(output)
+    if not found:
         raise unfound[-1]
+    films = VideoSettings(view, opacity, classes, codec, limit, fps, timeout)
+    prepare_videos(found, films, output.suffix if single else ".mp4")
+    # It imports PyTorch, which reads once, then, how OpenMP should wait.
+    from fassd.training.distributed import all_gather, is_main, process_group, rank, world_size
+
     set_threads(threads)
     weights = pick_weights(weights, model, classes, alpha)
-    segmenter = build_segmenter(model, weights, classes, alpha, backend, dtype, device, size)
-    tell_weights(weights, segmenter.model)
-
-    done: list[tuple[Picture, Size, float]] = []
+    network = (model, weights, classes, alpha, backend, dtype)
     started = time.perf_counter()
-    with progress() as bar:
-        task = bar.add_task("segmenting", total=len(pictures))
-        for picture in pictures:
-            try:
-                done.append((picture, *_predict_one(segmenter, picture, output, classes, opacity)))
-            except (ValueError, RuntimeError, OSError, MemoryError) as error:
-                say(f"[red]failed:[/] {escape(_reason(picture, error))}")
-            bar.advance(task)
-    failed = len(pictures) - len(done) + len(unfound)
-    if done:
-        console().print(_summary(done))
-    seconds = time.perf_counter() - started
-    trouble = f", [red]{failed} failed[/]" if failed else ""
-    count = f"{len(done)} of {len(pictures)} pictures in {seconds:.1f} s"
-    say(f"{count}{trouble}: {escape(str(output))}")
+    with process_group(device, patient=True) as home:
+        for missed in unfound if is_main() else []:
+            say(f"[red]failed:[/] {escape(str(missed))}")
+        work = Batch(output, films, (*network, size), single=single, again=again)
+        todo = work.unfinished(found[rank() :: world_size()])
+        if todo:
+            place = device if world_size() == 1 else str(home)
+            segmenter = build_segmenter(*network, place, size)
+            if is_main():
+                tell_weights(weights, segmenter.model)
+            work.do(todo, segmenter, shown=is_main())
+        outcome = together(all_gather(work.outcome))
+        failed = outcome.failed + len(unfound)
+        if is_main():
+            _report(outcome, found, failed, time.perf_counter() - started, output)
     if failed:
-        raise typer.Exit(1 if done else 2)
+        raise typer.Exit(1 if outcome.done else 2)
 
 
 def build_segmenter(
@@ -150,37 +208,6 @@ def build_segmenter(
     )
 
 
-def _predict_one(
-    segmenter: Segmenter, picture: Picture, output: Path, classes: int, opacity: float
-) -> tuple[Size, float]:
-    """Segment one file and write its three results; its size, and the seconds of the network."""
-    from fassd.images import OUTPUT_ENDINGS, read_image, write_image
-    from fassd.palette import colorize, overlay, palette
-
-    image = read_image(picture.path)
-    started = time.perf_counter()
-    labels = segmenter.predict(image)
-    seconds = time.perf_counter() - started
-    colors = palette(classes)
-    results: list[npt.NDArray[np.integer]] = [
-        colorize(labels, colors),
-        overlay(image, labels, opacity, colors),
-        labels,
-    ]
-    for ending, result in zip(OUTPUT_ENDINGS, results, strict=True):
-        write_image(output / f"{picture.name}{ending}", result)
-    return Size(*labels.shape), seconds
-
-
-def _reason(picture: Picture, error: Exception) -> str:
-    """What to tell of an error that a picture caused."""
-    reason = str(error) or type(error).__name__
-    # PyTorch's errors of memory are RuntimeErrors.
-    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", reason):
-        reason = "does not fit in memory"
-    return reason if str(picture.path) in reason else f"{picture.path}: {reason}"
-
-
 def _shown(picture: Picture) -> str:
     """Where a picture is, and its output name where that is another."""
     path = picture.path
@@ -200,3 +227,21 @@ def _summary(done: list[tuple[Picture, Size, float]]) -> Table:
         median = statistics.median(seconds for _, _, seconds in done)
         table.add_row("[bold]median[/]", "", f"[bold]{1000 * median:.1f}[/]")
     return table
+
+
+def _report(
+    outcome: Outcome, found: list[Picture | Video], failed: int, seconds: float, output: Path
+) -> None:
+    """Tables of what was done, and the count."""
+    from fassd.sources import Video
+
+    if outcome.pictures:
+        console().print(_summary(outcome.pictures))
+    if outcome.videos:
+        console().print(video_table(outcome.videos))
+    kinds = {"videos" if isinstance(each, Video) else "pictures" for each in found}
+    what = kinds.pop() if len(kinds) == 1 else "pictures and videos"
+    before = f" ({outcome.before} done before)" if outcome.before else ""
+    trouble = f", [red]{failed} failed[/]" if failed else ""
+    count = f"{outcome.done} of {len(found)} {what} in {seconds:.1f} s{before}"
+    say(f"{count}{trouble}: {escape(str(output))}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ __all__ = ["all_gather", "is_main", "process_group", "rank", "sum_over_ranks", "
 
 
 @contextmanager
-def process_group(device: torch.device | str | None = None) -> Iterator[torch.device]:
+def process_group(
+    device: torch.device | str | None = None, *, patient: bool = False
+) -> Iterator[torch.device]:
     """Join the processes that torchrun started, for as long as the block lasts.
 
     They talk through NCCL on CUDA and through Gloo elsewhere. In a single process (``WORLD_SIZE``
@@ -28,6 +31,8 @@ def process_group(device: torch.device | str | None = None) -> Iterator[torch.de
     Args:
         device: where this process computes; None for CUDA if there is any, else the CPU. A plain
             "cuda" becomes the GPU of this process, by ``LOCAL_RANK``.
+        patient: the processes meet only after work of very unequal length. They talk through Gloo
+            on GPUs, too, and wait for each other for up to two weeks instead of half an hour.
 
     Yields:
         That device.
@@ -39,7 +44,10 @@ def process_group(device: torch.device | str | None = None) -> Iterator[torch.de
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield home
         return
-    dist.init_process_group("nccl" if home.type == "cuda" else "gloo")
+    if patient:
+        dist.init_process_group("gloo", timeout=timedelta(days=14))
+    else:
+        dist.init_process_group("nccl" if home.type == "cuda" else "gloo")
     yield home
     # Not after an error: the others may be waiting for this process in the middle of an exchange,
     # and NCCL would wait for them. torchrun stops them when this process has gone.

@@ -49,7 +49,8 @@ def opened(path):
 
 
 def files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    """What a person sees in it, the record of finished files being hidden."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*.*"))
 
 
 def test_a_folder_of_every_kind_with_a_truncated_file(folder, tmp_path, run_fassd):

@@ -1,0 +1,211 @@
+"""The sources of `fassd predict`, one after another, but for those that are finished."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+import fassd
+from fassd.cli.common import Size, progress, say
+from fassd.cli.video import VideoSettings, run_video, source_files, video_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fassd.images import Picture
+    from fassd.predict import Segmenter
+    from fassd.record import Stamp
+    from fassd.sources import Video
+    from fassd.video import Summary
+
+__all__ = ["Batch", "Outcome", "together"]
+
+
+@dataclass
+class Outcome:
+    """What a process made of its sources: results, those of an earlier run, and failures."""
+
+    pictures: list[tuple[Picture, Size, float]] = field(default_factory=list)
+    videos: list[tuple[Video, Summary]] = field(default_factory=list)
+    before: int = 0
+    failed: int = 0
+
+    @property
+    def done(self) -> int:
+        return len(self.pictures) + len(self.videos) + self.before
+
+
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcomes of all processes as one."""
+    return Outcome(
+        [each for outcome in outcomes for each in outcome.pictures],
+        [each for outcome in outcomes for each in outcome.videos],
+        sum(outcome.before for outcome in outcomes),
+        sum(outcome.failed for outcome in outcomes),
+    )
+
+
+class Batch:
+    """Sources to be segmented with the same settings.
+
+    Args:
+        output: the folder for the results, or the one video to write.
+        settings: those of pictures and videos.
+        network: those of the network: names of files, and values.
+        single: `output` is a video, which is always made anew.
+        again: so is everything else.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        settings: VideoSettings,
+        network: Sequence[Any],
+        *,
+        single: bool,
+        again: bool,
+    ) -> None:
+        from fassd.record import Record
+
+        self.output, self.settings, self.single, self.again = output, settings, single, again
+        self.outcome = Outcome()
+        self._record = None if single else Record(output)
+        self._network = [fassd.__version__, *map(_identified, network)]
+        self._stamps: dict[Picture | Video, Stamp | None] = {}
+
+    def unfinished(self, sources: Sequence[Picture | Video]) -> list[Picture | Video]:
+        """Those that have to be done; the others count as done before."""
+        for source in sources:
+            self._stamps[source] = _stamp(source)  # as they are before they are read
+        todo = [source for source in sources if not self._finished(source)]
+        self.outcome.before = len(sources) - len(todo)
+        return todo
+
+    def do(self, sources: Sequence[Picture | Video], segmenter: Segmenter, shown: bool) -> None:
+        """Segment them, the pictures first, with progress bars if `shown`.
+
+        A source that fails is reported, and the rest goes on.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C.
+        """
+        from fassd.images import Picture
+
+        pictures = [source for source in sources if isinstance(source, Picture)]
+        videos = [source for source in sources if not isinstance(source, Picture)]
+        settings = self.settings
+        bar = progress()
+        bar.disable |= not shown
+        with bar:
+            for picture in bar.track(pictures, description="segmenting"):
+                with self._reporting(picture):
+                    result = _predict_picture(
+                        segmenter, picture, self.output, settings.classes, settings.opacity
+                    )
+                    self.outcome.pictures.append((picture, *result))
+        for video in videos:
+            with self._reporting(video):
+                file = self._results(video)[0]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                summary = run_video(segmenter, video, file, settings, shown)
+                self.outcome.videos.append((video, summary))
+
+    @contextlib.contextmanager
+    def _reporting(self, source: Picture | Video) -> Iterator[None]:
+        """Note the source as finished; if an error comes, say so instead."""
+        stamp = self._stamps[source]
+        try:
+            if self._record is not None:
+                self._record.forget(self._name(source))
+            yield
+            if self._record is not None and stamp is not None:
+                self._record.add(self._name(source), stamp, self._made_by(source))
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
+            self.outcome.failed += 1
+            say(f"[red]failed:[/] {escape(_reason(source[0], error))}")
+
+    def _finished(self, source: Picture | Video) -> bool:
+        stamp = self._stamps[source]
+        if self._record is None or self.again or stamp is None:
+            return False
+        results = self._results(source)
+        return self._record.holds(self._name(source), stamp, self._made_by(source), results)
+
+    def _results(self, source: Picture | Video) -> list[Path]:
+        from fassd.images import OUTPUT_ENDINGS, Picture
+
+        if isinstance(source, Picture):
+            return [self.output / f"{source.name}{ending}" for ending in OUTPUT_ENDINGS]
+        return [self.output if self.single else video_file(self.output, source, self.settings)]
+
+    def _name(self, source: Picture | Video) -> str:
+        return self._results(source)[0].relative_to(self.output).as_posix()
+
+    def _made_by(self, source: Picture | Video) -> dict[str, Any]:
+        """What decides the results besides the source."""
+        from fassd.images import Picture
+
+        own = {"opacity": self.settings.opacity}
+        if not isinstance(source, Picture):
+            own = self.settings._asdict()
+            del own["timeout"]
+        return {"network": self._network, **own}
+
+
+def _identified(setting: Any) -> Any:
+    """A setting, or what tells the file that it names from others of this name."""
+    from fassd.record import stamp
+
+    named = isinstance(setting, str) and Path(setting).is_file()
+    return stamp([setting]) if named else setting
+
+
+def _stamp(source: Picture | Video) -> Stamp | None:
+    """The state of the source's files; None where there are none, or they cannot be seen."""
+    from fassd.images import Picture
+    from fassd.record import stamp
+
+    files = [source.path] if isinstance(source, Picture) else source_files(source)
+    try:
+        return stamp(files) if files else None
+    except OSError:  # reading it will tell
+        return None
+
+
+def _predict_picture(
+    segmenter: Segmenter, picture: Picture, output: Path, classes: int, opacity: float
+) -> tuple[Size, float]:
+    """Segment one file and write its three results; its size, and the seconds of the network."""
+    from fassd.images import OUTPUT_ENDINGS, read_image, write_image
+    from fassd.palette import colorize, overlay, palette
+
+    image = read_image(picture.path)
+    started = time.perf_counter()
+    labels = segmenter.predict(image)
+    seconds = time.perf_counter() - started
+    colors = palette(classes)
+    results: list[npt.NDArray[np.integer]] = [
+        colorize(labels, colors),
+        overlay(image, labels, opacity, colors),
+        labels,
+    ]
+    for ending, result in zip(OUTPUT_ENDINGS, results, strict=True):
+        write_image(output / f"{picture.name}{ending}", result)
+    return Size(*labels.shape), seconds
+
+
+def _reason(source: str | Path, error: Exception) -> str:
+    """What to tell of an error that a source caused."""
+    reason = str(error) or type(error).__name__
+    # PyTorch's errors of memory are RuntimeErrors.
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", reason):
+        reason = "does not fit in memory"
+    return reason if str(source) in reason else f"{source}: {reason}"

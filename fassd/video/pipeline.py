@@ -1,0 +1,312 @@
+"""Decoding, the network and encoding side by side, each in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fassd.images import replacing
+from fassd.palette import colorize, overlay, palette
+from fassd.video.source import Frame, Trouble, VideoError, VideoSource
+from fassd.video.writer import FORMATS, VideoWriter, check_codec
+
+__all__ = ["VIEWS", "Summary", "View", "segment_video"]
+
+View = Literal["overlay", "labels", "side-by-side"]
+VIEWS: tuple[View, ...] = get_args(View)
+
+DEPTH = 4  # frames that wait between two stages
+POLL = 0.1  # seconds after which a waiting stage looks whether it should stop
+
+
+class Labeller(Protocol):
+    """What `fassd.Segmenter` does: uint8 RGB (H, W, 3) in, class indices (H, W) out."""
+
+    def predict(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]: ...
+
+
+@dataclass
+class Summary:
+    """What became of a video, or has so far.
+
+    frames: how many the network has labelled; in the end, how many were written.
+    size: height and width of a frame.
+    seconds: from the first frame's decoding on.
+    busy: seconds that each stage worked: "decode", "network", "encode".
+    dropped: frames of a live source that came while the network was still busy.
+    trouble: what happened while reading.
+    codec: the encoder.
+    silent: codecs of sound that were left out, as the container cannot hold them.
+    interrupted: it was stopped by Ctrl-C.
+    """
+
+    frames: int = 0
+    size: tuple[int, int] = (0, 0)
+    seconds: float = 0.0
+    busy: dict[str, float] = field(
+        default_factory=lambda: {"decode": 0.0, "network": 0.0, "encode": 0.0}
+    )
+    dropped: int = 0
+    trouble: Trouble = field(default_factory=Trouble)
+    codec: str = ""
+    silent: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def fps(self) -> float:
+        """Frames per second from end to end."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each stage's part of the work, from 0 to 1; together 1."""
+        total = sum(self.busy.values()) or 1.0
+        return {stage: seconds / total for stage, seconds in self.busy.items()}
+
+
+def segment_video(
+    source: VideoSource,
+    output: Path | str,
+    segmenter: Labeller,
+    *,
+    view: View = "overlay",
+    opacity: float = 0.5,
+    classes: int = 19,
+    codec: str | None = None,
+    limit: int | None = None,
+    on_frame: Callable[[Summary], object] | None = None,
+) -> Summary:
+    """Label a video frame by frame and write what is seen as another.
+
+    The file takes its name only when it is complete, after Ctrl-C too, which ends the video early
+    (a second one drops it). A live source never waits: where the network is slower, the oldest
+    frame that waits is dropped, so that the delay stays within `DEPTH` frames for each queue.
+    Memory does not depend on the length.
+
+    Args:
+        source: where frames come from; closed in the end.
+        output: the file to write, with an ending of `FORMATS`.
+        segmenter: labels a frame.
+        view: "overlay" lays the colours over the frame; "labels" shows them alone; "side-by-side"
+            puts the frame to the left of them.
+        opacity: strength of the colours in the overlay.
+        classes: how many there are, which decides their colours.
+        codec: FFmpeg's name of the encoder; None picks one by the ending.
+        limit: stop after so many frames.
+        on_frame: called after each frame with what there is so far.
+
+    Raises:
+        VideoError: no frame can be decoded, or the encoder cannot be used.
+        KeyboardInterrupt: Ctrl-C before the first frame was there, or a second one.
+    """
+    output = Path(output)
+    if output.suffix.lower() not in FORMATS:
+        raise VideoError(f"{output}: must end in {', '.join(FORMATS)}, got {output.suffix!r}")
+    if codec is not None:
+        check_codec(codec, output.suffix.lower())
+    draw = _drawing(view, opacity, palette(classes))
+    run = _Run(source, limit, on_frame or (lambda _: None))
+    with _first_ctrl_c(run.interrupt):
+        return run(output, segmenter, draw, codec)
+
+
+Draw = Callable[[npt.NDArray[np.uint8], npt.NDArray[Any]], npt.NDArray[np.uint8]]
+
+
+def _drawing(view: View, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
+    """What makes a frame of the output from one of the input and its labels."""
+    if view == "overlay":
+        return lambda image, labels: overlay(image, labels, opacity, colors)
+    if view == "labels":
+        return lambda _, labels: colorize(labels, colors)
+    if view == "side-by-side":
+        return lambda image, labels: np.hstack([image, colorize(labels, colors)])
+    raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+
+
+@contextlib.contextmanager
+def _first_ctrl_c(interrupt: Callable[[], object]) -> Iterator[None]:
+    """Call `interrupt` at the first Ctrl-C instead of raising, if signals come to this thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        interrupt()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Run:
+    """One video on its way: a thread decodes, this one runs the network, a third encodes."""
+
+    def __init__(
+        self, source: VideoSource, limit: int | None, on_frame: Callable[[Summary], object]
+    ) -> None:
+        self.source, self.limit, self.on_frame = source, limit, on_frame
+        self.summary = Summary(trouble=source.trouble)
+        self.stop = threading.Event()
+        self.decoded: queue.Queue[Frame | Exception | None] = queue.Queue(DEPTH)
+        self.labelled: queue.Queue[tuple[Frame, Any] | None] = queue.Queue(DEPTH)
+        self.failure: Exception | None = None  # of the encoder
+        self.started = time.perf_counter()
+
+    def interrupt(self) -> None:
+        self.summary.interrupted = True
+        self._stop_reading()
+
+    def __call__(self, output: Path, segmenter: Labeller, draw: Draw, codec: str | None) -> Summary:
+        threading.Thread(target=self._decode, daemon=True).start()
+        try:
+            frames = self._frames()
+            first = self._first(frames)
+            labels = self._label(segmenter, first.image)
+            size = draw(first.image, labels).shape
+            with replacing(output) as file:
+                suffix = output.suffix.lower()
+                writer = VideoWriter(file, suffix, (size[0], size[1]), self.source, codec)
+                self.summary.size = first.image.shape[:2]
+                self.summary.codec, self.summary.silent = writer.codec, writer.silent
+                encoder = threading.Thread(target=self._encode, args=(writer, draw), daemon=True)
+                encoder.start()
+                self._hand_over((first, labels))
+                self._label_all(frames, segmenter)
+                self._hand_over(None)
+                while encoder.is_alive():  # in steps, so that a second Ctrl-C is heard everywhere
+                    encoder.join(POLL)
+                if self.failure is not None:
+                    raise self.failure
+        finally:
+            self._stop_reading()
+        self.summary.frames = writer.frames
+        self.summary.seconds = time.perf_counter() - self.started
+        return self.summary
+
+    def _stop_reading(self) -> None:
+        self.stop.set()
+        self.source.stopped.set()
+
+    # ------------------------------------------------------------------------------------ decoding
+
+    def _decode(self) -> None:
+        busy, end = self.summary.busy, None
+        try:
+            frames = iter(self.source)
+            while not self.stop.is_set():
+                started, waited = time.perf_counter(), self.source.waited
+                frame = next(frames, None)
+                waited = self.source.waited - waited
+                busy["decode"] += time.perf_counter() - started - waited
+                if frame is None:
+                    break
+                if self.source.live:
+                    self._make_room()
+                self._put(self.decoded, frame)
+        except Exception as error:
+            end = error
+        finally:
+            self.source.close()
+        self._put(self.decoded, end)
+
+    def _make_room(self) -> None:
+        """Drop the frame that has waited longest, if the queue is full; its sound stays."""
+        with self.decoded.mutex:
+            waiting: Any = self.decoded.queue
+            if len(waiting) == DEPTH:
+                oldest = waiting.popleft()
+                waiting[0] = waiting[0]._replace(audio=oldest.audio + waiting[0].audio)
+                self.summary.dropped += oldest.image is not None
+
+    def _put(self, to: queue.Queue[Any], item: Any) -> None:
+        """Wait for room in the queue, unless the run is stopped."""
+        while not self.stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return to.put(item, timeout=POLL)
+
+    # ------------------------------------------------------------------------------------- network
+
+    def _frames(self) -> Iterator[Frame]:
+        """What is decoded, until its end or until the run is stopped."""
+        while not self.stop.is_set():
+            try:
+                item = self.decoded.get(timeout=POLL)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def _first(self, frames: Iterator[Frame]) -> Any:
+        """The first frame with a picture, and all sound before it."""
+        audio: list[Any] = []
+        for frame in frames:
+            audio += frame.audio
+            if frame.image is not None:
+                return frame._replace(audio=audio)
+        if self.summary.interrupted:
+            raise KeyboardInterrupt
+        skipped = self.summary.trouble.skipped
+        damaged = f" ({skipped} damaged)" if skipped else ""
+        raise VideoError(f"{self.source.name}: holds no frame that can be decoded{damaged}")
+
+    def _label(self, segmenter: Labeller, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        started = time.perf_counter()
+        try:
+            labels = segmenter.predict(image)
+        except ValueError as error:
+            raise VideoError(f"{self.source.name}: {error}") from error
+        self.summary.busy["network"] += time.perf_counter() - started
+        self.summary.frames += 1
+        self.summary.seconds = time.perf_counter() - self.started
+        self.on_frame(self.summary)
+        return labels
+
+    def _label_all(self, frames: Iterator[Frame], segmenter: Labeller) -> None:
+        while self.limit is None or self.summary.frames < self.limit:
+            frame = next(frames, None)
+            if frame is None or self.failure is not None:
+                return
+            labels = None if frame.image is None else self._label(segmenter, frame.image)
+            self._hand_over((frame, labels))
+
+    def _hand_over(self, item: tuple[Frame, Any] | None) -> None:
+        """Give a frame, or the end, to the encoder, which finishes after Ctrl-C, too."""
+        while self.failure is None:
+            with contextlib.suppress(queue.Full):
+                return self.labelled.put(item, timeout=POLL)
+
+    # ------------------------------------------------------------------------------------ encoding
+
+    def _encode(self, writer: VideoWriter, draw: Draw) -> None:
+        busy = self.summary.busy
+        try:
+            while (item := self.labelled.get()) is not None:
+                started = time.perf_counter()
+                frame, labels = item
+                writer.copy(frame.audio)
+                if frame.image is not None:
+                    writer.write(draw(frame.image, labels), frame.pts, frame.duration)
+                busy["encode"] += time.perf_counter() - started
+            started = time.perf_counter()
+            writer.close()
+            busy["encode"] += time.perf_counter() - started
+        except Exception as error:
+            self.failure = error

@@ -1,0 +1,58 @@
+"""Numbered pictures as a video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+from PIL import Image
+
+from fassd.images import ImageError, read_image
+from fassd.sources import sequence_files
+from fassd.video.source import Frame, VideoError, VideoSource
+
+__all__ = ["ImageSequence"]
+
+
+class ImageSequence(VideoSource):
+    """Pictures named by a pattern such as frame%04d.png, in the order of their numbers.
+
+    They are read as `fassd.images.read_image` does. A number that is missing leaves a gap in time:
+    the frame before it stays for longer.
+
+    Args:
+        pattern: the files.
+        fps: numbers per second.
+
+    Raises:
+        VideoError: no file fits the pattern.
+    """
+
+    def __init__(self, pattern: str, fps: Fraction) -> None:
+        super().__init__(pattern)
+        self.files = sequence_files(pattern)
+        if not self.files:
+            raise VideoError(f"{pattern}: no file fits this numbered pattern")
+        self.rate = fps
+        self.time_base = 1 / fps
+        self.expected = len(self.files)
+
+    def __iter__(self) -> Iterator[Frame]:
+        first, size = self.files[0][0], None
+        for number, path in self.files:
+            try:
+                image = read_image(path)
+            except ImageError as error:
+                self.trouble.skipped += 1
+                self.trouble.note(f"skipped: {error}")
+                continue
+            size = size or image.shape[:2]
+            if image.shape[:2] != size:
+                self.trouble.resized += 1
+                resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+                image = np.asarray(resized)
+            yield Frame(image, number - first, 1, [])
+
+    def close(self) -> None:
+        pass  # each file is closed as soon as it is read

@@ -1,0 +1,114 @@
+"""What every source of frames has in common."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DEFAULT_FPS", "Frame", "Trouble", "VideoError", "VideoSource", "open_video"]
+
+DEFAULT_FPS = Fraction(25)
+
+
+class VideoError(ValueError):
+    """A video cannot be read or written; the message names it and says why."""
+
+
+class Frame(NamedTuple):
+    """One frame, and the sound that comes before it.
+
+    image: (H, W, 3) uint8 RGB, upright; None where sound alone is left.
+    pts, duration: when it is shown and how long (0 if unknown), in the source's `time_base`.
+    audio: packets as they came, each with the place of its stream in the source's `audio`.
+    """
+
+    image: npt.NDArray[np.uint8] | None
+    pts: int
+    duration: int
+    audio: list[tuple[int, av.Packet]]
+
+
+@dataclass
+class Trouble:
+    """What happened while a source was read.
+
+    skipped: damaged frames that were passed over.
+    resized: frames of another size, brought to that of the first.
+    reconnections: how often a stream dropped and came back.
+    notes: what else a person should know, each once.
+    """
+
+    skipped: int = 0
+    resized: int = 0
+    reconnections: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+class VideoSource(ABC):
+    """Frames in the order they are shown, all of one size; iterate over it once.
+
+    name: how errors call it.
+    live: it goes on whether or not anybody keeps up: a camera or an endless stream.
+    time_base: seconds of one unit of `Frame.pts`.
+    rate: frames per second, on average as far as known.
+    expected: how many frames there are, if known.
+    pixel_aspect: width over height of a pixel, upright.
+    audio: streams of sound, as templates for those of a copy.
+    waited: seconds spent waiting for a live source, which are no work.
+    stopped: set it, and the frames end soon.
+    """
+
+    name: str
+    live: bool = False
+    time_base: Fraction
+    rate: Fraction
+    expected: int | None = None
+    pixel_aspect: Fraction = Fraction(1)
+    audio: Sequence[av.AudioStream] = ()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.trouble = Trouble()
+        self.waited = 0.0
+        self.stopped = threading.Event()
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Frame]: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file or device."""
+
+
+def open_video(source: str, *, fps: Fraction | None = None, timeout: float = 10.0) -> VideoSource:
+    """Open a video file, `camera:N`, an address, or a numbered sequence (frame%04d.png).
+
+    Args:
+        source: which.
+        fps: frame rate of a sequence, which has none of its own (25 if not given), and what a
+            camera is asked for.
+        timeout: seconds after which a stream or camera that sends nothing counts as dropped.
+
+    Raises:
+        VideoError: it does not exist, cannot be opened, or holds no video.
+    """
+    from fassd.sources import SEQUENCE, URL
+    from fassd.video.reader import VideoReader
+    from fassd.video.sequence import ImageSequence
+
+    if SEQUENCE.search(source) and not URL.fullmatch(source) and not os.path.exists(source):
+        return ImageSequence(source, fps or DEFAULT_FPS)
+    return VideoReader(source, fps=fps, timeout=timeout)
