@@ -107,7 +107,9 @@ function remember(name, value) {
 
 function forgetTimes() {
   for (const values of Object.values(measured)) values.length = 0;
-  for (const cell of document.querySelectorAll("tbody td")) cell.textContent = "";
+  for (const cell of document.querySelectorAll("tbody td")) cell.textContent = "–";
+  const named = ["backend", "dtype"].map((name) => element(name).value);
+  element("chosen").firstElementChild.textContent = named.join(", ");
   element("verdict").hidden = true;
   element("reference").hidden = !element("compare").checked;
 }
