@@ -51,7 +51,8 @@ BODY = {
                     "required": ["image"],
                     "properties": {"image": PICTURE},
                     "additionalProperties": False,
-                }
+                },
+                "encoding": {"image": {"contentType": "image/*"}},
             },
             "image/*": {"schema": PICTURE},
         },

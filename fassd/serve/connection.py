@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import Any
 
@@ -28,8 +29,10 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
+        unknown = isinstance(error, socket.gaierror)  # whose numbers are not the system's
+        reason = error.strerror if unknown else os.strerror(error.errno or 0)
         raise OSError(
-            f"cannot listen on {host} port {port}: {error.strerror}; "
+            f"cannot listen on {host} port {port}: {reason}; "
             "--host and --port choose another address"
         ) from error
 

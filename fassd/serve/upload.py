@@ -72,12 +72,18 @@ async def read_upload(request: Request, max_bytes: int, seconds: float) -> bytes
                 data = await _form_file(request, limit)
             else:
                 data = b"".join([chunk async for chunk in _bounded(request, limit)])
+    except _TooLongError:
+        raise _too_large(max_bytes) from None
     except TimeoutError:
         message = f"the request was not complete after {seconds:g} s"
         raise RefusedError(408, message, close=True) from None
     if len(data) > max_bytes:
         raise _too_large(max_bytes)
     return data
+
+
+class _TooLongError(Exception):
+    """The body is longer than it may be."""
 
 
 def _too_large(limit: int) -> RefusedError:
@@ -88,12 +94,12 @@ async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     """The body in pieces; an error as soon as it is longer than `limit`."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
+        raise _TooLongError
     count = 0
     async for chunk in request.stream():
         count += len(chunk)
         if count > limit:
-            raise _too_large(limit)
+            raise _TooLongError
         yield chunk
 
 
