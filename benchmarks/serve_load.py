@@ -22,6 +22,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -84,7 +85,7 @@ def resident(process: int) -> float:
 
 
 def locust(url: str, users: int, seconds: int) -> dict[str, Any]:
-    """Let so many users send pictures; outcomes by name, times in milliseconds."""
+    """Let so many users send pictures; outcomes, times in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--headless", "-u", str(users), "-r", str(users), "-t", f"{seconds}s"]
         options += ["--host", url, "--csv", f"{folder}/load", "--only-summary"]
@@ -104,6 +105,25 @@ def locust(url: str, users: int, seconds: int) -> dict[str, Any]:
     return found
 
 
+def watched(process: int, url: str, users: int, seconds: int) -> dict[str, Any]:
+    """`locust`, with the memory of the server every ten seconds, from the start to the end."""
+    memory = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0 if not memory else 10):
+            memory.append(round(resident(process)))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        found = locust(url, users, seconds)
+    finally:
+        over.set()
+        watcher.join()
+    return {**found, "resident_mib": [*memory, round(resident(process))]}
+
+
 def measure(model: str, seconds: int, server: list[str]) -> dict[str, Any]:
     """Start a server, load it, and stop it."""
     command = [sys.executable, "-m", "fassd", "serve", "-m", model, "--port", "0", *server]
@@ -114,15 +134,14 @@ def measure(model: str, seconds: int, server: list[str]) -> dict[str, Any]:
             # What the server logs is read, or it would stand still.
             drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
             locust(url, 4, 10)  # first pictures of a size take longer
-            parts: dict[str, Any] = {}
-            for name, users, length in (
-                ("within", 8, seconds),
-                ("overload", 64, seconds // 4),
-                ("recovered", 8, seconds // 4),
-            ):
-                before = resident(process.pid)
-                parts[name] = locust(url, users, length)
-                parts[name]["resident_mib"] = [round(before), round(resident(process.pid))]
+            load = [
+                {"part": name, **watched(process.pid, url, users, length)}
+                for name, users, length in (
+                    ("within", 8, seconds),
+                    ("overload", 64, seconds // 4),
+                    ("recovered", 8, seconds // 4),
+                )
+            ]
             with urllib.request.urlopen(f"{url}/metrics") as answer:
                 metrics = answer.read().decode()
         finally:
@@ -133,7 +152,7 @@ def measure(model: str, seconds: int, server: list[str]) -> dict[str, Any]:
         name: float(re.search(rf"^fassd_batch_pictures_{name} (\S+)", metrics, re.M)[1])
         for name in ("sum", "count")
     }
-    return {"parts": parts, "pictures_per_batch": round(sums["sum"] / sums["count"], 2)}
+    return {"load": load, "pictures_per_batch": round(sums["sum"] / sums["count"], 2)}
 
 
 def main() -> None:

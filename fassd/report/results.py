@@ -20,6 +20,7 @@ KINDS = {
     "benchmarks": "pytest benchmarks/ --benchmark-json",
     "predictions": "python -m benchmarks.predicted",
     "items": "make gpu-report",
+    "load": "python -m benchmarks.serve_load",
 }
 """The key that tells what a results file is, and the command that writes such files."""
 

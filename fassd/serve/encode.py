@@ -14,7 +14,7 @@ __all__ = ["run_lengths", "shares", "to_png"]
 def to_png(labels: npt.NDArray[np.uint8]) -> bytes:
     """(H, W) class indices as an 8-bit greyscale PNG: the grey level is the index."""
     buffer = io.BytesIO()
-    # Level 1: 4 ms for a street of 512x1024 where the default takes 17, and 30% larger.
+    # Level 1: 2.4 ms for a street of 512x1024 where the default takes 3.6; half as large again.
     Image.fromarray(labels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 

@@ -1,5 +1,7 @@
 """Clients of applications with small limits."""
 
+import logging
+
 import pytest
 from serve.apps import Gate, serving
 from typer.testing import CliRunner
@@ -27,6 +29,10 @@ def run_fassd(monkeypatch):
     """``run_fassd("serve", ...)`` -> a result with exit_code, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("FASSD_DEBUG", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    log = logging.getLogger("fassd.serve")  # which the command sets up for a terminal
+    for attribute in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(log, attribute, getattr(log, attribute))
 
     def run(*arguments):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])

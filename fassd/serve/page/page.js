@@ -78,10 +78,15 @@ function press(id) {
   view.highlight(next);
 }
 
+const percent = (share) => {
+  if (share === 0) return "";
+  return share < 0.0005 ? "< 0.1%" : `${(100 * share).toFixed(1)}%`;
+};
+
 function tellShares(labels) {
   const found = shares(labels, entries.length);
   entries.forEach((button, index) => {
-    button.lastChild.textContent = found[index] ? `${(100 * found[index]).toFixed(1)}%` : "";
+    button.lastChild.textContent = percent(found[index]);
     button.classList.toggle("absent", !found[index]);
   });
 }
