@@ -105,7 +105,7 @@ def serve(
 
     check_installed()
     # Threads of the network that spin between pictures keep a core from reading and writing them:
-    # 44 pictures a second where it was 35 (L2, 512x1024, 8 clients, two cores).
+    # 42 pictures a second where it was 34 (L2, 512x1024, 8 clients, two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fassd.serve.app import create_app
     from fassd.serve.connection import listen, make_server

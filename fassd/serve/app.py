@@ -173,13 +173,14 @@ class _Desk:
                 raise BusyError
             data = await read_upload(request, self.limits.max_bytes, self.limits.timeout_s)
             read = time.perf_counter()
+            if self.engine.full:  # decoding would be for nothing
+                raise BusyError
             with self._in_time():
-                if self.engine.full:  # decoding would be for nothing
-                    raise BusyError
                 picture = await self._in_thread(decode, data, self.limits.max_pixels, size)
             decoded = time.perf_counter()
             future = self.engine.submit(choice, picture)
-        labelled = await self._awaited(request, future, self.limits.timeout_s)
+        left = self.limits.timeout_s - (decoded - read)
+        labelled = await self._awaited(request, future, left)
         self.metrics.waited.observe(labelled.waited)
         timing = {
             "read": read - began,

@@ -337,11 +337,11 @@ class Engine:
             started = time.perf_counter()
             labels = label_pictures(segmenter, [job.picture for job in jobs])
             seconds = time.perf_counter() - started
+            self._on_batch(choice, len(jobs), seconds)
         except BaseException as error:
             for job in jobs:
                 job.answer.set_exception(error)
             return
         self._seconds = seconds / len(jobs)
-        self._on_batch(choice, len(jobs), seconds)
         for job, result in zip(jobs, labels, strict=True):
             job.answer.set_result(Labelled(result, started - job.since, seconds, len(jobs)))
