@@ -19,7 +19,7 @@ def client():
 def gated():
     """A client, the engine, and the gate of its only network; runs one picture at a time."""
     gate = Gate()
-    with serving(load=lambda choice: gate, batch=1, queue=2, timeout_s=1.0) as (client, engine):
+    with serving(load=lambda choice: gate, batch=1, queue=2, timeout_s=1.5) as (client, engine):
         yield client, engine, gate
         gate.open.set()
 

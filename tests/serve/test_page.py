@@ -154,11 +154,21 @@ def test_a_choice_is_sent(browser, url):
 def test_files_pictures_videos_and_others(browser, url, tmp_path):
     browser.open(f"{url}/?side=256&opacity=100")
     browser.wait("document.querySelector('#model').options.length")  # its script is at work
-    (tmp_path / "street.png").write_bytes(encoded(street(128, 256)))
+    (tmp_path / "street.png").write_bytes(encoded(street(100, 256)))
     browser.choose("#file", tmp_path / "street.png")
     browser.wait("/[0-9]/.test(document.querySelector('#chosen td').textContent)")
-    assert browser.evaluate("document.querySelector('#view').width") == 256
+    assert browser.evaluate("document.querySelector('#view').height") == 100
     assert browser.text("#alert") == ""
+
+    browser.evaluate(
+        "(async () => { const data = new DataTransfer();"
+        " const blob = await (await fetch('v1/example?scene=5')).blob();"
+        " data.items.add(new File([blob], 'street.jpg', { type: 'image/jpeg' }));"
+        " const event = new DragEvent('drop', { dataTransfer: data, cancelable: true });"
+        " document.querySelector('#drop').dispatchEvent(event); })()"
+    )
+    browser.wait("document.querySelector('#view').height == 128")  # 512x1024, scaled down
+    assert browser.evaluate("document.querySelector('#view').width") == 256
 
     (tmp_path / "tiny.png").write_bytes(encoded(street(128, 256)[:8, :8]))
     browser.choose("#file", tmp_path / "tiny.png")
