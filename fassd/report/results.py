@@ -22,6 +22,7 @@ KINDS = {
     "predictions": "python -m benchmarks.predicted",
     "items": "make gpu-report",
     "exported": "python -m benchmarks.exported",
+    "load": "python -m benchmarks.serve_load",
 }
 """The key that tells what a results file is, and the command that writes such files."""
 
