@@ -24,7 +24,9 @@ function setUp() {
   fill(element("backend"), pairs(backends), defaults.backend);
   fill(element("dtype"), pairs(dtypes), defaults.dtype);
   for (const name of ["model", "backend", "dtype", "side", "opacity"]) {
-    if (address.has(name)) element(name).value = address.get(name);
+    const [value, options] = [address.get(name), element(name).options];
+    const offered = !options || [...options].some((option) => option.value === value);
+    if (value !== null && offered) element(name).value = value;
   }
   element("compare").checked = address.get("compare") === "1";
 }
