@@ -9,6 +9,7 @@ from typing import IO, NamedTuple
 import av
 import numpy as np
 import numpy.typing as npt
+from av.codec.context import Flags
 from av.video.reformatter import Colorspace
 
 from fassd.video.source import VideoError, VideoSource
@@ -31,10 +32,12 @@ FORMATS = {
 }
 """Endings of the videos that can be written: those that keep uneven timestamps."""
 
-# Constant quality at which edges of classes stay sharp; fast, as the network wants the cores.
+# Constant quality at which edges of classes stay sharp; fast, as the network wants the cores. No
+# B frames: MP4 counts a track's length in the order of decoding, which with B frames and uneven
+# times ends before the last frame is shown.
 QUALITY = {
-    "libx264": {"crf": "20", "preset": "veryfast"},
-    "libx265": {"crf": "23", "preset": "veryfast", "x265-params": "log-level=error"},
+    "libx264": {"crf": "20", "preset": "veryfast", "bf": "0"},
+    "libx265": {"crf": "23", "preset": "veryfast", "x265-params": "log-level=error:bframes=0"},
     "libvpx-vp9": {"crf": "30", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"},
     "libsvtav1": {"crf": "30", "preset": "9"},
 }
@@ -158,6 +161,7 @@ class VideoWriter:
         stream.time_base = stream.codec_context.time_base = clock
         stream.codec_context.sample_aspect_ratio = source.pixel_aspect
         context = stream.codec_context
+        context.flags |= Flags.frame_duration  # or the encoder makes up that of the last frame
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         context.color_range = 1  # 16 to 235
         return stream

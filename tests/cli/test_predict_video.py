@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from video.clips import decoded, picture, psnr, sound, times, write_clip
 
+from fassd.cli import batch
 from fassd.cli import predict as command
 from fassd.images import OUTPUT_ENDINGS, write_image
 from fassd.palette import overlay
@@ -159,6 +160,22 @@ def test_finished_files_are_done_again_only_if_something_changed(tmp_path, run_f
     assert run("--opacity", 0.9, "--size", "64x64") == "b"
     (output / "a_overlay.png").unlink()
     assert run("--opacity", 0.9, "--size", "64x64") == "a"
+
+
+def test_a_video_that_was_stopped_while_it_was_done_again_is_not_finished(
+    tmp_path, run_fassd, monkeypatch
+):
+    arguments = ("predict", write_clip(tmp_path / "in.mp4", 3), "-o", tmp_path / "out", *FAST)
+    assert run_fassd(*arguments).exit_code == 0
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "run_video", stopped)
+        assert run_fassd(*arguments, "--again").exit_code == 130
+    result = run_fassd(*arguments)
+    assert "1 of 1 videos" in result.stderr and "done before" not in result.stderr
 
 
 def start(*arguments, cwd=None):
