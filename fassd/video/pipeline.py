@@ -309,4 +309,5 @@ class _Run:
             writer.close()
             busy["encode"] += time.perf_counter() - started
         except Exception as error:
+            writer.abandon()
             self.failure = error

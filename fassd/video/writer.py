@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import IO, NamedTuple
@@ -144,6 +145,11 @@ class VideoWriter:
         """Write what the encoder still holds, and the end of the file."""
         self._container.mux(self._stream.encode())
         self._container.close()
+
+    def abandon(self) -> None:
+        """Let go of the file after an error, while it is still open."""
+        with contextlib.suppress(av.FFmpegError, OSError, ValueError):
+            self._container.close()
 
     def _add_video(self, source: VideoSource) -> av.VideoStream:
         height, width = (side + side % 2 for side in self._size)

@@ -1,5 +1,6 @@
 """Clips with every trouble that tests ask for, made with PyAV, and how to look at them."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -40,14 +41,15 @@ def write_clip(
     fps=25,
     draw=picture,
 ):
-    """A clip of `frames` pictures, at `pts` of `CLOCK` or `fps`; `audio` names a codec of sound."""
+    """A clip of `frames` pictures, at `pts` of `CLOCK` or `fps`; `audio` names a codec of sound.
+
+    `rotation` is the matrix a, b, c, d that a player shows it by.
+    """
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=fps, options=options or {})
         video.height, video.width = size
         video.pix_fmt = pixels
         video.time_base = video.codec_context.time_base = CLOCK
-        if rotation is not None:
-            video.set_display_rotation(*rotation)
         sound = container.add_stream(audio, rate=48000, layout="mono") if audio else None
         container.start_encoding()
         for number in range(frames):
@@ -61,7 +63,19 @@ def write_clip(
         container.mux(video.encode())
         if sound is not None:
             container.mux(sound.encode())
+    if rotation is not None:
+        _turn(path, rotation)
     return path
+
+
+def _turn(path, matrix):
+    """Write a, b, c, d into the header of an MP4's first track: x, y goes to ax + cy, bx + dy."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 4
+    place += 52 if data[place] else 40  # version 1 has longer times
+    a, b, c, d = (each * 65536 for each in matrix)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
 
 
 def _noise(number, stream, samples):

@@ -89,11 +89,11 @@ def test_odd_sides_repeat_the_last_row_and_column(tmp_path):
 @pytest.mark.parametrize(
     ("rotation", "turn"),
     [
-        ((90,), lambda image: np.rot90(image)),
-        ((180,), lambda image: np.rot90(image, 2)),
-        ((-90,), lambda image: np.rot90(image, -1)),
-        ((0, True), np.fliplr),
-        ((0, False, True), np.flipud),
+        ((0, -1, 1, 0), lambda image: np.rot90(image)),
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
     ],
     ids=["90", "180", "270", "mirrored", "upside down"],
 )
