@@ -277,7 +277,12 @@ def run(
             outputs[name] = calls[name]()
         step("timing")
         timings = speed.compare(
-            calls, repeats=job.repeats, warmup=job.warmup, device=job.device, tick=tick
+            calls,
+            repeats=job.repeats,
+            warmup=job.warmup,
+            settle=speed.SETTLE if job.exported else 0,
+            device=job.device,
+            tick=tick,
         )
         memories = {name: _memory(job, name, calls[name], step) for name in calls}
         where = speed.environment(job.device)

@@ -31,18 +31,10 @@ from fassd.complexity import count_macs
 from fassd.energy import Energy, energy_of
 from fassd.peers import EXTRA, REFERENCE, Call, Candidate, Subject, environment
 
-__all__ = ["SETTLE", "Comparison", "PeerReport", "Result", "measure", "run_peers"]
-
-SETTLE = 0.05
-"""As `speed.compare` takes it: each runtime has worker threads of its own, which spin for a while.
-FASSD-Net at 128x256 on two cores of an EPYC: right after another runtime, OpenVINO takes 11 ms and
-ours 16; after a rest 8, and 7 to 20 as the threads happen to wake; after a rest and a call 5.5 and
-6.1, round after round, as each does alone."""
-
+__all__ = ["Comparison", "PeerReport", "Result", "measure", "run_peers"]
 
 UNUSED_FIELDS = ("dtype", "compile", "memory")
 """Of a job, what says nothing here."""
-
 
 OTHER = "other network"
 """What the JSON calls a result of another network."""
@@ -337,7 +329,7 @@ def measure(
             {trial.candidate.title: trial.call for trial in trials},
             repeats=job.repeats,
             warmup=job.warmup,
-            settle=SETTLE if on_cpu else 0,
+            settle=speed.SETTLE if on_cpu else 0,
             device=job.device,
             tick=tick,
         )

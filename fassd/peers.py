@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fassd.export.onnx_file import quiet_exporter
+from fassd.export.tensorrt_file import build_engine
 from fassd.models import create_model
 from fassd.peer_networks import OTHERS, OtherNetwork
 from fassd.speed import environment
@@ -72,7 +72,7 @@ class Subject:
         torch.export's graph rather than TorchScript's, which is deprecated and which OpenVINO
         runs 1.4 times slower (FASSD-Net at 256x512 on two cores of a Zen 5: 29 ms, not 21).
         """
-        with _quiet_exporter():
+        with quiet_exporter():
             program = torch.onnx.export(self.model, (self.picture,), dynamo=True, verbose=False)
         assert program is not None
         return program.model_proto.SerializeToString()
@@ -224,23 +224,11 @@ def tensorrt(subject: Subject, dtype: str = "float32") -> Call:
     """TensorRT 10, from the ONNX file; in float32 without TF32. No GPU has run this yet."""
     import tensorrt as trt
 
+    plan = build_engine(subject.onnx, dtype)
     log = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(subject.onnx):
-        raise RuntimeError(f"TensorRT cannot read the network: {parser.get_error(0).desc()}")
-    settings = builder.create_builder_config()
-    if dtype == "float16":
-        settings.set_flag(trt.BuilderFlag.FP16)
-    else:
-        settings.clear_flag(trt.BuilderFlag.TF32)
-    plan = builder.build_serialized_network(network, settings)
-    if plan is None:
-        raise RuntimeError("TensorRT built no engine")
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     context = engine.create_execution_context()
-    names = (network.get_input(0).name, network.get_output(0).name)
+    names = (engine.get_tensor_name(0), engine.get_tensor_name(1))  # input, output
     shape = tuple(engine.get_tensor_shape(names[1]))
     result = torch.empty(shape, device=subject.picture.device)
     for name, tensor in zip(names, (subject.picture, result), strict=True):
@@ -251,18 +239,6 @@ def tensorrt(subject: Subject, dtype: str = "float32") -> Call:
         return result
 
     return call
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """The exporter's log without warnings: it misses torchvision, which is not needed here."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 # -------------------------------------------------------------------------------------------- ours

@@ -18,6 +18,7 @@ from torch import nn
 from fassd.data.transforms import normalize
 from fassd.export.exported import ExportedNetwork, is_exported
 from fassd.images import ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.palette import palette
 
 __all__ = ["ImageLike", "Segmenter", "accelerated", "pick_device", "to_rgb"]
 
@@ -90,6 +91,15 @@ class Segmenter:
         self.model = accelerated(network, backend, dtype)
         # What the network holds, not what was asked: an accelerated one may keep other buffers.
         self.device, self.dtype = _home(self.model, dtype)
+
+    @property
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """Colours of the labels, (classes, 3) uint8 RGB: those that an exported file tells, else
+        `fassd.palette.palette`'s. A module that does not tell `num_classes` counts as of 19."""
+        data = getattr(self.model, "metadata", None)
+        if data is not None:
+            return np.array([info.color for info in data.classes], np.uint8)
+        return palette(getattr(self.model, "num_classes", 19))
 
     def __repr__(self) -> str:
         size = "the picture's" if self.size is None else "{}x{}".format(*self.size)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from fassd import energy, peer_report, peers, speed
+from fassd import energy, peers, speed
 from fassd.bench import Job
 from fassd.charts import SERIES_COLOURS, draw_speedups
 from fassd.models import create_model
@@ -32,7 +32,7 @@ SMALL = Job("fassd_net_l2", weights="synthetic", size=(64, 96), repeats=3, warmu
 def run(chosen, *jobs):
     """Measure with a compiler, and between calls, that take no time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peer_report, "SETTLE", 0)
+        patch.setattr(speed, "SETTLE", 0)
         return run_peers(jobs or [SMALL], chosen, compiler="eager")
 
 

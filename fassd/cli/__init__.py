@@ -1,6 +1,6 @@
 """The command line `fassd`: one module per group of commands, `common` for what they share."""
 
-from fassd.cli import bench, data, evaluate, export, info, predict, report, synth, train
+from fassd.cli import bench, data, evaluate, export, info, predict, report, serve, synth, train
 from fassd.cli.common import Size, app, parse_size
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "parse_size",
     "predict",
     "report",
+    "serve",
     "synth",
     "train",
 ]

@@ -107,9 +107,7 @@ class Batch:
         with bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
-                    result = _predict_picture(
-                        segmenter, picture, self.output, settings.classes, settings.opacity
-                    )
+                    result = _predict_picture(segmenter, picture, self.output, settings.opacity)
                     self.outcome.pictures.append((picture, *result))
         for video in videos:
             with self._reporting(video):
@@ -181,17 +179,17 @@ def _stamp(source: Picture | Video) -> Stamp | None:
 
 
 def _predict_picture(
-    segmenter: Segmenter, picture: Picture, output: Path, classes: int, opacity: float
+    segmenter: Segmenter, picture: Picture, output: Path, opacity: float
 ) -> tuple[Size, float]:
     """Segment one file and write its three results; its size, and the seconds of the network."""
     from fassd.images import OUTPUT_ENDINGS, read_image, write_image
-    from fassd.palette import colorize, overlay, palette
+    from fassd.palette import colorize, overlay
 
     image = read_image(picture.path)
     started = time.perf_counter()
     labels = segmenter.predict(image)
     seconds = time.perf_counter() - started
-    colors = palette(classes)
+    colors = segmenter.palette
     results: list[npt.NDArray[np.integer]] = [
         colorize(labels, colors),
         overlay(image, labels, opacity, colors),

@@ -128,7 +128,7 @@ def run_video(
             segmenter,
             view=settings.view,
             opacity=settings.opacity,
-            classes=settings.classes,
+            colors=segmenter.palette,
             codec=settings.codec,
             limit=settings.limit,
             on_frame=lambda now: bar.update(task, completed=now.frames, work=_work(now)),

@@ -17,7 +17,7 @@ from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.network import Deployed, example_input
 from fassd.export.packages import need
 
-__all__ = ["OPSETS", "onnx_model", "quantized"]
+__all__ = ["OPSETS", "onnx_model", "quantized", "quiet_exporter"]
 
 OPSETS = range(16, 26)
 """Versions of ONNX's operators that can be asked for; the exporter's own choice is 20."""

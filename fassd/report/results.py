@@ -21,6 +21,8 @@ KINDS = {
     "benchmarks": "pytest benchmarks/ --benchmark-json",
     "predictions": "python -m benchmarks.predicted",
     "items": "make gpu-report",
+    "exported": "python -m benchmarks.exported",
+    "load": "python -m benchmarks.serve_load",
 }
 """The key that tells what a results file is, and the command that writes such files."""
 

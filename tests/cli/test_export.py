@@ -173,10 +173,17 @@ def test_a_file_is_no_network_to_export(run_fassd, net, tmp_path):
     assert done.exit_code == 2 and "MODEL must be a network's name" in done.stderr
 
 
-def test_classes_of_a_card(run_fassd, tmp_path):
+def test_classes_of_a_card_are_in_the_file_and_its_colours_in_the_results(run_fassd, tmp_path):
     target = tmp_path / "net.onnx"
     words = ("--data", "camvid", "-w", "random", "--size", SIZE)
     done = run_fassd("export", "fassd_net_l2", "-o", target, *words)
     assert done.exit_code == 0, done.stderr
     classes = ExportedNetwork(target).metadata.classes
     assert len(classes) == 11 and classes[0].name.lower() == "sky"
+    Image.fromarray(render_street(128, 256, seed=1)[0]).save(tmp_path / "street.png")
+    done = run_fassd("predict", tmp_path / "street.png", "-o", tmp_path / "out", "-m", target)
+    assert done.exit_code == 0, done.stderr
+    painted = np.array(Image.open(tmp_path / "out" / "street_color.png"))
+    labels = np.array(Image.open(tmp_path / "out" / "street_trainids.png"))
+    colors = np.array([info.color for info in classes], np.uint8)
+    assert np.array_equal(painted, colors[labels])

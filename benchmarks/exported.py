@@ -1,0 +1,231 @@
+"""Every exported format, judged and timed on this machine: ``python -m benchmarks.exported``.
+
+Each file takes a picture (uint8 RGB) and gives labels, at one size. Its labels are compared with
+those of plain PyTorch in float32, its mIoU is that on generated streets that the weights never saw,
+and all files are timed in interleaved rounds beside plain PyTorch and the accelerated network.
+``--table`` writes the table of `docs/deploy.md` from the committed results; ``--check`` tells
+whether it differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import fassd_kernels
+from benchmarks.environment import ROOT
+from benchmarks.store import write_atomically
+from fassd import speed
+from fassd.data import normalize, render_street
+from fassd.data.transforms import MEAN, STD
+from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
+from fassd.images import replacing
+from fassd.models import create_model
+from fassd.peers import environment
+from fassd.training import ConfusionMatrix
+
+RESULTS = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores" / "exported.json"
+DOCUMENT = ROOT / "docs" / "deploy.md"
+BEGIN, END = "<!-- formats: python -m benchmarks.exported --table -->\n", "<!-- /formats -->\n"
+STREETS, CALIBRATING = 12, 32
+
+Picture = npt.NDArray[np.uint8]
+Call = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A row: a format, what computes it, and the runtime that runs it."""
+
+    format: str
+    dtype: str
+    backend: str = "reference"
+    runtime: str = "auto"
+
+    @property
+    def name(self) -> str:
+        by = {"onnx": self.runtime, "openvino": "openvino"}.get(self.format, self.backend)
+        return f"{self.format} {self.dtype}, {by}"
+
+
+FORMS = (
+    *(Form("onnx", dtype, runtime="onnxruntime") for dtype in ("float32", "float16", "int8")),
+    *(Form("onnx", dtype, runtime="openvino") for dtype in ("float32", "int8")),
+    *(Form("openvino", dtype) for dtype in ("float32", "float16", "int8")),
+    Form("torch", "float32", "cpu"),
+    Form("aoti", "float32", "reference"),
+    Form("aoti", "float32", "cpu"),
+    Form("aoti", "float16", "cpu"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.exported", description=__doc__)
+    parser.add_argument("--model", default="fassd_net")
+    parser.add_argument("--size", default="1024x2048", metavar="HxW")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.table or options.check:
+        text = DOCUMENT.read_text()
+        changed = replaced(text, table(json.loads(RESULTS.read_text())))
+        if options.check:
+            return int(changed != text)
+        with replacing(DOCUMENT) as file:
+            file.write(changed.encode())
+        return 0
+    height, width = map(int, options.size.split("x"))
+    content = measure(options.model, (height, width), options.repeats)
+    write_atomically(options.json, json.dumps(content, indent=1))
+    return 0
+
+
+# ------------------------------------------------------------------------------------- measuring
+
+
+def measure(model: str, size: tuple[int, int], repeats: int) -> dict[str, Any]:
+    """Export, judge and time everything."""
+    scenes = [render_street(*size, seed=seed, split="val") for seed in range(STREETS)]
+    pictures = [scene for scene, _ in scenes]
+    calibrating = [render_street(*size, seed=s, split="train")[0] for s in range(CALIBRATING)]
+    source = create_model(model, weights="synthetic").eval()
+    calls = dict(in_pytorch(source))
+    facts: dict[str, dict[str, Any]] = {name: {} for name in calls}
+    with tempfile.TemporaryDirectory() as folder:
+        for form in FORMS:
+            network, facts[form.name] = exported(form, model, size, calibrating, Path(folder))
+            calls[form.name] = network.predict_labels
+        with torch.inference_mode():
+            for name, call in calls.items():
+                labels = [call(torch.from_numpy(p)[None])[0].numpy() for p in pictures]
+                if name == next(iter(calls)):
+                    expected = labels
+                facts[name] |= judged(labels, expected, [truth for _, truth in scenes])
+            batch = torch.from_numpy(pictures[0])[None]
+            timings = speed.compare(
+                {name: lambda call=call: call(batch) for name, call in calls.items()},
+                repeats=repeats,
+                warmup=1,
+                settle=speed.SETTLE,
+            )
+    rows = [{"name": n, **facts[n], **timings[n].to_json()} for n in calls]
+    job = {"model": model, "size": list(size), "batch": 1, "weights": "synthetic"}
+    return {"environment": environment("cpu"), "job": job, "exported": rows}
+
+
+def in_pytorch(source: torch.nn.Module) -> Iterator[tuple[str, Call]]:
+    """What files are held against: the network, plain and accelerated."""
+
+    def plain(picture: Tensor) -> Tensor:
+        return source(torch.from_numpy(normalize(picture[0].numpy()))[None]).argmax(1).byte()
+
+    yield "PyTorch float32", plain
+    mean, std = ([255 * value for value in values] for values in (MEAN, STD))
+    for dtype in ("float32", "float16"):
+        fast: Any = fassd_kernels.accelerate(source, dtype=getattr(torch, dtype))
+        yield (
+            f"accelerate() {dtype}",
+            lambda picture, fast=fast: fast.label_pictures(picture, mean, std),
+        )
+
+
+def exported(
+    form: Form, model: str, size: tuple[int, int], calibrating: list[Picture], folder: Path
+) -> tuple[ExportedNetwork, dict[str, Any]]:
+    """The file of a row, opened, with its size and the time that it took to write."""
+    request = Request(
+        model,
+        form.format,
+        weights="synthetic",
+        size=size,
+        dtype=form.dtype,
+        output="labels",
+        preprocess=True,
+        backend=form.backend,
+    )
+    path = folder / form.name.replace(" ", "_") / f"net{SUFFIX_OF[form.format][0]}"
+    begin = time.perf_counter()
+    with staged(path) as unnamed:
+        Exporter(request).write(unnamed, calibrating)
+    seconds = time.perf_counter() - begin
+    size_of_all = sum(part.stat().st_size for part in path.parent.iterdir())
+    facts = {
+        "format": form.format,
+        "dtype": form.dtype,
+        "backend": form.backend,
+        "runtime": form.runtime,
+        "bytes": size_of_all,
+        "export_seconds": seconds,
+    }
+    return ExportedNetwork(path, form.runtime), facts
+
+
+def judged(
+    labels: list[Picture], expected: list[Picture], truths: list[Picture]
+) -> dict[str, float]:
+    """Share of labels equal to plain PyTorch's, and the mIoU."""
+    matrix = ConfusionMatrix(19)
+    for found, truth in zip(labels, truths, strict=True):
+        matrix.update(truth, torch.from_numpy(found))
+    equal = np.mean([(f == e).mean() for f, e in zip(labels, expected, strict=True)])
+    return {"labels_equal_percent": 100 * float(equal), "miou": matrix.scores().miou}
+
+
+# ---------------------------------------------------------------------------------------- the table
+
+
+def table(content: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    job, where = content["job"], content["environment"]
+    first = content["exported"][0]
+    lines = [
+        f"*`{job['model']}`, weights `{job['weights']}`, picture in, labels out, "
+        f"{job['size'][0]}x{job['size'][1]}; {where['cpu']}, {where['threads']} threads, "
+        f"{where['instruction_set']}, torch {where['torch']}, {where['date'][:10]}. Milliseconds: "
+        f"medians of {first['n']} interleaved rounds ± half the interquartile range. Labels equal "
+        f"to plain PyTorch's, and mIoU: on {STREETS} generated streets that the weights never "
+        "saw.*",
+        "",
+        "| file, runtime | ms | labels equal | mIoU | MiB | export, s |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in content["exported"]:
+        time_ = f"{1e3 * row['median_s']:.0f} ±{1e3 * row['spread_s']:.0f}"
+        mebibytes = f"{row['bytes'] / 2**20:.1f}" if "bytes" in row else ""
+        seconds = f"{row['export_seconds']:.0f}" if "bytes" in row else ""
+        lines.append(
+            f"| {row['name']} | {time_} | {row['labels_equal_percent']:.3f}% | "
+            f"{100 * row['miou']:.2f}% | {mebibytes} | {seconds} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def replaced(text: str, rows: str) -> str:
+    """The document with its table in place.
+
+    Raises:
+        ValueError: it has no place for one.
+    """
+    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    changed, count = re.subn(pattern, lambda _: BEGIN + rows + END, text, flags=re.S)
+    if count != 1:
+        raise ValueError(f"{DOCUMENT} must have {BEGIN!r} and {END!r} once, found {count}")
+    return changed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

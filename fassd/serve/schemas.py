@@ -1,0 +1,150 @@
+"""What the HTTP interface takes and gives, as OpenAPI tells it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+__all__ = [
+    "SIZE_PATTERN",
+    "Catalog",
+    "Failure",
+    "Health",
+    "Segmentation",
+    "class_table",
+    "options_model",
+]
+
+SIZE_PATTERN = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
+
+
+class Failure(BaseModel):
+    """Every answer that is not a success."""
+
+    detail: str = Field(description="What is wrong, and what is accepted.")
+
+
+class Health(BaseModel):
+    """Whether pictures are being labelled."""
+
+    status: Literal["ok", "stuck"]
+
+
+class ClassInfo(BaseModel):
+    """A class; its id is the label of its pixels."""
+
+    id: int
+    name: str
+    color: tuple[int, int, int] = Field(description="Red, green, blue, 0 to 255.")
+
+
+class ClassShare(ClassInfo):
+    """A class that occurs in the picture."""
+
+    share: float = Field(description="Of the picture's pixels, above 0, up to 1.")
+
+
+class Timing(BaseModel):
+    """Milliseconds; `total` is all of them together, inside the server."""
+
+    read: float = Field(description="Until the upload was there.")
+    decode: float = Field(description="The picture's file, and resizing.")
+    queue: float = Field(description="Waiting in line.")
+    network: float = Field(description="The network, with the whole batch.")
+    encode: float = Field(description="Labels to PNG or runs.")
+    total: float
+
+
+class Segmentation(BaseModel):
+    """Labels as run lengths."""
+
+    height: int
+    width: int
+    classes: list[ClassShare] = Field(description="Those that occur, by id.")
+    counts: list[tuple[int, int]] = Field(
+        description="Runs of equal labels, [label, length], row by row from the top left. A run "
+        "goes on from the end of a row to the beginning of the next. Lengths add up to "
+        "height * width: numpy.repeat(*numpy.array(counts).T).reshape(height, width)."
+    )
+    timing_ms: Timing
+    batch: int = Field(description="Pictures that the network took at once, this one among them.")
+
+
+class ModelInfo(BaseModel):
+    """A network that is served."""
+
+    name: str
+    title: str
+    weights: str = Field(description="synthetic, cityscapes, random, or own: a file of the server.")
+
+
+class Defaults(BaseModel):
+    """What is used where a request does not choose."""
+
+    model: str
+    backend: str
+    dtype: str
+
+
+class Limits(BaseModel):
+    """What is refused above."""
+
+    max_bytes: int = Field(description="Of an upload's file.")
+    max_pixels: int = Field(description="Height times width of a picture, and of `size`.")
+    queue: int = Field(description="Pictures that may wait; more are answered 429.")
+    batch: int = Field(description="Pictures that the network takes at once.")
+    timeout_s: float = Field(description="For the upload, and again for the answer.")
+
+
+class Catalog(BaseModel):
+    """What can be asked for."""
+
+    models: list[ModelInfo]
+    backends: list[str]
+    dtypes: list[str]
+    defaults: Defaults
+    classes: list[ClassInfo]
+    formats: list[str] = Field(description="Of pictures.")
+    limits: Limits
+
+
+def class_table(num_classes: int) -> list[ClassInfo]:
+    """Names and colours of the classes, in order."""
+    from fassd.palette import class_names, palette
+
+    colors = palette(num_classes).tolist()
+    names = class_names(num_classes)
+    return [
+        ClassInfo(id=index, name=name, color=color)
+        for index, (name, color) in enumerate(zip(names, colors, strict=True))
+    ]
+
+
+def options_model(catalog: Catalog) -> Any:
+    """The query of ``/v1/segment``: a model whose choices are what this server has."""
+    models = tuple(model.name for model in catalog.models)
+    defaults = catalog.defaults
+    fields: dict[str, Any] = {
+        "model": (Literal[models], Field(defaults.model, description="The network.")),
+        "backend": (
+            Literal[tuple(catalog.backends)],
+            Field(
+                defaults.backend,
+                description="reference: plain PyTorch; auto: the fastest fused kernels here.",
+            ),
+        ),
+        "dtype": (Literal[tuple(catalog.dtypes)], Field(defaults.dtype, description="Precision.")),
+        "format": (
+            Literal["png", "rle"],
+            Field("png", description="png: 8-bit grey levels are class ids; rle: run lengths."),
+        ),
+        "size": (
+            str | None,
+            Field(
+                None,
+                pattern=SIZE_PATTERN,
+                description="HEIGHTxWIDTH that the picture is resized to first, bilinear; the "
+                "labels have this size. The picture's own without it.",
+            ),
+        ),
+    }
+    return create_model("Options", __config__=ConfigDict(extra="forbid"), **fields)

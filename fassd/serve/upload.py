@@ -1,0 +1,171 @@
+"""A request's picture: read within limits of bytes and time, decoded within a limit of pixels.
+
+Nothing touches the disk, and nothing is believed that a client says about sizes: bytes are counted
+as they come, and a picture's pixels are known from its header before any of them is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+import anyio
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from fassd.images import ImageError, pil_to_rgb
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+__all__ = ["FORMATS", "RefusedError", "decode", "formats", "read_upload"]
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, as Pillow calls it. Others that it reads run programs (EPS), or are rare."""
+
+FORM_BYTES = 1 << 16
+"""How much larger than its picture a form may be."""
+
+ACCEPTED = "send multipart/form-data with one file named image, or a picture as image/*"
+
+
+class RefusedError(Exception):
+    """A request that is not served; the message is for its client.
+
+    Attributes:
+        status: of HTTP.
+        message: one line.
+        close: whether the connection cannot be used any more.
+    """
+
+    def __init__(self, status: int, message: str, *, close: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.close = close
+
+
+async def read_upload(request: Request, max_bytes: int, seconds: float) -> bytes:
+    """The file that a request brings, as a form's only part, named image, or as its body.
+
+    Args:
+        request: its body not read yet.
+        max_bytes: of the file.
+        seconds: until all of it must be there.
+
+    Raises:
+        RefusedError: 400 a malformed form; 408 too slow; 413 too large; 415 another content type.
+        starlette.requests.ClientDisconnect: the client hung up.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_form = kind == "multipart/form-data"
+    if not (is_form or kind.startswith("image/")):
+        raise RefusedError(415, f"the content type {kind!r} is not accepted; {ACCEPTED}")
+    limit = max_bytes + (FORM_BYTES if is_form else 0)
+    try:
+        with anyio.fail_after(seconds):
+            if is_form:
+                data = await _form_file(request, limit)
+            else:
+                data = b"".join([chunk async for chunk in _bounded(request, limit)])
+    except _TooLongError:
+        raise _too_large(max_bytes) from None
+    except TimeoutError:
+        message = f"the request was not complete after {seconds:g} s"
+        raise RefusedError(408, message, close=True) from None
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes)
+    return data
+
+
+class _TooLongError(Exception):
+    """The body is longer than it may be."""
+
+
+def _too_large(limit: int) -> RefusedError:
+    return RefusedError(413, f"the upload is larger than the limit of {limit:,} bytes")
+
+
+async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body in pieces; an error as soon as it is longer than `limit`."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _TooLongError
+    count = 0
+    async for chunk in request.stream():
+        count += len(chunk)
+        if count > limit:
+            raise _TooLongError
+        yield chunk
+
+
+async def _form_file(request: Request, limit: int) -> bytes:
+    parser = MultiPartParser(
+        request.headers, _bounded(request, limit), max_files=1, max_fields=0, max_part_size=0
+    )
+    parser.spool_max_size = limit + 1  # what is larger would go to the disk
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise RefusedError(400, f"the form cannot be read ({error.message}); {ACCEPTED}") from None
+    file = form.get("image")
+    if not isinstance(file, UploadFile):
+        raise RefusedError(400, f"the form holds no file named image; {ACCEPTED}")
+    try:
+        return await file.read()
+    finally:
+        await file.close()
+
+
+def decode(
+    data: bytes, max_pixels: int, size: tuple[int, int] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode a picture as `fassd.images` does: upright, opaque, 8 bits, the first of several.
+
+    Args:
+        data: the file.
+        max_pixels: height times width, told by the file's header.
+        size: (height, width) to resize to, bilinear and antialiased; None keeps the picture's.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        RefusedError: 400 empty or damaged; 413 too many pixels; 415 no picture of `FORMATS`.
+    """
+    if not data:
+        raise RefusedError(400, "the picture is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise RefusedError(
+                    413, f"the picture has {width}x{height} pixels; the limit is {max_pixels:,}"
+                )
+            picture = pil_to_rgb(image)
+    except (RefusedError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        message = f"the picture has too many pixels; the limit is {max_pixels:,}"
+        raise RefusedError(413, message) from None
+    except Image.UnidentifiedImageError:
+        message = f"the file is no picture that is read here; accepted: {', '.join(formats())}"
+        raise RefusedError(415, message) from None
+    except ImageError as error:
+        raise RefusedError(400, f"the picture cannot be used: {error}") from None
+    except Exception:  # decoders of damaged files raise almost anything
+        raise RefusedError(400, "the picture is damaged or truncated") from None
+    if size is not None and size != picture.shape[:2]:
+        resized = Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR)
+        picture = np.asarray(resized)
+    return picture
+
+
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)

@@ -1,0 +1,209 @@
+"""The line: bounded, in order, batched where that changes nothing; a stuck thread shows."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from serve.apps import CHOICE, MODEL, Gate, encoded, load, post, serving, street
+
+from fassd.serve.engine import (
+    BusyError,
+    Choice,
+    Engine,
+    Networks,
+    StoppingError,
+    UnsuitableError,
+    label_pictures,
+)
+
+
+@pytest.fixture
+def run():
+    """``run(load, **settings)`` -> a started engine, stopped when the test ends."""
+    engines = []
+
+    def start(load, **settings):
+        engine = Engine(Networks(load), **settings)
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.stop()
+
+
+def grey(level, size=(8, 8)):
+    return np.full((*size, 3), level, np.uint8)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_batch_gives_what_single_pictures_give(backend, dtype):
+    segmenter = load(Choice(MODEL, backend, dtype))
+    pictures = [street(index=index) for index in range(3)]
+    single = [segmenter.predict(picture) for picture in pictures]
+    batch = label_pictures(segmenter, pictures)
+    for one, other in zip(batch, single, strict=True):
+        assert one.dtype == np.uint8
+        # 16-bit sums may be taken in another order.
+        assert (one == other).mean() >= (1 if dtype == "float32" else 0.999)
+
+
+def test_too_small_is_told():
+    segmenter = load(CHOICE)
+    for count in (1, 2):
+        with pytest.raises(UnsuitableError, match="at least"):
+            label_pictures(segmenter, [grey(0)] * count)
+
+
+def test_what_waits_shares_a_batch(run):
+    batches = []
+    loading = threading.Event()
+    engine = run(
+        lambda choice: loading.wait(20) and load(choice),
+        batch=3,
+        on_batch=lambda choice, n, seconds: batches.append(n),
+    )
+    first = engine.submit(CHOICE, street(64, 64))
+    while engine.waiting:
+        time.sleep(0.001)
+    others = [engine.submit(CHOICE, street(64, 64, index)) for index in range(4)]
+    odd = engine.submit(CHOICE, street(64, 96))
+    last = engine.submit(CHOICE, street(64, 64))
+    loading.set()
+    results = [future.result(20) for future in (first, *others, odd, last)]
+    assert batches == [1, 3, 2, 1]
+    assert [result.batch for result in results] == [1, 3, 3, 3, 2, 1, 2]
+    segmenter = load(CHOICE)
+    for index, result in enumerate(results[1:5]):
+        np.testing.assert_array_equal(result.labels, segmenter.predict(street(64, 64, index)))
+
+
+def test_a_batch_has_no_more_pixels_than_the_largest_picture(run):
+    batches = []
+    loading = threading.Event()
+    engine = run(
+        lambda choice: loading.wait(20) and load(choice),
+        batch=8,
+        batch_pixels=2 * 64 * 64 + 1,
+        on_batch=lambda choice, n, seconds: batches.append(n),
+    )
+    futures = [engine.submit(CHOICE, street(64, 64))]
+    while engine.waiting:
+        time.sleep(0.001)
+    futures += [engine.submit(CHOICE, street(64, 64)) for _ in range(5)]
+    loading.set()
+    for future in futures:
+        future.result(20)
+    assert batches == [1, 2, 2, 1]
+
+
+def test_the_line_is_bounded_and_in_order(run):
+    gate = Gate()
+    engine = run(lambda choice: gate, queue=3, batch=1)
+    futures = [engine.submit(CHOICE, grey(0))]
+    assert gate.entered.acquire(timeout=5)  # at work, not in line
+    futures += [engine.submit(CHOICE, grey(level)) for level in (1, 2, 3)]
+    assert engine.full and engine.waiting == 3
+    with pytest.raises(BusyError):
+        engine.submit(CHOICE, grey(4))
+    assert futures[1].cancel() and not engine.full
+    futures.append(engine.submit(CHOICE, grey(5)))
+    gate.open.set()
+    for future in (*futures[:1], *futures[2:]):
+        assert (future.result(5).labels == 7).all()
+    assert gate.seen == [0, 2, 3, 5]
+
+
+def test_nobody_waits_for_a_batch_alone_but_for_pictures_that_come(run):
+    gate = Gate()
+    gate.open.set()
+    batches = []
+    engine = run(
+        lambda choice: gate, batch=2, batch_wait=3.0, on_batch=lambda c, n, s: batches.append(n)
+    )
+    started = time.perf_counter()
+    engine.submit(CHOICE, grey(0)).result(5)
+    assert time.perf_counter() - started < 1
+    with engine.coming():
+        one = engine.submit(CHOICE, grey(1))
+        time.sleep(0.1)
+        assert not one.done()  # it waits for what was announced
+        other = engine.submit(CHOICE, grey(2))
+        one.result(1)
+        other.result(1)
+    assert batches == [1, 2]
+    with engine.coming():
+        one = engine.submit(CHOICE, grey(3))
+    one.result(1)  # what was announced did not come
+
+
+def test_stopping_refuses_those_in_line(run):
+    gate = Gate()
+    engine = run(lambda choice: gate)
+    working = engine.submit(CHOICE, grey(0))
+    assert gate.entered.acquire(timeout=5)
+    waiting = engine.submit(CHOICE, grey(1))
+    threading.Timer(0.1, gate.open.set).start()
+    engine.stop()
+    assert working.result(1).batch == 1
+    with pytest.raises(StoppingError):
+        waiting.result(1)
+    with pytest.raises(StoppingError):
+        engine.submit(CHOICE, grey(2))
+    assert not engine.healthy
+
+
+def test_networks_are_loaded_once_and_the_longest_unused_goes():
+    loaded = []
+    networks = Networks(lambda choice: loaded.append(choice.model) or object(), keep=2)
+    for name in ("a", "b", "a", "c", "a", "b"):
+        networks.get(Choice(name, "auto", "float32"))
+        assert len(networks) <= 2
+    assert loaded == ["a", "b", "c", "b"]
+
+
+def test_over_the_limit_is_429_and_too_long_504(gated):
+    client, engine, gate = gated
+    picture = encoded(grey(1))
+    answers = []
+
+    def ask():
+        answers.append(post(client, picture))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    threads[0].start()
+    assert gate.entered.acquire(timeout=5)
+    for thread in threads[1:]:
+        thread.start()
+    while engine.waiting < 2:
+        time.sleep(0.001)
+    refused = post(client, picture)
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+    for thread in threads:
+        thread.join(10)
+    assert [answer.status_code for answer in answers] == [504] * 3
+    assert "no labels after 1.5 s" in answers[0].json()["detail"]
+    assert engine.waiting == 0  # those that gave up left the line
+    gate.open.set()
+    assert post(client, picture).status_code == 200
+    assert len(gate.seen) == 2  # the first, that was at work already, and the last
+    metrics = client.get("/metrics").text
+    assert 'fassd_rejected_total{reason="busy"} 1.0' in metrics
+    assert 'fassd_rejected_total{reason="timeout"} 3.0' in metrics
+
+
+def test_a_stuck_network_is_unhealthy():
+    gate = Gate()
+    with serving(load=lambda choice: gate, timeout_s=0.2, stuck=0.1) as (client, _):
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert post(client, encoded(grey(1))).status_code == 504
+        answer = client.get("/healthz")
+        assert answer.status_code == 503 and answer.json() == {"status": "stuck"}
+        gate.open.set()
+        deadline = time.monotonic() + 5
+        while client.get("/healthz").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -1,0 +1,109 @@
+"""Uploads that are refused: too large, too many pixels, no pictures, malformed."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from serve.apps import encoded, post, street
+
+from fassd.serve.upload import RefusedError, decode
+
+
+def chunk(kind, content):
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds next to nothing."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(b"\0" * 100)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+def test_a_bomb_is_refused_by_its_header(client):
+    answer = post(client, png_header(100_000, 100_000))
+    assert answer.status_code == 413 and "too many pixels" in answer.json()["detail"]
+    answer = post(client, png_header(2000, 1000))
+    assert answer.status_code == 413
+    assert "2000x1000 pixels; the limit is 20,480" in answer.json()["detail"]
+
+
+def test_a_picture_that_compresses_well_is_never_decoded(client, monkeypatch):
+    bomb = encoded(Image.new("1", (9000, 9000)))
+    assert len(bomb) < 100_000
+    monkeypatch.setattr("fassd.serve.upload.pil_to_rgb", lambda image: pytest.fail("decoded"))
+    assert post(client, bomb).status_code == 413
+
+
+def test_the_limit_of_pixels_is_exact():
+    assert decode(encoded(np.zeros((10, 20, 3), np.uint8)), 200).shape == (10, 20, 3)
+    with pytest.raises(RefusedError, match="20x10 pixels; the limit is 199") as caught:
+        decode(encoded(np.zeros((10, 20, 3), np.uint8)), 199)
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "told"),
+    [
+        (b"", 400, "empty"),
+        (b"just some text", 415, "accepted: AVIF"),
+        (encoded(street())[:900], 400, "damaged or truncated"),
+        (encoded(street(), "JPEG")[:900], 400, "damaged or truncated"),
+        (encoded(Image.new("I", (20, 20), 70_000), "TIFF"), 400, "must be 0 to 65535"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", 415, "no picture"),
+    ],
+)
+def test_what_is_no_picture(client, data, status, told):
+    answer = post(client, data)
+    assert answer.status_code == status and told in answer.json()["detail"]
+
+
+def test_bytes_are_counted(client):
+    exact = encoded(street()).ljust(200_000, b"\0")
+    assert post(client, exact).status_code == 200
+    answer = post(client, exact + b"\0")
+    assert answer.status_code == 413 and "limit of 200,000 bytes" in answer.json()["detail"]
+    raw = {"Content-Type": "image/png"}
+    assert client.post("/v1/segment", content=exact, headers=raw).status_code == 200
+    pieces = (exact[i : i + 50_000] for i in range(0, 200_000, 50_000))  # no Content-Length
+    assert client.post("/v1/segment", content=pieces, headers=raw).status_code == 200
+
+    # The test client gathers a body before it sends it; the real socket is in test_server.py.
+    chunks = iter([exact, b"\0"])
+    assert client.post("/v1/segment", content=chunks, headers=raw).status_code == 413
+
+
+def test_nothing_goes_to_the_disk(client, monkeypatch):
+    def rolled(self):
+        raise AssertionError("a file was written")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", rolled)
+    big = encoded(street()).ljust(200_000, b"\0")
+    assert post(client, big).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"files": {"picture": b"x"}}, 400),
+        ({"files": [("image", b"x"), ("image", b"y")]}, 400),
+        ({"files": {"image": b"x"}, "data": {"model": "fassd_net"}}, 400),
+        ({"content": b"--x", "headers": {"Content-Type": "multipart/form-data"}}, 400),
+        (
+            {"content": b"--x", "headers": {"Content-Type": "multipart/form-data; boundary=y"}},
+            400,
+        ),
+        ({"content": b"{}", "headers": {"Content-Type": "application/json"}}, 415),
+        ({"content": b"image=x"}, 415),
+        ({}, 415),
+    ],
+)
+def test_malformed_requests(client, request_, status):
+    answer = client.post("/v1/segment", **request_)
+    assert answer.status_code == status
+    assert "send multipart/form-data with one file named image" in answer.json()["detail"]
