@@ -222,7 +222,9 @@ def test_a_size_that_is_none(size):
 
 @pytest.mark.parametrize("model", [None, [Brightest()]])
 def test_a_model_that_is_none(model):
-    with pytest.raises(TypeError, match=r"model must be a name, a file or a torch\.nn\.Module, got "):
+    with pytest.raises(
+        TypeError, match=r"model must be a name, a file or a torch\.nn\.Module, got "
+    ):
         Segmenter(model)
 
 
