@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
 
 import fassd
+from fassd.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_family_table_is_exact() -> None:
@@ -35,9 +42,43 @@ def test_commands_exist() -> None:
     assert {"demo", "test"} <= set(commands) <= set(targets)
 
 
-def test_files_named_exist() -> None:
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_named_exist(document: Path) -> None:
+    text = document.read_text()
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        name, _, heading = path.partition("#")
+        assert (document.parent / name).exists(), path
+        if heading:
+            assert re.search(rf"^#+ {heading.replace('-', ' ')}$", text, re.M | re.I), path
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """The words of each indented line that calls fassd, without `torchrun ... -m` in front."""
+    joined = text.replace("\\\n", " ")
+    found = re.findall(r"^    (?:torchrun .*? -m )?fassd (.+)$", joined, re.M)
+    return [shlex.split(line, comments=True) for line in found]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_fassd_commands_and_their_options_exist(document: Path) -> None:
+    lines = command_lines(document.read_text())
+    assert lines
+    for words in lines:
+        command: Any = typer.main.get_command(app)
+        while words and hasattr(command, "commands"):
+            name, *words = words
+            assert name in command.commands, f"{name} in {document.name}"
+            command = command.commands[name]
+        known = {option for each in command.params for option in [*each.opts, *each.secondary_opts]}
+        used = [word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
+        assert set(used) <= known, f"{words} in {document.name}"
+
+
+def test_table_of_formats_is_that_of_the_results() -> None:
+    """`python -m benchmarks.exported --table` writes it."""
+    from benchmarks.exported import main
+
+    assert main(["--check"]) == 0
 
 
 def test_python_example_names_exist() -> None:
