@@ -23,7 +23,7 @@ ASAN := $(filter /%,$(shell $(CXX) -print-file-name=libasan.so))
 TSAN := $(filter /%,$(shell $(CXX) -print-file-name=libtsan.so))
 UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
-CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
 .PHONY: demo test triton emulation emulation-address emulation-thread cuda-architectures isa sanitize score slow lint format gpu-report clean
 

@@ -46,6 +46,7 @@ DTYPES_OF = {
     "openvino": ("float32", "float16", "int8"),
     "tensorrt": DTYPES,
 }
+BACKENDS = ("auto", "cpu", "reference")
 MAX_LABELS = 256
 TRACED_AT = (512, 1024)
 """Size that a network for any size is traced at."""
@@ -66,8 +67,9 @@ class Request:
         dtype: of `DTYPES_OF` the format; inputs and outputs stay float32 or uint8.
         output: "logits" or "labels".
         preprocess: take uint8 RGB (N, H, W, 3) and normalise inside.
-        backend: of `fassd_kernels`, for "torch" and "aoti": its operators stay operators, which
-            the program that loads the file has to have. "reference" for PyTorch's own alone.
+        backend: for "torch" and "aoti", of `BACKENDS`. With "cpu", or "auto" where they are built,
+            the operators of `fassd_kernels` stay operators, which the program that loads the file
+            has to have; "reference" is PyTorch's own alone.
         opset: of ONNX; None for the exporter's choice.
         classes: names and colours; Cityscapes' or numbered ones if not given.
 
@@ -106,6 +108,11 @@ class Request:
             raise ExportError(
                 f"labels are uint8, for at most {MAX_LABELS} classes, and the network has "
                 f"{self.num_classes}: export logits"
+            )
+        if self.format in ("torch", "aoti") and self.backend not in BACKENDS:
+            raise ExportError(
+                f"backend must be {', '.join(BACKENDS)} for {self.format}, whose programs are made "
+                f"for the CPU, got {self.backend!r}"
             )
         if self.opset is not None and self.format not in ("onnx", "tensorrt"):
             raise ExportError(f"opset is ONNX's, and the format is {self.format}")
@@ -186,8 +193,7 @@ class Exporter:
             raise ExportError(f"the C++ operators are missing ({missing}): --backend reference")
         fast = fassd_kernels.accelerate(self.source, dtype=dtype, backend=request.backend)
         example = torch.zeros(1, 3, *(request.size or TRACED_AT), dtype=dtype)
-        backend = "cpu" if request.backend == "auto" else request.backend
-        return fassd_kernels.freeze(fast, (example,)), backend
+        return fassd_kernels.freeze(fast, (example,)), "cpu"
 
     def onnx(self, calibration: Pictures = ()) -> Any:
         """The network as an `onnx.ModelProto`.

@@ -198,6 +198,7 @@ def test_damaged_and_foreign_programs(tmp_path):
         ({"output": "labels", "num_classes": 300}, "at most 256 classes, and the network has 300"),
         ({"format": "torch", "opset": 18}, "opset is ONNX's, and the format is torch"),
         ({"dtype": "int8", "size": None}, "calibrated at one size: give it as HxW, not dynamic"),
+        ({"format": "aoti", "backend": "cuda"}, "auto, cpu, reference for aoti, .* got 'cuda'"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
     ],
 )
