@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 import fassd_kernels
+from benchmarks.documents import replaced
 from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
 from fassd import speed
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.table or options.check:
         text = DOCUMENT.read_text()
-        changed = replaced(text, table(json.loads(RESULTS.read_text())))
+        changed = replaced(text, BEGIN, END, table(json.loads(RESULTS.read_text())))
         if options.check:
             return int(changed != text)
         with replacing(DOCUMENT) as file:
@@ -212,19 +212,6 @@ def table(content: dict[str, Any]) -> str:
             f"{100 * row['miou']:.2f}% | {mebibytes} | {seconds} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def replaced(text: str, rows: str) -> str:
-    """The document with its table in place.
-
-    Raises:
-        ValueError: it has no place for one.
-    """
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    changed, count = re.subn(pattern, lambda _: BEGIN + rows + END, text, flags=re.S)
-    if count != 1:
-        raise ValueError(f"{DOCUMENT} must have {BEGIN!r} and {END!r} once, found {count}")
-    return changed
 
 
 if __name__ == "__main__":

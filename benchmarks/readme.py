@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.documents import replaced
 from benchmarks.environment import ROOT
 from fassd.images import replacing
 from fassd.report import collect
@@ -57,19 +57,6 @@ def headline(results: Collection) -> str:
     return "\n".join(markdown_table(table))
 
 
-def replaced(text: str, table: str) -> str:
-    """The README with its table in place.
-
-    Raises:
-        ValueError: it has no place for one.
-    """
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    changed, count = re.subn(pattern, lambda _: BEGIN + table + END, text, flags=re.S)
-    if count != 1:
-        raise ValueError(f"README.md must have {BEGIN!r} and {END!r} once, found {count}")
-    return changed
-
-
 def drawn_from(path: Path) -> str | None:
     """The digest in a plot's file."""
     if not path.is_file():
@@ -81,7 +68,11 @@ def drawn_from(path: Path) -> str | None:
 def stale(results: Collection) -> list[str]:
     """What in the README differs from the results."""
     text = README.read_text()
-    found = [] if replaced(text, headline(results)) == text else ["README.md: the headline table"]
+    found = (
+        []
+        if replaced(text, BEGIN, END, headline(results)) == text
+        else ["README.md: the headline table"]
+    )
     for path, plot in plots(results):
         if drawn_from(path) != digest(plot):
             found.append(str(path.relative_to(ROOT)))
@@ -98,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in differing:
             print(f"differs from benchmarks/results: {line}")
         return 1 if differing else 0
-    text = replaced(README.read_text(), headline(results)).encode()
+    text = replaced(README.read_text(), BEGIN, END, headline(results)).encode()
     with replacing(README) as file:
         file.write(text)
     for path, plot in plots(results):
