@@ -566,7 +566,8 @@ def test_a_suite_that_takes_too_long_is_cut_between_two_tests(tmp_path):
     suite.write_text("import time\ndef test_a(): time.sleep(1.5)\ndef test_b(): pass\n")
     data = conformance(tmp_path, 11.0, str(suite), [])  # one second, and ten to come to an end
     assert data["counts"].get("passed", 0) < 2 and "crash" not in data
-    assert gpu_report.judged(data)["reason"] == "stopped after 1 of 2 tests"
+    # None, where a busy machine takes the second to start.
+    assert gpu_report.judged(data)["reason"] in [f"stopped after {n} of 2 tests" for n in (0, 1)]
 
 
 def test_a_suite_without_tests_is_an_error(tmp_path):
