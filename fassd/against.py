@@ -189,6 +189,8 @@ class Baseline:
             return self.peers
         if name == "dtype":
             return _dtypes(measured) if self.peers else (measured.job.dtype,)
+        if name == "model":
+            return measured.job.exported or measured.job.model
         if name == "threads" and measured.job.threads is None:
             return self.environment.get("threads")
         return getattr(measured.job, name)

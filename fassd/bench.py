@@ -50,7 +50,8 @@ class Job:
 
     Attributes:
         model, weights, classes, alpha: as `fassd.create_model`; without weights the network gets
-            random ones (seed 0) whose batch norms are calibrated on the picture, see `calibrate`.
+            random ones (seed 0) whose batch norms are calibrated on the picture, see `calibrate`,
+            unless there is a file to compare with.
         size: (height, width) of the input, a generated street scene.
         batch: pictures per call.
         seed: of the first scene; the others of the batch follow it.
@@ -344,7 +345,9 @@ def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
     """The reference network of the job, in float32 and eval mode, on the job's device."""
     torch.manual_seed(0)
     model = create_model(job.model, job.classes, job.alpha, weights=job.weights).to(job.device)
-    return calibrate(model, batch) if job.weights is None else model.eval()
+    # What a file was made from was not calibrated.
+    calibrating = job.weights is None and job.exported is None
+    return calibrate(model, batch) if calibrating else model.eval()
 
 
 def job_call(

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from fassd.data.transforms import normalize
-from fassd.export.exported import ExportedNetwork, is_exported
+from fassd.export.exported import ExportedNetwork, default_device, is_exported
 from fassd.images import ImageError, array_to_rgb, pil_to_rgb, read_image
 from fassd.palette import palette
 
@@ -62,7 +62,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | os.PathLike[str] | nn.Module,
         *,
         weights: str | os.PathLike[str] | None = None,
         num_classes: int = 19,
@@ -72,7 +72,7 @@ class Segmenter:
         device: torch.device | str | None = None,
         size: tuple[int, int] | None = None,
     ) -> None:
-        if not isinstance(model, (str, nn.Module)):
+        if not isinstance(model, (str, nn.Module)) and not is_exported(model):
             raise TypeError(
                 f"model must be a name, a file or a torch.nn.Module, got {type(model).__name__}"
             )
@@ -80,12 +80,13 @@ class Segmenter:
         if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float16, bfloat16 or None, got {dtype}")
         self.backend = backend
-        if is_exported(model):
-            opened = _opened(str(model), weights, backend, dtype, size, device)
+        if isinstance(model, ExportedNetwork) or is_exported(model):
+            opened = _opened(model, weights, backend, dtype, size, device)
             self.size = size or opened.input_size
             self.model: nn.Module = opened
             self.device, self.dtype = torch.device("cpu"), torch.float32  # of what it takes
             return
+        assert isinstance(model, (str, nn.Module))  # a path is a file's
         network = _network(model, weights, num_classes, alpha, device)
         self.size = size
         self.model = accelerated(network, backend, dtype)
@@ -278,7 +279,7 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
 
 
 def _opened(
-    path: str,
+    model: str | os.PathLike[str] | nn.Module,
     weights: str | os.PathLike[str] | None,
     runtime: str,
     dtype: torch.dtype | None,
@@ -286,10 +287,13 @@ def _opened(
     device: torch.device | str | None,
 ) -> ExportedNetwork:
     """A file of `fassd export`, and whether what is asked for is in it."""
+    opened = isinstance(model, ExportedNetwork)
+    path = model.path if isinstance(model, ExportedNetwork) else os.fspath(model)  # type: ignore[arg-type]
     if weights is not None:
         raise ValueError(f"{path} holds its own weights; weights={os.fspath(weights)!r} has no use")
-    # With no device asked for, a file runs where every runtime does.
-    network = ExportedNetwork(path, runtime, pick_device(device or "cpu"))
+    home = pick_device(device or default_device(path))
+    network = model if opened else ExportedNetwork(path, runtime, home)
+    assert isinstance(network, ExportedNetwork)
     own = network.metadata.dtype
     if dtype not in (None, torch.float32) and str(dtype).removeprefix("torch.") != own:
         raise ValueError(f"{path} computes in {own}, asked for was {dtype}: export it anew")

@@ -29,7 +29,8 @@ def freeze(model: Model, inputs: Sequence[Any]) -> Model:
         inputs: of a call, by which the modules learn what to pack for; of any size.
 
     Returns:
-        The copy; called without a tracer it does what `model` does.
+        The copy; called without a tracer it does what `model` does. Its programs keep the weights
+        of now: freeze again after weights were loaded or edited.
 
     Raises:
         ValueError: if `model` is in training mode.

@@ -29,6 +29,7 @@ from fassd.cli.common import (
     Weights,
     app,
     console,
+    device_for,
     parse_batches,
     parse_dtypes,
     parse_size,
@@ -232,7 +233,7 @@ def bench(
         seed=seed,
         backend=backend,
         dtype=dtype[0],
-        device="cpu" if layers else str(pick_device(device)),
+        device="cpu" if layers else str(pick_device(device_for(model, device))),
         compile=compile_,
         threads=threads,
         repeats=repeats,
@@ -240,7 +241,8 @@ def bench(
         memory=memory,
     )
     if exported:
-        job = _of_file(job, weights)
+        given = [n for n in ("size", "batch", "dtype", "classes", "alpha") if _is_given(context, n)]
+        job = _of_file(job, weights, given)
     if plot is not None:
         from fassd.charts import check_matplotlib
 
@@ -260,22 +262,26 @@ def bench(
     _deliver(report, json_, plot)
 
 
-def _of_file(job: Job, weights: str | None) -> Job:
+def _of_file(job: Job, weights: str | None, given: list[str]) -> Job:
     """The job that compares an exported file with the network that it was made from.
 
+    Args:
+        given: fields of the job that stand on the command line.
+
     Raises:
-        ValueError: the file does not tell which weights it holds, and none are given.
+        ValueError: one of those contradicts the file; or the file does not tell which weights it
+            holds, and none are given.
     """
     from fassd.export import ExportedNetwork
 
     runtime = "auto" if job.backend == "reference" else job.backend
-    data = ExportedNetwork(job.model, runtime).metadata
+    data = ExportedNetwork(job.model, runtime, job.device).metadata
     if weights is None and data.weights not in (None, "synthetic", "cityscapes"):
         raise ValueError(
             f"{job.model} was made with the weights {data.weights}: give that file as --weights, "
             "to compare with"
         )
-    return replace(
+    found = replace(
         job,
         exported=job.model,
         model=data.variant,
@@ -286,6 +292,17 @@ def _of_file(job: Job, weights: str | None) -> Job:
         batch=data.batch,
         dtype=data.dtype if data.dtype in ("float16", "bfloat16") else "float32",
     )
+    for name in given:
+        asked, known = getattr(job, name), getattr(found, name)
+        if asked != known:
+            raise ValueError(
+                f"--{name}: {job.model} has {_text(known)}, asked for was {_text(asked)}"
+            )
+    return found
+
+
+def _text(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 # What --against takes beside the file's job, and what only a file can say.

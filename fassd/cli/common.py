@@ -36,6 +36,7 @@ __all__ = [
     "Weights",
     "app",
     "console",
+    "device_for",
     "parse_batches",
     "parse_dtypes",
     "parse_size",
@@ -185,8 +186,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Network; [cyan]fassd info[/] lists them. Also a file of [cyan]fassd export[/], where "
-        "a command runs networks.",
+        help="Network; [cyan]fassd info[/] lists them. [cyan]val[/], [cyan]predict[/] and "
+        "[cyan]bench[/] also take a file of [cyan]fassd export[/].",
     ),
 ]
 Weights = Annotated[
@@ -318,6 +319,13 @@ def tell_weights(weights: str | None, network: Any = None) -> None:
     weights = weights_of(weights, network)
     if weights in ABOUT_WEIGHTS:
         say(f"[yellow]{escape(ABOUT_WEIGHTS[weights])}[/]")
+
+
+def device_for(model: str, device: str | None) -> str | None:
+    """The device that was asked for, or where an exported file runs."""
+    from fassd.export import default_device, is_exported
+
+    return default_device(model) if device is None and is_exported(model) else device
 
 
 def weights_of(weights: str | None, network: Any) -> str | None:

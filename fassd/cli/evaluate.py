@@ -21,6 +21,7 @@ from fassd.cli.common import (
     Weights,
     app,
     console,
+    device_for,
     pick_weights,
     progress,
     say,
@@ -113,7 +114,7 @@ def val(
     set_threads(threads)
     dataset = SegmentationDataset(load_card(data, root), split)
     indices = range(len(dataset))[:limit]
-    with process_group(device) as home:
+    with process_group(device_for(model, device)) as home:
         weights = pick_weights(weights, model, dataset.card.num_classes, alpha)
         network = _segmenter(model, weights, dataset.card, alpha, backend, dtype, home).model
         if is_main():
@@ -126,9 +127,8 @@ def val(
             "split": split,
             "model": model,
             "weights": weights_of(weights, network),
-            "alpha": alpha,
+            **_settings_of(network, alpha, dtype),
             "backend": backend,
-            "dtype": dtype,
             "scales": views,
             "flip": flip,
             "limit": limit,
@@ -136,6 +136,14 @@ def val(
         _report(evaluation, settings, home, json_, output)
     if evaluation.skipped:
         raise typer.Exit(1)
+
+
+def _settings_of(network: Any, alpha: int, dtype: str) -> dict[str, Any]:
+    """What was asked for, or what an exported file tells."""
+    data = getattr(network, "metadata", None)
+    if data is None:
+        return {"alpha": alpha, "dtype": dtype}
+    return {"alpha": data.alpha, "dtype": data.dtype, "exported": data.variant}
 
 
 def _evaluated(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.markup import escape
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from fassd.export import Exporter, Metadata, Request, Verification
+    from fassd.export import Exporter, Request, Verification
     from fassd.palette import ClassInfo
 
 DYNAMIC = "dynamic"
@@ -158,7 +158,7 @@ def export(
         raise ValueError(f"MODEL must be a network's name, got the file {model}")
     check_file(output_file)
     check_file(json_)
-    kind = format_ or FORMAT_OF.get(output_file.suffix.lower())
+    kind = format_ or FORMAT_OF.get(output_file.suffix)
     if kind is None:
         raise ExportError(f"{output_file}: name it .onnx, .pt2, .xml or .engine, or give --format")
     _check_suffix(output_file, kind)
@@ -187,21 +187,18 @@ def export(
     if dtype == "int8":
         calibrating = _pictures(calibration, request.size, CALIBRATION, "train")
     exporter = Exporter(request)
-    if kind == "tensorrt" and not _has_tensorrt():
-        _write_for_trtexec(exporter, output_file, calibrating)
-        tell_weights(weights)
-        return
-    wanted = _verifies(verify, request)
-    shown = _pictures(pictures, request.size, STREETS, "val") if wanted else []
-    verification = _write(exporter, output_file, calibrating, shown, tolerance)
+    by_hand = kind == "tensorrt" and not _has_tensorrt()
+    check = _Check(_verifies(verify, request, by_hand), pictures, tolerance)
+    write = _write_for_trtexec if by_hand else _write
+    verification = write(exporter, output_file, calibrating, check)
     tell_weights(weights)
-    _tell(output_file, exporter.metadata, verification, json_)
+    _tell(output_file, exporter, verification, json_, by_hand)
 
 
 def _check_suffix(path: Path, kind: str) -> None:
     from fassd.export import SUFFIX_OF, ExportError
 
-    if path.suffix.lower() not in SUFFIX_OF[kind]:
+    if path.suffix not in SUFFIX_OF[kind]:
         endings = " or ".join(SUFFIX_OF[kind])
         raise ExportError(f"{path}: a file of the format {kind} ends in {endings}")
 
@@ -219,11 +216,16 @@ def _classes(card: str | None, classes: int) -> tuple[ClassInfo, ...]:
 
 
 def _pictures(
-    sources: list[str] | None, size: tuple[int, int] | None, count: int, split: str
+    sources: list[str] | None,
+    size: tuple[int, int] | None,
+    count: int,
+    split: str,
+    least: int = 0,
 ) -> list[npt.NDArray[np.uint8]]:
-    """At most `count` pictures at a size; of any size, one that was not traced is among them.
+    """At most `count` pictures at a size.
 
-    Without sources they are generated streets of a split.
+    Without sources they are generated streets of a split; of any size, they have one that was not
+    traced, and the smallest, `least`.
     """
     import numpy as np
     from PIL import Image
@@ -240,7 +242,7 @@ def _pictures(
         return [
             np.array(Image.fromarray(image).resize((width, height), resampling)) for image in images
         ]
-    sizes = [size] * count if size else [OTHER_SIZE, (512, 1024)] * (count // 2)
+    sizes = [size] * count if size else [OTHER_SIZE, (512, 1024), (least, least + 7)]
     return [render_street(*each, seed=i, split=split)[0] for i, each in enumerate(sizes)]
 
 
@@ -250,8 +252,11 @@ def _has_tensorrt() -> bool:
     return is_installed("tensorrt")
 
 
-def _verifies(verify: bool | None, request: Request) -> bool:
+def _verifies(verify: bool | None, request: Request, by_hand: bool) -> bool:
     """Whether to verify: as it was asked, or where the runtime is here.
+
+    Args:
+        by_hand: of TensorRT, the ONNX file alone is written.
 
     Raises:
         ValueError: it was asked for, and means nothing.
@@ -266,8 +271,7 @@ def _verifies(verify: bool | None, request: Request) -> bool:
         say(f"[yellow]not verified:[/] {reason}")
         return False
     if verify is None:
-        suffix = ".pt2" if request.format in ("torch", "aoti") else _suffix(request.format)
-        runtime = next(iter(RUNTIMES[suffix]))
+        runtime = next(iter(RUNTIMES[_suffix("onnx" if by_hand else request.format)]))
         verify = is_installed(runtime)
         if not verify:
             say(f"[yellow]not verified:[/] {runtime} is not installed here")
@@ -280,70 +284,92 @@ def _suffix(kind: str) -> str:
     return SUFFIX_OF[kind][0]
 
 
-def _write(
-    exporter: Exporter,
-    path: Path,
-    calibrating: list[npt.NDArray[np.uint8]],
-    shown: list[npt.NDArray[np.uint8]],
-    tolerance: float | None,
-) -> Verification | None:
-    """Write, verify, and only then give the file its name.
+class _Check(NamedTuple):
+    """How to verify: whether at all, on what, and how many labels may differ, in per cent."""
 
-    Raises:
-        ExportError: the file differs from its source.
-    """
-    from fassd.export import ExportedNetwork, ExportError, staged, verify
+    wanted: bool
+    pictures: list[str] | None
+    tolerance: float | None
 
-    device = "cuda" if exporter.request.format == "tensorrt" else "cpu"
-    limit = None if tolerance is None else 1 - tolerance / 100
-    with staged(path) as unnamed:
-        exporter.write(unnamed, calibrating)
-        if not shown:
+    def __call__(self, exporter: Exporter, written: Path, path: Path) -> Verification | None:
+        """Compare a file that has no name yet with its source.
+
+        Raises:
+            ExportError: they differ.
+        """
+        from fassd.export import ExportedNetwork, ExportError, verify
+
+        if not self.wanted:
             return None
-        written = ExportedNetwork(unnamed, device=device)
-        result = verify(written, exporter.source, shown, labels_limit=limit)
-        del written
+        least = exporter.metadata.minimum_size
+        shown = _pictures(self.pictures, exporter.request.size, STREETS, "val", least)
+        limit = None if self.tolerance is None else 1 - self.tolerance / 100
+        network = ExportedNetwork(written)
+        result = verify(network, exporter.source, shown, labels_limit=limit)
         if not result.passed:
             raise ExportError(
                 f"{path} is not written, since it differs from its source: {result}; asked for "
                 f"are {result.asked}"
             )
-    return result
+        return result
+
+
+def _write(
+    exporter: Exporter, path: Path, calibrating: list[npt.NDArray[np.uint8]], check: _Check
+) -> Verification | None:
+    """Write, verify, and only then give the file its name."""
+    from fassd.export import staged
+
+    with staged(path) as unnamed:
+        exporter.write(unnamed, calibrating)
+        return check(exporter, unnamed, path)
 
 
 def _write_for_trtexec(
-    exporter: Exporter, path: Path, calibrating: list[npt.NDArray[np.uint8]]
-) -> None:
-    """Without TensorRT: the ONNX file, and how to go on where it is."""
+    exporter: Exporter, path: Path, calibrating: list[npt.NDArray[np.uint8]], check: _Check
+) -> Verification | None:
+    """Without TensorRT: the ONNX file, verified, and the engine's metadata."""
     from fassd.export import staged
-    from fassd.export.tensorrt_file import sidecar, trtexec
+    from fassd.export.tensorrt_file import sidecar
 
     onnx = path.with_suffix(".onnx")
     model = exporter.onnx(calibrating).SerializeToString()
     with staged(onnx) as unnamed:
         unnamed.write_bytes(model)
         sidecar(unnamed.with_name(path.name)).write_text(exporter.metadata.to_json())
-    say(f"written: {escape(str(onnx))}, {escape(str(sidecar(path)))}")
-    say("TensorRT is not here; where it is, this builds the engine:")
-    print(trtexec(onnx, path, exporter.metadata))
+        return check(exporter, unnamed, onnx)
 
 
-def _tell(path: Path, metadata: Metadata, result: Verification | None, json_: Path | None) -> None:
+def _tell(
+    path: Path,
+    exporter: Exporter,
+    result: Verification | None,
+    json_: Path | None,
+    by_hand: bool,
+) -> None:
     """Say what was written and how near it is; the same as JSON."""
     import json
 
+    from fassd.export.tensorrt_file import sidecar, trtexec
     from fassd.images import replacing
 
-    parts = [path, path.with_suffix(".bin")] if metadata.format == "openvino" else [path]
+    metadata, parts = exporter.metadata, [path]
+    if by_hand:
+        parts = [path.with_suffix(".onnx"), sidecar(path)]
+    elif metadata.format == "openvino":
+        parts = [path, path.with_suffix(".bin")]
     total = sum(part.stat().st_size for part in parts)
     if result is not None:
         say(f"verified: {result}")
     if metadata.backend is not None:
         say(f"it calls the operators of fassd_kernels ({metadata.backend}); load them first")
-    say(f"written: {escape(str(path))} ({total / 2**20:.1f} MiB)")
+    say(f"written: {escape(', '.join(map(str, parts)))} ({total / 2**20:.1f} MiB)")
+    if by_hand:
+        say("TensorRT is not here; where it is, this builds the engine:")
+        print(trtexec(parts[0], path, metadata))
     if json_ is not None:
         record: dict[str, Any] = {
-            "file": str(path),
+            "files": [str(part) for part in parts],
             "bytes": total,
             "metadata": json.loads(metadata.to_json()),
             "verification": None if result is None else result.to_json(),

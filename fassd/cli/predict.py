@@ -24,6 +24,7 @@ from fassd.cli.common import (
     Weights,
     app,
     console,
+    device_for,
     parse_size,
     pick_weights,
     say,
@@ -159,6 +160,7 @@ def predict(
     from fassd.training.distributed import all_gather, is_main, process_group, rank, world_size
 
     set_threads(threads)
+    device = device_for(model, device)
     weights = pick_weights(weights, model, classes, alpha)
     network = (model, weights, classes, alpha, backend, dtype)
     started = time.perf_counter()

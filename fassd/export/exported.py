@@ -15,12 +15,17 @@ from fassd.export.metadata import ExportError
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.runtimes import SUFFIXES, open_runtime
 
-__all__ = ["ExportedNetwork", "is_exported"]
+__all__ = ["ExportedNetwork", "default_device", "is_exported"]
 
 
 def is_exported(model: object) -> bool:
     """Whether a model's name is that of an exported file."""
     return isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() in SUFFIXES
+
+
+def default_device(path: str | os.PathLike[str]) -> str:
+    """Where a file runs, if nothing is said: engines on the GPU, all others on the CPU."""
+    return "cuda" if Path(path).suffix.lower() in (".engine", ".plan") else "cpu"
 
 
 class ExportedNetwork(nn.Module):
@@ -33,7 +38,7 @@ class ExportedNetwork(nn.Module):
         path: the file. Loading a .pt2 file or an engine runs code that is in it: open those that
             you trust alone.
         runtime: "onnxruntime" or "openvino" for .onnx files; "auto" for the ending's own.
-        device: where it runs.
+        device: where it runs; `default_device` if not given.
 
     Attributes:
         metadata: what the file tells.
@@ -50,11 +55,12 @@ class ExportedNetwork(nn.Module):
         self,
         path: str | os.PathLike[str],
         runtime: str = "auto",
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.path = Path(path)
-        self.metadata, self._run = open_runtime(self.path, runtime, torch.device(device))
+        home = torch.device(device or default_device(path))
+        self.metadata, self._run = open_runtime(self.path, runtime, home)
         self.eval()
 
     @property
@@ -87,7 +93,13 @@ class ExportedNetwork(nn.Module):
         return F.one_hot(result.long(), self.num_classes).permute(0, 3, 1, 2).float()
 
     def predict_labels(self, x: Tensor) -> Tensor:
-        """The class of every pixel, uint8 (N, H, W); `x` as of `forward`."""
+        """The class of every pixel, uint8 (N, H, W); `x` as of `forward`.
+
+        Raises:
+            ValueError: as of `forward`; more than 256 classes.
+        """
+        if self.num_classes > 256:
+            raise ValueError(f"uint8 labels are of at most 256 classes, not {self.num_classes}")
         result = self._call(x)
         return result if self.metadata.output == "labels" else result.argmax(1).to(torch.uint8)
 

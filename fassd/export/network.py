@@ -45,7 +45,9 @@ class Deployed(nn.Module):
         if labels and hasattr(network, "predict_labels"):
             return network.predict_labels(batch)
         logits = network(batch)
-        return logits.argmax(1).to(torch.uint8) if labels else logits.float()
+        if not labels:
+            return logits.float()
+        return logits.argmax(1).float().to(torch.uint8)  # TensorRT makes bytes of floats alone
 
 
 def levels(values: Sequence[float]) -> Tensor:
@@ -55,7 +57,8 @@ def levels(values: Sequence[float]) -> Tensor:
 
 def normalized(pictures: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """`fassd.data.transforms.normalize`, of uint8 RGB (N, H, W, 3) by `levels`."""
-    return (pictures.flip(3).permute(0, 3, 1, 2).float() - mean) / std
+    # Floats first: TensorRT takes bytes as an input, and nowhere behind it.
+    return (pictures.float().flip(3).permute(0, 3, 1, 2) - mean) / std
 
 
 def denormalized(batch: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ OPSETS = range(16, 26)
 """Versions of ONNX's operators that can be asked for; the exporter's own choice is 20."""
 
 SIDES = ("height", "width")
+SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
 
 
 def onnx_model(
@@ -90,7 +91,13 @@ def name_sides(model: Any, axes: Sequence[int]) -> None:
                 dim.dim_param = names[dim.dim_param]
 
 
-def quantized(model: Any, metadata: Metadata, batches: Sequence[npt.NDArray[Any]]) -> Any:
+def quantized(
+    model: Any,
+    metadata: Metadata,
+    batches: Sequence[npt.NDArray[Any]],
+    *,
+    symmetric: bool = False,
+) -> Any:
     """A float32 model with 8-bit weights and activations (QDQ), by ONNX Runtime's own tool.
 
     Weights are signed and symmetric, a scale for each output channel; activations are unsigned,
@@ -100,6 +107,8 @@ def quantized(model: Any, metadata: Metadata, batches: Sequence[npt.NDArray[Any]
         model: what `onnx_model` gave.
         metadata: of the result, with the dtype int8.
         batches: inputs of the model, to calibrate with.
+        symmetric: signed activations whose zero is 0, and biases as they are, which is all that
+            TensorRT takes.
     """
     onnx = need("onnx")
     need("onnxruntime")
@@ -130,8 +139,9 @@ def quantized(model: Any, metadata: Metadata, batches: Sequence[npt.NDArray[Any]
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "AveragePool", "Concat", "Add"],
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options=SYMMETRIC if symmetric else {},
         )
         result = onnx.load(target)
     for entry in result.metadata_props:

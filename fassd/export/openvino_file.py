@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from fassd.export.metadata import KEY, Metadata
+from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.packages import need
 
 __all__ = ["write_openvino"]
@@ -27,14 +27,18 @@ def write_openvino(
         batches: inputs to calibrate with, for int8.
 
     Raises:
+        ExportError: NNCF failed.
         ImportError: openvino, or nncf, is missing.
     """
     openvino = need("openvino")
     converted = openvino.Core().read_model(model.SerializeToString())
     if batches is not None:
         nncf = need("nncf")
-        converted = nncf.quantize(
-            converted, nncf.Dataset(list(batches)), subset_size=max(1, len(batches))
-        )
+        try:
+            converted = nncf.quantize(
+                converted, nncf.Dataset(list(batches)), subset_size=len(batches)
+            )
+        except Exception as error:  # its own kinds
+            raise ExportError(f"NNCF cannot quantise the network: {error}") from error
     converted.set_rt_info(metadata.to_json(), [KEY])
     openvino.save_model(converted, str(path), compress_to_fp16=metadata.dtype == "float16")

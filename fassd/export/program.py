@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from torch import fx
 from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.network import Deployed, example_input
 
-__all__ = ["EXTRA_FILE", "traced", "write_aoti", "write_program"]
+__all__ = ["EXTRA_FILE", "smallest_side", "traced", "write_aoti", "write_program"]
 
 EXTRA_FILE = f"{KEY}.json"
+PORTABLE = "x86-64-v3"
+"""What packages with our operators ask of a CPU: AVX2 and FMA."""
 
 
 def traced(
@@ -32,7 +35,7 @@ def traced(
         first = 1 if metadata.takes_pictures else 2
         free = ({first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC},)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             program = torch.export.export(deployed, (example,), dynamic_shapes=free)
             graph = program.module()
             # Copied with the tensors that it refers to; the network has its plain weights besides.
@@ -41,6 +44,11 @@ def traced(
     except (torch._dynamo.exc.UserError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"torch.export cannot trace the network: {reason}") from error
+
+
+def smallest_side(program: Any) -> int:
+    """The smallest height and width that a program for any size takes: tracing may raise it."""
+    return max((int(bounds.lower) for bounds in program.range_constraints.values()), default=0)
 
 
 def write_program(program: Any, metadata: Metadata, path: Path) -> None:
@@ -60,7 +68,13 @@ def write_aoti(program: Any, metadata: Metadata, path: Path) -> None:
     Raises:
         ExportError: no C++ compiler, or it failed.
     """
-    settings = {"aot_inductor.metadata": {KEY: metadata.to_json()}}
+    settings: dict[str, Any] = {"aot_inductor.metadata": {KEY: metadata.to_json()}}
+    if metadata.backend is not None and platform.machine() == "x86_64":
+        # The operators choose their instructions where they run; what is generated around them is
+        # little, and need not tie the package to this CPU.
+        settings |= {"cpp.simdlen": 256}
+        if hasattr(torch._inductor.config.cpp, "march"):
+            settings["cpp.march"] = PORTABLE
     log = logging.getLogger("torch._inductor")
     before = log.level
     log.setLevel(logging.ERROR)

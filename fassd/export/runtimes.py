@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,9 @@ def openvino(path: Path, device: torch.device) -> Opened:
     """OpenVINO on the CPU; float32 and int8 files in float32, where it would take bfloat16."""
     library = need("openvino")
     core = library.Core()
+    weights = path.with_suffix(".bin")
+    if path.suffix == ".xml" and not weights.is_file():
+        raise ExportError(f"its weights {weights.name} are missing")
     try:
         model = core.read_model(str(path))
     except RuntimeError as error:
@@ -68,7 +72,13 @@ def openvino(path: Path, device: torch.device) -> Opened:
     except RuntimeError:  # a CPU without half precision
         settings["INFERENCE_PRECISION_HINT"] = "f32"
         request = core.compile_model(model, "CPU", settings).create_infer_request()
-    return metadata, lambda image: np.array(request.infer([image])[0])
+    alone = threading.Lock()  # a request holds one input and one result
+
+    def run(image: Array) -> Array:
+        with alone:
+            return np.array(request.infer([image])[0])
+
+    return metadata, run
 
 
 def torch_file(path: Path, device: torch.device) -> Opened:
@@ -81,13 +91,15 @@ def torch_file(path: Path, device: torch.device) -> Opened:
                 metadata = checked(archive.read(names[EXTRA_FILE]).decode(), "torch")
             elif compiled is not None:
                 record = json.loads(archive.read(names[compiled]))
-                metadata = checked(record.get(KEY), "aoti")
+                metadata = checked(record.get(KEY) if isinstance(record, dict) else None, "aoti")
             else:
                 raise ExportError(NOT_OURS)
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         if isinstance(error, ExportError):
             raise
         raise ExportError(f"is no .pt2 file, or a damaged one ({error})") from error
+    if device.type != "cpu":
+        raise ExportError("its program is made for the CPU: device must be cpu")
     if metadata.backend is not None:
         load_operators(metadata)
     call: Any
@@ -100,8 +112,9 @@ def torch_file(path: Path, device: torch.device) -> Opened:
         raise ExportError(f"PyTorch cannot load it: {first_line(error)}") from error
 
     def run(image: Array) -> Array:
-        with torch.inference_mode():
-            return call(torch.from_numpy(image).to(device)).cpu().numpy()
+        # Autocast would convert the operators' weights, but not what is packed of them.
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            return call(torch.from_numpy(image)).numpy()
 
     return metadata, run
 
@@ -136,16 +149,20 @@ def tensorrt(path: Path, device: torch.device) -> Opened:
     context = engine.create_execution_context()
     kind = torch.uint8 if metadata.output == "labels" else torch.float32
 
+    alone = threading.Lock()  # a context holds one input and one result
+
     def run(image: Array) -> Array:
-        with torch.cuda.device(device):
+        with alone, torch.cuda.device(device):
             source = torch.from_numpy(image).to(device)
-            context.set_input_shape("image", tuple(source.shape))
+            if not context.set_input_shape("image", tuple(source.shape)):
+                raise ValueError("the engine was not built for this shape")
             result = torch.empty(
                 tuple(context.get_tensor_shape(metadata.output)), dtype=kind, device=device
             )
             context.set_tensor_address("image", source.data_ptr())
             context.set_tensor_address(metadata.output, result.data_ptr())
-            context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+            if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+                raise ValueError("TensorRT failed")
             return result.cpu().numpy()
 
     return metadata, run
@@ -183,7 +200,9 @@ def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    known = RUNTIMES[path.suffix.lower()]
+    known = RUNTIMES.get(path.suffix.lower())
+    if known is None:
+        raise ExportError(f"{path}: an exported file ends in {', '.join(SUFFIXES)}")
     if runtime != "auto" and runtime not in known:
         raise ExportError(
             f"{path}: backend must be auto or {' or '.join(known)} for a {path.suffix} file, "
@@ -208,4 +227,7 @@ def checked(text: str | None, *formats: str) -> Metadata:
 
 
 def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What an error says; of OpenVINO's, what comes after the places in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return next(iter(telling or lines), type(error).__name__)

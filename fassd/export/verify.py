@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ LABELS_LIMIT = {"float32": 0.999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.9
 
 LOGITS_LIMIT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 """Largest difference of a logit over the largest logit; 8 bits are judged by labels alone."""
+
+
+Pictures = Sequence[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,20 @@ class Verification:
         }
 
 
+def groups(pictures: Pictures, batch: int) -> Iterator[list[npt.NDArray[np.uint8]]]:
+    """Pictures of one size in whole batches, those at the front once more if need be; of several
+    sizes, one by one."""
+    if len({picture.shape for picture in pictures}) > 1:
+        yield from ([picture] for picture in pictures)
+        return
+    for first in range(0, len(pictures), batch):
+        yield [pictures[i % len(pictures)] for i in range(first, first + batch)]
+
+
 def verify(
     exported: ExportedNetwork,
     source: nn.Module,
-    pictures: Sequence[npt.NDArray[np.uint8]],
+    pictures: Pictures,
     *,
     labels_limit: float | None = None,
 ) -> Verification:
@@ -84,9 +97,9 @@ def verify(
         labels_limit: share of labels that have to be equal; by the file's dtype if not given.
     """
     dtype, found = exported.metadata.dtype, []
-    for picture in pictures:
-        batch = torch.from_numpy(normalize(picture))[None]
-        image = torch.from_numpy(picture)[None] if exported.takes_pictures else batch
+    for group in groups(pictures, exported.metadata.batch):
+        batch = torch.from_numpy(np.stack([normalize(picture) for picture in group]))
+        image = torch.from_numpy(np.stack(group)) if exported.takes_pictures else batch
         with torch.inference_mode():
             found.append(agreement_of(source(batch), exported.run(image)))
     differences = [each.relative for each in found if each.relative is not None]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata as packages
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,11 @@ class Request:
                 f"backend must be {', '.join(BACKENDS)} for {self.format}, whose programs are made "
                 f"for the CPU, got {self.backend!r}"
             )
+        elif self.format not in ("torch", "aoti") and self.backend not in ("auto", "reference"):
+            raise ExportError(
+                f"backend has no part in {self.format}, whose operators are standard ones: leave "
+                f"it away, got {self.backend!r}"
+            )
         if self.opset is not None and self.format not in ("onnx", "tensorrt"):
             raise ExportError(f"opset is ONNX's, and the format is {self.format}")
         if self.dtype == "int8" and self.size is None:
@@ -143,10 +150,11 @@ class Exporter:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        torch.manual_seed(0)  # random weights, where none are given, are the same in every file
-        self.source = create_model(
-            request.model, request.num_classes, request.alpha, weights=request.weights
-        ).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # random weights, where none are given, are the same in every file
+            self.source = create_model(
+                request.model, request.num_classes, request.alpha, weights=request.weights
+            ).eval()
         minimum = self.source.minimum_size
         if request.size is not None and min(request.size) < minimum:
             height, width = request.size
@@ -175,13 +183,7 @@ class Exporter:
         kept = request.dtype == "int8" or request.format in ("openvino", "tensorrt")
         dtype = torch.float32 if kept else getattr(torch, request.dtype)
         if not request.operators:
-            if dtype == torch.float32:
-                return self.source, None
-            model = create_model(
-                request.model, request.num_classes, request.alpha, weights=None
-            ).eval()
-            model.load_state_dict(self.source.state_dict())
-            return model.to(dtype), None
+            return self._plain(dtype), None
         try:
             import fassd_kernels
         except ImportError as error:
@@ -189,11 +191,15 @@ class Exporter:
         missing = fassd_kernels.ops.CPU_MISSING
         if missing is not None:
             if request.backend == "auto":
-                return self.source.to(dtype), None
+                return self._plain(dtype), None
             raise ExportError(f"the C++ operators are missing ({missing}): --backend reference")
         fast = fassd_kernels.accelerate(self.source, dtype=dtype, backend=request.backend)
         example = torch.zeros(1, 3, *(request.size or TRACED_AT), dtype=dtype)
         return fassd_kernels.freeze(fast, (example,)), "cpu"
+
+    def _plain(self, dtype: torch.dtype) -> nn.Module:
+        """The network in another type; the source stays in float32."""
+        return self.source if dtype == torch.float32 else copy.deepcopy(self.source).to(dtype)
 
     def onnx(self, calibration: Pictures = ()) -> Any:
         """The network as an `onnx.ModelProto`.
@@ -210,10 +216,13 @@ class Exporter:
         request = self.request
         deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
         size = request.size or TRACED_AT
-        data = replace(self.metadata, format="onnx")
+        # TensorRT makes 16 bits of a float32 graph.
+        dtype = request.dtype if request.format == "onnx" or request.dtype == "int8" else "float32"
+        data = replace(self.metadata, format="onnx", dtype=dtype)
         model = onnx_model(deployed.eval(), data, size, request.opset)
         if request.dtype == "int8" and request.format != "openvino":
-            model = quantized(model, data, self._batches(calibration))
+            symmetric = request.format == "tensorrt"
+            model = quantized(model, data, self._batches(calibration), symmetric=symmetric)
         return model
 
     def _batches(self, calibration: Pictures) -> list[npt.NDArray[Any]]:
@@ -222,8 +231,8 @@ class Exporter:
             raise ExportError("int8 needs pictures to calibrate with: --calibration")
         images = [p if self.request.preprocess else normalize(p) for p in calibration]
         n = self.request.batch
-        images += images[: -len(images) % n]
-        return [np.stack(images[i : i + n]) for i in range(0, len(images) - n + 1, n)]
+        whole = list(islice(cycle(images), -(-len(images) // n) * n))
+        return [np.stack(whole[i : i + n]) for i in range(0, len(whole), n)]
 
     def write(self, path: Path, calibration: Pictures = ()) -> None:
         """Write the file, or files, at once; nothing checks them, and nothing is renamed.
@@ -237,10 +246,12 @@ class Exporter:
         """
         request, data = self.request, self.metadata
         if request.format in ("torch", "aoti"):
-            from fassd.export.program import traced, write_aoti, write_program
+            from fassd.export.program import smallest_side, traced, write_aoti, write_program
 
             deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
             program = traced(deployed.eval(), data, request.size or TRACED_AT)
+            least = max(data.minimum_size, smallest_side(program))
+            data = self.metadata = replace(data, minimum_size=least)
             write = write_program if request.format == "torch" else write_aoti
             write(program, data, path)
             return

@@ -29,8 +29,11 @@ def normalize(
         RuntimeError: if a shape or dtype is not as above; the message names the argument.
     """
     check_normalize(image, mean=mean, std=std, dtype=dtype)
-    shift = torch.tensor(list(mean), dtype=torch.float64, device=image.device)
-    scale = torch.tensor(list(std), dtype=torch.float64, device=image.device)
+    shift, scale = (
+        # Not torch.tensor, which exporters cannot trace where they take operators apart.
+        torch.stack([torch.full((), v, dtype=torch.float64, device=image.device) for v in values])
+        for values in (mean, std)
+    )
     pixels = image.flip(-1).to(torch.float64)
     return channels_last(((pixels - shift) / scale).to(dtype).permute(0, 3, 1, 2))
 

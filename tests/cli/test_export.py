@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 
 def test_json_tells_everything(net):
     record = json.loads(net.with_suffix(".json").read_text())
-    assert record["bytes"] == net.stat().st_size
+    assert record["files"] == [str(net)] and record["bytes"] == net.stat().st_size
     assert record["verification"]["passed"] and record["verification"]["labels_equal"] == 1
     assert record["metadata"]["variant"] == "fassd_net_l2"
     assert record["metadata"]["versions"]["fassd"] == fassd.__version__
@@ -99,6 +99,33 @@ def test_bench_puts_a_file_beside_its_network(run_fassd, net, tmp_path):
     assert "net.onnx, openvino" not in names and "net.onnx, onnxruntime" in names
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--size", "64x128"), "--size: .* has 128x256, asked for was 64x128"),
+        (("--batch", "2"), "--batch: .* has 1, asked for was 2"),
+        (("--dtype", "float16"), "--dtype: .* has float32, asked for was float16"),
+        (("--peers",), "--model FILE: only without --peers and --layers"),
+    ],
+)
+def test_bench_refuses_what_the_file_is_not(run_fassd, net, words, message):
+    done = run_fassd("bench", "-m", net, *words)
+    assert done.exit_code == 2 and re.search(message, done.stderr), done.stderr
+
+
+def test_bench_of_random_weights_agrees_and_compares_with_itself(run_fassd, tmp_path):
+    target, base = tmp_path / "random.onnx", tmp_path / "base.json"
+    words = ("-w", "random", "--classes", "5", "--size", SIZE)
+    assert run_fassd("export", "fassd_net_l2", "-o", target, *words).exit_code == 0
+    words = ("-m", target, "--backend", "onnxruntime", "--repeats", "2", "--warmup", "0")
+    assert run_fassd("bench", *words, "--no-memory", "--json", base).exit_code == 0
+    rows = json.loads(base.read_text())["results"]
+    assert all(row["labels_equal_percent"] > 99 for row in rows)
+    again = ("--model", target, "--against", base, "--tolerance", "99", "--warmup", "0")
+    done = run_fassd("bench", *again)
+    assert done.exit_code == 0, done.stdout + done.stderr
+
+
 def test_bench_asks_for_weights_that_the_file_only_names(run_fassd, net, tmp_path):
     import onnx
 
@@ -131,7 +158,9 @@ def test_without_tensorrt_the_line_for_trtexec_is_printed(run_fassd, tmp_path, m
     assert done.exit_code == 0, done.stderr
     onnx_file = tmp_path / "net.onnx"
     assert done.stdout.strip() == f"trtexec --onnx={onnx_file} --saveEngine={target} --fp16"
+    assert "verified: 100.000% of labels equal" in done.stderr
     assert ExportedNetwork(onnx_file).metadata.format == "onnx"
+    assert ExportedNetwork(onnx_file).metadata.dtype == "float32"  # TensorRT makes it narrower
     assert json.loads((tmp_path / "net.engine.json").read_text())["format"] == "tensorrt"
     assert not target.exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +17,11 @@ from fassd.data import normalize
 from fassd.data.transforms import MEAN, STD
 from fassd.export import (
     ExportedNetwork,
+    Exporter,
     ExportError,
     Metadata,
     Request,
+    default_device,
     is_exported,
     staged,
 )
@@ -152,6 +155,72 @@ def test_metadata_that_lies_is_seen(export, tmp_path):
             ExportedNetwork(tmp_path / "net.onnx").run(torch.zeros(1, 3, *SIZE))
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "torch"])
+def test_threads_do_not_mix_their_pictures(export, kind):
+    path, _ = export(kind)
+    network, shown = ExportedNetwork(path, "openvino" if kind == "onnx" else "auto"), streets(4)
+    batches = [torch.from_numpy(normalize(picture))[None] for picture in shown]
+    expected = [network(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(network, batches * 6))
+    for index, logits in enumerate(found):
+        assert torch.equal(logits, expected[index % 4])
+
+
+def test_autocast_does_not_reach_a_program(export, pictures):
+    path, _ = export("torch", backend="cpu")
+    network = ExportedNetwork(path)
+    batch = torch.from_numpy(normalize(pictures[0]))[None]
+    expected = network(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network(batch), expected)
+
+
+def test_a_program_for_any_size_tells_its_smallest(export):
+    path, exporter = export("torch", backend="cpu", dtype="bfloat16", size=None)
+    network = ExportedNetwork(path)
+    least = network.metadata.minimum_size
+    assert least >= exporter.source.minimum_size
+    assert network(torch.zeros(1, 3, least, least + 9)).shape == (1, 19, least, least + 9)
+    with pytest.raises(ValueError, match=f"of at least {least}x{least}"):
+        network(torch.zeros(1, 3, least - 1, 200))
+
+
+def test_an_opened_file_goes_into_a_segmenter(export):
+    path, _ = export("onnx")
+    picture = streets(1, (200, 300))[0]
+    expected = Segmenter(path).predict(picture)
+    assert np.array_equal(Segmenter(ExportedNetwork(path)).predict(picture), expected)
+    with pytest.raises(ValueError, match=r"computes in float32, asked for was torch\.bfloat16"):
+        Segmenter(ExportedNetwork(path), dtype=torch.bfloat16)
+
+
+def test_devices(export, tmp_path):
+    assert [default_device(f"net{s}") for s in (".onnx", ".pt2", ".xml", ".engine", ".plan")] == [
+        *("cpu", "cpu", "cpu"),
+        *("cuda", "cuda"),
+    ]
+    for kind in ("openvino", "torch"):
+        with pytest.raises(ExportError, match="device must be cpu"):
+            ExportedNetwork(export(kind)[0], device="cuda")
+    with pytest.raises(ExportError, match=r"an exported file ends in \.onnx"):
+        ExportedNetwork(__file__)
+
+
+def test_openvino_files_that_are_damaged(export, tmp_path):
+    path, _ = export("openvino")
+    target = tmp_path / "net.xml"
+    target.write_bytes(path.read_bytes())
+    with pytest.raises(ExportError, match=r"net\.xml: its weights net\.bin are missing"):
+        ExportedNetwork(target)
+    target.with_suffix(".bin").write_bytes(path.with_suffix(".bin").read_bytes()[:1000])
+    for text in (path.read_text(), path.read_text()[:2000], "<a></a>"):
+        target.write_text(text)
+        with pytest.raises(ExportError, match="OpenVINO cannot read it: ") as error:
+            ExportedNetwork(target)
+        assert "src/" not in str(error.value).partition("read it: ")[2][:20]
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{", json.dumps({"fassd": 1}), "null"],
@@ -199,12 +268,36 @@ def test_damaged_and_foreign_programs(tmp_path):
         ({"format": "torch", "opset": 18}, "opset is ONNX's, and the format is torch"),
         ({"dtype": "int8", "size": None}, "calibrated at one size: give it as HxW, not dynamic"),
         ({"format": "aoti", "backend": "cuda"}, "auto, cpu, reference for aoti, .* got 'cuda'"),
+        ({"backend": "cpu"}, "backend has no part in onnx, .* leave it away, got 'cpu'"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
     ],
 )
 def test_requests_that_cannot_be(settings, message):
     with pytest.raises(ExportError, match=message):
         Request(**{"model": "fassd_net", "format": "onnx", **settings})
+
+
+def test_few_pictures_fill_a_batch_of_many():
+    request = Request("fassd_net_l2", "onnx", size=SIZE, batch=4, dtype="int8")
+    exporter = Exporter(request)
+    for count, batches in ((1, 1), (3, 1), (4, 1), (5, 2)):
+        found = exporter._batches(streets(count))
+        assert [batch.shape for batch in found] == [(4, 3, *SIZE)] * batches
+    with pytest.raises(ExportError, match="int8 needs pictures to calibrate with"):
+        exporter._batches([])
+
+
+def test_without_operators_auto_is_plain_pytorch_and_the_source_stays(monkeypatch):
+    import fassd_kernels
+
+    monkeypatch.setattr(fassd_kernels.ops, "CPU_MISSING", "not built")
+    request = Request("fassd_net_l2", "torch", size=SIZE, dtype="float16", backend="auto")
+    exporter = Exporter(request)
+    assert exporter.metadata.backend is None
+    assert next(exporter.network.parameters()).dtype == torch.float16
+    assert next(exporter.source.parameters()).dtype == torch.float32
+    with pytest.raises(ExportError, match=r"the C\+\+ operators are missing \(not built\)"):
+        Exporter(replace(request, backend="cpu"))
 
 
 def test_what_fails_leaves_the_old_file(tmp_path):

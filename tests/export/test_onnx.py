@@ -98,18 +98,87 @@ def test_an_accelerated_network_exports_by_itself_to_the_same_graph(export, capl
     assert operators(model)["ArgMax"] == 1
 
 
-def test_an_operator_called_by_itself_decomposes(caplog):
+MEAN, STD = [103.5, 116.3, 123.7], [57.4, 57.1, 58.4]
+OPERATORS = {
+    "upsample": lambda ops, x, w: ops.upsample(x.relu(), (21, 34)),
+    "upsample_argmax": lambda ops, x, w: ops.upsample_argmax(x, (21, 34)),
+    "conv_act": lambda ops, x, w: ops.conv_act([x, x], w, stride=[2, 2], activation="relu"),
+    "asymmetric_conv": lambda ops, x, w: ops.asymmetric_conv(
+        x, w[:, :6, :, :1], w[:, :, :1][:, :6], dilation=2
+    ),
+    "upsample_conv1x1": lambda ops, x, w: ops.upsample_conv1x1(
+        [x[:, :, :3, :4]], [x], w[:, :, :1, :1], activation="relu"
+    ),
+    "hardblock": lambda ops, x, w: ops.hardblock(
+        x, [w[:4, :6], w[:3, :10]], [x[0, 0, 0, :4], x[0, 0, 0, :3]]
+    ),
+    "normalize": lambda ops, x, w: ops.normalize(
+        x.abs().mul(50).byte()[:, :3].permute(0, 2, 3, 1), mean=MEAN, std=STD, dtype=torch.float32
+    ),
+    "normalize_conv_act": lambda ops, x, w: ops.normalize_conv_act(
+        x.abs().mul(50).byte()[:, :3].permute(0, 2, 3, 1), w[:, :3], mean=MEAN, std=STD
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operator_called_by_itself_decomposes(name, caplog):
     import onnxruntime
 
-    class Enlarged(torch.nn.Module):
-        def forward(self, x):
-            return torch.ops.fassd_kernels.upsample(x.relu(), (21, 34))
+    weight = torch.randn(6, 12, 3, 3, generator=torch.Generator().manual_seed(0)) / 8
 
-    x = torch.randn(2, 5, 8, 13)
-    model = exported_by_pytorch(Enlarged(), x, caplog)
+    class Called(torch.nn.Module):
+        def forward(self, x):
+            return OPERATORS[name](torch.ops.fassd_kernels, x, weight)
+
+    x = torch.randn(2, 6, 8, 12, generator=torch.Generator().manual_seed(1))
+    expected = Called()(x).numpy()
+    model = exported_by_pytorch(Called(), x, caplog)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert np.abs(found - Enlarged()(x).numpy()).max() < 1e-5
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    assert np.abs(found.astype(float) - expected).max() < 1e-4
+
+
+def test_pictures_to_labels_of_an_accelerated_network(export, caplog):
+    _, exporter = export("onnx")
+    fast = fassd_kernels.accelerate(exporter.source)
+
+    class Labelling(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = fast
+
+        def forward(self, pictures):
+            return self.network.label_pictures(pictures, MEAN, STD)
+
+    model = exported_by_pytorch(Labelling(), torch.zeros(1, *SIZE, 3, dtype=torch.uint8), caplog)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+
+
+def test_bytes_come_in_and_go_out_and_are_nowhere_between(export):
+    """TensorRT has them nowhere else, and makes them of floats alone."""
+    path, _ = export("onnx", **KINDS["float16 labels"])
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input)}
+    kinds |= {v.name: v.data_type for v in graph.initializer}
+    inside = [name for name, kind in kinds.items() if kind == onnx.TensorProto.UINT8]
+    assert inside == ["image"]
+    (last,) = (node for node in graph.node if "labels" in node.output)
+    assert last.op_type == "Cast" and kinds[last.input[0]] == onnx.TensorProto.FLOAT
+
+
+def test_int8_for_tensorrt_is_symmetric():
+    request = Request(
+        "fassd_net_l2", "tensorrt", weights="synthetic", size=SIZE, dtype="int8", output="labels"
+    )
+    model = Exporter(request).onnx(streets(4, split="train"))
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    pairs = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    zeros = [constants[node.input[2]] for node in pairs]
+    assert len(zeros) > 100
+    assert {zero.dtype for zero in zeros} == {np.dtype(np.int8)}
+    assert not any(zero.any() for zero in zeros)
 
 
 def test_old_opsets(export, pictures):
