@@ -34,12 +34,12 @@ test: lint
 	$(PYTEST) -n auto --durations=10 --ignore=tests/install --ignore=tests/triton_backend \
 	  --ignore=tests/cuda_emulation
 	$(PYTEST) tests/install
-	$(MAKE) EVERY=8 $(if $(filter Linux,$(shell uname -s)),triton emulation) isa \
+	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton emulation) isa \
 	  $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 
 # `make test` runs every row of the conformance tables on the kernels that this CPU takes, and one in
-# eight on all others, which would take an hour; called by hand, these targets run them all.
+# sixteen on all others, which would take an hour; called by hand, these targets run them all.
 EVERY ?= 1
 TRITON := OMP_NUM_THREADS=1 $(PYTEST) -q -n auto --durations=5
 triton: $(VENV)/.developing
