@@ -78,13 +78,14 @@ emulation-thread: $(VENV)/.developing
 cuda-architectures: $(VENV)/.developing
 	FASSD_TEST_ARCHITECTURES=all $(PYTEST) tests/install/test_cuda_build.py
 
+# Of kernels that were built or chosen otherwise, how they are registered need not be tested again.
+KERNELS := $(PYTEST) -q -n auto tests/conformance --backend cpu -k "not opcheck and not inductor"
+
 # The best instruction set is what `make test` has run on; these are the others.
 isa: $(VENV)/.developing
-	FASSD_KERNELS_CPU=portable $(PYTEST) -q -n auto tests/conformance --backend cpu \
-	  --every $(EVERY)
+	FASSD_KERNELS_CPU=portable $(KERNELS) --every $(EVERY)
 	if grep -qw avx512f /proc/cpuinfo; then \
-	  FASSD_KERNELS_CPU=avx2 $(PYTEST) -q -n auto tests/conformance --backend cpu \
-	  --every $(EVERY); fi
+	  FASSD_KERNELS_CPU=avx2 $(KERNELS) --every $(EVERY); fi
 
 # A build of its own, found before the sources; the sanitizers' runtime has to be there first.
 SANITIZED := build/sanitize/lib
@@ -95,8 +96,8 @@ sanitize: $(VENV)/.developing
 	LD_PRELOAD="$(ASAN) $(UBSAN)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  $(PYTEST) -q -n auto -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
-	  tests/conformance --backend cpu --every $(EVERY)
+	  $(KERNELS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
+	  --every $(EVERY)
 
 score: $(VENV)/.installed
 	$(BIN)/fassd synth streets --split val --count 100 --size 512x1024
