@@ -24,6 +24,7 @@ from fassd.export import (
     default_device,
     is_exported,
     staged,
+    verify,
 )
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.tensorrt_file import trtexec
@@ -182,6 +183,7 @@ def test_a_program_for_any_size_tells_its_smallest(export):
     least = network.metadata.minimum_size
     assert least >= exporter.source.minimum_size
     assert network(torch.zeros(1, 3, least, least + 9)).shape == (1, 19, least, least + 9)
+    assert verify(network, exporter.source, [*streets(1), *streets(1, (122, 182))]).passed
     with pytest.raises(ValueError, match=f"of at least {least}x{least}"):
         network(torch.zeros(1, 3, least - 1, 200))
 
