@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import threading
 import zipfile
 from collections.abc import Callable
@@ -105,7 +106,7 @@ def torch_file(path: Path, device: torch.device) -> Opened:
     call: Any
     try:
         if metadata.format == "aoti":
-            call = torch._inductor.aoti_load_package(str(path))
+            call = load_package(path)
         else:
             call = torch.export.load(str(path)).module()
     except Exception as error:  # of deserialisation, of the dynamic linker
@@ -117,6 +118,17 @@ def torch_file(path: Path, device: torch.device) -> Opened:
             return call(torch.from_numpy(image)).numpy()
 
     return metadata, run
+
+
+def load_package(path: Path) -> Any:
+    """The package, without the loader's warning that it was made for less than this CPU has."""
+    log = logging.getLogger("torch.export.pt2_archive._package")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return torch._inductor.aoti_load_package(str(path))
+    finally:
+        log.setLevel(before)
 
 
 def load_operators(metadata: Metadata) -> None:
