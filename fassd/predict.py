@@ -80,10 +80,13 @@ class Segmenter:
         if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float16, bfloat16 or None, got {dtype}")
         self.backend = backend
-        if isinstance(model, ExportedNetwork) or is_exported(model):
-            opened = _opened(model, weights, backend, dtype, size, device)
-            self.size = size or opened.input_size
-            self.model: nn.Module = opened
+        if is_exported(model):
+            # With no device asked for, a file runs where its runtime does.
+            model = ExportedNetwork(model, backend, pick_device(device or default_device(model)))
+        if isinstance(model, ExportedNetwork):
+            _check_file(model, weights, dtype, size)
+            self.size = size or model.input_size
+            self.model: nn.Module = model
             self.device, self.dtype = torch.device("cpu"), torch.float32  # of what it takes
             return
         assert isinstance(model, (str, nn.Module))  # a path is a file's
@@ -278,22 +281,16 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
     return device
 
 
-def _opened(
-    model: str | os.PathLike[str] | nn.Module,
+def _check_file(
+    network: ExportedNetwork,
     weights: str | os.PathLike[str] | None,
-    runtime: str,
     dtype: torch.dtype | None,
     size: tuple[int, int] | None,
-    device: torch.device | str | None,
-) -> ExportedNetwork:
-    """A file of `fassd export`, and whether what is asked for is in it."""
-    opened = isinstance(model, ExportedNetwork)
-    path = model.path if isinstance(model, ExportedNetwork) else os.fspath(model)  # type: ignore[arg-type]
+) -> None:
+    """See whether what is asked for is in the file."""
+    path = network.path
     if weights is not None:
         raise ValueError(f"{path} holds its own weights; weights={os.fspath(weights)!r} has no use")
-    home = pick_device(device or default_device(path))
-    network = model if opened else ExportedNetwork(path, runtime, home)
-    assert isinstance(network, ExportedNetwork)
     own = network.metadata.dtype
     if dtype not in (None, torch.float32) and str(dtype).removeprefix("torch.") != own:
         raise ValueError(f"{path} computes in {own}, asked for was {dtype}: export it anew")
@@ -303,7 +300,6 @@ def _opened(
                 path, *(network.input_size or ()), *size
             )
         )
-    return network
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -174,7 +174,7 @@ def export(
         weights=weights,
         num_classes=count,
         alpha=alpha,
-        size=None if size == DYNAMIC else tuple(parse_size(size)),  # type: ignore[arg-type]
+        size=None if size == DYNAMIC else parse_size(size),
         batch=batch,
         dtype=dtype,
         output=output,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from fassd.export.runtimes import SUFFIXES, open_runtime
 __all__ = ["ExportedNetwork", "default_device", "is_exported"]
 
 
-def is_exported(model: object) -> bool:
+def is_exported(model: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a model's name is that of an exported file."""
     return isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() in SUFFIXES
 

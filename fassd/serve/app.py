@@ -151,6 +151,7 @@ def _add_segment(app: FastAPI, catalog: Catalog, desk: "_Desk") -> None:
             **{status: {"model": Failure, "description": t} for status, t in FAILURES.items()},
         },
     )
+    # The type is made of what this server offers, so no checker can know it.
     async def segment(request: Request, options: Annotated[options_type, Query()]) -> Response:  # type: ignore[valid-type]
         """The class of every pixel of a picture."""
         return await desk.serve(request, options)

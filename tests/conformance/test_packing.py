@@ -97,22 +97,6 @@ def test_packed_for_something_else_is_refused(subject):
             subject(call.with_(packed=other))
 
 
-OUTPUTS, LAYOUT = 1, 6  # fields of the C++ header: the width of a block, and the layout's number
-
-
-@pytest.mark.operators("conv_act")
-@pytest.mark.parametrize("field", [OUTPUTS, LAYOUT])
-def test_packed_on_another_cpu_or_by_another_version_is_packed_again(subject, field):
-    if subject.target.backend.name != "cpu":
-        pytest.skip("only the C++ backend's packed weights may be stored")
-    call = SAMPLES["conv_act"][3].to(torch.float32, subject.device)
-    stored = pack(subject, call.arguments["weight"]).clone()
-    values = stored.view(torch.float32)
-    values[field] += 1
-    values[16:] = torch.nan  # not to be read
-    assert torch.equal(subject(call.with_(packed=stored)), subject(call))
-
-
 @pytest.mark.operators("conv_act")
 def test_packed_directly_serves_where_winograd_would(subject):
     """A 3x3 weight packed for a stride is packed tap by tap, which is right at stride 1 too."""

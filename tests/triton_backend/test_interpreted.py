@@ -202,10 +202,7 @@ def network(name: str = "fassd_net_l2") -> torch.nn.Module:
 
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
-    [
-        pytest.param("fassd_net", torch.float32, 2e-6, marks=pytest.mark.slow),
-        ("fassd_net_l2", torch.float16, 2e-3),
-    ],
+    [("fassd_net", torch.float32, 2e-6), ("fassd_net_l2", torch.float16, 2e-3)],
 )
 def test_networks(name, dtype, tolerance):
     model = network(name)
