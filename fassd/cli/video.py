@@ -174,9 +174,9 @@ def _tell(video: Video, output: Path, summary: Summary) -> None:
 
 def video_table(done: Sequence[tuple[Video, Summary]]) -> Table:
     """A row for each video; of each stage milliseconds a frame, and its share of the work."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("video", overflow="fold")
-    columns = ("size", "frames", "codec", "frames/s", *(f"{stage}, ms" for stage in STAGES))
+    columns = ("size", "frames", "codec", "fps", *(f"{stage} ms" for stage in STAGES))
     for title in columns:
         table.add_column(title, justify="right", no_wrap=True)
     for video, summary in done:

@@ -38,7 +38,7 @@ def test_one_video_to_one_file(tmp_path, run_fassd):
     for (_, before), (_, after) in zip(decoded(clip), decoded(output), strict=True):
         assert psnr(after, overlay(before, segmenter.predict(before), 0.4)) > 28
     header, row = result.stdout.splitlines()[-2:]
-    assert header.startswith("video ") and header.endswith("decode, ms  network, ms  encode, ms")
+    assert header.startswith("video ") and header.endswith("decode ms network ms encode ms")
     assert row.split()[1:4] == ["64x96", "6", "libx264"]
     assert sum(int(word[:-1]) for word in row.split() if word.endswith("%")) in range(98, 103)
     assert "1 of 1 videos" in result.stderr and "synthetic weights" in result.stderr
