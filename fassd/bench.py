@@ -93,10 +93,9 @@ class Job:
             paths[f"{REFERENCE} {self.dtype}"] = ("eager", self.dtype)
         if self.compile:
             paths[f"torch.compile {self.dtype}"] = ("compile", self.dtype)
-        runtimes = self.runtimes()
         if self.backend != "reference":
             paths[f"fassd_kernels {self.dtype}"] = ("accelerated", self.dtype)
-        for runtime in runtimes:
+        for runtime in self.runtimes():
             paths[f"{Path(str(self.exported)).name}, {runtime}"] = (runtime, self.dtype)
         return paths
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fassd.data.transforms import MEAN, STD
 
-__all__ = ["Deployed", "denormalized", "example_input", "levels", "normalized"]
+__all__ = ["Deployed", "denormalized", "example_input", "free_sides", "levels", "normalized"]
 
 
 class Deployed(nn.Module):
@@ -65,6 +65,17 @@ def denormalized(batch: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """The pictures behind normalised batches, exactly: their values are 256 levels."""
     pictures = (batch * std + mean).round().clamp(0, 255).to(torch.uint8)
     return pictures.permute(0, 2, 3, 1).flip(3)
+
+
+def free_sides(preprocess: bool, size: tuple[int, int] | None) -> tuple[dict[int, Any]] | None:
+    """What exporters take as `dynamic_shapes`: height and width free, where there is no size.
+
+    Without names and bounds: with those `torch.onnx.export` would trace twice, to find the bounds.
+    """
+    if size is not None:
+        return None
+    height = 1 if preprocess else 2
+    return ({height: torch.export.Dim.DYNAMIC, height + 1: torch.export.Dim.DYNAMIC},)
 
 
 def example_input(preprocess: bool, batch: int, size: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fassd.export.metadata import KEY, ExportError, Metadata
-from fassd.export.network import Deployed, example_input
+from fassd.export.network import Deployed, example_input, free_sides
 from fassd.export.packages import need
 
 __all__ = ["OPSETS", "onnx_model", "quantized", "quiet_exporter"]
@@ -51,11 +51,7 @@ def onnx_model(
             + (": older ones lack operators that the network needs" if opset < OPSETS[0] else "")
         )
     example = example_input(metadata.takes_pictures, metadata.batch, example_size)
-    free = None
-    if metadata.size is None:
-        first = 1 if metadata.takes_pictures else 2
-        # With names and thus bounds of their own the exporter would trace twice, to find those.
-        free = ({first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC},)
+    free = free_sides(metadata.takes_pictures, metadata.size)
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             deployed,

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from fassd.export.metadata import KEY, ExportError, Metadata
-from fassd.export.network import Deployed, example_input
+from fassd.export.network import Deployed, example_input, free_sides
 
 __all__ = ["EXTRA_FILE", "smallest_side", "traced", "write_aoti", "write_program"]
 
@@ -30,10 +30,7 @@ def traced(
         ExportError: torch.export cannot trace it.
     """
     example = example_input(metadata.takes_pictures, metadata.batch, example_size)
-    free = None
-    if metadata.size is None:
-        first = 1 if metadata.takes_pictures else 2
-        free = ({first: torch.export.Dim.DYNAMIC, first + 1: torch.export.Dim.DYNAMIC},)
+    free = free_sides(metadata.takes_pictures, metadata.size)
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             program = torch.export.export(deployed, (example,), dynamic_shapes=free)

@@ -48,6 +48,9 @@ DTYPES_OF = {
     "openvino": ("float32", "float16", "int8"),
     "tensorrt": DTYPES,
 }
+PROGRAMS = ("torch", "aoti")
+"""Formats of PyTorch's own, which can hold our operators."""
+
 BACKENDS = ("auto", "cpu", "reference")
 MAX_LABELS = 256
 TRACED_AT = (512, 1024)
@@ -111,12 +114,12 @@ class Request:
                 f"labels are uint8, for at most {MAX_LABELS} classes, and the network has "
                 f"{self.num_classes}: export logits"
             )
-        if self.format in ("torch", "aoti") and self.backend not in BACKENDS:
+        if self.format in PROGRAMS and self.backend not in BACKENDS:
             raise ExportError(
                 f"backend must be {', '.join(BACKENDS)} for {self.format}, whose programs are made "
                 f"for the CPU, got {self.backend!r}"
             )
-        elif self.format not in ("torch", "aoti") and self.backend not in ("auto", "reference"):
+        if self.format not in PROGRAMS and self.backend not in ("auto", "reference"):
             raise ExportError(
                 f"backend has no part in {self.format}, whose operators are standard ones: leave "
                 f"it away, got {self.backend!r}"
@@ -133,7 +136,7 @@ class Request:
     @property
     def operators(self) -> bool:
         """Whether the operators of `fassd_kernels` are wanted in the file."""
-        return self.format in ("torch", "aoti") and self.backend != "reference"
+        return self.format in PROGRAMS and self.backend != "reference"
 
 
 class Exporter:
@@ -245,7 +248,7 @@ class Exporter:
             ExportError, ImportError: as of `onnx`; a program that cannot be traced or compiled.
         """
         request, data = self.request, self.metadata
-        if request.format in ("torch", "aoti"):
+        if request.format in PROGRAMS:
             from fassd.export.program import smallest_side, traced, write_aoti, write_program
 
             deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
