@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,13 @@ def type_of(name: str, image: Any, arguments: Sequence[Any], keywords: dict[str,
     return getattr(image, "dtype", None)
 
 
-def fake(name: str, padded: bool = False) -> Callable[..., Tensor]:
+def fake(name: str, namespace: str) -> Callable[..., Tensor]:
     """What an operator allocates: images are channels_last, whatever the inputs' strides."""
     check = CHECKS[name]
+    padded = namespace != NAMESPACE
 
     def kernel(first: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        keep_whole(getattr(getattr(torch.ops, namespace), name).default)
         keywords.pop("allow_tf32", None)
         size = check(first, *arguments, **keywords)
         like = first[0] if is_tensors(first) else first
@@ -121,6 +124,23 @@ def fake(name: str, padded: bool = False) -> Callable[..., Tensor]:
         return empty_image(size, dtype, like.device, padded and name not in DENSE)
 
     return kernel
+
+
+def keep_whole(overload: Any) -> None:
+    """Tell Inductor, once it is imported, to call an operator although it has a decomposition.
+
+    Otherwise Inductor calls it too, by a fallback of its own; but where the environment variable
+    ``CI`` is set, it takes the decomposition for a mistake and raises.
+    """
+    if "torch._inductor.lowering" not in sys.modules:
+        return  # its import takes a second, which only a compiler should ask for
+    import torch._inductor.lowering as lowering
+
+    if overload in lowering.lowerings:
+        return
+    tag = torch._library.utils.get_layout_constraint_tag(overload, with_default=True)
+    constraint = lowering.tag_to_layout_constraint(tag)
+    lowering.make_fallback(overload, layout_constraint=constraint, warn=False)
 
 
 # --- autograd -------------------------------------------------------------------------------------
@@ -285,8 +305,7 @@ def complete(name: str, namespace: str, library: torch.library.Library) -> None:
     """Register what an operator has besides its kernels: fake kernel, autocast, gradient."""
     qualified = f"{namespace}::{name}"
     if name in CHECKS:  # not pack_weight: its result is the backend's own affair
-        kernel = fake(name, padded=namespace != NAMESPACE)
-        torch.library.register_fake(qualified, kernel, lib=library)
+        torch.library.register_fake(qualified, fake(name, namespace), lib=library)
         # What `torch.onnx.export` makes of it; `torch.compile` and `torch.export` keep it whole.
         overload = getattr(getattr(torch.ops, namespace), name).default
         torch._decomp.register_decomposition(overload)(standard(name))

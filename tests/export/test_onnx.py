@@ -140,6 +140,28 @@ def test_an_operator_called_by_itself_decomposes(name, caplog):
     assert np.abs(found.astype(float) - expected).max() < 1e-4
 
 
+def test_operators_stay_whole_in_inductor(monkeypatch):
+    """Even where CI is set, with which Inductor holds a decomposition for a mistake."""
+    import torch._inductor.lowering as lowering
+    from torch._inductor.utils import run_and_get_code
+
+    ops = torch.ops.fassd_kernels
+    monkeypatch.setenv("CI", "true")
+    for name in OPERATORS:  # as in a process that has compiled nothing yet
+        monkeypatch.delitem(lowering.lowerings, getattr(ops, name).default, raising=False)
+    weight = torch.randn(6, 12, 3, 3, generator=torch.Generator().manual_seed(0)) / 8
+    x = torch.randn(2, 6, 8, 12, generator=torch.Generator().manual_seed(1))
+
+    def called(x):
+        return [call(ops, x, weight) for call in OPERATORS.values()]
+
+    with torch._inductor.config.patch(force_disable_caches=True):
+        found, code = run_and_get_code(torch.compile(called, fullgraph=True), x)
+    for name, one, expected in zip(OPERATORS, found, called(x), strict=True):
+        assert f"torch.ops.fassd_kernels.{name}.default(" in "".join(code)
+        assert one.dtype == expected.dtype and (one.float() - expected).abs().max() < 1e-4
+
+
 def test_pictures_to_labels_of_an_accelerated_network(export, caplog):
     _, exporter = export("onnx")
     fast = fassd_kernels.accelerate(exporter.source)
