@@ -248,6 +248,7 @@ def report():
     return run(candidates(["float32", "float16"]), replace(SMALL, batch=2))
 
 
+@pytest.mark.xdist_group("peers")
 def test_every_candidate_agrees_with_eager(report):
     (comparison,) = report.comparisons
     results = named(comparison)
@@ -262,6 +263,7 @@ def test_every_candidate_agrees_with_eager(report):
             assert result.match.difference < (1e-5 if exact else 0.05), result
 
 
+@pytest.mark.xdist_group("peers")
 def test_table(report):
     text = printed(report)
     assert max(map(len, text.splitlines())) <= 100 and "…" not in text
@@ -270,6 +272,7 @@ def test_table(report):
     assert "synthetic weights" in text
 
 
+@pytest.mark.xdist_group("peers")
 def test_json_round_trip(report):
     record = json.loads(json.dumps(report.to_json(), allow_nan=False))
     where = record["environment"]

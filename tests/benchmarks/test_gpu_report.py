@@ -606,6 +606,7 @@ def rehearsal(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.xdist_group("rehearsal")
 def test_a_rehearsal_runs_every_part(rehearsal):
     report = json.loads((rehearsal / "report.json").read_text())
     statuses = {item["name"]: item["status"] for item in report["items"]}
@@ -635,6 +636,7 @@ def test_a_rehearsal_runs_every_part(rehearsal):
     assert (rehearsal / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.xdist_group("rehearsal")
 def test_a_second_run_takes_up_the_first(rehearsal):
     before = {path: path.read_text() for path in (rehearsal / "parts").iterdir()}
     output = str(rehearsal.parent)
@@ -646,6 +648,7 @@ def test_a_second_run_takes_up_the_first(rehearsal):
     assert {path for path in after if after[path] != before[path]} == {victim}
 
 
+@pytest.mark.xdist_group("rehearsal")
 def test_the_page_can_be_written_again(rehearsal):
     page = (rehearsal / "report.md").read_text()
     for name in ("report.md", "report.png"):

@@ -19,6 +19,7 @@ from fassd.report.page import Cell, Page, Table, all_cells
 from fassd.report.results import Collection, resolve
 
 pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.xdist_group("page")
 
 
 @pytest.fixture
