@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=1,
         metavar="N",
         help=f"test one row in N of the tables, and {SAMPLED_EXAMPLES} drawn calls in place of "
-        f"{cases.drawn.max_examples}",
+        f"{cases.drawn.max_examples}; repeat nothing",
     )
 
 
