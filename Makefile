@@ -42,7 +42,9 @@ test: lint
 # kernels that this CPU takes; one row in sixteen, and 10 calls, on all others, which would take an
 # hour. Called by hand, these targets run them all.
 EVERY ?= 1
-TRITON := OMP_NUM_THREADS=1 $(PYTEST) -q -n auto --durations=5
+# Some tests take half a minute: dealt one by one, they leave no worker without work for long.
+DEALT := -n auto --maxschedchunk 1
+TRITON := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --durations=5
 triton: $(VENV)/.developing
 	TRITON_INTERPRET=1 $(TRITON) tests/conformance --backend triton --every $(EVERY)
 	TRITON_INTERPRET=1 $(TRITON) tests/triton_backend
@@ -50,7 +52,7 @@ triton: $(VENV)/.developing
 
 # The sources of csrc/cuda as they stand, compiled for the CPU (tests/cuda_emulation).
 EMULATION := $(BIN)/python tests/cuda_emulation/build.py
-EMULATED := OMP_NUM_THREADS=1 $(PYTEST) -q -n auto --capture=sys -p no:cacheprovider tests/conformance \
+EMULATED := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --capture=sys -p no:cacheprovider tests/conformance \
   --backend cuda-emulated -k "cuda-emulated and not opcheck and not inductor"
 emulation: $(VENV)/.developing
 	$(EMULATION) plain
@@ -79,7 +81,7 @@ cuda-architectures: $(VENV)/.developing
 	FASSD_TEST_ARCHITECTURES=all $(PYTEST) tests/install/test_cuda_build.py
 
 # Of kernels that were built or chosen otherwise, how they are registered need not be tested again.
-KERNELS := $(PYTEST) -q -n auto tests/conformance --backend cpu -k "not opcheck and not inductor"
+KERNELS := $(PYTEST) -q $(DEALT) tests/conformance --backend cpu -k "not opcheck and not inductor"
 
 # The best instruction set is what `make test` has run on; these are the others.
 isa: $(VENV)/.developing
