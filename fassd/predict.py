@@ -275,7 +275,9 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        # An unknown name or number; PyTorch without CUDA; kinds that it knows and has not; kinds
+        # that are packages of their own.
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
     return device

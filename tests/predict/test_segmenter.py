@@ -132,6 +132,8 @@ def test_errors_name_the_picture(picture, tmp_path):
         ({"size": (4, 4, 4)}, r"size must be \(height, width\)"),
         ({"dtype": torch.int8}, "dtype must be float32, float16, bfloat16 or None, got torch.int8"),
         ({"device": "nowhere"}, "device 'nowhere' cannot be used here"),
+        ({"device": "hpu"}, "device 'hpu' cannot be used here"),
+        ({"device": "fpga"}, "device 'fpga' cannot be used here"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used here"),
     ],
 )
