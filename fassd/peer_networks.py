@@ -61,7 +61,8 @@ class Segformer(FullSize):
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
         super().__init__(align_corners=False)
-        self.network = SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES))
+        settings = SegformerConfig.from_dict({"num_labels": CLASSES})
+        self.network = SegformerForSemanticSegmentation(settings)
 
     def logits(self, x: Tensor) -> Tensor:
         return self.network(x).logits
