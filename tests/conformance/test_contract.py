@@ -147,9 +147,10 @@ LARGE: dict[str, Call] = {
 
 
 def test_number_of_threads_does_not_matter(subject):
-    """Bit for bit, in a compiled backend: threads share out the pixels, not the sums."""
-    if subject.target.backend.name == "reference":
-        pytest.skip("PyTorch's own convolutions do not promise this")
+    """Bit for bit, in a compiled backend: threads share out the pixels, not the sums.
+
+    PyTorch's own convolutions, the reference, promise no more than the right result.
+    """
     call = LARGE[subject.operator].to(torch.float32, subject.device)
     threads = torch.get_num_threads()
     try:
@@ -159,9 +160,10 @@ def test_number_of_threads_does_not_matter(subject):
             results.append(subject(call))
     finally:
         torch.set_num_threads(threads)
-    check_result(call, results[0])
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    for result in results:
+        check_result(call, result)
+        if subject.target.backend.name != "reference":
+            assert torch.equal(result, results[0])
 
 
 def test_two_threads_at_once(subject, pytestconfig):
