@@ -226,7 +226,6 @@ def triton_version() -> str:
     return "not installed"
 
 
-@torch.compiler.assume_constant_result
 def choose(
     name: str,
     device: torch.device | str,
@@ -266,6 +265,11 @@ def choose(
     if best == "reference" and not quiet:
         say_fallback(place, operator, dtype)
     return best
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo: that takes
+# over a second and fails where no temporary folder can be written.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def refusal(

@@ -39,6 +39,25 @@ def test_command_prints_the_report() -> None:
     assert "reference" in result.stdout and "torch" in result.stdout
 
 
+def test_import_and_use_need_no_temporary_folder() -> None:
+    code = """
+import tempfile
+tempfile._candidate_tempdir_list = list  # as in a container whose file system is read-only
+import fassd, fassd_kernels, torch
+fast = fassd_kernels.accelerate(fassd.create_model("fassd_net_l2").eval(), output="labels")
+with torch.no_grad():
+    print(tuple(fast(torch.zeros(1, 3, 64, 70)).shape))
+fast.train()(torch.randn(2, 3, 64, 64)).sum().backward()
+try:
+    tempfile.gettempdir()
+except FileNotFoundError as error:
+    print(error.strerror)
+"""
+    result = run_python(code)
+    assert result.stdout.splitlines()[0] == "(1, 64, 70)", result.stderr
+    assert result.stdout.splitlines()[1].startswith("No usable temporary directory")
+
+
 def test_auto_prefers_the_compiled_kernels() -> None:
     best = "cpu" if backends()["cpu"].available else "reference"
     assert choose("auto", "cpu", "dapf", quiet=True) == best
