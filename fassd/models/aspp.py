@@ -45,7 +45,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Bilinear upsampling from 1x1 is a broadcast.
-        pooled = self.pooled(F.adaptive_avg_pool2d(x, 1)).expand(-1, -1, *x.shape[2:])
+        pooled = self.pooled(F.adaptive_avg_pool2d(x, 1)).expand(-1, -1, x.shape[2], x.shape[3])
         return self.fuse(
             torch.cat([self.conv1x1(x), *(branch(x) for branch in self.atrous), pooled], 1)
         )

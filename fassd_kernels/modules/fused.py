@@ -38,7 +38,8 @@ class Fused(nn.Module):
     The reference's ``forward`` runs instead in training mode, where batch statistics forbid
     folding; where a submodule carries hooks, which a fused operator would pass by; where a part
     was exchanged for another kind; inside ``torch.func`` transforms and forward-mode AD; and in
-    ``torch.onnx.export``, whose graph then holds standard operators alone.
+    ``torch.onnx.export`` and ``torch.fx.symbolic_trace``, whose graphs then hold standard operators
+    alone.
 
     Attributes:
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`.
@@ -128,7 +129,7 @@ class Fused(nn.Module):
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
         """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
-        if self.training or exports_onnx():
+        if self.training or exports_onnx() or isinstance(x, torch.fx.Proxy):
             return None
         now = None if is_traced() else take_snapshot(self)
         if not self.fusible(now):

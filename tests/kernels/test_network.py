@@ -353,6 +353,22 @@ def test_trace_and_export() -> None:
         assert relative_error(fast(x), exact(model, x)) <= 2e-6
 
 
+@pytest.mark.parametrize("output", ["logits", "labels"])
+def test_symbolic_trace_is_the_plain_network(output: str) -> None:
+    model = network("fassd_net_l2")
+    fast = accelerate(model, output=output)
+    traced = torch.fx.symbolic_trace(fast)
+    assert not any("fassd_kernels" in str(node.target) for node in traced.graph.nodes)
+    x = picture(120, 131)
+    with torch.no_grad():
+        result, expected = traced(x), exact(model, x)
+    if output == "labels":
+        assert result.dtype == torch.uint8
+        assert (result == expected.argmax(1)).float().mean() > 0.999
+    else:
+        assert relative_error(result, expected) <= 2e-6
+
+
 def test_shape_propagation_leaves_nothing_behind() -> None:
     model, x = network("fassd_net_l2"), picture(120, 130)
     fast = accelerate(model)

@@ -33,6 +33,15 @@ def coarsest(model, x):
 
 
 @pytest.mark.parametrize("name", list_models())
+def test_symbolic_trace_holds_at_every_size(name):
+    model = create_model(name, num_classes=3).eval()
+    traced = torch.fx.symbolic_trace(model)
+    with torch.no_grad():
+        for x in (torch.randn(1, 3, 64, 97), torch.randn(2, 3, 80, 64)):
+            assert torch.equal(traced(x), model(x))
+
+
+@pytest.mark.parametrize("name", list_models())
 def test_smallest_size(name):
     model = create_model(name, num_classes=3).eval()
     smallest = SMALLEST.get(name, 29)
