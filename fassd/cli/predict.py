@@ -156,7 +156,6 @@ def predict(
         raise unfound[-1]
     films = VideoSettings(view, opacity, classes, codec, limit, fps, timeout)
     prepare_videos(found, films, output.suffix if single else ".mp4")
-    # It imports PyTorch, which reads once, then, how OpenMP should wait.
     from fassd.training.distributed import all_gather, is_main, process_group, rank, world_size
 
     set_threads(threads)

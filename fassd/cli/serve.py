@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,9 +103,6 @@ def serve(
     from fassd.serve import check_installed
 
     check_installed()
-    # Threads of the network that spin between pictures keep a core from reading and writing them:
-    # 42 pictures a second where it was 34 (L2, 512x1024, 8 clients, two cores).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fassd.serve.app import create_app
     from fassd.serve.connection import listen, make_server
     from fassd.serve.engine import Choice, Engine, Networks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -67,7 +66,7 @@ def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
 
 
 def prepare_videos(found: Sequence[Picture | Video], settings: VideoSettings, suffix: str) -> None:
-    """Prepare for the videos among the sources, if any, before PyTorch is imported.
+    """Prepare for the videos among the sources, if any.
 
     Raises:
         ImportError: PyAV is not installed.
@@ -81,9 +80,6 @@ def prepare_videos(found: Sequence[Picture | Video], settings: VideoSettings, su
 
     if settings.codec is not None:
         check_codec(settings.codec, suffix.lower())
-    # The threads of the network, of the decoder and of the encoder share the cores. Two of them
-    # gave 1.2 (512x1024) to 2.3 times (128x160) the frames with OpenMP's waiting asleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def video_file(output: Path, video: Video, settings: VideoSettings) -> Path:

@@ -1,6 +1,7 @@
 """`fassd bench`, `demo`, `info`, and the program around the commands."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -117,6 +118,28 @@ def test_help_is_quick_and_needs_no_torch():
     assert result.returncode == 0, result.stderr
     assert "fassd predict" in result.stdout
     assert time.perf_counter() - start < 5  # 0.3 s alone; tests share their machine
+
+
+@pytest.mark.parametrize(
+    ("command", "set_by_user", "expected"),
+    [
+        ("predict no.png -o out", None, "PASSIVE"),
+        ("val -d no", None, "PASSIVE"),
+        ("train -d no -o out", None, "PASSIVE"),
+        ("serve -m no", None, "PASSIVE"),
+        ("val -d no", "ACTIVE", "ACTIVE"),
+        ("bench --peers --layers", None, None),  # it times what a user's own program does
+    ],
+)
+def test_threads_sleep_while_they_wait(
+    run_fassd, monkeypatch, tmp_path, command, set_by_user, expected
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", set_by_user or "")
+    if set_by_user is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert run_fassd(*command.split()).exit_code == 2
+    assert os.environ.get("OMP_WAIT_POLICY") == expected
 
 
 @pytest.mark.parametrize(
