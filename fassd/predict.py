@@ -18,6 +18,7 @@ from torch import nn
 from fassd.data.transforms import normalize
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
 from fassd.images import ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.models.layers import logits_of
 from fassd.palette import palette
 
 __all__ = ["ImageLike", "Segmenter", "accelerated", "pick_device", "to_rgb"]
@@ -37,7 +38,8 @@ class Segmenter:
 
     Args:
         model: a name of `fassd.list_models()`; a file of `fassd export`; or a module that takes
-            normalised BGR (1, 3, H, W) and returns logits (1, classes, H, W).
+            normalised BGR (1, 3, H, W) and returns logits (1, classes, H, W), alone or in a dict
+            under "out" or "logits", or at the head of a tuple.
         weights: what `fassd.create_model` takes (a name) or `fassd.load_checkpoint` reads (a
             module). None keeps the weights as they are: for a name, random ones.
         num_classes: classes of a network given by name.
@@ -57,7 +59,8 @@ class Segmenter:
     Raises:
         ValueError: an unknown name or backend, unsuitable weights, a bad size.
         FileNotFoundError: no such weights file.
-        TypeError: a model that is neither a name nor a module.
+        TypeError: a model that is neither a name nor a module; in `predict`, one that returns no
+            logits.
     """
 
     def __init__(
@@ -151,7 +154,7 @@ class Segmenter:
         """
         prefix = _name(image)
         batch, size = self._batch(image, prefix)
-        return self._resized(self._run(self.model, batch, prefix), size)
+        return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
 
     def _predict(self, image: Any, prefix: str = "") -> Labels:
         prefix = _name(image) or prefix
@@ -164,7 +167,7 @@ class Segmenter:
         fits = size == tuple(sides) and getattr(network, "num_classes", 0) <= 256
         if direct and fits and not hooked:
             return self._run(direct, batch, prefix)[0].cpu().numpy()
-        scores = self._resized(self._run(self.model, batch, prefix), size)
+        scores = self._resized(logits_of(self._run(self.model, batch, prefix)), size)
         labels = scores.argmax(0).cpu().numpy()
         return labels.astype(np.uint8) if len(scores) <= 256 else labels.astype(np.uint16)
 
@@ -186,7 +189,7 @@ class Segmenter:
         batch = torch.from_numpy(normalize(picture))[None].to(self.device, self.dtype)
         return batch, (height, width)
 
-    def _run(self, network: Any, batch: torch.Tensor, prefix: str) -> torch.Tensor:
+    def _run(self, network: Any, batch: torch.Tensor, prefix: str) -> Any:
         try:
             with torch.inference_mode():
                 return network(batch)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fassd.data.transforms import MEAN, STD
+from fassd.models.layers import logits_of
 from fassd.predict import pick_device
 from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
@@ -114,7 +115,8 @@ class CameraNetwork(nn.Module):
 
     Args:
         network: takes normalised BGR (N, 3, H, W) in the type of its parameters; gives logits
-            (N, classes, H, W) or labels, or has a ``predict_labels`` that gives these.
+            (N, classes, H, W), alone or as :func:`fassd.models.layers.logits_of` takes them, or
+            labels, or has a ``predict_labels`` that gives these.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -131,6 +133,7 @@ class CameraNetwork(nn.Module):
         direct = getattr(self.network, "predict_labels", None)
         # Hooks want to see the network itself called.
         result = self.network(x) if direct is None or has_hooks(self.network) else direct(x)
+        result = result if isinstance(result, Tensor) else logits_of(result)
         expected = (frames.shape[0], *frames.shape[1:3])
         if result.dtype == torch.uint8 and result.shape == expected:
             return result

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fassd.data.transforms import MEAN, STD
+from fassd.models.layers import logits_of
 
 __all__ = ["Deployed", "denormalized", "example_input", "free_sides", "levels", "normalized"]
 
@@ -44,7 +45,7 @@ class Deployed(nn.Module):
         batch = (normalized(image, self.mean, self.std) if self.preprocess else image).to(dtype)
         if labels and hasattr(network, "predict_labels"):
             return network.predict_labels(batch)
-        logits = network(batch)
+        logits = logits_of(network(batch))
         if not labels:
             return logits.float()
         return logits.argmax(1).float().to(torch.uint8)  # TensorRT makes bytes of floats alone

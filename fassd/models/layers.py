@@ -7,6 +7,7 @@ checkpoints: a state dict is read and written without a mapping, so they are not
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +29,39 @@ def positive_int(name: str, value: Any, at_most: int | None = None) -> int:
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (N, C, H, W) to (N, C, *size) bilinearly, corner pixels on corner pixels."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a segmentation network returns.
+
+    Args:
+        output: a tensor (N, classes, H, W); a dict that has it under "out" (torchvision) or
+            "logits" (transformers), or that has no other such tensor; an object with an attribute
+            of these names; or a tuple or list that begins with it (auxiliary outputs follow).
+
+    Raises:
+        TypeError: none of these; the message names what came.
+    """
+    if isinstance(output, Mapping):
+        named = [output[name] for name in ("out", "logits") if name in output]
+        images = [
+            value for value in output.values() if isinstance(value, Tensor) and value.dim() == 4
+        ]
+        found = named[0] if named else images[0] if len(images) == 1 else None
+        came = f"a {type(output).__name__} with the keys {', '.join(map(str, output))}"
+    elif isinstance(output, (tuple, list)) and output:
+        found, came = output[0], f"a {type(output).__name__} of {len(output)}"
+    else:
+        found = getattr(output, "out", getattr(output, "logits", output))
+        came = f"a {type(output).__name__}"
+    if isinstance(found, Tensor) and found.dim() == 4:
+        return found
+    if isinstance(found, Tensor):
+        came = f"a tensor of shape {tuple(found.shape)}"
+    raise TypeError(
+        "the network must return logits (N, classes, H, W), or a dict with them under 'out' or "
+        f"'logits', or a tuple that begins with them; it returned {came}"
+    )
 
 
 def init_weights(module: nn.Module) -> None:

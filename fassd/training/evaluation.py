@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fassd.data.transforms import normalize
 from fassd.images import ImageError
+from fassd.models.layers import logits_of
 from fassd.training.distributed import all_gather, rank, world_size
 from fassd.training.metrics import ConfusionMatrix, Scores
 
@@ -167,9 +168,10 @@ def evaluate(
     process returns the same scores, which are those of a single process: counts are whole numbers.
 
     Args:
-        model: takes normalised BGR (1, 3, H, W) and gives logits (1, classes, h, w), which are
-            resized to the picture (bilinear, align_corners=True) where they are smaller; plain or
-            accelerated. It runs in eval mode; every module's own mode is restored.
+        model: takes normalised BGR (1, 3, H, W) and gives logits (1, classes, h, w), alone or as
+            `fassd.Segmenter` takes them, which are resized to the picture (bilinear,
+            align_corners=True) where they are smaller; plain or accelerated. It runs in eval mode;
+            every module's own mode is restored.
         dataset: as `fassd.data.SegmentationDataset`.
         indices: which pictures; all if not given.
         device, dtype: where, and in torch.float32, bfloat16 or float16; None for those of the
@@ -302,7 +304,7 @@ def _scores(
         image = _resized(sample.image, scale, getattr(network, "input_size", None))
         batch = torch.from_numpy(normalize(image))[None].to(device, dtype)
         with _naming(sample.path):
-            logits = network(batch.flip(3) if mirrored else batch).float()
+            logits = logits_of(network(batch.flip(3) if mirrored else batch)).float()
         if logits.isnan().any():
             raise RuntimeError(
                 f"{sample.path}: the network's logits hold NaN; its weights do, or {dtype} "

@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 import types
 
@@ -7,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 import fassd
+import fassd_kernels
 from fassd.data import normalize
 from fassd.images import ImageError
 from fassd.predict import Segmenter, accelerated, pick_device
@@ -65,6 +69,60 @@ def test_labels_of_every_kind_of_picture(picture, tmp_path):
     listed = segmenter.predict([picture, Image.fromarray(picture[:5])])
     assert [labels.shape for labels in listed] == [(6, 8), (5, 8)]
     assert segmenter.predict([]) == []
+
+
+class Returning(Brightest):
+    """A network whose logits come in some other shape than alone."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda logits: {"out": logits, "aux": -logits},  # torchvision
+        lambda logits: {"aux": -logits, "logits": logits},
+        lambda logits: SemanticSegmenterOutput(logits=logits),  # transformers
+        lambda logits: {"prediction": logits, "loss": logits.sum()},
+        lambda logits: types.SimpleNamespace(logits=logits),
+        lambda logits: (logits, -logits),
+        lambda logits: [logits],
+    ],
+)
+def test_logits_are_found_in_what_a_network_returns(picture, wrap):
+    segmenter = Segmenter(Returning(wrap), backend="reference")
+    plain = Segmenter(Brightest(), backend="reference")
+    np.testing.assert_array_equal(segmenter.predict(picture), plain.predict(picture))
+    assert torch.equal(segmenter.logits(picture), plain.logits(picture))
+    camera = fassd_kernels.Runner(Returning(wrap), size=(6, 8))
+    np.testing.assert_array_equal(camera(picture), plain.predict(picture))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "came"),
+    [
+        (lambda logits: {"a": logits, "b": logits}, "a dict with the keys a, b"),
+        (lambda logits: logits.argmax(1), r"a tensor of shape \(1, 6, 8\)"),
+        (lambda logits: (), "a tuple"),
+        (lambda logits: None, "a NoneType"),
+    ],
+)
+def test_a_network_that_returns_no_logits_is_told(picture, wrap, came):
+    with pytest.raises(TypeError, match=f"must return logits .* it returned {came}"):
+        Segmenter(Returning(wrap), backend="reference").predict(picture)
+
+
+def test_threads_sleep_where_a_segmenter_brings_pytorch():
+    program = "import os; from fassd import Segmenter; print(os.environ['OMP_WAIT_POLICY'])"
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "PASSIVE", done.stderr
 
 
 def test_grey_pictures(picture):
