@@ -16,7 +16,7 @@ from fassd import list_models
 from fassd.export import ExportedNetwork, Exporter, ExportError, Metadata, Request, verify
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -41,6 +41,23 @@ def test_round_trip(export, pictures, kind, runtime):
         assert result.labels == 1
         assert result.logits is None or result.logits < 2e-5
     assert (result.logits is None) == (exporter.request.output == "labels")
+
+
+def test_a_fused_network_exports_with_a_free_batch_from_an_example_of_one(tmp_path):
+    model = fassd.create_model("fassd_net_l2").eval()
+    torch.onnx.export(
+        fassd_kernels.accelerate(model),
+        (torch.randn(1, 3, 64, 96),),
+        tmp_path / "net.onnx",
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 64, 96)
+        (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, model(x), rtol=0, atol=1e-4)
 
 
 SLOW = [m for m in list_models() if m not in ("fassd_net_l2", "fassd_net", "baseline_aspp_mda")]
