@@ -18,9 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fassd.cli.common import Device, Threads, app, console, say, set_threads
+from fassd.cli.common import Device, Threads, app, console, say
 
 if TYPE_CHECKING:
+    from fassd.data.card import Card
     from fassd.training.evaluation import Evaluation
     from fassd.training.recipe import Recipe
 
@@ -79,7 +80,12 @@ def train(
     device: Device = None,
     threads: Threads = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder, settings and all.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in the folder, settings and all. --steps, --lr, --threads, "
+            "--workers and some of --set may change.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings and the data, train nothing.")
@@ -107,10 +113,8 @@ def train(
 
     [cyan]torchrun --nproc-per-node 4 -m fassd train -p paper -d cityscapes/ -o runs/four[/]
     """
-    from fassd.data.card import load_card
     from fassd.training.distributed import is_main, process_group
     from fassd.training.loop import StoppedError, Trainer
-    from fassd.training.recipe import RecipeError
 
     options: dict[str, Any] = {
         "preset": preset,
@@ -124,16 +128,15 @@ def train(
         "precision": precision,
         "seed": seed,
         "workers": workers,
+        "threads": threads,
     }
     changes = {name: value for name, value in options.items() if value is not None}
     changes |= dict(_assignment(text) for text in set_ or ())
-    if resume and changes:
-        raise RecipeError(
-            f"--resume takes the settings of the run; leave out {', '.join(sorted(changes))}"
-        )
-    recipe = None if resume else _recipe(changes.pop("preset", "paper"), changes)
-    data, root = _remembered(output, data, root, resume)
-    card = load_card(data, root)
+    if resume:
+        recipe = _resumed(output, changes)
+    else:
+        recipe = _recipe(changes.pop("preset", "paper"), changes)
+    card = _card(output, data, root, resume)
     if dry_run:
         if recipe is not None:
             console().print(escape(recipe.to_yaml()))
@@ -141,12 +144,9 @@ def train(
             f"{escape(card.name)}: {card.num_classes} classes, {escape(str(card.root))}"
         )
         return
-    set_threads(threads)
     with process_group(device) as home:
         with _Screen(output, shown=is_main()) as screen:
             trainer = Trainer(recipe, card, output, device=home, resume=resume, reporter=screen)
-            if is_main():
-                _remember(output, data, root)
             try:
                 result = trainer.run()
             except StoppedError as error:
@@ -155,7 +155,10 @@ def train(
         if is_main() and result is not None:
             console().print(result)
     if is_main():
-        say(f"weights: {escape(str(output))}/best.safetensors, last.safetensors")
+        names = [
+            name for name in ("best.safetensors", "last.safetensors") if (output / name).exists()
+        ]
+        say(f"weights: {escape(str(output))}/{', '.join(names)}")
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -175,31 +178,43 @@ def _recipe(preset: str, changes: dict[str, Any]) -> Recipe:
     return recipe.replace(**changes) if changes else recipe
 
 
-# The data of a run is written beside its recipe, so that --resume needs no more than the folder.
-DATA = "data.yaml"
+def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
+    """The run's recipe with changes; None without any.
+
+    Raises:
+        RecipeError: a setting that cannot change.
+    """
+    from fassd.training.recipe import CHANGEABLE, RecipeError
+
+    fixed = sorted(set(changes) - CHANGEABLE)
+    if fixed:
+        raise RecipeError(
+            f"--resume takes the settings of the run; leave out {', '.join(fixed)} (what may "
+            f"change is {', '.join(sorted(CHANGEABLE))})"
+        )
+    file = output / "recipe.yaml"
+    return _recipe(str(file), changes) if changes and file.is_file() else None
 
 
-def _remember(output: Path, data: str, root: Path | None) -> None:
-    from fassd.images import replacing
+def _card(output: Path, data: str | None, root: Path | None, resume: bool) -> Card:
+    """The card that was asked for, or, of what is not given, the one of the run to be resumed."""
+    from fassd.data.card import CardError, load_card
+    from fassd.training.loop import DATA
 
-    place = str(Path(data).resolve()) if Path(data).exists() else data
-    entry = {"data": place, "root": None if root is None else str(root.resolve())}
-    with replacing(output / DATA) as file:
-        file.write(yaml.safe_dump(entry).encode())
-
-
-def _remembered(
-    output: Path, data: str | None, root: Path | None, resume: bool
-) -> tuple[str, Path | None]:
     if data is not None:
-        return data, root
-    if resume and (output / DATA).is_file():
-        try:
-            entry = yaml.safe_load((output / DATA).read_text(encoding="utf-8"))
-            return entry["data"], None if entry["root"] is None else Path(entry["root"])
-        except (yaml.YAMLError, TypeError, KeyError) as error:
-            raise ValueError(f"{output / DATA} is damaged: give --data") from error
-    raise ValueError("--data is needed: a folder, a card's file, or a shipped card's name")
+        return load_card(data, root)
+    file = output / DATA
+    if not resume or not file.is_file():
+        raise ValueError("--data is needed: a folder, a card's file, or a shipped card's name")
+    try:
+        entry = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data, before = str(entry["data"]), entry["root"] and str(entry["root"])
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is damaged: give --data") from error
+    try:
+        return load_card(data, before if root is None else root)
+    except CardError as error:
+        raise CardError(f"{error} (as {file} has it: if it was moved, give --data)") from error
 
 
 class _Screen:

@@ -96,6 +96,17 @@ class Card:
         return [info.name for info in self.classes]
 
     @property
+    def address(self) -> tuple[str, str]:
+        """What `load_card` takes to make this card again from any working directory.
+
+        The name of a shipped card, or the absolute path of the card's file; and the absolute root.
+        """
+        path = self.path.absolute()
+        return path.stem if path.parent == CARDS.absolute() else str(path), str(
+            self.root.absolute()
+        )
+
+    @property
     def palette(self) -> npt.NDArray[np.uint8]:
         """Colours of the classes, (num_classes, 3) uint8 RGB."""
         return np.array([info.color for info in self.classes], np.uint8)

@@ -6,17 +6,27 @@ Under ``torchrun`` every process runs the same command; without it, all of this 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from fassd.predict import pick_device
 
-__all__ = ["all_gather", "is_main", "process_group", "rank", "sum_over_ranks", "world_size"]
+__all__ = [
+    "all_gather",
+    "in_main",
+    "is_main",
+    "process_group",
+    "rank",
+    "sum_over_ranks",
+    "world_size",
+]
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -91,6 +101,28 @@ def all_gather(item: Any) -> list[Any]:
     if world_size() > 1:
         dist.all_gather_object(items, item)
     return items
+
+
+def in_main(action: Callable[[], T]) -> T | None:
+    """The result of `action` in the main process, for which the others wait; None in those.
+
+    Raises:
+        Exception: the one that `action` raised; in the other processes a RuntimeError that says
+            the same, so that none goes on alone.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    if is_main():
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+    reason = all_gather(None if failure is None else str(failure) or type(failure).__name__)[0]
+    if failure is not None:
+        raise failure
+    if reason is not None:
+        raise RuntimeError(f"process 0: {reason}")
+    return result
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

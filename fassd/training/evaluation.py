@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -307,8 +308,7 @@ def _scores(
             logits = logits_of(network(batch.flip(3) if mirrored else batch)).float()
         if logits.isnan().any():
             raise RuntimeError(
-                f"{sample.path}: the network's logits hold NaN; its weights do, or {dtype} "
-                "overflows (float32 and bfloat16 reach further than float16)"
+                f"{sample.path}: the network's logits hold NaN: {_nan_because(network, dtype)}"
             )
         logits = logits.flip(3) if mirrored else logits
         if logits.shape[2:] != size:
@@ -319,6 +319,14 @@ def _scores(
         total = probabilities if total is None else total.add_(probabilities)
     assert total is not None  # there is at least one scale
     return total
+
+
+def _nan_because(network: nn.Module, dtype: torch.dtype) -> str:
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if not tensor.isfinite().all():
+            return f"its {name} is not finite"
+    further = "; float32 and bfloat16 reach further" if dtype == torch.float16 else ""
+    return f"its weights are finite, what it computes on this picture overflows {dtype}{further}"
 
 
 def _resized(

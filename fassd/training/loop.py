@@ -9,6 +9,8 @@ A run lives in a folder:
     last.safetensors           weights at the latest checkpoint (averaged ones if `ema`)
     best.safetensors           those of the best validation
     checkpoint*.safetensors    everything that resuming needs: the latest and the one before
+    data.yaml                  where the data are
+    .lock                      held while a process trains here
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -40,23 +44,26 @@ from fassd.models.zoo import weights_file
 from fassd.palette import colorize
 from fassd.panel import Tile, draw_panel
 from fassd.training import state as files
-from fassd.training.distributed import is_main, rank, world_size
+from fassd.training.distributed import in_main, is_main, rank, sum_over_ranks, world_size
 from fassd.training.evaluation import Evaluation, evaluate
 from fassd.training.logs import CSVLog, TensorBoardLog
 from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled_pictures
 from fassd.training.precision import avoid_unsound_gradients, resolve_precision
-from fassd.training.recipe import Recipe, RecipeError, from_dict
+from fassd.training.recipe import Recipe, RecipeError, differences, from_dict
 from fassd.training.schedule import poly_learning_rate
 from fassd.training.stream import MicroBatch, SampleStream, loader
 from fassd.training.sync_norm import synchronize_batch_norm
 
-__all__ = ["DivergedError", "Reporter", "StoppedError", "Trainer"]
+__all__ = ["DATA", "DivergedError", "Reporter", "StoppedError", "Trainer"]
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
-BEFORE_CHECKPOINT = {"recipe.yaml", "data.yaml", "log.csv", "val.csv", "tensorboard"}
+DATA = "data.yaml"
+ABOUT_DATA = "# What --resume trains on. Paths are absolute; --data and --root take their place."
+BEFORE_CHECKPOINT = {"recipe.yaml", DATA, "log.csv", "val.csv", "tensorboard", files.LOCK}
 SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
 SHOWN_PICTURES = 3  # of the validation, drawn each time
+SAME_REQUEST_S = 1.0  # `timeout`, schedulers and torchrun may signal a process twice at once
 MODEL, AVERAGE, OPTIMIZER, SCALER = "model.", "average.", "optimizer.", "scaler"
 
 
@@ -69,7 +76,7 @@ class StoppedError(RuntimeError):
 
 
 class _Abandoned(Exception):  # noqa: N818
-    """Ctrl-C in the middle of a validation."""
+    """Ctrl-C or SIGTERM in the middle of a validation."""
 
 
 class Reporter(Protocol):
@@ -83,10 +90,19 @@ class Reporter(Protocol):
 
 
 class _Done(NamedTuple):
-    """A step that is not logged yet: its number, this process's share of the loss, its pictures."""
+    """A step that is not logged yet.
+
+    Attributes:
+        step: its number, from 1.
+        loss: this process's share of it.
+        labelled: number of pictures of all processes that have a labelled pixel.
+        paths: this process's pictures.
+        skipped: reasons why pictures were left out.
+    """
 
     step: int
     loss: Tensor
+    labelled: Tensor
     paths: list[Path]
     skipped: list[str]
 
@@ -108,7 +124,9 @@ class Trainer:
     Under torchrun, make it inside `fassd.training.distributed.process_group()` in each process.
 
     Args:
-        recipe: the settings. When resuming, those of the run are used, and `recipe` must be None.
+        recipe: the settings. When resuming, None takes those of the run; another recipe may differ
+            from it in the settings of `fassd.training.recipe.CHANGEABLE`, which is reported and
+            written into recipe.yaml.
         card: the data; it has splits "train" and, to validate on, "val" (else there is no best).
         folder: of the run; must be new or empty unless `resume`.
         device: where to train.
@@ -117,7 +135,7 @@ class Trainer:
 
     Raises:
         RecipeError: a recipe that this machine or data cannot follow.
-        StateError: nothing to resume from.
+        StateError: nothing to resume from, or another run is in the folder.
         FileExistsError: the folder holds a run already.
         CardError: there is nothing to train on.
     """
@@ -138,21 +156,27 @@ class Trainer:
         self.step = 0  # optimizer steps done
         self.best = -math.inf
         self.owed = False  # whether a validation of this step is still to come
+        self.unscored = 0  # validations that failed
+        self.changes: list[str] = []  # of settings, when the run was resumed
+        self._asked_to_stop = False
         tensors: dict[str, Tensor] = {}
         facts: dict[str, Any] = {}
         if resume:
-            tensors, facts, troubles = files.latest_state(folder)
+            # The main process first, which sets damaged files aside.
+            found = in_main(lambda: files.reclaim(folder)) or files.latest_state(folder)
+            tensors, facts, troubles = found
             for trouble in troubles:
                 self._tell(trouble)
-            recipe = from_dict(facts["recipe"], str(folder))
             self.step, self.best, self.owed = facts["step"], facts["best"], facts["owed"]
-            if is_main():
-                files.set_damaged_aside(folder)
+            self.unscored = facts.get("unscored", 0)
+            recipe = self._resumed(facts, recipe)
         else:
             _check_new(folder)
         if recipe is None:
             raise RecipeError("a new run needs a recipe")
         self.recipe = recipe.replace(precision=resolve_precision(recipe.precision, self.device))
+        self._threads_before = facts.get("threads")
+        self._changed = self.changes != facts.get("changes", [])
         self.train_set = SegmentationDataset(card, "train")
         self.val_set = SegmentationDataset(card, "val") if "val" in card.splits else None
         if resume:
@@ -165,6 +189,29 @@ class Trainer:
         self._build(card.num_classes)
         if tensors:
             self._restore(tensors, facts)
+
+    def _resumed(self, facts: dict[str, Any], recipe: Recipe | None) -> Recipe:
+        """The run's recipe, with the changes that `recipe` makes to it.
+
+        Raises:
+            RecipeError: a change that a run cannot make on its way.
+        """
+        run = from_dict(facts["recipe"], str(self.folder))
+        self.changes = list(facts.get("changes", ()))
+        if recipe is None:
+            return run
+        recipe = recipe.replace(precision=resolve_precision(recipe.precision, self.device))
+        changes = differences(run, recipe)
+        if recipe.steps != run.steps and recipe.steps <= self.step:
+            raise RecipeError(
+                f"steps must be above {self.step}, which the run in {self.folder} has done, got "
+                f"{recipe.steps}"
+            )
+        for change in changes:
+            self.changes.append(f"after step {self.step}: {change}")
+            if is_main():
+                self._tell(self.changes[-1])
+        return recipe
 
     def _data(self) -> dict[str, Any]:
         """What a resumed run needs to find again: every sample's place follows from it."""
@@ -229,44 +276,63 @@ class Trainer:
             DivergedError: the loss, or a weight, is not finite.
             StoppedError: stopped by Ctrl-C or SIGTERM, after saving.
             OSError: the last checkpoint could not be written. Earlier failures are only told.
+            StateError: another run is in the folder, or was since this trainer was made.
+            RecipeError: micro-batches too small for batch norm.
         """
-        logs = self._open_logs() if is_main() else None
-        if is_main() and self.reporter is not None:
-            self.reporter.started(self.recipe, self.step)
-        try:
-            with self._stop_signals() as stop, _deterministic(self.recipe.deterministic):
-                return self._run(logs, stop)
-        finally:
-            if logs is not None:
-                logs.board.close()
+        with (
+            self._stop_signals(),
+            _deterministic(self.recipe.deterministic),
+            _threads(self.recipe.threads),
+            contextlib.ExitStack() as stack,
+        ):
+            logs = in_main(lambda: self._open_logs(stack))
+            if logs is not None and self.reporter is not None:
+                self.reporter.started(self.recipe, self.step)
+            self._compare_threads()
+            if self._changed:  # else the next --resume might know nothing of it
+                self._save(final=True)
+            return self._run(logs)
 
-    def _run(self, logs: _Logs | None, stop: threading.Event) -> Evaluation | None:
+    def _run(self, logs: _Logs | None) -> Evaluation | None:
         recipe = self.recipe
         pending: list[_Done] = []
         result: Evaluation | None = None
         if self.owed:  # a validation was due where the run was cut off
-            result = self._validate(logs, stop)
-            self._save(final=self.step == recipe.steps)
+            result = self._validate_and_save(logs)
         with contextlib.closing(self._batches()) as batches:
             for batch in batches:
-                stopped = self._train_step(batch, pending, stop)
+                self._train_step(batch, pending)
                 last = self.step == recipe.steps
-                self.owed = last or bool(recipe.val_every and self.step % recipe.val_every == 0)
-                save = self.owed or stopped or self.step % recipe.save_every == 0
+                due = last or bool(recipe.val_every and self.step % recipe.val_every == 0)
+                self.owed = due and self.val_set is not None
+                stopped = self._stopping()
+                save = due or stopped or self.step % recipe.save_every == 0
                 if save or self.step % recipe.log_every == 0:
                     self._flush(pending, logs)
                 if save:  # before a validation, which may take long and fail
                     self._save(final=last or stopped)
-                if self.owed and not stopped:
-                    result = self._validate(logs, stop)
-                    self._save(final=last)
-                finished = last and not self.owed
-                if not finished and (stopped or (stop.is_set() and world_size() == 1)):
-                    raise StoppedError(
-                        f"stopped after step {self.step}; saved in {self.folder}, "
-                        "go on with --resume"
-                    )
+                self._stop_here(stopped)
+                if self.owed:
+                    result = self._validate_and_save(logs)
         return result
+
+    def _validate_and_save(self, logs: _Logs | None) -> Evaluation | None:
+        result = self._validate(logs)
+        stopped = self._stopping()
+        self._save(final=stopped or self.step == self.recipe.steps)
+        self._stop_here(stopped)
+        return result
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop, which all of them agree on."""
+        return bool(sum_over_ranks(torch.tensor(float(self._asked_to_stop))) > 0)
+
+    def _stop_here(self, stopped: bool) -> None:
+        """Leave a run that was asked to stop, has been saved, and is not finished."""
+        if stopped and (self.owed or self.step < self.recipe.steps):
+            raise StoppedError(
+                f"stopped after step {self.step}; saved in {self.folder}, go on with --resume"
+            )
 
     def _batches(self) -> Generator[list[MicroBatch], None, None]:
         recipe = self.recipe
@@ -282,26 +348,17 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _train_step(
-        self,
-        batch: list[MicroBatch],
-        pending: list[_Done],
-        stop: threading.Event,
-    ) -> bool:
-        """One optimizer step; whether the run is to stop, which all processes agree on."""
+    def _train_step(self, batch: list[MicroBatch], pending: list[_Done]) -> None:
+        """One optimizer step."""
         recipe = self.recipe
         rate = self._learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # The mean goes over the labelled pictures of all processes and micro-batches, so that it
         # does not matter how a batch is shared out.
-        pictures = torch.stack([labelled_pictures(part.labels) for part in batch]).sum()
-        stopped = stop.is_set()
-        if world_size() > 1:
-            shared = torch.stack([pictures, torch.tensor(float(stopped))]).to(self.device)
-            dist.all_reduce(shared)
-            pictures, stopped = shared[0], bool(shared[1] > 0)
-        pictures = pictures.clamp_min(1).to(self.device)
+        own = torch.stack([labelled_pictures(part.labels) for part in batch]).sum()
+        labelled = sum_over_ranks(own.to(self.device))
+        pictures = labelled.clamp_min(1)
         self.parallel.train()
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(batch, start=1):
@@ -318,8 +375,7 @@ class Trainer:
         self.step += 1
         paths = [path for part in batch for path in part.paths]
         skipped = [reason for part in batch for reason in part.skipped]
-        pending.append(_Done(self.step, total, paths, skipped))
-        return stopped
+        pending.append(_Done(self.step, total, labelled, paths, skipped))
 
     def _learning_rate(self, step: int) -> float:
         recipe = self.recipe
@@ -342,24 +398,63 @@ class Trainer:
         half = self.recipe.precision != "float32"
         dtype = getattr(torch, self.recipe.precision)
         with torch.autocast(self.device.type, dtype if half else None, enabled=half):
-            logits = self.parallel(images)
+            logits = self._forward(images)
         share = self.loss.per_picture(logits, labels).sum() / pictures
         # DistributedDataParallel averages gradients over the processes; the share is to be summed.
         self.scaler.scale(share * world_size()).backward()
         return share.detach()
 
+    def _forward(self, images: Tensor) -> Any:
+        try:
+            return self.parallel(images)
+        except ValueError as error:
+            if "value per channel" not in str(error):
+                raise
+            count, _, height, width = images.shape
+            raise RecipeError(
+                f"batch norm has a single value per channel to learn from ({error}): a micro-batch "
+                f"is {count} x {height}x{width} pixels; take a larger batch, a smaller accumulate "
+                "or a larger crop"
+            ) from error
+
     # -------------------------------------------------------------------------------- writing down
 
-    def _open_logs(self) -> _Logs:
+    def _open_logs(self, stack: contextlib.ExitStack) -> _Logs:
+        """Lock the folder and open what is written to; `stack` closes and unlocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self.folder / "recipe.yaml") as file:
-            file.write(self.recipe.to_yaml().encode())
+        stack.enter_context(files.locked(self.folder))
+        # What another run may have done here since this trainer was made.
+        if self.step == 0:
+            _check_new(self.folder)
+        elif files.latest_step(self.folder) > self.step:
+            raise files.StateError(
+                f"another run has gone on in {self.folder} since step {self.step}: resume anew"
+            )
+        data, root = self.train_set.card.address
+        comments = [f"# {change}\n" for change in self.changes]
+        texts = {
+            "recipe.yaml": "".join(comments) + self.recipe.to_yaml(),
+            DATA: f"{ABOUT_DATA}\n{yaml.safe_dump({'data': data, 'root': root})}",
+        }
+        for name, text in texts.items():
+            with replacing(self.folder / name) as file:
+                file.write(text.encode())
         names = [f"iou/{name}" for name in self.train_set.card.class_names]
-        return _Logs(
+        logs = _Logs(
             CSVLog(self.folder / "log.csv", ["step", "learning_rate", "loss"], self.step),
             CSVLog(self.folder / "val.csv", ["step", "miou", "pixel_accuracy", *names], self.step),
             TensorBoardLog(self.folder / "tensorboard", self.step),
         )
+        stack.callback(self._guarded, "TensorBoard", logs.board.close)
+        return logs
+
+    def _compare_threads(self) -> None:
+        before, now = self._threads_before, torch.get_num_threads()
+        if self.device.type == "cpu" and is_main() and before not in (None, now):
+            self._tell(
+                f"the run had {before} CPU threads before, now {now}: its numbers differ in their "
+                f"last bits from here on (--threads {before} avoids that)"
+            )
 
     def _flush(self, pending: list[_Done], logs: _Logs | None) -> None:
         """Look at the losses since the last time: log them, and stop if one is no number."""
@@ -375,6 +470,11 @@ class Trainer:
         sound = [math.isfinite(value) for value in values]
         count = sound.index(False) if False in sound else len(values)
         self._log(pending[:count], values[:count], logs)
+        if is_main() and not torch.stack([done.labelled for done in pending]).any():
+            self._tell(
+                f"steps {pending[0].step} to {pending[-1].step} have learnt nothing: every pixel "
+                "of their pictures is ignored (fassd data check tells more of the labels)"
+            )
         if count < len(values):
             raise DivergedError(self._autopsy(pending[count], values[count]))
         if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
@@ -402,17 +502,22 @@ class Trainer:
         return (
             f"the loss of step {done.step} is {loss}, at a learning rate of "
             f"{self._learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this process's "
-            f"pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved: {self.folder} "
-            "holds the checkpoint before. A lower learning rate, a warmup or clip usually help"
+            f"pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved; "
+            f"{self._left()}. A lower learning rate, a warmup or clip usually help"
         )
+
+    def _left(self) -> str:
+        if (self.folder / files.CHECKPOINT).exists():
+            return f"--resume goes on from the checkpoint in {self.folder}"
+        return f"there is no checkpoint in {self.folder} yet"
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is validated and shipped: the average if there is one."""
         return self.model if self.average is None else self.average.module
 
-    def _validate(self, logs: _Logs | None, stop: threading.Event) -> Evaluation | None:
-        """Score the network; None if there is nothing to score, or Ctrl-C came."""
+    def _validate(self, logs: _Logs | None) -> Evaluation | None:
+        """Score the network; None if there is no score, or a stop came, which leaves it owed."""
         if self.val_set is None:
             self.owed = False
             return None
@@ -428,7 +533,7 @@ class Trainer:
         def advance() -> None:
             nonlocal seen
             seen += 1
-            if stop.is_set() and world_size() == 1:
+            if self._asked_to_stop:
                 raise _Abandoned
             if is_main() and self.reporter is not None:
                 self.reporter.validating(seen, len(own))
@@ -445,22 +550,35 @@ class Trainer:
             evaluation = evaluate(
                 self.evaluated, self.val_set, indices=indices, on_sample=on_sample, on_bad=on_bad
             )
-        except _Abandoned:  # still owed
-            return None
-        except ValueError as error:  # of the data, and the same in all processes
-            self._tell(f"no score: {error}")
-            self.owed = False
+        except (_Abandoned, ValueError, RuntimeError, OSError, MemoryError) as error:
+            # In all processes, as all hear of each other's.
+            if not self._stopping():
+                self.owed = False
+                self.unscored += 1
+                if is_main():
+                    self._tell(
+                        f"no score: {error} (step {self.step}; so far {self.unscored} of the run's "
+                        "validations failed)"
+                    )
             return None
         self.owed = False
-        best = evaluation.scores.miou > self.best
-        self.best = max(self.best, evaluation.scores.miou)
         if logs is not None:
             self._write_scores(logs, evaluation, panel)
-            if best:
-                self._guarded("best.safetensors", self._save_weights, "best.safetensors")
+            best = self._keep_best(evaluation.scores.miou)
             if self.reporter is not None:
                 self.reporter.validated(self.step, evaluation, best)
         return evaluation
+
+    def _keep_best(self, miou: float) -> bool:
+        """Keep the weights if their score is the best so far; whether they were kept."""
+        before = self.best
+        if not miou > before:
+            return False
+        self.best = miou
+        kept = self._guarded("best.safetensors", self._save_weights, "best.safetensors")
+        if not kept:
+            self.best = before
+        return kept
 
     def _write_scores(self, logs: _Logs, evaluation: Evaluation, panel: _Panel) -> None:
         scores = evaluation.scores
@@ -491,31 +609,38 @@ class Trainer:
         """
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise DivergedError(
-                f"step {self.step} left weights that are not finite. Nothing of it was saved: "
-                f"{self.folder} holds the checkpoint before. A lower learning rate, a warmup or "
-                "clip usually help"
+                f"step {self.step} left weights that are not finite. Nothing of it was saved; "
+                f"{self._left()}. A lower learning rate, a warmup or clip usually help"
             )
-        if not is_main():
-            return
-        if final:
-            self._save_state()
-            self._save_weights("last.safetensors")
-            return
-        self._guarded("the checkpoint", self._save_state)
-        self._guarded("last.safetensors", self._save_weights, "last.safetensors")
+        if final:  # in all processes before any of them leaves, as torchrun then ends the others
+            in_main(self._save_all)
+        elif is_main():
+            self._guarded("the checkpoint", self._save_state)
+            self._guarded("last.safetensors", self._save_weights, "last.safetensors")
 
-    def _guarded(self, what: str, write: Any, *arguments: Any) -> None:
-        """Hours of work are not given up because a disk is full just now."""
-        try:
-            write(*arguments)
-        except OSError as error:
-            self._tell(f"could not write {what}: {error}; the earlier one stays, training goes on")
+    def _save_all(self) -> None:
+        troubles = [
+            _trouble("the checkpoint", self._save_state),
+            _trouble("last.safetensors", self._save_weights, "last.safetensors"),
+        ]
+        if any(troubles):
+            raise OSError(f"step {self.step}: {'; '.join(filter(None, troubles))}. {self._left()}")
+
+    def _guarded(self, what: str, write: Any, *arguments: Any) -> bool:
+        """Whether it was written: hours are not given up because a disk is full just now."""
+        trouble = _trouble(what, write, *arguments)
+        if trouble is not None:
+            self._tell(f"{trouble}; what was there stays, training goes on")
+        return trouble is None
 
     def _facts(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "best": self.best,
             "owed": self.owed,
+            "unscored": self.unscored,
+            "changes": self.changes,
+            "threads": torch.get_num_threads(),
             "recipe": self.recipe.to_dict(),
             "data": self._data(),
         }
@@ -549,26 +674,33 @@ class Trainer:
             self.scaler.load_state_dict(facts[SCALER])
 
     @contextlib.contextmanager
-    def _stop_signals(self) -> Iterator[threading.Event]:
-        """An event that the first Ctrl-C or SIGTERM sets; a second one acts as ever."""
-        stop = threading.Event()
+    def _stop_signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM asks for a stop; a later one acts as ever."""
+        self._asked_to_stop = False
         if threading.current_thread() is not threading.main_thread():
-            yield stop
+            yield
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        asked: dict[int, float] = {}
 
         def handle(number: int, frame: Any) -> None:
-            stop.set()
-            signal.signal(number, before[signal.Signals(number)])
-            self._tell("stopping after this step; once more stops at once, without saving")
+            first = number not in asked
+            if time.monotonic() - asked.setdefault(number, time.monotonic()) >= SAME_REQUEST_S:
+                signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+                signal.raise_signal(number)
+            self._asked_to_stop = True
+            if first:
+                # It may come in the middle of a report, whose stream then takes no other.
+                with contextlib.suppress(Exception):
+                    self._tell("stopping after this step; once more stops at once, without saving")
 
         for number in before:
             signal.signal(number, handle)
         try:
-            yield stop
+            yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def _tell(self, text: str) -> None:
         if self.reporter is not None:
@@ -586,6 +718,15 @@ def _check_new(folder: Path) -> None:
             f"{folder} is not empty: --resume goes on with the run in it, another --output begins "
             "a new one"
         )
+
+
+def _trouble(what: str, write: Any, *arguments: Any) -> str | None:
+    """Why `what` could not be written, or None."""
+    try:
+        write(*arguments)
+    except OSError as error:
+        return f"could not write {what}: {error}"
+    return None
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -651,6 +792,18 @@ class _Panel:
             for _, (sample, labels) in sorted(self.rows.items())
         ]
         return draw_panel(["input", "ground truth", "prediction"], rows, self.card.classes)
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """So many CPU threads inside the block; None leaves them as they are."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -14,7 +15,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-__all__ = ["Recipe", "RecipeError", "list_presets", "load_recipe"]
+__all__ = ["CHANGEABLE", "Recipe", "RecipeError", "differences", "list_presets", "load_recipe"]
+
+# fmt: off
+CHANGEABLE = frozenset((
+    "learning_rate", "log_every", "power", "save_every", "steps", "threads", "val_every",
+    "val_pictures", "warmup", "workers",
+))
+# fmt: on
+"""Settings that may change when a run is resumed."""
 
 
 class RecipeError(ValueError):
@@ -60,6 +69,8 @@ class Recipe:
             memory. On a CPU a run gives the same bits without it.
         seed: of the weights, the order of pictures and their augmentation.
         workers: processes that read pictures; 0 reads in the training process.
+        threads: CPU threads of the training process, by whose number sums round; None is PyTorch's
+            choice.
         log_every: steps between lines on the screen and looks at the loss.
         val_every: steps between validations; 0 validates at the end only.
         val_pictures: at most so many per validation, evenly spread; None takes all.
@@ -95,6 +106,7 @@ class Recipe:
     deterministic: bool = False
     seed: int = 0
     workers: int = 4
+    threads: int | None = None
     log_every: int = 20
     val_every: int = 1000
     val_pictures: int | None = None
@@ -121,8 +133,9 @@ class Recipe:
         _require(self, "momentum", 0 <= self.momentum < 1, "from 0 to below 1")
         _require(self, "ema", self.ema is None or 0 <= self.ema < 1, "null or from 0 to below 1")
         _require(self, "clip", self.clip is None or self.clip > 0, "null or above 0")
-        pictures = self.val_pictures
-        _require(self, "val_pictures", pictures is None or pictures >= 1, "null or at least 1")
+        for name in ("val_pictures", "threads"):
+            value = getattr(self, name)
+            _require(self, name, value is None or value >= 1, "null or at least 1")
         _require(
             self,
             "batch",
@@ -131,8 +144,11 @@ class Recipe:
         )
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with these settings, given as they stand in YAML."""
-        return from_dict({**self.to_dict(), **changes}, "the recipe")
+        """A copy with these settings, given as they stand in YAML.
+
+        A warmup that fewer `steps` leave no room for is shortened, with a warning.
+        """
+        return _changed(self.to_dict(), changes, "the recipe")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON have them."""
@@ -145,9 +161,39 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
+def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of `base` with `changes`, for whose steps the warmup of `base` may be too long."""
+    values = {**base, **changes}
+    steps, warmup = values.get("steps"), base.get("warmup")
+    if "warmup" not in changes and type(steps) is int and warmup and 1 <= steps <= warmup:
+        values["warmup"] = steps - 1
+        warnings.warn(
+            f"warmup shortened from {warmup} to {steps - 1} steps, as there are {steps} in all",
+            stacklevel=3,
+        )
+    return from_dict(values, where)
+
+
 def _require(recipe: Recipe, name: str, holds: bool, accepted: str) -> None:
     if not holds:
         raise RecipeError(f"{name} must be {accepted}, got {getattr(recipe, name)!r}")
+
+
+def differences(run: Recipe, recipe: Recipe) -> list[str]:
+    """What `recipe` changes in that of a run, such as "steps 12 instead of 6".
+
+    Raises:
+        RecipeError: it changes a setting that is not in `CHANGEABLE`.
+    """
+    before, after = run.to_dict(), recipe.to_dict()
+    changed = [name for name in before if after[name] != before[name]]
+    fixed = [name for name in changed if name not in CHANGEABLE]
+    if fixed:
+        raise RecipeError(
+            f"a run cannot go on with another {', '.join(fixed)}; what may change is "
+            f"{', '.join(sorted(CHANGEABLE))}"
+        )
+    return [f"{name} {after[name]} instead of {before[name]}" for name in changed]
 
 
 def list_presets() -> list[str]:
@@ -178,7 +224,7 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     base = values.pop("preset", None)
     if base is not None and base not in presets:
         raise RecipeError(f"{path}: preset must be one of {', '.join(presets)}, got {base!r}")
-    return from_dict({**(_preset(base) if base else {}), **values}, str(path))
+    return _changed(_preset(base) if base else {}, values, str(path))
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -207,7 +253,8 @@ def from_dict(values: Mapping[str, Any], where: str) -> Recipe:
     types = get_type_hints(Recipe)
     for key in values:
         if key not in types:
-            near = difflib.get_close_matches(str(key), types, n=1)
+            # Of slips alone: "class_weights" is another thing than "weights".
+            near = difflib.get_close_matches(str(key), types, n=1, cutoff=0.8)
             guess = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(types)}"
             raise RecipeError(f"{where}: unknown setting {key!r}{guess}")
     try:

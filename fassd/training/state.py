@@ -8,11 +8,14 @@ in the middle of writing loses what was there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-from collections.abc import Mapping
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -21,16 +24,100 @@ from torch import Tensor, nn
 
 from fassd.images import replacing
 
-__all__ = ["latest_state", "save_state", "save_weights"]
+__all__ = ["latest_state", "locked", "reclaim", "save_state", "save_weights"]
 
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 NEXT = "checkpoint.next.safetensors"
+LOCK = ".lock"
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError)
 
 
+_LOCKED: set[Path] = set()  # by this process itself, which the system's lock lets in
+
+
 class StateError(ValueError):
-    """A run folder that cannot be resumed from."""
+    """A run folder that cannot be used: nothing to resume from, or another run is in it."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder`; the system unlocks it when this process dies in any way.
+
+    Nothing is locked in a folder that is missing or cannot be written to, nor, after a warning, on
+    a file system without locks.
+
+    Raises:
+        StateError: another run is in it.
+    """
+    place = folder.resolve()
+    if place in _LOCKED:
+        raise StateError(_in_use(folder, "this process"))
+    file = _lock(folder)
+    _LOCKED.add(place)
+    try:
+        yield
+    finally:
+        _LOCKED.discard(place)
+        if file is not None:
+            file.close()
+
+
+def _lock(folder: Path) -> IO[bytes] | None:
+    """The open file that holds the lock, and says who does; None where there can be none."""
+    try:
+        import fcntl
+
+        file = (folder / LOCK).open("ab+", buffering=0)
+    except (ImportError, OSError):
+        return None
+    try:
+        # Not flock: workers would inherit that, and hold it for a while after a killed run.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read(200).decode(errors="replace").strip()
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise StateError(_in_use(folder, holder or "another process")) from None
+        warnings.warn(
+            f"{folder} cannot be locked ({error.strerror}): see to it that no other run uses it",
+            stacklevel=2,
+        )
+        return None
+    with contextlib.suppress(OSError):  # a full disk; the lock holds without its owner's name
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return file
+
+
+def _in_use(folder: Path, holder: str) -> str:
+    return (
+        f"{folder} is in use by another run ({holder}): wait for it or stop it, or choose another "
+        "folder"
+    )
+
+
+def reclaim(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """The latest state of a folder that no run is in; damaged checkpoints are set aside.
+
+    Raises:
+        StateError: another run is in it, or there is no state that can be read.
+    """
+    # Without a checkpoint it is no run's folder, and gets no file of ours.
+    with locked(folder) if latest_step(folder) else contextlib.nullcontext():
+        found = latest_state(folder)
+        set_damaged_aside(folder)
+    return found
+
+
+def latest_step(folder: Path) -> int:
+    """The largest step of a checkpoint that can be read; 0 if there is none."""
+    steps = [0]
+    for name in (NEXT, CHECKPOINT, PREVIOUS):
+        with contextlib.suppress(*UNREADABLE), safe_open(folder / name, framework="pt") as file:
+            steps.append(int(_facts(file)["step"]))
+    return max(steps)
 
 
 def save_weights(path: Path, model: nn.Module, facts: Mapping[str, Any]) -> None:
@@ -110,8 +197,12 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
-        facts = json.loads((file.metadata() or {})["fassd"])
-        return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
+        return {key: file.get_tensor(key) for key in file.keys()}, _facts(file)  # noqa: SIM118
+
+
+def _facts(file: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((file.metadata() or {})["fassd"])
+    return facts
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ uninterrupted one would have seen, and processes share a batch by taking their p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
 from collections.abc import Iterator, Sequence
@@ -133,17 +134,17 @@ def loader(
         # that synchronised batch norm sees what a single process with larger ones would.
         for first in [step * batch + (part * world_size + rank) * size]
     )
-    source = iter(
-        DataLoader(
-            stream,
-            batch_sampler=numbers,
-            num_workers=workers,
-            collate_fn=_collate,
-            pin_memory=pin_memory,
-            worker_init_fn=_prepare_worker,
-            persistent_workers=False,
-        )
+    data_loader = DataLoader(
+        stream,
+        batch_sampler=numbers,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_prepare_worker,
+        persistent_workers=False,
     )
+    with _held_back():
+        source = iter(data_loader)
     for _ in steps:
         yield [_next(source) for _ in range(accumulate)]
 
@@ -163,6 +164,19 @@ def _collate(items: Sequence[Item]) -> MicroBatch:
         [item.path for item in items],
         [reason for item in items for reason in item.skipped],
     )
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Holds SIGINT and SIGTERM back till the block ends; in workers begun inside, for good."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare_worker(_: int) -> None:

@@ -1,7 +1,9 @@
 import csv
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from training.streets import write_cityscapes
 
@@ -19,14 +21,15 @@ def data(tmp_path_factory):
 
 def test_trains_and_goes_on(tmp_path, run_fassd, data):
     run = tmp_path / "run"
-    result = run_fassd("train", "-d", data, "-o", run, *SMALL, "--steps", 2)
+    result = run_fassd("train", "-d", data, "-o", run, *SMALL, "--steps", 2, "--threads", 1)
     assert result.exit_code == 0, result.stderr
+    assert result.stderr.endswith(f"weights: {run}/best.safetensors, last.safetensors\n")
     assert "fassd_net_l2, 2 steps of 2 at 64x128, float32: new run" in result.stderr
     assert "step 2  mIoU" in result.stderr
     assert "mIoU" in result.stdout and "road" in result.stdout
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (recipe["steps"], recipe["crop"], recipe["warmup"]) == (2, [64, 128], 0)
-    assert recipe["ema"] == 0.99  # the preset's
+    assert (recipe["ema"], recipe["threads"]) == (0.99, 1)  # the preset's, and what was given
     weights = load_file(run / "last.safetensors")
     assert weights["finalConv.weight"].shape[0] == 19
 
@@ -35,6 +38,49 @@ def test_trains_and_goes_on(tmp_path, run_fassd, data):
     assert "going on after step 2" in finished.stderr
     with (run / "log.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
+
+    further = run_fassd("train", "-o", run, "--resume", "--steps", 3, "--lr", "1e-4")
+    assert further.exit_code == 0, further.stderr
+    for change in ("steps 3 instead of 2", "learning_rate 0.0001 instead of 0.002"):
+        assert f"after step 2: {change}" in further.stderr
+    assert "CPU threads" not in further.stderr
+    with (run / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_goes_on_with_the_data_that_were_meant(tmp_path, run_fassd, data, monkeypatch):
+    """A shipped card by name, not the folder called like it that happened to be here."""
+    (tmp_path / "here" / "cityscapes").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "data").symlink_to(data)
+    more = (*SMALL, "--steps", 1, "-s", "val_every=0", "-s", "val_pictures=1")
+    result = run_fassd("train", "-d", "cityscapes", "--root", "../data", "-o", "../run", *more)
+    assert result.exit_code == 0, result.stderr
+    monkeypatch.chdir(tmp_path)
+    text = (tmp_path / "run" / "data.yaml").read_text()
+    assert "Paths are absolute" in text
+    assert yaml.safe_load(text)["data"] == "cityscapes"
+    (tmp_path / "here" / "cityscapes").rmdir()
+    assert run_fassd("train", "-o", "run", "--resume").exit_code == 0
+
+    (tmp_path / "data").unlink()
+    lost = run_fassd("train", "-o", "run", "--resume")
+    assert lost.exit_code == 2
+    assert "as run/data.yaml has it: if it was moved, give --data" in " ".join(lost.stderr.split())
+    moved = run_fassd("train", "-o", "run", "--resume", "--root", data)
+    assert moved.exit_code == 0, moved.stderr
+
+
+def test_names_only_weights_that_are_there(tmp_path, run_fassd):
+    """Without a score there are no best ones."""
+    root = write_cityscapes(tmp_path / "data", train=2, val=1).root
+    for mask in root.glob("gtFine/val/*/*"):
+        Image.fromarray(np.zeros((64, 128), np.uint8)).save(mask)
+    run = tmp_path / "run"
+    result = run_fassd("train", "-d", root, "-o", run, *SMALL, "--steps", 1)
+    assert result.exit_code == 0, result.stderr
+    assert "no score: " in result.stderr
+    assert result.stderr.endswith(f"weights: {run}/last.safetensors\n")
 
 
 def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, run_fassd, data):
@@ -56,7 +102,9 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, run_fassd, d
         (("-m", "unet"), "unknown model 'unet'"),
         (("--encoder", "vgg"), "encoder must be one of imagenet, random, got 'vgg'"),
         (("--resume",), "there is no checkpoint in it"),
-        (("--resume", "--steps", "9"), "--resume takes the settings of the run; leave out steps"),
+        (("--resume", "--batch", "9"), "--resume takes the settings of the run; leave out batch"),
+        (("--resume", "--steps", "9"), "there is no checkpoint in it"),
+        (("-s", "class_weights=1"), "unknown setting 'class_weights'; known are model"),
     ],
 )
 def test_refusals(tmp_path, run_fassd, data, options, message):

@@ -158,6 +158,24 @@ def test_no_card_there(tmp_path, monkeypatch, data, root, message):
         load_card(data, root)
 
 
+def test_the_address_of_a_card_finds_it_from_anywhere(tmp_path, monkeypatch):
+    """Also where a folder is called like a shipped card."""
+    write_card(tmp_path / "toy")
+    for kind in ("leftImg8bit", "gtFine"):
+        (tmp_path / "city" / kind).mkdir(parents=True)
+    (tmp_path / "camvid").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cards = [load_card("toy"), load_card("toy/card.yaml", "."), load_card("city")]
+    cards.append(load_card("camvid", "city"))
+    assert cards[3].address == ("camvid", str(tmp_path / "city"))
+    addresses = [card.address for card in cards]
+    (tmp_path / "elsewhere" / "cityscapes").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for card, address in zip(cards, addresses, strict=True):
+        again = load_card(*address)
+        assert (again.name, again.classes, again.address) == (card.name, card.classes, address)
+
+
 def test_a_card_survives_pickling(tmp_path):
     card = toy(tmp_path)
     _ = SegmentationDataset(card, "train")[0]

@@ -1,9 +1,11 @@
 """What one process of test_loop does: ``run_trainer.py DATA FOLDER kill STEP | settings JSON | slow
-JSON``
+JSON | stops -``
 
-With settings, in float64; slow takes its time before each step.."""
+With settings, in float64; slow takes its time before each step; stops runs into a signal at every
+moment, and into a full disk after one."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -11,19 +13,47 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
-from training.streets import double_precision, feed_doubles, small_recipe
+from training.streets import MOMENTS, double_precision, feed_doubles, interrupt, small_recipe
 
 from fassd.data import load_card
-from fassd.training.distributed import process_group
-from fassd.training.loop import Trainer
+from fassd.training import state as files
+from fassd.training.distributed import process_group, rank
+from fassd.training.loop import StoppedError, Trainer
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def run_into_signals(card, folder):
+    """One of the processes alone gets the signal; all have to stop, once it is saved."""
+    recipe = small_recipe(val_every=2, save_every=100, accelerate=False)
+    for number, moment in enumerate((*MOMENTS, "full disk")):
+        trainer = Trainer(recipe, card, folder / moment)
+        with pytest.MonkeyPatch.context() as patch:
+            if rank() == (0 if moment == "writing" else number % 2):
+                interrupt(trainer, "forward" if moment == "full disk" else moment, 2, patch)
+            if moment == "full disk":
+                patch.setattr(files, "_write", full)
+                with pytest.raises((OSError, RuntimeError), match="could not write the checkpoint"):
+                    trainer.run()
+                continue
+            with pytest.raises(StoppedError, match="stopped after step 2; saved in"):
+                trainer.run()
+        assert files.latest_state(folder / moment)[1]["step"] == 2
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     data, folder, what, value = sys.argv[1:]
-    changes = {} if what == "kill" else json.loads(value)
+    changes = json.loads(value) if what in ("settings", "slow") else {}
     double = double_precision() if what == "settings" else contextlib.nullcontext()
     with process_group("cpu") as device, double:
+        if what == "stops":
+            run_into_signals(load_card(data), Path(folder))
+            sys.exit()
         trainer = Trainer(small_recipe(**changes), load_card(data), Path(folder), device=device)
         if what == "settings":
             feed_doubles(trainer)

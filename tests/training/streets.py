@@ -1,5 +1,7 @@
 """A tiny Cityscapes tree of generated scenes, and a recipe that trains on it in a second or two."""
 
+import os
+import signal
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -7,8 +9,10 @@ from functools import cache
 import numpy as np
 import torch
 
-from fassd.data import load_card, render_street
+from fassd.data import SegmentationDataset, load_card, render_street
 from fassd.images import write_image
+from fassd.training import evaluation
+from fassd.training import state as files
 from fassd.training.recipe import load_recipe
 
 SIZE = (64, 128)
@@ -72,6 +76,37 @@ class Recorder:
 
     def message(self, text):
         self.messages.append(text)
+
+
+MOMENTS = (
+    "loading", "forward", "backward", "optimizer", "averaging", "validation", "writing",
+)  # fmt: skip
+
+
+def interrupt(trainer, moment, step, monkeypatch, number=signal.SIGINT):
+    """Let a signal come to this process once, at this moment of the step (of a run with `ema`)."""
+    at = {
+        "loading": (SegmentationDataset, "__getitem__"),
+        "forward": (trainer, "_forward"),
+        "backward": (torch.Tensor, "backward"),
+        "optimizer": (trainer.optimizer, "step"),
+        "averaging": (trainer.average, "update_parameters"),
+        "validation": (evaluation, "_count"),
+        "writing": (files, "_write"),
+    }
+    owner, name = at[moment]
+    done = getattr(owner, name)
+    # What is loaded and computed before the step is counted belongs to the next one.
+    before = step if moment in ("validation", "writing") else step - 1
+
+    def interrupted(*arguments, **settings):
+        nonlocal before
+        if trainer.step == before:
+            before = None
+            os.kill(os.getpid(), number)
+        return done(*arguments, **settings)
+
+    monkeypatch.setattr(owner, name, interrupted)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from fassd.training.distributed import (
     all_gather,
+    in_main,
     is_main,
     process_group,
     rank,
@@ -24,6 +25,9 @@ def test_alone_nothing_is_joined(monkeypatch, size):
         assert not dist.is_initialized()
         assert (rank(), world_size(), is_main()) == (0, 1, True)
         assert all_gather({"any": "thing"}) == [{"any": "thing"}]
+        assert in_main(lambda: 5) == 5
+        with pytest.raises(KeyError, match="lost"):
+            in_main(lambda: {}["lost"])
         assert sum_over_ranks(torch.tensor([3, 4])).tolist() == [3, 4]
 
 

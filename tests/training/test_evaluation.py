@@ -198,10 +198,21 @@ def test_a_head_of_another_number_of_classes_is_refused_before_anything_runs():
         evaluate(random_network(3), FakeDataset(), on_bad=never)
 
 
-def test_nan_is_an_error_not_a_score():
-    model = random_network()
-    nn.init.constant_(model.weight, math.nan)
-    with pytest.raises(RuntimeError, match=r"picture0\.png: the network's logits hold NaN"):
+@pytest.mark.parametrize(
+    ("factor", "reason"),
+    [
+        (math.nan, r"its 0\.weight is not finite"),
+        (1e38, r"its weights are finite, what it computes .* overflows torch\.float32"),
+    ],
+)
+def test_nan_is_an_error_not_a_score(factor, reason):
+    model = nn.Sequential(random_network(3), random_network())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= factor
+    with pytest.raises(
+        RuntimeError, match=rf"picture\d\.png: the network's logits .* NaN: {reason}"
+    ):
         evaluate(model, FakeDataset(), on_bad=lambda _: None)
 
 

@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from training.streets import (
+    MOMENTS,
     Recorder,
     double_precision,
     feed_doubles,
+    interrupt,
     small_recipe,
     write_cityscapes,
 )
@@ -254,9 +257,9 @@ def test_rows_of_steps_that_are_done_again_do_not_come_twice(whole, card, tmp_pa
     same_run(whole[0], folder)
 
 
-def stop_at(card, folder, step):
+def stop_at(card, folder, step, **settings):
     """Run until Ctrl-C comes in the middle of `step`."""
-    trainer = Trainer(small_recipe(), card, folder)
+    trainer = Trainer(small_recipe(**settings), card, folder)
     take = trainer._train_step
 
     def step_with_ctrl_c(*arguments):
@@ -277,6 +280,171 @@ def test_ctrl_c_saves_and_resuming_gives_the_same_run(whole, card, tmp_path, ste
     Trainer(None, card, tmp_path / "run", resume=True).run()
     same_run(whole[0], tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_stop_at_any_moment_is_saved_before_it_is_promised(card, tmp_path, monkeypatch, moment):
+    """In a young run, of which there is no checkpoint yet."""
+    step = 2 if moment in ("validation", "writing") else random.Random(moment).randint(1, 2)
+    recipe = small_recipe(val_every=2, save_every=100, log_every=100, accelerate=False)
+    trainer = Trainer(recipe, card, tmp_path / "run")
+    interrupt(trainer, moment, step, monkeypatch)
+    with pytest.raises(StoppedError, match=f"stopped after step {step}; saved in .*--resume"):
+        trainer.run()
+    assert files.latest_state(tmp_path / "run")[1]["step"] == step
+    assert len(rows(tmp_path / "run" / "log.csv")) == step
+
+
+def test_a_stop_in_the_last_validation_leaves_it_for_later(whole, card, tmp_path, monkeypatch):
+    trainer = Trainer(small_recipe(), card, tmp_path / "run")
+    interrupt(trainer, "validation", 6, monkeypatch)
+    with pytest.raises(StoppedError, match="stopped after step 6"):
+        trainer.run()
+    resumed = Trainer(None, card, tmp_path / "run", resume=True)
+    assert resumed.run().scores == whole[2].scores
+    same_run(whole[0], tmp_path / "run")
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request(card, tmp_path, monkeypatch):
+    """As `timeout`, schedulers and torchrun send it; a later one stops without saving."""
+    for first, error in ((True, StoppedError), (False, KeyboardInterrupt)):
+        trainer = Trainer(small_recipe(), card, tmp_path / str(first))
+        interrupt(trainer, "forward", 1, monkeypatch)
+        interrupt(trainer, "backward", 1, monkeypatch)
+        if not first:
+            monkeypatch.setattr("fassd.training.loop.SAME_REQUEST_S", 0.0)
+        with pytest.raises(error):
+            trainer.run()
+        assert (tmp_path / str(first) / "checkpoint.safetensors").exists() == first
+
+
+def test_a_reporter_that_cannot_speak_in_the_middle_does_not_end_the_run(
+    card, tmp_path, monkeypatch
+):
+    def message(text):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    (recorder := Recorder()).message = message
+    trainer = Trainer(small_recipe(), card, tmp_path / "run", reporter=recorder)
+    interrupt(trainer, "backward", 1, monkeypatch)
+    with pytest.raises(StoppedError):
+        trainer.run()
+
+
+def test_a_stop_that_cannot_be_saved_promises_nothing(card, tmp_path, monkeypatch):
+    trainer = Trainer(small_recipe(), card, tmp_path / "run")
+    interrupt(trainer, "optimizer", 1, monkeypatch)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_write", full)
+    with pytest.raises(OSError, match=r"could not write the checkpoint: .*there is no checkpoint"):
+        trainer.run()
+
+
+def test_the_best_weights_are_called_so_when_they_are_written(card, tmp_path, monkeypatch):
+    """Those of step 3 are not; those of step 6 are then the best that there are."""
+    trainer = Trainer(small_recipe(), card, tmp_path / "run", reporter=(recorder := Recorder()))
+    write = files._write
+
+    def full(path, *arguments):
+        if path.name == "best.safetensors" and trainer.step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *arguments)
+
+    monkeypatch.setattr(files, "_write", full)
+    trainer.run()
+    assert {step: best for step, (_, best) in recorder.scores.items()} == {3: False, 6: True}
+    assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_two_runs_do_not_share_a_folder(card, tmp_path):
+    folder, refused = tmp_path / "run", []
+    other = Trainer(small_recipe(seed=7), card, folder)
+
+    class Rival(Recorder):
+        def stepped(self, step, loss, learning_rate):
+            for begin in (other.run, lambda: Trainer(None, card, folder, resume=True)):
+                if begin == other.run or (folder / "checkpoint.safetensors").exists():
+                    with pytest.raises(StateError, match="is in use by another run") as error:
+                        begin()
+                    refused.append((step, str(folder) in str(error.value)))
+
+    Trainer(small_recipe(steps=4, val_every=0), card, folder, reporter=Rival()).run()
+    assert refused == [(2, True), (4, True), (4, True)]
+    assert [row["step"] for row in rows(folder / "log.csv")] == ["1", "2", "3", "4"]
+    with pytest.raises(FileExistsError, match="--resume goes on"):
+        other.run()  # made before the folder was used
+    assert "seed: 5" in (folder / "recipe.yaml").read_text()
+
+
+def test_a_run_that_another_has_overtaken_does_not_go_on(card, tmp_path):
+    stop_at(card, tmp_path / "run", 3)
+    first, second = (Trainer(None, card, tmp_path / "run", resume=True) for _ in range(2))
+    first.step = 4
+    first._save(final=True)
+    with pytest.raises(StateError, match="another run has gone on in"):
+        second.run()
+
+
+def test_a_file_system_without_locks_does_not_keep_from_training(card, tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", unsupported)
+    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"):
+        Trainer(small_recipe(steps=1, val_every=0), card, tmp_path / "run").run()
+    assert files.latest_step(tmp_path / "run") == 1
+
+
+def test_what_changes_when_a_run_is_resumed_is_told_and_recorded(card, tmp_path):
+    folder = tmp_path / "run"
+    settings = {"val_every": 0, "val_pictures": 1, "accelerate": False}
+    stop_at(card, folder, 3, **settings)
+    recipe = small_recipe(steps=8, learning_rate=1e-4, **settings)
+    trainer = Trainer(recipe, card, folder, resume=True, reporter=(recorder := Recorder()))
+    changes = [
+        "after step 3: learning_rate 0.0001 instead of 0.002",
+        "after step 3: steps 8 instead of 6",
+    ]
+    assert recorder.messages == changes
+    trainer._run = lambda logs: None  # killed before its first step
+    trainer.run()
+    Trainer(None, card, folder, resume=True).run()
+    log = rows(folder / "log.csv")
+    assert [int(row["step"]) for row in log] == list(range(1, 9))
+    assert float(log[4]["learning_rate"]) == pytest.approx(1e-4 * (3 / 8) ** 0.9)
+    assert (folder / "recipe.yaml").read_text().startswith("".join(f"# {c}\n" for c in changes))
+
+    with pytest.raises(RecipeError, match="cannot go on with another batch; what may change is"):
+        Trainer(recipe.replace(batch=4), card, folder, resume=True)
+    with pytest.raises(RecipeError, match=r"steps must be above 8, .* got 7"):
+        Trainer(recipe.replace(steps=7), card, folder, resume=True)
+
+
+def test_a_run_keeps_its_threads_and_tells_of_others(card, tmp_path):
+    recipe = small_recipe(threads=2)
+    seen, trainer = [], Trainer(recipe, card, tmp_path / "run")
+    interrupt_at_once = trainer._forward
+
+    def forward(images):
+        seen.append(torch.get_num_threads())
+        trainer._asked_to_stop = True
+        return interrupt_at_once(images)
+
+    trainer._forward = forward
+    with pytest.raises(StoppedError):
+        trainer.run()
+    assert (seen, torch.get_num_threads()) == ([2], 1)
+    for threads, told in ((2, []), (1, ["the run had 2 CPU threads before, now 1: its numbers"])):
+        recorder = Recorder()
+        changed = recipe.replace(threads=threads)
+        trainer = Trainer(changed, card, tmp_path / "run", resume=True, reporter=recorder)
+        trainer._run = lambda logs: None
+        trainer.run()
+        assert all(any(text in m for m in recorder.messages) for text in told)
+        assert bool(recorder.messages) == bool(told)
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(whole, card, tmp_path):
@@ -476,6 +644,55 @@ def test_a_val_split_without_labels_does_not_end_the_run(tmp_path):
     assert files.latest_state(tmp_path / "run")[1]["step"] == 6
 
 
+def test_a_validation_of_nan_is_told_and_counted_and_training_goes_on(card, tmp_path):
+    """Once by overflow, once by a statistic; it is not tried again for ever when resumed."""
+    trainer = Trainer(small_recipe(), card, tmp_path / "run", reporter=(recorder := Recorder()))
+    statistic = trainer.evaluated.get_buffer("base.0.norm.running_var")
+
+    def spoil(module, inputs, output):
+        if module.training or trainer.step != 3:
+            return output
+        return output * float("nan")
+
+    trainer.evaluated.register_forward_hook(spoil)
+    step = trainer._train_step
+
+    def spoiled_step(*arguments):
+        step(*arguments)
+        if trainer.step == 6:
+            statistic.fill_(float("nan"))
+
+    trainer._train_step = spoiled_step
+    assert trainer.run() is None
+    first, second = (text for text in recorder.messages if text.startswith("no score: "))
+    assert "overflows torch.float32 (step 3; so far 1 of the run's" in first
+    assert "its base.0.norm.running_var is not finite (step 6; so far 2 of the run's" in second
+    assert [int(row["step"]) for row in rows(tmp_path / "run" / "log.csv")] == list(range(1, 7))
+    assert files.latest_state(tmp_path / "run")[1]["unscored"] == 2
+    resumed = Trainer(None, card, tmp_path / "run", resume=True)
+    assert resumed.run() is None and resumed.unscored == 2
+
+
+def test_training_pictures_without_labels_are_told(tmp_path):
+    card = write_cityscapes(tmp_path / "data", train=2, val=1)
+    for mask in (tmp_path / "data").glob("gtFine/train/*/*"):
+        Image.fromarray(np.zeros((64, 128), np.uint8)).save(mask)
+    recorder = Recorder()
+    recipe = small_recipe(steps=3, val_every=0, accelerate=False)
+    Trainer(recipe, card, tmp_path / "run", reporter=recorder).run()
+    told = [text for text in recorder.messages if "have learnt nothing: every pixel" in text]
+    assert [text[:12] for text in told] == ["steps 1 to 2", "steps 3 to 3"]
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_too_few_values_for_batch_norm(card, tmp_path, accelerate):
+    recipe = small_recipe(crop=[64, 64], batch=1, accelerate=accelerate)
+    with pytest.raises(
+        RecipeError, match=r"1 x 64x64 pixels; take a larger batch, a smaller acc.*larger crop"
+    ):
+        Trainer(recipe, card, tmp_path / "run").run()
+
+
 def test_float16_trains_with_a_scaled_loss_and_resumes_its_scale(card, tmp_path):
     recipe = small_recipe(precision="float16", steps=4, val_every=0, save_every=2)
     trainer = Trainer(recipe, card, tmp_path / "run")
@@ -526,10 +743,10 @@ def test_a_batch_that_cannot_be_shared(card, tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------- many processes
 
 
-def run_processes(count, card, folder, settings):
+def run_processes(count, card, folder, settings, what="settings"):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-        str(count), str(RUN), str(card.root), str(folder), "settings", json.dumps(settings),
+        str(count), str(RUN), str(card.root), str(folder), what, json.dumps(settings),
     ]  # fmt: skip
     environment = {
         **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"
@@ -556,6 +773,11 @@ def compare_runs(one, two, names):
     for key in compared:
         error = (first[key].double() - second[key].double()).norm()
         assert error <= 1e-5 * first[key].double().norm() + 1e-7, key
+
+
+def test_a_stop_at_any_moment_of_one_process_is_saved_before_all_leave(card, tmp_path):
+    run_processes(2, card, tmp_path, {}, "stops")
+    assert len(list(tmp_path.glob("*/checkpoint.safetensors"))) == len(MOMENTS)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

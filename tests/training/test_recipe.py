@@ -38,6 +38,18 @@ def test_a_file_may_build_on_a_preset(tmp_path):
     assert load_recipe(path) == load_recipe("demo").replace(steps=7, warmup=0, weight_decay=5e-4)
 
 
+def test_a_presets_warmup_is_shortened_with_a_note_one_that_is_given_is_not(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: demo\nsteps: 3\n")
+    with pytest.warns(UserWarning, match="warmup shortened from 50 to 2 steps, as there are 3"):
+        assert load_recipe(path).warmup == 2
+    with pytest.warns(UserWarning, match="warmup shortened from 50 to 0 steps, as there are 1"):
+        assert load_recipe("demo").replace(steps=1).warmup == 0
+    assert load_recipe("demo").replace(steps=51).warmup == 50
+    with pytest.raises(RecipeError, match=r"warmup must be below steps \(3\), got 7"):
+        load_recipe("demo").replace(steps=3, warmup=7)
+
+
 def test_an_empty_file_is_the_paper(tmp_path):
     (tmp_path / "mine.yaml").touch()
     assert load_recipe(tmp_path / "mine.yaml") == Recipe()
@@ -47,6 +59,8 @@ def test_an_empty_file_is_the_paper(tmp_path):
     ("text", "message"),
     [
         ("stepz: 5", "unknown setting 'stepz'; did you mean 'steps'"),
+        ("class_weights: [1, 2]", "unknown setting 'class_weights'; known are model, alpha,"),
+        ("threads: 0", "threads must be null or at least 1, got 0"),
         ("steps: 0", "steps must be at least 1, got 0"),
         ("steps: ten", "steps must be of type int, got 'ten'"),
         ("steps: true", "steps must be of type int, got True"),

@@ -1,3 +1,7 @@
+import os
+import signal
+import time
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -51,6 +55,44 @@ def test_a_failed_write_leaves_everything(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 3)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_lock_ends_with_its_process_and_not_with_the_workers(tmp_path):
+    """By kill -9, while a child of the killed process lives on."""
+    reading, writing = os.pipe()
+    owner = os.fork()
+    if owner == 0:
+        with files.locked(tmp_path):
+            worker = os.fork()
+            if worker:
+                os.write(writing, b"%d" % worker)
+            time.sleep(60)
+        os._exit(1)
+    worker = int(os.read(reading, 20))
+    try:
+        with (
+            pytest.raises(StateError, match=rf"in use by another run \(process {owner} on "),
+            files.locked(tmp_path),
+        ):
+            pass
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+        with files.locked(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_folder_is_locked_once_and_others_freely(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with files.locked(tmp_path):
+        for same in (tmp_path, tmp_path / "link", tmp_path / "sub" / ".."):
+            with pytest.raises(StateError, match="this process"), files.locked(same):
+                pass
+        with files.locked(tmp_path / "missing"):
+            pass
+    with files.locked(tmp_path):
+        pass
 
 
 def test_nothing_there(tmp_path):

@@ -1,3 +1,4 @@
+import signal
 from collections import Counter
 from types import SimpleNamespace
 
@@ -96,6 +97,22 @@ def test_batches_are_tensors():
     (part,) = parts
     assert part.images.shape == (2, 3, 24, 32) and part.images.dtype == torch.float32
     assert part.labels.shape == (2, 24, 32) and part.labels.dtype == torch.uint8
+
+
+def test_workers_never_hear_the_signals_that_stop_a_run():
+    """From their first moment: one that comes before they are ready would end them."""
+
+    class Listening(FakeDataset):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            sample.path = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            return sample
+
+    stop = {signal.SIGINT, signal.SIGTERM}
+    stream = SampleStream(Listening(3), PLAIN, seed=0)
+    (parts,) = loader(stream, range(1), 1, 1, workers=1)
+    assert parts[0].paths[0] >= stop
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & stop
 
 
 def test_a_batch_that_cannot_be_shared():
