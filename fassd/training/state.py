@@ -2,7 +2,7 @@
 
 Everything is safetensors: reading it executes nothing. A file gets its name when it is complete and
 on the disk, and the checkpoint before it is kept until then, so that neither a full disk nor a cut
-in the middle of writing loses what was there.
+in the middle of writing loses what was there. Checksums among the metadata tell what is damaged.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fassd.images import replacing
+from fassd.models.tensor_files import check_weights, read_safetensors, with_checksums
 
 __all__ = ["latest_state", "save_state", "save_weights"]
 
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 NEXT = "checkpoint.next.safetensors"
-UNREADABLE = (SafetensorError, OSError, ValueError, KeyError)
+UNREADABLE = (OSError, ValueError, KeyError, RecursionError)
 
 
 class StateError(ValueError):
@@ -74,7 +74,8 @@ def set_damaged_aside(folder: Path) -> None:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-    content = safetensors.torch.save(plain, {"fassd": json.dumps(facts)})
+    metadata = with_checksums(plain, {"fassd": json.dumps(facts)})
+    content = safetensors.torch.save(plain, metadata)
     with replacing(path) as file:
         file.write(content)
         file.flush()
@@ -109,9 +110,9 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads((file.metadata() or {})["fassd"])
-        return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
+    tensors, metadata = read_safetensors(path)
+    check_weights(path, tensors, {key: value.dtype for key, value in tensors.items()})
+    return tensors, json.loads(metadata["fassd"])
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
