@@ -202,8 +202,9 @@ def _weights(path: Path, content: Any, own: Set[str]) -> tuple[dict[str, Tensor]
     ]
     if not found:
         key, value = next(iter(content.items()))
+        name = repr(shown(key)) if isinstance(key, str) else f"a {type(key).__name__}"
         raise CheckpointError(
-            f"{path} holds no state dict: {shown(repr(key))} is a {type(value).__name__}, and "
+            f"{path} holds no state dict: {name} is a {type(value).__name__}, and "
             f"there is none under {', '.join(map(repr, HOLDERS[:6]))} or the like"
         )
     found.sort(key=lambda entry: (entry[2], not AVERAGES.isdisjoint(entry[0].split("."))))

@@ -9,6 +9,7 @@ not look at, and the project's own in .safetensors.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickletools
@@ -37,13 +38,14 @@ MOST_INFLATION = 4
 MOST_IN_TUPLE = 10_000
 """Items of a tuple with those inside it: hashing a deep one overflows the stack."""
 
-ALLOCATING = {
+UNSAFE_CALLS = {
     "bytearray": "a bytearray",
-    "_rebuild_qtensor": "a quantised tensor",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another kind of device",
     "_rebuild_device_tensor_from_numpy": "a tensor of another kind of device",
+    "_rebuild_nested_tensor": "a nested tensor",
+    "_rebuild_qtensor": "a quantised tensor",
 }
-"""What PyTorch lets a pickle call, and may be told to fill any amount of memory."""
+"""What PyTorch lets a pickle call, and fills any amount of memory or reads where there is none."""
 
 CHUNK_BYTES = 1 << 20
 
@@ -165,16 +167,15 @@ def _check_archive(file: IO[bytes]) -> None:
         records = archive.infolist()
         total = sum(record.file_size for record in records)
         if total > MOST_INFLATION * size:
-            raise _RefusedError(
-                f"was refused: {size} bytes that unpack to {total} are no checkpoint"
-            )
+            raise _RefusedError(f"was refused: its {size} bytes unpack to {total}")
         damaged = damaged_record(archive)
         names: dict[str, str] = {}
         for record in records:
             name = record.filename.lower()  # PyTorch finds records of any case
             if name.endswith("data.pkl") and record.filename != damaged:
-                with archive.open(record) as pickled:
-                    names |= _tensor_names(pickled)
+                names |= _tensor_names(io.BytesIO(archive.read(record)))
+    if len({key.lower() for key in names}) < len(names):
+        raise _RefusedError("was refused: it names the same values in several ways")
     if damaged is not None:
         what = names.get(damaged.rpartition("/")[2], damaged)
         raise _RefusedError(f"is damaged: {shown(what)} does not match its checksum")
@@ -250,7 +251,7 @@ def _tensor_names(pickled: IO[bytes]) -> dict[str, str]:
             key = near[0] if near else "a value"
             if op.name == "BINPERSID":
                 names.setdefault(items[0].value[2].value, key)
-            elif (what := ALLOCATING.get(argument.rpartition(" ")[2])) is not None:
+            elif (what := UNSAFE_CALLS.get(argument.rpartition(" ")[2])) is not None:
                 raise _RefusedError(f"was refused: {shown(key)} is {what}")
         if item.weight > MOST_IN_TUPLE:
             raise _RefusedError(f"was refused: it holds a tuple of more than {MOST_IN_TUPLE} items")
@@ -258,21 +259,30 @@ def _tensor_names(pickled: IO[bytes]) -> dict[str, str]:
     return names
 
 
-def _numeric_scalar(dtype: np.dtype[Any], value: bytes) -> Any:
+class _Dtype:
+    """Stands in for numpy.dtype, which pickles could nest without end."""
+
+    def __init__(self, code: str, *_: bool) -> None:
+        self.code = code
+        self.order = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+
+def _numeric_scalar(dtype: _Dtype, value: bytes) -> Any:
     """Stands in for NumPy's scalar reconstructor, for plain numbers only."""
-    if not isinstance(dtype, np.dtype) or dtype.kind not in "biufc":
-        raise ValueError(f"a scalar of {dtype!r} in a checkpoint")
-    return np.frombuffer(value, dtype, count=1)[0]
+    if not re.fullmatch(r"[biufc]\d+", dtype.code):
+        raise ValueError("a scalar that is no number in a checkpoint")
+    return np.frombuffer(value, np.dtype(dtype.code).newbyteorder(dtype.order), count=1)[0]
 
 
 def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """All that a pickle may name beyond tensors and containers: what np.float64(1.0) is made of."""
-    dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
     return [
         (_numeric_scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
         (_numeric_scalar, "numpy._core.multiarray.scalar"),  # NumPy 2
-        np.dtype,
-        *dtypes,
+        (_Dtype, "numpy.dtype"),
     ]
 
 
@@ -286,15 +296,9 @@ def check_dense(path: Path, tensors: Mapping[str, Tensor]) -> None:
         CheckpointError: one has not; the message names it.
     """
     for key, value in tensors.items():
-        if value.is_nested or value.layout != torch.strided:
-            kind = "a nested tensor" if value.is_nested else f"{value.layout}"
-        elif value.is_meta:
-            kind = "a tensor of the meta device, which has no values"
-        elif value.is_quantized:
-            kind = "a quantised tensor"
-        else:
-            continue
-        raise CheckpointError(f"{path} holds {shown(key)} as {kind}; weights are plain tensors")
+        if value.layout != torch.strided or value.is_meta:
+            kind = "tensor of the meta device, without values," if value.is_meta else value.layout
+            raise CheckpointError(f"{path} holds a {kind} as {shown(key)}; weights are dense")
 
 
 def check_weights(
