@@ -19,7 +19,7 @@ from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.packages import need
 from fassd.export.program import EXTRA_FILE
 from fassd.export.tensorrt_file import sidecar
-from fassd.models.tensor_files import damaged_record
+from fassd.models.tensor_files import CheckpointError, check_weights, damaged_record
 
 __all__ = ["RUNTIMES", "SUFFIXES", "Run", "first_line", "is_installed", "open_runtime"]
 
@@ -111,7 +111,12 @@ def torch_file(path: Path, device: torch.device) -> Opened:
         if metadata.format == "aoti":
             call = load_package(path)
         else:
-            call = torch.export.load(str(path)).module()
+            program = torch.export.load(str(path))
+            dtypes = {key: value.dtype for key, value in program.state_dict.items()}
+            check_weights("it", program.state_dict, dtypes)
+            call = program.module()
+    except CheckpointError as error:
+        raise ExportError(str(error)) from error
     except Exception as error:  # of deserialisation, of the dynamic linker
         raise ExportError(f"PyTorch cannot load it: {first_line(error)}") from error
 

@@ -207,7 +207,10 @@ def _weights(path: Path, content: Any, own: Set[str]) -> tuple[dict[str, Tensor]
             f"{path} holds no state dict: {name} is a {type(value).__name__}, and "
             f"there is none under {', '.join(map(repr, HOLDERS[:6]))} or the like"
         )
-    found.sort(key=lambda entry: (entry[2], not AVERAGES.isdisjoint(entry[0].split("."))))
+    # Without a known key, the largest.
+    found.sort(
+        key=lambda e: (e[2], not e[2] and len(e[1]), not AVERAGES.isdisjoint(e[0].split(".")))
+    )
     place, tensors, known = found.pop()
     others = [other for other, _, count in found if 2 * count > known]
     return tensors, (place, *others)

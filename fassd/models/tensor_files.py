@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -264,7 +264,7 @@ class _Dtype:
 
     def __init__(self, code: str, *_: bool) -> None:
         self.code = code
-        self.order = "="
+        self.order: Literal["<", ">", "|", "="] = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = state[1]
@@ -302,7 +302,7 @@ def check_dense(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_weights(
-    path: Path, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+    path: str | Path, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
 ) -> None:
     """See whether weights are real numbers, finite in the dtype that they are wanted in.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fassd.images import replacing
@@ -26,7 +27,7 @@ __all__ = ["latest_state", "save_state", "save_weights"]
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 NEXT = "checkpoint.next.safetensors"
-UNREADABLE = (OSError, ValueError, KeyError, RecursionError)
+UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RecursionError)
 
 
 class StateError(ValueError):
