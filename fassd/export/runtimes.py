@@ -19,6 +19,7 @@ from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.packages import need
 from fassd.export.program import EXTRA_FILE
 from fassd.export.tensorrt_file import sidecar
+from fassd.models.tensor_files import CheckpointError, check_weights, damaged_record
 
 __all__ = ["RUNTIMES", "SUFFIXES", "Run", "first_line", "is_installed", "open_runtime"]
 
@@ -86,6 +87,8 @@ def torch_file(path: Path, device: torch.device) -> Opened:
     """A torch.export program or an AOTInductor package, on the device that it was exported for."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if (damaged := damaged_record(archive)) is not None:
+                raise ExportError(f"is damaged: {damaged} in it does not match its checksum")
             names = {Path(name).name: name for name in archive.namelist()}
             compiled = next((n for n in names if n.endswith("_metadata.json")), None)
             if EXTRA_FILE in names:
@@ -108,7 +111,12 @@ def torch_file(path: Path, device: torch.device) -> Opened:
         if metadata.format == "aoti":
             call = load_package(path)
         else:
-            call = torch.export.load(str(path)).module()
+            program = torch.export.load(str(path))
+            dtypes = {key: value.dtype for key, value in program.state_dict.items()}
+            check_weights("it", program.state_dict, dtypes)
+            call = program.module()
+    except CheckpointError as error:
+        raise ExportError(str(error)) from error
     except Exception as error:  # of deserialisation, of the dynamic linker
         raise ExportError(f"PyTorch cannot load it: {first_line(error)}") from error
 

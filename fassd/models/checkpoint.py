@@ -1,36 +1,53 @@
-"""Reading weights: the authors' files, state dicts, safetensors, and ImageNet encoders.
-
-Nothing in a file is ever executed: pickles go through PyTorch's restricted unpickler with a fixed
-list of what else they may name, which is the NumPy scalars that the authors' files carry.
-"""
+"""Loading weights: the authors' files, other people's, state dicts, and ImageNet encoders."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from fassd.models.tensor_files import (
+    CheckpointError,
+    check_dense,
+    check_weights,
+    read_content,
+    shown,
+)
+
+__all__ = ["CheckpointError", "LoadReport", "load_checkpoint"]
 
 LIST_AT_MOST = 6
 """How many names of a list an error spells out before it only counts."""
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DataParallel and torch.compile put before every key."""
+WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and checkpointing put anywhere into a key."""
 
-HOLDERS = ("model_state", "state_dict", "model")
-"""Keys under which a checkpoint may keep its state dict."""
+AVERAGES = frozenset((
+    "average", "averaged_model", "ema", "ema_model", "ema_module", "ema_state_dict", "model_ema",
+    "params_ema", "shadow", "state_dict_ema",
+))  # fmt: skip
+"""Names that averaged weights go by, as the part of a checkpoint or the beginning of keys."""
 
+HOLDERS = (
+    "model_state", "state_dict", "model", "model_state_dict", "net", "net_state_dict", "network",
+    "module", "params", "weights", "_forward_module", *sorted(AVERAGES),
+)  # fmt: skip
+"""Names that the weights of a network go by, likewise."""
 
-class CheckpointError(ValueError):
-    """A file that is not a checkpoint, or whose weights do not fit the model."""
+MOST_HOLDERS = 5
+"""How many of them may stand one inside the other."""
+
+MOST_BYTES = 1 << 30
+MOST_TIMES = 64
+"""A file may have so many bytes, or so many times those of the network that it is for."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,8 @@ class LoadReport:
         ignored: keys of the file that the model has no place for, current spelling.
         misshapen: keys that both have at different shapes, left as they were.
         encoder_only: the file held an encoder without a decoder.
+        places: where in the file the weights lie, "model." for instance; then places of other
+            weights in it that would fit about as well.
     """
 
     path: Path
@@ -52,6 +71,7 @@ class LoadReport:
     ignored: tuple[str, ...]
     misshapen: tuple[str, ...]
     encoder_only: bool
+    places: tuple[str, ...] = ("",)
 
     def __str__(self) -> str:
         what = "encoder only, " if self.encoder_only else ""
@@ -63,7 +83,11 @@ class LoadReport:
         ):
             if keys:
                 text += f"; {label}: {_enumerate(keys)}"
-        return text
+        return text + (f"; {self._choice()}" if len(self.places) > 1 else "")
+
+    def _choice(self) -> str:
+        taken, *others = (place.rstrip(".") or "the top level" for place in self.places)
+        return f"of several weights those of {taken} were taken, not of {_enumerate(others)}"
 
 
 def load_checkpoint(
@@ -72,8 +96,11 @@ def load_checkpoint(
     """Load the weights in `path` into `model`, in place, converting to its dtypes and devices.
 
     Accepted are the authors' ``.pkl`` and ``.pth`` files, any file that ``torch.save`` wrote of a
-    state dict or of a dict that has one under ``model_state``, ``state_dict`` or ``model``, and
-    ``.safetensors``. Keys may carry ``module.`` or ``_orig_mod.`` and the authors' older spelling
+    state dict, and ``.safetensors``. The state dict may lie in a dict, under ``state_dict``,
+    ``model_state_dict``, ``model``, ``net``, ``ema`` and others (`HOLDERS`), one in the other, and
+    its keys may begin with such a name, as Lightning's do. Where several fit, the most complete is
+    taken, an average (EMA) before the weights that it is of, and a warning tells which. Keys may
+    carry ``module.`` or ``_orig_mod.`` and the authors' older spelling
     (``aspp.``, ``aspp2``, ``Dab_leo.``, ``ddconv3x1``). A file without a decoder is taken for an
     encoder (``base.``, or the bare numbers of ``model.base.state_dict()``): it has to cover the
     model's whole encoder; what else it has, a classifier for instance, is ignored, and the rest of
@@ -88,9 +115,10 @@ def load_checkpoint(
         Which keys were loaded and which were not.
 
     Raises:
-        CheckpointError: a file that cannot be read as a checkpoint, or one that does not fit. The
-            message lists what is missing, unexpected and misshapen, and names the variants that
-            the file does fit. The model is as it was.
+        CheckpointError: a file that cannot be read as a checkpoint, is damaged, or does not fit
+            (the message lists what is missing, unexpected and misshapen, and names the variants
+            that the file does fit), or weights that are not finite real numbers, and variances
+            that are negative (it names the tensor). The model is as it was.
         OSError: the file cannot be opened.
     """
     if not os.path.exists(path):
@@ -100,12 +128,20 @@ def load_checkpoint(
         )
     path = Path(path)
     own = {_unwrapped(key): (key, value) for key, value in model.state_dict().items()}
-    found = _canonical(_read_tensors(path), path, own)
-    fit = _compare(path, found, {key: value for key, (_, value) in own.items()})
+    values = {key: value for key, (_, value) in own.items()}
+    _check_size(path, values.values())
+    weights, places = _weights(path, read_content(path), own.keys())
+    check_dense(path, weights)
+    found = _canonical(weights, path, own)
+    fit = replace(_compare(path, found, values), places=places)
     if not fit.loaded or (strict and not _acceptable(fit)):
         raise CheckpointError(_explain(fit, found, own))
+    loaded = {key: found[key] for key in fit.loaded}
+    check_weights(path, loaded, {key: values[key].dtype for key in loaded})
+    if len(places) > 1:
+        warnings.warn(f"{path}: {fit._choice()}", stacklevel=2)
     # Through load_state_dict, so that modules that watch their loading see it.
-    model.load_state_dict({own[key][0]: found[key] for key in fit.loaded}, strict=False)
+    model.load_state_dict({own[key][0]: value for key, value in loaded.items()}, strict=False)
     return fit
 
 
@@ -132,74 +168,114 @@ def _acceptable(fit: LoadReport) -> bool:
 # --- What is in the file -----------------------------------------------------------------------
 
 
-def _read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in `path`, keys as the file spells them."""
-    content = _read(path)
-    if isinstance(content, Mapping):
-        for name in HOLDERS:
-            if isinstance(content.get(name), Mapping):
-                content = content[name]
-                break
+def _check_size(path: Path, own: Iterable[Tensor]) -> None:
+    size, needed = path.stat().st_size, sum(value.nbytes for value in own)
+    if size > max(MOST_BYTES, MOST_TIMES * needed):
+        raise CheckpointError(
+            f"{path} has {size / 1e6:,.0f} MB and the model's weights {needed / 1e6:,.0f} MB: not "
+            "a checkpoint of it"
+        )
+
+
+def _weights(path: Path, content: Any, own: Set[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict in a file's content that has most keys of a model, an averaged one first.
+
+    Args:
+        path: where the content is from.
+        content: what the file holds.
+        own: the model's keys.
+
+    Returns:
+        Its tensors, and the places of all that might have been meant, its own first.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     if not content:
         raise CheckpointError(f"{path} holds an empty state dict")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path} holds no state dict: {key!r} is a {type(value).__name__}, and there is "
-                f"no {' or '.join(map(repr, HOLDERS))} beside it"
-            )
-    return content
-
-
-def _read(path: Path) -> Any:
-    with path.open("rb"):  # a file that cannot be opened is an OSError, not a bad checkpoint
-        pass
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(_numpy_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file makes the readers raise almost anything.
-    except Exception as error:
-        # PyTorch's own text is cut short: it recommends to load the file without the restriction.
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = (
-            f"was refused, and nothing in it executed: it names {refused[1]}, "
-            "which is not on the list of what a checkpoint may name; if it holds a whole module, "
-            "write its weights alone, with torch.save(model.state_dict(), ...)"
-            if refused
-            else "is damaged or not a checkpoint"
-        )
-        detail = "" if isinstance(error, UnpicklingError) else f" ({error!r:.120})"
-        raise CheckpointError(f"{path} {reason}{detail}") from None
-
-
-def _numeric_scalar(dtype: np.dtype[Any], value: bytes) -> Any:
-    """Stands in for NumPy's scalar reconstructor, for plain numbers only."""
-    if not isinstance(dtype, np.dtype) or dtype.kind not in "biufc":
-        raise ValueError(f"a scalar of {dtype!r} in a checkpoint")
-    return np.frombuffer(value, dtype, count=1)[0]
-
-
-def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """All that a pickle may name beyond tensors and containers: what np.float64(1.0) is made of."""
-    dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    return [
-        (_numeric_scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
-        (_numeric_scalar, "numpy._core.multiarray.scalar"),  # NumPy 2
-        np.dtype,
-        *dtypes,
+    found = [
+        (place + prefix, tensors, sum(_is_known(key, own) for key in tensors))
+        for place, holder in _holders(content)
+        for prefix, tensors in _by_prefix(holder, own).items()
     ]
+    if not found:
+        key, value = next(iter(content.items()))
+        name = repr(shown(key)) if isinstance(key, str) else f"a {type(key).__name__}"
+        raise CheckpointError(
+            f"{path} holds no state dict: {name} is a {type(value).__name__}, and "
+            f"there is none under {', '.join(map(repr, HOLDERS[:6]))} or the like"
+        )
+    # Without a known key, the largest.
+    found.sort(
+        key=lambda e: (e[2], not e[2] and len(e[1]), not AVERAGES.isdisjoint(e[0].split(".")))
+    )
+    place, tensors, known = found.pop()
+    others = [other for other, _, count in found if 2 * count > known]
+    return tensors, (place, *others)
+
+
+def _holders(content: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors of a file and of the dicts in it that may be state dicts, by place."""
+    queue: deque[tuple[str, Mapping[Any, Any]]] = deque([("", content)])
+    seen: set[int] = set()
+    while queue:
+        place, holder = queue.popleft()
+        if id(holder) in seen or place.count(".") > MOST_HOLDERS:
+            continue
+        seen.add(id(holder))
+        yield (
+            place,
+            {k: v for k, v in holder.items() if isinstance(k, str) and isinstance(v, Tensor)},
+        )
+        queue.extend(
+            (f"{place}{name}.", holder[name])
+            for name in HOLDERS
+            if isinstance(holder.get(name), Mapping)
+        )
+
+
+def _by_prefix(tensors: Mapping[str, Tensor], own: Set[str]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by what stands before the keys of a model; all if none is the model's."""
+    prefixes = {
+        key: next((p for p in _prefixes(key) if _is_known(key[len(p) :], own)), None)
+        for key in tensors
+    }
+    used = set(prefixes.values()) - {None}
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        prefix = prefixes[key]
+        if prefix is None:  # beside which of the model's keys it stands
+            near = (p for p in reversed(_prefixes(key)) if p in used or not used)
+            prefix = next(near, None)
+        if prefix is not None and key != f"{prefix}n_averaged":  # AveragedModel's counter
+            groups.setdefault(prefix, {})[key[len(prefix) :]] = value
+    return groups
 
 
 # --- Spelling ----------------------------------------------------------------------------------
 
 
+def _prefixes(key: str) -> list[str]:
+    """What may be taken off a key, from nothing to all the names of holders it begins with."""
+    prefixes = [""]
+    for part in key.split(".")[:MOST_HOLDERS]:
+        if part not in HOLDERS:
+            break
+        prefixes.append(f"{prefixes[-1]}{part}.")
+    return prefixes
+
+
+def _is_known(key: str, own: Set[str]) -> bool:
+    name = _current_spelling(key)
+    return name in own or f"base.{name}" in own
+
+
 def _unwrapped(key: str) -> str:
-    while key.startswith(WRAPPERS):
-        key = key.split(".", 1)[1]
+    key = WRAPPERS.sub("", key)
+    while key.startswith("module."):
+        key = key.removeprefix("module.")
     return key
 
 
@@ -220,7 +296,7 @@ def _canonical(tensors: Mapping[str, Tensor], path: Path, own: Iterable[str]) ->
     for key, value in tensors.items():
         name = ("base." if bare_encoder else "") + _current_spelling(key)
         if name in renamed:
-            raise CheckpointError(f"{path} holds {name} twice, in two spellings")
+            raise CheckpointError(f"{path} holds {shown(name)} twice, in two spellings")
         renamed[name] = value
     return renamed
 
@@ -229,7 +305,7 @@ def _canonical(tensors: Mapping[str, Tensor], path: Path, own: Iterable[str]) ->
 
 
 def _enumerate(names: Iterable[str]) -> str:
-    names = list(names)
+    names = [shown(name) for name in names]
     rest = len(names) - LIST_AT_MOST
     return ", ".join(names[:LIST_AT_MOST]) + (f" and {rest} more" if rest > 0 else "")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from fassd.images import replacing
+from fassd.models.tensor_files import read_safetensors, with_checksums
 
 __all__ = ["halve"]
 
@@ -28,14 +28,13 @@ def halve(source: Path, target: Path) -> None:
     What training noted stays with them, but for the folder of the weights that it started from.
 
     Raises:
-        OSError, safetensors.SafetensorError: one cannot be read, or the other written.
-        ValueError: a weight lies outside float16's range.
+        OSError: one cannot be read, or the other written.
+        ValueError: one is damaged, or a weight lies outside float16's range.
     """
-    with safe_open(source, framework="pt") as file:
-        metadata = _portable(file.metadata() or {})
-        tensors = {key: _half(key, file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+    weights, metadata = read_safetensors(source)
+    tensors = {key: _half(key, value) for key, value in weights.items()}
     with replacing(target) as output:
-        output.write(safetensors.torch.save(tensors, metadata))
+        output.write(safetensors.torch.save(tensors, with_checksums(tensors, _portable(metadata))))
 
 
 def _portable(metadata: dict[str, str]) -> dict[str, str]:

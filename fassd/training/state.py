@@ -2,7 +2,7 @@
 
 Everything is safetensors: reading it executes nothing. A file gets its name when it is complete and
 on the disk, and the checkpoint before it is kept until then, so that neither a full disk nor a cut
-in the middle of writing loses what was there.
+in the middle of writing loses what was there. Checksums among the metadata tell what is damaged.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fassd.images import replacing
+from fassd.models.tensor_files import check_weights, read_safetensors, with_checksums
 
 __all__ = ["latest_state", "locked", "reclaim", "save_state", "save_weights"]
 
@@ -30,7 +31,7 @@ CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 NEXT = "checkpoint.next.safetensors"
 LOCK = ".lock"
-UNREADABLE = (SafetensorError, OSError, ValueError, KeyError)
+UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RecursionError)
 
 
 _LOCKED: set[Path] = set()  # by this process itself, which the system's lock lets in
@@ -116,7 +117,7 @@ def latest_step(folder: Path) -> int:
     steps = [0]
     for name in (NEXT, CHECKPOINT, PREVIOUS):
         with contextlib.suppress(*UNREADABLE), safe_open(folder / name, framework="pt") as file:
-            steps.append(int(_facts(file)["step"]))
+            steps.append(int(_facts(file.metadata() or {})["step"]))
     return max(steps)
 
 
@@ -161,7 +162,8 @@ def set_damaged_aside(folder: Path) -> None:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-    content = safetensors.torch.save(plain, {"fassd": json.dumps(facts)})
+    metadata = with_checksums(plain, {"fassd": json.dumps(facts)})
+    content = safetensors.torch.save(plain, metadata)
     with replacing(path) as file:
         file.write(content)
         file.flush()
@@ -196,12 +198,13 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, _facts(file)  # noqa: SIM118
+    tensors, metadata = read_safetensors(path)
+    check_weights(path, tensors, {key: value.dtype for key, value in tensors.items()})
+    return tensors, _facts(metadata)
 
 
-def _facts(file: Any) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((file.metadata() or {})["fassd"])
+def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(metadata["fassd"])
     return facts
 
 

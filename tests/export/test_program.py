@@ -14,7 +14,8 @@ from export.conftest import SIZE, streets
 from PIL import Image
 
 import fassd_kernels
-from fassd.export import ExportedNetwork, verify
+from fassd.export import ExportedNetwork, ExportError, verify
+from fassd.export.program import EXTRA_FILE
 from fassd.palette import overlay
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,22 @@ def test_programs(export, pictures, settings):
     assert {"fassd_kernels.hardblock.default", "fassd_kernels.mda.default"} <= ours
     # Nothing folds or lays out weights when the program runs.
     assert "aten.rsqrt.default" not in used and "fassd_kernels.pack_weight.default" not in used
+
+
+def test_a_program_with_damaged_weights_is_refused(export, tmp_path):
+    path, _ = export("torch", backend="reference", **LABELS)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.pt2").write_bytes(content)
+    with pytest.raises(ExportError, match=r"flipped\.pt2: is damaged: \S+ in it does not match"):
+        ExportedNetwork(tmp_path / "flipped.pt2")
+    extra = {EXTRA_FILE: ""}
+    program = torch.export.load(path, extra_files=extra)
+    with torch.no_grad():
+        program.state_dict["network.finalConv.bias"][3] = float("nan")
+    torch.export.save(program, tmp_path / "nan.pt2", extra_files=extra)
+    with pytest.raises(ExportError, match=r"holds nan in network\.finalConv\.bias \(1 of 19"):
+        ExportedNetwork(tmp_path / "nan.pt2")
 
 
 def test_a_program_gives_exactly_what_the_accelerated_network_gives(export, pictures):

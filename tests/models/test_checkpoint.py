@@ -77,11 +77,98 @@ def test_plain_state_dict_and_safetensors(trained, tmp_path):
         assert same(model, trained)
 
 
-@pytest.mark.parametrize("holder", ["model_state", "state_dict", "model"])
-def test_state_dict_beside_other_things(trained, model, tmp_path, holder):
-    torch.save({holder: trained.state_dict(), "epoch": 3}, tmp_path / "run.pth")
-    load_checkpoint(model, tmp_path / "run.pth")
+def averaged(net):
+    return torch.optim.swa_utils.AveragedModel(net).state_dict()
+
+
+def with_prefix(prefix, net):
+    return {prefix + key: value for key, value in net.state_dict().items()}
+
+
+OTHERS = {
+    "model_state": lambda net: {"model_state": net.state_dict()},
+    "state_dict": lambda net: {"state_dict": net.state_dict()},
+    "model": lambda net: {"model": net.state_dict()},
+    "model_state_dict": lambda net: {"model_state_dict": net.state_dict()},
+    "net": lambda net: {"net": net.state_dict()},
+    "network": lambda net: {"network": with_prefix("module.", net)},
+    "ema": lambda net: {"ema": net.state_dict()},
+    "ema.module": lambda net: {"ema": {"module": net.state_dict(), "updates": 7}},
+    "averaged": averaged,
+    "averaged below": lambda net: {"ema": averaged(net), "model": {"epoch": 3}},
+    "three levels": lambda net: {"state": 3, "model": {"net": {"state_dict": net.state_dict()}}},
+    "beside a tensor": lambda net: {"epoch": torch.tensor(3), "params": net.state_dict()},
+    "model.": lambda net: with_prefix("model.", net),
+    "net.": lambda net: with_prefix("net.", net),
+    "module.model.": lambda net: with_prefix("module.model.", net),
+    "model.module.": lambda net: with_prefix("model.module.", net),
+    "network._orig_mod.": lambda net: with_prefix("network._orig_mod.", net),
+    "_orig_mod. inside": lambda net: {
+        key.replace("base.", "base._orig_mod.") if key.startswith("base.") else key: value
+        for key, value in net.state_dict().items()
+    },
+    "Lightning": lambda net: {
+        "state_dict": {**with_prefix("model.", net), "loss.weight": torch.ones(19)},
+        "pytorch-lightning_version": "2.5",
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}],
+    },
+    "old spelling": lambda net: {
+        "net": {f"model.{old_spelling(key)}": value for key, value in net.state_dict().items()}
+    },
+}
+
+
+@pytest.mark.parametrize("write", OTHERS.values(), ids=OTHERS)
+def test_other_peoples_checkpoints(trained, model, tmp_path, write):
+    torch.save({"epoch": 3, **write(trained)}, tmp_path / "run.pth")
+    report = load_checkpoint(model, tmp_path / "run.pth")
     assert same(model, trained)
+    assert set(report.loaded) == set(model.state_dict())
+    assert str(report) == "run.pth: 401 tensors loaded"
+
+
+@pytest.mark.parametrize(
+    ("write", "places"),
+    [
+        (lambda raw, net: {"model": raw.state_dict(), "ema": net.state_dict()}, "ema model"),
+        (lambda raw, net: {"model_ema": net.state_dict(), "model": raw.state_dict()}, ""),
+        (lambda raw, net: {"ema": {"module": net.state_dict()}, "net": raw.state_dict()}, ""),
+        (
+            lambda raw, net: {"state_dict": with_prefix("model.", raw) | with_prefix("ema.", net)},
+            "",
+        ),
+        (lambda raw, net: with_prefix("model.", raw) | with_prefix("average.module.", net), ""),
+        (lambda raw, net: {**raw.state_dict(), "ema": net.state_dict()}, "ema the top level"),
+        # An average of the parameters alone lacks the statistics of batch norm.
+        (lambda raw, net: {"ema": dict(raw.named_parameters()), "model": net.state_dict()}, ""),
+    ],
+)
+def test_an_average_is_taken_before_what_it_is_of(trained, model, tmp_path, write, places):
+    torch.save(write(create_model("fassd_net_l2"), trained), tmp_path / "run.pth")
+    with pytest.warns(UserWarning, match="of several weights those of .* were taken") as caught:
+        report = load_checkpoint(model, tmp_path / "run.pth")
+    assert same(model, trained) and len(report.places) == 2
+    for message in (str(report), str(caught[0].message)):
+        if places:
+            taken, other = places.split(" ", 1)
+            assert f"those of {taken} were taken, not of {other}" in message
+
+
+def test_a_module_whose_own_names_are_of_wrappers(tmp_path):
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(2, 3)
+            self.model = torch.nn.Linear(2, 3)
+
+    source, target = Wrapped(), Wrapped()
+    for write in (lambda s: s, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}}):
+        torch.save(write(source.state_dict()), tmp_path / "own.pth")
+        target.__init__()
+        load_checkpoint(target, tmp_path / "own.pth")
+        assert same(target, source)
+    torch.save({**source.state_dict(), "net.more": torch.zeros(1)}, tmp_path / "more.pth")
+    assert "unexpected (1): net.more" in refused(target, tmp_path / "more.pth")
 
 
 def test_whole_module_is_refused_with_the_remedy(model, trained, tmp_path):

@@ -1,10 +1,11 @@
+import json
 import os
 import signal
 import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fassd.training import state as files
@@ -34,6 +35,42 @@ def test_a_cut_off_file_falls_back(tmp_path, size):
     _, facts, troubles = files.latest_state(tmp_path)
     assert facts["step"] == 1
     assert len(troubles) == 1 and str(path) in troubles[0]
+
+
+def test_a_flipped_bit_falls_back_and_names_the_tensor(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    path = tmp_path / files.CHECKPOINT
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    _, facts, troubles = files.latest_state(tmp_path)
+    assert facts["step"] == 1
+    assert "is damaged: x does not match the checksum" in troubles[0]
+    path.write_bytes(path.read_bytes().replace(b'\\"step\\": 2', b'\\"step\\": 3'))
+    assert "does not match the checksum" in files.latest_state(tmp_path)[2][0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_passed_over(tmp_path, value):
+    save(tmp_path, 1)
+    files.save_state(tmp_path, {"model.a": torch.tensor([1.0, value])}, {"step": 2})
+    _, facts, troubles = files.latest_state(tmp_path)
+    assert facts["step"] == 1
+    assert f"holds {value} in model.a (1 of 2 values)" in troubles[0]
+
+
+def test_a_pipe_in_place_of_a_checkpoint(tmp_path):
+    save(tmp_path, 1)
+    os.mkfifo(tmp_path / files.NEXT)
+    _, facts, troubles = files.latest_state(tmp_path)
+    assert facts["step"] == 1 and "is a pipe, device or socket" in troubles[0]
+
+
+def test_checkpoints_without_checksums_are_read(tmp_path):
+    facts = {"fassd": json.dumps({"step": 4})}
+    save_file({"x": torch.ones(2)}, tmp_path / files.CHECKPOINT, facts)
+    assert files.latest_state(tmp_path)[1:] == ({"step": 4}, [])
 
 
 def test_killed_between_the_two_renames(tmp_path):
