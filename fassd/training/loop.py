@@ -36,8 +36,9 @@ from fassd.data.dataset import Sample, SegmentationDataset
 from fassd.data.transforms import TrainTransform
 from fassd.images import ImageError, check_folder, replacing, write_image
 from fassd.models import create_model, load_checkpoint
+from fassd.models.info import info_of, name_classes
 from fassd.models.zoo import weights_file
-from fassd.palette import colorize
+from fassd.palette import colorize, known_names, matching_labels
 from fassd.panel import Tile, draw_panel
 from fassd.training import state as files
 from fassd.training.distributed import is_main, rank, world_size
@@ -215,6 +216,8 @@ class Trainer:
         if start is not None and not self.step:  # else the checkpoint has it all
             file = weights_file(recipe.model, start)
             self._tell(str(load_checkpoint(model, file, strict=recipe.weights is None)))
+            _reorder_head(model, self.train_set.card.class_names)
+        name_classes(model, self.train_set.card.classes)
         return model
 
     # ------------------------------------------------------------------------------------ running
@@ -512,12 +515,14 @@ class Trainer:
             self._tell(f"could not write {what}: {error}; the earlier one stays, training goes on")
 
     def _facts(self) -> dict[str, Any]:
+        info = info_of(self.evaluated)
         return {
             "step": self.step,
             "best": self.best,
             "owed": self.owed,
             "recipe": self.recipe.to_dict(),
             "data": self._data(),
+            "network": info and info.to_json(),
         }
 
     def _save_weights(self, name: str) -> None:
@@ -586,6 +591,15 @@ def _check_new(folder: Path) -> None:
             f"{folder} is not empty: --resume goes on with the run in it, another --output begins "
             "a new one"
         )
+
+
+def _reorder_head(model: Any, wanted: list[str]) -> None:
+    """Put the head's channels into another order of the classes, if weights gave it these."""
+    names = known_names(model)
+    if names is not None and names != wanted and sorted(names) == sorted(wanted):
+        order = matching_labels(wanted, names)
+        for parameter in model.finalConv.parameters():
+            parameter.data = parameter.data[order]
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
