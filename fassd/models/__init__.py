@@ -7,7 +7,7 @@ from fassd.models.aspp import ASPP
 from fassd.models.checkpoint import CheckpointError, LoadReport, load_checkpoint
 from fassd.models.dapf import DAPF
 from fassd.models.hardnet import HarDBlock
-from fassd.models.info import NetworkInfo
+from fassd.models.info import NetworkInfo, info_of
 from fassd.models.layers import BNPReLU, ConvBNPReLU, ConvLayer
 from fassd.models.mda import MDA
 from fassd.models.network import FASSDNet, Stage
@@ -41,6 +41,7 @@ __all__ = [
     "Variant",
     "create_model",
     "get_variant",
+    "info_of",
     "list_models",
     "load",
     "load_checkpoint",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fassd.models.info import ATTRIBUTE, NetworkInfo, info_of
+from fassd.models.info import read_info, remember
 
 LIST_AT_MOST = 6
 """How many names of a list an error spells out before it only counts."""
@@ -82,8 +81,8 @@ def load_checkpoint(
     model's whole encoder; what else it has, a classifier for instance, is ignored, and the rest of
     the model stays as it was. A BatchNorm's ``num_batches_tracked`` may be missing.
 
-    A file that fills the whole model also gives it the names and colours of its classes
-    (`NetworkInfo`).
+    A file that fills the whole model also tells it the names and colours of its classes, if it has
+    them, as those of ``fassd train`` do (`fassd.models.info_of`).
 
     Args:
         model: a network of the family, or any module; plain, compiled or in DataParallel.
@@ -113,49 +112,8 @@ def load_checkpoint(
     # Through load_state_dict, so that modules that watch their loading see it.
     model.load_state_dict({own[key][0]: found[key] for key in fit.loaded}, strict=False)
     if not fit.missing and not fit.misshapen:
-        _attach(model, read_info(path))
+        remember(model, read_info(path))
     return fit
-
-
-def read_info(path: str | os.PathLike[str]) -> NetworkInfo | None:
-    """What a file of weights says of its network; None if it says nothing, or cannot be read.
-
-    Raises:
-        CheckpointError: it says something that cannot be understood.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="np") as file:
-            text = (file.metadata() or {}).get("fassd")
-        return None if text is None else NetworkInfo.from_metadata(text)
-    except (SafetensorError, OSError):  # reading its tensors tells what is wrong
-        return None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its metadata cannot be read ({error})") from error
-
-
-def _attach(model: nn.Module, found: NetworkInfo | None) -> None:
-    """Let the network say what the file of all its weights said, but for what it was built as."""
-    network = next((part for part in model.modules() if hasattr(part, "finalConv")), model)
-    own = info_of(network)
-    if own is None and found is None:
-        return
-    if own is not None:
-        names, colors = (found.class_names, found.colors) if found else ((), ())
-        found = replace(own, class_names=names, colors=colors)
-    setattr(network, ATTRIBUTE, found)
-
-
-def fitting_models(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """The networks whose weights a file may hold, as calls of create_model and as options of fassd.
-
-    Raises:
-        CheckpointError, OSError: as of `load_checkpoint`.
-    """
-    path = Path(path)
-    return _fitting_models(path, _canonical(_read_tensors(path), path, ()))
 
 
 def _compare(path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> LoadReport:

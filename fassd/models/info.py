@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-__all__ = ["ATTRIBUTE", "Color", "NetworkInfo", "info_of", "name_classes"]
+from fassd.models.network import FASSDNet
+
+__all__ = ["Color", "NetworkInfo", "info_of", "read_info", "remember"]
 
 Color = tuple[int, int, int]
 
 ATTRIBUTE = "network_info"
-"""Attribute of a network that holds its `NetworkInfo`: copies and accelerated networks share it."""
+"""Attribute of a network's head with its `NetworkInfo`: copies and accelerated networks have it,
+and who exchanges the head leaves the classes behind."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,10 @@ class NetworkInfo:
         """Number of the classes; 0 if they are unknown."""
         return len(self.class_names)
 
-    def with_classes(self, classes: Sequence[tuple[str, Color]]) -> NetworkInfo:
-        """The same network with other classes, (name, colour) each."""
-        names, colors = tuple(name for name, _ in classes), tuple(color for _, color in classes)
-        return replace(self, class_names=names, colors=colors)
+    @classmethod
+    def of(cls, model: str, alpha: int, classes: Sequence[tuple[str, Color]]) -> NetworkInfo:
+        """A network with classes, (name, colour) each."""
+        return cls(model, alpha, tuple(n for n, _ in classes), tuple(color for _, color in classes))
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dumps`."""
@@ -83,24 +89,47 @@ class NetworkInfo:
             raise ValueError(f"{type(error).__name__}: {error!s:.80}") from error
 
 
+def read_info(path: str | os.PathLike[str]) -> NetworkInfo | None:
+    """What a file of weights says of its network; None if it says nothing, or cannot be read.
+
+    Raises:
+        ValueError: it says something that cannot be understood.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get("fassd")
+    except (SafetensorError, OSError):  # loading its weights tells what is wrong
+        return None
+    try:
+        return None if text is None else NetworkInfo.from_metadata(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata cannot be understood ({error})") from error
+
+
 def info_of(network: nn.Module) -> NetworkInfo | None:
     """What is known of a network, or of the one inside a wrapper; None if nothing is.
 
-    The classes are unknown if their number is not that of the network's, whose head was exchanged.
+    The classes are unknown if their number is not that of the network's.
     """
-    for part in network.modules():
-        info = part.__dict__.get(ATTRIBUTE)
-        if isinstance(info, NetworkInfo):
-            known = getattr(part, "num_classes", info.num_classes) == info.num_classes
-            return info if known else replace(info, class_names=(), colors=())
-    return None
+    parts = list(network.modules())
+    found = next((vars(part)[ATTRIBUTE] for part in parts if ATTRIBUTE in vars(part)), None)
+    counts = (part.num_classes for part in parts if isinstance(part, FASSDNet))
+    if found is None or next(counts, found.num_classes) == found.num_classes:
+        return found
+    return replace(found, class_names=(), colors=())
 
 
-def name_classes(network: nn.Module, classes: Sequence[tuple[str, Color]]) -> None:
-    """Let a network of `create_model` know its classes, (name, colour) each."""
-    info = info_of(network)
-    if info is not None:
-        setattr(network, ATTRIBUTE, info.with_classes(classes))
+def remember(network: nn.Module, found: NetworkInfo | None) -> None:
+    """Let a network know what the file of all its weights says, but for what it was built as."""
+    own = info_of(network)
+    if own is not None:
+        names, colors = (found.class_names, found.colors) if found else ((), ())
+        found = replace(own, class_names=names, colors=colors)
+    heads = (getattr(part, "finalConv", None) for part in network.modules())
+    setattr(next(filter(None, heads), network), ATTRIBUTE, found)
 
 
 def _text(value: Any) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from fassd.models import weights as weight_files
-from fassd.models.checkpoint import CheckpointError, fitting_models, load_checkpoint, read_info
-from fassd.models.info import ATTRIBUTE, NetworkInfo
+from fassd.models.checkpoint import CheckpointError, load_checkpoint
+from fassd.models.info import NetworkInfo, read_info, remember
 from fassd.models.network import FIVE_STAGES, FASSDNet
 
 
@@ -174,7 +174,7 @@ def create_model(
     variant = get_variant(name)
     _, num_classes, alpha = settled(weights, name, num_classes, alpha)
     model = variant.build(num_classes, alpha)
-    setattr(model, ATTRIBUTE, NetworkInfo(name, alpha))
+    remember(model, NetworkInfo(name, alpha))
     if weights is None:
         return model
     if weights in ("cityscapes", "synthetic") and (num_classes, alpha) != (19, 2):
@@ -196,15 +196,18 @@ def load(path: str | os.PathLike[str]) -> FASSDNet:
         path: ``best.safetensors`` or ``last.safetensors`` of a run.
 
     Raises:
-        CheckpointError: a file that cannot be read, or that does not say which network it holds;
-            `create_model` loads it under the right name.
+        CheckpointError: a file that cannot be read, or that does not say which network it holds.
+        ValueError: what it says cannot be understood.
         FileNotFoundError: no such file.
     """
     info = read_info(path)
+    if info is None and not os.path.exists(path):
+        raise FileNotFoundError(f"no weights file {os.fspath(path)!r}")
     if info is None:
-        calls = [call for call, _ in fitting_models(path)]
-        fitting = f"; it fits {' or '.join(calls)}, with weights=" if calls else ""
-        raise CheckpointError(f"{path} does not say which network it holds{fitting}")
+        raise CheckpointError(
+            f"{path} does not say which network it holds, as the files of fassd train do: name it, "
+            f"fassd.create_model(NAME, num_classes, alpha, weights={os.fspath(path)!r})"
+        )
     return create_model(info.model, weights=path).eval()
 
 
@@ -225,8 +228,8 @@ def settled(
     """Name, number of classes and alpha: as asked for, as the weights' file says, or the defaults.
 
     Raises:
-        ValueError: what is asked for is not what the file says; the message names both.
-        CheckpointError: the file says something that cannot be understood.
+        ValueError: what is asked for is not what the file says, the message names both; or what it
+            says cannot be understood.
     """
     info = None
     if weights is not None and weights not in ("synthetic", "cityscapes", "imagenet"):

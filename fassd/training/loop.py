@@ -35,8 +35,8 @@ from fassd.data.card import Card
 from fassd.data.dataset import Sample, SegmentationDataset
 from fassd.data.transforms import TrainTransform
 from fassd.images import ImageError, check_folder, replacing, write_image
-from fassd.models import create_model, load_checkpoint
-from fassd.models.info import info_of, name_classes
+from fassd.models import NetworkInfo, create_model, load_checkpoint
+from fassd.models.info import info_of, remember
 from fassd.models.zoo import weights_file
 from fassd.palette import colorize, known_names, matching_labels
 from fassd.panel import Tile, draw_panel
@@ -217,7 +217,7 @@ class Trainer:
             file = weights_file(recipe.model, start)
             self._tell(str(load_checkpoint(model, file, strict=recipe.weights is None)))
             _reorder_head(model, self.train_set.card.class_names)
-        name_classes(model, self.train_set.card.classes)
+        remember(model, NetworkInfo.of(recipe.model, recipe.alpha, self.train_set.card.classes))
         return model
 
     # ------------------------------------------------------------------------------------ running
