@@ -20,6 +20,7 @@ from torch import nn
 from fassd import speed
 from fassd.data import normalize, render_street
 from fassd.models import create_model
+from fassd.palette import classes_of
 from fassd.predict import accelerated
 
 __all__ = [
@@ -131,8 +132,8 @@ class Row:
 class Report:
     """What was measured and what came out; prints itself with rich.
 
-    `picture`, (H, W, 3) uint8 RGB, is the first of the batch, and `labels`, (H, W), what the last
-    path makes of it.
+    `picture`, (H, W, 3) uint8 RGB, is the first of the batch, `labels`, (H, W), what the last path
+    makes of it, and `colors`, (classes, 3) uint8 RGB, those of the network's classes.
     """
 
     job: Job
@@ -141,6 +142,7 @@ class Report:
     notes: list[str]
     picture: npt.NDArray[np.uint8] = field(repr=False)
     labels: npt.NDArray[np.integer] = field(repr=False)
+    colors: npt.NDArray[np.uint8] = field(repr=False)
 
     @property
     def labels_agree(self) -> float:
@@ -294,7 +296,8 @@ def run(
         rows.append(Row(name, timings[name], agreement, memories[name], speedup))
     last = next(reversed(outputs.values()))[0]
     labels = (last if last.dtype == torch.uint8 else last.argmax(0)).cpu().numpy()
-    return Report(job, where, rows, _notes(job, rows, caught), scenes[0], labels)
+    colors = np.array([info.color for info in classes_of(model)], np.uint8)
+    return Report(job, where, rows, _notes(job, rows, caught), scenes[0], labels, colors)
 
 
 def _notes(job: Job, rows: list[Row], caught: list[warnings.WarningMessage]) -> list[str]:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CITYSCAPES", "IGNORE", "ClassInfo", "class_names", "colorize", "overlay", "palette"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "CITYSCAPES",
+    "IGNORE",
+    "ClassInfo",
+    "class_names",
+    "classes_of",
+    "colorize",
+    "default_classes",
+    "known_names",
+    "matching_labels",
+    "overlay",
+    "palette",
+]
 
 IGNORE = 255
 """Label of a pixel that belongs to no class; drawn black."""
+
+
+NAMED = 6
+"""How many names of a list an error spells out before it only counts."""
 
 
 class ClassInfo(NamedTuple):
@@ -72,6 +92,76 @@ def palette(num_classes: int = 19) -> npt.NDArray[np.uint8]:
         bit = number >> (3 * triple + channel) & 1
         colors |= (bit << (7 - triple)).astype(np.uint8)
     return colors
+
+
+def default_classes(num_classes: int) -> tuple[ClassInfo, ...]:
+    """`class_names` with the colours of `palette`."""
+    return _classes(class_names(num_classes), palette(num_classes).tolist())
+
+
+def classes_of(network: nn.Module) -> tuple[ClassInfo, ...]:
+    """Names and colours of a network's classes, in the order of its labels.
+
+    Those that its file gave it, be it of weights or of `fassd export`; else `default_classes`, of
+    19 for a module without `num_classes`.
+    """
+    from fassd.models.info import info_of
+
+    exported = getattr(network, "metadata", None)
+    if exported is not None:
+        return exported.classes
+    info = info_of(network)
+    if info is None or not info.class_names:
+        return default_classes(getattr(network, "num_classes", len(CITYSCAPES)))
+    return _classes(info.class_names, info.colors or palette(info.num_classes).tolist())
+
+
+def known_names(network: nn.Module) -> list[str] | None:
+    """Names of a network's classes; None if its file does not tell them."""
+    from fassd.models.info import info_of
+
+    exported = getattr(network, "metadata", None)
+    if exported is not None:
+        names = [info.name for info in exported.classes]
+        numbered = names == class_names(len(names)) and len(names) != len(CITYSCAPES)
+        return None if numbered else names
+    info = info_of(network)
+    return list(info.class_names) if info is not None and info.class_names else None
+
+
+def matching_labels(network: Sequence[str], data: Sequence[str]) -> list[int]:
+    """The data's label of each of a network's classes, by name.
+
+    Args:
+        network: names of the network's classes, in the order of its labels.
+        data: names of the data's classes; the same in any order.
+
+    Raises:
+        ValueError: they are not the same; the message tells how they differ.
+    """
+    if list(network) == list(data):
+        return list(range(len(data)))
+    if sorted(network) == sorted(data) and len(set(data)) == len(data):
+        return [data.index(name) for name in network]
+    sides = (("network", network, data), ("data", data, network))
+    differences = [
+        f"only the {side} has {_some([name for name in one if name not in other])}"
+        for side, one, other in sides
+        if not set(one) <= set(other)
+    ]
+    what = "the network's classes are not those of the data"
+    if len(network) != len(data):
+        what = f"the network has {len(network)} classes, but the data's labels have {len(data)}"
+    raise ValueError(f"{what}: {'; '.join(differences) or 'a name stands twice'}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more
+
+
+def _classes(names: Sequence[str], colors: Sequence[Sequence[int]]) -> tuple[ClassInfo, ...]:
+    return tuple(ClassInfo(name, (r, g, b)) for name, (r, g, b) in zip(names, colors, strict=True))
 
 
 def colorize(

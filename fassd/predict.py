@@ -18,8 +18,10 @@ from torch import nn
 from fassd.data.transforms import normalize
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
 from fassd.images import ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.models import create_model, load, load_checkpoint
 from fassd.models.layers import logits_of
-from fassd.palette import palette
+from fassd.models.zoo import is_weights_file, settled
+from fassd.palette import ClassInfo, classes_of
 
 __all__ = ["ImageLike", "Segmenter", "accelerated", "pick_device", "to_rgb"]
 
@@ -37,13 +39,14 @@ class Segmenter:
     Pictures are processed one at a time, so that they may differ in size.
 
     Args:
-        model: a name of `fassd.list_models()`; a file of `fassd export`; or a module that takes
-            normalised BGR (1, 3, H, W) and returns logits (1, classes, H, W), alone or in a dict
-            under "out" or "logits", or at the head of a tuple.
+        model: a name of `fassd.list_models()`; a file of `fassd train` (`fassd.load`) or of
+            `fassd export`; or a module that takes normalised BGR (1, 3, H, W) and returns logits
+            (1, classes, H, W), alone or in a dict under "out" or "logits", or at the head of a
+            tuple.
         weights: what `fassd.create_model` takes (a name) or `fassd.load_checkpoint` reads (a
             module). None keeps the weights as they are: for a name, random ones.
-        num_classes: classes of a network given by name.
-        alpha: DAPF's reduction, for a network given by name.
+        num_classes: classes of a network given by name; None as of `fassd.create_model`.
+        alpha: DAPF's reduction, for a network given by name; None as of `fassd.create_model`.
         backend: "reference" is plain PyTorch; "auto" the fastest that `fassd_kernels` has here
             (plain PyTorch with a warning if that package is not installed); any other name asks
             `fassd_kernels` for that backend. Of a file, what runs it: "onnxruntime" or "openvino"
@@ -68,14 +71,15 @@ class Segmenter:
         model: str | os.PathLike[str] | nn.Module,
         *,
         weights: str | os.PathLike[str] | None = None,
-        num_classes: int = 19,
-        alpha: int = 2,
+        num_classes: int | None = None,
+        alpha: int | None = None,
         backend: str = "auto",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         size: tuple[int, int] | None = None,
     ) -> None:
-        if not isinstance(model, (str, nn.Module)) and not is_exported(model):
+        is_file = is_exported(model) or is_weights_file(model)
+        if not isinstance(model, (str, nn.Module)) and not is_file:
             raise TypeError(
                 f"model must be a name, a file or a torch.nn.Module, got {type(model).__name__}"
             )
@@ -87,12 +91,11 @@ class Segmenter:
             # With no device asked for, a file runs where its runtime does.
             model = ExportedNetwork(model, backend, pick_device(device or default_device(model)))
         if isinstance(model, ExportedNetwork):
-            _check_file(model, weights, dtype, size)
+            _check_file(model, weights, num_classes, alpha, dtype, size)
             self.size = size or model.input_size
             self.model: nn.Module = model
             self.device, self.dtype = torch.device("cpu"), torch.float32  # of what it takes
             return
-        assert isinstance(model, (str, nn.Module))  # a path is a file's
         network = _network(model, weights, num_classes, alpha, device)
         self.size = size
         self.model = accelerated(network, backend, dtype)
@@ -100,13 +103,14 @@ class Segmenter:
         self.device, self.dtype = _home(self.model, dtype)
 
     @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """Names and colours of the labels, as `fassd.palette.classes_of`."""
+        return classes_of(self.model)
+
+    @property
     def palette(self) -> npt.NDArray[np.uint8]:
-        """Colours of the labels, (classes, 3) uint8 RGB: those that an exported file tells, else
-        `fassd.palette.palette`'s. A module that does not tell `num_classes` counts as of 19."""
-        data = getattr(self.model, "metadata", None)
-        if data is not None:
-            return np.array([info.color for info in data.classes], np.uint8)
-        return palette(getattr(self.model, "num_classes", 19))
+        """Colours of the labels, (classes, 3) uint8 RGB."""
+        return np.array([info.color for info in self.classes], np.uint8)
 
     def __repr__(self) -> str:
         size = "the picture's" if self.size is None else "{}x{}".format(*self.size)
@@ -289,13 +293,20 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
 def _check_file(
     network: ExportedNetwork,
     weights: str | os.PathLike[str] | None,
+    num_classes: int | None,
+    alpha: int | None,
     dtype: torch.dtype | None,
     size: tuple[int, int] | None,
 ) -> None:
     """See whether what is asked for is in the file."""
     path = network.path
-    if weights is not None:
-        raise ValueError(f"{path} holds its own weights; weights={os.fspath(weights)!r} has no use")
+    _check_alone(path, weights)
+    for what, asked, known in (
+        ("classes", num_classes, network.num_classes),
+        ("alpha", alpha, network.metadata.alpha),
+    ):
+        if asked not in (None, known):
+            raise ValueError(f"{path} has {what} {known}, asked for was {what} {asked}")
     own = network.metadata.dtype
     if dtype not in (None, torch.float32) and str(dtype).removeprefix("torch.") != own:
         raise ValueError(f"{path} computes in {own}, asked for was {dtype}: export it anew")
@@ -305,6 +316,11 @@ def _check_file(
                 path, *(network.input_size or ()), *size
             )
         )
+
+
+def _check_alone(path: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> None:
+    if weights is not None:
+        raise ValueError(f"{path} holds its own weights; weights={os.fspath(weights)!r} has no use")
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -320,19 +336,23 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _network(
-    model: str | nn.Module,
+    model: str | os.PathLike[str] | nn.Module,
     weights: str | os.PathLike[str] | None,
-    num_classes: int,
-    alpha: int,
+    num_classes: int | None,
+    alpha: int | None,
     device: torch.device | str | None,
 ) -> nn.Module:
     """The network on its device, with its weights; the caller's own module stays untouched."""
-    from fassd.models import create_model, load_checkpoint
-
-    if isinstance(model, str):
-        network: nn.Module = create_model(model, num_classes, alpha, weights=weights)
+    if is_weights_file(model):
+        _check_alone(model, weights)
+        settled(model, None, num_classes, alpha)
+        network: nn.Module = load(model)
+        device = pick_device(device)
+    elif isinstance(model, str):
+        network = create_model(model, num_classes, alpha, weights=weights)
         device = pick_device(device)
     else:
+        assert isinstance(model, nn.Module)  # a path is a file's
         network = model
         device = pick_device(device) if device is not None else None
         if weights is not None:

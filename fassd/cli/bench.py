@@ -34,7 +34,7 @@ from fassd.cli.common import (
     parse_dtypes,
     parse_size,
     parse_sizes,
-    pick_weights,
+    pick_network,
     progress,
     say,
 )
@@ -48,10 +48,10 @@ AGREEMENT_OF_DEMO = 99.9  # per cent of the labels
 @app.command()
 def bench(
     context: typer.Context,
-    model: Model = "fassd_net",
+    model: Model = None,
     weights: Weights = None,
-    classes: Classes = 19,
-    alpha: Alpha = 2,
+    classes: Classes = None,
+    alpha: Alpha = None,
     backend: Backend = "auto",
     dtype: Annotated[
         Dtypes | None,
@@ -222,12 +222,12 @@ def bench(
     if against is not None:
         _run_against(context, against, tolerance, json_)
         return
-    own_weights = not all_ and predict is None
+    chosen = pick_network(model, weights, classes, alpha)
     job = Job(
-        model=model,
-        weights=pick_weights(weights, model, classes, alpha) if own_weights else None,
-        classes=classes,
-        alpha=alpha,
+        model=chosen.model,
+        weights=None if all_ or predict is not None else chosen.weights,
+        classes=chosen.classes or 19,
+        alpha=chosen.alpha or 2,
         size=size,
         batch=batch,
         seed=seed,
@@ -281,11 +281,14 @@ def _of_file(job: Job, weights: str | None, given: list[str]) -> Job:
             f"{job.model} was made with the weights {data.weights}: give that file as --weights, "
             "to compare with"
         )
+    source = pick_network(
+        data.variant, weights or data.weights or "random", data.num_classes, data.alpha
+    )
     found = replace(
         job,
         exported=job.model,
         model=data.variant,
-        weights=pick_weights(weights or data.weights or "random", data.variant),
+        weights=source.weights,
         classes=data.num_classes,
         alpha=data.alpha,
         size=data.size or job.size,
@@ -317,6 +320,7 @@ def _run_against(context: typer.Context, file: Path, tolerance: float, json_: Pa
         ValueError: an option that contradicts the file, or a file that cannot be compared with.
     """
     from fassd.against import read_baseline, run_against
+    from fassd.models.zoo import is_weights_file
 
     given = {
         name: value
@@ -327,6 +331,9 @@ def _run_against(context: typer.Context, file: Path, tolerance: float, json_: Pa
         if name in given:
             raise ValueError(f"--{name.strip('_')}: only without --against, whose file tells it")
     options = {name.strip("_"): value for name, value in given.items()}
+    if is_weights_file(options.get("model")):
+        chosen = pick_network(options["model"], options.get("weights"))
+        options |= {"model": chosen.model, "weights": chosen.weights}
     for name, kind in (("dtype", tuple), ("size", tuple)):
         if name in options:
             options[name] = kind(options[name])
@@ -381,7 +388,9 @@ def _jobs(
         replace(
             job,
             model=name,
-            weights=pick_weights(weights, name, job.classes, job.alpha),
+            weights=pick_network(name, weights, job.classes, job.alpha).weights
+            if all_
+            else job.weights,
             size=size,
             batch=batch,
         )
@@ -421,7 +430,7 @@ def _deliver(report: Any, json_: Path | None, plot: Path | None) -> None:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
-    model: Model = "fassd_net",
+    model: Model = None,
     weights: Weights = None,
     backend: Backend = "auto",
     size: Annotated[
@@ -456,10 +465,12 @@ def demo(
     from fassd.predict import pick_device
 
     check_folder(output)
-    weights = pick_weights(weights, model)
+    chosen = pick_network(model, weights)
     job = Job(
-        model=model,
-        weights=weights,
+        model=chosen.model,
+        weights=chosen.weights,
+        classes=chosen.classes or 19,
+        alpha=chosen.alpha or 2,
         size=size,
         seed=seed,
         backend=backend,
@@ -472,8 +483,8 @@ def demo(
     console().print(report)
     results = {
         "scene.png": report.picture,
-        "labels.png": colorize(report.labels),
-        "overlay.png": overlay(report.picture, report.labels),
+        "labels.png": colorize(report.labels, report.colors),
+        "overlay.png": overlay(report.picture, report.labels, colors=report.colors),
     }
     for name, result in results.items():
         write_image(output / name, result)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 import fassd
+
+if TYPE_CHECKING:
+    from fassd.palette import ClassInfo
 
 __all__ = [
     "DTYPES",
@@ -29,6 +32,7 @@ __all__ = [
     "Dtypes",
     "Json",
     "Model",
+    "Network",
     "Seed",
     "Size",
     "Sizes",
@@ -41,10 +45,12 @@ __all__ = [
     "parse_dtypes",
     "parse_size",
     "parse_sizes",
-    "pick_weights",
+    "pick_network",
     "progress",
     "say",
     "set_threads",
+    "split_model",
+    "swatch",
     "tell_weights",
     "weights_of",
 ]
@@ -175,6 +181,12 @@ def say(markup: str) -> None:
     Console(stderr=True, highlight=False).print(markup, soft_wrap=True)
 
 
+def swatch(info: ClassInfo) -> str:
+    """A class as markup: its colour and its name."""
+    red, green, blue = info.color
+    return f"[rgb({red},{green},{blue})]██[/] {escape(info.name)}"
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     say(f"[yellow]warning:[/] {escape(str(message))}")
 
@@ -182,10 +194,11 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 # --------------------------------------------------------------------------------- shared options
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--model",
         "-m",
+        show_default="that of the weights, or fassd_net",
         help="Network; [cyan]fassd info[/] lists them. [cyan]val[/], [cyan]predict[/] and "
         "[cyan]bench[/] also take a file of [cyan]fassd export[/].",
     ),
@@ -197,12 +210,28 @@ Weights = Annotated[
         "-w",
         help="Trained weights: a file (.pkl, .pth, .pt, .safetensors); [cyan]cityscapes[/], the "
         "authors' own, downloaded once; [cyan]synthetic[/], ours, of generated streets; "
-        "[cyan]random[/]. Without it synthetic, or random where the network has none.",
+        "[cyan]random[/]. Without it synthetic, or random where the network has none. A file of "
+        "[cyan]fassd train[/] tells network, classes and colours.",
     ),
 ]
-Classes = Annotated[int, typer.Option("--classes", min=1, max=65536, help="Number of classes.")]
+Classes = Annotated[
+    int | None,
+    typer.Option(
+        "--classes",
+        min=1,
+        max=65536,
+        show_default="those of the weights, or 19",
+        help="Number of classes.",
+    ),
+]
 Alpha = Annotated[
-    int, typer.Option("--alpha", min=1, help="How much narrower DAPF's branches are.")
+    int | None,
+    typer.Option(
+        "--alpha",
+        min=1,
+        show_default="that of the weights, or 2",
+        help="How much narrower DAPF's branches are.",
+    ),
 ]
 Backend = Annotated[
     str,
@@ -301,19 +330,62 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def pick_weights(weights: str | None, model: str, classes: int = 19, alpha: int = 2) -> str | None:
-    """What `fassd.create_model` takes for the option --weights; None means random.
+class Network(NamedTuple):
+    """What `fassd.Segmenter` takes for the options that choose a network.
 
-    None, too, for an exported file, which holds its own.
+    Attributes:
+        model: name of a network, or an exported file.
+        weights: None for random ones, or those of an exported file.
+        classes, alpha: None for those of an exported file.
+    """
+
+    model: str
+    weights: str | None
+    classes: int | None
+    alpha: int | None
+
+
+def pick_network(
+    model: str | None,
+    weights: str | None,
+    classes: int | None = None,
+    alpha: int | None = None,
+    *,
+    default_classes: int = 19,
+) -> Network:
+    """What --model, --weights, --classes and --alpha choose, None where they are not given.
+
+    Args:
+        model: a name, a file of `fassd train` in its place, or an exported file.
+        default_classes: number where neither --classes nor the file of weights tells it.
+
+    Raises:
+        ValueError: an option contradicts the file; the message names both.
     """
     from fassd.export import is_exported
-    from fassd.models.zoo import default_weights
+    from fassd.models.zoo import default_weights, is_weights_file, settled
 
     if is_exported(model):
-        return weights
-    if weights == "random":
-        return None
-    return default_weights(model, classes, alpha) if weights is None else weights
+        return Network(str(model), weights, classes, alpha)
+    if is_weights_file(model):
+        if weights is not None:
+            raise ValueError(f"{model} holds its own weights; --weights {weights} has no use")
+        model, weights = None, str(model)
+    own = None if weights == "random" else weights
+    name, count, reduction = settled(own, model, classes, alpha, default_classes)
+    if weights is None:
+        own = default_weights(name, count, reduction)
+    return Network(name, own, count, reduction)
+
+
+def split_model(text: str) -> tuple[str, str | None]:
+    """NAME and WEIGHTS of NAME=WEIGHTS; a name or a file alone has no weights beside it."""
+    from fassd.models.zoo import is_weights_file, list_models
+
+    name, _, weights = text.partition("=")
+    if is_weights_file(text) and name not in list_models():
+        return text, None
+    return name, weights or None
 
 
 def tell_weights(weights: str | None, network: Any = None) -> None:
@@ -328,7 +400,7 @@ def tell_weights(weights: str | None, network: Any = None) -> None:
         say(f"[yellow]{escape(ABOUT_WEIGHTS[weights])}[/]")
 
 
-def device_for(model: str, device: str | None) -> str | None:
+def device_for(model: str | None, device: str | None) -> str | None:
     """The device that was asked for, or where an exported file runs."""
     from fassd.export import default_device, is_exported
 

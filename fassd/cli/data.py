@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fassd.cli.common import Json, app, console, progress, say
+from fassd.cli.common import Json, app, console, progress, say, swatch
 
 if TYPE_CHECKING:
     from fassd.data.check import CheckReport, Problem, SplitReport
@@ -137,8 +137,7 @@ def _classes_table(report: CheckReport) -> Table:
             f"{100 * split.pixels[index] / max(1, split.pixels.sum()):.3f}%"
             for split in report.splits
         ]
-        red, green, blue = info.color
-        table.add_row(f"[rgb({red},{green},{blue})]██[/] {escape(info.name)}", *shares)
+        table.add_row(swatch(info), *shares)
     return table
 
 

@@ -17,20 +17,24 @@ from fassd.cli.common import (
     Dtype,
     Json,
     Model,
+    Network,
     Threads,
     Weights,
     app,
     console,
     device_for,
-    pick_weights,
+    pick_network,
     progress,
     say,
     set_threads,
+    split_model,
     tell_weights,
     weights_of,
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from fassd.data.card import Card
@@ -65,9 +69,9 @@ def val(
     data: Data,
     root: Root = None,
     split: Split = "val",
-    model: Model = "fassd_net",
+    model: Model = None,
     weights: Weights = None,
-    alpha: Alpha = 2,
+    alpha: Alpha = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     device: Device = None,
@@ -87,9 +91,11 @@ def val(
     """Score a network on labelled pictures: IoU of every class, mIoU, pixel accuracy.
 
     Every picture is seen at full resolution, alone, as the authors do; --scales and --flip
-    average the probabilities of several views. An exported file ([cyan]-m net.onnx[/]) is scored by
-    the same rules; one that takes a single size sees every picture resized to it. With -o:
-    [cyan]confusion.csv[/] (pixels), [cyan]confusion.png[/] (shares) and [cyan]scores.json[/].
+    average the probabilities of several views. Classes are matched by name where the weights tell
+    their names, as those of [cyan]fassd train[/] do, else by position. An exported file
+    ([cyan]-m net.onnx[/]) is scored by the same rules; one that takes a single size sees every
+    picture resized to it. With -o: [cyan]confusion.csv[/] (pixels), [cyan]confusion.png[/] (shares)
+    and [cyan]scores.json[/].
 
     Under [cyan]torchrun[/] the pictures are shared out; the scores are the same.
 
@@ -100,7 +106,7 @@ def val(
 
     [cyan]fassd val --data cityscapes/ --weights cityscapes[/]
 
-    [cyan]fassd val --data camvid --root CamVid/ -w best.safetensors -m fassd_net_l2 -o out[/]
+    [cyan]fassd val --data camvid --root CamVid/ -w best.safetensors -o out[/]
 
     [cyan]fassd val --data cityscapes/ --model net.onnx --backend openvino[/]
 
@@ -115,19 +121,20 @@ def val(
     dataset = SegmentationDataset(load_card(data, root), split)
     indices = range(len(dataset))[:limit]
     with process_group(device_for(model, device)) as home:
-        weights = pick_weights(weights, model, dataset.card.num_classes, alpha)
-        network = _segmenter(model, weights, dataset.card, alpha, backend, dtype, home).model
+        count = dataset.card.num_classes
+        chosen = pick_network(model, weights, None, alpha, default_classes=count)
+        network = _segmenter(chosen, backend, dtype, home).model
         if is_main():
-            tell_weights(weights, network)
+            tell_weights(chosen.weights, network)
         evaluation = _evaluated(network, dataset, indices, views, flip)
         if not is_main():
             return
         settings = {
             "data": dataset.card.name,
             "split": split,
-            "model": model,
-            "weights": weights_of(weights, network),
-            **_settings_of(network, alpha, dtype),
+            "model": chosen.model,
+            "weights": weights_of(chosen.weights, network),
+            **_settings_of(network, chosen.alpha, dtype),
             "backend": backend,
             "scales": views,
             "flip": flip,
@@ -138,7 +145,7 @@ def val(
         raise typer.Exit(1)
 
 
-def _settings_of(network: Any, alpha: int, dtype: str) -> dict[str, Any]:
+def _settings_of(network: Any, alpha: int | None, dtype: str) -> dict[str, Any]:
     """What was asked for, or what an exported file tells."""
     data = getattr(network, "metadata", None)
     if data is None:
@@ -220,8 +227,7 @@ class _Network(NamedTuple):
     """A column of the panel."""
 
     title: str
-    name: str
-    weights: str | None
+    chosen: Network
 
 
 @app.command()
@@ -239,7 +245,8 @@ def compare(
             "--model",
             "-m",
             metavar="NAME[=WEIGHTS]",
-            help="A column, may be repeated; WEIGHTS as --weights of [cyan]fassd val[/]. "
+            help="A column, may be repeated; WEIGHTS as --weights of [cyan]fassd val[/]; a file of "
+            "[cyan]fassd train[/] needs no NAME=. "
             f"Default: {', '.join(OF_THE_TALK)}.",
         ),
     ] = None,
@@ -249,7 +256,7 @@ def compare(
             "--weights-dir", help="Folder of NAME.safetensors, for models without =WEIGHTS."
         ),
     ] = None,
-    alpha: Alpha = 2,
+    alpha: Alpha = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     device: Device = None,
@@ -285,13 +292,11 @@ def compare(
     dataset = SegmentationDataset(card, split)
     _check_indices(indices, len(dataset), split)
     home = pick_device(device)
-    segmenters = [
-        _segmenter(each.name, each.weights, dataset.card, alpha, backend, dtype, home)
-        for each in networks
-    ]
-    if any(each.weights == "synthetic" for each in networks):
+    segmenters = [_segmenter(each.chosen, backend, dtype, home) for each in networks]
+    labels = [_labels_by_name(each, dataset.card) for each in segmenters]
+    if any(each.chosen.weights == "synthetic" for each in networks):
         tell_weights("synthetic")
-    untrained = [each.name for each in networks if each.weights is None]
+    untrained = [each.chosen.model for each in networks if each.chosen.weights is None]
     if untrained:
         say(
             f"[yellow]random weights: {escape(', '.join(untrained))}; their labels are meaningless "
@@ -301,7 +306,7 @@ def compare(
     rows, occurring = [], set()
     with progress() as bar:
         for number in bar.track(indices, description="comparing"):
-            row, classes = _row(dataset[number], segmenters, dataset.card, scores)
+            row, classes = _row(dataset[number], segmenters, labels, dataset.card, scores)
             rows.append(row)
             occurring |= classes
     titles = ["Input", "Ground truth", *(each.title for each in networks)]
@@ -310,29 +315,47 @@ def compare(
 
 
 def _networks(
-    models: list[str], weights_dir: Path | None, classes: int, alpha: int
+    models: list[str], weights_dir: Path | None, classes: int, alpha: int | None
 ) -> list[_Network]:
     """Read NAME and NAME=WEIGHTS; where a network comes twice, its title tells its weights."""
-    from fassd.models.zoo import get_variant
+    from fassd.models.zoo import get_variant, is_weights_file
 
     networks = []
     for model in models:
-        name, _, weights = model.partition("=")
-        if not weights and weights_dir is not None:
+        name, weights = split_model(model)
+        if weights is None and weights_dir is not None and not is_weights_file(name):
             weights = str(weights_dir / f"{name}.safetensors")
-        title = get_variant(name).title
-        networks.append(_Network(title, name, pick_weights(weights or None, name, classes, alpha)))
+        chosen = pick_network(name, weights, None, alpha, default_classes=classes)
+        networks.append(_Network(get_variant(chosen.model).title, chosen))
     titles = [each.title for each in networks]
     return [
-        each._replace(title=f"{each.title} ({Path(each.weights or 'random').stem})")
+        each._replace(title=f"{each.title} ({Path(each.chosen.weights or 'random').stem})")
         if titles.count(each.title) > 1
         else each
         for each in networks
     ]
 
 
+def _labels_by_name(segmenter: Segmenter, card: Card) -> npt.NDArray[np.uint8]:
+    """The card's label of each of a network's classes.
+
+    Raises:
+        ValueError: the network knows the names of its classes, and they are not the card's.
+    """
+    import numpy as np
+
+    from fassd.palette import known_names, matching_labels
+
+    names = known_names(segmenter.model) or card.class_names
+    return np.array(matching_labels(names, card.class_names), np.uint8)
+
+
 def _row(
-    sample: Sample, segmenters: list[Segmenter], card: Card, scores: bool
+    sample: Sample,
+    segmenters: list[Segmenter],
+    by_name: list[npt.NDArray[np.uint8]],
+    card: Card,
+    scores: bool,
 ) -> tuple[list[Tile], set[int]]:
     """One scene's tiles, and the labels that occur in them."""
     import numpy as np
@@ -343,8 +366,8 @@ def _row(
     truth = Tile(colorize(sample.labels, card.palette))
     tiles = [Tile(sample.image, sample.path.stem), truth]
     occurring = set(np.unique(sample.labels).tolist())
-    for segmenter in segmenters:
-        labels = segmenter.predict(sample.image)
+    for segmenter, labels_of in zip(segmenters, by_name, strict=True):
+        labels = labels_of[segmenter.predict(sample.image)]
         caption = _own_miou(sample, labels, card) if scores else ""
         tiles.append(Tile(colorize(labels, card.palette), caption))
         occurring |= set(np.unique(labels).tolist())
@@ -373,32 +396,13 @@ def _legend(card: Card, occurring: set[int]) -> list[ClassInfo]:
 # ----------------------------------------------------------------------------------------- helpers
 
 
-def _segmenter(
-    model: str,
-    weights: str | None,
-    card: Card,
-    alpha: int,
-    backend: str,
-    dtype: str,
-    device: torch.device,
-) -> Segmenter:
-    import torch
+def _segmenter(network: Network, backend: str, dtype: str, device: torch.device) -> Segmenter:
+    from fassd.cli.predict import build_segmenter
 
-    from fassd.predict import Segmenter
-
-    torch.manual_seed(0)  # random weights, where none are given, are the same in every run
     with warnings.catch_warnings():
         if backend == "auto":  # then it is no loss that a baseline has nothing to accelerate
             warnings.filterwarnings("ignore", message=".*nothing was swapped")
-        return Segmenter(
-            model,
-            weights=weights,
-            num_classes=card.num_classes,
-            alpha=alpha,
-            backend=backend,
-            dtype=getattr(torch, dtype),
-            device=device,
-        )
+        return build_segmenter(network, backend, dtype, device)
 
 
 def _numbers(option: str, text: str, kind: type) -> list[Any]:

@@ -17,7 +17,7 @@ from fassd.cli.common import (
     Weights,
     app,
     parse_size,
-    pick_weights,
+    pick_network,
     say,
     set_threads,
     tell_weights,
@@ -53,23 +53,33 @@ def parse_export_size(text: str) -> ExportSize:
 
 @app.command()
 def export(
-    model: Annotated[
-        str, typer.Argument(help="Network; [cyan]fassd info[/] lists them.", metavar="MODEL")
-    ],
     output_file: Annotated[
         Path,
         typer.Option("--output-file", "-o", help="The file: NAME.onnx, .pt2, .xml or .engine."),
     ],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Network; [cyan]fassd info[/] lists them. A file of [cyan]fassd train[/], here or "
+            "as --weights, tells it.",
+            metavar="[MODEL]",
+            show_default=False,
+        ),
+    ] = None,
     format_: Annotated[
         Literal["onnx", "torch", "aoti", "openvino", "tensorrt"] | None,
         typer.Option("--format", "-f", help="By the file's ending, if not given; .pt2: torch."),
     ] = None,
     weights: Weights = None,
-    classes: Classes = 19,
-    alpha: Alpha = 2,
+    classes: Classes = None,
+    alpha: Alpha = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="A card whose classes' names and colours the file gets."),
+        typer.Option(
+            "--data",
+            help="A card whose classes' names and colours the file gets; without it those of the "
+            "weights.",
+        ),
     ] = None,
     size: Annotated[
         ExportSize,
@@ -142,7 +152,7 @@ def export(
 
     [bold]Examples[/]
 
-    [cyan]fassd export fassd_net -w best.safetensors -o net.onnx --size 1024x2048[/]
+    [cyan]fassd export -w runs/paper/best.safetensors -o net.onnx --size 1024x2048[/]
 
     [cyan]fassd export fassd_net -o net.onnx --size dynamic --preprocess --output labels[/]
 
@@ -166,14 +176,17 @@ def export(
         raise ValueError("--calibration: only with --dtype int8")
     set_threads(threads)
     infos = _classes(data, classes)
-    count = len(infos) or classes
-    weights = pick_weights(weights, model, count, alpha)
+    if model is None and weights is None:
+        raise ValueError("MODEL must be a network's name, or --weights a file of fassd train")
+    chosen = pick_network(model, weights, classes, alpha, default_classes=len(infos) or 19)
+    assert chosen.classes is not None
+    assert chosen.alpha is not None
     request = Request(
-        model=model,
+        model=chosen.model,
         format=kind,
-        weights=weights,
-        num_classes=count,
-        alpha=alpha,
+        weights=chosen.weights,
+        num_classes=chosen.classes,
+        alpha=chosen.alpha,
         size=None if size == DYNAMIC else parse_size(size),
         batch=batch,
         dtype=dtype,
@@ -191,7 +204,7 @@ def export(
     check = _Check(_verifies(verify, request, by_hand), pictures, tolerance)
     write = _write_for_trtexec if by_hand else _write
     verification = write(exporter, output_file, calibrating, check)
-    tell_weights(weights)
+    tell_weights(chosen.weights)
     _tell(output_file, exporter, verification, json_, by_hand)
 
 
@@ -203,14 +216,14 @@ def _check_suffix(path: Path, kind: str) -> None:
         raise ExportError(f"{path}: a file of the format {kind} ends in {endings}")
 
 
-def _classes(card: str | None, classes: int) -> tuple[ClassInfo, ...]:
+def _classes(card: str | None, classes: int | None) -> tuple[ClassInfo, ...]:
     """Names and colours of a card's classes; none where no card is given."""
     if card is None:
         return ()
     from fassd.data.card import CARDS, load_card
 
     found = tuple(load_card(card, root=CARDS).classes)  # any folder: nothing is looked for in it
-    if classes not in (19, len(found)):
+    if classes not in (None, len(found)):
         raise ValueError(f"--classes {classes}: the card {card} has {len(found)} classes")
     return found
 

@@ -7,12 +7,21 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fassd.cli.common import Alpha, Classes, Size, app, console, parse_size
+from fassd.cli.common import Alpha, Classes, Size, app, console, parse_size, pick_network, swatch
 
 
 @app.command()
 def info(
-    name: Annotated[str | None, typer.Argument(help="Network; without it, all are listed.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Network, or a file of [cyan]fassd train[/]; without it, all networks are listed."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", "-w", help="Trained weights, a file that tells its network."),
+    ] = None,
     input_: Annotated[
         Size,
         typer.Option(
@@ -23,8 +32,8 @@ def info(
             help="Size of the input.",
         ),
     ] = Size(1024, 2048),
-    classes: Classes = 19,
-    alpha: Alpha = 2,
+    classes: Classes = None,
+    alpha: Alpha = None,
 ) -> None:
     """What a network costs, part by part; or, without a name, which networks there are.
 
@@ -38,14 +47,24 @@ def info(
     [cyan]fassd info fassd_net --input 512x1024[/]
 
     [cyan]fassd info fassd_net_l2 --classes 11 --alpha 4[/]
+
+    [cyan]fassd info runs/plants/best.safetensors[/]
     """
-    if name is None:
+    if name is None and weights is None:
         console().print(_variants())
         return
     from fassd.complexity import analyze
     from fassd.models import create_model
+    from fassd.models.zoo import is_weights_file
+    from fassd.palette import classes_of, known_names
 
-    console().print(analyze(create_model(name, classes, alpha), input_, name=name))
+    if weights is None and not is_weights_file(name):
+        weights = "random"
+    chosen = pick_network(name, weights, classes, alpha)
+    network = create_model(chosen.model, chosen.classes, chosen.alpha, weights=chosen.weights)
+    console().print(analyze(network, input_, name=chosen.model))
+    if known_names(network) is not None:
+        console().print("classes:", *map(swatch, classes_of(network)))
 
 
 def _variants() -> Table:

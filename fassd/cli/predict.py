@@ -19,6 +19,7 @@ from fassd.cli.common import (
     Device,
     Dtype,
     Model,
+    Network,
     Size,
     Threads,
     Weights,
@@ -26,7 +27,7 @@ from fassd.cli.common import (
     console,
     device_for,
     parse_size,
-    pick_weights,
+    pick_network,
     say,
     set_threads,
     tell_weights,
@@ -34,6 +35,8 @@ from fassd.cli.common import (
 from fassd.cli.video import VideoSettings, ViewName, one_file, prepare_videos, video_table
 
 if TYPE_CHECKING:
+    import torch
+
     from fassd.images import Picture
     from fassd.predict import Segmenter
     from fassd.sources import Video
@@ -55,10 +58,10 @@ def predict(
         Path,
         typer.Option("--output", "-o", help="Folder to write to; for one video a file as well."),
     ],
-    model: Model = "fassd_net",
+    model: Model = None,
     weights: Weights = None,
-    classes: Classes = 19,
-    alpha: Alpha = 2,
+    classes: Classes = None,
+    alpha: Alpha = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     size: Annotated[
@@ -137,6 +140,8 @@ def predict(
 
     [cyan]fassd predict street.jpg -o out --weights cityscapes[/]
 
+    [cyan]fassd predict plants/ -o out -w runs/plants/best.safetensors[/]
+
     [cyan]fassd predict photos/ more/*.png -o out -m fassd_net_l2 --device cuda --dtype float16[/]
 
     [cyan]fassd predict 'drive/**/*.jpg' -o out --size 512x1024 --opacity 0.7[/]
@@ -154,25 +159,24 @@ def predict(
     check_file(output) if single else check_folder(output)
     if not found:
         raise unfound[-1]
-    films = VideoSettings(view, opacity, classes, codec, limit, fps, timeout)
+    films = VideoSettings(view, opacity, codec, limit, fps, timeout)
     prepare_videos(found, films, output.suffix if single else ".mp4")
     from fassd.training.distributed import all_gather, is_main, process_group, rank, world_size
 
     set_threads(threads)
     device = device_for(model, device)
-    weights = pick_weights(weights, model, classes, alpha)
-    network = (model, weights, classes, alpha, backend, dtype)
+    chosen = pick_network(model, weights, classes, alpha)
     started = time.perf_counter()
     with process_group(device, patient=True) as home:
         for missed in unfound if is_main() else []:
             say(f"[red]failed:[/] {escape(str(missed))}")
-        work = Batch(output, films, (*network, size), single=single, again=again)
+        work = Batch(output, films, (*chosen, backend, dtype, size), single=single, again=again)
         todo = work.unfinished(found[rank() :: world_size()])
         if todo:
             place = device if world_size() == 1 else str(home)
-            segmenter = build_segmenter(*network, place, size)
+            segmenter = build_segmenter(chosen, backend, dtype, place, size)
             if is_main():
-                tell_weights(weights, segmenter.model)
+                tell_weights(chosen.weights, segmenter.model)
             work.do(todo, segmenter, shown=is_main())
         outcome = together(all_gather(work.outcome))
         failed = outcome.failed + len(unfound)
@@ -183,14 +187,11 @@ def predict(
 
 
 def build_segmenter(
-    model: str,
-    weights: str | None,
-    classes: int,
-    alpha: int,
+    network: Network,
     backend: str,
     dtype: str,
-    device: str | None,
-    size: Size | None,
+    device: torch.device | str | None,
+    size: Size | None = None,
 ) -> Segmenter:
     import torch
 
@@ -198,10 +199,10 @@ def build_segmenter(
 
     torch.manual_seed(0)  # random weights, where none are given, are the same in every run
     return Segmenter(
-        model,
-        weights=weights,
-        num_classes=classes,
-        alpha=alpha,
+        network.model,
+        weights=network.weights,
+        num_classes=network.classes,
+        alpha=network.alpha,
         backend=backend,
         dtype=getattr(torch, dtype),
         device=device,

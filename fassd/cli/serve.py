@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,19 +16,23 @@ from fassd.cli.common import (
     Backend,
     Device,
     Dtype,
+    Network,
     Threads,
+    Weights,
     app,
-    pick_weights,
+    pick_network,
     say,
     set_threads,
+    split_model,
     tell_weights,
+    weights_of,
 )
 from fassd.cli.predict import build_segmenter
 
 if TYPE_CHECKING:
     from fassd.predict import Segmenter
     from fassd.serve.engine import Choice, Networks
-    from fassd.serve.schemas import Catalog, Limits
+    from fassd.serve.schemas import Catalog, Limits, ModelInfo
 
 SERVED = ["fassd_net", "fassd_net_l2"]
 LOOPBACK = r"localhost|127\.\d+\.\d+\.\d+|::1"
@@ -48,11 +53,23 @@ def serve(
             "-m",
             metavar="NAME[=WEIGHTS]",
             help="A network to offer, may be repeated, the first is the default; WEIGHTS as "
-            f"--weights of [cyan]fassd predict[/]. Default: {', '.join(SERVED)}.",
+            "--weights of [cyan]fassd predict[/]; a file of [cyan]fassd train[/] or "
+            f"[cyan]fassd export[/] needs no NAME=. Default: {', '.join(SERVED)}, or that of "
+            "--weights.",
         ),
     ] = None,
-    classes: Annotated[int, typer.Option("--classes", min=1, max=256, help="Classes.")] = 19,
-    alpha: Alpha = 2,
+    weights: Weights = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            "--classes",
+            min=1,
+            max=256,
+            show_default="those of the weights, or 19",
+            help="Number of classes.",
+        ),
+    ] = None,
+    alpha: Alpha = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     device: Device = None,
@@ -96,6 +113,8 @@ def serve(
 
     [cyan]fassd serve[/]
 
+    [cyan]fassd serve -w runs/plants/best.safetensors[/]
+
     [cyan]fassd serve -m fassd_net=cityscapes -m fassd_net_l2=runs/best.safetensors --port 9000[/]
 
     [cyan]curl -F image=@street.jpg '127.0.0.1:8000/v1/segment?format=rle'[/]
@@ -109,7 +128,7 @@ def serve(
     from fassd.serve.metrics import Metrics
     from fassd.serve.schemas import Limits
 
-    weights = _weights(model or SERVED, classes, alpha)
+    offered = _offered(model, weights, classes, alpha)
     limits = Limits(
         max_bytes=max_bytes, max_pixels=max_pixels, queue=queue, batch=batch, timeout_s=timeout
     )
@@ -118,16 +137,12 @@ def serve(
 
         def load(choice: Choice) -> Segmenter:
             name, backend, dtype = choice
-            size = None
-            return build_segmenter(
-                name, weights[name], classes, alpha, backend, dtype, device, size
-            )
+            return build_segmenter(offered[name], backend, dtype, device)
 
         networks = Networks(load)
-        choices = [Choice(name, backend, dtype) for name in weights]
-        for choice in choices:
-            _try_out(networks, choice)
-        catalog = _catalog(weights, choices[0], classes, device, limits)
+        choices = [Choice(name, backend, dtype) for name in offered]
+        models = [_try_out(networks, choice, offered[choice.model]) for choice in choices]
+        catalog = _catalog(models, choices[0], device, limits)
         metrics = Metrics()
         engine = Engine(
             networks,
@@ -139,57 +154,72 @@ def serve(
             on_batch=metrics.count_batch,
         )
         _log_to_stderr()
-        _tell(weights, host, socket.getsockname()[1])
+        _tell(models, host, socket.getsockname()[1])
         make_server(create_app(catalog, engine, metrics), timeout).run(sockets=[socket])
 
 
-def _weights(models: list[str], classes: int, alpha: int) -> dict[str, str | None]:
-    """Read NAME and NAME=WEIGHTS."""
+def _offered(
+    models: list[str] | None, weights: str | None, classes: int | None, alpha: int | None
+) -> dict[str, Network]:
+    """What --model and --weights name, by the name under which it is offered."""
+    from fassd.export import is_exported
     from fassd.models.zoo import get_variant
 
-    found: dict[str, str | None] = {}
-    for model in models:
-        name, _, weights = model.partition("=")
-        get_variant(name)  # an unknown one is an error
+    found: dict[str, Network] = {}
+    pairs: list[tuple[str | None, str | None]] = [(None, None)]
+    if models or weights is None:
+        pairs = [split_model(model) for model in models or SERVED]
+    for name, own in pairs:
+        chosen = pick_network(name, own or weights, classes, alpha)
+        if is_exported(chosen.model):
+            name = Path(chosen.model).stem
+        else:
+            get_variant(chosen.model)  # an unknown one is an error
+            name = chosen.model
         if name in found:
             raise ValueError(f"--model: {name} comes twice; each name can be offered once")
-        found[name] = pick_weights(weights or None, name, classes, alpha)
+        found[name] = chosen
     return found
 
 
-def _try_out(networks: Networks, choice: Choice) -> None:
+def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
     """Load a network and label a small picture: what cannot work shows before the server is up."""
     import numpy as np
 
+    from fassd.models import VARIANTS
     from fassd.serve.engine import UnsuitableError
+    from fassd.serve.schemas import ModelInfo, class_table
 
     try:
-        networks.get(choice).predict(np.zeros((128, 128, 3), np.uint8))
+        segmenter = networks.get(choice)
+        segmenter.predict(np.zeros((128, 128, 3), np.uint8))
     except UnsuitableError as error:
         raise error.__cause__ or error from None
+    words = {None: "random", "synthetic": "synthetic", "cityscapes": "cityscapes"}
+    variant = VARIANTS.get(network.model)
+    return ModelInfo(
+        name=choice.model,
+        title=Path(network.model).name if variant is None else variant.title,
+        weights=words.get(weights_of(network.weights, segmenter.model), "own"),
+        classes=class_table(segmenter.classes),
+    )
 
 
 def _catalog(
-    weights: dict[str, str | None],
-    default: Choice,
-    classes: int,
-    device: str | None,
-    limits: Limits,
+    models: list[ModelInfo], default: Choice, device: str | None, limits: Limits
 ) -> Catalog:
-    from fassd.models.zoo import get_variant
-    from fassd.serve.schemas import Catalog, Defaults, ModelInfo, class_table
+    from fassd.serve.schemas import Catalog, Defaults
     from fassd.serve.upload import formats
 
-    words = {None: "random", "synthetic": "synthetic", "cityscapes": "cityscapes"}
+    classes = models[0].classes
+    for info in models:
+        info.classes = None if info.classes == classes else info.classes
     return Catalog(
-        models=[
-            ModelInfo(name=name, title=get_variant(name).title, weights=words.get(path, "own"))
-            for name, path in weights.items()
-        ],
+        models=models,
         backends=_backends(device, default.backend),
         dtypes=list(DTYPES),
         defaults=Defaults(**default._asdict()),
-        classes=class_table(classes),
+        classes=classes or [],
         formats=list(formats()),
         limits=limits,
     )
@@ -220,13 +250,14 @@ def _log_to_stderr() -> None:
     log.propagate = False
 
 
-def _tell(weights: dict[str, str | None], host: str, port: int) -> None:
-    for path in dict.fromkeys(weights.values()):
-        tell_weights(path)
+def _tell(models: list[ModelInfo], host: str, port: int) -> None:
+    for word in dict.fromkeys(info.weights for info in models):
+        tell_weights(None if word == "random" else word)
     if not re.fullmatch(LOOPBACK, host):
         say(
             f"[yellow]{escape(host)} may be reached from other machines: there is neither "
             "password nor encryption[/]"
         )
+    names = escape(", ".join(info.name for info in models))
     shown = f"[{host}]" if ":" in host else host
-    say(f"serving {', '.join(weights)} at {escape(f'http://{shown}:{port}/')} (Ctrl-C stops)")
+    say(f"serving {names} at {escape(f'http://{shown}:{port}/')} (Ctrl-C stops)")

@@ -30,7 +30,6 @@ class VideoSettings(NamedTuple):
 
     view: ViewName
     opacity: float
-    classes: int
     codec: str | None
     limit: int | None
     fps: float | None

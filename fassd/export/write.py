@@ -23,7 +23,7 @@ from fassd.data.transforms import normalize
 from fassd.export.metadata import DTYPES, FORMATS, OUTPUTS, ExportError, Metadata
 from fassd.export.network import Deployed
 from fassd.models.zoo import create_model
-from fassd.palette import ClassInfo, class_names, palette
+from fassd.palette import ClassInfo, classes_of, known_names, matching_labels
 
 __all__ = ["FORMAT_OF", "SUFFIX_OF", "Exporter", "Request", "staged"]
 
@@ -76,7 +76,8 @@ class Request:
             the operators of `fassd_kernels` stay operators, which the program that loads the file
             has to have; "reference" is PyTorch's own alone.
         opset: of ONNX; None for the exporter's choice.
-        classes: names and colours; Cityscapes' or numbered ones if not given.
+        classes: names and colours, in any order if the weights' file tells their names; those of
+            the file if not given, or Cityscapes' or numbered ones if it tells none.
 
     Raises:
         ExportError: something that does not go together; the message says what does.
@@ -168,7 +169,7 @@ class Exporter:
             variant=request.model,
             alpha=request.alpha,
             weights=None if request.weights is None else Path(request.weights).name,
-            classes=request.classes or default_classes(request.num_classes),
+            classes=self._classes(),
             dtype=request.dtype,
             output=request.output,
             takes_pictures=request.preprocess,
@@ -178,6 +179,14 @@ class Exporter:
             backend=backend,
             versions=versions(),
         )
+
+    def _classes(self) -> tuple[ClassInfo, ...]:
+        """The request's classes, in the order of the network's where its names are known."""
+        wanted, names = self.request.classes, known_names(self.source)
+        if not wanted:
+            return classes_of(self.source)
+        own = names or [info.name for info in wanted]
+        return tuple(wanted[i] for i in matching_labels(own, [info.name for info in wanted]))
 
     def _network(self) -> tuple[nn.Module, str | None]:
         """The network to trace, and the backend that it calls."""
@@ -272,14 +281,6 @@ class Exporter:
             plan = build_engine(model.SerializeToString(), request.dtype, profile_of(data))
             path.write_bytes(plan)
             sidecar(path).write_text(data.to_json())
-
-
-def default_classes(num_classes: int) -> tuple[ClassInfo, ...]:
-    colors = palette(num_classes).tolist()
-    return tuple(
-        ClassInfo(name, (r, g, b))
-        for name, (r, g, b) in zip(class_names(num_classes), colors, strict=True)
-    )
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fassd.models.info import read_info, remember
 from fassd.models.tensor_files import (
     CheckpointError,
     check_dense,
@@ -106,6 +107,9 @@ def load_checkpoint(
     model's whole encoder; what else it has, a classifier for instance, is ignored, and the rest of
     the model stays as it was. A BatchNorm's ``num_batches_tracked`` may be missing.
 
+    A file that fills the whole model also tells it the names and colours of its classes, if it has
+    them, as those of ``fassd train`` do (`fassd.models.info_of`).
+
     Args:
         model: a network of the family, or any module; plain, compiled or in DataParallel.
         path: the file.
@@ -142,6 +146,8 @@ def load_checkpoint(
         warnings.warn(f"{path}: {fit._choice()}", stacklevel=2)
     # Through load_state_dict, so that modules that watch their loading see it.
     model.load_state_dict({own[key][0]: value for key, value in loaded.items()}, strict=False)
+    if not fit.missing and not fit.misshapen:
+        remember(model, read_info(path))
     return fit
 
 

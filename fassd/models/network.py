@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fassd.models.aspp import ASPP
 from fassd.models.dapf import DAPF
@@ -83,7 +84,7 @@ class FASSDNet(nn.Module):
         stages: Sequence[Stage] = FOUR_STAGES,
     ) -> None:
         super().__init__()
-        self.num_classes = positive_int("num_classes", num_classes)
+        self._num_classes = positive_int("num_classes", num_classes)
         self.alpha = positive_int("alpha", alpha, at_most=stages[-1].channels)
         self.stem_strides = tuple(stem_strides)
         self.n_stages = len(stages)
@@ -95,7 +96,7 @@ class FASSDNet(nn.Module):
         self.conv1x1_up = nn.ModuleList()
         self.mda = nn.ModuleList()
         channels = self._build_decoder(stages, skip_channels, mda, light_decoder)
-        self.finalConv = nn.Conv2d(channels, self.num_classes, 1)
+        self.finalConv = nn.Conv2d(channels, self._num_classes, 1)
         self.apply(init_weights)
 
     def _build_encoder(self, stages: Sequence[Stage]) -> list[int]:
@@ -136,6 +137,24 @@ class FASSDNet(nn.Module):
                 self.denseBlocksUp.append(block)
                 channels = block.out_channels
         return channels
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the output: those of the head, be it another than the network was built with.
+
+        What was last assigned counts where the head has no convolution.
+        """
+        convolutions = [part for part in self.finalConv.modules() if hasattr(part, "out_channels")]
+        if not convolutions:
+            return self._num_classes
+        last: Any = convolutions[-1]
+        # The weight is what computes, should it have been cut by hand.
+        cut = isinstance(last, nn.Conv2d) and not is_lazy(last.weight)
+        return len(last.weight) if cut else last.out_channels
+
+    @num_classes.setter
+    def num_classes(self, value: int) -> None:
+        self._num_classes = positive_int("num_classes", value)
 
     @property
     def minimum_size(self) -> int:

@@ -6,10 +6,12 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 from fassd.models import weights as weight_files
-from fassd.models.checkpoint import load_checkpoint
+from fassd.models.checkpoint import CheckpointError, load_checkpoint
+from fassd.models.info import NetworkInfo, read_info, remember
 from fassd.models.network import FIVE_STAGES, FASSDNet
 
 
@@ -131,17 +133,19 @@ def get_variant(name: str) -> Variant:
 
 def create_model(
     name: str,
-    num_classes: int = 19,
-    alpha: int = 2,
+    num_classes: int | None = None,
+    alpha: int | None = None,
     weights: str | os.PathLike[str] | None = None,
 ) -> FASSDNet:
     """Build a network of the family in plain PyTorch, on the default device, in training mode.
 
     Args:
         name: one of `list_models()`.
-        num_classes: channels of the output.
+        num_classes: channels of the output; None for those of the weights' file if it says so, as
+            the files of `fassd train` do, else 19.
         alpha: how much narrower DAPF's branches are than the coarsest map; an integer from 1 to
-            that map's width (224; fc_hardnet_70: 320). Without effect where there is no DAPF.
+            that map's width (224; fc_hardnet_70: 320). Without effect where there is no DAPF. None
+            for that of the weights' file if it says so, else 2.
         weights: what to start from:
 
             * ``None``: Kaiming normal convolutions, batch norm 1 and 0 (`layers.init_weights`);
@@ -161,14 +165,16 @@ def create_model(
         A `FASSDNet`: (N, 3, H, W) normalised BGR to logits (N, num_classes, H, W).
 
     Raises:
-        ValueError: an unknown name, an argument outside its range, or weights that were not
-            published for this variant.
+        ValueError: an unknown name, an argument outside its range or other than the weights' file
+            says, or weights that were not published for this variant.
         CheckpointError: a weights file that does not fit.
         FileNotFoundError: no such weights file.
         DownloadError: a download that failed; the message says where to put the file by hand.
     """
     variant = get_variant(name)
+    _, num_classes, alpha = settled(weights, name, num_classes, alpha)
     model = variant.build(num_classes, alpha)
+    remember(model, NetworkInfo(name, alpha))
     if weights is None:
         return model
     if weights in ("cityscapes", "synthetic") and (num_classes, alpha) != (19, 2):
@@ -179,6 +185,70 @@ def create_model(
         )
     load_checkpoint(model, weights_file(name, weights))
     return model
+
+
+def load(path: str | os.PathLike[str]) -> FASSDNet:
+    """The network in a file of `fassd train`, in eval mode, with its classes' names and colours.
+
+    >>> model = fassd.load("runs/a/best.safetensors")
+
+    Args:
+        path: ``best.safetensors`` or ``last.safetensors`` of a run.
+
+    Raises:
+        CheckpointError: a file that cannot be read, or that does not say which network it holds.
+        ValueError: what it says cannot be understood.
+        FileNotFoundError: no such file.
+    """
+    info = read_info(path)
+    if info is None and not os.path.exists(path):
+        raise FileNotFoundError(f"no weights file {os.fspath(path)!r}")
+    if info is None:
+        raise CheckpointError(
+            f"{path} does not say which network it holds, as the files of fassd train do: name it, "
+            f"fassd.create_model(NAME, num_classes, alpha, weights={os.fspath(path)!r})"
+        )
+    return create_model(info.model, weights=path).eval()
+
+
+def is_weights_file(model: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether what stands for a network's name is a file of weights."""
+    if not isinstance(model, (str, os.PathLike)) or model in VARIANTS:
+        return False
+    return Path(model).suffix in (".safetensors", ".pth", ".pt", ".pkl")
+
+
+def settled(
+    weights: str | os.PathLike[str] | None,
+    model: str | None = None,
+    num_classes: int | None = None,
+    alpha: int | None = None,
+    default_classes: int = 19,
+) -> tuple[str, int, int]:
+    """Name, number of classes and alpha: as asked for, as the weights' file says, or the defaults.
+
+    Raises:
+        ValueError: what is asked for is not what the file says, the message names both; or what it
+            says cannot be understood.
+    """
+    info = None
+    if weights is not None and weights not in ("synthetic", "cityscapes", "imagenet"):
+        info = read_info(weights)
+    if info is None:
+        return (
+            model or "fassd_net",
+            default_classes if num_classes is None else num_classes,
+            2 if alpha is None else alpha,
+        )
+    known = (info.model, info.num_classes, info.alpha)
+    asked = {"model": model, "classes": num_classes, "alpha": alpha}
+    for (what, value), own in zip(asked.items(), known, strict=True):
+        if value not in (None, own):
+            raise ValueError(
+                f"{weights} holds {info.model} of {info.num_classes} classes and alpha "
+                f"{info.alpha}; asked for was {what} {value}"
+            )
+    return known
 
 
 def weights_file(name: str, weights: str | os.PathLike[str]) -> str | os.PathLike[str]:

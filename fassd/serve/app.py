@@ -26,7 +26,7 @@ from fassd.serve.example import EXAMPLES, street
 from fassd.serve.metrics import Metrics
 from fassd.serve.observe import Observer
 from fassd.serve.page import add_page
-from fassd.serve.schemas import Catalog, Failure, Health, Segmentation, options_model
+from fassd.serve.schemas import Catalog, ClassInfo, Failure, Health, Segmentation, options_model
 from fassd.serve.upload import RefusedError, decode, read_upload
 
 __all__ = ["create_app"]
@@ -189,7 +189,8 @@ class _Desk:
             "queue": labelled.waited,
             "network": labelled.network,
         }
-        return await self._in_thread(self._answer, labelled, options.format, timing, began)
+        classes = self.catalog.classes_of(options.model)
+        return await self._in_thread(self._answer, labelled, classes, options.format, timing, began)
 
     def _size(self, text: str | None) -> tuple[int, int] | None:
         if text is None:
@@ -233,7 +234,12 @@ class _Desk:
             gone.cancel()
 
     def _answer(
-        self, labelled: Labelled, form: str, seconds: dict[str, float], began: float
+        self,
+        labelled: Labelled,
+        classes: list[ClassInfo],
+        form: str,
+        seconds: dict[str, float],
+        began: float,
     ) -> Response:
         """Encode the labels, with the milliseconds of every step."""
         started = time.perf_counter()
@@ -241,8 +247,7 @@ class _Desk:
         if form == "png":
             body: Any = to_png(labels)
         else:
-            present = enumerate(shares(labels, len(self.catalog.classes)))
-            classes = self.catalog.classes
+            present = enumerate(shares(labels, len(classes)))
             body = {
                 "height": labels.shape[0],
                 "width": labels.shape[1],

@@ -139,7 +139,8 @@ def label_pictures(segmenter: Segmenter, pictures: list[Picture]) -> list[Pictur
     """
     network: Any = getattr(segmenter, "model", None)
     try:
-        if len(pictures) == 1 or not isinstance(network, torch.nn.Module):
+        resizing = getattr(segmenter, "size", None) is not None
+        if len(pictures) == 1 or resizing or not isinstance(network, torch.nn.Module):
             return [segmenter.predict(picture).astype(np.uint8) for picture in pictures]
         batch = torch.from_numpy(np.stack([normalize(picture) for picture in pictures]))
         batch = batch.to(segmenter.device, segmenter.dtype)

@@ -1,8 +1,11 @@
 """What the HTTP interface takes and gives, as OpenAPI tells it."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from fassd import palette
 
 __all__ = [
     "SIZE_PATTERN",
@@ -75,6 +78,9 @@ class ModelInfo(BaseModel):
     name: str
     title: str
     weights: str = Field(description="synthetic, cityscapes, random, or own: a file of the server.")
+    classes: list[ClassInfo] | None = Field(
+        None, description="Its classes, where they are not those of the default network."
+    )
 
 
 class Defaults(BaseModel):
@@ -102,20 +108,22 @@ class Catalog(BaseModel):
     backends: list[str]
     dtypes: list[str]
     defaults: Defaults
-    classes: list[ClassInfo]
+    classes: list[ClassInfo] = Field(description="Those of the default network.")
     formats: list[str] = Field(description="Of pictures.")
     limits: Limits
 
+    def classes_of(self, model: str) -> list[ClassInfo]:
+        """Classes of a network, by its name."""
+        own = next(info.classes for info in self.models if info.name == model)
+        return self.classes if own is None else own
 
-def class_table(num_classes: int) -> list[ClassInfo]:
-    """Names and colours of the classes, in order."""
-    from fassd.palette import class_names, palette
 
-    colors = palette(num_classes).tolist()
-    names = class_names(num_classes)
+def class_table(classes: int | Sequence[palette.ClassInfo]) -> list[ClassInfo]:
+    """Names and colours of classes, in order; a number stands for `palette.default_classes`."""
+    if isinstance(classes, int):
+        classes = palette.default_classes(classes)
     return [
-        ClassInfo(id=index, name=name, color=color)
-        for index, (name, color) in enumerate(zip(names, colors, strict=True))
+        ClassInfo(id=index, name=name, color=color) for index, (name, color) in enumerate(classes)
     ]
 
 

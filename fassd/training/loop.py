@@ -39,9 +39,10 @@ from fassd.data.card import Card
 from fassd.data.dataset import Sample, SegmentationDataset
 from fassd.data.transforms import TrainTransform
 from fassd.images import ImageError, check_folder, replacing, write_image
-from fassd.models import create_model, load_checkpoint
+from fassd.models import NetworkInfo, create_model, load_checkpoint
+from fassd.models.info import info_of, remember
 from fassd.models.zoo import weights_file
-from fassd.palette import colorize
+from fassd.palette import colorize, known_names, matching_labels
 from fassd.panel import Tile, draw_panel
 from fassd.training import state as files
 from fassd.training.distributed import in_main, is_main, rank, sum_over_ranks, world_size
@@ -262,6 +263,8 @@ class Trainer:
         if start is not None and not self.step:  # else the checkpoint has it all
             file = weights_file(recipe.model, start)
             self._tell(str(load_checkpoint(model, file, strict=recipe.weights is None)))
+            _reorder_head(model, self.train_set.card.class_names)
+        remember(model, NetworkInfo.of(recipe.model, recipe.alpha, self.train_set.card.classes))
         return model
 
     # ------------------------------------------------------------------------------------ running
@@ -634,6 +637,7 @@ class Trainer:
         return trouble is None
 
     def _facts(self) -> dict[str, Any]:
+        info = info_of(self.evaluated)
         return {
             "step": self.step,
             "best": self.best,
@@ -643,6 +647,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "recipe": self.recipe.to_dict(),
             "data": self._data(),
+            "network": info and info.to_json(),
         }
 
     def _save_weights(self, name: str) -> None:
@@ -727,6 +732,15 @@ def _trouble(what: str, write: Any, *arguments: Any) -> str | None:
     except OSError as error:
         return f"could not write {what}: {error}"
     return None
+
+
+def _reorder_head(model: Any, wanted: list[str]) -> None:
+    """Put the head's channels into another order of the classes, if weights gave it these."""
+    names = known_names(model)
+    if names is not None and names != wanted and sorted(names) == sorted(wanted):
+        order = matching_labels(wanted, names)
+        for parameter in model.finalConv.parameters():
+            parameter.data = parameter.data[order]
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

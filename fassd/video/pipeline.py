@@ -101,7 +101,7 @@ def segment_video(
         view: "overlay" lays the colours over the frame; "labels" shows them alone; "side-by-side"
             puts the frame to the left of them.
         opacity: strength of the colours in the overlay.
-        colors: (classes, 3) uint8 RGB; Cityscapes' by default.
+        colors: (classes, 3) uint8 RGB; by default the segmenter's `palette`, else Cityscapes'.
         codec: FFmpeg's name of the encoder; None picks one by the ending.
         limit: stop after so many frames.
         on_frame: called after each frame with what there is so far.
@@ -115,7 +115,9 @@ def segment_video(
         raise VideoError(f"{output}: must end in {', '.join(FORMATS)}, got {output.suffix!r}")
     if codec is not None:
         check_codec(codec, output.suffix.lower())
-    draw = _drawing(view, opacity, palette() if colors is None else colors)
+    if colors is None:
+        colors = getattr(segmenter, "palette", palette())
+    draw = _drawing(view, opacity, colors)
     run = _Run(source, limit, on_frame or (lambda _: None))
     with _first_ctrl_c(run.interrupt):
         return run(output, segmenter, draw, codec)

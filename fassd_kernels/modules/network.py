@@ -12,6 +12,7 @@ from fassd.models.layers import resize
 from fassd.models.network import FASSDNet
 from fassd_kernels import ops
 from fassd_kernels.backends import AUTO, choose
+from fassd_kernels.checks import MAX_LABELS
 from fassd_kernels.choices import shape_key
 from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer, FusedUpsampleConv
 from fassd_kernels.modules.fused import (
@@ -81,13 +82,13 @@ class FusedNetwork(FASSDNet):
         In eval mode, where the full-size logits are never written; of at most 256 classes.
         """
         if self.training or isinstance(x, torch.fx.Proxy):
-            return super().forward(self.cast(x)).argmax(1).to(torch.uint8)
+            return labels_of(super().forward(self.cast(x)))
         return self.labels_of(self.scores(x), (x.shape[2], x.shape[3]))
 
     def labels_of(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits of the finest map to labels of the picture's size."""
         if unfused():
-            return resize(scores, size).argmax(1).to(torch.uint8)
+            return labels_of(resize(scores, size))
         return self.run("upsample_argmax", scores, size)
 
     def label_pictures(
@@ -157,6 +158,19 @@ class FusedNetwork(FASSDNet):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, output={self.output}"
+
+
+def labels_of(logits: Tensor) -> Tensor:
+    """Logits (N, C, H, W) to uint8 labels (N, H, W).
+
+    Raises:
+        ValueError: more classes than labels, as of a head that was exchanged.
+    """
+    if logits.shape[1] > MAX_LABELS:
+        raise ValueError(
+            f"labels are uint8, for at most {MAX_LABELS} classes, got {logits.shape[1]}"
+        )
+    return logits.argmax(1).to(torch.uint8)
 
 
 def unfused() -> bool:

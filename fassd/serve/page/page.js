@@ -50,7 +50,21 @@ function tellTrouble(text) {
 
 // -------------------------------------------------------------------------------------- legend
 
-const entries = catalog.classes.map(({ id, name, color }) => {
+let classes = [];
+let entries = [];
+
+/** The classes of a network in the legend and under the pointer. */
+function showClasses(model) {
+  const own = catalog.models.find(({ name }) => name === model).classes ?? catalog.classes;
+  if (own === classes) return;
+  classes = own;
+  view.classes = own;
+  view.only = null;
+  element("legend").replaceChildren();
+  entries = own.map(entry);
+}
+
+function entry({ id, name, color }) {
   const button = document.createElement("button");
   button.type = "button";
   button.setAttribute("aria-pressed", "false");
@@ -66,7 +80,7 @@ const entries = catalog.classes.map(({ id, name, color }) => {
   item.append(button);
   element("legend").append(item);
   return button;
-});
+}
 
 function pressed() {
   const index = entries.findIndex((button) => button.getAttribute("aria-pressed") === "true");
@@ -94,8 +108,8 @@ function tellShares(labels) {
 }
 
 const HINT = element("pointing").textContent;
-const view = new View(element("view"), element("tip"), catalog.classes, (index) => {
-  const text = index === null ? HINT : `Class: ${catalog.classes[index].name}`;
+const view = new View(element("view"), element("tip"), (index) => {
+  const text = index === null ? HINT : `Class: ${classes[index].name}`;
   if (element("pointing").textContent !== text) element("pointing").textContent = text;
 });
 
@@ -177,6 +191,7 @@ async function step(mine) {
   if (mine !== run) return bitmap.close();
   tellTrouble("");
   element("empty").hidden = true;
+  showClasses(model);
   view.show(bitmap, chosen.labels);
   tellShares(chosen.labels);
   remember("chosen", chosen);
@@ -270,4 +285,5 @@ drop.addEventListener("drop", (event) => {
 
 forgetTimes();
 tellWeights();
+showClasses(element("model").value);
 openers[address.get("start")]?.();

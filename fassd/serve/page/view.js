@@ -34,10 +34,10 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
 
 export class View {
   /** onPoint is called with the class index under the pointer or cursor, or null. */
-  constructor(canvas, tip, classes, onPoint) {
+  constructor(canvas, tip, onPoint) {
     this.canvas = canvas;
     this.tip = tip;
-    this.classes = classes;
+    this.classes = []; // of the labels, in their order
     this.onPoint = onPoint;
     this.context = canvas.getContext("2d");
     this.paint = new OffscreenCanvas(1, 1);

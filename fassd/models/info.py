@@ -1,0 +1,149 @@
+"""What a file of weights says of its network, and the network says after it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from fassd.models.network import FASSDNet
+
+__all__ = ["Color", "NetworkInfo", "info_of", "read_info", "remember"]
+
+Color = tuple[int, int, int]
+
+ATTRIBUTE = "network_info"
+"""Attribute of a network's head with its `NetworkInfo`: copies and accelerated networks have it,
+and who exchanges the head leaves the classes behind."""
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """What is known of a network beside its weights.
+
+    Attributes:
+        model: a name of `list_models()`.
+        alpha: DAPF's reduction.
+        class_names: names of the classes, in the order of the labels; empty if unknown.
+        colors: RGB colours of the classes, 0 to 255 each; empty if unknown.
+    """
+
+    model: str
+    alpha: int = 2
+    class_names: tuple[str, ...] = ()
+    colors: tuple[Color, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of the classes; 0 if they are unknown."""
+        return len(self.class_names)
+
+    @classmethod
+    def of(cls, model: str, alpha: int, classes: Sequence[tuple[str, Color]]) -> NetworkInfo:
+        """A network with classes, (name, colour) each."""
+        return cls(model, alpha, tuple(n for n, _ in classes), tuple(color for _, color in classes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for `json.dumps`."""
+        colors = self.colors or (None,) * self.num_classes
+        return {
+            "model": self.model,
+            "num_classes": self.num_classes,
+            "alpha": self.alpha,
+            "classes": [
+                {"name": name, "color": color}
+                for name, color in zip(self.class_names, colors, strict=True)
+            ],
+        }
+
+    @classmethod
+    def from_metadata(cls, text: str) -> NetworkInfo | None:
+        """Read what `fassd train` writes beside weights; None if that says nothing of a network.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        try:
+            facts = json.loads(text)
+            if facts.get("network") is not None:
+                network = facts["network"]
+                names = [entry["name"] for entry in network["classes"]]
+                colors = [entry["color"] for entry in network["classes"]]
+            elif "recipe" in facts and "data" in facts:  # of runs that stored no colours
+                network, names, colors = facts["recipe"], facts["data"]["classes"], []
+            else:
+                return None
+            return cls(
+                _text(network["model"]),
+                _whole(network["alpha"], 1, 2**16),
+                tuple(map(_text, names)),
+                () if None in colors else tuple(map(_color, colors)),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{type(error).__name__}: {error!s:.80}") from error
+
+
+def read_info(path: str | os.PathLike[str]) -> NetworkInfo | None:
+    """What a file of weights says of its network; None if it says nothing, or cannot be read.
+
+    Raises:
+        ValueError: it says something that cannot be understood.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get("fassd")
+    except (SafetensorError, OSError):  # loading its weights tells what is wrong
+        return None
+    try:
+        return None if text is None else NetworkInfo.from_metadata(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata cannot be understood ({error})") from error
+
+
+def info_of(network: nn.Module) -> NetworkInfo | None:
+    """What is known of a network, or of the one inside a wrapper; None if nothing is.
+
+    The classes are unknown if their number is not that of the network's.
+    """
+    parts = list(network.modules())
+    found = next((vars(part)[ATTRIBUTE] for part in parts if ATTRIBUTE in vars(part)), None)
+    counts = (part.num_classes for part in parts if isinstance(part, FASSDNet))
+    if found is None or next(counts, found.num_classes) == found.num_classes:
+        return found
+    return replace(found, class_names=(), colors=())
+
+
+def remember(network: nn.Module, found: NetworkInfo | None) -> None:
+    """Let a network know what the file of all its weights says, but for what it was built as."""
+    own = info_of(network)
+    if own is not None:
+        names, colors = (found.class_names, found.colors) if found else ((), ())
+        found = replace(own, class_names=names, colors=colors)
+    heads = (getattr(part, "finalConv", None) for part in network.modules())
+    setattr(next(filter(None, heads), network), ATTRIBUTE, found)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r:.40} is not a name")
+    return value
+
+
+def _whole(value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{value!r:.40} is not a whole number from {low} to {high}")
+    return value
+
+
+def _color(value: Any) -> Color:
+    red, green, blue = value
+    return _whole(red, 0, 255), _whole(green, 0, 255), _whole(blue, 0, 255)
