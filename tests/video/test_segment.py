@@ -7,8 +7,18 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from PIL import Image
-from video.clips import CLOCK, Bands, decoded, picture, psnr, sound, times, write_clip
+from PIL import Image, ImageOps
+from video.clips import (
+    CLOCK,
+    Bands,
+    decoded,
+    picture,
+    psnr,
+    sound,
+    times,
+    write_clip,
+    write_photographs,
+)
 
 from fassd.images import write_image
 from fassd.palette import colorize, overlay
@@ -104,6 +114,42 @@ def test_rotated_video_comes_out_upright(tmp_path, rotation, turn):
         assert next(container.decode(video=0)).rotation == 0
     for number, (_, image) in enumerate(decoded(tmp_path / "out.mp4")):
         assert psnr(image, turn(picture(number))) > 28
+
+
+@pytest.mark.parametrize("name", ["in.avi", "in.mkv", "in.mp4", "in.mjpeg"])
+def test_frames_with_exif_come_out_as_their_pictures_would(tmp_path, name):
+    """PyAV has no name for EXIF; a frame of other orientation than the one before counts, too."""
+    orientations = [1, 4, 2, 3, 1]
+    clip = write_photographs(tmp_path / name, orientations)
+    frames = [frame.image for frame in open_video(str(clip))]
+    assert len(frames) == 5
+    for number, (image, orientation) in enumerate(zip(frames, orientations, strict=True)):
+        photograph = Image.fromarray(picture(number))
+        photograph.getexif()[0x0112] = orientation
+        assert psnr(image, np.asarray(ImageOps.exif_transpose(photograph))) > 30, orientation
+
+
+def test_exif_goes_before_the_rotation_of_the_track(tmp_path):
+    quarter = (0, 1, -1, 0)
+    upright = write_photographs(tmp_path / "1.mp4", [1, 1], quarter)
+    turned = write_photographs(tmp_path / "6.mp4", [6, 6])
+    assert psnr(next(iter(open_video(str(upright)))).image, picture(0)) > 30
+    assert psnr(next(iter(open_video(str(turned)))).image, np.rot90(picture(0), -1)) > 30
+
+
+def test_titles_in_another_encoding_do_not_matter(tmp_path):
+    clip = tmp_path / "in.mp4"
+    with av.open(str(clip), "w") as container:
+        container.metadata["title"] = "caf@@"
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = 64, 96
+        stream.metadata["handler_name"] = "@@"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")))
+        container.mux(stream.encode())
+    data = clip.read_bytes()
+    assert data.count(b"@@") == 2
+    clip.write_bytes(data.replace(b"@@", b"\xe9\xff"))
+    assert segmented(clip, tmp_path / "out.mp4").frames == 1
 
 
 def test_ten_bits_become_eight_and_are_told_once(tmp_path):
