@@ -63,6 +63,12 @@ def serve(
     max_pixels: Annotated[
         int, typer.Option("--max-pixels", min=4096, help="Of a picture, and of a batch.")
     ] = 8_400_000,
+    range_: Annotated[
+        str | None,
+        typer.Option(
+            "--range", metavar="LOW:HIGH|auto", help="As --range of [cyan]fassd predict[/]."
+        ),
+    ] = None,
     queue: Annotated[
         int, typer.Option("--queue", min=1, max=1024, help="Pictures that may wait.")
     ] = 16,
@@ -107,12 +113,14 @@ def serve(
     # Threads of the network that spin between pictures keep a core from reading and writing them:
     # 42 pictures a second where it was 34 (L2, 512x1024, 8 clients, two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from fassd.levels import as_range
     from fassd.serve.app import create_app
     from fassd.serve.connection import listen, make_server
     from fassd.serve.engine import Choice, Engine, Networks
     from fassd.serve.metrics import Metrics
     from fassd.serve.schemas import Limits
 
+    as_range(range_)
     weights = _weights(model or SERVED, classes, alpha)
     limits = Limits(
         max_bytes=max_bytes, max_pixels=max_pixels, queue=queue, batch=batch, timeout_s=timeout
@@ -132,6 +140,7 @@ def serve(
         for choice in choices:
             _try_out(networks, choice)
         catalog = _catalog(weights, choices[0], classes, device, limits)
+        catalog.range = range_
         metrics = Metrics()
         engine = Engine(
             networks,

@@ -8,6 +8,7 @@ from data.trees import SIZE, save, toy, write_card
 from fassd.data import check
 from fassd.data.card import CardError, load_card
 from fassd.data.check import Problem, check_card
+from fassd.images import formats
 
 
 def fill_masks(card, value):
@@ -46,11 +47,12 @@ def test_everything_wrong_is_told_at_once(tmp_path):
     assert [(problem.level, problem.split) for problem in report.problems] == [
         ("error", "train")
     ] * 5
+    read = ", ".join(formats())
     assert [problem.message for problem in report.errors][:4] == [
         f"{train}3.png: has no mask; expected {masks}3.png",
         f"{masks}0.png: id 9 outside the card, in 48 pixels (first at row 0, column 0)",
         f"{masks}1.png: the mask is 2x2 (height x width), but its picture {train}1.png is 6x8",
-        f"{train}2.png: is not a picture in a format that Pillow reads",
+        f"{train}2.png: is not a picture in a format that is read here ({read})",
     ]
     assert report.errors[4].message.startswith(f"{masks}4.png: is damaged or truncated")
     assert (report.splits[0].pictures, report.splits[0].read) == (6, 1)

@@ -216,7 +216,7 @@ def damaged():
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"nothing", "is not a picture in a format that Pillow reads"),
+        (b"nothing", "is not a picture in a format that is read here"),
         (damaged(), "is damaged or truncated"),
         (None, "no such file"),
     ],
