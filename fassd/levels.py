@@ -127,8 +127,8 @@ def stretch(image: Any) -> float:
         return (65535 if image.mode == "I" else 255) / maxval
     if codec == "jpeg2k" and image.mode == "I;16":
         data = _content(image)
-        bits = data[data.index(b"\xff\x4f\xff\x51") + 42] + 1  # of a marker's first component
-        return 1 << max(0, 16 - bits)
+        precision = data[data.index(b"\xff\x4f\xff\x51") + 42]  # of the SIZ marker
+        return 1 << max(0, 15 - (precision & 0x7F))
     return {"L;2": 85, "L;4": 17}.get(raw, 1)
 
 
@@ -155,10 +155,12 @@ def stored(image: Any) -> tuple[npt.NDArray[Any], int]:
     codec, raw, maxval = _layout(image)
     factor = stretch(image)
     if maxval and image.mode == "RGB":
-        data, shape = _content(image)[image.tile[0][2] :], (image.height, image.width, 3)
-        plain = codec == "ppm_plain"
-        pixels = np.array(data.split(), np.uint16) if plain else np.frombuffer(data, ">u2")
-        return pixels[: math.prod(shape)].reshape(shape).astype(np.uint16), maxval
+        shape, begin = (image.height, image.width, 3), image.tile[0][2]
+        if codec == "ppm_plain":
+            pixels = np.array(_content(image)[begin:].split(), np.uint16)[: math.prod(shape)]
+        else:
+            pixels = np.frombuffer(_content(image), ">u2", math.prod(shape), begin)
+        return pixels.reshape(shape).astype(np.uint16), maxval
     low = _low_bytes(image, raw) if has_high_bytes(image) else None
     image.load()
     values = np.asarray(ImageOps.exif_transpose(image))
@@ -168,7 +170,7 @@ def stored(image: Any) -> tuple[npt.NDArray[Any], int]:
         values = np.rint(values / factor).astype(np.uint16)
     elif image.mode.startswith("I;16"):
         values = values.astype(np.uint16)
-    return values[..., None], 4095 if raw == "I;12" else round(65535 / factor)
+    return values[..., None], 4095 if raw == "I;12" else maxval or round(65536 / factor) - 1
 
 
 def _low_bytes(image: Any, raw: str) -> npt.NDArray[np.uint8]:

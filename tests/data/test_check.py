@@ -4,6 +4,7 @@ import threading
 import numpy as np
 import pytest
 from data.trees import SIZE, save, toy, write_card
+from PIL import Image
 
 from fassd.data import check
 from fassd.data.card import CardError, load_card
@@ -82,6 +83,18 @@ def test_odd_things_are_warnings(tmp_path):
         Problem("warning", "train", "only one class is there: wall"),
         Problem("warning", "val", "no pixel of lamp"),
     ]
+
+
+def test_dark_pictures_and_pages_are_warnings(tmp_path):
+    card = toy(tmp_path, count=2)
+    first, second = card.pairs("val")
+    save(first.image, np.full(SIZE, 4000, np.uint16))
+    Image.new("RGB", SIZE[::-1]).save(
+        second.image, save_all=True, append_images=[Image.new("RGB", SIZE[::-1], "red")]
+    )
+    messages = [problem.message for problem in check_card(card, ["val"]).warnings]
+    assert messages[0].startswith(f"{first.image}: read as 0 to 65535, but the upper 4 of 16 bits")
+    assert messages[1] == f"{second.image}: only the first of 2 frames is read, 1 passed over"
 
 
 def test_a_split_without_a_labelled_pixel(tmp_path):

@@ -244,6 +244,23 @@ def test_a_numbered_sequence(tmp_path):
     assert "f0011.png" in summary.trouble.notes[0]
 
 
+def test_a_sequence_of_12_bits_is_read_by_its_range(tmp_path):
+    grey = picture(3)[..., 0]
+    for number in range(3):
+        write_image(tmp_path / f"f{number}.png", (grey.astype(np.uint16) << 4) + number)
+    dark = open_video(str(tmp_path / "f%d.png"))
+    assert max(frame.image.max() for frame in dark) < 16
+    assert len(dark.trouble.notes) == 2 and "upper 4 of 16 bits are empty" in dark.trouble.notes[0]
+    source = open_video(str(tmp_path / "f%d.png"), range=(0, 4095))
+    for frame in source:
+        np.testing.assert_array_equal(frame.image, np.repeat(grey[..., None], 3, 2))
+    assert source.trouble.notes == [
+        "more than 8 bits per channel: values from 0 to 4095 became 0 to 255"
+    ]
+    small = open_video(str(tmp_path / "f%d.png"), max_pixels=100)
+    assert list(small) == [] and "more than 0.0001 million pixels" in small.trouble.notes[0]
+
+
 def test_sound_alone_is_no_video(tmp_path):
     clip = tmp_path / "in.mp4"
     buffer = io.BytesIO()
