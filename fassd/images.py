@@ -5,7 +5,8 @@ Every reader here returns uint8 RGB of shape (H, W, 3), upright:
 * grey, palette, CMYK, YCbCr and the like are converted;
 * transparency is composited over `BACKGROUND`, the colour that normalisation turns into zeros, so
   that hidden colours under a transparent pixel never reach the network;
-* 16 bits become 8 by keeping the high byte (0xFFFF -> 255), as Pillow does for 16-bit colour;
+* of more than 8 bits, the values of a range become 0 .. 255 (`fassd.levels`): by default all that
+  the file can hold, which for 16 bits is to keep the high byte (0xFFFF -> 255);
 * EXIF orientation is applied; of an animation or a many-page file the first picture is taken;
 * colour profiles are not applied.
 """
@@ -29,19 +30,29 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from fassd.data.transforms import MEAN_COLOR
+from fassd.levels import Range, as_range, empty_bits, has_high_bytes, stored, to_levels
 
 __all__ = [
     "BACKGROUND",
+    "FORMATS",
+    "MAX_PIXELS",
     "OUTPUT_ENDINGS",
     "SUFFIXES",
     "VIDEO_ENDINGS",
     "ImageError",
+    "ImageWarning",
     "Picture",
+    "Reading",
+    "TooManyPixelsError",
     "array_to_rgb",
     "check_file",
     "check_folder",
+    "examine_image",
     "find_pictures",
+    "formats",
     "free_name",
+    "open_image",
+    "pages_passed_over",
     "pil_to_rgb",
     "read_image",
     "replacing",
@@ -60,6 +71,15 @@ SUFFIXES = frozenset((
 # fmt: on
 """Endings that mark a file in a folder or a glob as a picture."""
 
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Formats of `SUFFIXES`, as Pillow calls them. No other is tried, whatever a file is called: some
+run programs (EPS)."""
+
+MAX_PIXELS = 100_000_000
+"""Height times width up to which `fassd predict` and `Segmenter` read a picture."""
+
+NEW_SUBFILE_TYPE = 254  # of TIFF
+
 OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
 """Endings of the files that `fassd predict` writes; folders and globs pass over them."""
 
@@ -69,6 +89,27 @@ VIDEO_ENDINGS = ("_overlay.mp4", "_labels.mp4", "_side-by-side.mp4")
 
 class ImageError(ValueError):
     """A picture cannot be read; the message names it and says why."""
+
+
+class TooManyPixelsError(ImageError):
+    """A picture is larger than a limit, as its header says."""
+
+
+class ImageWarning(UserWarning):
+    """A picture was read, but perhaps not as it was meant."""
+
+
+class Reading(NamedTuple):
+    """A picture as it was read.
+
+    pixels: uint8 RGB, (H, W, 3), upright.
+    range: values that became 0 and 255; None where it has no more than 8 bits.
+    remarks: what a person should know: values that fill little of the range, pages passed over.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    range: tuple[float, float] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Picture(NamedTuple):
@@ -81,25 +122,91 @@ class Picture(NamedTuple):
 # ---------------------------------------------------------------------------------------- reading
 
 
-def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+def read_image(
+    path: str | os.PathLike[str], range: Range = None, max_pixels: int | None = None
+) -> npt.NDArray[np.uint8]:
     """Read a picture file as uint8 RGB, (H, W, 3), upright.
+
+    Warns (`ImageWarning`) where it leaves out pages or frames after the first, or where values of
+    more than 8 bits fill so little of the range that the picture is nearly black.
+
+    Args:
+        path: the file, in one of `FORMATS`.
+        range: values that become 0 and 255, of pictures of more than 8 bits: (low, high); "auto"
+            for the picture's own lowest and highest; None for all that the file can hold (0 to
+            65535 of 16 bits, 0 to 1 of floats). They are the file's own, as it stores them.
+        max_pixels: largest height times width; None for Pillow's limit (`open_image`).
 
     Raises:
         ImageError: the file is missing, no regular file, empty, no picture, truncated, damaged, or
-            has more pixels than `2 * PIL.Image.MAX_IMAGE_PIXELS` (179 million; a decompression
-            bomb).
+            has too many pixels; or it has 32 bits and values outside 0 to 65535 (integers) or
+            0 to 1 (floats), and no range is given.
+        ValueError: `range` is none.
     """
+    reading = examine_image(path, range, max_pixels)
+    return _warned(reading, f"{os.fspath(path)}: ")
+
+
+def examine_image(
+    path: str | os.PathLike[str], range: Range = None, max_pixels: int | None = None
+) -> Reading:
+    """Like `read_image`, but what that warns of is returned, too."""
+    range = as_range(range)
     try:
-        kind = os.stat(path).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # reading a pipe may wait for ever
-            raise ImageError("is neither a file nor a folder, but a pipe, socket or device")
-        # Pillow warns from half its limit on; up to the limit the picture is simply read.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return pil_to_rgb(image)
+        with open_image(path, max_pixels) as image:
+            passed_over = pages_passed_over(image)
+            reading = _read(image, range)
     except Exception as error:  # decoders of damaged files raise almost anything
         raise ImageError(f"{os.fspath(path)}: {unreadable_because(path, error)}") from error
+    return reading._replace(remarks=(*reading.remarks, *passed_over))
+
+
+@contextlib.contextmanager
+def open_image(
+    source: str | os.PathLike[str] | IO[bytes], max_pixels: int | None = None
+) -> Iterator[Image.Image]:
+    """A picture of `FORMATS`, opened with Pillow and not decoded yet.
+
+    Args:
+        source: a file, or its content.
+        max_pixels: largest height times width, known from the header. Pillow's own limit holds,
+            too: `2 * PIL.Image.MAX_IMAGE_PIXELS`, which is 179 million unless a program changes it.
+
+    Raises:
+        ImageError: it is a pipe, socket or device; or has too many pixels (`TooManyPixelsError`).
+        OSError: it cannot be read, or (`PIL.UnidentifiedImageError`) is no such picture.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        kind = os.stat(source).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # reading a pipe may wait for ever
+            raise ImageError("is neither a file nor a folder, but a pipe, socket or device")
+    most = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
+    most = min(filter(None, (most, max_pixels)), default=None)
+    # Pillow warns from half its limit on; up to the limit the picture is simply read.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(source, formats=formats())
+        except Image.DecompressionBombError as error:
+            pixels = re.search(r"\d+", str(error))
+            raise _too_many(f"{int(pixels[0]):,}" if pixels else "too many", most) from error
+    with image:
+        if most is not None and image.width * image.height > most:
+            raise _too_many(f"{image.height}x{image.width}", most)
+        yield image
+
+
+def _too_many(pixels: str, most: int | None) -> TooManyPixelsError:
+    return TooManyPixelsError(
+        f"has {pixels} pixels; more than {(most or 0) / 1e6:.4g} million pixels are refused as a "
+        "possible decompression bomb (--max-pixels of fassd predict, max_pixels in Python)"
+    )
+
+
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def unreadable_because(path: str | os.PathLike[str], error: Exception) -> str:
@@ -112,50 +219,75 @@ def unreadable_because(path: str | os.PathLike[str], error: Exception) -> str:
         return "is a folder, not a picture"
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
-    if isinstance(error, Image.DecompressionBombError):
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        return f"has more than {limit:.0f} million pixels; refused as a possible decompression bomb"
     if isinstance(error, Image.UnidentifiedImageError):
-        empty = Path(path).stat().st_size == 0
-        return "is empty" if empty else "is not a picture in a format that Pillow reads"
+        if Path(path).stat().st_size == 0:
+            return "is empty"
+        return f"is not a picture in a format that is read here ({', '.join(formats())})"
     if isinstance(error, MemoryError):
         return "does not fit in memory"
     return f"is damaged or truncated ({str(error) or type(error).__name__})"
 
 
-def pil_to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+def pages_passed_over(image: Any) -> list[str]:
+    """A remark on pages or frames after the first, if there are any."""
+    count = 1
+    # What follows the first picture of a camera's JPEG is previews of it.
+    if image.format != "MPO":
+        with contextlib.suppress(Exception):  # damage behind the first does not matter
+            count = getattr(image, "n_frames", 1)
+            if image.format == "TIFF":
+                count -= sum(_is_preview(image, page) for page in range(1, count))
+        image.seek(0)
+    if count < 2:
+        return []
+    what = "pages" if image.format == "TIFF" else "frames"
+    return [f"only the first of {count} {what} is read, {count - 1} passed over"]
+
+
+def _is_preview(tiff: Any, page: int) -> bool:
+    """Whether a page is a smaller copy of another."""
+    try:
+        tiff.seek(page)
+    except Exception:  # it is of a kind that Pillow does not read
+        return False
+    return bool(tiff.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1)
+
+
+# ------------------------------------------------------------------------------------- converting
+
+
+def pil_to_rgb(image: Image.Image, range: Range = None) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image of any mode to uint8 RGB, (H, W, 3), with its EXIF rotation applied.
 
-    Raises:
-        ImageError: a 32-bit picture whose values fit neither 16 bits (mode I) nor 0 .. 1 (mode F).
-        OSError: the file behind the image is truncated or damaged.
-    """
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        return array_to_rgb(np.asarray(image).astype(np.uint16))
-    if image.mode == "I":  # 16-bit grey in Pillow before 11.3, and 32-bit TIFF
-        wide = np.asarray(image)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ImageError(f"32-bit values must be 0 to 65535, got {wide.min()} to {wide.max()}")
-        return array_to_rgb(wide.astype(np.uint16))
-    if image.mode == "F":
-        return array_to_rgb(np.asarray(image))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, (*BACKGROUND, 255)), layer)
-    return np.array(image.convert("RGB"))
-
-
-def array_to_rgb(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Convert an array to uint8 RGB, (H, W, 3).
+    Warns (`ImageWarning`) as `read_image` does, but not of further frames.
 
     Args:
-        array: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16 (the
-            full range 0 .. 65535), or floating point in 0 .. 1.
+        image: any; of 16-bit colour the range counts only while its file is not decoded yet.
+        range: as in `read_image`.
 
     Raises:
-        ImageError: another shape or dtype, no pixels, or floats that are not finite or not in 0..1.
+        ImageError: a 32-bit picture whose values fit neither 16 bits (mode I) nor 0 .. 1 (mode F),
+            without a range; or a file that Pillow would run a program to decode.
+        OSError: the file behind the image is truncated or damaged.
+        ValueError: `range` is none.
+    """
+    return _warned(_read(image, as_range(range)))
+
+
+def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np.uint8]:
+    """Convert an array to uint8 RGB, (H, W, 3).
+
+    Warns (`ImageWarning`) as `read_image` does.
+
+    Args:
+        array: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16,
+            floating point, or with a range any other integer.
+        range: as in `read_image`; alpha always has the full range.
+
+    Raises:
+        ImageError: another shape or dtype, no pixels, or floats that are NaN or, without a range,
+            not in 0..1.
+        ValueError: `range` is none.
     """
     if array.ndim == 2:
         array = array[..., None]
@@ -163,22 +295,80 @@ def array_to_rgb(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         raise ImageError(
             f"an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}"
         )
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    elif array.dtype == np.bool_:
+    if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
-    elif np.issubdtype(array.dtype, np.floating):
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # also catches NaN
-            raise ImageError(f"floating-point pixels must lie in 0 .. 1, got {low} .. {high}")
-        array = np.rint(array * 255).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        raise ImageError(f"an array must be bool, uint8, uint16 or floating, got {array.dtype}")
-    if array.shape[2] == 1:
-        return np.repeat(array, 3, axis=2)
-    if array.shape[2] == 4:
-        return pil_to_rgb(Image.fromarray(array))
-    return np.ascontiguousarray(array)
+    range = as_range(range)
+    floats = np.issubdtype(array.dtype, np.floating)
+    whole = np.issubdtype(array.dtype, np.integer) and range is not None
+    if not (floats or whole or array.dtype in (np.uint8, np.uint16)):
+        raise ImageError(
+            "an array must be bool, uint8, uint16 or floating, or with a range of any integers, "
+            f"got {array.dtype}"
+        )
+    return _warned(_levelled(array, 65535, range))
+
+
+def _warned(reading: Reading, name: str = "") -> npt.NDArray[np.uint8]:
+    for remark in reading.remarks:
+        warnings.warn(f"{name}{remark}", ImageWarning, stacklevel=3)
+    return reading.pixels
+
+
+def _read(image: Image.Image, range: Range) -> Reading:
+    """Decode a Pillow image."""
+    if image.format == "EPS" and getattr(image, "tile", None):
+        raise ImageError("is PostScript, for which Pillow would run a program: decode it yourself")
+    deep = has_high_bytes(image)
+    if (
+        image.mode in ("I", "F")
+        or image.mode.startswith("I;16")
+        or (deep and (range is not None or image.format == "PPM"))
+    ):
+        try:
+            return _levelled(*stored(image), range)
+        except NotImplementedError as error:
+            raise ImageError(str(error)) from error
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    remarks = []
+    if deep and image.mode != "CMYK":
+        brightest = int(np.asarray(image.convert("RGB")).max())
+        remarks = empty_bits(brightest << 8 | 255, 65535)
+    return Reading(_opaque(image), (0, 65535) if deep else None, tuple(remarks))
+
+
+def _levelled(values: npt.NDArray[Any], highest: int, range: Range) -> Reading:
+    """The levels of an array, (H, W, 1, 3 or 4), as RGB."""
+    colors, alpha = values[..., :3], values[..., 3:]
+    used, remarks = None, []
+    if values.dtype != np.uint8:
+        floats = np.issubdtype(values.dtype, np.floating)
+        full = (0, 1 if floats else highest)
+        if range is None:
+            low, high = values.min(), values.max()
+            if values.dtype != np.uint16 and not (low >= 0 and high <= full[1]):  # NaN, too
+                must = f"32-bit values must be 0 to {highest}"
+                must = "floating-point pixels must lie in 0 .. 1" if floats else must
+                raise ImageError(f"{must}, got {low} .. {high}; others need a range (--range)")
+            remarks = [] if floats else empty_bits(int(colors.max()), highest)
+        try:
+            colors, used = to_levels(colors, range, full)
+        except ValueError as error:
+            raise ImageError(str(error)) from error
+        alpha = to_levels(alpha, None, full)[0] if alpha.size else alpha
+    if alpha.size:
+        colors = _opaque(Image.fromarray(np.concatenate([colors, alpha], axis=2)))
+    elif colors.shape[2] == 1:
+        colors = np.repeat(colors, 3, axis=2)
+    return Reading(np.ascontiguousarray(colors, np.uint8), used, tuple(remarks))
+
+
+def _opaque(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """A Pillow image of 8 bits as RGB, laid over `BACKGROUND` where it is transparent."""
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (*BACKGROUND, 255)), layer)
+    return np.array(image.convert("RGB"))
 
 
 # ---------------------------------------------------------------------------------------- writing

@@ -17,7 +17,8 @@ from torch import nn
 
 from fassd.data.transforms import normalize
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
-from fassd.images import ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.images import MAX_PIXELS, ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.levels import Range, as_range
 from fassd.models import create_model, load, load_checkpoint
 from fassd.models.layers import logits_of
 from fassd.models.zoo import is_weights_file, settled
@@ -58,9 +59,13 @@ class Segmenter:
             antialiased) and the logits are resized back (bilinear, align_corners=True, as
             everywhere in these networks) before the largest is taken. None uses the picture's own
             size, or the size of a file that takes only one.
+        range: values that become 0 and 255 of pictures of more than 8 bits, as
+            `fassd.images.read_image` takes it: (low, high), "auto", or None for all that 16 bits
+            can hold and 0 .. 1 of floats.
+        max_pixels: largest height times width of a picture file.
 
     Raises:
-        ValueError: an unknown name or backend, unsuitable weights, a bad size.
+        ValueError: an unknown name or backend, unsuitable weights, a bad size or range.
         FileNotFoundError: no such weights file.
         TypeError: a model that is neither a name nor a module; in `predict`, one that returns no
             logits.
@@ -77,6 +82,8 @@ class Segmenter:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         size: tuple[int, int] | None = None,
+        range: Range = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         is_file = is_exported(model) or is_weights_file(model)
         if not isinstance(model, (str, nn.Module)) and not is_file:
@@ -87,6 +94,7 @@ class Segmenter:
         if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float16, bfloat16 or None, got {dtype}")
         self.backend = backend
+        self.range, self.max_pixels = as_range(range), max_pixels
         if is_exported(model):
             # With no device asked for, a file runs where its runtime does.
             model = ExportedNetwork(model, backend, pick_device(device or default_device(model)))
@@ -132,7 +140,8 @@ class Segmenter:
                 * a path to a picture file of any kind that `fassd.images` reads;
                 * a Pillow image of any mode;
                 * a NumPy array, (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16
-                  over the full range, or floating point in 0 .. 1;
+                  over the full range, or floating point in 0 .. 1; with a `range`, of numbers in
+                  it;
                 * a torch tensor with the same values and dtypes, (H, W), (C, H, W) or (H, W, C)
                   with 1, 3 or 4 channels, on any device; where both first and last could be
                   channels, the first are.
@@ -178,10 +187,10 @@ class Segmenter:
     def _batch(self, image: Any, prefix: str) -> tuple[torch.Tensor, tuple[int, int]]:
         """The network's input, (1, 3, H, W), and the picture's own size."""
         if isinstance(image, (str, os.PathLike)):
-            picture = read_image(image)
+            picture = read_image(image, self.range, self.max_pixels)
         else:
             try:
-                picture = to_rgb(image)
+                picture = to_rgb(image, self.range)
             except ImageError as error:
                 raise ImageError(f"{prefix}{error}") from error
         height, width = picture.shape[:2]
@@ -213,21 +222,21 @@ def _name(image: Any) -> str:
     return f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
 
 
-def to_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
+def to_rgb(image: ImageLike, range: Range = None) -> npt.NDArray[np.uint8]:
     """Convert anything that `Segmenter.predict` accepts to uint8 RGB, (H, W, 3).
 
     Raises:
         ImageError: it cannot be read or converted.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
+        return read_image(image, range)
     if isinstance(image, np.ndarray):
-        return array_to_rgb(image)
+        return array_to_rgb(image, range)
     if isinstance(image, torch.Tensor):
-        return array_to_rgb(_tensor_to_array(image))
+        return array_to_rgb(_tensor_to_array(image), range)
     if isinstance(image, Image.Image):
         try:
-            return pil_to_rgb(image)
+            return pil_to_rgb(image, range)
         except OSError as error:  # its file is read only now
             raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
     raise ImageError(

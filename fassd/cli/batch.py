@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,8 @@ class Batch:
         self._record = None if single else Record(output)
         self._network = [fassd.__version__, *map(_identified, network)]
         self._stamps: dict[Picture | Video, Stamp | None] = {}
+        self._remarks: Counter[str] = Counter()
+        self._ranges: Counter[str] = Counter()
 
     def unfinished(self, sources: Sequence[Picture | Video]) -> list[Picture | Video]:
         """Those that have to be done; the others count as done before."""
@@ -107,14 +110,39 @@ class Batch:
         with bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
-                    result = _predict_picture(segmenter, picture, self.output, settings.opacity)
+                    image = self._read(picture)
+                    result = _predict_picture(
+                        segmenter, image, picture, self.output, settings.opacity
+                    )
                     self.outcome.pictures.append((picture, *result))
+        self._remark_on_others()
         for video in videos:
             with self._reporting(video):
                 file = self._results(video)[0]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 summary = run_video(segmenter, video, file, settings, shown)
                 self.outcome.videos.append((video, summary))
+
+    def _read(self, picture: Picture) -> npt.NDArray[np.uint8]:
+        """Read one file; what is worth knowing of it is said once, and counted."""
+        from fassd.images import examine_image
+        from fassd.levels import told
+
+        reading = examine_image(picture.path, self.settings.range, self.settings.max_pixels)
+        if reading.range is not None:
+            self._ranges[told(self.settings.range, reading.range)] += 1
+        for remark in reading.remarks:
+            if not self._remarks[remark]:
+                say(f"[yellow]warning:[/] {escape(f'{picture.path}: {remark}')}")
+            self._remarks[remark] += 1
+        return reading.pixels
+
+    def _remark_on_others(self) -> None:
+        for remark, count in self._remarks.items():
+            if count > 1:
+                say(f"[yellow]warning:[/] {count - 1} more: {escape(remark)}")
+        for spread, count in self._ranges.items():
+            say(f"{count} pictures of {spread}")
 
     @contextlib.contextmanager
     def _reporting(self, source: Picture | Video) -> Iterator[None]:
@@ -151,10 +179,10 @@ class Batch:
         """What decides the results besides the source."""
         from fassd.images import Picture
 
-        own = {"opacity": self.settings.opacity}
+        own = {"opacity": self.settings.opacity, "range": self.settings.range}
         if not isinstance(source, Picture):
             own = self.settings._asdict()
-            del own["timeout"]
+            del own["timeout"], own["max_pixels"]
         return {"network": self._network, **own}
 
 
@@ -179,13 +207,16 @@ def _stamp(source: Picture | Video) -> Stamp | None:
 
 
 def _predict_picture(
-    segmenter: Segmenter, picture: Picture, output: Path, opacity: float
+    segmenter: Segmenter,
+    image: npt.NDArray[np.uint8],
+    picture: Picture,
+    output: Path,
+    opacity: float,
 ) -> tuple[Size, float]:
     """Segment one file and write its three results; its size, and the seconds of the network."""
-    from fassd.images import OUTPUT_ENDINGS, read_image, write_image
+    from fassd.images import OUTPUT_ENDINGS, write_image
     from fassd.palette import colorize, overlay
 
-    image = read_image(picture.path)
     started = time.perf_counter()
     labels = segmenter.predict(image)
     seconds = time.perf_counter() - started

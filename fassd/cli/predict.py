@@ -76,6 +76,20 @@ def predict(
     opacity: Annotated[
         float, typer.Option(min=0, max=1, help="Strength of the colours in the overlay.")
     ] = 0.5,
+    range_: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW:HIGH|auto",
+            help="Values that become black and white in pictures of more than 8 bits: "
+            "[cyan]0:4095[/] for 12 bits in 16, [cyan]auto[/] for each picture's lowest and "
+            "highest. All that a file can hold if not given.",
+        ),
+    ] = None,
+    max_pixels: Annotated[
+        int,
+        typer.Option("--max-pixels", min=1, help="Larger pictures (height x width) are refused."),
+    ] = 100_000_000,
     threads: Threads = None,
     again: Annotated[
         bool, typer.Option("--again", help="Do finished files of the output folder again.")
@@ -119,8 +133,9 @@ def predict(
     indices, 8 or 16 bits). Folders are searched with their subfolders, whose tree is kept; equal
     names get -2, -3, ...
 
-    Grey, palette, CMYK, RGBA (laid over grey), 16-bit and EXIF-rotated pictures are read.
-    A picture or folder that cannot be read is reported and the rest goes on.
+    Grey, palette, CMYK, RGBA (laid over grey), 16-bit (--range) and EXIF-rotated pictures are read;
+    of several pages or frames the first. A picture or folder that cannot be read is reported and
+    the rest goes on.
 
     A video becomes the file that -o names (.mp4, .m4v, .mov, .mkv, .webm), or in a folder
     [cyan]NAME_VIEW.mp4[/], with its sound, frame rate and timestamps. Rotated videos come out
@@ -150,7 +165,10 @@ def predict(
 
     [cyan]torchrun --nproc-per-node 4 -m fassd predict drives/ -o out -w cityscapes[/]
     """
+    from PIL import Image
+
     from fassd.images import ImageError, check_file, check_folder
+    from fassd.levels import as_range
     from fassd.sources import find_sources
 
     unfound: list[ImageError] = []
@@ -159,7 +177,10 @@ def predict(
     check_file(output) if single else check_folder(output)
     if not found:
         raise unfound[-1]
-    films = VideoSettings(view, opacity, codec, limit, fps, timeout)
+    values = as_range(range_)
+    # Pillow refuses twice as many.
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
+    films = VideoSettings(view, opacity, codec, limit, fps, timeout, values, max_pixels)
     prepare_videos(found, films, output.suffix if single else ".mp4")
     from fassd.training.distributed import all_gather, is_main, process_group, rank, world_size
 

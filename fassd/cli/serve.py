@@ -79,6 +79,12 @@ def serve(
     max_pixels: Annotated[
         int, typer.Option("--max-pixels", min=4096, help="Of a picture, and of a batch.")
     ] = 8_400_000,
+    range_: Annotated[
+        str | None,
+        typer.Option(
+            "--range", metavar="LOW:HIGH|auto", help="As --range of [cyan]fassd predict[/]."
+        ),
+    ] = None,
     queue: Annotated[
         int, typer.Option("--queue", min=1, max=1024, help="Pictures that may wait.")
     ] = 16,
@@ -122,12 +128,14 @@ def serve(
     from fassd.serve import check_installed
 
     check_installed()
+    from fassd.levels import as_range
     from fassd.serve.app import create_app
     from fassd.serve.connection import listen, make_server
     from fassd.serve.engine import Choice, Engine, Networks
     from fassd.serve.metrics import Metrics
     from fassd.serve.schemas import Limits
 
+    as_range(range_)
     offered = _offered(model, weights, classes, alpha)
     limits = Limits(
         max_bytes=max_bytes, max_pixels=max_pixels, queue=queue, batch=batch, timeout_s=timeout
@@ -143,6 +151,7 @@ def serve(
         choices = [Choice(name, backend, dtype) for name in offered]
         models = [_try_out(networks, choice, offered[choice.model]) for choice in choices]
         catalog = _catalog(models, choices[0], device, limits)
+        catalog.range = range_
         metrics = Metrics()
         engine = Engine(
             networks,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fassd.images import Picture
+    from fassd.levels import Range
     from fassd.predict import Segmenter
     from fassd.sources import Video
     from fassd.video import Summary
@@ -34,6 +35,8 @@ class VideoSettings(NamedTuple):
     limit: int | None
     fps: float | None
     timeout: float
+    range: Range
+    max_pixels: int
 
 
 def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
@@ -111,7 +114,13 @@ def run_video(
     for part in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
         part.unlink(missing_ok=True)  # of a run that was killed
     fps = None if settings.fps is None else Fraction(settings.fps).limit_denominator(1001)
-    source = open_video(video.source, fps=fps, timeout=settings.timeout)
+    source = open_video(
+        video.source,
+        fps=fps,
+        timeout=settings.timeout,
+        range=settings.range,
+        max_pixels=settings.max_pixels,
+    )
     expected = source.expected
     if settings.limit is not None:
         expected = min(settings.limit, expected or settings.limit)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fassd.data.masks import MaskCode
 from fassd.data.patterns import HOLE, fill, match_files
+from fassd.levels import Range
 from fassd.palette import ClassInfo
 
 __all__ = ["Card", "CardError", "Found", "Pair", "load_card", "shipped_cards"]
@@ -29,11 +30,12 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture, its mask, and how the mask is written."""
+    """A picture, its mask, how the mask is written, and the range of the picture's values."""
 
     image: Path
     mask: Path
     code: MaskCode
+    range: Range = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ class Masks:
 
 @dataclass(frozen=True)
 class Card:
-    """A dataset. Made by `load_card`; labels are positions in `classes`."""
+    """A dataset. Made by `load_card`; labels are positions in `classes`.
+
+    `range` is how pictures of more than 8 bits are read (`fassd.images.read_image`).
+    """
 
     name: str
     root: Path
@@ -86,6 +91,7 @@ class Card:
     description: str = ""
     source: str = ""
     licence: str = ""
+    range: Range = None
 
     @property
     def num_classes(self) -> int:
@@ -150,7 +156,7 @@ class Card:
             expected = [self.root / fill(masks.files, holes) for masks in self.masks]
             for mask, masks in zip(expected, self.masks, strict=True):
                 if mask.is_file():
-                    pairs.append(Pair(image, mask, masks.code))
+                    pairs.append(Pair(image, mask, masks.code, self.range))
                     break
             else:
                 maskless.append((image, expected))

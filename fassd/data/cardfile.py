@@ -13,6 +13,7 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
       val: {folder: validation, pictures: 120}
       test: {list: test.txt}                # one {name} a line; or `names: [a, b]`
     images: "{split}/images/{name}.jpg"
+    range: [0, 4095]                        # of values in pictures of more than 8 bits; or auto
     masks:
       files: "{split}/masks/{name}_mask.png"
       values: ids
@@ -26,6 +27,8 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
 * A split is a folder or {folder, images, list, column, names, pictures}: `images` replaces the
   card's; `list` is a text file with a picture's name or path a line, or in its column number
   `column`, of which folders and ending do not matter; `pictures` is how many the full set has.
+* `range` gives the values that become 0 and 255 of pictures of more than 8 bits: two numbers, or
+  `auto`, each picture's lowest and highest. Without it, all that a file can hold.
 * `masks` may be several such blocks: of each picture's masks the first that exists is taken.
   `values` says what a pixel is: `ids`, one of a class's `ids`; `index`, the class's position
   counted from `first` (0); `colors`, a class's `color` or one of its `colors`; `threshold`, grey,
@@ -47,6 +50,7 @@ import yaml
 from fassd.data.card import Card, CardError, Masks, Split
 from fassd.data.masks import MAX_ID, MaskCode, color_key
 from fassd.data.patterns import HOLE
+from fassd.levels import Range, as_range
 from fassd.palette import IGNORE, ClassInfo, palette
 
 __all__ = ["parse_card"]
@@ -133,6 +137,12 @@ class _Node:
             self.fail_got("a colour, [red, green, blue] of 0 to 255")
         return value[0], value[1], value[2]
 
+    def range(self) -> Range:
+        try:
+            return as_range(self.value)
+        except ValueError:
+            self.fail_got("auto or [low, high], two numbers of which the first is lower")
+
     def template(self) -> str:
         """A path pattern below the root, with `/` between folders."""
         text = self.text()
@@ -154,7 +164,7 @@ def parse_card(path: Path, root: Path | None) -> Card:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
     fields = _Node(value, path).fields(
         ("name", "classes", "splits", "images", "masks"),
-        ("description", "source", "licence", "root"),
+        ("description", "source", "licence", "root", "range"),
     )
     words = {
         key: fields[key].text() for key in ("description", "source", "licence") if key in fields
@@ -182,6 +192,7 @@ def parse_card(path: Path, root: Path | None) -> Card:
         splits=splits,
         masks=masks,
         path=path,
+        range=fields["range"].range() if "range" in fields else None,
         **words,
     )
 

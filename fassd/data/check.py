@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fassd.data.card import Card, CardError, Pair, either
-from fassd.data.dataset import read_pair
+from fassd.data.dataset import examine_pair
 from fassd.images import ImageError
 from fassd.palette import IGNORE
 
@@ -106,7 +106,8 @@ def check_card(
 
     Errors: an empty split, pictures without a mask, files that cannot be read, sizes that differ,
     ids outside the card. Warnings: pictures without a labelled pixel, classes that a split has no
-    pixel of, splits of a single class, pictures in two splits.
+    pixel of, splits of a single class, pictures in two splits, pictures of more than 8 bits that
+    are nearly black without a `range`, pages and frames passed over.
 
     Args:
         card: the dataset.
@@ -133,9 +134,8 @@ def check_card(
     pool = ThreadPoolExecutor(workers)
     try:
         for split in report.splits:
-            for problem in _read_all(split, found[split.name], pool):
-                if problem is not None:
-                    report.problems.append(problem)
+            for problems in _read_all(split, found[split.name], pool):
+                report.problems.extend(problems)
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -175,31 +175,32 @@ def _shared_pictures(found: dict[str, list[Pair]]) -> Iterator[Problem]:
 
 def _read_all(
     split: SplitReport, pairs: list[Pair], pool: ThreadPoolExecutor
-) -> Iterator[Problem | None]:
-    """Read the pairs of a split, adding them up; the problem of each, or None."""
+) -> Iterator[list[Problem]]:
+    """Read the pairs of a split, adding them up; the problems of each."""
     for pair, counts in zip(pairs, pool.map(_count, pairs), strict=True):
         if isinstance(counts, ImageError):
-            yield Problem("error", split.name, str(counts))
+            yield [Problem("error", split.name, str(counts))]
             continue
-        size, pixels = counts
+        size, pixels, remarks = counts
         split.read += 1
         split.sizes[size] += 1
         split.pixels += pixels[: len(split.pixels)]
         split.ignored += int(pixels[IGNORE])
         if pixels[IGNORE] == size[0] * size[1]:
-            yield Problem("warning", split.name, f"{pair.mask}: every pixel is ignored")
-        else:
-            yield None
+            remarks.append(f"{pair.mask}: every pixel is ignored")
+        yield [Problem("warning", split.name, remark) for remark in remarks]
 
 
-def _count(pair: Pair) -> tuple[tuple[int, int], npt.NDArray[np.int64]] | ImageError:
-    """Size and pixels of each label, (256,), of one pair, or why it cannot be read."""
+def _count(
+    pair: Pair,
+) -> tuple[tuple[int, int], npt.NDArray[np.int64], list[str]] | ImageError:
+    """Size, pixels of each label, (256,), and remarks on one pair, or why it cannot be read."""
     try:
-        labels = read_pair(pair).labels
+        sample, remarks = examine_pair(pair)
     except ImageError as error:
         return error
-    height, width = labels.shape
-    return (height, width), np.bincount(labels.ravel(), minlength=IGNORE + 1)
+    height, width = sample.labels.shape
+    return (height, width), np.bincount(sample.labels.ravel(), minlength=IGNORE + 1), remarks
 
 
 def _odd_classes(card: Card, split: SplitReport) -> Iterator[Problem]:

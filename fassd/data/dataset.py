@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +12,10 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from fassd.data.card import Card, Pair
-from fassd.data.masks import read_mask
-from fassd.images import ImageError, read_image
+from fassd.data.masks import examine_mask
+from fassd.images import ImageError, ImageWarning, examine_image
 
-__all__ = ["Sample", "SegmentationDataset", "read_pair"]
+__all__ = ["Sample", "SegmentationDataset", "examine_pair", "read_pair"]
 
 
 class Sample(NamedTuple):
@@ -31,22 +33,33 @@ def read_pair(pair: Pair) -> Sample:
         ImageError: one of them cannot be read, their sizes differ, or the mask holds what the card
             does not list; the message names the file.
     """
-    image = read_image(pair.image)
-    labels = read_mask(pair.mask, pair.code)
-    if labels.shape != image.shape[:2]:
-        sizes = ["{}x{}".format(*array.shape) for array in (labels, image)]
+    return examine_pair(pair)[0]
+
+
+def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
+    """Like `read_pair`, with remarks that `fassd.images.read_image` and `read_mask` would warn of.
+
+    Each names its file.
+    """
+    picture = examine_image(pair.image, pair.range)
+    labels, of_mask = examine_mask(pair.mask, pair.code)
+    if labels.shape != picture.pixels.shape[:2]:
+        sizes = ["{}x{}".format(*array.shape[:2]) for array in (labels, picture.pixels)]
         raise ImageError(
             f"{pair.mask}: the mask is {sizes[0]} (height x width), but its picture {pair.image} "
             f"is {sizes[1]}"
         )
-    return Sample(image, labels, pair.image)
+    remarks = [f"{pair.image}: {remark}" for remark in picture.remarks]
+    remarks += [f"{pair.mask}: {remark}" for remark in of_mask]
+    return Sample(picture.pixels, labels, pair.image), remarks
 
 
 class SegmentationDataset(Dataset[Sample]):
     """The pictures of one split, in the order of `card.pairs(split)`, at their own sizes.
 
     Reading an element raises `fassd.images.ImageError` where `read_pair` does; other elements can
-    still be read.
+    still be read. Remarks on the first pair are warnings (`fassd.images.ImageWarning`) of the
+    dataset; `fassd data check` has those on all.
 
     Raises:
         fassd.data.card.CardError: there is no such split, it is empty, or a mask is missing.
@@ -56,6 +69,9 @@ class SegmentationDataset(Dataset[Sample]):
         self.card = card
         self.split = split
         self.pairs = card.pairs(split)
+        with contextlib.suppress(ImageError):  # it is raised when the element is read
+            for remark in examine_pair(self.pairs[0])[1]:
+                warnings.warn(f"{remark} (said of the first picture alone)", ImageWarning, 2)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -1,7 +1,8 @@
 """From a mask file to labels: what the pixels of a mask stand for, and reading one.
 
 Masks of ids are read as they were written, whatever a palette would paint over them: 1, 2, 4, 8 and
-16 bits of grey, and palette indices. Only a card that says so has its masks read as colours.
+16 bits of grey, PGM of any largest value, and palette indices. Only a card that says so has its
+masks read as colours.
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fassd.images import ImageError, unreadable_because
+from fassd.images import (
+    ImageError,
+    ImageWarning,
+    open_image,
+    pages_passed_over,
+    unreadable_because,
+)
+from fassd.levels import stretch
 from fassd.palette import IGNORE
 
-__all__ = ["MAX_ID", "MaskCode", "color_key", "read_mask"]
+__all__ = ["MAX_ID", "MaskCode", "color_key", "examine_mask", "read_mask"]
 
 MAX_ID = 65535
 """Largest id of a mask: 16 bits."""
@@ -67,39 +75,42 @@ def color_key(color: tuple[int, int, int]) -> int:
 def read_mask(path: str | os.PathLike[str], code: MaskCode) -> npt.NDArray[np.uint8]:
     """Read a mask as labels, (H, W) uint8: class indices and `IGNORE`; EXIF rotation is applied.
 
+    Warns (`fassd.images.ImageWarning`) where pages or frames after the first are passed over.
+
     Raises:
         ImageError: the file cannot be read, has channels that the card does not speak of, or holds
             ids or colours outside the card; the message names the file.
     """
-    values = _read_values(path, code.kind)
+    labels, remarks = examine_mask(path, code)
+    for remark in remarks:
+        warnings.warn(f"{os.fspath(path)}: {remark}", ImageWarning, stacklevel=2)
+    return labels
+
+
+def examine_mask(
+    path: str | os.PathLike[str], code: MaskCode
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Like `read_mask`, but what that warns of is returned, too."""
+    values, remarks = _read_values(path, code.kind)
     if code.kind == "threshold":
-        return (values > code.above).astype(np.uint8)
+        return (values > code.above).astype(np.uint8), remarks
     labels = code._table[values]
     if labels.max() == STRAY:
         raise ImageError(f"{os.fspath(path)}: {_strays(values, labels == STRAY, code.kind)}")
-    return labels.astype(np.uint8)
+    return labels.astype(np.uint8), remarks
 
 
-def _read_values(path: str | os.PathLike[str], kind: str) -> npt.NDArray[Any]:
-    """Ids, grey levels or colour keys of a mask, (H, W)."""
+def _read_values(path: str | os.PathLike[str], kind: str) -> tuple[npt.NDArray[Any], list[str]]:
+    """Ids, grey levels or colour keys of a mask, (H, W), and remarks."""
     try:
-        with warnings.catch_warnings():  # large pictures are read up to Pillow's limit
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                stretch = _stretch(image) if kind == "ids" else 1
-                image.load()
-                values = _VALUES[kind](ImageOps.exif_transpose(image))
-                return values if stretch == 1 else values // stretch
+        with open_image(path) as image:
+            remarks = pages_passed_over(image)
+            factor = stretch(image) if kind == "ids" else 1
+            image.load()
+            values = _VALUES[kind](ImageOps.exif_transpose(image))
+            return values if factor == 1 else np.rint(values / factor).astype(int), remarks
     except Exception as error:  # decoders of damaged files raise almost anything
         raise ImageError(f"{os.fspath(path)}: {unreadable_because(path, error)}") from error
-
-
-def _stretch(image: Image.Image) -> int:
-    """By what Pillow multiplies the values of 2- and 4-bit grey to fill 8 bits."""
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0][3] if tiles else None
-    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return {"L;2": 85, "L;4": 17}.get(raw, 1) if isinstance(raw, str) else 1
 
 
 def _ids(image: Image.Image) -> npt.NDArray[Any]:

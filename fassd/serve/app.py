@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 import fassd
+from fassd.levels import as_range
 from fassd.serve.encode import run_lengths, shares, to_png
 from fassd.serve.engine import BusyError, Choice, Engine, Labelled, StoppingError, UnsuitableError
 from fassd.serve.example import EXAMPLES, street
@@ -177,7 +178,8 @@ class _Desk:
             if self.engine.full:  # decoding would be for nothing
                 raise BusyError
             with self._in_time():
-                picture = await self._in_thread(decode, data, self.limits.max_pixels, size)
+                limit, values = self.limits.max_pixels, as_range(self.catalog.range)
+                picture = await self._in_thread(decode, data, limit, size, values)
             decoded = time.perf_counter()
             future = self.engine.submit(choice, picture)
         left = self.limits.timeout_s - (decoded - read)

@@ -110,6 +110,11 @@ class Catalog(BaseModel):
     defaults: Defaults
     classes: list[ClassInfo] = Field(description="Those of the default network.")
     formats: list[str] = Field(description="Of pictures.")
+    range: str | None = Field(
+        default=None,
+        description="LOW:HIGH or auto: values that become 0 and 255 in pictures of more than 8 "
+        "bits; all that a file can hold if null.",
+    )
     limits: Limits
 
     def classes_of(self, model: str) -> list[ClassInfo]:

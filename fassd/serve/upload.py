@@ -13,19 +13,17 @@ from typing import TYPE_CHECKING
 import anyio
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from fassd.images import ImageError, pil_to_rgb
+from fassd.images import ImageError, TooManyPixelsError, formats, open_image, pil_to_rgb
+from fassd.levels import Range
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-__all__ = ["FORMATS", "RefusedError", "decode", "formats", "read_upload"]
-
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is decoded, as Pillow calls it. Others that it reads run programs (EPS), or are rare."""
+__all__ = ["RefusedError", "decode", "formats", "read_upload"]
 
 FORM_BYTES = 1 << 16
 """How much larger than its picture a form may be."""
@@ -122,7 +120,7 @@ async def _form_file(request: Request, limit: int) -> bytes:
 
 
 def decode(
-    data: bytes, max_pixels: int, size: tuple[int, int] | None = None
+    data: bytes, max_pixels: int, size: tuple[int, int] | None = None, range: Range = None
 ) -> npt.NDArray[np.uint8]:
     """Decode a picture as `fassd.images` does: upright, opaque, 8 bits, the first of several.
 
@@ -130,29 +128,30 @@ def decode(
         data: the file.
         max_pixels: height times width, told by the file's header.
         size: (height, width) to resize to, bilinear and antialiased; None keeps the picture's.
+        range: values that become 0 and 255, as `fassd.images.read_image` takes it.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        RefusedError: 400 empty or damaged; 413 too many pixels; 415 no picture of `FORMATS`.
+        RefusedError: 400 empty or damaged; 413 too many pixels; 415 no picture of `formats()`.
     """
     if not data:
         raise RefusedError(400, "the picture is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=formats()) as image:
+        with open_image(io.BytesIO(data)) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise RefusedError(
                     413, f"the picture has {width}x{height} pixels; the limit is {max_pixels:,}"
                 )
-            picture = pil_to_rgb(image)
+            picture = pil_to_rgb(image, range)
     except (RefusedError, MemoryError):
         raise
-    except Image.DecompressionBombError:
+    except TooManyPixelsError:
         message = f"the picture has too many pixels; the limit is {max_pixels:,}"
         raise RefusedError(413, message) from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         message = f"the file is no picture that is read here; accepted: {', '.join(formats())}"
         raise RefusedError(415, message) from None
     except ImageError as error:
@@ -163,9 +162,3 @@ def decode(
         resized = Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR)
         picture = np.asarray(resized)
     return picture
-
-
-def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)

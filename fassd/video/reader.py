@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.sidedata import sidedata
 
 from fassd.sources import CAMERA, URL
 from fassd.video.source import DEFAULT_FPS, Frame, VideoError, VideoSource
@@ -31,6 +32,18 @@ JUMP = 1  # seconds back in time that are no disorder but a new beginning
 AUDIO_HELD = 256  # packets of sound that wait for a frame
 
 
+def _unnamed(kinds: Any, number: int) -> Any:
+    """A kind of side data for a number of FFmpeg's that PyAV has no name for, such as EXIF's."""
+    kind = object.__new__(kinds)
+    kind._name_, kind._value_ = f"UNNAMED_{number}", number
+    return kind
+
+
+# Without it, PyAV refuses to list the side data of a frame for the sake of one such kind.
+_Kinds: Any = sidedata.Type
+_Kinds._missing_ = classmethod(_unnamed)
+
+
 class _DroppedError(Exception):
     """The connection is gone; the message says how."""
 
@@ -38,7 +51,8 @@ class _DroppedError(Exception):
 class VideoReader(VideoSource):
     """A video file, `camera:N`, or an address (rtsp, rtmp, http, udp, ...).
 
-    * Rotation and mirroring that the file asks for are applied; more than 8 bits become 8.
+    * Rotation and mirroring that the file asks for are applied, those of a frame's own EXIF before
+      those of its track; more than 8 bits become 8.
     * A frame of another size than the first is brought to it.
     * Timestamps are the file's own. One that is missing or does not rise is set one frame, or one
       unit, after the one before; after a leap back they go on from there.
@@ -100,7 +114,6 @@ class VideoReader(VideoSource):
         self._offset: int | None = 0  # added to timestamps; None until known, after reconnecting
         self._heard: dict[int, Fraction] = {}  # seconds of the last packet of each audio stream
         self._size: tuple[int, int] | None = None
-        self._turn: tuple[int, tuple[int, int, int, int]] | None = None
 
     def __iter__(self) -> Iterator[Frame]:
         while True:
@@ -119,7 +132,10 @@ class VideoReader(VideoSource):
     def _open(self) -> None:
         file, kind, options = _address(self.name, self._fps)
         limit = (self._timeout, self._timeout) if self._remote else None
-        self._container = av.open(file, format=kind, options=options, timeout=limit)
+        # Titles and the like, which nothing here reads, need not be UTF-8.
+        self._container = av.open(
+            file, format=kind, options=options, timeout=limit, metadata_errors="replace"
+        )
         video = self._container.streams.best("video")
         if not isinstance(video, av.VideoStream):
             self._container.close()
@@ -298,7 +314,7 @@ class VideoReader(VideoSource):
 
     def _image(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         """The frame upright, in the size of the first one, (H, W, 3) uint8 RGB."""
-        a, b, c, d = self._matrix(frame)
+        a, b, c, d = _matrix(frame)
         turned = abs(b) > abs(a)
         upright = (frame.width, frame.height) if turned else (frame.height, frame.width)
         if self._size is None:
@@ -316,23 +332,22 @@ class VideoReader(VideoSource):
             image = image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
         return np.ascontiguousarray(image)
 
-    def _matrix(self, frame: av.VideoFrame) -> tuple[int, int, int, int]:
-        """How the frame wants to be turned and mirrored: a, b, c, d of its display matrix."""
-        # A frame whose side data was looked at is part of a cycle and stays until the garbage
-        # collector comes, some hundred frames later: 0.3 GB at 512x1024.
-        if self._turn is None or self._turn[0] != frame.rotation:
-            side: Any = frame.side_data
-            matrix = side.get("DISPLAYMATRIX")
-            a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, "=i4")[:5]
-            self._turn = frame.rotation, (int(a), int(b), int(c), int(d))
-        return self._turn[1]
-
     def _first(self, frame: av.VideoFrame, turned: bool) -> None:
         bits = max(component.bits for component in frame.format.components)
         if bits > 8:
             self.trouble.note(f"{bits} bits per channel become 8")
         aspect = self._video.sample_aspect_ratio or Fraction(1)
         self.pixel_aspect = 1 / aspect if turned else aspect
+
+
+def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """How the frame wants to be turned and mirrored: a, b, c, d of its display matrix."""
+    # `frame.side_data` would keep what it made, a cycle, and with it the frame until the garbage
+    # collector comes, some hundred frames later: 0.3 GB at 512x1024.
+    side: Any = sidedata.SideDataContainer
+    matrix = side(frame).get("DISPLAYMATRIX")
+    a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, "=i4")[:5]
+    return int(a), int(b), int(c), int(d)
 
 
 def _templates(streams: list[av.AudioStream]) -> list[av.AudioStream]:

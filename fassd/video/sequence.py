@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
-from fassd.images import ImageError, read_image
+from fassd.images import MAX_PIXELS, ImageError, examine_image
+from fassd.levels import Range, as_range, told
 from fassd.sources import sequence_files
 from fassd.video.source import Frame, VideoError, VideoSource
 
@@ -24,13 +25,21 @@ class ImageSequence(VideoSource):
     Args:
         pattern: the files.
         fps: numbers per second.
+        range, max_pixels: as there.
 
     Raises:
         VideoError: no file fits the pattern.
     """
 
-    def __init__(self, pattern: str, fps: Fraction) -> None:
+    def __init__(
+        self,
+        pattern: str,
+        fps: Fraction,
+        range: Range = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         super().__init__(pattern)
+        self.range, self.max_pixels = as_range(range), max_pixels
         self.files = sequence_files(pattern)
         if not self.files:
             raise VideoError(f"{pattern}: no file fits this numbered pattern")
@@ -42,11 +51,16 @@ class ImageSequence(VideoSource):
         first, size = self.files[0][0], None
         for number, path in self.files:
             try:
-                image = read_image(path)
+                reading = examine_image(path, self.range, self.max_pixels)
             except ImageError as error:
                 self.trouble.skipped += 1
                 self.trouble.note(f"skipped: {error}")
                 continue
+            image = reading.pixels
+            for remark in reading.remarks:
+                self.trouble.note(remark)
+            if reading.range is not None:
+                self.trouble.note(told(self.range, reading.range))
             size = size or image.shape[:2]
             if image.shape[:2] != size:
                 self.trouble.resized += 1

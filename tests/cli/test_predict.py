@@ -144,6 +144,11 @@ def test_a_picture_too_small_for_the_network_is_named(folder, tmp_path, run_fass
         (["a.png", "--size", "1024"], "'1024' is not a size; write height x width in pixels"),
         (["a.png", "--size", "0x5"], "'0x5' is not a size"),
         (["a.png", "--dtype", "int8"], "'int8' is not one of"),
+        (
+            ["a.png", "--range", "4095"],
+            "range must be auto or LOW:HIGH, two numbers with the lower",
+        ),
+        (["a.png", "--max-pixels", "0"], "Invalid value for '--max-pixels'"),
         (["a.png", "--opacity", "2"], "Invalid value for '--opacity'"),
         ([], "Missing argument"),
     ],
@@ -198,6 +203,43 @@ def test_a_picture_beyond_the_memory_is_told_so(folder, tmp_path, run_fassd, mon
     source, _ = folder
     result = run_fassd("predict", source / "grey.png", "-o", tmp_path / "out", *FAST)
     assert result.exit_code == 2 and "grey.png: does not fit in memory" in result.stderr
+
+
+def test_ranges_and_pages_are_told_once_a_kind(tmp_path, run_fassd):
+    """Three 12-bit pictures are warned of once; with their range they give what 8 bits give."""
+    grey = np.random.default_rng(0).integers(0, 256, (64, 96), np.uint8)
+    for number in range(3):
+        images.write_image(tmp_path / f"in/{number}.png", grey.astype(np.uint16) << 4)
+    pages = [Image.fromarray(grey)] * 2
+    pages[0].save(tmp_path / "in/9.tif", save_all=True, append_images=pages[1:])
+    run = ("predict", tmp_path / "in", "-o", tmp_path / "out", *FAST)
+    dark = run_fassd(*run)
+    assert dark.exit_code == 0
+    warned = [line for line in dark.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 3 and warned[0].startswith(f"warning: {tmp_path}/in/0.png: read as 0 to")
+    assert "9.tif: only the first of 2 pages is read, 1 passed over" in warned[1]
+    assert warned[2].startswith("warning: 2 more: read as 0 to 65535, but the upper 4 of 16 bits")
+    told = "3 pictures of more than 8 bits per channel: values from 0 to {} became 0 to 255"
+    assert told.format(65535) in dark.stderr
+    ranged = run_fassd(
+        "predict", tmp_path / "in", "-o", tmp_path / "out", *FAST, "--range", "0:4095"
+    )
+    assert "before" not in ranged.stderr and told.format(4095) in ranged.stderr
+    labels = [opened(tmp_path / f"out/{name}_trainids.png") for name in (0, 1, 2, 9)]
+    assert all((each == labels[3]).all() for each in labels)
+
+
+def test_max_pixels_refuses_and_lifts(tmp_path, run_fassd, monkeypatch):
+    """Beyond Pillow's limit, too, of which a run leaves nothing behind where it is not asked to."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.new("1", (96, 64)).save(tmp_path / "a.png")
+    run = ("predict", tmp_path / "a.png", "-o", tmp_path / "out", *FAST, "--max-pixels")
+    refused = run_fassd(*run, 6143)
+    assert refused.exit_code == 2 and limit == Image.MAX_IMAGE_PIXELS
+    assert "a.png: has 64x96 pixels; more than 0.006143 million" in refused.stderr
+    assert "--max-pixels" in refused.stderr
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert run_fassd(*run, 6144).exit_code == 0
 
 
 def test_debug_shows_the_error_itself(tmp_path, run_fassd):

@@ -230,6 +230,8 @@ def test_importing_the_package_is_cheap():
         ("ignore: [0]", "ignore: none", "masks.ignore: must be an id or a list of ids"),
         ("splits: {train: train, val: val}", "splits: {}", "splits: must have at least one split"),
         ("val: val", "on: val", r"splits: keys must be text, got True \(put it in quotes\)"),
+        ("ignore: [0]", "ignore: [0]\nrange: [9, 3]", r"range: must be auto or .* got \[9, 3\]"),
+        ("ignore: [0]", "ignore: [0]\nrange: 12", "range: must be auto or .* got 12"),
         ("val: val", "val: {foldr: val}", "splits.val: unknown key 'foldr'; accepted are folder"),
         ("val: val", "val: {list: a.txt, names: [b]}", "has both 'list' and 'names'"),
         ("val: val", "val: {column: 2}", "there is no 'list'"),

@@ -4,10 +4,12 @@ import threading
 import numpy as np
 import pytest
 from data.trees import SIZE, save, toy, write_card
+from PIL import Image
 
 from fassd.data import check
 from fassd.data.card import CardError, load_card
 from fassd.data.check import Problem, check_card
+from fassd.images import formats
 
 
 def fill_masks(card, value):
@@ -46,11 +48,12 @@ def test_everything_wrong_is_told_at_once(tmp_path):
     assert [(problem.level, problem.split) for problem in report.problems] == [
         ("error", "train")
     ] * 5
+    read = ", ".join(formats())
     assert [problem.message for problem in report.errors][:4] == [
         f"{train}3.png: has no mask; expected {masks}3.png",
         f"{masks}0.png: id 9 outside the card, in 48 pixels (first at row 0, column 0)",
         f"{masks}1.png: the mask is 2x2 (height x width), but its picture {train}1.png is 6x8",
-        f"{train}2.png: is not a picture in a format that Pillow reads",
+        f"{train}2.png: is not a picture in a format that is read here ({read})",
     ]
     assert report.errors[4].message.startswith(f"{masks}4.png: is damaged or truncated")
     assert (report.splits[0].pictures, report.splits[0].read) == (6, 1)
@@ -80,6 +83,18 @@ def test_odd_things_are_warnings(tmp_path):
         Problem("warning", "train", "only one class is there: wall"),
         Problem("warning", "val", "no pixel of lamp"),
     ]
+
+
+def test_dark_pictures_and_pages_are_warnings(tmp_path):
+    card = toy(tmp_path, count=2)
+    first, second = card.pairs("val")
+    save(first.image, np.full(SIZE, 4000, np.uint16))
+    Image.new("RGB", SIZE[::-1]).save(
+        second.image, save_all=True, append_images=[Image.new("RGB", SIZE[::-1], "red")]
+    )
+    messages = [problem.message for problem in check_card(card, ["val"]).warnings]
+    assert messages[0].startswith(f"{first.image}: read as 0 to 65535, but the upper 4 of 16 bits")
+    assert messages[1] == f"{second.image}: only the first of 2 frames is read, 1 passed over"
 
 
 def test_a_split_without_a_labelled_pixel(tmp_path):

@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from fassd.data.card import Pair, load_card
-from fassd.data.dataset import SegmentationDataset, read_pair
+from fassd.data.dataset import SegmentationDataset, examine_pair, read_pair
 from fassd.data.masks import MaskCode, color_key, read_mask
-from fassd.images import ImageError
+from fassd.images import ImageError, ImageWarning
 from fassd.palette import IGNORE
 
 IDS = MaskCode("ids", {0: IGNORE, 1: 0, 2: 1, 300: 1, 3: 2})
@@ -54,6 +54,27 @@ def test_grey_masks_of_every_depth(tmp_path, ids, depth):
     labels = read_mask(tmp_path / "mask.png", IDS)
     assert labels.dtype == np.uint8 and labels.shape == SIZE
     np.testing.assert_array_equal(labels, TABLE[ids])
+
+
+@pytest.mark.parametrize("highest", [3, 18, 255, 300, 65535])
+@pytest.mark.parametrize("magic", ["P2", "P5"])
+def test_pgm_masks_of_any_largest_value(tmp_path, ids, highest, magic):
+    """Pillow stretches 0 to the largest value over 8 or 16 bits."""
+    head = f"{magic}\n{ids.shape[1]} {ids.shape[0]}\n{highest}\n".encode()
+    body = " ".join(map(str, ids.ravel())).encode()
+    if magic == "P5":
+        body = ids.astype("u1" if highest < 256 else ">u2").tobytes()
+    (tmp_path / "mask.pgm").write_bytes(head + body)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.pgm", IDS), TABLE[ids])
+
+
+def test_masks_of_several_pages_are_told(tmp_path, ids):
+    pages = [Image.fromarray(ids)] * 3
+    pages[0].save(tmp_path / "mask.tif", save_all=True, append_images=pages[1:])
+    with pytest.warns(
+        ImageWarning, match=r"mask\.tif: only the first of 3 pages is read, 2 passed"
+    ):
+        np.testing.assert_array_equal(read_mask(tmp_path / "mask.tif", IDS), TABLE[ids])
 
 
 @pytest.mark.parametrize("depth", [2, 4, 8])
@@ -181,6 +202,38 @@ def test_samples_hold_picture_labels_and_path(tmp_path):
         dataset[3]
 
 
+def twelve_bits(card):
+    """Write 12-bit values into the pictures of a card; the 8-bit ones that they stand for."""
+    grey = np.random.default_rng(5).integers(0, 256, SIZE)
+    grey[0, :2] = 0, 255
+    for split in card.splits:
+        for pair in card.pairs(split):
+            save(pair.image, np.round(grey * 4095 / 255).astype(np.uint16))
+    return np.repeat(grey[..., None], 3, 2)
+
+
+@pytest.mark.parametrize("range", ["[0, 4095]", "auto", "'0:4095'"])
+def test_a_card_tells_the_range_of_its_pictures(tmp_path, range):
+    expected = twelve_bits(toy(tmp_path))
+    (tmp_path / "card.yaml").write_text((tmp_path / "card.yaml").read_text() + f"range: {range}\n")
+    dataset = SegmentationDataset(load_card(tmp_path), "train")
+    for worker in (dataset, pickle.loads(pickle.dumps(dataset))):
+        np.testing.assert_array_equal(worker[1].image, expected)
+    sample, remarks = examine_pair(dataset.pairs[0])
+    np.testing.assert_array_equal(sample.image, expected)
+    assert remarks == []
+
+
+def test_a_dataset_tells_once_that_its_pictures_are_nearly_black(tmp_path, recwarn):
+    card = toy(tmp_path)
+    twelve_bits(card)
+    dataset = SegmentationDataset(card, "val")
+    assert dataset[0].image.max() < 16 and dataset[1].image.max() < 16
+    [warning] = recwarn
+    assert warning.category is ImageWarning and str(dataset.pairs[0].image) in str(warning.message)
+    assert "upper 4 of 16 bits are empty" in str(warning.message)
+
+
 def test_workers_read_the_same(tmp_path):
     dataset = SegmentationDataset(toy(tmp_path, count=4), "train")
     _ = dataset[0]
@@ -216,7 +269,7 @@ def damaged():
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"nothing", "is not a picture in a format that Pillow reads"),
+        (b"nothing", "is not a picture in a format that is read here"),
         (damaged(), "is damaged or truncated"),
         (None, "no such file"),
     ],

@@ -1,19 +1,27 @@
 import io
 import os
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
+from fassd.data.masks import MaskCode, read_mask
 from fassd.images import (
     BACKGROUND,
+    FORMATS,
+    SUFFIXES,
     ImageError,
+    ImageWarning,
     array_to_rgb,
     check_folder,
+    examine_image,
     find_pictures,
+    formats,
     pil_to_rgb,
     read_image,
     write_image,
@@ -125,10 +133,56 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     np.testing.assert_array_equal(read_image(path), upright)
 
 
-def test_of_an_animation_the_first_picture(tmp_path):
-    frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
-    path = saved(tmp_path, "a.tif", frames[0], save_all=True, append_images=frames[1:])
-    assert (read_image(path) == (255, 0, 0)).all()
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("a.tif", "pages"),
+        ("a.gif", "frames"),
+        ("a.png", "frames"),
+        ("a.webp", "frames"),
+        ("a.avif", "frames"),
+    ],
+)
+def test_of_several_pictures_the_first_is_read_and_the_others_are_told(tmp_path, name, what):
+    lossless = {"lossless": True} if name == "a.webp" else {}
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue", "lime")]
+    one = saved(tmp_path, f"one-{name}", frames[0])
+    path = saved(tmp_path, name, frames[0], save_all=True, append_images=frames[1:], **lossless)
+    told = f"{re.escape(name)}: only the first of 3 {what} is read, 2 passed over"
+    with pytest.warns(ImageWarning, match=told):
+        picture = read_image(path)
+    np.testing.assert_allclose(picture, np.full((6, 8, 3), (255, 0, 0)), atol=2)
+    assert examine_image(one).remarks == ()
+
+
+def test_previews_are_not_passed_over(tmp_path):
+    """Smaller copies in a TIFF, and what phones put behind a JPEG."""
+    colors = [
+        Image.new("RGB", (16 >> n, 12 >> n), color) for n, color in enumerate(("red", "blue"))
+    ]
+    pyramid = tmp_path / "a.tif"
+    with TiffImagePlugin.AppendingTiffWriter(str(pyramid), True) as file:
+        for reduced, image in enumerate(colors):
+            image.save(file, format="TIFF", tiffinfo={254: reduced})
+            file.newFrame()
+    phone = saved(tmp_path, "a.jpg", colors[0], format="MPO", save_all=True, append_images=colors)
+    for path in (pyramid, phone):
+        with Image.open(path) as image:
+            assert image.n_frames > 1
+        reading = examine_image(path)
+        assert reading.remarks == () and reading.pixels.shape == (12, 16, 3)
+
+
+def test_damage_behind_the_first_page_does_not_matter(tmp_path, rgb):
+    pages = [Image.fromarray(rgb)] * 2
+    path = saved(tmp_path, "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    with Image.open(path) as image:
+        image.seek(1)
+        second = image.tag_v2.offset
+    path.write_bytes(path.read_bytes()[:second] + b"\xff" * 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(read_image(path), rgb)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +258,69 @@ def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
     path.write_bytes(bomb)
     with pytest.raises(ImageError, match=r"more than 179 million pixels.*bomb"):
         read_image(path)
+
+
+def test_the_limit_of_pixels_is_exact_and_told(tmp_path, monkeypatch):
+    path = saved(tmp_path, "a.png", Image.new("1", (30, 20)))
+    assert read_image(path, max_pixels=600).shape == (20, 30, 3)
+    told = (
+        r"a\.png: has 20x30 pixels; more than 0.000599 million .* \(--max-pixels of fassd predict"
+    )
+    with pytest.raises(ImageError, match=told):
+        read_image(path, max_pixels=599)
+    # Pillow's own limit holds, too, and a program may raise it.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    with pytest.raises(ImageError, match=r"has 600 pixels; more than 0.000598 million"):
+        read_image(path, max_pixels=600)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_image(path).shape == read_image(path, max_pixels=600).shape == (20, 30, 3)
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A file that is there if Ghostscript was called."""
+    called, programs = tmp_path / "called", tmp_path / "bin"
+    programs.mkdir()
+    for name in ("gs", "gswin64c", "gswin32c"):
+        (programs / name).write_text(f"#!/bin/sh\ntouch {called}\nexit 1\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    return called
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n"
+IN_EPS = b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + len(POSTSCRIPT).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("content", [POSTSCRIPT, IN_EPS + bytes(18) + POSTSCRIPT])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.eps", "a"])
+def test_postscript_starts_no_program_whatever_it_is_called(tmp_path, ghostscript, content, name):
+    path = tmp_path / name
+    path.write_bytes(content)
+    code = MaskCode("ids", {0: 0})
+    for read in (read_image, lambda path: read_mask(path, code)):
+        with pytest.raises(ImageError, match=r"not a picture in a format that is read here \(AVIF"):
+            read(path)
+    with Image.open(path) as image, pytest.raises(ImageError, match="is PostScript"):
+        pil_to_rgb(image)
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("kind", ["ICO", "PCX", "PSD", "WMF", "FLI", "SPIDER", "XPM"])
+def test_formats_outside_the_list_are_not_opened(tmp_path, monkeypatch, kind):
+    Image.init()
+    tried = []
+    monkeypatch.setitem(Image.OPEN, kind, (lambda *_: tried.append(kind), None))
+    (tmp_path / "a.png").write_bytes(b"anything")
+    with pytest.raises(ImageError, match="is not a picture"):
+        read_image(tmp_path / "a.png")
+    assert not tried and kind not in FORMATS
+
+
+def test_formats_are_those_of_the_endings():
+    known = Image.registered_extensions()
+    assert set(formats()) <= set(FORMATS)
+    assert {known[ending] for ending in SUFFIXES if ending in known} == set(formats())
 
 
 @settings(max_examples=60, deadline=None)

@@ -64,6 +64,7 @@ def build(load=load, **settings):
         defaults=Defaults(**CHOICE._asdict()),
         classes=class_table(19),
         formats=list(formats()),
+        range=settings.pop("range", None),
         limits=Limits(**limits),
     )
     metrics = Metrics()

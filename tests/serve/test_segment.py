@@ -90,6 +90,13 @@ def test_pictures_of_every_kind(client):
     grey = encoded(image.convert("L"))
     np.testing.assert_array_equal(labels_of(post(client, deep)), labels_of(post(client, grey)))
 
+    with serving(range="0:4095") as (ranged, _):
+        assert ranged.get("/v1/models").json()["range"] == "0:4095"
+        twelve = encoded(np.asarray(image.convert("L")).astype(np.uint16) << 4)
+        np.testing.assert_array_equal(
+            labels_of(post(ranged, twelve)), labels_of(post(client, grey))
+        )
+
     frames = [image.convert("P"), Image.new("P", image.size)]
     moving = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     still = encoded(frames[0], "GIF")

@@ -1,10 +1,12 @@
 """Clips with every trouble that tests ask for, made with PyAV, and how to look at them."""
 
+import io
 import struct
 from fractions import Fraction
 
 import av
 import numpy as np
+from PIL import Image
 
 CLOCK = Fraction(1, 90000)
 
@@ -63,6 +65,29 @@ def write_clip(
         container.mux(video.encode())
         if sound is not None:
             container.mux(sound.encode())
+    if rotation is not None:
+        _turn(path, rotation)
+    return path
+
+
+def write_photographs(path, orientations, rotation=None):
+    """A clip of JPEGs as cameras and phones send them, each with EXIF and its orientation there."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj444p"
+        stream.time_base = Fraction(1, 25)
+        container.start_encoding()
+        for number, orientation in enumerate(orientations):
+            exif = Image.Exif()
+            exif[0x010F] = "Camera"
+            exif[0x0112] = orientation
+            jpeg = io.BytesIO()
+            Image.fromarray(picture(number)).save(jpeg, "JPEG", exif=exif, subsampling=0)
+            packet = av.Packet(jpeg.getvalue())
+            packet.stream, packet.time_base = stream, stream.time_base
+            packet.pts = packet.dts = number
+            packet.duration = 1
+            container.mux(packet)
     if rotation is not None:
         _turn(path, rotation)
     return path

@@ -7,8 +7,18 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from PIL import Image
-from video.clips import CLOCK, Bands, decoded, picture, psnr, sound, times, write_clip
+from PIL import Image, ImageOps
+from video.clips import (
+    CLOCK,
+    Bands,
+    decoded,
+    picture,
+    psnr,
+    sound,
+    times,
+    write_clip,
+    write_photographs,
+)
 
 from fassd.images import write_image
 from fassd.palette import colorize, overlay
@@ -106,6 +116,42 @@ def test_rotated_video_comes_out_upright(tmp_path, rotation, turn):
         assert psnr(image, turn(picture(number))) > 28
 
 
+@pytest.mark.parametrize("name", ["in.avi", "in.mkv", "in.mp4", "in.mjpeg"])
+def test_frames_with_exif_come_out_as_their_pictures_would(tmp_path, name):
+    """PyAV has no name for EXIF; a frame of other orientation than the one before counts, too."""
+    orientations = [1, 4, 2, 3, 1]
+    clip = write_photographs(tmp_path / name, orientations)
+    frames = [frame.image for frame in open_video(str(clip))]
+    assert len(frames) == 5
+    for number, (image, orientation) in enumerate(zip(frames, orientations, strict=True)):
+        photograph = Image.fromarray(picture(number))
+        photograph.getexif()[0x0112] = orientation
+        assert psnr(image, np.asarray(ImageOps.exif_transpose(photograph))) > 30, orientation
+
+
+def test_exif_goes_before_the_rotation_of_the_track(tmp_path):
+    quarter = (0, 1, -1, 0)
+    upright = write_photographs(tmp_path / "1.mp4", [1, 1], quarter)
+    turned = write_photographs(tmp_path / "6.mp4", [6, 6])
+    assert psnr(next(iter(open_video(str(upright)))).image, picture(0)) > 30
+    assert psnr(next(iter(open_video(str(turned)))).image, np.rot90(picture(0), -1)) > 30
+
+
+def test_titles_in_another_encoding_do_not_matter(tmp_path):
+    clip = tmp_path / "in.mp4"
+    with av.open(str(clip), "w") as container:
+        container.metadata["title"] = "caf@@"
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = 64, 96
+        stream.metadata["handler_name"] = "@@"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")))
+        container.mux(stream.encode())
+    data = clip.read_bytes()
+    assert data.count(b"@@") == 2
+    clip.write_bytes(data.replace(b"@@", b"\xe9\xff"))
+    assert segmented(clip, tmp_path / "out.mp4").frames == 1
+
+
 def test_ten_bits_become_eight_and_are_told_once(tmp_path):
     clip = write_clip(tmp_path / "in.mkv", 4, pixels="yuv420p10le")
     summary = segmented(clip, tmp_path / "out.mp4", opacity=0)
@@ -196,6 +242,23 @@ def test_a_numbered_sequence(tmp_path):
     assert psnr(results[2][1], picture(10)) > 28 and psnr(results[3][1], picture(12)) > 25
     assert (summary.trouble.skipped, summary.trouble.resized) == (1, 1)
     assert "f0011.png" in summary.trouble.notes[0]
+
+
+def test_a_sequence_of_12_bits_is_read_by_its_range(tmp_path):
+    grey = picture(3)[..., 0]
+    for number in range(3):
+        write_image(tmp_path / f"f{number}.png", (grey.astype(np.uint16) << 4) + number)
+    dark = open_video(str(tmp_path / "f%d.png"))
+    assert max(frame.image.max() for frame in dark) < 16
+    assert len(dark.trouble.notes) == 2 and "upper 4 of 16 bits are empty" in dark.trouble.notes[0]
+    source = open_video(str(tmp_path / "f%d.png"), range=(0, 4095))
+    for frame in source:
+        np.testing.assert_array_equal(frame.image, np.repeat(grey[..., None], 3, 2))
+    assert source.trouble.notes == [
+        "more than 8 bits per channel: values from 0 to 4095 became 0 to 255"
+    ]
+    small = open_video(str(tmp_path / "f%d.png"), max_pixels=100)
+    assert list(small) == [] and "more than 0.0001 million pixels" in small.trouble.notes[0]
 
 
 def test_sound_alone_is_no_video(tmp_path):

@@ -204,7 +204,8 @@ def test_a_camera_is_opened_by_its_number_and_is_live(
     source = VideoReader("camera:2", fps=Fraction(15), timeout=3)
     source.close()
     assert source.live
-    assert asked == [(name, {"format": format_, "options": options, "timeout": (3, 3)})]
+    settings = {"format": format_, "options": options, "timeout": (3, 3)}
+    assert asked == [(name, {**settings, "metadata_errors": "replace"})]
 
 
 def test_rtsp_goes_over_tcp(monkeypatch):
