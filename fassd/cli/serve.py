@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from fassd.serve.schemas import Catalog, Limits, ModelInfo
 
 SERVED = ["fassd_net", "fassd_net_l2"]
-LOOPBACK = r"localhost|127\.\d+\.\d+\.\d+|::1"
 
 
 @app.command()
@@ -43,6 +41,17 @@ def serve(
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; others than loopback: anybody.")
     ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            help="A further name by which browsers and clients may ask for the server, such as "
+            "that of a proxy before it; may be repeated. On a loopback --host others than "
+            "localhost and loopback addresses are refused; on any other --host all names are "
+            "served, unless this is given.",
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")
     ] = 8000,
@@ -107,7 +116,8 @@ def serve(
     [cyan]POST /v1/segment[/] answers a picture with its labels, as PNG or run lengths;
     [cyan]/v1/models[/] tells what can be chosen, [cyan]/openapi.json[/] all of the interface;
     [cyan]/healthz[/] and [cyan]/metrics[/] (Prometheus) are for operators. Nothing is kept, and
-    nothing goes to the disk. There are no passwords: mind who reaches --host.
+    nothing goes to the disk. There are no passwords: mind who reaches --host. Pages of other sites
+    are refused, and no address can take all places.
 
     Pictures that come while the network is busy share a batch; --batch-wait waits for more, if
     others are being read at the time. Above --queue the answer is 429. Exit code: 130 after
@@ -132,11 +142,13 @@ def serve(
     from fassd.serve.app import create_app
     from fassd.serve.connection import listen, make_server
     from fassd.serve.engine import Choice, Engine, Networks
+    from fassd.serve.guard import is_loopback
     from fassd.serve.metrics import Metrics
     from fassd.serve.schemas import Limits
 
     as_range(range_)
     offered = _offered(model, weights, classes, alpha)
+    names = [_host_name(name) for name in allow_host or ()]
     limits = Limits(
         max_bytes=max_bytes, max_pixels=max_pixels, queue=queue, batch=batch, timeout_s=timeout
     )
@@ -163,8 +175,20 @@ def serve(
             on_batch=metrics.count_batch,
         )
         _log_to_stderr()
-        _tell(models, host, socket.getsockname()[1])
-        make_server(create_app(catalog, engine, metrics), timeout).run(sockets=[socket])
+        address, number = socket.getsockname()[:2]
+        local = is_loopback(address)
+        _tell(models, host, number, local)
+        hosts = {*names, host.lower()} if local or names else None
+        make_server(create_app(catalog, engine, metrics, hosts), timeout).run(sockets=[socket])
+
+
+def _host_name(text: str) -> str:
+    from fassd.serve.guard import host_name
+
+    name = host_name(f"[{text}]" if text.count(":") > 1 and "[" not in text else text)
+    if name is None:
+        raise typer.BadParameter(f"--allow-host takes a host's name or address, got {text!r}")
+    return name
 
 
 def _offered(
@@ -259,10 +283,10 @@ def _log_to_stderr() -> None:
     log.propagate = False
 
 
-def _tell(models: list[ModelInfo], host: str, port: int) -> None:
+def _tell(models: list[ModelInfo], host: str, port: int, local: bool) -> None:
     for word in dict.fromkeys(info.weights for info in models):
         tell_weights(None if word == "random" else word)
-    if not re.fullmatch(LOOPBACK, host):
+    if not local:
         say(
             f"[yellow]{escape(host)} may be reached from other machines: there is neither "
             "password nor encryption[/]"

@@ -154,6 +154,8 @@ class Card:
         maskless: list[tuple[Path, list[Path]]] = []
         for image, holes in self._images(split):
             expected = [self.root / fill(masks.files, holes) for masks in self.masks]
+            if any(".." in mask.parts[len(self.root.parts) :] for mask in expected):
+                raise CardError(f"card {self.name!r}: the mask of {image} lies outside the root")
             for mask, masks in zip(expected, self.masks, strict=True):
                 if mask.is_file():
                     pairs.append(Pair(image, mask, masks.code, self.range))

@@ -24,6 +24,8 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
   `images` only, reaches into folders below, too. Only files with a picture's ending count.
 * A class may be its name alone. `color` is what is drawn: either every class has one, or
   `fassd.palette.palette` gives them.
+* Only `root` may lead out of the card's folder: look at it in a card of somebody else's, or give
+  another (`--root`). All other paths, and the folders of splits, lie below it.
 * A split is a folder or {folder, images, list, column, names, pictures}: `images` replaces the
   card's; `list` is a text file with a picture's name or path a line, or in its column number
   `column`, of which folders and ending do not matter; `pictures` is how many the full set has.
@@ -39,34 +41,28 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
-
-import yaml
 
 from fassd.data.card import Card, CardError, Masks, Split
 from fassd.data.masks import MAX_ID, MaskCode, color_key
 from fassd.data.patterns import HOLE
 from fassd.levels import Range, as_range
 from fassd.palette import IGNORE, ClassInfo, palette
+from fassd.untrusted import read_text, read_yaml, shortened, shown
 
 __all__ = ["parse_card"]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not the last one."""
+MOST_TEXT = 4096
+"""Characters of a name or path."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
+MOST_SPLITS = 1000
+MOST_MASKS = 16
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,11 @@ class _Node:
     key: str = ""
 
     def fail(self, message: str) -> NoReturn:
-        raise CardError(f"{self.file}: {self.key + ': ' if self.key else ''}{message}")
+        key = shortened(self.key, 100)
+        raise CardError(f"{self.file}: {key + ': ' if key else ''}{shortened(message, 600)}")
 
     def fail_got(self, accepted: str) -> NoReturn:
-        self.fail(f"must be {accepted}, got {self.value!r}")
+        self.fail(f"must be {accepted}, got {shown(self.value)}")
 
     def fields(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, _Node]:
         """The entries of a mapping with these keys and no others."""
@@ -89,7 +86,7 @@ class _Node:
         fields = self.entries(f"a mapping with the keys {', '.join(accepted)}")
         for key in fields:
             if key not in accepted:
-                self.fail(f"unknown key {key!r}; accepted are {', '.join(accepted)}")
+                self.fail(f"unknown key {shown(key)}; accepted are {', '.join(accepted)}")
         for key in required:
             if key not in fields:
                 self.fail(f"the key {key!r} is missing")
@@ -100,7 +97,9 @@ class _Node:
             self.fail_got(accepted)
         for key in self.value:
             if not isinstance(key, str):
-                self.fail(f"keys must be text, got {key!r} (put it in quotes)")
+                self.fail(f"keys must be text, got {shown(key)} (put it in quotes)")
+            if len(key) > MOST_TEXT:
+                self.fail(f"keys must have at most {MOST_TEXT:,} characters, got {shown(key)}")
         prefix = f"{self.key}." if self.key else ""
         return {key: _Node(value, self.file, f"{prefix}{key}") for key, value in self.value.items()}
 
@@ -115,6 +114,8 @@ class _Node:
     def text(self) -> str:
         if not isinstance(self.value, str) or not self.value.strip():
             self.fail_got("text (in quotes if YAML takes it for something else)")
+        if len(self.value) > MOST_TEXT or "\0" in self.value:
+            self.fail_got(f"text of at most {MOST_TEXT:,} characters, none of them zero")
         return self.value.strip()
 
     def integer(self, low: int, high: int) -> int:
@@ -123,7 +124,7 @@ class _Node:
         return self.value
 
     def choice(self, *accepted: str) -> str:
-        if self.value not in accepted:
+        if not isinstance(self.value, str) or self.value not in accepted:
             self.fail_got(f"one of {', '.join(accepted)}")
         return self.value
 
@@ -149,17 +150,24 @@ class _Node:
         if PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts or "\\" in text:
             self.fail_got("a path below the root, folders parted by /")
         if re.search(r"[{}]", HOLE.sub("", text)):
-            self.fail(f"a hole must be {{word}} or {{word:path}}, got {text!r}")
+            self.fail(f"a hole must be {{word}} or {{word:path}}, got {shown(text)}")
+        return text
+
+    def folder(self, root: Path) -> str:
+        """A folder below the root: links in it may lead elsewhere, the card may not."""
+        text = self.text()
+        top = os.path.abspath(root)
+        if os.path.commonpath([top, os.path.abspath(os.path.join(top, text))]) != top:
+            self.fail_got("a folder below the root (the key 'root', or --root, says where that is)")
         return text
 
 
 def parse_card(path: Path, root: Path | None) -> Card:
     """Read a card file."""
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise CardError(f"{path}: is not a YAML card ({reason})") from error
+        value = read_yaml(read_text(path))
+    except ValueError as error:
+        raise CardError(f"{path}: is not a YAML card ({error})") from error
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
     fields = _Node(value, path).fields(
@@ -171,18 +179,20 @@ def parse_card(path: Path, root: Path | None) -> Card:
     }
     if root is None:
         root = path.parent / fields["root"].text() if "root" in fields else path.parent
-    if not root.is_dir():
-        raise CardError(f"card {fields['name'].text()!r}: there is no folder {root}")
+    if not os.path.isdir(root):  # which takes a name that is too long, too
+        raise CardError(f"card {shown(fields['name'].text())}: there is no folder {root}")
     classes = _parse_classes(fields["classes"])
     images = fields["images"].template()
     splits = {
-        name: _parse_split(node, images)
+        name: _parse_split(node, images, root)
         for name, node in fields["splits"].entries("a mapping of names to splits").items()
     }
-    if not splits:
-        fields["splits"].fail("must have at least one split")
+    if not 1 <= len(splits) <= MOST_SPLITS:
+        fields["splits"].fail(f"must have at least one split, at most {MOST_SPLITS:,}")
     several = isinstance(fields["masks"].value, list)
     blocks = fields["masks"].items("mask blocks") if several else [fields["masks"]]
+    if len(blocks) > MOST_MASKS:
+        fields["masks"].fail(f"must be at most {MOST_MASKS} blocks, got {len(blocks):,}")
     masks = tuple(_parse_masks(block, classes) for block in blocks)
     _check_holes(fields, splits, masks)
     return Card(
@@ -220,15 +230,15 @@ def _parse_classes(node: _Node) -> list[_Class]:
     names = [entry["name"].text() for entry in entries]
     for index, name in enumerate(names):
         if name in names[:index]:
-            nodes[index].fail(f"the class {name!r} stands twice, at {names.index(name)}, too")
+            nodes[index].fail(f"the class {shown(name)} stands twice, at {names.index(name)}, too")
     given = [entry["color"].color() for entry in entries if "color" in entry]
     if given and len(given) < len(entries):
         bare = next(i for i, entry in enumerate(entries) if "color" not in entry)
         nodes[bare].fail("the key 'color' is missing; either all classes have one or none has")
-    shown = given or [(int(r), int(g), int(b)) for r, g, b in palette(len(entries))]
+    drawn = given or [(int(r), int(g), int(b)) for r, g, b in palette(len(entries))]
     return [
         _Class(ClassInfo(name, color), _parse_ids(entry.get("ids")), _parse_colors(entry, color))
-        for name, color, entry in zip(names, shown, entries, strict=True)
+        for name, color, entry in zip(names, drawn, entries, strict=True)
     ]
 
 
@@ -247,9 +257,9 @@ def _parse_colors(
     return [shown]
 
 
-def _parse_split(node: _Node, images: str) -> Split:
+def _parse_split(node: _Node, images: str, root: Path) -> Split:
     if isinstance(node.value, str):
-        return Split(node.text(), images)
+        return Split(node.folder(root), images)
     name = node.key.rpartition(".")[2]
     fields = node.fields([], ["folder", "images", "list", "column", "names", "pictures"])
     if "list" in fields and "names" in fields:
@@ -258,7 +268,7 @@ def _parse_split(node: _Node, images: str) -> Split:
         fields["column"].fail("counts in a list, but there is no 'list'")
     names = fields["names"].items("a list of names") if "names" in fields else None
     return Split(
-        folder=fields["folder"].text() if "folder" in fields else name,
+        folder=(fields["folder"] if "folder" in fields else replace(node, value=name)).folder(root),
         images=fields["images"].template() if "images" in fields else images,
         names=None if names is None else tuple(item.text() for item in names),
         list_file=fields["list"].template() if "list" in fields else None,

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import Future
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from fassd.levels import as_range
 from fassd.serve.encode import run_lengths, shares, to_png
 from fassd.serve.engine import BusyError, Choice, Engine, Labelled, StoppingError, UnsuitableError
 from fassd.serve.example import EXAMPLES, street
+from fassd.serve.guard import HEALTH, Guard, Shares, Uploads, address_of, share
 from fassd.serve.metrics import Metrics
 from fassd.serve.observe import Observer
 from fassd.serve.page import add_page
@@ -31,6 +32,10 @@ from fassd.serve.schemas import Catalog, ClassInfo, Failure, Health, Segmentatio
 from fassd.serve.upload import RefusedError, decode, read_upload
 
 __all__ = ["create_app"]
+
+REQUESTS = 256
+"""Requests at once, those of health not counted; more are answered 429. Fewer than connections, so
+that there is always one that may be closed."""
 
 UPLOADS = 32
 """Pictures that are read and decoded at once; more are answered 429. Bounds the memory."""
@@ -61,6 +66,7 @@ BODY = {
 }
 FAILURES = {
     400: "No picture, or a damaged one.",
+    403: "From a page of another site, or to a host that is not served.",
     408: "The upload took too long.",
     413: "Too many bytes or pixels.",
     415: "Another type of body, or of picture.",
@@ -72,13 +78,16 @@ FAILURES = {
 }
 
 
-def create_app(catalog: Catalog, engine: Engine, metrics: Metrics) -> FastAPI:
+def create_app(
+    catalog: Catalog, engine: Engine, metrics: Metrics, hosts: Collection[str] | None = None
+) -> FastAPI:
     """The application.
 
     Args:
         catalog: what may be asked for, and the limits.
         engine: labels the pictures; started and stopped with the application.
         metrics: counts; its `count_batch` is the engine's `on_batch`.
+        hosts: of `Guard`; None for any.
     """
     metrics.watch(engine)
 
@@ -96,6 +105,7 @@ def create_app(catalog: Catalog, engine: Engine, metrics: Metrics) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.add_middleware(Guard, hosts=hosts, places=REQUESTS)
     app.add_middleware(Observer, metrics=metrics)
     _tell_failures(app, engine, metrics)
     _add_status(app, catalog, engine, metrics)
@@ -110,7 +120,7 @@ def _add_status(app: FastAPI, catalog: Catalog, engine: Engine, metrics: Metrics
         """What can be asked for: networks, backends, precisions, classes, limits."""
         return catalog
 
-    @app.get("/healthz", responses={503: {"model": Health}})
+    @app.get(HEALTH, responses={503: {"model": Health}})
     async def healthz() -> JSONResponse:
         """200 while pictures are labelled; 503 when the network's thread is stuck or dead."""
         if engine.healthy:
@@ -165,25 +175,30 @@ class _Desk:
         self.catalog, self.engine, self.metrics = catalog, engine, metrics
         self.limits = catalog.limits
         self.decoders = anyio.CapacityLimiter(DECODERS)
+        self.uploads = Uploads(UPLOADS)
+        # Of the pictures in line, those in the network among them.
+        self.line = Shares(share(self.limits.queue) + self.limits.batch)
 
     async def serve(self, request: Request, options: Any) -> Response:
         size = self._size(options.size)
         choice = Choice(options.model, options.backend, options.dtype)
         began = time.perf_counter()
-        with self.engine.coming() as coming:
-            if coming > UPLOADS:
-                raise BusyError
-            data = await read_upload(request, self.limits.max_bytes, self.limits.timeout_s)
-            read = time.perf_counter()
-            if self.engine.full:  # decoding would be for nothing
-                raise BusyError
-            with self._in_time():
-                limit, values = self.limits.max_pixels, as_range(self.catalog.range)
-                picture = await self._in_thread(decode, data, limit, size, values)
-            decoded = time.perf_counter()
-            future = self.engine.submit(choice, picture)
-        left = self.limits.timeout_s - (decoded - read)
-        labelled = await self._awaited(request, future, left)
+        address = address_of(request.scope)
+        with contextlib.ExitStack() as in_line:
+            with self.engine.coming(), self.uploads.place(address) as upload:
+                limits = self.limits
+                data = await upload.read(read_upload(request, limits.max_bytes, limits.timeout_s))
+                read = time.perf_counter()
+                if self.engine.full:  # decoding would be for nothing
+                    raise BusyError
+                with self._in_time():
+                    values = as_range(self.catalog.range)
+                    picture = await self._in_thread(decode, data, limits.max_pixels, size, values)
+                decoded = time.perf_counter()
+                in_line.enter_context(self.line.place(address))
+                future = self.engine.submit(choice, picture)
+            left = limits.timeout_s - (decoded - read)
+            labelled = await self._awaited(request, future, left)
         self.metrics.waited.observe(labelled.waited)
         timing = {
             "read": read - began,

@@ -1,19 +1,28 @@
-"""Sockets: a port that is ours before anything is loaded, and clients that hang."""
+"""Sockets: a port that is ours before anything is loaded, clients that hang, and crowds."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
+from collections import Counter
 from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fassd.serve.guard import network_of
+
 __all__ = ["listen", "make_server"]
 
 CONNECTIONS = 512
-"""Sockets at once; uvicorn answers 503 on those above."""
+"""Sockets at once; for one above, one that keeps the server waiting is closed."""
+
+BACKLOG = 256
+"""Clients that wait to be accepted, and the most that are accepted at one go."""
+
+HEAD = 10.0
+"""Seconds at most in which a request's head has to come."""
 
 GRACE = 5
 """Seconds that requests have to end when the server is told to stop."""
@@ -27,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=256)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         unknown = isinstance(error, socket.gaierror)  # whose numbers are not the system's
         reason = error.strerror if unknown else os.strerror(error.errno or 0)
@@ -49,7 +58,7 @@ def make_server(app: Any, patience: float) -> uvicorn.Server:
         server_header=False,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=GRACE,
-        limit_concurrency=CONNECTIONS,
+        backlog=BACKLOG,
     )
     return uvicorn.Server(config)
 
@@ -67,13 +76,20 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))  # it is that of a socket
+        self.address = network_of(self.client[0] if self.client else "")
+        self.since = self.loop.time()
+        if len(self.connections) > CONNECTIONS:
+            self._make_room()
         # asyncio does so only where it made the socket; without it an answer takes 40 ms more.
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._time_head()
 
     def data_received(self, data: bytes) -> None:
+        before = self.cycle
         super().data_received(data)
+        if self.cycle is not before:
+            self.since = self.loop.time()
         self._time_head()
 
     def pause_writing(self) -> None:
@@ -84,17 +100,36 @@ class PatientProtocol(H11Protocol):
         super().resume_writing()
         if self._answer is not None:
             self._answer.cancel()
+            self._answer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)  # which resumes writing
         self._forget_head()
 
+    @property
+    def _is_served(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the server waits for the client."""
+        return self._answer is not None or not self._is_served
+
+    def _make_room(self) -> None:
+        """Close another connection: one that waits before one that is served, of the address that
+        has most of them, and of these the oldest."""
+        others = cast(set[PatientProtocol], self.connections) - {self}
+        counts = Counter(each.address for each in others)
+        oldest = min(others, key=lambda it: (not it._waits, -counts[it.address], it.since))
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+
     def _time_head(self) -> None:
         """Time the client while no request of its is being served."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_served:
             self._forget_head()
         elif self._head is None:
-            self._head = self.loop.call_later(self.patience, self.transport.abort)
+            self._head = self.loop.call_later(min(self.patience, HEAD), self.transport.abort)
 
     def _forget_head(self) -> None:
         if self._head is not None:

@@ -250,6 +250,88 @@ def test_errors_name_file_key_and_what_is_accepted(tmp_path, old, new, message):
     assert str(path) in str(caught.value)
 
 
+LONG = "x" * 100_000
+DEEP = 60 * "[" + 60 * "]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("name: toy", f"name: [{LONG}]"),
+        ("name: toy", f"name: {LONG}"),
+        ("name: toy", f"? {LONG[:1000]}\n: toy"),
+        ("name: toy", f"name: {DEEP}"),
+        ("name: toy", f"name: !!timestamp {LONG}"),
+        ("name: toy", f"name: toy\nroot: {LONG}"),
+        ("name: toy", f"name: toy\nroot: {LONG[:4000]}"),
+        ("name: toy", 'name: toy\nroot: "a\\0b"'),
+        ("{name: floor,", f"{{name: [{LONG}],"),
+        ("ids: 3", f"ids: {LONG}"),
+        ("ids: 3", f"ids: [{','.join(['a'] * 50_000)}]"),
+        ("values: ids", f"values: [{LONG}]"),
+        ("values: ids", "values: {a: b}"),
+        ("train: train", f"train: {LONG}"),
+        ("train: train", f"train: {{{LONG}: train}}"),
+        ("{split}/{name}.png", f"{{split}}/{{{LONG}}}.png"),
+        ("splits: {train: train", f"splits: {{{', '.join(f's{i}: a' for i in range(1000))}"),
+        ("val: val}", f"val: val, ? {LONG} : a}}"),
+    ],
+)  # fmt: skip
+def test_errors_of_large_values_are_short(tmp_path, old, new):
+    path = write_card(tmp_path, {old: new})
+    with pytest.raises(CardError) as caught:
+        load_card(path)
+    assert len(str(caught.value)) < 5000 and "\n" not in str(caught.value)
+    if LONG[:1000] not in new:
+        assert len(str(caught.value)) < 1000
+
+
+def test_many_blocks_of_masks_are_refused(tmp_path):
+    head, _, _ = CARD.partition("masks:")
+    block = '  - {files: "{split}/{name}.png", values: index}\n'
+    assert len(load_card(write_card(tmp_path, {CARD: f"{head}masks:\n{16 * block}"})).masks) == 16
+    with pytest.raises(CardError, match="masks: must be at most 16 blocks, got 17"):
+        load_card(write_card(tmp_path, {CARD: f"{head}masks:\n{17 * block}"}))
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        "../../../../etc", "..", "/etc", "train/../../other", "{folder: ../other}", "{folder: /}",
+        "'./../other'", "{folder: train/../../other, images: '{split}/{name}.png'}",
+    ],
+)  # fmt: skip
+def test_splits_lie_below_the_root(tmp_path, split):
+    (tmp_path / "other").mkdir()
+    path = write_card(tmp_path / "cards", {"train: train": f"train: {split}"})
+    with pytest.raises(CardError, match=r"splits.train.*: must be a folder below the root .*got"):
+        load_card(path)
+    with pytest.raises(CardError, match="below the root"):
+        load_card(path, tmp_path / "cards")
+
+
+def test_folders_below_the_root_however_they_are_written(tmp_path):
+    toy(tmp_path)
+    for folder in ("val/../train", "./train/", str(tmp_path / "train")):
+        card = load_card(write_card(tmp_path, {"train: train": f"train: {folder}"}))
+        assert len(list(card._images("train"))) == 2
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "train").rename(tmp_path / "elsewhere" / "train")
+    (tmp_path / "train").symlink_to("elsewhere/train")  # whose data it is may link
+    assert names(load_card(write_card(tmp_path)), "train") == ["train_0", "train_1"]
+
+
+def test_holes_do_not_make_a_way_out(tmp_path):
+    card = load_card(write_card(tmp_path, {
+        "{split}/{name}.png": "{split}/a{x}{y}_{name}.png",
+        "{split}_masks/{name}.png": "{x}{y}/masks/{name}.png",
+    }))  # fmt: skip
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.._1.png").touch()
+    with pytest.raises(CardError, match=r"the mask of .*a\.\._1\.png lies outside the root"):
+        card.pairs("train")
+
+
 @pytest.mark.parametrize("count", [1, 256])
 def test_two_to_255_classes(tmp_path, count):
     names = "".join(f"  - c{index}\n" for index in range(count))

@@ -50,6 +50,7 @@ class Gate:
 
 def build(load=load, **settings):
     """An application, its engine and its metrics."""
+    hosts = settings.pop("hosts", None)
     limits = {
         "max_bytes": 200_000,
         "max_pixels": 128 * 160,
@@ -75,7 +76,7 @@ def build(load=load, **settings):
         on_batch=metrics.count_batch,
         **settings,
     )
-    return create_app(catalog, engine, metrics), engine, metrics
+    return create_app(catalog, engine, metrics, hosts), engine, metrics
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pytest
 import websocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -26,12 +27,16 @@ FLAGS = (
     "--autoplay-policy=no-user-gesture-required",
     "--remote-debugging-port=0",
     "--remote-allow-origins=*",
+    "--host-resolver-rules=MAP *.example 127.0.0.1",  # a page's name may lead anywhere
 )
 
 
 def executable() -> str | None:
     """Where a Chromium is, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+with_browser = pytest.mark.skipif(executable() is None, reason="no Chromium or Chrome was found")
 
 
 class Browser:

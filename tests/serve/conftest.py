@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from serve.apps import Gate, serving
+from serve.browser import Browser
 from typer.testing import CliRunner
 
 from fassd.cli import app
@@ -13,6 +14,13 @@ from fassd.cli import app
 def client():
     with serving() as (client, _):
         yield client
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture

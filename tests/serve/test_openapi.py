@@ -75,7 +75,7 @@ def test_the_document_tells_the_choices(document):
     assert parameters["backend"]["enum"] == ["auto", "reference"]
     assert parameters["model"]["const"] == "fassd_net_l2"
     assert set(segment["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
-    statuses = {"200", "400", "408", "413", "415", "422", "429", "500", "503", "504"}
+    statuses = {"200", "400", "403", "408", "413", "415", "422", "429", "500", "503", "504"}
     assert set(segment["responses"]) == statuses
     assert set(segment["responses"]["200"]["content"]) == {"image/png", "application/json"}
     assert "/" not in raw["paths"] and "/docs" not in raw["paths"]

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from serve.apps import build, encoded, listening, street
-from serve.browser import Browser, executable
+from serve.browser import with_browser
 
 from fassd.palette import CITYSCAPES
 from fassd.serve.page import FILES
 
 NAMES = [info.name for info in CITYSCAPES]
-with_browser = pytest.mark.skipif(executable() is None, reason="no Chromium or Chrome was found")
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +23,6 @@ def url():
     app, _, _ = build(max_pixels=1024 * 1024, max_bytes=4_000_000)
     with listening(app) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 def opened(browser, url, query, width=1400, **options):

@@ -13,6 +13,7 @@ from collections import Counter
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from serve.apps import Gate, build, encoded, listening, street
 
 PICTURE = encoded(np.zeros((8, 8, 3), np.uint8))
@@ -208,6 +209,9 @@ def test_the_command_serves_until_ctrl_c():
             catalog = httpx.get(f"{url}/v1/models").json()
             assert catalog["backends"][:2] == ["auto", "reference"]
             assert catalog["limits"]["max_bytes"] == 16 * 1024**2
+            for host, status in (("evil.example", 403), ("localhost:1", 200)):
+                answer = httpx.get(f"{url}/v1/models", headers={"Host": host})
+                assert answer.status_code == status
         finally:
             process.send_signal(signal.SIGINT)
             rest = process.stderr.read()
@@ -236,6 +240,7 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(monkeypatch, run_fa
         (("-m", "fassd_net_l2", "--backend", "magic"), "magic"),
         (("--host", "256.1.1.1"), "cannot listen on 256.1.1.1"),
         (("--queue", 0), "--queue"),
+        (("--allow-host", "http://seg.example/"), "--allow-host takes a host's name or address"),
     ],
 )
 def test_mistakes_are_one_line(run_fassd, arguments, told):
@@ -257,6 +262,35 @@ def test_strangers_are_warned_of(monkeypatch, run_fassd):
     assert "neither password nor encryption" in " ".join(result.stderr.split())
     assert "random weights" in result.stderr and "serving fassd_net_l2 at" in result.stderr
     assert "reached" not in run_fassd("serve", *arguments).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "hosts"),
+    [
+        ((), {"localhost": 200, "seg.example": 403, "10.0.0.1": 403}),
+        (("--allow-host", "Seg.Example:443"), {"seg.example": 200, "evil.example": 403}),
+        (("--host", "0.0.0.0"), {"localhost": 200, "seg.example": 200, "10.0.0.1": 200}),
+        (
+            ("--host", "0.0.0.0", "--allow-host", "seg.example", "--allow-host", "::2"),
+            {"localhost": 200, "seg.example": 200, "[::2]:8000": 200, "evil.example": 403},
+        ),
+    ],
+)
+def test_hosts_of_loopback_and_other_addresses(monkeypatch, run_fassd, options, hosts):
+    found = {}
+
+    class Server:
+        def __init__(self, app, patience):
+            client = TestClient(app)
+            for host in hosts:
+                found[host] = client.get("/v1/models", headers={"Host": host}).status_code
+
+        def run(self, sockets):
+            pass
+
+    monkeypatch.setattr("fassd.serve.connection.make_server", Server)
+    run_fassd("serve", "--port", 0, "-m", "fassd_net_l2=random", "--device", "cpu", *options)
+    assert found == hosts
 
 
 def test_a_missing_package_is_named(monkeypatch, run_fassd):

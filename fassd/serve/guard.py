@@ -1,0 +1,267 @@
+"""Who is served: names of the server, pages of its own, and every address its share.
+
+A page from elsewhere cannot read answers, but it can send requests from its visitor's browser,
+to servers of the visitor's own machine, too (cross-site requests); and a name of its own that
+leads to that machine makes them requests of its own site (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Collection, Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from anyio import CancelScope
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fassd.serve.engine import BusyError
+from fassd.serve.upload import RefusedError
+
+__all__ = [
+    "HEALTH",
+    "Guard",
+    "Shares",
+    "Uploads",
+    "address_of",
+    "host_name",
+    "is_loopback",
+    "network_of",
+    "share",
+]
+
+SLOW = 3.0
+"""Seconds of reading after which an upload makes room for others, if there is none."""
+
+HEALTH = "/healthz"
+"""Always answered, so that a crowd does not look like a dead server."""
+
+
+def host_name(text: str) -> str | None:
+    """The host of "host" or "host:port", in lower case; None if there is none.
+
+    An IPv6 address stands in brackets, and is returned without them; so is a name without the dot
+    that may end it.
+    """
+    found = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([\w.-]+?)\.?)(?::\d*)?", text.strip().lower())
+    if found is None or found[2]:
+        return found and found[2]
+    try:
+        return str(ipaddress.ip_address(found[1]))  # of its spellings the one that sockets have
+    except ValueError:
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own by definition."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def address_of(scope: Scope) -> str:
+    """Whose request it is, as `network_of` has it."""
+    return network_of((scope.get("client") or ("",))[0])
+
+
+def network_of(client: str) -> str:
+    """What counts as one address: of IPv6 the network, of which one customer has all addresses."""
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return client
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or int(address) >> 64)
+
+
+def share(places: int) -> int:
+    """How many of some places one address may have."""
+    return places - places // 4
+
+
+class Shares:
+    """Places, of which one address cannot take all.
+
+    Args:
+        most: for one address.
+        places: for all of them.
+    """
+
+    def __init__(self, most: int, places: float = math.inf) -> None:
+        self.most, self.places = most, places
+        self._taken: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def place(self, address: str) -> Iterator[None]:
+        """Hold a place.
+
+        Raises:
+            BusyError: there is none.
+        """
+        if self._taken[address] >= self.most or self._taken.total() >= self.places:
+            raise BusyError
+        self._taken[address] += 1
+        try:
+            yield
+        finally:
+            self._taken[address] -= 1
+            self._taken += Counter()  # forgets addresses that have none
+
+
+@dataclass(eq=False)
+class Upload:
+    """A picture that is read and decoded.
+
+    Attributes:
+        address: whose it is.
+        since: time at which its reading began; infinite once it has ended.
+    """
+
+    address: str
+    since: float = field(default_factory=time.monotonic)
+    _scope: CancelScope = field(default_factory=CancelScope)
+
+    async def read(self, data: Awaitable[bytes]) -> bytes:
+        """The upload's bytes.
+
+        Raises:
+            RefusedError: 408, its place was needed.
+        """
+        with self._scope:
+            try:
+                return await data
+            finally:
+                self.since = math.inf
+        message = f"the upload took more than {SLOW:g} s, and others are waiting"
+        raise RefusedError(408, message, close=True)
+
+    def end(self) -> None:
+        """Stop reading."""
+        self._scope.cancel()
+
+
+class Uploads:
+    """Places for uploads, of which slow ones make room.
+
+    An upload that comes while its address has its share, or while all places are taken and another
+    address has more of them, ends the upload that this address has been sending for longest.
+
+    Args:
+        places: for all addresses together.
+    """
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self._taken: list[Upload] = []
+
+    @contextlib.contextmanager
+    def place(self, address: str) -> Iterator[Upload]:
+        """Hold a place.
+
+        Raises:
+            BusyError: there is none.
+        """
+        counts = Counter(upload.address for upload in self._taken)
+        if counts[address] >= share(self.places):
+            self._end_slowest(address)
+        elif len(self._taken) >= self.places:
+            holder, count = counts.most_common(1)[0]
+            if count <= counts[address] + 1:
+                raise BusyError
+            self._end_slowest(holder)
+        upload = Upload(address)
+        self._taken.append(upload)
+        try:
+            yield upload
+        finally:
+            if upload in self._taken:
+                self._taken.remove(upload)
+
+    def _end_slowest(self, address: str) -> None:
+        slowest = min((u for u in self._taken if u.address == address), key=lambda u: u.since)
+        if time.monotonic() - slowest.since < SLOW:
+            raise BusyError
+        slowest.end()
+        self._taken.remove(slowest)
+
+
+class Guard:
+    """ASGI middleware that refuses requests of other sites and hosts, and of crowds.
+
+    Args:
+        app: gets the others.
+        hosts: names and addresses by which the server may be asked for, beside the loopback ones
+            and the address that a connection came to; None for any.
+        places: requests at once, those for `HEALTH` not counted.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, places: int) -> None:
+        self.app, self.hosts = app, hosts
+        self._requests = Shares(share(places), places)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif refusal := self._refusal(scope):
+            await JSONResponse({"detail": refusal}, 403)(scope, receive, send)
+        elif scope["path"] == HEALTH:
+            await self.app(scope, receive, send)
+        else:
+            await self._with_place(scope, receive, send)
+
+    async def _with_place(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.ExitStack() as place:
+            try:
+                place.enter_context(self._requests.place(address_of(scope)))
+            except BusyError:
+                answer = {"detail": "too many requests at once from your address"}
+                busy = JSONResponse(answer, 429, {"Retry-After": "1"})
+                await busy(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> str | None:
+        """Why a request is not served, if it is not."""
+        headers = Headers(scope=scope)
+        given = headers.get("host", "")
+        host = host_name(given)
+        if self.hosts is not None and not self._is_ours(host, scope):
+            return f"the host {given[:60]!r} is not served; fassd serve --allow-host adds one"
+        if self._is_foreign(scope["method"], headers):
+            return (
+                "pages of other sites are not served; behind a proxy that changes the header Host, "
+                "fassd serve --allow-host takes the name in its page's address"
+            )
+        return None
+
+    def _is_ours(self, host: str | None, scope: Scope) -> bool:
+        own = scope.get("server") or ("",)
+        return host is not None and (
+            is_loopback(host) or host == own[0] or host in (self.hosts or ())
+        )
+
+    def _is_foreign(self, method: str, headers: Headers) -> bool:
+        """Whether a browser sends it for a page of another origin, but for links to here."""
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            link = method in ("GET", "HEAD") and headers.get("sec-fetch-dest") == "document"
+            return site not in ("same-origin", "none") and not link
+        origin = headers.get("origin")  # all that browsers tell a server without encryption
+        if origin is None:
+            return False
+        try:
+            place = urlsplit(origin).netloc
+        except ValueError:
+            return True
+        return place != headers.get("host", "").lower() and host_name(place) not in (
+            self.hosts or ()
+        )

@@ -1,0 +1,187 @@
+"""YAML and JSON that somebody else may have written: bounded time, memory and error messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+__all__ = ["read_json", "read_text", "read_yaml", "shortened", "shown"]
+
+MOST_YAML = 1 << 20
+"""Characters of a YAML text; libyaml takes two seconds for them."""
+
+MOST_VALUES = 500_000
+"""Values of a YAML text, those behind aliases counted as often as they are named."""
+
+DEEPEST = 64
+"""Nested lists and mappings of a YAML text."""
+
+MOST_DIGITS = 64
+"""Characters of a number. Python takes quadratic time to read and write long ones."""
+
+KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
+"""YAML's types that are read."""
+
+YAML_TAG = "tag:yaml.org,2002:"
+
+if TYPE_CHECKING:
+    _Base = yaml.SafeLoader
+else:
+    _Base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast
+
+
+def read_text(path: Path, most: int = MOST_YAML) -> str:
+    """The text of a file of at most `most` bytes.
+
+    Raises:
+        ValueError: it is larger, no regular file, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("is no regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"must have at most {most:,} bytes, has {os.path.getsize(path):,}")
+    return data.decode("utf-8")
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML document of plain values: dates are text, a key that stands twice an
+    error.
+
+    Raises:
+        ValueError: the text is not such a document, or larger or deeper than is read.
+    """
+    if len(text) > MOST_YAML:
+        raise ValueError(f"must have at most {MOST_YAML:,} characters, has {len(text):,}")
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(shortened(str(error))) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: the text is no JSON, is nested too deeply, or has a number of too many digits.
+    """
+    try:
+        return json.loads(text, parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def shown(value: object) -> str:
+    """`repr`, but never long."""
+    return shortened(_REPR.repr(value))
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """A text as one line, of which at most `most` characters are kept."""
+    line = " ".join(text[: 10 * most].split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 3
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(text):,} digits")
+    return int(text)
+
+
+class _Loader(_Base):
+    """YAML of the types `KINDS` alone, within the limits above."""
+
+    yaml_constructors = {  # noqa: RUF012
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.removeprefix(YAML_TAG) in KINDS
+    }
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in found if tag != f"{YAML_TAG}timestamp"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        _check_size(node)
+        return super().construct_document(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (LookupError, ValueError, TypeError, AttributeError) as error:  # "!!bool x"
+            kind = node.tag.removeprefix(YAML_TAG)
+            raise _wrong(f"{shown(node.value)} is no {shortened(kind)}", node) from error
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        others = 0
+        for key_node, _ in node.value:
+            if key_node.tag == f"{YAML_TAG}merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                others += 1
+            elif key in names:
+                raise _wrong(f"the key {shown(key)} stands twice", node)
+            else:
+                names.add(key)
+        if others > 1:  # of numbers one can choose many that a dictionary finds slowly
+            raise _wrong("keys must be text (in quotes if YAML takes them for numbers)", node)
+        return super().construct_mapping(node, deep)
+
+
+def _wrong(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _check_size(root: yaml.Node) -> None:
+    """See whether a document stays small with all aliases written out."""
+    measured: dict[yaml.Node, tuple[int, int]] = {}  # values and depth
+    around: set[yaml.Node] = set()
+    left = [root]
+    while left:
+        node = left[-1]
+        parts = _parts(node)
+        if node in measured:
+            left.pop()
+        elif node in around:  # all its parts are measured
+            left.pop()
+            around.remove(node)
+            sizes = [measured[part] for part in parts]
+            values = 1 + sum(size for size, _ in sizes)
+            depth = 1 + max((depth for _, depth in sizes), default=0)
+            if values > MOST_VALUES:
+                raise _wrong(f"more than {MOST_VALUES:,} values", node)
+            if depth > DEEPEST:
+                raise _wrong(f"lists and mappings nested more than {DEEPEST} deep", node)
+            measured[node] = values, depth
+        else:
+            around.add(node)
+            for part in parts:
+                if part in around:
+                    raise _wrong("an alias stands inside of what it names", part)
+            left.extend(part for part in parts if part not in measured)
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if node.tag in (f"{YAML_TAG}int", f"{YAML_TAG}float") and len(node.value) > MOST_DIGITS:
+        raise _wrong(f"a number has {len(node.value):,} characters", node)
+    return []

@@ -1,0 +1,320 @@
+"""Who is served: by which names, for which pages, and how many at once from one address."""
+
+import socket
+import time
+
+import httpx
+import pytest
+from serve.apps import Gate, build, encoded, listening, serving, street
+from serve.browser import with_browser
+from serve.test_server import HEAD, PICTURE, Steady, connect, in_progress, received, wait_for
+
+from fassd.serve.guard import network_of
+
+OTHER = "127.0.0.2"
+
+# ------------------------------------------------------------------------------------------ hosts
+
+
+@pytest.fixture(scope="module")
+def local():
+    """A client of a server that has a list of hosts."""
+    with serving(hosts={"seg.example"}) as (client, _):
+        yield client
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost", "localhost:8000", "localhost.", "LocalHost:1", "127.0.0.1", "127.8.7.6:8000",
+        "[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]:80", "seg.example", "Seg.Example:443",
+    ],
+)  # fmt: skip
+def test_names_of_this_machine_and_allowed_ones_are_served(local, host):
+    assert local.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example",
+        "evil.example:127.0.0.1", "evil@localhost", "localhost@evil.example", "localhost,evil",
+        "localhost/evil", "xlocalhost", "seg.example.evil", "x.seg.example", "192.168.1.5",
+        "0.0.0.0", "[::2]", "[::1", "::1", "[evil]", "", " ", "a" * 5000,
+    ],
+)  # fmt: skip
+def test_other_names_are_refused(local, host):
+    for method, path in [("GET", "/"), ("GET", "/healthz"), ("POST", "/v1/segment")]:
+        answer = local.request(method, path, headers={"Host": host})
+        assert answer.status_code == 403 and len(answer.text) < 200
+        assert "--allow-host" in answer.json()["detail"]
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_a_request_without_a_host_is_refused():
+    app, _, _ = build(hosts=set())
+    with listening(app) as url:
+        for version, status in (("1.0", b"403"), ("1.1", b"400")):  # 1.1 requires it
+            with connect(url) as connection:
+                request = f"GET /healthz HTTP/{version}\r\nConnection: close\r\n\r\n"
+                connection.sendall(request.encode())
+                assert received(connection).split()[1] == status
+
+
+def test_any_name_is_served_without_a_list(client):
+    assert client.get("/healthz", headers={"Host": "anything.example"}).status_code == 200
+
+
+# ------------------------------------------------------------------------------------------ pages
+
+OWN = {"Host": "seg.example:8000"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},  # curl, Python
+        {"Origin": "http://seg.example:8000"},
+        {"Origin": "https://seg.example:8000"},  # a proxy with encryption
+        {"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"},  # that changes Host
+        {"Sec-Fetch-Site": "none"},
+    ],
+)
+def test_own_pages_and_programs_post(client, headers):
+    files = {"image": encoded(street())}
+    answer = client.post("/v1/segment", files=files, headers={**OWN, **headers})
+    assert answer.status_code == 200
+
+
+FOREIGN = [
+    {"Sec-Fetch-Site": "cross-site", "Origin": "http://evil.example"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site", "Origin": "http://seg.example:3000"},
+    {"Origin": "http://evil.example"},
+    {"Origin": "http://seg.example"},  # another port
+    {"Origin": "http://seg.example:8000.evil.example"},
+    {"Origin": "http://evil.example/seg.example:8000"},
+    {"Origin": "null"},
+    {"Origin": ""},
+    {"Origin": "http://[::1"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_pages_of_other_sites_are_refused(client, headers):
+    headers = {**OWN, **headers}
+    answer = client.post("/v1/segment", files={"image": PICTURE}, headers=headers)
+    assert answer.status_code == 403 and "other sites" in answer.json()["detail"]
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    for path in ("/v1/example", "/v1/models"):
+        assert client.get(path, headers=headers).status_code == 403
+    asked = {**headers, "Access-Control-Request-Method": "POST"}
+    assert client.options("/v1/segment", headers=asked).status_code == 403
+    upgrade = {**headers, "Connection": "Upgrade", "Upgrade": "websocket"}
+    assert client.get("/v1/models", headers=upgrade).status_code == 403
+
+
+def test_a_link_from_another_site_opens_the_page(client):
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    opened = client.get("/", headers={**OWN, **link, "Sec-Fetch-Dest": "document"})
+    assert opened.status_code == 200
+    frame = client.get("/", headers={**OWN, **link, "Sec-Fetch-Dest": "iframe"})
+    assert frame.status_code == 403
+    form = {**OWN, **link, "Sec-Fetch-Dest": "document", "Origin": "http://evil.example"}
+    answer = client.post("/v1/segment", files={"image": PICTURE}, headers=form)
+    assert answer.status_code == 403
+
+
+def test_a_page_behind_a_proxy_that_changes_the_host(local):
+    headers = {"Host": "localhost:8000", "Origin": "http://seg.example"}
+    answer = local.post("/v1/segment", files={"image": encoded(street())}, headers=headers)
+    assert answer.status_code == 200
+
+
+# A page's picture as a form, as `fetch` sends it to any site without asking that site first.
+ATTACK = """
+(async () => {
+  const canvas = document.createElement('canvas');
+  canvas.width = canvas.height = 64;
+  const picture = await new Promise(done => canvas.toBlob(done));
+  const form = new FormData();
+  form.append('image', picture, 'a.png');
+  const options = { method: 'POST', mode: '%s', body: form };
+  return fetch('%s', options).then(answer => answer.status, error => error.message);
+})()
+"""
+
+
+@with_browser
+def test_a_page_of_another_site_cannot_use_the_server_in_a_browser(browser):
+    app, _, _ = build(hosts=set())
+    elsewhere, _, _ = build()
+    with listening(app) as url, listening(elsewhere) as other:
+        segment = f"{url}/v1/segment"
+        foreign = other.replace("127.0.0.1", "attack.example")
+        for page in (foreign, other):  # of another site; of this one, at another port
+            # Without the policy of our page, which forbids it to reach others.
+            browser.call("Page.setBypassCSP", enabled=True)
+            browser.open(f"{page}/v1/models")
+            assert browser.evaluate(ATTACK % ("no-cors", segment)) == "Failed to fetch"
+        browser.call("Page.setBypassCSP", enabled=False)
+        counts = httpx.get(f"{url}/metrics").text
+        assert 'route="(unknown)",status="403"} 2.0' in counts
+        assert 'route="/v1/segment"' not in counts
+
+        browser.open(f"{url}/v1/models")
+        assert browser.evaluate(ATTACK % ("same-origin", segment)) == 200
+        rebound = url.replace("127.0.0.1", "rebound.example")
+        browser.open(f"{rebound}/v1/models")
+        assert "'rebound.example:" in browser.evaluate("document.body.textContent")
+        assert browser.evaluate(ATTACK % ("same-origin", "/v1/segment")) == 403
+
+
+# ----------------------------------------------------------------------------------------- shares
+
+
+def from_address(url, address):
+    port = int(url.rpartition(":")[2])
+    return socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(address, 0))
+
+
+def posted(url, address="127.0.0.1"):
+    transport = httpx.HTTPTransport(local_address=address)
+    with httpx.Client(base_url=url, transport=transport, timeout=10) as client:
+        return client.post("/v1/segment", files={"image": PICTURE}).status_code
+
+
+@pytest.fixture
+def steady():
+    """The address of a server whose network is quick."""
+    app, _, _ = build(load=lambda choice: Steady())
+    with listening(app) as url:
+        yield url
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", HEAD, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_idle_connections_shut_nobody_out(monkeypatch, steady, sent):
+    monkeypatch.setattr("fassd.serve.connection.CONNECTIONS", 64)
+    other = from_address(steady, OTHER)
+    idle = [connect(steady) for _ in range(80)]
+    try:
+        for each in idle:
+            each.sendall(sent)
+        assert httpx.get(f"{steady}/healthz").status_code == 200
+        assert posted(steady) == posted(steady, OTHER) == 200
+        other.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")  # was not closed, though oldest
+        assert other.recv(100).startswith(b"HTTP/1.1 200")
+        assert received(idle[0]).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 200 OK")
+    finally:
+        for each in [other, *idle]:
+            each.close()
+
+
+@pytest.mark.parametrize("path", [b"/v1/example", b"/healthz"])
+def test_clients_that_do_not_read_shut_nobody_out(monkeypatch, path):
+    monkeypatch.setattr("fassd.serve.connection.CONNECTIONS", 12)
+    monkeypatch.setattr("fassd.serve.app.REQUESTS", 6)
+    app, _, _ = build(load=lambda choice: Steady())
+    with listening(app) as url:
+        deaf = [connect(url) for _ in range(12)]
+        for each in deaf:
+            each.sendall(200 * (b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path))
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert posted(url, OTHER) == 200
+        for each in deaf:
+            each.close()
+
+
+def slow_upload(url, address="127.0.0.1"):
+    connection = from_address(url, address)
+    connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(PICTURE), PICTURE[:9]))
+    return connection
+
+
+def test_slow_uploads_shut_nobody_out(monkeypatch, steady):
+    monkeypatch.setattr("fassd.serve.guard.SLOW", 1.0)
+    slow = [slow_upload(steady) for _ in range(40)]
+    wait_for(lambda: in_progress(steady) == 24)
+    assert httpx.get(f"{steady}/healthz").status_code == 200
+    assert posted(steady, OTHER) == 200
+    assert posted(steady) == 429  # until they are known to be slow
+    time.sleep(1)
+    assert posted(steady) == 200
+    first = received(slow[0])
+    assert first.startswith(b"HTTP/1.1 408") and b"others are waiting" in first
+    for each in slow:
+        each.close()
+
+
+def test_slow_uploads_of_two_addresses_leave_room_for_a_third(monkeypatch, steady):
+    monkeypatch.setattr("fassd.serve.guard.SLOW", 0.1)
+    slow = [slow_upload(steady, "127.0.0.3") for _ in range(16)]
+    slow += [slow_upload(steady, "127.0.0.4") for _ in range(16)]
+    wait_for(lambda: in_progress(steady) == 32)
+    time.sleep(0.1)
+    assert posted(steady, OTHER) == 200
+    for each in slow:
+        each.close()
+
+
+def test_an_upload_that_is_quick_or_fair_is_not_ended(monkeypatch):
+    monkeypatch.setattr("fassd.serve.app.UPLOADS", 2)
+    monkeypatch.setattr("fassd.serve.guard.SLOW", 0.1)
+    app, _, _ = build(load=lambda choice: Steady())
+    with listening(app) as url:
+        slow = [slow_upload(url, address) for address in ("127.0.0.3", "127.0.0.4")]
+        wait_for(lambda: in_progress(url) == 2)
+        time.sleep(0.1)
+        assert posted(url, OTHER) == 429
+        for each in slow:
+            each.sendall(PICTURE[9:])
+            assert each.recv(100).startswith(b"HTTP/1.1 200")
+            each.close()
+
+
+def test_one_address_does_not_fill_the_line():
+    gate = Gate()
+    app, engine, _ = build(load=lambda choice: gate, batch=1, queue=4)
+    request = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(PICTURE), PICTURE)
+    with listening(app) as url:
+        many = [connect(url) for _ in range(8)]
+        for each in many:
+            each.sendall(request)
+        wait_for(lambda: engine.waiting == 3 and in_progress(url) == 4)
+        with from_address(url, OTHER) as other:
+            other.sendall(request)
+            wait_for(lambda: engine.waiting == 4)
+            gate.open.set()
+            assert other.recv(100).startswith(b"HTTP/1.1 200")
+        assert sorted(each.recv(100)[9:12] for each in many) == 4 * [b"200"] + 4 * [b"429"]
+        for each in many:
+            each.close()
+
+
+def test_requests_at_once_are_bounded_but_for_health(monkeypatch):
+    monkeypatch.setattr("fassd.serve.app.REQUESTS", 2)
+    gate = Gate()
+    app, _, _ = build(load=lambda choice: gate)
+    with listening(app) as url:
+        slow = [slow_upload(url) for _ in range(2)]
+        deadline = time.monotonic() + 5
+        while (answer := httpx.get(f"{url}/v1/models")).status_code == 200:
+            assert time.monotonic() < deadline
+        assert answer.status_code == 429 and "Retry-After" in answer.headers
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        for each in slow:
+            each.close()
+
+
+@pytest.mark.parametrize(
+    ("one", "another", "same"),
+    [
+        ("10.0.0.1", "10.0.0.2", False),
+        ("::ffff:10.0.0.1", "10.0.0.1", True),
+        ("2001:db8::1", "2001:db8::ffff:1:2:3", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("testclient", "", False),
+    ],
+)
+def test_addresses_of_one_network_count_together(one, another, same):
+    assert (network_of(one) == network_of(another)) is same
