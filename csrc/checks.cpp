@@ -25,6 +25,24 @@ std::string indexed(const char* name, size_t i) {
   return std::string(name) + "[" + std::to_string(i) + "]";
 }
 
+// The product, or -1 where 64 bits do not hold it.
+int64_t product_or_nothing(std::initializer_list<int64_t> factors) {
+  int64_t product = 1;
+  bool fits = true;
+  for (int64_t factor : factors) {
+    if (factor == 0) {
+      return 0;
+    }
+    fits = fits && !__builtin_mul_overflow(product, factor, &product);
+  }
+  return fits ? product : -1;
+}
+
+// Results along an axis.
+int64_t steps(int64_t size, int64_t stride) {
+  return size / stride + (size % stride != 0);
+}
+
 void check_like(const std::string& op, const std::string& name, const Tensor& tensor,
                 const std::string& other_name, const Tensor& other) {
   STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " has dtype ",
@@ -42,6 +60,7 @@ void check_image(const std::string& op, const std::string& name, const Tensor& i
   STD_TORCH_CHECK(is_floating(image.scalar_type()), op, ": ", name, " has dtype ",
                   dtype_name(image.scalar_type()),
                   "; expected float32, float16, bfloat16 or float64");
+  check_storage(op, name, image);
 }
 
 void check_images(const std::string& op, const char* name, const Tensors& images) {
@@ -64,6 +83,7 @@ void check_weight(const std::string& op, const std::string& name, const Tensor& 
   STD_TORCH_CHECK(weight.dim() == 4, op, ": ", name, " has shape ", shape_name(weight),
                   "; expected four dimensions, O x I x kH x kW");
   check_like(op, name, weight, "the input", like);
+  check_storage(op, name, weight);
   std::string accepted;
   for (const Kernel& kernel : kernels) {
     accepted += (accepted.empty() ? "" : ", ") + std::to_string(kernel.first) + "x" +
@@ -87,6 +107,7 @@ void check_vector(const std::string& op, const std::string& name, const Optional
   STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == channels, op, ": ", name, " has shape ",
                   shape_name(*vector), "; expected (", channels, ",), one per output channel");
   check_like(op, name, *vector, "the input", like);
+  check_storage(op, name, *vector);
 }
 
 void check_positive(const std::string& op, const char* name, const Integers& values) {
@@ -115,7 +136,7 @@ void check_slope(const std::string& op, Activation activation, const std::string
 int64_t total_channels(const Tensors& images) {
   int64_t channels = 0;
   for (const Tensor& image : images) {
-    channels += image.size(1);
+    channels = checked_sum(channels, image.size(1));
   }
   return channels;
 }
@@ -137,13 +158,45 @@ void check_rank(const char* op, const Tensor& weight) {
 
 }  // namespace
 
+int64_t checked_sum(int64_t a, int64_t b) {
+  int64_t sum = 0;
+  STD_TORCH_CHECK(!__builtin_add_overflow(a, b, &sum), "fassd_kernels: sizes ", list_name({a, b}),
+                  ", added, do not fit into memory");
+  return sum;
+}
+
+int64_t checked_product(std::initializer_list<int64_t> factors) {
+  const int64_t product = product_or_nothing(factors);
+  STD_TORCH_CHECK(product >= 0, "fassd_kernels: sizes ", list_name(factors),
+                  ", multiplied, do not fit into memory");
+  return product;
+}
+
 int64_t ImageSize::numel() const {
-  int64_t count = 8;  // bytes of the widest element
-  for (int64_t side : sizes()) {
-    STD_TORCH_CHECK(!__builtin_mul_overflow(count, side, &count), "a result of shape (", batch,
-                    ", ", channels, ", ", height, ", ", width, ") does not fit into memory");
+  constexpr int64_t bytes = 8;  // of the widest element
+  const int64_t product = product_or_nothing({bytes, batch, channels, height, width});
+  STD_TORCH_CHECK(product >= 0, "a result of shape (", batch, ", ", channels, ", ", height, ", ",
+                  width, ") does not fit into memory");
+  return product / bytes;
+}
+
+void check_storage(const std::string& op, const std::string& name, const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  int64_t end = tensor.storage_offset() + 1;
+  bool fits = true;
+  for (size_t i = 0; i < sizes.size(); i++) {
+    if (sizes[i] == 0) {
+      return;
+    }
+    int64_t step = 0;
+    fits = fits && !__builtin_mul_overflow(sizes[i] - 1, strides[i], &step) &&
+           !__builtin_add_overflow(end, step, &end);
   }
-  return count / 8;
+  int64_t held = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &held));
+  STD_TORCH_CHECK(fits && end <= held / int64_t(tensor.element_size()), op, ": ", name,
+                  " has shape ", shape_name(tensor), ", but its storage holds ", held,
+                  " bytes, and ends before its last element");
 }
 
 std::string shape_name(const Tensor& tensor) {
@@ -203,10 +256,11 @@ Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const Opt
   check_positive(op, "stride", stride);
   check_positive(op, "dilation", dilation);
   STD_TORCH_CHECK(pool == 1 || pool == 2, op, ": pool is ", pool, "; expected 1 or 2");
-  size = {first.size(0), out_channels, (first.size(2) + stride[0] - 1) / stride[0],
-          (first.size(3) + stride[1] - 1) / stride[1]};
+  size = {first.size(0), out_channels, steps(first.size(2), stride[0]),
+          steps(first.size(3), stride[1])};
   if (residual) {
     check_like(op, "residual", *residual, "inputs[0]", first);
+    check_storage(op, "residual", *residual);
     STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == size.batch &&
                         residual->size(1) == size.channels && residual->size(2) == size.height &&
                         residual->size(3) == size.width,
@@ -256,7 +310,7 @@ ImageSize check_dapf(const Tensor& input, const Tensors& weights, const Tensors&
     const bool project = i == count - 1;
     const bool vertical = !project && i % 2 == 1;
     const bool horizontal = !project && i > 0 && i % 2 == 0;
-    const int64_t in_channels = project      ? width * int64_t(1 + dilations.size())
+    const int64_t in_channels = project ? checked_product({width, int64_t(1 + dilations.size())})
                                 : horizontal ? width
                                              : input.size(1);
     const Kernel kernel = vertical ? Kernel(3, 1) : horizontal ? Kernel(1, 3) : Kernel(1, 1);
@@ -283,7 +337,7 @@ ImageSize check_aspp(const Tensor& input, const Tensors& weights, const Tensors&
   for (size_t i = 0; i < count; i++) {
     const bool fuse = i == count - 1;
     const bool atrous = i > 0 && i <= dilations.size();
-    const int64_t in_channels = fuse ? width * int64_t(count - 1) : input.size(1);
+    const int64_t in_channels = fuse ? checked_product({width, int64_t(count - 1)}) : input.size(1);
     check_weight(op, indexed("weights", i), weights[i], in_channels, input,
                  {atrous ? Kernel(3, 3) : Kernel(1, 1)});
     STD_TORCH_CHECK(fuse || weights[i].size(0) == width, op, ": ", indexed("weights", i), " has ",
@@ -317,12 +371,14 @@ ImageSize check_hardblock(const Tensor& input, const Tensors& weights, const Ten
   for (size_t i = 0; i < weights.size(); i++) {
     int64_t in_channels = 0;
     for (int64_t source : hardblock_sources(i + 1)) {
-      in_channels += widths[source];
+      in_channels = checked_sum(in_channels, widths[source]);
     }
     check_weight(op, indexed("weights", i), weights[i], in_channels, input, {{3, 3}});
     check_vector(op, indexed("biases", i), biases[i], weights[i].size(0), input);
     widths.push_back(weights[i].size(0));
-    channels += is_hardblock_output(i + 1, weights.size()) ? widths.back() : 0;
+    if (is_hardblock_output(i + 1, weights.size())) {
+      channels = checked_sum(channels, widths.back());
+    }
   }
   return {input.size(0), channels, input.size(2), input.size(3)};
 }
@@ -388,7 +444,8 @@ Activation check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const
                   "; the batch must agree");
   STD_TORCH_CHECK(low[0].size(2) >= 1 && low[0].size(3) >= 1, op, ": low[0] has shape ",
                   shape_name(low[0]), "; expected height and width of at least 1");
-  check_weight(op, "weight", weight, total_channels(low) + total_channels(skip), low[0], {{1, 1}});
+  check_weight(op, "weight", weight, checked_sum(total_channels(low), total_channels(skip)), low[0],
+               {{1, 1}});
   check_vector(op, "bias", bias, weight.size(0), low[0]);
   const Activation parsed = parse_activation(op, activation);
   check_slope(op, parsed, activation, "slope", slope, weight.size(0), low[0]);
@@ -420,6 +477,7 @@ ImageSize check_normalize(const Tensor& image, const std::vector<double>& mean,
                   shape_name(image), "; expected N x H x W x 3");
   STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte, op, ": image has dtype ",
                   dtype_name(image.scalar_type()), "; expected torch.uint8");
+  check_storage(op, "image", image);
   STD_TORCH_CHECK(mean.size() == 3, op, ": mean has ", mean.size(), " values; expected 3");
   STD_TORCH_CHECK(std.size() == 3, op, ": std has ", std.size(), " values; expected 3");
   STD_TORCH_CHECK(std::all_of(std.begin(), std.end(), [](double v) { return v != 0; }), op,
@@ -449,8 +507,8 @@ Activation check_normalize_conv_act(const Tensor& image, const Tensor& weight,
   check_slope(op, parsed, activation, "slope", slope, out_channels, weight);
   check_positive(op, "stride", stride);
   check_positive(op, "dilation", dilation);
-  size = {image.size(0), out_channels, (image.size(1) + stride[0] - 1) / stride[0],
-          (image.size(2) + stride[1] - 1) / stride[1]};
+  size = {image.size(0), out_channels, steps(image.size(1), stride[0]),
+          steps(image.size(2), stride[1])};
   return parsed;
 }
 

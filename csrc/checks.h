@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,6 +13,11 @@
 namespace fassd {
 
 enum class Activation { none, relu, prelu };
+
+// Sums and products of sizes, none of them negative. They throw where 64 bits do not hold them:
+// what is allocated or stepped over is never less than what the sizes say.
+int64_t checked_sum(int64_t a, int64_t b);
+int64_t checked_product(std::initializer_list<int64_t> factors);
 
 // Shape of the result, N x C x H x W.
 struct ImageSize {
@@ -24,6 +30,9 @@ struct ImageSize {
 using Kernel = std::pair<int64_t, int64_t>;
 
 std::string shape_name(const Tensor& tensor);
+// Throws where a tensor's storage ends before its last element, because it was freed or shrunk
+// (`untyped_storage().resize_`).
+void check_storage(const std::string& op, const std::string& name, const Tensor& tensor);
 const char* dtype_name(ScalarType dtype);
 bool is_floating(ScalarType dtype);
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fassd_kernels.checks import check_storage
+
 
 def autocasts(device_type: str) -> bool:
     """Whether autocast is in force for tensors of this device type."""
@@ -20,11 +22,19 @@ def is_tensors(argument: Any) -> bool:
     return isinstance(argument, list | tuple) and all(isinstance(x, Tensor) for x in argument)
 
 
+def convert(tensor: Tensor, dtype: torch.dtype, op: str, name: str) -> Tensor:
+    """``tensor.to(dtype)``; an error, which names the tensor, where its storage was freed."""
+    if tensor.dtype == dtype:
+        return tensor
+    check_storage(op, name, tensor)
+    return tensor.to(dtype)
+
+
 def cast(argument: Any, dtype: torch.dtype) -> Any:
     """A floating tensor, or a list of them, as `dtype`; float64 and all else stay."""
     if isinstance(argument, Tensor):
         eligible = argument.is_floating_point() and argument.dtype != torch.float64
-        return argument.to(dtype) if eligible else argument
+        return convert(argument, dtype, "autocast", "a tensor") if eligible else argument
     return [cast(x, dtype) for x in argument] if is_tensors(argument) else argument
 
 

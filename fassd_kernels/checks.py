@@ -25,6 +25,45 @@ def check(condition: Any, message: str) -> None:
     torch._check(condition, lambda: message)
 
 
+def has_storage(tensor: Tensor) -> bool:
+    """Whether a tensor's storage holds all that its sizes and strides reach.
+
+    It does not where someone freed or shrank it, ``tensor.untyped_storage().resize_(0)``, as FSDP
+    does. Of tensors that have no memory of their own (fake ones, those of ``torch.func``, on the
+    meta device) nothing is asked.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or not torch._C._has_storage(tensor):
+        return True
+    if tensor.device.type not in ("cpu", "cuda"):
+        return True
+    return holds(tensor, span(tensor))
+
+
+def span(tensor: Tensor) -> int:
+    """Elements of its storage from a tensor's first one to its last."""
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return tensor.numel()
+    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def holds(tensor: Tensor, elements: int) -> bool:
+    """Whether there are so many elements in a tensor's storage, from its first one on."""
+    end = (tensor.storage_offset() + elements) * tensor.element_size()
+    return elements == 0 or end <= tensor.untyped_storage().nbytes()
+
+
+def check_storage(op: str, name: str, tensor: Tensor) -> None:
+    """Check that a tensor has its memory (:func:`has_storage`)."""
+    if not has_storage(tensor):
+        held = tensor.untyped_storage().nbytes()
+        raise RuntimeError(
+            f"{op}: {name} has shape {shape(tensor)}, but its storage holds {held} bytes, "
+            "and ends before its last element"
+        )
+
+
 def shape(tensor: Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape)
 
@@ -41,6 +80,7 @@ def check_images(op: str, named: Sequence[tuple[str, Tensor]]) -> Tensor:
             image.dtype in FLOATING,
             f"{op}: {name} has dtype {image.dtype}; expected float32, float16, bfloat16 or float64",
         )
+        check_storage(op, name, image)
         check_like(op, name, image, first_name, first)
         check(
             image.shape[0] == first.shape[0]
@@ -86,6 +126,7 @@ def check_weight(
         f"{op}: {name} has shape {shape(weight)}; expected four dimensions, O x I x kH x kW",
     )
     check_like(op, name, weight, "the input", like)
+    check_storage(op, name, weight)
     accepted = ", ".join(f"{h}x{w}" for h, w in kernels)
     check(
         (weight.shape[2], weight.shape[3]) in kernels,
@@ -108,15 +149,31 @@ def check_vector(op: str, name: str, vector: Tensor | None, channels: Any, like:
         f"{op}: {name} has shape {shape(vector)}; expected ({channels},), one per output channel",
     )
     check_like(op, name, vector, "the input", like)
+    check_storage(op, name, vector)
 
 
-def check_packed(op: str, packed: Sequence[Tensor] | None, expected: int) -> None:
-    """Check that packed weights are given for all weights or for none."""
+def check_packed(op: str, packed: Sequence[Tensor] | None, expected: int, like: Tensor) -> None:
+    """Check that packed weights are given for all weights or for none, on the device of `like`."""
+    if packed is None:
+        return
     check(
-        packed is None or len(packed) == expected,
-        f"{op}: packed has {len(packed or ())} tensors; expected none or {expected}, "
-        "one per weight",
+        len(packed) == expected,
+        f"{op}: packed has {len(packed)} tensors; expected none or {expected}, one per weight",
     )
+    for i, tensor in enumerate(packed):
+        check_place(op, f"packed[{i}]", tensor, like)
+
+
+def check_place(op: str, name: str, tensor: Tensor | None, like: Tensor) -> None:
+    """Check that a tensor lies in memory of the device of `like`; None passes."""
+    if tensor is None:
+        return
+    check(
+        tensor.device == like.device,
+        f"{op}: {name} is on {tensor.device}, but the weight is on {like.device}; "
+        "all tensors must be on one device",
+    )
+    check_storage(op, name, tensor)
 
 
 def check_positive(op: str, name: str, values: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fassd_kernels import reference
 from fassd_kernels.autocast import casting, is_tensors
-from fassd_kernels.checks import FLOATING
+from fassd_kernels.checks import FLOATING, check_storage
 from fassd_kernels.reference.aspp import check_aspp
 from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
 from fassd_kernels.reference.conv_act import check_conv_act
@@ -192,6 +192,7 @@ def backward_through(function: Callable[..., Tensor]) -> Callable[..., Any]:
     """
 
     def backward(ctx: Any, grad: Tensor) -> Any:
+        check_storage("backward", "the gradient", grad)
         arguments = restore_arguments(ctx)
         wanted: list[Tensor] = []
 

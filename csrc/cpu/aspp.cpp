@@ -54,8 +54,8 @@ void run_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases
               const OptionalTensors& packed, const Integers& dilations, Tensor& out) {
   const Image image = image_of(input);
   const int64_t branches = 1 + dilations.size(), width = weights[0].size(0);
-  const Tensor joined =
-      empty_image({out.size(0), branches * width, image.height, image.width}, dtype_of<T>);
+  const Tensor joined = empty_image(
+      {out.size(0), checked_product({branches, width}), image.height, image.width}, dtype_of<T>);
   const auto attach = [&](Conv<T>& conv, const Weights<T>& branch_weights, const Image& from) {
     branch_weights.attach(conv);
     conv.inputs = &from;

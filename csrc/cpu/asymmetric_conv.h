@@ -45,7 +45,7 @@ class AsymmetricPair {
   AsymmetricPair(const AsymmetricPair&) = delete;
 
   // Values of scratch that a row of a band takes, and those needed beside all rows.
-  int64_t scratch_per_row() const { return input_.width * middle_; }
+  int64_t scratch_per_row() const { return checked_product({input_.width, middle_}); }
   int64_t extra_scratch() const { return extra_scratch_; }
 
   // Rows [first, last) of image n, into `out`.

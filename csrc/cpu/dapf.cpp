@@ -12,7 +12,7 @@ void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases
               const OptionalTensors& packed, const Integers& dilations, Tensor& out) {
   const Image image = image_of(input);
   const int64_t channels = weights[0].size(0), last_weight = weights.size() - 1;
-  const int64_t joined = channels * int64_t(1 + dilations.size());
+  const int64_t joined = checked_product({channels, int64_t(1 + dilations.size())});
   const auto packed_of = [&](int64_t i) { return packed_at(packed, i); };
 
   const Weights<T> first_weights("dapf", weights[0], packed_of(0));
@@ -58,7 +58,8 @@ void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases
     conv.inputs = &concatenation;
     run_rows(conv, n, first, last, rest);
   };
-  parallel_bands<T>(out.size(0), image.height, image.width * (joined + channels), extra, run_band);
+  const int64_t row = checked_product({image.width, checked_sum(joined, channels)});
+  parallel_bands<T>(out.size(0), image.height, row, extra, run_band);
 }
 
 }  // namespace

@@ -51,8 +51,10 @@ class Mda {
     fassd::cpu::run(reduce_, batch_);
     const int64_t extra = std::max({pair_.extra_scratch(), kernels<T>().conv_scratch(square_),
                                     kernels<T>().conv_scratch(project_)});
-    parallel_bands<T>(batch_, source_.height, pair_.scratch_per_row() + 2 * source_.width * width_,
-                      extra, [&](T* scratch, int64_t n, int64_t first, int64_t last) {
+    const int64_t row =
+        checked_sum(pair_.scratch_per_row(), checked_product({2, source_.width, width_}));
+    parallel_bands<T>(batch_, source_.height, row, extra,
+                      [&](T* scratch, int64_t n, int64_t first, int64_t last) {
                         finish(scratch, n, first, last);
                       });
   }

@@ -9,6 +9,7 @@ namespace {
 // Small results come from PyTorch's own allocator, which is quick with them.
 constexpr int64_t small_result = 64 * 1024;
 
+// Of sizes that fit into memory: torch_from_blob ends the process where it would throw.
 Tensor empty_strided(const Integers& sizes, const Integers& strides, int64_t bytes,
                      ScalarType dtype) {
   return torch::stable::from_blob(acquire_memory(bytes), sizes, strides,
@@ -29,7 +30,7 @@ Tensor empty_image(const ImageSize& size, ScalarType dtype) {
 }
 
 Tensor empty_labels(int64_t batch, int64_t height, int64_t width) {
-  const int64_t bytes = batch * height * width;
+  const int64_t bytes = checked_product({batch, height, width});
   if (bytes <= small_result) {
     return torch::stable::empty({batch, height, width}, ScalarType::Byte);
   }
@@ -37,16 +38,21 @@ Tensor empty_labels(int64_t batch, int64_t height, int64_t width) {
 }
 
 Image image_of(const Tensor& tensor) {
-  const int64_t channels = tensor.size(1);
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  // Along an axis of one nothing is stepped, and the stride may be any number.
+  constexpr int64_t farthest = int64_t(1) << 40;
+  const auto stride = [&](size_t axis) {
+    return sizes[axis] == 1 && strides[axis] > farthest ? 0 : strides[axis];
+  };
   return {tensor.const_data_ptr(),
           tensor.scalar_type(),
-          channels,
-          tensor.size(2),
-          tensor.size(3),
-          tensor.stride(0),
-          channels == 1 ? 1 : tensor.stride(1),
-          tensor.stride(2),
-          tensor.stride(3)};
+          sizes[1],
+          sizes[2],
+          sizes[3],
+          stride(0),
+          sizes[1] == 1 ? 1 : stride(1),
+          stride(2),
+          stride(3)};
 }
 
 std::vector<Image> images_of(const Tensors& tensors) {
@@ -84,10 +90,10 @@ ChannelsLast<T>::ChannelsLast(const Tensor& tensor) : image_(image_of(tensor)) {
   const Image from = image_;
   const int64_t batch = tensor.size(0), channels = from.channels;
   const int64_t height = from.height, width = from.width, row = width * channels;
-  copy_.emplace(batch * height * row);
+  copy_.emplace(checked_product({batch, height, width, channels}));
   T* const copy = copy_->data();
   const int64_t size = element_size(from.dtype);
-  torch::stable::parallel_for(0, batch * height, 1, [&](int64_t begin, int64_t end) {
+  parallel(batch * height, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {
       const char* line =
           static_cast<const char*>(from.data) + from.offset(item / height, item % height) * size;

@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <exception>
 #include <memory>
+#include <mutex>
 
 #include "kernels.h"
 #include "pool.h"
@@ -28,7 +30,8 @@ template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(acquire_memory(count * int64_t(sizeof(T)))), release_memory) {}
+      : data_(static_cast<T*>(acquire_memory(checked_product({count, int64_t(sizeof(T))}))),
+              release_memory) {}
   T* data() const { return data_.get(); }
 
  private:
@@ -107,6 +110,25 @@ class ChannelVector {
   std::vector<T> values_;
 };
 
+// Runs body(first, last) over shares of [0, count), on torch's threads. The way there is C's, which
+// no exception may take: the first one that a body throws comes out here.
+template <typename Body>
+void parallel(int64_t count, const Body& body) {
+  std::exception_ptr thrown;
+  std::mutex mutex;
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    try {
+      body(begin, end);
+    } catch (...) {
+      const std::lock_guard<std::mutex> guard(mutex);
+      thrown = thrown ? thrown : std::current_exception();
+    }
+  });
+  if (thrown) {
+    std::rethrow_exception(thrown);
+  }
+}
+
 // Runs body(thread's scratch, first, last) over shares of [0, count), on torch's threads. `scratch`
 // is the number of values of T that a thread needs.
 template <typename T, typename Body>
@@ -115,14 +137,14 @@ void parallel_shares(int64_t count, int64_t scratch, const Body& body) {
     return;
   }
   constexpr int64_t cache_line = 64 / sizeof(T);
-  scratch = (scratch + cache_line - 1) / cache_line * cache_line;
+  scratch = checked_sum(scratch, cache_line - 1) / cache_line * cache_line;
   const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
-  Buffer<T> buffer(scratch * torch::stable::get_num_threads());
+  Buffer<T> buffer(checked_product({scratch, int64_t(torch::stable::get_num_threads())}));
   if (threads == 1) {
     body(buffer.data(), int64_t(0), count);
     return;
   }
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+  parallel(count, [&](int64_t begin, int64_t end) {
     uint32_t thread = 0;
     torch_get_thread_idx(&thread);
     body(buffer.data() + thread * scratch, begin, end);
@@ -149,9 +171,11 @@ int64_t band_rows(int64_t batch, int64_t height, int64_t bytes_per_row);
 template <typename T, typename Body>
 void parallel_bands(int64_t batch, int64_t height, int64_t values_per_row, int64_t extra,
                     const Body& body) {
-  const int64_t rows = band_rows(batch, height, values_per_row * int64_t(sizeof(T)));
+  const int64_t rows =
+      band_rows(batch, height, checked_product({values_per_row, int64_t(sizeof(T))}));
   const int64_t bands = (height + rows - 1) / rows;
-  parallel_items<T>(batch * bands, rows * values_per_row + extra, [&](T* scratch, int64_t item) {
+  const int64_t values = checked_sum(checked_product({rows, values_per_row}), extra);
+  parallel_items<T>(batch * bands, values, [&](T* scratch, int64_t item) {
     const int64_t first = item % bands * rows;
     body(scratch, item / bands, first, std::min(first + rows, height));
   });

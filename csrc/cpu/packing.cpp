@@ -68,9 +68,11 @@ Method packed_method(const Tensor& packed) {
 // and in whatever version.
 template <typename T>
 bool is_packed(const Tensor& packed, const Tensor& weight, Method method) {
-  const int64_t values = weight.size(0) * weight.size(1) * values_of(weight, method);
+  const int64_t values =
+      checked_product({weight.size(0), weight.size(1), values_of(weight, method)});
   if (packed.scalar_type() != ScalarType::Byte || packed.dim() != 1 || !packed.is_contiguous() ||
-      !packed.is_cpu() || packed.numel() != int64_t(sizeof(T)) * (header + values)) {
+      !packed.is_cpu() ||
+      packed.numel() != checked_product({int64_t(sizeof(T)), checked_sum(header, values)})) {
     return false;
   }
   const T* const found = static_cast<const T*>(packed.const_data_ptr());
@@ -108,9 +110,10 @@ Tensor pack(const Tensor& weight, Method method) {
   const int64_t out = weight.size(0), in = weight.size(1);
   const int64_t taps = weight.size(2) * weight.size(3), kernel_w = weight.size(3);
   const int64_t rows = values_of(weight, method), reach = tile_side(method) + 2;
+  const int64_t values = checked_sum(header, checked_product({out, in, rows}));
   // Bytes, so that nothing converts them: not `half()`, not autocast.
   Tensor packed =
-      torch::stable::empty({(header + out * in * rows) * int64_t(sizeof(T))}, ScalarType::Byte);
+      torch::stable::empty({checked_product({values, int64_t(sizeof(T))})}, ScalarType::Byte);
   T* const to = static_cast<T*>(packed.mutable_data_ptr());
   std::fill(to, to + header, T(0));
   const auto told = header_of<T>(weight, method);
@@ -119,7 +122,7 @@ Tensor pack(const Tensor& weight, Method method) {
   // As [tap][in][out] first, whatever the weight's strides.
   const int64_t size = element_size(weight.scalar_type());
   const char* const from = static_cast<const char*>(weight.const_data_ptr());
-  std::vector<T> plain(taps * in * out);
+  const Buffer<T> plain(checked_product({taps, in, out}));
   for (int64_t tap = 0; tap < taps; tap++) {
     for (int64_t c = 0; c < in; c++) {
       const int64_t at = c * weight.stride(1) + tap / kernel_w * weight.stride(2) +
@@ -131,7 +134,7 @@ Tensor pack(const Tensor& weight, Method method) {
   const int64_t blocks = (out + kernels<T>().outputs - 1) / kernels<T>().outputs;
   T* const panels = to + header;
   std::atomic<bool> finite = true;
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel(blocks, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++) {
       const int64_t count = out / blocks + (b < out % blocks ? 1 : 0);
       const int64_t first = b * (out / blocks) + std::min(b, out % blocks);
@@ -140,7 +143,7 @@ Tensor pack(const Tensor& weight, Method method) {
         for (int64_t o = 0; o < count; o++) {
           const auto put = [&](int64_t row, T value) { block[(row * in + c) * count + o] = value; };
           const auto tap_value = [&](int64_t tap) {
-            return plain[(tap * in + c) * out + first + o];
+            return plain.data()[(tap * in + c) * out + first + o];
           };
           if (method == Method::direct) {
             for (int64_t tap = 0; tap < taps; tap++) put(tap, tap_value(tap));
@@ -179,6 +182,9 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
       method_(method_for<T>(weight, stride, dilation)),
       direct_(std::make_shared<Direct>()) {
   const bool given = packed && packed->numel() > 0;
+  if (given) {
+    check_storage(op, "packed", *packed);
+  }
   STD_TORCH_CHECK(!given || is_packed<T>(*packed, weight, method_) ||
                       is_packed<T>(*packed, weight, Method::direct),
                   op, ": packed weights of shape ", shape_name(*packed), " and dtype ",

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <mutex>
+#include <new>
 #include <unordered_map>
 #if defined(__linux__) || defined(__APPLE__)
 #include <pthread.h>
@@ -28,6 +30,17 @@ int64_t round_up(int64_t bytes, int64_t step) {
   return (bytes + step - 1) / step * step;
 }
 
+// Bytes that this machine has; as many as can be counted where it does not say.
+int64_t physical_memory() {
+#if defined(FASSD_RESERVES)
+  const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0) {
+    return pages * page;
+  }
+#endif
+  return std::numeric_limits<int64_t>::max() / 4;
+}
+
 // Under AddressSanitizer every block is the system's: it shall see each access beyond a block, or
 // after its life.
 #if defined(FASSD_RESERVES) && !defined(__SANITIZE_ADDRESS__)
@@ -35,8 +48,7 @@ int64_t round_up(int64_t bytes, int64_t step) {
 // the system does not allow it: under a limit of addresses they are needed for other things, and
 // blocks come from the system one by one.
 char* reserve(int64_t& size) {
-  const int64_t memory = int64_t(sysconf(_SC_PHYS_PAGES)) * int64_t(sysconf(_SC_PAGESIZE));
-  size = round_up(2 * memory, huge_page);
+  size = round_up(2 * physical_memory(), huge_page);
   void* const found = mmap(nullptr, size, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (found == MAP_FAILED) {
@@ -73,6 +85,8 @@ class Pool {
   }
 
   void* acquire(int64_t wanted) {
+    // There are addresses for more than the memory that a write would find behind them.
+    STD_TORCH_CHECK(wanted <= memory_, "fassd_kernels: not enough memory for ", wanted, " bytes");
     const int64_t bytes = std::max(round_up(wanted, line), line);
     void* data = nullptr;
     {
@@ -113,7 +127,11 @@ class Pool {
         return;
       }
     }
-    free_[begin] = bytes;
+    try {
+      free_[begin] = bytes;
+    } catch (const std::bad_alloc&) {
+      // Not even for the entry was there memory: these addresses are not given out again.
+    }
   }
 
   int64_t release_kept() {
@@ -174,6 +192,7 @@ class Pool {
   }
 
   std::mutex mutex_;
+  const int64_t memory_ = physical_memory();
   char* base_ = nullptr;
   int64_t size_ = 0;
   std::map<int64_t, int64_t> free_;          // where a free place begins, and its bytes
@@ -204,7 +223,7 @@ void* acquire_memory(int64_t bytes) {
   return pool().acquire(bytes);
 }
 
-void release_memory(void* data) {
+void release_memory(void* data) noexcept {
   pool().release(data);
 }
 

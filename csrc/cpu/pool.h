@@ -16,7 +16,7 @@ namespace fassd::cpu {
 // is filled with NaN (255 for integers), so that a value that was never written shows. Throws where
 // there is not enough.
 void* acquire_memory(int64_t bytes);
-void release_memory(void* data);
+void release_memory(void* data) noexcept;
 
 // Gives memory that is not in use back to the system; returns the bytes. It happens by itself when
 // pictures have become smaller.

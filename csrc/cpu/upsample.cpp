@@ -1,5 +1,9 @@
 #include "upsample.h"
 
+#include <torch/headeronly/util/Exception.h>
+
+#include <limits>
+
 namespace fassd::cpu {
 
 namespace {
@@ -17,7 +21,8 @@ void run_upsample(const Tensor& input, Tensor& out) {
   const Destination to = destination(out);
   const int64_t size = element_size(to.dtype);
   char* const base = static_cast<char*>(to.data);
-  parallel_items<T>(out.size(0) * height, strip * image.channels, [&](T* scratch, int64_t item) {
+  const int64_t strip_values = checked_product({strip, image.channels});
+  parallel_items<T>(out.size(0) * height, strip_values, [&](T* scratch, int64_t item) {
     const int64_t n = item / height, y = item % height;
     if (to.dtype == dtype_of<T>) {
       interpolate_row(image, rows, columns, n, y, 0, width,
@@ -44,15 +49,15 @@ void run_upsample_argmax(const Tensor& input, Tensor& out) {
   const ResizeAxis<T, int32_t> columns(image.width, width);
   uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
   // Whole vectors are written and read, beginning at any pixel.
-  const int64_t plane = image.width + 2 * channel_padding;
-  parallel_items<T>(out.size(0) * height, plane * image.channels, [&](T* scratch, int64_t item) {
+  const int64_t plane = checked_sum(image.width, 2 * channel_padding);
+  const int64_t planes = checked_product({plane, image.channels});
+  parallel_items<T>(out.size(0) * height, planes, [&](T* scratch, int64_t item) {
     const int64_t n = item / height, y = item % height;
     kernels<T>().blend_to_planes(source.pixel(n, rows.before[y], 0),
                                  source.pixel(n, rows.after[y], 0), image.stride_w,
                                  rows.weight_after[y], image.width, image.channels, scratch, plane);
-    kernels<T>().argmax_row(scratch, plane, columns.before.data(), columns.after.data(),
-                            columns.weight_after.data(), width, image.channels,
-                            labels + item * width);
+    kernels<T>().argmax_row(scratch, plane, columns.before, columns.after, columns.weight_after,
+                            width, image.channels, labels + item * width);
   });
 }
 
@@ -70,8 +75,12 @@ Tensor upsample(const Tensor& input, const Integers& size) {
 
 Tensor upsample_argmax(const Tensor& input, const Integers& size) {
   const ImageSize result = check_upsample_argmax(input, size);
+  constexpr int64_t widest = std::numeric_limits<int32_t>::max();
+  STD_TORCH_CHECK(input.size(3) <= widest, "upsample_argmax: input has ", input.size(3),
+                  " columns; the C++ backend takes at most ", widest);
+  const int64_t values = result.numel();
   Tensor out = empty_labels(result.batch, result.height, result.width);
-  if (result.numel() > 0) {
+  if (values > 0) {
     with_arithmetic(input.scalar_type(),
                     [&](auto type) { run_upsample_argmax<decltype(type)>(input, out); });
   }

@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <vector>
-
 #include "memory.h"
 
 namespace fassd::cpu {
@@ -12,17 +10,21 @@ namespace fassd::cpu {
 // computed in double, so that the weights are right to the last digit of T on any width.
 template <typename T, typename Index = int64_t>
 struct ResizeAxis {
-  std::vector<Index> before, after;
-  std::vector<T> weight_after;
+  Buffer<Index> before_, after_;
+  Buffer<T> weight_after_;
+  const Index *const before = before_.data(), *const after = after_.data();
+  const T* const weight_after = weight_after_.data();
 
-  ResizeAxis(int64_t in, int64_t out) : before(out), after(out), weight_after(out) {
+  ResizeAxis(int64_t in, int64_t out) : before_(out), after_(out), weight_after_(out) {
     const double scale = out > 1 ? double(in - 1) / double(out - 1) : 0.0;
     for (int64_t i = 0; i < out; i++) {
       const double position = double(i) * scale;
-      before[i] = Index(std::min<int64_t>(int64_t(position), in - 1));
+      // Of more pixels than a double tells apart, the last one's number would be rounded up.
+      const int64_t first = position < double(in - 1) ? int64_t(position) : in - 1;
+      before_.data()[i] = Index(first);
       // On an axis that keeps its size PyTorch reads no neighbour, so none may pass its NaN on.
-      after[i] = in == out ? before[i] : Index(std::min<int64_t>(before[i] + 1, in - 1));
-      weight_after[i] = T(position - double(before[i]));
+      after_.data()[i] = in == out ? Index(first) : Index(std::min<int64_t>(first + 1, in - 1));
+      weight_after_.data()[i] = T(position - double(first));
     }
   }
 };
@@ -33,9 +35,9 @@ void interpolate_row(const Image& image, const ResizeAxis<T>& rows, const Resize
                      int64_t n, int64_t y, int64_t begin, int64_t end, T* out) {
   const T* data = static_cast<const T*>(image.data);
   kernels<T>().interpolate(data + image.offset(n, rows.before[y]),
-                           data + image.offset(n, rows.after[y]), image.stride_w,
-                           columns.before.data(), columns.after.data(), columns.weight_after.data(),
-                           rows.weight_after[y], begin, end, image.channels, out, image.channels);
+                           data + image.offset(n, rows.after[y]), image.stride_w, columns.before,
+                           columns.after, columns.weight_after, rows.weight_after[y], begin, end,
+                           image.channels, out, image.channels);
 }
 
 }  // namespace fassd::cpu

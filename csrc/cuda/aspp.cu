@@ -58,7 +58,7 @@ Tensor aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
   const ImageSize size = check_aspp(input, weights, biases, packed, dilations);
   const Context context("aspp", input, allow_tf32);
   const Tensor out = empty_image(input, size);
-  const int64_t width = weights[0].size(0), pitch = round_up(width, lanes);
+  const int64_t width = position_count("aspp", weights[0].size(0)), pitch = round_up(width, lanes);
   const int64_t branches = 1 + int64_t(dilations.size()), last = int64_t(weights.size()) - 1;
   const Tensors branch_weights(weights.begin(), weights.end() - 1);
   const std::vector<Filter> filters = filters_of(context, branch_weights, packed);
@@ -86,8 +86,7 @@ Tensor aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
   const Tensor pooled = empty_image(input, {size.batch, width, 1, 1});
   const Tensor share = empty_image(input, {size.batch, size.channels, 1, 1});
   const Target mean_target = target_of(mean);
-  const dim3 grid(static_cast<unsigned>(size.batch),
-                  static_cast<unsigned>(divide_up(input.size(1), lanes)));
+  const dim3 grid = grid_of("aspp", "means", size.batch, divide_up(input.size(1), lanes));
   with_type("aspp", context.dtype, [&](auto type) {
     context.queue.launch(&mean_kernel<decltype(type)>, grid, dim3(mean_threads),
                          mean_threads * sizeof(float), source, mean_target);

@@ -277,11 +277,9 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
 template <typename Math, int warps, int n_tiles>
 void launch_pair_kernel(const Context& context, const Pairs& pairs, int count, int64_t blocks,
                         int shared_bytes) {
-  STD_TORCH_CHECK(blocks < int64_t(1) << 31, context.op, ": the result has ", blocks,
-                  " tiles; the cuda backend takes at most 2^31 - 1");
   context.queue.launch(&pair_kernel<Math, warps, n_tiles>,
-                       dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(count)),
-                       dim3(warps * 32), shared_bytes, pairs);
+                       grid_of(context.op, "tiles", blocks, count), dim3(warps * 32), shared_bytes,
+                       pairs);
 }
 
 }  // namespace fassd::cuda

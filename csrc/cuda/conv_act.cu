@@ -80,11 +80,12 @@ Filter filter_of(const Context& context, const std::string& name, const Tensor& 
   count = count < 0 ? weight.size(1) - first : count;
   const int64_t taps = weight.size(2) * weight.size(3);
   Weight described;
-  described.in_channels = static_cast<int>(count);
-  described.out_channels = static_cast<int>(weight.size(0));
+  described.in_channels = position_count(context.op, count);
+  described.out_channels = position_count(context.op, weight.size(0));
   described.stride = static_cast<int>(row_elements(weight.size(0)));
   const bool given = packed.has_value() && packed->numel() > 0;
   if (given) {
+    check_storage(context.op, "packed", *packed);
     const int64_t expected = packed_elements(weight.size(0), count, taps);
     STD_TORCH_CHECK(packed->dim() == 1 && packed->numel() == expected &&
                         packed->scalar_type() == weight.scalar_type() &&

@@ -12,10 +12,8 @@ void launch_variant(const Context& context, const ConvolutionPlan& plan,
                     const Convolution& convolution, int64_t batch) {
   const int64_t blocks =
       batch * plan.tile.across * int64_t(plan.tile.down) * int64_t(plan.tile.columns);
-  STD_TORCH_CHECK(blocks < int64_t(1) << 31, context.op, ": the result has ", blocks,
-                  " tiles; the cuda backend takes at most 2^31 - 1");
   context.queue.launch(&convolution_kernel<Math, warps, m_tiles, n_tiles, sliding>,
-                       dim3(static_cast<unsigned>(blocks)), dim3(warps * 32), plan.layout.total,
+                       grid_of(context.op, "tiles", blocks), dim3(warps * 32), plan.layout.total,
                        convolution);
 }
 

@@ -236,10 +236,8 @@ void launch_couple(const Context& context, const CouplePlan& plan, const Couple&
 
 template <typename T, int warps, int odd_tiles, int even_tiles>
 void launch_couple_kernel(const Context& context, const CouplePlan& plan, const Couple& couple) {
-  STD_TORCH_CHECK(plan.cost.blocks < int64_t(1) << 31, context.op, ": the result has ",
-                  plan.cost.blocks, " tiles; the cuda backend takes at most 2^31 - 1");
   context.queue.launch(&couple_kernel<T, warps, odd_tiles, even_tiles>,
-                       dim3(static_cast<unsigned>(plan.cost.blocks)), dim3(warps * 32),
+                       grid_of(context.op, "tiles", plan.cost.blocks), dim3(warps * 32),
                        plan.layout.total, couple);
 }
 

@@ -16,7 +16,7 @@ Tensor dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
   }
   const Vectors vectors(biases);
   const Source source = source_of("dapf", input);
-  const int64_t width = weights[0].size(0), pitch = round_up(width, lanes);
+  const int64_t width = position_count("dapf", weights[0].size(0)), pitch = round_up(width, lanes);
   const int64_t branches = 1 + int64_t(dilations.size());
   Tensor joined = empty_image(input, {size.batch, branches * pitch, input.size(2), input.size(3)});
   std::vector<PairCall> calls(branches);

@@ -50,10 +50,13 @@ void allow_shared(const void* kernel, int device, size_t bytes) {
   }
 }
 
+int position_count(const char* op, int64_t size) {
+  STD_TORCH_CHECK(size <= most_positions, op, ": an axis has size ", size,
+                  "; the cuda backend takes at most ", most_positions);
+  return static_cast<int>(size);
+}
+
 Source source_of(const char* op, const Tensor& tensor, int64_t first, int64_t channels) {
-  STD_TORCH_CHECK(tensor.size(2) <= most_positions && tensor.size(3) <= most_positions, op,
-                  ": an image is ", tensor.size(2), " x ", tensor.size(3),
-                  "; the cuda backend takes at most ", most_positions, " rows and columns");
   const int64_t elements = 16 / int64_t(tensor.element_size());
   Source source;
   source.data = static_cast<const char*>(tensor.const_data_ptr()) +
@@ -62,9 +65,9 @@ Source source_of(const char* op, const Tensor& tensor, int64_t first, int64_t ch
   source.stride_c = tensor.stride(1);
   source.stride_h = tensor.size(2) > 1 ? tensor.stride(2) : 0;
   source.stride_w = tensor.size(3) > 1 ? tensor.stride(3) : 0;
-  source.height = static_cast<int>(tensor.size(2));
-  source.width = static_cast<int>(tensor.size(3));
-  source.channels = static_cast<int>(channels < 0 ? tensor.size(1) : channels);
+  source.height = position_count(op, tensor.size(2));
+  source.width = position_count(op, tensor.size(3));
+  source.channels = position_count(op, channels < 0 ? tensor.size(1) : channels);
   source.vectors = (source.channels <= 1 || source.stride_c == 1) &&
                    reinterpret_cast<uintptr_t>(source.data) % 16 == 0 &&
                    source.stride_n % elements == 0 && source.stride_h % elements == 0 &&
@@ -83,7 +86,7 @@ Target target_of(const Tensor& tensor, int64_t first, int64_t last) {
   target.stride_n = tensor.stride(0);
   target.stride_h = tensor.stride(2);
   target.stride_w = tensor.stride(3);
-  target.lanes = static_cast<int>(last - first);
+  target.lanes = position_count("a result", last - first);
   target.vectors = reinterpret_cast<uintptr_t>(target.data) % 16 == 0 &&
                    target.stride_n % elements == 0 && target.stride_h % elements == 0 &&
                    target.stride_w % elements == 0;

@@ -16,6 +16,9 @@ constexpr int lanes = 8;
 
 constexpr int64_t most_positions = int64_t(1) << 30;  // of an axis, so that sums of them fit
 
+// The size of an axis as kernels count it; throws where it is larger than that.
+int position_count(const char* op, int64_t size);
+
 template <typename T>
 constexpr int vector_elements = 16 / int(sizeof(T));
 
@@ -191,9 +194,9 @@ __device__ __forceinline__ Neighbours neighbours_of(int position, int size, int 
 
 // Channels [channel, channel + 8) of picture n, resized, between two rows and two columns.
 template <typename T>
-__device__ __forceinline__ void load_resized(const Source& source, int n, const Neighbours& rows,
-                                             const Neighbours& columns, int channel,
-                                             float (&values)[lanes]) {
+__device__ __forceinline__ void load_resized(const Source& source, int64_t n,
+                                             const Neighbours& rows, const Neighbours& columns,
+                                             int channel, float (&values)[lanes]) {
   const int64_t picture = n * source.stride_n;
 #pragma unroll
   for (int i = 0; i < lanes; i++) {

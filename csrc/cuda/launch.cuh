@@ -35,6 +35,15 @@ inline bool dependent_launch() {
   return asked;
 }
 
+// A grid of so many blocks, of what a kernel calls `items`; throws where a GPU knows no such grid.
+inline dim3 grid_of(const char* op, const char* items, int64_t x, int64_t y = 1, int64_t z = 1) {
+  constexpr int64_t most_x = (int64_t(1) << 31) - 1, most_others = 65535;
+  STD_TORCH_CHECK(x <= most_x && y <= most_others && z <= most_others, op, ": the call has ", x,
+                  " x ", y, " x ", z, " ", items, "; the cuda backend takes at most ", most_x,
+                  " x ", most_others, " x ", most_others);
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
+
 // Where kernels of one operator call go.
 struct Queue {
   explicit Queue(const torch::stable::Tensor& tensor)

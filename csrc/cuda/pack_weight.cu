@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(block_threads)
 
 int64_t packed_elements(int64_t out_channels, int64_t in_channels, int64_t taps) {
   const int64_t row = row_elements(out_channels);
-  return in_channels * taps * row + row - out_channels;
+  return checked_sum(checked_product({in_channels, taps, row}), row - out_channels);
 }
 
 Tensor pack(const Queue& queue, const Tensor& weight, int64_t first, int64_t count) {

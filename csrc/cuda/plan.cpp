@@ -57,7 +57,7 @@ bool reaches(int index, int count, int size, int out_size, int stride, int dilat
 Axis axis_of(int kernel, int extent, int size, int out_size, int stride, int dilation) {
   Axis axis;
   axis.middle = kernel / 2;
-  axis.step = stride;
+  axis.step = std::min(stride, size);  // a longer one goes nowhere either
   axis.size = size;
   axis.dilation = std::min(dilation, size);  // farther ones reach nothing either
   int last = axis.middle;
@@ -69,16 +69,14 @@ Axis axis_of(int kernel, int extent, int size, int out_size, int stride, int dil
   while (last + 1 < kernel && reaches(last + 1, kernel, size, out_size, stride, dilation)) {
     last++;
   }
-  const int run = (extent - 1) * stride + 1;
   axis.groups = last - axis.first_tap + 1;
-  axis.pitch = std::min(axis.dilation, run);
-  axis.slots = run + (axis.groups - 1) * axis.pitch;
-  axis.slot_step = stride;
-  if (axis.groups * extent < axis.slots) {
-    axis.pitch = extent;
-    axis.slots = axis.groups * extent;
-    axis.slot_step = 1;
-  }
+  const int64_t run = int64_t(extent - 1) * axis.step + 1;
+  const int64_t pitch = std::min<int64_t>(axis.dilation, run);
+  const int64_t slots = run + (axis.groups - 1) * pitch;
+  const bool apart = axis.groups * extent < slots;
+  axis.pitch = apart ? extent : int(pitch);
+  axis.slots = apart ? axis.groups * extent : int(slots);
+  axis.slot_step = apart ? 1 : axis.step;
   return axis;
 }
 

@@ -56,11 +56,9 @@ void launch_stem(const Context& context, const ConvolutionCall& call,
   const Stem stem = plan_stem(call, shape, wide ? wide_tiles : narrow_tiles);
   const int64_t blocks =
       call.batch * stem.tile.across * int64_t(stem.tile.down) * int64_t(stem.tile.columns);
-  STD_TORCH_CHECK(blocks < int64_t(1) << 31, context.op, ": the result has ", blocks,
-                  " tiles; the cuda backend takes at most 2^31 - 1");
   const auto kernel =
       wide ? &stem_kernel<T, bytes, wide_tiles> : &stem_kernel<T, bytes, narrow_tiles>;
-  context.queue.launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(stem_warps * 32),
+  context.queue.launch(kernel, grid_of(context.op, "tiles", blocks), dim3(stem_warps * 32),
                        stem.shared_bytes, stem, table);
 }
 
@@ -119,8 +117,8 @@ Source source_of_picture(const Tensor& image) {
   source.stride_h = image.stride(1);
   source.stride_w = image.stride(2);
   source.stride_c = image.stride(3);
-  source.height = static_cast<int>(image.size(1));
-  source.width = static_cast<int>(image.size(2));
+  source.height = position_count("normalize_conv_act", image.size(1));
+  source.width = position_count("normalize_conv_act", image.size(2));
   source.channels = stem_channels;
   return source;
 }

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(block_threads)
     const int64_t row = pixel / width, n = row / height;
     const int x = static_cast<int>(pixel - row * width), y = static_cast<int>(row - n * height);
     float values[lanes];
-    load_resized<T>(source, static_cast<int>(n), neighbours_of(y, source.height, height),
+    load_resized<T>(source, n, neighbours_of(y, source.height, height),
                     neighbours_of(x, source.width, width), channel, values);
     store_lanes<T>(out, n * out.stride_n + y * out.stride_h + x * out.stride_w, channel, values);
   }
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(block_threads, 4)
     Best<T> best;
     for (int channel = 0; channel < source.channels; channel += lanes) {
       float values[lanes];
-      load_resized<T>(source, static_cast<int>(n), rows, columns, channel, values);
+      load_resized<T>(source, n, rows, columns, channel, values);
 #pragma unroll
       for (int k = 0; k < lanes; k++) {
         if (channel + k < source.channels) {
@@ -140,6 +140,8 @@ __global__ void __launch_bounds__(block_threads)
 Tensor upsample(const Tensor& input, const Integers& size) {
   const ImageSize result = check_upsample("upsample", input, size);
   const Context context("upsample", input, false);
+  const int height = position_count("upsample", result.height);
+  const int width = position_count("upsample", result.width);
   Tensor out =
       torch::stable::empty(result.sizes(), input.scalar_type(), std::nullopt, input.device(),
                            std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
@@ -152,8 +154,7 @@ Tensor upsample(const Tensor& input, const Integers& size) {
       result.batch * result.height * result.width * divide_up(result.channels, lanes);
   with_type("upsample", context.dtype, [&](auto type) {
     context.queue.launch(&upsample_kernel<decltype(type)>, dim3(blocks_of(items)),
-                         dim3(block_threads), 0, source, target, int(result.height),
-                         int(result.width), items);
+                         dim3(block_threads), 0, source, target, height, width, items);
   });
   return out;
 }
@@ -161,6 +162,8 @@ Tensor upsample(const Tensor& input, const Integers& size) {
 Tensor upsample_argmax(const Tensor& input, const Integers& size) {
   const ImageSize result = check_upsample_argmax(input, size);
   const Context context("upsample_argmax", input, false);
+  const int height = position_count("upsample_argmax", result.height);
+  const int width = position_count("upsample_argmax", result.width);
   Tensor out = torch::stable::empty({result.batch, result.height, result.width}, ScalarType::Byte,
                                     std::nullopt, input.device(), std::nullopt, std::nullopt);
   const int64_t pixels = out.numel();
@@ -169,7 +172,6 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size) {
   }
   const Source source = source_of("upsample_argmax", input);
   uint8_t* labels = static_cast<uint8_t*>(out.mutable_data_ptr());
-  const int height = int(result.height), width = int(result.width);
   // Columns that 256 pixels lie between, and room for them; four floats keep them in other banks.
   const int64_t columns =
       width > 1 ? block_threads * int64_t(source.width - 1) / (width - 1) + 3 : 2;
@@ -178,10 +180,10 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size) {
   const int64_t rows = result.batch * result.height;
   with_type("upsample_argmax", context.dtype, [&](auto type) {
     using T = decltype(type);
-    if (source.width <= width && shared_bytes <= 48 * 1024) {
+    if (source.width <= width && shared_bytes <= 48 * 1024 && rows <= most_rows * most_rows) {
       const int64_t down = std::min(rows, most_rows);
-      const dim3 grid(static_cast<unsigned>(divide_up(width, block_threads)),
-                      static_cast<unsigned>(down), static_cast<unsigned>(divide_up(rows, down)));
+      const dim3 grid = grid_of("upsample_argmax", "parts of rows", divide_up(width, block_threads),
+                                down, divide_up(rows, down));
       context.queue.launch(&upsample_argmax_row_kernel<T>, grid, dim3(block_threads), shared_bytes,
                            source, labels, rows, height, width, pitch);
     } else {

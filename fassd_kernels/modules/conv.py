@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fassd.models.layers import ConvLayer, resize
 from fassd_kernels import ops
+from fassd_kernels.autocast import convert
 from fassd_kernels.modules.fused import (
     Fused,
     Packed,
@@ -126,7 +127,7 @@ class FusedUpsampleConv(FusedConvLayer):
             return self(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
         low, packed = prepared
         fits = packed["low_channels"] == low.shape[1]
-        skip = skip.to(low.dtype)
+        skip = convert(skip, low.dtype, type(self).__name__, "the skip")
         sizes = {"weight": packed["weight"], "activation": "relu"}
         backend = self.backend_for(low, [low, skip], sizes, "upsample_conv1x1")
         return ops.operator("upsample_conv1x1", backend)(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fassd_kernels import ops
-from fassd_kernels.autocast import autocasts
+from fassd_kernels.autocast import autocasts, convert
 from fassd_kernels.backends import AUTO, BackendError, backends, choose
+from fassd_kernels.checks import check_storage
 from fassd_kernels.choices import NOTHING, shape_key
 from fassd_kernels.modules.snapshot import Snapshot, has_hooks, take_snapshot
 from fassd_kernels.packing import is_foldable
@@ -137,7 +138,7 @@ class Fused(nn.Module):
         dtype = self.weight_dtype()
         if autocasts(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
-            x = x.to(dtype)
+            x = convert(x, dtype, type(self).__name__, "the input")
         return x, self.packed(dtype, now)
 
     def fusible(self, now: Snapshot | None) -> bool:
@@ -187,9 +188,11 @@ class Fused(nn.Module):
         if now is None and self._frozen is not None and self._frozen[0] == dtype:
             return self._frozen[1]
         if now is None or self.wants_gradient():
+            self.check_storages()
             return self.pack(dtype)
         cached = self._packed
         if cached is None or cached[1] != dtype or not now.same_tensors(cached[0]):
+            self.check_storages()
             # Not in inference mode: what it makes cannot take part in a later call with gradients.
             with torch.inference_mode(False), torch.no_grad():
                 packed = {name: detached(value) for name, value in self.pack(dtype).items()}
@@ -205,6 +208,13 @@ class Fused(nn.Module):
             # One assignment of one tuple: threads that meet here pack twice and agree.
             self._packed = cached = (now, dtype, packed)
         return cached[2]
+
+    def check_storages(self) -> None:
+        """Raise RuntimeError where a tensor that is folded has lost its memory, as under FSDP."""
+        if not torch.compiler.is_compiling():
+            for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+                if tensor.is_floating_point():  # batch norms count in integers, which nobody reads
+                    check_storage(type(self).__name__, name, tensor)
 
     def repack(self) -> None:
         """Forget the packed weights; needed after edits that PyTorch does not count."""

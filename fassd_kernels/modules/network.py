@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fassd.models.layers import resize
 from fassd.models.network import FASSDNet
 from fassd_kernels import ops
+from fassd_kernels.autocast import convert
 from fassd_kernels.backends import AUTO, choose
 from fassd_kernels.checks import MAX_LABELS
 from fassd_kernels.choices import shape_key
@@ -117,7 +118,8 @@ class FusedNetwork(FASSDNet):
         return self.predict_labels(function(pictures, mean=mean, std=std, dtype=dtype))
 
     def cast(self, x: Tensor) -> Tensor:
-        return x.to(self.finalConv.weight.dtype) if self.casts_input else x
+        dtype = self.finalConv.weight.dtype
+        return convert(x, dtype, type(self).__name__, "the input") if self.casts_input else x
 
     def run(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Call a resizing operator."""

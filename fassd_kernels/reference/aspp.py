@@ -81,7 +81,7 @@ def check_aspp(
             len(tensors) == count,
             f"{op}: {name} has {len(tensors)} tensors; expected {count}",
         )
-    check_packed(op, packed, count)
+    check_packed(op, packed, count, input)
     check(
         weights[0].dim() == 4,
         f"{op}: weights[0] has shape {shape(weights[0])}; "

@@ -107,5 +107,5 @@ def check_asymmetric_conv(
     check_positive(op, "dilation", [dilation])
     check_activation(op, activation, vertical_slope, middle, input, "vertical_slope")
     check_activation(op, activation, horizontal_slope, out_channels, input, "horizontal_slope")
-    check_packed(op, packed, 2)
+    check_packed(op, packed, 2, input)
     return input.shape[0], out_channels, input.shape[2], input.shape[3]

@@ -15,7 +15,9 @@ from fassd_kernels.checks import (
     check_images,
     check_like,
     check_list,
+    check_place,
     check_positive,
+    check_storage,
     check_vector,
     check_weight,
     shape,
@@ -77,6 +79,7 @@ def conv_act(
         bias,
         slope,
         residual,
+        packed,
         stride=stride,
         dilation=dilation,
         activation=activation,
@@ -111,6 +114,7 @@ def check_conv_act(
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
     first = check_images(op, check_list(op, "inputs", inputs))
     check_weight(op, "weight", weight, sum(x.shape[1] for x in inputs), first, KERNELS)
+    check_place(op, "packed", packed, weight)
     out_channels = weight.shape[0]
     check_vector(op, "bias", bias, out_channels, first)
     check_activation(op, activation, slope, out_channels, first)
@@ -122,6 +126,7 @@ def check_conv_act(
     check(pool in (1, 2), f"{op}: pool is {pool}; expected 1 or 2")
     if residual is not None:
         check_like(op, "residual", residual, "inputs[0]", first)
+        check_storage(op, "residual", residual)
         check(
             residual.dim() == 4 and all(a == b for a, b in zip(residual.shape, size, strict=True)),
             f"{op}: residual has shape {shape(residual)}; expected {size}, the result's",

@@ -81,7 +81,7 @@ def check_dapf(
             f"{op}: {name} has {len(tensors)} tensors; "
             f"expected {count} for {len(dilations)} dilations",
         )
-    check_packed(op, packed, count)
+    check_packed(op, packed, count, input)
     check(
         weights[0].dim() == 4,
         f"{op}: weights[0] has shape {shape(weights[0])}; "

@@ -70,7 +70,7 @@ def check_hardblock(
         len(biases) == len(weights),
         f"{op}: biases has {len(biases)} tensors; expected {len(weights)}",
     )
-    check_packed(op, packed, len(weights))
+    check_packed(op, packed, len(weights), input)
     widths, channels = [input.shape[1]], 0
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
         in_channels = sum(widths[source] for source in sources_of(k))

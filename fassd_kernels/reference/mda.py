@@ -112,7 +112,7 @@ def check_mda(
         ("slopes", slopes, len(ACTIVATIONS)),
     ):
         check(len(tensors) == count, f"{op}: {name} has {len(tensors)} tensors; expected {count}")
-    check_packed(op, packed, len(CONVOLUTIONS))
+    check_packed(op, packed, len(CONVOLUTIONS), input)
     check_positive(op, "dilation", [dilation])
     check(
         weights[0].dim() == 4,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fassd_kernels.checks import FLOATING, check, shape
+from fassd_kernels.checks import FLOATING, check, check_storage, shape
 from fassd_kernels.reference.conv_act import channels_last
 
 
@@ -52,6 +52,7 @@ def check_normalize(
         f"{op}: image has shape {shape(image)}; expected N x H x W x 3",
     )
     check(image.dtype == torch.uint8, f"{op}: image has dtype {image.dtype}; expected torch.uint8")
+    check_storage(op, "image", image)
     for name, values in (("mean", mean), ("std", std)):
         check(len(values) == 3, f"{op}: {name} has {len(values)} values; expected 3")
     check(all(value != 0 for value in std), f"{op}: std is {list(std)}; expected no zeros")

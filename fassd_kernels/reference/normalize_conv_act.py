@@ -11,6 +11,7 @@ from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
     check,
     check_activation,
+    check_place,
     check_positive,
     check_vector,
     check_weight,
@@ -88,6 +89,7 @@ def check_normalize_conv_act(
         weight.device == image.device,
         f"{op}: weight is on {weight.device}, but image is on {image.device}",
     )
+    check_place(op, "packed", packed, weight)
     check_vector(op, "bias", bias, weight.shape[0], weight)
     check_activation(op, activation, slope, weight.shape[0], weight)
     check_positive(op, "stride", stride)

@@ -91,5 +91,5 @@ def check_upsample_conv1x1(
     check_weight(op, "weight", weight, in_channels, first_low, [(1, 1)])
     check_vector(op, "bias", bias, weight.shape[0], first_low)
     check_activation(op, activation, slope, weight.shape[0], first_low)
-    check_packed(op, packed, 2)
+    check_packed(op, packed, 2, weight)
     return first_skip.shape[0], weight.shape[0], first_skip.shape[2], first_skip.shape[3]

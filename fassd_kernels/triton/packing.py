@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fassd_kernels.checks import check_place
+
 OUT_CHANNELS = 16  # a row of weights is padded to so many: whole vectors, and a dot's least width
 
 
@@ -37,6 +39,7 @@ def check_packed_weight(op: str, name: str, weight: Tensor, packed: Tensor | Non
     """
     if packed is None or packed.numel() == 0:
         return
+    check_place(op, "packed", packed, weight)
     expected = packed_elements(weight)
     torch._check(
         packed.dim() == 1

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fassd_kernels.checks import holds, span
 from fassd_kernels.triton.configurations import Config, Problem, overridden
 from fassd_kernels.triton.device import Device, assumption, describe_device
 from fassd_kernels.triton.layout import (
@@ -244,6 +245,7 @@ class Program:
         self.types: dict[int, tuple[torch.dtype, bool]] = {}  # dtype and alignment of each slot
         self.out: Allocation | None = None
         self.inputs: list[Tensor] = []  # of the call, where it was recorded
+        self.spans: list[int] = []  # of the call's tensors
         self._scratch_elements = 0
         self._finished = False
 
@@ -475,23 +477,25 @@ def cached(
         padded: whether pixels of the result may be padded to whole vectors.
         plan: fills a program in, and checks the call.
     """
-    first = next(tensor for tensor in tensors if tensor is not None)
+    given = [tensor for tensor in tensors if tensor is not None]
     key = (
         name, settings, padded, assumption.device, tf32_requested(),
         tuple(map(key_of, tensors)),
     )  # fmt: skip
     program = None if overridden() else _programs.get(key)
-    if program is None:
-        program = Program(name, first.device, first.dtype, padded)
+    # Where one has lost its memory, the plan's checks say which.
+    if program is None or not all(map(holds, given, program.spans)):
+        program = Program(name, given[0].device, given[0].dtype, padded)
+        program.spans = [span(tensor) for tensor in given]
         plan(program)
         if overridden():  # somebody tries a configuration out
-            return program.run([tensor for tensor in tensors if tensor is not None])
+            return program.run(given)
         with _programs_lock:
             if len(_programs) >= MOST_PROGRAMS:
                 # Whoever feeds a new size with every call must not fill the memory with plans.
                 del _programs[next(iter(_programs))]
             _programs[key] = program
-    return program.run([tensor for tensor in tensors if tensor is not None])
+    return program.run(given)
 
 
 def interleave(

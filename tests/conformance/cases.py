@@ -48,6 +48,11 @@ class Source:
         noise = torch.randn(channels, generator=self.generator, dtype=torch.float64)
         return mean + 0.3 * noise
 
+    def picture(self, batch: int, size: Pair) -> Tensor:
+        """Bytes, N x H x W x 3."""
+        picture = torch.randint(0, 256, (batch, *size, 3), generator=self.generator)
+        return picture.to(torch.uint8)
+
     def slope(self, channels: int, activation: str = "prelu") -> Tensor | None:
         return self.vector(channels, 0.25) if activation == "prelu" else None
 
@@ -248,11 +253,8 @@ def upsample_argmax(
 
 
 def normalize(batch: int = 1, size: Pair = (5, 7)) -> Call:
-    image = torch.randint(0, 256, (batch, *size, 3), generator=Source().generator)
-    return Call(
-        "normalize",
-        {"image": image.to(torch.uint8), "mean": MEAN, "std": STD, "dtype": torch.float32},
-    )
+    image = Source().picture(batch, size)
+    return Call("normalize", {"image": image, "mean": MEAN, "std": STD, "dtype": torch.float32})
 
 
 def normalize_conv_act(
@@ -266,11 +268,10 @@ def normalize_conv_act(
     bias: bool = True,
 ) -> Call:
     source = Source()
-    image = torch.randint(0, 256, (batch, *size, 3), generator=source.generator)
     return Call(
         "normalize_conv_act",
         {
-            "image": image.to(torch.uint8),
+            "image": source.picture(batch, size),
             "weight": source.weight(out_channels, 3, kernel),
             "bias": source.vector(out_channels) if bias else None,
             "slope": source.slope(out_channels, activation),

@@ -41,6 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"test one row in N of the tables, and {SAMPLED_EXAMPLES} drawn calls in place of "
         f"{cases.drawn.max_examples}; repeat nothing",
     )
+    group.addoption(
+        "--fuzz",
+        type=float,
+        metavar="SECONDS",
+        help="draw calls of any sizes for this long, for each operator and backend",
+    )
 
 
 def chosen(config: pytest.Config) -> list[Target]:
