@@ -13,7 +13,14 @@ from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts
 from fassd_kernels.backends import AUTO, BackendError, backends, choose
 from fassd_kernels.choices import NOTHING, shape_key
-from fassd_kernels.modules.snapshot import Snapshot, has_hooks, take_snapshot
+from fassd_kernels.modules.snapshot import (
+    DEFINED,
+    METHODS,
+    Snapshot,
+    has_hooks,
+    replaced_forward,
+    take_snapshot,
+)
 from fassd_kernels.packing import is_foldable
 from fassd_kernels.reference.conv_act import KERNELS
 
@@ -49,6 +56,8 @@ class Fused(nn.Module):
     backend: str = AUTO
     _packed: tuple[Snapshot, torch.dtype, Packed] | None = None
     _checked: tuple[list[Any], bool] | None = None
+    # Kinds and names of its inner parts when it was taken over; None: this project's own.
+    _structure: list[Any] | None = None
     # What a compiler that traces the module gets for packed weights: see `freeze`.
     _frozen: tuple[torch.dtype, Packed] | None = None
 
@@ -116,6 +125,8 @@ class Fused(nn.Module):
         fused.__dict__.update(module.__dict__)
         fused.backend = backend
         fused._packed = fused._checked = None
+        if not isinstance(module, Fused):
+            fused._structure = structure(module)
         fused.adopt()
         return fused
 
@@ -124,13 +135,18 @@ class Fused(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the reference's: N x C x H x W to the same shape, channels_last where fused."""
         prepared = self.prepare(x)
-        return super().forward(x) if prepared is None else self.run(*prepared)
+        if prepared is not None:
+            return self.run(*prepared)
+        if not is_traced():
+            self.repack()  # batch norms may edit their statistics without counting it
+        return super().forward(x)
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
         """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
-        if self.training or exports_onnx():
+        # Inside a transform, tensors may have no address that a snapshot could read.
+        if self.training or exports_onnx() or transforming():
             return None
-        now = None if is_traced() else take_snapshot(self)
+        now = None if is_traced() else self.snapshot()
         if not self.fusible(now):
             return None
         dtype = self.weight_dtype()
@@ -146,13 +162,19 @@ class Fused(nn.Module):
         """
         if now is None:
             hooked = any(has_hooks(part) for part in self.modules() if part is not self)
-            return not hooked and all(map(is_foldable, self.batch_norms()))
-        if now.hooked or transforming() or "_is_replica" in self.__dict__:  # DataParallel's
+            return not hooked and fits(self) and all(map(is_foldable, self.batch_norms()))
+        if now.hooked or "_is_replica" in self.__dict__:  # DataParallel's
             return False
         if self._checked is None or self._checked[0] != now.configuration:
-            fits = not self.mismatch(self) and all(map(is_foldable, self.batch_norms()))
-            self._checked = (now.configuration, fits)
-        return self._checked[1]
+            fusible = fits(self) and all(map(is_foldable, self.batch_norms()))
+            self._checked = (now.configuration, fusible)
+        now.configuration, fusible = self._checked  # one list for all that are equal
+        return fusible
+
+    def snapshot(self) -> Snapshot:
+        now = take_snapshot(self)
+        now.configuration.append(super(Fused, type(self)).forward)
+        return now
 
     def weight_dtype(self) -> torch.dtype:
         """The type of the convolutions; batch norms may be kept in a wider one."""
@@ -187,6 +209,7 @@ class Fused(nn.Module):
             return self._frozen[1]
         if now is None or self.wants_gradient():
             return self.pack(dtype)
+        now.read_tensors()
         cached = self._packed
         if cached is None or cached[1] != dtype or not now.same_tensors(cached[0]):
             # Not in inference mode: what it makes cannot take part in a later call with gradients.
@@ -201,6 +224,7 @@ class Fused(nn.Module):
                     torch.cuda.current_stream().synchronize()
             if not all(type(tensor) is Tensor for tensor in packed["packed"]):
                 return packed  # a mode that only propagates shapes is on: nothing to keep
+            now.keep()
             # One assignment of one tuple: threads that meet here pack twice and agree.
             self._packed = cached = (now, dtype, packed)
         return cached[2]
@@ -300,4 +324,50 @@ def norm_mismatch(name: str, bn: nn.Module) -> str:
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether `module` is of one of the kinds and computes what that kind does."""
-    return any(isinstance(module, k) and type(module).forward is k.forward for k in kinds)
+    return not replaced_forward(module) and any(
+        isinstance(module, kind) and inherits(module, kind) for kind in kinds
+    )
+
+
+def inherits(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module takes all that it computes with from `kind`, as that was written."""
+    classes = type(module).__mro__
+    # The class that a parametrization puts in front gives the weight that shall be computed with.
+    first = 1 if nn.utils.parametrize.is_parametrized(module) else 0
+    between = classes[first : classes.index(kind)]
+    methods = (name for name in METHODS if hasattr(kind, name))
+    return all(DEFINED.isdisjoint(vars(each)) for each in between) and all(
+        is_as_written(kind, name) for name in methods
+    )
+
+
+def is_as_written(kind: type[nn.Module], method: str = "forward") -> bool:
+    """Whether a method of a class is the one in its source, and nobody put another there."""
+    owner = next(each for each in kind.__mro__ if method in vars(each))
+    found = vars(owner)[method]
+    place = (getattr(found, "__module__", ""), getattr(found, "__qualname__", ""))
+    written = place == (owner.__module__, f"{owner.__qualname__}.{method}")
+    return (written and not hasattr(found, "__wrapped__")) or found is nn.Module.forward
+
+
+def is_ours(kind: type[nn.Module]) -> bool:
+    """Whether a class is of this project or of PyTorch, hence does what its name says."""
+    return kind.__module__.startswith(("fassd.models.", "torch.nn.modules."))
+
+
+def structure(module: nn.Module) -> list[Any]:
+    """Kinds of the parts of a module that have parts, and the names of these."""
+    inner = (part for part in module.modules() if part is not module and part._modules)
+    return [(type(part), *part._modules) for part in inner]
+
+
+@torch.compiler.assume_constant_result
+def fits(module: Fused) -> bool:
+    """Whether a fused module's parts are, and are put together, as those that it stands for."""
+    found, known = structure(module), module._structure
+    if known not in (None, found):
+        return False
+    mro = type(module).__mro__
+    kinds = [mro[mro.index(Fused) + 1], *(kind for kind, *_ in found)]
+    sound = all(is_as_written(kind) if is_ours(kind) else known is not None for kind in kinds)
+    return sound and not module.mismatch(module)
