@@ -292,7 +292,7 @@ def missing_attribute(module: nn.Module, names: tuple[str, ...]) -> str:
 def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) -> str:
     """Why `conv` is not a dense `kernel` convolution at stride 1 with "same" padding."""
     if not is_plain(conv, nn.Conv2d):
-        return f"{name} is a {type(conv).__name__}; expected Conv2d"
+        return f"{name} is {described(conv)}; expected Conv2d"
     dilations = tuple(dilation if k > 1 else 1 for k in kernel)
     padding = tuple(d * (k // 2) for d, k in zip(dilations, kernel, strict=True))
     found = (conv.kernel_size, conv.stride, conv.groups, conv.padding_mode)
@@ -308,7 +308,7 @@ def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) 
 def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2d) -> str:
     """Why `conv` is not a convolution that the operator ``conv_act`` computes."""
     if not is_plain(conv, nn.Conv2d, kind):
-        return f"{name} is a {type(conv).__name__}; expected Conv2d"
+        return f"{name} is {described(conv)}; expected Conv2d"
     padding = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
     settings = (conv.groups, conv.padding_mode, conv.padding)
     if conv.kernel_size not in KERNELS or settings != (1, "zeros", padding):
@@ -318,8 +318,15 @@ def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2
 
 def norm_mismatch(name: str, bn: nn.Module) -> str:
     if not is_plain(bn, nn.BatchNorm2d, nn.SyncBatchNorm):
-        return f"{name} is a {type(bn).__name__}; expected a batch norm"
+        return f"{name} is {described(bn)}; expected a batch norm"
     return ""
+
+
+def described(module: nn.Module) -> str:
+    """A part that is not plain, for an error message."""
+    kind = type(module)
+    changed = kind.__module__.startswith("torch.nn.modules.") and not is_plain(module, kind)
+    return f"a {kind.__name__}" + (", of which a method or tensor was replaced" if changed else "")
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:

@@ -84,8 +84,8 @@ class Snapshot:
         """Read what :meth:`same_tensors` compares."""
         on_cpu = self.tensors
         if not all(map(IS_ON_CPU, on_cpu)):
-            on_cpu = [tensor for tensor in self.tensors if tensor.is_cpu]
-            self.elsewhere = [tensor for tensor in self.tensors if not tensor.is_cpu]
+            on_cpu = [tensor for tensor in self.tensors if IS_ON_CPU(tensor)]
+            self.elsewhere = [tensor for tensor in self.tensors if not IS_ON_CPU(tensor)]
             self.countable = self.countable and not any(t.is_inference() for t in self.elsewhere)
             if self.countable:
                 self.versions = [optimizer_steps, collectives(), *map(version, self.elsewhere)]
