@@ -32,10 +32,12 @@ Plan = tuple[Tensor, Sequence[int], Sequence[int]]
 class Fused(nn.Module):
     """Mixin, in front of the reference module: ``class FusedDAPF(Fused, DAPF)``.
 
-    In eval mode ``forward`` runs one fused operator on packed weights. They are rebuilt by
-    themselves when a parameter or buffer was edited in place, loaded, moved, converted or
-    replaced, and after every optimizer step; only edits that PyTorch does not count either
-    (through ``.data``, a NumPy view, shared memory) need :meth:`repack`. Where a gradient is asked
+    In eval mode ``forward`` runs one fused operator on packed weights, which are rebuilt by
+    themselves. On a CPU they are rebuilt when any value, type, size or stride of a parameter or
+    buffer differs from what was packed. Elsewhere they are rebuilt when one was edited in place,
+    loaded, moved, converted or replaced, after forward passes in training mode, every optimizer
+    step and every operation of ``torch.distributed``; other edits that PyTorch does not count
+    (through ``.data``, DLPack, shared memory) need :meth:`repack` there. Where a gradient is asked
     for, the weights are packed differentiably on each call, so that gradients reach the module's
     own parameters. Under autocast the result has autocast's type.
 
@@ -44,8 +46,12 @@ class Fused(nn.Module):
 
     The reference's ``forward`` runs instead in training mode, where batch statistics forbid
     folding; where a submodule carries hooks, which a fused operator would pass by; where a part
-    was exchanged for another kind; inside ``torch.func`` transforms and forward-mode AD; and in
-    ``torch.onnx.export``, whose graph then holds standard operators alone.
+    was exchanged for another kind, or has a ``forward``, ``_conv_forward`` or ``weight`` that is
+    not its class's, be it the part's own, a subclass's, or put into a class of PyTorch or of this
+    project; inside ``torch.func`` transforms and forward-mode AD; and in ``torch.onnx.export``,
+    whose graph then holds standard operators alone. Not noticed are methods that are put into
+    somebody else's class once its modules were taken over, and, in a compiled or exported module,
+    methods that are replaced later.
 
     Attributes:
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`.
@@ -230,7 +236,7 @@ class Fused(nn.Module):
         return cached[2]
 
     def repack(self) -> None:
-        """Forget the packed weights; needed after edits that PyTorch does not count."""
+        """Forget the packed weights; needed on a GPU after edits that PyTorch does not count."""
         self._packed = None
 
     def wants_gradient(self) -> bool:
