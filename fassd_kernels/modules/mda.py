@@ -14,6 +14,7 @@ from fassd_kernels.modules.fused import (
     Packed,
     Plan,
     conv_mismatch,
+    described,
     is_plain,
     missing_attribute,
     norm_mismatch,
@@ -57,7 +58,7 @@ class FusedMDA(Fused, MDA):
         for norm in norms:
             reasons.append(norm_mismatch(f"{norm}.bn", get(f"{norm}.bn")))
             if not is_plain(get(f"{norm}.acti"), nn.PReLU):
-                reasons.append(f"{norm}.acti is a {type(get(f'{norm}.acti')).__name__}; not PReLU")
+                reasons.append(f"{norm}.acti is {described(get(f'{norm}.acti'))}; not PReLU")
         if get("conv1x1.conv").bias is not None:
             reasons.append("conv1x1.conv has a bias; expected none")
         return next(filter(None, reasons), "")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter, OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
 from kernels.conftest import relative_error, shake
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
 
 import fassd
 import fassd_kernels
@@ -292,6 +295,61 @@ def test_a_subclass_with_its_own_forward_stays() -> None:
 
     with pytest.warns(RuntimeWarning, match="nothing was swapped"):
         assert type(accelerate(Gated(8))) is Gated
+
+
+# --- parameters stay as they are -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_parameters_keep_their_layout(inplace: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = shake(fassd.create_model("fassd_net_l2", num_classes=3)).eval()
+    plain, vector = copy.deepcopy(model), parameters_to_vector(model.parameters())
+    addresses = [parameter.data_ptr() for parameter in model.parameters()]
+    fast = accelerate(model, inplace=inplace)
+    assert parameters_to_vector(fast.parameters()).equal(vector)
+    assert [p.stride() for p in fast.parameters()] == [p.stride() for p in plain.parameters()]
+    assert [p.data_ptr() for p in model.parameters()] == addresses
+    save_file(fast.state_dict(), tmp_path / "weights.safetensors")
+    for name, value in load_file(tmp_path / "weights.safetensors").items():
+        assert value.equal(plain.state_dict()[name]), name
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        vector_to_parameters(vector * 1.1, fast.parameters())
+        vector_to_parameters(vector * 1.1, plain.parameters())
+        assert relative_error(fast(x), plain(x)) <= 2e-5
+
+
+def test_pruning() -> None:
+    torch.manual_seed(0)
+    plain = shake(nn.Sequential(DAPF(16), MDA(16, 2))).eval()
+    fast, x = accelerate(plain), torch.randn(1, 16, 9, 9)
+    with torch.no_grad():
+        fast(x)
+        for model in (plain, fast):
+            convolutions = [(m, "weight") for m in model.modules() if isinstance(m, nn.Conv2d)]
+            prune.global_unstructured(convolutions, prune.L1Unstructured, amount=0.5)
+        assert relative_error(fast(x), plain(x)) <= 2e-6
+        for convolution, name in convolutions:  # those of the accelerated one
+            prune.remove(convolution, name)
+        assert relative_error(fast(x), plain(x)) <= 2e-6
+
+
+def test_convolutions_in_front_of_fused_modules_run_in_channels_last() -> None:
+    seen: list[bool] = []
+    first = nn.Conv2d(3, 16, 7, stride=2)
+    handle = first.register_forward_hook(
+        lambda _m, _i, y: seen.append(y.is_contiguous(memory_format=torch.channels_last))
+    )
+    model = nn.Sequential(first, MDA(16, 2)).eval()
+    fast, x = accelerate(model), torch.randn(2, 3, 32, 32)
+    handle.remove()  # from the original
+    with torch.no_grad():
+        assert relative_error(fast(x), model(x)) <= 2e-6
+        assert seen == [True]
+        fast[0]._forward_hooks.clear()
+        assert relative_error(torch.vmap(fast)(x[:, None])[:, 0], model(x)) <= 2e-6
+    assert not accelerate(nn.Sequential(MDA(16, 2)))._forward_pre_hooks
 
 
 # --- refusals -----------------------------------------------------------------------------------

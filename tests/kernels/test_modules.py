@@ -8,11 +8,13 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from kernels.conftest import MODULES, relative_error, shake
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fassd_kernels
 from fassd.models import DAPF, MDA, HarDBlock
@@ -27,7 +29,8 @@ from fassd_kernels import (
     FusedMDA,
 )
 from fassd_kernels.accelerate import FUSED
-from fassd_kernels.modules import Fused
+from fassd_kernels.modules import Fused, snapshot
+from fassd_kernels.ops import checksum
 
 BACKENDS = [b.name for b in fassd_kernels.backends() if b.available and b.takes("cpu")]
 FLOAT32 = 2e-6
@@ -208,6 +211,79 @@ def replace_batch_norm(module: nn.Module) -> None:
     module.get_submodule(name.rpartition(".")[0]).__setattr__(name.rpartition(".")[2], other)
 
 
+def first(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    return next(part for part in module.modules() if isinstance(part, kind))
+
+
+def edit_through_data(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.data.mul_(0.9)
+
+
+def edit_one_value_through_numpy(module: nn.Module) -> None:
+    first(module, nn.Conv2d).weight.detach().numpy()[-1, -1, 0, 0] += 1
+
+
+def edit_through_dlpack(module: nn.Module) -> None:
+    torch.from_dlpack(first(module, nn.Conv2d).weight.detach()).neg_()
+
+
+def edit_through_the_storage(module: nn.Module) -> None:
+    weight = first(module, nn.Conv2d).weight
+    weight.untyped_storage().copy_((weight.detach() * 2).untyped_storage())
+
+
+def edit_flat_buffer(module: nn.Module) -> None:
+    """As optimizers do that keep all parameters in one range of addresses."""
+    flat = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    sizes = [parameter.numel() for parameter in module.parameters()]
+    for parameter, part in zip(module.parameters(), flat.split(sizes), strict=True):
+        parameter.data = part.view(parameter.shape)
+    with torch.no_grad():
+        module(torch.zeros(1, module.get_submodule(module.lead).weight.shape[1], 5, 5))
+    flat.mul_(0.9)
+
+
+def set_data_to_strided(module: nn.Module) -> None:
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.weight.data = torch.full((1, 1, 1, 1), 0.01).expand(conv.weight.shape)
+
+
+def swap_tensors(module: nn.Module) -> None:
+    conv = first(module, nn.Conv2d)
+    torch.utils.swap_tensors(conv.weight, nn.Parameter(conv.weight.detach() * 2))
+
+
+def statistics_as_attributes(module: nn.Module) -> None:
+    for bn in module.modules():
+        if isinstance(bn, nn.BatchNorm2d):
+            mean = bn.running_mean + 0.5
+            del bn.running_mean
+            bn.running_mean = mean
+
+
+def recalibrate(module: nn.Module) -> None:
+    """Forward passes in training mode edit the statistics and count it elsewhere, if at all."""
+    channels = module.get_submodule(module.lead).weight.shape[1]
+    with torch.no_grad():
+        module.train()(torch.randn(4, channels, 9, 9) * 5 + 3)
+    module.eval()
+
+
+def recalibrate_without_counting(module: nn.Module) -> None:
+    for bn in module.modules():
+        if isinstance(bn, nn.BatchNorm2d):
+            bn.num_batches_tracked = None
+    recalibrate(module)
+
+
+def recalibrate_one_batch_norm(module: nn.Module) -> None:
+    bn = first(module, nn.BatchNorm2d)
+    bn.train()(torch.randn(4, bn.num_features, 9, 9) * 5 + 3)
+    bn.eval()
+
+
 def to_double_and_back(module: nn.Module) -> None:
     module.double().float()
     edit_in_place(module)
@@ -224,6 +300,15 @@ def to_double_and_back(module: nn.Module) -> None:
         replace_parameter,
         replace_batch_norm,
         to_double_and_back,
+        edit_through_data,
+        edit_one_value_through_numpy,
+        edit_through_dlpack,
+        edit_through_the_storage,
+        edit_flat_buffer,
+        set_data_to_strided,
+        swap_tensors,
+        recalibrate,
+        recalibrate_one_batch_norm,
     ],
 )
 def test_packed_weights_are_rebuilt(
@@ -267,14 +352,121 @@ def test_half(reference: nn.Module, picture: Tensor) -> None:
     assert relative_error(result, expected_of(fused_as_reference(fused), x)) <= 2e-3
 
 
-def test_data_edit_needs_repack(reference: nn.Module, picture: Tensor) -> None:
+@pytest.mark.parametrize("edit", [statistics_as_attributes, recalibrate_without_counting])
+def test_statistics_that_nothing_counts(
+    reference: nn.Module, picture: Tensor, edit: Callable[[nn.Module], None]
+) -> None:
     fused = fuse(reference)
     with torch.no_grad():
-        fused(picture)
-        for parameter in fused.parameters():
-            parameter.data.mul_(0.9)
-        fused.repack()
-        assert relative_error(fused(picture), expected_of(reference, picture)) <= FLOAT32
+        before = fused(picture)
+        edit(fused)
+        after = fused(picture)
+        assert relative_error(after, before) > 1e-4, "the edit changes nothing: a poor test"
+        expected = type(reference).forward(fused, picture)
+        assert relative_error(after, expected) <= 2 * FLOAT32
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No contents are compared, as where one would have to wait for a device."""
+    monkeypatch.setattr(snapshot, "IS_ON_CPU", lambda tensor: False)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        edit_in_place,
+        load_other_weights,
+        step,
+        replace_parameter,
+        swap_tensors,
+        set_data_to_strided,
+        recalibrate,
+        recalibrate_one_batch_norm,
+        recalibrate_without_counting,
+    ],
+)
+def test_edits_that_are_noticed_without_contents(
+    as_on_a_gpu: None, edit: Callable[[nn.Module], None]
+) -> None:
+    torch.manual_seed(0)
+    fused = fuse(shake(MDA(16, 2)).eval())
+    x = torch.randn(1, 16, 9, 9)
+    with torch.no_grad():
+        before = fused(x)
+        kept = fused._packed
+        assert fused(x).equal(before) and fused._packed is kept
+    edit(fused)
+    with torch.no_grad():
+        after = fused(x)
+        assert relative_error(after, before) > 1e-4, "the edit changes nothing: a poor test"
+        assert relative_error(after, MDA.forward(fused, x)) <= 2 * FLOAT32
+
+
+def test_data_set_twice(as_on_a_gpu: None) -> None:
+    """The second of two new tensors may lie where the weight lay before."""
+    fused = fuse(ConvLayer(16, 16).eval())
+    x = torch.randn(1, 16, 8, 8)
+    with torch.no_grad():
+        for _ in range(20):
+            before = fused(x)
+            for _ in range(2):
+                fused.conv.weight.data = fused.conv.weight.data * 1.5
+            assert not torch.allclose(fused(x), before)
+            fused.conv.weight.data = fused.conv.weight.data / 2.25
+
+
+def test_collective_operations(as_on_a_gpu: None, tmp_path: Path) -> None:
+    """They write parameters without counting it."""
+    fused = fuse(ConvLayer(8, 8).eval())
+    x = torch.randn(1, 8, 8, 8)
+    torch.distributed.init_process_group(
+        "gloo", rank=0, world_size=1, init_method=f"file://{tmp_path / 'meeting'}"
+    )
+    try:
+        with torch.no_grad():
+            fused(x)
+            kept = fused._packed
+            fused(x)
+            assert fused._packed is kept
+            torch.distributed.broadcast(fused.conv.weight, 0)
+            fused(x)
+            assert fused._packed is not kept
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bool, torch.int64])
+@pytest.mark.parametrize("view", ["whole", "every other", "transposed", "expanded"])
+def test_checksum_tells_every_value(dtype: torch.dtype, view: str) -> None:
+    values = torch.zeros(3, 5, 7, 11)
+    values[0, 0] = 1
+    values = values.to(dtype)
+    seen = {
+        "whole": values,
+        "every other": values[:, 1::2, :, ::2],
+        "transposed": values.transpose(1, 3)[1:],
+        "expanded": values[:, :, :1].expand(3, 5, 7, 11),
+    }[view]
+    plain = checksum([seen])
+    assert plain == checksum([seen]) != checksum([seen, seen])
+    assert plain != checksum([seen.reshape(7, -1)])
+    for place in range(0, seen.numel(), 13):
+        spot = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), seen.shape))
+        value = seen[spot].clone()
+        seen[spot] = ~value if dtype == torch.bool else -value - 1
+        assert checksum([seen]) != plain, spot
+        seen[spot] = value
+    assert checksum([seen]) == plain
+
+
+def test_checksum_refuses_what_has_no_storage() -> None:
+    freed, cut = torch.ones(64), torch.ones(64)
+    freed.untyped_storage().resize_(0)
+    cut.untyped_storage().resize_(200)
+    for tensor in (freed, cut):
+        with pytest.raises(RuntimeError, match="a tensor of 64 values has a storage of"):
+            checksum([tensor])
 
 
 def test_parametrized_weight(reference: nn.Module, picture: Tensor) -> None:
@@ -362,8 +554,78 @@ def change_convolution(module: nn.Module) -> None:
     conv.__class__ = Standardized
 
 
+def wrap_around(module: nn.Module) -> None:
+    """The usual way to make a network's output tile without a seam."""
+    conv = first(module, nn.Conv2d)
+
+    def circular(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padded = F.pad(x, [side for side in conv.padding[::-1] for _ in "LR"], mode="circular")
+        return F.conv2d(padded, weight * 1.5, bias, conv.stride, 0, conv.dilation)
+
+    conv._conv_forward = circular
+
+
+class Scaled(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight * 2, bias)
+
+
+class Computed(nn.Conv2d):
+    scale = 2.0
+
+    @property
+    def weight(self) -> Tensor:
+        return self.stored * self.scale
+
+
+def scale_convolution(module: nn.Module) -> None:
+    first(module, nn.Conv2d).__class__ = Scaled
+
+
+def compute_weight(module: nn.Module) -> None:
+    conv = first(module, nn.Conv2d)
+    conv.stored = conv._parameters.pop("weight")
+    conv.__class__ = Computed
+
+
+def replace_method(module: nn.Module) -> None:
+    first(module, nn.BatchNorm2d).forward = torch.sigmoid
+
+
+class Doubled(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.__dict__.update(copy.copy(module.__dict__))
+        self.plain = (module,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.plain[0](x)
+
+
+def wrap_part(module: nn.Module) -> None:
+    """Put something with the same attributes, which computes something else, in a part's place."""
+    for name, child in module.named_children():
+        inside = child[0] if isinstance(child, nn.ModuleList) else child
+        if inside._modules:
+            parent, name = (child, "0") if inside is not child else (module, name)
+            setattr(parent, name, Doubled(inside))
+            return
+    change_activation(module)
+
+
 @pytest.mark.parametrize(
-    "change", [change_eps, change_dilation, change_activation, change_convolution]
+    "change",
+    [
+        change_eps,
+        change_dilation,
+        change_activation,
+        change_convolution,
+        wrap_around,
+        scale_convolution,
+        compute_weight,
+        replace_method,
+        wrap_part,
+    ],
 )
 def test_changed_settings_and_parts_are_noticed(
     reference: nn.Module, picture: Tensor, change: Callable[[nn.Module], None]
@@ -376,6 +638,39 @@ def test_changed_settings_and_parts_are_noticed(
         assert relative_error(after, before) > 1e-4, "the change changes nothing: a poor test"
         expected = type(reference).forward(copy.deepcopy(fused).double(), picture.double())
     assert relative_error(after, expected) <= FLOAT32
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (nn.Conv2d, "_conv_forward"),
+        (nn.Conv2d, "forward"),
+        (nn.BatchNorm2d, "forward"),
+        (nn.ReLU, "forward"),
+        (ConvLayer, "forward"),
+    ],
+)
+def test_methods_put_into_a_class(
+    monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], method: str, when: str
+) -> None:
+    plain = shake(ConvLayer(8, 8)).eval()
+    real, x = getattr(kind, method), torch.randn(1, 8, 9, 9)
+
+    def doubled(self: nn.Module, *arguments: Tensor) -> Tensor:
+        return 2 * real(self, *arguments)
+
+    if when == "before":
+        monkeypatch.setattr(kind, method, doubled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # there may be nothing to swap
+        fused = fassd_kernels.accelerate(plain)
+    with torch.no_grad():
+        fused(x)
+        monkeypatch.setattr(kind, method, doubled)
+        assert relative_error(fused(x), plain(x)) <= FLOAT32
+        monkeypatch.undo()
+        assert relative_error(fused(x), plain(x)) <= FLOAT32
 
 
 def test_half_with_batch_norms_in_float32(reference: nn.Module, picture: Tensor) -> None:
@@ -403,6 +698,21 @@ def test_transforms_and_forward_ad_run_the_reference(reference: nn.Module, pictu
     assert relative_error(result, expected) <= FLOAT32
     assert relative_error(batched[:, 0], expected_of(reference, picture)) <= FLOAT32
     assert relative_error(called, plain) <= 2 * FLOAT32
+
+
+def test_an_ensemble_by_vmap(reference: nn.Module, picture: Tensor) -> None:
+    """PyTorch's recipe: all weights stacked, and a base model without any."""
+    others = [shake(copy.deepcopy(reference), seed) for seed in (1, 2)]
+    parameters, buffers = torch.func.stack_module_state([fuse(other) for other in others])
+    base = copy.deepcopy(fuse(reference)).to("meta")
+
+    def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(base, (parameters, buffers), (picture,))
+
+    with torch.no_grad():
+        results = torch.vmap(call)(parameters, buffers)
+        for result, other in zip(results, others, strict=True):
+            assert relative_error(result, expected_of(other, picture)) <= FLOAT32
 
 
 def test_packed_in_inference_mode_then_used_with_gradients(
@@ -446,6 +756,17 @@ def test_hooks_on_submodules_run_in_a_compiled_module(
     with torch.no_grad():
         result = torch.compile(fused, fullgraph=True, backend="aot_eager")(picture)
         assert relative_error(result, expected_of(reference, picture)) <= FLOAT32
+
+
+@pytest.mark.parametrize("change", [wrap_around, scale_convolution])
+def test_a_compiler_notices_what_stands_below_forward(change: Callable[[nn.Module], None]) -> None:
+    plain = shake(ConvLayer(8, 8)).eval()
+    fused, x = fuse(plain), torch.randn(1, 8, 9, 9)
+    change(plain)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        result = torch.compile(fused, fullgraph=True, backend="aot_eager")(x)
+        assert relative_error(result, plain(x)) <= FLOAT32
 
 
 def test_batch_norm_without_running_statistics(reference: nn.Module, picture: Tensor) -> None:
