@@ -95,6 +95,7 @@ OTHERS = {
     "net": lambda net: {"net": net.state_dict()},
     "network": lambda net: {"network": with_prefix("module.", net)},
     "ema": lambda net: {"ema": net.state_dict()},
+    "ema_model_state_dict": lambda net: {"ema_model_state_dict": net.state_dict()},
     "ema.module": lambda net: {"ema": {"module": net.state_dict(), "updates": 7}},
     "averaged": averaged,
     "averaged below": lambda net: {"ema": averaged(net), "model": {"epoch": 3}},

@@ -118,13 +118,14 @@ def test_tensors_that_are_not_loaded_may_hold_anything(tmp_path, state):
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder", "holes", "zeros"])
-def test_what_is_no_file_of_a_checkpoints_size(tmp_path, kind, suffix):
+def test_what_is_no_file_of_a_checkpoints_size(tmp_path, monkeypatch, kind, suffix):
     path = tmp_path / f"it{suffix}"
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
-        os.chdir(tmp_path)  # names of sockets are short
-        socket.socket(socket.AF_UNIX).bind(path.name)
+        monkeypatch.chdir(tmp_path)  # names of sockets are short
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
     elif kind == "device":
         path.symlink_to("/dev/zero")
     elif kind == "folder":
