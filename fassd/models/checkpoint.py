@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
@@ -31,17 +32,16 @@ LIST_AT_MOST = 6
 WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and checkpointing put anywhere into a key."""
 
-AVERAGES = frozenset((
-    "average", "averaged_model", "ema", "ema_model", "ema_module", "ema_state_dict", "model_ema",
-    "params_ema", "shadow", "state_dict_ema",
+AVERAGED = frozenset(("average", "averaged", "avg", "ema", "shadow", "swa"))
+HOLDING = AVERAGED | frozenset((
+    "checkpoint", "ckpt", "dict", "forward", "model", "module", "net", "network", "parameters",
+    "params", "state", "weights",
 ))  # fmt: skip
-"""Names that averaged weights go by, as the part of a checkpoint or the beginning of keys."""
+"""Words in the names that a network's weights go by in a checkpoint, and those of averaged ones.
 
-HOLDERS = (
-    "model_state", "state_dict", "model", "model_state_dict", "net", "net_state_dict", "network",
-    "module", "params", "weights", "_forward_module", *sorted(AVERAGES),
-)  # fmt: skip
-"""Names that the weights of a network go by, likewise."""
+``model_state_dict`` and ``_forward_module`` are such names: keys of a dict that holds the weights,
+or the beginning of their own keys.
+"""
 
 MOST_HOLDERS = 5
 """How many of them may stand one inside the other."""
@@ -98,14 +98,14 @@ def load_checkpoint(
 
     Accepted are the authors' ``.pkl`` and ``.pth`` files, any file that ``torch.save`` wrote of a
     state dict, and ``.safetensors``. The state dict may lie in a dict, under ``state_dict``,
-    ``model_state_dict``, ``model``, ``net``, ``ema`` and others (`HOLDERS`), one in the other, and
-    its keys may begin with such a name, as Lightning's do. Where several fit, the most complete is
-    taken, an average (EMA) before the weights that it is of, and a warning tells which. Keys may
-    carry ``module.`` or ``_orig_mod.`` and the authors' older spelling
-    (``aspp.``, ``aspp2``, ``Dab_leo.``, ``ddconv3x1``). A file without a decoder is taken for an
-    encoder (``base.``, or the bare numbers of ``model.base.state_dict()``): it has to cover the
-    model's whole encoder; what else it has, a classifier for instance, is ignored, and the rest of
-    the model stays as it was. A BatchNorm's ``num_batches_tracked`` may be missing.
+    ``model_state_dict``, ``model``, ``net``, ``ema`` and names of the same words, one in the other,
+    and its keys may begin with such a name, as Lightning's do. Where several fit, the most complete
+    is taken, of equals an average (EMA), and a warning tells which. Keys may carry ``module.`` or
+    ``_orig_mod.`` and the authors' older spelling (``aspp.``, ``aspp2``, ``Dab_leo.``,
+    ``ddconv3x1``). A file without a decoder is taken for an encoder (``base.``, or the bare numbers
+    of ``model.base.state_dict()``): it has to cover the model's whole encoder; what else it has, a
+    classifier for instance, is ignored, and the rest of the model stays as it was. A BatchNorm's
+    ``num_batches_tracked`` may be missing.
 
     A file that fills the whole model also tells it the names and colours of its classes, if it has
     them, as those of ``fassd train`` do (`fassd.models.info_of`).
@@ -187,8 +187,8 @@ def _weights(path: Path, content: Any, own: Set[str]) -> tuple[dict[str, Tensor]
     """The state dict in a file's content that has most keys of a model, an averaged one first.
 
     Args:
-        path: where the content is from.
-        content: what the file holds.
+        path: the file.
+        content: what it holds.
         own: the model's keys.
 
     Returns:
@@ -211,12 +211,10 @@ def _weights(path: Path, content: Any, own: Set[str]) -> tuple[dict[str, Tensor]
         name = repr(shown(key)) if isinstance(key, str) else f"a {type(key).__name__}"
         raise CheckpointError(
             f"{path} holds no state dict: {name} is a {type(value).__name__}, and "
-            f"there is none under {', '.join(map(repr, HOLDERS[:6]))} or the like"
+            "there is none under 'model', 'state_dict', 'net', 'ema' or the like"
         )
     # Without a known key, the largest.
-    found.sort(
-        key=lambda e: (e[2], not e[2] and len(e[1]), not AVERAGES.isdisjoint(e[0].split(".")))
-    )
+    found.sort(key=lambda e: (e[2], not e[2] and len(e[1]), not AVERAGED.isdisjoint(_words(e[0]))))
     place, tensors, known = found.pop()
     others = [other for other, _, count in found if 2 * count > known]
     return tensors, (place, *others)
@@ -236,9 +234,9 @@ def _holders(content: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor
             {k: v for k, v in holder.items() if isinstance(k, str) and isinstance(v, Tensor)},
         )
         queue.extend(
-            (f"{place}{name}.", holder[name])
-            for name in HOLDERS
-            if isinstance(holder.get(name), Mapping)
+            (f"{place}{name}.", part)
+            for name, part in holder.items()
+            if isinstance(part, Mapping) and isinstance(name, str) and _words(name) <= HOLDING
         )
 
 
@@ -267,10 +265,14 @@ def _prefixes(key: str) -> list[str]:
     """What may be taken off a key, from nothing to all the names of holders it begins with."""
     prefixes = [""]
     for part in key.split(".")[:MOST_HOLDERS]:
-        if part not in HOLDERS:
+        if not _words(part) <= HOLDING:
             break
         prefixes.append(f"{prefixes[-1]}{part}.")
     return prefixes
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[^._]+", name))
 
 
 def _is_known(key: str, own: Set[str]) -> bool:
@@ -285,6 +287,7 @@ def _unwrapped(key: str) -> str:
     return key
 
 
+@functools.lru_cache(4096)  # each key is looked at several times
 def _current_spelling(key: str) -> str:
     """One key of a file in the spelling of the newer checkpoints, which is the model's."""
     parts = _unwrapped(key).split(".")

@@ -1,10 +1,10 @@
 """Reading files of tensors that may be damaged, or made to do harm.
 
 Nothing in a file is ever executed: pickles go through PyTorch's restricted unpickler with a fixed
-list of what else they may name, which is the NumPy scalars that the authors' files carry. Before
-that, what would take more memory than the file holds, or break the interpreter, is looked for and
-refused. Checksums, where a file has them, are verified: those of zip archives, which PyTorch does
-not look at, and the project's own in .safetensors.
+list of what else they may name: the NumPy scalars that the authors' files carry, and arguments of
+scripts, of which nothing is made. Before that, what would take more memory than the file holds, or
+break the interpreter, is looked for and refused. Checksums are verified where a file has them:
+those of zip archives, which PyTorch does not look at, and the project's own in .safetensors.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read_content(path: Path) -> Any:
         try:
             _check_archive(file) if _is_zip(file) else _check_legacy(file)
             file.seek(0)
-            with torch.serialization.safe_globals(_numpy_globals()):
+            with torch.serialization.safe_globals(_stand_ins()):
                 return torch.load(file, map_location="cpu", weights_only=True)
         except _RefusedError as error:
             raise CheckpointError(f"{path} {error}") from None
@@ -172,6 +172,11 @@ def _check_archive(file: IO[bytes]) -> None:
         names: dict[str, str] = {}
         for record in records:
             name = record.filename.lower()  # PyTorch finds records of any case
+            if name.endswith("/constants.pkl"):
+                raise _RefusedError(
+                    "is a TorchScript program: write its weights alone, with "
+                    "torch.save(module.state_dict(), ...)"
+                )
             if name.endswith("data.pkl") and record.filename != damaged:
                 names |= _tensor_names(io.BytesIO(archive.read(record)))
     if len({key.lower() for key in names}) < len(names):
@@ -277,12 +282,25 @@ def _numeric_scalar(dtype: _Dtype, value: bytes) -> Any:
     return np.frombuffer(value, np.dtype(dtype.code).newbyteorder(dtype.order), count=1)[0]
 
 
-def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """All that a pickle may name beyond tensors and containers: what np.float64(1.0) is made of."""
+class _Setting:
+    """Stands in for what training scripts keep beside weights, without what it holds."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """All that a pickle may name beyond tensors and containers."""
     return [
         (_numeric_scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
         (_numeric_scalar, "numpy._core.multiarray.scalar"),  # NumPy 2
         (_Dtype, "numpy.dtype"),
+        (_Setting, "argparse.Namespace"),
+        *((_Setting, f"pathlib{place}.PosixPath") for place in ("", "._local")),  # Python 3.13
+        *((_Setting, f"pathlib{place}.WindowsPath") for place in ("", "._local")),
     ]
 
 

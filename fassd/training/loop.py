@@ -65,7 +65,7 @@ BEFORE_CHECKPOINT = {"recipe.yaml", DATA, "log.csv", "val.csv", "tensorboard", f
 SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
 SHOWN_PICTURES = 3  # of the validation, drawn each time
 SAME_REQUEST_S = 1.0  # `timeout`, schedulers and torchrun may signal a process twice at once
-MODEL, AVERAGE, OPTIMIZER, SCALER = "model.", "average.", "optimizer.", "scaler"
+MODEL, AVERAGE, SCALER = "model.", "average.", "scaler"
 
 
 class DivergedError(RuntimeError):
@@ -659,7 +659,7 @@ class Trainer:
             for key, value in self.average.state_dict().items():
                 tensors[f"{AVERAGE}{key}"] = value
         for key, value in files.flatten_optimizer(self.optimizer).items():
-            tensors[f"{OPTIMIZER}{key}"] = value
+            tensors[f"{files.OPTIMIZER}{key}"] = value
         scale = {SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else {}
         files.save_state(self.folder, tensors, {**self._facts(), **scale})
 
@@ -674,7 +674,7 @@ class Trainer:
         self.model.load_state_dict(part(MODEL))
         if self.average is not None:
             self.average.load_state_dict(part(AVERAGE))
-        files.restore_optimizer(self.optimizer, part(OPTIMIZER))
+        files.restore_optimizer(self.optimizer, part(files.OPTIMIZER))
         if SCALER in facts:
             self.scaler.load_state_dict(facts[SCALER])
 

@@ -50,9 +50,9 @@ class Fused(nn.Module):
     was exchanged for another kind, or has a ``forward``, ``_conv_forward`` or ``weight`` that is
     not its class's, be it the part's own, a subclass's, or put into a class of PyTorch or of this
     project; inside ``torch.func`` transforms and forward-mode AD; and in ``torch.onnx.export`` and
-    ``torch.fx.symbolic_trace``, whose graphs then hold standard operators alone. Not noticed are methods that are put into
-    somebody else's class once its modules were taken over, and, in a compiled or exported module,
-    methods that are replaced later.
+    ``torch.fx.symbolic_trace``, whose graphs then hold standard operators alone. Not
+    noticed are methods that are put into somebody else's class once its modules were taken over,
+    and, in a compiled or exported module, methods that are replaced later.
 
     Attributes:
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`.

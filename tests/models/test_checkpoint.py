@@ -1,8 +1,10 @@
 """Reading checkpoints of every accepted kind, and refusing the others without a trace."""
 
+import argparse
 import os
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,7 @@ OTHERS = {
     "net": lambda net: {"net": net.state_dict()},
     "network": lambda net: {"network": with_prefix("module.", net)},
     "ema": lambda net: {"ema": net.state_dict()},
+    "ema_model_state_dict": lambda net: {"ema_model_state_dict": net.state_dict()},
     "ema.module": lambda net: {"ema": {"module": net.state_dict(), "updates": 7}},
     "averaged": averaged,
     "averaged below": lambda net: {"ema": averaged(net), "model": {"epoch": 3}},
@@ -111,6 +114,10 @@ OTHERS = {
         "state_dict": {**with_prefix("model.", net), "loss.weight": torch.ones(19)},
         "pytorch-lightning_version": "2.5",
         "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}],
+    },
+    "arguments": lambda net: {
+        "model": net.state_dict(),
+        "args": argparse.Namespace(lr=0.1, output=Path("runs")),
     },
     "old spelling": lambda net: {
         "net": {f"model.{old_spelling(key)}": value for key, value in net.state_dict().items()}
@@ -171,9 +178,14 @@ def test_a_module_whose_own_names_are_of_wrappers(tmp_path):
     assert "unexpected (1): net.more" in refused(target, tmp_path / "more.pth")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_whole_module_is_refused_with_the_remedy(model, trained, tmp_path):
     torch.save(trained, tmp_path / "module.pth")
     assert "torch.save(model.state_dict(), ...)" in refused(model, tmp_path / "module.pth")
+    torch.save({"ema": trained, "model": trained.state_dict()}, tmp_path / "inside.pth")
+    assert "torch.save(model.state_dict(), ...)" in refused(model, tmp_path / "inside.pth")
+    torch.jit.script(torch.nn.Linear(2, 3)).save(tmp_path / "script.pt")
+    assert "is a TorchScript program" in refused(model, tmp_path / "script.pt")
 
 
 def test_half_precision_file_is_converted(trained, model, tmp_path):
