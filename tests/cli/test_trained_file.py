@@ -9,15 +9,18 @@ from PIL import Image
 from training.fakes import street
 
 from fassd.bench import calibrate
+from fassd.cli.predict import build_segmenter
 from fassd.cli.serve import _catalog, _offered, _try_out
-from fassd.data import normalize
+from fassd.data import load_card, normalize
 from fassd.export import ExportedNetwork
 from fassd.images import write_image
-from fassd.models import NetworkInfo, create_model
+from fassd.models import NetworkInfo, create_model, info_of, load
 from fassd.models.info import read_info, remember
-from fassd.palette import ClassInfo
+from fassd.palette import ClassInfo, classes_of
 from fassd.serve.engine import Choice, Networks
 from fassd.serve.schemas import Limits, class_table
+from fassd.training.loop import Trainer
+from fassd.training.recipe import load_recipe
 from fassd.training.state import save_weights
 
 PLANTS = (
@@ -58,16 +61,10 @@ def plants(tmp_path_factory):
     model = create_model("fassd_net_l2", 4, 3)
     remember(model, NetworkInfo.of("fassd_net_l2", 3, PLANTS))
     calibrate(model, torch.from_numpy(normalize(street(2)[0]))[None])
-    facts = {"step": 1, "network": read(model).to_json()}
+    facts = {"step": 1, "network": info_of(model).to_json()}
     save_weights(folder / "best.safetensors", model, facts)
     torch.save(model.state_dict(), folder / "nameless.pth")
     return folder
-
-
-def read(model):
-    from fassd.models import info_of
-
-    return info_of(model)
 
 
 def colours(path):
@@ -92,6 +89,19 @@ def test_training_writes_what_every_command_needs(plants, tmp_path, run_fassd):
         assert read_info(tmp_path / f"{name}.safetensors") == NetworkInfo.of(
             "fassd_net_l2", 3, PLANTS
         )
+
+
+def test_training_starts_from_a_head_of_the_same_classes_by_name(plants, tmp_path):
+    settings = {"model": "fassd_net_l2", "alpha": 3, "workers": 0, "accelerate": False}
+    start = str(plants / "best.safetensors")
+    recipe = load_recipe("demo").replace(**settings, weights=start, ema=None)
+    own = load(start).finalConv
+    for card, order in (("card", range(4)), ("reordered", ORDER), ("renamed", range(4))):
+        trainer = Trainer(recipe, load_card(plants / f"{card}.yaml"), tmp_path / card)
+        head = trainer.model.finalConv
+        assert torch.equal(head.weight, own.weight[list(order)])
+        assert torch.equal(head.bias, own.bias[list(order)])
+        assert [name for name, _ in classes_of(trainer.model)] == trainer.train_set.card.class_names
 
 
 def test_predict_paints_the_files_colours(plants, tmp_path, run_fassd):
@@ -223,8 +233,6 @@ def test_serve_offers_each_file_with_its_classes(plants):
     assert list(offered) == ["fassd_net_l2", "fassd_net"]
     alone = _offered(None, str(plants / "best.safetensors"), None, None)
     assert list(alone.values()) == [offered["fassd_net_l2"]]
-    from fassd.cli.predict import build_segmenter
-
     networks = Networks(lambda choice: build_segmenter(offered[choice.model], *choice[1:], "cpu"))
     choices = [Choice(name, "auto", "float32") for name in offered]
     models = [_try_out(networks, choice, offered[choice.model]) for choice in choices]
