@@ -19,8 +19,7 @@ __all__ = [
     "classes_of",
     "colorize",
     "default_classes",
-    "known_names",
-    "matching_labels",
+    "labels_by_name",
     "overlay",
     "palette",
 ]
@@ -105,53 +104,46 @@ def classes_of(network: nn.Module) -> tuple[ClassInfo, ...]:
     Those that its file gave it, be it of weights or of `fassd export`; else `default_classes`, of
     19 for a module without `num_classes`.
     """
-    from fassd.models.info import info_of
+    from fassd.models import info_of
 
-    exported = getattr(network, "metadata", None)
-    if exported is not None:
-        return exported.classes
     info = info_of(network)
     if info is None or not info.class_names:
         return default_classes(getattr(network, "num_classes", len(CITYSCAPES)))
     return _classes(info.class_names, info.colors or palette(info.num_classes).tolist())
 
 
-def known_names(network: nn.Module) -> list[str] | None:
-    """Names of a network's classes; None if its file does not tell them."""
-    from fassd.models.info import info_of
+def labels_by_name(network: nn.Module, data: Sequence[str]) -> list[int] | None:
+    """The data's label of each of a network's classes; None if they are the same.
 
-    exported = getattr(network, "metadata", None)
-    if exported is not None:
-        names = [info.name for info in exported.classes]
-        numbered = names == class_names(len(names)) and len(names) != len(CITYSCAPES)
-        return None if numbered else names
-    info = info_of(network)
-    return list(info.class_names) if info is not None and info.class_names else None
-
-
-def matching_labels(network: Sequence[str], data: Sequence[str]) -> list[int]:
-    """The data's label of each of a network's classes, by name.
+    So they are, too, if the network does not know the names of its classes, or knows numbers alone.
 
     Args:
-        network: names of the network's classes, in the order of its labels.
-        data: names of the data's classes; the same in any order.
+        network: any; `classes_of` has its names.
+        data: names of the data's classes, the same as the network's in any order.
 
     Raises:
         ValueError: they are not the same; the message tells how they differ.
     """
-    if list(network) == list(data):
-        return list(range(len(data)))
-    if sorted(network) == sorted(data) and len(set(data)) == len(data):
-        return [data.index(name) for name in network]
-    sides = (("network", network, data), ("data", data, network))
+    from fassd.models import info_of
+
+    info = info_of(network)
+    own, data = list(info.class_names) if info is not None else [], list(data)
+    if not own or own == data:
+        return None
+    if sorted(own) == sorted(data) and len(set(data)) == len(data):
+        return [data.index(name) for name in own]
+    numbered = [f"class {index}" for index in range(len(data))]
+    if own == numbered:
+        return None
+    sides = (("network", own, data), ("data", data, own))
     differences = [
         f"only the {side} has {_some([name for name in one if name not in other])}"
         for side, one, other in sides
         if not set(one) <= set(other)
     ]
     what = "the network's classes are not those of the data"
-    if len(network) != len(data):
-        what = f"the network has {len(network)} classes, but the data's labels have {len(data)}"
+    if len(own) != len(data):
+        what = f"the network has {len(own)} classes, but the data's labels have {len(data)}"
     raise ValueError(f"{what}: {'; '.join(differences) or 'a name stands twice'}")
 
 

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from torch import nn
 
-from fassd.palette import CITYSCAPES, class_names, colorize, overlay, palette
+from fassd.models import NetworkInfo
+from fassd.models.info import remember
+from fassd.palette import CITYSCAPES, class_names, colorize, labels_by_name, overlay, palette
 
 
 def test_cityscapes_classes_and_colors():
@@ -84,3 +87,39 @@ def test_overlay_names_what_is_wrong():
         overlay(image, np.zeros((2, 3), np.uint8), 1.5)
     with pytest.raises(ValueError, match=r"image must be uint8 of shape \(3, 2, 3\)"):
         overlay(image, np.zeros((3, 2), np.uint8))
+
+
+def named(*names):
+    network = nn.Identity()
+    remember(network, NetworkInfo("fassd_net", 2, names))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("own", "data", "labels"),
+    [
+        (("a", "b", "c"), ("c", "a", "b"), [1, 2, 0]),
+        (("a", "b"), ("a", "b"), None),
+        ((), ("b", "a"), None),  # unknown
+        (("class 0", "class 1"), ("b", "a"), None),  # numbers alone
+        (("class 0", "class 1"), ("class 1", "class 0"), [1, 0]),
+    ],
+)
+def test_labels_are_matched_by_name(own, data, labels):
+    assert labels_by_name(named(*own), data) == labels
+
+
+@pytest.mark.parametrize(
+    ("own", "data", "told"),
+    [
+        (("a", "b"), ("a", "c"), r"network's classes .*: only the network has 'b'; .* has 'c'$"),
+        (("a", "b"), ("a", "b", "c"), "has 2 classes, .* have 3: only the data has 'c'$"),
+        (("a", "B"), ("a", "b"), "only the network has 'B'; only the data has 'b'$"),
+        (("a", "a"), ("a", "b"), "only the data has 'b'$"),
+        (("a", "a", "b"), ("a", "b", "a"), "a name stands twice$"),
+        (tuple("abcdefghi"), tuple("ijklmnopq"), r"has 'a', 'b', 'c', 'd', 'e', 'f' and 2 more;"),
+    ],
+)
+def test_classes_that_differ_are_named(own, data, told):
+    with pytest.raises(ValueError, match=told):
+        labels_by_name(named(*own), data)

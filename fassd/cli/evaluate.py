@@ -33,8 +33,6 @@ from fassd.cli.common import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import torch
 
     from fassd.data.card import Card
@@ -279,6 +277,7 @@ def compare(
     """
     from fassd.data import SegmentationDataset, load_card
     from fassd.images import check_folder, write_image
+    from fassd.palette import labels_by_name
     from fassd.panel import draw_panel
     from fassd.predict import pick_device
 
@@ -293,7 +292,7 @@ def compare(
     _check_indices(indices, len(dataset), split)
     home = pick_device(device)
     segmenters = [_segmenter(each.chosen, backend, dtype, home) for each in networks]
-    labels = [_labels_by_name(each, dataset.card) for each in segmenters]
+    labels = [labels_by_name(each.model, card.class_names) for each in segmenters]
     if any(each.chosen.weights == "synthetic" for each in networks):
         tell_weights("synthetic")
     untrained = [each.chosen.model for each in networks if each.chosen.weights is None]
@@ -336,24 +335,10 @@ def _networks(
     ]
 
 
-def _labels_by_name(segmenter: Segmenter, card: Card) -> npt.NDArray[np.uint8]:
-    """The card's label of each of a network's classes.
-
-    Raises:
-        ValueError: the network knows the names of its classes, and they are not the card's.
-    """
-    import numpy as np
-
-    from fassd.palette import known_names, matching_labels
-
-    names = known_names(segmenter.model) or card.class_names
-    return np.array(matching_labels(names, card.class_names), np.uint8)
-
-
 def _row(
     sample: Sample,
     segmenters: list[Segmenter],
-    by_name: list[npt.NDArray[np.uint8]],
+    by_name: list[list[int] | None],
     card: Card,
     scores: bool,
 ) -> tuple[list[Tile], set[int]]:
@@ -367,7 +352,9 @@ def _row(
     tiles = [Tile(sample.image, sample.path.stem), truth]
     occurring = set(np.unique(sample.labels).tolist())
     for segmenter, labels_of in zip(segmenters, by_name, strict=True):
-        labels = labels_of[segmenter.predict(sample.image)]
+        labels = segmenter.predict(sample.image)
+        if labels_of is not None:
+            labels = np.array(labels_of, np.uint8)[labels]
         caption = _own_miou(sample, labels, card) if scores else ""
         tiles.append(Tile(colorize(labels, card.palette), caption))
         occurring |= set(np.unique(labels).tolist())

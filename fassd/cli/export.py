@@ -179,8 +179,6 @@ def export(
     if model is None and weights is None:
         raise ValueError("MODEL must be a network's name, or --weights a file of fassd train")
     chosen = pick_network(model, weights, classes, alpha, default_classes=len(infos) or 19)
-    assert chosen.classes is not None
-    assert chosen.alpha is not None
     request = Request(
         model=chosen.model,
         format=kind,

@@ -54,16 +54,17 @@ def info(
         console().print(_variants())
         return
     from fassd.complexity import analyze
-    from fassd.models import create_model
+    from fassd.models import create_model, info_of
     from fassd.models.zoo import is_weights_file
-    from fassd.palette import classes_of, known_names
+    from fassd.palette import classes_of
 
     if weights is None and not is_weights_file(name):
         weights = "random"
     chosen = pick_network(name, weights, classes, alpha)
     network = create_model(chosen.model, chosen.classes, chosen.alpha, weights=chosen.weights)
     console().print(analyze(network, input_, name=chosen.model))
-    if known_names(network) is not None:
+    known = info_of(network)
+    if known is not None and known.class_names:
         console().print("classes:", *map(swatch, classes_of(network)))
 
 

@@ -15,6 +15,7 @@ from fassd.data.transforms import MEAN, STD
 from fassd.export.metadata import ExportError
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.runtimes import SUFFIXES, open_runtime
+from fassd.models.info import NetworkInfo, remember
 
 __all__ = ["ExportedNetwork", "default_device", "is_exported"]
 
@@ -62,6 +63,8 @@ class ExportedNetwork(nn.Module):
         self.path = Path(path)
         home = torch.device(device or default_device(path))
         self.metadata, self._run = open_runtime(self.path, runtime, home)
+        data = self.metadata
+        remember(self, NetworkInfo.of(data.variant, data.alpha, data.classes))
         self.eval()
 
     @property

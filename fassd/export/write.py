@@ -22,8 +22,8 @@ import fassd
 from fassd.data.transforms import normalize
 from fassd.export.metadata import DTYPES, FORMATS, OUTPUTS, ExportError, Metadata
 from fassd.export.network import Deployed
-from fassd.models.zoo import create_model
-from fassd.palette import ClassInfo, classes_of, known_names, matching_labels
+from fassd.models.zoo import create_model, settled
+from fassd.palette import ClassInfo, classes_of, labels_by_name
 
 __all__ = ["FORMAT_OF", "SUFFIX_OF", "Exporter", "Request", "staged"]
 
@@ -66,7 +66,7 @@ class Request:
     Attributes:
         model: a name of `fassd.list_models()`.
         format: of `FORMATS`.
-        weights, num_classes, alpha: as of `fassd.create_model`.
+        weights, num_classes, alpha: as of `fassd.create_model`; None becomes what it stands for.
         size: (H, W), or None for any size.
         batch: pictures of a call.
         dtype: of `DTYPES_OF` the format; inputs and outputs stay float32 or uint8.
@@ -87,8 +87,8 @@ class Request:
     model: str
     format: str
     weights: str | None = None
-    num_classes: int = 19
-    alpha: int = 2
+    num_classes: int | None = None
+    alpha: int | None = None
     size: tuple[int, int] | None = (1024, 2048)
     batch: int = 1
     dtype: str = "float32"
@@ -110,10 +110,13 @@ class Request:
             raise ExportError(
                 f"dtype must be {', '.join(dtypes)} for {self.format}, got {self.dtype!r}"
             )
-        if self.output == "labels" and self.num_classes > MAX_LABELS:
+        _, count, alpha = settled(self.weights, self.model, self.num_classes, self.alpha)
+        object.__setattr__(self, "num_classes", count)
+        object.__setattr__(self, "alpha", alpha)
+        if self.output == "labels" and count > MAX_LABELS:
             raise ExportError(
                 f"labels are uint8, for at most {MAX_LABELS} classes, and the network has "
-                f"{self.num_classes}: export logits"
+                f"{count}: export logits"
             )
         if self.format in PROGRAMS and self.backend not in BACKENDS:
             raise ExportError(
@@ -167,7 +170,7 @@ class Exporter:
         self.metadata = Metadata(
             format=request.format,
             variant=request.model,
-            alpha=request.alpha,
+            alpha=self.source.alpha,
             weights=None if request.weights is None else Path(request.weights).name,
             classes=self._classes(),
             dtype=request.dtype,
@@ -182,11 +185,9 @@ class Exporter:
 
     def _classes(self) -> tuple[ClassInfo, ...]:
         """The request's classes, in the order of the network's where its names are known."""
-        wanted, names = self.request.classes, known_names(self.source)
-        if not wanted:
-            return classes_of(self.source)
-        own = names or [info.name for info in wanted]
-        return tuple(wanted[i] for i in matching_labels(own, [info.name for info in wanted]))
+        wanted = self.request.classes or classes_of(self.source)
+        places = labels_by_name(self.source, [info.name for info in wanted])
+        return wanted if places is None else tuple(wanted[place] for place in places)
 
     def _network(self) -> tuple[nn.Module, str | None]:
         """The network to trace, and the backend that it calls."""

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fassd.data.transforms import normalize
 from fassd.images import ImageError
 from fassd.models.layers import logits_of
-from fassd.palette import known_names, matching_labels
+from fassd.palette import labels_by_name
 from fassd.training.distributed import all_gather, rank, world_size
 from fassd.training.metrics import ConfusionMatrix, Scores
 
@@ -165,7 +165,7 @@ def evaluate(
 
     The predicted class is the one of the largest logit; with several `scales`, or `flip`, the one
     of the largest mean probability over all views of the picture. Where the network knows the names
-    of its classes (`fassd.palette.known_names`), it is the data's class of that name.
+    of its classes, it is the data's class of that name (`fassd.palette.labels_by_name`).
 
     In a torch.distributed group process r takes the pictures r, r + world size, ... and every
     process returns the same scores, which are those of a single process: counts are whole numbers.
@@ -199,7 +199,7 @@ def evaluate(
     scales = _checked_scales(scales)
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the wrapper waits for all processes in each call, of unequal shares
-    labels = _labels_by_name(model, dataset.card)
+    labels = labels_by_name(model, dataset.card.class_names)
     _check_head(getattr(model, "num_classes", None), dataset.card)
     share = _Share(ConfusionMatrix(dataset.card.num_classes))
     failure: Exception | None = None
@@ -342,7 +342,7 @@ def _resized(
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _count(share: _Share, sample: _Sample, scores: Tensor, labels: Tensor | None) -> Tensor:
+def _count(share: _Share, sample: _Sample, scores: Tensor, labels: list[int] | None) -> Tensor:
     """Add the picture to the matrix; the predicted classes, (H, W) uint8.
 
     Args:
@@ -350,7 +350,7 @@ def _count(share: _Share, sample: _Sample, scores: Tensor, labels: Tensor | None
     """
     predicted = scores[0].argmax(0)
     if labels is not None:
-        predicted = labels.to(predicted.device)[predicted]
+        predicted = torch.tensor(labels, device=predicted.device)[predicted]
     with _naming(sample.path):
         share.matrix.update(sample.labels, predicted)
     share.count += 1
@@ -399,14 +399,6 @@ def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales must be one or more positive numbers, got {tuple(scales)}")
     return tuple(scales)
-
-
-def _labels_by_name(model: nn.Module, card: _Card) -> Tensor | None:
-    """The card's label of each of the model's; None if they are the same, or names are unknown."""
-    names = known_names(model)
-    if names is None or names == list(card.class_names):
-        return None
-    return torch.tensor(matching_labels(names, card.class_names))
 
 
 def _check_head(head: Any, card: _Card) -> None:

@@ -42,7 +42,7 @@ from fassd.images import ImageError, check_folder, replacing, write_image
 from fassd.models import NetworkInfo, create_model, load_checkpoint
 from fassd.models.info import info_of, remember
 from fassd.models.zoo import weights_file
-from fassd.palette import colorize, known_names, matching_labels
+from fassd.palette import colorize, labels_by_name
 from fassd.panel import Tile, draw_panel
 from fassd.training import state as files
 from fassd.training.distributed import in_main, is_main, rank, sum_over_ranks, world_size
@@ -736,11 +736,13 @@ def _trouble(what: str, write: Any, *arguments: Any) -> str | None:
 
 def _reorder_head(model: Any, wanted: list[str]) -> None:
     """Put the head's channels into another order of the classes, if weights gave it these."""
-    names = known_names(model)
-    if names is not None and names != wanted and sorted(names) == sorted(wanted):
-        order = matching_labels(wanted, names)
+    try:
+        labels = labels_by_name(model, wanted)
+    except ValueError:  # other classes, which begin with what the head has
+        return
+    if labels is not None:
         for parameter in model.finalConv.parameters():
-            parameter.data = parameter.data[order]
+            parameter.data = parameter.data[np.argsort(labels)]
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

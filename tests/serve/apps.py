@@ -58,8 +58,9 @@ def build(load=load, **settings):
         "batch": 4,
         "timeout_s": 20.0,
     } | {name: settings.pop(name) for name in list(settings) if name in Limits.model_fields}
+    models = [ModelInfo(name=MODEL, title="FASSD-Net-L2", weights="synthetic")]
     catalog = Catalog(
-        models=[ModelInfo(name=MODEL, title="FASSD-Net-L2", weights="synthetic")],
+        models=models + settings.pop("others", []),
         backends=["auto", "reference"],
         dtypes=["float32", "bfloat16"],
         defaults=Defaults(**CHOICE._asdict()),

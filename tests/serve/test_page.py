@@ -9,11 +9,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serve.apps import build, encoded, listening, street
-from serve.browser import with_browser
+from serve.apps import CHOICE, build, encoded, listening, load, street
+from serve.browser import Browser, with_browser
 
-from fassd.palette import CITYSCAPES
+from fassd.palette import CITYSCAPES, ClassInfo
 from fassd.serve.page import FILES
+from fassd.serve.schemas import ModelInfo, class_table
 
 NAMES = [info.name for info in CITYSCAPES]
 
@@ -233,3 +234,27 @@ def test_a_server_that_went_away_is_told(browser):
     with listening(app) as url:
         opened(browser, url, "start=camera")
     browser.wait("document.querySelector('#alert').textContent == 'The server does not answer.'")
+
+
+@with_browser
+def test_the_legend_has_the_classes_of_the_chosen_network(browser):
+    plants = class_table([ClassInfo(f"plant {i}", (i, 200, 3)) for i in range(19)])
+    other = ModelInfo(name="plants", title="Plants", weights="own", classes=plants)
+    app, _, _ = build(
+        max_pixels=1024 * 1024, others=[other], load=lambda choice: load(CHOICE)
+    )  # fmt: skip
+    with listening(app) as url:
+        opened(browser, url, "start=example&opacity=100")
+        assert "road" in browser.text("#legend") and "plant" not in browser.text("#legend")
+        browser.evaluate(
+            "(() => { const s = document.querySelector('#model'); s.value = 'plants';"
+            " s.dispatchEvent(new Event('change')); })()"
+        )
+        browser.wait("document.querySelector('#legend').textContent.includes('plant 18')")
+        settled(browser)
+        assert "road" not in browser.text("#legend")
+        browser.move(*place(browser, 0.5, 0.95))
+        name = browser.text("#tip")
+        assert name.startswith("plant ")
+        assert pixel(browser, 0.5, 0.95) == [int(name.removeprefix("plant ")), 200, 3]
+        assert browser.complaints == []

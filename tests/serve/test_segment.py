@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from serve.apps import MODEL, encoded, post, serving, street
+from serve.apps import CHOICE, MODEL, encoded, load, post, serving, street
 
-from fassd.palette import CITYSCAPES
+from fassd.palette import CITYSCAPES, ClassInfo
 from fassd.predict import Segmenter
+from fassd.serve.schemas import ModelInfo, class_table
 
 
 def labels_of(answer):
@@ -53,6 +54,20 @@ def test_run_lengths_tell_classes_and_shares(client):
     assert all(one != other for one, other in itertools.pairwise(values))
     timing = body["timing_ms"]
     assert 0 < timing["network"] < timing["total"] and body["batch"] == 1
+
+
+def test_each_network_tells_its_own_classes():
+    plants = class_table([ClassInfo(f"plant {i}", (i, 200, 3)) for i in range(19)])
+    other = ModelInfo(name="plants", title="Plants", weights="own", classes=plants)
+    with serving(others=[other], load=lambda choice: load(CHOICE)) as (client, _):
+        own, others = (info["classes"] for info in client.get("/v1/models").json()["models"])
+        assert own is None
+        assert others == [entry.model_dump(mode="json") for entry in plants]
+        known = {MODEL: CITYSCAPES[0], "plants": ("plant 0", [0, 200, 3])}
+        for model, (name, color) in known.items():
+            body = post(client, encoded(street()), format="rle", model=model).json()
+            entry = body["classes"][0]
+            assert (entry["id"], entry["name"], entry["color"]) == (0, name, list(color))
 
 
 def test_every_step_is_timed(client):

@@ -19,7 +19,8 @@ from training.fakes import CLASSES, FakeDataset, random_network
 from fassd.bench import calibrate
 from fassd.data.transforms import normalize
 from fassd.images import ImageError
-from fassd.models import create_model
+from fassd.models import NetworkInfo, create_model
+from fassd.models.info import remember
 from fassd.predict import Segmenter, accelerated
 from fassd.training import ConfusionMatrix, evaluate
 
@@ -223,6 +224,22 @@ def test_scales_are_checked(scales):
 
 
 # ----------------------------------------------------------------------------------- what it tells
+
+
+def test_classes_are_matched_by_name():
+    model, dataset, seen = random_network(), FakeDataset(3), []
+    evaluation = evaluate(model, dataset)
+    order = [2, 0, 3, 1]
+    remember(model, NetworkInfo("fassd_net", 2, tuple(f"kind {i}" for i in order)))
+    renamed = evaluate(model, dataset, on_sample=lambda *what: seen.append(what[2]))
+    places = np.argsort(order).tolist()  # of each kind among the network's classes
+    assert torch.equal(renamed.matrix, evaluation.matrix[:, places])
+    assert renamed.class_names == evaluation.class_names
+    counts = np.bincount(np.concatenate([labels.ravel() for labels in seen]), minlength=CLASSES)
+    assert np.count_nonzero(counts) > 2
+    remember(model, NetworkInfo("fassd_net", 2, ("kind 0", "kind 1", "kind 2", "sort 3")))
+    with pytest.raises(ValueError, match="only the network has 'sort 3'"):
+        evaluate(model, dataset)
 
 
 def test_json_and_table():

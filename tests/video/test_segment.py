@@ -51,6 +51,15 @@ def test_uneven_times_and_sound_are_kept(tmp_path):
     assert summary.fps == summary.frames / summary.seconds
 
 
+def test_the_colours_are_the_segmenters(tmp_path):
+    segmenter = Bands()
+    segmenter.palette = np.full((16, 3), (200, 100, 50), np.uint8)
+    clip = write_clip(tmp_path / "in.mp4", 2)
+    segment_video(open_video(str(clip)), tmp_path / "out.mp4", segmenter, view="labels")
+    for _, frame in decoded(tmp_path / "out.mp4"):
+        assert np.abs(frame.astype(np.int16) - (200, 100, 50)).max() < 8
+
+
 def test_frame_rate_and_last_frame_are_kept(tmp_path):
     clip = write_clip(tmp_path / "in.mp4", 12, fps=Fraction(30000, 1001))
     segmented(clip, tmp_path / "out.mp4")
