@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from fassd.cli.common import Device, Threads, app, console, say, set_threads
+from fassd.untrusted import read_text, read_yaml, shortened, shown
 
 if TYPE_CHECKING:
     from fassd.training.evaluation import Evaluation
@@ -163,9 +164,11 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not found or not name:
         raise typer.BadParameter(f"--set takes NAME=VALUE, got {text!r}")
     try:
-        return name.strip().replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise typer.BadParameter(f"--set {text}: {value!r} is no YAML value") from error
+        return name.strip().replace("-", "_"), read_yaml(value)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--set {shortened(name, 40)}: {shown(value)} is no YAML value ({error})"
+        ) from error
 
 
 def _recipe(preset: str, changes: dict[str, Any]) -> Recipe:
@@ -195,9 +198,9 @@ def _remembered(
         return data, root
     if resume and (output / DATA).is_file():
         try:
-            entry = yaml.safe_load((output / DATA).read_text(encoding="utf-8"))
+            entry = read_yaml(read_text(output / DATA))
             return entry["data"], None if entry["root"] is None else Path(entry["root"])
-        except (yaml.YAMLError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{output / DATA} is damaged: give --data") from error
     raise ValueError("--data is needed: a folder, a card's file, or a shipped card's name")
 

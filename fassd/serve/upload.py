@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fassd.images import ImageError, pil_to_rgb
+from fassd.untrusted import shown
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -64,7 +65,7 @@ async def read_upload(request: Request, max_bytes: int, seconds: float) -> bytes
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_form = kind == "multipart/form-data"
     if not (is_form or kind.startswith("image/")):
-        raise RefusedError(415, f"the content type {kind!r} is not accepted; {ACCEPTED}")
+        raise RefusedError(415, f"the content type {shown(kind)} is not accepted; {ACCEPTED}")
     limit = max_bytes + (FORM_BYTES if is_form else 0)
     try:
         with anyio.fail_after(seconds):

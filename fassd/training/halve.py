@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fassd.images import replacing
+from fassd.untrusted import read_json
 
 __all__ = ["halve"]
 
@@ -40,7 +41,7 @@ def halve(source: Path, target: Path) -> None:
 
 def _portable(metadata: dict[str, str]) -> dict[str, str]:
     """The notes without a path that only the machine of the training has."""
-    facts = json.loads(metadata.get("fassd", "{}"))
+    facts = read_json(metadata.get("fassd", "{}"))
     start = facts.get("recipe", {}).get("weights")
     if start is None:
         return metadata

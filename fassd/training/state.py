@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fassd.images import replacing
+from fassd.untrusted import read_json
 
 __all__ = ["latest_state", "save_state", "save_weights"]
 
@@ -110,7 +111,7 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
-        facts = json.loads((file.metadata() or {})["fassd"])
+        facts = read_json((file.metadata() or {})["fassd"])
         return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
 
 
