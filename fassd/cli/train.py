@@ -199,7 +199,10 @@ def _remembered(
     if resume and (output / DATA).is_file():
         try:
             entry = read_yaml(read_text(output / DATA))
-            return entry["data"], None if entry["root"] is None else Path(entry["root"])
+            data, folder = entry["data"], entry["root"]
+            if not isinstance(data, str) or not isinstance(folder, str | None):
+                raise TypeError
+            return data, None if folder is None else Path(folder)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{output / DATA} is damaged: give --data") from error
     raise ValueError("--data is needed: a folder, a card's file, or a shipped card's name")
