@@ -23,8 +23,8 @@ OUTPUTS = ("logits", "labels")
 
 MOST_BATCH = 1024
 MOST_SIDE = 65_535
-MOST_PIXELS = 1 << 28
-"""Of a batch: 3.2 GB where they are float32."""
+MOST_PIXELS = 1 << 27
+"""Of a batch: 1.6 GB where they are float32."""
 MOST_CLASSES = 65_536
 MOST_TEXT = 1000
 """Characters of a name."""

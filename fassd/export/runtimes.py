@@ -244,6 +244,8 @@ def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
         return start(path, device)
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{path}: its metadata is no text ({error})") from error
 
 
 def checked(text: object, *formats: str) -> Metadata:

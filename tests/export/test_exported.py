@@ -308,6 +308,17 @@ def test_metadata_that_is_deep_or_long_is_refused(tmp_path):
         ExportedNetwork(tmp_path / "bomb.pt2")
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_metadata_that_is_no_text_is_refused(tmp_path, runtime):
+    foreign_onnx(tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    model.metadata_props.add(key="fassd", value="plant")
+    data = model.SerializeToString().replace(b"plant", b"pl\xffnt")
+    (tmp_path / "net.onnx").write_bytes(data)
+    with pytest.raises(ExportError, match=r"net\.onnx: its metadata is no text"):
+        ExportedNetwork(tmp_path / "net.onnx", runtime)
+
+
 def test_a_batch_that_no_memory_holds_is_refused():
     network = ExportedNetwork.__new__(ExportedNetwork)
     torch.nn.Module.__init__(network)
