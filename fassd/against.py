@@ -13,7 +13,7 @@ round to round, such as where arrays lie in memory, it cannot see; a tolerance a
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from rich.text import Text
 from fassd import bench, peer_report, peers, speed
 from fassd.bench import Job, heading, plain_table
 from fassd.predict import pick_device
+from fassd.untrusted import read_json, read_text, shortened, shown
 
 __all__ = [
     "FEWEST_ROUNDS",
@@ -57,6 +58,12 @@ RESAMPLES = 10_000
 
 FEWEST_ROUNDS = 5
 """Of fewer rounds than these, resampling tells next to nothing: four give 35 distinct samples."""
+
+MOST_BYTES = 1 << 26
+"""Of a file; thousands of rounds have fewer than a million."""
+
+LARGEST = 1 << 16
+"""What a job may have of anything: sides, pictures, rounds, threads."""
 
 ACCEPTED = "accepted is a file that `fassd bench --json` or `fassd bench --peers --json` wrote"
 
@@ -204,14 +211,14 @@ def read_baseline(file: Path) -> Baseline:
         OSError: it cannot be read.
     """
     try:
-        record = json.loads(file.read_bytes())
+        record = read_json(read_text(file, MOST_BYTES))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); {ACCEPTED}") from error
     try:
         _expect(record, "it", {"environment": dict})
         return Baseline(file, record["environment"], _read(record), "comparisons" in record)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}; {ACCEPTED}") from error
+        raise ValueError(f"{file}: {shortened(str(error), 400)}; {ACCEPTED}") from error
 
 
 def _read(record: dict[str, Any]) -> tuple[Rounds, ...]:
@@ -242,7 +249,7 @@ def _read_job(part: Any, where: str, with_peers: bool) -> Rounds:
             continue
         name = row["name"]
         if name not in known:
-            raise ValueError(f"unknown path {name!r} in {where}, known are {', '.join(known)}")
+            raise ValueError(f"unknown path {shown(name)} in {where}, known are {', '.join(known)}")
         _expect(row, f"{name} of {where}", {"labels_equal_percent": float | int})
         seconds[name], labels[name] = row["seconds"], row["labels_equal_percent"]
         if not seconds[name] or not all(_is_time(value) for value in seconds[name]):
@@ -252,7 +259,10 @@ def _read_job(part: Any, where: str, with_peers: bool) -> Rounds:
     if len({len(values) for values in seconds.values()}) > 1:
         numbers = ", ".join(f"{len(values)} of {name}" for name, values in seconds.items())
         raise ValueError(f"{where} must have the same rounds of every path, has {numbers}")
-    return Rounds(job, known[0], seconds, labels, part.get("notes", ()))
+    notes = part.get("notes", ())
+    if not isinstance(notes, list | tuple) or not all(isinstance(note, str) for note in notes):
+        raise ValueError(f"notes of {where} must be a list of text, got {shown(notes)}")
+    return Rounds(job, known[0], seconds, labels, notes)
 
 
 def _job(record: dict[str, Any], where: str, with_peers: bool) -> Job:
@@ -271,9 +281,12 @@ def _job(record: dict[str, Any], where: str, with_peers: bool) -> Job:
     unknown = [name for name in record if name not in kinds]
     if unknown:
         raise ValueError(f"{where} has {_listed(unknown)}, known are {_listed(kinds)}")
+    for name, value in record.items():
+        if isinstance(value, int) and name != "seed" and not 0 <= value <= LARGEST:
+            raise ValueError(f"{name} of {where} must be 0 to {LARGEST:,}, got {shown(value)}")
     size = record["size"]
-    if len(size) != 2 or not all(isinstance(side, int) for side in size):
-        raise ValueError(f"size of {where} must be height and width, got {size!r}")
+    if len(size) != 2 or not all(isinstance(it, int) and 0 < it <= LARGEST for it in size):
+        raise ValueError(f"size of {where} must be height and width, got {shown(size)}")
     return Job(**{**record, "size": tuple(size)})
 
 
@@ -284,18 +297,18 @@ def _expect(record: Any, where: str, fields: Mapping[str, Any]) -> None:
         ValueError: it is not.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"{where} must be an object, got {json.dumps(record)[:40]}")
+        raise ValueError(f"{where} must be an object, got {shown(record)}")
     missing = [name for name in fields if name not in record]
     if missing:
         raise ValueError(f"{where} has no {_listed(missing)}; it has {_listed(record)}")
     for name, kind in fields.items():
         if not isinstance(record[name], kind):
             wanted = getattr(kind, "__name__", str(kind))
-            raise ValueError(f"{name} of {where} must be {wanted}, got {record[name]!r}")
+            raise ValueError(f"{name} of {where} must be {wanted}, got {shown(record[name])}")
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, float | int) and value > 0
+    return isinstance(value, float | int) and 0 < value < math.inf
 
 
 def _listed(names: Any) -> str:

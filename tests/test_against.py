@@ -186,6 +186,32 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, words: str) -> None:
     assert "bad.json" in str(caught.value) and "fassd bench --json" in str(caught.value)
 
 
+def test_files_of_others_give_an_error_of_one_line(measured: Path, tmp_path: Path) -> None:
+    record = json.loads(measured.read_text())
+    texts = ["[" * 100_000, json.dumps(100_000 * "x"), "9" * 10_000]
+    for name, value in (
+        ("size", [10**9, 10**9]),
+        ("size", 10_000 * [1]),
+        ("batch", 10**12),
+        ("repeats", -1),
+        ("threads", 10**60),
+        ("model", {"x": 100_000 * "x"}),
+        ("x" * 100_000, 1),
+    ):
+        texts.append(json.dumps({**record, "job": {**record["job"], name: value}}))
+    name = record["results"][0]["name"]
+    for row in ({"name": 100_000 * "x"}, {"seconds": [1e999]}, {"seconds": [-1]}):
+        row = {**record["results"][0], **row}
+        texts.append(json.dumps({**record, "results": [row]}).replace("Infinity", "1e999"))
+    texts.append(json.dumps({**record, "notes": 5}))
+    file = tmp_path / "bad.json"
+    for text in texts:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.json: ") as caught:
+            read_baseline(file)
+        assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value), name
+
+
 def test_an_unknown_path_is_named(measured: Path, tmp_path: Path) -> None:
     record = json.loads(measured.read_text())
     record["results"][1]["name"] = "warp drive"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -19,6 +18,7 @@ from rich.progress import (
 )
 
 from fassd.cli.common import Device, Threads, app, console, say
+from fassd.untrusted import read_text, read_yaml, shortened, shown
 
 if TYPE_CHECKING:
     from fassd.data.card import Card
@@ -166,9 +166,11 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not found or not name:
         raise typer.BadParameter(f"--set takes NAME=VALUE, got {text!r}")
     try:
-        return name.strip().replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise typer.BadParameter(f"--set {text}: {value!r} is no YAML value") from error
+        return name.strip().replace("-", "_"), read_yaml(value)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--set {shortened(name, 40)}: {shown(value)} is no YAML value ({error})"
+        ) from error
 
 
 def _recipe(preset: str, changes: dict[str, Any]) -> Recipe:
@@ -207,9 +209,11 @@ def _card(output: Path, data: str | None, root: Path | None, resume: bool) -> Ca
     if not resume or not file.is_file():
         raise ValueError("--data is needed: a folder, a card's file, or a shipped card's name")
     try:
-        entry = yaml.safe_load(file.read_text(encoding="utf-8"))
-        data, before = str(entry["data"]), entry["root"] and str(entry["root"])
-    except (yaml.YAMLError, TypeError, KeyError) as error:
+        entry = read_yaml(read_text(file))
+        data, before = entry["data"], entry["root"]
+        if not isinstance(data, str) or not isinstance(before, str | None):
+            raise TypeError
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} is damaged: give --data") from error
     try:
         return load_card(data, before if root is None else root)

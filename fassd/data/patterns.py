@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,9 @@ __all__ = ["HOLE", "fill", "match_files"]
 
 HOLE = re.compile(r"\{([A-Za-z_]\w*)(:path)?\}")
 """A hole of a pattern: its name, and whether it may hold folders."""
+
+MOST_WAYS = 10**6
+"""In how many ways a pattern may part a name between its holes; all may have to be tried."""
 
 
 def fill(template: str, holes: Mapping[str, str]) -> str:
@@ -88,7 +92,13 @@ def _fitting(
             pattern += f"(?P<{hole[1]}>{'.+' if hole[2] else '[^/]+'})"
         seen.add(hole[1])
     fits = re.compile(pattern + re.escape(part[end:]))
+    between = HOLE.split(part)[3:-1:3]
     for name in names:
+        if math.prod(max(1, name.count(text)) for text in between) > MOST_WAYS:
+            raise ValueError(
+                f"{name[:60]!r} may fit {part[:60]!r} in too many ways; put other text "
+                "between its holes"
+            )
         match = fits.fullmatch(name)
         if match is not None:
             yield name, match.groupdict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TypeGuard
@@ -12,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fassd.data.transforms import MEAN, STD
-from fassd.export.metadata import ExportError
+from fassd.export.metadata import MOST_PIXELS, ExportError
 from fassd.export.network import denormalized, levels, normalized
-from fassd.export.runtimes import SUFFIXES, open_runtime
+from fassd.export.runtimes import SUFFIXES, first_line, open_runtime
 from fassd.models.info import NetworkInfo, remember
 
 __all__ = ["ExportedNetwork", "default_device", "is_exported"]
@@ -143,6 +144,11 @@ class ExportedNetwork(nn.Module):
                     self.path.name, least, least, *size
                 )
             )
+        if self.metadata.batch * math.prod(size) > MOST_PIXELS:
+            raise ValueError(
+                f"{self.path.name} takes {self.metadata.batch} pictures at once, of "
+                f"{size[0]}x{size[1]} more than {MOST_PIXELS:,} pixels"
+            )
         # A file takes as many pictures as it was made for; the last group is filled up.
         groups = [self._fixed(group) for group in image.split(self.metadata.batch)]
         return groups[0] if len(groups) == 1 else torch.cat(groups)
@@ -156,9 +162,8 @@ class ExportedNetwork(nn.Module):
         try:
             result = torch.from_numpy(self._run(image))
         except (RuntimeError, ValueError) as error:
-            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ValueError(
-                f"{self.path.name} cannot take {tuple(image.shape)}: {line}"
+                f"{self.path.name} cannot take {tuple(image.shape)}: {first_line(error)}"
             ) from error
         self._check(result, image.shape)
         return result[:count]

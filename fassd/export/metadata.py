@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import fassd
 from fassd.data.transforms import MEAN, STD
 from fassd.palette import ClassInfo
+from fassd.untrusted import read_json, shortened, shown
 
-__all__ = ["DTYPES", "FORMATS", "KEY", "OUTPUTS", "ExportError", "Metadata"]
+__all__ = ["DTYPES", "FORMATS", "KEY", "MOST_PIXELS", "OUTPUTS", "ExportError", "Metadata"]
 
 KEY = "fassd"
 """Under which a file holds its metadata."""
@@ -18,6 +20,14 @@ KEY = "fassd"
 FORMATS = ("onnx", "torch", "aoti", "openvino", "tensorrt")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 OUTPUTS = ("logits", "labels")
+
+MOST_BATCH = 1024
+MOST_SIDE = 65_535
+MOST_PIXELS = 1 << 27
+"""Of a batch: 1.6 GB where they are float32."""
+MOST_CLASSES = 65_536
+MOST_TEXT = 1000
+"""Characters of a name."""
 
 
 class ExportError(ValueError):
@@ -111,36 +121,82 @@ class Metadata:
             ExportError: it is something else.
         """
         try:
-            record: dict[str, Any] = json.loads(text)
-            entry = record["input"]
-            height, width = entry["shape"][1:3] if entry["layout"] == "NHWC" else entry["shape"][2:]
-            found = cls(
-                format=record["format"],
-                variant=str(record["variant"]),
-                alpha=int(record["alpha"]),
-                weights=record["weights"],
-                classes=tuple(
-                    ClassInfo(str(c["name"]), (c["color"][0], c["color"][1], c["color"][2]))
-                    for c in record["classes"]
-                ),
-                dtype=record["dtype"],
-                output=record["output"]["name"],
-                takes_pictures=entry["layout"] == "NHWC",
-                batch=int(entry["shape"][0]),
-                size=None if height == -1 else (int(height), int(width)),
-                minimum_size=int(entry["minimum_size"]),
-                backend=record["backend"],
-                versions=dict(record["versions"]),
-            )
+            found = cls._from_record(read_json(text))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ExportError(
                 f"its metadata is not what fassd {fassd.__version__} writes "
-                f"({type(error).__name__}: {error})"
+                f"({type(error).__name__}: {shortened(str(error))})"
             ) from error
         known = found.format in FORMATS and found.dtype in DTYPES and found.output in OUTPUTS
-        if not known or found.batch < 1 or not found.classes:
+        if not known:
             raise ExportError(
-                f"its metadata tells of format {found.format!r}, dtype {found.dtype!r}, output "
-                f"{found.output!r}, batch {found.batch} and {len(found.classes)} classes"
+                f"its metadata tells of format {shown(found.format)}, dtype {shown(found.dtype)} "
+                f"and output {shown(found.output)}"
             )
         return found
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any]) -> Metadata:
+        entry, output = record["input"], _text(record["output"], "name")
+        pictures = _text(entry, "layout") == "NHWC"
+        batch, *sides = entry["shape"]
+        height, width, channels = sides if pictures else (*sides[1:], sides[0])
+        size = None
+        if [height, width] != [-1, -1]:
+            size = (_whole(height, "height", MOST_SIDE), _whole(width, "width", MOST_SIDE))
+        batch = _whole(batch, "batch", MOST_BATCH)
+        if channels != 3 or (size and batch * size[0] * size[1] > MOST_PIXELS):
+            raise ValueError(
+                f"shape must have 3 channels and at most {MOST_PIXELS:,} pixels, "
+                f"got {shown(entry['shape'])}"
+            )
+        for name in ("mean", "std"):
+            if len(entry[name]) != 3 or not all(_is_level(level) for level in entry[name]):
+                raise ValueError(f"{name} must be three finite numbers, got {shown(entry[name])}")
+        most = 256 if output == "labels" else MOST_CLASSES
+        _whole(len(record["classes"]), "the number of classes", most)
+        return cls(
+            format=_text(record, "format"),
+            variant=_text(record, "variant"),
+            alpha=_whole(record["alpha"], "alpha", MOST_SIDE),
+            weights=None if record["weights"] is None else _text(record, "weights"),
+            classes=tuple(
+                ClassInfo(_text(entry, "name"), _color(entry["color"]))
+                for entry in record["classes"]
+            ),
+            dtype=_text(record, "dtype"),
+            output=output,
+            takes_pictures=pictures,
+            batch=batch,
+            size=size,
+            minimum_size=_whole(entry["minimum_size"], "minimum_size", MOST_SIDE),
+            backend=None if record["backend"] is None else _text(record, "backend"),
+            versions={name: _text(record["versions"], name) for name in record["versions"]},
+        )
+
+
+def _text(record: dict[str, Any], name: str) -> str:
+    value = record[name]
+    if not isinstance(value, str) or len(value) > MOST_TEXT:
+        raise ValueError(
+            f"{shortened(name, 40)} must be text of at most {MOST_TEXT:,} characters, "
+            f"got {shown(value)}"
+        )
+    return value
+
+
+def _whole(value: object, name: str, most: int) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name} must be a whole number from 1 to {most:,}, got {shown(value)}")
+    return value
+
+
+def _is_level(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _color(levels: list[int]) -> tuple[int, int, int]:
+    if len(levels) != 3 or not all(type(it) is int and 0 <= it <= 255 for it in levels):
+        raise ValueError(f"color must be three whole numbers of 0 to 255, got {shown(levels)}")
+    red, green, blue = levels
+    return red, green, blue

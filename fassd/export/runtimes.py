@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fassd.export.packages import need
 from fassd.export.program import EXTRA_FILE
 from fassd.export.tensorrt_file import sidecar
 from fassd.models.tensor_files import CheckpointError, check_weights, damaged_record
+from fassd.untrusted import read_json, read_text, shortened, shown
 
 __all__ = ["RUNTIMES", "SUFFIXES", "Run", "first_line", "is_installed", "open_runtime"]
 
@@ -29,6 +30,9 @@ Opened = tuple[Metadata, Run]
 
 SUFFIXES = (".onnx", ".pt2", ".xml", ".engine", ".plan")
 """Endings of exported files."""
+
+MOST_JSON = 1 << 24
+"""Characters of metadata."""
 
 
 def onnx_runtime(path: Path, device: torch.device) -> Opened:
@@ -92,16 +96,18 @@ def torch_file(path: Path, device: torch.device) -> Opened:
             names = {Path(name).name: name for name in archive.namelist()}
             compiled = next((n for n in names if n.endswith("_metadata.json")), None)
             if EXTRA_FILE in names:
-                metadata = checked(archive.read(names[EXTRA_FILE]).decode(), "torch")
+                metadata = checked(_member(archive, names[EXTRA_FILE]), "torch")
             elif compiled is not None:
-                record = json.loads(archive.read(names[compiled]))
+                record = read_json(_member(archive, names[compiled]))
                 metadata = checked(record.get(KEY) if isinstance(record, dict) else None, "aoti")
             else:
                 raise ExportError(NOT_OURS)
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise ExportError(f"is no .pt2 file, or a damaged one ({error})") from error
+    except ExportError:
+        raise
+    # Of decompression, of text, of what a zip may have and Python does not read.
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
+        reason = shortened(str(error))
+        raise ExportError(f"is no .pt2 file, or a damaged one ({reason})") from error
     if device.type != "cpu":
         raise ExportError("its program is made for the CPU: device must be cpu")
     if metadata.backend is not None:
@@ -126,6 +132,13 @@ def torch_file(path: Path, device: torch.device) -> Opened:
             return call(torch.from_numpy(image)).numpy()
 
     return metadata, run
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> str:
+    """The text of a file in an archive, which may be far larger than the archive."""
+    if (size := archive.getinfo(name).file_size) > MOST_JSON:
+        raise ValueError(f"{shown(name)} has {size:,} bytes, at most {MOST_JSON:,} are read")
+    return archive.read(name).decode()
 
 
 def load_package(path: Path) -> Any:
@@ -162,7 +175,11 @@ def tensorrt(path: Path, device: torch.device) -> Opened:
     beside = sidecar(path)
     if not beside.is_file():
         raise ExportError(f"its metadata {beside.name} is missing")
-    metadata = checked(beside.read_text(), "tensorrt")
+    try:
+        text = read_text(beside, MOST_JSON)
+    except ValueError as error:
+        raise ExportError(f"its metadata {beside.name} {error}") from error
+    metadata = checked(text, "tensorrt")
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise ExportError("TensorRT cannot read it: made for another GPU or version, or damaged")
@@ -235,11 +252,15 @@ def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
         return start(path, device)
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{path}: its metadata is no text ({error})") from error
 
 
-def checked(text: str | None, *formats: str) -> Metadata:
-    if not text:
+def checked(text: object, *formats: str) -> Metadata:
+    if not isinstance(text, str) or not text:
         raise ExportError(NOT_OURS)
+    if len(text) > MOST_JSON:
+        raise ExportError(f"its metadata has {len(text):,} characters, at most {MOST_JSON:,}")
     metadata = Metadata.from_json(text)
     if metadata.format not in formats:
         raise ExportError(f"its metadata tells of a file of format {metadata.format!r}")
@@ -250,4 +271,4 @@ def first_line(error: Exception) -> str:
     """What an error says; of OpenVINO's, what comes after the places in its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return next(iter(telling or lines), type(error).__name__)
+    return shortened(next(iter(telling or lines), type(error).__name__), 400)

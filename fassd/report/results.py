@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from fassd.peer_report import OTHER
 from fassd.peers import OURS, REFERENCE
+from fassd.untrusted import read_json
 
 __all__ = ["KINDS", "Collection", "Figure", "Machine", "Origin", "Source", "collect", "resolve"]
 
@@ -202,7 +202,7 @@ def collect(folders: Sequence[Path], notes: list[str] | None = None) -> Collecti
         for path in sorted(folder.rglob("*.json")):
             name = str(Path(folder.name) / path.relative_to(folder))
             try:
-                content = json.loads(path.read_text())
+                content = read_json(path.read_text())
                 sources.append(Source(name, kind_of(content), content, rank, path))
             except (OSError, ValueError) as error:
                 if notes is not None:

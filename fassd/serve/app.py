@@ -43,6 +43,9 @@ UPLOADS = 32
 DECODERS = 2
 """Threads that decode and encode pictures: the cores belong to the network."""
 
+PROBLEMS = 8
+"""Wrong parameters that an answer names."""
+
 CLIENT_GONE = 499
 """Seen by nobody but the log: the client hung up."""
 
@@ -299,7 +302,7 @@ def _tell_failures(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         return answer(error.status, error.message, **headers)
 
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return answer(422, "; ".join(map(_problem, error.errors())))
+        return answer(422, "; ".join(map(_problem, error.errors()[:PROBLEMS])))
 
     async def unsuitable(_: Request, error: UnsuitableError) -> Response:
         return answer(422, str(error))

@@ -262,6 +262,7 @@ class Guard:
             place = urlsplit(origin).netloc
         except ValueError:
             return True
-        return place != headers.get("host", "").lower() and host_name(place) not in (
-            self.hosts or ()
-        )
+        if place == headers.get("host", "").lower():
+            return False
+        name = host_name(place)  # a proxy may change the header Host, or leave out its port
+        return name is None or is_loopback(name) or name not in (self.hosts or ())

@@ -19,6 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fassd.images import ImageError, TooManyPixelsError, formats, open_image, pil_to_rgb
 from fassd.levels import Range
+from fassd.untrusted import shown
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -62,7 +63,7 @@ async def read_upload(request: Request, max_bytes: int, seconds: float) -> bytes
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_form = kind == "multipart/form-data"
     if not (is_form or kind.startswith("image/")):
-        raise RefusedError(415, f"the content type {kind!r} is not accepted; {ACCEPTED}")
+        raise RefusedError(415, f"the content type {shown(kind)} is not accepted; {ACCEPTED}")
     limit = max_bytes + (FORM_BYTES if is_form else 0)
     try:
         with anyio.fail_after(seconds):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fassd.images import replacing
 from fassd.models.tensor_files import read_safetensors, with_checksums
+from fassd.untrusted import read_json
 
 __all__ = ["halve"]
 
@@ -39,7 +40,7 @@ def halve(source: Path, target: Path) -> None:
 
 def _portable(metadata: dict[str, str]) -> dict[str, str]:
     """The notes without a path that only the machine of the training has."""
-    facts = json.loads(metadata.get("fassd", "{}"))
+    facts = read_json(metadata.get("fassd", "{}"))
     start = facts.get("recipe", {}).get("weights")
     if start is None:
         return metadata

@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from fassd.untrusted import read_text, read_yaml, shortened, shown
+
 __all__ = ["CHANGEABLE", "Recipe", "RecipeError", "differences", "list_presets", "load_recipe"]
 
 # fmt: off
@@ -24,6 +26,10 @@ CHANGEABLE = frozenset((
 ))
 # fmt: on
 """Settings that may change when a run is resumed."""
+
+
+MOST_TEXT = 1000
+"""Characters of a setting."""
 
 
 class RecipeError(ValueError):
@@ -124,8 +130,9 @@ class Recipe:
             _require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         for name in ("min_pixels", "steps", "batch", "accumulate", "log_every", "save_every"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup", "val_every", "seed", "workers"):
+        for name in ("warmup", "val_every", "seed"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
+        _require(self, "workers", 0 <= self.workers <= 1024, "from 0 to 1,024")
         _require(self, "warmup", self.warmup < self.steps, f"below steps ({self.steps})")
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0")
         for name in ("threshold", "weight_decay", "power"):
@@ -176,7 +183,7 @@ def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) ->
 
 def _require(recipe: Recipe, name: str, holds: bool, accepted: str) -> None:
     if not holds:
-        raise RecipeError(f"{name} must be {accepted}, got {getattr(recipe, name)!r}")
+        raise RecipeError(f"{name} must be {accepted}, got {shown(getattr(recipe, name))}")
 
 
 def differences(run: Recipe, recipe: Recipe) -> list[str]:
@@ -220,10 +227,14 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
         raise RecipeError(
             f"a recipe must be a preset ({', '.join(presets)}) or a .yaml file, got {str(source)!r}"
         )
-    values = _read_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = read_text(path)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    values = _read_yaml(text, str(path))
     base = values.pop("preset", None)
-    if base is not None and base not in presets:
-        raise RecipeError(f"{path}: preset must be one of {', '.join(presets)}, got {base!r}")
+    if base is not None and not (isinstance(base, str) and base in presets):
+        raise RecipeError(f"{path}: preset must be one of {', '.join(presets)}, got {shown(base)}")
     return _changed(_preset(base) if base else {}, values, str(path))
 
 
@@ -234,8 +245,8 @@ def _preset(name: str) -> dict[str, Any]:
 
 def _read_yaml(text: str, where: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = read_yaml(text)
+    except ValueError as error:
         raise RecipeError(f"{where} is no YAML: {error}") from error
     if values is None:
         return {}
@@ -254,9 +265,9 @@ def from_dict(values: Mapping[str, Any], where: str) -> Recipe:
     for key in values:
         if key not in types:
             # Of slips alone: "class_weights" is another thing than "weights".
-            near = difflib.get_close_matches(str(key), types, n=1, cutoff=0.8)
+            near = difflib.get_close_matches(shortened(str(key), 40), types, n=1, cutoff=0.8)
             guess = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(types)}"
-            raise RecipeError(f"{where}: unknown setting {key!r}{guess}")
+            raise RecipeError(f"{where}: unknown setting {shown(key)}{guess}")
     try:
         return Recipe(**{key: _typed(key, value, types[key]) for key, value in values.items()})
     except RecipeError as error:
@@ -267,12 +278,12 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     """`value` as the annotation `kind` has it."""
     options = get_args(kind)
     if get_origin(kind) is Literal:
-        if value not in options:
-            raise RecipeError(f"{name} must be one of {', '.join(options)}, got {value!r}")
+        if not isinstance(value, str) or value not in options:
+            raise RecipeError(f"{name} must be one of {', '.join(options)}, got {shown(value)}")
         return value
     if get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(options):
-            raise RecipeError(f"{name} must be a list of {len(options)}, got {value!r}")
+            raise RecipeError(f"{name} must be a list of {len(options)}, got {shown(value)}")
         return tuple(
             _typed(name, item, option) for item, option in zip(value, options, strict=True)
         )
@@ -285,6 +296,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             pass
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is str and isinstance(value, str) and len(value) > MOST_TEXT:
+        raise RecipeError(f"{name} must have at most {MOST_TEXT:,} characters, got {shown(value)}")
     if type(value) is not kind:
-        raise RecipeError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        raise RecipeError(f"{name} must be of type {kind.__name__}, got {shown(value)}")
     return value

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fassd.images import replacing
 from fassd.models.tensor_files import check_weights, read_safetensors, with_checksums
+from fassd.untrusted import read_json
 
 __all__ = ["latest_state", "locked", "reclaim", "save_state", "save_weights"]
 
@@ -208,7 +209,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(metadata["fassd"])
+    facts: dict[str, Any] = read_json(metadata["fassd"])
     return facts
 
 

@@ -98,6 +98,8 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, run_fassd, d
         (("-p", "fast"), "a recipe must be a preset (demo, paper, paper-l1, paper-l2)"),
         (("-s", "stepz=4"), "unknown setting 'stepz'; did you mean 'steps'"),
         (("-s", "steps"), "--set takes NAME=VALUE, got 'steps'"),
+        (("-s", "steps=!!timestamp x"), "--set steps: '!!timestamp x' is no YAML value"),
+        (("-s", "steps=&a [*a]"), "an alias stands inside of what it names"),
         (("--lr", "-1"), "learning_rate must be above 0, got -1.0"),
         (("-m", "unet"), "unknown model 'unet'"),
         (("--encoder", "vgg"), "encoder must be one of imagenet, random, got 'vgg'"),
@@ -112,6 +114,17 @@ def test_refusals(tmp_path, run_fassd, data, options, message):
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "text", ["!!timestamp x", "[" * 9999, "&a {data: *a, root: null}", "data: [1]\nroot: null",
+             "data: a\nroot: 5", "a", "x: 1"],
+)  # fmt: skip
+def test_a_note_of_the_data_that_makes_no_sense_is_refused(tmp_path, run_fassd, text):
+    (tmp_path / "data.yaml").write_text(text)
+    result = run_fassd("train", "-o", tmp_path, "--resume")
+    assert result.exit_code == 2
+    assert "data.yaml is damaged: give --data" in " ".join(result.stderr.split())
 
 
 def test_data_is_asked_for(tmp_path, run_fassd):

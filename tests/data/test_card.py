@@ -321,6 +321,29 @@ def test_folders_below_the_root_however_they_are_written(tmp_path):
     assert names(load_card(write_card(tmp_path)), "train") == ["train_0", "train_1"]
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "fits"),
+    [
+        ("{y}-{m}-{d}_{h}-{mi}-{s}_{name}", "2024-01-02_03-04-05_a_b_c", True),
+        ("{a}{b}{name}", "abcdef", True),
+        ("_".join(f"{{h{index}}}" for index in range(9)) + "{name}x", 200 * "_", False),
+        ("".join(f"{{h{index}}}" for index in range(9)) + "{name}x", 200 * "a", False),
+    ],
+)
+def test_a_pattern_does_not_take_for_ever(tmp_path, part, name, fits):
+    card = load_card(write_card(tmp_path, {
+        "{split}/{name}.png": f"{{split}}/{part}.png",
+    }))  # fmt: skip
+    for folder in ("train", "train_masks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.png").touch()
+    if fits:
+        assert len(card.find("train").pairs + card.find("train").maskless) == 1
+    else:
+        with pytest.raises(ValueError, match="in too many ways"):
+            card.find("train")
+
+
 def test_holes_do_not_make_a_way_out(tmp_path):
     card = load_card(write_card(tmp_path, {
         "{split}/{name}.png": "{split}/a{x}{y}_{name}.png",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from fassd.export import (
 )
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.tensorrt_file import trtexec
+from fassd.palette import ClassInfo
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -230,6 +234,99 @@ def test_openvino_files_that_are_damaged(export, tmp_path):
 def test_metadata_of_something_else(text):
     with pytest.raises(ExportError, match="its metadata is not what fassd"):
         Metadata.from_json(text)
+
+
+def changed(record, place, value):
+    """A copy of a record with another value at "key" or "key/key/0"."""
+    record = copy.deepcopy(record)
+    *keys, last = [int(key) if key.isdecimal() else key for key in place.split("/")]
+    part = record
+    for key in keys:
+        part = part[key]
+    part[last] = value
+    return record
+
+
+METADATA = Metadata(
+    format="onnx",
+    variant="fassd_net",
+    alpha=2,
+    weights=None,
+    classes=tuple(ClassInfo(f"plant {index}", (index, 2, 3)) for index in range(3)),
+    dtype="float32",
+    output="logits",
+    takes_pictures=False,
+    batch=2,
+    size=(64, 128),
+    minimum_size=32,
+    backend=None,
+    versions={"torch": "2.13"},
+)
+BAD_NUMBERS = [0, -1, 10**9, 10**60, 1.5, math.inf, math.nan, True, "1", None, [1], {}]
+BAD_TEXTS = [1, None, [], {"a": 1}, 100_000 * "x"]
+
+
+@pytest.mark.parametrize(
+    ("places", "values"),
+    [
+        (["input/shape/0", "input/shape/2", "input/shape/3", "alpha"], BAD_NUMBERS),
+        (["input/minimum_size"], BAD_NUMBERS),
+        (["input/shape/1"], [1, 4, "3", None]),
+        (["input/shape"], [[], [1, 3, 64], [1, 3, -1, 64], [1024, 3, 4096, 4096], "abcd", 5, None]),
+        (["input/mean/0", "input/std/2"], [math.nan, math.inf, -math.inf, "1", None, [1]]),
+        (["input/mean", "input/std"], [[], [1, 2], 5, None, "abc"]),
+        (["classes/1/color/0"], [-1, 256, 1.5, math.inf, math.nan, "1", None, True, 10**60]),
+        (["classes/1/color"], [[], [1, 2], [1, 2, 3, 4], "abc", 5, None]),
+        (["classes"], [[], {}, "abc", 5, None, [5], 70_000 * [{"name": "a", "color": [1, 2, 3]}]]),
+        (["classes/1/name", "variant", "format", "dtype", "output/name"], BAD_TEXTS),
+        (["weights", "backend"], [1, [], 100_000 * "x"]),
+        (["versions/torch"], BAD_TEXTS),
+        (["input/layout"], [*BAD_TEXTS, "NHWC"]),
+        (["versions"], [5, None, [1], "abc"]),
+        (["input", "output"], [5, None, [], "abc"]),
+    ],
+)
+def test_metadata_that_makes_no_sense_is_refused_in_one_line(places, values):
+    record = json.loads(METADATA.to_json())
+    assert Metadata.from_json(json.dumps(record)) == METADATA
+    for place in places:
+        for value in values:
+            text = json.dumps(changed(record, place, value)).replace("Infinity", "1e999")
+            with pytest.raises(ExportError, match="its metadata ") as error:
+                Metadata.from_json(text)
+            assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_metadata_that_is_deep_or_long_is_refused(tmp_path):
+    deep = json.dumps(changed(json.loads(METADATA.to_json()), "weights", "DEEP"))
+    for text in ("[" * 100_000, deep.replace('"DEEP"', 100_000 * "["), "9" * 10_000):
+        with pytest.raises(ExportError, match=r"nested too deeply|10,000 digits"):
+            Metadata.from_json(text)
+    with zipfile.ZipFile(tmp_path / "bomb.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/fassd.json", (1 << 24) * " " + "x")
+    with pytest.raises(ExportError, match="has 16,777,217 bytes, at most 16,777,216 are read"):
+        ExportedNetwork(tmp_path / "bomb.pt2")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_metadata_that_is_no_text_is_refused(tmp_path, runtime):
+    foreign_onnx(tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    model.metadata_props.add(key="fassd", value="plant")
+    data = model.SerializeToString().replace(b"plant", b"pl\xffnt")
+    (tmp_path / "net.onnx").write_bytes(data)
+    with pytest.raises(ExportError, match=r"net\.onnx: its metadata is no text"):
+        ExportedNetwork(tmp_path / "net.onnx", runtime)
+
+
+def test_a_batch_that_no_memory_holds_is_refused():
+    network = ExportedNetwork.__new__(ExportedNetwork)
+    torch.nn.Module.__init__(network)
+    network.path = Path("net.onnx")
+    network.metadata = replace(METADATA, batch=1024, size=None, minimum_size=1)
+    picture = torch.zeros(1).expand(1, 3, 1024, 2048)
+    with pytest.raises(ValueError, match="takes 1024 pictures at once, of 1024x2048 more than"):
+        network.run(picture)
 
 
 def test_metadata_round_trip(export):

@@ -131,6 +131,14 @@ def test_a_page_behind_a_proxy_that_changes_the_host(local):
     assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:3000", "http://localhost:3000"])
+def test_a_page_of_another_port_of_this_machine_is_refused(origin):
+    with serving(hosts={"127.0.0.1", "localhost"}) as (client, _):
+        headers = {"Host": "127.0.0.1:8000", "Origin": origin}
+        answer = client.post("/v1/segment", files={"image": PICTURE}, headers=headers)
+    assert answer.status_code == 403
+
+
 # A page's picture as a form, as `fetch` sends it to any site without asking that site first.
 ATTACK = """
 (async () => {
@@ -225,9 +233,10 @@ def test_clients_that_do_not_read_shut_nobody_out(monkeypatch, path):
             each.close()
 
 
-def slow_upload(url, address="127.0.0.1"):
+def slow_upload(url, address="127.0.0.1", more=b""):
     connection = from_address(url, address)
-    connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(PICTURE), PICTURE[:9]))
+    length = b"Content-Length: %d\r\n\r\n" % len(PICTURE)
+    connection.sendall(HEAD + more + length + PICTURE[:9])
     return connection
 
 
@@ -269,6 +278,21 @@ def test_an_upload_that_is_quick_or_fair_is_not_ended(monkeypatch):
         for each in slow:
             each.sendall(PICTURE[9:])
             assert each.recv(100).startswith(b"HTTP/1.1 200")
+            each.close()
+
+
+def test_a_proxys_clients_have_their_own_shares(monkeypatch):
+    monkeypatch.setattr("fassd.serve.app.UPLOADS", 4)
+    app, _, _ = build(load=lambda choice: Steady())
+    with listening(app) as url:
+        slow = [slow_upload(url, more=b"X-Forwarded-For: 10.0.0.1\r\n") for _ in range(3)]
+        wait_for(lambda: in_progress(url) == 3)
+        for client, status in (("9.9.9.9, 10.0.0.1", 429), ("10.0.0.2", 200)):
+            headers = {"X-Forwarded-For": client}
+            files = {"image": PICTURE}
+            answer = httpx.post(f"{url}/v1/segment", files=files, headers=headers)
+            assert answer.status_code == status
+        for each in slow:
             each.close()
 
 

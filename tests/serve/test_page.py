@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from serve.apps import CHOICE, build, encoded, listening, load, street
-from serve.browser import Browser, with_browser
+from serve.browser import with_browser
 
 from fassd.palette import CITYSCAPES, ClassInfo
 from fassd.serve.page import FILES

@@ -138,6 +138,25 @@ def test_choices_that_are_not_offered(client, query, told):
     assert told in answer.json()["detail"] and "\n" not in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "&".join(f"p{index}" for index in range(5000)),
+        f"{30_000 * 'x'}=1",
+        f"model={30_000 * 'x'}",
+        f"size={30_000 * '1'}x1",
+    ],
+)
+def test_an_answer_to_large_choices_is_short(client, query):
+    answer = client.post(f"/v1/segment?{query}", files={"image": encoded(street())})
+    assert answer.status_code == 422 and len(answer.text) < 1000
+
+
+def test_an_answer_to_a_large_content_type_is_short(client):
+    answer = client.post("/v1/segment", content=b"x", headers={"Content-Type": 30_000 * "x"})
+    assert answer.status_code == 415 and len(answer.text) < 1000
+
+
 def test_a_network_that_cannot_be_loaded_is_told_without_its_reason():
     def fail(choice):
         raise ValueError("/secret/place: no such file")

@@ -88,6 +88,40 @@ def test_errors_name_setting_and_file(tmp_path, text, message):
         assert isinstance(raised.value, RecipeError)
 
 
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"steps: [{LONG}]", "steps must be of type int, got"),
+        (f"steps: {LONG}", "steps must be of type int, got"),
+        (f"steps: {{a: {60 * '['}{60 * ']'}}}", "steps must be of type int, got"),
+        (f"loss: [{LONG}]", "loss must be one of"),
+        ("loss: {a: b}", "loss must be one of"),
+        (f"model: {LONG}", "model must have at most 1,000 characters"),
+        (f"preset: [{LONG}]", "preset must be one of"),
+        (f"? {LONG[:1000]}\n: 1", "unknown setting"),
+        ("steps: 1\nsteps: 2", "the key 'steps' stands twice"),
+        ("!!timestamp x", "is no YAML"),
+        ("steps: !!int x", "is no YAML: 'x' is no int"),
+        ("&a {crop: [*a]}", "is no YAML: an alias stands inside"),
+        ("[" * 10_000, "is no YAML"),
+        ("workers: 1000000", "workers must be from 0 to 1,024"),
+        ("learning_rate: 1e999", "learning_rate must be above 0, got inf"),
+        ("clip: 0x" + 1000 * "f", "a number has 1,002 characters"),
+        ("é".encode("latin-1"), "can't decode byte"),
+        (b"#" * (1 << 20) + b" ", "must have at most 1,048,576 bytes"),
+    ],
+)
+def test_recipes_of_others_give_an_error_of_one_line(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError, match=message) as raised:
+        load_recipe(path)
+    assert len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
+
+
 def test_no_such_preset():
     with pytest.raises(RecipeError, match="a preset \\(demo, paper, paper-l1, paper-l2\\)"):
         load_recipe("fast")

@@ -15,6 +15,7 @@ import numpy as np
 from fassd.data.synthetic import VERSION, render_street
 from fassd.data.synthetic.textures import SPLITS
 from fassd.images import check_folder, replacing, write_image
+from fassd.untrusted import read_json
 
 __all__ = ["CITY", "LABEL_IDS", "NOTE", "frame_paths", "write_tree"]
 
@@ -146,7 +147,7 @@ def _write_note(root: Path, split: str, made: dict[str, int] | None) -> None:
     """Say in `NOTE` how this split was made, or nothing; what it says of others stays."""
     path = root / NOTE
     try:
-        splits = dict(json.loads(path.read_text())["splits"])
+        splits = dict(read_json(path.read_text())["splits"])
     except (OSError, ValueError, KeyError, TypeError):
         splits = {}
     splits.pop(split, None)
