@@ -79,6 +79,7 @@ MAX_PIXELS = 100_000_000
 """Height times width up to which `fassd predict` and `Segmenter` read a picture."""
 
 NEW_SUBFILE_TYPE = 254  # of TIFF
+MOST_PAGES = 1000  # that are counted
 
 OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
 """Endings of the files that `fassd predict` writes; folders and globs pass over them."""
@@ -230,27 +231,33 @@ def unreadable_because(path: str | os.PathLike[str], error: Exception) -> str:
 
 def pages_passed_over(image: Any) -> list[str]:
     """A remark on pages or frames after the first, if there are any."""
-    count = 1
-    # What follows the first picture of a camera's JPEG is previews of it.
-    if image.format != "MPO":
-        with contextlib.suppress(Exception):  # damage behind the first does not matter
+    count, what = 1, "frames"
+    # Damage behind the first does not matter.
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if image.format == "TIFF":
+            count, what = _pages(image), "pages"
+        elif image.format != "MPO":  # the others of a camera's JPEG are previews of the first
             count = getattr(image, "n_frames", 1)
-            if image.format == "TIFF":
-                count -= sum(_is_preview(image, page) for page in range(1, count))
-        image.seek(0)
+    image.seek(0)
     if count < 2:
         return []
-    what = "pages" if image.format == "TIFF" else "frames"
-    return [f"only the first of {count} {what} is read, {count - 1} passed over"]
+    more = " or more" if what == "pages" and count == MOST_PAGES else ""
+    return [f"only the first of {count}{more} {what} is read, {count - 1}{more} passed over"]
 
 
-def _is_preview(tiff: Any, page: int) -> bool:
-    """Whether a page is a smaller copy of another."""
-    try:
-        tiff.seek(page)
-    except Exception:  # it is of a kind that Pillow does not read
-        return False
-    return bool(tiff.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1)
+def _pages(tiff: Any) -> int:
+    """Number of pages that are no smaller copies of others, up to `MOST_PAGES`."""
+    count = 1
+    for page in range(1, MOST_PAGES):  # each has to be looked for behind the one before
+        try:
+            tiff.seek(page)
+            count += not tiff.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
+        except EOFError:
+            break
+        except Exception:  # it is of a kind that Pillow does not read
+            count += 1
+    return count
 
 
 # ------------------------------------------------------------------------------------- converting

@@ -235,6 +235,8 @@ def _reason(source: str | Path, error: Exception) -> str:
     """What to tell of an error that a source caused."""
     reason = str(error) or type(error).__name__
     # PyTorch's errors of memory are RuntimeErrors.
-    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", reason):
+    if isinstance(error, MemoryError) or re.search(
+        "allocate memory|(not enough|out of) memory|bad_alloc", reason
+    ):
         reason = "does not fit in memory"
     return reason if str(source) in reason else f"{source}: {reason}"

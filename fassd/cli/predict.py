@@ -32,6 +32,7 @@ from fassd.cli.common import (
     set_threads,
     tell_weights,
 )
+from fassd.cli.memory import bounded_memory
 from fassd.cli.video import VideoSettings, ViewName, one_file, prepare_videos, video_table
 
 if TYPE_CHECKING:
@@ -198,7 +199,8 @@ def predict(
             segmenter = build_segmenter(chosen, backend, dtype, place, size)
             if is_main():
                 tell_weights(chosen.weights, segmenter.model)
-            work.do(todo, segmenter, shown=is_main())
+            with bounded_memory(world_size()):
+                work.do(todo, segmenter, shown=is_main())
         outcome = together(all_gather(work.outcome))
         failed = outcome.failed + len(unfound)
         if is_main():
