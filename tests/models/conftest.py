@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+from fassd.models import CheckpointError, load_checkpoint
 
 FOLDER = Path(__file__).parents[1] / "golden"
 
@@ -43,3 +46,18 @@ def golden_modules():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def refused(model, path):
+    """The message of the error, after a look that the model did not change."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(model, path)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert str(path) in str(caught.value)
+    return str(caught.value)
