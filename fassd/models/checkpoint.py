@@ -253,8 +253,11 @@ def _by_prefix(tensors: Mapping[str, Tensor], own: Set[str]) -> dict[str, dict[s
         if prefix is None:  # beside which of the model's keys it stands
             near = (p for p in reversed(_prefixes(key)) if p in used or not used)
             prefix = next(near, None)
-        if prefix is not None and key != f"{prefix}n_averaged":  # AveragedModel's counter
+        if prefix is not None:
             groups.setdefault(prefix, {})[key[len(prefix) :]] = value
+    for group in groups.values():
+        if "n_averaged" not in own:  # the counter of AveragedModel
+            group.pop("n_averaged", None)
     return groups
 
 

@@ -126,8 +126,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if wrong:
             raise CheckpointError(
                 f"{path} is damaged: {shown(wrong[0]) or 'its metadata'} does not match the "
-                f"checksum that was written with it (whoever changes such a file has to leave "
-                f"{CHECKSUMS} out of its metadata)"
+                f"checksum in it (who changes such a file has to remove {CHECKSUMS} from its "
+                "metadata)"
             )
     return tensors, metadata
 
@@ -198,7 +198,7 @@ def damaged_record(archive: zipfile.ZipFile) -> str | None:
             with archive.open(record) as stream:
                 while stream.read(CHUNK_BYTES):
                     pass
-        except zipfile.BadZipFile:
+        except Exception:  # of zipfile, and of what unpacks
             return record.filename
     return None
 

@@ -132,6 +132,14 @@ def test_other_peoples_checkpoints(tmp_path, write):
     assert str(report) == "run.pth: 7 tensors loaded"
 
 
+def test_an_average_as_the_model(tmp_path):
+    source, model = (torch.optim.swa_utils.AveragedModel(network(seed)) for seed in (1, 0))
+    source.n_averaged.fill_(3)
+    torch.save({"ema": source.state_dict()}, tmp_path / "run.pth")
+    load_checkpoint(model, tmp_path / "run.pth")
+    assert same(model, source)
+
+
 def test_old_spelling_behind_a_prefix(trained, model, tmp_path):
     state = {f"model.{old_spelling(key)}": value for key, value in trained.state_dict().items()}
     torch.save({"net": state}, tmp_path / "run.pth")
