@@ -62,6 +62,9 @@ FEWEST_ROUNDS = 5
 MOST_BYTES = 1 << 26
 """Of a file; thousands of rounds have fewer than a million."""
 
+MOST_ROUNDS = 10_000
+"""Of a path; resampling them takes 800 MB."""
+
 LARGEST = 1 << 16
 """What a job may have of anything: sides, pictures, rounds, threads."""
 
@@ -252,8 +255,11 @@ def _read_job(part: Any, where: str, with_peers: bool) -> Rounds:
             raise ValueError(f"unknown path {shown(name)} in {where}, known are {', '.join(known)}")
         _expect(row, f"{name} of {where}", {"labels_equal_percent": float | int})
         seconds[name], labels[name] = row["seconds"], row["labels_equal_percent"]
-        if not seconds[name] or not all(_is_time(value) for value in seconds[name]):
-            raise ValueError(f"seconds of {name} of {where} must be positive numbers, one or more")
+        rounds = len(seconds[name])
+        if not 1 <= rounds <= MOST_ROUNDS or not all(_is_time(value) for value in seconds[name]):
+            raise ValueError(
+                f"seconds of {name} of {where} must be positive numbers, 1 to {MOST_ROUNDS:,}"
+            )
     if known[0] not in seconds:
         raise ValueError(f"{where} has no {known[0]}, the reference; it has {_listed(seconds)}")
     if len({len(values) for values in seconds.values()}) > 1:

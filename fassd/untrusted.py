@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-__all__ = ["read_json", "read_text", "read_yaml", "shortened", "shown"]
+__all__ = ["MOST_YAML", "read_json", "read_text", "read_yaml", "shortened", "shown"]
 
 MOST_YAML = 1 << 20
 """Characters of a YAML text; libyaml takes two seconds for them."""

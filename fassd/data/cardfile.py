@@ -53,7 +53,7 @@ from fassd.data.masks import MAX_ID, MaskCode, color_key
 from fassd.data.patterns import HOLE
 from fassd.levels import Range, as_range
 from fassd.palette import IGNORE, ClassInfo, palette
-from fassd.untrusted import read_text, read_yaml, shortened, shown
+from fassd.untrusted import MOST_YAML, read_text, read_yaml, shortened, shown
 
 __all__ = ["parse_card"]
 
@@ -111,11 +111,11 @@ class _Node:
             for index, value in enumerate(self.value)
         ]
 
-    def text(self) -> str:
+    def text(self, most: int = MOST_TEXT) -> str:
         if not isinstance(self.value, str) or not self.value.strip():
             self.fail_got("text (in quotes if YAML takes it for something else)")
-        if len(self.value) > MOST_TEXT or "\0" in self.value:
-            self.fail_got(f"text of at most {MOST_TEXT:,} characters, none of them zero")
+        if len(self.value) > most or "\0" in self.value:
+            self.fail_got(f"text of at most {most:,} characters, none of them zero")
         return self.value.strip()
 
     def integer(self, low: int, high: int) -> int:
@@ -175,7 +175,9 @@ def parse_card(path: Path, root: Path | None) -> Card:
         ("description", "source", "licence", "root", "range"),
     )
     words = {
-        key: fields[key].text() for key in ("description", "source", "licence") if key in fields
+        key: fields[key].text(MOST_YAML)
+        for key in ("description", "source", "licence")
+        if key in fields
     }
     if root is None:
         root = path.parent / fields["root"].text() if "root" in fields else path.parent
