@@ -312,7 +312,7 @@ def test_a_signal_that_comes_twice_at_once_is_one_request(card, tmp_path, monkey
         interrupt(trainer, "forward", 1, monkeypatch)
         interrupt(trainer, "backward", 1, monkeypatch)
         if not first:
-            monkeypatch.setattr("fassd.training.loop.SAME_REQUEST_S", 0.0)
+            monkeypatch.setattr("fassd.training.stop.SAME_REQUEST_S", 0.0)
         with pytest.raises(error):
             trainer.run()
         assert (tmp_path / str(first) / "checkpoint.safetensors").exists() == first
@@ -430,7 +430,7 @@ def test_a_run_keeps_its_threads_and_tells_of_others(card, tmp_path):
 
     def forward(images):
         seen.append(torch.get_num_threads())
-        trainer._asked_to_stop = True
+        trainer._stop.made = True
         return interrupt_at_once(images)
 
     trainer._forward = forward
@@ -682,6 +682,11 @@ def test_training_pictures_without_labels_are_told(tmp_path):
     Trainer(recipe, card, tmp_path / "run", reporter=recorder).run()
     told = [text for text in recorder.messages if "have learnt nothing: every pixel" in text]
     assert [text[:12] for text in told] == ["steps 1 to 2", "steps 3 to 3"]
+
+
+def test_a_crop_that_is_too_small_for_the_network(card, tmp_path):
+    with pytest.raises(RecipeError, match=r"crop \[32, 64\]: the input must be at least 57x57"):
+        Trainer(small_recipe(crop=[32, 64]), card, tmp_path / "run").run()
 
 
 @pytest.mark.parametrize("accelerate", [False, True])
