@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from fassd.data import normalize, render_street
 from fassd.models import create_model
 from fassd.palette import classes_of
 from fassd.predict import accelerated
+from fassd.speed import torch_threads
 
 __all__ = [
     "REFERENCE",
@@ -423,15 +423,3 @@ def _memory(
         "fassd.bench:memory_call",
         {**arguments, "path": name, "threads": torch.get_num_threads()},
     )
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """PyTorch on `count` CPU threads for a while; None leaves its own choice."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,7 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "equal_labels",
     "peak_memory",
     "peak_memory_of_child",
+    "torch_threads",
 ]
 
 SETTLE = 0.05
@@ -355,3 +357,15 @@ def _cpu_name() -> str:
         if found is not None:
             return found[1].strip()
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """PyTorch on `count` CPU threads for a while; None leaves its own choice."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -155,6 +155,8 @@ def train(
         if is_main() and result is not None:
             console().print(result)
     if is_main():
+        if trainer.unscored:
+            say(f"[yellow]{trainer.unscored} of the run's validations failed[/]")
         names = [
             name for name in ("best.safetensors", "last.safetensors") if (output / name).exists()
         ]
@@ -259,6 +261,7 @@ class _Screen:
         self.bar.update(self.training, completed=step, total=recipe.steps)
 
     def stepped(self, step: int, loss: float, learning_rate: float) -> None:
+        self.bar.update(self.validation, visible=False)  # of one that failed
         text = f"loss {loss:.4f}  lr {learning_rate:.2e}"
         self.bar.update(self.training, completed=step, description=text)
         if not self.live:

@@ -18,9 +18,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
-import threading
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +41,7 @@ from fassd.models.info import info_of, remember
 from fassd.models.zoo import weights_file
 from fassd.palette import colorize, labels_by_name
 from fassd.panel import Tile, draw_panel
+from fassd.speed import torch_threads
 from fassd.training import state as files
 from fassd.training.distributed import in_main, is_main, rank, sum_over_ranks, world_size
 from fassd.training.evaluation import Evaluation, evaluate
@@ -52,6 +50,7 @@ from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled
 from fassd.training.precision import avoid_unsound_gradients, resolve_precision
 from fassd.training.recipe import Recipe, RecipeError, differences, from_dict
 from fassd.training.schedule import poly_learning_rate
+from fassd.training.stop import StopRequest
 from fassd.training.stream import MicroBatch, SampleStream, loader
 from fassd.training.sync_norm import synchronize_batch_norm
 
@@ -64,7 +63,6 @@ ABOUT_DATA = "# What --resume trains on. Paths are absolute; --data and --root t
 BEFORE_CHECKPOINT = {"recipe.yaml", DATA, "log.csv", "val.csv", "tensorboard", files.LOCK}
 SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
 SHOWN_PICTURES = 3  # of the validation, drawn each time
-SAME_REQUEST_S = 1.0  # `timeout`, schedulers and torchrun may signal a process twice at once
 MODEL, AVERAGE, SCALER = "model.", "average.", "scaler"
 
 
@@ -159,7 +157,7 @@ class Trainer:
         self.owed = False  # whether a validation of this step is still to come
         self.unscored = 0  # validations that failed
         self.changes: list[str] = []  # of settings, when the run was resumed
-        self._asked_to_stop = False
+        self._stop = StopRequest(self._tell)
         tensors: dict[str, Tensor] = {}
         facts: dict[str, Any] = {}
         if resume:
@@ -283,9 +281,9 @@ class Trainer:
             RecipeError: micro-batches too small for batch norm.
         """
         with (
-            self._stop_signals(),
+            self._stop.listening(),
             _deterministic(self.recipe.deterministic),
-            _threads(self.recipe.threads),
+            torch_threads(self.recipe.threads),
             contextlib.ExitStack() as stack,
         ):
             logs = in_main(lambda: self._open_logs(stack))
@@ -328,7 +326,7 @@ class Trainer:
 
     def _stopping(self) -> bool:
         """Whether any process was asked to stop, which all of them agree on."""
-        return bool(sum_over_ranks(torch.tensor(float(self._asked_to_stop))) > 0)
+        return bool(sum_over_ranks(torch.tensor(float(self._stop.made))) > 0)
 
     def _stop_here(self, stopped: bool) -> None:
         """Leave a run that was asked to stop, has been saved, and is not finished."""
@@ -411,9 +409,9 @@ class Trainer:
         try:
             return self.parallel(images)
         except ValueError as error:
-            if "value per channel" not in str(error):
-                raise
             count, _, height, width = images.shape
+            if "value per channel" not in str(error):
+                raise RecipeError(f"crop [{height}, {width}]: {error}") from error
             raise RecipeError(
                 f"batch norm has a single value per channel to learn from ({error}): a micro-batch "
                 f"is {count} x {height}x{width} pixels; take a larger batch, a smaller accumulate "
@@ -536,7 +534,7 @@ class Trainer:
         def advance() -> None:
             nonlocal seen
             seen += 1
-            if self._asked_to_stop:
+            if self._stop.made:
                 raise _Abandoned
             if is_main() and self.reporter is not None:
                 self.reporter.validating(seen, len(own))
@@ -678,35 +676,6 @@ class Trainer:
         if SCALER in facts:
             self.scaler.load_state_dict(facts[SCALER])
 
-    @contextlib.contextmanager
-    def _stop_signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks for a stop; a later one acts as ever."""
-        self._asked_to_stop = False
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        asked: dict[int, float] = {}
-
-        def handle(number: int, frame: Any) -> None:
-            first = number not in asked
-            if time.monotonic() - asked.setdefault(number, time.monotonic()) >= SAME_REQUEST_S:
-                signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
-                signal.raise_signal(number)
-            self._asked_to_stop = True
-            if first:
-                # It may come in the middle of a report, whose stream then takes no other.
-                with contextlib.suppress(Exception):
-                    self._tell("stopping after this step; once more stops at once, without saving")
-
-        for number in before:
-            signal.signal(number, handle)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
-
     def _tell(self, text: str) -> None:
         if self.reporter is not None:
             self.reporter.message(text if world_size() == 1 else f"[process {rank()}] {text}")
@@ -808,18 +777,6 @@ class _Panel:
             for _, (sample, labels) in sorted(self.rows.items())
         ]
         return draw_panel(["input", "ground truth", "prediction"], rows, self.card.classes)
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """So many CPU threads inside the block; None leaves them as they are."""
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -72,15 +72,16 @@ def _lock(folder: Path) -> IO[bytes] | None:
     try:
         import fcntl
 
-        file = (folder / LOCK).open("ab+", buffering=0)
+        # A link's target would be overwritten.
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except (ImportError, OSError):
         return None
+    file = os.fdopen(handle, "rb+", buffering=0)
     try:
         # Not flock: workers would inherit that, and hold it for a while after a killed run.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.seek(0)
-        holder = file.read(200).decode(errors="replace").strip()
+        holder = "".join(filter(str.isprintable, file.read(200).decode(errors="replace")))
         file.close()
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise StateError(_in_use(folder, holder or "another process")) from None

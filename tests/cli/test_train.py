@@ -80,6 +80,7 @@ def test_names_only_weights_that_are_there(tmp_path, run_fassd):
     result = run_fassd("train", "-d", root, "-o", run, *SMALL, "--steps", 1)
     assert result.exit_code == 0, result.stderr
     assert "no score: " in result.stderr
+    assert "1 of the run's validations failed" in result.stderr
     assert result.stderr.endswith(f"weights: {run}/last.safetensors\n")
 
 

@@ -1,8 +1,8 @@
 """What one process of test_loop does: ``run_trainer.py DATA FOLDER kill STEP | settings JSON | slow
-JSON | stops -``
+JSON | trouble -``
 
-With settings, in float64; slow takes its time before each step; stops runs into a signal at every
-moment, and into a full disk after one."""
+With settings, in float64; slow takes its time before each step; trouble runs into a signal at every
+moment, into a full disk after one, and into NaN in the validation of one process."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ from training.streets import MOMENTS, double_precision, feed_doubles, interrupt,
 
 from fassd.data import load_card
 from fassd.training import state as files
-from fassd.training.distributed import process_group, rank
+from fassd.training.distributed import process_group, rank, world_size
 from fassd.training.loop import StoppedError, Trainer
 
 
@@ -27,9 +27,22 @@ def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def run_into_nan(card, folder):
+    """The validation of the last process alone fails; all have to go on."""
+    trainer = Trainer(small_recipe(steps=3, val_every=2), card, folder)
+
+    def spoil(module, inputs, output):
+        return output if module.training or trainer.step == 3 else output * float("nan")
+
+    if rank() == world_size() - 1:
+        trainer.evaluated.register_forward_hook(spoil)
+    assert trainer.run() is not None
+    assert trainer.unscored == 1
+
+
 def run_into_signals(card, folder):
     """One of the processes alone gets the signal; all have to stop, once it is saved."""
-    recipe = small_recipe(val_every=2, save_every=100, accelerate=False)
+    recipe = small_recipe(val_every=2, val_pictures=2, save_every=100, accelerate=False)
     for number, moment in enumerate((*MOMENTS, "full disk")):
         trainer = Trainer(recipe, card, folder / moment)
         with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +64,8 @@ if __name__ == "__main__":
     changes = json.loads(value) if what in ("settings", "slow") else {}
     double = double_precision() if what == "settings" else contextlib.nullcontext()
     with process_group("cpu") as device, double:
-        if what == "stops":
+        if what == "trouble":
+            run_into_nan(load_card(data), Path(folder) / "nan")
             run_into_signals(load_card(data), Path(folder))
             sys.exit()
         trainer = Trainer(small_recipe(**changes), load_card(data), Path(folder), device=device)

@@ -295,14 +295,14 @@ def test_a_stop_at_any_moment_is_saved_before_it_is_promised(card, tmp_path, mon
     assert len(rows(tmp_path / "run" / "log.csv")) == step
 
 
-def test_a_stop_in_the_last_validation_leaves_it_for_later(whole, card, tmp_path, monkeypatch):
-    trainer = Trainer(small_recipe(), card, tmp_path / "run")
-    interrupt(trainer, "validation", 6, monkeypatch)
-    with pytest.raises(StoppedError, match="stopped after step 6"):
+def test_a_stop_in_the_last_validation_leaves_it_for_later(card, tmp_path, monkeypatch):
+    recipe = small_recipe(steps=2, val_every=0, val_pictures=1, accelerate=False)
+    trainer = Trainer(recipe, card, tmp_path / "run")
+    interrupt(trainer, "validation", 2, monkeypatch)
+    with pytest.raises(StoppedError, match="stopped after step 2"):
         trainer.run()
-    resumed = Trainer(None, card, tmp_path / "run", resume=True)
-    assert resumed.run().scores == whole[2].scores
-    same_run(whole[0], tmp_path / "run")
+    assert Trainer(None, card, tmp_path / "run", resume=True).run().count == 1
+    assert (tmp_path / "run" / "best.safetensors").exists()
 
 
 def test_a_signal_that_comes_twice_at_once_is_one_request(card, tmp_path, monkeypatch):
@@ -312,7 +312,7 @@ def test_a_signal_that_comes_twice_at_once_is_one_request(card, tmp_path, monkey
         interrupt(trainer, "forward", 1, monkeypatch)
         interrupt(trainer, "backward", 1, monkeypatch)
         if not first:
-            monkeypatch.setattr("fassd.training.loop.SAME_REQUEST_S", 0.0)
+            monkeypatch.setattr("fassd.training.stop.SAME_REQUEST_S", 0.0)
         with pytest.raises(error):
             trainer.run()
         assert (tmp_path / str(first) / "checkpoint.safetensors").exists() == first
@@ -341,22 +341,6 @@ def test_a_stop_that_cannot_be_saved_promises_nothing(card, tmp_path, monkeypatc
     monkeypatch.setattr(files, "_write", full)
     with pytest.raises(OSError, match=r"could not write the checkpoint: .*there is no checkpoint"):
         trainer.run()
-
-
-def test_the_best_weights_are_called_so_when_they_are_written(card, tmp_path, monkeypatch):
-    """Those of step 3 are not; those of step 6 are then the best that there are."""
-    trainer = Trainer(small_recipe(), card, tmp_path / "run", reporter=(recorder := Recorder()))
-    write = files._write
-
-    def full(path, *arguments):
-        if path.name == "best.safetensors" and trainer.step == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, *arguments)
-
-    monkeypatch.setattr(files, "_write", full)
-    trainer.run()
-    assert {step: best for step, (_, best) in recorder.scores.items()} == {3: False, 6: True}
-    assert (tmp_path / "run" / "best.safetensors").exists()
 
 
 def test_two_runs_do_not_share_a_folder(card, tmp_path):
@@ -430,7 +414,7 @@ def test_a_run_keeps_its_threads_and_tells_of_others(card, tmp_path):
 
     def forward(images):
         seen.append(torch.get_num_threads())
-        trainer._asked_to_stop = True
+        trainer._stop.made = True
         return interrupt_at_once(images)
 
     trainer._forward = forward
@@ -481,6 +465,9 @@ def test_a_full_disk_loses_nothing_and_does_not_stop_the_run(whole, card, tmp_pa
     for name in ("log.csv", "val.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (whole[0] / name).read_bytes()
     assert files.latest_state(tmp_path / "run")[1]["step"] == 6
+    # The weights of step 3 were not kept, so those of step 6 are the best that there are.
+    assert {step: best for step, (_, best) in recorder.scores.items()} == {3: False, 6: True}
+    assert (tmp_path / "run" / "best.safetensors").exists()
     # Saved before and after the last validation; what came before that is of step 2.
     assert not list((tmp_path / "run").glob(".*.part"))
 
@@ -646,11 +633,12 @@ def test_a_val_split_without_labels_does_not_end_the_run(tmp_path):
 
 def test_a_validation_of_nan_is_told_and_counted_and_training_goes_on(card, tmp_path):
     """Once by overflow, once by a statistic; it is not tried again for ever when resumed."""
-    trainer = Trainer(small_recipe(), card, tmp_path / "run", reporter=(recorder := Recorder()))
+    recipe = small_recipe(steps=4, val_every=2, val_pictures=1, accelerate=False)
+    trainer = Trainer(recipe, card, tmp_path / "run", reporter=(recorder := Recorder()))
     statistic = trainer.evaluated.get_buffer("base.0.norm.running_var")
 
     def spoil(module, inputs, output):
-        if module.training or trainer.step != 3:
+        if module.training or trainer.step != 2:
             return output
         return output * float("nan")
 
@@ -659,15 +647,15 @@ def test_a_validation_of_nan_is_told_and_counted_and_training_goes_on(card, tmp_
 
     def spoiled_step(*arguments):
         step(*arguments)
-        if trainer.step == 6:
+        if trainer.step == 4:
             statistic.fill_(float("nan"))
 
     trainer._train_step = spoiled_step
     assert trainer.run() is None
     first, second = (text for text in recorder.messages if text.startswith("no score: "))
-    assert "overflows torch.float32 (step 3; so far 1 of the run's" in first
-    assert "its base.0.norm.running_var is not finite (step 6; so far 2 of the run's" in second
-    assert [int(row["step"]) for row in rows(tmp_path / "run" / "log.csv")] == list(range(1, 7))
+    assert "overflows torch.float32 (step 2; so far 1 of the run's" in first
+    assert "its base.0.norm.running_var is not finite (step 4; so far 2 of the run's" in second
+    assert [int(row["step"]) for row in rows(tmp_path / "run" / "log.csv")] == [1, 2, 3, 4]
     assert files.latest_state(tmp_path / "run")[1]["unscored"] == 2
     resumed = Trainer(None, card, tmp_path / "run", resume=True)
     assert resumed.run() is None and resumed.unscored == 2
@@ -682,6 +670,11 @@ def test_training_pictures_without_labels_are_told(tmp_path):
     Trainer(recipe, card, tmp_path / "run", reporter=recorder).run()
     told = [text for text in recorder.messages if "have learnt nothing: every pixel" in text]
     assert [text[:12] for text in told] == ["steps 1 to 2", "steps 3 to 3"]
+
+
+def test_a_crop_that_is_too_small_for_the_network(card, tmp_path):
+    with pytest.raises(RecipeError, match=r"crop \[32, 64\]: the input must be at least 57x57"):
+        Trainer(small_recipe(crop=[32, 64]), card, tmp_path / "run").run()
 
 
 @pytest.mark.parametrize("accelerate", [False, True])
@@ -775,9 +768,11 @@ def compare_runs(one, two, names):
         assert error <= 1e-5 * first[key].double().norm() + 1e-7, key
 
 
-def test_a_stop_at_any_moment_of_one_process_is_saved_before_all_leave(card, tmp_path):
-    run_processes(2, card, tmp_path, {}, "stops")
-    assert len(list(tmp_path.glob("*/checkpoint.safetensors"))) == len(MOMENTS)
+def test_trouble_in_one_of_two_processes_is_that_of_both(card, tmp_path):
+    """A stop at any moment, which is saved before any leaves; NaN in a validation."""
+    run_processes(2, card, tmp_path, {}, "trouble")
+    saved = {path.parent.name for path in tmp_path.glob("*/checkpoint.safetensors")}
+    assert saved == {*MOMENTS, "nan"}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -134,6 +134,13 @@ def test_a_folder_is_locked_once_and_others_freely(tmp_path):
         pass
 
 
+def test_a_lock_leaves_the_target_of_a_link_alone(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / files.LOCK).symlink_to("mine")
+    with files.locked(tmp_path):
+        assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(StateError, match=f"cannot resume from {tmp_path}: there is no checkpoint"):
         files.latest_state(tmp_path)
