@@ -79,6 +79,7 @@ class NetworkInfo:
                 network, names, colors = facts["recipe"], facts["data"]["classes"], []
             else:
                 return None
+            _whole(len(names), 1, 2**16)
             return cls(
                 _text(network["model"]),
                 _whole(network["alpha"], 1, 2**16),

@@ -118,6 +118,7 @@ def test_files_without_names_work_as_ever(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
+        '{"network": {"model": "x", "alpha": 2, "classes": []}}',
         "[", "{" * 5000, '{"network": 5}', '{"network": {"model": 1, "alpha": 2, "classes": []}}',
         '{"network": {"model": "x", "alpha": 1e999, "classes": []}}',
         '{"network": {"model": "x", "alpha": 2, "classes": [{"name": "", "color": [0, 0, 0]}]}}',
