@@ -115,6 +115,13 @@ def test_large_pictures_are_scored_class_by_class_with_the_same_labels(monkeypat
     assert made == [1] * classes and labels.dtype == at_once.dtype and len(np.unique(labels)) > 2
 
 
+def test_files_beyond_the_limit_of_pixels_are_refused(picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    assert Segmenter(Brightest(), max_pixels=48).predict(tmp_path / "a.png").shape == (6, 8)
+    with pytest.raises(ImageError, match=r"a\.png: has 6x8 pixels; more than .* max_pixels in Py"):
+        Segmenter(Brightest(), max_pixels=47).predict(tmp_path / "a.png")
+
+
 def test_the_model_given_stays_as_it_is(picture):
     model = Brightest().train()
     segmenter = Segmenter(model, backend="reference", dtype=torch.bfloat16)
