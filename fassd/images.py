@@ -187,14 +187,13 @@ def open_image(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(source, formats=formats())
+            with Image.open(source, formats=formats()) as image:
+                if most is not None and image.width * image.height > most:
+                    raise _too_many(f"{image.height}x{image.width}", most)
+                yield image
         except Image.DecompressionBombError as error:
             pixels = re.search(r"\d+", str(error))
             raise _too_many(f"{int(pixels[0]):,}" if pixels else "too many", most) from error
-    with image:
-        if most is not None and image.width * image.height > most:
-            raise _too_many(f"{image.height}x{image.width}", most)
-        yield image
 
 
 def _too_many(pixels: str, most: int | None) -> TooManyPixelsError:

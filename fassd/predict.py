@@ -28,6 +28,8 @@ __all__ = ["ImageLike", "Segmenter", "accelerated", "pick_device", "to_rgb"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
 Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
+MOST_SCORES = 1 << 28  # of all classes at a picture's size, that are made at once
+
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
@@ -180,9 +182,9 @@ class Segmenter:
         fits = size == tuple(sides) and getattr(network, "num_classes", 0) <= 256
         if direct and fits and not hooked:
             return self._run(direct, batch, prefix)[0].cpu().numpy()
-        scores = self._resized(logits_of(self._run(self.model, batch, prefix)), size)
-        labels = scores.argmax(0).cpu().numpy()
-        return labels.astype(np.uint8) if len(scores) <= 256 else labels.astype(np.uint16)
+        scores = logits_of(self._run(self.model, batch, prefix))
+        labels = self._largest(scores, size).cpu().numpy()
+        return labels.astype(np.uint8) if scores.shape[1] <= 256 else labels.astype(np.uint16)
 
     def _batch(self, image: Any, prefix: str) -> tuple[torch.Tensor, tuple[int, int]]:
         """The network's input, (1, 3, H, W), and the picture's own size."""
@@ -208,6 +210,20 @@ class Segmenter:
                 return network(batch)
         except ValueError as error:
             raise ValueError(f"{prefix}{error}") from error
+
+    def _largest(self, scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The class of the largest score at `size`, (H, W)."""
+        classes = scores.shape[1]
+        if scores.shape[2:] == size or classes * size[0] * size[1] <= MOST_SCORES:
+            return self._resized(scores, size).argmax(0)
+        # Of a hundred megapixels all scores of 19 classes would take 8 GB.
+        best = self._resized(scores[:, :1], size)[0]
+        labels = torch.zeros(size, dtype=torch.int32, device=scores.device)
+        for index in range(1, classes):
+            plane = self._resized(scores[:, index : index + 1], size)[0]
+            labels.masked_fill_(plane > best, index)
+            torch.maximum(best, plane, out=best)
+        return labels
 
     def _resized(self, scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """The scores of one picture at `size`, (classes, H, W) float32."""

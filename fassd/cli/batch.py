@@ -142,7 +142,7 @@ class Batch:
             if count > 1:
                 say(f"[yellow]warning:[/] {count - 1} more: {escape(remark)}")
         for spread, count in self._ranges.items():
-            say(f"{count} pictures of {spread}")
+            say(f"{count} picture{'s' * (count > 1)} of {spread}")
 
     @contextlib.contextmanager
     def _reporting(self, source: Picture | Video) -> Iterator[None]:

@@ -179,7 +179,7 @@ def predict(
     if not found:
         raise unfound[-1]
     values = as_range(range_)
-    # Pillow refuses twice as many.
+    # Pillow's own limit is twice this number.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
     films = VideoSettings(view, opacity, codec, limit, fps, timeout, values, max_pixels)
     prepare_videos(found, films, output.suffix if single else ".mp4")

@@ -71,7 +71,8 @@ class SegmentationDataset(Dataset[Sample]):
         self.pairs = card.pairs(split)
         with contextlib.suppress(ImageError):  # it is raised when the element is read
             for remark in examine_pair(self.pairs[0])[1]:
-                warnings.warn(f"{remark} (said of the first picture alone)", ImageWarning, 2)
+                told = f"{remark} (the first pair; fassd data check looks at all)"
+                warnings.warn(told, ImageWarning, stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -155,6 +155,31 @@ def test_label_type_follows_the_class_count(picture, classes, dtype):
     assert Segmenter(Brightest(classes), backend="reference").predict(picture).dtype == dtype
 
 
+@pytest.mark.parametrize("classes", [3, 19, 300])
+def test_large_pictures_are_scored_class_by_class_with_the_same_labels(monkeypatch, classes):
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, classes, 3, padding=1)
+    image = np.random.default_rng(0).integers(0, 256, (33, 47, 3), np.uint8)
+    segmenter = Segmenter(network, backend="reference", size=(16, 20))
+    at_once = segmenter.predict(image)
+    made = []
+    real = F.interpolate
+    monkeypatch.setattr(
+        F, "interpolate", lambda x, *a, **k: made.append(len(x[0])) or real(x, *a, **k)
+    )
+    monkeypatch.setattr("fassd.predict.MOST_SCORES", classes * 33 * 47 - 1)
+    labels = segmenter.predict(image)
+    np.testing.assert_array_equal(labels, at_once)
+    assert made == [1] * classes and labels.dtype == at_once.dtype and len(np.unique(labels)) > 2
+
+
+def test_files_beyond_the_limit_of_pixels_are_refused(picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    assert Segmenter(Brightest(), max_pixels=48).predict(tmp_path / "a.png").shape == (6, 8)
+    with pytest.raises(ImageError, match=r"a\.png: has 6x8 pixels; more than .* max_pixels in Py"):
+        Segmenter(Brightest(), max_pixels=47).predict(tmp_path / "a.png")
+
+
 def test_the_model_given_stays_as_it_is(picture):
     model = Brightest().train()
     segmenter = Segmenter(model, backend="reference", dtype=torch.bfloat16)

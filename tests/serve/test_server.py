@@ -241,6 +241,7 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(monkeypatch, run_fa
         (("--host", "256.1.1.1"), "cannot listen on 256.1.1.1"),
         (("--queue", 0), "--queue"),
         (("--allow-host", "http://seg.example/"), "--allow-host takes a host's name or address"),
+        (("--range", "9:3"), "range must be auto or LOW:HIGH"),
     ],
 )
 def test_mistakes_are_one_line(run_fassd, arguments, told):
