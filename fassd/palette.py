@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CITYSCAPES", "IGNORE", "ClassInfo", "class_names", "colorize", "overlay", "palette"]
+__all__ = [
+    "CITYSCAPES",
+    "IGNORE",
+    "ClassInfo",
+    "class_names",
+    "colorize",
+    "drawing",
+    "overlay",
+    "palette",
+]
 
 IGNORE = 255
 """Label of a pixel that belongs to no class; drawn black."""
@@ -143,6 +153,29 @@ def overlay(
     if ignore_index >= num_colors:
         np.copyto(result, image, where=(labels == ignore_index)[..., None])
     return result
+
+
+Draw = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.integer]], npt.NDArray[np.uint8]]
+
+
+def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
+    """What makes one picture, (H, W, 3) uint8 RGB, of a picture and its labels.
+
+    Args:
+        view: "overlay", "labels", or "side-by-side": the picture to the left of its labels.
+        opacity: strength of the colours in the overlay.
+        colors: (classes, 3) uint8 RGB.
+
+    Raises:
+        ValueError: another view.
+    """
+    if view == "overlay":
+        return lambda image, labels: overlay(image, labels, opacity, colors)
+    if view == "labels":
+        return lambda _, labels: colorize(labels, colors)
+    if view == "side-by-side":
+        return lambda image, labels: np.hstack([image, colorize(labels, colors)])
+    raise ValueError(f"view must be overlay, labels or side-by-side, got {view!r}")
 
 
 def _checked_labels(labels: npt.ArrayLike) -> npt.NDArray[np.integer]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from fassd.cli.common import (
     DTYPES,
@@ -30,6 +29,7 @@ from fassd.cli.common import (
     app,
     console,
     device_for,
+    escape,
     parse_batches,
     parse_dtypes,
     parse_size,
@@ -218,7 +218,7 @@ def bench(
     exported = is_exported(model)
     _check_options(("--model FILE", exported, alone, "without --peers and --layers"))
     check_file(json_)
-    check_file(plot)
+    check_file(plot, ".png")
     if against is not None:
         _run_against(context, against, tolerance, json_)
         return

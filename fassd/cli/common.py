@@ -5,15 +5,20 @@ PyTorch is imported inside the commands: `fassd --help` answers at once.
 
 from __future__ import annotations
 
+import io
 import re
+import sys
+import unicodedata
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from typer.core import TyperGroup
 
 import fassd
@@ -37,6 +42,8 @@ __all__ = [
     "app",
     "console",
     "device_for",
+    "escape",
+    "escape_lines",
     "parse_batches",
     "parse_dtypes",
     "parse_size",
@@ -46,6 +53,7 @@ __all__ = [
     "say",
     "set_threads",
     "tell_weights",
+    "visible",
     "weights_of",
 ]
 
@@ -54,6 +62,8 @@ ABOUT_WEIGHTS = {
     "synthetic": "synthetic weights, trained on generated streets alone: photographs need others "
     "(--weights cityscapes, or your own)",
 }
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode
+UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 
 
 # ------------------------------------------------------------------------------- errors and sizes
@@ -69,6 +79,12 @@ class _Group(TyperGroup):
             paragraphs = (command.help or "").split("\n\n")
             command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # else an encoding may lack what is printed
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **settings)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             with warnings.catch_warnings():
@@ -79,10 +95,13 @@ class _Group(TyperGroup):
             raise typer.Exit(130) from None
         except (typer.Exit, typer.Abort):  # RuntimeErrors, too
             raise
+        except UsageError as error:
+            error.message = visible(error.message)
+            raise
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             if ctx.params.get("debug"):
                 raise
-            say(f"[bold red]error:[/] {escape(str(error) or type(error).__name__)}")
+            say(f"[bold red]error:[/] {escape_lines(str(error) or type(error).__name__)}")
             raise typer.Exit(2) from None
 
 
@@ -166,17 +185,58 @@ def parse_dtypes(text: str | Dtypes) -> Dtypes:
     return Dtypes(parts)
 
 
-def console() -> Console:
-    return Console(highlight=False)
+def visible(text: str, but: str = "") -> str:
+    """`text` with escapes for control characters, and for others that are not seen.
+
+    What names of files and classes hold can then neither steer the terminal nor look like
+    something else: C0, C1, marks of direction, lone surrogates, breaks of lines.
+
+    Args:
+        but: characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in UNSEEN and char not in but
+        else char
+        for char in text
+    )
+
+
+def escape(text: str) -> str:
+    """Markup of a text from elsewhere, which is printed as it is but for what is not seen."""
+    return escape_markup(visible(text))
+
+
+def escape_lines(text: str) -> str:
+    """Likewise of several lines; those after the first are set in, to be told from our own."""
+    return "\n  ".join(map(escape, text.split("\n")))
+
+
+class _Console(Console):
+    """A console on which nothing that is printed steers the terminal but rich itself."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else visible(segment.text, but="\n")
+            yield Segment(text, segment.style, segment.control)
+
+
+def console(stderr: bool = False) -> Console:
+    """Where a command prints: all of it goes through here, or through `visible`."""
+    return _Console(stderr=stderr, highlight=False, emoji=False)
 
 
 def say(markup: str) -> None:
     """A line for the person at the screen; on stderr, so that stdout holds results alone."""
-    Console(stderr=True, highlight=False).print(markup, soft_wrap=True)
+    console(stderr=True).print(markup, soft_wrap=True)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    say(f"[yellow]warning:[/] {escape(str(message))}")
+    say(f"[yellow]warning:[/] {escape_lines(str(message))}")
 
 
 # --------------------------------------------------------------------------------- shared options
@@ -275,15 +335,15 @@ def root(
 
 def progress() -> Progress:
     """A progress bar on stderr; silent where that is no terminal."""
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=console,
+        console=screen,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not screen.is_terminal,
     )
 
 

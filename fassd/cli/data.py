@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from fassd.cli.common import Json, app, console, progress, say
+from fassd.cli.common import Json, app, console, escape, escape_lines, progress, say
 
 if TYPE_CHECKING:
     from fassd.data.check import CheckReport, Problem, SplitReport
@@ -144,6 +143,6 @@ def _classes_table(report: CheckReport) -> Table:
 
 def _tell(problems: list[Problem], prefix: str) -> None:
     for problem in problems[:PROBLEMS_SHOWN]:
-        say(f"{prefix} {escape(problem.split)}: {escape(problem.message)}")
+        say(f"{prefix} {escape(problem.split)}: {escape_lines(problem.message)}")
     if len(problems) > PROBLEMS_SHOWN:
         say(f"{prefix} ... and {len(problems) - PROBLEMS_SHOWN} more (--json writes them all)")

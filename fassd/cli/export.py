@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
-from rich.markup import escape
 
 from fassd.cli.common import (
     Alpha,
@@ -16,11 +15,13 @@ from fassd.cli.common import (
     Threads,
     Weights,
     app,
+    escape,
     parse_size,
     pick_weights,
     say,
     set_threads,
     tell_weights,
+    visible,
 )
 
 if TYPE_CHECKING:
@@ -366,7 +367,7 @@ def _tell(
     say(f"written: {escape(', '.join(map(str, parts)))} ({total / 2**20:.1f} MiB)")
     if by_hand:
         say("TensorRT is not here; where it is, this builds the engine:")
-        print(trtexec(parts[0], path, metadata))
+        print(visible(trtexec(parts[0], path, metadata)))
     if json_ is not None:
         record: dict[str, Any] = {
             "files": [str(part) for part in parts],

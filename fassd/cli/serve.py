@@ -8,7 +8,6 @@ import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from fassd.cli.common import (
     DTYPES,
@@ -18,6 +17,7 @@ from fassd.cli.common import (
     Dtype,
     Threads,
     app,
+    escape,
     pick_weights,
     say,
     set_threads,

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fassd.cli.common import Device, Threads, app, console, say, set_threads
+from fassd.cli.common import Device, Threads, app, console, escape, escape_lines, say, set_threads
 
 if TYPE_CHECKING:
     from fassd.training.evaluation import Evaluation
@@ -136,7 +134,7 @@ def train(
     card = load_card(data, root)
     if dry_run:
         if recipe is not None:
-            console().print(escape(recipe.to_yaml()))
+            console().print(recipe.to_yaml(), markup=False)
         console().print(
             f"{escape(card.name)}: {card.num_classes} classes, {escape(str(card.root))}"
         )
@@ -206,10 +204,10 @@ class _Screen:
     """The run on the terminal: a bar with loss, rate and time, and a line per event."""
 
     def __init__(self, output: Path, shown: bool) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console(stderr=True)
         live = shown and self.console.is_terminal
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -258,7 +256,7 @@ class _Screen:
         )
 
     def message(self, text: str) -> None:
-        self._line(f"[yellow]{escape(text)}[/]")
+        self._line(f"[yellow]{escape_lines(text)}[/]")
 
     def _line(self, markup: str) -> None:
         self.console.print(markup, soft_wrap=True)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fassd.data.masks import MaskCode
 from fassd.data.patterns import HOLE, fill, match_files
+from fassd.files import SUFFIXES
 from fassd.palette import ClassInfo
 
 __all__ = ["Card", "CardError", "Found", "Pair", "load_card", "shipped_cards"]
@@ -228,8 +229,6 @@ def _pick(
 
 def _bare(name: str) -> str:
     """A path without a picture's ending."""
-    from fassd.images import SUFFIXES
-
     path = PurePosixPath(name)
     return str(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
 

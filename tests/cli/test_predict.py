@@ -10,6 +10,7 @@ from fassd import images
 from fassd.cli import predict as command
 from fassd.palette import colorize, overlay, palette
 from fassd.predict import Segmenter
+from fassd.record import RECORD
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")
@@ -219,4 +220,4 @@ def test_ctrl_c_leaves_no_half_file(folder, tmp_path, run_fassd, monkeypatch):
     result = run_fassd("predict", source, "-o", tmp_path / "out", *FAST)
     assert result.exit_code == 130
     assert "stopped" in result.stderr
-    assert os.listdir(tmp_path / "out") == ["deep_color.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == [RECORD, "deep_color.png"]
