@@ -25,7 +25,8 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
   `fassd.palette.palette` gives them.
 * A split is a folder or {folder, images, list, column, names, pictures}: `images` replaces the
   card's; `list` is a text file with a picture's name or path a line, or in its column number
-  `column`, of which folders and ending do not matter; `pictures` is how many the full set has.
+  `column`, of which folders and ending do not matter (UTF-8, or what Windows writes: UTF-16, a
+  mark in front, `\\` between folders); `pictures` is how many the full set has.
 * `masks` may be several such blocks: of each picture's masks the first that exists is taken.
   `values` says what a pixel is: `ids`, one of a class's `ids`; `index`, the class's position
   counted from `first` (0); `colors`, a class's `color` or one of its `colors`; `threshold`, grey,
