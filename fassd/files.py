@@ -93,19 +93,13 @@ def names_file(output: Path) -> bool:
     return output.suffix.lower() in FILE_ENDINGS and not output.is_dir()
 
 
-def check_file(file: Path | None, *endings: str) -> None:
+def check_file(file: Path | None) -> None:
     """See whether `file`, if any, can be written; nothing is.
-
-    Args:
-        endings: those accepted, in lower case; any if none are given.
 
     Raises:
         OSError: it is a folder, or in one that cannot be written to.
-        ValueError: it has another ending.
     """
     if file is not None:
-        if endings and file.suffix.lower() not in endings:
-            raise ValueError(f"cannot write to {file}: its name must end in {', '.join(endings)}")
         _check_writable(file.parent)
         if file.is_dir():
             raise IsADirectoryError(f"cannot write to {file}: it is a folder, not a file")

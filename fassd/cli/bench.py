@@ -211,6 +211,7 @@ def bench(
         ("--weights", weights, predict is None, "without --predict, which needs none"),
         ("--plot", plot, not alone, "with --peers or --layers"),
         ("--plot", plot, "eager" in (only or "eager"), "with eager among --only"),
+        ("--plot", plot, plot is None or plot.suffix.lower() == ".png", "of a name in .png"),
         ("--compile", compile_, alone, "without --peers and --layers"),
         ("--device", device not in (None, "cpu"), not layers, "without --layers"),
         ("--weights", weights not in (None, "random"), not all_, "without --all, but for random"),
@@ -218,7 +219,7 @@ def bench(
     exported = is_exported(model)
     _check_options(("--model FILE", exported, alone, "without --peers and --layers"))
     check_file(json_)
-    check_file(plot, ".png")
+    check_file(plot)
     if against is not None:
         _run_against(context, against, tolerance, json_)
         return

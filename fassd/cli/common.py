@@ -5,6 +5,7 @@ PyTorch is imported inside the commands: `fassd --help` answers at once.
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 import sys
@@ -19,6 +20,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
+from rich.text import Text
 from typer.core import TyperGroup
 
 import fassd
@@ -62,6 +64,7 @@ ABOUT_WEIGHTS = {
     "synthetic": "synthetic weights, trained on generated streets alone: photographs need others "
     "(--weights cityscapes, or your own)",
 }
+IN_ASCII = {"±": "+-", "█": "#", "…": "..."}  # what our own tables hold
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode
 UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 
@@ -82,7 +85,7 @@ class _Group(TyperGroup):
     def main(self, *args: Any, **settings: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # else an encoding may lack what is printed
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors="fassd")
         return super().main(*args, **settings)
 
     def invoke(self, ctx: Any) -> Any:
@@ -196,9 +199,10 @@ def visible(text: str, but: str = "") -> str:
     """
     if text.isprintable():
         return text
+    stay = f"{but}\u200c\u200d"  # the joiners of emoji, and of letters
     return "".join(
         char.encode("unicode_escape").decode()
-        if unicodedata.category(char) in UNSEEN and char not in but
+        if unicodedata.category(char) in UNSEEN and char not in stay
         else char
         for char in text
     )
@@ -214,8 +218,25 @@ def escape_lines(text: str) -> str:
     return "\n  ".join(map(escape, text.split("\n")))
 
 
+def _encodable(error: UnicodeError) -> tuple[str, int]:
+    """Handler of characters that an output's encoding lacks, see `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    shown = (
+        IN_ASCII.get(char) or char.encode("ascii", "backslashreplace").decode() for char in missing
+    )
+    return "".join(shown), error.end
+
+
+codecs.register_error("fassd", _encodable)
+
+
 class _Console(Console):
     """A console on which nothing that is printed steers the terminal but rich itself."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:  # which cells are measured by
+        return super().render_str(visible(text, but="\n"), **settings)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

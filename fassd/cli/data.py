@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fassd.cli.common import Json, app, console, escape, escape_lines, progress, say
+from fassd.cli.common import Json, app, console, escape, escape_lines, progress, say, visible
 
 if TYPE_CHECKING:
     from fassd.data.check import CheckReport, Problem, SplitReport
@@ -80,7 +80,7 @@ def check(
     dataset = load_card(card, root)
     check_file(json_)
     with progress() as bar:
-        task = bar.add_task(f"reading {dataset.name}", total=None)
+        task = bar.add_task(f"reading {visible(dataset.name)}", total=None)
         report = check_card(
             dataset, split, workers, lambda done, all_: bar.update(task, completed=done, total=all_)
         )

@@ -277,7 +277,9 @@ def compare(
     from fassd.predict import pick_device
 
     indices = _numbers("--index", index, int)
-    check_file(output, ".png")
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"--output must be the name of a PNG file, NAME.png, got {str(output)!r}")
+    check_file(output)
     set_threads(threads)
     card = load_card(data, root)
     networks = _networks(model or OF_THE_TALK, weights_dir, card.num_classes, alpha)

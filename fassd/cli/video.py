@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from fassd.cli.common import escape, escape_lines, progress, say
+from fassd.cli.common import escape, escape_lines, progress, say, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,11 +50,13 @@ def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
 
     if not names_file(output):
         return False
+    suffix = output.suffix.lower()
     if len(found) != 1:
+        one = "video" if suffix in VIDEO_SUFFIXES else "file"
         raise ValueError(
-            f"--output {output} names one file, but there are {len(found)} sources: give a folder"
+            f"--output {output} names one {one}, but there are {len(found)} sources: give a folder"
         )
-    [source], suffix = found, output.suffix.lower()
+    [source] = found
     what, accepted = "picture", written_suffixes()
     if isinstance(source, Video):
         from fassd.video import FORMATS
@@ -129,7 +131,7 @@ def run_video(
     if settings.limit is not None:
         expected = min(settings.limit, expected or settings.limit)
     with _progress(shown) as bar:
-        task = bar.add_task(video.name, total=expected, work="")
+        task = bar.add_task(visible(video.name), total=expected, work="")
         summary = segment_video(
             source,
             output,

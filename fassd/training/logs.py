@@ -93,12 +93,17 @@ class TensorBoardLog:
                 stacklevel=2,
             )
             return
-        # The file is opened whatever has its name: a link cannot lead from one that nobody foresees.
-        self.writer = SummaryWriter(
-            str(folder),
-            purge_step=after + 1 if after else None,
-            filename_suffix=f".{secrets.token_hex(4)}",
-        )
+        # A link of its name would be followed: none can be where nobody foresees the name.
+        try:
+            self.writer = SummaryWriter(
+                str(folder),
+                purge_step=after + 1 if after else None,
+                filename_suffix=f".{secrets.token_hex(4)}",
+            )
+        except UnicodeEncodeError:
+            warnings.warn(
+                f"no TensorBoard logs: it takes no name that is not UTF-8: {folder}", stacklevel=2
+            )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         if self.writer is not None:

@@ -124,7 +124,7 @@ def test_of_many_classes_the_legend_shows_those_that_occur(
         (("--index", "0,3"), "--index must be 0 to 2, as the split 'val' has 3 pictures, got 3"),
         (("--index", "-1"), "got -1"),
         (("--index", "one"), "--index must be whole numbers with commas between"),
-        (("--output", "panel.jpeg2"), "cannot write to panel.jpeg2: its name must end in .png"),
+        (("--output", "panel.jpeg2"), "--output must be the name of a PNG file, NAME.png, got"),
         (("--model", "fassd"), "unknown model 'fassd'"),
         (("--model", "fassd_net=missing.pth"), "no weights file 'missing.pth'"),
         (("--weights-dir", "nowhere"), "no weights file 'nowhere/fc_hardnet_70.safetensors'"),
