@@ -11,7 +11,7 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -54,6 +54,7 @@ __all__ = [
     "progress",
     "say",
     "set_threads",
+    "tell_results",
     "tell_weights",
     "visible",
     "weights_of",
@@ -254,6 +255,12 @@ def console(stderr: bool = False) -> Console:
 def say(markup: str) -> None:
     """A line for the person at the screen; on stderr, so that stdout holds results alone."""
     console(stderr=True).print(markup, soft_wrap=True)
+
+
+def tell_results(results: Sequence[Path]) -> None:
+    """Say how many results of earlier runs are no sources, if any."""
+    if results:
+        say(f"passed over {len(results)}: results of earlier runs")
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -20,6 +20,7 @@ from fassd.cli.common import (
     pick_weights,
     say,
     set_threads,
+    tell_results,
     tell_weights,
     visible,
 )
@@ -235,7 +236,10 @@ def _pictures(
     from fassd.images import find_pictures, read_image
 
     if sources:
-        images = [read_image(picture.path) for picture in find_pictures(sources)[:count]]
+        results: list[Path] = []
+        found = find_pictures(sources, onresult=results.append)
+        tell_results(results)
+        images = [read_image(picture.path) for picture in found[:count]]
         if size is None:
             return images
         height, width = size

@@ -30,6 +30,7 @@ from fassd.cli.common import (
     pick_weights,
     say,
     set_threads,
+    tell_results,
     tell_weights,
 )
 from fassd.cli.video import VideoSettings, ViewName, one_file, prepare_videos, video_table
@@ -178,8 +179,8 @@ def predict(
     with process_group(device, patient=True) as home:
         for missed in unfound if is_main() else []:
             say(f"[red]failed:[/] {escape_lines(str(missed))}")
-        if results and is_main():
-            say(f"{len(results)} results of earlier runs among the sources were passed over")
+        if is_main():
+            tell_results(results)
         todo = work.unfinished(found[rank() :: world_size()])
         if todo:
             place = device if world_size() == 1 else str(home)

@@ -255,7 +255,7 @@ def test_pictures_that_are_named_like_results_are_pictures(tmp_path, run_fassd):
         result = run_fassd("predict", source, "-o", source, *FAST)
         assert result.exit_code == 0, result.stderr
         assert "2 of 2 pictures" in result.stderr
-    assert "6 results of earlier runs among the sources were passed over" in result.stderr
+    assert "passed over 6: results of earlier runs" in result.stderr
     assert "(2 done before)" in result.stderr
     assert files(source) == sorted(
         name
@@ -289,7 +289,7 @@ def test_results_of_a_run_that_was_cut_off_are_no_sources(tmp_path, run_fassd, m
     assert files(tmp_path) == ["x.png", "x_color.png"]
     result = run_fassd("predict", tmp_path, "-o", tmp_path, *FAST)
     assert result.exit_code == 0 and "1 of 1 pictures" in result.stderr
-    assert "1 results of earlier runs" in result.stderr
+    assert "passed over 1: results of earlier runs" in result.stderr
 
 
 def test_a_record_that_is_a_link_is_refused_before_anything_is_written(
