@@ -111,7 +111,7 @@ class Batch:
         Raises:
             KeyboardInterrupt: Ctrl-C.
         """
-        from fassd.images import Picture
+        from fassd.images import Picture, read_image
 
         pictures = [source for source in sources if isinstance(source, Picture)]
         videos = [source for source in sources if not isinstance(source, Picture)]
@@ -120,7 +120,8 @@ class Batch:
         with bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
-                    self.outcome.pictures.append((picture, *self._segment(picture, segmenter)))
+                    result = self._segment(picture, read_image(picture.path), segmenter)
+                    self.outcome.pictures.append((picture, *result))
         for video in videos:
             with self._reporting(video):
                 file = self._results(video)[0]
@@ -129,12 +130,13 @@ class Batch:
                 summary = run_video(segmenter, video, file, self.settings, shown)
                 self.outcome.videos.append((video, summary))
 
-    def _segment(self, picture: Picture, segmenter: Segmenter) -> tuple[Size, float]:
+    def _segment(
+        self, picture: Picture, image: npt.NDArray[np.uint8], segmenter: Segmenter
+    ) -> tuple[Size, float]:
         """Segment one picture and write its results; its size, and the seconds of the network."""
-        from fassd.images import read_image, write_image
+        from fassd.images import write_image
         from fassd.palette import colorize, drawing, overlay
 
-        image = read_image(picture.path)
         started = time.perf_counter()
         labels = segmenter.predict(image)
         seconds = time.perf_counter() - started

@@ -195,7 +195,7 @@ def video_table(done: Sequence[tuple[Video, Summary]]) -> Table:
             escape(video.source),
             "{}x{}".format(*summary.size),
             str(summary.frames),
-            escape(summary.codec),
+            summary.codec,
             f"{summary.fps:.1f}",
             *(
                 f"{1000 * summary.busy[stage] / frames:.1f} {summary.shares[stage]:4.0%}"
