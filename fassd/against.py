@@ -22,6 +22,7 @@ from typing import Any, Literal, get_type_hints
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -482,7 +483,7 @@ def _cells(row: Row) -> list[str]:
     found = None if row.verdict == "too few rounds" else row.change
     colour = "red" if row.is_alarm else "green" if row.verdict == "faster" else "default"
     return [
-        row.path,
+        escape(row.path),
         *(
             "-" if speedup is None else f"{speedup.median:.2f}x ±{speedup.spread:.2f}"
             for speedup in (row.then, row.now)

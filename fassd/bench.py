@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -195,7 +196,7 @@ class Report:
             else:
                 faster = f"[bold]{row.speedup:.2f}x[/]" if not is_reference else "1.00x"
             cells = [
-                row.name,
+                escape(row.name),
                 f"{1000 * row.timing.median:.1f} ±{1000 * row.timing.spread:.1f}",
                 f"{self.job.batch / row.timing.median:.1f}",
                 faster,

@@ -14,14 +14,13 @@ Every reader here returns uint8 RGB of shape (H, W, 3), upright:
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
 import os
 import re
-import secrets
 import stat
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -30,7 +29,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from fassd.data.transforms import MEAN_COLOR
+from fassd.files import SUFFIXES, check_file, check_folder, folders_below, replacing
 from fassd.levels import Range, as_range, empty_bits, has_high_bytes, stored, to_levels
+from fassd.record import OUTPUT_ENDINGS, VIDEO_ENDINGS, Results
 
 __all__ = [
     "BACKGROUND",
@@ -58,18 +59,11 @@ __all__ = [
     "replacing",
     "unreadable_because",
     "write_image",
+    "written_suffixes",
 ]
 
 BACKGROUND = MEAN_COLOR
 """RGB colour behind transparent pixels: the mean of ImageNet, (124, 116, 104)."""
-
-# fmt: off
-SUFFIXES = frozenset((
-    ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
-    ".ppm", ".tga", ".tif", ".tiff", ".webp",
-))
-# fmt: on
-"""Endings that mark a file in a folder or a glob as a picture."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Formats of `SUFFIXES`, as Pillow calls them. No other is tried, whatever a file is called: some
@@ -80,12 +74,6 @@ MAX_PIXELS = 100_000_000
 
 NEW_SUBFILE_TYPE = 254  # of TIFF
 MOST_PAGES = 1000  # that are counted
-
-OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
-"""Endings of the files that `fassd predict` writes; folders and globs pass over them."""
-
-VIDEO_ENDINGS = ("_overlay.mp4", "_labels.mp4", "_side-by-side.mp4")
-"""Likewise of the videos that it writes into a folder."""
 
 
 class ImageError(ValueError):
@@ -406,47 +394,11 @@ def write_image(path: str | os.PathLike[str], array: npt.NDArray[Any]) -> None:
         image.save(file, format=kind, **options)
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the name `path` when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_file(file: Path | None) -> None:
-    """See whether `file`, if any, can be written; nothing is.
-
-    Raises:
-        OSError: it is a folder, or in one that cannot be written to.
-    """
-    if file is not None:
-        check_folder(file.parent)
-        if file.is_dir():
-            raise IsADirectoryError(f"cannot write to {file}: it is a folder, not a file")
-
-
-def check_folder(folder: Path) -> None:
-    """See whether files can be written into `folder`, which need not exist; nothing is left there.
-
-    Raises:
-        OSError: they cannot; the message names the folder and the reason.
-    """
-    whole = folder.absolute()
-    existing = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
-    try:
-        if not existing.is_dir():
-            raise NotADirectoryError(None, "not a folder")
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        where = "" if existing == whole else f"{existing}: "
-        raise OSError(f"cannot write to {folder}: {where}{error.strerror}") from error
+def written_suffixes() -> list[str]:
+    """Endings of the colour pictures that can be written here, sorted."""
+    kinds = Image.registered_extensions()
+    written = {suffix for suffix in SUFFIXES if kinds.get(suffix) in Image.SAVE}
+    return sorted(written - {".pbm", ".pgm"})  # without colours
 
 
 # ---------------------------------------------------------------------------------------- finding
@@ -456,15 +408,17 @@ def find_pictures(
     sources: Iterable[str | os.PathLike[str]],
     onerror: Callable[[ImageError], object] | None = None,
     suffixes: Set[str] = SUFFIXES,
+    onresult: Callable[[Path], object] | None = None,
 ) -> list[Picture]:
     """Expand files, folders and glob patterns to pictures, each once, in natural order.
 
     * A file is taken whatever its ending.
     * A folder is searched with its subfolders, and its tree is kept in the output names. Hidden
       files, files without a picture's ending (`suffixes`) and files that `fassd predict` wrote
-      itself (`OUTPUT_ENDINGS`, `VIDEO_ENDINGS`) are passed over.
+      itself, as the record beside them tells (`fassd.record.Results`), are passed over.
     * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched likewise; its pictures keep their
-      own name alone.
+      own name alone. A part of it that exists as it is written stands for itself, and `**`
+      searches a folder once, however many links lead to it.
 
     Sources keep their order, and inside each `x2` comes before `x10`. Where two pictures would get
     the same output name, the later ones become `name-2`, `name-3`, ...
@@ -474,6 +428,7 @@ def find_pictures(
         onerror: called with the error of a source, or of a folder inside one, that cannot be
             searched; the search then goes on. Without it the first error is raised.
         suffixes: the endings, in lower case, that folders and patterns are searched for.
+        onresult: called with each file that is passed over because `fassd predict` wrote it.
 
     Raises:
         ImageError: a source is empty or matches nothing, or a folder cannot be searched.
@@ -482,9 +437,11 @@ def find_pictures(
     pictures: list[Picture] = []
     seen: set[Path] = set()
     taken: set[str] = set()
+    passed: set[Path] = set()
+    results = Results()
     for source in sources:
         try:
-            found = _expand(os.fspath(source), report, suffixes)
+            found = _expand(os.fspath(source), report, suffixes, results, passed)
         except ImageError as error:
             report(error)
             continue
@@ -494,6 +451,9 @@ def find_pictures(
                 continue
             seen.add(identity)
             pictures.append(Picture(path, free_name(name, taken)))
+    if onresult is not None:
+        for path in sorted(passed):
+            onresult(path)
     return pictures
 
 
@@ -502,9 +462,16 @@ def _raise(error: ImageError) -> None:
 
 
 def _expand(
-    source: str, report: Callable[[ImageError], object], suffixes: Set[str]
+    source: str,
+    report: Callable[[ImageError], object],
+    suffixes: Set[str],
+    results: Results,
+    passed: set[Path],
 ) -> list[tuple[Path, str]]:
-    """The pictures of one source, each with the output name it would like to have."""
+    """The pictures of one source, each with the output name it would like to have.
+
+    Results of earlier runs are put into `passed` instead.
+    """
     if not source:
         raise ImageError("a source must be a file, folder or pattern, got ''")
     root = Path(source)
@@ -514,16 +481,38 @@ def _expand(
         found = [(file, str(file.relative_to(root).with_suffix(""))) for file in files]
         nothing = f"this folder holds no {what}"
     elif glob.has_magic(source) and not os.path.exists(root):
-        matches = (Path(match) for match in glob.iglob(source, recursive=True))
+        matches = _matching(Path(root.anchor), root.parts[bool(root.anchor) :])
         found = [(file, file.stem) for file in matches if _is_wanted(file, file.parent, suffixes)]
         nothing = f"this pattern matches no {what}"
     elif os.path.exists(root):
         return [(root, root.stem)]
     else:
         raise ImageError(f"{source}: no such file or folder")
+    own = {file for file, _ in found if file in results}
+    passed |= own
+    if own:
+        nothing += f" but {len(own)} that fassd predict wrote"
+        found = [item for item in found if item[0] not in own]
     if not found:
         raise ImageError(f"{source}: {nothing} ({' '.join(sorted(suffixes))})")
     return sorted(found, key=lambda item: _natural_key(str(item[0])))
+
+
+def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """What fits the parts of a pattern below a folder."""
+    if not parts:
+        yield folder
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        for below, _ in folders_below(folder):
+            yield from _matching(below, rest or ["*"])
+    elif not glob.has_magic(part) or os.path.lexists(folder / part):
+        yield from _matching(folder / part, rest)
+    elif folder.is_dir() and os.access(folder, os.R_OK):
+        for name in fnmatch.filter(os.listdir(folder), part):
+            if part.startswith(".") or not name.startswith("."):
+                yield from _matching(folder / name, rest)
 
 
 def _files_below(
@@ -546,9 +535,7 @@ def _files_below(
 
 def _is_wanted(path: Path, root: Path, suffixes: Set[str]) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    written = path.name.endswith((*OUTPUT_ENDINGS, *VIDEO_ENDINGS))
-    kind = path.suffix.lower() in suffixes and not written
-    return kind and not hidden and os.path.isfile(path)
+    return path.suffix.lower() in suffixes and not hidden and os.path.isfile(path)
 
 
 def _natural_key(text: str) -> list[tuple[int, int, str]]:

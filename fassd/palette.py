@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "classes_of",
     "colorize",
     "default_classes",
+    "drawing",
     "labels_by_name",
     "overlay",
     "palette",
@@ -225,6 +226,29 @@ def overlay(
     if ignore_index >= num_colors:
         np.copyto(result, image, where=(labels == ignore_index)[..., None])
     return result
+
+
+Draw = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.integer]], npt.NDArray[np.uint8]]
+
+
+def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
+    """What makes one picture, (H, W, 3) uint8 RGB, of a picture and its labels.
+
+    Args:
+        view: "overlay", "labels", or "side-by-side": the picture to the left of its labels.
+        opacity: strength of the colours in the overlay.
+        colors: (classes, 3) uint8 RGB.
+
+    Raises:
+        ValueError: another view.
+    """
+    if view == "overlay":
+        return lambda image, labels: overlay(image, labels, opacity, colors)
+    if view == "labels":
+        return lambda _, labels: colorize(labels, colors)
+    if view == "side-by-side":
+        return lambda image, labels: np.hstack([image, colorize(labels, colors)])
+    raise ValueError(f"view must be overlay, labels or side-by-side, got {view!r}")
 
 
 def _checked_labels(labels: npt.ArrayLike) -> npt.NDArray[np.integer]:

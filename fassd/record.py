@@ -5,15 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RECORD", "Record", "stamp"]
+from fassd.files import regular
+
+__all__ = ["OUTPUT_ENDINGS", "RECORD", "VIDEO_ENDINGS", "Record", "Results", "stamp"]
 
 RECORD = ".fassd-predict.jsonl"
 """Name of the record in an output folder: one JSON object a line, the last of a name counts."""
 
+OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
+"""Endings of the files that `fassd predict` makes of a picture; the record names the first."""
+
+VIDEO_ENDINGS = ("_overlay.mp4", "_labels.mp4", "_side-by-side.mp4")
+"""Likewise of the videos that it writes into a folder."""
+
+UNSAFE = re.compile(r"[^\w\s{}\":,./\\-]")
 Stamp = list[list[Any]]
 
 
@@ -36,21 +46,14 @@ class Record:
 
     Args:
         folder: the output folder, which need not exist.
+
+    Raises:
+        OSError: what has the record's name is a link, or no regular file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / RECORD
-        self._finished: dict[str, str] = {}
-        try:
-            text = self.path.read_bytes()
-        except FileNotFoundError:
-            return
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-                self._finished[entry["name"]] = entry["key"]
-            except (ValueError, KeyError, TypeError):
-                continue
+        self._finished = _read(self.path)
 
     def holds(
         self, name: str, source: Stamp, settings: Mapping[str, Any], results: Sequence[Path]
@@ -64,18 +67,68 @@ class Record:
         """Note that the results of a source are written; `source` as it was before it was read."""
         self._append(name, _key(source, settings))
 
-    def forget(self, name: str) -> None:
-        """Note that the results of a source are about to be replaced."""
-        if self._finished.get(name):
+    def begin(self, name: str) -> None:
+        """Note that the results of a source are about to be written, or replaced."""
+        if self._finished.get(name) != "":
             self._append(name, "")
 
     def _append(self, name: str, key: str) -> None:
         self._finished[name] = key
-        line = json.dumps({"name": name, "key": key})
+        # Written with escapes, a name means nothing to a shell that is made to read the record.
+        line = UNSAFE.sub(
+            lambda found: f"\\u{ord(found[0]):04x}", json.dumps({"name": name, "key": key})
+        )
         # A line feed in front ends what a killed process may have left. What is appended in one
         # call stays whole beside what others append.
-        with self.path.open("ab", buffering=0) as file:
+        with open(self.path, "ab", buffering=0, opener=regular) as file:
             file.write(f"\n{line}\n".encode())
+
+
+class Results:
+    """The files that `fassd predict` wrote, as the records in the folders around them tell.
+
+    `file in results` asks; each record is read once.
+    """
+
+    def __init__(self) -> None:
+        self._listed: dict[Path, Set[str]] = {}
+
+    def __contains__(self, file: Path) -> bool:
+        endings = (*OUTPUT_ENDINGS, *VIDEO_ENDINGS)
+        ending = next((ending for ending in endings if file.name.endswith(ending)), None)
+        if ending is None:
+            return False
+        noted = os.path.abspath(file)
+        if ending in OUTPUT_ENDINGS:
+            noted = noted.removesuffix(ending) + OUTPUT_ENDINGS[0]
+        return any(
+            Path(noted).relative_to(folder).as_posix() in self._names(folder)
+            for folder in Path(noted).parents
+        )
+
+    def _names(self, folder: Path) -> Set[str]:
+        if folder not in self._listed:
+            try:
+                self._listed[folder] = _read(folder / RECORD).keys()
+            except OSError:
+                self._listed[folder] = frozenset()
+        return self._listed[folder]
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The keys of a record's names; lines that are none count for nothing."""
+    found: dict[str, str] = {}
+    try:
+        with open(path, "rb", opener=regular) as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    found[str(entry["name"])] = entry["key"]
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    continue
+    except FileNotFoundError:
+        pass
+    return found
 
 
 def _key(source: Stamp, settings: Mapping[str, Any]) -> str:

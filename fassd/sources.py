@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from fassd.images import SUFFIXES, ImageError, Picture, find_pictures, free_name
+from fassd.files import SUFFIXES, VIDEO_SUFFIXES
+from fassd.images import ImageError, Picture, find_pictures, free_name
 
 __all__ = [
     "CAMERA",
@@ -20,14 +21,6 @@ __all__ = [
     "find_sources",
     "sequence_files",
 ]
-
-# fmt: off
-VIDEO_SUFFIXES = frozenset((
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m",
-))
-# fmt: on
-"""Endings that mark a file as a video."""
 
 CAMERA = re.compile(r"camera:(\d+)")
 URL = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt|rtp)://.+", re.IGNORECASE)
@@ -47,7 +40,9 @@ class Video(NamedTuple):
 
 
 def find_sources(
-    sources: Iterable[str], onerror: Callable[[ImageError], object] | None = None
+    sources: Iterable[str],
+    onerror: Callable[[ImageError], object] | None = None,
+    onresult: Callable[[Path], object] | None = None,
 ) -> list[Picture | Video]:
     """Expand files, folders and patterns to pictures and videos, each once.
 
@@ -58,6 +53,7 @@ def find_sources(
         sources: what to expand.
         onerror: called with the error of a source that cannot be searched; without it the first
             error is raised.
+        onresult: called with each file that is passed over because `fassd predict` wrote it.
 
     Raises:
         ImageError: a source is empty or matches nothing, or a folder cannot be searched.
@@ -66,7 +62,7 @@ def find_sources(
     named = [source for source in sources if _stands_for_itself(source)]
     rest = [source for source in sources if source not in named]
     found: list[Picture | Video] = []
-    for picture in find_pictures(rest, onerror, SUFFIXES | VIDEO_SUFFIXES):
+    for picture in find_pictures(rest, onerror, SUFFIXES | VIDEO_SUFFIXES, onresult):
         moving = picture.path.suffix.lower() in VIDEO_SUFFIXES
         found.append(Video(str(picture.path), picture.name) if moving else picture)
     taken = {each.name.casefold() for each in found}

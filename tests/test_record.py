@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fassd.record import RECORD, Record, stamp
+from fassd.record import RECORD, Record, Results, stamp
 
 
 @pytest.fixture
@@ -35,16 +35,74 @@ def test_finished_until_anything_changes(tmp_path, files):
     assert not record.holds("a", state, settings, [result])
 
 
-def test_replaced_results_are_forgotten_first(tmp_path, files):
+def test_results_about_to_be_replaced_are_not_finished(tmp_path, files):
     source, result = files
     record = Record(tmp_path)
-    record.forget("a")
-    assert not (tmp_path / RECORD).exists()  # there was nothing to forget
     record.add("a", stamp([source]), {})
-    record.forget("a")
+    record.begin("a")
     assert not Record(tmp_path).holds("a", stamp([source]), {}, [result])
     record.add("a", stamp([source]), {})
     assert Record(tmp_path).holds("a", stamp([source]), {}, [result])
+
+
+def test_results_are_what_a_record_above_them_lists(tmp_path):
+    record = Record(tmp_path)
+    record.begin("a/x_color.png")  # as a run that is killed leaves it
+    record.add("v_overlay.mp4", [], {})
+    (tmp_path / "a").mkdir()
+    Record(tmp_path / "a").begin("y_color.png")
+    results = Results()
+    for name in ("x_color.png", "x_overlay.png", "x_trainids.png", "y_overlay.png"):
+        assert tmp_path / "a" / name in results
+        assert tmp_path / "b" / ".." / "a" / name in results
+        assert tmp_path / name not in results
+    assert tmp_path / "v_overlay.mp4" in results
+    assert tmp_path / "v_labels.mp4" not in results
+
+
+def test_a_record_hides_nothing_but_results(tmp_path):
+    record = Record(tmp_path)
+    for name in ("photo.jpg", "../x_color.png", "/x_color.png"):
+        record.add(name, [], {})
+    results = Results()
+    assert tmp_path / "photo.jpg" not in results
+    assert tmp_path.parent / "x_color.png" not in results
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "pipe", "folder"])
+def test_a_record_that_is_not_its_own_file_is_neither_read_nor_written(tmp_path, kind):
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    out.mkdir()
+    path = out / RECORD
+    victim.write_text('{"name": "x_color.png", "key": ""}\n')
+    before = victim.read_bytes()
+    made = Record(tmp_path / "other")  # as it is when the name changes during a run
+    made.path = path
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "hard link":
+        os.link(victim, path)
+    else:
+        path.symlink_to(victim if kind == "link" else tmp_path / "new")
+    with pytest.raises(OSError, match=r"fassd-predict\.jsonl"):
+        Record(out)
+    with pytest.raises(OSError, match=r"fassd-predict\.jsonl"):
+        made.begin("y_color.png")
+    assert out / "x_color.png" not in Results()
+    assert victim.read_bytes() == before and not (tmp_path / "new").exists()
+
+
+HOSTILE = "$(touch PWNED)`touch PWNED`;touch PWNED\n'\"\\\x1b[31m\udcff&|<>\u202e"
+
+
+def test_a_line_of_the_record_means_nothing_to_a_shell(tmp_path):
+    Record(tmp_path).add(f"{HOSTILE}_color.png", [], {})
+    assert Record(tmp_path).holds(f"{HOSTILE}_color.png", [], {}, [])
+    subprocess.run(["bash", RECORD], cwd=tmp_path, capture_output=True)
+    assert os.listdir(tmp_path) == [RECORD]
+    assert not set((tmp_path / RECORD).read_text()) & set("$`;'&|<>()\x1b")
 
 
 def test_a_torn_line_and_rubbish_count_for_nothing(tmp_path, files):
@@ -53,7 +111,8 @@ def test_a_torn_line_and_rubbish_count_for_nothing(tmp_path, files):
     whole = (tmp_path / RECORD).read_bytes()
     Record(tmp_path).add("b", stamp([source]), {})
     torn = (tmp_path / RECORD).read_bytes()[:-40]
-    (tmp_path / RECORD).write_bytes(b"[1]\n\xff\n3\n" + torn)
+    rubbish = b'[1]\n\xff\n3\n{"name": [], "key": {}}\n' + b"[" * 100_000 + b"\n"
+    (tmp_path / RECORD).write_bytes(rubbish + torn)
     record = Record(tmp_path)
     assert record.holds("a", stamp([source]), {}, [result])
     assert not record.holds("b", stamp([source]), {}, [result])

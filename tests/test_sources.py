@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from fassd.images import ImageError, Picture
+from fassd.record import Record
 from fassd.sources import Video, find_sources, sequence_files
 
 
@@ -14,6 +15,8 @@ def here(tmp_path, monkeypatch):
     for name in names:
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
+    for name in ("b_overlay.mp4", "b_labels.mp4", "b_side-by-side.mp4"):
+        Record(Path("done")).add(name, [], {})
 
 
 def test_a_folder_gives_pictures_and_videos_but_no_results(here):

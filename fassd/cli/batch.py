@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections import Counter
@@ -11,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 import fassd
-from fassd.cli.common import Size, progress, say
+from fassd.cli.common import Size, escape, escape_lines, progress, say
 from fassd.cli.video import VideoSettings, run_video, source_files, video_file
 
 if TYPE_CHECKING:
@@ -58,10 +57,10 @@ class Batch:
     """Sources to be segmented with the same settings.
 
     Args:
-        output: the folder for the results, or the one video to write.
+        output: the folder for the results, or the one file to write.
         settings: those of pictures and videos.
         network: those of the network: names of files, and values.
-        single: `output` is a video, which is always made anew.
+        single: `output` is a file, which is always made anew.
         again: so is everything else.
     """
 
@@ -84,6 +83,21 @@ class Batch:
         self._remarks: Counter[str] = Counter()
         self._ranges: Counter[str] = Counter()
 
+    def check(self, sources: Sequence[Picture | Video]) -> None:
+        """See that no result would take the place of a source.
+
+        Raises:
+            ValueError: one would.
+        """
+        names = {os.path.basename(source[0]): source[0] for source in sources}
+        for source in sources:
+            for file in self._results(source):
+                if file.name in names and file.resolve() == Path(names[file.name]).resolve():
+                    raise ValueError(
+                        f"{file} is a source, and what {source[0]} becomes would replace it: give "
+                        "another folder (--output)"
+                    )
+
     def unfinished(self, sources: Sequence[Picture | Video]) -> list[Picture | Video]:
         """Those that have to be done; the others count as done before."""
         for source in sources:
@@ -104,23 +118,20 @@ class Batch:
 
         pictures = [source for source in sources if isinstance(source, Picture)]
         videos = [source for source in sources if not isinstance(source, Picture)]
-        settings = self.settings
         bar = progress()
         bar.disable |= not shown
         with bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
-                    image = self._read(picture)
-                    result = _predict_picture(
-                        segmenter, image, picture, self.output, settings.opacity
-                    )
+                    result = self._segment(picture, self._read(picture), segmenter)
                     self.outcome.pictures.append((picture, *result))
         self._remark_on_others()
         for video in videos:
             with self._reporting(video):
                 file = self._results(video)[0]
                 file.parent.mkdir(parents=True, exist_ok=True)
-                summary = run_video(segmenter, video, file, settings, shown)
+                self._begin(video)
+                summary = run_video(segmenter, video, file, self.settings, shown)
                 self.outcome.videos.append((video, summary))
 
     def _read(self, picture: Picture) -> npt.NDArray[np.uint8]:
@@ -144,19 +155,49 @@ class Batch:
         for spread, count in self._ranges.items():
             say(f"{count} picture{'s' * (count > 1)} of {spread}")
 
+    def _segment(
+        self, picture: Picture, image: npt.NDArray[np.uint8], segmenter: Segmenter
+    ) -> tuple[Size, float]:
+        """Segment one picture and write its results; its size, and the seconds of the network."""
+        from fassd.images import write_image
+        from fassd.palette import colorize, drawing, overlay
+
+        started = time.perf_counter()
+        labels = segmenter.predict(image)
+        seconds = time.perf_counter() - started
+        colors, settings = segmenter.palette, self.settings
+        drawn: list[npt.NDArray[np.integer]]
+        if self.single:
+            drawn = [drawing(settings.view, settings.opacity, colors)(image, labels)]
+        else:
+            drawn = [
+                colorize(labels, colors),
+                overlay(image, labels, settings.opacity, colors),
+                labels,
+            ]
+        files = self._results(picture)
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        self._begin(picture)
+        for file, result in zip(files, drawn, strict=True):
+            write_image(file, result)
+        return Size(*labels.shape), seconds
+
+    def _begin(self, source: Picture | Video) -> None:
+        """Note what is about to be written: from then on it is known as a result."""
+        if self._record is not None:
+            self._record.begin(self._name(source))
+
     @contextlib.contextmanager
     def _reporting(self, source: Picture | Video) -> Iterator[None]:
         """Note the source as finished; if an error comes, say so instead."""
         stamp = self._stamps[source]
         try:
-            if self._record is not None:
-                self._record.forget(self._name(source))
             yield
             if self._record is not None and stamp is not None:
                 self._record.add(self._name(source), stamp, self._made_by(source))
         except (ValueError, RuntimeError, OSError, MemoryError) as error:
             self.outcome.failed += 1
-            say(f"[red]failed:[/] {escape(_reason(source[0], error))}")
+            say(f"[red]failed:[/] {escape_lines(_reason(source[0], error))}")
 
     def _finished(self, source: Picture | Video) -> bool:
         stamp = self._stamps[source]
@@ -168,9 +209,11 @@ class Batch:
     def _results(self, source: Picture | Video) -> list[Path]:
         from fassd.images import OUTPUT_ENDINGS, Picture
 
+        if self.single:
+            return [self.output]
         if isinstance(source, Picture):
             return [self.output / f"{source.name}{ending}" for ending in OUTPUT_ENDINGS]
-        return [self.output if self.single else video_file(self.output, source, self.settings)]
+        return [video_file(self.output, source, self.settings)]
 
     def _name(self, source: Picture | Video) -> str:
         return self._results(source)[0].relative_to(self.output).as_posix()
@@ -204,31 +247,6 @@ def _stamp(source: Picture | Video) -> Stamp | None:
         return stamp(files) if files else None
     except OSError:  # reading it will tell
         return None
-
-
-def _predict_picture(
-    segmenter: Segmenter,
-    image: npt.NDArray[np.uint8],
-    picture: Picture,
-    output: Path,
-    opacity: float,
-) -> tuple[Size, float]:
-    """Segment one file and write its three results; its size, and the seconds of the network."""
-    from fassd.images import OUTPUT_ENDINGS, write_image
-    from fassd.palette import colorize, overlay
-
-    started = time.perf_counter()
-    labels = segmenter.predict(image)
-    seconds = time.perf_counter() - started
-    colors = segmenter.palette
-    results: list[npt.NDArray[np.integer]] = [
-        colorize(labels, colors),
-        overlay(image, labels, opacity, colors),
-        labels,
-    ]
-    for ending, result in zip(OUTPUT_ENDINGS, results, strict=True):
-        write_image(output / f"{picture.name}{ending}", result)
-    return Size(*labels.shape), seconds
 
 
 def _reason(source: str | Path, error: Exception) -> str:

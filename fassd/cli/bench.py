@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from fassd.cli.common import (
     DTYPES,
@@ -30,6 +29,7 @@ from fassd.cli.common import (
     app,
     console,
     device_for,
+    escape,
     parse_batches,
     parse_dtypes,
     parse_size,
@@ -211,6 +211,7 @@ def bench(
         ("--weights", weights, predict is None, "without --predict, which needs none"),
         ("--plot", plot, not alone, "with --peers or --layers"),
         ("--plot", plot, "eager" in (only or "eager"), "with eager among --only"),
+        ("--plot", plot, plot is None or plot.suffix.lower() == ".png", "of a name in .png"),
         ("--compile", compile_, alone, "without --peers and --layers"),
         ("--device", device not in (None, "cpu"), not layers, "without --layers"),
         ("--weights", weights not in (None, "random"), not all_, "without --all, but for random"),

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from fassd.cli.common import Json, app, console, progress, say, swatch
+from fassd.cli.common import (
+    Json,
+    app,
+    console,
+    escape,
+    escape_lines,
+    progress,
+    say,
+    swatch,
+    visible,
+)
 
 if TYPE_CHECKING:
     from fassd.data.check import CheckReport, Problem, SplitReport
@@ -81,7 +90,7 @@ def check(
     dataset = load_card(card, root)
     check_file(json_)
     with progress() as bar:
-        task = bar.add_task(f"reading {dataset.name}", total=None)
+        task = bar.add_task(f"reading {visible(dataset.name)}", total=None)
         report = check_card(
             dataset, split, workers, lambda done, all_: bar.update(task, completed=done, total=all_)
         )
@@ -143,6 +152,6 @@ def _classes_table(report: CheckReport) -> Table:
 
 def _tell(problems: list[Problem], prefix: str) -> None:
     for problem in problems[:PROBLEMS_SHOWN]:
-        say(f"{prefix} {escape(problem.split)}: {escape(problem.message)}")
+        say(f"{prefix} {escape(problem.split)}: {escape_lines(problem.message)}")
     if len(problems) > PROBLEMS_SHOWN:
         say(f"{prefix} ... and {len(problems) - PROBLEMS_SHOWN} more (--json writes them all)")

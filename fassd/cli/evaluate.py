@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.markup import escape
 
 from fassd.cli.common import (
     Alpha,
@@ -23,6 +22,8 @@ from fassd.cli.common import (
     app,
     console,
     device_for,
+    escape,
+    escape_lines,
     pick_network,
     progress,
     say,
@@ -190,7 +191,7 @@ def _report(
     from fassd.training.confusion import write_csv, write_heat_map
 
     for reason in evaluation.skipped:
-        say(f"[red]skipped:[/] {escape(reason)}")
+        say(f"[red]skipped:[/] {escape_lines(reason)}")
     console().print(evaluation)
     figures = {"settings": settings, **evaluation.to_json(), "environment": environment(device)}
     for path in (json_, output and output / "scores.json"):
@@ -276,7 +277,7 @@ def compare(
     -m fassd_net_l2=my.safetensors[/]
     """
     from fassd.data import SegmentationDataset, load_card
-    from fassd.images import check_folder, write_image
+    from fassd.images import check_file, write_image
     from fassd.palette import labels_by_name
     from fassd.panel import draw_panel
     from fassd.predict import pick_device
@@ -284,7 +285,7 @@ def compare(
     indices = _numbers("--index", index, int)
     if output.suffix.lower() != ".png":
         raise ValueError(f"--output must be the name of a PNG file, NAME.png, got {str(output)!r}")
-    check_folder(output.parent)
+    check_file(output)
     set_threads(threads)
     card = load_card(data, root)
     networks = _networks(model or OF_THE_TALK, weights_dir, card.num_classes, alpha)

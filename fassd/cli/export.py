@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
-from rich.markup import escape
 
 from fassd.cli.common import (
     Alpha,
@@ -16,11 +15,14 @@ from fassd.cli.common import (
     Threads,
     Weights,
     app,
+    escape,
     parse_size,
     pick_network,
     say,
     set_threads,
+    tell_results,
     tell_weights,
+    visible,
 )
 
 if TYPE_CHECKING:
@@ -245,7 +247,10 @@ def _pictures(
     from fassd.images import find_pictures, read_image
 
     if sources:
-        images = [read_image(picture.path) for picture in find_pictures(sources)[:count]]
+        results: list[Path] = []
+        found = find_pictures(sources, onresult=results.append)
+        tell_results(results)
+        images = [read_image(picture.path) for picture in found[:count]]
         if size is None:
             return images
         height, width = size
@@ -377,7 +382,7 @@ def _tell(
     say(f"written: {escape(', '.join(map(str, parts)))} ({total / 2**20:.1f} MiB)")
     if by_hand:
         say("TensorRT is not here; where it is, this builds the engine:")
-        print(trtexec(parts[0], path, metadata))
+        print(visible(trtexec(parts[0], path, metadata)))
     if json_ is not None:
         record: dict[str, Any] = {
             "files": [str(part) for part in parts],

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from fassd.cli.batch import Batch, Outcome, together
@@ -26,10 +25,13 @@ from fassd.cli.common import (
     app,
     console,
     device_for,
+    escape,
+    escape_lines,
     parse_size,
     pick_network,
     say,
     set_threads,
+    tell_results,
     tell_weights,
 )
 from fassd.cli.memory import bounded_memory
@@ -57,7 +59,9 @@ def predict(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder to write to; for one video a file as well."),
+        typer.Option(
+            "--output", "-o", help="Folder to write to; for one picture or video a file as well."
+        ),
     ],
     model: Model = None,
     weights: Weights = None,
@@ -96,7 +100,7 @@ def predict(
         bool, typer.Option("--again", help="Do finished files of the output folder again.")
     ] = False,
     view: Annotated[
-        ViewName, typer.Option(rich_help_panel="Videos", help="What a frame shows.")
+        ViewName, typer.Option(help="What a frame, or a picture that -o names, shows.")
     ] = "overlay",
     codec: Annotated[
         str | None,
@@ -138,6 +142,9 @@ def predict(
     of several pages or frames the first. A picture or folder that cannot be read is reported and
     the rest goes on.
 
+    Where -o names a file (photo.png) for one picture, that is written alone, as --view says. A name
+    that ends as a file does and is no folder counts as one.
+
     A video becomes the file that -o names (.mp4, .m4v, .mov, .mkv, .webm), or in a folder
     [cyan]NAME_VIEW.mp4[/], with its sound, frame rate and timestamps. Rotated videos come out
     upright; odd sides are made even by repeating the last row or column. Damaged frames are
@@ -146,7 +153,9 @@ def predict(
     [cyan]pip install 'fassd-net\\[video]'[/].
 
     Run again, the same command goes on where it was killed: files whose results are in the output
-    folder are passed over, unless they or the options changed (--again does them anyway).
+    folder are passed over, unless they or the options changed (--again does them anyway). Results
+    are never sources: those that the record of their folder ([cyan].fassd-predict.jsonl[/]) lists
+    are passed over in folders and patterns, and counted.
 
     Under [cyan]torchrun[/] the sources are shared out.
 
@@ -173,11 +182,12 @@ def predict(
     from fassd.sources import find_sources
 
     unfound: list[ImageError] = []
-    found = find_sources(source, onerror=unfound.append)
-    single = one_file(output, found)
-    check_file(output) if single else check_folder(output)
+    results: list[Path] = []
+    found = find_sources(source, onerror=unfound.append, onresult=results.append)
     if not found:
         raise unfound[-1]
+    single = one_file(output, found)
+    check_file(output) if single else check_folder(output)
     values = as_range(range_)
     # Pillow's own limit is twice this number.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
@@ -188,11 +198,14 @@ def predict(
     set_threads(threads)
     device = device_for(model, device)
     chosen = pick_network(model, weights, classes, alpha)
+    work = Batch(output, films, (*chosen, backend, dtype, size), single=single, again=again)
+    work.check(found)
     started = time.perf_counter()
     with process_group(device, patient=True) as home:
         for missed in unfound if is_main() else []:
-            say(f"[red]failed:[/] {escape(str(missed))}")
-        work = Batch(output, films, (*chosen, backend, dtype, size), single=single, again=again)
+            say(f"[red]failed:[/] {escape_lines(str(missed))}")
+        if is_main():
+            tell_results(results)
         todo = work.unfinished(found[rank() :: world_size()])
         if todo:
             place = device if world_size() == 1 else str(home)

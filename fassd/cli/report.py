@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from fassd.cli.common import Size, Threads, app, parse_size, progress, say
+from fassd.cli.common import Size, Threads, app, escape, parse_size, progress, say
 
 
 @app.command()

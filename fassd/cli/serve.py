@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from fassd.cli.common import (
     DTYPES,
@@ -19,6 +18,7 @@ from fassd.cli.common import (
     Threads,
     Weights,
     app,
+    escape,
     pick_network,
     say,
     set_threads,

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fassd.cli.common import Device, Threads, app, console, say
+from fassd.cli.common import Device, Threads, app, console, escape, escape_lines, say
 from fassd.untrusted import read_text, read_yaml, shortened, shown
 
 if TYPE_CHECKING:
@@ -139,7 +137,7 @@ def train(
     card = _card(output, data, root, resume)
     if dry_run:
         if recipe is not None:
-            console().print(escape(recipe.to_yaml()))
+            console().print(recipe.to_yaml(), markup=False)
         console().print(
             f"{escape(card.name)}: {card.num_classes} classes, {escape(str(card.root))}"
         )
@@ -227,10 +225,10 @@ class _Screen:
     """The run on the terminal: a bar with loss, rate and time, and a line per event."""
 
     def __init__(self, output: Path, shown: bool) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console(stderr=True)
         live = shown and self.console.is_terminal
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -280,7 +278,7 @@ class _Screen:
         )
 
     def message(self, text: str) -> None:
-        self._line(f"[yellow]{escape(text)}[/]")
+        self._line(f"[yellow]{escape_lines(text)}[/]")
 
     def _line(self, markup: str) -> None:
         self.console.print(markup, soft_wrap=True)

@@ -7,11 +7,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from fassd.cli.common import progress, say
+from fassd.cli.common import escape, escape_lines, progress, say, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,29 +39,40 @@ class VideoSettings(NamedTuple):
 
 
 def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
-    """Whether `output` names the one video to write, and not a folder.
+    """Whether `output` is the one file to write, and not a folder.
 
     Raises:
-        ValueError: it names a video, but of a kind that is not written, or for several sources, or
-            it is the source itself.
+        ValueError: it is a file by its name, but of a kind that is not written, or for several
+            sources, or it is the source itself.
     """
-    from fassd.sources import VIDEO_SUFFIXES, Video
+    from fassd.files import VIDEO_SUFFIXES, names_file
+    from fassd.images import written_suffixes
+    from fassd.sources import Video
 
-    if output.suffix.lower() not in VIDEO_SUFFIXES or output.is_dir():
+    if not names_file(output):
         return False
-    if len(found) != 1 or not isinstance(found[0], Video):
+    suffix = output.suffix.lower()
+    if len(found) != 1:
+        one = "video" if suffix in VIDEO_SUFFIXES else "file"
         raise ValueError(
-            f"--output {output} names one video, but there are {len(found)} sources: give a folder"
-            if len(found) != 1
-            else f"--output {output} names a video, but {found[0].name} is a picture: give a folder"
+            f"--output {output} names one {one}, but there are {len(found)} sources: give a folder"
         )
-    from fassd.video import FORMATS
+    [source] = found
+    what, accepted = "picture", written_suffixes()
+    if isinstance(source, Video):
+        from fassd.video import FORMATS
 
-    if output.suffix.lower() not in FORMATS:
+        what, accepted = "video", list(FORMATS)
+    elif suffix in VIDEO_SUFFIXES:
         raise ValueError(
-            f"--output must be a folder or end in {', '.join(FORMATS)}, got {str(output)!r}"
+            f"--output {output} names a video, but {source.name} is a picture: give a folder"
         )
-    if output.exists() and output.resolve() == Path(found[0].source).resolve():
+    if suffix not in accepted:
+        raise ValueError(
+            f"--output must be a folder or end in {', '.join(accepted)} for a {what}, "
+            f"got {str(output)!r}"
+        )
+    if output.exists() and output.resolve() == Path(source[0]).resolve():
         raise ValueError(f"--output {output} is the source itself: give another name")
     return True
 
@@ -125,7 +135,7 @@ def run_video(
     if settings.limit is not None:
         expected = min(settings.limit, expected or settings.limit)
     with _progress(shown) as bar:
-        task = bar.add_task(video.name, total=expected, work="")
+        task = bar.add_task(visible(video.name), total=expected, work="")
         summary = segment_video(
             source,
             output,
@@ -146,7 +156,7 @@ def run_video(
 
 def _progress(shown: bool) -> Progress:
     bar = progress()
-    bar.columns = (*bar.columns, TextColumn("{task.fields[work]}"))
+    bar.columns = (*bar.columns, TextColumn("{task.fields[work]}", markup=False))
     bar.disable |= not shown
     return bar
 
@@ -173,7 +183,7 @@ def _tell(video: Video, output: Path, summary: Summary) -> None:
         codecs = ", ".join(summary.silent)
         notes.append(f"without sound: {output.suffix} cannot hold {codecs}, .mkv can")
     for note in notes:
-        say(f"[yellow]{escape(video.source)}:[/] {escape(note)}")
+        say(f"[yellow]{escape(video.source)}:[/] {escape_lines(note)}")
 
 
 def video_table(done: Sequence[tuple[Video, Summary]]) -> Table:

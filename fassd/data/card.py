@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from fassd.data.masks import MaskCode
 from fassd.data.patterns import HOLE, fill, match_files
+from fassd.files import SUFFIXES
 from fassd.levels import Range
 from fassd.palette import ClassInfo
 
@@ -200,7 +203,9 @@ def _nothing(root: Path, split: Split) -> str:
 def _read_list(path: Path, column: int | None, where: str) -> list[tuple[str, str]]:
     """Entries of a list file, each with the place where it stands."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        lines = re.split(r"\r\n?|\n", content.decode("utf-16" if utf16 else "utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise CardError(f"{where}: cannot read its list {path}: {reason}") from error
@@ -233,8 +238,8 @@ def _pick(
     pattern = root / HOLE.sub("*", fill(split.images, {"split": split.folder}))
     picked: dict[str, str] = {}
     for name, place in wanted:
-        whole = _bare(name)
-        spellings = (whole, whole.rpartition("/")[2])
+        wholes = (_bare(name), _bare(name.replace("\\", "/")))  # as Windows parts folders
+        spellings = [part for whole in wholes for part in (whole, whole.rpartition("/")[2])]
         fitting = next((t[key] for key in spellings for t in tables if key in t), [])
         if len(fitting) != 1:
             several = f"fits {len(fitting)} pictures" if fitting else "is no picture"
@@ -247,8 +252,6 @@ def _pick(
 
 def _bare(name: str) -> str:
     """A path without a picture's ending."""
-    from fassd.images import SUFFIXES
-
     path = PurePosixPath(name)
     return str(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
 

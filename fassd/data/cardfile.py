@@ -28,7 +28,8 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
   another (`--root`). All other paths, and the folders of splits, lie below it.
 * A split is a folder or {folder, images, list, column, names, pictures}: `images` replaces the
   card's; `list` is a text file with a picture's name or path a line, or in its column number
-  `column`, of which folders and ending do not matter; `pictures` is how many the full set has.
+  `column`, of which folders and ending do not matter (UTF-8, or what Windows writes: UTF-16, a
+  mark in front, `\\` between folders); `pictures` is how many the full set has.
 * `range` gives the values that become 0 and 255 of pictures of more than 8 bits: two numbers, or
   `auto`, each picture's lowest and highest. Without it, all that a file can hold.
 * `masks` may be several such blocks: of each picture's masks the first that exists is taken.

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from fassd.files import SUFFIXES, folders_below
+
 __all__ = ["HOLE", "fill", "match_files"]
 
 HOLE = re.compile(r"\{([A-Za-z_]\w*)(:path)?\}")
@@ -31,14 +33,13 @@ def match_files(
         root: where the template starts.
         template: folders and file, parted by /. A hole stands for one or more characters but /,
             the same wherever its name comes again; `{hole:path}`, in the last part only, for / too.
-            Hidden names fit no hole.
+            Hidden names fit no hole. Links are followed, but below a folder each folder counts
+            once, however many links lead to it.
         known: holes that are already filled.
 
     Yields:
         The path below `root`, and what each hole stands for.
     """
-    from fassd.images import SUFFIXES
-
     *folders, last = template.split("/")
     level = [("", known)]
     for part in folders:
@@ -69,11 +70,9 @@ def _entries(folder: Path, part: str, holes: Mapping[str, str]) -> list[str]:
 
 def _below(folder: Path) -> Iterator[str]:
     """Files in a folder and its subfolders but for hidden ones, relative to it."""
-    for place, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    for place, names in folders_below(folder):
         for name in names:
-            if not name.startswith("."):
-                yield Path(place, name).relative_to(folder).as_posix()
+            yield (place / name).relative_to(folder).as_posix()
 
 
 def _fitting(

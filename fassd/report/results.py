@@ -202,7 +202,7 @@ def collect(folders: Sequence[Path], notes: list[str] | None = None) -> Collecti
         for path in sorted(folder.rglob("*.json")):
             name = str(Path(folder.name) / path.relative_to(folder))
             try:
-                content = read_json(path.read_text())
+                content = read_json(path.read_bytes())
                 sources.append(Source(name, kind_of(content), content, rank, path))
             except (OSError, ValueError) as error:
                 if notes is not None:

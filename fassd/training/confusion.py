@@ -63,11 +63,11 @@ def write_heat_map(
     axes = figure.add_subplot()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     positions = range(len(class_names))
-    axes.set_xticks(positions, class_names, rotation=90)
-    axes.set_yticks(positions, class_names)
+    axes.set_xticks(positions, class_names, rotation=90, parse_math=False)
+    axes.set_yticks(positions, class_names, parse_math=False)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     for row, column in np.argwhere(np.nan_to_num(shares) >= 0.5) if with_figures else ():
         share = shares[row, column]
         color = "white" if share > 55 else "black"

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -136,7 +137,7 @@ class Evaluation:
         ):
             absent = math.isnan(iou)
             figure = "absent" if absent else f"{100 * iou:.2f}"
-            table.add_row(Text(name), figure, f"{share:.2f}", style="dim" if absent else None)
+            table.add_row(escape(name), figure, f"{share:.2f}", style="dim" if absent else None)
         return table
 
 

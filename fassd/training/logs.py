@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fassd.images import replacing
+from fassd.files import regular, replacing
 
 __all__ = ["CSVLog", "TensorBoardLog"]
 
@@ -56,12 +57,13 @@ class CSVLog:
         self.waiting += rows
         size = self.path.stat().st_size
         try:
-            with self.path.open("ab") as file:
+            with open(self.path, "ab", opener=regular) as file:
                 file.write(_lines(self.waiting))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            os.truncate(self.path, size)  # half a row would stay otherwise
+            with open(self.path, "r+b", opener=regular) as file:
+                file.truncate(size)  # half a row would stay otherwise
             raise
         self.waiting = []
 
@@ -91,7 +93,17 @@ class TensorBoardLog:
                 stacklevel=2,
             )
             return
-        self.writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+        # A link of its name would be followed: none can be where nobody foresees the name.
+        try:
+            self.writer = SummaryWriter(
+                str(folder),
+                purge_step=after + 1 if after else None,
+                filename_suffix=f".{secrets.token_hex(4)}",
+            )
+        except UnicodeEncodeError:
+            warnings.warn(
+                f"no TensorBoard logs: it takes no name that is not UTF-8: {folder}", stacklevel=2
+            )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         if self.writer is not None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fassd.images import replacing
-from fassd.palette import colorize, overlay, palette
+from fassd.palette import Draw, drawing, palette
 from fassd.video.source import Frame, Trouble, VideoError, VideoSource
 from fassd.video.writer import FORMATS, VideoWriter, check_codec
 
@@ -117,24 +117,10 @@ def segment_video(
         check_codec(codec, output.suffix.lower())
     if colors is None:
         colors = getattr(segmenter, "palette", palette())
-    draw = _drawing(view, opacity, colors)
+    draw = drawing(view, opacity, colors)
     run = _Run(source, limit, on_frame or (lambda _: None))
     with _first_ctrl_c(run.interrupt):
         return run(output, segmenter, draw, codec)
-
-
-Draw = Callable[[npt.NDArray[np.uint8], npt.NDArray[Any]], npt.NDArray[np.uint8]]
-
-
-def _drawing(view: View, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
-    """What makes a frame of the output from one of the input and its labels."""
-    if view == "overlay":
-        return lambda image, labels: overlay(image, labels, opacity, colors)
-    if view == "labels":
-        return lambda _, labels: colorize(labels, colors)
-    if view == "side-by-side":
-        return lambda image, labels: np.hstack([image, colorize(labels, colors)])
-    raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
 
 
 @contextlib.contextmanager

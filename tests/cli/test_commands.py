@@ -167,3 +167,25 @@ def test_version_and_python_dash_m():
 def test_sizes(text):
     assert parse_size(text) == Size(1024, 2048)
     assert str(parse_size(text)) == "1024x2048"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["demo", "-o"], "out.png"),
+        (["report", "-o"], "report.html"),
+        (["synth"], "streets.zip"),
+        (["val", "--data", "camvid", "--root", ".", "-o"], "confusion.csv"),
+        (["train", "-d", "camvid", "--root", ".", "-p", "demo", "-o"], "best.safetensors"),
+        (["predict", "a.png", "b.png", "-o"], "out.json"),
+    ],
+)
+def test_a_folder_is_not_made_where_a_file_is_named(
+    tmp_path, run_fassd, monkeypatch, command, name
+):
+    monkeypatch.chdir(tmp_path)
+    for picture in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(picture)
+    result = run_fassd(*command, name)
+    assert result.exit_code == 2 and name in result.stderr and "folder" in result.stderr
+    assert sorted(os.listdir()) == ["a.png", "b.png"]

@@ -10,6 +10,7 @@ from fassd import images
 from fassd.cli import predict as command
 from fassd.palette import colorize, overlay, palette
 from fassd.predict import Segmenter
+from fassd.record import RECORD
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")
@@ -195,6 +196,121 @@ def test_summary_shows_paths_and_new_names(tmp_path, run_fassd, monkeypatch):
     assert "x.png " in shown and "x.bmp -> x-2 " in shown and "x.png ->" not in shown
 
 
+@pytest.mark.parametrize("suffix", images.written_suffixes())
+def test_one_picture_to_one_file(tmp_path, run_fassd, monkeypatch, suffix):
+    labels = np.arange(64 * 96).reshape(64, 96) % 19
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    images.write_image(tmp_path / "a.png", picture)
+    monkeypatch.setattr(Segmenter, "predict", lambda *_: labels)
+    output = tmp_path / "new" / f"out{suffix}"
+    expected = {
+        "overlay": overlay(picture, labels, 0.4),
+        "labels": colorize(labels),
+        "side-by-side": np.hstack([picture, colorize(labels)]),
+    }
+    for view in expected if suffix == ".png" else ["labels"]:
+        result = run_fassd(
+            "predict", tmp_path / "a.png", "-o", output, *FAST, "--view", view, "--opacity", 0.4
+        )
+        assert result.exit_code == 0, result.stderr
+        assert os.listdir(output.parent) == [output.name]
+        written = images.read_image(output)
+        assert written.shape == expected[view].shape
+        if suffix in (".png", ".bmp", ".ppm", ".pnm", ".tif", ".tiff", ".tga", ".gif"):
+            np.testing.assert_array_equal(written, expected[view])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.png", "-o", "out.pdf"], "must be a folder or end in .avif, .bmp, .gif"),
+        (["a.png", "-o", "out.svg"], "for a picture, got 'out.svg'"),
+        (["a.png", "-o", "out.pgm"], "for a picture, got 'out.pgm'"),
+        (["a.png", "b.png", "-o", "p.gif"], "--output p.gif names one file, but there are 2 sour"),
+        (["*.png", "-o", "p.PNG"], "--output p.PNG names one file, but there are 2 sources"),
+        (["a.png", "-o", "./a.png"], "--output a.png is the source itself"),
+        (["a.png", "-o", "a.png/b.png"], "cannot write to a.png: not a folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_network_is_built(
+    tmp_path, run_fassd, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "build_segmenter", lambda *_: pytest.fail("built the network"))
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(name)
+    result = run_fassd("predict", *arguments, *FAST)
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+    assert files(tmp_path) == ["a.png", "b.png"]
+
+
+def test_a_folder_with_the_name_of_a_picture_is_a_folder(tmp_path, run_fassd):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "out.png").mkdir()
+    result = run_fassd("predict", tmp_path / "a.png", "-o", tmp_path / "out.png", *FAST)
+    assert result.exit_code == 0, result.stderr
+    assert len(files(tmp_path / "out.png")) == 3
+
+
+def test_pictures_that_are_named_like_results_are_pictures(tmp_path, run_fassd):
+    source = tmp_path / "in"
+    for name in ("0001_color.png", "0002_color.png"):
+        images.write_image(source / name, np.zeros((64, 64, 3), np.uint8))
+    for _ in range(2):
+        result = run_fassd("predict", source, "-o", source, *FAST)
+        assert result.exit_code == 0, result.stderr
+        assert "2 of 2 pictures" in result.stderr
+    assert "passed over 6: results of earlier runs" in result.stderr
+    assert "(2 done before)" in result.stderr
+    assert files(source) == sorted(
+        name
+        for stem in ("0001_color", "0002_color")
+        for name in (f"{stem}.png", *(f"{stem}{ending}" for ending in images.OUTPUT_ENDINGS))
+    )
+
+
+def test_a_result_never_replaces_a_source(tmp_path, run_fassd, monkeypatch):
+    monkeypatch.setattr(command, "build_segmenter", lambda *_: pytest.fail("built the network"))
+    for name in ("x.png", "x_overlay.png"):
+        images.write_image(tmp_path / name, np.zeros((64, 64, 3), np.uint8))
+    result = run_fassd("predict", tmp_path, "-o", tmp_path, *FAST)
+    assert result.exit_code == 2
+    assert f"x_overlay.png is a source, and what {tmp_path}/x.png becomes" in result.stderr
+    assert files(tmp_path) == ["x.png", "x_overlay.png"]
+
+
+def test_results_of_a_run_that_was_cut_off_are_no_sources(tmp_path, run_fassd, monkeypatch):
+    images.write_image(tmp_path / "x.png", np.zeros((64, 64, 3), np.uint8))
+    save = Image.Image.save
+
+    def interrupted(self, stream, **options):
+        if "overlay" in stream.name:
+            raise KeyboardInterrupt
+        save(self, stream, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", interrupted)
+        assert run_fassd("predict", tmp_path, "-o", tmp_path, *FAST).exit_code == 130
+    assert files(tmp_path) == ["x.png", "x_color.png"]
+    result = run_fassd("predict", tmp_path, "-o", tmp_path, *FAST)
+    assert result.exit_code == 0 and "1 of 1 pictures" in result.stderr
+    assert "passed over 1: results of earlier runs" in result.stderr
+
+
+def test_a_record_that_is_a_link_is_refused_before_anything_is_written(
+    tmp_path, run_fassd, monkeypatch
+):
+    monkeypatch.setattr(command, "build_segmenter", lambda *_: pytest.fail("built the network"))
+    images.write_image(tmp_path / "x.png", np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "victim").write_text("# mine\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / RECORD).symlink_to("../victim")
+    result = run_fassd("predict", tmp_path / "x.png", "-o", tmp_path / "out", *FAST)
+    assert result.exit_code == 2
+    assert f"{RECORD}: is a link, which is not followed; remove it" in result.stderr
+    assert (tmp_path / "victim").read_text() == "# mine\n"
+
+
 def test_a_picture_beyond_the_memory_is_told_so(folder, tmp_path, run_fassd, monkeypatch):
     def exhausted(*_):
         raise MemoryError("Unable to allocate 3 TiB")
@@ -261,4 +377,4 @@ def test_ctrl_c_leaves_no_half_file(folder, tmp_path, run_fassd, monkeypatch):
     result = run_fassd("predict", source, "-o", tmp_path / "out", *FAST)
     assert result.exit_code == 130
     assert "stopped" in result.stderr
-    assert os.listdir(tmp_path / "out") == ["deep_color.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == [RECORD, "deep_color.png"]

@@ -475,6 +475,55 @@ def test_lists_choose_and_order(tmp_path, lines):
     assert names(card, "train") == ["train_1", "train_0"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("name", ["{}", "train\\{}.png", r".\{}.PNG", r"C:\data\train\{}.png"])
+def test_lists_of_windows(tmp_path, encoding, name):
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    lines = "".join(f"{name.format(stem)} {stem} \r\n" for stem in ("train_1", "train_0"))
+    for entry, column in (("{list: some.txt, column: 1}", 1), ("{list: some.txt, column: 2}", 2)):
+        card = toy(tmp_path / str(column), count=3, replace={"train: train": f"train: {entry}"})
+        card.root.joinpath("some.txt").write_bytes((mark + lines).encode(encoding))
+        assert names(card, "train") == ["train_1", "train_0"]
+
+
+def test_a_backslash_may_be_part_of_a_name(tmp_path):
+    card = toy(tmp_path, replace={"train: train": "train: {list: some.txt}"})
+    for folder in ("train", "train_masks"):
+        (tmp_path / folder / "train_0.png").rename(tmp_path / folder / "a\\train_1.png")
+    (tmp_path / "some.txt").write_text("a\\train_1\ntrain_1\n")
+    assert names(card, "train") == ["a\\train_1", "train_1"]
+
+
+def test_a_folder_counts_once_whatever_links_lead_to_it(tmp_path):
+    card = toy(tmp_path, count=3, replace={
+        "{split}/{name}.png": "{split}/{name:path}.png",
+        "{split}_masks/{name}.png": "{split}_masks/{name:path}.png",
+    })  # fmt: skip
+    for folder in ("train", "train_masks"):
+        (tmp_path / folder / "deep").mkdir()
+        (tmp_path / folder / "deep" / "x.png").write_bytes(
+            (tmp_path / folder / "train_0.png").read_bytes()
+        )
+    links = {"self": ".", "0": "deep", "deep/up": "..", "deep/all": "../../train", "loop": "loop"}
+    for link, target in links.items():
+        (tmp_path / "train" / link).symlink_to(target)
+    found = card.pairs("train")
+    assert sorted(pair.image.relative_to(tmp_path / "train").as_posix() for pair in found) == [
+        "deep/x.png", "train_0.png", "train_1.png", "train_2.png"
+    ]  # fmt: skip
+    assert len(card.pairs("val")) == 3
+
+
+def test_a_link_to_another_place_is_searched(tmp_path):
+    card = toy(tmp_path / "data", replace={"{split}/{name}.png": "{split}/{name:path}.png"})
+    (tmp_path / "data/train").rename(tmp_path / "disk")
+    (tmp_path / "data/train").mkdir()
+    (tmp_path / "data/train/more").symlink_to(tmp_path / "disk")
+    assert sorted(image.name for image, _ in card.find("train").maskless) == [
+        "train_0.png", "train_1.png"
+    ]  # fmt: skip
+
+
 def test_names_in_the_card_and_columns_of_a_list(tmp_path):
     card = toy(tmp_path, count=3, replace={
         "train: train": "train: {names: [train_2, train_0.png]}",

@@ -19,6 +19,7 @@ from fassd.images import (
     ImageError,
     ImageWarning,
     array_to_rgb,
+    check_file,
     check_folder,
     examine_image,
     find_pictures,
@@ -27,6 +28,7 @@ from fassd.images import (
     read_image,
     write_image,
 )
+from fassd.record import Record
 
 
 @pytest.fixture
@@ -393,6 +395,16 @@ def test_a_folder_to_write_to_is_checked_and_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("name", ["out.png", "p.GIF", "x.mp4", "scores.json", "a.b.onnx"])
+def test_the_name_of_a_file_is_no_folder_unless_there_is_one(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"cannot write into .*{name}: it is the name of a file"):
+        check_folder(tmp_path / name)
+    (tmp_path / name).mkdir()
+    check_folder(tmp_path / name)
+    check_folder(tmp_path / "run.v2")
+    check_file(tmp_path / "new.png/a.png")
+
+
 # ---------------------------------------------------------------------------------------- finding
 
 
@@ -407,6 +419,7 @@ def tree(tmp_path, monkeypatch):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
+    Record(tmp_path / "in").add("x2_color.png", [], {})
     (tmp_path / "in/folder.png").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -453,6 +466,67 @@ def test_a_file_is_taken_whatever_its_name(tree):
         ("in/notes.txt", "notes"),
         ("in/x2_color.png", "x2_color"),
     ]
+
+
+def test_results_of_earlier_runs_are_those_that_the_record_lists(tree):
+    Path("data").mkdir()
+    for name in ("0001_color.png", "0002_color.png", "0002_overlay.mp4"):
+        (tree / "data" / name).touch()
+    assert found("data") == [
+        ("data/0001_color.png", "0001_color"),
+        ("data/0002_color.png", "0002_color"),
+    ]
+    Record(tree).add("data/0002_color.png", [], {})
+    passed = []
+    pictures = find_pictures(["data", "in", "data/*", "in/x2_color.png"], onresult=passed.append)
+    assert [picture.path.name for picture in pictures if "_" in picture.name] == [
+        "0001_color.png",
+        "x2_color.png",  # named
+    ]
+    assert [path.as_posix() for path in passed] == [
+        "data/0002_color.png",
+        "in/x2_color.png",
+        "in/x2_overlay.png",
+        "in/x2_trainids.png",
+    ]
+    with pytest.raises(ImageError, match="no pictures but 1 that fassd predict wrote"):
+        find_pictures(["data/0002*"])
+
+
+FOLDERS = ["[x]", "a[1-3]", "a*b", "w?", "{a,b}", "%04d", "100%", "[!a]/[b]"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("pattern", ["*.png", "**/*.png", "p?.png", "deep/*.png", "[p]1.png"])
+def test_a_folder_that_exists_stands_for_itself_in_a_pattern(
+    tmp_path, monkeypatch, folder, pattern
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("p1.png", "deep/p1.png"):
+        for root in (folder, "x", "a1", "other"):
+            Path(root, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(root, name).touch()
+    expected = {"**/*.png": ["deep/p1.png", "p1.png"], "deep/*.png": ["deep/p1.png"]}
+    for start in (folder, tmp_path / folder):
+        assert [path for path, _ in found(f"{start}/{pattern}")] == [
+            Path(start, name).as_posix() for name in expected.get(pattern, ["p1.png"])
+        ]
+
+
+def test_a_pattern_searches_each_folder_once_whatever_links_lead_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a/1.png", "in/b/2.png", "out/3.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    for link, target in {
+        "in/self": ".", "in/again": ".", "in/a/up": "..", "in/a/b": "../b", "in/b/a": "../a",
+        "in/0": "a", "in/out": "../out", "in/loop": "loop", "in/gone": "nowhere",
+    }.items():  # fmt: skip
+        Path(link).symlink_to(target)
+    assert [path for path, _ in found("in/**/*.png")] == [
+        "in/a/1.png", "in/b/2.png", "in/out/3.png"
+    ]  # fmt: skip
+    assert [path for path, _ in found("in/**")] == ["in/a/1.png", "in/b/2.png", "in/out/3.png"]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_the_users_table_overrides_the_packages(tmp_path, monkeypatch):
         assert choose(PROBLEM, UNKNOWN) == TUNED
     assert choose(PROBLEM, UNKNOWN) == mine
     assert json.loads((tmp_path / path.name).read_text())["torch"] == "2.13"
-    assert [p.name for p in tmp_path.glob("*.tmp")] == []
+    assert [p.name for p in tmp_path.glob(".*.part")] == []
 
 
 GOOD = {"block_m": 64, "block_n": 16, "block_k": 16, "num_warps": 4, "num_stages": 2,

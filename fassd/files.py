@@ -1,0 +1,155 @@
+"""Files and folders: what is written, whole or not at all, and where; and links among folders.
+
+One rule says what a given output is: a folder that exists is a folder; else a name that ends as a
+file does (`FILE_ENDINGS`) is a file; any other is a folder, and is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+__all__ = [
+    "FILE_ENDINGS",
+    "SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "check_file",
+    "check_folder",
+    "folders_below",
+    "names_file",
+    "regular",
+    "replacing",
+]
+
+# fmt: off
+SUFFIXES = frozenset((
+    ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))
+"""Endings that mark a file in a folder or a glob as a picture."""
+
+VIDEO_SUFFIXES = frozenset((
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m",
+))
+"""Endings that mark a file as a video."""
+
+FILE_ENDINGS = SUFFIXES | VIDEO_SUFFIXES | {
+    ".apng", ".csv", ".engine", ".eps", ".exr", ".hdr", ".heic", ".heif", ".htm", ".html", ".ico",
+    ".j2k", ".jfif", ".json", ".jsonl", ".jxl", ".log", ".md", ".mp3", ".npy", ".npz", ".onnx",
+    ".pdf", ".pkl", ".ps", ".psd", ".pt", ".pt2", ".pth", ".safetensors", ".svg", ".tar", ".tgz",
+    ".txt", ".wav", ".xml", ".yaml", ".yml", ".zip",
+}
+# fmt: on
+"""Endings that mark an output that does not exist yet as a file, also where none such is made."""
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the name `path` when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def regular(path: str | os.PathLike[str], flags: int) -> int:
+    """Opener (see `open`) of a predictable name in a folder that others may write to.
+
+    Raises:
+        OSError: the name is a link, or of a pipe, device or folder, or one of several names of a
+            file: what is written would land elsewhere, and what is read may never end.
+    """
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    if os.path.islink(path):  # O_NOFOLLOW is for a link that comes after this
+        raise OSError(f"{os.fspath(path)}: is a link, which is not followed; remove it")
+    handle = os.open(path, flags, 0o666)
+    state = os.fstat(handle)
+    if stat.S_ISREG(state.st_mode) and state.st_nlink <= 1:
+        return handle
+    os.close(handle)
+    what = "a file with other names, too" if stat.S_ISREG(state.st_mode) else "no regular file"
+    raise OSError(f"{os.fspath(path)}: is {what}, which is left alone; remove it")
+
+
+# --------------------------------------------------------------------------------------- checking
+
+
+def names_file(output: Path) -> bool:
+    """Whether an output is a file by its name, and not a folder."""
+    return output.suffix.lower() in FILE_ENDINGS and not output.is_dir()
+
+
+def check_file(file: Path | None) -> None:
+    """See whether `file`, if any, can be written; nothing is.
+
+    Raises:
+        OSError: it is a folder, or in one that cannot be written to.
+    """
+    if file is not None:
+        _check_writable(file.parent)
+        if file.is_dir():
+            raise IsADirectoryError(f"cannot write to {file}: it is a folder, not a file")
+
+
+def check_folder(folder: Path) -> None:
+    """See whether files can be written into `folder`, which need not exist; nothing is left there.
+
+    Raises:
+        OSError: they cannot; the message names the folder and the reason.
+        ValueError: it has the name of a file.
+    """
+    if names_file(folder) and not folder.exists():
+        raise ValueError(f"cannot write into {folder}: it is the name of a file, give a folder")
+    _check_writable(folder)
+
+
+def _check_writable(folder: Path) -> None:
+    whole = folder.absolute()
+    existing = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(None, "not a folder")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        where = "" if existing == whole else f"{existing}: "
+        raise OSError(f"cannot write to {folder}: {where}{error.strerror}") from error
+
+
+# ---------------------------------------------------------------------------------------- finding
+
+
+def folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all below it but for hidden ones, each with the names of its visible files.
+
+    Links are followed, but each folder comes once, whatever leads to it: under its own path where
+    it is below `root`. What cannot be read is left out.
+    """
+    seen: set[str] = set()
+    starts = [root]
+    for start in starts:  # grows by the links that are found
+        for place, subfolders, names in os.walk(start):
+            identity = os.path.realpath(place)
+            if identity in seen:
+                subfolders.clear()
+                continue
+            seen.add(identity)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            starts += (
+                Path(place, name) for name in subfolders if os.path.islink(Path(place, name))
+            )
+            yield Path(place), [name for name in names if not name.startswith(".")]
