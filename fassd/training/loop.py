@@ -306,11 +306,13 @@ class Trainer:
                 last = self.step == recipe.steps
                 due = last or bool(recipe.val_every and self.step % recipe.val_every == 0)
                 self.owed = due and self.val_set is not None
-                stopped = self._stopping()
-                save = due or stopped or self.step % recipe.save_every == 0
+                save = due or self.step % recipe.save_every == 0
                 if save or self.step % recipe.log_every == 0:
                     self._flush(pending, logs)
-                if save:  # before a validation, which may take long and fail
+                stopped = self._stopping()
+                if stopped:
+                    self._flush(pending, logs)
+                if save or stopped:  # before a validation, which may take long and fail
                     self._save(final=last or stopped)
                 self._stop_here(stopped)
                 if self.owed:
