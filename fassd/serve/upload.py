@@ -17,14 +17,21 @@ from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from fassd.images import ImageError, TooManyPixelsError, formats, open_image, pil_to_rgb
+from fassd.images import (
+    FORMATS,
+    ImageError,
+    TooManyPixelsError,
+    formats,
+    open_image,
+    pil_to_rgb,
+)
 from fassd.levels import Range
 from fassd.untrusted import shown
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-__all__ = ["RefusedError", "decode", "formats", "read_upload"]
+__all__ = ["FORMATS", "RefusedError", "decode", "formats", "read_upload"]
 
 FORM_BYTES = 1 << 16
 """How much larger than its picture a form may be."""

@@ -1,3 +1,4 @@
+import inspect
 import os
 from pathlib import Path
 
@@ -347,6 +348,8 @@ def test_ranges_and_pages_are_told_once_a_kind(tmp_path, run_fassd):
 
 def test_max_pixels_refuses_and_lifts(tmp_path, run_fassd, monkeypatch):
     """Beyond Pillow's limit, too, of which a run leaves nothing behind where it is not asked to."""
+    default = inspect.signature(command.predict).parameters["max_pixels"].default
+    assert default == images.MAX_PIXELS
     limit = Image.MAX_IMAGE_PIXELS
     Image.new("1", (96, 64)).save(tmp_path / "a.png")
     run = ("predict", tmp_path / "a.png", "-o", tmp_path / "out", *FAST, "--max-pixels")
