@@ -197,7 +197,7 @@ def test_summary_shows_paths_and_new_names(tmp_path, run_fassd, monkeypatch):
     assert "x.png " in shown and "x.bmp -> x-2 " in shown and "x.png ->" not in shown
 
 
-@pytest.mark.parametrize("suffix", images.written_suffixes())
+@pytest.mark.parametrize("suffix", [".png", ".GIF", ".jpg"])
 def test_one_picture_to_one_file(tmp_path, run_fassd, monkeypatch, suffix):
     labels = np.arange(64 * 96).reshape(64, 96) % 19
     picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
@@ -217,7 +217,7 @@ def test_one_picture_to_one_file(tmp_path, run_fassd, monkeypatch, suffix):
         assert os.listdir(output.parent) == [output.name]
         written = images.read_image(output)
         assert written.shape == expected[view].shape
-        if suffix in (".png", ".bmp", ".ppm", ".pnm", ".tif", ".tiff", ".tga", ".gif"):
+        if suffix != ".jpg":
             np.testing.assert_array_equal(written, expected[view])
 
 

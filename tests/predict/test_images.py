@@ -27,6 +27,7 @@ from fassd.images import (
     pil_to_rgb,
     read_image,
     write_image,
+    written_suffixes,
 )
 from fassd.record import Record
 
@@ -380,6 +381,13 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
         write_image(path, rgb * 0)
     assert os.listdir(tmp_path) == ["picture.png"]
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", written_suffixes())
+def test_every_ending_that_is_offered_is_written_in_colours(tmp_path, suffix):
+    picture = np.full((16, 24, 3), (200, 40, 90), np.uint8)
+    write_image(tmp_path / f"a{suffix}", picture)
+    assert abs(read_image(tmp_path / f"a{suffix}").astype(int) - picture).max() <= 8
 
 
 def test_unknown_ending(tmp_path, rgb):
