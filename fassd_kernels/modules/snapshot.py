@@ -123,6 +123,7 @@ def take_snapshot(module: nn.Module) -> Snapshot:
     configuration: list[Any] = [nn.Conv2d._conv_forward]
     found: list[Tensor | None] = []
     waiting: list[nn.Module | None] = [module]
+    kind: Any
     while waiting:
         part = waiting.pop()
         if part is None:
