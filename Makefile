@@ -99,7 +99,7 @@ sanitize: $(VENV)/.developing
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  $(KERNELS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
-	  --every $(EVERY)
+	  --every $(EVERY) --fuzz 5
 
 score: $(VENV)/.installed
 	$(BIN)/fassd synth streets --split val --count 100 --size 512x1024

@@ -43,15 +43,20 @@ int64_t steps(int64_t size, int64_t stride) {
   return size / stride + (size % stride != 0);
 }
 
+void check_device(const std::string& op, const std::string& name, const Tensor& tensor,
+                  const std::string& other_name, const Tensor& other) {
+  STD_TORCH_CHECK(tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
+                      tensor.get_device_index() == other.get_device_index(),
+                  op, ": ", name, " and ", other_name, " are on different devices; ",
+                  "all tensors must be on one device");
+}
+
 void check_like(const std::string& op, const std::string& name, const Tensor& tensor,
                 const std::string& other_name, const Tensor& other) {
   STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " has dtype ",
                   dtype_name(tensor.scalar_type()), ", but ", other_name, " has ",
                   dtype_name(other.scalar_type()), "; all tensors must have one dtype");
-  STD_TORCH_CHECK(tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
-                      tensor.get_device_index() == other.get_device_index(),
-                  op, ": ", name, " and ", other_name, " are on different devices; ",
-                  "all tensors must be on one device");
+  check_device(op, name, tensor, other_name, other);
 }
 
 void check_image(const std::string& op, const std::string& name, const Tensor& image) {
@@ -146,9 +151,22 @@ void check_count(const char* op, const char* name, const Tensors& tensors, size_
                   " tensors; expected ", expected);
 }
 
-void check_packed(const std::string& op, const OptionalTensors& packed, size_t expected) {
+// Where a packed weight lies; what it holds, each backend asks.
+void check_packed(const std::string& op, const std::string& name, const OptionalTensor& packed,
+                  const Tensor& like) {
+  if (packed) {
+    check_device(op, name, *packed, "the weight", like);
+    check_storage(op, name, *packed);
+  }
+}
+
+void check_packed(const std::string& op, const OptionalTensors& packed, size_t expected,
+                  const Tensor& like) {
   STD_TORCH_CHECK(!packed || packed->size() == expected, op, ": packed has ", packed->size(),
                   " tensors; expected none or ", expected, ", one per weight");
+  for (size_t i = 0; i < (packed ? expected : 0); i++) {
+    check_packed(op, indexed("packed", i), (*packed)[i], like);
+  }
 }
 
 void check_rank(const char* op, const Tensor& weight) {
@@ -243,12 +261,14 @@ Integers expand_pair(const char* op, const char* name, const Integers& values) {
 
 Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
                           const OptionalTensor& slope, const OptionalTensor& residual,
-                          const Integers& stride, const Integers& dilation,
-                          const std::string& activation, int64_t pool, ImageSize& size) {
+                          const OptionalTensor& packed, const Integers& stride,
+                          const Integers& dilation, const std::string& activation, int64_t pool,
+                          ImageSize& size) {
   const std::string op = "conv_act";
   check_images(op, "inputs", inputs);
   const Tensor& first = inputs[0];
   check_weight(op, "weight", weight, total_channels(inputs), first, conv_act_kernels);
+  check_packed(op, "packed", packed, weight);
   const int64_t out_channels = weight.size(0);
   check_vector(op, "bias", bias, out_channels, first);
   const Activation parsed = parse_activation(op, activation);
@@ -290,7 +310,7 @@ Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_wei
   const Activation parsed = parse_activation(op, activation);
   check_slope(op, parsed, activation, "vertical_slope", vertical_slope, middle, input);
   check_slope(op, parsed, activation, "horizontal_slope", horizontal_slope, out_channels, input);
-  check_packed(op, packed, 2);
+  check_packed(op, packed, 2, input);
   size = {input.size(0), out_channels, input.size(2), input.size(3)};
   return parsed;
 }
@@ -303,7 +323,7 @@ ImageSize check_dapf(const Tensor& input, const Tensors& weights, const Tensors&
   const size_t count = 2 + 2 * dilations.size();
   check_count(op, "weights", weights, count);
   check_count(op, "biases", biases, count);
-  check_packed(op, packed, count);
+  check_packed(op, packed, count, input);
   check_rank(op, weights[0]);
   const int64_t width = weights[0].size(0);
   for (size_t i = 0; i < count; i++) {
@@ -331,7 +351,7 @@ ImageSize check_aspp(const Tensor& input, const Tensors& weights, const Tensors&
   const size_t count = 3 + dilations.size();
   check_count(op, "weights", weights, count);
   check_count(op, "biases", biases, count);
-  check_packed(op, packed, count);
+  check_packed(op, packed, count, input);
   check_rank(op, weights[0]);
   const int64_t width = weights[0].size(0);
   for (size_t i = 0; i < count; i++) {
@@ -365,7 +385,7 @@ ImageSize check_hardblock(const Tensor& input, const Tensors& weights, const Ten
   check_image(op, "input", input);
   STD_TORCH_CHECK(!weights.empty(), op, ": weights is an empty list; expected at least one tensor");
   check_count(op, "biases", biases, weights.size());
-  check_packed(op, packed, weights.size());
+  check_packed(op, packed, weights.size(), input);
   std::vector<int64_t> widths = {input.size(1)};
   int64_t channels = 0;
   for (size_t i = 0; i < weights.size(); i++) {
@@ -409,7 +429,7 @@ ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& 
   check_count(op, "scales", scales, 2);
   check_count(op, "shifts", shifts, 6);
   check_count(op, "slopes", slopes, 6);
-  check_packed(op, packed, 5);
+  check_packed(op, packed, 5, input);
   check_positive(op, "dilation", {dilation});
   STD_TORCH_CHECK(weights[0].dim() == 4, op, ": weights[0] (reduce) has shape ",
                   shape_name(weights[0]), "; expected four dimensions, O x I x kH x kW");
@@ -449,7 +469,7 @@ Activation check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const
   check_vector(op, "bias", bias, weight.size(0), low[0]);
   const Activation parsed = parse_activation(op, activation);
   check_slope(op, parsed, activation, "slope", slope, weight.size(0), low[0]);
-  check_packed(op, packed, 2);
+  check_packed(op, packed, 2, low[0]);
   size = {skip[0].size(0), weight.size(0), skip[0].size(2), skip[0].size(3)};
   return parsed;
 }
@@ -489,9 +509,10 @@ ImageSize check_normalize(const Tensor& image, const std::vector<double>& mean,
 
 Activation check_normalize_conv_act(const Tensor& image, const Tensor& weight,
                                     const OptionalTensor& bias, const OptionalTensor& slope,
-                                    const std::vector<double>& mean, const std::vector<double>& std,
-                                    const Integers& stride, const Integers& dilation,
-                                    const std::string& activation, ImageSize& size) {
+                                    const OptionalTensor& packed, const std::vector<double>& mean,
+                                    const std::vector<double>& std, const Integers& stride,
+                                    const Integers& dilation, const std::string& activation,
+                                    ImageSize& size) {
   const std::string op = "normalize_conv_act";
   check_normalize(image, mean, std, ScalarType::Float, op);
   // The picture has no floating type to agree with: the weight's is that of the call.
@@ -501,6 +522,7 @@ Activation check_normalize_conv_act(const Tensor& image, const Tensor& weight,
                   "; expected float32, float16, bfloat16 or float64");
   STD_TORCH_CHECK(weight.device() == image.device(), op,
                   ": weight is on another device than image");
+  check_packed(op, "packed", packed, weight);
   const int64_t out_channels = weight.size(0);
   check_vector(op, "bias", bias, out_channels, weight);
   const Activation parsed = parse_activation(op, activation);

@@ -41,8 +41,9 @@ Integers expand_pair(const char* op, const char* name, const Integers& values);
 
 Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
                           const OptionalTensor& slope, const OptionalTensor& residual,
-                          const Integers& stride, const Integers& dilation,
-                          const std::string& activation, int64_t pool, ImageSize& size);
+                          const OptionalTensor& packed, const Integers& stride,
+                          const Integers& dilation, const std::string& activation, int64_t pool,
+                          ImageSize& size);
 
 Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
                                  const Tensor& horizontal_weight,
@@ -92,8 +93,9 @@ ImageSize check_normalize(const Tensor& image, const std::vector<double>& mean,
 // Shape of the result; strides and dilations of both axes.
 Activation check_normalize_conv_act(const Tensor& image, const Tensor& weight,
                                     const OptionalTensor& bias, const OptionalTensor& slope,
-                                    const std::vector<double>& mean, const std::vector<double>& std,
-                                    const Integers& stride, const Integers& dilation,
-                                    const std::string& activation, ImageSize& size);
+                                    const OptionalTensor& packed, const std::vector<double>& mean,
+                                    const std::vector<double>& std, const Integers& stride,
+                                    const Integers& dilation, const std::string& activation,
+                                    ImageSize& size);
 
 }  // namespace fassd

@@ -65,7 +65,7 @@ Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTenso
   const Integers strides = expand_pair("conv_act", "stride", stride);
   const Integers dilations = expand_pair("conv_act", "dilation", dilation);
   ImageSize size;
-  const Activation parsed = check_conv_act(inputs, weight, bias, slope, residual, strides,
+  const Activation parsed = check_conv_act(inputs, weight, bias, slope, residual, packed, strides,
                                            dilations, activation, pool, size);
   const ImageSize pooled = {size.batch, size.channels, size.height / pool, size.width / pool};
   Tensor out = empty_image(pooled, inputs[0].scalar_type());

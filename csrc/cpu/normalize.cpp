@@ -48,8 +48,9 @@ Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const Optio
                           const std::string& activation) {
   const char* op = "normalize_conv_act";
   ImageSize size;
-  check_normalize_conv_act(image, weight, bias, slope, mean, std, expand_pair(op, "stride", stride),
-                           expand_pair(op, "dilation", dilation), activation, size);
+  check_normalize_conv_act(image, weight, bias, slope, packed, mean, std,
+                           expand_pair(op, "stride", stride), expand_pair(op, "dilation", dilation),
+                           activation, size);
   return conv_act({normalize(image, mean, std, weight.scalar_type())}, weight, bias, slope,
                   std::nullopt, packed, stride, dilation, activation, 1);
 }

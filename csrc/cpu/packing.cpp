@@ -182,9 +182,6 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
       method_(method_for<T>(weight, stride, dilation)),
       direct_(std::make_shared<Direct>()) {
   const bool given = packed && packed->numel() > 0;
-  if (given) {
-    check_storage(op, "packed", *packed);
-  }
   STD_TORCH_CHECK(!given || is_packed<T>(*packed, weight, method_) ||
                       is_packed<T>(*packed, weight, Method::direct),
                   op, ": packed weights of shape ", shape_name(*packed), " and dtype ",

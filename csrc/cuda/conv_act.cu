@@ -85,7 +85,6 @@ Filter filter_of(const Context& context, const std::string& name, const Tensor& 
   described.stride = static_cast<int>(row_elements(weight.size(0)));
   const bool given = packed.has_value() && packed->numel() > 0;
   if (given) {
-    check_storage(context.op, "packed", *packed);
     const int64_t expected = packed_elements(weight.size(0), count, taps);
     STD_TORCH_CHECK(packed->dim() == 1 && packed->numel() == expected &&
                         packed->scalar_type() == weight.scalar_type() &&
@@ -196,8 +195,8 @@ Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTenso
   const Integers steps = expand_pair("conv_act", "stride", stride);
   const Integers dilations = expand_pair("conv_act", "dilation", dilation);
   ImageSize whole;  // before pooling
-  const Activation act = check_conv_act(inputs, weight, bias, slope, residual, steps, dilations,
-                                        activation, pool, whole);
+  const Activation act = check_conv_act(inputs, weight, bias, slope, residual, packed, steps,
+                                        dilations, activation, pool, whole);
   const ImageSize size = {whole.batch, whole.channels, whole.height / pool, whole.width / pool};
   const Context context("conv_act", inputs[0], allow_tf32);
   const Tensor out = empty_image(inputs[0], size);

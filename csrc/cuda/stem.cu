@@ -132,8 +132,8 @@ Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const Optio
   ImageSize size;
   const Integers steps = expand_pair(op, "stride", stride);
   const Integers dilations = expand_pair(op, "dilation", dilation);
-  const Activation act = check_normalize_conv_act(image, weight, bias, slope, mean, std, steps,
-                                                  dilations, activation, size);
+  const Activation act = check_normalize_conv_act(image, weight, bias, slope, packed, mean, std,
+                                                  steps, dilations, activation, size);
   const Context context(op, weight, allow_tf32);
   if (size.numel() > 0) {
     const Filter filter = filter_of(context, "weight", weight, packed);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ from conformance.cases import (
     upsample_argmax,
     upsample_conv1x1,
 )
-from conformance.harness import Call
+from conformance.harness import Call, Subject
+from conformance.test_packing import PACKING, packed
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -351,6 +352,73 @@ def test_results_beyond_all_memory(subject, size):
     call = (upsample if subject.operator == "upsample" else upsample_argmax)()
     with pytest.raises((RuntimeError, MemoryError), match=r"memory|overflow|too large|large"):
         subject(call.to(torch.float32, subject.device).with_(size=size))
+
+
+def resized(tensor: Tensor, size: int) -> Tensor:
+    """A copy whose storage was given so many bytes."""
+    copy = tensor.clone()
+    copy.untyped_storage().resize_(size)
+    return copy
+
+
+def replaced(call: Call, way: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Call]]:
+    """An argument's name and the call with `way` of one of its tensors, for each that has elements.
+
+    Which of a list's packed weights it is, not every backend says.
+    """
+    for name, value in call.arguments.items():
+        for i, tensor in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(tensor, Tensor) and tensor.numel() > 0:
+                one = isinstance(value, Tensor)
+                changed = way(tensor) if one else [*value[:i], way(tensor), *value[i + 1 :]]
+                label = name if one or name == "packed" else f"{name}[{i}]"
+                yield label, call.with_(**{name: changed})
+
+
+def sound_calls(subject: Subject) -> Iterator[Call]:
+    """The calls that the table spoils, with packed weights where the operator takes any."""
+    for base in {id(refusal.base): refusal.base for refusal in REFUSALS[subject.operator]}.values():
+        call = base.to(torch.float32, subject.device)
+        packs = call.operator in PACKING
+        yield call.with_(packed=packed(subject, call)) if packs else call
+
+
+def test_storage_freed_or_shrunk(subject):
+    """What FSDP and ``resize_`` leave: PyTorch's convolution raises, and so does each argument."""
+    for call in sound_calls(subject):
+        subject(call)  # what is planned once and kept does not answer for those below
+        for kept in (lambda x: 0, lambda x: x.untyped_storage().nbytes() - 1):
+            for name, spoiled in replaced(call, lambda x, kept=kept: resized(x, kept(x))):
+                message = rf"{subject.operator}: {re.escape(name)}(?!\w).* storage holds"
+                with pytest.raises(RuntimeError, match=message):
+                    subject(spoiled)
+
+
+@pytest.mark.operators(*PACKING)
+def test_packed_weights_on_another_device(subject):
+    """On the meta device, whose kernels compute nothing, they do not answer for the others."""
+    for call in sound_calls(subject):
+        given = call.arguments["packed"]
+        for at, spoiled in enumerate([given] if isinstance(given, Tensor) else given):
+            elsewhere = spoiled.to("meta")
+            if isinstance(given, list):
+                elsewhere = [*given[:at], elsewhere, *given[at + 1 :]]
+            with pytest.raises(RuntimeError, match=rf"{subject.operator}: packed.* on (meta|diff)"):
+                subject(call.with_(packed=elsewhere))
+
+
+@pytest.mark.operators("conv_act")
+def test_storage_freed_before_a_conversion_or_a_gradient(subject):
+    call = conv_act().to(torch.float32, subject.device)
+    freed = call.map(lambda x: resized(x, 0), only=("weight",))
+    device = torch.device(subject.device).type
+    with torch.autocast(device, subject.half), pytest.raises(RuntimeError, match="storage holds 0"):
+        subject(freed)
+    leaf = call.requiring_grad()
+    result = subject(leaf)
+    leaf.arguments["weight"].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"storage holds 0|not allocated"):
+        result.sum().backward()
 
 
 def to(call: Call, device: str) -> Call:

@@ -487,6 +487,26 @@ def test_parameters_made_in_inference_mode(reference: nn.Module, picture: Tensor
             assert relative_error(fused(picture), expected_of(fused, picture)) <= FLOAT32
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_freed_storage(reference: nn.Module, picture: Tensor, backend: str) -> None:
+    """Of any tensor that is folded, before and after packing, or of the input: no packed weight
+    answers for one, and nothing reads where memory was. Given back, it is read anew."""
+    fused = fuse(reference, backend)
+    with torch.no_grad():
+        result = fused(picture)
+        tensors = [*fused.named_parameters(), *fused.named_buffers()]
+        for name, tensor in [*tensors, ("input", picture)]:
+            if tensor.is_floating_point():
+                kept, storage = tensor.clone(), tensor.untyped_storage()
+                size = storage.nbytes()
+                storage.resize_(0)
+                with pytest.raises(RuntimeError, match=rf"{name}.* has shape .* storage holds 0"):
+                    fused(picture)
+                storage.resize_(size)
+                tensor.copy_(kept)
+        assert torch.equal(fused(picture), result)
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
 def test_fused_optimizers_edit_without_counting(
     reference: nn.Module, picture: Tensor, kind: type[torch.optim.Optimizer]
