@@ -248,7 +248,7 @@ def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
         return lambda _, labels: colorize(labels, colors)
     if view == "side-by-side":
         return lambda image, labels: np.hstack([image, colorize(labels, colors)])
-    raise ValueError(f"view must be overlay, labels or side-by-side, got {view!r}")
+    raise ValueError(f"view must be one of overlay, labels, side-by-side, got {view!r}")
 
 
 def _checked_labels(labels: npt.ArrayLike) -> npt.NDArray[np.integer]:
