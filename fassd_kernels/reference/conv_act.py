@@ -89,11 +89,18 @@ def conv_act(
     if inputs[0].shape[0] == 0 or size[2] == 0 or size[3] == 0:
         return empty_result(size, [*inputs, weight, bias, slope, residual])
     x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), 1)
-    x = F.conv2d(x, weight, bias, stride, same_padding(weight, dilation), dilation)
+    # PyTorch counts padding in 32 bits, and ends the process where that overflows. A tap that is an
+    # image's side away reads padding alone, as do those beyond.
+    near = [min(d, x.shape[2 + axis]) if d > FAR else d for axis, d in enumerate(dilation)]
+    x = F.conv2d(x, weight, bias, stride, same_padding(weight, near), near)
     if residual is not None:
         x = x + residual
     x = activate(x, activation, slope)
     return channels_last(x if pool == 1 else F.avg_pool2d(x, pool))
+
+
+FAR = 2**16
+"""Distance of taps, in pixels, from which on it is held against the image's side."""
 
 
 def check_conv_act(
