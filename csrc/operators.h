@@ -52,10 +52,6 @@ Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& w
 
 Tensor pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation);
 
-// Of the dtypes, sizes, strides and all bytes of tensors; where one differs, so does the checksum,
-// but for one time in 2^64.
-int64_t checksum(const Tensors& tensors);
-
 Tensor upsample(const Tensor& input, const Integers& size);
 
 Tensor upsample_argmax(const Tensor& input, const Integers& size);

@@ -15,7 +15,6 @@ STABLE_TORCH_LIBRARY(fassd_kernels, m) {
   m.def("cpu_capability() -> str");
   m.def("release_memory() -> int");
   m.def("held_memory() -> int");
-  m.def("checksum(Tensor[] tensors) -> int");
   m.def("convolution_plan(int[] shape, int[] channels, int[] gpu) -> Tensor");
   m.def("convolution_variants(int arithmetic) -> Tensor");
   m.def("couple_plan(int[] shape, int[] channels, int[] gpu) -> Tensor");
@@ -39,7 +38,6 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
   m.impl("aspp", TORCH_BOX(&fassd::cpu::aspp));
   m.impl("hardblock", TORCH_BOX(&fassd::cpu::hardblock));
   m.impl("pack_weight", TORCH_BOX(&fassd::cpu::pack_weight));
-  m.impl("checksum", TORCH_BOX(&fassd::cpu::checksum));
   m.impl("mda", TORCH_BOX(&fassd::cpu::mda));
   m.impl("upsample_conv1x1", TORCH_BOX(&fassd::cpu::upsample_conv1x1));
   m.impl("upsample", TORCH_BOX(&fassd::cpu::upsample));

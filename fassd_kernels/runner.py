@@ -143,8 +143,8 @@ class GraphRunner:
     def state(self) -> list[Any]:
         """What a graph rests on; equal as long as it is right."""
         settings = [getattr(self.model, "output", None), tf32_requested()]
-        edits = [snapshot.optimizer_steps, snapshot.collectives()]
-        return [*settings, *edits, *((id(t), *snapshot.version(t)) for t in self.tensors())]
+        tensors = self.tensors()
+        return [*settings, *map(id, tensors), *snapshot.versions(tensors)]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

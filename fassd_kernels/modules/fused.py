@@ -34,13 +34,13 @@ class Fused(nn.Module):
     """Mixin, in front of the reference module: ``class FusedDAPF(Fused, DAPF)``.
 
     In eval mode ``forward`` runs one fused operator on packed weights, which are rebuilt by
-    themselves. On a CPU they are rebuilt when any value, type, size or stride of a parameter or
-    buffer differs from what was packed. Elsewhere they are rebuilt when one was edited in place,
-    loaded, moved, converted or replaced, after forward passes in training mode, every optimizer
-    step and every operation of ``torch.distributed``; other edits that PyTorch does not count
-    (through ``.data``, DLPack, shared memory) need :meth:`repack` there. Where a gradient is asked
-    for, the weights are packed differentiably on each call, so that gradients reach the module's
-    own parameters. Under autocast the result has autocast's type.
+    themselves when a parameter or buffer was edited in place, loaded, moved, converted or replaced,
+    after forward passes in training mode, every optimizer step and every operation of
+    ``torch.distributed``. Of other edits, which PyTorch does not count (through ``.data``, NumPy,
+    DLPack, shared memory), those are noticed on a CPU that change one of the values that
+    :func:`fassd_kernels.ops.checksum` reads; all others need :meth:`repack`. Where a gradient is
+    asked for, the weights are packed differentiably on each call, so that gradients reach the
+    module's own parameters. Under autocast the result has autocast's type.
 
     The kernels get the weights in their own order too (:func:`reference.pack_weight`), packed
     once along with the folding.
@@ -50,9 +50,9 @@ class Fused(nn.Module):
     was exchanged for another kind, or has a ``forward``, ``_conv_forward`` or ``weight`` that is
     not its class's, be it the part's own, a subclass's, or put into a class of PyTorch or of this
     project; inside ``torch.func`` transforms and forward-mode AD; and in ``torch.onnx.export`` and
-    ``torch.fx.symbolic_trace``, whose graphs then hold standard operators alone. Not
-    noticed are methods that are put into somebody else's class once its modules were taken over,
-    and, in a compiled or exported module, methods that are replaced later.
+    ``torch.fx.symbolic_trace``, whose graphs then hold standard operators alone. Not noticed
+    are methods that are put into somebody else's class once its modules were taken over, and, in a
+    compiled or exported module, methods that are replaced later.
 
     Attributes:
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`.
@@ -248,7 +248,7 @@ class Fused(nn.Module):
                     check_storage(type(self).__name__, name, tensor)
 
     def repack(self) -> None:
-        """Forget the packed weights; needed on a GPU after edits that PyTorch does not count."""
+        """Forget the packed weights; needed after edits that nothing counts or notices."""
         self._packed = None
 
     def wants_gradient(self) -> bool:
