@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +26,7 @@ from fassd_kernels.triton.device import INTERPRETED
 from fassd_kernels.triton.program import recorder
 
 AUTO = "auto"
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class BackendError(RuntimeError):
@@ -226,6 +228,14 @@ def triton_version() -> str:
     return "not installed"
 
 
+def constant_result(function: Function) -> Function:
+    """What torch.compiler.assume_constant_result does, without its import of torch._dynamo: that
+    takes over a second and fails where no temporary folder can be written."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@constant_result
 def choose(
     name: str,
     device: torch.device | str,
@@ -265,11 +275,6 @@ def choose(
     if best == "reference" and not quiet:
         say_fallback(place, operator, dtype)
     return best
-
-
-# What torch.compiler.assume_constant_result does, without its import of torch._dynamo: that takes
-# over a second and fails where no temporary folder can be written.
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def refusal(

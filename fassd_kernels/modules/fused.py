@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts, convert
-from fassd_kernels.backends import AUTO, BackendError, backends, choose
+from fassd_kernels.backends import AUTO, BackendError, backends, choose, constant_result
 from fassd_kernels.checks import check_storage
 from fassd_kernels.choices import NOTHING, shape_key
 from fassd_kernels.modules.snapshot import (
@@ -386,7 +386,7 @@ def structure(module: nn.Module) -> list[Any]:
     return [(type(part), *part._modules) for part in inner]
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def fits(module: Fused) -> bool:
     """Whether a fused module's parts are, and are put together, as those that it stands for."""
     found, known = structure(module), module._structure
