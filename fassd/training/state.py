@@ -34,6 +34,7 @@ NEXT = "checkpoint.next.safetensors"
 LOCK = ".lock"
 OPTIMIZER = "optimizer."
 """What the names of an optimizer's tensors begin with."""
+STATISTICS = ("running_mean", "running_var")
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RecursionError)
 
 
@@ -203,8 +204,12 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = read_safetensors(path)
-    # An optimizer's second moments may overflow in a run that goes on well.
-    weights = {key: value for key, value in tensors.items() if not key.startswith(OPTIMIZER)}
+    # An optimizer's second moments, and statistics of a layer, may overflow in a run that goes on.
+    weights = {
+        key: value
+        for key, value in tensors.items()
+        if not key.startswith(OPTIMIZER) and not key.endswith(STATISTICS)
+    }
     check_weights(path, weights, {key: value.dtype for key, value in weights.items()})
     return tensors, _facts(metadata)
 

@@ -168,7 +168,7 @@ def labels_of(logits: Tensor) -> Tensor:
     Raises:
         ValueError: more classes than labels, as of a head that was exchanged.
     """
-    if logits.shape[1] > MAX_LABELS:
+    if not isinstance(logits, torch.fx.Proxy) and logits.shape[1] > MAX_LABELS:
         raise ValueError(
             f"labels are uint8, for at most {MAX_LABELS} classes, got {logits.shape[1]}"
         )

@@ -58,8 +58,9 @@ def test_weights_that_are_not_finite_are_passed_over(tmp_path, value):
     _, facts, troubles = files.latest_state(tmp_path)
     assert facts["step"] == 1
     assert f"holds {value} in model.a (1 of 2 values)" in troubles[0]
-    files.save_state(tmp_path, {"optimizer.0.exp_avg_sq": torch.tensor([value])}, {"step": 3})
-    assert files.latest_state(tmp_path)[1]["step"] == 3
+    for step, name in ((3, "optimizer.0.exp_avg_sq"), (4, "average.norm.running_var")):
+        files.save_state(tmp_path, {name: torch.tensor([value])}, {"step": step})
+        assert files.latest_state(tmp_path)[1]["step"] == step
 
 
 def test_a_pipe_in_place_of_a_checkpoint(tmp_path):
