@@ -51,7 +51,7 @@ void allow_shared(const void* kernel, int device, size_t bytes) {
 }
 
 int position_count(const char* op, int64_t size) {
-  STD_TORCH_CHECK(size <= most_positions, op, ": an axis has size ", size,
+  STD_TORCH_CHECK(size <= most_positions, op, ": an axis is too large: ", size,
                   "; the cuda backend takes at most ", most_positions);
   return static_cast<int>(size);
 }
