@@ -154,6 +154,8 @@ def test_any_sizes(subject, monkeypatch, request):
             continue
         assert shape == tuple(result.shape), seed
         assert not shrunk, seed
+        if not result.numel():
+            continue  # PyTorch itself cannot work on all empty shapes
         if subject.operator == "upsample":
             assert ((result - VALUE).abs() < 0.01).all(), seed
         elif result.is_floating_point():
