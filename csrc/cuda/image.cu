@@ -62,7 +62,7 @@ Source source_of(const char* op, const Tensor& tensor, int64_t first, int64_t ch
   source.data = static_cast<const char*>(tensor.const_data_ptr()) +
                 first * tensor.stride(1) * int64_t(tensor.element_size());
   source.stride_n = tensor.size(0) > 1 ? tensor.stride(0) : 0;
-  source.stride_c = tensor.stride(1);
+  source.stride_c = tensor.size(1) > 1 ? tensor.stride(1) : 0;  // else any number, even 2^62
   source.stride_h = tensor.size(2) > 1 ? tensor.stride(2) : 0;
   source.stride_w = tensor.size(3) > 1 ? tensor.stride(3) : 0;
   source.height = position_count(op, tensor.size(2));
