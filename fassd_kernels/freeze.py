@@ -42,8 +42,8 @@ def freeze(model: Model, inputs: Sequence[Any]) -> Model:
         frozen(*inputs)
     for module in frozen.modules():
         if isinstance(module, Fused) and module._packed is not None:
-            _, dtype, packed = module._packed
-            module._frozen = (dtype, {name: own(value) for name, value in packed.items()})
+            packed = {name: own(value) for name, value in module._packed.packed.items()}
+            module._frozen = (module._packed.dtype, packed)
     return frozen
 
 

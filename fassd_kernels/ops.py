@@ -281,18 +281,16 @@ def pieces_of(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_int64 * len(pieces))(*pieces)
 
 
-def checksum(pieces: Any, whole: bool = False) -> int | None:
-    """A number that differs where the values in pieces of memory do.
+def checksum(pieces: Any) -> int | None:
+    """A number that differs where the values in pieces of memory do, but for one time in 2^64.
 
     Args:
         pieces: of `pieces_of`.
-        whole: whether all values count; else, of each piece of more than 4096 bytes, the first 64
-            of every 1024, and the last 64.
 
     Returns:
         The number; None where the C++ extension is not built.
     """
-    return _CHECKSUM and _CHECKSUM(pieces, len(pieces) // 2, whole)
+    return _CHECKSUM and _CHECKSUM(pieces, len(pieces) // 2)
 
 
 def load_checksum() -> Any:
@@ -302,7 +300,7 @@ def load_checksum() -> Any:
     # The one that PyDLL gives keeps the interpreter's lock: it is done before another thread wakes.
     library = ctypes.PyDLL(importlib.import_module("fassd_kernels._C").__file__)
     function = library.fassd_kernels_checksum
-    function.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool)
+    function.argtypes = (ctypes.c_void_p, ctypes.c_int64)
     function.restype = ctypes.c_uint64
     return function
 

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fassd_kernels.modules import snapshot
 from fassd_kernels.modules.fused import Fused
-from fassd_kernels.modules.snapshot import has_hooks, hooked_globally
+from fassd_kernels.modules.snapshot import edits, has_hooks, hooked_globally, places
 from fassd_kernels.triton.availability import first_line
 from fassd_kernels.triton.program import tf32_requested
 
@@ -144,7 +143,7 @@ class GraphRunner:
         """What a graph rests on; equal as long as it is right."""
         settings = [getattr(self.model, "output", None), tf32_requested()]
         tensors = self.tensors()
-        return [*settings, *map(id, tensors), *snapshot.versions(tensors)]
+        return [*settings, *map(id, tensors), *places(tensors), *edits(tensors)]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

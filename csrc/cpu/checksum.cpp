@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
@@ -23,40 +22,36 @@ uint64_t mix(uint64_t sum, uint64_t value) {
 }
 
 constexpr int64_t line_bytes = 64;
-// Of more bytes in a row, a sample is one line of each block, and the last.
-constexpr int64_t whole_bytes = 4096;
-constexpr int64_t block_bytes = 1024;
 
 // Four chains of products, 16 bytes of each line in each.
-uint64_t checksum_of(const char* data, int64_t bytes, bool whole) {
+uint64_t checksum_of(const char* data, int64_t bytes) {
   // Not small numbers: one that met its like in a tensor would give a factor of 0.
   uint64_t chains[4] = {~keys[0], ~keys[1], ~keys[2], ~keys[3]};
-  uint64_t line[line_bytes / sizeof(uint64_t)] = {};
-  const auto add = [&](int64_t begin, int64_t count) {
-    std::memcpy(line, data + begin, count);
+  const auto add = [&](const char* from, int64_t count) {
+    uint64_t line[line_bytes / sizeof(uint64_t)] = {};
+    std::memcpy(line, from, count);
     for (int i = 0; i < 4; i++) {
       chains[i] = folded_product(line[2 * i] ^ keys[i], line[2 * i + 1] ^ chains[i]);
     }
   };
-  const int64_t step = whole || bytes <= whole_bytes ? line_bytes : block_bytes;
-  for (int64_t at = 0; at + line_bytes <= bytes; at += step) {
-    add(at, line_bytes);
+  int64_t at = 0;
+  for (; at + line_bytes <= bytes; at += line_bytes) {
+    add(data + at, line_bytes);
   }
-  const int64_t last = std::min(bytes, line_bytes);
-  add(bytes - last, last);
+  add(data + at, bytes - at);
   return std::accumulate(chains, chains + 4, uint64_t(bytes), mix);
 }
 
 }  // namespace
 
 // A checksum of `count` pieces of memory, each an address and a number of bytes; two that differ in
-// what is read have equal ones one time in 2^64.
+// a value have equal ones one time in 2^64.
 extern "C" __attribute__((visibility("default"))) uint64_t
-fassd_kernels_checksum(const int64_t* pieces, int64_t count, bool whole) noexcept {
+fassd_kernels_checksum(const int64_t* pieces, int64_t count) noexcept {
   uint64_t sum = 0;
   for (int64_t i = 0; i < count; i++) {
     const char* const data = reinterpret_cast<const char*>(pieces[2 * i]);
-    sum = mix(sum, checksum_of(data, pieces[2 * i + 1], whole));
+    sum = mix(sum, checksum_of(data, pieces[2 * i + 1]));
   }
   return sum;
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,11 @@ from fassd_kernels.choices import NOTHING, shape_key
 from fassd_kernels.modules.snapshot import (
     DEFINED,
     METHODS,
+    Contents,
     Snapshot,
     has_hooks,
+    hooked_globally,
     replaced_forward,
-    take_snapshot,
 )
 from fassd_kernels.packing import is_foldable
 from fassd_kernels.reference.conv_act import KERNELS
@@ -30,17 +33,36 @@ Packed = dict[str, Any]
 Plan = tuple[Tensor, Sequence[int], Sequence[int]]
 
 
+class Cached(NamedTuple):
+    """Packed weights, and what they were packed from."""
+
+    snapshot: Snapshot
+    contents: Contents | None  # None: of tensors whose edits cannot be told
+    dtype: torch.dtype
+    packed: Packed
+
+
+class Known(threading.local):
+    """Of which contents weights are fresh, in this thread, while the modules' network is called."""
+
+    fresh: Mapping[Fused, Contents] = MappingProxyType({})
+
+
+KNOWN = Known()
+
+
 class Fused(nn.Module):
     """Mixin, in front of the reference module: ``class FusedDAPF(Fused, DAPF)``.
 
     In eval mode ``forward`` runs one fused operator on packed weights, which are rebuilt by
-    themselves when a parameter or buffer was edited in place, loaded, moved, converted or replaced,
-    after forward passes in training mode, every optimizer step and every operation of
-    ``torch.distributed``. Of other edits, which PyTorch does not count (through ``.data``, NumPy,
-    DLPack, shared memory), those are noticed on a CPU that change one of the values that
-    :func:`fassd_kernels.ops.checksum` reads; all others need :meth:`repack`. Where a gradient is
-    asked for, the weights are packed differentiably on each call, so that gradients reach the
-    module's own parameters. Under autocast the result has autocast's type.
+    themselves when one of the module's parameters or buffers has another value, whoever wrote it:
+    on a CPU every value is looked at on every call. On a GPU, and where the C++ extension is not
+    built, edits are counted instead: in place, loading, moving, converting and replacing, forward
+    passes in training mode, optimizer steps and operations of ``torch.distributed``; others, which
+    PyTorch does not count (through ``.data``, DLPack, memory shared with other programs), need
+    :meth:`repack` there. Where a gradient is asked for, the weights are packed differentiably on
+    each call, so that gradients reach the module's own parameters. Under autocast the result has
+    autocast's type.
 
     The kernels get the weights in their own order too (:func:`reference.pack_weight`), packed
     once along with the folding.
@@ -61,8 +83,8 @@ class Fused(nn.Module):
     operator: ClassVar[str]
     lead: ClassVar[str]  # a convolution whose weight has the module's type
     backend: str = AUTO
-    _packed: tuple[Snapshot, torch.dtype, Packed] | None = None
-    _checked: tuple[list[Any], bool] | None = None
+    _seen: Snapshot | None = None
+    _packed: Cached | None = None
     # Kinds and names of its inner parts when it was taken over; None: this project's own.
     _structure: list[Any] | None = None
     # What a compiler that traces the module gets for packed weights: see `freeze`.
@@ -131,7 +153,7 @@ class Fused(nn.Module):
         fused = cls.__new__(cls)
         fused.__dict__.update(module.__dict__)
         fused.backend = backend
-        fused._packed = fused._checked = None
+        fused._packed = fused._seen = None
         if not isinstance(module, Fused):
             fused._structure = structure(module)
         fused.adopt()
@@ -150,45 +172,59 @@ class Fused(nn.Module):
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
         """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
-        # Inside a transform, tensors may have no address that a snapshot could read.
-        if self.training or exports_onnx() or transforming() or isinstance(x, torch.fx.Proxy):
+        if self.training:
             return None
-        now = None if is_traced() else self.snapshot()
-        if not self.fusible(now):
-            return None
-        dtype = self.weight_dtype()
+        traced = is_traced()
+        now = None if traced else self.known()
+        if now is None:
+            # Inside a transform, tensors may have no address that a snapshot could read.
+            if exports_onnx() or transforming() or isinstance(x, torch.fx.Proxy):
+                return None
+            now = None if traced else self.snapshot()
+            fusible = now.fusible and not hooked_globally() if now else self.fusible_as_traced()
+            if not fusible:
+                return None
+        dtype = (self.lead_weight() if now is None else now.lead).dtype
         if autocasts(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x = convert(x, dtype, type(self).__name__, "the input")
         return x, self.packed(dtype, now)
 
-    def fusible(self, now: Snapshot | None) -> bool:
-        """Whether the fused operator computes what the reference would, in the state `now`.
-
-        A compiler that traces the module gives None: it cannot follow the check of the parts.
-        """
-        if now is None:
-            hooked = any(has_hooks(part) for part in self.modules() if part is not self)
-            return not hooked and fits(self) and all(map(is_foldable, self.batch_norms()))
-        if now.hooked or "_is_replica" in self.__dict__:  # DataParallel's
-            return False
-        if self._checked is None or self._checked[0] != now.configuration:
-            fusible = fits(self) and all(map(is_foldable, self.batch_norms()))
-            self._checked = (now.configuration, fusible)
-        now.configuration, fusible = self._checked  # one list for all that are equal
-        return fusible
-
     def snapshot(self) -> Snapshot:
-        now = take_snapshot(self)
-        now.configuration.append(super(Fused, type(self)).forward)
+        """What the module is made of now."""
+        now = self._seen
+        if now is None or not now.holds(self):
+            now = Snapshot(self)
+            # DataParallel's replicas have no parameters.
+            now.fusible = not now.hooked and "_is_replica" not in self.__dict__ and self.fits()
+            if now.fusible:
+                now.lead = self.lead_weight()
+            self._seen = now
         return now
 
-    def weight_dtype(self) -> torch.dtype:
-        """The type of the convolutions; batch norms may be kept in a wider one."""
+    def known(self) -> Snapshot | None:
+        """What it was made of, where the network that calls it has seen that nothing changed."""
+        cached = self._packed
+        if cached is None or cached.contents is None:
+            return None
+        return cached.snapshot if KNOWN.fresh.get(self) is cached.contents else None
+
+    def fits(self) -> bool:
+        """Whether the fused operator computes what the parts, without hooks, do."""
+        return fits(self) and all(map(is_foldable, self.batch_norms()))
+
+    def fusible_as_traced(self) -> bool:
+        """Whether the module can be fused, for a compiler, which cannot follow a snapshot."""
+        hooked = any(has_hooks(part) for part in self.modules() if part is not self)
+        return not hooked and self.fits()
+
+    def lead_weight(self) -> Tensor:
+        """A weight of the convolutions' type; batch norms may be kept in a wider one."""
         lead: Any = self
         for name in self.lead.split(".") if self.lead else ():
             lead = lead._modules[name]  # a third of what get_submodule() takes
-        return lead.weight.dtype
+        weight: Tensor = lead.weight
+        return weight
 
     def backend_for(
         self,
@@ -219,26 +255,29 @@ class Fused(nn.Module):
         if now is None or self.wants_gradient():
             self.check_storages()
             return self.pack(dtype)
-        now.read_tensors()
         cached = self._packed
-        if cached is None or cached[1] != dtype or not now.same_tensors(cached[0]):
-            self.check_storages()
-            # Not in inference mode: what it makes cannot take part in a later call with gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                packed = {name: detached(value) for name, value in self.pack(dtype).items()}
-                packed["packed"] = [
-                    ops.packer(self.backend_for(weight))(weight, stride=stride, dilation=dilation)
-                    for weight, stride, dilation in self.plan(packed)
-                ]
-                if are_on_gpu(packed["packed"]):
-                    # Whoever reads them next may do so on another stream.
-                    torch.cuda.current_stream().synchronize()
-            if not all(type(tensor) is Tensor for tensor in packed["packed"]):
-                return packed  # a mode that only propagates shapes is on: nothing to keep
-            now.keep()
+        if cached is not None and cached.snapshot is now and cached.dtype == dtype:
+            contents = cached.contents
+            if self.known() is now or (contents is not None and contents.last()):
+                return cached.packed
+        self.check_storages()
+        # Before they are packed: what is edited meanwhile, in another thread, is packed next time.
+        contents = Contents(now.tensors) if now.countable else None
+        # Not in inference mode: what it makes cannot take part in a later call with gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            packed = {name: detached(value) for name, value in self.pack(dtype).items()}
+            packed["packed"] = [
+                ops.packer(self.backend_for(weight))(weight, stride=stride, dilation=dilation)
+                for weight, stride, dilation in self.plan(packed)
+            ]
+            if are_on_gpu(packed["packed"]):
+                # Whoever reads them next may do so on another stream.
+                torch.cuda.current_stream().synchronize()
+        # A mode that only propagates shapes gives others, which are not kept.
+        if all(type(tensor) is Tensor for tensor in packed["packed"]):
             # One assignment of one tuple: threads that meet here pack twice and agree.
-            self._packed = cached = (now, dtype, packed)
-        return cached[2]
+            self._packed = Cached(now, contents, dtype, packed)
+        return packed
 
     def check_storages(self) -> None:
         """Raise RuntimeError where a tensor that is folded has lost its memory, as under FSDP."""
@@ -255,15 +294,15 @@ class Fused(nn.Module):
         return torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None, "_checked": None}
+        return {**self.__dict__, "_packed": None, "_seen": None}
 
     def extra_repr(self) -> str:
         device = next(self.parameters()).device
         backend = self.backend
         if backend == AUTO:
-            chosen = choose(AUTO, device, self.operator, True, self.weight_dtype())
+            chosen = choose(AUTO, device, self.operator, True, self.lead_weight().dtype)
             backend = f"{AUTO} ({chosen})"
-        mine = f"backend={backend}, dtype={self.weight_dtype()}"
+        mine = f"backend={backend}, dtype={self.lead_weight().dtype}"
         return ", ".join(filter(None, (super().extra_repr(), mine)))
 
 
@@ -386,13 +425,18 @@ def structure(module: nn.Module) -> list[Any]:
     return [(type(part), *part._modules) for part in inner]
 
 
+def base_of(module: Fused) -> type[nn.Module]:
+    """The class that a fused module stands for."""
+    mro = type(module).__mro__
+    return mro[mro.index(Fused) + 1]
+
+
 @constant_result
 def fits(module: Fused) -> bool:
     """Whether a fused module's parts are, and are put together, as those that it stands for."""
     found, known = structure(module), module._structure
     if known not in (None, found):
         return False
-    mro = type(module).__mro__
-    kinds = [mro[mro.index(Fused) + 1], *(kind for kind, *_ in found)]
+    kinds = [base_of(module), *(kind for kind, *_ in found)]
     sound = all(is_as_written(kind) if is_ours(kind) else known is not None for kind in kinds)
     return sound and not module.mismatch(module)

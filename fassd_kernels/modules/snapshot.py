@@ -1,40 +1,37 @@
-"""What a fused module is made of at one moment, read in one walk over its parts.
+"""What a fused module is made of at one moment, and whether it still is.
 
-Two questions are answered by comparing it with an earlier one: whether the module can still be
-fused (`configuration`), and whether packed weights are still fresh (`versions` and `contents`).
-Asked on every call of ``forward``, so it is written for speed. On two cores of an EPYC, of which a
-picture of 512 x 1024 has just emptied the caches, the walk takes 1.7 ms for all of L2 and the
-checksum 0.6, where that picture takes 33. Of all 9 MB of weights a checksum took 1.7 ms more.
+Asked on every call of ``forward``, so it is written for speed: what was found once is compared in
+loops that the interpreter runs by itself.
 """
 
 from __future__ import annotations
 
 import functools
-import operator
-from dataclasses import dataclass, field
-from operator import attrgetter, itemgetter
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from torch import Tensor, distributed, nn
 from torch.nn.modules import module as global_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from fassd_kernels.ops import CPU_MISSING, checksum, pieces_of
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-TABLES = ("_modules", "_parameters", "_buffers")
-# Attributes of the parts that folding or the check of the parts depends on. Of a kind that is not
-# in the table, all of them are read.
+# Attributes of the parts that folding or the check of the parts depends on.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
     nn.BatchNorm2d: ("eps", "training"),
-    nn.ReLU: (),
-    nn.PReLU: (),
 }
 ALL_SETTINGS = tuple(name for names in SETTINGS.values() for name in names)
-# An itemgetter reads several in one call.
-READ = {kind: itemgetter(*HOOKS, *TABLES, *names) for kind, names in SETTINGS.items()}
-READ_ANY = itemgetter(*HOOKS, *TABLES)
+# Kinds that compute with the parts and tensors that they hold, until one is taken from its table.
+LEAVES = {*SETTINGS, nn.ReLU, nn.PReLU}
+# What reads a table of attributes; an itemgetter reads several in one call.
+READ_HOOKS = itemgetter(*HOOKS)
+READ_SETTINGS: dict[type[nn.Module], Any] = {k: itemgetter(*n) for k, n in SETTINGS.items()}
+PARTS, PARAMETERS, BUFFERS = map(itemgetter, ("_modules", "_parameters", "_buffers"))
+TABLE, FORWARD, CONVOLVE = map(attrgetter, ("__dict__", "forward", "_conv_forward"))
 KINDS = {Tensor, nn.Parameter}
 IS_ON_CPU = attrgetter("is_cpu")
 COUNTED = attrgetter("_version")
@@ -43,8 +40,11 @@ COUNTED = attrgetter("_version")
 METHODS = frozenset(("forward", "_conv_forward", "_check_input_dim", "_call_impl"))
 TENSORS = frozenset(("weight", "bias", "running_mean", "running_var"))
 OWN = METHODS | TENSORS
+OWN_OF_FUSED = TENSORS | {"_conv_forward"}
 # What a subclass may not define where it shall compute as its base does.
 DEFINED = OWN | {"__call__", "__getattr__", "__getattribute__", *ALL_SETTINGS}
+
+flat = chain.from_iterable
 
 # Optimizers with fused=True edit parameters without counting it in their version.
 optimizer_steps = 0
@@ -58,124 +58,175 @@ def count_step(*_: Any) -> None:
 register_optimizer_step_post_hook(count_step)
 
 
-@dataclass(eq=False)
 class Snapshot:
-    """The state of a module's parts.
+    """The parts of a module, what these are set to, and the tensors that they hold.
+
+    Hooks of the module itself are not among it: those run anyway.
 
     Attributes:
-        configuration: their kinds and settings, and which tensors are absent.
-        tensors: their parameters and buffers.
-        hooked: whether one carries hooks, or methods of its own.
-        countable: whether edits can be told. They cannot for tensor subclasses, for computed
-            weights (parametrizations), new on each access, and on a GPU for inference tensors,
-            which count none.
-        whole: whether all values of the tensors on the CPU are compared, not a sample: edits of
-            inference tensors are not counted.
-        versions: edit counts, addresses and strides of the tensors, and counts of what edits them
-            otherwise.
-        storages: their storages, once the snapshot is kept: the address and even the ``id`` of one
-            that is gone can be those of its successor.
-        pieces, contents: likewise, where the values of those on the CPU lie, and a checksum of a
-            sample of them, or of all.
+        tensors: the parameters and buffers.
+        hooked: whether a part carries hooks, or methods of its own.
+        countable: whether it can be told which tensors are computed with. It cannot for tensor
+            subclasses and for computed weights (parametrizations), new on each access.
+        fusible: whether the parts can be fused, and
+        dtype: the type of the weights, both for :class:`Fused` to note.
     """
 
-    configuration: list[Any] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
-    hooked: bool = False
-    countable: bool = True
-    whole: bool = False
-    versions: list[Any] = field(default_factory=list)
-    storages: list[Any] = field(default_factory=list)
-    pieces: Any = None
-    contents: int | None = None
+    fusible: bool
+    lead: Tensor
 
-    def read_tensors(self) -> None:
-        """Read what :meth:`same_tensors` compares."""
-        if not self.countable:
-            return
-        try:
-            self.versions = versions(self.tensors)
-        except RuntimeError:
-            uncounted = [tensor for tensor in self.tensors if tensor.is_inference()]
-            self.whole = self.countable = all(map(IS_ON_CPU, uncounted)) and CPU_MISSING is None
-            counted = [tensor for tensor in self.tensors if not tensor.is_inference()]
-            self.versions = versions(counted) if self.countable else []
+    def __init__(self, module: nn.Module) -> None:
+        # Nothing here refers to the module, which would then live until garbage is collected.
+        own = module.__dict__
+        self.kind = type(module)
+        self.parts: list[nn.Module] = []
+        waiting = [own["_modules"]]
+        for inner in waiting:  # it grows as long as there are parts within parts
+            found = [part for part in inner.values() if part is not None]
+            self.parts += found
+            waiting += [part._modules for part in found]
+        self.kinds: list[Any] = [*map(type, self.parts)]
+        self.tables = [*map(TABLE, self.parts)]
+        self.attributes = attributes(self.tables)
 
-    def keep(self) -> None:
-        """Hold what an address could be mistaken for once it is gone, and read the contents."""
-        if self.countable:
-            self.storages = [tensor.untyped_storage() for tensor in self.tensors]
-            on_cpu = [t for t in self.tensors if IS_ON_CPU(t) and t.is_floating_point()]
-            self.pieces = pieces_of(on_cpu)
-            self.contents = checksum(self.pieces, self.whole)
+        def holding(read: Any) -> list[dict[str, Any]]:
+            of_kinds = zip(self.tables, self.kinds, strict=True)
+            return [table for table, kind in of_kinds if read(table) or kind not in LEAVES]
 
-    def same_tensors(self, kept: Snapshot) -> bool:
-        """Whether an earlier one saw the same tensors in the same state, as far as can be told."""
-        return (
-            self.countable
-            and kept.countable
-            and self.whole == kept.whole
-            and self.versions == kept.versions
-            and self.configuration is kept.configuration
-            and all(map(operator.is_, self.tensors, kept.tensors))
-            and checksum(kept.pieces, kept.whole) == kept.contents
+        self.with_parts = holding(PARTS)
+        self.with_parameters, self.with_buffers = holding(PARAMETERS), holding(BUFFERS)
+        self.children, self.held = self.read_children(own), self.read_held(own)
+        self.settings: list[tuple[Any, list[dict[str, Any]], list[Any]]] = []
+        kinds = [*dict.fromkeys(self.kinds)]
+        for kind in kinds:
+            if not computes(kind):
+                continue
+            read = READ_SETTINGS.get(kind, read_settings)
+            tables = [part.__dict__ for part in self.parts if type(part) is kind]
+            self.settings.append((read, tables, [*map(read, tables)]))
+        bases = dict.fromkeys(base for kind in (self.kind, *kinds) for base in kind.__mro__)
+        self.classes = [base for base in bases if issubclass(base, nn.Module)]
+        self.convolutions = [base for base in self.classes if issubclass(base, nn.Conv2d)]
+        self.methods = [*map(FORWARD, self.classes), *map(CONVOLVE, self.convolutions)]
+        # How many hooks of any module there had been at the last two calls.
+        self.handles = [-1, -1]
+
+        self.tensors = [tensor for tensor in self.held if tensor is not None]
+        self.hooked = (
+            self.has_hooks()
+            or "_conv_forward" in own
+            or not all(map(METHODS.isdisjoint, self.tables))
+        )
+        self.countable = (
+            KINDS.issuperset(map(type, self.tensors))
+            and all(map(TENSORS.isdisjoint, (own, *self.tables)))
+            and all(name != "parametrizations" for name, _ in self.children)
         )
 
+    def holds(self, module: nn.Module) -> bool:
+        """Whether another would find the same; never where parts are hooked or not countable."""
+        own, tables = module.__dict__, self.tables
+        held = self.read_held(own)
+        return (
+            self.countable
+            and not self.hooked
+            and type(module) is self.kind
+            and OWN_OF_FUSED.isdisjoint(own)
+            and self.children == self.read_children(own)
+            and self.kinds == [*map(type, self.parts)]
+            and all(map(is_, map(TABLE, self.parts), tables))
+            and self.attributes == attributes(tables)
+            and all(seen == [*map(read, some)] for read, some, seen in self.settings)
+            and self.methods == [*map(FORWARD, self.classes), *map(CONVOLVE, self.convolutions)]
+            and len(self.held) == len(held)
+            and all(map(is_, self.held, held))
+            and KINDS.issuperset(map(type, self.tensors))
+            and not self.has_new_hooks()
+        )
 
-def versions(tensors: list[Tensor]) -> list[Any]:
-    """What tells edits of tensors that are not gone, but for those that nobody counts.
+    def read_children(self, own: dict[str, Any]) -> list[tuple[str, nn.Module | None]]:
+        return [*own["_modules"].items(), *flat(map(dict.items, map(PARTS, self.with_parts)))]
 
-    Raises:
-        RuntimeError: one is an inference tensor.
-    """
-    addresses, strides = map(Tensor.data_ptr, tensors), map(Tensor.stride, tensors)
-    return [optimizer_steps, collectives(), *map(COUNTED, tensors), *addresses, *strides]
+    def read_held(self, own: dict[str, Any]) -> list[Tensor | None]:
+        parameters, buffers = map(PARAMETERS, self.with_parameters), map(BUFFERS, self.with_buffers)
+        tables = (own["_parameters"], own["_buffers"], *parameters, *buffers)
+        return [*flat(map(dict.values, tables))]
+
+    def has_hooks(self) -> bool:
+        return any(map(any, map(READ_HOOKS, self.tables)))
+
+    def has_new_hooks(self) -> bool:
+        handles = RemovableHandle.next_id
+        if self.handles[0] == handles:
+            return False
+        # Twice, since a hook is numbered first, and then put into its table.
+        self.handles = [self.handles[1], handles]
+        return self.has_hooks()
 
 
-def take_snapshot(module: nn.Module) -> Snapshot:
-    """Read all submodules of `module`, and its own tensors, but not its hooks: those run anyway."""
-    hooked, countable = hooked_globally() or "_conv_forward" in module.__dict__, True
-    configuration: list[Any] = [nn.Conv2d._conv_forward]
-    found: list[Tensor | None] = []
-    waiting: list[nn.Module | None] = [module]
-    kind: Any
-    while waiting:
-        part = waiting.pop()
-        if part is None:
-            continue
-        table, kind = part.__dict__, type(part)
-        read = READ.get(kind)
-        if read:
-            first, second, third, fourth, _, parameters, buffers, *settings = read(table)
-        else:
-            first, second, third, fourth, parts, parameters, buffers = READ_ANY(table)
-            # Not Module.modules(), which takes three times as long.
-            waiting += parts.values()
-            if computes(kind):
-                settings = [getattr(kind, "_conv_forward", None), *map(table.get, ALL_SETTINGS)]
-                countable = countable and "parametrizations" not in parts
-            else:
-                settings = [*parts]
-        configuration += (kind, kind.forward, settings)
-        found += parameters.values()
-        found += buffers.values()
-        if part is module:
-            continue
-        if first or second or third or fourth:
-            hooked = True
-        if not table.keys().isdisjoint(OWN):
-            hooked = hooked or not table.keys().isdisjoint(METHODS)
-            countable = countable and table.keys().isdisjoint(TENSORS)
-    configuration.append([tensor is None for tensor in found])
-    tensors = [tensor for tensor in found if tensor is not None]
-    countable = countable and KINDS.issuperset(map(type, tensors))
-    return Snapshot(configuration, tensors, hooked, countable)
+def attributes(tables: list[dict[str, Any]]) -> list[Any]:
+    """What differs where there is a new attribute, which is the last."""
+    return [*map(len, tables), *map(next, map(reversed, tables))]
+
+
+def read_settings(table: dict[str, Any]) -> list[Any]:
+    """The settings of a part of some other kind, as far as it has them."""
+    return [*map(table.get, ALL_SETTINGS)]
 
 
 @functools.cache
 def computes(kind: type[nn.Module]) -> bool:
-    """Whether a kind of module computes something itself, as far as folding is concerned."""
-    return issubclass(kind, (nn.Conv2d, nn.modules.batchnorm._NormBase, nn.PReLU))
+    """Whether a kind of part has settings, as far as folding is concerned."""
+    return issubclass(kind, (nn.Conv2d, nn.modules.batchnorm._NormBase))
+
+
+class Contents:
+    """The values of tensors at one moment, to be compared with those of a later one.
+
+    Those of floating tensors on the CPU are summed up (:func:`fassd_kernels.ops.checksum`); where
+    one would have to wait for a device, or the C++ extension is not built, edits are counted.
+
+    Raises:
+        RuntimeError: a tensor's storage is smaller than the tensor.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        counts = CPU_MISSING is not None
+        summed = [t for t in tensors if not counts and IS_ON_CPU(t) and t.is_floating_point()]
+        self.counted = [t for t in tensors if counts or not IS_ON_CPU(t)]
+        self.tensors = [*summed, *self.counted]
+        # The address, and even the ``id``, of a storage that is gone can be those of its successor.
+        self.storages = [tensor.untyped_storage() for tensor in self.tensors]
+        self.places = places(self.tensors)
+        # PyTorch counts no edits of those that were made in inference mode.
+        self.known = not any(tensor.is_inference() for tensor in self.counted)
+        self.edits = edits(self.counted) if self.known else []
+        self.pieces = pieces_of(summed)
+        self.sum = checksum(self.pieces)
+
+    def last(self) -> bool:
+        """Whether all values are what they were, as far as can be told."""
+        return (
+            self.known
+            and self.places == places(self.tensors)
+            and (not self.counted or self.edits == edits(self.counted))
+            and self.sum == checksum(self.pieces)
+        )
+
+
+def places(tensors: list[Tensor]) -> list[Any]:
+    """Where tensors lie, and how."""
+    addresses, strides = map(Tensor.data_ptr, tensors), map(Tensor.stride, tensors)
+    return [*addresses, *strides, *map(Tensor.numel, tensors)]
+
+
+def edits(tensors: list[Tensor]) -> list[Any]:
+    """How often tensors were edited, and counts of what edits them otherwise.
+
+    Raises:
+        RuntimeError: one was made in inference mode.
+    """
+    return [optimizer_steps, collectives(), *map(COUNTED, tensors)]
 
 
 def collectives() -> Any:

@@ -127,7 +127,7 @@ def test_packed_weights_live_as_long_as_the_graph() -> None:
     run, x = OnCpu(fast), picture()
     run(x)
     block = next(m for m in fast.modules() if type(m).__name__ == "FusedHarDBlock")
-    weight = weakref.ref(block._packed[2]["weights"][0])
+    weight = weakref.ref(block._packed.packed["weights"][0])
     block.repack()
     gc.collect()
     assert weight() is not None
