@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
 from fassd.data.synthetic import VERSION
-from fassd.images import replacing
+from fassd.io.images import replacing
 from fassd.models import list_models
 from fassd.peers import environment
 

@@ -50,7 +50,7 @@ def draw(path: Path, report: Mapping[str, Any]) -> Path | None:
         ImportError: matplotlib is not installed.
     """
     from fassd.charts import check_matplotlib
-    from fassd.images import replacing
+    from fassd.io.images import replacing
 
     panels = {part: subjects_of(report, part) for part in PARTS}
     panels = {part: subjects for part, subjects in panels.items() if subjects}

@@ -31,7 +31,7 @@ from fassd import speed
 from fassd.data import normalize, render_street
 from fassd.data.transforms import MEAN, STD
 from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
-from fassd.images import replacing
+from fassd.io.images import replacing
 from fassd.models import create_model
 from fassd.peers import environment
 from fassd.training import ConfusionMatrix

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.documents import replaced
 from benchmarks.environment import ROOT
-from fassd.images import replacing
+from fassd.io.images import replacing
 from fassd.report import collect
 from fassd.report.networks import HEADLINE, ablation, headline_table, speedup_plot
 from fassd.report.page import Plot, markdown_table, png

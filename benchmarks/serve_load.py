@@ -156,7 +156,7 @@ def measure(model: str, seconds: int, server: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    from fassd.images import check_file, replacing
+    from fassd.io.images import check_file, replacing
     from fassd.speed import environment
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fassd.inference.segmenter import Segmenter
     from fassd.models import create_model, list_models, load, load_checkpoint
-    from fassd.predict import Segmenter
 
 _HOME = {
     "create_model": "fassd.models",
     "list_models": "fassd.models",
     "load": "fassd.models",
     "load_checkpoint": "fassd.models",
-    "Segmenter": "fassd.predict",
+    "Segmenter": "fassd.inference.segmenter",
 }
 
 __all__ = ["Segmenter", "__version__", "create_model", "list_models", "load", "load_checkpoint"]

@@ -19,9 +19,9 @@ from torch import nn
 
 from fassd import speed
 from fassd.data import normalize, render_street
+from fassd.inference.segmenter import accelerated
+from fassd.io.palette import classes_of
 from fassd.models import create_model
-from fassd.palette import classes_of
-from fassd.predict import accelerated
 from fassd.speed import torch_threads
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fassd.images import replacing
+from fassd.io.images import replacing
 from fassd.launch_report import LaunchReport
 from fassd.layer_report import LayerReport
 from fassd.peer_report import Comparison, PeerReport

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from fassd.data.transforms import MEAN, STD
+from fassd.inference.segmenter import pick_device
 from fassd.models.layers import logits_of
-from fassd.predict import pick_device
 from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.checks import FLOATING, MAX_LABELS

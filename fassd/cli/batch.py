@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from fassd.images import Picture
-    from fassd.predict import Segmenter
-    from fassd.record import Stamp
-    from fassd.sources import Video
-    from fassd.video import Summary
+    from fassd.inference.finished import Stamp
+    from fassd.inference.segmenter import Segmenter
+    from fassd.inference.video import Summary
+    from fassd.io.images import Picture
+    from fassd.io.sources import Video
 
 __all__ = ["Batch", "Outcome", "together"]
 
@@ -73,7 +73,7 @@ class Batch:
         single: bool,
         again: bool,
     ) -> None:
-        from fassd.record import Record
+        from fassd.inference.finished import Record
 
         self.output, self.settings, self.single, self.again = output, settings, single, again
         self.outcome = Outcome()
@@ -114,7 +114,7 @@ class Batch:
         Raises:
             KeyboardInterrupt: Ctrl-C.
         """
-        from fassd.images import Picture
+        from fassd.io.images import Picture
 
         pictures = [source for source in sources if isinstance(source, Picture)]
         videos = [source for source in sources if not isinstance(source, Picture)]
@@ -136,8 +136,8 @@ class Batch:
 
     def _read(self, picture: Picture) -> npt.NDArray[np.uint8]:
         """Read one file; what is worth knowing of it is said once, and counted."""
-        from fassd.images import examine_image
-        from fassd.levels import told
+        from fassd.io.images import examine_image
+        from fassd.io.levels import told
 
         reading = examine_image(picture.path, self.settings.range, self.settings.max_pixels)
         if reading.range is not None:
@@ -159,8 +159,8 @@ class Batch:
         self, picture: Picture, image: npt.NDArray[np.uint8], segmenter: Segmenter
     ) -> tuple[Size, float]:
         """Segment one picture and write its results; its size, and the seconds of the network."""
-        from fassd.images import write_image
-        from fassd.palette import colorize, drawing, overlay
+        from fassd.io.images import write_image
+        from fassd.io.palette import colorize, drawing, overlay
 
         started = time.perf_counter()
         labels = segmenter.predict(image)
@@ -207,7 +207,7 @@ class Batch:
         return self._record.holds(self._name(source), stamp, self._made_by(source), results)
 
     def _results(self, source: Picture | Video) -> list[Path]:
-        from fassd.images import OUTPUT_ENDINGS, Picture
+        from fassd.io.images import OUTPUT_ENDINGS, Picture
 
         if self.single:
             return [self.output]
@@ -220,7 +220,7 @@ class Batch:
 
     def _made_by(self, source: Picture | Video) -> dict[str, Any]:
         """What decides the results besides the source."""
-        from fassd.images import Picture
+        from fassd.io.images import Picture
 
         own = {"opacity": self.settings.opacity, "range": self.settings.range}
         if not isinstance(source, Picture):
@@ -231,7 +231,7 @@ class Batch:
 
 def _identified(setting: Any) -> Any:
     """A setting, or what tells the file that it names from others of this name."""
-    from fassd.record import stamp
+    from fassd.inference.finished import stamp
 
     named = isinstance(setting, str) and Path(setting).is_file()
     return stamp([setting]) if named else setting
@@ -239,8 +239,8 @@ def _identified(setting: Any) -> Any:
 
 def _stamp(source: Picture | Video) -> Stamp | None:
     """The state of the source's files; None where there are none, or they cannot be seen."""
-    from fassd.images import Picture
-    from fassd.record import stamp
+    from fassd.inference.finished import stamp
+    from fassd.io.images import Picture
 
     files = [source.path] if isinstance(source, Picture) else source_files(source)
     try:

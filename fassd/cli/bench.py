@@ -193,8 +193,8 @@ def bench(
     """
     from fassd.bench import Job, run
     from fassd.export import is_exported
-    from fassd.images import check_file
-    from fassd.predict import pick_device
+    from fassd.inference.segmenter import pick_device
+    from fassd.io.images import check_file
 
     alone = not (peers or layers)
     dtype = dtype or Dtypes(["float32" if predict is None else "float16"])
@@ -414,7 +414,7 @@ def _compare(jobs: list[Job], dtypes: Dtypes, only: str | None, others: bool) ->
 
 def _deliver(report: Any, json_: Path | None, plot: Path | None) -> None:
     """Print a report, and write its figures and its plot where asked for."""
-    from fassd.images import replacing
+    from fassd.io.images import replacing
 
     console().print(report)
     if json_ is not None:
@@ -461,9 +461,9 @@ def demo(
     [cyan]fassd demo -o demo --weights cityscapes --size 512x1024 --seed 3[/]
     """
     from fassd.bench import Job, run
-    from fassd.images import check_folder, write_image
-    from fassd.palette import colorize, overlay
-    from fassd.predict import pick_device
+    from fassd.inference.segmenter import pick_device
+    from fassd.io.images import check_folder, write_image
+    from fassd.io.palette import colorize, overlay
 
     check_folder(output)
     chosen = pick_network(model, weights)

@@ -26,7 +26,7 @@ from typer.core import TyperGroup
 import fassd
 
 if TYPE_CHECKING:
-    from fassd.palette import ClassInfo
+    from fassd.io.palette import ClassInfo
 
 __all__ = [
     "DTYPES",

@@ -85,7 +85,7 @@ def check(
     """
     from fassd.data.card import load_card
     from fassd.data.check import check_card
-    from fassd.images import check_file, replacing
+    from fassd.io.images import check_file, replacing
 
     dataset = load_card(card, root)
     check_file(json_)

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
     from fassd.data.card import Card
     from fassd.data.dataset import Sample, SegmentationDataset
-    from fassd.palette import ClassInfo
-    from fassd.panel import Tile
-    from fassd.predict import Segmenter
+    from fassd.inference.segmenter import Segmenter
+    from fassd.io.palette import ClassInfo
+    from fassd.io.panel import Tile
     from fassd.training import Evaluation
 
 LEGEND_UP_TO = 40  # classes; of more, the legend shows those that occur
@@ -186,7 +186,7 @@ def _report(
     output: Path | None,
 ) -> None:
     """Print, and write the files that were asked for."""
-    from fassd.images import replacing
+    from fassd.io.images import replacing
     from fassd.speed import environment
     from fassd.training.confusion import write_csv, write_heat_map
 
@@ -212,7 +212,7 @@ def _report(
 
 def _check_outputs(output: Path | None, json_: Path | None) -> None:
     """A mistake in where to write shows before the work, not after it."""
-    from fassd.images import check_file, check_folder
+    from fassd.io.images import check_file, check_folder
 
     if output is not None:
         check_folder(output)
@@ -277,10 +277,10 @@ def compare(
     -m fassd_net_l2=my.safetensors[/]
     """
     from fassd.data import SegmentationDataset, load_card
-    from fassd.images import check_file, write_image
-    from fassd.palette import labels_by_name
-    from fassd.panel import draw_panel
-    from fassd.predict import pick_device
+    from fassd.inference.segmenter import pick_device
+    from fassd.io.images import check_file, write_image
+    from fassd.io.palette import labels_by_name
+    from fassd.io.panel import draw_panel
 
     indices = _numbers("--index", index, int)
     if output.suffix.lower() != ".png":
@@ -346,8 +346,8 @@ def _row(
     """One scene's tiles, and the labels that occur in them."""
     import numpy as np
 
-    from fassd.palette import colorize
-    from fassd.panel import Tile
+    from fassd.io.palette import colorize
+    from fassd.io.panel import Tile
 
     truth = Tile(colorize(sample.labels, card.palette))
     tiles = [Tile(sample.image, sample.path.stem), truth]
@@ -363,7 +363,7 @@ def _row(
 
 
 def _own_miou(sample: Sample, predicted: Any, card: Card) -> str:
-    from fassd.palette import IGNORE
+    from fassd.io.palette import IGNORE
     from fassd.training import ConfusionMatrix
 
     if (sample.labels == IGNORE).all():
@@ -374,7 +374,7 @@ def _own_miou(sample: Sample, predicted: Any, card: Card) -> str:
 
 
 def _legend(card: Card, occurring: set[int]) -> list[ClassInfo]:
-    from fassd.palette import IGNORE, ClassInfo
+    from fassd.io.palette import IGNORE, ClassInfo
 
     everything = card.num_classes <= LEGEND_UP_TO
     legend = [info for i, info in enumerate(card.classes) if everything or i in occurring]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fassd.export import Exporter, Request, Verification
-    from fassd.palette import ClassInfo
+    from fassd.io.palette import ClassInfo
 
 DYNAMIC = "dynamic"
 STREETS = 4  # generated pictures that a file is verified on
@@ -164,7 +164,7 @@ def export(
     [cyan]fassd export fassd_net -o net.pt2 --format aoti --preprocess --output labels[/]
     """
     from fassd.export import FORMAT_OF, Exporter, ExportError, Request, is_exported
-    from fassd.images import check_file
+    from fassd.io.images import check_file
 
     if is_exported(model):
         raise ValueError(f"MODEL must be a network's name, got the file {model}")
@@ -244,7 +244,7 @@ def _pictures(
     from PIL import Image
 
     from fassd.data import render_street
-    from fassd.images import find_pictures, read_image
+    from fassd.io.images import find_pictures, read_image
 
     if sources:
         results: list[Path] = []
@@ -367,7 +367,7 @@ def _tell(
     import json
 
     from fassd.export.tensorrt_file import sidecar, trtexec
-    from fassd.images import replacing
+    from fassd.io.images import replacing
 
     metadata, parts = exporter.metadata, [path]
     if by_hand:

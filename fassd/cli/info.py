@@ -54,9 +54,9 @@ def info(
         console().print(_variants())
         return
     from fassd.complexity import analyze
+    from fassd.io.palette import classes_of
     from fassd.models import create_model, info_of
     from fassd.models.zoo import is_weights_file
-    from fassd.palette import classes_of
 
     if weights is None and not is_weights_file(name):
         weights = "random"

@@ -40,9 +40,9 @@ from fassd.cli.video import VideoSettings, ViewName, one_file, prepare_videos, v
 if TYPE_CHECKING:
     import torch
 
-    from fassd.images import Picture
-    from fassd.predict import Segmenter
-    from fassd.sources import Video
+    from fassd.inference.segmenter import Segmenter
+    from fassd.io.images import Picture
+    from fassd.io.sources import Video
 
 ROWS_SHOWN = 20  # pictures in the table at the end
 
@@ -177,9 +177,9 @@ def predict(
     """
     from PIL import Image
 
-    from fassd.images import ImageError, check_file, check_folder
-    from fassd.levels import as_range
-    from fassd.sources import find_sources
+    from fassd.io.images import ImageError, check_file, check_folder
+    from fassd.io.levels import as_range
+    from fassd.io.sources import find_sources
 
     unfound: list[ImageError] = []
     results: list[Path] = []
@@ -231,7 +231,7 @@ def build_segmenter(
 ) -> Segmenter:
     import torch
 
-    from fassd.predict import Segmenter
+    from fassd.inference.segmenter import Segmenter
 
     torch.manual_seed(0)  # random weights, where none are given, are the same in every run
     return Segmenter(
@@ -271,7 +271,7 @@ def _report(
     outcome: Outcome, found: list[Picture | Video], failed: int, seconds: float, output: Path
 ) -> None:
     """Tables of what was done, and the count."""
-    from fassd.sources import Video
+    from fassd.io.sources import Video
 
     if outcome.pictures:
         console().print(_summary(outcome.pictures))

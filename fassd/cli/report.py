@@ -62,7 +62,7 @@ def report(
     [cyan]fassd report -o report --results mine/ --results benchmarks/results[/]
     """
     from fassd.charts import check_matplotlib
-    from fassd.images import check_folder
+    from fassd.io.images import check_folder
     from fassd.report import build_page, collect, committed_results, write_report
 
     if full and not measure:

@@ -29,7 +29,7 @@ from fassd.cli.common import (
 from fassd.cli.predict import build_segmenter
 
 if TYPE_CHECKING:
-    from fassd.predict import Segmenter
+    from fassd.inference.segmenter import Segmenter
     from fassd.serve.engine import Choice, Networks
     from fassd.serve.schemas import Catalog, Limits, ModelInfo
 
@@ -138,7 +138,7 @@ def serve(
     from fassd.serve import check_installed
 
     check_installed()
-    from fassd.levels import as_range
+    from fassd.io.levels import as_range
     from fassd.serve.app import create_app
     from fassd.serve.connection import listen, make_server
     from fassd.serve.engine import Choice, Engine, Networks
@@ -260,7 +260,7 @@ def _catalog(
 
 def _backends(device: str | None, default: str) -> list[str]:
     """What can be chosen on this device: plain PyTorch, and what there is of fused kernels."""
-    from fassd.predict import pick_device
+    from fassd.inference.segmenter import pick_device
 
     names = ["auto", "reference", default]
     try:

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from fassd.cli.common import Device, Threads, app, console, escape, escape_lines, say
-from fassd.untrusted import read_text, read_yaml, shortened, shown
+from fassd.io.untrusted import read_text, read_yaml, shortened, shown
 
 if TYPE_CHECKING:
     from fassd.data.card import Card

@@ -15,13 +15,13 @@ from fassd.cli.common import escape, escape_lines, progress, say, visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fassd.images import Picture
-    from fassd.levels import Range
-    from fassd.predict import Segmenter
-    from fassd.sources import Video
-    from fassd.video import Summary
+    from fassd.inference.segmenter import Segmenter
+    from fassd.inference.video import Summary
+    from fassd.io.images import Picture
+    from fassd.io.levels import Range
+    from fassd.io.sources import Video
 
-STAGES = ("decode", "network", "encode")  # as in `fassd.video.Summary.busy`
+STAGES = ("decode", "network", "encode")  # as in `fassd.inference.video.Summary.busy`
 ViewName = Literal["overlay", "labels", "side-by-side"]
 
 
@@ -45,9 +45,9 @@ def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
         ValueError: it is a file by its name, but of a kind that is not written, or for several
             sources, or it is the source itself.
     """
-    from fassd.files import VIDEO_SUFFIXES, names_file
-    from fassd.images import written_suffixes
-    from fassd.sources import Video
+    from fassd.io.files import VIDEO_SUFFIXES, names_file
+    from fassd.io.images import written_suffixes
+    from fassd.io.sources import Video
 
     if not names_file(output):
         return False
@@ -60,7 +60,7 @@ def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
     [source] = found
     what, accepted = "picture", written_suffixes()
     if isinstance(source, Video):
-        from fassd.video import FORMATS
+        from fassd.io.video import FORMATS
 
         what, accepted = "video", list(FORMATS)
     elif suffix in VIDEO_SUFFIXES:
@@ -84,11 +84,11 @@ def prepare_videos(found: Sequence[Picture | Video], settings: VideoSettings, su
         ImportError: PyAV is not installed.
         VideoError: the encoder is not here, or does not fit.
     """
-    from fassd.sources import Video
+    from fassd.io.sources import Video
 
     if not any(isinstance(each, Video) for each in found):
         return
-    from fassd.video.writer import check_codec
+    from fassd.io.video.writer import check_codec
 
     if settings.codec is not None:
         check_codec(settings.codec, suffix.lower())
@@ -101,7 +101,7 @@ def video_file(output: Path, video: Video, settings: VideoSettings) -> Path:
 
 def source_files(video: Video) -> list[str] | None:
     """The files that a video is made of; None for a camera or stream."""
-    from fassd.sources import CAMERA, URL, sequence_files
+    from fassd.io.sources import CAMERA, URL, sequence_files
 
     if CAMERA.fullmatch(video.source) or URL.fullmatch(video.source):
         return None
@@ -119,7 +119,8 @@ def run_video(
         VideoError: it cannot be read or written.
         KeyboardInterrupt: Ctrl-C; what there was is written.
     """
-    from fassd.video import open_video, segment_video
+    from fassd.inference.video import segment_video
+    from fassd.io.video import open_video
 
     for part in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
         part.unlink(missing_ok=True)  # of a run that was killed

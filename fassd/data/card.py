@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from fassd.data.masks import MaskCode
 from fassd.data.patterns import HOLE, fill, match_files
-from fassd.files import SUFFIXES
-from fassd.levels import Range
-from fassd.palette import ClassInfo
+from fassd.io.files import SUFFIXES
+from fassd.io.levels import Range
+from fassd.io.palette import ClassInfo
 
 __all__ = ["Card", "CardError", "Found", "Pair", "load_card", "shipped_cards"]
 
@@ -82,7 +82,7 @@ class Masks:
 class Card:
     """A dataset. Made by `load_card`; labels are positions in `classes`.
 
-    `range` is how pictures of more than 8 bits are read (`fassd.images.read_image`).
+    `range` is how pictures of more than 8 bits are read (`fassd.io.images.read_image`).
     """
 
     name: str

@@ -23,7 +23,7 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
   name, the same one in the picture's path and in the mask's; `{name:path}`, in the last part of
   `images` only, reaches into folders below, too. Only files with a picture's ending count.
 * A class may be its name alone. `color` is what is drawn: either every class has one, or
-  `fassd.palette.palette` gives them.
+  `fassd.io.palette.palette` gives them.
 * Only `root` may lead out of the card's folder: look at it in a card of somebody else's, or give
   another (`--root`). All other paths, and the folders of splits, lie below it.
 * A split is a folder or {folder, images, list, column, names, pictures}: `images` replaces the
@@ -52,9 +52,9 @@ from typing import Any, NoReturn
 from fassd.data.card import Card, CardError, Masks, Split
 from fassd.data.masks import MAX_ID, MaskCode, color_key
 from fassd.data.patterns import HOLE
-from fassd.levels import Range, as_range
-from fassd.palette import IGNORE, ClassInfo, palette
-from fassd.untrusted import MOST_YAML, read_text, read_yaml, shortened, shown
+from fassd.io.levels import Range, as_range
+from fassd.io.palette import IGNORE, ClassInfo, palette
+from fassd.io.untrusted import MOST_YAML, read_text, read_yaml, shortened, shown
 
 __all__ = ["parse_card"]
 

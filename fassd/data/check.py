@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from fassd.data.card import Card, CardError, Pair, either
 from fassd.data.dataset import examine_pair
-from fassd.images import ImageError
-from fassd.palette import IGNORE
+from fassd.io.images import ImageError
+from fassd.io.palette import IGNORE
 
 __all__ = ["CheckReport", "Problem", "SplitReport", "check_card"]
 

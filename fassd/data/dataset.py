@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from fassd.data.card import Card, Pair
 from fassd.data.masks import examine_mask
-from fassd.images import ImageError, ImageWarning, examine_image
+from fassd.io.images import ImageError, ImageWarning, examine_image
 
 __all__ = ["Sample", "SegmentationDataset", "examine_pair", "read_pair"]
 
@@ -37,7 +37,7 @@ def read_pair(pair: Pair) -> Sample:
 
 
 def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
-    """Like `read_pair`, with remarks that `fassd.images.read_image` and `read_mask` would warn of.
+    """Like `read_pair`, with remarks where `read_image` and `read_mask` would warn.
 
     Each names its file.
     """
@@ -57,9 +57,9 @@ def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
 class SegmentationDataset(Dataset[Sample]):
     """The pictures of one split, in the order of `card.pairs(split)`, at their own sizes.
 
-    Reading an element raises `fassd.images.ImageError` where `read_pair` does; other elements can
-    still be read. Remarks on the first pair are warnings (`fassd.images.ImageWarning`) of the
-    dataset; `fassd data check` has those on all.
+    Reading an element raises `fassd.io.images.ImageError` where `read_pair` does; other elements
+    can still be read. Remarks on the first pair are warnings (`fassd.io.images.ImageWarning`) of
+    the dataset; `fassd data check` has those on all.
 
     Raises:
         fassd.data.card.CardError: there is no such split, it is empty, or a mask is missing.

@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fassd.images import (
+from fassd.io.images import (
     ImageError,
     ImageWarning,
     open_image,
     pages_passed_over,
     unreadable_because,
 )
-from fassd.levels import stretch
-from fassd.palette import IGNORE
+from fassd.io.levels import stretch
+from fassd.io.palette import IGNORE
 
 __all__ = ["MAX_ID", "MaskCode", "color_key", "examine_mask", "read_mask"]
 
@@ -75,7 +75,7 @@ def color_key(color: tuple[int, int, int]) -> int:
 def read_mask(path: str | os.PathLike[str], code: MaskCode) -> npt.NDArray[np.uint8]:
     """Read a mask as labels, (H, W) uint8: class indices and `IGNORE`; EXIF rotation is applied.
 
-    Warns (`fassd.images.ImageWarning`) where pages or frames after the first are passed over.
+    Warns (`fassd.io.images.ImageWarning`) where pages or frames after the first are passed over.
 
     Raises:
         ImageError: the file cannot be read, has channels that the card does not speak of, or holds

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from fassd.files import SUFFIXES, folders_below
+from fassd.io.files import SUFFIXES, folders_below
 
 __all__ = ["HOLE", "fill", "match_files"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fassd.palette import IGNORE
+from fassd.io.palette import IGNORE
 
 __all__ = ["MEAN", "MEAN_COLOR", "STD", "TrainTransform", "normalize"]
 

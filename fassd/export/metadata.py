@@ -9,8 +9,8 @@ from typing import Any
 
 import fassd
 from fassd.data.transforms import MEAN, STD
-from fassd.palette import ClassInfo
-from fassd.untrusted import read_json, shortened, shown
+from fassd.io.palette import ClassInfo
+from fassd.io.untrusted import read_json, shortened, shown
 
 __all__ = ["DTYPES", "FORMATS", "KEY", "MOST_PIXELS", "OUTPUTS", "ExportError", "Metadata"]
 

@@ -19,8 +19,8 @@ from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.packages import need
 from fassd.export.program import EXTRA_FILE
 from fassd.export.tensorrt_file import sidecar
+from fassd.io.untrusted import read_json, read_text, shortened, shown
 from fassd.models.tensor_files import CheckpointError, check_weights, damaged_record
-from fassd.untrusted import read_json, read_text, shortened, shown
 
 __all__ = ["RUNTIMES", "SUFFIXES", "Run", "first_line", "is_installed", "open_runtime"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fassd
-from fassd.images import replacing
+from fassd.io.images import replacing
 from fassd.report import modules, networks
 from fassd.report.page import Page, to_html, to_markdown
 from fassd.report.results import Collection, collect

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fassd.bench import Job
-from fassd.images import replacing
+from fassd.io.images import replacing
 from fassd.layer_report import run_layers
 from fassd.models import list_models
 from fassd.models.zoo import default_weights

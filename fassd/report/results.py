@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fassd.io.untrusted import read_json
 from fassd.peer_report import OTHER
 from fassd.peers import OURS, REFERENCE
-from fassd.untrusted import read_json
 
 __all__ = ["KINDS", "Collection", "Figure", "Machine", "Origin", "Source", "collect", "resolve"]
 

@@ -20,7 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 import fassd
-from fassd.levels import as_range
+from fassd.io.levels import as_range
 from fassd.serve.encode import run_lengths, shares, to_png
 from fassd.serve.engine import BusyError, Choice, Engine, Labelled, StoppingError, UnsuitableError
 from fassd.serve.example import EXAMPLES, street

@@ -29,7 +29,7 @@ import torch
 from fassd.data.transforms import normalize
 
 if TYPE_CHECKING:
-    from fassd.predict import Segmenter
+    from fassd.inference.segmenter import Segmenter
 
 __all__ = [
     "BusyError",

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from fassd import palette
+from fassd.io import palette
 
 __all__ = [
     "SIZE_PATTERN",

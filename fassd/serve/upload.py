@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from fassd.images import (
+from fassd.io.images import (
     FORMATS,
     ImageError,
     TooManyPixelsError,
@@ -25,8 +25,8 @@ from fassd.images import (
     open_image,
     pil_to_rgb,
 )
-from fassd.levels import Range
-from fassd.untrusted import shown
+from fassd.io.levels import Range
+from fassd.io.untrusted import shown
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -130,13 +130,13 @@ async def _form_file(request: Request, limit: int) -> bytes:
 def decode(
     data: bytes, max_pixels: int, size: tuple[int, int] | None = None, range: Range = None
 ) -> npt.NDArray[np.uint8]:
-    """Decode a picture as `fassd.images` does: upright, opaque, 8 bits, the first of several.
+    """Decode a picture as `fassd.io.images` does: upright, opaque, 8 bits, the first of several.
 
     Args:
         data: the file.
         max_pixels: height times width, told by the file's header.
         size: (height, width) to resize to, bilinear and antialiased; None keeps the picture's.
-        range: values that become 0 and 255, as `fassd.images.read_image` takes it.
+        range: values that become 0 and 255, as `fassd.io.images.read_image` takes it.
 
     Returns:
         (H, W, 3) uint8 RGB.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fassd.images import replacing
+from fassd.io.images import replacing
 
 __all__ = ["write_csv", "write_heat_map"]
 

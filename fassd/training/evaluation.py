@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fassd.data.transforms import normalize
-from fassd.images import ImageError
+from fassd.io.images import ImageError
+from fassd.io.palette import labels_by_name
 from fassd.models.layers import logits_of
-from fassd.palette import labels_by_name
 from fassd.training.distributed import all_gather, rank, world_size
 from fassd.training.metrics import ConfusionMatrix, Scores
 
@@ -166,7 +166,7 @@ def evaluate(
 
     The predicted class is the one of the largest logit; with several `scales`, or `flip`, the one
     of the largest mean probability over all views of the picture. Where the network knows the names
-    of its classes, it is the data's class of that name (`fassd.palette.labels_by_name`).
+    of its classes, it is the data's class of that name (`fassd.io.palette.labels_by_name`).
 
     In a torch.distributed group process r takes the pictures r, r + world size, ... and every
     process returns the same scores, which are those of a single process: counts are whole numbers.

@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fassd.images import replacing
+from fassd.io.images import replacing
+from fassd.io.untrusted import read_json
 from fassd.models.tensor_files import read_safetensors, with_checksums
-from fassd.untrusted import read_json
 
 __all__ = ["halve"]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fassd.files import regular, replacing
+from fassd.io.files import regular, replacing
 
 __all__ = ["CSVLog", "TensorBoardLog"]
 

@@ -35,12 +35,12 @@ from torch.optim.swa_utils import AveragedModel
 from fassd.data.card import Card
 from fassd.data.dataset import Sample, SegmentationDataset
 from fassd.data.transforms import TrainTransform
-from fassd.images import ImageError, check_folder, replacing, write_image
+from fassd.io.images import ImageError, check_folder, replacing, write_image
+from fassd.io.palette import colorize, labels_by_name
+from fassd.io.panel import Tile, draw_panel
 from fassd.models import NetworkInfo, create_model, load_checkpoint
 from fassd.models.info import info_of, remember
 from fassd.models.zoo import weights_file
-from fassd.palette import colorize, labels_by_name
-from fassd.panel import Tile, draw_panel
 from fassd.speed import torch_threads
 from fassd.training import state as files
 from fassd.training.distributed import in_main, is_main, rank, sum_over_ranks, world_size

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fassd.palette import IGNORE
+from fassd.io.palette import IGNORE
 
 __all__ = ["BootstrappedCrossEntropy", "CrossEntropy", "hardest_mean"]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fassd.palette import IGNORE
+from fassd.io.palette import IGNORE
 from fassd.training.distributed import sum_over_ranks
 
 __all__ = ["ConfusionMatrix", "Scores"]

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from fassd.untrusted import read_text, read_yaml, shortened, shown
+from fassd.io.untrusted import read_text, read_yaml, shortened, shown
 
 __all__ = ["CHANGEABLE", "Recipe", "RecipeError", "differences", "list_presets", "load_recipe"]
 

@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fassd.images import replacing
+from fassd.io.images import replacing
+from fassd.io.untrusted import read_json
 from fassd.models.tensor_files import check_weights, read_safetensors, with_checksums
-from fassd.untrusted import read_json
 
 __all__ = ["latest_state", "locked", "reclaim", "save_state", "save_weights"]
 

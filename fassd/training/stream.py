@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fassd.data.dataset import SegmentationDataset
 from fassd.data.transforms import TrainTransform, normalize
-from fassd.images import ImageError
+from fassd.io.images import ImageError
 
 __all__ = ["MicroBatch", "SampleStream", "loader"]
 

@@ -5,14 +5,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from training.fakes import street, write_streets
 
-from fassd import panel
 from fassd.bench import calibrate
 from fassd.cli import evaluate
 from fassd.data import SegmentationDataset, normalize
-from fassd.images import write_image
+from fassd.inference.segmenter import Segmenter
+from fassd.io import panel
+from fassd.io.images import write_image
+from fassd.io.palette import CITYSCAPES, colorize, palette
 from fassd.models import create_model
-from fassd.palette import CITYSCAPES, colorize, palette
-from fassd.predict import Segmenter
 from fassd.training import ConfusionMatrix
 
 FAST = ("--backend", "reference", "--device", "cpu")

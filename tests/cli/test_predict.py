@@ -7,11 +7,11 @@ import pytest
 import skimage
 from PIL import Image
 
-from fassd import images
 from fassd.cli import predict as command
-from fassd.palette import colorize, overlay, palette
-from fassd.predict import Segmenter
-from fassd.record import RECORD
+from fassd.inference.finished import RECORD
+from fassd.inference.segmenter import Segmenter
+from fassd.io import images
+from fassd.io.palette import colorize, overlay, palette
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")

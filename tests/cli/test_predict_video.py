@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import decoded, picture, psnr, sound, times, write_clip
 from PIL import Image
-from video.clips import decoded, picture, psnr, sound, times, write_clip
 
 from fassd.cli import batch
 from fassd.cli import predict as command
-from fassd.images import OUTPUT_ENDINGS, write_image
-from fassd.palette import overlay
-from fassd.predict import Segmenter
-from fassd.record import RECORD
+from fassd.inference.finished import RECORD
+from fassd.inference.segmenter import Segmenter
+from fassd.io.images import OUTPUT_ENDINGS, write_image
+from fassd.io.palette import overlay
 
 FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")
 
@@ -118,7 +118,8 @@ def test_a_video_too_small_for_the_network_leaves_nothing(tmp_path, run_fassd):
 
 def test_without_pyav_it_tells_what_to_install(tmp_path, run_fassd, monkeypatch):
     clip = write_clip(tmp_path / "in.mp4", 2)
-    for name in [name for name in sys.modules if name.startswith("fassd.video")]:
+    ours = ("fassd.io.video", "fassd.inference.video")
+    for name in [name for name in sys.modules if name.startswith(ours)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "av", None)
     result = run_fassd("predict", clip, "-o", tmp_path / "out.mp4", *FAST)

@@ -5,11 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from clips import write_clip
 from data.trees import CARD, write_card, write_tree
 from PIL import Image
 from rich.text import Text
 from typer.testing import CliRunner
-from video.clips import write_clip
 
 from fassd.cli import app
 from fassd.cli.common import console, escape, escape_lines, progress, say, visible

@@ -4,7 +4,7 @@ import numpy as np
 
 from fassd.data.synthetic import render_street
 from fassd.data.synthetic.write import frame_paths
-from fassd.images import read_image
+from fassd.io.images import read_image
 
 
 def test_writes_the_pictures_that_were_asked_for(tmp_path, run_fassd):

@@ -13,10 +13,10 @@ from fassd.cli.predict import build_segmenter
 from fassd.cli.serve import _catalog, _offered, _try_out
 from fassd.data import load_card, normalize
 from fassd.export import ExportedNetwork
-from fassd.images import write_image
+from fassd.io.images import write_image
+from fassd.io.palette import ClassInfo, classes_of
 from fassd.models import NetworkInfo, create_model, info_of, load
 from fassd.models.info import read_info, remember
-from fassd.palette import ClassInfo, classes_of
 from fassd.serve.engine import Choice, Networks
 from fassd.serve.schemas import Limits, class_table
 from fassd.training.loop import Trainer

@@ -14,9 +14,9 @@ from training.fakes import street, write_card, write_streets
 
 from fassd.bench import calibrate
 from fassd.data import SegmentationDataset, load_card, normalize
-from fassd.images import write_image
+from fassd.io.images import write_image
+from fassd.io.palette import CITYSCAPES
 from fassd.models import create_model
-from fassd.palette import CITYSCAPES
 from fassd.training import evaluate as evaluated
 
 FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")

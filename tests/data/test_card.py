@@ -10,7 +10,7 @@ from data.trees import CARD, toy, write_card, write_tree
 from fassd.data import cardfile
 from fassd.data.card import CARDS, CardError, load_card, shipped_cards
 from fassd.data.dataset import SegmentationDataset
-from fassd.palette import CITYSCAPES, IGNORE, palette
+from fassd.io.palette import CITYSCAPES, IGNORE, palette
 
 # ---------------------------------------------------------------------------------- shipped cards
 

@@ -9,7 +9,7 @@ from PIL import Image
 from fassd.data import check
 from fassd.data.card import CardError, load_card
 from fassd.data.check import Problem, check_card
-from fassd.images import formats
+from fassd.io.images import formats
 
 
 def fill_masks(card, value):

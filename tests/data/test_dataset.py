@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from fassd.data.card import Pair, load_card
 from fassd.data.dataset import SegmentationDataset, examine_pair, read_pair
 from fassd.data.masks import MaskCode, color_key, read_mask
-from fassd.images import ImageError, ImageWarning
-from fassd.palette import IGNORE
+from fassd.io.images import ImageError, ImageWarning
+from fassd.io.palette import IGNORE
 
 IDS = MaskCode("ids", {0: IGNORE, 1: 0, 2: 1, 300: 1, 3: 2})
 TABLE = np.array([IGNORE, 0, 1, 2], np.uint8)  # of the ids 0 to 3

@@ -10,8 +10,8 @@ from fassd.data.synthetic import VERSION, patterns, render_street
 from fassd.data.synthetic.patterns import FAMILIES
 from fassd.data.synthetic.textures import SPLITS, bank
 from fassd.data.synthetic.write import LABEL_IDS, NOTE, frame_paths, write_tree
-from fassd.images import read_image
-from fassd.palette import CITYSCAPES
+from fassd.io.images import read_image
+from fassd.io.palette import CITYSCAPES
 
 NAMES = [info.name for info in CITYSCAPES]
 

@@ -5,8 +5,8 @@ import pytest
 
 from fassd.data import MEAN, STD, TrainTransform, normalize
 from fassd.data.transforms import LUMA, MEAN_COLOR, _jittered, _window
-from fassd.images import BACKGROUND
-from fassd.palette import IGNORE
+from fassd.io.images import BACKGROUND
+from fassd.io.palette import IGNORE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from fassd.data.card import load_card
 from fassd.data.patterns import HOLE, fill
-from fassd.palette import IGNORE
+from fassd.io.palette import IGNORE
 
 SIZE = 6, 8
 

@@ -31,7 +31,7 @@ from fassd.export import (
 )
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.tensorrt_file import trtexec
-from fassd.palette import ClassInfo
+from fassd.io.palette import ClassInfo
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

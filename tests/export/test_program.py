@@ -16,7 +16,7 @@ from PIL import Image
 import fassd_kernels
 from fassd.export import ExportedNetwork, ExportError, verify
 from fassd.export.program import EXTRA_FILE
-from fassd.palette import overlay
+from fassd.io.palette import overlay
 
 ROOT = Path(__file__).parents[2]
 LABELS = {"output": "labels", "preprocess": True}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import fassd
 from fassd.data.transforms import normalize
-from fassd.predict import Segmenter
+from fassd.inference.segmenter import Segmenter
 from fassd_kernels import GraphRunner, Runner, accelerate
 from fassd_kernels.camera import Queue, Slot
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fassd
+from fassd.io.palette import classes_of, default_classes
 from fassd.models import CheckpointError, NetworkInfo, create_model, info_of, load_checkpoint
 from fassd.models.info import read_info, remember
-from fassd.palette import classes_of, default_classes
 from fassd_kernels import accelerate
 
 CLASSES = (("plant 0", (1, 200, 3)), ("soil", (90, 60, 30)), ("pot", (200, 0, 200)))

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from fassd.data.synthetic import render_street
-from fassd.predict import Segmenter
+from fassd.inference.segmenter import Segmenter
 from fassd.serve.app import create_app
 from fassd.serve.connection import listen, make_server
 from fassd.serve.engine import Choice, Engine, Networks

@@ -12,7 +12,7 @@ from PIL import Image
 from serve.apps import CHOICE, build, encoded, listening, load, street
 from serve.browser import with_browser
 
-from fassd.palette import CITYSCAPES, ClassInfo
+from fassd.io.palette import CITYSCAPES, ClassInfo
 from fassd.serve.page import FILES
 from fassd.serve.schemas import ModelInfo, class_table
 

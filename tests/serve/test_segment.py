@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from serve.apps import CHOICE, MODEL, encoded, load, post, serving, street
 
-from fassd.palette import CITYSCAPES, ClassInfo
-from fassd.predict import Segmenter
+from fassd.inference.segmenter import Segmenter
+from fassd.io.palette import CITYSCAPES, ClassInfo
 from fassd.serve.schemas import ModelInfo, class_table
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fassd.data import render_street
-from fassd.images import ImageError, write_image
-from fassd.palette import CITYSCAPES
+from fassd.io.images import ImageError, write_image
+from fassd.io.palette import CITYSCAPES
 
 CLASSES = 4
 CARD = """

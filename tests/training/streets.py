@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fassd.data import SegmentationDataset, load_card, render_street
-from fassd.images import write_image
+from fassd.io.images import write_image
 from fassd.training import evaluation
 from fassd.training import state as files
 from fassd.training.recipe import load_recipe

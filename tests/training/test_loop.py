@@ -195,7 +195,7 @@ def test_starts_from_weights_by_name_for_another_number_of_classes(tmp_path):
     from training.streets import scene
 
     from fassd.data import load_card
-    from fassd.images import write_image
+    from fassd.io.images import write_image
     from fassd.models.weights import shipped
 
     write_card(tmp_path / "data", [("low", (1, 2, 3)), ("high", (4, 5, 6))])

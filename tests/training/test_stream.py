@@ -8,7 +8,7 @@ import torch
 from training.fakes import FakeDataset
 
 from fassd.data.transforms import TrainTransform, normalize
-from fassd.images import ImageError
+from fassd.io.images import ImageError
 from fassd.training.stream import SampleStream, loader
 
 PLAIN = TrainTransform((30, 41), (1.0, 1.0), 0.0)

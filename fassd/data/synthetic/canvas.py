@@ -27,7 +27,7 @@ from fassd.data.synthetic.solids import (
     project_faces,
 )
 from fassd.data.synthetic.textures import Foliage
-from fassd.palette import CITYSCAPES
+from fassd.io.palette import CITYSCAPES
 
 __all__ = ["LABEL", "Canvas", "Panel", "Sprite", "tint"]
 

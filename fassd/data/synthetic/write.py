@@ -14,8 +14,8 @@ import numpy as np
 
 from fassd.data.synthetic import VERSION, render_street
 from fassd.data.synthetic.textures import SPLITS
-from fassd.images import check_folder, replacing, write_image
-from fassd.untrusted import read_json
+from fassd.io.images import check_folder, replacing, write_image
+from fassd.io.untrusted import read_json
 
 __all__ = ["CITY", "LABEL_IDS", "NOTE", "frame_paths", "write_tree"]
 

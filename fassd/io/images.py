@@ -5,8 +5,8 @@ Every reader here returns uint8 RGB of shape (H, W, 3), upright:
 * grey, palette, CMYK, YCbCr and the like are converted;
 * transparency is composited over `BACKGROUND`, the colour that normalisation turns into zeros, so
   that hidden colours under a transparent pixel never reach the network;
-* of more than 8 bits, the values of a range become 0 .. 255 (`fassd.levels`): by default all that
-  the file can hold, which for 16 bits is to keep the high byte (0xFFFF -> 255);
+* of more than 8 bits, the values of a range become 0 .. 255 (`fassd.io.levels`): by default all
+  that the file can hold, which for 16 bits is to keep the high byte (0xFFFF -> 255);
 * EXIF orientation is applied; of an animation or a many-page file the first picture is taken;
 * colour profiles are not applied.
 """
@@ -29,9 +29,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from fassd.data.transforms import MEAN_COLOR
-from fassd.files import SUFFIXES, check_file, check_folder, folders_below, replacing
-from fassd.levels import Range, as_range, empty_bits, has_high_bytes, stored, to_levels
-from fassd.record import OUTPUT_ENDINGS, VIDEO_ENDINGS, Results
+from fassd.inference.finished import OUTPUT_ENDINGS, VIDEO_ENDINGS, Results
+from fassd.io.files import SUFFIXES, check_file, check_folder, folders_below, replacing
+from fassd.io.levels import Range, as_range, empty_bits, has_high_bytes, stored, to_levels
 
 __all__ = [
     "BACKGROUND",
@@ -415,7 +415,7 @@ def find_pictures(
     * A file is taken whatever its ending.
     * A folder is searched with its subfolders, and its tree is kept in the output names. Hidden
       files, files without a picture's ending (`suffixes`) and files that `fassd predict` wrote
-      itself, as the record beside them tells (`fassd.record.Results`), are passed over.
+      itself, as the record beside them tells (`fassd.inference.finished.Results`), are passed over.
     * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched likewise; its pictures keep their
       own name alone. A part of it that exists as it is written stands for itself, and `**`
       searches a folder once, however many links lead to it.

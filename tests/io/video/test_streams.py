@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import av
 import pytest
-from video.clips import Bands, sound, times, write_clip
+from clips import Bands, sound, times, write_clip
 
-from fassd.video import VideoError, VideoReader, segment_video
-from fassd.video import reader as readers
+from fassd.inference.video import segment_video
+from fassd.io.video import VideoError, VideoReader
+from fassd.io.video import reader as readers
 
 
 class Server:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from av.sidedata import sidedata
 
-from fassd.sources import CAMERA, URL
-from fassd.video.source import DEFAULT_FPS, Frame, VideoError, VideoSource
+from fassd.io.sources import CAMERA, URL
+from fassd.io.video.source import DEFAULT_FPS, Frame, VideoError, VideoSource
 
 __all__ = ["DELAYS", "VideoReader"]
 

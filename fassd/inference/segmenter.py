@@ -17,12 +17,12 @@ from torch import nn
 
 from fassd.data.transforms import normalize
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
-from fassd.images import MAX_PIXELS, ImageError, array_to_rgb, pil_to_rgb, read_image
-from fassd.levels import Range, as_range
+from fassd.io.images import MAX_PIXELS, ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.io.levels import Range, as_range
+from fassd.io.palette import ClassInfo, classes_of
 from fassd.models import create_model, load, load_checkpoint
 from fassd.models.layers import logits_of
 from fassd.models.zoo import is_weights_file, settled
-from fassd.palette import ClassInfo, classes_of
 
 __all__ = ["ImageLike", "Segmenter", "accelerated", "pick_device", "to_rgb"]
 
@@ -62,7 +62,7 @@ class Segmenter:
             everywhere in these networks) before the largest is taken. None uses the picture's own
             size, or the size of a file that takes only one.
         range: values that become 0 and 255 of pictures of more than 8 bits, as
-            `fassd.images.read_image` takes it: (low, high), "auto", or None for all that 16 bits
+            `fassd.io.images.read_image` takes it: (low, high), "auto", or None for all that 16 bits
             can hold and 0 .. 1 of floats.
         max_pixels: largest height times width of a picture file.
 
@@ -114,7 +114,7 @@ class Segmenter:
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
-        """Names and colours of the labels, as `fassd.palette.classes_of`."""
+        """Names and colours of the labels, as `fassd.io.palette.classes_of`."""
         return classes_of(self.model)
 
     @property
@@ -139,7 +139,7 @@ class Segmenter:
         Args:
             image: one of the following, or a list or tuple of them:
 
-                * a path to a picture file of any kind that `fassd.images` reads;
+                * a path to a picture file of any kind that `fassd.io.images` reads;
                 * a Pillow image of any mode;
                 * a NumPy array, (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16
                   over the full range, or floating point in 0 .. 1; with a `range`, of numbers in

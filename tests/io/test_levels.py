@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from predict.test_images import png16
 
-from fassd import images
-from fassd.images import ImageError, ImageWarning, array_to_rgb, examine_image, read_image
-from fassd.levels import as_range, to_levels
-from fassd.predict import Segmenter, to_rgb
+from fassd.inference.segmenter import Segmenter, to_rgb
+from fassd.io import images
+from fassd.io.images import ImageError, ImageWarning, array_to_rgb, examine_image, read_image
+from fassd.io.levels import as_range, to_levels
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 7), np.uint8)
 GREY[0, :2] = 0, 255

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from fassd.files import SUFFIXES, VIDEO_SUFFIXES
-from fassd.images import ImageError, Picture, find_pictures, free_name
+from fassd.io.files import SUFFIXES, VIDEO_SUFFIXES
+from fassd.io.images import ImageError, Picture, find_pictures, free_name
 
 __all__ = [
     "CAMERA",
@@ -47,7 +47,7 @@ def find_sources(
     """Expand files, folders and patterns to pictures and videos, each once.
 
     Cameras, addresses and numbered sequences stand for themselves and come first; the rest is
-    searched for as `fassd.images.find_pictures` does.
+    searched for as `fassd.io.images.find_pictures` does.
 
     Args:
         sources: what to expand.

@@ -8,10 +8,10 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
-from fassd.images import MAX_PIXELS, ImageError, examine_image
-from fassd.levels import Range, as_range, told
-from fassd.sources import sequence_files
-from fassd.video.source import Frame, VideoError, VideoSource
+from fassd.io.images import MAX_PIXELS, ImageError, examine_image
+from fassd.io.levels import Range, as_range, told
+from fassd.io.sources import sequence_files
+from fassd.io.video.source import Frame, VideoError, VideoSource
 
 __all__ = ["ImageSequence"]
 
@@ -19,8 +19,8 @@ __all__ = ["ImageSequence"]
 class ImageSequence(VideoSource):
     """Pictures named by a pattern such as frame%04d.png, in the order of their numbers.
 
-    They are read as `fassd.images.read_image` does. A number that is missing leaves a gap in time:
-    the frame before it stays for longer.
+    They are read as `fassd.io.images.read_image` does. A number that is missing leaves a gap in
+    time: the frame before it stays for longer.
 
     Args:
         pattern: the files.

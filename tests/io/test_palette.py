@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from torch import nn
 
+from fassd.io.palette import CITYSCAPES, class_names, colorize, labels_by_name, overlay, palette
 from fassd.models import NetworkInfo
 from fassd.models.info import remember
-from fassd.palette import CITYSCAPES, class_names, colorize, labels_by_name, overlay, palette
 
 
 def test_cityscapes_classes_and_colors():

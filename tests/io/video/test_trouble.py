@@ -11,11 +11,11 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from video.clips import Bands, decoded, picture, psnr, times, write_clip
+from clips import Bands, decoded, picture, psnr, times, write_clip
 
-from fassd.video import VideoError, VideoSource, VideoWriter, open_video, segment_video
-from fassd.video.pipeline import DEPTH
-from fassd.video.source import Frame
+from fassd.inference.video import DEPTH, segment_video
+from fassd.io.video import VideoError, VideoSource, VideoWriter, open_video
+from fassd.io.video.source import Frame
 
 
 def segmented(source, output, **settings):
@@ -251,8 +251,9 @@ def test_a_live_source_drops_the_oldest_frames_instead_of_waiting(tmp_path):
 
 MEASURED = """
 import resource, sys
-from fassd.video import open_video, segment_video
-from video.clips import Bands
+from fassd.inference.video import segment_video
+from fassd.io.video import open_video
+from clips import Bands
 def megabytes():
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

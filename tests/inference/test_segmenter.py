@@ -14,8 +14,8 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 import fassd
 import fassd_kernels
 from fassd.data import normalize
-from fassd.images import ImageError
-from fassd.predict import Segmenter, accelerated, pick_device
+from fassd.inference.segmenter import Segmenter, accelerated, pick_device
+from fassd.io.images import ImageError
 
 
 class Brightest(nn.Module):
@@ -167,7 +167,7 @@ def test_large_pictures_are_scored_class_by_class_with_the_same_labels(monkeypat
     monkeypatch.setattr(
         F, "interpolate", lambda x, *a, **k: made.append(len(x[0])) or real(x, *a, **k)
     )
-    monkeypatch.setattr("fassd.predict.MOST_SCORES", classes * 33 * 47 - 1)
+    monkeypatch.setattr("fassd.inference.segmenter.MOST_SCORES", classes * 33 * 47 - 1)
     labels = segmenter.predict(image)
     np.testing.assert_array_equal(labels, at_once)
     assert made == [1] * classes and labels.dtype == at_once.dtype and len(np.unique(labels)) > 2

@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fassd.images import replacing
-from fassd.palette import Draw, drawing, palette
-from fassd.video.source import Frame, Trouble, VideoError, VideoSource
-from fassd.video.writer import FORMATS, VideoWriter, check_codec
+from fassd.io.images import replacing
+from fassd.io.palette import Draw, drawing, palette
+from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
+from fassd.io.video.writer import FORMATS, VideoWriter, check_codec
 
 __all__ = ["VIEWS", "Summary", "View", "segment_video"]
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fassd.untrusted import MOST_YAML, read_json, read_text, read_yaml, shown
+from fassd.io.untrusted import MOST_YAML, read_json, read_text, read_yaml, shown
 
 BOMB = "name: [&a [x,x,x,x,x,x,x,x,x]" + "".join(
     f", &{new} [{','.join(9 * [f'*{old}'])}]"

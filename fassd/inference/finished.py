@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from fassd.files import regular
+from fassd.io.files import regular
 
 __all__ = ["OUTPUT_ENDINGS", "RECORD", "VIDEO_ENDINGS", "Record", "Results", "stamp"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from fassd.palette import ClassInfo
+from fassd.io.palette import ClassInfo
 
 __all__ = ["Tile", "draw_panel"]
 

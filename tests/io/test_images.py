@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
 from fassd.data.masks import MaskCode, read_mask
-from fassd.images import (
+from fassd.inference.finished import Record
+from fassd.io.images import (
     BACKGROUND,
     FORMATS,
     SUFFIXES,
@@ -29,7 +30,6 @@ from fassd.images import (
     write_image,
     written_suffixes,
 )
-from fassd.record import Record
 
 
 @pytest.fixture

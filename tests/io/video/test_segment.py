@@ -7,8 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
-from video.clips import (
+from clips import (
     CLOCK,
     Bands,
     decoded,
@@ -19,10 +18,12 @@ from video.clips import (
     write_clip,
     write_photographs,
 )
+from PIL import Image, ImageOps
 
-from fassd.images import write_image
-from fassd.palette import colorize, overlay
-from fassd.video import VideoError, open_video, segment_video
+from fassd.inference.video import segment_video
+from fassd.io.images import write_image
+from fassd.io.palette import colorize, overlay
+from fassd.io.video import VideoError, open_video
 
 UNEVEN = [0, 3000, 7000, 12000, 12600, 20000, 30000, 40000, 41000, 60000]
 

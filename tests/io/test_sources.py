@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from fassd.images import ImageError, Picture
-from fassd.record import Record
-from fassd.sources import Video, find_sources, sequence_files
+from fassd.inference.finished import Record
+from fassd.io.images import ImageError, Picture
+from fassd.io.sources import Video, find_sources, sequence_files
 
 
 @pytest.fixture

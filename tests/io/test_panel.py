@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from fassd import panel
-from fassd.palette import CITYSCAPES, ClassInfo
-from fassd.panel import Tile, draw_panel
+from fassd.io import panel
+from fassd.io.palette import CITYSCAPES, ClassInfo
+from fassd.io.panel import Tile, draw_panel
 
 RED, BLUE = (200, 10, 20), (5, 40, 210)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from av.codec.context import Flags
 from av.video.reformatter import Colorspace
 
-from fassd.video.source import VideoError, VideoSource
+from fassd.io.video.source import VideoError, VideoSource
 
 __all__ = ["FORMATS", "VideoWriter", "check_codec", "default_codec"]
 

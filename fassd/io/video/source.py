@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from fassd.images import MAX_PIXELS
-from fassd.levels import Range
-
-__all__ = ["DEFAULT_FPS", "Frame", "Trouble", "VideoError", "VideoSource", "open_video"]
+__all__ = ["DEFAULT_FPS", "Frame", "Trouble", "VideoError", "VideoSource"]
 
 DEFAULT_FPS = Fraction(25)
 
@@ -94,32 +90,3 @@ class VideoSource(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the file or device."""
-
-
-def open_video(
-    source: str,
-    *,
-    fps: Fraction | None = None,
-    timeout: float = 10.0,
-    range: Range = None,
-    max_pixels: int = MAX_PIXELS,
-) -> VideoSource:
-    """Open a video file, `camera:N`, an address, or a numbered sequence (frame%04d.png).
-
-    Args:
-        source: which.
-        fps: frame rate of a sequence, which has none of its own (25 if not given), and what a
-            camera is asked for.
-        timeout: seconds after which a stream or camera that sends nothing counts as dropped.
-        range, max_pixels: how the pictures of a sequence are read (`fassd.images.read_image`).
-
-    Raises:
-        VideoError: it does not exist, cannot be opened, or holds no video.
-    """
-    from fassd.sources import SEQUENCE, URL
-    from fassd.video.reader import VideoReader
-    from fassd.video.sequence import ImageSequence
-
-    if SEQUENCE.search(source) and not URL.fullmatch(source) and not os.path.exists(source):
-        return ImageSequence(source, fps or DEFAULT_FPS, range, max_pixels)
-    return VideoReader(source, fps=fps, timeout=timeout)

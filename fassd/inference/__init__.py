@@ -1,0 +1,1 @@
+"""A network's labels for pictures and videos."""

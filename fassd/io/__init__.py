@@ -1,0 +1,1 @@
+"""Pictures, videos, folders and text files: reading, writing and finding them."""
