@@ -20,10 +20,10 @@ from PIL import Image
 
 from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
-from fassd.data.synthetic import VERSION
 from fassd.io.images import replacing
 from fassd.models import list_models
 from fassd.peers import environment
+from fassd.synth import VERSION
 
 FOLDER = ROOT / "benchmarks" / "results" / "synthetic"
 TRAINING, HELD_OUT = 1600, 100

@@ -28,12 +28,13 @@ from benchmarks.documents import replaced
 from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
 from fassd import speed
-from fassd.data import normalize, render_street
-from fassd.data.transforms import MEAN, STD
+from fassd.data import normalize
 from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
 from fassd.io.images import replacing
 from fassd.models import create_model
+from fassd.models.preprocess import MEAN, STD
 from fassd.peers import environment
+from fassd.synth import render_street
 from fassd.training import ConfusionMatrix
 
 RESULTS = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores" / "exported.json"

@@ -37,7 +37,7 @@ HEIGHT, WIDTH = 512, 1024
 
 def street(scene: int) -> bytes:
     """A generated street as JPEG."""
-    from fassd.data.synthetic import render_street
+    from fassd.synth import render_street
 
     buffer = io.BytesIO()
     picture, _ = render_street(HEIGHT, WIDTH, 1, split="test", index=scene)

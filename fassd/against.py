@@ -28,8 +28,8 @@ from rich.text import Text
 
 from fassd import bench, peer_report, peers, speed
 from fassd.bench import Job, heading, plain_table
-from fassd.inference.segmenter import pick_device
 from fassd.io.untrusted import read_json, read_text, shortened, shown
+from fassd.models.device import pick_device
 
 __all__ = [
     "FEWEST_ROUNDS",

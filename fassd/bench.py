@@ -18,11 +18,12 @@ from rich.text import Text
 from torch import nn
 
 from fassd import speed
-from fassd.data import normalize, render_street
+from fassd.data import normalize
 from fassd.inference.segmenter import accelerated
 from fassd.io.palette import classes_of
 from fassd.models import create_model
 from fassd.speed import torch_threads
+from fassd.synth import render_street
 
 __all__ = [
     "REFERENCE",

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fassd.data.transforms import MEAN, STD
-from fassd.inference.segmenter import pick_device
+from fassd.models.device import pick_device
 from fassd.models.layers import logits_of
+from fassd.models.preprocess import MEAN, STD
 from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.checks import FLOATING, MAX_LABELS

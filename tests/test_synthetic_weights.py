@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 
 import fassd
 import fassd_kernels
-from fassd.data import normalize, render_street
+from fassd.data import normalize
 from fassd.models.weights import SHIPPED, shipped
 from fassd.models.zoo import default_weights
+from fassd.synth import render_street
 from fassd.training import ConfusionMatrix
 
 SCENES = 4

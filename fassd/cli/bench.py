@@ -193,8 +193,8 @@ def bench(
     """
     from fassd.bench import Job, run
     from fassd.export import is_exported
-    from fassd.inference.segmenter import pick_device
     from fassd.io.images import check_file
+    from fassd.models.device import pick_device
 
     alone = not (peers or layers)
     dtype = dtype or Dtypes(["float32" if predict is None else "float16"])
@@ -461,9 +461,9 @@ def demo(
     [cyan]fassd demo -o demo --weights cityscapes --size 512x1024 --seed 3[/]
     """
     from fassd.bench import Job, run
-    from fassd.inference.segmenter import pick_device
     from fassd.io.images import check_folder, write_image
     from fassd.io.palette import colorize, overlay
+    from fassd.models.device import pick_device
 
     check_folder(output)
     chosen = pick_network(model, weights)

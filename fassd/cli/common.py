@@ -468,7 +468,8 @@ def pick_network(
 
 def split_model(text: str) -> tuple[str, str | None]:
     """NAME and WEIGHTS of NAME=WEIGHTS; a name or a file alone has no weights beside it."""
-    from fassd.models.zoo import is_weights_file, list_models
+    from fassd.models.variants import list_models
+    from fassd.models.zoo import is_weights_file
 
     name, _, weights = text.partition("=")
     if is_weights_file(text) and name not in list_models():

@@ -38,7 +38,8 @@ app.add_typer(data, name="data")
 @data.command("list")
 def list_() -> None:
     """The cards that come with the package, each a file to copy and change."""
-    from fassd.data.card import CARDS, load_card, shipped_cards
+    from fassd.data.card import CARDS
+    from fassd.data.cardfile import load_card, shipped_cards
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("card", style="cyan", no_wrap=True)
@@ -83,7 +84,7 @@ def check(
 
     [cyan]fassd data check ade20k --root /data/ADEChallengeData2016 --split val[/]
     """
-    from fassd.data.card import load_card
+    from fassd.data.cardfile import load_card
     from fassd.data.check import check_card
     from fassd.io.images import check_file, replacing
 

@@ -112,7 +112,7 @@ def val(
     [cyan]torchrun --nproc-per-node 4 -m fassd val --data cityscapes/ -w cityscapes --flip[/]
     """
     from fassd.data import SegmentationDataset, load_card
-    from fassd.training.distributed import is_main, process_group
+    from fassd.distributed import is_main, process_group
 
     views = _numbers("--scales", scales, float)
     _check_outputs(output, json_)
@@ -160,8 +160,8 @@ def _evaluated(
     flip: bool,
 ) -> Evaluation:
     """Evaluate with a progress bar, of the main process's own pictures."""
+    from fassd.distributed import rank, world_size
     from fassd.training import evaluate
-    from fassd.training.distributed import rank, world_size
 
     bar = progress()
     bar.disable |= rank() > 0
@@ -186,9 +186,9 @@ def _report(
     output: Path | None,
 ) -> None:
     """Print, and write the files that were asked for."""
+    from fassd.evaluation.confusion import write_csv, write_heat_map
     from fassd.io.images import replacing
     from fassd.speed import environment
-    from fassd.training.confusion import write_csv, write_heat_map
 
     for reason in evaluation.skipped:
         say(f"[red]skipped:[/] {escape_lines(reason)}")
@@ -277,10 +277,10 @@ def compare(
     -m fassd_net_l2=my.safetensors[/]
     """
     from fassd.data import SegmentationDataset, load_card
-    from fassd.inference.segmenter import pick_device
     from fassd.io.images import check_file, write_image
     from fassd.io.palette import labels_by_name
     from fassd.io.panel import draw_panel
+    from fassd.models.device import pick_device
 
     indices = _numbers("--index", index, int)
     if output.suffix.lower() != ".png":
@@ -318,7 +318,8 @@ def _networks(
     models: list[str], weights_dir: Path | None, classes: int, alpha: int | None
 ) -> list[_Network]:
     """Read NAME and NAME=WEIGHTS; where a network comes twice, its title tells its weights."""
-    from fassd.models.zoo import get_variant, is_weights_file
+    from fassd.models.variants import get_variant
+    from fassd.models.zoo import is_weights_file
 
     networks = []
     for model in models:

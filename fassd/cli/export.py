@@ -220,7 +220,8 @@ def _classes(card: str | None, classes: int | None) -> tuple[ClassInfo, ...]:
     """Names and colours of a card's classes; none where no card is given."""
     if card is None:
         return ()
-    from fassd.data.card import CARDS, load_card
+    from fassd.data.card import CARDS
+    from fassd.data.cardfile import load_card
 
     found = tuple(load_card(card, root=CARDS).classes)  # any folder: nothing is looked for in it
     if classes not in (None, len(found)):
@@ -243,8 +244,8 @@ def _pictures(
     import numpy as np
     from PIL import Image
 
-    from fassd.data import render_street
     from fassd.io.images import find_pictures, read_image
+    from fassd.synth import render_street
 
     if sources:
         results: list[Path] = []

@@ -193,7 +193,7 @@ def predict(
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
     films = VideoSettings(view, opacity, codec, limit, fps, timeout, values, max_pixels)
     prepare_videos(found, films, output.suffix if single else ".mp4")
-    from fassd.training.distributed import all_gather, is_main, process_group, rank, world_size
+    from fassd.distributed import all_gather, is_main, process_group, rank, world_size
 
     set_threads(threads)
     device = device_for(model, device)

@@ -196,7 +196,7 @@ def _offered(
 ) -> dict[str, Network]:
     """What --model and --weights name, by the name under which it is offered."""
     from fassd.export import is_exported
-    from fassd.models.zoo import get_variant
+    from fassd.models.variants import get_variant
 
     found: dict[str, Network] = {}
     pairs: list[tuple[str | None, str | None]] = [(None, None)]
@@ -260,7 +260,7 @@ def _catalog(
 
 def _backends(device: str | None, default: str) -> list[str]:
     """What can be chosen on this device: plain PyTorch, and what there is of fused kernels."""
-    from fassd.inference.segmenter import pick_device
+    from fassd.models.device import pick_device
 
     names = ["auto", "reference", default]
     try:

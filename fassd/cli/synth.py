@@ -44,7 +44,7 @@ def synth(
 
     [cyan]fassd data check streets[/]
     """
-    from fassd.data.synthetic.write import write_tree
+    from fassd.synth.write import write_tree
 
     with progress() as bar:
         task = bar.add_task(f"drawing {split}", total=count)

@@ -20,7 +20,7 @@ from fassd.io.untrusted import read_text, read_yaml, shortened, shown
 
 if TYPE_CHECKING:
     from fassd.data.card import Card
-    from fassd.training.evaluation import Evaluation
+    from fassd.evaluation.evaluate import Evaluation
     from fassd.training.recipe import Recipe
 
 
@@ -111,7 +111,7 @@ def train(
 
     [cyan]torchrun --nproc-per-node 4 -m fassd train -p paper -d cityscapes/ -o runs/four[/]
     """
-    from fassd.training.distributed import is_main, process_group
+    from fassd.distributed import is_main, process_group
     from fassd.training.loop import StoppedError, Trainer
 
     options: dict[str, Any] = {
@@ -200,7 +200,8 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
 
 def _card(output: Path, data: str | None, root: Path | None, resume: bool) -> Card:
     """The card that was asked for, or, of what is not given, the one of the run to be resumed."""
-    from fassd.data.card import CardError, load_card
+    from fassd.data.card import CardError
+    from fassd.data.cardfile import load_card
     from fassd.training.loop import DATA
 
     if data is not None:

@@ -1,4 +1,4 @@
-"""Pictures and labels: datasets and their cards, preprocessing, augmentation, generated streets.
+"""Pictures and labels: datasets and their cards, preprocessing, augmentation.
 
 Names are imported when they are first used: neither PyTorch nor OpenCV is needed to normalise a
 picture.
@@ -10,11 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fassd.data.card import Card, CardError, Pair, load_card, shipped_cards
+    from fassd.data.card import Card, CardError, Pair
+    from fassd.data.cardfile import load_card, shipped_cards
     from fassd.data.check import CheckReport, check_card
     from fassd.data.dataset import Sample, SegmentationDataset
-    from fassd.data.synthetic import render_street
-    from fassd.data.transforms import MEAN, STD, TrainTransform, normalize
+    from fassd.data.transforms import TrainTransform
+    from fassd.models.preprocess import MEAN, STD, normalize
 
 __all__ = [
     "MEAN",
@@ -29,21 +30,21 @@ __all__ = [
     "check_card",
     "load_card",
     "normalize",
-    "render_street",
     "shipped_cards",
 ]
 
 _HOMES = {
-    "card": ("Card", "CardError", "Pair", "load_card", "shipped_cards"),
-    "check": ("CheckReport", "check_card"),
-    "dataset": ("Sample", "SegmentationDataset"),
-    "synthetic": ("render_street",),
-    "transforms": ("MEAN", "STD", "TrainTransform", "normalize"),
+    "fassd.data.card": ("Card", "CardError", "Pair"),
+    "fassd.data.cardfile": ("load_card", "shipped_cards"),
+    "fassd.data.check": ("CheckReport", "check_card"),
+    "fassd.data.dataset": ("Sample", "SegmentationDataset"),
+    "fassd.data.transforms": ("TrainTransform",),
+    "fassd.models.preprocess": ("MEAN", "STD", "normalize"),
 }
 
 
 def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
-            return getattr(importlib.import_module(f"fassd.data.{module}"), name)
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import codecs
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ from fassd.io.files import SUFFIXES
 from fassd.io.levels import Range
 from fassd.io.palette import ClassInfo
 
-__all__ = ["Card", "CardError", "Found", "Pair", "load_card", "shipped_cards"]
+__all__ = ["CARDS", "Card", "CardError", "Found", "Pair"]
 
 CARDS = Path(__file__).parent / "cards"
-CARD_FILE = "card.yaml"
 
 
 class CardError(ValueError):
@@ -261,52 +259,3 @@ def either(paths: list[Path]) -> str:
 
 
 # ------------------------------------------------------------------------------- finding the card
-
-
-def shipped_cards() -> list[str]:
-    """Names of the cards that come with the package."""
-    return sorted(path.stem for path in CARDS.glob("*.yaml"))
-
-
-def load_card(data: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Card:
-    """Read a card.
-
-    Args:
-        data: a card's YAML file; the name of a shipped card (`shipped_cards`), which needs `root`;
-            or a folder: one with `card.yaml` uses that, one with `leftImg8bit` and `gtFine` is
-            Cityscapes.
-        root: the folder that the card's paths start from, in place of the card's own.
-
-    Raises:
-        CardError: there is no such card, something in it is wrong, or `root` is no folder. Files
-            inside `root` are first looked for by `Card.pairs`.
-    """
-    text = os.fspath(data)
-    path = Path(text)
-    if text in shipped_cards() and (root is not None or not path.exists()):
-        if root is None:
-            raise CardError(f"card {text!r} needs the folder that the dataset lies in (root)")
-        path = CARDS / f"{text}.yaml"
-    elif path.is_dir():
-        path, root = _card_of_folder(path, root)
-    elif not path.is_file():
-        raise CardError(
-            f"there is no card {text!r}; give a card's YAML file, a folder with {CARD_FILE} or "
-            f"Cityscapes in it, or one of {', '.join(shipped_cards())}"
-        )
-    from fassd.data.cardfile import parse_card  # here, because it imports this module
-
-    return parse_card(path, None if root is None else Path(root))
-
-
-def _card_of_folder(
-    folder: Path, root: str | os.PathLike[str] | None
-) -> tuple[Path, str | os.PathLike[str] | None]:
-    if (folder / CARD_FILE).is_file():
-        return folder / CARD_FILE, root
-    if (folder / "leftImg8bit").is_dir() and (folder / "gtFine").is_dir():
-        return CARDS / "cityscapes.yaml", folder if root is None else root
-    raise CardError(
-        f"the folder {folder} holds neither {CARD_FILE} nor leftImg8bit and gtFine (Cityscapes); "
-        f"if it is one of {', '.join(shipped_cards())}, give that name and the folder as root"
-    )

@@ -49,7 +49,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from fassd.data.card import Card, CardError, Masks, Split
+from fassd.data.card import CARDS, Card, CardError, Masks, Split
 from fassd.data.masks import MAX_ID, MaskCode, color_key
 from fassd.data.patterns import HOLE
 from fassd.io.levels import Range, as_range
@@ -59,6 +59,7 @@ from fassd.io.untrusted import MOST_YAML, read_text, read_yaml, shortened, shown
 __all__ = ["parse_card"]
 
 
+CARD_FILE = "card.yaml"
 MOST_TEXT = 4096
 """Characters of a name or path."""
 
@@ -161,6 +162,53 @@ class _Node:
         if os.path.commonpath([top, os.path.abspath(os.path.join(top, text))]) != top:
             self.fail_got("a folder below the root (the key 'root', or --root, says where that is)")
         return text
+
+
+def shipped_cards() -> list[str]:
+    """Names of the cards that come with the package."""
+    return sorted(path.stem for path in CARDS.glob("*.yaml"))
+
+
+def load_card(data: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Card:
+    """Read a card.
+
+    Args:
+        data: a card's YAML file; the name of a shipped card (`shipped_cards`), which needs `root`;
+            or a folder: one with `card.yaml` uses that, one with `leftImg8bit` and `gtFine` is
+            Cityscapes.
+        root: the folder that the card's paths start from, in place of the card's own.
+
+    Raises:
+        CardError: there is no such card, something in it is wrong, or `root` is no folder. Files
+            inside `root` are first looked for by `Card.pairs`.
+    """
+    text = os.fspath(data)
+    path = Path(text)
+    if text in shipped_cards() and (root is not None or not path.exists()):
+        if root is None:
+            raise CardError(f"card {text!r} needs the folder that the dataset lies in (root)")
+        path = CARDS / f"{text}.yaml"
+    elif path.is_dir():
+        path, root = _card_of_folder(path, root)
+    elif not path.is_file():
+        raise CardError(
+            f"there is no card {text!r}; give a card's YAML file, a folder with {CARD_FILE} or "
+            f"Cityscapes in it, or one of {', '.join(shipped_cards())}"
+        )
+    return parse_card(path, None if root is None else Path(root))
+
+
+def _card_of_folder(
+    folder: Path, root: str | os.PathLike[str] | None
+) -> tuple[Path, str | os.PathLike[str] | None]:
+    if (folder / CARD_FILE).is_file():
+        return folder / CARD_FILE, root
+    if (folder / "leftImg8bit").is_dir() and (folder / "gtFine").is_dir():
+        return CARDS / "cityscapes.yaml", folder if root is None else root
+    raise CardError(
+        f"the folder {folder} holds neither {CARD_FILE} nor leftImg8bit and gtFine (Cityscapes); "
+        f"if it is one of {', '.join(shipped_cards())}, give that name and the folder as root"
+    )
 
 
 def parse_card(path: Path, root: Path | None) -> Card:

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fassd.data.transforms import MEAN, STD
 from fassd.export.metadata import MOST_PIXELS, ExportError
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.runtimes import SUFFIXES, first_line, open_runtime
 from fassd.models.info import NetworkInfo, remember
+from fassd.models.preprocess import MEAN, STD
 
 __all__ = ["ExportedNetwork", "default_device", "is_exported"]
 

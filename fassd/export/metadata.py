@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import fassd
-from fassd.data.transforms import MEAN, STD
 from fassd.io.palette import ClassInfo
 from fassd.io.untrusted import read_json, shortened, shown
+from fassd.models.preprocess import MEAN, STD
 
 __all__ = ["DTYPES", "FORMATS", "KEY", "MOST_PIXELS", "OUTPUTS", "ExportError", "Metadata"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fassd.data.transforms import MEAN, STD
 from fassd.models.layers import logits_of
+from fassd.models.preprocess import MEAN, STD
 
 __all__ = ["Deployed", "denormalized", "example_input", "free_sides", "levels", "normalized"]
 

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 import fassd
-from fassd.data.transforms import normalize
 from fassd.export.metadata import DTYPES, FORMATS, OUTPUTS, ExportError, Metadata
 from fassd.export.network import Deployed
 from fassd.io.palette import ClassInfo, classes_of, labels_by_name
+from fassd.models.preprocess import normalize
 from fassd.models.zoo import create_model, settled
 
 __all__ = ["FORMAT_OF", "SUFFIX_OF", "Exporter", "Request", "staged"]

@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fassd.data.transforms import normalize
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
 from fassd.io.images import MAX_PIXELS, ImageError, array_to_rgb, pil_to_rgb, read_image
 from fassd.io.levels import Range, as_range
 from fassd.io.palette import ClassInfo, classes_of
 from fassd.models import create_model, load, load_checkpoint
+from fassd.models.device import pick_device
 from fassd.models.layers import logits_of
+from fassd.models.preprocess import normalize
 from fassd.models.zoo import is_weights_file, settled
 
-__all__ = ["ImageLike", "Segmenter", "accelerated", "pick_device", "to_rgb"]
+__all__ = ["ImageLike", "Segmenter", "accelerated", "to_rgb"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
 Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
@@ -294,25 +295,6 @@ def accelerated(
         )
         return network if dtype is None else network.to(dtype)
     return fassd_kernels.accelerate(network, dtype=dtype, backend=backend).eval()
-
-
-def pick_device(device: torch.device | str | None = None) -> torch.device:
-    """The device of that name; None picks CUDA where there is a GPU, else the CPU.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        # An unknown name or number; PyTorch without CUDA; kinds that it knows and has not; kinds
-        # that are packages of their own.
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
-    return device
 
 
 def _check_file(

@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fassd.data.transforms import MEAN_COLOR
 from fassd.inference.finished import OUTPUT_ENDINGS, VIDEO_ENDINGS, Results
 from fassd.io.files import SUFFIXES, check_file, check_folder, folders_below, replacing
 from fassd.io.levels import Range, as_range, empty_bits, has_high_bytes, stored, to_levels
+from fassd.models.preprocess import MEAN_COLOR
 
 __all__ = [
     "BACKGROUND",

@@ -1,31 +1,51 @@
 """The FASSD-Net family in plain PyTorch.
 
-`create_model` builds a network by name; the parts are here for networks of one's own.
+`create_model` builds a network by name; the parts are here for networks of one's own. Names are
+imported when they are first used: preprocessing needs no PyTorch.
 """
 
-from fassd.models.aspp import ASPP
-from fassd.models.checkpoint import CheckpointError, LoadReport, load_checkpoint
-from fassd.models.dapf import DAPF
-from fassd.models.hardnet import HarDBlock
-from fassd.models.info import NetworkInfo, info_of
-from fassd.models.layers import BNPReLU, ConvBNPReLU, ConvLayer
-from fassd.models.mda import MDA
-from fassd.models.network import FASSDNet, Stage
-from fassd.models.weights import DownloadError
-from fassd.models.zoo import (
-    VARIANTS,
-    Published,
-    Variant,
-    create_model,
-    get_variant,
-    list_models,
-    load,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fassd.models.aspp import ASPP
+    from fassd.models.checkpoint import CheckpointError, LoadReport, load_checkpoint
+    from fassd.models.dapf import DAPF
+    from fassd.models.device import pick_device
+    from fassd.models.hardnet import HarDBlock
+    from fassd.models.info import NetworkInfo, info_of
+    from fassd.models.layers import BNPReLU, ConvBNPReLU, ConvLayer
+    from fassd.models.mda import MDA
+    from fassd.models.network import FASSDNet, Stage
+    from fassd.models.preprocess import MEAN, STD, normalize
+    from fassd.models.variants import VARIANTS, Published, Variant, get_variant, list_models
+    from fassd.models.weights import DownloadError
+    from fassd.models.zoo import create_model, load
+
+_HOMES = {
+    "aspp": ("ASPP",),
+    "checkpoint": ("CheckpointError", "LoadReport", "load_checkpoint"),
+    "dapf": ("DAPF",),
+    "device": ("pick_device",),
+    "hardnet": ("HarDBlock",),
+    "info": ("NetworkInfo", "info_of"),
+    "layers": ("BNPReLU", "ConvBNPReLU", "ConvLayer"),
+    "mda": ("MDA",),
+    "network": ("FASSDNet", "Stage"),
+    "preprocess": ("MEAN", "STD", "normalize"),
+    "variants": ("VARIANTS", "Published", "Variant", "get_variant", "list_models"),
+    "weights": ("DownloadError",),
+    "zoo": ("create_model", "load"),
+}
 
 __all__ = [
     "ASPP",
     "DAPF",
     "MDA",
+    "MEAN",
+    "STD",
     "VARIANTS",
     "BNPReLU",
     "CheckpointError",
@@ -45,4 +65,13 @@ __all__ = [
     "list_models",
     "load",
     "load_checkpoint",
+    "normalize",
+    "pick_device",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"fassd.models.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,7 @@ from fassd.models.tensor_files import (
     read_content,
     shown,
 )
+from fassd.models.variants import VARIANTS
 
 __all__ = ["CheckpointError", "LoadReport", "load_checkpoint"]
 
@@ -348,8 +349,6 @@ def _explain(
 
 def _fitting_models(path: Path, found: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """The networks that the file fits, as calls of create_model and as options of fassd."""
-    from fassd.models.zoo import VARIANTS  # the zoo imports this module
-
     num_classes = found["finalConv.bias"].numel() if "finalConv.bias" in found else 19
     alpha = _alpha_of(found)
     arguments = (f", num_classes={num_classes}" if num_classes != 19 else "") + (

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fassd.data.transforms import normalize
+from fassd.models.preprocess import normalize
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter

@@ -22,7 +22,7 @@ def street(scene: int) -> bytes:
     Args:
         scene: from 0 to `EXAMPLES` - 1.
     """
-    from fassd.data.synthetic import render_street
+    from fassd.synth import render_street
 
     picture, _ = render_street(HEIGHT, WIDTH, 1, split="test", index=scene)
     buffer = io.BytesIO()

@@ -9,21 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fassd.training.evaluation import Evaluation, evaluate
+    from fassd.evaluation.evaluate import Evaluation, evaluate
+    from fassd.evaluation.metrics import ConfusionMatrix, Scores
     from fassd.training.loop import Trainer
     from fassd.training.loss import BootstrappedCrossEntropy
-    from fassd.training.metrics import ConfusionMatrix, Scores
     from fassd.training.recipe import Recipe, list_presets, load_recipe
     from fassd.training.schedule import poly_learning_rate
 
 _HOME = {
     "BootstrappedCrossEntropy": "fassd.training.loss",
-    "ConfusionMatrix": "fassd.training.metrics",
-    "Evaluation": "fassd.training.evaluation",
+    "ConfusionMatrix": "fassd.evaluation.metrics",
+    "Evaluation": "fassd.evaluation.evaluate",
     "Recipe": "fassd.training.recipe",
-    "Scores": "fassd.training.metrics",
+    "Scores": "fassd.evaluation.metrics",
     "Trainer": "fassd.training.loop",
-    "evaluate": "fassd.training.evaluation",
+    "evaluate": "fassd.evaluation.evaluate",
     "list_presets": "fassd.training.recipe",
     "load_recipe": "fassd.training.recipe",
     "poly_learning_rate": "fassd.training.schedule",

@@ -35,6 +35,8 @@ from torch.optim.swa_utils import AveragedModel
 from fassd.data.card import Card
 from fassd.data.dataset import Sample, SegmentationDataset
 from fassd.data.transforms import TrainTransform
+from fassd.distributed import in_main, is_main, rank, sum_over_ranks, world_size
+from fassd.evaluation.evaluate import Evaluation, evaluate
 from fassd.io.images import ImageError, check_folder, replacing, write_image
 from fassd.io.palette import colorize, labels_by_name
 from fassd.io.panel import Tile, draw_panel
@@ -43,8 +45,6 @@ from fassd.models.info import info_of, remember
 from fassd.models.zoo import weights_file
 from fassd.speed import torch_threads
 from fassd.training import state as files
-from fassd.training.distributed import in_main, is_main, rank, sum_over_ranks, world_size
-from fassd.training.evaluation import Evaluation, evaluate
 from fassd.training.logs import CSVLog, TensorBoardLog
 from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled_pictures
 from fassd.training.precision import avoid_unsound_gradients, resolve_precision
@@ -120,7 +120,7 @@ class Trainer:
 
     >>> Trainer(load_recipe("paper"), load_card("cityscapes", root), Path("runs/a")).run()
 
-    Under torchrun, make it inside `fassd.training.distributed.process_group()` in each process.
+    Under torchrun, make it inside `fassd.distributed.process_group()` in each process.
 
     Args:
         recipe: the settings. When resuming, None takes those of the run; another recipe may differ

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fassd.data.dataset import SegmentationDataset
-from fassd.data.transforms import TrainTransform, normalize
+from fassd.data.transforms import TrainTransform
 from fassd.io.images import ImageError
+from fassd.models.preprocess import normalize
 
 __all__ = ["MicroBatch", "SampleStream", "loader"]
 

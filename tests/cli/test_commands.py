@@ -13,7 +13,7 @@ from PIL import Image
 import fassd
 from fassd import bench
 from fassd.cli import Size, parse_size
-from fassd.data import render_street
+from fassd.synth import render_street
 
 SMALL = ("--model", "fassd_net_l2", "--size", "64x96", "--repeats", 2, "--device", "cpu")
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import fassd
-from fassd.data import render_street
-from fassd.data.synthetic.write import write_tree
 from fassd.export import ExportedNetwork, Verification
+from fassd.synth import render_street
+from fassd.synth.write import write_tree
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

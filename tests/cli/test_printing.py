@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fassd.cli import app
 from fassd.cli.common import console, escape, escape_lines, progress, say, visible
-from fassd.data.card import load_card
+from fassd.data.cardfile import load_card
 
 FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")
 RAW = re.compile(

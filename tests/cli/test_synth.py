@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fassd.data.synthetic import render_street
-from fassd.data.synthetic.write import frame_paths
 from fassd.io.images import read_image
+from fassd.synth import render_street
+from fassd.synth.write import frame_paths
 
 
 def test_writes_the_pictures_that_were_asked_for(tmp_path, run_fassd):

@@ -8,7 +8,8 @@ import pytest
 from data.trees import CARD, toy, write_card, write_tree
 
 from fassd.data import cardfile
-from fassd.data.card import CARDS, CardError, load_card, shipped_cards
+from fassd.data.card import CARDS, CardError
+from fassd.data.cardfile import load_card, shipped_cards
 from fassd.data.dataset import SegmentationDataset
 from fassd.io.palette import CITYSCAPES, IGNORE, palette
 

@@ -7,7 +7,8 @@ from data.trees import SIZE, save, toy, write_card
 from PIL import Image
 
 from fassd.data import check
-from fassd.data.card import CardError, load_card
+from fassd.data.card import CardError
+from fassd.data.cardfile import load_card
 from fassd.data.check import Problem, check_card
 from fassd.io.images import formats
 

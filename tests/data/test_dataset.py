@@ -9,7 +9,8 @@ from data.trees import SIZE, encode, save, toy, write_card, write_tree
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fassd.data.card import Pair, load_card
+from fassd.data.card import Pair
+from fassd.data.cardfile import load_card
 from fassd.data.dataset import SegmentationDataset, examine_pair, read_pair
 from fassd.data.masks import MaskCode, color_key, read_mask
 from fassd.io.images import ImageError, ImageWarning

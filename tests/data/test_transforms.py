@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from fassd.data import MEAN, STD, TrainTransform, normalize
-from fassd.data.transforms import LUMA, MEAN_COLOR, _jittered, _window
+from fassd.data.transforms import LUMA, _jittered, _window
 from fassd.io.images import BACKGROUND
 from fassd.io.palette import IGNORE
+from fassd.models.preprocess import MEAN_COLOR
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

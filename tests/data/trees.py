@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fassd.data.card import load_card
+from fassd.data.cardfile import load_card
 from fassd.data.patterns import HOLE, fill
 from fassd.io.palette import IGNORE
 

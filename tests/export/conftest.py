@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fassd.data import render_street
 from fassd.export import SUFFIX_OF, Exporter, Request, staged
+from fassd.synth import render_street
 
 SIZE = (128, 256)
 

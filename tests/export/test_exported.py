@@ -17,7 +17,6 @@ from export.conftest import SIZE, streets
 
 from fassd import Segmenter
 from fassd.data import normalize
-from fassd.data.transforms import MEAN, STD
 from fassd.export import (
     ExportedNetwork,
     Exporter,
@@ -32,6 +31,7 @@ from fassd.export import (
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.tensorrt_file import trtexec
 from fassd.io.palette import ClassInfo
+from fassd.models.preprocess import MEAN, STD
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -14,8 +14,9 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 import fassd
 import fassd_kernels
 from fassd.data import normalize
-from fassd.inference.segmenter import Segmenter, accelerated, pick_device
+from fassd.inference.segmenter import Segmenter, accelerated
 from fassd.io.images import ImageError
+from fassd.models.device import pick_device
 
 
 class Brightest(nn.Module):

@@ -21,8 +21,8 @@ from kernels.conftest import shake
 from torch import Tensor, nn
 
 import fassd
-from fassd.data.transforms import normalize
 from fassd.inference.segmenter import Segmenter
+from fassd.models.preprocess import normalize
 from fassd_kernels import GraphRunner, Runner, accelerate
 from fassd_kernels.camera import Queue, Slot
 

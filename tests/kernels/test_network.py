@@ -21,7 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fassd
 import fassd_kernels
-from fassd.data import normalize, render_street
+from fassd.data import normalize
+from fassd.synth import render_street
 from fassd_kernels import FusedNetwork, accelerate
 from fassd_kernels.modules import Fused
 from fassd_kernels.modules.snapshot import Contents

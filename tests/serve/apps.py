@@ -10,7 +10,6 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from fassd.data.synthetic import render_street
 from fassd.inference.segmenter import Segmenter
 from fassd.serve.app import create_app
 from fassd.serve.connection import listen, make_server
@@ -18,6 +17,7 @@ from fassd.serve.engine import Choice, Engine, Networks
 from fassd.serve.metrics import Metrics
 from fassd.serve.schemas import Catalog, Defaults, Limits, ModelInfo, class_table
 from fassd.serve.upload import formats
+from fassd.synth import render_street
 
 MODEL = "fassd_net_l2"
 CHOICE = Choice(MODEL, "auto", "float32")

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fassd.data import render_street
 from fassd.io.images import ImageError, write_image
 from fassd.io.palette import CITYSCAPES
+from fassd.synth import render_street
 
 CLASSES = 4
 CARD = """

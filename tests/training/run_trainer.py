@@ -18,8 +18,8 @@ import torch
 from training.streets import MOMENTS, double_precision, feed_doubles, interrupt, small_recipe
 
 from fassd.data import load_card
+from fassd.distributed import process_group, rank, world_size
 from fassd.training import state as files
-from fassd.training.distributed import process_group, rank, world_size
 from fassd.training.loop import StoppedError, Trainer
 
 

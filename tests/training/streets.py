@@ -9,9 +9,10 @@ from functools import cache
 import numpy as np
 import torch
 
-from fassd.data import SegmentationDataset, load_card, render_street
+from fassd.data import SegmentationDataset, load_card
+from fassd.evaluation import evaluate as evaluation
 from fassd.io.images import write_image
-from fassd.training import evaluation
+from fassd.synth import render_street
 from fassd.training import state as files
 from fassd.training.recipe import load_recipe
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from training.fakes import FakeDataset
 
-from fassd.data.transforms import TrainTransform, normalize
+from fassd.data.transforms import TrainTransform
 from fassd.io.images import ImageError
+from fassd.models.preprocess import normalize
 from fassd.training.stream import SampleStream, loader
 
 PLAIN = TrainTransform((30, 41), (1.0, 1.0), 0.0)

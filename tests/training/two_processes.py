@@ -4,8 +4,8 @@ import json
 
 from training.fakes import FakeDataset, random_network
 
+from fassd.distributed import is_main, process_group, rank, world_size
 from fassd.training import evaluate
-from fassd.training.distributed import is_main, process_group, rank, world_size
 
 
 def report():

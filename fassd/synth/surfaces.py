@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fassd.data.synthetic.arrays import Bytes
-from fassd.data.synthetic.canvas import LABEL, Canvas, Panel, tint
-from fassd.data.synthetic.colors import Color
-from fassd.data.synthetic.textures import BAYS, SIZE, Facade
+from fassd.synth.arrays import Bytes
+from fassd.synth.canvas import LABEL, Canvas, Panel, tint
+from fassd.synth.colors import Color
+from fassd.synth.textures import BAYS, SIZE, Facade
 
 __all__ = ["Look", "paint_fence", "paint_front", "paint_wall"]
 

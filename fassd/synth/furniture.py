@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fassd.data.synthetic.canvas import LABEL
-from fassd.data.synthetic.colors import Color, metal, scaled
-from fassd.data.synthetic.cutout import Cutout, Outline, Spot, limb, oval, rectangle
+from fassd.synth.canvas import LABEL
+from fassd.synth.colors import Color, metal, scaled
+from fassd.synth.cutout import Cutout, Outline, Spot, limb, oval, rectangle
 
 __all__ = ["bollard", "lamp", "mast", "sign", "traffic_light"]
 

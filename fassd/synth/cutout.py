@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fassd.data.synthetic.colors import Color
-from fassd.data.synthetic.solids import Solid
+from fassd.synth.colors import Color
+from fassd.synth.solids import Solid
 
 __all__ = ["DARK", "Cutout", "Outline", "Spot", "limb", "oval", "rectangle"]
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from fassd.data.synthetic.arrays import Bytes, Floats
+from fassd.synth.arrays import Bytes, Floats
 
 __all__ = ["Camera", "Lens"]
 

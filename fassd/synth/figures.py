@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fassd.data.synthetic.canvas import LABEL
-from fassd.data.synthetic.colors import Color, paint, scaled, skin
-from fassd.data.synthetic.cutout import DARK, Cutout, Outline, Spot, limb, oval, rectangle
-from fassd.data.synthetic.solids import Points
+from fassd.synth.canvas import LABEL
+from fassd.synth.colors import Color, paint, scaled, skin
+from fassd.synth.cutout import DARK, Cutout, Outline, Spot, limb, oval, rectangle
+from fassd.synth.solids import Points
 
 __all__ = ["TwoWheeler", "person", "two_wheeler"]
 

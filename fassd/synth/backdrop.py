@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from fassd.data.synthetic.arrays import Bytes, Floats
-from fassd.data.synthetic.canvas import Canvas
-from fassd.data.synthetic.ground import ACROSS, ALONG, SPAN, UNMARKED, Material
-from fassd.data.synthetic.light import Light, Sky
+from fassd.synth.arrays import Bytes, Floats
+from fassd.synth.canvas import Canvas
+from fassd.synth.ground import ACROSS, ALONG, SPAN, UNMARKED, Material
+from fassd.synth.light import Light, Sky
 
 if TYPE_CHECKING:
-    from fassd.data.synthetic.street import Street
+    from fassd.synth.street import Street
 
 __all__ = ["paint_ground", "paint_sky"]
 

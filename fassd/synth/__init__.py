@@ -28,8 +28,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fassd.data.synthetic.scene import Scene
-from fassd.data.synthetic.textures import SPLITS, bank
+from fassd.synth.scene import Scene
+from fassd.synth.textures import SPLITS, bank
 
 __all__ = ["VERSION", "render_street"]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fassd.data.synthetic.arrays import Floats
-from fassd.data.synthetic.colors import Color
+from fassd.synth.arrays import Floats
+from fassd.synth.colors import Color
 
 __all__ = ["Light", "Sky", "draw_light"]
 

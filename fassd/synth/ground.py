@@ -11,8 +11,8 @@ from enum import IntEnum
 import cv2
 import numpy as np
 
-from fassd.data.synthetic.arrays import Bytes
-from fassd.data.synthetic.colors import Color
+from fassd.synth.arrays import Bytes
+from fassd.synth.colors import Color
 
 __all__ = ["ACROSS", "ALONG", "REACH", "SPAN", "UNMARKED", "WHOLE", "Ground", "Kind", "Material"]
 

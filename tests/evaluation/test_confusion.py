@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fassd.training.confusion import write_csv, write_heat_map
+from fassd.evaluation.confusion import write_csv, write_heat_map
 
 NAMES = ["road", "pole, thin", "sky"]
 MATRIX = np.array([[90, 10, 0], [0, 0, 0], [0, 0, 5]])

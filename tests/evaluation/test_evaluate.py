@@ -17,11 +17,11 @@ from torch import nn
 from training.fakes import CLASSES, FakeDataset, random_network
 
 from fassd.bench import calibrate
-from fassd.data.transforms import normalize
 from fassd.inference.segmenter import Segmenter, accelerated
 from fassd.io.images import ImageError
 from fassd.models import NetworkInfo, create_model
 from fassd.models.info import remember
+from fassd.models.preprocess import normalize
 from fassd.training import ConfusionMatrix, evaluate
 
 TESTS = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fassd.distributed import sum_over_ranks
 from fassd.io.palette import IGNORE
-from fassd.training.distributed import sum_over_ranks
 
 __all__ = ["ConfusionMatrix", "Scores"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fassd.data.synthetic import VERSION, render_street
-from fassd.data.synthetic.textures import SPLITS
 from fassd.io.images import check_folder, replacing, write_image
 from fassd.io.untrusted import read_json
+from fassd.synth import VERSION, render_street
+from fassd.synth.textures import SPLITS
 
 __all__ = ["CITY", "LABEL_IDS", "NOTE", "frame_paths", "write_tree"]
 

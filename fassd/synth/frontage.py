@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fassd.data.synthetic.arrays import Bytes
-from fassd.data.synthetic.canvas import LABEL, Canvas, Panel, Sprite
-from fassd.data.synthetic.colors import Color, facade, leaves, scaled
-from fassd.data.synthetic.solids import Solid
-from fassd.data.synthetic.street import SIDES, Street, pick
-from fassd.data.synthetic.surfaces import Look, paint_fence, paint_front, paint_wall
+from fassd.synth.arrays import Bytes
+from fassd.synth.canvas import LABEL, Canvas, Panel, Sprite
+from fassd.synth.colors import Color, facade, leaves, scaled
+from fassd.synth.solids import Solid
+from fassd.synth.street import SIDES, Street, pick
+from fassd.synth.surfaces import Look, paint_fence, paint_front, paint_wall
 
 __all__ = ["build_far_end", "build_railing", "build_sides", "plant"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fassd.training.distributed import (
+from fassd.distributed import (
     all_gather,
     in_main,
     is_main,
@@ -52,7 +52,7 @@ def test_a_device_that_is_not_there():
 
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("fassd.training.distributed.pick_device", torch.device)
+    monkeypatch.setattr("fassd.distributed.pick_device", torch.device)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with (
         pytest.raises(ValueError, match="process 2 of this machine has no GPU, there are 2"),

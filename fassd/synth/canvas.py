@@ -13,11 +13,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from fassd.data.synthetic.arrays import Bytes, Floats
-from fassd.data.synthetic.camera import Camera
-from fassd.data.synthetic.colors import Color
-from fassd.data.synthetic.light import Light
-from fassd.data.synthetic.solids import (
+from fassd.io.palette import CITYSCAPES
+from fassd.synth.arrays import Bytes, Floats
+from fassd.synth.camera import Camera
+from fassd.synth.colors import Color
+from fassd.synth.light import Light
+from fassd.synth.solids import (
     NEAR,
     SHIFT,
     Placed,
@@ -26,8 +27,7 @@ from fassd.data.synthetic.solids import (
     clipped_outline,
     project_faces,
 )
-from fassd.data.synthetic.textures import Foliage
-from fassd.io.palette import CITYSCAPES
+from fassd.synth.textures import Foliage
 
 __all__ = ["LABEL", "Canvas", "Panel", "Sprite", "tint"]
 

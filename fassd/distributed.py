@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from fassd.inference.segmenter import pick_device
+from fassd.models.device import pick_device
 
 __all__ = [
     "all_gather",

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from fassd.data.synthetic.canvas import LABEL, Canvas, Panel
-from fassd.data.synthetic.colors import Color, leaves, pavement, scaled
-from fassd.data.synthetic.ground import REACH, SPAN, UNMARKED, Ground, Kind, Material
-from fassd.data.synthetic.light import draw_light
-from fassd.data.synthetic.solids import Solid
-from fassd.data.synthetic.textures import Bank
+from fassd.synth.canvas import LABEL, Canvas, Panel
+from fassd.synth.colors import Color, leaves, pavement, scaled
+from fassd.synth.ground import REACH, SPAN, UNMARKED, Ground, Kind, Material
+from fassd.synth.light import draw_light
+from fassd.synth.solids import Solid
+from fassd.synth.textures import Bank
 
 __all__ = ["SIDES", "Street", "pick"]
 

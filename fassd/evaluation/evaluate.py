@@ -26,12 +26,12 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fassd.data.transforms import normalize
+from fassd.distributed import all_gather, rank, world_size
+from fassd.evaluation.metrics import ConfusionMatrix, Scores
 from fassd.io.images import ImageError
 from fassd.io.palette import labels_by_name
 from fassd.models.layers import logits_of
-from fassd.training.distributed import all_gather, rank, world_size
-from fassd.training.metrics import ConfusionMatrix, Scores
+from fassd.models.preprocess import normalize
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from fassd.data.synthetic.arrays import Bytes
-from fassd.data.synthetic.backdrop import paint_ground, paint_sky
-from fassd.data.synthetic.camera import Camera, Lens
-from fassd.data.synthetic.canvas import Canvas
-from fassd.data.synthetic.frontage import build_far_end, build_sides
-from fassd.data.synthetic.street import Street, pick
-from fassd.data.synthetic.textures import Bank
-from fassd.data.synthetic.traffic import furnish, populate
+from fassd.synth.arrays import Bytes
+from fassd.synth.backdrop import paint_ground, paint_sky
+from fassd.synth.camera import Camera, Lens
+from fassd.synth.canvas import Canvas
+from fassd.synth.frontage import build_far_end, build_sides
+from fassd.synth.street import Street, pick
+from fassd.synth.textures import Bank
+from fassd.synth.traffic import furnish, populate
 
 __all__ = ["Scene"]
 

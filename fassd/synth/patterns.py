@@ -11,7 +11,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from fassd.data.synthetic.arrays import Floats
+from fassd.synth.arrays import Floats
 
 __all__ = ["FAMILIES", "SIZE", "Family", "cloudy", "grassy", "leafy"]
 

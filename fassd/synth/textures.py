@@ -14,8 +14,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from fassd.data.synthetic.arrays import Bytes, Floats
-from fassd.data.synthetic.patterns import FAMILIES, SIZE, Family, cloudy, grassy, leafy
+from fassd.synth.arrays import Bytes, Floats
+from fassd.synth.patterns import FAMILIES, SIZE, Family, cloudy, grassy, leafy
 
 __all__ = ["BAYS", "SIZE", "SPLITS", "Bank", "Facade", "Foliage", "bank"]
 

@@ -6,12 +6,12 @@ import pytest
 
 import fassd.data
 from fassd.data import load_card
-from fassd.data.synthetic import VERSION, patterns, render_street
-from fassd.data.synthetic.patterns import FAMILIES
-from fassd.data.synthetic.textures import SPLITS, bank
-from fassd.data.synthetic.write import LABEL_IDS, NOTE, frame_paths, write_tree
 from fassd.io.images import read_image
 from fassd.io.palette import CITYSCAPES
+from fassd.synth import VERSION, patterns, render_street
+from fassd.synth.patterns import FAMILIES
+from fassd.synth.textures import SPLITS, bank
+from fassd.synth.write import LABEL_IDS, NOTE, frame_paths, write_tree
 
 NAMES = [info.name for info in CITYSCAPES]
 
@@ -111,7 +111,7 @@ def test_trains_stand_on_rails():
 
 
 def _scene(index):
-    from fassd.data.synthetic.scene import Scene
+    from fassd.synth.scene import Scene
 
     sequence = np.random.SeedSequence([0x57EE7, 0, SPLITS["train"], index])
     return Scene(np.random.default_rng(sequence), bank("train"))
@@ -119,8 +119,8 @@ def _scene(index):
 
 def test_fences_are_see_through_but_labelled_whole():
     """Bars show what is behind them, so a fence is less even than its label."""
-    from fassd.data.synthetic.canvas import LABEL, Canvas, Panel
-    from fassd.data.synthetic.surfaces import paint_fence
+    from fassd.synth.canvas import LABEL, Canvas, Panel
+    from fassd.synth.surfaces import paint_fence
 
     scene = _scene(0)
     canvas = Canvas((200, 200), scene.camera, scene.street.light)

@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fassd.data.synthetic.arrays import Bytes, Floats
-from fassd.data.synthetic.colors import Color
-from fassd.data.synthetic.light import Light
+from fassd.synth.arrays import Bytes, Floats
+from fassd.synth.colors import Color
+from fassd.synth.light import Light
 
 __all__ = ["NEAR", "SHIFT", "Placed", "Points", "Solid", "clipped_outline", "project_faces"]
 

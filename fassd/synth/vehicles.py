@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fassd.data.synthetic.canvas import LABEL
-from fassd.data.synthetic.colors import Color, glass, paint, scaled
-from fassd.data.synthetic.solids import Solid
+from fassd.synth.canvas import LABEL
+from fassd.synth.colors import Color, glass, paint, scaled
+from fassd.synth.solids import Solid
 
 __all__ = ["Vehicle", "bus", "car", "tram", "truck"]
 

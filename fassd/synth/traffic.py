@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fassd.data.synthetic.canvas import Canvas
-from fassd.data.synthetic.figures import TwoWheeler, person, two_wheeler
-from fassd.data.synthetic.frontage import build_railing, plant
-from fassd.data.synthetic.furniture import bollard, lamp, mast, sign, traffic_light
-from fassd.data.synthetic.street import SIDES, Street
-from fassd.data.synthetic.vehicles import Vehicle, bus, car, tram, truck
+from fassd.synth.canvas import Canvas
+from fassd.synth.figures import TwoWheeler, person, two_wheeler
+from fassd.synth.frontage import build_railing, plant
+from fassd.synth.furniture import bollard, lamp, mast, sign, traffic_light
+from fassd.synth.street import SIDES, Street
+from fassd.synth.vehicles import Vehicle, bus, car, tram, truck
 
 __all__ = ["furnish", "populate"]
 

@@ -1,0 +1,1 @@
+"""Scores of a network: on data sets, and against another way to run it."""
