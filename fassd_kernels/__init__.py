@@ -9,8 +9,6 @@
 from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import Backend, BackendError, backends
-from fassd_kernels.camera import Runner, Speed
-from fassd_kernels.freeze import freeze
 from fassd_kernels.modules import (
     FusedASPP,
     FusedConvLayer,
@@ -19,8 +17,10 @@ from fassd_kernels.modules import (
     FusedMDA,
     FusedNetwork,
 )
+from fassd_kernels.modules.freeze import freeze
 from fassd_kernels.ops import held_memory, release_memory
-from fassd_kernels.runner import GraphRunner
+from fassd_kernels.runtime.graph import GraphRunner
+from fassd_kernels.runtime.stream import Runner, Speed
 
 __all__ = [
     "Backend",

@@ -19,7 +19,7 @@ import fassd
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import backends
 from fassd_kernels.predict import Launch, Prediction
-from fassd_kernels.runner import CudaGraph
+from fassd_kernels.runtime.graph import CudaGraph
 
 
 @dataclass(frozen=True)

@@ -118,3 +118,17 @@ def describe_gpu(device: torch.device) -> Device:
         getattr(properties, "L2_cache_size", likely.l2) or likely.l2,
         known.clock if known else getattr(properties, "clock_rate", 0) * 1e3 or likely.clock,
     )
+
+
+def device_named(name: str) -> Device:
+    """A GPU of the data sheets, by its name or a part of it.
+
+    Raises:
+        ValueError: if none, or more than one, is meant.
+    """
+    found = [device for device in KNOWN if name.lower() in device.name.lower()]
+    exact = [device for device in found if device.name.lower() == name.lower()]
+    if len(exact or found) != 1:
+        names = ", ".join(device.name for device in KNOWN)
+        raise ValueError(f"gpu is {name!r}; expected one of {names}, or a part that tells")
+    return (exact or found)[0]

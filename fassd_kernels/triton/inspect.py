@@ -19,10 +19,10 @@ from rich.table import Table
 
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.aot import Resources, examine_all
-from fassd_kernels.triton.device import Device
-from fassd_kernels.triton.options import parse_dtype, parse_output, parse_size
-from fassd_kernels.triton.predict import Planned, device_named, plan_network
+from fassd_kernels.triton.device import Device, device_named
+from fassd_kernels.triton.predict import Planned, plan_network
 from fassd_kernels.triton.training import PASSES, training_step
+from fassd_kernels.tuning.options import parse_dtype, parse_output, parse_size
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fassd_kernels.accelerate import accelerate
 from fassd_kernels.modules.network import Output
 from fassd_kernels.triton.aot import Source, source_of
 from fassd_kernels.triton.configurations import EFFICIENCY, L2_PER_DRAM
-from fassd_kernels.triton.device import KNOWN, Device, assuming
+from fassd_kernels.triton.device import Device, assuming
 from fassd_kernels.triton.program import Launch, Program, recording
 
 LAUNCH_S = 1.5e-6  # from launch to launch within a CUDA graph
@@ -55,20 +55,6 @@ class Planned:
 
     def rate(self, device: Device) -> float:
         return device.rates[0 if self.program.dtype.itemsize == 2 else 1]
-
-
-def device_named(name: str) -> Device:
-    """A GPU of the data sheets, by its name or a part of it.
-
-    Raises:
-        ValueError: if none, or more than one, is meant.
-    """
-    found = [device for device in KNOWN if name.lower() in device.name.lower()]
-    exact = [device for device in found if device.name.lower() == name.lower()]
-    if len(exact or found) != 1:
-        names = ", ".join(device.name for device in KNOWN)
-        raise ValueError(f"gpu is {name!r}; expected one of {names}, or a part that tells")
-    return (exact or found)[0]
 
 
 def plan_network(

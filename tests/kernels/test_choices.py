@@ -23,7 +23,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import fassd
-from fassd_kernels import choices, measuring, ops, tune
+from fassd_kernels import choices, ops, tune
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import backends
 from fassd_kernels.choices import (
@@ -38,7 +38,8 @@ from fassd_kernels.choices import (
     user_path,
     write_table,
 )
-from fassd_kernels.measuring import Call, Contest, measure_choices
+from fassd_kernels.tuning import backends as measuring
+from fassd_kernels.tuning.backends import Call, Contest, measure_choices
 
 GPU = "Voodoo 5 6000 (AGP)"
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")

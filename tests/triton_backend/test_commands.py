@@ -17,8 +17,8 @@ from triton_backend.conftest import compiled, interpreted
 from fassd_kernels import ops, tune
 from fassd_kernels.triton import aot, device, inspect
 from fassd_kernels.triton.configurations import Config, read_table, table_of
-from fassd_kernels.triton.device import INTERPRETER
-from fassd_kernels.triton.predict import device_named, plan_network
+from fassd_kernels.triton.device import INTERPRETER, device_named
+from fassd_kernels.triton.predict import plan_network
 from fassd_kernels.triton.program import recording
 from fassd_kernels.tune import Trial
 

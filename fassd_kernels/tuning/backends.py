@@ -47,10 +47,9 @@ from fassd_kernels.modules import (
 )
 from fassd_kernels.modules.fused import Plan
 from fassd_kernels.triton.availability import first_line
-from fassd_kernels.triton.device import assuming, describe_device
-from fassd_kernels.triton.predict import device_named
+from fassd_kernels.triton.device import assuming, describe_device, device_named
 from fassd_kernels.triton.program import recording, tf32_requested
-from fassd_kernels.tune import TOLERANCES, exactly, relative_error
+from fassd_kernels.tuning.accuracy import TOLERANCES, exactly, relative_error
 
 # DESIGN section 8.
 WRONG_LABELS = 1e-3  # of all pixels

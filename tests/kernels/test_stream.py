@@ -24,7 +24,8 @@ import fassd
 from fassd.inference.segmenter import Segmenter
 from fassd.models.preprocess import normalize
 from fassd_kernels import GraphRunner, Runner, accelerate
-from fassd_kernels.camera import Queue, Slot
+from fassd_kernels.runtime.queues import Queue
+from fassd_kernels.runtime.stream import Slot
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 HEIGHT, WIDTH = 64, 96

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ from fassd_kernels.accelerate import accelerate
 from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.modules import Fused, FusedNetwork
 from fassd_kernels.modules.snapshot import has_hooks
-from fassd_kernels.runner import GraphRunner
+from fassd_kernels.runtime.graph import GraphRunner
+from fassd_kernels.runtime.queues import CudaQueue, HostQueue, Queue
 
 Frame: TypeAlias = npt.NDArray[np.uint8] | Tensor
 Labels: TypeAlias = npt.NDArray[np.uint8] | Tensor
@@ -38,74 +39,6 @@ STD_LEVELS = [255 * std for std in STD]
 
 WARM_UP = 3  # frames before a measurement: the graph is captured, memory is there
 LATENCIES = 20  # frames, at most, whose latency is measured
-
-
-class Mark(Protocol):
-    """A place in a queue."""
-
-    def synchronize(self) -> None:
-        """Wait until everything before it is done."""
-
-
-class Queue(Protocol):
-    """Work that is done in order, beside that of other queues: a stream of a GPU."""
-
-    def run(self, work: Callable[[], object]) -> None:
-        """Queue what `work` launches; it may be done any time later."""
-
-    def record(self) -> Any:
-        """A :class:`Mark` behind what is queued by now."""
-
-    def wait(self, mark: Any) -> None:
-        """Do nothing of what is queued from now on before `mark`, of another queue, is reached."""
-
-    def follow(self) -> None:
-        """Do nothing of what is queued from now on before the caller's own work so far."""
-
-    def synchronize(self) -> None:
-        """Wait until it is empty."""
-
-
-class CudaQueue:
-    """A :class:`Queue` as a CUDA stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
-
-    def run(self, work: Callable[[], object]) -> None:
-        with torch.cuda.stream(self.stream):  # makes its device the current one too
-            work()
-
-    def record(self) -> torch.cuda.Event:
-        return self.stream.record_event()
-
-    def wait(self, mark: torch.cuda.Event) -> None:
-        self.stream.wait_event(mark)
-
-    def follow(self) -> None:
-        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-
-    def synchronize(self) -> None:
-        self.stream.synchronize()
-
-
-class HostQueue:
-    """A :class:`Queue` on the CPU, which does everything at once; it is its own mark, too."""
-
-    def run(self, work: Callable[[], object]) -> None:
-        work()
-
-    def record(self) -> HostQueue:
-        return self
-
-    def wait(self, mark: HostQueue) -> None:
-        """Nothing is ever waiting."""
-
-    def follow(self) -> None:
-        """The caller's work is done."""
-
-    def synchronize(self) -> None:
-        """Nothing is ever waiting."""
 
 
 class CameraNetwork(nn.Module):
