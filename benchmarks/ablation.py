@@ -20,9 +20,9 @@ from PIL import Image
 
 from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
+from fassd.bench.candidates import environment
 from fassd.io.images import replacing
 from fassd.models import list_models
-from fassd.peers import environment
 from fassd.synth import VERSION
 
 FOLDER = ROOT / "benchmarks" / "results" / "synthetic"

@@ -19,8 +19,8 @@ from benchmarks.peers import (
     TRITON_GRAPH,
 )
 from benchmarks.rows import Row, rows_by_subject, speedup
-from fassd import plotting
-from fassd.plotting import Bars, grouped_bars
+from fassd.bench import plotting
+from fassd.bench.plotting import Bars, grouped_bars
 
 COLOURS = {
     FOLDED: plotting.COLOURS["grey"],
@@ -49,7 +49,7 @@ def draw(path: Path, report: Mapping[str, Any]) -> Path | None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from fassd.charts import check_matplotlib
+    from fassd.bench.charts import check_matplotlib
     from fassd.io.images import replacing
 
     panels = {part: subjects_of(report, part) for part in PARTS}

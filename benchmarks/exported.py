@@ -27,13 +27,13 @@ import fassd_kernels
 from benchmarks.documents import replaced
 from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
-from fassd import speed
+from fassd.bench import stopwatch
+from fassd.bench.candidates import environment
 from fassd.data import normalize
 from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
 from fassd.io.images import replacing
 from fassd.models import create_model
 from fassd.models.preprocess import MEAN, STD
-from fassd.peers import environment
 from fassd.synth import render_street
 from fassd.training import ConfusionMatrix
 
@@ -117,11 +117,11 @@ def measure(model: str, size: tuple[int, int], repeats: int) -> dict[str, Any]:
                     expected = labels
                 facts[name] |= judged(labels, expected, [truth for _, truth in scenes])
             batch = torch.from_numpy(pictures[0])[None]
-            timings = speed.compare(
+            timings = stopwatch.compare(
                 {name: lambda call=call: call(batch) for name, call in calls.items()},
                 repeats=repeats,
                 warmup=1,
-                settle=speed.SETTLE,
+                settle=stopwatch.SETTLE,
             )
     rows = [{"name": n, **facts[n], **timings[n].to_json()} for n in calls]
     job = {"model": model, "size": list(size), "batch": 1, "weights": "synthetic"}

@@ -107,7 +107,8 @@ def profile_triton(network: Case, device: torch.device) -> dict[str, Any]:
 
 def profile_cuda(network: Case, device: torch.device) -> dict[str, Any]:
     """Each launch as the time model has it, and as replays of the network's graph had it."""
-    from fassd_kernels import predict, timeline
+    from fassd.bench import timeline
+    from fassd.bench.costs import cuda as predict
 
     try:
         target = predict.find_device(torch.cuda.get_device_name(device))
@@ -123,7 +124,7 @@ def profile_cuda(network: Case, device: torch.device) -> dict[str, Any]:
 
 def launch_times(prediction: Any, seen: Any) -> dict[str, Any]:
     """A `Prediction` beside its `Timeline`; without ``rows`` where they are of other kernels."""
-    from fassd_kernels import timeline
+    from fassd.bench import timeline
 
     names = [kernel.name for kernel in seen.replays[0]]
     found: dict[str, Any] = {

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT, slug
-from fassd.models import list_models
-from fassd_kernels.predict import (
+from fassd.bench.costs.cuda import (
     GOAL_BATCH,
     GOAL_SIZE,
     Goal,
@@ -23,6 +22,7 @@ from fassd_kernels.predict import (
     goals_of,
     predict_network,
 )
+from fassd.models import list_models
 from fassd_kernels.triton.device import Device
 
 FOLDER = ROOT / "benchmarks" / "results" / "predicted"

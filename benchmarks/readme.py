@@ -16,11 +16,11 @@ from PIL import Image
 
 from benchmarks.documents import replaced
 from benchmarks.environment import ROOT
+from fassd.bench.report import collect
+from fassd.bench.report.networks import HEADLINE, ablation, headline_table, speedup_plot
+from fassd.bench.report.page import Plot, markdown_table, png
+from fassd.bench.report.results import Collection
 from fassd.io.images import replacing
-from fassd.report import collect
-from fassd.report.networks import HEADLINE, ablation, headline_table, speedup_plot
-from fassd.report.page import Plot, markdown_table, png
-from fassd.report.results import Collection
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"

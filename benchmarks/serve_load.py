@@ -156,8 +156,8 @@ def measure(model: str, seconds: int, server: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    from fassd.bench.stopwatch import environment
     from fassd.io.images import check_file, replacing
-    from fassd.speed import environment
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="fassd_net_l2")

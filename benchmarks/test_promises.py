@@ -22,8 +22,8 @@ from benchmarks.choices import NETWORKS
 from benchmarks.measure import Trial, checked, trial_of
 from benchmarks.peers import NATIVE
 from benchmarks.subjects import MODULES, Case, Labelled
-from fassd import speed
-from fassd.bench import torch_threads
+from fassd.bench import stopwatch
+from fassd.bench.run import torch_threads
 
 CPU = torch.device("cpu")
 HALF = (512, 1024)
@@ -62,7 +62,7 @@ def pair_of(case: Case) -> dict[str, Callable[[], Tensor]]:
 
 def medians(pair: dict[str, Callable[[], Tensor]], repeats: int = 11) -> tuple[float, float]:
     """Seconds of the two candidates in order, interleaved; printed, too."""
-    timings = speed.compare(pair, repeats=repeats)
+    timings = stopwatch.compare(pair, repeats=repeats)
     print("\n" + ", ".join(f"{1e3 * t.median:.2f} ms {name}" for name, t in timings.items()))
     first, second = (timing.median for timing in timings.values())
     return first, second
@@ -74,7 +74,7 @@ def test_fused_is_not_slower(case: Case) -> None:
     assert fused <= eager
 
 
-@pytest.mark.skipif(speed.environment()["cores"] < 2, reason="one core")
+@pytest.mark.skipif(stopwatch.environment()["cores"] < 2, reason="one core")
 def test_two_threads_pay() -> None:
     fused = pair_of(Case("networks", "fassd_net", *HALF, "float32"))[FUSED]
 

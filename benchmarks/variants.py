@@ -112,7 +112,7 @@ def measure_variants(
     Raises:
         UnavailableError: the backend, or what the plans are made with, is not there.
     """
-    from fassd_kernels import predict
+    from fassd.bench.costs import cuda as predict
     from fassd_kernels.triton.device import describe_gpu
 
     require_operators(backend, frozenset({"conv_act"}), device)
@@ -151,7 +151,7 @@ def shapes_of(
 
     Those whose launches should take longest come first.
     """
-    from fassd_kernels.triton.predict import plan_network
+    from fassd.bench.costs.triton import plan_network
 
     planned = plan_network(network, height, width, target, batch, dtype)
     convolutions = Counter(

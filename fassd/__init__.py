@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
         wait_asleep()
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in ("models", "data", "training", "predict", "complexity", "palette", "panel"):
+    if name in ("bench", "data", "evaluation", "inference", "io", "models", "synth", "training"):
         return importlib.import_module(f"fassd.{name}")
     raise AttributeError(f"module 'fassd' has no attribute {name!r}")
 

@@ -1,10 +1,10 @@
 """Which backend is fastest for a call, from what was measured on this GPU.
 
 Tables are JSON files by GPU, ``configs/backends/<gpu name>.json``: those of the package, then the
-user's own beside his Triton configurations, which ``python -m fassd_kernels.tune --backends``
-writes (:mod:`fassd_kernels.tuning.backends`). A row is a call's operator, shapes, options and type, and
-the median microseconds of every backend that gave the right numbers. The choice is the least of
-them; what no table has is for the caller to decide.
+user's own beside the Triton configurations, which ``python -m fassd_kernels.tune --backends``
+writes (:mod:`fassd_kernels.tuning.backends`). A row is a call's operator, shapes, options and type,
+and the median microseconds of every backend that gave the right numbers. The choice is the least
+of them; what no table has is for the caller to decide.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 // How a convolution is cut into blocks: which kernel, which tile, how much shared memory, and what
 // that should cost. Plain C++ that knows nothing of CUDA, so that the plan of a GPU that is not
-// there can be asked for (fassd_kernels/predict.py) and is the one that its kernels are launched
+// there can be asked for (fassd/bench/costs/cuda.py) and is the one that its kernels are launched
 // with.
 
 #pragma once

@@ -1,4 +1,4 @@
-// Plans as numbers, for reports: fassd_kernels/predict.py reads them, in this order.
+// Plans as numbers, for reports: fassd/bench/costs/cuda.py reads them, in this order.
 
 #pragma once
 

@@ -40,7 +40,7 @@ from fassd.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from fassd.bench import Job
+    from fassd.bench.run import Job
 
 AGREEMENT_OF_DEMO = 99.9  # per cent of the labels
 
@@ -191,7 +191,7 @@ def bench(
 
     [cyan]fassd bench --layers --predict h200 --batch 8 --json h200.json[/]
     """
-    from fassd.bench import Job, run
+    from fassd.bench.run import Job, run
     from fassd.export import is_exported
     from fassd.io.images import check_file
     from fassd.models.device import pick_device
@@ -245,17 +245,17 @@ def bench(
         given = [n for n in ("size", "batch", "dtype", "classes", "alpha") if _is_given(context, n)]
         job = _of_file(job, weights, given)
     if plot is not None:
-        from fassd.charts import check_matplotlib
+        from fassd.bench.charts import check_matplotlib
 
         check_matplotlib()
     if peers:
         report = _compare(_jobs(job, weights, all_, sizes, batches), dtype, only, others)
     elif predict is not None:
-        from fassd.launch_report import run_launches
+        from fassd.bench.launches import run_launches
 
         report = _measure(partial(run_launches, job, predict), [job])
     elif layers:
-        from fassd.layer_report import run_layers
+        from fassd.bench.layers import run_layers
 
         report = _measure(partial(run_layers, job), [job])
     else:
@@ -320,7 +320,7 @@ def _run_against(context: typer.Context, file: Path, tolerance: float, json_: Pa
     Raises:
         ValueError: an option that contradicts the file, or a file that cannot be compared with.
     """
-    from fassd.against import read_baseline, run_against
+    from fassd.bench.compare import read_baseline, run_against
     from fassd.models.zoo import is_weights_file
 
     given = {
@@ -402,9 +402,9 @@ def _jobs(
 
 
 def _compare(jobs: list[Job], dtypes: Dtypes, only: str | None, others: bool) -> Any:
-    """Run `fassd.peer_report`; ours in float32 and in `dtypes`."""
-    from fassd.peer_report import run_peers
-    from fassd.peers import candidates
+    """Run `fassd.bench.peers`; ours in float32 and in `dtypes`."""
+    from fassd.bench.candidates import candidates
+    from fassd.bench.peers import run_peers
 
     keys = None if only is None else [key.strip() for key in only.split(",")]
     device = jobs[0].device
@@ -422,7 +422,7 @@ def _deliver(report: Any, json_: Path | None, plot: Path | None) -> None:
             file.write(json.dumps(report.to_json(), indent=1).encode())
         say(f"figures: {escape(str(json_))}")
     if plot is not None:
-        from fassd.charts import draw
+        from fassd.bench.charts import draw
 
         draw(plot, report)
         say(f"plot: {escape(str(plot))}")
@@ -460,7 +460,7 @@ def demo(
 
     [cyan]fassd demo -o demo --weights cityscapes --size 512x1024 --seed 3[/]
     """
-    from fassd.bench import Job, run
+    from fassd.bench.run import Job, run
     from fassd.io.images import check_folder, write_image
     from fassd.io.palette import colorize, overlay
     from fassd.models.device import pick_device

@@ -186,9 +186,9 @@ def _report(
     output: Path | None,
 ) -> None:
     """Print, and write the files that were asked for."""
+    from fassd.bench.stopwatch import environment
     from fassd.evaluation.confusion import write_csv, write_heat_map
     from fassd.io.images import replacing
-    from fassd.speed import environment
 
     for reason in evaluation.skipped:
         say(f"[red]skipped:[/] {escape_lines(reason)}")

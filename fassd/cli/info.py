@@ -53,7 +53,7 @@ def info(
     if name is None and weights is None:
         console().print(_variants())
         return
-    from fassd.complexity import analyze
+    from fassd.bench.costs.counts import analyze
     from fassd.io.palette import classes_of
     from fassd.models import create_model, info_of
     from fassd.models.zoo import is_weights_file

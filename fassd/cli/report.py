@@ -61,9 +61,9 @@ def report(
 
     [cyan]fassd report -o report --results mine/ --results benchmarks/results[/]
     """
-    from fassd.charts import check_matplotlib
+    from fassd.bench.charts import check_matplotlib
+    from fassd.bench.report import build_page, collect, committed_results, write_report
     from fassd.io.images import check_folder
-    from fassd.report import build_page, collect, committed_results, write_report
 
     if full and not measure:
         raise ValueError("--full: only with --measure")
@@ -85,7 +85,7 @@ def report(
 
 def measure_into(folder: Path, full: bool, threads: int | None, size: Size, repeats: int) -> None:
     """Measure what `folder` lacks, telling what is at work."""
-    from fassd.report.measure import measure, parts
+    from fassd.bench.report.measure import measure, parts
 
     with progress() as bar:
         task = bar.add_task("", total=None)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fassd.bench.stopwatch import agreement_of
 from fassd.export.exported import ExportedNetwork
 from fassd.models.preprocess import normalize
-from fassd.speed import agreement_of
 
 __all__ = ["LABELS_LIMIT", "LOGITS_LIMIT", "Verification", "verify"]
 

@@ -208,7 +208,7 @@ class Exporter:
             raise ExportError(f"the C++ operators are missing ({missing}): --backend reference")
         fast = fassd_kernels.accelerate(self.source, dtype=dtype, backend=request.backend)
         example = torch.zeros(1, 3, *(request.size or TRACED_AT), dtype=dtype)
-        return fassd_kernels.modules.freeze(fast, (example,)), "cpu"
+        return fassd_kernels.freeze(fast, (example,)), "cpu"
 
     def _plain(self, dtype: torch.dtype) -> nn.Module:
         """The network in another type; the source stays in float32."""

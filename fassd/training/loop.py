@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from fassd.bench.stopwatch import torch_threads
 from fassd.data.card import Card
 from fassd.data.dataset import Sample, SegmentationDataset
 from fassd.data.transforms import TrainTransform
@@ -43,7 +44,6 @@ from fassd.io.panel import Tile, draw_panel
 from fassd.models import NetworkInfo, create_model, load_checkpoint
 from fassd.models.info import info_of, remember
 from fassd.models.zoo import weights_file
-from fassd.speed import torch_threads
 from fassd.training import state as files
 from fassd.training.logs import CSVLog, TensorBoardLog
 from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled_pictures

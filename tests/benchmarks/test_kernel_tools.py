@@ -310,7 +310,7 @@ def test_a_variant_is_forced_for_as_long_as_it_is_asked_for(monkeypatch):
 
 @pytest.fixture
 def model() -> Any:
-    from fassd_kernels import predict
+    from fassd.bench.costs import cuda as predict
 
     try:
         device = predict.find_device("H200")
@@ -320,7 +320,7 @@ def model() -> Any:
 
 
 def convolution(arithmetic: int, **more: Any) -> Any:
-    from fassd_kernels.predict import Convolution
+    from fassd.bench.costs.cuda import Convolution
 
     size = (16, 32)
     given = {"kernel": (3, 3), "out_size": size, **more}
@@ -437,14 +437,14 @@ def test_kernels_of_ours_are_known_by_their_namespace():
 
 def timeline_of(*names: str) -> SimpleNamespace:
     """Two replays; every kernel takes 3 microseconds, and follows the one before by 1."""
-    from fassd_kernels.timeline import Kernel
+    from fassd.bench.timeline import Kernel
 
     kernels = [Kernel(name, 4e-6 * i, 4e-6 * i + 3e-6) for i, name in enumerate(names)]
     return SimpleNamespace(replays=[kernels, kernels], seconds=[1e-5, 1e-5])
 
 
 def test_launches_are_measured_beside_their_prediction(model):
-    from fassd_kernels import predict
+    from fassd.bench.costs import cuda as predict
 
     whole = predict.predict_network("fassd_net_l2", 64, 64, predict.find_device("H200"))
     prediction = predict.replace(whole, launches=whole.launches[1:3])

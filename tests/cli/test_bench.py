@@ -6,8 +6,10 @@ import sys
 import pytest
 from PIL import Image
 
-from fassd import layer_report, peer_report, speed
-from fassd.roofline import Machine
+from fassd.bench import layers as layer_report
+from fassd.bench import peers as peer_report
+from fassd.bench import stopwatch
+from fassd.bench.costs.roofline import Machine
 
 SMALL = ("--model", "fassd_net_l2", "--size", "64x96", "--repeats", 2, "--warmup", 0)
 
@@ -25,7 +27,7 @@ def known_machine(monkeypatch):
 
 
 def test_peers_prints_a_table_and_writes_files(tmp_path, run_fassd, monkeypatch):
-    monkeypatch.setattr(speed, "SETTLE", 0)
+    monkeypatch.setattr(stopwatch, "SETTLE", 0)
     files = {"--json": tmp_path / "new" / "peers.json", "--plot": tmp_path / "new" / "peers.png"}
     result = run_fassd(
         "bench", "--peers", *SMALL, "--no-memory", "--only", "eager,ours",

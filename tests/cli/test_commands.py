@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import fassd
-from fassd import bench
+from fassd.bench import run as bench
 from fassd.cli import Size, parse_size
 from fassd.synth import render_street
 

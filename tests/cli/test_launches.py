@@ -7,8 +7,8 @@ import sys
 import pytest
 from PIL import Image
 
-from fassd_kernels import timeline
-from fassd_kernels.timeline import Kernel, Timeline
+from fassd.bench import timeline
+from fassd.bench.timeline import Kernel, Timeline
 from fassd_kernels.triton import availability
 
 pytestmark = pytest.mark.skipif(
@@ -125,6 +125,6 @@ def test_without_triton(run_fassd, monkeypatch):
 
 
 def test_the_report_imports_no_kernels():
-    code = "import sys, fassd.launch_report; print('fassd_kernels' in sys.modules)"
+    code = "import sys, fassd.bench.launches; print('fassd_kernels' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -81,7 +81,7 @@ def test_freeze_leaves_the_model_and_refuses_training(export):
     _, exporter = export("torch", backend="cpu")
     fast = fassd_kernels.accelerate(exporter.source, backend="cpu")
     x = torch.randn(1, 3, *SIZE)
-    frozen = fassd_kernels.modules.freeze(fast, (x,))
+    frozen = fassd_kernels.freeze(fast, (x,))
     with torch.no_grad():
         assert torch.equal(frozen(x), fast(x))
         plain, constant = (torch.export.export(each, (x,)) for each in (fast, frozen))
@@ -91,7 +91,7 @@ def test_freeze_leaves_the_model_and_refuses_training(export):
         assert torch.equal(constant.module()(x), fast(x))
     assert len(constant.graph.nodes) < len(plain.graph.nodes) / 2
     with pytest.raises(ValueError, match=r"training mode; call model\.eval\(\) first"):
-        fassd_kernels.modules.freeze(fast.train(), (x,))
+        fassd_kernels.freeze(fast.train(), (x,))
 
 
 @pytest.fixture(scope="module")

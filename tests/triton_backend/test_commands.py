@@ -14,11 +14,12 @@ from conformance import cases
 from rich.console import Console
 from triton_backend.conftest import compiled, interpreted
 
+from fassd.bench import inspect
+from fassd.bench.costs.triton import plan_network
 from fassd_kernels import ops, tune
-from fassd_kernels.triton import aot, device, inspect
+from fassd_kernels.triton import aot, device
 from fassd_kernels.triton.configurations import Config, read_table, table_of
 from fassd_kernels.triton.device import INTERPRETER, device_named
-from fassd_kernels.triton.predict import plan_network
 from fassd_kernels.triton.program import recording
 from fassd_kernels.tune import Trial
 
@@ -35,7 +36,7 @@ def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @compiled
 def test_inspect_predicts(tmp_path):
     path = tmp_path / "rows.json"
-    done = command("fassd_kernels.triton.inspect", "--no-compile", "--json", str(path))
+    done = command("fassd.bench.inspect", "--no-compile", "--json", str(path))
     assert done.returncode == 0, done.stderr
     content = json.loads(path.read_text())
     assert content["gpu"] == "NVIDIA H200" and "1024x2048" in content["title"]
@@ -52,7 +53,7 @@ def test_inspect_compiles(tmp_path):
     """The smallest network: every launch's registers, and no fault."""
     path = tmp_path / "rows.json"
     arguments = ("--model", "fassd_net_l2", "--gpu", "a100", "--json", str(path))
-    done = command("fassd_kernels.triton.inspect", *arguments)
+    done = command("fassd.bench.inspect", *arguments)
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
     assert all(row["resources"]["registers"] > 0 for row in rows)
@@ -62,7 +63,7 @@ def test_inspect_compiles(tmp_path):
 
 @compiled
 def test_training_would_win_little():
-    done = command("fassd_kernels.triton.inspect", "--training", "--size", "1024x1024")
+    done = command("fassd.bench.inspect", "--training", "--size", "1024x1024")
     assert done.returncode == 0, done.stderr
     ratios = [float(line.split()[-1]) for line in done.stdout.splitlines()[1:]]
     eager, inductor, fused = ratios
@@ -97,7 +98,7 @@ def test_faults_are_told():
     ],
 )
 def test_bad_options(arguments, said):
-    done = command("fassd_kernels.triton.inspect", "--no-compile", *arguments)
+    done = command("fassd.bench.inspect", "--no-compile", *arguments)
     assert done.returncode == 2
     text = " ".join(done.stderr.replace("│", " ").split())
     assert said in text

@@ -11,6 +11,7 @@ import torch
 from triton_backend.conftest import compiled
 
 import fassd
+from fassd.bench.costs.triton import plan_network
 from fassd_kernels.triton import configurations
 from fassd_kernels.triton.configurations import (
     Config,
@@ -26,7 +27,6 @@ from fassd_kernels.triton.configurations import (
     write_table,
 )
 from fassd_kernels.triton.device import INTERPRETER, KNOWN, Device
-from fassd_kernels.triton.predict import plan_network
 
 PROBLEM = Problem("spatial", 131072, 512, (63, 10), 18, 0, 9, (1, 1), torch.float16, registers=True)
 UNKNOWN = Device("A GPU of the future", "cuda", 75, 20, 64 * 1024, 1e11, (1e13, 1e12), 1 << 20)

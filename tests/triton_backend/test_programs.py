@@ -13,11 +13,11 @@ from conformance import cases
 from triton_backend.conftest import plan_of
 
 import fassd
+from fassd.bench.costs.triton import plan_network
 from fassd_kernels import ops
 from fassd_kernels.triton import program as programs
 from fassd_kernels.triton.device import KNOWN
 from fassd_kernels.triton.layout import empty_image, pixel_stride
-from fassd_kernels.triton.predict import plan_network
 from fassd_kernels.triton.program import image_of, key_of, recording
 
 H200 = next(device for device in KNOWN if device.name == "NVIDIA H200")

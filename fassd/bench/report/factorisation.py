@@ -1,0 +1,247 @@
+"""What factorising a dilated convolution buys: DAPF against ASPP, MDA against plain 3x3s.
+
+The authors' argument is about operations; this measures time, too, since a 3x1 and a 1x3 pass
+over a map twice where a 3x3 passes once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fassd.bench import stopwatch
+from fassd.bench.candidates import environment
+from fassd.bench.costs.counts import count_macs
+from fassd.bench.run import torch_threads
+from fassd.models import ASPP, DAPF, MDA, ConvLayer
+from fassd.models.dapf import DILATIONS
+from fassd.models.layers import BNPReLU, ConvBNPReLU, init_weights
+
+__all__ = ["ALPHAS", "Entry", "FactorisationReport", "SquareDAPF", "SquareMDA", "run_factorisation"]
+
+ALPHAS = (1, 2, 4, 6, 8)
+CONTEXT_CHANNELS, CONTEXT_REDUCTION = 224, 32
+MDAS = ((192, 8, 16), (119, 4, 8), (63, 2, 4))
+"""Channels, dilation, and by how much the map is smaller than the picture."""
+
+TOLERANCE = 4e-6
+"""Of the fused output, in the norm, over the reference's: float32."""
+
+
+class SquareDAPF(nn.Module):
+    """`DAPF` with one dilated 3x3 in place of each 3x1 and 1x3: what it would be unfactorised.
+
+    Shape: (N, inplanes, H, W) to the same.
+    """
+
+    def __init__(self, inplanes: int, alpha: int) -> None:
+        super().__init__()
+        width = inplanes // alpha
+        self.branches = nn.ModuleList(
+            [
+                ConvLayer(inplanes, width, 1),
+                *(ConvLayer(inplanes, width, dilation=dilation) for dilation in DILATIONS),
+            ]
+        )
+        self.fuse = ConvLayer(4 * width, inplanes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fuse(torch.cat([branch(x) for branch in self.branches], 1))
+
+
+class SquareMDA(MDA):
+    """`MDA` with one dilated 3x3 in place of its 3x1 and 1x3. (N, nIn, H, W) to the same."""
+
+    def __init__(self, nIn: int, d: int) -> None:
+        super().__init__(nIn, d)
+        half = nIn // 2
+        self.parallel_ddconv3x1 = ConvBNPReLU(half, half, (3, 3), dilation=d)
+        self.parallel_ddconv1x3 = nn.Identity()  # type: ignore[assignment]
+
+
+class PlainMDA(nn.Module):
+    """Batch norm, PReLU, one 3x3 at full width, plus the input: the plainest residual 3x3.
+
+    Shape: (N, channels, H, W) to the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = BNPReLU(channels)
+        self.conv = ConvBNPReLU(channels, channels, (3, 3), bn_prelu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.norm(x))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A module at its place.
+
+    Attributes:
+        group: "context" or the MDA's place; only entries of one group are compared.
+        name: what tables call it.
+        build: makes it.
+        channels, reduction: of its input, and by how much the map is smaller than the picture.
+        alpha: of DAPF and what stands beside it.
+        fused: whether there is a fused form.
+    """
+
+    group: str
+    name: str
+    build: Callable[[], nn.Module]
+    channels: int
+    reduction: int
+    alpha: int | None = None
+    fused: bool = True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one module came to.
+
+    Attributes:
+        group, name, alpha: as in `Subject`.
+        map_shape: (N, C, H, W) of its input.
+        macs, params: multiply-accumulates of its convolutions, parameters.
+        eager: plain PyTorch, channels_last.
+        fused: ours; None where there is no fused form, or it disagreed.
+    """
+
+    group: str
+    name: str
+    alpha: int | None
+    map_shape: tuple[int, ...]
+    macs: int
+    params: int
+    eager: stopwatch.Timing
+    fused: stopwatch.Timing | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure of it; times in seconds."""
+        return {
+            **{name: value for name, value in asdict(self).items() if name not in TIMINGS},
+            "eager": self.eager.to_json(),
+            "fused": self.fused and self.fused.to_json(),
+        }
+
+
+TIMINGS = ("eager", "fused")
+
+
+@dataclass(frozen=True)
+class FactorisationReport:
+    """Every module of `run_factorisation`, for pictures of `size`, float32."""
+
+    environment: dict[str, Any]
+    size: tuple[int, int]
+    modules: tuple[Entry, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for `json.dump`."""
+        return {
+            "environment": self.environment,
+            "size": self.size,
+            "dtype": "float32",
+            "modules": [entry.to_json() for entry in self.modules],
+            "notes": self.notes,
+        }
+
+
+def subjects() -> Iterator[Subject]:
+    context = (CONTEXT_CHANNELS, CONTEXT_REDUCTION)
+    yield Subject("context", "ASPP", partial(ASPP, CONTEXT_CHANNELS), *context)
+    for alpha in ALPHAS:
+        yield Subject("context", "DAPF", partial(DAPF, CONTEXT_CHANNELS, alpha), *context, alpha)
+        square = partial(SquareDAPF, CONTEXT_CHANNELS, alpha)
+        yield Subject("context", "DAPF with 3x3", square, *context, alpha, fused=False)
+    for channels, dilation, reduction in MDAS:
+        group = f"MDA({channels}, {dilation})"
+        place = (channels, reduction)
+        yield Subject(group, "MDA", partial(MDA, channels, dilation), *place)
+        unfactorised = partial(SquareMDA, channels, dilation)
+        yield Subject(group, "MDA with 3x3", unfactorised, *place, fused=False)
+        yield Subject(group, "plain 3x3", partial(PlainMDA, channels), *place, fused=False)
+
+
+def run_factorisation(
+    size: tuple[int, int] = (1024, 2048),
+    *,
+    repeats: int = 9,
+    warmup: int = 2,
+    threads: int | None = None,
+    step: Callable[[str], object] = lambda _: None,
+) -> FactorisationReport:
+    """Measure the modules at their places in FASSD-Net, those of one group interleaved.
+
+    Args:
+        size: (height, width) of the network's picture, multiples of 32.
+        repeats, warmup: rounds, as in `fassd.bench.stopwatch.compare`.
+        threads: of PyTorch; None leaves its own choice.
+        step: called with a few words as each part begins.
+
+    Raises:
+        ValueError: a size that is no multiple of 32.
+    """
+    if min(size) < CONTEXT_REDUCTION or any(side % CONTEXT_REDUCTION for side in size):
+        raise ValueError(f"size must be multiples of {CONTEXT_REDUCTION}, got {size[0]}x{size[1]}")
+    groups: dict[str, list[Subject]] = {}
+    for subject in subjects():
+        groups.setdefault(subject.group, []).append(subject)
+    entries: list[Entry] = []
+    notes: list[str] = []
+    with torch_threads(threads), torch.no_grad():
+        where = environment()
+        for group, members in groups.items():
+            step(f"factorisation: {group}")
+            entries += measure_group(members, size, repeats, warmup, notes)
+    return FactorisationReport(where, size, tuple(entries), tuple(notes))
+
+
+def measure_group(
+    members: list[Subject], size: tuple[int, int], repeats: int, warmup: int, notes: list[str]
+) -> list[Entry]:
+    """The entries of one group; adds to `notes` why one has no fused time."""
+    import fassd_kernels
+
+    calls: dict[tuple[int, str], Callable[[], Tensor]] = {}
+    modules: list[nn.Module] = []
+    shapes: list[tuple[int, ...]] = []
+    for index, subject in enumerate(members):
+        torch.manual_seed(0)
+        shape = (1, subject.channels, *(side // subject.reduction for side in size))
+        x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        module = subject.build().apply(init_weights).eval()
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        modules.append(module)
+        shapes.append(shape)
+        calls[index, "eager"] = partial(module, x)
+        if subject.fused:
+            fused = fassd_kernels.accelerate(module)
+            expected = module(x)
+            error = ((fused(x) - expected).norm() / expected.norm()).item()
+            if error <= TOLERANCE:
+                calls[index, "fused"] = partial(fused, x)
+            else:
+                notes.append(f"{subject.name}: the fused output is off by {error:.1e}, not timed")
+    named = {f"{index} {form}": call for (index, form), call in calls.items()}
+    timings = stopwatch.compare(named, repeats=repeats, warmup=warmup)
+    return [
+        Entry(
+            subject.group,
+            subject.name,
+            subject.alpha,
+            shapes[index],
+            count_macs(modules[index], shapes[index]),
+            sum(parameter.numel() for parameter in modules[index].parameters()),
+            timings[f"{index} eager"],
+            timings.get(f"{index} fused"),
+        )
+        for index, subject in enumerate(members)
+    ]

@@ -1,0 +1,128 @@
+"""What `fassd report --measure` measures on this machine, and the files that it leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fassd.bench.candidates import OURS, REFERENCE, candidates
+from fassd.bench.layers import run_layers
+from fassd.bench.peers import run_peers
+from fassd.bench.report.factorisation import run_factorisation
+from fassd.bench.run import Job
+from fassd.io.images import replacing
+from fassd.models import list_models
+from fassd.models.zoo import default_weights
+
+__all__ = ["Part", "measure", "parts"]
+
+QUICK_PEERS = (REFERENCE, "channels_last", OURS)
+SCALING_PEERS = (REFERENCE, "channels_last", OURS)
+SIZES = ((256, 512), (512, 1024), (1024, 2048))
+MIDDLE_SIZE = (512, 1024)
+BATCHES = (1, 2, 4, 8)
+DETAILED = "fassd_net"
+
+Step = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One results file.
+
+    Attributes:
+        name: of the file, without its ending.
+        text: what it holds, in a few words.
+        run: measures it; what comes back has `to_json`.
+    """
+
+    name: str
+    text: str
+    run: Callable[[Step], Any]
+
+
+def parts(
+    full: bool,
+    threads: int | None = None,
+    size: tuple[int, int] = (1024, 2048),
+    repeats: int = 7,
+) -> Iterator[Part]:
+    """What is measured, the most important first.
+
+    Args:
+        full: every peer, with peak memory, instead of plain PyTorch and ours.
+        threads: of PyTorch; None leaves its own choice.
+        size: of the largest pictures, multiples of 32.
+        repeats: rounds.
+    """
+    keys = None if full else QUICK_PEERS
+    base = partial(Job, threads=threads, repeats=repeats, warmup=1, memory=full)
+    jobs = [base(name, weights=default_weights(name), size=size) for name in list_models()]
+    dtypes = ["float32", "float16", "bfloat16"] if full else ["float32", "float16"]
+    yield Part(
+        "networks",
+        "every network" + (", every peer" if full else ""),
+        lambda step: run_peers(jobs, candidates(dtypes, keys), step=step),
+    )
+    detailed = partial(base, DETAILED, weights=default_weights(DETAILED))
+    sizes = [side for side in SIZES if side[0] < size[0]] or [size]
+    middle = MIDDLE_SIZE if MIDDLE_SIZE in sizes else sizes[-1]
+    scaled = [detailed(size=side) for side in sizes]
+    scaled += [detailed(size=middle, batch=batch) for batch in BATCHES if batch > 1]
+    counts = fewer_threads(threads or torch.get_num_threads())
+    # The environment of a report tells the threads of its first job.
+    scaled += [detailed(size=middle, threads=count) for count in counts]
+    yield Part(
+        "scaling",
+        "sizes, batches and threads",
+        lambda step: run_peers(
+            [without_memory(job) for job in scaled],
+            candidates(["float32", "float16"], SCALING_PEERS),
+            step=step,
+        ),
+    )
+    yield Part(
+        "modules",
+        "DAPF against ASPP, MDA against 3x3s",
+        lambda step: run_factorisation(size, repeats=repeats + 2, threads=threads, step=step),
+    )
+    yield Part(
+        "layers", "every fused call", lambda step: run_layers(detailed(size=size), step=step)
+    )
+
+
+def fewer_threads(count: int) -> list[int]:
+    """Numbers of threads below `count`: halves of it."""
+    found = []
+    while count > 1:
+        count //= 2
+        found.append(count)
+    return found
+
+
+def without_memory(job: Job) -> Job:
+    from dataclasses import replace
+
+    return replace(job, memory=False)
+
+
+def measure(folder: Path, wanted: Iterator[Part], step: Step = lambda _: None) -> Iterator[Path]:
+    """Measure what `folder` does not hold yet; a file appears when its part is complete.
+
+    Yields the files that were written, each as it is there.
+    """
+    for part in wanted:
+        path = folder / f"{part.name}.json"
+        if path.exists():
+            continue
+        step(part.text)
+        report = part.run(step)
+        with replacing(path) as file:
+            file.write(json.dumps(report.to_json(), indent=1).encode())
+        yield path

@@ -1,0 +1,224 @@
+"""Results files: what there is, of which machine, and where in a file a figure stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fassd.bench.candidates import OURS, REFERENCE
+from fassd.bench.peers import OTHER
+from fassd.io.untrusted import read_json
+
+__all__ = ["KINDS", "Collection", "Figure", "Machine", "Origin", "Source", "collect", "resolve"]
+
+KINDS = {
+    "comparisons": "fassd bench --peers",
+    "layers": "fassd bench --layers",
+    "modules": "fassd report --measure",
+    "accuracy": "python -m benchmarks.ablation",
+    "benchmarks": "pytest benchmarks/ --benchmark-json",
+    "predictions": "python -m benchmarks.predicted",
+    "items": "make gpu-report",
+    "exported": "python -m benchmarks.exported",
+    "load": "python -m benchmarks.serve_load",
+}
+"""The key that tells what a results file is, and the command that writes such files."""
+
+Machine = tuple[str, int, str, str]
+"""Processor, threads, instruction set, device: results of different ones are not mixed."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A results file.
+
+    Attributes:
+        name: its path as the page shows it, relative to its folder's parent.
+        kind: a key of `KINDS`.
+        content: what it holds.
+        rank: place of its folder among those given; of two results the lower one counts.
+        path: the file.
+    """
+
+    name: str
+    kind: str
+    content: Mapping[str, Any] = field(repr=False, compare=False)
+    rank: int = 0
+    path: Path = Path()
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """Device, versions, threads, date and commit, where the file tells them."""
+        if self.kind == "benchmarks":
+            return self.content.get("machine_info", {}).get("fassd", {})
+        if self.kind == "items":
+            return {key: self.content.get(key, "") for key in ("device", "date", "commit")}
+        return self.content.get("environment") or {}
+
+    @property
+    def machine(self) -> Machine:
+        facts = self.environment
+        return (
+            str(facts.get("cpu", "")),
+            int(facts.get("threads", 0)),
+            str(facts.get("instruction_set", "")),
+            str(facts.get("device", "")),
+        )
+
+    @property
+    def date(self) -> str:
+        return str(self.environment.get("date", ""))
+
+    def at(self, *keys: str | int) -> Figure:
+        """The figure under these keys."""
+        return Figure(self, tuple(keys))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A place in a results file: the value that a cell of a table was made of."""
+
+    source: Source
+    keys: tuple[str | int, ...]
+
+    @property
+    def pointer(self) -> str:
+        """The place as a JSON pointer (RFC 6901)."""
+        escaped = (str(key).replace("~", "~0").replace("/", "~1") for key in self.keys)
+        return "".join(f"/{key}" for key in escaped)
+
+    @property
+    def value(self) -> Any:
+        """What stands there.
+
+        Raises:
+            LookupError: nothing does.
+        """
+        return resolve(self.source.content, self.keys)
+
+    def at(self, *keys: str | int) -> Figure:
+        """A place below this one."""
+        return Figure(self.source, (*self.keys, *keys))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key below this one, or `default`."""
+        found = self.value.get(key)
+        return default if found is None else found
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a figure that nobody measured here comes from: a publication, or a count."""
+
+    text: str
+    link: str = ""
+
+
+def resolve(content: Any, keys: Sequence[str | int]) -> Any:
+    """Follow keys and positions into what JSON holds."""
+    for key in keys:
+        content = content[key]
+    return content
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All results that a page is made from."""
+
+    sources: tuple[Source, ...]
+
+    def of(self, kind: str) -> Iterator[Source]:
+        """Files of a kind: nearest folder first, then newest first."""
+        found = [source for source in self.sources if source.kind == kind]
+        found.sort(key=lambda source: source.date, reverse=True)
+        yield from sorted(found, key=lambda source: source.rank)
+
+    @property
+    def machine(self) -> Machine | None:
+        """The machine that the page is about: of the nearest and newest comparison."""
+        first = next(self.of("comparisons"), None) or next(self.of("layers"), None)
+        return None if first is None else first.machine
+
+    def comparisons(self) -> list[Figure]:
+        """Comparisons of the page's machine, one for each job, the most complete one.
+
+        A job is a network at a size, batch and number of threads.
+        """
+        best: dict[tuple[Any, ...], Figure] = {}
+        for figure in self.every_comparison():
+            job = job_of(figure)
+            if job not in best or completeness(figure) > completeness(best[job]):
+                best[job] = figure
+        return list(best.values())
+
+    def every_comparison(self) -> Iterator[Figure]:
+        """Comparisons of the page's machine, the nearest and newest file's first."""
+        for source in self.of("comparisons"):
+            if self.is_of_the_page(source):
+                for index in range(len(source.content["comparisons"])):
+                    yield source.at("comparisons", index)
+
+    def first(self, kind: str) -> Source | None:
+        """The nearest and newest file of a kind that is of the page's processor and device."""
+        return next((s for s in self.of(kind) if self.is_of_the_page(s)), None)
+
+    def is_of_the_page(self, source: Source) -> bool:
+        """Whether a source is of the page's processor and device; threads may differ."""
+        machine, own = source.machine, self.machine
+        return own is not None and (machine[0], machine[3]) == (own[0], own[3])
+
+    def comparison(
+        self, model: str, size: tuple[int, int], batch: int = 1, threads: int | None = None
+    ) -> Figure | None:
+        """The comparison of a network, on as many threads as the page's machine has."""
+        wanted = (model, *size, batch, threads or (self.machine or ("", 0))[1])
+        return next((c for c in self.comparisons() if job_of(c) == wanted), None)
+
+
+def job_of(comparison: Figure) -> tuple[str, int, int, int, int]:
+    """Network, height, width, batch, threads."""
+    job = comparison.value["job"]
+    threads = job["threads"] or comparison.source.environment["threads"]
+    return (job["model"], *job["size"], job["batch"], threads)
+
+
+def completeness(comparison: Figure) -> tuple[bool, int]:
+    """Whether plain PyTorch and ours are both there, and how many results of the network are."""
+    keys = [r["key"] for r in comparison.value["results"] if r.get("kind") != OTHER]
+    return {REFERENCE, OURS} <= set(keys), len(keys)
+
+
+def collect(folders: Sequence[Path], notes: list[str] | None = None) -> Collection:
+    """Read every results file below some folders.
+
+    Args:
+        folders: the nearest first; one that is not there holds nothing.
+        notes: gets a line for each JSON file that is no results file or cannot be read.
+    """
+    sources = []
+    for rank, folder in enumerate(folders):
+        for path in sorted(folder.rglob("*.json")):
+            name = str(Path(folder.name) / path.relative_to(folder))
+            try:
+                content = read_json(path.read_bytes())
+                sources.append(Source(name, kind_of(content), content, rank, path))
+            except (OSError, ValueError) as error:
+                if notes is not None:
+                    notes.append(f"{name} was not used: {error}")
+    return Collection(tuple(sources))
+
+
+def kind_of(content: Any) -> str:
+    """The kind of a results file.
+
+    Raises:
+        ValueError: it is none; the message says what was found and what is accepted.
+    """
+    if isinstance(content, dict):
+        for kind in KINDS:
+            if isinstance(content.get(kind), list):
+                return kind
+    found = f"keys {', '.join(list(content)[:4])}" if isinstance(content, dict) else "no object"
+    raise ValueError(f"a results file has one of the keys {', '.join(KINDS)}; found {found}")

@@ -1,0 +1,150 @@
+"""What a GPU did for one forward, kernel by kernel: the measured side of the time model.
+
+A network is captured as a CUDA graph and replayed under the profiler. What a launch took is the
+time from the end of the kernel before it to its own: gaps are in it, as in the prediction, and
+kernels that begin while others end are not counted twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+import fassd
+from fassd.bench.costs.cuda import Launch, Prediction
+from fassd_kernels.accelerate import accelerate
+from fassd_kernels.backends import backends
+from fassd_kernels.runtime.graph import CudaGraph
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that ran; times in seconds, from any common begin."""
+
+    name: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Replays of one network.
+
+    Attributes:
+        replays: under the profiler, the kernels of each in order.
+        seconds: of whole replays without it.
+    """
+
+    replays: Sequence[Sequence[Kernel]]
+    seconds: Sequence[float]
+
+
+def unmeasurable(gpu: str) -> str:
+    """Why launches cannot be measured on a GPU of this name here; empty if they can."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU"
+    here = torch.cuda.get_device_name()
+    if here != gpu:
+        return f"this machine's GPU is {here}"
+    reason = backends()["cuda"].reason
+    return f"the cuda backend is not available: {reason}" if reason else ""
+
+
+def measured(prediction: Prediction, timeline: Timeline) -> Prediction:
+    """A prediction with the medians of what was measured beside it.
+
+    Raises:
+        ValueError: if the GPU ran other kernels than predicted.
+    """
+    for kernels in timeline.replays:
+        check_kernels(prediction.launches, kernels)
+    spans = [spans_of(kernels) for kernels in timeline.replays]
+    medians = [statistics.median(times) for times in zip(*spans, strict=True)]
+    launches = tuple(
+        replace(launch, measured=seconds)
+        for launch, seconds in zip(prediction.launches, medians, strict=True)
+    )
+    return replace(prediction, launches=launches, replay=statistics.median(timeline.seconds))
+
+
+def spans_of(kernels: Sequence[Kernel]) -> list[float]:
+    """Seconds from the end of the kernel before to the end of each; of the first, its own."""
+    ends = [kernels[0].begin, *(kernel.end for kernel in kernels)]
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def check_kernels(launches: Sequence[Launch], kernels: Sequence[Kernel]) -> None:
+    """See whether kernels are those of the launches.
+
+    Raises:
+        ValueError: they are not.
+    """
+    for index, (launch, kernel) in enumerate(zip(launches, kernels, strict=False), start=1):
+        if launch.kernel not in kernel.name:
+            raise ValueError(
+                f"launch {index}, {launch.label}, is predicted to be {launch.kernel}; "
+                f"the GPU ran {kernel.name}"
+            )
+    if len(launches) != len(kernels):
+        raise ValueError(f"{len(launches)} launches are predicted; the GPU ran {len(kernels)}")
+
+
+def time_network(prediction: Prediction, rounds: int, classes: int, alpha: int) -> Timeline:
+    """Replay the network of a prediction on the current GPU, through the cuda backend.
+
+    Weights and picture are random: times do not depend on them.
+
+    Raises:
+        RuntimeError: if the profiler is not allowed to see kernels.
+    """
+    place = torch.device("cuda", torch.cuda.current_device())
+    dtype = getattr(torch, prediction.dtype)
+    model = fassd.create_model(prediction.network, num_classes=classes, alpha=alpha).eval()
+    fast = accelerate(
+        model.to(place), dtype=dtype, backend="cuda", output=prediction.output, inplace=True
+    )
+    size = (prediction.batch, 3, prediction.height, prediction.width)
+    picture = torch.randn(size, dtype=dtype, device=place)
+    with torch.no_grad():
+        return time_replays(fast, picture.contiguous(memory_format=torch.channels_last), rounds)
+
+
+def time_replays(model: nn.Module, picture: Tensor, rounds: int) -> Timeline:
+    """Capture a model on a GPU and replay it so many times without and with the profiler."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    graph = CudaGraph(model, picture, torch.cuda.graph_pool_handle())
+    seconds = []
+    for _ in range(rounds):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        graph.replay()  # so that the host is ahead of what is timed
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(rounds):
+            graph.replay()
+        torch.cuda.synchronize(picture.device)
+    kernels = sorted(
+        (
+            Kernel(event.name, event.time_range.start / 1e6, event.time_range.end / 1e6)
+            for event in profiler.events()
+            if event.device_type == DeviceType.CUDA
+        ),
+        key=lambda kernel: kernel.begin,
+    )
+    if not kernels or len(kernels) % rounds:
+        raise RuntimeError(
+            f"torch.profiler saw {len(kernels)} kernels in {rounds} replays: "
+            "CUPTI may not be permitted here"
+        )
+    count = len(kernels) // rounds
+    return Timeline([kernels[i * count : (i + 1) * count] for i in range(rounds)], seconds)

@@ -1,0 +1,234 @@
+"""`fassd bench --against`: change is told from noise by ratios of interleaved rounds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fassd.bench import compare as against
+from fassd.bench import run as bench
+from fassd.bench.compare import Rounds, change, judge, read_baseline
+from fassd.bench.run import Job
+from fassd.cli import app
+
+TINY = ["--size", "64x128", "--warmup", "0", "--no-memory", "--threads", "1"]
+
+
+def rounds(
+    seed: int, factor: float = 1.0, n: int = 10, noise: float = 0.05
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Ratios of rounds in which both paths drift alike and each has noise of its own."""
+    generator = np.random.default_rng(seed)
+    drift = 1 + 0.5 * generator.random(n)
+    reference = drift * (1 + noise * generator.standard_normal(n))
+    path = drift * (1 + noise * generator.standard_normal(n)) * factor / 4
+    return reference / path
+
+
+def test_a_path_that_lost_a_fifth_is_found() -> None:
+    verdicts = [judge(change(rounds(i), rounds(i + 1000, 1.25)), 10) for i in range(50)]
+    assert verdicts.count("slower") >= 45
+    assert "faster" not in verdicts
+    assert judge(change(rounds(1, 1.25), rounds(2)), 10) == "faster"
+
+
+def test_noise_and_drift_raise_no_alarm() -> None:
+    pairs = [(rounds(i), rounds(i + 1000)) for i in range(200)]
+    verdicts = [judge(change(*pair, resamples=1000), 10) for pair in pairs]
+    assert verdicts.count("slower") <= 5
+
+
+def test_absolute_times_say_nothing() -> None:
+    """A machine that became three times as slow, in the middle of a run, changes no ratio."""
+    seconds = {"plain": 1 + rounds(2), "ours": 1 + rounds(3)}
+    slower = np.linspace(1, 3, 10)
+    now = {name: list(slower * values) for name, values in seconds.items()}
+    labels = dict.fromkeys(seconds, 100.0)
+    before = Rounds(Job(), "plain", {k: list(v) for k, v in seconds.items()}, labels, ())
+    after = Rounds(Job(), "plain", now, labels, ())
+    assert np.allclose(before.ratios("ours"), after.ratios("ours"))
+    assert judge(change(before.ratios("ours"), after.ratios("ours")), 10) == "no change seen"
+
+
+def test_few_rounds_judge_nothing() -> None:
+    assert judge(change(rounds(1, n=4), rounds(2, 2.0, n=4)), 4) == "too few rounds"
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes, with times that are easy to change."""
+    file = tmp_path_factory.mktemp("against") / "base.json"
+    found = CliRunner().invoke(app, ["bench", *TINY, "--repeats", "6", "--json", str(file)])
+    assert found.exit_code == 0, found.output
+    return file
+
+
+def edited(file: Path, folder: Path, **factors: float) -> Path:
+    """The file with the seconds of a path, named by its first word, multiplied."""
+    record = json.loads(file.read_text())
+    for result in record["results"]:
+        factor = factors.get(result["name"].split()[0], 1)
+        result["seconds"] = [factor * value for value in result["seconds"]]
+    new = folder / "edited.json"
+    new.write_text(json.dumps(record))
+    return new
+
+
+def run(file: Path, *options: str) -> tuple[int, str]:
+    found = CliRunner().invoke(app, ["bench", "--against", str(file), *options])
+    return found.exit_code, " ".join(found.output.split())
+
+
+def test_results_tell_where_they_come_from(measured: Path) -> None:
+    record = json.loads(measured.read_text())
+    facts = {"device", "versions", "torch", "threads", "date", "commit", "instruction_set"}
+    assert facts <= set(record["environment"])
+    assert all({"n", "spread_s", "seconds"} <= set(result) for result in record["results"])
+
+
+def test_a_slower_path_exits_with_1(measured: Path, tmp_path: Path) -> None:
+    """Then ten times as fast as it is."""
+    report = tmp_path / "report.json"
+    file = edited(measured, tmp_path, fassd_kernels=0.1)
+    code, output = run(file, "--json", str(report))
+    assert code == 1, output
+    assert "slower" in output
+    assert json.loads(report.read_text())["ok"] is False
+
+
+def test_a_faster_path_exits_with_0_whatever_the_absolute_times(
+    measured: Path, tmp_path: Path
+) -> None:
+    """All a hundred times as slow then, ours ten times that."""
+    file = edited(measured, tmp_path, PyTorch=100, fassd_kernels=1000)
+    code, output = run(file)
+    assert code == 0, output
+    assert "faster" in output
+
+
+def test_outputs_that_disagree_now_are_an_alarm(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = bench.path_call
+
+    def wrong(model: Any, batch: Any, kind: str, *others: Any) -> Any:
+        call = real(model, batch, kind, *others)
+        return (lambda: -call()) if kind == "accelerated" else call
+
+    monkeypatch.setattr(bench, "path_call", wrong)
+    code, output = run(measured)
+    assert code == 1
+    assert "disagrees" in output
+
+
+def test_the_same_again_raises_no_alarm(measured: Path) -> None:
+    code, output = run(measured, "--tolerance", "90")
+    assert code == 0, output
+
+
+def test_another_machine_is_a_warning(measured: Path, tmp_path: Path) -> None:
+    record = json.loads(measured.read_text())
+    record["environment"]["cpu"] = "Other CPU"
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(record))
+    _, output = run(file, "--tolerance", "90")
+    assert "cpu Other CPU then" in output
+
+
+def test_a_path_that_cannot_run_now_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "peers.json"
+    options = ["--peers", "--only", "eager,ours", "--repeats", "5", "--json", str(file)]
+    assert CliRunner().invoke(app, ["bench", *TINY, *options]).exit_code == 0
+    record = json.loads(file.read_text())
+    for comparison in record["comparisons"]:
+        comparison["job"]["backend"] = "cuda"  # which this CPU's tensors do not take
+    file.write_text(json.dumps(record))
+    code, output = run(file, "--tolerance", "90")
+    assert code == 1
+    assert "missing" in output
+
+
+def test_float32_need_not_be_named(tmp_path: Path, measured: Path) -> None:
+    baseline = read_baseline(measured)
+    peers_file = replace(baseline, peers=True)
+    peers_file.check({"dtype": ("float32",)})
+    with pytest.raises(ValueError, match="--dtype: float16 was asked for"):
+        peers_file.check({"dtype": ("float16",)})
+
+
+def test_an_option_that_contradicts_the_file_is_refused(measured: Path) -> None:
+    code, output = run(measured, "--size", "128x256")
+    assert code == 2
+    assert "128x256" in output and "64x128" in output
+    code, output = run(measured, "--sizes", "128x256", "--peers")
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "it must be an object"),
+        ('{"environment": {}}', "it has no job, results"),
+        ('{"environment": {}, "comparisons": []}', "comparisons is empty"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_baseline(file)
+    assert "bad.json" in str(caught.value) and "fassd bench --json" in str(caught.value)
+
+
+def test_files_of_others_give_an_error_of_one_line(measured: Path, tmp_path: Path) -> None:
+    record = json.loads(measured.read_text())
+    texts = ["[" * 100_000, json.dumps(100_000 * "x"), "9" * 10_000]
+    for name, value in (
+        ("size", [10**9, 10**9]),
+        ("size", 10_000 * [1]),
+        ("batch", 10**12),
+        ("repeats", -1),
+        ("threads", 10**60),
+        ("model", {"x": 100_000 * "x"}),
+        ("x" * 100_000, 1),
+    ):
+        texts.append(json.dumps({**record, "job": {**record["job"], name: value}}))
+    name = record["results"][0]["name"]
+    for row in ({"name": 100_000 * "x"}, {"seconds": [1e999]}, {"seconds": 10_001 * [1]}):
+        row = {**record["results"][0], **row}
+        texts.append(json.dumps({**record, "results": [row]}).replace("Infinity", "1e999"))
+    texts.append(json.dumps({**record, "notes": 5}))
+    file = tmp_path / "bad.json"
+    for text in texts:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.json: ") as caught:
+            read_baseline(file)
+        assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value), name
+
+
+def test_an_unknown_path_is_named(measured: Path, tmp_path: Path) -> None:
+    record = json.loads(measured.read_text())
+    record["results"][1]["name"] = "warp drive"
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="unknown path 'warp drive'"):
+        read_baseline(file)
+
+
+def test_a_file_of_peers_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "peers.json"
+    options = ["--peers", "--only", "eager,ours", "--repeats", "5"]
+    found = CliRunner().invoke(app, ["bench", *TINY, *options, "--json", str(file)])
+    assert found.exit_code == 0, found.output
+    baseline = read_baseline(file)
+    assert baseline.peers and baseline.jobs[0].reference == "eager NCHW"
+    report = against.run_against(baseline, tolerance=90)
+    assert [row.path for row in report.comparisons[0].rows] == ["ours", "ours labels"]
+    assert report.ok

@@ -1,0 +1,418 @@
+"""`fassd bench --peers`: every candidate gives eager's output, and the report is honest."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from fassd.bench import candidates as peers
+from fassd.bench import energy, stopwatch
+from fassd.bench.candidates import Candidate, Subject, candidates
+from fassd.bench.charts import SERIES_COLOURS, draw_speedups
+from fassd.bench.others import MMSEG, OTHERS, OtherNetwork, prepare_for_inference
+from fassd.bench.peers import Comparison, Match, PeerReport, Result, run_peers
+from fassd.bench.run import Job
+from fassd.models import create_model
+
+SMALL = Job("fassd_net_l2", weights="synthetic", size=(64, 96), repeats=3, warmup=0, memory=False)
+
+
+def run(chosen, *jobs):
+    """Measure with a compiler, and between calls, that take no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stopwatch, "SETTLE", 0)
+        return run_peers(jobs or [SMALL], chosen, compiler="eager")
+
+
+def printed(report, width=100):
+    console = Console(width=width, highlight=False)
+    with console.capture() as text:
+        console.print(report)
+    return text.get()
+
+
+def named(comparison):
+    return {result.candidate.title: result for result in comparison.results}
+
+
+# --- candidates -----------------------------------------------------------------------------------
+
+
+def test_candidates_by_dtype_and_key():
+    assert [c.title for c in candidates()] == [
+        "eager NCHW",
+        "eager channels_last",
+        "Inductor freezing",
+        "ONNX Runtime",
+        "OpenVINO",
+        "OpenVINO bfloat16",
+        "ours",
+        "ours labels",
+    ]
+    chosen = candidates(["float32", "float16", "float16"], ["ours", "eager"])
+    titles = [c.title for c in chosen]
+    assert titles == ["eager NCHW", "ours", "ours labels", "ours float16", "ours float16 labels"]
+    assert [c.is_float32_peer for c in chosen] == [True, False, False, False, False]
+    with pytest.raises(ValueError, match=r"unknown candidate 'warp', known are eager, chan"):
+        candidates(only=["eager", "warp"])
+
+
+def test_candidates_that_another_device_has_are_refused():
+    with pytest.raises(ValueError, match="tensorrt: does not run on cpu"):
+        candidates(only=["eager", "tensorrt"])
+    with pytest.raises(ValueError, match="inductor, openvino: does not run on cuda"):
+        candidates(only=["openvino", "inductor"], device="cuda")
+
+
+def test_a_gpu_runs_the_peers_in_ours_precision():
+    titles = [c.title for c in candidates(["float32", "float16"], device="cuda:1")]
+    assert titles == [
+        "eager NCHW",
+        "eager channels_last",
+        "eager AMP",
+        "torch.compile",
+        "compile max-autotune",
+        "ONNX Runtime",
+        "TensorRT",
+        "eager channels_last float16",
+        "torch.compile float16",
+        "compile max-autotune float16",
+        "TensorRT float16",
+        "ours",
+        "ours graph",
+        "ours labels",
+        "ours labels graph",
+        "ours float16",
+        "ours float16 graph",
+        "ours float16 labels",
+        "ours float16 labels graph",
+    ]
+
+
+def test_candidates_by_name_run_on_a_cpu():
+    chosen = candidates(only=["eager", "amp", "compile", "max_autotune"])
+    (comparison,) = run(chosen).comparisons
+    results = named(comparison)
+    assert list(results) == ["eager NCHW", "eager AMP", "torch.compile", "compile max-autotune"]
+    assert all(result.comparable for result in results.values())
+    assert results["eager AMP"].match.difference > 1e-5  # it did compute in 16 bits
+
+
+class Tiny(torch.nn.Module):
+    """Another network: 19 logits for every pixel, of 27 * 19 + 19 parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 19, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def other(build):
+    network = OtherNetwork("tiny", "Tiny-Net", "pip install tiny-net", build)
+    return Candidate(
+        "tiny",
+        "Tiny-Net",
+        lambda subject: peers.other_network(subject, network, compiling=False),
+        other=network,
+    )
+
+
+def test_another_network_is_timed_and_counted_but_is_no_peer():
+    report = run([*candidates(only=["eager"]), other(Tiny)])
+    (comparison,) = report.comparisons
+    result = named(comparison)["Tiny-Net"]
+    assert result.match is None and result.params == 27 * 19 + 19
+    assert result.macs == 27 * 19 * 64 * 96
+    assert comparison.fastest_peer.candidate.key == "eager"
+    assert comparison.speedup(result, comparison.eager) is None
+    row = comparison.to_json()["results"][1]
+    assert row["kind"] == "other network" and row["match"] is None
+    assert row["speedup_over_eager"] is None
+    text = printed(report)
+    assert "other network" in text and "Tiny-Net" in text
+
+
+def test_another_network_that_is_missing_or_does_another_job_is_a_note():
+    def missing():
+        raise ImportError("No module named 'tiny_net'")
+
+    class Half(Tiny):
+        def forward(self, x):
+            return super().forward(x)[:, :, ::2]
+
+    for build, words in ((missing, "pip install tiny-net"), (Half, "got (1, 19, 32, 96)")):
+        (comparison,) = run([*candidates(only=["eager"]), other(build)]).comparisons
+        assert [r.candidate.key for r in comparison.results] == ["eager"]
+        assert any(words in note for note in comparison.notes)
+
+
+@pytest.mark.parametrize("network", OTHERS, ids=lambda network: network.key)
+def test_published_networks_give_logits_of_full_size(network):
+    if network.install == MMSEG and importlib.util.find_spec("mmseg") is None:
+        # It is built without isolation, which a list of requirements cannot ask for.
+        pytest.skip(f"needs {network.install}")
+    model = network.build().eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 128, 256)).shape == (1, 19, 128, 256)
+
+
+def test_settings_lose_weights_auxiliary_heads_and_synchronised_norms():
+    settings = {
+        "auxiliary_head": [{"type": "FCNHead"}],
+        "data_preprocessor": {"type": "X"},
+        "backbone": {
+            "pretrained": "somewhere",
+            "norm_cfg": {"type": "SyncBN"},
+            "stages": ({"init_cfg": {"checkpoint": "there"}},),
+        },
+    }
+    prepare_for_inference(settings)
+    assert settings == {
+        "data_preprocessor": None,
+        "backbone": {
+            "pretrained": None,
+            "norm_cfg": {"type": "BN"},
+            "stages": ({"init_cfg": None},),
+        },
+    }
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux gives a process's peak"
+)
+def test_peak_memory_is_measured_in_a_process_for_each_candidate():
+    job = replace(SMALL, memory=True, size=(128, 128))
+    kinds = candidates(only=["eager", "onnxruntime", "ours"])
+    (comparison,) = run(kinds, job).comparisons
+    record = comparison.to_json()["results"]
+    assert all(row["peak_memory_bytes"] > 0 for row in record)
+    assert "MiB" in printed(PeerReport(stopwatch.environment(), (comparison,)))
+
+
+def test_a_call_keeps_the_picture_whose_address_it_bound():
+    torch.manual_seed(0)
+    subject = Subject(create_model("fassd_net_l2", 19, 2).eval(), torch.rand(1, 3, 64, 64))
+    picture = weakref.ref(subject.picture)
+    call = peers.onnx_runtime(subject)
+    expected = call().clone()
+    del subject
+    gc.collect()
+    assert picture() is not None
+    assert torch.equal(call(), expected)
+
+
+def test_energy_is_counted_by_nvml_over_calls(monkeypatch):
+    counted = iter([1000, 5000])
+    calls = []
+    fake = SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetTotalEnergyConsumption=lambda card: next(counted),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a")
+    )
+    found = energy.energy_of(lambda: calls.append(0), "cuda", seconds=0.01)
+    assert found.joules == pytest.approx(4 / len(calls))
+
+    def unsupported(card):
+        raise RuntimeError("Not Supported")
+
+    fake.nvmlDeviceGetTotalEnergyConsumption = unsupported
+    assert energy.energy_of(lambda: None, "cuda") == energy.Energy(None, "NVML: Not Supported")
+    assert energy.energy_of(lambda: None, "cpu").joules is None
+
+
+@pytest.fixture(scope="module")
+def report():
+    for runtime in ("onnxruntime", "onnxscript", "openvino"):
+        pytest.importorskip(runtime)
+    return run(candidates(["float32", "float16"]), replace(SMALL, batch=2))
+
+
+@pytest.mark.xdist_group("peers")
+def test_every_candidate_agrees_with_eager(report):
+    (comparison,) = report.comparisons
+    results = named(comparison)
+    assert list(results) == [c.title for c in candidates(["float32", "float16"])]
+    for result in results.values():
+        exact = result.candidate.dtype == "float32"
+        assert result.match.labels >= (99.9 if exact else 98), result
+        assert result.first_call > 0 and len(result.timing.seconds) == SMALL.repeats
+        if result.candidate.output == "labels":
+            assert result.match.difference is None
+        else:
+            assert result.match.difference < (1e-5 if exact else 0.05), result
+
+
+@pytest.mark.xdist_group("peers")
+def test_table(report):
+    text = printed(report)
+    assert max(map(len, text.splitlines())) <= 100 and "…" not in text
+    for words in ("fassd_net_l2 at 2 x 64x96", "x eager", "x peer", "match", "ours float16 labels"):
+        assert words in text
+    assert "synthetic weights" in text
+
+
+@pytest.mark.xdist_group("peers")
+def test_json_round_trip(report):
+    record = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    where = record["environment"]
+    assert where["cpu"] and where["threads"] and where["instruction_set"] is not None
+    assert where["versions"]["onnxruntime"] and where["versions"]["openvino"]
+    (first,) = record["comparisons"]
+    assert first["job"]["batch"] == 2 and first["job"]["size"] == [64, 96]
+    for row, result in zip(first["results"], report.comparisons[0].results, strict=True):
+        assert row["name"] == result.candidate.title
+        assert row["seconds"] == list(result.timing.seconds)
+        assert row["median_s"] == result.timing.median
+        assert row["labels_equal_percent"] == result.match.labels
+    assert first["results"][0]["speedup_over_eager"] == 1
+    assert first["fastest_float32_peer"] in [c.title for c in candidates() if c.is_float32_peer]
+
+
+@pytest.mark.slow
+def test_inductor_agrees_and_leaves_its_settings():
+    import torch._inductor.config as settings
+
+    before = (settings.freezing, settings.force_disable_caches, torch.get_num_threads())
+    report = run_peers([SMALL], candidates(only=["eager", "inductor"]))
+    assert named(report.comparisons[0])["Inductor freezing"].match.labels >= 99.9
+    assert before == (settings.freezing, settings.force_disable_caches, torch.get_num_threads())
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_a_missing_library_becomes_a_note(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(Subject, "onnx", b"never read")
+    (comparison,) = run(candidates(only=["eager", "onnxruntime"])).comparisons
+    assert list(named(comparison)) == ["eager NCHW"]
+    (note,) = (note for note in comparison.notes if "ONNX Runtime" in note)
+    assert note.startswith("ONNX Runtime not measured: ")
+    assert note.endswith("pip install 'fassd-net[bench]'")
+
+
+def test_a_candidate_that_fails_becomes_a_note():
+    def broken(subject):
+        raise RuntimeError("no such device\nTraceback")
+
+    failing = Candidate("openvino", "OpenVINO", broken)
+    (comparison,) = run([*candidates(only=["eager"]), failing]).comparisons
+    assert "OpenVINO not measured: no such device" in comparison.notes
+    with pytest.raises(RuntimeError, match="OpenVINO not measured: no such device"):
+        run([failing])
+    with pytest.raises(ValueError, match="nothing to measure"):
+        run([])
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda logits: -logits,
+        lambda logits: logits * math.nan,
+        lambda logits: logits.argmin(1).to(torch.uint8),
+    ],
+    ids=["other", "not a number", "labels"],
+)
+def test_a_wrong_candidate_gets_no_speedup(output):
+    reference, *_ = candidates(only=["eager"])
+
+    def wrong(subject):
+        result = output(subject.model(subject.picture))  # once: by far the fastest candidate
+        return lambda: result
+
+    kind = "labels" if output(torch.ones(1, 2, 1, 1)).dim() == 3 else "logits"
+    report = run([reference, Candidate("openvino", "OpenVINO", wrong, output=kind)])
+    (comparison,) = report.comparisons
+    result = named(comparison)["OpenVINO"]
+    assert not result.match.comparable
+    assert comparison.speedup(result, comparison.eager) is None
+    assert comparison.fastest_peer is comparison.eager
+    assert "disagrees" in printed(report)
+    _, row = json.loads(json.dumps(report.to_json(), allow_nan=False))["comparisons"][0]["results"]
+    assert row["match"] is False and row["speedup_over_eager"] is None
+
+
+def test_an_unknown_model_is_an_error():
+    with pytest.raises(ValueError, match="unknown model 'fassd'"):
+        run(candidates(only=["eager"]), replace(SMALL, model="fassd"))
+
+
+# --- arithmetic and picture of a comparison made by hand ------------------------------------------
+
+
+def made_by_hand(**medians):
+    """A comparison in which each key's candidates take so many seconds; the rest agree."""
+    chosen = [c for c in candidates() if c.key in medians]
+    results = (
+        Result(c, 1.0, Match(100.0, None), stopwatch.Timing((medians[c.key],) * 3)) for c in chosen
+    )
+    return Comparison(SMALL, tuple(results), ())
+
+
+def test_speedups():
+    comparison = made_by_hand(eager=6.0, inductor=3.0, openvino_bf16=0.5, ours=1.0)
+    results = named(comparison)
+    assert comparison.eager is results["eager NCHW"]
+    assert comparison.fastest_peer is results["Inductor freezing"]  # bfloat16 is no float32 peer
+    assert comparison.speedup(results["ours"], comparison.eager) == 6
+    assert comparison.speedup(results["ours"], comparison.fastest_peer) == 3
+    alone = made_by_hand(ours=1.0)
+    assert alone.eager is None and alone.fastest_peer is None
+    assert alone.speedup(alone.results[0], alone.eager) is None
+
+
+def test_plot_shows_bars_in_proportion(tmp_path: Path):
+    report = PeerReport(
+        peers.environment(), (made_by_hand(eager=6.0, inductor=3.0, onnxruntime=1.5),)
+    )
+    path = tmp_path / "new" / "peers.png"
+    draw_speedups(path, report)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        picture = np.asarray(image.convert("RGB")).astype(int)
+    heights = []
+    for key in ("inductor", "onnxruntime"):
+        colour = [int(SERIES_COLOURS[key][i : i + 2], 16) for i in (1, 3, 5)]
+        heights.append((picture == colour).all(2).sum(0).max())
+    assert heights[0] > 50
+    assert heights[1] == pytest.approx(2 * heights[0], rel=0.1)  # the legend's sample is in both
+
+
+def test_plot_without_matplotlib_tells_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"plots need matplotlib: pip install 'fassd-net\[bench"):
+        draw_speedups(tmp_path / "peers.png", PeerReport({}, (made_by_hand(eager=1.0),)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_environment_names_the_commit_of_a_checkout(monkeypatch, tmp_path):
+    commit = peers.environment()["commit"]
+    if (Path(stopwatch.fassd.__file__).parents[1] / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
+    (tmp_path / "fassd").mkdir()
+    monkeypatch.setattr(stopwatch.fassd, "__file__", str(tmp_path / "fassd" / "__init__.py"))
+    assert peers.environment()["commit"] is None
