@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
-from fassd.bench.candidates import environment
+from fassd.bench.machine import environment
 from fassd.io.images import replacing
 from fassd.models import list_models
 from fassd.synth import VERSION

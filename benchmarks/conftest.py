@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.choices import Choices, choices
-from fassd.bench import stopwatch
-from fassd.bench.candidates import environment
+from fassd.bench import machine
+from fassd.bench.machine import environment
 
 CHOICES = pytest.StashKey[Choices]()
 
@@ -64,7 +64,7 @@ def pytest_benchmark_update_machine_info(
 ) -> None:
     """Put the CPU, the versions, the commit and the device into ``--benchmark-json``."""
     device = config.stash[CHOICES].device
-    machine_info["fassd"] = {**environment(), **stopwatch.environment(device)}
+    machine_info["fassd"] = {**environment(), **machine.environment(device)}
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from benchmarks.documents import replaced
 from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
 from fassd.bench import stopwatch
-from fassd.bench.candidates import environment
+from fassd.bench.machine import environment
 from fassd.data import normalize
 from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
 from fassd.io.images import replacing

@@ -23,8 +23,8 @@ from benchmarks.choices import PYTORCH, REFERENCE, TITLES_HERE
 from benchmarks.peers import COMPILE, Candidate, UnavailableError
 from benchmarks.subjects import Case, Subject, input_set, subject_of
 from benchmarks.timing import Inputs, Run, Sampling, rotation, sample
-from fassd.bench import stopwatch
-from fassd.bench.run import torch_threads
+from fassd.evaluation.agreement import equal_labels
+from fassd.models.device import torch_threads
 
 FLOAT32_TOLERANCES = {"operators": 2e-6, "modules": 4e-6}
 """Tighter than the GPU report's, whose cases may be larger: ours reach 4e-7 and 5.9e-7."""
@@ -175,7 +175,7 @@ def least_equal_labels(outputs: list[Tensor], expected: tuple[Tensor, ...]) -> f
     if outputs[0].is_floating_point():
         return None
     return min(
-        stopwatch.equal_labels(truth.argmax(1) if truth.is_floating_point() else truth, labels)
+        equal_labels(truth.argmax(1) if truth.is_floating_point() else truth, labels)
         for labels, truth in zip(outputs, expected, strict=True)
     )
 

@@ -156,7 +156,7 @@ def measure(model: str, seconds: int, server: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    from fassd.bench.stopwatch import environment
+    from fassd.bench.machine import environment
     from fassd.io.images import check_file, replacing
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

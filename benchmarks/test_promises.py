@@ -22,8 +22,8 @@ from benchmarks.choices import NETWORKS
 from benchmarks.measure import Trial, checked, trial_of
 from benchmarks.peers import NATIVE
 from benchmarks.subjects import MODULES, Case, Labelled
-from fassd.bench import stopwatch
-from fassd.bench.run import torch_threads
+from fassd.bench import machine, stopwatch
+from fassd.models.device import torch_threads
 
 CPU = torch.device("cpu")
 HALF = (512, 1024)
@@ -74,7 +74,7 @@ def test_fused_is_not_slower(case: Case) -> None:
     assert fused <= eager
 
 
-@pytest.mark.skipif(stopwatch.environment()["cores"] < 2, reason="one core")
+@pytest.mark.skipif(machine.environment()["cores"] < 2, reason="one core")
 def test_two_threads_pay() -> None:
     fused = pair_of(Case("networks", "fassd_net", *HALF, "float32"))[FUSED]
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fassd.bench.machine import environment
 from fassd.bench.others import OTHERS, OtherNetwork
-from fassd.bench.stopwatch import environment
 from fassd.export.onnx_file import quiet_exporter
 from fassd.export.tensorrt_file import build_engine
 from fassd.models import create_model
@@ -33,7 +33,6 @@ __all__ = [
     "Subject",
     "candidates",
     "check_keys",
-    "environment",
     "every_candidate",
 ]
 

@@ -29,8 +29,8 @@ from rich.text import Text
 from fassd.bench import candidates as peers
 from fassd.bench import peers as peer_report
 from fassd.bench import run as bench
-from fassd.bench import stopwatch
 from fassd.bench.run import Job, heading, plain_table
+from fassd.evaluation.agreement import AGREEMENT_LIMIT
 from fassd.io.untrusted import read_json, read_text, shortened, shown
 from fassd.models.device import pick_device
 
@@ -152,7 +152,7 @@ class Rounds:
 
     def agrees(self, path: str) -> bool:
         """Whether the path does the reference's work, as `speed.Agreement.comparable`."""
-        return self.labels[path] >= stopwatch.AGREEMENT_LIMIT
+        return self.labels[path] >= AGREEMENT_LIMIT
 
     def ratios(self, path: str) -> Ratios:
         """(n,): how many times faster than the reference the path was, in each round."""

@@ -17,7 +17,6 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from fassd.bench import stopwatch
-from fassd.bench.candidates import environment
 from fassd.bench.costs.counts import WIDE
 from fassd.bench.costs.roofline import (
     Machine,
@@ -28,15 +27,9 @@ from fassd.bench.costs.roofline import (
     predict,
     work_of,
 )
-from fassd.bench.run import (
-    Job,
-    build_model,
-    heading,
-    plain_table,
-    render_batch,
-    torch_dtype,
-    torch_threads,
-)
+from fassd.bench.machine import environment
+from fassd.bench.run import Job, build_model, heading, plain_table, render_batch, torch_dtype
+from fassd.models.device import torch_threads
 
 __all__ = ["HEAD", "Call", "Layer", "LayerReport", "run_layers", "trace"]
 

@@ -16,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fassd.bench import stopwatch
-from fassd.bench.candidates import EXTRA, REFERENCE, Call, Candidate, Subject, environment
+from fassd.bench import memory, stopwatch
+from fassd.bench.candidates import EXTRA, REFERENCE, Call, Candidate, Subject
 from fassd.bench.costs.counts import count_macs
 from fassd.bench.energy import Energy, energy_of
+from fassd.bench.machine import environment
 from fassd.bench.run import (
     ROUNDING_NOTE,
     Job,
@@ -27,9 +28,10 @@ from fassd.bench.run import (
     heading,
     plain_table,
     render_batch,
-    torch_threads,
     weights_note,
 )
+from fassd.evaluation.agreement import AGREEMENT_LIMIT, agreement_of_scores, equal_labels
+from fassd.models.device import torch_threads
 
 __all__ = ["Comparison", "PeerReport", "Result", "measure", "run_peers"]
 
@@ -39,7 +41,7 @@ UNUSED_FIELDS = ("dtype", "compile", "memory")
 OTHER = "other network"
 """What the JSON calls a result of another network."""
 
-NOT_ASKED = stopwatch.Memory(None, "not asked for")
+NOT_ASKED = memory.Memory(None, "not asked for")
 NO_ENERGY = Energy(None, "not measured")
 
 
@@ -59,7 +61,7 @@ class Match:
     @property
     def comparable(self) -> bool:
         """Whether the speeds may be compared, as `speed.Agreement.comparable`."""
-        return self.labels >= stopwatch.AGREEMENT_LIMIT
+        return self.labels >= AGREEMENT_LIMIT
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Result:
     first_call: float
     match: Match | None
     timing: stopwatch.Timing
-    memory: stopwatch.Memory = NOT_ASKED
+    memory: memory.Memory = NOT_ASKED
     energy: Energy = NO_ENERGY
     params: int | None = None
     macs: int | None = None
@@ -255,7 +257,7 @@ class PeerReport:
             "x eager: speed-up over plain PyTorch in NCHW; x peer: over the fastest float32 "
             "candidate that is not ours. ±: half the interquartile range. first s: from the plain "
             "network to its first output, without the export to ONNX. Match: at least "
-            f"{stopwatch.AGREEMENT_LIMIT:g}% of the labels equal eager's; diff: largest difference of "
+            f"{AGREEMENT_LIMIT:g}% of the labels equal eager's; diff: largest difference of "
             "a score over the largest score. MiB: peak memory of a call beyond the loaded model. "
             "Joules: of the whole GPU, per call.",
             style="dim",
@@ -402,23 +404,23 @@ def try_out(candidate: Candidate, subject: Subject, reference: Tensor) -> Trial:
         macs = count_macs(network, tuple(subject.picture.shape))
         return Trial(candidate, call, first_call, None, (params, macs))
     if candidate.output == "labels":
-        match = Match(stopwatch.equal_labels(reference.argmax(1), output), None)
+        match = Match(equal_labels(reference.argmax(1), output), None)
     else:
-        found = stopwatch.agreement(reference, output)
+        found = agreement_of_scores(reference, output)
         match = Match(found.labels, found.relative)
     return Trial(candidate, call, first_call, match)
 
 
-def peak_memory(job: Job, trial: Trial, compiler: str) -> stopwatch.Memory:
+def peak_memory(job: Job, trial: Trial, compiler: str) -> memory.Memory:
     """Peak memory of a candidate's call: on the CPU, in a process of its own."""
     if not job.memory:
         return NOT_ASKED
     if torch.device(job.device).type == "cuda":
-        return stopwatch.peak_memory(trial.call)
+        return memory.peak_memory(trial.call)
     fields = ("model", "classes", "alpha", "size", "batch", "backend")
     arguments = {name: getattr(job, name) for name in fields}
     where = {"title": trial.candidate.title, "threads": torch.get_num_threads()}
-    return stopwatch.peak_memory_of_child(
+    return memory.peak_memory_of_child(
         "fassd.bench.candidates:memory_call", {**arguments, **where, "compiler": compiler}
     )
 

@@ -17,12 +17,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from fassd.bench import stopwatch
-from fassd.bench.stopwatch import torch_threads
+from fassd.bench import machine, memory, stopwatch
 from fassd.data import normalize
+from fassd.evaluation.agreement import AGREEMENT_LIMIT, Agreement, agreement_of
 from fassd.inference.segmenter import accelerated
 from fassd.io.palette import classes_of
 from fassd.models import create_model
+from fassd.models.device import torch_threads
 from fassd.synth import render_street
 
 __all__ = [
@@ -125,8 +126,8 @@ class Row:
 
     name: str
     timing: stopwatch.Timing
-    agreement: stopwatch.Agreement
-    memory: stopwatch.Memory
+    agreement: Agreement
+    memory: memory.Memory
     speedup: float | None
 
 
@@ -289,11 +290,11 @@ def run(
             tick=tick,
         )
         memories = {name: _memory(job, name, calls[name], step) for name in calls}
-        where = stopwatch.environment(job.device)
+        where = machine.environment(job.device)
     first = next(iter(calls))
     rows = []
     for name, output in outputs.items():
-        agreement = stopwatch.agreement_of(outputs[first], output)
+        agreement = agreement_of(outputs[first], output)
         speedup = timings[first].median / timings[name].median if agreement.comparable else None
         rows.append(Row(name, timings[name], agreement, memories[name], speedup))
     last = next(reversed(outputs.values()))[0]
@@ -312,7 +313,7 @@ def _notes(job: Job, rows: list[Row], caught: list[warnings.WarningMessage]) -> 
         if row.speedup is None:
             notes.append(
                 f"{row.name}: only {row.agreement.labels:.2f}% of the labels agree "
-                f"(at least {stopwatch.AGREEMENT_LIMIT:g}% are asked for), so no speed-up is given"
+                f"(at least {AGREEMENT_LIMIT:g}% are asked for), so no speed-up is given"
             )
             if job.weights is None and job.dtype != "float32":
                 notes.append(ROUNDING_NOTE)
@@ -407,21 +408,21 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def _memory(
     job: Job, name: str, call: Callable[[], object], step: Callable[[str], object]
-) -> stopwatch.Memory:
+) -> memory.Memory:
     if not job.memory:
-        return stopwatch.Memory(None, "not asked for")
+        return memory.Memory(None, "not asked for")
     step(f"memory of {name}")
     kind = torch.device(job.device).type
     if kind == "cuda":
-        return stopwatch.peak_memory(call)
+        return memory.peak_memory(call)
     if kind != "cpu":
-        return stopwatch.Memory(None, f"no counter for {kind} devices")
+        return memory.Memory(None, f"no counter for {kind} devices")
     fields = (
         *("model", "classes", "alpha", "size", "batch", "backend", "dtype", "compile"),
         "exported",
     )
     arguments = {field: getattr(job, field) for field in fields}
-    return stopwatch.peak_memory_of_child(
+    return memory.peak_memory_of_child(
         "fassd.bench.run:memory_call",
         {**arguments, "path": name, "threads": torch.get_num_threads()},
     )

@@ -186,7 +186,7 @@ def _report(
     output: Path | None,
 ) -> None:
     """Print, and write the files that were asked for."""
-    from fassd.bench.stopwatch import environment
+    from fassd.bench.machine import environment
     from fassd.evaluation.confusion import write_csv, write_heat_map
     from fassd.io.images import replacing
 

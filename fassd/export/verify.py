@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fassd.bench.stopwatch import agreement_of
+from fassd.evaluation.agreement import agreement_of
 from fassd.export.exported import ExportedNetwork
 from fassd.models.preprocess import normalize
 

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from fassd.bench.stopwatch import torch_threads
 from fassd.data.card import Card
 from fassd.data.dataset import Sample, SegmentationDataset
 from fassd.data.transforms import TrainTransform
@@ -42,6 +41,7 @@ from fassd.io.images import ImageError, check_folder, replacing, write_image
 from fassd.io.palette import colorize, labels_by_name
 from fassd.io.panel import Tile, draw_panel
 from fassd.models import NetworkInfo, create_model, load_checkpoint
+from fassd.models.device import torch_threads
 from fassd.models.info import info_of, remember
 from fassd.models.zoo import weights_file
 from fassd.training import state as files

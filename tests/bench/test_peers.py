@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from fassd.bench import candidates as peers
-from fassd.bench import energy, stopwatch
+from fassd.bench import energy, machine, stopwatch
 from fassd.bench.candidates import Candidate, Subject, candidates
 from fassd.bench.charts import SERIES_COLOURS, draw_speedups
 from fassd.bench.others import MMSEG, OTHERS, OtherNetwork, prepare_for_inference
@@ -203,7 +203,7 @@ def test_peak_memory_is_measured_in_a_process_for_each_candidate():
     (comparison,) = run(kinds, job).comparisons
     record = comparison.to_json()["results"]
     assert all(row["peak_memory_bytes"] > 0 for row in record)
-    assert "MiB" in printed(PeerReport(stopwatch.environment(), (comparison,)))
+    assert "MiB" in printed(PeerReport(machine.environment(), (comparison,)))
 
 
 def test_a_call_keeps_the_picture_whose_address_it_bound():

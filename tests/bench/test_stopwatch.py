@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 
+from fassd.bench import machine, memory, stopwatch
 from fassd.bench import run as bench
-from fassd.bench import stopwatch
+from fassd.evaluation.agreement import Agreement, agreement_of_scores
 
 
 def test_rounds_interleave_and_begin_with_another_candidate_each_time():
@@ -63,18 +64,18 @@ def test_compare_names_what_is_wrong(candidates, settings, message):
 def test_agreement_counts_labels_and_scales_the_difference():
     reference = torch.tensor([[4.0, -8.0], [1.0, 0.0]]).reshape(1, 2, 1, 2)
     other = torch.tensor([[4.0, 2.0], [1.0, 0.0]]).reshape(1, 2, 1, 2)
-    found = stopwatch.agreement(reference, other)
-    assert found == stopwatch.Agreement(50.0, 10 / 8)
+    found = agreement_of_scores(reference, other)
+    assert found == Agreement(50.0, 10 / 8)
     assert not found.comparable
-    assert stopwatch.agreement(reference, reference.double()) == stopwatch.Agreement(100.0, 0.0)
-    assert stopwatch.agreement(0 * reference, 0 * reference).relative == 0
+    assert agreement_of_scores(reference, reference.double()) == Agreement(100.0, 0.0)
+    assert agreement_of_scores(0 * reference, 0 * reference).relative == 0
     with pytest.raises(ValueError, match="reference's shape"):
-        stopwatch.agreement(reference, other[..., :1])
+        agreement_of_scores(reference, other[..., :1])
 
 
 def test_agreement_shows_non_finite_outputs():
     reference = torch.randn(1, 3, 4, 4)
-    assert math.isnan(stopwatch.agreement(reference, reference * math.nan).relative)
+    assert math.isnan(agreement_of_scores(reference, reference * math.nan).relative)
 
 
 def allocating_call(mebibytes):
@@ -84,20 +85,20 @@ def allocating_call(mebibytes):
 
 def test_peak_memory_of_a_child(monkeypatch):
     monkeypatch.syspath_prepend(str(__file__.rpartition("/")[0]))
-    found = stopwatch.peak_memory_of_child("test_speed:allocating_call", {"mebibytes": 64})
+    found = memory.peak_memory_of_child("test_speed:allocating_call", {"mebibytes": 64})
     assert found.peak is not None, found.note
     assert 64 <= found.peak / 2**20 < 90
 
 
 def test_a_failed_measurement_gives_the_reason_and_no_figure():
-    found = stopwatch.peak_memory_of_child("fassd.nowhere:call", {})
+    found = memory.peak_memory_of_child("fassd.nowhere:call", {})
     assert found.peak is None
     assert "fassd.nowhere" in found.note
 
 
 def test_a_measuring_process_that_dies_names_the_signal(monkeypatch):
     monkeypatch.syspath_prepend(str(__file__.rpartition("/")[0]))
-    found = stopwatch.peak_memory_of_child("test_speed:dying_call", {})
+    found = memory.peak_memory_of_child("test_speed:dying_call", {})
     assert (found.peak, found.note) == (None, "the measuring process was ended by SIGSEGV")
 
 
@@ -107,7 +108,7 @@ def dying_call():
 
 
 def test_environment_is_json_and_complete():
-    record = json.loads(json.dumps(stopwatch.environment()))
+    record = json.loads(json.dumps(machine.environment()))
     assert record["torch"] == torch.__version__
     assert record["threads"] == torch.get_num_threads()
     assert record["device"] and record["date"].endswith("Z")

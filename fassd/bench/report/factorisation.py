@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fassd.bench import stopwatch
-from fassd.bench.candidates import environment
 from fassd.bench.costs.counts import count_macs
-from fassd.bench.run import torch_threads
+from fassd.bench.machine import environment
 from fassd.models import ASPP, DAPF, MDA, ConvLayer
 from fassd.models.dapf import DILATIONS
+from fassd.models.device import torch_threads
 from fassd.models.layers import BNPReLU, ConvBNPReLU, init_weights
 
 __all__ = ["ALPHAS", "Entry", "FactorisationReport", "SquareDAPF", "SquareMDA", "run_factorisation"]
