@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fassd.bench.machine import environment
 from fassd.bench.others import OTHERS, OtherNetwork
 from fassd.export.onnx_file import quiet_exporter
 from fassd.export.tensorrt_file import build_engine

@@ -387,7 +387,7 @@ def test_speedups():
 
 def test_plot_shows_bars_in_proportion(tmp_path: Path):
     report = PeerReport(
-        peers.environment(), (made_by_hand(eager=6.0, inductor=3.0, onnxruntime=1.5),)
+        machine.environment(), (made_by_hand(eager=6.0, inductor=3.0, onnxruntime=1.5),)
     )
     path = tmp_path / "new" / "peers.png"
     draw_speedups(path, report)
@@ -410,9 +410,9 @@ def test_plot_without_matplotlib_tells_what_to_install(tmp_path, monkeypatch):
 
 
 def test_environment_names_the_commit_of_a_checkout(monkeypatch, tmp_path):
-    commit = peers.environment()["commit"]
-    if (Path(stopwatch.fassd.__file__).parents[1] / ".git").exists():
+    commit = machine.environment()["commit"]
+    if (Path(machine.fassd.__file__).parents[1] / ".git").exists():
         assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
     (tmp_path / "fassd").mkdir()
-    monkeypatch.setattr(stopwatch.fassd, "__file__", str(tmp_path / "fassd" / "__init__.py"))
-    assert peers.environment()["commit"] is None
+    monkeypatch.setattr(machine.fassd, "__file__", str(tmp_path / "fassd" / "__init__.py"))
+    assert machine.environment()["commit"] is None

@@ -85,7 +85,7 @@ def allocating_call(mebibytes):
 
 def test_peak_memory_of_a_child(monkeypatch):
     monkeypatch.syspath_prepend(str(__file__.rpartition("/")[0]))
-    found = memory.peak_memory_of_child("test_speed:allocating_call", {"mebibytes": 64})
+    found = memory.peak_memory_of_child("test_stopwatch:allocating_call", {"mebibytes": 64})
     assert found.peak is not None, found.note
     assert 64 <= found.peak / 2**20 < 90
 
@@ -98,7 +98,7 @@ def test_a_failed_measurement_gives_the_reason_and_no_figure():
 
 def test_a_measuring_process_that_dies_names_the_signal(monkeypatch):
     monkeypatch.syspath_prepend(str(__file__.rpartition("/")[0]))
-    found = memory.peak_memory_of_child("test_speed:dying_call", {})
+    found = memory.peak_memory_of_child("test_stopwatch:dying_call", {})
     assert (found.peak, found.note) == (None, "the measuring process was ended by SIGSEGV")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import png16
 from PIL import Image, TiffImagePlugin
 
 from fassd.data.masks import MaskCode, read_mask
@@ -97,22 +98,6 @@ def test_16_bit_colour_agrees_with_16_bit_grey(tmp_path):
     path = tmp_path / "deep.png"
     path.write_bytes(png16(np.repeat(levels[..., None], 3, 2)))
     np.testing.assert_array_equal(read_image(path), array_to_rgb(levels.astype(np.uint16)))
-
-
-def png16(pixels):
-    """A 16-bit RGB PNG file; Pillow reads but does not write them."""
-    import zlib
-
-    def chunk(kind, body):
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -9,8 +9,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from pictures import png16
 from PIL import Image
-from predict.test_images import png16
 
 from fassd.inference.segmenter import Segmenter, to_rgb
 from fassd.io import images

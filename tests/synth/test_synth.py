@@ -4,7 +4,6 @@ import time
 import numpy as np
 import pytest
 
-import fassd.data
 from fassd.data import load_card
 from fassd.io.images import read_image
 from fassd.io.palette import CITYSCAPES
@@ -22,10 +21,6 @@ def test_is_the_same_on_every_run():
     assert first[1].shape == (96, 160) and first[1].dtype == np.uint8
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_the_package_offers_it():
-    assert fassd.data.render_street is render_street
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"index": 1}, {"split": "val"}, {"split": "test"}])

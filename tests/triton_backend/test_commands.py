@@ -16,12 +16,13 @@ from triton_backend.conftest import compiled, interpreted
 
 from fassd.bench import inspect
 from fassd.bench.costs.triton import plan_network
-from fassd_kernels import ops, tune
+from fassd_kernels import ops
 from fassd_kernels.triton import aot, device
 from fassd_kernels.triton.configurations import Config, read_table, table_of
 from fassd_kernels.triton.device import INTERPRETER, device_named
 from fassd_kernels.triton.program import recording
-from fassd_kernels.tune import Trial
+from fassd_kernels.tuning import tiles
+from fassd_kernels.tuning.tiles import Trial
 
 
 def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -123,8 +124,8 @@ def test_tune_needs_a_gpu():
     assert done.returncode == 2 and "no GPU is seen" in done.stderr
 
 
-def recorded(*calls) -> list[tune.RecordedCall]:
-    with tune.Calls() as seen:
+def recorded(*calls) -> list[tiles.RecordedCall]:
+    with tiles.Calls() as seen:
         for call in calls:
             call.to(torch.float16)(ops.operator(call.operator, "triton"))
     return seen.seen
@@ -135,9 +136,9 @@ def test_tuning_verifies_and_keeps_the_fastest(tmp_path, monkeypatch):
     """The fastest is wrong, the next cannot run: the third wins."""
     monkeypatch.setenv("FASSD_KERNELS_CONFIGS", str(tmp_path))
     calls = recorded(cases.conv_act(1, (16,), 16, (4, 9)), cases.upsample_argmax())
-    (case,) = tune.cases_of(calls, INTERPRETER)
+    (case,) = tiles.cases_of(calls, INTERPRETER)
     wrong, impossible, right = case.trials[0].config, case.trials[1].config, case.trials[2].config
-    real = tune.RecordedCall.run_with
+    real = tiles.RecordedCall.run_with
 
     def run_with(self, configs):
         (config,) = configs.values()
@@ -147,7 +148,7 @@ def test_tuning_verifies_and_keeps_the_fastest(tmp_path, monkeypatch):
         return result * 1.01 if config == wrong else result
 
     seconds = {wrong: 1e-6, impossible: 1e-6, right: 2e-6}
-    monkeypatch.setattr(tune.RecordedCall, "run_with", run_with)
+    monkeypatch.setattr(tiles.RecordedCall, "run_with", run_with)
     tried: list[Config] = []
 
     def launcher(self, configs, index):
@@ -155,9 +156,9 @@ def test_tuning_verifies_and_keeps_the_fastest(tmp_path, monkeypatch):
         tried.append(config)
         return lambda: config
 
-    monkeypatch.setattr(tune.RecordedCall, "launcher", launcher)
+    monkeypatch.setattr(tiles.RecordedCall, "launcher", launcher)
     console = Console(width=200, record=True)
-    path = tune.tune(
+    path = tiles.tune(
         calls, INTERPRETER, 60, console, "test",
         timer=lambda function: seconds.get(function(), 3e-6), processes=0,
     )  # fmt: skip
@@ -174,7 +175,7 @@ def test_tuning_adds_to_what_is_known(tmp_path, monkeypatch):
     console = Console(quiet=True)
     for width in (5, 6):
         calls = recorded(cases.conv_act(1, (4,), 4, (3, width)))
-        path = tune.tune(calls, INTERPRETER, 60, console, "", lambda f: 1e-6, processes=0)
+        path = tiles.tune(calls, INTERPRETER, 60, console, "", lambda f: 1e-6, processes=0)
     assert len(read_table(path)) == 2
     table_of.cache_clear()
 
@@ -195,13 +196,13 @@ def test_trials_are_compiled_in_other_processes(tmp_path, monkeypatch):
     l4 = device_named("L4")
     with device.assuming(l4), recording():
         calls = recorded(cases.conv_act(1, (16,), 16, (4, 9)))
-        (case,) = tune.cases_of(calls, l4)
+        (case,) = tiles.cases_of(calls, l4)
         trials = [Trial(Config(64, 32, 16, 4, 2), 1.0), Trial(Config(64, 32, 16, 4, 30), 1.0)]
         trials.append(Trial(Config(64, 24, 16, 4, 2), 1.0))
         case.trials = trials
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            for trial, future in zip(trials, tune.submit(pool, [case], l4).values(), strict=True):
-                tune.put_out(trial, future, l4)
+            for trial, future in zip(trials, tiles.submit(pool, [case], l4).values(), strict=True):
+                tiles.put_out(trial, future, l4)
     good, large, impossible = (trial.reason for trial in trials)
     assert good == ""
     assert "bytes of shared memory" in large
@@ -212,7 +213,7 @@ def test_trials_are_compiled_in_other_processes(tmp_path, monkeypatch):
 def test_out_of_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FASSD_KERNELS_CONFIGS", str(tmp_path))
     calls = recorded(cases.conv_act(1, (4,), 4, (3, 5)))
-    tune.tune(calls, INTERPRETER, -1, Console(quiet=True), "", lambda f: 1e-6, processes=0)
+    tiles.tune(calls, INTERPRETER, -1, Console(quiet=True), "", lambda f: 1e-6, processes=0)
     assert "out of time: 1 problems are left to the model" in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report.conftest import HERE, comparison, write_results
+from bench.report.conftest import HERE, comparison, write_results
 
 from fassd.bench.report import build_page, collect, write_report
 from fassd.bench.report.modules import shared_words
@@ -63,7 +63,7 @@ def test_headline_shows_medians_and_no_figure_of_what_disagrees(collection: Coll
 def test_ablation_has_every_row_with_exact_counts_and_the_authors_figures(
     collection: Collection,
 ) -> None:
-    golden = Path(__file__).parents[1] / "golden" / "numbers.json"
+    golden = Path(__file__).parents[2] / "golden" / "numbers.json"
     variants = json.loads(golden.read_text())["variants"]
     table = ablation(collection).blocks[0]
     assert isinstance(table, Table)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from report.conftest import HERE, comparison
+from bench.report.conftest import HERE, comparison
 
 from fassd.bench.report.results import Source, collect, kind_of
 
