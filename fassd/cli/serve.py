@@ -260,17 +260,12 @@ def _catalog(
 
 def _backends(device: str | None, default: str) -> list[str]:
     """What can be chosen on this device: plain PyTorch, and what there is of fused kernels."""
+    import fassd_kernels
     from fassd.models.device import pick_device
 
-    names = ["auto", "reference", default]
-    try:
-        import fassd_kernels
-    except ImportError:  # then "auto" is plain PyTorch, and says so when it is loaded
-        pass
-    else:
-        kind = pick_device(device).type
-        names += [b.name for b in fassd_kernels.backends() if b.takes(kind) and b.available]
-    return list(dict.fromkeys(names))
+    kind = pick_device(device).type
+    fused = [b.name for b in fassd_kernels.backends() if b.takes(kind) and b.available]
+    return list(dict.fromkeys(["auto", "reference", default, *fused]))
 
 
 def _log_to_stderr() -> None:

@@ -153,16 +153,13 @@ def load_package(path: Path) -> Any:
 
 
 def load_operators(metadata: Metadata) -> None:
-    try:
-        import fassd_kernels
+    """Register the C++ operators that a file calls."""
+    from fassd_kernels.ops import CPU_MISSING
 
-        missing = "" if fassd_kernels.ops.CPU_MISSING is None else fassd_kernels.ops.CPU_MISSING
-    except ImportError as error:
-        missing = str(error)
-    if missing:
+    if CPU_MISSING is not None:
         raise ExportError(
             f"it calls the operators of fassd_kernels ({metadata.backend}), which are missing here "
-            f"({missing}); export with --backend reference for a file that needs none"
+            f"({CPU_MISSING}); export with --backend reference for a file that needs none"
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import operator
 import os
-import warnings
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -282,18 +281,8 @@ def accelerated(
     network = copy.deepcopy(model).eval()
     if backend == "reference":
         return network if dtype is None else network.to(dtype)
-    try:
-        import fassd_kernels
-    except ImportError as error:
-        if backend != "auto":
-            raise ValueError(
-                f"backend {backend!r} needs the package fassd_kernels ({error}); "
-                'without it there are "reference" and "auto"'
-            ) from error
-        warnings.warn(
-            f"fassd_kernels cannot be imported ({error}): running plain PyTorch", stacklevel=2
-        )
-        return network if dtype is None else network.to(dtype)
+    import fassd_kernels
+
     return fassd_kernels.accelerate(network, dtype=dtype, backend=backend).eval()
 
 

@@ -53,6 +53,7 @@ from fassd.training.schedule import poly_learning_rate
 from fassd.training.stop import StopRequest
 from fassd.training.stream import MicroBatch, SampleStream, loader
 from fassd.training.sync_norm import synchronize_batch_norm
+from fassd_kernels.accelerate import swap
 
 __all__ = ["DATA", "DivergedError", "Reporter", "StoppedError", "Trainer"]
 
@@ -236,9 +237,9 @@ class Trainer:
         self.average = None if recipe.ema is None else _average(self.model, recipe.ema)
         if recipe.accelerate:
             # Swapped by hand, not by `accelerate`, which warns where there is nothing to swap.
-            self.model = _with_fused_modules(self.model)
+            self.model = swap(self.model, "auto", {})
             if self.average is not None:
-                self.average.module = _with_fused_modules(self.average.module)
+                self.average.module = swap(self.average.module, "auto", {})
         if recipe.sync_bn:
             self.model = synchronize_batch_norm(self.model, self.device)
         avoid_unsound_gradients(self.model, self.device, recipe.precision)
@@ -736,15 +737,6 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
                 average.copy_(current)
 
     return AveragedModel(model, multi_avg_fn=torch.no_grad()(blend), use_buffers=True)
-
-
-def _with_fused_modules(model: nn.Module) -> nn.Module:
-    """Fused modules in `model`'s own place; without them where the package is missing."""
-    try:
-        from fassd_kernels.accelerate import swap
-    except ImportError:
-        return model
-    return swap(model, "auto", {})
 
 
 def _spread(length: int, most: int | None) -> list[int]:

@@ -234,16 +234,6 @@ def test_pick_device():
 # ---------------------------------------------------------------------------------------- backends
 
 
-def test_auto_without_fassd_kernels_warns_and_runs_plain_pytorch(monkeypatch, picture):
-    monkeypatch.setitem(sys.modules, "fassd_kernels", None)
-    with pytest.warns(UserWarning, match="fassd_kernels cannot be imported") as caught:
-        segmenter = Segmenter(Brightest(), dtype=torch.bfloat16)
-    assert len(caught) == 1
-    assert segmenter.predict(picture)[0, 0] == 2
-    with pytest.raises(ValueError, match="backend 'cpu' needs the package fassd_kernels"):
-        Segmenter(Brightest(), backend="cpu")
-
-
 def test_other_backends_go_to_fassd_kernels(monkeypatch):
     asked = []
 
