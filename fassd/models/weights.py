@@ -52,11 +52,13 @@ def shipped(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """``$FASSD_CACHE``, else ``$XDG_CACHE_HOME/fassd``, else ``~/.cache/fassd``."""
+    """``$FASSD_CACHE``, else ``fassd`` in the user's cache folder (on Linux ``~/.cache``)."""
     if os.environ.get("FASSD_CACHE"):
         return Path(os.environ["FASSD_CACHE"]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fassd"
+    # Here, as below, so that the networks can be used where only PyTorch is installed.
+    import platformdirs
+
+    return platformdirs.user_cache_path("fassd", appauthor=False)
 
 
 def git_blob_hash(path: Path) -> str:

@@ -371,9 +371,11 @@ def file_name(gpu: str) -> str:
 
 def user_folder() -> Path:
     """Where `tune` writes: ``$FASSD_KERNELS_CONFIGS``, or the user's cache folder."""
-    given = os.environ.get("FASSD_KERNELS_CONFIGS")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(cache) / "fassd_kernels" / "configs"
+    if os.environ.get("FASSD_KERNELS_CONFIGS"):
+        return Path(os.environ["FASSD_KERNELS_CONFIGS"])
+    import platformdirs  # here, as the kernels run where only PyTorch is installed
+
+    return platformdirs.user_cache_path("fassd_kernels", appauthor=False) / "configs"
 
 
 @functools.cache
@@ -395,7 +397,7 @@ def existing_table(
     try:
         path = where()
         found = path.exists()
-    except (OSError, RuntimeError):  # no home, or one that belongs to somebody else
+    except (ImportError, OSError, RuntimeError):  # no platformdirs, no home, or somebody else's
         return {}
     return read(path) if found else {}
 

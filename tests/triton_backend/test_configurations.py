@@ -140,7 +140,9 @@ def test_a_row_that_cannot_run_is_passed_over(tmp_path, change):
     assert choose(PROBLEM, UNKNOWN) == candidates(PROBLEM, UNKNOWN)[0]
 
 
-@pytest.mark.parametrize("trouble", [PermissionError("not yours"), RuntimeError("no home")])
+@pytest.mark.parametrize(
+    "trouble", [PermissionError("not yours"), RuntimeError("no home"), ImportError("no package")]
+)
 def test_a_folder_that_cannot_be_looked_into(monkeypatch, trouble):
     def fail() -> Path:
         raise trouble
