@@ -1,21 +1,28 @@
-"""What a training run is made of: one dataclass, written as YAML, with presets."""
+"""What a training run is made of: one model, written as YAML, with presets."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import difflib
-import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
-from fassd.io.untrusted import read_text, read_yaml, shortened, shown
+from fassd.io.untrusted import problem, read_text, read_yaml, shortened, shown
 
 __all__ = ["CHANGEABLE", "Recipe", "RecipeError", "differences", "list_presets", "load_recipe"]
 
@@ -28,16 +35,36 @@ CHANGEABLE = frozenset((
 """Settings that may change when a run is resumed."""
 
 
-MOST_TEXT = 1000
-"""Characters of a setting."""
-
-
 class RecipeError(ValueError):
     """A recipe that cannot be read or makes no sense; names the setting and what it accepts."""
 
 
-@dataclass(frozen=True)
-class Recipe:
+def _number(value: Any) -> Any:
+    """A float of its text: YAML reads 5e-4 as text."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _pair(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError("must be a list of 2")
+    return tuple(value)
+
+
+FROM_TEXT = BeforeValidator(_number)
+PAIR = BeforeValidator(_pair)
+Text = Annotated[str, StringConstraints(max_length=1000)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0), FROM_TEXT]
+AtLeast0 = Annotated[float, Field(ge=0), FROM_TEXT]
+Decay = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
+Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
+
+
+class Recipe(BaseModel):
     """A training run, but for the data. The defaults are those of the authors (preset `paper`).
 
     Attributes:
@@ -83,72 +110,60 @@ class Recipe:
         save_every: steps between checkpoints.
     """
 
-    model: str = "fassd_net"
-    alpha: int = 2
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    model: Text = "fassd_net"
+    alpha: Positive = 2
     encoder: Literal["imagenet", "random"] = "imagenet"
-    weights: str | None = None
-    crop: tuple[int, int] = (1024, 1024)
-    scale: tuple[float, float] = (0.5, 2.0)
-    flip: float = 0.5
-    jitter: float = 0.0
+    weights: Text | None = None
+    crop: Annotated[tuple[Positive, Positive], PAIR] = (1024, 1024)
+    scale: Annotated[tuple[Above0, Above0], PAIR] = (0.5, 2.0)
+    flip: Share = 0.5
+    jitter: Share = 0.0
     loss: Literal["bootstrapped", "cross_entropy"] = "bootstrapped"
-    min_pixels: int = 4096
-    threshold: float = 0.3
+    min_pixels: Positive = 4096
+    threshold: AtLeast0 = 0.3
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    power: float = 0.9
-    warmup: int = 0
-    clip: float | None = None
-    steps: int = 90_000
-    batch: int = 16
-    accumulate: int = 1
+    learning_rate: Above0 = 0.02
+    momentum: Decay = 0.9
+    weight_decay: AtLeast0 = 5e-4
+    power: AtLeast0 = 0.9
+    warmup: Count = 0
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=True), FROM_TEXT] | None = None
+    steps: Positive = 90_000
+    batch: Positive = 16
+    accumulate: Positive = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = True
-    ema: float | None = None
+    ema: Decay | None = None
     sync_bn: bool = False
     accelerate: bool = True
     deterministic: bool = False
-    seed: int = 0
-    workers: int = 4
-    threads: int | None = None
-    log_every: int = 20
-    val_every: int = 1000
-    val_pictures: int | None = None
-    save_every: int = 500
+    seed: Count = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 4
+    threads: Positive | None = None
+    log_every: Positive = 20
+    val_every: Count = 1000
+    val_pictures: Positive | None = None
+    save_every: Positive = 500
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _agree(self) -> Recipe:
         from fassd.models import get_variant
 
         get_variant(self.model)
-        _require(self, "alpha", self.alpha >= 1, "at least 1")
-        _require(self, "crop", min(self.crop) >= 1, "two positive numbers, height and width")
-        low, high = self.scale
-        _require(self, "scale", 0 < low <= high < math.inf, "two factors, 0 < smallest <= largest")
-        for name in ("flip", "jitter"):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        for name in ("min_pixels", "steps", "batch", "accumulate", "log_every", "save_every"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup", "val_every", "seed"):
-            _require(self, name, getattr(self, name) >= 0, "at least 0")
-        _require(self, "workers", 0 <= self.workers <= 1024, "from 0 to 1,024")
-        _require(self, "warmup", self.warmup < self.steps, f"below steps ({self.steps})")
-        _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0")
-        for name in ("threshold", "weight_decay", "power"):
-            _require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
-        _require(self, "momentum", 0 <= self.momentum < 1, "from 0 to below 1")
-        _require(self, "ema", self.ema is None or 0 <= self.ema < 1, "null or from 0 to below 1")
-        _require(self, "clip", self.clip is None or self.clip > 0, "null or above 0")
-        for name in ("val_pictures", "threads"):
-            value = getattr(self, name)
-            _require(self, name, value is None or value >= 1, "null or at least 1")
-        _require(
-            self,
-            "batch",
-            self.batch % self.accumulate == 0,
-            f"a multiple of accumulate ({self.accumulate})",
-        )
+        for name, holds, accepted in (
+            ("scale", self.scale[0] <= self.scale[1], "two factors, smallest <= largest"),
+            ("warmup", self.warmup < self.steps, f"below steps ({self.steps})"),
+            (
+                "batch",
+                self.batch % self.accumulate == 0,
+                f"a multiple of accumulate ({self.accumulate})",
+            ),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must be {accepted}, got {shown(getattr(self, name))}")
+        return self
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with these settings, given as they stand in YAML.
@@ -159,10 +174,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON have them."""
-        values = dataclasses.asdict(self)
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
-        }
+        return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
@@ -179,11 +191,6 @@ def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) ->
             stacklevel=3,
         )
     return from_dict(values, where)
-
-
-def _require(recipe: Recipe, name: str, holds: bool, accepted: str) -> None:
-    if not holds:
-        raise RecipeError(f"{name} must be {accepted}, got {shown(getattr(recipe, name))}")
 
 
 def differences(run: Recipe, recipe: Recipe) -> list[str]:
@@ -261,43 +268,14 @@ def from_dict(values: Mapping[str, Any], where: str) -> Recipe:
     Raises:
         RecipeError: an unknown setting, or a value that is not accepted.
     """
-    types = get_type_hints(Recipe)
+    known = Recipe.model_fields
     for key in values:
-        if key not in types:
+        if key not in known:
             # Of slips alone: "class_weights" is another thing than "weights".
-            near = difflib.get_close_matches(shortened(str(key), 40), types, n=1, cutoff=0.8)
-            guess = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(types)}"
+            near = difflib.get_close_matches(shortened(str(key), 40), known, n=1, cutoff=0.8)
+            guess = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise RecipeError(f"{where}: unknown setting {shown(key)}{guess}")
     try:
-        return Recipe(**{key: _typed(key, value, types[key]) for key, value in values.items()})
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from error
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the annotation `kind` has it."""
-    options = get_args(kind)
-    if get_origin(kind) is Literal:
-        if not isinstance(value, str) or value not in options:
-            raise RecipeError(f"{name} must be one of {', '.join(options)}, got {shown(value)}")
-        return value
-    if get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(options):
-            raise RecipeError(f"{name} must be a list of {len(options)}, got {shown(value)}")
-        return tuple(
-            _typed(name, item, option) for item, option in zip(value, options, strict=True)
-        )
-    if type(None) in options:
-        return None if value is None else _typed(name, value, options[0])
-    if kind is float and isinstance(value, str):  # YAML reads 5e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, str) and len(value) > MOST_TEXT:
-        raise RecipeError(f"{name} must have at most {MOST_TEXT:,} characters, got {shown(value)}")
-    if type(value) is not kind:
-        raise RecipeError(f"{name} must be of type {kind.__name__}, got {shown(value)}")
-    return value
+        return Recipe(**values)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {problem(error)}") from error
