@@ -50,10 +50,9 @@ class Segmenter:
             module). None keeps the weights as they are: for a name, random ones.
         num_classes: classes of a network given by name; None as of `fassd.create_model`.
         alpha: DAPF's reduction, for a network given by name; None as of `fassd.create_model`.
-        backend: "reference" is plain PyTorch; "auto" the fastest that `fassd_kernels` has here
-            (plain PyTorch with a warning if that package is not installed); any other name asks
-            `fassd_kernels` for that backend. Of a file, what runs it: "onnxruntime" or "openvino"
-            for .onnx, "auto" for the ending's own.
+        backend: "reference" is plain PyTorch; "auto" the fastest that `fassd_kernels` has here; any
+            other name asks `fassd_kernels` for that backend. Of a file, what runs it: "onnxruntime"
+            or "openvino" for .onnx, "auto" for the ending's own.
         dtype: what the network computes in: torch.float32, float16, bfloat16, or None for the
             dtype of its weights. A file keeps its own.
         device: where it runs; None for where `model` is, or for a name CUDA if there is any.

@@ -52,7 +52,10 @@ def shipped(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """``$FASSD_CACHE``, else ``fassd`` in the user's cache folder (on Linux ``~/.cache``)."""
+    """``$FASSD_CACHE``, else ``fassd`` in the user's cache folder.
+
+    On Linux that is ``$XDG_CACHE_HOME``, else ``~/.cache``.
+    """
     if os.environ.get("FASSD_CACHE"):
         return Path(os.environ["FASSD_CACHE"]).expanduser()
     # Here, as below, so that the networks can be used where only PyTorch is installed.

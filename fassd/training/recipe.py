@@ -67,6 +67,9 @@ Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
 class Recipe(BaseModel):
     """A training run, but for the data. The defaults are those of the authors (preset `paper`).
 
+    A value that is not accepted raises pydantic's ValidationError here, a ValueError; `load_recipe`
+    and `replace` make a RecipeError of it.
+
     Attributes:
         model: a name of `fassd.list_models()`.
         alpha: how much narrower DAPF's branches are.

@@ -66,6 +66,8 @@ def test_an_empty_file_is_the_paper(tmp_path):
         ("steps: true", "steps must be a valid integer, got True"),
         ("crop: [64]", "crop must be a list of 2"),
         ("crop: 64", "crop must be a list of 2"),
+        ("crop: [64, a]", "crop[1] must be a valid integer, got 'a'"),
+        ("flip: true", "flip must be a valid number, got True"),
         ("scale: [2.0, 0.5]", "scale must be two factors"),
         ("loss: focal", "loss must be 'bootstrapped' or 'cross_entropy', got 'focal'"),
         ("batch: 6\naccumulate: 4", "batch must be a multiple of accumulate"),
