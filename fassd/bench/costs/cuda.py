@@ -121,7 +121,11 @@ class Convolution:
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Convolution:
         """From an answer's `convolution`."""
-        return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in answer.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in answer.items()
+        }
+        return cls(**values)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - immutable, and a network repeats its shapes
     def plan(self, limits: Limits) -> Plan:

@@ -80,9 +80,9 @@ def record_network(
         classes, alpha: number of classes, and the network's parameter alpha.
     """
     model = fassd.create_model(name, num_classes=classes, alpha=alpha).eval()
-    fast = accelerate(model, dtype=dtype, output=output, inplace=True)
     picture = torch.empty(batch, 3, height, width, dtype=dtype)
     with torch.no_grad(), assuming(device), recording() as programs, Calls() as calls:
+        fast = accelerate(model, dtype=dtype, backend="triton", output=output, inplace=True)
         fast(picture)
     return [call for call in calls.seen if call.name != "pack_weight"], programs
 
