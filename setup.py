@@ -168,7 +168,7 @@ def cpu_extension():
     return CppExtension(
         "fassd_kernels._C",
         # The plans of the CUDA kernels are plain C++, and are asked for without a GPU.
-        sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cuda/plan*.cpp"),
+        sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/plan/*.cpp"),
         depends=sources("csrc/*.h", "csrc/*/*.h", "fassd_kernels/schemas.def"),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
         extra_compile_args={"cxx": STANDARD + SANITIZE},
@@ -188,9 +188,13 @@ def cuda_extension():
     return CppExtension(
         "fassd_kernels._C_cuda",
         sources(
-            "csrc/checks.cpp", "csrc/cuda/plan.cpp", "csrc/cuda/registration.cpp", "csrc/cuda/*.cu"
+            "csrc/checks.cpp",
+            "csrc/plan/plan.cpp",
+            "csrc/plan/fusion.cpp",
+            "csrc/cuda/registration.cpp",
+            "csrc/cuda/*.cu",
         ),
-        depends=sources("csrc/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh"),
+        depends=sources("csrc/*.h", "csrc/plan/*.h", "csrc/cuda/*.cuh"),
         include_dirs=include_paths("cuda"),
         library_dirs=library_paths("cuda"),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("USE_CUDA", None)],

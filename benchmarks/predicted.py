@@ -13,37 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT, slug
-from fassd.bench.costs.cuda import (
-    GOAL_BATCH,
-    GOAL_SIZE,
-    Goal,
-    Prediction,
-    find_device,
-    goals_of,
-    predict_network,
-)
+from benchmarks.targets import CROWD, PLACE, goals_of
+from fassd.bench.costs.cuda import Prediction, find_device, predict_network
 from fassd.models import list_models
 from fassd_kernels.triton.device import Device
 
 FOLDER = ROOT / "benchmarks" / "results" / "predicted"
+SIZE = PLACE["height"], PLACE["width"]
 DETAILED = "fassd_net"  # the network that is predicted in a batch too, and by launches
 UNKNOWN = "not known"  # of what no GPU has measured
 
 
 def predictions_for(device: Device) -> list[Prediction]:
     """All networks one frame at a time, then one in a batch."""
-    singles = [predict_network(name, *GOAL_SIZE, device) for name in list_models()]
-    return [*singles, predict_network(DETAILED, *GOAL_SIZE, device, batch=GOAL_BATCH)]
+    singles = [predict_network(name, *SIZE, device) for name in list_models()]
+    return [*singles, predict_network(DETAILED, *SIZE, device, batch=CROWD["batch"])]
 
 
-def goals_for(predictions: Sequence[Prediction]) -> list[Goal]:
-    singles = {p.network: p for p in predictions if p.batch == 1}
-    return [goal for p in predictions for goal in goals_of(p, singles.get(p.network))]
-
-
-def to_json(predictions: Sequence[Prediction], goals: Sequence[Goal]) -> dict[str, Any]:
+def to_json(predictions: Sequence[Prediction], goals: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "goals": [{**goal.to_json(), "measured": None} for goal in goals],
+        "goals": [{**goal, "measured": None} for goal in goals],
         "predictions": [prediction.to_json() for prediction in predictions],
     }
 
@@ -56,9 +45,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> 
         yield f"| {' | '.join(row)} |"
 
 
-def goal_rows(goals: Sequence[Goal]) -> Iterator[tuple[str, ...]]:
+def goal_rows(goals: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for goal in goals:
-        yield goal.network, goal.text, goal.described, "yes" if goal.is_met else "no", UNKNOWN
+        met = "yes" if goal["is_met"] else "no"
+        yield goal["network"], goal["text"], goal["described"], met, UNKNOWN
 
 
 def network_rows(predictions: Sequence[Prediction]) -> Iterator[tuple[str, ...]]:
@@ -83,9 +73,9 @@ def launch_rows(prediction: Prediction) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
-def render(predictions: Sequence[Prediction], goals: Sequence[Goal], gpu: str) -> str:
+def render(predictions: Sequence[Prediction], goals: Sequence[dict[str, Any]], gpu: str) -> str:
     """All of it as Markdown."""
-    height, width = GOAL_SIZE
+    height, width = SIZE
     lines = [
         f"# The CUDA backend on {gpu}, predicted",
         "",
@@ -127,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = find_device(options.gpu)
     predictions = predictions_for(device)
-    goals = goals_for(predictions)
+    goals = goals_of(predictions)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"cuda-{slug(options.gpu)}"
     path.with_suffix(".md").write_text(render(predictions, goals, device.name))

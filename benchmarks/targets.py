@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT
 from benchmarks.peers import COMPILE, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
 from benchmarks.rows import Record, Row, rows_by_subject, speedup
+from benchmarks.subjects import DTYPES
+from fassd.bench.costs.cuda import Prediction, find_device, predict_network
 
+GPU = "NVIDIA H200"
 PLACE = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}
 CROWD = {**PLACE, "batch": 8}
-PREDICTIONS = ROOT / "benchmarks" / "results" / "predicted" / "cuda-h200.json"
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,26 @@ class Target:
         """The figure with its unit."""
         return f"{figure:.3f} ms" if self.against is None else f"{figure:.2f}x"
 
+    @property
+    def unit(self) -> str:
+        """``ms``, or ``x`` for a ratio."""
+        return "ms" if self.against is None else "x"
+
+    @property
+    def is_predictable(self) -> bool:
+        """Whether the time model says something of it."""
+        return self.form == NATIVE and self.against is None
+
+    def predict(self, predictions: Iterable[Prediction]) -> float | None:
+        """The figure, from the time model's predictions; None where one is missing."""
+        found = prediction_at(predictions, self.subject, PLACE)
+        return None if found is None else 1e3 * found.predicted
+
     def predicted(self, report: Record) -> float | None:
-        """What the time model expects; None where it says nothing of this."""
-        if self.form != NATIVE or self.against is not None:
-            return None
-        return prediction(report, self.subject, "ms")
+        """What the time model expects, as a report holds it; None where it says nothing of this."""
+        expected = report.get("predicted") or [] if self.is_predictable else []
+        known = {(goal["network"], goal["unit"]): goal["figure"] for goal in expected}
+        return known.get((self.subject, self.unit))
 
 
 @dataclass(frozen=True)
@@ -93,8 +109,15 @@ class Throughput(Target):
     def describe(self, figure: float) -> str:
         return f"{figure:.2f}x"
 
-    def predicted(self, report: Record) -> float | None:
-        return prediction(report, self.subject, "x")
+    @property
+    def unit(self) -> str:
+        return "x"
+
+    def predict(self, predictions: Iterable[Prediction]) -> float | None:
+        many, one = (prediction_at(predictions, self.subject, place) for place in (CROWD, PLACE))
+        if many is None or one is None:
+            return None
+        return many.frames_per_second / one.frames_per_second
 
 
 def forms_at(report: Record, part: str, subject: str, place: Record) -> dict[str, Row]:
@@ -106,18 +129,59 @@ def forms_at(report: Record, part: str, subject: str, place: Record) -> dict[str
     }
 
 
-def prediction(report: Record, network: str, unit: str) -> float | None:
-    """The figure of a goal that the time model has for a network."""
-    goals = report.get("predicted") or []
-    return next((g["figure"] for g in goals if (g["network"], g["unit"]) == (network, unit)), None)
+def prediction_at(
+    predictions: Iterable[Prediction], network: str, place: Record
+) -> Prediction | None:
+    """The prediction for a network at a place, labels out, on the targets' GPU."""
+    wanted = {**place, "network": network, "output": "labels"}
+    for prediction in predictions:
+        if prediction.device.name == GPU and all(
+            getattr(prediction, name) == value for name, value in wanted.items()
+        ):
+            return prediction
+    return None
 
 
-def load_predictions(path: Path = PREDICTIONS) -> list[dict[str, Any]]:
-    """The goals with what is predicted for them; none where they were not written."""
+def goals_of(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+    """The targets that some predictions tell of, as records: target, figure, whether it is met."""
+    predictions, goals = list(predictions), []
+    for target in TARGETS:
+        figure = target.predict(predictions) if target.is_predictable else None
+        if figure is not None:
+            goals.append(
+                {
+                    "network": target.subject,
+                    "text": target.text,
+                    "unit": target.unit,
+                    "figure": figure,
+                    "described": target.describe(figure),
+                    "limit": target.limit,
+                    "is_met": target.is_met(figure),
+                }
+            )
+    return goals
+
+
+@functools.cache
+def load_predictions() -> list[dict[str, Any]]:
+    """The targets with what is predicted for them; none where nothing can be predicted here."""
     try:
-        return json.loads(path.read_text())["goals"]
-    except (OSError, ValueError, KeyError):
+        device = find_device(GPU)
+    except ImportError:
         return []
+    cases = {
+        (target.subject, place["batch"])
+        for target in TARGETS
+        if target.is_predictable
+        for place in ((PLACE, CROWD) if isinstance(target, Throughput) else (PLACE,))
+    }
+    return goals_of(
+        predict_network(
+            name, PLACE["height"], PLACE["width"], device,
+            batch=batch, dtype=DTYPES[PLACE["dtype"]],
+        )
+        for name, batch in sorted(cases)
+    )  # fmt: skip
 
 
 MODULES = ("MDA(192, 8)", "MDA(119, 4)", "MDA(63, 2)")

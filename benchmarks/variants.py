@@ -1,6 +1,6 @@
 """The variants of the CUDA backend's convolution kernel, side by side on the shapes of a network.
 
-Its plan takes one of them by a model of the time (``csrc/cuda/plan.cpp``), whose constants are
+Its plan takes one of them by a model of the time (``csrc/plan/plan.cpp``), whose constants are
 judged by how far what it takes is from the fastest.
 """
 
@@ -37,7 +37,8 @@ from benchmarks.timing import (
 )
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
-SOURCE = ROOT / "csrc" / "cuda" / "plan.cpp"
+FUSION = "FASSD_KERNELS_CUDA_FUSION"
+SOURCE = ROOT / "csrc" / "plan" / "plan.cpp"
 STEM_CHANNELS = 3
 """An input of so few has a kernel of its own."""
 
@@ -48,9 +49,23 @@ SAMPLING = Sampling(rounds=7, sample_ms=2.0)
 """Of each variant: there are some twenty for each of fifty shapes."""
 
 
+@contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """An environment variable that has a value for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 @dataclass(frozen=True)
 class Variant:
-    """A kernel, by its template's parameters: Variant in ``csrc/cuda/plan.h``."""
+    """A kernel, by its template's parameters: Variant in ``csrc/plan/plan.h``."""
 
     warps: int
     m_tiles: int
@@ -65,15 +80,8 @@ class Variant:
     @contextmanager
     def forced(self) -> Iterator[None]:
         """The variant is taken wherever it fits; the plan reads the variable at every call."""
-        before = os.environ.get(VARIABLE)
-        os.environ[VARIABLE] = self.text
-        try:
+        with setting(VARIABLE, self.text):
             yield
-        finally:
-            if before is None:
-                del os.environ[VARIABLE]
-            else:
-                os.environ[VARIABLE] = before
 
 
 def known_variants(arithmetic: str) -> list[Variant]:
@@ -151,13 +159,23 @@ def shapes_of(
 
     Those whose launches should take longest come first.
     """
-    from fassd.bench.costs.triton import plan_network
+    from fassd.bench.costs.cuda import Convolution
+    from fassd.bench.costs.triton import record_network
 
-    planned = plan_network(network, height, width, target, batch, dtype)
+    calls, _ = record_network(network, height, width, target, batch, dtype)
+    with setting(FUSION, "never"):
+        answers = [answer for call in calls for answer in model.answer(call)]
     convolutions = Counter(
-        model.shape(one) for one in planned if "KERNEL_H" in one.launch.arguments
+        Convolution.of(answer["convolution"])
+        for answer in answers
+        if answer["kernel"] == "convolution_kernel"
     )
-    wanted = [pair for pair in convolutions.items() if pair[0].channels != (STEM_CHANNELS,)]
+    # Pairs of a 3x1 and a 1x3 are one kernel, or these two.
+    wanted = [
+        (shape, count)
+        for shape, count in convolutions.items()
+        if shape.kernel[0] == shape.kernel[1] and shape.channels != (STEM_CHANNELS,)
+    ]
     return sorted(wanted, key=lambda pair: -pair[1] * pair[0].plan(model.limits).cycles)
 
 

@@ -5,7 +5,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/pool.h"
-#include "cuda/plan_operator.h"
+#include "plan/plan_operator.h"
 #include "operators.h"
 
 STABLE_TORCH_LIBRARY(fassd_kernels, m) {

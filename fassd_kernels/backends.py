@@ -23,7 +23,6 @@ from fassd_kernels import choices, ops
 from fassd_kernels.checks import FLOATING
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import INTERPRETED
-from fassd_kernels.triton.program import recorder
 
 AUTO = "auto"
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -73,6 +72,25 @@ class Backend:
     def takes(self, device_type: str) -> bool:
         """Whether tensors on a device of this type can be given to this backend."""
         return self.device in ("any", device_type)
+
+    def accepts(self, dtype: torch.dtype) -> bool:
+        """Whether tensors of this type can be given to this backend."""
+        return dtype in self.dtypes
+
+
+@dataclass(frozen=True)
+class TritonBackend(Backend):
+    """Triton's. While calls are only planned, it needs no GPU and takes tensors on any device."""
+
+    @property
+    def reason(self) -> str:
+        return availability.triton_missing() if availability.is_recording() else super().reason
+
+    def takes(self, device_type: str) -> bool:
+        return availability.is_recording() or super().takes(device_type)
+
+    def accepts(self, dtype: torch.dtype) -> bool:
+        return dtype in (availability.TYPES if availability.is_recording() else self.dtypes)
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,7 @@ def backends() -> Environment:
         ),
         Backend("reference", "any", every, lambda: "", lambda: "plain PyTorch"),
     ]
-    triton = Backend(
+    triton = TritonBackend(
         "triton",
         "cpu" if INTERPRETED else "cuda",
         every,
@@ -261,8 +279,6 @@ def choose(
         BackendError: if the backend asked for is unknown, not available, or cannot take this
             device, operator or dtype.
     """
-    if recorder.programs is not None:
-        return "triton"  # somebody asks what it would launch
     place = torch.device(device)
     table = backends()
     if name != AUTO:
@@ -283,7 +299,7 @@ def refusal(
     """Why `backend` cannot run `operator` on `device` and `dtype`; empty if it can."""
     if not backend.takes(device.type):
         return f"it takes {backend.device} tensors"
-    if dtype is not None and dtype not in backend.dtypes:
+    if dtype is not None and not backend.accepts(dtype):
         names = ", ".join(str(accepted) for accepted in backend.dtypes)
         return f"it takes {names}, not {dtype}"
     if not backend.available:

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 
 #include "asymmetric_conv.cuh"
 
@@ -22,7 +21,7 @@ ConvolutionCall second_of(const PairCall& call, const Source& middle) {
   return second;
 }
 
-PairPlan plan_of(const Context& context, const PairCall& call) {
+PairShape shape_of(const Context& context, const PairCall& call) {
   PairShape shape;
   shape.batch = call.batch;
   shape.height = call.input.height;
@@ -34,20 +33,7 @@ PairPlan plan_of(const Context& context, const PairCall& call) {
   shape.dilation = call.dilation;
   shape.single = !call.second;
   shape.arithmetic = context.arithmetic;
-  return plan_pair(shape, context.queue.limits);
-}
-
-// What the two convolutions would cost, launched one after the other.
-double cost_of_two(const Context& context, const PairCall& call) {
-  const DeviceLimits& limits = context.queue.limits;
-  double cycles = plan_convolution(shape_of(context, first_of(call, {})), limits).cost.cycles;
-  if (call.second) {
-    Source middle = call.input;
-    middle.channels = call.first.weight.out_channels;
-    cycles += launch_gap_cycles +
-              plan_convolution(shape_of(context, second_of(call, middle)), limits).cost.cycles;
-  }
-  return cycles;
+  return shape;
 }
 
 Pair pair_of(const PairCall& call, const PairPlan& plan) {
@@ -87,23 +73,12 @@ void run_one_by_one(const Context& context, const Tensor& like, const PairCall& 
 }  // namespace
 
 void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls) {
-  std::vector<PairPlan> plans;
-  // In one launch the pairs share the multiprocessors: no less than the longest, nor than all their
-  // blocks, spread evenly.
-  double longest = 0, spread = 0, apart = launch_gap_cycles * double(calls.size() - 1);
-  bool possible = calls.size() <= most_pairs;
+  std::vector<PairShape> shapes;
   for (const PairCall& call : calls) {
-    plans.push_back(plan_of(context, call));
-    const PairPlan& plan = plans.back();
-    possible = possible && plan.possible && plan.warps == plans[0].warps &&
-               plan.n_tiles == plans[0].n_tiles;
-    const double multiprocessors = context.queue.limits.multiprocessors;
-    const double waves = std::ceil(double(plan.cost.blocks) / multiprocessors);
-    longest = std::max(longest, plan.cost.cycles);
-    spread += plan.cost.cycles / waves * double(plan.cost.blocks) / multiprocessors;
-    apart += cost_of_two(context, call);
+    shapes.push_back(shape_of(context, call));
   }
-  if (!fuses(possible, std::max(longest, spread), apart)) {
+  const PairsPlan plan = plan_pairs(shapes, context.queue.limits);
+  if (!plan.together) {
     for (const PairCall& call : calls) {
       run_one_by_one(context, like, call);
     }
@@ -113,12 +88,12 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
   int64_t blocks = 0;
   int shared_bytes = 0;
   for (size_t i = 0; i < calls.size(); i++) {
-    pairs.pair[i] = pair_of(calls[i], plans[i]);
-    blocks = std::max(blocks, plans[i].cost.blocks);
-    shared_bytes = std::max(shared_bytes, plans[i].layout.total);
+    pairs.pair[i] = pair_of(calls[i], plan.pairs[i]);
+    blocks = std::max(blocks, plan.pairs[i].cost.blocks);
+    shared_bytes = std::max(shared_bytes, plan.pairs[i].layout.total);
   }
   with_type(context.op, context.dtype, [&](auto type) {
-    launch_pairs(context, plans[0], pairs, int(calls.size()), blocks, shared_bytes, type);
+    launch_pairs(context, plan.pairs[0], pairs, int(calls.size()), blocks, shared_bytes, type);
   });
 }
 

@@ -14,8 +14,6 @@
 
 namespace fassd::cuda {
 
-constexpr int most_pairs = 4;  // of one launch
-
 // Without a second convolution (no taps), the middle is the result.
 struct Pair {
   Source source;

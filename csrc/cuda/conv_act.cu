@@ -61,9 +61,7 @@ Context::Context(const char* name, const Tensor& image, bool allow_tf32)
       guard(image.get_device_index()),
       queue(image),
       dtype(image.scalar_type()),
-      arithmetic(dtype != ScalarType::Float                    ? Arithmetic::half
-                 : allow_tf32 && queue.limits.capability >= 80 ? Arithmetic::tf32
-                                                               : Arithmetic::float32) {
+      arithmetic(arithmetic_of(dtype == ScalarType::Float, allow_tf32, queue.limits)) {
   STD_TORCH_CHECK(
       dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16, op,
       ": the cuda backend takes float32, float16 and bfloat16, not ", dtype_name(dtype));
@@ -164,10 +162,10 @@ void run(const Context& context, const ConvolutionCall& call) {
     kept.inputs.resize(most_sources - 1);
     kept.inputs.push_back(source_of(context.op, *joined));
   }
-  if (is_stem(context, kept)) {
+  const ConvolutionShape shape = shape_of(context, kept);
+  if (kept.prologue.scale == nullptr && is_stem(shape)) {
     return run_stem(context, kept, nullptr);
   }
-  const ConvolutionShape shape = shape_of(context, kept);
   const ConvolutionPlan plan = plan_convolution(shape, context.queue.limits);
   Convolution convolution;
   std::copy(kept.inputs.begin(), kept.inputs.end(), convolution.sources);

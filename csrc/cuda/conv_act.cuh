@@ -67,9 +67,8 @@ void launch_convolution(const Context& context, const ConvolutionPlan& plan,
 
 struct NormalizationTable;
 
-// Whether a convolution is one of a picture's three channels, for which there is a kernel of its
-// own (stem.cuh), and that kernel; its picture is one of bytes where there is a table.
-bool is_stem(const Context& context, const ConvolutionCall& call);
+// Launches the kernel of a picture's three channels (stem.cuh); the picture is one of bytes where
+// there is a table.
 void run_stem(const Context& context, const ConvolutionCall& call, const NormalizationTable* table);
 
 // Values of a step or dilation; larger than any picture, they reach nothing all the same.

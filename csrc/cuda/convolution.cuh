@@ -21,7 +21,6 @@
 
 namespace fassd::cuda {
 
-constexpr int most_sources = 8;
 // Which tile of which picture a block computes, and which of the blocks of output channels. Blocks
 // of the same pixels follow each other: what one has read, the next finds in the cache.
 struct Place {

@@ -80,9 +80,6 @@ class Block {
   // An odd layer and the even one behind it; false, and nothing is done, where that does not pay.
   bool run_couple(int64_t odd) {
     const ConvolutionCall first = call_of(odd), second = call_of(odd + 1);
-    if (second.inputs.size() - 1 > most_sources) {
-      return false;
-    }
     CoupleShape shape;
     shape.batch = first.batch;
     shape.height = first.height;
@@ -93,12 +90,8 @@ class Block {
     shape.odd_channels = first.filter.weight.out_channels;
     shape.even_channels = second.filter.weight.out_channels;
     shape.arithmetic = context_.arithmetic;
-    const DeviceLimits& limits = context_.queue.limits;
-    const CouplePlan plan = plan_couple(shape, limits);
-    const double apart = plan_convolution(shape_of(context_, first), limits).cost.cycles +
-                         launch_gap_cycles +
-                         plan_convolution(shape_of(context_, second), limits).cost.cycles;
-    if (!fuses(plan.possible, plan.cost.cycles, apart)) {
+    const CouplePlan plan = plan_paying_couple(shape, context_.queue.limits);
+    if (!plan.possible) {
       return false;
     }
     Couple couple;

@@ -9,7 +9,7 @@
 
 #include <cstdlib>
 
-#include "plan.h"
+#include "../plan/plan.h"
 
 namespace fassd::cuda {
 

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -9,68 +8,33 @@ namespace fassd::cuda {
 
 namespace {
 
-constexpr int wide_tiles = 4, narrow_tiles = 2;  // blocks of 32 or 16 output channels
-
-int extent(int results, int stride, int dilation) {
-  return (results - 1) * stride + 2 * dilation + 1;
-}
-
-// The tile and its places in shared memory; one that needs the fewest pixels of the picture.
-Stem plan_stem(const ConvolutionCall& call, const ConvolutionShape& shape, int n_tiles) {
-  Stem best;
-  for (int width_log2 = 3; width_log2 <= 6; width_log2++) {
-    Stem stem;
-    const int width = 1 << width_log2, height = stem_pixels / width;
-    stem.tile = {width_log2, height, int(divide_up(shape.out_width, width)),
-                 int(divide_up(shape.out_height, height)),
-                 int(divide_up(shape.out_channels, n_tiles * 8))};
-    stem.patch_rows = extent(height, shape.stride_h, shape.dilation_h);
-    stem.patch_columns = extent(width, shape.stride_w, shape.dilation_w);
-    const auto pixels = [](const Stem& s) { return int64_t(s.patch_rows) * s.patch_columns; };
-    if (best.patch_rows == 0 || pixels(stem) < pixels(best)) {
-      best = stem;
-    }
-  }
-  best.source = call.inputs[0];
-  best.weight = call.filter.weight;
-  best.out_height = shape.out_height;
-  best.out_width = shape.out_width;
-  best.stride_h = call.stride_h;
-  best.stride_w = call.stride_w;
-  best.dilation_h = call.dilation_h;
-  best.dilation_w = call.dilation_w;
-  best.epilogue = call.epilogue;
-  best.matrix = int(round_up(best.patch_rows * best.patch_columns * stem_channels * 2, 16));
-  best.weights = best.matrix + stem_pixels * stem_pitch;
-  best.table = best.weights + stem_depth * weight_row(n_tiles * 8) * 2;
-  const int staging = stem_pixels * staging_row(n_tiles * 8) * 4;
-  best.shared_bytes = std::max(best.table + stem_channels * 256 * 2, staging);
-  return best;
-}
-
 template <typename T, bool bytes>
 void launch_stem(const Context& context, const ConvolutionCall& call,
                  const NormalizationTable& table) {
   const ConvolutionShape shape = shape_of(context, call);
-  const bool wide = shape.out_channels > narrow_tiles * 8;
-  const Stem stem = plan_stem(call, shape, wide ? wide_tiles : narrow_tiles);
-  const int64_t blocks =
-      call.batch * stem.tile.across * int64_t(stem.tile.down) * int64_t(stem.tile.columns);
-  const auto kernel =
-      wide ? &stem_kernel<T, bytes, wide_tiles> : &stem_kernel<T, bytes, narrow_tiles>;
-  context.queue.launch(kernel, grid_of(context.op, "tiles", blocks), dim3(stem_warps * 32),
-                       stem.shared_bytes, stem, table);
+  const StemPlan plan = plan_stem(shape, context.queue.limits);
+  Stem stem;
+  stem.source = call.inputs[0];
+  stem.weight = call.filter.weight;
+  stem.out_height = shape.out_height;
+  stem.out_width = shape.out_width;
+  stem.stride_h = call.stride_h;
+  stem.stride_w = call.stride_w;
+  stem.dilation_h = call.dilation_h;
+  stem.dilation_w = call.dilation_w;
+  stem.tile = plan.tile;
+  stem.patch_rows = plan.patch_rows;
+  stem.patch_columns = plan.patch_columns;
+  stem.matrix = plan.matrix;
+  stem.weights = plan.weights;
+  stem.table = plan.table;
+  stem.epilogue = call.epilogue;
+  const auto kernel = plan.n_tiles == 4 ? &stem_kernel<T, bytes, 4> : &stem_kernel<T, bytes, 2>;
+  context.queue.launch(kernel, grid_of(context.op, "tiles", plan.cost.blocks),
+                       dim3(stem_warps * 32), plan.shared_bytes, stem, table);
 }
 
 }  // namespace
-
-bool is_stem(const Context& context, const ConvolutionCall& call) {
-  const int largest = 8;  // beyond, a tile's pixels of the picture would fill shared memory
-  return context.arithmetic == Arithmetic::half && call.inputs.size() == 1 &&
-         call.inputs[0].channels == stem_channels && call.filter.kernel_h == 3 &&
-         call.filter.kernel_w == 3 && call.prologue.scale == nullptr && call.stride_h <= 3 &&
-         call.stride_w <= 3 && call.dilation_h <= largest && call.dilation_w <= largest;
-}
 
 void run_stem(const Context& context, const ConvolutionCall& call,
               const NormalizationTable* table) {
@@ -146,7 +110,7 @@ Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const Optio
     call.dilation_h = limited(dilations[0]);
     call.dilation_w = limited(dilations[1]);
     call.epilogue.slope = vectors[1];
-    if (is_stem(context, call)) {
+    if (is_stem(shape_of(context, call))) {
       const NormalizationTable table = context.dtype == ScalarType::Half
                                            ? table_of<__half>(mean, std)
                                            : table_of<__nv_bfloat16>(mean, std);

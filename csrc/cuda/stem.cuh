@@ -13,10 +13,6 @@
 
 namespace fassd::cuda {
 
-constexpr int stem_warps = 8, stem_m_tiles = 2, stem_depth = 32, stem_channels = 3;
-constexpr int stem_pixels = stem_warps * stem_m_tiles * 16;
-constexpr int stem_pitch = stem_depth * 2 + slot_padding;  // bytes
-
 // What each value of a byte becomes, for each channel of the network's input (BGR).
 struct NormalizationTable {
   uint16_t values[stem_channels][256];
@@ -28,8 +24,8 @@ struct Stem {
   int out_height = 0, out_width = 0;  // before pooling
   int stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1;
   Tile tile;
-  int patch_rows = 0, patch_columns = 0;                     // pixels of the picture under a tile
-  int matrix = 0, weights = 0, table = 0, shared_bytes = 0;  // offsets in shared memory
+  int patch_rows = 0, patch_columns = 0;   // pixels of the picture under a tile
+  int matrix = 0, weights = 0, table = 0;  // offsets in shared memory
   Epilogue epilogue;
 };
 

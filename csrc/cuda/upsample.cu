@@ -8,10 +8,8 @@ namespace fassd::cuda {
 
 namespace {
 
-constexpr int block_threads = 256;
+constexpr int block_threads = argmax_threads;
 constexpr int64_t most_blocks = int64_t(1) << 20;  // more pixels are walked in strides
-
-constexpr int64_t most_rows = 32768;  // of a grid's second axis
 
 unsigned blocks_of(int64_t items) {
   return static_cast<unsigned>(std::min(divide_up(items, block_threads), most_blocks));
@@ -172,20 +170,16 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size) {
   }
   const Source source = source_of("upsample_argmax", input);
   uint8_t* labels = static_cast<uint8_t*>(out.mutable_data_ptr());
-  // Columns that 256 pixels lie between, and room for them; four floats keep them in other banks.
-  const int64_t columns =
-      width > 1 ? block_threads * int64_t(source.width - 1) / (width - 1) + 3 : 2;
-  const int pitch = int(round_up(source.channels, lanes)) + 4;
-  const int64_t shared_bytes = columns * pitch * int64_t(sizeof(float));
+  const ArgmaxPlan plan = plan_argmax(result.batch, source.channels, source.width, height, width);
   const int64_t rows = result.batch * result.height;
   with_type("upsample_argmax", context.dtype, [&](auto type) {
     using T = decltype(type);
-    if (source.width <= width && shared_bytes <= 48 * 1024 && rows <= most_rows * most_rows) {
-      const int64_t down = std::min(rows, most_rows);
+    if (plan.by_rows) {
+      const int64_t down = std::min(rows, most_argmax_rows);
       const dim3 grid = grid_of("upsample_argmax", "parts of rows", divide_up(width, block_threads),
                                 down, divide_up(rows, down));
-      context.queue.launch(&upsample_argmax_row_kernel<T>, grid, dim3(block_threads), shared_bytes,
-                           source, labels, rows, height, width, pitch);
+      context.queue.launch(&upsample_argmax_row_kernel<T>, grid, dim3(block_threads),
+                           plan.shared_bytes, source, labels, rows, height, width, plan.pitch);
     } else {
       context.queue.launch(&upsample_argmax_kernel<T>, dim3(blocks_of(pixels)), dim3(block_threads),
                            0, source, labels, height, width, pixels);

@@ -17,11 +17,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fassd.bench.costs.training import PASSES, training_step
 from fassd.bench.costs.triton import Planned, plan_network
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.aot import Resources, examine_all
 from fassd_kernels.triton.device import Device, device_named
-from fassd_kernels.triton.training import PASSES, training_step
 from fassd_kernels.tuning.options import parse_dtype, parse_output, parse_size
 
 
@@ -135,13 +135,13 @@ def render(rows: Sequence[Row], title: str) -> Table:
 
 
 def print_training(model: str, height: int, width: int, device: Device) -> None:
-    """The answer of :mod:`training` for one network."""
+    """Print the times of a training step of one network, see :mod:`fassd.bench.costs.training`."""
     step = training_step(model, height, width)
     best = step.seconds("fused statistics", device)
     print(f"{model}, one picture of {height}x{width} in training, 16 bits, on {device.name}:")
-    for way in PASSES:
-        seconds = step.seconds(way, device)
-        print(f"  {way:<17} {seconds * 1e3:6.3f} ms  {seconds / best:.3f}")
+    for kernels in PASSES:
+        seconds = step.seconds(kernels, device)
+        print(f"  {kernels:<17} {seconds * 1e3:6.3f} ms  {seconds / best:.3f}")
 
 
 def main(

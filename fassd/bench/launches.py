@@ -13,8 +13,8 @@ from rich.text import Text
 from fassd.bench.run import Job, plain_table, torch_dtype
 
 if TYPE_CHECKING:
-    from fassd.bench.costs.cuda import Goal, Prediction
     from fassd.bench.costs.cuda import Group as Launches
+    from fassd.bench.costs.cuda import Prediction
 
 __all__ = ["LaunchReport", "run_launches"]
 
@@ -59,7 +59,6 @@ class LaunchReport:
 
     job: Job
     prediction: Prediction
-    goals: tuple[Goal, ...]
     note: str
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +66,6 @@ class LaunchReport:
         return {
             "job": asdict(self.job),
             **self.prediction.to_json(),
-            "goals": [goal.to_json() for goal in self.goals],
             "note": self.note,
         }
 
@@ -86,7 +84,6 @@ class LaunchReport:
             heading,
             Text(self._summary()),
             self._table(options.max_width >= WIDE),
-            *(Text.assemble("goal: ", *_verdict(goal)) for goal in self.goals),
             Text(self.note or "measured: from the end of a kernel to the end of the next"),
             Text(legend, style="dim"),
         )
@@ -134,11 +131,6 @@ class LaunchReport:
         return table
 
 
-def _verdict(goal: Goal) -> tuple[str, tuple[str, str]]:
-    met = ("met", "bold green") if goal.is_met else ("not met", "bold red")
-    return f"{goal.text}; predicted {goal.described}, ", met
-
-
 def run_launches(
     job: Job,
     gpu: str,
@@ -163,21 +155,15 @@ def run_launches(
 
     step("planning")
     device = predict.find_device(gpu)
-    predicted = {
-        batch: predict.predict_network(
-            job.model,
-            *job.size,
-            device,
-            batch=batch,
-            dtype=torch_dtype(job.dtype),
-            classes=job.classes,
-            alpha=job.alpha,
-        )
-        # The goal of a batch is one over single frames.
-        for batch in dict.fromkeys((job.batch, 1 if job.batch == predict.GOAL_BATCH else job.batch))
-    }
-    prediction = predicted[job.batch]
-    goals = tuple(predict.goals_of(prediction, predicted.get(1)))
+    prediction = predict.predict_network(
+        job.model,
+        *job.size,
+        device,
+        batch=job.batch,
+        dtype=torch_dtype(job.dtype),
+        classes=job.classes,
+        alpha=job.alpha,
+    )
     why = timeline.unmeasurable(device.name)
     if not why:
         step("measuring")
@@ -188,4 +174,4 @@ def run_launches(
             # What was predicted is worth showing all the same.
             why = str(error)
     tick()
-    return LaunchReport(job, prediction, goals, why and f"not measured: {why}")
+    return LaunchReport(job, prediction, why and f"not measured: {why}")

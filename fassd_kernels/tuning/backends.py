@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fassd
 from fassd_kernels import ops, reference
 from fassd_kernels.accelerate import accelerate
-from fassd_kernels.backends import AUTO, Backend, backends, refusal
+from fassd_kernels.backends import Backend, backends, refusal
 from fassd_kernels.choices import (
     IMAGES,
     OPTIONS,
@@ -458,7 +458,7 @@ def command(
     """
     if gpu is not None:
         with assuming(device_named(gpu)), recording():
-            calls = record_calls(model, *size, batch, dtype, torch.device("cpu"), AUTO)
+            calls = record_calls(model, *size, batch, dtype, torch.device("cpu"), "triton")
         for call in calls:
             print(call.key)
         print(f"{len(calls)} calls")

@@ -29,7 +29,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fassd
 from fassd_kernels import reference
 from fassd_kernels.accelerate import accelerate
-from fassd_kernels.backends import AUTO
 from fassd_kernels.ops import TRITON_NAMESPACE, operator
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.aot import Resources, source_of, try_examine
@@ -150,9 +149,8 @@ def record_network(
     """The calls of a variant of the family on a random picture."""
     torch.manual_seed(0)
     model = fassd.create_model(name).eval().to(place)
-    # By name, where another might be faster; what is only planned is Triton's anyway.
-    backend = AUTO if availability.is_recording() else "triton"
-    fast = accelerate(model, dtype=dtype, output="labels", inplace=True, backend=backend)
+    # By name, where another might be faster.
+    fast = accelerate(model, dtype=dtype, output="labels", inplace=True, backend="triton")
     picture = torch.randn(batch, 3, height, width, dtype=dtype, device=place)
     with torch.no_grad(), Calls() as calls:
         fast(picture)

@@ -7,26 +7,26 @@ here holds for any.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fassd.bench.costs import cuda as predict
-from fassd.bench.costs.cuda import Convolution, Limits, Model, Pair, goals_of, plans_together
+from fassd.bench.costs.cuda import Convolution, Limits, Model
+from fassd_kernels import ops
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import KNOWN
+from fassd_kernels.tuning.tiles import RecordedCall
 
 pytestmark = pytest.mark.skipif(
     bool(availability.triton_missing()), reason=availability.triton_missing()
 )
-CSRC = Path(__file__).parents[2] / "csrc" / "cuda"
 H200 = next(device for device in KNOWN if device.name == "NVIDIA H200")
 LIMITS = Limits(H200.multiprocessors, H200.shared, 90)
-STEM = Convolution(1, (64, 64), (3,), 16, (3, 3), predict.HALF, (32, 32), (2, 2))
+GAP = 2500  # clocks between two launches: launch_gap_cycles in csrc/plan/plan.h
+FUSION = "FASSD_KERNELS_CUDA_FUSION"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,75 @@ def labelled(prediction, label, channels=None):
     return found
 
 
+def tensor(*shape, dtype=torch.float16):
+    """Of a shape and a type, and no values: an answer depends on nothing else."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def answer(name, *arguments, device=H200, dtype=torch.float16, tf32=False, **keywords):
+    return Model(device, dtype, tf32).answer(RecordedCall(name, arguments, keywords))
+
+
+def conv(channels, out, size, kernel=(3, 3), dtype=torch.float16, batch=1, **keywords):
+    inputs = [tensor(batch, c, *size, dtype=dtype) for c in channels]
+    weight = tensor(out, sum(channels), *kernel, dtype=dtype)
+    (found,) = answer("conv_act", inputs, weight, dtype=dtype, **keywords)
+    return found
+
+
+def pair(size, channels, middle, out, dilation, batch=1):
+    """The launches of a 3x1 and a 1x3."""
+    weights = tensor(middle, channels, 3, 1), tensor(out, middle, 1, 3)
+    return answer(
+        "asymmetric_conv", tensor(batch, channels, *size), *weights, dilation=dilation
+    )  # fmt: skip
+
+
+def branches(size, channels, width, dilations, batch=1):
+    """The launches of DAPF's branches, without the convolution that projects them."""
+    weights = [tensor(width, channels, 1, 1)]
+    for _ in dilations:
+        weights += [tensor(width, channels, 3, 1), tensor(width, width, 1, 3)]
+    weights.append(tensor(channels, width * (1 + len(dilations)), 1, 1))
+    biases = [tensor(weight.shape[0]) for weight in weights]
+    image = tensor(batch, channels, *size)
+    *found, project = answer("dapf", image, weights, biases, dilations=dilations)
+    assert project["label"] == "dapf project"
+    return found
+
+
+def block(size, channels, widths):
+    """The launches of a HarDBlock."""
+    sources = {1: (0,), 2: (1, 0), 3: (2,), 4: (3, 2, 0)}
+    known = (channels, *widths)
+    weights = [
+        tensor(width, sum(known[i] for i in sources[layer]), 3, 3)
+        for layer, width in enumerate(widths, start=1)
+    ]
+    biases = [tensor(width) for width in widths]
+    return answer("hardblock", tensor(1, channels, *size), weights, biases)
+
+
 # --- launches -------------------------------------------------------------------------------------
+
+
+def test_every_operator_answers():
+    names = set(ops.SCHEMAS)
+    assert names == {name for name in names if hasattr(torch.ops.fassd_kernels_plan, name)}
+
+
+@pytest.mark.parametrize(
+    "gpu", [[132, 232448], [132, 232448, 90, 1], [0, 232448, 90], [1, 2**31, 90]]
+)
+def test_limits_that_no_gpu_has(gpu):
+    with pytest.raises(RuntimeError, match=r"gpu h.*expected"):
+        torch.ops.fassd_kernels_plan.upsample(tensor(1, 3, 4, 4), [8, 8], gpu=gpu)
+
+
+def test_an_answer_checks_the_call():
+    with pytest.raises(RuntimeError, match="conv_act: weight takes 5 input channels, but 4 come"):
+        answer("conv_act", [tensor(1, 4, 8, 8)], tensor(8, 5, 3, 3))
+    assert answer("upsample", tensor(0, 4, 8, 8), [16, 16]) == []
 
 
 def test_launches_of_fassd_net(fassd_net):
@@ -66,6 +134,7 @@ def test_launches_of_fassd_net(fassd_net):
     assert sum(label.startswith("upsample_conv1x1") for label in labels) == 6
     assert sum(label in ("mda reduce", "mda square", "mda tail") for label in labels) == 9
     assert labels[-1] == "upsample_argmax"
+    assert fassd_net.launches[-1].kernel == "upsample_argmax_row_kernel"
     assert pairs.count("dapf project") == 1
     assert len(labels) == len(blocks) + 9 + 6 + 9 + 1 + len(pairs)
     # Branches together or apart: one launch, or one a convolution.
@@ -90,16 +159,47 @@ def test_three_channels_are_one_axis_with_the_taps(fassd_net):
     assert second.kernel == "convolution_kernel"
     # 16 x 16 pixels of the result need the fewest of the picture: 33 x 33, three values of 2 bytes.
     assert first.loaded == first.blocks * (2 * 3 * 33 * 33 + 2 * 32 * 16)
-    wide = replace(STEM, out_channels=40)
-    assert predict.stem_plan(wide, LIMITS).tile.startswith("256 px x 32 ch")
+    stem = conv((3,), 40, (64, 64), stride=(2, 2))
+    (blocks,) = stem["blocks"]
+    assert stem["kernel"] == "stem_kernel" and blocks["tile_width"] * blocks["tile_height"] == 256
+    assert blocks["n_tiles"] == 4
     for other in (
-        replace(STEM, channels=(4,)),
-        replace(STEM, stride=(4, 1)),
-        replace(STEM, dilation=(1, 9)),
-        replace(STEM, arithmetic=predict.FLOAT32),
-        replace(STEM, kernel=(1, 1)),
+        conv((4,), 16, (64, 64), stride=(2, 2)),
+        conv((3,), 16, (64, 64), stride=(4, 1)),
+        conv((3,), 16, (64, 64), dilation=(1, 9)),
+        conv((3,), 16, (64, 64), dtype=torch.float32),
+        conv((3,), 16, (64, 64), kernel=(1, 1)),
     ):
-        assert predict.is_stem(STEM) and not predict.is_stem(other)
+        assert other["kernel"] == "convolution_kernel"
+
+
+def test_a_picture_of_bytes_is_normalized_on_its_way_in():
+    picture = torch.empty(1, 64, 64, 3, dtype=torch.uint8, device="meta")
+    mean, std = [0.0] * 3, [1.0] * 3
+    stem, wide = (
+        answer("normalize_conv_act", picture, tensor(16, 3, *kernel), mean=mean, std=std)
+        for kernel in ((3, 3), (1, 1))
+    )
+    assert [x["kernel"] for x in stem] == ["stem_kernel"]
+    assert stem[0]["bytes"] == 64 * 64 * 3 + 2 * (16 * 64 * 64 + 9 * 3 * 16)
+    assert [x["kernel"] for x in wide] == ["normalize_kernel", "convolution_kernel"]
+    assert wide[0]["bytes"] == 3 * 64 * 64 * (1 + 2)
+
+
+def test_a_pool_leaves_the_last_odd_row_out():
+    """Blocks cover what is computed; operations are those that reach the result."""
+    pooled = conv((16,), 24, (21, 33), pool=2)
+    assert (pooled["height"], pooled["width"]) == (10, 16)
+    assert pooled["operations"] == 2 * 20 * 32 * 9 * 16 * 24
+    assert pooled["convolution"]["out_size"] == [21, 33]
+
+
+def test_more_inputs_than_a_launch_knows_are_joined():
+    channels = (4,) * 10
+    weight = tensor(8, 40, 1, 1)
+    *joins, last = answer("conv_act", [tensor(1, c, 16, 16) for c in channels], weight)
+    assert [x["kernel"] for x in joins] == ["join_kernel"] * 3
+    assert last["channels"] == "+".join(["4"] * 7 + ["12"]) + ">8"
 
 
 def test_bytes_of_mda_are_those_of_the_cuda_kernels(fassd_net):
@@ -107,8 +207,12 @@ def test_bytes_of_mda_are_those_of_the_cuda_kernels(fassd_net):
     pixels = 256 * 512
     (tail,) = labelled(fassd_net, "mda tail", "31>63")
     assert tail.bytes == 2 * (pixels * (31 + 63 + 63) + 31 * 63)
-    pair = Pair(1, (256, 512), 31, 31, 31, 2, False, predict.HALF)
-    launches = list(Model(H200, torch.float16).pairs("mda", [pair], addends=1))
+    launches = [
+        launch
+        for launch in fassd_net.launches
+        if launch.label in ("mda asymmetric", "mda 3x1", "mda 1x3")
+        and launch.channels in ("31>31>31", "31>31")
+    ]
     images, weights = [launch.bytes for launch in launches], 3 * 31 * 31
     if len(launches) == 1:
         assert images == [2 * (pixels * 31 * 3 + 2 * weights)]
@@ -119,11 +223,15 @@ def test_bytes_of_mda_are_those_of_the_cuda_kernels(fassd_net):
     )
 
 
-def test_taps_that_read_only_padding_are_not_counted(fassd_net):
+def test_taps_that_read_only_padding_are_not_counted(monkeypatch):
     """On a map of 32 rows, the 3x1 at dilation 36 is a 1x1."""
-    pair = Pair(1, (32, 64), 224, 112, 112, 36, False, predict.HALF)
-    assert [c.plan(LIMITS).taps for c in pair.convolutions] == [1, 3]
-    assert pair.operations == (2 * 32 * 64 * 224 * 112, 2 * 32 * (64 + 2 * 28) * 112 * 112)
+    monkeypatch.setenv(FUSION, "never")
+    launches = pair((32, 64), 224, 112, 112, 36)
+    assert [x["blocks"][0]["taps"] for x in launches] == [1, 3]
+    assert [x["operations"] for x in launches] == [
+        2 * 32 * 64 * 224 * 112,
+        2 * 32 * (64 + 2 * 28) * 112 * 112,
+    ]
 
 
 @pytest.mark.parametrize("arithmetic", [predict.HALF, predict.TF32, predict.FLOAT32])
@@ -154,133 +262,119 @@ def test_numbers_of_a_launch_are_those_of_its_plan(fassd_net):
     assert launch.predicted == pytest.approx(body + 1.5e-6)
 
 
-# --- pairs: run_pairs in asymmetric_conv.cu -------------------------------------------------------
+def test_tf32_is_answered_where_the_gpu_has_it():
+    t4 = predict.find_device("t4")
+    for device, tf32, arithmetic in ((H200, True, "tf32"), (H200, False, "float32")):
+        found = conv((16,), 16, (8, 8), dtype=torch.float32, device=device, tf32=tf32)
+        assert found["arithmetic"] == arithmetic
+    found = conv((16,), 16, (8, 8), dtype=torch.float32, device=t4, tf32=True)
+    assert found["arithmetic"] == "float32"
 
 
-@pytest.mark.parametrize(
-    ("file", "name", "value"),
-    [
-        ("plan.h", "launch_gap_cycles", predict.LAUNCH_GAP_CYCLES),
-        ("asymmetric_conv.cuh", "most_pairs", predict.MOST_PAIRS),
-        ("plan.cpp", "launch_cycles", predict.BLOCK_CYCLES),
-        ("stem.cuh", "stem_depth", predict.STEM_DEPTH),
-        ("stem.cu", "largest", predict.STEM_REACH["dilation"]),
-    ],
-)
-def test_constants_are_those_of_the_sources(file, name, value):
-    (found,) = re.findall(rf"\b{name} = (\d+)", (CSRC / file).read_text())
-    assert int(found) == value
+# --- several convolutions in one launch -----------------------------------------------------------
 
 
-def stub(cycles, apart, blocks=132, warps=8, n_tiles=4):
-    """A pair whose plan takes `cycles`, and whose convolutions take `apart`."""
-    plan = SimpleNamespace(warps=warps, n_tiles=n_tiles, cycles=cycles, blocks=blocks)
-    convolutions = [SimpleNamespace(plan=lambda _, c=c: SimpleNamespace(cycles=c)) for c in apart]
-    return SimpleNamespace(
-        plan=lambda _: None if cycles is None else plan, convolutions=convolutions
-    )
+def alternatives(monkeypatch, ask):
+    """What is launched by itself, together where that is possible, and apart."""
+    found = [ask()]
+    for asked in ("always", "never"):
+        monkeypatch.setenv(FUSION, asked)
+        found.append(ask())
+    monkeypatch.delenv(FUSION)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("pairs", "together"),
-    [
-        ([stub(12_500, (5_000, 5_000))], True),  # as much as two, and the gap between them
-        ([stub(12_501, (5_000, 5_000))], False),
-        # Three convolutions have two gaps between them.
-        ([stub(5_000, (1_000,)), stub(3_000, (1_000, 1_000))], True),
-        ([stub(5_000, (1_000,)), stub(3_001, (1_000, 1_000))], False),
-        # Those of half a wave share the multiprocessors: as long as one, not as two.
-        ([stub(8_000, (1_000,), 66), stub(8_000, (1_000, 1_000), 66)], True),
-        ([stub(8_001, (1_000,), 66), stub(8_001, (1_000, 1_000), 66)], False),
-        # One and a half waves are planned as two.
-        ([stub(8_000, (1_000,), 198), stub(2_000, (1_000, 1_000))], True),
-        ([stub(8_000, (1_000,), 198), stub(2_001, (1_000, 1_000))], False),
-        ([stub(1, (9_000, 9_000)), stub(None, (9_000, 9_000))], False),
-        ([stub(1, (9_000, 9_000)), stub(1, (9_000, 9_000), warps=4)], False),
-        ([stub(1, (9_000, 9_000)), stub(1, (9_000, 9_000), n_tiles=8)], False),
-        ([stub(1, (9_000, 9_000))] * 4, True),
-        ([stub(1, (9_000, 9_000))] * 5, False),
-    ],
-)
-def test_when_pairs_are_one_launch(pairs, together):
-    plans = plans_together(pairs, LIMITS)
-    assert (plans is not None) == together
-    assert plans is None or len(plans) == len(pairs)
+def cycles(launches):
+    """As much as launches take one after the other, with the gaps between them."""
+    return sum(launch["cycles"] for launch in launches) + GAP * (len(launches) - 1)
 
 
-@pytest.mark.parametrize(("asked", "launches"), [("always", True), ("never", False)])
-def test_fusion_that_is_asked_for(monkeypatch, asked, launches):
-    monkeypatch.setenv("FASSD_KERNELS_CUDA_FUSION", asked)
-    assert (plans_together([stub(99_999, (1, 1))], LIMITS) is not None) == launches
-    assert (plans_together([stub(1, (99_999, 99_999))], LIMITS) is not None) == launches
-    assert plans_together([stub(None, (9, 9))], LIMITS) is None
+@pytest.mark.parametrize("size", [(4, 8), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512)])
+@pytest.mark.parametrize("width", [8, 31, 61, 112])
+def test_pairs_are_one_launch_where_that_pays(monkeypatch, size, width):
+    for dilation in (1, 4, 36):
+        own, together, apart = alternatives(
+            monkeypatch, lambda d=dilation: pair(size, width, width, width, d)
+        )
+        assert [x["kernel"] for x in together] == ["pair_kernel"]
+        assert [x["kernel"] for x in apart] == ["convolution_kernel"] * 2
+        assert own == (together if cycles(together) <= cycles(apart) else apart)
 
 
-def test_a_wide_pair_is_two_launches():
-    pair = Pair(1, (16, 32), 40, 136, 136, 2, False, predict.HALF)
-    assert pair.plan(LIMITS) is None
-    launches = list(Model(H200, torch.float16).pairs("asymmetric", [pair]))
-    assert [(x.label, x.channels, x.taps, x.kernel) for x in launches] == [
-        ("asymmetric 3x1", "40>136", "3", "convolution_kernel"),
-        ("asymmetric 1x3", "136>136", "3", "convolution_kernel"),
+@pytest.mark.parametrize("size", [(8, 16), (16, 32), (32, 64), (64, 128)])
+def test_branches_are_one_launch_where_that_pays(monkeypatch, size):
+    """Those of half a wave share the multiprocessors: as long as one, not as all of them."""
+    own, together, apart = alternatives(monkeypatch, lambda: branches(size, 224, 112, (12, 24, 36)))
+    assert len(apart) == 7
+    if len(together) == 1:
+        blocks = together[0]["blocks"]
+        waves = [b["blocks"] / LIMITS.multiprocessors for b in blocks]
+        spread = sum(b["cycles"] / math.ceil(w) * w for b, w in zip(blocks, waves, strict=True))
+        longest = max(b["cycles"] for b in blocks)
+        assert together[0]["cycles"] == pytest.approx(max(longest, spread))
+        assert len({(b["warps"], b["n_tiles"]) for b in blocks}) == 1
+        assert own == (together if cycles(together) <= cycles(apart) else apart)
+
+
+def test_more_branches_than_a_launch_takes(monkeypatch):
+    monkeypatch.setenv(FUSION, "always")
+    assert len(branches((32, 64), 64, 32, (2, 4, 6))) == 1
+    assert len(branches((32, 64), 64, 32, (2, 4, 6, 8))) == 9
+
+
+def test_a_wide_pair_is_two_launches(monkeypatch):
+    monkeypatch.setenv(FUSION, "always")
+    launches = pair((16, 32), 40, 136, 136, 2)
+    taps = [x["blocks"][0]["taps"] for x in launches]
+    assert [(x["label"], x["channels"], x["kernel"]) for x in launches] == [
+        ("asymmetric 3x1", "40>136", "convolution_kernel"),
+        ("asymmetric 1x3", "136>136", "convolution_kernel"),
     ]
-    assert [x.bytes for x in launches] == [
+    assert taps == [3, 3]
+    assert [x["bytes"] for x in launches] == [
         2 * (512 * (40 + 136) + 3 * 40 * 136),
         2 * (512 * (136 + 136) + 3 * 136 * 136),
     ]
 
 
 def test_branches_of_one_launch(monkeypatch):
-    single = Pair(2, (32, 64), 224, 112, 112, 1, True, predict.HALF)
-    pairs = [single, *(Pair(2, (32, 64), 224, 112, 112, d, False, predict.HALF) for d in (12, 24))]
-    plans = [pair.plan(LIMITS) for pair in pairs]
-    monkeypatch.setattr(predict, "plans_together", lambda *_: plans)
-    (launch,) = Model(H200, torch.float16).pairs("dapf", pairs)
+    monkeypatch.setenv(FUSION, "always")
+    (found,) = branches((32, 64), 224, 112, (12, 24), batch=2)
+    launch = Model(H200, torch.float16).launch(found)
+    blocks = found["blocks"]
     assert launch.label == "dapf branches" and launch.kernel == "pair_kernel"
     assert launch.channels == "224>112, 2x 224>112>112"
-    assert launch.taps == "+".join(str(plan.taps) for plan in plans)
-    assert launch.blocks == sum(plan.blocks for plan in plans)
-    assert launch.resident == min(plan.resident for plan in plans)
-    assert launch.shared_bytes == max(plan.shared_bytes for plan in plans)
+    assert launch.taps == "+".join(str(b["taps"]) for b in blocks)
+    assert launch.blocks == sum(b["blocks"] for b in blocks)
+    assert launch.resident == min(b["resident"] for b in blocks)
+    assert launch.shared_bytes == max(b["shared_bytes"] for b in blocks)
     weights = 224 * 112 + 2 * 3 * 112 * (224 + 112)
     assert launch.bytes == 2 * (2 * 32 * 64 * (224 + 3 * 112) + weights)
 
 
-# --- couples: hardblock.cu ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("cycles", "together"), [(12_500, True), (12_501, False), (None, False)])
-def test_when_layers_are_one_launch(cycles, together):
-    """As much as two, and the gap between them."""
-    plan = None if cycles is None else SimpleNamespace(cycles=cycles)
-    layers = [SimpleNamespace(plan=lambda _: SimpleNamespace(cycles=5_000))] * 2
-    couple = SimpleNamespace(plan=lambda _: plan, layers=layers)
-    assert predict.couple_together(couple, LIMITS) is (plan if together else None)
+@pytest.mark.parametrize("size", [(4, 8), (32, 64), (128, 256)])
+@pytest.mark.parametrize(("channels", "widths"), [(48, (10, 18)), (64, (16, 28)), (33, (24, 70))])
+def test_layers_are_one_launch_where_that_pays(monkeypatch, size, channels, widths):
+    own, together, apart = alternatives(monkeypatch, lambda: block(size, channels, widths))
+    assert [x["kernel"] for x in together] == ["couple_kernel"]
+    assert [x["kernel"] for x in apart] == ["convolution_kernel"] * 2
+    assert own == (together if cycles(together) <= cycles(apart) else apart)
 
 
 def test_a_couple_and_its_layers(monkeypatch):
     """48 to 10 channels, then these and the 48 to 18: the 48 are read once, the 10 only written."""
-    kept = []
-
-    def planned(couple, limits):
-        kept.append(couple)
-        return couple.plan(limits) if len(kept) == 1 else None
-
-    monkeypatch.setattr(predict, "couple_together", planned)
-    prediction = predict.predict_network("fassd_net", 256, 512, H200)
-    couple, pixels = kept[0], 64 * 128
-    assert (couple.channels, couple.odd_channels, couple.even_channels) == ((48,), 10, 18)
-    assert [x.channels for x in couple.layers] == [(48,), (10, 48)]
-    assert [x.label for x in prediction.launches[4:7]] == [
-        "hardblock 1+2", "hardblock 3", "hardblock 4"
-    ]  # fmt: skip
-    launch, third = prediction.launches[4:6]
-    assert (launch.kernel, launch.channels) == ("couple_kernel", "48>10, 10+48>18")
-    assert launch.bytes == 2 * (pixels * (48 + 10 + 18) + 9 * (48 * 10 + 58 * 18))
-    assert launch.operations == 2 * pixels * 9 * (48 * 10 + 58 * 18)
-    assert launch.blocks == couple.plan(LIMITS).blocks
+    pixels = 64 * 128
+    monkeypatch.setenv(FUSION, "always")
+    couple, second = block((64, 128), 48, (10, 18, 10, 28))
+    assert (couple["label"], second["label"]) == ("hardblock 1+2", "hardblock 3+4")
+    assert (couple["kernel"], couple["channels"]) == ("couple_kernel", "48>10, 10+48>18")
+    assert couple["bytes"] == 2 * (pixels * (48 + 10 + 18) + 9 * (48 * 10 + 58 * 18))
+    assert couple["operations"] == 2 * pixels * 9 * (48 * 10 + 58 * 18)
+    assert second["channels"] == "18>10, 10+18+48>28"
+    monkeypatch.setenv(FUSION, "never")
+    third = block((64, 128), 48, (10, 18, 10, 28))[2]
     # Alone, an odd layer is written to the result and for the layer behind it.
-    assert third.bytes == 2 * (pixels * (18 + 2 * 10) + 9 * 18 * 10)
+    assert third["bytes"] == 2 * (pixels * (18 + 2 * 10) + 9 * 18 * 10)
 
 
 # --- sums -----------------------------------------------------------------------------------------
@@ -343,11 +437,12 @@ def test_a_batch_pays(light):
 
 
 def test_tf32_is_half_the_rate_of_halves():
-    assert Model(H200, torch.float32, tf32=True).rate == 989e12 / 2
-    assert Model(H200, torch.float32).rate == 67e12
-    t4 = predict.find_device("t4")
-    assert Model(t4, torch.float32, tf32=True).arithmetic == predict.FLOAT32  # it has none
-    assert Model(t4, torch.float16).rate == 65e12
+    assert Model(H200, torch.float32).rates == {
+        "half": 989e12,
+        "tf32": 989e12 / 2,
+        "float32": 67e12,
+    }
+    assert Model(predict.find_device("t4"), torch.float16).rates["half"] == 65e12
 
 
 def test_a_network_of_other_parts():
@@ -357,29 +452,6 @@ def test_a_network_of_other_parts():
     (mean,) = labelled(prediction, "aspp mean")
     assert (mean.kernel, mean.bytes, mean.blocks) == ("mean_kernel", 2 * 8 * 16 * 224, 0)
     assert not any(label.startswith(("dapf", "mda")) for label in labels)
-
-
-# --- goals ----------------------------------------------------------------------------------------
-
-
-def test_goals_are_for_the_h200_at_their_size(fassd_net, light):
-    (goal,) = goals_of(fassd_net)
-    assert (goal.limit, goal.unit, goal.figure) == (0.5, "ms", 1e3 * fassd_net.predicted)
-    assert goal.is_met == (fassd_net.predicted <= 0.5e-3)
-    assert goal.described == f"{1e3 * fassd_net.predicted:.3f} ms"
-    assert goals_of(light) == []
-    assert goals_of(replace(fassd_net, device=KNOWN[0])) == []
-    assert goals_of(replace(fassd_net, dtype="float32")) == []
-    assert goals_of(replace(fassd_net, network="baseline")) == []
-
-
-def test_goal_of_a_batch(fassd_net):
-    """Eight frames in the time of one are eight times the frames per second."""
-    batch = replace(fassd_net, batch=8)
-    (goal,) = goals_of(batch, fassd_net)
-    assert goal.figure == pytest.approx(8) and goal.limit == 1.3 and goal.is_met
-    assert goal.described == "8.00x"
-    assert goals_of(batch) == []
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -405,6 +477,6 @@ def test_what_is_missing_is_said(monkeypatch):
         patch.setattr(availability, "triton_missing", lambda: "Triton is not installed")
         with pytest.raises(ImportError, match=r"pip install 'fassd-net\[triton\]'.*not installed"):
             predict.find_device("h200")
-    monkeypatch.setattr(predict.torch.ops, "fassd_kernels", SimpleNamespace())
+    monkeypatch.setattr(predict.torch.ops, "fassd_kernels_plan", SimpleNamespace())
     with pytest.raises(ImportError, match=r"C\+\+ extension.*pip install"):
         predict.predict_network("fassd_net", 64, 64, H200)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import predicted
+from benchmarks.targets import load_predictions
 from fassd.models import list_models
 from fassd_kernels.triton import availability
 
@@ -37,7 +38,16 @@ def test_files(tmp_path, monkeypatch, capsys):
     assert len(rows) == 3 * 2 + 2 + 2 + len(first["rows"])
 
 
-def test_files_of_the_repository_are_of_all_networks():
-    record = json.loads((predicted.FOLDER / "cuda-h200.json").read_text())
-    singles = {p["network"] for p in record["predictions"] if p["batch"] == 1}
-    assert singles == set(list_models())
+def test_all_networks_are_predicted(monkeypatch):
+    asked = []
+    monkeypatch.setattr(predicted, "predict_network", lambda name, *_, **more: asked.append(name))
+    predicted.predictions_for(predicted.find_device("h200"))
+    assert asked == [*list_models(), "fassd_net"]
+
+
+def test_predictions_are_sane():
+    """Of the networks with a target, and the larger one takes longer."""
+    goals = {(goal["network"], goal["unit"]): goal for goal in load_predictions()}
+    assert set(goals) == {("fassd_net", "ms"), ("fassd_net", "x"), ("fassd_net_l2", "ms")}
+    assert 0.1 < goals["fassd_net_l2", "ms"]["figure"] < goals["fassd_net", "ms"]["figure"] < 1
+    assert 1 < goals["fassd_net", "x"]["figure"] < 8

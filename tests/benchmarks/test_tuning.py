@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.plan import build_plan, full_scale
 from benchmarks.process import TimeLimitError
 from benchmarks.report import problems, render
 from benchmarks.store import Store
-from benchmarks.targets import TARGETS, Target, Throughput, load_predictions
+from benchmarks.targets import TARGETS, Target, Throughput, goals_of
 from benchmarks.tuning import CONFIGS, tune
 
 PLACE = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}
@@ -206,12 +207,33 @@ def test_the_page_lists_every_target(report):
         assert f"| {row} |" in section
 
 
-def test_predictions_are_those_of_the_file(tmp_path):
-    path = tmp_path / "cuda-h200.json"
-    assert load_predictions(path) == []
-    goals = [{"network": "fassd_net", "unit": "ms", "figure": 0.4}]
-    path.write_text(json.dumps({"goals": goals}))
-    assert load_predictions(path) == goals
+def prediction(network: str, batch: int, seconds: float, **more: Any) -> Any:
+    known = {**PLACE, "batch": batch, "network": network, "output": "labels", **more}
+    device = SimpleNamespace(name=known.pop("gpu", "NVIDIA H200"))
+    rate = batch / seconds
+    return SimpleNamespace(device=device, predicted=seconds, frames_per_second=rate, **known)
+
+
+def test_goals_are_for_the_h200_at_their_size():
+    single = prediction("fassd_net", 1, 0.4e-3)
+    (goal,) = goals_of([single])
+    assert (goal["limit"], goal["unit"], goal["is_met"]) == (0.5, "ms", True)
+    assert goal["figure"] == pytest.approx(0.4) and goal["described"] == "0.400 ms"
+    assert not goals_of([prediction("fassd_net_l2", 1, 0.3e-3)])[0]["is_met"]
+    assert goals_of([prediction("fassd_net", 1, 0.4e-3, gpu="NVIDIA L4")]) == []
+    assert goals_of([prediction("fassd_net", 1, 0.4e-3, dtype="float32")]) == []
+    assert goals_of([prediction("fassd_net", 1, 0.4e-3, output="logits")]) == []
+    assert goals_of([prediction("baseline", 1, 0.4e-3)]) == []
+    assert goals_of([prediction("fassd_net", 1, 0.4e-3, width=1024)]) == []
+
+
+def test_goal_of_a_batch():
+    """Eight frames in twice the time of one are four times the frames per second."""
+    batch = prediction("fassd_net", 8, 0.8e-3)
+    assert goals_of([batch]) == []
+    _, goal = goals_of([prediction("fassd_net", 1, 0.4e-3), batch])
+    assert goal["figure"] == pytest.approx(4) and goal["limit"] == 1.3 and goal["is_met"]
+    assert (goal["unit"], goal["described"]) == ("x", "4.00x")
 
 
 # --- launches and tuning on the page --------------------------------------------------------------

@@ -72,7 +72,7 @@ def instruction_set() -> list[str]:
 @functools.cache
 def headers() -> bytes:
     """All that a source may include, in one hash: a change of any header builds everything."""
-    paths = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"), *ROOT.glob("csrc/cuda/*.h")]
+    paths = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"), *ROOT.glob("csrc/plan/*.h")]
     paths += INCLUDE.rglob("*.h")
     digest = hashlib.sha256()
     for path in sorted(paths):
@@ -172,7 +172,7 @@ def build(
 def build_backend(variant: str = "plain") -> Path:
     """The library of all of csrc/cuda; ``torch.ops.load_library`` takes its path."""
     sources = [
-        ROOT / "csrc" / "checks.cpp",
+        *(ROOT / "csrc" / name for name in ("checks.cpp", "plan/plan.cpp", "plan/fusion.cpp")),
         *sorted(ROOT.glob("csrc/cuda/*.cpp")),
         *sorted(ROOT.glob("csrc/cuda/*.cu")),
     ]

@@ -9,19 +9,19 @@ and per block of output channels from the last cache, and the gap between two la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 import fassd
+from fassd.bench.costs import DRAM_EFFICIENCY, LAUNCH_S
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.modules.network import Output
 from fassd_kernels.triton.aot import Source, source_of
 from fassd_kernels.triton.configurations import EFFICIENCY, L2_PER_DRAM
 from fassd_kernels.triton.device import Device, assuming
 from fassd_kernels.triton.program import Launch, Program, recording
-
-LAUNCH_S = 1.5e-6  # from launch to launch within a CUDA graph
-DRAM_EFFICIENCY = 0.85  # of the data sheet's bandwidth, that a copy reaches
+from fassd_kernels.tuning.tiles import Calls, RecordedCall
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Planned:
         return device.rates[0 if self.program.dtype.itemsize == 2 else 1]
 
 
-def plan_network(
+def record_network(
     name: str,
     height: int,
     width: int,
@@ -67,21 +67,27 @@ def plan_network(
     output: Output = "labels",
     classes: int = 19,
     alpha: int = 2,
-) -> list[Planned]:
-    """What a variant of the family launches on a GPU that need not be there.
+) -> tuple[list[RecordedCall], list[Program]]:
+    """The operator calls of a variant of the family, and what each launches through Triton.
 
     Args:
         name: a variant, as ``fassd list`` shows them.
-        height, width: of the picture.
-        device: to plan for.
-        batch: pictures at once.
-        dtype: of the network.
+        height, width: size of the picture.
+        device: the GPU to plan for, which need not be in this machine.
+        batch: number of pictures at once.
+        dtype: type of the network.
         output: ``labels`` or ``logits``.
-        classes, alpha: of the network.
+        classes, alpha: number of classes, and the network's parameter alpha.
     """
     model = fassd.create_model(name, num_classes=classes, alpha=alpha).eval()
-    fast = accelerate(model, dtype=dtype, output=output, inplace=True)
     picture = torch.empty(batch, 3, height, width, dtype=dtype)
-    with torch.no_grad(), assuming(device), recording() as programs:
+    with torch.no_grad(), assuming(device), recording() as programs, Calls() as calls:
+        fast = accelerate(model, dtype=dtype, backend="triton", output=output, inplace=True)
         fast(picture)
+    return [call for call in calls.seen if call.name != "pack_weight"], programs
+
+
+def plan_network(*arguments: Any, **keywords: Any) -> list[Planned]:
+    """The launches of the programs of :func:`record_network`, which takes the same arguments."""
+    _, programs = record_network(*arguments, **keywords)
     return [Planned(program, launch) for program in programs for launch in program.launches]

@@ -1,17 +1,4 @@
-"""Would fused training kernels pay? The time model's answer, in bytes.
-
-A convolution with batch norm and activation moves, per step of training, so many times its input X
-and its output Y (16-bit activations, everything larger than the cache):
-
-* forward: the convolution X + Y, statistics Y, normalise and activate 2 Y;
-* backward: reductions 2 Y, the gradient through both 3 Y, data gradient X + Y, weight gradient
-  X + Y.
-
-PyTorch op by op runs batch norm and activation apart, forward and backward: 5 Y more. Inductor
-fuses them: 3 X + 11 Y in all. Statistics in the convolution's epilogue save one reading of Y; the
-backward pass needs its sums before it can begin, so nothing is to be had there. What is left to win
-is one Y in 3 X + 11 Y.
-"""
+"""What fused training kernels could win, by the time model: ``docs/training-kernels.md``."""
 
 from __future__ import annotations
 
@@ -23,9 +10,9 @@ from torch import nn
 import fassd
 from fassd_kernels.triton.device import Device
 
-# Readings and writings of X and of Y in one step, forward and backward.
+# Times that one step, forward and backward, moves the inputs and the outputs of a convolution.
 PASSES = {"eager": (3, 16), "Inductor": (3, 11), "fused statistics": (3, 10)}
-RATE = 0.5  # of the data sheet's, that a training library's convolutions reach
+RATE = 0.5  # part of the data sheet's rate that a training library's convolutions reach
 
 
 @dataclass(frozen=True)
@@ -34,17 +21,20 @@ class TrainingStep:
 
     Attributes:
         inputs, outputs: bytes of all convolutions' inputs and outputs.
-        operations: of forward and backward convolutions.
+        operations: multiplications and additions of the convolutions, forward and backward.
     """
 
     inputs: int
     outputs: int
     operations: int
 
-    def seconds(self, way: str, device: Device) -> float:
-        """Memory and arithmetic one after the other: kernels of the one bound hide little of the
-        other."""
-        of_input, of_output = PASSES[way]
+    def seconds(self, kernels: str, device: Device) -> float:
+        """Seconds of a step run in one of the `PASSES`.
+
+        Memory and arithmetic one after the other: kernels of the one bound hide little of the
+        other.
+        """
+        of_input, of_output = PASSES[kernels]
         moved = of_input * self.inputs + of_output * self.outputs
         return moved / device.bandwidth + self.operations / (device.rates[0] * RATE)
 

@@ -1,7 +1,6 @@
 // How a convolution is cut into blocks: which kernel, which tile, how much shared memory, and what
-// that should cost. Plain C++ that knows nothing of CUDA, so that the plan of a GPU that is not
-// there can be asked for (fassd/bench/costs/cuda.py) and is the one that its kernels are launched
-// with.
+// that should cost. Plain C++ that knows nothing of CUDA: the kernels are launched with these
+// plans, and launches.cpp answers with the same ones for a GPU that is not there.
 
 #pragma once
 
@@ -21,7 +20,11 @@ struct DeviceLimits {
 // How products are made: 16-bit values on tensor cores, float32 rounded to TF32 there, float32.
 enum class Arithmetic { half, tf32, float32 };
 
+// Of an operator's call.
+Arithmetic arithmetic_of(bool is_float32, bool allow_tf32, const DeviceLimits& limits);
+
 constexpr int most_taps = 9;
+constexpr int most_sources = 8;  // inputs of one launch; more are joined before it
 
 // One axis of the pixels that a tile reads. They are `groups` runs of pixels, one for each live
 // tap, `dilation` apart; where runs overlap they are kept once. In shared memory they follow each
@@ -116,6 +119,27 @@ struct ConvolutionPlan {
 // it is "4,2,8,0", of couples "4,2,6,1".
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits);
 
+// Number of taps that reach the picture.
+int live_taps(const ConvolutionShape& shape);
+
+// Whether a convolution is one of a picture's three channels, for which there is a kernel of its
+// own (stem.cuh). It has no prologue: a convolution with one is not a stem.
+bool is_stem(const ConvolutionShape& shape);
+
+constexpr int stem_warps = 8, stem_m_tiles = 2, stem_depth = 32, stem_channels = 3;
+constexpr int stem_pixels = stem_warps * stem_m_tiles * 16;
+
+struct StemPlan {
+  int n_tiles = 0;
+  Tile tile;
+  int patch_rows = 0, patch_columns = 0;   // pixels of the picture under a tile
+  int matrix = 0, weights = 0, table = 0;  // offsets in shared memory
+  int shared_bytes = 0;
+  Cost cost;
+};
+
+StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits);
+
 // A 3x1 and a 1x3 in one kernel: `width` channels between them and behind them.
 struct PairShape {
   int64_t batch = 1;
@@ -142,6 +166,20 @@ struct PairPlan {
 
 PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits);
 
+// The convolutions that a pair stands for: two, or the single one.
+std::vector<ConvolutionShape> convolutions_of(const PairShape& shape);
+
+constexpr int most_pairs = 4;  // of one launch
+
+// Pairs on the same input.
+struct PairsPlan {
+  bool together = false;  // one launch; else a launch for each convolution
+  std::vector<PairPlan> pairs;
+  double cycles = 0;  // of the one launch
+};
+
+PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& limits);
+
 // Two consecutive layers of a HarDBlock in one kernel: `odd`, which reads the first of `channels`,
 // and `even`, which reads all of them behind the odd layer's own.
 struct CoupleShape {
@@ -165,6 +203,12 @@ struct CouplePlan {
 
 CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits);
 
+// The two layers one by one.
+std::vector<ConvolutionShape> layers_of(const CoupleShape& shape);
+
+// The plan of two layers; `possible` only where one launch is predicted to pay.
+CouplePlan plan_paying_couple(const CoupleShape& shape, const DeviceLimits& limits);
+
 // From launch to launch within a CUDA graph, in clocks: what one kernel in place of two saves
 // besides.
 constexpr double launch_gap_cycles = 2500;
@@ -173,8 +217,20 @@ constexpr double launch_gap_cycles = 2500;
 // variable FASSD_KERNELS_CUDA_FUSION, `always` or `never`, decides for tests and tuning.
 bool fuses(bool possible, double together_cycles, double apart_cycles);
 
-// --- what the kernels and the plan must agree on
-// --------------------------------------------------
+// The launch of upsample_argmax. Where the picture grows, a block takes `threads` pixels of one row
+// and blends the columns of logits that they lie between in shared memory, `pitch` floats each.
+struct ArgmaxPlan {
+  bool by_rows = false;
+  int pitch = 0;
+  int64_t shared_bytes = 0;
+};
+
+constexpr int argmax_threads = 256;
+constexpr int64_t most_argmax_rows = 32768;  // of a grid's second axis
+
+ArgmaxPlan plan_argmax(int64_t batch, int channels, int in_width, int height, int width);
+
+// --- what the kernels and the plan must agree on ---
 
 // The kernels that are compiled, for each arithmetic.
 const std::vector<Variant>& variants_of(Arithmetic arithmetic);
@@ -193,6 +249,7 @@ constexpr int weight_row(int n) {
 constexpr int staging_row(int n) {
   return n / 8 % 2 == 1 ? n + 16 : n + 8;
 }
+constexpr int stem_pitch = stem_depth * 2 + slot_padding;  // bytes
 // Bytes of a slot's position.
 constexpr int position_bytes = 8;
 

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
-#include <string>
+
 namespace fassd::cuda {
 
 namespace {
@@ -182,6 +182,12 @@ bool fits(const Variant& variant, const ConvolutionShape& shape, int width_log2)
 }
 
 }  // namespace
+
+Arithmetic arithmetic_of(bool is_float32, bool allow_tf32, const DeviceLimits& limits) {
+  return !is_float32                             ? Arithmetic::half
+         : allow_tf32 && limits.capability >= 80 ? Arithmetic::tf32
+                                                 : Arithmetic::float32;
+}
 
 const std::vector<Variant>& variants_of(Arithmetic arithmetic) {
   static const std::vector<Variant> halves = {
@@ -428,13 +434,70 @@ CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
   return best;
 }
 
-bool fuses(bool possible, double together_cycles, double apart_cycles) {
-  const char* text = std::getenv("FASSD_KERNELS_CUDA_FUSION");
-  const std::string asked = text == nullptr ? "" : text;
-  if (!possible || asked == "never") {
-    return false;
+int live_taps(const ConvolutionShape& shape) {
+  return axis_of(shape.kernel_h, 1, shape.height, shape.out_height, shape.stride_h,
+                 shape.dilation_h)
+             .groups *
+         axis_of(shape.kernel_w, 1, shape.width, shape.out_width, shape.stride_w, shape.dilation_w)
+             .groups;
+}
+
+bool is_stem(const ConvolutionShape& shape) {
+  const int largest = 8;  // beyond, a tile's pixels of the picture would fill shared memory
+  return shape.arithmetic == Arithmetic::half && shape.channels.size() == 1 &&
+         shape.channels[0] == stem_channels && shape.kernel_h == 3 && shape.kernel_w == 3 &&
+         shape.stride_h <= 3 && shape.stride_w <= 3 && shape.dilation_h <= largest &&
+         shape.dilation_w <= largest;
+}
+
+StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
+  const auto extent = [](int results, int stride, int dilation) {
+    return (results - 1) * stride + 2 * dilation + 1;
+  };
+  StemPlan plan;
+  plan.n_tiles = shape.out_channels > 16 ? 4 : 2;
+  const int n = plan.n_tiles * 8;
+  // The tile that needs the fewest pixels of the picture.
+  for (int width_log2 = 3; width_log2 <= 6; width_log2++) {
+    const int width = 1 << width_log2, height = stem_pixels / width;
+    const int rows = extent(height, shape.stride_h, shape.dilation_h);
+    const int columns = extent(width, shape.stride_w, shape.dilation_w);
+    if (plan.patch_rows == 0 || rows * columns < plan.patch_rows * plan.patch_columns) {
+      plan.tile = {width_log2, height, int(divide_up(shape.out_width, width)),
+                   int(divide_up(shape.out_height, height)), int(divide_up(shape.out_channels, n))};
+      plan.patch_rows = rows;
+      plan.patch_columns = columns;
+    }
   }
-  return asked == "always" || together_cycles <= apart_cycles;
+  const int patch_bytes = plan.patch_rows * plan.patch_columns * stem_channels * 2;
+  const int matrix_bytes = stem_pixels * stem_pitch;
+  const int staging = stem_pixels * staging_row(n) * 4;
+  plan.matrix = round_up(patch_bytes, 16);
+  plan.weights = plan.matrix + matrix_bytes;
+  plan.table = plan.weights + stem_depth * weight_row(n) * 2;
+  plan.shared_bytes = std::max(plan.table + stem_channels * 256 * 2, staging);
+  Cost& cost = plan.cost;
+  cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
+  cost.resident = resident_of(plan.shared_bytes, stem_warps * 32, 128, limits);
+  cost.products = double(stem_pixels) * stem_depth * n;
+  // A gathered value is 2 bytes, but costs a lane's 4 of the width of shared memory.
+  cost.shared_bytes = 2.0 * patch_bytes + 4.0 * stem_pixels * stem_depth + matrix_bytes +
+                      2.0 * stem_depth * (stem_pixels + stem_warps * n) + 2.0 * staging;
+  cost.loaded_bytes = patch_bytes + 2.0 * stem_depth * n;
+  cost.stored_bytes = 2.0 * stem_pixels * n / (shape.pool * shape.pool);
+  predict(cost, 0, 2, shape.arithmetic, limits);
+  return plan;
+}
+
+ArgmaxPlan plan_argmax(int64_t batch, int channels, int in_width, int height, int width) {
+  ArgmaxPlan plan;
+  // Columns that the pixels lie between, and room for them; four floats keep them in other banks.
+  const int64_t columns = width > 1 ? argmax_threads * int64_t(in_width - 1) / (width - 1) + 3 : 2;
+  plan.pitch = round_up(channels, 8) + 4;
+  plan.shared_bytes = columns * plan.pitch * int64_t(sizeof(float));
+  plan.by_rows = in_width <= width && plan.shared_bytes <= 48 * 1024 &&
+                 batch * height <= most_argmax_rows * most_argmax_rows;
+  return plan;
 }
 
 }  // namespace fassd::cuda

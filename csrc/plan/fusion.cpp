@@ -1,0 +1,105 @@
+// When one launch takes the place of several.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <string>
+
+#include "plan.h"
+
+namespace fassd::cuda {
+
+namespace {
+
+// A convolution of stride 1 on one kind of image.
+ConvolutionShape convolution_of(int64_t batch, int height, int width, std::vector<int> channels,
+                                int out_channels, int kernel_h, int kernel_w,
+                                Arithmetic arithmetic) {
+  ConvolutionShape shape;
+  shape.batch = batch;
+  shape.height = shape.out_height = height;
+  shape.width = shape.out_width = width;
+  shape.channels = std::move(channels);
+  shape.out_channels = out_channels;
+  shape.kernel_h = kernel_h;
+  shape.kernel_w = kernel_w;
+  shape.arithmetic = arithmetic;
+  return shape;
+}
+
+// Of a launch for each.
+double cycles_apart(const std::vector<ConvolutionShape>& shapes, const DeviceLimits& limits) {
+  double cycles = launch_gap_cycles * double(shapes.size() - 1);
+  for (const ConvolutionShape& shape : shapes) {
+    cycles += plan_convolution(shape, limits).cost.cycles;
+  }
+  return cycles;
+}
+
+}  // namespace
+
+bool fuses(bool possible, double together_cycles, double apart_cycles) {
+  const char* text = std::getenv("FASSD_KERNELS_CUDA_FUSION");
+  const std::string asked = text == nullptr ? "" : text;
+  if (!possible || asked == "never") {
+    return false;
+  }
+  return asked == "always" || together_cycles <= apart_cycles;
+}
+
+std::vector<ConvolutionShape> convolutions_of(const PairShape& shape) {
+  const auto of = [&](int in, int out, int kernel_h, int kernel_w) {
+    return convolution_of(shape.batch, shape.height, shape.width, {in}, out, kernel_h, kernel_w,
+                          shape.arithmetic);
+  };
+  if (shape.single) {
+    return {of(shape.in_channels, shape.out_channels, 1, 1)};
+  }
+  std::vector<ConvolutionShape> both = {of(shape.in_channels, shape.middle_channels, 3, 1),
+                                        of(shape.middle_channels, shape.out_channels, 1, 3)};
+  both[0].dilation_h = both[1].dilation_w = shape.dilation;
+  return both;
+}
+
+PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& limits) {
+  PairsPlan plan;
+  std::vector<ConvolutionShape> apart;
+  // In one launch the pairs share the multiprocessors: no less than the longest, nor than all their
+  // blocks, spread evenly.
+  double longest = 0, spread = 0;
+  bool possible = shapes.size() <= most_pairs;
+  for (const PairShape& shape : shapes) {
+    plan.pairs.push_back(plan_pair(shape, limits));
+    const PairPlan& pair = plan.pairs.back();
+    possible = possible && pair.possible && pair.warps == plan.pairs[0].warps &&
+               pair.n_tiles == plan.pairs[0].n_tiles;
+    const double waves = double(pair.cost.blocks) / limits.multiprocessors;
+    longest = std::max(longest, pair.cost.cycles);
+    spread += pair.cost.cycles / std::ceil(waves) * waves;
+    for (ConvolutionShape& convolution : convolutions_of(shape)) {
+      apart.push_back(std::move(convolution));
+    }
+  }
+  plan.cycles = std::max(longest, spread);
+  plan.together = fuses(possible, plan.cycles, cycles_apart(apart, limits));
+  return plan;
+}
+
+std::vector<ConvolutionShape> layers_of(const CoupleShape& shape) {
+  std::vector<int> behind = {shape.odd_channels};
+  behind.insert(behind.end(), shape.channels.begin(), shape.channels.end());
+  const auto of = [&](std::vector<int> channels, int out) {
+    return convolution_of(shape.batch, shape.height, shape.width, std::move(channels), out, 3, 3,
+                          shape.arithmetic);
+  };
+  return {of({shape.channels[0]}, shape.odd_channels), of(behind, shape.even_channels)};
+}
+
+CouplePlan plan_paying_couple(const CoupleShape& shape, const DeviceLimits& limits) {
+  CouplePlan plan = plan_couple(shape, limits);
+  plan.possible = plan.possible && shape.channels.size() <= most_sources &&
+                  fuses(true, plan.cost.cycles, cycles_apart(layers_of(shape), limits));
+  return plan;
+}
+
+}  // namespace fassd::cuda

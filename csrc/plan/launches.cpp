@@ -1,0 +1,381 @@
+#include "launches.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <sstream>
+
+namespace fassd::plan {
+
+using namespace cuda;
+
+namespace {
+
+DeviceLimits limits_of(const Integers& gpu) {
+  STD_TORCH_CHECK(gpu.size() == 3, "gpu has ", gpu.size(), " numbers; expected 3");
+  for (int64_t value : gpu) {
+    STD_TORCH_CHECK(value >= 1 && value <= (int64_t(1) << 30), "gpu holds ", value,
+                    "; expected 1 to ", (int64_t(1) << 30));
+  }
+  return {int(gpu[0]), int(gpu[1]), int(gpu[2])};
+}
+
+// --- what is answered ---
+
+Blocks blocks_of(const ConvolutionPlan& plan) {
+  return {plan.variant, plan.tile,         plan.taps.count, plan.chunk,
+          plan.stages,  plan.layout.total, plan.cost};
+}
+
+Blocks blocks_of(const StemPlan& plan) {
+  return {{stem_warps, stem_m_tiles, plan.n_tiles},
+          plan.tile,
+          9,
+          stem_channels,
+          1,
+          plan.shared_bytes,
+          plan.cost};
+}
+
+Blocks blocks_of(const PairPlan& plan) {
+  return {{plan.warps, pair_m_tiles, plan.n_tiles},
+          plan.tile,
+          plan.first.count + plan.second.count,
+          plan.chunk,
+          plan.stages,
+          plan.layout.total,
+          plan.cost};
+}
+
+Blocks blocks_of(const CouplePlan& plan) {
+  const Tile tile = {couple_columns_log2, couple_rows * plan.warps, plan.across, plan.down,
+                     plan.columns};
+  return {{plan.warps, couple_rows, plan.even_tiles},
+          tile,
+          18,
+          plan.chunk,
+          plan.stages,
+          plan.layout.total,
+          plan.cost};
+}
+
+// Writes one object of JSON, field by field.
+class Object {
+ public:
+  explicit Object(std::ostream& out) : out_(out) { out_ << '{'; }
+  ~Object() { out_ << '}'; }
+
+  std::ostream& key(const char* name) {
+    out_ << (first_ ? "" : ", ") << '"' << name << "\": ";
+    first_ = false;
+    return out_;
+  }
+  void text(const char* name, const std::string& value) { key(name) << '"' << value << '"'; }
+  void number(const char* name, int64_t value) { key(name) << value; }
+  void number(const char* name, int value) { key(name) << value; }
+  void number(const char* name, double value) {
+    char digits[32];
+    std::snprintf(digits, sizeof(digits), "%.17g", value);
+    key(name) << digits;
+  }
+
+ private:
+  std::ostream& out_;
+  bool first_ = true;
+};
+
+template <typename Values, typename Write>
+void write_list(std::ostream& out, const Values& values, const Write& write) {
+  out << '[';
+  bool first = true;
+  for (const auto& value : values) {
+    out << (first ? "" : ", ");
+    first = false;
+    write(value);
+  }
+  out << ']';
+}
+
+void write(std::ostream& out, const Blocks& blocks) {
+  Object object(out);
+  object.number("warps", blocks.variant.warps);
+  object.number("m_tiles", blocks.variant.m_tiles);
+  object.number("n_tiles", blocks.variant.n_tiles);
+  object.number("tile_width", 1 << blocks.tile.width_log2);
+  object.number("tile_height", blocks.tile.height);
+  object.number("taps", blocks.taps);
+  object.number("chunk", blocks.chunk);
+  object.number("stages", blocks.stages);
+  object.number("shared_bytes", blocks.shared_bytes);
+  object.number("blocks", blocks.cost.blocks);
+  object.number("resident", blocks.cost.resident);
+  object.number("products", blocks.cost.products);
+  object.number("shared_read", blocks.cost.shared_bytes);
+  object.number("loaded", blocks.cost.loaded_bytes);
+  object.number("stored", blocks.cost.stored_bytes);
+  object.number("cycles", blocks.cost.cycles);
+}
+
+void write(std::ostream& out, const ConvolutionShape& shape) {
+  Object object(out);
+  const auto pair = [&](const char* name, int a, int b) {
+    object.key(name) << '[' << a << ", " << b << ']';
+  };
+  object.number("batch", shape.batch);
+  pair("size", shape.height, shape.width);
+  write_list(object.key("channels"), shape.channels, [&](int count) { out << count; });
+  object.number("out_channels", shape.out_channels);
+  pair("kernel", shape.kernel_h, shape.kernel_w);
+  object.number("arithmetic", int(shape.arithmetic));
+  pair("out_size", shape.out_height, shape.out_width);
+  pair("stride", shape.stride_h, shape.stride_w);
+  pair("dilation", shape.dilation_h, shape.dilation_w);
+  object.number("pool", shape.pool);
+}
+
+// --- sums ---
+
+std::string names_of(const ConvolutionShape& shape) {
+  std::string text;
+  for (int channels : shape.channels) {
+    text += (text.empty() ? "" : "+") + std::to_string(channels);
+  }
+  return text + ">" + std::to_string(shape.out_channels);
+}
+
+std::string name_of(const PairShape& shape) {
+  const std::string middle = shape.single ? "" : ">" + std::to_string(shape.middle_channels);
+  return std::to_string(shape.in_channels) + middle + ">" + std::to_string(shape.out_channels);
+}
+
+// Channels of each kind of branch, with their number.
+std::string names_of(const std::vector<PairShape>& shapes) {
+  std::string text;
+  for (size_t i = 0; i < shapes.size();) {
+    size_t end = i;
+    while (end < shapes.size() && name_of(shapes[end]) == name_of(shapes[i])) {
+      end++;
+    }
+    text += (text.empty() ? "" : ", ") + (end - i > 1 ? std::to_string(end - i) + "x " : "") +
+            name_of(shapes[i]);
+    i = end;
+  }
+  return text;
+}
+
+// Multiplications and additions that reach the result.
+int64_t operations_of(const ConvolutionShape& shape) {
+  // A row or column behind the last whole pool is computed for nothing.
+  const int64_t pixels = checked_product({shape.batch, shape.out_height / shape.pool * shape.pool,
+                                          shape.out_width / shape.pool * shape.pool});
+  int64_t channels = 0;
+  for (int count : shape.channels) {
+    channels += count;
+  }
+  return checked_product({2, pixels, live_taps(shape), channels, shape.out_channels});
+}
+
+// Those of a pair that touch no padding: of the outer taps, the rows and columns in the picture.
+std::vector<int64_t> operations_of(const PairShape& shape) {
+  if (shape.single) {
+    return {operations_of(convolutions_of(shape)[0])};
+  }
+  const auto rows_of = [&](int size) { return size + 2 * std::max(size - shape.dilation, 0); };
+  return {checked_product({2, shape.batch, rows_of(shape.height), shape.width, shape.in_channels,
+                           shape.middle_channels}),
+          checked_product({2, shape.batch, rows_of(shape.width), shape.height,
+                           shape.middle_channels, shape.out_channels})};
+}
+
+bool is_empty(const ConvolutionShape& shape) {
+  return shape.batch == 0 || shape.out_height / shape.pool == 0 ||
+         shape.out_width / shape.pool == 0;
+}
+
+}  // namespace
+
+Call::Call(ScalarType dtype, const Integers& gpu, bool allow_tf32)
+    : limits_(limits_of(gpu)),
+      itemsize_(dtype == ScalarType::Double  ? 8
+                : dtype == ScalarType::Float ? 4
+                                             : 2),
+      arithmetic_(arithmetic_of(itemsize_ > 2, allow_tf32, limits_)) {
+  STD_TORCH_CHECK(dtype != ScalarType::Double, "the cuda backend does not take float64");
+}
+
+int64_t Call::image(const ImageSize& size) const {
+  return checked_product({size.numel(), itemsize_});
+}
+
+void Call::convolution(const std::string& label, ConvolutionShape shape, int64_t more,
+                       bool prologue) {
+  complete(shape);
+  if (is_empty(shape)) {
+    return;
+  }
+  join(label, shape, prologue);
+  Launch launch = {label, "convolution_kernel", names_of(shape), shape.out_height / shape.pool,
+                   shape.out_width / shape.pool};
+  launch.bytes = bytes_of(shape) + more;
+  launch.operations = operations_of(shape);
+  if (!prologue && is_stem(shape)) {
+    launch.kernel = "stem_kernel";
+    launch.blocks = {blocks_of(plan_stem(shape, limits_))};
+  } else {
+    launch.blocks = {blocks_of(plan_convolution(shape, limits_))};
+  }
+  launch.cycles = launch.blocks[0].cost.cycles;
+  launch.convolution = shape;
+  launches_.push_back(std::move(launch));
+}
+
+bool Call::normalized_convolution(const std::string& label, ConvolutionShape shape) {
+  complete(shape);
+  if (is_empty(shape) || !is_stem(shape)) {
+    return false;
+  }
+  convolution(label, shape);
+  launches_.back().bytes -=
+      checked_product({shape.batch, shape.height, shape.width, stem_channels, itemsize_ - 1});
+  return true;
+}
+
+void Call::pairs(const std::string& op, std::vector<PairShape> shapes, int64_t addends) {
+  for (PairShape& shape : shapes) {
+    shape.arithmetic = arithmetic_;
+  }
+  const PairShape& first = shapes[0];
+  if (first.batch == 0 || first.height == 0 || first.width == 0) {
+    return;
+  }
+  const PairsPlan plan = plan_pairs(shapes, limits_);
+  if (!plan.together) {
+    for (const PairShape& shape : shapes) {
+      apart(op, shape, addends);
+    }
+    return;
+  }
+  Launch launch = {op + (shapes.size() > 1 ? " branches" : " asymmetric"), "pair_kernel",
+                   names_of(shapes), first.height, first.width};
+  launch.bytes = image({first.batch, first.in_channels, first.height, first.width});
+  launch.operations = 0;
+  for (size_t i = 0; i < shapes.size(); i++) {
+    for (const ConvolutionShape& shape : convolutions_of(shapes[i])) {
+      launch.bytes += weight_bytes(shape);
+    }
+    launch.bytes +=
+        (1 + addends) * image({first.batch, shapes[i].out_channels, first.height, first.width});
+    for (int64_t operations : operations_of(shapes[i])) {
+      launch.operations += operations;
+    }
+    launch.blocks.push_back(blocks_of(plan.pairs[i]));
+  }
+  launch.cycles = plan.cycles;
+  launches_.push_back(std::move(launch));
+}
+
+bool Call::couple(const std::string& label, CoupleShape shape) {
+  shape.arithmetic = arithmetic_;
+  const CouplePlan plan = plan_paying_couple(shape, limits_);
+  if (!plan.possible) {
+    return false;
+  }
+  const std::vector<ConvolutionShape> layers = layers_of(shape);
+  Launch launch = {label, "couple_kernel", names_of(layers[0]) + ", " + names_of(layers[1]),
+                   shape.height, shape.width};
+  // The odd layer is written, and not read back.
+  int64_t channels = shape.odd_channels + shape.even_channels;
+  for (int count : shape.channels) {
+    channels += count;
+  }
+  launch.bytes = image({shape.batch, channels, shape.height, shape.width}) +
+                 weight_bytes(layers[0]) + weight_bytes(layers[1]);
+  launch.operations = operations_of(layers[0]) + operations_of(layers[1]);
+  launch.blocks = {blocks_of(plan)};
+  launch.cycles = plan.cost.cycles;
+  launches_.push_back(std::move(launch));
+  return true;
+}
+
+void Call::elementwise(const std::string& label, const std::string& kernel, int64_t channels,
+                       int64_t height, int64_t width, int64_t bytes, int64_t operations) {
+  launches_.push_back({label, kernel, std::to_string(channels), height, width, bytes, operations});
+}
+
+std::string Call::answer() const {
+  static const char* const names[] = {"half", "tf32", "float32"};
+  std::ostringstream out;
+  write_list(out, launches_, [&](const Launch& launch) {
+    Object object(out);
+    object.text("label", launch.label);
+    object.text("kernel", launch.kernel);
+    object.text("arithmetic", launch.blocks.empty() ? "float32" : names[int(arithmetic_)]);
+    object.text("channels", launch.channels);
+    object.number("height", launch.height);
+    object.number("width", launch.width);
+    object.number("bytes", launch.bytes);
+    object.number("operations", launch.operations);
+    object.number("cycles", launch.cycles);
+    write_list(object.key("blocks"), launch.blocks,
+               [&](const Blocks& blocks) { write(out, blocks); });
+    if (launch.convolution) {
+      object.key("convolution");
+      write(out, *launch.convolution);
+    }
+  });
+  return out.str();
+}
+
+void Call::complete(ConvolutionShape& shape) const {
+  shape.arithmetic = arithmetic_;
+  // Inputs of no channels add nothing.
+  shape.channels.erase(std::remove(shape.channels.begin(), shape.channels.end(), 0),
+                       shape.channels.end());
+}
+
+int64_t Call::weight_bytes(const ConvolutionShape& shape) const {
+  int64_t channels = 0;
+  for (int count : shape.channels) {
+    channels += count;
+  }
+  return checked_product({shape.kernel_h, shape.kernel_w, channels, shape.out_channels, itemsize_});
+}
+
+int64_t Call::bytes_of(const ConvolutionShape& shape) const {
+  int64_t bytes =
+      weight_bytes(shape) + image({shape.batch, shape.out_channels, shape.out_height / shape.pool,
+                                   shape.out_width / shape.pool});
+  for (int channels : shape.channels) {
+    bytes += image({shape.batch, channels, shape.height, shape.width});
+  }
+  return bytes;
+}
+
+// A launch knows so many inputs: those beyond become one.
+void Call::join(const std::string& label, ConvolutionShape& shape, bool prologue) {
+  if (shape.channels.size() <= most_sources || prologue) {
+    return;
+  }
+  int joined = 0;
+  for (size_t i = most_sources - 1; i < shape.channels.size(); i++) {
+    joined += shape.channels[i];
+    elementwise(label + " join", "join_kernel", shape.channels[i], shape.height, shape.width,
+                2 * image({shape.batch, shape.channels[i], shape.height, shape.width}), 0);
+  }
+  shape.channels.resize(most_sources - 1);
+  shape.channels.push_back(joined);
+}
+
+void Call::apart(const std::string& op, const PairShape& pair, int64_t addends) {
+  const std::vector<ConvolutionShape> shapes = convolutions_of(pair);
+  const std::vector<int64_t> operations = operations_of(pair);
+  for (size_t i = 0; i < shapes.size(); i++) {
+    const bool last = i + 1 == shapes.size();
+    const ConvolutionShape& shape = shapes[i];
+    convolution(
+        op + " " + std::to_string(shape.kernel_h) + "x" + std::to_string(shape.kernel_w), shape,
+        last ? addends * image({shape.batch, shape.out_channels, shape.height, shape.width}) : 0);
+    launches_.back().operations = operations[i];
+  }
+}
+
+}  // namespace fassd::plan

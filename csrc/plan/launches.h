@@ -1,0 +1,84 @@
+// The launches of one operator's call, and how they are answered; operators.cpp fills them in.
+
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../checks.h"
+#include "plan.h"
+
+namespace fassd::plan {
+
+// A kind of block of a launch.
+struct Blocks {
+  cuda::Variant variant;
+  cuda::Tile tile;
+  int taps, chunk, stages, shared_bytes;
+  cuda::Cost cost;
+};
+
+struct Launch {
+  std::string label, kernel, channels;
+  int64_t height, width;
+  int64_t bytes, operations;
+  double cycles = 0;
+  std::vector<Blocks> blocks;
+  std::optional<cuda::ConvolutionShape> convolution;
+};
+
+// The launches of one call, in the order in which csrc/cuda makes them. Of an empty image, nothing
+// is launched.
+class Call {
+ public:
+  // `gpu`: multiprocessors, bytes of shared memory of a block, compute capability times ten.
+  Call(ScalarType dtype, const Integers& gpu, bool allow_tf32);
+
+  // Bytes of an image.
+  int64_t image(const ImageSize& size) const;
+
+  // `more`: bytes that are read and written besides input, weight and result.
+  void convolution(const std::string& label, cuda::ConvolutionShape shape, int64_t more = 0,
+                   bool prologue = false);
+
+  // The convolution of a picture of bytes, normalized on its way in; false, and nothing is
+  // launched, where it has to be made an image first.
+  bool normalized_convolution(const std::string& label, cuda::ConvolutionShape shape);
+
+  // Branches on the same input. `addends`: images of the result's size that each reads besides.
+  void pairs(const std::string& op, std::vector<cuda::PairShape> shapes, int64_t addends = 0);
+
+  // Two layers of a HarDBlock in one launch; false, and nothing is launched, where that does not
+  // pay.
+  bool couple(const std::string& label, cuda::CoupleShape shape);
+
+  // A launch without a plan.
+  void elementwise(const std::string& label, const std::string& kernel, int64_t channels,
+                   int64_t height, int64_t width, int64_t bytes, int64_t operations);
+
+  // As JSON: a list of launches, of each
+  //   label: what it does; kernel: name of the kernel's template
+  //   arithmetic: half, tf32 or float32
+  //   channels: those of the inputs > those of the result; height, width: of the result
+  //   bytes: of every tensor read and written once, weights included
+  //   operations: multiplications and additions that reach the result
+  //   cycles: predicted clocks of the launch; 0 where there is nothing to plan
+  //   blocks: the plan of each kind of its blocks; empty where there is nothing to plan
+  //   convolution: the shape, of a launch that is a single convolution
+  std::string answer() const;
+
+ private:
+  void complete(cuda::ConvolutionShape& shape) const;
+  int64_t weight_bytes(const cuda::ConvolutionShape& shape) const;
+  int64_t bytes_of(const cuda::ConvolutionShape& shape) const;
+  void join(const std::string& label, cuda::ConvolutionShape& shape, bool prologue);
+  void apart(const std::string& op, const cuda::PairShape& pair, int64_t addends);
+
+  cuda::DeviceLimits limits_;
+  int64_t itemsize_;
+  cuda::Arithmetic arithmetic_;
+  std::vector<Launch> launches_;
+};
+
+}  // namespace fassd::plan
