@@ -1,4 +1,4 @@
-"""Every way to run a network that `fassd bench --peers` compares, and how it is built.
+"""Every way to run a network that `fassd bench peers` compares, and how it is built.
 
 A candidate is built from the same float32 network and answers the same float32 picture as the
 others, each in the form in which it is fastest: channels_last for Inductor, inputs and outputs

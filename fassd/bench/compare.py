@@ -1,4 +1,4 @@
-"""What `fassd bench --against` runs: a measured job once more, and whether its speed-ups changed.
+"""What `fassd bench compare` runs: a measured job once more, and whether its speed-ups changed.
 
 A call's time depends on what else the machine does; the quotient of two paths that took turns much
 less. In round i every path was called once, so that the reference's seconds over a path's, of that
@@ -39,16 +39,16 @@ __all__ = [
     "LEVEL",
     "RESAMPLES",
     "TOLERANCE",
-    "AgainstReport",
     "Baseline",
     "Change",
+    "CompareReport",
     "Rounds",
     "Row",
     "Speedup",
     "change",
     "judge",
     "read_baseline",
-    "run_against",
+    "run_compare",
 ]
 
 TOLERANCE = 3.0
@@ -72,7 +72,7 @@ MOST_ROUNDS = 10_000
 LARGEST = 1 << 16
 """What a job may have of anything: sides, pictures, rounds, threads."""
 
-ACCEPTED = "accepted is a file that `fassd bench --json` or `fassd bench --peers --json` wrote"
+ACCEPTED = "accepted is a file that `fassd bench run --json` or `fassd bench peers --json` wrote"
 
 Verdict = Literal[
     "faster", "slower", "no change seen", "too few rounds", "disagrees", "disagreed", "missing"
@@ -161,57 +161,49 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A file of `fassd bench --json`, with or without --peers.
+    """A file of `fassd bench run --json` or `fassd bench peers --json`.
 
     Attributes:
         file: its name.
         environment: where its figures come from, as `speed.environment`.
-        jobs: what it tells, job by job.
-        peers: whether it was made with --peers.
+        measured: what it tells, job by job.
+        peers: whether `fassd bench peers` wrote it.
     """
 
     file: Path
     environment: Mapping[str, Any]
-    jobs: tuple[Rounds, ...]
+    measured: tuple[Rounds, ...]
     peers: bool
 
-    def check(self, options: Mapping[str, object]) -> None:
-        """See whether options say what the file says.
+    def jobs(self, repeats: int | None = None, threads: int | None = None) -> list[Job]:
+        """The jobs to measure once more, without memory.
 
         Args:
-            options: by name, as the fields of `Job`; of dtype, all that were asked for.
+            repeats: measured rounds; None takes the file's.
+            threads: of PyTorch on the CPU; None does as the file's job did.
 
         Raises:
-            ValueError: one says something else; names both.
+            ValueError: the file was measured with another number of threads.
         """
-        for name, asked in options.items():
-            for measured in self.jobs:
-                known = self._known(name, measured)
-                if not self._same(name, asked, known):
-                    raise ValueError(
-                        f"--{name}: {_shown(asked)} was asked for, but {self.file} was measured "
-                        f"with {_shown(known)}"
-                    )
-
-    def _same(self, name: str, asked: object, known: object) -> bool:
-        if name == "dtype" and self.peers and isinstance(asked, tuple) and isinstance(known, tuple):
-            return {*asked, "float32"} == {*known, "float32"}  # which is always measured
-        return asked == known
-
-    def _known(self, name: str, measured: Rounds) -> object:
-        if name == "peers":
-            return self.peers
-        if name == "dtype":
-            return _dtypes(measured) if self.peers else (measured.job.dtype,)
-        if name == "model":
-            return measured.job.exported or measured.job.model
-        if name == "threads" and measured.job.threads is None:
-            return self.environment.get("threads")
-        return getattr(measured.job, name)
+        for job in (then.job for then in self.measured):
+            known = job.threads or self.environment.get("threads")
+            if threads not in (None, known):
+                raise ValueError(
+                    f"--threads: {threads} was asked for, but {self.file} was measured with {known}"
+                )
+        return [
+            replace(
+                then.job,
+                repeats=repeats or then.job.repeats,
+                threads=threads or then.job.threads,
+                memory=False,
+            )
+            for then in self.measured
+        ]
 
 
 def read_baseline(file: Path) -> Baseline:
-    """Read what `fassd bench --json` wrote.
+    """Read what `fassd bench run --json` or `fassd bench peers --json` wrote.
 
     Raises:
         ValueError: it is no such file; names it, what is in it, and what is accepted.
@@ -276,7 +268,7 @@ def _read_job(part: Any, where: str, with_peers: bool) -> Rounds:
 
 
 def _job(record: dict[str, Any], where: str, with_peers: bool) -> Job:
-    """The job that a report's `to_json` describes; one with --peers leaves out what it has not."""
+    """The job that a report's `to_json` describes; one of peers leaves out what it has not."""
     kinds = get_type_hints(Job)
     optional = ("memory", *((*peer_report.UNUSED_FIELDS, "device") if with_peers else ()))
     _expect(
@@ -325,52 +317,28 @@ def _listed(names: Any) -> str:
     return ", ".join(names) or "nothing"
 
 
-def _shown(value: object) -> str:
-    """An option's value as a person writes it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return ("x" if isinstance(value[0], int) else ",").join(map(str, value))
-    return str(value)
-
-
 def _titles(device: str) -> dict[str, peers.Candidate]:
-    """Every candidate that a file of --peers can hold, the reference first."""
+    """Every candidate that a file of `fassd bench peers` can hold, the reference first."""
     return peers.every_candidate(device)
-
-
-def _dtypes(measured: Rounds) -> tuple[str, ...]:
-    """What --dtype made a file of --peers: ours in these, beside float32."""
-    ours = (
-        c
-        for c in _titles(measured.job.device).values()
-        if c.key == peers.OURS and c.title in measured.seconds
-    )
-    dtypes = tuple(dict.fromkeys(c.dtype for c in ours if c.dtype != "float32"))
-    return dtypes or ("float32",)
 
 
 # ------------------------------------------------------------------------------------ the new run
 
 
-def run_against(
+def run_compare(
     baseline: Baseline,
+    jobs: Sequence[Job],
     *,
-    repeats: int | None = None,
-    threads: int | None = None,
     tolerance: float = TOLERANCE,
     step: Callable[[str], object] = lambda _: None,
     tick: Callable[[], object] = lambda: None,
-) -> AgainstReport:
+) -> CompareReport:
     """Measure the jobs of `baseline` once more and compare the speed-ups.
 
     Args:
-        repeats: measured rounds; None takes the file's.
-        threads: of PyTorch on the CPU; None does as the file's job did.
+        jobs: `baseline.jobs()`.
         tolerance: per cent of a speed-up that is not worth an alarm.
-        step, tick: as `bench.run` and `peer_report.run_peers` take them.
+        step, tick: as `fassd.bench.run.run` and `fassd.bench.peers.run_peers` take them.
 
     Raises:
         ValueError: `tolerance` is not from 0 to below 100; the device of the file is not here.
@@ -378,18 +346,9 @@ def run_against(
     """
     if not 0 <= tolerance < 100:
         raise ValueError(f"tolerance must be from 0 to below 100 per cent, got {tolerance:g}")
-    jobs = [
-        replace(
-            then.job,
-            repeats=repeats or then.job.repeats,
-            threads=threads or then.job.threads,
-            memory=False,
-        )
-        for then in baseline.jobs
-    ]
     report: bench.Report | peer_report.PeerReport
     if baseline.peers:
-        measured = {title for then in baseline.jobs for title in then.seconds}
+        measured = {title for then in baseline.measured for title in then.seconds}
         chosen = [
             candidate for title, candidate in _titles(jobs[0].device).items() if title in measured
         ]
@@ -405,9 +364,9 @@ def run_against(
         raise RuntimeError("; ".join([str(error), *notes])) from error
     comparisons = tuple(
         Comparison(now, tuple(_rows(then, now, tolerance)))
-        for then, now in zip(baseline.jobs, after, strict=True)
+        for then, now in zip(baseline.measured, after, strict=True)
     )
-    return AgainstReport(baseline, record, comparisons, tolerance)
+    return CompareReport(baseline, record, comparisons, tolerance)
 
 
 def _rows(then: Rounds, now: Rounds, tolerance: float) -> list[Row]:
@@ -504,7 +463,7 @@ RUNTIMES = ("onnx", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
-class AgainstReport:
+class CompareReport:
     """Every path's change; prints itself with rich.
 
     Attributes:

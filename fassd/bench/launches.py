@@ -1,4 +1,4 @@
-"""What `fassd bench --layers --predict GPU` runs: every launch of a network, by the time model."""
+"""What `fassd bench launches` runs: every launch of a network, by the time model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `fassd bench --layers` runs: every fused call of a network, predicted and measured."""
+"""What `fassd bench layers` runs: every fused call of a network, predicted and measured."""
 
 from __future__ import annotations
 

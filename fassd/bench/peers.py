@@ -1,4 +1,4 @@
-"""What `fassd bench --peers` runs: a network on every candidate of `candidates`, compared."""
+"""What `fassd bench peers` runs: a network on every candidate of `candidates`, compared."""
 
 from __future__ import annotations
 

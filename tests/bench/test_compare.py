@@ -1,9 +1,8 @@
-"""`fassd bench --against`: change is told from noise by ratios of interleaved rounds."""
+"""`fassd bench compare`: change is told from noise by ratios of interleaved rounds."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fassd.bench import compare as against
 from fassd.bench import run as bench
-from fassd.bench.compare import Rounds, change, judge, read_baseline
+from fassd.bench.compare import Rounds, change, judge, read_baseline, run_compare
 from fassd.bench.run import Job
 from fassd.cli import app
 
@@ -63,8 +61,8 @@ def test_few_rounds_judge_nothing() -> None:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command writes, with times that are easy to change."""
-    file = tmp_path_factory.mktemp("against") / "base.json"
-    found = CliRunner().invoke(app, ["bench", *TINY, "--repeats", "6", "--json", str(file)])
+    file = tmp_path_factory.mktemp("compare") / "base.json"
+    found = CliRunner().invoke(app, ["bench", "run", *TINY, "--repeats", "6", "--json", str(file)])
     assert found.exit_code == 0, found.output
     return file
 
@@ -81,7 +79,7 @@ def edited(file: Path, folder: Path, **factors: float) -> Path:
 
 
 def run(file: Path, *options: str) -> tuple[int, str]:
-    found = CliRunner().invoke(app, ["bench", "--against", str(file), *options])
+    found = CliRunner().invoke(app, ["bench", "compare", str(file), *options])
     return found.exit_code, " ".join(found.output.split())
 
 
@@ -143,8 +141,8 @@ def test_another_machine_is_a_warning(measured: Path, tmp_path: Path) -> None:
 
 def test_a_path_that_cannot_run_now_is_missing(tmp_path: Path) -> None:
     file = tmp_path / "peers.json"
-    options = ["--peers", "--only", "eager,ours", "--repeats", "5", "--json", str(file)]
-    assert CliRunner().invoke(app, ["bench", *TINY, *options]).exit_code == 0
+    options = ["--only", "eager,ours", "--repeats", "5", "--json", str(file)]
+    assert CliRunner().invoke(app, ["bench", "peers", *TINY, *options]).exit_code == 0
     record = json.loads(file.read_text())
     for comparison in record["comparisons"]:
         comparison["job"]["backend"] = "cuda"  # which this CPU's tensors do not take
@@ -154,20 +152,10 @@ def test_a_path_that_cannot_run_now_is_missing(tmp_path: Path) -> None:
     assert "missing" in output
 
 
-def test_float32_need_not_be_named(tmp_path: Path, measured: Path) -> None:
-    baseline = read_baseline(measured)
-    peers_file = replace(baseline, peers=True)
-    peers_file.check({"dtype": ("float32",)})
-    with pytest.raises(ValueError, match="--dtype: float16 was asked for"):
-        peers_file.check({"dtype": ("float16",)})
-
-
 def test_an_option_that_contradicts_the_file_is_refused(measured: Path) -> None:
-    code, output = run(measured, "--size", "128x256")
+    code, output = run(measured, "--threads", "2")
     assert code == 2
-    assert "128x256" in output and "64x128" in output
-    code, output = run(measured, "--sizes", "128x256", "--peers")
-    assert code == 2
+    assert "--threads: 2 was asked for" in output and "measured with 1" in output
 
 
 @pytest.mark.parametrize(
@@ -184,7 +172,7 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, words: str) -> None:
     file.write_text(content)
     with pytest.raises(ValueError, match=words) as caught:
         read_baseline(file)
-    assert "bad.json" in str(caught.value) and "fassd bench --json" in str(caught.value)
+    assert "bad.json" in str(caught.value) and "fassd bench run --json" in str(caught.value)
 
 
 def test_files_of_others_give_an_error_of_one_line(measured: Path, tmp_path: Path) -> None:
@@ -224,11 +212,11 @@ def test_an_unknown_path_is_named(measured: Path, tmp_path: Path) -> None:
 
 def test_a_file_of_peers_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "peers.json"
-    options = ["--peers", "--only", "eager,ours", "--repeats", "5"]
-    found = CliRunner().invoke(app, ["bench", *TINY, *options, "--json", str(file)])
+    options = ["--only", "eager,ours", "--repeats", "5"]
+    found = CliRunner().invoke(app, ["bench", "peers", *TINY, *options, "--json", str(file)])
     assert found.exit_code == 0, found.output
     baseline = read_baseline(file)
-    assert baseline.peers and baseline.jobs[0].reference == "eager NCHW"
-    report = against.run_against(baseline, tolerance=90)
+    assert baseline.peers and baseline.measured[0].reference == "eager NCHW"
+    report = run_compare(baseline, baseline.jobs(), tolerance=90)
     assert [row.path for row in report.comparisons[0].rows] == ["ours", "ours labels"]
     assert report.ok

@@ -1,4 +1,4 @@
-"""`fassd bench --peers`: every candidate gives eager's output, and the report is honest."""
+"""`fassd bench peers`: every candidate gives eager's output, and the report is honest."""
 
 from __future__ import annotations
 

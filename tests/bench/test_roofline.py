@@ -1,4 +1,4 @@
-"""`fassd bench --layers`: operations of every fused call, predictions, and the report."""
+"""`fassd bench layers`: operations of every fused call, predictions, and the report."""
 
 from __future__ import annotations
 

@@ -589,7 +589,7 @@ def other_networks(results: Collection) -> Section:
             )
         captions.append(machine_text(comparison))
     if not rows:
-        return missing(title, "networks of others", "fassd bench --peers --others")
+        return missing(title, "networks of others", "fassd bench peers --others")
     table = Table(
         ("network", "input", "GMACs", "M parameters", "ms", "frames/s"),
         tuple(rows),

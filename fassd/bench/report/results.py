@@ -14,8 +14,8 @@ from fassd.io.untrusted import read_json
 __all__ = ["KINDS", "Collection", "Figure", "Machine", "Origin", "Source", "collect", "resolve"]
 
 KINDS = {
-    "comparisons": "fassd bench --peers",
-    "layers": "fassd bench --layers",
+    "comparisons": "fassd bench peers",
+    "layers": "fassd bench layers",
     "modules": "fassd report --measure",
     "accuracy": "python -m benchmarks.ablation",
     "benchmarks": "pytest benchmarks/ --benchmark-json",
