@@ -27,8 +27,9 @@ from fassd.bench.costs.roofline import (
     predict,
     work_of,
 )
+from fassd.bench.jobs import Job, build_model, render_batch, torch_dtype
 from fassd.bench.machine import environment
-from fassd.bench.run import Job, build_model, heading, plain_table, render_batch, torch_dtype
+from fassd.bench.tables import heading, plain_table
 from fassd.models.device import torch_threads
 
 __all__ = ["HEAD", "Call", "Layer", "LayerReport", "run_layers", "trace"]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from fassd.cli.common import Network, console, escape, pick_network, progress, say
 
 if TYPE_CHECKING:
-    from fassd.bench.run import Job
+    from fassd.bench.jobs import Job
 
 
 def job_of(chosen: Network, **fields: Any) -> Job:
     """The job of a chosen network; `fields` are those of `Job`, and win."""
-    from fassd.bench.run import Job
+    from fassd.bench.jobs import Job
 
     network = {
         "model": chosen.model,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-__all__ = ["MOST_YAML", "read_json", "read_text", "read_yaml", "shortened", "shown"]
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+__all__ = ["MOST_YAML", "problem", "read_json", "read_text", "read_yaml", "shortened", "shown"]
 
 MOST_YAML = 1 << 20
 """Characters of a YAML text; libyaml takes two seconds for them."""
@@ -89,6 +93,16 @@ def shortened(text: str, most: int = 200) -> str:
     """A text as one line, of which at most `most` characters are kept."""
     line = " ".join(text[: 10 * most].split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints: the field, what is accepted, and what came."""
+    first = error.errors(include_url=False)[0]
+    said = re.sub(r"^\w+ should ", "must ", first["msg"]).removeprefix("Value error, ")
+    if not first["loc"]:  # of several fields; it names them
+        return shortened(said, 600)
+    field = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in first["loc"])
+    return f"{shortened(field[1:], 100)} {said}, got {shown(first['input'])}"
 
 
 _REPR = reprlib.Repr()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from training.fakes import street
 
-from fassd.bench.run import calibrate
+from fassd.bench.jobs import calibrate
 from fassd.cli.predict import build_segmenter
 from fassd.cli.serve import _catalog, _offered, _try_out
 from fassd.data import load_card, normalize
