@@ -1,4 +1,4 @@
-"""Every way to run a network that `fassd bench --peers` compares, and how it is built.
+"""Every way to run a network that `fassd bench peers` compares, and how it is built.
 
 A candidate is built from the same float32 network and answers the same float32 picture as the
 others, each in the form in which it is fastest: channels_last for Inductor, inputs and outputs
@@ -28,8 +28,9 @@ __all__ = [
     "KEYS",
     "OURS",
     "REFERENCE",
+    "REFERENCE_TITLE",
+    "BuildContext",
     "Candidate",
-    "Subject",
     "candidates",
     "check_keys",
     "every_candidate",
@@ -37,6 +38,8 @@ __all__ = [
 
 REFERENCE = "eager"
 """Key of plain PyTorch in float32 and NCHW, which every other candidate is compared with."""
+
+REFERENCE_TITLE = "eager NCHW"
 
 OURS = "ours"
 """Key of every candidate that runs on `fassd_kernels`."""
@@ -48,7 +51,7 @@ Call = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
-class Subject:
+class BuildContext:
     """What every candidate is built from.
 
     Attributes:
@@ -83,10 +86,10 @@ class Candidate:
     Attributes:
         key: what `--only` calls it.
         title: what tables call it.
-        build: takes a subject and makes the call, without arguments, that runs it once.
+        build: takes a `BuildContext` and makes the call, without arguments, that runs it once.
         dtype: what it computes in.
         output: "logits", (N, classes, H, W), or "labels", (N, H, W).
-        exported: whether it is built from `Subject.onnx`.
+        exported: whether it is built from `BuildContext.onnx`.
         devices: types of the devices that it runs on.
         by_name_on: of these, those on which it is measured only where `only` names it.
         other: another network with the same job, which is no peer and is not compared with labels.
@@ -111,18 +114,18 @@ class Candidate:
 # ----------------------------------------------------------------------------------------- PyTorch
 
 
-def eager(subject: Subject) -> Call:
-    return lambda: subject.model(subject.picture)
+def eager(context: BuildContext) -> Call:
+    return lambda: context.model(context.picture)
 
 
-def eager_channels_last(subject: Subject, dtype: str = "float32") -> Call:
-    model, picture = _channels_last(subject, dtype)
+def eager_channels_last(context: BuildContext, dtype: str = "float32") -> Call:
+    model, picture = _channels_last(context, dtype)
     return lambda: model(picture)
 
 
-def amp(subject: Subject) -> Call:
+def amp(context: BuildContext) -> Call:
     """PyTorch's automatic mixed precision: float16 on a GPU, bfloat16 on a CPU."""
-    model, picture = _channels_last(subject)
+    model, picture = _channels_last(context)
     kind = picture.device.type
 
     def call() -> Tensor:
@@ -132,11 +135,11 @@ def amp(subject: Subject) -> Call:
     return call
 
 
-def compiled(subject: Subject, dtype: str = "float32", mode: str | None = None) -> Call:
+def compiled(context: BuildContext, dtype: str = "float32", mode: str | None = None) -> Call:
     """`torch.compile` without freezing; in mode "max-autotune" also with CUDA graphs."""
-    model, picture = _channels_last(subject, dtype)
+    model, picture = _channels_last(context, dtype)
     torch._dynamo.reset()
-    backend = subject.compiler
+    backend = context.compiler
     # Inductor alone has modes.
     module = torch.compile(
         model, dynamic=False, backend=backend, mode=mode if backend == "inductor" else None
@@ -144,7 +147,7 @@ def compiled(subject: Subject, dtype: str = "float32", mode: str | None = None) 
     return lambda: module(picture)
 
 
-def inductor(subject: Subject) -> Call:
+def inductor(context: BuildContext) -> Call:
     """`torch.compile` with the weights as constants: batch norms folded, convolutions packed.
 
     Freezing asks for calls under `torch.no_grad`. Caches on disk are passed by, so that the first
@@ -152,36 +155,36 @@ def inductor(subject: Subject) -> Call:
     """
     import torch._inductor.config as settings
 
-    model, picture = _channels_last(subject)
+    model, picture = _channels_last(context)
     # Networks of one class share their code, of which Dynamo compiles only a few versions.
     torch._dynamo.reset()
-    compiled = torch.compile(model, dynamic=False, backend=subject.compiler)
+    compiled = torch.compile(model, dynamic=False, backend=context.compiler)
     with settings.patch(freezing=True, force_disable_caches=True):
         compiled(picture)
     return lambda: compiled(picture)
 
 
-def _channels_last(subject: Subject, dtype: str = "float32") -> tuple[nn.Module, Tensor]:
+def _channels_last(context: BuildContext, dtype: str = "float32") -> tuple[nn.Module, Tensor]:
     precision = getattr(torch, dtype)
     # `to` with a memory format takes parameters of four dimensions only; the others are left.
-    model = copy.deepcopy(subject.model).to(precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, subject.picture.to(precision).contiguous(memory_format=torch.channels_last)
+    model = copy.deepcopy(context.model).to(precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, context.picture.to(precision).contiguous(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------------------------- other runtimes
 
 
-def onnx_runtime(subject: Subject) -> Call:
+def onnx_runtime(context: BuildContext) -> Call:
     import onnxruntime
 
-    device = subject.picture.device
+    device = context.picture.device
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeError(f"this ONNX Runtime has no {provider} (pip install onnxruntime-gpu)")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(subject.onnx, options, providers=[provider])
-    picture = subject.picture
+    session = onnxruntime.InferenceSession(context.onnx, options, providers=[provider])
+    picture = context.picture
     result = torch.empty(session.get_outputs()[0].shape, device=device)
     binding = session.io_binding()
     for bind, ports, tensor in (
@@ -198,7 +201,7 @@ def onnx_runtime(subject: Subject) -> Call:
     return call
 
 
-def openvino(subject: Subject, precision: str = "f32") -> Call:
+def openvino(context: BuildContext, precision: str = "f32") -> Call:
     """OpenVINO in "f32" or "bf16". Left alone it would choose bf16 where the CPU has it."""
     import openvino
 
@@ -208,9 +211,9 @@ def openvino(subject: Subject, precision: str = "f32") -> Call:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = core.compile_model(core.read_model(subject.onnx), "CPU", settings)
+    compiled = core.compile_model(core.read_model(context.onnx), "CPU", settings)
     request = compiled.create_infer_request()
-    inputs = [subject.picture.numpy()]
+    inputs = [context.picture.numpy()]
 
     def call() -> Tensor:
         return torch.from_numpy(request.infer(inputs, share_inputs=True, share_outputs=True)[0])
@@ -218,22 +221,22 @@ def openvino(subject: Subject, precision: str = "f32") -> Call:
     return call
 
 
-def tensorrt(subject: Subject, dtype: str = "float32") -> Call:
+def tensorrt(context: BuildContext, dtype: str = "float32") -> Call:
     """TensorRT 10, from the ONNX file; in float32 without TF32. No GPU has run this yet."""
     import tensorrt as trt
 
-    plan = build_engine(subject.onnx, dtype)
+    plan = build_engine(context.onnx, dtype)
     log = trt.Logger(trt.Logger.ERROR)
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
-    context = engine.create_execution_context()
+    execution = engine.create_execution_context()
     names = (engine.get_tensor_name(0), engine.get_tensor_name(1))  # input, output
     shape = tuple(engine.get_tensor_shape(names[1]))
-    result = torch.empty(shape, device=subject.picture.device)
-    for name, tensor in zip(names, (subject.picture, result), strict=True):
-        context.set_tensor_address(name, tensor.data_ptr())
+    result = torch.empty(shape, device=context.picture.device)
+    for name, tensor in zip(names, (context.picture, result), strict=True):
+        execution.set_tensor_address(name, tensor.data_ptr())
 
-    def call(_bound: Tensor = subject.picture) -> Tensor:  # the context holds its address only
-        context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+    def call(_bound: Tensor = context.picture) -> Tensor:  # the execution holds its address only
+        execution.execute_async_v3(torch.cuda.current_stream().cuda_stream)
         return result
 
     return call
@@ -242,43 +245,43 @@ def tensorrt(subject: Subject, dtype: str = "float32") -> Call:
 # -------------------------------------------------------------------------------------------- ours
 
 
-def ours(subject: Subject, dtype: str = "float32", output: Any = "logits") -> Call:
+def ours(context: BuildContext, dtype: str = "float32", output: Any = "logits") -> Call:
     import fassd_kernels
 
     model = fassd_kernels.accelerate(
-        subject.model, dtype=getattr(torch, dtype), backend=subject.backend, output=output
+        context.model, dtype=getattr(torch, dtype), backend=context.backend, output=output
     )
-    return lambda: model(subject.picture)
+    return lambda: model(context.picture)
 
 
-def ours_graph(subject: Subject, dtype: str = "float32", output: Any = "logits") -> Call:
+def ours_graph(context: BuildContext, dtype: str = "float32", output: Any = "logits") -> Call:
     """Ours as one CUDA graph."""
     import fassd_kernels
 
     model = fassd_kernels.accelerate(
-        subject.model, dtype=getattr(torch, dtype), backend=subject.backend, output=output
+        context.model, dtype=getattr(torch, dtype), backend=context.backend, output=output
     )
     runner = fassd_kernels.GraphRunner(model)
-    return lambda: runner(subject.picture)
+    return lambda: runner(context.picture)
 
 
 # ------------------------------------------------------------------------------- other networks
 
 
-def other_network(subject: Subject, network: OtherNetwork, compiling: bool) -> Call:
+def other_network(context: BuildContext, network: OtherNetwork, compiling: bool) -> Call:
     """Another network on the subject's picture, in channels_last, eager or by `inductor`."""
     torch.manual_seed(0)
-    model = network.build().eval().to(subject.picture.device)
-    own = replace(subject, model=model)
+    model = network.build().eval().to(context.picture.device)
+    own = replace(context, model=model)
     if not compiling:
         return eager_channels_last(own)
-    return inductor(own) if subject.picture.device.type == "cpu" else compiled(own)
+    return inductor(own) if context.picture.device.type == "cpu" else compiled(own)
 
 
 # ------------------------------------------------------------------------------------------- table
 
 PEERS = (
-    Candidate(REFERENCE, "eager NCHW", eager),
+    Candidate(REFERENCE, REFERENCE_TITLE, eager),
     Candidate("channels_last", "eager channels_last", eager_channels_last),
     Candidate("amp", "eager AMP", amp, dtype="amp", by_name_on=("cpu",)),
     Candidate("inductor", "Inductor freezing", inductor, devices=("cpu",)),
@@ -393,8 +396,8 @@ def memory_call(title: str, threads: int, size: list[int], **fields: Any) -> Cal
     torch.manual_seed(0)
     model = create_model(fields["model"], fields["classes"], fields["alpha"]).eval()
     picture = torch.zeros(fields["batch"], 3, *size)
-    subject = Subject(model, picture, fields["backend"], fields["compiler"])
-    return every_candidate()[title].build(subject)
+    context = BuildContext(model, picture, fields["backend"], fields["compiler"])
+    return every_candidate()[title].build(context)
 
 
 def check_keys(keys: Sequence[str]) -> None:

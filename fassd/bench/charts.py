@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fassd.bench.candidates import EXTRA, OURS, REFERENCE, Candidate
+from fassd.bench.candidates import EXTRA, OURS, REFERENCE
 from fassd.bench.launches import LaunchReport
 from fassd.bench.layers import LayerReport
-from fassd.bench.peers import Comparison, PeerReport
+from fassd.bench.peers import PeerReport
 from fassd.bench.plotting import COLOURS, Bars, grouped_bars, layer_figure
-from fassd.io.images import replacing
+from fassd.bench.results import OTHER, JobResults, Result
+from fassd.io.files import replacing
 
 __all__ = ["check_matplotlib", "draw", "draw_launches", "draw_layers", "draw_speedups"]
 
@@ -69,20 +70,20 @@ def draw_speedups(path: Path, report: PeerReport) -> None:
     check_matplotlib()
     from matplotlib.figure import Figure
 
-    rows: dict[tuple[Any, ...], list[Comparison]] = {}
-    for comparison in report.comparisons:
+    rows: dict[tuple[Any, ...], list[JobResults]] = {}
+    for comparison in report.results.comparisons:
         rows.setdefault((comparison.job.size, comparison.job.batch), []).append(comparison)
     shown = {
-        result.candidate.title: result.candidate
-        for comparison in report.comparisons
+        result.name: result
+        for comparison in report.results.comparisons
         for result in comparison.results
-        if result.candidate.key != REFERENCE and result.candidate.other is None
+        if result.key != REFERENCE and result.kind != OTHER
     }
     groups = max(map(len, rows.values()))
     # Inches: a bar holds its figure, upright at 7 points; a group is as wide as its name at least.
     width = max(7.5, 1.5 + groups * max(1.4, 0.17 * (len(shown) + 1.5)))
     figure = Figure(figsize=(width, 1.3 + 3.4 * len(rows)), layout="constrained")
-    where = report.environment
+    where = report.results.environment
     figure.suptitle(
         f"Speed-up over plain PyTorch (NCHW, float32)\n{where['cpu']}, {where['threads']} threads, "
         f"torch {where['torch']}, {where['date'][:10]}",
@@ -97,11 +98,11 @@ def draw_speedups(path: Path, report: PeerReport) -> None:
     _save(path, figure)
 
 
-def _draw_groups(axes: Any, comparisons: Sequence[Comparison], shown: Sequence[Candidate]) -> None:
+def _draw_groups(axes: Any, comparisons: Sequence[JobResults], shown: Sequence[Result]) -> None:
     series = [
         Bars(
-            candidate.title,
-            [_speedup(comparison, candidate) for comparison in comparisons],
+            candidate.name,
+            [_speedup(comparison, candidate.name) for comparison in comparisons],
             SERIES_COLOURS.get(candidate.key) or SERIES_COLOURS[candidate.key, candidate.dtype],
             candidate.output == "labels"
             or (candidate.key != OURS and candidate.dtype != "float32"),
@@ -112,10 +113,9 @@ def _draw_groups(axes: Any, comparisons: Sequence[Comparison], shown: Sequence[C
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _speedup(comparison: Comparison, candidate: Candidate) -> float | None:
-    found = (r for r in comparison.results if r.candidate.title == candidate.title)
-    result = next(found, None)
-    return None if result is None else comparison.speedup(result, comparison.eager)
+def _speedup(comparison: JobResults, name: str) -> float | None:
+    result = comparison.own.get(name)
+    return None if result is None else comparison.speedup(result, comparison.reference)
 
 
 def draw_layers(path: Path, report: LayerReport) -> None:

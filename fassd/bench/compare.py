@@ -1,4 +1,4 @@
-"""What `fassd bench --against` runs: a measured job once more, and whether its speed-ups changed.
+"""What `fassd bench compare` runs: a measured job once more, and whether its speed-ups changed.
 
 A call's time depends on what else the machine does; the quotient of two paths that took turns much
 less. In round i every path was called once, so that the reference's seconds over a path's, of that
@@ -13,11 +13,10 @@ round to round, such as where arrays lie in memory, it cannot see; a tolerance a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +25,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fassd.bench import candidates as peers
-from fassd.bench import peers as peer_report
-from fassd.bench import run as bench
-from fassd.bench.run import Job, heading, plain_table
-from fassd.evaluation.agreement import AGREEMENT_LIMIT
-from fassd.io.untrusted import read_json, read_text, shortened, shown
+from fassd.bench import peers, run
+from fassd.bench.candidates import every_candidate
+from fassd.bench.jobs import Job
+from fassd.bench.results import ACCEPTED, JobResults, Result, Results
+from fassd.bench.tables import heading, plain_table
+from fassd.io.untrusted import shortened, shown
 from fassd.models.device import pick_device
 
 __all__ = [
@@ -39,16 +38,17 @@ __all__ = [
     "LEVEL",
     "RESAMPLES",
     "TOLERANCE",
-    "AgainstReport",
     "Baseline",
     "Change",
-    "Rounds",
-    "Row",
+    "CompareReport",
+    "JobChanges",
+    "PathChange",
     "Speedup",
     "change",
     "judge",
+    "ratios_of",
     "read_baseline",
-    "run_against",
+    "run_compare",
 ]
 
 TOLERANCE = 3.0
@@ -62,17 +62,6 @@ RESAMPLES = 10_000
 
 FEWEST_ROUNDS = 5
 """Of fewer rounds than these, resampling tells next to nothing: four give 35 distinct samples."""
-
-MOST_BYTES = 1 << 26
-"""Of a file; thousands of rounds have fewer than a million."""
-
-MOST_ROUNDS = 10_000
-"""Of a path; resampling them takes 800 MB."""
-
-LARGEST = 1 << 16
-"""What a job may have of anything: sides, pictures, rounds, threads."""
-
-ACCEPTED = "accepted is a file that `fassd bench --json` or `fassd bench --peers --json` wrote"
 
 Verdict = Literal[
     "faster", "slower", "no change seen", "too few rounds", "disagrees", "disagreed", "missing"
@@ -132,245 +121,95 @@ def judge(found: Change, rounds: int, tolerance: float = TOLERANCE) -> Verdict:
 # -------------------------------------------------------------------------------- what was measured
 
 
-@dataclass(frozen=True)
-class Rounds:
-    """What one job came to.
-
-    Attributes:
-        job: what was measured.
-        reference: the path that the others are compared with.
-        seconds: of every path, the reference's too; entry i of each is of round i.
-        labels: of every path, labels equal to the reference's, in per cent.
-        notes: what else was said, such as why a path could not be measured.
-    """
-
-    job: Job
-    reference: str
-    seconds: Mapping[str, Sequence[float]]
-    labels: Mapping[str, float]
-    notes: Sequence[str]
-
-    def agrees(self, path: str) -> bool:
-        """Whether the path does the reference's work, as `speed.Agreement.comparable`."""
-        return self.labels[path] >= AGREEMENT_LIMIT
-
-    def ratios(self, path: str) -> Ratios:
-        """(n,): how many times faster than the reference the path was, in each round."""
-        return np.array(self.seconds[self.reference]) / np.array(self.seconds[path])
+def ratios_of(reference: Result, path: Result) -> Ratios:
+    """(n,): how many times faster than the reference a path was, in each round."""
+    return np.array(reference.seconds) / np.array(path.seconds)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A file of `fassd bench --json`, with or without --peers.
-
-    Attributes:
-        file: its name.
-        environment: where its figures come from, as `speed.environment`.
-        jobs: what it tells, job by job.
-        peers: whether it was made with --peers.
-    """
+    """A file of `fassd bench run --json` or `fassd bench peers --json`."""
 
     file: Path
-    environment: Mapping[str, Any]
-    jobs: tuple[Rounds, ...]
-    peers: bool
+    results: Results
 
-    def check(self, options: Mapping[str, object]) -> None:
-        """See whether options say what the file says.
+    def jobs(self, repeats: int | None = None, threads: int | None = None) -> list[Job]:
+        """The jobs to measure once more, without memory.
 
         Args:
-            options: by name, as the fields of `Job`; of dtype, all that were asked for.
+            repeats: measured rounds; None takes the file's.
+            threads: of PyTorch on the CPU; None does as the file's job did.
 
         Raises:
-            ValueError: one says something else; names both.
+            ValueError: the file was measured with another number of threads.
         """
-        for name, asked in options.items():
-            for measured in self.jobs:
-                known = self._known(name, measured)
-                if not self._same(name, asked, known):
-                    raise ValueError(
-                        f"--{name}: {_shown(asked)} was asked for, but {self.file} was measured "
-                        f"with {_shown(known)}"
-                    )
-
-    def _same(self, name: str, asked: object, known: object) -> bool:
-        if name == "dtype" and self.peers and isinstance(asked, tuple) and isinstance(known, tuple):
-            return {*asked, "float32"} == {*known, "float32"}  # which is always measured
-        return asked == known
-
-    def _known(self, name: str, measured: Rounds) -> object:
-        if name == "peers":
-            return self.peers
-        if name == "dtype":
-            return _dtypes(measured) if self.peers else (measured.job.dtype,)
-        if name == "model":
-            return measured.job.exported or measured.job.model
-        if name == "threads" and measured.job.threads is None:
-            return self.environment.get("threads")
-        return getattr(measured.job, name)
+        for job in (then.job for then in self.results.comparisons):
+            known = job.threads or self.results.environment.get("threads")
+            if threads not in (None, known):
+                raise ValueError(
+                    f"--threads: {threads} was asked for, but {self.file} was measured with {known}"
+                )
+        return [
+            replace(
+                then.job,
+                repeats=repeats or then.job.repeats,
+                threads=threads or then.job.threads,
+                memory=False,
+            )
+            for then in self.results.comparisons
+        ]
 
 
 def read_baseline(file: Path) -> Baseline:
-    """Read what `fassd bench --json` wrote.
+    """Read what `fassd bench run --json` or `fassd bench peers --json` wrote.
 
     Raises:
-        ValueError: it is no such file; names it, what is in it, and what is accepted.
+        ValueError: it is no such file, or holds a path that is not known here; names the file,
+            what is in it, and what is accepted.
         OSError: it cannot be read.
     """
+    results = Results.read(file)
     try:
-        record = read_json(read_text(file, MOST_BYTES))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); {ACCEPTED}") from error
-    try:
-        _expect(record, "it", {"environment": dict})
-        return Baseline(file, record["environment"], _read(record), "comparisons" in record)
+        for part in results.comparisons:
+            known = every_candidate(part.job.device) if results.peers else part.job.paths()
+            unknown = next((name for name in part.own if name not in known), None)
+            if unknown is not None:
+                raise ValueError(f"unknown path {shown(unknown)}, known are {', '.join(known)}")
+            _reference_of(part)
     except ValueError as error:
         raise ValueError(f"{file}: {shortened(str(error), 400)}; {ACCEPTED}") from error
+    return Baseline(file, results)
 
 
-def _read(record: dict[str, Any]) -> tuple[Rounds, ...]:
-    """What a report's `to_json` tells, job by job.
-
-    Raises:
-        ValueError: it lacks something, or holds something that is not known here.
-    """
-    if "comparisons" not in record:
-        return (_read_job(record, "it", False),)
-    _expect(record, "it", {"comparisons": list})
-    if not record["comparisons"]:
-        raise ValueError("comparisons is empty")
-    return tuple(
-        _read_job(part, f"comparisons[{i}]", True) for i, part in enumerate(record["comparisons"])
-    )
-
-
-def _read_job(part: Any, where: str, with_peers: bool) -> Rounds:
-    _expect(part, where, {"job": dict, "results": list})
-    job = _job(part["job"], f"the job of {where}", with_peers)
-    known = list(_titles(job.device) if with_peers else job.paths())
-    seconds: dict[str, Sequence[float]] = {}
-    labels: dict[str, float] = {}
-    for i, row in enumerate(part["results"]):
-        _expect(row, f"results[{i}] of {where}", {"name": str, "seconds": list | tuple})
-        if row.get("kind") == peer_report.OTHER:  # has no speed-up over the reference
-            continue
-        name = row["name"]
-        if name not in known:
-            raise ValueError(f"unknown path {shown(name)} in {where}, known are {', '.join(known)}")
-        _expect(row, f"{name} of {where}", {"labels_equal_percent": float | int})
-        seconds[name], labels[name] = row["seconds"], row["labels_equal_percent"]
-        rounds = len(seconds[name])
-        if not 1 <= rounds <= MOST_ROUNDS or not all(_is_time(value) for value in seconds[name]):
-            raise ValueError(
-                f"seconds of {name} of {where} must be positive numbers, 1 to {MOST_ROUNDS:,}"
-            )
-    if known[0] not in seconds:
-        raise ValueError(f"{where} has no {known[0]}, the reference; it has {_listed(seconds)}")
-    if len({len(values) for values in seconds.values()}) > 1:
-        numbers = ", ".join(f"{len(values)} of {name}" for name, values in seconds.items())
-        raise ValueError(f"{where} must have the same rounds of every path, has {numbers}")
-    notes = part.get("notes", ())
-    if not isinstance(notes, list | tuple) or not all(isinstance(note, str) for note in notes):
-        raise ValueError(f"notes of {where} must be a list of text, got {shown(notes)}")
-    return Rounds(job, known[0], seconds, labels, notes)
-
-
-def _job(record: dict[str, Any], where: str, with_peers: bool) -> Job:
-    """The job that a report's `to_json` describes; one with --peers leaves out what it has not."""
-    kinds = get_type_hints(Job)
-    optional = ("memory", *((*peer_report.UNUSED_FIELDS, "device") if with_peers else ()))
-    _expect(
-        record,
-        where,
-        {
-            name: list | tuple if name == "size" else kind
-            for name, kind in kinds.items()
-            if name in record or name not in optional
-        },
-    )
-    unknown = [name for name in record if name not in kinds]
-    if unknown:
-        raise ValueError(f"{where} has {_listed(unknown)}, known are {_listed(kinds)}")
-    for name, value in record.items():
-        if isinstance(value, int) and name != "seed" and not 0 <= value <= LARGEST:
-            raise ValueError(f"{name} of {where} must be 0 to {LARGEST:,}, got {shown(value)}")
-    size = record["size"]
-    if len(size) != 2 or not all(isinstance(it, int) and 0 < it <= LARGEST for it in size):
-        raise ValueError(f"size of {where} must be height and width, got {shown(size)}")
-    return Job(**{**record, "size": tuple(size)})
-
-
-def _expect(record: Any, where: str, fields: Mapping[str, Any]) -> None:
-    """See whether `record` is an object with these fields, each of its type.
+def _reference_of(measured: JobResults) -> Result:
+    """What the job's paths are compared with.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not there.
     """
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} must be an object, got {shown(record)}")
-    missing = [name for name in fields if name not in record]
-    if missing:
-        raise ValueError(f"{where} has no {_listed(missing)}; it has {_listed(record)}")
-    for name, kind in fields.items():
-        if not isinstance(record[name], kind):
-            wanted = getattr(kind, "__name__", str(kind))
-            raise ValueError(f"{name} of {where} must be {wanted}, got {shown(record[name])}")
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, float | int) and 0 < value < math.inf
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(names) or "nothing"
-
-
-def _shown(value: object) -> str:
-    """An option's value as a person writes it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return ("x" if isinstance(value[0], int) else ",").join(map(str, value))
-    return str(value)
-
-
-def _titles(device: str) -> dict[str, peers.Candidate]:
-    """Every candidate that a file of --peers can hold, the reference first."""
-    return peers.every_candidate(device)
-
-
-def _dtypes(measured: Rounds) -> tuple[str, ...]:
-    """What --dtype made a file of --peers: ours in these, beside float32."""
-    ours = (
-        c
-        for c in _titles(measured.job.device).values()
-        if c.key == peers.OURS and c.title in measured.seconds
-    )
-    dtypes = tuple(dict.fromkeys(c.dtype for c in ours if c.dtype != "float32"))
-    return dtypes or ("float32",)
+    if measured.reference is None:
+        has = ", ".join(map(shown, measured.own)) or "nothing"
+        raise ValueError(f"results have no plain PyTorch in float32, the reference; have {has}")
+    return measured.reference
 
 
 # ------------------------------------------------------------------------------------ the new run
 
 
-def run_against(
+def run_compare(
     baseline: Baseline,
+    jobs: Sequence[Job],
     *,
-    repeats: int | None = None,
-    threads: int | None = None,
     tolerance: float = TOLERANCE,
     step: Callable[[str], object] = lambda _: None,
     tick: Callable[[], object] = lambda: None,
-) -> AgainstReport:
+) -> CompareReport:
     """Measure the jobs of `baseline` once more and compare the speed-ups.
 
     Args:
-        repeats: measured rounds; None takes the file's.
-        threads: of PyTorch on the CPU; None does as the file's job did.
+        jobs: `baseline.jobs()`.
         tolerance: per cent of a speed-up that is not worth an alarm.
-        step, tick: as `bench.run` and `peer_report.run_peers` take them.
+        step, tick: as `fassd.bench.run.run` and `fassd.bench.peers.run_peers` take them.
 
     Raises:
         ValueError: `tolerance` is not from 0 to below 100; the device of the file is not here.
@@ -378,54 +217,49 @@ def run_against(
     """
     if not 0 <= tolerance < 100:
         raise ValueError(f"tolerance must be from 0 to below 100 per cent, got {tolerance:g}")
-    jobs = [
-        replace(
-            then.job,
-            repeats=repeats or then.job.repeats,
-            threads=threads or then.job.threads,
-            memory=False,
-        )
-        for then in baseline.jobs
-    ]
-    report: bench.Report | peer_report.PeerReport
-    if baseline.peers:
-        measured = {title for then in baseline.jobs for title in then.seconds}
-        chosen = [
-            candidate for title, candidate in _titles(jobs[0].device).items() if title in measured
-        ]
-        report = peer_report.run_peers(jobs, chosen, step=step, tick=tick)
+    before = baseline.results
+    if before.peers:
+        measured = {name for then in before.comparisons for name in then.own}
+        chosen = [c for title, c in every_candidate(jobs[0].device).items() if title in measured]
+        after = peers.run_peers(jobs, chosen, step=step, tick=tick).results
     else:
         pick_device(jobs[0].device)
-        report = bench.run(jobs[0], step=step, tick=tick)
-    record = report.to_json()
-    try:
-        after = _read(record)
-    except ValueError as error:  # without its reference a run says nothing
-        notes = [note for part in record.get("comparisons", ()) for note in part["notes"]]
-        raise RuntimeError("; ".join([str(error), *notes])) from error
+        after = run.run(jobs[0], step=step, tick=tick).results
     comparisons = tuple(
-        Comparison(now, tuple(_rows(then, now, tolerance)))
-        for then, now in zip(baseline.jobs, after, strict=True)
+        JobChanges(now, tuple(_changes(then, now, tolerance)))
+        for then, now in zip(before.comparisons, after.comparisons, strict=True)
     )
-    return AgainstReport(baseline, record, comparisons, tolerance)
+    return CompareReport(baseline, after, comparisons, tolerance)
 
 
-def _rows(then: Rounds, now: Rounds, tolerance: float) -> list[Row]:
-    return [_row(path, then, now, tolerance) for path in then.seconds if path != then.reference]
+def _changes(then: JobResults, now: JobResults, tolerance: float) -> list[PathChange]:
+    reference_then = _reference_of(then)
+    try:
+        reference_now = _reference_of(now)
+    except ValueError as error:  # without its reference a run says nothing
+        raise RuntimeError("; ".join([str(error), *now.notes])) from error
+    changes = []
+    for name, path in then.own.items():
+        if path is not reference_then:
+            old = ratios_of(reference_then, path) if path.comparable else None
+            found = now.own.get(name)
+            new = ratios_of(reference_now, found) if found and found.comparable else None
+            changes.append(_change_of(name, old, new, found is None, tolerance))
+    return changes
 
 
-def _row(path: str, then: Rounds, now: Rounds, tolerance: float) -> Row:
-    before = Speedup.of(then.ratios(path)) if then.agrees(path) else None
-    if path not in now.seconds:
-        return Row(path, before, None, None, "missing")
-    if not now.agrees(path):
-        return Row(path, before, None, None, "disagrees")
-    ratios = now.ratios(path)
-    after = Speedup.of(ratios)
-    if before is None:
-        return Row(path, None, after, None, "disagreed")
-    found = change(then.ratios(path), ratios)
-    return Row(path, before, after, found, judge(found, min(before.n, after.n), tolerance))
+def _change_of(
+    path: str, old: Ratios | None, new: Ratios | None, missing: bool, tolerance: float
+) -> PathChange:
+    """How a path changed; ratios are None where outputs disagreed, `new` where it is missing."""
+    then = None if old is None else Speedup.of(old)
+    if new is None:
+        return PathChange(path, then, None, None, "missing" if missing else "disagrees")
+    now = Speedup.of(new)
+    if old is None:
+        return PathChange(path, None, now, None, "disagreed")
+    found = change(old, new)
+    return PathChange(path, then, now, found, judge(found, min(len(old), len(new)), tolerance))
 
 
 @dataclass(frozen=True)
@@ -443,7 +277,7 @@ class Speedup:
 
 
 @dataclass(frozen=True)
-class Row:
+class PathChange:
     """One path, then and now.
 
     Attributes:
@@ -464,11 +298,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class JobChanges:
     """One job, measured anew, and its paths in the order of the file."""
 
-    measured: Rounds
-    rows: tuple[Row, ...]
+    measured: JobResults
+    rows: tuple[PathChange, ...]
 
     def table(self) -> Table:
         table = plain_table()
@@ -481,7 +315,7 @@ class Comparison:
         return table
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: PathChange) -> list[str]:
     # Of too few rounds an interval would promise what it cannot keep.
     found = None if row.verdict == "too few rounds" else row.change
     colour = "red" if row.is_alarm else "green" if row.verdict == "faster" else "default"
@@ -504,19 +338,19 @@ RUNTIMES = ("onnx", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
-class AgainstReport:
+class CompareReport:
     """Every path's change; prints itself with rich.
 
     Attributes:
         baseline: what was compared with.
-        record: of the new run, as `bench.Report.to_json` or `peer_report.PeerReport.to_json`.
+        results: of the new run.
         comparisons: one for each of the baseline's jobs.
         tolerance: in per cent.
     """
 
     baseline: Baseline
-    record: dict[str, Any]
-    comparisons: tuple[Comparison, ...]
+    results: Results
+    comparisons: tuple[JobChanges, ...]
     tolerance: float
 
     @property
@@ -528,8 +362,8 @@ class AgainstReport:
     def warnings(self) -> list[str]:
         """What differs between the machines, if anything does: one sentence, or none."""
         there, here = (
-            _facts(environment, self.baseline.peers)
-            for environment in (self.baseline.environment, self.record["environment"])
+            _facts(results.environment, results.peers)
+            for results in (self.baseline.results, self.results)
         )
         different = [
             f"{name.replace('_', ' ')} {there[name]} then, {here[name]} now"
@@ -545,9 +379,9 @@ class AgainstReport:
         return {
             "against": {
                 "file": str(self.baseline.file),
-                "environment": self.baseline.environment,
+                "environment": self.baseline.results.environment,
             },
-            "environment": self.record["environment"],
+            "environment": self.results.environment,
             "ok": self.ok,
             "warnings": self.warnings,
             "tolerance_percent": self.tolerance,
@@ -556,18 +390,18 @@ class AgainstReport:
             "changes": [
                 {
                     "job": asdict(part.measured.job),
-                    "reference": part.measured.reference,
+                    "reference": _reference_of(part.measured).name,
                     "results": [{**asdict(row), "alarm": row.is_alarm} for row in part.rows],
                 }
                 for part in self.comparisons
             ],
-            "measured": self.record,
+            "measured": self.results.to_json(),
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        environment = self.record["environment"]
+        environment = self.results.environment
         for part in self.comparisons:
-            job, then = part.measured.job, self.baseline.environment
+            job, then = part.measured.job, self.baseline.results.environment
             source = f"{then.get('date', 'of an unknown date')}, commit {then.get('commit')}"
             yield Group(
                 heading(job, environment),
@@ -581,9 +415,9 @@ class AgainstReport:
         yield Text(self._legend(), style="dim")
 
     def _legend(self) -> str:
-        references = dict.fromkeys(part.measured.reference for part in self.comparisons)
+        references = dict.fromkeys(_reference_of(part.measured).name for part in self.comparisons)
         return (
-            f"then, now: speed-up over {_listed(references)}, the median of the ratios of each "
+            f"then, now: speed-up over {', '.join(references)}, the median of the ratios of each "
             "round, ± half their interquartile range. Change: now over then, with its bootstrap "
             "interval. Slower or faster: all of the interval lies more than "
             f"{self.tolerance:g}% from 1."

@@ -26,7 +26,7 @@ from fassd_kernels.tuning.options import parse_dtype, parse_output, parse_size
 
 
 @dataclass(frozen=True)
-class Row:
+class LaunchRow:
     """One line of the report: launches that are one binary on equal shapes."""
 
     label: str
@@ -58,7 +58,7 @@ def tile_of(planned: Planned) -> str:
 
 def rows_of(
     launches: Sequence[Planned], device: Device, compiled: dict[str, Resources]
-) -> list[Row]:
+) -> list[LaunchRow]:
     """Lines of the report, equal launches together, in the order in which they come."""
     groups: dict[Any, list[Planned]] = {}
     for planned in launches:
@@ -69,7 +69,7 @@ def rows_of(
     for (key, _), group in groups.items():
         first = group[0]
         rows.append(
-            Row(
+            LaunchRow(
                 label_of(first),
                 len(group),
                 first.launch.grid,
@@ -85,7 +85,7 @@ def rows_of(
     return rows
 
 
-def faults(rows: Sequence[Row], device: Device) -> list[str]:
+def faults(rows: Sequence[LaunchRow], device: Device) -> list[str]:
     """What would be wrong with a binary: spills, or more shared memory than a block can have."""
     found = []
     for row in rows:
@@ -99,7 +99,7 @@ def faults(rows: Sequence[Row], device: Device) -> list[str]:
     return found
 
 
-def render(rows: Sequence[Row], title: str) -> Table:
+def render(rows: Sequence[LaunchRow], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("launch, channels", "tile"):
         table.add_column(name)

@@ -1,4 +1,4 @@
-"""What `fassd bench --layers --predict GPU` runs: every launch of a network, by the time model."""
+"""What `fassd bench launches` runs: every launch of a network, by the time model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from fassd.bench.run import Job, plain_table, torch_dtype
+from fassd.bench.jobs import Job, torch_dtype
+from fassd.bench.tables import plain_table
 
 if TYPE_CHECKING:
     from fassd.bench.costs.cuda import Group as Launches

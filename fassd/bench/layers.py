@@ -1,4 +1,4 @@
-"""What `fassd bench --layers` runs: every fused call of a network, predicted and measured."""
+"""What `fassd bench layers` runs: every fused call of a network, predicted and measured."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from fassd.bench.costs.roofline import (
     predict,
     work_of,
 )
+from fassd.bench.jobs import Job, build_model, render_batch, torch_dtype
 from fassd.bench.machine import environment
-from fassd.bench.run import Job, build_model, heading, plain_table, render_batch, torch_dtype
+from fassd.bench.tables import heading, plain_table
 from fassd.models.device import torch_threads
 
 __all__ = ["HEAD", "Call", "Layer", "LayerReport", "run_layers", "trace"]

@@ -1,4 +1,4 @@
-"""Peak memory of a call."""
+"""Peak memory of a call, and the energy that it takes on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+__all__ = ["NOT_ASKED", "Energy", "Memory", "energy_of", "peak_memory", "peak_memory_of_child"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class Memory:
 
     peak: int | None
     note: str = ""
+
+
+NOT_ASKED = Memory(None, "not asked for")
 
 
 def peak_memory(call: Callable[[], object]) -> Memory:
@@ -99,4 +105,48 @@ def _status(field: str) -> int:
     return int(found[1]) * 1024
 
 
-# ------------------------------------------------------------------------------------ environment
+# ------------------------------------------------------------------------------------------ energy
+
+LEAST_SECONDS = 0.5
+"""The counter moves in steps of some 20 to 100 ms."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules per call, idle power included, or None and the reason."""
+
+    joules: float | None
+    note: str = ""
+
+
+def energy_of(
+    call: Callable[[], object], device: torch.device | str, seconds: float = LEAST_SECONDS
+) -> Energy:
+    """Energy that the whole GPU takes for one call, over calls that last `seconds`."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return Energy(None, "NVML counts on NVIDIA GPUs only")
+    try:
+        import pynvml
+    except ImportError:
+        return Energy(None, "needs pip install nvidia-ml-py")
+    try:
+        pynvml.nvmlInit()
+        try:
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            card = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            return _energy(call, lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(card), seconds)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        return Energy(None, f"NVML: {error}")
+
+
+def _energy(call: Callable[[], object], millijoules: Callable[[], int], seconds: float) -> Energy:
+    torch.cuda.synchronize()
+    before, start, calls = millijoules(), time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        call()
+        torch.cuda.synchronize()
+        calls += 1
+    return Energy((millijoules() - before) / 1e3 / calls, f"NVML, {calls} calls")

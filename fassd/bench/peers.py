@@ -1,13 +1,12 @@
-"""What `fassd bench --peers` runs: a network on every candidate of `candidates`, compared."""
+"""What `fassd bench peers` runs: a network on every candidate of `candidates`, compared."""
 
 from __future__ import annotations
 
 import gc
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,213 +16,82 @@ from rich.text import Text
 from torch import Tensor
 
 from fassd.bench import memory, stopwatch
-from fassd.bench.candidates import EXTRA, REFERENCE, Call, Candidate, Subject
+from fassd.bench.candidates import EXTRA, BuildContext, Call, Candidate
 from fassd.bench.costs.counts import count_macs
-from fassd.bench.energy import Energy, energy_of
+from fassd.bench.jobs import ROUNDING_NOTE, Job, build_model, render_batch, weights_note
 from fassd.bench.machine import environment
-from fassd.bench.run import (
-    ROUNDING_NOTE,
-    Job,
-    build_model,
-    heading,
-    plain_table,
-    render_batch,
-    weights_note,
-)
-from fassd.evaluation.agreement import AGREEMENT_LIMIT, agreement_of_scores, equal_labels
+from fassd.bench.memory import Energy, energy_of
+from fassd.bench.results import OTHER, JobResults, Result, Results
+from fassd.bench.tables import heading, mebibytes, milliseconds, plain_table
+from fassd.evaluation.agreement import AGREEMENT_LIMIT, Agreement, agreement_of
 from fassd.models.device import torch_threads
 
-__all__ = ["Comparison", "PeerReport", "Result", "measure", "run_peers"]
+__all__ = ["BuiltCandidate", "PeerReport", "measure", "run_peers", "tables"]
 
-UNUSED_FIELDS = ("dtype", "compile", "memory")
-"""Of a job, what says nothing here."""
-
-OTHER = "other network"
-"""What the JSON calls a result of another network."""
-
-NOT_ASKED = memory.Memory(None, "not asked for")
 NO_ENERGY = Energy(None, "not measured")
 
 
-@dataclass(frozen=True)
-class Match:
-    """How far a candidate's output equals the reference's logits.
-
-    Attributes:
-        labels: equal labels, in per cent.
-        difference: largest difference of a score over the largest score; NaN or infinite where an
-            output is, None of labels.
-    """
-
-    labels: float
-    difference: float | None
-
-    @property
-    def comparable(self) -> bool:
-        """Whether the speeds may be compared, as `speed.Agreement.comparable`."""
-        return self.labels >= AGREEMENT_LIMIT
+def tables(measured: JobResults) -> list[Table]:
+    """Of this network's candidates, then, where there are any, of other networks."""
+    own = list(measured.own.values())
+    others = [result for result in measured.results if result.kind == OTHER]
+    return [_own_table(measured, own), *([_other_table(measured, others)] if others else [])]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One candidate's figures.
-
-    Attributes:
-        first_call: in seconds, from the plain network to an output.
-        match: None of another network, whose labels are its own.
-        memory, energy: of one call.
-        params, macs: of another network.
-    """
-
-    candidate: Candidate
-    first_call: float
-    match: Match | None
-    timing: stopwatch.Timing
-    memory: memory.Memory = NOT_ASKED
-    energy: Energy = NO_ENERGY
-    params: int | None = None
-    macs: int | None = None
-
-    @property
-    def comparable(self) -> bool:
-        """Whether its speed may be compared with the reference's."""
-        return self.match is not None and self.match.comparable
-
-    def to_json(self) -> dict[str, Any]:
-        """Its own figures, without ratios; seconds, bytes, joules, labels in %."""
-        candidate, match = self.candidate, self.match
-        return {
-            "name": candidate.title,
-            "key": candidate.key,
-            "kind": OTHER if candidate.other else "network",
-            "dtype": candidate.dtype,
-            "output": candidate.output,
-            **self.timing.to_json(),
-            "first_call_s": self.first_call,
-            "match": match and match.comparable,
-            "labels_equal_percent": match and match.labels,
-            "max_relative_difference": match and finite(match.difference),
-            "peak_memory_bytes": self.memory.peak,
-            "peak_memory_note": self.memory.note,
-            "energy_j": self.energy.joules,
-            "energy_note": self.energy.note,
-            "params": self.params,
-            "macs": self.macs,
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What one network at one size came to: `results` in the order of `candidates()`.
-
-    Attributes:
-        job: what was measured; its dtype and memory say nothing here.
-        notes: candidates that could not be measured and why, and what the labels are worth.
-    """
-
-    job: Job
-    results: tuple[Result, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def eager(self) -> Result | None:
-        """The reference, if it was timed."""
-        return next((r for r in self.results if r.candidate.key == REFERENCE), None)
-
-    @property
-    def fastest_peer(self) -> Result | None:
-        """The fastest float32 candidate that is not ours and agrees."""
-        peers = [r for r in self.results if r.candidate.is_float32_peer and r.comparable]
-        return min(peers, key=lambda result: result.timing.median, default=None)
-
-    def speedup(self, result: Result, over: Result | None) -> float | None:
-        """How many times faster `result` is than `over`; None where that says nothing."""
-        if over is None or not result.comparable:
-            return None
-        return over.timing.median / result.timing.median
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; times in seconds, labels in %."""
-        peer = self.fastest_peer
-        job = asdict(self.job)
-        return {
-            "job": {name: value for name, value in job.items() if name not in UNUSED_FIELDS},
-            "fastest_float32_peer": peer and peer.candidate.title,
-            "results": [
-                {
-                    **result.to_json(),
-                    "speedup_over_eager": self.speedup(result, self.eager),
-                    "speedup_over_fastest_peer": self.speedup(result, peer),
-                }
-                for result in self.results
-            ],
-            "notes": self.notes,
-        }
-
-    def tables(self) -> list[Table]:
-        """Of this network's candidates, then, where there are any, of other networks."""
-        own = [result for result in self.results if result.candidate.other is None]
-        others = [result for result in self.results if result.candidate.other is not None]
-        return [self._table(own), *([self._other_table(others)] if others else [])]
-
-    def _table(self, results: Sequence[Result]) -> Table:
-        table = plain_table()
-        table.add_column("candidate", no_wrap=True)
-        names = ["median ms", "x eager", "x peer", "first s", "match", "labels %", "diff"]
-        for name in (*names, *_extra_names(results)):
-            table.add_column(name, justify="right", no_wrap=True)
-        for result in results:
-            table.add_row(*self._cells(result), *_extra_cells(result, results))
-        return table
-
-    def _other_table(self, results: Sequence[Result]) -> Table:
-        table = plain_table()
-        table.add_column("other network", no_wrap=True)
-        names = ["median ms", "frames/s", "GMAC", "M params", "first s"]
-        for name in (*names, *_extra_names(results)):
-            table.add_column(name, justify="right", no_wrap=True)
-        for result in results:
-            table.add_row(
-                result.candidate.title,
-                _milliseconds(result.timing),
-                f"{self.job.batch / result.timing.median:.1f}",
-                "-" if result.macs is None else f"{1e-9 * result.macs:.1f}",
-                "-" if result.params is None else f"{1e-6 * result.params:.2f}",
-                f"{result.first_call:.2f}",
-                *_extra_cells(result, results),
-            )
-        return table
-
-    def _cells(self, result: Result) -> list[str]:
-        match = result.match
-        assert match is not None
-        ratios = (self.speedup(result, over) for over in (self.eager, self.fastest_peer))
-        return [
-            result.candidate.title,
-            _milliseconds(result.timing),
+def _own_table(measured: JobResults, results: Sequence[Result]) -> Table:
+    table = plain_table()
+    table.add_column("candidate", no_wrap=True)
+    names = ["median ms", "x eager", "x peer", "first s", "match", "labels %", "diff"]
+    for name in (*names, *_extra_names(results)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        difference = result.max_relative_difference
+        ratios = (
+            measured.speedup(result, over) for over in (measured.reference, measured.fastest_peer)
+        )
+        table.add_row(
+            result.name,
+            milliseconds(result.timing),
             *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-            f"{result.first_call:.2f}",
-            "yes" if match.comparable else "[red]disagrees[/]",
-            f"{match.labels:.3f}",
-            "-" if match.difference is None else f"{match.difference:.1e}",
-        ]
+            f"{result.first_call_s:.2f}",
+            "yes" if result.comparable else "[red]disagrees[/]",
+            f"{result.labels_equal_percent:.3f}",
+            "-" if difference is None else f"{difference:.1e}",
+            *_extra_cells(result, results),
+        )
+    return table
 
 
-def _milliseconds(timing: stopwatch.Timing) -> str:
-    return f"{1000 * timing.median:.1f} ±{1000 * timing.spread:.1f}"
+def _other_table(measured: JobResults, results: Sequence[Result]) -> Table:
+    table = plain_table()
+    table.add_column("other network", no_wrap=True)
+    names = ["median ms", "frames/s", "GMAC", "M params", "first s"]
+    for name in (*names, *_extra_names(results)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        table.add_row(
+            result.name,
+            milliseconds(result.timing),
+            f"{measured.job.batch / result.timing.median:.1f}",
+            "-" if result.macs is None else f"{1e-9 * result.macs:.1f}",
+            "-" if result.params is None else f"{1e-6 * result.params:.2f}",
+            f"{result.first_call_s:.2f}",
+            *_extra_cells(result, results),
+        )
+    return table
 
 
 def _extra_names(results: Sequence[Result]) -> list[str]:
     """Columns that are there only where something was measured."""
-    memory = any(result.memory.peak is not None for result in results)
-    energy = any(result.energy.joules is not None for result in results)
+    memory = any(result.peak_memory_bytes is not None for result in results)
+    energy = any(result.energy_j is not None for result in results)
     return [*(["MiB"] if memory else []), *(["joules"] if energy else [])]
 
 
 def _extra_cells(result: Result, results: Sequence[Result]) -> list[str]:
-    peak, joules = result.memory.peak, result.energy.joules
+    joules = result.energy_j
     texts = {
-        "MiB": "-" if peak is None else f"{peak / 2**20:.0f}",
+        "MiB": mebibytes(result.peak_memory_bytes),
         "joules": "-" if joules is None else f"{joules:.3f}",
     }
     return [texts[name] for name in _extra_names(results)]
@@ -231,24 +99,20 @@ def _extra_cells(result: Result, results: Sequence[Result]) -> list[str]:
 
 @dataclass(frozen=True)
 class PeerReport:
-    """All comparisons of one run; prints itself with rich."""
+    """All results of one run; prints itself with rich."""
 
-    environment: dict[str, Any]
-    comparisons: tuple[Comparison, ...]
+    results: Results
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dump`."""
-        return {
-            "environment": self.environment,
-            "comparisons": [comparison.to_json() for comparison in self.comparisons],
-        }
+        return self.results.to_json()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for comparison in self.comparisons:
-            notes = (Text(note, style="dim") for note in comparison.notes)
+        for measured in self.results.comparisons:
+            notes = (Text(note, style="dim") for note in measured.notes)
             yield Group(
-                heading(comparison.job, self.environment),
-                *(part for table in comparison.tables() for part in (table, Text())),
+                heading(measured.job, self.results.environment),
+                *(part for table in tables(measured) for part in (table, Text())),
                 *notes,
                 Text(),
             )
@@ -292,7 +156,8 @@ def run_peers(
         comparisons.append(measure(job, chosen, compiler=compiler, step=step, tick=tick))
         release()
     with torch_threads(jobs[0].threads):
-        return PeerReport(environment(jobs[0].device), tuple(comparisons))
+        where = environment(jobs[0].device)
+    return PeerReport(Results(environment=where, comparisons=tuple(comparisons), peers=True))
 
 
 def measure(
@@ -302,11 +167,11 @@ def measure(
     compiler: str = "inductor",
     step: Callable[[str], object] = lambda _: None,
     tick: Callable[[], object] = lambda: None,
-) -> Comparison:
+) -> JobResults:
     """One job of `run_peers`, with the same arguments and errors."""
     notes = weights_note(job)
     on_cpu = torch.device(job.device).type == "cpu"
-    trials: list[Trial] = []
+    trials: list[BuiltCandidate] = []
     with (
         torch_threads(job.threads),
         torch.no_grad(),
@@ -315,12 +180,12 @@ def measure(
         warnings.simplefilter("always")
         step(f"{job.model}: building")
         _, batch = render_batch(job)
-        subject = Subject(build_model(job, batch), batch, job.backend, compiler)
-        reference = subject.model(batch)
+        context = BuildContext(build_model(job, batch), batch, job.backend, compiler)
+        reference = context.model(batch)
         for candidate in chosen:
             step(f"{job.model}: {candidate.title}")
             try:
-                trials.append(try_out(candidate, subject, reference))
+                trials.append(try_out(candidate, context, reference))
             except Exception as error:  # whatever a foreign runtime raises, the others go on
                 remedy = candidate.other.install if candidate.other else EXTRA
                 notes.append(f"{candidate.title} not measured: {reason(error, remedy)}")
@@ -340,56 +205,71 @@ def measure(
             title = trial.candidate.title
             step(f"{job.model}: memory and energy of {title}")
             energy = NO_ENERGY if on_cpu else energy_of(trial.call, job.device)
-            memory = peak_memory(job, trial, compiler)
-            params, macs = trial.size or (None, None)
-            results.append(
-                Result(
-                    trial.candidate,
-                    trial.first_call,
-                    trial.match,
-                    timings[title],
-                    memory,
-                    energy,
-                    params,
-                    macs,
-                )
-            )
-    disagreeing = [r.candidate for r in results if r.match and not r.match.comparable]
-    if job.weights is None and any(c.dtype != "float32" for c in disagreeing):
+            peak = _peak_memory(job, trial, compiler)
+            results.append(trial.result(timings[title], peak, energy))
+    disagreeing = [r for r in results if r.agreement and not r.comparable]
+    if job.weights is None and any(r.dtype != "float32" for r in disagreeing):
         notes.append(ROUNDING_NOTE)
     # Of warnings, those of our own packages matter to the reader, such as a fallback's.
     notes += sorted({text for text in (str(w.message) for w in caught) if "fassd" in text})
     if job.memory:
-        notes += sorted({f"memory: {r.memory.note}" for r in results if r.memory.peak is None})
+        notes += sorted(
+            {f"memory: {r.peak_memory_note}" for r in results if r.peak_memory_bytes is None}
+        )
     if not on_cpu:
-        notes += sorted({f"energy: {r.energy.note}" for r in results if r.energy.joules is None})
-    return Comparison(job, tuple(results), tuple(notes))
+        notes += sorted({f"energy: {r.energy_note}" for r in results if r.energy_j is None})
+    return JobResults(job=job, results=tuple(results), notes=tuple(notes))
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A candidate that ran once: what it gave, and how to run it again.
+class BuiltCandidate:
+    """A candidate that ran once.
 
-    `size` is of another network: parameters, and multiply-accumulates for the picture.
+    Attributes:
+        call: runs it again.
+        first_call: seconds from the plain network to its first output.
+        agreement: of that output with the reference's; None of another network.
+        params, macs: of another network.
     """
 
     candidate: Candidate
     call: Call
     first_call: float
-    match: Match | None
-    size: tuple[int, int] | None = None
+    agreement: Agreement | None
+    params: int | None = None
+    macs: int | None = None
+
+    def result(self, timing: stopwatch.Timing, peak: memory.Memory, energy: Energy) -> Result:
+        candidate, agreement = self.candidate, self.agreement
+        return Result(
+            name=candidate.title,
+            key=candidate.key,
+            kind=OTHER if candidate.other else "network",
+            dtype=candidate.dtype,
+            output=candidate.output,
+            seconds=timing.seconds,
+            first_call_s=self.first_call,
+            labels_equal_percent=None if agreement is None else agreement.labels,
+            max_relative_difference=None if agreement is None else agreement.relative,
+            peak_memory_bytes=peak.peak,
+            peak_memory_note=peak.note,
+            energy_j=energy.joules,
+            energy_note=energy.note,
+            params=self.params,
+            macs=self.macs,
+        )
 
 
-def try_out(candidate: Candidate, subject: Subject, reference: Tensor) -> Trial:
+def try_out(candidate: Candidate, context: BuildContext, reference: Tensor) -> BuiltCandidate:
     """Build a candidate, call it once, and compare its output with the reference's logits.
 
     Raises:
         ValueError: the output is not of the reference's shape.
     """
     if candidate.exported:
-        assert subject.onnx  # made now if this is the first that needs it: not in its first call
+        assert context.onnx  # made now if this is the first that needs it: not in its first call
     start = time.perf_counter()
-    call = candidate.build(subject)
+    call = candidate.build(context)
     output = call()
     if output.is_cuda:
         torch.cuda.synchronize(output.device)
@@ -401,20 +281,15 @@ def try_out(candidate: Candidate, subject: Subject, reference: Tensor) -> Trial:
             )
         network = candidate.other.build().eval()
         params = sum(parameter.numel() for parameter in network.parameters())
-        macs = count_macs(network, tuple(subject.picture.shape))
-        return Trial(candidate, call, first_call, None, (params, macs))
-    if candidate.output == "labels":
-        match = Match(equal_labels(reference.argmax(1), output), None)
-    else:
-        found = agreement_of_scores(reference, output)
-        match = Match(found.labels, found.relative)
-    return Trial(candidate, call, first_call, match)
+        macs = count_macs(network, tuple(context.picture.shape))
+        return BuiltCandidate(candidate, call, first_call, None, params, macs)
+    return BuiltCandidate(candidate, call, first_call, agreement_of(reference, output))
 
 
-def peak_memory(job: Job, trial: Trial, compiler: str) -> memory.Memory:
+def _peak_memory(job: Job, trial: BuiltCandidate, compiler: str) -> memory.Memory:
     """Peak memory of a candidate's call: on the CPU, in a process of its own."""
     if not job.memory:
-        return NOT_ASKED
+        return memory.NOT_ASKED
     if torch.device(job.device).type == "cuda":
         return memory.peak_memory(trial.call)
     fields = ("model", "classes", "alpha", "size", "batch", "backend")
@@ -423,11 +298,6 @@ def peak_memory(job: Job, trial: Trial, compiler: str) -> memory.Memory:
     return memory.peak_memory_of_child(
         "fassd.bench.candidates:memory_call", {**arguments, **where, "compiler": compiler}
     )
-
-
-def finite(value: float | None) -> float | None:
-    """The value where JSON can carry it, else None."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def reason(error: Exception, remedy: str = EXTRA) -> str:

@@ -1,11 +1,10 @@
-"""What `fassd bench` and `fassd demo` run: one network on several paths, compared."""
+"""What `fassd bench run` and `fassd demo` run: one network on several paths, compared."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,117 +17,23 @@ from rich.text import Text
 from torch import nn
 
 from fassd.bench import machine, memory, stopwatch
-from fassd.data import normalize
-from fassd.evaluation.agreement import AGREEMENT_LIMIT, Agreement, agreement_of
+from fassd.bench.jobs import (
+    ROUNDING_NOTE,
+    Job,
+    build_model,
+    render_batch,
+    torch_dtype,
+    weights_note,
+)
+from fassd.bench.results import JobResults, Result, Results
+from fassd.bench.tables import heading, mebibytes, milliseconds, plain_table
+from fassd.evaluation.agreement import AGREEMENT_LIMIT, agreement_of
 from fassd.inference.segmenter import accelerated
 from fassd.io.palette import classes_of
 from fassd.models import create_model
 from fassd.models.device import torch_threads
-from fassd.synth import render_street
 
-__all__ = [
-    "REFERENCE",
-    "ROUNDING_NOTE",
-    "Job",
-    "Report",
-    "Row",
-    "build_model",
-    "calibrate",
-    "heading",
-    "plain_table",
-    "render_batch",
-    "run",
-    "torch_dtype",
-    "torch_threads",
-    "weights_note",
-]
-
-REFERENCE = "PyTorch"
-
-ROUNDING_NOTE = "a random network amplifies rounding: judge 16 bits by trained weights"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to measure.
-
-    Attributes:
-        model, weights, classes, alpha: as `fassd.create_model`; without weights the network gets
-            random ones (seed 0) whose batch norms are calibrated on the picture, see `calibrate`,
-            unless there is a file to compare with.
-        size: (height, width) of the input, a generated street scene.
-        batch: pictures per call.
-        seed: of the first scene; the others of the batch follow it.
-        backend: of the accelerated path, as in `fassd.Segmenter`.
-        dtype: "float32", "float16" or "bfloat16", what all paths but the reference compute in.
-        device: "cpu", "cuda", "cuda:1", ...
-        compile: also time `torch.compile`.
-        threads: CPU threads of PyTorch; None leaves its own choice.
-        repeats, warmup: rounds, as in `fassd.bench.stopwatch.compare`.
-        memory: also measure peak memory, in a process per path on the CPU.
-        exported: a file of `fassd export`, made from this network, to measure beside it. It is
-            called with what it takes, pictures or normalised batches, by every runtime that is
-            here, or by the one that `backend` names.
-    """
-
-    model: str = "fassd_net"
-    weights: str | None = None
-    classes: int = 19
-    alpha: int = 2
-    size: tuple[int, int] = (1024, 2048)
-    batch: int = 1
-    seed: int = 1
-    backend: str = "auto"
-    dtype: str = "float32"
-    device: str = "cpu"
-    compile: bool = False
-    threads: int | None = None
-    repeats: int = 10
-    warmup: int = 2
-    memory: bool = True
-    exported: str | None = None
-
-    def paths(self) -> dict[str, tuple[str, str]]:
-        """Every way to run the network, the reference first: name -> (kind, dtype)."""
-        paths = {f"{REFERENCE} float32": ("eager", "float32")}
-        # On a CPU without 16-bit arithmetic plain PyTorch takes 20 times float32's time in
-        # bfloat16 (63 s a frame on a Zen 3): nobody's alternative, so not a peer there.
-        if self.dtype != "float32" and torch.device(self.device).type != "cpu":
-            paths[f"{REFERENCE} {self.dtype}"] = ("eager", self.dtype)
-        if self.compile:
-            paths[f"torch.compile {self.dtype}"] = ("compile", self.dtype)
-        if self.backend != "reference":
-            paths[f"fassd_kernels {self.dtype}"] = ("accelerated", self.dtype)
-        for runtime in self.runtimes():
-            paths[f"{Path(str(self.exported)).name}, {runtime}"] = (runtime, self.dtype)
-        return paths
-
-    def runtimes(self) -> list[str]:
-        """What `exported` is run by."""
-        if self.exported is None:
-            return []
-        from fassd.export.runtimes import RUNTIMES, is_installed
-
-        known = RUNTIMES[Path(self.exported).suffix.lower()]
-        if self.backend in known:
-            return [self.backend]
-        return [name for name in known if is_installed(name)] or list(known)
-
-    @property
-    def accelerated_backend(self) -> str:
-        """`backend`, where that does not name a runtime of the file."""
-        return "auto" if self.backend in self.runtimes() else self.backend
-
-
-@dataclass(frozen=True)
-class Row:
-    """One path's figures; `speedup` is None where the outputs disagree with the reference's."""
-
-    name: str
-    timing: stopwatch.Timing
-    agreement: Agreement
-    memory: memory.Memory
-    speedup: float | None
+__all__ = ["Report", "run"]
 
 
 @dataclass(frozen=True)
@@ -139,116 +44,61 @@ class Report:
     makes of it, and `colors`, (classes, 3) uint8 RGB, those of the network's classes.
     """
 
-    job: Job
-    environment: dict[str, Any]
-    rows: list[Row]
-    notes: list[str]
+    results: Results
     picture: npt.NDArray[np.uint8] = field(repr=False)
     labels: npt.NDArray[np.integer] = field(repr=False)
     colors: npt.NDArray[np.uint8] = field(repr=False)
 
     @property
+    def measured(self) -> JobResults:
+        """The one job of the results."""
+        return self.results.comparisons[0]
+
+    @property
     def labels_agree(self) -> float:
         """The smallest share of labels equal to the reference's, in per cent."""
-        return min(row.agreement.labels for row in self.rows)
+        return min(row.labels_equal_percent or 0.0 for row in self.measured.results)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dump`; times in seconds, memory in bytes, labels in %."""
-        rows = [
-            {
-                "name": row.name,
-                **row.timing.to_json(),
-                "speedup": row.speedup,
-                "labels_equal_percent": row.agreement.labels,
-                "max_relative_difference": row.agreement.relative,
-                "peak_memory_bytes": row.memory.peak,
-                "peak_memory_note": row.memory.note,
-            }
-            for row in self.rows
-        ]
-        return {
-            "environment": self.environment,
-            "job": asdict(self.job),
-            "results": rows,
-            "notes": self.notes,
-        }
+        return self.results.to_json()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Group(
-            self._header(), self._table(), *(Text(note, style="dim") for note in self.notes)
+            heading(self.measured.job, self.results.environment),
+            self._table(),
+            *(Text(note, style="dim") for note in self.measured.notes),
         )
 
-    def _header(self) -> Text:
-        return heading(self.job, self.environment)
-
     def _table(self) -> Table:
+        job, reference = self.measured.job, self.measured.reference
         table = plain_table()
         table.add_column("path", no_wrap=True)
-        for heading in ("median ms", "fps", "speed-up", "labels %", "diff"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        if self.job.memory:
+        for title in ("median ms", "fps", "speed-up", "labels %", "diff"):
+            table.add_column(title, justify="right", no_wrap=True)
+        if job.memory:
             table.add_column("memory", justify="right")
-        for row in self.rows:
-            is_reference = row is self.rows[0]
-            agrees = f"{row.agreement.labels:.3f}"
-            relative = row.agreement.relative
-            difference = "-" if is_reference or relative is None else f"{relative:.1e}"
-            if row.speedup is None:
+        for row in self.measured.results:
+            agrees, relative = f"{row.labels_equal_percent:.3f}", row.max_relative_difference
+            difference = "-" if row is reference or relative is None else f"{relative:.1e}"
+            speedup = self.measured.speedup(row, reference)
+            if speedup is None:
                 faster, agrees = "[red]disagrees[/]", f"[red]{agrees}[/]"
             else:
-                faster = f"[bold]{row.speedup:.2f}x[/]" if not is_reference else "1.00x"
+                faster = "1.00x" if row is reference else f"[bold]{speedup:.2f}x[/]"
             cells = [
                 escape(row.name),
-                f"{1000 * row.timing.median:.1f} ±{1000 * row.timing.spread:.1f}",
-                f"{self.job.batch / row.timing.median:.1f}",
+                milliseconds(row.timing),
+                f"{job.batch / row.timing.median:.1f}",
                 faster,
                 agrees,
                 difference,
             ]
-            if self.job.memory:
-                peak = row.memory.peak
-                cells.append("-" if peak is None else f"{peak / 2**20:.0f} MiB")
+            if job.memory:
+                peak = row.peak_memory_bytes
+                cells.append("-" if peak is None else f"{mebibytes(peak)} MiB")
             table.add_row(*cells)
         return table
-
-
-def heading(job: Job, environment: Mapping[str, Any]) -> Text:
-    """Two lines above a table: what was measured, and on what machine (`speed.environment`)."""
-    cuda = f" (CUDA {environment['cuda']})" if environment["device_type"] == "cuda" else ""
-    text = Text(f"{job.model}", style="bold")
-    text.append(
-        f" at {job.batch} x {job.size[0]}x{job.size[1]}, {job.repeats} interleaved rounds\n"
-        f"{environment['device']}, {environment['threads']} threads, "
-        f"torch {environment['torch']}{cuda}, fassd {environment['fassd']}",
-        style="not bold",
-    )
-    return text
-
-
-def plain_table(**settings: Any) -> Table:
-    """A rich table without lines, as every report here prints."""
-    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), **settings)
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, batch: torch.Tensor) -> nn.Module:
-    """Give every batch norm the statistics of `batch`, in place; returns the model in eval mode.
-
-    A single picture is joined by its mirror image.
-
-    A freshly initialised network paints one flat colour, and two flat colours agree too easily to
-    prove anything. With its activations normalised, its labels vary with what the picture shows.
-    """
-    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average: after one batch, just its statistics
-    # Of a single small picture the coarsest map is one pixel, which has no statistics.
-    model.train()(torch.cat([batch, batch.flip(3)]) if len(batch) == 1 else batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
 
 
 def run(
@@ -293,66 +143,48 @@ def run(
         where = machine.environment(job.device)
     first = next(iter(calls))
     rows = []
-    for name, output in outputs.items():
-        agreement = agreement_of(outputs[first], output)
-        speedup = timings[first].median / timings[name].median if agreement.comparable else None
-        rows.append(Row(name, timings[name], agreement, memories[name], speedup))
+    for name, (kind, dtype) in job.paths().items():
+        found = agreement_of(outputs[first], outputs[name])
+        rows.append(
+            Result(
+                name=name,
+                key=kind,
+                dtype=dtype,
+                output="logits" if found.relative is not None else "labels",
+                seconds=timings[name].seconds,
+                labels_equal_percent=found.labels,
+                max_relative_difference=found.relative,
+                peak_memory_bytes=memories[name].peak,
+                peak_memory_note=memories[name].note,
+            )
+        )
     last = next(reversed(outputs.values()))[0]
     labels = (last if last.dtype == torch.uint8 else last.argmax(0)).cpu().numpy()
     colors = np.array([info.color for info in classes_of(model)], np.uint8)
-    return Report(job, where, rows, _notes(job, rows, caught), scenes[0], labels, colors)
+    measured = JobResults(job=job, results=tuple(rows), notes=tuple(_notes(job, rows, caught)))
+    results = Results(environment=where, comparisons=(measured,), peers=False)
+    return Report(results, scenes[0], labels, colors)
 
 
-def _notes(job: Job, rows: list[Row], caught: list[warnings.WarningMessage]) -> list[str]:
+def _notes(job: Job, rows: list[Result], caught: list[warnings.WarningMessage]) -> list[str]:
     notes = [
         f"Compared with {rows[0].name}: speed-up, equal labels, largest difference of a score over "
         "the largest score. ±: half the interquartile range."
     ]
     notes += weights_note(job)
     for row in rows:
-        if row.speedup is None:
+        if not row.comparable:
             notes.append(
-                f"{row.name}: only {row.agreement.labels:.2f}% of the labels agree "
+                f"{row.name}: only {row.labels_equal_percent:.2f}% of the labels agree "
                 f"(at least {AGREEMENT_LIMIT:g}% are asked for), so no speed-up is given"
             )
             if job.weights is None and job.dtype != "float32":
                 notes.append(ROUNDING_NOTE)
-        if job.memory and row.memory.peak is None:
-            notes.append(f"{row.name}: memory not measured: {row.memory.note}")
+        if job.memory and row.peak_memory_bytes is None:
+            notes.append(f"{row.name}: memory not measured: {row.peak_memory_note}")
     # Of warnings, those of our own packages matter to the reader.
     ours = {str(w.message) for w in caught if "fassd" in f"{w.message}{w.filename}"}
     return notes + sorted(ours)
-
-
-def weights_note(job: Job) -> list[str]:
-    """What the labels are worth, where that is less than one may expect: one sentence, or none."""
-    if job.weights is None:
-        return ["random weights: labels are meaningless until trained weights are given"]
-    if job.weights == "synthetic":
-        return ["synthetic weights: trained on generated streets of other textures than this"]
-    return []
-
-
-# ---------------------------------------------------------------------------------- its parts
-
-
-def render_batch(job: Job) -> tuple[list[npt.NDArray[np.uint8]], torch.Tensor]:
-    """The job's pictures, (H, W, 3) uint8 RGB each, and the network's input made of them.
-
-    The input is (N, 3, H, W) float32, contiguous, on the job's device.
-    """
-    scenes = [render_street(*job.size, seed=job.seed + i, split="val")[0] for i in range(job.batch)]
-    batch = torch.from_numpy(np.stack([normalize(scene) for scene in scenes]))
-    return scenes, batch.to(job.device)
-
-
-def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
-    """The reference network of the job, in float32 and eval mode, on the job's device."""
-    torch.manual_seed(0)
-    model = create_model(job.model, job.classes, job.alpha, weights=job.weights).to(job.device)
-    # What a file was made from was not calibrated.
-    calibrating = job.weights is None and job.exported is None
-    return calibrate(model, batch) if calibrating else model.eval()
 
 
 def job_call(
@@ -399,18 +231,11 @@ def memory_call(
     return job_call(job, model, batch, kind, dtype)
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of "float32", "float16" or "bfloat16"."""
-    if name not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {name!r}")
-    return getattr(torch, name)
-
-
 def _memory(
     job: Job, name: str, call: Callable[[], object], step: Callable[[str], object]
 ) -> memory.Memory:
     if not job.memory:
-        return memory.Memory(None, "not asked for")
+        return memory.NOT_ASKED
     step(f"memory of {name}")
     kind = torch.device(job.device).type
     if kind == "cuda":

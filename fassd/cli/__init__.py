@@ -1,6 +1,18 @@
 """The command line `fassd`: one module per group of commands, `common` for what they share."""
 
-from fassd.cli import bench, data, evaluate, export, info, predict, report, serve, synth, train
+from fassd.cli import (
+    bench,
+    data,
+    demo,
+    evaluate,
+    export,
+    info,
+    predict,
+    report,
+    serve,
+    synth,
+    train,
+)
 from fassd.cli.common import Size, app, parse_size
 
 __all__ = [
@@ -8,6 +20,7 @@ __all__ = [
     "app",
     "bench",
     "data",
+    "demo",
     "evaluate",
     "export",
     "info",

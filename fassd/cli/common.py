@@ -37,6 +37,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Dtypes",
+    "Group",
     "Json",
     "Model",
     "Network",
@@ -79,7 +80,7 @@ UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 # ------------------------------------------------------------------------------- errors and sizes
 
 
-class _Group(TyperGroup):
+class Group(TyperGroup):
     """Reflows help texts; makes one line of a warning or an expected error (exit code 2)."""
 
     def __init__(self, **settings: Any) -> None:
@@ -109,7 +110,7 @@ class _Group(TyperGroup):
             error.message = visible(error.message)
             raise
         except (ValueError, RuntimeError, OSError, ImportError) as error:
-            if ctx.params.get("debug"):
+            if ctx.find_root().params.get("debug"):
                 raise
             say(f"[bold red]error:[/] {escape_lines(str(error) or type(error).__name__)}")
             raise typer.Exit(2) from None
@@ -288,7 +289,7 @@ Model = Annotated[
         "-m",
         show_default="that of the weights, or fassd_net",
         help="Network; [cyan]fassd info[/] lists them. [cyan]val[/], [cyan]predict[/] and "
-        "[cyan]bench[/] also take a file of [cyan]fassd export[/].",
+        "[cyan]bench run[/] also take a file of [cyan]fassd export[/].",
     ),
 ]
 Weights = Annotated[
@@ -347,7 +348,7 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write every figu
 
 app = typer.Typer(
     name="fassd",
-    cls=_Group,
+    cls=Group,
     rich_markup_mode="rich",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -386,7 +387,7 @@ def root(
 
     [cyan]fassd predict photo.jpg -o out -w cityscapes[/]   your picture, the authors' weights
 
-    [cyan]fassd bench[/]   how fast this machine is
+    [cyan]fassd bench run[/]   how fast this machine is
 
     [cyan]fassd info[/]   which networks there are
     """

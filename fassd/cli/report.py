@@ -49,7 +49,7 @@ def report(
 
     --measure first measures this machine into [cyan]DIR/results[/], which takes minutes (with
     --full, all peers, many); what is there already is kept, so that a run that was stopped goes
-    on. Files that [cyan]fassd bench --peers --json[/], [cyan]fassd bench --layers
+    on. Files that [cyan]fassd bench peers --json[/], [cyan]fassd bench layers
     --json[/], [cyan]pytest benchmarks/ --benchmark-json[/] or [cyan]make gpu-report[/] wrote are
     read from there, too.
 

@@ -1,4 +1,4 @@
-"""`fassd bench --peers`: every candidate gives eager's output, and the report is honest."""
+"""`fassd bench peers`: every candidate gives eager's output, and the report is honest."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from fassd.bench import candidates as peers
-from fassd.bench import energy, machine, stopwatch
-from fassd.bench.candidates import Candidate, Subject, candidates
+from fassd.bench import machine, memory, stopwatch
+from fassd.bench.candidates import (
+    BuildContext,
+    Candidate,
+    candidates,
+    onnx_runtime,
+    other_network,
+)
 from fassd.bench.charts import SERIES_COLOURS, draw_speedups
+from fassd.bench.jobs import Job
 from fassd.bench.others import MMSEG, OTHERS, OtherNetwork, prepare_for_inference
-from fassd.bench.peers import Comparison, Match, PeerReport, Result, run_peers
-from fassd.bench.run import Job
+from fassd.bench.peers import PeerReport, run_peers
+from fassd.bench.results import JobResults, Result, Results
 from fassd.models import create_model
 
 SMALL = Job("fassd_net_l2", weights="synthetic", size=(64, 96), repeats=3, warmup=0, memory=False)
@@ -39,6 +45,11 @@ def run(chosen, *jobs):
         return run_peers(jobs or [SMALL], chosen, compiler="eager")
 
 
+def report_of(*comparisons):
+    where = machine.environment()
+    return PeerReport(Results(environment=where, comparisons=comparisons, peers=True))
+
+
 def printed(report, width=100):
     console = Console(width=width, highlight=False)
     with console.capture() as text:
@@ -47,7 +58,7 @@ def printed(report, width=100):
 
 
 def named(comparison):
-    return {result.candidate.title: result for result in comparison.results}
+    return {result.name: result for result in comparison.results}
 
 
 # --- candidates -----------------------------------------------------------------------------------
@@ -106,11 +117,11 @@ def test_a_gpu_runs_the_peers_in_ours_precision():
 
 def test_candidates_by_name_run_on_a_cpu():
     chosen = candidates(only=["eager", "amp", "compile", "max_autotune"])
-    (comparison,) = run(chosen).comparisons
+    (comparison,) = run(chosen).results.comparisons
     results = named(comparison)
     assert list(results) == ["eager NCHW", "eager AMP", "torch.compile", "compile max-autotune"]
     assert all(result.comparable for result in results.values())
-    assert results["eager AMP"].match.difference > 1e-5  # it did compute in 16 bits
+    assert results["eager AMP"].max_relative_difference > 1e-5  # it did compute in 16 bits
 
 
 class Tiny(torch.nn.Module):
@@ -129,20 +140,20 @@ def other(build):
     return Candidate(
         "tiny",
         "Tiny-Net",
-        lambda subject: peers.other_network(subject, network, compiling=False),
+        lambda context: other_network(context, network, compiling=False),
         other=network,
     )
 
 
 def test_another_network_is_timed_and_counted_but_is_no_peer():
     report = run([*candidates(only=["eager"]), other(Tiny)])
-    (comparison,) = report.comparisons
+    (comparison,) = report.results.comparisons
     result = named(comparison)["Tiny-Net"]
-    assert result.match is None and result.params == 27 * 19 + 19
+    assert result.agreement is None and result.params == 27 * 19 + 19
     assert result.macs == 27 * 19 * 64 * 96
-    assert comparison.fastest_peer.candidate.key == "eager"
-    assert comparison.speedup(result, comparison.eager) is None
-    row = comparison.to_json()["results"][1]
+    assert comparison.fastest_peer.key == "eager"
+    assert comparison.speedup(result, comparison.reference) is None
+    row = comparison.to_json(peers=True)["results"][1]
     assert row["kind"] == "other network" and row["match"] is None
     assert row["speedup_over_eager"] is None
     text = printed(report)
@@ -158,8 +169,8 @@ def test_another_network_that_is_missing_or_does_another_job_is_a_note():
             return super().forward(x)[:, :, ::2]
 
     for build, words in ((missing, "pip install tiny-net"), (Half, "got (1, 19, 32, 96)")):
-        (comparison,) = run([*candidates(only=["eager"]), other(build)]).comparisons
-        assert [r.candidate.key for r in comparison.results] == ["eager"]
+        (comparison,) = run([*candidates(only=["eager"]), other(build)]).results.comparisons
+        assert [r.key for r in comparison.results] == ["eager"]
         assert any(words in note for note in comparison.notes)
 
 
@@ -200,19 +211,19 @@ def test_settings_lose_weights_auxiliary_heads_and_synchronised_norms():
 def test_peak_memory_is_measured_in_a_process_for_each_candidate():
     job = replace(SMALL, memory=True, size=(128, 128))
     kinds = candidates(only=["eager", "onnxruntime", "ours"])
-    (comparison,) = run(kinds, job).comparisons
-    record = comparison.to_json()["results"]
+    (comparison,) = run(kinds, job).results.comparisons
+    record = comparison.to_json(peers=True)["results"]
     assert all(row["peak_memory_bytes"] > 0 for row in record)
-    assert "MiB" in printed(PeerReport(machine.environment(), (comparison,)))
+    assert "MiB" in printed(report_of(comparison))
 
 
 def test_a_call_keeps_the_picture_whose_address_it_bound():
     torch.manual_seed(0)
-    subject = Subject(create_model("fassd_net_l2", 19, 2).eval(), torch.rand(1, 3, 64, 64))
-    picture = weakref.ref(subject.picture)
-    call = peers.onnx_runtime(subject)
+    context = BuildContext(create_model("fassd_net_l2", 19, 2).eval(), torch.rand(1, 3, 64, 64))
+    picture = weakref.ref(context.picture)
+    call = onnx_runtime(context)
     expected = call().clone()
-    del subject
+    del context
     gc.collect()
     assert picture() is not None
     assert torch.equal(call(), expected)
@@ -233,15 +244,15 @@ def test_energy_is_counted_by_nvml_over_calls(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a")
     )
-    found = energy.energy_of(lambda: calls.append(0), "cuda", seconds=0.01)
+    found = memory.energy_of(lambda: calls.append(0), "cuda", seconds=0.01)
     assert found.joules == pytest.approx(4 / len(calls))
 
     def unsupported(card):
         raise RuntimeError("Not Supported")
 
     fake.nvmlDeviceGetTotalEnergyConsumption = unsupported
-    assert energy.energy_of(lambda: None, "cuda") == energy.Energy(None, "NVML: Not Supported")
-    assert energy.energy_of(lambda: None, "cpu").joules is None
+    assert memory.energy_of(lambda: None, "cuda") == memory.Energy(None, "NVML: Not Supported")
+    assert memory.energy_of(lambda: None, "cpu").joules is None
 
 
 @pytest.fixture(scope="module")
@@ -253,17 +264,17 @@ def report():
 
 @pytest.mark.xdist_group("peers")
 def test_every_candidate_agrees_with_eager(report):
-    (comparison,) = report.comparisons
+    (comparison,) = report.results.comparisons
     results = named(comparison)
     assert list(results) == [c.title for c in candidates(["float32", "float16"])]
     for result in results.values():
-        exact = result.candidate.dtype == "float32"
-        assert result.match.labels >= (99.9 if exact else 98), result
-        assert result.first_call > 0 and len(result.timing.seconds) == SMALL.repeats
-        if result.candidate.output == "labels":
-            assert result.match.difference is None
+        exact = result.dtype == "float32"
+        assert result.labels_equal_percent >= (99.9 if exact else 98), result
+        assert result.first_call_s > 0 and len(result.timing.seconds) == SMALL.repeats
+        if result.output == "labels":
+            assert result.max_relative_difference is None
         else:
-            assert result.match.difference < (1e-5 if exact else 0.05), result
+            assert result.max_relative_difference < (1e-5 if exact else 0.05), result
 
 
 @pytest.mark.xdist_group("peers")
@@ -283,11 +294,11 @@ def test_json_round_trip(report):
     assert where["versions"]["onnxruntime"] and where["versions"]["openvino"]
     (first,) = record["comparisons"]
     assert first["job"]["batch"] == 2 and first["job"]["size"] == [64, 96]
-    for row, result in zip(first["results"], report.comparisons[0].results, strict=True):
-        assert row["name"] == result.candidate.title
+    for row, result in zip(first["results"], report.results.comparisons[0].results, strict=True):
+        assert row["name"] == result.name
         assert row["seconds"] == list(result.timing.seconds)
         assert row["median_s"] == result.timing.median
-        assert row["labels_equal_percent"] == result.match.labels
+        assert row["labels_equal_percent"] == result.labels_equal_percent
     assert first["results"][0]["speedup_over_eager"] == 1
     assert first["fastest_float32_peer"] in [c.title for c in candidates() if c.is_float32_peer]
 
@@ -298,7 +309,7 @@ def test_inductor_agrees_and_leaves_its_settings():
 
     before = (settings.freezing, settings.force_disable_caches, torch.get_num_threads())
     report = run_peers([SMALL], candidates(only=["eager", "inductor"]))
-    assert named(report.comparisons[0])["Inductor freezing"].match.labels >= 99.9
+    assert named(report.results.comparisons[0])["Inductor freezing"].labels_equal_percent >= 99.9
     assert before == (settings.freezing, settings.force_disable_caches, torch.get_num_threads())
 
 
@@ -307,8 +318,8 @@ def test_inductor_agrees_and_leaves_its_settings():
 
 def test_a_missing_library_becomes_a_note(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(Subject, "onnx", b"never read")
-    (comparison,) = run(candidates(only=["eager", "onnxruntime"])).comparisons
+    monkeypatch.setattr(BuildContext, "onnx", b"never read")
+    (comparison,) = run(candidates(only=["eager", "onnxruntime"])).results.comparisons
     assert list(named(comparison)) == ["eager NCHW"]
     (note,) = (note for note in comparison.notes if "ONNX Runtime" in note)
     assert note.startswith("ONNX Runtime not measured: ")
@@ -316,11 +327,11 @@ def test_a_missing_library_becomes_a_note(monkeypatch):
 
 
 def test_a_candidate_that_fails_becomes_a_note():
-    def broken(subject):
+    def broken(context):
         raise RuntimeError("no such device\nTraceback")
 
     failing = Candidate("openvino", "OpenVINO", broken)
-    (comparison,) = run([*candidates(only=["eager"]), failing]).comparisons
+    (comparison,) = run([*candidates(only=["eager"]), failing]).results.comparisons
     assert "OpenVINO not measured: no such device" in comparison.notes
     with pytest.raises(RuntimeError, match="OpenVINO not measured: no such device"):
         run([failing])
@@ -340,17 +351,17 @@ def test_a_candidate_that_fails_becomes_a_note():
 def test_a_wrong_candidate_gets_no_speedup(output):
     reference, *_ = candidates(only=["eager"])
 
-    def wrong(subject):
-        result = output(subject.model(subject.picture))  # once: by far the fastest candidate
+    def wrong(context):
+        result = output(context.model(context.picture))  # once: by far the fastest candidate
         return lambda: result
 
     kind = "labels" if output(torch.ones(1, 2, 1, 1)).dim() == 3 else "logits"
     report = run([reference, Candidate("openvino", "OpenVINO", wrong, output=kind)])
-    (comparison,) = report.comparisons
+    (comparison,) = report.results.comparisons
     result = named(comparison)["OpenVINO"]
-    assert not result.match.comparable
-    assert comparison.speedup(result, comparison.eager) is None
-    assert comparison.fastest_peer is comparison.eager
+    assert not result.comparable
+    assert comparison.speedup(result, comparison.reference) is None
+    assert comparison.fastest_peer is comparison.reference
     assert "disagrees" in printed(report)
     _, row = json.loads(json.dumps(report.to_json(), allow_nan=False))["comparisons"][0]["results"]
     assert row["match"] is False and row["speedup_over_eager"] is None
@@ -368,27 +379,34 @@ def made_by_hand(**medians):
     """A comparison in which each key's candidates take so many seconds; the rest agree."""
     chosen = [c for c in candidates() if c.key in medians]
     results = (
-        Result(c, 1.0, Match(100.0, None), stopwatch.Timing((medians[c.key],) * 3)) for c in chosen
+        Result(
+            name=c.title,
+            key=c.key,
+            dtype=c.dtype,
+            output=c.output,
+            seconds=(medians[c.key],) * 3,
+            first_call_s=1.0,
+            labels_equal_percent=100.0,
+        )
+        for c in chosen
     )
-    return Comparison(SMALL, tuple(results), ())
+    return JobResults(job=SMALL, results=tuple(results))
 
 
 def test_speedups():
     comparison = made_by_hand(eager=6.0, inductor=3.0, openvino_bf16=0.5, ours=1.0)
     results = named(comparison)
-    assert comparison.eager is results["eager NCHW"]
+    assert comparison.reference is results["eager NCHW"]
     assert comparison.fastest_peer is results["Inductor freezing"]  # bfloat16 is no float32 peer
-    assert comparison.speedup(results["ours"], comparison.eager) == 6
+    assert comparison.speedup(results["ours"], comparison.reference) == 6
     assert comparison.speedup(results["ours"], comparison.fastest_peer) == 3
     alone = made_by_hand(ours=1.0)
-    assert alone.eager is None and alone.fastest_peer is None
-    assert alone.speedup(alone.results[0], alone.eager) is None
+    assert alone.reference is None and alone.fastest_peer is None
+    assert alone.speedup(alone.results[0], alone.reference) is None
 
 
 def test_plot_shows_bars_in_proportion(tmp_path: Path):
-    report = PeerReport(
-        machine.environment(), (made_by_hand(eager=6.0, inductor=3.0, onnxruntime=1.5),)
-    )
+    report = report_of(made_by_hand(eager=6.0, inductor=3.0, onnxruntime=1.5))
     path = tmp_path / "new" / "peers.png"
     draw_speedups(path, report)
     with Image.open(path) as image:
@@ -405,7 +423,7 @@ def test_plot_shows_bars_in_proportion(tmp_path: Path):
 def test_plot_without_matplotlib_tells_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"plots need matplotlib: pip install 'fassd-net\[bench"):
-        draw_speedups(tmp_path / "peers.png", PeerReport({}, (made_by_hand(eager=1.0),)))
+        draw_speedups(tmp_path / "peers.png", report_of(made_by_hand(eager=1.0)))
     assert not list(tmp_path.iterdir())
 
 

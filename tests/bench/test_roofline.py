@@ -1,4 +1,4 @@
-"""`fassd bench --layers`: operations of every fused call, predictions, and the report."""
+"""`fassd bench layers`: operations of every fused call, predictions, and the report."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from fassd.bench.costs.roofline import (
     measure_machine,
     predict,
 )
+from fassd.bench.jobs import Job
 from fassd.bench.layers import HEAD, around_operators, run_layers, trace
-from fassd.bench.run import Job
 from fassd_kernels import ops
 
 MACHINE = Machine(macs_per_s=1e9, bytes_per_s=1e9)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fassd.bench import machine, memory, stopwatch
-from fassd.bench import run as bench
 from fassd.evaluation.agreement import Agreement, agreement_of_scores
 
 
@@ -112,82 +111,3 @@ def test_environment_is_json_and_complete():
     assert record["torch"] == torch.__version__
     assert record["threads"] == torch.get_num_threads()
     assert record["device"] and record["date"].endswith("Z")
-
-
-# ------------------------------------------------------------------------------------------ bench
-
-SMALL = bench.Job(model="fassd_net_l2", size=(64, 96), repeats=2, warmup=0, memory=False)
-
-
-def replace(**changes):
-    return bench.Job(**{**SMALL.__dict__, **changes})
-
-
-def test_paths():
-    assert list(SMALL.paths()) == ["PyTorch float32", "fassd_kernels float32"]
-    assert list(replace(backend="reference", compile=True).paths()) == [
-        "PyTorch float32",
-        "torch.compile float32",
-    ]
-    assert list(replace(dtype="float16", device="cuda").paths()) == [
-        "PyTorch float32",
-        "PyTorch float16",
-        "fassd_kernels float16",
-    ]
-
-
-def test_calibrated_random_weights_show_several_classes_and_are_reproducible():
-    first, second = bench.run(SMALL), bench.run(SMALL)
-    assert first.picture.shape == (64, 96, 3) and first.labels.shape == (64, 96)
-    assert (first.labels == second.labels).all()
-    shares = torch.bincount(torch.from_numpy(first.labels).flatten(), minlength=19) / (64 * 96)
-    assert shares.max() < 0.9 and (shares > 0.01).sum() >= 3
-
-
-def test_report_of_agreeing_paths():
-    report = bench.run(SMALL)
-    assert report.labels_agree > 99.9
-    assert report.rows[0].speedup == 1
-    record = json.loads(json.dumps(report.to_json()))
-    assert record["job"]["size"] == [64, 96]
-    assert record["results"][1]["n"] == 2
-    assert record["results"][1]["speedup"] > 0
-    assert any("random weights" in note for note in record["notes"])
-
-
-def test_no_speedup_where_outputs_disagree(monkeypatch):
-    def broken(model, backend="auto", dtype=None):
-        return model if backend == "reference" else torch.nn.Sequential(model, Negative())
-
-    class Negative(torch.nn.Module):
-        def forward(self, x):
-            return -x
-
-    monkeypatch.setattr(bench, "accelerated", broken)
-    report = bench.run(SMALL)
-    assert report.rows[1].speedup is None
-    assert report.labels_agree < 99
-    assert any("no speed-up is given" in note for note in report.notes)
-    assert report.to_json()["results"][1]["speedup"] is None
-
-
-def test_calibrate_leaves_momentum_and_gives_eval_mode():
-    layer = torch.nn.Sequential(torch.nn.BatchNorm2d(2, momentum=0.3))
-    batch = torch.randn(2, 2, 8, 8) * 3 + 5
-    assert bench.calibrate(layer, batch) is layer
-    assert layer[0].momentum == 0.3 and not layer.training
-    torch.testing.assert_close(layer[0].running_mean, batch.mean((0, 2, 3)))
-    torch.testing.assert_close(layer[0].running_var, batch.var((0, 2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": "fassd"}, "unknown model 'fassd'"),
-        ({"dtype": "int8"}, "dtype must be float32, float16 or bfloat16, got 'int8'"),
-        ({"size": (16, 96)}, "at least"),
-    ],
-)
-def test_bench_names_what_is_wrong(changes, message):
-    with pytest.raises(ValueError, match=message):
-        bench.run(replace(**changes))

@@ -1,4 +1,4 @@
-"""`fassd bench --peers` and `--layers`, as a person calls them."""
+"""`fassd bench`, a group of commands, as a person calls it."""
 
 import json
 import sys
@@ -8,8 +8,10 @@ from PIL import Image
 
 from fassd.bench import layers as layer_report
 from fassd.bench import peers as peer_report
+from fassd.bench import run as bench
 from fassd.bench import stopwatch
 from fassd.bench.costs.roofline import Machine
+from fassd.cli.bench import with_command
 
 SMALL = ("--model", "fassd_net_l2", "--size", "64x96", "--repeats", 2, "--warmup", 0)
 
@@ -30,7 +32,7 @@ def test_peers_prints_a_table_and_writes_files(tmp_path, run_fassd, monkeypatch)
     monkeypatch.setattr(stopwatch, "SETTLE", 0)
     files = {"--json": tmp_path / "new" / "peers.json", "--plot": tmp_path / "new" / "peers.png"}
     result = run_fassd(
-        "bench", "--peers", *SMALL, "--no-memory", "--only", "eager,ours",
+        "bench", "peers", *SMALL, "--no-memory", "--only", "eager,ours",
         "--dtype", "bfloat16,float16",
         "--batches", "1,2", "--sizes", "64x96,96x64", *(x for pair in files.items() for x in pair),
     )  # fmt: skip
@@ -49,7 +51,7 @@ def test_all_networks_each_with_its_weights(run_fassd, monkeypatch):
     monkeypatch.setattr(
         peer_report, "run_peers", lambda asked, chosen, **_: jobs.extend(asked) or "a report"
     )
-    result = run_fassd("bench", "--peers", "--all", "--sizes", "256x512", "--threads", 1)
+    result = run_fassd("bench", "peers", "--all", "--sizes", "256x512", "--threads", 1)
     assert result.exit_code == 0, result.output
     assert len({job.model for job in jobs}) == len(jobs) == 9
     assert {job.model for job in jobs if job.weights} == {"fassd_net", "fassd_net_l2"}
@@ -58,7 +60,7 @@ def test_all_networks_each_with_its_weights(run_fassd, monkeypatch):
 
 def test_layers_prints_and_writes_files(tmp_path, run_fassd, known_machine):
     files = ("--json", tmp_path / "layers.json", "--plot", tmp_path / "layers.png")
-    result = run_fassd("bench", "--layers", *SMALL, *files)
+    result = run_fassd("bench", "layers", *SMALL, *files)
     assert result.exit_code == 0, result.output
     for words in ("denseBlocksUp.2", "upsample argmax", "predicted", "GFLOP/s", "total"):
         assert words in result.stdout
@@ -70,27 +72,76 @@ def test_layers_prints_and_writes_files(tmp_path, run_fassd, known_machine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--peers", "--sizes", "64x96,64"), "'64' is not a size"),
-        (("--peers", "--batches", "1,0"), "'0' is no number of pictures"),
-        (("--peers", "--dtype", "float16,int8"), "'int8' is not one of float32, float16, bfloat16"),
-        (("--peers", "--only", "eager,warp"), "unknown candidate 'warp', known are eager"),
-        (("--peers", "--layers"), "--layers: only without --peers"),
-        (("--peers", "--compile"), "--compile: only without --peers and --layers"),
-        (("--layers", "--device", "cuda"), "--device: only without --layers"),
-        (("--peers", "--all", "--weights", "cityscapes"), "--weights: only without --all"),
-        (("--peers", "--only", "ours", "--plot", "x.png"), "--plot: only with eager among --only"),
-        (("--plot", "x.png"), "--plot: only with --peers or --layers"),
-        (("--sizes", "64x96"), "--sizes: only with --peers"),
-        (("--dtype", "float16,float32"), "more than one --dtype: only with --peers"),
+        ("peers --sizes 64x96,64", "'64' is not a size"),
+        ("peers --batches 1,0", "'0' is no number of pictures"),
+        ("peers --dtype float16,int8", "'int8' is not one of float32, float16, bfloat16"),
+        ("peers --only eager,warp", "unknown candidate 'warp', known are eager"),
+        ("peers --all --weights cityscapes", "--weights: only without --all"),
+        ("peers --only ours --plot x.png", "--plot: only with eager among --only"),
+        ("peers -m net.onnx", "--model: only `fassd bench run` takes an exported file"),
+        ("layers --plot x.jpg", "--plot must be the name of a PNG file"),
+        ("layers -m net.onnx", "--model: only `fassd bench run` takes an exported file"),
+        ("run --dtype float16,float32", "'float16,float32' is not one of"),
     ],
 )
 def test_mistakes_show_before_any_work(run_fassd, no_work, options, message):
-    result = run_fassd("bench", *options)
+    result = run_fassd("bench", *options.split())
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ("peers --layers", "--layers"),
+        ("peers --compile", "--compile"),
+        ("layers --device cuda", "--device"),
+        ("run --plot x.png", "--plot"),
+        ("run --sizes 64x96", "--sizes"),
+        ("launches h200 --weights cityscapes", "--weights"),
+        ("launches h200 --backend triton", "--backend"),
+        ("compare base.json --size 64x96", "--size"),
+    ],
+)
+def test_a_command_has_its_own_options_alone(run_fassd, no_work, options, name):
+    result = run_fassd("bench", *options.split())
+    assert result.exit_code == 2
+    assert f"No such option: {name}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", "run"),
+        ("-m fassd_net_l2 --no-memory", "run -m fassd_net_l2 --no-memory"),
+        ("--size 64x96 --peers --only eager", "peers --size 64x96 --only eager"),
+        ("--layers --no-memory --threads 1", "layers --threads 1"),
+        ("--layers --predict h200 --batch 8", "launches h200 --batch 8"),
+        ("--batch 8 --predict=h200 --layers", "launches h200 --batch 8"),
+        ("--json b.json --against a.json", "compare a.json --json b.json"),
+        ("--against=a.json --peers --no-memory", "compare a.json"),
+    ],
+)
+def test_old_spellings_are_taken_with_a_warning(capsys, old, new):
+    assert with_command(old.split()) == new.split()
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1
+    assert f"write fassd bench {new.split()[0]}" in warning
+    assert with_command(new.split()) == new.split()
+    assert with_command(["--help"]) == ["--help"]
+    assert not capsys.readouterr().err
+
+
+def test_an_old_spelling_runs(run_fassd, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(bench, "run", lambda job, **_: jobs.append(job) or "a report")
+    result = run_fassd("bench", *SMALL, "--no-memory")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "a report\n" and "warning: this spelling goes" in result.stderr
+    assert jobs[0].size == (64, 96)
 
 
 def test_plots_ask_for_matplotlib_before_any_work(run_fassd, no_work, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = run_fassd("bench", "--layers", "--plot", tmp_path / "layers.png")
+    result = run_fassd("bench", "layers", "--plot", tmp_path / "layers.png")
     assert result.exit_code == 2 and "pip install 'fassd-net[bench]'" in result.stderr

@@ -1,4 +1,4 @@
-"""`fassd bench`, `demo`, `info`, and the program around the commands."""
+"""`fassd bench run`, `demo`, `info`, and the program around the commands."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SMALL = ("--model", "fassd_net_l2", "--size", "64x96", "--repeats", 2, "--device
 
 def test_bench_prints_a_table_and_writes_json(tmp_path, run_fassd):
     result = run_fassd(
-        "bench", *SMALL, "--batch", 2, "--no-memory", "--json", tmp_path / "b.json",
+        "bench", "run", *SMALL, "--batch", 2, "--no-memory", "--json", tmp_path / "b.json",
         "--weights", "random",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -35,14 +35,14 @@ def test_bench_prints_a_table_and_writes_json(tmp_path, run_fassd):
 
 
 def test_bench_measures_memory(run_fassd):
-    result = run_fassd("bench", *SMALL, "--backend", "reference")
+    result = run_fassd("bench", "run", *SMALL, "--backend", "reference")
     assert result.exit_code == 0
     assert "MiB" in result.stdout or "memory not measured" in result.stdout
 
 
 def test_bench_table_fits_80_columns(run_fassd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    result = run_fassd("bench", *SMALL, "--no-memory")
+    result = run_fassd("bench", "run", *SMALL, "--no-memory")
     assert "…" not in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 
@@ -69,7 +69,7 @@ def test_demo_fails_where_labels_disagree(tmp_path, run_fassd, monkeypatch):
     assert "99.800% of the labels agree" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [("bench", "--json"), ("demo", "-o")])
+@pytest.mark.parametrize("arguments", [("bench", "run", "--json"), ("demo", "-o")])
 def test_where_to_write_is_checked_before_measuring(tmp_path, run_fassd, monkeypatch, arguments):
     monkeypatch.setattr(bench, "run", lambda *_, **__: pytest.fail("measured"))
     (tmp_path / "file").touch()
@@ -80,7 +80,7 @@ def test_where_to_write_is_checked_before_measuring(tmp_path, run_fassd, monkeyp
 
 def test_bench_json_may_not_be_a_folder(tmp_path, run_fassd, monkeypatch):
     monkeypatch.setattr(bench, "run", lambda *_, **__: pytest.fail("measured"))
-    result = run_fassd("bench", "--json", tmp_path)
+    result = run_fassd("bench", "run", "--json", tmp_path)
     assert result.exit_code == 2 and f"cannot write to {tmp_path}: it is a folder" in result.stderr
 
 
@@ -128,7 +128,7 @@ def test_help_is_quick_and_needs_no_torch():
         ("train -d no -o out", None, "PASSIVE"),
         ("serve -m no", None, "PASSIVE"),
         ("val -d no", "ACTIVE", "ACTIVE"),
-        ("bench --peers --layers", None, None),  # it times what a user's own program does
+        ("bench peers --layers", None, None),  # it times what a user's own program does
     ],
 )
 def test_threads_sleep_while_they_wait(
@@ -143,17 +143,19 @@ def test_threads_sleep_while_they_wait(
 
 
 @pytest.mark.parametrize(
-    "command", ["predict", "bench", "demo", "info", "train", "val", "compare", "synth"]
+    "command",
+    ["predict", "bench", "demo", "info", "train", "val", "compare", "synth"]
+    + [f"bench {name}" for name in ("run", "peers", "layers", "launches", "compare")],
 )
 def test_help_teaches_by_example(run_fassd, command):
-    result = run_fassd(command, "--help")
+    result = run_fassd(*command.split(), "--help")
     assert result.exit_code == 0
     assert f"fassd {command} " in result.stdout.split("Examples")[1]
 
 
-@pytest.mark.parametrize("command", ["bench", "demo", "info"])
+@pytest.mark.parametrize("command", ["bench run", "bench layers", "demo", "info"])
 def test_help_writes_sizes_as_they_are_given(run_fassd, command):
-    assert "[default: (1024x2048)]" in run_fassd(command, "--help").stdout
+    assert "[default: (1024x2048)]" in run_fassd(*command.split(), "--help").stdout
 
 
 def test_version_and_python_dash_m():

@@ -5,7 +5,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from training.fakes import street, write_streets
 
-from fassd.bench.run import calibrate
+from fassd.bench.jobs import calibrate
 from fassd.cli import evaluate
 from fassd.data import SegmentationDataset, normalize
 from fassd.inference.segmenter import Segmenter

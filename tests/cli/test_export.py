@@ -86,7 +86,7 @@ def test_predict_with_a_file(run_fassd, net, tmp_path):
 def test_bench_puts_a_file_beside_its_network(run_fassd, net, tmp_path):
     out = tmp_path / "bench.json"
     words = ("--repeats", "2", "--warmup", "0", "--no-memory", "--json", out)
-    done = run_fassd("bench", "-m", net, *words)
+    done = run_fassd("bench", "run", "-m", net, *words)
     assert done.exit_code == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["job"]["size"] == [128, 256] and record["job"]["model"] == "fassd_net_l2"
@@ -94,7 +94,7 @@ def test_bench_puts_a_file_beside_its_network(run_fassd, net, tmp_path):
     assert names[0] == "PyTorch float32"
     assert {"net.onnx, onnxruntime", "net.onnx, openvino"} <= set(names)
     assert all(row["labels_equal_percent"] > 99.9 for row in record["results"])
-    done = run_fassd("bench", "-m", net, "--backend", "onnxruntime", *words)
+    done = run_fassd("bench", "run", "-m", net, "--backend", "onnxruntime", *words)
     names = [row["name"] for row in json.loads(out.read_text())["results"]]
     assert "net.onnx, openvino" not in names and "net.onnx, onnxruntime" in names
 
@@ -105,11 +105,10 @@ def test_bench_puts_a_file_beside_its_network(run_fassd, net, tmp_path):
         (("--size", "64x128"), "--size: .* has 128x256, asked for was 64x128"),
         (("--batch", "2"), "--batch: .* has 1, asked for was 2"),
         (("--dtype", "float16"), "--dtype: .* has float32, asked for was float16"),
-        (("--peers",), "--model FILE: only without --peers and --layers"),
     ],
 )
 def test_bench_refuses_what_the_file_is_not(run_fassd, net, words, message):
-    done = run_fassd("bench", "-m", net, *words)
+    done = run_fassd("bench", "run", "-m", net, *words)
     assert done.exit_code == 2 and re.search(message, done.stderr), done.stderr
 
 
@@ -118,11 +117,10 @@ def test_bench_of_random_weights_agrees_and_compares_with_itself(run_fassd, tmp_
     words = ("-w", "random", "--classes", "5", "--size", SIZE)
     assert run_fassd("export", "fassd_net_l2", "-o", target, *words).exit_code == 0
     words = ("-m", target, "--backend", "onnxruntime", "--repeats", "2", "--warmup", "0")
-    assert run_fassd("bench", *words, "--no-memory", "--json", base).exit_code == 0
+    assert run_fassd("bench", "run", *words, "--no-memory", "--json", base).exit_code == 0
     rows = json.loads(base.read_text())["results"]
     assert all(row["labels_equal_percent"] > 99 for row in rows)
-    again = ("--model", target, "--against", base, "--tolerance", "99", "--warmup", "0")
-    done = run_fassd("bench", *again)
+    done = run_fassd("bench", "compare", base, "--tolerance", "99")
     assert done.exit_code == 0, done.stdout + done.stderr
 
 
@@ -133,7 +131,7 @@ def test_bench_asks_for_weights_that_the_file_only_names(run_fassd, net, tmp_pat
     (entry,) = (e for e in model.metadata_props if e.key == "fassd")
     entry.value = entry.value.replace('"weights": "synthetic"', '"weights": "best.safetensors"')
     onnx.save(model, tmp_path / "own.onnx")
-    done = run_fassd("bench", "-m", tmp_path / "own.onnx", "--repeats", "1")
+    done = run_fassd("bench", "run", "-m", tmp_path / "own.onnx", "--repeats", "1")
     assert done.exit_code == 2
     assert "made with the weights best.safetensors: give that file as --weights" in done.stderr
 

@@ -1,4 +1,4 @@
-"""`fassd bench --layers --predict GPU`, as a person calls it."""
+"""`fassd bench launches GPU`, as a person calls it."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from fassd_kernels.triton import availability
 pytestmark = pytest.mark.skipif(
     bool(availability.triton_missing()), reason=availability.triton_missing()
 )
-PREDICT = ("bench", "--layers", "--predict", "h200", "--model", "fassd_net_l2")
+LAUNCHES = ("bench", "launches", "h200", "--model", "fassd_net_l2")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def elsewhere(monkeypatch):
 
 def test_the_table(run_fassd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "190")
-    result = run_fassd(*PREDICT)
+    result = run_fassd(*LAUNCHES)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == "fassd_net_l2, 1 x 1024x2048, float16, labels, on NVIDIA H200"
@@ -41,7 +41,7 @@ def test_files_batch_and_type(run_fassd, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     files = {"--json": tmp_path / "new" / "l4.json", "--plot": tmp_path / "l4.png"}
     result = run_fassd(
-        *("bench", "--layers", "--predict", "l4", "--model", "fassd_net_l1", "--size", "192x384"),
+        *("bench", "launches", "l4", "--model", "fassd_net_l1", "--size", "192x384"),
         *("--batch", 2, "--dtype", "bfloat16", "--classes", 7),
         *(x for pair in files.items() for x in pair),
     )
@@ -75,7 +75,7 @@ def test_measured_beside_predicted(run_fassd, monkeypatch, tmp_path):
     monkeypatch.setattr(timeline, "time_network", time_network)
     path = tmp_path / "h200.json"
     options = ("--size", "64x128", "--repeats", 3, "--json", path, "--plot", tmp_path / "x.png")
-    result = run_fassd(*PREDICT, *options)
+    result = run_fassd(*LAUNCHES, *options)
     assert result.exit_code == 0, result.output
     assert asked == [(3, 19, 2)]
     assert "measured 0.250 ms: 4000 frames/s" in result.stdout
@@ -88,32 +88,27 @@ def test_measured_beside_predicted(run_fassd, monkeypatch, tmp_path):
 def test_what_fails_on_the_gpu_does_not_hide_the_prediction(run_fassd, monkeypatch):
     monkeypatch.setattr(timeline, "unmeasurable", lambda _: "")
     monkeypatch.setattr(timeline, "time_network", lambda *_: Timeline([[]], [1.0]))
-    result = run_fassd(*PREDICT, "--size", "64x128")
+    result = run_fassd(*LAUNCHES, "--size", "64x128")
     assert result.exit_code == 0, result.output
     assert "launches are predicted; the GPU ran 0" in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("gpu", "message"),
     [
-        (("--predict", "h200"), "--predict: only with --layers"),
-        (("--peers", "--predict", "h200"), "--predict: only with --layers"),
-        ((*PREDICT[1:], "--backend", "triton"), "--predict: only of the cuda backend"),
-        ((*PREDICT[1:], "--weights", "cityscapes"), "--weights: only without --predict"),
-        ((*PREDICT[1:], "--dtype", "float16,float32"), "more than one --dtype: only with --peers"),
-        (("--layers", "--predict", "titan"), "gpu is 'titan'; expected one of Tesla T4"),
-        (("--layers", "--predict", "mi300x"), "the cuda backend is for NVIDIA's"),
+        ("titan", "gpu is 'titan'; expected one of Tesla T4"),
+        ("mi300x", "the cuda backend is for NVIDIA's"),
     ],
 )
-def test_mistakes(run_fassd, options, message):
-    result = run_fassd("bench", *options)
+def test_mistakes(run_fassd, gpu, message):
+    result = run_fassd("bench", "launches", gpu)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
 
 
 def test_without_triton(run_fassd, monkeypatch):
     monkeypatch.setattr(availability, "triton_missing", lambda: "Triton is not installed")
-    result = run_fassd(*PREDICT)
+    result = run_fassd(*LAUNCHES)
     assert result.exit_code == 2
     assert "pip install 'fassd-net[triton]'" in " ".join(result.stderr.split())
 

@@ -129,7 +129,7 @@ def test_errors_steer_nothing(tmp_path, monkeypatch, arguments, charset):
 def test_signs_that_a_code_page_lacks_are_written_otherwise(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     run = CliRunner(charset="ascii").invoke
-    result = run(app, ["bench", *FAST, "--size", "64x64", "--repeats", "2", "--no-memory"])
+    result = run(app, ["bench", "run", *FAST, "--size", "64x64", "--repeats", "2", "--no-memory"])
     assert result.exit_code == 0, result.stderr
     assert re.search(r"\d \+-\d", result.stdout)
     for arguments in (["--help"], ["predict", "--help"], ["info"], ["data", "list"]):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from training.fakes import street
 
-from fassd.bench.run import calibrate
+from fassd.bench.jobs import calibrate
 from fassd.cli.predict import build_segmenter
 from fassd.cli.serve import _catalog, _offered, _try_out
 from fassd.data import load_card, normalize
@@ -202,14 +202,14 @@ def test_compare_shows_classes_by_name(plants, tmp_path, run_fassd):
 
 
 def test_bench_measures_the_files_network(plants, tmp_path, run_fassd):
-    base = ("bench", "--size", "64x64", "--repeats", 1, "--warmup", 0, "--no-memory")
+    base = ("bench", "run", "--size", "64x64", "--repeats", 1, "--warmup", 0, "--no-memory")
     weights, file = plants / "best.safetensors", tmp_path / "bench.json"
     result = run_fassd(*base, "-w", weights, "--json", file)
     assert result.exit_code == 0, result.stderr
     job = json.loads(file.read_text())["job"]
     assert (job["model"], job["classes"], job["alpha"]) == ("fassd_net_l2", 4, 3)
     assert job["weights"] == str(weights)
-    again = run_fassd("bench", "-m", weights, "--against", file)
+    again = run_fassd("bench", "compare", file)
     assert again.exit_code == 0, again.stderr
 
 

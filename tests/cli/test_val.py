@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from training.fakes import street, write_card, write_streets
 
-from fassd.bench.run import calibrate
+from fassd.bench.jobs import calibrate
 from fassd.data import SegmentationDataset, load_card, normalize
 from fassd.io.images import write_image
 from fassd.io.palette import CITYSCAPES

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 from training.fakes import CLASSES, FakeDataset, random_network
 
-from fassd.bench.run import calibrate
+from fassd.bench.jobs import calibrate
 from fassd.inference.segmenter import Segmenter, accelerated
 from fassd.io.images import ImageError
 from fassd.models import NetworkInfo, create_model

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from fassd.bench.candidates import OURS, REFERENCE, candidates
+from fassd.bench.jobs import Job
 from fassd.bench.layers import run_layers
 from fassd.bench.peers import run_peers
 from fassd.bench.report.factorisation import run_factorisation
-from fassd.bench.run import Job
 from fassd.io.images import replacing
 from fassd.models import list_models
 from fassd.models.zoo import default_weights

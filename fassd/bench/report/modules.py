@@ -272,7 +272,7 @@ def layers(results: Collection) -> Section:
     title = "Time per layer, against the floor"
     source = results.first("layers")
     if source is None:
-        return missing(title, "the layers", "fassd bench --layers --json DIR/results/layers.json")
+        return missing(title, "the layers", "fassd bench layers --json DIR/results/layers.json")
     content = source.content
     machine, network = content["machine"], content["network"]
     floor = sum(layer["arithmetic_floor_s"] for layer in content["layers"])

@@ -9,11 +9,11 @@ from typing import Any
 
 from fassd.bench.candidates import OURS, REFERENCE
 from fassd.bench.costs.counts import analyze
-from fassd.bench.peers import OTHER
 from fassd.bench.plotting import COLOURS, Bars
 from fassd.bench.report.page import Cell, Picture, Plot, Section, Table, blank
 from fassd.bench.report.plots import Panel, Point, Series, bar_figure, line_figure, scatter_figure
 from fassd.bench.report.results import Collection, Figure, Origin, job_of
+from fassd.bench.results import OTHER
 from fassd.models import VARIANTS, create_model, list_models
 
 __all__ = ["FULL_SIZE", "HEADLINE", "ablation", "headline", "headline_table", "speedup_plot"]
@@ -589,7 +589,7 @@ def other_networks(results: Collection) -> Section:
             )
         captions.append(machine_text(comparison))
     if not rows:
-        return missing(title, "networks of others", "fassd bench --peers --others")
+        return missing(title, "networks of others", "fassd bench peers --others")
     table = Table(
         ("network", "input", "GMACs", "M parameters", "ms", "frames/s"),
         tuple(rows),

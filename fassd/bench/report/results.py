@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fassd.bench.candidates import OURS, REFERENCE
-from fassd.bench.peers import OTHER
+from fassd.bench.results import OTHER
 from fassd.io.untrusted import read_json
 
 __all__ = ["KINDS", "Collection", "Figure", "Machine", "Origin", "Source", "collect", "resolve"]
 
 KINDS = {
-    "comparisons": "fassd bench --peers",
-    "layers": "fassd bench --layers",
+    "comparisons": "fassd bench peers",
+    "layers": "fassd bench layers",
     "modules": "fassd report --measure",
     "accuracy": "python -m benchmarks.ablation",
     "benchmarks": "pytest benchmarks/ --benchmark-json",

@@ -1,0 +1,174 @@
+"""What is measured: a network at a size, on a generated street scene."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ConfigDict, Field
+from torch import nn
+
+from fassd.models import create_model
+from fassd.models.preprocess import normalize
+from fassd.synth import render_street
+
+__all__ = [
+    "REFERENCE",
+    "ROUNDING_NOTE",
+    "Job",
+    "build_model",
+    "calibrate",
+    "reference_path",
+    "render_batch",
+    "torch_dtype",
+    "weights_note",
+]
+
+REFERENCE = "PyTorch"
+
+ROUNDING_NOTE = "a random network amplifies rounding: judge 16 bits by trained weights"
+
+LARGEST = 1 << 16
+"""Of a side, pictures, rounds, threads: more than any file of results may ask for."""
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Side = Annotated[int, Field(ge=1, le=LARGEST)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        model, weights, classes, alpha: as `fassd.create_model`; without weights the network gets
+            random ones (seed 0) whose batch norms are calibrated on the picture, see `calibrate`,
+            unless there is a file to compare with.
+        size: (height, width) of the input, a generated street scene.
+        batch: pictures per call.
+        seed: of the first scene; the others of the batch follow it.
+        backend: of the accelerated path, as in `fassd.Segmenter`.
+        dtype: "float32", "float16" or "bfloat16", what all paths but the reference compute in.
+        device: "cpu", "cuda", "cuda:1", ...
+        compile: also time `torch.compile`.
+        threads: CPU threads of PyTorch; None leaves its own choice.
+        repeats, warmup: rounds, as in `fassd.bench.stopwatch.compare`.
+        memory: also measure peak memory, in a process per path on the CPU.
+        exported: a file of `fassd export`, made from this network, to measure beside it. It is
+            called with what it takes, pictures or normalised batches, by every runtime that is
+            here, or by the one that `backend` names.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: str = "fassd_net"
+    weights: str | None = None
+    classes: Count = 19
+    alpha: Count = 2
+    size: tuple[Side, Side] = (1024, 2048)
+    batch: Count = 1
+    seed: int = 1
+    backend: str = "auto"
+    dtype: str = "float32"
+    device: str = "cpu"
+    compile: bool = False
+    threads: Count | None = None
+    repeats: Count = 10
+    warmup: Count = 2
+    memory: bool = True
+    exported: str | None = None
+
+    def paths(self) -> dict[str, tuple[str, str]]:
+        """Every way to run the network, the reference first: name -> (kind, dtype)."""
+        paths = {reference_path(): ("eager", "float32")}
+        # On a CPU without 16-bit arithmetic plain PyTorch takes 20 times float32's time in
+        # bfloat16 (63 s a frame on a Zen 3): nobody's alternative, so not a peer there.
+        if self.dtype != "float32" and torch.device(self.device).type != "cpu":
+            paths[f"{REFERENCE} {self.dtype}"] = ("eager", self.dtype)
+        if self.compile:
+            paths[f"torch.compile {self.dtype}"] = ("compile", self.dtype)
+        if self.backend != "reference":
+            paths[f"fassd_kernels {self.dtype}"] = ("accelerated", self.dtype)
+        for runtime in self.runtimes():
+            paths[f"{Path(str(self.exported)).name}, {runtime}"] = (runtime, self.dtype)
+        return paths
+
+    def runtimes(self) -> list[str]:
+        """What `exported` is run by."""
+        if self.exported is None:
+            return []
+        from fassd.export.runtimes import RUNTIMES, is_installed
+
+        known = RUNTIMES[Path(self.exported).suffix.lower()]
+        if self.backend in known:
+            return [self.backend]
+        return [name for name in known if is_installed(name)] or list(known)
+
+    @property
+    def accelerated_backend(self) -> str:
+        """`backend`, where that does not name a runtime of the file."""
+        return "auto" if self.backend in self.runtimes() else self.backend
+
+
+def reference_path() -> str:
+    """The name, in `Job.paths`, of what the other paths are compared with."""
+    return f"{REFERENCE} float32"
+
+
+def weights_note(job: Job) -> list[str]:
+    """What the labels are worth, where that is less than one may expect: one sentence, or none."""
+    if job.weights is None:
+        return ["random weights: labels are meaningless until trained weights are given"]
+    if job.weights == "synthetic":
+        return ["synthetic weights: trained on generated streets of other textures than this"]
+    return []
+
+
+def render_batch(job: Job) -> tuple[list[npt.NDArray[np.uint8]], torch.Tensor]:
+    """The job's pictures, (H, W, 3) uint8 RGB each, and the network's input made of them.
+
+    The input is (N, 3, H, W) float32, contiguous, on the job's device.
+    """
+    scenes = [render_street(*job.size, seed=job.seed + i, split="val")[0] for i in range(job.batch)]
+    batch = torch.from_numpy(np.stack([normalize(scene) for scene in scenes]))
+    return scenes, batch.to(job.device)
+
+
+def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
+    """The reference network of the job, in float32 and eval mode, on the job's device."""
+    torch.manual_seed(0)
+    model = create_model(job.model, job.classes, job.alpha, weights=job.weights).to(job.device)
+    # What a file was made from was not calibrated.
+    calibrating = job.weights is None and job.exported is None
+    return calibrate(model, batch) if calibrating else model.eval()
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batch: torch.Tensor) -> nn.Module:
+    """Give every batch norm the statistics of `batch`, in place; returns the model in eval mode.
+
+    A single picture is joined by its mirror image.
+
+    A freshly initialised network paints one flat colour, and two flat colours agree too easily to
+    prove anything. With its activations normalised, its labels vary with what the picture shows.
+    """
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average: after one batch, just its statistics
+    # Of a single small picture the coarsest map is one pixel, which has no statistics.
+    model.train()(torch.cat([batch, batch.flip(3)]) if len(batch) == 1 else batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of "float32", "float16" or "bfloat16"."""
+    if name not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {name!r}")
+    return getattr(torch, name)

@@ -1,0 +1,253 @@
+"""Results of `fassd bench run` and `fassd bench peers`: one schema, written and read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fassd.bench.candidates import OURS, REFERENCE_TITLE
+from fassd.bench.jobs import Job, reference_path
+from fassd.bench.stopwatch import Timing
+from fassd.evaluation.agreement import Agreement
+from fassd.io.untrusted import problem, read_json, read_text, shortened, shown
+
+__all__ = ["ACCEPTED", "OTHER", "JobResults", "Result", "Results"]
+
+ACCEPTED = "accepted is a file that `fassd bench run --json` or `fassd bench peers --json` wrote"
+
+OTHER: Literal["other network"] = "other network"
+"""The `kind` of a result of another network."""
+
+MOST_BYTES = 1 << 26
+"""Size of a file; thousands of rounds have fewer than a million bytes."""
+
+MOST_ROUNDS = 10_000
+"""Rounds of a path; resampling them takes 800 MB."""
+
+OPTIONAL = ("dtype", "compile", "device", "memory", "exported")
+"""Fields of a job that older files, or those of peers, do not have."""
+
+UNUSED = ("dtype", "compile", "memory")
+"""Fields of a job that say nothing of peers, whose files do not have them."""
+
+REFERENCES = (reference_path(), REFERENCE_TITLE)
+"""Names of the results that the others are compared with: plain PyTorch in float32 and NCHW."""
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Result(BaseModel):
+    """Figures of one path, or candidate, of a job.
+
+    Attributes:
+        name: what tables call it.
+        key: what it is: a key of `fassd.bench.candidates.KEYS`, or the kind of a path.
+        kind: `OTHER`, or "network" for the job's own.
+        dtype: what it computes in.
+        output: "logits", (N, classes, H, W), or "labels", (N, H, W).
+        seconds: wall-clock time of every measured call; entry i of each path is of round i.
+        first_call_s: from the plain network to the first output; None where not measured.
+        labels_equal_percent: pixels whose label is the reference's; None of another network.
+        max_relative_difference: largest difference of a score over the largest reference score;
+            None of labels.
+        peak_memory_bytes, peak_memory_note: as `fassd.bench.memory.Memory`.
+        energy_j, energy_note: as `fassd.bench.memory.Energy`.
+        params, macs: size of another network, and its multiply-accumulates for the picture.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    key: str = ""
+    kind: Literal["network", "other network"] = "network"
+    dtype: str = "float32"
+    output: Literal["logits", "labels"] = "logits"
+    seconds: Annotated[tuple[Seconds, ...], Field(min_length=1, max_length=MOST_ROUNDS)]
+    first_call_s: float | None = None
+    labels_equal_percent: float | None = None
+    max_relative_difference: float | None = None
+    peak_memory_bytes: int | None = None
+    peak_memory_note: str = ""
+    energy_j: float | None = None
+    energy_note: str = ""
+    params: int | None = None
+    macs: int | None = None
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Result:
+        if self.kind != OTHER and self.labels_equal_percent is None:
+            raise ValueError(f"{shown(self.name)} has no labels_equal_percent")
+        return self
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.seconds)
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How far the output equals the reference's; None of another network."""
+        if self.labels_equal_percent is None:
+            return None
+        return Agreement(self.labels_equal_percent, self.max_relative_difference)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its speed may be compared with the reference's."""
+        return self.agreement is not None and self.agreement.comparable
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, ready for `json.dump`, with the statistics of `seconds`."""
+        difference = self.max_relative_difference
+        finite = difference is not None and math.isfinite(difference)
+        return {
+            **self.model_dump(exclude={"seconds"}),
+            **self.timing.to_json(),
+            "match": None if self.agreement is None else self.comparable,
+            "max_relative_difference": difference if finite else None,
+        }
+
+
+class JobResults(BaseModel):
+    """What one network at one size came to.
+
+    Attributes:
+        job: what was measured.
+        results: every path or candidate that was timed, interleaved.
+        notes: what could not be measured and why, and what the labels are worth.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    job: Job
+    results: tuple[Result, ...]
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_job(cls, record: Any) -> Any:
+        job = record.get("job") if isinstance(record, dict) else None
+        if isinstance(job, dict):  # of a file: a default could contradict what was measured
+            names = [field.name for field in fields(Job) if field.name not in OPTIONAL]
+            missing = [name for name in names if name not in job]
+            if missing:
+                raise ValueError(f"the job has no {', '.join(missing)}")
+        return record
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> JobResults:
+        rounds = {result.name: len(result.seconds) for result in self.results}
+        if len(set(rounds.values())) > 1:
+            numbers = ", ".join(f"{count} of {shown(name)}" for name, count in rounds.items())
+            raise ValueError(f"results must have the same rounds of every path, have {numbers}")
+        return self
+
+    @property
+    def reference(self) -> Result | None:
+        """Plain PyTorch in float32 and NCHW, if it was timed."""
+        return next((result for result in self.results if result.name in REFERENCES), None)
+
+    @property
+    def own(self) -> dict[str, Result]:
+        """Results of the job's network by name, without those of other networks."""
+        return {result.name: result for result in self.results if result.kind != OTHER}
+
+    @property
+    def fastest_peer(self) -> Result | None:
+        """The fastest float32 candidate that is not ours and agrees."""
+        peers = [r for r in self.results if r.key != OURS and r.dtype == "float32" and r.comparable]
+        return min(peers, key=lambda result: result.timing.median, default=None)
+
+    def speedup(self, result: Result, over: Result | None) -> float | None:
+        """How many times faster `result` is than `over`; None where that says nothing."""
+        if over is None or not result.comparable:
+            return None
+        return over.timing.median / result.timing.median
+
+    def to_json(self, peers: bool) -> dict[str, Any]:
+        """Everything, ready for `json.dump`; times in seconds, labels in %."""
+        if not peers:
+            rows = [
+                {**result.to_json(), "speedup": self.speedup(result, self.reference)}
+                for result in self.results
+            ]
+            return {"job": asdict(self.job), "results": rows, "notes": self.notes}
+        peer = self.fastest_peer
+        rows = [
+            {
+                **result.to_json(),
+                "speedup_over_eager": self.speedup(result, self.reference),
+                "speedup_over_fastest_peer": self.speedup(result, peer),
+            }
+            for result in self.results
+        ]
+        job = {name: value for name, value in asdict(self.job).items() if name not in UNUSED}
+        return {
+            "job": job,
+            "fastest_float32_peer": peer and peer.name,
+            "results": rows,
+            "notes": self.notes,
+        }
+
+
+class Results(BaseModel):
+    """A results file.
+
+    Attributes:
+        environment: where the figures come from, as `fassd.bench.machine.environment`.
+        comparisons: job by job; one, where `fassd bench run` measured it.
+        peers: whether `fassd bench peers` measured it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    environment: dict[str, Any]
+    comparisons: Annotated[tuple[JobResults, ...], Field(min_length=1)]
+    peers: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for `json.dump`; times in seconds, labels in %."""
+        parts = [part.to_json(self.peers) for part in self.comparisons]
+        found = {"comparisons": parts} if self.peers else parts[0]
+        return {"environment": self.environment, **found}
+
+    @classmethod
+    def read(cls, file: Path) -> Results:
+        """The results in a file.
+
+        Raises:
+            ValueError: it is no such file; names it, what is in it, and what is accepted.
+            OSError: it cannot be read.
+        """
+        try:
+            record = read_json(read_text(file, MOST_BYTES))
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error}); {ACCEPTED}") from error
+        try:
+            return cls.of(record)
+        except ValueError as error:
+            text = problem(error) if isinstance(error, ValidationError) else str(error)
+            raise ValueError(f"{file}: {shortened(text, 400)}; {ACCEPTED}") from error
+
+    @classmethod
+    def of(cls, record: Any) -> Results:
+        """The results that `to_json` wrote.
+
+        Raises:
+            ValueError: something is missing, or is not what is accepted.
+        """
+        if not isinstance(record, dict):
+            raise ValueError(f"it must be an object, got {shown(record)}")
+        peers = "comparisons" in record
+        names = ("environment", "comparisons") if peers else ("environment", "job", "results")
+        missing = [name for name in names if name not in record]
+        if missing:
+            has = ", ".join(record) or "nothing"
+            raise ValueError(f"it has no {', '.join(missing)}; it has {has}")
+        parts = record["comparisons"] if peers else [record]
+        return cls.model_validate(
+            {"environment": record["environment"], "comparisons": parts, "peers": peers}
+        )

@@ -1,0 +1,134 @@
+"""Jobs of `fassd bench` and `fassd demo`: made from options, measured, reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fassd.cli.common import Network, console, escape, pick_network, progress, say
+
+if TYPE_CHECKING:
+    from fassd.bench.jobs import Job
+
+
+def job_of(chosen: Network, **fields: Any) -> Job:
+    """The job of a chosen network; `fields` are those of `Job`, and win."""
+    from fassd.bench.jobs import Job
+
+    network = {
+        "model": chosen.model,
+        "weights": chosen.weights,
+        "classes": chosen.classes or 19,
+        "alpha": chosen.alpha or 2,
+    }
+    return Job(**{**network, **fields})
+
+
+def check_files(model: str | None, json_: Path | None, plot: Path | None) -> None:
+    """See whether a network is no exported file, and whether results can be written.
+
+    Raises:
+        ValueError: a file that cannot be taken.
+        ImportError: a plot needs matplotlib, which is missing.
+    """
+    from fassd.bench.charts import check_matplotlib
+    from fassd.export import is_exported
+    from fassd.io.images import check_file
+
+    if is_exported(model):
+        raise ValueError(f"--model: only `fassd bench run` takes an exported file, got {model}")
+    check_file(json_)
+    if plot is not None:
+        if plot.suffix.lower() != ".png":
+            raise ValueError(f"--plot must be the name of a PNG file, NAME.png, got {plot}")
+        check_file(plot)
+        check_matplotlib()
+
+
+def job_of_file(job: Job, weights: str | None, given: list[str]) -> Job:
+    """The job that compares an exported file with the network that it was made from.
+
+    Args:
+        given: fields of the job that stand on the command line.
+
+    Raises:
+        ValueError: one of those contradicts the file; or the file does not tell which weights it
+            holds, and none are given.
+    """
+    from fassd.export import ExportedNetwork
+
+    runtime = "auto" if job.backend == "reference" else job.backend
+    data = ExportedNetwork(job.model, runtime, job.device).metadata
+    if weights is None and data.weights not in (None, "synthetic", "cityscapes"):
+        raise ValueError(
+            f"{job.model} was made with the weights {data.weights}: give that file as --weights, "
+            "to compare with"
+        )
+    source = pick_network(
+        data.variant, weights or data.weights or "random", data.num_classes, data.alpha
+    )
+    found = replace(
+        job,
+        exported=job.model,
+        model=data.variant,
+        weights=source.weights,
+        classes=data.num_classes,
+        alpha=data.alpha,
+        size=data.size or job.size,
+        batch=data.batch,
+        dtype=data.dtype if data.dtype in ("float16", "bfloat16") else "float32",
+    )
+    for name in given:
+        asked, known = getattr(job, name), getattr(found, name)
+        if asked != known:
+            raise ValueError(
+                f"--{name}: {job.model} has {_text(known)}, asked for was {_text(asked)}"
+            )
+    return found
+
+
+def _text(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def every_network(job: Job, weights: str | None) -> list[Job]:
+    """`job` for every network, each with its own weights."""
+    from fassd.models import list_models
+
+    return [
+        replace(
+            job,
+            model=name,
+            weights=pick_network(name, weights, job.classes, job.alpha).weights,
+        )
+        for name in list_models()
+    ]
+
+
+def measure(run: Callable[..., Any], jobs: Sequence[Job]) -> Any:
+    """What `run` returns, which measures `jobs` and takes `step` and `tick`; a progress bar."""
+    with progress() as bar:
+        task = bar.add_task("", total=sum(job.warmup + job.repeats for job in jobs))
+        return run(
+            step=lambda words: bar.update(task, description=words),
+            tick=lambda: bar.advance(task),
+        )
+
+
+def deliver(report: Any, json_: Path | None, plot: Path | None = None) -> None:
+    """Print a report, and write its figures and its plot where asked for."""
+    from fassd.io.files import replacing
+
+    console().print(report)
+    if json_ is not None:
+        with replacing(json_) as file:
+            file.write(json.dumps(report.to_json(), indent=1).encode())
+        say(f"figures: {escape(str(json_))}")
+    if plot is not None:
+        from fassd.bench.charts import draw
+
+        draw(plot, report)
+        say(f"plot: {escape(str(plot))}")
