@@ -244,7 +244,8 @@ def _pictures(
     import numpy as np
     from PIL import Image
 
-    from fassd.io.images import find_pictures, read_image
+    from fassd.io.find import find_pictures
+    from fassd.io.images import read_image
     from fassd.synth import render_street
 
     if sources:

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from fassd.inference.segmenter import Segmenter
-    from fassd.io.images import Picture
-    from fassd.io.sources import Video
+    from fassd.io.find import PictureFile, Video
 
 ROWS_SHOWN = 20  # pictures in the table at the end
 
@@ -177,9 +176,9 @@ def predict(
     """
     from PIL import Image
 
+    from fassd.io.find import find_sources
     from fassd.io.images import ImageError, check_file, check_folder
     from fassd.io.levels import as_range
-    from fassd.io.sources import find_sources
 
     unfound: list[ImageError] = []
     results: list[Path] = []
@@ -246,13 +245,13 @@ def build_segmenter(
     )
 
 
-def _shown(picture: Picture) -> str:
+def _shown(picture: PictureFile) -> str:
     """Where a picture is, and its output name where that is another."""
     path = picture.path
     return str(path) if picture.name == path.stem else f"{path} -> {picture.name}"
 
 
-def _summary(done: list[tuple[Picture, Size, float]]) -> Table:
+def _summary(done: list[tuple[PictureFile, Size, float]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("picture", overflow="fold")
     table.add_column("size", justify="right")
@@ -268,10 +267,10 @@ def _summary(done: list[tuple[Picture, Size, float]]) -> Table:
 
 
 def _report(
-    outcome: Outcome, found: list[Picture | Video], failed: int, seconds: float, output: Path
+    outcome: Outcome, found: list[PictureFile | Video], failed: int, seconds: float, output: Path
 ) -> None:
     """Tables of what was done, and the count."""
-    from fassd.io.sources import Video
+    from fassd.io.find import Video
 
     if outcome.pictures:
         console().print(_summary(outcome.pictures))
