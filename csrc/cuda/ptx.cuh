@@ -1,7 +1,7 @@
 // The instructions that C++ has no words for, each once: asynchronous copies, matrix fragments,
-// tensor cores, dependent launches. All inline PTX of this backend is in this header, and it alone has two
-// bodies: where FASSD_CUDA_EMULATION is defined, the tests' emulation of a GPU supplies the second,
-// so that everything else is compiled for a CPU as it stands (tests/cuda_emulation).
+// tensor cores, dependent launches. All inline PTX of this backend is in this header, and it alone
+// has two bodies: where FASSD_CUDA_EMULATION is defined, the tests' emulation of a GPU supplies the
+// second, so that everything else is compiled for a CPU as it stands (tests/cuda_emulation).
 //
 // Shared memory is addressed by 32 bits, as the hardware does. The fragments' layouts are those of
 // the PTX ISA, section "Matrix multiply-accumulate instructions": with g = lane / 4, t = lane % 4,
