@@ -3,7 +3,9 @@
 //     vectors_impl.h       loads, stores, dtypes, transposition
 //     rows_impl.h          rows of images to planes in scratch memory; sums back to pixels
 //     multiply_impl.h      the product of weights and planes, in registers
-//     convolution_impl.h   direct and Winograd convolution
+//     direct_impl.h        direct convolution
+//     winograd_impl.h      convolution by Winograd's method
+//     convolution_impl.h   one convolution, by either
 //     resize_impl.h        bilinear resizing, argmax, pooling
 
 // No include guard: a translation unit includes this once, with its macros set. Everything here is
@@ -24,6 +26,10 @@ namespace {
 #include "rows_impl.h"
 //
 #include "multiply_impl.h"
+//
+#include "direct_impl.h"
+//
+#include "winograd_impl.h"
 //
 #include "convolution_impl.h"
 //

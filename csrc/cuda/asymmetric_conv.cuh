@@ -58,8 +58,7 @@ void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pai
 void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
                   int64_t blocks, int shared_bytes, float);
 
-// --- the kernel
-// -----------------------------------------------------------------------------------
+// --- the kernel ----------------------------------------------------------------------------------
 
 // As least_blocks: for 16 warps, or 8 where the accumulators take most of the registers.
 template <typename Math>

@@ -47,8 +47,7 @@ struct Target {
   bool vectors = false;
 };
 
-// --- on the host
-// ----------------------------------------------------------------------------------
+// --- on the host ---------------------------------------------------------------------------------
 
 // A tensor's channels [first, first + channels).
 Source source_of(const char* op, const Tensor& tensor, int64_t first = 0, int64_t channels = -1);
@@ -90,8 +89,7 @@ void with_type(const char* op, ScalarType dtype, Function function) {
   }
 }
 
-// --- on the device
-// --------------------------------------------------------------------------------
+// --- on the device -------------------------------------------------------------------------------
 
 __device__ __forceinline__ float to_float(float value) {
   return value;

@@ -1,7 +1,7 @@
 // The instructions that C++ has no words for, each once: asynchronous copies, matrix fragments,
-// tensor cores, barriers. All inline PTX of this backend is in this header, and it alone has two
-// bodies: where FASSD_CUDA_EMULATION is defined, the tests' emulation of a GPU supplies the second,
-// so that everything else is compiled for a CPU as it stands (tests/cuda_emulation).
+// tensor cores, dependent launches. All inline PTX of this backend is in this header, and it alone
+// has two bodies: where FASSD_CUDA_EMULATION is defined, the tests' emulation of a GPU supplies the
+// second, so that everything else is compiled for a CPU as it stands (tests/cuda_emulation).
 //
 // Shared memory is addressed by 32 bits, as the hardware does. The fragments' layouts are those of
 // the PTX ISA, section "Matrix multiply-accumulate instructions": with g = lane / 4, t = lane % 4,
@@ -15,7 +15,6 @@
 
 #else
 
-#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -172,16 +171,6 @@ __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
 #else
   return bits;
 #endif
-}
-
-// A barrier among the first `threads` threads (a multiple of 32) that name it, 1 to 15.
-__device__ __forceinline__ void named_barrier(int name, int threads) {
-  asm volatile("barrier.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-
-// A barrier among all threads of a cooperative launch; what they wrote before is seen after it.
-__device__ __forceinline__ void grid_barrier() {
-  cooperative_groups::this_grid().sync();
 }
 
 // Programmatic dependent launch: until the kernels before this one are through, and their results

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from fassd.inference.finished import Stamp
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
-    from fassd.io.images import Picture
-    from fassd.io.sources import Video
+    from fassd.io.find import PictureFile, Video
 
 __all__ = ["Batch", "Outcome", "together"]
 
@@ -33,7 +32,7 @@ __all__ = ["Batch", "Outcome", "together"]
 class Outcome:
     """What a process made of its sources: results, those of an earlier run, and failures."""
 
-    pictures: list[tuple[Picture, Size, float]] = field(default_factory=list)
+    pictures: list[tuple[PictureFile, Size, float]] = field(default_factory=list)
     videos: list[tuple[Video, Summary]] = field(default_factory=list)
     before: int = 0
     failed: int = 0
@@ -79,11 +78,11 @@ class Batch:
         self.outcome = Outcome()
         self._record = None if single else Record(output)
         self._network = [fassd.__version__, *map(_identified, network)]
-        self._stamps: dict[Picture | Video, Stamp | None] = {}
+        self._stamps: dict[PictureFile | Video, Stamp | None] = {}
         self._remarks: Counter[str] = Counter()
         self._ranges: Counter[str] = Counter()
 
-    def check(self, sources: Sequence[Picture | Video]) -> None:
+    def check(self, sources: Sequence[PictureFile | Video]) -> None:
         """See that no result would take the place of a source.
 
         Raises:
@@ -98,7 +97,7 @@ class Batch:
                         "another folder (--output)"
                     )
 
-    def unfinished(self, sources: Sequence[Picture | Video]) -> list[Picture | Video]:
+    def unfinished(self, sources: Sequence[PictureFile | Video]) -> list[PictureFile | Video]:
         """Those that have to be done; the others count as done before."""
         for source in sources:
             self._stamps[source] = _stamp(source)  # as they are before they are read
@@ -106,7 +105,7 @@ class Batch:
         self.outcome.before = len(sources) - len(todo)
         return todo
 
-    def do(self, sources: Sequence[Picture | Video], segmenter: Segmenter, shown: bool) -> None:
+    def do(self, sources: Sequence[PictureFile | Video], segmenter: Segmenter, shown: bool) -> None:
         """Segment them, the pictures first, with progress bars if `shown`.
 
         A source that fails is reported, and the rest goes on.
@@ -114,10 +113,10 @@ class Batch:
         Raises:
             KeyboardInterrupt: Ctrl-C.
         """
-        from fassd.io.images import Picture
+        from fassd.io.find import PictureFile
 
-        pictures = [source for source in sources if isinstance(source, Picture)]
-        videos = [source for source in sources if not isinstance(source, Picture)]
+        pictures = [source for source in sources if isinstance(source, PictureFile)]
+        videos = [source for source in sources if not isinstance(source, PictureFile)]
         bar = progress()
         bar.disable |= not shown
         with bar:
@@ -134,7 +133,7 @@ class Batch:
                 summary = run_video(segmenter, video, file, self.settings, shown)
                 self.outcome.videos.append((video, summary))
 
-    def _read(self, picture: Picture) -> npt.NDArray[np.uint8]:
+    def _read(self, picture: PictureFile) -> npt.NDArray[np.uint8]:
         """Read one file; what is worth knowing of it is said once, and counted."""
         from fassd.io.images import examine_image
         from fassd.io.levels import told
@@ -156,7 +155,7 @@ class Batch:
             say(f"{count} picture{'s' * (count > 1)} of {spread}")
 
     def _segment(
-        self, picture: Picture, image: npt.NDArray[np.uint8], segmenter: Segmenter
+        self, picture: PictureFile, image: npt.NDArray[np.uint8], segmenter: Segmenter
     ) -> tuple[Size, float]:
         """Segment one picture and write its results; its size, and the seconds of the network."""
         from fassd.io.images import write_image
@@ -182,13 +181,13 @@ class Batch:
             write_image(file, result)
         return Size(*labels.shape), seconds
 
-    def _begin(self, source: Picture | Video) -> None:
+    def _begin(self, source: PictureFile | Video) -> None:
         """Note what is about to be written: from then on it is known as a result."""
         if self._record is not None:
             self._record.begin(self._name(source))
 
     @contextlib.contextmanager
-    def _reporting(self, source: Picture | Video) -> Iterator[None]:
+    def _reporting(self, source: PictureFile | Video) -> Iterator[None]:
         """Note the source as finished; if an error comes, say so instead."""
         stamp = self._stamps[source]
         try:
@@ -199,31 +198,32 @@ class Batch:
             self.outcome.failed += 1
             say(f"[red]failed:[/] {escape_lines(_reason(source[0], error))}")
 
-    def _finished(self, source: Picture | Video) -> bool:
+    def _finished(self, source: PictureFile | Video) -> bool:
         stamp = self._stamps[source]
         if self._record is None or self.again or stamp is None:
             return False
         results = self._results(source)
         return self._record.holds(self._name(source), stamp, self._made_by(source), results)
 
-    def _results(self, source: Picture | Video) -> list[Path]:
-        from fassd.io.images import OUTPUT_ENDINGS, Picture
+    def _results(self, source: PictureFile | Video) -> list[Path]:
+        from fassd.inference.finished import OUTPUT_ENDINGS
+        from fassd.io.find import PictureFile
 
         if self.single:
             return [self.output]
-        if isinstance(source, Picture):
+        if isinstance(source, PictureFile):
             return [self.output / f"{source.name}{ending}" for ending in OUTPUT_ENDINGS]
         return [video_file(self.output, source, self.settings)]
 
-    def _name(self, source: Picture | Video) -> str:
+    def _name(self, source: PictureFile | Video) -> str:
         return self._results(source)[0].relative_to(self.output).as_posix()
 
-    def _made_by(self, source: Picture | Video) -> dict[str, Any]:
+    def _made_by(self, source: PictureFile | Video) -> dict[str, Any]:
         """What decides the results besides the source."""
-        from fassd.io.images import Picture
+        from fassd.io.find import PictureFile
 
         own = {"opacity": self.settings.opacity, "range": self.settings.range}
-        if not isinstance(source, Picture):
+        if not isinstance(source, PictureFile):
             own = self.settings._asdict()
             del own["timeout"], own["max_pixels"]
         return {"network": self._network, **own}
@@ -237,12 +237,12 @@ def _identified(setting: Any) -> Any:
     return stamp([setting]) if named else setting
 
 
-def _stamp(source: Picture | Video) -> Stamp | None:
+def _stamp(source: PictureFile | Video) -> Stamp | None:
     """The state of the source's files; None where there are none, or they cannot be seen."""
     from fassd.inference.finished import stamp
-    from fassd.io.images import Picture
+    from fassd.io.find import PictureFile
 
-    files = [source.path] if isinstance(source, Picture) else source_files(source)
+    files = [source.path] if isinstance(source, PictureFile) else source_files(source)
     try:
         return stamp(files) if files else None
     except OSError:  # reading it will tell

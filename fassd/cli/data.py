@@ -22,7 +22,7 @@ from fassd.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from fassd.data.check import CheckReport, Problem, SplitReport
+    from fassd.data.check import CheckReport, Finding, SplitReport
 
 PROBLEMS_SHOWN = 20
 SIZES_SHOWN = 3
@@ -151,7 +151,7 @@ def _classes_table(report: CheckReport) -> Table:
     return table
 
 
-def _tell(problems: list[Problem], prefix: str) -> None:
+def _tell(problems: list[Finding], prefix: str) -> None:
     for problem in problems[:PROBLEMS_SHOWN]:
         say(f"{prefix} {escape(problem.split)}: {escape_lines(problem.message)}")
     if len(problems) > PROBLEMS_SHOWN:

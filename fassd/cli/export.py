@@ -53,88 +53,102 @@ def parse_export_size(text: str) -> ExportSize:
     return ExportSize(text)
 
 
+OutputFile = Annotated[
+    Path,
+    typer.Option("--output-file", "-o", help="The file: NAME.onnx, .pt2, .xml or .engine."),
+]
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        help="Network; [cyan]fassd info[/] lists them. A file of [cyan]fassd train[/], here or "
+        "as --weights, tells it.",
+        metavar="[MODEL]",
+        show_default=False,
+    ),
+]
+Format = Annotated[
+    Literal["onnx", "torch", "aoti", "openvino", "tensorrt"] | None,
+    typer.Option("--format", "-f", help="By the file's ending, if not given; .pt2: torch."),
+]
+ClassCard = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="A card whose classes' names and colours the file gets; without it those of the "
+        "weights.",
+    ),
+]
+InputSize = Annotated[
+    ExportSize,
+    typer.Option(
+        parser=parse_export_size, metavar="HxW|dynamic", help="Of the input; dynamic: any."
+    ),
+]
+ExportDtype = Annotated[
+    Literal["float32", "float16", "bfloat16", "int8"],
+    typer.Option("--dtype", help="What it computes in; input and output stay as they are."),
+]
+Output = Annotated[
+    Literal["logits", "labels"],
+    typer.Option(help="logits: float32 NxCxHxW; labels: uint8 NxHxW, the argmax inside."),
+]
+Preprocess = Annotated[
+    bool,
+    typer.Option(
+        "--preprocess/--no-preprocess",
+        help="Take uint8 RGB NxHxWx3 and normalise inside, in place of float32 BGR NxCxHxW.",
+    ),
+]
+Calibration = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        help=f"For int8: pictures, folders or patterns; the first {CALIBRATION}, resized.",
+    ),
+]
+Verify = Annotated[
+    bool | None,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Compare the file with its source before it gets its name; by default where the "
+        "runtime is here.",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=100,
+        metavar="PERCENT",
+        help="Labels that may differ; 0.1 in float32, 1 in 16 bits, 5 in int8.",
+    ),
+]
+Pictures = Annotated[
+    list[str] | None,
+    typer.Option("--pictures", help="What to verify on; generated streets if not given."),
+]
+
+
 @app.command()
 def export(
-    output_file: Annotated[
-        Path,
-        typer.Option("--output-file", "-o", help="The file: NAME.onnx, .pt2, .xml or .engine."),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="Network; [cyan]fassd info[/] lists them. A file of [cyan]fassd train[/], here or "
-            "as --weights, tells it.",
-            metavar="[MODEL]",
-            show_default=False,
-        ),
-    ] = None,
-    format_: Annotated[
-        Literal["onnx", "torch", "aoti", "openvino", "tensorrt"] | None,
-        typer.Option("--format", "-f", help="By the file's ending, if not given; .pt2: torch."),
-    ] = None,
+    output_file: OutputFile,
+    model: Model = None,
+    format_: Format = None,
     weights: Weights = None,
     classes: Classes = None,
     alpha: Alpha = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="A card whose classes' names and colours the file gets; without it those of the "
-            "weights.",
-        ),
-    ] = None,
-    size: Annotated[
-        ExportSize,
-        typer.Option(
-            parser=parse_export_size, metavar="HxW|dynamic", help="Of the input; dynamic: any."
-        ),
-    ] = ExportSize("1024x2048"),
+    data: ClassCard = None,
+    size: InputSize = ExportSize("1024x2048"),
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16", "int8"],
-        typer.Option("--dtype", help="What it computes in; input and output stay as they are."),
-    ] = "float32",
-    output: Annotated[
-        Literal["logits", "labels"],
-        typer.Option(help="logits: float32 NxCxHxW; labels: uint8 NxHxW, the argmax inside."),
-    ] = "logits",
-    preprocess: Annotated[
-        bool,
-        typer.Option(
-            "--preprocess/--no-preprocess",
-            help="Take uint8 RGB NxHxWx3 and normalise inside, in place of float32 BGR NxCxHxW.",
-        ),
-    ] = False,
+    dtype: ExportDtype = "float32",
+    output: Output = "logits",
+    preprocess: Preprocess = False,
     backend: Backend = "auto",
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators.")] = None,
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--calibration",
-            help=f"For int8: pictures, folders or patterns; the first {CALIBRATION}, resized.",
-        ),
-    ] = None,
-    verify: Annotated[
-        bool | None,
-        typer.Option(
-            "--verify/--no-verify",
-            help="Compare the file with its source before it gets its name; by default where the "
-            "runtime is here.",
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=100,
-            metavar="PERCENT",
-            help="Labels that may differ; 0.1 in float32, 1 in 16 bits, 5 in int8.",
-        ),
-    ] = None,
-    pictures: Annotated[
-        list[str] | None,
-        typer.Option("--pictures", help="What to verify on; generated streets if not given."),
-    ] = None,
+    calibration: Calibration = None,
+    verify: Verify = None,
+    tolerance: Tolerance = None,
+    pictures: Pictures = None,
     threads: Threads = None,
     json_: Json = None,
 ) -> None:
@@ -244,7 +258,8 @@ def _pictures(
     import numpy as np
     from PIL import Image
 
-    from fassd.io.images import find_pictures, read_image
+    from fassd.io.find import find_pictures
+    from fassd.io.images import read_image
     from fassd.synth import render_street
 
     if sources:

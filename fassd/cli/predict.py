@@ -41,95 +41,104 @@ if TYPE_CHECKING:
     import torch
 
     from fassd.inference.segmenter import Segmenter
-    from fassd.io.images import Picture
-    from fassd.io.sources import Video
+    from fassd.io.find import PictureFile, Video
 
 ROWS_SHOWN = 20  # pictures in the table at the end
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        help="Pictures, videos, folders, quoted patterns like 'in/**/*.png', cameras "
+        "([cyan]camera:0[/]), addresses ([cyan]rtsp://...[/]), numbered sequences "
+        "([cyan]frame%04d.png[/])."
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="Folder to write to; for one picture or video a file as well."
+    ),
+]
+InputSize = Annotated[
+    Size | None,
+    typer.Option(
+        parser=parse_size,
+        metavar="HxW",
+        help="Size that the network sees; results keep the picture's. Its own if not given.",
+    ),
+]
+Opacity = Annotated[
+    float, typer.Option(min=0, max=1, help="Strength of the colours in the overlay.")
+]
+Range = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW:HIGH|auto",
+        help="Values that become black and white in pictures of more than 8 bits: "
+        "[cyan]0:4095[/] for 12 bits in 16, [cyan]auto[/] for each picture's lowest and "
+        "highest. All that a file can hold if not given.",
+    ),
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option("--max-pixels", min=1, help="Larger pictures (height x width) are refused."),
+]
+View = Annotated[ViewName, typer.Option(help="What a frame, or a picture that -o names, shows.")]
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel="Videos",
+        help="FFmpeg's name of the encoder. Without it H.264 (libx264), or VP9 in .webm.",
+    ),
+]
+FrameLimit = Annotated[
+    int | None,
+    typer.Option(min=1, rich_help_panel="Videos", help="Only so many frames of each video."),
+]
+FrameRate = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1000,
+        rich_help_panel="Videos",
+        help="Frame rate of numbered sequences (25 if not given), or to ask a camera for.",
+    ),
+]
+Silence = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        rich_help_panel="Videos",
+        help="Seconds of silence after which a stream or camera is opened again.",
+    ),
+]
 
 
 @app.command()
 def predict(
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            help="Pictures, videos, folders, quoted patterns like 'in/**/*.png', cameras "
-            "([cyan]camera:0[/]), addresses ([cyan]rtsp://...[/]), numbered sequences "
-            "([cyan]frame%04d.png[/])."
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Folder to write to; for one picture or video a file as well."
-        ),
-    ],
+    source: Sources,
+    output: Output,
     model: Model = None,
     weights: Weights = None,
     classes: Classes = None,
     alpha: Alpha = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
-    size: Annotated[
-        Size | None,
-        typer.Option(
-            parser=parse_size,
-            metavar="HxW",
-            help="Size that the network sees; results keep the picture's. Its own if not given.",
-        ),
-    ] = None,
+    size: InputSize = None,
     device: Device = None,
-    opacity: Annotated[
-        float, typer.Option(min=0, max=1, help="Strength of the colours in the overlay.")
-    ] = 0.5,
-    range_: Annotated[
-        str | None,
-        typer.Option(
-            "--range",
-            metavar="LOW:HIGH|auto",
-            help="Values that become black and white in pictures of more than 8 bits: "
-            "[cyan]0:4095[/] for 12 bits in 16, [cyan]auto[/] for each picture's lowest and "
-            "highest. All that a file can hold if not given.",
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        int,
-        typer.Option("--max-pixels", min=1, help="Larger pictures (height x width) are refused."),
-    ] = 100_000_000,
+    opacity: Opacity = 0.5,
+    range_: Range = None,
+    max_pixels: MaxPixels = 100_000_000,
     threads: Threads = None,
     again: Annotated[
         bool, typer.Option("--again", help="Do finished files of the output folder again.")
     ] = False,
-    view: Annotated[
-        ViewName, typer.Option(help="What a frame, or a picture that -o names, shows.")
-    ] = "overlay",
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel="Videos",
-            help="FFmpeg's name of the encoder. Without it H.264 (libx264), or VP9 in .webm.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, rich_help_panel="Videos", help="Only so many frames of each video."),
-    ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            max=1000,
-            rich_help_panel="Videos",
-            help="Frame rate of numbered sequences (25 if not given), or to ask a camera for.",
-        ),
-    ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.1,
-            rich_help_panel="Videos",
-            help="Seconds of silence after which a stream or camera is opened again.",
-        ),
-    ] = 10,
+    view: View = "overlay",
+    codec: Codec = None,
+    limit: FrameLimit = None,
+    fps: FrameRate = None,
+    timeout: Silence = 10,
 ) -> None:
     """Segment pictures and videos.
 
@@ -177,9 +186,9 @@ def predict(
     """
     from PIL import Image
 
+    from fassd.io.find import find_sources
     from fassd.io.images import ImageError, check_file, check_folder
     from fassd.io.levels import as_range
-    from fassd.io.sources import find_sources
 
     unfound: list[ImageError] = []
     results: list[Path] = []
@@ -246,13 +255,13 @@ def build_segmenter(
     )
 
 
-def _shown(picture: Picture) -> str:
+def _shown(picture: PictureFile) -> str:
     """Where a picture is, and its output name where that is another."""
     path = picture.path
     return str(path) if picture.name == path.stem else f"{path} -> {picture.name}"
 
 
-def _summary(done: list[tuple[Picture, Size, float]]) -> Table:
+def _summary(done: list[tuple[PictureFile, Size, float]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("picture", overflow="fold")
     table.add_column("size", justify="right")
@@ -268,10 +277,10 @@ def _summary(done: list[tuple[Picture, Size, float]]) -> Table:
 
 
 def _report(
-    outcome: Outcome, found: list[Picture | Video], failed: int, seconds: float, output: Path
+    outcome: Outcome, found: list[PictureFile | Video], failed: int, seconds: float, output: Path
 ) -> None:
     """Tables of what was done, and the count."""
-    from fassd.io.sources import Video
+    from fassd.io.find import Video
 
     if outcome.pictures:
         console().print(_summary(outcome.pictures))

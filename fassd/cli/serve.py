@@ -35,49 +35,62 @@ if TYPE_CHECKING:
 
 SERVED = ["fassd_net", "fassd_net_l2"]
 
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="NAME",
+        help="A further name by which browsers and clients may ask for the server, such as "
+        "that of a proxy before it; may be repeated. On a loopback --host others than "
+        "localhost and loopback addresses are refused; on any other --host all names are "
+        "served, unless this is given.",
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME[=WEIGHTS]",
+        help="A network to offer, may be repeated, the first is the default; WEIGHTS as "
+        "--weights of [cyan]fassd predict[/]; a file of [cyan]fassd train[/] or "
+        f"[cyan]fassd export[/] needs no NAME=. Default: {', '.join(SERVED)}, or that of "
+        "--weights.",
+    ),
+]
+ServedClasses = Annotated[
+    int | None,
+    typer.Option(
+        "--classes",
+        min=1,
+        max=256,
+        show_default="those of the weights, or 19",
+        help="Number of classes.",
+    ),
+]
+Range = Annotated[
+    str | None,
+    typer.Option("--range", metavar="LOW:HIGH|auto", help="As --range of [cyan]fassd predict[/]."),
+]
+Host = Annotated[
+    str, typer.Option("--host", help="Address to listen on; others than loopback: anybody.")
+]
+BatchWait = Annotated[
+    float,
+    typer.Option("--batch-wait", min=0, max=1000, help="Milliseconds to wait for a batch."),
+]
+
 
 @app.command()
 def serve(
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than loopback: anybody.")
-    ] = "127.0.0.1",
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-host",
-            metavar="NAME",
-            help="A further name by which browsers and clients may ask for the server, such as "
-            "that of a proxy before it; may be repeated. On a loopback --host others than "
-            "localhost and loopback addresses are refused; on any other --host all names are "
-            "served, unless this is given.",
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    allow_host: AllowedHosts = None,
     port: Annotated[
         int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")
     ] = 8000,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME[=WEIGHTS]",
-            help="A network to offer, may be repeated, the first is the default; WEIGHTS as "
-            "--weights of [cyan]fassd predict[/]; a file of [cyan]fassd train[/] or "
-            f"[cyan]fassd export[/] needs no NAME=. Default: {', '.join(SERVED)}, or that of "
-            "--weights.",
-        ),
-    ] = None,
+    model: Models = None,
     weights: Weights = None,
-    classes: Annotated[
-        int | None,
-        typer.Option(
-            "--classes",
-            min=1,
-            max=256,
-            show_default="those of the weights, or 19",
-            help="Number of classes.",
-        ),
-    ] = None,
+    classes: ServedClasses = None,
     alpha: Alpha = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
@@ -88,12 +101,7 @@ def serve(
     max_pixels: Annotated[
         int, typer.Option("--max-pixels", min=4096, help="Of a picture, and of a batch.")
     ] = 8_400_000,
-    range_: Annotated[
-        str | None,
-        typer.Option(
-            "--range", metavar="LOW:HIGH|auto", help="As --range of [cyan]fassd predict[/]."
-        ),
-    ] = None,
+    range_: Range = None,
     queue: Annotated[
         int, typer.Option("--queue", min=1, max=1024, help="Pictures that may wait.")
     ] = 16,
@@ -103,10 +111,7 @@ def serve(
     batch: Annotated[
         int, typer.Option("--batch", min=1, max=64, help="Pictures that a network takes at once.")
     ] = 4,
-    batch_wait: Annotated[
-        float,
-        typer.Option("--batch-wait", min=0, max=1000, help="Milliseconds to wait for a batch."),
-    ] = 0,
+    batch_wait: BatchWait = 0,
 ) -> None:
     """Serve a live page, and labels over HTTP.
 
@@ -264,8 +269,8 @@ def _backends(device: str | None, default: str) -> list[str]:
     from fassd.models.device import pick_device
 
     kind = pick_device(device).type
-    fused = [b.name for b in fassd_kernels.backends() if b.takes(kind) and b.available]
-    return list(dict.fromkeys(["auto", "reference", default, *fused]))
+    kernels = [b.name for b in fassd_kernels.backends() if b.takes(kind) and b.available]
+    return list(dict.fromkeys(["auto", "reference", default, *kernels]))
 
 
 def _log_to_stderr() -> None:

@@ -23,41 +23,56 @@ if TYPE_CHECKING:
     from fassd.evaluation.evaluate import Evaluation
     from fassd.training.recipe import Recipe
 
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        "-d",
+        help="A folder (Cityscapes' tree, or one with a card.yaml), a card's file, or the name "
+        "of a shipped card ([cyan]fassd data list[/]) with --root.",
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="[cyan]paper[/], [cyan]paper-l1[/], [cyan]paper-l2[/], [cyan]demo[/], or a YAML "
+        "file of settings. Without it [cyan]paper[/].",
+    ),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="NAME=VALUE", help="Change any setting; may be repeated."),
+]
+Encoder = Annotated[
+    str | None, typer.Option(help="[cyan]imagenet[/] (downloaded once) or [cyan]random[/].")
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="[cyan]float32[/], [cyan]bfloat16[/], [cyan]float16[/] or [cyan]auto[/]."),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in the folder, settings and all. --steps, --lr, --threads, "
+        "--workers and some of --set may change.",
+    ),
+]
+
 
 @app.command()
 def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            "-d",
-            help="A folder (Cityscapes' tree, or one with a card.yaml), a card's file, or the name "
-            "of a shipped card ([cyan]fassd data list[/]) with --root.",
-        ),
-    ] = None,
+    data: Data = None,
     root: Annotated[
         Path | None, typer.Option("--root", help="Folder of the pictures, for a card.")
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            "-p",
-            help="[cyan]paper[/], [cyan]paper-l1[/], [cyan]paper-l2[/], [cyan]demo[/], or a YAML "
-            "file of settings. Without it [cyan]paper[/].",
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", "-s", metavar="NAME=VALUE", help="Change any setting; may be repeated."
-        ),
-    ] = None,
+    preset: Preset = None,
+    set_: Assignments = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Network.")] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="[cyan]imagenet[/] (downloaded once) or [cyan]random[/].")
-    ] = None,
+    encoder: Encoder = None,
     weights: Annotated[
         str | None, typer.Option("--weights", "-w", help="Start from these weights.")
     ] = None,
@@ -67,24 +82,12 @@ def train(
         int | None, typer.Option(help="Micro-batches that a process makes of its part.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="[cyan]float32[/], [cyan]bfloat16[/], [cyan]float16[/] or [cyan]auto[/]."
-        ),
-    ] = None,
+    precision: Precision = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read pictures.")] = None,
     device: Device = None,
     threads: Threads = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run in the folder, settings and all. --steps, --lr, --threads, "
-            "--workers and some of --set may change.",
-        ),
-    ] = False,
+    resume: Resume = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings and the data, train nothing.")
     ] = False,
@@ -202,7 +205,7 @@ def _card(output: Path, data: str | None, root: Path | None, resume: bool) -> Ca
     """The card that was asked for, or, of what is not given, the one of the run to be resumed."""
     from fassd.data.card import CardError
     from fassd.data.cardfile import load_card
-    from fassd.training.loop import DATA
+    from fassd.training.state import DATA
 
     if data is not None:
         return load_card(data, root)

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
-    from fassd.io.images import Picture
+    from fassd.io.find import PictureFile, Video
     from fassd.io.levels import Range
-    from fassd.io.sources import Video
 
 STAGES = ("decode", "network", "encode")  # as in `fassd.inference.video.Summary.busy`
 ViewName = Literal["overlay", "labels", "side-by-side"]
@@ -38,7 +37,7 @@ class VideoSettings(NamedTuple):
     max_pixels: int
 
 
-def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
+def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
     """Whether `output` is the one file to write, and not a folder.
 
     Raises:
@@ -46,8 +45,8 @@ def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
             sources, or it is the source itself.
     """
     from fassd.io.files import VIDEO_SUFFIXES, names_file
+    from fassd.io.find import Video
     from fassd.io.images import written_suffixes
-    from fassd.io.sources import Video
 
     if not names_file(output):
         return False
@@ -77,14 +76,16 @@ def one_file(output: Path, found: Sequence[Picture | Video]) -> bool:
     return True
 
 
-def prepare_videos(found: Sequence[Picture | Video], settings: VideoSettings, suffix: str) -> None:
+def prepare_videos(
+    found: Sequence[PictureFile | Video], settings: VideoSettings, suffix: str
+) -> None:
     """Prepare for the videos among the sources, if any.
 
     Raises:
         ImportError: PyAV is not installed.
         VideoError: the encoder is not here, or does not fit.
     """
-    from fassd.io.sources import Video
+    from fassd.io.find import Video
 
     if not any(isinstance(each, Video) for each in found):
         return
@@ -101,7 +102,7 @@ def video_file(output: Path, video: Video, settings: VideoSettings) -> Path:
 
 def source_files(video: Video) -> list[str] | None:
     """The files that a video is made of; None for a camera or stream."""
-    from fassd.io.sources import CAMERA, URL, sequence_files
+    from fassd.io.find import CAMERA, URL, sequence_files
 
     if CAMERA.fullmatch(video.source) or URL.fullmatch(video.source):
         return None

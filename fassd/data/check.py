@@ -18,13 +18,13 @@ from fassd.data.dataset import examine_pair
 from fassd.io.images import ImageError
 from fassd.io.palette import IGNORE
 
-__all__ = ["CheckReport", "Problem", "SplitReport", "check_card"]
+__all__ = ["CheckReport", "Finding", "SplitReport", "check_card"]
 
 WORKERS = 8  # decoding leaves Python's lock free; more hardly helps, as counting does not
 
 
 @dataclass(frozen=True)
-class Problem:
+class Finding:
     """Something wrong (error) or odd (warning) in a split; the message names the files."""
 
     level: Literal["error", "warning"]
@@ -64,14 +64,14 @@ class CheckReport:
 
     card: Card
     splits: list[SplitReport]
-    problems: list[Problem]
+    problems: list[Finding]
 
     @property
-    def errors(self) -> list[Problem]:
+    def errors(self) -> list[Finding]:
         return [problem for problem in self.problems if problem.level == "error"]
 
     @property
-    def warnings(self) -> list[Problem]:
+    def warnings(self) -> list[Finding]:
         return [problem for problem in self.problems if problem.level == "warning"]
 
     def to_json(self) -> dict[str, Any]:
@@ -153,33 +153,33 @@ def _find(report: CheckReport, name: str) -> list[Pair]:
     try:
         found = card.find(name)
     except CardError as error:
-        report.problems.append(Problem("error", name, str(error)))
+        report.problems.append(Finding("error", name, str(error)))
         return []
     split.pictures = len(found.pairs) + len(found.maskless)
     for image, expected in found.maskless:
         report.problems.append(
-            Problem("error", name, f"{image}: has no mask; expected {either(expected)}")
+            Finding("error", name, f"{image}: has no mask; expected {either(expected)}")
         )
     return found.pairs
 
 
-def _shared_pictures(found: dict[str, list[Pair]]) -> Iterator[Problem]:
+def _shared_pictures(found: dict[str, list[Pair]]) -> Iterator[Finding]:
     """Pictures in two splits: what is trained on would be scored."""
     first_seen: dict[Path, str] = {}
     for name, pairs in found.items():
         for pair in pairs:
             before = first_seen.setdefault(pair.image.resolve(), name)
             if before != name:
-                yield Problem("warning", name, f"{pair.image}: is in split {before!r}, too")
+                yield Finding("warning", name, f"{pair.image}: is in split {before!r}, too")
 
 
 def _read_all(
     split: SplitReport, pairs: list[Pair], pool: ThreadPoolExecutor
-) -> Iterator[list[Problem]]:
+) -> Iterator[list[Finding]]:
     """Read the pairs of a split, adding them up; the problems of each."""
     for pair, counts in zip(pairs, pool.map(_count, pairs), strict=True):
         if isinstance(counts, ImageError):
-            yield [Problem("error", split.name, str(counts))]
+            yield [Finding("error", split.name, str(counts))]
             continue
         size, pixels, remarks = counts
         split.read += 1
@@ -188,7 +188,7 @@ def _read_all(
         split.ignored += int(pixels[IGNORE])
         if pixels[IGNORE] == size[0] * size[1]:
             remarks.append(f"{pair.mask}: every pixel is ignored")
-        yield [Problem("warning", split.name, remark) for remark in remarks]
+        yield [Finding("warning", split.name, remark) for remark in remarks]
 
 
 def _count(
@@ -203,12 +203,12 @@ def _count(
     return (height, width), np.bincount(sample.labels.ravel(), minlength=IGNORE + 1), remarks
 
 
-def _odd_classes(card: Card, split: SplitReport) -> Iterator[Problem]:
+def _odd_classes(card: Card, split: SplitReport) -> Iterator[Finding]:
     there = [name for name, count in zip(card.class_names, split.pixels, strict=True) if count]
     absent = [name for name in card.class_names if name not in there]
     if split.read and not there:
-        yield Problem("warning", split.name, "no pixel has a class")
+        yield Finding("warning", split.name, "no pixel has a class")
     elif len(there) == 1:
-        yield Problem("warning", split.name, f"only one class is there: {there[0]}")
+        yield Finding("warning", split.name, f"only one class is there: {there[0]}")
     elif there and absent:
-        yield Problem("warning", split.name, f"no pixel of {', '.join(absent)}")
+        yield Finding("warning", split.name, f"no pixel of {', '.join(absent)}")

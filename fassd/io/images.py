@@ -1,4 +1,4 @@
-"""Reading pictures of any kind as 8-bit RGB, writing them whole or not at all, and finding them.
+"""Reading pictures of any kind as 8-bit RGB, and writing them whole or not at all.
 
 Every reader here returns uint8 RGB of shape (H, W, 3), upright:
 
@@ -14,13 +14,11 @@ Every reader here returns uint8 RGB of shape (H, W, 3), upright:
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-import glob
 import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -28,8 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fassd.inference.finished import OUTPUT_ENDINGS, VIDEO_ENDINGS, Results
-from fassd.io.files import SUFFIXES, check_file, check_folder, folders_below, replacing
+from fassd.io.files import SUFFIXES, check_file, check_folder, replacing
 from fassd.io.levels import Range, as_range, empty_bits, has_high_bytes, stored, to_levels
 from fassd.models.preprocess import MEAN_COLOR
 
@@ -37,21 +34,16 @@ __all__ = [
     "BACKGROUND",
     "FORMATS",
     "MAX_PIXELS",
-    "OUTPUT_ENDINGS",
     "SUFFIXES",
-    "VIDEO_ENDINGS",
     "ImageError",
     "ImageWarning",
-    "Picture",
     "Reading",
     "TooManyPixelsError",
     "array_to_rgb",
     "check_file",
     "check_folder",
     "examine_image",
-    "find_pictures",
     "formats",
-    "free_name",
     "open_image",
     "pages_passed_over",
     "pil_to_rgb",
@@ -99,13 +91,6 @@ class Reading(NamedTuple):
     pixels: npt.NDArray[np.uint8]
     range: tuple[float, float] | None = None
     remarks: tuple[str, ...] = ()
-
-
-class Picture(NamedTuple):
-    """A picture to segment: where it is, and its name (may hold folders) in the output folder."""
-
-    path: Path
-    name: str
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -399,157 +384,3 @@ def written_suffixes() -> list[str]:
     kinds = Image.registered_extensions()
     written = {suffix for suffix in SUFFIXES if kinds.get(suffix) in Image.SAVE}
     return sorted(written - {".pbm", ".pgm"})  # without colours
-
-
-# ---------------------------------------------------------------------------------------- finding
-
-
-def find_pictures(
-    sources: Iterable[str | os.PathLike[str]],
-    onerror: Callable[[ImageError], object] | None = None,
-    suffixes: Set[str] = SUFFIXES,
-    onresult: Callable[[Path], object] | None = None,
-) -> list[Picture]:
-    """Expand files, folders and glob patterns to pictures, each once, in natural order.
-
-    * A file is taken whatever its ending.
-    * A folder is searched with its subfolders, and its tree is kept in the output names. Hidden
-      files, files without a picture's ending (`suffixes`) and files that `fassd predict` wrote
-      itself, as the record beside them tells (`fassd.inference.finished.Results`), are passed over.
-    * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched likewise; its pictures keep their
-      own name alone. A part of it that exists as it is written stands for itself, and `**`
-      searches a folder once, however many links lead to it.
-
-    Sources keep their order, and inside each `x2` comes before `x10`. Where two pictures would get
-    the same output name, the later ones become `name-2`, `name-3`, ...
-
-    Args:
-        sources: the files, folders and patterns.
-        onerror: called with the error of a source, or of a folder inside one, that cannot be
-            searched; the search then goes on. Without it the first error is raised.
-        suffixes: the endings, in lower case, that folders and patterns are searched for.
-        onresult: called with each file that is passed over because `fassd predict` wrote it.
-
-    Raises:
-        ImageError: a source is empty or matches nothing, or a folder cannot be searched.
-    """
-    report = onerror or _raise
-    pictures: list[Picture] = []
-    seen: set[Path] = set()
-    taken: set[str] = set()
-    passed: set[Path] = set()
-    results = Results()
-    for source in sources:
-        try:
-            found = _expand(os.fspath(source), report, suffixes, results, passed)
-        except ImageError as error:
-            report(error)
-            continue
-        for path, name in found:
-            identity = path.resolve()
-            if identity in seen:
-                continue
-            seen.add(identity)
-            pictures.append(Picture(path, free_name(name, taken)))
-    if onresult is not None:
-        for path in sorted(passed):
-            onresult(path)
-    return pictures
-
-
-def _raise(error: ImageError) -> None:
-    raise error
-
-
-def _expand(
-    source: str,
-    report: Callable[[ImageError], object],
-    suffixes: Set[str],
-    results: Results,
-    passed: set[Path],
-) -> list[tuple[Path, str]]:
-    """The pictures of one source, each with the output name it would like to have.
-
-    Results of earlier runs are put into `passed` instead.
-    """
-    if not source:
-        raise ImageError("a source must be a file, folder or pattern, got ''")
-    root = Path(source)
-    what = "pictures" if suffixes <= SUFFIXES else "pictures or videos"
-    if os.path.isdir(root):
-        files = _files_below(root, report, suffixes)
-        found = [(file, str(file.relative_to(root).with_suffix(""))) for file in files]
-        nothing = f"this folder holds no {what}"
-    elif glob.has_magic(source) and not os.path.exists(root):
-        matches = _matching(Path(root.anchor), root.parts[bool(root.anchor) :])
-        found = [(file, file.stem) for file in matches if _is_wanted(file, file.parent, suffixes)]
-        nothing = f"this pattern matches no {what}"
-    elif os.path.exists(root):
-        return [(root, root.stem)]
-    else:
-        raise ImageError(f"{source}: no such file or folder")
-    own = {file for file, _ in found if file in results}
-    passed |= own
-    if own:
-        nothing += f" but {len(own)} that fassd predict wrote"
-        found = [item for item in found if item[0] not in own]
-    if not found:
-        raise ImageError(f"{source}: {nothing} ({' '.join(sorted(suffixes))})")
-    return sorted(found, key=lambda item: _natural_key(str(item[0])))
-
-
-def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """What fits the parts of a pattern below a folder."""
-    if not parts:
-        yield folder
-        return
-    part, rest = parts[0], parts[1:]
-    if part == "**":
-        for below, _ in folders_below(folder):
-            yield from _matching(below, rest or ["*"])
-    elif not glob.has_magic(part) or os.path.lexists(folder / part):
-        yield from _matching(folder / part, rest)
-    elif folder.is_dir() and os.access(folder, os.R_OK):
-        for name in fnmatch.filter(os.listdir(folder), part):
-            if part.startswith(".") or not name.startswith("."):
-                yield from _matching(folder / name, rest)
-
-
-def _files_below(
-    root: Path, report: Callable[[ImageError], object], suffixes: Set[str]
-) -> list[Path]:
-    """The files with one of `suffixes` in a folder and its subfolders, but for hidden ones."""
-
-    def unreadable(error: OSError) -> None:
-        failure = ImageError(f"{error.filename}: cannot be searched ({error.strerror})")
-        if Path(error.filename) == root:
-            raise failure
-        report(failure)
-
-    files: list[Path] = []
-    for folder, subfolders, names in os.walk(root, onerror=unreadable):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += (Path(folder, name) for name in names)
-    return [file for file in files if _is_wanted(file, root, suffixes)]
-
-
-def _is_wanted(path: Path, root: Path, suffixes: Set[str]) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in suffixes and not hidden and os.path.isfile(path)
-
-
-def _natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sort key that reads runs of digits as numbers, and ignores case unless all else is equal."""
-    pieces = re.split(r"(\d+)", text.casefold())
-    key = [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]
-    return [*key, (1, 0, text)]
-
-
-def free_name(name: str, taken: set[str]) -> str:
-    """`name`, or the first of `name-2`, `name-3`, ... that no other picture has (in any case)."""
-    number, free = 1, name
-    while free.casefold() in taken:
-        number += 1
-        free = f"{name}-{number}"
-    taken.add(free.casefold())
-    return free

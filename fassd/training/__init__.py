@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from fassd.evaluation.metrics import ConfusionMatrix, Scores
     from fassd.training.loop import Trainer
     from fassd.training.loss import BootstrappedCrossEntropy
+    from fassd.training.optim import poly_learning_rate
     from fassd.training.recipe import Recipe, list_presets, load_recipe
-    from fassd.training.schedule import poly_learning_rate
 
 _HOME = {
     "BootstrappedCrossEntropy": "fassd.training.loss",
@@ -26,7 +26,7 @@ _HOME = {
     "evaluate": "fassd.evaluation.evaluate",
     "list_presets": "fassd.training.recipe",
     "load_recipe": "fassd.training.recipe",
-    "poly_learning_rate": "fassd.training.schedule",
+    "poly_learning_rate": "fassd.training.optim",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a run writes down: CSV files that a resumed run continues, and TensorBoard.
+"""Logs of a run: CSV files that a resumed run continues, TensorBoard, and validation scenes.
 
 The CSV files hold nothing that depends on the clock, so that an interrupted and resumed run leaves
 the same bytes as one that ran through.
@@ -13,14 +13,34 @@ import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fassd.data.card import Card
+from fassd.data.dataset import Sample
+from fassd.distributed import is_main
+from fassd.evaluation.evaluate import Evaluation
 from fassd.io.files import regular, replacing
+from fassd.io.images import write_image
+from fassd.io.palette import colorize
+from fassd.io.panel import Tile, draw_panel
+from fassd.training.recipe import Recipe
 
-__all__ = ["CSVLog", "TensorBoardLog"]
+__all__ = ["CSVLog", "Reporter", "RunLogs", "ScenePanel", "TensorBoardLog"]
+
+SHOWN_PICTURES = 3  # of the validation, drawn each time
+
+
+class Reporter(Protocol):
+    """Listener to a run; called in the main process only, but for `message`."""
+
+    def started(self, recipe: Recipe, step: int) -> None: ...
+    def stepped(self, step: int, loss: float, learning_rate: float) -> None: ...
+    def validating(self, done: int, total: int) -> None: ...
+    def validated(self, step: int, evaluation: Evaluation, best: bool) -> None: ...
+    def message(self, text: str) -> None: ...
 
 
 class CSVLog:
@@ -123,3 +143,90 @@ class TensorBoardLog:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+class ScenePanel:
+    """A few validation scenes, one per row: input, ground truth, prediction.
+
+    Args:
+        card: whose colours and classes are drawn.
+        indices: the samples that this process validates; a few, evenly spread, are kept.
+    """
+
+    def __init__(self, card: Card, indices: list[int]) -> None:
+        self.card = card
+        self.indices = indices[:: max(1, len(indices) // SHOWN_PICTURES)][:SHOWN_PICTURES]
+        self.rows: dict[int, tuple[Sample, npt.NDArray[np.uint8]]] = {}
+
+    def add(self, index: int, sample: Any, labels: npt.NDArray[np.uint8]) -> None:
+        if index in self.indices and is_main():
+            self.rows[index] = (sample, labels)
+
+    def draw(self) -> npt.NDArray[np.uint8] | None:
+        """(H, W, 3) uint8 RGB, or None if this process saw none of them."""
+        if not self.rows:
+            return None
+        colors = self.card.palette
+        rows = [
+            [
+                Tile(sample.image),
+                Tile(colorize(sample.labels, colors)),
+                Tile(colorize(labels, colors)),
+            ]
+            for _, (sample, labels) in sorted(self.rows.items())
+        ]
+        return draw_panel(["input", "ground truth", "prediction"], rows, self.card.classes)
+
+
+class Guard(Protocol):
+    """A call that survives and reports an OSError of `write`; whether there was none."""
+
+    def __call__(self, what: str, write: Any, *arguments: Any) -> bool: ...
+
+
+class RunLogs:
+    """The open logs of a run, in its main process.
+
+    Args:
+        folder: of the run.
+        step: which the run has done; what was logged behind it is removed.
+        class_names: those whose IoU is logged.
+        guarded: what every write goes through.
+    """
+
+    def __init__(self, folder: Path, step: int, class_names: Sequence[str], guarded: Guard) -> None:
+        self.folder = folder
+        self.guarded = guarded
+        names = [f"iou/{name}" for name in class_names]
+        self.steps = CSVLog(folder / "log.csv", ["step", "learning_rate", "loss"], step)
+        self.scores = CSVLog(folder / "val.csv", ["step", "miou", "pixel_accuracy", *names], step)
+        self.board = TensorBoardLog(folder / "tensorboard", step)
+
+    def write_steps(
+        self, steps: Sequence[int], rates: Sequence[float], losses: Sequence[float]
+    ) -> None:
+        """Log the learning rate and loss of each step, and for TensorBoard the mean loss."""
+        rows = [
+            (step, f"{rate:.9g}", f"{loss:.9g}")
+            for step, rate, loss in zip(steps, rates, losses, strict=True)
+        ]
+        self.guarded("log.csv", self.steps.write, rows)
+        means = {"loss": sum(losses) / len(losses), "lr": rates[-1]}
+        self.guarded("TensorBoard", self.board.scalars, means, steps[-1])
+
+    def write_scores(self, step: int, evaluation: Evaluation, panel: ScenePanel) -> None:
+        """Log the scores of a validation, and draw its scenes."""
+        scores = evaluation.scores
+        figures = {"val/miou": scores.miou, "val/pixel_accuracy": scores.pixel_accuracy}
+        row = [step, *(f"{figure:.9g}" for figure in (*figures.values(), *scores.iou))]
+        self.guarded("val.csv", self.scores.write, [row])
+        self.guarded("TensorBoard", self.board.scalars, figures, step)
+        image = panel.draw()
+        if image is not None:
+            path = self.folder / "pictures" / f"step-{step:06d}.jpg"
+            self.guarded(str(path), write_image, path, image)
+            self.guarded("TensorBoard", self.board.picture, "val/predictions", image, step)
+        self.guarded("TensorBoard", self.board.flush)
+
+    def close(self) -> None:
+        self.guarded("TensorBoard", self.board.close)

@@ -17,54 +17,35 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-import yaml
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from fassd.data.card import Card
-from fassd.data.dataset import Sample, SegmentationDataset
+from fassd.data.dataset import SegmentationDataset
 from fassd.data.transforms import TrainTransform
 from fassd.distributed import in_main, is_main, rank, sum_over_ranks, world_size
 from fassd.evaluation.evaluate import Evaluation, evaluate
-from fassd.io.images import ImageError, check_folder, replacing, write_image
-from fassd.io.palette import colorize, labels_by_name
-from fassd.io.panel import Tile, draw_panel
-from fassd.models import NetworkInfo, create_model, load_checkpoint
+from fassd.io.images import ImageError
 from fassd.models.device import torch_threads
-from fassd.models.info import info_of, remember
-from fassd.models.zoo import weights_file
+from fassd.models.info import info_of
 from fassd.training import state as files
-from fassd.training.logs import CSVLog, TensorBoardLog
-from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled_pictures
-from fassd.training.precision import avoid_unsound_gradients, resolve_precision
+from fassd.training.learner import Learner
+from fassd.training.logs import Reporter, RunLogs, ScenePanel
+from fassd.training.precision import deterministic, resolve_precision
 from fassd.training.recipe import Recipe, RecipeError, differences, from_dict
-from fassd.training.schedule import poly_learning_rate
 from fassd.training.stop import StopRequest
 from fassd.training.stream import MicroBatch, SampleStream, loader
-from fassd.training.sync_norm import synchronize_batch_norm
-from fassd_kernels.accelerate import swap
 
-__all__ = ["DATA", "DivergedError", "Reporter", "StoppedError", "Trainer"]
+__all__ = ["DivergedError", "StoppedError", "Trainer"]
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
-DATA = "data.yaml"
-ABOUT_DATA = "# What --resume trains on. Paths are absolute; --data and --root take their place."
-BEFORE_CHECKPOINT = {"recipe.yaml", DATA, "log.csv", "val.csv", "tensorboard", files.LOCK}
-SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
-SHOWN_PICTURES = 3  # of the validation, drawn each time
-MODEL, AVERAGE, SCALER = "model.", "average.", "scaler"
+ADVICE = "A lower learning rate, a warmup or clip usually help"
 
 
 class DivergedError(RuntimeError):
@@ -77,16 +58,6 @@ class StoppedError(RuntimeError):
 
 class _Abandoned(Exception):  # noqa: N818
     """Ctrl-C or SIGTERM in the middle of a validation."""
-
-
-class Reporter(Protocol):
-    """Who is told how a run goes; called in the main process only, but for `message`."""
-
-    def started(self, recipe: Recipe, step: int) -> None: ...
-    def stepped(self, step: int, loss: float, learning_rate: float) -> None: ...
-    def validating(self, done: int, total: int) -> None: ...
-    def validated(self, step: int, evaluation: Evaluation, best: bool) -> None: ...
-    def message(self, text: str) -> None: ...
 
 
 class _Done(NamedTuple):
@@ -107,15 +78,6 @@ class _Done(NamedTuple):
     skipped: list[str]
 
 
-@dataclass
-class _Logs:
-    """The open logs of the main process."""
-
-    steps: CSVLog
-    scores: CSVLog
-    board: TensorBoardLog
-
-
 class Trainer:
     """One training run.
 
@@ -132,6 +94,10 @@ class Trainer:
         device: where to train.
         resume: continue the run in `folder` from its latest checkpoint.
         reporter: who is told.
+
+    Attributes:
+        learner: the network, with all that changes while it learns.
+        step: number of optimizer steps done.
 
     Raises:
         RecipeError: a recipe that this machine or data cannot follow.
@@ -155,7 +121,7 @@ class Trainer:
         self.reporter = reporter
         self.step = 0  # optimizer steps done
         self.best = -math.inf
-        self.owed = False  # whether a validation of this step is still to come
+        self.validation_pending = False  # of this step
         self.unscored = 0  # validations that failed
         self.changes: list[str] = []  # of settings, when the run was resumed
         self._stop = StopRequest(self._tell)
@@ -167,11 +133,15 @@ class Trainer:
             tensors, facts, troubles = found
             for trouble in troubles:
                 self._tell(trouble)
-            self.step, self.best, self.owed = facts["step"], facts["best"], facts["owed"]
+            self.step, self.best, self.validation_pending = (
+                facts["step"],
+                facts["best"],
+                facts["owed"],
+            )
             self.unscored = facts.get("unscored", 0)
             recipe = self._resumed(facts, recipe)
         else:
-            _check_new(folder)
+            files.check_new(folder)
         if recipe is None:
             raise RecipeError("a new run needs a recipe")
         self.recipe = recipe.replace(precision=resolve_precision(recipe.precision, self.device))
@@ -186,9 +156,9 @@ class Trainer:
                 f"batch must be a multiple of {world_size()} processes x accumulate "
                 f"({self.recipe.accumulate}), got {self.recipe.batch}"
             )
-        self._build(card.num_classes)
+        self.learner = Learner(self.recipe, card, self.device, start=not self.step, tell=self._tell)
         if tensors:
-            self._restore(tensors, facts)
+            self.learner.restore(tensors, facts)
 
     def _resumed(self, facts: dict[str, Any], recipe: Recipe | None) -> Recipe:
         """The run's recipe, with the changes that `recipe` makes to it.
@@ -225,47 +195,6 @@ class Trainer:
                     f"the data of the run in {self.folder} had {what} {before[what]}, now {value}"
                 )
 
-    # ---------------------------------------------------------------------------------- building
-
-    def _build(self, num_classes: int) -> None:
-        recipe = self.recipe
-        torch.manual_seed(recipe.seed)
-        self.model = self._network(num_classes).to(self.device)
-        if recipe.channels_last:
-            # PyTorch's annotations have `memory_format` only together with a tensor or a dtype.
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = None if recipe.ema is None else _average(self.model, recipe.ema)
-        if recipe.accelerate:
-            # Swapped by hand, not by `accelerate`, which warns where there is nothing to swap.
-            self.model = swap(self.model, "auto", {})
-            if self.average is not None:
-                self.average.module = swap(self.average.module, "auto", {})
-        if recipe.sync_bn:
-            self.model = synchronize_batch_norm(self.model, self.device)
-        avoid_unsound_gradients(self.model, self.device, recipe.precision)
-        self.parallel: nn.Module = self.model
-        if world_size() > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.model, device_ids=ids)
-        self.optimizer = _optimizer(recipe, self.model)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
-        self.loss: BootstrappedCrossEntropy | CrossEntropy = (
-            BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold)
-            if recipe.loss == "bootstrapped"
-            else CrossEntropy()
-        )
-
-    def _network(self, num_classes: int) -> nn.Module:
-        recipe = self.recipe
-        model = create_model(recipe.model, num_classes, recipe.alpha)
-        start = recipe.weights or ("imagenet" if recipe.encoder == "imagenet" else None)
-        if start is not None and not self.step:  # else the checkpoint has it all
-            file = weights_file(recipe.model, start)
-            self._tell(str(load_checkpoint(model, file, strict=recipe.weights is None)))
-            _reorder_head(model, self.train_set.card.class_names)
-        remember(model, NetworkInfo.of(recipe.model, recipe.alpha, self.train_set.card.classes))
-        return model
-
     # ------------------------------------------------------------------------------------ running
 
     def run(self) -> Evaluation | None:
@@ -283,7 +212,7 @@ class Trainer:
         """
         with (
             self._stop.listening(),
-            _deterministic(self.recipe.deterministic),
+            deterministic(self.recipe.deterministic),
             torch_threads(self.recipe.threads),
             contextlib.ExitStack() as stack,
         ):
@@ -295,18 +224,18 @@ class Trainer:
                 self._save(final=True)
             return self._run(logs)
 
-    def _run(self, logs: _Logs | None) -> Evaluation | None:
+    def _run(self, logs: RunLogs | None) -> Evaluation | None:
         recipe = self.recipe
         pending: list[_Done] = []
         result: Evaluation | None = None
-        if self.owed:  # a validation was due where the run was cut off
+        if self.validation_pending:  # a validation was due where the run was cut off
             result = self._validate_and_save(logs)
         with contextlib.closing(self._batches()) as batches:
             for batch in batches:
                 self._train_step(batch, pending)
                 last = self.step == recipe.steps
                 due = last or bool(recipe.val_every and self.step % recipe.val_every == 0)
-                self.owed = due and self.val_set is not None
+                self.validation_pending = due and self.val_set is not None
                 save = due or self.step % recipe.save_every == 0
                 if save or self.step % recipe.log_every == 0:
                     self._flush(pending, logs)
@@ -316,11 +245,11 @@ class Trainer:
                 if save or stopped:  # before a validation, which may take long and fail
                     self._save(final=last or stopped)
                 self._stop_here(stopped)
-                if self.owed:
+                if self.validation_pending:
                     result = self._validate_and_save(logs)
         return result
 
-    def _validate_and_save(self, logs: _Logs | None) -> Evaluation | None:
+    def _validate_and_save(self, logs: RunLogs | None) -> Evaluation | None:
         result = self._validate(logs)
         stopped = self._stopping()
         self._save(final=stopped or self.step == self.recipe.steps)
@@ -333,7 +262,7 @@ class Trainer:
 
     def _stop_here(self, stopped: bool) -> None:
         """Leave a run that was asked to stop, has been saved, and is not finished."""
-        if stopped and (self.owed or self.step < self.recipe.steps):
+        if stopped and (self.validation_pending or self.step < self.recipe.steps):
             raise StoppedError(
                 f"stopped after step {self.step}; saved in {self.folder}, go on with --resume"
             )
@@ -354,102 +283,24 @@ class Trainer:
 
     def _train_step(self, batch: list[MicroBatch], pending: list[_Done]) -> None:
         """One optimizer step."""
-        recipe = self.recipe
-        rate = self._learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # The mean goes over the labelled pictures of all processes and micro-batches, so that it
-        # does not matter how a batch is shared out.
-        own = torch.stack([labelled_pictures(part.labels) for part in batch]).sum()
-        labelled = sum_over_ranks(own.to(self.device))
-        pictures = labelled.clamp_min(1)
-        self.parallel.train()
-        total = torch.zeros((), device=self.device)
-        for number, part in enumerate(batch, start=1):
-            with self._accumulating(number < len(batch)):
-                total += self._backward(part, pictures)
-        if recipe.clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        loss, labelled = self.learner.learn(batch, self.step)
         self.step += 1
         paths = [path for part in batch for path in part.paths]
         skipped = [reason for part in batch for reason in part.skipped]
-        pending.append(_Done(self.step, total, labelled, paths, skipped))
-
-    def _learning_rate(self, step: int) -> float:
-        recipe = self.recipe
-        return poly_learning_rate(
-            step, recipe.learning_rate, recipe.steps, recipe.power, recipe.warmup
-        )
-
-    def _accumulating(self, more: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients are exchanged with the last micro-batch only."""
-        if more and isinstance(self.parallel, DistributedDataParallel):
-            return self.parallel.no_sync()
-        return contextlib.nullcontext()
-
-    def _backward(self, part: MicroBatch, pictures: Tensor) -> Tensor:
-        """Add the gradients of a micro-batch; its share of the loss."""
-        images = part.images.to(self.device, non_blocking=True)
-        labels = part.labels.to(self.device, non_blocking=True)
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        half = self.recipe.precision != "float32"
-        dtype = getattr(torch, self.recipe.precision)
-        with torch.autocast(self.device.type, dtype if half else None, enabled=half):
-            logits = self._forward(images)
-        share = self.loss.per_picture(logits, labels).sum() / pictures
-        # DistributedDataParallel averages gradients over the processes; the share is to be summed.
-        self.scaler.scale(share * world_size()).backward()
-        return share.detach()
-
-    def _forward(self, images: Tensor) -> Any:
-        try:
-            return self.parallel(images)
-        except ValueError as error:
-            count, _, height, width = images.shape
-            if "value per channel" not in str(error):
-                raise RecipeError(f"crop [{height}, {width}]: {error}") from error
-            raise RecipeError(
-                f"batch norm has a single value per channel to learn from ({error}): a micro-batch "
-                f"is {count} x {height}x{width} pixels; take a larger batch, a smaller accumulate "
-                "or a larger crop"
-            ) from error
+        pending.append(_Done(self.step, loss, labelled, paths, skipped))
 
     # -------------------------------------------------------------------------------- writing down
 
-    def _open_logs(self, stack: contextlib.ExitStack) -> _Logs:
+    def _open_logs(self, stack: contextlib.ExitStack) -> RunLogs:
         """Lock the folder and open what is written to; `stack` closes and unlocks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(files.locked(self.folder))
         # What another run may have done here since this trainer was made.
-        if self.step == 0:
-            _check_new(self.folder)
-        elif files.latest_step(self.folder) > self.step:
-            raise files.StateError(
-                f"another run has gone on in {self.folder} since step {self.step}: resume anew"
-            )
-        data, root = self.train_set.card.address
-        comments = [f"# {change}\n" for change in self.changes]
-        texts = {
-            "recipe.yaml": "".join(comments) + self.recipe.to_yaml(),
-            DATA: f"{ABOUT_DATA}\n{yaml.safe_dump({'data': data, 'root': root})}",
-        }
-        for name, text in texts.items():
-            with replacing(self.folder / name) as file:
-                file.write(text.encode())
-        names = [f"iou/{name}" for name in self.train_set.card.class_names]
-        logs = _Logs(
-            CSVLog(self.folder / "log.csv", ["step", "learning_rate", "loss"], self.step),
-            CSVLog(self.folder / "val.csv", ["step", "miou", "pixel_accuracy", *names], self.step),
-            TensorBoardLog(self.folder / "tensorboard", self.step),
-        )
-        stack.callback(self._guarded, "TensorBoard", logs.board.close)
+        files.check_unused(self.folder, self.step)
+        card = self.train_set.card
+        files.describe_run(self.folder, self.recipe, self.changes, card.address)
+        logs = RunLogs(self.folder, self.step, card.class_names, self._guarded)
+        stack.callback(logs.close)
         return logs
 
     def _compare_threads(self) -> None:
@@ -460,7 +311,7 @@ class Trainer:
                 f"last bits from here on (--threads {before} avoids that)"
             )
 
-    def _flush(self, pending: list[_Done], logs: _Logs | None) -> None:
+    def _flush(self, pending: list[_Done], logs: RunLogs | None) -> None:
         """Look at the losses since the last time: log them, and stop if one is no number."""
         if not pending:
             return
@@ -480,34 +331,29 @@ class Trainer:
                 "of their pictures is ignored (fassd data check tells more of the labels)"
             )
         if count < len(values):
-            raise DivergedError(self._autopsy(pending[count], values[count]))
-        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise DivergedError(self._divergence(pending[count], values[count]))
+        if self.learner.overflows:
             raise DivergedError(
                 f"gradients overflow float16 at any scale, up to step {self.step}: train in "
                 "bfloat16 or float32"
             )
         pending.clear()
 
-    def _log(self, pending: list[_Done], losses: list[float], logs: _Logs | None) -> None:
+    def _log(self, pending: list[_Done], losses: list[float], logs: RunLogs | None) -> None:
         if logs is None or not pending:
             return
-        rows = [
-            (done.step, f"{self._learning_rate(done.step - 1):.9g}", f"{loss:.9g}")
-            for done, loss in zip(pending, losses, strict=True)
-        ]
+        rates = [self.learner.learning_rate(done.step - 1) for done in pending]
         step, mean = pending[-1].step, sum(losses) / len(losses)
-        rate = self._learning_rate(step - 1)
-        self._guarded("log.csv", logs.steps.write, rows)
-        self._guarded("TensorBoard", logs.board.scalars, {"loss": mean, "lr": rate}, step)
+        logs.write_steps([done.step for done in pending], rates, losses)
         if self.reporter is not None:
-            self.reporter.stepped(step, mean, rate)
+            self.reporter.stepped(step, mean, rates[-1])
 
-    def _autopsy(self, done: _Done, loss: float) -> str:
+    def _divergence(self, done: _Done, loss: float) -> str:
         return (
             f"the loss of step {done.step} is {loss}, at a learning rate of "
-            f"{self._learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this process's "
-            f"pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved; "
-            f"{self._left()}. A lower learning rate, a warmup or clip usually help"
+            f"{self.learner.learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this "
+            f"process's pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved; "
+            f"{self._left()}. {ADVICE}"
         )
 
     def _left(self) -> str:
@@ -515,23 +361,19 @@ class Trainer:
             return f"--resume goes on from the checkpoint in {self.folder}"
         return f"there is no checkpoint in {self.folder} yet"
 
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network that is validated and shipped: the average if there is one."""
-        return self.model if self.average is None else self.average.module
-
-    def _validate(self, logs: _Logs | None) -> Evaluation | None:
+    def _validate(self, logs: RunLogs | None) -> Evaluation | None:
         """Score the network; None if there is no score, or a stop came, which leaves it owed."""
         if self.val_set is None:
-            self.owed = False
+            self.validation_pending = False
             return None
+        network = self.learner.evaluated
         if world_size() > 1:
             # Each process has batch norm statistics of its own; those of the first are kept.
-            for buffer in self.evaluated.buffers():
+            for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
         indices = _spread(len(self.val_set), self.recipe.val_pictures)
         own = indices[rank() :: world_size()]
-        panel = _Panel(self.val_set.card, own[:: max(1, len(own) // SHOWN_PICTURES)])
+        panel = ScenePanel(self.val_set.card, own)
         seen = 0
 
         def advance() -> None:
@@ -552,12 +394,12 @@ class Trainer:
 
         try:
             evaluation = evaluate(
-                self.evaluated, self.val_set, indices=indices, on_sample=on_sample, on_bad=on_bad
+                network, self.val_set, indices=indices, on_sample=on_sample, on_bad=on_bad
             )
         except (_Abandoned, ValueError, RuntimeError, OSError, MemoryError) as error:
             # In all processes, as all hear of each other's.
             if not self._stopping():
-                self.owed = False
+                self.validation_pending = False
                 self.unscored += 1
                 if is_main():
                     self._tell(
@@ -565,9 +407,9 @@ class Trainer:
                         "validations failed)"
                     )
             return None
-        self.owed = False
+        self.validation_pending = False
         if logs is not None:
-            self._write_scores(logs, evaluation, panel)
+            logs.write_scores(self.step, evaluation, panel)
             best = self._keep_best(evaluation.scores.miou)
             if self.reporter is not None:
                 self.reporter.validated(self.step, evaluation, best)
@@ -584,25 +426,6 @@ class Trainer:
             self.best = before
         return kept
 
-    def _write_scores(self, logs: _Logs, evaluation: Evaluation, panel: _Panel) -> None:
-        scores = evaluation.scores
-        figures = [scores.miou, scores.pixel_accuracy]
-        row = [self.step, *(f"{figure:.9g}" for figure in (*figures, *scores.iou))]
-        self._guarded("val.csv", logs.scores.write, [row])
-        names = ("val/miou", "val/pixel_accuracy")
-        self._guarded(
-            "TensorBoard",
-            logs.board.scalars,
-            dict(zip(names, figures, strict=True)),
-            self.step,
-        )
-        image = panel.draw()
-        if image is not None:
-            path = self.folder / "pictures" / f"step-{self.step:06d}.jpg"
-            self._guarded(str(path), write_image, path, image)
-            self._guarded("TensorBoard", logs.board.picture, "val/predictions", image, self.step)
-        self._guarded("TensorBoard", logs.board.flush)
-
     # --------------------------------------------------------------------------------- checkpoints
 
     def _save(self, final: bool) -> None:
@@ -611,10 +434,10 @@ class Trainer:
         Raises:
             DivergedError: a weight is not finite; what was saved before stays.
         """
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        if not self.learner.is_finite():
             raise DivergedError(
                 f"step {self.step} left weights that are not finite. Nothing of it was saved; "
-                f"{self._left()}. A lower learning rate, a warmup or clip usually help"
+                f"{self._left()}. {ADVICE}"
             )
         if final:  # in all processes before any of them leaves, as torchrun then ends the others
             in_main(self._save_all)
@@ -624,25 +447,25 @@ class Trainer:
 
     def _save_all(self) -> None:
         troubles = [
-            _trouble("the checkpoint", self._save_state),
-            _trouble("last.safetensors", self._save_weights, "last.safetensors"),
+            files.failure("the checkpoint", self._save_state),
+            files.failure("last.safetensors", self._save_weights, "last.safetensors"),
         ]
         if any(troubles):
             raise OSError(f"step {self.step}: {'; '.join(filter(None, troubles))}. {self._left()}")
 
     def _guarded(self, what: str, write: Any, *arguments: Any) -> bool:
         """Whether it was written: hours are not given up because a disk is full just now."""
-        trouble = _trouble(what, write, *arguments)
+        trouble = files.failure(what, write, *arguments)
         if trouble is not None:
             self._tell(f"{trouble}; what was there stays, training goes on")
         return trouble is None
 
     def _facts(self) -> dict[str, Any]:
-        info = info_of(self.evaluated)
+        info = info_of(self.learner.evaluated)
         return {
             "step": self.step,
             "best": self.best,
-            "owed": self.owed,
+            "owed": self.validation_pending,
             "unscored": self.unscored,
             "changes": self.changes,
             "threads": torch.get_num_threads(),
@@ -652,32 +475,11 @@ class Trainer:
         }
 
     def _save_weights(self, name: str) -> None:
-        files.save_weights(self.folder / name, self.evaluated, self._facts())
+        files.save_weights(self.folder / name, self.learner.evaluated, self._facts())
 
     def _save_state(self) -> None:
-        tensors = {f"{MODEL}{key}": value for key, value in self.model.state_dict().items()}
-        if self.average is not None:
-            for key, value in self.average.state_dict().items():
-                tensors[f"{AVERAGE}{key}"] = value
-        for key, value in files.flatten_optimizer(self.optimizer).items():
-            tensors[f"{files.OPTIMIZER}{key}"] = value
-        scale = {SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else {}
-        files.save_state(self.folder, tensors, {**self._facts(), **scale})
-
-    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {
-                key[len(prefix) :]: value
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-
-        self.model.load_state_dict(part(MODEL))
-        if self.average is not None:
-            self.average.load_state_dict(part(AVERAGE))
-        files.restore_optimizer(self.optimizer, part(files.OPTIMIZER))
-        if SCALER in facts:
-            self.scaler.load_state_dict(facts[SCALER])
+        facts = {**self._facts(), **self.learner.facts()}
+        files.save_state(self.folder, self.learner.tensors(), facts)
 
     def _tell(self, text: str) -> None:
         if self.reporter is not None:
@@ -687,104 +489,7 @@ class Trainer:
 # ------------------------------------------------------------------------------------------- parts
 
 
-def _check_new(folder: Path) -> None:
-    """A run may begin in a new folder, or in one that a run left before its first checkpoint."""
-    check_folder(folder)
-    if folder.exists() and {path.name for path in folder.iterdir()} - BEFORE_CHECKPOINT:
-        raise FileExistsError(
-            f"{folder} is not empty: --resume goes on with the run in it, another --output begins "
-            "a new one"
-        )
-
-
-def _trouble(what: str, write: Any, *arguments: Any) -> str | None:
-    """Why `what` could not be written, or None."""
-    try:
-        write(*arguments)
-    except OSError as error:
-        return f"could not write {what}: {error}"
-    return None
-
-
-def _reorder_head(model: Any, wanted: list[str]) -> None:
-    """Put the head's channels into another order of the classes, if weights gave it these."""
-    try:
-        labels = labels_by_name(model, wanted)
-    except ValueError:  # other classes, which begin with what the head has
-        return
-    if labels is not None:
-        for parameter in model.finalConv.parameters():
-            parameter.data = parameter.data[np.argsort(labels)]
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    settings: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **settings)
-    return torch.optim.AdamW(model.parameters(), betas=(recipe.momentum, 0.999), **settings)
-
-
-def _average(model: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of weights and batch norm statistics, younger at the beginning."""
-
-    def blend(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
-        steps = float(count)
-        share = 1 - min(decay, (1 + steps) / (10 + steps))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, share)
-            else:
-                average.copy_(current)
-
-    return AveragedModel(model, multi_avg_fn=torch.no_grad()(blend), use_buffers=True)
-
-
 def _spread(length: int, most: int | None) -> list[int]:
     """At most so many of 0 .. length - 1, evenly spread."""
     count = length if most is None else min(most, length)
     return [number * length // count for number in range(count)]
-
-
-class _Panel:
-    """A few validation scenes, one per row: input, ground truth, prediction."""
-
-    def __init__(self, card: Card, indices: list[int]) -> None:
-        self.card = card
-        self.indices = indices[:SHOWN_PICTURES]
-        self.rows: dict[int, tuple[Sample, npt.NDArray[np.uint8]]] = {}
-
-    def add(self, index: int, sample: Any, labels: npt.NDArray[np.uint8]) -> None:
-        if index in self.indices and is_main():
-            self.rows[index] = (sample, labels)
-
-    def draw(self) -> npt.NDArray[np.uint8] | None:
-        """(H, W, 3) uint8 RGB, or None if this process saw none of them."""
-        if not self.rows:
-            return None
-        colors = self.card.palette
-        rows = [
-            [
-                Tile(sample.image),
-                Tile(colorize(sample.labels, colors)),
-                Tile(colorize(labels, colors)),
-            ]
-            for _, (sample, labels) in sorted(self.rows.items())
-        ]
-        return draw_panel(["input", "ground truth", "prediction"], rows, self.card.classes)
-
-
-@contextlib.contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """PyTorch's deterministic algorithms inside the block, if they are wanted."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    if wanted:
-        # cuBLAS asks for it before its first use.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        if wanted:
-            torch.use_deterministic_algorithms(before[0])
-            torch.backends.cudnn.benchmark = before[1]

@@ -1,13 +1,16 @@
-"""Precision of training: what a device computes in, and what has to be avoided there."""
+"""Arithmetic of training: what a device computes in, what to avoid there, how it repeats."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["avoid_unsound_gradients", "resolve_precision"]
+__all__ = ["avoid_unsound_gradients", "deterministic", "resolve_precision"]
 
 ONEDNN_BLOCK = 16  # channels
 
@@ -48,3 +51,20 @@ def avoid_unsound_gradients(model: nn.Module, device: torch.device, precision: s
 def _in_nchw(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
     (x,) = inputs
     return (x.contiguous(),)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """PyTorch's deterministic algorithms inside the block, if they are wanted."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        # cuBLAS asks for it before its first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        if wanted:
+            torch.use_deterministic_algorithms(before[0])
+            torch.backends.cudnn.benchmark = before[1]

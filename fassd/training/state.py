@@ -13,36 +13,109 @@ import json
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import safetensors.torch
-import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fassd.io.images import replacing
+from fassd.io.files import check_folder, replacing
 from fassd.io.untrusted import read_json
 from fassd.models.tensor_files import check_weights, read_safetensors, with_checksums
+from fassd.training.recipe import Recipe
 
-__all__ = ["latest_state", "locked", "reclaim", "save_state", "save_weights"]
+__all__ = [
+    "check_new",
+    "check_unused",
+    "describe_run",
+    "failure",
+    "latest_state",
+    "locked",
+    "reclaim",
+    "save_state",
+    "save_weights",
+]
 
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 NEXT = "checkpoint.next.safetensors"
+RECIPE = "recipe.yaml"
+DATA = "data.yaml"
+ABOUT_DATA = "# What --resume trains on. Paths are absolute; --data and --root take their place."
 LOCK = ".lock"
+BEFORE_CHECKPOINT = {RECIPE, DATA, "log.csv", "val.csv", "tensorboard", LOCK}
 OPTIMIZER = "optimizer."
 """What the names of an optimizer's tensors begin with."""
 STATISTICS = ("running_mean", "running_var")
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RecursionError)
-
 
 _LOCKED: set[Path] = set()  # by this process itself, which the system's lock lets in
 
 
 class StateError(ValueError):
     """A run folder that cannot be used: nothing to resume from, or another run is in it."""
+
+
+def check_new(folder: Path) -> None:
+    """Check that a run may begin in `folder`: new, or left by a run before its first checkpoint.
+
+    Raises:
+        FileExistsError: it holds something else.
+        OSError: it cannot be written to.
+    """
+    check_folder(folder)
+    if folder.exists() and {path.name for path in folder.iterdir()} - BEFORE_CHECKPOINT:
+        raise FileExistsError(
+            f"{folder} is not empty: --resume goes on with the run in it, another --output begins "
+            "a new one"
+        )
+
+
+def check_unused(folder: Path, step: int) -> None:
+    """Check that no other run has begun or gone on in `folder` since `step` of this one.
+
+    Raises:
+        FileExistsError: this run is new, and the folder holds something.
+        StateError: a checkpoint of a later step is there.
+    """
+    if step == 0:
+        check_new(folder)
+    elif latest_step(folder) > step:
+        raise StateError(f"another run has gone on in {folder} since step {step}: resume anew")
+
+
+def failure(what: str, write: Callable[..., object], *arguments: Any) -> str | None:
+    """Call `write`; why `what` could not be written, or None."""
+    try:
+        write(*arguments)
+    except OSError as error:
+        return f"could not write {what}: {error}"
+    return None
+
+
+def describe_run(
+    folder: Path, recipe: Recipe, changes: Sequence[str], address: tuple[str, str | None]
+) -> None:
+    """Write recipe.yaml and data.yaml, which tell what was trained on what.
+
+    Args:
+        folder: of the run.
+        recipe: the settings in force.
+        changes: of settings during the run, which become comments.
+        address: what `--data` and `--root` were (`fassd.data.card.Card.address`).
+    """
+    data, root = address
+    comments = [f"# {change}\n" for change in changes]
+    texts = {
+        RECIPE: "".join(comments) + recipe.to_yaml(),
+        DATA: f"{ABOUT_DATA}\n{yaml.safe_dump({'data': data, 'root': root})}",
+    }
+    for name, text in texts.items():
+        with replacing(folder / name) as file:
+            file.write(text.encode())
 
 
 @contextlib.contextmanager
@@ -217,31 +290,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     facts: dict[str, Any] = read_json(metadata["fassd"])
     return facts
-
-
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state as "<parameter number>.<name>"."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{number}.{name}": torch.as_tensor(value)
-        for number, entries in state.items()
-        for name, value in entries.items()
-        if value is not None
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `flatten_optimizer` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number_, entries in state.items():
-        for name, value in entries.items():
-            if value.shape == parameters[number_].shape:  # in the parameter's memory layout
-                entries[name] = torch.empty_like(parameters[number_], dtype=value.dtype).copy_(
-                    value
-                )
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -32,7 +32,7 @@ ORDER, AUGMENTATION = 1, 2  # so that both draw from streams of their own
 MOST_SKIPPED_IN_A_ROW = 20
 
 
-class Item(NamedTuple):
+class TrainingSample(NamedTuple):
     """One augmented sample: normalised BGR (3, h, w) float32 and labels (h, w) uint8."""
 
     image: npt.NDArray[np.float32]
@@ -64,11 +64,12 @@ class MicroBatch:
         )
 
 
-class SampleStream(Dataset[Item]):
+class SampleStream(Dataset[TrainingSample]):
     """Sample n is picture n of the concatenation of all epochs, each in an order of its own.
 
     Every picture comes once per epoch, also where batches do not divide the epoch. A picture that
-    cannot be read is told in `Item.skipped`, and the next one of its epoch takes its place.
+    cannot be read is told in `TrainingSample.skipped`, and the next one of its epoch takes its
+    place.
     """
 
     def __init__(self, dataset: SegmentationDataset, transform: TrainTransform, seed: int) -> None:
@@ -76,7 +77,7 @@ class SampleStream(Dataset[Item]):
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, number: int) -> Item:
+    def __getitem__(self, number: int) -> TrainingSample:
         epoch, place = divmod(number, len(self.dataset))
         order = _order(self.seed, epoch, len(self.dataset))
         skipped: list[str] = []
@@ -88,7 +89,7 @@ class SampleStream(Dataset[Item]):
                 continue
             rng = np.random.default_rng([AUGMENTATION, self.seed, number])
             image, labels = self.transform(sample.image, sample.labels, rng)
-            return Item(normalize(image), labels, sample.path, skipped)
+            return TrainingSample(normalize(image), labels, sample.path, skipped)
         raise ImageError(
             f"none of {len(skipped)} pictures in a row could be read; the last: {skipped[-1]}"
         )
@@ -158,7 +159,7 @@ def _next(source: Iterator[MicroBatch]) -> MicroBatch:
         raise ImageError(str(error).rsplit("ImageError: ", 1)[-1].strip()) from None
 
 
-def _collate(items: Sequence[Item]) -> MicroBatch:
+def _collate(items: Sequence[TrainingSample]) -> MicroBatch:
     return MicroBatch(
         torch.from_numpy(np.stack([item.image for item in items])),
         torch.from_numpy(np.stack([item.labels for item in items])),

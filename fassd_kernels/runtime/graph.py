@@ -58,7 +58,7 @@ class CudaGraph:
 
 
 @dataclass
-class Entry:
+class CachedGraph:
     """A recording, and what it rests on.
 
     Attributes:
@@ -111,7 +111,7 @@ class GraphRunner:
         self.model = model
         self.max_shapes = max_shapes
         self.copy_output = copy_output
-        self._entries: OrderedDict[Any, Entry] = OrderedDict()
+        self._entries: OrderedDict[Any, CachedGraph] = OrderedDict()
         self._failed: dict[Any, list[Any]] = {}  # states in which a capture failed
         self._refused: set[str] = set()
         self._modules: list[nn.Module] = []
@@ -200,7 +200,7 @@ class GraphRunner:
 
     # --- graphs ----------------------------------------------------------------------------------
 
-    def entry(self, x: Tensor) -> Entry | None:
+    def entry(self, x: Tensor) -> CachedGraph | None:
         """The graph for inputs like `x`, captured if need be; None if that fails."""
         key = (x.shape, x.stride(), x.dtype, x.device)
         state = self.state()
@@ -224,7 +224,7 @@ class GraphRunner:
             self._entries.popitem(last=False)
         # Held too, because what is freed may be followed by another at the same address.
         held = [(tensor, tensor.untyped_storage()) for tensor in self.tensors()]
-        entry = self._entries[key] = Entry(recording, state, [*self.packed_weights(), *held])
+        entry = self._entries[key] = CachedGraph(recording, state, [*self.packed_weights(), *held])
         return entry
 
     def packed_weights(self) -> Iterator[Any]:
@@ -242,7 +242,7 @@ class GraphRunner:
     def on(self, device: torch.device) -> Any:
         return torch.cuda.device(device if device.type == "cuda" else -1)
 
-    def replay(self, entry: Entry, x: Tensor) -> Tensor:
+    def replay(self, entry: CachedGraph, x: Tensor) -> Tensor:
         """Copy in, compute, copy out, behind whoever used a graph before."""
         cuda = x.device.type == "cuda"
         if cuda:

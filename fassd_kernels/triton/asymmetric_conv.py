@@ -56,6 +56,31 @@ def pick(values, branch):
 
 
 @triton.jit
+def finish(acc, bias, slope, column, real, ACTIVATION: tl.constexpr):
+    """Bias, if any, and activation of sums [BLOCK_M, columns]; `real` columns have channels."""
+    if bias is not None:
+        acc += load_vector(bias, column, real)[None, :]
+    if ACTIVATION == "prelu":
+        acc = activate(acc, load_vector(slope, column, real)[None, :], ACTIVATION)
+    else:
+        acc = activate(acc, 0.0, ACTIVATION)
+    return acc
+
+
+@triton.jit
+def shifted(
+    values, position, shift, SPAN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_MIDDLE: tl.constexpr
+):
+    """values[m + shift] of each row [BLOCK_M, BLOCK_MIDDLE]; zero beyond its stretch of SPAN."""
+    source = position + shift
+    there = (source >= 0) & (source < SPAN)
+    source = tl.where(there, tl.arange(0, BLOCK_M) + shift, 0)
+    index = tl.broadcast_to(source[:, None], (BLOCK_M, BLOCK_MIDDLE))
+    value = tl.gather(values, index, axis=0)
+    return tl.where(there[:, None], value, 0.0).to(values.dtype)
+
+
+@triton.jit
 def vertical(
     image, weight, bias, slope, n, y, x, middle, strides, channels, middles, height, width,
     weight_stride, dilation,
@@ -97,12 +122,7 @@ def vertical(
                     other=0.0,
                 )
                 acc = tl.dot(value, factors, acc, input_precision=PRECISION)
-    if bias is not None:
-        acc += load_vector(bias, middle, real)[None, :]
-    if ACTIVATION == "prelu":
-        acc = activate(acc, load_vector(slope, middle, real)[None, :], ACTIVATION)
-    else:
-        acc = activate(acc, 0.0, ACTIVATION)
+    acc = finish(acc, bias, slope, middle, real, ACTIVATION)
     return tl.where(inside[:, None] & real[None, :], acc, 0.0).to(weight.dtype.element_ty)
 
 
@@ -159,12 +179,7 @@ def asymmetric_conv_kernel(
                     if tap == 1:
                         value = whole
                     else:
-                        source = position + shift
-                        there = (source >= 0) & (source < SPAN)
-                        source = tl.where(there, tl.arange(0, BLOCK_M) + shift, 0)
-                        index = tl.broadcast_to(source[:, None], (BLOCK_M, BLOCK_MIDDLE))
-                        value = tl.gather(whole, index, axis=0)
-                        value = tl.where(there[:, None], value, 0.0).to(whole.dtype)
+                        value = shifted(whole, position, shift, SPAN, BLOCK_M, BLOCK_MIDDLE)
                 else:
                     value = vertical(
                         image, weight, bias, slope, n, y, x + shift, middle, strides,
@@ -181,12 +196,7 @@ def asymmetric_conv_kernel(
                 acc = tl.dot(value, factors, acc, input_precision=PRECISION)
 
     real = column < out_channels
-    if next_bias is not None:
-        acc += load_vector(next_bias, column, real)[None, :]
-    if ACTIVATION == "prelu":
-        acc = activate(acc, load_vector(next_slope, column, real)[None, :], ACTIVATION)
-    else:
-        acc = activate(acc, 0.0, ACTIVATION)
+    acc = finish(acc, next_bias, next_slope, column, real, ACTIVATION)
     acc = tl.where(real[None, :], acc, 0.0)
     at = n * out_strides[0] + y * out_strides[1] + x * out_strides[2] + branch * out_branch
     live = (position >= HALO) & (position < SPAN - HALO) & (x < width)
@@ -211,6 +221,37 @@ class Branch:
     slopes: tuple[Pointer | None, Pointer | None] = (None, None)
 
 
+def branch_arguments(branches: Sequence[Branch], largest: int) -> dict[str, Any]:
+    """Arguments of the kernel that differ between branches; `largest` is the picture's side."""
+
+    def each(values: Sequence[Any]) -> tuple[Any, ...] | None:
+        return None if values[0] is None else tuple(values)
+
+    return {
+        "vertical_weights": tuple(b.vertical.pointer for b in branches),
+        "horizontal_weights": tuple(b.horizontal.pointer for b in branches),
+        "vertical_biases": each([b.biases[0] for b in branches]),
+        "horizontal_biases": each([b.biases[1] for b in branches]),
+        "vertical_slopes": each([b.slopes[0] for b in branches]),
+        "horizontal_slopes": each([b.slopes[1] for b in branches]),
+        # Beyond the picture, all are the same: their outer taps read padding.
+        "dilations": tuple(min(b.dilation, largest) for b in branches),
+    }
+
+
+def is_wide(image: Image, branches: Sequence[Branch], outs: Sequence[Image]) -> bool:
+    """Whether offsets and positions need 64 bits."""
+    vertical, horizontal = branches[0].vertical, branches[0].horizontal
+    rows = 3 * (max(vertical.in_channels, vertical.out_channels) + MOST_OVERHANG)
+    largest = max(
+        image.reach + dilation_offset(image),
+        *(out.reach for out in outs),
+        image.pixels * horizontal.out_channels,  # more programs than there can be
+        rows * max(vertical.stride, horizontal.stride),
+    )
+    return MOST_OVERHANG + largest > INT32_MAX
+
+
 def plan_asymmetric(
     program: Program,
     image: Image,
@@ -228,17 +269,7 @@ def plan_asymmetric(
     dilation = max(branch.dilation for branch in branches)
     vector = image.vector
     clean = image.clean or channels % vector == 0
-    strides = (first.vertical.stride, first.horizontal.stride)
-    wide = (
-        MOST_OVERHANG
-        + max(
-            image.reach + dilation_offset(image),
-            *(o.reach for o in outs),
-            batch * height * width * out_channels,  # more programs than there can be
-            3 * (max(channels, middles) + MOST_OVERHANG) * max(strides),
-        )
-        > INT32_MAX
-    )
+    wide = is_wide(image, branches, outs)
     problem = Problem(
         "asymmetric",
         batch * height * width,
@@ -267,19 +298,9 @@ def plan_asymmetric(
     step = outs[1].offset - out.offset if len(outs) > 1 else 0
     out_vector = math.gcd(out.vector, out.lanes, step)
 
-    def each(values: Sequence[Any]) -> tuple[Any, ...] | None:
-        return None if values[0] is None else tuple(values)
-
     arguments: dict[str, Any] = {
+        **branch_arguments(branches, max(height, width)),
         "image": Pointer(image.slot, image.offset),
-        "vertical_weights": tuple(b.vertical.pointer for b in branches),
-        "horizontal_weights": tuple(b.horizontal.pointer for b in branches),
-        "vertical_biases": each([b.biases[0] for b in branches]),
-        "horizontal_biases": each([b.biases[1] for b in branches]),
-        "vertical_slopes": each([b.slopes[0] for b in branches]),
-        "horizontal_slopes": each([b.slopes[1] for b in branches]),
-        # Beyond the picture, all are the same: their outer taps read padding.
-        "dilations": tuple(min(b.dilation, max(height, width)) for b in branches),
         "out": Pointer(out.slot, out.offset),
         "strides": image.in_units(vector),
         "out_strides": out.in_units(out_vector)[:3],
@@ -290,8 +311,8 @@ def plan_asymmetric(
         "channels": channels,
         "middles": middles,
         "out_channels": out_channels,
-        "vertical_stride": strides[0],
-        "horizontal_stride": strides[1],
+        "vertical_stride": first.vertical.stride,
+        "horizontal_stride": first.horizontal.stride,
         "out_branch": step // out_vector,
         "out_limit": out.lanes // out_vector,
         "SPAN": span,
@@ -309,12 +330,9 @@ def plan_asymmetric(
         "BLOCK_MIDDLE": config.block_middle,
         "BLOCK_K": config.block_k,
     }
-    programs = stacks * tiles * columns * len(branches)
-    work = asymmetric_work(image, branches, outs, programs, shift, config)
     grid = (stacks * tiles * columns, len(branches))
-    program.launch(
-        asymmetric_conv_kernel, grid, arguments, work, label, problem, config,
-    )  # fmt: skip
+    work = asymmetric_work(image, branches, outs, math.prod(grid), shift, config)
+    program.launch(asymmetric_conv_kernel, grid, arguments, work, label, problem, config)
 
 
 def asymmetric_work(

@@ -180,6 +180,115 @@ def bytes_of(image: Image) -> int:
     return image.pixels * image.channels * image.itemsize
 
 
+def reading_arguments(
+    inputs: Sequence[Image], addend: Image | None, prologue: Prologue | None
+) -> dict[str, Any]:
+    """Arguments of the kernel that tell where the inputs are, and what they pass through first."""
+    everything = [*inputs, *([addend] if addend else [])]
+    vector = min(image.vector for image in everything)
+    return {
+        "inputs": tuple(Pointer(image.slot, image.offset) for image in inputs),
+        "addend": Pointer(addend.slot, addend.offset) if addend else None,
+        "scale": prologue.scale if prologue else None,
+        "shift": prologue.shift if prologue else None,
+        "in_slope": prologue.slope if prologue else None,
+        "strides": tuple(s for image in inputs for s in image.in_units(vector)),
+        "channels": tuple(image.channels for image in inputs),
+        "height": inputs[0].size[2],
+        "width": inputs[0].size[3],
+        "PROLOGUE": prologue is not None,
+        "CLEAN": all(image.clean or image.channels % vector == 0 for image in everything),
+        "DENSE": all(image.is_dense for image in everything),
+        "VECTOR": vector,
+    }
+
+
+def writing_arguments(
+    out: Image,
+    out_channels: int,
+    pool: int,
+    residual: Image | None,
+    resized: bool,
+    copy: Image | None,
+) -> dict[str, Any]:
+    """Arguments of the kernel that tell what is added to the sums, and where they go."""
+    vector = math.gcd(out.vector, out.lanes)
+    residual_vector = residual.vector if residual else 1
+    return {
+        "residual": Pointer(residual.slot, residual.offset) if residual else None,
+        "out": Pointer(out.slot),
+        "copy": Pointer(copy.slot, copy.offset) if copy else None,
+        "residual_strides": residual.in_units(residual_vector) if residual else None,
+        "out_strides": out.in_units(vector)[:3],
+        "copy_strides": copy.in_units(LANES)[:3] if copy else None,
+        "out_height": out.size[2],
+        "out_width": out.size[3],
+        "low_height": residual.size[2] if residual and resized else 1,
+        "low_width": residual.size[3] if residual and resized else 1,
+        "out_channels": out_channels,
+        "out_offset": out.offset // vector,
+        "out_limit": out.lanes // vector,
+        "copy_limit": round_up(out_channels, LANES) // LANES if copy else 0,
+        "POOL": pool,
+        "RESIZED": resized,
+        "RESIDUAL_VECTOR": residual_vector,
+        "OUT_VECTOR": vector,
+    }
+
+
+def problem_of(program: Program, weight: Weight, arguments: dict[str, Any]) -> Problem:
+    """What the configuration of a launch depends on, of the kernel's arguments."""
+    vector, pool = arguments["VECTOR"], arguments["POOL"]
+    stride = (arguments["step_h"], arguments["step_w"])
+    dilation = (arguments["dilation_h"], arguments["dilation_w"])
+    return Problem(
+        "spatial" if weight.taps > 3 else "pointwise",
+        arguments["pixels"],
+        arguments["out_width"] * pool,
+        arguments["channels"],
+        weight.out_channels,
+        0,
+        arguments["TAPS"].bit_count(),
+        dilation if weight.taps > 1 else (1, 1),
+        program.dtype,
+        registers=arguments["PROLOGUE"] or not arguments["CLEAN"],
+        narrow=vector * program.itemsize < BYTES,
+        extra=joined(
+            f"{weight.kernel[0]}x{weight.kernel[1]}",
+            f"vector={vector}",
+            arguments["ACTIVATION"],
+            stride != (1, 1) and f"stride={stride[0]}x{stride[1]}",
+            pool > 1 and "pool",
+            arguments["residual"] and ("resized" if arguments["RESIZED"] else "residual"),
+            arguments["copy"] and "copy",
+            arguments["PROLOGUE"] and "prologue",
+            arguments["addend"] and "addend",
+            arguments["SKIP"] and "skip",
+            arguments["WIDE"] and "wide",
+            program.tf32 and "tf32",
+        ),
+    )
+
+
+def is_wide(
+    images: Sequence[Image],
+    weight: Weight,
+    pixels: int,
+    out_size: tuple[int, int],
+    enlarged: Image | None,
+) -> bool:
+    """Whether offsets and positions need 64 bits; `out_size` is that before pooling."""
+    largest = max(
+        *(image.reach for image in images),
+        # Positions in the enlarged image, in steps of the smaller.
+        out_size[0] * enlarged.size[2] if enlarged else 0,
+        out_size[1] * enlarged.size[3] if enlarged else 0,
+        pixels,
+        (weight.taps * weight.in_channels + MOST_OVERHANG) * weight.stride,
+    )
+    return MOST_OVERHANG + largest > INT32_MAX
+
+
 def plan_conv(
     program: Program,
     inputs: Sequence[Image],
@@ -225,109 +334,40 @@ def plan_conv(
     # A dilation beyond the picture has no live taps but the middle ones, and no number for them.
     dilation = (min(dilation[0], height), min(dilation[1], width))
     everything = [*inputs, *([addend] if addend else [])]
-    vector = min(image.vector for image in everything)
-    clean = all(image.clean or image.channels % vector == 0 for image in everything)
     pixels = batch * out_height * out_width
     shifted = taps & (taps - 1) != 0 or weight.taps == 1
     skip = shifted and partly_dead((height, width), dilation, weight.kernel)
     images = [*everything, out, *([residual] if residual else []), *([copy] if copy else [])]
-    weights = weight.taps * weight.in_channels * weight.stride
-    wide = (
-        MOST_OVERHANG
-        + max(
-            *(image.reach for image in images),
-            # Positions in the enlarged image, in steps of the smaller.
-            out_height * residual.size[2] if residual and resized else 0,
-            out_width * residual.size[3] if residual and resized else 0,
-            pixels,
-            weights + MOST_OVERHANG * weight.stride,
-        )
-        > INT32_MAX
-    )
-    problem = Problem(
-        "spatial" if weight.taps > 3 else "pointwise",
-        pixels,
-        out_width,
-        tuple(image.channels for image in inputs),
-        out_channels,
-        0,
-        taps.bit_count(),
-        dilation if weight.taps > 1 else (1, 1),
-        program.dtype,
-        registers=prologue is not None or not clean,
-        narrow=vector * program.itemsize < BYTES,
-        extra=joined(
-            f"{weight.kernel[0]}x{weight.kernel[1]}",
-            f"vector={vector}",
-            activation,
-            stride != (1, 1) and f"stride={stride[0]}x{stride[1]}",
-            pool > 1 and "pool",
-            residual and ("resized" if resized else "residual"),
-            copy and "copy",
-            prologue and "prologue",
-            addend and "addend",
-            skip and "skip",
-            wide and "wide",
-            program.tf32 and "tf32",
-        ),
-    )
-    config = choose(problem, program.device)
-    out_vector = math.gcd(out.vector, out.lanes)
-    residual_vector = residual.vector if residual else 1
-    columns = -(-out_channels // config.block_n)
-    tiles = -(-pixels // config.block_m)
-    flush = 0
-    if program.dtype.itemsize == 4 and weight.in_channels * weight.taps > 4096:
-        flush = max(1, 1024 // (config.block_k * weight.taps))
+    enlarged = residual if resized else None
     arguments: dict[str, Any] = {
-        "inputs": tuple(Pointer(image.slot, image.offset) for image in inputs),
-        "addend": Pointer(addend.slot, addend.offset) if addend else None,
+        **reading_arguments(inputs, addend, prologue),
+        **writing_arguments(out, out_channels, pool, residual, resized, copy),
         "weight": weight.pointer,
         "bias": bias,
         "slope": slope,
-        "scale": prologue.scale if prologue else None,
-        "shift": prologue.shift if prologue else None,
-        "in_slope": prologue.slope if prologue else None,
-        "residual": Pointer(residual.slot, residual.offset) if residual else None,
-        "out": Pointer(out.slot),
-        "copy": Pointer(copy.slot, copy.offset) if copy else None,
-        "strides": tuple(s for image in inputs for s in image.in_units(vector)),
-        "channels": tuple(image.channels for image in inputs),
-        "residual_strides": residual.in_units(residual_vector) if residual else None,
-        "out_strides": out.in_units(out_vector)[:3],
-        "copy_strides": copy.in_units(LANES)[:3] if copy else None,
         "pixels": pixels,
-        "height": height,
-        "width": width,
-        "out_height": out_height // pool,
-        "out_width": out_width // pool,
-        "low_height": residual.size[2] if residual and resized else 1,
-        "low_width": residual.size[3] if residual and resized else 1,
-        "out_channels": out_channels,
         "weight_stride": weight.stride,
         "step_h": stride[0],
         "step_w": stride[1],
         "dilation_h": dilation[0],
         "dilation_w": dilation[1],
-        "out_offset": out.offset // out_vector,
-        "out_limit": out.lanes // out_vector,
-        "copy_limit": round_up(out_channels, LANES) // LANES if copy else 0,
         "KERNEL_H": weight.kernel[0],
         "KERNEL_W": weight.kernel[1],
         "TAPS": taps,
-        "PROLOGUE": prologue is not None,
-        "CLEAN": clean,
-        "DENSE": all(image.is_dense for image in everything),
         "SKIP": skip,
-        "FLUSH": flush,
         "ACTIVATION": activation,
-        "POOL": pool,
-        "RESIZED": resized,
         "PRECISION": "tf32" if program.tf32 else "ieee",
-        "WIDE": wide,
-        "VECTOR": vector,
-        "RESIDUAL_VECTOR": residual_vector,
-        "OUT_VECTOR": out_vector,
+        "WIDE": is_wide(images, weight, pixels, (out_height, out_width), enlarged),
+    }
+    problem = problem_of(program, weight, arguments)
+    config = choose(problem, program.device)
+    columns = -(-out_channels // config.block_n)
+    tiles = -(-pixels // config.block_m)
+    flush = 0
+    if program.dtype.itemsize == 4 and weight.in_channels * weight.taps > 4096:
+        flush = max(1, 1024 // (config.block_k * weight.taps))
+    arguments |= {
+        "FLUSH": flush,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

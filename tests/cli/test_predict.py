@@ -8,7 +8,7 @@ import skimage
 from PIL import Image
 
 from fassd.cli import predict as command
-from fassd.inference.finished import RECORD
+from fassd.inference.finished import OUTPUT_ENDINGS, RECORD
 from fassd.inference.segmenter import Segmenter
 from fassd.io import images
 from fassd.io.palette import colorize, overlay, palette
@@ -64,7 +64,7 @@ def test_a_folder_of_every_kind_with_a_truncated_file(folder, tmp_path, run_fass
     assert "synthetic weights, trained on generated streets alone" in result.stderr
     assert "160x128" in result.stdout and "median" in result.stdout
     assert files(tmp_path / "out") == sorted(
-        f"{name}{ending}" for name in sizes for ending in images.OUTPUT_ENDINGS
+        f"{name}{ending}" for name in sizes for ending in OUTPUT_ENDINGS
     )
     for name, size in sizes.items():
         labels = opened(tmp_path / f"out/{name}_trainids.png")
@@ -266,7 +266,7 @@ def test_pictures_that_are_named_like_results_are_pictures(tmp_path, run_fassd):
     assert files(source) == sorted(
         name
         for stem in ("0001_color", "0002_color")
-        for name in (f"{stem}.png", *(f"{stem}{ending}" for ending in images.OUTPUT_ENDINGS))
+        for name in (f"{stem}.png", *(f"{stem}{ending}" for ending in OUTPUT_ENDINGS))
     )
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from fassd.cli import batch
 from fassd.cli import predict as command
-from fassd.inference.finished import RECORD
+from fassd.inference.finished import OUTPUT_ENDINGS, RECORD
 from fassd.inference.segmenter import Segmenter
-from fassd.io.images import OUTPUT_ENDINGS, write_image
+from fassd.io.images import write_image
 from fassd.io.palette import overlay
 
 FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")

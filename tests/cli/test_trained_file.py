@@ -98,10 +98,11 @@ def test_training_starts_from_a_head_of_the_same_classes_by_name(plants, tmp_pat
     own = load(start).finalConv
     for card, order in (("card", range(4)), ("reordered", ORDER), ("renamed", range(4))):
         trainer = Trainer(recipe, load_card(plants / f"{card}.yaml"), tmp_path / card)
-        head = trainer.model.finalConv
+        head = trainer.learner.model.finalConv
         assert torch.equal(head.weight, own.weight[list(order)])
         assert torch.equal(head.bias, own.bias[list(order)])
-        assert [name for name, _ in classes_of(trainer.model)] == trainer.train_set.card.class_names
+        names = [name for name, _ in classes_of(trainer.learner.model)]
+        assert names == trainer.train_set.card.class_names
 
 
 def test_predict_paints_the_files_colours(plants, tmp_path, run_fassd):

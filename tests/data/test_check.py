@@ -9,7 +9,7 @@ from PIL import Image
 from fassd.data import check
 from fassd.data.card import CardError
 from fassd.data.cardfile import load_card
-from fassd.data.check import Problem, check_card
+from fassd.data.check import Finding, check_card
 from fassd.io.images import formats
 
 
@@ -80,9 +80,9 @@ def test_odd_things_are_warnings(tmp_path):
     for pair in card.pairs("val"):
         save(pair.mask, np.array([[1, 2] * 4] * SIZE[0], np.uint8))
     assert check_card(card).problems == [
-        Problem("warning", "train", f"{first}: every pixel is ignored"),
-        Problem("warning", "train", "only one class is there: wall"),
-        Problem("warning", "val", "no pixel of lamp"),
+        Finding("warning", "train", f"{first}: every pixel is ignored"),
+        Finding("warning", "train", "only one class is there: wall"),
+        Finding("warning", "val", "no pixel of lamp"),
     ]
 
 

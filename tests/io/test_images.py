@@ -3,7 +3,6 @@ import os
 import re
 import struct
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from pictures import png16
 from PIL import Image, TiffImagePlugin
 
 from fassd.data.masks import MaskCode, read_mask
-from fassd.inference.finished import Record
 from fassd.io.images import (
     BACKGROUND,
     FORMATS,
@@ -24,7 +22,6 @@ from fassd.io.images import (
     check_file,
     check_folder,
     examine_image,
-    find_pictures,
     formats,
     pil_to_rgb,
     read_image,
@@ -249,6 +246,12 @@ def test_missing_file_and_folder(tmp_path):
         read_image(tmp_path)
 
 
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=r"pipe\.png: is neither a file nor a folder"):
+        read_image(tmp_path / "pipe.png")
+
+
 def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
     path = tmp_path / "bomb.png"
     bomb = bytearray(png16(np.zeros((1, 1, 3), ">u2")))
@@ -396,172 +399,3 @@ def test_the_name_of_a_file_is_no_folder_unless_there_is_one(tmp_path, name):
     check_folder(tmp_path / name)
     check_folder(tmp_path / "run.v2")
     check_file(tmp_path / "new.png/a.png")
-
-
-# ---------------------------------------------------------------------------------------- finding
-
-
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """A folder `in` with pictures, and things that are none."""
-    files = [
-        "in/x10.png", "in/x2.png", "in/X1.JPG", "in/a/x2.png", "in/b/x2.png", "in/x2.jpg",
-        "in/notes.txt", "in/.hidden.png", "in/.cache/x.png", "in/x2_color.png",
-        "in/x2_overlay.png", "in/x2_trainids.png", "in/[1].png",
-    ]  # fmt: skip
-    for name in files:
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).touch()
-    Record(tmp_path / "in").add("x2_color.png", [], {})
-    (tmp_path / "in/folder.png").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def found(*sources):
-    return [
-        (picture.path.as_posix(), Path(picture.name).as_posix())
-        for picture in find_pictures(sources)
-    ]
-
-
-def test_a_folder_with_its_tree_in_natural_order(tree):
-    assert found("in") == [
-        ("in/[1].png", "[1]"),
-        ("in/a/x2.png", "a/x2"),
-        ("in/b/x2.png", "b/x2"),
-        ("in/X1.JPG", "X1"),
-        ("in/x2.jpg", "x2"),
-        ("in/x2.png", "x2-2"),
-        ("in/x10.png", "x10"),
-    ]
-
-
-def test_patterns(tree):
-    assert found("in/*.png") == [("in/[1].png", "[1]"), ("in/x2.png", "x2"), ("in/x10.png", "x10")]
-    assert found("in/**/x2.png") == [
-        ("in/a/x2.png", "x2"),
-        ("in/b/x2.png", "x2-2"),
-        ("in/x2.png", "x2-3"),
-    ]
-
-
-def test_names_never_collide_and_nothing_is_taken_twice(tree):
-    every = found("in/b/x2.png", "in", "./in/../in/x10.png", "in/*", str(tree / "in/x2.png"))
-    assert len({path for path, _ in every}) == len(every) == 7
-    assert len({name.casefold() for _, name in every}) == 7
-    assert every[0] == ("in/b/x2.png", "x2")
-
-
-def test_a_file_is_taken_whatever_its_name(tree):
-    assert found("in/[1].png", "in/notes.txt", "in/x2_color.png") == [
-        ("in/[1].png", "[1]"),
-        ("in/notes.txt", "notes"),
-        ("in/x2_color.png", "x2_color"),
-    ]
-
-
-def test_results_of_earlier_runs_are_those_that_the_record_lists(tree):
-    Path("data").mkdir()
-    for name in ("0001_color.png", "0002_color.png", "0002_overlay.mp4"):
-        (tree / "data" / name).touch()
-    assert found("data") == [
-        ("data/0001_color.png", "0001_color"),
-        ("data/0002_color.png", "0002_color"),
-    ]
-    Record(tree).add("data/0002_color.png", [], {})
-    passed = []
-    pictures = find_pictures(["data", "in", "data/*", "in/x2_color.png"], onresult=passed.append)
-    assert [picture.path.name for picture in pictures if "_" in picture.name] == [
-        "0001_color.png",
-        "x2_color.png",  # named
-    ]
-    assert [path.as_posix() for path in passed] == [
-        "data/0002_color.png",
-        "in/x2_color.png",
-        "in/x2_overlay.png",
-        "in/x2_trainids.png",
-    ]
-    with pytest.raises(ImageError, match="no pictures but 1 that fassd predict wrote"):
-        find_pictures(["data/0002*"])
-
-
-FOLDERS = ["[x]", "a[1-3]", "a*b", "w?", "{a,b}", "%04d", "100%", "[!a]/[b]"]
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize("pattern", ["*.png", "**/*.png", "p?.png", "deep/*.png", "[p]1.png"])
-def test_a_folder_that_exists_stands_for_itself_in_a_pattern(
-    tmp_path, monkeypatch, folder, pattern
-):
-    monkeypatch.chdir(tmp_path)
-    for name in ("p1.png", "deep/p1.png"):
-        for root in (folder, "x", "a1", "other"):
-            Path(root, name).parent.mkdir(parents=True, exist_ok=True)
-            Path(root, name).touch()
-    expected = {"**/*.png": ["deep/p1.png", "p1.png"], "deep/*.png": ["deep/p1.png"]}
-    for start in (folder, tmp_path / folder):
-        assert [path for path, _ in found(f"{start}/{pattern}")] == [
-            Path(start, name).as_posix() for name in expected.get(pattern, ["p1.png"])
-        ]
-
-
-def test_a_pattern_searches_each_folder_once_whatever_links_lead_to_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("in/a/1.png", "in/b/2.png", "out/3.png"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).touch()
-    for link, target in {
-        "in/self": ".", "in/again": ".", "in/a/up": "..", "in/a/b": "../b", "in/b/a": "../a",
-        "in/0": "a", "in/out": "../out", "in/loop": "loop", "in/gone": "nowhere",
-    }.items():  # fmt: skip
-        Path(link).symlink_to(target)
-    assert [path for path, _ in found("in/**/*.png")] == [
-        "in/a/1.png", "in/b/2.png", "in/out/3.png"
-    ]  # fmt: skip
-    assert [path for path, _ in found("in/**")] == ["in/a/1.png", "in/b/2.png", "in/out/3.png"]
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("in/y.png", "no such file or folder"),
-        ("in/*.webp", "matches no pictures"),
-        ("in/folder.png", "holds no pictures"),
-    ],
-)
-def test_an_empty_match_is_an_error(tree, source, message):
-    with pytest.raises(ImageError, match=message):
-        find_pictures(["in", source])
-
-
-def test_an_empty_source_is_not_the_current_folder(tree):
-    with pytest.raises(ImageError, match="a source must be a file, folder or pattern, got ''"):
-        find_pictures([""])
-
-
-@pytest.mark.parametrize("locked", ["in", "in/a"])
-def test_a_folder_that_cannot_be_searched_is_reported(tree, monkeypatch, locked):
-    scandir = os.scandir
-
-    def refusing(path):
-        if Path(path) == Path(locked):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
-    errors = []
-    pictures = find_pictures(["in", "missing.png", "in/x2.png"], onerror=errors.append)
-    assert len(pictures) == (1 if locked == "in" else 6)
-    assert [str(error) for error in errors] == [
-        f"{locked}: cannot be searched (Permission denied)",
-        "missing.png: no such file or folder",
-    ]
-    with pytest.raises(ImageError, match="cannot be searched"):
-        find_pictures(["in"])
-
-
-def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ImageError, match=r"pipe\.png: is neither a file nor a folder"):
-        read_image(tmp_path / "pipe.png")

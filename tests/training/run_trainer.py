@@ -35,7 +35,7 @@ def run_into_nan(card, folder):
         return output if module.training or trainer.step == 3 else output * float("nan")
 
     if rank() == world_size() - 1:
-        trainer.evaluated.register_forward_hook(spoil)
+        trainer.learner.evaluated.register_forward_hook(spoil)
     assert trainer.run() is not None
     assert trainer.unscored == 1
 
@@ -71,7 +71,7 @@ if __name__ == "__main__":
         trainer = Trainer(small_recipe(**changes), load_card(data), Path(folder), device=device)
         if what == "settings":
             feed_doubles(trainer)
-        backward = trainer._backward
+        backward = trainer.learner._backward
 
         def dying(*arguments):
             if what == "kill" and trainer.step == int(value) - 1:
@@ -80,5 +80,5 @@ if __name__ == "__main__":
                 time.sleep(0.5)
             return backward(*arguments)
 
-        trainer._backward = dying
+        trainer.learner._backward = dying
         trainer.run()

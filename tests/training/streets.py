@@ -88,10 +88,10 @@ def interrupt(trainer, moment, step, monkeypatch, number=signal.SIGINT):
     """Let a signal come to this process once, at this moment of the step (of a run with `ema`)."""
     at = {
         "loading": (SegmentationDataset, "__getitem__"),
-        "forward": (trainer, "_forward"),
+        "forward": (trainer.learner, "_forward"),
         "backward": (torch.Tensor, "backward"),
-        "optimizer": (trainer.optimizer, "step"),
-        "averaging": (trainer.average, "update_parameters"),
+        "optimizer": (trainer.learner.optimizer, "step"),
+        "averaging": (trainer.learner.average, "update_parameters"),
         "validation": (evaluation, "_count"),
         "writing": (files, "_write"),
     }

@@ -127,27 +127,27 @@ def test_one_optimizer_step_is_the_textbooks(card, tmp_path):
     for step, parts in enumerate(trainer._batches()):
         model.zero_grad()
         for part in parts:
-            (trainer.loss(model(part.images), part.labels) / len(parts)).backward()
+            (trainer.learner.loss(model(part.images), part.labels) / len(parts)).backward()
         rate = 0.1 * (1 - (step + 1) / 2) ** 0.9
         with torch.no_grad():
             for name, p in model.named_parameters():
                 velocity[name] = 0.9 * velocity[name] + p.grad + 0.01 * p
                 p -= rate * velocity[name]
     trainer.run()
-    for name, p in trainer.model.named_parameters():
+    for name, p in trainer.learner.model.named_parameters():
         torch.testing.assert_close(p, model.get_parameter(name), rtol=1e-4, atol=1e-6)
 
 
 def test_the_average_follows_the_weights(card, tmp_path):
     recipe = small_recipe(ema=0.9, steps=3, val_every=0, accelerate=False)
     trainer = Trainer(recipe, card, tmp_path / "run")
-    history, update = [], trainer.average.update_parameters
+    history, update = [], trainer.learner.average.update_parameters
 
     def watch(model):
         update(model)
         history.append({key: value.clone() for key, value in model.state_dict().items()})
 
-    trainer.average.update_parameters = watch
+    trainer.learner.average.update_parameters = watch
     trainer.run()
     expected = history[0]
     for count, state in enumerate(history[1:], start=1):
@@ -180,11 +180,11 @@ def test_accumulated_micro_batches_are_one_batch_where_batch_norm_is_left_out(ca
     for accumulate in (1, 2):
         recipe = small_recipe(batch=4, accumulate=accumulate, accelerate=False)
         trainer = Trainer(recipe, card, tmp_path / str(accumulate))
-        trainer.model.eval()
+        trainer.learner.model.eval()
         parts = next(trainer._batches())
         pictures = torch.tensor(4.0)
-        losses = [trainer._backward(part, pictures) for part in parts]
-        grads = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+        losses = [trainer.learner._backward(part, pictures) for part in parts]
+        grads = torch.cat([p.grad.flatten() for p in trainer.learner.model.parameters()])
         gradients.append((sum(losses), grads))
     torch.testing.assert_close(gradients[0][0], gradients[1][0])
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-3, atol=1e-5)
@@ -207,8 +207,8 @@ def test_starts_from_weights_by_name_for_another_number_of_classes(tmp_path):
     recipe = small_recipe(weights="synthetic", steps=1, batch=1)
     trainer = Trainer(recipe, load_card(tmp_path / "data"), tmp_path / "run")
     stem = load_file(shipped("fassd_net_l2"))["base.0.conv.weight"]
-    assert torch.equal(trainer.model.state_dict()["base.0.conv.weight"], stem.float())
-    assert trainer.model.finalConv.out_channels == 2
+    assert torch.equal(trainer.learner.model.state_dict()["base.0.conv.weight"], stem.float())
+    assert trainer.learner.model.finalConv.out_channels == 2
     assert trainer.run() is None
 
 
@@ -221,7 +221,7 @@ def test_starts_from_given_weights_but_for_a_head_of_other_classes(card, tmp_pat
     recorder = Recorder()
     recipe = small_recipe(weights=str(tmp_path / "start.safetensors"))
     trainer = Trainer(recipe, card, tmp_path / "run", reporter=recorder)
-    own = trainer.model.state_dict()
+    own = trainer.learner.model.state_dict()
     for key, value in source.state_dict().items():
         assert key.startswith("finalConv") or torch.equal(own[key], value)
     assert "misshapen: finalConv.weight" in recorder.messages[0]
@@ -410,14 +410,14 @@ def test_what_changes_when_a_run_is_resumed_is_told_and_recorded(card, tmp_path)
 def test_a_run_keeps_its_threads_and_tells_of_others(card, tmp_path):
     recipe = small_recipe(threads=2)
     seen, trainer = [], Trainer(recipe, card, tmp_path / "run")
-    interrupt_at_once = trainer._forward
+    interrupt_at_once = trainer.learner._forward
 
     def forward(images):
         seen.append(torch.get_num_threads())
         trainer._stop.made = True
         return interrupt_at_once(images)
 
-    trainer._forward = forward
+    trainer.learner._forward = forward
     with pytest.raises(StoppedError):
         trainer.run()
     assert (seen, torch.get_num_threads()) == ([2], 1)
@@ -457,7 +457,7 @@ def test_a_full_disk_loses_nothing_and_does_not_stop_the_run(whole, card, tmp_pa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr("fassd.training.loop.write_image", unwritable)
+    monkeypatch.setattr("fassd.training.logs.write_image", unwritable)
     trainer.run()
     told = " ".join(text for text in recorder.messages if "No space left" in text)
     for what in ("log.csv", "val.csv", "the checkpoint", "last.safetensors", "step-000003.jpg"):
@@ -539,7 +539,7 @@ def test_a_run_that_died_before_its_first_checkpoint_can_begin_again(card, tmp_p
     def die(*_):
         raise MemoryError
 
-    trainer._backward = die
+    trainer.learner._backward = die
     with pytest.raises(MemoryError):
         trainer.run()
     assert (tmp_path / "run" / "recipe.yaml").exists()
@@ -558,8 +558,8 @@ def test_deterministic_runs_are_the_same_and_leave_no_trace(card, tmp_path):
         recipe = small_recipe(deterministic=True, steps=2, val_every=0)
         trainer = Trainer(recipe, card, tmp_path / name)
         seen = []
-        take = trainer._backward
-        trainer._backward = lambda *a, take=take, seen=seen: (
+        take = trainer.learner._backward
+        trainer.learner._backward = lambda *a, take=take, seen=seen: (
             seen.append(torch.are_deterministic_algorithms_enabled()) or take(*a)
         )
         trainer.run()
@@ -577,7 +577,7 @@ def spoil_weights_after_step_four(trainer):
 
     def poison(*arguments):
         if trainer.step == 4:
-            next(trainer.model.parameters()).data[0] = float("nan")
+            next(trainer.learner.model.parameters()).data[0] = float("nan")
         return take(*arguments)
 
     trainer._train_step = poison
@@ -601,7 +601,7 @@ def test_weights_that_are_no_numbers_are_not_saved(card, tmp_path):
     def poison(*arguments):
         stopped = take(*arguments)
         if trainer.step == 4:
-            next(trainer.model.parameters()).data[0] = float("inf")
+            next(trainer.learner.model.parameters()).data[0] = float("inf")
         return stopped
 
     trainer._train_step = poison
@@ -635,14 +635,14 @@ def test_a_validation_of_nan_is_told_and_counted_and_training_goes_on(card, tmp_
     """Once by overflow, once by a statistic; it is not tried again for ever when resumed."""
     recipe = small_recipe(steps=4, val_every=2, val_pictures=1, accelerate=False)
     trainer = Trainer(recipe, card, tmp_path / "run", reporter=(recorder := Recorder()))
-    statistic = trainer.evaluated.get_buffer("base.0.norm.running_var")
+    statistic = trainer.learner.evaluated.get_buffer("base.0.norm.running_var")
 
     def spoil(module, inputs, output):
         if module.training or trainer.step != 2:
             return output
         return output * float("nan")
 
-    trainer.evaluated.register_forward_hook(spoil)
+    trainer.learner.evaluated.register_forward_hook(spoil)
     step = trainer._train_step
 
     def spoiled_step(*arguments):
@@ -689,17 +689,17 @@ def test_too_few_values_for_batch_norm(card, tmp_path, accelerate):
 def test_float16_trains_with_a_scaled_loss_and_resumes_its_scale(card, tmp_path):
     recipe = small_recipe(precision="float16", steps=4, val_every=0, save_every=2)
     trainer = Trainer(recipe, card, tmp_path / "run")
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    trainer.learner.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     trainer.run()
     assert all(np.isfinite(float(row["loss"])) for row in rows(tmp_path / "run" / "log.csv"))
     resumed = Trainer(None, card, tmp_path / "run", resume=True)
-    assert resumed.scaler.get_scale() == trainer.scaler.get_scale() != 65536.0
+    assert resumed.learner.scaler.get_scale() == trainer.learner.scaler.get_scale() != 65536.0
 
 
 def test_gradients_that_float16_cannot_hold_stop_the_run(card, tmp_path):
     recipe = small_recipe(precision="float16", val_every=0)
     trainer = Trainer(recipe, card, tmp_path / "run")
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-20)
+    trainer.learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-20)
     with pytest.raises(DivergedError, match="overflow float16 at any scale"):
         trainer.run()
 

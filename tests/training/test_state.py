@@ -6,7 +6,6 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from fassd.training import state as files
 from fassd.training.state import StateError
@@ -145,27 +144,3 @@ def test_a_lock_leaves_the_target_of_a_link_alone(tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(StateError, match=f"cannot resume from {tmp_path}: there is no checkpoint"):
         files.latest_state(tmp_path)
-
-
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-def test_an_optimizer_goes_on_where_it_was(kind):
-    settings = {"momentum": 0.9} if kind is torch.optim.SGD else {}
-
-    def steps(model, optimizer, count):
-        for _ in range(count):
-            optimizer.zero_grad()
-            model(torch.ones(2, 3)).square().sum().backward()
-            optimizer.step()
-
-    torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    optimizer = kind(model.parameters(), lr=0.01, **settings)
-    steps(model, optimizer, 2)
-    twin = nn.Linear(3, 2)
-    twin.load_state_dict(model.state_dict())
-    resumed = kind(twin.parameters(), lr=0.01, **settings)
-    tensors = {key: value.clone() for key, value in files.flatten_optimizer(optimizer).items()}
-    files.restore_optimizer(resumed, tensors)
-    steps(model, optimizer, 2)
-    steps(twin, resumed, 2)
-    assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)

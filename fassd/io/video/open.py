@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 
+from fassd.io.find import SEQUENCE, URL
 from fassd.io.images import MAX_PIXELS
 from fassd.io.levels import Range
-from fassd.io.sources import SEQUENCE, URL
 from fassd.io.video.reader import VideoReader
 from fassd.io.video.sequence import ImageSequence
 from fassd.io.video.source import DEFAULT_FPS, VideoSource

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from av.sidedata import sidedata
 
-from fassd.io.sources import CAMERA, URL
+from fassd.io.find import CAMERA, URL
 from fassd.io.video.source import DEFAULT_FPS, Frame, VideoError, VideoSource
 
 __all__ = ["DELAYS", "VideoReader"]

@@ -8,9 +8,9 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
+from fassd.io.find import sequence_files
 from fassd.io.images import MAX_PIXELS, ImageError, examine_image
 from fassd.io.levels import Range, as_range, told
-from fassd.io.sources import sequence_files
 from fassd.io.video.source import Frame, VideoError, VideoSource
 
 __all__ = ["ImageSequence"]

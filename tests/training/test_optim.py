@@ -2,8 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from fassd.training.schedule import poly_learning_rate
+from fassd.training.optim import flatten_optimizer, poly_learning_rate, restore_optimizer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 
@@ -29,3 +31,27 @@ def test_warmup_scales_the_first_steps():
 def test_outside_the_run(step):
     with pytest.raises(ValueError, match=f"from 0 to 9, got {step}"):
         poly_learning_rate(step, 0.1, 10)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_optimizer_goes_on_where_it_was(kind):
+    settings = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+
+    def steps(model, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = kind(model.parameters(), lr=0.01, **settings)
+    steps(model, optimizer, 2)
+    twin = nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    resumed = kind(twin.parameters(), lr=0.01, **settings)
+    tensors = {key: value.clone() for key, value in flatten_optimizer(optimizer).items()}
+    restore_optimizer(resumed, tensors)
+    steps(model, optimizer, 2)
+    steps(twin, resumed, 2)
+    assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)

@@ -1,0 +1,126 @@
+"""Output of commands: lines, tables and progress that no text from elsewhere can steer."""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape as escape_markup
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from fassd.io.palette import ClassInfo
+
+__all__ = [
+    "console",
+    "escape",
+    "escape_lines",
+    "progress",
+    "say",
+    "swatch",
+    "tell_results",
+    "visible",
+]
+
+IN_ASCII = {"±": "+-", "█": "#", "…": "..."}  # what our own tables hold
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode
+
+
+def visible(text: str, but: str = "") -> str:
+    """`text` with escapes for control characters, and for others that are not seen.
+
+    What names of files and classes hold can then neither steer the terminal nor look like
+    something else: C0, C1, marks of direction, lone surrogates, breaks of lines.
+
+    Args:
+        but: characters that stay.
+    """
+    if text.isprintable():
+        return text
+    stay = f"{but}\u200c\u200d"  # the joiners of emoji, and of letters
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in UNSEEN and char not in stay
+        else char
+        for char in text
+    )
+
+
+def escape(text: str) -> str:
+    """Markup of a text from elsewhere, which is printed as it is but for what is not seen."""
+    return escape_markup(visible(text))
+
+
+def escape_lines(text: str) -> str:
+    """Likewise of several lines; those after the first are set in, to be told from our own."""
+    return "\n  ".join(map(escape, text.split("\n")))
+
+
+def _encodable(error: UnicodeError) -> tuple[str, int]:
+    """Handler of characters that an output's encoding lacks, see `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    shown = (
+        IN_ASCII.get(char) or char.encode("ascii", "backslashreplace").decode() for char in missing
+    )
+    return "".join(shown), error.end
+
+
+codecs.register_error("fassd", _encodable)
+
+
+class _Console(Console):
+    """A console on which nothing that is printed steers the terminal but rich itself."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:  # which cells are measured by
+        return super().render_str(visible(text, but="\n"), **settings)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else visible(segment.text, but="\n")
+            yield Segment(text, segment.style, segment.control)
+
+
+def console(stderr: bool = False) -> Console:
+    """Where a command prints: all of it goes through here, or through `visible`."""
+    return _Console(stderr=stderr, highlight=False, emoji=False)
+
+
+def say(markup: str) -> None:
+    """A line for the person at the screen; on stderr, so that stdout holds results alone."""
+    console(stderr=True).print(markup, soft_wrap=True)
+
+
+def tell_results(results: Sequence[Path]) -> None:
+    """Say how many results of earlier runs are no sources, if any."""
+    if results:
+        say(f"passed over {len(results)}: results of earlier runs")
+
+
+def swatch(info: ClassInfo) -> str:
+    """A class as markup: its colour and its name."""
+    red, green, blue = info.color
+    return f"[rgb({red},{green},{blue})]██[/] {escape(info.name)}"
+
+
+def progress() -> Progress:
+    """A progress bar on stderr; silent where that is no terminal."""
+    screen = console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    )

@@ -1,0 +1,240 @@
+"""What learns: a network, the average of its weights, the optimizer, and one step of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fassd.data.card import Card
+from fassd.distributed import sum_over_ranks, world_size
+from fassd.io.palette import labels_by_name
+from fassd.models import NetworkInfo, create_model, load_checkpoint
+from fassd.models.info import remember
+from fassd.models.zoo import weights_file
+from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled_pictures
+from fassd.training.optim import (
+    create_optimizer,
+    flatten_optimizer,
+    moving_average,
+    poly_learning_rate,
+    restore_optimizer,
+)
+from fassd.training.precision import avoid_unsound_gradients
+from fassd.training.recipe import Recipe, RecipeError
+from fassd.training.state import OPTIMIZER
+from fassd.training.stream import MicroBatch
+from fassd.training.sync_norm import synchronize_batch_norm
+from fassd_kernels.accelerate import swap
+
+__all__ = ["Learner"]
+
+SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
+MODEL, AVERAGE, SCALER = "model.", "average.", "scaler"
+
+
+class Learner:
+    """A network with all that changes while it learns.
+
+    Args:
+        recipe: the settings.
+        card: whose classes the network tells apart.
+        device: where it learns.
+        start: whether to load the weights that the recipe starts from; a checkpoint has them all.
+        tell: called with what the loading of those weights has to say.
+
+    Attributes:
+        model: the network.
+        average: moving average of its weights; None unless the recipe has `ema`.
+        parallel: the network, which under torchrun shares gradients with the other processes.
+        optimizer, scaler, loss: as the recipe asks.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        card: Card,
+        device: torch.device,
+        *,
+        start: bool,
+        tell: Callable[[str], object],
+    ) -> None:
+        self.recipe = recipe
+        self.device = device
+        torch.manual_seed(recipe.seed)
+        self.model = _network(recipe, card, start, tell).to(device)
+        if recipe.channels_last:
+            # PyTorch's annotations have `memory_format` only together with a tensor or a dtype.
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = None if recipe.ema is None else moving_average(self.model, recipe.ema)
+        if recipe.accelerate:
+            # Swapped by hand, not by `accelerate`, which warns where there is nothing to swap.
+            self.model = swap(self.model, "auto", {})
+            if self.average is not None:
+                self.average.module = swap(self.average.module, "auto", {})
+        if recipe.sync_bn:
+            self.model = synchronize_batch_norm(self.model, device)
+        avoid_unsound_gradients(self.model, device, recipe.precision)
+        self.parallel: nn.Module = self.model
+        if world_size() > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.model, device_ids=ids)
+        self.optimizer = create_optimizer(recipe, self.model)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self.loss: BootstrappedCrossEntropy | CrossEntropy = (
+            BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold)
+            if recipe.loss == "bootstrapped"
+            else CrossEntropy()
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and shipped: the average if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def overflows(self) -> bool:
+        """Whether gradients overflow float16 at any scale of the loss."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE
+
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of optimizer step `step`, counted from 0."""
+        recipe = self.recipe
+        return poly_learning_rate(
+            step, recipe.learning_rate, recipe.steps, recipe.power, recipe.warmup
+        )
+
+    # ----------------------------------------------------------------------------------- learning
+
+    def learn(self, batch: list[MicroBatch], step: int) -> tuple[Tensor, Tensor]:
+        """Take optimizer step `step`, counted from 0.
+
+        Returns:
+            This process's share of the loss, and the number of pictures of all processes that have
+            a labelled pixel; both scalars on the device.
+
+        Raises:
+            RecipeError: micro-batches too small for batch norm.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        # The mean goes over the labelled pictures of all processes and micro-batches, so that it
+        # does not matter how a batch is shared out.
+        own = torch.stack([labelled_pictures(part.labels) for part in batch]).sum()
+        labelled = sum_over_ranks(own.to(self.device))
+        pictures = labelled.clamp_min(1)
+        self.parallel.train()
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(batch, start=1):
+            with self._accumulating(number < len(batch)):
+                total += self._backward(part, pictures)
+        if self.recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return total, labelled
+
+    def _accumulating(self, more: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged with the last micro-batch only."""
+        if more and isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _backward(self, part: MicroBatch, pictures: Tensor) -> Tensor:
+        """Add the gradients of a micro-batch; its share of the loss."""
+        images = part.images.to(self.device, non_blocking=True)
+        labels = part.labels.to(self.device, non_blocking=True)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        half = self.recipe.precision != "float32"
+        dtype = getattr(torch, self.recipe.precision)
+        with torch.autocast(self.device.type, dtype if half else None, enabled=half):
+            logits = self._forward(images)
+        share = self.loss.per_picture(logits, labels).sum() / pictures
+        # DistributedDataParallel averages gradients over the processes; the share is to be summed.
+        self.scaler.scale(share * world_size()).backward()
+        return share.detach()
+
+    def _forward(self, images: Tensor) -> Any:
+        try:
+            return self.parallel(images)
+        except ValueError as error:
+            count, _, height, width = images.shape
+            if "value per channel" not in str(error):
+                raise RecipeError(f"crop [{height}, {width}]: {error}") from error
+            raise RecipeError(
+                f"batch norm has a single value per channel to learn from ({error}): a micro-batch "
+                f"is {count} x {height}x{width} pixels; take a larger batch, a smaller accumulate "
+                "or a larger crop"
+            ) from error
+
+    # ------------------------------------------------------------------------------------- state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that learning changes, by name: weights, average, and optimizer."""
+
+        def named(prefix: str, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+            return ((f"{prefix}{key}", value) for key, value in values.items())
+
+        return {
+            **dict(named(MODEL, self.model.state_dict())),
+            **dict(named(AVERAGE, self.average.state_dict() if self.average is not None else {})),
+            **dict(named(OPTIMIZER, flatten_optimizer(self.optimizer))),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What else belongs to the state, as JSON: the scale of the loss in float16."""
+        return {SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Put back what `tensors` and `facts` gave."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {
+                key[len(prefix) :]: value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+
+        self.model.load_state_dict(part(MODEL))
+        if self.average is not None:
+            self.average.load_state_dict(part(AVERAGE))
+        restore_optimizer(self.optimizer, part(OPTIMIZER))
+        if SCALER in facts:
+            self.scaler.load_state_dict(facts[SCALER])
+
+
+def _network(recipe: Recipe, card: Card, start: bool, tell: Callable[[str], object]) -> nn.Module:
+    """The network of a recipe, with the weights that it starts from."""
+    model = create_model(recipe.model, card.num_classes, recipe.alpha)
+    weights = recipe.weights or ("imagenet" if recipe.encoder == "imagenet" else None)
+    if weights is not None and start:
+        file = weights_file(recipe.model, weights)
+        tell(str(load_checkpoint(model, file, strict=recipe.weights is None)))
+        _reorder_head(model, card.class_names)
+    remember(model, NetworkInfo.of(recipe.model, recipe.alpha, card.classes))
+    return model
+
+
+def _reorder_head(model: Any, wanted: list[str]) -> None:
+    """Put the head's channels into another order of the classes, if weights gave it these."""
+    try:
+        labels = labels_by_name(model, wanted)
+    except ValueError:  # other classes, which begin with what the head has
+        return
+    if labels is not None:
+        for parameter in model.finalConv.parameters():
+            parameter.data = parameter.data[np.argsort(labels)]

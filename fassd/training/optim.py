@@ -1,0 +1,97 @@
+"""Optimizers, their state, the learning rate over time, and the average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fassd.training.recipe import Recipe
+
+__all__ = [
+    "create_optimizer",
+    "flatten_optimizer",
+    "moving_average",
+    "poly_learning_rate",
+    "restore_optimizer",
+]
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def poly_learning_rate(
+    step: int, base: float, total_steps: int, power: float = 0.9, warmup_steps: int = 0
+) -> float:
+    """The rate in force at optimizer step `step`: base * (1 - (step + 1) / total) ** power.
+
+    The authors' scheduler was advanced once before the first step, hence the 1: of their 90,000
+    steps the first has 0.02 * (1 - 1/90000) ** 0.9, and the last one 0.
+
+    Args:
+        step: 0-based.
+        base: the largest rate.
+        total_steps: of the run.
+        power: 1 is linear.
+        warmup_steps: over which a factor rises from near 0 to 1.
+
+    Raises:
+        ValueError: `step` is not in 0 .. total_steps - 1.
+    """
+    if not 0 <= step < total_steps:
+        raise ValueError(f"step must be from 0 to {total_steps - 1}, got {step}")
+    rate = base * (1 - (step + 1) / total_steps) ** power
+    return rate * min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def create_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that a recipe names, of all parameters of `model`."""
+    settings: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **settings)
+    return torch.optim.AdamW(model.parameters(), betas=(recipe.momentum, 0.999), **settings)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state as "<parameter number>.<name>"."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, entries in state.items()
+        for name, value in entries.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `flatten_optimizer` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number_, entries in state.items():
+        for name, value in entries.items():
+            if value.shape == parameters[number_].shape:  # in the parameter's memory layout
+                entries[name] = torch.empty_like(parameters[number_], dtype=value.dtype).copy_(
+                    value
+                )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """A moving average of weights and batch norm statistics, younger at the beginning."""
+
+    def blend(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
+        steps = float(count)
+        share = 1 - min(decay, (1 + steps) / (10 + steps))
+        for average, current in zip(averages, currents, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current, share)
+            else:
+                average.copy_(current)
+
+    return AveragedModel(model, multi_avg_fn=torch.no_grad()(blend), use_buffers=True)
