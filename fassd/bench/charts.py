@@ -1,174 +1,102 @@
-"""The plots of `fassd bench`: speed-ups of every candidate, a network's time by layer or launch."""
+"""The charts of `fassd bench`: speed-ups of every candidate, time by layer or by launch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fassd.bench.candidates import EXTRA, OURS, REFERENCE, Candidate
+from fassd.bench.candidates import REFERENCE
 from fassd.bench.launches import LaunchReport
 from fassd.bench.layers import LayerReport
 from fassd.bench.peers import Comparison, PeerReport
-from fassd.bench.plotting import COLOURS, Bars, grouped_bars, layer_figure
+from fassd.bench.report.charts import (
+    BLACK,
+    COLOURS,
+    BarRow,
+    Bars,
+    Marks,
+    bar_rows,
+    candidate_colour,
+    check_matplotlib,
+    is_hatched,
+    layer_figure,
+    png,
+    row_figure,
+)
 from fassd.io.images import replacing
 
-__all__ = ["check_matplotlib", "draw", "draw_launches", "draw_layers", "draw_speedups"]
-
-# Bars of one colour that differ in their output or precision are told apart by hatching.
-SERIES_COLOURS = {
-    "channels_last": COLOURS["grey"],
-    "amp": COLOURS["yellow"],
-    "compile": COLOURS["sky"],
-    "max_autotune": COLOURS["green"],
-    "tensorrt": COLOURS["orange"],
-    "inductor": COLOURS["sky"],
-    "onnxruntime": COLOURS["green"],
-    "openvino": COLOURS["orange"],
-    "openvino_bf16": COLOURS["orange"],
-    (OURS, "float32"): COLOURS["vermilion"],
-    (OURS, "float16"): COLOURS["purple"],
-    (OURS, "bfloat16"): COLOURS["blue"],
-}
-
-
-def check_matplotlib() -> None:
-    """See whether plots can be drawn.
-
-    Raises:
-        ImportError: matplotlib is not installed; the message says how to install it.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"plots need matplotlib: {EXTRA}") from error
+__all__ = ["check_matplotlib", "draw"]
 
 
 def draw(path: Path, report: PeerReport | LayerReport | LaunchReport) -> None:
-    """Draw what suits the report, as PNG: `draw_speedups`, `draw_layers` or `draw_launches`."""
-    if isinstance(report, LayerReport):
-        draw_layers(path, report)
-    elif isinstance(report, LaunchReport):
-        draw_launches(path, report)
-    else:
-        draw_speedups(path, report)
-
-
-def draw_speedups(path: Path, report: PeerReport) -> None:
-    """Draw, as PNG, how many times faster than plain PyTorch in NCHW each candidate is.
-
-    One row of groups of bars for each size and batch, a group for each network. Candidates that
-    disagree, or were not timed beside plain PyTorch, have no bar.
-
-    Args:
-        path: the file; it is replaced only when the new one is complete.
+    """Draw a report of `fassd bench` as PNG; the file is replaced when the new one is complete.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     check_matplotlib()
-    from matplotlib.figure import Figure
+    if isinstance(report, LayerReport):
+        figure = layer_figure(report.to_json())
+    elif isinstance(report, LaunchReport):
+        figure = launch_figure(report)
+    else:
+        figure = speedup_figure(report)
+    with replacing(path) as file:
+        file.write(png(figure))
 
-    rows: dict[tuple[Any, ...], list[Comparison]] = {}
+
+def speedup_figure(report: PeerReport) -> Any:
+    """How many times faster than plain PyTorch in NCHW each candidate is.
+
+    One row of groups of bars for each size and batch, a group for each network. Candidates that
+    disagree, or were not timed beside plain PyTorch, have no bar.
+    """
+    places: dict[str, list[Comparison]] = {}
     for comparison in report.comparisons:
-        rows.setdefault((comparison.job.size, comparison.job.batch), []).append(comparison)
-    shown = {
+        (height, width), batch = comparison.job.size, comparison.job.batch
+        places.setdefault(f"{batch}x3x{height}x{width}", []).append(comparison)
+    candidates = {
         result.candidate.title: result.candidate
         for comparison in report.comparisons
         for result in comparison.results
         if result.candidate.key != REFERENCE and result.candidate.other is None
     }
-    groups = max(map(len, rows.values()))
-    # Inches: a bar holds its figure, upright at 7 points; a group is as wide as its name at least.
-    width = max(7.5, 1.5 + groups * max(1.4, 0.17 * (len(shown) + 1.5)))
-    figure = Figure(figsize=(width, 1.3 + 3.4 * len(rows)), layout="constrained")
+    rows: list[BarRow] = []
+    for place, comparisons in places.items():
+        speedups = [
+            {r.candidate.title: c.speedup(r, c.eager) for r in c.results} for c in comparisons
+        ]
+        series = [
+            Bars(
+                name,
+                [found.get(name) for found in speedups],
+                COLOURS[candidate_colour(candidate.key, candidate.dtype)],
+                is_hatched(candidate.key, candidate.dtype, candidate.output),
+            )
+            for name, candidate in candidates.items()
+        ]
+        rows.append((place, [comparison.job.model for comparison in comparisons], series))
     where = report.environment
-    figure.suptitle(
-        f"Speed-up over plain PyTorch (NCHW, float32)\n{where['cpu']}, {where['threads']} threads, "
-        f"torch {where['torch']}, {where['date'][:10]}",
-        fontsize=11,
+    return bar_rows(
+        rows,
+        title="Speed-up over plain PyTorch (NCHW, float32)\n"
+        f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date'][:10]}",
     )
-    panels = figure.subplots(len(rows), squeeze=False)[:, 0]
-    for axes, ((size, batch), comparisons) in zip(panels, rows.items(), strict=True):
-        _draw_groups(axes, comparisons, list(shown.values()))
-        axes.set_title(f"{batch}x3x{size[0]}x{size[1]}", fontsize=10)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=int(width / 2), fontsize=9)
-    _save(path, figure)
 
 
-def _draw_groups(axes: Any, comparisons: Sequence[Comparison], shown: Sequence[Candidate]) -> None:
-    series = [
-        Bars(
-            candidate.title,
-            [_speedup(comparison, candidate) for comparison in comparisons],
-            SERIES_COLOURS.get(candidate.key) or SERIES_COLOURS[candidate.key, candidate.dtype],
-            candidate.output == "labels"
-            or (candidate.key != OURS and candidate.dtype != "float32"),
-        )
-        for candidate in shown
-    ]
-    grouped_bars(axes, [comparison.job.model for comparison in comparisons], series)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _speedup(comparison: Comparison, candidate: Candidate) -> float | None:
-    found = (r for r in comparison.results if r.candidate.title == candidate.title)
-    result = next(found, None)
-    return None if result is None else comparison.speedup(result, comparison.eager)
-
-
-def draw_layers(path: Path, report: LayerReport) -> None:
-    """Draw, as PNG, the time of every fused call, with its prediction and arithmetic floor marked.
-
-    Args:
-        path: the file; it is replaced only when the new one is complete.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    check_matplotlib()
-    _save(path, layer_figure(report.to_json()))
-
-
-def draw_launches(path: Path, report: LaunchReport) -> None:
-    """Draw, as PNG, the predicted time of a GPU's launches, their floor, and the time measured.
-
-    Args:
-        path: the file; it is replaced only when the new one is complete.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    check_matplotlib()
-    from matplotlib.figure import Figure
-
+def launch_figure(report: LaunchReport) -> Any:
+    """The predicted time of a GPU's launches, their floor, and the time where it was measured."""
     prediction = report.prediction
     groups = prediction.groups()
-    figure = Figure(figsize=(9, 2 + 0.2 * len(groups)), layout="constrained")
-    axes = figure.add_subplot()
-    rows = range(len(groups))
-    predicted = [1e6 * group.total("predicted") for group in groups]
-    floors = [1e6 * group.total("floor") for group in groups]
-    axes.barh(rows, predicted, color="#56B4E9", label="predicted")
-    axes.plot(floors, rows, "|", color="black", markersize=9, label="floor")
+    times = {
+        what: [1e6 * group.total(what) for group in groups]
+        for what in ("predicted", "floor", *(["measured"] if prediction.replay else []))
+    }
+    marks: list[Marks] = [("floor", times["floor"], "|", BLACK)]
     if prediction.replay is not None:
-        measured = [1e6 * group.total("measured") for group in groups]
-        axes.plot(measured, rows, "D", color="#D55E00", markersize=4, label="measured, median")
+        marks.append(("measured, median", times["measured"], "D", COLOURS["vermilion"]))
     names = [
         f"{group.label}  {group.first.channels}" + (f"  x{group.count}" if group.count > 1 else "")
         for group in groups
     ]
-    axes.set_yticks(rows, names, fontsize=7)
-    axes.invert_yaxis()
-    axes.margins(y=0.01)
-    axes.set_xlabel("us")
-    figure.legend(loc="outside lower center", ncols=3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(prediction.title, fontsize=11)
-    _save(path, figure)
-
-
-def _save(path: Path, figure: Any) -> None:
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    return row_figure(names, ("predicted", times["predicted"]), marks, "us", prediction.title)

@@ -71,6 +71,20 @@ class Source:
     def date(self) -> str:
         return str(self.environment.get("date", ""))
 
+    @property
+    def description(self) -> str:
+        """The file with its device, threads, versions, date and commit, where it tells them."""
+        facts = self.environment
+        details = (
+            facts.get("device") or facts.get("cpu"),
+            facts.get("threads") and f"{facts['threads']} threads",
+            facts.get("instruction_set"),
+            facts.get("torch") and f"torch {facts['torch']}",
+            self.date[:10],
+            facts.get("commit") and f"commit {str(facts['commit'])[:12]}",
+        )
+        return ", ".join([self.name, *(str(detail) for detail in details if detail)])
+
     def at(self, *keys: str | int) -> Figure:
         """The figure under these keys."""
         return Figure(self, tuple(keys))
@@ -82,6 +96,21 @@ class Figure:
 
     source: Source
     keys: tuple[str | int, ...]
+    link = ""
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return self.source.name
+
+    @property
+    def description(self) -> str:
+        return self.source.description
+
+    @property
+    def place(self) -> str:
+        """File and place in it, in one line."""
+        return f"{self.name}#{self.pointer}"
 
     @property
     def pointer(self) -> str:
@@ -114,6 +143,12 @@ class Origin:
 
     text: str
     link: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.text
+
+    description = place = name
 
 
 def resolve(content: Any, keys: Sequence[str | int]) -> Any:
