@@ -8,21 +8,19 @@ from typing import Any
 from fassd.bench.candidates import REFERENCE
 from fassd.bench.launches import LaunchReport
 from fassd.bench.layers import LayerReport
-from fassd.bench.peers import Comparison, PeerReport
+from fassd.bench.peers import OTHER, PeerReport
 from fassd.bench.report.charts import (
     BLACK,
     COLOURS,
-    BarRow,
-    Bars,
     Marks,
     bar_rows,
-    candidate_colour,
     check_matplotlib,
-    is_hatched,
     layer_figure,
     png,
     row_figure,
 )
+from fassd.bench.report.figures import Way, bars_by_way
+from fassd.bench.report.results import Figure, Source, job_of
 from fassd.io.images import replacing
 
 __all__ = ["check_matplotlib", "draw"]
@@ -51,31 +49,24 @@ def speedup_figure(report: PeerReport) -> Any:
     One row of groups of bars for each size and batch, a group for each network. Candidates that
     disagree, or were not timed beside plain PyTorch, have no bar.
     """
-    places: dict[str, list[Comparison]] = {}
-    for comparison in report.comparisons:
-        (height, width), batch = comparison.job.size, comparison.job.batch
-        places.setdefault(f"{batch}x3x{height}x{width}", []).append(comparison)
-    candidates = {
-        result.candidate.title: result.candidate
-        for comparison in report.comparisons
-        for result in comparison.results
-        if result.candidate.key != REFERENCE and result.candidate.other is None
-    }
-    rows: list[BarRow] = []
-    for place, comparisons in places.items():
-        speedups = [
-            {r.candidate.title: c.speedup(r, c.eager) for r in c.results} for c in comparisons
-        ]
-        series = [
-            Bars(
-                name,
-                [found.get(name) for found in speedups],
-                COLOURS[candidate_colour(candidate.key, candidate.dtype)],
-                is_hatched(candidate.key, candidate.dtype, candidate.output),
-            )
-            for name, candidate in candidates.items()
-        ]
-        rows.append((place, [comparison.job.model for comparison in comparisons], series))
+    source = Source("", "comparisons", report.to_json())
+    places: dict[str, list[Figure]] = {}
+    ways: dict[Way, None] = {}  # each once, in their order
+    for index, comparison in enumerate(source.content["comparisons"]):
+        figure = source.at("comparisons", index)
+        places.setdefault(job_of(figure).shape, []).append(figure)
+        for result in comparison["results"]:
+            if result["key"] != REFERENCE and result["kind"] != OTHER:
+                way = Way(result["name"], result["key"], result["dtype"], result["output"])
+                ways[way] = None
+    rows = [
+        (
+            place,
+            [job_of(comparison).model for comparison in comparisons],
+            bars_by_way(comparisons, list(ways)),
+        )
+        for place, comparisons in places.items()
+    ]
     where = report.environment
     return bar_rows(
         rows,

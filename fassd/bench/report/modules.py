@@ -94,21 +94,24 @@ def factorisation_plot(context: Sequence[Figure], size: str) -> Plot:
 
     dapf, square, (aspp, *_) = of("DAPF"), of("DAPF with 3x3"), of("ASPP")
     alphas = [value["alpha"] for value in dapf]
-    whole, unfactorised = ("DAPF", "sky", "o", False), ("DAPF with 3x3", "grey", "s", True)
+    whole = partial(Series, "DAPF", alphas, colour="sky")
+    unfactorised = partial(Series, "DAPF with 3x3", alphas, colour="grey", marker="s", dashed=True)
+    ours = partial(Series, "DAPF, ours", alphas, colour="vermilion", marker="D")
 
-    def operations(values: list[Mapping[str, Any]], label: str, *style: Any) -> Series:
-        return Series(label, alphas, [value["macs"] / 1e9 for value in values], *style)
+    def macs(values: list[Mapping[str, Any]]) -> list[float]:
+        return [value["macs"] / 1e9 for value in values]
 
-    def times(values: list[Mapping[str, Any]], form: str, label: str, *style: Any) -> Series:
+    def times(values: list[Mapping[str, Any]], form: str) -> dict[str, Any]:
         timings = [value[form] for value in values]
-        middle = [1e3 * timing["median_s"] for timing in timings]
-        spread = [1e3 * timing["spread_s"] for timing in timings]
-        return Series(label, alphas, middle, *style, spread)
+        return {
+            "y": [1e3 * timing["median_s"] for timing in timings],
+            "spread": [1e3 * timing["spread_s"] for timing in timings],
+        }
 
-    series = [times(dapf, "eager", *whole), times(square, "eager", *unfactorised)]
+    series = [whole(**times(dapf, "eager")), unfactorised(**times(square, "eager"))]
     lines = [("ASPP", 1e3 * aspp["eager"]["median_s"], "green")]
     if all(value["fused"] for value in dapf):
-        series.append(times(dapf, "fused", "DAPF, ours", "vermilion", "D", False))
+        series.append(ours(**times(dapf, "fused")))
     if aspp["fused"]:
         lines.append(("ASPP, ours", 1e3 * aspp["fused"]["median_s"], "orange"))
     ticks = [(float(alpha), str(alpha)) for alpha in alphas]
@@ -117,7 +120,7 @@ def factorisation_plot(context: Sequence[Figure], size: str) -> Plot:
             "operations",
             "alpha",
             "GMACs",
-            [operations(dapf, *whole), operations(square, *unfactorised)],
+            [whole(macs(dapf)), unfactorised(macs(square))],
             ticks=ticks,
             lines=[("ASPP", aspp["macs"] / 1e9, "green")],
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from fassd.bench.costs.counts import analyze
@@ -27,11 +27,10 @@ from fassd.bench.report.figures import (
     quoted,
     ratio,
     rounds,
-    speedup,
     table_by_way,
 )
 from fassd.bench.report.page import Cell, Plot, Section, Table
-from fassd.bench.report.results import Collection, Figure, Origin, job_of
+from fassd.bench.report.results import Collection, Figure, JobKey, Origin, job_of
 from fassd.models import VARIANTS, create_model, list_models
 
 __all__ = [
@@ -54,6 +53,8 @@ AUTHORS = Origin(
     "G. Sanchez-Perez, K. Yanai, FASSD-Net, IEEE T-ITS 2021, and the authors' talk: Cityscapes "
     "validation, 1024x2048, GTX 1080 Ti"
 )
+Jobs = dict[JobKey, Figure]
+
 ICNET = Origin(
     "H. Zhao et al., ICNet for Real-Time Semantic Segmentation on High-Resolution Images, ECCV "
     "2018, comparison with PSPNet: Cityscapes test, 1024x2048, Titan X (Maxwell)"
@@ -117,7 +118,7 @@ def speedup_plot(results: Collection, models: Sequence[str] | None = None) -> Pl
     ways = [w for w in WAYS if w is not EAGER and any(w.of(c) for c in comparisons)]
     if not ways:
         return None
-    series = bars_by_way(comparisons, ways, lambda way, c: speedup(way.of(c), EAGER.of(c)))
+    series = bars_by_way(comparisons, ways)
     best = max((h for bars in series for h in bars.heights if h), default=0)
     return Plot(
         "speedups",
@@ -251,130 +252,86 @@ SCALED = (EAGER, CHANNELS_LAST, INDUCTOR, OURS_LOGITS, OURS_HALF)
 MARKERS = {EAGER: "s", CHANNELS_LAST: "^", INDUCTOR: "v", OURS_HALF: "D"}
 
 
-@dataclass(frozen=True)
-class Place:
-    """A comparison at its place in the scaling of a network."""
-
-    comparison: Figure
-    size: tuple[int, int]
-    batch: int
-    threads: int
-
-    @property
-    def picture(self) -> str:
-        return f"{self.size[0]}x{self.size[1]}"
-
-    @property
-    def megapixels(self) -> float:
-        return self.size[0] * self.size[1] / 1e6
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What varies from place to place.
-
-    Attributes:
-        heading: heading of the table's first column.
-        panel: the plot's panel, without lines and ticks.
-        places: where it was measured.
-        x: place on the horizontal axis, with its label.
-        y: from a time in seconds to what the panel shows.
-    """
-
-    heading: str
-    panel: Panel
-    places: Sequence[Place]
-    x: Callable[[Place], tuple[float, str]]
-    y: Callable[[Place, float], float]
-
-
 def scaling(results: Collection, model: str = "fassd_net") -> Section:
     """Time over size, batch and threads, of one network."""
     title = "Scaling with size, batch and threads"
-    sweeps = list(sweeps_of(results, model))
-    if not sweeps:
+    jobs = {job_of(c): c for c in results.comparisons() if job_of(c).model == model}
+    own = results.machine[1] if results.machine else 0
+    batched = next((j.size for j in jobs if j.batch > 1 and j.threads == own), "")
+    threaded = next((j.size for j in jobs if j.batch == 1 and j.threads != own), "")
+    rate = "pictures per second"
+    sweeps = (
+        (
+            "size",
+            Panel("one picture", "size, megapixels", "ms per picture", log=True),
+            {j: c for j, c in jobs.items() if (j.batch, j.threads) == (1, own)},
+            lambda j: (j.height * j.width / 1e6, j.size),
+            lambda j, seconds: 1e3 * seconds,
+        ),
+        (
+            f"batch of {batched}",
+            Panel(f"batches of {batched}", "pictures per call", rate, log=True),
+            {j: c for j, c in jobs.items() if (j.size, j.threads) == (batched, own)},
+            lambda j: (j.batch, str(j.batch)),
+            lambda j, seconds: j.batch / seconds,
+        ),
+        (
+            f"threads, {threaded}",
+            Panel(f"threads, one {threaded}", "threads", rate),
+            {j: c for j, c in jobs.items() if (j.size, j.batch) == (threaded, 1)},
+            lambda j: (j.threads, str(j.threads)),
+            lambda j, seconds: 1 / seconds,
+        ),
+    )
+    swept = [sweep(*each) for each in sweeps if len(each[2]) > 1]
+    if not swept:
         return missing(title, "other sizes, batches and threads", MEASURE)
-    used = [place.comparison for sweep in sweeps for place in sweep.places]
+    used = [comparison for each in sweeps if len(each[2]) > 1 for comparison in each[2].values()]
     plot = Plot(
         "scaling",
-        partial(line_figure, list(map(swept_panel, sweeps))),
+        partial(line_figure, [panel for panel, _ in swept]),
         "Lines of time over size, and of pictures per second over batch and threads",
         f"{model}: medians of {rounds(used)} interleaved rounds; bars: half the interquartile "
         "range.",
         sources_of(used),
     )
-    return Section(title, (), (plot, *map(swept_table, sweeps)))
+    return Section(title, (), (plot, *(table for _, table in swept)))
 
 
-def sweeps_of(results: Collection, model: str) -> Iterator[Sweep]:
-    """Sizes and batches on all of the machine's threads, then threads; each from two places on."""
-    places = []
-    for comparison in results.comparisons():
-        name, height, width, batch, threads = job_of(comparison)
-        if name == model:
-            places.append(Place(comparison, (height, width), batch, threads))
-    own = results.machine[1] if results.machine else 0
-    of_machine = [place for place in places if place.threads == own]
-    single = [place for place in places if place.batch == 1]
-    batched = next((place.size for place in of_machine if place.batch > 1), None)
-    threaded = next((place.size for place in single if place.threads != own), None)
+def sweep(
+    heading: str,
+    panel: Panel,
+    jobs: Jobs,
+    x: Callable[[JobKey], tuple[float, str]],
+    y: Callable[[JobKey, float], float],
+) -> tuple[Panel, Table]:
+    """Panel and table of jobs that differ in one thing.
 
-    found = sorted((p for p in of_machine if p.batch == 1), key=lambda p: p.megapixels)
-    if len(found) > 1:
-        panel = Panel("one picture", "size, megapixels", "ms per picture", log=True)
-        yield Sweep("size", panel, found, lambda p: (p.megapixels, p.picture), lambda p, s: 1e3 * s)
-    found = sorted((p for p in of_machine if p.size == batched), key=lambda p: p.batch)
-    if len(found) > 1:
-        size, rate = found[0].picture, "pictures per second"
-        panel = Panel(f"batches of {size}", "pictures per call", rate, log=True)
-        yield Sweep(
-            f"batch of {size}",
-            panel,
-            found,
-            lambda p: (p.batch, str(p.batch)),
-            lambda p, s: p.batch / s,
-        )
-    found = sorted((p for p in single if p.size == threaded), key=lambda p: p.threads)
-    if len(found) > 1:
-        size = found[0].picture
-        panel = Panel(f"threads, one {size}", "threads", "pictures per second")
-        yield Sweep(
-            f"threads, {size}",
-            panel,
-            found,
-            lambda p: (p.threads, str(p.threads)),
-            lambda p, s: 1 / s,
-        )
-
-
-def swept_panel(sweep: Sweep) -> Panel:
-    """A line for each way that was measured, and agrees, at every place."""
-    ticks = [sweep.x(place) for place in sweep.places]
+    Args:
+        heading: heading of the table's first column.
+        panel: without its lines, one for each way that was measured, and agrees, in every job.
+        x: place on the horizontal axis, with its label.
+        y: what the panel shows for a time in seconds.
+    """
+    order = sorted(jobs, key=x)
+    ticks = [x(job) for job in order]
     lines = []
     for way in SCALED:
-        results = [way.of(place.comparison) for place in sweep.places]
-        timed = [r.value for r in results if r is not None and agrees(r)]
-        if len(timed) < len(results):
-            continue
-        middle, spread = [], []
-        for place, timing in zip(sweep.places, timed, strict=True):
-            median = timing["median_s"]
-            middle.append(sweep.y(place, median))
-            spread.append(abs(sweep.y(place, median + timing["spread_s"]) - middle[-1]))
-        x, marker = [x for x, _ in ticks], MARKERS.get(way, "o")
-        lines.append(Series(way.label, x, middle, way.colour, marker, way.hatched, spread))
-    return replace(sweep.panel, series=lines, ticks=ticks)
-
-
-def swept_table(sweep: Sweep) -> Table:
-    entries = [(sweep.x(place)[1], place.comparison) for place in sweep.places]
-    caption = (
-        f"Milliseconds per call, by {sweep.heading}; speed-up of ours in float32 over PyTorch."
-    )
-    table = table_by_way(sweep.heading, entries, SCALED, milliseconds, caption)
+        results = [way.of(jobs[job]) for job in order]
+        timed = [(j, r.value) for j, r in zip(order, results, strict=True) if r and agrees(r)]
+        if len(timed) == len(order):
+            middle = [y(j, t["median_s"]) for j, t in timed]
+            edges = [y(j, t["median_s"] + t["spread_s"]) for j, t in timed]
+            spread = [abs(edge - m) for edge, m in zip(edges, middle, strict=True)]
+            xs, marker = [place for place, _ in ticks], MARKERS.get(way, "o")
+            lines.append(Series(way.label, xs, middle, way.colour, marker, way.hatched, spread))
+    entries = [(name, jobs[job]) for job, (_, name) in zip(order, ticks, strict=True)]
+    caption = f"Milliseconds per call, by {heading}; speed-up of ours in float32 over PyTorch."
+    table = table_by_way(heading, entries, SCALED, milliseconds, caption)
     ratios = [ratio(OURS_LABELS.of(c) or OURS_LOGITS.of(c), EAGER.of(c)) for _, c in entries]
     rows = [(*row, cell) for row, cell in zip(table.rows, ratios, strict=True)]
-    return replace(table, headings=(*table.headings, "speed-up"), rows=rows)
+    table = replace(table, headings=(*table.headings, "speed-up"), rows=rows)
+    return replace(panel, series=lines, ticks=ticks), table
 
 
 # ----------------------------------------------------------------------------------------- memory
@@ -411,7 +368,7 @@ def memory(results: Collection) -> Section:
 
 def peak(result: Figure | None) -> float | None:
     """Peak memory in MiB."""
-    size = result and result.get("peak_memory_bytes")
+    size = None if result is None else result.get("peak_memory_bytes")
     return None if size is None else size / 2**20
 
 
@@ -429,7 +386,7 @@ def other_networks(results: Collection) -> Section:
     """Networks of others that do the same job, where they were measured."""
     title = "Other networks with the same job"
     rows: list[tuple[Cell, ...]] = []
-    compared: dict[tuple[object, ...], Figure] = {}
+    compared: Jobs = {}
     for comparison in results.every_comparison():
         kinds = [result.get("kind") for result in comparison.value["results"]]
         if OTHER in kinds and job_of(comparison) not in compared:
@@ -452,7 +409,7 @@ def rows_with_others(comparison: Figure) -> Iterator[tuple[Cell, ...]]:
     """Ours, the same network in PyTorch, then those of others."""
     job = comparison.value["job"]
     cost = analyze(create_model(job["model"], job["classes"], job["alpha"]), tuple(job["size"]))
-    size = Cell(f"{job['batch']}x3x{job['size'][0]}x{job['size'][1]}")
+    size = Cell(job_of(comparison).shape)
     title = VARIANTS[job["model"]].title
     for name, way in ((f"{title}, ours", OURS_LOGITS), (f"{title}, PyTorch", EAGER)):
         result, strong = way.of(comparison), way is OURS_LOGITS

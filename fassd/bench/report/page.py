@@ -232,12 +232,3 @@ def svg(plot: Plot) -> Markup:
     label = html.escape(plot.text)
     start = f'<svg role="img" aria-label="{label}" style="max-width: {width}px" '
     return Markup(drawing.replace("<svg ", start, 1))
-
-
-def all_cells(sections: Sequence[Section]) -> Iterator[Cell]:
-    """Every cell of every table."""
-    for section in sections:
-        for block in section.blocks:
-            if isinstance(block, Table):
-                for row in block.rows:
-                    yield from row

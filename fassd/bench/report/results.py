@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fassd.bench.candidates import OURS, REFERENCE
 from fassd.bench.peers import OTHER
 from fassd.io.untrusted import read_json
 
-__all__ = ["KINDS", "Collection", "Figure", "Machine", "Origin", "Source", "collect", "resolve"]
+__all__ = ["KINDS", "Collection", "Figure", "JobKey", "Origin", "Source", "collect", "resolve"]
 
 KINDS = {
     "comparisons": "fassd bench --peers",
@@ -96,7 +96,6 @@ class Figure:
 
     source: Source
     keys: tuple[str | int, ...]
-    link = ""
 
     @property
     def name(self) -> str:
@@ -142,7 +141,6 @@ class Origin:
     """Where a figure that nobody measured here comes from: a publication, or a count."""
 
     text: str
-    link: str = ""
 
     @property
     def name(self) -> str:
@@ -177,11 +175,8 @@ class Collection:
         return None if first is None else first.machine
 
     def comparisons(self) -> list[Figure]:
-        """Comparisons of the page's machine, one for each job, the most complete one.
-
-        A job is a network at a size, batch and number of threads.
-        """
-        best: dict[tuple[Any, ...], Figure] = {}
+        """Comparisons of the page's machine, one for each job, the most complete one."""
+        best: dict[JobKey, Figure] = {}
         for figure in self.every_comparison():
             job = job_of(figure)
             if job not in best or completeness(figure) > completeness(best[job]):
@@ -204,19 +199,36 @@ class Collection:
         machine, own = source.machine, self.machine
         return own is not None and (machine[0], machine[3]) == (own[0], own[3])
 
-    def comparison(
-        self, model: str, size: tuple[int, int], batch: int = 1, threads: int | None = None
-    ) -> Figure | None:
-        """The comparison of a network, on as many threads as the page's machine has."""
-        wanted = (model, *size, batch, threads or (self.machine or ("", 0))[1])
+    def comparison(self, model: str, size: tuple[int, int]) -> Figure | None:
+        """The comparison of a network, one picture at a time, on the page's number of threads."""
+        wanted = (model, *size, 1, self.machine[1] if self.machine else 0)
         return next((c for c in self.comparisons() if job_of(c) == wanted), None)
 
 
-def job_of(comparison: Figure) -> tuple[str, int, int, int, int]:
-    """Network, height, width, batch, threads."""
+class JobKey(NamedTuple):
+    """What was measured; comparisons with equal ones are of the same job."""
+
+    model: str
+    height: int
+    width: int
+    batch: int
+    threads: int
+
+    @property
+    def size(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @property
+    def shape(self) -> str:
+        """The network's input."""
+        return f"{self.batch}x3x{self.size}"
+
+
+def job_of(comparison: Figure) -> JobKey:
     job = comparison.value["job"]
     threads = job["threads"] or comparison.source.environment["threads"]
-    return (job["model"], *job["size"], job["batch"], threads)
+    height, width = job["size"]
+    return JobKey(job["model"], height, width, job["batch"], threads)
 
 
 def completeness(comparison: Figure) -> tuple[bool, int]:
