@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +34,29 @@ def draw(path: Path, report: PeerReport | LayerReport | LaunchReport) -> None:
         ImportError: matplotlib is not installed.
     """
     check_matplotlib()
-    if isinstance(report, LayerReport):
-        figure = layer_figure(report.to_json())
-    elif isinstance(report, LaunchReport):
+    if isinstance(report, LaunchReport):
         figure = launch_figure(report)
+    elif isinstance(report, LayerReport):
+        figure = layer_figure(report.to_json())
     else:
-        figure = speedup_figure(report)
+        figure = speedup_figure(report.to_json())
     with replacing(path) as file:
         file.write(png(figure))
 
 
-def speedup_figure(report: PeerReport) -> Any:
-    """How many times faster than plain PyTorch in NCHW each candidate is.
+def speedup_figure(content: Mapping[str, Any]) -> Any:
+    """How many times faster than plain PyTorch in NCHW each candidate of a `PeerReport` is.
 
     One row of groups of bars for each size and batch, a group for each network. Candidates that
     disagree, or were not timed beside plain PyTorch, have no bar.
+
+    Args:
+        content: what `PeerReport.to_json` gives.
     """
-    source = Source("", "comparisons", report.to_json())
+    source = Source("", "comparisons", content)
     places: dict[str, list[Figure]] = {}
     ways: dict[Way, None] = {}  # each once, in their order
-    for index, comparison in enumerate(source.content["comparisons"]):
+    for index, comparison in enumerate(content["comparisons"]):
         figure = source.at("comparisons", index)
         places.setdefault(job_of(figure).shape, []).append(figure)
         for result in comparison["results"]:
@@ -67,7 +71,7 @@ def speedup_figure(report: PeerReport) -> Any:
         )
         for place, comparisons in places.items()
     ]
-    where = report.environment
+    where = source.environment
     return bar_rows(
         rows,
         title="Speed-up over plain PyTorch (NCHW, float32)\n"
