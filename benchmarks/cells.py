@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 
 from benchmarks.rows import Record
+from fassd.bench.markdown import markdown_table
 
 NONE = "-"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"{line}\n" for line in markdown_table(header, rows))
 
 
 def escape(text: str) -> str:

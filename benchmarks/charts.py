@@ -19,19 +19,20 @@ from benchmarks.peers import (
     TRITON_GRAPH,
 )
 from benchmarks.rows import Row, rows_by_subject, speedup
-from fassd.bench import plotting
-from fassd.bench.plotting import Bars, grouped_bars
+from fassd.bench.report import charts
+from fassd.bench.report.charts import BarRow, Bars, bar_rows, check_matplotlib, png
+from fassd.io.images import replacing
 
 COLOURS = {
-    FOLDED: plotting.COLOURS["grey"],
-    CUDNN_RELU: plotting.COLOURS["yellow"],
-    COMPILE: plotting.COLOURS["sky"],
-    MAX_AUTOTUNE: plotting.COLOURS["green"],
-    TRITON: plotting.COLOURS["orange"],
-    TRITON_GRAPH: plotting.COLOURS["purple"],
-    NATIVE: plotting.COLOURS["vermilion"],
-    DEPENDENT: plotting.COLOURS["blue"],
-    CHOSEN: plotting.BLACK,
+    FOLDED: charts.COLOURS["grey"],
+    CUDNN_RELU: charts.COLOURS["yellow"],
+    COMPILE: charts.COLOURS["sky"],
+    MAX_AUTOTUNE: charts.COLOURS["green"],
+    TRITON: charts.COLOURS["orange"],
+    TRITON_GRAPH: charts.COLOURS["purple"],
+    NATIVE: charts.COLOURS["vermilion"],
+    DEPENDENT: charts.COLOURS["blue"],
+    CHOSEN: charts.BLACK,
 }
 PARTS = ("networks", "modules", "operators")
 
@@ -49,34 +50,13 @@ def draw(path: Path, report: Mapping[str, Any]) -> Path | None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from fassd.bench.charts import check_matplotlib
-    from fassd.io.images import replacing
-
-    panels = {part: subjects_of(report, part) for part in PARTS}
-    panels = {part: subjects for part, subjects in panels.items() if subjects}
-    if not panels:
+    rows = [bar_row(part, subjects) for part in PARTS if (subjects := subjects_of(report, part))]
+    if not rows:
         return None
     check_matplotlib()
-    from matplotlib.figure import Figure
-
-    groups = max(map(len, panels.values()))
-    # Inches: a bar holds its figure, upright at 7 points; a group is as wide as its name at least.
-    size = (max(8.0, 1.5 + 1.4 * groups), 1.5 + 3.4 * len(panels))
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(f"Speed-up over eager PyTorch\n{report['device']}, {report['date'][:10]}")
-    every_axes = figure.subplots(len(panels), squeeze=False)[:, 0]
-    for axes, (part, subjects) in zip(every_axes, panels.items(), strict=True):
-        draw_groups(axes, subjects)
-        first = next(iter(subjects.values()))[0]
-        axes.set_title(f"{part}, {first.picture} {first.case['dtype']}", fontsize=10)
-    handles = {
-        label: handle
-        for axes in figure.axes
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9)
+    title = f"Speed-up over eager PyTorch\n{report['device']}, {report['date'][:10]}"
     with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+        file.write(png(bar_rows(rows, title=title)))
     return path
 
 
@@ -101,7 +81,7 @@ def figure_of(row: Row) -> float | None:
     return speedup(row.form, row.eager) if "timing" in row.form else None
 
 
-def draw_groups(axes: Any, subjects: Mapping[str, Sequence[Row]]) -> None:
+def bar_row(part: str, subjects: Mapping[str, Sequence[Row]]) -> BarRow:
     """A group of bars for each subject, a bar for each form that has a figure anywhere."""
     figures = {
         form: [
@@ -115,8 +95,7 @@ def draw_groups(axes: Any, subjects: Mapping[str, Sequence[Row]]) -> None:
         for form, heights in figures.items()
         if any(heights)
     ]
+    first = next(iter(subjects.values()))[0]
     # "HarDBlock base.4" in two lines, "MDA(63, 2)" in one.
     names = [name.replace(" ", "" if "(" in name else "\n") for name in subjects]
-    grouped_bars(axes, names, series)
-    axes.tick_params("x", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    return f"{part}, {first.picture} {first.case['dtype']}", names, series

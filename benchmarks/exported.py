@@ -29,6 +29,7 @@ from benchmarks.environment import ROOT
 from benchmarks.store import write_atomically
 from fassd.bench import stopwatch
 from fassd.bench.machine import environment
+from fassd.bench.markdown import markdown_table
 from fassd.data import normalize
 from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
 from fassd.io.images import replacing
@@ -201,18 +202,16 @@ def table(content: dict[str, Any]) -> str:
         f"to plain PyTorch's, and mIoU: on {STREETS} generated streets that the weights never "
         "saw.*",
         "",
-        "| file, runtime | ms | labels equal | mIoU | MiB | export, s |",
-        "|---|---:|---:|---:|---:|---:|",
     ]
+    headings = ("file, runtime", "ms", "labels equal", "mIoU", "MiB", "export, s")
+    rows = []
     for row in content["exported"]:
         time_ = f"{1e3 * row['median_s']:.0f} ±{1e3 * row['spread_s']:.0f}"
         mebibytes = f"{row['bytes'] / 2**20:.1f}" if "bytes" in row else ""
         seconds = f"{row['export_seconds']:.0f}" if "bytes" in row else ""
-        lines.append(
-            f"| {row['name']} | {time_} | {row['labels_equal_percent']:.3f}% | "
-            f"{100 * row['miou']:.2f}% | {mebibytes} | {seconds} |"
-        )
-    return "\n".join(lines) + "\n"
+        equal, miou = f"{row['labels_equal_percent']:.3f}%", f"{100 * row['miou']:.2f}%"
+        rows.append((row["name"], time_, equal, miou, mebibytes, seconds))
+    return "\n".join([*lines, *markdown_table(headings, rows, names=1)]) + "\n"
 
 
 if __name__ == "__main__":

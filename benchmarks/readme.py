@@ -18,7 +18,7 @@ from benchmarks.documents import replaced
 from benchmarks.environment import ROOT
 from fassd.bench.report import collect
 from fassd.bench.report.networks import HEADLINE, ablation, headline_table, speedup_plot
-from fassd.bench.report.page import Plot, markdown_table, png
+from fassd.bench.report.page import Plot
 from fassd.bench.report.results import Collection
 from fassd.io.images import replacing
 
@@ -54,7 +54,7 @@ def headline(results: Collection) -> str:
     table = headline_table(results)
     if table is None:
         raise ValueError(f"no comparison of {', '.join(HEADLINE)} in {RESULTS}")
-    return "\n".join(markdown_table(table))
+    return "\n".join(table.markdown())
 
 
 def drawn_from(path: Path) -> str | None:
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file.write(text)
     for path, plot in plots(results):
         with replacing(path) as file:
-            file.write(png(plot, {DIGEST: digest(plot)}, DPI))
+            file.write(plot.content(DPI, {DIGEST: digest(plot)}))
     return 0
 
 

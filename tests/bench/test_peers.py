@@ -28,10 +28,11 @@ from fassd.bench.candidates import (
     onnx_runtime,
     other_network,
 )
-from fassd.bench.charts import SERIES_COLOURS, draw_speedups
+from fassd.bench.charts import draw
 from fassd.bench.jobs import Job
 from fassd.bench.others import MMSEG, OTHERS, OtherNetwork, prepare_for_inference
 from fassd.bench.peers import PeerReport, run_peers
+from fassd.bench.report.charts import COLOURS, candidate_colour
 from fassd.bench.results import JobResults, Result, Results
 from fassd.models import create_model
 
@@ -408,13 +409,13 @@ def test_speedups():
 def test_plot_shows_bars_in_proportion(tmp_path: Path):
     report = report_of(made_by_hand(eager=6.0, inductor=3.0, onnxruntime=1.5))
     path = tmp_path / "new" / "peers.png"
-    draw_speedups(path, report)
+    draw(path, report)
     with Image.open(path) as image:
         assert image.format == "PNG"
         picture = np.asarray(image.convert("RGB")).astype(int)
     heights = []
     for key in ("inductor", "onnxruntime"):
-        colour = [int(SERIES_COLOURS[key][i : i + 2], 16) for i in (1, 3, 5)]
+        colour = [int(COLOURS[candidate_colour(key, "float32")][i : i + 2], 16) for i in (1, 3, 5)]
         heights.append((picture == colour).all(2).sum(0).max())
     assert heights[0] > 50
     assert heights[1] == pytest.approx(2 * heights[0], rel=0.1)  # the legend's sample is in both
@@ -423,7 +424,7 @@ def test_plot_shows_bars_in_proportion(tmp_path: Path):
 def test_plot_without_matplotlib_tells_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"plots need matplotlib: pip install 'fassd-net\[bench"):
-        draw_speedups(tmp_path / "peers.png", report_of(made_by_hand(eager=1.0)))
+        draw(tmp_path / "peers.png", report_of(made_by_hand(eager=1.0)))
     assert not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,7 @@ import fassd
 import fassd_kernels
 from fassd.bench import layers as layer_report
 from fassd.bench import stopwatch
-from fassd.bench.charts import draw_layers
+from fassd.bench.charts import draw
 from fassd.bench.costs.counts import analyze
 from fassd.bench.costs.roofline import (
     Convolution,
@@ -209,7 +209,7 @@ def test_json(report):
 def test_plot_has_a_bar_for_every_call(report, tmp_path: Path):
     path = tmp_path / "layers.png"
     same = stopwatch.Timing((1e-3,))  # bars of one length
-    draw_layers(path, replace(report, layers=[replace(x, timing=same) for x in report.layers]))
+    draw(path, replace(report, layers=[replace(x, timing=same) for x in report.layers]))
     with Image.open(path) as image:
         assert image.format == "PNG"
         picture = np.asarray(image.convert("RGB"))

@@ -122,7 +122,12 @@ def test_what_is_asked_for_and_impossible_fails(
 
 
 def test_weights_cards_and_presets_are_in_the_wheel(built: Built) -> None:
-    for pattern in ("weights/*.safetensors", "weights/README.md", "data/cards/*.yaml"):
+    for pattern in (
+        "weights/*.safetensors",
+        "weights/README.md",
+        "data/cards/*.yaml",
+        "bench/report/templates/*",
+    ):
         own = sorted(path.name for path in (ROOT / "fassd").glob(pattern))
         assert own and own == sorted(path.name for path in built.contents.glob(f"fassd/{pattern}"))
     presets = {path.stem for path in built.contents.glob("fassd/training/presets/*.yaml")}

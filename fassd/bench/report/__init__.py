@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fassd
 from fassd.bench.report import modules, networks
+from fassd.bench.report.charts import check_matplotlib
 from fassd.bench.report.page import Page, to_html, to_markdown
 from fassd.bench.report.results import Collection, collect
 from fassd.io.images import replacing
@@ -64,8 +65,6 @@ def write_report(folder: Path, page: Page) -> list[Path]:
         ImportError: matplotlib is not installed; the message says how to install it.
         OSError: the folder cannot be written to.
     """
-    from fassd.bench.charts import check_matplotlib
-
     check_matplotlib()
     markdown, files = to_markdown(page)
     contents = {

@@ -7,8 +7,9 @@ over a map twice where a 3x3 passes once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -80,15 +81,15 @@ class PlainMDA(nn.Module):
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A module at its place.
+class Member:
+    """A module at its place in FASSD-Net.
 
     Attributes:
-        group: "context" or the MDA's place; only entries of one group are compared.
-        name: what tables call it.
+        group: "context" or the MDA's place; only members of one group are compared.
+        name, alpha: its name in tables; DAPF's alpha.
         build: makes it.
-        channels, reduction: of its input, and by how much the map is smaller than the picture.
-        alpha: of DAPF and what stands beside it.
+        channels, reduction: channels of its input, and by how much the map is smaller than the
+            picture.
         fused: whether there is a fused form.
     """
 
@@ -106,7 +107,7 @@ class Entry:
     """What one module came to.
 
     Attributes:
-        group, name, alpha: as in `Subject`.
+        group, name, alpha: those of its `Member`.
         map_shape: (N, C, H, W) of its input.
         macs, params: multiply-accumulates of its convolutions, parameters.
         eager: plain PyTorch, channels_last.
@@ -124,14 +125,8 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """Every figure of it; times in seconds."""
-        return {
-            **{name: value for name, value in asdict(self).items() if name not in TIMINGS},
-            "eager": self.eager.to_json(),
-            "fused": self.fused and self.fused.to_json(),
-        }
-
-
-TIMINGS = ("eager", "fused")
+        fused = self.fused and self.fused.to_json()
+        return {**vars(self), "eager": self.eager.to_json(), "fused": fused}
 
 
 @dataclass(frozen=True)
@@ -145,29 +140,24 @@ class FactorisationReport:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dump`."""
-        return {
-            "environment": self.environment,
-            "size": self.size,
-            "dtype": "float32",
-            "modules": [entry.to_json() for entry in self.modules],
-            "notes": self.notes,
-        }
+        modules = [entry.to_json() for entry in self.modules]
+        return {**vars(self), "dtype": "float32", "modules": modules}
 
 
-def subjects() -> Iterator[Subject]:
+def members() -> Iterator[Member]:
     context = (CONTEXT_CHANNELS, CONTEXT_REDUCTION)
-    yield Subject("context", "ASPP", partial(ASPP, CONTEXT_CHANNELS), *context)
+    yield Member("context", "ASPP", partial(ASPP, CONTEXT_CHANNELS), *context)
     for alpha in ALPHAS:
-        yield Subject("context", "DAPF", partial(DAPF, CONTEXT_CHANNELS, alpha), *context, alpha)
+        yield Member("context", "DAPF", partial(DAPF, CONTEXT_CHANNELS, alpha), *context, alpha)
         square = partial(SquareDAPF, CONTEXT_CHANNELS, alpha)
-        yield Subject("context", "DAPF with 3x3", square, *context, alpha, fused=False)
+        yield Member("context", "DAPF with 3x3", square, *context, alpha, fused=False)
     for channels, dilation, reduction in MDAS:
         group = f"MDA({channels}, {dilation})"
         place = (channels, reduction)
-        yield Subject(group, "MDA", partial(MDA, channels, dilation), *place)
+        yield Member(group, "MDA", partial(MDA, channels, dilation), *place)
         unfactorised = partial(SquareMDA, channels, dilation)
-        yield Subject(group, "MDA with 3x3", unfactorised, *place, fused=False)
-        yield Subject(group, "plain 3x3", partial(PlainMDA, channels), *place, fused=False)
+        yield Member(group, "MDA with 3x3", unfactorised, *place, fused=False)
+        yield Member(group, "plain 3x3", partial(PlainMDA, channels), *place, fused=False)
 
 
 def run_factorisation(
@@ -191,57 +181,50 @@ def run_factorisation(
     """
     if min(size) < CONTEXT_REDUCTION or any(side % CONTEXT_REDUCTION for side in size):
         raise ValueError(f"size must be multiples of {CONTEXT_REDUCTION}, got {size[0]}x{size[1]}")
-    groups: dict[str, list[Subject]] = {}
-    for subject in subjects():
-        groups.setdefault(subject.group, []).append(subject)
     entries: list[Entry] = []
     notes: list[str] = []
     with torch_threads(threads), torch.no_grad():
         where = environment()
-        for group, members in groups.items():
-            step(f"factorisation: {group}")
-            entries += measure_group(members, size, repeats, warmup, notes)
+        for name, group in groupby(members(), lambda member: member.group):
+            step(f"factorisation: {name}")
+            entries += measure_group(list(group), size, repeats, warmup, notes)
     return FactorisationReport(where, size, tuple(entries), tuple(notes))
 
 
 def measure_group(
-    members: list[Subject], size: tuple[int, int], repeats: int, warmup: int, notes: list[str]
-) -> list[Entry]:
+    group: list[Member], size: tuple[int, int], repeats: int, warmup: int, notes: list[str]
+) -> Iterator[Entry]:
     """The entries of one group; adds to `notes` why one has no fused time."""
     import fassd_kernels
 
-    calls: dict[tuple[int, str], Callable[[], Tensor]] = {}
+    calls: dict[str, Callable[[], Tensor]] = {}
     modules: list[nn.Module] = []
     shapes: list[tuple[int, ...]] = []
-    for index, subject in enumerate(members):
+    for index, member in enumerate(group):
         torch.manual_seed(0)
-        shape = (1, subject.channels, *(side // subject.reduction for side in size))
-        x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
-        module = subject.build().apply(init_weights).eval()
+        shapes.append((1, member.channels, *(side // member.reduction for side in size)))
+        x = torch.randn(shapes[-1]).contiguous(memory_format=torch.channels_last)
+        module = member.build().apply(init_weights).eval()
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         modules.append(module)
-        shapes.append(shape)
-        calls[index, "eager"] = partial(module, x)
-        if subject.fused:
+        calls[f"{index} eager"] = partial(module, x)
+        if member.fused:
             fused = fassd_kernels.accelerate(module)
             expected = module(x)
             error = ((fused(x) - expected).norm() / expected.norm()).item()
             if error <= TOLERANCE:
-                calls[index, "fused"] = partial(fused, x)
+                calls[f"{index} fused"] = partial(fused, x)
             else:
-                notes.append(f"{subject.name}: the fused output is off by {error:.1e}, not timed")
-    named = {f"{index} {form}": call for (index, form), call in calls.items()}
-    timings = stopwatch.compare(named, repeats=repeats, warmup=warmup)
-    return [
-        Entry(
-            subject.group,
-            subject.name,
-            subject.alpha,
-            shapes[index],
-            count_macs(modules[index], shapes[index]),
-            sum(parameter.numel() for parameter in modules[index].parameters()),
+                notes.append(f"{member.name}: the fused output is off by {error:.1e}, not timed")
+    timings = stopwatch.compare(calls, repeats=repeats, warmup=warmup)
+    for index, (member, module, shape) in enumerate(zip(group, modules, shapes, strict=True)):
+        yield Entry(
+            member.group,
+            member.name,
+            member.alpha,
+            shape,
+            count_macs(module, shape),
+            sum(parameter.numel() for parameter in module.parameters()),
             timings[f"{index} eager"],
             timings.get(f"{index} fused"),
         )
-        for index, subject in enumerate(members)
-    ]

@@ -23,10 +23,9 @@ from fassd.models.zoo import default_weights
 __all__ = ["Part", "measure", "parts"]
 
 QUICK_PEERS = (REFERENCE, "channels_last", OURS)
-SCALING_PEERS = (REFERENCE, "channels_last", OURS)
 SIZES = ((256, 512), (512, 1024), (1024, 2048))
 MIDDLE_SIZE = (512, 1024)
-BATCHES = (1, 2, 4, 8)
+BATCHES = (2, 4, 8)
 DETAILED = "fassd_net"
 
 Step = Callable[[str], object]
@@ -37,9 +36,9 @@ class Part:
     """One results file.
 
     Attributes:
-        name: of the file, without its ending.
+        name: name of the file, without its ending.
         text: what it holds, in a few words.
-        run: measures it; what comes back has `to_json`.
+        run: measures it and returns a report, which has `to_json`.
     """
 
     name: str
@@ -62,8 +61,8 @@ def parts(
         repeats: rounds.
     """
     keys = None if full else QUICK_PEERS
-    base = partial(Job, threads=threads, repeats=repeats, warmup=1, memory=full)
-    jobs = [base(name, weights=default_weights(name), size=size) for name in list_models()]
+    base = partial(Job, threads=threads, repeats=repeats, warmup=1, memory=False)
+    jobs = [base(n, weights=default_weights(n), size=size, memory=full) for n in list_models()]
     dtypes = ["float32", "float16", "bfloat16"] if full else ["float32", "float16"]
     yield Part(
         "networks",
@@ -73,19 +72,19 @@ def parts(
     detailed = partial(base, DETAILED, weights=default_weights(DETAILED))
     sizes = [side for side in SIZES if side[0] < size[0]] or [size]
     middle = MIDDLE_SIZE if MIDDLE_SIZE in sizes else sizes[-1]
-    scaled = [detailed(size=side) for side in sizes]
-    scaled += [detailed(size=middle, batch=batch) for batch in BATCHES if batch > 1]
-    counts = fewer_threads(threads or torch.get_num_threads())
     # The environment of a report tells the threads of its first job.
-    scaled += [detailed(size=middle, threads=count) for count in counts]
+    scaled = [
+        *(detailed(size=side) for side in sizes),
+        *(detailed(size=middle, batch=batch) for batch in BATCHES),
+        *(
+            detailed(size=middle, threads=count)
+            for count in fewer_threads(threads or torch.get_num_threads())
+        ),
+    ]
     yield Part(
         "scaling",
         "sizes, batches and threads",
-        lambda step: run_peers(
-            [without_memory(job) for job in scaled],
-            candidates(["float32", "float16"], SCALING_PEERS),
-            step=step,
-        ),
+        lambda step: run_peers(scaled, candidates(["float32", "float16"], QUICK_PEERS), step=step),
     )
     yield Part(
         "modules",
@@ -93,23 +92,15 @@ def parts(
         lambda step: run_factorisation(size, repeats=repeats + 2, threads=threads, step=step),
     )
     yield Part(
-        "layers", "every fused call", lambda step: run_layers(detailed(size=size), step=step)
+        "layers",
+        "every fused call",
+        lambda step: run_layers(detailed(size=size, memory=full), step=step),
     )
 
 
 def fewer_threads(count: int) -> list[int]:
     """Numbers of threads below `count`: halves of it."""
-    found = []
-    while count > 1:
-        count //= 2
-        found.append(count)
-    return found
-
-
-def without_memory(job: Job) -> Job:
-    from dataclasses import replace
-
-    return replace(job, memory=False)
+    return [count >> halvings for halvings in range(1, count.bit_length())]
 
 
 def measure(folder: Path, wanted: Iterator[Part], step: Step = lambda _: None) -> Iterator[Path]:

@@ -8,24 +8,23 @@ from itertools import takewhile
 from typing import Any
 
 from fassd.bench.costs.counts import Complexity, analyze
-from fassd.bench.plotting import layer_figure
-from fassd.bench.report.networks import (
+from fassd.bench.report.charts import Panel, Series, layer_figure, line_figure
+from fassd.bench.report.figures import (
     COUNTED,
+    MEASURE,
     counted,
     in_milliseconds,
     milliseconds,
     missing,
     ratio,
 )
-from fassd.bench.report.page import Cell, Picture, Plot, Section, Table, blank
-from fassd.bench.report.plots import Panel, Series, line_figure
+from fassd.bench.report.page import Cell, Picture, Plot, Section, Table
 from fassd.bench.report.results import Collection, Figure, Origin
 from fassd.models import VARIANTS, create_model
 
 __all__ = ["benchmarks", "dead_taps", "factorisation", "gpus", "layers", "panel"]
 
 TALK = Origin("the authors' talk on FASSD-Net: half the operations at alpha 2")
-MEASURE = "fassd report -o DIR --measure"
 
 
 # ----------------------------------------------------------------------------------- factorisation
@@ -39,123 +38,102 @@ def factorisation(results: Collection) -> Section:
         return missing(title, "the modules", MEASURE)
     entries = [source.at("modules", index) for index in range(len(source.content["modules"]))]
     context = [e for e in entries if e.value["group"] == "context"]
-    aspp = next(e for e in context if e.value["name"] == "ASPP")
     decoder = [e for e in entries if e.value["group"] != "context"]
     size = "x".join(map(str, source.content["size"]))
-    branch = "(1 + 1/alpha) / 3"
-    paragraphs = (
+    paragraph = (
         "A dilated 3x3 from C to w channels takes 9 C w multiply-accumulates per pixel, a 3x1 and "
-        f"a 1x3 take 3 C w + 3 w². With w = C / alpha that is {branch} of it: one half at alpha 2, "
-        "which is the saving that the authors' talk gives. Whole modules save less, since their "
-        "1x1 convolutions stay; against ASPP (five branches of 256 channels, a reconstruction) "
-        "they save more. Time need not follow operations: two passes over a map cost more than "
-        "one.",
+        "a 1x3 take 3 C w + 3 w². With w = C / alpha that is (1 + 1/alpha) / 3 of it: one half at "
+        "alpha 2, which is the saving that the authors' talk gives. Whole modules save less, since "
+        "their 1x1 convolutions stay; against ASPP (five branches of 256 channels, a "
+        "reconstruction) they save more. Time need not follow operations: two passes over a map "
+        "cost more than one."
     )
-    return Section(
-        title,
-        paragraphs,
-        (
-            factorisation_plot(context, aspp, size),
-            module_table(
-                context, aspp, f"Context modules on 224 channels, picture {size}.", "ASPP"
-            ),
-            module_table(decoder, None, f"MDA at its three places, picture {size}.", "plain 3x3"),
-        ),
+    blocks = (
+        factorisation_plot(context, size),
+        module_table(context, "ASPP", f"Context modules on 224 channels, picture {size}."),
+        module_table(decoder, "plain 3x3", f"MDA at its three places, picture {size}."),
     )
+    return Section(title, (paragraph,), blocks)
 
 
-def module_table(
-    entries: Sequence[Figure], base: Figure | None, caption: str, base_name: str
-) -> Table:
-    """Operations, parameters and time; ratios over `base`, or over the group's `base_name`."""
+def module_table(entries: Sequence[Figure], base: str, caption: str) -> Table:
+    """Operations, their ratio over the group's module `base`, parameters and time."""
+    bases = {e.value["group"]: e for e in entries if e.value["name"] == base}
     rows = []
     for entry in entries:
-        value = entry.value
-        over = base or next(
-            e
-            for e in entries
-            if e.value["group"] == value["group"] and e.value["name"] == base_name
-        )
+        value, over = entry.value, bases[entry.value["group"]]
         alpha = f", alpha {value['alpha']}" if value["alpha"] else ""
         place = "" if value["group"] == "context" else f"{value['group']}: "
         fused = entry.at("fused") if value["fused"] else None
-        where = (entry.at("macs"), over.at("macs"))
+        macs = entry.at("macs")
+        share = f"{100 * value['macs'] / over.value['macs']:.0f}%"
         rows.append(
             (
                 Cell(f"{place}{value['name']}{alpha}"),
-                Cell(f"{value['macs'] / 1e9:.3f}", (entry.at("macs"),), "counted"),
-                Cell(f"{100 * value['macs'] / over.value['macs']:.0f}%", where, "counted"),
-                Cell(f"{value['params']:,}", (entry.at("params"),), "counted"),
+                counted(f"{value['macs'] / 1e9:.3f}", macs),
+                counted(share, macs, over.at("macs")),
+                counted(f"{value['params']:,}", entry.at("params")),
                 milliseconds(entry.at("eager")),
                 milliseconds(fused, strong=True),
                 ratio(fused, entry.at("eager")),
             )
         )
-    headings = (
-        "module",
-        "GMACs",
-        f"of {base_name}",
-        "parameters",
-        "PyTorch, ms",
-        "ours, ms",
-        "speed-up",
-    )
     counts = {entry.value["eager"]["n"] for entry in entries}
-    note = (
+    return Table(
+        ("module", "GMACs", f"of {base}", "parameters", "PyTorch, ms", "ours, ms", "speed-up"),
+        rows,
         f"{caption} PyTorch in channels_last, float32, medians of {min(counts)} interleaved rounds "
-        "± half the interquartile range."
+        "± half the interquartile range.",
     )
-    return Table(headings, tuple(rows), note)
 
 
-def factorisation_plot(context: Sequence[Figure], aspp: Figure, size: str) -> Plot:
-    def of(name: str) -> list[Figure]:
-        found = [entry for entry in context if entry.value["name"] == name]
-        return sorted(found, key=lambda entry: entry.value["alpha"])
+def factorisation_plot(context: Sequence[Figure], size: str) -> Plot:
+    def of(name: str) -> list[Mapping[str, Any]]:
+        found = [entry.value for entry in context if entry.value["name"] == name]
+        return sorted(found, key=lambda value: value["alpha"] or 0)
 
-    dapf, square = of("DAPF"), of("DAPF with 3x3")
-    alphas = [entry.value["alpha"] for entry in dapf]
+    dapf, square, (aspp, *_) = of("DAPF"), of("DAPF with 3x3"), of("ASPP")
+    alphas = [value["alpha"] for value in dapf]
+    whole = partial(Series, "DAPF", alphas, colour="sky")
+    unfactorised = partial(Series, "DAPF with 3x3", alphas, colour="grey", marker="s", dashed=True)
+    ours = partial(Series, "DAPF, ours", alphas, colour="vermilion", marker="D")
+
+    def macs(values: list[Mapping[str, Any]]) -> list[float]:
+        return [value["macs"] / 1e9 for value in values]
+
+    def times(values: list[Mapping[str, Any]], form: str) -> dict[str, Any]:
+        timings = [value[form] for value in values]
+        return {
+            "y": [1e3 * timing["median_s"] for timing in timings],
+            "spread": [1e3 * timing["spread_s"] for timing in timings],
+        }
+
+    series = [whole(**times(dapf, "eager")), unfactorised(**times(square, "eager"))]
+    lines = [("ASPP", 1e3 * aspp["eager"]["median_s"], "green")]
+    if all(value["fused"] for value in dapf):
+        series.append(ours(**times(dapf, "fused")))
+    if aspp["fused"]:
+        lines.append(("ASPP, ours", 1e3 * aspp["fused"]["median_s"], "orange"))
     ticks = [(float(alpha), str(alpha)) for alpha in alphas]
-
-    def times(
-        entries: Sequence[Figure], form: str, label: str, colour: str, marker: str, dashed: bool
-    ) -> Series:
-        values = [entry.value[form] for entry in entries]
-        middle = [1e3 * value["median_s"] for value in values]
-        spread = [1e3 * value["spread_s"] for value in values]
-        return Series(label, alphas, middle, colour, marker, dashed, spread)
-
-    operations = Panel(
-        "operations",
-        "alpha",
-        "GMACs",
-        [
-            Series("DAPF", alphas, [e.value["macs"] / 1e9 for e in dapf], "sky"),
-            Series(
-                "DAPF with 3x3", alphas, [e.value["macs"] / 1e9 for e in square], "grey", "s", True
-            ),
-        ],
-        ticks=ticks,
-        lines=[("ASPP", aspp.value["macs"] / 1e9, "green")],
-    )
-    series = [
-        times(dapf, "eager", "DAPF", "sky", "o", False),
-        times(square, "eager", "DAPF with 3x3", "grey", "s", True),
+    panels = [
+        Panel(
+            "operations",
+            "alpha",
+            "GMACs",
+            [whole(macs(dapf)), unfactorised(macs(square))],
+            ticks=ticks,
+            lines=[("ASPP", aspp["macs"] / 1e9, "green")],
+        ),
+        Panel("time", "alpha", "ms", series, ticks=ticks, lines=lines),
     ]
-    lines = [("ASPP", 1e3 * aspp.value["eager"]["median_s"], "green")]
-    if all(entry.value["fused"] for entry in dapf):
-        series.append(times(dapf, "fused", "DAPF, ours", "vermilion", "D", False))
-    if aspp.value["fused"]:
-        lines.append(("ASPP, ours", 1e3 * aspp.value["fused"]["median_s"], "orange"))
-    time = Panel("time", "alpha", "ms", series, ticks=ticks, lines=lines)
     return Plot(
         "factorisation",
-        partial(line_figure, [operations, time]),
+        partial(line_figure, panels),
         "Operations and time of DAPF by alpha, with ASPP as a line",
         f"DAPF by alpha at picture size {size}: operations counted, time measured (PyTorch in "
-        f"channels_last unless ours; n = {aspp.value['eager']['n']}, bars: half the interquartile "
+        f"channels_last unless ours; n = {aspp['eager']['n']}, bars: half the interquartile "
         "range). Dotted: ASPP.",
-        (aspp.source.at("modules"), TALK),
+        (context[0].source.at("modules"), TALK),
     )
 
 
@@ -163,27 +141,36 @@ def factorisation_plot(context: Sequence[Figure], aspp: Figure, size: str) -> Pl
 
 HEIGHTS = (256, 320, 384, 416, 512, 640, 720, 768, 1024, 1280, 1536, 2048, 2560)
 TABLE_HEIGHTS = (256, 512, 1024, 2048)
-WITH_DAPF = ("fassd_net", "fassd_net_l1", "fassd_net_l2")
+STYLES = {
+    "fassd_net": ("vermilion", "o"),
+    "fassd_net_l1": ("blue", "s"),
+    "fassd_net_l2": ("green", "^"),
+}
+"""Colour and marker of the networks that have DAPF."""
 
 
 def dead_taps(results: Collection) -> Section:
     """Where DAPF's dilated taps read only padding, by input size."""
-    costs = {
-        name: [analyze(create_model(name), (height, 2 * height)) for height in HEIGHTS]
-        for name in WITH_DAPF
-    }
-    lines = [
-        Series(
-            VARIANTS[name].title,
-            HEIGHTS,
-            [100 * wasted(cost)[0] / wasted(cost)[1] for cost in costs[name]],
-            colour,
-            marker,
-        )
-        for name, colour, marker in zip(
-            WITH_DAPF, ("vermilion", "blue", "green"), ("o", "s", "^"), strict=True
-        )
-    ]
+    lines, rows = [], []
+    for name, style in STYLES.items():
+        network = create_model(name)
+        costs = {height: analyze(network, (height, 2 * height)) for height in HEIGHTS}
+        shares = [100 * dead / total for dead, total in map(wasted, costs.values())]
+        lines.append(Series(VARIANTS[name].title, HEIGHTS, shares, *style))
+        for height in TABLE_HEIGHTS:
+            cost = costs[height]
+            dead, total = wasted(cost)
+            rows.append(
+                (
+                    Cell(VARIANTS[name].title),
+                    Cell(f"{height}x{2 * height}"),
+                    counted("x".join(map(str, map_size(cost)))),
+                    counted(inert(cost, axis=0)),
+                    counted(inert(cost, axis=1)),
+                    counted(f"{dead / 1e6:.1f}"),
+                    counted(f"{100 * dead / total:.0f}%"),
+                )
+            )
     panel = Panel(
         "taps that read only padding",
         "picture height (width is twice that), pixels",
@@ -200,46 +187,23 @@ def dead_taps(results: Collection) -> Section:
         "every pixel of the map. At 100% less the share, DAPF is what is left.",
         (COUNTED,),
     )
-    rows = []
-    for name in WITH_DAPF:
-        for height in TABLE_HEIGHTS:
-            cost = costs[name][HEIGHTS.index(height)]
-            dead, total = wasted(cost)
-            dilations = {tap.dilation for tap in cost.dead_taps if "DAPF" in tap.name}
-            rows.append(
-                (
-                    Cell(VARIANTS[name].title),
-                    Cell(f"{height}x{2 * height}"),
-                    counted("x".join(map(str, map_size(cost)))),
-                    counted(inert(cost, axis=0)),
-                    counted(inert(cost, axis=1)),
-                    counted(f"{dead / 1e6:.1f}"),
-                    counted(f"{100 * dead / total:.0f}%" if dilations or dead == 0 else ""),
-                )
-            )
-    table = Table(
-        (
-            "network",
-            "picture",
-            "DAPF's map",
-            "3x1 inert at dilation",
-            "1x3 inert at dilation",
-            "saved, MMACs",
-            "of DAPF",
-        ),
-        tuple(rows),
-        "An inert convolution has only its middle tap left: it is a 1x1.",
-        names=2,
+    headings = (
+        "network",
+        "picture",
+        "DAPF's map",
+        "3x1 inert at dilation",
+        "1x3 inert at dilation",
+        "saved, MMACs",
+        "of DAPF",
     )
-    return Section(
-        "Dead dilation taps",
-        (
-            "Where a dilation is not smaller than the map's side, the outer taps of that "
-            "convolution read nothing but padding. The fused kernels skip them; PyTorch "
-            "multiplies by zero. Scores on small pictures say nothing about DAPF.",
-        ),
-        (plot, table),
+    caption = "An inert convolution has only its middle tap left: it is a 1x1."
+    paragraph = (
+        "Where a dilation is not smaller than the map's side, the outer taps of that "
+        "convolution read nothing but padding. The fused kernels skip them; PyTorch "
+        "multiplies by zero. Scores on small pictures say nothing about DAPF."
     )
+    table = Table(headings, rows, caption, names=2)
+    return Section("Dead dilation taps", (paragraph,), (plot, table))
 
 
 def wasted(cost: Complexity) -> tuple[int, int]:
@@ -295,8 +259,6 @@ def layers(results: Collection) -> Section:
 
 # --------------------------------------------------------------------------------------- operators
 
-RATIO_FORM = "{:.2f}x"
-
 
 def benchmarks(results: Collection) -> Section:
     """What `pytest benchmarks/` measured, one row for each group."""
@@ -313,20 +275,17 @@ def benchmarks(results: Collection) -> Section:
             continue
         titles.setdefault(facts["candidate"], facts["title"])
         groups.setdefault(entry["group"], {})[facts["candidate"]] = source.at("benchmarks", index)
-    rows = []
     shared = shared_words(list(groups))
+    rows = []
     for group, members in groups.items():
-        eager = members.get("eager")
-        cells = []
-        for candidate in titles:
-            entry = members.get(candidate)
-            cells.append(benchmark_cell(entry))
-        ours = members.get("native")
-        own = group.removesuffix(", " + shared) if shared else group
-        rows.append((Cell(own), *cells, benchmark_ratio(ours, eager)))
+        timed = {name: entry.at("stats") for name, entry in members.items()}
+        cells = [benchmark_cell(timed.get(candidate)) for candidate in titles]
+        name = group.removesuffix(", " + shared) if shared else group
+        speedup = ratio(timed.get("native"), timed.get("eager"), strong=True, median="median")
+        rows.append((Cell(name), *cells, speedup))
     table = Table(
         ("group", *titles.values(), "speed-up"),
-        tuple(rows),
+        rows,
         f"{shared + ': m' if shared else 'M'}illiseconds, medians ± half the interquartile range; "
         "each was compared with the float64 reference before it was timed. Speed-up: of ours over "
         "eager.",
@@ -341,45 +300,32 @@ def shared_words(groups: Sequence[str]) -> str:
     return ", ".join(reversed([words[0] for words in shared]))
 
 
-def benchmark_cell(entry: Figure | None) -> Cell:
-    if entry is None:
-        return blank()
-    stats = entry.value["stats"]
-    text = in_milliseconds(stats["median"], stats["iqr"] / 2)
-    return Cell(text, (entry.at("stats", "median"),), "measured")
-
-
-def benchmark_ratio(entry: Figure | None, over: Figure | None) -> Cell:
-    if entry is None or over is None:
-        return blank()
-    where = (entry.at("stats", "median"), over.at("stats", "median"))
-    value = over.value["stats"]["median"] / entry.value["stats"]["median"]
-    return Cell(RATIO_FORM.format(value), where, "measured", strong=True)
+def benchmark_cell(stats: Figure | None) -> Cell:
+    if stats is None:
+        return Cell()
+    text = in_milliseconds(stats.value["median"], stats.value["iqr"] / 2)
+    return Cell(text, (stats.at("median"),), "measured")
 
 
 # -------------------------------------------------------------------------------------------- GPUs
 
 
 def gpus(results: Collection) -> Section:
-    """What was measured on GPUs; else what the time model predicts."""
-    title = "GPUs"
-    measured = list(results.of("items"))
-    predicted = next(results.of("predictions"), None)
-    blocks: list[Table] = []
+    """What was measured on GPUs, and what the time model predicts where there is such a file."""
+    blocks = [gpu_table(source.at("items"), source.content) for source in results.of("items")]
     paragraphs = []
-    for source in measured:
-        blocks.append(gpu_table(source.at("items"), source.content))
-    if not measured:
+    if not blocks:
         paragraphs.append(
             "Nothing was measured on a GPU yet. What follows is a prediction of a model of bytes, "
             "operations and launches that no measurement has calibrated; `make gpu-report` "
             "measures."
         )
+    predicted = next(results.of("predictions"), None)
     if predicted is not None:
         blocks.append(prediction_table(predicted.at("predictions")))
     if not blocks:
-        return missing(title, "a GPU", "make gpu-report")
-    return Section(title, tuple(paragraphs), tuple(blocks))
+        return missing("GPUs", "a GPU", "make gpu-report")
+    return Section("GPUs", paragraphs, blocks)
 
 
 def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
@@ -403,7 +349,7 @@ def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
                 )
             )
     caption = f"Measured on {report.get('device', '')}, {str(report.get('date', ''))[:10]}."
-    return Table(("network", "input", "form", "ms"), tuple(rows), caption, names=3)
+    return Table(("network", "input", "form", "ms"), rows, caption, names=3)
 
 
 def prediction_table(predictions: Figure) -> Table:
@@ -415,8 +361,8 @@ def prediction_table(predictions: Figure) -> Table:
             (
                 Cell(f"`{value['network']}`"),
                 Cell(f"{value['batch']}x3x{value['size'][0]}x{value['size'][1]} {value['dtype']}"),
-                Cell(str(value["launches"]), (at("launches"),), "counted"),
-                Cell(f"{1e3 * value['floor_s']:.3f}", (at("floor_s"),), "counted"),
+                counted(str(value["launches"]), at("launches")),
+                counted(f"{1e3 * value['floor_s']:.3f}", at("floor_s")),
                 Cell(f"{1e3 * value['predicted_s']:.3f}", (at("predicted_s"),), "predicted"),
                 Cell(f"{frames:.0f}", (at("predicted_frames_per_second"),), "predicted"),
             )
@@ -424,7 +370,7 @@ def prediction_table(predictions: Figure) -> Table:
     gpu = predictions.value[0]["gpu"]
     return Table(
         ("network", "input", "launches", "floor, ms", "predicted, ms", "predicted frames/s"),
-        tuple(rows),
+        rows,
         f"Predicted for {gpu}, labels out; floor: every byte once at full bandwidth, or every "
         "operation at the full rate.",
         names=2,

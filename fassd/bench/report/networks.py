@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from fassd.bench.candidates import OURS, REFERENCE
 from fassd.bench.costs.counts import analyze
-from fassd.bench.plotting import COLOURS, Bars
-from fassd.bench.report.page import Cell, Picture, Plot, Section, Table, blank
-from fassd.bench.report.plots import Panel, Point, Series, bar_figure, line_figure, scatter_figure
-from fassd.bench.report.results import Collection, Figure, Origin, job_of
+from fassd.bench.report.charts import Panel, Point, Series, bar_figure, line_figure, scatter_figure
+from fassd.bench.report.figures import (
+    CHANNELS_LAST,
+    EAGER,
+    INDUCTOR,
+    MEASURE,
+    OURS_HALF,
+    OURS_LABELS,
+    OURS_LOGITS,
+    WAYS,
+    agrees,
+    bars_by_way,
+    counted,
+    frames,
+    milliseconds,
+    missing,
+    quoted,
+    ratio,
+    rounds,
+    table_by_way,
+)
+from fassd.bench.report.page import Cell, Plot, Section, Table
+from fassd.bench.report.results import Collection, Figure, JobKey, Origin, job_of
 from fassd.bench.results import OTHER
 from fassd.models import VARIANTS, create_model, list_models
 
-__all__ = ["FULL_SIZE", "HEADLINE", "ablation", "headline", "headline_table", "speedup_plot"]
+__all__ = [
+    "HEADLINE",
+    "ablation",
+    "headline",
+    "headline_table",
+    "memory",
+    "other_networks",
+    "scaling",
+    "speedup_plot",
+]
 
 FULL_SIZE = (1024, 2048)
+AT_FULL_SIZE = f"at 1x3x{FULL_SIZE[0]}x{FULL_SIZE[1]}"
 HEADLINE = ("fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70")
 
 AUTHORS = Origin(
@@ -26,124 +53,19 @@ AUTHORS = Origin(
     "G. Sanchez-Perez, K. Yanai, FASSD-Net, IEEE T-ITS 2021, and the authors' talk: Cityscapes "
     "validation, 1024x2048, GTX 1080 Ti"
 )
+Jobs = dict[JobKey, Figure]
+
 ICNET = Origin(
     "H. Zhao et al., ICNet for Real-Time Semantic Segmentation on High-Resolution Images, ECCV "
     "2018, comparison with PSPNet: Cityscapes test, 1024x2048, Titan X (Maxwell)"
 )
-COUNTED = Origin("counted by `fassd info`, exact to the authors' figures (tests/golden)")
-
-PSPNET_FPS, PSPNET_MIOU = 0.78, 81.2
+PSPNET = Point("PSPNet (test set, Titan X)", 0.78, 81.2, "green", hollow=True)
 
 
-@dataclass(frozen=True)
-class Way:
-    """A way to run a network, as a column or a series.
-
-    Attributes:
-        label: heading.
-        key, dtype, output: of `fassd.bench.candidates.Candidate`.
-        colour: a key of `COLOURS`.
-        hatched: in bars.
-    """
-
-    label: str
-    key: str
-    dtype: str = "float32"
-    output: str = "logits"
-    colour: str = "grey"
-    hatched: bool = False
-
-    def of(self, comparison: Figure) -> Figure | None:
-        """Its result in a comparison."""
-        for index, result in enumerate(comparison.value["results"]):
-            here = (result["key"], result["dtype"], result["output"])
-            if here == (self.key, self.dtype, self.output):
-                return comparison.at("results", index)
-        return None
-
-
-EAGER = Way("PyTorch", REFERENCE)
-CHANNELS_LAST = Way("PyTorch channels last", "channels_last", colour="silver")
-INDUCTOR = Way("Inductor, freezing", "inductor", colour="sky")
-OURS_LOGITS = Way("ours", OURS, colour="vermilion")
-OURS_LABELS = Way("ours, labels", OURS, output="labels", colour="vermilion", hatched=True)
-OURS_HALF = Way("ours float16, labels", OURS, "float16", "labels", "purple", hatched=True)
-WAYS = (
-    EAGER,
-    CHANNELS_LAST,
-    INDUCTOR,
-    Way("ONNX Runtime", "onnxruntime", colour="green"),
-    Way("OpenVINO", "openvino", colour="orange"),
-    Way("OpenVINO bfloat16", "openvino_bf16", "bfloat16", colour="orange", hatched=True),
-    OURS_LOGITS,
-    OURS_LABELS,
-    OURS_HALF,
-)
-
-
-def agrees(result: Figure) -> bool:
-    return result.get("match") is not False
-
-
-def milliseconds(result: Figure | None, strong: bool = False) -> Cell:
-    """Median and half the interquartile range; of a result that disagrees, the word."""
-    if result is None:
-        return blank()
-    if not agrees(result):
-        return Cell("disagrees", (result.at("match"),), "measured")
-    text = in_milliseconds(result.value["median_s"], result.value["spread_s"])
-    return Cell(text, (result.at("median_s"),), "measured", strong)
-
-
-def in_milliseconds(median: float, spread: float) -> str:
-    """Seconds with their spread as text, to about three digits."""
-    places = next((n for n, least in enumerate((0.1, 0.01, 0.001)) if median >= least), 3)
-    return f"{1e3 * median:.{places}f} ±{1e3 * spread:.{places}f}"
-
-
-def frames(result: Figure | None, batch: int = 1, strong: bool = False) -> Cell:
-    """Pictures per second."""
-    if result is None or not agrees(result):
-        return milliseconds(result)
-    rate = batch / result.value["median_s"]
-    return Cell(f"{rate:.1f}", (result.at("median_s"),), "measured", strong)
-
-
-def ratio(result: Figure | None, over: Figure | None, strong: bool = False) -> Cell:
-    """How many times as fast `result` is as `over`; nothing where either disagrees."""
-    value = ratio_value(result, over)
-    if value is None or result is None or over is None:
-        return blank("-" if result is not None else "")
-    where = (result.at("median_s"), over.at("median_s"))
-    return Cell(f"{value:.2f}x", where, "measured", strong)
-
-
-def ratio_value(result: Figure | None, over: Figure | None) -> float | None:
-    if result is None or over is None or not (agrees(result) and agrees(over)):
-        return None
-    return over.value["median_s"] / result.value["median_s"]
-
-
-def quoted(value: Any, origin: Origin = AUTHORS) -> Cell:
-    return blank() if value is None else Cell(str(value), (origin,), "quoted")
-
-
-def counted(text: str) -> Cell:
-    return Cell(text, (COUNTED,), "counted")
-
-
-def full_size(results: Collection, models: Sequence[str]) -> Iterator[tuple[str, Figure]]:
-    """Networks with their comparison at full size, one picture at a time."""
-    for model in models:
-        comparison = results.comparison(model, FULL_SIZE)
-        if comparison is not None:
-            yield model, comparison
-
-
-def rounds(comparisons: Sequence[Figure]) -> str:
-    """How often calls were measured: "7" or "5 to 7"."""
-    counts = sorted({r["n"] for c in comparisons for r in c.value["results"] if r["n"]})
-    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "no"
+def full_size(results: Collection, models: Sequence[str]) -> dict[str, Figure]:
+    """Comparisons by network at full size, one picture at a time."""
+    found = {model: results.comparison(model, FULL_SIZE) for model in models}
+    return {model: comparison for model, comparison in found.items() if comparison is not None}
 
 
 def machine_text(comparison: Figure) -> str:
@@ -154,71 +76,60 @@ def machine_text(comparison: Figure) -> str:
     )
 
 
-def missing(title: str, what: str, command: str) -> Section:
-    """A section that says what is not there and how to get it."""
-    return Section(title, (f"Not measured here: {what}. `{command}` does.",))
+def sources_of(comparisons: Sequence[Figure]) -> tuple[Figure, ...]:
+    return tuple(dict.fromkeys(c.source.at("comparisons") for c in comparisons))
+
+
+def group_name(model: str) -> str:
+    """A network's name under a group of bars."""
+    return model.replace("baseline_", "baseline\n").replace("_", " ")
 
 
 # ---------------------------------------------------------------------------------------- headline
 
 
+def headline(results: Collection) -> Section:
+    """Time and speed-up of every network on every runtime."""
+    table, plot = headline_table(results), speedup_plot(results)
+    if table is None or plot is None:
+        return missing("How fast", "networks at full size", MEASURE)
+    return Section("How fast", (), (table, plot))
+
+
 def headline_table(results: Collection, models: Sequence[str] = HEADLINE) -> Table | None:
     """Milliseconds per picture of every network on every runtime."""
-    found = list(full_size(results, models))
+    found = full_size(results, models)
     if not found:
         return None
-    ways = [way for way in WAYS if any(way.of(comparison) for _, comparison in found)]
-    rows = []
-    for model, comparison in found:
-        cells = [milliseconds(way.of(comparison), way.key == OURS) for way in ways]
-        rows.append((Cell(f"`{model}`"), *cells))
-    comparisons = [comparison for _, comparison in found]
+    comparisons = list(found.values())
     caption = (
-        f"Milliseconds per picture at 1x3x{FULL_SIZE[0]}x{FULL_SIZE[1]}, medians of "
-        f"{rounds(comparisons)} interleaved rounds ± half the interquartile range. "
-        f"{machine_text(comparisons[0])}; float32 unless said."
+        f"Milliseconds per picture {AT_FULL_SIZE}, medians of {rounds(comparisons)} interleaved "
+        f"rounds ± half the interquartile range. {machine_text(comparisons[0])}; float32 unless "
+        "said."
     )
-    return Table(("network", *(way.label for way in ways)), tuple(rows), caption)
+    entries = [(f"`{model}`", comparison) for model, comparison in found.items()]
+    return table_by_way("network", entries, WAYS, milliseconds, caption)
 
 
 def speedup_plot(results: Collection, models: Sequence[str] | None = None) -> Plot | None:
     """Bars: how many times as fast as plain PyTorch each runtime is."""
-    found = list(full_size(results, models or list_models()))
-    ways = [w for w in WAYS if w is not EAGER and any(w.of(c) for _, c in found)]
-    if not found or not ways:
+    found = full_size(results, models or list_models())
+    comparisons = list(found.values())
+    ways = [w for w in WAYS if w is not EAGER and any(w.of(c) for c in comparisons)]
+    if not ways:
         return None
-    series = [
-        Bars(
-            way.label,
-            [ratio_value(way.of(c), EAGER.of(c)) for _, c in found],
-            COLOURS[way.colour],
-            way.hatched,
-        )
-        for way in ways
-    ]
-    groups = [model.replace("baseline_", "baseline\n").replace("_", " ") for model, _ in found]
-    draw = partial(bar_figure, groups, series, "times as fast as PyTorch")
+    series = bars_by_way(comparisons, ways)
     best = max((h for bars in series for h in bars.heights if h), default=0)
-    comparisons = [comparison for _, comparison in found]
     return Plot(
         "speedups",
-        draw,
+        partial(bar_figure, list(map(group_name, found)), series, "times as fast as PyTorch"),
         f"Bars of speed-ups over plain PyTorch for {len(found)} networks, up to {best:.1f}",
-        "Speed-up over plain PyTorch (NCHW, float32) at "
-        f"1x3x{FULL_SIZE[0]}x{FULL_SIZE[1]}; ratios of medians of "
+        f"Speed-up over plain PyTorch (NCHW, float32) {AT_FULL_SIZE}; ratios of medians of "
         f"{rounds(comparisons)} interleaved rounds; {machine_text(comparisons[0])}. A bar is left "
         "out where labels differ from plain PyTorch's in more than 1% of the pixels (16 bits and "
         "random weights: rounding is amplified).",
-        tuple(dict.fromkeys(c.source.at("comparisons") for c in comparisons)),
+        sources_of(comparisons),
     )
-
-
-def headline(results: Collection) -> Section:
-    title = "How fast"
-    table, plot = headline_table(results), speedup_plot(results)
-    if table is None or plot is None:
-        return missing(title, "networks at full size", "fassd report -o DIR --measure")
-    return Section(title, (), (table, plot))
 
 
 # ---------------------------------------------------------------------------------------- ablation
@@ -237,18 +148,10 @@ ORDER = (
 """The talk's seven rows, then the light networks."""
 
 
-def accuracies(results: Collection) -> dict[str, Figure]:
-    """Scores on the synthetic set by network: those of equal training first."""
-    found: dict[str, Figure] = {}
-    for source in results.of("accuracy"):
-        for index, row in enumerate(source.content["accuracy"]):
-            found.setdefault(row["model"], source.at("accuracy", index))
-    return found
-
-
 def ablation(results: Collection) -> Section:
+    """The authors' ablation with counts and times of this project, and the plot of the talk."""
     scores = accuracies(results)
-    compared = dict(full_size(results, ORDER))
+    compared = full_size(results, ORDER)
     rows = []
     for name in ORDER:
         variant, comparison, score = VARIANTS[name], compared.get(name), scores.get(name)
@@ -256,6 +159,7 @@ def ablation(results: Collection) -> Section:
         published = variant.published
         eager = comparison and EAGER.of(comparison)
         ours = comparison and OURS_LABELS.of(comparison)
+        measured = score and Cell(percent(score), (score.at("miou"),), "measured")
         rows.append(
             (
                 Cell(variant.title),
@@ -264,11 +168,9 @@ def ablation(results: Collection) -> Section:
                 frames(eager),
                 frames(ours, strong=True),
                 ratio(ours, eager),
-                quoted(published and published.fps_1080ti),
-                quoted(published and published.miou),
-                blank()
-                if score is None
-                else Cell(f"{100 * score.value['miou']:.1f}", (score.at("miou"),), "measured"),
+                quoted(published and published.fps_1080ti, AUTHORS),
+                quoted(published and published.miou, AUTHORS),
+                measured or Cell(),
             )
         )
     headings = (
@@ -282,71 +184,58 @@ def ablation(results: Collection) -> Section:
         "mIoU %\nCityscapes,\nauthors",
         "mIoU %\nsynthetic,\nhere",
     )
-    table = Table(headings, tuple(rows), "At 1x3x1024x2048, 19 classes, float32.")
+    table = Table(headings, rows, f"{AT_FULL_SIZE.capitalize()}, 19 classes, float32.")
     paragraphs = [
         "Figures in italics are quoted from the authors; all others are counted or were "
         "measured by this project. The rows with ASPP are a reconstruction."
     ]
-    source = next(results.of("accuracy"), None)
-    if source is not None:
-        paragraphs.append(str(source.content["note"]))
-    points = points_of(results, scores, compared)
-    blocks: list[Table | Plot | Picture] = [table]
-    return Section("The ablation, reproduced", tuple(paragraphs), (*blocks, *points))
+    paragraphs += [str(source.content["note"]) for source in results.of("accuracy")][:1]
+    plot = speed_and_accuracy(scores, compared)
+    return Section("The ablation, reproduced", paragraphs, (table, plot))
 
 
-def points_of(
-    results: Collection, scores: dict[str, Figure], compared: dict[str, Figure]
-) -> Iterator[Plot]:
+def accuracies(results: Collection) -> dict[str, Figure]:
+    """Scores on the synthetic set by network: those of equal training first."""
+    found: dict[str, Figure] = {}
+    for source in results.of("accuracy"):
+        for index, row in enumerate(source.content["accuracy"]):
+            found.setdefault(row["model"], source.at("accuracy", index))
+    return found
+
+
+def percent(score: Figure) -> str:
+    return f"{100 * score.value['miou']:.1f}"
+
+
+def speed_and_accuracy(scores: dict[str, Figure], compared: dict[str, Figure]) -> Plot:
     """The plot in the talk's form: published figures, and those measured here."""
-    published = [Point("PSPNet (test set, Titan X)", PSPNET_FPS, PSPNET_MIOU, "green", hollow=True)]
-    for name in ORDER:
-        figures = VARIANTS[name].published
-        if figures:
-            point = Point(
-                VARIANTS[name].title, figures.fps_1080ti, figures.miou, colour_of(name), hollow=True
-            )
-            published.append(point)
-    panels = [
-        Panel(
-            "Published: Cityscapes, 1024x2048, GTX 1080 Ti",
-            "frames per second",
-            "mIoU, %",
-            points=published,
-        )
-    ]
+    published = [PSPNET]
     measured = []
-    for name, comparison in compared.items():
-        ours, eager, score = OURS_LABELS.of(comparison), EAGER.of(comparison), scores.get(name)
-        if ours is None or eager is None or score is None or not agrees(ours):
-            continue
-        measured.append(
-            Point(
-                VARIANTS[name].title,
-                1 / ours.value["median_s"],
-                100 * score.value["miou"],
-                colour_of(name),
-                before=1 / eager.value["median_s"],
-            )
-        )
+    for name in ORDER:
+        title, figures = VARIANTS[name].title, VARIANTS[name].published
+        colour = {"fc_hardnet_70": "blue"}.get(name, "grey")
+        colour = "vermilion" if name.startswith("fassd_net") else colour
+        if figures:
+            published.append(Point(title, figures.fps_1080ti, figures.miou, colour, hollow=True))
+        comparison, score = compared.get(name), scores.get(name)
+        ours = comparison and OURS_LABELS.of(comparison)
+        eager = comparison and EAGER.of(comparison)
+        if ours and eager and score and agrees(ours):
+            frames_, before = 1 / ours.value["median_s"], 1 / eager.value["median_s"]
+            miou = 100 * score.value["miou"]
+            measured.append(Point(title, frames_, miou, colour, before=before))
+    title = "Published: Cityscapes, 1024x2048, GTX 1080 Ti"
+    panels = [Panel(title, "frames per second", "mIoU, %", points=published)]
     wheres: tuple[Figure | Origin, ...] = (AUTHORS, ICNET)
     if measured:
-        first = next(iter(compared.values()))
-        facts = first.source.environment
-        panels.append(
-            Panel(
-                f"Measured: synthetic set; {facts['device']}, {facts['threads']} threads",
-                "frames per second (log)",
-                "mIoU, % (synthetic)",
-                points=measured,
-                log=True,
-            )
-        )
-        wheres += (first.source.at("comparisons"),)
-        wheres += tuple(
-            {score.source.name: score.source.at("accuracy") for score in scores.values()}.values()
-        )
-    yield Plot(
+        source = next(iter(compared.values())).source
+        device, threads = source.environment["device"], source.environment["threads"]
+        title = f"Measured: synthetic set; {device}, {threads} threads"
+        x, y = "frames per second (log)", "mIoU, % (synthetic)"
+        panels.append(Panel(title, x, y, points=measured, log=True))
+        files = {score.name: score.source.at("accuracy") for score in scores.values()}
+        wheres += (source.at("comparisons"), *files.values())
+    return Plot(
         "speed-accuracy",
         partial(scatter_figure, panels),
         "Scatter of mIoU over frames per second: published figures, and those measured here",
@@ -357,141 +246,92 @@ def points_of(
     )
 
 
-def colour_of(name: str) -> str:
-    if name.startswith("fassd_net"):
-        return "vermilion"
-    return "blue" if name == "fc_hardnet_70" else "grey"
-
-
 # ----------------------------------------------------------------------------------------- scaling
+
+SCALED = (EAGER, CHANNELS_LAST, INDUCTOR, OURS_LOGITS, OURS_HALF)
+MARKERS = {EAGER: "s", CHANNELS_LAST: "^", INDUCTOR: "v", OURS_HALF: "D"}
 
 
 def scaling(results: Collection, model: str = "fassd_net") -> Section:
     """Time over size, batch and threads, of one network."""
     title = "Scaling with size, batch and threads"
-    jobs = {key(c): c for c in results.comparisons() if c.value["job"]["model"] == model}
-    machine = results.machine
-    if machine is None:
-        return missing(title, "other sizes", "fassd report -o DIR --measure")
-    threads = machine[1]
-    by_size = [c for (_, batch, t), c in jobs.items() if batch == 1 and t == threads]
-    by_size.sort(key=pixels)
-    batched = [size for size, batch, t in jobs if batch > 1 and t == threads]
-    threaded = [size for size, batch, t in jobs if batch == 1 and t != threads]
-    by_batch = [
-        c for (size, _, t), c in jobs.items() if t == threads and batched and size == batched[0]
-    ]
-    by_batch.sort(key=lambda c: c.value["job"]["batch"])
-    by_threads = [
-        c for (size, b, _), c in jobs.items() if b == 1 and threaded and size == threaded[0]
-    ]
-    by_threads.sort(key=thread_count)
-    panels = []
-    tables = []
-    if len(by_size) > 1:
-        ticks = [(pixels(c) / 1e6, "x".join(map(str, c.value["job"]["size"]))) for c in by_size]
-        per_picture = lines(by_size, [t for t, _ in ticks], lambda c, s: 1e3 * s)
-        panels.append(
-            Panel(
-                "one picture",
-                "size, megapixels",
-                "ms per picture",
-                per_picture,
-                log=True,
-                ticks=ticks,
-            )
-        )
-        tables.append(scaling_table("size", [t for _, t in ticks], by_size))
-    if len(by_batch) > 1:
-        batches = [c.value["job"]["batch"] for c in by_batch]
-        size = "x".join(map(str, batched[0]))
-        rate = lines(by_batch, batches, lambda c, s: c.value["job"]["batch"] / s)
-        places = [(float(b), str(b)) for b in batches]
-        panels.append(
-            Panel(
-                f"batches of {size}",
-                "pictures per call",
-                "pictures per second",
-                rate,
-                log=True,
-                ticks=places,
-            )
-        )
-        tables.append(scaling_table(f"batch of {size}", list(map(str, batches)), by_batch))
-    if len(by_threads) > 1:
-        counts = [thread_count(c) for c in by_threads]
-        size = "x".join(map(str, threaded[0]))
-        rate = lines(by_threads, counts, lambda c, s: 1 / s)
-        places = [(float(n), str(n)) for n in counts]
-        panels.append(
-            Panel(f"threads, one {size}", "threads", "pictures per second", rate, ticks=places)
-        )
-        tables.append(scaling_table(f"threads, {size}", list(map(str, counts)), by_threads))
-    if not panels:
-        return missing(title, "other sizes, batches and threads", "fassd report -o DIR --measure")
-    used = [*by_size, *by_batch, *by_threads]
-    sources = tuple(dict.fromkeys(c.source.at("comparisons") for c in used))
+    jobs = {job_of(c): c for c in results.comparisons() if job_of(c).model == model}
+    own = results.machine[1] if results.machine else 0
+    batched = next((j.size for j in jobs if j.batch > 1 and j.threads == own), "")
+    threaded = next((j.size for j in jobs if j.batch == 1 and j.threads != own), "")
+    rate = "pictures per second"
+    sweeps = (
+        (
+            "size",
+            Panel("one picture", "size, megapixels", "ms per picture", log=True),
+            {j: c for j, c in jobs.items() if (j.batch, j.threads) == (1, own)},
+            lambda j: (j.height * j.width / 1e6, j.size),
+            lambda j, seconds: 1e3 * seconds,
+        ),
+        (
+            f"batch of {batched}",
+            Panel(f"batches of {batched}", "pictures per call", rate, log=True),
+            {j: c for j, c in jobs.items() if (j.size, j.threads) == (batched, own)},
+            lambda j: (j.batch, str(j.batch)),
+            lambda j, seconds: j.batch / seconds,
+        ),
+        (
+            f"threads, {threaded}",
+            Panel(f"threads, one {threaded}", "threads", rate),
+            {j: c for j, c in jobs.items() if (j.size, j.batch) == (threaded, 1)},
+            lambda j: (j.threads, str(j.threads)),
+            lambda j, seconds: 1 / seconds,
+        ),
+    )
+    swept = [sweep(*each) for each in sweeps if len(each[2]) > 1]
+    if not swept:
+        return missing(title, "other sizes, batches and threads", MEASURE)
+    used = [comparison for each in sweeps if len(each[2]) > 1 for comparison in each[2].values()]
     plot = Plot(
         "scaling",
-        partial(line_figure, panels),
+        partial(line_figure, [panel for panel, _ in swept]),
         "Lines of time over size, and of pictures per second over batch and threads",
         f"{model}: medians of {rounds(used)} interleaved rounds; bars: half the interquartile "
         "range.",
-        sources,
+        sources_of(used),
     )
-    return Section(title, (), (plot, *tables))
+    return Section(title, (), (plot, *(table for _, table in swept)))
 
 
-SCALED = (EAGER, CHANNELS_LAST, INDUCTOR, OURS_LOGITS, OURS_HALF)
-MARKERS = {EAGER.label: "s", CHANNELS_LAST.label: "^", INDUCTOR.label: "v", OURS_HALF.label: "D"}
+def sweep(
+    heading: str,
+    panel: Panel,
+    jobs: Jobs,
+    x: Callable[[JobKey], tuple[float, str]],
+    y: Callable[[JobKey, float], float],
+) -> tuple[Panel, Table]:
+    """Panel and table of jobs that differ in one thing.
 
-
-def key(comparison: Figure) -> tuple[tuple[int, int], int, int]:
-    job = comparison.value["job"]
-    return (job["size"][0], job["size"][1]), job["batch"], thread_count(comparison)
-
-
-def pixels(comparison: Figure) -> int:
-    height, width = comparison.value["job"]["size"]
-    return height * width
-
-
-def thread_count(comparison: Figure) -> int:
-    return comparison.value["job"]["threads"] or comparison.source.environment["threads"]
-
-
-def lines(
-    comparisons: Sequence[Figure], x: Sequence[float], y: Callable[[Figure, float], float]
-) -> list[Series]:
-    """A line for each way that was measured everywhere."""
-    found = []
+    Args:
+        heading: heading of the table's first column.
+        panel: without its lines, one for each way that was measured, and agrees, in every job.
+        x: place on the horizontal axis, with its label.
+        y: what the panel shows for a time in seconds.
+    """
+    order = sorted(jobs, key=x)
+    ticks = [x(job) for job in order]
+    lines = []
     for way in SCALED:
-        results = [way.of(c) for c in comparisons]
-        if any(result is None or not agrees(result) for result in results):
-            continue
-        values = [r.value for r in results if r is not None]
-        middle = [y(c, v["median_s"]) for c, v in zip(comparisons, values, strict=True)]
-        edges = [
-            abs(y(c, v["median_s"] + v["spread_s"]) - m)
-            for c, v, m in zip(comparisons, values, middle, strict=True)
-        ]
-        marker = MARKERS.get(way.label, "o")
-        found.append(Series(way.label, x, middle, way.colour, marker, way.hatched, edges))
-    return found
-
-
-def scaling_table(heading: str, names: Sequence[str], comparisons: Sequence[Figure]) -> Table:
-    ways = [way for way in SCALED if any(way.of(c) for c in comparisons)]
-    rows = tuple(
-        (
-            Cell(name),
-            *(milliseconds(way.of(c), way.key == OURS) for way in ways),
-            ratio(OURS_LABELS.of(c) or OURS_LOGITS.of(c), EAGER.of(c)),
-        )
-        for name, c in zip(names, comparisons, strict=True)
-    )
+        results = [way.of(jobs[job]) for job in order]
+        timed = [(j, r.value) for j, r in zip(order, results, strict=True) if r and agrees(r)]
+        if len(timed) == len(order):
+            middle = [y(j, t["median_s"]) for j, t in timed]
+            edges = [y(j, t["median_s"] + t["spread_s"]) for j, t in timed]
+            spread = [abs(edge - m) for edge, m in zip(edges, middle, strict=True)]
+            xs, marker = [place for place, _ in ticks], MARKERS.get(way, "o")
+            lines.append(Series(way.label, xs, middle, way.colour, marker, way.hatched, spread))
+    entries = [(name, jobs[job]) for job, (_, name) in zip(order, ticks, strict=True)]
     caption = f"Milliseconds per call, by {heading}; speed-up of ours in float32 over PyTorch."
-    return Table((heading, *(way.label for way in ways), "speed-up"), rows, caption)
+    table = table_by_way(heading, entries, SCALED, milliseconds, caption)
+    ratios = [ratio(OURS_LABELS.of(c) or OURS_LOGITS.of(c), EAGER.of(c)) for _, c in entries]
+    rows = [(*row, cell) for row, cell in zip(table.rows, ratios, strict=True)]
+    table = replace(table, headings=(*table.headings, "speed-up"), rows=rows)
+    return replace(panel, series=lines, ticks=ticks), table
 
 
 # ----------------------------------------------------------------------------------------- memory
@@ -499,110 +339,88 @@ def scaling_table(heading: str, names: Sequence[str], comparisons: Sequence[Figu
 
 def memory(results: Collection) -> Section:
     """Peak memory of a call, of each network and runtime."""
-    title = "Memory"
-    found = [
-        (model, comparison)
-        for model, comparison in full_size(results, list_models())
+    found = {
+        model: comparison
+        for model, comparison in full_size(results, list_models()).items()
         if any(r.get("peak_memory_bytes") for r in comparison.value["results"])
-    ]
+    }
     if not found:
-        return missing(title, "peak memory", "fassd report -o DIR --measure --full")
-    ways = [w for w in WAYS if any(peak(w, c) is not None for _, c in found)]
-    rows = []
-    for model, comparison in found:
-        cells = []
-        for way in ways:
-            result, bytes_ = way.of(comparison), peak(way, comparison)
-            if result is None or bytes_ is None:
-                cells.append(blank())
-                continue
-            where = (result.at("peak_memory_bytes"),)
-            cells.append(Cell(f"{bytes_ / 2**20:.0f}", where, "measured", way.key == OURS))
-        rows.append((Cell(f"`{model}`"), *cells))
-    table = Table(
-        ("network", *(way.label for way in ways)),
-        tuple(rows),
-        "Peak MiB that a second call adds to the loaded model at 1x3x1024x2048, each in a process "
-        "of its own.",
+        return missing("Memory", "peak memory", f"{MEASURE} --full")
+    caption = (
+        f"Peak MiB that a second call adds to the loaded model {AT_FULL_SIZE}, each in a process "
+        "of its own."
     )
-    series = [
-        Bars(way.label, [to_mib(peak(way, c)) for _, c in found], COLOURS[way.colour], way.hatched)
-        for way in ways
-    ]
-    groups = [model.replace("baseline_", "baseline\n").replace("_", " ") for model, _ in found]
+    comparisons = list(found.values())
+    entries = [(f"`{model}`", comparison) for model, comparison in found.items()]
+    table = table_by_way("network", entries, WAYS, mebibytes, caption)
+    ways = [way for way in WAYS if way.label in table.headings]
+    series = bars_by_way(comparisons, ways, lambda way, c: peak(way.of(c)))
+    groups = list(map(group_name, found))
     plot = Plot(
         "memory",
         partial(bar_figure, groups, series, "MiB", form="{:.0f}", line=None),
         "Bars of peak memory of each network on each runtime",
-        f"Peak memory of a call at 1x3x1024x2048; {machine_text(found[0][1])}; n = 1.",
-        tuple(dict.fromkeys(c.source.at("comparisons") for _, c in found)),
+        f"Peak memory of a call {AT_FULL_SIZE}; {machine_text(comparisons[0])}; n = 1.",
+        sources_of(comparisons),
     )
-    return Section(title, (), (plot, table))
+    return Section("Memory", (), (plot, table))
 
 
-def peak(way: Way, comparison: Figure) -> int | None:
-    result = way.of(comparison)
-    return None if result is None else result.get("peak_memory_bytes")
-
-
-def to_mib(size: int | None) -> float | None:
+def peak(result: Figure | None) -> float | None:
+    """Peak memory in MiB."""
+    size = None if result is None else result.get("peak_memory_bytes")
     return None if size is None else size / 2**20
+
+
+def mebibytes(result: Figure | None, strong: bool = False) -> Cell:
+    size = peak(result)
+    if result is None or size is None:
+        return Cell()
+    return Cell(f"{size:.0f}", (result.at("peak_memory_bytes"),), "measured", strong)
+
+
+# ------------------------------------------------------------------------------ networks of others
 
 
 def other_networks(results: Collection) -> Section:
     """Networks of others that do the same job, where they were measured."""
     title = "Other networks with the same job"
-    rows = []
-    captions = []
-    seen = set()
+    rows: list[tuple[Cell, ...]] = []
+    compared: Jobs = {}
     for comparison in results.every_comparison():
-        others = [
-            comparison.at("results", index)
-            for index, result in enumerate(comparison.value["results"])
-            if result.get("kind") == OTHER
-        ]
-        if not others or job_of(comparison) in seen:
-            continue
-        seen.add(job_of(comparison))
-        job = comparison.value["job"]
-        cost = analyze(create_model(job["model"], job["classes"], job["alpha"]), tuple(job["size"]))
-        own = (counted(f"{cost.conv_macs / 1e9:.2f}"), counted(f"{cost.params / 1e6:.2f}"))
-        name = f"{VARIANTS[job['model']].title}, ours"
-        ours = OURS_LOGITS.of(comparison)
-        entries = [(name, ours), (f"{VARIANTS[job['model']].title}, PyTorch", EAGER.of(comparison))]
-        entries += [(str(other.value["name"]), other) for other in others]
-        size = f"{job['batch']}x3x{job['size'][0]}x{job['size'][1]}"
-        for text, result in entries:
-            if result is None:
-                continue
-            counts = own
-            if result.get("kind") == OTHER:
-                counts = (number(result, "macs", 1e9), number(result, "params", 1e6))
-            rows.append(
-                (
-                    Cell(text),
-                    Cell(size),
-                    *counts,
-                    milliseconds(result, result is ours),
-                    frames(result, job["batch"], result is ours),
-                )
-            )
-        captions.append(machine_text(comparison))
+        kinds = [result.get("kind") for result in comparison.value["results"]]
+        if OTHER in kinds and job_of(comparison) not in compared:
+            compared[job_of(comparison)] = comparison
+            rows += rows_with_others(comparison)
     if not rows:
         return missing(title, "networks of others", "fassd bench peers --others")
     table = Table(
         ("network", "input", "GMACs", "M parameters", "ms", "frames/s"),
-        tuple(rows),
+        rows,
         "Published architectures as other packages carry them, 19 classes, random weights, same "
-        f"size and precision, interleaved; {captions[0]}.",
+        f"size and precision, interleaved; {machine_text(next(iter(compared.values())))}.",
         names=2,
     )
-    return Section(
-        title,
-        ("These are other networks: their labels differ, so only size and speed can be compared.",),
-        (table,),
-    )
+    note = "These are other networks: their labels differ, so only size and speed can be compared."
+    return Section(title, (note,), (table,))
 
 
-def number(result: Figure, name: str, unit: float) -> Cell:
-    return Cell(f"{result.get(name) / unit:.2f}", (result.at(name),), "counted")
+def rows_with_others(comparison: Figure) -> Iterator[tuple[Cell, ...]]:
+    """Ours, the same network in PyTorch, then those of others."""
+    job = comparison.value["job"]
+    cost = analyze(create_model(job["model"], job["classes"], job["alpha"]), tuple(job["size"]))
+    size = Cell(job_of(comparison).shape)
+    title = VARIANTS[job["model"]].title
+    for name, way in ((f"{title}, ours", OURS_LOGITS), (f"{title}, PyTorch", EAGER)):
+        result, strong = way.of(comparison), way is OURS_LOGITS
+        if result is not None:
+            counts = (counted(f"{cost.conv_macs / 1e9:.2f}"), counted(f"{cost.params / 1e6:.2f}"))
+            times = (milliseconds(result, strong), frames(result, job["batch"], strong))
+            yield (Cell(name), size, *counts, *times)
+    for index, value in enumerate(comparison.value["results"]):
+        if value.get("kind") == OTHER:
+            result = comparison.at("results", index)
+            macs = counted(f"{value['macs'] / 1e9:.2f}", result.at("macs"))
+            params = counted(f"{value['params'] / 1e6:.2f}", result.at("params"))
+            times = (milliseconds(result), frames(result, job["batch"]))
+            yield (Cell(str(value["name"])), size, macs, params, *times)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fassd.bench.candidates import OURS, REFERENCE
 from fassd.bench.results import OTHER
 from fassd.io.untrusted import read_json
 
-__all__ = ["KINDS", "Collection", "Figure", "Machine", "Origin", "Source", "collect", "resolve"]
+__all__ = ["KINDS", "Collection", "Figure", "JobKey", "Origin", "Source", "collect", "resolve"]
 
 KINDS = {
     "comparisons": "fassd bench peers",
@@ -71,6 +71,20 @@ class Source:
     def date(self) -> str:
         return str(self.environment.get("date", ""))
 
+    @property
+    def description(self) -> str:
+        """The file with its device, threads, versions, date and commit, where it tells them."""
+        facts = self.environment
+        details = (
+            facts.get("device") or facts.get("cpu"),
+            facts.get("threads") and f"{facts['threads']} threads",
+            facts.get("instruction_set"),
+            facts.get("torch") and f"torch {facts['torch']}",
+            self.date[:10],
+            facts.get("commit") and f"commit {str(facts['commit'])[:12]}",
+        )
+        return ", ".join([self.name, *(str(detail) for detail in details if detail)])
+
     def at(self, *keys: str | int) -> Figure:
         """The figure under these keys."""
         return Figure(self, tuple(keys))
@@ -82,6 +96,20 @@ class Figure:
 
     source: Source
     keys: tuple[str | int, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return self.source.name
+
+    @property
+    def description(self) -> str:
+        return self.source.description
+
+    @property
+    def place(self) -> str:
+        """File and place in it, in one line."""
+        return f"{self.name}#{self.pointer}"
 
     @property
     def pointer(self) -> str:
@@ -113,7 +141,12 @@ class Origin:
     """Where a figure that nobody measured here comes from: a publication, or a count."""
 
     text: str
-    link: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.text
+
+    description = place = name
 
 
 def resolve(content: Any, keys: Sequence[str | int]) -> Any:
@@ -142,11 +175,8 @@ class Collection:
         return None if first is None else first.machine
 
     def comparisons(self) -> list[Figure]:
-        """Comparisons of the page's machine, one for each job, the most complete one.
-
-        A job is a network at a size, batch and number of threads.
-        """
-        best: dict[tuple[Any, ...], Figure] = {}
+        """Comparisons of the page's machine, one for each job, the most complete one."""
+        best: dict[JobKey, Figure] = {}
         for figure in self.every_comparison():
             job = job_of(figure)
             if job not in best or completeness(figure) > completeness(best[job]):
@@ -169,19 +199,36 @@ class Collection:
         machine, own = source.machine, self.machine
         return own is not None and (machine[0], machine[3]) == (own[0], own[3])
 
-    def comparison(
-        self, model: str, size: tuple[int, int], batch: int = 1, threads: int | None = None
-    ) -> Figure | None:
-        """The comparison of a network, on as many threads as the page's machine has."""
-        wanted = (model, *size, batch, threads or (self.machine or ("", 0))[1])
+    def comparison(self, model: str, size: tuple[int, int]) -> Figure | None:
+        """The comparison of a network, one picture at a time, on the page's number of threads."""
+        wanted = (model, *size, 1, self.machine[1] if self.machine else 0)
         return next((c for c in self.comparisons() if job_of(c) == wanted), None)
 
 
-def job_of(comparison: Figure) -> tuple[str, int, int, int, int]:
-    """Network, height, width, batch, threads."""
+class JobKey(NamedTuple):
+    """What was measured; comparisons with equal ones are of the same job."""
+
+    model: str
+    height: int
+    width: int
+    batch: int
+    threads: int
+
+    @property
+    def size(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @property
+    def shape(self) -> str:
+        """The network's input."""
+        return f"{self.batch}x3x{self.size}"
+
+
+def job_of(comparison: Figure) -> JobKey:
     job = comparison.value["job"]
     threads = job["threads"] or comparison.source.environment["threads"]
-    return (job["model"], *job["size"], job["batch"], threads)
+    height, width = job["size"]
+    return JobKey(job["model"], height, width, job["batch"], threads)
 
 
 def completeness(comparison: Figure) -> tuple[bool, int]:

@@ -1,0 +1,485 @@
+"""Every kind of chart, from plain numbers, drawn by matplotlib in any ink and on any paper."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import ceil, cos, pi, sin
+from typing import Any
+
+from fassd.bench.candidates import EXTRA, OURS, REFERENCE
+
+__all__ = [
+    "BLACK",
+    "COLOURS",
+    "WHITE",
+    "BarRow",
+    "Bars",
+    "Marks",
+    "Panel",
+    "Point",
+    "Series",
+    "bar_figure",
+    "bar_rows",
+    "candidate_colour",
+    "check_matplotlib",
+    "is_hatched",
+    "layer_figure",
+    "line_figure",
+    "png",
+    "row_figure",
+    "scatter_figure",
+]
+
+COLOURS = {
+    "grey": "#8c8c8c",
+    "silver": "#c4c4c4",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "orange": "#E69F00",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+    "blue": "#0072B2",
+    "yellow": "#F0E442",
+}
+"""Okabe and Ito's colours, which colour-blind readers tell apart, and two greys for plain PyTorch.
+Where two series share one, hatching or the marker tells them apart."""
+
+CANDIDATE_COLOURS: dict[str | tuple[str, str], str] = {
+    REFERENCE: "grey",
+    "channels_last": "silver",
+    "amp": "yellow",
+    "compile": "sky",
+    "max_autotune": "green",
+    "tensorrt": "orange",
+    "inductor": "sky",
+    "onnxruntime": "green",
+    "openvino": "orange",
+    "openvino_bf16": "orange",
+    (OURS, "float32"): "vermilion",
+    (OURS, "float16"): "purple",
+    (OURS, "bfloat16"): "blue",
+}
+"""Keys of `COLOURS`, by the key of a `fassd.bench.candidates.Candidate`, of ours with the dtype."""
+
+HATCH = "////"
+BLACK, WHITE = "#000000", "#ffffff"
+
+
+def candidate_colour(key: str, dtype: str) -> str:
+    """A candidate's key of `COLOURS`."""
+    return CANDIDATE_COLOURS.get(key) or CANDIDATE_COLOURS[key, dtype]
+
+
+def is_hatched(key: str, dtype: str, output: str) -> bool:
+    """Whether a candidate's bars are hatched, to tell it from another one of its colour."""
+    return output == "labels" or (key != OURS and dtype != "float32")
+
+
+def check_matplotlib() -> None:
+    """Check that charts can be drawn.
+
+    Raises:
+        ImportError: matplotlib or adjustText is not installed; the message says how to install it.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+        from adjustText import adjust_text  # noqa: F401
+    except ImportError as error:
+        package = (error.name or "matplotlib").partition(".")[0]
+        raise ImportError(f"plots need {package}: {EXTRA}") from error
+
+
+@contextmanager
+def new_figure(size: tuple[float, float], ink: str = BLACK, paper: str = WHITE) -> Iterator[Any]:
+    """An empty figure, its size in inches; axes that are made meanwhile are in `ink` on `paper`."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings: dict[Any, Any] = {
+        **dict.fromkeys(inked, ink),
+        "axes.facecolor": "none",
+        "figure.facecolor": paper,
+        "savefig.facecolor": paper,
+        "legend.frameon": False,
+        "hatch.color": paper,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 10.0,
+    }
+    with mpl.rc_context(settings):
+        yield Figure(figsize=size, layout="constrained", facecolor=paper, edgecolor=ink)
+
+
+def legend_below(figure: Any, columns: int, fontsize: float = 10) -> None:
+    """One legend for all axes, under them."""
+    handles = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=fontsize
+    )
+
+
+def png(figure: Any, dpi: int = 110, metadata: dict[str, str] | None = None) -> bytes:
+    """A figure's PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata=metadata)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------- bars
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One bar for each group.
+
+    Attributes:
+        label: name in the legend.
+        heights: height in each group; None leaves the bar out.
+        colour: a value of `COLOURS`.
+        hatched: whether the bars are hatched.
+    """
+
+    label: str
+    heights: Sequence[float | None]
+    colour: str
+    hatched: bool = False
+
+
+BarRow = tuple[str, Sequence[str], Sequence[Bars]]
+"""A title, the names of the groups, and the bars."""
+
+BAR_WIDTH = 8.0
+"""Inches for the groups of a row of the report's page."""
+
+
+def bar_figure(
+    groups: Sequence[str],
+    series: Sequence[Bars],
+    unit: str,
+    ink: str,
+    paper: str,
+    *,
+    form: str = "{:.2f}",
+    line: float | None = 1,
+) -> Any:
+    """Groups of bars under one legend, in as many rows as a page's width asks for."""
+    least = 0.9 if len(series) < 5 else 0.17 * (len(series) + 1.5)  # inches of a group
+    count = ceil(len(groups) / max(1, int(BAR_WIDTH / least)))
+    in_row = ceil(len(groups) / count)
+    rows: list[BarRow] = []
+    for first in range(0, len(groups), in_row):
+        shown = slice(first, first + in_row)
+        here = [replace(bars, heights=bars.heights[shown]) for bars in series]
+        rows.append(("", groups[shown], here))
+    size = (BAR_WIDTH + 1.2, 1 + 2.7 * count)
+    return bar_rows(rows, size, ink, paper, unit=unit, form=form, line=line, sharey=True)
+
+
+def bar_rows(
+    rows: Sequence[BarRow],
+    size: tuple[float, float] | None = None,
+    ink: str = BLACK,
+    paper: str = WHITE,
+    *,
+    title: str = "",
+    unit: str = "times as fast",
+    form: str = "{:.2f}",
+    line: float | None = 1,
+    sharey: bool = False,
+) -> Any:
+    """Rows of groups of bars, each bar with its figure above it, upright.
+
+    Args:
+        rows: what each row shows.
+        size: width and height in inches; None: as large as the bars need.
+        ink, paper: colours.
+        title: heading of the whole figure.
+        unit: label of the vertical axes.
+        form: format of the figures.
+        line: height at which a dashed line is drawn; None draws none.
+        sharey: whether the rows have one scale.
+    """
+    if size is None:
+        # A bar holds its figure, upright at 7 points; a group is as wide as its name at least.
+        widths = (len(groups) * max(1.4, 0.17 * (len(s) + 1.5)) for _, groups, s in rows)
+        size = (max(8.0, 1.5 + max(widths)), 1.3 + 3.4 * len(rows))
+    with new_figure(size, ink, paper) as figure:
+        every_axes = figure.subplots(len(rows), sharey=sharey, squeeze=False)[:, 0]
+        for axes, (heading, groups, series) in zip(every_axes, rows, strict=True):
+            step = 1 / (len(series) + 1.5)  # a group is 1 wide; a bar and a half of it stay free
+            for index, bars in enumerate(series):
+                offset = (index - (len(series) - 1) / 2) * step
+                drawn = axes.bar(
+                    [group + offset for group in range(len(groups))],
+                    [height or 0 for height in bars.heights],
+                    width=step,
+                    color=bars.colour,
+                    edgecolor=paper,
+                    linewidth=0.5,
+                    hatch=HATCH if bars.hatched else None,
+                    label=bars.label,
+                )
+                figures = ["" if height is None else form.format(height) for height in bars.heights]
+                axes.bar_label(drawn, figures, rotation=90, padding=3, fontsize=7, color=ink)
+            if line is not None:
+                axes.axhline(line, color=ink, linewidth=1, linestyle="--")
+            axes.set_xticks(range(len(groups)), groups)
+            axes.tick_params("x", labelsize=9)
+            axes.set_ylabel(unit)
+            axes.set_title(heading, fontsize=10)
+            axes.margins(x=0.02, y=0.18)  # above: room for the tallest bar's figure
+        if title:
+            figure.suptitle(title, fontsize=11)
+        legend_below(figure, max(3, int(size[0] / 2.2)), 9)
+    return figure
+
+
+# -------------------------------------------------------------------------------- points and lines
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network in the plot of speed and accuracy.
+
+    Attributes:
+        name: label beside the point.
+        x, y: frames per second, mIoU in per cent.
+        colour: a key of `COLOURS`.
+        hollow: whether the point is hollow, as quoted figures are; measured ones are filled.
+        before: x of the same network in plain PyTorch, from which an arrow leads here.
+    """
+
+    name: str
+    x: float
+    y: float
+    colour: str
+    hollow: bool = False
+    before: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line.
+
+    Attributes:
+        label: name in the legend.
+        x, y: coordinates of the points.
+        colour: a key of `COLOURS`.
+        marker: marker of matplotlib.
+        dashed: whether the line is dashed.
+        spread: half the interquartile range of each y.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    marker: str = "o"
+    dashed: bool = False
+    spread: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title, x, y: heading; labels of the axes with their units.
+        series, points: lines, or named points.
+        log: whether the horizontal axis is logarithmic, of lines to base 2.
+        ticks: places and labels on the horizontal axis; without any, matplotlib chooses.
+        lines: horizontal lines: label, height, colour.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: Sequence[Series] = ()
+    points: Sequence[Point] = ()
+    log: bool = False
+    ticks: Sequence[tuple[float, str]] = ()
+    lines: Sequence[tuple[str, float, str]] = ()
+
+
+def scatter_figure(panels: Sequence[Panel], ink: str, paper: str) -> Any:
+    """Panels of points side by side, every point named."""
+    with new_figure((5.4 * len(panels), 4.6), ink, paper) as figure:
+        every_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, axes in zip(panels, every_axes, strict=True):
+            draw_points(axes, panel)
+        figure.draw_without_rendering()  # the axes take their places, among which names find theirs
+        for panel, axes in zip(panels, every_axes, strict=True):
+            name_points(axes, panel.points, ink)
+    return figure
+
+
+def draw_points(axes: Any, panel: Panel) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if panel.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    for point in panel.points:
+        colour = COLOURS[point.colour]
+        if point.before is not None:
+            arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkB": 4}
+            axes.annotate("", (point.x, point.y), (point.before, point.y), arrowprops=arrow)
+            axes.plot(point.before, point.y, "|", color=colour, markersize=9)
+        face = "none" if point.hollow else colour
+        axes.plot(point.x, point.y, "o", ms=8, mfc=face, mec=colour, mew=1.8)
+    ys = [point.y for point in panel.points]
+    margin = 0.12 * (max(ys) - min(ys)) + 0.4
+    axes.set_ylim(min(ys) - margin, max(ys) + margin)
+    axes.margins(x=0.22)
+    if not panel.log:
+        axes.set_xlim(left=0)
+    finish(axes, panel)
+
+
+TURNS = [eighth * pi / 4 for eighth in range(8)]
+
+
+def name_points(axes: Any, points: Sequence[Point], ink: str) -> None:
+    """Write each name where it meets neither a point, an arrow, nor another name."""
+    from adjustText import adjust_text
+
+    pixels = axes.transData
+    radius = 6 * axes.figure.dpi / 72
+    taken: list[tuple[float, float]] = []  # places, in pixels, that markers and arrows cover
+    for point in points:
+        x, y = pixels.transform((point.x, point.y))
+        taken += [(x + radius * cos(turn), y + radius * sin(turn)) for turn in TURNS]
+        if point.before is not None:
+            tail, _ = pixels.transform((point.before, point.y))
+            taken += [(tail + share / 30 * (x - tail), y) for share in range(31)]
+    xs, ys = pixels.inverted().transform(taken).T
+    names = [axes.text(p.x, p.y, p.name, fontsize=8, color=ink, va="center") for p in points]
+    adjust_text(
+        names,
+        xs,
+        ys,
+        ax=axes,
+        expand=(1.1, 1.3),
+        force_static=0.3,
+        force_text=(0.3, 0.4),
+        iter_lim=500,  # not a time, on which the picture would depend
+        arrowprops={"arrowstyle": "-", "color": ink, "lw": 0.5, "alpha": 0.5},
+    )
+
+
+def line_figure(panels: Sequence[Panel], ink: str, paper: str) -> Any:
+    """Panels of lines side by side, under one legend."""
+    with new_figure((4.2 * len(panels) + 0.6, 4.2), ink, paper) as figure:
+        every_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, axes in zip(panels, every_axes, strict=True):
+            draw_lines(axes, panel)
+        legend_below(figure, 4)
+    return figure
+
+
+WIDE_TICK = 4  # characters of a label on the axis
+
+
+def draw_lines(axes: Any, panel: Panel) -> None:
+    for line in panel.series:
+        axes.errorbar(
+            line.x,
+            line.y,
+            yerr=line.spread,
+            color=COLOURS[line.colour],
+            marker=line.marker,
+            markersize=5,
+            linestyle="--" if line.dashed else "-",
+            capsize=2,
+            label=line.label,
+        )
+    for label, height, colour in panel.lines:
+        axes.axhline(height, color=COLOURS[colour], linestyle=":", linewidth=2, label=label)
+    if panel.log:
+        axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+    if panel.ticks:
+        axes.set_xticks([place for place, _ in panel.ticks], [text for _, text in panel.ticks])
+        axes.tick_params("x", labelsize=8)
+        if max(len(text) for _, text in panel.ticks) > WIDE_TICK:  # they would run into each other
+            axes.tick_params("x", rotation=30)
+    axes.set_ylim(bottom=0)
+    finish(axes, panel)
+
+
+def finish(axes: Any, panel: Panel) -> None:
+    axes.set_xlabel(panel.x)
+    axes.set_ylabel(panel.y)
+    axes.set_title(panel.title, fontsize=11)
+    axes.grid(alpha=0.25)
+
+
+# -------------------------------------------------------------------------------- horizontal bars
+
+Marks = tuple[str, Sequence[float], str, str]
+"""Label, a place in each row, marker of matplotlib, colour."""
+
+
+def row_figure(
+    names: Sequence[str],
+    bars: tuple[str, Sequence[float]],
+    marks: Sequence[Marks],
+    unit: str,
+    title: str,
+    ink: str = BLACK,
+    paper: str = WHITE,
+    spread: Sequence[float] | None = None,
+) -> Any:
+    """Horizontal bars (label, lengths) from the top, each with its name and its marks."""
+    with new_figure((9, 2 + 0.26 * len(names)), ink, paper) as figure:
+        axes = figure.add_subplot()
+        rows = range(len(names))
+        label, lengths = bars
+        axes.barh(rows, lengths, xerr=spread, ecolor=ink, color=COLOURS["sky"], label=label)
+        for label, places, marker, colour in marks:
+            size = 11 if marker == "|" else 5
+            axes.plot(places, rows, marker, color=colour, markersize=size, label=label)
+        axes.set_yticks(rows, names)
+        axes.invert_yaxis()
+        axes.set_xlabel(unit)
+        axes.set_title(title, fontsize=11)
+        legend_below(figure, 3)
+    return figure
+
+
+def layer_figure(content: Mapping[str, Any], ink: str = BLACK, paper: str = WHITE) -> Any:
+    """The time of every fused call with its prediction and floor.
+
+    Args:
+        content: what `fassd.bench.layers.LayerReport.to_json` gives.
+        ink, paper: colours.
+    """
+    layers, where, job = content["layers"], content["environment"], content["job"]
+    times = {key: [1e3 * layer[key] for layer in layers] for key in LAYER_TIMES}
+    return row_figure(
+        [f"{layer['name']}  ({layer['kind']})" for layer in layers],
+        ("measured, median and half the interquartile range", times["median_s"]),
+        [
+            ("predicted", times["predicted_s"], "D", COLOURS["vermilion"]),
+            ("floor: arithmetic alone", times["arithmetic_floor_s"], "|", ink),
+        ],
+        "ms",
+        f"{job['model']}, {job['batch']}x3x{job['size'][0]}x{job['size'][1]}, {job['dtype']}, "
+        f"labels out\n{where['cpu']}, {where['threads']} threads, {where['date'][:10]}",
+        ink,
+        paper,
+        spread=times["spread_s"],
+    )
+
+
+LAYER_TIMES = ("median_s", "spread_s", "predicted_s", "arithmetic_floor_s")

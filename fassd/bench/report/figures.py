@@ -1,0 +1,185 @@
+"""Cells of the page's tables from places in results files, and the ways to run a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fassd.bench.candidates import OURS, REFERENCE
+from fassd.bench.report.charts import COLOURS, Bars, candidate_colour, is_hatched
+from fassd.bench.report.page import Cell, Section, Table
+from fassd.bench.report.results import Figure, Origin
+
+__all__ = [
+    "CHANNELS_LAST",
+    "COUNTED",
+    "EAGER",
+    "INDUCTOR",
+    "MEASURE",
+    "OURS_HALF",
+    "OURS_LABELS",
+    "OURS_LOGITS",
+    "WAYS",
+    "Way",
+    "agrees",
+    "bars_by_way",
+    "counted",
+    "frames",
+    "in_milliseconds",
+    "milliseconds",
+    "missing",
+    "quoted",
+    "ratio",
+    "rounds",
+    "speedup",
+    "table_by_way",
+]
+
+MEASURE = "fassd report -o DIR --measure"
+COUNTED = Origin("counted by `fassd info`, exact to the authors' figures (tests/golden)")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run a network, as a column or a series.
+
+    Attributes:
+        label: heading of the column.
+        key, dtype, output: those of `fassd.bench.candidates.Candidate`.
+    """
+
+    label: str
+    key: str
+    dtype: str = "float32"
+    output: str = "logits"
+
+    @property
+    def colour(self) -> str:
+        """A key of `COLOURS`."""
+        return candidate_colour(self.key, self.dtype)
+
+    @property
+    def hatched(self) -> bool:
+        return is_hatched(self.key, self.dtype, self.output)
+
+    def of(self, comparison: Figure) -> Figure | None:
+        """Its result in a comparison."""
+        for index, result in enumerate(comparison.value["results"]):
+            here = (result["key"], result["dtype"], result["output"])
+            if here == (self.key, self.dtype, self.output):
+                return comparison.at("results", index)
+        return None
+
+
+EAGER = Way("PyTorch", REFERENCE)
+CHANNELS_LAST = Way("PyTorch channels last", "channels_last")
+INDUCTOR = Way("Inductor, freezing", "inductor")
+OURS_LOGITS = Way("ours", OURS)
+OURS_LABELS = Way("ours, labels", OURS, output="labels")
+OURS_HALF = Way("ours float16, labels", OURS, "float16", "labels")
+WAYS = (
+    EAGER,
+    CHANNELS_LAST,
+    INDUCTOR,
+    Way("ONNX Runtime", "onnxruntime"),
+    Way("OpenVINO", "openvino"),
+    Way("OpenVINO bfloat16", "openvino_bf16", "bfloat16"),
+    OURS_LOGITS,
+    OURS_LABELS,
+    OURS_HALF,
+)
+
+
+def missing(title: str, what: str, command: str) -> Section:
+    """A section that says what is not there and how to get it."""
+    return Section(title, (f"Not measured here: {what}. `{command}` does.",))
+
+
+def agrees(result: Figure) -> bool:
+    return result.get("match") is not False
+
+
+def counted(text: str, *where: Figure | Origin) -> Cell:
+    """A count, by `fassd info` where no place is given."""
+    return Cell(text, where or (COUNTED,), "counted")
+
+
+def quoted(value: Any, origin: Origin) -> Cell:
+    return Cell() if value is None else Cell(str(value), (origin,), "quoted")
+
+
+def milliseconds(result: Figure | None, strong: bool = False) -> Cell:
+    """Median and half the interquartile range; "disagrees" of a result that does."""
+    if result is None:
+        return Cell()
+    if not agrees(result):
+        return Cell("disagrees", (result.at("match"),), "measured")
+    text = in_milliseconds(result.value["median_s"], result.value["spread_s"])
+    return Cell(text, (result.at("median_s"),), "measured", strong)
+
+
+def in_milliseconds(median: float, spread: float) -> str:
+    """Seconds with their spread as text, to about three digits."""
+    places = next((n for n, least in enumerate((0.1, 0.01, 0.001)) if median >= least), 3)
+    return f"{1e3 * median:.{places}f} ±{1e3 * spread:.{places}f}"
+
+
+def frames(result: Figure | None, batch: int = 1, strong: bool = False) -> Cell:
+    """Pictures per second."""
+    if result is None or not agrees(result):
+        return milliseconds(result)
+    rate = batch / result.value["median_s"]
+    return Cell(f"{rate:.1f}", (result.at("median_s"),), "measured", strong)
+
+
+def ratio(
+    result: Figure | None, over: Figure | None, strong: bool = False, median: str = "median_s"
+) -> Cell:
+    """How many times as fast `result` is as `over`; "-" where either disagrees."""
+    value = speedup(result, over, median)
+    if value is None or result is None or over is None:
+        return Cell("-" if result is not None else "")
+    return Cell(f"{value:.2f}x", (result.at(median), over.at(median)), "measured", strong)
+
+
+def speedup(result: Figure | None, over: Figure | None, median: str = "median_s") -> float | None:
+    """How many times as fast `result` is as `over`; None where that cannot be said."""
+    if result is None or over is None or not (agrees(result) and agrees(over)):
+        return None
+    return over.value[median] / result.value[median]
+
+
+def rounds(comparisons: Iterable[Figure]) -> str:
+    """How often calls were measured: "7" or "5 to 7"."""
+    counts = sorted({r["n"] for c in comparisons for r in c.value["results"] if r["n"]})
+    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "no"
+
+
+def table_by_way(
+    heading: str,
+    entries: Sequence[tuple[str, Figure]],
+    ways: Sequence[Way],
+    cell: Callable[[Figure | None, bool], Cell],
+    caption: str,
+) -> Table:
+    """A row for each comparison, a column for each way that has a figure in any."""
+    cells = {
+        way: [cell(way.of(comparison), way.key == OURS) for _, comparison in entries]
+        for way in ways
+    }
+    cells = {way: column for way, column in cells.items() if any(c.text for c in column)}
+    rows = zip((Cell(name) for name, _ in entries), *cells.values(), strict=True)
+    return Table((heading, *(way.label for way in cells)), tuple(rows), caption)
+
+
+def bars_by_way(
+    comparisons: Sequence[Figure],
+    ways: Sequence[Way],
+    height: Callable[[Way, Figure], float | None] = lambda way, c: speedup(way.of(c), EAGER.of(c)),
+) -> list[Bars]:
+    """Bars for each way, of speed-ups over plain PyTorch where `height` is not given."""
+    return [
+        Bars(way.label, [height(way, c) for c in comparisons], COLOURS[way.colour], way.hatched)
+        for way in ways
+    ]
