@@ -190,7 +190,9 @@ def cuda_extension():
         sources(
             "csrc/checks.cpp", "csrc/cuda/plan.cpp", "csrc/cuda/registration.cpp", "csrc/cuda/*.cu"
         ),
-        depends=sources("csrc/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh"),
+        depends=sources(
+            "csrc/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh", "fassd_kernels/schemas.def"
+        ),
         include_dirs=include_paths("cuda"),
         library_dirs=library_paths("cuda"),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("USE_CUDA", None)],
