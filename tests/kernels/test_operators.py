@@ -53,12 +53,14 @@ import triton.language as tl
 
 from fassd_kernels.reference.conv_act import channels_last
 from fassd_kernels.reference.fade import check_fade
-from fassd_kernels.triton.layout import empty_image
+from fassd_kernels.triton.program import Pointer, Work, cached
+
+BLOCK = 256
 
 
 @triton.jit
-def fade_kernel(image, out, count, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+def fade_kernel(image, out, count, factor, BLOCK_M: tl.constexpr):
+    at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     value = tl.load(image + at, mask=at < count)
     tl.store(out + at, value * factor, mask=at < count)
 
@@ -66,10 +68,22 @@ def fade_kernel(image, out, count, factor, BLOCK: tl.constexpr):
 def fade(input, *, by=0.5, padded=False):
     size = check_fade(input, by=by)
     image = channels_last(input)
-    out = empty_image(size, input.dtype, input.device, False)
-    if out.numel():
-        fade_kernel[(triton.cdiv(out.numel(), 256),)](image, out, out.numel(), 1 - by, BLOCK=256)
-    return out
+    count = image.numel()
+
+    def plan(program):
+        given, out = program.argument(image), program.result(size)
+        if count:
+            arguments = {
+                "image": Pointer(given),
+                "out": Pointer(out.slot),
+                "count": count,
+                "factor": 1 - by,
+                "BLOCK_M": BLOCK,
+            }
+            work = Work(bytes=2 * count * image.dtype.itemsize, operations=count)
+            program.launch(fade_kernel, (triton.cdiv(count, BLOCK),), arguments, work, "fade")
+
+    return cached("fade", [image], (by,), False, plan)
 '''
 
 LISTED = """
