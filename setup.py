@@ -194,7 +194,9 @@ def cuda_extension():
             "csrc/cuda/registration.cpp",
             "csrc/cuda/*.cu",
         ),
-        depends=sources("csrc/*.h", "csrc/plan/*.h", "csrc/cuda/*.cuh"),
+        depends=sources(
+            "csrc/*.h", "csrc/plan/*.h", "csrc/cuda/*.cuh", "fassd_kernels/schemas.def"
+        ),
         include_dirs=include_paths("cuda"),
         library_dirs=library_paths("cuda"),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("USE_CUDA", None)],

@@ -9,7 +9,7 @@
 #include "operators.h"
 
 STABLE_TORCH_LIBRARY(fassd_kernels, m) {
-#define OPERATOR(schema) m.def(schema);
+#define OPERATOR(name, kind, text) m.def(#name "(" text ") -> Tensor");
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
   m.def("cpu_capability() -> str");
@@ -32,18 +32,9 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CompositeImplicitAutograd, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
-  m.impl("conv_act", TORCH_BOX(&fassd::cpu::conv_act));
-  m.impl("asymmetric_conv", TORCH_BOX(&fassd::cpu::asymmetric_conv));
-  m.impl("dapf", TORCH_BOX(&fassd::cpu::dapf));
-  m.impl("aspp", TORCH_BOX(&fassd::cpu::aspp));
-  m.impl("hardblock", TORCH_BOX(&fassd::cpu::hardblock));
-  m.impl("pack_weight", TORCH_BOX(&fassd::cpu::pack_weight));
-  m.impl("mda", TORCH_BOX(&fassd::cpu::mda));
-  m.impl("upsample_conv1x1", TORCH_BOX(&fassd::cpu::upsample_conv1x1));
-  m.impl("upsample", TORCH_BOX(&fassd::cpu::upsample));
-  m.impl("upsample_argmax", TORCH_BOX(&fassd::cpu::upsample_argmax));
-  m.impl("normalize", TORCH_BOX(&fassd::cpu::normalize));
-  m.impl("normalize_conv_act", TORCH_BOX(&fassd::cpu::normalize_conv_act));
+#define OPERATOR(name, kind, text) m.impl(#name, TORCH_BOX(&fassd::cpu::name));
+#include "../fassd_kernels/schemas.def"
+#undef OPERATOR
 }
 
 // Importing the module runs the registrations above; it holds nothing else.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import warnings
@@ -141,7 +142,8 @@ def cpu_reason() -> str:
     if build_record().get("cpu_missing"):
         return build_record()["cpu_missing"]
     folder = Path(__file__).parents[1]
-    if (folder / "setup.py").exists():
+    absent = importlib.util.find_spec("fassd_kernels._C") is None
+    if absent and (folder / "setup.py").exists():
         return (
             f"these are the sources in {folder}, not the installed package: "
             "start Python in another folder, or install with pip install -e ."

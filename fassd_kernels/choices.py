@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.configurations import (
     existing_table,
     file_name,
@@ -39,44 +40,6 @@ NOISE = 0.02  # medians that differ by less are equal, and the order of the cand
 
 # --- keys -----------------------------------------------------------------------------------------
 
-# By operator, the names of its arguments that are images,
-IMAGES: dict[str, tuple[str, ...]] = {
-    "conv_act": ("inputs",),
-    "asymmetric_conv": ("input",),
-    "dapf": ("input",),
-    "aspp": ("input",),
-    "hardblock": ("input",),
-    "mda": ("input",),
-    "upsample_conv1x1": ("low", "skip"),
-    "upsample": ("input",),
-    "upsample_argmax": ("input",),
-    "normalize": ("image",),
-    "normalize_conv_act": ("image",),
-}
-# those that are weights, and
-WEIGHTS: dict[str, tuple[str, ...]] = {
-    "conv_act": ("weight",),
-    "asymmetric_conv": ("vertical_weight", "horizontal_weight"),
-    "dapf": ("weights",),
-    "aspp": ("weights",),
-    "hardblock": ("weights",),
-    "mda": ("weights",),
-    "upsample_conv1x1": ("weight",),
-    "normalize_conv_act": ("weight",),
-}
-# those that make other work of the same shapes, with what they are if they are not given.
-OPTIONS: dict[str, tuple[tuple[str, Any], ...]] = {
-    "conv_act": (("stride", (1, 1)), ("dilation", (1, 1)), ("activation", "none"), ("pool", 1)),
-    "asymmetric_conv": (("dilation", 1), ("activation", "relu")),
-    "dapf": (("dilations", ()),),
-    "aspp": (("dilations", ()),),
-    "mda": (("dilation", 1),),
-    "upsample_conv1x1": (("activation", "none"),),
-    "upsample": (("size", ()),),
-    "upsample_argmax": (("size", ()),),
-    "normalize": (("dtype", None),),
-    "normalize_conv_act": (("stride", (1, 1)), ("dilation", (1, 1)), ("activation", "none")),
-}
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -102,15 +65,16 @@ def shape_key(
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return ""
+    row = OPERATORS[operator]
     weights: list[Any] = []
-    for name in WEIGHTS.get(operator, ()):
+    for name in row.weights:
         value = arguments[name]
         if isinstance(value, Tensor):
             weights.append(value.shape)
         else:
             weights += [weight.shape for weight in value]
     options = []
-    for name, default in OPTIONS.get(operator, ()):
+    for name, default in row.options:
         value = arguments.get(name, default)
         if isinstance(value, list):
             value = tuple(value)
@@ -147,7 +111,7 @@ def render_key(
     parts = [operator, "+".join("x".join(map(str, image)) for image in images)]
     if weights:  # their input channels are the images'
         parts += [">", "+".join("x".join(map(str, (w[0], *w[2:]))) for w in weights)]
-    names = [name for name, _ in OPTIONS.get(operator, ())]
+    names = [name for name, _ in OPERATORS[operator].options]
     parts += [f"{name}={shown(value)}" for name, value in zip(names, options, strict=True)]
     if residual:
         parts.append("residual")

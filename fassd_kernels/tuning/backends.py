@@ -25,12 +25,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fassd
-from fassd_kernels import ops, reference
-from fassd_kernels.accelerate import accelerate
+from fassd_kernels import ops
+from fassd_kernels.accelerate import FUSED, accelerate
 from fassd_kernels.backends import Backend, backends, refusal
 from fassd_kernels.choices import (
-    IMAGES,
-    OPTIONS,
     Medians,
     fastest,
     read_table,
@@ -38,14 +36,9 @@ from fassd_kernels.choices import (
     user_path,
     write_table,
 )
-from fassd_kernels.modules import (
-    FusedASPP,
-    FusedConvLayer,
-    FusedDAPF,
-    FusedHarDBlock,
-    FusedMDA,
-)
+from fassd_kernels.modules.conv import FusedUpsampleConv
 from fassd_kernels.modules.fused import Plan
+from fassd_kernels.operators import OPERATORS, Operator
 from fassd_kernels.triton.availability import first_line
 from fassd_kernels.triton.device import assuming, describe_device, device_named
 from fassd_kernels.triton.program import recording, tf32_requested
@@ -76,8 +69,12 @@ class Call:
     arguments: Mapping[str, Any]
 
     @property
+    def row(self) -> Operator:
+        return OPERATORS[self.operator]
+
+    @property
     def images(self) -> list[Tensor]:
-        return [image for name in IMAGES[self.operator] for image in listed(self.arguments[name])]
+        return [image for name in self.row.images for image in listed(self.arguments[name])]
 
     @property
     def key(self) -> str:
@@ -85,10 +82,9 @@ class Call:
 
     def plans(self) -> list[Plan]:
         """The weights that a backend lays out in its own way, as the fused modules have them."""
-        arguments: dict[str, Any] = {**dict(OPTIONS.get(self.operator, ())), **self.arguments}
+        arguments: dict[str, Any] = {**dict(self.row.options), **self.arguments}
         if self.operator == "upsample_conv1x1":
-            weight, low = arguments["weight"], sum(x.shape[1] for x in arguments["low"])
-            return [(part, (1, 1), (1, 1)) for part in (weight[:, :low], weight[:, low:])]
+            arguments["low_channels"] = sum(x.shape[1] for x in arguments["low"])
         plan = PLANS.get(self.operator)
         # It looks at nothing of the module.
         return plan(None, arguments) if plan else []
@@ -110,7 +106,7 @@ class Call:
     def copied(self) -> Call:
         """The call on images of its own."""
         arguments = dict(self.arguments)
-        for name in IMAGES[self.operator]:
+        for name in self.row.images:
             images = [copy_of(image) for image in listed(arguments[name])]
             arguments[name] = images if isinstance(arguments[name], list | tuple) else images[0]
         return Call(self.operator, arguments)
@@ -118,16 +114,12 @@ class Call:
     def exact(self) -> Tensor:
         """The reference's result in float64."""
         arguments = {name: exactly(value) for name, value in self.arguments.items()}
-        return getattr(reference, self.operator)(**arguments)
+        return self.row.reference(**arguments)
 
 
 PLANS: dict[str, Callable[[Any, dict[str, Any]], list[Plan]]] = {
-    "conv_act": FusedConvLayer.plan,
-    "dapf": FusedDAPF.plan,
-    "aspp": FusedASPP.plan,
-    "hardblock": FusedHarDBlock.plan,
-    "mda": FusedMDA.plan,
-}
+    fused.operator: fused.plan for fused in FUSED.values()
+} | {"upsample_conv1x1": FusedUpsampleConv.plan}
 
 
 def listed(value: Any) -> list[Tensor]:
@@ -154,14 +146,12 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
-        operator = function._schema.name.partition("::")[2]
+        row = OPERATORS.get(function._schema.name.partition("::")[2])
         # Backends that are asked for by name have namespaces of their own.
-        if function.namespace.startswith(ops.NAMESPACE) and operator in IMAGES:
-            names = [argument.name for argument in function._schema.arguments]
-            named = {**dict(zip(names, arguments, strict=False)), **(keywords or {})}
-            # Of the backend that recorded it.
-            named = {n: v for n, v in named.items() if n not in ("packed", "allow_tf32")}
-            call = Call(operator, named)
+        if function.namespace.startswith(ops.NAMESPACE) and row and row.images:
+            named = row.bind(arguments, keywords or {})
+            named.pop("packed", None)  # of the backend that recorded it
+            call = Call(row.name, named)
             self.seen.setdefault(call.key, call)
         return function(*arguments, **(keywords or {}))
 
@@ -203,7 +193,7 @@ def candidates_for(call: Call) -> list[str]:
 
 def recording_backend(device: torch.device, dtype: torch.dtype) -> Backend | None:
     """The first backend with kernels for a whole network."""
-    needed = [name for name in IMAGES if name != "asymmetric_conv"]
+    needed = [row.name for row in OPERATORS.values() if row.name != "asymmetric_conv"]
     return next(
         (
             backend

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fassd
-from fassd_kernels import reference
 from fassd_kernels.accelerate import accelerate
+from fassd_kernels.operators import OPERATORS
 from fassd_kernels.ops import TRITON_NAMESPACE, operator
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.aot import Resources, source_of, try_examine
@@ -137,7 +137,7 @@ class RecordedCall:
 
     def exact(self) -> Tensor:
         """The reference's result in float64, on the call's device."""
-        return getattr(reference, self.name)(
+        return OPERATORS[self.name].reference(
             *(exactly(x) for x in self.arguments),
             **{name: exactly(x) for name, x in self.keywords.items()},
         )

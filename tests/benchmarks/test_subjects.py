@@ -96,13 +96,13 @@ def test_the_call_of_cudnn_fits_its_schema():
 def test_planned_launches_are_those_of_the_kernels():
     pytest.importorskip("triton")
     module = randomised(fassd.models.DAPF(32))
-    from fassd_kernels.triton.operators import OPERATORS as TRITON_OPERATORS
+    from fassd_kernels.triton.dapf import dapf
 
     packed = fassd_kernels.FusedDAPF.from_reference(module).pack(torch.float16)
     x = torch.randn(1, 32, 16, 16, dtype=torch.float16).to(memory_format=torch.channels_last)
 
     def call(x: Tensor) -> Tensor:
-        return TRITON_OPERATORS["dapf"](x, **packed)
+        return dapf(x, **packed)
 
     launches = planned_launches(call, (x,))
     assert {launch.kernel for launch in launches} <= {"conv_act_kernel", "asymmetric_conv_kernel"}

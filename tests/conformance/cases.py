@@ -6,16 +6,19 @@ number of channels; ``Call.to`` and ``Call.laid_out`` do the rest.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from conformance.harness import LAYOUTS, Call, Subject
+from conformance.harness import LAYOUTS, OPERATORS, TABLE, Call, Subject
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from fassd_kernels.operators import PICTURES
 
 Pair = tuple[int, int]
 
@@ -284,8 +287,42 @@ def normalize_conv_act(
     )
 
 
+def from_schema(operator: str, batch: int = 1, size: Pair = (5, 7)) -> Call:
+    """A call of an operator that has no function of its own here: what its schema asks for.
+
+    Images have three channels, as have weights (1x1) and vectors; a number is 0.5 or 1.
+    """
+    source, row = Source(), TABLE[operator]
+
+    def single(name: str, kind: str) -> Any:
+        if "Tensor" not in kind:
+            return 0.5 if "float" in kind else 1
+        if name == PICTURES:
+            return source.picture(batch, size)
+        if name in row.images:
+            return source.image(batch, 3, size)
+        return source.weight(3, 3) if name in row.weights else source.vector(3)
+
+    def value(argument: Any) -> Any:
+        kind = str(argument.type)
+        one = single(argument.name, kind)
+        return [one] if kind.startswith("List") else one
+
+    arguments = torch._C.parse_schema(row.schema).arguments
+    required = [argument for argument in arguments if not argument.has_default_value()]
+    return Call(operator, {argument.name: value(argument) for argument in required})
+
+
+def builder(operator: str) -> Callable[..., Call]:
+    """The function of this file that makes calls of an operator."""
+    return globals().get(operator) or functools.partial(from_schema, operator)
+
+
+UNKNOWN = tuple(name for name in OPERATORS if name not in globals())
+
 # A few calls of each operator that differ in what is optional, for what all operators promise.
 SAMPLES: dict[str, list[Call]] = {
+    **{name: [from_schema(name), from_schema(name, batch=2)] for name in UNKNOWN},
     "conv_act": [
         conv_act(),
         conv_act(
@@ -324,10 +361,10 @@ SAMPLES: dict[str, list[Call]] = {
         normalize_conv_act(kernel=(1, 1), activation="relu", bias=False),
     ],
 }
-WITH_GRADIENT = tuple(name for name in SAMPLES if name not in ("upsample_argmax", "normalize"))
 
 # Calls whose result has no elements.
 NOTHING: dict[str, list[Call]] = {
+    **{name: [from_schema(name, batch=0), from_schema(name, size=(0, 7))] for name in UNKNOWN},
     "conv_act": [
         conv_act(batch=0, channels=(3, 2), activation="prelu", residual=True),
         conv_act(batch=0, kernel=(1, 1), stride=(2, 2)),

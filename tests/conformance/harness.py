@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 import fassd_kernels
-from fassd_kernels import reference
+from fassd_kernels import operators, reference
+from fassd_kernels.operators import OPERATORS as TABLE
 from fassd_kernels.triton.device import INTERPRETED
 from fassd_kernels.triton.layout import empty_image
 
@@ -33,7 +34,9 @@ DEVICES = {
 }
 
 # pack_weight computes nothing: test_packing.py.
-OPERATORS = tuple(name for name in reference.__all__ if name != "pack_weight")
+OPERATORS = tuple(name for name, row in TABLE.items() if not row.packs)
+MULTIPLYING = tuple(name for name, row in TABLE.items() if row.multiplies)
+WITH_GRADIENT = tuple(name for name, row in TABLE.items() if row.has_gradient)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 TOLERANCES = {  # of ||out - ref|| / ||ref||, DESIGN section 8
     torch.float32: 2e-6,
@@ -141,7 +144,7 @@ def missing(name: str, reason: str) -> pytest.UsageError:
 
 # --- calls ----------------------------------------------------------------------------------------
 
-IMAGES = ("inputs", "input", "residual", "low", "skip", "image")
+IMAGES = (*operators.IMAGES, "residual")
 
 
 @dataclass(frozen=True)
@@ -158,18 +161,17 @@ class Call:
         return dataclasses.replace(self, arguments={**self.arguments, **changes})
 
     @property
-    def keyword_only(self) -> set[str]:
-        schema = getattr(torch.ops.fassd_kernels, self.operator).default._schema
-        return {argument.name for argument in schema.arguments if argument.kwarg_only}
+    def row(self) -> operators.Operator:
+        return TABLE[self.operator]
 
     @property
     def positional(self) -> tuple[Any, ...]:
-        only = self.keyword_only
+        only = self.row.keyword_only
         return tuple(value for name, value in self.arguments.items() if name not in only)
 
     @property
     def keywords(self) -> dict[str, Any]:
-        only = self.keyword_only
+        only = self.row.keyword_only
         return {name: value for name, value in self.arguments.items() if name in only}
 
     @property
@@ -214,7 +216,7 @@ class Call:
 
 def expected(call: Call) -> Tensor:
     """The float64 reference on the inputs of `call`, on the CPU."""
-    return call.to(torch.float64)(getattr(reference, call.operator))
+    return call.to(torch.float64)(call.row.reference)
 
 
 # --- memory layouts -------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ def snapshot(call: Call) -> list[Tensor]:
 
 def check_result(call: Call, result: Tensor, may_pad: bool = True) -> None:
     """Compare `result` of `call` with the float64 reference."""
-    if call.operator == "upsample_argmax":
+    if call.row.gives_labels:
         check_labels(call, result)
         return
     right = expected(call)
@@ -362,7 +364,7 @@ def check_gradients(call: Call, result: Tensor, dtype: torch.dtype | None = None
         return x.detach().to("cpu", kind).requires_grad_(x.requires_grad)
 
     twin = call.map(of_judge)
-    right = twin(getattr(reference, call.operator))
+    right = twin(call.row.reference)
     cotangent = torch.randn(right.shape, generator=torch.Generator().manual_seed(7)).to(dtype)
     gradients = torch.autograd.grad(result, leaves, cotangent.to(result.device))
     inputs = [x for x in twin.floating if x.requires_grad]

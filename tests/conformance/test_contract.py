@@ -7,13 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conformance import cases, harness
-from conformance.cases import NOTHING, SAMPLES, WITH_GRADIENT, samples
-from conformance.harness import Call, Subject, check, check_result
+from conformance.cases import NOTHING, SAMPLES, samples
+from conformance.harness import MULTIPLYING, WITH_GRADIENT, Call, Subject, check, check_result
 from torch import Tensor
 
 import fassd_kernels
-from fassd_kernels import reference
-from fassd_kernels.ops import AUTOCAST
 
 
 def test_samples(subject, dtype):
@@ -37,7 +35,7 @@ def test_nothing_in_nothing_out(subject, dtype):
         call = call.to(dtype, subject.device)
         result = subject(call)
         assert result.shape == right.shape
-        assert result.dtype == (torch.uint8 if subject.operator == "upsample_argmax" else dtype)
+        assert result.dtype == (torch.uint8 if call.row.gives_labels else dtype)
 
 
 # --- non-finite values ----------------------------------------------------------------------------
@@ -63,7 +61,7 @@ def test_non_finite_pixels(subject, value):
             assert compare_non_finite(subject, call.map(spoil)) > 0
 
 
-@pytest.mark.operators(*AUTOCAST)
+@pytest.mark.operators(*MULTIPLYING)
 @pytest.mark.parametrize("value", NON_FINITE)
 def test_non_finite_vectors(subject, value):
     """The last bias, scale, shift or slope; an activation may well hide it (ReLU of -inf)."""
@@ -102,7 +100,7 @@ def test_infinite_weights(subject):
     weight = call.tensors[1]
     weight[4, 3, 1, 1] = float("inf")
     assert weight.shape == (9, 8, 3, 3)
-    result, right = subject(call), call(getattr(reference, subject.operator))
+    result, right = subject(call), call(call.row.reference)
     assert torch.equal(result.isposinf(), right.isposinf()) and right.isposinf().any()
     assert torch.equal(result.isnan(), right.isnan())
 
@@ -118,7 +116,7 @@ def compare_non_finite(subject: Subject, call: Call) -> int:
     """Compare with the reference in the same dtype; return how many elements are not finite."""
     result = subject(call).cpu()
     # On the CPU: elsewhere, PyTorch's own kernels differ in what a weight of zero lets through.
-    right = call.map(Tensor.cpu)(getattr(reference, subject.operator))
+    right = call.map(Tensor.cpu)(call.row.reference)
     kinds = {"nan": torch.isnan, "+inf": torch.isposinf, "-inf": torch.isneginf}
     for kind, positions in kinds.items():
         differ = int((positions(result) != positions(right)).sum())
@@ -132,6 +130,7 @@ def compare_non_finite(subject: Subject, call: Call) -> int:
 # --- threads --------------------------------------------------------------------------------------
 
 LARGE: dict[str, Call] = {
+    **{name: cases.from_schema(name, 2, (61, 90)) for name in cases.UNKNOWN},
     "conv_act": cases.conv_act(batch=2, channels=(10, 18), out_channels=31, size=(61, 90)),
     "asymmetric_conv": cases.asymmetric_conv(2, 31, 31, 31, (61, 90), 8),
     "dapf": cases.dapf(2, 28, 14, 28, (33, 50), (3, 12, 24)),
@@ -190,7 +189,7 @@ def test_autocast(subject):
     for call in samples(subject):
         with torch.autocast(subject.device, subject.half):
             result = subject(call)
-        if subject.operator in AUTOCAST:
+        if subject.operator in MULTIPLYING:
             assert result.dtype == subject.half
             # Inputs are rounded as well, hence the second half of the tolerance.
             right = harness.expected(call)
@@ -199,7 +198,7 @@ def test_autocast(subject):
             check_result(call, result)
 
 
-@pytest.mark.operators(*AUTOCAST)
+@pytest.mark.operators(*MULTIPLYING)
 @pytest.mark.takes(torch.float64)
 def test_autocast_leaves_float64_alone(subject):
     for call in samples(subject, torch.float64):

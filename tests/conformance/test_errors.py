@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from conformance.cases import (
+    UNKNOWN,
     aspp,
     asymmetric_conv,
     conv_act,
     dapf,
+    from_schema,
     hardblock,
     mda,
     normalize,
@@ -330,7 +332,23 @@ def normalize_conv_act_refusals() -> list[Refusal]:
     ]
 
 
+def schema_refusals(operator: str) -> list[Refusal]:
+    """What any operator refuses: images that are none."""
+    base = from_schema(operator)
+    return [
+        refusal
+        for name in base.row.images
+        for refusal in spoiled(
+            base,
+            name,
+            {"rank": lambda x: x[0]},
+            0 if isinstance(base.arguments[name], list) else None,
+        )
+    ]
+
+
 REFUSALS = {
+    **{name: schema_refusals(name) for name in UNKNOWN},
     "conv_act": conv_act_refusals(),
     "asymmetric_conv": asymmetric_conv_refusals(),
     "dapf": dapf_refusals(),

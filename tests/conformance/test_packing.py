@@ -5,21 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from conformance.cases import SAMPLES
-from conformance.harness import Call, Subject, check_result
+from conformance.harness import TABLE, Call, Subject, check_result
 from torch import Tensor
 
 from fassd_kernels import ops, reference
 
-PACKING = (
-    "conv_act",
-    "asymmetric_conv",
-    "dapf",
-    "aspp",
-    "hardblock",
-    "mda",
-    "upsample_conv1x1",
-    "normalize_conv_act",
-)
+PACKING = tuple(name for name, row in TABLE.items() if "packed" in row.names)
 
 
 def pack(subject: Subject, weight: Tensor, stride=(1, 1), dilation=(1, 1)) -> Tensor:

@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 import torch
 from conformance import cases, harness
-from conformance.cases import SAMPLES, WITH_GRADIENT
-from conformance.harness import Call, check_close, check_gradients, check_result
+from conformance.cases import SAMPLES
+from conformance.harness import (
+    TABLE,
+    WITH_GRADIENT,
+    Call,
+    check_close,
+    check_gradients,
+    check_result,
+)
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fassd_kernels import reference
-from fassd_kernels.ops import SCHEMAS
 
 
 @pytest.fixture(params=SAMPLES)
@@ -40,7 +46,7 @@ def run(call: Call) -> Tensor:
 def test_schemas_are_those_of_the_file(operator):
     schema = str(registered(operator).default._schema).removeprefix("fassd_kernels::")
     # PyTorch expands the default of an int[2].
-    assert schema.replace("[1, 1]", "1") == SCHEMAS[operator]
+    assert schema.replace("[1, 1]", "1") == TABLE[operator].schema
 
 
 @pytest.mark.parametrize("grad", [False, True])

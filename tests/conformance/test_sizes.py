@@ -67,7 +67,7 @@ class Draw(cases.Source):
         return self.size()
 
     def call(self, operator: str) -> Call:
-        builder: Callable[..., Call] = getattr(cases, operator)
+        builder: Callable[..., Call] = cases.builder(operator)
         parameters = inspect.signature(builder).parameters.items()
         call = builder(**{name: self.setting(name, value) for name, value in parameters})
         return call.with_(dtype=self.dtype) if "dtype" in call.arguments else call
@@ -129,7 +129,7 @@ def drawn_calls(
 def shape_of(call: Call) -> tuple[int, ...] | None:
     """The shape of a call's result; None where the call is to be refused."""
     try:
-        return tuple(call(ops.CHECKS[call.operator]))
+        return tuple(call(call.row.check))
     except RuntimeError:
         return None
 

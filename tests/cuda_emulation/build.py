@@ -73,7 +73,7 @@ def instruction_set() -> list[str]:
 def headers() -> bytes:
     """All that a source may include, in one hash: a change of any header builds everything."""
     paths = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"), *ROOT.glob("csrc/plan/*.h")]
-    paths += INCLUDE.rglob("*.h")
+    paths += [ROOT / "fassd_kernels" / "schemas.def", *INCLUDE.rglob("*.h")]
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(str(path).encode() + b"\0" + path.read_bytes() + b"\0")

@@ -167,6 +167,30 @@ print(fassd_kernels.backends()["cpu"].available, torch.ops.fassd_kernels.dapf.de
     assert "runs on the reference operators" in result.stderr
 
 
+def test_an_extension_of_other_sources_counts_as_missing() -> None:
+    """One that lacks what these sources ask it for: its kernels are not used either."""
+    if not backends()["cpu"].available:
+        pytest.skip(backends()["cpu"].reason)
+    code = """
+import _ctypes, ctypes
+load = ctypes.PyDLL
+ctypes.PyDLL = lambda path: load(_ctypes.__file__)  # without our function
+import torch, fassd_kernels
+from fassd_kernels import backends, ops, reference
+print(ops.CPU_MISSING)
+print(backends()["cpu"].reason)
+x, w = torch.randn(1, 3, 5, 6), torch.randn(2, 3, 3, 3)
+print(torch.equal(ops.conv_act([x], w), reference.conv_act([x], w)), ops.held_memory())
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    missing, reason, computed = result.stdout.splitlines()
+    assert missing.startswith("it was built from other sources than these, build it again: ")
+    assert missing.endswith("undefined symbol: fassd_kernels_checksum")
+    assert reason == f"fassd_kernels._C: {missing}"
+    assert computed == "True 0"
+
+
 def test_public_names() -> None:
     for name in fassd_kernels.__all__:
         assert getattr(fassd_kernels, name) is not None

@@ -27,9 +27,6 @@ from fassd_kernels import choices, ops, tune
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import backends
 from fassd_kernels.choices import (
-    IMAGES,
-    OPTIONS,
-    WEIGHTS,
     best,
     fastest,
     read_table,
@@ -38,6 +35,7 @@ from fassd_kernels.choices import (
     user_path,
     write_table,
 )
+from fassd_kernels.operators import OPERATORS
 from fassd_kernels.tuning import backends as measuring
 from fassd_kernels.tuning.backends import Call, Contest, measure_choices
 
@@ -119,13 +117,12 @@ def test_every_operator_and_option_has_its_place() -> None:
         *("slope", "vertical_slope", "horizontal_slope", "slopes"),
         *("packed", "residual", "mean", "std"),
     }
-    assert set(IMAGES) == set(ops.SCHEMAS) - {"pack_weight"}
-    for name in IMAGES:
-        schema = getattr(torch.ops.fassd_kernels, name).default._schema
-        sorted_in = {*IMAGES[name], *WEIGHTS.get(name, ()), *(n for n, _ in OPTIONS.get(name, ()))}
-        assert {argument.name for argument in schema.arguments} - free == sorted_in, name
+    for row in OPERATORS.values():
+        schema = getattr(torch.ops.fassd_kernels, row.name).default._schema
+        sorted_in = {*row.images, *row.weights, *(name for name, _ in row.options)}
+        assert {argument.name for argument in schema.arguments} - free == sorted_in, row.name
         defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        for option, default in OPTIONS.get(name, ()):
+        for option, default in row.options:
             if option in defaults:
                 now = defaults[option]
                 assert (tuple(now) if isinstance(now, list) else now) == default
@@ -377,7 +374,7 @@ def test_out_of_time_and_nothing_to_choose() -> None:
 
 
 @compiled
-@pytest.mark.parametrize("operator", [name for name in IMAGES if name in cases.SAMPLES])
+@pytest.mark.parametrize("operator", cases.SAMPLES)
 def test_every_operator_can_be_measured(operator: str) -> None:
     """Weights are laid out as the fused modules have it, images keep their strides."""
     for case in cases.SAMPLES[operator]:
@@ -419,13 +416,10 @@ def test_the_keys_of_a_network_are_those_of_its_calls(monkeypatch: pytest.Monkey
 
     def operator(name: str, backend: str) -> Callable[..., Tensor]:
         def call(*arguments: Any, **named: Any) -> Tensor:
-            count = len(IMAGES[name])
-            images = [x for value in arguments[:count] for x in measuring.listed(value)]
-            names = [
-                a.name for a in getattr(torch.ops.fassd_kernels, name).default._schema.arguments
-            ]
-            rest = dict(zip(names[count:], arguments[count:], strict=False))
-            asked.append(shape_key(name, images, {**rest, **named}))
+            row = OPERATORS[name]
+            bound = row.bind(arguments, named)
+            images = [x for image in row.images for x in measuring.listed(bound[image])]
+            asked.append(shape_key(name, images, bound))
             return real(name, backend)(*arguments, **named)
 
         return call

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fassd_kernels.operators import IMAGES
+
 __all__ = [
     "Convolution",
     "Machine",
@@ -42,9 +44,6 @@ WINOGRAD_CHANNELS = 6
 COPIED_BYTES = 256 << 20
 MATRIX_SIDES = (1024, 2048)
 CONVOLUTION_WIDTHS = (128, 256, 512)
-
-IMAGES = ("inputs", "low", "skip", "residual", "input")
-"""Arguments of the operators that hold activations."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def work_of(operator: str, arguments: Mapping[str, Any], output: Tensor) -> Work
 
 def images(arguments: Mapping[str, Any]) -> list[Tensor]:
     """The input images of a call, its arguments by name."""
-    found = [arguments[name] for name in IMAGES if arguments.get(name) is not None]
+    found = [arguments[name] for name in (*IMAGES, "residual") if arguments.get(name) is not None]
     return [x for group in found for x in ([group] if isinstance(group, Tensor) else group)]
 
 
