@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-import fassd
+from fassd.models import create_model
 from fassd_kernels.triton.device import Device
 
 # Readings and writings of X and of Y in one step, forward and backward.
@@ -51,7 +51,7 @@ class TrainingStep:
 
 def training_step(name: str, height: int, width: int) -> TrainingStep:
     """Count a variant of the family at one picture of a size, 16-bit activations."""
-    model = fassd.create_model(name).to("meta")
+    model = create_model(name).to("meta")
     totals = [0, 0, 0]
 
     def count(conv: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fassd
+from fassd.models import create_model
 from fassd_kernels import reference
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import AUTO
@@ -149,7 +149,7 @@ def record_network(
 ) -> list[RecordedCall]:
     """The calls of a variant of the family on a random picture."""
     torch.manual_seed(0)
-    model = fassd.create_model(name).eval().to(place)
+    model = create_model(name).eval().to(place)
     # By name, where another might be faster; what is only planned is Triton's anyway.
     backend = AUTO if availability.is_recording() else "triton"
     fast = accelerate(model, dtype=dtype, output="labels", inplace=True, backend=backend)
