@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
-	$(PYTEST) -n auto --dist loadgroup --durations=10 --ignore=tests/install --ignore=tests/triton_backend \
+	$(PYTEST) -n auto --dist loadfile --durations=20 --ignore=tests/install --ignore=tests/triton_backend \
 	  --ignore=tests/cuda_emulation
 	$(PYTEST) tests/install
 	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton emulation) isa \

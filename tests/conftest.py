@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import signal
+from typing import Any
 
 import pytest
 
@@ -8,17 +9,22 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup`` a file's tests share a worker: its fixtures are made only once.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With ``--dist loadfile`` a file's tests share a worker, which makes its fixtures once.
 
-    Those of tests/export share the exported files. The conformance suite has no costly fixtures,
-    and is dealt test by test.
+    Those of tests/export share the exported files. The conformance suite has no costly fixtures:
+    dealt test by test, it keeps all workers busy to the end.
     """
-    for item in items:
-        group = item.nodeid.partition("::")[0]
-        if group.startswith("tests/conformance/") or item.get_closest_marker("xdist_group"):
-            continue
-        if group.startswith("tests/export/"):
-            group = "export"
-        item.add_marker(pytest.mark.xdist_group(group))
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            if file.startswith("tests/conformance/"):
+                return nodeid
+            return "tests/export" if file.startswith("tests/export/") else file
+
+    return Scheduling(config, log)
