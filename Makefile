@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
-	$(PYTEST) -n auto --dist loadgroup --durations=10 --ignore=tests/install --ignore=tests/triton_backend \
+	$(PYTEST) -n auto --dist loadfile --durations=20 --ignore=tests/install --ignore=tests/triton_backend \
 	  --ignore=tests/cuda_emulation
 	$(PYTEST) tests/install
 	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton emulation) isa \
@@ -113,6 +113,7 @@ lint: $(VENV)/.developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 format: $(VENV)/.developing

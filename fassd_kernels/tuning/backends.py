@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fassd
+from fassd.models import create_model
 from fassd_kernels import ops
 from fassd_kernels.accelerate import FUSED, accelerate
 from fassd_kernels.backends import Backend, backends, refusal
@@ -175,7 +175,7 @@ def record_calls(
         backend: that runs it; its images are those that all backends are timed on.
     """
     torch.manual_seed(0)
-    model = fassd.create_model(name).eval().to(place)
+    model = create_model(name).eval().to(place)
     fast = accelerate(model, dtype=dtype, output="labels", inplace=True, backend=backend)
     picture = torch.randn(batch, 3, height, width, dtype=dtype, device=place)
     picture = picture.contiguous(memory_format=torch.channels_last)  # as `normalize` gives it

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fassd
+from fassd.models import create_model
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.operators import OPERATORS
 from fassd_kernels.ops import TRITON_NAMESPACE, operator
@@ -148,7 +148,7 @@ def record_network(
 ) -> list[RecordedCall]:
     """The calls of a variant of the family on a random picture."""
     torch.manual_seed(0)
-    model = fassd.create_model(name).eval().to(place)
+    model = create_model(name).eval().to(place)
     # By name, where another might be faster.
     fast = accelerate(model, dtype=dtype, output="labels", inplace=True, backend="triton")
     picture = torch.randn(batch, 3, height, width, dtype=dtype, device=place)

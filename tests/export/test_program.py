@@ -99,7 +99,6 @@ def package(export):
     return export("aoti", backend="cpu", **LABELS)
 
 
-@pytest.mark.xdist_group("package")
 def test_packages(package, pictures):
     path, exporter = package
     network = ExportedNetwork(path)
@@ -137,7 +136,6 @@ def segment(tmp_path_factory):
     return folder / "segment"
 
 
-@pytest.mark.xdist_group("package")
 def test_cpp(segment, package, pictures, tmp_path):
     path, _ = package
     Image.fromarray(pictures[0]).save(tmp_path / "street.ppm")

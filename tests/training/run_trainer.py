@@ -1,10 +1,10 @@
-"""What one process of test_loop does: ``run_trainer.py DATA FOLDER kill STEP | settings JSON | slow
-JSON | trouble -``
+"""What one process of test_loop does: ``run_trainer.py DATA FOLDER kill STEP | slow JSON | all
+JSON``
 
-With settings, in float64; slow takes its time before each step; trouble runs into a signal at every
-moment, into a full disk after one, and into NaN in the validation of one process."""
+slow takes its time before each step. all runs every recipe of {name: settings} in float64, then
+into a signal at every moment, into a full disk after one, and into NaN in the validation of one
+process: starting processes takes longer than the runs."""
 
-import contextlib
 import errno
 import json
 import os
@@ -58,19 +58,25 @@ def run_into_signals(card, folder):
         assert files.latest_state(folder / moment)[1]["step"] == 2
 
 
+def run_all(card, folder, recipes, device):
+    for name, settings in recipes.items():
+        with double_precision():
+            feed_doubles(
+                Trainer(small_recipe(**settings), card, folder / name, device=device)
+            ).run()
+    run_into_nan(card, folder / "nan")
+    run_into_signals(card, folder)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     data, folder, what, value = sys.argv[1:]
-    changes = json.loads(value) if what in ("settings", "slow") else {}
-    double = double_precision() if what == "settings" else contextlib.nullcontext()
-    with process_group("cpu") as device, double:
-        if what == "trouble":
-            run_into_nan(load_card(data), Path(folder) / "nan")
-            run_into_signals(load_card(data), Path(folder))
+    with process_group("cpu") as device:
+        if what == "all":
+            run_all(load_card(data), Path(folder), json.loads(value), device)
             sys.exit()
+        changes = json.loads(value) if what == "slow" else {}
         trainer = Trainer(small_recipe(**changes), load_card(data), Path(folder), device=device)
-        if what == "settings":
-            feed_doubles(trainer)
         backward = trainer.learner._backward
 
         def dying(*arguments):

@@ -736,16 +736,36 @@ def test_a_batch_that_cannot_be_shared(card, tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------- many processes
 
 
-def run_processes(count, card, folder, settings, what="settings"):
+SYNCHRONISED = {
+    "batch": 4, "sync_bn": True, "steps": 2, "val_every": 2, "optimizer": "sgd",
+    "learning_rate": 0.02, "accelerate": False,
+}  # fmt: skip
+OF_EACH = {
+    "batch": 4, "steps": 2, "val_every": 0, "optimizer": "sgd", "learning_rate": 0.02,
+    "accelerate": False, "ema": None,
+}  # fmt: skip
+RECIPES = {
+    "sync 1": {**SYNCHRONISED, "accumulate": 1},
+    "sync 2": {**SYNCHRONISED, "accumulate": 2},
+    "scored": {"batch": 4, "steps": 2, "val_every": 2, "accelerate": False, "ema": 0.9},
+    "of each": OF_EACH,
+}
+
+
+@pytest.fixture(scope="module")
+def two(card, tmp_path_factory):
+    """Where two processes left their runs: of `RECIPES`, and those of run_trainer.py in trouble."""
+    folder = tmp_path_factory.mktemp("two")
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-        str(count), str(RUN), str(card.root), str(folder), what, json.dumps(settings),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(RUN), str(card.root), str(folder), "all", json.dumps(RECIPES),
     ]  # fmt: skip
     environment = {
         **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"
     }  # fmt: skip
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
+    return folder
 
 
 def run_one(card, folder, **settings):
@@ -768,45 +788,32 @@ def compare_runs(one, two, names):
         assert error <= 1e-5 * first[key].double().norm() + 1e-7, key
 
 
-def test_trouble_in_one_of_two_processes_is_that_of_both(card, tmp_path):
+def test_trouble_in_one_of_two_processes_is_that_of_both(two):
     """A stop at any moment, which is saved before any leaves; NaN in a validation."""
-    run_processes(2, card, tmp_path, {}, "trouble")
-    saved = {path.parent.name for path in tmp_path.glob("*/checkpoint.safetensors")}
-    assert saved == {*MOMENTS, "nan"}
+    saved = {path.parent.name for path in two.glob("*/checkpoint.safetensors")}
+    assert saved - set(RECIPES) == {*MOMENTS, "nan"}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_equal_one_with_the_same_global_batch(card, tmp_path, accumulate):
+def test_two_processes_equal_one_with_the_same_global_batch(two, card, tmp_path, accumulate):
     """With batch norm over both processes: losses, weights, statistics and scores."""
-    settings = {
-        "batch": 4, "sync_bn": True, "steps": 4, "val_every": 2, "optimizer": "sgd",
-        "learning_rate": 0.02, "accelerate": False, "accumulate": accumulate,
-    }  # fmt: skip
-    run_processes(2, card, tmp_path / "two", settings)
-    run_one(card, tmp_path / "one", **settings)
-    compare_runs(tmp_path / "one", tmp_path / "two", names=())
-    one, two = (tmp_path / name / "val.csv" for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
+    name = f"sync {accumulate}"
+    run_one(card, tmp_path, **RECIPES[name])
+    compare_runs(tmp_path, two / name, names=())
+    assert (tmp_path / "val.csv").read_bytes() == (two / name / "val.csv").read_bytes()
 
 
-def test_what_two_processes_score_is_what_they_save(card, tmp_path):
+def test_what_two_processes_score_is_what_they_save(two, card):
     """Without synchronised batch norm each has statistics of its own; those of one are kept."""
-    settings = {"batch": 4, "steps": 4, "val_every": 4, "accelerate": False, "ema": 0.9}
-    run_processes(2, card, tmp_path / "two", settings)
     model = create_model("fassd_net_l2").double()
-    load_checkpoint(model, tmp_path / "two" / "last.safetensors")
+    load_checkpoint(model, two / "scored" / "last.safetensors")
     scores = evaluate(model, SegmentationDataset(card, "val")).scores
-    (row,) = rows(tmp_path / "two" / "val.csv")
+    (row,) = rows(two / "scored" / "val.csv")
     assert float(row["miou"]) == pytest.approx(scores.miou, rel=1e-8)
 
 
-def test_without_sync_two_processes_equal_two_micro_batches(card, tmp_path):
+def test_without_sync_two_processes_equal_two_micro_batches(two, card, tmp_path):
     """Batch norm of each process sees its own half, as that of each micro-batch does."""
-    settings = {
-        "batch": 4, "steps": 3, "val_every": 0, "optimizer": "sgd", "learning_rate": 0.02,
-        "accelerate": False, "ema": None,
-    }  # fmt: skip
-    run_processes(2, card, tmp_path / "two", settings)
-    run_one(card, tmp_path / "one", **settings, accumulate=2)
+    run_one(card, tmp_path, **OF_EACH, accumulate=2)
     # Running statistics are those of one process here and of all micro-batches there.
-    compare_runs(tmp_path / "one", tmp_path / "two", names=("running", "tracked"))
+    compare_runs(tmp_path, two / "of each", names=("running", "tracked"))

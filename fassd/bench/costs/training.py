@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-import fassd
+from fassd.models import create_model
 from fassd_kernels.triton.device import Device
 
 # Times that one step, forward and backward, moves the inputs and the outputs of a convolution.
@@ -41,7 +41,7 @@ class TrainingStep:
 
 def training_step(name: str, height: int, width: int) -> TrainingStep:
     """Count a variant of the family at one picture of a size, 16-bit activations."""
-    model = fassd.create_model(name).to("meta")
+    model = create_model(name).to("meta")
     totals = [0, 0, 0]
 
     def count(conv: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
