@@ -370,7 +370,7 @@ def name_points(axes: Any, points: Sequence[Point], ink: str) -> None:
         ys,
         ax=axes,
         expand=(1.1, 1.3),
-        force_static=0.3,
+        force_static=(0.3, 0.6),
         force_text=(0.3, 0.4),
         iter_lim=500,  # not a time, on which the picture would depend
         arrowprops={"arrowstyle": "-", "color": ink, "lw": 0.5, "alpha": 0.5},
