@@ -340,7 +340,8 @@ std::string plan_schema(const std::string& schema) {
 }  // namespace fassd::plan
 
 STABLE_TORCH_LIBRARY(fassd_kernels_plan, m) {
-#define OPERATOR(schema) m.def(fassd::plan::plan_schema(schema).c_str());
+#define OPERATOR(name, kind, text) \
+  m.def(fassd::plan::plan_schema(#name "(" text ") -> Tensor").c_str());
 #include "../../fassd_kernels/schemas.def"
 #undef OPERATOR
 }
