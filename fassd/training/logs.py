@@ -178,7 +178,7 @@ class ScenePanel:
         return draw_panel(["input", "ground truth", "prediction"], rows, self.card.classes)
 
 
-class Guard(Protocol):
+class GuardedWrite(Protocol):
     """A call that survives and reports an OSError of `write`; whether there was none."""
 
     def __call__(self, what: str, write: Any, *arguments: Any) -> bool: ...
@@ -194,7 +194,9 @@ class RunLogs:
         guarded: what every write goes through.
     """
 
-    def __init__(self, folder: Path, step: int, class_names: Sequence[str], guarded: Guard) -> None:
+    def __init__(
+        self, folder: Path, step: int, class_names: Sequence[str], guarded: GuardedWrite
+    ) -> None:
         self.folder = folder
         self.guarded = guarded
         names = [f"iou/{name}" for name in class_names]
