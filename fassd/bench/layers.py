@@ -32,14 +32,14 @@ from fassd.bench.machine import environment
 from fassd.bench.tables import heading, plain_table
 from fassd.models.device import torch_threads
 
-__all__ = ["HEAD", "Call", "Layer", "LayerReport", "run_layers", "trace"]
+__all__ = ["HEAD", "FusedCall", "Layer", "LayerReport", "run_layers", "trace"]
 
 HEAD = "head"
 """What the network's own last operator, the upsampling with argmax, is listed as."""
 
 
 @dataclass(frozen=True)
-class Call:
+class FusedCall:
     """One call of a fused operator.
 
     Attributes:
@@ -61,7 +61,7 @@ class Call:
 class Layer:
     """A call, the seconds that it should take, and those that it took inside the network."""
 
-    call: Call
+    call: FusedCall
     prediction: Prediction
     timing: stopwatch.Timing
 
@@ -242,7 +242,7 @@ def time_calls(model: nn.Module, picture: Tensor) -> list[float]:
         return [time.perf_counter() - start, *seconds]
 
 
-def trace(model: nn.Module, picture: Tensor) -> list[Call]:
+def trace(model: nn.Module, picture: Tensor) -> list[FusedCall]:
     """What the calls of one forward are.
 
     Args:
@@ -262,7 +262,7 @@ def trace(model: nn.Module, picture: Tensor) -> list[Call]:
         bound.apply_defaults()
         by_name = bound.arguments
         calls.append(
-            Call(
+            FusedCall(
                 next(names),
                 describe(operator, by_name),
                 tuple(tuple(image.shape) for image in images(by_name)),

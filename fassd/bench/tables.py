@@ -15,7 +15,7 @@ __all__ = ["heading", "mebibytes", "milliseconds", "plain_table"]
 
 
 def heading(job: Job, environment: Mapping[str, Any]) -> Text:
-    """Two lines above a table: what was measured, and on what machine (`speed.environment`)."""
+    """Two lines above a table: what was measured, and on what machine (`machine.environment`)."""
     cuda = f" (CUDA {environment['cuda']})" if environment["device_type"] == "cuda" else ""
     text = Text(f"{job.model}", style="bold")
     text.append(

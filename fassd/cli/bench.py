@@ -58,6 +58,37 @@ Memory = Annotated[
         "--memory/--no-memory", help="Measure peak memory, on the CPU in a process per path."
     ),
 ]
+ManySizes = Annotated[
+    Sizes | None,
+    typer.Option(
+        "--sizes",
+        "--size",
+        parser=parse_sizes,
+        metavar="HxW,...",
+        show_default="1024x2048",
+        help="Sizes of the input.",
+    ),
+]
+ManyBatches = Annotated[
+    Batches | None,
+    typer.Option(
+        "--batches",
+        "--batch",
+        parser=parse_batches,
+        metavar="N,...",
+        show_default="1",
+        help="Pictures per call.",
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Those of eager, channels_last, amp, inductor, compile, "
+        "max_autotune, onnxruntime, openvino, openvino_bf16, tensorrt, ours, pidnet_s, "
+        "ddrnet_23_slim, bisenetv2, segformer_b0.",
+    ),
+]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Also draw the figures.")]
 
 
@@ -77,7 +108,9 @@ def with_command(args: list[str]) -> list[str]:
     """
     if args and (args[0] in ("-h", "--help") or not args[0].startswith("-")):
         return args
-    left, found = [], {}
+    left: list[str] = []
+    found: dict[str, str] = {}
+    means: tuple[str, ...]
     given = iter(args)
     for word in given:
         name, _, value = word.partition("=")
@@ -88,13 +121,14 @@ def with_command(args: list[str]) -> list[str]:
         else:
             left.append(word)
     if "--against" in found:
-        command = ["compare", found["--against"]]
+        command, means = ["compare", found["--against"]], ("--against", "--peers")
     elif "--peers" in found:
-        command = ["peers"]
+        command, means = ["peers"], ("--peers",)
     elif "--predict" in found:
-        command = ["launches", found["--predict"]]
+        command, means = ["launches", found["--predict"]], ("--predict", "--layers")
     else:
-        command = ["layers"] if "--layers" in found else ["run"]
+        command, means = ["layers"] if "--layers" in found else ["run"], ("--layers",)
+    left += [name for name in found if name not in means]  # refused, as it was
     if command[0] in ("compare", "layers", "launches"):  # which never measured it
         left = [word for word in left if word not in ("--memory", "--no-memory")]
     say(
@@ -216,37 +250,9 @@ def peers(
             help=f"Precisions of ours, beside float32: {', '.join(DTYPES)}.",
         ),
     ] = Dtypes(["float32"]),
-    sizes: Annotated[
-        Sizes | None,
-        typer.Option(
-            "--sizes",
-            "--size",
-            parser=parse_sizes,
-            metavar="HxW,...",
-            show_default="1024x2048",
-            help="Sizes of the input.",
-        ),
-    ] = None,
-    batches: Annotated[
-        Batches | None,
-        typer.Option(
-            "--batches",
-            "--batch",
-            parser=parse_batches,
-            metavar="N,...",
-            show_default="1",
-            help="Pictures per call.",
-        ),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Those of eager, channels_last, amp, inductor, compile, "
-            "max_autotune, onnxruntime, openvino, openvino_bf16, tensorrt, ours, pidnet_s, "
-            "ddrnet_23_slim, bisenetv2, segformer_b0.",
-        ),
-    ] = None,
+    sizes: ManySizes = None,
+    batches: ManyBatches = None,
+    only: Only = None,
     others: Annotated[
         bool, typer.Option("--others", help="Other networks with the same job, too.")
     ] = False,

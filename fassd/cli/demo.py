@@ -25,8 +25,6 @@ from fassd.cli.common import (
 )
 from fassd.cli.jobs import job_of, measure
 
-AGREEMENT_OF_DEMO = 99.9  # per cent of the labels
-
 
 @app.command()
 def demo(
@@ -61,6 +59,7 @@ def demo(
     [cyan]fassd demo -o demo --weights cityscapes --size 512x1024 --seed 3[/]
     """
     from fassd.bench.run import run
+    from fassd.evaluation.agreement import DEMO_LIMIT
     from fassd.io.images import check_folder, write_image
     from fassd.io.palette import colorize, overlay
     from fassd.models.device import pick_device
@@ -86,9 +85,9 @@ def demo(
     for name, result in results.items():
         write_image(output / name, result)
     say(f"pictures: {escape(str(output))}/ {', '.join(results)}")
-    if not report.labels_agree >= AGREEMENT_OF_DEMO:
+    if not report.labels_agree >= DEMO_LIMIT:
         say(
             f"[bold red]error:[/] {report.labels_agree:.3f}% of the labels agree with plain "
-            f"PyTorch's, {AGREEMENT_OF_DEMO}% are asked for"
+            f"PyTorch's, {DEMO_LIMIT}% are asked for"
         )
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Whether two outputs of a network agree."""
+"""Whether two outputs of a network agree, and the tolerances of every tool that asks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ import torch
 AGREEMENT_LIMIT = 99.0
 """Share of equal labels in per cent below which two candidates do not do the same work, so that
 their speeds are not compared."""
+
+DEMO_LIMIT = 99.9
+"""Share of equal labels in per cent that `fassd demo` asks for."""
+
+LABELS_LIMIT = {"float32": 0.999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.95}
+"""Share of labels that have to be equal, by what an exported file computes in; trained weights."""
+
+LOGITS_LIMIT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+"""Largest difference of a logit over the largest logit; 8 bits are judged by labels alone."""
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fassd.evaluation.agreement import agreement_of
+from fassd.evaluation.agreement import LABELS_LIMIT, LOGITS_LIMIT, agreement_of
 from fassd.export.exported import ExportedNetwork
 from fassd.models.preprocess import normalize
 
 __all__ = ["LABELS_LIMIT", "LOGITS_LIMIT", "Verification", "verify"]
-
-LABELS_LIMIT = {"float32": 0.999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.95}
-"""Share of labels that have to be equal, by what the file computes in; for trained weights."""
-
-LOGITS_LIMIT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest difference of a logit over the largest logit; 8 bits are judged by labels alone."""
-
 
 Pictures = Sequence[npt.NDArray[np.uint8]]
 

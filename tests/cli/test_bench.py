@@ -94,6 +94,7 @@ def test_mistakes_show_before_any_work(run_fassd, no_work, options, message):
     ("options", "name"),
     [
         ("peers --layers", "--layers"),
+        ("--peers --layers", "--layers"),
         ("peers --compile", "--compile"),
         ("layers --device cuda", "--device"),
         ("run --plot x.png", "--plot"),
