@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT, slug
+from benchmarks import ROOT, slug
 from fassd.bench.costs.cuda import (
     GOAL_BATCH,
     GOAL_SIZE,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT
+from benchmarks import ROOT
 from benchmarks.peers import COMPILE, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
 from benchmarks.rows import Record, Row, rows_by_subject, speedup
 
