@@ -36,9 +36,6 @@ CONV_BN_PAIRS = (
 )
 """Attributes of one module: a convolution, and the batch norm that its output alone goes into."""
 
-AUTO = "auto"
-"""What stands for the fastest backend of each call."""
-
 EAGER = "eager"
 FOLDED = "channels_last"
 CUDNN_RELU = "cudnn-relu"
@@ -334,7 +331,7 @@ def chosen(form: Form) -> Candidate:
     """The subject on the backend that the table of this GPU names for each of its calls."""
     require_operators(form.device.type, form.needs, form.device)
     module = copy.deepcopy(form.module).to(form.device)
-    return Candidate(CHOSEN, form.fuse(module, form.dtype, AUTO), channels_last=True)
+    return Candidate(CHOSEN, form.fuse(module, form.dtype, CHOSEN), channels_last=True)
 
 
 def fused(form: Form, backend: str) -> Call:

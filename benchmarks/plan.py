@@ -47,36 +47,17 @@ PEER_GROUPS = ("library", "compile", "max-autotune")
 QUICK_GROUPS = ("library", "ours")
 """Seconds each: what needs no compiler."""
 
-LEAST_S = {
-    "native": 6.0,
-    "library": 6.0,
-    "ours": 6.0,
-    "dependent": 12.0,
-    "carve-out": 12.0,
-    "choice": 15.0,
-    "compile": 20.0,
-    "max-autotune": 40.0,
+TIMES_S = {
+    "native": (6.0, 60.0),
+    "library": (6.0, 60.0),
+    "ours": (6.0, 90.0),
+    "dependent": (12.0, 60.0),
+    "carve-out": (12.0, 60.0),
+    "choice": (15.0, 120.0),
+    "compile": (20.0, 120.0),
+    "max-autotune": (40.0, 200.0),
 }
-"""With less time left than this, a group is not begun."""
-
-LIMITS_S = {
-    ("operators", "library"): 30.0,
-    ("operators", "ours"): 30.0,
-    ("operators", "compile"): 60.0,
-    ("modules", "native"): 30.0,
-    ("modules", "library"): 30.0,
-    ("modules", "ours"): 60.0,
-    ("modules", "compile"): 60.0,
-    ("modules", "max-autotune"): 100.0,
-    ("networks", "native"): 60.0,
-    ("networks", "dependent"): 60.0,
-    ("networks", "carve-out"): 60.0,
-    ("networks", "choice"): 120.0,
-    ("networks", "library"): 60.0,
-    ("networks", "ours"): 90.0,
-    ("networks", "compile"): 120.0,
-    ("networks", "max-autotune"): 200.0,
-}
+"""With less time left than the first a group is not begun; after the second it is killed."""
 
 SAMPLE = 8
 """The suite's one row in so many comes first: all of it takes minutes to compile."""
@@ -479,6 +460,7 @@ def group_items(
 
 
 def case_item(scale: Scale, case: Case, group: str) -> Item:
+    least_s, limit_s = TIMES_S[group]
     return Item(
         f"{case.part}/{case.subject}/{case.batch}x{case.height}x{case.width}/{case.dtype}/{group}",
         case.part,
@@ -490,8 +472,8 @@ def case_item(scale: Scale, case: Case, group: str) -> Item:
             "group": group,
             **asdict(case),
         },
-        LIMITS_S[case.part, group],
-        LEAST_S[group],
+        limit_s,
+        least_s,
         PEER_SOURCES if group in PEER_GROUPS else OUR_SOURCES,
         environment=SWITCHED.get(group, {}),
     )

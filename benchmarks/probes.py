@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import output_of
 from benchmarks.cases import TOLERANCES, Planned, compare, planned_launches, relative_error
 from benchmarks.peers import (
     NATIVE,
@@ -42,7 +43,6 @@ from benchmarks.subjects import (
     subject_of,
 )
 from benchmarks.timing import Call, Inputs, Run, Sampling, interleaved, warm_up
-from benchmarks.tools import output_of
 from fassd.bench import machine
 
 # --- facts ----------------------------------------------------------------------------------------

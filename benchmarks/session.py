@@ -235,7 +235,14 @@ class Session:
             return {"status": "failed", "reason": str(error) if whole else first_line(error)}
 
     def apart(self, item: Item, limit_s: float) -> dict[str, Any]:
-        """The record that a process of its own makes, started with the item's environment."""
+        """The record that a process of its own makes, started with the item's environment.
+
+        Raises:
+            UnavailableError: the kernels do not read a variable of it.
+        """
+        for variable in item.environment:
+            if not kernels_read(variable):
+                raise UnavailableError(f"csrc/cuda does not read {variable}")
         log = self.logs / f"{self.path(item).stem}.log"
         environment = {**item.environment, SESSION: json.dumps(self.state), ALONE: item.name}
         self.drop([item])
@@ -305,6 +312,11 @@ class Session:
         ):
             for folder in (self.parts, self.logs, self.configs):
                 archive.add(folder, folder.name)
+
+
+def kernels_read(variable: str) -> bool:
+    """Whether the CUDA kernels know a variable of the environment, by their sources."""
+    return any(variable in path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.*"))
 
 
 def is_final(record: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks import ROOT
+from benchmarks import ROOT, output_of
 from benchmarks.peers import UnavailableError
 
 GRACE_S = 5.0
@@ -74,19 +74,6 @@ def read_log(path: Path) -> str:
 def tail(log: Path, lines: int = 12) -> str:
     """The last lines of a log."""
     return "\n".join(read_log(log).splitlines()[-lines:])
-
-
-def output_of(command: Sequence[str]) -> str:
-    """Standard output of a short command; empty where it fails or is not there."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=True
-        )
-    except (subprocess.SubprocessError, OSError):
-        return ""
-    return done.stdout.strip()
 
 
 def find_tool(name: str) -> str:
@@ -155,7 +142,9 @@ def conformance(
     code = 0
     with contextlib.suppress(TimeLimitError):  # cut short or not, what has been written is counted
         code = run_logged(command, log, limit_s, {**environment, "OMP_NUM_THREADS": threads})
-    summary = summarise(map(json.loads, whole_lines(read_log(results))))
+    # The last line of a process that was killed may not be whole.
+    lines = (line for line in read_log(results).splitlines(keepends=True) if line.endswith("\n"))
+    summary = summarise(map(json.loads, lines))
     if not summary["counts"]:
         raise RuntimeError(f"no test was run:\n{tail(log)}")
     if code not in ENDED_BY_ITSELF:
@@ -169,11 +158,6 @@ def process_count() -> int:
     if importlib.util.find_spec("xdist") is None:
         return 1
     return max(min((os.cpu_count() or 1) // 2, MOST_PROCESSES), 1)
-
-
-def whole_lines(text: str) -> list[str]:
-    """Lines that end; the last of a killed process may not."""
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -435,7 +419,10 @@ def launch_of(row: Mapping[str, str], units: Mapping[str, str], index: int) -> d
     stalls = {k: v for k, v in stalls.items() if k != ISSUED and not k.endswith("not_issued")}
     top = max(stalls, key=lambda name: stalls[name], default=None)
     total = sum(stalls.values()) or 1.0
-    figures = {name: first_of(row, metrics) for name, metrics in METRICS.items()}
+    figures = {
+        name: next((number_of(row[metric]) for metric in metrics if row.get(metric)), None)
+        for name, metrics in METRICS.items()
+    }
     return {
         "index": index,
         "kernel": row["Kernel Name"],
@@ -447,10 +434,6 @@ def launch_of(row: Mapping[str, str], units: Mapping[str, str], index: int) -> d
         if NO_INSTRUCTION in stalls
         else None,
     }
-
-
-def first_of(row: Mapping[str, str], metrics: Sequence[str]) -> float | None:
-    return next((number_of(row[name]) for name in metrics if row.get(name)), None)
 
 
 def number_of(text: str | None) -> float | None:

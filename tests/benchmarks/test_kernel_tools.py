@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -225,6 +226,9 @@ def test_an_item_with_an_environment_has_a_process_of_its_own(tmp_path, monkeypa
     assert item.environment.items() <= calls[0].items()
     record = run.perform(item, 10.0)
     assert record["status"] == "failed" and "code 3" in record["reason"]
+    unknown = replace(item, environment={"FASSD_KERNELS_NO_SUCH": "1"})
+    record = run.perform(unknown, 10.0)
+    assert record["status"] == "unavailable" and "FASSD_KERNELS_NO_SUCH" in record["reason"]
 
 
 # --- counters -------------------------------------------------------------------------------------
