@@ -8,7 +8,9 @@
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
 # make format      rewrite the sources in the project's format
-# make gpu-report  on a machine with an NVIDIA GPU: conformance and timings, into benchmarks/results
+# make gpu-report  on a machine with an NVIDIA GPU: conformance and timings, into benchmarks/results;
+#                  FIRST=1: the most important, in two minutes
+# make gpu-carry   what a GPU machine without a network may lack, into build/carry
 #
 # PYTHON=python3.12 chooses the interpreter of the virtual environment, VENV=.venv its folder.
 
@@ -25,7 +27,7 @@ UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton emulation emulation-address emulation-thread cuda-architectures isa sanitize score slow lint format gpu-report clean
+.PHONY: demo test triton emulation emulation-address emulation-thread cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -121,8 +123,14 @@ format: $(VENV)/.developing
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
+# Without FIRST it takes up what was measured before. OUT: the folder of results.
 gpu-report:
-	python3 -m benchmarks.gpu_report
+	python3 -m benchmarks.gpu_report --resume $(if $(FIRST),--first) $(if $(OUT),--output $(OUT))
+
+# Python alone, for any version of it; the report puts this folder on its path.
+CARRIED := pytest-reportlog pytest-timeout
+gpu-carry: $(VENV)/.torch
+	$(PIP) install --quiet -c constraints.txt --no-deps --upgrade --target build/carry $(CARRIED)
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,1 +1,29 @@
 """Measurements: what the peers cost, what the kernels cost, and how near the floor that is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def slug(name: str) -> str:
+    """A folder's name: ``NVIDIA H200`` becomes ``nvidia-h200``."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def output_of(command: Sequence[str]) -> str:
+    """Standard output of a short command; empty where it fails or is not there."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=True
+        )
+    except (subprocess.SubprocessError, OSError):
+        return ""
+    return done.stdout.strip()

@@ -18,10 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.environment import ROOT
-from benchmarks.store import write_atomically
+from benchmarks import ROOT
 from fassd.bench.machine import environment
-from fassd.io.images import replacing
+from fassd.io.files import replacing
 from fassd.models import list_models
 from fassd.synth import VERSION
 
@@ -132,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "accuracy": rows,
         "panel": draw_panel(options.work, streets, options.output),
     }
-    write_atomically(options.output / "ablation.json", json.dumps(content, indent=1) + "\n")
+    with replacing(options.output / "ablation.json") as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

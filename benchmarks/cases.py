@@ -13,19 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.launches import Planned, planned_launches
 from benchmarks.peers import (
     EAGER,
-    GROUPS,
     TITLES,
     TRITON,
     TRITON_GRAPH,
     Candidate,
     UnavailableError,
 )
-from benchmarks.subjects import Case, Subject, input_set, subject_of
+from benchmarks.subjects import GROUPS, Case, Subject, input_set, subject_of
 from benchmarks.timing import (
     PLAIN_SETS,
+    Call,
     Inputs,
     Run,
     Sampling,
@@ -204,6 +203,34 @@ def measure_together(
         runs_of_kind = {name: runs[index] for name, runs in prepared.items()}
         for name, timing in interleaved(runs_of_kind, bench.device, bench.sampling).items():
             records[name][kind] = timing.record()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A launch as our Triton backend plans it.
+
+    Attributes:
+        kernel: name of the kernel's function.
+        bytes: read and written at the least.
+        operations: that reach the result.
+    """
+
+    kernel: str
+    bytes: int
+    operations: int
+
+
+def planned_launches(call: Call, inputs: Inputs) -> list[Planned]:
+    """What a call through our Triton kernels launches; nothing is computed."""
+    from fassd_kernels.triton.program import recording
+
+    with torch.no_grad(), recording() as programs:
+        call(*inputs)
+    return [
+        Planned(launch.kernel.__name__, launch.work.bytes, launch.work.operations)
+        for program in programs
+        for launch in program.launches
+    ]
 
 
 def launch_work(launches: Sequence[Planned]) -> dict[str, list[int]]:

@@ -1,15 +1,171 @@
-"""Options of `pytest benchmarks/`, what its tests run with, and where their figures come from."""
+"""What `pytest benchmarks/` measures, from its options: subjects, sizes, dtypes, threads, ways."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.choices import Choices, choices
+import fassd
+import fassd_kernels
+from benchmarks.peers import COMPILE, EAGER, FOLDED, NATIVE, PICTURES, TITLES, TRITON
+from benchmarks.subjects import DTYPES, MODULE_VARIANTS, MODULES, OPERATORS, Case
 from fassd.bench import machine
-from fassd.bench.machine import environment
+
+REFERENCE = "reference"
+TITLES_HERE = {**TITLES, REFERENCE: "ours, reference"}
+PYTORCH = (EAGER, FOLDED, COMPILE)
+
+Size = tuple[int, int]
+
+SIZES: tuple[Size, ...] = ((256, 512), (512, 1024), (1024, 2048))
+STRIDE = 32
+"""The coarsest map's sides are the picture's divided by this."""
+
+NETWORKS = ("fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70")
+"""Those that are measured without ``--full``."""
+
+COMPILED_NETWORKS = ("fassd_net",)
+"""Those that are compiled without ``--full``: Inductor takes half a minute for each."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was asked for.
+
+    Attributes:
+        sizes: of the networks' pictures, (height, width) in pixels.
+        dtypes: keys of `DTYPES`.
+        threads: of PyTorch, on the CPU.
+        device: where everything runs.
+        full: whether to measure every network, compile all of them, and time `REFERENCE`, too.
+    """
+
+    sizes: tuple[Size, ...]
+    dtypes: tuple[str, ...]
+    threads: tuple[int, ...]
+    device: torch.device
+    full: bool = False
+
+    def cases(self, part: str) -> list[Case]:
+        return [
+            Case(part, subject, *size, dtype)
+            for subject in self.subjects(part)
+            for size in self.sizes
+            for dtype in self.dtypes
+        ]
+
+    def subjects(self, part: str) -> Sequence[str]:
+        if part == "operators":
+            return (*OPERATORS, *PICTURES)
+        if part == "modules":
+            return (*MODULES, *MODULE_VARIANTS)
+        return fassd.list_models() if self.full else NETWORKS
+
+    def candidates(self, case: Case) -> list[str]:
+        """Names of the ways to compute a case: keys of `TITLES_HERE`."""
+        plain = self.pytorch(case) if pytorch_has_arithmetic(case.dtype, self.device) else []
+        return [*plain, *self.backends()]
+
+    def pytorch(self, case: Case) -> list[str]:
+        # Of bytes there is one layout, and no batch norm behind them.
+        names = [EAGER] if case.subject in PICTURES else [EAGER, FOLDED]
+        if self.full or case.part != "networks" or case.subject in COMPILED_NETWORKS:
+            names.append(COMPILE)
+        return names
+
+    def backends(self) -> list[str]:
+        """Ours that take the device; one that is not available is skipped, with its reason."""
+        names = {self.device.type: NATIVE, "triton": TRITON}
+        if self.full:
+            names[REFERENCE] = REFERENCE
+        takes = [b.name for b in fassd_kernels.backends() if b.takes(self.device.type)]
+        return [names[name] for name in takes if name in names]
+
+
+def pytorch_has_arithmetic(dtype: str, device: torch.device) -> bool:
+    """Whether plain PyTorch in `dtype` is an alternative on `device`.
+
+    Where the CPU has no such arithmetic, a convolution takes 150 times float32's time (float16 on
+    a Zen 5: 2.8 s, not 18 ms).
+    """
+    if device.type != "cpu" or dtype == "float32":
+        return True
+    if dtype == "bfloat16":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+# --- from the options -----------------------------------------------------------------------------
+
+
+def choices(
+    full: bool = False,
+    sizes: str | None = None,
+    dtypes: str | None = None,
+    threads: str | None = None,
+    device: str | None = None,
+) -> Choices:
+    """What the options ask for; None is the default, which `full` widens.
+
+    Raises:
+        pytest.UsageError: a value that is not accepted; the message names it, and what is.
+    """
+    place = parse_device(device)
+    chosen = Choices(((512, 1024),), ("float32",), (torch.get_num_threads(),), place, full)
+    if full:
+        chosen = replace(chosen, sizes=SIZES, dtypes=tuple(DTYPES))
+    if full and place.type == "cpu":  # of a GPU's timing the host's threads are no part
+        chosen = replace(chosen, threads=tuple(sorted({1, torch.get_num_threads()})))
+    if sizes is not None:
+        chosen = replace(chosen, sizes=tuple(map(parse_size, sizes.split(","))))
+    if dtypes is not None:
+        chosen = replace(chosen, dtypes=tuple(map(parse_dtype, dtypes.split(","))))
+    if threads is not None:
+        chosen = replace(chosen, threads=tuple(map(parse_threads, threads.split(","))))
+    return chosen
+
+
+def parse_size(text: str) -> Size:
+    sides = text.strip().split("x")
+    if len(sides) == 2 and all(side.isdecimal() for side in sides):
+        height, width = map(int, sides)
+        if min(height, width) >= 2 * STRIDE and height % STRIDE == width % STRIDE == 0:
+            return height, width
+    raise pytest.UsageError(
+        f"--sizes: got {text!r}, accepted is HEIGHTxWIDTH, comma between, of multiples of {STRIDE} "
+        f"from {2 * STRIDE}, as in 512x1024,1024x2048"
+    )
+
+
+def parse_dtype(text: str) -> str:
+    if text.strip() in DTYPES:
+        return text.strip()
+    raise pytest.UsageError(f"--dtypes: got {text!r}, accepted are {', '.join(DTYPES)}")
+
+
+def parse_threads(text: str) -> int:
+    if text.strip().isdecimal() and int(text) > 0:
+        return int(text)
+    raise pytest.UsageError(
+        f"--threads: got {text!r}, accepted are whole numbers from 1, comma between, as in 1,2"
+    )
+
+
+def parse_device(text: str | None) -> torch.device:
+    """The GPU, where there is one, unless the option says otherwise."""
+    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if text is None:
+        return torch.device(available[-1])
+    if text not in available:
+        raise pytest.UsageError(f"--device: got {text!r}, accepted here: {', '.join(available)}")
+    return torch.device(text)
+
+
+# --- what pytest calls ----------------------------------------------------------------------------
 
 CHOICES = pytest.StashKey[Choices]()
 
@@ -34,6 +190,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, where it is there")
     # A run that collects this folder from above does not know the options.
     names = ("full", "sizes", "dtypes", "threads", "device")
     asked = {name: config.getoption(name, None) for name in names}
@@ -41,9 +198,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test that takes ``candidate`` all of the cases of its file's `PART`."""
+    """Give a test that takes ``candidate`` all cases of the part that it is named after."""
     if "candidate" not in metafunc.fixturenames:
         return
+    part = metafunc.function.__name__.removeprefix("test_")
     chosen = metafunc.config.stash[CHOICES]
     rows = [
         pytest.param(
@@ -52,19 +210,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             candidate,
             id=f"{case.subject}-{case.height}x{case.width}-{case.dtype}-{threads}-{candidate}",
         )
-        for case in chosen.cases(metafunc.module.PART)
+        for case in chosen.cases(part)
         for threads in chosen.threads
         for candidate in chosen.candidates(case)
     ]
     metafunc.parametrize(("case", "threads", "candidate"), rows)
 
 
+@pytest.hookimpl(optionalhook=True)  # where pytest-benchmark is not there
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     """Put the CPU, the versions, the commit and the device into ``--benchmark-json``."""
     device = config.stash[CHOICES].device
-    machine_info["fassd"] = {**environment(), **machine.environment(device)}
+    machine_info["fassd"] = machine.environment(device)
 
 
 @pytest.fixture

@@ -24,15 +24,14 @@ import torch
 from torch import Tensor
 
 import fassd_kernels
-from benchmarks.documents import replaced
-from benchmarks.environment import ROOT
-from benchmarks.store import write_atomically
+from benchmarks import ROOT
+from benchmarks.readme import replaced
 from fassd.bench import stopwatch
 from fassd.bench.machine import environment
 from fassd.bench.markdown import markdown_table
 from fassd.data import normalize
 from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
-from fassd.io.images import replacing
+from fassd.io.files import replacing
 from fassd.models import create_model
 from fassd.models.preprocess import MEAN, STD
 from fassd.synth import render_street
@@ -92,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     height, width = map(int, options.size.split("x"))
     content = measure(options.model, (height, width), options.repeats)
-    write_atomically(options.json, json.dumps(content, indent=1))
+    with replacing(options.json) as file:
+        file.write(json.dumps(content, indent=1).encode())
     return 0
 
 

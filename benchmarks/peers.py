@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.timing import Call
-from fassd.models import DAPF
+from fassd.models import DAPF, create_model
 from fassd.models.dapf import AsymmetricAtrousBranch
 from fassd.models.layers import ConvLayer
 
@@ -35,9 +36,6 @@ CONV_BN_PAIRS = (
 )
 """Attributes of one module: a convolution, and the batch norm that its output alone goes into."""
 
-AUTO = "auto"
-"""What stands for the fastest backend of each call."""
-
 EAGER = "eager"
 FOLDED = "channels_last"
 CUDNN_RELU = "cudnn-relu"
@@ -47,6 +45,7 @@ TRITON = "triton"
 TRITON_GRAPH = "triton-graph"
 NATIVE = "native"
 DEPENDENT = "native-dependent"
+CARVEOUT = "native-carve-out"
 CHOSEN = "auto"
 
 TITLES = {
@@ -59,12 +58,17 @@ TITLES = {
     TRITON_GRAPH: "ours, Triton, GraphRunner",
     NATIVE: "ours, C++/CUDA",
     DEPENDENT: "ours, CUDA, dependent launches",
+    CARVEOUT: "ours, CUDA, most shared memory",
     CHOSEN: "ours, the fastest backend of each call",
 }
-OURS = (NATIVE, DEPENDENT, CHOSEN, TRITON, TRITON_GRAPH)
+OURS = (NATIVE, DEPENDENT, CARVEOUT, CHOSEN, TRITON, TRITON_GRAPH)
 
-DEPENDENT_LAUNCH = {"FASSD_KERNELS_DEPENDENT_LAUNCH": "1"}
-"""Environment in which CUDA kernels begin while those before them end; read once by a process."""
+SWITCHED = {
+    "dependent": {"FASSD_KERNELS_DEPENDENT_LAUNCH": "1"},
+    "carve-out": {"FASSD_KERNELS_CARVEOUT": "100"},
+}
+"""Environments of the CUDA kernels, read once by a process: they begin while those before them end;
+they ask for the most shared memory, in per cent, that a multiprocessor has."""
 
 
 class UnavailableError(Exception):
@@ -312,22 +316,22 @@ def native(form: Form) -> Candidate:
     return Candidate(NATIVE, fused(form, form.device.type), channels_last=True)
 
 
-def native_dependent(form: Form) -> Candidate:
-    """`native` with dependent launches, in a process that was started for them.
+def switched(name: str, group: str, form: Form) -> Candidate:
+    """`native` in a process that was started for it.
 
     Raises:
-        UnavailableError: as `fused`, or the process was started without `DEPENDENT_LAUNCH`.
+        UnavailableError: as `fused`, or the process was started without the environment.
     """
-    if DEPENDENT_LAUNCH.items() - os.environ.items():
-        raise UnavailableError(f"this process was not started with {DEPENDENT_LAUNCH}")
-    return replace(native(form), name=DEPENDENT)
+    if SWITCHED[group].items() - os.environ.items():
+        raise UnavailableError(f"this process was not started with {SWITCHED[group]}")
+    return replace(native(form), name=name)
 
 
 def chosen(form: Form) -> Candidate:
     """The subject on the backend that the table of this GPU names for each of its calls."""
     require_operators(form.device.type, form.needs, form.device)
     module = copy.deepcopy(form.module).to(form.device)
-    return Candidate(CHOSEN, form.fuse(module, form.dtype, AUTO), channels_last=True)
+    return Candidate(CHOSEN, form.fuse(module, form.dtype, CHOSEN), channels_last=True)
 
 
 def fused(form: Form, backend: str) -> Call:
@@ -374,17 +378,122 @@ BUILDERS: dict[str, Callable[[Form], Candidate]] = {
     TRITON: triton,
     TRITON_GRAPH: triton_graph,
     NATIVE: native,
-    DEPENDENT: native_dependent,
+    DEPENDENT: partial(switched, DEPENDENT, "dependent"),
+    CARVEOUT: partial(switched, CARVEOUT, "carve-out"),
     CHOSEN: chosen,
 }
 
-GROUPS = {
-    "native": (EAGER, FOLDED, NATIVE),
-    "library": (EAGER, FOLDED, CUDNN_RELU),
-    "ours": (EAGER, TRITON, TRITON_GRAPH, NATIVE),
-    "dependent": (EAGER, DEPENDENT),
-    "choice": (EAGER, TRITON, NATIVE, CHOSEN),
-    "compile": (EAGER, COMPILE),
-    "max-autotune": (EAGER, MAX_AUTOTUNE),
-}
-"""Candidates that are timed together, interleaved; eager is in each, for the ratio."""
+
+# --- operators on pictures of bytes ---------------------------------------------------------------
+
+NORMALIZE = "normalize"
+NORMALIZE_CONV = "normalize_conv_act base.0"
+PICTURES = (NORMALIZE, NORMALIZE_CONV)
+
+MEAN = tuple(255 * value for value in (0.406, 0.456, 0.485))
+STD = tuple(255 * value for value in (0.225, 0.224, 0.229))
+
+
+def part_of_network(path: str) -> nn.Module:
+    return create_model("fassd_net").get_submodule(path)
+
+
+class Normalize(nn.Module):
+    """The operator `normalize` as one writes it in PyTorch: float32 arithmetic, then the cast.
+
+    Shape: (N, H, W, 3) uint8 RGB to (N, 3, H, W) BGR of `dtype`, channels_last.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.register_buffer("mean", torch.tensor(MEAN, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(STD, dtype=torch.float32))
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = (image.flip(-1).float() - self.mean) / self.std
+        return pixels.to(self.dtype).permute(0, 3, 1, 2)
+
+
+class NormalizeConv(nn.Module):
+    """`normalize` and the first layer of FASSD-Net.
+
+    Shape: (N, H, W, 3) uint8 RGB to (N, O, h, w) of the layer's type, channels_last.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.normalize = Normalize(dtype)
+        self.layer = first_layer()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layer(self.normalize(image))
+
+
+def first_layer() -> ConvLayer:
+    """With seeded weights: the same at every call."""
+    layer = randomised(part_of_network("base.0"))
+    assert isinstance(layer, ConvLayer)
+    return layer
+
+
+def picture_module(subject: str, dtype: torch.dtype) -> nn.Module:
+    """What PyTorch does in an operator's place, with float32 weights."""
+    return Normalize(dtype) if subject == NORMALIZE else NormalizeConv(dtype)
+
+
+def picture_candidate(
+    name: str, subject: str, dtype: torch.dtype, device: torch.device, compiler: str
+) -> Candidate:
+    """The candidate `name` of a row of `PICTURES`.
+
+    Raises:
+        UnavailableError: it is ours, and its backend is not there.
+    """
+    if name in (TRITON, NATIVE):
+        backend = "triton" if name == TRITON else device.type
+        return Candidate(name, picture_call(subject, backend, dtype, device))
+    module = picture_module(subject, dtype).to(device)
+    if isinstance(module, NormalizeConv):
+        module.layer.to(dtype)
+    if name == EAGER:
+        return Candidate(EAGER, module)
+    return Candidate(COMPILE, torch.compile(module, dynamic=False, backend=compiler))
+
+
+def picture_call(subject: str, backend: str, dtype: torch.dtype, device: torch.device) -> Call:
+    """The operator on a backend of ours.
+
+    Raises:
+        UnavailableError: the backend is not there.
+    """
+    from fassd_kernels import ops
+    from fassd_kernels.packing import fold
+
+    name = subject.partition(" ")[0]
+    require_operators(backend, frozenset({name}), device)
+    function = ops.operator(name, backend)
+    if subject == NORMALIZE:
+        return lambda image: function(image, mean=MEAN, std=STD, dtype=dtype)
+    layer = first_layer().to(device)
+    stride = layer.conv.stride
+    with torch.no_grad():
+        weight, bias = fold(layer.conv, layer.norm, dtype)
+        packed = ops.operator("pack_weight", backend)(weight, stride=stride)
+    options = {"mean": MEAN, "std": STD, "stride": stride, "activation": "relu"}
+    return lambda image: function(image, weight, bias, packed=packed, **options)
+
+
+def picture_reference(subject: str, image: Tensor) -> Tensor:
+    """A row of `PICTURES` in float64, (N, C, H, W)."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64, device=image.device) for values in (MEAN, STD)
+    )
+    pixels = ((image.flip(-1).double() - mean) / std).permute(0, 3, 1, 2)
+    if subject == NORMALIZE:
+        return pixels
+    with torch.no_grad():
+        return first_layer().to(image.device, torch.float64)(pixels)

@@ -6,27 +6,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from benchmarks.ceilings import COPY_BYTES, MATRIX_SIDE
-from benchmarks.operators import OPERATORS, PICTURES
-from benchmarks.peers import DEPENDENT_LAUNCH
-from benchmarks.sanitizer import TOOLS
-from benchmarks.subjects import MODULES, Case
+from benchmarks.peers import PICTURES, SWITCHED
+from benchmarks.probes import COPY_BYTES, MATRIX_SIDE
+from benchmarks.subjects import MODULES, OPERATORS, Case
 from benchmarks.timing import Sampling
+from benchmarks.tools import SANITIZERS
 
 PARTS = (
-    "install",
+    "build",
     "environment",
-    "conformance",
     "smoke",
-    "ceilings",
-    "profile",
-    "runner",
-    "variants",
-    "counters",
-    "sanitizer",
-    "tune",
     "networks",
+    "profile",
+    "counters",
+    "conformance",
+    "runner",
+    "ceilings",
+    "sanitizer",
     "modules",
+    "tune",
+    "variants",
     "operators",
 )
 
@@ -48,34 +47,17 @@ PEER_GROUPS = ("library", "compile", "max-autotune")
 QUICK_GROUPS = ("library", "ours")
 """Seconds each: what needs no compiler."""
 
-LEAST_S = {
-    "native": 6.0,
-    "library": 6.0,
-    "ours": 6.0,
-    "dependent": 15.0,
-    "choice": 15.0,
-    "compile": 20.0,
-    "max-autotune": 40.0,
+TIMES_S = {
+    "native": (6.0, 60.0),
+    "library": (6.0, 60.0),
+    "ours": (6.0, 90.0),
+    "dependent": (12.0, 60.0),
+    "carve-out": (12.0, 60.0),
+    "choice": (15.0, 120.0),
+    "compile": (20.0, 120.0),
+    "max-autotune": (40.0, 200.0),
 }
-"""With less time left than this, a group is not begun."""
-
-LIMITS_S = {
-    ("operators", "library"): 30.0,
-    ("operators", "ours"): 30.0,
-    ("operators", "compile"): 60.0,
-    ("modules", "native"): 30.0,
-    ("modules", "library"): 30.0,
-    ("modules", "ours"): 60.0,
-    ("modules", "compile"): 60.0,
-    ("modules", "max-autotune"): 100.0,
-    ("networks", "native"): 60.0,
-    ("networks", "dependent"): 60.0,
-    ("networks", "choice"): 120.0,
-    ("networks", "library"): 60.0,
-    ("networks", "ours"): 90.0,
-    ("networks", "compile"): 120.0,
-    ("networks", "max-autotune"): 200.0,
-}
+"""With less time left than the first a group is not begun; after the second it is killed."""
 
 SAMPLE = 8
 """The suite's one row in so many comes first: all of it takes minutes to compile."""
@@ -88,13 +70,14 @@ class Item:
     Attributes:
         name: unique; slashes separate its parts.
         part: one of `PARTS`.
-        task: what runs it: one of `benchmarks.worker`, or of `benchmarks.gpu_report`'s own.
+        task: what runs it: one of `benchmarks.session`.
         arguments: of the task.
         limit_s: after so many seconds it is killed.
         least_s: with less time left it is not begun.
         sources: files that it depends on; a result from before a change is not taken up again.
         backend: of ours, that must be there before it is begun, if any.
         environment: of a process of its own, where it needs one.
+        first: whether ``--first`` measures it.
     """
 
     name: str
@@ -106,6 +89,7 @@ class Item:
     sources: tuple[str, ...] = ()
     backend: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +130,7 @@ class Scale:
         sanitizer_limit_s: seconds for each sanitizer.
         variants_limit_s: seconds for the variants of the convolution kernel, of one network.
         runner_s: seconds of frames in a row.
-        install: whether the package is installed.
+        install: whether the kernels are built.
     """
 
     device: str = "cuda"
@@ -207,13 +191,8 @@ def quick_scale(device: str = "cpu") -> Scale:
         sizes=((64, 64),),
         batches=(1,),
         dtypes=("float32",),
-        operators=(
-            "conv_act base.3",
-            "upsample_conv1x1 conv1x1_up.2",
-            "upsample_argmax",
-            *PICTURES,
-        ),
-        modules=("DAPF(224)", "MDA(63, 2)", "HarDBlock base.4"),
+        operators=("upsample_argmax", PICTURES[0]),
+        modules=("MDA(63, 2)", "HarDBlock base.4"),
         networks=("fassd_net",),
         targets=("fassd_net",),
         compiled_networks=False,
@@ -239,80 +218,75 @@ def build_plan(scale: Scale) -> list[Item]:
     puts it.
     """
     items = [
-        *checks(scale),
+        *first_items(scale),
         *headline(scale),
-        *kernels(scale),
-        *peers_of_headline(scale),
-        *through_triton(scale),
+        *rest_of_the_time(scale),
         *quick_items(scale, scale.places[:1]),
         *more_conformance(scale),
         *quick_items(scale, scale.places[1:]),
         *compile_items(scale),
     ]
-    return list({item.name: item for item in items}.values())
+    found: dict[str, Item] = {}
+    for item in items:
+        found.setdefault(item.name, item)
+    return list(found.values())
 
 
-def checks(scale: Scale) -> Iterator[Item]:
-    """Is it there, and is it right?"""
+def first_items(scale: Scale) -> Iterator[Item]:
+    """The two minutes of ``--first``: is it right, how long does it take, and where."""
+    native = scale.native
+    items = [
+        Item("environment", "environment", "environment", {"device": scale.device}, least_s=1.0),
+        smoke_item(scale, native),
+    ]
     if scale.install:
-        yield Item("install", "install", "install", {}, 300.0, 20.0, OUR_SOURCES)
-    yield Item("environment", "environment", "environment", {"device": scale.device})
-    yield conformance_item(scale, scale.suite_backends[0], SAMPLE)
-    yield smoke_item(scale, scale.native)
+        items.insert(0, Item("build", "build", "build", {}, 300.0, 20.0, OUR_SOURCES))
+    for height, width in scale.sizes[:2]:
+        here = [replace(scale.places[0], height=height, width=width)]
+        items += group_items(scale, here, "networks", scale.targets, ("native",))
+    here = scale.places[:1]
+    items += [profile_item(scale, native, network, here[0]) for network in scale.targets]
+    items += group_items(scale, here, "networks", scale.targets, tuple(SWITCHED))
+    return (replace(item, first=True) for item in items)
 
 
 def headline(scale: Scale) -> Iterator[Item]:
-    """What there are targets for, through our compiled kernels, at the first place."""
-    first = scale.places[0]
-    here, groups = [first], ("native",)
+    """What the report is for: the networks beside their peers, the counters, and that it is right.
+
+    Within seven minutes on an H200, with what comes before it.
+    """
+    first, network = scale.places[0], scale.targets[0]
+    groups = ("ours", "library", *(("compile",) if scale.compiled_networks else ()))
+    yield from group_items(scale, [first], "networks", scale.targets, groups)
+    yield counters_item(scale, network, first)
+    yield conformance_item(scale, scale.suite_backends[0], SAMPLE)
+    for target in scale.targets:
+        yield runner_item(scale, target, first)
     crowd = [replace(first, batch=scale.batches[-1])]
-    yield from group_items(scale, here, "networks", scale.targets, groups)
-    yield from group_items(scale, here, "modules", with_targets(scale), groups)
-    yield from group_items(scale, crowd, "networks", scale.targets[:1], groups)
+    yield from group_items(scale, crowd, "networks", scale.targets[:1], ("native",))
     yield Item("ceilings", "ceilings", "ceilings", ceilings_arguments(scale), 60.0)
-    for network in scale.targets:
-        yield runner_item(scale, network, first)
+    yield memcheck_item(scale, network)
+    modules = with_targets(scale)
+    yield from group_items(scale, [first], "modules", modules, ("native", "library"))
 
 
-def kernels(scale: Scale) -> Iterator[Item]:
-    """Where the time of our compiled kernels goes, and what else they might have done."""
-    here = scale.places[:1]
-    for network in scale.targets:
-        yield profile_item(scale, scale.native, network, here[0])
-    for network in scale.targets:
-        yield variants_item(scale, network, here[0])
-    yield from group_items(scale, here, "networks", scale.targets, ("dependent",))
-    yield counters_item(scale, scale.targets[0], here[0])
-
-
-def peers_of_headline(scale: Scale) -> Iterator[Item]:
-    """What the headline has to beat, which compiles for a minute, and the sanitizers."""
-    here, network = scale.places[:1], scale.targets[:1]
-    if scale.compiled_networks:
-        yield from group_items(scale, here, "networks", network, ("compile",))
-    yield from group_items(scale, here, "modules", with_targets(scale), ("compile",))
-    for tool in TOOLS[:2]:
-        yield sanitizer_item(scale, tool)
-    # It may take as long as all the rest.
-    if scale.max_autotune:
-        yield from group_items(scale, here, "networks", network, ("max-autotune",))
-    for tool in TOOLS[2:]:
-        yield sanitizer_item(scale, tool)
-
-
-def through_triton(scale: Scale) -> Iterator[Item]:
-    """The Triton kernels, tuned; then which backend is the fastest for each call."""
+def rest_of_the_time(scale: Scale) -> Iterator[Item]:
+    """Minutes each: tuning, the fastest backend of each call, max-autotune, variants."""
     first = scale.places[0]
-    yield smoke_item(scale, "triton")
-    yield conformance_item(scale, "triton", SAMPLE)
     yield tune_item(scale, first)
-    # Behind tuning, which has compiled the kernels that the network launches from then on.
     yield profile_item(scale, "triton", scale.networks[0], first)
-    yield from group_items(scale, [first], "networks", scale.targets, ("ours",))
-    yield from group_items(scale, [first], "modules", with_targets(scale), ("ours",))
     for network in scale.targets:
         yield tune_item(scale, first, network, backends=True)
     yield from group_items(scale, [first], "networks", scale.targets, ("choice",))
+    yield from group_items(scale, [first], "modules", with_targets(scale), ("compile", "ours"))
+    if scale.max_autotune:
+        yield from group_items(scale, [first], "networks", scale.targets[:1], ("max-autotune",))
+    for network in scale.targets:
+        yield variants_item(scale, network, first)
+    yield smoke_item(scale, "triton")
+    yield conformance_item(scale, "triton", SAMPLE)
+    for tool in SANITIZERS:
+        yield sanitizer_item(scale, tool)
 
 
 def more_conformance(scale: Scale) -> Iterator[Item]:
@@ -435,6 +409,17 @@ def sanitizer_item(scale: Scale, tool: str) -> Item:
     )  # fmt: skip
 
 
+def memcheck_item(scale: Scale, network: str) -> Item:
+    """The kernels that a network takes, in one forward at the smallest size."""
+    height, width = scale.sizes[-1]
+    place = replace(scale.places[0], height=height, width=width)
+    arguments = {"tool": "memcheck", "forward": {"network": network, **asdict(place)}}
+    return Item(
+        f"sanitizer/memcheck/{network}", "sanitizer", "sanitizer", arguments,
+        scale.sanitizer_limit_s, 30.0, OUR_SOURCES, GPU_BACKEND,
+    )  # fmt: skip
+
+
 def tune_item(scale: Scale, place: Place, network: str = "", backends: bool = False) -> Item:
     """Tuning for a network, by default the first, whose layers are the other subjects too.
 
@@ -475,6 +460,7 @@ def group_items(
 
 
 def case_item(scale: Scale, case: Case, group: str) -> Item:
+    least_s, limit_s = TIMES_S[group]
     return Item(
         f"{case.part}/{case.subject}/{case.batch}x{case.height}x{case.width}/{case.dtype}/{group}",
         case.part,
@@ -486,10 +472,10 @@ def case_item(scale: Scale, case: Case, group: str) -> Item:
             "group": group,
             **asdict(case),
         },
-        LIMITS_S[case.part, group],
-        LEAST_S[group],
+        limit_s,
+        least_s,
         PEER_SOURCES if group in PEER_GROUPS else OUR_SOURCES,
-        environment=DEPENDENT_LAUNCH if group == "dependent" else {},
+        environment=SWITCHED.get(group, {}),
     )
 
 

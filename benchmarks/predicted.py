@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import ROOT, slug
+from benchmarks import ROOT, slug
 from benchmarks.targets import CROWD, PLACE, goals_of
 from fassd.bench.costs.cuda import Prediction, find_device, predict_network
 from fassd.models import list_models

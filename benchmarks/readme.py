@@ -9,24 +9,37 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.documents import replaced
-from benchmarks.environment import ROOT
+from benchmarks import ROOT
 from fassd.bench.report import collect
 from fassd.bench.report.networks import HEADLINE, ablation, headline_table, speedup_plot
 from fassd.bench.report.page import Plot
 from fassd.bench.report.results import Collection
-from fassd.io.images import replacing
+from fassd.io.files import replacing
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- headline: python -m benchmarks.readme -->\n", "<!-- /headline -->\n"
 DIGEST = "Figures"
 DPI = 100
+
+
+def replaced(text: str, begin: str, end: str, rows: str) -> str:
+    """The document with `rows` between its marks.
+
+    Raises:
+        ValueError: the marks are not there once.
+    """
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    changed, count = re.subn(pattern, lambda _: begin + rows + end, text, flags=re.S)
+    if count != 1:
+        raise ValueError(f"the document must have {begin!r} and {end!r} once, found {count}")
+    return changed
 
 
 def plots(results: Collection) -> Iterator[tuple[Path, Plot]]:

@@ -5,32 +5,33 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from benchmarks.cells import NONE, error, escape, number, share, spread, table, times
-from benchmarks.kernel_sections import (
-    camera_section,
-    choice_text,
-    counters_section,
-    is_slower_choice,
-    launches_section,
-    launches_text,
-    only_ours,
-    sanitizer_section,
-    variants_section,
-    wrong_variants,
-)
 from benchmarks.peers import OURS, TITLES
 from benchmarks.rows import (
+    NONE,
     Record,
     Row,
+    choice_text,
     data_of_part,
+    error,
+    escape,
     floor_ms,
+    is_slower_choice,
     launch_floors_ms,
+    number,
     part_data,
     rows_by_subject,
+    share,
     speedup,
+    spread,
+    table,
+    times,
     why,
 )
 from benchmarks.targets import PLACE, TARGETS, Target
+from benchmarks.variants import variants_section, wrong_variants
+
+MOST_LAUNCHES = 12
+"""Of a network, the page lists so many that take longest; ``report.json`` has all."""
 
 MOST_NAMES = 24
 """That the page lists of what is not measured for one reason; ``report.json`` has all."""
@@ -312,9 +313,7 @@ def conformance_section(report: Record) -> str:
 def suite_text(data: Record) -> str:
     """One run of the conformance suite."""
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(data["counts"].items()))
-    cut = (
-        "" if data["finished"] else f" **Stopped before the end ({data['collected']} collected).**"
-    )
+    cut = "" if data["finished"] else " **Stopped before the end.**"
     command = " ".join([data["suite"], *data["options"]])
     text = f"`pytest {command}`: {counts or 'none ran'}.{cut}\n"
     failures = [[escape(f["test"]), escape(f["message"])] for f in data["failures"]]
@@ -349,3 +348,130 @@ def missing_section(report: Record) -> str:
         shown = ", ".join(names[:MOST_NAMES])
         lines.append(f"* {escape(reason)} ({len(names)}): {shown}{rest}\n")
     return "## Not measured\n\n" + "".join(lines)
+
+
+# --- launches -------------------------------------------------------------------------------------
+
+
+def only_ours(data: Record) -> bool:
+    """Whether a profile holds the launches that were planned, and no others."""
+    return not data["foreign"] and data["seen"] == data["planned"]
+
+
+def launches_text(data: Record) -> str:
+    others = ", ".join(f"{count} of {name}" for name, count in data["foreign"].items())
+    return (
+        f"{data['network']} in {data['dtype']} through {data['backend']} is {data['seen']} "
+        f"launches, {data['planned']} of our kernels were planned; others: {others or 'none'}"
+    )
+
+
+def launches_section(report: Record) -> str:
+    parts = []
+    for data in data_of_part(report, "profile"):
+        parts.append(f"{escape(launches_text(data))}.\n")
+        if "mismatch" in data:
+            parts.append(f"{escape(data['mismatch'])}.\n")
+        if "rows" in data:
+            parts.append(launch_table(data["rows"]))
+    return "\n".join(["## Launches\n", *parts]) if parts else ""
+
+
+def launch_table(rows: Sequence[Record]) -> str:
+    """Those that take longest, equal ones together."""
+
+    def micro(row: Record, name: str) -> str:
+        seconds = row.get(f"{name}_s")
+        return number(None if seconds is None else 1e6 * seconds)
+
+    header = ["launch", "channels", "size", "tile", "x", "floor us", "predicted us", "measured us"]
+    cells = [
+        [
+            escape(row["label"]),
+            escape(row.get("channels", NONE)),
+            f"{row['height']}x{row['width']}" if "height" in row else NONE,
+            row.get("tile") or NONE,
+            str(row["count"]),
+            *(micro(row, name) for name in ("floor", "predicted", "measured")),
+        ]
+        for row in sorted(rows, key=lambda row: -row["measured_s"])[:MOST_LAUNCHES]
+    ]
+    return table(header, cells)
+
+
+# --- counters -------------------------------------------------------------------------------------
+
+
+def counters_section(report: Record) -> str:
+    parts = [counters_text(data) for data in data_of_part(report, "counters")]
+    return "\n".join(["## Counters\n", *parts]) if parts else ""
+
+
+def counters_text(data: Record) -> str:
+    def percent(value: float | None) -> str:
+        return NONE if value is None else f"{value:.0f}%"
+
+    def whole(value: float | None) -> str:
+        return NONE if value is None else f"{value:.0f}"
+
+    header = ["launch", "kernel", "us", "SM", "DRAM", "L2", "occupancy", "issue slots",
+              "instructions", "top stall", "of stalls", "no instruction", "registers",
+              "blocks"]  # fmt: skip
+    cells = [
+        [
+            str(one["index"]),
+            escape(one["kernel"]),
+            number(one["us"]),
+            *(percent(one[n]) for n in ("sm", "dram", "l2", "occupancy", "issue_slots_busy")),
+            whole(one["instructions"]),
+            one["stall"] or NONE,
+            share(one["stall_share"], 1.0),
+            share(one["no_instruction_share"], 1.0),
+            whole(one["registers"]),
+            whole(one["blocks"]),
+        ]
+        for one in sorted(data["rows"], key=lambda one: -one["us"])[:MOST_LAUNCHES]
+    ]
+    text = (
+        f"The slowest of {data['launches']} launches of {data['network']}, which take "
+        f"{number(data['us'])} us in all, each alone.\n"
+    )
+    return "\n".join([text, table(header, cells)])
+
+
+# --- the other sections ---------------------------------------------------------------------------
+
+
+def camera_section(report: Record) -> str:
+    rows = [
+        [
+            data["network"],
+            data["backend"],
+            f"{data['batch']}x{data['height']}x{data['width']}",
+            data["dtype"],
+            f"{data['fps']:,.0f}",
+            number(data["latency_ms"]),
+            "yes" if data["match"] else "**NO**",
+        ]
+        for data in data_of_part(report, "runner")
+    ]
+    header = ["network", "backend", "pictures", "dtype", "frames/s", "one call, ms", "match"]
+    return "## From camera to labels\n\n" + table(header, rows) if rows else ""
+
+
+def sanitizer_section(report: Record) -> str:
+    runs = data_of_part(report, "sanitizer")
+    if not runs:
+        return ""
+    rows = [
+        [
+            data["tool"],
+            str(sum(data["counts"].values())),
+            str(data["counts"].get("failed", 0) + data["counts"].get("error", 0)),
+            str(data["findings"]),
+        ]
+        for data in runs
+    ]
+    quotes = [f"{data['tool']}:\n\n```\n{text}\n```\n" for data in runs for text in data["quoted"]]
+    head = table(["tool of compute-sanitizer", "tests", "failed", "findings"], rows)
+    return "\n".join(["## Sanitizers\n", head, *quotes])

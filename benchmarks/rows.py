@@ -1,13 +1,16 @@
-"""What a report's record holds: figures, and the rows of its tables; pure functions only."""
+"""What a report's record holds: figures, the rows of its tables, their cells, and its picture."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import (
+    CARVEOUT,
     CHOSEN,
     COMPILE,
     CUDNN_RELU,
@@ -17,8 +20,14 @@ from benchmarks.peers import (
     MAX_AUTOTUNE,
     NATIVE,
     OURS,
+    TITLES,
     TRITON,
+    TRITON_GRAPH,
 )
+from fassd.bench.markdown import markdown_table
+from fassd.bench.report import charts
+from fassd.bench.report.charts import BarRow, Bars, bar_rows, check_matplotlib, png
+from fassd.io.files import replacing
 
 Record = Mapping[str, Any]
 
@@ -129,6 +138,7 @@ def case_rows(items: Sequence[Record]) -> Iterator[Row]:
 FORM_OF_GROUP = {
     "native": NATIVE,
     "dependent": DEPENDENT,
+    "carve-out": CARVEOUT,
     "choice": CHOSEN,
     "library": FOLDED,
     "ours": TRITON,
@@ -142,3 +152,162 @@ def why(item: Record) -> dict[str, str]:
     """The reason of an item without data, on one line."""
     reason = (item.get("reason") or "").strip().splitlines()
     return {"reason": ": ".join([item["status"], *reason[:1]])}
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+NONE = "-"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "".join(f"{line}\n" for line in markdown_table(header, rows))
+
+
+def escape(text: str) -> str:
+    """`text` for a table's cell: one line, no bars."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, without an exponent."""
+    if value is None:
+        return NONE
+    digits = max(0, 3 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{digits}f}"
+
+
+def spread(timing: Record) -> str:
+    return f"{(timing['q3_ms'] - timing['q1_ms']) / timing['ms']:.1%}"
+
+
+def times(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}x"
+
+
+def share(part: float | None, whole: float) -> str:
+    return NONE if part is None else f"{part / whole:.0%}"
+
+
+def error(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}"
+
+
+# --- the choice of a backend ----------------------------------------------------------------------
+
+NOISE = 0.02
+"""Backends whose medians differ by less are equal: NOISE in `fassd_kernels.choices`."""
+
+
+def contest_of(data: Record) -> tuple[Record, Record] | None:
+    """What the choice took and what the best single backend took; None where it was not timed."""
+    forms = {
+        form["name"]: form
+        for form in data.get("candidates", ())
+        if form.get("match") and "timing" in form
+    }
+    single = [forms[name] for name in (NATIVE, TRITON) if name in forms]
+    if CHOSEN not in forms or not single:
+        return None
+    return forms[CHOSEN], min(single, key=lambda form: form["timing"]["ms"])
+
+
+def is_slower_choice(data: Record) -> bool:
+    """Whether the choice lost to a single backend, by more than noise."""
+    contest = contest_of(data)
+    if contest is None:
+        return False
+    choice, best = (form["timing"] for form in contest)
+    return choice["ms"] > (1 + NOISE) * best["ms"] and choice["q1_ms"] > best["q3_ms"]
+
+
+def choice_text(data: Record) -> str:
+    """Empty where there is nothing to say."""
+    contest = contest_of(data)
+    if contest is None:
+        return ""
+    choice, best = contest
+    return (
+        f"{data['subject']}: {number(choice['timing']['ms'])} ms with the backend that the table "
+        f"names for each call, {number(best['timing']['ms'])} ms with {best['name']} alone"
+    )
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+COLOURS = {
+    FOLDED: charts.COLOURS["grey"],
+    CUDNN_RELU: charts.COLOURS["yellow"],
+    COMPILE: charts.COLOURS["sky"],
+    MAX_AUTOTUNE: charts.COLOURS["green"],
+    TRITON: charts.COLOURS["orange"],
+    TRITON_GRAPH: charts.COLOURS["purple"],
+    NATIVE: charts.COLOURS["vermilion"],
+    DEPENDENT: charts.COLOURS["blue"],
+    CARVEOUT: charts.COLOURS["silver"],
+    CHOSEN: charts.BLACK,
+}
+PARTS = ("networks", "modules", "operators")
+
+
+def draw(path: Path, report: Mapping[str, Any]) -> Path | None:
+    """Draw, as PNG, the speed-ups at the place that the report measured first.
+
+    Args:
+        path: the file; it is replaced only when the new one is complete.
+        report: what ``report.json`` holds.
+
+    Returns:
+        `path`, or None if there is nothing to draw.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    rows = [bar_row(part, subjects) for part in PARTS if (subjects := subjects_of(report, part))]
+    if not rows:
+        return None
+    check_matplotlib()
+    title = f"Speed-up over eager PyTorch\n{report['device']}, {report['date'][:10]}"
+    with replacing(path) as file:
+        file.write(png(bar_rows(rows, title=title)))
+    return path
+
+
+def subjects_of(report: Mapping[str, Any], part: str) -> dict[str, list[Row]]:
+    """The rows of each subject of a part, at the first place where any was timed."""
+    table = rows_by_subject(report, part)
+    places = [place_of(row) for rows in table.values() for row in rows if figure_of(row)]
+    if not places:
+        return {}
+    here = {
+        name: [row for row in rows if place_of(row) == places[0]] for name, rows in table.items()
+    }
+    return {name: rows for name, rows in here.items() if any(map(figure_of, rows))}
+
+
+def place_of(row: Row) -> tuple[str, str]:
+    return row.picture, row.case["dtype"]
+
+
+def figure_of(row: Row) -> float | None:
+    """The speed-up; None where it is not known."""
+    return speedup(row.form, row.eager) if "timing" in row.form else None
+
+
+def bar_row(part: str, subjects: Mapping[str, Sequence[Row]]) -> BarRow:
+    """A group of bars for each subject, a bar for each form that has a figure anywhere."""
+    figures = {
+        form: [
+            next((figure_of(row) for row in rows if row.form["name"] == form), None)
+            for rows in subjects.values()
+        ]
+        for form in COLOURS
+    }
+    series = [
+        Bars(TITLES[form], heights, COLOURS[form])
+        for form, heights in figures.items()
+        if any(heights)
+    ]
+    first = next(iter(subjects.values()))[0]
+    # "HarDBlock base.4" in two lines, "MDA(63, 2)" in one.
+    names = [name.replace(" ", "" if "(" in name else "\n") for name in subjects]
+    return f"{part}, {first.picture} {first.case['dtype']}", names, series

@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.operators import (
-    OPERATORS,
+from benchmarks.peers import (
+    BUILDERS,
+    CARVEOUT,
+    CHOSEN,
+    COMPILE,
+    CUDNN_RELU,
+    DEPENDENT,
+    EAGER,
+    FOLDED,
+    MAX_AUTOTUNE,
+    NATIVE,
     PICTURES,
+    TRITON,
+    TRITON_GRAPH,
+    Candidate,
+    Form,
+    accelerated,
+    fused,
     part_of_network,
     picture_call,
     picture_candidate,
     picture_module,
     picture_reference,
+    randomised,
 )
-from benchmarks.peers import BUILDERS, Candidate, Form, fused, randomised
-from benchmarks.timing import Inputs
+from benchmarks.timing import Call, Inputs
 from fassd.models import DAPF, MDA, create_model
 from fassd.models.aspp import ASPP
+from fassd.models.dapf import AsymmetricAtrousBranch
+from fassd.models.layers import ConvLayer, resize
+
+GROUPS = {
+    "native": (EAGER, NATIVE),
+    "library": (EAGER, FOLDED, CUDNN_RELU),
+    "ours": (EAGER, TRITON, TRITON_GRAPH, NATIVE),
+    "dependent": (EAGER, DEPENDENT),
+    "carve-out": (EAGER, CARVEOUT),
+    "choice": (EAGER, TRITON, NATIVE, CHOSEN),
+    "compile": (EAGER, COMPILE),
+    "max-autotune": (EAGER, MAX_AUTOTUNE),
+}
+"""Candidates that are timed together, interleaved; eager is in each, for the ratio."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -54,6 +84,197 @@ class Case:
     def map_shape(self, channels: int, reduction: int) -> tuple[int, ...]:
         """Of a map whose sides are the picture's divided by `reduction`."""
         return self.batch, channels, self.height // reduction, self.width // reduction
+
+
+# --- the operators as FASSD-Net calls them --------------------------------------------------------
+
+# `dapf`, `hardblock`, `mda` and `aspp` are not here: each is the one call that its module makes,
+# and the modules are measured as such.
+
+CLASSES = 19
+LOGITS_REDUCTION = 4
+"""The finest map's sides are the picture's divided by this."""
+
+
+@dataclass(frozen=True)
+class OperatorPlace:
+    """A call of an operator in FASSD-Net.
+
+    Attributes:
+        operator: its name.
+        build: makes the module of PyTorch's operators that computes the same.
+        maps: of each input, its channels, and by what its sides are smaller than the picture's.
+        fuse: as in `benchmarks.peers.Form`.
+    """
+
+    operator: str
+    build: Callable[[], nn.Module]
+    maps: tuple[tuple[int, int], ...]
+    fuse: Callable[[Any, torch.dtype, str], Call]
+
+
+# --- what PyTorch does ----------------------------------------------------------------------------
+
+
+class UpsampleConv(nn.Module):
+    """The decoder's 1x1 on [`low` upsampled, `skip`].
+
+    Shape: (N, C, h, w) and (N, D, H, W) to (N, O, H, W).
+    """
+
+    def __init__(self, layer: ConvLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, low: Tensor, skip: Tensor) -> Tensor:
+        up = resize(low, (skip.shape[2], skip.shape[3]))
+        return self.layer(torch.cat([up, skip], 1))
+
+
+class Upsample(nn.Module):
+    """Logits (N, C, h, w) to the picture's size."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return resize(logits, picture_size(logits))
+
+
+class UpsampleArgmax(Upsample):
+    """Logits (N, C, h, w) to labels (N, H, W) of the picture's size."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return super().forward(logits).argmax(1)
+
+
+def picture_size(logits: Tensor) -> tuple[int, int]:
+    return LOGITS_REDUCTION * logits.shape[2], LOGITS_REDUCTION * logits.shape[3]
+
+
+def decoder_join(level: int) -> nn.Module:
+    layer = part_of_network(f"conv1x1_up.{level}")
+    assert isinstance(layer, ConvLayer)
+    return UpsampleConv(layer)
+
+
+def dilated_pair(level: int) -> nn.Module:
+    """The 3x1 and 1x3 of an MDA."""
+    mda: Any = part_of_network(f"mda.{level}")
+    return nn.Sequential(mda.parallel_ddconv3x1, mda.parallel_ddconv1x3)
+
+
+# --- what ours does -------------------------------------------------------------------------------
+
+
+def fused_branch(branch: AsymmetricAtrousBranch, dtype: torch.dtype, backend: str) -> Call:
+    pair = (branch.atrous_conv3x1, branch.atrous_conv1x3)
+    norms = (branch.bn3x1, branch.bn1x3)
+    return asymmetric_call(pair, norms, (None, None), "relu", dtype, backend)
+
+
+def fused_pair(pair: nn.Sequential, dtype: torch.dtype, backend: str) -> Call:
+    layers: list[Any] = list(pair)
+    slopes = [layer.bn_prelu.acti.weight.to(dtype) for layer in layers]
+    norms = [layer.bn_prelu.bn for layer in layers]
+    return asymmetric_call([layer.conv for layer in layers], norms, slopes, "prelu", dtype, backend)
+
+
+def asymmetric_call(
+    pair: Sequence[nn.Conv2d],
+    norms: Sequence[nn.BatchNorm2d],
+    slopes: Sequence[Tensor | None],
+    activation: str,
+    dtype: torch.dtype,
+    backend: str,
+) -> Call:
+    """`asymmetric_conv` with weights folded and packed once."""
+    from fassd_kernels import ops
+    from fassd_kernels.packing import fold
+
+    with torch.no_grad():
+        folded = [fold(conv, norm, dtype) for conv, norm in zip(pair, norms, strict=True)]
+        pack = ops.operator("pack_weight", backend)
+        packed = [
+            pack(weight, dilation=conv.dilation)
+            for (weight, _), conv in zip(folded, pair, strict=True)
+        ]
+    (vertical, vertical_bias), (horizontal, horizontal_bias) = folded
+    biases = (vertical_bias, horizontal_bias)
+    function = ops.operator("asymmetric_conv", backend)
+    dilation = pair[0].dilation[0]
+    return lambda x: function(
+        x, vertical, horizontal, *biases, *slopes, packed, dilation=dilation, activation=activation
+    )
+
+
+def fused_join(join: UpsampleConv, dtype: torch.dtype, backend: str) -> Call:
+    """`upsample_conv1x1` with the weight folded, and packed for each part, when `low` is seen."""
+    from fassd_kernels import ops
+    from fassd_kernels.packing import fold
+
+    with torch.no_grad():
+        weight, bias = fold(join.layer.conv, join.layer.norm, dtype)
+    pack = ops.operator("pack_weight", backend)
+    function = ops.operator("upsample_conv1x1", backend)
+    packed: list[Tensor] = []
+
+    def call(low: Tensor, skip: Tensor) -> Tensor:
+        if not packed:
+            channels = low.shape[1]
+            packed.extend(pack(part) for part in (weight[:, :channels], weight[:, channels:]))
+        return function([low], [skip], weight, bias, packed=packed, activation="relu")
+
+    return call
+
+
+def fused_resize(name: str, module: nn.Module, dtype: torch.dtype, backend: str) -> Call:
+    from fassd_kernels import ops
+
+    function = ops.operator(name, backend)
+    return lambda logits: function(logits, picture_size(logits))
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _conv(path: str, channels: int, reduction: int) -> OperatorPlace:
+    return OperatorPlace(
+        "conv_act", partial(part_of_network, path), ((channels, reduction),), accelerated
+    )
+
+
+def _branch(path: str) -> OperatorPlace:
+    build = partial(part_of_network, path)
+    return OperatorPlace("asymmetric_conv", build, ((224, 32),), fused_branch)
+
+
+def _pair(level: int, channels: int, reduction: int) -> OperatorPlace:
+    build = partial(dilated_pair, level)
+    return OperatorPlace("asymmetric_conv", build, ((channels, reduction),), fused_pair)
+
+
+def _join(level: int, low: tuple[int, int], skip: tuple[int, int]) -> OperatorPlace:
+    return OperatorPlace("upsample_conv1x1", partial(decoder_join, level), (low, skip), fused_join)
+
+
+def _resize(name: str, build: Callable[[], nn.Module]) -> OperatorPlace:
+    maps = ((CLASSES, LOGITS_REDUCTION),)
+    return OperatorPlace(name, build, maps, partial(fused_resize, name))
+
+
+OPERATORS = {
+    "conv_act base.0": _conv("base.0", 3, 1),
+    "conv_act base.3": _conv("base.3", 32, 4),
+    "conv_act base.5": _conv("base.5", 48, 4),
+    "asymmetric_conv DAPF.pyBranch2": _branch("DAPF.pyBranch2"),
+    "asymmetric_conv mda.2": _pair(2, 31, 4),
+    "upsample_conv1x1 conv1x1_up.0": _join(0, (224, 32), (160, 16)),
+    "upsample_conv1x1 conv1x1_up.2": _join(2, (78, 8), (48, 4)),
+    "upsample": _resize("upsample", Upsample),
+    "upsample_argmax": _resize("upsample_argmax", UpsampleArgmax),
+}
+"""By name: the operator and where in FASSD-Net it stands. Those of `PICTURES` are beside it."""
+
+
+# --- modules and networks -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

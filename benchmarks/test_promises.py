@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import fassd_kernels
 from benchmarks.cases import laid_out
-from benchmarks.choices import NETWORKS
-from benchmarks.measure import Trial, checked, trial_of
+from benchmarks.conftest import NETWORKS
 from benchmarks.peers import NATIVE
 from benchmarks.subjects import MODULES, Case, Labelled
+from benchmarks.test_speed import Trial, checked, trial_of
 from fassd.bench import machine, stopwatch
 from fassd.models.device import torch_threads
 

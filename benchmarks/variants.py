@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import ROOT
 from benchmarks.cases import TOLERANCES, compare
-from benchmarks.environment import ROOT
 from benchmarks.peers import UnavailableError, require_operators
+from benchmarks.rows import Record, data_of_part, number, share, table
 from benchmarks.subjects import DTYPES
 from benchmarks.timing import (
     Call,
@@ -316,3 +317,67 @@ def exact(shape: Any, images: Sequence[Tensor], weight: Tensor, bias: Tensor) ->
             [image.double() for image in images], weight.double(), bias.double(),
             **options_of(shape),
         )  # fmt: skip
+
+
+# --- variants -------------------------------------------------------------------------------------
+
+MOST_SHAPES = 20
+"""Of convolutions whose fastest variant is not the planned one, the page lists so many."""
+
+
+def figures_of(shape: Record) -> tuple[float, float] | None:
+    """Milliseconds of what the plan takes, and of the fastest variant that is right; None where
+    one of them was not timed.
+    """
+    times = {one["variant"]: one["timing"]["ms"] for one in shape["variants"] if "timing" in one}
+    if shape["planned"] not in times or shape["best"] not in times:
+        return None
+    return times[shape["planned"]], times[shape["best"]]
+
+
+def variants_section(report: Record) -> str:
+    parts = [variants_text(data) for data in data_of_part(report, "variants")]
+    return "\n".join(["## Variants of the convolution kernel\n", *parts]) if parts else ""
+
+
+def variants_text(data: Record) -> str:
+    """Where most is to be won comes first; warps, m_tiles, n_tiles, sliding."""
+    rows, total, possible = [], 0.0, 0.0
+    for shape in data["shapes"]:
+        figures = figures_of(shape)
+        if figures is None:
+            continue
+        planned, best = figures
+        total += shape["count"] * planned
+        possible += shape["count"] * (planned - best)
+        if best < planned:
+            cells = [
+                shape["shape"],
+                str(shape["count"]),
+                shape["planned"],
+                number(1e3 * planned),
+                shape["best"],
+                number(1e3 * best),
+                share(best, planned),
+            ]
+            rows.append((shape["count"] * (planned - best), cells))
+    rows = sorted(rows, key=lambda row: -row[0])[:MOST_SHAPES]
+    header = ["convolution", "x", "planned", "us", "fastest", "us", "of planned"]
+    left = f", {data['left']} shapes were left for want of time" if data["left"] else ""
+    text = (
+        f"{data['network']}, {data['dtype']}: {len(data['shapes'])} shapes, whose launches take "
+        f"{number(1e3 * total)} us as planned and {number(1e3 * (total - possible))} us with the "
+        f"fastest variants{left}.\n"
+    )
+    return "\n".join([text, table(header, [cells for _, cells in rows])]) if rows else text
+
+
+def wrong_variants(data: Record) -> list[str]:
+    """In words, those that gave wrong results."""
+    return [
+        f"variant {variant['variant']} is wrong on {shape['shape']}"
+        + (f": {variant['reason']}" if "reason" in variant else "")
+        for shape in data.get("shapes", ())
+        for variant in shape["variants"]
+        if not variant["match"]
+    ]

@@ -9,8 +9,10 @@ import itertools
 import json
 import os
 import re
-import time
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,19 +22,24 @@ import torch
 from torch import Tensor
 
 import fassd_kernels
-from benchmarks import conformance_log, gpu_report, peers, sanitizer, tools, variants
-from benchmarks.camera import measure_runner
+from benchmarks import peers, tools, variants
 from benchmarks.cases import relative_error
-from benchmarks.counters import count_launches, parse
-from benchmarks.kernel_sections import is_slower_choice, variants_text
-from benchmarks.launches import is_cuda_kernel, launch_times
-from benchmarks.peers import DEPENDENT_LAUNCH, Form, UnavailableError, native_dependent, randomised
+from benchmarks.peers import SWITCHED, Form, UnavailableError, randomised
 from benchmarks.plan import Item
+from benchmarks.probes import is_cuda_kernel, launch_times, measure_runner
 from benchmarks.report import problems, render
-from benchmarks.sanitizer import findings, sanitize
-from benchmarks.store import Store
+from benchmarks.rows import is_slower_choice
+from benchmarks.session import Session
 from benchmarks.timing import Sampling
-from benchmarks.variants import Variant, fitting, known_variants, measure_shape, measure_variants
+from benchmarks.tools import count_launches, findings, parse_counters, sanitize
+from benchmarks.variants import (
+    Variant,
+    fitting,
+    known_variants,
+    measure_shape,
+    measure_variants,
+    variants_text,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -47,7 +54,7 @@ needs_cpu_kernels = pytest.mark.skipif(
 @pytest.fixture
 def install_tool(tmp_path, monkeypatch) -> Callable[[str, str], Path]:
     """Put a script on an otherwise empty search path; its arguments go to ``NAME.arguments``."""
-    monkeypatch.setattr(tools, "FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr(tools, "TOOLKIT", tmp_path / "nowhere")
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -118,7 +125,7 @@ def test_a_sanitizers_findings_are_counted_and_quoted(tmp_path, install_tool):
     assert first[0] == "Invalid __global__ read of size 4 bytes"
     assert "convolution_kernel" in first[1] and not any("Host Frame" in line for line in first)
     assert arguments[:2] == ["--tool", "memcheck"]
-    assert arguments[arguments.index("--kernel-regex") + 1] == f"kns={sanitizer.OURS}"
+    assert arguments[arguments.index("--kernel-regex") + 1] == f"kns={tools.OURS}"
     item = {"name": "sanitizer/memcheck", "part": "sanitizer", "status": "done", "data": data}
     report = report_of(item)
     assert problems(report) == ["sanitizer/memcheck: 12 findings"]
@@ -134,18 +141,33 @@ def test_the_search_for_unwritten_memory_sees_all_kernels(tmp_path, install_tool
         calls.append(arguments[-2:])
         return {"counts": {"passed": 1}}
 
-    monkeypatch.setattr(sanitizer, "conformance", run)
+    monkeypatch.setattr(tools, "conformance", run)
     assert sanitize(tmp_path, 60.0, "initcheck", "tests", [])["findings"] == 0
     ((under, environment),) = calls
     assert under[1:3] == ["--tool", "initcheck"]
     assert not any(argument.startswith("kns=") for argument in under)
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    conformance_log.pytest_runtest_call(item=None)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    conformance_log.pytest_runtest_call(item=None)
-    assert not torch.utils.deterministic.fill_uninitialized_memory
+    # The suite fills new memory with NaN, which would count as written.
+    assert environment["CONFORMANCE_UNPOISONED"] == "1"
+
+
+def test_the_suite_can_leave_new_memory_unwritten(tmp_path):
+    """Its own fixture, in a run of its own."""
+    folder = ROOT / "tests" / "conformance"
+    (tmp_path / "test_memory.py").write_text(
+        "import torch\n"
+        "def test_new_memory(poisoned_memory):\n"
+        "    assert not torch.utils.deterministic.fill_uninitialized_memory\n"
+    )
+    environment = {"CONFORMANCE_UNPOISONED": "1"}
+    plugin = ["-p", "conformance.conftest", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"]
+    search = os.pathsep.join([str(folder.parent), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *plugin, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": search, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_races_are_counted():
@@ -167,27 +189,12 @@ def test_a_tool_that_cannot_watch_is_no_failure_of_ours(tmp_path, install_tool):
         sanitize(tmp_path, 60.0, "memcheck", str(tmp_path / "none.py"), [])
 
 
-class Worker:
-    """Has every backend, and says what environment it was asked in."""
-
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
-        self.environment = environment or {}
-        self.closed = False
-
-    def with_environment(self, more: dict[str, str]) -> Worker:
-        return Worker({**self.environment, **more})
-
-    def ask(self, task: str, arguments: dict[str, Any], limit_s: float) -> dict[str, Any]:
-        return {"status": "done", "data": {"environment": self.environment}}
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def run_with(tmp_path: Path, worker: Any) -> gpu_report.Run:
+def session_in(folder: Path) -> Session:
+    state = {"device": "cpu", "quick": True, "run": "a", "identity": {}, "started": 0.0}
+    paths = {"output": str(folder / "out"), "work": str(folder / "work")}
+    chosen = {"first": False, "only": [], "budget_s": 540.0}
     header = {"device": "a", "mode": "full", "commit": "b"}
-    store = Store(tmp_path, {})
-    return gpu_report.Run("cuda", [], (), True, store, worker, header, 540, time.monotonic())
+    return Session({**state, **paths, **chosen, "header": header}, lambda: 0.0)
 
 
 @pytest.mark.parametrize(
@@ -198,24 +205,35 @@ def run_with(tmp_path: Path, worker: Any) -> gpu_report.Run:
     ],
 )
 def test_a_missing_tool_is_said_to_be_missing(tmp_path, install_tool, task, arguments, name):
-    record = run_with(tmp_path, Worker()).perform(Item("a", task, task, arguments), 10.0)
+    record = session_in(tmp_path).perform(Item("a", task, task, arguments), 10.0)
     assert record["status"] == "unavailable"
     assert record["reason"].startswith(f"{name} is not installed")
 
 
-def test_an_item_with_an_environment_has_a_process_of_its_own(tmp_path):
-    run = run_with(tmp_path, Worker())
-    plain, other = (
-        Item("a", "networks", "case"),
-        Item("b", "networks", "case", environment={"A": "1"}),
-    )
-    assert run.perform(plain, 10.0)["data"] == {"environment": {}}
-    assert run.perform(other, 10.0)["data"] == {"environment": {"A": "1"}}
+def test_an_item_with_an_environment_has_a_process_of_its_own(tmp_path, monkeypatch):
+    run = session_in(tmp_path)
+    item = next(item for item in run.plan if item.environment)
+    calls: list[Any] = []
+
+    def child(command: list[str], log: Path, limit_s: float, environment: dict[str, str]) -> int:
+        calls.append(environment)
+        if environment["FASSD_GPU_REPORT_ITEM"] == item.name and len(calls) == 1:
+            run.save(item, {"status": "done", "data": {"by": "the child"}})
+        return 3
+
+    monkeypatch.setattr("benchmarks.session.run_logged", child)
+    assert run.perform(item, 10.0)["data"] == {"by": "the child"}
+    assert item.environment.items() <= calls[0].items()
+    record = run.perform(item, 10.0)
+    assert record["status"] == "failed" and "code 3" in record["reason"]
+    unknown = replace(item, environment={"FASSD_KERNELS_NO_SUCH": "1"})
+    record = run.perform(unknown, 10.0)
+    assert record["status"] == "unavailable" and "FASSD_KERNELS_NO_SUCH" in record["reason"]
 
 
 # --- counters -------------------------------------------------------------------------------------
 
-STALLS = ("long_scoreboard", "barrier", "selected", "barrier_not_issued")
+STALLS = ("long_scoreboard", "no_instruction", "selected", "barrier_not_issued")
 NAMES = [
     "ID",
     "Kernel Name",
@@ -223,24 +241,28 @@ NAMES = [
     "gpu__time_duration.sum",
     "launch__registers_per_thread",
     "lts__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__inst_issued.avg.pct_of_peak_sustained_active",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed",
     "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "smsp__inst_executed.sum",
     *(f"smsp__average_warps_issue_stalled_{stall}_per_issue_active.ratio" for stall in STALLS),
 ]
 
 
 def ncu_page(durations: list[str], unit: str = "ns") -> str:
     """As ``ncu --csv --page raw`` writes it."""
-    lines = [NAMES, ["", "", "%", unit, "register/thread", "%", "%", "%", *["inst"] * len(STALLS)]]
+    units = ["%", unit, "register/thread", "%", "%", "%", "%", "inst"]
+    lines = [NAMES, ["", "", *units, *["inst"] * len(STALLS)]]
     for index, duration in enumerate(durations):
-        figures = ["41.5", duration, "128", "33.25", "52.0", "24.9", "3.0", "1.0", "9.0", "8.0"]
+        figures = ["41.5", duration, "128", "33.25", "61.5", "52.0", "24.9", "1,048,576"]
+        figures += ["3.0", "1.0", "9.0", "8.0"]  # of warps in each state
         lines.append([str(index), f"convolution_kernel<{index}>", *figures])
     text = "\n".join(",".join(f'"{cell}"' for cell in line) for line in lines)
     return f"==PROF== Connected to process 7\n==PROF== Disconnected\n{text}\n"
 
 
 def test_counters_are_read_from_ncus_page():
-    (launch,) = parse(ncu_page(["12,345"]))
+    (launch,) = parse_counters(ncu_page(["12,345"]))
     assert launch == {
         "index": 0,
         "kernel": "convolution_kernel<0>",
@@ -249,31 +271,47 @@ def test_counters_are_read_from_ncus_page():
         "dram": 41.5,
         "l2": 33.25,
         "occupancy": 24.9,
+        "issue_slots_busy": 61.5,
+        "instructions": 1048576.0,
         "registers": 128.0,
         "blocks": None,
         "stall": "long_scoreboard",
         "stall_share": 0.75,
+        "no_instruction_share": 0.25,
     }
-    (longer,) = parse(ncu_page(["1.5"], "msecond"))
+    (longer,) = parse_counters(ncu_page(["1.5"], "msecond"))
     assert longer["us"] == 1500.0
-    assert parse("==PROF== nothing\n") == []
+    assert parse_counters("==PROF== nothing\n") == []
 
 
-def test_the_five_slowest_launches_are_kept(tmp_path, install_tool):
+def test_the_counters_of_all_launches_are_kept(tmp_path, install_tool):
     planted = tmp_path / "planted"
-    planted.write_text(ncu_page(["1000", "7000", "3000", "9000", "2000", "5000", "4000"]))
+    durations = [str(1000 * (1 + index % 7)) for index in range(60)]
+    planted.write_text(ncu_page(durations))
     noted = install_tool("ncu", f'{WATCH}cp {planted} "$log"\n')
     data = count_launches(tmp_path, 10.0, network="fassd_net", batch=1)
-    assert (data["launches"], data["us"]) == (7, pytest.approx(31.0))
-    assert [launch["index"] for launch in data["slowest"]] == [3, 1, 5, 6, 2]
+    assert (data["launches"], data["us"]) == (60, pytest.approx(sum(map(float, durations)) / 1e3))
+    assert [launch["index"] for launch in data["rows"]] == list(range(60))
     arguments = noted.read_text().splitlines()
     assert arguments[:4] == ["--clock-control", "none", "--profile-from-start", "off"]
     sections = {b for a, b in itertools.pairwise(arguments) if a == "--section"}
     assert sections >= {"SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "WarpStateStats"}
     assert json.loads(arguments[-1]) == {"network": "fassd_net", "batch": 1}
     item = {"name": "counters/fassd_net", "part": "counters", "status": "done", "data": data}
-    row = "| 3 | convolution_kernel<3> | 9.000 | 52% | 42% | 33% | 25% | long_scoreboard | 75% |"
-    assert f"{row} 128 | - |" in render(report_of(item))
+    figures = "52% | 42% | 33% | 25% | 62% | 1048576 | long_scoreboard | 75% | 25%"
+    row = f"| 6 | convolution_kernel<6> | 7.000 | {figures}"
+    page = render(report_of(item))
+    assert f"{row} | 128 | - |" in page
+    # The page has the slowest ones.
+    assert page.count("| convolution_kernel<") == 12 and "convolution_kernel<0>" not in page
+
+
+def test_counters_that_were_read_before_the_limit_are_kept(tmp_path, install_tool):
+    planted = tmp_path / "planted"
+    planted.write_text(ncu_page(["1000", "2000"]))
+    install_tool("ncu", f'{WATCH}cp {planted} "$log"\nexec sleep 60\n')
+    data = count_launches(tmp_path, 1.0, network="fassd_net")
+    assert data["launches"] == 2 and data["outcome"] == "was killed at its limit"
 
 
 def test_counters_that_may_not_be_read_are_no_failure(tmp_path, install_tool):
@@ -282,7 +320,7 @@ def test_counters_that_may_not_be_read_are_no_failure(tmp_path, install_tool):
     with pytest.raises(UnavailableError, match="ncu: ERR_NVGPUCTRPERM"):
         count_launches(tmp_path, 10.0, network="fassd_net")
     install_tool("ncu", "echo broken\nexit 3\n")
-    with pytest.raises(RuntimeError, match="code 3 and saw 0 launches:\nbroken"):
+    with pytest.raises(RuntimeError, match="code 3 and saw no launch:\nbroken"):
         count_launches(tmp_path, 10.0, network="fassd_net")
 
 
@@ -457,11 +495,30 @@ def test_launches_are_measured_beside_their_prediction(model):
     item = {"name": "profile/cuda", "part": "profile", "status": "done", "data": {**known, **data}}
     page = render(report_of(item))
     assert problems(report_of(item)) == [] and "predicted us | measured us |" in page
-    other = launch_times(prediction, timeline_of(name, "at::native::copy", name))
-    assert other["foreign"] == {"at::native::copy": 1} and "rows" not in other
+    # One kernel more: its name is told, and all times are kept.
+    copied = "at::native::copy"
+    other = launch_times(prediction, timeline_of(name, copied, name))
+    assert other["foreign"] == {copied: 1} and other["mismatch"].startswith("launch 2")
+    assert [kernel["kernel"] for kernel in other["kernels"]] == [name, copied, name]
+    assert sum(kernel["measured_s"] for kernel in other["kernels"]) == pytest.approx(11e-6)
+    assert {row["label"]: row["count"] for row in other["rows"]} == {name: 2, copied: 1}
     item["data"] = {**known, **other}
     (problem,) = problems(report_of(item))
     assert "others: 1 of at::native::copy" in problem
+    page = render(report_of(item))
+    assert f"| {copied} | - | - | - | 1 | - | - | 4.000 |" in page and other["mismatch"] in page
+
+
+def test_one_kernel_of_another_name_loses_no_time(model):
+    from fassd.bench.costs import cuda as predict
+
+    whole = predict.predict_network("fassd_net_l2", 64, 64, predict.find_device("H200"))
+    prediction = predict.replace(whole, launches=whole.launches[1:3])
+    name = f"void fassd::cuda::{prediction.launches[0].kernel}<>"
+    data = launch_times(prediction, timeline_of(name, "void fassd::cuda::renamed_kernel<>"))
+    assert (data["planned"], data["seen"], data["foreign"]) == (2, 2, {})
+    assert data["measured_s"] == pytest.approx(1e-5) and len(data["kernels"]) == 2
+    assert len(data["rows"]) == 2 and "renamed_kernel" in data["mismatch"]
 
 
 # --- choice of backends, dependent launches -------------------------------------------------------
@@ -499,14 +556,17 @@ def test_a_choice_that_loses_to_a_single_backend_is_a_problem(forms, slower):
     assert lost("quick") == []  # figures of a rehearsal mean nothing
 
 
-def test_dependent_launches_need_a_process_of_their_own(monkeypatch):
-    module = randomised(torch.nn.Conv2d(3, 8, 3))
-    monkeypatch.delenv(next(iter(DEPENDENT_LAUNCH)), raising=False)
+@pytest.mark.parametrize("group", SWITCHED)
+def test_switched_kernels_need_a_process_of_their_own(group, monkeypatch):
+    form = Form(randomised(torch.nn.Conv2d(3, 8, 3)), torch.float32, CPU)
+    name = f"native-{group}"
+    ((variable, value),) = SWITCHED[group].items()
+    monkeypatch.delenv(variable, raising=False)
     with pytest.raises(UnavailableError, match="was not started with"):
-        native_dependent(Form(module, torch.float32, CPU))
-    monkeypatch.setenv(*next(iter(DEPENDENT_LAUNCH.items())))
-    monkeypatch.setattr(peers, "native", lambda form: peers.Candidate("native", module))
-    assert native_dependent(Form(module, torch.float32, CPU)).name == "native-dependent"
+        peers.BUILDERS[name](form)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(peers, "native", lambda form: peers.Candidate("native", form.module))
+    assert peers.BUILDERS[name](form).name == name
 
 
 # --- labels ---------------------------------------------------------------------------------------

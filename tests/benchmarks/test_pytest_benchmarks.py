@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import fassd_kernels
-from benchmarks import choices
-from benchmarks.choices import Choices
-from benchmarks.measure import limit_of, trial_of
+from benchmarks import conftest as choices
+from benchmarks.conftest import Choices
 from benchmarks.subjects import MODULE_VARIANTS, Case
+from benchmarks.test_speed import limit_of, trial_of
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_macs_and_parameters_are_those_of_the_subject():
 WRONG = """
 from dataclasses import replace
 from benchmarks.peers import BUILDERS, FOLDED, folded_channels_last
-import benchmarks.measure
+import benchmarks.test_speed
 
 def wrong(form):
     right = folded_channels_last(form)
@@ -103,7 +103,7 @@ BUILDERS[FOLDED] = wrong
 
 
 def test_a_wrong_candidate_fails_and_is_not_timed(tmp_path):
-    wrong = WRONG + "benchmarks.measure.sample = timed\n"
+    wrong = WRONG + "benchmarks.test_speed.sample = timed\n"
     done = run(tmp_path, *SMALL, "-k", "alpha and 4 and channels_last", plugin=wrong)
     assert done.returncode == 1, done.stdout
     assert "channels_last, BN folded, cudnn.benchmark on Case(part='modules'" in done.stdout
@@ -115,7 +115,7 @@ EVENTS = """
 import pytest
 import torch
 
-from benchmarks.measure import CLOCK, time_run
+from benchmarks.test_speed import CLOCK, time_run
 from benchmarks.timing import Run, Sampling
 
 

@@ -10,11 +10,10 @@ from torch.nn import functional as F
 import fassd
 import fassd_kernels
 from benchmarks import peers
-from benchmarks.cases import Bench, measure_case, relative_error
-from benchmarks.launches import Planned, foreign, planned_launches
-from benchmarks.operators import OPERATORS
+from benchmarks.cases import Bench, Planned, measure_case, planned_launches, relative_error
 from benchmarks.peers import CudnnConvReLU, UnavailableError, randomised, with_cudnn_relus
-from benchmarks.subjects import MODULES, Case, input_set, subject_of
+from benchmarks.probes import foreign
+from benchmarks.subjects import MODULES, OPERATORS, Case, input_set, subject_of
 from benchmarks.timing import Sampling, plain_run
 
 CPU = torch.device("cpu")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import gpu_report, tuning
-from benchmarks.charts import draw
-from benchmarks.plan import build_plan, full_scale
-from benchmarks.process import TimeLimitError
+from benchmarks import tools
 from benchmarks.report import problems, render
-from benchmarks.store import Store
+from benchmarks.rows import draw
 from benchmarks.targets import TARGETS, Target, Throughput, goals_of
-from benchmarks.tuning import CONFIGS, tune
+from benchmarks.tools import CONFIGS, tune
 
 PLACE = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}
 
@@ -38,7 +34,7 @@ def run_like(code: int, table: str | None, calls: list[Any]) -> Any:
 def test_tuning_gets_its_budget_and_folder(tmp_path, monkeypatch):
     calls: list[Any] = []
     table = json.dumps({"configurations": {"a": {}, "b": {}}})
-    monkeypatch.setattr(tuning, "run_logged", run_like(0, table, calls))
+    monkeypatch.setattr(tools, "run_logged", run_like(0, table, calls))
     data = tune(tmp_path, tmp_path, 100.0, model="fassd_net", **PLACE)
     assert data["tables"] == {"nvidia-h200.json": 2}
     ((command, limit_s, environment),) = calls
@@ -57,7 +53,7 @@ def test_backends_have_a_table_of_their_own(tmp_path, monkeypatch):
         (tmp_path / "backends" / "nvidia-h200.json").write_text(json.dumps(table))
         return 0
 
-    monkeypatch.setattr(tuning, "run_logged", run)
+    monkeypatch.setattr(tools, "run_logged", run)
     data = tune(tmp_path, tmp_path, 100.0, model="fassd_net", backends=True, **PLACE)
     assert data["tables"] == {"backends/nvidia-h200.json": 1}
     ((command, log),) = calls
@@ -66,51 +62,10 @@ def test_backends_have_a_table_of_their_own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("code", "message"), [(3, "code 3:\ncompiling"), (0, "no table")])
 def test_tuning_that_fails_says_how_its_log_ends(tmp_path, monkeypatch, code, message):
-    monkeypatch.setattr(tuning, "run_logged", run_like(code, None, []))
+    monkeypatch.setattr(tools, "run_logged", run_like(code, None, []))
     with pytest.raises(RuntimeError, match=message) as caught:
         tune(tmp_path, tmp_path, 100.0, model="fassd_net", **PLACE)
     assert "the last line" in str(caught.value)
-
-
-class Idle:
-    """A worker that has every backend, and notes when it is closed."""
-
-    closed = 0
-
-    def ask(self, task: str, arguments: dict[str, Any], limit_s: float) -> dict[str, Any]:
-        return {"status": "done", "data": {}}
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-@pytest.mark.parametrize("limit_s", [120.0, 0.0])
-def test_what_was_timed_before_tuning_is_timed_again(tmp_path, monkeypatch, limit_s):
-    """Also where tuning was cut short: its table holds what it had found."""
-
-    def cut_short(*_: Any, **__: Any) -> dict[str, Any]:
-        if not limit_s:
-            raise TimeLimitError("killed after 0 s")
-        return {"command": "", "log": "", "tables": {}}
-
-    monkeypatch.setattr(gpu_report, "tune", cut_short)
-    plan = build_plan(full_scale())
-    tuning = next(item for item in plan if item.task == "tune")
-    here = "networks/fassd_net/1x1024x2048/float16"
-    ours, library = (
-        next(item for item in plan if item.name == f"{here}/{group}")
-        for group in ("ours", "library")
-    )
-    worker: Any = Idle()
-    store = Store(tmp_path, {})
-    for item in (ours, library):
-        store.save(item, {"status": "done", "data": {}})
-    header = {"device": "a", "mode": "full", "commit": "b"}
-    started = time.monotonic()
-    run = gpu_report.Run("cuda", plan, ("tune",), True, store, worker, header, 540, started)
-    run.turn(tuning)
-    assert store.load(ours) is None and store.load(library) is not None
-    assert worker.closed == 1
 
 
 # --- targets --------------------------------------------------------------------------------------

@@ -1,4 +1,9 @@
-"""One benchmark of `pytest benchmarks/`: build a candidate, hold it to the reference, time it."""
+"""Speed of operators, modules and networks: each way to compute one, held to the reference, timed.
+
+    pytest benchmarks/ -k test_modules
+    pytest benchmarks/ -k test_networks --sizes 1024x2048 --benchmark-json networks.json
+One group of figures is one subject.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ from benchmarks.cases import (
     reference_ends,
     tolerance,
 )
-from benchmarks.choices import PYTORCH, REFERENCE, TITLES_HERE
+from benchmarks.conftest import PYTORCH, REFERENCE, TITLES_HERE
 from benchmarks.peers import COMPILE, Candidate, UnavailableError
 from benchmarks.subjects import Case, Subject, input_set, subject_of
 from benchmarks.timing import Inputs, Run, Sampling, rotation, sample
@@ -187,3 +192,18 @@ def time_run(
     sampling = sampling or (GPU_SAMPLING if device.type == "cuda" else CPU_SAMPLING)
     repeats = max(1, round(sampling.sample_ms / max(sample(run, 1, device), 1e-3)))
     benchmark.pedantic(CLOCK.take, args=(run, repeats, device), rounds=sampling.rounds)
+
+
+@pytest.mark.benchmark(timer=CLOCK.read)
+def test_operators(benchmark, case, threads, candidate, device) -> None:
+    measure(benchmark, case, threads, candidate, device)
+
+
+@pytest.mark.benchmark(timer=CLOCK.read)
+def test_modules(benchmark, case, threads, candidate, device) -> None:
+    measure(benchmark, case, threads, candidate, device)
+
+
+@pytest.mark.benchmark(timer=CLOCK.read)
+def test_networks(benchmark, case, threads, candidate, device) -> None:
+    measure(benchmark, case, threads, candidate, device)
