@@ -16,10 +16,9 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks import ROOT
-from fassd.bench.report import collect
 from fassd.bench.report.networks import HEADLINE, ablation, headline_table, speedup_plot
 from fassd.bench.report.page import Plot
-from fassd.bench.report.results import Collection
+from fassd.bench.report.results import Collection, collect
 from fassd.io.files import replacing
 
 README = ROOT / "README.md"

@@ -26,7 +26,7 @@ from benchmarks.peers import (
 )
 from fassd.bench.markdown import markdown_table
 from fassd.bench.report import charts
-from fassd.bench.report.charts import BarRow, Bars, bar_rows, check_matplotlib, png
+from fassd.bench.report.charts import BarRow, Bars, bar_rows, png
 from fassd.io.files import replacing
 
 Record = Mapping[str, Any]
@@ -265,7 +265,6 @@ def draw(path: Path, report: Mapping[str, Any]) -> Path | None:
     rows = [bar_row(part, subjects) for part in PARTS if (subjects := subjects_of(report, part))]
     if not rows:
         return None
-    check_matplotlib()
     title = f"Speed-up over eager PyTorch\n{report['device']}, {report['date'][:10]}"
     with replacing(path) as file:
         file.write(png(bar_rows(rows, title=title)))

@@ -91,6 +91,6 @@ def test_python_example_names_exist() -> None:
 def test_headline_and_plots_are_those_of_the_results() -> None:
     """`python -m benchmarks.readme` writes them."""
     from benchmarks.readme import RESULTS, stale
-    from fassd.bench.report import collect
+    from fassd.bench.report.results import collect
 
     assert stale(collect([RESULTS])) == []

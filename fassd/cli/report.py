@@ -62,7 +62,8 @@ def report(
     [cyan]fassd report -o report --results mine/ --results benchmarks/results[/]
     """
     from fassd.bench.charts import check_matplotlib
-    from fassd.bench.report import build_page, collect, committed_results, write_report
+    from fassd.bench.report.build import build_page, committed_results, write_report
+    from fassd.bench.report.results import collect
     from fassd.io.images import check_folder
 
     if full and not measure:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from bench.report.conftest import HERE, comparison, write_results
 
-from fassd.bench.report import build_page, collect, write_report
+from fassd.bench.report.build import build_page, write_report
 from fassd.bench.report.modules import shared_words
 from fassd.bench.report.networks import ablation, headline_table, other_networks, scaling
 from fassd.bench.report.page import Cell, Page, Table
-from fassd.bench.report.results import Collection, resolve
+from fassd.bench.report.results import Collection, collect, resolve
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.xdist_group("page")
