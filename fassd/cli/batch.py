@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from fassd.inference.finished import Stamp
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
+    from fassd.io.finished import Stamp
 
 __all__ = ["Batch", "Outcome", "together"]
 
@@ -72,7 +72,7 @@ class Batch:
         single: bool,
         again: bool,
     ) -> None:
-        from fassd.inference.finished import Record
+        from fassd.io.finished import Record
 
         self.output, self.settings, self.single, self.again = output, settings, single, again
         self.outcome = Outcome()
@@ -206,8 +206,8 @@ class Batch:
         return self._record.holds(self._name(source), stamp, self._made_by(source), results)
 
     def _results(self, source: PictureFile | Video) -> list[Path]:
-        from fassd.inference.finished import OUTPUT_ENDINGS
         from fassd.io.find import PictureFile
+        from fassd.io.finished import OUTPUT_ENDINGS
 
         if self.single:
             return [self.output]
@@ -231,7 +231,7 @@ class Batch:
 
 def _identified(setting: Any) -> Any:
     """A setting, or what tells the file that it names from others of this name."""
-    from fassd.inference.finished import stamp
+    from fassd.io.finished import stamp
 
     named = isinstance(setting, str) and Path(setting).is_file()
     return stamp([setting]) if named else setting
@@ -239,8 +239,8 @@ def _identified(setting: Any) -> Any:
 
 def _stamp(source: PictureFile | Video) -> Stamp | None:
     """The state of the source's files; None where there are none, or they cannot be seen."""
-    from fassd.inference.finished import stamp
     from fassd.io.find import PictureFile
+    from fassd.io.finished import stamp
 
     files = [source.path] if isinstance(source, PictureFile) else source_files(source)
     try:

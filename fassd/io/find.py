@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from fassd.inference.finished import Results
 from fassd.io.files import SUFFIXES, VIDEO_SUFFIXES, folders_below
+from fassd.io.finished import Results
 from fassd.io.images import ImageError
 
 __all__ = [
@@ -125,7 +125,7 @@ def find_pictures(
     * A file is taken whatever its ending.
     * A folder is searched with its subfolders, and its tree is kept in the output names. Hidden
       files, files without a picture's ending (`suffixes`) and files that `fassd predict` wrote
-      itself, as the record beside them tells (`fassd.inference.finished.Results`), are passed over.
+      itself, as the record beside them tells (`fassd.io.finished.Results`), are passed over.
     * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched likewise; its pictures keep their
       own name alone. A part of it that exists as it is written stands for itself, and `**`
       searches a folder once, however many links lead to it.

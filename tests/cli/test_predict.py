@@ -8,9 +8,9 @@ import skimage
 from PIL import Image
 
 from fassd.cli import predict as command
-from fassd.inference.finished import OUTPUT_ENDINGS, RECORD
 from fassd.inference.segmenter import Segmenter
 from fassd.io import images
+from fassd.io.finished import OUTPUT_ENDINGS, RECORD
 from fassd.io.palette import colorize, overlay, palette
 
 PHOTOS = Path(skimage.__file__).parent / "data"

@@ -14,8 +14,8 @@ from PIL import Image
 
 from fassd.cli import batch
 from fassd.cli import predict as command
-from fassd.inference.finished import OUTPUT_ENDINGS, RECORD
 from fassd.inference.segmenter import Segmenter
+from fassd.io.finished import OUTPUT_ENDINGS, RECORD
 from fassd.io.images import write_image
 from fassd.io.palette import overlay
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from fassd.inference.finished import Record
 from fassd.io.find import PictureFile, Video, find_pictures, find_sources, sequence_files
+from fassd.io.finished import Record
 from fassd.io.images import ImageError
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fassd.inference.finished import RECORD, Record, Results, stamp
+from fassd.io.finished import RECORD, Record, Results, stamp
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_torn_line_and_rubbish_count_for_nothing(tmp_path, files):
 ADD = """
 import sys
 from pathlib import Path
-from fassd.inference.finished import Record
+from fassd.io.finished import Record
 record = Record(Path(sys.argv[1]))
 for number in range(200):
     record.add(f"{sys.argv[2]}-{number}", [["x" * 300, 1, 1]], {})
