@@ -7,7 +7,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from fassd.bench.costs.counts import JOINTS, analyze, render
+from fassd.bench.costs.counts import analyze, render
+from fassd.bench.costs.parts import JOINTS
 from fassd.models import ConvLayer, create_model, list_models
 
 MIB = 2**20

@@ -11,9 +11,9 @@ costs the same few milliseconds, and whatever a module calls is seen, submodule 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -26,33 +26,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fassd.models import ASPP, DAPF, MDA, ConvLayer, HarDBlock
-
-KNOWN_PARTS = (ASPP, DAPF, MDA, ConvLayer, HarDBlock)
-JOINTS = "(joints)"
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-@dataclass(frozen=True)
-class Part:
-    """The cost of one part of a network.
-
-    Attributes:
-        name: the module's path in the model; ``base.0-3`` for merged neighbours; `JOINTS` for what
-            the network does between its parts, resizing and concatenating.
-        kind: the module's class, with its distinguishing arguments.
-        output_shape: (N, C, H, W) of the last tensor that it made.
-        params: parameters, each counted once, where it is first used.
-        conv_macs, ptflops_macs, allocated_bytes: as in `Complexity`.
-    """
-
-    name: str
-    kind: str
-    output_shape: tuple[int, ...]
-    params: int
-    conv_macs: int
-    ptflops_macs: int
-    allocated_bytes: int
+from fassd.bench.costs.parts import JOINTS, Part, parts_of, with_merged_stem
 
 
 @dataclass(frozen=True)
@@ -142,7 +116,7 @@ def analyze(
     counter.watch(picture)
     with torch.no_grad(), counter.following_modules(), counter:
         replica(picture)
-    parts = tuple(_with_merged_stem(counter.parts()))
+    parts = tuple(with_merged_stem(counter.parts()))
     return Complexity(
         model=name or type(model).__name__,
         input_shape=tuple(picture.shape),
@@ -249,7 +223,7 @@ class _Counter(TorchDispatchMode):
         self.peak_bytes = 0
         self.dead_taps: list[DeadTaps] = []
         self._model = model
-        self._part_of = dict(_parts_of(model, ""))
+        self._part_of = dict(parts_of(model, ""))
         self._stack: list[str] = []
         self._tallies: dict[str, _Tally] = {}
         self._counted: set[int] = set()
@@ -372,84 +346,6 @@ class _Counter(TorchDispatchMode):
 def _pair(values: Any) -> tuple[int, int]:
     first, *rest = values
     return int(first), int(rest[0] if rest else first)
-
-
-# --- Cutting a network into parts --------------------------------------------------------------
-
-
-def _parts_of(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
-    """(path, kind) of the parts below `module`: the known ones, and what lies beside them.
-
-    Lists, and modules that have known parts somewhere inside, are not parts but hold parts.
-    """
-    for name, child in module.named_children():
-        child_path = f"{path}.{name}" if path else name
-        inside = (inner for inner in child.modules() if inner is not child)
-        holds_parts = isinstance(child, CONTAINERS) or any(
-            isinstance(inner, KNOWN_PARTS) for inner in inside
-        )
-        if holds_parts and not isinstance(child, KNOWN_PARTS):
-            yield from _parts_of(child, child_path)
-        else:
-            yield child_path, _kind(child)
-
-
-def _kind(module: nn.Module) -> str:
-    details: dict[type[nn.Module], Callable[[Any], str]] = {
-        ConvLayer: lambda layer: _conv_kind(layer.conv),
-        HarDBlock: lambda block: f"{block.n_layers} layers, growth {block.growth_rate}",
-        DAPF: lambda dapf: f"{dapf.inplanes} channels, alpha {dapf.alpha}",
-        ASPP: lambda aspp: f"{aspp.inplanes} channels, width {aspp.width}",
-        MDA: lambda mda: f"{mda.nIn} channels, dilation {mda.d}",
-        nn.Conv2d: _conv_kind,
-    }
-    for known, describe in details.items():
-        if isinstance(module, known):
-            return f"{type(module).__name__}: {describe(module)}"
-    return type(module).__name__
-
-
-def _conv_kind(conv: nn.Conv2d) -> str:
-    kernel = "x".join(str(side) for side in conv.kernel_size)
-    stride = f", stride {conv.stride[0]}" if conv.stride[0] > 1 else ""
-    return f"{kernel} {conv.in_channels} to {conv.out_channels}{stride}"
-
-
-def _with_merged_stem(parts: list[Part]) -> Iterator[Part]:
-    """`parts`, with a run of two or more ConvLayers larger than 1x1 in one list as one part."""
-    run: list[Part] = []
-    for part in (*parts, None):
-        if part and _extends(run, part):
-            run.append(part)
-            continue
-        if run:
-            yield _merged(run)
-        run = [part] if part else []
-
-
-def _extends(run: list[Part], part: Part) -> bool:
-    return (
-        bool(run)
-        and all(
-            member.kind.startswith("ConvLayer: ") and not member.kind.startswith("ConvLayer: 1x1")
-            for member in (run[-1], part)
-        )
-        and run[-1].name.rpartition(".")[0] == part.name.rpartition(".")[0]
-    )
-
-
-def _merged(run: list[Part]) -> Part:
-    if len(run) == 1:
-        return run[0]
-    return replace(
-        run[-1],
-        name=f"{run[0].name}-{run[-1].name.rpartition('.')[2]}",
-        kind=f"stem: {len(run)} ConvLayers",
-        params=sum(part.params for part in run),
-        conv_macs=sum(part.conv_macs for part in run),
-        ptflops_macs=sum(part.ptflops_macs for part in run),
-        allocated_bytes=sum(part.allocated_bytes for part in run),
-    )
 
 
 # --- Showing -----------------------------------------------------------------------------------
