@@ -5,8 +5,8 @@
 
 #include "cpu/capability.h"
 #include "cpu/pool.h"
-#include "plan/plan_operator.h"
 #include "operators.h"
+#include "plan/plan_operator.h"
 
 STABLE_TORCH_LIBRARY(fassd_kernels, m) {
 #define OPERATOR(name, kind, text) m.def(#name "(" text ") -> Tensor");
