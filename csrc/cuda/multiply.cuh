@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "plan.h"
+#include "../plan/plan.h"
 #include "ptx.cuh"
 
 namespace fassd::cuda {
