@@ -171,7 +171,8 @@ from triton.compiler import ASTSource
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from fassd_kernels.triton import program
-from fassd.bench.costs.triton import device_named, plan_network
+from fassd_kernels.triton.device import device_named
+from fassd.bench.costs.triton import plan_network
 
 class Driver:  # of a GPU that is not there
     def get_current_target(self): return GPUTarget("cuda", 90, 32)
