@@ -11,9 +11,9 @@ import torch
 
 import fassd
 import fassd_kernels
-from benchmarks.peers import COMPILE, EAGER, FOLDED, NATIVE, PICTURES, TITLES, TRITON
-from benchmarks.subjects import DTYPES, MODULE_VARIANTS, MODULES, OPERATORS, Case
 from fassd.bench import machine
+from fassd.bench.forms import COMPILE, EAGER, FOLDED, NATIVE, PICTURES, TITLES, TRITON
+from fassd.bench.subjects import DTYPES, MODULE_VARIANTS, MODULES, OPERATORS, Case
 
 REFERENCE = "reference"
 TITLES_HERE = {**TITLES, REFERENCE: "ours, reference"}

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from benchmarks.peers import PICTURES, SWITCHED
 from benchmarks.probes import COPY_BYTES, MATRIX_SIDE
-from benchmarks.subjects import MODULES, OPERATORS, Case
-from benchmarks.timing import Sampling
 from benchmarks.tools import SANITIZERS
+from fassd.bench.forms import PICTURES, SWITCHED
+from fassd.bench.subjects import MODULES, OPERATORS, Case
+from fassd.bench.timing import Sampling
 
 PARTS = (
     "build",

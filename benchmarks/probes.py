@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import output_of
-from benchmarks.cases import TOLERANCES, Planned, compare, planned_launches, relative_error
-from benchmarks.peers import (
+from fassd.bench import machine
+from fassd.bench.cases import TOLERANCES, Planned, compare, planned_launches, relative_error
+from fassd.bench.forms import (
     NATIVE,
     NORMALIZE,
     TRITON,
@@ -33,7 +34,7 @@ from benchmarks.peers import (
     picture_reference,
     require_operators,
 )
-from benchmarks.subjects import (
+from fassd.bench.subjects import (
     DTYPES,
     NETWORK_NEEDS,
     Case,
@@ -42,8 +43,7 @@ from benchmarks.subjects import (
     input_set,
     subject_of,
 )
-from benchmarks.timing import Call, Inputs, Run, Sampling, interleaved, warm_up
-from fassd.bench import machine
+from fassd.bench.timing import Call, Inputs, Run, Sampling, interleaved, warm_up
 
 # --- facts ----------------------------------------------------------------------------------------
 
@@ -324,7 +324,7 @@ def profile_network(device: torch.device, backend: str, **case: Any) -> dict[str
     Args:
         device: a GPU.
         backend: of ours.
-        case: fields of a `benchmarks.subjects.Case`; the input is channels_last.
+        case: fields of a `fassd.bench.subjects.Case`; the input is channels_last.
 
     Returns:
         ``planned`` and ``seen``, numbers of launches, and the ``foreign`` ones by name; of the

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from benchmarks.peers import OURS, TITLES
 from benchmarks.rows import (
     NONE,
     Record,
@@ -29,6 +28,7 @@ from benchmarks.rows import (
 )
 from benchmarks.targets import PLACE, TARGETS, Target
 from benchmarks.variants import variants_section, wrong_variants
+from fassd.bench.forms import OURS, TITLES
 
 MOST_LAUNCHES = 12
 """Of a network, the page lists so many that take longest; ``report.json`` has all."""

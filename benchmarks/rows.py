@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import (
+from fassd.bench.forms import (
     CARVEOUT,
     CHOSEN,
     COMPILE,

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT
-from benchmarks.cases import Bench, measure_case
-from benchmarks.peers import UnavailableError, require_operators
 from benchmarks.plan import Item, build_plan, full_scale, quick_scale, untuned
 from benchmarks.probes import (
     describe_environment,
@@ -27,9 +25,7 @@ from benchmarks.probes import (
     smoke,
 )
 from benchmarks.report import render
-from benchmarks.subjects import Case
 from benchmarks.targets import load_predictions
-from benchmarks.timing import Sampling, first_line
 from benchmarks.tools import (
     TimeLimitError,
     conformance,
@@ -40,6 +36,10 @@ from benchmarks.tools import (
     tune,
 )
 from benchmarks.variants import measure_variants
+from fassd.bench.cases import Bench, measure_case
+from fassd.bench.forms import UnavailableError, require_operators
+from fassd.bench.subjects import Case
+from fassd.bench.timing import Sampling, first_line
 from fassd.io.files import replacing
 
 SESSION, ALONE = "FASSD_GPU_REPORT", "FASSD_GPU_REPORT_ITEM"

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.peers import COMPILE, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
 from benchmarks.rows import Record, Row, rows_by_subject, speedup
-from benchmarks.subjects import DTYPES
 from fassd.bench.costs.cuda import Prediction, find_device, predict_network
+from fassd.bench.forms import COMPILE, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
+from fassd.bench.subjects import DTYPES
 
 GPU = "NVIDIA H200"
 PLACE = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 import fassd_kernels
-from benchmarks.cases import laid_out
 from benchmarks.conftest import NETWORKS
-from benchmarks.peers import NATIVE
-from benchmarks.subjects import MODULES, Case, Labelled
 from benchmarks.test_speed import Trial, checked, trial_of
 from fassd.bench import machine, stopwatch
+from fassd.bench.cases import laid_out
+from fassd.bench.forms import NATIVE
+from fassd.bench.subjects import MODULES, Case, Labelled
 from fassd.models.device import torch_threads
 
 CPU = torch.device("cpu")

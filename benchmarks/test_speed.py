@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cases import (
+from benchmarks.conftest import PYTORCH, REFERENCE, TITLES_HERE
+from fassd.bench.cases import (
     Bench,
     arithmetic,
     compare,
@@ -24,10 +25,9 @@ from benchmarks.cases import (
     reference_ends,
     tolerance,
 )
-from benchmarks.conftest import PYTORCH, REFERENCE, TITLES_HERE
-from benchmarks.peers import COMPILE, Candidate, UnavailableError
-from benchmarks.subjects import Case, Subject, input_set, subject_of
-from benchmarks.timing import Inputs, Run, Sampling, rotation, sample
+from fassd.bench.forms import COMPILE, Candidate, UnavailableError
+from fassd.bench.subjects import Case, Subject, input_set, subject_of
+from fassd.bench.timing import Inputs, Run, Sampling, rotation, sample
 from fassd.evaluation.agreement import equal_labels
 from fassd.models.device import torch_threads
 
@@ -43,7 +43,7 @@ GPU_SAMPLING = Sampling()
 
 
 class SampleClock:
-    """A timer for pytest-benchmark that goes on by what `benchmarks.timing.sample` measures.
+    """A timer for pytest-benchmark that goes on by what `fassd.bench.timing.sample` measures.
 
     pytest-benchmark reads its timer before and after what it times, on the host; a GPU's time lies
     between two events. So what it times takes a sample itself and moves this clock by it: every
@@ -141,7 +141,7 @@ def checked(
 
     Adds to `info` its ``relative_error`` (of an operator's labels the share that differs, of a
     network the error of the scores of the labelled classes), ``labels_equal_percent`` (None where
-    the outputs are no labels) and ``method``, as in `benchmarks.timing.Timing`.
+    the outputs are no labels) and ``method``, as in `fassd.bench.timing.Timing`.
 
     Raises:
         AssertionError: the outputs are not the reference's.

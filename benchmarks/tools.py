@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks import ROOT, output_of
-from benchmarks.peers import UnavailableError
+from fassd.bench.forms import UnavailableError
 
 GRACE_S = 5.0
 TOOLKIT = Path("/usr/local/cuda/bin")

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import ROOT
-from benchmarks.cases import TOLERANCES, compare
-from benchmarks.peers import UnavailableError, require_operators
 from benchmarks.rows import Record, data_of_part, number, share, table
-from benchmarks.subjects import DTYPES
-from benchmarks.timing import (
+from fassd.bench.cases import TOLERANCES, compare
+from fassd.bench.forms import UnavailableError, require_operators
+from fassd.bench.subjects import DTYPES
+from fassd.bench.timing import (
     Call,
     Inputs,
     Run,

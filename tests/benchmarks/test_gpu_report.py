@@ -19,9 +19,16 @@ from torch import nn
 
 import fassd
 import fassd_kernels
-from benchmarks import cases, gpu_report, peers, session
-from benchmarks.cases import Bench, compare, measure_case, relative_error
-from benchmarks.peers import (
+from benchmarks import gpu_report, session
+from benchmarks.plan import build_plan, full_scale, quick_scale, untuned
+from benchmarks.report import problems, render
+from benchmarks.rows import floor_ms, launch_floors_ms, number, speedup
+from benchmarks.session import Session, judged, write_text
+from benchmarks.tools import conformance
+from fassd.bench import cases
+from fassd.bench import forms as peers
+from fassd.bench.cases import Bench, compare, measure_case, relative_error
+from fassd.bench.forms import (
     PICTURES,
     Candidate,
     Form,
@@ -31,13 +38,8 @@ from benchmarks.peers import (
     native,
     randomised,
 )
-from benchmarks.plan import build_plan, full_scale, quick_scale, untuned
-from benchmarks.report import problems, render
-from benchmarks.rows import floor_ms, launch_floors_ms, number, speedup
-from benchmarks.session import Session, judged, write_text
-from benchmarks.subjects import MODULES, OPERATORS, Case
-from benchmarks.timing import Run, Sampling, interleaved, quartiles, rotation
-from benchmarks.tools import conformance
+from fassd.bench.subjects import MODULES, OPERATORS, Case
+from fassd.bench.timing import Run, Sampling, interleaved, quartiles, rotation
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

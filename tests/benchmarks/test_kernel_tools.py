@@ -22,15 +22,12 @@ import torch
 from torch import Tensor
 
 import fassd_kernels
-from benchmarks import peers, tools, variants
-from benchmarks.cases import relative_error
-from benchmarks.peers import SWITCHED, Form, UnavailableError, randomised
+from benchmarks import tools, variants
 from benchmarks.plan import Item
 from benchmarks.probes import is_cuda_kernel, launch_times, measure_runner
 from benchmarks.report import problems, render
 from benchmarks.rows import is_slower_choice
 from benchmarks.session import Session
-from benchmarks.timing import Sampling
 from benchmarks.tools import count_launches, findings, parse_counters, sanitize
 from benchmarks.variants import (
     Variant,
@@ -40,6 +37,10 @@ from benchmarks.variants import (
     measure_variants,
     variants_text,
 )
+from fassd.bench import forms as peers
+from fassd.bench.cases import relative_error
+from fassd.bench.forms import SWITCHED, Form, UnavailableError, randomised
+from fassd.bench.timing import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ import torch
 import fassd_kernels
 from benchmarks import conftest as choices
 from benchmarks.conftest import Choices
-from benchmarks.subjects import MODULE_VARIANTS, Case
 from benchmarks.test_speed import limit_of, trial_of
+from fassd.bench.subjects import MODULE_VARIANTS, Case
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def test_macs_and_parameters_are_those_of_the_subject():
 
 WRONG = """
 from dataclasses import replace
-from benchmarks.peers import BUILDERS, FOLDED, folded_channels_last
+from fassd.bench.forms import BUILDERS, FOLDED, folded_channels_last
 import benchmarks.test_speed
 
 def wrong(form):
@@ -116,7 +116,7 @@ import pytest
 import torch
 
 from benchmarks.test_speed import CLOCK, time_run
-from benchmarks.timing import Run, Sampling
+from fassd.bench.timing import Run, Sampling
 
 
 class Event:

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 import fassd
 import fassd_kernels
-from benchmarks import peers
-from benchmarks.cases import Bench, Planned, measure_case, planned_launches, relative_error
-from benchmarks.peers import CudnnConvReLU, UnavailableError, randomised, with_cudnn_relus
 from benchmarks.probes import foreign
-from benchmarks.subjects import MODULES, OPERATORS, Case, input_set, subject_of
-from benchmarks.timing import Sampling, plain_run
+from fassd.bench import forms as peers
+from fassd.bench.cases import Bench, Planned, measure_case, planned_launches, relative_error
+from fassd.bench.forms import CudnnConvReLU, UnavailableError, randomised, with_cudnn_relus
+from fassd.bench.subjects import MODULES, OPERATORS, Case, input_set, subject_of
+from fassd.bench.timing import Sampling, plain_run
 
 CPU = torch.device("cpu")
 BENCH = Bench(CPU, Sampling(rounds=2, sample_ms=0.1), compiler="aot_eager")

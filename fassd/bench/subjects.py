@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers import (
+from fassd.bench.forms import (
     BUILDERS,
     CARVEOUT,
     CHOSEN,
@@ -36,7 +36,7 @@ from benchmarks.peers import (
     picture_reference,
     randomised,
 )
-from benchmarks.timing import Call, Inputs
+from fassd.bench.timing import Call, Inputs
 from fassd.models import DAPF, MDA, create_model
 from fassd.models.aspp import ASPP
 from fassd.models.dapf import AsymmetricAtrousBranch
@@ -104,7 +104,7 @@ class OperatorPlace:
         operator: its name.
         build: makes the module of PyTorch's operators that computes the same.
         maps: of each input, its channels, and by what its sides are smaller than the picture's.
-        fuse: as in `benchmarks.peers.Form`.
+        fuse: as in `fassd.bench.forms.Form`.
     """
 
     operator: str

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.peers import (
+from fassd.bench.forms import (
     EAGER,
     TITLES,
     TRITON,
@@ -21,8 +21,8 @@ from benchmarks.peers import (
     Candidate,
     UnavailableError,
 )
-from benchmarks.subjects import GROUPS, Case, Subject, input_set, subject_of
-from benchmarks.timing import (
+from fassd.bench.subjects import GROUPS, Case, Subject, input_set, subject_of
+from fassd.bench.timing import (
     PLAIN_SETS,
     Call,
     Inputs,
