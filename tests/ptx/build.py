@@ -1,0 +1,94 @@
+"""Builds the executor, and the CUDA kernels for it: ``python -m ptx.build`` from ``tests``."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "ptx"
+JOBS = int(os.environ.get("MAX_JOBS", "2"))
+FLAGS = [
+    *("-std=c++20", "-O2", "-g1", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden"),
+    # Registers are looked at through several types; integers wrap, as they do on a GPU.
+    *("-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off"),
+]
+
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "g++"))
+
+
+@functools.cache
+def instruction_set() -> list[str]:
+    """Conversions of halves in hardware, eight lanes of floats: where this CPU has them."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return []
+    return ["-mavx2", "-mfma", "-mf16c"] if {"avx2", "fma", "f16c"} <= flags else []
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One build of a folder at a time, whoever asks for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def cuda_include() -> Path:
+    """The folder of CUDA's headers, beside nvcc or named by CUDA_HOME."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return Path(home) / "include"
+
+
+@functools.cache
+def executor() -> Path:
+    """The executor as a library, built where its sources have changed."""
+    if "PTX_LIB" in os.environ:
+        return Path(os.environ["PTX_LIB"])  # TODO
+    sources = sorted((HERE / "vm").glob("*.cpp"))
+    digest = hashlib.sha256()
+    for path in sorted((HERE / "vm").glob("*")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    flags = [*FLAGS, *instruction_set(), f"-isystem{cuda_include()}"]
+    digest.update("\0".join([*compiler(), *flags]).encode())
+    folder = BUILD / "executor"
+    with locked(folder):
+        target = folder / f"libptx.{digest.hexdigest()[:16]}.so"
+        if not target.exists():
+            for old in folder.glob("libptx.*.so"):
+                old.unlink()
+
+            def compiled(source: Path) -> str:
+                made = folder / f"{source.stem}.o"
+                run([*compiler(), *flags, "-c", str(source), "-o", str(made)])
+                return str(made)
+
+            with ThreadPoolExecutor(JOBS) as pool:
+                objects = list(pool.map(compiled, sources))
+            unfinished = folder / "unfinished"
+            run([*compiler(), "-shared", *objects, "-o", str(unfinished)])
+            unfinished.rename(target)
+    return target
+
+
+if __name__ == "__main__":
+    print(executor())
