@@ -556,7 +556,7 @@ void Binding::add_target(const Operand& operand, int bytes) {
   instruction.to[instruction.outputs++] = target(operand, bytes);
 }
 
-void Binding::registers(Handler handler, int target_bytes, std::initializer_list<int> sources) {
+void Binding::registers(Handler handler, int target_bytes, const std::vector<int>& sources) {
   expect(1 + sources.size());
   instruction.run = handler;
   add_target(operands[0], target_bytes);

@@ -48,7 +48,10 @@ class Binding {
   void add_source(const Operand& operand, int bytes);
   void add_target(const Operand& operand, int bytes);
   // handler(d, a, b, ...): the operands are registers of these sizes, the first one is written.
-  void registers(Handler handler, int target, std::initializer_list<int> sources);
+  void registers(Handler handler, int target, const std::vector<int>& sources);
+  void registers(Handler handler, int target, int count, int source) {
+    registers(handler, target, std::vector<int>(size_t(count), source));
+  }
 
  private:
   Translator& translator_;
