@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks import ROOT
 from benchmarks.rows import Record, data_of_part, number, share, table
+from benchmarks.tools import Visit
 from fassd.bench.cases import TOLERANCES, compare
 from fassd.bench.forms import UnavailableError, require_operators
 from fassd.bench.subjects import DTYPES
@@ -94,24 +95,15 @@ def known_variants(arithmetic: str) -> list[Variant]:
 
 
 def measure_variants(
-    device: torch.device,
-    backend: str,
-    network: str,
-    sampling: Sampling,
-    limit_s: float,
-    batch: int,
-    height: int,
-    width: int,
-    dtype: str,
+    visit: Visit, backend: str, network: str, batch: int, height: int, width: int, dtype: str
 ) -> dict[str, Any]:
     """Time every variant that fits on every convolution of a network, the longest first.
 
     Args:
-        device: a GPU; on a CPU, where no variant is forced, this is rehearsed.
+        visit: the run that this belongs to; on a CPU, where no variant is forced, this is
+            rehearsed. After half of its limit no further shape is begun.
         backend: of ours.
         network: its name.
-        sampling: the most that a figure is sampled; no more than `SAMPLING`.
-        limit_s: seconds, after which no further shape is begun.
         batch, height, width, dtype: of the pictures.
 
     Returns:
@@ -124,6 +116,7 @@ def measure_variants(
     from fassd.bench.costs import cuda as predict
     from fassd_kernels.triton.device import describe_gpu
 
+    device, sampling = visit.device, visit.bench.sampling
     require_operators(backend, frozenset({"conv_act"}), device)
     try:
         predict.check_requirements()
@@ -140,7 +133,7 @@ def measure_variants(
     started = time.monotonic()
     records = []
     for shape, count in shapes:
-        if time.monotonic() - started > limit_s:
+        if time.monotonic() - started > visit.limit_s / 2:
             break
         records.append({**measure(shape), "count": count})
     return {"network": network, "dtype": dtype, "shapes": records,
@@ -319,57 +312,48 @@ def exact(shape: Any, images: Sequence[Tensor], weight: Tensor, bias: Tensor) ->
         )  # fmt: skip
 
 
-# --- variants -------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 MOST_SHAPES = 20
 """Of convolutions whose fastest variant is not the planned one, the page lists so many."""
 
 
-def figures_of(shape: Record) -> tuple[float, float] | None:
-    """Milliseconds of what the plan takes, and of the fastest variant that is right; None where
-    one of them was not timed.
-    """
-    times = {one["variant"]: one["timing"]["ms"] for one in shape["variants"] if "timing" in one}
-    if shape["planned"] not in times or shape["best"] not in times:
-        return None
-    return times[shape["planned"]], times[shape["best"]]
-
-
-def variants_section(report: Record) -> str:
-    parts = [variants_text(data) for data in data_of_part(report, "variants")]
-    return "\n".join(["## Variants of the convolution kernel\n", *parts]) if parts else ""
+def variants_section(report: Record, part: str) -> str:
+    return "\n".join(map(variants_text, data_of_part(report, part)))
 
 
 def variants_text(data: Record) -> str:
     """Where most is to be won comes first; warps, m_tiles, n_tiles, sliding."""
     rows, total, possible = [], 0.0, 0.0
     for shape in data["shapes"]:
-        figures = figures_of(shape)
-        if figures is None:
+        ms = {one["variant"]: one["timing"]["ms"] for one in shape["variants"] if "timing" in one}
+        if shape["planned"] not in ms or shape["best"] not in ms:
             continue
-        planned, best = figures
-        total += shape["count"] * planned
-        possible += shape["count"] * (planned - best)
+        planned, best = (1e3 * shape["count"] * ms[shape[name]] for name in ("planned", "best"))
+        total += planned
+        possible += best
         if best < planned:
-            cells = [
-                shape["shape"],
-                str(shape["count"]),
-                shape["planned"],
-                number(1e3 * planned),
-                shape["best"],
-                number(1e3 * best),
-                share(best, planned),
-            ]
-            rows.append((shape["count"] * (planned - best), cells))
-    rows = sorted(rows, key=lambda row: -row[0])[:MOST_SHAPES]
+            rows.append((planned - best, shape, ms))
     header = ["convolution", "x", "planned", "us", "fastest", "us", "of planned"]
+    cells = [
+        [
+            shape["shape"],
+            str(shape["count"]),
+            shape["planned"],
+            number(1e3 * ms[shape["planned"]]),
+            shape["best"],
+            number(1e3 * ms[shape["best"]]),
+            share(ms[shape["best"]], ms[shape["planned"]]),
+        ]
+        for _, shape, ms in sorted(rows, key=lambda row: -row[0])[:MOST_SHAPES]
+    ]
     left = f", {data['left']} shapes were left for want of time" if data["left"] else ""
     text = (
         f"{data['network']}, {data['dtype']}: {len(data['shapes'])} shapes, whose launches take "
-        f"{number(1e3 * total)} us as planned and {number(1e3 * (total - possible))} us with the "
-        f"fastest variants{left}.\n"
+        f"{number(total)} us as planned and {number(possible)} us with the fastest variants{left}."
+        "\n"
     )
-    return "\n".join([text, table(header, [cells for _, cells in rows])]) if rows else text
+    return "\n".join([text, table(header, cells)]) if cells else text
 
 
 def wrong_variants(data: Record) -> list[str]:
@@ -377,7 +361,7 @@ def wrong_variants(data: Record) -> list[str]:
     return [
         f"variant {variant['variant']} is wrong on {shape['shape']}"
         + (f": {variant['reason']}" if "reason" in variant else "")
-        for shape in data.get("shapes", ())
+        for shape in data["shapes"]
         for variant in shape["variants"]
         if not variant["match"]
     ]
