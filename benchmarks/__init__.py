@@ -31,17 +31,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def replaced(text: str, begin: str, end: str, rows: str) -> str:
-    """A document with `rows` between its marks.
+def refreshed(document: Path, begin: str, end: str, rows: str, check: bool) -> bool:
+    """Put `rows` between the marks of a document, unless `check`; tell whether others were there.
 
     Raises:
         ValueError: the marks are not there once.
     """
+    text = document.read_text()
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     changed, count = re.subn(pattern, lambda _: begin + rows + end, text, flags=re.DOTALL)
     if count != 1:
-        raise ValueError(f"the document must have {begin!r} and {end!r} once, found {count}")
-    return changed
+        raise ValueError(f"{document.name} must have {begin!r} and {end!r} once, found {count}")
+    if not check:
+        write_text(document, changed)
+    return changed != text
 
 
 def output_of(command: Sequence[str]) -> str:

@@ -18,13 +18,13 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks import ROOT
+from benchmarks import RESULTS, ROOT, write_json
 from fassd.bench.machine import environment
 from fassd.io.files import replacing
 from fassd.models import list_models
 from fassd.synth import VERSION
 
-FOLDER = ROOT / "benchmarks" / "results" / "synthetic"
+FOLDER = RESULTS / "synthetic"
 TRAINING, HELD_OUT = 1600, 100
 SIZE = "512x1024"
 CROP = (256, 512)
@@ -108,7 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         weights = train(name, options.work, streets, options.steps)
         rows.append(score(name, weights, streets, options.work))
         print(f"{name}: mIoU {100 * rows[-1]['miou']:.1f}%", flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
     content = {
         "environment": environment(),
         "recipe": {
@@ -131,8 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "accuracy": rows,
         "panel": draw_panel(options.work, streets, options.output),
     }
-    with replacing(options.output / "ablation.json") as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+    write_json(options.output / "ablation.json", content)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import output_of
-from benchmarks.rows import Record, data_of_part, escape, matches, number, spread, table
+from benchmarks.rows import Record, data_of_part, escape, matches, number, spread, table, table_of
 from benchmarks.tools import Visit
 from fassd.bench import machine
 from fassd.bench.cases import TOLERANCES, compare, relative_error
@@ -195,7 +194,6 @@ def measure_ceilings(visit: Visit, copy_bytes: int, matrix_side: int) -> dict[st
     than one of real numbers (less switching, higher clocks).
 
     Args:
-        visit: the run that this belongs to.
         copy_bytes: size of the source buffer of the copy; halved until two of them fit.
         matrix_side: of the square matrices; a product counts 2 * side^3 operations.
     """
@@ -228,8 +226,12 @@ def matrix_rate(visit: Visit, name: str, side: int) -> dict[str, Any]:
     dtype, precision = FORMATS[name]
     a, b = (torch.randn(side, side, device=visit.device).to(dtype) for _ in range(2))
     product = torch.empty(side, side, device=visit.device, dtype=dtype)
-    with float32_precision(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
         timing = timed(visit, lambda: torch.matmul(a, b, out=product))
+    finally:
+        torch.set_float32_matmul_precision(before)
     if not torch.isfinite(product).all():
         raise RuntimeError(f"the {name} matrix product has elements that are not finite")
     return {
@@ -244,17 +246,6 @@ def timed(visit: Visit, once: Callable[[], Tensor]) -> dict[str, Any]:
     method = "events" if visit.device.type == "cuda" else "clock"
     run = Run(once, 1, method, lambda: [])
     return interleaved({"": run}, visit.device, visit.bench.sampling)[""].record()
-
-
-@contextmanager
-def float32_precision(precision: str) -> Iterator[None]:
-    """Matrix products of float32 run in tf32 inside, if `precision` is ``high``."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def ceilings_section(report: Record, part: str) -> str:
@@ -278,7 +269,6 @@ def measure_runner(
     """Frames per second of a stream through `fassd_kernels.Runner`, copies included.
 
     Args:
-        visit: the run that this belongs to.
         backend: of ours.
         network: its name.
         seconds: how long the stream runs, at least.
@@ -318,21 +308,19 @@ def measure_runner(
     return {**record, "fps": speed.fps, "latency_ms": latency_ms, "frames": speed.frames}
 
 
+RUNNER_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
+    ("network", lambda data: data["network"]),
+    ("backend", lambda data: data["backend"]),
+    ("pictures", lambda data: "{batch}x{height}x{width}".format(**data)),
+    ("dtype", lambda data: data["dtype"]),
+    ("frames/s", lambda data: f"{data['fps']:,.0f}"),
+    ("one call, ms", lambda data: number(data["latency_ms"])),
+    ("match", lambda data: matches(data["match"])),
+)
+
+
 def runner_section(report: Record, part: str) -> str:
-    rows = [
-        [
-            data["network"],
-            data["backend"],
-            "{batch}x{height}x{width}".format(**data),
-            data["dtype"],
-            f"{data['fps']:,.0f}",
-            number(data["latency_ms"]),
-            matches(data["match"]),
-        ]
-        for data in data_of_part(report, part)
-    ]
-    header = ["network", "backend", "pictures", "dtype", "frames/s", "one call, ms", "match"]
-    return table(header, rows)
+    return table_of(RUNNER_COLUMNS, data_of_part(report, part))
 
 
 def runner_faults(data: Record) -> list[str]:

@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ CARRIED = ROOT / "build" / "carry"
 """Packages that `make gpu-carry` puts there, for a machine that has no network."""
 
 BUDGET_S = {"first": 110.0, "full": 440.0}
+
+say = partial(print, flush=True)
 
 # --- the tests ------------------------------------------------------------------------------------
 
@@ -191,10 +194,6 @@ def built(session: Session) -> bool:
     record = session.turn(item)
     say(f"build: {record['status'] if record else 'out of time'} ({session.elapsed():.0f} s)")
     return record is not None and record["status"] == "done"
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def chart(source: Path) -> None:

@@ -276,14 +276,14 @@ def quick_scale(device: str = "cpu") -> Scale:
         dtypes=("float32",),
         operators=("upsample_argmax", PICTURES[0]),
         modules=("MDA(63, 2)", "HarDBlock base.4"),
-        networks=("fassd_net",),
+        networks=("fassd_net_l2",),
         compiler="aot_eager",
-        sampling=Sampling(rounds=3, sample_ms=0.5),
+        sampling=Sampling(rounds=2, sample_ms=0.2),
         copy_bytes=1 << 20,
         matrix_side=128,
         suite="tests/conformance/test_normalize.py",
-        runner_s=0.2,
-        variants_s=2.0,
+        runner_s=0.1,
+        variants_s=1.0,
     )
 
 

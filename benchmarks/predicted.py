@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS, slug, write_json, write_text
-from benchmarks.probes import launch_table
-from benchmarks.rows import NONE, Record, matches, rows_by_subject, table
+from benchmarks.probes import LAUNCH_COLUMNS, scaled
+from benchmarks.rows import NONE, Record, matches, rows_by_subject, table, table_of
 from fassd.bench.costs.cuda import Prediction, find_device, predict_network
 from fassd.bench.forms import COMPILE, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
-from fassd.bench.markdown import markdown_table
 from fassd.bench.subjects import DTYPES
 from fassd.models import list_models
 from fassd_kernels.triton.device import Device
@@ -169,6 +168,19 @@ DETAILED = "fassd_net"
 """The network that is predicted in a batch too, and shown launch by launch."""
 
 
+NETWORK_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
+    ("network", lambda one: one["network"]),
+    ("batch", lambda one: str(one["batch"])),
+    ("launches", lambda one: str(one["launches"])),
+    ("MB", scaled("bytes", 1e-6, 0)),
+    ("GFLOP", scaled("operations", 1e-9, 1)),
+    ("padded GFLOP", scaled("issued", 1e-9, 1)),
+    ("floor ms", scaled("floor_s", 1e3, 3)),
+    ("predicted ms", scaled("predicted_s", 1e3, 3)),
+    ("predicted frames/s", scaled("predicted_frames_per_second", 1, 0)),
+)
+
+
 def render(predictions: Sequence[Record]) -> str:
     """All of it as Markdown; `predictions` are records of `Prediction.to_json`."""
     goals = [
@@ -176,23 +188,7 @@ def render(predictions: Sequence[Record]) -> str:
         for target in TARGETS
         if (figure := predicted_figure(target, predictions)) is not None
     ]
-    networks = [
-        [
-            one["network"],
-            str(one["batch"]),
-            str(one["launches"]),
-            f"{1e-6 * one['bytes']:.0f}",
-            f"{1e-9 * one['operations']:.1f}",
-            f"{1e-9 * one['issued']:.1f}",
-            f"{1e3 * one['floor_s']:.3f}",
-            f"{1e3 * one['predicted_s']:.3f}",
-            f"{one['predicted_frames_per_second']:.0f}",
-        ]
-        for one in predictions
-    ]
     detailed = next(one for one in predictions if one["network"] == DETAILED)
-    header = ("network", "batch", "launches", "MB", "GFLOP", "padded GFLOP", "floor ms",
-              "predicted ms", "predicted frames/s")  # fmt: skip
     lines = [
         f"# The CUDA backend on {detailed['gpu']}, predicted",
         "",
@@ -205,9 +201,9 @@ def render(predictions: Sequence[Record]) -> str:
     if goals:
         met = ("network", "target", "predicted", "met by the prediction")
         lines += ["## Targets", "", table(met, goals)]
-    lines += ["## Networks", "", *markdown_table(header, networks, names=1), ""]
+    lines += ["## Networks", "", table_of(NETWORK_COLUMNS, predictions)]
     lines += [f"## Launches of {DETAILED}, batch {detailed['batch']}", ""]
-    lines += [launch_table(detailed["rows"])]
+    lines += [table_of(LAUNCH_COLUMNS, detailed["rows"])]
     lines += ["Those of the other networks are in the JSON file beside this one.", ""]
     return "\n".join(lines)
 

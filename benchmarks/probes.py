@@ -13,13 +13,13 @@ import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from benchmarks.rows import NONE, Record, data_of_part, escape, number, share, table
+from benchmarks.rows import NONE, Record, data_of_part, escape, number, share, table_of
 from benchmarks.tools import (
     ProgramError,
     TimeLimitError,
@@ -47,7 +47,6 @@ def profile_network(visit: Visit, backend: str, network: str, **place: Any) -> d
     """See whether an accelerated network is our launches and nothing else, and time each.
 
     Args:
-        visit: the run that this belongs to.
         backend: of ours.
         network: its name.
         place: batch, height, width and dtype; the input is channels_last.
@@ -82,7 +81,8 @@ def profile_network(visit: Visit, backend: str, network: str, **place: Any) -> d
             planned = predict.predict_network(
                 network, case.height, case.width, target, batch=case.batch, dtype=case.torch_dtype
             )
-        seen = timeline.time_replays(fast, x, REPLAYS)
+        with torch.no_grad():
+            seen = timeline.time_replays(fast, x, REPLAYS)
     except ImportError as error:
         raise UnavailableError(str(error)) from None
     except RuntimeError as error:
@@ -168,7 +168,7 @@ def profile_section(report: Record, part: str) -> str:
         if "mismatch" in data:
             parts.append(f"{escape(data['mismatch'])}.\n")
         longest = sorted(data["rows"], key=lambda row: -row["measured_s"])[:MOST_LAUNCHES]
-        parts.append(launch_table(longest))
+        parts.append(table_of(LAUNCH_COLUMNS, longest))
     return "\n".join(parts)
 
 
@@ -194,11 +194,6 @@ LAUNCH_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
     ("measured us", scaled("measured_s", 1e6, 2)),
 )
 """What is told of equal launches: rows of `Prediction.to_json`, or of `rows_by_kernel`."""
-
-
-def launch_table(rows: Iterable[Record]) -> str:
-    cells = [[cell(row) for _, cell in LAUNCH_COLUMNS] for row in rows]
-    return table([name for name, _ in LAUNCH_COLUMNS], cells)
 
 
 # --- a forward for NVIDIA's tools -----------------------------------------------------------------
@@ -263,7 +258,6 @@ def count_launches(visit: Visit, **arguments: Any) -> dict[str, Any]:
     """Run a forward under ncu, whose log is ``counters.csv``.
 
     Args:
-        visit: the run that this belongs to.
         arguments: of `forward`.
 
     Returns:
@@ -369,11 +363,10 @@ def counters_section(report: Record, part: str) -> str:
     texts = []
     for data in data_of_part(report, part):
         slowest = sorted(data["rows"], key=lambda one: -one["us"])[:MOST_LAUNCHES]
-        cells = [[cell(one) for _, cell in COUNTED] for one in slowest]
         texts += [
             f"The slowest of {data['launches']} launches of {data['network']}, which take "
             f"{number(data['us'])} us in all, each alone.\n",
-            table([name for name, _ in COUNTED], cells),
+            table_of(COUNTED, slowest),
         ]
     return "\n".join(texts)
 

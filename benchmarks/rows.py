@@ -23,6 +23,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"{line}\n" for line in markdown_table(header, rows))
 
 
+def table_of(columns: Sequence[tuple[str, Callable[[Any], str]]], rows: Iterable[Any]) -> str:
+    """A table whose `columns` are titles, and what makes a cell of a row."""
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    return table([title for title, _ in columns], cells)
+
+
 def escape(text: str) -> str:
     """`text` for a table's cell: one line, no bars."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -185,7 +185,6 @@ def conformance(
     pytest-timeout ends the run a little before the visit's limit, between two tests.
 
     Args:
-        visit: the run that this belongs to.
         suite, options: of pytest.
         name: of the log.
         under: a command that watches the one behind it; the suite then runs in one process.
@@ -314,7 +313,7 @@ def sanitize(
     """Run tests, or one forward of a network, under a tool of compute-sanitizer.
 
     Args:
-        visit: the run that this belongs to; what the tool says goes to ``sanitizer.TOOL.txt``.
+        visit: what the tool says goes to ``sanitizer.TOOL.txt``.
         tool: one of `SANITIZERS`.
         suite, options: of pytest.
         forward: in place of a suite, arguments of `benchmarks.probes.forward`.
@@ -412,7 +411,7 @@ def tune(visit: Visit, model: str, backends: bool = False, **place: Any) -> dict
     """Tune for a network at one size, batch and dtype, into the visit's folder of tables.
 
     Args:
-        visit: the run that this belongs to; the log is ``tune.log``, of backends ``choices.log``.
+        visit: the log is ``tune.log``, of backends ``choices.log``.
         model: the network.
         backends: find the fastest backend of each call, instead of the Triton kernels' tile sizes;
             these tables are in a folder of their own below.

@@ -11,11 +11,12 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from benchmarks.rows import Record, data_of_part, number, share, table
 from benchmarks.tools import Visit
 from fassd.bench.cases import TOLERANCES, compare
 from fassd.bench.forms import UnavailableError, require_operators
-from fassd.bench.subjects import DTYPES
+from fassd.bench.subjects import DTYPES, Case
 from fassd.bench.timing import (
     Call,
     Inputs,
@@ -47,26 +48,12 @@ STEM_CHANNELS = 3
 REHEARSED = "H200"
 """The GPU that is planned for where there is none."""
 
-SAMPLING = Sampling(rounds=7, sample_ms=2.0)
-"""Of each variant: there are some twenty for each of fifty shapes."""
-
-
-@contextmanager
-def setting(name: str, value: str) -> Iterator[None]:
-    """An environment variable that has a value for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+ROUNDS, SAMPLE_MS = 7, 2.0
+"""Of each variant, at the most: there are some twenty for each of fifty shapes."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class KernelVariant:
     """A kernel, by its template's parameters: Variant in ``csrc/plan/plan.h``."""
 
     warps: int
@@ -79,19 +66,17 @@ class Variant:
         """As the environment variable takes it."""
         return f"{self.warps},{self.m_tiles},{self.n_tiles},{int(self.sliding)}"
 
-    @contextmanager
-    def forced(self) -> Iterator[None]:
+    def forced(self) -> AbstractContextManager[Any]:
         """The variant is taken wherever it fits; the plan reads the variable at every call."""
-        with setting(VARIABLE, self.text):
-            yield
+        return patch.dict(os.environ, {VARIABLE: self.text})
 
 
-def known_variants(arithmetic: str) -> list[Variant]:
+def known_variants(arithmetic: str) -> list[KernelVariant]:
     """Those that are compiled, for ``halves`` or ``floats``, as the sources list them."""
     found = re.search(rf"vector<Variant> {arithmetic} = {{(.*?)}};", SOURCE.read_text(), re.DOTALL)
     assert found is not None, f"no list of {arithmetic} in {SOURCE}"
     rows = re.findall(r"{(\d+), (\d+), (\d+)(, true)?}", found[1])
-    return [Variant(int(w), int(m), int(n), bool(sliding)) for w, m, n, sliding in rows]
+    return [KernelVariant(int(w), int(m), int(n), bool(sliding)) for w, m, n, sliding in rows]
 
 
 def measure_variants(
@@ -100,7 +85,7 @@ def measure_variants(
     """Time every variant that fits on every convolution of a network, the longest first.
 
     Args:
-        visit: the run that this belongs to; on a CPU, where no variant is forced, this is
+        visit: on a CPU, where no variant is forced, this is
             rehearsed. After half of its limit no further shape is begun.
         backend: of ours.
         network: its name.
@@ -116,39 +101,36 @@ def measure_variants(
     from fassd.bench.costs import cuda as predict
     from fassd_kernels.triton.device import describe_gpu
 
-    device, sampling = visit.device, visit.bench.sampling
+    device = visit.device
     require_operators(backend, frozenset({"conv_act"}), device)
     try:
         predict.check_requirements()
         target = describe_gpu(device) if device.type == "cuda" else predict.find_device(REHEARSED)
     except ImportError as error:
         raise UnavailableError(str(error)) from None
-    model = predict.Model(target, DTYPES[dtype], tf32_allowed(dtype))
-    shapes = shapes_of(network, batch, height, width, DTYPES[dtype], target, model)
-    less = Sampling(
-        min(sampling.rounds, SAMPLING.rounds), min(sampling.sample_ms, SAMPLING.sample_ms)
-    )
-    measure = partial(measure_shape, limits=model.limits, dtype=dtype, device=device,
-                      backend=backend, sampling=less)  # fmt: skip
+    case = Case("networks", network, height, width, dtype, batch)
+    model = predict.Model(target, case.torch_dtype, arithmetic_of(dtype) == "tf32")
+    shapes = shapes_of(case, target, model)
     started = time.monotonic()
-    records = []
+    records: list[dict[str, Any]] = []
     for shape, count in shapes:
         if time.monotonic() - started > visit.limit_s / 2:
             break
-        records.append({**measure(shape), "count": count})
-    return {"network": network, "dtype": dtype, "shapes": records,
-            "left": len(shapes) - len(records)}  # fmt: skip
+        records.append(
+            {**measure_shape(visit, shape, model.limits, dtype, backend), "count": count}
+        )
+    left = len(shapes) - len(records)
+    return {"network": network, "dtype": dtype, "shapes": records, "left": left}
 
 
-def tf32_allowed(dtype: str) -> bool:
+def arithmetic_of(dtype: str) -> str:
+    """What products are rounded to: a key of `TOLERANCES`."""
     from fassd_kernels.triton.program import tf32_requested
 
-    return dtype == "float32" and tf32_requested()
+    return "tf32" if dtype == "float32" and tf32_requested() else dtype
 
 
-def shapes_of(
-    network: str, batch: int, height: int, width: int, dtype: torch.dtype, target: Any, model: Any
-) -> list[tuple[Any, int]]:
+def shapes_of(case: Case, target: Any, model: Any) -> list[tuple[Any, int]]:
     """A network's distinct convolutions, `predict.Convolution`, and how often each is launched.
 
     Those whose launches should take longest come first.
@@ -156,8 +138,9 @@ def shapes_of(
     from fassd.bench.costs.cuda import Convolution
     from fassd.bench.costs.triton import record_network
 
-    calls, _ = record_network(network, height, width, target, batch, dtype)
-    with setting(FUSION, "never"):
+    size = case.height, case.width
+    calls, _ = record_network(case.subject, *size, target, case.batch, case.torch_dtype)
+    with patch.dict(os.environ, {FUSION: "never"}):
         answers = [answer for call in calls for answer in model.answer(call)]
     convolutions = Counter(
         Convolution.of(answer["convolution"])
@@ -178,7 +161,7 @@ def plan_of(shape: Any, limits: Any) -> Any:
     return type(shape).plan.__wrapped__(shape, limits)
 
 
-def fitting(shape: Any, limits: Any) -> dict[Variant, Any]:
+def fitting(shape: Any, limits: Any) -> dict[KernelVariant, Any]:
     """The variants that can compute a convolution, and the plan of each."""
     arithmetic = "halves" if shape.arithmetic == 0 else "floats"
     plans = {}
@@ -193,7 +176,7 @@ def fitting(shape: Any, limits: Any) -> dict[Variant, Any]:
 
 
 def measure_shape(
-    shape: Any, limits: Any, dtype: str, device: torch.device, backend: str, sampling: Sampling
+    visit: Visit, shape: Any, limits: Any, dtype: str, backend: str
 ) -> dict[str, Any]:
     """All variants that fit, in turns, each compared with the float64 reference first.
 
@@ -202,20 +185,21 @@ def measure_shape(
         that is right (None if none is); ``variants``: of each its figures, and ``match``.
     """
     torch.manual_seed(0)
+    where = DTYPES[dtype], visit.device
     values = sum(shape.channels) * math.prod(shape.size)
     values += shape.out_channels * math.prod(shape.out_size) // shape.pool**2
-    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, cache)
-    weight, bias = weights_of(shape, DTYPES[dtype], device)
-    sets = [images_of(shape, DTYPES[dtype], device) for _ in range(count)]
+    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, visit.bench.cache_bytes)
+    weight, bias = weights_of(shape, *where)
+    sets = [images_of(shape, *where) for _ in range(count)]
     expected = [exact(shape, images, weight, bias) for images in (sets[0], sets[-1])]
     call = call_of(shape, weight, bias, backend)
-    limit = TOLERANCES["operators"]["tf32" if tf32_allowed(dtype) else dtype]
+    limit = TOLERANCES["operators"][arithmetic_of(dtype)]
+    most = visit.bench.sampling
+    sampling = Sampling(min(most.rounds, ROUNDS), min(most.sample_ms, SAMPLE_MS))
     records: dict[str, dict[str, Any]] = {}
     runs: dict[str, Run] = {}
     for variant, plan in fitting(shape, limits).items():
-        record: dict[str, Any] = {"variant": variant.text, "predicted_cycles": plan.cycles,
-                                  "tile": plan.tile}  # fmt: skip
+        record = {"variant": variant.text, "predicted_cycles": plan.cycles, "tile": plan.tile}
         records[variant.text] = record
         try:
             with torch.no_grad(), variant.forced():
@@ -226,7 +210,7 @@ def measure_shape(
             record.update(match=False, reason=first_line(error))
             continue
         runs[variant.text] = replace(run, once=partial(run_forced, variant, run))
-    for name, timing in interleaved(runs, device, sampling).items():
+    for name, timing in interleaved(runs, visit.device, sampling).items():
         records[name]["timing"] = timing.record()
     right = [record for record in records.values() if record["match"]]
     best = min(right, key=lambda record: record["timing"]["ms"], default=None)
@@ -243,7 +227,7 @@ def measure_shape(
     }
 
 
-def run_forced(variant: Variant, run: Run) -> None:
+def run_forced(variant: KernelVariant, run: Run) -> None:
     """A replay is what was captured; calls that could not be captured need the variable too."""
     with variant.forced(), torch.no_grad():
         run.once()

@@ -38,8 +38,8 @@ def test_files(tmp_path, monkeypatch, capsys):
     assert f"| {1e3 * first['predicted_s']:.3f} | {1 / first['predicted_s']:.0f} |" in text
     assert "| fassd_net | at most 0.5 ms |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    # Three tables with their headers: targets, networks, launches.
-    assert len(rows) == 3 * 2 + 3 + len(record["predictions"]) + len(first["rows"])
+    # Three tables with their headers: targets of this network, networks, launches.
+    assert len(rows) == 3 * 2 + 2 + len(record["predictions"]) + len(first["rows"])
 
 
 def test_predictions_are_sane():

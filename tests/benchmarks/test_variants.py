@@ -21,7 +21,7 @@ from benchmarks.plan import PARTS
 from benchmarks.probes import is_cuda_kernel, launch_times, profile_faults
 from benchmarks.tools import Visit
 from benchmarks.variants import (
-    Variant,
+    KernelVariant,
     fitting,
     known_variants,
     measure_shape,
@@ -41,7 +41,7 @@ needs_cpu_kernels = pytest.mark.skipif(
 
 
 def visit(limit_s: float = 60.0) -> Visit:
-    return Visit(Bench(CPU, Sampling(rounds=1, sample_ms=0.1)), Path(), Path(), limit_s)
+    return Visit(Bench(CPU, Sampling(rounds=2, sample_ms=0.1)), Path(), Path(), limit_s)
 
 
 def shown(part: str, data: dict[str, Any]) -> str:
@@ -56,16 +56,16 @@ def test_the_variants_are_those_that_are_compiled():
     halves = known_variants("halves")
     source = (ROOT / "csrc" / "cuda" / "convolution_launch.cuh").read_text()
     entries = re.findall(r"entry<Math, (\d+), (\d+), (\d+)(, true)?>\(\)", source)
-    assert set(halves) == {Variant(int(w), int(m), int(n), bool(s)) for w, m, n, s in entries}
-    assert Variant(8, 2, 8) in halves and Variant(4, 4, 2, True) in halves
+    assert set(halves) == {KernelVariant(int(w), int(m), int(n), bool(s)) for w, m, n, s in entries}
+    assert KernelVariant(8, 2, 8) in halves and KernelVariant(4, 4, 2, True) in halves
     assert known_variants("floats")[0].text == "8,1,8,0"
 
 
 def test_a_variant_is_forced_for_as_long_as_it_is_asked_for(monkeypatch):
     monkeypatch.delenv(variants.VARIABLE, raising=False)
-    with Variant(4, 2, 8, True).forced():
+    with KernelVariant(4, 2, 8, True).forced():
         assert os.environ[variants.VARIABLE] == "4,2,8,1"
-        with Variant(8, 2, 8).forced():
+        with KernelVariant(8, 2, 8).forced():
             assert os.environ[variants.VARIABLE] == "8,2,8,0"
         assert os.environ[variants.VARIABLE] == "4,2,8,1"
     assert variants.VARIABLE not in os.environ
@@ -95,13 +95,12 @@ def test_sliding_variants_fit_plain_3x3_alone(model):
     plain, dilated = (fitting(convolution(0, dilation=d), limits) for d in ((1, 1), (2, 2)))
     assert {variant.sliding for variant in plain} == {False, True}
     assert {variant.sliding for variant in dilated} == {False}
-    assert dilated[Variant(4, 1, 3)].n_tiles == 3
+    assert dilated[KernelVariant(4, 1, 3)].n_tiles == 3
 
 
 def measured(model: Any) -> dict[str, Any]:
     shape = convolution(2, stride=(2, 2), out_size=(8, 16))
-    sampling = Sampling(rounds=2, sample_ms=0.1)
-    return measure_shape(shape, model(torch.float32).limits, "float32", CPU, "cpu", sampling)
+    return measure_shape(visit(), shape, model(torch.float32).limits, "float32", "cpu")
 
 
 @needs_cpu_kernels
@@ -116,49 +115,33 @@ def test_every_variant_of_a_shape_is_timed_and_compared(model):
 
 
 @needs_cpu_kernels
-def test_a_wrong_variant_is_flagged(model, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "refusal", "timed"), [("8,1,8,0", "", True), ("4,1,4,0", "launch refused", False)]
+)
+def test_a_wrong_or_refused_variant_leaves_the_others(model, monkeypatch, name, refusal, timed):
     make = variants.call_of
 
     def with_a_mistake(*arguments: Any) -> Callable[..., Tensor]:
         call = make(*arguments)
 
         def run(*images: Tensor) -> Tensor:
-            wrong = os.environ.get(variants.VARIABLE) == "8,1,8,0"
-            return call(*images) * (1.001 if wrong else 1.0)
+            hit = os.environ.get(variants.VARIABLE) == name
+            if hit and refusal:
+                raise RuntimeError(f"{refusal}\nby the driver")
+            return call(*images) * (1.001 if hit else 1.0)
 
         return run
 
     monkeypatch.setattr(variants, "call_of", with_a_mistake)
     record = {**measured(model), "count": 2}
-    wrong = [variant["variant"] for variant in record["variants"] if not variant["match"]]
-    assert wrong == ["8,1,8,0"] and record["best"] != "8,1,8,0"
+    wrong = [one for one in record["variants"] if not one["match"]]
+    assert [(one["variant"], "timing" in one) for one in wrong] == [(name, timed)]
+    assert record["best"] not in (None, name)
     data = {"network": "fassd_net", "dtype": "float32", "shapes": [record], "left": 0}
+    reason = f": RuntimeError: {refusal}" if refusal else ""
     shape = "1x16x32, 10+18>24, 3x3, stride 2x2"
-    assert wrong_variants(data) == [f"variant 8,1,8,0 is wrong on {shape}"]
-
-
-@needs_cpu_kernels
-def test_a_variant_that_is_refused_leaves_the_others(model, monkeypatch):
-    make = variants.call_of
-
-    def with_a_refusal(*arguments: Any) -> Callable[..., Tensor]:
-        call = make(*arguments)
-
-        def run(*images: Tensor) -> Tensor:
-            if os.environ.get(variants.VARIABLE) == "4,1,4,0":
-                raise RuntimeError("launch refused\nby the driver")
-            return call(*images)
-
-        return run
-
-    monkeypatch.setattr(variants, "call_of", with_a_refusal)
-    record = {**measured(model), "count": 1}
-    out = [variant for variant in record["variants"] if "timing" not in variant]
-    assert [(one["variant"], one["match"]) for one in out] == [("4,1,4,0", False)]
-    assert record["best"] not in (None, "4,1,4,0")
-    data = {"network": "a", "dtype": "float32", "shapes": [record], "left": 0}
-    (wrong,) = wrong_variants(data)
-    assert wrong.endswith("RuntimeError: launch refused") and "1 shapes" in variants_text(data)
+    assert wrong_variants(data) == [f"variant {name} is wrong on {shape}{reason}"]
+    assert "1 shapes" in variants_text(data)
 
 
 @needs_cpu_kernels
@@ -231,14 +214,12 @@ def test_launches_are_measured_beside_their_prediction(prediction):
     page = shown("profile", {**known, **other})
     row = f"| {copied} | - | - | - | - | 1 | - | - | - | - | 4.00 |"
     assert row in page and other["mismatch"] in page
-
-
-def test_one_kernel_of_another_name_loses_no_time(prediction):
-    name = f"void fassd::cuda::{prediction.launches[0].kernel}<>"
-    data = launch_times(prediction, timeline_of(name, "void fassd::cuda::renamed_kernel<>"))
-    assert (data["planned"], data["seen"], data["foreign"]) == (2, 2, {})
-    assert data["measured_s"] == pytest.approx(1e-5) and len(data["kernels"]) == 2
-    assert len(data["rows"]) == 2 and "renamed_kernel" in data["mismatch"]
+    # One kernel of another name loses no time either.
+    renamed = launch_times(prediction, timeline_of(name, "void fassd::cuda::renamed_kernel<>"))
+    assert (renamed["planned"], renamed["seen"], renamed["foreign"]) == (2, 2, {})
+    assert len(renamed["kernels"]) == len(renamed["rows"]) == 2
+    assert renamed["measured_s"] == pytest.approx(1e-5)
+    assert "renamed_kernel" in renamed["mismatch"]
 
 
 # --- a stream of pictures -------------------------------------------------------------------------
