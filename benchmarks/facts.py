@@ -173,11 +173,6 @@ def in_a_graph(call: Any, device: torch.device) -> tuple[Tensor, Tensor]:
 
 # --- ceilings -------------------------------------------------------------------------------------
 
-COPY_BYTES = 2 << 30
-"""Size of the buffer that is copied; a few dozen times the L2 cache of today's cards."""
-
-MATRIX_SIDE = 8192
-
 FORMATS = {
     "float16": (torch.float16, "highest"),
     "bfloat16": (torch.bfloat16, "highest"),

@@ -11,9 +11,8 @@ from benchmarks.predicted import targets_section
 from benchmarks.rows import (
     Record,
     Row,
-    choice_text,
+    contest_of,
     escape,
-    is_slower_choice,
     rows_by_subject,
     why,
 )
@@ -117,8 +116,9 @@ def problems(report: Record) -> list[str]:
         texts = [item["reason"]] if item["status"] == "failed" else []
         texts += PARTS[item["part"]].faults(data) if data else []
         # Figures of a rehearsal mean nothing.
-        if data and report["mode"] != "quick" and is_slower_choice(data):
-            texts.append(choice_text(data))
+        contest = contest_of(data) if data and report["mode"] != "quick" else None
+        if contest and contest[1]:
+            texts.append(contest[0])
         found += [f"{item['name']}: {text}" for text in texts]
     return found
 

@@ -106,15 +106,25 @@ class Row:
         case: subject, batch, height, width, dtype.
         form: the candidate's record, or ``{"name": ..., "reason": ...}`` where there is none.
         data: the record of the item that measured it; empty where there is none.
+        ceilings: what the report measured of the device, if it did.
     """
 
     case: Record
     form: Record
     data: Record
+    ceilings: Record | None = None
+
+    @property
+    def timing(self) -> Record:
+        return self.form["timing"]
 
     @property
     def ms(self) -> float:
-        return self.form["timing"]["ms"]
+        return self.timing["ms"]
+
+    @property
+    def floor_ms(self) -> float | None:
+        return floor_ms(self.data, self.ceilings)
 
     @property
     def speedup(self) -> float | None:
@@ -132,6 +142,7 @@ class Row:
 
 def rows_by_subject(report: Record, part: str) -> dict[str, list[Row]]:
     """The rows of each subject of which something was timed, case by case in the report's order."""
+    ceilings = next(iter(data_of_part(report, "ceilings")), None)
     grouped: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for item in report["items"]:
         if item["part"] == part:
@@ -139,19 +150,19 @@ def rows_by_subject(report: Record, part: str) -> dict[str, list[Row]]:
             grouped[tuple(case[n] for n in case if n != "group")].append(item)
     found: dict[str, list[Row]] = defaultdict(list)
     for items in grouped.values():
-        rows = list(case_rows(items))
+        rows = list(case_rows(items, ceilings))
         if any("timing" in row.form for row in rows):
             found[rows[0].case["subject"]].extend(rows)
     return found
 
 
-def case_rows(items: Sequence[Record]) -> Iterator[Row]:
+def case_rows(items: Sequence[Record], ceilings: Record | None) -> Iterator[Row]:
     """One row per form that was measured or meant to be; eager from the first that measured it."""
     found: dict[str, Row] = {}
     for item in items:
         data = item.get("data") or {}
         for form in data.get("candidates", ()):
-            row = Row(item["case"], form, data)
+            row = Row(item["case"], form, data, ceilings)
             if form["name"] not in found or "timing" not in found[form["name"]].form:
                 found[form["name"]] = row
         if not data:
@@ -169,72 +180,62 @@ def why(item: Record) -> str:
 
 # --- their columns --------------------------------------------------------------------------------
 
-Column = tuple[str, Callable[[Row], str]]
+
+def launch_floors(row: Row) -> str:
+    return share(launch_floors_ms(row.form, row.data, row.ceilings), row.ms)
 
 
-def columns(part: str, ceilings: Record | None) -> list[Column]:
-    """The table's columns; those after the third need a time."""
+def launch_count(row: Row) -> str:
+    return str(len(row.form["launches"]["bytes"])) if "launches" in row.form else NONE
 
-    def timing(row: Row) -> Record:
-        return row.form["timing"]
 
-    def floor(row: Row) -> float | None:
-        return floor_ms(row.data, ceilings)
+def error(row: Row) -> str:
+    value = row.form.get("rel_error")
+    return "not finite" if value is None else f"{value:.1e}"
 
-    def launch_count(row: Row) -> str:
-        return str(len(row.form["launches"]["bytes"])) if "launches" in row.form else NONE
 
-    def error(row: Row) -> str:
-        value = row.form.get("rel_error")
-        return "not finite" if value is None else f"{value:.1e}"
+def method(row: Row) -> str:
+    return row.timing["method"] + ("" if row.data.get("interleaved", True) else ", alone")
 
-    def method(row: Row) -> str:
-        alone = "" if row.data.get("interleaved", True) else ", alone"
-        return f"{timing(row)['method']}{alone}"
 
-    def frames(row: Row) -> str:
-        return f"{1e3 * row.case['batch'] / row.ms:,.0f}"
-
-    return [
-        ("pictures", lambda row: row.picture),
-        ("dtype", lambda row: row.case["dtype"]),
-        ("form", lambda row: TITLES[row.form["name"]]),
-        ("ms", lambda row: number(row.ms)),
-        *([("frames/s", frames)] if part == "networks" else []),
-        ("IQR", lambda row: spread(timing(row))),
-        ("n", lambda row: str(timing(row)["n"])),
-        ("plain calls, ms", lambda row: number(row.form["plain"]["ms"])),
-        ("speed-up", lambda row: NONE if row.speedup is None else f"{row.speedup:.2f}x"),
-        ("floor, ms", lambda row: number(floor(row))),
-        ("of floor", lambda row: share(floor(row), row.ms)),
-        ("launches", launch_count),
-        (
-            "of launch floors",
-            lambda row: share(launch_floors_ms(row.form, row.data, ceilings), row.ms),
-        ),
-        ("error", error),
-        ("match", lambda row: matches(row.form.get("match"))),
-        ("method", method),
-    ]
+COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("pictures", lambda row: row.picture),
+    ("dtype", lambda row: row.case["dtype"]),
+    ("form", lambda row: TITLES[row.form["name"]]),
+    ("ms", lambda row: number(row.ms)),
+    ("frames/s", lambda row: f"{1e3 * row.case['batch'] / row.ms:,.0f}"),
+    ("IQR", lambda row: spread(row.timing)),
+    ("n", lambda row: str(row.timing["n"])),
+    ("plain calls, ms", lambda row: number(row.form["plain"]["ms"])),
+    ("speed-up", lambda row: NONE if row.speedup is None else f"{row.speedup:.2f}x"),
+    ("floor, ms", lambda row: number(row.floor_ms)),
+    ("of floor", lambda row: share(row.floor_ms, row.ms)),
+    ("launches", launch_count),
+    ("of launch floors", launch_floors),
+    ("error", error),
+    ("match", lambda row: matches(row.form.get("match"))),
+    ("method", method),
+)
+"""Those after the third need a time; frames are told of networks alone."""
 
 
 def cases_section(report: Record, part: str) -> str:
     """A table for each subject, and what the choice of backends came to."""
-    cells = columns(part, next(iter(data_of_part(report, "ceilings")), None))
+    columns = [one for one in COLUMNS if one[0] != "frames/s" or part == "networks"]
     texts = []
     for subject, rows in rows_by_subject(report, part).items():
-        lines = [case_cells(row, cells) for row in rows]
-        texts += [f"### {subject}\n", table([name for name, _ in cells], lines)]
-    choices = filter(None, map(choice_text, data_of_part(report, part)))
-    return "\n".join([*texts, "".join(f"* {escape(text)}.\n" for text in choices)]).strip() + "\n"
-
-
-def case_cells(row: Row, cells: Sequence[Column]) -> list[str]:
-    """The cells of a row; where there is no time, the reason stands in the fourth."""
-    if "timing" in row.form:
-        return [cell(row) for _, cell in cells]
-    known = [cell(row) for _, cell in cells[:3]]
-    return [*known, escape(row.form.get("reason", "")), *[NONE] * (len(cells) - 4)]
+        lines = []
+        for row in rows:
+            timed = "timing" in row.form
+            cells = [cell(row) for _, cell in (columns if timed else columns[:3])]
+            if not timed:
+                cells += [escape(row.form.get("reason", "")), *[NONE] * (len(columns) - 4)]
+            lines.append(cells)
+        texts += [f"### {subject}\n", table([title for title, _ in columns], lines)]
+    for data in data_of_part(report, part):
+        if contest := contest_of(data):
+            texts.append(f"* {escape(contest[0])}.\n")
+    return "\n".join(texts)
 
 
 def case_faults(data: Record) -> list[str]:
@@ -252,35 +253,22 @@ NOISE = 0.02
 """Backends whose medians differ by less are equal: NOISE in `fassd_kernels.choices`."""
 
 
-def contest_of(data: Record) -> tuple[Record, Record] | None:
-    """What the choice took and what the best single backend took; None where it was not timed."""
+def contest_of(data: Record) -> tuple[str, bool] | None:
+    """In words, what the choice of backends took and what the best single one took, and whether
+    the choice lost by more than noise; None where it was not timed.
+    """
     forms = {
-        form["name"]: form
+        form["name"]: form["timing"]
         for form in data.get("candidates", ())
         if form.get("match") and "timing" in form
     }
-    single = [forms[name] for name in (NATIVE, TRITON) if name in forms]
+    single = [name for name in (NATIVE, TRITON) if name in forms]
     if CHOSEN not in forms or not single:
         return None
-    return forms[CHOSEN], min(single, key=lambda form: form["timing"]["ms"])
-
-
-def is_slower_choice(data: Record) -> bool:
-    """Whether the choice lost to a single backend, by more than noise."""
-    contest = contest_of(data)
-    if contest is None:
-        return False
-    choice, best = (form["timing"] for form in contest)
-    return choice["ms"] > (1 + NOISE) * best["ms"] and choice["q1_ms"] > best["q3_ms"]
-
-
-def choice_text(data: Record) -> str:
-    """Empty where there is nothing to say."""
-    contest = contest_of(data)
-    if contest is None:
-        return ""
-    choice, best = contest
-    return (
-        f"{data['subject']}: {number(choice['timing']['ms'])} ms with the backend that the table "
-        f"names for each call, {number(best['timing']['ms'])} ms with {best['name']} alone"
+    name = min(single, key=lambda name: forms[name]["ms"])
+    choice, best = forms[CHOSEN], forms[name]
+    text = (
+        f"{data['subject']}: {number(choice['ms'])} ms with the backend that the table names for "
+        f"each call, {number(best['ms'])} ms with {name} alone"
     )
+    return text, choice["ms"] > (1 + NOISE) * best["ms"] and choice["q1_ms"] > best["q3_ms"]

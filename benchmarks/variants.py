@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import ROOT
-from benchmarks.rows import Record, data_of_part, number, share, table
+from benchmarks.rows import Record, data_of_part, number, share, table_of
 from benchmarks.tools import Visit
 from fassd.bench.cases import TOLERANCES, compare
 from fassd.bench.forms import UnavailableError, require_operators
@@ -306,38 +306,39 @@ def variants_section(report: Record, part: str) -> str:
     return "\n".join(map(variants_text, data_of_part(report, part)))
 
 
+Timed = tuple[Record, float, float]
+"""A shape, with the microseconds of a launch as planned and by the fastest variant."""
+
+SHAPE_COLUMNS: tuple[tuple[str, Callable[[Timed], str]], ...] = (
+    ("convolution", lambda row: row[0]["shape"]),
+    ("x", lambda row: str(row[0]["count"])),
+    ("planned", lambda row: row[0]["planned"]),
+    ("us", lambda row: number(row[1])),
+    ("fastest", lambda row: row[0]["best"]),
+    ("us", lambda row: number(row[2])),
+    ("of planned", lambda row: share(row[2], row[1])),
+)
+"""Variants are warps, m_tiles, n_tiles, sliding."""
+
+
 def variants_text(data: Record) -> str:
-    """Where most is to be won comes first; warps, m_tiles, n_tiles, sliding."""
-    rows, total, possible = [], 0.0, 0.0
+    """Where most is to be won comes first."""
+    timed: list[Timed] = []
     for shape in data["shapes"]:
-        ms = {one["variant"]: one["timing"]["ms"] for one in shape["variants"] if "timing" in one}
-        if shape["planned"] not in ms or shape["best"] not in ms:
-            continue
-        planned, best = (1e3 * shape["count"] * ms[shape[name]] for name in ("planned", "best"))
-        total += planned
-        possible += best
-        if best < planned:
-            rows.append((planned - best, shape, ms))
-    header = ["convolution", "x", "planned", "us", "fastest", "us", "of planned"]
-    cells = [
-        [
-            shape["shape"],
-            str(shape["count"]),
-            shape["planned"],
-            number(1e3 * ms[shape["planned"]]),
-            shape["best"],
-            number(1e3 * ms[shape["best"]]),
-            share(ms[shape["best"]], ms[shape["planned"]]),
-        ]
-        for _, shape, ms in sorted(rows, key=lambda row: -row[0])[:MOST_SHAPES]
-    ]
+        us = {v["variant"]: 1e3 * v["timing"]["ms"] for v in shape["variants"] if "timing" in v}
+        if shape["planned"] in us and shape["best"] in us:
+            timed.append((shape, us[shape["planned"]], us[shape["best"]]))
+    total = sum(shape["count"] * planned for shape, planned, _ in timed)
+    possible = sum(shape["count"] * best for shape, _, best in timed)
+    won = [row for row in timed if row[2] < row[1]]
+    won.sort(key=lambda row: row[0]["count"] * (row[2] - row[1]))
     left = f", {data['left']} shapes were left for want of time" if data["left"] else ""
     text = (
         f"{data['network']}, {data['dtype']}: {len(data['shapes'])} shapes, whose launches take "
         f"{number(total)} us as planned and {number(possible)} us with the fastest variants{left}."
         "\n"
     )
-    return "\n".join([text, table(header, cells)]) if cells else text
+    return "\n".join([text, table_of(SHAPE_COLUMNS, won[:MOST_SHAPES])]) if won else text
 
 
 def wrong_variants(data: Record) -> list[str]:
