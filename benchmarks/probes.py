@@ -34,6 +34,7 @@ from fassd.bench.forms import (
     picture_reference,
     require_operators,
 )
+from fassd.bench.stopwatch import Call, Inputs, Run, Sampling, interleaved, warm_up
 from fassd.bench.subjects import (
     DTYPES,
     NETWORK_NEEDS,
@@ -43,7 +44,6 @@ from fassd.bench.subjects import (
     input_set,
     subject_of,
 )
-from fassd.bench.timing import Call, Inputs, Run, Sampling, interleaved, warm_up
 
 # --- facts ----------------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ def copy_bandwidth(device: torch.device, sampling: Sampling, size: int) -> dict[
         raise RuntimeError("the copy differs from its source")
     moved = 2 * source.numel() * source.element_size()
     return {
-        "bytes_per_s": moved / (timing.ms * 1e-3),
+        "bytes_per_s": moved / timing.median,
         "buffer_bytes": moved // 2,
         "timing": timing.record(),
     }
@@ -239,7 +239,7 @@ def matrix_rate(name: str, device: torch.device, sampling: Sampling, side: int) 
     if not torch.isfinite(product).all():
         raise RuntimeError(f"the {name} matrix product has elements that are not finite")
     return {
-        "operations_per_s": 2 * side**3 / (timing.ms * 1e-3),
+        "operations_per_s": 2 * side**3 / timing.median,
         "side": side,
         "timing": timing.record(),
     }

@@ -38,8 +38,8 @@ from benchmarks.tools import (
 from benchmarks.variants import measure_variants
 from fassd.bench.cases import Bench, measure_case
 from fassd.bench.forms import UnavailableError, require_operators
+from fassd.bench.stopwatch import Sampling, first_line
 from fassd.bench.subjects import Case
-from fassd.bench.timing import Sampling, first_line
 from fassd.io.files import replacing
 
 SESSION, ALONE = "FASSD_GPU_REPORT", "FASSD_GPU_REPORT_ITEM"

@@ -26,8 +26,8 @@ from fassd.bench.cases import (
     tolerance,
 )
 from fassd.bench.forms import COMPILE, Candidate, UnavailableError
+from fassd.bench.stopwatch import Inputs, Run, Sampling, rotation, sample
 from fassd.bench.subjects import Case, Subject, input_set, subject_of
-from fassd.bench.timing import Inputs, Run, Sampling, rotation, sample
 from fassd.evaluation.agreement import equal_labels
 from fassd.models.device import torch_threads
 
@@ -43,7 +43,7 @@ GPU_SAMPLING = Sampling()
 
 
 class SampleClock:
-    """A timer for pytest-benchmark that goes on by what `fassd.bench.timing.sample` measures.
+    """A timer for pytest-benchmark that goes on by what `fassd.bench.stopwatch.sample` measures.
 
     pytest-benchmark reads its timer before and after what it times, on the host; a GPU's time lies
     between two events. So what it times takes a sample itself and moves this clock by it: every
@@ -57,8 +57,7 @@ class SampleClock:
         return self.seconds
 
     def take(self, run: Run, repeats: int, device: torch.device) -> None:
-        elapsed_ms = sample(run, repeats, device)
-        self.seconds += elapsed_ms / 1e3 / (repeats * run.calls)
+        self.seconds += sample(run.once, device, repeats) / (repeats * run.calls)
 
 
 CLOCK = SampleClock()
@@ -141,7 +140,7 @@ def checked(
 
     Adds to `info` its ``relative_error`` (of an operator's labels the share that differs, of a
     network the error of the scores of the labelled classes), ``labels_equal_percent`` (None where
-    the outputs are no labels) and ``method``, as in `fassd.bench.timing.Timing`.
+    the outputs are no labels) and ``method``, as in `fassd.bench.stopwatch.Timing`.
 
     Raises:
         AssertionError: the outputs are not the reference's.
@@ -190,8 +189,8 @@ def time_run(
 ) -> None:
     """Give pytest-benchmark samples of `run`, between CUDA events where the device has them."""
     sampling = sampling or (GPU_SAMPLING if device.type == "cuda" else CPU_SAMPLING)
-    repeats = max(1, round(sampling.sample_ms / max(sample(run, 1, device), 1e-3)))
-    benchmark.pedantic(CLOCK.take, args=(run, repeats, device), rounds=sampling.rounds)
+    arguments = (run, run.repeats(device, sampling), device)
+    benchmark.pedantic(CLOCK.take, args=arguments, rounds=sampling.rounds)
 
 
 @pytest.mark.benchmark(timer=CLOCK.read)

@@ -24,8 +24,7 @@ from benchmarks import ROOT
 from benchmarks.rows import Record, data_of_part, number, share, table
 from fassd.bench.cases import TOLERANCES, compare
 from fassd.bench.forms import UnavailableError, require_operators
-from fassd.bench.subjects import DTYPES
-from fassd.bench.timing import (
+from fassd.bench.stopwatch import (
     Call,
     Inputs,
     Run,
@@ -36,6 +35,7 @@ from fassd.bench.timing import (
     rotation,
     warm_up,
 )
+from fassd.bench.subjects import DTYPES
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"

@@ -21,8 +21,7 @@ from fassd.bench.forms import (
     Candidate,
     UnavailableError,
 )
-from fassd.bench.subjects import GROUPS, Case, Subject, input_set, subject_of
-from fassd.bench.timing import (
+from fassd.bench.stopwatch import (
     PLAIN_SETS,
     Call,
     Inputs,
@@ -35,6 +34,7 @@ from fassd.bench.timing import (
     rotation,
     warm_up,
 )
+from fassd.bench.subjects import GROUPS, Case, Subject, input_set, subject_of
 
 TOLERANCES = {
     "modules": {"float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2},

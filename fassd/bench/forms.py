@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fassd.bench.timing import Call
+from fassd.bench.stopwatch import Call
 from fassd.models import DAPF, create_model
 from fassd.models.dapf import AsymmetricAtrousBranch
 from fassd.models.layers import ConvLayer

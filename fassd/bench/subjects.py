@@ -36,7 +36,7 @@ from fassd.bench.forms import (
     picture_reference,
     randomised,
 )
-from fassd.bench.timing import Call, Inputs
+from fassd.bench.stopwatch import Call, Inputs
 from fassd.models import DAPF, MDA, create_model
 from fassd.models.aspp import ASPP
 from fassd.models.dapf import AsymmetricAtrousBranch

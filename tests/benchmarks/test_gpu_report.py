@@ -38,8 +38,8 @@ from fassd.bench.forms import (
     native,
     randomised,
 )
+from fassd.bench.stopwatch import Sampling
 from fassd.bench.subjects import MODULES, OPERATORS, Case
-from fassd.bench.timing import Run, Sampling, interleaved, quartiles, rotation
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -243,34 +243,6 @@ def test_speedup_needs_eager_and_a_match():
 )
 def test_number(value, text):
     assert number(value) == text
-
-
-# --- timing ---------------------------------------------------------------------------------------
-
-
-def test_rotation_exceeds_the_cache():
-    mib = 1 << 20
-    assert rotation(2 * mib, 50 * mib) * 2 * mib > 50 * mib
-    assert rotation(500 * mib, 50 * mib) == 2
-    assert rotation(1, 50 * mib) == 512
-
-
-def test_quartiles():
-    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
-    assert quartiles([7.0]) == (7.0, 7.0, 7.0)
-
-
-def test_interleaved_takes_turns_and_rotates_the_order():
-    calls: list[str] = []
-
-    def run(name: str) -> Run:
-        return Run(lambda: calls.append(name), 2, "clock", list)
-
-    timings = interleaved({"a": run("a"), "b": run("b")}, CPU, Sampling(rounds=4, sample_ms=0.0))
-    assert {name: timing.n for name, timing in timings.items()} == {"a": 4, "b": 4}
-    assert timings["a"].calls_per_sample == 2
-    # Each sample: one call that is not timed, one that is. First the two estimates.
-    assert "".join(calls[::2]) == "ab" + "ab" + "ba" + "ab" + "ba"
 
 
 def test_compare_refuses_what_is_not_a_number():

@@ -40,7 +40,7 @@ from benchmarks.variants import (
 from fassd.bench import forms as peers
 from fassd.bench.cases import relative_error
 from fassd.bench.forms import SWITCHED, Form, UnavailableError, randomised
-from fassd.bench.timing import Sampling
+from fassd.bench.stopwatch import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

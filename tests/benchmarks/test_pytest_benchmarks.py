@@ -116,7 +116,7 @@ import pytest
 import torch
 
 from benchmarks.test_speed import CLOCK, time_run
-from fassd.bench.timing import Run, Sampling
+from fassd.bench.stopwatch import Run, Sampling
 
 
 class Event:

@@ -13,8 +13,8 @@ from benchmarks.probes import foreign
 from fassd.bench import forms as peers
 from fassd.bench.cases import Bench, Planned, measure_case, planned_launches, relative_error
 from fassd.bench.forms import CudnnConvReLU, UnavailableError, randomised, with_cudnn_relus
+from fassd.bench.stopwatch import Sampling
 from fassd.bench.subjects import MODULES, OPERATORS, Case, input_set, subject_of
-from fassd.bench.timing import Sampling, plain_run
 
 CPU = torch.device("cpu")
 BENCH = Bench(CPU, Sampling(rounds=2, sample_ms=0.1), compiler="aot_eager")
@@ -120,14 +120,6 @@ def test_what_is_not_ours_is_found_out():
 
 
 # --- a runner with a graph of its own -------------------------------------------------------------
-
-
-def test_outputs_outlive_the_next_call():
-    """A runner may give out the same memory again."""
-    memory = torch.empty(3)
-    sets = [(torch.full((3,), value),) for value in (1.0, 2.0)]
-    first, last = plain_run(lambda x: memory.copy_(x), sets, "runner").outputs()
-    assert first.tolist() == [1.0] * 3 and last.tolist() == [2.0] * 3
 
 
 def test_a_runner_without_its_graph_has_failed(monkeypatch):
