@@ -34,6 +34,7 @@ from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
 from fassd.io.files import replacing
 from fassd.models import create_model
 from fassd.models.preprocess import MEAN, STD
+from fassd.models.sizes import parse_size
 from fassd.synth import render_street
 from fassd.training import ConfusionMatrix
 
@@ -75,7 +76,7 @@ FORMS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exported", description=__doc__)
     parser.add_argument("--model", default="fassd_net")
-    parser.add_argument("--size", default="1024x2048", metavar="HxW")
+    parser.add_argument("--size", type=parse_size, default="1024x2048", metavar="HxW")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
@@ -89,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with replacing(DOCUMENT) as file:
             file.write(changed.encode())
         return 0
-    height, width = map(int, options.size.split("x"))
-    content = measure(options.model, (height, width), options.repeats)
+    content = measure(options.model, options.size, options.repeats)
     with replacing(options.json) as file:
         file.write(json.dumps(content, indent=1).encode())
     return 0

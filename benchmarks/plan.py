@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.probes import COPY_BYTES, MATRIX_SIDE
 from benchmarks.tools import SANITIZERS
-from fassd.bench.forms import PICTURES, SWITCHED
+from fassd.bench.candidates import SWITCHED
 from fassd.bench.stopwatch import Sampling
-from fassd.bench.subjects import MODULES, OPERATORS, Case
+from fassd.bench.subjects import MODULES, OPERATORS, PICTURES, Case
 
 PARTS = (
     "build",

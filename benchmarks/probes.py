@@ -24,26 +24,19 @@ from torch import Tensor
 
 from benchmarks import output_of
 from fassd.bench import machine
-from fassd.bench.cases import TOLERANCES, Planned, compare, planned_launches, relative_error
-from fassd.bench.forms import (
-    NATIVE,
-    NORMALIZE,
-    TRITON,
-    UnavailableError,
-    picture_call,
-    picture_reference,
-    require_operators,
-)
+from fassd.bench.candidates import NATIVE, TRITON, UnavailableError, require_operators
+from fassd.bench.cases import Planned, planned_launches
 from fassd.bench.stopwatch import Call, Inputs, Run, Sampling, interleaved, warm_up
 from fassd.bench.subjects import (
-    DTYPES,
     NETWORK_NEEDS,
+    NORMALIZE,
     Case,
     Labelled,
+    Normalize,
     fused_network,
-    input_set,
     subject_of,
 )
+from fassd.evaluation.agreement import TOLERANCES, compare, relative_error
 
 # --- facts ----------------------------------------------------------------------------------------
 
@@ -117,13 +110,14 @@ def smoke(device: torch.device, backend: str) -> dict[str, Any]:
     """
     checks: list[dict[str, Any]] = []
     for name in ("float32", "float16"):
-        call = picture_call(NORMALIZE, backend, DTYPES[name], device)
+        subject = subject_of(Case("operators", NORMALIZE, *SHAPE[1:3], name), device, "")
+        call = subject.candidate(backend).call
         ways = {"plain call": plain_call}
         if device.type == "cuda":
             ways.update({"non-default stream": on_a_stream, "CUDA graph": in_a_graph})
         for way, run in ways.items():
             output, image = run(call, device)
-            error = relative_error(output, picture_reference(NORMALIZE, image))
+            error = relative_error(output, subject.reference(image))
             match = error <= TOLERANCES["operators"][name]
             check = f"{backend}, normalize, {name}, {way}"
             checks.append({"check": check, "rel_error": f"{error:.2e}", "match": match})
@@ -301,7 +295,7 @@ def measure_runner(
         speed = runner.measure(seconds)
     assert isinstance(labels, torch.Tensor)
     pictures = frame.view(case.batch, *runner.size, 3).to(device)
-    scores = subject.reference(picture_reference(NORMALIZE, pictures))
+    scores = subject.reference(Normalize().to(device)(pictures))
     limit = TOLERANCES["networks"][case.dtype]
     compare([labels.view(case.batch, *runner.size).to(device)], [scores], limit, record)
     return {
@@ -346,7 +340,7 @@ def accelerated_call(network: Case, device: torch.device, form: str) -> tuple[Ca
     """A network in one of our forms, warmed up, and an input in its layout."""
     subject = subject_of(network, device, "")
     call = subject.candidate(form).call
-    (x,) = input_set(0, subject, network.torch_dtype, device)
+    (x,) = subject.inputs(0)
     inputs = (x.to(memory_format=torch.channels_last),)
     with torch.no_grad():
         warm_up(call, [inputs])

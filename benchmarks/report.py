@@ -28,7 +28,7 @@ from benchmarks.rows import (
 )
 from benchmarks.targets import PLACE, TARGETS, Target
 from benchmarks.variants import variants_section, wrong_variants
-from fassd.bench.forms import OURS, TITLES
+from fassd.bench.candidates import OUR_FORMS, TITLES
 
 MOST_LAUNCHES = 12
 """Of a network, the page lists so many that take longest; ``report.json`` has all."""
@@ -122,7 +122,9 @@ def problems(report: Record) -> list[str]:
         if report.get("mode") != "quick" and is_slower_choice(data):
             found.append(f"{item['name']}: {choice_text(data)}")
         for form in data.get("candidates", ()):
-            if form["name"] in OURS and (form["status"] == "failed" or form.get("match") is False):
+            if form["name"] in OUR_FORMS and (
+                form["status"] == "failed" or form.get("match") is False
+            ):
                 reason = form.get("reason") or "the result does not match the reference"
                 found.append(f"{item['name']}: {reason}")
     return found

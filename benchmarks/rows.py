@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fassd.bench.forms import (
+from fassd.bench.candidates import (
     CARVEOUT,
     CHOSEN,
     COMPILE,
@@ -19,7 +19,7 @@ from fassd.bench.forms import (
     FOLDED,
     MAX_AUTOTUNE,
     NATIVE,
-    OURS,
+    OUR_FORMS,
     TITLES,
     TRITON,
     TRITON_GRAPH,
@@ -31,7 +31,7 @@ from fassd.io.files import replacing
 
 Record = Mapping[str, Any]
 
-FORMS = (EAGER, FOLDED, CUDNN_RELU, COMPILE, MAX_AUTOTUNE, *OURS)
+FORMS = (EAGER, FOLDED, CUDNN_RELU, COMPILE, MAX_AUTOTUNE, *OUR_FORMS)
 
 # --- figures --------------------------------------------------------------------------------------
 

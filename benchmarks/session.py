@@ -36,8 +36,8 @@ from benchmarks.tools import (
     tune,
 )
 from benchmarks.variants import measure_variants
+from fassd.bench.candidates import UnavailableError, require_operators
 from fassd.bench.cases import Bench, measure_case
-from fassd.bench.forms import UnavailableError, require_operators
 from fassd.bench.stopwatch import Sampling, first_line
 from fassd.bench.subjects import Case
 from fassd.io.files import replacing

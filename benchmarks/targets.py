@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.rows import Record, Row, rows_by_subject, speedup
+from fassd.bench.candidates import COMPILE, DTYPES, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
 from fassd.bench.costs.cuda import Prediction, find_device, predict_network
-from fassd.bench.forms import COMPILE, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
-from fassd.bench.subjects import DTYPES
 
 GPU = "NVIDIA H200"
 PLACE = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}

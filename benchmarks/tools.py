@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks import ROOT, output_of
-from fassd.bench.forms import UnavailableError
+from fassd.bench.candidates import UnavailableError
 
 GRACE_S = 5.0
 TOOLKIT = Path("/usr/local/cuda/bin")

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from benchmarks import ROOT
 from benchmarks.rows import Record, data_of_part, number, share, table
-from fassd.bench.cases import TOLERANCES, compare
-from fassd.bench.forms import UnavailableError, require_operators
+from fassd.bench.candidates import DTYPES, UnavailableError, require_operators
 from fassd.bench.stopwatch import (
     Call,
     Inputs,
@@ -35,7 +34,7 @@ from fassd.bench.stopwatch import (
     rotation,
     warm_up,
 )
-from fassd.bench.subjects import DTYPES
+from fassd.evaluation.agreement import TOLERANCES, compare
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"

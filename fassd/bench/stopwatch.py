@@ -22,24 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "SETTLE",
-    "Call",
-    "Inputs",
-    "Run",
-    "Sampling",
-    "Timing",
-    "compare",
-    "first_line",
-    "graph_run",
-    "in_turns",
-    "interleaved",
-    "plain_run",
-    "rotation",
-    "sample",
-    "warm_up",
-]
-
 Inputs = tuple[Tensor, ...]
 Call = Callable[..., Tensor]
 """Takes the tensors of one input set."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fassd.bench import machine, memory, stopwatch
-from fassd.evaluation.agreement import Agreement, agreement_of_scores
+from fassd.evaluation.agreement import Agreement, agreement_of
 
 
 def test_rounds_interleave_and_begin_with_another_candidate_each_time():
@@ -95,18 +95,18 @@ def test_compare_names_what_is_wrong(candidates, settings, message):
 def test_agreement_counts_labels_and_scales_the_difference():
     reference = torch.tensor([[4.0, -8.0], [1.0, 0.0]]).reshape(1, 2, 1, 2)
     other = torch.tensor([[4.0, 2.0], [1.0, 0.0]]).reshape(1, 2, 1, 2)
-    found = agreement_of_scores(reference, other)
+    found = agreement_of(reference, other)
     assert found == Agreement(50.0, 10 / 8)
     assert not found.comparable
-    assert agreement_of_scores(reference, reference.double()) == Agreement(100.0, 0.0)
-    assert agreement_of_scores(0 * reference, 0 * reference).relative == 0
+    assert agreement_of(reference, reference.double()) == Agreement(100.0, 0.0)
+    assert agreement_of(0 * reference, 0 * reference).relative == 0
     with pytest.raises(ValueError, match="reference's shape"):
-        agreement_of_scores(reference, other[..., :1])
+        agreement_of(reference, other[..., :1])
 
 
 def test_agreement_shows_non_finite_outputs():
     reference = torch.randn(1, 3, 4, 4)
-    assert math.isnan(agreement_of_scores(reference, reference * math.nan).relative)
+    assert math.isnan(agreement_of(reference, reference * math.nan).relative)
 
 
 def allocating_call(mebibytes):

@@ -37,10 +37,10 @@ from benchmarks.variants import (
     measure_variants,
     variants_text,
 )
-from fassd.bench import forms as peers
-from fassd.bench.cases import relative_error
-from fassd.bench.forms import SWITCHED, Form, UnavailableError, randomised
+from fassd.bench import candidates
+from fassd.bench.candidates import FORMS, SWITCHED, BuildContext, UnavailableError
 from fassd.bench.stopwatch import Sampling
+from fassd.evaluation.agreement import relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -559,15 +559,15 @@ def test_a_choice_that_loses_to_a_single_backend_is_a_problem(forms, slower):
 
 @pytest.mark.parametrize("group", SWITCHED)
 def test_switched_kernels_need_a_process_of_their_own(group, monkeypatch):
-    form = Form(randomised(torch.nn.Conv2d(3, 8, 3)), torch.float32, CPU)
-    name = f"native-{group}"
+    context = BuildContext(torch.nn.Conv2d(3, 8, 3), CPU)
+    build = FORMS[f"native-{group}"].build
     ((variable, value),) = SWITCHED[group].items()
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(UnavailableError, match="was not started with"):
-        peers.BUILDERS[name](form)
+        build(context, torch.float32)
     monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(peers, "native", lambda form: peers.Candidate("native", form.module))
-    assert peers.BUILDERS[name](form).name == name
+    monkeypatch.setattr(candidates, "native", lambda context, dtype: context.module)
+    assert build(context, torch.float32) is context.module
 
 
 # --- labels ---------------------------------------------------------------------------------------
