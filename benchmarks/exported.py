@@ -32,6 +32,7 @@ from fassd.data import normalize
 from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
 from fassd.models import create_model
 from fassd.models.preprocess import MEAN, STD
+from fassd.models.sizes import parse_size
 from fassd.synth import render_street
 from fassd.training import ConfusionMatrix
 
@@ -73,7 +74,7 @@ FORMS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exported", description=__doc__)
     parser.add_argument("--model", default="fassd_net")
-    parser.add_argument("--size", default="1024x2048", metavar="HxW")
+    parser.add_argument("--size", type=parse_size, default="1024x2048", metavar="HxW")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--table", action="store_true")
@@ -82,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.table or options.check:
         rows = table(json.loads(RESULT.read_text()))
         return int(refreshed(DOCUMENT, BEGIN, END, rows, options.check) and options.check)
-    height, width = map(int, options.size.split("x"))
-    write_json(options.json, measure(options.model, (height, width), options.repeats))
+    write_json(options.json, measure(options.model, options.size, options.repeats))
     return 0
 
 

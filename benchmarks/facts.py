@@ -16,17 +16,18 @@ from benchmarks import output_of
 from benchmarks.rows import Record, data_of_part, escape, matches, number, spread, table, table_of
 from benchmarks.tools import Visit
 from fassd.bench import machine
-from fassd.bench.cases import TOLERANCES, compare, relative_error
-from fassd.bench.forms import NORMALIZE, picture_call, picture_reference, require_operators
+from fassd.bench.candidates import require_operators
+from fassd.bench.stopwatch import Run, interleaved
 from fassd.bench.subjects import (
-    DTYPES,
     NETWORK_NEEDS,
+    NORMALIZE,
     Case,
     Labelled,
+    Normalize,
     fused_network,
     subject_of,
 )
-from fassd.bench.timing import Run, interleaved
+from fassd.evaluation.agreement import TOLERANCES, compare, relative_error
 
 # --- facts ----------------------------------------------------------------------------------------
 
@@ -115,10 +116,11 @@ def smoke(visit: Visit, backend: str) -> dict[str, Any]:
         ways.update({"non-default stream": on_a_stream, "CUDA graph": in_a_graph})
     checks: list[dict[str, Any]] = []
     for name in ("float32", "float16"):
-        call = picture_call(NORMALIZE, backend, DTYPES[name], device)
+        subject = subject_of(Case("operators", NORMALIZE, *SHAPE[1:3], name), device, "")
+        call = subject.candidate(backend).call
         for way, run in ways.items():
             output, image = run(call, device)
-            error = relative_error(output, picture_reference(NORMALIZE, image))
+            error = relative_error(output, subject.reference(image))
             match = error <= TOLERANCES["operators"][name]
             check = f"{backend}, normalize, {name}, {way}"
             checks.append({"check": check, "rel_error": f"{error:.2e}", "match": match})
@@ -296,7 +298,7 @@ def measure_runner(
         speed = runner.measure(seconds)
     assert isinstance(labels, torch.Tensor)
     pictures = frame.view(case.batch, *runner.size, 3).to(device)
-    scores = subject.reference(picture_reference(NORMALIZE, pictures))
+    scores = subject.reference(Normalize().to(device)(pictures))
     limit = TOLERANCES["networks"][case.dtype]
     compare([labels.view(case.batch, *runner.size).to(device)], [scores], limit, record)
     latency_ms = 1e3 * speed.latency_s

@@ -14,10 +14,10 @@ from typing import Any
 from benchmarks import facts, probes, tools, variants
 from benchmarks.rows import Record, case_faults, cases_section
 from benchmarks.tools import Visit
+from fassd.bench.candidates import SWITCHED
 from fassd.bench.cases import measure_case
-from fassd.bench.forms import PICTURES, SWITCHED
-from fassd.bench.subjects import MODULES, OPERATORS, Case
-from fassd.bench.timing import Sampling
+from fassd.bench.stopwatch import Sampling
+from fassd.bench.subjects import MODULES, OPERATORS, PICTURES, Case
 from fassd.models import list_models
 
 # --- kinds of items -------------------------------------------------------------------------------

@@ -17,9 +17,8 @@ from typing import Any
 from benchmarks import RESULTS, slug, write_json, write_text
 from benchmarks.probes import LAUNCH_COLUMNS, scaled
 from benchmarks.rows import NONE, Record, matches, rows_by_subject, table, table_of
+from fassd.bench.candidates import COMPILE, DTYPES, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
 from fassd.bench.costs.cuda import Prediction, find_device, predict_network
-from fassd.bench.forms import COMPILE, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
-from fassd.bench.subjects import DTYPES
 from fassd.models import list_models
 from fassd_kernels.triton.device import Device
 

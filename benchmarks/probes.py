@@ -29,10 +29,10 @@ from benchmarks.tools import (
     read_log,
     tail,
 )
+from fassd.bench.candidates import NATIVE, UnavailableError, require_operators
 from fassd.bench.cases import Planned, planned_launches
-from fassd.bench.forms import NATIVE, UnavailableError, require_operators
-from fassd.bench.subjects import NETWORK_NEEDS, Case, Labelled, fused_network, input_set, subject_of
-from fassd.bench.timing import warm_up
+from fassd.bench.stopwatch import warm_up
+from fassd.bench.subjects import NETWORK_NEEDS, Case, Labelled, fused_network, subject_of
 
 # --- launches, as planned and as the GPU saw them -------------------------------------------------
 
@@ -71,7 +71,7 @@ def profile_network(visit: Visit, backend: str, network: str, **place: Any) -> d
     subject = subject_of(case, visit.device, "")
     assert isinstance(subject.module, Labelled)
     fast = fused_network(subject.module.to(visit.device), case.torch_dtype, backend)
-    (x,) = input_set(0, subject, case.torch_dtype, visit.device)
+    (x,) = subject.inputs(0)
     x = x.to(memory_format=torch.channels_last)
     try:
         if backend == "triton":
@@ -205,7 +205,7 @@ def forward(network: str, **place: Any) -> None:
     case = Case("networks", network, **place)
     subject = subject_of(case, device, "")
     call = subject.candidate(NATIVE).call
-    (x,) = input_set(0, subject, case.torch_dtype, device)
+    (x,) = subject.inputs(0)
     x = x.to(memory_format=torch.channels_last)
     with torch.no_grad():
         warm_up(call, [(x,)])

@@ -16,7 +16,7 @@ from benchmarks.rows import (
     rows_by_subject,
     why,
 )
-from fassd.bench.forms import (
+from fassd.bench.candidates import (
     CARVEOUT,
     CHOSEN,
     COMPILE,

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fassd.bench.forms import CHOSEN, EAGER, NATIVE, OURS, TITLES, TRITON
+from fassd.bench.candidates import CHOSEN, EAGER, NATIVE, OUR_FORMS, TITLES, TRITON
+from fassd.bench.cases import GROUPS
 from fassd.bench.markdown import markdown_table
-from fassd.bench.subjects import GROUPS
 
 Record = Mapping[str, Any]
 
@@ -168,8 +168,8 @@ def case_rows(items: Sequence[Record], ceilings: Record | None) -> Iterator[Row]
         if not data:
             name = FORM_OF_GROUP[item["case"]["group"]]
             found.setdefault(name, Row(item["case"], {"name": name, "reason": why(item)}, data))
-    peers = [name for name in TITLES if name not in OURS]
-    return (found[name] for name in (*peers, *OURS) if name in found)
+    peers = [name for name in TITLES if name not in OUR_FORMS]
+    return (found[name] for name in (*peers, *OUR_FORMS) if name in found)
 
 
 def why(item: Record) -> str:
@@ -243,7 +243,7 @@ def case_faults(data: Record) -> list[str]:
     return [
         form.get("reason") or "the result does not match the reference"
         for form in data["candidates"]
-        if form["name"] in OURS and (form["status"] == "failed" or form.get("match") is False)
+        if form["name"] in OUR_FORMS and (form["status"] == "failed" or form.get("match") is False)
     ]
 
 

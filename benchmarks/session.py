@@ -20,9 +20,9 @@ from benchmarks.plan import FULL, PARTS, Item, build_plan, quick_scale, untuned
 from benchmarks.predicted import load_predictions
 from benchmarks.report import render
 from benchmarks.tools import ProgramError, TimeLimitError, Visit, run_logged, tail
+from fassd.bench.candidates import UnavailableError, require_operators
 from fassd.bench.cases import Bench
-from fassd.bench.forms import UnavailableError, require_operators
-from fassd.bench.timing import first_line
+from fassd.bench.stopwatch import first_line
 from fassd.io.files import replacing
 
 SESSION, ALONE = "FASSD_GPU_REPORT", "FASSD_GPU_REPORT_ITEM"

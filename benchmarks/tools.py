@@ -25,8 +25,8 @@ import torch
 
 from benchmarks import ROOT, output_of
 from benchmarks.rows import Record, data_of_part, escape, table
+from fassd.bench.candidates import UnavailableError
 from fassd.bench.cases import Bench
-from fassd.bench.forms import UnavailableError
 
 GRACE_S = 5.0
 TOOLKIT = Path("/usr/local/cuda/bin")

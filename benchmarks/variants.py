@@ -24,10 +24,8 @@ from torch import Tensor
 from benchmarks import ROOT
 from benchmarks.rows import Record, data_of_part, number, share, table_of
 from benchmarks.tools import Visit
-from fassd.bench.cases import TOLERANCES, compare
-from fassd.bench.forms import UnavailableError, require_operators
-from fassd.bench.subjects import DTYPES, Case
-from fassd.bench.timing import (
+from fassd.bench.candidates import DTYPES, UnavailableError, require_operators
+from fassd.bench.stopwatch import (
     Call,
     Inputs,
     Run,
@@ -38,6 +36,8 @@ from fassd.bench.timing import (
     rotation,
     warm_up,
 )
+from fassd.bench.subjects import Case
+from fassd.evaluation.agreement import TOLERANCES, compare
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
@@ -188,7 +188,9 @@ def measure_shape(
     where = DTYPES[dtype], visit.device
     values = sum(shape.channels) * math.prod(shape.size)
     values += shape.out_channels * math.prod(shape.out_size) // shape.pool**2
-    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, visit.bench.cache_bytes)
+    on_gpu = visit.device.type == "cuda"
+    cache = torch.cuda.get_device_properties(visit.device).L2_cache_size if on_gpu else 0
+    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, cache)
     weight, bias = weights_of(shape, *where)
     sets = [images_of(shape, *where) for _ in range(count)]
     expected = [exact(shape, images, weight, bias) for images in (sets[0], sets[-1])]

@@ -131,12 +131,12 @@ def parse_size(text: str | Size) -> Size:
     """
     if isinstance(text, Size):
         return text
-    match = re.fullmatch(r"\s*([1-9]\d*)\s*x\s*([1-9]\d*)\s*", text.lower())
-    if match is None:
-        raise typer.BadParameter(
-            f"{text!r} is not a size; write height x width in pixels, for example 1024x2048"
-        )
-    return Size(int(match[1]), int(match[2]))
+    from fassd.models import sizes
+
+    try:
+        return Size(*sizes.parse_size(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 # Lists, written with commas. typer takes a class for a type, so each has one.

@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 
 import fassd
 from fassd.io.levels import as_range
+from fassd.models.sizes import parse_size
 from fassd.serve.encode import run_lengths, shares, to_png
 from fassd.serve.engine import BusyError, Choice, Engine, Labelled, StoppingError, UnsuitableError
 from fassd.serve.example import EXAMPLES, street
@@ -215,7 +216,7 @@ class _Desk:
     def _size(self, text: str | None) -> tuple[int, int] | None:
         if text is None:
             return None
-        height, width = map(int, text.split("x"))
+        height, width = parse_size(text)
         if height * width > self.limits.max_pixels:
             raise UnsuitableError(f"size: at most {self.limits.max_pixels:,} pixels, got {text}")
         return height, width

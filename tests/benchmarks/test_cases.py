@@ -1,4 +1,4 @@
-"""What the GPU report's cases are measured with: forms of a subject, failures, timing."""
+"""What the GPU report's cases are measured with: forms of a subject, failures, agreement."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from torch import nn
 
 import fassd
 from benchmarks.rows import speedup
-from fassd.bench import cases
-from fassd.bench import forms as peers
-from fassd.bench.cases import Bench, compare, measure_case, relative_error
-from fassd.bench.forms import (
+from fassd.bench import candidates, cases
+from fassd.bench.candidates import (
+    FORMS,
+    OUR_FORMS,
     SWITCHED,
+    BuildContext,
     Candidate,
-    Form,
     UnavailableError,
     cudnn_relus,
-    fold_batch_norms,
     native,
-    randomised,
 )
-from fassd.bench.subjects import MODULES, Case
-from fassd.bench.timing import Sampling
+from fassd.bench.cases import Bench, measure_case
+from fassd.bench.folding import fold_batch_norms, randomised
+from fassd.bench.stopwatch import Sampling
+from fassd.bench.subjects import MODULES, BuiltCandidate, Case
+from fassd.evaluation.agreement import compare, relative_error
 
 CPU = torch.device("cpu")
 
-# --- agreement ------------------------------------------------------------------------------------
+# --- agreement ---
 
 
 def test_compare_refuses_what_is_not_a_number():
@@ -83,7 +84,7 @@ def test_folding_a_module_keeps_its_function(name):
     place = MODULES[name]
     module = randomised(place.build())
     folded = fold_batch_norms(module)
-    x = torch.randn(1, place.channels, 8, 8)
+    x = torch.randn(1, place.maps[0][0], 8, 8)
     with torch.no_grad():
         assert relative_error(folded(x), module(x)) < 1e-5
     assert unfolded(module) > unfolded(folded) == (2 if name.startswith("MDA") else 0)
@@ -97,16 +98,16 @@ def test_random_weights_are_the_same_every_time():
 
 def test_a_form_that_is_not_there_says_why():
     module = randomised(fassd.models.DAPF(8))
-    missing = Form(module, torch.float32, torch.device("meta"))
+    missing = BuildContext(module, torch.device("meta"))
     with pytest.raises(UnavailableError, match="no backend meta"):
-        native(missing)
+        native(missing, torch.float32)
     with pytest.raises(UnavailableError, match="needs a CUDA device"):
-        cudnn_relus(missing)
+        cudnn_relus(missing, torch.float32)
 
 
 def test_cudnn_benchmark_is_on_only_inside():
     before = torch.backends.cudnn.benchmark
-    with Candidate("eager", lambda x: x, cudnn_benchmark=True).settings():
+    with FORMS["channels_last"].settings():
         assert torch.backends.cudnn.benchmark and not torch.is_grad_enabled()
     assert torch.backends.cudnn.benchmark is before
 
@@ -115,27 +116,28 @@ SMALL = Case("modules", "MDA(63, 2)", 64, 64, "float32")
 BENCH = Bench(CPU, Sampling(rounds=2, sample_ms=0.1), compiler="aot_eager")
 
 
+def stand_in(monkeypatch, name: str, build: Any) -> None:
+    monkeypatch.setitem(FORMS, name, Candidate(name, name, build))
+
+
 def test_a_candidate_that_fails_leaves_the_others(monkeypatch):
-    def broken(form: Form) -> Candidate:
-        def call(x: torch.Tensor) -> torch.Tensor:
-            raise RuntimeError("no kernel\nfor this")
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel\nfor this")
 
-        return Candidate("channels_last", call)
-
-    monkeypatch.setitem(peers.BUILDERS, "channels_last", broken)
+    stand_in(monkeypatch, "channels_last", lambda context, dtype: broken)
     eager, folded, _ = measure_case(SMALL, "library", BENCH)["candidates"]
     assert eager["match"] and eager["timing"]["n"] == 2
     assert (folded["status"], folded["reason"]) == ("failed", "RuntimeError: no kernel")
-    monkeypatch.setitem(peers.BUILDERS, "eager", broken)
+    stand_in(monkeypatch, "eager", lambda context, dtype: broken)
     records = measure_case(SMALL, "library", BENCH)["candidates"]
     assert [record["status"] for record in records] == ["failed", "failed", "unavailable"]
 
 
 def test_a_wrong_candidate_does_not_match(monkeypatch):
-    def wrong(form: Form) -> Candidate:
-        return Candidate("channels_last", lambda x: form.module(x) * 1.01)
+    def wrong(context: BuildContext, dtype: torch.dtype) -> Any:
+        return lambda x: context.module(x) * 1.01
 
-    monkeypatch.setitem(peers.BUILDERS, "channels_last", wrong)
+    stand_in(monkeypatch, "channels_last", wrong)
     eager, folded, _ = measure_case(SMALL, "library", BENCH)["candidates"]
     assert eager["match"] and not folded["match"]
     assert folded["rel_error"] == pytest.approx(1e-2, rel=1e-2)
@@ -145,10 +147,10 @@ def test_a_wrong_candidate_does_not_match(monkeypatch):
 def test_out_of_memory_together_is_measured_one_by_one(monkeypatch):
     together = cases.measure_together
 
-    def scarce(candidates: dict[str, Candidate], *rest: Any) -> None:
+    def scarce(candidates: dict[str, BuiltCandidate], *rest: Any) -> dict[str, int]:
         if len(candidates) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        together(candidates, *rest)
+        return together(candidates, *rest)
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(cases, "measure_together", scarce)
@@ -158,11 +160,11 @@ def test_out_of_memory_together_is_measured_one_by_one(monkeypatch):
 
 
 def test_eager_alone_is_not_timed_again(monkeypatch):
-    def missing(form: Form) -> Candidate:
+    def missing(context: BuildContext, dtype: torch.dtype) -> Any:
         raise UnavailableError("not implemented yet")
 
-    for name in peers.OURS:
-        monkeypatch.setitem(peers.BUILDERS, name, missing)
+    for name in OUR_FORMS:
+        stand_in(monkeypatch, name, missing)
     eager, *ours = measure_case(SMALL, "ours", BENCH)["candidates"]
     assert "timing" not in eager
     assert [form["name"] for form in ours] == ["triton", "triton-graph", "native"]
@@ -173,12 +175,12 @@ def test_eager_alone_is_not_timed_again(monkeypatch):
 
 @pytest.mark.parametrize("group", SWITCHED)
 def test_switched_kernels_need_a_process_of_their_own(group, monkeypatch):
-    form = Form(randomised(torch.nn.Conv2d(3, 8, 3)), torch.float32, CPU)
-    name = f"native-{group}"
+    context = BuildContext(torch.nn.Conv2d(3, 8, 3), CPU)
+    build = FORMS[f"native-{group}"].build
     ((variable, value),) = SWITCHED[group].items()
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(UnavailableError, match="was not started with"):
-        peers.BUILDERS[name](form)
+        build(context, torch.float32)
     monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(peers, "native", lambda form: peers.Candidate("native", form.module))
-    assert peers.BUILDERS[name](form).name == name
+    monkeypatch.setattr(candidates, "native", lambda context, dtype: context.module)
+    assert build(context, torch.float32) is context.module

@@ -21,9 +21,8 @@ from benchmarks.plan import PARTS, build_plan, quick_scale
 from benchmarks.probes import launch_times
 from benchmarks.session import SESSION, Session
 from benchmarks.tools import CONFIGS, Visit
-from fassd.bench.cases import Planned
-from fassd.bench.forms import SWITCHED
-from fassd.bench.subjects import GROUPS
+from fassd.bench.candidates import SWITCHED
+from fassd.bench.cases import GROUPS, Planned
 from fassd.bench.timeline import Kernel, Timeline
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,9 +22,9 @@ from benchmarks.plan import PARTS
 from benchmarks.probes import count_launches, parse_counters
 from benchmarks.session import judged
 from benchmarks.tools import CONFIGS, ProgramError, Visit, conformance, findings, sanitize, tune
+from fassd.bench.candidates import UnavailableError
 from fassd.bench.cases import Bench
-from fassd.bench.forms import UnavailableError
-from fassd.bench.timing import Sampling
+from fassd.bench.stopwatch import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 

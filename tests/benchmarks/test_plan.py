@@ -7,8 +7,8 @@ import itertools
 import fassd
 import fassd_kernels
 from benchmarks.plan import FULL, build_plan, untuned
-from fassd.bench.forms import PICTURES, SWITCHED
-from fassd.bench.subjects import MODULES, OPERATORS
+from fassd.bench.candidates import SWITCHED
+from fassd.bench.subjects import MODULES, OPERATORS, PICTURES
 
 
 def test_the_plan_holds_everything():

@@ -30,7 +30,7 @@ from benchmarks.variants import (
     wrong_variants,
 )
 from fassd.bench.cases import Bench
-from fassd.bench.timing import Sampling
+from fassd.bench.stopwatch import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
