@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import ROOT
 from benchmarks.rows import Record, data_of_part, number, share, table
 from fassd.bench.cases import TOLERANCES, compare
 from fassd.bench.forms import UnavailableError, require_operators
@@ -39,7 +37,6 @@ from fassd.bench.timing import (
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
-SOURCE = ROOT / "csrc" / "plan" / "plan.cpp"
 STEM_CHANNELS = 3
 """An input of so few has a kernel of its own."""
 
@@ -86,11 +83,9 @@ class Variant:
 
 
 def known_variants(arithmetic: str) -> list[Variant]:
-    """Those that are compiled, for ``halves`` or ``floats``, as the sources list them."""
-    found = re.search(rf"vector<Variant> {arithmetic} = {{(.*?)}};", SOURCE.read_text(), re.DOTALL)
-    assert found is not None, f"no list of {arithmetic} in {SOURCE}"
-    rows = re.findall(r"{(\d+), (\d+), (\d+)(, true)?}", found[1])
-    return [Variant(int(w), int(m), int(n), bool(sliding)) for w, m, n, sliding in rows]
+    """Those that are compiled, for ``halves`` or ``floats``."""
+    rows = torch.ops.fassd_kernels_plan.variants(0 if arithmetic == "halves" else 2).tolist()
+    return [Variant(warps, m, n, bool(sliding)) for warps, m, n, sliding in rows]
 
 
 def measure_variants(
