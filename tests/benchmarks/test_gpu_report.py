@@ -767,7 +767,7 @@ def test_a_rehearsal_runs_every_part(rehearsal):
     assert set(statuses.values()) <= {"done", "unavailable"}, statuses
     measured = [item["data"] for item in report["items"] if "case" in item and "data" in item]
     forms = [f for data in measured for f in data["candidates"] if "timing" in f]
-    ours = {"native", "native-dependent", "auto"}
+    ours = {"native", "native-dependent", "native-carve-out", "auto"}
     assert {f["name"] for f in forms} >= {"eager", "channels_last", "compile"} | ours
     assert all(f["match"] and f["timing"]["ms"] > 0 for f in forms)
     unavailable = {
@@ -781,12 +781,10 @@ def test_a_rehearsal_runs_every_part(rehearsal):
     network = "fassd_net/1x64x64/float32"
     for part in ("conformance/cuda", "conformance/triton", "smoke/triton", "sanitizer/memcheck"):
         assert statuses[part] == "unavailable"
-    # Nothing in the kernels sets the carve-out yet.
-    for part in (f"networks/{network}/carve-out", f"choices/{network}"):
+    for part in (f"choices/{network}", "profile/cpu/fassd_net", "counters/fassd_net"):
         assert statuses[part] == "unavailable"
-    for part in ("profile/cpu/fassd_net", "counters/fassd_net"):
-        assert statuses[part] == "unavailable"
-    for part in ("runner/fassd_net", f"networks/{network}/dependent", "smoke/cpu"):
+    switched = (f"networks/{network}/{group}" for group in ("dependent", "carve-out"))
+    for part in ("runner/fassd_net", *switched, "smoke/cpu"):
         assert statuses[part] == "done"
     page = (rehearsal / "report.md").read_text()
     assert "A rehearsal in miniature" in page and "### MDA(63, 2)" in page
