@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks import ROOT
 from benchmarks.rows import Record, data_of_part, number, share, table_of
 from benchmarks.tools import Visit
 from fassd.bench.candidates import DTYPES, UnavailableError, require_operators
@@ -41,7 +39,6 @@ from fassd.evaluation.agreement import TOLERANCES, compare
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
-SOURCE = ROOT / "csrc" / "plan" / "plan.cpp"
 STEM_CHANNELS = 3
 """An input of so few has a kernel of its own."""
 
@@ -72,11 +69,9 @@ class KernelVariant:
 
 
 def known_variants(arithmetic: str) -> list[KernelVariant]:
-    """Those that are compiled, for ``halves`` or ``floats``, as the sources list them."""
-    found = re.search(rf"vector<Variant> {arithmetic} = {{(.*?)}};", SOURCE.read_text(), re.DOTALL)
-    assert found is not None, f"no list of {arithmetic} in {SOURCE}"
-    rows = re.findall(r"{(\d+), (\d+), (\d+)(, true)?}", found[1])
-    return [KernelVariant(int(w), int(m), int(n), bool(sliding)) for w, m, n, sliding in rows]
+    """Those that are compiled, for ``halves`` or ``floats``."""
+    rows = torch.ops.fassd_kernels_plan.variants(0 if arithmetic == "halves" else 2).tolist()
+    return [KernelVariant(warps, m, n, bool(sliding)) for warps, m, n, sliding in rows]
 
 
 def measure_variants(

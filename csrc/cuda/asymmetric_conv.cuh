@@ -15,17 +15,9 @@
 namespace fassd::cuda {
 
 // Without a second convolution (no taps), the middle is the result.
-struct Pair {
+struct Pair : PairPlan {
   Source source;
   Weight first_weight, second_weight;
-  Taps first, second;
-  Axis rows, columns;
-  Tile tile;
-  bool whole_rows = false;
-  int chunk = 16;
-  int stage_count = 2;
-  SharedLayout layout;
-  int64_t blocks = 0;           // other pairs of the launch may have more
   const void* bias = nullptr;   // of the first convolution
   const void* slope = nullptr;  // of its activation, which is the epilogue's
   Epilogue epilogue;            // of the second
@@ -34,6 +26,7 @@ struct Pair {
 struct Pairs {
   Pair pair[most_pairs];
 };
+static_assert(sizeof(Pairs) <= 4096, "what a kernel's parameters may take");
 
 // What the host knows of a pair; `second` has no value where the first convolution is all.
 struct PairCall {
@@ -51,12 +44,9 @@ struct PairCall {
 // convolution. `like` tells where scratch lies.
 void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls);
 
-void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
-                  int64_t blocks, int shared_bytes, __half);
-void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
-                  int64_t blocks, int shared_bytes, __nv_bfloat16);
-void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
-                  int64_t blocks, int shared_bytes, float);
+// As launch_convolution, of `count` pairs of one variant.
+template <typename T>
+void launch_pairs(const Context& context, const Pairs& pairs, int count);
 
 // --- the kernel ----------------------------------------------------------------------------------
 
@@ -79,7 +69,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   unsigned char* shared = ptx::dynamic_shared();
   int2* positions = reinterpret_cast<int2*>(shared);
 
-  if (blockIdx.x >= pair.blocks) {
+  if (blockIdx.x >= pair.cost.blocks) {  // others of the launch may have more
     return;
   }
   const int tile_width = 1 << tile.width_log2, middle_width = pair.columns.slots;
@@ -91,7 +81,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const int zeros = layout.middle + (middle_pixels + 15) / 16 * 16 * middle_pitch;
   const int pitch = slot_bytes<Math>(pair.chunk);
   const int tap_bytes = pair.chunk * weight_row_bytes<Math, n>;
-  guard_stages(shared, layout, pair.stage_count);
+  guard_stages(shared, layout, pair.stages);
   locate_slots(positions, pair.rows, pair.columns, y, x, threads);
   for (int i = threadIdx.x; i < middle_pitch / 4; i += threads) {
     reinterpret_cast<uint32_t*>(shared + zeros)[i] = 0;
@@ -117,8 +107,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const int second_chunks =
       pair.second.count == 0 ? 0 : (pair.second_weight.in_channels + pair.chunk - 1) / pair.chunk;
   const int chunks = first_chunks + second_chunks;
-  const auto begin_copy = [&](int chunk, int stage) {
-    const int to = layout.stages + stage * layout.stage_bytes;
+  const auto begin_copy = [&](int chunk, int to) {
     if (chunk < first_chunks) {
       const int channel = chunk * pair.chunk;
       copy_pixels<T>(shared, to, positions, slots, pair.source, picture, channel, pair.chunk, pitch,
@@ -131,26 +120,8 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
                             pair.chunk, 0, threads);
     }
   };
-  for (int stage = 0; stage < pair.stage_count - 1; stage++) {
-    if (stage < chunks) {
-      begin_copy(stage, stage);
-    }
-    ptx::copy_async_commit();
-  }
-  int stage = 0, free_stage = pair.stage_count - 1;
-  // Waits for the next chunk, begins to copy a later one, and returns its offset.
-  const auto next_stage = [&](int chunk) {
-    wait_for_stage(pair.stage_count);
-    __syncthreads();
-    if (chunk + pair.stage_count - 1 < chunks) {
-      begin_copy(chunk + pair.stage_count - 1, free_stage);
-    }
-    ptx::copy_async_commit();
-    const int at = layout.stages + stage * layout.stage_bytes;
-    stage = stage + 1 == pair.stage_count ? 0 : stage + 1;
-    free_stage = free_stage + 1 == pair.stage_count ? 0 : free_stage + 1;
-    return at;
-  };
+  Ring ring = {layout, pair.stages, chunks, begin_copy};
+  ring.start();
 
   {
     Accumulators<Math, 1, n_tiles> acc[pair_m_tiles];
@@ -159,7 +130,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
       acc[i].clear();
     }
     for (int chunk = 0; chunk < first_chunks; chunk++) {
-      const int at = next_stage(chunk);
+      const int at = ring.next(chunk);
 #pragma unroll
       for (int i = 0; i < pair_m_tiles; i++) {
         if ((warp + i * warps) * 16 < middle_pixels) {
@@ -225,7 +196,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   Accumulators<Math, 1, n_tiles> acc;
   acc.clear();
   for (int chunk = first_chunks; chunk < chunks; chunk++) {
-    const int weights = next_stage(chunk) + layout.weights;
+    const int weights = ring.next(chunk) + layout.weights;
     const int channel_bytes = (chunk - first_chunks) * pair.chunk * int(sizeof(T));
     const auto each = [&](Accumulators<Math, 1, n_tiles>& sums) {
       for (int tap = 0; tap < pair.second.count; tap++) {
@@ -262,21 +233,13 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   __syncthreads();
   ptx::let_next_kernel_start();
 
-  unguard_stages(shared, layout, pair.stage_count);
+  unguard_stages(shared, layout, pair.stages);
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, 1, n_tiles>(staging, acc, warp * 16, 16);
   __syncthreads();
   write_tile<T, n_tiles>(staging, pair.epilogue, tile.width_log2, tile.height, picture, y, x, 0,
                          pair.second_weight.out_channels, pair.rows.size, pair.columns.size,
                          threads);
-}
-
-template <typename Math, int warps, int n_tiles>
-void launch_pair_kernel(const Context& context, const Pairs& pairs, int count, int64_t blocks,
-                        int shared_bytes) {
-  context.queue.launch(&pair_kernel<Math, warps, n_tiles>,
-                       grid_of(context.op, "tiles", blocks, count), dim3(warps * 32), shared_bytes,
-                       pairs);
 }
 
 }  // namespace fassd::cuda

@@ -2,65 +2,47 @@
 
 #pragma once
 
+#include <iterator>
+#include <utility>
+
 #include "conv_act.cuh"
 #include "convolution_kernel.cuh"
 
 namespace fassd::cuda {
 
-template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding>
-void launch_variant(const Context& context, const ConvolutionPlan& plan,
-                    const Convolution& convolution, int64_t batch) {
-  const int64_t blocks =
-      batch * plan.tile.across * int64_t(plan.tile.down) * int64_t(plan.tile.columns);
-  context.queue.launch(&convolution_kernel<Math, warps, m_tiles, n_tiles, sliding>,
-                       grid_of(context.op, "tiles", blocks), dim3(warps * 32), plan.layout.total,
-                       convolution);
+template <typename Math, const auto& variants, size_t index>
+void launch_variant(const Context& context, const Convolution& convolution) {
+  constexpr Variant variant = variants[index];
+  context.queue.launch(
+      &convolution_kernel<Math, variant.warps, variant.m_tiles, variant.n_tiles, variant.sliding>,
+      grid_of(context.op, "tiles", convolution.cost.blocks), dim3(variant.warps * 32),
+      convolution.layout.total, convolution);
 }
 
-using Launcher = void (*)(const Context&, const ConvolutionPlan&, const Convolution&, int64_t);
-
-struct Entry {
-  Variant variant;
-  Launcher launch;
-};
-
-template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding = false>
-constexpr Entry entry() {
-  return {{warps, m_tiles, n_tiles, sliding},
-          &launch_variant<Math, warps, m_tiles, n_tiles, sliding>};
-}
-
-template <size_t count>
-void launch_entry(const Entry (&entries)[count], const Context& context,
-                  const ConvolutionPlan& plan, const Convolution& convolution, int64_t batch) {
-  for (const Entry& entry : entries) {
-    if (entry.variant.warps == plan.variant.warps &&
-        entry.variant.m_tiles == plan.variant.m_tiles &&
-        entry.variant.n_tiles == plan.variant.n_tiles &&
-        entry.variant.sliding == plan.variant.sliding) {
-      return entry.launch(context, plan, convolution, batch);
-    }
-  }
-  STD_TORCH_CHECK(false, context.op, ": no kernel of ", plan.variant.warps, " warps and ",
-                  plan.variant.m_tiles, " x ", plan.variant.n_tiles, " tiles was compiled");
+template <typename Math, const auto& variants, size_t... index>
+void launch_one_of(const Context& context, const Convolution& convolution,
+                   std::index_sequence<index...>) {
+  const bool compiled = ((convolution.variant == variants[index] &&
+                          (launch_variant<Math, variants, index>(context, convolution), true)) ||
+                         ...);
+  STD_TORCH_CHECK(compiled, context.op, ": no kernel of ", convolution.variant.warps, " warps and ",
+                  convolution.variant.m_tiles, " x ", convolution.variant.n_tiles,
+                  " tiles was compiled");
 }
 
 template <typename T>
-void launch_half(const Context& context, const ConvolutionPlan& plan,
-                 const Convolution& convolution, int64_t batch) {
-  using Math = HalfMath<T>;
-  static constexpr Entry entries[] = {
-      entry<Math, 8, 2, 8>(),       entry<Math, 8, 2, 7>(),       entry<Math, 8, 2, 6>(),
-      entry<Math, 8, 2, 5>(),       entry<Math, 8, 2, 4>(),       entry<Math, 8, 2, 3>(),
-      entry<Math, 8, 2, 2>(),       entry<Math, 4, 1, 8>(),       entry<Math, 4, 1, 7>(),
-      entry<Math, 4, 1, 6>(),       entry<Math, 4, 1, 5>(),       entry<Math, 4, 1, 4>(),
-      entry<Math, 4, 1, 3>(),       entry<Math, 4, 1, 2>(),       entry<Math, 4, 4, 6, true>(),
-      entry<Math, 4, 4, 5, true>(), entry<Math, 4, 4, 4, true>(), entry<Math, 4, 4, 3, true>(),
-      entry<Math, 4, 4, 2, true>(), entry<Math, 4, 2, 8, true>(), entry<Math, 4, 2, 7, true>(),
-      entry<Math, 4, 2, 6, true>(), entry<Math, 4, 2, 5, true>(), entry<Math, 4, 2, 4, true>(),
-      entry<Math, 4, 2, 3, true>(), entry<Math, 4, 2, 2, true>(),
-  };
-  launch_entry(entries, context, plan, convolution, batch);
+void launch_convolution(const Context& context, const Convolution& convolution) {
+  constexpr const auto& variants = []() -> const auto& {
+    if constexpr (sizeof(T) == 2) {
+      return half_variants;
+    } else {
+      return float_variants;
+    }
+  }();
+  with_math<T>(context, [&](auto math) {
+    launch_one_of<decltype(math), variants>(context, convolution,
+                                            std::make_index_sequence<std::size(variants)>());
+  });
 }
 
 }  // namespace fassd::cuda

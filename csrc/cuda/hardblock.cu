@@ -94,7 +94,7 @@ class Block {
     if (!plan.possible) {
       return false;
     }
-    Couple couple;
+    Couple couple = {plan};
     std::copy(second.inputs.begin() + 1, second.inputs.end(), couple.sources);
     couple.source_count = static_cast<int>(second.inputs.size()) - 1;
     couple.odd = first.filter.weight;
@@ -104,13 +104,6 @@ class Block {
     }
     couple.height = first.height;
     couple.width = first.width;
-    couple.across = plan.across;
-    couple.down = plan.down;
-    couple.columns = plan.columns;
-    couple.chunk = plan.chunk;
-    couple.stage_count = plan.stages;
-    couple.layout = plan.layout;
-    couple.odd_weights = plan.odd_weights;
     couple.odd_bias = first.epilogue.bias;
     couple.odd_out = place(odd);
     sources_.push_back(Source());  // nobody else reads it
@@ -118,7 +111,7 @@ class Block {
     couple.epilogue.out = odd + 1 == layers_ ? place(odd + 1) : keep(odd + 1);
     with_type(context_.op, context_.dtype, [&](auto type) {
       if constexpr (sizeof(type) == 2) {
-        launch_couple(context_, plan, couple, type);
+        launch_couple<decltype(type)>(context_, couple);
       }
     });
     return true;
@@ -139,7 +132,7 @@ class Block {
 
 Tensor hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
                  const OptionalTensors& packed, bool allow_tf32) {
-  const ImageSize size = check_hardblock(input, weights, biases, packed);
+  const ImageSize size = check_hardblock(input, weights, biases, packed).size;
   const Context context("hardblock", input, allow_tf32);
   const Tensor out = empty_image(input, size);
   std::vector<Filter> filters = filters_of(context, weights, packed);
