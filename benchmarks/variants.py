@@ -188,7 +188,9 @@ def measure_shape(
     where = DTYPES[dtype], visit.device
     values = sum(shape.channels) * math.prod(shape.size)
     values += shape.out_channels * math.prod(shape.out_size) // shape.pool**2
-    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, visit.bench.cache_bytes)
+    on_gpu = visit.device.type == "cuda"
+    cache = torch.cuda.get_device_properties(visit.device).L2_cache_size if on_gpu else 0
+    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, cache)
     weight, bias = weights_of(shape, *where)
     sets = [images_of(shape, *where) for _ in range(count)]
     expected = [exact(shape, images, weight, bias) for images in (sets[0], sets[-1])]
