@@ -61,11 +61,9 @@ def train(name: str, work: Path, streets: Path, steps: int) -> Path:
     if not weights.exists():
         partial = run.with_name(f"{name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
+        length = ("--steps", str(steps), "--batch", str(BATCH))
         crop = ("-s", f"crop={list(CROP)}", "-s", "val_every=0", "-s", "val_pictures=4")
-        fassd(
-            *("train", "-p", "demo", "-d", streets, "-o", partial, "-m", name),
-            *("--steps", str(steps), "--batch", str(BATCH), *crop),
-        )
+        fassd("train", "-p", "demo", "-d", streets, "-o", partial, "-m", name, *length, *crop)
         partial.rename(run)
     return weights
 
@@ -74,10 +72,7 @@ def score(name: str, weights: Path, streets: Path, work: Path) -> dict[str, Any]
     """A network's row: its scores on the held-out frames, without the confusion matrix."""
     file = work / f"{name}.val.json"
     if not file.exists():
-        fassd(
-            *("val", "--data", streets, "--model", name, "--weights", weights),
-            *("--json", file),
-        )
+        fassd("val", "--data", streets, "-m", name, "--weights", weights, "--json", file)
     found = json.loads(file.read_text())
     kept = ("miou", "pixel_accuracy", "mean_accuracy", "pictures", "classes")
     return {"model": name, **{key: found[key] for key in kept}}

@@ -24,7 +24,7 @@ from fassd.models import list_models
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """A kind of item.
 
     Attributes:
@@ -46,37 +46,36 @@ def case(visit: Visit, group: str, **subject: Any) -> dict[str, Any]:
 
 
 PARTS = {
-    "build": Part(tools.build),
-    "environment": Part(facts.describe_environment, "Environment", facts.environment_section),
-    "smoke": Part(facts.smoke, "First checks", facts.smoke_section),
-    "networks": Part(case, "Networks", cases_section, case_faults),
-    "profile": Part(
+    "build": ReportPart(tools.build),
+    "environment": ReportPart(facts.describe_environment, "Environment", facts.environment_section),
+    "smoke": ReportPart(facts.smoke, "First checks", facts.smoke_section),
+    "networks": ReportPart(case, "Networks", cases_section, case_faults),
+    "profile": ReportPart(
         probes.profile_network, "Launches", probes.profile_section, probes.profile_faults
     ),
-    "counters": Part(probes.count_launches, "Counters", probes.counters_section),
-    "conformance": Part(
+    "counters": ReportPart(probes.count_launches, "Counters", probes.counters_section),
+    "conformance": ReportPart(
         tools.conformance, "Conformance", tools.conformance_section, tools.failing_tests
     ),
-    "runner": Part(
-        facts.measure_runner,
-        "From camera to labels",
-        facts.runner_section,
-        facts.runner_faults,
+    "runner": ReportPart(
+        facts.measure_runner, "From camera to labels", facts.runner_section, facts.runner_faults
     ),
-    "ceilings": Part(facts.measure_ceilings, "Ceilings", facts.ceilings_section),
-    "sanitizer": Part(
+    "ceilings": ReportPart(facts.measure_ceilings, "Ceilings", facts.ceilings_section),
+    "sanitizer": ReportPart(
         tools.sanitize, "Sanitizers", tools.sanitizer_section, tools.sanitizer_faults
     ),
-    "modules": Part(case, "Modules", cases_section, case_faults),
-    "tune": Part(tools.tune, "Tuning", tools.tuning_section),
-    "choices": Part(partial(tools.tune, backends=True), "Choice of backends", tools.tuning_section),
-    "variants": Part(
+    "modules": ReportPart(case, "Modules", cases_section, case_faults),
+    "tune": ReportPart(tools.tune, "Tuning", tools.tuning_section),
+    "choices": ReportPart(
+        partial(tools.tune, backends=True), "Choice of backends", tools.tuning_section
+    ),
+    "variants": ReportPart(
         variants.measure_variants,
         "Variants of the convolution kernel",
         variants.variants_section,
         variants.wrong_variants,
     ),
-    "operators": Part(case, "Operators", cases_section, case_faults),
+    "operators": ReportPart(case, "Operators", cases_section, case_faults),
 }
 
 # --- items ----------------------------------------------------------------------------------------
@@ -241,7 +240,7 @@ class Scale:
         return Item(name, arguments, limit_s, 20.0, SUITE_SOURCES, backend)
 
     def sanitized(self, tool: str) -> Item:
-        """Part of the suite under a tool of compute-sanitizer."""
+        """ReportPart of the suite under a tool of compute-sanitizer."""
         options = [f"--device={self.device}", f"--backend={CUDA}", "-ktest_table"]
         options.append(f"--every={SANITIZED}")
         arguments = {"tool": tool, "suite": self.suite, "options": options}

@@ -167,6 +167,7 @@ DETAILED = "fassd_net"
 """The network that is predicted in a batch too, and shown launch by launch."""
 
 
+TARGET_HEADER = ("network", "target", "predicted", "met by the prediction")
 NETWORK_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
     ("network", lambda one: one["network"]),
     ("batch", lambda one: str(one["batch"])),
@@ -188,23 +189,22 @@ def render(predictions: Sequence[Record]) -> str:
         if (figure := predicted_figure(target, predictions)) is not None
     ]
     detailed = next(one for one in predictions if one["network"] == DETAILED)
-    lines = [
-        f"# The CUDA backend on {detailed['gpu']}, predicted",
-        "",
-        f"By the time model; **nothing here was measured**. 1x3x{SIZE[0]}x{SIZE[1]} pictures but "
-        f"for the batch, {DTYPE}, labels out, as one CUDA graph. Floor: bytes at the memory's "
-        "bandwidth or operations at the full rate, launch by launch. Written by "
-        "`python -m benchmarks.predicted`.",
-        "",
-    ]
-    if goals:
-        met = ("network", "target", "predicted", "met by the prediction")
-        lines += ["## Targets", "", table(met, goals)]
-    lines += ["## Networks", "", table_of(NETWORK_COLUMNS, predictions)]
-    lines += [f"## Launches of {DETAILED}, batch {detailed['batch']}", ""]
-    lines += [table_of(LAUNCH_COLUMNS, detailed["rows"])]
-    lines += ["Those of the other networks are in the JSON file beside this one.", ""]
-    return "\n".join(lines)
+    targets = f"## Targets\n\n{table(TARGET_HEADER, goals)}\n" if goals else ""
+    return f"""\
+# The CUDA backend on {detailed["gpu"]}, predicted
+
+By the time model; **nothing here was measured**. 1x3x{SIZE[0]}x{SIZE[1]} pictures but for the
+batch, {DTYPE}, labels out, as one CUDA graph. Floor: bytes at the memory's bandwidth or operations
+at the full rate, launch by launch. Written by `python -m benchmarks.predicted`.
+
+{targets}## Networks
+
+{table_of(NETWORK_COLUMNS, predictions)}
+## Launches of {DETAILED}, batch {detailed["batch"]}
+
+{table_of(LAUNCH_COLUMNS, detailed["rows"])}
+Those of the other networks are in the JSON file beside this one.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT, output_of
-from benchmarks.rows import Record, data_of_part, escape, table
+from benchmarks.rows import Record, data_of_part, escape, table, table_of
 from fassd.bench.candidates import UnavailableError
 from fassd.bench.cases import Bench
 
@@ -260,9 +260,12 @@ def message_of(longrepr: Any) -> str:
     return str(crash["message"] if crash else longrepr)[:MESSAGE_LENGTH]
 
 
+def failing(data: Record) -> int:
+    return data["counts"].get("failed", 0) + data["counts"].get("error", 0)
+
+
 def failing_tests(data: Record) -> list[str]:
-    failing = data["counts"].get("failed", 0) + data["counts"].get("error", 0)
-    return [f"{failing} tests failed"] if failing else []
+    return [f"{failing(data)} tests failed"] if failing(data) else []
 
 
 def conformance_section(report: Record, part: str) -> str:
@@ -389,13 +392,15 @@ def sanitizer_faults(data: Record) -> list[str]:
 
 
 def sanitizer_section(report: Record, part: str) -> str:
-    rows, quotes = [], []
-    for data in data_of_part(report, part):
-        counts = data["counts"]
-        failed = counts.get("failed", 0) + counts.get("error", 0)
-        rows.append([data["tool"], *map(str, (sum(counts.values()), failed, data["findings"]))])
-        quotes += [f"{data['tool']}:\n\n```\n{text}\n```\n" for text in data["quoted"]]
-    return "\n".join([table(["tool", "tests", "failed", "findings"], rows), *quotes])
+    runs = data_of_part(report, part)
+    columns = (
+        ("tool", lambda data: data["tool"]),
+        ("tests", lambda data: str(sum(data["counts"].values()))),
+        ("failed", lambda data: str(failing(data))),
+        ("findings", lambda data: str(data["findings"])),
+    )
+    quotes = [f"{data['tool']}:\n\n```\n{text}\n```\n" for data in runs for text in data["quoted"]]
+    return "\n".join([table_of(columns, runs), *quotes])
 
 
 # --- the tuner ------------------------------------------------------------------------------------
