@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import fassd
 import fassd_kernels
@@ -25,22 +24,10 @@ from benchmarks.report import problems, render
 from benchmarks.rows import floor_ms, launch_floors_ms, number, speedup
 from benchmarks.session import Session, judged, write_text
 from benchmarks.tools import conformance
-from fassd.bench import cases
 from fassd.bench.candidates import (
-    FORMS,
-    OUR_FORMS,
     SWITCHED,
-    BuildContext,
-    Candidate,
-    UnavailableError,
-    cudnn_relus,
-    native,
 )
-from fassd.bench.cases import Bench, measure_case
-from fassd.bench.folding import fold_batch_norms, randomised
-from fassd.bench.stopwatch import Sampling
-from fassd.bench.subjects import MODULES, OPERATORS, PICTURES, BuiltCandidate, Case
-from fassd.evaluation.agreement import compare, relative_error
+from fassd.bench.subjects import MODULES, OPERATORS, PICTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -244,129 +231,6 @@ def test_speedup_needs_eager_and_a_match():
 )
 def test_number(value, text):
     assert number(value) == text
-
-
-def test_compare_refuses_what_is_not_a_number():
-    reference = [torch.ones(4)]
-    record: dict[str, Any] = {}
-    compare([torch.full((4,), 1.001)], reference, 2e-3, record)
-    assert record["match"] and record["rel_error"] == pytest.approx(1e-3, rel=1e-3)
-    compare([torch.tensor([1.0, 1.0, float("nan"), 1.0])], reference, 2e-3, record)
-    assert record["rel_error"] is None and not record["match"]
-    with pytest.raises(RuntimeError, match="shape"):
-        relative_error(torch.ones(3), torch.ones(4))
-
-
-# --- peers ----------------------------------------------------------------------------------------
-
-
-def unfolded(module: nn.Module) -> int:
-    return sum(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
-
-
-@pytest.mark.parametrize("name", fassd.list_models())
-def test_folding_a_network_keeps_its_function(name):
-    model = randomised(fassd.create_model(name))
-    folded = fold_batch_norms(model)
-    # Of each MDA, the batch norms before the 3x3 and after the sum.
-    assert unfolded(folded) == 2 * sum(isinstance(m, fassd.models.MDA) for m in model.modules())
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert relative_error(folded(x), model(x)) < 1e-5
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_folding_a_module_keeps_its_function(name):
-    place = MODULES[name]
-    module = randomised(place.build())
-    folded = fold_batch_norms(module)
-    x = torch.randn(1, place.maps[0][0], 8, 8)
-    with torch.no_grad():
-        assert relative_error(folded(x), module(x)) < 1e-5
-    assert unfolded(module) > unfolded(folded) == (2 if name.startswith("MDA") else 0)
-
-
-def test_random_weights_are_the_same_every_time():
-    one, two = (randomised(fassd.models.DAPF(8)).state_dict() for _ in range(2))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert not torch.equal(one["bn1.running_var"], torch.ones(8))
-
-
-def test_a_form_that_is_not_there_says_why():
-    module = randomised(fassd.models.DAPF(8))
-    missing = BuildContext(module, torch.device("meta"))
-    with pytest.raises(UnavailableError, match="no backend meta"):
-        native(missing, torch.float32)
-    with pytest.raises(UnavailableError, match="needs a CUDA device"):
-        cudnn_relus(missing, torch.float32)
-
-
-def test_cudnn_benchmark_is_on_only_inside():
-    before = torch.backends.cudnn.benchmark
-    with FORMS["channels_last"].settings():
-        assert torch.backends.cudnn.benchmark and not torch.is_grad_enabled()
-    assert torch.backends.cudnn.benchmark is before
-
-
-SMALL = Case("modules", "MDA(63, 2)", 64, 64, "float32")
-BENCH = Bench(CPU, Sampling(rounds=2, sample_ms=0.1), compiler="aot_eager")
-
-
-def stand_in(monkeypatch, name: str, build: Any) -> None:
-    monkeypatch.setitem(FORMS, name, Candidate(name, name, build))
-
-
-def test_a_candidate_that_fails_leaves_the_others(monkeypatch):
-    def broken(x: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("no kernel\nfor this")
-
-    stand_in(monkeypatch, "channels_last", lambda context, dtype: broken)
-    eager, folded, _ = measure_case(SMALL, "library", BENCH)["candidates"]
-    assert eager["match"] and eager["timing"]["n"] == 2
-    assert (folded["status"], folded["reason"]) == ("failed", "RuntimeError: no kernel")
-    stand_in(monkeypatch, "eager", lambda context, dtype: broken)
-    records = measure_case(SMALL, "library", BENCH)["candidates"]
-    assert [record["status"] for record in records] == ["failed", "failed", "unavailable"]
-
-
-def test_a_wrong_candidate_does_not_match(monkeypatch):
-    def wrong(context: BuildContext, dtype: torch.dtype) -> Any:
-        return lambda x: context.module(x) * 1.01
-
-    stand_in(monkeypatch, "channels_last", wrong)
-    eager, folded, _ = measure_case(SMALL, "library", BENCH)["candidates"]
-    assert eager["match"] and not folded["match"]
-    assert folded["rel_error"] == pytest.approx(1e-2, rel=1e-2)
-    assert speedup(folded, eager) is None
-
-
-def test_out_of_memory_together_is_measured_one_by_one(monkeypatch):
-    together = cases.measure_together
-
-    def scarce(candidates: dict[str, BuiltCandidate], *rest: Any) -> dict[str, int]:
-        if len(candidates) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return together(candidates, *rest)
-
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(cases, "measure_together", scarce)
-    data = measure_case(SMALL, "library", BENCH)
-    assert data["interleaved"] is False
-    assert [record.get("match") for record in data["candidates"]] == [True, True, None]
-
-
-def test_eager_alone_is_not_timed_again(monkeypatch):
-    def missing(context: BuildContext, dtype: torch.dtype) -> Any:
-        raise UnavailableError("not implemented yet")
-
-    for name in OUR_FORMS:
-        stand_in(monkeypatch, name, missing)
-    eager, *ours = measure_case(SMALL, "ours", BENCH)["candidates"]
-    assert "timing" not in eager
-    assert [form["name"] for form in ours] == ["triton", "triton-graph", "native"]
-    assert {(form["status"], form["reason"]) for form in ours} == {
-        ("unavailable", "not implemented yet")
-    }
 
 
 # --- plan and store -------------------------------------------------------------------------------

@@ -37,10 +37,8 @@ from benchmarks.variants import (
     measure_variants,
     variants_text,
 )
-from fassd.bench import candidates
-from fassd.bench.candidates import FORMS, SWITCHED, BuildContext, UnavailableError
+from fassd.bench.candidates import UnavailableError
 from fassd.bench.stopwatch import Sampling
-from fassd.evaluation.agreement import relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -557,38 +555,7 @@ def test_a_choice_that_loses_to_a_single_backend_is_a_problem(forms, slower):
     assert lost("quick") == []  # figures of a rehearsal mean nothing
 
 
-@pytest.mark.parametrize("group", SWITCHED)
-def test_switched_kernels_need_a_process_of_their_own(group, monkeypatch):
-    context = BuildContext(torch.nn.Conv2d(3, 8, 3), CPU)
-    build = FORMS[f"native-{group}"].build
-    ((variable, value),) = SWITCHED[group].items()
-    monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(UnavailableError, match="was not started with"):
-        build(context, torch.float32)
-    monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(candidates, "native", lambda context, dtype: context.module)
-    assert build(context, torch.float32) is context.module
-
-
 # --- labels ---------------------------------------------------------------------------------------
-
-
-def test_labels_are_judged_by_their_scores():
-    scores = torch.zeros(1, 3, 1, 4)
-    scores[0, :, 0] = torch.tensor([[3.0, 1.0, 0.0, 2.0], [1.0, 4.0, 0.0, 2.0], [0, 0, 2.0, 1.99]])
-    right = torch.tensor([[[0, 1, 2, 0]]])
-    assert relative_error(right, scores) == 0.0
-    # Of two equal scores, either label is right; of nearly equal ones, nearly.
-    assert relative_error(torch.tensor([[[0, 1, 2, 1]]]), scores) == 0.0
-    best = (9 + 16 + 4 + 4) ** 0.5
-    near, far = (torch.tensor([[[a, 1, 2, b]]]) for a, b in ((0, 2), (1, 0)))
-    assert relative_error(near, scores) == pytest.approx(0.01 / best, rel=1e-3)
-    assert relative_error(far.to(torch.uint8), scores) == pytest.approx(2 / best, rel=1e-6)
-    # A label that was not written is no number.
-    unwritten = torch.tensor([[[0, 1, 2, 255]]], dtype=torch.uint8)
-    assert not relative_error(unwritten, scores) < float("inf")
-    with pytest.raises(RuntimeError, match="shape"):
-        relative_error(right[:, :, :3], scores)
 
 
 @needs_cpu_kernels
