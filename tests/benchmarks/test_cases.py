@@ -1,4 +1,4 @@
-"""What the GPU report's cases are measured with: forms of a subject, failures, agreement."""
+"""What the GPU report's cases are measured with: forms of a subject, failures, timing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fassd.evaluation.agreement import compare, relative_error
 
 CPU = torch.device("cpu")
 
-# --- agreement ---
+# --- agreement ------------------------------------------------------------------------------------
 
 
 def test_compare_refuses_what_is_not_a_number():
@@ -61,7 +61,14 @@ def test_labels_are_judged_by_their_scores():
         relative_error(right[:, :, :3], scores)
 
 
-# --- peers ----------------------------------------------------------------------------------------
+def test_labels_are_compared_by_their_share():
+    labels = torch.arange(200).view(2, 10, 10)
+    other = labels.clone()
+    other[0, 0, 0] = 7
+    assert relative_error(other.to(torch.uint8), labels) == pytest.approx(1 / 200)
+
+
+# --- forms ----------------------------------------------------------------------------------------
 
 
 def unfolded(module: nn.Module) -> int:
