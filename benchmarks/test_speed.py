@@ -23,7 +23,7 @@ import fassd_kernels
 from benchmarks.conftest import NETWORKS, PYTORCH
 from fassd.bench import machine, stopwatch
 from fassd.bench.candidates import COMPILE, NATIVE, PYTHON, TITLES, UnavailableError, channels_last
-from fassd.bench.cases import Trial, check, free_memory, trial_of
+from fassd.bench.cases import Bench, Trial, check, free_memory, trial_of
 from fassd.bench.stopwatch import Run, Sampling, sample
 from fassd.bench.subjects import MODULES, BuiltCandidate, Case, Labelled, subject_of
 from fassd.evaluation.agreement import DEMO_LIMIT, TIGHT_FLOAT32, equal_labels
@@ -59,7 +59,9 @@ CLOCK = SampleClock()
 @functools.lru_cache(maxsize=1)  # candidates of a case follow one another
 def trial_for(case: Case, device: torch.device) -> Trial:
     # A call on the CPU is timed with its input where the layer before leaves it: in the cache.
-    return trial_of(subject_of(case, device, "inductor"), None if device.type == "cuda" else 1)
+    bench = Bench(device, GPU_SAMPLING)
+    cache_bytes = bench.cache_bytes if device.type == "cuda" else None
+    return trial_of(subject_of(case, device, bench.compiler), cache_bytes)
 
 
 def measure(benchmark: Any, case: Case, threads: int, name: str, device: torch.device) -> None:

@@ -65,6 +65,13 @@ class Bench:
     sampling: Sampling
     compiler: str = "inductor"
 
+    @property
+    def cache_bytes(self) -> int:
+        """L2 of the GPU; nothing for the CPU, where a report is only rehearsed."""
+        if self.device.type != "cuda":
+            return 0
+        return torch.cuda.get_device_properties(self.device).L2_cache_size
+
 
 Records = dict[str, dict[str, Any]]
 
@@ -134,7 +141,7 @@ def measure_together(
     candidates: dict[str, BuiltCandidate], records: Records, subject: Subject, bench: Bench
 ) -> dict[str, int]:
     """Check and time candidates, all in memory at once and interleaved; gives `Trial.work`."""
-    trial = trial_of(subject)
+    trial = trial_of(subject, bench.cache_bytes)
     limit = subject.tolerance(trial.expected[0])
     prepared: dict[str, tuple[Run, Run]] = {}
     for name, candidate in candidates.items():
@@ -175,13 +182,13 @@ class Trial:
     work: dict[str, int]
 
 
-def trial_of(subject: Subject, sets: int | None = None) -> Trial:
+def trial_of(subject: Subject, cache_bytes: int | None) -> Trial:
     """Input sets, and the reference's outputs.
 
     Args:
-        sets: number of input sets; None for as many as exceed the L2 cache of a GPU.
+        cache_bytes: of the cache that the sets together exceed; None for a single set.
     """
-    device, item = subject.context.device, subject.case.torch_dtype.itemsize
+    item = subject.case.torch_dtype.itemsize
     inputs = subject.inputs(0)
     with FlopCounterMode(display=False) as counter:
         first = subject.reference(*inputs)
@@ -194,11 +201,8 @@ def trial_of(subject: Subject, sets: int | None = None) -> Trial:
         "weight_bytes": item * sum(weight.numel() for weight in subject.module.parameters()),
         "operations": counter.get_total_flops(),
     }
-    if sets is None:
-        on_gpu = device.type == "cuda"
-        cache = torch.cuda.get_device_properties(device).L2_cache_size if on_gpu else 0
-        sets = rotation(work["activation_bytes"], cache)
-    every = tuple(map(subject.inputs, range(sets)))
+    count = 1 if cache_bytes is None else rotation(work["activation_bytes"], cache_bytes)
+    every = tuple(map(subject.inputs, range(count)))
     return Trial(subject, every, (first, subject.reference(*every[-1])), work)
 
 
