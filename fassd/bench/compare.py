@@ -13,23 +13,22 @@ round to round, such as where arrays lie in memory, it cannot see; a tolerance a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from fassd.bench import peers, run
 from fassd.bench.candidates import every_candidate
 from fassd.bench.jobs import Job
 from fassd.bench.results import ACCEPTED, JobResults, Result, Results
-from fassd.bench.tables import heading, plain_table
+from fassd.bench.tables import BenchReport, Column, heading, report_table
 from fassd.io.untrusted import shortened, shown
 from fassd.models.device import pick_device
 
@@ -304,32 +303,6 @@ class JobChanges:
     measured: JobResults
     rows: tuple[PathChange, ...]
 
-    def table(self) -> Table:
-        table = plain_table()
-        table.add_column("path", no_wrap=True)
-        for name in ("then", "now", "change", f"{LEVEL:g}% interval"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict")
-        for row in self.rows:
-            table.add_row(*_cells(row))
-        return table
-
-
-def _cells(row: PathChange) -> list[str]:
-    # Of too few rounds an interval would promise what it cannot keep.
-    found = None if row.verdict == "too few rounds" else row.change
-    colour = "red" if row.is_alarm else "green" if row.verdict == "faster" else "default"
-    return [
-        escape(row.path),
-        *(
-            "-" if speedup is None else f"{speedup.median:.2f}x ±{speedup.spread:.2f}"
-            for speedup in (row.then, row.now)
-        ),
-        "-" if row.change is None else f"{row.change.ratio:.3f}",
-        "-" if found is None else f"{found.low:.3f} to {found.high:.3f}",
-        f"[{colour}]{row.verdict}[/]",
-    ]
-
 
 # --------------------------------------------------------------------------------------- the report
 
@@ -337,9 +310,35 @@ MACHINE = ("device", "cpu", "cores", "threads", "instruction_set", "torch")
 RUNTIMES = ("onnx", "onnxruntime", "openvino")
 
 
+def _speedup(speedup: Speedup | None) -> str:
+    return "-" if speedup is None else f"{speedup.median:.2f}x ±{speedup.spread:.2f}"
+
+
+def _interval(row: PathChange) -> str:
+    # Of too few rounds an interval would promise what it cannot keep.
+    if row.change is None or row.verdict == "too few rounds":
+        return "-"
+    return f"{row.change.low:.3f} to {row.change.high:.3f}"
+
+
+def _verdict(row: PathChange) -> str:
+    colour = "red" if row.is_alarm else "green" if row.verdict == "faster" else "default"
+    return f"[{colour}]{row.verdict}[/]"
+
+
+COLUMNS: tuple[Column[PathChange], ...] = (
+    Column("path", lambda row: escape(row.path), words=True),
+    Column("then", lambda row: _speedup(row.then)),
+    Column("now", lambda row: _speedup(row.now)),
+    Column("change", lambda row: "-" if row.change is None else f"{row.change.ratio:.3f}"),
+    Column(f"{LEVEL:g}% interval", _interval),
+    Column("verdict", _verdict, words=True, wraps=True),
+)
+
+
 @dataclass(frozen=True)
-class CompareReport:
-    """Every path's change; prints itself with rich.
+class CompareReport(BenchReport):
+    """Every path's change.
 
     Attributes:
         baseline: what was compared with.
@@ -398,25 +397,19 @@ class CompareReport:
             "measured": self.results.to_json(),
         }
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        environment = self.results.environment
+    def parts(self, width: int) -> Iterator[RenderableType]:
+        then, now = self.baseline.results.environment, self.results.environment
+        source = f"{then.get('date', 'of an unknown date')}, commit {then.get('commit')}"
         for part in self.comparisons:
-            job, then = part.measured.job, self.baseline.results.environment
-            source = f"{then.get('date', 'of an unknown date')}, commit {then.get('commit')}"
-            yield Group(
-                heading(job, environment),
-                Text(f"against {self.baseline.file}: {source}; commit now {environment['commit']}"),
-                part.table(),
-                *(Text(note, style="dim") for note in part.measured.notes),
-                Text(),
-            )
+            yield heading(part.measured.job, now)
+            yield Text(f"against {self.baseline.file}: {source}; commit now {now['commit']}")
+            yield report_table(part.rows, COLUMNS)
+            yield from part.measured.notes
+            yield Text()
         for warning in self.warnings:
             yield Text.assemble(("warning: ", "yellow"), warning)
-        yield Text(self._legend(), style="dim")
-
-    def _legend(self) -> str:
         references = dict.fromkeys(_reference_of(part.measured).name for part in self.comparisons)
-        return (
+        yield (
             f"then, now: speed-up over {', '.join(references)}, the median of the ratios of each "
             "round, ± half their interquartile range. Change: now over then, with its bootstrap "
             "interval. Slower or faster: all of the interval lies more than "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,46 @@ class Recording(Protocol):
         """Compute `output` from what is in `input`, on the current stream."""
 
 
+def capture(
+    calls: Sequence[Callable[[], Any]], device: torch.device | None = None, pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
+    """Record calls, in order, as one CUDA graph.
+
+    Args:
+        calls: at least one; the first is made :data:`WARM_UP` times before.
+        device: a GPU; None for the current one.
+        pool: memory that graphs share; None for memory of its own.
+
+    Returns:
+        The graph, and the results of the calls, which every replay writes anew.
+    """
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            calls[0]()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may allocate meanwhile.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        return graph, [call() for call in calls]
+
+
+def replay_seconds(graph: torch.cuda.CUDAGraph, replays: int = 1) -> float:
+    """Seconds of so many replays, behind one that keeps the stream busy meanwhile.
+
+    So what is timed is the GPU, not the host.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    begin.record()
+    for _ in range(replays):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
 class CudaGraph:
     """A :class:`Recording` as a CUDA graph.
 
@@ -40,18 +80,8 @@ class CudaGraph:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, pool: Any) -> None:
-        self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(x.device)
-        stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):
-            self.input = x.clone()
-            for _ in range(WARM_UP):
-                model(self.input)
-        torch.cuda.current_stream(x.device).wait_stream(stream)
-        # Other threads may allocate meanwhile.
-        mode = "thread_local"
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode=mode):
-            self.output = model(self.input)
+        self.input = x.clone()
+        self.graph, (self.output,) = capture([lambda: model(self.input)], x.device, pool)
 
     def replay(self) -> None:
         self.graph.replay()

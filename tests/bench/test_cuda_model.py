@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from fassd.bench.costs import cuda as predict
-from fassd.bench.costs.cuda import Convolution, Limits, Model
+from fassd.bench.costs.cuda import Convolution, Model
 from fassd_kernels import ops
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import KNOWN
-from fassd_kernels.tuning.tiles import RecordedCall
+from fassd_kernels.tuning.calls import OperatorCall
 
 pytestmark = pytest.mark.skipif(
     bool(availability.triton_missing()), reason=availability.triton_missing()
 )
 H200 = next(device for device in KNOWN if device.name == "NVIDIA H200")
-LIMITS = Limits(H200.multiprocessors, H200.shared, 90)
+LIMITS = (H200.multiprocessors, H200.shared, 90)
 GAP = 2500  # clocks between two launches: launch_gap_cycles in csrc/plan/plan.h
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
 
@@ -55,7 +55,7 @@ def tensor(*shape, dtype=torch.float16):
 
 
 def answer(name, *arguments, device=H200, dtype=torch.float16, tf32=False, **keywords):
-    return Model(device, dtype, tf32).answer(RecordedCall(name, arguments, keywords))
+    return Model(device, dtype, tf32).answer(OperatorCall.of(name, *arguments, **keywords))
 
 
 def conv(channels, out, size, kernel=(3, 3), dtype=torch.float16, batch=1, **keywords):
@@ -245,7 +245,7 @@ def test_a_plan_covers_the_result(arithmetic):
     # Channels of each input are padded to whole products.
     depth = {predict.HALF: 16 + 48, predict.TF32: 16 + 48, predict.FLOAT32: 12 + 48}[arithmetic]
     assert plan.products == pixels * channels * 9 * depth
-    assert 0 < plan.shared_bytes <= LIMITS.shared_bytes
+    assert 0 < plan.shared_bytes <= H200.shared
     assert pixels == 16 * plan.warps * plan.m_tiles
     assert plan.tile.startswith(f"{pixels} px x {channels} ch, chunk {plan.chunk}, ")
 
@@ -308,7 +308,7 @@ def test_branches_are_one_launch_where_that_pays(monkeypatch, size):
     assert len(apart) == 7
     if len(together) == 1:
         blocks = together[0]["blocks"]
-        waves = [b["blocks"] / LIMITS.multiprocessors for b in blocks]
+        waves = [b["blocks"] / H200.multiprocessors for b in blocks]
         spread = sum(b["cycles"] / math.ceil(w) * w for b, w in zip(blocks, waves, strict=True))
         longest = max(b["cycles"] for b in blocks)
         assert together[0]["cycles"] == pytest.approx(max(longest, spread))
