@@ -6,6 +6,7 @@ tensor-core instructions, width of the loads, and by the time model the floor an
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -88,29 +89,27 @@ def faults(rows: Sequence[LaunchRow], device: Device) -> list[str]:
 def columns_of(rows: Sequence[LaunchRow]) -> Iterator[Column[LaunchRow]]:
     """The columns of the report, with their totals."""
 
-    def total(name: str, digits: int) -> str:
-        return f"{sum(getattr(row, name) for row in rows):.{digits}f}"
+    def figure(heading: str, name: str, digits: int) -> Column[LaunchRow]:
+        total = sum(getattr(row, name) for row in rows)
+        return Column(
+            heading,
+            lambda row: f"{getattr(row, name):.{digits}f}",
+            f"{total:.{max(digits - 1, 0)}f}",
+        )
+
+    def taken(heading: str, text: Callable[[Resources], str]) -> Column[LaunchRow]:
+        return Column(heading, lambda row: text(row.resources) if row.resources else "")
 
     yield Column("launch, channels", lambda row: row.label, "all", words=True)
     yield Column("tile", lambda row: row.tile, words=True)
-    yield Column("x", lambda row: str(row.count), total("count", 0))
+    yield figure("x", "count", 0)
     yield Column("programs", lambda row: str(math.prod(row.grid)))
     yield Column("warps", lambda row: str(row.warps))
-    for heading, taken in TAKEN.items():
-        yield Column(
-            heading, lambda row, taken=taken: taken(row.resources) if row.resources else ""
-        )
-    for heading, name, digits in (
-        ("MB", "megabytes", 1),
-        ("GFLOP", "gigaflops", 2),
-        ("floor us", "floor_us", 1),
-        ("predicted us", "predicted_us", 1),
-    ):
-        yield Column(
-            heading,
-            lambda row, name=name, digits=digits: f"{getattr(row, name):.{digits}f}",
-            total(name, digits - 1),
-        )
+    yield from itertools.starmap(taken, TAKEN.items())
+    yield figure("MB", "megabytes", 1)
+    yield figure("GFLOP", "gigaflops", 2)
+    yield figure("floor us", "floor_us", 1)
+    yield figure("predicted us", "predicted_us", 1)
 
 
 TAKEN: dict[str, Callable[[Resources], str]] = {

@@ -104,10 +104,6 @@ class LayerReport(BenchReport):
         )
 
     def _columns(self, with_kinds: bool) -> list[Column[Layer]]:
-        figures = [
-            Column(name, lambda layer, figure=figure: figure([layer]), figure(self.layers))
-            for name, figure in FIGURES.items()
-        ]
         kinds: list[Column[Layer]] = [
             Column("kind", lambda layer: layer.call.kind, words=True),
             Column("input", _inputs, words=True),
@@ -116,7 +112,7 @@ class LayerReport(BenchReport):
             Column("module", lambda layer: layer.call.name, "total", words=True),
             *(kinds if with_kinds else []),
             Column("output", lambda layer: _sides(layer.call.output_shape), words=True),
-            *figures,
+            *(_total_column(name, figure, self.layers) for name, figure in FIGURES.items()),
         ]
 
 
@@ -128,6 +124,13 @@ def _sides(shape: tuple[int, ...]) -> str:
 def _inputs(layer: Layer) -> str:
     first, *others = layer.call.input_shapes
     return _sides(first) + "".join(f"+{shape[1]}" for shape in others)
+
+
+def _total_column(
+    name: str, figure: Callable[[Sequence[Layer]], str], layers: Sequence[Layer]
+) -> Column[Layer]:
+    """A column of a figure of one layer, and of all layers."""
+    return Column(name, lambda layer: figure([layer]), figure(layers))
 
 
 def _macs(layers: Sequence[Layer]) -> int:

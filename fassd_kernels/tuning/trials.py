@@ -79,7 +79,7 @@ class TuningCase(Generic[Candidate]):
         """The fastest one that is right."""
         right = [t for t in self.trials if not t.reason and not math.isnan(t.seconds)]
         fastest = min(right, key=lambda trial: trial.seconds, default=None)
-        return fastest and fastest.candidate
+        return None if fastest is None else fastest.candidate
 
     def compute(self, candidate: Candidate) -> Tensor:
         """The result of the call by a candidate."""

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from fassd.bench.costs.counts import analyze, render
+from fassd.bench.costs.counts import analyze
 from fassd.bench.costs.parts import JOINTS
 from fassd.models import ConvLayer, create_model, list_models
 
@@ -163,7 +163,7 @@ def test_foreign_operators_are_not_passed_over_in_silence():
 
 def test_tables(fassd_net):
     console = Console(width=130, record=True, file=io.StringIO())
-    render(analyze(fassd_net), console)
+    console.print(analyze(fassd_net))
     text = console.export_text()
     for part in (
         "FASSDNet at 1024x2048",

@@ -18,8 +18,7 @@ from math import prod
 from typing import Any
 
 import torch
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -27,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fassd.bench.costs.parts import JOINTS, Part, parts_of, with_merged_stem
+from fassd.bench.tables import Column, report_table
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,23 @@ class Complexity:
     dead_taps: tuple[DeadTaps, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _tables(self, options.max_width)
+        batch, _, height, width = self.input_shape
+        yield f"{self.model} at {height}x{width}" + (f", batch {batch}" if batch > 1 else "")
+        yield report_table(self.parts, _part_columns(self, options.max_width >= WIDE))
+        yield Text(
+            f"Peak of live activations {_mib(self.peak_bytes)} MiB in float32. "
+            "GMACs: convolutions alone; ptflops adds batch norm, activations and pooling.",
+            style="dim",
+        )
+        if not self.dead_taps:
+            yield Text("No dilated convolution has dead taps at this size.", style="dim")
+            return
+        wasted = sum(dead.wasted_macs for dead in self.dead_taps)
+        yield Text(
+            "Dilation taps that read only padding at this size: "
+            f"{wasted / 1e9:.3f} GMACs of zeros, {wasted / self.conv_macs:.1%} of all",
+        )
+        yield report_table(self.dead_taps, DEAD_TAP_COLUMNS)
 
 
 def analyze(
@@ -140,11 +156,6 @@ def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(torch.zeros(shape))
     return counter.get_total_flops() // 2
-
-
-def render(complexity: Complexity, console: Console | None = None) -> None:
-    """Print the tables of `complexity`, to standard output unless a `console` is given."""
-    (console or Console()).print(complexity)
 
 
 # --- Counting ----------------------------------------------------------------------------------
@@ -354,74 +365,37 @@ WIDE = 100
 """Columns of a terminal from which on the tables tell what each part is."""
 
 
-def _tables(complexity: Complexity, width: int) -> RenderableType:
-    batch, _, *sides = complexity.input_shape
-    title = "{} at {}x{}".format(complexity.model, *sides) + (
-        f", batch {batch}" if batch > 1 else ""
-    )
-    notes = Text(
-        f"Peak of live activations {_mib(complexity.peak_bytes)} MiB in float32. "
-        "GMACs: convolutions alone; ptflops adds batch norm, activations and pooling.",
-        style="dim",
-    )
-    return Group(_part_table(complexity, title, width >= WIDE), notes, _dead_tap_table(complexity))
+def _part_columns(complexity: Complexity, with_kinds: bool) -> list[Column[Part]]:
+    macs = max(complexity.conv_macs, 1)
+    kind: Column[Part] = Column("What", lambda part: part.kind, words=True)
+    return [
+        Column("Part", lambda part: part.name, "Total", words=True),
+        *([kind] if with_kinds else []),
+        Column("Output", lambda part: "x".join(map(str, part.output_shape[1:])), words=True),
+        Column("Params", lambda part: f"{part.params:,}", f"{complexity.params:,}"),
+        Column("GMACs", lambda part: _giga(part.conv_macs), _giga(complexity.conv_macs)),
+        Column("Share", lambda part: f"{part.conv_macs / macs:.0%}", "100%"),
+        Column("ptflops", lambda part: _giga(part.ptflops_macs), _giga(complexity.ptflops_macs)),
+        Column(
+            "MiB written",
+            lambda part: _mib(part.allocated_bytes),
+            _mib(complexity.allocated_bytes),
+        ),
+    ]
 
 
-def _table(**settings: Any) -> Table:
-    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), **settings)
+DEAD_TAP_COLUMNS: tuple[Column[DeadTaps], ...] = (
+    Column("Convolution", lambda dead: dead.name, words=True),
+    Column("Kernel", lambda dead: "{}x{}".format(*dead.kernel_size), words=True),
+    Column("Dilation", lambda dead: "{}x{}".format(*dead.dilation), words=True),
+    Column("Map", lambda dead: "{}x{}".format(*dead.map_size), words=True),
+    Column("Dead taps", lambda dead: f"{dead.dead} of {dead.taps}"),
+    Column("Wasted", lambda dead: f"{dead.wasted_share:.0%}"),
+)
 
 
-def _part_table(complexity: Complexity, title: str, with_kinds: bool) -> Table:
-    table = _table(title=title, title_justify="left", show_footer=True, footer_style="bold")
-    table.add_column("Part", "Total", no_wrap=True)
-    if with_kinds:
-        table.add_column("What", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("Output", no_wrap=True)
-    numbers = (
-        ("Params", f"{complexity.params:,}"),
-        ("GMACs", f"{complexity.conv_macs / 1e9:.3f}"),
-        ("Share", "100%"),
-        ("ptflops", f"{complexity.ptflops_macs / 1e9:.3f}"),
-        ("MiB written", _mib(complexity.allocated_bytes)),
-    )
-    for header, total in numbers:
-        table.add_column(header, total, justify="right", no_wrap=True)
-    for part in complexity.parts:
-        table.add_row(
-            part.name,
-            *([part.kind] if with_kinds else []),
-            "x".join(str(side) for side in part.output_shape[1:]),
-            f"{part.params:,}",
-            f"{part.conv_macs / 1e9:.3f}",
-            f"{part.conv_macs / max(complexity.conv_macs, 1):.0%}",
-            f"{part.ptflops_macs / 1e9:.3f}",
-            _mib(part.allocated_bytes),
-        )
-    return table
-
-
-def _dead_tap_table(complexity: Complexity) -> RenderableType:
-    if not complexity.dead_taps:
-        return Text("No dilated convolution has dead taps at this size.", style="dim")
-    wasted = sum(dead.wasted_macs for dead in complexity.dead_taps)
-    title = Text(
-        "Dilation taps that read only padding at this size: "
-        f"{wasted / 1e9:.3f} GMACs of zeros, {wasted / complexity.conv_macs:.1%} of all",
-    )
-    table = _table()
-    for header in ("Convolution", "Kernel", "Dilation", "Map"):
-        table.add_column(header, no_wrap=True)
-    for header in ("Dead taps", "Wasted"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for dead in complexity.dead_taps:
-        sizes = (dead.kernel_size, dead.dilation, dead.map_size)
-        table.add_row(
-            dead.name,
-            *(f"{size[0]}x{size[1]}" for size in sizes),
-            f"{dead.dead} of {dead.taps}",
-            f"{dead.wasted_share:.0%}",
-        )
-    return Group(title, table)
+def _giga(number: int) -> str:
+    return f"{number / 1e9:.3f}"
 
 
 def _mib(size: int) -> str:
