@@ -40,7 +40,6 @@ __all__ = [
     "Baseline",
     "Change",
     "CompareReport",
-    "JobChanges",
     "PathChange",
     "Speedup",
     "change",
@@ -224,41 +223,35 @@ def run_compare(
     else:
         pick_device(jobs[0].device)
         after = run.run(jobs[0], step=step, tick=tick).results
-    comparisons = tuple(
-        JobChanges(now, tuple(_changes(then, now, tolerance)))
+    changes = tuple(
+        tuple(_changes(then, now, tolerance))
         for then, now in zip(before.comparisons, after.comparisons, strict=True)
     )
-    return CompareReport(baseline, after, comparisons, tolerance)
+    return CompareReport(baseline, after, changes, tolerance)
 
 
-def _changes(then: JobResults, now: JobResults, tolerance: float) -> list[PathChange]:
-    reference_then = _reference_of(then)
+def _changes(then: JobResults, now: JobResults, tolerance: float) -> Iterator[PathChange]:
+    """Each path of one job, in the order of the file."""
+    before = _reference_of(then)
     try:
-        reference_now = _reference_of(now)
+        after = _reference_of(now)
     except ValueError as error:  # without its reference a run says nothing
         raise RuntimeError("; ".join([str(error), *now.notes])) from error
-    changes = []
     for name, path in then.own.items():
-        if path is not reference_then:
-            old = ratios_of(reference_then, path) if path.comparable else None
-            found = now.own.get(name)
-            new = ratios_of(reference_now, found) if found and found.comparable else None
-            changes.append(_change_of(name, old, new, found is None, tolerance))
-    return changes
-
-
-def _change_of(
-    path: str, old: Ratios | None, new: Ratios | None, missing: bool, tolerance: float
-) -> PathChange:
-    """How a path changed; ratios are None where outputs disagreed, `new` where it is missing."""
-    then = None if old is None else Speedup.of(old)
-    if new is None:
-        return PathChange(path, then, None, None, "missing" if missing else "disagrees")
-    now = Speedup.of(new)
-    if old is None:
-        return PathChange(path, None, now, None, "disagreed")
-    found = change(old, new)
-    return PathChange(path, then, now, found, judge(found, min(len(old), len(new)), tolerance))
+        if path is before:
+            continue
+        found = now.own.get(name)
+        old = ratios_of(before, path) if path.comparable else None
+        new = ratios_of(after, found) if found and found.comparable else None
+        speedups = [None if ratios is None else Speedup.of(ratios) for ratios in (old, new)]
+        changed: Change | None = None
+        verdict: Verdict = "missing" if found is None else "disagrees"
+        if new is not None:
+            verdict = "disagreed"
+        if old is not None and new is not None:
+            changed = change(old, new)
+            verdict = judge(changed, min(len(old), len(new)), tolerance)
+        yield PathChange(name, *speedups, changed, verdict)
 
 
 @dataclass(frozen=True)
@@ -294,14 +287,6 @@ class PathChange:
     @property
     def is_alarm(self) -> bool:
         return self.verdict in ALARMS
-
-
-@dataclass(frozen=True)
-class JobChanges:
-    """One job, measured anew, and its paths in the order of the file."""
-
-    measured: JobResults
-    rows: tuple[PathChange, ...]
 
 
 # --------------------------------------------------------------------------------------- the report
@@ -342,20 +327,25 @@ class CompareReport(BenchReport):
 
     Attributes:
         baseline: what was compared with.
-        results: of the new run.
-        comparisons: one for each of the baseline's jobs.
+        results: results of the new run.
+        changes: for each of the baseline's jobs, its paths in the order of the file.
         tolerance: in per cent.
     """
 
     baseline: Baseline
     results: Results
-    comparisons: tuple[JobChanges, ...]
+    changes: tuple[tuple[PathChange, ...], ...]
     tolerance: float
+
+    @property
+    def jobs(self) -> list[tuple[JobResults, tuple[PathChange, ...]]]:
+        """Each job, measured anew, and its paths."""
+        return list(zip(self.results.comparisons, self.changes, strict=True))
 
     @property
     def ok(self) -> bool:
         """Whether no path is slower, disagrees with the reference, or is missing."""
-        return not any(row.is_alarm for part in self.comparisons for row in part.rows)
+        return not any(row.is_alarm for rows in self.changes for row in rows)
 
     @property
     def warnings(self) -> list[str]:
@@ -388,11 +378,11 @@ class CompareReport(BenchReport):
             "resamples": RESAMPLES,
             "changes": [
                 {
-                    "job": asdict(part.measured.job),
-                    "reference": _reference_of(part.measured).name,
-                    "results": [{**asdict(row), "alarm": row.is_alarm} for row in part.rows],
+                    "job": asdict(measured.job),
+                    "reference": _reference_of(measured).name,
+                    "results": [{**asdict(row), "alarm": row.is_alarm} for row in rows],
                 }
-                for part in self.comparisons
+                for measured, rows in self.jobs
             ],
             "measured": self.results.to_json(),
         }
@@ -400,15 +390,15 @@ class CompareReport(BenchReport):
     def parts(self, width: int) -> Iterator[RenderableType]:
         then, now = self.baseline.results.environment, self.results.environment
         source = f"{then.get('date', 'of an unknown date')}, commit {then.get('commit')}"
-        for part in self.comparisons:
-            yield heading(part.measured.job, now)
+        for measured, rows in self.jobs:
+            yield heading(measured.job, now)
             yield Text(f"against {self.baseline.file}: {source}; commit now {now['commit']}")
-            yield report_table(part.rows, COLUMNS)
-            yield from part.measured.notes
+            yield report_table(rows, COLUMNS)
+            yield from measured.notes
             yield Text()
         for warning in self.warnings:
             yield Text.assemble(("warning: ", "yellow"), warning)
-        references = dict.fromkeys(_reference_of(part.measured).name for part in self.comparisons)
+        references = dict.fromkeys(_reference_of(measured).name for measured, _ in self.jobs)
         yield (
             f"then, now: speed-up over {', '.join(references)}, the median of the ratios of each "
             "round, ± half their interquartile range. Change: now over then, with its bootstrap "

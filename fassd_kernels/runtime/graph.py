@@ -7,7 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,6 @@ from fassd_kernels.triton.availability import first_line
 from fassd_kernels.triton.program import tf32_requested
 
 WARM_UP = 3  # calls before a capture: kernels are compiled, weights packed, memory is there
-
-
-class Recording(Protocol):
-    """A network captured for one shape: its input and output stay where they are."""
-
-    input: Tensor
-    output: Tensor
-
-    def replay(self) -> None:
-        """Compute `output` from what is in `input`, on the current stream."""
 
 
 def capture(
@@ -71,7 +61,7 @@ def replay_seconds(graph: torch.cuda.CUDAGraph, replays: int = 1) -> float:
 
 
 class CudaGraph:
-    """A :class:`Recording` as a CUDA graph.
+    """A network captured for one shape: its `input` and `output` stay where they are.
 
     Args:
         model: in eval mode, on the GPU of `x`.
@@ -84,20 +74,22 @@ class CudaGraph:
         self.graph, (self.output,) = capture([lambda: model(self.input)], x.device, pool)
 
     def replay(self) -> None:
+        """Compute `output` from what is in `input`, on the current stream."""
         self.graph.replay()
 
 
 @dataclass
 class CachedGraph:
-    """A recording, and what it rests on.
+    """A graph, and what it rests on.
 
     Attributes:
-        state: of the model's tensors when it was made; it is void when that has changed.
+        recording: the graph with its input and output.
+        state: state of the model's tensors when it was made; it is void when that has changed.
         weights: the packed ones, which the graph reads and nobody else may keep, and the model's.
         done: on the stream of the last call, when it was through.
     """
 
-    recording: Recording
+    recording: CudaGraph
     state: list[Any]
     weights: list[Any]
     done: torch.cuda.Event | None = None

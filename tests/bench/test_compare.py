@@ -245,5 +245,5 @@ def test_a_file_of_peers_is_taken(tmp_path: Path) -> None:
     (then,) = baseline.results.comparisons
     assert baseline.results.peers and then.reference is then.own["eager NCHW"]
     report = run_compare(baseline, baseline.jobs(), tolerance=90)
-    assert [row.path for row in report.comparisons[0].rows] == ["ours", "ours labels"]
+    assert [row.path for row in report.changes[0]] == ["ours", "ours labels"]
     assert report.ok

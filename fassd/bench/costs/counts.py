@@ -174,16 +174,6 @@ def _on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-@dataclass
-class _Tally:
-    kind: str
-    output_shape: tuple[int, ...] = ()
-    params: int = 0
-    conv_macs: int = 0
-    extra_macs: int = 0
-    allocated_bytes: int = 0
-
-
 @dataclass(frozen=True)
 class _Convolution:
     """The arguments of aten.convolution that matter here."""
@@ -234,9 +224,9 @@ class _Counter(TorchDispatchMode):
         self.peak_bytes = 0
         self.dead_taps: list[DeadTaps] = []
         self._model = model
-        self._part_of = dict(parts_of(model, ""))
+        self._kinds = dict(parts_of(model, ""))
         self._stack: list[str] = []
-        self._tallies: dict[str, _Tally] = {}
+        self._parts: dict[str, Part] = {}
         self._counted: set[int] = set()
         self._live: dict[StorageWeakRef, int] = {}
 
@@ -266,31 +256,19 @@ class _Counter(TorchDispatchMode):
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in self._counted:
                 self._counted.add(id(parameter))
-                self._tally().params += parameter.numel()
+                self._part().params += parameter.numel()
 
-    def _tally(self) -> _Tally:
+    def _part(self) -> Part:
+        """The part at work."""
         path = self._stack[-1]
-        while path and path not in self._part_of:
+        while path and path not in self._kinds:
             path = path.rpartition(".")[0]
-        return self._tallies.setdefault(
-            path or JOINTS, _Tally(self._part_of.get(path, "resize, concatenate"))
-        )
+        kind = self._kinds.get(path, "resize, concatenate")
+        return self._parts.setdefault(path, Part(path or JOINTS, kind))
 
     def parts(self) -> list[Part]:
         # Between its parts a network works all along; that row goes last.
-        order = sorted(self._tallies.items(), key=lambda entry: entry[0] == JOINTS)
-        return [
-            Part(
-                name,
-                tally.kind,
-                tally.output_shape,
-                tally.params,
-                tally.conv_macs,
-                tally.conv_macs + tally.extra_macs,
-                tally.allocated_bytes,
-            )
-            for name, tally in order
-        ]
+        return sorted(self._parts.values(), key=lambda part: part.name == JOINTS)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -307,25 +285,26 @@ class _Counter(TorchDispatchMode):
         return result
 
     def _count(self, operator: str, args: Any, output: Tensor) -> None:
-        tally = self._tally()
-        tally.output_shape = tuple(output.shape)
-        tally.allocated_bytes += self.watch(output)
+        part = self._part()
+        part.output_shape = tuple(output.shape)
+        part.allocated_bytes += self.watch(output)
         if operator == "convolution":
-            self._count_convolution(tally, args, output)
+            self._count_convolution(part, args, output)
         elif operator in _BATCH_NORMS:
-            tally.extra_macs += 2 * output.numel()
+            part.ptflops_macs += 2 * output.numel()
         elif operator in _ACTIVATIONS:
-            tally.extra_macs += output.numel()
+            part.ptflops_macs += output.numel()
         elif operator in _AVERAGE_POOLINGS:
-            tally.extra_macs += args[0].numel()
+            part.ptflops_macs += args[0].numel()
 
-    def _count_convolution(self, tally: _Tally, args: Any, output: Tensor) -> None:
+    def _count_convolution(self, part: Part, args: Any, output: Tensor) -> None:
         picture, weight, bias, stride, padding, dilation, transposed = args[:7]
         geometry = (_pair(stride), _pair(padding), _pair(dilation))
         convolution = _Convolution(picture, weight, *geometry, transposed, output)
-        tally.conv_macs += convolution.macs
+        part.conv_macs += convolution.macs
+        part.ptflops_macs += convolution.macs
         if bias is not None:
-            tally.extra_macs += output.numel()
+            part.ptflops_macs += output.numel()
         dead = 0 if transposed or convolution.dilation == (1, 1) else convolution.dead_taps
         if not dead:
             return
