@@ -243,7 +243,6 @@ def _changes(then: JobResults, now: JobResults, tolerance: float) -> Iterator[Pa
         found = now.own.get(name)
         old = ratios_of(before, path) if path.comparable else None
         new = ratios_of(after, found) if found and found.comparable else None
-        speedups = [None if ratios is None else Speedup.of(ratios) for ratios in (old, new)]
         changed: Change | None = None
         verdict: Verdict = "missing" if found is None else "disagrees"
         if new is not None:
@@ -251,7 +250,7 @@ def _changes(then: JobResults, now: JobResults, tolerance: float) -> Iterator[Pa
         if old is not None and new is not None:
             changed = change(old, new)
             verdict = judge(changed, min(len(old), len(new)), tolerance)
-        yield PathChange(name, *speedups, changed, verdict)
+        yield PathChange(name, Speedup.of(old), Speedup.of(new), changed, verdict)
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,9 @@ class Speedup:
     n: int
 
     @classmethod
-    def of(cls, ratios: Ratios) -> Speedup:
+    def of(cls, ratios: Ratios | None) -> Speedup | None:
+        if ratios is None:
+            return None
         first, median, third = np.percentile(ratios, (25, 50, 75))
         return cls(float(median), float(third - first) / 2, len(ratios))
 

@@ -400,17 +400,6 @@ def test_equal_launches_are_one_group(fassd_net):
     assert twice.total("bytes") == twice.to_json()["bytes"] * 3 == 3 * one.bytes
 
 
-def test_json(light):
-    record = light.to_json()
-    assert (record["network"], record["size"], record["batch"]) == ("fassd_net_l2", [256, 512], 1)
-    assert record["launches"] == len(light.launches) == sum(row["count"] for row in record["rows"])
-    assert record["predicted_s"] == light.predicted and record["measured_s"] is None
-    first = record["rows"][0]
-    assert first["bytes"] == light.launches[0].bytes and first["channels"] == "3>16"
-    assert first["predicted_s"] == light.launches[0].predicted
-    assert "predicted" not in first
-
-
 @pytest.mark.parametrize(
     ("gpu", "dtype"),
     [

@@ -27,15 +27,7 @@ import fassd
 from fassd_kernels import choices, ops, tune
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import backends
-from fassd_kernels.choices import (
-    best,
-    fastest,
-    read_table,
-    shape_key,
-    table_of,
-    user_path,
-    write_table,
-)
+from fassd_kernels.choices import best, fastest, read_table, shape_key, table_of, user_path
 from fassd_kernels.modules import Fused
 from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.device import KNOWN, describe_device
@@ -43,7 +35,7 @@ from fassd_kernels.tuning import backends as measuring
 from fassd_kernels.tuning import trials
 from fassd_kernels.tuning.backends import BackendCase
 from fassd_kernels.tuning.calls import OperatorCall, copy_of, record_network
-from fassd_kernels.tuning.trials import Repeats, Timer, TuningTrial
+from fassd_kernels.tuning.trials import Repeats, Timer
 
 GPU = "Voodoo 5 6000 (AGP)"
 VOODOO = replace(KNOWN[0], name=GPU, l2=1 << 10)
@@ -70,13 +62,9 @@ CANDIDATES = ("cuda", "triton", "reference")
 # --- keys -----------------------------------------------------------------------------------------
 
 
-def image(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
-
-
 def test_keys_can_be_read() -> None:
-    x, half = image(2, 8, 5, 6), image(2, 8, 5, 6, dtype=torch.float16)
-    weight = image(12, 16, 3, 1)
+    x, half = torch.empty(2, 8, 5, 6), torch.empty(2, 8, 5, 6, dtype=torch.float16)
+    weight = torch.empty(12, 16, 3, 1)
     conv = {"weight": weight, "bias": None, "stride": [2, 1], "activation": "relu", "packed": None}
     assert shape_key("conv_act", [x, x], conv) == (
         "conv_act 2x8x5x6+2x8x5x6 > 12x3x1 stride=2,1 dilation=1,1 activation=relu pool=1 float32"
@@ -93,14 +81,14 @@ def test_keys_can_be_read() -> None:
     assert shape_key("upsample_argmax", [x], {"size": (50, 60)}) == (
         "upsample_argmax 2x8x5x6 size=50,60 float32"
     )
-    frame = image(1, 5, 6, 3, dtype=torch.uint8)
+    frame = torch.empty(1, 5, 6, 3, dtype=torch.uint8)
     assert shape_key("normalize", [frame], {"dtype": torch.float16, "mean": [0.0] * 3}) == (
         "normalize 1x5x6x3 dtype=float16 uint8"
     )
 
 
 def test_defaults_may_be_left_out() -> None:
-    x, weight = image(1, 8, 5, 6), image(4, 8, 3, 3)
+    x, weight = torch.empty(1, 8, 5, 6), torch.empty(4, 8, 3, 3)
     bare = shape_key("conv_act", [x], {"weight": weight})
     given = {"stride": (1, 1), "dilation": [1, 1], "activation": "none", "pool": 1}
     assert shape_key("conv_act", [x], {"weight": weight, "residual": None, **given}) == bare
@@ -109,7 +97,7 @@ def test_defaults_may_be_left_out() -> None:
 
 
 def test_tf32_is_another_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight = image(1, 8, 5, 6), image(4, 8, 3, 3)
+    x, weight = torch.empty(1, 8, 5, 6), torch.empty(4, 8, 3, 3)
     full = shape_key("conv_act", [x], {"weight": weight})
     half = shape_key("conv_act", [x.half()], {"weight": weight})
     monkeypatch.setattr(choices, "tf32_requested", lambda: True)
@@ -183,13 +171,13 @@ def test_tables(folder: Path) -> None:
     assert best(CUDA, "a", CANDIDATES) is None
     package = folder / "package" / "voodoo-5-6000-agp.json"
     row = {"cuda": 2.0, "triton": 3.0, "reference": 4.0}
-    write_table(package, GPU, {"a": row, "b": row}, {})
+    choices.write_table(package, GPU, {"a": row, "b": row}, {})
     assert best(CUDA, "a", CANDIDATES) == "cuda"
     assert best(CUDA, "c", CANDIDATES) is None and best(CUDA, "", CANDIDATES) is None
     assert best(torch.device("cpu"), "a", CANDIDATES) is None
     assert best(CUDA, "a", CANDIDATES[1:]) == "triton"  # cuda cannot run it
     assert user_path(GPU) == folder / "user" / "backends" / "voodoo-5-6000-agp.json"
-    write_table(
+    choices.write_table(
         user_path(GPU), GPU, {"a": {**row, "triton": 1.00049, "cuda": None}}, {"torch": "2"}
     )
     assert best(CUDA, "a", CANDIDATES) == "triton" and best(CUDA, "b", CANDIDATES) == "cuda"
@@ -291,32 +279,21 @@ def broken(monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Tensor], Tensor])
     monkeypatch.setattr(ops, "operator", operator)
 
 
-def slightly_off(x: Tensor) -> Tensor:
-    return x * (1 + 1e-5)
-
-
 def not_finite(x: Tensor) -> Tensor:
     x[0, 0, 0, 0] = float("nan")
     return x
-
-
-def too_small(x: Tensor) -> Tensor:
-    return x[..., 1:]
-
-
-def fails(x: Tensor) -> Tensor:
-    raise ValueError("no such luck")
 
 
 @compiled
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        (slightly_off, "wrong: off by 1e-05"),
+        (lambda x: x * (1 + 1e-5), "wrong: off by 1e-05"),
         (not_finite, "wrong: off by nan"),
-        (too_small, "wrong: shape (1, 16, 4, 8), not (1, 16, 4, 9)"),
-        (fails, "ValueError: no such luck"),
+        (lambda x: x[..., 1:], "wrong: shape (1, 16, 4, 8), not (1, 16, 4, 9)"),
+        (lambda x: {}["luck"], "KeyError: 'luck'"),
     ],
+    ids=["slightly off", "not finite", "too small", "fails"],
 )
 def test_what_is_wrong_is_never_chosen(
     monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Tensor], Tensor], said: str
@@ -327,6 +304,15 @@ def test_what_is_wrong_is_never_chosen(
     assert case.trials[0].reason == said
     assert read_table(user_path(GPU)) == {call.key: {"cpu": None, "reference": 9.0}}
     assert best(CUDA, call.key, ["cpu", "reference"]) == "reference"
+    console = Console(width=160, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(trials.render([case], "title"))
+    cpu, reference = (
+        next(line for line in capture.get().splitlines() if f" {name} " in line)
+        for name in ("cpu", "reference")
+    )
+    assert said in cpu and "chosen" not in cpu
+    assert " 9.0 " in reference and "chosen" in reference
 
 
 @compiled
@@ -486,24 +472,6 @@ def test_bad_options(arguments: tuple[str, ...], said: str) -> None:
     app.command()(tune.main)
     done = CliRunner().invoke(app, ["--backends", *arguments])
     assert done.exit_code == 2 and said in " ".join(done.stderr.replace("│", " ").split())
-
-
-def test_the_table_tells_who_won() -> None:
-    call = OperatorCall("upsample", {"input": torch.empty(1, 2, 3, 3), "size": (4, 4)})
-    found = [
-        TuningTrial("cuda", 1e-7, 2e-6),
-        TuningTrial("triton", 0.5, reason="wrong: off by 0.5"),
-        TuningTrial("reference", 1e-7, 4e-6),
-    ]
-    console = Console(width=120, file=io.StringIO())
-    with console.capture() as capture:
-        console.print(trials.render([BackendCase(call.key, call, found, VOODOO)], "title"))
-    cuda, triton, reference = (
-        next(line for line in capture.get().splitlines() if name in line)
-        for name in ("cuda", "triton", "reference")
-    )
-    assert "2.0" in cuda and "chosen" in cuda and "wrong: off by 0.5" in triton
-    assert "4.0" in reference and "chosen" not in reference
 
 
 @on_gpu

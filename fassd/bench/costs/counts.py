@@ -11,6 +11,7 @@ costs the same few milliseconds, and whatever a module calls is seen, submodule 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from fassd.bench.costs.parts import JOINTS, Part, parts_of, with_merged_stem
 from fassd.bench.tables import Column, report_table
@@ -174,38 +175,10 @@ def _on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-@dataclass(frozen=True)
-class _Convolution:
-    """The arguments of aten.convolution that matter here."""
-
-    input: Tensor
-    weight: Tensor
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    transposed: bool
-    output: Tensor
-
-    @property
-    def macs(self) -> int:
-        # Each output pixel reads each weight of its group once; transposed, each input pixel does.
-        pixels = self.input if self.transposed else self.output
-        return pixels.shape[0] * prod(pixels.shape[2:]) * self.weight.numel()
-
-    @property
-    def dead_taps(self) -> int:
-        live = 1
-        for axis in (0, 1):
-            size, out = self.input.shape[2 + axis], self.output.shape[2 + axis]
-            stride, dilation = self.stride[axis], self.dilation[axis]
-            first_reads = (
-                tap * dilation - self.padding[axis] for tap in range(self.weight.shape[2 + axis])
-            )
-            live *= sum(
-                any(0 <= first + stride * pixel < size for pixel in range(out))
-                for first in first_reads
-            )
-        return prod(self.weight.shape[2:]) - live
+def _live_taps(size: int, out: int, taps: int, stride: int, padding: int, dilation: int) -> int:
+    """How many of a row of taps read a pixel of a row of `size` for one of `out` results."""
+    begins = (tap * dilation - padding for tap in range(taps))
+    return sum(any(0 <= begin + stride * pixel < size for pixel in range(out)) for begin in begins)
 
 
 _ACTIVATIONS = {
@@ -299,27 +272,22 @@ class _Counter(TorchDispatchMode):
 
     def _count_convolution(self, part: Part, args: Any, output: Tensor) -> None:
         picture, weight, bias, stride, padding, dilation, transposed = args[:7]
-        geometry = (_pair(stride), _pair(padding), _pair(dilation))
-        convolution = _Convolution(picture, weight, *geometry, transposed, output)
-        part.conv_macs += convolution.macs
-        part.ptflops_macs += convolution.macs
-        if bias is not None:
-            part.ptflops_macs += output.numel()
-        dead = 0 if transposed or convolution.dilation == (1, 1) else convolution.dead_taps
-        if not dead:
+        macs = conv_flop_count(picture.shape, weight.shape, output.shape, transposed) // 2
+        part.conv_macs += macs
+        part.ptflops_macs += macs + (0 if bias is None else output.numel())
+        kernel, dilations = _pair(weight.shape[2:]), _pair(dilation)
+        if transposed or dilations == (1, 1):
             return
-        taps = prod(weight.shape[2:])
-        self.dead_taps.append(
-            DeadTaps(
-                self._stack[-1],
-                kernel_size=_pair(weight.shape[2:]),
-                dilation=convolution.dilation,
-                map_size=_pair(picture.shape[2:]),
-                dead=dead,
-                taps=taps,
-                wasted_macs=convolution.macs * dead // taps,
+        sizes = picture.shape[2:], output.shape[2:], kernel
+        axes = zip(*sizes, _pair(stride), _pair(padding), dilations, strict=True)
+        taps = prod(kernel)
+        dead = taps - prod(itertools.starmap(_live_taps, axes))
+        if dead:
+            wasted = macs * dead // taps
+            size = _pair(picture.shape[2:])
+            self.dead_taps.append(
+                DeadTaps(self._stack[-1], kernel, dilations, size, dead, taps, wasted)
             )
-        )
 
     def watch(self, tensor: Tensor) -> int:
         """Follow the life of a tensor's storage; return its bytes if it is new, else 0."""
