@@ -272,7 +272,7 @@ class _Counter(TorchDispatchMode):
 
     def _count_convolution(self, part: Part, args: Any, output: Tensor) -> None:
         picture, weight, bias, stride, padding, dilation, transposed = args[:7]
-        macs = conv_flop_count(picture.shape, weight.shape, output.shape, transposed) // 2
+        macs = conv_flop_count(picture.shape, weight.shape, [*output.shape], transposed) // 2
         part.conv_macs += macs
         part.ptflops_macs += macs + (0 if bias is None else output.numel())
         kernel, dilations = _pair(weight.shape[2:]), _pair(dilation)
