@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from fassd.bench.jobs import Job
-    from fassd.bench.stopwatch import Timing
+from fassd.bench.jobs import Job
+from fassd.bench.stopwatch import Timing
 
 __all__ = ["BenchReport", "Column", "heading", "mebibytes", "milliseconds", "report_table"]
 
