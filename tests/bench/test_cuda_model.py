@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -289,16 +290,26 @@ def cycles(launches):
     return sum(launch["cycles"] for launch in launches) + GAP * (len(launches) - 1)
 
 
-@pytest.mark.parametrize("size", [(4, 8), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512)])
-@pytest.mark.parametrize("width", [8, 31, 61, 112])
-def test_pairs_are_one_launch_where_that_pays(monkeypatch, size, width):
-    for dilation in (1, 4, 36):
-        own, together, apart = alternatives(
-            monkeypatch, lambda d=dilation: pair(size, width, width, width, d)
-        )
-        assert [x["kernel"] for x in together] == ["pair_kernel"]
-        assert [x["kernel"] for x in apart] == ["convolution_kernel"] * 2
-        assert own == (together if cycles(together) <= cycles(apart) else apart)
+SQUARE_PAIRS = [
+    ("pair_kernel", partial(pair, size, width, width, width, dilation))
+    for size in [(4, 8), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512)]
+    for width in (8, 31, 61, 112)
+    for dilation in (1, 4, 36)
+]
+COUPLES = [
+    ("couple_kernel", partial(block, size, channels, widths))
+    for size in [(4, 8), (32, 64), (128, 256)]
+    for channels, widths in [(48, (10, 18)), (64, (16, 28)), (33, (24, 70))]
+]
+
+
+@pytest.mark.parametrize("cases", [SQUARE_PAIRS, COUPLES], ids=["pairs", "layers"])
+def test_two_convolutions_are_one_launch_where_that_pays(monkeypatch, cases):
+    for kernel, ask in cases:
+        own, together, apart = alternatives(monkeypatch, ask)
+        assert [x["kernel"] for x in together] == [kernel], ask
+        assert [x["kernel"] for x in apart] == ["convolution_kernel"] * 2, ask
+        assert own == (together if cycles(together) <= cycles(apart) else apart), ask
 
 
 @pytest.mark.parametrize("size", [(8, 16), (16, 32), (32, 64), (64, 128)])
@@ -350,15 +361,6 @@ def test_branches_of_one_launch(monkeypatch):
     assert launch.shared_bytes == max(b["shared_bytes"] for b in blocks)
     weights = 224 * 112 + 2 * 3 * 112 * (224 + 112)
     assert launch.bytes == 2 * (2 * 32 * 64 * (224 + 3 * 112) + weights)
-
-
-@pytest.mark.parametrize("size", [(4, 8), (32, 64), (128, 256)])
-@pytest.mark.parametrize(("channels", "widths"), [(48, (10, 18)), (64, (16, 28)), (33, (24, 70))])
-def test_layers_are_one_launch_where_that_pays(monkeypatch, size, channels, widths):
-    own, together, apart = alternatives(monkeypatch, lambda: block(size, channels, widths))
-    assert [x["kernel"] for x in together] == ["couple_kernel"]
-    assert [x["kernel"] for x in apart] == ["convolution_kernel"] * 2
-    assert own == (together if cycles(together) <= cycles(apart) else apart)
 
 
 def test_a_couple_and_its_layers(monkeypatch):

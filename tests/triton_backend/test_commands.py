@@ -6,16 +6,19 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
+import typer
 from conformance import cases
 from rich.console import Console
 from triton_backend.conftest import compiled, interpreted
+from typer.testing import CliRunner, Result
 
 from fassd.bench import inspect
 from fassd.bench.costs.triton import plan_network
-from fassd_kernels import ops
+from fassd_kernels import ops, tune
 from fassd_kernels.triton import aot, device
 from fassd_kernels.triton.configurations import Config, read_table, table_of
 from fassd_kernels.triton.device import INTERPRETER, device_named
@@ -25,10 +28,10 @@ from fassd_kernels.tuning.calls import recorded_calls
 from fassd_kernels.tuning.trials import TuningTrial, render
 
 
-def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=300
-    )
+def command(main: Callable[..., None], *arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(main)
+    return CliRunner().invoke(app, arguments)
 
 
 # --- inspect --------------------------------------------------------------------------------------
@@ -37,7 +40,13 @@ def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @compiled
 def test_inspect_predicts(tmp_path):
     path = tmp_path / "rows.json"
-    done = command("fassd.bench.inspect", "--no-compile", "--json", str(path))
+    arguments = ("--no-compile", "--json", str(path))
+    done = subprocess.run(
+        [sys.executable, "-m", "fassd.bench.inspect", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     content = json.loads(path.read_text())
     assert content["gpu"] == "NVIDIA H200" and "1024x2048" in content["title"]
@@ -54,8 +63,8 @@ def test_inspect_compiles(tmp_path):
     """The smallest network: every launch's registers, and no fault."""
     path = tmp_path / "rows.json"
     arguments = ("--model", "fassd_net_l2", "--gpu", "a100", "--json", str(path))
-    done = command("fassd.bench.inspect", *arguments)
-    assert done.returncode == 0, done.stderr
+    done = command(inspect.main, *arguments)
+    assert done.exit_code == 0, done.output
     rows = json.loads(path.read_text())["rows"]
     assert all(row["resources"]["registers"] > 0 for row in rows)
     products = [row for row in rows if row["label"] not in ("upsample_argmax",)]
@@ -64,8 +73,8 @@ def test_inspect_compiles(tmp_path):
 
 @compiled
 def test_training_would_win_little():
-    done = command("fassd.bench.inspect", "--training", "--size", "1024x1024")
-    assert done.returncode == 0, done.stderr
+    done = command(inspect.main, "--training", "--size", "1024x1024")
+    assert done.exit_code == 0, done.output
     ratios = [float(line.split()[-1]) for line in done.stdout.splitlines()[1:]]
     eager, inductor, fused = ratios
     assert fused == 1 and 1 < inductor < 1.08 < eager
@@ -99,8 +108,8 @@ def test_faults_are_told():
     ],
 )
 def test_bad_options(arguments, said):
-    done = command("fassd.bench.inspect", "--no-compile", *arguments)
-    assert done.returncode == 2
+    done = command(inspect.main, "--no-compile", *arguments)
+    assert done.exit_code == 2
     text = " ".join(done.stderr.replace("│", " ").split())
     assert said in text
 
@@ -110,8 +119,8 @@ def test_bad_options(arguments, said):
 
 @compiled
 def test_tune_lists_what_it_would_measure():
-    done = command("fassd_kernels.tune", "--dry-run", "--model", "fassd_net_l2")
-    assert done.returncode == 0, done.stderr
+    done = command(tune.main, "--dry-run", "--model", "fassd_net_l2")
+    assert done.exit_code == 0, done.output
     problems, configurations = (int(n) for n in done.stdout.splitlines()[-1].split() if n.isdigit())
     assert 30 < problems < 75 and configurations > 3 * problems
     assert "spatial" in done.stdout and "asymmetric" in done.stdout
@@ -120,8 +129,8 @@ def test_tune_lists_what_it_would_measure():
 @compiled
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to tune for")
 def test_tune_needs_a_gpu():
-    done = command("fassd_kernels.tune", "--model", "fassd_net_l2")
-    assert done.returncode == 2 and "no GPU is seen" in done.stderr
+    done = command(tune.main, "--model", "fassd_net_l2")
+    assert done.exit_code == 2 and "no GPU is seen" in done.output
 
 
 def cases_of(device, *calls) -> list[tiles.TileCase]:

@@ -409,13 +409,9 @@ def predict_network(
     """What a variant of the family launches through the CUDA backend, and how long that takes.
 
     Args:
-        name: a variant, of :func:`fassd.models.list_models`.
-        height, width: size of the picture.
+        name, height, width, batch, dtype, output, classes, alpha: network and pictures, as in
+            :func:`fassd_kernels.tuning.calls.record_network`.
         device: the GPU to predict for, see :func:`find_device`; it need not be in this machine.
-        batch: number of pictures at once.
-        dtype: type of the network.
-        output: ``labels`` or ``logits``.
-        classes, alpha: number of classes, and the network's parameter alpha.
 
     Raises:
         ImportError: as :func:`check_requirements`.

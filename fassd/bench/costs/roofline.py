@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fassd.bench.stopwatch import compare
 from fassd_kernels.tuning.calls import OperatorCall
 
 __all__ = [
@@ -131,8 +131,8 @@ def predict(work: CallWork, machine: Machine) -> RooflineTime:
     return RooflineTime(products / machine.macs_per_s, work.bytes / machine.bytes_per_s)
 
 
-def measure_machine(seconds: float = 0.4) -> Machine:
-    """The best in `seconds` for each kernel tried, on PyTorch's present threads.
+def measure_machine(repeats: int = 10) -> Machine:
+    """The best of so many calls of each kernel tried, on PyTorch's present threads.
 
     The rate of arithmetic is the best that PyTorch's own libraries reach in a float32 matrix
     product, a practical ceiling: `torch.mm` (BLAS) on squares of 1024 and 2048, and 1x1
@@ -141,33 +141,24 @@ def measure_machine(seconds: float = 0.4) -> Machine:
 
     The bandwidth is that of copying 256 MiB, each byte counted twice, as read and as written.
     """
-    rates = []
+    calls: dict[str, Callable[[], object]] = {}
+    macs: dict[str, int] = {}
     for side in MATRIX_SIDES:
         a, b, product = (torch.ones(side, side) for _ in range(3))
-        multiply = functools.partial(torch.mm, a, b, out=product)
-        rates.append(side**3 / _best(multiply, seconds))
+        calls[f"mm {side}"] = functools.partial(torch.mm, a, b, out=product)
+        macs[f"mm {side}"] = side**3
     for width in CONVOLUTION_WIDTHS:
         image, weight = (
             torch.ones(shape).contiguous(memory_format=torch.channels_last)
             for shape in ((1, width, 64, 64), (width, width, 1, 1))
         )
-        convolve = functools.partial(torch.conv2d, image, weight)
-        rates.append(64 * 64 * width**2 / _best(convolve, seconds))
+        calls[f"conv2d {width}"] = functools.partial(torch.conv2d, image, weight)
+        macs[f"conv2d {width}"] = 64 * 64 * width**2
     source = torch.ones(COPIED_BYTES // 4)
-    target = torch.empty_like(source)
-    copying = _best(lambda: target.copy_(source), seconds)
-    return Machine(max(rates), 2 * COPIED_BYTES / copying)
-
-
-def _best(call: Callable[[], object], seconds: float) -> float:
-    """Seconds of the fastest call among those that begin within `seconds`, three at least."""
-    call()  # touches its memory for the first time
-    elapsed: list[float] = []
-    while len(elapsed) < 3 or sum(elapsed) < seconds:
-        start = time.perf_counter()
-        call()
-        elapsed.append(time.perf_counter() - start)
-    return min(elapsed)
+    calls["copy"] = functools.partial(torch.empty_like(source).copy_, source)
+    best = {name: timing.minimum for name, timing in compare(calls, repeats=repeats).items()}
+    rates = [products / best[name] for name, products in macs.items()]
+    return Machine(max(rates), 2 * COPIED_BYTES / best["copy"])
 
 
 # ---------------------------------------------------------------------------------- work of a call

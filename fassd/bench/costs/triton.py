@@ -69,17 +69,10 @@ def record_network(
     dtype: torch.dtype = torch.float16,
     **settings: Any,
 ) -> tuple[list[OperatorCall], list[Program]]:
-    """The operator calls of a variant of the family, and what each launches through Triton.
+    """The operator calls of a network, and what each launches through Triton on a GPU.
 
-    Nothing is computed.
-
-    Args:
-        name: a variant of :func:`fassd.models.list_models`.
-        height, width: size of the picture.
-        device: the GPU to plan for, which need not be in this machine.
-        batch: number of pictures at once.
-        dtype: type of the network.
-        settings: `output`, `classes` and `alpha`, as :func:`calls.record_network` takes them.
+    Nothing is computed, and the GPU need not be in this machine. The other arguments are those of
+    :func:`fassd_kernels.tuning.calls.record_network`.
     """
     with assuming(device), recording() as programs:
         recorded = calls.record_network(name, height, width, batch=batch, dtype=dtype, **settings)
