@@ -119,7 +119,7 @@ def time_replays(model: nn.Module, picture: Tensor, rounds: int) -> Timeline:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    graph, _ = capture([lambda: model(picture)], picture.device)
+    graph, _ = capture([lambda: model(picture)])
     seconds = [replay_seconds(graph) for _ in range(rounds)]
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(rounds):

@@ -21,24 +21,24 @@ WARM_UP = 3  # calls before a capture: kernels are compiled, weights packed, mem
 
 
 def capture(
-    calls: Sequence[Callable[[], Any]], device: torch.device | None = None, pool: Any = None
+    calls: Sequence[Callable[[], Any]], stream: torch.cuda.Stream | None = None, pool: Any = None
 ) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
     """Record calls, in order, as one CUDA graph.
 
     Args:
         calls: at least one; the first is made :data:`WARM_UP` times before.
-        device: a GPU; None for the current one.
+        stream: to capture on; None for a new one of the current GPU.
         pool: memory that graphs share; None for memory of its own.
 
     Returns:
         The graph, and the results of the calls, which every replay writes anew.
     """
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
+    stream = stream or torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             calls[0]()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.current_stream(stream.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # Other threads may allocate meanwhile.
     with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
@@ -70,8 +70,11 @@ class CudaGraph:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, pool: Any) -> None:
-        self.input = x.clone()
-        self.graph, (self.output,) = capture([lambda: model(self.input)], x.device, pool)
+        stream = torch.cuda.Stream(x.device)
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(stream):  # whose memory no caller's stream takes when it is freed
+            self.input = x.clone()
+        self.graph, (self.output,) = capture([lambda: model(self.input)], stream, pool)
 
     def replay(self) -> None:
         """Compute `output` from what is in `input`, on the current stream."""

@@ -34,7 +34,7 @@ from fassd_kernels.triton.device import KNOWN, describe_device
 from fassd_kernels.tuning import backends as measuring
 from fassd_kernels.tuning import trials
 from fassd_kernels.tuning.backends import BackendCase
-from fassd_kernels.tuning.calls import OperatorCall, copy_of, record_network
+from fassd_kernels.tuning.calls import OperatorCall, record_network
 from fassd_kernels.tuning.trials import Repeats, Timer
 
 GPU = "Voodoo 5 6000 (AGP)"
@@ -375,22 +375,6 @@ def test_every_operator_can_be_measured(operator: str) -> None:
             assert measuring.plans_of(call) == []
         (case,) = measured(call, {"cpu": 2e-6, "reference": 1e-6})
         assert [trial.reason for trial in case.trials] == ["", ""]
-
-
-def test_copies_keep_strides_and_padding() -> None:
-    buffer = torch.arange(2 * 3 * 4 * 8.0).view(2, 3, 4, 8)
-    padded = buffer.permute(0, 3, 1, 2)[:, 1:6]
-    copy = copy_of(padded)
-    assert torch.equal(copy, padded) and copy.stride() == padded.stride()
-    assert copy.storage_offset() == 1 and copy.data_ptr() != padded.data_ptr()
-    assert torch.equal(copy.as_strided((192,), (1,), 0), buffer.view(-1))
-
-
-def test_how_many_sets_of_images() -> None:
-    call = OperatorCall("upsample", {"input": torch.empty(1, 8, 16, 16), "size": (32, 32)})  # 8 KB
-    assert trials.repeats_for(call, 1 << 20) == 64
-    assert trials.repeats_for(call, 16 << 10) == 3
-    assert trials.repeats_for(call, 0) == 2
 
 
 # --- what a network calls -------------------------------------------------------------------------
