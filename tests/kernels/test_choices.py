@@ -39,7 +39,6 @@ from fassd_kernels.tuning.trials import Repeats, Timer
 
 GPU = "Voodoo 5 6000 (AGP)"
 VOODOO = replace(KNOWN[0], name=GPU, l2=1 << 10)
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 compiled = pytest.mark.skipif(
     not backends()["cpu"].available, reason=f"the C++ kernels: {backends()['cpu'].reason}"
 )
@@ -428,12 +427,8 @@ def test_the_recorder_has_kernels_for_everything() -> None:
 def test_the_command_lists_what_it_would_measure() -> None:
     pytest.importorskip("triton")
     network = ("--model", "fassd_net_l2", "--size", "128x256", "--gpu", "L4")
-    done = subprocess.run(
-        [sys.executable, "-m", "fassd_kernels.tune", "--backends", "--dry-run", *network],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = (sys.executable, "-m", "fassd_kernels.tune", "--backends", "--dry-run", *network)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     *keys, last = done.stdout.splitlines()
     assert last == f"{len(set(keys))} calls" and len(keys) > 15
@@ -458,7 +453,30 @@ def test_bad_options(arguments: tuple[str, ...], said: str) -> None:
     assert done.exit_code == 2 and said in " ".join(done.stderr.replace("│", " ").split())
 
 
-@on_gpu
+@compiled
+def test_the_command_says_what_was_found_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = cases.conv_act(1, (16,), 16, (4, 9)), cases.upsample_argmax()
+    calls = [call_of(sample) for sample in samples]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(tune, "record_network", lambda *_, **__: calls)
+    monkeypatch.setattr(tune, "describe_device", lambda _: VOODOO)
+    monkeypatch.setattr(measuring, "recorder", lambda *_: "cpu")
+    broken(monkeypatch, not_finite)
+    timer = timer_of([1e-6, 9e-6])
+    real = measuring.tune
+    monkeypatch.setattr(measuring, "tune", lambda found, *_: real(found[:1], VOODOO, 60, timer))
+    app = typer.Typer()
+    app.command()(tune.main)
+    done = CliRunner().invoke(app, ["--backends"])
+    assert done.exit_code == 0, done.output
+    *_, path = done.stdout.splitlines()
+    assert path == str(user_path(GPU)) and f"on {GPU}" in done.stdout
+    assert "out of time: 1 calls are left to the order of the backends" in done.stdout
+    assert done.stderr == "1 backends gave wrong numbers and are out\n"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real kernels against a real clock: the row has a time for everything that was right."""
     monkeypatch.undo()
