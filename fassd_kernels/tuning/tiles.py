@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -154,47 +154,44 @@ def variations(problem: Problem, device: Device) -> list[Config]:
 # --- compiling ------------------------------------------------------------------------------------
 
 
-def submit(pool: Executor, cases: Sequence[TileCase]) -> dict[int, Future[Resources | str]]:
-    """Let other processes compile all trials, in order, into Triton's cache; by the trial's id."""
-    binaries: dict[str, Future[Resources | str]] = {}
-    futures = {}
-    for case in cases:
-        for trial in case.trials:
-            program = plan(case.call, {case.key: trial.candidate})
-            source = source_of(program, program.launches[case.index])
-            if source.identity not in binaries:
-                binaries[source.identity] = pool.submit(try_examine, source, case.device)
-            futures[id(trial)] = binaries[source.identity]
-    return futures
-
-
-def put_out(trial: TuningTrial[Config], future: Future[Resources | str], device: Device) -> None:
-    """Put a trial out whose binary cannot run, or spills."""
-    try:
-        found = future.result()
-    except BrokenExecutor as error:  # the compiler took its process with it
-        found = availability.first_line(error)
-    if isinstance(found, str):
-        trial.reason = found
-    elif found.spills:
-        trial.reason = f"spills {found.spills} bytes"
-    elif found.shared > device.shared:
-        trial.reason = f"takes {found.shared} bytes of shared memory"
-
-
 def compiled(cases: Sequence[TileCase], processes: int, deadline: float) -> Iterator[TileCase]:
-    """The cases, each when its trials are compiled, while time is left; others follow meanwhile."""
+    """The cases, each when its trials are compiled, while time is left; others follow meanwhile.
+
+    Other processes compile into Triton's cache.
+    """
     # Not forked: this process has threads, and a GPU.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    binaries: dict[str, Future[Resources | str]] = {}
+
+    def binary(case: TileCase, config: Config) -> Future[Resources | str]:
+        program = plan(case.call, {case.key: config})
+        source = source_of(program, program.launches[case.index])
+        if source.identity not in binaries:
+            binaries[source.identity] = pool.submit(try_examine, source, case.device)
+        return binaries[source.identity]
+
     try:
-        binaries = submit(pool, cases)
-        for case in cases:
-            for trial in case.trials:
+        waiting = [[binary(case, trial.candidate) for trial in case.trials] for case in cases]
+        for case, futures in zip(cases, waiting, strict=True):
+            for trial, future in zip(case.trials, futures, strict=True):
                 if time.monotonic() <= deadline:
-                    put_out(trial, binaries[id(trial)], case.device)
+                    trial.reason = unusable(future, case.device)
             yield case
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def unusable(future: Future[Resources | str], device: Device) -> str:
+    """Why a binary cannot run, or should not, for it spills; empty if it can."""
+    try:
+        found = future.result()
+    except BrokenExecutor as error:  # the compiler took its process with it
+        return availability.first_line(error)
+    if isinstance(found, str):
+        return found
+    if found.spills:
+        return f"spills {found.spills} bytes"
+    return f"takes {found.shared} bytes of shared memory" if found.shared > device.shared else ""
 
 
 # --- tuning ---------------------------------------------------------------------------------------
