@@ -141,21 +141,16 @@ class Baseline:
         Raises:
             ValueError: the file was measured with another number of threads.
         """
+        jobs = []
         for job in (then.job for then in self.results.comparisons):
             known = job.threads or self.results.environment.get("threads")
             if threads not in (None, known):
                 raise ValueError(
                     f"--threads: {threads} was asked for, but {self.file} was measured with {known}"
                 )
-        return [
-            replace(
-                then.job,
-                repeats=repeats or then.job.repeats,
-                threads=threads or then.job.threads,
-                memory=False,
-            )
-            for then in self.results.comparisons
-        ]
+            rounds, cores = repeats or job.repeats, threads or job.threads
+            jobs.append(replace(job, repeats=rounds, threads=cores, memory=False))
+        return jobs
 
 
 def read_baseline(file: Path) -> Baseline:
