@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fassd
-from fassd.cli.common import Size, escape, escape_lines, progress, say
-from fassd.cli.video import VideoSettings, run_video, source_files, video_file
+from fassd.cli.options import Size
+from fassd.cli.terminal import escape, escape_lines, progress, say
+from fassd.cli.video import ResultOptions, run_video, source_files, video_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
     from fassd.io.finished import Stamp
-
-__all__ = ["Batch", "Outcome", "together"]
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Batch:
     def __init__(
         self,
         output: Path,
-        settings: VideoSettings,
+        settings: ResultOptions,
         network: Sequence[Any],
         *,
         single: bool,
@@ -117,9 +116,7 @@ class Batch:
 
         pictures = [source for source in sources if isinstance(source, PictureFile)]
         videos = [source for source in sources if not isinstance(source, PictureFile)]
-        bar = progress()
-        bar.disable |= not shown
-        with bar:
+        with progress(shown) as bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
                     result = self._segment(picture, self._read(picture), segmenter)
@@ -224,7 +221,7 @@ class Batch:
 
         own = {"opacity": self.settings.opacity, "range": self.settings.range}
         if not isinstance(source, PictureFile):
-            own = self.settings._asdict()
+            own = dict(vars(self.settings))
             del own["timeout"], own["max_pixels"]
         return {"network": self._network, **own}
 

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from fassd.cli.common import Size, Threads, app, escape, parse_size, progress, say
+from fassd.cli import options
+from fassd.cli.common import app
+from fassd.cli.options import FULL_SIZE, Size, size_option
+from fassd.cli.terminal import escape, progress, say
 
 
 @app.command()
@@ -30,15 +33,12 @@ def report(
     ] = False,
     size: Annotated[
         Size,
-        typer.Option(
-            parser=parse_size,
-            metavar="HxW",
-            show_default="1024x2048",
-            help="With --measure: of the largest pictures. The tables of networks want 1024x2048.",
+        size_option(
+            help="With --measure: of the largest pictures. The tables of networks want 1024x2048."
         ),
-    ] = Size(1024, 2048),
+    ] = FULL_SIZE,
     repeats: Annotated[int, typer.Option(min=1, help="With --measure: rounds.")] = 7,
-    threads: Threads = None,
+    threads: options.Threads = None,
 ) -> None:
     """Put what was measured on one page: report.html, and report.md with pictures.
 
@@ -64,7 +64,7 @@ def report(
     from fassd.bench.charts import check_matplotlib
     from fassd.bench.report.build import build_page, committed_results, write_report
     from fassd.bench.report.results import collect
-    from fassd.io.images import check_folder
+    from fassd.io.files import check_folder
 
     if full and not measure:
         raise ValueError("--full: only with --measure")

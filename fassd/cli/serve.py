@@ -8,25 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fassd.cli import options
 from fassd.cli.common import (
-    DTYPES,
-    Alpha,
-    Backend,
-    Device,
-    Dtype,
     Network,
-    Threads,
-    Weights,
     app,
-    escape,
     pick_network,
-    say,
     set_threads,
     split_model,
     tell_weights,
     weights_of,
 )
+from fassd.cli.options import DTYPES
 from fassd.cli.predict import build_segmenter
+from fassd.cli.terminal import escape, say
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
@@ -89,13 +83,13 @@ def serve(
         int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")
     ] = 8000,
     model: Models = None,
-    weights: Weights = None,
+    weights: options.Weights = None,
     classes: ServedClasses = None,
-    alpha: Alpha = None,
-    backend: Backend = "auto",
-    dtype: Dtype = "float32",
-    device: Device = None,
-    threads: Threads = None,
+    alpha: options.Alpha = None,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    threads: options.Threads = None,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1024, help="Of an upload.")] = 16
     * 1024**2,
     max_pixels: Annotated[

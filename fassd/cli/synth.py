@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from fassd.cli.common import Size, app, escape, parse_size, progress, say
+from fassd.cli.common import app
+from fassd.cli.options import FULL_SIZE, Size, size_option
+from fassd.cli.terminal import escape, progress, say
 
 
 @app.command()
@@ -23,10 +25,7 @@ def synth(
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="The same seed writes the same files.")
     ] = 0,
-    size: Annotated[
-        Size,
-        typer.Option("--size", parser=parse_size, metavar="HxW", help="Height x width, pixels."),
-    ] = Size(1024, 2048),
+    size: Annotated[Size, size_option(help="Height x width, pixels.")] = FULL_SIZE,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, max=256, help="Processes; one a core.")
     ] = None,
