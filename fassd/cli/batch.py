@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import fassd
 from fassd.cli.options import Size
 from fassd.cli.terminal import escape, escape_lines, progress, say
-from fassd.cli.video import ResultOptions, run_video, source_files, video_file
+from fassd.cli.video import ResultOptions, run_video, source_files
+from fassd.io.finished import OUTPUT_ENDINGS, Record, Stamp, stamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
-    from fassd.io.finished import Stamp
 
 
 @dataclass
@@ -71,8 +71,6 @@ class Batch:
         single: bool,
         again: bool,
     ) -> None:
-        from fassd.io.finished import Record
-
         self.output, self.settings, self.single, self.again = output, settings, single, again
         self.outcome = Outcome()
         self._record = None if single else Record(output)
@@ -204,13 +202,12 @@ class Batch:
 
     def _results(self, source: PictureFile | Video) -> list[Path]:
         from fassd.io.find import PictureFile
-        from fassd.io.finished import OUTPUT_ENDINGS
 
         if self.single:
             return [self.output]
         if isinstance(source, PictureFile):
             return [self.output / f"{source.name}{ending}" for ending in OUTPUT_ENDINGS]
-        return [video_file(self.output, source, self.settings)]
+        return [self.output / f"{source.name}_{self.settings.view}.mp4"]
 
     def _name(self, source: PictureFile | Video) -> str:
         return self._results(source)[0].relative_to(self.output).as_posix()
@@ -228,8 +225,6 @@ class Batch:
 
 def _identified(setting: Any) -> Any:
     """A setting, or what tells the file that it names from others of this name."""
-    from fassd.io.finished import stamp
-
     named = isinstance(setting, str) and Path(setting).is_file()
     return stamp([setting]) if named else setting
 
@@ -237,7 +232,6 @@ def _identified(setting: Any) -> Any:
 def _stamp(source: PictureFile | Video) -> Stamp | None:
     """The state of the source's files; None where there are none, or they cannot be seen."""
     from fassd.io.find import PictureFile
-    from fassd.io.finished import stamp
 
     files = [source.path] if isinstance(source, PictureFile) else source_files(source)
     try:

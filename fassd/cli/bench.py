@@ -26,11 +26,12 @@ from fassd.cli.options import (
     with_groups,
 )
 from fassd.cli.terminal import escape, say
+from fassd.io.files import check_file
 
 InputSize = Annotated[Size, size_option("--size", help="Size of the input.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures per call.")]
-Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured rounds.")]
-Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them, not measured.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures per call.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Measured rounds.")]
+Warmup = Annotated[int, typer.Option(min=0, help="Rounds before them, not measured.")]
 Memory = Annotated[
     bool,
     typer.Option(
@@ -77,7 +78,7 @@ Only = Annotated[
         "ddrnet_23_slim, bisenetv2, segformer_b0.",
     ),
 ]
-Plot = Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Also draw the figures.")]
+Plot = Annotated[Path | None, typer.Option(metavar="PNG", help="Also draw the figures.")]
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,6 @@ def run(
     """
     from fassd.bench.run import run
     from fassd.export import is_exported
-    from fassd.io.files import check_file
     from fassd.models.device import pick_device
 
     check_file(json_)
@@ -373,7 +373,6 @@ def compare(
     [cyan]fassd bench compare base.json --tolerance 10 --repeats 20[/]
     """
     from fassd.bench.compare import read_baseline, run_compare
-    from fassd.io.files import check_file
 
     check_file(json_)
     then = read_baseline(baseline)

@@ -21,6 +21,7 @@ from fassd.cli.terminal import (
     visible,
     write_json,
 )
+from fassd.io.files import check_file
 
 if TYPE_CHECKING:
     from fassd.data.check import CheckReport, Finding, SplitReport
@@ -61,10 +62,10 @@ def check(
     ],
     root: Annotated[
         Path | None,
-        typer.Option("--root", help="Folder of the dataset; shipped cards need it."),
+        typer.Option(help="Folder of the dataset; shipped cards need it."),
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")
+        list[str] | None, typer.Option(help="Only this split; may be repeated.")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, max=256, help="Threads; one a core, at most 8.")
@@ -83,7 +84,6 @@ def check(
     """
     from fassd.data.cardfile import load_card
     from fassd.data.check import check_card
-    from fassd.io.files import check_file
 
     dataset = load_card(card, root)
     check_file(json_)

@@ -13,6 +13,7 @@ from fassd.cli.common import app
 from fassd.cli.jobs import job_of, measure
 from fassd.cli.options import FULL_SIZE, Size, size_option
 from fassd.cli.terminal import console, escape, say
+from fassd.io.files import check_folder
 
 
 @app.command()
@@ -44,7 +45,6 @@ def demo(
     """
     from fassd.bench.run import run
     from fassd.evaluation.agreement import DEMO_LIMIT
-    from fassd.io.files import check_folder
     from fassd.io.images import write_image
     from fassd.io.palette import colorize, overlay
     from fassd.models.device import pick_device

@@ -23,6 +23,7 @@ from fassd.cli.common import (
 from fassd.cli.jobs import check_png
 from fassd.cli.options import numbers
 from fassd.cli.terminal import console, escape, escape_lines, progress, say, write_json
+from fassd.io.files import check_file, check_folder
 
 if TYPE_CHECKING:
     import torch
@@ -40,15 +41,12 @@ OF_THE_TALK = ["fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2"]
 Data = Annotated[
     str,
     typer.Option(
-        "--data",
         help="A card (YAML), a shipped card's name, or a folder that holds Cityscapes "
         "(leftImg8bit/ and gtFine/) or a card.yaml.",
     ),
 ]
-Root = Annotated[
-    Path | None, typer.Option("--root", help="Folder of the data, for a card that has none.")
-]
-Split = Annotated[str, typer.Option("--split", help="Which part of the data.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data, for a card that has none.")]
+Split = Annotated[str, typer.Option(help="Which part of the data.")]
 
 
 # -------------------------------------------------------------------------------------------- val
@@ -77,7 +75,7 @@ def val(
     ] = (1.0,),
     flip: Annotated[bool, typer.Option("--flip", help="See each picture mirrored, too.")] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first pictures of the split.")
+        int | None, typer.Option(min=1, help="Only the first pictures of the split.")
     ] = None,
     json_: options.Json = None,
     output: Annotated[
@@ -110,7 +108,6 @@ def val(
     """
     from fassd.data import SegmentationDataset, load_card
     from fassd.distributed import is_main, process_group
-    from fassd.io.files import check_file, check_folder
 
     if output is not None:  # a mistake in where to write shows before the work, not after it
         check_folder(output)
@@ -132,23 +129,20 @@ def val(
             "split": split,
             "model": chosen.model,
             "weights": weights_of(chosen.weights, network),
-            **_settings_of(network, chosen.alpha, dtype),
+            "alpha": chosen.alpha,
+            "dtype": dtype,
             "backend": backend,
             "scales": list(scales),
             "flip": flip,
             "limit": limit,
         }
+        exported = getattr(network, "metadata", None)
+        if exported is not None:  # the file tells what it was made with
+            told = {"alpha": exported.alpha, "dtype": exported.dtype, "exported": exported.variant}
+            settings.update(told)
         _report(evaluation, settings, home, json_, output)
     if evaluation.skipped:
         raise typer.Exit(1)
-
-
-def _settings_of(network: Any, alpha: int | None, dtype: str) -> dict[str, Any]:
-    """What was asked for, or what an exported file tells."""
-    data = getattr(network, "metadata", None)
-    if data is None:
-        return {"alpha": alpha, "dtype": dtype}
-    return {"alpha": data.alpha, "dtype": data.dtype, "exported": data.variant}
 
 
 def _evaluated(
@@ -249,7 +243,7 @@ def compare(
         bool, typer.Option(help="Write each picture's own mIoU under the predictions.")
     ] = True,
     width: Annotated[
-        int, typer.Option("--width", min=32, max=4096, help="Pixels that a column is wide.")
+        int, typer.Option(min=32, max=4096, help="Pixels that a column is wide.")
     ] = 640,
 ) -> None:
     """Put networks side by side in one picture: input, ground truth, and what each makes of it.

@@ -11,6 +11,7 @@ from fassd.cli import options
 from fassd.cli.common import app, pick_network, set_threads, tell_weights
 from fassd.cli.options import FULL_SIZE, Size, parse_size
 from fassd.cli.terminal import escape, say, tell_results, visible, write_json
+from fassd.io.files import check_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +54,6 @@ Format = Annotated[
 ClassCard = Annotated[
     str | None,
     typer.Option(
-        "--data",
         help="A card whose classes' names and colours the file gets; without it those of the "
         "weights.",
     ),
@@ -69,7 +69,7 @@ InputSize = Annotated[
 ]
 ExportDtype = Annotated[
     Literal["float32", "float16", "bfloat16", "int8"],
-    typer.Option("--dtype", help="What it computes in; input and output stay as they are."),
+    typer.Option(help="What it computes in; input and output stay as they are."),
 ]
 Output = Annotated[
     Literal["logits", "labels"],
@@ -85,8 +85,7 @@ Preprocess = Annotated[
 Calibration = Annotated[
     list[str] | None,
     typer.Option(
-        "--calibration",
-        help=f"For int8: pictures, folders or patterns; the first {CALIBRATION}, resized.",
+        help=f"For int8: pictures, folders or patterns; the first {CALIBRATION}, resized."
     ),
 ]
 Verify = Annotated[
@@ -108,7 +107,7 @@ Tolerance = Annotated[
 ]
 Pictures = Annotated[
     list[str] | None,
-    typer.Option("--pictures", help="What to verify on; generated streets if not given."),
+    typer.Option(help="What to verify on; generated streets if not given."),
 ]
 
 
@@ -170,7 +169,6 @@ def export(
         staged,
     )
     from fassd.export.tensorrt_file import sidecar
-    from fassd.io.files import check_file
 
     if is_exported(model):
         raise ValueError(f"MODEL must be a network's name, got the file {model}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fassd.cli.common import pick_network
 from fassd.cli.terminal import console, escape, progress, say, write_json
+from fassd.io.files import check_file
 
 if TYPE_CHECKING:
     from fassd.bench.jobs import Job
@@ -36,7 +37,6 @@ def check_png(option: str, path: Path) -> None:
         ValueError: it is no PNG file by its name.
         OSError: it cannot be written there.
     """
-    from fassd.io.files import check_file
 
     if path.suffix.lower() != ".png":
         raise ValueError(f"{option} must be the name of a PNG file, NAME.png, got {str(path)!r}")
@@ -52,7 +52,6 @@ def check_files(model: str | None, json_: Path | None, plot: Path | None) -> Non
     """
     from fassd.bench.charts import check_matplotlib
     from fassd.export import is_exported
-    from fassd.io.files import check_file
 
     if is_exported(model):
         raise ValueError(f"--model: only `fassd bench run` takes an exported file, got {model}")

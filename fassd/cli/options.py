@@ -125,17 +125,12 @@ Weights = Annotated[
 Classes = Annotated[
     int | None,
     typer.Option(
-        "--classes",
-        min=1,
-        max=65536,
-        show_default="those of the weights, or 19",
-        help="Number of classes.",
+        min=1, max=65536, show_default="those of the weights, or 19", help="Number of classes."
     ),
 ]
 Alpha = Annotated[
     int | None,
     typer.Option(
-        "--alpha",
         min=1,
         show_default="that of the weights, or 2",
         help="How much narrower DAPF's branches are.",
@@ -152,16 +147,16 @@ Backend = Annotated[
 ]
 DtypeName = Literal["float32", "float16", "bfloat16"]
 DTYPES = get_args(DtypeName)
-Dtype = Annotated[DtypeName, typer.Option("--dtype", help="Precision.")]
+Dtype = Annotated[DtypeName, typer.Option(help="Precision.")]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="[cyan]cpu[/], [cyan]cuda[/], [cyan]cuda:1[/]; a GPU if any."),
+    typer.Option(help="[cyan]cpu[/], [cyan]cuda[/], [cyan]cuda:1[/]; a GPU if any."),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, max=1024, help="CPU threads; PyTorch's choice if not given."),
+    typer.Option(min=1, max=1024, help="CPU threads; PyTorch's choice if not given."),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Which street scene.")]
+Seed = Annotated[int, typer.Option(min=0, help="Which street scene.")]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fassd.cli.memory import bounded_memory
 from fassd.cli.options import NetworkOptions, Size, parse_size, with_groups
 from fassd.cli.terminal import console, escape, escape_lines, plain_table, say, tell_results
 from fassd.cli.video import ResultOptions, one_file, prepare_videos, video_table
+from fassd.io.files import check_file, check_folder
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,6 @@ def predict(
     from PIL import Image
 
     from fassd.distributed import all_gather, is_main, process_group, rank, world_size
-    from fassd.io.files import check_file, check_folder
     from fassd.io.find import find_sources
     from fassd.io.images import ImageError
 
@@ -179,16 +179,12 @@ def build_segmenter(
     )
 
 
-def _shown(picture: PictureFile) -> str:
-    """Where a picture is, and its output name where that is another."""
-    path = picture.path
-    return str(path) if picture.name == path.stem else f"{path} -> {picture.name}"
-
-
 def _summary(done: list[tuple[PictureFile, Size, float]]) -> Table:
     table = plain_table("picture", ">size", ">ms")
     for picture, size, seconds in done[:ROWS_SHOWN]:
-        table.add_row(escape(_shown(picture)), str(size), f"{1000 * seconds:.1f}")
+        path = str(picture.path)
+        shown = path if picture.name == picture.path.stem else f"{path} -> {picture.name}"
+        table.add_row(escape(shown), str(size), f"{1000 * seconds:.1f}")
     if len(done) > ROWS_SHOWN:
         table.add_row(f"... and {len(done) - ROWS_SHOWN} more", "", "")
     if len(done) > 1:

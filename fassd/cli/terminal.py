@@ -23,6 +23,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from fassd.io.files import replacing
+
 if TYPE_CHECKING:
     from fassd.io.palette import ClassInfo
 
@@ -124,7 +126,6 @@ def plain_table(*headings: str, **settings: Any) -> Table:
 
 def write_json(path: Path, figures: Any) -> None:
     """Write figures to a file, and say so."""
-    from fassd.io.files import replacing
 
     with replacing(path) as file:
         file.write(json.dumps(figures, indent=1).encode())

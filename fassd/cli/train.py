@@ -89,9 +89,7 @@ def train(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
     data: Data = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", help="Folder of the pictures, for a card.")
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the pictures, for a card.")] = None,
     settings: RecipeOptions,
     set_: Assignments = None,
     device: options.Device = None,
@@ -124,13 +122,14 @@ def train(
     """
     from fassd.distributed import is_main, process_group
     from fassd.training.loop import StoppedError, Trainer
+    from fassd.training.recipe import load_recipe
 
     changes = {name: value for name, value in vars(settings).items() if value is not None}
     changes |= dict(_assignment(text) for text in set_ or ())
     if resume:
         recipe = _resumed(output, changes)
     else:
-        recipe = _recipe(changes.pop("preset", "paper"), changes)
+        recipe = load_recipe(changes.pop("preset", "paper")).replace(**changes)
     card = _card(output, data, root, resume)
     if dry_run:
         if recipe is not None:
@@ -170,20 +169,13 @@ def _assignment(text: str) -> tuple[str, Any]:
         ) from error
 
 
-def _recipe(preset: str, changes: dict[str, Any]) -> Recipe:
-    from fassd.training.recipe import load_recipe
-
-    recipe = load_recipe(preset)
-    return recipe.replace(**changes) if changes else recipe
-
-
 def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
     """The run's recipe with changes; None without any.
 
     Raises:
         RecipeError: a setting that cannot change.
     """
-    from fassd.training.recipe import CHANGEABLE, RecipeError
+    from fassd.training.recipe import CHANGEABLE, RecipeError, load_recipe
 
     fixed = sorted(set(changes) - CHANGEABLE)
     if fixed:
@@ -192,7 +184,7 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
             f"change is {', '.join(sorted(CHANGEABLE))})"
         )
     file = output / "recipe.yaml"
-    return _recipe(str(file), changes) if changes and file.is_file() else None
+    return load_recipe(str(file)).replace(**changes) if changes and file.is_file() else None
 
 
 def _card(output: Path, data: str | None, root: Path | None, resume: bool) -> Card:

@@ -13,6 +13,7 @@ from rich.progress import TextColumn
 from rich.table import Table
 
 from fassd.cli.terminal import escape, escape_lines, plain_table, progress, say, visible
+from fassd.io.files import VIDEO_SUFFIXES, names_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +105,6 @@ def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
         ValueError: it is a file by its name, but of a kind that is not written, or for several
             sources, or it is the source itself.
     """
-    from fassd.io.files import VIDEO_SUFFIXES, names_file
     from fassd.io.find import Video
     from fassd.io.images import written_suffixes
 
@@ -153,11 +153,6 @@ def prepare_videos(
 
     if settings.codec is not None:
         check_codec(settings.codec, suffix.lower())
-
-
-def video_file(output: Path, video: Video, settings: ResultOptions) -> Path:
-    """Where a video goes in a folder."""
-    return output / f"{video.name}_{settings.view}.mp4"
 
 
 def source_files(video: Video) -> list[str] | None:

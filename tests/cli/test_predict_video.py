@@ -161,27 +161,38 @@ def wait_until(condition, run):
         time.sleep(0.002)
 
 
+def killed(condition, *arguments, after=0):
+    """Run until `condition`, and some seconds, and then kill -9."""
+    run = fassd(*arguments)
+    wait_until(condition, run)
+    time.sleep(after)
+    run.kill()
+    run.wait(10)
+
+
+def finished(*arguments):
+    """Run to the end; what it printed."""
+    run = fassd(*arguments)
+    assert run.wait(60) == 0
+    return run.stderr.read()
+
+
 def test_kill_9_in_mid_folder_and_on(tmp_path):
     source, output = tmp_path / "in", tmp_path / "out"
     count = 40
     for number in range(count):
         write_image(source / f"{number:02d}.png", picture(number, (128, 192)))
-    run = fassd(source, "-o", output)
-    wait_until(lambda: output.exists() and len(list(output.glob("*_trainids.png"))) >= 5, run)
-    run.kill()
-    run.wait(10)
-    finished = [path.name for path in output.glob("*_trainids.png")]
-    assert 5 <= len(finished) < count
+    killed(lambda: len(list(output.glob("*_trainids.png"))) >= 5, source, "-o", output)
+    done = [path.name for path in output.glob("*_trainids.png")]
+    assert 5 <= len(done) < count
     record = (output / RECORD).read_text()
     noted = record.count('"key": "') - record.count('"key": ""')  # the rest is only begun
-    before = stamps(output, finished)
-    run = fassd(source, "-o", output)
-    assert run.wait(60) == 0
-    stderr = run.stderr.read()
+    before = stamps(output, done)
+    stderr = finished(source, "-o", output)
     assert f"{count} of {count} pictures" in stderr and f"({noted} done before)" in stderr
     # What was finished a moment before the kill may not have been noted.
-    after = stamps(output, finished)
-    assert sum(after[name] == before[name] for name in finished) == noted >= len(finished) - 1
+    after = stamps(output, done)
+    assert sum(after[name] == before[name] for name in done) == noted >= len(done) - 1
     assert len(seen(output)) == 3 * count
     with Image.open(output / "39_trainids.png") as labels:
         assert np.asarray(labels).shape == (128, 192)
@@ -192,16 +203,11 @@ def test_kill_9_in_mid_video_and_on(tmp_path):
     source.mkdir()
     write_clip(source / "a.mp4", 4)
     clip = write_clip(source / "b.mp4", 300, (128, 192), audio="aac")
-    run = fassd(source, "-o", output)
-    wait_until(lambda: list(output.glob(".b_*.part")), run)
-    time.sleep(0.2)
-    run.kill()
-    run.wait(10)
+    killed(lambda: list(output.glob(".b_*.part")), source, "-o", output, after=0.2)
     assert seen(output) == ["a_overlay.mp4"] and len(list(output.glob(".b_*.part"))) == 1
     before = stamps(output, ["a_overlay.mp4"])
-    run = fassd(source, "-o", output)
-    assert run.wait(60) == 0
-    assert "2 of 2 videos" in (stderr := run.stderr.read()) and "(1 done before)" in stderr
+    stderr = finished(source, "-o", output)
+    assert "2 of 2 videos" in stderr and "(1 done before)" in stderr
     assert stamps(output, ["a_overlay.mp4"]) == before
     assert times(output / "b_overlay.mp4") == times(clip)
     assert not list(output.glob(".*.part"))
