@@ -41,10 +41,10 @@ class Way:
 
     def of(self, comparison: Figure) -> Figure | None:
         """Its result in a comparison."""
-        for index, result in enumerate(comparison.value["results"]):
-            here = (result["key"], result["dtype"], result["output"])
+        for result in comparison.at("results").entries():
+            here = (result.value["key"], result.value["dtype"], result.value["output"])
             if here == (self.key, self.dtype, self.output):
-                return comparison.at("results", index)
+                return result
         return None
 
 

@@ -35,7 +35,7 @@ def factorisation(results: Collection) -> Section:
     source = results.first("modules")
     if source is None:
         return missing(title, "the modules", MEASURE)
-    entries = [source.at("modules", index) for index in range(len(source.content["modules"]))]
+    entries = source.at("modules").entries()
     context = [e for e in entries if e.value["group"] == "context"]
     decoder = [e for e in entries if e.value["group"] != "context"]
     size = dimensions(*source.content["size"])
@@ -261,16 +261,14 @@ def benchmarks(results: Collection) -> Section:
         return missing(title, "single operators", command)
     groups: dict[str, dict[str, Figure]] = {}
     titles: dict[str, str] = {}
-    for index, entry in enumerate(source.content["benchmarks"]):
+    for entry in source.at("benchmarks").entries():
         facts = entry.get("extra_info", {})
-        if "candidate" not in facts:
-            continue
-        titles.setdefault(facts["candidate"], facts["title"])
-        groups.setdefault(entry["group"], {})[facts["candidate"]] = source.at("benchmarks", index)
+        if "candidate" in facts:
+            titles.setdefault(facts["candidate"], facts["title"])
+            groups.setdefault(entry.value["group"], {})[facts["candidate"]] = entry.at("stats")
     shared = shared_words(list(groups))
     rows = []
-    for group, members in groups.items():
-        timed = {name: entry.at("stats") for name, entry in members.items()}
+    for group, timed in groups.items():
         cells = [benchmark_cell(timed.get(candidate)) for candidate in titles]
         name = group.removesuffix(", " + shared) if shared else group
         speedup = ratio(timed.get("native"), timed.get("eager"), strong=True, median="median")
@@ -323,11 +321,11 @@ def gpus(results: Collection) -> Section:
 def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
     """Networks of a GPU's report: every form's time."""
     forms = [
-        (item["case"], items.at(index, "data", "candidates", number))
-        for index, item in enumerate(items.value)
-        if item["part"] == "networks"
-        for number, form in enumerate((item.get("data") or {}).get("candidates", ()))
-        if "timing" in form
+        (item.value["case"], form)
+        for item in items.entries()
+        if item.value["part"] == "networks" and "candidates" in item.get("data", ())
+        for form in item.at("data", "candidates").entries()
+        if "timing" in form.value
     ]
 
     def milliseconds(form: Figure) -> Cell:
@@ -360,7 +358,7 @@ def prediction_table(predictions: Figure) -> Table:
         "predicted frames/s": lambda e: predicted(e, "predicted_frames_per_second", ".0f"),
     }
     return Table.of(
-        [predictions.at(index) for index in range(len(predictions.value))],
+        predictions.entries(),
         columns,
         f"Predicted for {predictions.value[0]['gpu']}, labels out; floor: every byte once at full "
         "bandwidth, or every operation at the full rate.",

@@ -174,8 +174,8 @@ def accuracies(results: Collection) -> dict[str, Figure]:
     """Scores on the synthetic set by network: those of equal training first."""
     found: dict[str, Figure] = {}
     for source in results.of("accuracy"):
-        for index, row in enumerate(source.content["accuracy"]):
-            found.setdefault(row["model"], source.at("accuracy", index))
+        for score in source.at("accuracy").entries():
+            found.setdefault(score.value["model"], score)
     return found
 
 
@@ -401,11 +401,11 @@ def rows_with_others(comparison: Figure) -> Iterator[tuple[Cell, ...]]:
     cost = analyze(create_model(job["model"], job["classes"], job["alpha"]), tuple(job["size"]))
     title = VARIANTS[job["model"]].title
     for name, way in ((f"{title}, ours", OURS_LOGITS), (f"{title}, PyTorch", EAGER)):
-        result = way.of(comparison)
-        if result is not None:
-            yield row(name, cost.conv_macs, cost.params, result, way is OURS_LOGITS)
-    for index, value in enumerate(comparison.value["results"]):
-        if value.get("kind") == OTHER:
-            result = comparison.at("results", index)
-            where = (result.at("macs"), result.at("params"))
-            yield row(str(value["name"]), value["macs"], value["params"], result, False, *where)
+        own = way.of(comparison)
+        if own is not None:
+            yield row(name, cost.conv_macs, cost.params, own, way is OURS_LOGITS)
+    for result in comparison.at("results").entries():
+        if result.get("kind") == OTHER:
+            macs, params = result.at("macs"), result.at("params")
+            name = str(result.value["name"])
+            yield row(name, macs.value, params.value, result, False, macs, params)

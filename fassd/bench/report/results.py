@@ -133,6 +133,10 @@ class Figure:
         """A place below this one."""
         return Figure(self.source, (*self.keys, *keys))
 
+    def entries(self) -> list[Figure]:
+        """The places of a list's entries."""
+        return [self.at(index) for index in range(len(self.value))]
+
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key below this one, or `default`."""
         found = self.value.get(key)
@@ -175,8 +179,7 @@ class Collection:
         """Comparisons of the page's machine, the nearest and newest file's first."""
         for source in self.of("comparisons"):
             if self.is_of_the_page(source):
-                for index in range(len(source.content["comparisons"])):
-                    yield source.at("comparisons", index)
+                yield from source.at("comparisons").entries()
 
     def first(self, kind: str) -> ResultsFile | None:
         """The nearest and newest file of a kind that is of the page's processor and device."""
