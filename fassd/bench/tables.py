@@ -112,11 +112,6 @@ def heading(job: Job, environment: Mapping[str, Any]) -> Text:
     return text
 
 
-def plain_table(**settings: Any) -> Table:
-    """A rich table without lines, as every report here prints."""
-    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), **settings)
-
-
 def milliseconds(timing: Timing) -> str:
     """Median and half the interquartile range."""
     return f"{1000 * timing.median:.1f} ±{1000 * timing.spread:.1f}"
