@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 
 from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.network import Deployed, example_input, free_sides
-from fassd.export.packages import need
+from fassd.export.packages import need, quiet
 
 __all__ = ["OPSETS", "onnx_model", "quantized", "quiet_exporter"]
 
@@ -147,18 +146,7 @@ def quantized(
     return result
 
 
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> AbstractContextManager[None]:
     """The exporter without its warnings: it misses torchvision, which is not needed here, warns of
     PyTorch's own ways, and tells of conversions that failed, which `onnx_model` reports."""
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    before = [log.level for log in logs]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for log in logs:
-                log.setLevel(logging.CRITICAL)
-            yield
-    finally:
-        for log, level in zip(logs, before, strict=True):
-            log.setLevel(level)
+    return quiet(logging.CRITICAL, "torch.onnx", "onnxscript")

@@ -1,11 +1,15 @@
-"""Packages that single formats need."""
+"""Packages that single formats need, and their chatter."""
 
 from __future__ import annotations
 
 import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["EXTRA", "need"]
+__all__ = ["EXTRA", "need", "quiet"]
 
 EXTRA = "pip install 'fassd-net[export]'"
 
@@ -20,3 +24,18 @@ def need(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"this format needs {name} ({error}): {EXTRA}") from error
+
+
+@contextmanager
+def quiet(level: int, *names: str) -> Iterator[None]:
+    """No warnings, and of some loggers no records below a level."""
+    before = {log: log.level for log in map(logging.getLogger, names)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for log in before:
+                log.setLevel(level)
+            yield
+    finally:
+        for log, own in before.items():
+            log.setLevel(own)

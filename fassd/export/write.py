@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata as packages
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +14,21 @@ import torch
 from torch import nn
 
 import fassd
-from fassd.export.metadata import DTYPES, FORMATS, OUTPUTS, ExportError, Metadata
-from fassd.export.network import Deployed
+from fassd.export.metadata import FORMATS, MOST_LABELS, OUTPUTS, ExportError, Metadata
+from fassd.export.network import Deployed, Pictures, groups
+from fassd.export.onnx_file import onnx_model, quantized
+from fassd.export.openvino_file import write_openvino
+from fassd.export.program import smallest_side, traced, write_aoti, write_program
+from fassd.export.tensorrt_file import build_engine, profile_of, sidecar
 from fassd.io.palette import ClassInfo, classes_of, labels_by_name
 from fassd.models.preprocess import normalize
 from fassd.models.zoo import create_model, settled
 
-__all__ = ["FORMAT_OF", "SUFFIX_OF", "Exporter", "Request", "staged"]
-
-SUFFIX_OF = {
-    "onnx": (".onnx",),
-    "torch": (".pt2",),
-    "aoti": (".pt2",),
-    "openvino": (".xml",),
-    "tensorrt": (".engine", ".plan"),
-}
-"""What a file of each format ends in."""
-
-FORMAT_OF = {".onnx": "onnx", ".pt2": "torch", ".xml": "openvino"} | dict.fromkeys(
-    SUFFIX_OF["tensorrt"], "tensorrt"
-)
-"""What an ending means where no format is given."""
-
-DTYPES_OF = {
-    "onnx": ("float32", "float16", "int8"),
-    "torch": ("float32", "float16", "bfloat16"),
-    "aoti": ("float32", "float16", "bfloat16"),
-    "openvino": ("float32", "float16", "int8"),
-    "tensorrt": DTYPES,
-}
-PROGRAMS = ("torch", "aoti")
-"""Formats of PyTorch's own, which can hold our operators."""
+__all__ = ["Exporter", "Request"]
 
 BACKENDS = ("auto", "cpu", "reference")
-MAX_LABELS = 256
 TRACED_AT = (512, 1024)
 """Size that a network for any size is traced at."""
-
-Pictures = Sequence[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +41,7 @@ class Request:
         weights, num_classes, alpha: as of `fassd.create_model`; None becomes what it stands for.
         size: (H, W), or None for any size.
         batch: pictures of a call.
-        dtype: of `DTYPES_OF` the format; inputs and outputs stay float32 or uint8.
+        dtype: of the format's; inputs and outputs stay float32 or uint8.
         output: "logits" or "labels".
         preprocess: take uint8 RGB (N, H, W, 3) and normalise inside.
         backend: for "torch" and "aoti", of `BACKENDS`. With "cpu", or "auto" where they are built,
@@ -105,7 +77,7 @@ class Request:
         ):
             if value not in accepted:
                 raise ExportError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
-        dtypes = DTYPES_OF[self.format]
+        _, dtypes, is_program = FORMATS[self.format]
         if self.dtype not in dtypes:
             raise ExportError(
                 f"dtype must be {', '.join(dtypes)} for {self.format}, got {self.dtype!r}"
@@ -113,17 +85,17 @@ class Request:
         _, count, alpha = settled(self.weights, self.model, self.num_classes, self.alpha)
         object.__setattr__(self, "num_classes", count)
         object.__setattr__(self, "alpha", alpha)
-        if self.output == "labels" and count > MAX_LABELS:
+        if self.output == "labels" and count > MOST_LABELS:
             raise ExportError(
-                f"labels are uint8, for at most {MAX_LABELS} classes, and the network has "
+                f"labels are uint8, for at most {MOST_LABELS} classes, and the network has "
                 f"{count}: export logits"
             )
-        if self.format in PROGRAMS and self.backend not in BACKENDS:
+        if is_program and self.backend not in BACKENDS:
             raise ExportError(
                 f"backend must be {', '.join(BACKENDS)} for {self.format}, whose programs are made "
                 f"for the CPU, got {self.backend!r}"
             )
-        if self.format not in PROGRAMS and self.backend not in ("auto", "reference"):
+        if not is_program and self.backend not in ("auto", "reference"):
             raise ExportError(
                 f"backend has no part in {self.format}, whose operators are standard ones: leave "
                 f"it away, got {self.backend!r}"
@@ -140,7 +112,7 @@ class Request:
     @property
     def operators(self) -> bool:
         """Whether the operators of `fassd_kernels` are wanted in the file."""
-        return self.format in PROGRAMS and self.backend != "reference"
+        return FORMATS[self.format].is_program and self.backend != "reference"
 
 
 class Exporter:
@@ -222,8 +194,6 @@ class Exporter:
             ExportError: int8 without pictures, or an opset that cannot be had.
             ImportError: a package is missing.
         """
-        from fassd.export.onnx_file import onnx_model, quantized
-
         request = self.request
         deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
         size = request.size or TRACED_AT
@@ -240,10 +210,11 @@ class Exporter:
         """Inputs of the network from pictures, as many as fill whole batches."""
         if not calibration:
             raise ExportError("int8 needs pictures to calibrate with: --calibration")
-        images = [p if self.request.preprocess else normalize(p) for p in calibration]
-        n = self.request.batch
-        whole = list(islice(cycle(images), -(-len(images) // n) * n))
-        return [np.stack(whole[i : i + n]) for i in range(0, len(whole), n)]
+        pictures = self.request.preprocess
+        return [
+            np.stack([picture if pictures else normalize(picture) for picture in group])
+            for group in groups(calibration, self.request.batch)
+        ]
 
     def write(self, path: Path, calibration: Pictures = ()) -> None:
         """Write the file, or files, at once; nothing checks them, and nothing is renamed.
@@ -256,9 +227,7 @@ class Exporter:
             ExportError, ImportError: as of `onnx`; a program that cannot be traced or compiled.
         """
         request, data = self.request, self.metadata
-        if request.format in PROGRAMS:
-            from fassd.export.program import smallest_side, traced, write_aoti, write_program
-
+        if FORMATS[request.format].is_program:
             deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
             program = traced(deployed.eval(), data, request.size or TRACED_AT)
             least = max(data.minimum_size, smallest_side(program))
@@ -270,13 +239,9 @@ class Exporter:
         if request.format == "onnx":
             path.write_bytes(model.SerializeToString())
         elif request.format == "openvino":
-            from fassd.export.openvino_file import write_openvino
-
             batches = self._batches(calibration) if request.dtype == "int8" else None
             write_openvino(model, data, path, batches)
         else:
-            from fassd.export.tensorrt_file import build_engine, profile_of, sidecar
-
             plan = build_engine(model.SerializeToString(), request.dtype, profile_of(data))
             path.write_bytes(plan)
             sidecar(path).write_text(data.to_json())
@@ -291,17 +256,3 @@ def versions() -> dict[str, str]:
         except packages.PackageNotFoundError:
             continue
     return found
-
-
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A path of the same name in a hidden folder beside it.
-
-    When the block ends well, what was written there takes its final name, `path` last.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        inside = Path(folder) / path.name
-        yield inside
-        for written in sorted(Path(folder).iterdir(), key=lambda each: each == inside):
-            os.replace(written, path.with_name(written.name))

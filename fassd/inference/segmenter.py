@@ -15,7 +15,14 @@ from PIL import Image
 from torch import nn
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
-from fassd.io.images import MAX_PIXELS, ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.io.images import (
+    MAX_PIXELS,
+    ImageError,
+    array_to_rgb,
+    pil_to_rgb,
+    read_image,
+    resized,
+)
 from fassd.io.levels import Range, as_range
 from fassd.io.palette import ClassInfo, classes_of
 from fassd.models import create_model, load, load_checkpoint
@@ -195,9 +202,7 @@ class Segmenter:
             except ImageError as error:
                 raise ImageError(f"{prefix}{error}") from error
         height, width = picture.shape[:2]
-        if self.size is not None and self.size != (height, width):
-            resized = Image.fromarray(picture).resize(self.size[::-1], Image.Resampling.BILINEAR)
-            picture = np.asarray(resized)
+        picture = resized(picture, self.size or (height, width))
         if getattr(self.model, "takes_pictures", False):
             return torch.tensor(picture)[None], (height, width)
         batch = torch.from_numpy(normalize(picture))[None].to(self.device, self.dtype)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from fassd.io.files import SUFFIXES, VIDEO_SUFFIXES, folders_below
-from fassd.io.finished import Results
+from fassd.io.finished import WrittenFiles
 from fassd.io.images import ImageError
 
 __all__ = [
@@ -125,7 +125,7 @@ def find_pictures(
     * A file is taken whatever its ending.
     * A folder is searched with its subfolders, and its tree is kept in the output names. Hidden
       files, files without a picture's ending (`suffixes`) and files that `fassd predict` wrote
-      itself, as the record beside them tells (`fassd.io.finished.Results`), are passed over.
+      itself, as the record beside them tells (`fassd.io.finished.WrittenFiles`), are passed over.
     * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched likewise; its pictures keep their
       own name alone. A part of it that exists as it is written stands for itself, and `**`
       searches a folder once, however many links lead to it.
@@ -148,7 +148,7 @@ def find_pictures(
     seen: set[Path] = set()
     taken: set[str] = set()
     passed: set[Path] = set()
-    results = Results()
+    results = WrittenFiles()
     for source in sources:
         try:
             found = _expand(os.fspath(source), report, suffixes, results, passed)
@@ -175,7 +175,7 @@ def _expand(
     source: str,
     report: Callable[[ImageError], object],
     suffixes: Set[str],
-    results: Results,
+    results: WrittenFiles,
     passed: set[Path],
 ) -> list[tuple[Path, str]]:
     """The pictures of one source, each with the output name it would like to have.

@@ -35,7 +35,7 @@ __all__ = [
     "BusyError",
     "Choice",
     "Engine",
-    "Labelled",
+    "LabelledPicture",
     "Loader",
     "Networks",
     "StoppingError",
@@ -68,7 +68,7 @@ class Choice(NamedTuple):
     dtype: str
 
 
-class Labelled(NamedTuple):
+class LabelledPicture(NamedTuple):
     """A picture's labels, (H, W) uint8, and how it went: seconds in line and in the network, and
     how many pictures the network took at once."""
 
@@ -161,7 +161,7 @@ class _Job:
 
     choice: Choice
     picture: Picture
-    answer: Future[Labelled] = field(default_factory=Future)
+    answer: Future[LabelledPicture] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
 
     @property
@@ -222,7 +222,7 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def submit(self, choice: Choice, picture: Picture) -> Future[Labelled]:
+    def submit(self, choice: Choice, picture: Picture) -> Future[LabelledPicture]:
         """Put a picture in line. Cancelling the future takes it out, unless it is at work.
 
         Args:
@@ -345,4 +345,4 @@ class Engine:
             return
         self._seconds = seconds / len(jobs)
         for job, result in zip(jobs, labels, strict=True):
-            job.answer.set_result(Labelled(result, started - job.since, seconds, len(jobs)))
+            job.answer.set_result(LabelledPicture(result, started - job.since, seconds, len(jobs)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -24,6 +24,7 @@ from fassd.io.images import (
     formats,
     open_image,
     pil_to_rgb,
+    resized,
 )
 from fassd.io.levels import Range
 from fassd.io.untrusted import shown
@@ -166,7 +167,4 @@ def decode(
         raise RefusedError(400, f"the picture cannot be used: {error}") from None
     except Exception:  # decoders of damaged files raise almost anything
         raise RefusedError(400, "the picture is damaged or truncated") from None
-    if size is not None and size != picture.shape[:2]:
-        resized = Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR)
-        picture = np.asarray(resized)
-    return picture
+    return resized(picture, size or picture.shape[:2])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import png16
+from pictures import png, png16
 from PIL import Image, TiffImagePlugin
 
 from fassd.data.masks import MaskCode, read_mask
@@ -254,12 +254,7 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
 
 def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
     path = tmp_path / "bomb.png"
-    bomb = bytearray(png16(np.zeros((1, 1, 3), ">u2")))
-    import zlib
-
-    bomb[16:24] = struct.pack(">II", 30_000, 30_000)
-    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
-    path.write_bytes(bomb)
+    path.write_bytes(png(30_000, 30_000, 16, b""))
     with pytest.raises(ImageError, match=r"more than 179 million pixels.*bomb"):
         read_image(path)
 

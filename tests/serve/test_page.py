@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serve.apps import CHOICE, build, encoded, listening, load, street
+from serve.apps import CHOICE, encoded, listening, load, street
 from serve.browser import with_browser
 
 from fassd.io.palette import CITYSCAPES, ClassInfo
@@ -21,8 +21,7 @@ NAMES = [info.name for info in CITYSCAPES]
 
 @pytest.fixture(scope="module")
 def url():
-    app, _, _ = build(max_pixels=1024 * 1024, max_bytes=4_000_000)
-    with listening(app) as url:
+    with listening(max_pixels=1024 * 1024, max_bytes=4_000_000) as url:
         yield url
 
 
@@ -230,8 +229,7 @@ def test_it_fits_narrow_and_wide_windows(browser, url, width, scheme):
 
 @with_browser
 def test_a_server_that_went_away_is_told(browser):
-    app, _, _ = build(max_pixels=1024 * 1024)
-    with listening(app) as url:
+    with listening(max_pixels=1024 * 1024) as url:
         opened(browser, url, "start=camera")
     browser.wait("document.querySelector('#alert').textContent == 'The server does not answer.'")
 
@@ -240,10 +238,8 @@ def test_a_server_that_went_away_is_told(browser):
 def test_the_legend_has_the_classes_of_the_chosen_network(browser):
     plants = class_table([ClassInfo(f"plant {i}", (i, 200, 3)) for i in range(19)])
     other = ModelInfo(name="plants", title="Plants", weights="own", classes=plants)
-    app, _, _ = build(
-        max_pixels=1024 * 1024, others=[other], load=lambda choice: load(CHOICE)
-    )  # fmt: skip
-    with listening(app) as url:
+    settings = {"others": [other], "load": lambda choice: load(CHOICE)}
+    with listening(max_pixels=1024 * 1024, **settings) as url:
         opened(browser, url, "start=example&opacity=100")
         assert "road" in browser.text("#legend") and "plant" not in browser.text("#legend")
         browser.evaluate(

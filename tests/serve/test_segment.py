@@ -121,15 +121,15 @@ def test_pictures_of_every_kind(client):
 @pytest.mark.parametrize(
     ("query", "told"),
     [
-        ({"model": "resnet"}, "model: Input should be 'fassd_net_l2', got 'resnet'"),
-        ({"model": "/etc/passwd"}, "model: Input should be"),
-        ({"backend": "magic"}, "backend: Input should be 'auto' or 'reference'"),
-        ({"dtype": "float8"}, "dtype: Input should be 'float32' or 'bfloat16'"),
-        ({"format": "bmp"}, "format: Input should be 'png' or 'rle'"),
-        ({"size": "0x5"}, "size: String should match pattern"),
+        ({"model": "resnet"}, "model must be 'fassd_net_l2', got 'resnet'"),
+        ({"model": "/etc/passwd"}, "model must be"),
+        ({"backend": "magic"}, "backend must be 'auto' or 'reference'"),
+        ({"dtype": "float8"}, "dtype must be 'float32' or 'bfloat16'"),
+        ({"format": "bmp"}, "format must be 'png' or 'rle'"),
+        ({"size": "0x5"}, "size must match pattern"),
         ({"size": "4000x4000"}, "size: at most 20,480 pixels, got 4000x4000"),
         ({"size": "1x200"}, "the input must be at least"),
-        ({"weights": "/etc/passwd"}, "weights: no such parameter"),
+        ({"weights": "/etc/passwd"}, "weights is not known"),
     ],
 )
 def test_choices_that_are_not_offered(client, query, told):
