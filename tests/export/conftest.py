@@ -14,6 +14,7 @@ from fassd.export import SUFFIX_OF, Exporter, Request, staged
 from fassd.synth import render_street
 
 SIZE = (128, 256)
+LABELS = {"output": "labels", "preprocess": True}
 
 
 @functools.cache

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
-from export.conftest import SIZE, streets
+from export.conftest import LABELS, SIZE, streets
 
 import fassd
 import fassd_kernels
@@ -22,9 +23,9 @@ pytest.importorskip("openvino")
 RUNTIMES = ("onnxruntime", "openvino")
 KINDS = {
     "float32 logits": {},
-    "float32 labels, any size": {"size": None, "output": "labels", "preprocess": True},
+    "float32 labels, any size": {"size": None, **LABELS},
     "float16 logits": {"dtype": "float16"},
-    "float16 labels": {"dtype": "float16", "output": "labels", "preprocess": True},
+    "float16 labels": {"dtype": "float16", **LABELS},
     "a batch of two": {"batch": 2, "preprocess": True},
 }
 
@@ -234,7 +235,7 @@ def test_old_opsets(export, pictures):
 def test_int8_agrees_with_float_on_held_out_streets(export, kind, capsys):
     if kind == "openvino":
         pytest.importorskip("nncf")
-    path, exporter = export(kind, dtype="int8", output="labels", preprocess=True)
+    path, exporter = export(kind, dtype="int8", **LABELS)
     result = verify(ExportedNetwork(path), exporter.source, streets(8))
     with capsys.disabled():
         print(f"\nint8 {kind} against float32, 8 streets of the val split, the worst: {result}")
@@ -247,7 +248,7 @@ def test_int8_agrees_with_float_on_held_out_streets(export, kind, capsys):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_openvino_files(export, pictures, dtype):
-    path, exporter = export("openvino", dtype=dtype, output="labels", preprocess=True)
+    path, exporter = export("openvino", dtype=dtype, **LABELS)
     network = ExportedNetwork(path)
     assert network.metadata.format == "openvino"
     assert verify(network, exporter.source, pictures).passed
@@ -266,6 +267,8 @@ def test_metadata_is_in_the_file(export):
     (entry,) = (e for e in onnx.load(path).metadata_props if e.key == "fassd")
     found = Metadata.from_json(entry.value)
     assert found == exporter.metadata
+    assert json.loads(entry.value)["input"]["shape"] == [1, -1, -1, 3]
+    assert json.loads(entry.value)["input"]["mean"] == pytest.approx([103.53, 116.28, 123.675])
     assert (found.variant, found.weights, found.size) == ("fassd_net_l2", "synthetic", None)
     sides = [d.dim_param or d.dim_value for d in ports(onnx.load(path).graph.input)]
     assert sides == [1, "height", "width", 3]
