@@ -8,6 +8,9 @@ import av
 import numpy as np
 from PIL import Image
 
+from fassd.inference.video import segment_video
+from fassd.io.video import open_video
+
 CLOCK = Fraction(1, 90000)
 
 
@@ -27,6 +30,11 @@ def picture(number, size=(64, 96)):
     image[height // 2 :, : width // 2] = (40, 40, 200)
     image[height // 2 :, width // 2 :] = (120, 120, 5 * number % 256)
     return image
+
+
+def segmented(source, output, **settings):
+    """The summary of a video that `Bands` labels."""
+    return segment_video(open_video(str(source)), output, Bands(), **settings)
 
 
 def write_clip(

@@ -13,6 +13,7 @@ from clips import (
     decoded,
     picture,
     psnr,
+    segmented,
     sound,
     times,
     write_clip,
@@ -26,10 +27,6 @@ from fassd.io.palette import colorize, overlay
 from fassd.io.video import VideoError, open_video
 
 UNEVEN = [0, 3000, 7000, 12000, 12600, 20000, 30000, 40000, 41000, 60000]
-
-
-def segmented(source, output, **settings):
-    return segment_video(open_video(str(source)), output, Bands(), **settings)
 
 
 def length(path):
