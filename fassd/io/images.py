@@ -355,7 +355,8 @@ def resized(picture: npt.NDArray[np.uint8], size: tuple[int, ...]) -> npt.NDArra
     """A picture, (H, W, 3) uint8, at another size (H, W), bilinear and antialiased."""
     if size == picture.shape[:2]:
         return picture
-    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
+    height, width = size
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
 
 
 # ---------------------------------------------------------------------------------------- writing
