@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fassd.export import Exporter, Request, Verification
-    from fassd.io.palette import ClassInfo
+    from fassd.io.palette import LabelClass
 
 DYNAMIC = "dynamic"
 STREETS = 4  # generated pictures that a file is verified on
@@ -230,7 +230,7 @@ def _check_suffix(path: Path, kind: str) -> None:
         raise ExportError(f"{path}: a file of the format {kind} ends in {endings}")
 
 
-def _classes(card: str | None, classes: int | None) -> tuple[ClassInfo, ...]:
+def _classes(card: str | None, classes: int | None) -> tuple[LabelClass, ...]:
     """Names and colours of a card's classes; none where no card is given."""
     if card is None:
         return ()

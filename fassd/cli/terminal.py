@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from fassd.io.palette import ClassInfo
+    from fassd.io.palette import LabelClass
 
 __all__ = [
     "console",
@@ -106,7 +106,7 @@ def tell_results(results: Sequence[Path]) -> None:
         say(f"passed over {len(results)}: results of earlier runs")
 
 
-def swatch(info: ClassInfo) -> str:
+def swatch(info: LabelClass) -> str:
     """A class as markup: its colour and its name."""
     red, green, blue = info.color
     return f"[rgb({red},{green},{blue})]██[/] {escape(info.name)}"

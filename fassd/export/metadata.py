@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 import fassd
-from fassd.io.palette import ClassInfo
+from fassd.io.palette import LabelClass
 from fassd.io.untrusted import problem, read_json, shortened, shown
 from fassd.models.preprocess import MEAN, STD
 
@@ -73,12 +73,12 @@ class ExportError(ValueError):
     """A network cannot be exported so, or a file is not what `fassd export` writes."""
 
 
-def _class(entry: Any) -> ClassInfo:
-    return ClassInfo(*CLASS.validate_python((entry["name"], entry["color"])))
+def _class(entry: Any) -> LabelClass:
+    return LabelClass(*CLASS.validate_python((entry["name"], entry["color"])))
 
 
 Classes = Annotated[
-    tuple[Annotated[ClassInfo, BeforeValidator(_class)], ...],
+    tuple[Annotated[LabelClass, BeforeValidator(_class)], ...],
     Field(min_length=1, max_length=65_536),
 ]
 
@@ -200,8 +200,9 @@ class Metadata:
             if output == "labels" and found.num_classes > MOST_LABELS:
                 raise ValueError(f"labels are of {MOST_LABELS} classes, not {found.num_classes}")
         except (KeyError, TypeError, ValueError) as error:
-            known = isinstance(error, ValidationError)
-            reason = problem(error) if known else f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, ValidationError):
+                reason = problem(error)
             raise ExportError(
                 f"its metadata is not what fassd {fassd.__version__} writes ({shortened(reason)})"
             ) from error

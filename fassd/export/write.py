@@ -20,7 +20,7 @@ from fassd.export.onnx_file import onnx_model, quantized
 from fassd.export.openvino_file import write_openvino
 from fassd.export.program import smallest_side, traced, write_aoti, write_program
 from fassd.export.tensorrt_file import build_engine, profile_of, sidecar
-from fassd.io.palette import ClassInfo, classes_of, labels_by_name
+from fassd.io.palette import LabelClass, classes_of, labels_by_name
 from fassd.models.preprocess import normalize
 from fassd.models.zoo import create_model, settled
 
@@ -68,7 +68,7 @@ class Request:
     preprocess: bool = False
     backend: str = "reference"
     opset: int | None = None
-    classes: tuple[ClassInfo, ...] = field(default=(), repr=False)
+    classes: tuple[LabelClass, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         for name, value, accepted in (
@@ -155,7 +155,7 @@ class Exporter:
             versions=versions(),
         )
 
-    def _classes(self) -> tuple[ClassInfo, ...]:
+    def _classes(self) -> tuple[LabelClass, ...]:
         """The request's classes, in the order of the network's where its names are known."""
         wanted = self.request.classes or classes_of(self.source)
         places = labels_by_name(self.source, [info.name for info in wanted])

@@ -24,7 +24,7 @@ from fassd.io.images import (
     resized,
 )
 from fassd.io.levels import Range, as_range
-from fassd.io.palette import ClassInfo, classes_of
+from fassd.io.palette import LabelClass, classes_of
 from fassd.models import create_model, load, load_checkpoint
 from fassd.models.device import pick_device
 from fassd.models.layers import logits_of
@@ -119,7 +119,7 @@ class Segmenter:
         self.device, self.dtype = _home(self.model, dtype)
 
     @property
-    def classes(self) -> tuple[ClassInfo, ...]:
+    def classes(self) -> tuple[LabelClass, ...]:
         """Names and colours of the labels, as `fassd.io.palette.classes_of`."""
         return classes_of(self.model)
 

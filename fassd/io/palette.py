@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CITYSCAPES",
     "IGNORE",
-    "ClassInfo",
+    "LabelClass",
     "class_names",
     "classes_of",
     "colorize",
@@ -33,7 +33,7 @@ NAMED = 6
 """How many names of a list an error spells out before it only counts."""
 
 
-class ClassInfo(NamedTuple):
+class LabelClass(NamedTuple):
     """One class: its name and its RGB colour."""
 
     name: str
@@ -41,25 +41,25 @@ class ClassInfo(NamedTuple):
 
 
 CITYSCAPES = (
-    ClassInfo("road", (128, 64, 128)),
-    ClassInfo("sidewalk", (244, 35, 232)),
-    ClassInfo("building", (70, 70, 70)),
-    ClassInfo("wall", (102, 102, 156)),
-    ClassInfo("fence", (190, 153, 153)),
-    ClassInfo("pole", (153, 153, 153)),
-    ClassInfo("traffic light", (250, 170, 30)),
-    ClassInfo("traffic sign", (220, 220, 0)),
-    ClassInfo("vegetation", (107, 142, 35)),
-    ClassInfo("terrain", (152, 251, 152)),
-    ClassInfo("sky", (70, 130, 180)),
-    ClassInfo("person", (220, 20, 60)),
-    ClassInfo("rider", (255, 0, 0)),
-    ClassInfo("car", (0, 0, 142)),
-    ClassInfo("truck", (0, 0, 70)),
-    ClassInfo("bus", (0, 60, 100)),
-    ClassInfo("train", (0, 80, 100)),
-    ClassInfo("motorcycle", (0, 0, 230)),
-    ClassInfo("bicycle", (119, 11, 32)),
+    LabelClass("road", (128, 64, 128)),
+    LabelClass("sidewalk", (244, 35, 232)),
+    LabelClass("building", (70, 70, 70)),
+    LabelClass("wall", (102, 102, 156)),
+    LabelClass("fence", (190, 153, 153)),
+    LabelClass("pole", (153, 153, 153)),
+    LabelClass("traffic light", (250, 170, 30)),
+    LabelClass("traffic sign", (220, 220, 0)),
+    LabelClass("vegetation", (107, 142, 35)),
+    LabelClass("terrain", (152, 251, 152)),
+    LabelClass("sky", (70, 130, 180)),
+    LabelClass("person", (220, 20, 60)),
+    LabelClass("rider", (255, 0, 0)),
+    LabelClass("car", (0, 0, 142)),
+    LabelClass("truck", (0, 0, 70)),
+    LabelClass("bus", (0, 60, 100)),
+    LabelClass("train", (0, 80, 100)),
+    LabelClass("motorcycle", (0, 0, 230)),
+    LabelClass("bicycle", (119, 11, 32)),
 )
 """The 19 Cityscapes training classes; the position is the trainId."""
 
@@ -94,12 +94,12 @@ def palette(num_classes: int = 19) -> npt.NDArray[np.uint8]:
     return colors
 
 
-def default_classes(num_classes: int) -> tuple[ClassInfo, ...]:
+def default_classes(num_classes: int) -> tuple[LabelClass, ...]:
     """`class_names` with the colours of `palette`."""
     return _classes(class_names(num_classes), palette(num_classes).tolist())
 
 
-def classes_of(network: nn.Module) -> tuple[ClassInfo, ...]:
+def classes_of(network: nn.Module) -> tuple[LabelClass, ...]:
     """Names and colours of a network's classes, in the order of its labels.
 
     Those that its file gave it, be it of weights or of `fassd export`; else `default_classes`, of
@@ -153,8 +153,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:NAMED])) + more
 
 
-def _classes(names: Sequence[str], colors: Sequence[Sequence[int]]) -> tuple[ClassInfo, ...]:
-    return tuple(ClassInfo(name, (r, g, b)) for name, (r, g, b) in zip(names, colors, strict=True))
+def _classes(names: Sequence[str], colors: Sequence[Sequence[int]]) -> tuple[LabelClass, ...]:
+    return tuple(LabelClass(name, (r, g, b)) for name, (r, g, b) in zip(names, colors, strict=True))
 
 
 def colorize(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from fassd.io.palette import ClassInfo
+from fassd.io.palette import LabelClass
 
 __all__ = ["Tile", "draw_panel"]
 
@@ -30,7 +30,7 @@ class Tile(NamedTuple):
 def draw_panel(
     titles: Sequence[str],
     rows: Sequence[Sequence[Tile]],
-    legend: Sequence[ClassInfo],
+    legend: Sequence[LabelClass],
     width: int = 640,
 ) -> npt.NDArray[np.uint8]:
     """Lay tiles out under their titles, with a legend at the bottom.
@@ -109,7 +109,7 @@ def _resized(picture: npt.NDArray[np.uint8], width: int, height: int) -> Image.I
     )
 
 
-def _legend(classes: Sequence[ClassInfo], available: int, width: int) -> Image.Image:
+def _legend(classes: Sequence[LabelClass], available: int, width: int) -> Image.Image:
     """Swatches with names, in as few and as equally long lines as fit."""
     font = ImageFont.load_default(width / 24)
     swatch, pad = width // 16, width // 64

@@ -123,7 +123,7 @@ class Catalog(BaseModel):
         return self.classes if own is None else own
 
 
-def class_table(classes: int | Sequence[palette.ClassInfo]) -> list[ClassInfo]:
+def class_table(classes: int | Sequence[palette.LabelClass]) -> list[ClassInfo]:
     """Names and colours of classes, in order; a number stands for `palette.default_classes`."""
     if isinstance(classes, int):
         classes = palette.default_classes(classes)

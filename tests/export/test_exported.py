@@ -30,7 +30,7 @@ from fassd.export import (
 )
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.tensorrt_file import trtexec
-from fassd.io.palette import ClassInfo
+from fassd.io.palette import LabelClass
 from fassd.models.preprocess import MEAN, STD
 
 onnx = pytest.importorskip("onnx")
@@ -245,7 +245,7 @@ METADATA = Metadata(
     variant="fassd_net",
     alpha=2,
     weights=None,
-    classes=tuple(ClassInfo(f"plant {index}", (index, 2, 3)) for index in range(3)),
+    classes=tuple(LabelClass(f"plant {index}", (index, 2, 3)) for index in range(3)),
     dtype="float32",
     output="logits",
     takes_pictures=False,

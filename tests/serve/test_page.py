@@ -12,7 +12,7 @@ from PIL import Image
 from serve.apps import CHOICE, encoded, listening, load, street
 from serve.browser import with_browser
 
-from fassd.io.palette import CITYSCAPES, ClassInfo
+from fassd.io.palette import CITYSCAPES, LabelClass
 from fassd.serve.page import FILES
 from fassd.serve.schemas import ModelInfo, class_table
 
@@ -236,7 +236,7 @@ def test_a_server_that_went_away_is_told(browser):
 
 @with_browser
 def test_the_legend_has_the_classes_of_the_chosen_network(browser):
-    plants = class_table([ClassInfo(f"plant {i}", (i, 200, 3)) for i in range(19)])
+    plants = class_table([LabelClass(f"plant {i}", (i, 200, 3)) for i in range(19)])
     other = ModelInfo(name="plants", title="Plants", weights="own", classes=plants)
     settings = {"others": [other], "load": lambda choice: load(CHOICE)}
     with listening(max_pixels=1024 * 1024, **settings) as url:

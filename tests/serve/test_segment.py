@@ -11,7 +11,7 @@ from PIL import Image
 from serve.apps import CHOICE, MODEL, encoded, load, post, serving, street
 
 from fassd.inference.segmenter import Segmenter
-from fassd.io.palette import CITYSCAPES, ClassInfo
+from fassd.io.palette import CITYSCAPES, LabelClass
 from fassd.serve.schemas import ModelInfo, class_table
 
 
@@ -57,7 +57,7 @@ def test_run_lengths_tell_classes_and_shares(client):
 
 
 def test_each_network_tells_its_own_classes():
-    plants = class_table([ClassInfo(f"plant {i}", (i, 200, 3)) for i in range(19)])
+    plants = class_table([LabelClass(f"plant {i}", (i, 200, 3)) for i in range(19)])
     other = ModelInfo(name="plants", title="Plants", weights="own", classes=plants)
     with serving(others=[other], load=lambda choice: load(CHOICE)) as (client, _):
         own, others = (info["classes"] for info in client.get("/v1/models").json()["models"])
