@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections import deque
@@ -122,8 +121,6 @@ def evaluate(
     dataset: SegmentationDataset,
     *,
     indices: Sequence[int] | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     on_sample: Callable[[int, Sample, npt.NDArray[np.uint8]], object] | None = None,
@@ -141,12 +138,10 @@ def evaluate(
     Args:
         model: takes normalised BGR (1, 3, H, W) and gives logits (1, classes, h, w), alone or as
             `fassd.Segmenter` takes them, which are resized to the picture (bilinear,
-            align_corners=True) where they are smaller; plain or accelerated. It runs in eval mode;
-            every module's own mode is restored.
+            align_corners=True) where they are smaller; plain or accelerated. It runs where its
+            weights are and in their dtype, in eval mode; every module's own mode is restored.
         dataset: as `fassd.data.SegmentationDataset`.
         indices: which pictures; all if not given.
-        device, dtype: where, and in torch.float32, bfloat16 or float16; None for those of the
-            model's weights. A model that differs is copied, not changed.
         scales: sizes to see each picture at, as factors; pictures are resized (bilinear,
             antialiased) as `fassd.Segmenter` does. An exported file that takes one size alone sees
             all at that.
@@ -175,16 +170,15 @@ def evaluate(
     failure: Exception | None = None
     started = time.perf_counter()
     try:
-        network, home, precision = _placed(model, device, dtype)
         with (
-            _eval_mode(network),
+            _eval_mode(model),
             torch.inference_mode(),
             closing(_read_ahead(dataset, chosen[rank() :: world_size()])) as reading,
         ):
             for index, sample in reading:
                 try:
                     read = sample.result()
-                    scores = _scores(network, read, scales, flip, home, precision)
+                    scores = _scores(model, read, scales, flip)
                     _check_head(scores.shape[1], dataset.card)
                     predicted = scores[0].argmax(0)
                     if labels is not None:
@@ -226,20 +220,6 @@ def evaluate(
 # ------------------------------------------------------------------------------------- the network
 
 
-def _placed(
-    model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
-) -> tuple[nn.Module, torch.device, torch.dtype]:
-    """The model, or a copy, where and in what it shall run."""
-    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype must be float32, bfloat16, float16 or None, got {dtype}")
-    first = next(model.parameters(), torch.empty(0))
-    home = first.device if device is None else torch.empty(0, device=device).device
-    precision = dtype or first.dtype
-    if (home, precision) != (first.device, first.dtype):
-        model = copy.deepcopy(model).to(home, precision)
-    return model, home, precision
-
-
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards each module's own, as some may be frozen while others train."""
@@ -252,33 +232,26 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _scores(
-    network: nn.Module,
-    sample: Sample,
-    scales: Sequence[float],
-    flip: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
+def _scores(network: nn.Module, sample: Sample, scales: Sequence[float], flip: bool) -> Tensor:
     """Logits of one picture, or, of more than one view, the sum of their probabilities.
 
     Returns:
         (1, classes, H, W) float32 at the picture's size.
     """
     size = sample.image.shape[:2]
+    weight = next(network.parameters(), torch.empty(0))
     views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     total: Tensor | None = None
     for scale, mirrored in views:
         # An exported file may take one size alone.
         only = getattr(network, "input_size", None)
         image = resized(sample.image, only or tuple(max(1, round(side * scale)) for side in size))
-        batch = torch.from_numpy(normalize(image))[None].to(device, dtype)
+        batch = torch.from_numpy(normalize(image))[None].to(weight.device, weight.dtype)
         with _naming(sample.path):
             logits = logits_of(network(batch.flip(3) if mirrored else batch)).float()
         if logits.isnan().any():
-            raise RuntimeError(
-                f"{sample.path}: the network's logits hold NaN: {_nan_because(network, dtype)}"
-            )
+            reason = _nan_because(network, weight.dtype)
+            raise RuntimeError(f"{sample.path}: the network's logits hold NaN: {reason}")
         logits = logits.flip(3) if mirrored else logits
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)

@@ -28,7 +28,6 @@ __all__ = [
 IGNORE = 255
 """Label of a pixel that belongs to no class; drawn black."""
 
-
 NAMED = 6
 """How many names of a list an error spells out before it only counts."""
 
@@ -158,14 +157,13 @@ def _classes(names: Sequence[str], colors: Sequence[Sequence[int]]) -> tuple[Lab
 
 
 def colorize(
-    labels: npt.ArrayLike, colors: npt.NDArray[np.uint8] | None = None, ignore_index: int = IGNORE
+    labels: npt.ArrayLike, colors: npt.NDArray[np.uint8] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Paint a label map.
+    """Paint a label map; `IGNORE` is drawn black, unless it is the index of a class.
 
     Args:
         labels: (H, W) integers.
         colors: (classes, 3) uint8 RGB, as from `palette`; the Cityscapes colours by default.
-        ignore_index: the label drawn black, unless it is the index of a class.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -175,15 +173,14 @@ def colorize(
     """
     labels = _checked_labels(labels)
     colors = palette() if colors is None else colors
-    largest = int(labels.max(initial=0))
-    table = np.zeros((max(largest, ignore_index) + 1, 3), np.uint8)
+    table = np.zeros((max(int(labels.max(initial=0)), IGNORE) + 1, 3), np.uint8)
     shared = min(len(table), len(colors))
     table[:shared] = colors[:shared]
-    strays = (labels >= len(colors)) & (labels != ignore_index) | (labels < 0)
+    strays = (labels >= len(colors)) & (labels != IGNORE) | (labels < 0)
     if strays.any():
         raise ValueError(
             f"labels holds {labels[strays].flat[0]}, but there are colours for 0 to "
-            f"{len(colors) - 1} (and {ignore_index} for pixels to ignore)"
+            f"{len(colors) - 1} (and {IGNORE} for pixels to ignore)"
         )
     return table[labels]
 
@@ -193,7 +190,6 @@ def overlay(
     labels: npt.ArrayLike,
     opacity: float = 0.5,
     colors: npt.NDArray[np.uint8] | None = None,
-    ignore_index: int = IGNORE,
 ) -> npt.NDArray[np.uint8]:
     """Lay the coloured label map over the picture; ignored pixels keep the picture.
 
@@ -201,7 +197,7 @@ def overlay(
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) integers.
         opacity: 0 shows the picture alone, 1 the colours alone.
-        colors, ignore_index: as in `colorize`.
+        colors: as in `colorize`.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -217,14 +213,13 @@ def overlay(
             f"image must be uint8 of shape {(*labels.shape, 3)} to fit the labels, "
             f"got {image.dtype} of shape {image.shape}"
         )
-    painted = colorize(labels, colors, ignore_index)
+    painted = colorize(labels, colors)
     # Fixed point in 1/256: exact at both ends, and 255 * 256 + 128 still fits 16 bits.
     weight = np.uint16(round(opacity * 256))
     mixed = image * (np.uint16(256) - weight) + painted * weight + np.uint16(128)
     result = (mixed >> 8).astype(np.uint8)
-    num_colors = len(CITYSCAPES) if colors is None else len(colors)
-    if ignore_index >= num_colors:
-        np.copyto(result, image, where=(labels == ignore_index)[..., None])
+    if colors is None or len(colors) <= IGNORE:
+        np.copyto(result, image, where=(labels == IGNORE)[..., None])
     return result
 
 
@@ -242,13 +237,14 @@ def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
     Raises:
         ValueError: another view.
     """
-    if view == "overlay":
-        return lambda image, labels: overlay(image, labels, opacity, colors)
-    if view == "labels":
-        return lambda _, labels: colorize(labels, colors)
-    if view == "side-by-side":
-        return lambda image, labels: np.hstack([image, colorize(labels, colors)])
-    raise ValueError(f"view must be one of overlay, labels, side-by-side, got {view!r}")
+    views: dict[str, Draw] = {
+        "overlay": lambda image, labels: overlay(image, labels, opacity, colors),
+        "labels": lambda _, labels: colorize(labels, colors),
+        "side-by-side": lambda image, labels: np.hstack([image, colorize(labels, colors)]),
+    }
+    if view not in views:
+        raise ValueError(f"view must be one of {', '.join(views)}, got {view!r}")
+    return views[view]
 
 
 def _checked_labels(labels: npt.ArrayLike) -> npt.NDArray[np.integer]:
