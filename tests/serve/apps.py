@@ -1,6 +1,7 @@
 """Applications with small limits, servers of them, pictures, segmenters whose pace a test sets."""
 
 import contextlib
+import functools
 import io
 import re
 import socket
@@ -121,6 +122,7 @@ def listening(app=None, patience=20.0, **settings):
             thread.join(20)
 
 
+@functools.cache
 def street(height=96, width=160, index=0):
     return render_street(height, width, 3, split="test", index=index)[0]
 

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from serve.apps import CHOICE, MODEL, Gate, encoded, load, post, serving, street
+from serve.apps import CHOICE, MODEL, Gate, encoded, load, post, serving, street, wait_for
 
 from fassd.serve.engine import (
     BusyError,
@@ -68,8 +68,7 @@ def batches_of(run, pictures, **settings):
         **settings,
     )
     futures = [engine.submit(CHOICE, pictures[0])]
-    while engine.waiting:
-        time.sleep(0.001)
+    wait_for(lambda: not engine.waiting)
     futures += [engine.submit(CHOICE, picture) for picture in pictures[1:]]
     loading.set()
     return [future.result(20) for future in futures], batches
@@ -170,8 +169,7 @@ def test_over_the_limit_is_429_and_too_long_504(gated):
     assert gate.entered.acquire(timeout=5)
     for thread in threads[1:]:
         thread.start()
-    while engine.waiting < 2:
-        time.sleep(0.001)
+    wait_for(lambda: engine.waiting == 2)
     refused = post(client, picture)
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
     for thread in threads:
@@ -195,7 +193,4 @@ def test_a_stuck_network_is_unhealthy():
         answer = client.get("/healthz")
         assert answer.status_code == 503 and answer.json() == {"status": "stuck"}
         gate.open.set()
-        deadline = time.monotonic() + 5
-        while client.get("/healthz").status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: client.get("/healthz").status_code == 200)
