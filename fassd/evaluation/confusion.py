@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from fassd.io.images import replacing
 
-__all__ = ["write_csv", "write_heat_map"]
-
 FIGURES_UP_TO = 25
 """Classes up to which every cell of the heat map shows its figure; more would not be legible."""
 

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from fassd.data.card import Card
     from fassd.data.dataset import Sample, SegmentationDataset
 
-__all__ = ["Evaluation", "evaluate"]
-
 READ_AHEAD = 2  # pictures, so that the disk works while the network does
 
 

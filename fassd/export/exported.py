@@ -18,8 +18,6 @@ from fassd.export.runtimes import SUFFIXES, first_line, open_runtime
 from fassd.models.info import NetworkInfo, remember
 from fassd.models.preprocess import MEAN, STD
 
-__all__ = ["ExportedNetwork", "default_device", "is_exported"]
-
 
 def is_exported(model: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a model's name is that of an exported file."""

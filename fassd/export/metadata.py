@@ -14,19 +14,6 @@ from fassd.io.palette import LabelClass
 from fassd.io.untrusted import problem, read_json, shortened, shown
 from fassd.models.preprocess import MEAN, STD
 
-__all__ = [
-    "DTYPES",
-    "FORMATS",
-    "FORMAT_OF",
-    "KEY",
-    "MOST_LABELS",
-    "MOST_PIXELS",
-    "OUTPUTS",
-    "SUFFIX_OF",
-    "ExportError",
-    "Metadata",
-]
-
 KEY = "fassd"
 """Under which a file holds its metadata."""
 
@@ -83,7 +70,7 @@ Classes = Annotated[
 ]
 
 
-def one_of(*words: str) -> Any:
+def _one_of(*words: str) -> Any:
     """Text that is one of some words."""
     return Field(pattern=f"^({'|'.join(words)})$")
 
@@ -109,13 +96,13 @@ class Metadata:
         versions: of the libraries that wrote it.
     """
 
-    format: Annotated[str, one_of(*FORMATS)]
+    format: Annotated[str, _one_of(*FORMATS)]
     variant: Name
     alpha: Side
     weights: Name | None
     classes: Classes
-    dtype: Annotated[str, one_of(*DTYPES)]
-    output: Annotated[str, one_of(*OUTPUTS)]
+    dtype: Annotated[str, _one_of(*DTYPES)]
+    output: Annotated[str, _one_of(*OUTPUTS)]
     takes_pictures: bool
     batch: Annotated[Side, Field(le=1024)]
     size: tuple[Side, Side] | None

@@ -13,17 +13,6 @@ from torch import Tensor, nn
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import MEAN, STD
 
-__all__ = [
-    "Deployed",
-    "Pictures",
-    "denormalized",
-    "example_input",
-    "free_sides",
-    "groups",
-    "levels",
-    "normalized",
-]
-
 Pictures: TypeAlias = Sequence[npt.NDArray[np.uint8]]
 
 

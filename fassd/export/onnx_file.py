@@ -16,8 +16,6 @@ from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.network import Deployed, example_input, free_sides
 from fassd.export.packages import need, quiet
 
-__all__ = ["OPSETS", "onnx_model", "quantized", "quiet_exporter"]
-
 OPSETS = range(16, 26)
 """Versions of ONNX's operators that can be asked for; the exporter's own choice is 20."""
 
@@ -65,7 +63,7 @@ def onnx_model(
     assert program is not None
     model = program.model_proto
     if free is not None:
-        name_sides(model, sorted(free[0]))
+        _name_sides(model, sorted(free[0]))
     reached = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     if opset is not None and reached != opset:
         raise ExportError(f"opset {opset} cannot be reached: the network needs {reached}")
@@ -75,7 +73,7 @@ def onnx_model(
     return model
 
 
-def name_sides(model: Any, axes: Sequence[int]) -> None:
+def _name_sides(model: Any, axes: Sequence[int]) -> None:
     """Call the free sides of the input height and width, wherever they occur."""
     (image,) = model.graph.input
     dims = image.type.tensor_type.shape.dim

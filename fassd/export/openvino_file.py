@@ -11,8 +11,6 @@ import numpy.typing as npt
 from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.packages import need
 
-__all__ = ["write_openvino"]
-
 
 def write_openvino(
     model: Any, metadata: Metadata, path: Path, batches: Sequence[npt.NDArray[Any]] | None

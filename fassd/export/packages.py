@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["EXTRA", "need", "quiet"]
-
 EXTRA = "pip install 'fassd-net[export]'"
 
 

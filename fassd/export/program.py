@@ -14,8 +14,6 @@ from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.network import Deployed, example_input, free_sides
 from fassd.export.packages import quiet
 
-__all__ = ["EXTRA_FILE", "smallest_side", "traced", "write_aoti", "write_program"]
-
 EXTRA_FILE = f"{KEY}.json"
 PORTABLE = "x86-64-v3"
 """What packages with our operators ask of a CPU: AVX2 and FMA."""

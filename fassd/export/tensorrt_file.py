@@ -9,8 +9,6 @@ from typing import Any
 
 from fassd.export.metadata import ExportError, Metadata
 
-__all__ = ["build_engine", "profile_of", "sidecar", "trtexec"]
-
 # Height and width that an engine for any size is made for: smallest, best, largest.
 PROFILE = ((256, 512), (1024, 2048), (2048, 4096))
 

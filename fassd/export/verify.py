@@ -14,8 +14,6 @@ from fassd.export.exported import ExportedNetwork
 from fassd.export.network import Pictures, groups
 from fassd.models.preprocess import normalize
 
-__all__ = ["LABELS_LIMIT", "LOGITS_LIMIT", "Verification", "verify"]
-
 
 @dataclass(frozen=True)
 class Verification:

@@ -24,8 +24,6 @@ from fassd.io.palette import LabelClass, classes_of, labels_by_name
 from fassd.models.preprocess import normalize
 from fassd.models.zoo import create_model, settled
 
-__all__ = ["Exporter", "Request"]
-
 BACKENDS = ("auto", "cpu", "reference")
 TRACED_AT = (512, 1024)
 """Size that a network for any size is traced at."""

@@ -31,8 +31,6 @@ from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize
 from fassd.models.zoo import is_weights_file, settled
 
-__all__ = ["ImageLike", "Segmenter", "accelerated", "to_rgb"]
-
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
 Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
 MOST_SCORES = 1 << 28  # of all classes at a picture's size, that are made at once

@@ -21,8 +21,6 @@ from fassd.io.palette import Draw, drawing, palette
 from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
 from fassd.io.video.writer import FORMATS, VideoWriter, check_codec
 
-__all__ = ["VIEWS", "Summary", "View", "segment_video"]
-
 View = Literal["overlay", "labels", "side-by-side"]
 VIEWS: tuple[View, ...] = get_args(View)
 

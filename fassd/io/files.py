@@ -15,19 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-__all__ = [
-    "FILE_ENDINGS",
-    "SUFFIXES",
-    "VIDEO_SUFFIXES",
-    "check_file",
-    "check_folder",
-    "folders_below",
-    "names_file",
-    "regular",
-    "replacing",
-    "staged",
-]
-
 # fmt: off
 SUFFIXES = frozenset((
     ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",

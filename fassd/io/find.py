@@ -15,18 +15,6 @@ from fassd.io.files import SUFFIXES, VIDEO_SUFFIXES, folders_below
 from fassd.io.finished import WrittenFiles
 from fassd.io.images import ImageError
 
-__all__ = [
-    "CAMERA",
-    "SEQUENCE",
-    "URL",
-    "VIDEO_SUFFIXES",
-    "PictureFile",
-    "Video",
-    "find_pictures",
-    "find_sources",
-    "sequence_files",
-]
-
 CAMERA = re.compile(r"camera:(\d+)")
 URL = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt|rtp)://.+", re.IGNORECASE)
 SEQUENCE = re.compile(r"%0?(\d*)d")
@@ -78,7 +66,7 @@ def find_sources(
         moving = picture.path.suffix.lower() in VIDEO_SUFFIXES
         found.append(Video(str(picture.path), picture.name) if moving else picture)
     taken = {each.name.casefold() for each in found}
-    return [*(Video(source, free_name(_name(source), taken)) for source in named), *found]
+    return [*(Video(source, _free_name(_name(source), taken)) for source in named), *found]
 
 
 def sequence_files(pattern: str) -> list[tuple[int, Path]]:
@@ -160,7 +148,7 @@ def find_pictures(
             if identity in seen:
                 continue
             seen.add(identity)
-            pictures.append(PictureFile(path, free_name(name, taken)))
+            pictures.append(PictureFile(path, _free_name(name, taken)))
     if onresult is not None:
         for path in sorted(passed):
             onresult(path)
@@ -255,7 +243,7 @@ def _natural_key(text: str) -> list[tuple[int, int, str]]:
     return [*key, (1, 0, text)]
 
 
-def free_name(name: str, taken: set[str]) -> str:
+def _free_name(name: str, taken: set[str]) -> str:
     """`name`, or the first of `name-2`, `name-3`, ... that no other picture has (in any case)."""
     number, free = 1, name
     while free.casefold() in taken:

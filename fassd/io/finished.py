@@ -12,8 +12,6 @@ from typing import Any
 
 from fassd.io.files import regular
 
-__all__ = ["OUTPUT_ENDINGS", "RECORD", "VIDEO_ENDINGS", "Record", "WrittenFiles", "stamp"]
-
 RECORD = ".fassd-predict.jsonl"
 """Name of the record in an output folder: one JSON object a line, the last of a name counts."""
 

@@ -11,20 +11,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "CITYSCAPES",
-    "IGNORE",
-    "LabelClass",
-    "class_names",
-    "classes_of",
-    "colorize",
-    "default_classes",
-    "drawing",
-    "labels_by_name",
-    "overlay",
-    "palette",
-]
-
 IGNORE = 255
 """Label of a pixel that belongs to no class; drawn black."""
 

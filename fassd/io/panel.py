@@ -11,8 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fassd.io.palette import LabelClass
 
-__all__ = ["Tile", "draw_panel"]
-
 INK = (32, 32, 32)
 PALE_INK = (96, 96, 96)
 PAPER = (255, 255, 255)

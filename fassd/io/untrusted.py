@@ -15,17 +15,6 @@ import yaml
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = [
-    "MOST_YAML",
-    "complaint",
-    "problem",
-    "read_json",
-    "read_text",
-    "read_yaml",
-    "shortened",
-    "shown",
-]
-
 MOST_YAML = 1 << 20
 """Characters of a YAML text; libyaml takes two seconds for them."""
 

@@ -39,8 +39,6 @@ from fassd.serve.page import add_page
 from fassd.serve.schemas import Catalog, ClassInfo, Failure, Health, Segmentation, options_model
 from fassd.serve.upload import RefusedError, decode, read_upload
 
-__all__ = ["create_app"]
-
 REQUESTS = 256
 """Requests at once, those of health not counted; more are answered 429. Fewer than connections, so
 that there is always one that may be closed."""

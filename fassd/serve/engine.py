@@ -31,18 +31,6 @@ from fassd.models.preprocess import normalize
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
 
-__all__ = [
-    "BusyError",
-    "Choice",
-    "Engine",
-    "LabelledPicture",
-    "Loader",
-    "Networks",
-    "StoppingError",
-    "UnsuitableError",
-    "label_pictures",
-]
-
 LOG = logging.getLogger("fassd.serve")
 
 Picture = npt.NDArray[np.uint8]

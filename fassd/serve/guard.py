@@ -25,18 +25,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fassd.serve.engine import BusyError
 from fassd.serve.upload import RefusedError
 
-__all__ = [
-    "HEALTH",
-    "Guard",
-    "Shares",
-    "Uploads",
-    "address_of",
-    "host_name",
-    "is_loopback",
-    "network_of",
-    "share",
-]
-
 SLOW = 3.0
 """Seconds of reading after which an upload makes room for others, if there is none."""
 

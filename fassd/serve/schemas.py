@@ -7,16 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fassd.io import palette
 
-__all__ = [
-    "SIZE_PATTERN",
-    "Catalog",
-    "Failure",
-    "Health",
-    "Segmentation",
-    "class_table",
-    "options_model",
-]
-
 SIZE_PATTERN = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 
 

@@ -18,7 +18,6 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fassd.io.images import (
-    FORMATS,
     ImageError,
     TooManyPixelsError,
     formats,
@@ -31,8 +30,6 @@ from fassd.io.untrusted import shown
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-
-__all__ = ["FORMATS", "RefusedError", "decode", "formats", "read_upload"]
 
 FORM_BYTES = 1 << 16
 """How much larger than its picture a form may be."""

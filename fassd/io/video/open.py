@@ -12,8 +12,6 @@ from fassd.io.levels import Range, as_range, told
 from fassd.io.video.reader import VideoReader
 from fassd.io.video.source import DEFAULT_FPS, Frame, VideoError, VideoSource
 
-__all__ = ["ImageSequence", "open_video"]
-
 
 def open_video(
     source: str,

@@ -16,8 +16,6 @@ from av.video.reformatter import Colorspace
 
 from fassd.io.video.source import VideoError, VideoSource
 
-__all__ = ["FORMATS", "VideoWriter", "check_codec", "default_codec"]
-
 
 class _Format(NamedTuple):
     muxer: str
