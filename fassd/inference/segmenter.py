@@ -114,7 +114,8 @@ class Segmenter:
         self.size = size
         self.model = accelerated(network, backend, dtype)
         # What the network holds, not what was asked: an accelerated one may keep other buffers.
-        self.device, self.dtype = _home(self.model, dtype)
+        first = next(self.model.parameters(), torch.empty(0))
+        self.device, self.dtype = first.device, dtype or first.dtype
 
     @property
     def classes(self) -> tuple[LabelClass, ...]:
@@ -308,12 +309,10 @@ def _check_file(
     own = network.metadata.dtype
     if dtype not in (None, torch.float32) and str(dtype).removeprefix("torch.") != own:
         raise ValueError(f"{path} computes in {own}, asked for was {dtype}: export it anew")
-    if size is not None and network.input_size not in (None, size):
-        raise ValueError(
-            "{} takes pictures of {}x{} alone, asked for were {}x{}".format(
-                path, *(network.input_size or ()), *size
-            )
-        )
+    only = network.input_size
+    if size is not None and only not in (None, size):
+        shapes = ["{}x{}".format(*each or ()) for each in (only, size)]
+        raise ValueError(f"{path} takes pictures of {shapes[0]} alone, asked for were {shapes[1]}")
 
 
 def _check_alone(path: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> None:
@@ -361,9 +360,3 @@ def _network(
     # `to` moves a module in place, so one that has to move is copied first.
     moves = any(tensor.device != torch.device(device) for tensor in network.parameters())
     return copy.deepcopy(network).to(device) if moves else network
-
-
-def _home(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of the network's input."""
-    first = next(model.parameters(), torch.empty(0))
-    return first.device, dtype or first.dtype
