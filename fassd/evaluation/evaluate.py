@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import deque
@@ -119,6 +120,8 @@ def evaluate(
     dataset: SegmentationDataset,
     *,
     indices: Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     on_sample: Callable[[int, Sample, npt.NDArray[np.uint8]], object] | None = None,
@@ -136,10 +139,12 @@ def evaluate(
     Args:
         model: takes normalised BGR (1, 3, H, W) and gives logits (1, classes, h, w), alone or as
             `fassd.Segmenter` takes them, which are resized to the picture (bilinear,
-            align_corners=True) where they are smaller; plain or accelerated. It runs where its
-            weights are and in their dtype, in eval mode; every module's own mode is restored.
+            align_corners=True) where they are smaller; plain or accelerated. It runs in eval mode;
+            every module's own mode is restored.
         dataset: as `fassd.data.SegmentationDataset`.
         indices: which pictures; all if not given.
+        device, dtype: where, and in torch.float32, bfloat16 or float16; None for those of the
+            model's weights. A model that differs is copied, not changed.
         scales: sizes to see each picture at, as factors; pictures are resized (bilinear,
             antialiased) as `fassd.Segmenter` does. An exported file that takes one size alone sees
             all at that.
@@ -168,15 +173,16 @@ def evaluate(
     failure: Exception | None = None
     started = time.perf_counter()
     try:
+        network = _placed(model, device, dtype)
         with (
-            _eval_mode(model),
+            _eval_mode(network),
             torch.inference_mode(),
             closing(_read_ahead(dataset, chosen[rank() :: world_size()])) as reading,
         ):
             for index, sample in reading:
                 try:
                     read = sample.result()
-                    scores = _scores(model, read, scales, flip)
+                    scores = _scores(network, read, scales, flip)
                     _check_head(scores.shape[1], dataset.card)
                     predicted = scores[0].argmax(0)
                     if labels is not None:
@@ -216,6 +222,19 @@ def evaluate(
 
 
 # ------------------------------------------------------------------------------------- the network
+
+
+def _placed(
+    model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Module:
+    """The model, or a copy, where and in what it shall run."""
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float32, bfloat16, float16 or None, got {dtype}")
+    first = next(model.parameters(), torch.empty(0))
+    other = torch.empty(0, device=device or first.device, dtype=dtype or first.dtype)
+    if (other.device, other.dtype) == (first.device, first.dtype):
+        return model
+    return copy.deepcopy(model).to(other.device, other.dtype)
 
 
 @contextmanager
