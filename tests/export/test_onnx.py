@@ -116,6 +116,8 @@ def test_an_accelerated_network_exports_by_itself_to_the_same_graph(export, capl
     assert operators(model)["ArgMax"] == 1
 
 
+X = torch.randn(2, 6, 8, 12, generator=torch.Generator().manual_seed(1))
+WEIGHT = torch.randn(6, 12, 3, 3, generator=torch.Generator().manual_seed(0)) / 8
 MEAN, STD = [103.5, 116.3, 123.7], [57.4, 57.1, 58.4]
 OPERATORS = {
     "upsample": lambda ops, x, w: ops.upsample(x.relu(), (21, 34)),
@@ -141,19 +143,14 @@ OPERATORS = {
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_called_by_itself_decomposes(name, caplog):
-    import onnxruntime
-
-    weight = torch.randn(6, 12, 3, 3, generator=torch.Generator().manual_seed(0)) / 8
-
     class Called(torch.nn.Module):
         def forward(self, x):
-            return OPERATORS[name](torch.ops.fassd_kernels, x, weight)
+            return OPERATORS[name](torch.ops.fassd_kernels, x, WEIGHT)
 
-    x = torch.randn(2, 6, 8, 12, generator=torch.Generator().manual_seed(1))
-    expected = Called()(x).numpy()
-    model = exported_by_pytorch(Called(), x, caplog)
+    expected = Called()(X).numpy()
+    model = exported_by_pytorch(Called(), X, caplog)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    (found,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
     assert found.dtype == expected.dtype and found.shape == expected.shape
     assert np.abs(found.astype(float) - expected).max() < 1e-4
 
@@ -167,15 +164,13 @@ def test_operators_stay_whole_in_inductor(monkeypatch):
     monkeypatch.setenv("CI", "true")
     for name in OPERATORS:  # as in a process that has compiled nothing yet
         monkeypatch.delitem(lowering.lowerings, getattr(ops, name).default, raising=False)
-    weight = torch.randn(6, 12, 3, 3, generator=torch.Generator().manual_seed(0)) / 8
-    x = torch.randn(2, 6, 8, 12, generator=torch.Generator().manual_seed(1))
 
     def called(x):
-        return [call(ops, x, weight) for call in OPERATORS.values()]
+        return [call(ops, x, WEIGHT) for call in OPERATORS.values()]
 
     with torch._inductor.config.patch(force_disable_caches=True):
-        found, code = run_and_get_code(torch.compile(called, fullgraph=True), x)
-    for name, one, expected in zip(OPERATORS, found, called(x), strict=True):
+        found, code = run_and_get_code(torch.compile(called, fullgraph=True), X)
+    for name, one, expected in zip(OPERATORS, found, called(X), strict=True):
         assert f"torch.ops.fassd_kernels.{name}.default(" in "".join(code)
         assert one.dtype == expected.dtype and (one.float() - expected).abs().max() < 1e-4
 

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from fassd.inference.segmenter import Segmenter
+from fassd.io.palette import LabelClass
 from fassd.serve.app import create_app
 from fassd.serve.connection import listen, make_server
 from fassd.serve.engine import Choice, Engine, Networks
@@ -27,9 +28,18 @@ MODEL = "fassd_net_l2"
 CHOICE = Choice(MODEL, "auto", "float32")
 
 
+PLANTS = ModelInfo(
+    name="plants",
+    title="Plants",
+    weights="own",
+    classes=class_table([LabelClass(f"plant {i}", (i, 200, 3)) for i in range(19)]),
+)
+"""Another network than `MODEL`, of classes of its own."""
+
+
 def load(choice):
     return Segmenter(
-        choice.model,
+        MODEL,  # which stands for `PLANTS`, too
         weights="synthetic",
         backend=choice.backend,
         dtype=getattr(torch, choice.dtype),

@@ -9,12 +9,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serve.apps import CHOICE, encoded, listening, load, street, wait_for
+from serve.apps import PLANTS, encoded, listening, street, wait_for
 from serve.browser import with_browser
 
-from fassd.io.palette import CITYSCAPES, LabelClass
+from fassd.io.palette import CITYSCAPES
 from fassd.serve.page import FILES
-from fassd.serve.schemas import ModelInfo, class_table
 
 LABELLED = "/[0-9]/.test(document.querySelector('#chosen td').textContent)"
 NAMES = [info.name for info in CITYSCAPES]
@@ -237,10 +236,7 @@ def test_a_server_that_went_away_is_told(browser):
 
 @with_browser
 def test_the_legend_has_the_classes_of_the_chosen_network(browser):
-    plants = class_table([LabelClass(f"plant {i}", (i, 200, 3)) for i in range(19)])
-    other = ModelInfo(name="plants", title="Plants", weights="own", classes=plants)
-    settings = {"others": [other], "load": lambda choice: load(CHOICE)}
-    with listening(max_pixels=1024 * 1024, **settings) as url:
+    with listening(max_pixels=1024 * 1024, others=[PLANTS]) as url:
         opened(browser, url, "start=example&opacity=100")
         assert "road" in browser.text("#legend") and "plant" not in browser.text("#legend")
         change(browser, "#model", "plants")

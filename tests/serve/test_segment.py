@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from serve.apps import CHOICE, MODEL, encoded, load, post, serving, street
+from serve.apps import MODEL, PLANTS, encoded, post, serving, street
 
 from fassd.inference.segmenter import Segmenter
-from fassd.io.palette import CITYSCAPES, LabelClass
-from fassd.serve.schemas import ModelInfo, class_table
+from fassd.io.palette import CITYSCAPES
 
 
 def labels_of(answer):
@@ -57,12 +56,10 @@ def test_run_lengths_tell_classes_and_shares(client):
 
 
 def test_each_network_tells_its_own_classes():
-    plants = class_table([LabelClass(f"plant {i}", (i, 200, 3)) for i in range(19)])
-    other = ModelInfo(name="plants", title="Plants", weights="own", classes=plants)
-    with serving(others=[other], load=lambda choice: load(CHOICE)) as (client, _):
+    with serving(others=[PLANTS]) as (client, _):
         own, others = (info["classes"] for info in client.get("/v1/models").json()["models"])
         assert own is None
-        assert others == [entry.model_dump(mode="json") for entry in plants]
+        assert others == [entry.model_dump(mode="json") for entry in PLANTS.classes]
         known = {MODEL: CITYSCAPES[0], "plants": ("plant 0", [0, 200, 3])}
         for model, (name, color) in known.items():
             body = post(client, encoded(street()), format="rle", model=model).json()
