@@ -12,21 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fassd.export.metadata import MOST_LABELS, MOST_PIXELS, ExportError
+from fassd.export.metadata import (
+    FORMAT_OF,
+    MOST_LABELS,
+    MOST_PIXELS,
+    SUFFIX_OF,
+    ExportError,
+)
 from fassd.export.network import denormalized, levels, normalized
-from fassd.export.runtimes import SUFFIXES, first_line, open_runtime
+from fassd.export.runtimes import first_line, open_runtime
 from fassd.models.info import NetworkInfo, remember
 from fassd.models.preprocess import MEAN, STD
 
 
 def is_exported(model: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a model's name is that of an exported file."""
-    return isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() in SUFFIXES
+    return isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() in FORMAT_OF
 
 
 def default_device(path: str | os.PathLike[str]) -> str:
     """Where a file runs, if nothing is said: engines on the GPU, all others on the CPU."""
-    return "cuda" if Path(path).suffix.lower() in (".engine", ".plan") else "cpu"
+    return "cuda" if Path(path).suffix.lower() in SUFFIX_OF["tensorrt"] else "cpu"
 
 
 class ExportedNetwork(nn.Module):

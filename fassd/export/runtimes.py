@@ -22,7 +22,7 @@ from fassd.export.tensorrt_file import sidecar
 from fassd.io.untrusted import read_json, read_text, shortened, shown
 from fassd.models.tensor_files import CheckpointError, check_weights, damaged_record
 
-__all__ = ["RUNTIMES", "SUFFIXES", "Run", "first_line", "is_installed", "open_runtime"]
+__all__ = ["RUNTIMES", "Run", "first_line", "is_installed", "open_runtime"]
 
 Array = npt.NDArray[Any]
 Run = Callable[[Array], Array]
@@ -196,9 +196,6 @@ RUNTIMES: dict[str, dict[str, Callable[[Path, torch.device], Opened]]] = {
 }
 """What runs files of each ending; the first is the default."""
 
-SUFFIXES = tuple(RUNTIMES)
-"""Endings of exported files."""
-
 
 def is_installed(runtime: str) -> bool:
     """Whether the package of a runtime is there."""
@@ -209,8 +206,8 @@ def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
     """Load a file.
 
     Args:
-        path: of an ending in `SUFFIXES`.
-        runtime: of `RUNTIMES`, or "auto".
+        path: of an ending in `RUNTIMES`.
+        runtime: of the ending's in `RUNTIMES`, or "auto".
         device: where it runs.
 
     Raises:
@@ -222,7 +219,7 @@ def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
         raise FileNotFoundError(f"{path}: no such file")
     known = RUNTIMES.get(path.suffix.lower())
     if known is None:
-        raise ExportError(f"{path}: an exported file ends in {', '.join(SUFFIXES)}")
+        raise ExportError(f"{path}: an exported file ends in {', '.join(RUNTIMES)}")
     if runtime != "auto" and runtime not in known:
         raise ExportError(
             f"{path}: backend must be auto or {' or '.join(known)} for a {path.suffix} file, "

@@ -53,7 +53,7 @@ class Summary:
     size: tuple[int, int] = (0, 0)
     seconds: float = 0.0
     busy: dict[str, float] = field(
-        default_factory=lambda: {"decode": 0.0, "network": 0.0, "encode": 0.0}
+        default_factory=lambda: dict.fromkeys(("decode", "network", "encode"), 0.0)
     )
     dropped: int = 0
     trouble: Trouble = field(default_factory=Trouble)

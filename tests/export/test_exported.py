@@ -37,9 +37,18 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.parametrize("name", ["a.onnx", "b.PT2", "c.xml", "d.engine", "e.plan"])
-def test_names_of_files(name):
-    assert is_exported(name)
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("a.onnx", "cpu"),
+        ("b.PT2", "cpu"),
+        ("c.xml", "cpu"),
+        ("d.engine", "cuda"),
+        ("e.plan", "cuda"),
+    ],
+)
+def test_names_of_files(name, device):
+    assert is_exported(name) and default_device(name) == device
     assert not is_exported("fassd_net") and not is_exported(torch.nn.Identity())
 
 
@@ -203,11 +212,7 @@ def test_an_opened_file_goes_into_a_segmenter(export):
         Segmenter(ExportedNetwork(path), dtype=torch.bfloat16)
 
 
-def test_devices(export, tmp_path):
-    assert [default_device(f"net{s}") for s in (".onnx", ".pt2", ".xml", ".engine", ".plan")] == [
-        *("cpu", "cpu", "cpu"),
-        *("cuda", "cuda"),
-    ]
+def test_devices(export):
     for path, _ in (export("openvino", **LABELS), export("torch", backend="cpu")):
         with pytest.raises(ExportError, match="device must be cpu"):
             ExportedNetwork(path, device="cuda")
