@@ -107,17 +107,14 @@ class Request:
         if self.classes and len(self.classes) != self.num_classes:
             raise ExportError(f"{len(self.classes)} classes for a network of {self.num_classes}")
 
-    @property
-    def operators(self) -> bool:
-        """Whether the operators of `fassd_kernels` are wanted in the file."""
-        return FORMATS[self.format].is_program and self.backend != "reference"
-
 
 class Exporter:
     """Builds the network of a request, and writes it.
 
     Attributes:
         source: the plain network in float32, in eval mode; what a file is compared with.
+        network: what is traced, in `deployed`: the source, a copy in 16 bits, or a fused one.
+        traced_at: (H, W) of the example.
         metadata: what the file will tell.
 
     Raises:
@@ -136,7 +133,11 @@ class Exporter:
         if request.size is not None and min(request.size) < minimum:
             height, width = request.size
             raise ExportError(f"size must be at least {minimum}x{minimum}, got {height}x{width}")
+        self.traced_at = request.size or TRACED_AT
         self.network, backend = self._network()
+        self.deployed = Deployed(
+            self.network, preprocess=request.preprocess, output=request.output
+        ).eval()
         self.metadata = Metadata(
             format=request.format,
             variant=request.model,
@@ -161,26 +162,22 @@ class Exporter:
 
     def _network(self) -> tuple[nn.Module, str | None]:
         """The network to trace, and the backend that it calls."""
-        request = self.request
+        import fassd_kernels
+
+        request, missing = self.request, fassd_kernels.ops.CPU_MISSING
         # OpenVINO narrows the weights itself, TensorRT whatever it likes; int8 starts in float32.
         kept = request.dtype == "int8" or request.format in ("openvino", "tensorrt")
         dtype = torch.float32 if kept else getattr(torch, request.dtype)
-        if not request.operators:
-            return self._plain(dtype), None
-        import fassd_kernels
-
-        missing = fassd_kernels.ops.CPU_MISSING
-        if missing is not None:
-            if request.backend == "auto":
-                return self._plain(dtype), None
+        fused = FORMATS[request.format].is_program and request.backend != "reference"
+        if fused and missing is not None and request.backend != "auto":
             raise ExportError(f"the C++ operators are missing ({missing}): --backend reference")
+        if not fused or missing is not None:
+            if dtype == torch.float32:
+                return self.source, None
+            return copy.deepcopy(self.source).to(dtype), None
         fast = fassd_kernels.accelerate(self.source, dtype=dtype, backend=request.backend)
-        example = torch.zeros(1, 3, *(request.size or TRACED_AT), dtype=dtype)
+        example = torch.zeros(1, 3, *self.traced_at, dtype=dtype)
         return fassd_kernels.freeze(fast, (example,)), "cpu"
-
-    def _plain(self, dtype: torch.dtype) -> nn.Module:
-        """The network in another type; the source stays in float32."""
-        return self.source if dtype == torch.float32 else copy.deepcopy(self.source).to(dtype)
 
     def onnx(self, calibration: Pictures = ()) -> Any:
         """The network as an `onnx.ModelProto`.
@@ -193,12 +190,10 @@ class Exporter:
             ImportError: a package is missing.
         """
         request = self.request
-        deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
-        size = request.size or TRACED_AT
         # TensorRT makes 16 bits of a float32 graph.
         dtype = request.dtype if request.format == "onnx" or request.dtype == "int8" else "float32"
         data = replace(self.metadata, format="onnx", dtype=dtype)
-        model = onnx_model(deployed.eval(), data, size, request.opset)
+        model = onnx_model(self.deployed, data, self.traced_at, request.opset)
         if request.dtype == "int8" and request.format != "openvino":
             symmetric = request.format == "tensorrt"
             model = quantized(model, data, self._batches(calibration), symmetric=symmetric)
@@ -226,8 +221,7 @@ class Exporter:
         """
         request, data = self.request, self.metadata
         if FORMATS[request.format].is_program:
-            deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
-            program = traced(deployed.eval(), data, request.size or TRACED_AT)
+            program = traced(self.deployed, data, self.traced_at)
             least = max(data.minimum_size, smallest_side(program))
             data = self.metadata = replace(data, minimum_size=least)
             write = write_program if request.format == "torch" else write_aoti
