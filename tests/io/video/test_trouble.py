@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -49,16 +50,7 @@ def test_a_truncated_file_gives_what_is_there_and_a_note(tmp_path):
     assert note == f"ends {missing:.1f} s before the end that it announces"
 
 
-def _empty(path):
-    path.touch()
-
-
-def _no_video(path):
-    path.write_bytes(b"a letter, not a film\n" * 99)
-
-
-def _no_frames(path):
-    write_clip(path, 0)
+NO_VIDEO = "is damaged, truncated or no video that FFmpeg reads"
 
 
 def _no_index(path):
@@ -70,12 +62,15 @@ def _no_index(path):
     ("make", "message"),
     [
         (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "must be a file, is a folder"),
-        (lambda path: os.mkfifo(path), "must be a file, is a pipe, socket or device"),
-        (_empty, "is empty"),
-        (_no_video, "is damaged, truncated or no video that FFmpeg reads"),
-        (_no_index, "is damaged, truncated or no video that FFmpeg reads"),
-        (_no_frames, "holds no frame that can be decoded|holds no video|is damaged"),
+        (Path.mkdir, "must be a file, is a folder"),
+        (os.mkfifo, "must be a file, is a pipe, socket or device"),
+        (Path.touch, "is empty"),
+        (lambda path: path.write_bytes(b"a letter, not a film\n" * 99), NO_VIDEO),
+        (_no_index, NO_VIDEO),
+        (
+            lambda path: write_clip(path, 0),
+            "holds no frame that can be decoded|holds no video|is damaged",
+        ),
     ],
     ids=["missing", "folder", "pipe", "empty", "no video", "cut off", "no frames"],
 )
