@@ -14,7 +14,7 @@ import torch
 
 from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.network import Deployed, example_input, free_sides
-from fassd.export.packages import need, quiet
+from fassd.io.packages import need, quiet
 
 OPSETS = range(16, 26)
 """Versions of ONNX's operators that can be asked for; the exporter's own choice is 20."""

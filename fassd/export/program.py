@@ -12,7 +12,7 @@ from torch import fx
 
 from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.network import Deployed, example_input, free_sides
-from fassd.export.packages import quiet
+from fassd.io.packages import quiet
 
 EXTRA_FILE = f"{KEY}.json"
 PORTABLE = "x86-64-v3"

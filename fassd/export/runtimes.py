@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 
 from fassd.export.metadata import KEY, ExportError, Metadata
-from fassd.export.packages import need, quiet
 from fassd.export.program import EXTRA_FILE
 from fassd.export.tensorrt_file import sidecar
+from fassd.io.packages import need, quiet
 from fassd.io.untrusted import read_json, read_text, shortened, shown
 from fassd.models.tensor_files import CheckpointError, check_weights, damaged_record
 

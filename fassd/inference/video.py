@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fassd.io.images import replacing
+from fassd.io.files import replacing
 from fassd.io.palette import Draw, drawing, palette
 from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
 from fassd.io.video.writer import FORMATS, VideoWriter, check_codec

@@ -1,4 +1,4 @@
-"""Packages that single formats need, and their chatter."""
+"""Packages that not every installation has, and their chatter."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-EXTRA = "pip install 'fassd-net[export]'"
 
+def need(name: str, sentence: str = "this format needs", extra: str = "export") -> Any:
+    """Import a package that not every installation has.
 
-def need(name: str) -> Any:
-    """Import a package.
+    Args:
+        name: of the module.
+        sentence: beginning of the error.
+        extra: of this project, with which the package comes.
 
     Raises:
         ImportError: it is missing; the message says how to install it.
@@ -21,7 +24,9 @@ def need(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"this format needs {name} ({error}): {EXTRA}") from error
+        package = (error.name or name).partition(".")[0]
+        remedy = f"pip install 'fassd-net[{extra}]'"
+        raise ImportError(f"{sentence} {package}: {remedy}") from error
 
 
 @contextmanager
