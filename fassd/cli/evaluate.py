@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fassd.data.card import Card
     from fassd.data.dataset import Sample, SegmentationDataset
     from fassd.inference.segmenter import Segmenter
-    from fassd.io.palette import ClassInfo
+    from fassd.io.palette import LabelClass
     from fassd.io.panel import Tile
     from fassd.training import Evaluation
 
@@ -358,12 +358,12 @@ def _own_miou(sample: Sample, predicted: Any, card: Card) -> str:
     return f"mIoU {100 * matrix.scores().miou:.1f}%"
 
 
-def _legend(card: Card, occurring: set[int]) -> list[ClassInfo]:
-    from fassd.io.palette import IGNORE, ClassInfo
+def _legend(card: Card, occurring: set[int]) -> list[LabelClass]:
+    from fassd.io.palette import IGNORE, LabelClass
 
     everything = card.num_classes <= LEGEND_UP_TO
     legend = [info for i, info in enumerate(card.classes) if everything or i in occurring]
-    return [*legend, ClassInfo("not labelled", (0, 0, 0))] if IGNORE in occurring else legend
+    return [*legend, LabelClass("not labelled", (0, 0, 0))] if IGNORE in occurring else legend
 
 
 # ----------------------------------------------------------------------------------------- helpers

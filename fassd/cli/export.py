@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fassd.export import Exporter, Request, Verification
-    from fassd.io.palette import ClassInfo
+    from fassd.io.palette import LabelClass
 
 STREETS = 4  # generated pictures that a file is verified on
 OTHER_SIZE = (400, 712)  # a size that a file for any size was not traced at
@@ -223,7 +223,7 @@ def export(
     _tell(output_file, exporter, verification, json_, by_hand)
 
 
-def _classes(card: str | None, classes: int | None) -> tuple[ClassInfo, ...]:
+def _classes(card: str | None, classes: int | None) -> tuple[LabelClass, ...]:
     """Names and colours of a card's classes; none where no card is given."""
     if card is None:
         return ()

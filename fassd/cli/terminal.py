@@ -26,7 +26,7 @@ from rich.text import Text
 from fassd.io.files import replacing
 
 if TYPE_CHECKING:
-    from fassd.io.palette import ClassInfo
+    from fassd.io.palette import LabelClass
 
 IN_ASCII = {"±": "+-", "█": "#", "…": "..."}  # what our own tables hold
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode
@@ -106,7 +106,7 @@ def tell_results(results: Sequence[Path]) -> None:
         say(f"passed over {len(results)}: results of earlier runs")
 
 
-def swatch(info: ClassInfo) -> str:
+def swatch(info: LabelClass) -> str:
     """A class as markup: its colour and its name."""
     red, green, blue = info.color
     return f"[rgb({red},{green},{blue})]██[/] {escape(info.name)}"

@@ -18,7 +18,7 @@ from fassd.data.masks import MaskCode
 from fassd.data.patterns import HOLE, fill, match_files
 from fassd.io.files import SUFFIXES
 from fassd.io.levels import Range
-from fassd.io.palette import ClassInfo
+from fassd.io.palette import LabelClass
 
 __all__ = ["CARDS", "Card", "CardError", "Found", "Pair"]
 
@@ -85,7 +85,7 @@ class Card:
 
     name: str
     root: Path
-    classes: tuple[ClassInfo, ...]
+    classes: tuple[LabelClass, ...]
     splits: Mapping[str, Split]
     masks: tuple[Masks, ...]
     path: Path

@@ -16,12 +16,10 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fassd.io.images import replacing
+from fassd.io.files import replacing
 from fassd.io.palette import Draw, drawing, palette
 from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
 from fassd.io.video.writer import FORMATS, VideoWriter, check_codec
-
-__all__ = ["VIEWS", "Summary", "View", "segment_video"]
 
 View = Literal["overlay", "labels", "side-by-side"]
 VIEWS: tuple[View, ...] = get_args(View)
@@ -55,7 +53,7 @@ class Summary:
     size: tuple[int, int] = (0, 0)
     seconds: float = 0.0
     busy: dict[str, float] = field(
-        default_factory=lambda: {"decode": 0.0, "network": 0.0, "encode": 0.0}
+        default_factory=lambda: dict.fromkeys(("decode", "network", "encode"), 0.0)
     )
     dropped: int = 0
     trouble: Trouble = field(default_factory=Trouble)

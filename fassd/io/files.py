@@ -15,18 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-__all__ = [
-    "FILE_ENDINGS",
-    "SUFFIXES",
-    "VIDEO_SUFFIXES",
-    "check_file",
-    "check_folder",
-    "folders_below",
-    "names_file",
-    "regular",
-    "replacing",
-]
-
 # fmt: off
 SUFFIXES = frozenset((
     ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
@@ -64,6 +52,20 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A path of the same name in a hidden folder beside it.
+
+    When the block ends well, what was written there takes its final name, `path` last.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        inside = Path(folder) / path.name
+        yield inside
+        for written in sorted(Path(folder).iterdir(), key=lambda each: each == inside):
+            os.replace(written, path.with_name(written.name))
 
 
 def regular(path: str | os.PathLike[str], flags: int) -> int:

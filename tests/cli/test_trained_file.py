@@ -14,7 +14,7 @@ from fassd.cli.serve import _catalog, _offered, _try_out
 from fassd.data import load_card
 from fassd.export import ExportedNetwork
 from fassd.io.images import write_image
-from fassd.io.palette import ClassInfo, classes_of
+from fassd.io.palette import LabelClass, classes_of
 from fassd.models import NetworkInfo, info_of, load
 from fassd.models.info import read_info, remember
 from fassd.serve.engine import Choice, Networks
@@ -24,10 +24,10 @@ from fassd.training.recipe import load_recipe
 from fassd.training.state import save_weights
 
 PLANTS = (
-    ClassInfo("plant 0", (1, 200, 3)),
-    ClassInfo("soil [x]", (90, 60, 30)),
-    ClassInfo("pot", (200, 0, 200)),
-    ClassInfo("sky; é", (10, 20, 250)),
+    LabelClass("plant 0", (1, 200, 3)),
+    LabelClass("soil [x]", (90, 60, 30)),
+    LabelClass("pot", (200, 0, 200)),
+    LabelClass("sky; é", (10, 20, 250)),
 )
 ORDER = (2, 0, 3, 1)  # of the classes in another card
 

@@ -92,7 +92,7 @@ def interrupt(trainer, moment, step, monkeypatch, number=signal.SIGINT):
         "backward": (torch.Tensor, "backward"),
         "optimizer": (trainer.learner.optimizer, "step"),
         "averaging": (trainer.learner.average, "update_parameters"),
-        "validation": (evaluation, "_count"),
+        "validation": (evaluation, "_scores"),
         "writing": (files, "_write"),
     }
     owner, name = at[moment]
