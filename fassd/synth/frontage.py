@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fassd.synth.arrays import Bytes
-from fassd.synth.canvas import LABEL, Canvas, Panel, Sprite
+from fassd.synth.canvas import Canvas, Panel
 from fassd.synth.colors import Color, facade, leaves, scaled
 from fassd.synth.solids import Solid
 from fassd.synth.street import SIDES, Street, pick
@@ -111,7 +111,7 @@ def _paint_house(
         paint_wall(canvas, below, house.plinth[0], BRICKWORK, house.plinth[1], "building", bright)
     else:
         paint_front(canvas, below, house.lower, house.bay, house.base, bright)
-    trim = Solid(LABEL["building"], (side * 3, house.height / 2, front.length / 2))
+    trim = Solid("building")
     for low, tall in ((house.height - 0.35, 0.35), (house.base - 0.12, 0.25)):
         _ledge(trim, -side * 0.12, low, low + tall, front.length, scaled(color, 0.8))
     canvas.solid(trim, front.corner[0], near, front.heading)
@@ -126,20 +126,20 @@ def _brightness(street: Street, front: Panel, side: int) -> tuple[float, float]:
 def _roof(house: _House, side: int, length: float) -> Solid:
     """The triangle above the gable, and the slope towards the street."""
     height, middle, eaves = house.height, side * house.depth / 2, -side * 0.3
-    roof = Solid(LABEL["building"], (middle, height - 3, length / 2))
+    roof = Solid("building")
     ridge = height + house.roof
     gable = [(0.0, height, 0.0), (middle, ridge, 0.0), (side * house.depth, height, 0.0)]
-    roof.face(gable, scaled(house.upper.color, 0.95), cull=False)
+    roof.face(gable, scaled(house.upper.color, 0.95))
     slope = [(eaves, height - 0.1, 0.0), (middle, ridge, 0.0), (middle, ridge, length),
              (eaves, height - 0.1, length)]  # fmt: skip
-    roof.face(slope, house.tiles, cull=False)
+    roof.face(slope, house.tiles)
     return roof
 
 
 def _ledge(solid: Solid, x: float, low: float, high: float, length: float, color: Color) -> None:
     """A level band along the street."""
     band = [(x, low, 0.0), (x, low, length), (x, high, length), (x, high, 0.0)]
-    solid.face(band, color, cull=False)
+    solid.face(band, color, flat=True)
 
 
 def build_far_end(street: Street) -> None:
@@ -203,7 +203,7 @@ def _build_barrier(street: Street, side: int, near: float, far: float, kind: str
         paint_wall(canvas, end, texture, tile, color, label, end_bright)
         paint_wall(canvas, front, texture, tile, color, label, bright)
         top, length = height + 0.1, front.length
-        cap = Solid(LABEL[label], (side * 0.1, height - 1, length / 2))
+        cap = Solid(label, (side * 0.1, height - 1, length / 2))
         if kind == "wall":
             _ledge(cap, -side * 0.08, height - 0.02, height + 0.12, length, scaled(color, 0.82))
         cap.face([(0, top, 0), (0, top, length), (thick, top, length), (thick, top, 0)], color)
@@ -253,20 +253,18 @@ def plant(street: Street, s: float, z: float, shrub: bool = False) -> None:
         if not shrub:
             canvas.solid(_trunk(trunk, base + tall * 0.4, bark), x, z)
         bright = street.light.ambient + 0.55 * street.light.direct
-        canvas.sprite(
-            Sprite((x, base, z), (wide, tall), crown, color, LABEL["vegetation"], bright, flip)
-        )
+        canvas.crown((x, base, z), (wide, tall), crown, color, bright, flip)
 
     street.add(z, paint)
 
 
 def _trunk(thick: float, high: float, bark: Color) -> Solid:
     """Part of the tree, and so vegetation: thicker than a pole, and it bears a crown."""
-    stem = Solid(LABEL["vegetation"])
+    stem = Solid("vegetation")
     foot, top = thick / 2, thick / 3
-    stem.face([(-foot, 0, 0), (foot, 0, 0), (top, high, 0), (-top, high, 0)], bark, cull=False)
+    stem.face([(-foot, 0, 0), (foot, 0, 0), (top, high, 0), (-top, high, 0)], bark)
     dark = scaled(bark, 0.75)
-    stem.face([(0, 0, 0), (foot, 0, 0), (top, high, 0), (0, high, 0)], dark, cull=False)
+    stem.face([(0, 0, 0), (foot, 0, 0), (top, high, 0), (0, high, 0)], dark)
     return stem
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fassd.synth.canvas import LABEL
 from fassd.synth.colors import Color, metal, scaled
-from fassd.synth.cutout import Cutout, Outline, Spot, limb, oval, rectangle
+from fassd.synth.solids import Outline, Solid, Span, limb, oval, rectangle
 
 __all__ = ["bollard", "lamp", "mast", "sign", "traffic_light"]
 
@@ -24,11 +23,11 @@ SHELLS: list[Color] = [
 LAMPS: list[Color] = [(60, 226, 130), (255, 190, 40), (255, 48, 40)]
 
 
-class Post(Cutout):
+class Post(Solid):
     """Poles, and what hangs on them under a label of its own."""
 
     def __init__(self) -> None:
-        super().__init__(LABEL["pole"])
+        super().__init__("pole")
 
     def upright(
         self, high: float, thick: float, color: Color, *, x: float = 0.0, taper: float = 0.0
@@ -42,7 +41,7 @@ class Post(Cutout):
             scaled(color, 0.72),
         )
 
-    def bar(self, a: Spot, b: Spot, thick: float, color: Color) -> None:
+    def bar(self, a: Span, b: Span, thick: float, color: Color) -> None:
         self.front(limb(a, b, thick), color)
 
 
@@ -102,19 +101,18 @@ def traffic_light(rng: np.random.Generator, inward: int) -> Post:
 
 def _lights(post: Post, rng: np.random.Generator, x: float, low: float, size: float) -> None:
     """A box with three lamps, one of them on, with its lower edge at `low`."""
-    label = LABEL["traffic light"]
     shell = SHELLS[int(rng.integers(len(SHELLS)))]
     half, tall = 0.44 * size / 2, 1.2 * size
     if rng.random() < 0.35:
         edge = 0.1 * size
         board = rectangle((x - half - edge, low - edge), (x + half + edge, low + tall + edge))
-        post.front(board, (22, 22, 24), label=label)
-    post.front(rectangle((x - half, low), (x + half, low + tall)), shell, label=label)
+        post.front(board, (22, 22, 24), label="traffic light")
+    post.front(rectangle((x - half, low), (x + half, low + tall)), shell, label="traffic light")
     on = int(rng.integers(3))
     for i, color in enumerate(LAMPS):
         outline = oval((x, low + (0.22 + 0.38 * i) * size), 0.15 * size)
         shown = color if i == on else scaled(color, 0.22)
-        post.front(outline, shown, glows=i == on, label=label)
+        post.front(outline, shown, glows=i == on, label="traffic light")
 
 
 # ------------------------------------------------------------------------------------------ signs
@@ -134,7 +132,7 @@ def sign(rng: np.random.Generator) -> Post:
         outer, inner = (SIGN_COLORS[int(rng.integers(6))] for _ in range(2))
         upright = kind != 2 or rng.random() < 0.6
         for outline, tone in _plate(kind, y, size, outer, inner, upright):
-            post.front(outline, tone, label=LABEL["traffic sign"])
+            post.front(outline, tone, label="traffic sign")
         y -= size + 0.45
     return post
 
@@ -168,17 +166,16 @@ def _plate(
 
 def _board(post: Post, rng: np.random.Generator, color: Color) -> None:
     """A direction board with a few lines of writing."""
-    label = LABEL["traffic sign"]
     wide, tall, low = rng.uniform(1.3, 2.4), rng.uniform(0.8, 1.5), rng.uniform(1.9, 2.6)
     for x in (-wide * 0.4, wide * 0.4):
         post.upright(low + tall, 0.11, color, x=x)
     ground = SIGN_COLORS[int(rng.choice([1, 2, 3, 4]))]
     half, top = wide / 2, low + tall
-    post.front(rectangle((-half, low), (half, top)), (236, 236, 230), label=label)
+    post.front(rectangle((-half, low), (half, top)), (236, 236, 230), label="traffic sign")
     inside = rectangle((-half + 0.05, low + 0.05), (half - 0.05, top - 0.05))
-    post.front(inside, ground, label=label)
+    post.front(inside, ground, label="traffic sign")
     ink = (30, 30, 32) if sum(ground) > 420 else (238, 238, 234)
     for i in range(int(rng.integers(1, 4))):
         y = low + tall * (0.25 + 0.25 * i)
         line = limb((-wide * 0.35, y), (wide * rng.uniform(0, 0.38), y), 0.11)
-        post.front(line, ink, label=label)
+        post.front(line, ink, label="traffic sign")

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from fassd.synth.arrays import Bytes
-from fassd.synth.canvas import LABEL, Canvas, Panel, tint
+from fassd.synth.canvas import Canvas, Panel, tint
 from fassd.synth.colors import Color
 from fassd.synth.textures import BAYS, SIZE, Facade
 
@@ -48,7 +48,7 @@ def paint_wall(
         return
     shown = texture[_level(canvas, panel, SIZE / tile, len(texture))]
     texels = shown.shape[0] / tile
-    canvas.surface(panel, tint(shown, color), (texels, texels), LABEL[label], bright)
+    canvas.surface(panel, tint(shown, color), (texels, texels), label, bright)
 
 
 def paint_fence(
@@ -58,7 +58,7 @@ def paint_fence(
     holes = grid[_level(canvas, panel, SIZE / FENCE_TILE, len(grid) - 1)]
     side = holes.shape[0]
     texels = side / FENCE_TILE, side / panel.height
-    canvas.surface(panel, _flat(holes, color), texels, LABEL["fence"], bright, holes)
+    canvas.surface(panel, _flat(holes, color), texels, "fence", bright, holes)
 
 
 def paint_front(
@@ -79,7 +79,7 @@ def paint_front(
     if canvas.light.lamps:
         cv2.copyTo(_flat(tile, LIT_WINDOW), windows.lit[level], tile)
     cell = tile.shape[0] / BAYS
-    canvas.surface(panel, tile, (cell / bay, cell / storey), LABEL["building"], bright)
+    canvas.surface(panel, tile, (cell / bay, cell / storey), "building", bright)
 
 
 def _flat(like: Bytes, color: Color) -> Bytes:
