@@ -136,9 +136,9 @@ class Canvas:
         self._script.clear()
         self._solids.clear()
 
-    def _in_view(self, pixels: Floats) -> bool:
-        """Whether the hull of homogeneous pixels (n, 3) may touch the picture."""
-        depth = pixels[:, 2]
+    def sees(self, panel: Panel) -> bool:
+        """Whether a rectangle may touch the picture."""
+        pixels, depth = self.project(panel.corners)
         if depth.max() < NEAR:
             return False
         if depth.min() < NEAR:
@@ -147,10 +147,6 @@ class Canvas:
         return bool(
             u.max() > -1 and u.min() < self.width and v.max() > -1 and v.min() < self.height
         )
-
-    def sees(self, panel: Panel) -> bool:
-        """Whether a rectangle may touch the picture."""
-        return self._in_view(self.project(panel.corners)[0])
 
     # ------------------------------------------------------------------- surfaces and crowns
 

@@ -90,10 +90,11 @@ class Solid:
         self.face(points, color, flat=flat, glows=glows, label=label)
 
     def side(
-        self, outline: Outline, color: Color, x: float = 0.0, *, label: str | None = None
-    ) -> None:
+        self, outline: Outline, color: Color, x: float = 0.0, *, flat: bool = False,
+        label: str | None = None,
+    ) -> None:  # fmt: skip
         """A face along the street, `x` metres to the right of the foot."""
-        self.face([(x, y, u) for u, y in outline], color, label=label)
+        self.face([(x, y, u) for u, y in outline], color, flat=flat, label=label)
 
 
 class Placed(NamedTuple):

@@ -14,8 +14,7 @@ import numpy as np
 
 from fassd.io.images import check_folder, replacing, write_image
 from fassd.io.untrusted import read_json
-from fassd.synth import VERSION, render_street
-from fassd.synth.textures import SPLITS
+from fassd.synth import VERSION, check_scene, render_street
 
 __all__ = ["CITY", "LABEL_IDS", "NOTE", "frame_paths", "write_tree"]
 
@@ -95,14 +94,9 @@ def write_tree(
 def _check(
     root: Path, split: str, count: int, seed: int, size: tuple[int, int], workers: int | None
 ) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    check_scene(*size, seed, split)
     if not 1 <= count <= 1_000_000:
         raise ValueError(f"count must be from 1 to 1,000,000, got {count}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    if min(size) < 16:
-        raise ValueError(f"height and width must be at least 16, got {size[0]} and {size[1]}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 or more, got {workers}")
     check_folder(root)
