@@ -1,5 +1,7 @@
 """A tiny Cityscapes tree of generated scenes, and a recipe that trains on it in a second or two."""
 
+import csv
+import errno
 import os
 import signal
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from fassd.evaluation import evaluate as evaluation
 from fassd.io.images import write_image
 from fassd.synth import render_street
 from fassd.training import state as files
+from fassd.training.loop import Trainer
 from fassd.training.recipe import load_recipe
 
 SIZE = (64, 128)
@@ -77,6 +80,36 @@ class Recorder:
 
     def message(self, text):
         self.messages.append(text)
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def resume(card, folder, recipe=None):
+    """Go on with a run to its end; what it reported."""
+    recorder = Recorder()
+    Trainer(recipe, card, folder, resume=True, reporter=recorder).run()
+    return recorder
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def at_step(trainer, number, act, after=False):
+    """Do something right before or after a step, counted from 1."""
+    take = trainer._train_step
+
+    def acting(*arguments):
+        if trainer.step == number - 1 and not after:
+            act()
+        take(*arguments)
+        if trainer.step == number and after:
+            act()
+
+    trainer._train_step = acting
 
 
 MOMENTS = (
