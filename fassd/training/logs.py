@@ -28,7 +28,7 @@ from fassd.io.palette import colorize
 from fassd.io.panel import Tile, draw_panel
 from fassd.training.recipe import Recipe
 
-__all__ = ["CSVLog", "Reporter", "RunLogs", "ScenePanel", "TensorBoardLog"]
+__all__ = ["CSVLog", "Reporter", "RunLogs", "ScenePanel", "open_board"]
 
 SHOWN_PICTURES = 3  # of the validation, drawn each time
 
@@ -94,55 +94,28 @@ def _lines(rows: Sequence[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-class TensorBoardLog:
-    """Scalars and pictures for TensorBoard; does nothing, after one warning, without that package.
+def open_board(folder: Path, after: int) -> Any:
+    """A TensorBoard writer; None, after a warning, without that package or for such a folder.
 
     Args:
         folder: of the event files.
         after: what an earlier part of the run logged behind this step is hidden.
     """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: Path, after: int) -> None:
-        self.writer: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            warnings.warn(
-                "no TensorBoard logs: the package tensorboard is missing "
-                "(pip install 'fassd-net[train]')",
-                stacklevel=2,
-            )
-            return
-        # A link of its name would be followed: none can be where nobody foresees the name.
-        try:
-            self.writer = SummaryWriter(
-                str(folder),
-                purge_step=after + 1 if after else None,
-                filename_suffix=f".{secrets.token_hex(4)}",
-            )
-        except UnicodeEncodeError:
-            warnings.warn(
-                f"no TensorBoard logs: it takes no name that is not UTF-8: {folder}", stacklevel=2
-            )
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-
-    def picture(self, name: str, image: npt.NDArray[np.uint8], step: int) -> None:
-        """`image` is (H, W, 3) uint8 RGB."""
-        if self.writer is not None:
-            self.writer.add_image(name, image, step, dataformats="HWC")
-
-    def flush(self) -> None:
-        """Write out what is waiting."""
-        if self.writer is not None:
-            self.writer.flush()
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        return SummaryWriter(
+            str(folder),
+            purge_step=after + 1 if after else None,
+            # A link of its name would be followed: none can be where nobody foresees the name.
+            filename_suffix=f".{secrets.token_hex(4)}",
+        )
+    except ImportError:
+        why = "the package tensorboard is missing (pip install 'fassd-net[train]')"
+    except UnicodeEncodeError:
+        why = f"it takes no name that is not UTF-8: {folder}"
+    warnings.warn(f"no TensorBoard logs: {why}", stacklevel=2)
+    return None
 
 
 class ScenePanel:
@@ -202,7 +175,7 @@ class RunLogs:
         names = [f"iou/{name}" for name in class_names]
         self.steps = CSVLog(folder / "log.csv", ["step", "learning_rate", "loss"], step)
         self.scores = CSVLog(folder / "val.csv", ["step", "miou", "pixel_accuracy", *names], step)
-        self.board = TensorBoardLog(folder / "tensorboard", step)
+        self.board = open_board(folder / "tensorboard", step)
 
     def write_steps(
         self, steps: Sequence[int], rates: Sequence[float], losses: Sequence[float]
@@ -214,7 +187,7 @@ class RunLogs:
         ]
         self.guarded("log.csv", self.steps.write, rows)
         means = {"loss": sum(losses) / len(losses), "lr": rates[-1]}
-        self.guarded("TensorBoard", self.board.scalars, means, steps[-1])
+        self._show_scalars(means, steps[-1])
 
     def write_scores(self, step: int, evaluation: Evaluation, panel: ScenePanel) -> None:
         """Log the scores of a validation, and draw its scenes."""
@@ -222,13 +195,21 @@ class RunLogs:
         figures = {"val/miou": scores.miou, "val/pixel_accuracy": scores.pixel_accuracy}
         row = [step, *(f"{figure:.9g}" for figure in (*figures.values(), *scores.iou))]
         self.guarded("val.csv", self.scores.write, [row])
-        self.guarded("TensorBoard", self.board.scalars, figures, step)
+        self._show_scalars(figures, step)
         image = panel.draw()
         if image is not None:
             path = self.folder / "pictures" / f"step-{step:06d}.jpg"
             self.guarded(str(path), write_image, path, image)
-            self.guarded("TensorBoard", self.board.picture, "val/predictions", image, step)
-        self.guarded("TensorBoard", self.board.flush)
+            self._show("add_image", "val/predictions", image, step, None, "HWC")
+        self._show("flush")
 
     def close(self) -> None:
-        self.guarded("TensorBoard", self.board.close)
+        self._show("close")
+
+    def _show_scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._show("add_scalar", name, value, step)
+
+    def _show(self, call: str, *arguments: Any) -> None:
+        if self.board is not None:
+            self.guarded("TensorBoard", getattr(self.board, call), *arguments)
