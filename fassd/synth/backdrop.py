@@ -12,8 +12,6 @@ from fassd.synth.canvas import Canvas
 from fassd.synth.ground import ACROSS, ALONG, SPAN, UNMARKED, Material
 from fassd.synth.street import Street
 
-__all__ = ["paint_ground", "paint_sky"]
-
 HORIZON = 170.0  # metres: the ground ends there, behind the last houses
 
 

@@ -9,8 +9,6 @@ import numpy as np
 
 from fassd.synth.arrays import Bytes, Floats
 
-__all__ = ["Camera", "Lens"]
-
 
 class Camera:
     """A pinhole camera behind the windscreen of a car or a van.

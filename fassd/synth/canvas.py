@@ -30,8 +30,6 @@ from fassd.synth.solids import (
 )
 from fassd.synth.textures import Foliage
 
-__all__ = ["LABEL", "Canvas", "Panel", "tint"]
-
 LOOK_UP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 P = ParamSpec("P")
 

@@ -9,8 +9,6 @@ import numpy as np
 from fassd.synth.colors import Color, paint, scaled, skin
 from fassd.synth.solids import Outline, Points, Solid, Span, limb, oval, rectangle
 
-__all__ = ["TwoWheeler", "person", "two_wheeler"]
-
 DARK: Color = (28, 28, 30)
 
 

@@ -17,8 +17,6 @@ from fassd.synth.solids import Solid, rectangle
 from fassd.synth.street import SIDES, Street, pick
 from fassd.synth.surfaces import Look, paint_fence, paint_front, paint_wall
 
-__all__ = ["build_far_end", "build_railing", "build_sides", "plant"]
-
 FAR = 95.0  # where the street ends
 LOTS = {"building": 0.41, "wall": 0.25, "fence": 0.21, "hedge": 0.06, "park": 0.07}
 BRICKWORK = 3.5  # metres that the texture of a house spans

@@ -10,8 +10,6 @@ import numpy as np
 from fassd.synth.colors import Color, metal, scaled
 from fassd.synth.solids import Outline, Solid, limb, oval, rectangle
 
-__all__ = ["bollard", "lamp", "mast", "sign", "traffic_light"]
-
 RED: Color = (206, 30, 36)
 WHITE: Color = (240, 240, 236)
 SIGN_COLORS: list[Color] = [

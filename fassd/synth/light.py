@@ -9,8 +9,6 @@ import numpy as np
 from fassd.synth.arrays import Floats
 from fassd.synth.colors import Color, scaled
 
-__all__ = ["Light"]
-
 
 class _Mood(NamedTuple):
     direct: float

@@ -14,8 +14,6 @@ from fassd.synth.street import Street, pick
 from fassd.synth.textures import Bank
 from fassd.synth.traffic import furnish, populate
 
-__all__ = ["Scene"]
-
 
 class Scene:
     """One scene, which can be shown at any size."""

@@ -16,11 +16,6 @@ from fassd.synth.arrays import Bytes, Floats
 from fassd.synth.colors import Color
 from fassd.synth.light import Light
 
-__all__ = [
-    "LABEL", "NEAR", "SHIFT", "Outline", "Placed", "Points", "Solid", "Span", "clipped_outline",
-    "limb", "oval", "project_faces", "rectangle",
-]  # fmt: skip
-
 Span = tuple[float, float]
 Outline = list[tuple[float, float]]
 Points = list[tuple[float, float, float]]

@@ -11,14 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from fassd.synth.canvas import LABEL, Canvas, Panel
+from fassd.synth.canvas import Canvas, Panel
 from fassd.synth.colors import Color, leaves, pavement, scaled
 from fassd.synth.ground import REACH, SPAN, UNMARKED, Ground, Kind, Material
 from fassd.synth.light import Light
-from fassd.synth.solids import Solid, Span
+from fassd.synth.solids import LABEL, Solid, Span
 from fassd.synth.textures import Bank
-
-__all__ = ["SIDES", "Street", "pick"]
 
 SIDES = (-1, 1)
 GAUGE = 1.44  # between the rails

@@ -12,9 +12,6 @@ from fassd.synth.canvas import Canvas, Panel, tint
 from fassd.synth.colors import Color
 from fassd.synth.textures import BAYS, SIZE, Facade
 
-__all__ = ["Look", "paint_fence", "paint_front", "paint_wall"]
-
-
 FENCE_TILE = 2.0  # metres along that a fence's texture spans
 LIT_WINDOW = (255, 214, 140)
 GLASS = (0.62, 0.66, 0.74)  # how much of each colour of the sky panes mirror

@@ -17,9 +17,6 @@ import numpy as np
 from fassd.synth.arrays import Bytes, Floats
 from fassd.synth.patterns import FAMILIES, SIZE, Family, cloudy, grassy, leafy
 
-__all__ = ["BAYS", "SIZE", "SPLITS", "Bank", "Facade", "Foliage", "bank"]
-
-
 SPLITS = {"train": 0x7121, "val": 0x7A1, "test": 0x7E57}
 BAYS = 4  # windows across and up one facade texture
 

@@ -19,8 +19,6 @@ from fassd.synth.solids import Span
 from fassd.synth.street import SIDES, Street
 from fassd.synth.vehicles import Vehicle, bus, car, tram, truck
 
-__all__ = ["furnish", "populate"]
-
 
 def furnish(street: Street) -> None:
     """Lamps, masts, trees, signs, bollards, railings and traffic lights; few beyond 45 m."""

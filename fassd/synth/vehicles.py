@@ -12,8 +12,6 @@ import numpy as np
 from fassd.synth.colors import Color, glass, paint, scaled
 from fassd.synth.solids import Solid, Span, oval, rectangle
 
-__all__ = ["Vehicle", "bus", "car", "tram", "truck"]
-
 DARK: Color = (26, 26, 29)
 HUB: Color = (110, 110, 112)
 SIGNBOARD: Color = (250, 176, 60)

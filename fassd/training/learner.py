@@ -86,7 +86,7 @@ class Learner:
             self.parallel = DistributedDataParallel(self.model, device_ids=ids)
         self.optimizer = create_optimizer(recipe, self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.loss: BootstrappedCrossEntropy | CrossEntropy = (
+        self.loss = (
             BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold)
             if recipe.loss == "bootstrapped"
             else CrossEntropy()

@@ -133,11 +133,8 @@ class Trainer:
             tensors, facts, troubles = found
             for trouble in troubles:
                 self._tell(trouble)
-            self.step, self.best, self.validation_pending = (
-                facts["step"],
-                facts["best"],
-                facts["owed"],
-            )
+            self.step, self.best = facts["step"], facts["best"]
+            self.validation_pending = facts["owed"]
             self.unscored = facts.get("unscored", 0)
             recipe = self._resumed(facts, recipe)
         else:
@@ -331,7 +328,13 @@ class Trainer:
                 "of their pictures is ignored (fassd data check tells more of the labels)"
             )
         if count < len(values):
-            raise DivergedError(self._divergence(pending[count], values[count]))
+            done = pending[count]
+            raise DivergedError(
+                f"the loss of step {done.step} is {values[count]}, at a learning rate of "
+                f"{self.learner.learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this "
+                f"process's pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved; "
+                f"{self._left()}. {ADVICE}"
+            )
         if self.learner.overflows:
             raise DivergedError(
                 f"gradients overflow float16 at any scale, up to step {self.step}: train in "
@@ -347,14 +350,6 @@ class Trainer:
         logs.write_steps([done.step for done in pending], rates, losses)
         if self.reporter is not None:
             self.reporter.stepped(step, mean, rates[-1])
-
-    def _divergence(self, done: _Done, loss: float) -> str:
-        return (
-            f"the loss of step {done.step} is {loss}, at a learning rate of "
-            f"{self.learner.learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this "
-            f"process's pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved; "
-            f"{self._left()}. {ADVICE}"
-        )
 
     def _left(self) -> str:
         if (self.folder / files.CHECKPOINT).exists():
@@ -484,9 +479,6 @@ class Trainer:
     def _tell(self, text: str) -> None:
         if self.reporter is not None:
             self.reporter.message(text if world_size() == 1 else f"[process {rank()}] {text}")
-
-
-# ------------------------------------------------------------------------------------------- parts
 
 
 def _spread(length: int, most: int | None) -> list[int]:

@@ -115,19 +115,10 @@ def loader(
 
     Args:
         steps: which steps of the run; step s takes the samples s * batch to (s + 1) * batch - 1.
-        batch: samples per step of all processes together.
+        batch: samples per step of all processes together, to be shared evenly by them.
         accumulate: micro-batches per step and process.
-
-    Raises:
-        ValueError: `batch` cannot be shared out evenly.
     """
-    parts = world_size * accumulate
-    if batch % parts:
-        raise ValueError(
-            f"a batch of {batch} cannot be shared evenly by {world_size} processes x "
-            f"{accumulate} micro-batches; make it a multiple of {parts}"
-        )
-    size = batch // parts
+    size = batch // (world_size * accumulate)
     numbers = (
         list(range(first, first + size))
         for step in steps

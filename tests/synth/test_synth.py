@@ -114,7 +114,8 @@ def _scene(index):
 
 def test_fences_are_see_through_but_labelled_whole():
     """Bars show what is behind them, so a fence is less even than its label."""
-    from fassd.synth.canvas import LABEL, Canvas, Panel
+    from fassd.synth.canvas import Canvas, Panel
+    from fassd.synth.solids import LABEL
     from fassd.synth.surfaces import paint_fence
 
     scene = _scene(0)
