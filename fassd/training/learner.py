@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -185,15 +185,12 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that learning changes, by name: weights, average, and optimizer."""
-
-        def named(prefix: str, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-            return ((f"{prefix}{key}", value) for key, value in values.items())
-
-        return {
-            **dict(named(MODEL, self.model.state_dict())),
-            **dict(named(AVERAGE, self.average.state_dict() if self.average is not None else {})),
-            **dict(named(OPTIMIZER, flatten_optimizer(self.optimizer))),
+        parts = {
+            MODEL: self.model.state_dict(),
+            AVERAGE: {} if self.average is None else self.average.state_dict(),
+            OPTIMIZER: flatten_optimizer(self.optimizer),
         }
+        return {f"{prefix}{key}": value for prefix in parts for key, value in parts[prefix].items()}
 
     def facts(self) -> dict[str, Any]:
         """What else belongs to the state, as JSON: the scale of the loss in float16."""
