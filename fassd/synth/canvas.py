@@ -41,7 +41,7 @@ def tint(gray: Bytes, color: Color) -> Bytes:
     return cv2.LUT(cv2.merge([gray, gray, gray]), table)
 
 
-class Panel(NamedTuple):
+class Upright(NamedTuple):
     """An upright rectangle: its near lower corner, the direction of its lower edge, its size."""
 
     corner: tuple[float, float, float]
@@ -134,7 +134,7 @@ class Canvas:
         self._script.clear()
         self._solids.clear()
 
-    def sees(self, panel: Panel) -> bool:
+    def sees(self, panel: Upright) -> bool:
         """Whether a rectangle may touch the picture."""
         pixels, depth = self.project(panel.corners)
         if depth.max() < NEAR:
@@ -150,8 +150,8 @@ class Canvas:
 
     @_developed
     def surface(
-        self, panel: Panel, texture: Bytes, texels: tuple[float, float], label: str, bright: float,
-        holes: Bytes | None = None,
+        self, panel: Upright, texture: Bytes, texels: tuple[float, float], label: str,
+        bright: float, holes: Bytes | None = None,
     ) -> None:  # fmt: skip
         """Paint a rectangle with a texture that repeats.
 

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from fassd.synth.canvas import Canvas, Panel
+from fassd.synth.canvas import Canvas, Upright
 from fassd.synth.colors import Color, facade, leaves, scaled
 from fassd.synth.solids import Solid, rectangle
 from fassd.synth.street import SIDES, Street, pick
@@ -77,7 +77,7 @@ class _House:
         street, side, near, far, line = self.street, self.side, self.near, self.far, self.line
         front = street.panel(line, near, far, self.height)
         bright, gable_bright = _brightness(street, front, side)
-        gable = Panel(front.corner, (float(side), 0.0), self.depth, self.height)
+        gable = Upright(front.corner, (float(side), 0.0), self.depth, self.height)
         wall, color = self.upper.wall, self.upper.color
         paint_wall(canvas, gable, wall, BRICKWORK, color, "building", gable_bright)
         if self.roof:
@@ -113,7 +113,7 @@ def _build_house(street: Street, side: int, near: float, far: float, line: float
     street.add(far, house.paint)
 
 
-def _brightness(street: Street, front: Panel, side: int) -> tuple[float, float]:
+def _brightness(street: Street, front: Upright, side: int) -> tuple[float, float]:
     """Of a surface along the street on this side, and of one that faces us."""
     across, along = front.along
     return street.light.shade_of(-side * along, side * across), street.light.shade_of(0, -1)
@@ -131,7 +131,7 @@ def build_far_end(street: Street) -> None:
             pick(rng, bank.wall), facade(rng), pick(rng, bank.facades), facade(rng),
             rng.uniform(0.6, 1.3),
         )  # fmt: skip
-        panel = Panel((street.x(s, FAR) - wide / 2, 0.0, z), (1.0, 0.0), wide, height)
+        panel = Upright((street.x(s, FAR) - wide / 2, 0.0, z), (1.0, 0.0), wide, height)
         bright = street.light.shade_of(0, -1)
         front = partial(paint_front, panel=panel, look=look, bay=3.0, storey=3.2, bright=bright)
         street.add(z + 40, front)
@@ -170,7 +170,7 @@ def _build_barrier(street: Street, side: int, near: float, far: float, kind: str
         if kind == "fence":
             paint_fence(canvas, front, grid, color, bright)
             return
-        end = Panel(front.corner, (float(side), 0.0), abs(thick), height)
+        end = Upright(front.corner, (float(side), 0.0), abs(thick), height)
         paint_wall(canvas, end, texture, tile, color, label, end_bright)
         paint_wall(canvas, front, texture, tile, color, label, bright)
         top, length = height + 0.1, front.length

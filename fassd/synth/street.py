@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from fassd.synth.canvas import Canvas, Panel
+from fassd.synth.canvas import Canvas, Upright
 from fassd.synth.colors import Color, leaves, pavement, scaled
 from fassd.synth.ground import REACH, SPAN, UNMARKED, Ground, Kind, Material
 from fassd.synth.light import Light
@@ -207,12 +207,12 @@ class Street:
             self.crossing[0] - margin < z < self.crossing[1] + margin
         )
 
-    def panel(self, s: float, near: float, far: float, height: float, base: float = 0.0) -> Panel:
+    def panel(self, s: float, near: float, far: float, height: float, base: float = 0.0) -> Upright:
         """An upright rectangle along the street between two depths."""
         start = self.x(s, near)
         across, along = self.x(s, far) - start, far - near
         length = float(np.hypot(across, along))
-        return Panel((start, base, near), (across / length, along / length), length, height)
+        return Upright((start, base, near), (across / length, along / length), length, height)
 
     # ------------------------------------------------------------------ putting things there
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from fassd.synth.arrays import Bytes
-from fassd.synth.canvas import Canvas, Panel, tint
+from fassd.synth.canvas import Canvas, Upright, tint
 from fassd.synth.colors import Color
 from fassd.synth.textures import BAYS, SIZE, Facade
 
@@ -28,7 +28,7 @@ class Look:
     glass: float  # how brightly the panes mirror the sky
 
 
-def _level(canvas: Canvas, panel: Panel, texels: float, levels: int) -> int:
+def _level(canvas: Canvas, panel: Upright, texels: float, levels: int) -> int:
     """The pyramid level whose texels, `texels` a metre at level 0, come nearest to one pixel."""
     near = max(panel.corner[2], 1.5)
     far = max(panel.corner[2] + panel.along[1] * panel.length, near)
@@ -37,7 +37,7 @@ def _level(canvas: Canvas, panel: Panel, texels: float, levels: int) -> int:
 
 
 def paint_wall(
-    canvas: Canvas, panel: Panel, texture: list[Bytes], tile: float, color: Color, label: str,
+    canvas: Canvas, panel: Upright, texture: list[Bytes], tile: float, color: Color, label: str,
     bright: float,
 ) -> None:  # fmt: skip
     """One texture, which spans `tile` metres, over the whole panel."""
@@ -49,7 +49,7 @@ def paint_wall(
 
 
 def paint_fence(
-    canvas: Canvas, panel: Panel, grid: list[Bytes], color: Color, bright: float
+    canvas: Canvas, panel: Upright, grid: list[Bytes], color: Color, bright: float
 ) -> None:
     """Bars with the background between them; the label covers both, as in Cityscapes."""
     holes = grid[_level(canvas, panel, SIZE / FENCE_TILE, len(grid) - 1)]
@@ -59,7 +59,7 @@ def paint_fence(
 
 
 def paint_front(
-    canvas: Canvas, panel: Panel, look: Look, bay: float, storey: float, bright: float
+    canvas: Canvas, panel: Upright, look: Look, bay: float, storey: float, bright: float
 ) -> None:
     """A wall with windows every `bay` metres along and `storey` metres up, from the top down."""
     if panel.height < 0.5 or not canvas.sees(panel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -78,13 +78,9 @@ def write_tree(
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     _write_note(root, split, None)  # till all is done, it is not known of which seed a frame is
     jobs = [(root, split, index, seed, size) for index in range(count)]
-    if min(workers, count) == 1:
-        for job in jobs:
-            _write_frame(*job)
-            if on_frame:
-                on_frame()
-    else:
-        _write_parallel(jobs, min(workers, count), on_frame)
+    for _ in _write_frames(jobs, min(workers, count)):
+        if on_frame:
+            on_frame()
     made = {
         "version": VERSION, "seed": seed, "count": count, "height": size[0], "width": size[1],
     }  # fmt: skip
@@ -110,20 +106,20 @@ def _check(
                 )
 
 
-def _write_parallel(
-    jobs: list[tuple[Path, str, int, int, tuple[int, int]]],
-    workers: int,
-    on_frame: Callable[[], object] | None,
-) -> None:
+def _write_frames(
+    jobs: list[tuple[Path, str, int, int, tuple[int, int]]], workers: int
+) -> Iterator[None]:
+    """Write all frames, in this process if `workers` is 1; yields after each."""
+    if workers == 1:
+        yield from (_write_frame(*job) for job in jobs)
+        return
     # Spawned, not forked: a process that has used PyTorch or OpenCV holds threads and locks.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
     )
     try:
         for future in as_completed([pool.submit(_write_frame, *job) for job in jobs]):
-            future.result()
-            if on_frame:
-                on_frame()
+            yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

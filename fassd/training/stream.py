@@ -11,7 +11,7 @@ import contextlib
 import functools
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +59,7 @@ class MicroBatch:
 
     def pin_memory(self) -> MicroBatch:
         """For faster copies to a GPU; called by the DataLoader."""
-        return MicroBatch(
-            self.images.pin_memory(), self.labels.pin_memory(), self.paths, self.skipped
-        )
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 class SampleStream(Dataset[TrainingSample]):
