@@ -20,8 +20,6 @@ from fassd.io.files import SUFFIXES
 from fassd.io.levels import Range
 from fassd.io.palette import ClassInfo
 
-__all__ = ["CARDS", "Card", "CardError", "Pair"]
-
 CARDS = Path(__file__).parent / "cards"
 
 

@@ -18,8 +18,6 @@ from fassd.data.dataset import examine_pair
 from fassd.io.images import ImageError
 from fassd.io.palette import IGNORE
 
-__all__ = ["CheckReport", "Finding", "SplitReport", "check_card"]
-
 WORKERS = 8  # decoding leaves Python's lock free; more hardly helps, as counting does not
 
 

@@ -15,8 +15,6 @@ from fassd.data.card import Card, Pair
 from fassd.data.masks import examine_mask
 from fassd.io.images import ImageError, ImageWarning, examine_image
 
-__all__ = ["Sample", "SegmentationDataset", "examine_pair"]
-
 
 class Sample(NamedTuple):
     """A picture, uint8 RGB (H, W, 3); its labels, uint8 (H, W); and where the picture lies."""

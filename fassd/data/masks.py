@@ -21,8 +21,6 @@ from fassd.io.images import ImageError, open_image, pages_passed_over, unreadabl
 from fassd.io.levels import stretch
 from fassd.io.palette import IGNORE
 
-__all__ = ["MAX_ID", "MaskCode", "color_key", "examine_mask"]
-
 MAX_ID = 65535
 """Largest id of a mask: 16 bits."""
 

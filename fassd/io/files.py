@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fassd.models.replacing import replacing
+from fassd.models.replacing import replacing as replacing
 
 __all__ = [
     "FILE_ENDINGS",

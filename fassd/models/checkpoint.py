@@ -25,8 +25,6 @@ from fassd.models.tensor_files import (
 )
 from fassd.models.variants import VARIANTS
 
-__all__ = ["CheckpointError", "LoadReport", "load_checkpoint"]
-
 LIST_AT_MOST = 6
 """How many names of a list an error spells out before it only counts."""
 

@@ -16,8 +16,6 @@ from fassd.io.images import check_folder, replacing, write_image
 from fassd.io.untrusted import read_json
 from fassd.synth import VERSION, check_scene, render_street
 
-__all__ = ["CITY", "LABEL_IDS", "NOTE", "frame_paths", "write_tree"]
-
 CITY = "synth"
 NOTE = "synth.json"  # which generator, seed and size each split was drawn with
 
@@ -111,7 +109,9 @@ def _write_frames(
 ) -> Iterator[None]:
     """Write all frames, in this process if `workers` is 1; yields after each."""
     if workers == 1:
-        yield from (_write_frame(*job) for job in jobs)
+        for job in jobs:
+            _write_frame(*job)
+            yield
         return
     # Spawned, not forked: a process that has used PyTorch or OpenCV holds threads and locks.
     pool = ProcessPoolExecutor(
@@ -119,7 +119,8 @@ def _write_frames(
     )
     try:
         for future in as_completed([pool.submit(_write_frame, *job) for job in jobs]):
-            yield future.result()
+            future.result()
+            yield
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

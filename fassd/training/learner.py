@@ -32,8 +32,6 @@ from fassd.training.stream import MicroBatch
 from fassd.training.sync_norm import synchronize_batch_norm
 from fassd_kernels.accelerate import swap
 
-__all__ = ["Learner"]
-
 SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
 MODEL, AVERAGE, SCALER = "model.", "average.", "scaler"
 
@@ -42,9 +40,7 @@ class Learner:
     """A network with all that changes while it learns.
 
     Args:
-        recipe: the settings.
-        card: whose classes the network tells apart.
-        device: where it learns.
+        recipe, card, device: the settings, the data whose classes are learnt, and where.
         start: whether to load the weights that the recipe starts from; a checkpoint has them all.
         tell: called with what the loading of those weights has to say.
 

@@ -28,8 +28,6 @@ from fassd.io.palette import colorize
 from fassd.io.panel import Tile, draw_panel
 from fassd.training.recipe import Recipe
 
-__all__ = ["CSVLog", "Reporter", "RunLogs", "ScenePanel", "open_board"]
-
 SHOWN_PICTURES = 3  # of the validation, drawn each time
 
 
@@ -44,12 +42,9 @@ class Reporter(Protocol):
 
 
 class CSVLog:
-    """Rows with a header; the first column is the step.
+    """A CSV file with a header, whose first column is the step.
 
-    Args:
-        path: of the file.
-        columns: of the header.
-        after: rows of later steps, left by a run that was cut off, are removed. 0 begins anew.
+    Rows of steps `after` a given one, left by a run that was cut off, are removed; 0 begins anew.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], after: int) -> None:
@@ -95,11 +90,9 @@ def _lines(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def open_board(folder: Path, after: int) -> Any:
-    """A TensorBoard writer; None, after a warning, without that package or for such a folder.
+    """A TensorBoard writer; None, after a warning, if there can be none.
 
-    Args:
-        folder: of the event files.
-        after: what an earlier part of the run logged behind this step is hidden.
+    What an earlier part of the run logged behind step `after` is hidden.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -121,9 +114,7 @@ def open_board(folder: Path, after: int) -> Any:
 class ScenePanel:
     """A few validation scenes, one per row: input, ground truth, prediction.
 
-    Args:
-        card: whose colours and classes are drawn.
-        indices: the samples that this process validates; a few, evenly spread, are kept.
+    Those are evenly spread over `indices`, the samples that this process validates.
     """
 
     def __init__(self, card: Card, indices: list[int]) -> None:
@@ -158,13 +149,9 @@ class GuardedWrite(Protocol):
 
 
 class RunLogs:
-    """The open logs of a run, in its main process.
+    """The open logs of a run, in its main process; every write goes through `guarded`.
 
-    Args:
-        folder: of the run.
-        step: which the run has done; what was logged behind it is removed.
-        class_names: those whose IoU is logged.
-        guarded: what every write goes through.
+    What was logged behind `step`, the last one that the run has done, is removed.
     """
 
     def __init__(

@@ -43,8 +43,6 @@ from fassd.training.recipe import Recipe, RecipeError, differences, from_dict
 from fassd.training.stop import StopRequest
 from fassd.training.stream import MicroBatch, SampleStream, loader
 
-__all__ = ["DivergedError", "StoppedError", "Trainer"]
-
 ADVICE = "A lower learning rate, a warmup or clip usually help"
 
 

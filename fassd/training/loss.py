@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from fassd.io.palette import IGNORE
 
-__all__ = ["BootstrappedCrossEntropy", "CrossEntropy", "hardest_mean"]
-
 
 class CrossEntropy(nn.Module):
     """Mean cross entropy over each picture's labelled pixels, then over pictures that have any.
@@ -86,8 +84,7 @@ class BootstrappedCrossEntropy(CrossEntropy):
 def hardest_mean(losses: Tensor, min_pixels: int, threshold: float) -> Tensor:
     """Mean of the losses above `threshold`, or of the `min_pixels` largest if those are more.
 
-    Args:
-        losses: any shape, at least 0; an empty one gives 0.
+    Losses are at least 0, in any shape; without any the mean is 0.
     """
     losses = losses.flatten()
     if losses.numel() == 0:

@@ -23,8 +23,6 @@ from pydantic import (
 
 from fassd.io.untrusted import problem, read_text, read_yaml, shortened, shown
 
-__all__ = ["CHANGEABLE", "Recipe", "RecipeError", "differences", "list_presets", "load_recipe"]
-
 # fmt: off
 CHANGEABLE = frozenset((
     "learning_rate", "log_every", "power", "save_every", "steps", "threads", "val_every",

@@ -26,8 +26,6 @@ from fassd.data.transforms import TrainTransform
 from fassd.io.images import ImageError
 from fassd.models.preprocess import normalize
 
-__all__ = ["MicroBatch", "SampleStream", "loader"]
-
 ORDER, AUGMENTATION = 1, 2  # so that both draw from streams of their own
 MOST_SKIPPED_IN_A_ROW = 20
 
@@ -109,12 +107,9 @@ def loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[list[MicroBatch]]:
-    """For each step the micro-batches of this process.
+    """For each step the micro-batches of this process, `accumulate` of them.
 
-    Args:
-        steps: which steps of the run; step s takes the samples s * batch to (s + 1) * batch - 1.
-        batch: samples per step of all processes together, to be shared evenly by them.
-        accumulate: micro-batches per step and process.
+    Step s takes the samples s * batch to (s + 1) * batch - 1, shared evenly by all processes.
     """
     size = batch // (world_size * accumulate)
     numbers = (
