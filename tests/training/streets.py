@@ -8,22 +8,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import torch
 
 from fassd.data import SegmentationDataset, load_card
 from fassd.evaluation import evaluate as evaluation
 from fassd.io.images import write_image
 from fassd.synth import render_street
+from fassd.synth.write import LABEL_IDS
 from fassd.training import state as files
 from fassd.training.loop import Trainer
 from fassd.training.recipe import load_recipe
 
 SIZE = (64, 128)
-# labelIds of the 19 trainIds, of the official table.
-LABEL_IDS = np.array(
-    [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33], np.uint8
-)
 
 
 @cache
