@@ -26,7 +26,9 @@ from fassd.synth.solids import (
     Points,
     Solid,
     clipped_outline,
-    project_faces,
+    in_world,
+    normals_of,
+    outlines_of,
 )
 from fassd.synth.textures import Foliage
 
@@ -96,7 +98,7 @@ class Canvas:
         self.eye = np.array([0.0, camera.height, 0.0])
         self.focal = focal
         self._solids: list[Placed] = []
-        self._script: list[int | Callable[[], None]] = []
+        self._script: list[slice | Callable[[], None]] = []
 
     def project(self, points: Floats) -> tuple[Floats, Floats]:
         """World points (n, 3) to homogeneous pixels (n, 3) and their depth (n,)."""
@@ -115,24 +117,45 @@ class Canvas:
 
     def solid(self, solid: Solid, x: float, z: float, heading: float = 0.0) -> None:
         """Paint `solid` with its foot at (x, 0, z), turned right by `heading` radians."""
-        if solid.counts:
-            self._script.append(len(self._solids))
-            self._solids.append(Placed(solid, x, z, heading))
+        start = sum(len(item.solid.counts) for item in self._solids)
+        self._script.append(slice(start, start + len(solid.counts)))
+        self._solids.append(Placed(solid, x, z, heading))
 
     def develop(self) -> None:
         """Carry out everything that was asked for, in that order.
 
         All solids are projected at once: one by one they would take four times as long.
         """
-        faces = project_faces(self._solids, self)
+        faces = self._faces() if self._solids else []
         for step in self._script:
-            if not isinstance(step, int):
+            if not isinstance(step, slice):
                 step()
                 continue
-            for outline, color in faces[step]:
-                cv2.fillPoly(self.pixels, [outline], color, cv2.LINE_8, SHIFT)
+            for outline, paint in faces[step]:
+                if outline is not None:
+                    cv2.fillPoly(self.pixels, [outline], paint, cv2.LINE_8, SHIFT)
         self._script.clear()
         self._solids.clear()
+
+    def _faces(self) -> list[tuple[Bytes | None, list[float]]]:
+        """Each face of all solids: its outline if it can be seen, and its colour and label."""
+        solids = [item.solid for item in self._solids]
+        counts = np.concatenate([solid.counts for solid in solids])
+        first = np.cumsum(counts) - counts
+        points, centers = in_world(self._solids)
+        normals, away = normals_of(points, first, counts, centers, self.eye)
+        cull, glows = np.concatenate([solid.flags for solid in solids]).T
+        normals[~cull & away] *= -1  # what is flat faces the camera whichever way it was drawn
+
+        pixels, depth = self.project(points)
+        bright = np.where(glows, 1.0, self.light.shade(normals))
+        distance = np.maximum(np.add.reduceat(depth, first) / counts, NEAR)
+        colors = np.concatenate([solid.colors for solid in solids]) * bright[:, None]
+        colors = np.clip(self.light.seen(colors, distance), 0, 255)
+        labels = np.concatenate([solid.labels for solid in solids])
+        paints = np.column_stack([colors, labels]).round().tolist()
+        outlines = outlines_of(pixels, first, counts, ~(cull & away), (self.width, self.height))
+        return list(zip(outlines, paints, strict=True))
 
     def sees(self, panel: Upright) -> bool:
         """Whether a rectangle may touch the picture."""

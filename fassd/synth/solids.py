@@ -1,4 +1,4 @@
-"""Things made of flat faces, the outlines of these, and how all are projected at once.
+"""Things made of flat faces, the outlines of these, and where many of them are at once.
 
 An outline is a list of points in metres: (right, up) for a face across the street, (ahead, up) for
 one along it.
@@ -6,20 +6,17 @@ one along it.
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from fassd.io.palette import CITYSCAPES
 from fassd.synth.arrays import Bytes, Floats
 from fassd.synth.colors import Color
-from fassd.synth.light import Light
 
 Span = tuple[float, float]
 Outline = list[tuple[float, float]]
 Points = list[tuple[float, float, float]]
-Face = tuple[Bytes, list[float]]  # outline in fractions of pixels, and red, green, blue, label
 
 LABEL = {info.name: index for index, info in enumerate(CITYSCAPES)}
 NEAR = 0.4  # metres: nothing closer than this is painted
@@ -101,45 +98,7 @@ class Placed(NamedTuple):
     heading: float
 
 
-class View(Protocol):
-    """What faces are projected to: `Canvas`."""
-
-    width: int
-    height: int
-    eye: Floats
-    light: Light
-
-    def project(self, points: Floats) -> tuple[Floats, Floats]: ...
-
-
-def project_faces(placed: list[Placed], view: View) -> list[list[Face]]:
-    """The faces that can be seen of each solid, as outlines and colours under the light."""
-    if not placed:
-        return []
-    solids = [item.solid for item in placed]
-    counts = np.concatenate([solid.counts for solid in solids])
-    first = np.cumsum(counts) - counts
-    points, centers = _in_world(placed)
-    normals, away = _normals(points, first, counts, centers, view.eye)
-    cull, glows = np.concatenate([solid.flags for solid in solids]).T
-    normals[~cull & away] *= -1  # what is flat faces the camera whichever way it was drawn
-
-    pixels, depth = view.project(points)
-    bright = np.where(glows, 1.0, view.light.shade(normals))
-    distance = np.maximum(np.add.reduceat(depth, first) / counts, NEAR)
-    colors = np.concatenate([solid.colors for solid in solids]) * bright[:, None]
-    colors = np.clip(view.light.seen(colors, distance), 0, 255)
-    labels = np.concatenate([solid.labels for solid in solids])
-    paints = np.column_stack([colors, labels]).round().tolist()
-    outlines = _outlines(pixels, first, counts, ~(cull & away), (view.width, view.height))
-
-    bounds = [0, *accumulate(len(solid.counts) for solid in solids)]
-    faces = zip(outlines, paints, strict=True)
-    seen = [(outline, paint) if outline is not None else None for outline, paint in faces]
-    return [[face for face in seen[start:stop] if face] for start, stop in pairwise(bounds)]
-
-
-def _in_world(placed: list[Placed]) -> tuple[Floats, Floats]:
+def in_world(placed: list[Placed]) -> tuple[Floats, Floats]:
     """All corners, (n, 3), and the centre of the solid of every face, (faces, 3)."""
     places = np.array([item[1:] for item in placed])
 
@@ -157,7 +116,7 @@ def _in_world(placed: list[Placed]) -> tuple[Floats, Floats]:
     return turned(points, [len(item.solid.points) for item in placed]), turned(centers, faces)
 
 
-def _normals(
+def normals_of(
     points: Floats, first: Bytes, counts: Bytes, centers: Floats, eye: Floats
 ) -> tuple[Floats, Bytes]:
     """Unit normals away from the centres, (faces, 3), and whether they look away from us."""
@@ -171,7 +130,7 @@ def _normals(
     return normals, ((corner - eye) * normals).sum(1) > 0
 
 
-def _outlines(
+def outlines_of(
     pixels: Floats, first: Bytes, counts: Bytes, shown: Bytes, size: tuple[int, int]
 ) -> list[Bytes | None]:
     """Corners for OpenCV of every face; None for what is outside the view or not `shown`."""
