@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
+from safetensors.torch import load_file
 
 from fassd.data import SegmentationDataset, load_card
 from fassd.evaluation import evaluate as evaluation
@@ -81,6 +82,17 @@ class Recorder:
 def rows(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def same_run(one, other):
+    """The same bytes of logs, the same bits of every tensor that is kept."""
+    for name in ("log.csv", "val.csv", "recipe.yaml"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("last.safetensors", "best.safetensors", "checkpoint.safetensors"):
+        first, second = load_file(one / name), load_file(other / name)
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), (name, key)
 
 
 def resume(card, folder, recipe=None):

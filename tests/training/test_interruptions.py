@@ -9,7 +9,6 @@ import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from training.streets import (
     MOMENTS,
     Recorder,
@@ -18,6 +17,7 @@ from training.streets import (
     no_space,
     resume,
     rows,
+    same_run,
     small_recipe,
     write_cityscapes,
 )
@@ -28,17 +28,6 @@ from fassd.training.recipe import RecipeError
 from fassd.training.state import StateError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def same_run(one, other):
-    """The same bytes of logs, the same bits of every tensor that is kept."""
-    for name in ("log.csv", "val.csv", "recipe.yaml"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    for name in ("last.safetensors", "best.safetensors", "checkpoint.safetensors"):
-        first, second = load_file(one / name), load_file(other / name)
-        assert first.keys() == second.keys()
-        for key, value in first.items():
-            assert torch.equal(value, second[key]), (name, key)
 
 
 def stop_at(card, folder, step, **settings):

@@ -10,8 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from training.streets import MOMENTS, double_precision, feed_doubles, resume, rows, small_recipe
-from training.test_interruptions import same_run
+from training.streets import (
+    MOMENTS,
+    double_precision,
+    feed_doubles,
+    resume,
+    rows,
+    same_run,
+    small_recipe,
+)
 
 from fassd.data import SegmentationDataset
 from fassd.models import create_model, load_checkpoint
