@@ -56,9 +56,6 @@ from fassd.io.levels import Range, as_range
 from fassd.io.palette import IGNORE, LabelClass, palette
 from fassd.io.untrusted import MOST_YAML, read_text, read_yaml, shortened, shown
 
-__all__ = ["parse_card"]
-
-
 CARD_FILE = "card.yaml"
 MOST_TEXT = 4096
 """Characters of a name or path."""

@@ -6,14 +6,13 @@ file does (`FILE_ENDINGS`) is a file; any other is a folder, and is made.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+
+from fassd.models.replacing import replacing as replacing
 
 # fmt: off
 SUFFIXES = frozenset((
@@ -39,19 +38,6 @@ FILE_ENDINGS = SUFFIXES | VIDEO_SUFFIXES | {
 
 
 # ---------------------------------------------------------------------------------------- writing
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the name `path` when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

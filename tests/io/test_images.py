@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pictures import png, png16
 from PIL import Image, TiffImagePlugin
 
-from fassd.data.masks import MaskCode, read_mask
+from fassd.data.masks import MaskCode, examine_mask
 from fassd.io.images import (
     BACKGROUND,
     FORMATS,
@@ -260,7 +260,7 @@ def test_postscript_starts_no_program_whatever_it_is_called(tmp_path, ghostscrip
     path = tmp_path / name
     path.write_bytes(content)
     code = MaskCode("ids", {0: 0})
-    for read in (read_image, lambda path: read_mask(path, code)):
+    for read in (read_image, lambda path: examine_mask(path, code)):
         with pytest.raises(ImageError, match=r"not a picture in a format that is read here \(AVIF"):
             read(path)
     with Image.open(path) as image, pytest.raises(ImageError, match="is PostScript"):
