@@ -14,7 +14,7 @@ from hypothesis import settings
 # Read when the C++ kernels first take memory: theirs is poisoned as well as PyTorch's.
 os.environ.setdefault("FASSD_KERNELS_POISON", "1")
 
-from conformance import cases, harness
+from conformance import definition, harness
 from conformance.harness import OPERATORS, Subject, Target
 
 from fassd_kernels.triton.device import INTERPRETED
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=1,
         metavar="N",
         help=f"test one row in N of the tables, and {SAMPLED_EXAMPLES} drawn calls in place of "
-        f"{cases.drawn.max_examples}; repeat nothing",
+        f"{definition.drawn.max_examples}; repeat nothing",
     )
     group.addoption(
         "--fuzz",
@@ -94,8 +94,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "operators(*names): the operators that a test is for")
     config.addinivalue_line("markers", "takes(*dtypes): what a backend must take to be tested")
-    if (config.getoption("every", None) or 1) > 1:  # test modules take `drawn` when they are read
-        cases.drawn = settings(cases.drawn, max_examples=SAMPLED_EXAMPLES)
+    if (config.getoption("every", None) or 1) > 1:  # taken when test modules are read
+        definition.drawn = settings(definition.drawn, max_examples=SAMPLED_EXAMPLES)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
