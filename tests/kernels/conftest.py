@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fassd
 import fassd_kernels
 from fassd.models import DAPF, MDA, HarDBlock
 from fassd.models.aspp import ASPP
@@ -58,6 +59,21 @@ def expected_of(module: nn.Module, x: Tensor) -> Tensor:
     plain_class = next(plain for plain in FUSED if isinstance(module, plain))
     with torch.no_grad():
         return plain_class.forward(exact, x.double())
+
+
+def network(name: str = "fassd_net", classes: int = 7, seed: int = 0) -> nn.Module:
+    """One of the family in eval mode, with random weights and statistics."""
+    torch.manual_seed(seed)
+    return shake(fassd.create_model(name, num_classes=classes), seed).eval()
+
+
+def exact(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(x.double())
+
+
+def random_picture(height: int = 97, width: int = 130, batch: int = 1, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 # One of every module that can be fused, and how to make it.
