@@ -355,9 +355,16 @@ SAMPLES: dict[str, list[Call]] = {
     ],
 }
 
+
+def empty_in_turn(make: Callable[..., Call], **settings: Any) -> list[Call]:
+    """Calls without pictures, rows or columns; the first with `settings` besides."""
+    return [make(batch=0, **settings), make(size=(0, 7)), make(size=(5, 0))]
+
+
 # Calls whose result has no elements.
 NOTHING: dict[str, list[Call]] = {
     **{name: [from_schema(name, batch=0), from_schema(name, size=(0, 7))] for name in UNKNOWN},
+    **{each.__name__: empty_in_turn(each) for each in (dapf, aspp, hardblock, mda, normalize)},
     "conv_act": [
         conv_act(batch=0, channels=(3, 2), activation="prelu", residual=True),
         conv_act(batch=0, kernel=(1, 1), stride=(2, 2)),
@@ -365,15 +372,7 @@ NOTHING: dict[str, list[Call]] = {
         conv_act(size=(1, 7), pool=2),
         conv_act(size=(5, 0), channels=(3, 2), activation="relu", stride=(1, 3)),
     ],
-    "asymmetric_conv": [
-        asymmetric_conv(batch=0, activation="prelu"),
-        asymmetric_conv(size=(0, 7)),
-        asymmetric_conv(size=(5, 0)),
-    ],
-    "dapf": [dapf(batch=0), dapf(size=(0, 7)), dapf(size=(5, 0))],
-    "aspp": [aspp(batch=0), aspp(size=(0, 7)), aspp(size=(5, 0))],
-    "hardblock": [hardblock(batch=0), hardblock(size=(0, 7)), hardblock(size=(5, 0))],
-    "mda": [mda(batch=0), mda(size=(0, 7)), mda(size=(5, 0))],
+    "asymmetric_conv": empty_in_turn(asymmetric_conv, activation="prelu"),
     "upsample_conv1x1": [
         upsample_conv1x1(batch=0, low=(2, 1), activation="prelu"),
         upsample_conv1x1(size=(0, 7)),
@@ -381,16 +380,7 @@ NOTHING: dict[str, list[Call]] = {
     ],
     "upsample": [upsample(batch=0), upsample(channels=0)],
     "upsample_argmax": [upsample_argmax(batch=0)],
-    "normalize": [
-        normalize(batch=0),
-        normalize(size=(0, 7)),
-        normalize(size=(5, 0)),
-    ],
-    "normalize_conv_act": [
-        normalize_conv_act(batch=0, activation="prelu"),
-        normalize_conv_act(size=(0, 7), stride=(2, 2)),
-        normalize_conv_act(size=(5, 0)),
-    ],
+    "normalize_conv_act": empty_in_turn(normalize_conv_act, activation="prelu"),
 }
 
 

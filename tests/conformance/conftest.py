@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,8 +15,6 @@ os.environ.setdefault("FASSD_KERNELS_POISON", "1")
 
 from conformance import definition, harness
 from conformance.harness import OPERATORS, Subject, Target
-
-from fassd_kernels.triton.device import INTERPRETED
 
 SAMPLED_EXAMPLES = 10
 # Where rows are sampled: one in so many of the tests of layouts. It has no factor in common with
@@ -145,18 +141,8 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_interpreter() -> Iterator[None]:
-    """Without its check of every integer sum for overflow, Triton's interpreter is twice as fast.
-
-    tests/triton_backend runs with the check.
-    """
-    if not INTERPRETED:
+    with harness.quick_interpreter():
         yield
-        return
-    builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
-    checking = builder.options
-    builder.options = dataclasses.replace(checking, sanitize_overflow=False)
-    yield
-    builder.options = checking
 
 
 @pytest.fixture(autouse=True)

