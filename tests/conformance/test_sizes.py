@@ -37,6 +37,8 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "bias": (True, False),
     "residual": (True, False),
     "pool": (1, 2),
+    "mean": (cases.MEAN,),
+    "std": (cases.STD,),
 }
 SEVERAL = {"channels": 3, "low": 2, "skip": 2, "widths": 5}
 

@@ -156,7 +156,7 @@ def test_a_new_operator_is_judged_by_the_conformance_suite(copy: Path) -> None:
         "test_contract.py::test_samples[fade-triton-float16] PASSED",
         "test_contract.py::test_nothing_in_nothing_out[fade-reference-float64] PASSED",
         "test_gradients.py::test_gradients[fade-triton-float32] PASSED",
-        "test_registration.py::test_opcheck[fade-cpu-True] PASSED",
+        "test_registration.py::test_opcheck[cpu-fade-True] PASSED",
         "test_registration.py::test_compile[fade-cpu] PASSED",
         "test_registration.py::test_fake_kernel_predicts_the_result[fade-cpu-stepped] PASSED",
         "test_errors.py::test_refused[fade-reference] PASSED",
