@@ -35,12 +35,22 @@ PairShape shape_of(const Context& context, const PairCall& call) {
 }
 
 Pair pair_of(const PairCall& call, const PairPlan& plan) {
-  Pair pair = {plan};
+  Pair pair;
   pair.source = call.input;
   pair.first_weight = call.first.weight;
+  pair.first = plan.first;
   if (call.second) {
     pair.second_weight = call.second->weight;
+    pair.second = plan.second;
   }
+  pair.rows = plan.rows;
+  pair.columns = plan.columns;
+  pair.tile = plan.tile;
+  pair.whole_rows = plan.whole_rows;
+  pair.chunk = plan.chunk;
+  pair.stage_count = plan.stages;
+  pair.layout = plan.layout;
+  pair.blocks = plan.cost.blocks;
   pair.bias = call.bias;
   pair.slope = call.slope;
   pair.epilogue = call.epilogue;
@@ -77,7 +87,7 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
     pairs.pair[i] = pair_of(calls[i], plan.pairs[i]);
   }
   with_type(context.op, context.dtype,
-            [&](auto type) { launch_pairs<decltype(type)>(context, pairs, int(calls.size())); });
+            [&](auto type) { launch_pairs<decltype(type)>(context, plan.pairs, pairs); });
 }
 
 Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,

@@ -15,9 +15,17 @@
 namespace fassd::cuda {
 
 // Without a second convolution (no taps), the middle is the result.
-struct Pair : PairPlan {
+struct Pair {
   Source source;
   Weight first_weight, second_weight;
+  Taps first, second;
+  Axis rows, columns;
+  Tile tile;
+  bool whole_rows = false;
+  int chunk = 16;
+  int stage_count = 2;
+  SharedLayout layout;
+  int64_t blocks = 0;           // other pairs of the launch may have more
   const void* bias = nullptr;   // of the first convolution
   const void* slope = nullptr;  // of its activation, which is the epilogue's
   Epilogue epilogue;            // of the second
@@ -26,7 +34,6 @@ struct Pair : PairPlan {
 struct Pairs {
   Pair pair[most_pairs];
 };
-static_assert(sizeof(Pairs) <= 4096, "what a kernel's parameters may take");
 
 // What the host knows of a pair; `second` has no value where the first convolution is all.
 struct PairCall {
@@ -44,9 +51,9 @@ struct PairCall {
 // convolution. `like` tells where scratch lies.
 void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls);
 
-// As launch_convolution, of `count` pairs of one variant.
+// As launch_convolution; the plans are of one variant.
 template <typename T>
-void launch_pairs(const Context& context, const Pairs& pairs, int count);
+void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs);
 
 // --- the kernel ----------------------------------------------------------------------------------
 
@@ -69,7 +76,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   unsigned char* shared = ptx::dynamic_shared();
   int2* positions = reinterpret_cast<int2*>(shared);
 
-  if (blockIdx.x >= pair.cost.blocks) {  // others of the launch may have more
+  if (blockIdx.x >= pair.blocks) {
     return;
   }
   const int tile_width = 1 << tile.width_log2, middle_width = pair.columns.slots;
@@ -81,7 +88,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const int zeros = layout.middle + (middle_pixels + 15) / 16 * 16 * middle_pitch;
   const int pitch = slot_bytes<Math>(pair.chunk);
   const int tap_bytes = pair.chunk * weight_row_bytes<Math, n>;
-  guard_stages(shared, layout, pair.stages);
+  guard_stages(shared, layout, pair.stage_count);
   locate_slots(positions, pair.rows, pair.columns, y, x, threads);
   for (int i = threadIdx.x; i < middle_pitch / 4; i += threads) {
     reinterpret_cast<uint32_t*>(shared + zeros)[i] = 0;
@@ -107,7 +114,8 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const int second_chunks =
       pair.second.count == 0 ? 0 : (pair.second_weight.in_channels + pair.chunk - 1) / pair.chunk;
   const int chunks = first_chunks + second_chunks;
-  const auto begin_copy = [&](int chunk, int to) {
+  const auto begin_copy = [&](int chunk, int stage) {
+    const int to = layout.stages + stage * layout.stage_bytes;
     if (chunk < first_chunks) {
       const int channel = chunk * pair.chunk;
       copy_pixels<T>(shared, to, positions, slots, pair.source, picture, channel, pair.chunk, pitch,
@@ -120,8 +128,26 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
                             pair.chunk, 0, threads);
     }
   };
-  Ring ring = {layout, pair.stages, chunks, begin_copy};
-  ring.start();
+  for (int stage = 0; stage < pair.stage_count - 1; stage++) {
+    if (stage < chunks) {
+      begin_copy(stage, stage);
+    }
+    ptx::copy_async_commit();
+  }
+  int stage = 0, free_stage = pair.stage_count - 1;
+  // Waits for the next chunk, begins to copy a later one, and returns its offset.
+  const auto next_stage = [&](int chunk) {
+    wait_for_stage(pair.stage_count);
+    __syncthreads();
+    if (chunk + pair.stage_count - 1 < chunks) {
+      begin_copy(chunk + pair.stage_count - 1, free_stage);
+    }
+    ptx::copy_async_commit();
+    const int at = layout.stages + stage * layout.stage_bytes;
+    stage = stage + 1 == pair.stage_count ? 0 : stage + 1;
+    free_stage = free_stage + 1 == pair.stage_count ? 0 : free_stage + 1;
+    return at;
+  };
 
   {
     Accumulators<Math, 1, n_tiles> acc[pair_m_tiles];
@@ -130,7 +156,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
       acc[i].clear();
     }
     for (int chunk = 0; chunk < first_chunks; chunk++) {
-      const int at = ring.next(chunk);
+      const int at = next_stage(chunk);
 #pragma unroll
       for (int i = 0; i < pair_m_tiles; i++) {
         if ((warp + i * warps) * 16 < middle_pixels) {
@@ -196,7 +222,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   Accumulators<Math, 1, n_tiles> acc;
   acc.clear();
   for (int chunk = first_chunks; chunk < chunks; chunk++) {
-    const int weights = ring.next(chunk) + layout.weights;
+    const int weights = next_stage(chunk) + layout.weights;
     const int channel_bytes = (chunk - first_chunks) * pair.chunk * int(sizeof(T));
     const auto each = [&](Accumulators<Math, 1, n_tiles>& sums) {
       for (int tap = 0; tap < pair.second.count; tap++) {
@@ -233,7 +259,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   __syncthreads();
   ptx::let_next_kernel_start();
 
-  unguard_stages(shared, layout, pair.stages);
+  unguard_stages(shared, layout, pair.stage_count);
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, 1, n_tiles>(staging, acc, warp * 16, 16);
   __syncthreads();

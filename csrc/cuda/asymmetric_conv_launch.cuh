@@ -9,15 +9,15 @@
 namespace fassd::cuda {
 
 template <typename T>
-void launch_pairs(const Context& context, const Pairs& pairs, int count) {
+void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs) {
   int64_t blocks = 0;
   int shared_bytes = 0;
-  for (int i = 0; i < count; i++) {
-    blocks = std::max(blocks, pairs.pair[i].cost.blocks);
-    shared_bytes = std::max(shared_bytes, pairs.pair[i].layout.total);
+  for (const PairPlan& plan : plans) {
+    blocks = std::max(blocks, plan.cost.blocks);
+    shared_bytes = std::max(shared_bytes, plan.layout.total);
   }
-  const dim3 grid = grid_of(context.op, "tiles", blocks, count);
-  const Variant& variant = pairs.pair[0].variant;
+  const dim3 grid = grid_of(context.op, "tiles", blocks, int64_t(plans.size()));
+  const Variant& variant = plans[0].variant;
   with_math<T>(context, [&](auto math) {
     const auto launch = [&](auto warps, auto n_tiles) {
       context.queue.launch(

@@ -176,16 +176,24 @@ void run(const Context& context, const ConvolutionCall& call) {
   if (kept.prologue.scale == nullptr && is_stem(shape)) {
     return run_stem(context, kept, nullptr);
   }
-  Convolution convolution = {plan_convolution(shape, context.queue.limits)};
+  const ConvolutionPlan plan = plan_convolution(shape, context.queue.limits);
+  Convolution convolution;
   std::copy(kept.inputs.begin(), kept.inputs.end(), convolution.sources);
   convolution.source_count = static_cast<int>(kept.inputs.size());
   convolution.prologue = call.prologue;
   convolution.weight = call.filter.weight;
+  convolution.taps = plan.taps;
+  convolution.rows = plan.rows;
+  convolution.columns = plan.columns;
   convolution.out_height = shape.out_height;
   convolution.out_width = shape.out_width;
+  convolution.tile = plan.tile;
+  convolution.chunk = plan.chunk;
+  convolution.stage_count = plan.stages;
+  convolution.layout = plan.layout;
   convolution.epilogue = call.epilogue;
   with_type(context.op, context.dtype,
-            [&](auto type) { launch_convolution<decltype(type)>(context, convolution); });
+            [&](auto type) { launch_convolution<decltype(type)>(context, plan, convolution); });
 }
 
 Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,

@@ -63,7 +63,8 @@ ConvolutionCall call_on(const Source& input, const Filter& filter, const Checked
 // Launches the kernel of a plan; instantiated for each type in a source file of its own, since each
 // takes its time to compile.
 template <typename T>
-void launch_convolution(const Context& context, const Convolution& convolution);
+void launch_convolution(const Context& context, const ConvolutionPlan& plan,
+                        const Convolution& convolution);
 
 // Calls `function` with the arithmetic of a call on values of T.
 template <typename T, typename Function>

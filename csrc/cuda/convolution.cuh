@@ -56,12 +56,18 @@ struct Weight {
 };
 
 // One launch.
-struct Convolution : ConvolutionPlan {
+struct Convolution {
   Source sources[most_sources];
   int source_count = 0;
   Affine prologue;  // what the one source passes through first
   Weight weight;
+  Taps taps;
+  Axis rows, columns;
   int out_height = 0, out_width = 0;  // before pooling
+  Tile tile;
+  int chunk = 16;  // channels at a time
+  int stage_count = 2;
+  SharedLayout layout;
   Epilogue epilogue;
 };
 
@@ -206,46 +212,6 @@ __device__ __forceinline__ void wait_for_stage(int stages) {
     ptx::copy_async_wait<1>();
   }
 }
-
-// Chunks in turn in the stages of a block's shared memory: while one is multiplied, the next are on
-// their way. `begin_copy` takes the number of a chunk and the offset of its stage.
-template <typename BeginCopy>
-struct Ring {
-  const SharedLayout& layout;
-  int stages, chunks;
-  const BeginCopy& begin_copy;
-  int stage = 0, free_stage = stages - 1;
-
-  __device__ __forceinline__ int offset(int of) const {
-    return layout.stages + of * layout.stage_bytes;
-  }
-
-  __device__ __forceinline__ void start() const {
-    for (int chunk = 0; chunk < stages - 1; chunk++) {
-      if (chunk < chunks) {
-        begin_copy(chunk, offset(chunk));
-      }
-      ptx::copy_async_commit();
-    }
-  }
-
-  // Waits for the next chunk, begins to copy a later one, and returns its offset.
-  __device__ __forceinline__ int next(int chunk) {
-    wait_for_stage(stages);
-    __syncthreads();
-    if (chunk + stages - 1 < chunks) {
-      begin_copy(chunk + stages - 1, offset(free_stage));
-    }
-    ptx::copy_async_commit();
-    const int at = offset(stage);
-    stage = stage + 1 == stages ? 0 : stage + 1;
-    free_stage = free_stage + 1 == stages ? 0 : free_stage + 1;
-    return at;
-  }
-};
-
-template <typename BeginCopy>
-Ring(const SharedLayout&, int, int, const BeginCopy&) -> Ring<BeginCopy>;
 
 // sums += all live taps over one chunk, its pixels at offset `a` and its weights at `b`.
 template <typename Math, int m_tiles, int n_tiles>

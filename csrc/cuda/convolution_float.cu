@@ -1,3 +1,4 @@
 #include "convolution_launch.cuh"
 
-template void fassd::cuda::launch_convolution<float>(const Context&, const Convolution&);
+template void fassd::cuda::launch_convolution<float>(const Context&, const ConvolutionPlan&,
+                                                     const Convolution&);

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   const int slots = conv.rows.slots * conv.columns.slots;
   const int pitch = slot_bytes<Math>(conv.chunk);
   const int tap_bytes = conv.chunk * weight_row_bytes<Math, n>;
-  guard_stages(shared, layout, conv.stages);
+  guard_stages(shared, layout, conv.stage_count);
   locate_slots(positions, conv.rows, conv.columns, y, x, threads);
   const unsigned live = sliding ? ~0u
                                 : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height,
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
                           next.first, source.channels, conv.chunk, column, threads);
     next.advance(conv.sources, conv.chunk);
   };
-  for (int stage = 0; stage < conv.stages - 1; stage++) {
+  for (int stage = 0; stage < conv.stage_count - 1; stage++) {
     if (stage < chunks) {
       begin_copy(stage);
     }
@@ -94,26 +94,26 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
 
   Accumulators<Math, m_tiles, n_tiles> acc;
   acc.clear();
-  int stage = 0, free_stage = conv.stages - 1;
+  int stage = 0, free_stage = conv.stage_count - 1;
   Cursor now;
   for (int chunk = 0; chunk < chunks; chunk++) {
     // What of the chunk its source fills, in whole products.
     const int rest = round_up_to<Math::step>(conv.sources[now.source].channels - now.first);
     const int depth = rest < conv.chunk ? rest : conv.chunk;
-    if (conv.stages == 1) {
+    if (conv.stage_count == 1) {
       __syncthreads();  // the chunk before is no longer read
       begin_copy(0);
       ptx::copy_async_commit();
     }
-    wait_for_stage(conv.stages);
+    wait_for_stage(conv.stage_count);
     const int at = layout.stages + stage * layout.stage_bytes;
     if (conv.prologue.scale != nullptr) {
       transform_pixels<T>(shared, at, positions, slots, conv.sources[0].channels, conv.prologue,
                           chunk * conv.chunk, conv.chunk, pitch, threads);
     }
     __syncthreads();  // this chunk has come, and the one before is no longer read
-    if (conv.stages > 1) {
-      if (chunk + conv.stages - 1 < chunks) {
+    if (conv.stage_count > 1) {
+      if (chunk + conv.stage_count - 1 < chunks) {
         begin_copy(free_stage);
       }
       ptx::copy_async_commit();
@@ -127,14 +127,14 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
                           conv.columns, pitch, tap_bytes, depth, acc);
     }
     now.advance(conv.sources, conv.chunk);
-    stage = stage + 1 == conv.stages ? 0 : stage + 1;
-    free_stage = free_stage + 1 == conv.stages ? 0 : free_stage + 1;
+    stage = stage + 1 == conv.stage_count ? 0 : stage + 1;
+    free_stage = free_stage + 1 == conv.stage_count ? 0 : free_stage + 1;
   }
   ptx::copy_async_wait<0>();
   __syncthreads();
   ptx::let_next_kernel_start();
 
-  unguard_stages(shared, layout, conv.stages);
+  unguard_stages(shared, layout, conv.stage_count);
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel, pixel_step);
   __syncthreads();

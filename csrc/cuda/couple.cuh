@@ -16,12 +16,17 @@
 
 namespace fassd::cuda {
 
-struct Couple : CouplePlan {
+struct Couple {
   Source sources[most_sources];  // the predecessor first
   int source_count = 0;
   Weight odd, even;
   Taps taps;  // all nine: which of them read padding does not matter, it is zeros
   int height = 0, width = 0;
+  int across = 1, down = 1, columns = 1;  // tiles of a picture, blocks of output channels
+  int chunk = 16;
+  int stage_count = 2;
+  SharedLayout layout;
+  int odd_weights = 0;  // of a stage, behind the even layer's
   const void* odd_bias = nullptr;
   Target odd_out;
   Epilogue epilogue;  // of the even layer
@@ -43,15 +48,14 @@ __global__ void __launch_bounds__(warps * 32, 1)
   int2* positions = reinterpret_cast<int2*>(shared);
   const SharedLayout& layout = couple.layout;
 
-  const Place place =
-      place_of(blockIdx.x, couple.tile.across, couple.tile.down, couple.tile.columns);
+  const Place place = place_of(blockIdx.x, couple.across, couple.down, couple.columns);
   const int picture = place.picture, column = place.columns * n;
   const int x = place.across * tile_columns, y = place.down * tile_rows;
   const int pitch = slot_bytes<Math>(couple.chunk);
   const int tap_bytes = couple.chunk * weight_row_bytes<Math, n>;
   const int odd_tap_bytes = couple.chunk * weight_row_bytes<Math, odd_n>;
 
-  guard_stages(shared, layout, couple.stages);
+  guard_stages(shared, layout, couple.stage_count);
   for (int slot = threadIdx.x; slot < slots; slot += threads) {
     const int at_y = y - 2 + slot / in_columns, at_x = x - 2 + slot % in_columns;
     const bool inside = at_y >= 0 && at_y < couple.height && at_x >= 0 && at_x < couple.width;
@@ -77,7 +81,8 @@ __global__ void __launch_bounds__(warps * 32, 1)
   const int odd_channels = couple.odd.out_channels;
   const int chunks = outside + (odd_channels + couple.chunk - 1) / couple.chunk;
   Cursor next;
-  const auto begin_copy = [&](int chunk, int to) {
+  const auto begin_copy = [&](int chunk, int stage) {
+    const int to = layout.stages + stage * layout.stage_bytes;
     if (chunk >= outside) {
       copy_weights<Math, n>(shared, to + layout.weights, couple.even, couple.taps, ~0u, 0,
                             (chunk - outside) * couple.chunk, odd_channels, couple.chunk, column,
@@ -96,8 +101,25 @@ __global__ void __launch_bounds__(warps * 32, 1)
     }
     next.advance(couple.sources, couple.chunk);
   };
-  Ring ring = {layout, couple.stages, chunks, begin_copy};
-  ring.start();
+  for (int stage = 0; stage < couple.stage_count - 1; stage++) {
+    if (stage < chunks) {
+      begin_copy(stage, stage);
+    }
+    ptx::copy_async_commit();
+  }
+  int stage = 0, free_stage = couple.stage_count - 1;
+  const auto next_stage = [&](int chunk) {
+    wait_for_stage(couple.stage_count);
+    __syncthreads();
+    if (chunk + couple.stage_count - 1 < chunks) {
+      begin_copy(chunk + couple.stage_count - 1, free_stage);
+    }
+    ptx::copy_async_commit();
+    const int at = layout.stages + stage * layout.stage_bytes;
+    stage = stage + 1 == couple.stage_count ? 0 : stage + 1;
+    free_stage = free_stage + 1 == couple.stage_count ? 0 : free_stage + 1;
+    return at;
+  };
 
   Accumulators<Math, couple_rows, even_tiles> acc;
   acc.clear();
@@ -119,7 +141,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
       odd[i].clear();
     }
     for (int chunk = 0; chunk < both; chunk++) {
-      const int at = ring.next(chunk);
+      const int at = next_stage(chunk);
       const int depth = depth_of(couple.sources[0].channels, now.first);
 #pragma unroll
       for (int i = 0; i < turns; i++) {
@@ -165,7 +187,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
     }
   }
   for (int chunk = both; chunk < outside; chunk++) {
-    add_even(ring.next(chunk));
+    add_even(next_stage(chunk));
     now.advance(couple.sources, couple.chunk);
   }
   __syncthreads();  // the odd layer is there
@@ -175,7 +197,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
     const int first = (chunk - outside) * couple.chunk;
     multiply_sliding<T, couple_rows, even_tiles>(
         shared, middle_at + first * int(sizeof(T)), odd_columns * odd_pitch, odd_pitch,
-        ring.next(chunk) + layout.weights, tap_bytes, depth_of(odd_channels, first), acc);
+        next_stage(chunk) + layout.weights, tap_bytes, depth_of(odd_channels, first), acc);
   }
   ptx::copy_async_wait<0>();
   __syncthreads();
@@ -198,7 +220,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
       }
     }
   }
-  unguard_stages(shared, layout, couple.stages);
+  unguard_stages(shared, layout, couple.stage_count);
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, couple_rows, even_tiles>(staging, acc, couple_rows * warp * tile_columns,
                                             tile_columns);
@@ -209,6 +231,6 @@ __global__ void __launch_bounds__(warps * 32, 1)
 
 // As launch_convolution, of 16-bit values.
 template <typename T>
-void launch_couple(const Context& context, const Couple& couple);
+void launch_couple(const Context& context, const CouplePlan& plan, const Couple& couple);
 
 }  // namespace fassd::cuda

@@ -1,3 +1,4 @@
 #include "couple_launch.cuh"
 
-template void fassd::cuda::launch_couple<__nv_bfloat16>(const Context&, const Couple&);
+template void fassd::cuda::launch_couple<__nv_bfloat16>(const Context&, const CouplePlan&,
+                                                        const Couple&);

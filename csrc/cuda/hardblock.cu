@@ -94,7 +94,7 @@ class Block {
     if (!plan.possible) {
       return false;
     }
-    Couple couple = {plan};
+    Couple couple;
     std::copy(second.inputs.begin() + 1, second.inputs.end(), couple.sources);
     couple.source_count = static_cast<int>(second.inputs.size()) - 1;
     couple.odd = first.filter.weight;
@@ -104,6 +104,13 @@ class Block {
     }
     couple.height = first.height;
     couple.width = first.width;
+    couple.across = plan.tile.across;
+    couple.down = plan.tile.down;
+    couple.columns = plan.tile.columns;
+    couple.chunk = plan.chunk;
+    couple.stage_count = plan.stages;
+    couple.layout = plan.layout;
+    couple.odd_weights = plan.odd_weights;
     couple.odd_bias = first.epilogue.bias;
     couple.odd_out = place(odd);
     sources_.push_back(Source());  // nobody else reads it
@@ -111,7 +118,7 @@ class Block {
     couple.epilogue.out = odd + 1 == layers_ ? place(odd + 1) : keep(odd + 1);
     with_type(context_.op, context_.dtype, [&](auto type) {
       if constexpr (sizeof(type) == 2) {
-        launch_couple<decltype(type)>(context_, couple);
+        launch_couple<decltype(type)>(context_, plan, couple);
       }
     });
     return true;

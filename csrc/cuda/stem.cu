@@ -12,7 +12,8 @@ template <typename T, bool bytes>
 void launch_stem(const Context& context, const ConvolutionCall& call,
                  const NormalizationTable& table) {
   const ConvolutionShape shape = shape_of(context, call);
-  Stem stem = {plan_stem(shape, context.queue.limits)};
+  const StemPlan plan = plan_stem(shape, context.queue.limits);
+  Stem stem;
   stem.source = call.inputs[0];
   stem.weight = call.filter.weight;
   stem.out_height = shape.out_height;
@@ -21,11 +22,17 @@ void launch_stem(const Context& context, const ConvolutionCall& call,
   stem.stride_w = call.stride_w;
   stem.dilation_h = call.dilation_h;
   stem.dilation_w = call.dilation_w;
+  stem.tile = plan.tile;
+  stem.patch_rows = plan.patch_rows;
+  stem.patch_columns = plan.patch_columns;
+  stem.matrix = plan.matrix;
+  stem.weights = plan.weights;
+  stem.table = plan.table;
   stem.epilogue = call.epilogue;
-  with_constant<4, 2>(context.op, stem.variant.n_tiles, [&](auto n_tiles) {
+  with_constant<4, 2>(context.op, plan.variant.n_tiles, [&](auto n_tiles) {
     context.queue.launch(&stem_kernel<T, bytes, decltype(n_tiles)::value>,
-                         grid_of(context.op, "tiles", stem.cost.blocks), dim3(stem_warps * 32),
-                         stem.layout.total, stem, table);
+                         grid_of(context.op, "tiles", plan.cost.blocks), dim3(stem_warps * 32),
+                         plan.layout.total, stem, table);
   });
 }
 

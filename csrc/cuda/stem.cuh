@@ -18,11 +18,14 @@ struct NormalizationTable {
   uint16_t values[stem_channels][256];
 };
 
-struct Stem : StemPlan {
+struct Stem {
   Source source;  // three channels; of bytes, the picture's own order, RGB
   Weight weight;
   int out_height = 0, out_width = 0;  // before pooling
   int stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1;
+  Tile tile;
+  int patch_rows = 0, patch_columns = 0;   // pixels of the picture under a tile
+  int matrix = 0, weights = 0, table = 0;  // offsets in shared memory
   Epilogue epilogue;
 };
 

@@ -58,7 +58,7 @@ def normalize(
 ) -> None:
     picture = Pointer(program.argument(image))
     device = image.tensor.device
-    table = Pointer(program.argument(table_of(tuple(mean), tuple(std), dtype, device)))
+    table = Pointer(program.constant(table_of(tuple(mean), tuple(std), dtype, device)))
     out = program.result(size)
     if out.pixels == 0:
         return

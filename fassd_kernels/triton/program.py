@@ -170,12 +170,17 @@ class Program:
     def itemsize(self) -> int:
         return self.dtype.itemsize
 
-    def argument(self, argument: Argument | Tensor) -> int:
-        """The slot of a tensor of the call, or of one that every such call reads."""
-        held = isinstance(argument, Tensor)
-        tensor = argument if held else argument.tensor
+    def argument(self, argument: Argument) -> int:
+        """The slot of a tensor of the call."""
+        return self._take(argument.index, argument.tensor)
+
+    def constant(self, tensor: Tensor) -> int:
+        """The slot of a tensor that every such call reads."""
+        return self._take(tensor, tensor)
+
+    def _take(self, source: int | Tensor, tensor: Tensor) -> int:
         slot = len(self.sources)
-        self.sources.append(argument if held else argument.index)
+        self.sources.append(source)
         self.types[slot] = (tensor.dtype, tensor.data_ptr() % BYTES == 0)
         return slot
 
@@ -224,7 +229,8 @@ class Program:
             RuntimeError: `packed` is something else.
         """
         part = weight.tensor[:, begin:end]
-        check_packed_weight(self.name, name, part, packed and packed.tensor)
+        given = None if packed is None else packed.tensor
+        check_packed_weight(self.name, name, part, given)
         out_channels, in_channels, *kernel = part.shape
         stride = round_up(out_channels, OUT_CHANNELS)
         if packed is not None and packed.tensor.numel() > 0:
@@ -374,8 +380,7 @@ _programs_lock = threading.Lock()
 def key_of(value: Any) -> Any:
     """What a program depends on in an argument of its call."""
     if isinstance(value, Tensor):
-        # The address itself too: the compiler is told of it, be there room for whole vectors or
-        # not.
+        # The address itself too: the compiler is told of it, with room for whole vectors or not.
         alignment = (value.data_ptr() % BYTES == 0, is_aligned(value))
         return value.shape, value.stride(), value.dtype, value.device, alignment
     return tuple(map(key_of, value)) if isinstance(value, list | tuple) else value

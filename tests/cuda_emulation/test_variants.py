@@ -170,6 +170,20 @@ def test_offsets_beyond_32_bits() -> None:
     assert torch.equal(subject("conv_act")(spread), subject("conv_act")(call))
 
 
+@pytest.mark.parametrize("value", ["40", "101", "-1", "most"])
+def test_the_carveout_is_a_percentage(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FASSD_KERNELS_CARVEOUT", value)
+    refused = f"FASSD_KERNELS_CARVEOUT is {value!r}; expected a percentage, 0 to 100"
+    program = f"""
+import contextlib
+fine = contextlib.nullcontext()
+call = cases.conv_act(1, (8,), 16, (9, 17))
+with fine if {value!r} == "40" else pytest.raises(RuntimeError, match={refused!r}):
+    t.check(t.subject("conv_act"), call, torch.float16, "channels_last")
+"""
+    run_on("86", program)
+
+
 def test_more_inputs_than_a_launch_knows() -> None:
     call = cases.conv_act(2, (3, 1, 8, 2, 5, 9, 1, 4, 6, 16, 7), 20, (13, 17), activation="relu")
     for dtype in ARITHMETIC:
