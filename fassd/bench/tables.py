@@ -13,7 +13,15 @@ from rich.text import Text
 from fassd.bench.jobs import Job
 from fassd.bench.stopwatch import Timing
 
-__all__ = ["BenchReport", "Column", "heading", "mebibytes", "milliseconds", "report_table"]
+__all__ = [
+    "BenchReport",
+    "Column",
+    "heading",
+    "mebibytes",
+    "milliseconds",
+    "or_dash",
+    "report_table",
+]
 
 Row = TypeVar("Row")
 
@@ -112,6 +120,11 @@ def plain_table(**settings: Any) -> Table:
 def milliseconds(timing: Timing) -> str:
     """Median and half the interquartile range."""
     return f"{1000 * timing.median:.1f} ±{1000 * timing.spread:.1f}"
+
+
+def or_dash(value: float | None, form: str, unit: float = 1) -> str:
+    """A value in a format, times a unit; a dash for none."""
+    return "-" if value is None else format(unit * value, form)
 
 
 def mebibytes(peak: int | None) -> str:

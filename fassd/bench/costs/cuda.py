@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -116,14 +116,18 @@ class Convolution:
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - immutable, and a network repeats its shapes
     def plan(self, limits: GpuLimits) -> Plan:
         """Its plan on a GPU, launched alone."""
-        shape = [
-            self.batch, *self.size, *self.out_size, self.out_channels, *self.kernel, *self.stride,
-            *self.dilation, self.pool, self.arithmetic,
-        ]  # fmt: skip
-        numbers = torch.ops.fassd_kernels.convolution_plan(shape, self.channels, limits)
-        values: list[Any] = [*map(int, numbers[:11]), *numbers[11:].tolist()]
-        names = [field.name for field in fields(Plan)]
-        return Plan(**dict(zip(names, values, strict=True)))
+        dtype = torch.float16 if self.arithmetic == HALF else torch.float32
+        like = torch.empty(0, dtype=dtype, device="meta")
+        answer = torch.ops.fassd_kernels_plan.conv_act(
+            [like.new_empty(self.batch, channels, *self.size) for channels in self.channels],
+            like.new_empty(self.out_channels, sum(self.channels), *self.kernel),
+            stride=self.stride,
+            dilation=self.dilation,
+            pool=self.pool,
+            gpu=limits,
+            allow_tf32=self.arithmetic == TF32,
+        )
+        return Plan(**json.loads(answer)[-1]["blocks"][0])
 
 
 # --- launches -------------------------------------------------------------------------------------
