@@ -6,6 +6,7 @@ file does (`FILE_ENDINGS`) is a file; any other is a folder, and is made.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
