@@ -116,13 +116,8 @@ class Convolution:
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - immutable, and a network repeats its shapes
     def plan(self, limits: GpuLimits) -> Plan:
         """Its plan on a GPU, launched alone."""
-<<<<<<< HEAD
-        like = torch.empty(0, dtype=torch.float16 if self.arithmetic == HALF else torch.float32,
-                           device="meta")  # fmt: skip
-=======
         dtype = torch.float16 if self.arithmetic == HALF else torch.float32
         like = torch.empty(0, dtype=dtype, device="meta")
->>>>>>> c
         answer = torch.ops.fassd_kernels_plan.conv_act(
             [like.new_empty(self.batch, channels, *self.size) for channels in self.channels],
             like.new_empty(self.out_channels, sum(self.channels), *self.kernel),
