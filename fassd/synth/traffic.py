@@ -192,10 +192,10 @@ def _drive(street: Street, vehicle: Vehicle, s: float, z: float, toward: bool) -
 def _cross(street: Street, vehicle: Vehicle, s: float, z: float, rightward: bool) -> None:
     """Put a vehicle across the street, its tail at s."""
     half, direction = vehicle.width / 2, 1 if rightward else -1
-    left, right = sorted((s, s + direction * vehicle.length))
+    ends = s, s + direction * vehicle.length
     pose = street.x(s, z), z, direction * np.pi / 2
     tail_first = (s - street.here > 0) == rightward
-    _put(street, vehicle, (left, right), (z - half, z + half), 0.0, pose, tail_first)
+    _put(street, vehicle, ends, (z - half, z + half), 0.0, pose, tail_first)
 
 
 def _put(
@@ -206,7 +206,7 @@ def _put(
 
     Its `pose` is x and z of the tail, and the heading. Parts are painted from the far end.
     """
-    if not street.claim(s, (z[0] - gap, z[1] + gap)):
+    if not street.claim((min(s), max(s)), (z[0] - gap, z[1] + gap)):
         return
     street.cast(list(product(s, z)), vehicle.height)
     parts = sorted(vehicle.parts, key=lambda part: part[0], reverse=not tail_first)

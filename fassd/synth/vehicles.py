@@ -212,8 +212,8 @@ def bus(rng: np.random.Generator, lit: bool) -> Vehicle:
         lit,
     )
     solid.wheels(half, [0.2 * length, 0.78 * length], 0.5, (120, 122, 126))
-    mirror = half + 0.12
-    solid.pair(length + 0.1, (mirror - 0.1, mirror + 0.1), (1.9, 2.4), DARK)
+    for x in (-half - 0.12, half + 0.12):  # mirrors
+        solid.panel(length + 0.1, (x - 0.1, x + 0.1), (1.9, 2.4), DARK)
     return Vehicle(length, 2 * half, high, [(length / 2, solid)])
 
 
@@ -302,8 +302,8 @@ def _cargo(
             band = floor + tall * low, floor + tall * (low + 0.25)
             cargo.flank(half, (bed * 0.15, bed * 0.8), band, paint(rng))
         cargo.panel(-0.01, (-0.03, 0.03), (floor, top - 0.1), scaled(load, 0.6))
-    for hinge in (half * 0.55, half * 0.92):
-        cargo.pair(-0.015, (hinge - 0.03, hinge + 0.03), (floor, top - 0.1), scaled(load, 0.75))
+    for x in (-half * 0.55, -half * 0.92, half * 0.55, half * 0.92):  # hinges
+        cargo.panel(-0.015, (x - 0.03, x + 0.03), (floor, top - 0.1), scaled(load, 0.75))
     lamps = half * 0.7, half * 0.98
     cargo.pair(-0.02, lamps, (floor + 0.02, floor + 0.2), (200, 26, 24), lit)
     return cargo
@@ -322,7 +322,7 @@ def _cab(half: float, high: float, ahead: Span, body: Color, pane: Color, lit: b
     front.flank(half * 0.97, window, (high * 0.55, high * 0.84), pane)
     white = (255, 248, 224) if lit else (220, 220, 214)
     front.pair(face + 0.01, (half * 0.62, half * 0.92), (0.72, 0.92), white, lit)
-    mirror = half + 0.14
-    front.pair(length - 0.1, (mirror - 0.1, mirror + 0.1), (high * 0.55, high * 0.8), DARK)
+    for x in (-half - 0.14, half + 0.14):  # mirrors
+        front.panel(length - 0.1, (x - 0.1, x + 0.1), (high * 0.55, high * 0.8), DARK)
     front.wheels(half * 0.975, [length - cab * 0.5], 0.5, HUB)
     return front
