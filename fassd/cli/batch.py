@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,15 +41,9 @@ class Outcome:
     def done(self) -> int:
         return len(self.pictures) + len(self.videos) + self.before
 
-
-def together(outcomes: Sequence[Outcome]) -> Outcome:
-    """The outcomes of all processes as one."""
-    return Outcome(
-        [each for outcome in outcomes for each in outcome.pictures],
-        [each for outcome in outcomes for each in outcome.videos],
-        sum(outcome.before for outcome in outcomes),
-        sum(outcome.failed for outcome in outcomes),
-    )
+    def __add__(self, other: Outcome) -> Outcome:
+        """What two processes made, as one outcome."""
+        return Outcome(*map(add, vars(self).values(), vars(other).values()))
 
 
 class Batch:

@@ -266,12 +266,7 @@ def compare(
     card = load_card(data, root)
     networks = _networks(model or OF_THE_TALK, weights_dir, card.num_classes, alpha)
     dataset = SegmentationDataset(card, split)
-    for number in index:
-        if not 0 <= number < len(dataset):
-            raise ValueError(
-                f"--index must be 0 to {len(dataset) - 1}, as the split {split!r} has "
-                f"{len(dataset)} pictures, got {number}"
-            )
+    _check_indices(index, len(dataset), split)
     home = pick_device(device)
     segmenters = [_segmenter(chosen, backend, dtype, home) for chosen in networks]
     labels = [labels_by_name(each.model, card.class_names) for each in segmenters]
@@ -293,6 +288,15 @@ def compare(
     titles = ["Input", "Ground truth", *_titles(networks)]
     write_image(output, draw_panel(titles, rows, _legend(dataset.card, occurring), width))
     say(f"panel: {escape(str(output))}")
+
+
+def _check_indices(indices: Sequence[int], length: int, split: str) -> None:
+    for index in indices:
+        if not 0 <= index < length:
+            raise ValueError(
+                f"--index must be 0 to {length - 1}, as the split {split!r} has {length} "
+                f"pictures, got {index}"
+            )
 
 
 def _networks(

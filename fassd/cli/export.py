@@ -168,7 +168,6 @@ def export(
         is_exported,
         staged,
     )
-    from fassd.export.tensorrt_file import sidecar
 
     if is_exported(model):
         raise ValueError(f"MODEL must be a network's name, got the file {model}")
@@ -202,9 +201,8 @@ def export(
         opset=opset,
         classes=infos,
     )
-    calibrating: list[npt.NDArray[np.uint8]] = []
-    if dtype == "int8":
-        calibrating = _pictures(calibration, request.size, CALIBRATION, "train")
+    is_int8 = dtype == "int8"
+    calibrating = _pictures(calibration, size, CALIBRATION, "train") if is_int8 else []
     exporter = Exporter(request)
     by_hand = kind == "tensorrt" and not _has_tensorrt()
     wanted = _verifies(verify, request, by_hand)
@@ -212,9 +210,7 @@ def export(
     verification = None
     with staged(target) as unnamed:  # a file that fails gets no name
         if by_hand:
-            unnamed.write_bytes(exporter.onnx(calibrating).SerializeToString())
-            engine = unnamed.with_name(output_file.name)
-            sidecar(engine).write_text(exporter.metadata.to_json())
+            _write_for_trtexec(exporter, unnamed, output_file.name, calibrating)
         else:
             exporter.write(unnamed, calibrating)
         if wanted:
@@ -303,6 +299,16 @@ def _verifies(verify: bool | None, request: Request, by_hand: bool) -> bool:
         if not verify:
             say(f"[yellow]not verified:[/] {runtime} is not installed here")
     return verify
+
+
+def _write_for_trtexec(
+    exporter: Exporter, onnx: Path, engine: str, calibrating: list[npt.NDArray[np.uint8]]
+) -> None:
+    """The ONNX file, and the metadata of the engine that it becomes."""
+    from fassd.export.tensorrt_file import sidecar
+
+    onnx.write_bytes(exporter.onnx(calibrating).SerializeToString())
+    sidecar(onnx.with_name(engine)).write_text(exporter.metadata.to_json())
 
 
 def _verified(

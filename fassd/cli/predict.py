@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from fassd.cli import options
-from fassd.cli.batch import Batch, Outcome, together
+from fassd.cli.batch import Batch, Outcome
 from fassd.cli.common import Network, app, device_for, set_threads, tell_weights
 from fassd.cli.memory import bounded_memory
 from fassd.cli.options import NetworkOptions, Size, parse_size, with_groups
@@ -147,7 +147,7 @@ def predict(
                 tell_weights(chosen.weights, segmenter.model)
             with bounded_memory(world_size()):
                 work.do(todo, segmenter, shown=is_main())
-        outcome = together(all_gather(work.outcome))
+        outcome = sum(all_gather(work.outcome), Outcome())
         failed = outcome.failed + len(unfound)
         if is_main():
             _report(outcome, found, failed, time.perf_counter() - started, output)
