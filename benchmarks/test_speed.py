@@ -101,7 +101,7 @@ def checked(candidate: BuiltCandidate, trial: Trial, info: dict[str, Any]) -> Ru
 
     Adds to `info` its ``relative_error`` (of an operator's labels the share that differs, of a
     network the error of the scores of the labelled classes), ``labels_equal_percent`` (None where
-    the outputs are no labels) and ``method``, as in `fassd.bench.stopwatch.Timing`.
+    the outputs are no labels) and ``method``, as in `fassd.bench.stopwatch.CallTimes`.
 
     Raises:
         AssertionError: the outputs are not the reference's.

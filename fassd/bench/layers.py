@@ -59,7 +59,7 @@ class Layer:
 
     call: FusedCall
     prediction: RooflineTime
-    timing: stopwatch.Timing
+    timing: stopwatch.CallTimes
 
     def to_json(self) -> dict[str, Any]:
         """Every figure of it, ready for `json.dump`; times in seconds."""
@@ -86,7 +86,7 @@ class LayerReport(BenchReport):
     environment: dict[str, Any]
     machine: Machine
     layers: tuple[Layer, ...]
-    network: stopwatch.Timing
+    network: stopwatch.CallTimes
 
     def parts(self, width: int) -> Iterator[RenderableType]:
         machine, network = self.machine, self.network
@@ -195,7 +195,7 @@ def run_layers(
             tick()
         where = environment()
     network, *timings = (
-        stopwatch.Timing(seconds) for seconds in zip(*rounds[job.warmup :], strict=True)
+        stopwatch.CallTimes(seconds) for seconds in zip(*rounds[job.warmup :], strict=True)
     )
     layers = tuple(
         Layer(call, predict(call.work, machine), timing)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fassd.bench.candidates import OURS, REFERENCE_TITLE
 from fassd.bench.jobs import Job, reference_path
-from fassd.bench.stopwatch import Timing
+from fassd.bench.stopwatch import CallTimes
 from fassd.evaluation.agreement import Agreement
 from fassd.io.untrusted import problem, read_json, read_text, shortened, shown
 
@@ -84,8 +84,8 @@ class Result(BaseModel):
         return self
 
     @property
-    def timing(self) -> Timing:
-        return Timing(self.seconds)
+    def timing(self) -> CallTimes:
+        return CallTimes(self.seconds)
 
     @property
     def agreement(self) -> Agreement | None:

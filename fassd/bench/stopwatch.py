@@ -1,4 +1,4 @@
-"""Timing that can be believed: interleaved rounds, medians with their spread, warm starts.
+"""CallTimes that can be believed: interleaved rounds, medians with their spread, warm starts.
 
 On a GPU a sample lies between two events, on the CPU between two readings of the host's clock.
 
@@ -45,7 +45,7 @@ UNLIKELY_LABEL = 255
 
 
 @dataclass(frozen=True)
-class Timing:
+class CallTimes:
     """Time per call of every sample of one candidate.
 
     Attributes:
@@ -178,7 +178,7 @@ def compare(
     settle: float = 0,
     device: torch.device | str = "cpu",
     tick: Callable[[], object] = lambda: None,
-) -> dict[str, Timing]:
+) -> dict[str, CallTimes]:
     """Time single calls of several candidates, in turns.
 
     Args:
@@ -192,7 +192,7 @@ def compare(
         tick: called after every round, warm-up included (for a progress bar).
 
     Returns:
-        A `Timing` for each name.
+        A `CallTimes` for each name.
 
     Raises:
         ValueError: no candidates, `repeats` below 1, or `warmup` below 0.
@@ -213,7 +213,7 @@ def compare(
 
     samples = in_turns(list(candidates), repeats, take, warmup=warmup, tick=tick)
     method = "events" if place.type == "cuda" else "clock"
-    return {name: Timing(seconds, method=method) for name, seconds in samples.items()}
+    return {name: CallTimes(seconds, method=method) for name, seconds in samples.items()}
 
 
 # --- many short calls -----------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class Run:
     Attributes:
         once: makes the calls.
         calls: how many.
-        method: as in `Timing`.
+        method: as in `CallTimes`.
         outputs: the results of the first and the last input set, computed afresh by `once`.
         holds: what has to live as long as this does; a graph knows only addresses of its weights
             and inputs.
@@ -261,7 +261,7 @@ class Run:
 
 def interleaved(
     runs: Mapping[str, Run], device: torch.device, sampling: Sampling
-) -> dict[str, Timing]:
+) -> dict[str, CallTimes]:
     """Time runs in turns; a sample is as many calls as `sampling` has time for."""
     if not runs:
         return {}
@@ -273,7 +273,7 @@ def interleaved(
 
     samples = in_turns(list(runs), sampling.rounds, take)
     return {
-        name: Timing(samples[name], repeats[name] * run.calls, run.calls, run.method)
+        name: CallTimes(samples[name], repeats[name] * run.calls, run.calls, run.method)
         for name, run in runs.items()
     }
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fassd.bench.jobs import Job
-from fassd.bench.stopwatch import Timing
+from fassd.bench.stopwatch import CallTimes
 
 __all__ = [
     "BenchReport",
@@ -112,7 +112,7 @@ def heading(job: Job, environment: Mapping[str, Any]) -> Text:
     return text
 
 
-def milliseconds(timing: Timing) -> str:
+def milliseconds(timing: CallTimes) -> str:
     """Median and half the interquartile range."""
     return f"{1000 * timing.median:.1f} ±{1000 * timing.spread:.1f}"
 

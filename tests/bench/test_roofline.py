@@ -200,7 +200,7 @@ def test_json(report):
 
 def test_plot_has_a_bar_for_every_call(report, tmp_path: Path):
     path = tmp_path / "layers.png"
-    same = stopwatch.Timing((1e-3,))  # bars of one length
+    same = stopwatch.CallTimes((1e-3,))  # bars of one length
     draw(path, replace(report, layers=[replace(x, timing=same) for x in report.layers]))
     with Image.open(path) as image:
         assert image.format == "PNG"

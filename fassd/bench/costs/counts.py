@@ -26,7 +26,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from fassd.bench.costs.parts import JOINTS, NetworkPart, parts_of, with_merged_stem
+from fassd.bench.costs.parts import JOINTS, PartCost, parts_of, with_merged_stem
 from fassd.bench.tables import Column, report_table
 
 
@@ -86,7 +86,7 @@ class Complexity:
     ptflops_macs: int
     peak_bytes: int
     allocated_bytes: int
-    parts: tuple[NetworkPart, ...]
+    parts: tuple[PartCost, ...]
     dead_taps: tuple[DeadTaps, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -199,7 +199,7 @@ class _Counter(TorchDispatchMode):
         self._model = model
         self._kinds = dict(parts_of(model, ""))
         self._stack: list[str] = []
-        self._parts: dict[str, NetworkPart] = {}
+        self._parts: dict[str, PartCost] = {}
         self._counted: set[int] = set()
         self._live: dict[StorageWeakRef, int] = {}
 
@@ -231,15 +231,15 @@ class _Counter(TorchDispatchMode):
                 self._counted.add(id(parameter))
                 self._part().params += parameter.numel()
 
-    def _part(self) -> NetworkPart:
+    def _part(self) -> PartCost:
         """The part at work."""
         path = self._stack[-1]
         while path and path not in self._kinds:
             path = path.rpartition(".")[0]
         kind = self._kinds.get(path, "resize, concatenate")
-        return self._parts.setdefault(path, NetworkPart(path or JOINTS, kind))
+        return self._parts.setdefault(path, PartCost(path or JOINTS, kind))
 
-    def parts(self) -> list[NetworkPart]:
+    def parts(self) -> list[PartCost]:
         # Between its parts a network works all along; that row goes last.
         return sorted(self._parts.values(), key=lambda part: part.name == JOINTS)
 
@@ -270,7 +270,7 @@ class _Counter(TorchDispatchMode):
         elif operator in _AVERAGE_POOLINGS:
             part.ptflops_macs += args[0].numel()
 
-    def _count_convolution(self, part: NetworkPart, args: Any, output: Tensor) -> None:
+    def _count_convolution(self, part: PartCost, args: Any, output: Tensor) -> None:
         picture, weight, bias, stride, padding, dilation, transposed = args[:7]
         macs = conv_flop_count(picture.shape, weight.shape, [*output.shape], transposed) // 2
         part.conv_macs += macs
@@ -312,9 +312,9 @@ WIDE = 100
 """Columns of a terminal from which on the tables tell what each part is."""
 
 
-def _part_columns(complexity: Complexity, with_kinds: bool) -> list[Column[NetworkPart]]:
+def _part_columns(complexity: Complexity, with_kinds: bool) -> list[Column[PartCost]]:
     macs = max(complexity.conv_macs, 1)
-    kind: Column[NetworkPart] = Column("What", lambda part: part.kind, words=True)
+    kind: Column[PartCost] = Column("What", lambda part: part.kind, words=True)
     return [
         Column("Part", lambda part: part.name, "Total", words=True),
         *([kind] if with_kinds else []),

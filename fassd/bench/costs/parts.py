@@ -17,7 +17,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass
-class NetworkPart:
+class PartCost:
     """The cost of one part of a network.
 
     Attributes:
@@ -76,10 +76,10 @@ def _conv_kind(conv: nn.Conv2d) -> str:
     return f"{kernel} {conv.in_channels} to {conv.out_channels}{stride}"
 
 
-def with_merged_stem(parts: list[NetworkPart]) -> Iterator[NetworkPart]:
+def with_merged_stem(parts: list[PartCost]) -> Iterator[PartCost]:
     """`parts`, with a run of two or more ConvLayers larger than 1x1 in one list as one part."""
 
-    def run_of(part: NetworkPart) -> tuple[bool, str]:
+    def run_of(part: PartCost) -> tuple[bool, str]:
         layer = part.kind.startswith("ConvLayer: ")
         large = layer and not part.kind.startswith("ConvLayer: 1x1")
         return large, part.name.rpartition(".")[0] if large else part.name
@@ -90,7 +90,7 @@ def with_merged_stem(parts: list[NetworkPart]) -> Iterator[NetworkPart]:
         if not others:
             yield first
             continue
-        yield NetworkPart(
+        yield PartCost(
             name=f"{first.name}-{run[-1].name.rpartition('.')[2]}",
             kind=f"stem: {len(run)} ConvLayers",
             output_shape=run[-1].output_shape,
