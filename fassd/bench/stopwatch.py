@@ -1,4 +1,4 @@
-"""CallTimes that can be believed: interleaved rounds, medians with their spread, warm starts.
+"""Timing that can be believed: interleaved rounds, medians with their spread, warm starts.
 
 On a GPU a sample lies between two events, on the CPU between two readings of the host's clock.
 
