@@ -189,7 +189,7 @@ class Scale:
         return self.networks[:2]
 
     @property
-    def autotunes(self) -> bool:
+    def compiles(self) -> bool:
         return self.compiler == "inductor"
 
     @property
@@ -240,7 +240,7 @@ class Scale:
         return Item(name, arguments, limit_s, 20.0, SUITE_SOURCES, backend)
 
     def sanitized(self, tool: str) -> Item:
-        """ReportPart of the suite under a tool of compute-sanitizer."""
+        """Part of the suite under a tool of compute-sanitizer."""
         options = [f"--device={self.device}", f"--backend={CUDA}", "-ktest_table"]
         options.append(f"--every={SANITIZED}")
         arguments = {"tool": tool, "suite": self.suite, "options": options}
@@ -324,7 +324,7 @@ def headline_items(scale: Scale) -> Iterator[Item]:
     """
     place, networks = scale.places[0], scale.headline
     network = networks[0]
-    compiled = ("compile",) if scale.autotunes else ()
+    compiled = ("compile",) if scale.compiles else ()
     yield from scale.cases(place, "networks", networks, "ours", "library", *compiled)
     yield Item(f"counters/{network}", {"network": network, **place}, 120.0, 40.0, backend=CUDA)
     yield scale.suite_on(CUDA, SAMPLE)
@@ -349,7 +349,7 @@ def rest_of_the_time(scale: Scale) -> Iterator[Item]:
         yield Item(f"choices/{network}/{name_of(place)}", arguments, 120.0, 60.0, backend=CUDA)
     yield from scale.cases(place, "networks", networks, "choice")
     yield from scale.cases(place, "modules", with_targets(scale), "compile", "ours")
-    if scale.autotunes:
+    if scale.compiles:
         yield from scale.cases(place, "networks", networks[:1], "max-autotune")
     for network in networks:
         arguments = {"backend": scale.device, "network": network, **place}
@@ -383,9 +383,9 @@ def everything(scale: Scale) -> Iterator[Item]:
     for place in scale.places:
         yield from scale.cases(place, "modules", scale.modules, "compile")
         yield from scale.cases(place, "operators", scale.operators, "compile")
-        if scale.autotunes:
+        if scale.compiles:
             yield from scale.cases(place, "networks", scale.networks, "compile")
-    for place in scale.places if scale.autotunes else ():
+    for place in scale.places if scale.compiles else ():
         yield from scale.cases(place, "modules", scale.modules, "max-autotune")
         yield from scale.cases(place, "networks", scale.networks, "max-autotune")
 

@@ -202,7 +202,7 @@ at the full rate, launch by launch. Written by `python -m benchmarks.predicted`.
 {table_of(NETWORK_COLUMNS, predictions)}
 ## Launches of {DETAILED}, batch {detailed["batch"]}
 
-{table_of(LAUNCH_COLUMNS, detailed["rows"])}
+{table_of(LAUNCH_COLUMNS[:-1], detailed["rows"])}
 Those of the other networks are in the JSON file beside this one.
 """
 

@@ -189,6 +189,8 @@ LAUNCH_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
     ("x", lambda row: str(row["count"])),
     ("blocks", lambda row: str(row.get("blocks") or NONE)),
     ("waves", lambda row: f"{row['waves']:.2f}" if row.get("blocks") else NONE),
+    ("MB", scaled("bytes", 1e-6, 1)),
+    ("GFLOP", scaled("operations", 1e-9, 2)),
     ("floor us", scaled("floor_s", 1e6, 2)),
     ("predicted us", scaled("predicted_s", 1e6, 2)),
     ("measured us", scaled("measured_s", 1e6, 2)),

@@ -10,12 +10,11 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -63,9 +62,23 @@ class KernelVariant:
         """As the environment variable takes it."""
         return f"{self.warps},{self.m_tiles},{self.n_tiles},{int(self.sliding)}"
 
-    def forced(self) -> AbstractContextManager[Any]:
+    def forced(self) -> AbstractContextManager[None]:
         """The variant is taken wherever it fits; the plan reads the variable at every call."""
-        return patch.dict(os.environ, {VARIABLE: self.text})
+        return setting(VARIABLE, self.text)
+
+
+@contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment has a value for a while; the others are not touched."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def known_variants(arithmetic: str) -> list[KernelVariant]:
@@ -135,7 +148,7 @@ def shapes_of(case: Case, target: Any, model: Any) -> list[tuple[Any, int]]:
 
     size = case.height, case.width
     calls, _ = record_network(case.subject, *size, target, case.batch, case.torch_dtype)
-    with patch.dict(os.environ, {FUSION: "never"}):
+    with setting(FUSION, "never"):
         answers = [answer for call in calls for answer in model.answer(call)]
     convolutions = Counter(
         Convolution.of(answer["convolution"])
@@ -183,9 +196,7 @@ def measure_shape(
     where = DTYPES[dtype], visit.device
     values = sum(shape.channels) * math.prod(shape.size)
     values += shape.out_channels * math.prod(shape.out_size) // shape.pool**2
-    on_gpu = visit.device.type == "cuda"
-    cache = torch.cuda.get_device_properties(visit.device).L2_cache_size if on_gpu else 0
-    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, cache)
+    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, visit.bench.cache_bytes)
     weight, bias = weights_of(shape, *where)
     sets = [images_of(shape, *where) for _ in range(count)]
     expected = [exact(shape, images, weight, bias) for images in (sets[0], sets[-1])]
@@ -206,7 +217,9 @@ def measure_shape(
         except RuntimeError as error:  # the others are still worth measuring
             record.update(match=False, reason=first_line(error))
             continue
-        runs[variant.text] = replace(run, once=partial(run_forced, variant, run))
+        # A replay is what was captured; calls that could not be captured need the variable too.
+        forced = run if run.method == "graph" else replace(run, once=partial(called, variant, run))
+        runs[variant.text] = forced
     for name, timing in interleaved(runs, visit.device, sampling).items():
         records[name]["timing"] = timing.record()
     right = [record for record in records.values() if record["match"]]
@@ -224,8 +237,7 @@ def measure_shape(
     }
 
 
-def run_forced(variant: KernelVariant, run: Run) -> None:
-    """A replay is what was captured; calls that could not be captured need the variable too."""
+def called(variant: KernelVariant, run: Run) -> None:
     with variant.forced(), torch.no_grad():
         run.once()
 

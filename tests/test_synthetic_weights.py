@@ -54,7 +54,7 @@ def test_they_know_scenes_that_they_never_saw(predictions, scenes):
 
 
 def test_fused_modules_give_the_same_labels(predictions, scenes):
-    """DESIGN's bound for trained weights: 99.9% in float32."""
+    """In float32 at least 99.9% of them."""
     _, model, logits = predictions
     fast = fassd_kernels.accelerate(model)
     same = total = 0

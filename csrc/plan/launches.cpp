@@ -1,6 +1,7 @@
 #include "launches.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <sstream>
 
@@ -38,7 +39,7 @@ class Object {
   void number(const char* name, double value) {
     char digits[32];
     std::snprintf(digits, sizeof(digits), "%.17g", value);
-    key(name) << digits;
+    key(name) << (std::isinf(value) ? "Infinity" : digits);  // where no plan fits
   }
 
  private:

@@ -85,7 +85,7 @@ PairShape pair_on(const Tensor& input, const Tensor& first, const Tensor* second
 
 // --- the operators ---
 // For each a function of the call that it fills in, its checked arguments, and the arguments. The
-// result is not empty.
+// result, before any pooling, is not empty.
 
 void conv_act(Call& call, const Checked& checked, const Tensors& inputs, const Tensor& weight,
               const OptionalTensor&, const OptionalTensor&, const OptionalTensor& residual,

@@ -323,7 +323,7 @@ class CompareReport(BenchReport):
 
     Attributes:
         baseline: what was compared with.
-        results: results of the new run.
+        results: what the new run gave.
         changes: for each of the baseline's jobs, its paths in the order of the file.
         tolerance: in per cent.
     """

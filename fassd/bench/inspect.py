@@ -49,15 +49,17 @@ def rows_of(
     """Lines of the report, equal launches together, in the order in which they come."""
     groups: dict[Any, list[TritonLaunch]] = {}
     for launch in launches:
-        groups.setdefault((launch.source.identity, launch.label), []).append(launch)
+        problem = launch.launch.problem
+        key = problem.key if problem else launch.label
+        groups.setdefault((launch.source.identity, key), []).append(launch)
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_MIDDLE", "BLOCK_K", "BLOCK_C")
     rows = []
-    for (key, label), group in groups.items():
+    for (key, _), group in groups.items():
         first = group[0].launch
         sides = [str(first.arguments[name]) for name in names if name in first.arguments]
         rows.append(
             LaunchRow(
-                label,
+                group[0].label,
                 len(group),
                 first.grid,
                 "x".join(sides),

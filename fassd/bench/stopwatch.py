@@ -16,11 +16,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fassd_kernels.runtime.graph import capture
 
 Inputs = tuple[Tensor, ...]
 Call = Callable[..., Tensor]
@@ -325,7 +328,9 @@ def graph_run(call: Call, sets: Sequence[Inputs]) -> Run:
     if device.type != "cuda":
         return plain_run(call, sets, "clock")
     try:
-        graph, captured = capture(call, sets)
+        graph, captured = capture([partial(call, *inputs) for inputs in sets])
+        graph.replay()
+        torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -339,25 +344,6 @@ def graph_run(call: Call, sets: Sequence[Inputs]) -> Run:
         return [captured[0], captured[-1]]
 
     return Run(graph.replay, len(sets), "graph", outputs, holds=(call, sets))
-
-
-def capture(call: Call, sets: Sequence[Inputs]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-    """Warm up on a side stream, as capture asks, and capture `call` on every set."""
-    device = sets[0][0].device
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP_CALLS):
-            call(*sets[0])
-    torch.cuda.current_stream(device).wait_stream(side)
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    # thread_local: a background thread (Inductor has some) must not spoil the capture.
-    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-        captured = [call(*inputs) for inputs in sets]
-    graph.replay()
-    torch.cuda.synchronize(device)
-    return graph, captured
 
 
 def first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, TypeVar
@@ -47,11 +48,16 @@ class BenchReport:
 
 
 def _as_json(value: Any) -> Any:
-    """A value of a report with lists, dicts and numbers in place of tuples and dataclasses."""
+    """A value of a report with lists, dicts and numbers in place of tuples and dataclasses.
+
+    JSON has no word for what is no number: it becomes None.
+    """
     if hasattr(value, "to_json"):
         return value.to_json()
     if is_dataclass(value):
         return {field.name: _as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, list | tuple):
         return [_as_json(entry) for entry in value]
     return value

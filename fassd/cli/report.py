@@ -64,8 +64,6 @@ def report(
     """
     from fassd.bench.charts import check_matplotlib
     from fassd.bench.report.build import build_page, committed_results, write_report
-    from fassd.bench.report.measure import measure as measure_parts
-    from fassd.bench.report.measure import parts
     from fassd.bench.report.results import collect
 
     if full and not measure:
@@ -74,6 +72,9 @@ def report(
     check_folder(output)
     own = output / "results"
     if measure:
+        from fassd.bench.report.measure import measure as measure_parts
+        from fassd.bench.report.measure import parts
+
         with progress() as bar:
             task = bar.add_task("", total=None)
             wanted = parts(full, threads, size, repeats)

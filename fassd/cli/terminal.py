@@ -118,17 +118,21 @@ def plain_table(*headings: str, **settings: Any) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", **settings)
     for heading in headings:
         if heading.startswith(">"):
-            table.add_column(heading[1:], justify="right", no_wrap=True)
+            table.add_column(heading[1:], justify="right", overflow="fold")
         else:
             table.add_column(heading, overflow="fold")
     return table
 
 
 def write_json(path: Path, figures: Any) -> None:
-    """Write figures to a file, and say so."""
+    """Write figures to a file, and say so.
 
+    Raises:
+        ValueError: one of them is no number, for which JSON has no word.
+    """
+    text = json.dumps(figures, indent=1, allow_nan=False)
     with replacing(path) as file:
-        file.write(json.dumps(figures, indent=1).encode())
+        file.write(text.encode())
     say(f"figures: {escape(str(path))}")
 
 

@@ -96,7 +96,7 @@ def agreement_of(reference: Tensor, output: Tensor) -> Agreement:
         ValueError: the shapes differ.
     """
     if output.dtype == torch.uint8:
-        return Agreement(equal_labels(reference.cpu(), output), None)
+        return Agreement(equal_labels(reference, output), None)
     if reference.shape != output.shape:
         raise ValueError(
             f"logits must have the reference's shape {tuple(reference.shape)}, "

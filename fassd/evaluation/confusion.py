@@ -48,12 +48,12 @@ def write_heat_map(
     Raises:
         ImportError: matplotlib is not installed; the message says how to install it.
     """
-    matplotlib = need("matplotlib.figure", "the heat map needs", "train")
+    figures = need("matplotlib.figure", "the heat map needs", "train")
     shares = _percent_of_rows(matrix)
     with_figures = len(class_names) <= FIGURES_UP_TO
     # Inches: a cell holds three digits at 8 points, or at least stands beside its name.
     side = 3 + (0.42 if with_figures else 0.17) * max(len(class_names), 8)
-    figure = matplotlib.Figure(figsize=(side + 0.6, side), layout="constrained")
+    figure = figures.Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.add_subplot()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     positions = range(len(class_names))

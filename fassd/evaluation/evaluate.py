@@ -173,7 +173,7 @@ def evaluate(
     failure: Exception | None = None
     started = time.perf_counter()
     try:
-        network = _placed(model, device, dtype)
+        network, like = _placed(model, device, dtype)
         with (
             _eval_mode(network),
             torch.inference_mode(),
@@ -182,7 +182,7 @@ def evaluate(
             for index, sample in reading:
                 try:
                     read = sample.result()
-                    scores = _scores(network, read, scales, flip)
+                    scores = _scores(network, like, read, scales, flip)
                     _check_head(scores.shape[1], dataset.card)
                     predicted = scores[0].argmax(0)
                     if labels is not None:
@@ -226,15 +226,15 @@ def evaluate(
 
 def _placed(
     model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
-) -> nn.Module:
-    """The model, or a copy, where and in what it shall run."""
+) -> tuple[nn.Module, Tensor]:
+    """The model, or a copy, where and in what it shall run; and an empty tensor there, like it."""
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16, float16 or None, got {dtype}")
     first = next(model.parameters(), torch.empty(0))
     other = torch.empty(0, device=device or first.device, dtype=dtype or first.dtype)
     if (other.device, other.dtype) == (first.device, first.dtype):
-        return model
-    return copy.deepcopy(model).to(other.device, other.dtype)
+        return model, other
+    return copy.deepcopy(model).to(other.device, other.dtype), other
 
 
 @contextmanager
@@ -249,25 +249,33 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _scores(network: nn.Module, sample: Sample, scales: Sequence[float], flip: bool) -> Tensor:
+def _scores(
+    network: nn.Module, like: Tensor, sample: Sample, scales: Sequence[float], flip: bool
+) -> Tensor:
     """Logits of one picture, or, of more than one view, the sum of their probabilities.
+
+    Args:
+        network: in eval mode.
+        like: a tensor of the device and dtype that the network takes.
+        sample: the picture.
+        scales: sizes of the views, as parts of the picture's own.
+        flip: whether each view is also looked at in a mirror.
 
     Returns:
         (1, classes, H, W) float32 at the picture's size.
     """
     size = sample.image.shape[:2]
-    weight = next(network.parameters(), torch.empty(0))
     views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     total: Tensor | None = None
     for scale, mirrored in views:
         # An exported file may take one size alone.
         only = getattr(network, "input_size", None)
         image = resized(sample.image, only or tuple(max(1, round(side * scale)) for side in size))
-        batch = torch.from_numpy(normalize(image))[None].to(weight.device, weight.dtype)
+        batch = torch.from_numpy(normalize(image))[None].to(like.device, like.dtype)
         with _naming(sample.path):
             logits = logits_of(network(batch.flip(3) if mirrored else batch)).float()
         if logits.isnan().any():
-            reason = _nan_because(network, weight.dtype)
+            reason = _nan_because(network, like.dtype)
             raise RuntimeError(f"{sample.path}: the network's logits hold NaN: {reason}")
         logits = logits.flip(3) if mirrored else logits
         if logits.shape[2:] != size:

@@ -186,7 +186,7 @@ class Metadata:
                 )
             if output == "labels" and found.num_classes > MOST_LABELS:
                 raise ValueError(f"labels are of {MOST_LABELS} classes, not {found.num_classes}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, ValidationError):
                 reason = problem(error)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
 from fassd.io.video.writer import FORMATS, VideoWriter, check_codec
 
 View = Literal["overlay", "labels", "side-by-side"]
-VIEWS: tuple[View, ...] = get_args(View)
 
 DEPTH = 4  # frames that wait between two stages
 POLL = 0.1  # seconds after which a waiting stage looks whether it should stop

@@ -25,6 +25,8 @@ def need(name: str, sentence: str = "this format needs", extra: str = "export") 
         return importlib.import_module(name)
     except ImportError as error:
         package = (error.name or name).partition(".")[0]
+        if not isinstance(error, ModuleNotFoundError):  # it is there, and broken
+            package = f"{package} ({error})"
         remedy = f"pip install 'fassd-net[{extra}]'"
         raise ImportError(f"{sentence} {package}: {remedy}") from error
 

@@ -194,8 +194,12 @@ class RunLogs:
         self._show("close")
 
     def _show_scalars(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._show("add_scalar", name, value, step)
+        def add() -> None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+        if self.board is not None:
+            self.guarded("TensorBoard", add)
 
     def _show(self, call: str, *arguments: Any) -> None:
         if self.board is not None:

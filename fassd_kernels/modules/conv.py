@@ -40,7 +40,7 @@ class SingleConvolution(Fused):
             "bias": bias,
             "stride": list(conv.stride),
             "dilation": list(conv.dilation),
-            "activation": self.activation,
+            "activation": type(self).activation,
         }
 
     def plan(self, packed: Packed) -> list[Plan]:
@@ -140,7 +140,7 @@ class FusedUpsampleConv(FusedConvLayer):
         low, packed = prepared
         fits = packed["low_channels"] == low.shape[1]
         skip = convert(skip, low.dtype, type(self).__name__, "the skip")
-        sizes = {"weight": packed["weight"], "activation": "relu"}
+        sizes = {"weight": packed["weight"], "activation": self.activation}
         backend = self.backend_for(low, [low, skip], sizes, "upsample_conv1x1")
         return ops.operator("upsample_conv1x1", backend)(
             [low],
@@ -148,7 +148,7 @@ class FusedUpsampleConv(FusedConvLayer):
             packed["weight"],
             packed["bias"],
             packed=packed.get("packed") if fits else None,
-            activation="relu",
+            activation=self.activation,
         )
 
 
@@ -163,3 +163,8 @@ class FusedConv2d(SingleConvolution, nn.Conv2d):
 
     def convolutions(self) -> list[tuple[Any, Any]]:
         return [(self, None)]
+
+    def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
+        # Its own settings, not a part's: only those of parts are compared on each call.
+        settings = {"stride": list(self.stride), "dilation": list(self.dilation)}
+        return super().run(x, packed, **settings, **more)

@@ -416,7 +416,8 @@ def read_rows(
         path: of the file.
         field: name of the rows in it.
         kind: what the table is of, for the warning.
-        parse: makes a row of its key and content, or raises ValueError or TypeError.
+        parse: makes a row of its key and content; its AttributeError, ValueError or TypeError
+            says that there is none.
         instead: what happens without the table, for the warning.
     """
     try:

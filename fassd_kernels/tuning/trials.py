@@ -110,12 +110,26 @@ def measure(case: TuningCase[Any], timer: Timer) -> None:
     del exact
     right = [trial for trial in case.trials if not trial.reason]
     copies = [case.call.copied() for _ in range(repeats_for(case.call, case.device.l2))]
-    times = timer([case.repeats(trial.candidate, copies) for trial in right])
+    try:
+        times = timer([case.repeats(trial.candidate, copies) for trial in right])
+    except torch.cuda.OutOfMemoryError:  # not all at once, then
+        times = [time_alone(case, trial, copies, timer) for trial in right]
     for trial, found in zip(right, times, strict=True):
         if isinstance(found, str):
             trial.reason = found
         else:
             trial.seconds = found
+
+
+def time_alone(
+    case: TuningCase[Any], trial: TuningTrial[Any], copies: list[OperatorCall], timer: Timer
+) -> float | str:
+    """Seconds of one candidate, or why it has none."""
+    torch.cuda.empty_cache()
+    try:
+        return timer([case.repeats(trial.candidate, copies)])[0]
+    except torch.cuda.OutOfMemoryError as error:
+        return first_line(error)
 
 
 def verify(case: TuningCase[Any], trial: TuningTrial[Any], exact: Tensor) -> None:

@@ -176,18 +176,28 @@ def test_plans_of_any_numbers():
             likely = draw.random() < 0.97
             return draw.choice((1, 1, 2, 3) if likely else (0, 2**30, 2**31, 2**40))
 
-        gpu = [132, 232448, 90] if draw.random() < 0.8 else [number(), number(), -number()]
-        kernel = draw.choice(((1, 1), (3, 3)))
+        gpu = [132, 232448, 90] if draw.random() < 0.8 else [number(), number(), number()]
+        dtype = draw.choice((torch.float32, torch.float16))
+
+        def empty(*sides: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.empty(sides, dtype=dtype, device="meta")
+
+        plan = torch.ops.fassd_kernels_plan
         try:
-            image = torch.empty(number(), number(), number(), number(), device="meta")
-            weight = torch.empty(number(), image.shape[1], *kernel, device="meta")
-            steps = [number(), number()]
-            answer = torch.ops.fassd_kernels_plan.conv_act([image], weight, stride=steps, gpu=gpu)
+            image = empty(number(), number(), number(), number())
+            if draw.random() < 0.5:
+                weight = empty(number(), image.shape[1], *draw.choice(((1, 1), (3, 3))))
+                steps = [number(), number()]
+                answer = plan.conv_act([image], weight, stride=steps, gpu=gpu)
+            else:
+                first = empty(number(), image.shape[1], 3, 1)
+                second = empty(number(), first.shape[0], 1, 3)
+                answer = plan.asymmetric_conv(image, first, second, dilation=number(), gpu=gpu)
         except RuntimeError as error:
             said = ("expected", "memory", "at most", "channels", "overflow", "numel")
             assert any(word in str(error) for word in said), error
             continue
         planned += 1
         for launch in json.loads(answer):
-            assert all(value >= 0 for value in launch["blocks"][0].values())
+            assert all(value >= 0 for blocks in launch["blocks"] for value in blocks.values())
     assert planned > 20

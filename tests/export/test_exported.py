@@ -262,7 +262,10 @@ BAD_TEXTS = [1, None, [], {"a": 1}, 100_000 * "x"]
         (["input/shape/0", "input/shape/2", "input/shape/3", "alpha"], BAD_NUMBERS),
         (["input/minimum_size"], BAD_NUMBERS),
         (["input/shape/1"], [1, 4, "3", None]),
-        (["input/shape"], [[], [1, 3, 64], [1, 3, -1, 64], [1024, 3, 4096, 4096], "abcd", 5, None]),
+        (
+            ["input/shape"],
+            [[], [1], [1, 3, 64], [1, 3, -1, 64], [1024, 3, 4096, 4096], "abcd", 5, None],
+        ),
         (["input/mean/0", "input/std/2"], [math.nan, math.inf, -math.inf, "1", None, [1]]),
         (["input/mean", "input/std"], [[], [1, 2], 5, None, "abc"]),
         (["classes/1/color/0"], [-1, 256, 1.5, math.inf, math.nan, "1", None, True, 10**60]),

@@ -2,7 +2,8 @@
 
 Compiling takes minutes, everything else seconds. The tree that the wheel for all tests is built in
 is therefore kept, in ``build/cuda_gate``: pip builds the wheel anew each time, in isolation, and
-ninja compiles nothing as long as what is compiled is the same. What the compilers printed is kept.
+ninja compiles nothing as long as what is compiled is the same and untouched. What the compilers
+printed is kept.
 """
 
 from __future__ import annotations

@@ -127,6 +127,9 @@ torch.testing.assert_close(ops.conv_act([x], w), reference.conv_act([x], w), ato
     if result.returncode:
         assert f"FASSD_KERNELS_CPU is '{choice}', which this CPU does not offer" in result.stderr
         assert choice == "avx512" or (choice == "avx2" and not torch.cpu._is_avx2_supported())
+    else:
+        names = {"portable": "portable vectors", "avx2": "AVX2 + FMA", "avx512": "AVX-512"}
+        assert names[choice] in result.stdout
 
 
 @needs_cpp

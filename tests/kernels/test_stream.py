@@ -80,7 +80,7 @@ def test_labels_are_the_accelerated_networks(model: nn.Module, dtype: torch.dtyp
     assert torch.equal(run(torch.from_numpy(picture())), expected)
 
 
-MEAN, STD = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)  # DESIGN section 3
+MEAN, STD = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)
 
 
 @pytest.mark.parametrize("output", ["logits", "labels"])

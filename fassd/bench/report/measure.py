@@ -56,7 +56,6 @@ def parts(
     detailed = partial(base, DETAILED, weights=default_weights(DETAILED))
     sizes = [side for side in SIZES if side[0] < size[0]] or [size]
     middle = MIDDLE_SIZE if MIDDLE_SIZE in sizes else sizes[-1]
-    # The environment of a report tells the threads of its first job.
     fewer = fewer_threads(threads or torch.get_num_threads())
     # The environment of a report tells the threads of its first job.
     scaled = [

@@ -188,7 +188,7 @@ def percent(score: Figure | None) -> Cell:
 def speed_and_accuracy(scores: dict[str, Figure], compared: dict[str, Figure]) -> Plot:
     """The plot in the talk's form: published figures, and those measured here."""
     published = [PSPNET]
-    measured = []
+    points = []
     for name in ORDER:
         title, figures = VARIANTS[name].title, VARIANTS[name].published
         colour = {"fc_hardnet_70": "blue"}.get(name, "grey")
@@ -201,16 +201,16 @@ def speed_and_accuracy(scores: dict[str, Figure], compared: dict[str, Figure]) -
         if ours and eager and score and agrees(ours):
             frames_, before = 1 / ours.value["median_s"], 1 / eager.value["median_s"]
             miou = 100 * score.value["miou"]
-            measured.append(Point(title, frames_, miou, colour, before=before))
+            points.append(Point(title, frames_, miou, colour, before=before))
     title = "Published: Cityscapes, 1024x2048, GTX 1080 Ti"
     charts = [Chart(title, "frames per second", "mIoU, %", points=published)]
     wheres: tuple[Figure, ...] = (AUTHORS, ICNET)
-    if measured:
+    if points:
         source = next(iter(compared.values())).source
         device, threads = source.environment["device"], source.environment["threads"]
         title = f"Measured: synthetic set; {device}, {threads} threads"
         x, y = "frames per second (log)", "mIoU, % (synthetic)"
-        charts.append(Chart(title, x, y, points=measured, log=True))
+        charts.append(Chart(title, x, y, points=points, log=True))
         files = {score.name: score.source.at("accuracy") for score in scores.values()}
         wheres += (source.at("comparisons"), *files.values())
     return Plot(
