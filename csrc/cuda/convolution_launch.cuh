@@ -3,6 +3,7 @@
 #pragma once
 
 #include <iterator>
+#include <type_traits>
 #include <utility>
 
 #include "conv_act.cuh"
@@ -10,22 +11,30 @@
 
 namespace fassd::cuda {
 
-template <typename Math, const auto& variants, size_t index>
+// The tables as types: references to them as template arguments crash nvcc 13.0.
+struct HalfVariants {
+  static constexpr const auto& list = half_variants;
+};
+struct FloatVariants {
+  static constexpr const auto& list = float_variants;
+};
+
+template <typename Math, typename Variants, size_t index>
 void launch_variant(const Context& context, const ConvolutionPlan& plan,
                     const Convolution& convolution) {
-  constexpr Variant variant = variants[index];
+  constexpr Variant variant = Variants::list[index];
   context.queue.launch(
       &convolution_kernel<Math, variant.warps, variant.m_tiles, variant.n_tiles, variant.sliding>,
       grid_of(context.op, "tiles", plan.cost.blocks), dim3(variant.warps * 32), plan.layout.total,
       convolution);
 }
 
-template <typename Math, const auto& variants, size_t... index>
+template <typename Math, typename Variants, size_t... index>
 void launch_one_of(const Context& context, const ConvolutionPlan& plan,
                    const Convolution& convolution, std::index_sequence<index...>) {
   const bool compiled =
-      ((plan.variant == variants[index] &&
-        (launch_variant<Math, variants, index>(context, plan, convolution), true)) ||
+      ((plan.variant == Variants::list[index] &&
+        (launch_variant<Math, Variants, index>(context, plan, convolution), true)) ||
        ...);
   STD_TORCH_CHECK(compiled, context.op, ": no kernel of ", plan.variant.warps, " warps and ",
                   plan.variant.m_tiles, " x ", plan.variant.n_tiles, " tiles was compiled");
@@ -34,16 +43,10 @@ void launch_one_of(const Context& context, const ConvolutionPlan& plan,
 template <typename T>
 void launch_convolution(const Context& context, const ConvolutionPlan& plan,
                         const Convolution& convolution) {
-  constexpr const auto& variants = []() -> const auto& {
-    if constexpr (sizeof(T) == 2) {
-      return half_variants;
-    } else {
-      return float_variants;
-    }
-  }();
+  using Variants = std::conditional_t<sizeof(T) == 2, HalfVariants, FloatVariants>;
   with_math<T>(context, [&](auto math) {
-    launch_one_of<decltype(math), variants>(context, plan, convolution,
-                                            std::make_index_sequence<std::size(variants)>());
+    launch_one_of<decltype(math), Variants>(context, plan, convolution,
+                                            std::make_index_sequence<std::size(Variants::list)>());
   });
 }
 
