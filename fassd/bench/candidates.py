@@ -187,6 +187,7 @@ def eager(context: BuildContext, dtype: torch.dtype) -> nn.Module:
 
 def channels_last(context: BuildContext, dtype: torch.dtype) -> nn.Module:
     # `to` with a memory format takes parameters of four dimensions only; the others are left.
+    # torch's stub of Module.to has no overload of memory_format alone
     return eager(context, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

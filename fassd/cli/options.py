@@ -198,6 +198,7 @@ def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
 
     keyword = inspect.Parameter.KEYWORD_ONLY  # so that one without default may follow others
     signature = inspect.Signature([option.replace(kind=keyword) for option in options])
+    # typer reads the signature from here; a function's type does not declare the attribute
     called.__signature__ = signature  # type: ignore[attr-defined]
     return called
 

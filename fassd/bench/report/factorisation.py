@@ -61,6 +61,7 @@ class SquareMDA(MDA):
         super().__init__(nIn, d)
         half = nIn // 2
         self.parallel_ddconv3x1 = ConvBNPReLU(half, half, (3, 3), dilation=d)
+        # an attribute that its class declares as a convolution
         self.parallel_ddconv1x3 = nn.Identity()  # type: ignore[assignment]
 
 
@@ -165,6 +166,7 @@ def measure_group(
         shape = (1, member.channels, *(side // member.reduction for side in size))
         x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
         module = member.build().apply(init_weights).eval()
+        # torch's stub of Module.to has no overload of memory_format alone
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         calls[f"{index} eager"] = partial(module, x)
         entries.append(
