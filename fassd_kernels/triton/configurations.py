@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-import secrets
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from fassd.models.replacing import replacing
 from fassd_kernels.triton.device import Device
 
 
@@ -465,12 +465,6 @@ def write_table(path: Path, gpu: str, table: dict[str, Config], facts: dict[str,
 
 
 def write_content(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON under a temporary name and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with partial.open("x") as file:  # no link that somebody put there is followed
-            file.write(json.dumps(content, indent=1) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write JSON, whole or not at all."""
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
