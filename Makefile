@@ -33,33 +33,33 @@ demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
-	$(PYTEST) -n auto --dist loadfile --durations=20 --ignore=tests/install --ignore=tests/triton_backend \
+	$(PYTEST) -n auto --dist loadfile --durations=20 --ignore=tests/triton_backend \
 	  --ignore=tests/cuda_emulation
-	$(PYTEST) tests/install
 	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton emulation) isa \
 	  $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 
 # `make test` runs every row of the conformance tables, and 40 drawn calls of each operator, on the
 # kernels that this CPU takes; one row in sixteen, and 10 calls, on all others, which would take an
-# hour. Called by hand, these targets run them all.
+# hour. Called by hand, these targets run them all. How operators are registered is the same
+# whatever computes them: it is tested once, with the rows of the tables.
 EVERY ?= 1
+CONFORMANCE := tests/conformance --ignore=tests/conformance/test_registration.py
 # Some tests take half a minute: dealt one by one, they leave no worker without work for long.
 DEALT := -n auto --maxschedchunk 1
 TRITON := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --durations=5
 triton: $(VENV)/.developing
-	TRITON_INTERPRET=1 $(TRITON) tests/conformance --backend triton --every $(EVERY)
-	TRITON_INTERPRET=1 $(TRITON) tests/triton_backend
-	$(TRITON) tests/triton_backend
+	TRITON_INTERPRET=1 $(TRITON) tests/triton_backend $(CONFORMANCE) --backend triton \
+	  --every $(EVERY)
+	$(if $(filter 1,$(EVERY)),FASSD_TEST_ARCHITECTURES=all) $(TRITON) tests/triton_backend
 
 # The sources of csrc/cuda as they stand, compiled for the CPU (tests/cuda_emulation).
 EMULATION := $(BIN)/python tests/cuda_emulation/build.py
-EMULATED := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --capture=sys -p no:cacheprovider tests/conformance \
-  --backend cuda-emulated -k "cuda-emulated and not opcheck and not inductor"
+EMULATED := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --capture=sys -p no:cacheprovider \
+  $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py --backend cuda-emulated
 emulation: $(VENV)/.developing
 	$(EMULATION) plain
-	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/cuda_emulation
-	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/conformance \
+	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/cuda_emulation $(CONFORMANCE) \
 	  --backend cuda-emulated --every $(EVERY)
 	$(if $(ASAN),$(MAKE) EVERY=80 emulation-address)
 	$(if $(TSAN),$(MAKE) EVERY=20 emulation-thread)
@@ -69,7 +69,8 @@ emulation-address: $(VENV)/.developing
 	$(EMULATION) address
 	LD_PRELOAD="$(ASAN) $(UBSAN)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  FASSD_KERNELS_EMULATION=$$($(EMULATION) address) $(EMULATED) --every $(EVERY)
+	  FASSD_KERNELS_EMULATION=$$($(EMULATION) address) $(EMULATED) -k cuda-emulated \
+	  --every $(EVERY)
 
 # Missing barriers: between threads, between blocks, between a copy and its reader.
 emulation-thread: $(VENV)/.developing
@@ -78,12 +79,14 @@ emulation-thread: $(VENV)/.developing
 	  TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:allocator_may_return_null=1 \
 	  $(EMULATED) -k "cuda-emulated and test_table" --every $(EVERY)
 
-# `make test` compiles for two.
+# `make test` compiles for sm_90: what the sources say of it alone is one hint to the launch after.
 cuda-architectures: $(VENV)/.developing
 	FASSD_TEST_ARCHITECTURES=all $(PYTEST) tests/install/test_cuda_build.py
 
-# Of kernels that were built or chosen otherwise, how they are registered need not be tested again.
-KERNELS := $(PYTEST) -q $(DEALT) tests/conformance --backend cpu -k "not opcheck and not inductor"
+# Gradients are PyTorch's of the reference, whichever kernels compute the results. Each worker has
+# a core; what several threads do has tests that ask for them.
+KERNELS := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py \
+  --backend cpu
 
 # The best instruction set is what `make test` has run on; these are the others.
 isa: $(VENV)/.developing
@@ -101,7 +104,7 @@ sanitize: $(VENV)/.developing
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  $(KERNELS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
-	  --every $(EVERY) --fuzz 5
+	  --every $(EVERY) --fuzz 2
 
 score: $(VENV)/.installed
 	$(BIN)/fassd synth streets --split val --count 100 --size 512x1024

@@ -18,13 +18,13 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks import ROOT
+from benchmarks import RESULTS, ROOT, write_json
 from fassd.bench.machine import environment
 from fassd.io.files import replacing
 from fassd.models import list_models
 from fassd.synth import VERSION
 
-FOLDER = ROOT / "benchmarks" / "results" / "synthetic"
+FOLDER = RESULTS / "synthetic"
 TRAINING, HELD_OUT = 1600, 100
 SIZE = "512x1024"
 CROP = (256, 512)
@@ -61,11 +61,9 @@ def train(name: str, work: Path, streets: Path, steps: int) -> Path:
     if not weights.exists():
         partial = run.with_name(f"{name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
+        length = ("--steps", str(steps), "--batch", str(BATCH))
         crop = ("-s", f"crop={list(CROP)}", "-s", "val_every=0", "-s", "val_pictures=4")
-        fassd(
-            *("train", "-p", "demo", "-d", streets, "-o", partial, "-m", name),
-            *("--steps", str(steps), "--batch", str(BATCH), *crop),
-        )
+        fassd("train", "-p", "demo", "-d", streets, "-o", partial, "-m", name, *length, *crop)
         partial.rename(run)
     return weights
 
@@ -74,10 +72,7 @@ def score(name: str, weights: Path, streets: Path, work: Path) -> dict[str, Any]
     """A network's row: its scores on the held-out frames, without the confusion matrix."""
     file = work / f"{name}.val.json"
     if not file.exists():
-        fassd(
-            *("val", "--data", streets, "--model", name, "--weights", weights),
-            *("--json", file),
-        )
+        fassd("val", "--data", streets, "-m", name, "--weights", weights, "--json", file)
     found = json.loads(file.read_text())
     kept = ("miou", "pixel_accuracy", "mean_accuracy", "pictures", "classes")
     return {"model": name, **{key: found[key] for key in kept}}
@@ -108,7 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         weights = train(name, options.work, streets, options.steps)
         rows.append(score(name, weights, streets, options.work))
         print(f"{name}: mIoU {100 * rows[-1]['miou']:.1f}%", flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
     content = {
         "environment": environment(),
         "recipe": {
@@ -131,8 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "accuracy": rows,
         "panel": draw_panel(options.work, streets, options.output),
     }
-    with replacing(options.output / "ablation.json") as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+    write_json(options.output / "ablation.json", content)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,10 @@ import torch
 import fassd
 import fassd_kernels
 from fassd.bench import machine
-from fassd.bench.forms import COMPILE, EAGER, FOLDED, NATIVE, PICTURES, TITLES, TRITON
-from fassd.bench.subjects import DTYPES, MODULE_VARIANTS, MODULES, OPERATORS, Case
+from fassd.bench.candidates import COMPILE, DTYPES, EAGER, FOLDED, NATIVE, PYTHON, TRITON
+from fassd.bench.subjects import MODULE_VARIANTS, MODULES, OPERATORS, PICTURES, Case
+from fassd.models.sizes import parse_size
 
-REFERENCE = "reference"
-TITLES_HERE = {**TITLES, REFERENCE: "ours, reference"}
 PYTORCH = (EAGER, FOLDED, COMPILE)
 
 Size = tuple[int, int]
@@ -41,7 +40,7 @@ class Choices:
         dtypes: keys of `DTYPES`.
         threads: of PyTorch, on the CPU.
         device: where everything runs.
-        full: whether to measure every network, compile all of them, and time `REFERENCE`, too.
+        full: whether to measure every network, compile all of them, and time ours in Python, too.
     """
 
     sizes: tuple[Size, ...]
@@ -66,7 +65,7 @@ class Choices:
         return fassd.list_models() if self.full else NETWORKS
 
     def candidates(self, case: Case) -> list[str]:
-        """Names of the ways to compute a case: keys of `TITLES_HERE`."""
+        """Names of the ways to compute a case: keys of `FORMS`."""
         plain = self.pytorch(case) if pytorch_has_arithmetic(case.dtype, self.device) else []
         return [*plain, *self.backends()]
 
@@ -81,7 +80,7 @@ class Choices:
         """Ours that take the device; one that is not available is skipped, with its reason."""
         names = {self.device.type: NATIVE, "triton": TRITON}
         if self.full:
-            names[REFERENCE] = REFERENCE
+            names[PYTHON] = PYTHON
         takes = [b.name for b in fassd_kernels.backends() if b.takes(self.device.type)]
         return [names[name] for name in takes if name in names]
 
@@ -102,13 +101,32 @@ def pytorch_has_arithmetic(dtype: str, device: torch.device) -> bool:
 # --- from the options -----------------------------------------------------------------------------
 
 
-def choices(
-    full: bool = False,
-    sizes: str | None = None,
-    dtypes: str | None = None,
-    threads: str | None = None,
-    device: str | None = None,
-) -> Choices:
+def network_size(text: str) -> Size:
+    size = parse_size(text)
+    if any(side < 2 * STRIDE or side % STRIDE for side in size):
+        raise ValueError
+    return size
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+LISTS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "sizes": (
+        network_size,
+        f"is HEIGHTxWIDTH, comma between, of multiples of {STRIDE} from {2 * STRIDE}, as in "
+        "512x1024,1024x2048",
+    ),
+    "dtypes": ({name: name for name in DTYPES}.__getitem__, f"are {', '.join(DTYPES)}"),
+    "threads": (positive, "are whole numbers from 1, comma between, as in 1,2"),
+}
+"""Options with commas: what reads one value, and what is accepted."""
+
+
+def choices(full: bool = False, device: str | None = None, **lists: str | None) -> Choices:
     """What the options ask for; None is the default, which `full` widens.
 
     Raises:
@@ -120,39 +138,19 @@ def choices(
         chosen = replace(chosen, sizes=SIZES, dtypes=tuple(DTYPES))
     if full and place.type == "cpu":  # of a GPU's timing the host's threads are no part
         chosen = replace(chosen, threads=tuple(sorted({1, torch.get_num_threads()})))
-    if sizes is not None:
-        chosen = replace(chosen, sizes=tuple(map(parse_size, sizes.split(","))))
-    if dtypes is not None:
-        chosen = replace(chosen, dtypes=tuple(map(parse_dtype, dtypes.split(","))))
-    if threads is not None:
-        chosen = replace(chosen, threads=tuple(map(parse_threads, threads.split(","))))
-    return chosen
+    given = {name: parsed(name, texts) for name, texts in lists.items() if texts is not None}
+    return replace(chosen, **given)
 
 
-def parse_size(text: str) -> Size:
-    sides = text.strip().split("x")
-    if len(sides) == 2 and all(side.isdecimal() for side in sides):
-        height, width = map(int, sides)
-        if min(height, width) >= 2 * STRIDE and height % STRIDE == width % STRIDE == 0:
-            return height, width
-    raise pytest.UsageError(
-        f"--sizes: got {text!r}, accepted is HEIGHTxWIDTH, comma between, of multiples of {STRIDE} "
-        f"from {2 * STRIDE}, as in 512x1024,1024x2048"
-    )
-
-
-def parse_dtype(text: str) -> str:
-    if text.strip() in DTYPES:
-        return text.strip()
-    raise pytest.UsageError(f"--dtypes: got {text!r}, accepted are {', '.join(DTYPES)}")
-
-
-def parse_threads(text: str) -> int:
-    if text.strip().isdecimal() and int(text) > 0:
-        return int(text)
-    raise pytest.UsageError(
-        f"--threads: got {text!r}, accepted are whole numbers from 1, comma between, as in 1,2"
-    )
+def parsed(name: str, texts: str) -> tuple[Any, ...]:
+    parse, accepted = LISTS[name]
+    values = []
+    for text in texts.split(","):
+        try:
+            values.append(parse(text.strip()))
+        except (ValueError, KeyError):
+            raise pytest.UsageError(f"--{name}: got {text!r}, accepted {accepted}") from None
+    return tuple(values)
 
 
 def parse_device(text: str | None) -> torch.device:

@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,19 @@ import torch
 from torch import Tensor
 
 import fassd_kernels
-from benchmarks import ROOT
-from benchmarks.readme import replaced
+from benchmarks import RESULTS, ROOT, refreshed, write_json
 from fassd.bench import stopwatch
 from fassd.bench.machine import environment
 from fassd.bench.markdown import markdown_table
 from fassd.data import normalize
 from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
-from fassd.io.files import replacing
 from fassd.models import create_model
 from fassd.models.preprocess import MEAN, STD
+from fassd.models.sizes import parse_size
 from fassd.synth import render_street
 from fassd.training import ConfusionMatrix
 
-RESULTS = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores" / "exported.json"
+RESULT = RESULTS / "amd-epyc-2-cores" / "exported.json"
 DOCUMENT = ROOT / "docs" / "deploy.md"
 BEGIN, END = "<!-- formats: python -m benchmarks.exported --table -->\n", "<!-- /formats -->\n"
 STREETS, CALIBRATING = 12, 32
@@ -47,7 +46,7 @@ Call = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportForm:
     """A row: a format, what computes it, and the runtime that runs it."""
 
     format: str
@@ -62,37 +61,29 @@ class Form:
 
 
 FORMS = (
-    *(Form("onnx", dtype, runtime="onnxruntime") for dtype in ("float32", "float16", "int8")),
-    *(Form("onnx", dtype, runtime="openvino") for dtype in ("float32", "int8")),
-    *(Form("openvino", dtype) for dtype in ("float32", "float16", "int8")),
-    Form("torch", "float32", "cpu"),
-    Form("aoti", "float32", "reference"),
-    Form("aoti", "float32", "cpu"),
-    Form("aoti", "float16", "cpu"),
+    *(ExportForm("onnx", dtype, runtime="onnxruntime") for dtype in ("float32", "float16", "int8")),
+    *(ExportForm("onnx", dtype, runtime="openvino") for dtype in ("float32", "int8")),
+    *(ExportForm("openvino", dtype) for dtype in ("float32", "float16", "int8")),
+    ExportForm("torch", "float32", "cpu"),
+    ExportForm("aoti", "float32", "reference"),
+    ExportForm("aoti", "float32", "cpu"),
+    ExportForm("aoti", "float16", "cpu"),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exported", description=__doc__)
     parser.add_argument("--model", default="fassd_net")
-    parser.add_argument("--size", default="1024x2048", metavar="HxW")
+    parser.add_argument("--size", type=parse_size, default="1024x2048", metavar="HxW")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     if options.table or options.check:
-        text = DOCUMENT.read_text()
-        changed = replaced(text, BEGIN, END, table(json.loads(RESULTS.read_text())))
-        if options.check:
-            return int(changed != text)
-        with replacing(DOCUMENT) as file:
-            file.write(changed.encode())
-        return 0
-    height, width = map(int, options.size.split("x"))
-    content = measure(options.model, (height, width), options.repeats)
-    with replacing(options.json) as file:
-        file.write(json.dumps(content, indent=1).encode())
+        rows = table(json.loads(RESULT.read_text()))
+        return int(refreshed(DOCUMENT, BEGIN, END, rows, options.check) and options.check)
+    write_json(options.json, measure(options.model, options.size, options.repeats))
     return 0
 
 
@@ -146,7 +137,7 @@ def in_pytorch(source: torch.nn.Module) -> Iterator[tuple[str, Call]]:
 
 
 def exported(
-    form: Form, model: str, size: tuple[int, int], calibrating: list[Picture], folder: Path
+    form: ExportForm, model: str, size: tuple[int, int], calibrating: list[Picture], folder: Path
 ) -> tuple[ExportedNetwork, dict[str, Any]]:
     """The file of a row, opened, with its size and the time that it took to write."""
     request = Request(
@@ -165,14 +156,7 @@ def exported(
         Exporter(request).write(unnamed, calibrating)
     seconds = time.perf_counter() - begin
     size_of_all = sum(part.stat().st_size for part in path.parent.iterdir())
-    facts = {
-        "format": form.format,
-        "dtype": form.dtype,
-        "backend": form.backend,
-        "runtime": form.runtime,
-        "bytes": size_of_all,
-        "export_seconds": seconds,
-    }
+    facts = {**asdict(form), "bytes": size_of_all, "export_seconds": seconds}
     return ExportedNetwork(path, form.runtime), facts
 
 

@@ -22,47 +22,35 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import ROOT, slug
-from benchmarks.plan import PARTS, Item, build_plan, full_scale, quick_scale
-from benchmarks.probes import smi, version_of
-from benchmarks.report import problems, render
-from benchmarks.rows import draw
-from benchmarks.session import (
-    ALONE,
-    PROGRAMS,
-    SESSION,
-    Session,
-    build,
-    now,
-    pytest_command,
-    write_text,
-)
+from benchmarks import RESULTS, ROOT, slug, write_text
+from benchmarks.facts import smi, version_of
+from benchmarks.plan import FULL, PARTS, Item, build_plan, quick_scale
+from benchmarks.report import draw, problems, render
+from benchmarks.session import ALONE, SESSION, Session, now, pytest_command
 from benchmarks.tools import CONFIGS, GRACE_S, TimeLimitError, run_logged
 from fassd.bench import machine
 
-RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "gpu-report"
 CARRIED = ROOT / "build" / "carry"
 """Packages that `make gpu-carry` puts there, for a machine that has no network."""
 
 BUDGET_S = {"first": 110.0, "full": 440.0}
 
+say = partial(print, flush=True)
+
 # --- the tests ------------------------------------------------------------------------------------
-
-
-def session_of_process() -> Session:
-    return Session(json.loads(os.environ[SESSION]))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each item that is still to be measured."""
-    session = session_of_process()
+    session = Session(json.loads(os.environ[SESSION]))
     alone = os.environ.get(ALONE)
     items = [item for item in session.pending() if alone in (None, item.name)]
     rows = [
@@ -82,7 +70,8 @@ def test_item(session: Session, item: Item, request: pytest.FixtureRequest) -> N
     if not request.config.pluginmanager.hasplugin("timeout"):
         faulthandler.dump_traceback_later(item.limit_s + 2 * GRACE_S, exit=True)
     record = session.turn(item)
-    tuned = item.task == "tune" and record is not None and record["status"] != "unavailable"
+    tuning = item.part in ("tune", "choices")
+    tuned = tuning and record is not None and record["status"] != "unavailable"
     if not usable() or tuned:  # what comes next needs another process, which reads the new table
         request.session.shouldstop = f"after {item.name}"
     if record is None:
@@ -200,18 +189,11 @@ def state_of(options: argparse.Namespace, started: float) -> dict[str, Any]:
 def built(session: Session) -> bool:
     """Compile the kernels, as the plan's first item, where that is one; False where it failed."""
     item = session.plan[0]
-    if item.task != "build" or not session.is_asked(item):
+    if item.part != "build" or not session.is_asked(item):
         return True
-    major, minor = torch.cuda.get_device_capability(0)
-    # Hopper's own instructions are in the architecture with an `a` alone; the sources ask for none.
-    PROGRAMS["build"] = lambda logs, limit_s: build(logs, limit_s, f"{major}.{minor}")
     record = session.turn(item)
     say(f"build: {record['status'] if record else 'out of time'} ({session.elapsed():.0f} s)")
     return record is not None and record["status"] == "done"
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def chart(source: Path) -> None:
@@ -224,21 +206,17 @@ def chart(source: Path) -> None:
     say(f"{drawn}" if drawn else f"no {source.stem}.png: nothing was timed")
 
 
-def rerender(source: Path) -> int:
-    page = source.with_suffix(".md")
-    write_text(page, render(json.loads(source.read_text())))
-    say(f"{page}")
-    chart(source)
-    return 0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     started = time.time()
     options = parse(arguments)
     if options.source:
-        return rerender(options.source)
+        write_text(
+            options.source.with_suffix(".md"), render(json.loads(options.source.read_text()))
+        )
+        chart(options.source)
+        return 0
     if options.device == "cuda" and not torch.cuda.is_available():
-        count = len(build_plan(quick_scale() if options.quick else full_scale()))
+        count = len(build_plan(quick_scale() if options.quick else FULL))
         say(
             f"No NVIDIA GPU is seen by torch {torch.__version__}; with one, this would build the "
             f"kernels, run the conformance suite and measure {count} items ({', '.join(PARTS)}) "

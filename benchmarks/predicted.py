@@ -1,128 +1,225 @@
-"""Write what the time model predicts for a GPU: ``python -m benchmarks.predicted --gpu H200``.
+"""Targets on an H200, and what the time model predicts: ``python -m benchmarks.predicted``.
 
-Every network of the family at 1024x2048 in float16, labels out, through the CUDA backend; FASSD-Net
-also in batches. No GPU is needed, and nothing is measured.
+The command writes the prediction of every network of the family at 1024x2048 in float16, labels
+out, through the CUDA backend; FASSD-Net also in batches; ``--gpu`` names another GPU. No GPU is
+needed, and nothing is measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT, slug
-from benchmarks.targets import CROWD, PLACE, goals_of
+from benchmarks import RESULTS, slug, write_json, write_text
+from benchmarks.probes import LAUNCH_COLUMNS, scaled
+from benchmarks.rows import NONE, Record, matches, rows_by_subject, table, table_of
+from fassd.bench.candidates import COMPILE, DTYPES, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
 from fassd.bench.costs.cuda import Prediction, find_device, predict_network
 from fassd.models import list_models
 from fassd_kernels.triton.device import Device
 
-FOLDER = ROOT / "benchmarks" / "results" / "predicted"
-SIZE = PLACE["height"], PLACE["width"]
-DETAILED = "fassd_net"  # the network that is predicted in a batch too, and by launches
-UNKNOWN = "not known"  # of what no GPU has measured
+# --- targets --------------------------------------------------------------------------------------
+
+GPU = "NVIDIA H200"
+SIZE, DTYPE, CROWD = (1024, 2048), "float16", 8
+"""Where the targets are set, one picture at a time but for those of a batch."""
+
+BATCH = "batch 1"
+"""What a target may be set against besides a form: frames/s of single pictures."""
 
 
-def predictions_for(device: Device) -> list[Prediction]:
-    """All networks one frame at a time, then one in a batch."""
-    singles = [predict_network(name, *SIZE, device) for name in list_models()]
-    return [*singles, predict_network(DETAILED, *SIZE, device, batch=CROWD["batch"])]
+@dataclass(frozen=True)
+class Target:
+    """A figure of a form of ours.
+
+    Attributes:
+        subject: a network or a module.
+        limit: so many times faster at least, or so many milliseconds at most.
+        against: the form to be faster than, or `BATCH`; empty where the target is a time.
+        form: the form.
+    """
+
+    subject: str
+    limit: float
+    against: str = ""
+    form: str = NATIVE
+
+    @property
+    def text(self) -> str:
+        if not self.against:
+            return f"at most {self.limit:g} ms"
+        if self.against == BATCH:
+            return f"at batch {CROWD} at least {self.limit:g}x the frames/s of {BATCH}"
+        return f"at least {self.limit:g}x over {TITLES[self.against]}"
+
+    def figure(
+        self, ms: Mapping[tuple[str, int], float], speedups: Mapping[str, float | None]
+    ) -> float | None:
+        """What it comes to; None where something is missing.
+
+        Two forms are compared by how many times faster than eager each is, since eager was
+        measured in turns with both, and they were not with each other.
+
+        Args:
+            ms: milliseconds of a form at a batch.
+            speedups: of forms over eager, at batch 1.
+        """
+        one, many = ms.get((self.form, 1)), ms.get((self.form, CROWD))
+        if self.against == BATCH:
+            return CROWD * one / many if one and many else None
+        mine, its = speedups.get(self.form), speedups.get(self.against)
+        if self.against:
+            return mine / its if mine and its else None
+        return one
+
+    def is_met(self, figure: float) -> bool:
+        return figure >= self.limit if self.against else figure <= self.limit
+
+    def describe(self, figure: float) -> str:
+        """The figure with its unit."""
+        return f"{figure:.2f}x" if self.against else f"{figure:.3f} ms"
 
 
-def to_json(predictions: Sequence[Prediction], goals: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "goals": [{**goal, "measured": None} for goal in goals],
-        "predictions": [prediction.to_json() for prediction in predictions],
+MDAS = ("MDA(192, 8)", "MDA(119, 4)", "MDA(63, 2)")
+TARGETS = (
+    Target("fassd_net", 0.5),
+    Target("fassd_net_l2", 0.2),
+    Target("fassd_net", 2.0, MAX_AUTOTUNE),
+    Target("fassd_net", 1.3, BATCH),
+    Target("DAPF(224)", 5.0, FOLDED),
+    Target("DAPF(224)", 2.5, COMPILE),
+    *(Target(name, 3.0, FOLDED) for name in MDAS),
+    *(Target(name, 2.0, COMPILE) for name in MDAS),
+    Target("DAPF(224)", 4.0, FOLDED, TRITON),
+    Target("DAPF(224)", 2.0, COMPILE, TRITON),
+    *(Target(name, 2.0, COMPILE, TRITON) for name in MDAS),
+    Target("fassd_net", 1.3, MAX_AUTOTUNE, TRITON),
+    Target("fassd_net", 1.0, "", TRITON),
+)
+
+
+def measured_figure(target: Target, report: Record) -> float | None:
+    """A target's figure in a report; what does not match the reference is not there."""
+    part = "modules" if "(" in target.subject else "networks"
+    ms: dict[tuple[str, int], float] = {}
+    speedups: dict[str, float | None] = {}
+    for row in rows_by_subject(report, part).get(target.subject, []):
+        case, form = row.case, row.form["name"]
+        here = (case["height"], case["width"]) == SIZE and case["dtype"] == DTYPE
+        if here and row.form.get("match") and "timing" in row.form:
+            ms[form, case["batch"]] = row.ms
+            if case["batch"] == 1:
+                speedups[form] = row.speedup
+    return target.figure(ms, speedups)
+
+
+def predicted_figure(target: Target, predictions: Sequence[Record]) -> float | None:
+    """The same from predictions, which are of the CUDA kernels: records as `Prediction.to_json`."""
+    ms = {
+        (NATIVE, one["batch"]): 1e3 * one["predicted_s"]
+        for one in predictions
+        if (one["gpu"], one["network"], one["dtype"], one["output"], tuple(one["size"]))
+        == (GPU, target.subject, DTYPE, "labels", SIZE)
     }
+    return target.figure(ms, {})
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> Iterator[str]:
-    """A Markdown table: so many columns of words, then figures."""
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{'---|' * words}{'---:|' * (len(columns) - words)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+@functools.cache
+def load_predictions() -> list[dict[str, Any]]:
+    """Predictions for all targets, without launches; none where nothing can be predicted here."""
+    try:
+        device = find_device(GPU)
+    except ImportError:
+        return []
+    wanted = [("fassd_net", 1), ("fassd_net", CROWD), ("fassd_net_l2", 1)]
+    found = [predict(name, device, batch).to_json() for name, batch in wanted]
+    return [{name: one[name] for name in one if name != "rows"} for one in found]
 
 
-def goal_rows(goals: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for goal in goals:
-        met = "yes" if goal["is_met"] else "no"
-        yield goal["network"], goal["text"], goal["described"], met, UNKNOWN
+def predict(network: str, device: Device, batch: int = 1) -> Prediction:
+    return predict_network(network, *SIZE, device, batch=batch, dtype=DTYPES[DTYPE])
 
 
-def network_rows(predictions: Sequence[Prediction]) -> Iterator[tuple[str, ...]]:
-    for p in predictions:
-        yield (
-            p.network, str(p.batch), str(len(p.launches)), f"{1e-6 * p.total('bytes'):.0f}",
-            f"{1e-9 * p.total('operations'):.1f}", f"{1e-9 * p.total('issued'):.1f}",
-            f"{1e3 * p.floor:.3f}", f"{1e3 * p.predicted:.3f}", f"{p.frames_per_second:.0f}",
-            UNKNOWN,
-        )  # fmt: skip
+def targets_section(report: Record) -> str:
+    """The targets, how far they are reached, and what was expected."""
+    rows = []
+    for target in TARGETS:
+        figure = measured_figure(target, report)
+        expected = predicted_figure(target, report.get("predicted", ()))
+        cells = [NONE, NONE]
+        if figure is not None:
+            met = "yes" if target.is_met(figure) else "**no**"
+            cells = [target.describe(figure), met]
+        cells.append("not known" if expected is None else target.describe(expected))
+        rows.append([target.subject, TITLES[target.form], target.text, *cells])
+    place = f"At 1x{SIZE[0]}x{SIZE[1]}, {DTYPE}, labels out, set and predicted for an H200."
+    header = ["subject", "form", "target", "measured", "met", "predicted"]
+    return f"{place}\n\n{table(header, rows)}"
 
 
-def launch_rows(prediction: Prediction) -> Iterator[tuple[str, ...]]:
-    for group in prediction.groups():
-        one = group.first
-        yield (
-            group.label, one.channels, f"{one.height}x{one.width}", one.tile, one.bound,
-            str(group.count), str(one.blocks or ""), f"{one.waves:.2f}" if one.blocks else "",
-            f"{1e-6 * group.total('bytes'):.1f}", f"{1e-9 * group.total('operations'):.2f}",
-            f"{1e-9 * group.total('issued'):.2f}", f"{1e6 * group.total('floor'):.1f}",
-            f"{1e6 * group.total('predicted'):.1f}",
-        )  # fmt: skip
+# --- the command ----------------------------------------------------------------------------------
+
+DETAILED = "fassd_net"
+"""The network that is predicted in a batch too, and shown launch by launch."""
 
 
-def render(predictions: Sequence[Prediction], goals: Sequence[dict[str, Any]], gpu: str) -> str:
-    """All of it as Markdown."""
-    height, width = SIZE
-    lines = [
-        f"# The CUDA backend on {gpu}, predicted",
-        "",
-        f"By the time model; **nothing here was measured**. 1x3x{height}x{width} pictures but for "
-        "the batch, float16, labels out, as one CUDA graph. Floor: bytes at the memory's "
-        "bandwidth or operations at the full rate, launch by launch. Written by "
-        "`python -m benchmarks.predicted`.",
+TARGET_HEADER = ("network", "target", "predicted", "met by the prediction")
+NETWORK_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
+    ("network", lambda one: one["network"]),
+    ("batch", lambda one: str(one["batch"])),
+    ("launches", lambda one: str(one["launches"])),
+    ("MB", scaled("bytes", 1e-6, 0)),
+    ("GFLOP", scaled("operations", 1e-9, 1)),
+    ("padded GFLOP", scaled("issued", 1e-9, 1)),
+    ("floor ms", scaled("floor_s", 1e3, 3)),
+    ("predicted ms", scaled("predicted_s", 1e3, 3)),
+    ("predicted frames/s", scaled("predicted_frames_per_second", 1, 0)),
+)
+
+
+def render(predictions: Sequence[Record]) -> str:
+    """All of it as Markdown; `predictions` are records of `Prediction.to_json`."""
+    goals = [
+        [target.subject, target.text, target.describe(figure), matches(target.is_met(figure))]
+        for target in TARGETS
+        if (figure := predicted_figure(target, predictions)) is not None
     ]
-    if goals:
-        lines += ["", "## Goals", ""]
-        lines += table(
-            ("network", "goal", "predicted", "met by the prediction", "measured"),
-            list(goal_rows(goals)),
-            2,
-        )
-    lines += ["", "## Networks", ""]
-    lines += table(
-        ("network", "batch", "launches", "MB", "GFLOP", "padded GFLOP", "floor ms", "predicted ms",
-         "predicted frames/s", "measured"),
-        list(network_rows(predictions)),
-        1,
-    )  # fmt: skip
-    detailed = next(p for p in predictions if p.network == DETAILED)
-    lines += ["", f"## Launches of {DETAILED}, batch {detailed.batch}", ""]
-    lines += table(
-        ("launch", "channels", "size", "tile", "bound by", "x", "blocks", "waves", "MB", "GFLOP",
-         "padded GFLOP", "floor us", "predicted us"),
-        list(launch_rows(detailed)),
-        5,
-    )  # fmt: skip
-    lines += ["", "Those of the other networks are in the JSON file beside this one.", ""]
-    return "\n".join(lines)
+    detailed = next(one for one in predictions if one["network"] == DETAILED)
+    targets = f"## Targets\n\n{table(TARGET_HEADER, goals)}\n" if goals else ""
+    return f"""\
+# The CUDA backend on {detailed["gpu"]}, predicted
+
+By the time model; **nothing here was measured**. 1x3x{SIZE[0]}x{SIZE[1]} pictures but for the
+batch, {DTYPE}, labels out, as one CUDA graph. Floor: bytes at the memory's bandwidth or operations
+at the full rate, launch by launch. Written by `python -m benchmarks.predicted`.
+
+{targets}## Networks
+
+{table_of(NETWORK_COLUMNS, predictions)}
+## Launches of {DETAILED}, batch {detailed["batch"]}
+
+{table_of(LAUNCH_COLUMNS[:-1], detailed["rows"])}
+Those of the other networks are in the JSON file beside this one.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Predict every network of the family on a GPU.")
     parser.add_argument("--gpu", default="H200", help="name of a GPU, or a part of it")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder to write to")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS / "predicted", help="folder to write to"
+    )
     options = parser.parse_args(arguments)
     device = find_device(options.gpu)
-    predictions = predictions_for(device)
-    goals = goals_of(predictions)
-    options.output.mkdir(parents=True, exist_ok=True)
+    wanted = [*((name, 1) for name in list_models()), (DETAILED, CROWD)]
+    predictions = [predict(name, device, batch).to_json() for name, batch in wanted]
     path = options.output / f"cuda-{slug(options.gpu)}"
-    path.with_suffix(".md").write_text(render(predictions, goals, device.name))
-    content = json.dumps(to_json(predictions, goals), indent=1)
-    path.with_suffix(".json").write_text(content + "\n")
+    write_text(path.with_suffix(".md"), render(predictions))
+    write_json(path.with_suffix(".json"), {"predictions": predictions})
     print(f"written: {path}.md, {path}.json")
 
 

@@ -9,36 +9,21 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from benchmarks import ROOT
+from benchmarks import RESULTS, ROOT, refreshed
 from fassd.bench.report.networks import HEADLINE, ablation, headline_table, speedup_plot
 from fassd.bench.report.page import Plot
 from fassd.bench.report.results import Collection, collect
 from fassd.io.files import replacing
 
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- headline: python -m benchmarks.readme -->\n", "<!-- /headline -->\n"
 DIGEST = "Figures"
 DPI = 100
-
-
-def replaced(text: str, begin: str, end: str, rows: str) -> str:
-    """The document with `rows` between its marks.
-
-    Raises:
-        ValueError: the marks are not there once.
-    """
-    pattern = re.escape(begin) + ".*?" + re.escape(end)
-    changed, count = re.subn(pattern, lambda _: begin + rows + end, text, flags=re.S)
-    if count != 1:
-        raise ValueError(f"the document must have {begin!r} and {end!r} once, found {count}")
-    return changed
 
 
 def plots(results: Collection) -> Iterator[tuple[Path, Plot]]:
@@ -79,16 +64,10 @@ def drawn_from(path: Path) -> str | None:
 
 def stale(results: Collection) -> list[str]:
     """What in the README differs from the results."""
-    text = README.read_text()
-    found = (
-        []
-        if replaced(text, BEGIN, END, headline(results)) == text
-        else ["README.md: the headline table"]
-    )
-    for path, plot in plots(results):
-        if drawn_from(path) != digest(plot):
-            found.append(str(path.relative_to(ROOT)))
-    return found
+    differs = refreshed(README, BEGIN, END, headline(results), check=True)
+    found = ["README.md: the headline table"] if differs else []
+    drawn = [path for path, plot in plots(results) if drawn_from(path) != digest(plot)]
+    return [*found, *(str(path.relative_to(ROOT)) for path in drawn)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,9 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in differing:
             print(f"differs from benchmarks/results: {line}")
         return 1 if differing else 0
-    text = replaced(README.read_text(), BEGIN, END, headline(results)).encode()
-    with replacing(README) as file:
-        file.write(text)
+    refreshed(README, BEGIN, END, headline(results), check=False)
     for path, plot in plots(results):
         with replacing(path) as file:
             file.write(plot.content(DPI, {DIGEST: digest(plot)}))

@@ -1,37 +1,36 @@
-"""From the record of a report, a plain dictionary, to its Markdown page; pure functions only."""
+"""The GPU report's page and picture, from its record, a plain dictionary."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 
+from benchmarks.plan import PARTS
+from benchmarks.predicted import targets_section
 from benchmarks.rows import (
-    NONE,
     Record,
     Row,
-    choice_text,
-    data_of_part,
-    error,
+    contest_of,
     escape,
-    floor_ms,
-    is_slower_choice,
-    launch_floors_ms,
-    number,
-    part_data,
     rows_by_subject,
-    share,
-    speedup,
-    spread,
-    table,
-    times,
     why,
 )
-from benchmarks.targets import PLACE, TARGETS, Target
-from benchmarks.variants import variants_section, wrong_variants
-from fassd.bench.forms import OURS, TITLES
-
-MOST_LAUNCHES = 12
-"""Of a network, the page lists so many that take longest; ``report.json`` has all."""
+from fassd.bench.candidates import (
+    CARVEOUT,
+    CHOSEN,
+    COMPILE,
+    CUDNN_RELU,
+    DEPENDENT,
+    FOLDED,
+    MAX_AUTOTUNE,
+    NATIVE,
+    TITLES,
+    TRITON,
+    TRITON_GRAPH,
+)
+from fassd.bench.report import charts
+from fassd.io.files import replacing
 
 MOST_NAMES = 24
 """That the page lists of what is not measured for one reason; ``report.json`` has all."""
@@ -76,145 +75,20 @@ METHOD = """\
 
 def render(report: Record) -> str:
     """The Markdown page of a report."""
-    ceilings = part_data(report, "ceilings")
-    sections = [
-        f"# {report['device']}\n",
-        headline(report),
-        targets_section(report),
-        problems_section(report),
-        environment_section(part_data(report, "environment")),
-        ceilings_section(ceilings),
-        conformance_section(report),
-        sanitizer_section(report),
-        camera_section(report),
-        launches_section(report),
-        counters_section(report),
-        variants_section(report),
-        tuning_section(report),
-        cases_section("Operators", report, "operators", columns(ceilings)),
-        cases_section("Modules", report, "modules", columns(ceilings)),
-        cases_section("Networks", report, "networks", network_columns(ceilings)),
-        missing_section(report),
-        f"## How it was measured\n\n{METHOD}",
-    ]
-    return "\n".join(section for section in sections if section)
-
-
-def problems(report: Record) -> list[str]:
-    """What makes a run a failure: a part that crashed, failed tests, wrong or failing kernels."""
-    found = []
-    for item in report["items"]:
-        if item["status"] == "failed":
-            found.append(f"{item['name']}: {item['reason']}")
-        data = item.get("data") or {}
-        counts = data.get("counts", {})
-        failing = counts.get("failed", 0) + counts.get("error", 0)
-        if failing:
-            found.append(f"{item['name']}: {failing} tests failed")
-        if item["part"] == "profile" and data and not only_ours(data):
-            found.append(f"{item['name']}: {launches_text(data)}")
-        if data.get("findings"):
-            found.append(f"{item['name']}: {data['findings']} findings")
-        if item["part"] == "variants":
-            found += [f"{item['name']}: {text}" for text in wrong_variants(data)]
-        if item["part"] == "runner" and data.get("match") is False:
-            found.append(f"{item['name']}: the labels do not match the reference")
-        if report.get("mode") != "quick" and is_slower_choice(data):
-            found.append(f"{item['name']}: {choice_text(data)}")
-        for form in data.get("candidates", ()):
-            if form["name"] in OURS and (form["status"] == "failed" or form.get("match") is False):
-                reason = form.get("reason") or "the result does not match the reference"
-                found.append(f"{item['name']}: {reason}")
-    return found
-
-
-# --- tables of cases ------------------------------------------------------------------------------
-
-
-Column = tuple[str, Callable[[Row], str]]
-
-
-def form_columns() -> list[Column]:
-    """The columns that every table of cases has."""
-    return [
-        ("pictures", lambda row: row.picture),
-        ("dtype", lambda row: row.case["dtype"]),
-        ("form", lambda row: TITLES[row.form["name"]]),
-        ("ms", lambda row: number(row.form["timing"]["ms"])),
-        ("IQR", lambda row: spread(row.form["timing"])),
-        ("n", lambda row: str(row.form["timing"]["n"])),
-        ("plain calls, ms", lambda row: number(row.form["plain"]["ms"])),
-        ("speed-up", lambda row: times(speedup(row.form, row.eager))),
-    ]
-
-
-def check_columns() -> list[Column]:
-    return [
-        ("error", lambda row: error(row.form.get("rel_error"))),
-        ("match", lambda row: "yes" if row.form.get("match") else "**NO**"),
-        ("method", measured_how),
-    ]
-
-
-def measured_how(row: Row) -> str:
-    method = row.form["timing"]["method"]
-    return method if row.data.get("interleaved", True) else f"{method}, alone"
-
-
-def columns(ceilings: Record | None) -> list[Column]:
-    """The columns of operators and modules."""
-
-    def floor(row: Row) -> float | None:
-        return floor_ms(row.data, ceilings)
-
-    def launch_floors(row: Row) -> str:
-        floors = launch_floors_ms(row.form, row.data, ceilings)
-        return share(floors, row.form["timing"]["ms"])
-
-    return [
-        *form_columns(),
-        ("floor, ms", lambda row: number(floor(row))),
-        ("of floor", lambda row: share(floor(row), row.form["timing"]["ms"])),
-        ("launches", launch_count),
-        ("of launch floors", launch_floors),
-        *check_columns(),
-    ]
-
-
-def launch_count(row: Row) -> str:
-    return str(len(row.form["launches"]["bytes"])) if "launches" in row.form else NONE
-
-
-def network_columns(ceilings: Record | None) -> list[Column]:
-    def frames_per_second(row: Row) -> str:
-        return f"{1e3 * row.case['batch'] / row.form['timing']['ms']:,.0f}"
-
-    every = columns(ceilings)
-    every.insert(4, ("frames/s", frames_per_second))
-    return every
-
-
-def cases_section(title: str, report: Record, part: str, columns: Sequence[Column]) -> str:
-    subjects = rows_by_subject(report, part)
-    if not subjects:
-        return f"## {title}\n\nNothing was measured.\n"
-    sections = [f"## {title}\n"]
-    for subject, rows in subjects.items():
-        sections.append(f"### {subject}\n")
-        cells = [case_cells(row, columns) for row in rows]
-        sections.append(table([name for name, _ in columns], cells))
-    return "\n".join(sections)
-
-
-def case_cells(row: Row, columns: Sequence[Column]) -> list[str]:
-    """The cells of a row; where there is no time, the reason stands in the fourth."""
-    if "timing" in row.form:
-        return [cell(row) for _, cell in columns]
-    cells = [cell(row) for _, cell in columns[:3]]
-    return [*cells, escape(row.form.get("reason", "")), *[NONE] * (len(columns) - 4)]
-
-
-# --- the other sections ---------------------------------------------------------------------------
+    known = {item["part"] for item in report["items"] if item.get("data")}
+    sections = {
+        f"# {report['device']}": headline(report),
+        "## Targets": targets_section(report),
+        "## Problems": "".join(f"* {escape(problem)}\n" for problem in problems(report)),
+        **{
+            f"## {part.title}": part.section(report, name)
+            for name, part in PARTS.items()
+            if name in known
+        },
+        "## Not measured": missing(report),
+        "## How it was measured": METHOD,
+    }
+    return "\n".join(f"{title}\n\n{text}" for title, text in sections.items() if text.strip())
 
 
 def headline(report: Record) -> str:
@@ -234,244 +108,96 @@ def headline(report: Record) -> str:
     )
 
 
-def targets_section(report: Record) -> str:
-    """The targets, how far they are reached, and what was expected."""
-    rows = []
-    for target in TARGETS:
-        figure, expected = target.figure(report), target.predicted(report)
-        cells = [target.subject, TITLES[target.form], target.text]
-        cells += [NONE, NONE] if figure is None else [target.describe(figure), met(target, figure)]
-        cells.append("not known" if expected is None else target.describe(expected))
-        rows.append(cells)
-    place = "{batch}x{height}x{width}, {dtype}".format(**PLACE)
-    title = f"## Targets\n\nAt {place}, labels out, set and predicted for an H200.\n"
-    header = ["subject", "form", "target", "measured", "met", "predicted"]
-    return "\n".join([title, table(header, rows)])
+def problems(report: Record) -> list[str]:
+    """What makes a run a failure: a part that crashed, failed tests, wrong or failing kernels."""
+    found = []
+    for item in report["items"]:
+        data = item.get("data")
+        texts = [item["reason"]] if item["status"] == "failed" else []
+        texts += PARTS[item["part"]].faults(data) if data else []
+        # Figures of a rehearsal mean nothing.
+        contest = contest_of(data) if data and report["mode"] != "quick" else None
+        if contest and contest[1]:
+            texts.append(contest[0])
+        found += [f"{item['name']}: {text}" for text in texts]
+    return found
 
 
-def met(target: Target, figure: float) -> str:
-    return "yes" if target.is_met(figure) else "**no**"
-
-
-def problems_section(report: Record) -> str:
-    found = problems(report)
-    if not found:
-        return ""
-    return "## Problems\n\n" + "".join(f"* {escape(problem)}\n" for problem in found)
-
-
-def environment_section(data: Record | None) -> str:
-    if not data:
-        return "## Environment\n\nNot recorded.\n"
-    rows = [[name, escape(str(value))] for name, value in data["facts"].items()]
-    backends = [
-        [b["name"], "available" if b["available"] else escape(b["reason"])]
-        for b in data["backends"]
-    ]
-    return "\n".join(
-        [
-            "## Environment\n",
-            table(["what", "value"], rows),
-            table(["backend", "state"], backends),
-        ]
-    )
-
-
-def ceilings_section(data: Record | None) -> str:
-    if not data:
-        return "## Ceilings\n\nNot measured.\n"
-    copy = data["copy"]
-    rows = [
-        [
-            f"copy of {copy['buffer_bytes'] / 2**20:,.0f} MiB, read + written",
-            f"{copy['bytes_per_s'] / 1e9:,.0f} GB/s",
-            spread(copy["timing"]),
-            str(copy["timing"]["n"]),
-        ]
-    ]
-    for name, rate in data["matrix"].items():
-        figure = f"{rate['operations_per_s'] / 1e12:,.3g} TFLOP/s"
-        what = f"matrix product, {name}, side {rate['side']}"
-        rows.append([what, figure, spread(rate["timing"]), str(rate["timing"]["n"])])
-    return "## Ceilings\n\n" + table(["what", "measured", "IQR", "n"], rows)
-
-
-def conformance_section(report: Record) -> str:
-    checks = [
-        [c["check"], c["rel_error"], "yes" if c["match"] else "**NO**"]
-        for data in data_of_part(report, "smoke")
-        for c in data["checks"]
-    ]
-    lines = ["## Conformance\n"]
-    if checks:
-        lines.append(table(["check", "error", "match"], checks))
-    runs = data_of_part(report, "conformance")
-    lines += map(suite_text, runs) if runs else ["The suite was not run.\n"]
-    return "\n".join(lines)
-
-
-def suite_text(data: Record) -> str:
-    """One run of the conformance suite."""
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(data["counts"].items()))
-    cut = "" if data["finished"] else " **Stopped before the end.**"
-    command = " ".join([data["suite"], *data["options"]])
-    text = f"`pytest {command}`: {counts or 'none ran'}.{cut}\n"
-    failures = [[escape(f["test"]), escape(f["message"])] for f in data["failures"]]
-    return "\n".join([text, table(["failed", "message"], failures)]) if failures else text
-
-
-def tuning_section(report: Record) -> str:
-    rows = [
-        [f"`{data['command']}`", name, str(count)]
-        for data in data_of_part(report, "tune")
-        for name, count in data["tables"].items()
-    ]
-    choices = [f"* {escape(choice_text(data))}.\n" for data in data_of_part(report, "networks")
-               if choice_text(data)]  # fmt: skip
-    if not (rows or choices):
-        return ""
-    tables = table(["command", "table in `configs/`", "rows"], rows) if rows else ""
-    return "\n".join(["## Tuning\n", tables, "".join(choices)])
-
-
-def missing_section(report: Record) -> str:
+def missing(report: Record) -> str:
     """What has no figure, and why; the first names of one reason together."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for item in report["items"]:
         if item["status"] != "done":
-            reasons[why(item)["reason"]].append(f"`{item['name']}`")
-    if not reasons:
-        return ""
+            reasons[why(item)].append(f"`{item['name']}`")
     lines = []
     for reason, names in reasons.items():
         rest = f", and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         shown = ", ".join(names[:MOST_NAMES])
         lines.append(f"* {escape(reason)} ({len(names)}): {shown}{rest}\n")
-    return "## Not measured\n\n" + "".join(lines)
+    return "".join(lines)
 
 
-# --- launches -------------------------------------------------------------------------------------
+# --- the picture ----------------------------------------------------------------------------------
+
+COLOURS = {
+    FOLDED: charts.COLOURS["grey"],
+    CUDNN_RELU: charts.COLOURS["yellow"],
+    COMPILE: charts.COLOURS["sky"],
+    MAX_AUTOTUNE: charts.COLOURS["green"],
+    TRITON: charts.COLOURS["orange"],
+    TRITON_GRAPH: charts.COLOURS["purple"],
+    NATIVE: charts.COLOURS["vermilion"],
+    DEPENDENT: charts.COLOURS["blue"],
+    CARVEOUT: charts.COLOURS["silver"],
+    CHOSEN: charts.BLACK,
+}
 
 
-def only_ours(data: Record) -> bool:
-    """Whether a profile holds the launches that were planned, and no others."""
-    return not data["foreign"] and data["seen"] == data["planned"]
+def draw(path: Path, report: Record) -> Path | None:
+    """Draw, as PNG, the speed-ups at the place that the report measured first.
+
+    Args:
+        path: the file; it is replaced only when the new one is complete.
+        report: what ``report.json`` holds.
+
+    Returns:
+        `path`, or None if there is nothing to draw.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    parts = {part: subjects_of(report, part) for part in ("networks", "modules", "operators")}
+    rows = [bar_row(part, subjects) for part, subjects in parts.items() if subjects]
+    if not rows:
+        return None
+    title = f"Speed-up over eager PyTorch\n{report['device']}, {report['date'][:10]}"
+    with replacing(path) as file:
+        file.write(charts.png(charts.bar_rows(rows, title=title)))
+    return path
 
 
-def launches_text(data: Record) -> str:
-    others = ", ".join(f"{count} of {name}" for name, count in data["foreign"].items())
-    return (
-        f"{data['network']} in {data['dtype']} through {data['backend']} is {data['seen']} "
-        f"launches, {data['planned']} of our kernels were planned; others: {others or 'none'}"
-    )
+def subjects_of(report: Record, part: str) -> dict[str, dict[str, Row]]:
+    """The rows with a speed-up at the first place that has one, by subject and form."""
+    found: dict[str, dict[str, Row]] = defaultdict(dict)
+    place = None
+    for subject, rows in rows_by_subject(report, part).items():
+        for row in rows:
+            here = row.picture, row.case["dtype"]
+            if row.speedup is not None and here == (place or here):
+                place = here
+                found[subject][row.form["name"]] = row
+    return found
 
 
-def launches_section(report: Record) -> str:
-    parts = []
-    for data in data_of_part(report, "profile"):
-        parts.append(f"{escape(launches_text(data))}.\n")
-        if "mismatch" in data:
-            parts.append(f"{escape(data['mismatch'])}.\n")
-        if "rows" in data:
-            parts.append(launch_table(data["rows"]))
-    return "\n".join(["## Launches\n", *parts]) if parts else ""
-
-
-def launch_table(rows: Sequence[Record]) -> str:
-    """Those that take longest, equal ones together."""
-
-    def micro(row: Record, name: str) -> str:
-        seconds = row.get(f"{name}_s")
-        return number(None if seconds is None else 1e6 * seconds)
-
-    header = ["launch", "channels", "size", "tile", "x", "floor us", "predicted us", "measured us"]
-    cells = [
-        [
-            escape(row["label"]),
-            escape(row.get("channels", NONE)),
-            f"{row['height']}x{row['width']}" if "height" in row else NONE,
-            row.get("tile") or NONE,
-            str(row["count"]),
-            *(micro(row, name) for name in ("floor", "predicted", "measured")),
-        ]
-        for row in sorted(rows, key=lambda row: -row["measured_s"])[:MOST_LAUNCHES]
-    ]
-    return table(header, cells)
-
-
-# --- counters -------------------------------------------------------------------------------------
-
-
-def counters_section(report: Record) -> str:
-    parts = [counters_text(data) for data in data_of_part(report, "counters")]
-    return "\n".join(["## Counters\n", *parts]) if parts else ""
-
-
-def counters_text(data: Record) -> str:
-    def percent(value: float | None) -> str:
-        return NONE if value is None else f"{value:.0f}%"
-
-    def whole(value: float | None) -> str:
-        return NONE if value is None else f"{value:.0f}"
-
-    header = ["launch", "kernel", "us", "SM", "DRAM", "L2", "occupancy", "issue slots",
-              "instructions", "top stall", "of stalls", "no instruction", "registers",
-              "blocks"]  # fmt: skip
-    cells = [
-        [
-            str(one["index"]),
-            escape(one["kernel"]),
-            number(one["us"]),
-            *(percent(one[n]) for n in ("sm", "dram", "l2", "occupancy", "issue_slots_busy")),
-            whole(one["instructions"]),
-            one["stall"] or NONE,
-            share(one["stall_share"], 1.0),
-            share(one["no_instruction_share"], 1.0),
-            whole(one["registers"]),
-            whole(one["blocks"]),
-        ]
-        for one in sorted(data["rows"], key=lambda one: -one["us"])[:MOST_LAUNCHES]
-    ]
-    text = (
-        f"The slowest of {data['launches']} launches of {data['network']}, which take "
-        f"{number(data['us'])} us in all, each alone.\n"
-    )
-    return "\n".join([text, table(header, cells)])
-
-
-# --- the other sections ---------------------------------------------------------------------------
-
-
-def camera_section(report: Record) -> str:
-    rows = [
-        [
-            data["network"],
-            data["backend"],
-            f"{data['batch']}x{data['height']}x{data['width']}",
-            data["dtype"],
-            f"{data['fps']:,.0f}",
-            number(data["latency_ms"]),
-            "yes" if data["match"] else "**NO**",
-        ]
-        for data in data_of_part(report, "runner")
-    ]
-    header = ["network", "backend", "pictures", "dtype", "frames/s", "one call, ms", "match"]
-    return "## From camera to labels\n\n" + table(header, rows) if rows else ""
-
-
-def sanitizer_section(report: Record) -> str:
-    runs = data_of_part(report, "sanitizer")
-    if not runs:
-        return ""
-    rows = [
-        [
-            data["tool"],
-            str(sum(data["counts"].values())),
-            str(data["counts"].get("failed", 0) + data["counts"].get("error", 0)),
-            str(data["findings"]),
-        ]
-        for data in runs
-    ]
-    quotes = [f"{data['tool']}:\n\n```\n{text}\n```\n" for data in runs for text in data["quoted"]]
-    head = table(["tool of compute-sanitizer", "tests", "failed", "findings"], rows)
-    return "\n".join(["## Sanitizers\n", head, *quotes])
+def bar_row(part: str, subjects: Mapping[str, Mapping[str, Row]]) -> charts.BarRow:
+    """A group of bars for each subject, a bar for each form that has a figure anywhere."""
+    series = []
+    for form, colour in COLOURS.items():
+        rows = [forms.get(form) for forms in subjects.values()]
+        if any(rows):
+            heights = [row and row.speedup for row in rows]
+            series.append(charts.Bars(TITLES[form], heights, colour))
+    first = next(iter(next(iter(subjects.values())).values()))
+    # "HarDBlock base.4" in two lines, "MDA(63, 2)" in one.
+    names = [name.replace(" ", "" if "(" in name else "\n") for name in subjects]
+    return f"{part}, {first.picture} {first.case['dtype']}", names, series

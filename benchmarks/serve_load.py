@@ -156,8 +156,10 @@ def measure(model: str, seconds: int, server: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    # Not above: locust's users, who import this file by its path, have no need of them.
+    from benchmarks import write_json
     from fassd.bench.machine import environment
-    from fassd.io.images import check_file, replacing
+    from fassd.io.files import check_file
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="fassd_net_l2")
@@ -174,11 +176,9 @@ def main() -> None:
     }
     found = measure(options.model, options.seconds, options.server)
     figures = {"settings": settings, **found, "environment": environment()}
-    text = json.dumps(figures, indent=1)
-    print(text)
+    print(json.dumps(figures, indent=1))
     if options.json is not None:
-        with replacing(options.json) as file:
-            file.write(text.encode())
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

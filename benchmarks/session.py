@@ -1,4 +1,4 @@
-"""A run of the GPU report: what each item runs, and its results on disk as they are known."""
+"""A run of the GPU report: what each item gives, and its results on disk as they are known."""
 
 from __future__ import annotations
 
@@ -15,119 +15,45 @@ from typing import Any
 
 import torch
 
-from benchmarks import ROOT
-from benchmarks.plan import Item, build_plan, full_scale, quick_scale, untuned
-from benchmarks.probes import (
-    describe_environment,
-    measure_ceilings,
-    measure_runner,
-    profile_network,
-    smoke,
-)
+from benchmarks import ROOT, write_json, write_text
+from benchmarks.plan import FULL, PARTS, Item, build_plan, quick_scale, untuned
+from benchmarks.predicted import load_predictions
 from benchmarks.report import render
-from benchmarks.targets import load_predictions
-from benchmarks.tools import (
-    TimeLimitError,
-    conformance,
-    count_launches,
-    run_logged,
-    sanitize,
-    tail,
-    tune,
-)
-from benchmarks.variants import measure_variants
-from fassd.bench.cases import Bench, measure_case
-from fassd.bench.forms import UnavailableError, require_operators
-from fassd.bench.subjects import Case
-from fassd.bench.timing import Sampling, first_line
+from benchmarks.tools import ProgramError, TimeLimitError, Visit, run_logged, tail
+from fassd.bench.candidates import UnavailableError, require_operators
+from fassd.bench.cases import Bench
+from fassd.bench.stopwatch import first_line
 from fassd.io.files import replacing
 
 SESSION, ALONE = "FASSD_GPU_REPORT", "FASSD_GPU_REPORT_ITEM"
 """Environment of pytest: the session as JSON, and the name of the one item to measure."""
 
-SCHEMA = 3
+SCHEMA = 4
 SOURCE_SUFFIXES = {".py", ".def", ".h", ".cuh", ".cpp", ".cu", ".toml"}
-
-# --- what an item runs ----------------------------------------------------------------------------
-
-
-def case(
-    device: str, sampling: dict[str, Any], compiler: str, group: str, **case: Any
-) -> dict[str, Any]:
-    bench = Bench(torch.device(device), Sampling(**sampling), compiler)
-    return measure_case(Case(**case), group, bench)
-
-
-def ceilings(device: str, sampling: dict[str, Any], **sizes: int) -> dict[str, Any]:
-    return measure_ceilings(torch.device(device), Sampling(**sampling), **sizes)
-
-
-def variants(device: str, sampling: dict[str, Any], **arguments: Any) -> dict[str, Any]:
-    return measure_variants(torch.device(device), sampling=Sampling(**sampling), **arguments)
-
-
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {
-    "environment": lambda device: describe_environment(torch.device(device)),
-    "smoke": lambda device, backend: smoke(torch.device(device), backend),
-    "profile": lambda device, **case: profile_network(torch.device(device), **case),
-    "runner": lambda device, **place: measure_runner(torch.device(device), **place),
-    "ceilings": ceilings,
-    "variants": variants,
-    "case": case,
-}
-"""In the process of pytest."""
-
-PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
-    "conformance": conformance,
-    "sanitizer": sanitize,
-    "counters": count_launches,
-    "tune": tune,
-}
-"""In one of their own; they take a folder of logs and a limit in seconds."""
-
-
-def build(logs: Path, limit_s: float, architecture: str) -> dict[str, Any]:
-    """Compile both extensions in place, the CUDA kernels for one architecture, on all cores.
-
-    Raises:
-        RuntimeError: it failed; the message holds the end of its log.
-        TimeLimitError: it took too long.
-    """
-    log = logs / "build.log"
-    environment = {
-        "FASSD_KERNELS_CUDA": "1",
-        "TORCH_CUDA_ARCH_LIST": architecture,
-        "MAX_JOBS": str(os.cpu_count() or 1),
-    }
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    code = run_logged(command, log, limit_s, environment)
-    if code != 0:
-        raise RuntimeError(f"the build ended with code {code}:\n{tail(log)}")
-    return {"log": log.name, "architecture": architecture}
-
-
-# --- a session ------------------------------------------------------------------------------------
+FINAL = ("done", "unavailable")
+"""What a later run need not try again."""
 
 
 class Session:
     """One run over the plan, of which several processes know.
 
     Args:
-        state: ready for JSON: ``device``, ``quick``, ``first``, ``only``, ``resume``, ``run``
-            (its name), ``started`` and ``budget_s`` (seconds), ``output`` and ``work`` (folders),
-            ``identity`` (a result of another machine is not taken up again) and ``header``.
+        state: ready for JSON: ``device``, ``quick``, ``first``, ``only``, ``run`` (its name),
+            ``started`` and ``budget_s`` (seconds), ``output`` and ``work`` (folders), ``identity``
+            (a result of another machine is not taken up again) and ``header`` (of the report).
         clock: seconds, of which `started` was read.
     """
 
     def __init__(self, state: Mapping[str, Any], clock: Callable[[], float] = time.time) -> None:
         self.state = dict(state)
         self.clock = clock
-        scale = quick_scale(state["device"]) if state["quick"] else full_scale()
+        scale = quick_scale(state["device"]) if state["quick"] else FULL
         self.plan = build_plan(scale)
-        self.output = Path(state["output"])
-        self.work = Path(state["work"])
-        self.logs, self.configs = self.work / "logs", self.work / "configs"
-        self.parts = self.work / "parts"
+        self.bench = Bench(torch.device(state["device"]), scale.sampling, scale.compiler)
+        self.output, self.work = Path(state["output"]), Path(state["work"])
+        self.logs, self.configs, self.parts = (
+            self.work / name for name in ("logs", "configs", "parts")
+        )
         for folder in (self.logs, self.configs, self.parts):
             folder.mkdir(parents=True, exist_ok=True)
         self._digests: dict[tuple[str, ...], str] = {}
@@ -180,14 +106,14 @@ class Session:
 
         What an earlier run tried and did not finish comes behind the untried.
         """
-        open_items: list[tuple[int, Item]] = []
+        untried, tried = [], []
         for item in filter(self.is_asked, self.plan):
             saved = self.load(item)
             if saved is None:
-                open_items.append((0, item))
-            elif saved["run"] != self.state["run"] and not is_final(saved):
-                open_items.append((1, item))
-        return [item for _, item in sorted(open_items, key=lambda pair: pair[0])]
+                untried.append(item)
+            elif saved["run"] != self.state["run"] and saved["status"] not in FINAL:
+                tried.append(item)
+        return untried + tried
 
     # One item.
 
@@ -203,7 +129,7 @@ class Session:
         record["seconds"] = round(self.clock() - begun, 2)
         self.save(item, record)
         (self.work / "running.json").unlink(missing_ok=True)
-        if item.task == "tune" and record["status"] != "unavailable":
+        if item.part in ("tune", "choices") and record["status"] != "unavailable":
             # Cut short or not, what it has found is in the table: older figures are of another.
             self.drop(untuned(self.plan, item))
         return record
@@ -212,44 +138,32 @@ class Session:
         """The record of an item; whatever happens becomes one."""
         try:
             if item.backend:
-                require_operators(item.backend, frozenset(), torch.device(self.state["device"]))
+                require_operators(item.backend, frozenset(), self.bench.device)
             if item.environment.items() - os.environ.items():
                 return self.apart(item, limit_s)
-            arguments = dict(item.arguments)
-            if item.task == "tune":
-                arguments["configs"] = self.configs
-            if item.task in PROGRAMS:
-                return judged(PROGRAMS[item.task](self.logs, limit_s, **arguments))
-            if "limit_s" in arguments:  # it ends by itself then, and what it has is not lost
-                arguments["limit_s"] = min(arguments["limit_s"], limit_s / 2)
-            data = TASKS[item.task](**arguments)
+            visit = Visit(self.bench, self.logs, self.configs, limit_s)
+            data = PARTS[item.part].measure(visit, **item.arguments)
             json.dumps(data, allow_nan=False)  # what JSON cannot hold is an error here, not later
-            return {"status": "done", "data": data}
+            return judged(data)
         except UnavailableError as reason:
             return {"status": "unavailable", "reason": str(reason)}
         except TimeLimitError as error:
             return {"status": "timeout", "reason": str(error)}
+        except ProgramError as error:
+            return {"status": "failed", "reason": str(error)}
         except Exception as error:
             traceback.print_exc()
-            whole = isinstance(error, RuntimeError) and item.task in PROGRAMS
-            return {"status": "failed", "reason": str(error) if whole else first_line(error)}
+            return {"status": "failed", "reason": first_line(error)}
 
     def apart(self, item: Item, limit_s: float) -> dict[str, Any]:
-        """The record that a process of its own makes, started with the item's environment.
-
-        Raises:
-            UnavailableError: the kernels do not read a variable of it.
-        """
-        for variable in item.environment:
-            if not kernels_read(variable):
-                raise UnavailableError(f"csrc/cuda does not read {variable}")
+        """The record that a process of its own makes, started with the item's environment."""
         log = self.logs / f"{self.path(item).stem}.log"
         environment = {**item.environment, SESSION: json.dumps(self.state), ALONE: item.name}
         self.drop([item])
         code = run_logged(pytest_command(), log, limit_s, environment)
         record = self.load(item)
         if record is None:
-            raise RuntimeError(f"the process ended with code {code}: {tail(log, 3)}")
+            raise ProgramError(f"the process ended with code {code}: {tail(log, 3)}")
         return record
 
     def interrupted(self) -> bool:
@@ -269,15 +183,11 @@ class Session:
 
     # The report.
 
-    def records(self) -> list[dict[str, Any]]:
-        """What is known of every item of the plan."""
-        return [self.describe(item) for item in self.plan]
-
     def describe(self, item: Item) -> dict[str, Any]:
+        """What is known of an item."""
         known: dict[str, Any] = {"name": item.name, "part": item.part}
-        if item.task == "case":
-            wanted = ("part", "subject", "batch", "height", "width", "dtype", "group")
-            known["case"] = {name: item.arguments[name] for name in wanted}
+        if "group" in item.arguments:
+            known["case"] = item.arguments
         saved = self.load(item)
         if saved is not None:
             return {**known, **saved}
@@ -293,7 +203,7 @@ class Session:
             "budget_s": self.state["budget_s"],
             "elapsed_s": round(self.elapsed(), 1),
             "predicted": load_predictions(),
-            "items": self.records(),
+            "items": [self.describe(item) for item in self.plan],
         }
 
     def publish(self) -> Path:
@@ -314,18 +224,8 @@ class Session:
                 archive.add(folder, folder.name)
 
 
-def kernels_read(variable: str) -> bool:
-    """Whether the CUDA kernels know a variable of the environment, by their sources."""
-    return any(variable in path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.*"))
-
-
-def is_final(record: Mapping[str, Any]) -> bool:
-    """Whether a later run need not try again."""
-    return record["status"] in ("done", "unavailable")
-
-
 def judged(data: dict[str, Any]) -> dict[str, Any]:
-    """The record of a program: done, whatever it says, if it ended by itself."""
+    """The record of data: done, whatever it says, unless a program did not end by itself."""
     if "crash" in data:
         return {"status": "failed", "reason": data["crash"], "data": data}
     if data.get("finished", True):
@@ -340,16 +240,6 @@ def pytest_command() -> list[str]:
         *(sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / "gpu_report.py"), "-v"),
         *("--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"),
     ]
-
-
-def write_text(path: Path, text: str) -> None:
-    """A reader, or a run after a crash, sees the old file or the new one, never half of it."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def digest(paths: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Programs that the GPU report starts: pytest on the conformance suite, NVIDIA's tools, the tuner.
+"""Programs that the GPU report starts: the build, the conformance suite, NVIDIA's tools, the tuner.
 
 Each is given a time limit, writes a log, and is killed past its limit.
 """
@@ -6,7 +6,6 @@ Each is given a time limit, writes a log, and is killed past its limit.
 from __future__ import annotations
 
 import contextlib
-import csv
 import importlib.util
 import json
 import os
@@ -17,12 +16,17 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from benchmarks import ROOT, output_of
-from fassd.bench.forms import UnavailableError
+from benchmarks.rows import Record, data_of_part, escape, table, table_of
+from fassd.bench.candidates import UnavailableError
+from fassd.bench.cases import Bench
 
 GRACE_S = 5.0
 TOOLKIT = Path("/usr/local/cuda/bin")
@@ -31,6 +35,10 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 class TimeLimitError(Exception):
     """The program was still at work at its limit, and was killed."""
+
+
+class ProgramError(RuntimeError):
+    """A program failed; the message holds the end of its log."""
 
 
 def run_logged(
@@ -66,6 +74,49 @@ def run_logged(
                     child.wait(GRACE_S)
 
 
+@dataclass(frozen=True)
+class Visit:
+    """What a measurement knows of the run that it belongs to.
+
+    Attributes:
+        bench: device, sampling and compiler.
+        logs: folder of the programs' logs.
+        configs: folder of the tables that tuning writes, and that our kernels read.
+        limit_s: seconds after which the measurement is killed.
+    """
+
+    bench: Bench
+    logs: Path
+    configs: Path
+    limit_s: float
+
+    @property
+    def device(self) -> torch.device:
+        return self.bench.device
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    def run(
+        self, command: Sequence[str], log: str, environment: Mapping[str, str] = NOTHING
+    ) -> int:
+        """`run_logged` within the limit, with a log of this name."""
+        return run_logged(command, self.log(log), self.limit_s, environment)
+
+    def run_well(
+        self, what: str, command: Sequence[str], log: str, environment: Mapping[str, str] = NOTHING
+    ) -> None:
+        """The same for a program that has to succeed.
+
+        Raises:
+            ProgramError: it did not; the message says `what` it was.
+            TimeLimitError: it took too long.
+        """
+        code = self.run(command, log, environment)
+        if code != 0:
+            raise ProgramError(f"{what} ended with code {code}:\n{tail(self.log(log))}")
+
+
 def read_log(path: Path) -> str:
     """The text of a log; empty where there is no file."""
     return path.read_text(errors="replace") if path.exists() else ""
@@ -88,6 +139,27 @@ def find_tool(name: str) -> str:
     return found
 
 
+# --- the build ------------------------------------------------------------------------------------
+
+
+def build(visit: Visit) -> dict[str, Any]:
+    """Compile both extensions in place, the CUDA kernels for this GPU alone, on all cores.
+
+    Raises:
+        ProgramError, TimeLimitError: it failed, or took too long.
+    """
+    # Hopper's own instructions are in the architecture with an `a` alone; the sources ask for none.
+    architecture = "{}.{}".format(*torch.cuda.get_device_capability(visit.device))
+    environment = {
+        "FASSD_KERNELS_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": architecture,
+        "MAX_JOBS": str(os.cpu_count() or 1),
+    }
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    visit.run_well("the build", command, "build", environment)
+    return {"architecture": architecture}
+
+
 # --- the conformance suite ------------------------------------------------------------------------
 
 ENDED_BY_ITSELF = (0, 1, 2, 5)
@@ -101,8 +173,7 @@ MESSAGE_LENGTH = 400
 
 
 def conformance(
-    logs: Path,
-    limit_s: float,
+    visit: Visit,
     suite: str,
     options: Sequence[str],
     name: str = "conformance",
@@ -111,9 +182,9 @@ def conformance(
 ) -> dict[str, Any]:
     """Run the tests in `suite` with `options` and count them by outcome.
 
+    pytest-timeout ends the run a little before the visit's limit, between two tests.
+
     Args:
-        logs: the folder of logs.
-        limit_s: seconds; pytest-timeout ends the run a little before, between two tests.
         suite, options: of pytest.
         name: of the log.
         under: a command that watches the one behind it; the suite then runs in one process.
@@ -125,39 +196,35 @@ def conformance(
 
     Raises:
         UnavailableError: pytest-reportlog, which writes each result as it comes, is missing.
-        RuntimeError: no test was run; the message holds the end of the log.
+        ProgramError: no test was run.
     """
     if importlib.util.find_spec("pytest_reportlog") is None:
         raise UnavailableError("pytest-reportlog is not installed (`make gpu-carry` brings it)")
-    log, results = logs / f"{name}.log", logs / f"{name}.jsonl"
+    log, results = visit.log(name), visit.logs / f"{name}.jsonl"
     results.unlink(missing_ok=True)
-    processes = 1 if under else process_count()
+    # Several processes on the one GPU, where pytest-xdist is installed and there are cores.
+    cores = os.cpu_count() or 1
+    parallel = not under and importlib.util.find_spec("xdist") is not None
+    processes = max(min(cores // 2, MOST_PROCESSES), 1) if parallel else 1
     command = [*under, sys.executable, "-m", "pytest", suite, *options, "-q", "--tb=short"]
     command += ["-p", "no:cacheprovider", f"--report-log={results}"]
     if importlib.util.find_spec("pytest_timeout") is not None:
-        command.append(f"--session-timeout={max(limit_s - 2 * GRACE_S, 1):.0f}")
+        command.append(f"--session-timeout={max(visit.limit_s - 2 * GRACE_S, 1):.0f}")
     if processes > 1:
         command += ["-n", str(processes)]
-    threads = str(max((os.cpu_count() or 1) // processes, 1))
+    threads = {"OMP_NUM_THREADS": str(max(cores // processes, 1))}
     code = 0
     with contextlib.suppress(TimeLimitError):  # cut short or not, what has been written is counted
-        code = run_logged(command, log, limit_s, {**environment, "OMP_NUM_THREADS": threads})
+        code = visit.run(command, name, {**environment, **threads})
     # The last line of a process that was killed may not be whole.
     lines = (line for line in read_log(results).splitlines(keepends=True) if line.endswith("\n"))
     summary = summarise(map(json.loads, lines))
     if not summary["counts"]:
-        raise RuntimeError(f"no test was run:\n{tail(log)}")
+        raise ProgramError(f"no test was run:\n{tail(log)}")
     if code not in ENDED_BY_ITSELF:
         summary["crash"] = f"pytest ended with code {code}:\n{tail(log)}"
     summary["finished"] &= "session-timeout" not in read_log(log)
-    return {"suite": suite, "options": list(options), "log": log.name, **summary}
-
-
-def process_count() -> int:
-    """Several processes on the one GPU, where pytest-xdist is installed and there are cores."""
-    if importlib.util.find_spec("xdist") is None:
-        return 1
-    return max(min((os.cpu_count() or 1) // 2, MOST_PROCESSES), 1)
+    return {"suite": suite, "options": list(options), **summary}
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -193,6 +260,27 @@ def message_of(longrepr: Any) -> str:
     return str(crash["message"] if crash else longrepr)[:MESSAGE_LENGTH]
 
 
+def failing(data: Record) -> int:
+    return data["counts"].get("failed", 0) + data["counts"].get("error", 0)
+
+
+def failing_tests(data: Record) -> list[str]:
+    return [f"{failing(data)} tests failed"] if failing(data) else []
+
+
+def conformance_section(report: Record, part: str) -> str:
+    texts = []
+    for data in data_of_part(report, part):
+        counts = ", ".join(f"{count} {what}" for what, count in sorted(data["counts"].items()))
+        cut = "" if data["finished"] else " **Stopped before the end.**"
+        command = " ".join([data["suite"], *data["options"]])
+        texts.append(f"`pytest {command}`: {counts}.{cut}\n")
+        if data["failures"]:
+            rows = [[escape(f["test"]), escape(f["message"])] for f in data["failures"]]
+            texts.append(table(["failed", "message"], rows))
+    return "\n".join(texts)
+
+
 # --- compute-sanitizer ----------------------------------------------------------------------------
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -219,8 +307,7 @@ TROUBLE = re.compile(r"^=========.*(?:Internal Sanitizer Error|Error: (?!Race)).
 
 
 def sanitize(
-    logs: Path,
-    limit_s: float,
+    visit: Visit,
     tool: str,
     suite: str = "",
     options: Sequence[str] = (),
@@ -229,8 +316,7 @@ def sanitize(
     """Run tests, or one forward of a network, under a tool of compute-sanitizer.
 
     Args:
-        logs: the folder of logs; this one's is ``sanitizer.TOOL.txt``.
-        limit_s: seconds.
+        visit: what the tool says goes to ``sanitizer.TOOL.txt``.
         tool: one of `SANITIZERS`.
         suite, options: of pytest.
         forward: in place of a suite, arguments of `benchmarks.probes.forward`.
@@ -241,23 +327,24 @@ def sanitize(
 
     Raises:
         UnavailableError: compute-sanitizer is not installed, or it cannot watch a program here.
-        RuntimeError: there is no test, or the forward failed; the message holds the end of a log.
+        ProgramError: there is no test, or the forward failed.
     """
     command = find_tool("compute-sanitizer")
-    found = logs / f"sanitizer.{tool}.txt"
+    name = f"sanitizer.{tool}"
+    found = visit.logs / f"{name}.txt"
     found.unlink(missing_ok=True)
     under = [command, "--tool", tool, "--log-file", str(found)]
     # PyTorch asks for things that may fail; our own calls throw.
     under += ["--target-processes", "application-only", "--report-api-errors", "no"]
     under += filters(command, tool)
-    environment = ENVIRONMENTS.get(tool, {})
-    name = f"sanitizer.{tool}"
+    environment = ENVIRONMENTS.get(tool, NOTHING)
     try:
         if forward is None:
-            data = conformance(logs, limit_s, suite, options, name, under, environment)
+            data = conformance(visit, suite, options, name, under, environment)
         else:
-            data = watched_forward(logs / f"{name}.log", limit_s, under, forward, environment)
-    except RuntimeError as error:
+            visit.run_well("the forward", [*under, *forward_command(forward)], name, environment)
+            data = {"counts": {"passed": 1}, "subject": forward["network"]}
+    except ProgramError as error:
         trouble = TROUBLE.search(read_log(found)) or TROUBLE.search(str(error))
         if trouble is None:
             raise
@@ -270,32 +357,16 @@ def forward_command(arguments: Mapping[str, Any]) -> list[str]:
     return [sys.executable, "-m", "benchmarks.probes", json.dumps(dict(arguments))]
 
 
-def watched_forward(
-    log: Path,
-    limit_s: float,
-    under: Sequence[str],
-    arguments: Mapping[str, Any],
-    environment: Mapping[str, str],
-) -> dict[str, Any]:
-    code = run_logged([*under, *forward_command(arguments)], log, limit_s, environment)
-    if code != 0:
-        raise RuntimeError(f"the forward ended with code {code}:\n{tail(log)}")
-    return {"counts": {"passed": 1}, "subject": arguments["network"]}
-
-
 def filters(command: str, tool: str) -> list[str]:
     """Watch our kernels alone; `initcheck` has to see what the others write.
 
     The option has changed its name; nothing is left out where neither is known.
     """
-    if tool == "initcheck":
-        return []
-    known = output_of([command, "--help"])
-    return next(
-        ([option, f"kns={OURS}"] for option in ("--kernel-regex", "--kernel-name")
-         if re.search(rf"{option}\b(?!-)", known)),
-        [],
-    )  # fmt: skip
+    known = "" if tool == "initcheck" else output_of([command, "--help"])
+    for option in ("--kernel-regex", "--kernel-name"):
+        if re.search(rf"{option}\b(?!-)", known):
+            return [option, f"kns={OURS}"]
+    return []
 
 
 def findings(log: str) -> dict[str, Any]:
@@ -315,133 +386,21 @@ def findings(log: str) -> dict[str, Any]:
     }
 
 
-# --- ncu ------------------------------------------------------------------------------------------
-
-SECTIONS = (
-    "SpeedOfLight",
-    "ComputeWorkloadAnalysis",
-    "InstructionStats",
-    "MemoryWorkloadAnalysis",
-    "Occupancy",
-    "WarpStateStats",
-    "LaunchStats",
-)
-
-# Of a figure, the metric, or what older or newer versions call it. Percentages are of the peak.
-METRICS: dict[str, tuple[str, ...]] = {
-    "sm": ("sm__throughput.avg.pct_of_peak_sustained_elapsed",),
-    "dram": (
-        "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
-        "dram__throughput.avg.pct_of_peak_sustained_elapsed",
-    ),
-    "l2": ("lts__throughput.avg.pct_of_peak_sustained_elapsed",),
-    "occupancy": ("sm__warps_active.avg.pct_of_peak_sustained_active",),
-    "issue_slots_busy": (
-        "sm__inst_issued.avg.pct_of_peak_sustained_active",
-        "sm__instruction_throughput.avg.pct_of_peak_sustained_active",
-        "smsp__issue_active.avg.pct_of_peak_sustained_active",
-    ),
-    "instructions": ("smsp__inst_executed.sum", "sm__inst_executed.sum"),
-    "registers": ("launch__registers_per_thread",),
-    "blocks": ("launch__grid_size",),
-}
-DURATION = "gpu__time_duration.sum"
-MICROSECONDS = {"ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6}
-STALL = re.compile(
-    r"smsp__average_warp(?:s|_latency)_issue_stalled_(\w+?)(?:_per_issue_active)?\.ratio"
-)
-ISSUED = "selected"  # among the states of a warp, the one that is no stall
-NO_INSTRUCTION = "no_instruction"  # the stall of a warp that waits for its next instruction
+def sanitizer_faults(data: Record) -> list[str]:
+    found = [f"{data['findings']} findings"] if data["findings"] else []
+    return [*failing_tests(data), *found]
 
 
-def count_launches(logs: Path, limit_s: float, **arguments: Any) -> dict[str, Any]:
-    """Run a forward under ncu, whose log is ``counters.csv``.
-
-    Args:
-        logs: the folder of logs.
-        limit_s: seconds.
-        arguments: of `benchmarks.probes.forward`.
-
-    Returns:
-        ``launches``, their number; ``us``, what all of them take, each alone; ``rows``, the figures
-        of every launch in order.
-
-    Raises:
-        UnavailableError: ncu is not installed, or may not read the counters.
-        RuntimeError: it saw no launch; the message holds the end of a log.
-    """
-    found, log = logs / "counters.csv", logs / "counters.log"
-    found.unlink(missing_ok=True)
-    command = [find_tool("ncu"), "--clock-control", "none", "--profile-from-start", "off"]
-    for section in SECTIONS:
-        command += ["--section", section]
-    command += ["--csv", "--page", "raw", "--print-units", "base", "--log-file", str(found)]
-    outcome = "was killed at its limit"
-    with contextlib.suppress(TimeLimitError):  # the launches that it has written are worth keeping
-        outcome = (
-            f"ended with code {run_logged([*command, *forward_command(arguments)], log, limit_s)}"
-        )
-    text = read_log(found)
-    refused = re.search(r"^==ERROR== .*", text + "\n" + read_log(log), re.MULTILINE)
-    launches = parse_counters(text)
-    if refused and not launches:
-        raise UnavailableError(f"ncu: {refused[0].removeprefix('==ERROR== ')}")
-    if not launches:
-        raise RuntimeError(f"ncu {outcome} and saw no launch:\n{tail(log)}")
-    return {
-        "network": arguments["network"],
-        "launches": len(launches),
-        "us": sum(launch["us"] for launch in launches),
-        "outcome": outcome,
-        "rows": launches,
-    }
-
-
-def parse_counters(text: str) -> list[dict[str, Any]]:
-    """The launches of ncu's raw page: a line of names, a line of units, and one of each launch."""
-    lines = text.splitlines()
-    header = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
-    rows = list(csv.DictReader(lines[header:]))
-    if not rows:
-        return []
-    units, *launches = rows
-    return [launch_of(row, units, index) for index, row in enumerate(launches)]
-
-
-def launch_of(row: Mapping[str, str], units: Mapping[str, str], index: int) -> dict[str, Any]:
-    """The figures of a line; one that ncu did not give is None."""
-    unit = MICROSECONDS[units[DURATION].replace("second", "s")]
-    stalls = {
-        match[1]: value
-        for name, text in row.items()
-        if (match := STALL.fullmatch(name or "")) and (value := number_of(text)) is not None
-    }
-    stalls = {k: v for k, v in stalls.items() if k != ISSUED and not k.endswith("not_issued")}
-    top = max(stalls, key=lambda name: stalls[name], default=None)
-    total = sum(stalls.values()) or 1.0
-    figures = {
-        name: next((number_of(row[metric]) for metric in metrics if row.get(metric)), None)
-        for name, metrics in METRICS.items()
-    }
-    return {
-        "index": index,
-        "kernel": row["Kernel Name"],
-        "us": unit * (number_of(row[DURATION]) or 0.0),
-        **figures,
-        "stall": top,
-        "stall_share": stalls[top] / total if top else None,
-        "no_instruction_share": stalls[NO_INSTRUCTION] / total
-        if NO_INSTRUCTION in stalls
-        else None,
-    }
-
-
-def number_of(text: str | None) -> float | None:
-    """A figure as ncu writes it, thousands apart by commas."""
-    try:
-        return float((text or "").replace(",", ""))
-    except ValueError:
-        return None
+def sanitizer_section(report: Record, part: str) -> str:
+    runs = data_of_part(report, part)
+    columns = (
+        ("tool", lambda data: data["tool"]),
+        ("tests", lambda data: str(sum(data["counts"].values()))),
+        ("failed", lambda data: str(failing(data))),
+        ("findings", lambda data: str(data["findings"])),
+    )
+    quotes = [f"{data['tool']}:\n\n```\n{text}\n```\n" for data in runs for text in data["quoted"]]
+    return "\n".join([table_of(columns, runs), *quotes])
 
 
 # --- the tuner ------------------------------------------------------------------------------------
@@ -453,46 +412,45 @@ TUNING_MARGIN_S = 30.0
 """Seconds that tuning takes beyond its budget, to start, to end its last measurement, to write."""
 
 
-def tune(
-    logs: Path,
-    configs: Path,
-    limit_s: float,
-    model: str,
-    batch: int,
-    height: int,
-    width: int,
-    dtype: str,
-    backends: bool = False,
-) -> dict[str, Any]:
-    """Tune for a network at one size, batch and dtype, into `configs`.
+def tune(visit: Visit, model: str, backends: bool = False, **place: Any) -> dict[str, Any]:
+    """Tune for a network at one size, batch and dtype, into the visit's folder of tables.
 
     Args:
-        logs: the folder of logs; this one's is ``tune.log``, of backends ``choices.log``.
-        configs: the folder of tables; those of backends are in a folder of their own below.
-        limit_s: seconds.
-        model, batch, height, width, dtype: what to tune for.
-        backends: find the fastest backend of each call, instead of the Triton kernels' tile sizes.
+        visit: the log is ``tune.log``, of backends ``choices.log``.
+        model: the network.
+        backends: find the fastest backend of each call, instead of the Triton kernels' tile sizes;
+            these tables are in a folder of their own below.
+        place: batch, height, width and dtype.
 
     Returns:
         ``command``, and for each table its number of rows.
 
     Raises:
-        RuntimeError: it failed, or wrote no table; the message says how its log ends.
+        ProgramError: it failed, or wrote no table.
         TimeLimitError: it took too long.
     """
-    log = logs / ("choices.log" if backends else "tune.log")
-    folder, rows = (configs / "backends", "median_us") if backends else (configs, "configurations")
-    options = ["--model", model, "--size", f"{height}x{width}", "--dtype", dtype]
-    options += ["--batch", str(batch), "--budget", f"{max(limit_s - TUNING_MARGIN_S, 1):.0f}"]
-    options += ["--backends"] if backends else []
+    log, folder, rows = "tune", visit.configs, "configurations"
+    options = ["--model", model, "--size", "{height}x{width}".format(**place)]
+    options += ["--dtype", place["dtype"], "--batch", str(place["batch"])]
+    options += ["--budget", f"{max(visit.limit_s - TUNING_MARGIN_S, 1):.0f}"]
+    if backends:
+        log, folder, rows = "choices", folder / "backends", "median_us"
+        options.append("--backends")
     command = [sys.executable, "-m", "fassd_kernels.tune", *options]
-    code = run_logged(command, log, limit_s, {CONFIGS: str(configs)})
-    if code != 0:
-        raise RuntimeError(f"tuning ended with code {code}:\n{tail(log)}")
+    visit.run_well("tuning", command, log, {CONFIGS: str(visit.configs)})
     tables = {
-        str(path.relative_to(configs)): len(json.loads(path.read_text())[rows])
+        str(path.relative_to(visit.configs)): len(json.loads(path.read_text())[rows])
         for path in sorted(folder.glob("*.json"))
     }
     if not tables:
-        raise RuntimeError(f"tuning wrote no table into {folder}:\n{tail(log)}")
-    return {"log": log.name, "command": f"fassd_kernels.tune {' '.join(options)}", "tables": tables}
+        raise ProgramError(f"tuning wrote no table into {folder}:\n{tail(visit.log(log))}")
+    return {"command": f"fassd_kernels.tune {' '.join(options)}", "tables": tables}
+
+
+def tuning_section(report: Record, part: str) -> str:
+    rows = [
+        [f"`{data['command']}`", name, str(count)]
+        for data in data_of_part(report, part)
+        for name, count in data["tables"].items()
+    ]
+    return table(["command", "table in `configs/`", "rows"], rows)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,12 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import ROOT
-from benchmarks.rows import Record, data_of_part, number, share, table
-from fassd.bench.cases import TOLERANCES, compare
-from fassd.bench.forms import UnavailableError, require_operators
-from fassd.bench.subjects import DTYPES
-from fassd.bench.timing import (
+from benchmarks.rows import Record, data_of_part, number, share, table_of
+from benchmarks.tools import Visit
+from fassd.bench.candidates import DTYPES, UnavailableError, require_operators
+from fassd.bench.stopwatch import (
     Call,
     Inputs,
     Run,
@@ -36,36 +33,23 @@ from fassd.bench.timing import (
     rotation,
     warm_up,
 )
+from fassd.bench.subjects import Case
+from fassd.evaluation.agreement import TOLERANCES, compare
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
-SOURCE = ROOT / "csrc" / "plan" / "plan.cpp"
 STEM_CHANNELS = 3
 """An input of so few has a kernel of its own."""
 
 REHEARSED = "H200"
 """The GPU that is planned for where there is none."""
 
-SAMPLING = Sampling(rounds=7, sample_ms=2.0)
-"""Of each variant: there are some twenty for each of fifty shapes."""
-
-
-@contextmanager
-def setting(name: str, value: str) -> Iterator[None]:
-    """An environment variable that has a value for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+ROUNDS, SAMPLE_MS = 7, 2.0
+"""Of each variant, at the most: there are some twenty for each of fifty shapes."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class KernelVariant:
     """A kernel, by its template's parameters: Variant in ``csrc/plan/plan.h``."""
 
     warps: int
@@ -78,40 +62,41 @@ class Variant:
         """As the environment variable takes it."""
         return f"{self.warps},{self.m_tiles},{self.n_tiles},{int(self.sliding)}"
 
-    @contextmanager
-    def forced(self) -> Iterator[None]:
+    def forced(self) -> AbstractContextManager[None]:
         """The variant is taken wherever it fits; the plan reads the variable at every call."""
-        with setting(VARIABLE, self.text):
-            yield
+        return setting(VARIABLE, self.text)
 
 
-def known_variants(arithmetic: str) -> list[Variant]:
-    """Those that are compiled, for ``halves`` or ``floats``, as the sources list them."""
-    found = re.search(rf"vector<Variant> {arithmetic} = {{(.*?)}};", SOURCE.read_text(), re.DOTALL)
-    assert found is not None, f"no list of {arithmetic} in {SOURCE}"
-    rows = re.findall(r"{(\d+), (\d+), (\d+)(, true)?}", found[1])
-    return [Variant(int(w), int(m), int(n), bool(sliding)) for w, m, n, sliding in rows]
+@contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment has a value for a while; the others are not touched."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def known_variants(arithmetic: str) -> list[KernelVariant]:
+    """Those that are compiled, for ``halves`` or ``floats``."""
+    rows = torch.ops.fassd_kernels_plan.variants(0 if arithmetic == "halves" else 2).tolist()
+    return [KernelVariant(warps, m, n, bool(sliding)) for warps, m, n, sliding in rows]
 
 
 def measure_variants(
-    device: torch.device,
-    backend: str,
-    network: str,
-    sampling: Sampling,
-    limit_s: float,
-    batch: int,
-    height: int,
-    width: int,
-    dtype: str,
+    visit: Visit, backend: str, network: str, batch: int, height: int, width: int, dtype: str
 ) -> dict[str, Any]:
     """Time every variant that fits on every convolution of a network, the longest first.
 
     Args:
-        device: a GPU; on a CPU, where no variant is forced, this is rehearsed.
+        visit: on a CPU, where no variant is forced, this is
+            rehearsed. After half of its limit no further shape is begun.
         backend: of ours.
         network: its name.
-        sampling: the most that a figure is sampled; no more than `SAMPLING`.
-        limit_s: seconds, after which no further shape is begun.
         batch, height, width, dtype: of the pictures.
 
     Returns:
@@ -124,38 +109,36 @@ def measure_variants(
     from fassd.bench.costs import cuda as predict
     from fassd_kernels.triton.device import describe_gpu
 
+    device = visit.device
     require_operators(backend, frozenset({"conv_act"}), device)
     try:
         predict.check_requirements()
         target = describe_gpu(device) if device.type == "cuda" else predict.find_device(REHEARSED)
     except ImportError as error:
         raise UnavailableError(str(error)) from None
-    model = predict.Model(target, DTYPES[dtype], tf32_allowed(dtype))
-    shapes = shapes_of(network, batch, height, width, DTYPES[dtype], target, model)
-    less = Sampling(
-        min(sampling.rounds, SAMPLING.rounds), min(sampling.sample_ms, SAMPLING.sample_ms)
-    )
-    measure = partial(measure_shape, limits=model.limits, dtype=dtype, device=device,
-                      backend=backend, sampling=less)  # fmt: skip
+    case = Case("networks", network, height, width, dtype, batch)
+    model = predict.Model(target, case.torch_dtype, arithmetic_of(dtype) == "tf32")
+    shapes = shapes_of(case, target, model)
     started = time.monotonic()
-    records = []
+    records: list[dict[str, Any]] = []
     for shape, count in shapes:
-        if time.monotonic() - started > limit_s:
+        if time.monotonic() - started > visit.limit_s / 2:
             break
-        records.append({**measure(shape), "count": count})
-    return {"network": network, "dtype": dtype, "shapes": records,
-            "left": len(shapes) - len(records)}  # fmt: skip
+        records.append(
+            {**measure_shape(visit, shape, model.limits, dtype, backend), "count": count}
+        )
+    left = len(shapes) - len(records)
+    return {"network": network, "dtype": dtype, "shapes": records, "left": left}
 
 
-def tf32_allowed(dtype: str) -> bool:
+def arithmetic_of(dtype: str) -> str:
+    """What products are rounded to: a key of `TOLERANCES`."""
     from fassd_kernels.triton.program import tf32_requested
 
-    return dtype == "float32" and tf32_requested()
+    return "tf32" if dtype == "float32" and tf32_requested() else dtype
 
 
-def shapes_of(
-    network: str, batch: int, height: int, width: int, dtype: torch.dtype, target: Any, model: Any
-) -> list[tuple[Any, int]]:
+def shapes_of(case: Case, target: Any, model: Any) -> list[tuple[Any, int]]:
     """A network's distinct convolutions, `predict.Convolution`, and how often each is launched.
 
     Those whose launches should take longest come first.
@@ -163,7 +146,8 @@ def shapes_of(
     from fassd.bench.costs.cuda import Convolution
     from fassd.bench.costs.triton import record_network
 
-    calls, _ = record_network(network, height, width, target, batch, dtype)
+    size = case.height, case.width
+    calls, _ = record_network(case.subject, *size, target, case.batch, case.torch_dtype)
     with setting(FUSION, "never"):
         answers = [answer for call in calls for answer in model.answer(call)]
     convolutions = Counter(
@@ -185,7 +169,7 @@ def plan_of(shape: Any, limits: Any) -> Any:
     return type(shape).plan.__wrapped__(shape, limits)
 
 
-def fitting(shape: Any, limits: Any) -> dict[Variant, Any]:
+def fitting(shape: Any, limits: Any) -> dict[KernelVariant, Any]:
     """The variants that can compute a convolution, and the plan of each."""
     arithmetic = "halves" if shape.arithmetic == 0 else "floats"
     plans = {}
@@ -200,7 +184,7 @@ def fitting(shape: Any, limits: Any) -> dict[Variant, Any]:
 
 
 def measure_shape(
-    shape: Any, limits: Any, dtype: str, device: torch.device, backend: str, sampling: Sampling
+    visit: Visit, shape: Any, limits: Any, dtype: str, backend: str
 ) -> dict[str, Any]:
     """All variants that fit, in turns, each compared with the float64 reference first.
 
@@ -209,20 +193,21 @@ def measure_shape(
         that is right (None if none is); ``variants``: of each its figures, and ``match``.
     """
     torch.manual_seed(0)
+    where = DTYPES[dtype], visit.device
     values = sum(shape.channels) * math.prod(shape.size)
     values += shape.out_channels * math.prod(shape.out_size) // shape.pool**2
-    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, cache)
-    weight, bias = weights_of(shape, DTYPES[dtype], device)
-    sets = [images_of(shape, DTYPES[dtype], device) for _ in range(count)]
+    count = rotation(shape.batch * values * DTYPES[dtype].itemsize, visit.bench.cache_bytes)
+    weight, bias = weights_of(shape, *where)
+    sets = [images_of(shape, *where) for _ in range(count)]
     expected = [exact(shape, images, weight, bias) for images in (sets[0], sets[-1])]
     call = call_of(shape, weight, bias, backend)
-    limit = TOLERANCES["operators"]["tf32" if tf32_allowed(dtype) else dtype]
+    limit = TOLERANCES["operators"][arithmetic_of(dtype)]
+    most = visit.bench.sampling
+    sampling = Sampling(min(most.rounds, ROUNDS), min(most.sample_ms, SAMPLE_MS))
     records: dict[str, dict[str, Any]] = {}
     runs: dict[str, Run] = {}
     for variant, plan in fitting(shape, limits).items():
-        record: dict[str, Any] = {"variant": variant.text, "predicted_cycles": plan.cycles,
-                                  "tile": plan.tile}  # fmt: skip
+        record = {"variant": variant.text, "predicted_cycles": plan.cycles, "tile": plan.tile}
         records[variant.text] = record
         try:
             with torch.no_grad(), variant.forced():
@@ -232,8 +217,10 @@ def measure_shape(
         except RuntimeError as error:  # the others are still worth measuring
             record.update(match=False, reason=first_line(error))
             continue
-        runs[variant.text] = replace(run, once=partial(run_forced, variant, run))
-    for name, timing in interleaved(runs, device, sampling).items():
+        # A replay is what was captured; calls that could not be captured need the variable too.
+        forced = run if run.method == "graph" else replace(run, once=partial(called, variant, run))
+        runs[variant.text] = forced
+    for name, timing in interleaved(runs, visit.device, sampling).items():
         records[name]["timing"] = timing.record()
     right = [record for record in records.values() if record["match"]]
     best = min(right, key=lambda record: record["timing"]["ms"], default=None)
@@ -250,8 +237,7 @@ def measure_shape(
     }
 
 
-def run_forced(variant: Variant, run: Run) -> None:
-    """A replay is what was captured; calls that could not be captured need the variable too."""
+def called(variant: KernelVariant, run: Run) -> None:
     with variant.forced(), torch.no_grad():
         run.once()
 
@@ -319,57 +305,49 @@ def exact(shape: Any, images: Sequence[Tensor], weight: Tensor, bias: Tensor) ->
         )  # fmt: skip
 
 
-# --- variants -------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 MOST_SHAPES = 20
 """Of convolutions whose fastest variant is not the planned one, the page lists so many."""
 
 
-def figures_of(shape: Record) -> tuple[float, float] | None:
-    """Milliseconds of what the plan takes, and of the fastest variant that is right; None where
-    one of them was not timed.
-    """
-    times = {one["variant"]: one["timing"]["ms"] for one in shape["variants"] if "timing" in one}
-    if shape["planned"] not in times or shape["best"] not in times:
-        return None
-    return times[shape["planned"]], times[shape["best"]]
+def variants_section(report: Record, part: str) -> str:
+    return "\n".join(map(variants_text, data_of_part(report, part)))
 
 
-def variants_section(report: Record) -> str:
-    parts = [variants_text(data) for data in data_of_part(report, "variants")]
-    return "\n".join(["## Variants of the convolution kernel\n", *parts]) if parts else ""
+Timed = tuple[Record, float, float]
+"""A shape, with the microseconds of a launch as planned and by the fastest variant."""
+
+SHAPE_COLUMNS: tuple[tuple[str, Callable[[Timed], str]], ...] = (
+    ("convolution", lambda row: row[0]["shape"]),
+    ("x", lambda row: str(row[0]["count"])),
+    ("planned", lambda row: row[0]["planned"]),
+    ("us", lambda row: number(row[1])),
+    ("fastest", lambda row: row[0]["best"]),
+    ("us", lambda row: number(row[2])),
+    ("of planned", lambda row: share(row[2], row[1])),
+)
+"""Variants are warps, m_tiles, n_tiles, sliding."""
 
 
 def variants_text(data: Record) -> str:
-    """Where most is to be won comes first; warps, m_tiles, n_tiles, sliding."""
-    rows, total, possible = [], 0.0, 0.0
+    """Where most is to be won comes first."""
+    timed: list[Timed] = []
     for shape in data["shapes"]:
-        figures = figures_of(shape)
-        if figures is None:
-            continue
-        planned, best = figures
-        total += shape["count"] * planned
-        possible += shape["count"] * (planned - best)
-        if best < planned:
-            cells = [
-                shape["shape"],
-                str(shape["count"]),
-                shape["planned"],
-                number(1e3 * planned),
-                shape["best"],
-                number(1e3 * best),
-                share(best, planned),
-            ]
-            rows.append((shape["count"] * (planned - best), cells))
-    rows = sorted(rows, key=lambda row: -row[0])[:MOST_SHAPES]
-    header = ["convolution", "x", "planned", "us", "fastest", "us", "of planned"]
+        us = {v["variant"]: 1e3 * v["timing"]["ms"] for v in shape["variants"] if "timing" in v}
+        if shape["planned"] in us and shape["best"] in us:
+            timed.append((shape, us[shape["planned"]], us[shape["best"]]))
+    total = sum(shape["count"] * planned for shape, planned, _ in timed)
+    possible = sum(shape["count"] * best for shape, _, best in timed)
+    won = [row for row in timed if row[2] < row[1]]
+    won.sort(key=lambda row: row[0]["count"] * (row[2] - row[1]))
     left = f", {data['left']} shapes were left for want of time" if data["left"] else ""
     text = (
         f"{data['network']}, {data['dtype']}: {len(data['shapes'])} shapes, whose launches take "
-        f"{number(1e3 * total)} us as planned and {number(1e3 * (total - possible))} us with the "
-        f"fastest variants{left}.\n"
+        f"{number(total)} us as planned and {number(possible)} us with the fastest variants{left}."
+        "\n"
     )
-    return "\n".join([text, table(header, [cells for _, cells in rows])]) if rows else text
+    return "\n".join([text, table_of(SHAPE_COLUMNS, won[:MOST_SHAPES])]) if won else text
 
 
 def wrong_variants(data: Record) -> list[str]:
@@ -377,7 +355,7 @@ def wrong_variants(data: Record) -> list[str]:
     return [
         f"variant {variant['variant']} is wrong on {shape['shape']}"
         + (f": {variant['reason']}" if "reason" in variant else "")
-        for shape in data.get("shapes", ())
+        for shape in data["shapes"]
         for variant in shape["variants"]
         if not variant["match"]
     ]

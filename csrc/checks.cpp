@@ -59,12 +59,15 @@ void check_like(const std::string& op, const std::string& name, const Tensor& te
   check_device(op, name, tensor, other_name, other);
 }
 
+void check_floating(const std::string& op, const std::string& what, ScalarType dtype) {
+  STD_TORCH_CHECK(is_floating(dtype), op, ": ", what, " ", dtype_name(dtype),
+                  "; expected float32, float16, bfloat16 or float64");
+}
+
 void check_image(const std::string& op, const std::string& name, const Tensor& image) {
   STD_TORCH_CHECK(image.dim() == 4, op, ": ", name, " has shape ", shape_name(image),
                   "; expected four dimensions, N x C x H x W");
-  STD_TORCH_CHECK(is_floating(image.scalar_type()), op, ": ", name, " has dtype ",
-                  dtype_name(image.scalar_type()),
-                  "; expected float32, float16, bfloat16 or float64");
+  check_floating(op, name + " has dtype", image.scalar_type());
   check_storage(op, name, image);
 }
 
@@ -121,29 +124,23 @@ void check_positive(const std::string& op, const char* name, const Integers& val
       op, ": ", name, " is ", list_name(values), "; expected at least 1, at most ", max_step);
 }
 
-Activation parse_activation(const std::string& op, const std::string& activation) {
-  if (activation == "none") return Activation::none;
-  if (activation == "relu") return Activation::relu;
-  STD_TORCH_CHECK(activation == "prelu", op, ": activation is '", activation,
-                  "'; expected one of none, relu, prelu");
-  return Activation::prelu;
+// One value stands for both axes, as everywhere in PyTorch.
+Integers expand_pair(const std::string& op, const char* name, const Integers& values) {
+  STD_TORCH_CHECK(values.size() == 1 || values.size() == 2, op, ": ", name, " is ",
+                  list_name(values), "; expected one or two integers");
+  return {values.front(), values.back()};
 }
 
-void check_slope(const std::string& op, Activation activation, const std::string& activation_name,
-                 const char* name, const OptionalTensor& slope, int64_t channels,
-                 const Tensor& like) {
-  STD_TORCH_CHECK(slope.has_value() == (activation == Activation::prelu), op, ": activation is '",
-                  activation_name, "' and ", name, " is ", slope ? "given" : "missing",
-                  "; 'prelu' needs ", name, ", the others take none");
-  check_vector(op, name, slope, channels, like);
-}
-
-int64_t total_channels(const Tensors& images) {
-  int64_t channels = 0;
-  for (const Tensor& image : images) {
-    channels = checked_sum(channels, image.size(1));
-  }
-  return channels;
+// That an activation is known, and that PReLU, and only PReLU, has a slope per channel.
+Activation check_activation(const std::string& op, const std::string& name, const char* slope_name,
+                            const OptionalTensor& slope, int64_t channels, const Tensor& like) {
+  STD_TORCH_CHECK(name == "none" || name == "relu" || name == "prelu", op, ": activation is '",
+                  name, "'; expected one of none, relu, prelu");
+  STD_TORCH_CHECK(slope.has_value() == (name == "prelu"), op, ": activation is '", name, "' and ",
+                  slope_name, " is ", slope ? "given" : "missing", "; 'prelu' needs ", slope_name,
+                  ", the others take none");
+  check_vector(op, slope_name, slope, channels, like);
+  return name == "none" ? Activation::none : name == "relu" ? Activation::relu : Activation::prelu;
 }
 
 void check_count(const char* op, const char* name, const Tensors& tensors, size_t expected) {
@@ -169,9 +166,60 @@ void check_packed(const std::string& op, const OptionalTensors& packed, size_t e
   }
 }
 
-void check_rank(const char* op, const Tensor& weight) {
-  STD_TORCH_CHECK(weight.dim() == 4, op, ": weights[0] has shape ", shape_name(weight),
+void check_rank(const char* op, const char* name, const Tensor& weight) {
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": ", name, " has shape ", shape_name(weight),
                   "; expected four dimensions, O x I x kH x kW");
+}
+
+// Branches as wide as the first one, and the 1x1 behind `joined` of them, whose weight is the last.
+// A 1x3 reads the 3x1 before it; the others read the input.
+Checked check_branches(const char* op, const Tensor& input, const Tensors& weights,
+                       const Tensors& biases, const OptionalTensors& packed,
+                       const Integers& dilations, const std::vector<Kernel>& kernels,
+                       int64_t joined) {
+  check_image(op, "input", input);
+  check_positive(op, "dilations", dilations);
+  const size_t last = kernels.size();
+  check_count(op, "weights", weights, last + 1);
+  check_count(op, "biases", biases, last + 1);
+  check_packed(op, packed, last + 1, input);
+  check_rank(op, "weights[0]", weights[0]);
+  const int64_t width = weights[0].size(0);
+  for (size_t i = 0; i <= last; i++) {
+    const Kernel kernel = i < last ? kernels[i] : Kernel(1, 1);
+    const int64_t in_channels = i == last                ? checked_product({width, joined})
+                                : kernel == Kernel(1, 3) ? width
+                                                         : input.size(1);
+    check_weight(op, indexed("weights", i), weights[i], in_channels, input, {kernel});
+    STD_TORCH_CHECK(i == last || weights[i].size(0) == width, op, ": ", indexed("weights", i),
+                    " has ", weights[i].size(0), " output channels; expected ", width,
+                    ", as weights[0]");
+    check_vector(op, indexed("biases", i), biases[i], weights[i].size(0), input);
+  }
+  return {{input.size(0), weights[last].size(0), input.size(2), input.size(3)},
+          input.scalar_type()};
+}
+
+Checked check_resize(const char* op, const Tensor& input, const Integers& size) {
+  check_image(op, "input", input);
+  STD_TORCH_CHECK(size.size() == 2 && size[0] >= 1 && size[1] >= 1, op, ": size is ",
+                  list_name(size), "; expected (height, width), each at least 1");
+  STD_TORCH_CHECK(input.size(2) >= 1 && input.size(3) >= 1, op, ": input has shape ",
+                  shape_name(input), "; expected height and width of at least 1");
+  return {{input.size(0), input.size(1), size[0], size[1]}, input.scalar_type()};
+}
+
+void check_picture(const char* op, const Tensor& image, const std::vector<double>& mean,
+                   const std::vector<double>& std) {
+  STD_TORCH_CHECK(image.dim() == 4 && image.size(3) == 3, op, ": image has shape ",
+                  shape_name(image), "; expected N x H x W x 3");
+  STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte, op, ": image has dtype ",
+                  dtype_name(image.scalar_type()), "; expected torch.uint8");
+  check_storage(op, "image", image);
+  STD_TORCH_CHECK(mean.size() == 3, op, ": mean has ", mean.size(), " values; expected 3");
+  STD_TORCH_CHECK(std.size() == 3, op, ": std has ", std.size(), " values; expected 3");
+  STD_TORCH_CHECK(std::all_of(std.begin(), std.end(), [](double v) { return v != 0; }), op,
+                  ": std holds a zero; expected none");
 }
 
 }  // namespace
@@ -253,31 +301,36 @@ bool is_floating(ScalarType dtype) {
          dtype == ScalarType::BFloat16;
 }
 
-Integers expand_pair(const char* op, const char* name, const Integers& values) {
-  STD_TORCH_CHECK(values.size() == 1 || values.size() == 2, op, ": ", name, " is ",
-                  list_name(values), "; expected one or two integers");
-  return {values.front(), values.back()};
+int64_t total_channels(const Tensors& images) {
+  int64_t channels = 0;
+  for (const Tensor& image : images) {
+    channels = checked_sum(channels, image.size(1));
+  }
+  return channels;
 }
 
-Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
-                          const OptionalTensor& slope, const OptionalTensor& residual,
-                          const OptionalTensor& packed, const Integers& stride,
-                          const Integers& dilation, const std::string& activation, int64_t pool,
-                          ImageSize& size) {
+Checked check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
+                       const OptionalTensor& slope, const OptionalTensor& residual,
+                       const OptionalTensor& packed, const Integers& stride,
+                       const Integers& dilation, const std::string& activation, int64_t pool) {
   const std::string op = "conv_act";
+  Checked checked;
+  checked.stride = expand_pair(op, "stride", stride);
+  checked.dilation = expand_pair(op, "dilation", dilation);
   check_images(op, "inputs", inputs);
   const Tensor& first = inputs[0];
+  checked.dtype = first.scalar_type();
   check_weight(op, "weight", weight, total_channels(inputs), first, conv_act_kernels);
   check_packed(op, "packed", packed, weight);
   const int64_t out_channels = weight.size(0);
   check_vector(op, "bias", bias, out_channels, first);
-  const Activation parsed = parse_activation(op, activation);
-  check_slope(op, parsed, activation, "slope", slope, out_channels, first);
-  check_positive(op, "stride", stride);
-  check_positive(op, "dilation", dilation);
+  checked.activation = check_activation(op, activation, "slope", slope, out_channels, first);
+  check_positive(op, "stride", checked.stride);
+  check_positive(op, "dilation", checked.dilation);
   STD_TORCH_CHECK(pool == 1 || pool == 2, op, ": pool is ", pool, "; expected 1 or 2");
-  size = {first.size(0), out_channels, steps(first.size(2), stride[0]),
-          steps(first.size(3), stride[1])};
+  const ImageSize& size =
+      checked.size = {first.size(0), out_channels, steps(first.size(2), checked.stride[0]),
+                      steps(first.size(3), checked.stride[1])};
   if (residual) {
     check_like(op, "residual", *residual, "inputs[0]", first);
     check_storage(op, "residual", *residual);
@@ -287,17 +340,15 @@ Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const Opt
                     op, ": residual has shape ", shape_name(*residual), "; expected (", size.batch,
                     ", ", size.channels, ", ", size.height, ", ", size.width, "), the result's");
   }
-  return parsed;
+  return checked;
 }
 
-Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
-                                 const Tensor& horizontal_weight,
-                                 const OptionalTensor& vertical_bias,
-                                 const OptionalTensor& horizontal_bias,
-                                 const OptionalTensor& vertical_slope,
-                                 const OptionalTensor& horizontal_slope,
-                                 const OptionalTensors& packed, int64_t dilation,
-                                 const std::string& activation, ImageSize& size) {
+Checked check_asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
+                              const Tensor& horizontal_weight, const OptionalTensor& vertical_bias,
+                              const OptionalTensor& horizontal_bias,
+                              const OptionalTensor& vertical_slope,
+                              const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
+                              int64_t dilation, const std::string& activation) {
   const std::string op = "asymmetric_conv";
   check_image(op, "input", input);
   check_weight(op, "vertical_weight", vertical_weight, input.size(1), input, {{3, 1}});
@@ -307,64 +358,28 @@ Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_wei
   check_vector(op, "vertical_bias", vertical_bias, middle, input);
   check_vector(op, "horizontal_bias", horizontal_bias, out_channels, input);
   check_positive(op, "dilation", {dilation});
-  const Activation parsed = parse_activation(op, activation);
-  check_slope(op, parsed, activation, "vertical_slope", vertical_slope, middle, input);
-  check_slope(op, parsed, activation, "horizontal_slope", horizontal_slope, out_channels, input);
+  check_activation(op, activation, "vertical_slope", vertical_slope, middle, input);
+  const Activation parsed =
+      check_activation(op, activation, "horizontal_slope", horizontal_slope, out_channels, input);
   check_packed(op, packed, 2, input);
-  size = {input.size(0), out_channels, input.size(2), input.size(3)};
-  return parsed;
+  return {{input.size(0), out_channels, input.size(2), input.size(3)}, input.scalar_type(), parsed};
 }
 
-ImageSize check_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                     const OptionalTensors& packed, const Integers& dilations) {
-  const char* op = "dapf";
-  check_image(op, "input", input);
-  check_positive(op, "dilations", dilations);
-  const size_t count = 2 + 2 * dilations.size();
-  check_count(op, "weights", weights, count);
-  check_count(op, "biases", biases, count);
-  check_packed(op, packed, count, input);
-  check_rank(op, weights[0]);
-  const int64_t width = weights[0].size(0);
-  for (size_t i = 0; i < count; i++) {
-    const bool project = i == count - 1;
-    const bool vertical = !project && i % 2 == 1;
-    const bool horizontal = !project && i > 0 && i % 2 == 0;
-    const int64_t in_channels = project ? checked_product({width, int64_t(1 + dilations.size())})
-                                : horizontal ? width
-                                             : input.size(1);
-    const Kernel kernel = vertical ? Kernel(3, 1) : horizontal ? Kernel(1, 3) : Kernel(1, 1);
-    check_weight(op, indexed("weights", i), weights[i], in_channels, input, {kernel});
-    STD_TORCH_CHECK(project || weights[i].size(0) == width, op, ": ", indexed("weights", i),
-                    " has ", weights[i].size(0), " output channels; expected ", width,
-                    ", as weights[0]");
-    check_vector(op, indexed("biases", i), biases[i], weights[i].size(0), input);
+Checked check_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                   const OptionalTensors& packed, const Integers& dilations) {
+  std::vector<Kernel> kernels = {{1, 1}};
+  for (size_t i = 0; i < dilations.size(); i++) {
+    kernels.insert(kernels.end(), {{3, 1}, {1, 3}});
   }
-  return {input.size(0), weights.back().size(0), input.size(2), input.size(3)};
+  return check_branches("dapf", input, weights, biases, packed, dilations, kernels,
+                        1 + dilations.size());
 }
 
-ImageSize check_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                     const OptionalTensors& packed, const Integers& dilations) {
-  const char* op = "aspp";
-  check_image(op, "input", input);
-  check_positive(op, "dilations", dilations);
-  const size_t count = 3 + dilations.size();
-  check_count(op, "weights", weights, count);
-  check_count(op, "biases", biases, count);
-  check_packed(op, packed, count, input);
-  check_rank(op, weights[0]);
-  const int64_t width = weights[0].size(0);
-  for (size_t i = 0; i < count; i++) {
-    const bool fuse = i == count - 1;
-    const bool atrous = i > 0 && i <= dilations.size();
-    const int64_t in_channels = fuse ? checked_product({width, int64_t(count - 1)}) : input.size(1);
-    check_weight(op, indexed("weights", i), weights[i], in_channels, input,
-                 {atrous ? Kernel(3, 3) : Kernel(1, 1)});
-    STD_TORCH_CHECK(fuse || weights[i].size(0) == width, op, ": ", indexed("weights", i), " has ",
-                    weights[i].size(0), " output channels; expected ", width, ", as weights[0]");
-    check_vector(op, indexed("biases", i), biases[i], weights[i].size(0), input);
-  }
-  return {input.size(0), weights.back().size(0), input.size(2), input.size(3)};
+Checked check_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                   const OptionalTensors& packed, const Integers& dilations) {
+  std::vector<Kernel> kernels(dilations.size() + 2, {3, 3});
+  kernels.front() = kernels.back() = {1, 1};
+  return check_branches("aspp", input, weights, biases, packed, dilations, kernels, kernels.size());
 }
 
 std::vector<int64_t> hardblock_sources(int64_t layer) {
@@ -379,8 +394,8 @@ bool is_hardblock_output(int64_t layer, int64_t layers) {
   return layer % 2 == 1 || layer == layers;
 }
 
-ImageSize check_hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                          const OptionalTensors& packed) {
+Checked check_hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
+                        const OptionalTensors& packed) {
   const char* op = "hardblock";
   check_image(op, "input", input);
   STD_TORCH_CHECK(!weights.empty(), op, ": weights is an empty list; expected at least one tensor");
@@ -400,27 +415,32 @@ ImageSize check_hardblock(const Tensor& input, const Tensors& weights, const Ten
       channels = checked_sum(channels, widths.back());
     }
   }
-  return {input.size(0), channels, input.size(2), input.size(3)};
+  return {{input.size(0), channels, input.size(2), input.size(3)}, input.scalar_type()};
 }
 
-void check_pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation) {
+Checked check_pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation) {
   const std::string op = "pack_weight";
-  STD_TORCH_CHECK(is_floating(weight.scalar_type()), op, ": weight has dtype ",
-                  dtype_name(weight.scalar_type()),
-                  "; expected float32, float16, bfloat16 or float64");
+  const Integers strides = expand_pair(op, "stride", stride);
+  const Integers dilations = expand_pair(op, "dilation", dilation);
+  check_floating(op, "weight has dtype", weight.scalar_type());
   check_weight(op, "weight", weight, weight.dim() == 4 ? weight.size(1) : 1, weight,
                conv_act_kernels);
-  check_positive(op, "stride", stride);
-  check_positive(op, "dilation", dilation);
+  check_positive(op, "stride", strides);
+  check_positive(op, "dilation", dilations);
+  return {{weight.size(0), weight.size(1), weight.size(2), weight.size(3)},
+          weight.scalar_type(),
+          Activation::none,
+          strides,
+          dilations};
 }
 
 OptionalTensor packed_at(const OptionalTensors& packed, size_t i) {
   return packed ? OptionalTensor((*packed)[i]) : OptionalTensor();
 }
 
-ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
-                    const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
-                    int64_t dilation) {
+Checked check_mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
+                  const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
+                  int64_t dilation) {
   const char* op = "mda";
   static const char* const roles[] = {"reduce", "square", "vertical", "horizontal", "project"};
   static const Kernel kernels[] = {{3, 3}, {3, 3}, {3, 1}, {1, 3}, {1, 1}};
@@ -431,8 +451,7 @@ ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& 
   check_count(op, "slopes", slopes, 6);
   check_packed(op, packed, 5, input);
   check_positive(op, "dilation", {dilation});
-  STD_TORCH_CHECK(weights[0].dim() == 4, op, ": weights[0] (reduce) has shape ",
-                  shape_name(weights[0]), "; expected four dimensions, O x I x kH x kW");
+  check_rank(op, "weights[0] (reduce)", weights[0]);
   const int64_t channels = input.size(1), width = weights[0].size(0);
   for (size_t i = 0; i < 5; i++) {
     const std::string name = indexed("weights", i) + " (" + roles[i] + ")";
@@ -448,13 +467,12 @@ ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& 
     check_vector(op, indexed("shifts", i), shifts[i], i == 0 ? channels : width, input);
     check_vector(op, indexed("slopes", i), slopes[i], i == 0 ? channels : width, input);
   }
-  return {input.size(0), channels, input.size(2), input.size(3)};
+  return {{input.size(0), channels, input.size(2), input.size(3)}, input.scalar_type()};
 }
 
-Activation check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
-                                  const OptionalTensor& bias, const OptionalTensor& slope,
-                                  const OptionalTensors& packed, const std::string& activation,
-                                  ImageSize& size) {
+Checked check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
+                               const OptionalTensor& bias, const OptionalTensor& slope,
+                               const OptionalTensors& packed, const std::string& activation) {
   const std::string op = "upsample_conv1x1";
   check_images(op, "low", low);
   check_images(op, "skip", skip);
@@ -467,71 +485,59 @@ Activation check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const
   check_weight(op, "weight", weight, checked_sum(total_channels(low), total_channels(skip)), low[0],
                {{1, 1}});
   check_vector(op, "bias", bias, weight.size(0), low[0]);
-  const Activation parsed = parse_activation(op, activation);
-  check_slope(op, parsed, activation, "slope", slope, weight.size(0), low[0]);
+  const Activation parsed =
+      check_activation(op, activation, "slope", slope, weight.size(0), low[0]);
   check_packed(op, packed, 2, low[0]);
-  size = {skip[0].size(0), weight.size(0), skip[0].size(2), skip[0].size(3)};
-  return parsed;
+  return {{skip[0].size(0), weight.size(0), skip[0].size(2), skip[0].size(3)},
+          weight.scalar_type(),
+          parsed};
 }
 
-ImageSize check_upsample(const char* op, const Tensor& input, const Integers& size) {
-  check_image(op, "input", input);
-  STD_TORCH_CHECK(size.size() == 2 && size[0] >= 1 && size[1] >= 1, op, ": size is ",
-                  list_name(size), "; expected (height, width), each at least 1");
-  STD_TORCH_CHECK(input.size(2) >= 1 && input.size(3) >= 1, op, ": input has shape ",
-                  shape_name(input), "; expected height and width of at least 1");
-  return {input.size(0), input.size(1), size[0], size[1]};
+Checked check_upsample(const Tensor& input, const Integers& size) {
+  return check_resize("upsample", input, size);
 }
 
-ImageSize check_upsample_argmax(const Tensor& input, const Integers& size) {
+Checked check_upsample_argmax(const Tensor& input, const Integers& size) {
   const char* op = "upsample_argmax";
-  const ImageSize result = check_upsample(op, input, size);
-  STD_TORCH_CHECK(result.channels >= 1 && result.channels <= max_labels, op, ": input has ",
-                  result.channels, " channels; expected 1 to ", max_labels, ", labels are uint8");
-  return result;
+  const Checked checked = check_resize(op, input, size);
+  const int64_t channels = checked.size.channels;
+  STD_TORCH_CHECK(channels >= 1 && channels <= max_labels, op, ": input has ", channels,
+                  " channels; expected 1 to ", max_labels, ", labels are uint8");
+  return checked;
 }
 
-ImageSize check_normalize(const Tensor& image, const std::vector<double>& mean,
-                          const std::vector<double>& std, ScalarType dtype, const std::string& op) {
-  STD_TORCH_CHECK(image.dim() == 4 && image.size(3) == 3, op, ": image has shape ",
-                  shape_name(image), "; expected N x H x W x 3");
-  STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte, op, ": image has dtype ",
-                  dtype_name(image.scalar_type()), "; expected torch.uint8");
-  check_storage(op, "image", image);
-  STD_TORCH_CHECK(mean.size() == 3, op, ": mean has ", mean.size(), " values; expected 3");
-  STD_TORCH_CHECK(std.size() == 3, op, ": std has ", std.size(), " values; expected 3");
-  STD_TORCH_CHECK(std::all_of(std.begin(), std.end(), [](double v) { return v != 0; }), op,
-                  ": std holds a zero; expected none");
-  STD_TORCH_CHECK(is_floating(dtype), op, ": dtype is ", dtype_name(dtype),
-                  "; expected float32, float16, bfloat16 or float64");
-  return {image.size(0), 3, image.size(1), image.size(2)};
+Checked check_normalize(const Tensor& image, const std::vector<double>& mean,
+                        const std::vector<double>& std, ScalarType dtype) {
+  check_picture("normalize", image, mean, std);
+  check_floating("normalize", "dtype is", dtype);
+  return {{image.size(0), 3, image.size(1), image.size(2)}, ScalarType::Float};
 }
 
-Activation check_normalize_conv_act(const Tensor& image, const Tensor& weight,
-                                    const OptionalTensor& bias, const OptionalTensor& slope,
-                                    const OptionalTensor& packed, const std::vector<double>& mean,
-                                    const std::vector<double>& std, const Integers& stride,
-                                    const Integers& dilation, const std::string& activation,
-                                    ImageSize& size) {
-  const std::string op = "normalize_conv_act";
-  check_normalize(image, mean, std, ScalarType::Float, op);
+Checked check_normalize_conv_act(const Tensor& image, const Tensor& weight,
+                                 const OptionalTensor& bias, const OptionalTensor& slope,
+                                 const OptionalTensor& packed, const std::vector<double>& mean,
+                                 const std::vector<double>& std, const Integers& stride,
+                                 const Integers& dilation, const std::string& activation) {
+  const char* op = "normalize_conv_act";
+  Checked checked;
+  checked.stride = expand_pair(op, "stride", stride);
+  checked.dilation = expand_pair(op, "dilation", dilation);
+  check_picture(op, image, mean, std);
   // The picture has no floating type to agree with: the weight's is that of the call.
+  checked.dtype = weight.scalar_type();
   check_weight(op, "weight", weight, 3, weight, conv_act_kernels);
-  STD_TORCH_CHECK(is_floating(weight.scalar_type()), op, ": weight has dtype ",
-                  dtype_name(weight.scalar_type()),
-                  "; expected float32, float16, bfloat16 or float64");
+  check_floating(op, "weight has dtype", checked.dtype);
   STD_TORCH_CHECK(weight.device() == image.device(), op,
                   ": weight is on another device than image");
   check_packed(op, "packed", packed, weight);
   const int64_t out_channels = weight.size(0);
   check_vector(op, "bias", bias, out_channels, weight);
-  const Activation parsed = parse_activation(op, activation);
-  check_slope(op, parsed, activation, "slope", slope, out_channels, weight);
-  check_positive(op, "stride", stride);
-  check_positive(op, "dilation", dilation);
-  size = {image.size(0), out_channels, steps(image.size(1), stride[0]),
-          steps(image.size(2), stride[1])};
-  return parsed;
+  checked.activation = check_activation(op, activation, "slope", slope, out_channels, weight);
+  check_positive(op, "stride", checked.stride);
+  check_positive(op, "dilation", checked.dilation);
+  checked.size = {image.size(0), out_channels, steps(image.size(1), checked.stride[0]),
+                  steps(image.size(2), checked.stride[1])};
+  return checked;
 }
 
 }  // namespace fassd

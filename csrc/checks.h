@@ -36,66 +36,28 @@ void check_storage(const std::string& op, const std::string& name, const Tensor&
 const char* dtype_name(ScalarType dtype);
 bool is_floating(ScalarType dtype);
 
-// One value stands for both axes, as everywhere in PyTorch.
-Integers expand_pair(const char* op, const char* name, const Integers& values);
+// What the arguments of a call amount to.
+struct Checked {
+  ImageSize size;    // of the result; of a convolution before it is pooled
+  ScalarType dtype;  // of the images and weights; float32 where there are none
+  Activation activation = Activation::none;
+  Integers stride = {1, 1}, dilation = {1, 1};  // of both axes, where both can be told
+};
 
-Activation check_conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
-                          const OptionalTensor& slope, const OptionalTensor& residual,
-                          const OptionalTensor& packed, const Integers& stride,
-                          const Integers& dilation, const std::string& activation, int64_t pool,
-                          ImageSize& size);
+// For each operator its check: a function of its arguments. Of a weight that is to be packed, the
+// size is the weight's.
+#define OPERATOR(name, kind, text) Signature<Checked, arguments::name> check_##name;
+#include "../fassd_kernels/schemas.def"
+#undef OPERATOR
 
-Activation check_asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
-                                 const Tensor& horizontal_weight,
-                                 const OptionalTensor& vertical_bias,
-                                 const OptionalTensor& horizontal_bias,
-                                 const OptionalTensor& vertical_slope,
-                                 const OptionalTensor& horizontal_slope,
-                                 const OptionalTensors& packed, int64_t dilation,
-                                 const std::string& activation, ImageSize& size);
-
-ImageSize check_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                     const OptionalTensors& packed, const Integers& dilations);
-
-ImageSize check_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                     const OptionalTensors& packed, const Integers& dilations);
-
-// Layer `layer` of a block (from 1) reads these earlier ones (0 is the input), in this order.
+// Layer `layer` of a HarDBlock (from 1) reads these earlier ones (0 is the input), in this order.
 std::vector<int64_t> hardblock_sources(int64_t layer);
 // Whether a layer is part of the block's result.
 bool is_hardblock_output(int64_t layer, int64_t layers);
 
-ImageSize check_hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                          const OptionalTensors& packed);
-
-void check_pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation);
+int64_t total_channels(const Tensors& images);
 
 // The i-th of the packed weights, or nothing where none were given.
 OptionalTensor packed_at(const OptionalTensors& packed, size_t i);
-
-ImageSize check_mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
-                    const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
-                    int64_t dilation);
-
-Activation check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
-                                  const OptionalTensor& bias, const OptionalTensor& slope,
-                                  const OptionalTensors& packed, const std::string& activation,
-                                  ImageSize& size);
-
-ImageSize check_upsample(const char* op, const Tensor& input, const Integers& size);
-
-ImageSize check_upsample_argmax(const Tensor& input, const Integers& size);
-
-ImageSize check_normalize(const Tensor& image, const std::vector<double>& mean,
-                          const std::vector<double>& std, ScalarType dtype,
-                          const std::string& op = "normalize");
-
-// Shape of the result; strides and dilations of both axes.
-Activation check_normalize_conv_act(const Tensor& image, const Tensor& weight,
-                                    const OptionalTensor& bias, const OptionalTensor& slope,
-                                    const OptionalTensor& packed, const std::vector<double>& mean,
-                                    const std::vector<double>& std, const Integers& stride,
-                                    const Integers& dilation, const std::string& activation,
-                                    ImageSize& size);
 
 }  // namespace fassd

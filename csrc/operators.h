@@ -21,19 +21,19 @@ namespace arguments {
 // of float32 round to TF32.
 namespace kinds {
 template <const std::string_view& text>
-using multiplies = Signature<text, bool>;
+using multiplies = Signature<Tensor, text, bool>;
 template <const std::string_view& text>
-using maps = Signature<text>;
+using maps = Signature<Tensor, text>;
 template <const std::string_view& text>
-using converts = Signature<text>;
+using converts = Signature<Tensor, text>;
 template <const std::string_view& text>
-using labels = Signature<text>;
+using labels = Signature<Tensor, text>;
 template <const std::string_view& text>
-using packs = Signature<text>;
+using packs = Signature<Tensor, text>;
 }  // namespace kinds
 
 namespace cpu {
-#define OPERATOR(name, kind, text) Signature<arguments::name> name;
+#define OPERATOR(name, kind, text) Signature<Tensor, arguments::name> name;
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
 }  // namespace cpu

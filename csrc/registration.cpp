@@ -6,7 +6,6 @@
 #include "cpu/capability.h"
 #include "cpu/pool.h"
 #include "operators.h"
-#include "plan/plan_operator.h"
 
 STABLE_TORCH_LIBRARY(fassd_kernels, m) {
 #define OPERATOR(name, kind, text) m.def(#name "(" text ") -> Tensor");
@@ -15,20 +14,12 @@ STABLE_TORCH_LIBRARY(fassd_kernels, m) {
   m.def("cpu_capability() -> str");
   m.def("release_memory() -> int");
   m.def("held_memory() -> int");
-  m.def("convolution_plan(int[] shape, int[] channels, int[] gpu) -> Tensor");
-  m.def("convolution_variants(int arithmetic) -> Tensor");
-  m.def("couple_plan(int[] shape, int[] channels, int[] gpu) -> Tensor");
-  m.def("pair_plan(int[] shape, int[] gpu) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CompositeImplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&fassd::cpu::capability_name));
   m.impl("release_memory", TORCH_BOX(&fassd::cpu::release_kept_memory));
   m.impl("held_memory", TORCH_BOX(&fassd::cpu::held_memory));
-  m.impl("convolution_plan", TORCH_BOX(&fassd::cuda::convolution_plan));
-  m.impl("convolution_variants", TORCH_BOX(&fassd::cuda::convolution_variants));
-  m.impl("couple_plan", TORCH_BOX(&fassd::cuda::couple_plan));
-  m.impl("pair_plan", TORCH_BOX(&fassd::cuda::pair_plan));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {

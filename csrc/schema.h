@@ -88,20 +88,20 @@ constexpr auto parameter() {
   }
 }
 
-template <const Text& arguments, typename Indices, typename... More>
+template <typename Result, const Text& arguments, typename Indices, typename... More>
 struct Signature;
 
-template <const Text& arguments, size_t... index, typename... More>
-struct Signature<arguments, std::index_sequence<index...>, More...> {
-  using type = Tensor(typename decltype(parameter<arguments, index>())::type..., More...);
+template <typename Result, const Text& arguments, size_t... index, typename... More>
+struct Signature<Result, arguments, std::index_sequence<index...>, More...> {
+  using type = Result(typename decltype(parameter<arguments, index>())::type..., More...);
 };
 
 }  // namespace schema
 
 // The type of a function that takes the arguments of a schema, and then those of types `More`.
-template <const std::string_view& arguments, typename... More>
+template <typename Result, const std::string_view& arguments, typename... More>
 using Signature =
-    typename schema::Signature<arguments, std::make_index_sequence<schema::count(arguments)>,
-                               More...>::type;
+    typename schema::Signature<Result, arguments,
+                               std::make_index_sequence<schema::count(arguments)>, More...>::type;
 
 }  // namespace fassd

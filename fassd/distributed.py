@@ -16,16 +16,6 @@ import torch.distributed as dist
 
 from fassd.models.device import pick_device
 
-__all__ = [
-    "all_gather",
-    "in_main",
-    "is_main",
-    "process_group",
-    "rank",
-    "sum_over_ranks",
-    "world_size",
-]
-
 T = TypeVar("T")
 
 

@@ -10,9 +10,7 @@ of them; what no table has is for the caller to decide.
 from __future__ import annotations
 
 import functools
-import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,8 +21,10 @@ from torch import Tensor
 
 from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.configurations import (
+    FORMAT,
     existing_table,
     file_name,
+    read_rows,
     user_folder,
     write_content,
 )
@@ -35,7 +35,6 @@ Medians: TypeAlias = Mapping[str, float | None]
 """Backend -> microseconds; None for one that was tried and cannot be chosen."""
 
 SHIPPED = Path(__file__).with_name("configs") / "backends"
-FORMAT = 1
 NOISE = 0.02  # medians that differ by less are equal, and the order of the candidates decides
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -175,23 +174,14 @@ def table_of(gpu: str) -> dict[str, Medians]:
 
 def read_table(path: Path) -> dict[str, Medians]:
     """A table's rows; of a file that is none, nothing, and a warning says so."""
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"format is {content['format']}; expected {FORMAT}")
-        rows: dict[str, dict[str, Any]] = content["median_us"]
-        for key, row in rows.items():
-            if not all(map(is_median, row.values())):
-                raise ValueError(f"{key!r} is {row}; expected microseconds above 0, or null")
-        return dict(rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        warnings.warn(
-            f"fassd_kernels: {path} is not a table of backends ({error}); "
-            "the order of the backends decides instead",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return {}
+    return read_rows(path, "median_us", "backends", medians_of, "the order of the backends decides")
+
+
+def medians_of(key: str, row: Any) -> Medians:
+    """A table's row."""
+    if not all(map(is_median, row.values())):
+        raise ValueError(f"{key!r} is {row}; expected microseconds above 0, or null")
+    return dict(row)
 
 
 def is_median(value: object) -> bool:

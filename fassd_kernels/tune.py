@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -10,11 +11,13 @@ import typer
 from rich.console import Console
 
 from fassd_kernels.triton import availability
-from fassd_kernels.triton.device import assuming, describe_device, device_named
+from fassd_kernels.triton.device import Device, assuming, describe_device, device_named
 from fassd_kernels.triton.program import recording
-from fassd_kernels.tuning.backends import command as tune_backends
+from fassd_kernels.tuning import backends as choice
+from fassd_kernels.tuning import tiles
+from fassd_kernels.tuning.calls import OperatorCall, record_network
 from fassd_kernels.tuning.options import parse_dtype, parse_size
-from fassd_kernels.tuning.tiles import cases_of, record_network, render, tune
+from fassd_kernels.tuning.trials import render
 
 
 def main(
@@ -32,39 +35,57 @@ def main(
     ] = False,
 ) -> None:
     """Measure tile sizes for a network on this GPU, verify each, keep the fastest."""
-    kind, (height, width) = parse_dtype(dtype), parse_size(size)
+    kind, sides = parse_dtype(dtype), parse_size(size)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    if backends:
-        planned_for = gpu if dry_run else None
-        try:
-            path = tune_backends(model, (height, width), kind, batch, planned_for, budget, console)
-        except (ValueError, KeyError) as error:
-            raise typer.BadParameter(str(error)) from error
-        if not dry_run:
-            print(path or "nothing was measured")
-        return
-    if availability.triton_missing():
-        raise typer.BadParameter(availability.triton_missing())
+    tuner, what = (choice, "calls") if backends else (tiles, "problems")
     title = f"{model}, {batch} x {size}, {dtype}"
+    no_triton = availability.triton_missing() if dry_run or not backends else ""
+    if no_triton:
+        raise typer.BadParameter(no_triton)
     try:
         if dry_run:
             device = device_named(gpu)
             with assuming(device), recording():
-                calls = record_network(model, height, width, batch, kind, torch.device("cpu"))
-                cases = cases_of(calls, device)
-            console.print(render(cases, f"{title}, on {device.name}: to be measured"))
-            print(f"{len(cases)} problems, {sum(len(c.trials) for c in cases)} configurations")
+                calls = record_network(model, *sides, batch=batch, dtype=kind)
+                list_what(calls, device, backends, title, console)
             return
-        why = availability.reason()
-        if why or availability.INTERPRETED:
-            raise typer.BadParameter(f"{why or 'TRITON_INTERPRET is set'}; --dry-run needs no GPU")
+        if not torch.cuda.is_available():
+            raise ValueError("no GPU is seen; --dry-run needs none")
         place = torch.device("cuda", torch.cuda.current_device())
-        device = describe_device(place)
-        calls = record_network(model, height, width, batch, kind, place)
+        recorder = tuner.recorder(place, kind)
+        calls = record_network(
+            model, *sides, batch=batch, dtype=kind, place=place, backend=recorder
+        )
     except (ValueError, KeyError) as error:
         raise typer.BadParameter(str(error)) from error
-    path = tune(calls, device, budget, console, title)
-    print(f"{path}")
+    device = describe_device(place)
+    cases = tuner.cases_of(calls, device)
+    done = tuner.tune(cases, device, budget)
+    if not done:
+        print("nothing was measured")
+        return
+    console.print(render(done, f"{title}, on {device.name}"))
+    if len(done) < len(cases):
+        left_to = "the order of the backends" if backends else "the model"
+        print(f"out of time: {len(cases) - len(done)} {what} are left to {left_to}")
+    wrong = sum(trial.reason.startswith("wrong") for case in done for trial in case.trials)
+    if wrong:
+        tried = "backends" if backends else "configurations"
+        print(f"{wrong} {tried} gave wrong numbers and are out", file=sys.stderr)
+    print(tuner.table_path(device))
+
+
+def list_what(
+    calls: Sequence[OperatorCall], device: Device, backends: bool, title: str, console: Console
+) -> None:
+    """Print what would be measured on a GPU."""
+    if backends:
+        keys = dict.fromkeys(call.key for call in calls)
+        print(*keys, f"{len(keys)} calls", sep="\n")
+        return
+    cases = tiles.cases_of(calls, device)
+    console.print(render(cases, f"{title}, on {device.name}: to be measured"))
+    print(f"{len(cases)} problems, {sum(len(c.trials) for c in cases)} configurations")
 
 
 if __name__ == "__main__":

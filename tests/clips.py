@@ -8,6 +8,9 @@ import av
 import numpy as np
 from PIL import Image
 
+from fassd.inference.video import segment_video
+from fassd.io.video import open_video
+
 CLOCK = Fraction(1, 90000)
 
 
@@ -29,6 +32,11 @@ def picture(number, size=(64, 96)):
     return image
 
 
+def segmented(source, output, **settings):
+    """The summary of a video that `Bands` labels."""
+    return segment_video(open_video(str(source)), output, Bands(), **settings)
+
+
 def write_clip(
     path,
     frames=20,
@@ -42,16 +50,19 @@ def write_clip(
     audio=None,
     fps=25,
     draw=picture,
+    prepare=lambda container, video: None,
 ):
     """A clip of `frames` pictures, at `pts` of `CLOCK` or `fps`; `audio` names a codec of sound.
 
-    `rotation` is the matrix a, b, c, d that a player shows it by.
+    `rotation` is the matrix a, b, c, d that a player shows it by; `prepare` is called with the
+    container and its stream of pictures before the first.
     """
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=fps, options=options or {})
         video.height, video.width = size
         video.pix_fmt = pixels
         video.time_base = video.codec_context.time_base = CLOCK
+        prepare(container, video)
         sound = container.add_stream(audio, rate=48000, layout="mono") if audio else None
         container.start_encoding()
         for number in range(frames):

@@ -13,8 +13,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """With ``--dist loadfile`` a file's tests share a worker, which makes its fixtures once.
 
-    Those of tests/export share the exported files. The conformance suite has no costly fixtures:
-    dealt test by test, it keeps all workers busy to the end.
+    Those of tests/export share the exported files, those of tests/install a wheel. The conformance
+    suite has no costly fixtures: dealt test by test, it keeps all workers busy to the end.
     """
     if config.getvalue("dist") != "loadfile":
         return None
@@ -23,8 +23,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            if file.startswith("tests/conformance/"):
+            folder = "/".join(file.split("/")[:2])
+            if folder == "tests/conformance":
                 return nodeid
-            return "tests/export" if file.startswith("tests/export/") else file
+            return folder if folder in ("tests/export", "tests/install") else file
 
     return Scheduling(config, log)

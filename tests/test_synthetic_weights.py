@@ -54,7 +54,7 @@ def test_they_know_scenes_that_they_never_saw(predictions, scenes):
 
 
 def test_fused_modules_give_the_same_labels(predictions, scenes):
-    """DESIGN's bound for trained weights: 99.9% in float32."""
+    """In float32 at least 99.9% of them."""
     _, model, logits = predictions
     fast = fassd_kernels.accelerate(model)
     same = total = 0
@@ -72,13 +72,6 @@ def test_they_are_the_default_of_the_networks_that_have_them():
     assert default_weights("fassd_net") == default_weights("fassd_net_l2") == "synthetic"
     assert default_weights("fassd_net_l1") is None
     assert default_weights("fassd_net", 11) is None and default_weights("fassd_net", 19, 4) is None
-
-
-def test_whom_they_do_not_fit_is_told():
-    with pytest.raises(ValueError, match=r"'synthetic': none .* only for fassd_net, fassd_net_l2"):
-        fassd.create_model("baseline", weights="synthetic")
-    with pytest.raises(ValueError, match="'synthetic' has 19 classes and alpha 2, asked for were"):
-        fassd.create_model("fassd_net", num_classes=11, weights="synthetic")
 
 
 def test_a_segmenter_takes_them_by_name(predictions, scenes):

@@ -56,22 +56,14 @@ void run_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases
   const int64_t branches = 1 + dilations.size(), width = weights[0].size(0);
   const Tensor joined = empty_image(
       {out.size(0), checked_product({branches, width}), image.height, image.width}, dtype_of<T>);
-  const auto attach = [&](Conv<T>& conv, const Weights<T>& branch_weights, const Image& from) {
-    branch_weights.attach(conv);
-    conv.inputs = &from;
-    conv.input_count = 1;
-    conv.out_height = image.height;
-    conv.out_width = image.width;
-    conv.epilogue.activation = Activation::relu;
-  };
   for (int64_t i = 0; i < branches; i++) {
     const int64_t dilation = i == 0 ? 1 : dilations[i - 1];
     const Weights<T> branch_weights("aspp", weights[i], packed_at(packed, i), {1, 1},
                                     {dilation, dilation});
     const ChannelVector<T> bias(biases[i]);
-    Conv<T> conv;
-    attach(conv, branch_weights, image);
+    Conv<T> conv = branch_weights.convolution(&image, 1, image.height, image.width);
     conv.epilogue.bias = bias.data();
+    conv.epilogue.activation = Activation::relu;
     conv.out = channels_of(destination(joined), i * width);
     run(conv, out.size(0));
   }
@@ -79,7 +71,7 @@ void run_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases
   const Weights<T> fuse_weights(
       "aspp", torch::stable::narrow(const_cast<Tensor&>(fuse), 1, 0, branches * width),
       packed_at(packed, branches + 1));
-  Image concatenation = image_of(joined);
+  const Image concatenation = image_of(joined);
   for (int64_t n = 0; n < out.size(0); n++) {
     std::vector<double> pooled =
         multiply<T>(weights[branches], 0, channel_means<T>(image, n), biases[branches]);
@@ -89,15 +81,14 @@ void run_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases
     std::vector<T> bias((out.size(1) / channel_padding + 2) * channel_padding, T(0));
     const std::vector<double> sums = multiply<T>(fuse, branches * width, pooled, biases.back());
     std::copy(sums.begin(), sums.end(), bias.begin());
-    Conv<T> conv;
-    attach(conv, fuse_weights, concatenation);
+    Image one = concatenation;
+    one.data = static_cast<const T*>(concatenation.data) + n * concatenation.stride_n;
+    Conv<T> conv = fuse_weights.convolution(&one, 1, image.height, image.width);
     conv.epilogue.bias = bias.data();
+    conv.epilogue.activation = Activation::relu;
     conv.out = destination(out);
     conv.out.data =
         static_cast<char*>(conv.out.data) + n * conv.out.stride_n * element_size(conv.out.dtype);
-    Image one = concatenation;
-    one.data = static_cast<const T*>(concatenation.data) + n * concatenation.stride_n;
-    conv.inputs = &one;
     run(conv, 1);
   }
 }
@@ -106,14 +97,10 @@ void run_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases
 
 Tensor aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
             const OptionalTensors& packed, const Integers& dilations) {
-  const ImageSize size = check_aspp(input, weights, biases, packed, dilations);
-  Tensor out = empty_image(size, input.scalar_type());
-  if (size.numel() > 0) {
-    with_arithmetic(input.scalar_type(), [&](auto type) {
-      run_aspp<decltype(type)>(input, weights, biases, packed, dilations, out);
-    });
-  }
-  return out;
+  const Checked checked = check_aspp(input, weights, biases, packed, dilations);
+  return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
+    run_aspp<decltype(type)>(input, weights, biases, packed, dilations, out);
+  });
 }
 
 }  // namespace fassd::cpu

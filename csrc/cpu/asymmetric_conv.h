@@ -24,21 +24,14 @@ class AsymmetricPair {
         horizontal_slope_(horizontal_slope),
         input_(input),
         middle_(vertical_weight.size(0)) {
-    vertical_weights_.attach(vertical_);
-    horizontal_weights_.attach(horizontal_);
+    const Image intermediate = rows(nullptr, 0, 0).image();
+    vertical_ = vertical_weights_.convolution(&input_, 1, input.height, input.width);
+    horizontal_ = horizontal_weights_.convolution(&intermediate, 1, input.height, input.width);
     vertical_.epilogue.bias = vertical_bias_.data();
     vertical_.epilogue.slope = vertical_slope_.data();
     horizontal_.epilogue.bias = horizontal_bias_.data();
     horizontal_.epilogue.slope = horizontal_slope_.data();
-    const Image intermediate = rows(nullptr, 0, 0).image();
-    vertical_.inputs = &input_;
-    horizontal_.inputs = &intermediate;
-    for (Conv<T>* conv : {&vertical_, &horizontal_}) {
-      conv->input_count = 1;
-      conv->out_height = input.height;
-      conv->out_width = input.width;
-      conv->epilogue.activation = activation;
-    }
+    vertical_.epilogue.activation = horizontal_.epilogue.activation = activation;
     extra_scratch_ =
         std::max(kernels<T>().conv_scratch(vertical_), kernels<T>().conv_scratch(horizontal_));
   }

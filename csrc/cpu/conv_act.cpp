@@ -14,19 +14,15 @@ struct ConvAct {
 
   ConvAct(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias_vector,
           const OptionalTensor& slope_vector, const OptionalTensor& added,
-          const OptionalTensor& packed, const Integers& stride, const Integers& dilation,
-          Activation activation, const ImageSize& size)
+          const OptionalTensor& packed, const Checked& checked)
       : images(images_of(inputs)),
-        weights("conv_act", weight, packed, stride, dilation),
+        weights("conv_act", weight, packed, checked.stride, checked.dilation),
         bias(bias_vector),
         slope(slope_vector) {
-    weights.attach(conv);
-    conv.inputs = images.data();
-    conv.input_count = images.size();
-    conv.out_height = size.height;
-    conv.out_width = size.width;
+    conv =
+        weights.convolution(images.data(), images.size(), checked.size.height, checked.size.width);
     conv.epilogue.bias = bias.data();
-    conv.epilogue.activation = activation;
+    conv.epilogue.activation = checked.activation;
     conv.epilogue.slope = slope.data();
     if (added) {
       residual.emplace(*added);
@@ -62,26 +58,19 @@ Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTenso
                 const OptionalTensor& slope, const OptionalTensor& residual,
                 const OptionalTensor& packed, const Integers& stride, const Integers& dilation,
                 const std::string& activation, int64_t pool) {
-  const Integers strides = expand_pair("conv_act", "stride", stride);
-  const Integers dilations = expand_pair("conv_act", "dilation", dilation);
-  ImageSize size;
-  const Activation parsed = check_conv_act(inputs, weight, bias, slope, residual, packed, strides,
-                                           dilations, activation, pool, size);
+  const Checked checked = check_conv_act(inputs, weight, bias, slope, residual, packed, stride,
+                                         dilation, activation, pool);
+  const ImageSize& size = checked.size;
   const ImageSize pooled = {size.batch, size.channels, size.height / pool, size.width / pool};
-  Tensor out = empty_image(pooled, inputs[0].scalar_type());
-  if (pooled.numel() > 0) {
-    with_arithmetic(inputs[0].scalar_type(), [&](auto type) {
-      ConvAct<decltype(type)> call(inputs, weight, bias, slope, residual, packed, strides,
-                                   dilations, parsed, size);
-      call.conv.out = destination(out);
-      if (pool == 1) {
-        run(call.conv, size.batch);
-      } else {
-        run_pooled(call.conv, out);
-      }
-    });
-  }
-  return out;
+  return result_of(pooled, checked.dtype, [&](auto type, Tensor& out) {
+    ConvAct<decltype(type)> call(inputs, weight, bias, slope, residual, packed, checked);
+    call.conv.out = destination(out);
+    if (pool == 1) {
+      run(call.conv, size.batch);
+    } else {
+      run_pooled(call.conv, out);
+    }
+  });
 }
 
 }  // namespace fassd::cpu

@@ -25,19 +25,12 @@ void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases
         "dapf", image, weights[down], weights[across], biases[down], biases[across], std::nullopt,
         std::nullopt, packed_of(down), packed_of(across), dilations[i], Activation::relu));
   }
-  Conv<T> pointwise, project;
-  first_weights.attach(pointwise);
+  Conv<T> pointwise = first_weights.convolution(&image, 1, image.height, image.width);
+  Conv<T> project = last_weights.convolution(&image, 1, image.height, image.width);
   pointwise.epilogue.bias = first_bias.data();
-  last_weights.attach(project);
   project.epilogue.bias = last_bias.data();
+  pointwise.epilogue.activation = project.epilogue.activation = Activation::relu;
   project.out = destination(out);
-  for (Conv<T>* conv : {&pointwise, &project}) {
-    conv->inputs = &image;
-    conv->input_count = 1;
-    conv->out_height = image.height;
-    conv->out_width = image.width;
-    conv->epilogue.activation = Activation::relu;
-  }
   int64_t extra =
       std::max(kernels<T>().conv_scratch(pointwise), kernels<T>().conv_scratch(project));
   for (const auto& pair : pairs) {
@@ -66,14 +59,10 @@ void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases
 
 Tensor dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
             const OptionalTensors& packed, const Integers& dilations) {
-  const ImageSize size = check_dapf(input, weights, biases, packed, dilations);
-  Tensor out = empty_image(size, input.scalar_type());
-  if (size.numel() > 0) {
-    with_arithmetic(input.scalar_type(), [&](auto type) {
-      run_dapf<decltype(type)>(input, weights, biases, packed, dilations, out);
-    });
-  }
-  return out;
+  const Checked checked = check_dapf(input, weights, biases, packed, dilations);
+  return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
+    run_dapf<decltype(type)>(input, weights, biases, packed, dilations, out);
+  });
 }
 
 }  // namespace fassd::cpu

@@ -34,12 +34,7 @@ void run_hardblock(const Tensor& input, const Tensors& weights, const Tensors& b
     }
     const Weights<T> packed_weights("hardblock", weight, packed_at(packed, layer - 1));
     const ChannelVector<T> bias(biases[layer - 1]);
-    Conv<T> conv;
-    packed_weights.attach(conv);
-    conv.inputs = sources.data();
-    conv.input_count = sources.size();
-    conv.out_height = height;
-    conv.out_width = width;
+    Conv<T> conv = packed_weights.convolution(sources.data(), sources.size(), height, width);
     conv.epilogue.bias = bias.data();
     conv.epilogue.activation = Activation::relu;
     conv.out = to;
@@ -57,14 +52,10 @@ void run_hardblock(const Tensor& input, const Tensors& weights, const Tensors& b
 
 Tensor hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
                  const OptionalTensors& packed) {
-  const ImageSize size = check_hardblock(input, weights, biases, packed);
-  Tensor out = empty_image(size, input.scalar_type());
-  if (size.numel() > 0) {
-    with_arithmetic(input.scalar_type(), [&](auto type) {
-      run_hardblock<decltype(type)>(input, weights, biases, packed, out);
-    });
-  }
-  return out;
+  const Checked checked = check_hardblock(input, weights, biases, packed);
+  return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
+    run_hardblock<decltype(type)>(input, weights, biases, packed, out);
+  });
 }
 
 }  // namespace fassd::cpu

@@ -4,34 +4,38 @@
 
 namespace fassd::cpu {
 
-template <>
-const Kernels<float>& kernels<float>() {
-#if defined(__x86_64__)
+namespace {
+
+template <typename T>
+const Kernels<T>& chosen(const Kernels<T>* avx512, const Kernels<T>* avx2,
+                         const Kernels<T>& portable) {
   switch (capability()) {
     case Capability::avx512:
-      return avx512::float_kernels;
+      return *avx512;
     case Capability::avx2:
-      return avx2::float_kernels;
-    case Capability::portable:
-      break;
+      return *avx2;
+    default:
+      return portable;
   }
+}
+
+}  // namespace
+
+// Other processors have the portable kernels alone, and capability() says so.
+#if defined(__x86_64__)
+#define FASSD_KERNELS(T) chosen(&avx512::T##_kernels, &avx2::T##_kernels, portable::T##_kernels)
+#else
+#define FASSD_KERNELS(T) chosen<T>(nullptr, nullptr, portable::T##_kernels)
 #endif
-  return portable::float_kernels;
+
+template <>
+const Kernels<float>& kernels<float>() {
+  return FASSD_KERNELS(float);
 }
 
 template <>
 const Kernels<double>& kernels<double>() {
-#if defined(__x86_64__)
-  switch (capability()) {
-    case Capability::avx512:
-      return avx512::double_kernels;
-    case Capability::avx2:
-      return avx2::double_kernels;
-    case Capability::portable:
-      break;
-  }
-#endif
-  return portable::double_kernels;
+  return FASSD_KERNELS(double);
 }
 
 }  // namespace fassd::cpu

@@ -29,20 +29,20 @@ class Mda {
     for (const Tensor& tensor : scales) scales_.emplace_back(tensor);
     for (const Tensor& tensor : shifts) shifts_.emplace_back(tensor);
     for (const Tensor& tensor : slopes) slopes_.emplace_back(tensor);
-    reduce_ = convolution(reduce_weights_, source_);
+    reduce_ = reduce_weights_.convolution(&source_, 1, source_.height, source_.width);
     reduce_.prologue = {scales_[0].data(), shifts_[0].data(), slopes_[0].data()};
     reduce_.epilogue.bias = shifts_[1].data();
     reduce_.epilogue.activation = Activation::prelu;
     reduce_.epilogue.slope = slopes_[1].data();
     reduce_.out = destination(reduced_tensor_);
-    square_ = convolution(square_weights_, reduced_);
+    square_ = square_weights_.convolution(&reduced_, 1, source_.height, source_.width);
     square_.epilogue.bias = shifts_[2].data();
     square_.epilogue.activation = Activation::prelu;
     square_.epilogue.slope = slopes_[2].data();
     square_.epilogue.scale = scales_[1].data();
     square_.epilogue.shift = shifts_[5].data();
     square_.epilogue.final_slope = slopes_[5].data();
-    project_ = convolution(project_weights_, reduced_);
+    project_ = project_weights_.convolution(&reduced_, 1, source_.height, source_.width);
     project_.epilogue.residual = &residual_.image();
     project_.out = destination(out);
   }
@@ -60,16 +60,6 @@ class Mda {
   }
 
  private:
-  Conv<T> convolution(const Weights<T>& weights, const Image& input) const {
-    Conv<T> conv;
-    weights.attach(conv);
-    conv.inputs = &input;
-    conv.input_count = 1;
-    conv.out_height = source_.height;
-    conv.out_width = source_.width;
-    return conv;
-  }
-
   void finish(T* scratch, int64_t n, int64_t first, int64_t last) const {
     const auto band = [&](T* data) {
       return Band<T>{data, width_, source_.height, source_.width, first, last};
@@ -105,14 +95,10 @@ class Mda {
 Tensor mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
            const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
            int64_t dilation) {
-  const ImageSize size = check_mda(input, weights, scales, shifts, slopes, packed, dilation);
-  Tensor out = empty_image(size, input.scalar_type());
-  if (size.numel() > 0) {
-    with_arithmetic(input.scalar_type(), [&](auto type) {
-      Mda<decltype(type)>(input, weights, scales, shifts, slopes, packed, dilation, out).run();
-    });
-  }
-  return out;
+  const Checked checked = check_mda(input, weights, scales, shifts, slopes, packed, dilation);
+  return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
+    Mda<decltype(type)>(input, weights, scales, shifts, slopes, packed, dilation, out).run();
+  });
 }
 
 }  // namespace fassd::cpu

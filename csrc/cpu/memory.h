@@ -198,4 +198,14 @@ auto with_arithmetic(ScalarType dtype, const F& f) {
   return dtype == ScalarType::Double ? f(double()) : f(float());
 }
 
+// The result of an operator: run(T(), out) fills it in, unless it is empty.
+template <typename Run>
+Tensor result_of(const ImageSize& size, ScalarType dtype, const Run& run) {
+  Tensor out = empty_image(size, dtype);
+  if (size.numel() > 0) {
+    with_arithmetic(dtype, [&](auto type) { run(type, out); });
+  }
+  return out;
+}
+
 }  // namespace fassd::cpu

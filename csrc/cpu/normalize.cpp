@@ -7,12 +7,8 @@ namespace fassd::cpu {
 // A channel has 256 possible values: each is computed once, in double, and looked up.
 Tensor normalize(const Tensor& image, const std::vector<double>& mean,
                  const std::vector<double>& std, ScalarType dtype) {
-  const ImageSize size = check_normalize(image, mean, std, dtype);
-  Tensor out = empty_image(size, dtype);
-  if (size.numel() == 0) {
-    return out;
-  }
-  with_arithmetic(dtype, [&](auto type) {
+  const ImageSize size = check_normalize(image, mean, std, dtype).size;
+  return result_of(size, dtype, [&](auto type, Tensor& out) {
     using T = decltype(type);
     std::array<std::array<T, 256>, 3> table;
     for (int channel = 0; channel < 3; channel++) {
@@ -38,7 +34,6 @@ Tensor normalize(const Tensor& image, const std::vector<double>& mean,
                          3 * size.width);
     });
   });
-  return out;
 }
 
 Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const OptionalTensor& bias,
@@ -46,11 +41,8 @@ Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const Optio
                           const std::vector<double>& mean, const std::vector<double>& std,
                           const Integers& stride, const Integers& dilation,
                           const std::string& activation) {
-  const char* op = "normalize_conv_act";
-  ImageSize size;
-  check_normalize_conv_act(image, weight, bias, slope, packed, mean, std,
-                           expand_pair(op, "stride", stride), expand_pair(op, "dilation", dilation),
-                           activation, size);
+  check_normalize_conv_act(image, weight, bias, slope, packed, mean, std, stride, dilation,
+                           activation);
   return conv_act({normalize(image, mean, std, weight.scalar_type())}, weight, bias, slope,
                   std::nullopt, packed, stride, dilation, activation, 1);
 }

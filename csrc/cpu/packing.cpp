@@ -203,7 +203,13 @@ const T* Weights<T>::direct(const void* self) {
 }
 
 template <typename T>
-void Weights<T>::attach(Conv<T>& conv) const {
+Conv<T> Weights<T>::convolution(const Image* inputs, int64_t count, int64_t height,
+                                int64_t width) const {
+  Conv<T> conv;
+  conv.inputs = inputs;
+  conv.input_count = count;
+  conv.out_height = height;
+  conv.out_width = width;
   conv.method = method_;
   conv.weights = static_cast<const T*>(packed_.const_data_ptr()) + header;
   conv.direct_weights = direct;
@@ -216,6 +222,7 @@ void Weights<T>::attach(Conv<T>& conv) const {
   conv.stride_w = stride_[1];
   conv.dilation_h = dilation_[0];
   conv.dilation_w = dilation_[1];
+  return conv;
 }
 
 template Method method_for<float>(const Tensor&, const Integers&, const Integers&);
@@ -226,12 +233,10 @@ template class Weights<float>;
 template class Weights<double>;
 
 Tensor pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation) {
-  const Integers strides = expand_pair("pack_weight", "stride", stride);
-  const Integers dilations = expand_pair("pack_weight", "dilation", dilation);
-  check_pack_weight(weight, strides, dilations);
-  return with_arithmetic(weight.scalar_type(), [&](auto type) {
+  const Checked checked = check_pack_weight(weight, stride, dilation);
+  return with_arithmetic(checked.dtype, [&](auto type) {
     using T = decltype(type);
-    return pack<T>(weight, method_for<T>(weight, strides, dilations));
+    return pack<T>(weight, method_for<T>(weight, checked.stride, checked.dilation));
   });
 }
 

@@ -33,8 +33,9 @@ class Weights {
   Weights(const char* op, const Tensor& weight, const OptionalTensor& packed,
           const Integers& stride = {1, 1}, const Integers& dilation = {1, 1});
   Weights(const Weights&) = delete;
-  // Sets everything about `conv` that the weights, stride and dilation tell.
-  void attach(Conv<T>& conv) const;
+  // A convolution of `count` inputs to a result of so many rows and columns, without an epilogue;
+  // where it writes is for the caller to set.
+  Conv<T> convolution(const Image* inputs, int64_t count, int64_t height, int64_t width) const;
 
  private:
   static const T* direct(const void* self);

@@ -64,17 +64,13 @@ void run_upsample_argmax(const Tensor& input, Tensor& out) {
 }  // namespace
 
 Tensor upsample(const Tensor& input, const Integers& size) {
-  const ImageSize result = check_upsample("upsample", input, size);
-  Tensor out = empty_image(result, input.scalar_type());
-  if (result.numel() > 0) {
-    with_arithmetic(input.scalar_type(),
-                    [&](auto type) { run_upsample<decltype(type)>(input, out); });
-  }
-  return out;
+  const Checked checked = check_upsample(input, size);
+  return result_of(checked.size, checked.dtype,
+                   [&](auto type, Tensor& out) { run_upsample<decltype(type)>(input, out); });
 }
 
 Tensor upsample_argmax(const Tensor& input, const Integers& size) {
-  const ImageSize result = check_upsample_argmax(input, size);
+  const ImageSize result = check_upsample_argmax(input, size).size;
   constexpr int64_t widest = std::numeric_limits<int32_t>::max();
   STD_TORCH_CHECK(input.size(3) <= widest, "upsample_argmax: input has ", input.size(3),
                   " columns; the C++ backend takes at most ", widest);

@@ -13,10 +13,7 @@ void run_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor&
                           const OptionalTensors& packed, Activation activation, Tensor& out) {
   const char* op = "upsample_conv1x1";
   const std::vector<Image> low_images = images_of(low), skip_images = images_of(skip);
-  int64_t low_channels = 0;
-  for (const Image& image : low_images) {
-    low_channels += image.channels;
-  }
+  const int64_t low_channels = total_channels(low);
   Tensor joint = weight;
   const Weights<T> low_weights(op, torch::stable::narrow(joint, 1, 0, low_channels),
                                packed_at(packed, 0));
@@ -29,22 +26,14 @@ void run_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor&
   const int64_t low_height = low_images[0].height, low_width = low_images[0].width;
 
   const Tensor share = empty_image({batch, channels, low_height, low_width}, dtype_of<T>);
-  Conv<T> conv;
-  low_weights.attach(conv);
-  conv.inputs = low_images.data();
-  conv.input_count = low_images.size();
-  conv.out_height = low_height;
-  conv.out_width = low_width;
+  Conv<T> conv =
+      low_weights.convolution(low_images.data(), low_images.size(), low_height, low_width);
   conv.out = destination(share);
   run(conv, batch);
 
   const Image low_share = image_of(share);
   const ResizeAxis<T> rows(low_height, height), columns(low_width, width);
-  skip_weights.attach(conv);
-  conv.inputs = skip_images.data();
-  conv.input_count = skip_images.size();
-  conv.out_height = height;
-  conv.out_width = width;
+  conv = skip_weights.convolution(skip_images.data(), skip_images.size(), height, width);
   conv.epilogue.bias = biases.data();
   conv.epilogue.activation = activation;
   conv.epilogue.slope = slopes.data();
@@ -68,16 +57,12 @@ void run_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor&
 Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
                         const OptionalTensor& bias, const OptionalTensor& slope,
                         const OptionalTensors& packed, const std::string& activation) {
-  ImageSize size;
-  const Activation parsed =
-      check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation, size);
-  Tensor out = empty_image(size, skip[0].scalar_type());
-  if (size.numel() > 0) {
-    with_arithmetic(skip[0].scalar_type(), [&](auto type) {
-      run_upsample_conv1x1<decltype(type)>(low, skip, weight, bias, slope, packed, parsed, out);
-    });
-  }
-  return out;
+  const Checked checked =
+      check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation);
+  return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
+    run_upsample_conv1x1<decltype(type)>(low, skip, weight, bias, slope, packed, checked.activation,
+                                         out);
+  });
 }
 
 }  // namespace fassd::cpu

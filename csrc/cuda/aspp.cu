@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(mean_threads) mean_kernel(Source source, Targe
 
 Tensor aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
             const OptionalTensors& packed, const Integers& dilations, bool allow_tf32) {
-  const ImageSize size = check_aspp(input, weights, biases, packed, dilations);
+  const ImageSize size = check_aspp(input, weights, biases, packed, dilations).size;
   const Context context("aspp", input, allow_tf32);
   const Tensor out = empty_image(input, size);
   const int64_t width = position_count("aspp", weights[0].size(0)), pitch = round_up(width, lanes);

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "asymmetric_conv.cuh"
 
 namespace fassd::cuda {
@@ -85,16 +83,11 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
     return;
   }
   Pairs pairs;
-  int64_t blocks = 0;
-  int shared_bytes = 0;
   for (size_t i = 0; i < calls.size(); i++) {
     pairs.pair[i] = pair_of(calls[i], plan.pairs[i]);
-    blocks = std::max(blocks, plan.pairs[i].cost.blocks);
-    shared_bytes = std::max(shared_bytes, plan.pairs[i].layout.total);
   }
-  with_type(context.op, context.dtype, [&](auto type) {
-    launch_pairs(context, plan.pairs[0], pairs, int(calls.size()), blocks, shared_bytes, type);
-  });
+  with_type(context.op, context.dtype,
+            [&](auto type) { launch_pairs<decltype(type)>(context, plan.pairs, pairs); });
 }
 
 Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
@@ -102,10 +95,10 @@ Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
                        const OptionalTensor& horizontal_bias, const OptionalTensor& vertical_slope,
                        const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
                        int64_t dilation, const std::string& activation, bool allow_tf32) {
-  ImageSize size;
-  const Activation act = check_asymmetric_conv(
-      input, vertical_weight, horizontal_weight, vertical_bias, horizontal_bias, vertical_slope,
-      horizontal_slope, packed, dilation, activation, size);
+  const Checked checked = check_asymmetric_conv(input, vertical_weight, horizontal_weight,
+                                                vertical_bias, horizontal_bias, vertical_slope,
+                                                horizontal_slope, packed, dilation, activation);
+  const ImageSize& size = checked.size;
   const Context context("asymmetric_conv", input, allow_tf32);
   const Tensor out = empty_image(input, size);
   PairCall call;
@@ -122,7 +115,7 @@ Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
   call.slope = vectors[2];
   call.epilogue.bias = vectors[1];
   call.epilogue.slope = vectors[3];
-  call.epilogue.activation = act;
+  call.epilogue.activation = checked.activation;
   call.epilogue.out = target_of(out);
   run_pairs(context, input, {call});
   return out;

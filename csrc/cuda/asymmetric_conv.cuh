@@ -51,12 +51,9 @@ struct PairCall {
 // convolution. `like` tells where scratch lies.
 void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls);
 
-void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
-                  int64_t blocks, int shared_bytes, __half);
-void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
-                  int64_t blocks, int shared_bytes, __nv_bfloat16);
-void launch_pairs(const Context& context, const PairPlan& plan, const Pairs& pairs, int count,
-                  int64_t blocks, int shared_bytes, float);
+// As launch_convolution; the plans are of one variant.
+template <typename T>
+void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs);
 
 // --- the kernel ----------------------------------------------------------------------------------
 
@@ -269,14 +266,6 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   write_tile<T, n_tiles>(staging, pair.epilogue, tile.width_log2, tile.height, picture, y, x, 0,
                          pair.second_weight.out_channels, pair.rows.size, pair.columns.size,
                          threads);
-}
-
-template <typename Math, int warps, int n_tiles>
-void launch_pair_kernel(const Context& context, const Pairs& pairs, int count, int64_t blocks,
-                        int shared_bytes) {
-  context.queue.launch(&pair_kernel<Math, warps, n_tiles>,
-                       grid_of(context.op, "tiles", blocks, count), dim3(warps * 32), shared_bytes,
-                       pairs);
 }
 
 }  // namespace fassd::cuda

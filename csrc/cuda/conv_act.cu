@@ -124,6 +124,16 @@ ConvolutionCall call_on(const Source& input, const Filter& filter, int64_t batch
   return call;
 }
 
+ConvolutionCall call_on(const Source& input, const Filter& filter, const Checked& checked,
+                        const Vectors& vectors, const Target& out) {
+  ConvolutionCall call = call_on(input, filter, checked.size.batch, vectors[0], checked.activation,
+                                 out, checked.dilation[0], checked.dilation[1]);
+  call.stride_h = limited(checked.stride[0]);
+  call.stride_w = limited(checked.stride[1]);
+  call.epilogue.slope = vectors[1];
+  return call;
+}
+
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   ConvolutionShape shape;
   shape.batch = call.batch;
@@ -183,18 +193,16 @@ void run(const Context& context, const ConvolutionCall& call) {
   convolution.layout = plan.layout;
   convolution.epilogue = call.epilogue;
   with_type(context.op, context.dtype,
-            [&](auto type) { launch_convolution(context, plan, convolution, call.batch, type); });
+            [&](auto type) { launch_convolution<decltype(type)>(context, plan, convolution); });
 }
 
 Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
                 const OptionalTensor& slope, const OptionalTensor& residual,
                 const OptionalTensor& packed, const Integers& stride, const Integers& dilation,
                 const std::string& activation, int64_t pool, bool allow_tf32) {
-  const Integers steps = expand_pair("conv_act", "stride", stride);
-  const Integers dilations = expand_pair("conv_act", "dilation", dilation);
-  ImageSize whole;  // before pooling
-  const Activation act = check_conv_act(inputs, weight, bias, slope, residual, packed, steps,
-                                        dilations, activation, pool, whole);
+  const Checked checked = check_conv_act(inputs, weight, bias, slope, residual, packed, stride,
+                                         dilation, activation, pool);
+  const ImageSize& whole = checked.size;
   const ImageSize size = {whole.batch, whole.channels, whole.height / pool, whole.width / pool};
   const Context context("conv_act", inputs[0], allow_tf32);
   const Tensor out = empty_image(inputs[0], size);
@@ -203,22 +211,12 @@ Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTenso
     return out;
   }
   const Vectors vectors({bias, slope});
-  ConvolutionCall call = {{}, filter};
-  for (const Tensor& input : inputs) {
-    call.inputs.push_back(source_of("conv_act", input));
+  ConvolutionCall call =
+      call_on(source_of("conv_act", inputs[0]), filter, checked, vectors, target_of(out));
+  for (size_t i = 1; i < inputs.size(); i++) {
+    call.inputs.push_back(source_of("conv_act", inputs[i]));
   }
-  call.batch = size.batch;
-  call.height = call.inputs[0].height;
-  call.width = call.inputs[0].width;
-  call.stride_h = limited(steps[0]);
-  call.stride_w = limited(steps[1]);
-  call.dilation_h = limited(dilations[0]);
-  call.dilation_w = limited(dilations[1]);
-  call.epilogue.bias = vectors[0];
-  call.epilogue.slope = vectors[1];
-  call.epilogue.activation = act;
   call.epilogue.pool = static_cast<int>(pool);
-  call.epilogue.out = target_of(out);
   if (residual.has_value()) {
     call.epilogue.residual = source_of("conv_act", *residual);
   }

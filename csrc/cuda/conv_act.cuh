@@ -56,14 +56,27 @@ ConvolutionCall call_on(const Source& input, const Filter& filter, int64_t batch
                         Activation activation, const Target& out, int64_t dilation_h = 1,
                         int64_t dilation_w = 1);
 
-// Launches the kernel of a plan; defined for each type in a source file of its own, since each
+// That of an operator's checked arguments, whose bias and slope are `vectors`.
+ConvolutionCall call_on(const Source& input, const Filter& filter, const Checked& checked,
+                        const Vectors& vectors, const Target& out);
+
+// Launches the kernel of a plan; instantiated for each type in a source file of its own, since each
 // takes its time to compile.
+template <typename T>
 void launch_convolution(const Context& context, const ConvolutionPlan& plan,
-                        const Convolution& convolution, int64_t batch, __half);
-void launch_convolution(const Context& context, const ConvolutionPlan& plan,
-                        const Convolution& convolution, int64_t batch, __nv_bfloat16);
-void launch_convolution(const Context& context, const ConvolutionPlan& plan,
-                        const Convolution& convolution, int64_t batch, float);
+                        const Convolution& convolution);
+
+// Calls `function` with the arithmetic of a call on values of T.
+template <typename T, typename Function>
+void with_math(const Context& context, const Function& function) {
+  if constexpr (sizeof(T) == 2) {
+    function(HalfMath<T>());
+  } else if (context.arithmetic == Arithmetic::tf32) {
+    function(Tf32Math());
+  } else {
+    function(FloatMath());
+  }
+}
 
 struct NormalizationTable;
 

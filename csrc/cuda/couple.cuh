@@ -229,41 +229,8 @@ __global__ void __launch_bounds__(warps * 32, 1)
                             column, couple.even.out_channels, couple.height, couple.width, threads);
 }
 
-// Launches the kernel of a plan.
-void launch_couple(const Context& context, const CouplePlan& plan, const Couple& couple, __half);
-void launch_couple(const Context& context, const CouplePlan& plan, const Couple& couple,
-                   __nv_bfloat16);
-
-template <typename T, int warps, int odd_tiles, int even_tiles>
-void launch_couple_kernel(const Context& context, const CouplePlan& plan, const Couple& couple) {
-  context.queue.launch(&couple_kernel<T, warps, odd_tiles, even_tiles>,
-                       grid_of(context.op, "tiles", plan.cost.blocks), dim3(warps * 32),
-                       plan.layout.total, couple);
-}
-
-template <typename T, int warps, int odd_tiles>
-void launch_couple_tiles(const Context& context, const CouplePlan& plan, const Couple& couple) {
-  switch (plan.even_tiles) {
-    case 3:
-      return launch_couple_kernel<T, warps, odd_tiles, 3>(context, plan, couple);
-    case 4:
-      return launch_couple_kernel<T, warps, odd_tiles, 4>(context, plan, couple);
-    case 6:
-      return launch_couple_kernel<T, warps, odd_tiles, 6>(context, plan, couple);
-    default:
-      return launch_couple_kernel<T, warps, odd_tiles, 8>(context, plan, couple);
-  }
-}
-
+// As launch_convolution, of 16-bit values.
 template <typename T>
-void launch_couple_of(const Context& context, const CouplePlan& plan, const Couple& couple) {
-  if (plan.warps == 8) {
-    (plan.odd_tiles == 2 ? &launch_couple_tiles<T, 8, 2>
-                         : &launch_couple_tiles<T, 8, 3>)(context, plan, couple);
-  } else {
-    (plan.odd_tiles == 2 ? &launch_couple_tiles<T, 4, 2>
-                         : &launch_couple_tiles<T, 4, 3>)(context, plan, couple);
-  }
-}
+void launch_couple(const Context& context, const CouplePlan& plan, const Couple& couple);
 
 }  // namespace fassd::cuda

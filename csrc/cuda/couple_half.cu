@@ -1,9 +1,3 @@
-#include "couple.cuh"
+#include "couple_launch.cuh"
 
-namespace fassd::cuda {
-
-void launch_couple(const Context& context, const CouplePlan& plan, const Couple& couple, __half) {
-  launch_couple_of<__half>(context, plan, couple);
-}
-
-}  // namespace fassd::cuda
+template void fassd::cuda::launch_couple<__half>(const Context&, const CouplePlan&, const Couple&);

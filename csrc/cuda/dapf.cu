@@ -7,7 +7,7 @@ namespace fassd::cuda {
 
 Tensor dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
             const OptionalTensors& packed, const Integers& dilations, bool allow_tf32) {
-  const ImageSize size = check_dapf(input, weights, biases, packed, dilations);
+  const ImageSize size = check_dapf(input, weights, biases, packed, dilations).size;
   const Context context("dapf", input, allow_tf32);
   const Tensor out = empty_image(input, size);
   const std::vector<Filter> filters = filters_of(context, weights, packed);

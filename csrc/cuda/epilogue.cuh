@@ -96,7 +96,7 @@ __device__ __forceinline__ void write_tile(const float* staging, const Epilogue&
     load_values<T>(epilogue.slope, channel, channels, slope);
     for (int window = 0; window < 1 << 2 * shift; window++) {
       const int at_row = (row << shift) + (window >> 1);
-      const int at_column = (pixel - row * width << shift) + (window & 1);
+      const int at_column = ((pixel - row * width) << shift) + (window & 1);
       const float* sums =
           staging + ((at_row << width_log2) + at_column) * staging_pitch<n_tiles> + part * lanes;
       float value[lanes];

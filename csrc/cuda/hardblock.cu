@@ -104,9 +104,9 @@ class Block {
     }
     couple.height = first.height;
     couple.width = first.width;
-    couple.across = plan.across;
-    couple.down = plan.down;
-    couple.columns = plan.columns;
+    couple.across = plan.tile.across;
+    couple.down = plan.tile.down;
+    couple.columns = plan.tile.columns;
     couple.chunk = plan.chunk;
     couple.stage_count = plan.stages;
     couple.layout = plan.layout;
@@ -118,7 +118,7 @@ class Block {
     couple.epilogue.out = odd + 1 == layers_ ? place(odd + 1) : keep(odd + 1);
     with_type(context_.op, context_.dtype, [&](auto type) {
       if constexpr (sizeof(type) == 2) {
-        launch_couple(context_, plan, couple, type);
+        launch_couple<decltype(type)>(context_, plan, couple);
       }
     });
     return true;
@@ -139,7 +139,7 @@ class Block {
 
 Tensor hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
                  const OptionalTensors& packed, bool allow_tf32) {
-  const ImageSize size = check_hardblock(input, weights, biases, packed);
+  const ImageSize size = check_hardblock(input, weights, biases, packed).size;
   const Context context("hardblock", input, allow_tf32);
   const Tensor out = empty_image(input, size);
   std::vector<Filter> filters = filters_of(context, weights, packed);

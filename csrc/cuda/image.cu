@@ -1,5 +1,6 @@
 #include <torch/csrc/stable/ops.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -38,15 +39,34 @@ DeviceLimits device_limits(int device) {
   return limits;
 }
 
-void allow_shared(const void* kernel, int device, size_t bytes) {
+int preferred_carveout() {
+  static const int percent = [] {
+    const char* text = std::getenv("FASSD_KERNELS_CARVEOUT");
+    if (text == nullptr || *text == '\0') {
+      return -1;
+    }
+    char* end = nullptr;
+    const long value = std::strtol(text, &end, 10);
+    STD_TORCH_CHECK(*end == '\0' && value >= 0 && value <= 100, "FASSD_KERNELS_CARVEOUT is '", text,
+                    "'; expected a percentage, 0 to 100");
+    return static_cast<int>(value);
+  }();
+  return percent;
+}
+
+void prepare_kernel(const void* kernel, int device, size_t shared_bytes) {
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int>, size_t> allowed;
   const std::lock_guard<std::mutex> lock(mutex);
-  size_t& most = allowed[{kernel, device}];
-  if (bytes > most) {
+  const auto [entry, is_new] = allowed.try_emplace({kernel, device}, shared_without_consent);
+  if (is_new && preferred_carveout() >= 0) {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                        preferred_carveout()));
+  }
+  if (shared_bytes > entry->second) {
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)));
-    most = bytes;
+                                        static_cast<int>(shared_bytes)));
+    entry->second = shared_bytes;
   }
 }
 

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdlib>
+#include <type_traits>
 
 #include "../plan/plan.h"
 
@@ -15,8 +16,15 @@ namespace fassd::cuda {
 
 DeviceLimits device_limits(int device);
 
-// Allows `kernel` so much shared memory on a device; asked once for each amount.
-void allow_shared(const void* kernel, int device, size_t bytes);
+// Percent of a multiprocessor's cache that kernels prefer as shared memory, as the environment
+// variable FASSD_KERNELS_CARVEOUT has it; -1, which leaves it to the driver, where it is not set.
+// Throws where it is no percentage.
+int preferred_carveout();
+
+// Sets the attributes of `kernel` on a device, once for each amount of dynamic shared memory.
+void prepare_kernel(const void* kernel, int device, size_t shared_bytes);
+
+constexpr size_t shared_without_consent = 48 * 1024;  // bytes that every kernel may ask for
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
@@ -44,6 +52,14 @@ inline dim3 grid_of(const char* op, const char* items, int64_t x, int64_t y = 1,
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
+// Calls `function` with the one of `values` that equals `value`, as a std::integral_constant.
+template <int... values, typename Function>
+void with_constant(const char* op, int value, const Function& function) {
+  const bool compiled =
+      ((value == values && (function(std::integral_constant<int, values>()), true)) || ...);
+  STD_TORCH_CHECK(compiled, op, ": no kernel was compiled for ", value, " warps or tiles");
+}
+
 // Where kernels of one operator call go.
 struct Queue {
   explicit Queue(const torch::stable::Tensor& tensor)
@@ -55,8 +71,8 @@ struct Queue {
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
               Arguments... arguments) const {
-    if (shared_bytes > 48 * 1024) {
-      allow_shared(reinterpret_cast<const void*>(kernel), device, shared_bytes);
+    if (shared_bytes > shared_without_consent || preferred_carveout() >= 0) {
+      prepare_kernel(reinterpret_cast<const void*>(kernel), device, shared_bytes);
     }
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;

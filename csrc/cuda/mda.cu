@@ -9,7 +9,7 @@ namespace fassd::cuda {
 Tensor mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
            const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
            int64_t dilation, bool allow_tf32) {
-  const ImageSize size = check_mda(input, weights, scales, shifts, slopes, packed, dilation);
+  const ImageSize size = check_mda(input, weights, scales, shifts, slopes, packed, dilation).size;
   const Context context("mda", input, allow_tf32);
   const Tensor out = empty_image(input, size);
   const std::vector<Filter> filters = filters_of(context, weights, packed);

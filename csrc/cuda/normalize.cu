@@ -78,7 +78,7 @@ void run_normalize(const Picture& picture, const Normalization& normalization, T
 
 Tensor normalize(const Tensor& image, const std::vector<double>& mean,
                  const std::vector<double>& std, ScalarType dtype) {
-  const ImageSize size = check_normalize(image, mean, std, dtype);
+  const ImageSize size = check_normalize(image, mean, std, dtype).size;
   const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
   Tensor out = torch::stable::empty(size.sizes(), dtype, std::nullopt, image.device(), std::nullopt,
                                     torch::headeronly::MemoryFormat::ChannelsLast);

@@ -73,8 +73,7 @@ Tensor pack(const Queue& queue, const Tensor& weight, int64_t first, int64_t cou
 }
 
 Tensor pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation) {
-  check_pack_weight(weight, expand_pair("pack_weight", "stride", stride),
-                    expand_pair("pack_weight", "dilation", dilation));
+  check_pack_weight(weight, stride, dilation);
   const Context context("pack_weight", weight, false);
   return pack(context.queue, weight, 0, weight.size(1));
 }

@@ -29,9 +29,11 @@ void launch_stem(const Context& context, const ConvolutionCall& call,
   stem.weights = plan.weights;
   stem.table = plan.table;
   stem.epilogue = call.epilogue;
-  const auto kernel = plan.n_tiles == 4 ? &stem_kernel<T, bytes, 4> : &stem_kernel<T, bytes, 2>;
-  context.queue.launch(kernel, grid_of(context.op, "tiles", plan.cost.blocks),
-                       dim3(stem_warps * 32), plan.shared_bytes, stem, table);
+  with_constant<4, 2>(context.op, plan.variant.n_tiles, [&](auto n_tiles) {
+    context.queue.launch(&stem_kernel<T, bytes, decltype(n_tiles)::value>,
+                         grid_of(context.op, "tiles", plan.cost.blocks), dim3(stem_warps * 32),
+                         plan.layout.total, stem, table);
+  });
 }
 
 }  // namespace
@@ -92,24 +94,15 @@ Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const Optio
                           const std::vector<double>& mean, const std::vector<double>& std,
                           const Integers& stride, const Integers& dilation,
                           const std::string& activation, bool allow_tf32) {
-  const char* op = "normalize_conv_act";
-  ImageSize size;
-  const Integers steps = expand_pair(op, "stride", stride);
-  const Integers dilations = expand_pair(op, "dilation", dilation);
-  const Activation act = check_normalize_conv_act(image, weight, bias, slope, packed, mean, std,
-                                                  steps, dilations, activation, size);
-  const Context context(op, weight, allow_tf32);
-  if (size.numel() > 0) {
+  const Checked checked = check_normalize_conv_act(image, weight, bias, slope, packed, mean, std,
+                                                   stride, dilation, activation);
+  const Context context("normalize_conv_act", weight, allow_tf32);
+  if (checked.size.numel() > 0) {
     const Filter filter = filter_of(context, "weight", weight, packed);
-    const Tensor out = empty_image(weight, size);
+    const Tensor out = empty_image(weight, checked.size);
     const Vectors vectors({bias, slope});
-    ConvolutionCall call =
-        call_on(source_of_picture(image), filter, size.batch, vectors[0], act, target_of(out));
-    call.stride_h = limited(steps[0]);
-    call.stride_w = limited(steps[1]);
-    call.dilation_h = limited(dilations[0]);
-    call.dilation_w = limited(dilations[1]);
-    call.epilogue.slope = vectors[1];
+    const ConvolutionCall call =
+        call_on(source_of_picture(image), filter, checked, vectors, target_of(out));
     if (is_stem(shape_of(context, call))) {
       const NormalizationTable table = context.dtype == ScalarType::Half
                                            ? table_of<__half>(mean, std)

@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(block_threads)
 }  // namespace
 
 Tensor upsample(const Tensor& input, const Integers& size) {
-  const ImageSize result = check_upsample("upsample", input, size);
+  const ImageSize result = check_upsample(input, size).size;
   const Context context("upsample", input, false);
   const int height = position_count("upsample", result.height);
   const int width = position_count("upsample", result.width);
@@ -158,7 +158,7 @@ Tensor upsample(const Tensor& input, const Integers& size) {
 }
 
 Tensor upsample_argmax(const Tensor& input, const Integers& size) {
-  const ImageSize result = check_upsample_argmax(input, size);
+  const ImageSize result = check_upsample_argmax(input, size).size;
   const Context context("upsample_argmax", input, false);
   const int height = position_count("upsample_argmax", result.height);
   const int width = position_count("upsample_argmax", result.width);

@@ -10,15 +10,12 @@ Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& w
                         const OptionalTensor& bias, const OptionalTensor& slope,
                         const OptionalTensors& packed, const std::string& activation,
                         bool allow_tf32) {
-  ImageSize size;
-  const Activation act =
-      check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation, size);
+  const Checked checked =
+      check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation);
+  const ImageSize& size = checked.size;
   const Context context("upsample_conv1x1", low[0], allow_tf32);
   const Tensor out = empty_image(low[0], size);
-  int64_t low_channels = 0;
-  for (const Tensor& tensor : low) {
-    low_channels += tensor.size(1);
-  }
+  const int64_t low_channels = total_channels(low);
   const Filter low_filter =
       filter_of(context, "low", weight, packed_at(packed, 0), 0, low_channels);
   const Filter skip_filter = filter_of(context, "skip", weight, packed_at(packed, 1), low_channels);
@@ -41,7 +38,7 @@ Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& w
   ConvolutionCall call = call_of(skip, skip_filter, target_of(out));
   call.epilogue.bias = vectors[0];
   call.epilogue.slope = vectors[1];
-  call.epilogue.activation = act;
+  call.epilogue.activation = checked.activation;
   call.epilogue.residual = source_of("upsample_conv1x1", raised);
   call.epilogue.resized = true;
   run(context, call);

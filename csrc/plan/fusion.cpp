@@ -71,8 +71,7 @@ PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& l
   for (const PairShape& shape : shapes) {
     plan.pairs.push_back(plan_pair(shape, limits));
     const PairPlan& pair = plan.pairs.back();
-    possible = possible && pair.possible && pair.warps == plan.pairs[0].warps &&
-               pair.n_tiles == plan.pairs[0].n_tiles;
+    possible = possible && pair.possible && pair.variant == plan.pairs[0].variant;
     const double waves = double(pair.cost.blocks) / limits.multiprocessors;
     longest = std::max(longest, pair.cost.cycles);
     spread += pair.cost.cycles / std::ceil(waves) * waves;

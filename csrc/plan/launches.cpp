@@ -1,6 +1,7 @@
 #include "launches.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <sstream>
 
@@ -21,43 +22,6 @@ DeviceLimits limits_of(const Integers& gpu) {
 
 // --- what is answered ---
 
-Blocks blocks_of(const ConvolutionPlan& plan) {
-  return {plan.variant, plan.tile,         plan.taps.count, plan.chunk,
-          plan.stages,  plan.layout.total, plan.cost};
-}
-
-Blocks blocks_of(const StemPlan& plan) {
-  return {{stem_warps, stem_m_tiles, plan.n_tiles},
-          plan.tile,
-          9,
-          stem_channels,
-          1,
-          plan.shared_bytes,
-          plan.cost};
-}
-
-Blocks blocks_of(const PairPlan& plan) {
-  return {{plan.warps, pair_m_tiles, plan.n_tiles},
-          plan.tile,
-          plan.first.count + plan.second.count,
-          plan.chunk,
-          plan.stages,
-          plan.layout.total,
-          plan.cost};
-}
-
-Blocks blocks_of(const CouplePlan& plan) {
-  const Tile tile = {couple_columns_log2, couple_rows * plan.warps, plan.across, plan.down,
-                     plan.columns};
-  return {{plan.warps, couple_rows, plan.even_tiles},
-          tile,
-          18,
-          plan.chunk,
-          plan.stages,
-          plan.layout.total,
-          plan.cost};
-}
-
 // Writes one object of JSON, field by field.
 class Object {
  public:
@@ -75,7 +39,7 @@ class Object {
   void number(const char* name, double value) {
     char digits[32];
     std::snprintf(digits, sizeof(digits), "%.17g", value);
-    key(name) << digits;
+    key(name) << (std::isinf(value) ? "Infinity" : digits);  // where no plan fits
   }
 
  private:
@@ -95,17 +59,17 @@ void write_list(std::ostream& out, const Values& values, const Write& write) {
   out << ']';
 }
 
-void write(std::ostream& out, const Blocks& blocks) {
+void write(std::ostream& out, const Plan& blocks) {
   Object object(out);
   object.number("warps", blocks.variant.warps);
   object.number("m_tiles", blocks.variant.m_tiles);
   object.number("n_tiles", blocks.variant.n_tiles);
   object.number("tile_width", 1 << blocks.tile.width_log2);
   object.number("tile_height", blocks.tile.height);
-  object.number("taps", blocks.taps);
+  object.number("taps", blocks.live_taps);
   object.number("chunk", blocks.chunk);
   object.number("stages", blocks.stages);
-  object.number("shared_bytes", blocks.shared_bytes);
+  object.number("shared_bytes", blocks.layout.total);
   object.number("blocks", blocks.cost.blocks);
   object.number("resident", blocks.cost.resident);
   object.number("products", blocks.cost.products);
@@ -219,9 +183,9 @@ void Call::convolution(const std::string& label, ConvolutionShape shape, int64_t
   launch.operations = operations_of(shape);
   if (!prologue && is_stem(shape)) {
     launch.kernel = "stem_kernel";
-    launch.blocks = {blocks_of(plan_stem(shape, limits_))};
+    launch.blocks = {plan_stem(shape, limits_)};
   } else {
-    launch.blocks = {blocks_of(plan_convolution(shape, limits_))};
+    launch.blocks = {plan_convolution(shape, limits_)};
   }
   launch.cycles = launch.blocks[0].cost.cycles;
   launch.convolution = shape;
@@ -267,7 +231,7 @@ void Call::pairs(const std::string& op, std::vector<PairShape> shapes, int64_t a
     for (int64_t operations : operations_of(shapes[i])) {
       launch.operations += operations;
     }
-    launch.blocks.push_back(blocks_of(plan.pairs[i]));
+    launch.blocks.push_back(plan.pairs[i]);
   }
   launch.cycles = plan.cycles;
   launches_.push_back(std::move(launch));
@@ -290,7 +254,7 @@ bool Call::couple(const std::string& label, CoupleShape shape) {
   launch.bytes = image({shape.batch, channels, shape.height, shape.width}) +
                  weight_bytes(layers[0]) + weight_bytes(layers[1]);
   launch.operations = operations_of(layers[0]) + operations_of(layers[1]);
-  launch.blocks = {blocks_of(plan)};
+  launch.blocks = {plan};
   launch.cycles = plan.cost.cycles;
   launches_.push_back(std::move(launch));
   return true;
@@ -316,7 +280,7 @@ std::string Call::answer() const {
     object.number("operations", launch.operations);
     object.number("cycles", launch.cycles);
     write_list(object.key("blocks"), launch.blocks,
-               [&](const Blocks& blocks) { write(out, blocks); });
+               [&](const Plan& blocks) { write(out, blocks); });
     if (launch.convolution) {
       object.key("convolution");
       write(out, *launch.convolution);

@@ -11,20 +11,12 @@
 
 namespace fassd::plan {
 
-// A kind of block of a launch.
-struct Blocks {
-  cuda::Variant variant;
-  cuda::Tile tile;
-  int taps, chunk, stages, shared_bytes;
-  cuda::Cost cost;
-};
-
 struct Launch {
   std::string label, kernel, channels;
   int64_t height, width;
   int64_t bytes, operations;
   double cycles = 0;
-  std::vector<Blocks> blocks;
+  std::vector<cuda::Plan> blocks;  // one for each kind of them
   std::optional<cuda::ConvolutionShape> convolution;
 };
 

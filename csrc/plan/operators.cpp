@@ -2,7 +2,8 @@
 // there: torch.ops.fassd_kernels_plan.NAME takes the arguments of the operator NAME, `gpu`
 // (multiprocessors, bytes of shared memory that one block can have, compute capability times ten)
 // and `allow_tf32`. Of tensors only shapes and types are looked at.
-// The answer is that of launches.h.
+// The answer is that of launches.h. The operator `variants` answers which kernels of convolutions
+// are compiled for an arithmetic: rows of warps, m_tiles, n_tiles, sliding.
 
 #include <torch/csrc/stable/library.h>
 
@@ -30,8 +31,7 @@ int limited(int64_t value) {
 }
 
 ConvolutionShape convolution_on(const ImageSize& image, std::vector<int> channels,
-                                const Tensor& weight, int64_t dilation_h = 1,
-                                int64_t dilation_w = 1) {
+                                const Tensor& weight, int64_t dilation = 1) {
   ConvolutionShape shape;
   shape.batch = image.batch;
   shape.height = shape.out_height = position_count("plan", image.height);
@@ -40,8 +40,20 @@ ConvolutionShape convolution_on(const ImageSize& image, std::vector<int> channel
   shape.out_channels = position_count("plan", weight.size(0));
   shape.kernel_h = int(weight.size(2));
   shape.kernel_w = int(weight.size(3));
-  shape.dilation_h = limited(dilation_h);
-  shape.dilation_w = limited(dilation_w);
+  shape.dilation_h = shape.dilation_w = limited(dilation);
+  return shape;
+}
+
+// The same of an operator that has strides.
+ConvolutionShape convolution_on(const ImageSize& image, std::vector<int> channels,
+                                const Tensor& weight, const Checked& checked) {
+  ConvolutionShape shape = convolution_on(image, std::move(channels), weight);
+  shape.stride_h = limited(checked.stride[0]);
+  shape.stride_w = limited(checked.stride[1]);
+  shape.dilation_h = limited(checked.dilation[0]);
+  shape.dilation_w = limited(checked.dilation[1]);
+  shape.out_height = int(checked.size.height);
+  shape.out_width = int(checked.size.width);
   return shape;
 }
 
@@ -71,53 +83,28 @@ PairShape pair_on(const Tensor& input, const Tensor& first, const Tensor* second
   return pair;
 }
 
-}  // namespace
-
 // --- the operators ---
+// For each a function of the call that it fills in, its checked arguments, and the arguments. The
+// result, before any pooling, is not empty.
 
-std::string conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
-                     const OptionalTensor& slope, const OptionalTensor& residual,
-                     const OptionalTensor& packed, const Integers& stride, const Integers& dilation,
-                     const std::string& activation, int64_t pool, const Integers& gpu,
-                     bool allow_tf32) {
-  const Integers steps = expand_pair("conv_act", "stride", stride);
-  const Integers dilations = expand_pair("conv_act", "dilation", dilation);
-  ImageSize whole;
-  check_conv_act(inputs, weight, bias, slope, residual, packed, steps, dilations, activation, pool,
-                 whole);
-  Call call(weight.scalar_type(), gpu, allow_tf32);
-  ConvolutionShape shape =
-      convolution_on(size_of(inputs[0]), channels_of(inputs), weight, dilations[0], dilations[1]);
-  shape.stride_h = limited(steps[0]);
-  shape.stride_w = limited(steps[1]);
-  shape.out_height = int(whole.height);
-  shape.out_width = int(whole.width);
+void conv_act(Call& call, const Checked& checked, const Tensors& inputs, const Tensor& weight,
+              const OptionalTensor&, const OptionalTensor&, const OptionalTensor& residual,
+              const OptionalTensor&, const Integers&, const Integers&, const std::string&,
+              int64_t pool) {
+  ConvolutionShape shape = convolution_on(size_of(inputs[0]), channels_of(inputs), weight, checked);
   shape.pool = int(pool);
-  const int64_t added = residual ? call.image(whole) : 0;
-  call.convolution("conv", shape, added);
-  return call.answer();
+  call.convolution("conv", shape, residual ? call.image(checked.size) : 0);
 }
 
-std::string asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
-                            const Tensor& horizontal_weight, const OptionalTensor& vertical_bias,
-                            const OptionalTensor& horizontal_bias,
-                            const OptionalTensor& vertical_slope,
-                            const OptionalTensor& horizontal_slope, const OptionalTensors& packed,
-                            int64_t dilation, const std::string& activation, const Integers& gpu,
-                            bool allow_tf32) {
-  ImageSize size;
-  check_asymmetric_conv(input, vertical_weight, horizontal_weight, vertical_bias, horizontal_bias,
-                        vertical_slope, horizontal_slope, packed, dilation, activation, size);
-  Call call(input.scalar_type(), gpu, allow_tf32);
+void asymmetric_conv(Call& call, const Checked&, const Tensor& input, const Tensor& vertical_weight,
+                     const Tensor& horizontal_weight, const OptionalTensor&, const OptionalTensor&,
+                     const OptionalTensor&, const OptionalTensor&, const OptionalTensors&,
+                     int64_t dilation, const std::string&) {
   call.pairs("asymmetric", {pair_on(input, vertical_weight, &horizontal_weight, dilation)});
-  return call.answer();
 }
 
-std::string dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                 const OptionalTensors& packed, const Integers& dilations, const Integers& gpu,
-                 bool allow_tf32) {
-  check_dapf(input, weights, biases, packed, dilations);
-  Call call(input.scalar_type(), gpu, allow_tf32);
+void dapf(Call& call, const Checked&, const Tensor& input, const Tensors& weights, const Tensors&,
+          const OptionalTensors&, const Integers& dilations) {
   std::vector<PairShape> branches = {pair_on(input, weights[0], nullptr, 1)};
   for (size_t i = 0; i < dilations.size(); i++) {
     branches.push_back(pair_on(input, weights[2 * i + 1], &weights[2 * i + 2], dilations[i]));
@@ -125,24 +112,17 @@ std::string dapf(const Tensor& input, const Tensors& weights, const Tensors& bia
   call.pairs("dapf", branches);
   const std::vector<int> widths(branches.size(), branches[0].out_channels);
   call.convolution("dapf project", convolution_on(size_of(input), widths, weights.back()));
-  return call.answer();
 }
 
-std::string aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                 const OptionalTensors& packed, const Integers& dilations, const Integers& gpu,
-                 bool allow_tf32) {
-  const ImageSize size = check_aspp(input, weights, biases, packed, dilations);
-  Call call(input.scalar_type(), gpu, allow_tf32);
-  if (size.numel() == 0) {
-    return call.answer();
-  }
+void aspp(Call& call, const Checked& checked, const Tensor& input, const Tensors& weights,
+          const Tensors&, const OptionalTensors&, const Integers& dilations) {
+  const ImageSize& size = checked.size;
   const std::vector<int> channels = channels_of({input});
   const int width = position_count("plan", weights[0].size(0));
   call.convolution("aspp 1x1", convolution_on(size_of(input), channels, weights[0]));
   for (size_t i = 0; i < dilations.size(); i++) {
-    call.convolution(
-        "aspp 3x3 at " + std::to_string(dilations[i]),
-        convolution_on(size_of(input), channels, weights[i + 1], dilations[i], dilations[i]));
+    call.convolution("aspp 3x3 at " + std::to_string(dilations[i]),
+                     convolution_on(size_of(input), channels, weights[i + 1], dilations[i]));
   }
   const int64_t values = checked_product({size.batch, size.height, size.width, input.size(1)});
   call.elementwise("aspp mean", "mean_kernel", input.size(1), 1, 1, call.image(size_of(input)),
@@ -155,13 +135,10 @@ std::string aspp(const Tensor& input, const Tensors& weights, const Tensors& bia
       "aspp fuse",
       convolution_on(size_of(input), std::vector<int>(1 + dilations.size(), width), weights.back()),
       call.image(size));
-  return call.answer();
 }
 
-std::string hardblock(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                      const OptionalTensors& packed, const Integers& gpu, bool allow_tf32) {
-  check_hardblock(input, weights, biases, packed);
-  Call call(input.scalar_type(), gpu, allow_tf32);
+void hardblock(Call& call, const Checked&, const Tensor& input, const Tensors& weights,
+               const Tensors&, const OptionalTensors&) {
   std::vector<int> widths = channels_of({input});
   for (const Tensor& weight : weights) {
     widths.push_back(position_count("plan", weight.size(0)));
@@ -174,9 +151,6 @@ std::string hardblock(const Tensor& input, const Tensors& weights, const Tensors
     return convolution_on(size_of(input), channels, weights[layer - 1]);
   };
   const int64_t layers = int64_t(weights.size());
-  if (input.size(0) == 0 || input.size(2) == 0 || input.size(3) == 0) {
-    return call.answer();
-  }
   for (int64_t layer = 1; layer <= layers; layer++) {
     const std::string label = "hardblock " + std::to_string(layer);
     const ConvolutionShape first = shape_of(layer);
@@ -200,17 +174,11 @@ std::string hardblock(const Tensor& input, const Tensors& weights, const Tensors
         label, first,
         copied ? call.image({first.batch, first.out_channels, first.height, first.width}) : 0);
   }
-  return call.answer();
 }
 
-std::string mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
-                const Tensors& shifts, const Tensors& slopes, const OptionalTensors& packed,
-                int64_t dilation, const Integers& gpu, bool allow_tf32) {
-  const ImageSize size = check_mda(input, weights, scales, shifts, slopes, packed, dilation);
-  Call call(input.scalar_type(), gpu, allow_tf32);
-  if (size.numel() == 0) {
-    return call.answer();
-  }
+void mda(Call& call, const Checked& checked, const Tensor& input, const Tensors& weights,
+         const Tensors&, const Tensors&, const Tensors&, const OptionalTensors&, int64_t dilation) {
+  const ImageSize& size = checked.size;
   const int width = position_count("plan", weights[0].size(0));
   call.convolution("mda reduce", convolution_on(size, channels_of({input}), weights[0]), 0, true);
   call.convolution("mda square", convolution_on(size, {width}, weights[1]));
@@ -218,25 +186,17 @@ std::string mda(const Tensor& input, const Tensors& weights, const Tensors& scal
   pair.in_channels = width;
   call.pairs("mda", {pair}, 1);
   call.convolution("mda tail", convolution_on(size, {width}, weights[4]), call.image(size));
-  return call.answer();
 }
 
-std::string upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
-                             const OptionalTensor& bias, const OptionalTensor& slope,
-                             const OptionalTensors& packed, const std::string& activation,
-                             const Integers& gpu, bool allow_tf32) {
-  ImageSize size;
-  check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation, size);
-  Call call(weight.scalar_type(), gpu, allow_tf32);
-  if (size.numel() == 0) {
-    return call.answer();
-  }
+void upsample_conv1x1(Call& call, const Checked& checked, const Tensors& low, const Tensors& skip,
+                      const Tensor& weight, const OptionalTensor&, const OptionalTensor&,
+                      const OptionalTensors&, const std::string&) {
+  const ImageSize& size = checked.size;
   call.convolution("upsample_conv1x1 low",
                    convolution_on(size_of(low[0]), channels_of(low), weight));
   call.convolution("upsample_conv1x1 skip",
                    convolution_on(size_of(skip[0]), channels_of(skip), weight),
                    call.image({size.batch, size.channels, low[0].size(2), low[0].size(3)}));
-  return call.answer();
 }
 
 // Of a channel and pixel: three blends of three operations.
@@ -244,33 +204,22 @@ int64_t blends(const ImageSize& result) {
   return checked_product({9, result.numel()});
 }
 
-std::string upsample(const Tensor& input, const Integers& size, const Integers& gpu,
-                     bool allow_tf32) {
-  const ImageSize result = check_upsample("upsample", input, size);
-  Call call(input.scalar_type(), gpu, allow_tf32);
-  if (result.numel() > 0) {
-    const int64_t bytes = call.image(size_of(input)) + call.image(result);
-    call.elementwise("upsample", "upsample_kernel", result.channels, result.height, result.width,
-                     bytes, blends(result));
-  }
-  return call.answer();
+void upsample(Call& call, const Checked& checked, const Tensor& input, const Integers&) {
+  const ImageSize& size = checked.size;
+  call.elementwise("upsample", "upsample_kernel", size.channels, size.height, size.width,
+                   call.image(size_of(input)) + call.image(size), blends(size));
 }
 
-std::string upsample_argmax(const Tensor& input, const Integers& size, const Integers& gpu,
-                            bool allow_tf32) {
-  const ImageSize result = check_upsample_argmax(input, size);
-  Call call(input.scalar_type(), gpu, allow_tf32);
-  if (result.numel() > 0) {
-    const cuda::ArgmaxPlan plan = cuda::plan_argmax(
-        result.batch, int(result.channels), position_count("plan", input.size(3)),
-        position_count("plan", result.height), position_count("plan", result.width));
-    const int64_t bytes =
-        call.image(size_of(input)) + checked_product({result.batch, result.height, result.width});
-    call.elementwise("upsample_argmax",
-                     plan.by_rows ? "upsample_argmax_row_kernel" : "upsample_argmax_kernel",
-                     result.channels, result.height, result.width, bytes, blends(result));
-  }
-  return call.answer();
+void upsample_argmax(Call& call, const Checked& checked, const Tensor& input, const Integers&) {
+  const ImageSize& size = checked.size;
+  const cuda::ArgmaxPlan plan =
+      cuda::plan_argmax(size.batch, int(size.channels), position_count("plan", input.size(3)),
+                        position_count("plan", size.height), position_count("plan", size.width));
+  call.elementwise(
+      "upsample_argmax", plan.by_rows ? "upsample_argmax_row_kernel" : "upsample_argmax_kernel",
+      size.channels, size.height, size.width,
+      call.image(size_of(input)) + checked_product({size.batch, size.height, size.width}),
+      blends(size));
 }
 
 void add_normalize(Call& call, const ImageSize& size, ScalarType dtype) {
@@ -280,54 +229,47 @@ void add_normalize(Call& call, const ImageSize& size, ScalarType dtype) {
                    checked_product({2, size.numel()}));
 }
 
-std::string normalize(const Tensor& image, const std::vector<double>& mean,
-                      const std::vector<double>& std, ScalarType dtype, const Integers& gpu,
-                      bool allow_tf32) {
-  const ImageSize size = check_normalize(image, mean, std, dtype);
-  Call call(ScalarType::Float, gpu, allow_tf32);
-  if (size.numel() > 0) {
-    add_normalize(call, size, dtype);
-  }
-  return call.answer();
+void normalize(Call& call, const Checked& checked, const Tensor&, const std::vector<double>&,
+               const std::vector<double>&, ScalarType dtype) {
+  add_normalize(call, checked.size, dtype);
 }
 
-std::string normalize_conv_act(const Tensor& image, const Tensor& weight,
-                               const OptionalTensor& bias, const OptionalTensor& slope,
-                               const OptionalTensor& packed, const std::vector<double>& mean,
-                               const std::vector<double>& std, const Integers& stride,
-                               const Integers& dilation, const std::string& activation,
-                               const Integers& gpu, bool allow_tf32) {
-  const char* op = "normalize_conv_act";
-  const Integers steps = expand_pair(op, "stride", stride);
-  const Integers dilations = expand_pair(op, "dilation", dilation);
-  ImageSize size;
-  check_normalize_conv_act(image, weight, bias, slope, packed, mean, std, steps, dilations,
-                           activation, size);
-  Call call(weight.scalar_type(), gpu, allow_tf32);
+void normalize_conv_act(Call& call, const Checked& checked, const Tensor& image,
+                        const Tensor& weight, const OptionalTensor&, const OptionalTensor&,
+                        const OptionalTensor&, const std::vector<double>&,
+                        const std::vector<double>&, const Integers&, const Integers&,
+                        const std::string&) {
   const ImageSize picture = {image.size(0), 3, image.size(1), image.size(2)};
-  ConvolutionShape shape = convolution_on(picture, {3}, weight, dilations[0], dilations[1]);
-  shape.stride_h = limited(steps[0]);
-  shape.stride_w = limited(steps[1]);
-  shape.out_height = int(size.height);
-  shape.out_width = int(size.width);
-  if (!call.normalized_convolution("normalize_conv_act", shape) && picture.numel() > 0) {
-    add_normalize(call, picture, weight.scalar_type());
+  const ConvolutionShape shape = convolution_on(picture, {3}, weight, checked);
+  if (!call.normalized_convolution("normalize_conv_act", shape)) {
+    add_normalize(call, picture, checked.dtype);
     call.convolution("conv", shape);
   }
-  return call.answer();
 }
 
-std::string pack_weight(const Tensor& weight, const Integers& stride, const Integers& dilation,
-                        const Integers& gpu, bool allow_tf32) {
-  check_pack_weight(weight, expand_pair("pack_weight", "stride", stride),
-                    expand_pair("pack_weight", "dilation", dilation));
-  Call call(weight.scalar_type(), gpu, allow_tf32);
-  if (weight.numel() > 0) {
-    call.elementwise("pack_weight", "pack_kernel", weight.size(1), weight.size(2), weight.size(3),
-                     2 * call.image(size_of(weight)), 0);
-  }
-  return call.answer();
+void pack_weight(Call& call, const Checked&, const Tensor& weight, const Integers&,
+                 const Integers&) {
+  call.elementwise("pack_weight", "pack_kernel", weight.size(1), weight.size(2), weight.size(3),
+                   2 * call.image(size_of(weight)), 0);
 }
+
+// --- how they are asked ---
+
+template <typename Check>
+struct Planned;
+
+template <typename... Arguments>
+struct Planned<Checked(Arguments...)> {
+  template <Checked (*check)(Arguments...), void (*plan)(Call&, const Checked&, Arguments...)>
+  static std::string answer(Arguments... arguments, const Integers& gpu, bool allow_tf32) {
+    const Checked checked = check(arguments...);
+    Call call(checked.dtype, gpu, allow_tf32);
+    if (checked.size.numel() > 0) {
+      plan(call, checked, arguments...);
+    }
+    return call.answer();
+  }
+};
 
 // An operator's schema, as that of its plan.
 std::string plan_schema(const std::string& schema) {
@@ -337,6 +279,22 @@ std::string plan_schema(const std::string& schema) {
          "int[] gpu, bool allow_tf32=False) -> str";
 }
 
+Tensor variants(int64_t arithmetic) {
+  STD_TORCH_CHECK(arithmetic >= 0 && arithmetic <= 2, "arithmetic is ", arithmetic,
+                  "; expected 0 to 2");
+  const auto all = cuda::variants_of(static_cast<cuda::Arithmetic>(arithmetic));
+  Tensor rows = torch::stable::empty({int64_t(all.size()), 4}, ScalarType::Long);
+  int64_t* data = static_cast<int64_t*>(rows.mutable_data_ptr());
+  for (const cuda::Variant& variant : all) {
+    for (int value : {variant.warps, variant.m_tiles, variant.n_tiles, int(variant.sliding)}) {
+      *data++ = value;
+    }
+  }
+  return rows;
+}
+
+}  // namespace
+
 }  // namespace fassd::plan
 
 STABLE_TORCH_LIBRARY(fassd_kernels_plan, m) {
@@ -344,19 +302,14 @@ STABLE_TORCH_LIBRARY(fassd_kernels_plan, m) {
   m.def(fassd::plan::plan_schema(#name "(" text ") -> Tensor").c_str());
 #include "../../fassd_kernels/schemas.def"
 #undef OPERATOR
+  m.def("variants(int arithmetic) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels_plan, CompositeExplicitAutograd, m) {
-  m.impl("conv_act", TORCH_BOX(&fassd::plan::conv_act));
-  m.impl("asymmetric_conv", TORCH_BOX(&fassd::plan::asymmetric_conv));
-  m.impl("dapf", TORCH_BOX(&fassd::plan::dapf));
-  m.impl("aspp", TORCH_BOX(&fassd::plan::aspp));
-  m.impl("hardblock", TORCH_BOX(&fassd::plan::hardblock));
-  m.impl("pack_weight", TORCH_BOX(&fassd::plan::pack_weight));
-  m.impl("mda", TORCH_BOX(&fassd::plan::mda));
-  m.impl("upsample_conv1x1", TORCH_BOX(&fassd::plan::upsample_conv1x1));
-  m.impl("upsample", TORCH_BOX(&fassd::plan::upsample));
-  m.impl("upsample_argmax", TORCH_BOX(&fassd::plan::upsample_argmax));
-  m.impl("normalize", TORCH_BOX(&fassd::plan::normalize));
-  m.impl("normalize_conv_act", TORCH_BOX(&fassd::plan::normalize_conv_act));
+#define OPERATOR(name, kind, text)                                                       \
+  m.impl(#name, TORCH_BOX((&fassd::plan::Planned<decltype(fassd::check_##name)>::answer< \
+                           &fassd::check_##name, &fassd::plan::name>)));
+#include "../../fassd_kernels/schemas.def"
+#undef OPERATOR
+  m.impl("variants", TORCH_BOX(&fassd::plan::variants));
 }

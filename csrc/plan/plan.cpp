@@ -159,9 +159,25 @@ int registers_of(const Variant& variant) {
 }
 
 int couple_registers(const CouplePlan& plan) {
-  const int sums = 4 * couple_rows * plan.even_tiles + 12 * plan.odd_tiles;
-  return std::min(255, std::max(128, 80 + sums + 6 * plan.even_tiles));
+  const int sums = 4 * couple_rows * plan.variant.n_tiles + 12 * plan.odd_tiles;
+  return std::min(255, std::max(128, 80 + sums + 6 * plan.variant.n_tiles));
 }
+
+// The plan of least predicted cost among those offered; one that is asked for wins over all others.
+template <typename Kind>
+struct Cheapest {
+  Kind best;
+  bool found = false;
+
+  Cheapest() { best.cost.cycles = std::numeric_limits<double>::infinity(); }
+
+  void offer(const Kind& plan, bool asked_for) {
+    if (asked_for != found ? asked_for : plan.cost.cycles < best.cost.cycles) {
+      best = plan;
+      found = asked_for;
+    }
+  }
+};
 
 // Bytes of shared memory that a block's warps read for one tap and one channel: pixels, and
 // weights. A sliding warp reads m_tiles + 2 rows for its three vertical taps.
@@ -189,17 +205,11 @@ Arithmetic arithmetic_of(bool is_float32, bool allow_tf32, const DeviceLimits& l
                                                  : Arithmetic::float32;
 }
 
-const std::vector<Variant>& variants_of(Arithmetic arithmetic) {
-  static const std::vector<Variant> halves = {
-      {8, 2, 8},       {8, 2, 7},       {8, 2, 6},       {8, 2, 5},       {8, 2, 4},
-      {8, 2, 3},       {8, 2, 2},       {4, 1, 8},       {4, 1, 7},       {4, 1, 6},
-      {4, 1, 5},       {4, 1, 4},       {4, 1, 3},       {4, 1, 2},       {4, 4, 6, true},
-      {4, 4, 5, true}, {4, 4, 4, true}, {4, 4, 3, true}, {4, 4, 2, true}, {4, 2, 8, true},
-      {4, 2, 7, true}, {4, 2, 6, true}, {4, 2, 5, true}, {4, 2, 4, true}, {4, 2, 3, true},
-      {4, 2, 2, true},
-  };
-  static const std::vector<Variant> floats = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4, 1, 4}};
-  return arithmetic == Arithmetic::half ? halves : floats;
+std::vector<Variant> variants_of(Arithmetic arithmetic) {
+  if (arithmetic == Arithmetic::half) {
+    return {std::begin(half_variants), std::end(half_variants)};
+  }
+  return {std::begin(float_variants), std::end(float_variants)};
 }
 
 bool is_asked_for(const Variant& variant) {
@@ -211,15 +221,13 @@ bool is_asked_for(const Variant& variant) {
                                      &asked.n_tiles, &sliding) != 4) {
     return true;
   }
-  return variant.warps == asked.warps && variant.m_tiles == asked.m_tiles &&
-         variant.n_tiles == asked.n_tiles && variant.sliding == (sliding != 0);
+  asked.sliding = sliding != 0;
+  return variant == asked;
 }
 
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits) {
   const int itemsize = itemsize_of(shape.arithmetic);
-  ConvolutionPlan best;
-  best.cost.cycles = std::numeric_limits<double>::infinity();
-  bool found = false;
+  Cheapest<ConvolutionPlan> cheapest;
   for (const Variant& variant : variants_of(shape.arithmetic)) {
     const bool asked_for = is_asked_for(variant);
     const int pixels = variant.pixels(), n = variant.channels();
@@ -240,6 +248,7 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
       plan.columns = axis_of(shape.kernel_w, width, shape.width, shape.out_width, shape.stride_w,
                              shape.dilation_w);
       plan.taps = taps_of(plan.rows, plan.columns, shape.kernel_w);
+      plan.live_taps = plan.taps.count;
       const int slots = plan.rows.slots * plan.columns.slots;
       const int staging = pixels * staging_row(n) * 4;
       for (int chunk : {64, 32, 16, 8}) {
@@ -266,29 +275,23 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
           cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
           cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
           predict(cost, chunks, stages, shape.arithmetic, limits);
-          // One that is asked for wins over all others, if it fits.
-          if (asked_for != found ? asked_for : cost.cycles < best.cost.cycles) {
-            best = plan;
-            found = asked_for;
-          }
+          cheapest.offer(plan, asked_for);
         }
       }
     }
   }
-  return best;
+  return cheapest.best;
 }
 
 PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
   const int itemsize = itemsize_of(shape.arithmetic);
-  PairPlan best;
-  best.cost.cycles = std::numeric_limits<double>::infinity();
-  bool found = false;
+  Cheapest<PairPlan> cheapest;
   const int widest = std::max(shape.middle_channels, shape.out_channels);
   const int n_tiles = widest <= 32 ? 4 : widest <= 64 ? 8 : 16;
   // Of float32, the accumulators of more channels would not fit into registers.
   const bool half = shape.arithmetic == Arithmetic::half;
   if (widest > (half ? 128 : 64)) {
-    return best;
+    return cheapest.best;
   }
   const int n = n_tiles * 8;
   for (int turn = 0; turn < 10; turn++) {
@@ -296,11 +299,10 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
     if ((1 << width_log2) > pixels || (warps == 4 && !half)) {
       continue;
     }
-    const bool asked_for = is_asked_for({warps, pair_m_tiles, n_tiles});
     PairPlan plan;
     plan.possible = true;
-    plan.warps = warps;
-    plan.n_tiles = n_tiles;
+    plan.variant = {warps, pair_m_tiles, n_tiles};
+    const bool asked_for = is_asked_for(plan.variant);
     const int width = 1 << width_log2;
     plan.tile.width_log2 = width_log2;
     plan.tile.height = pixels / width;
@@ -320,6 +322,7 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
       plan.columns.slots = width;
     }
     plan.first = taps_of(plan.rows, axis_of(1, 1, 1, 1, 1, 1), 1);
+    plan.live_taps = plan.first.count + plan.second.count;
     const int middle = plan.tile.height * plan.columns.slots;  // pixels
     if (middle > warps * pair_m_tiles * 16) {
       continue;
@@ -344,8 +347,8 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
         const double second_depth = double(middle_chunks) * chunk * plan.second.count;
         Cost& cost = plan.cost;
         cost.blocks = shape.batch * plan.tile.across * plan.tile.down;
-        cost.resident = resident_of(plan.layout.total, warps * 32,
-                                    registers_of({warps, pair_m_tiles, n_tiles}), limits);
+        cost.resident =
+            resident_of(plan.layout.total, warps * 32, registers_of(plan.variant), limits);
         // Warps take 16 pixels of the middle at a time: the last turn may be for a few only.
         const double turns = double(divide_up(divide_up(middle, 16), warps)) * pixels;
         cost.products = n * (turns * first_depth + pixels * second_depth);
@@ -356,37 +359,31 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
                             (double(in_chunks) * chunk * slots + n * (first_depth + second_depth));
         cost.stored_bytes = double(pixels) * n * itemsize;
         predict(cost, in_chunks + middle_chunks, stages, shape.arithmetic, limits);
-        if (asked_for != found ? asked_for : cost.cycles < best.cost.cycles) {
-          best = plan;
-          found = asked_for;
-        }
+        cheapest.offer(plan, asked_for);
       }
     }
   }
-  return best;
+  return cheapest.best;
 }
 
 CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
-  CouplePlan best;
-  best.cost.cycles = std::numeric_limits<double>::infinity();
-  bool found = false;
+  Cheapest<CouplePlan> cheapest;
   const int odd_tiles = shape.odd_channels <= 16 ? 2 : 3;
   if (shape.arithmetic != Arithmetic::half || shape.odd_channels > 24 || shape.channels.empty()) {
-    return best;
+    return cheapest.best;
   }
   const int itemsize = 2, odd_n = odd_tiles * 8, odd_depth = round_up(odd_n, 16);
   for (int warps : {8, 4}) {
     for (int even_tiles : {3, 4, 6, 8}) {
-      const bool asked_for = is_asked_for({warps, couple_rows, even_tiles, true});
       CouplePlan plan;
       plan.possible = true;
-      plan.warps = warps;
+      plan.variant = {warps, couple_rows, even_tiles, true};
       plan.odd_tiles = odd_tiles;
-      plan.even_tiles = even_tiles;
+      plan.live_taps = 18;
+      const bool asked_for = is_asked_for(plan.variant);
       const int n = even_tiles * 8, rows = couple_rows * warps, pixels = rows * couple_columns;
-      plan.across = int(divide_up(shape.width, couple_columns));
-      plan.down = int(divide_up(shape.height, rows));
-      plan.columns = int(divide_up(shape.even_channels, n));
+      plan.tile = {couple_columns_log2, rows, int(divide_up(shape.width, couple_columns)),
+                   int(divide_up(shape.height, rows)), int(divide_up(shape.even_channels, n))};
       const int slots = (rows + 4) * (couple_columns + 4);
       const int odd_pixels = (rows + 2) * (couple_columns + 2);
       const int staging = pixels * staging_row(n) * 4;
@@ -409,29 +406,25 @@ CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
           const double middle = 9.0 * round_up(shape.odd_channels, 16);
           const int chunks =
               chunks_of(shape.channels, chunk) + int(divide_up(shape.odd_channels, chunk));
-          const Variant sliding = {warps, couple_rows, even_tiles, true};
           const double turns = double(divide_up(odd_pixels, 16 * warps)) * 16 * warps;
           Cost& cost = plan.cost;
-          cost.blocks = shape.batch * plan.across * plan.down * plan.columns;
+          cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
           cost.resident =
               resident_of(plan.layout.total, warps * 32, couple_registers(plan), limits);
           cost.products = pixels * n * (outside + middle) + turns * odd_n * both;
-          cost.shared_bytes = (outside + middle) * bytes_read(sliding, itemsize) +
+          cost.shared_bytes = (outside + middle) * bytes_read(plan.variant, itemsize) +
                               both * itemsize * (turns + turns / 16 * odd_n) + 2.0 * staging +
                               2.0 * middle_bytes;
           cost.loaded_bytes =
               itemsize * (outside / 9 * slots + n * (outside + middle) + odd_n * both);
-          cost.stored_bytes = double(pixels) * (n + odd_n / double(plan.columns)) * itemsize;
+          cost.stored_bytes = double(pixels) * (n + odd_n / double(plan.tile.columns)) * itemsize;
           predict(cost, chunks, stages, shape.arithmetic, limits);
-          if (asked_for != found ? asked_for : cost.cycles < best.cost.cycles) {
-            best = plan;
-            found = asked_for;
-          }
+          cheapest.offer(plan, asked_for);
         }
       }
     }
   }
-  return best;
+  return cheapest.best;
 }
 
 int live_taps(const ConvolutionShape& shape) {
@@ -455,8 +448,11 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
     return (results - 1) * stride + 2 * dilation + 1;
   };
   StemPlan plan;
-  plan.n_tiles = shape.out_channels > 16 ? 4 : 2;
-  const int n = plan.n_tiles * 8;
+  plan.variant = {stem_warps, stem_m_tiles, shape.out_channels > 16 ? 4 : 2};
+  plan.chunk = stem_channels;
+  plan.stages = 1;
+  plan.live_taps = 9;
+  const int n = plan.variant.channels();
   // The tile that needs the fewest pixels of the picture.
   for (int width_log2 = 3; width_log2 <= 6; width_log2++) {
     const int width = 1 << width_log2, height = stem_pixels / width;
@@ -475,10 +471,10 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
   plan.matrix = round_up(patch_bytes, 16);
   plan.weights = plan.matrix + matrix_bytes;
   plan.table = plan.weights + stem_depth * weight_row(n) * 2;
-  plan.shared_bytes = std::max(plan.table + stem_channels * 256 * 2, staging);
+  plan.layout.total = std::max(plan.table + stem_channels * 256 * 2, staging);
   Cost& cost = plan.cost;
   cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
-  cost.resident = resident_of(plan.shared_bytes, stem_warps * 32, 128, limits);
+  cost.resident = resident_of(plan.layout.total, stem_warps * 32, 128, limits);
   cost.products = double(stem_pixels) * stem_depth * n;
   // A gathered value is 2 bytes, but costs a lane's 4 of the width of shared memory.
   cost.shared_bytes = 2.0 * patch_bytes + 4.0 * stem_pixels * stem_depth + matrix_bytes +

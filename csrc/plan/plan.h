@@ -60,12 +60,16 @@ struct Tile {
 
 // A kernel, by its template's parameters.
 struct Variant {
-  int warps, m_tiles, n_tiles;
+  int warps = 1, m_tiles = 1, n_tiles = 1;
   // For plain 3x3 only: a warp's pixels are 16 columns of m_tiles rows below each other, and a row
   // that is loaded serves the three rows of the result that it reaches.
   bool sliding = false;
   int pixels() const { return warps * m_tiles * 16; }
   int channels() const { return n_tiles * 8; }
+  bool operator==(const Variant& other) const {
+    return warps == other.warps && m_tiles == other.m_tiles && n_tiles == other.n_tiles &&
+           sliding == other.sliding;
+  }
 };
 
 // Where things lie in a block's shared memory, in bytes; positions of the slots lie at its begin.
@@ -103,15 +107,20 @@ struct Cost {
   double cycles = 0;  // of the whole launch, predicted
 };
 
-struct ConvolutionPlan {
-  Variant variant = {1, 1, 1};
+// How a launch is cut into blocks, whatever it computes.
+struct Plan {
+  Variant variant;
   Tile tile;
-  Axis rows, columns;
-  Taps taps;
-  int chunk = 16;
-  int stages = 2;
+  int chunk = 16;  // channels at a time
+  int stages = 2;  // chunks in shared memory
+  int live_taps = 0;
   SharedLayout layout;
   Cost cost;
+};
+
+struct ConvolutionPlan : Plan {
+  Axis rows, columns;
+  Taps taps;
 };
 
 // The plan of least predicted cost. The environment variable FASSD_KERNELS_CUDA_VARIANT, as in
@@ -129,13 +138,9 @@ bool is_stem(const ConvolutionShape& shape);
 constexpr int stem_warps = 8, stem_m_tiles = 2, stem_depth = 32, stem_channels = 3;
 constexpr int stem_pixels = stem_warps * stem_m_tiles * 16;
 
-struct StemPlan {
-  int n_tiles = 0;
-  Tile tile;
+struct StemPlan : Plan {
   int patch_rows = 0, patch_columns = 0;   // pixels of the picture under a tile
   int matrix = 0, weights = 0, table = 0;  // offsets in shared memory
-  int shared_bytes = 0;
-  Cost cost;
 };
 
 StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits);
@@ -150,18 +155,12 @@ struct PairShape {
   Arithmetic arithmetic = Arithmetic::half;
 };
 
-struct PairPlan {
+struct PairPlan : Plan {
   bool possible = false;  // else it is two launches
-  int warps = 8, n_tiles = 4;
-  Tile tile;
-  Axis rows;     // of the input, at the first convolution's taps
-  Axis columns;  // of the middle, at the second's
+  Axis rows;              // of the input, at the first convolution's taps
+  Axis columns;           // of the middle, at the second's
   Taps first, second;
   bool whole_rows = false;  // a tile holds rows from end to end: no column is computed twice
-  int chunk = 16;
-  int stages = 2;
-  SharedLayout layout;
-  Cost cost;
 };
 
 PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits);
@@ -190,15 +189,10 @@ struct CoupleShape {
   Arithmetic arithmetic = Arithmetic::half;
 };
 
-struct CouplePlan {
-  bool possible = false;  // else it is two launches
-  int warps = 8, odd_tiles = 2, even_tiles = 4;
-  int across = 1, down = 1, columns = 1;
-  int chunk = 16;
-  int stages = 2;
-  int odd_weights = 0;  // of a stage, behind the even layer's
-  SharedLayout layout;
-  Cost cost;
+struct CouplePlan : Plan {  // its variant and tile are those of the even layer
+  bool possible = false;    // else it is two launches
+  int odd_tiles = 2;        // as n_tiles, of the odd layer
+  int odd_weights = 0;      // of a stage, behind the even layer's
 };
 
 CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits);
@@ -232,8 +226,17 @@ ArgmaxPlan plan_argmax(int64_t batch, int channels, int in_width, int height, in
 
 // --- what the kernels and the plan must agree on ---
 
-// The kernels that are compiled, for each arithmetic.
-const std::vector<Variant>& variants_of(Arithmetic arithmetic);
+// The kernels of convolutions that are compiled, of 16-bit values and of float32.
+inline constexpr Variant half_variants[] = {
+    {8, 2, 8},       {8, 2, 7},       {8, 2, 6},       {8, 2, 5},       {8, 2, 4},
+    {8, 2, 3},       {8, 2, 2},       {4, 1, 8},       {4, 1, 7},       {4, 1, 6},
+    {4, 1, 5},       {4, 1, 4},       {4, 1, 3},       {4, 1, 2},       {4, 4, 6, true},
+    {4, 4, 5, true}, {4, 4, 4, true}, {4, 4, 3, true}, {4, 4, 2, true}, {4, 2, 8, true},
+    {4, 2, 7, true}, {4, 2, 6, true}, {4, 2, 5, true}, {4, 2, 4, true}, {4, 2, 3, true},
+    {4, 2, 2, true},
+};
+inline constexpr Variant float_variants[] = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4, 1, 4}};
+std::vector<Variant> variants_of(Arithmetic arithmetic);
 constexpr int couple_rows = 2;          // of a warp, in a couple of layers
 constexpr int couple_columns_log2 = 4;  // of its tile
 constexpr int couple_columns = 1 << couple_columns_log2;

@@ -1,53 +1,83 @@
-"""Every way to run a network that `fassd bench peers` compares, and how it is built.
+"""Every way to compute a network, a module or an operator that is compared: one table.
 
-A candidate is built from the same float32 network and answers the same float32 picture as the
-others, each in the form in which it is fastest: channels_last for Inductor, inputs and outputs
-bound once for ONNX Runtime, shared with the caller for OpenVINO. All use as many threads as
-PyTorch.
+`PEERS` are what `fassd bench peers` runs: a network as its users write it, other runtimes, ours,
+and other networks. `FORMS` are what `pytest benchmarks/` and the GPU report run: PyTorch in its
+best forms, and ours backend by backend. All are built from the same float32 weights and get the
+same input, and each is compared with the reference before its speed counts.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fassd.bench import onnx_runtimes
+from fassd.bench.folding import CudnnConvReLU, fold_batch_norms, with_cudnn_relus
 from fassd.bench.others import OTHERS, OtherNetwork
-from fassd.export.onnx_file import quiet_exporter
-from fassd.export.tensorrt_file import build_engine
-from fassd.models import create_model
+from fassd.bench.stopwatch import Call, Inputs
 
-__all__ = [
-    "EXTRA",
-    "KEYS",
-    "OURS",
-    "REFERENCE",
-    "REFERENCE_TITLE",
-    "BuildContext",
-    "Candidate",
-    "candidates",
-    "check_keys",
-    "every_candidate",
-]
+EAGER = "eager"
+FOLDED = "channels_last"
+CUDNN_RELU = "cudnn-relu"
+COMPILE = "compile"
+MAX_AUTOTUNE = "max-autotune"
+NATIVE = "native"
+DEPENDENT = "native-dependent"
+CARVEOUT = "native-carve-out"
+CHOSEN = "auto"
+TRITON = "triton"
+TRITON_GRAPH = "triton-graph"
+PYTHON = "reference"
 
-REFERENCE = "eager"
-"""Key of plain PyTorch in float32 and NCHW, which every other candidate is compared with."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+REFERENCE = EAGER
+"""Key of plain PyTorch in float32 and NCHW, which every other peer is compared with."""
 
 REFERENCE_TITLE = "eager NCHW"
 
 OURS = "ours"
-"""Key of every candidate that runs on `fassd_kernels`."""
+"""Key of every peer that runs on `fassd_kernels`."""
 
 EXTRA = "pip install 'fassd-net[bench]'"
 """Installs the other runtimes."""
 
-Call = Callable[[], Tensor]
+SWITCHED = {
+    "dependent": {"FASSD_KERNELS_DEPENDENT_LAUNCH": "1"},
+    "carve-out": {"FASSD_KERNELS_CARVEOUT": "100"},
+}
+"""Environments of the CUDA kernels, read once by a process: they begin while those before them end;
+they ask for the most shared memory, in per cent, that a multiprocessor has."""
+
+
+class UnavailableError(Exception):
+    """There is nothing to time, for a reason that the report states; not a failure."""
+
+
+def accelerated(module: nn.Module, dtype: torch.dtype, backend: str) -> nn.Module:
+    """`module` through `fassd_kernels.accelerate`.
+
+    Raises:
+        UnavailableError: there is nothing to swap in it.
+    """
+    import fassd_kernels
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return fassd_kernels.accelerate(module, dtype=dtype, backend=backend)
+        except RuntimeWarning as nothing:
+            raise UnavailableError(str(nothing)) from None
 
 
 @dataclass(frozen=True)
@@ -55,40 +85,47 @@ class BuildContext:
     """What every candidate is built from.
 
     Attributes:
-        model: the reference network, float32, in eval mode; builders leave it as it is.
-        picture: its input, (N, 3, H, W) float32, contiguous, on the model's device.
-        backend: of `fassd_kernels`, as in `fassd.Segmenter`.
+        module: the reference, float32, in eval mode; builders leave it as it is.
+        device: where it is to run.
+        inputs: an input set, float32 on the device, of peers.
+        backend: of `fassd_kernels` that peers of ours use, as in `fassd.Segmenter`.
         compiler: backend of `torch.compile`.
+        needs: operators that a backend of ours must have before there is something to time.
+        fuse: a module on the device, a dtype and a backend's name to what ours is.
+        fold: a module to what PyTorch's best forms are made from.
     """
 
-    model: nn.Module
-    picture: Tensor
+    module: nn.Module
+    device: torch.device
+    inputs: Inputs = ()
     backend: str = "auto"
     compiler: str = "inductor"
+    needs: frozenset[str] = frozenset()
+    fuse: Callable[[Any, torch.dtype, str], Call] = accelerated
+    fold: Callable[[nn.Module], nn.Module] = fold_batch_norms
 
     @functools.cached_property
     def onnx(self) -> bytes:
-        """The network as ONNX at the picture's shape, exported when first asked for.
+        """The network as an ONNX file at the inputs' shape, exported when first asked for."""
+        return onnx_runtimes.exported(self.module, self.inputs)
 
-        torch.export's graph rather than TorchScript's, which is deprecated and which OpenVINO
-        runs 1.4 times slower (FASSD-Net at 256x512 on two cores of a Zen 5: 29 ms, not 21).
-        """
-        with quiet_exporter():
-            program = torch.onnx.export(self.model, (self.picture,), dynamo=True, verbose=False)
-        assert program is not None
-        return program.model_proto.SerializeToString()
+
+Build = Callable[[BuildContext, torch.dtype], Call]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the network.
+    """One way to compute something.
 
     Attributes:
-        key: what `--only` calls it.
+        key: what options and results call it.
         title: what tables call it.
-        build: takes a `BuildContext` and makes the call, without arguments, that runs it once.
-        dtype: what it computes in.
-        output: "logits", (N, classes, H, W), or "labels", (N, H, W).
+        build: makes the call, which takes an input set, in a dtype.
+        dtype: what a peer computes in; of `FORMS` the case says it.
+        output: of a peer, "logits", (N, classes, H, W), or "labels", (N, H, W).
+        channels_last: the layout of the inputs that it gets.
+        cudnn_benchmark: whether cuDNN may search for its fastest algorithm.
+        own_graph: whether a call replays a CUDA graph of its own, which no other can capture.
         exported: whether it is built from `BuildContext.onnx`.
         devices: types of the devices that it runs on.
         by_name_on: of these, those on which it is measured only where `only` names it.
@@ -97,9 +134,12 @@ class Candidate:
 
     key: str
     title: str
-    build: Callable[..., Call]
+    build: Build
     dtype: str = "float32"
     output: Literal["logits", "labels"] = "logits"
+    channels_last: bool = False
+    cudnn_benchmark: bool = False
+    own_graph: bool = False
     exported: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     by_name_on: tuple[str, ...] = ()
@@ -110,44 +150,77 @@ class Candidate:
         """Whether it is what ours in float32 has to beat."""
         return self.key != OURS and self.dtype == "float32" and self.other is None
 
+    def bound(self, context: BuildContext) -> Callable[[], Tensor]:
+        """Build a peer: a call without arguments, on the context's inputs as it takes them."""
+        dtype = DTYPES.get(self.dtype, torch.float32)  # of AMP the weights
+        call = self.build(context, dtype)
+        takes_float32 = self.exported or self.key == OURS
+        inputs = context.inputs if takes_float32 else tuple(x.to(dtype) for x in context.inputs)
+        return partial(call, *self.laid_out(inputs))
+
+    def laid_out(self, inputs: Inputs) -> Inputs:
+        """An input set in its layout; pictures of bytes have one."""
+        if not self.channels_last:
+            return inputs
+        return tuple(
+            x.to(memory_format=torch.channels_last) if x.is_floating_point() else x for x in inputs
+        )
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Without gradients, and with `cudnn_benchmark` as asked for."""
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            torch.backends.cudnn.benchmark = before
+
 
 # ----------------------------------------------------------------------------------------- PyTorch
 
 
-def eager(context: BuildContext) -> Call:
-    return lambda: context.model(context.picture)
+def eager(context: BuildContext, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(context.module).to(context.device, dtype)
 
 
-def eager_channels_last(context: BuildContext, dtype: str = "float32") -> Call:
-    model, picture = _channels_last(context, dtype)
-    return lambda: model(picture)
+def channels_last(context: BuildContext, dtype: torch.dtype) -> nn.Module:
+    # `to` with a memory format takes parameters of four dimensions only; the others are left.
+    # torch's stub of Module.to has no overload of memory_format alone
+    return eager(context, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def amp(context: BuildContext) -> Call:
+def folded(context: BuildContext, dtype: torch.dtype) -> nn.Module:
+    """In channels_last, without the batch norms behind convolutions."""
+    return channels_last(replace(context, module=context.fold(context.module)), dtype)
+
+
+def amp(context: BuildContext, dtype: torch.dtype) -> Call:
     """PyTorch's automatic mixed precision: float16 on a GPU, bfloat16 on a CPU."""
-    model, picture = _channels_last(context)
-    kind = picture.device.type
+    model, kind = channels_last(context, dtype), context.device.type
 
-    def call() -> Tensor:
+    def call(picture: Tensor) -> Tensor:
         with torch.autocast(kind, torch.float16 if kind == "cuda" else torch.bfloat16):
             return model(picture)
 
     return call
 
 
-def compiled(context: BuildContext, dtype: str = "float32", mode: str | None = None) -> Call:
+def compiled(
+    context: BuildContext, dtype: torch.dtype, form: Build = channels_last, mode: str | None = None
+) -> Call:
     """`torch.compile` without freezing; in mode "max-autotune" also with CUDA graphs."""
-    model, picture = _channels_last(context, dtype)
+    module = form(context, dtype)
+    # Networks of one class share their code, of which Dynamo compiles only a few versions.
     torch._dynamo.reset()
     backend = context.compiler
     # Inductor alone has modes.
-    module = torch.compile(
-        model, dynamic=False, backend=backend, mode=mode if backend == "inductor" else None
-    )
-    return lambda: module(picture)
+    mode = mode if backend == "inductor" else None
+    return torch.compile(module, dynamic=False, backend=backend, mode=mode)
 
 
-def inductor(context: BuildContext) -> Call:
+def inductor(context: BuildContext, dtype: torch.dtype) -> Call:
     """`torch.compile` with the weights as constants: batch norms folded, convolutions packed.
 
     Freezing asks for calls under `torch.no_grad`. Caches on disk are passed by, so that the first
@@ -155,155 +228,197 @@ def inductor(context: BuildContext) -> Call:
     """
     import torch._inductor.config as settings
 
-    model, picture = _channels_last(context)
-    # Networks of one class share their code, of which Dynamo compiles only a few versions.
-    torch._dynamo.reset()
-    compiled = torch.compile(model, dynamic=False, backend=context.compiler)
+    call = compiled(context, dtype)
     with settings.patch(freezing=True, force_disable_caches=True):
-        compiled(picture)
-    return lambda: compiled(picture)
-
-
-def _channels_last(context: BuildContext, dtype: str = "float32") -> tuple[nn.Module, Tensor]:
-    precision = getattr(torch, dtype)
-    # `to` with a memory format takes parameters of four dimensions only; the others are left.
-    model = copy.deepcopy(context.model).to(precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, context.picture.to(precision).contiguous(memory_format=torch.channels_last)
-
-
-# ---------------------------------------------------------------------------------- other runtimes
-
-
-def onnx_runtime(context: BuildContext) -> Call:
-    import onnxruntime
-
-    device = context.picture.device
-    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise RuntimeError(f"this ONNX Runtime has no {provider} (pip install onnxruntime-gpu)")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(context.onnx, options, providers=[provider])
-    picture = context.picture
-    result = torch.empty(session.get_outputs()[0].shape, device=device)
-    binding = session.io_binding()
-    for bind, ports, tensor in (
-        (binding.bind_input, session.get_inputs(), picture),
-        (binding.bind_output, session.get_outputs(), result),
-    ):
-        place = (device.type, device.index or 0)
-        bind(ports[0].name, *place, np.float32, tuple(tensor.shape), tensor.data_ptr())
-
-    def call(_bound: Tensor = picture) -> Tensor:  # the binding holds an address, not the tensor
-        session.run_with_iobinding(binding)
-        return result
-
+        call(*(x.to(dtype, memory_format=torch.channels_last) for x in context.inputs))
     return call
 
 
-def openvino(context: BuildContext, precision: str = "f32") -> Call:
-    """OpenVINO in "f32" or "bf16". Left alone it would choose bf16 where the CPU has it."""
-    import openvino
+def cudnn_relus(context: BuildContext, dtype: torch.dtype) -> nn.Module:
+    """Folded, in channels_last, with `aten::cudnn_convolution_relu` wherever it applies.
 
-    core = openvino.Core()
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = core.compile_model(core.read_model(context.onnx), "CPU", settings)
-    request = compiled.create_infer_request()
-    inputs = [context.picture.numpy()]
-
-    def call() -> Tensor:
-        return torch.from_numpy(request.infer(inputs, share_inputs=True, share_outputs=True)[0])
-
-    return call
+    Raises:
+        UnavailableError: the device is not CUDA's, or it applies nowhere.
+    """
+    if context.device.type != "cuda":
+        raise UnavailableError("aten::cudnn_convolution_relu needs a CUDA device")
+    module = with_cudnn_relus(fold_batch_norms(context.module))
+    if not any(isinstance(part, CudnnConvReLU) for part in module.modules()):
+        raise UnavailableError("no convolution goes straight into a ReLU")
+    return channels_last(replace(context, module=module), dtype)
 
 
-def tensorrt(context: BuildContext, dtype: str = "float32") -> Call:
-    """TensorRT 10, from the ONNX file; in float32 without TF32. No GPU has run this yet."""
-    import tensorrt as trt
+def other_network(
+    context: BuildContext, dtype: torch.dtype, network: OtherNetwork, compiling: bool
+) -> Call:
+    """Another network on the subject's picture, in channels_last, eager or by `inductor`."""
+    torch.manual_seed(0)
+    own = replace(context, module=network.build().eval())
+    if not compiling:
+        return channels_last(own, dtype)
+    return inductor(own, dtype) if context.device.type == "cpu" else compiled(own, dtype)
 
-    plan = build_engine(context.onnx, dtype)
-    log = trt.Logger(trt.Logger.ERROR)
-    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
-    execution = engine.create_execution_context()
-    names = (engine.get_tensor_name(0), engine.get_tensor_name(1))  # input, output
-    shape = tuple(engine.get_tensor_shape(names[1]))
-    result = torch.empty(shape, device=context.picture.device)
-    for name, tensor in zip(names, (context.picture, result), strict=True):
-        execution.set_tensor_address(name, tensor.data_ptr())
 
-    def call(_bound: Tensor = context.picture) -> Tensor:  # the execution holds its address only
-        execution.execute_async_v3(torch.cuda.current_stream().cuda_stream)
-        return result
-
-    return call
+def exported(
+    context: BuildContext, dtype: torch.dtype, start: Callable[[bytes, Any, Any], Call]
+) -> Call:
+    """Another runtime, `start`ed on the network's ONNX file."""
+    return start(context.onnx, context.device, dtype)
 
 
 # -------------------------------------------------------------------------------------------- ours
 
 
-def ours(context: BuildContext, dtype: str = "float32", output: Any = "logits") -> Call:
+def ours(
+    context: BuildContext, dtype: torch.dtype, output: Any = "logits", graph: bool = False
+) -> Call:
+    """The network through `fassd_kernels` as its users call it; `graph`: as one CUDA graph."""
     import fassd_kernels
 
     model = fassd_kernels.accelerate(
-        context.model, dtype=getattr(torch, dtype), backend=context.backend, output=output
+        context.module, dtype=dtype, backend=context.backend, output=output
     )
-    return lambda: model(context.picture)
+    return fassd_kernels.GraphRunner(model) if graph else model
 
 
-def ours_graph(context: BuildContext, dtype: str = "float32", output: Any = "logits") -> Call:
-    """Ours as one CUDA graph."""
+def fused(
+    context: BuildContext, dtype: torch.dtype, backend: str, needed: str | None = None
+) -> Call:
+    """The subject through a backend of ours, by name.
+
+    Args:
+        needed: the backend that must have the subject's operators; None for itself.
+
+    Raises:
+        UnavailableError: the backend is not there, has not all operators that the subject needs,
+            or has nothing to swap in it.
+    """
+    require_operators(needed or backend, context.needs, context.device)
+    return context.fuse(copy.deepcopy(context.module).to(context.device), dtype, backend)
+
+
+def native(context: BuildContext, dtype: torch.dtype) -> Call:
+    """The subject through our compiled kernels of the device: C++ or CUDA."""
+    return fused(context, dtype, context.device.type)
+
+
+def switched(context: BuildContext, dtype: torch.dtype, group: str) -> Call:
+    """`native` in a process that was started for it.
+
+    Raises:
+        UnavailableError: as `fused`, or the process was started without the environment.
+    """
+    if SWITCHED[group].items() - os.environ.items():
+        raise UnavailableError(f"this process was not started with {SWITCHED[group]}")
+    return native(context, dtype)
+
+
+def chosen(context: BuildContext, dtype: torch.dtype) -> Call:
+    """The subject on the backend that the table of this GPU names for each of its calls."""
+    return fused(context, dtype, CHOSEN, context.device.type)
+
+
+def triton_graph(context: BuildContext, dtype: torch.dtype) -> Call:
+    """Triton's in a `fassd_kernels.GraphRunner`, which copies the input in and the output out.
+
+    Raises:
+        UnavailableError: as `fused`, or the device is not CUDA's.
+    """
     import fassd_kernels
 
-    model = fassd_kernels.accelerate(
-        context.model, dtype=getattr(torch, dtype), backend=context.backend, output=output
-    )
-    runner = fassd_kernels.GraphRunner(model)
-    return lambda: runner(context.picture)
+    module = fused(context, dtype, "triton")
+    if context.device.type != "cuda":
+        raise UnavailableError("graphs are CUDA's")
+    assert isinstance(module, nn.Module)
+    return fassd_kernels.GraphRunner(module)
 
 
-# ------------------------------------------------------------------------------- other networks
+def require_operators(backend_name: str, needs: frozenset[str], device: torch.device) -> None:
+    """See whether a backend of ours runs some operators on a device.
 
+    Raises:
+        UnavailableError: it does not; the message says why.
+    """
+    import fassd_kernels
 
-def other_network(context: BuildContext, network: OtherNetwork, compiling: bool) -> Call:
-    """Another network on the subject's picture, in channels_last, eager or by `inductor`."""
-    torch.manual_seed(0)
-    model = network.build().eval().to(context.picture.device)
-    own = replace(context, model=model)
-    if not compiling:
-        return eager_channels_last(own)
-    return inductor(own) if context.picture.device.type == "cpu" else compiled(own)
+    backend = next((b for b in fassd_kernels.backends() if b.name == backend_name), None)
+    if backend is None:
+        raise UnavailableError(f"there is no backend {backend_name}")
+    if not backend.available:
+        raise UnavailableError(f"backend {backend_name} is not available: {backend.reason}")
+    if not backend.takes(device.type):
+        raise UnavailableError(
+            f"backend {backend_name} takes {backend.device} tensors, not {device.type}"
+        )
+    missing = sorted(needs - set(backend.operators))
+    if missing:
+        raise UnavailableError(
+            f"not implemented yet: backend {backend_name} has no {', '.join(missing)}"
+        )
 
 
 # ------------------------------------------------------------------------------------------- table
 
+
+_best = partial(Candidate, channels_last=True, cudnn_benchmark=True)
+_our = partial(Candidate, channels_last=True)
+
+FORMS = {
+    form.key: form
+    for form in (
+        Candidate(EAGER, "eager", eager),
+        _best(FOLDED, "channels_last, BN folded, cudnn.benchmark", folded),
+        _best(CUDNN_RELU, "the same, aten::cudnn_convolution_relu", cudnn_relus),
+        _best(COMPILE, "torch.compile", partial(compiled, form=folded)),
+        # Without Inductor's CUDA graphs: the timing captures a graph itself, without the copy of
+        # the input that Inductor's graph makes, and rotates the input sets inside it.
+        _best(
+            MAX_AUTOTUNE,
+            "torch.compile max-autotune",
+            partial(compiled, form=folded, mode="max-autotune-no-cudagraphs"),
+        ),
+        _our(NATIVE, "ours, C++/CUDA", native),
+        _our(DEPENDENT, "ours, CUDA, dependent launches", partial(switched, group="dependent")),
+        _our(CARVEOUT, "ours, CUDA, most shared memory", partial(switched, group="carve-out")),
+        _our(CHOSEN, "ours, the fastest backend of each call", chosen),
+        _our(TRITON, "ours, Triton", partial(fused, backend="triton")),
+        _our(TRITON_GRAPH, "ours, Triton, GraphRunner", triton_graph, own_graph=True),
+        _our(PYTHON, "ours, reference", partial(fused, backend="reference")),
+    )
+}
+OUR_FORMS = (NATIVE, DEPENDENT, CARVEOUT, CHOSEN, TRITON, TRITON_GRAPH)
+TITLES = {key: form.title for key, form in FORMS.items()}
+
+
+def form_named(name: str) -> Candidate:
+    """The row of `FORMS`, or what a backend of ours of that name does."""
+    return FORMS.get(name) or _our(name, name, partial(fused, backend=name))
+
+
 PEERS = (
     Candidate(REFERENCE, REFERENCE_TITLE, eager),
-    Candidate("channels_last", "eager channels_last", eager_channels_last),
-    Candidate("amp", "eager AMP", amp, dtype="amp", by_name_on=("cpu",)),
-    Candidate("inductor", "Inductor freezing", inductor, devices=("cpu",)),
-    Candidate("compile", "torch.compile", compiled, by_name_on=("cpu",)),
+    Candidate("channels_last", "eager channels_last", channels_last, channels_last=True),
+    Candidate("amp", "eager AMP", amp, "amp", channels_last=True, by_name_on=("cpu",)),
+    Candidate("inductor", "Inductor freezing", inductor, channels_last=True, devices=("cpu",)),
+    Candidate("compile", "torch.compile", compiled, channels_last=True, by_name_on=("cpu",)),
     Candidate(
         "max_autotune",
         "compile max-autotune",
-        functools.partial(compiled, mode="max-autotune"),
+        partial(compiled, mode="max-autotune"),
+        channels_last=True,
         by_name_on=("cpu",),
     ),
-    Candidate("onnxruntime", "ONNX Runtime", onnx_runtime, exported=True),
-    Candidate("openvino", "OpenVINO", openvino, exported=True, devices=("cpu",)),
-    Candidate(
-        "openvino_bf16",
-        "OpenVINO bfloat16",
-        functools.partial(openvino, precision="bf16"),
-        dtype="bfloat16",
-        exported=True,
-        devices=("cpu",),
+    *(
+        Candidate(key, title, partial(exported, start=start), dtype, exported=True, devices=on)
+        for key, title, start, dtype, on in (
+            ("onnxruntime", "ONNX Runtime", onnx_runtimes.onnx_runtime, "float32", ("cpu", "cuda")),
+            ("openvino", "OpenVINO", onnx_runtimes.openvino, "float32", ("cpu",)),
+            ("openvino_bf16", "OpenVINO bfloat16", onnx_runtimes.openvino, "bfloat16", ("cpu",)),
+            ("tensorrt", "TensorRT", onnx_runtimes.tensorrt, "float32", ("cuda",)),
+        )
     ),
-    Candidate("tensorrt", "TensorRT", tensorrt, exported=True, devices=("cuda",)),
 )
+# Plain PyTorch in bfloat16 is missing on purpose: see `fassd.bench.jobs.Job.paths`.
 HALVED = ("channels_last", "compile", "max_autotune", "tensorrt")
 """Those that a GPU also runs in 16 bits, as ours does."""
 
@@ -311,14 +426,13 @@ OTHER_CANDIDATES = tuple(
     Candidate(
         network.key,
         f"{network.title}{', compiled' if compiling else ''}",
-        functools.partial(other_network, network=network, compiling=compiling),
+        partial(other_network, network=network, compiling=compiling),
+        channels_last=True,
         other=network,
     )
     for network in OTHERS
     for compiling in (False, True)
 )
-
-# Plain PyTorch in bfloat16 is missing on purpose: see `bench.Job.paths`.
 
 KEYS = (*(peer.key for peer in PEERS), OURS, *(network.key for network in OTHERS))
 """What `--only` takes."""
@@ -331,7 +445,7 @@ def candidates(
     device: str = "cpu",
     others: bool = False,
 ) -> list[Candidate]:
-    """The candidates to measure, the reference first.
+    """The peers to measure, the reference first.
 
     Args:
         dtypes: what `fassd_kernels` computes in; each with logits and with labels. On a GPU, plain
@@ -343,17 +457,21 @@ def candidates(
     Raises:
         ValueError: a key that is not in `KEYS`, or that does not run on the device.
     """
-    if only is not None:
-        check_keys(only)
     kind = torch.device(device).type
     every = [c for c in _table(dtypes, kind) if kind in c.devices]
     if only is None:
         return [c for c in every if kind not in c.by_name_on and (others or c.other is None)]
-    chosen = [c for c in every if c.key in only or (others and c.other)]
-    absent = sorted(set(only) - {c.key for c in chosen})
+    unknown = [key for key in only if key not in KEYS]
+    if unknown or not only:
+        raise ValueError(
+            f"unknown candidate {', '.join(map(repr, unknown)) or '(none given)'}, "
+            f"known are {', '.join(KEYS)}"
+        )
+    kept = [c for c in every if c.key in only or (others and c.other)]
+    absent = sorted(set(only) - {c.key for c in kept})
     if absent:
         raise ValueError(f"{', '.join(absent)}: does not run on {kind}")
-    return chosen
+    return kept
 
 
 def _table(dtypes: Sequence[str], kind: str) -> list[Candidate]:
@@ -361,54 +479,23 @@ def _table(dtypes: Sequence[str], kind: str) -> list[Candidate]:
     for dtype in dict.fromkeys(dtypes):
         if kind == "cuda" and dtype != "float32":
             found += [
-                replace(
-                    peer,
-                    title=f"{peer.title} {dtype}",
-                    dtype=dtype,
-                    build=functools.partial(peer.build, dtype=dtype),
-                )
+                replace(peer, title=f"{peer.title} {dtype}", dtype=dtype)
                 for peer in PEERS
                 # TensorRT's builder has a flag for float16; bfloat16 it takes from typed networks.
                 if peer.key in HALVED and (peer.key, dtype) != ("tensorrt", "bfloat16")
             ]
     for dtype in dict.fromkeys(dtypes):
         for output in ("logits", "labels"):
-            words = [word for word in (OURS, dtype, output) if word not in ("float32", "logits")]
-            build = functools.partial(ours, dtype=dtype, output=output)
-            found.append(Candidate(OURS, " ".join(words), build, dtype, output))
-            if kind == "cuda":
-                build = functools.partial(ours_graph, dtype=dtype, output=output)
-                found.append(Candidate(OURS, " ".join([*words, "graph"]), build, dtype, output))
+            for graph in (False, True) if kind == "cuda" else (False,):
+                words = [OURS, dtype, output, *(["graph"] if graph else [])]
+                title = " ".join(word for word in words if word not in ("float32", "logits"))
+                build = partial(ours, output=output, graph=graph)
+                found.append(Candidate(OURS, title, build, dtype, output))
     return [*found, *OTHER_CANDIDATES]
 
 
 def every_candidate(device: str = "cpu") -> dict[str, Candidate]:
-    """All that can be measured on a device, by title."""
+    """All peers that can be measured on a device, by title."""
     kind = torch.device(device).type
     table = _table(("float32", "float16", "bfloat16"), kind)
     return {c.title: c for c in table if kind in c.devices}
-
-
-def memory_call(title: str, threads: int, size: list[int], **fields: Any) -> Call:
-    """The call of one candidate, for the process that measures its memory; any picture does."""
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
-    torch.manual_seed(0)
-    model = create_model(fields["model"], fields["classes"], fields["alpha"]).eval()
-    picture = torch.zeros(fields["batch"], 3, *size)
-    context = BuildContext(model, picture, fields["backend"], fields["compiler"])
-    return every_candidate()[title].build(context)
-
-
-def check_keys(keys: Sequence[str]) -> None:
-    """See whether every key names a candidate.
-
-    Raises:
-        ValueError: one does not, or there are none.
-    """
-    unknown = [key for key in keys if key not in KEYS]
-    if unknown or not keys:
-        raise ValueError(
-            f"unknown candidate {', '.join(map(repr, unknown)) or '(none given)'}, "
-            f"known are {', '.join(KEYS)}"
-        )

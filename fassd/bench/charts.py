@@ -21,7 +21,7 @@ from fassd.bench.report.charts import (
     row_figure,
 )
 from fassd.bench.report.figures import Way, bars_by_way
-from fassd.bench.report.results import Figure, Source, job_of
+from fassd.bench.report.results import Figure, ResultsFile, job_of
 from fassd.bench.results import OTHER
 from fassd.io.files import replacing
 
@@ -54,7 +54,7 @@ def speedup_figure(content: Mapping[str, Any]) -> Any:
     Args:
         content: what `PeerReport.to_json` gives.
     """
-    source = Source("", "comparisons", content)
+    source = ResultsFile("", "comparisons", content)
     places: dict[str, list[Figure]] = {}
     ways: dict[Way, None] = {}  # each once, in their order
     for index, comparison in enumerate(content["comparisons"]):

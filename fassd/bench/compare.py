@@ -13,23 +13,22 @@ round to round, such as where arrays lie in memory, it cannot see; a tolerance a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from fassd.bench import peers, run
 from fassd.bench.candidates import every_candidate
 from fassd.bench.jobs import Job
 from fassd.bench.results import ACCEPTED, JobResults, Result, Results
-from fassd.bench.tables import heading, plain_table
+from fassd.bench.tables import BenchReport, Column, heading, report_table
 from fassd.io.untrusted import shortened, shown
 from fassd.models.device import pick_device
 
@@ -41,7 +40,6 @@ __all__ = [
     "Baseline",
     "Change",
     "CompareReport",
-    "JobChanges",
     "PathChange",
     "Speedup",
     "change",
@@ -143,21 +141,16 @@ class Baseline:
         Raises:
             ValueError: the file was measured with another number of threads.
         """
+        jobs = []
         for job in (then.job for then in self.results.comparisons):
             known = job.threads or self.results.environment.get("threads")
             if threads not in (None, known):
                 raise ValueError(
                     f"--threads: {threads} was asked for, but {self.file} was measured with {known}"
                 )
-        return [
-            replace(
-                then.job,
-                repeats=repeats or then.job.repeats,
-                threads=threads or then.job.threads,
-                memory=False,
-            )
-            for then in self.results.comparisons
-        ]
+            rounds, cores = repeats or job.repeats, threads or job.threads
+            jobs.append(replace(job, repeats=rounds, threads=cores, memory=False))
+        return jobs
 
 
 def read_baseline(file: Path) -> Baseline:
@@ -225,41 +218,34 @@ def run_compare(
     else:
         pick_device(jobs[0].device)
         after = run.run(jobs[0], step=step, tick=tick).results
-    comparisons = tuple(
-        JobChanges(now, tuple(_changes(then, now, tolerance)))
+    changes = tuple(
+        tuple(_changes(then, now, tolerance))
         for then, now in zip(before.comparisons, after.comparisons, strict=True)
     )
-    return CompareReport(baseline, after, comparisons, tolerance)
+    return CompareReport(baseline, after, changes, tolerance)
 
 
-def _changes(then: JobResults, now: JobResults, tolerance: float) -> list[PathChange]:
-    reference_then = _reference_of(then)
+def _changes(then: JobResults, now: JobResults, tolerance: float) -> Iterator[PathChange]:
+    """Each path of one job, in the order of the file."""
+    before = _reference_of(then)
     try:
-        reference_now = _reference_of(now)
+        after = _reference_of(now)
     except ValueError as error:  # without its reference a run says nothing
         raise RuntimeError("; ".join([str(error), *now.notes])) from error
-    changes = []
     for name, path in then.own.items():
-        if path is not reference_then:
-            old = ratios_of(reference_then, path) if path.comparable else None
-            found = now.own.get(name)
-            new = ratios_of(reference_now, found) if found and found.comparable else None
-            changes.append(_change_of(name, old, new, found is None, tolerance))
-    return changes
-
-
-def _change_of(
-    path: str, old: Ratios | None, new: Ratios | None, missing: bool, tolerance: float
-) -> PathChange:
-    """How a path changed; ratios are None where outputs disagreed, `new` where it is missing."""
-    then = None if old is None else Speedup.of(old)
-    if new is None:
-        return PathChange(path, then, None, None, "missing" if missing else "disagrees")
-    now = Speedup.of(new)
-    if old is None:
-        return PathChange(path, None, now, None, "disagreed")
-    found = change(old, new)
-    return PathChange(path, then, now, found, judge(found, min(len(old), len(new)), tolerance))
+        if path is before:
+            continue
+        found = now.own.get(name)
+        old = ratios_of(before, path) if path.comparable else None
+        new = ratios_of(after, found) if found and found.comparable else None
+        changed: Change | None = None
+        verdict: Verdict = "missing" if found is None else "disagrees"
+        if new is not None:
+            verdict = "disagreed"
+        if old is not None and new is not None:
+            changed = change(old, new)
+            verdict = judge(changed, min(len(old), len(new)), tolerance)
+        yield PathChange(name, Speedup.of(old), Speedup.of(new), changed, verdict)
 
 
 @dataclass(frozen=True)
@@ -271,7 +257,9 @@ class Speedup:
     n: int
 
     @classmethod
-    def of(cls, ratios: Ratios) -> Speedup:
+    def of(cls, ratios: Ratios | None) -> Speedup | None:
+        if ratios is None:
+            return None
         first, median, third = np.percentile(ratios, (25, 50, 75))
         return cls(float(median), float(third - first) / 2, len(ratios))
 
@@ -297,66 +285,63 @@ class PathChange:
         return self.verdict in ALARMS
 
 
-@dataclass(frozen=True)
-class JobChanges:
-    """One job, measured anew, and its paths in the order of the file."""
-
-    measured: JobResults
-    rows: tuple[PathChange, ...]
-
-    def table(self) -> Table:
-        table = plain_table()
-        table.add_column("path", no_wrap=True)
-        for name in ("then", "now", "change", f"{LEVEL:g}% interval"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict")
-        for row in self.rows:
-            table.add_row(*_cells(row))
-        return table
-
-
-def _cells(row: PathChange) -> list[str]:
-    # Of too few rounds an interval would promise what it cannot keep.
-    found = None if row.verdict == "too few rounds" else row.change
-    colour = "red" if row.is_alarm else "green" if row.verdict == "faster" else "default"
-    return [
-        escape(row.path),
-        *(
-            "-" if speedup is None else f"{speedup.median:.2f}x ±{speedup.spread:.2f}"
-            for speedup in (row.then, row.now)
-        ),
-        "-" if row.change is None else f"{row.change.ratio:.3f}",
-        "-" if found is None else f"{found.low:.3f} to {found.high:.3f}",
-        f"[{colour}]{row.verdict}[/]",
-    ]
-
-
 # --------------------------------------------------------------------------------------- the report
 
 MACHINE = ("device", "cpu", "cores", "threads", "instruction_set", "torch")
 RUNTIMES = ("onnx", "onnxruntime", "openvino")
 
 
+def _speedup(speedup: Speedup | None) -> str:
+    return "-" if speedup is None else f"{speedup.median:.2f}x ±{speedup.spread:.2f}"
+
+
+def _interval(row: PathChange) -> str:
+    # Of too few rounds an interval would promise what it cannot keep.
+    if row.change is None or row.verdict == "too few rounds":
+        return "-"
+    return f"{row.change.low:.3f} to {row.change.high:.3f}"
+
+
+def _verdict(row: PathChange) -> str:
+    colour = "red" if row.is_alarm else "green" if row.verdict == "faster" else "default"
+    return f"[{colour}]{row.verdict}[/]"
+
+
+COLUMNS: tuple[Column[PathChange], ...] = (
+    Column("path", lambda row: escape(row.path), words=True),
+    Column("then", lambda row: _speedup(row.then)),
+    Column("now", lambda row: _speedup(row.now)),
+    Column("change", lambda row: "-" if row.change is None else f"{row.change.ratio:.3f}"),
+    Column(f"{LEVEL:g}% interval", _interval),
+    Column("verdict", _verdict, words=True, wraps=True),
+)
+
+
 @dataclass(frozen=True)
-class CompareReport:
-    """Every path's change; prints itself with rich.
+class CompareReport(BenchReport):
+    """Every path's change.
 
     Attributes:
         baseline: what was compared with.
-        results: of the new run.
-        comparisons: one for each of the baseline's jobs.
+        results: what the new run gave.
+        changes: for each of the baseline's jobs, its paths in the order of the file.
         tolerance: in per cent.
     """
 
     baseline: Baseline
     results: Results
-    comparisons: tuple[JobChanges, ...]
+    changes: tuple[tuple[PathChange, ...], ...]
     tolerance: float
+
+    @property
+    def jobs(self) -> list[tuple[JobResults, tuple[PathChange, ...]]]:
+        """Each job, measured anew, and its paths."""
+        return list(zip(self.results.comparisons, self.changes, strict=True))
 
     @property
     def ok(self) -> bool:
         """Whether no path is slower, disagrees with the reference, or is missing."""
-        return not any(row.is_alarm for part in self.comparisons for row in part.rows)
+        return not any(row.is_alarm for rows in self.changes for row in rows)
 
     @property
     def warnings(self) -> list[str]:
@@ -389,34 +374,28 @@ class CompareReport:
             "resamples": RESAMPLES,
             "changes": [
                 {
-                    "job": asdict(part.measured.job),
-                    "reference": _reference_of(part.measured).name,
-                    "results": [{**asdict(row), "alarm": row.is_alarm} for row in part.rows],
+                    "job": asdict(measured.job),
+                    "reference": _reference_of(measured).name,
+                    "results": [{**asdict(row), "alarm": row.is_alarm} for row in rows],
                 }
-                for part in self.comparisons
+                for measured, rows in self.jobs
             ],
             "measured": self.results.to_json(),
         }
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        environment = self.results.environment
-        for part in self.comparisons:
-            job, then = part.measured.job, self.baseline.results.environment
-            source = f"{then.get('date', 'of an unknown date')}, commit {then.get('commit')}"
-            yield Group(
-                heading(job, environment),
-                Text(f"against {self.baseline.file}: {source}; commit now {environment['commit']}"),
-                part.table(),
-                *(Text(note, style="dim") for note in part.measured.notes),
-                Text(),
-            )
+    def parts(self, width: int) -> Iterator[RenderableType]:
+        then, now = self.baseline.results.environment, self.results.environment
+        source = f"{then.get('date', 'of an unknown date')}, commit {then.get('commit')}"
+        for measured, rows in self.jobs:
+            yield heading(measured.job, now)
+            yield Text(f"against {self.baseline.file}: {source}; commit now {now['commit']}")
+            yield report_table(rows, COLUMNS)
+            yield from measured.notes
+            yield Text()
         for warning in self.warnings:
             yield Text.assemble(("warning: ", "yellow"), warning)
-        yield Text(self._legend(), style="dim")
-
-    def _legend(self) -> str:
-        references = dict.fromkeys(_reference_of(part.measured).name for part in self.comparisons)
-        return (
+        references = dict.fromkeys(_reference_of(measured).name for measured, _ in self.jobs)
+        yield (
             f"then, now: speed-up over {', '.join(references)}, the median of the ratios of each "
             "round, ± half their interquartile range. Change: now over then, with its bootstrap "
             "interval. Slower or faster: all of the interval lies more than "

@@ -6,19 +6,21 @@ tensor-core instructions, width of the loads, and by the time model the floor an
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fassd.bench.costs.training import PASSES, training_step
-from fassd.bench.costs.triton import Planned, plan_network
+from fassd.bench.costs.triton import TritonLaunch, plan_network
+from fassd.bench.tables import Column, report_table
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.aot import Resources, examine_all
 from fassd_kernels.triton.device import Device, device_named
@@ -41,44 +43,31 @@ class LaunchRow:
     resources: Resources | None
 
 
-def label_of(planned: Planned) -> str:
-    """What a launch does, with its channels."""
-    problem = planned.launch.problem
-    if problem is None:
-        return planned.label
-    inputs = "+".join(map(str, problem.in_channels))
-    return f"{planned.label} {inputs}>{problem.out_channels}"
-
-
-def tile_of(planned: Planned) -> str:
-    names = ("BLOCK_M", "BLOCK_N", "BLOCK_MIDDLE", "BLOCK_K", "BLOCK_C")
-    arguments = planned.launch.arguments
-    return "x".join(str(arguments[name]) for name in names if name in arguments)
-
-
 def rows_of(
-    launches: Sequence[Planned], device: Device, compiled: dict[str, Resources]
+    launches: Sequence[TritonLaunch], device: Device, compiled: dict[str, Resources]
 ) -> list[LaunchRow]:
     """Lines of the report, equal launches together, in the order in which they come."""
-    groups: dict[Any, list[Planned]] = {}
-    for planned in launches:
-        key = planned.source.identity
-        problem = planned.launch.problem
-        groups.setdefault((key, problem.key if problem else planned.label), []).append(planned)
+    groups: dict[Any, list[TritonLaunch]] = {}
+    for launch in launches:
+        problem = launch.launch.problem
+        key = problem.key if problem else launch.label
+        groups.setdefault((launch.source.identity, key), []).append(launch)
+    names = ("BLOCK_M", "BLOCK_N", "BLOCK_MIDDLE", "BLOCK_K", "BLOCK_C")
     rows = []
     for (key, _), group in groups.items():
-        first = group[0]
+        first = group[0].launch
+        sides = [str(first.arguments[name]) for name in names if name in first.arguments]
         rows.append(
             LaunchRow(
-                label_of(first),
+                group[0].label,
                 len(group),
-                first.launch.grid,
-                tile_of(first),
-                first.launch.options["num_warps"],
-                sum(p.launch.work.bytes for p in group) / 1e6,
-                sum(p.launch.work.operations for p in group) / 1e9,
-                sum(p.floor(device) for p in group) * 1e6,
-                sum(p.predicted(device) for p in group) * 1e6,
+                first.grid,
+                "x".join(sides),
+                first.options["num_warps"],
+                sum(one.launch.work.bytes for one in group) / 1e6,
+                sum(one.launch.work.operations for one in group) / 1e9,
+                sum(one.floor(device) for one in group) * 1e6,
+                sum(one.predicted(device) for one in group) * 1e6,
                 compiled.get(key),
             )
         )
@@ -99,39 +88,41 @@ def faults(rows: Sequence[LaunchRow], device: Device) -> list[str]:
     return found
 
 
-def render(rows: Sequence[LaunchRow], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("launch, channels", "tile"):
-        table.add_column(name)
-    for name in (
-        "x", "programs", "warps", "regs", "spills", "shared KB", "MMA", "16 B loads", "others",
-        "MB", "GFLOP", "floor us", "predicted us",
-    ):  # fmt: skip
-        table.add_column(name, justify="right")
-    for row in rows:
-        found = row.resources
-        taken = ["", "", "", "", "", ""]
-        if found:
-            taken = [
-                str(found.registers), str(found.spills), f"{found.shared / 1024:.0f}",
-                str(found.tensor_cores), str(found.wide_loads), str(found.narrow_loads),
-            ]  # fmt: skip
-        programs = 1
-        for side in row.grid:
-            programs *= side
-        table.add_row(
-            row.label, row.tile, str(row.count), str(programs), str(row.warps), *taken,
-            f"{row.megabytes:.1f}", f"{row.gigaflops:.2f}", f"{row.floor_us:.1f}",
-            f"{row.predicted_us:.1f}",
-        )  # fmt: skip
-    table.add_section()
-    total = [sum(getattr(row, name) for row in rows) for name in
-             ("count", "megabytes", "gigaflops", "floor_us", "predicted_us")]  # fmt: skip
-    table.add_row(
-        "all", "", str(total[0]), *[""] * 8, f"{total[1]:.0f}", f"{total[2]:.1f}",
-        f"{total[3]:.0f}", f"{total[4]:.0f}",
-    )  # fmt: skip
-    return table
+def columns_of(rows: Sequence[LaunchRow]) -> Iterator[Column[LaunchRow]]:
+    """The columns of the report, with their totals."""
+
+    def figure(heading: str, name: str, digits: int) -> Column[LaunchRow]:
+        total = sum(getattr(row, name) for row in rows)
+        return Column(
+            heading,
+            lambda row: f"{getattr(row, name):.{digits}f}",
+            f"{total:.{max(digits - 1, 0)}f}",
+        )
+
+    def taken(heading: str, text: Callable[[Resources], str]) -> Column[LaunchRow]:
+        return Column(heading, lambda row: text(row.resources) if row.resources else "")
+
+    yield Column("launch, channels", lambda row: row.label, "all", words=True)
+    yield Column("tile", lambda row: row.tile, words=True)
+    yield figure("x", "count", 0)
+    yield Column("programs", lambda row: str(math.prod(row.grid)))
+    yield Column("warps", lambda row: str(row.warps))
+    yield from itertools.starmap(taken, TAKEN.items())
+    yield figure("MB", "megabytes", 1)
+    yield figure("GFLOP", "gigaflops", 2)
+    yield figure("floor us", "floor_us", 1)
+    yield figure("predicted us", "predicted_us", 1)
+
+
+TAKEN: dict[str, Callable[[Resources], str]] = {
+    "regs": lambda found: str(found.registers),
+    "spills": lambda found: str(found.spills),
+    "shared KB": lambda found: f"{found.shared / 1024:.0f}",
+    "MMA": lambda found: str(found.tensor_cores),
+    "16 B loads": lambda found: str(found.wide_loads),
+    "others": lambda found: str(found.narrow_loads),
+}
+"""What a compiled kernel takes, by column."""
 
 
 def print_training(model: str, height: int, width: int, device: Device) -> None:
@@ -170,7 +161,13 @@ def main(
             print_training(model, height, width, device)
             return
         launches = plan_network(
-            model, height, width, device, batch, parse_dtype(dtype), parse_output(output)
+            model,
+            height,
+            width,
+            device,
+            batch,
+            parse_dtype(dtype),
+            output=parse_output(output),
         )
     except (ValueError, KeyError) as error:
         raise typer.BadParameter(str(error)) from error
@@ -178,7 +175,8 @@ def main(
     compiled = examine_all(sources, device, jobs) if compile else {}
     rows = rows_of(launches, device, compiled)
     title = f"{model}, {batch} x {size}, {dtype}, {output}, on {device.name}"
-    Console(width=None if sys.stdout.isatty() else 200).print(render(rows, title))
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(title, report_table(rows, list(columns_of(rows))), sep="\n")
     if json_file:
         content = {"title": title, "gpu": device.name, "rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(content, indent=1) + "\n")

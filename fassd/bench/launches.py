@@ -2,57 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from fassd.bench.jobs import Job, torch_dtype
-from fassd.bench.tables import plain_table
+from fassd.bench.tables import BenchReport, Column, report_table
 
 if TYPE_CHECKING:
-    from fassd.bench.costs.cuda import Group as Launches
-    from fassd.bench.costs.cuda import Prediction
+    from fassd.bench.costs.cuda import LaunchGroup, PredictedLaunch, Prediction
 
 __all__ = ["LaunchReport", "run_launches"]
 
 WIDE = 185  # characters, that all columns need
+WIDE_ONLY = ("tile", "taps", "blocks", "KB", "cache\nMB", "GFLOP")  # columns
 
-Justify: TypeAlias = Literal["left", "right"]
-# Title, whether it is for wide terminals alone, and the cell of launches of one shape.
-CELLS: tuple[tuple[str, bool, Justify, Callable[[Launches], str]], ...] = (
-    ("launch", False, "left", lambda g: g.label),
-    ("channels", False, "left", lambda g: g.first.channels),
-    ("size", False, "left", lambda g: f"{g.first.height}x{g.first.width}"),
-    ("x", False, "right", lambda g: str(g.count)),
-    (
-        "tile",
-        True,
-        "left",
-        lambda g: g.first.tile.replace(" stages", " st").replace(" stage", " st"),
-    ),
-    ("taps", True, "right", lambda g: g.first.taps),
-    ("blocks", True, "right", lambda g: str(g.first.blocks or "-")),
-    ("waves", False, "right", lambda g: f"{g.first.waves:.2f}" if g.first.blocks else "-"),
-    ("KB", True, "right", lambda g: f"{g.first.shared_bytes / 1024:.0f}"),
+# Title, what is summed, in which unit, and digits.
+SUMS: tuple[tuple[str, str, float, int], ...] = (
+    ("MB", "bytes", 1e-6, 1),
+    ("cache\nMB", "loaded", 1e-6, 0),
+    ("GFLOP", "operations", 1e-9, 2),
+    ("padded\nGFLOP", "issued", 1e-9, 2),
+    ("floor\nus", "floor", 1e6, 1),
+    ("predicted\nus", "predicted", 1e6, 1),
+    ("measured\nus", "measured", 1e6, 1),
 )
-# Title, whether it is for wide terminals alone, what is summed, in which unit, and digits.
-SUMS: tuple[tuple[str, bool, str, float, int], ...] = (
-    ("MB", False, "bytes", 1e-6, 1),
-    ("cache\nMB", True, "loaded", 1e-6, 0),
-    ("GFLOP", True, "operations", 1e-9, 2),
-    ("padded\nGFLOP", False, "issued", 1e-9, 2),
-    ("floor\nus", False, "floor", 1e6, 1),
-    ("predicted\nus", False, "predicted", 1e6, 1),
-    ("measured\nus", False, "measured", 1e6, 1),
+LEGEND = (
+    "floor: bytes at the memory's bandwidth or operations at the full rate; above floor: "
+    "predicted over it. padded: operations with those on padding. predicted: "
+    "with the blocks that the cuda backend launches on this GPU, and the gap between two "
+    "launches of a graph. waves: blocks over those that are on the GPU at once; KB: of "
+    "shared memory, a block's. Equal launches are one row, with their sums."
 )
+
+
+def columns_of(prediction: Prediction) -> Iterator[Column[LaunchGroup]]:
+    """The columns of a table of launches, equal ones together."""
+
+    def short(tile: str) -> str:
+        return tile.replace(" stages", " st").replace(" stage", " st")
+
+    yield Column("launch", lambda g: g.label, "total", words=True)
+    yield Column("channels", lambda g: g.first.channels, words=True, wraps=True)
+    yield Column("size", lambda g: f"{g.first.height}x{g.first.width}", words=True)
+    yield Column("x", lambda g: str(g.count), str(len(prediction.launches)))
+    yield Column("tile", lambda g: short(g.first.tile), words=True)
+    yield Column("taps", lambda g: g.first.taps)
+    yield Column("blocks", lambda g: str(g.first.blocks or "-"))
+    yield Column("waves", lambda g: f"{g.first.waves:.2f}" if g.first.blocks else "-")
+    yield Column("KB", lambda g: f"{g.first.shared_bytes / 1024:.0f}")
+    for name, what, unit, digits in SUMS:
+
+        def cell(
+            group: LaunchGroup | Prediction, what: str = what, unit: float = unit, d: int = digits
+        ) -> str:
+            return f"{unit * group.total(what):.{d}f}"
+
+        if prediction.total(what) is not None:
+            yield Column(name, cell, cell(prediction))
+
+    def above(one: PredictedLaunch | Prediction) -> str:
+        return f"{one.predicted / one.floor:.1f}x"
+
+    yield Column("above\nfloor", lambda g: above(g.first), above(prediction))
+    yield Column("bound by", lambda g: g.first.bound, words=True)
 
 
 @dataclass(frozen=True)
-class LaunchReport:
+class LaunchReport(BenchReport):
     """All launches of one network, predicted and, where its GPU is there, measured.
 
     `note` says why nothing was measured, and is empty where it was.
@@ -63,73 +83,29 @@ class LaunchReport:
     note: str
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; times in seconds."""
-        return {
-            "job": asdict(self.job),
-            **self.prediction.to_json(),
-            "note": self.note,
-        }
+        return {"job": asdict(self.job), **self.prediction.to_json(), "note": self.note}
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def parts(self, width: int) -> Iterator[RenderableType]:
         prediction = self.prediction
-        heading = Text(prediction.network, style="bold")
-        heading.append(prediction.title.removeprefix(prediction.network), style="not bold")
-        legend = (
-            "floor: bytes at the memory's bandwidth or operations at the full rate; above floor: "
-            "predicted over it. padded: operations with those on padding. predicted: "
-            "with the blocks that the cuda backend launches on this GPU, and the gap between two "
-            "launches of a graph. waves: blocks over those that are on the GPU at once; KB: of "
-            "shared memory, a block's. Equal launches are one row, with their sums."
-        )
-        yield Group(
-            heading,
-            Text(self._summary()),
-            self._table(options.max_width >= WIDE),
-            Text(self.note or "measured: from the end of a kernel to the end of the next"),
-            Text(legend, style="dim"),
-        )
-
-    def _summary(self) -> str:
-        prediction = self.prediction
-        words = (
+        name, settings = prediction.network, prediction.title.removeprefix(prediction.network)
+        yield Text.assemble((name, "bold"), settings)
+        summary = (
             f"{len(prediction.launches)} launches, floor {1e3 * prediction.floor:.3f} ms, "
             f"predicted {1e3 * prediction.predicted:.3f} ms: "
             f"{prediction.frames_per_second:.0f} frames/s"
         )
         if prediction.replay is not None:
             rate = prediction.batch / prediction.replay
-            words += f"; measured {1e3 * prediction.replay:.3f} ms: {rate:.0f} frames/s"
-        return words
-
-    def _table(self, wide: bool) -> Table:
-        prediction = self.prediction
-        table = plain_table(show_footer=True, footer_style="bold")
-        cells = [column for column in CELLS if wide or not column[1]]
-        sums = [
+            summary += f"; measured {1e3 * prediction.replay:.3f} ms: {rate:.0f} frames/s"
+        yield Text(summary)
+        columns = [
             column
-            for column in SUMS
-            if (wide or not column[1]) and prediction.total(column[2]) is not None
+            for column in columns_of(prediction)
+            if width >= WIDE or column.heading not in WIDE_ONLY
         ]
-        totals = {"launch": "total", "x": str(len(prediction.launches))}
-        for name, _, justify, _ in cells:
-            wraps = name == "channels"
-            table.add_column(
-                name, totals.get(name, ""), justify=justify, no_wrap=not wraps, overflow="fold"
-            )
-        for name, _, what, unit, digits in sums:
-            total = f"{unit * prediction.total(what):.{digits}f}"
-            table.add_column(name, total, justify="right", no_wrap=True)
-        above = f"{prediction.predicted / prediction.floor:.1f}x"
-        table.add_column("above\nfloor", above, justify="right", no_wrap=True)
-        table.add_column("bound by", no_wrap=True)
-        for group in prediction.groups():
-            table.add_row(
-                *(cell(group) for _, _, _, cell in cells),
-                *(f"{unit * group.total(what):.{digits}f}" for _, _, what, unit, digits in sums),
-                f"{group.first.predicted / group.first.floor:.1f}x",
-                group.first.bound,
-            )
-        return table
+        yield report_table(prediction.groups(), columns)
+        yield Text(self.note or "measured: from the end of a kernel to the end of the next")
+        yield LEGEND
 
 
 def run_launches(

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 from torch import Tensor, nn
 
 from fassd.bench import stopwatch
 from fassd.bench.costs.counts import WIDE
 from fassd.bench.costs.roofline import (
+    CallWork,
     Machine,
-    Prediction,
-    Work,
-    images,
+    RooflineTime,
     measure_machine,
     predict,
     work_of,
 )
 from fassd.bench.jobs import Job, build_model, render_batch, torch_dtype
 from fassd.bench.machine import environment
-from fassd.bench.tables import heading, plain_table
+from fassd.bench.tables import BenchReport, Column, heading, report_table
 from fassd.models.device import torch_threads
+from fassd_kernels.tuning.calls import OperatorCall, around_operators
 
 __all__ = ["HEAD", "FusedCall", "Layer", "LayerReport", "run_layers", "trace"]
 
@@ -54,7 +50,7 @@ class FusedCall:
     kind: str
     input_shapes: tuple[tuple[int, ...], ...]
     output_shape: tuple[int, ...]
-    work: Work
+    work: CallWork
 
 
 @dataclass(frozen=True)
@@ -62,16 +58,14 @@ class Layer:
     """A call, the seconds that it should take, and those that it took inside the network."""
 
     call: FusedCall
-    prediction: Prediction
-    timing: stopwatch.Timing
+    prediction: RooflineTime
+    timing: stopwatch.CallTimes
 
     def to_json(self) -> dict[str, Any]:
         """Every figure of it, ready for `json.dump`; times in seconds."""
+        facts = ("name", "kind", "input_shapes", "output_shape")
         return {
-            "name": self.call.name,
-            "kind": self.call.kind,
-            "input_shapes": self.call.input_shapes,
-            "output_shape": self.call.output_shape,
+            **{name: getattr(self.call, name) for name in facts},
             "macs": self.call.work.macs,
             "bytes": self.call.work.bytes,
             "arithmetic_floor_s": self.prediction.arithmetic,
@@ -82,8 +76,8 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class LayerReport:
-    """All calls of one network in order of execution; prints itself with rich.
+class LayerReport(BenchReport):
+    """All calls of one network in order of execution.
 
     `network` is the time of the whole forward, with what it does between the calls.
     """
@@ -92,56 +86,34 @@ class LayerReport:
     environment: dict[str, Any]
     machine: Machine
     layers: tuple[Layer, ...]
-    network: stopwatch.Timing
+    network: stopwatch.CallTimes
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; times in seconds."""
-        return {
-            "environment": self.environment,
-            "job": asdict(self.job),
-            "machine": asdict(self.machine),
-            "network": self.network.to_json(),
-            "layers": [layer.to_json() for layer in self.layers],
-        }
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def parts(self, width: int) -> Iterator[RenderableType]:
         machine, network = self.machine, self.network
-        facts = (
+        yield heading(self.job, self.environment)
+        yield Text(
             f"matrix product {2e-9 * machine.macs_per_s:.0f} GFLOP/s, "
             f"copy {1e-9 * machine.bytes_per_s:.1f} GB/s; whole network, {self.job.dtype}, "
             f"labels out: {1e3 * network.median:.2f} ±{1e3 * network.spread:.2f} ms"
         )
-        legend = (
+        yield report_table(self.layers, self._columns(width >= WIDE))
+        yield (
             "predicted: the larger of arithmetic and memory traffic at those rates. GFLOP/s: of "
             "the convolutions as they are written, which Winograd's form may take beyond the "
             "matrix product's. floor: the arithmetic alone, in % of the time measured."
         )
-        yield Group(
-            heading(self.job, self.environment),
-            Text(facts),
-            self._table(options.max_width >= WIDE),
-            Text(legend, style="dim"),
-        )
 
-    def _table(self, with_kinds: bool) -> Table:
-        table = plain_table(show_footer=True, footer_style="bold")
-        table.add_column("module", "total", no_wrap=True)
-        for name in ("kind", "input", "output") if with_kinds else ("output",):
-            table.add_column(name, no_wrap=True)
-        names = ("GMAC", "predicted\nms", "measured\nms", "GFLOP/s", "floor\n%")
-        for name, total in zip(names, _figures(self.layers), strict=True):
-            table.add_column(name, total, justify="right", no_wrap=True)
-        for layer in self.layers:
-            call = layer.call
-            first, *others = call.input_shapes
-            inputs = _sides(first) + "".join(f"+{shape[1]}" for shape in others)
-            table.add_row(
-                call.name,
-                *([call.kind, inputs] if with_kinds else []),
-                _sides(call.output_shape),
-                *_figures([layer]),
-            )
-        return table
+    def _columns(self, with_kinds: bool) -> list[Column[Layer]]:
+        kinds: list[Column[Layer]] = [
+            Column("kind", lambda layer: layer.call.kind, words=True),
+            Column("input", _inputs, words=True),
+        ]
+        return [
+            Column("module", lambda layer: layer.call.name, "total", words=True),
+            *(kinds if with_kinds else []),
+            Column("output", lambda layer: _sides(layer.call.output_shape), words=True),
+            *(_total_column(name, figure, self.layers) for name, figure in FIGURES.items()),
+        ]
 
 
 def _sides(shape: tuple[int, ...]) -> str:
@@ -149,19 +121,39 @@ def _sides(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape[1:]))
 
 
-def _figures(layers: Sequence[Layer]) -> list[str]:
-    """The last cells of a row: of one layer, or the totals of all."""
-    macs = sum(layer.call.work.macs for layer in layers)
-    floor = sum(layer.prediction.arithmetic for layer in layers)
-    predicted = sum(layer.prediction.seconds for layer in layers)
-    measured = sum(layer.timing.median for layer in layers)
-    return [
-        f"{1e-9 * macs:.3f}",
-        f"{1e3 * predicted:.2f}",
-        f"{1e3 * measured:.2f}",
-        f"{2e-9 * macs / measured:.0f}" if macs else "-",
-        f"{100 * floor / measured:.0f}" if macs else "-",
-    ]
+def _inputs(layer: Layer) -> str:
+    first, *others = layer.call.input_shapes
+    return _sides(first) + "".join(f"+{shape[1]}" for shape in others)
+
+
+def _total_column(
+    name: str, figure: Callable[[Sequence[Layer]], str], layers: Sequence[Layer]
+) -> Column[Layer]:
+    """A column of a figure of one layer, and of all layers."""
+    return Column(name, lambda layer: figure([layer]), figure(layers))
+
+
+def _macs(layers: Sequence[Layer]) -> int:
+    return sum(layer.call.work.macs for layer in layers)
+
+
+def _measured(layers: Sequence[Layer]) -> float:
+    return sum(layer.timing.median for layer in layers)
+
+
+def _of_time(figure: float, layers: Sequence[Layer]) -> str:
+    """A figure over the time measured, of layers that multiply."""
+    return f"{figure / _measured(layers):.0f}" if _macs(layers) else "-"
+
+
+FIGURES: Mapping[str, Callable[[Sequence[Layer]], str]] = {
+    "GMAC": lambda layers: f"{1e-9 * _macs(layers):.3f}",
+    "predicted\nms": lambda layers: f"{1e3 * sum(x.prediction.seconds for x in layers):.2f}",
+    "measured\nms": lambda layers: f"{1e3 * _measured(layers):.2f}",
+    "GFLOP/s": lambda layers: _of_time(2e-9 * _macs(layers), layers),
+    "floor\n%": lambda layers: _of_time(100 * sum(x.prediction.arithmetic for x in layers), layers),
+}
+"""Columns of figures: the sum over some layers."""
 
 
 # ------------------------------------------------------------------------------------- measurement
@@ -203,27 +195,13 @@ def run_layers(
             tick()
         where = environment()
     network, *timings = (
-        stopwatch.Timing(seconds) for seconds in zip(*rounds[job.warmup :], strict=True)
+        stopwatch.CallTimes(seconds) for seconds in zip(*rounds[job.warmup :], strict=True)
     )
     layers = tuple(
         Layer(call, predict(call.work, machine), timing)
         for call, timing in zip(calls, timings, strict=True)
     )
     return LayerReport(job, where, machine, layers, network)
-
-
-@contextmanager
-def around_operators(around: Callable[..., Tensor]) -> Iterator[None]:
-    """Every call of a fused operator as ``around(name, function, *arguments, **keywords)``."""
-    from fassd_kernels import ops
-
-    real = ops.operator
-    # Every fused module asks this function for its kernel, on each call.
-    ops.operator = lambda name, backend: functools.partial(around, name, real(name, backend))
-    try:
-        yield
-    finally:
-        ops.operator = real
 
 
 def time_calls(model: nn.Module, picture: Tensor) -> list[float]:
@@ -249,8 +227,6 @@ def trace(model: nn.Module, picture: Tensor) -> list[FusedCall]:
         model: an accelerated network of the family, all of it fused, in eval mode.
         picture: (N, 3, H, W).
     """
-    from fassd_kernels import reference
-
     names = iter(_callers(model))
     calls = []
 
@@ -258,16 +234,14 @@ def trace(model: nn.Module, picture: Tensor) -> list[FusedCall]:
         operator: str, function: Callable[..., Tensor], *arguments: Any, **keywords: Any
     ) -> Tensor:
         output = function(*arguments, **keywords)
-        bound = inspect.signature(getattr(reference, operator)).bind(*arguments, **keywords)
-        bound.apply_defaults()
-        by_name = bound.arguments
+        call = OperatorCall.of(operator, *arguments, **keywords)
         calls.append(
             FusedCall(
                 next(names),
-                describe(operator, by_name),
-                tuple(tuple(image.shape) for image in images(by_name)),
+                describe(call),
+                tuple(tuple(image.shape) for image in call.images),
                 tuple(output.shape),
-                work_of(operator, by_name, output),
+                work_of(call, output),
             )
         )
         return output
@@ -287,12 +261,13 @@ def _callers(model: Any) -> list[str]:
     return [*(name for name in order if isinstance(model.get_submodule(name), Fused)), HEAD]
 
 
-def describe(operator: str, arguments: Mapping[str, Any]) -> str:
+def describe(call: OperatorCall) -> str:
     """A few words for the table: the kernel of a convolution, else the operator's name."""
-    if operator == "upsample_conv1x1":
+    if call.operator == "upsample_conv1x1":
         return "up, conv 1x1"
-    if operator != "conv_act":
-        return operator.replace("_", " ")
+    if call.operator != "conv_act":
+        return call.operator.replace("_", " ")
+    arguments = call.complete
     height, width = arguments["weight"].shape[2:]
     stride = arguments["stride"][0]
     return f"conv {height}x{width}" + (

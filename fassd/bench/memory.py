@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["NOT_ASKED", "Energy", "Memory", "energy_of", "peak_memory", "peak_memory_of_child"]
+__all__ = ["NOT_ASKED", "Energy", "Memory", "energy_of", "memory_of", "peak_memory_of_child"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,27 @@ class Memory:
 
 
 NOT_ASKED = Memory(None, "not asked for")
+
+
+def memory_of(
+    call: Callable[[], object],
+    device: torch.device | str,
+    factory: str,
+    arguments: Mapping[str, Any],
+) -> Memory:
+    """Peak memory of a call: on CUDA in this process, on the CPU in one of its own.
+
+    Args:
+        call: what to measure on CUDA.
+        device: where it runs.
+        factory, arguments: of `peak_memory_of_child`, for the CPU.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return peak_memory(call)
+    if kind == "cpu":
+        return peak_memory_of_child(factory, arguments)
+    return Memory(None, f"no counter for {kind} devices")
 
 
 def peak_memory(call: Callable[[], object]) -> Memory:

@@ -39,56 +39,50 @@ class OtherNetwork:
 class FullSize(nn.Module):
     """A network whose logits are enlarged to its picture's size, as its own inference does.
 
+    Args:
+        network: any.
+        logits: the network and a picture to logits (N, classes, h, w).
+        align_corners: of the enlarging.
+
     Shape: (N, 3, H, W) to (N, classes, H, W).
     """
 
-    def __init__(self, align_corners: bool) -> None:
+    def __init__(
+        self, network: nn.Module, logits: Callable[[Any, Tensor], Tensor], align_corners: bool
+    ) -> None:
         super().__init__()
-        self.align_corners = align_corners
-
-    def logits(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        self.network, self.logits, self.align_corners = network, logits, align_corners
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
-        return F.interpolate(self.logits(x), size, None, "bilinear", self.align_corners)
+        logits = self.logits(self.network, x)
+        return F.interpolate(logits, size, None, "bilinear", self.align_corners)
 
 
-class Segformer(FullSize):
+def segformer() -> nn.Module:
     """SegFormer-B0, Xie et al., NeurIPS 2021, by Hugging Face transformers, whose default it is."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    def __init__(self) -> None:
-        from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-        super().__init__(align_corners=False)
-        settings = SegformerConfig.from_dict({"num_labels": CLASSES})
-        self.network = SegformerForSemanticSegmentation(settings)
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self.network(x).logits
+    settings = SegformerConfig.from_dict({"num_labels": CLASSES})
+    network = SegformerForSemanticSegmentation(settings)
+    return FullSize(network, lambda model, x: model(x).logits, align_corners=False)
 
 
-class FromConfig(FullSize):
-    """A network by one of the configurations that OpenMMLab's package ships.
+def from_config(config: str) -> nn.Module:
+    """A network by a configuration of OpenMMLab's package, a path below its folder of them."""
+    import mmseg.models  # registers what configurations name
+    from mmengine.config import Config
+    from mmseg.registry import MODELS
 
-    Args:
-        config: path below the package's folder of configurations.
-    """
-
-    def __init__(self, config: str) -> None:
-        import mmseg.models  # registers what configurations name
-        from mmengine.config import Config
-        from mmseg.registry import MODELS
-
-        folder = Path(mmseg.__file__).parent / ".mim" / "configs"
-        settings = Config.fromfile(folder / config).model.to_dict()
-        prepare_for_inference(settings)
-        network = MODELS.build(settings)
-        super().__init__(network.decode_head.align_corners)
-        self.network = network
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self.network.decode_head(self.network.extract_feat(x))
+    folder = Path(mmseg.__file__).parent / ".mim" / "configs"
+    settings = Config.fromfile(folder / config).model.to_dict()
+    prepare_for_inference(settings)
+    network = MODELS.build(settings)
+    return FullSize(
+        network,
+        lambda model, x: model.decode_head(model.extract_feat(x)),
+        network.decode_head.align_corners,
+    )
 
 
 def prepare_for_inference(settings: dict[str, Any]) -> None:
@@ -124,20 +118,20 @@ OTHERS = (
         "pidnet_s",
         "PIDNet-S",
         MMSEG,
-        partial(FromConfig, "pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py"),
+        partial(from_config, "pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py"),
     ),
     OtherNetwork(
         "ddrnet_23_slim",
         "DDRNet-23-slim",
         MMSEG,
-        partial(FromConfig, "ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py"),
+        partial(from_config, "ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py"),
     ),
     OtherNetwork(
         "bisenetv2",
         "BiSeNetV2",
         MMSEG,
-        partial(FromConfig, "bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py"),
+        partial(from_config, "bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py"),
     ),
-    OtherNetwork("segformer_b0", "SegFormer-B0", TRANSFORMERS, Segformer),
+    OtherNetwork("segformer_b0", "SegFormer-B0", TRANSFORMERS, segformer),
 )
 """Xu et al., CVPR 2023; Hong et al., 2021; Yu et al., IJCV 2021; Xie et al., NeurIPS 2021."""

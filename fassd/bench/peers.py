@@ -5,100 +5,51 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
 from fassd.bench import memory, stopwatch
-from fassd.bench.candidates import EXTRA, BuildContext, Call, Candidate
+from fassd.bench.candidates import EXTRA, BuildContext, Candidate, every_candidate
 from fassd.bench.costs.counts import count_macs
 from fassd.bench.jobs import ROUNDING_NOTE, Job, build_model, render_batch, weights_note
 from fassd.bench.machine import environment
 from fassd.bench.memory import Energy, energy_of
 from fassd.bench.results import OTHER, JobResults, Result, Results
-from fassd.bench.tables import heading, mebibytes, milliseconds, plain_table
-from fassd.evaluation.agreement import AGREEMENT_LIMIT, Agreement, agreement_of
+from fassd.bench.tables import (
+    BenchReport,
+    Column,
+    heading,
+    mebibytes,
+    milliseconds,
+    or_dash,
+    report_table,
+)
+from fassd.evaluation.agreement import AGREEMENT_LIMIT, agreement_of
+from fassd.models import create_model
 from fassd.models.device import torch_threads
 
-__all__ = ["BuiltCandidate", "PeerReport", "measure", "run_peers", "tables"]
+__all__ = ["PeerReport", "measure", "run_peers", "tables"]
 
-NO_ENERGY = Energy(None, "not measured")
-
-
-def tables(measured: JobResults) -> list[Table]:
-    """Of this network's candidates, then, where there are any, of other networks."""
-    own = list(measured.own.values())
-    others = [result for result in measured.results if result.kind == OTHER]
-    return [_own_table(measured, own), *([_other_table(measured, others)] if others else [])]
-
-
-def _own_table(measured: JobResults, results: Sequence[Result]) -> Table:
-    table = plain_table()
-    table.add_column("candidate", no_wrap=True)
-    names = ["median ms", "x eager", "x peer", "first s", "match", "labels %", "diff"]
-    for name in (*names, *_extra_names(results)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for result in results:
-        difference = result.max_relative_difference
-        ratios = (
-            measured.speedup(result, over) for over in (measured.reference, measured.fastest_peer)
-        )
-        table.add_row(
-            result.name,
-            milliseconds(result.timing),
-            *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-            f"{result.first_call_s:.2f}",
-            "yes" if result.comparable else "[red]disagrees[/]",
-            f"{result.labels_equal_percent:.3f}",
-            "-" if difference is None else f"{difference:.1e}",
-            *_extra_cells(result, results),
-        )
-    return table
-
-
-def _other_table(measured: JobResults, results: Sequence[Result]) -> Table:
-    table = plain_table()
-    table.add_column("other network", no_wrap=True)
-    names = ["median ms", "frames/s", "GMAC", "M params", "first s"]
-    for name in (*names, *_extra_names(results)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for result in results:
-        table.add_row(
-            result.name,
-            milliseconds(result.timing),
-            f"{measured.job.batch / result.timing.median:.1f}",
-            "-" if result.macs is None else f"{1e-9 * result.macs:.1f}",
-            "-" if result.params is None else f"{1e-6 * result.params:.2f}",
-            f"{result.first_call_s:.2f}",
-            *_extra_cells(result, results),
-        )
-    return table
-
-
-def _extra_names(results: Sequence[Result]) -> list[str]:
-    """Columns that are there only where something was measured."""
-    memory = any(result.peak_memory_bytes is not None for result in results)
-    energy = any(result.energy_j is not None for result in results)
-    return [*(["MiB"] if memory else []), *(["joules"] if energy else [])]
-
-
-def _extra_cells(result: Result, results: Sequence[Result]) -> list[str]:
-    joules = result.energy_j
-    texts = {
-        "MiB": mebibytes(result.peak_memory_bytes),
-        "joules": "-" if joules is None else f"{joules:.3f}",
-    }
-    return [texts[name] for name in _extra_names(results)]
+ABOUT = (
+    "Each measured call follows an unmeasured one of the same candidate. "
+    "x eager: speed-up over plain PyTorch in NCHW; x peer: over the fastest float32 "
+    "candidate that is not ours. ±: half the interquartile range. first s: from the plain "
+    "network to its first output, without the export to ONNX. Match: at least "
+    f"{AGREEMENT_LIMIT:g}% of the labels equal eager's; diff: largest difference of "
+    "a score over the largest score. MiB: peak memory of a call beyond the loaded model. "
+    "Joules: of the whole GPU, per call."
+)
 
 
 @dataclass(frozen=True)
-class PeerReport:
+class PeerReport(BenchReport):
     """All results of one run; prints itself with rich."""
 
     results: Results
@@ -107,25 +58,57 @@ class PeerReport:
         """Everything, ready for `json.dump`."""
         return self.results.to_json()
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def parts(self, width: int) -> Iterable[RenderableType]:
         for measured in self.results.comparisons:
-            notes = (Text(note, style="dim") for note in measured.notes)
-            yield Group(
-                heading(measured.job, self.results.environment),
-                *(part for table in tables(measured) for part in (table, Text())),
-                *notes,
-                Text(),
-            )
-        yield Text(
-            "Each measured call follows an unmeasured one of the same candidate. "
-            "x eager: speed-up over plain PyTorch in NCHW; x peer: over the fastest float32 "
-            "candidate that is not ours. ±: half the interquartile range. first s: from the plain "
-            "network to its first output, without the export to ONNX. Match: at least "
-            f"{AGREEMENT_LIMIT:g}% of the labels equal eager's; diff: largest difference of "
-            "a score over the largest score. MiB: peak memory of a call beyond the loaded model. "
-            "Joules: of the whole GPU, per call.",
-            style="dim",
-        )
+            yield heading(measured.job, self.results.environment)
+            for table in tables(measured):
+                yield table
+                yield Text()
+            yield from measured.notes
+            yield Text()
+        yield ABOUT
+
+
+def tables(measured: JobResults) -> list[Table]:
+    """Of this network's candidates, then, where there are any, of other networks."""
+
+    def over(result: Result, other: Result | None) -> str:
+        return or_dash(measured.speedup(result, other), ".2f")
+
+    name = Column[Result]("candidate", lambda r: r.name, words=True)
+    median = Column[Result]("median ms", lambda r: milliseconds(r.timing))
+    first = Column[Result]("first s", lambda r: or_dash(r.first_call_s, ".2f"))
+    own = [
+        name,
+        median,
+        Column("x eager", lambda r: over(r, measured.reference)),
+        Column("x peer", lambda r: over(r, measured.fastest_peer)),
+        first,
+        Column("match", lambda r: "yes" if r.comparable else "[red]disagrees[/]"),
+        Column("labels %", lambda r: or_dash(r.labels_equal_percent, ".3f")),
+        Column("diff", lambda r: or_dash(r.max_relative_difference, ".1e")),
+    ]
+    other = [
+        replace(name, heading="other network"),
+        median,
+        Column("frames/s", lambda r: f"{measured.job.batch / r.timing.median:.1f}"),
+        Column("GMAC", lambda r: or_dash(r.macs, ".1f", 1e-9)),
+        Column("M params", lambda r: or_dash(r.params, ".2f", 1e-6)),
+        first,
+    ]
+    found = [(list(measured.own.values()), own)]
+    found.append(([result for result in measured.results if result.kind == OTHER], other))
+    return [report_table(rows, [*columns, *costs(rows)]) for rows, columns in found if rows]
+
+
+def costs(results: Sequence[Result]) -> list[Column[Result]]:
+    """Columns that are there only where something was measured."""
+    columns: list[Column[Result]] = []
+    if any(result.peak_memory_bytes is not None for result in results):
+        columns.append(Column("MiB", lambda r: mebibytes(r.peak_memory_bytes)))
+    if any(result.energy_j is not None for result in results):
+        columns.append(Column("joules", lambda r: or_dash(r.energy_j, ".3f")))
+    return columns
 
 
 def run_peers(
@@ -171,7 +154,8 @@ def measure(
     """One job of `run_peers`, with the same arguments and errors."""
     notes = weights_note(job)
     on_cpu = torch.device(job.device).type == "cpu"
-    trials: list[BuiltCandidate] = []
+    calls: dict[str, Callable[[], Tensor]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     with (
         torch_threads(job.threads),
         torch.no_grad(),
@@ -180,20 +164,22 @@ def measure(
         warnings.simplefilter("always")
         step(f"{job.model}: building")
         _, batch = render_batch(job)
-        context = BuildContext(build_model(job, batch), batch, job.backend, compiler)
-        reference = context.model(batch)
+        model = build_model(job, batch)
+        context = BuildContext(model, batch.device, (batch,), job.backend, compiler)
+        reference = model(batch)
         for candidate in chosen:
-            step(f"{job.model}: {candidate.title}")
+            title = candidate.title
+            step(f"{job.model}: {title}")
             try:
-                trials.append(try_out(candidate, context, reference))
+                calls[title], figures[title] = try_out(candidate, context, reference)
             except Exception as error:  # whatever a foreign runtime raises, the others go on
                 remedy = candidate.other.install if candidate.other else EXTRA
-                notes.append(f"{candidate.title} not measured: {reason(error, remedy)}")
-        if not trials:
+                notes.append(f"{title} not measured: {reason(error, remedy)}")
+        if not calls:
             raise RuntimeError("; ".join(notes))
         step(f"{job.model}: timing")
         timings = stopwatch.compare(
-            {trial.candidate.title: trial.call for trial in trials},
+            calls,
             repeats=job.repeats,
             warmup=job.warmup,
             settle=stopwatch.SETTLE if on_cpu else 0,
@@ -201,12 +187,20 @@ def measure(
             tick=tick,
         )
         results = []
-        for trial in trials:
-            title = trial.candidate.title
+        for title, call in calls.items():
             step(f"{job.model}: memory and energy of {title}")
-            energy = NO_ENERGY if on_cpu else energy_of(trial.call, job.device)
-            peak = _peak_memory(job, trial, compiler)
-            results.append(trial.result(timings[title], peak, energy))
+            energy = Energy(None, "not measured") if on_cpu else energy_of(call, job.device)
+            peak = peak_memory(job, title, call, compiler)
+            results.append(
+                Result(
+                    **figures[title],
+                    seconds=timings[title].seconds,
+                    peak_memory_bytes=peak.peak,
+                    peak_memory_note=peak.note,
+                    energy_j=energy.joules,
+                    energy_note=energy.note,
+                )
+            )
     disagreeing = [r for r in results if r.agreement and not r.comparable]
     if job.weights is None and any(r.dtype != "float32" for r in disagreeing):
         notes.append(ROUNDING_NOTE)
@@ -221,47 +215,13 @@ def measure(
     return JobResults(job=job, results=tuple(results), notes=tuple(notes))
 
 
-@dataclass(frozen=True)
-class BuiltCandidate:
-    """A candidate that ran once.
-
-    Attributes:
-        call: runs it again.
-        first_call: seconds from the plain network to its first output.
-        agreement: of that output with the reference's; None of another network.
-        params, macs: of another network.
-    """
-
-    candidate: Candidate
-    call: Call
-    first_call: float
-    agreement: Agreement | None
-    params: int | None = None
-    macs: int | None = None
-
-    def result(self, timing: stopwatch.Timing, peak: memory.Memory, energy: Energy) -> Result:
-        candidate, agreement = self.candidate, self.agreement
-        return Result(
-            name=candidate.title,
-            key=candidate.key,
-            kind=OTHER if candidate.other else "network",
-            dtype=candidate.dtype,
-            output=candidate.output,
-            seconds=timing.seconds,
-            first_call_s=self.first_call,
-            labels_equal_percent=None if agreement is None else agreement.labels,
-            max_relative_difference=None if agreement is None else agreement.relative,
-            peak_memory_bytes=peak.peak,
-            peak_memory_note=peak.note,
-            energy_j=energy.joules,
-            energy_note=energy.note,
-            params=self.params,
-            macs=self.macs,
-        )
-
-
-def try_out(candidate: Candidate, context: BuildContext, reference: Tensor) -> BuiltCandidate:
+def try_out(
+    candidate: Candidate, context: BuildContext, reference: Tensor
+) -> tuple[Callable[[], Tensor], dict[str, Any]]:
     """Build a candidate, call it once, and compare its output with the reference's logits.
+
+    Returns:
+        What runs it again, and the fields of a `Result` that are known then.
 
     Raises:
         ValueError: the output is not of the reference's shape.
@@ -269,35 +229,52 @@ def try_out(candidate: Candidate, context: BuildContext, reference: Tensor) -> B
     if candidate.exported:
         assert context.onnx  # made now if this is the first that needs it: not in its first call
     start = time.perf_counter()
-    call = candidate.build(context)
+    call = candidate.bound(context)
     output = call()
-    if output.is_cuda:
-        torch.cuda.synchronize(output.device)
-    first_call = time.perf_counter() - start
-    if candidate.other is not None:
-        if output.shape != reference.shape:
-            raise ValueError(
-                f"logits must be of shape {tuple(reference.shape)}, got {tuple(output.shape)}"
-            )
-        network = candidate.other.build().eval()
-        params = sum(parameter.numel() for parameter in network.parameters())
-        macs = count_macs(network, tuple(context.picture.shape))
-        return BuiltCandidate(candidate, call, first_call, None, params, macs)
-    return BuiltCandidate(candidate, call, first_call, agreement_of(reference, output))
+    stopwatch.synchronize(context.device)
+    figures: dict[str, Any] = {
+        "name": candidate.title,
+        "key": candidate.key,
+        "dtype": candidate.dtype,
+        "output": candidate.output,
+        "first_call_s": time.perf_counter() - start,
+    }
+    if candidate.other is None:
+        found = agreement_of(reference, output)
+        figures.update(labels_equal_percent=found.labels, max_relative_difference=found.relative)
+        return call, figures
+    if output.shape != reference.shape:
+        raise ValueError(
+            f"logits must be of shape {tuple(reference.shape)}, got {tuple(output.shape)}"
+        )
+    network = candidate.other.build().eval()
+    figures.update(
+        kind=OTHER,
+        params=sum(parameter.numel() for parameter in network.parameters()),
+        macs=count_macs(network, tuple(context.inputs[0].shape)),
+    )
+    return call, figures
 
 
-def _peak_memory(job: Job, trial: BuiltCandidate, compiler: str) -> memory.Memory:
-    """Peak memory of a candidate's call: on the CPU, in a process of its own."""
+def peak_memory(job: Job, title: str, call: Callable[[], Tensor], compiler: str) -> memory.Memory:
     if not job.memory:
         return memory.NOT_ASKED
-    if torch.device(job.device).type == "cuda":
-        return memory.peak_memory(trial.call)
     fields = ("model", "classes", "alpha", "size", "batch", "backend")
     arguments = {name: getattr(job, name) for name in fields}
-    where = {"title": trial.candidate.title, "threads": torch.get_num_threads()}
-    return memory.peak_memory_of_child(
-        "fassd.bench.candidates:memory_call", {**arguments, **where, "compiler": compiler}
-    )
+    where = {"title": title, "threads": torch.get_num_threads(), "compiler": compiler}
+    return memory.memory_of(call, job.device, "fassd.bench.peers:memory_call", arguments | where)
+
+
+def memory_call(title: str, threads: int, size: list[int], **fields: Any) -> Callable[[], Tensor]:
+    """The call of one candidate, for the process that measures its memory; any picture does."""
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    model = create_model(fields["model"], fields["classes"], fields["alpha"]).eval()
+    picture = torch.zeros(fields["batch"], 3, *size)
+    how = {name: fields[name] for name in ("backend", "compiler")}
+    context = BuildContext(model, picture.device, (picture,), **how)
+    return every_candidate()[title].bound(context)
 
 
 def reason(error: Exception, remedy: str = EXTRA) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fassd.bench.candidates import OURS, REFERENCE_TITLE
 from fassd.bench.jobs import Job, reference_path
-from fassd.bench.stopwatch import Timing
+from fassd.bench.stopwatch import CallTimes
 from fassd.evaluation.agreement import Agreement
 from fassd.io.untrusted import problem, read_json, read_text, shortened, shown
 
@@ -84,8 +84,8 @@ class Result(BaseModel):
         return self
 
     @property
-    def timing(self) -> Timing:
-        return Timing(self.seconds)
+    def timing(self) -> CallTimes:
+        return CallTimes(self.seconds)
 
     @property
     def agreement(self) -> Agreement | None:
@@ -169,26 +169,22 @@ class JobResults(BaseModel):
 
     def to_json(self, peers: bool) -> dict[str, Any]:
         """Everything, ready for `json.dump`; times in seconds, labels in %."""
-        if not peers:
-            rows = [
-                {**result.to_json(), "speedup": self.speedup(result, self.reference)}
-                for result in self.results
-            ]
-            return {"job": asdict(self.job), "results": rows, "notes": self.notes}
         peer = self.fastest_peer
-        rows = [
-            {
-                **result.to_json(),
-                "speedup_over_eager": self.speedup(result, self.reference),
-                "speedup_over_fastest_peer": self.speedup(result, peer),
-            }
-            for result in self.results
-        ]
-        job = {name: value for name, value in asdict(self.job).items() if name not in UNUSED}
+        if peers:
+            over = {"speedup_over_eager": self.reference, "speedup_over_fastest_peer": peer}
+        else:
+            over = {"speedup": self.reference}
+        job = asdict(self.job)
         return {
-            "job": job,
-            "fastest_float32_peer": peer and peer.name,
-            "results": rows,
+            "job": {name: job[name] for name in job if not (peers and name in UNUSED)},
+            **({"fastest_float32_peer": peer and peer.name} if peers else {}),
+            "results": [
+                {
+                    **result.to_json(),
+                    **{name: self.speedup(result, other) for name, other in over.items()},
+                }
+                for result in self.results
+            ],
             "notes": self.notes,
         }
 

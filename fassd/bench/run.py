@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from fassd.bench import machine, memory, stopwatch
@@ -26,7 +24,15 @@ from fassd.bench.jobs import (
     weights_note,
 )
 from fassd.bench.results import JobResults, Result, Results
-from fassd.bench.tables import heading, mebibytes, milliseconds, plain_table
+from fassd.bench.tables import (
+    BenchReport,
+    Column,
+    heading,
+    mebibytes,
+    milliseconds,
+    or_dash,
+    report_table,
+)
 from fassd.evaluation.agreement import AGREEMENT_LIMIT, agreement_of
 from fassd.inference.segmenter import accelerated
 from fassd.io.palette import classes_of
@@ -37,7 +43,7 @@ __all__ = ["Report", "run"]
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(BenchReport):
     """What was measured and what came out; prints itself with rich.
 
     `picture`, (H, W, 3) uint8 RGB, is the first of the batch, `labels`, (H, W), what the last path
@@ -63,42 +69,41 @@ class Report:
         """Everything, ready for `json.dump`; times in seconds, memory in bytes, labels in %."""
         return self.results.to_json()
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Group(
-            heading(self.measured.job, self.results.environment),
-            self._table(),
-            *(Text(note, style="dim") for note in self.measured.notes),
-        )
+    def parts(self, width: int) -> Iterable[RenderableType]:
+        measured = self.measured
+        yield heading(measured.job, self.results.environment)
+        columns = [
+            Column[Result]("path", lambda row: escape(row.name), words=True),
+            Column("median ms", lambda row: milliseconds(row.timing)),
+            Column("fps", lambda row: f"{measured.job.batch / row.timing.median:.1f}"),
+            Column("speed-up", self._faster),
+            Column("labels %", _equal),
+            Column("diff", self._difference),
+        ]
+        if measured.job.memory:
+            columns.append(Column("memory", _memory_cell, wraps=True))
+        yield report_table(measured.results, columns)
+        yield from measured.notes
 
-    def _table(self) -> Table:
-        job, reference = self.measured.job, self.measured.reference
-        table = plain_table()
-        table.add_column("path", no_wrap=True)
-        for title in ("median ms", "fps", "speed-up", "labels %", "diff"):
-            table.add_column(title, justify="right", no_wrap=True)
-        if job.memory:
-            table.add_column("memory", justify="right")
-        for row in self.measured.results:
-            agrees, relative = f"{row.labels_equal_percent:.3f}", row.max_relative_difference
-            difference = "-" if row is reference or relative is None else f"{relative:.1e}"
-            speedup = self.measured.speedup(row, reference)
-            if speedup is None:
-                faster, agrees = "[red]disagrees[/]", f"[red]{agrees}[/]"
-            else:
-                faster = "1.00x" if row is reference else f"[bold]{speedup:.2f}x[/]"
-            cells = [
-                escape(row.name),
-                milliseconds(row.timing),
-                f"{job.batch / row.timing.median:.1f}",
-                faster,
-                agrees,
-                difference,
-            ]
-            if job.memory:
-                peak = row.peak_memory_bytes
-                cells.append("-" if peak is None else f"{mebibytes(peak)} MiB")
-            table.add_row(*cells)
-        return table
+    def _faster(self, row: Result) -> str:
+        speedup = self.measured.speedup(row, self.measured.reference)
+        if speedup is None:
+            return "[red]disagrees[/]"
+        return "1.00x" if row is self.measured.reference else f"[bold]{speedup:.2f}x[/]"
+
+    def _difference(self, row: Result) -> str:
+        compared = row is not self.measured.reference
+        return or_dash(row.max_relative_difference if compared else None, ".1e")
+
+
+def _equal(row: Result) -> str:
+    text = f"{row.labels_equal_percent:.3f}"
+    return text if row.comparable else f"[red]{text}[/]"
+
+
+def _memory_cell(row: Result) -> str:
+    peak = row.peak_memory_bytes
+    return "-" if peak is None else f"{mebibytes(peak)} MiB"
 
 
 def run(
@@ -237,17 +242,10 @@ def _memory(
     if not job.memory:
         return memory.NOT_ASKED
     step(f"memory of {name}")
-    kind = torch.device(job.device).type
-    if kind == "cuda":
-        return memory.peak_memory(call)
-    if kind != "cpu":
-        return memory.Memory(None, f"no counter for {kind} devices")
     fields = (
         *("model", "classes", "alpha", "size", "batch", "backend", "dtype", "compile"),
         "exported",
     )
     arguments = {field: getattr(job, field) for field in fields}
-    return memory.peak_memory_of_child(
-        "fassd.bench.run:memory_call",
-        {**arguments, "path": name, "threads": torch.get_num_threads()},
-    )
+    child = {**arguments, "path": name, "threads": torch.get_num_threads()}
+    return memory.memory_of(call, job.device, "fassd.bench.run:memory_call", child)

@@ -4,57 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fassd.bench.forms import (
-    BUILDERS,
-    CARVEOUT,
-    CHOSEN,
-    COMPILE,
-    CUDNN_RELU,
-    DEPENDENT,
-    EAGER,
-    FOLDED,
-    MAX_AUTOTUNE,
-    NATIVE,
-    PICTURES,
-    TRITON,
-    TRITON_GRAPH,
+from fassd.bench.candidates import (
+    DTYPES,
+    BuildContext,
     Candidate,
-    Form,
     accelerated,
-    fused,
-    part_of_network,
-    picture_call,
-    picture_candidate,
-    picture_module,
-    picture_reference,
-    randomised,
+    form_named,
 )
-from fassd.bench.timing import Call, Inputs
+from fassd.bench.folding import randomised
+from fassd.bench.stopwatch import Call, Inputs
+from fassd.evaluation.agreement import TOLERANCES
 from fassd.models import DAPF, MDA, create_model
 from fassd.models.aspp import ASPP
 from fassd.models.dapf import AsymmetricAtrousBranch
 from fassd.models.layers import ConvLayer, resize
-
-GROUPS = {
-    "native": (EAGER, NATIVE),
-    "library": (EAGER, FOLDED, CUDNN_RELU),
-    "ours": (EAGER, TRITON, TRITON_GRAPH, NATIVE),
-    "dependent": (EAGER, DEPENDENT),
-    "carve-out": (EAGER, CARVEOUT),
-    "choice": (EAGER, TRITON, NATIVE, CHOSEN),
-    "compile": (EAGER, COMPILE),
-    "max-autotune": (EAGER, MAX_AUTOTUNE),
-}
-"""Candidates that are timed together, interleaved; eager is in each, for the ratio."""
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -63,8 +33,7 @@ class Case:
 
     Attributes:
         part: ``operators``, ``modules`` or ``networks``.
-        subject: a key of `OPERATORS` or of `PICTURES`, of `MODULES` or of `MODULE_VARIANTS`, or a
-            network's name.
+        subject: a key of `PARTS`, or a network's name.
         height, width: of the *network's* input in pixels, whatever the subject.
         dtype: a key of `DTYPES`.
         batch: pictures at once.
@@ -81,39 +50,81 @@ class Case:
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
-    def map_shape(self, channels: int, reduction: int) -> tuple[int, ...]:
-        """Of a map whose sides are the picture's divided by `reduction`."""
-        return self.batch, channels, self.height // reduction, self.width // reduction
-
-
-# --- the operators as FASSD-Net calls them --------------------------------------------------------
-
-# `dapf`, `hardblock`, `mda` and `aspp` are not here: each is the one call that its module makes,
-# and the modules are measured as such.
-
-CLASSES = 19
-LOGITS_REDUCTION = 4
-"""The finest map's sides are the picture's divided by this."""
-
 
 @dataclass(frozen=True)
-class OperatorPlace:
-    """A call of an operator in FASSD-Net.
+class NetworkPart:
+    """A call of an operator, or a module, as it stands in FASSD-Net.
 
     Attributes:
-        operator: its name.
+        operator: of ours, that computes it.
         build: makes the module of PyTorch's operators that computes the same.
         maps: of each input, its channels, and by what its sides are smaller than the picture's.
-        fuse: as in `fassd.bench.forms.Form`.
+        fuse: as in `fassd.bench.candidates.BuildContext`.
     """
 
     operator: str
     build: Callable[[], nn.Module]
     maps: tuple[tuple[int, int], ...]
-    fuse: Callable[[Any, torch.dtype, str], Call]
+    fuse: Callable[[Any, torch.dtype, str], Call] = accelerated
 
 
 # --- what PyTorch does ----------------------------------------------------------------------------
+
+CLASSES = 19
+LOGITS_REDUCTION = 4
+"""The finest map's sides are the picture's divided by this."""
+
+MEAN = tuple(255 * value for value in (0.406, 0.456, 0.485))
+STD = tuple(255 * value for value in (0.225, 0.224, 0.229))
+
+
+def part_of_network(path: str) -> nn.Module:
+    return create_model("fassd_net").get_submodule(path)
+
+
+class Normalize(nn.Module):
+    """The operator `normalize` as one writes it in PyTorch.
+
+    It computes in float32, or in float64 once it is moved there, then casts.
+
+    Shape: (N, H, W, 3) uint8 RGB to (N, 3, H, W) BGR of the dtype it was moved to, channels_last.
+    """
+
+    mean: Tensor
+    std: Tensor
+    like: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in (("mean", MEAN), ("std", STD), ("like", ())):
+            self.register_buffer(name, torch.tensor(value))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Normalize:
+        super()._apply(fn, recurse)
+        wide = torch.promote_types(self.like.dtype, torch.float32)
+        self.mean, self.std = (
+            torch.tensor(values, dtype=wide, device=self.like.device) for values in (MEAN, STD)
+        )
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = (image.flip(-1).to(self.mean) - self.mean) / self.std
+        return pixels.to(self.like).permute(0, 3, 1, 2)
+
+
+class NormalizeConv(nn.Module):
+    """`normalize` and the first layer of FASSD-Net.
+
+    Shape: (N, H, W, 3) uint8 RGB to (N, O, h, w) of the layer's type, channels_last.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalize()
+        self.layer = part_of_network("base.0")
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layer(self.normalize(image))
 
 
 class UpsampleConv(nn.Module):
@@ -149,6 +160,20 @@ def picture_size(logits: Tensor) -> tuple[int, int]:
     return LOGITS_REDUCTION * logits.shape[2], LOGITS_REDUCTION * logits.shape[3]
 
 
+class Labelled(nn.Module):
+    """A network and the class of every pixel behind it.
+
+    Shape: (N, 3, H, W) to labels (N, H, W), integers.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).argmax(1)
+
+
 def decoder_join(level: int) -> nn.Module:
     layer = part_of_network(f"conv1x1_up.{level}")
     assert isinstance(layer, ConvLayer)
@@ -165,43 +190,45 @@ def dilated_pair(level: int) -> nn.Module:
 
 
 def fused_branch(branch: AsymmetricAtrousBranch, dtype: torch.dtype, backend: str) -> Call:
-    pair = (branch.atrous_conv3x1, branch.atrous_conv1x3)
-    norms = (branch.bn3x1, branch.bn1x3)
-    return asymmetric_call(pair, norms, (None, None), "relu", dtype, backend)
+    layers = [
+        (branch.atrous_conv3x1, branch.bn3x1, None),
+        (branch.atrous_conv1x3, branch.bn1x3, None),
+    ]
+    return asymmetric_call(layers, "relu", dtype, backend)
 
 
 def fused_pair(pair: nn.Sequential, dtype: torch.dtype, backend: str) -> Call:
-    layers: list[Any] = list(pair)
-    slopes = [layer.bn_prelu.acti.weight.to(dtype) for layer in layers]
-    norms = [layer.bn_prelu.bn for layer in layers]
-    return asymmetric_call([layer.conv for layer in layers], norms, slopes, "prelu", dtype, backend)
+    parts: list[Any] = list(pair)
+    layers = [(p.conv, p.bn_prelu.bn, p.bn_prelu.acti.weight.to(dtype)) for p in parts]
+    return asymmetric_call(layers, "prelu", dtype, backend)
 
 
 def asymmetric_call(
-    pair: Sequence[nn.Conv2d],
-    norms: Sequence[nn.BatchNorm2d],
-    slopes: Sequence[Tensor | None],
+    layers: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor | None]],
     activation: str,
     dtype: torch.dtype,
     backend: str,
 ) -> Call:
-    """`asymmetric_conv` with weights folded and packed once."""
+    """`asymmetric_conv` with weights folded and packed once.
+
+    Args:
+        layers: the 3x1 and the 1x3, each a convolution, its batch norm and slopes of PReLU.
+        activation, dtype, backend: of the operator.
+    """
     from fassd_kernels import ops
     from fassd_kernels.packing import fold
 
+    pack, dilation = ops.operator("pack_weight", backend), layers[0][0].dilation[0]
     with torch.no_grad():
-        folded = [fold(conv, norm, dtype) for conv, norm in zip(pair, norms, strict=True)]
-        pack = ops.operator("pack_weight", backend)
+        weights, biases = zip(*(fold(conv, norm, dtype) for conv, norm, _ in layers), strict=True)
         packed = [
             pack(weight, dilation=conv.dilation)
-            for (weight, _), conv in zip(folded, pair, strict=True)
+            for weight, (conv, _, _) in zip(weights, layers, strict=True)
         ]
-    (vertical, vertical_bias), (horizontal, horizontal_bias) = folded
-    biases = (vertical_bias, horizontal_bias)
+    slopes = [slope for _, _, slope in layers]
     function = ops.operator("asymmetric_conv", backend)
-    dilation = pair[0].dilation[0]
     return lambda x: function(
-        x, vertical, horizontal, *biases, *slopes, packed, dilation=dilation, activation=activation
+        x, *weights, *biases, *slopes, packed, dilation=dilation, activation=activation
     )
 
 
@@ -232,205 +259,26 @@ def fused_resize(name: str, module: nn.Module, dtype: torch.dtype, backend: str)
     return lambda logits: function(logits, picture_size(logits))
 
 
-# --- the table ------------------------------------------------------------------------------------
+def fused_normalize(module: Normalize, dtype: torch.dtype, backend: str) -> Call:
+    from fassd_kernels import ops
+
+    function = ops.operator("normalize", backend)
+    return lambda image: function(image, mean=MEAN, std=STD, dtype=dtype)
 
 
-def _conv(path: str, channels: int, reduction: int) -> OperatorPlace:
-    return OperatorPlace(
-        "conv_act", partial(part_of_network, path), ((channels, reduction),), accelerated
-    )
+def fused_normalize_conv(module: NormalizeConv, dtype: torch.dtype, backend: str) -> Call:
+    """`normalize_conv_act` with the layer's weight folded and packed once."""
+    from fassd_kernels import ops
+    from fassd_kernels.packing import fold
 
-
-def _branch(path: str) -> OperatorPlace:
-    build = partial(part_of_network, path)
-    return OperatorPlace("asymmetric_conv", build, ((224, 32),), fused_branch)
-
-
-def _pair(level: int, channels: int, reduction: int) -> OperatorPlace:
-    build = partial(dilated_pair, level)
-    return OperatorPlace("asymmetric_conv", build, ((channels, reduction),), fused_pair)
-
-
-def _join(level: int, low: tuple[int, int], skip: tuple[int, int]) -> OperatorPlace:
-    return OperatorPlace("upsample_conv1x1", partial(decoder_join, level), (low, skip), fused_join)
-
-
-def _resize(name: str, build: Callable[[], nn.Module]) -> OperatorPlace:
-    maps = ((CLASSES, LOGITS_REDUCTION),)
-    return OperatorPlace(name, build, maps, partial(fused_resize, name))
-
-
-OPERATORS = {
-    "conv_act base.0": _conv("base.0", 3, 1),
-    "conv_act base.3": _conv("base.3", 32, 4),
-    "conv_act base.5": _conv("base.5", 48, 4),
-    "asymmetric_conv DAPF.pyBranch2": _branch("DAPF.pyBranch2"),
-    "asymmetric_conv mda.2": _pair(2, 31, 4),
-    "upsample_conv1x1 conv1x1_up.0": _join(0, (224, 32), (160, 16)),
-    "upsample_conv1x1 conv1x1_up.2": _join(2, (78, 8), (48, 4)),
-    "upsample": _resize("upsample", Upsample),
-    "upsample_argmax": _resize("upsample_argmax", UpsampleArgmax),
-}
-"""By name: the operator and where in FASSD-Net it stands. Those of `PICTURES` are beside it."""
-
-
-# --- modules and networks -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ModulePlace:
-    """A module as it stands in FASSD-Net.
-
-    Attributes:
-        build: makes it.
-        channels: of its input.
-        reduction: its input's sides are the picture's divided by this.
-        operator: of ours, that computes it.
-    """
-
-    build: Callable[[], nn.Module]
-    channels: int
-    reduction: int
-    operator: str
-
-
-def _mda(channels: int, dilation: int, reduction: int) -> ModulePlace:
-    return ModulePlace(partial(MDA, channels, dilation), channels, reduction, "mda")
-
-
-def _block(path: str, channels: int, reduction: int) -> ModulePlace:
-    return ModulePlace(partial(part_of_network, path), channels, reduction, "hardblock")
-
-
-MODULES = {
-    "DAPF(224)": ModulePlace(partial(DAPF, 224, alpha=2), 224, 32, "dapf"),
-    "MDA(192, 8)": _mda(192, 8, 16),
-    "MDA(119, 4)": _mda(119, 4, 8),
-    "MDA(63, 2)": _mda(63, 2, 4),
-    "HarDBlock base.4": _block("base.4", 48, 4),
-    "HarDBlock base.7": _block("base.7", 64, 8),
-    "HarDBlock base.10": _block("base.10", 96, 16),
-    "HarDBlock base.13": _block("base.13", 160, 32),
-    "HarDBlock denseBlocksUp.0": _block("denseBlocksUp.0", 192, 16),
-    "HarDBlock denseBlocksUp.1": _block("denseBlocksUp.1", 119, 8),
-    "HarDBlock denseBlocksUp.2": _block("denseBlocksUp.2", 63, 4),
-    "ASPP(224)": ModulePlace(partial(ASPP, 224), 224, 32, "aspp"),
-}
-"""The last one, of the baselines, takes DAPF's place."""
-
-MODULE_VARIANTS = {
-    f"DAPF(224), alpha {alpha}": ModulePlace(partial(DAPF, 224, alpha=alpha), 224, 32, "dapf")
-    for alpha in (1, 4, 6, 8)
-}
-"""DAPF at other alphas than FASSD-Net's 2; left out of the GPU report, whose time is short."""
-
-NETWORK_NEEDS = frozenset({"conv_act", "dapf", "mda"})
-"""Operators without which an accelerated network is still mostly PyTorch."""
-
-
-class Labelled(nn.Module):
-    """A network and the class of every pixel behind it.
-
-    Shape: (N, 3, H, W) to labels (N, H, W), integers.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).argmax(1)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A case made concrete.
-
-    Attributes:
-        module: float32, evaluation mode, on the CPU; for `PICTURES` what PyTorch does.
-        shapes: of one input set.
-        reference: inputs of any floating dtype to the output that all candidates must give, or,
-            where these give labels, to the scores of all classes.
-        candidate: name to candidate.
-        pictures: whether the inputs are pictures of bytes.
-        labels: whether candidates give the labels of the reference's scores.
-    """
-
-    module: nn.Module
-    shapes: tuple[tuple[int, ...], ...]
-    reference: Callable[..., Tensor]
-    candidate: Callable[[str], Candidate]
-    pictures: bool = False
-    labels: bool = False
-
-    @property
-    def convolves(self) -> bool:
-        return any(isinstance(layer, nn.Conv2d) for layer in self.module.modules())
-
-
-def subject_of(case: Case, device: torch.device, compiler: str) -> Subject:
-    """The subject of a case, with seeded random weights."""
-    if case.subject in PICTURES:
-        where = (case.subject, case.torch_dtype)
-        return Subject(
-            picture_module(*where),
-            ((case.batch, case.height, case.width, 3),),
-            partial(picture_reference, case.subject),
-            partial(picture_candidate_of, *where, device, compiler),
-            pictures=True,
-        )
-    form, shapes = form_of(case, device, compiler)
-    labels = isinstance(form.module, Labelled)
-    # A network in float64 takes as long as all that is measured of it.
-    module, precision = form.module, torch.float64
-    if isinstance(module, Labelled):
-        module, precision = module.network, torch.float32
-    return Subject(
-        form.module,
-        shapes,
-        partial(reference_output, module, precision, device),
-        partial(candidate_of, form),
-        labels=labels,
-    )
-
-
-def candidate_of(form: Form, name: str) -> Candidate:
-    """The candidate `name` of `BUILDERS`, or what the backend of ours of that name does.
-
-    Raises:
-        UnavailableError: it cannot be had here; the message says why.
-    """
-    if name in BUILDERS:
-        return BUILDERS[name](form)
-    return Candidate(name, fused(form, name), channels_last=True)
-
-
-def picture_candidate_of(
-    subject: str, dtype: torch.dtype, device: torch.device, compiler: str, name: str
-) -> Candidate:
-    """The same for a row of `PICTURES`."""
-    if name in BUILDERS:
-        return picture_candidate(name, subject, dtype, device, compiler)
-    return Candidate(name, picture_call(subject, name, dtype, device))
-
-
-def form_of(
-    case: Case, device: torch.device, compiler: str
-) -> tuple[Form, tuple[tuple[int, ...], ...]]:
-    """What the candidates of a case are made from, and the shapes of an input set."""
-    where = (case.torch_dtype, device, compiler)
-    if case.part == "operators":
-        operator = OPERATORS[case.subject]
-        form = Form(
-            randomised(operator.build()), *where, frozenset({operator.operator}), operator.fuse
-        )
-        return form, tuple(case.map_shape(*place) for place in operator.maps)
-    if case.part == "modules":
-        module = {**MODULES, **MODULE_VARIANTS}[case.subject]
-        form = Form(randomised(module.build()), *where, frozenset({module.operator}))
-        return form, (case.map_shape(module.channels, module.reduction),)
-    network = Labelled(randomised(create_model(case.subject)))
-    return Form(network, *where, NETWORK_NEEDS, fused_network), (case.map_shape(3, 1),)
+    layer: Any = module.layer
+    stride = layer.conv.stride
+    with torch.no_grad():
+        weight, bias = fold(layer.conv, layer.norm, dtype)
+        packed = ops.operator("pack_weight", backend)(weight, stride=stride)
+    function = ops.operator("normalize_conv_act", backend)
+    options = {"mean": MEAN, "std": STD, "stride": stride, "activation": "relu"}
+    return lambda image: function(image, weight, bias, packed=packed, **options)
 
 
 def fused_network(network: Labelled, dtype: torch.dtype, backend: str) -> nn.Module:
@@ -440,26 +288,203 @@ def fused_network(network: Labelled, dtype: torch.dtype, backend: str) -> nn.Mod
     return fassd_kernels.accelerate(network.network, dtype=dtype, backend=backend, output="labels")
 
 
-def reference_output(
-    module: nn.Module, precision: torch.dtype, device: torch.device, *inputs: Tensor
-) -> Tensor:
-    """The eager output in `precision`, tf32 forbidden."""
-    reference = copy.deepcopy(module).to(device, precision)
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.no_grad():
-            return reference(*(x.to(precision) for x in inputs))
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
+# --- the table ------------------------------------------------------------------------------------
 
 
-def input_set(index: int, subject: Subject, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """The seeded random input set number `index`, contiguous; of `PICTURES` one of bytes."""
-    generator = torch.Generator(device).manual_seed(index)
-    if subject.pictures:
-        (shape,) = subject.shapes
-        return (torch.randint(256, shape, dtype=torch.uint8, generator=generator, device=device),)
-    return tuple(
-        torch.randn(shape, generator=generator, device=device).to(dtype) for shape in subject.shapes
+def _at(
+    operator: str,
+    path: str,
+    channels: int,
+    reduction: int,
+    fuse: Callable[[Any, torch.dtype, str], Call] = accelerated,
+) -> NetworkPart:
+    build = partial(part_of_network, path)
+    return NetworkPart(operator, build, ((channels, reduction),), fuse)
+
+
+def _join(level: int, low: tuple[int, int], skip: tuple[int, int]) -> NetworkPart:
+    return NetworkPart("upsample_conv1x1", partial(decoder_join, level), (low, skip), fused_join)
+
+
+def _resize(name: str, build: Callable[[], nn.Module]) -> NetworkPart:
+    maps = ((CLASSES, LOGITS_REDUCTION),)
+    return NetworkPart(name, build, maps, partial(fused_resize, name))
+
+
+def _dapf(alpha: int) -> NetworkPart:
+    return NetworkPart("dapf", partial(DAPF, 224, alpha=alpha), ((224, 32),))
+
+
+# `dapf`, `hardblock`, `mda` and `aspp` are not among the operators: each is the one call that its
+# module makes, and the modules are measured as such.
+OPERATORS = {
+    "conv_act base.0": _at("conv_act", "base.0", 3, 1),
+    "conv_act base.3": _at("conv_act", "base.3", 32, 4),
+    "conv_act base.5": _at("conv_act", "base.5", 48, 4),
+    "asymmetric_conv DAPF.pyBranch2": _at(
+        "asymmetric_conv", "DAPF.pyBranch2", 224, 32, fused_branch
+    ),
+    "asymmetric_conv mda.2": NetworkPart(
+        "asymmetric_conv", partial(dilated_pair, 2), ((31, 4),), fused_pair
+    ),
+    "upsample_conv1x1 conv1x1_up.0": _join(0, (224, 32), (160, 16)),
+    "upsample_conv1x1 conv1x1_up.2": _join(2, (78, 8), (48, 4)),
+    "upsample": _resize("upsample", Upsample),
+    "upsample_argmax": _resize("upsample_argmax", UpsampleArgmax),
+}
+"""By name: the operator and where in FASSD-Net it stands. Those of `PICTURES` are beside it."""
+
+NORMALIZE = "normalize"
+NORMALIZE_CONV = "normalize_conv_act base.0"
+PICTURES = (NORMALIZE, NORMALIZE_CONV)
+"""Operators on pictures of bytes, of which there is one layout."""
+
+MODULES = {
+    "DAPF(224)": _dapf(2),
+    **{
+        f"MDA({channels}, {dilation})": NetworkPart(
+            "mda", partial(MDA, channels, dilation), ((channels, reduction),)
+        )
+        for channels, dilation, reduction in ((192, 8, 16), (119, 4, 8), (63, 2, 4))
+    },
+    **{
+        f"HarDBlock {path}": _at("hardblock", path, channels, reduction)
+        for path, channels, reduction in (
+            ("base.4", 48, 4),
+            ("base.7", 64, 8),
+            ("base.10", 96, 16),
+            ("base.13", 160, 32),
+            ("denseBlocksUp.0", 192, 16),
+            ("denseBlocksUp.1", 119, 8),
+            ("denseBlocksUp.2", 63, 4),
+        )
+    },
+    # Of the baselines, where it takes DAPF's place.
+    "ASPP(224)": NetworkPart("aspp", partial(ASPP, 224), ((224, 32),)),
+}
+
+MODULE_VARIANTS = {f"DAPF(224), alpha {alpha}": _dapf(alpha) for alpha in (1, 4, 6, 8)}
+"""DAPF at other alphas than FASSD-Net's 2; left out of the GPU report, whose time is short."""
+
+PARTS = {
+    **OPERATORS,
+    NORMALIZE: NetworkPart("normalize", Normalize, ((3, 1),), fused_normalize),
+    NORMALIZE_CONV: NetworkPart(
+        "normalize_conv_act", NormalizeConv, ((3, 1),), fused_normalize_conv
+    ),
+    **MODULES,
+    **MODULE_VARIANTS,
+}
+
+NETWORK_NEEDS = frozenset({"conv_act", "dapf", "mda"})
+"""Operators without which an accelerated network is still mostly PyTorch."""
+
+
+# --- a case made concrete -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A case made concrete, with seeded random weights.
+
+    Attributes:
+        case: what it is made of.
+        context: what its candidates are built from.
+        shapes: of one input set.
+    """
+
+    case: Case
+    context: BuildContext
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def module(self) -> nn.Module:
+        """What PyTorch does: float32, evaluation mode, on the CPU."""
+        return self.context.module
+
+    @property
+    def labels(self) -> bool:
+        """Whether candidates give the labels of the reference's scores."""
+        return isinstance(self.module, Labelled)
+
+    @property
+    def arithmetic(self) -> str:
+        """What the units may compute in: ``tf32`` where cuDNN may use it for float32."""
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in self.module.modules())
+        on_gpu = self.context.device.type == "cuda"
+        tf32 = convolves and on_gpu and torch.backends.cudnn.allow_tf32
+        return "tf32" if tf32 and self.case.dtype == "float32" else self.case.dtype
+
+    def tolerance(self, expected: Tensor) -> float:
+        """The largest error of a match with an output of the reference."""
+        part = self.case.part if expected.is_floating_point() else "labels"
+        return TOLERANCES[part][self.arithmetic]
+
+    def candidate(self, name: str) -> BuiltCandidate:
+        """A candidate of `FORMS`, or what the backend of ours of that name does.
+
+        Raises:
+            UnavailableError: it cannot be had here; the message says why.
+        """
+        form = form_named(name)
+        return BuiltCandidate(form, form.build(self.context, self.case.torch_dtype))
+
+    def inputs(self, index: int) -> Inputs:
+        """The seeded random input set of a number, contiguous; of `PICTURES` one of bytes."""
+        device = self.context.device
+        generator = torch.Generator(device).manual_seed(index)
+        if self.case.subject in PICTURES:
+            image = torch.randint(256, self.shapes[0], generator=generator, device=device)
+            return (image.to(torch.uint8),)
+        return tuple(
+            torch.randn(shape, generator=generator, device=device).to(self.case.torch_dtype)
+            for shape in self.shapes
+        )
+
+    def reference(self, *inputs: Tensor) -> Tensor:
+        """The output in float64 that all candidates must give, tf32 forbidden.
+
+        Where these give labels, the scores of all classes, in float32: a network in float64 takes
+        as long as all that is measured of it.
+        """
+        module, precision = self.module, torch.float64
+        if isinstance(module, Labelled):
+            module, precision = module.network, torch.float32
+        reference = copy.deepcopy(module).to(self.context.device, precision)
+        allowed = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            with torch.no_grad():
+                return reference(*(x.to(precision) if x.is_floating_point() else x for x in inputs))
+        finally:
+            torch.backends.cudnn.allow_tf32 = allowed
+
+
+@dataclass(frozen=True)
+class BuiltCandidate:
+    """A candidate of a subject, and what it was built to: inputs to output, on the device."""
+
+    form: Candidate
+    call: Call
+
+
+def subject_of(case: Case, device: torch.device, compiler: str) -> Subject:
+    """The subject of a case."""
+    if case.part == "networks":
+        part, needs = network_part(case.subject), NETWORK_NEEDS
+    else:
+        part = PARTS[case.subject]
+        needs = frozenset({part.operator})
+    context = BuildContext(
+        randomised(part.build()), device, compiler=compiler, needs=needs, fuse=part.fuse
     )
+    size = (case.height, case.width)
+    if case.subject in PICTURES:
+        return Subject(case, replace(context, fold=copy.deepcopy), ((case.batch, *size, 3),))
+    maps = ((channels, *(side // by for side in size)) for channels, by in part.maps)
+    return Subject(case, context, tuple((case.batch, *shape) for shape in maps))
+
+
+def network_part(name: str) -> NetworkPart:
+    """A whole network, which gives labels."""
+    return NetworkPart("", lambda: Labelled(create_model(name)), ((3, 1),), fused_network)

@@ -1,17 +1,108 @@
-"""Tables of the terminal, as all reports of `fassd bench` print them."""
+"""Reports of `fassd bench`: what each prints in a terminal, and writes as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Generic, TypeVar
 
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from fassd.bench.jobs import Job
-from fassd.bench.stopwatch import Timing
+from fassd.bench.stopwatch import CallTimes
 
-__all__ = ["heading", "mebibytes", "milliseconds", "plain_table"]
+__all__ = [
+    "BenchReport",
+    "Column",
+    "heading",
+    "mebibytes",
+    "milliseconds",
+    "or_dash",
+    "report_table",
+]
+
+Row = TypeVar("Row")
+
+
+class BenchReport:
+    """Base of the dataclasses that hold what a command of `fassd bench` found."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, ready for `json.dump`; times in seconds."""
+        return {name: _as_json(value) for name, value in vars(self).items()}
+
+    def parts(self, width: int) -> Iterable[RenderableType]:
+        """What is printed, from top to bottom; a plain str is a note, printed dim.
+
+        Args:
+            width: of the terminal, in characters.
+        """
+        raise NotImplementedError
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for part in self.parts(options.max_width):
+            yield Text(part, style="dim") if isinstance(part, str) else part
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a report with lists, dicts and numbers in place of tuples and dataclasses.
+
+    JSON has no word for what is no number: it becomes None.
+    """
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if is_dataclass(value):
+        return {field.name: _as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [_as_json(entry) for entry in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """A column of a table.
+
+    Attributes:
+        heading: its title.
+        cell: the text of a row, in rich's markup.
+        total: what stands below all rows.
+        words: whether it is aligned left, as words are; numbers are aligned right.
+        wraps: whether a long text may be broken into lines.
+    """
+
+    heading: str
+    cell: Callable[[Row], str]
+    total: str = ""
+    words: bool = False
+    wraps: bool = False
+
+
+def report_table(rows: Iterable[Row], columns: Sequence[Column[Row]]) -> Table:
+    """A rich table without lines, with a footer if a column has a total."""
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+        show_footer=any(column.total for column in columns),
+        footer_style="bold",
+    )
+    for column in columns:
+        table.add_column(
+            column.heading,
+            column.total,
+            justify="left" if column.words else "right",
+            no_wrap=not column.wraps,
+            overflow="fold" if column.wraps else "ellipsis",
+        )
+    for row in rows:
+        table.add_row(*(column.cell(row) for column in columns))
+    return table
 
 
 def heading(job: Job, environment: Mapping[str, Any]) -> Text:
@@ -27,14 +118,14 @@ def heading(job: Job, environment: Mapping[str, Any]) -> Text:
     return text
 
 
-def plain_table(**settings: Any) -> Table:
-    """A rich table without lines, as every report here prints."""
-    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), **settings)
-
-
-def milliseconds(timing: Timing) -> str:
+def milliseconds(timing: CallTimes) -> str:
     """Median and half the interquartile range."""
     return f"{1000 * timing.median:.1f} ±{1000 * timing.spread:.1f}"
+
+
+def or_dash(value: float | None, form: str, unit: float = 1) -> str:
+    """A value in a format, times a unit; a dash for none."""
+    return "-" if value is None else format(unit * value, form)
 
 
 def mebibytes(peak: int | None) -> str:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import fassd
-from fassd.bench.costs.cuda import Launch, Prediction
+from fassd.bench.costs.cuda import PredictedLaunch, Prediction
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import backends
-from fassd_kernels.runtime.graph import CudaGraph
+from fassd_kernels.runtime.graph import capture, replay_seconds
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def spans_of(kernels: Sequence[Kernel]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(ends)]
 
 
-def check_kernels(launches: Sequence[Launch], kernels: Sequence[Kernel]) -> None:
+def check_kernels(launches: Sequence[PredictedLaunch], kernels: Sequence[Kernel]) -> None:
     """See whether kernels are those of the launches.
 
     Raises:
@@ -119,16 +119,8 @@ def time_replays(model: nn.Module, picture: Tensor, rounds: int) -> Timeline:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    graph = CudaGraph(model, picture, torch.cuda.graph_pool_handle())
-    seconds = []
-    for _ in range(rounds):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        graph.replay()  # so that the host is ahead of what is timed
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        seconds.append(begin.elapsed_time(end) / 1e3)
+    graph, _ = capture([lambda: model(picture)])
+    seconds = [replay_seconds(graph) for _ in range(rounds)]
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(rounds):
             graph.replay()

@@ -13,25 +13,12 @@ from fassd.cli import (
     synth,
     train,
 )
-from fassd.cli.common import Size, app, parse_size
+from fassd.cli.common import app
+from fassd.cli.options import Size, parse_size
 
-__all__ = [
-    "Size",
-    "app",
-    "bench",
-    "data",
-    "demo",
-    "evaluate",
-    "export",
-    "info",
-    "main",
-    "parse_size",
-    "predict",
-    "report",
-    "serve",
-    "synth",
-    "train",
-]
+__all__ = ["Size", "app", "main", "parse_size"]
+
+COMMANDS = (bench, data, demo, evaluate, export, info, predict, report, serve, synth, train)
 
 
 def main() -> None:

@@ -9,12 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fassd
-from fassd.cli.common import Size, escape, escape_lines, progress, say
-from fassd.cli.video import VideoSettings, run_video, source_files, video_file
+from fassd.cli.options import Size
+from fassd.cli.terminal import escape, escape_lines, progress, say
+from fassd.cli.video import ResultOptions, run_video, source_files
+from fassd.io.finished import OUTPUT_ENDINGS, Record, Stamp, stamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
-    from fassd.io.finished import Stamp
-
-__all__ = ["Batch", "Outcome", "together"]
 
 
 @dataclass
@@ -41,15 +41,9 @@ class Outcome:
     def done(self) -> int:
         return len(self.pictures) + len(self.videos) + self.before
 
-
-def together(outcomes: Sequence[Outcome]) -> Outcome:
-    """The outcomes of all processes as one."""
-    return Outcome(
-        [each for outcome in outcomes for each in outcome.pictures],
-        [each for outcome in outcomes for each in outcome.videos],
-        sum(outcome.before for outcome in outcomes),
-        sum(outcome.failed for outcome in outcomes),
-    )
+    def __add__(self, other: Outcome) -> Outcome:
+        """What two processes made, as one outcome."""
+        return Outcome(*map(add, vars(self).values(), vars(other).values()))
 
 
 class Batch:
@@ -66,14 +60,12 @@ class Batch:
     def __init__(
         self,
         output: Path,
-        settings: VideoSettings,
+        settings: ResultOptions,
         network: Sequence[Any],
         *,
         single: bool,
         again: bool,
     ) -> None:
-        from fassd.io.finished import Record
-
         self.output, self.settings, self.single, self.again = output, settings, single, again
         self.outcome = Outcome()
         self._record = None if single else Record(output)
@@ -117,9 +109,7 @@ class Batch:
 
         pictures = [source for source in sources if isinstance(source, PictureFile)]
         videos = [source for source in sources if not isinstance(source, PictureFile)]
-        bar = progress()
-        bar.disable |= not shown
-        with bar:
+        with progress(shown) as bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
                     result = self._segment(picture, self._read(picture), segmenter)
@@ -207,13 +197,12 @@ class Batch:
 
     def _results(self, source: PictureFile | Video) -> list[Path]:
         from fassd.io.find import PictureFile
-        from fassd.io.finished import OUTPUT_ENDINGS
 
         if self.single:
             return [self.output]
         if isinstance(source, PictureFile):
             return [self.output / f"{source.name}{ending}" for ending in OUTPUT_ENDINGS]
-        return [video_file(self.output, source, self.settings)]
+        return [self.output / f"{source.name}_{self.settings.view}.mp4"]
 
     def _name(self, source: PictureFile | Video) -> str:
         return self._results(source)[0].relative_to(self.output).as_posix()
@@ -224,15 +213,13 @@ class Batch:
 
         own = {"opacity": self.settings.opacity, "range": self.settings.range}
         if not isinstance(source, PictureFile):
-            own = self.settings._asdict()
+            own = dict(vars(self.settings))
             del own["timeout"], own["max_pixels"]
         return {"network": self._network, **own}
 
 
 def _identified(setting: Any) -> Any:
     """A setting, or what tells the file that it names from others of this name."""
-    from fassd.io.finished import stamp
-
     named = isinstance(setting, str) and Path(setting).is_file()
     return stamp([setting]) if named else setting
 
@@ -240,7 +227,6 @@ def _identified(setting: Any) -> Any:
 def _stamp(source: PictureFile | Video) -> Stamp | None:
     """The state of the source's files; None where there are none, or they cannot be seen."""
     from fassd.io.find import PictureFile
-    from fassd.io.finished import stamp
 
     files = [source.path] if isinstance(source, PictureFile) else source_files(source)
     try:

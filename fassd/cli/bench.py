@@ -2,79 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fassd.cli.common import (
-    DTYPES,
-    Alpha,
-    Backend,
-    Batches,
-    Classes,
-    Device,
-    Dtype,
-    Dtypes,
-    Group,
-    Json,
-    Model,
-    Seed,
-    Size,
-    Sizes,
-    Threads,
-    Weights,
-    app,
-    device_for,
-    escape,
-    parse_batches,
-    parse_dtypes,
-    parse_size,
-    parse_sizes,
-    pick_network,
-    say,
-)
+from fassd.cli import options
+from fassd.cli.common import CommandGroup, app, device_for
 from fassd.cli.jobs import check_files, deliver, every_network, job_of, job_of_file, measure
-
-InputSize = Annotated[
+from fassd.cli.options import (
+    DTYPES,
+    FULL_SIZE,
+    NetworkOptions,
     Size,
-    typer.Option(
-        "--size",
-        parser=parse_size,
-        metavar="HxW",
-        show_default="1024x2048",
-        help="Size of the input.",
-    ),
-]
-FULL_SIZE = Size(1024, 2048)
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Pictures per call.")]
-Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Measured rounds.")]
-Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them, not measured.")]
+    listed,
+    numbers,
+    parse_dtype,
+    parse_size,
+    size_option,
+    with_groups,
+)
+from fassd.cli.terminal import escape, say
+from fassd.io.files import check_file
+
+InputSize = Annotated[Size, size_option("--size", help="Size of the input.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures per call.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Measured rounds.")]
+Warmup = Annotated[int, typer.Option(min=0, help="Rounds before them, not measured.")]
 Memory = Annotated[
     bool,
     typer.Option(
         "--memory/--no-memory", help="Measure peak memory, on the CPU in a process per path."
     ),
 ]
-ManySizes = Annotated[
-    Sizes | None,
+Dtypes = Annotated[
+    Sequence[str],
+    typer.Option(
+        parser=listed(parse_dtype),
+        metavar="NAME,...",
+        show_default="float32",
+        help=f"Precisions of ours, beside float32: {', '.join(DTYPES)}.",
+    ),
+]
+Sizes = Annotated[
+    Sequence[Size],
     typer.Option(
         "--sizes",
         "--size",
-        parser=parse_sizes,
+        parser=listed(parse_size),
         metavar="HxW,...",
-        show_default="1024x2048",
+        show_default=str(FULL_SIZE),
         help="Sizes of the input.",
     ),
 ]
-ManyBatches = Annotated[
-    Batches | None,
+Batches = Annotated[
+    Sequence[int],
     typer.Option(
         "--batches",
         "--batch",
-        parser=parse_batches,
+        parser=numbers(int, "number of pictures", least=1),
         metavar="N,...",
         show_default="1",
         help="Pictures per call.",
@@ -89,10 +78,29 @@ Only = Annotated[
         "ddrnet_23_slim, bisenetv2, segformer_b0.",
     ),
 ]
-Plot = Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Also draw the figures.")]
+Plot = Annotated[Path | None, typer.Option(metavar="PNG", help="Also draw the figures.")]
 
 
-class BenchGroup(Group):
+@dataclass(frozen=True)
+class InputOptions:
+    """What a network takes and computes in."""
+
+    dtype: options.Dtype = "float32"
+    size: InputSize = FULL_SIZE
+    batch: Batch = 1
+
+
+@dataclass(frozen=True)
+class RoundOptions:
+    """How often it is measured, on what."""
+
+    repeats: Repeats = 10
+    warmup: Warmup = 2
+    threads: options.Threads = None
+    seed: options.Seed = 1
+
+
+class BenchGroup(CommandGroup):
     """`fassd bench`, which for one release also takes the spelling of its one command of old."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -164,24 +172,17 @@ def bench() -> None:
 
 
 @group.command()
+@with_groups
 def run(
+    *,
     context: typer.Context,
-    model: Model = None,
-    weights: Weights = None,
-    classes: Classes = None,
-    alpha: Alpha = None,
-    backend: Backend = "auto",
-    dtype: Dtype = "float32",
-    size: InputSize = FULL_SIZE,
-    batch: Batch = 1,
+    network: NetworkOptions,
+    given: InputOptions,
+    rounds: RoundOptions,
     compile_: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
-    repeats: Repeats = 10,
-    warmup: Warmup = 2,
     memory: Memory = True,
-    device: Device = None,
-    threads: Threads = None,
-    seed: Seed = 1,
-    json_: Json = None,
+    device: options.Device = None,
+    json_: options.Json = None,
 ) -> None:
     """Compare plain PyTorch with fused kernels.
 
@@ -209,60 +210,35 @@ def run(
     """
     from fassd.bench.run import run
     from fassd.export import is_exported
-    from fassd.io.images import check_file
     from fassd.models.device import pick_device
 
     check_file(json_)
-    job = job_of(
-        pick_network(model, weights, classes, alpha),
-        size=size,
-        batch=batch,
-        seed=seed,
-        backend=backend,
-        dtype=dtype,
-        device=str(pick_device(device_for(model, device))),
-        compile=compile_,
-        threads=threads,
-        repeats=repeats,
-        warmup=warmup,
-        memory=memory,
-    )
-    if is_exported(model):
-        given = [n for n in ("size", "batch", "dtype", "classes", "alpha") if _is_given(context, n)]
-        job = job_of_file(job, weights, given)
+    home = str(pick_device(device_for(network.model, device)))
+    job = job_of(network, given, rounds, compile=compile_, memory=memory, device=home)
+    if is_exported(network.model):
+        names = ("size", "batch", "dtype", "classes", "alpha")
+        asked = [name for name in names if _is_given(context, name)]
+        job = job_of_file(job, network.weights, asked)
     deliver(measure(partial(run, job), [job]), json_)
 
 
 @group.command()
+@with_groups
 def peers(
-    model: Model = None,
+    *,
+    network: NetworkOptions,
     all_: Annotated[bool, typer.Option("--all", help="Every network.")] = False,
-    weights: Weights = None,
-    classes: Classes = None,
-    alpha: Alpha = None,
-    backend: Backend = "auto",
-    dtype: Annotated[
-        Dtypes,
-        typer.Option(
-            parser=parse_dtypes,
-            metavar="NAME,...",
-            show_default="float32",
-            help=f"Precisions of ours, beside float32: {', '.join(DTYPES)}.",
-        ),
-    ] = Dtypes(["float32"]),
-    sizes: ManySizes = None,
-    batches: ManyBatches = None,
+    dtype: Dtypes = ("float32",),
+    sizes: Sizes = (FULL_SIZE,),
+    batches: Batches = (1,),
     only: Only = None,
     others: Annotated[
         bool, typer.Option("--others", help="Other networks with the same job, too.")
     ] = False,
-    repeats: Repeats = 10,
-    warmup: Warmup = 2,
+    rounds: RoundOptions,
     memory: Memory = True,
-    device: Device = None,
-    threads: Threads = None,
-    seed: Seed = 1,
-    json_: Json = None,
+    device: options.Device = None,
+    json_: options.Json = None,
     plot: Plot = None,
 ) -> None:
     """Compare with every way to run the network that is here.
@@ -285,48 +261,32 @@ def peers(
     from fassd.bench.peers import run_peers
     from fassd.models.device import pick_device
 
-    if all_ and weights not in (None, "random"):
+    if all_ and network.weights not in (None, "random"):
         raise ValueError("--weights: only without --all, but for random")
     if plot is not None and "eager" not in (only or "eager"):
         raise ValueError("--plot: only with eager among --only")
-    check_files(model, json_, plot)
-    job = job_of(
-        pick_network(model, weights, classes, alpha),
-        seed=seed,
-        backend=backend,
-        device=str(pick_device(device)),
-        threads=threads,
-        repeats=repeats,
-        warmup=warmup,
-        memory=memory,
-    )
+    check_files(network.model, json_, plot)
+    job = job_of(network, rounds, memory=memory, device=str(pick_device(device)))
     keys = None if only is None else [key.strip() for key in only.split(",")]
     chosen = candidates(["float32", *dtype], keys, device=job.device, others=others)
-    networks = every_network(job, weights) if all_ else [job]
+    networks = every_network(job, network.weights) if all_ else [job]
     jobs = [
-        replace(network, size=size, batch=batch)
-        for size in sizes or [FULL_SIZE]
-        for batch in batches or [1]
-        for network in networks
+        replace(each, size=size, batch=batch)
+        for size in sizes
+        for batch in batches
+        for each in networks
     ]
     deliver(measure(partial(run_peers, jobs, chosen), jobs), json_, plot)
 
 
 @group.command()
+@with_groups
 def layers(
-    model: Model = None,
-    weights: Weights = None,
-    classes: Classes = None,
-    alpha: Alpha = None,
-    backend: Backend = "auto",
-    dtype: Dtype = "float32",
-    size: InputSize = FULL_SIZE,
-    batch: Batch = 1,
-    repeats: Repeats = 10,
-    warmup: Warmup = 2,
-    threads: Threads = None,
-    seed: Seed = 1,
-    json_: Json = None,
+    *,
+    network: NetworkOptions,
+    given: InputOptions,
+    rounds: RoundOptions,
+    json_: options.Json = None,
     plot: Plot = None,
 ) -> None:
     """Predict and measure every fused call of a network on this CPU, labels out.
@@ -342,32 +302,22 @@ def layers(
     """
     from fassd.bench.layers import run_layers
 
-    check_files(model, json_, plot)
-    job = job_of(
-        pick_network(model, weights, classes, alpha),
-        size=size,
-        batch=batch,
-        seed=seed,
-        backend=backend,
-        dtype=dtype,
-        threads=threads,
-        repeats=repeats,
-        warmup=warmup,
-    )
+    check_files(network.model, json_, plot)
+    job = job_of(network, given, rounds)
     deliver(measure(partial(run_layers, job), [job]), json_, plot)
 
 
 @group.command()
 def launches(
     gpu: Annotated[str, typer.Argument(metavar="GPU", help="Name of a GPU, or a part of it.")],
-    model: Model = None,
-    classes: Classes = None,
-    alpha: Alpha = None,
-    dtype: Dtype = "float16",
+    model: options.Model = None,
+    classes: options.Classes = None,
+    alpha: options.Alpha = None,
+    dtype: options.Dtype = "float16",
     size: InputSize = FULL_SIZE,
     batch: Batch = 1,
     repeats: Repeats = 10,
-    json_: Json = None,
+    json_: options.Json = None,
     plot: Plot = None,
 ) -> None:
     """Show what the CUDA kernels launch on a GPU, be it here or not.
@@ -385,14 +335,9 @@ def launches(
     from fassd.bench.launches import run_launches
 
     check_files(model, json_, plot)
-    job = job_of(
-        pick_network(model, None, classes, alpha),
-        weights=None,
-        size=size,
-        batch=batch,
-        dtype=dtype,
-        repeats=repeats,
-    )
+    network = {"model": model, "classes": classes, "alpha": alpha}
+    job = job_of(**network, size=size, batch=batch, dtype=dtype, repeats=repeats)
+    job = replace(job, weights=None)
     deliver(measure(partial(run_launches, job, gpu), [job]), json_, plot)
 
 
@@ -408,8 +353,8 @@ def compare(
         int | None,
         typer.Option(min=1, show_default="those of BASELINE", help="Measured rounds."),
     ] = None,
-    threads: Threads = None,
-    json_: Json = None,
+    threads: options.Threads = None,
+    json_: options.Json = None,
 ) -> None:
     """Measure the job of a file once more: did a speed-up change?
 
@@ -428,7 +373,6 @@ def compare(
     [cyan]fassd bench compare base.json --tolerance 10 --repeats 20[/]
     """
     from fassd.bench.compare import read_baseline, run_compare
-    from fassd.io.images import check_file
 
     check_file(json_)
     then = read_baseline(baseline)

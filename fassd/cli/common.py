@@ -1,4 +1,4 @@
-"""What every command shares: the application, its options, and the network that they choose.
+"""What every command shares: the application, and the network that it is about.
 
 PyTorch is imported inside the commands: `fassd --help` answers at once.
 """
@@ -6,65 +6,15 @@ PyTorch is imported inside the commands: `fassd --help` answers at once.
 from __future__ import annotations
 
 import io
-import re
 import sys
 import warnings
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
 import fassd
-from fassd.cli.terminal import (
-    console,
-    escape,
-    escape_lines,
-    progress,
-    say,
-    swatch,
-    tell_results,
-    visible,
-)
-
-__all__ = [
-    "DTYPES",
-    "Alpha",
-    "Backend",
-    "Batches",
-    "Classes",
-    "Device",
-    "Dtype",
-    "Dtypes",
-    "Group",
-    "Json",
-    "Model",
-    "Network",
-    "Seed",
-    "Size",
-    "Sizes",
-    "Threads",
-    "Weights",
-    "app",
-    "console",
-    "device_for",
-    "escape",
-    "escape_lines",
-    "parse_batches",
-    "parse_dtypes",
-    "parse_size",
-    "parse_sizes",
-    "pick_network",
-    "progress",
-    "say",
-    "set_threads",
-    "split_model",
-    "swatch",
-    "tell_results",
-    "tell_weights",
-    "visible",
-    "weights_of",
-]
+from fassd.cli.terminal import escape, escape_lines, say, visible
 
 ABOUT_WEIGHTS = {
     None: "random weights: labels are meaningless until trained weights are given (--weights)",
@@ -74,10 +24,10 @@ ABOUT_WEIGHTS = {
 UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 
 
-# ------------------------------------------------------------------------------- errors and sizes
+# ------------------------------------------------------------------------------------------ errors
 
 
-class Group(TyperGroup):
+class CommandGroup(TyperGroup):
     """Reflows help texts; makes one line of a warning or an expected error (exit code 2)."""
 
     def __init__(self, **settings: Any) -> None:
@@ -113,159 +63,15 @@ class Group(TyperGroup):
             raise typer.Exit(2) from None
 
 
-class Size(NamedTuple):
-    """Height and width in pixels, written 1024x2048."""
-
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.height}x{self.width}"
-
-
-def parse_size(text: str | Size) -> Size:
-    """Read "HxW".
-
-    Raises:
-        typer.BadParameter: it is not two positive whole numbers with an x between.
-    """
-    if isinstance(text, Size):
-        return text
-    match = re.fullmatch(r"\s*([1-9]\d*)\s*x\s*([1-9]\d*)\s*", text.lower())
-    if match is None:
-        raise typer.BadParameter(
-            f"{text!r} is not a size; write height x width in pixels, for example 1024x2048"
-        )
-    return Size(int(match[1]), int(match[2]))
-
-
-# Lists, written with commas. typer takes a class for a type, so each has one.
-
-
-class Sizes(tuple[Size, ...]):
-    """One size or more, written 512x1024,1024x2048."""
-
-
-class Batches(tuple[int, ...]):
-    """One number of pictures or more, written 1,4."""
-
-
-class Dtypes(tuple[str, ...]):
-    """One of `DTYPES` or more, written float16,bfloat16."""
-
-
-def parse_sizes(text: str) -> Sizes:
-    """Read sizes with commas between them.
-
-    Raises:
-        typer.BadParameter: one of them is no size.
-    """
-    return Sizes(parse_size(part) for part in text.split(","))
-
-
-def parse_batches(text: str) -> Batches:
-    """Read numbers of pictures with commas between them.
-
-    Raises:
-        typer.BadParameter: one of them is no positive whole number.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if not re.fullmatch(r"[1-9]\d*", part):
-            raise typer.BadParameter(
-                f"{part!r} is no number of pictures; write whole numbers, for example 1,4"
-            )
-    return Batches(map(int, parts))
-
-
-def parse_dtypes(text: str | Dtypes) -> Dtypes:
-    """Read precisions with commas between them.
-
-    Raises:
-        typer.BadParameter: one of them is not in `DTYPES`.
-    """
-    if isinstance(text, Dtypes):
-        return text
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if part not in DTYPES:
-            raise typer.BadParameter(f"{part!r} is not one of {', '.join(DTYPES)}")
-    return Dtypes(parts)
-
-
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     say(f"[yellow]warning:[/] {escape_lines(str(message))}")
 
 
-# --------------------------------------------------------------------------------- shared options
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        show_default="that of the weights, or fassd_net",
-        help="Network; [cyan]fassd info[/] lists them. [cyan]val[/], [cyan]predict[/] and "
-        "[cyan]bench run[/] also take a file of [cyan]fassd export[/].",
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        "-w",
-        help="Trained weights: a file (.pkl, .pth, .pt, .safetensors); [cyan]cityscapes[/], the "
-        "authors' own, downloaded once; [cyan]synthetic[/], ours, of generated streets; "
-        "[cyan]random[/]. Without it synthetic, or random where the network has none. A file of "
-        "[cyan]fassd train[/] tells network, classes and colours.",
-    ),
-]
-Classes = Annotated[
-    int | None,
-    typer.Option(
-        "--classes",
-        min=1,
-        max=65536,
-        show_default="those of the weights, or 19",
-        help="Number of classes.",
-    ),
-]
-Alpha = Annotated[
-    int | None,
-    typer.Option(
-        "--alpha",
-        min=1,
-        show_default="that of the weights, or 2",
-        help="How much narrower DAPF's branches are.",
-    ),
-]
-Backend = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        "-b",
-        help="[cyan]auto[/]: the fastest fused kernels here; [cyan]reference[/]: plain PyTorch; or "
-        "one that [cyan]python -m fassd_kernels[/] lists.",
-    ),
-]
-DtypeName = Literal["float32", "float16", "bfloat16"]
-DTYPES = get_args(DtypeName)
-Dtype = Annotated[DtypeName, typer.Option("--dtype", help="Precision.")]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", help="[cyan]cpu[/], [cyan]cuda[/], [cyan]cuda:1[/]; a GPU if any."),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, max=1024, help="CPU threads; PyTorch's choice if not given."),
-]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Which street scene.")]
-
-Json = Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file.")]
+# ----------------------------------------------------------------------------------- application
 
 app = typer.Typer(
     name="fassd",
-    cls=Group,
+    cls=CommandGroup,
     rich_markup_mode="rich",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from fassd.cli.common import (
-    Json,
-    app,
+from fassd.cli import options
+from fassd.cli.common import app
+from fassd.cli.terminal import (
     console,
     escape,
     escape_lines,
+    plain_table,
     progress,
     say,
     swatch,
     visible,
+    write_json,
 )
+from fassd.io.files import check_file
 
 if TYPE_CHECKING:
     from fassd.data.check import CheckReport, Finding, SplitReport
@@ -41,11 +43,7 @@ def list_() -> None:
     from fassd.data.card import CARDS
     from fassd.data.cardfile import load_card, shipped_cards
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("card", style="cyan", no_wrap=True)
-    table.add_column("classes", justify="right")
-    table.add_column("splits")
-    table.add_column("")
+    table = plain_table("card", ">classes", "splits", "")
     for name in shipped_cards():
         card = load_card(name, root=CARDS)  # any folder: nothing is looked for in it
         table.add_row(name, str(card.num_classes), ", ".join(card.splits), card.description)
@@ -64,15 +62,15 @@ def check(
     ],
     root: Annotated[
         Path | None,
-        typer.Option("--root", help="Folder of the dataset; shipped cards need it."),
+        typer.Option(help="Folder of the dataset; shipped cards need it."),
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")
+        list[str] | None, typer.Option(help="Only this split; may be repeated.")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, max=256, help="Threads; one a core, at most 8.")
     ] = None,
-    json_: Json = None,
+    json_: options.Json = None,
 ) -> None:
     """Read every picture and mask of a dataset, and tell all that is wrong.
 
@@ -86,7 +84,6 @@ def check(
     """
     from fassd.data.cardfile import load_card
     from fassd.data.check import check_card
-    from fassd.io.images import check_file, replacing
 
     dataset = load_card(card, root)
     check_file(json_)
@@ -101,8 +98,7 @@ def check(
     _tell(report.warnings, "[yellow]warning:[/]")
     _tell(report.errors, "[bold red]error:[/]")
     if json_ is not None:
-        with replacing(json_) as file:
-            file.write(json.dumps(report.to_json(), indent=1).encode())
+        write_json(json_, report.to_json())
     count = f"{len(report.errors)} errors, {len(report.warnings)} warnings"
     say(f"{escape(dataset.name)} in {escape(str(dataset.root))}: {count}")
     if report.errors:
@@ -110,12 +106,7 @@ def check(
 
 
 def _splits_table(report: CheckReport) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("split", style="cyan")
-    table.add_column("pictures", justify="right")
-    table.add_column("read", justify="right")
-    table.add_column("sizes")
-    table.add_column("ignored", justify="right")
+    table = plain_table("split", ">pictures", ">read", "sizes", ">ignored")
     for split in report.splits:
         expected = "" if split.expected in (None, split.pictures) else f" of {split.expected:,}"
         ignored = f"{100 * split.ignored_share:.2f}%" if split.read else "-"
@@ -138,10 +129,7 @@ def _sizes(split: SplitReport) -> str:
 
 def _classes_table(report: CheckReport) -> Table:
     """Shares of the labelled pixels."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("class")
-    for split in report.splits:
-        table.add_column(escape(split.name), justify="right", style="cyan")
+    table = plain_table("class", *(f">{escape(split.name)}" for split in report.splits))
     for index, info in enumerate(report.card.classes):
         shares = [
             f"{100 * split.pixels[index] / max(1, split.pixels.sum()):.3f}%"

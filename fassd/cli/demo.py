@@ -8,40 +8,25 @@ from typing import Annotated
 
 import typer
 
-from fassd.cli.common import (
-    Backend,
-    Device,
-    Model,
-    Seed,
-    Size,
-    Threads,
-    Weights,
-    app,
-    console,
-    escape,
-    parse_size,
-    pick_network,
-    say,
-)
+from fassd.cli import options
+from fassd.cli.common import app
 from fassd.cli.jobs import job_of, measure
+from fassd.cli.options import FULL_SIZE, Size, size_option
+from fassd.cli.terminal import console, escape, say
+from fassd.io.files import check_folder
 
 
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
-    model: Model = None,
-    weights: Weights = None,
-    backend: Backend = "auto",
-    size: Annotated[
-        Size,
-        typer.Option(
-            parser=parse_size, metavar="HxW", show_default="1024x2048", help="Size of the scene."
-        ),
-    ] = Size(1024, 2048),
+    model: options.Model = None,
+    weights: options.Weights = None,
+    backend: options.Backend = "auto",
+    size: Annotated[Size, size_option(help="Size of the scene.")] = FULL_SIZE,
     repeats: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 5,
-    device: Device = None,
-    threads: Threads = None,
-    seed: Seed = 1,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 1,
 ) -> None:
     """Render a street, segment it with plain PyTorch and with fused kernels, and compare.
 
@@ -60,13 +45,14 @@ def demo(
     """
     from fassd.bench.run import run
     from fassd.evaluation.agreement import DEMO_LIMIT
-    from fassd.io.images import check_folder, write_image
+    from fassd.io.images import write_image
     from fassd.io.palette import colorize, overlay
     from fassd.models.device import pick_device
 
     check_folder(output)
     job = job_of(
-        pick_network(model, weights),
+        model=model,
+        weights=weights,
         size=size,
         seed=seed,
         backend=backend,

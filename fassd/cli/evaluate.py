@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fassd.cli import options
 from fassd.cli.common import (
-    Alpha,
-    Backend,
-    Device,
-    Dtype,
-    Json,
-    Model,
     Network,
-    Threads,
-    Weights,
     app,
-    console,
     device_for,
-    escape,
-    escape_lines,
     pick_network,
-    progress,
-    say,
     set_threads,
     split_model,
     tell_weights,
     weights_of,
 )
+from fassd.cli.jobs import check_png
+from fassd.cli.options import numbers
+from fassd.cli.terminal import console, escape, escape_lines, progress, say, write_json
+from fassd.io.files import check_file, check_folder
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +31,7 @@ if TYPE_CHECKING:
     from fassd.data.card import Card
     from fassd.data.dataset import Sample, SegmentationDataset
     from fassd.inference.segmenter import Segmenter
-    from fassd.io.palette import ClassInfo
+    from fassd.io.palette import LabelClass
     from fassd.io.panel import Tile
     from fassd.training import Evaluation
 
@@ -49,15 +41,12 @@ OF_THE_TALK = ["fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2"]
 Data = Annotated[
     str,
     typer.Option(
-        "--data",
         help="A card (YAML), a shipped card's name, or a folder that holds Cityscapes "
         "(leftImg8bit/ and gtFine/) or a card.yaml.",
     ),
 ]
-Root = Annotated[
-    Path | None, typer.Option("--root", help="Folder of the data, for a card that has none.")
-]
-Split = Annotated[str, typer.Option("--split", help="Which part of the data.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data, for a card that has none.")]
+Split = Annotated[str, typer.Option(help="Which part of the data.")]
 
 
 # -------------------------------------------------------------------------------------------- val
@@ -68,21 +57,27 @@ def val(
     data: Data,
     root: Root = None,
     split: Split = "val",
-    model: Model = None,
-    weights: Weights = None,
-    alpha: Alpha = None,
-    backend: Backend = "auto",
-    dtype: Dtype = "float32",
-    device: Device = None,
-    threads: Threads = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    alpha: options.Alpha = None,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    threads: options.Threads = None,
     scales: Annotated[
-        str, typer.Option("--scales", metavar="S,S,...", help="Sizes to see each picture at.")
-    ] = "1",
+        Sequence[float],
+        typer.Option(
+            parser=numbers(float, "number"),
+            metavar="S,S,...",
+            show_default="1",
+            help="Sizes to see each picture at.",
+        ),
+    ] = (1.0,),
     flip: Annotated[bool, typer.Option("--flip", help="See each picture mirrored, too.")] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first pictures of the split.")
+        int | None, typer.Option(min=1, help="Only the first pictures of the split.")
     ] = None,
-    json_: Json = None,
+    json_: options.Json = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the confusion matrix.")
     ] = None,
@@ -114,8 +109,9 @@ def val(
     from fassd.data import SegmentationDataset, load_card
     from fassd.distributed import is_main, process_group
 
-    views = _numbers("--scales", scales, float)
-    _check_outputs(output, json_)
+    if output is not None:  # a mistake in where to write shows before the work, not after it
+        check_folder(output)
+    check_file(json_)
     set_threads(threads)
     dataset = SegmentationDataset(load_card(data, root), split)
     indices = range(len(dataset))[:limit]
@@ -125,7 +121,7 @@ def val(
         network = _segmenter(chosen, backend, dtype, home).model
         if is_main():
             tell_weights(chosen.weights, network)
-        evaluation = _evaluated(network, dataset, indices, views, flip)
+        evaluation = _evaluated(network, dataset, indices, scales, flip)
         if not is_main():
             return
         settings = {
@@ -133,39 +129,34 @@ def val(
             "split": split,
             "model": chosen.model,
             "weights": weights_of(chosen.weights, network),
-            **_settings_of(network, chosen.alpha, dtype),
+            "alpha": chosen.alpha,
+            "dtype": dtype,
             "backend": backend,
-            "scales": views,
+            "scales": list(scales),
             "flip": flip,
             "limit": limit,
         }
+        exported = getattr(network, "metadata", None)
+        if exported is not None:  # the file tells what it was made with
+            told = {"alpha": exported.alpha, "dtype": exported.dtype, "exported": exported.variant}
+            settings.update(told)
         _report(evaluation, settings, home, json_, output)
     if evaluation.skipped:
         raise typer.Exit(1)
-
-
-def _settings_of(network: Any, alpha: int | None, dtype: str) -> dict[str, Any]:
-    """What was asked for, or what an exported file tells."""
-    data = getattr(network, "metadata", None)
-    if data is None:
-        return {"alpha": alpha, "dtype": dtype}
-    return {"alpha": data.alpha, "dtype": data.dtype, "exported": data.variant}
 
 
 def _evaluated(
     network: torch.nn.Module,
     dataset: SegmentationDataset,
     indices: range,
-    scales: list[float],
+    scales: Sequence[float],
     flip: bool,
 ) -> Evaluation:
     """Evaluate with a progress bar, of the main process's own pictures."""
     from fassd.distributed import rank, world_size
     from fassd.training import evaluate
 
-    bar = progress()
-    bar.disable |= rank() > 0
-    with bar:
+    with progress(shown=rank() == 0) as bar:
         task = bar.add_task("evaluating", total=len(indices[rank() :: world_size()]))
         return evaluate(
             network,
@@ -188,7 +179,6 @@ def _report(
     """Print, and write the files that were asked for."""
     from fassd.bench.machine import environment
     from fassd.evaluation.confusion import write_csv, write_heat_map
-    from fassd.io.images import replacing
 
     for reason in evaluation.skipped:
         say(f"[red]skipped:[/] {escape_lines(reason)}")
@@ -196,9 +186,7 @@ def _report(
     figures = {"settings": settings, **evaluation.to_json(), "environment": environment(device)}
     for path in (json_, output and output / "scores.json"):
         if path is not None:
-            with replacing(path) as file:
-                file.write(json.dumps(figures, indent=1, allow_nan=False).encode())
-            say(f"figures: {escape(str(path))}")
+            write_json(path, figures)
     if output is not None:
         matrix, names = evaluation.matrix.numpy(), evaluation.class_names
         write_csv(output / "confusion.csv", matrix, names)
@@ -210,30 +198,21 @@ def _report(
         say(f"confusion matrix: {escape(str(output))}")
 
 
-def _check_outputs(output: Path | None, json_: Path | None) -> None:
-    """A mistake in where to write shows before the work, not after it."""
-    from fassd.io.images import check_file, check_folder
-
-    if output is not None:
-        check_folder(output)
-    check_file(json_)
-
-
 # ---------------------------------------------------------------------------------------- compare
-
-
-class _Network(NamedTuple):
-    """A column of the panel."""
-
-    title: str
-    chosen: Network
 
 
 @app.command()
 def compare(
     data: Data,
     index: Annotated[
-        str, typer.Option("--index", "-i", metavar="N,N,...", help="Which pictures, from 0.")
+        Sequence[int],
+        typer.Option(
+            "--index",
+            "-i",
+            parser=numbers(int, "whole number"),
+            metavar="N,N,...",
+            help="Which pictures, from 0.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")],
     root: Root = None,
@@ -255,16 +234,16 @@ def compare(
             "--weights-dir", help="Folder of NAME.safetensors, for models without =WEIGHTS."
         ),
     ] = None,
-    alpha: Alpha = None,
-    backend: Backend = "auto",
-    dtype: Dtype = "float32",
-    device: Device = None,
-    threads: Threads = None,
+    alpha: options.Alpha = None,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    threads: options.Threads = None,
     scores: Annotated[
         bool, typer.Option(help="Write each picture's own mIoU under the predictions.")
     ] = True,
     width: Annotated[
-        int, typer.Option("--width", min=32, max=4096, help="Pixels that a column is wide.")
+        int, typer.Option(min=32, max=4096, help="Pixels that a column is wide.")
     ] = 640,
 ) -> None:
     """Put networks side by side in one picture: input, ground truth, and what each makes of it.
@@ -277,26 +256,23 @@ def compare(
     -m fassd_net_l2=my.safetensors[/]
     """
     from fassd.data import SegmentationDataset, load_card
-    from fassd.io.images import check_file, write_image
+    from fassd.io.images import write_image
     from fassd.io.palette import labels_by_name
     from fassd.io.panel import draw_panel
     from fassd.models.device import pick_device
 
-    indices = _numbers("--index", index, int)
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"--output must be the name of a PNG file, NAME.png, got {str(output)!r}")
-    check_file(output)
+    check_png("--output", output)
     set_threads(threads)
     card = load_card(data, root)
     networks = _networks(model or OF_THE_TALK, weights_dir, card.num_classes, alpha)
     dataset = SegmentationDataset(card, split)
-    _check_indices(indices, len(dataset), split)
+    _check_indices(index, len(dataset), split)
     home = pick_device(device)
-    segmenters = [_segmenter(each.chosen, backend, dtype, home) for each in networks]
+    segmenters = [_segmenter(chosen, backend, dtype, home) for chosen in networks]
     labels = [labels_by_name(each.model, card.class_names) for each in segmenters]
-    if any(each.chosen.weights == "synthetic" for each in networks):
+    if any(chosen.weights == "synthetic" for chosen in networks):
         tell_weights("synthetic")
-    untrained = [each.chosen.model for each in networks if each.chosen.weights is None]
+    untrained = [chosen.model for chosen in networks if chosen.weights is None]
     if untrained:
         say(
             f"[yellow]random weights: {escape(', '.join(untrained))}; their labels are meaningless "
@@ -305,20 +281,28 @@ def compare(
 
     rows, occurring = [], set()
     with progress() as bar:
-        for number in bar.track(indices, description="comparing"):
+        for number in bar.track(index, description="comparing"):
             row, classes = _row(dataset[number], segmenters, labels, dataset.card, scores)
             rows.append(row)
             occurring |= classes
-    titles = ["Input", "Ground truth", *(each.title for each in networks)]
+    titles = ["Input", "Ground truth", *_titles(networks)]
     write_image(output, draw_panel(titles, rows, _legend(dataset.card, occurring), width))
     say(f"panel: {escape(str(output))}")
 
 
+def _check_indices(indices: Sequence[int], length: int, split: str) -> None:
+    for index in indices:
+        if not 0 <= index < length:
+            raise ValueError(
+                f"--index must be 0 to {length - 1}, as the split {split!r} has {length} "
+                f"pictures, got {index}"
+            )
+
+
 def _networks(
     models: list[str], weights_dir: Path | None, classes: int, alpha: int | None
-) -> list[_Network]:
-    """Read NAME and NAME=WEIGHTS; where a network comes twice, its title tells its weights."""
-    from fassd.models.variants import get_variant
+) -> list[Network]:
+    """Read NAME and NAME=WEIGHTS."""
     from fassd.models.zoo import is_weights_file
 
     networks = []
@@ -326,14 +310,18 @@ def _networks(
         name, weights = split_model(model)
         if weights is None and weights_dir is not None and not is_weights_file(name):
             weights = str(weights_dir / f"{name}.safetensors")
-        chosen = pick_network(name, weights, None, alpha, default_classes=classes)
-        networks.append(_Network(get_variant(chosen.model).title, chosen))
-    titles = [each.title for each in networks]
+        networks.append(pick_network(name, weights, None, alpha, default_classes=classes))
+    return networks
+
+
+def _titles(networks: list[Network]) -> list[str]:
+    """Headings of their columns; where a network comes twice, with its weights."""
+    from fassd.models.variants import get_variant
+
+    titles = [get_variant(chosen.model).title for chosen in networks]
     return [
-        each._replace(title=f"{each.title} ({Path(each.chosen.weights or 'random').stem})")
-        if titles.count(each.title) > 1
-        else each
-        for each in networks
+        f"{title} ({Path(chosen.weights or 'random').stem})" if titles.count(title) > 1 else title
+        for title, chosen in zip(titles, networks, strict=True)
     ]
 
 
@@ -374,12 +362,12 @@ def _own_miou(sample: Sample, predicted: Any, card: Card) -> str:
     return f"mIoU {100 * matrix.scores().miou:.1f}%"
 
 
-def _legend(card: Card, occurring: set[int]) -> list[ClassInfo]:
-    from fassd.io.palette import IGNORE, ClassInfo
+def _legend(card: Card, occurring: set[int]) -> list[LabelClass]:
+    from fassd.io.palette import IGNORE, LabelClass
 
     everything = card.num_classes <= LEGEND_UP_TO
     legend = [info for i, info in enumerate(card.classes) if everything or i in occurring]
-    return [*legend, ClassInfo("not labelled", (0, 0, 0))] if IGNORE in occurring else legend
+    return [*legend, LabelClass("not labelled", (0, 0, 0))] if IGNORE in occurring else legend
 
 
 # ----------------------------------------------------------------------------------------- helpers
@@ -392,27 +380,3 @@ def _segmenter(network: Network, backend: str, dtype: str, device: torch.device)
         if backend == "auto":  # then it is no loss that a baseline has nothing to accelerate
             warnings.filterwarnings("ignore", message=".*nothing was swapped")
         return build_segmenter(network, backend, dtype, device)
-
-
-def _numbers(option: str, text: str, kind: type) -> list[Any]:
-    """Read numbers with commas between.
-
-    Raises:
-        ValueError: there are none, or something else.
-    """
-    try:
-        return [kind(word) for word in text.split(",")]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise ValueError(
-            f"{option} must be {what} with commas between, like 1,2,4, got {text!r}"
-        ) from None
-
-
-def _check_indices(indices: list[int], length: int, split: str) -> None:
-    for index in indices:
-        if not 0 <= index < length:
-            raise ValueError(
-                f"--index must be 0 to {length - 1}, as the split {split!r} has {length} "
-                f"pictures, got {index}"
-            )

@@ -3,54 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fassd.cli.common import (
-    Alpha,
-    Backend,
-    Classes,
-    Json,
-    Threads,
-    Weights,
-    app,
-    escape,
-    parse_size,
-    pick_network,
-    say,
-    set_threads,
-    tell_results,
-    tell_weights,
-    visible,
-)
+from fassd.cli import options
+from fassd.cli.common import app, pick_network, set_threads, tell_weights
+from fassd.cli.options import FULL_SIZE, Size, parse_size
+from fassd.cli.terminal import escape, say, tell_results, visible, write_json
+from fassd.io.files import check_file
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from fassd.export import Exporter, Request, Verification
-    from fassd.io.palette import ClassInfo
+    from fassd.io.palette import LabelClass
 
-DYNAMIC = "dynamic"
 STREETS = 4  # generated pictures that a file is verified on
 OTHER_SIZE = (400, 712)  # a size that a file for any size was not traced at
 CALIBRATION = 64  # pictures, at most
 
 
-class ExportSize(str):
-    """HxW, or "dynamic"."""
-
-
-def parse_export_size(text: str) -> ExportSize:
-    """Read HxW or "dynamic".
+def parse_any_size(text: str | Size) -> Size | None:
+    """Read HxW, or "dynamic", which is None.
 
     Raises:
         typer.BadParameter: it is neither.
     """
-    if text != DYNAMIC:
-        parse_size(text)
-    return ExportSize(text)
+    return None if text == "dynamic" else parse_size(text)
 
 
 OutputFile = Annotated[
@@ -73,20 +54,22 @@ Format = Annotated[
 ClassCard = Annotated[
     str | None,
     typer.Option(
-        "--data",
         help="A card whose classes' names and colours the file gets; without it those of the "
         "weights.",
     ),
 ]
 InputSize = Annotated[
-    ExportSize,
+    Size | None,
     typer.Option(
-        parser=parse_export_size, metavar="HxW|dynamic", help="Of the input; dynamic: any."
+        parser=parse_any_size,
+        metavar="HxW|dynamic",
+        show_default=str(FULL_SIZE),
+        help="Of the input; dynamic: any.",
     ),
 ]
 ExportDtype = Annotated[
     Literal["float32", "float16", "bfloat16", "int8"],
-    typer.Option("--dtype", help="What it computes in; input and output stay as they are."),
+    typer.Option(help="What it computes in; input and output stay as they are."),
 ]
 Output = Annotated[
     Literal["logits", "labels"],
@@ -102,8 +85,7 @@ Preprocess = Annotated[
 Calibration = Annotated[
     list[str] | None,
     typer.Option(
-        "--calibration",
-        help=f"For int8: pictures, folders or patterns; the first {CALIBRATION}, resized.",
+        help=f"For int8: pictures, folders or patterns; the first {CALIBRATION}, resized."
     ),
 ]
 Verify = Annotated[
@@ -125,7 +107,7 @@ Tolerance = Annotated[
 ]
 Pictures = Annotated[
     list[str] | None,
-    typer.Option("--pictures", help="What to verify on; generated streets if not given."),
+    typer.Option(help="What to verify on; generated streets if not given."),
 ]
 
 
@@ -134,23 +116,23 @@ def export(
     output_file: OutputFile,
     model: Model = None,
     format_: Format = None,
-    weights: Weights = None,
-    classes: Classes = None,
-    alpha: Alpha = None,
+    weights: options.Weights = None,
+    classes: options.Classes = None,
+    alpha: options.Alpha = None,
     data: ClassCard = None,
-    size: InputSize = ExportSize("1024x2048"),
+    size: InputSize = FULL_SIZE,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     dtype: ExportDtype = "float32",
     output: Output = "logits",
     preprocess: Preprocess = False,
-    backend: Backend = "auto",
+    backend: options.Backend = "auto",
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators.")] = None,
     calibration: Calibration = None,
     verify: Verify = None,
     tolerance: Tolerance = None,
     pictures: Pictures = None,
-    threads: Threads = None,
-    json_: Json = None,
+    threads: options.Threads = None,
+    json_: options.Json = None,
 ) -> None:
     """Write a network as a file for ONNX Runtime, PyTorch, C++, OpenVINO or TensorRT.
 
@@ -177,8 +159,15 @@ def export(
 
     [cyan]fassd export fassd_net -o net.pt2 --format aoti --preprocess --output labels[/]
     """
-    from fassd.export import FORMAT_OF, Exporter, ExportError, Request, is_exported
-    from fassd.io.images import check_file
+    from fassd.export import (
+        FORMAT_OF,
+        SUFFIX_OF,
+        Exporter,
+        ExportError,
+        Request,
+        is_exported,
+        staged,
+    )
 
     if is_exported(model):
         raise ValueError(f"MODEL must be a network's name, got the file {model}")
@@ -187,7 +176,9 @@ def export(
     kind = format_ or FORMAT_OF.get(output_file.suffix)
     if kind is None:
         raise ExportError(f"{output_file}: name it .onnx, .pt2, .xml or .engine, or give --format")
-    _check_suffix(output_file, kind)
+    if output_file.suffix not in SUFFIX_OF[kind]:
+        endings = " or ".join(SUFFIX_OF[kind])
+        raise ExportError(f"{output_file}: a file of the format {kind} ends in {endings}")
     if calibration and dtype != "int8":
         raise ValueError("--calibration: only with --dtype int8")
     set_threads(threads)
@@ -201,7 +192,7 @@ def export(
         weights=chosen.weights,
         num_classes=chosen.classes,
         alpha=chosen.alpha,
-        size=None if size == DYNAMIC else parse_size(size),
+        size=size,
         batch=batch,
         dtype=dtype,
         output=output,
@@ -210,27 +201,25 @@ def export(
         opset=opset,
         classes=infos,
     )
-    calibrating: list[npt.NDArray[np.uint8]] = []
-    if dtype == "int8":
-        calibrating = _pictures(calibration, request.size, CALIBRATION, "train")
+    is_int8 = dtype == "int8"
+    calibrating = _pictures(calibration, size, CALIBRATION, "train") if is_int8 else []
     exporter = Exporter(request)
     by_hand = kind == "tensorrt" and not _has_tensorrt()
-    check = _Check(_verifies(verify, request, by_hand), pictures, tolerance)
-    write = _write_for_trtexec if by_hand else _write
-    verification = write(exporter, output_file, calibrating, check)
+    wanted = _verifies(verify, request, by_hand)
+    target = output_file.with_suffix(".onnx") if by_hand else output_file
+    verification = None
+    with staged(target) as unnamed:  # a file that fails gets no name
+        if by_hand:
+            _write_for_trtexec(exporter, unnamed, output_file.name, calibrating)
+        else:
+            exporter.write(unnamed, calibrating)
+        if wanted:
+            verification = _verified(exporter, unnamed, target, pictures, tolerance)
     tell_weights(chosen.weights)
     _tell(output_file, exporter, verification, json_, by_hand)
 
 
-def _check_suffix(path: Path, kind: str) -> None:
-    from fassd.export import SUFFIX_OF, ExportError
-
-    if path.suffix not in SUFFIX_OF[kind]:
-        endings = " or ".join(SUFFIX_OF[kind])
-        raise ExportError(f"{path}: a file of the format {kind} ends in {endings}")
-
-
-def _classes(card: str | None, classes: int | None) -> tuple[ClassInfo, ...]:
+def _classes(card: str | None, classes: int | None) -> tuple[LabelClass, ...]:
     """Names and colours of a card's classes; none where no card is given."""
     if card is None:
         return ()
@@ -293,6 +282,7 @@ def _verifies(verify: bool | None, request: Request, by_hand: bool) -> bool:
     Raises:
         ValueError: it was asked for, and means nothing.
     """
+    from fassd.export import SUFFIX_OF
     from fassd.export.runtimes import RUNTIMES, is_installed
 
     rounding = request.weights is None and request.dtype != "float32"
@@ -303,73 +293,53 @@ def _verifies(verify: bool | None, request: Request, by_hand: bool) -> bool:
         say(f"[yellow]not verified:[/] {reason}")
         return False
     if verify is None:
-        runtime = next(iter(RUNTIMES[_suffix("onnx" if by_hand else request.format)]))
+        suffix = SUFFIX_OF["onnx" if by_hand else request.format][0]
+        runtime = next(iter(RUNTIMES[suffix]))
         verify = is_installed(runtime)
         if not verify:
             say(f"[yellow]not verified:[/] {runtime} is not installed here")
     return verify
 
 
-def _suffix(kind: str) -> str:
-    from fassd.export import SUFFIX_OF
-
-    return SUFFIX_OF[kind][0]
-
-
-class _Check(NamedTuple):
-    """How to verify: whether at all, on what, and how many labels may differ, in per cent."""
-
-    wanted: bool
-    pictures: list[str] | None
-    tolerance: float | None
-
-    def __call__(self, exporter: Exporter, written: Path, path: Path) -> Verification | None:
-        """Compare a file that has no name yet with its source.
-
-        Raises:
-            ExportError: they differ.
-        """
-        from fassd.export import ExportedNetwork, ExportError, verify
-
-        if not self.wanted:
-            return None
-        least = exporter.metadata.minimum_size
-        shown = _pictures(self.pictures, exporter.request.size, STREETS, "val", least)
-        limit = None if self.tolerance is None else 1 - self.tolerance / 100
-        network = ExportedNetwork(written)
-        result = verify(network, exporter.source, shown, labels_limit=limit)
-        if not result.passed:
-            raise ExportError(
-                f"{path} is not written, since it differs from its source: {result}; asked for "
-                f"are {result.asked}"
-            )
-        return result
-
-
-def _write(
-    exporter: Exporter, path: Path, calibrating: list[npt.NDArray[np.uint8]], check: _Check
-) -> Verification | None:
-    """Write, verify, and only then give the file its name."""
-    from fassd.export import staged
-
-    with staged(path) as unnamed:
-        exporter.write(unnamed, calibrating)
-        return check(exporter, unnamed, path)
-
-
 def _write_for_trtexec(
-    exporter: Exporter, path: Path, calibrating: list[npt.NDArray[np.uint8]], check: _Check
-) -> Verification | None:
-    """Without TensorRT: the ONNX file, verified, and the engine's metadata."""
-    from fassd.export import staged
+    exporter: Exporter, onnx: Path, engine: str, calibrating: list[npt.NDArray[np.uint8]]
+) -> None:
+    """The ONNX file, and the metadata of the engine that it becomes."""
     from fassd.export.tensorrt_file import sidecar
 
-    onnx = path.with_suffix(".onnx")
-    model = exporter.onnx(calibrating).SerializeToString()
-    with staged(onnx) as unnamed:
-        unnamed.write_bytes(model)
-        sidecar(unnamed.with_name(path.name)).write_text(exporter.metadata.to_json())
-        return check(exporter, unnamed, onnx)
+    onnx.write_bytes(exporter.onnx(calibrating).SerializeToString())
+    sidecar(onnx.with_name(engine)).write_text(exporter.metadata.to_json())
+
+
+def _verified(
+    exporter: Exporter,
+    written: Path,
+    path: Path,
+    pictures: list[str] | None,
+    tolerance: float | None,
+) -> Verification:
+    """Compare a file that has no name yet with its source.
+
+    Args:
+        path: the name that it will have.
+        pictures: what to compare them on.
+        tolerance: per cent of the labels that may differ.
+
+    Raises:
+        ExportError: they differ.
+    """
+    from fassd.export import ExportedNetwork, ExportError, verify
+
+    least = exporter.metadata.minimum_size
+    shown = _pictures(pictures, exporter.request.size, STREETS, "val", least)
+    limit = None if tolerance is None else 1 - tolerance / 100
+    result = verify(ExportedNetwork(written), exporter.source, shown, labels_limit=limit)
+    if not result.passed:
+        raise ExportError(
+            f"{path} is not written, since it differs from its source: {result}; asked for "
+            f"are {result.asked}"
+        )
+    return result
 
 
 def _tell(
@@ -383,7 +353,6 @@ def _tell(
     import json
 
     from fassd.export.tensorrt_file import sidecar, trtexec
-    from fassd.io.images import replacing
 
     metadata, parts = exporter.metadata, [path]
     if by_hand:
@@ -406,5 +375,4 @@ def _tell(
             "metadata": json.loads(metadata.to_json()),
             "verification": None if result is None else result.to_json(),
         }
-        with replacing(json_) as file:
-            file.write(json.dumps(record, indent=1).encode())
+        write_json(json_, record)

@@ -7,7 +7,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fassd.cli.common import Alpha, Classes, Size, app, console, parse_size, pick_network, swatch
+from fassd.cli import options
+from fassd.cli.common import app, pick_network
+from fassd.cli.options import FULL_SIZE, Size, size_option
+from fassd.cli.terminal import console, plain_table, swatch
 
 
 @app.command()
@@ -22,18 +25,9 @@ def info(
         str | None,
         typer.Option("--weights", "-w", help="Trained weights, a file that tells its network."),
     ] = None,
-    input_: Annotated[
-        Size,
-        typer.Option(
-            "--input",
-            parser=parse_size,
-            metavar="HxW",
-            show_default="1024x2048",
-            help="Size of the input.",
-        ),
-    ] = Size(1024, 2048),
-    classes: Classes = None,
-    alpha: Alpha = None,
+    input_: Annotated[Size, size_option("--input", help="Size of the input.")] = FULL_SIZE,
+    classes: options.Classes = None,
+    alpha: options.Alpha = None,
 ) -> None:
     """What a network costs, part by part; or, without a name, which networks there are.
 
@@ -71,19 +65,15 @@ def info(
 def _variants() -> Table:
     from fassd.models import VARIANTS
 
-    table = Table(
+    headings = (">GFLOPs", ">M params", ">fps", ">mIoU", "")
+    table = plain_table(
+        "name",
+        *headings,
         title="The authors' own figures: Cityscapes, 1024x2048, GTX 1080 Ti",
         caption="GFLOPs as published (multiply-accumulates); exact counts: fassd info NAME",
-        header_style="bold",
         title_justify="left",
         caption_justify="left",
-        box=None,
-        pad_edge=False,
     )
-    table.add_column("name", no_wrap=True, style="cyan")
-    for heading in ("GFLOPs", "M params", "fps", "mIoU"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
     for name, variant in VARIANTS.items():
         figures = variant.published
         shown = (

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fassd.cli.common import Network, console, escape, pick_network, progress, say
+from fassd.cli.common import pick_network
+from fassd.cli.terminal import console, escape, progress, say, write_json
+from fassd.io.files import check_file
 
 if TYPE_CHECKING:
     from fassd.bench.jobs import Job
 
 
-def job_of(chosen: Network, **fields: Any) -> Job:
-    """The job of a chosen network; `fields` are those of `Job`, and win."""
+def job_of(*groups: Any, **fields: Any) -> Job:
+    """The job of the network that options choose.
+
+    Args:
+        groups: dataclasses of options that are named as the job's fields.
+        fields: further ones.
+    """
     from fassd.bench.jobs import Job
 
-    network = {
-        "model": chosen.model,
-        "weights": chosen.weights,
-        "classes": chosen.classes or 19,
-        "alpha": chosen.alpha or 2,
-    }
-    return Job(**{**network, **fields})
+    given = {name: value for group in groups for name, value in vars(group).items()} | fields
+    network = (given.pop(name, None) for name in ("model", "weights", "classes", "alpha"))
+    model, weights, classes, alpha = pick_network(*network)
+    return Job(model, weights, classes or 19, alpha or 2, **given)
+
+
+def check_png(option: str, path: Path) -> None:
+    """See whether a picture can be written.
+
+    Raises:
+        ValueError: it is no PNG file by its name.
+        OSError: it cannot be written there.
+    """
+
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{option} must be the name of a PNG file, NAME.png, got {str(path)!r}")
+    check_file(path)
 
 
 def check_files(model: str | None, json_: Path | None, plot: Path | None) -> None:
@@ -36,15 +52,12 @@ def check_files(model: str | None, json_: Path | None, plot: Path | None) -> Non
     """
     from fassd.bench.charts import check_matplotlib
     from fassd.export import is_exported
-    from fassd.io.images import check_file
 
     if is_exported(model):
         raise ValueError(f"--model: only `fassd bench run` takes an exported file, got {model}")
     check_file(json_)
     if plot is not None:
-        if plot.suffix.lower() != ".png":
-            raise ValueError(f"--plot must be the name of a PNG file, NAME.png, got {plot}")
-        check_file(plot)
+        check_png("--plot", plot)
         check_matplotlib()
 
 
@@ -120,13 +133,9 @@ def measure(run: Callable[..., Any], jobs: Sequence[Job]) -> Any:
 
 def deliver(report: Any, json_: Path | None, plot: Path | None = None) -> None:
     """Print a report, and write its figures and its plot where asked for."""
-    from fassd.io.files import replacing
-
     console().print(report)
     if json_ is not None:
-        with replacing(json_) as file:
-            file.write(json.dumps(report.to_json(), indent=1).encode())
-        say(f"figures: {escape(str(json_))}")
+        write_json(json_, report.to_json())
     if plot is not None:
         from fassd.bench.charts import draw
 

@@ -10,32 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fassd.cli.batch import Batch, Outcome, together
-from fassd.cli.common import (
-    Alpha,
-    Backend,
-    Classes,
-    Device,
-    Dtype,
-    Model,
-    Network,
-    Size,
-    Threads,
-    Weights,
-    app,
-    console,
-    device_for,
-    escape,
-    escape_lines,
-    parse_size,
-    pick_network,
-    say,
-    set_threads,
-    tell_results,
-    tell_weights,
-)
+from fassd.cli import options
+from fassd.cli.batch import Batch, Outcome
+from fassd.cli.common import Network, app, device_for, set_threads, tell_weights
 from fassd.cli.memory import bounded_memory
-from fassd.cli.video import VideoSettings, ViewName, one_file, prepare_videos, video_table
+from fassd.cli.options import NetworkOptions, Size, parse_size, with_groups
+from fassd.cli.terminal import console, escape, escape_lines, plain_table, say, tell_results
+from fassd.cli.video import ResultOptions, one_file, prepare_videos, video_table
+from fassd.io.files import check_file, check_folder
 
 if TYPE_CHECKING:
     import torch
@@ -67,78 +49,23 @@ InputSize = Annotated[
         help="Size that the network sees; results keep the picture's. Its own if not given.",
     ),
 ]
-Opacity = Annotated[
-    float, typer.Option(min=0, max=1, help="Strength of the colours in the overlay.")
-]
-Range = Annotated[
-    str | None,
-    typer.Option(
-        "--range",
-        metavar="LOW:HIGH|auto",
-        help="Values that become black and white in pictures of more than 8 bits: "
-        "[cyan]0:4095[/] for 12 bits in 16, [cyan]auto[/] for each picture's lowest and "
-        "highest. All that a file can hold if not given.",
-    ),
-]
-MaxPixels = Annotated[
-    int,
-    typer.Option("--max-pixels", min=1, help="Larger pictures (height x width) are refused."),
-]
-View = Annotated[ViewName, typer.Option(help="What a frame, or a picture that -o names, shows.")]
-Codec = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel="Videos",
-        help="FFmpeg's name of the encoder. Without it H.264 (libx264), or VP9 in .webm.",
-    ),
-]
-FrameLimit = Annotated[
-    int | None,
-    typer.Option(min=1, rich_help_panel="Videos", help="Only so many frames of each video."),
-]
-FrameRate = Annotated[
-    float | None,
-    typer.Option(
-        min=0.01,
-        max=1000,
-        rich_help_panel="Videos",
-        help="Frame rate of numbered sequences (25 if not given), or to ask a camera for.",
-    ),
-]
-Silence = Annotated[
-    float,
-    typer.Option(
-        min=0.1,
-        rich_help_panel="Videos",
-        help="Seconds of silence after which a stream or camera is opened again.",
-    ),
-]
 
 
 @app.command()
+@with_groups
 def predict(
+    *,
     source: Sources,
     output: Output,
-    model: Model = None,
-    weights: Weights = None,
-    classes: Classes = None,
-    alpha: Alpha = None,
-    backend: Backend = "auto",
-    dtype: Dtype = "float32",
+    network: NetworkOptions,
+    dtype: options.Dtype = "float32",
     size: InputSize = None,
-    device: Device = None,
-    opacity: Opacity = 0.5,
-    range_: Range = None,
-    max_pixels: MaxPixels = 100_000_000,
-    threads: Threads = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
     again: Annotated[
         bool, typer.Option("--again", help="Do finished files of the output folder again.")
     ] = False,
-    view: View = "overlay",
-    codec: Codec = None,
-    limit: FrameLimit = None,
-    fps: FrameRate = None,
-    timeout: Silence = 10,
+    results: ResultOptions,
 ) -> None:
     """Segment pictures and videos.
 
@@ -186,44 +113,41 @@ def predict(
     """
     from PIL import Image
 
+    from fassd.distributed import all_gather, is_main, process_group, rank, world_size
     from fassd.io.find import find_sources
-    from fassd.io.images import ImageError, check_file, check_folder
-    from fassd.io.levels import as_range
+    from fassd.io.images import ImageError
 
     unfound: list[ImageError] = []
-    results: list[Path] = []
-    found = find_sources(source, onerror=unfound.append, onresult=results.append)
+    earlier: list[Path] = []
+    found = find_sources(source, onerror=unfound.append, onresult=earlier.append)
     if not found:
         raise unfound[-1]
     single = one_file(output, found)
     check_file(output) if single else check_folder(output)
-    values = as_range(range_)
     # Pillow's own limit is twice this number.
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
-    films = VideoSettings(view, opacity, codec, limit, fps, timeout, values, max_pixels)
-    prepare_videos(found, films, output.suffix if single else ".mp4")
-    from fassd.distributed import all_gather, is_main, process_group, rank, world_size
-
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (results.max_pixels + 1) // 2)
+    prepare_videos(found, results, output.suffix if single else ".mp4")
     set_threads(threads)
-    device = device_for(model, device)
-    chosen = pick_network(model, weights, classes, alpha)
-    work = Batch(output, films, (*chosen, backend, dtype, size), single=single, again=again)
+    device = device_for(network.model, device)
+    chosen = network.pick()
+    identity = (*chosen, network.backend, dtype, size)
+    work = Batch(output, results, identity, single=single, again=again)
     work.check(found)
     started = time.perf_counter()
     with process_group(device, patient=True) as home:
         for missed in unfound if is_main() else []:
             say(f"[red]failed:[/] {escape_lines(str(missed))}")
         if is_main():
-            tell_results(results)
+            tell_results(earlier)
         todo = work.unfinished(found[rank() :: world_size()])
         if todo:
             place = device if world_size() == 1 else str(home)
-            segmenter = build_segmenter(chosen, backend, dtype, place, size)
+            segmenter = build_segmenter(chosen, network.backend, dtype, place, size)
             if is_main():
                 tell_weights(chosen.weights, segmenter.model)
             with bounded_memory(world_size()):
                 work.do(todo, segmenter, shown=is_main())
-        outcome = together(all_gather(work.outcome))
+        outcome = sum(all_gather(work.outcome), Outcome())
         failed = outcome.failed + len(unfound)
         if is_main():
             _report(outcome, found, failed, time.perf_counter() - started, output)
@@ -255,19 +179,12 @@ def build_segmenter(
     )
 
 
-def _shown(picture: PictureFile) -> str:
-    """Where a picture is, and its output name where that is another."""
-    path = picture.path
-    return str(path) if picture.name == path.stem else f"{path} -> {picture.name}"
-
-
 def _summary(done: list[tuple[PictureFile, Size, float]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("picture", overflow="fold")
-    table.add_column("size", justify="right")
-    table.add_column("ms", justify="right")
+    table = plain_table("picture", ">size", ">ms")
     for picture, size, seconds in done[:ROWS_SHOWN]:
-        table.add_row(escape(_shown(picture)), str(size), f"{1000 * seconds:.1f}")
+        path = str(picture.path)
+        shown = path if picture.name == picture.path.stem else f"{path} -> {picture.name}"
+        table.add_row(escape(shown), str(size), f"{1000 * seconds:.1f}")
     if len(done) > ROWS_SHOWN:
         table.add_row(f"... and {len(done) - ROWS_SHOWN} more", "", "")
     if len(done) > 1:

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-from fassd.cli.common import Size, Threads, app, escape, parse_size, progress, say
+from fassd.cli import options
+from fassd.cli.common import app
+from fassd.cli.options import FULL_SIZE, Size, size_option
+from fassd.cli.terminal import escape, progress, say
+from fassd.io.files import check_folder
 
 
 @app.command()
@@ -30,15 +34,12 @@ def report(
     ] = False,
     size: Annotated[
         Size,
-        typer.Option(
-            parser=parse_size,
-            metavar="HxW",
-            show_default="1024x2048",
-            help="With --measure: of the largest pictures. The tables of networks want 1024x2048.",
+        size_option(
+            help="With --measure: of the largest pictures. The tables of networks want 1024x2048."
         ),
-    ] = Size(1024, 2048),
+    ] = FULL_SIZE,
     repeats: Annotated[int, typer.Option(min=1, help="With --measure: rounds.")] = 7,
-    threads: Threads = None,
+    threads: options.Threads = None,
 ) -> None:
     """Put what was measured on one page: report.html, and report.md with pictures.
 
@@ -64,7 +65,6 @@ def report(
     from fassd.bench.charts import check_matplotlib
     from fassd.bench.report.build import build_page, committed_results, write_report
     from fassd.bench.report.results import collect
-    from fassd.io.images import check_folder
 
     if full and not measure:
         raise ValueError("--full: only with --measure")
@@ -72,7 +72,14 @@ def report(
     check_folder(output)
     own = output / "results"
     if measure:
-        measure_into(own, full, threads, size, repeats)
+        from fassd.bench.report.measure import measure as measure_parts
+        from fassd.bench.report.measure import parts
+
+        with progress() as bar:
+            task = bar.add_task("", total=None)
+            wanted = parts(full, threads, size, repeats)
+            for path in measure_parts(own, wanted, lambda text: bar.update(task, description=text)):
+                say(f"figures: {escape(str(path))}")
     committed = committed_results()
     folders = results or [own, *([committed] if committed else [])]
     absent = [str(folder) for folder in results or () if not folder.is_dir()]
@@ -82,14 +89,3 @@ def report(
     page = build_page(collect(folders, notes), notes)
     for path in write_report(output, page):
         say(f"report: {escape(str(path))}")
-
-
-def measure_into(folder: Path, full: bool, threads: int | None, size: Size, repeats: int) -> None:
-    """Measure what `folder` lacks, telling what is at work."""
-    from fassd.bench.report.measure import measure, parts
-
-    with progress() as bar:
-        task = bar.add_task("", total=None)
-        wanted = parts(full, threads, size, repeats)
-        for path in measure(folder, wanted, lambda text: bar.update(task, description=text)):
-            say(f"figures: {escape(str(path))}")

@@ -8,25 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fassd.cli import options
 from fassd.cli.common import (
-    DTYPES,
-    Alpha,
-    Backend,
-    Device,
-    Dtype,
     Network,
-    Threads,
-    Weights,
     app,
-    escape,
     pick_network,
-    say,
     set_threads,
     split_model,
     tell_weights,
     weights_of,
 )
+from fassd.cli.options import DTYPES
 from fassd.cli.predict import build_segmenter
+from fassd.cli.terminal import escape, say
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
@@ -38,7 +32,6 @@ SERVED = ["fassd_net", "fassd_net_l2"]
 AllowedHosts = Annotated[
     list[str] | None,
     typer.Option(
-        "--allow-host",
         metavar="NAME",
         help="A further name by which browsers and clients may ask for the server, such as "
         "that of a proxy before it; may be repeated. On a loopback --host others than "
@@ -61,23 +54,17 @@ Models = Annotated[
 ServedClasses = Annotated[
     int | None,
     typer.Option(
-        "--classes",
-        min=1,
-        max=256,
-        show_default="those of the weights, or 19",
-        help="Number of classes.",
+        min=1, max=256, show_default="those of the weights, or 19", help="Number of classes."
     ),
 ]
 Range = Annotated[
     str | None,
     typer.Option("--range", metavar="LOW:HIGH|auto", help="As --range of [cyan]fassd predict[/]."),
 ]
-Host = Annotated[
-    str, typer.Option("--host", help="Address to listen on; others than loopback: anybody.")
-]
+Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback: anybody.")]
 BatchWait = Annotated[
     float,
-    typer.Option("--batch-wait", min=0, max=1000, help="Milliseconds to wait for a batch."),
+    typer.Option(min=0, max=1000, help="Milliseconds to wait for a batch."),
 ]
 
 
@@ -89,27 +76,24 @@ def serve(
         int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")
     ] = 8000,
     model: Models = None,
-    weights: Weights = None,
+    weights: options.Weights = None,
     classes: ServedClasses = None,
-    alpha: Alpha = None,
-    backend: Backend = "auto",
-    dtype: Dtype = "float32",
-    device: Device = None,
-    threads: Threads = None,
-    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1024, help="Of an upload.")] = 16
-    * 1024**2,
+    alpha: options.Alpha = None,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    max_bytes: Annotated[int, typer.Option(min=1024, help="Of an upload.")] = 16 * 1024**2,
     max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=4096, help="Of a picture, and of a batch.")
+        int, typer.Option(min=4096, help="Of a picture, and of a batch.")
     ] = 8_400_000,
     range_: Range = None,
-    queue: Annotated[
-        int, typer.Option("--queue", min=1, max=1024, help="Pictures that may wait.")
-    ] = 16,
+    queue: Annotated[int, typer.Option(min=1, max=1024, help="Pictures that may wait.")] = 16,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds, for upload and answer.")
+        float, typer.Option(min=0.1, max=3600, help="Seconds, for upload and answer.")
     ] = 30,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, max=64, help="Pictures that a network takes at once.")
+        int, typer.Option(min=1, max=64, help="Pictures that a network takes at once.")
     ] = 4,
     batch_wait: BatchWait = 0,
 ) -> None:

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from fassd.cli.common import Size, app, escape, parse_size, progress, say
+from fassd.cli.common import app
+from fassd.cli.options import FULL_SIZE, Size, size_option
+from fassd.cli.terminal import escape, progress, say
 
 
 @app.command()
@@ -20,15 +22,10 @@ def synth(
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, max=1_000_000, help="How many pictures.")
     ] = 100,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, help="The same seed writes the same files.")
-    ] = 0,
-    size: Annotated[
-        Size,
-        typer.Option("--size", parser=parse_size, metavar="HxW", help="Height x width, pixels."),
-    ] = Size(1024, 2048),
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same files.")] = 0,
+    size: Annotated[Size, size_option(help="Height x width, pixels.")] = FULL_SIZE,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, max=256, help="Processes; one a core.")
+        int | None, typer.Option(min=1, max=256, help="Processes; one a core.")
     ] = None,
 ) -> None:
     """Generate street scenes with exact labels, as a Cityscapes tree (leftImg8bit and gtFine).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,23 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape as escape_markup
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from fassd.io.palette import ClassInfo
+from fassd.io.files import replacing
 
-__all__ = [
-    "console",
-    "escape",
-    "escape_lines",
-    "progress",
-    "say",
-    "swatch",
-    "tell_results",
-    "visible",
-]
+if TYPE_CHECKING:
+    from fassd.io.palette import LabelClass
 
 IN_ASCII = {"±": "+-", "█": "#", "…": "..."}  # what our own tables hold
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode
@@ -106,21 +106,46 @@ def tell_results(results: Sequence[Path]) -> None:
         say(f"passed over {len(results)}: results of earlier runs")
 
 
-def swatch(info: ClassInfo) -> str:
+def swatch(info: LabelClass) -> str:
     """A class as markup: its colour and its name."""
     red, green, blue = info.color
     return f"[rgb({red},{green},{blue})]██[/] {escape(info.name)}"
 
 
-def progress() -> Progress:
-    """A progress bar on stderr; silent where that is no terminal."""
+def plain_table(*headings: str, **settings: Any) -> Table:
+    """A table without lines; ">" before a heading aligns its column right."""
+    settings = {"padding": (0, 2, 0, 0), **settings}
+    table = Table(box=None, pad_edge=False, header_style="bold", **settings)
+    for heading in headings:
+        if heading.startswith(">"):
+            table.add_column(heading[1:], justify="right", overflow="fold")
+        else:
+            table.add_column(heading, overflow="fold")
+    return table
+
+
+def write_json(path: Path, figures: Any) -> None:
+    """Write figures to a file, and say so.
+
+    Raises:
+        ValueError: one of them is no number, for which JSON has no word.
+    """
+    text = json.dumps(figures, indent=1, allow_nan=False)
+    with replacing(path) as file:
+        file.write(text.encode())
+    say(f"figures: {escape(str(path))}")
+
+
+def progress(shown: bool = True, *columns: ProgressColumn) -> Progress:
+    """A progress bar on stderr, with more columns at its end; silent where that is no terminal."""
     screen = console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        *columns,
         console=screen,
         transient=True,
-        disable=not screen.is_terminal,
+        disable=not (shown and screen.is_terminal),
     )

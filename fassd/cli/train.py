@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TimeElapsedColumn
 
-from fassd.cli.common import Device, Threads, app, console, escape, escape_lines, say
+from fassd.cli import options
+from fassd.cli.common import app
+from fassd.cli.options import with_groups
+from fassd.cli.terminal import console, escape, escape_lines, progress, say
 from fassd.io.untrusted import read_text, read_yaml, shortened, shown
 
 if TYPE_CHECKING:
@@ -41,16 +38,40 @@ Preset = Annotated[
         "file of settings. Without it [cyan]paper[/].",
     ),
 ]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="NAME=VALUE", help="Change any setting; may be repeated."),
-]
 Encoder = Annotated[
     str | None, typer.Option(help="[cyan]imagenet[/] (downloaded once) or [cyan]random[/].")
 ]
 Precision = Annotated[
     str | None,
     typer.Option(help="[cyan]float32[/], [cyan]bfloat16[/], [cyan]float16[/] or [cyan]auto[/]."),
+]
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """A preset, and settings of `fassd.training.recipe.Recipe` that have options of their own."""
+
+    preset: Preset = None
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Network.")] = None
+    encoder: Encoder = None
+    weights: Annotated[
+        str | None, typer.Option("--weights", "-w", help="Start from these weights.")
+    ] = None
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None
+    batch: Annotated[int | None, typer.Option(help="Pictures per step, all processes.")] = None
+    accumulate: Annotated[
+        int | None, typer.Option(help="Micro-batches that a process makes of its part.")
+    ] = None
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None
+    precision: Precision = None
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None
+    workers: Annotated[int | None, typer.Option(help="Processes that read pictures.")] = None
+    threads: options.Threads = None
+
+
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="NAME=VALUE", help="Change any setting; may be repeated."),
 ]
 Resume = Annotated[
     bool,
@@ -63,30 +84,15 @@ Resume = Annotated[
 
 
 @app.command()
+@with_groups
 def train(
+    *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
     data: Data = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", help="Folder of the pictures, for a card.")
-    ] = None,
-    preset: Preset = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the pictures, for a card.")] = None,
+    settings: RecipeOptions,
     set_: Assignments = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Network.")] = None,
-    encoder: Encoder = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="Start from these weights.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures per step, all processes.")] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(help="Micro-batches that a process makes of its part.")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
-    precision: Precision = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read pictures.")] = None,
-    device: Device = None,
-    threads: Threads = None,
+    device: options.Device = None,
     resume: Resume = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings and the data, train nothing.")
@@ -116,27 +122,14 @@ def train(
     """
     from fassd.distributed import is_main, process_group
     from fassd.training.loop import StoppedError, Trainer
+    from fassd.training.recipe import load_recipe
 
-    options: dict[str, Any] = {
-        "preset": preset,
-        "model": model,
-        "encoder": encoder,
-        "weights": weights,
-        "steps": steps,
-        "batch": batch,
-        "accumulate": accumulate,
-        "learning_rate": learning_rate,
-        "precision": precision,
-        "seed": seed,
-        "workers": workers,
-        "threads": threads,
-    }
-    changes = {name: value for name, value in options.items() if value is not None}
+    changes = {name: value for name, value in vars(settings).items() if value is not None}
     changes |= dict(_assignment(text) for text in set_ or ())
     if resume:
         recipe = _resumed(output, changes)
     else:
-        recipe = _recipe(changes.pop("preset", "paper"), changes)
+        recipe = load_recipe(changes.pop("preset", "paper")).replace(**changes)
     card = _card(output, data, root, resume)
     if dry_run:
         if recipe is not None:
@@ -176,20 +169,13 @@ def _assignment(text: str) -> tuple[str, Any]:
         ) from error
 
 
-def _recipe(preset: str, changes: dict[str, Any]) -> Recipe:
-    from fassd.training.recipe import load_recipe
-
-    recipe = load_recipe(preset)
-    return recipe.replace(**changes) if changes else recipe
-
-
 def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
     """The run's recipe with changes; None without any.
 
     Raises:
         RecipeError: a setting that cannot change.
     """
-    from fassd.training.recipe import CHANGEABLE, RecipeError
+    from fassd.training.recipe import CHANGEABLE, RecipeError, load_recipe
 
     fixed = sorted(set(changes) - CHANGEABLE)
     if fixed:
@@ -198,7 +184,7 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
             f"change is {', '.join(sorted(CHANGEABLE))})"
         )
     file = output / "recipe.yaml"
-    return _recipe(str(file), changes) if changes and file.is_file() else None
+    return load_recipe(str(file)).replace(**changes) if changes and file.is_file() else None
 
 
 def _card(output: Path, data: str | None, root: Path | None, resume: bool) -> Card:
@@ -229,19 +215,8 @@ class _Screen:
     """The run on the terminal: a bar with loss, rate and time, and a line per event."""
 
     def __init__(self, output: Path, shown: bool) -> None:
-        self.console = console(stderr=True)
-        live = shown and self.console.is_terminal
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not live,
-        )
-        self.live = live
+        self.bar = progress(shown, TimeElapsedColumn())
+        self.console, self.live = self.bar.console, not self.bar.disable
         self.output = output
         self.training = self.bar.add_task("", total=None)
         self.validation = self.bar.add_task("validating", total=None, visible=False)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import glob
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.progress import Progress, TextColumn
+import typer
+from rich.progress import TextColumn
 from rich.table import Table
 
-from fassd.cli.common import escape, escape_lines, progress, say, visible
+from fassd.cli.terminal import escape, escape_lines, plain_table, progress, say, visible
+from fassd.io.files import VIDEO_SUFFIXES, names_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,23 +21,81 @@ if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
-    from fassd.io.levels import Range
 
 STAGES = ("decode", "network", "encode")  # as in `fassd.inference.video.Summary.busy`
-ViewName = Literal["overlay", "labels", "side-by-side"]
 
 
-class VideoSettings(NamedTuple):
-    """What decides a video's result, besides the network."""
+def parse_range(text: str) -> Any:
+    """Read a range, see `fassd.io.levels.as_range`.
 
-    view: ViewName
-    opacity: float
-    codec: str | None
-    limit: int | None
-    fps: float | None
-    timeout: float
-    range: Range
-    max_pixels: int
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    from fassd.io.levels import as_range
+
+    try:
+        return as_range(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Opacity = Annotated[
+    float, typer.Option(min=0, max=1, help="Strength of the colours in the overlay.")
+]
+LevelRange = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_range,
+        metavar="LOW:HIGH|auto",
+        help="Values that become black and white in pictures of more than 8 bits: "
+        "[cyan]0:4095[/] for 12 bits in 16, [cyan]auto[/] for each picture's lowest and "
+        "highest. All that a file can hold if not given.",
+    ),
+]
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Larger pictures (height x width) are refused.")
+]
+View = Annotated[
+    Literal["overlay", "labels", "side-by-side"],
+    typer.Option(help="What a frame, or a picture that -o names, shows."),
+]
+
+
+def video_option(help: str, **settings: Any) -> Any:
+    return typer.Option(rich_help_panel="Videos", help=help, **settings)
+
+
+Codec = Annotated[
+    str | None,
+    video_option("FFmpeg's name of the encoder. Without it H.264 (libx264), or VP9 in .webm."),
+]
+FrameLimit = Annotated[int | None, video_option("Only so many frames of each video.", min=1)]
+FrameRate = Annotated[
+    float | None,
+    video_option(
+        "Frame rate of numbered sequences (25 if not given), or to ask a camera for.",
+        min=0.01,
+        max=1000,
+    ),
+]
+Silence = Annotated[
+    float,
+    video_option("Seconds of silence after which a stream or camera is opened again.", min=0.1),
+]
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What decides the results for pictures and videos, besides the network."""
+
+    opacity: Opacity = 0.5
+    range: LevelRange = None
+    max_pixels: MaxPixels = 100_000_000
+    view: View = "overlay"
+    codec: Codec = None
+    limit: FrameLimit = None
+    fps: FrameRate = None
+    timeout: Silence = 10
 
 
 def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
@@ -44,7 +105,6 @@ def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
         ValueError: it is a file by its name, but of a kind that is not written, or for several
             sources, or it is the source itself.
     """
-    from fassd.io.files import VIDEO_SUFFIXES, names_file
     from fassd.io.find import Video
     from fassd.io.images import written_suffixes
 
@@ -77,7 +137,7 @@ def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
 
 
 def prepare_videos(
-    found: Sequence[PictureFile | Video], settings: VideoSettings, suffix: str
+    found: Sequence[PictureFile | Video], settings: ResultOptions, suffix: str
 ) -> None:
     """Prepare for the videos among the sources, if any.
 
@@ -95,11 +155,6 @@ def prepare_videos(
         check_codec(settings.codec, suffix.lower())
 
 
-def video_file(output: Path, video: Video, settings: VideoSettings) -> Path:
-    """Where a video goes in a folder."""
-    return output / f"{video.name}_{settings.view}.mp4"
-
-
 def source_files(video: Video) -> list[str] | None:
     """The files that a video is made of; None for a camera or stream."""
     from fassd.io.find import CAMERA, URL, sequence_files
@@ -112,7 +167,7 @@ def source_files(video: Video) -> list[str] | None:
 
 
 def run_video(
-    segmenter: Segmenter, video: Video, output: Path, settings: VideoSettings, shown: bool
+    segmenter: Segmenter, video: Video, output: Path, settings: ResultOptions, shown: bool
 ) -> Summary:
     """Segment one video, with a progress bar if `shown`, and tell what is worth knowing.
 
@@ -136,7 +191,8 @@ def run_video(
     expected = source.expected
     if settings.limit is not None:
         expected = min(settings.limit, expected or settings.limit)
-    with _progress(shown) as bar:
+    work = TextColumn("{task.fields[work]}", markup=False)
+    with progress(shown, work) as bar:
         task = bar.add_task(visible(video.name), total=expected, work="")
         summary = segment_video(
             source,
@@ -154,13 +210,6 @@ def run_video(
         say(f"{summary.frames} frames written: {escape(str(output))}")
         raise KeyboardInterrupt
     return summary
-
-
-def _progress(shown: bool) -> Progress:
-    bar = progress()
-    bar.columns = (*bar.columns, TextColumn("{task.fields[work]}", markup=False))
-    bar.disable |= not shown
-    return bar
 
 
 def _work(summary: Summary) -> str:
@@ -190,11 +239,9 @@ def _tell(video: Video, output: Path, summary: Summary) -> None:
 
 def video_table(done: Sequence[tuple[Video, Summary]]) -> Table:
     """A row for each video; of each stage milliseconds a frame, and its share of the work."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("video", overflow="fold")
-    columns = ("size", "frames", "codec", "fps", *(f"{stage} ms" for stage in STAGES))
-    for title in columns:
-        table.add_column(title, justify="right", no_wrap=True)
+    stages = (f">{stage} ms" for stage in STAGES)
+    headings = ("video", ">size", ">frames", ">codec", ">fps", *stages)
+    table = plain_table(*headings, padding=(0, 1, 0, 0))
     for video, summary in done:
         frames = max(summary.frames, 1)
         table.add_row(

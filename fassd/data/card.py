@@ -18,9 +18,7 @@ from fassd.data.masks import MaskCode
 from fassd.data.patterns import HOLE, fill, match_files
 from fassd.io.files import SUFFIXES
 from fassd.io.levels import Range
-from fassd.io.palette import ClassInfo
-
-__all__ = ["CARDS", "Card", "CardError", "Found", "Pair"]
+from fassd.io.palette import LabelClass
 
 CARDS = Path(__file__).parent / "cards"
 
@@ -37,14 +35,6 @@ class Pair:
     mask: Path
     code: MaskCode
     range: Range = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is there of a split: the pairs, and pictures without a mask with the masks expected."""
-
-    pairs: list[Pair]
-    maskless: list[tuple[Path, list[Path]]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ class Card:
 
     name: str
     root: Path
-    classes: tuple[ClassInfo, ...]
+    classes: tuple[LabelClass, ...]
     splits: Mapping[str, Split]
     masks: tuple[Masks, ...]
     path: Path
@@ -135,18 +125,18 @@ class Card:
         Raises:
             CardError: there is no such split, it has no pictures, or a picture has no mask.
         """
-        found = self.find(split)
-        if found.maskless:
-            image, expected = found.maskless[0]
-            total = len(found.pairs) + len(found.maskless)
+        pairs, maskless = self.find(split)
+        if maskless:
+            image, expected = maskless[0]
+            total = len(pairs) + len(maskless)
             raise CardError(
-                f"card {self.name!r}: {len(found.maskless)} of the {total} pictures of split "
-                f"{split!r} have no mask; the first is {image}, which needs {either(expected)}"
+                f"card {self.name!r}: {len(maskless)} of the {total} pictures of split {split!r} "
+                f"have no mask; the first is {image}, which needs {either(expected)}"
             )
-        return found.pairs
+        return pairs
 
-    def find(self, split: str) -> Found:
-        """Like `pairs`, but pictures without a mask are returned, too.
+    def find(self, split: str) -> tuple[list[Pair], list[tuple[Path, list[Path]]]]:
+        """The pairs of a split, and the pictures without a mask with the masks expected of them.
 
         Raises:
             CardError: there is no such split, or it has no pictures.
@@ -163,7 +153,7 @@ class Card:
                     break
             else:
                 maskless.append((image, expected))
-        return Found(pairs, maskless)
+        return pairs, maskless
 
     def _images(self, split: str) -> list[tuple[Path, dict[str, str]]]:
         """The pictures of a split with what their holes stand for."""

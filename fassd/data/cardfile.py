@@ -53,11 +53,8 @@ from fassd.data.card import CARDS, Card, CardError, Masks, Split
 from fassd.data.masks import MAX_ID, MaskCode, color_key
 from fassd.data.patterns import HOLE
 from fassd.io.levels import Range, as_range
-from fassd.io.palette import IGNORE, ClassInfo, palette
+from fassd.io.palette import IGNORE, LabelClass, palette
 from fassd.io.untrusted import MOST_YAML, read_text, read_yaml, shortened, shown
-
-__all__ = ["parse_card"]
-
 
 CARD_FILE = "card.yaml"
 MOST_TEXT = 4096
@@ -262,7 +259,7 @@ def parse_card(path: Path, root: Path | None) -> Card:
 class _Class:
     """A class as the card gives it: what is shown, and what masks write for it."""
 
-    shown: ClassInfo
+    shown: LabelClass
     ids: list[int]
     colors: list[tuple[int, int, int]]
 
@@ -288,7 +285,7 @@ def _parse_classes(node: _Node) -> list[_Class]:
         nodes[bare].fail("the key 'color' is missing; either all classes have one or none has")
     drawn = given or [(int(r), int(g), int(b)) for r, g, b in palette(len(entries))]
     return [
-        _Class(ClassInfo(name, color), _parse_ids(entry.get("ids")), _parse_colors(entry, color))
+        _Class(LabelClass(name, color), _parse_ids(entry.get("ids")), _parse_colors(entry, color))
         for name, color, entry in zip(names, drawn, entries, strict=True)
     ]
 

@@ -18,8 +18,6 @@ from fassd.data.dataset import examine_pair
 from fassd.io.images import ImageError
 from fassd.io.palette import IGNORE
 
-__all__ = ["CheckReport", "Finding", "SplitReport", "check_card"]
-
 WORKERS = 8  # decoding leaves Python's lock free; more hardly helps, as counting does not
 
 
@@ -151,16 +149,16 @@ def _find(report: CheckReport, name: str) -> list[Pair]:
     split = SplitReport(name, card.split(name).pictures, np.zeros(card.num_classes, np.int64))
     report.splits.append(split)
     try:
-        found = card.find(name)
+        pairs, maskless = card.find(name)
     except CardError as error:
         report.problems.append(Finding("error", name, str(error)))
         return []
-    split.pictures = len(found.pairs) + len(found.maskless)
-    for image, expected in found.maskless:
+    split.pictures = len(pairs) + len(maskless)
+    for image, expected in maskless:
         report.problems.append(
             Finding("error", name, f"{image}: has no mask; expected {either(expected)}")
         )
-    return found.pairs
+    return pairs
 
 
 def _shared_pictures(found: dict[str, list[Pair]]) -> Iterator[Finding]:

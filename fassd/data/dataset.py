@@ -15,8 +15,6 @@ from fassd.data.card import Card, Pair
 from fassd.data.masks import examine_mask
 from fassd.io.images import ImageError, ImageWarning, examine_image
 
-__all__ = ["Sample", "SegmentationDataset", "examine_pair", "read_pair"]
-
 
 class Sample(NamedTuple):
     """A picture, uint8 RGB (H, W, 3); its labels, uint8 (H, W); and where the picture lies."""
@@ -26,20 +24,12 @@ class Sample(NamedTuple):
     path: Path
 
 
-def read_pair(pair: Pair) -> Sample:
-    """Read a picture and its mask.
+def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
+    """Read a picture and its mask, with remarks on both; each names its file.
 
     Raises:
         ImageError: one of them cannot be read, their sizes differ, or the mask holds what the card
             does not list; the message names the file.
-    """
-    return examine_pair(pair)[0]
-
-
-def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
-    """Like `read_pair`, with remarks where `read_image` and `read_mask` would warn.
-
-    Each names its file.
     """
     picture = examine_image(pair.image, pair.range)
     labels, of_mask = examine_mask(pair.mask, pair.code)
@@ -57,7 +47,7 @@ def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
 class SegmentationDataset(Dataset[Sample]):
     """The pictures of one split, in the order of `card.pairs(split)`, at their own sizes.
 
-    Reading an element raises `fassd.io.images.ImageError` where `read_pair` does; other elements
+    Reading an element raises `fassd.io.images.ImageError` where `examine_pair` does; other elements
     can still be read. Remarks on the first pair are warnings (`fassd.io.images.ImageWarning`) of
     the dataset; `fassd data check` has those on all.
 
@@ -78,7 +68,7 @@ class SegmentationDataset(Dataset[Sample]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        return read_pair(self.pairs[index])
+        return examine_pair(self.pairs[index])[0]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.card.name!r}, {self.split!r}, {len(self)} pictures)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,17 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fassd.io.images import (
-    ImageError,
-    ImageWarning,
-    open_image,
-    pages_passed_over,
-    unreadable_because,
-)
+from fassd.io.images import ImageError, open_image, pages_passed_over, unreadable_because
 from fassd.io.levels import stretch
 from fassd.io.palette import IGNORE
-
-__all__ = ["MAX_ID", "MaskCode", "color_key", "examine_mask", "read_mask"]
 
 MAX_ID = 65535
 """Largest id of a mask: 16 bits."""
@@ -72,25 +63,17 @@ def color_key(color: tuple[int, int, int]) -> int:
     return red << 16 | green << 8 | blue
 
 
-def read_mask(path: str | os.PathLike[str], code: MaskCode) -> npt.NDArray[np.uint8]:
+def examine_mask(
+    path: str | os.PathLike[str], code: MaskCode
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Read a mask as labels, (H, W) uint8: class indices and `IGNORE`; EXIF rotation is applied.
 
-    Warns (`fassd.io.images.ImageWarning`) where pages or frames after the first are passed over.
+    Remarks tell of pages or frames after the first, which are passed over.
 
     Raises:
         ImageError: the file cannot be read, has channels that the card does not speak of, or holds
             ids or colours outside the card; the message names the file.
     """
-    labels, remarks = examine_mask(path, code)
-    for remark in remarks:
-        warnings.warn(f"{os.fspath(path)}: {remark}", ImageWarning, stacklevel=2)
-    return labels
-
-
-def examine_mask(
-    path: str | os.PathLike[str], code: MaskCode
-) -> tuple[npt.NDArray[np.uint8], list[str]]:
-    """Like `read_mask`, but what that warns of is returned, too."""
     values, remarks = _read_values(path, code.kind)
     if code.kind == "threshold":
         return (values > code.above).astype(np.uint8), remarks

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from fassd.io.files import SUFFIXES, folders_below
 
-__all__ = ["HOLE", "fill", "match_files"]
-
 HOLE = re.compile(r"\{([A-Za-z_]\w*)(:path)?\}")
 """A hole of a pattern: its name, and whether it may hold folders."""
 

@@ -10,8 +10,6 @@ import numpy.typing as npt
 from fassd.io.palette import IGNORE
 from fassd.models.preprocess import MEAN_COLOR
 
-__all__ = ["TrainTransform"]
-
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey, as in ITU-R BT.601."""
 

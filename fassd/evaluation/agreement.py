@@ -1,23 +1,53 @@
-"""Whether two outputs of a network agree, and the tolerances of every tool that asks."""
+"""Whether two outputs agree, and the tolerances of every tool that asks.
+
+A network's labels and scores are judged by `Agreement`; one operator's, module's or network's
+output, before its speed counts, by its relative error (`compare`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from fassd_kernels.tuning import accuracy
 
 AGREEMENT_LIMIT = 99.0
 """Share of equal labels in per cent below which two candidates do not do the same work, so that
 their speeds are not compared."""
 
 DEMO_LIMIT = 99.9
-"""Share of equal labels in per cent that `fassd demo` asks for."""
+"""Share of equal labels in per cent that `fassd demo`, and networks in float32, are asked for."""
 
 LABELS_LIMIT = {"float32": 0.999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.95}
 """Share of labels that have to be equal, by what an exported file computes in; trained weights."""
 
 LOGITS_LIMIT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 """Largest difference of a logit over the largest logit; 8 bits are judged by labels alone."""
+
+TOLERANCES = {
+    "modules": {"float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2},
+    # Some fifty convolutions in a row: the rounding of each adds up, as its square root. Of labels,
+    # it shows where two scores are nearly equal, hence less.
+    "networks": {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 8e-2},
+    # PyTorch computes in float32 where to interpolate: 1.3e-5 at 2048 columns.
+    "operators": {"float32": 5e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2},
+    # The share of labels that differ. PyTorch rounds upsampled logits to their type, and of random
+    # ones two are then often equal: 5e-4 of eager's differ in float16, 4e-3 in bfloat16.
+    "labels": {"float32": 1e-3, "tf32": 1e-3, "float16": 2e-3, "bfloat16": 2e-2},
+}
+"""Largest relative error that counts as a match, by what is computed and in what; a wrong result's
+is near 1."""
+
+TIGHT_FLOAT32 = {"operators": accuracy.TOLERANCES[torch.float32], "modules": 4e-6}
+"""Of `pytest benchmarks/`, whose cases are smaller: ours reach 4e-7 and 5.9e-7."""
+
+
+# --- labels and scores of a network ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -39,12 +69,18 @@ class Agreement:
         return self.labels >= AGREEMENT_LIMIT
 
 
-def equal_labels(reference: torch.Tensor, labels: torch.Tensor) -> float:
+def equal_labels(reference: Tensor, labels: Tensor) -> float:
     """Share of labels (N, H, W) of any integer type that equal the reference's, in per cent.
+
+    Args:
+        reference: labels (N, H, W), or the scores (N, C, H, W) that they are made of.
+        labels: to compare with them.
 
     Raises:
         ValueError: the shapes differ.
     """
+    if reference.is_floating_point():
+        reference = reference.argmax(1)
     if reference.shape != labels.shape:
         raise ValueError(
             f"labels must have the reference's shape {tuple(reference.shape)}, "
@@ -53,25 +89,71 @@ def equal_labels(reference: torch.Tensor, labels: torch.Tensor) -> float:
     return 100 * (reference == labels.to(reference.device)).double().mean().item()
 
 
-def agreement_of_scores(reference: torch.Tensor, logits: torch.Tensor) -> Agreement:
-    """Compare logits (N, classes, H, W) with the reference's.
+def agreement_of(reference: Tensor, output: Tensor) -> Agreement:
+    """Compare an output with the reference's logits (N, C, H, W): logits, or labels (N, H, W).
 
     Raises:
         ValueError: the shapes differ.
     """
-    if reference.shape != logits.shape:
+    if output.dtype == torch.uint8:
+        return Agreement(equal_labels(reference, output), None)
+    if reference.shape != output.shape:
         raise ValueError(
             f"logits must have the reference's shape {tuple(reference.shape)}, "
-            f"got {tuple(logits.shape)}"
+            f"got {tuple(output.shape)}"
         )
-    logits = logits.to(reference.device, reference.dtype)
+    output = output.to(reference.device, reference.dtype)
     largest = reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
-    difference = (logits - reference).abs().max() / largest
-    return Agreement(equal_labels(reference.argmax(1), logits.argmax(1)), difference.item())
+    difference = (output - reference).abs().max() / largest
+    return Agreement(equal_labels(reference, output.argmax(1)), difference.item())
 
 
-def agreement_of(reference: torch.Tensor, output: torch.Tensor) -> Agreement:
-    """`agreement_of_scores`, of an output that may be labels, uint8 (N, H, W)."""
-    if output.dtype == torch.uint8:
-        return Agreement(equal_labels(reference.argmax(1).cpu(), output), None)
-    return agreement_of_scores(reference, output)
+# --- relative error -------------------------------------------------------------------------------
+
+
+def compare(
+    outputs: Sequence[Tensor], expected: Sequence[Tensor], limit: float, record: dict[str, Any]
+) -> None:
+    """Put the larger relative error and whether it is a match into `record`.
+
+    Adds ``rel_error`` (None where it is not finite), ``tolerance`` and ``match``.
+    """
+    errors = [relative_error(*pair) for pair in zip(outputs, expected, strict=True)]
+    finite = all(isfinite(error) for error in errors)
+    record.update(
+        rel_error=max(errors) if finite else None,
+        tolerance=limit,
+        match=finite and max(errors) <= limit,
+    )
+
+
+def relative_error(output: Tensor, reference: Tensor) -> float:
+    """||output - reference|| / ||reference||, in float64; not finite where the output is not.
+
+    Of labels, the share that differs; where the reference is the scores that they stand for, of
+    the scores of the labels and the highest ones.
+
+    Raises:
+        RuntimeError: the shapes differ.
+    """
+    if not output.is_floating_point() and reference.is_floating_point():
+        output, reference = scores_of(output, reference)
+    if output.shape != reference.shape:
+        raise RuntimeError(
+            f"the output has shape {tuple(output.shape)}, expected is {tuple(reference.shape)}"
+        )
+    if not reference.is_floating_point():
+        return float((output != reference).double().mean())
+    return accuracy.relative_error(output, reference.double())
+
+
+def scores_of(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """What the labelled classes score in `scores` (N, C, H, W), not finite for a class that there
+    is not; and what the best ones do. Both are (N, H, W).
+    """
+    best = scores.amax(1)
+    if labels.shape != best.shape:
+        return labels, best
+    known = labels < scores.shape[1]  # 0 and more: they are argmaxes, or bytes
+    chosen = scores.gather(1, (labels * known).long()[:, None])[:, 0]
+    return chosen.masked_fill(~known, float("nan")), best

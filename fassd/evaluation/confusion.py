@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fassd.io.images import replacing
-
-__all__ = ["write_csv", "write_heat_map"]
+from fassd.io.files import replacing
+from fassd.io.packages import need
 
 FIGURES_UP_TO = 25
 """Classes up to which every cell of the heat map shows its figure; more would not be legible."""
@@ -49,17 +48,12 @@ def write_heat_map(
     Raises:
         ImportError: matplotlib is not installed; the message says how to install it.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "the heat map needs matplotlib: pip install 'fassd-net[train]'"
-        ) from error
+    figures = need("matplotlib.figure", "the heat map needs", "train")
     shares = _percent_of_rows(matrix)
     with_figures = len(class_names) <= FIGURES_UP_TO
     # Inches: a cell holds three digits at 8 points, or at least stands beside its name.
     side = 3 + (0.42 if with_figures else 0.17) * max(len(class_names), 8)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    figure = figures.Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.add_subplot()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     positions = range(len(class_names))

@@ -9,16 +9,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
@@ -28,41 +27,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fassd.distributed import all_gather, rank, world_size
 from fassd.evaluation.metrics import ConfusionMatrix, Scores
-from fassd.io.images import ImageError
+from fassd.io.images import ImageError, resized
 from fassd.io.palette import labels_by_name
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize
 
-__all__ = ["Evaluation", "evaluate"]
+if TYPE_CHECKING:
+    from fassd.data.card import Card
+    from fassd.data.dataset import Sample, SegmentationDataset
 
 READ_AHEAD = 2  # pictures, so that the disk works while the network does
-
-
-class _Card(Protocol):
-    """What of a `fassd.data.card.Card` is used here."""
-
-    @property
-    def num_classes(self) -> int: ...
-    @property
-    def class_names(self) -> Sequence[str]: ...
-
-
-class _Sample(Protocol):
-    @property
-    def image(self) -> npt.NDArray[np.uint8]: ...
-    @property
-    def labels(self) -> npt.NDArray[np.uint8]: ...
-    @property
-    def path(self) -> Path: ...
-
-
-class _Dataset(Protocol):
-    """What of a `fassd.data.SegmentationDataset` is used here."""
-
-    @property
-    def card(self) -> _Card: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> _Sample: ...
 
 
 @dataclass(frozen=True)
@@ -141,25 +115,16 @@ class Evaluation:
         return table
 
 
-@dataclass
-class _Share:
-    """What one process did."""
-
-    matrix: ConfusionMatrix
-    count: int = 0
-    skipped: list[tuple[int, str]] = field(default_factory=list)  # (index, why)
-
-
 def evaluate(
     model: nn.Module,
-    dataset: _Dataset,
+    dataset: SegmentationDataset,
     *,
     indices: Sequence[int] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    on_sample: Callable[[int, _Sample, npt.NDArray[np.uint8]], object] | None = None,
+    on_sample: Callable[[int, Sample, npt.NDArray[np.uint8]], object] | None = None,
     on_bad: Callable[[ImageError], object] | None = None,
 ) -> Evaluation:
     """Score `model` on `dataset`, each picture at its own size, alone in its batch.
@@ -197,16 +162,18 @@ def evaluate(
         RuntimeError: the logits hold NaN, or another process failed.
     """
     chosen = _checked_indices(indices, len(dataset))
-    scales = _checked_scales(scales)
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales must be one or more positive numbers, got {tuple(scales)}")
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the wrapper waits for all processes in each call, of unequal shares
     labels = labels_by_name(model, dataset.card.class_names)
     _check_head(getattr(model, "num_classes", None), dataset.card)
-    share = _Share(ConfusionMatrix(dataset.card.num_classes))
+    matrix = ConfusionMatrix(dataset.card.num_classes)
+    count, skipped = 0, []
     failure: Exception | None = None
     started = time.perf_counter()
     try:
-        network, home, precision = _placed(model, device, dtype)
+        network, like = _placed(model, device, dtype)
         with (
             _eval_mode(network),
             torch.inference_mode(),
@@ -215,48 +182,42 @@ def evaluate(
             for index, sample in reading:
                 try:
                     read = sample.result()
-                    scores = _scores(network, read, scales, flip, home, precision)
+                    scores = _scores(network, like, read, scales, flip)
                     _check_head(scores.shape[1], dataset.card)
-                    predicted = _count(share, read, scores, labels)
+                    predicted = scores[0].argmax(0)
+                    if labels is not None:
+                        predicted = torch.tensor(labels, device=predicted.device)[predicted]
+                    with _naming(read.path):
+                        matrix.update(read.labels, predicted)
                 except ImageError as error:
                     if on_bad is None:
                         raise
-                    share.skipped.append((index, str(error)))
+                    skipped.append((index, str(error)))
                     on_bad(error)
                     continue
+                count += 1
                 if on_sample is not None:
-                    on_sample(index, read, predicted.cpu().numpy())
+                    on_sample(index, read, predicted.to(torch.uint8).cpu().numpy())
     except Exception as error:  # the other processes have to hear of it, or they wait for ever
         failure = error
-    seconds = time.perf_counter() - started
-    return _gathered(share, failure, seconds, dataset.card)
-
-
-def _gathered(share: _Share, failure: Exception | None, seconds: float, card: _Card) -> Evaluation:
-    """Put the shares of all processes together.
-
-    Raises:
-        Exception: this process's `failure`; RuntimeError for another's; ValueError: no score.
-    """
     message = None if failure is None else str(failure) or type(failure).__name__
-    parts = all_gather((share.count, share.skipped, seconds, message))
+    parts = all_gather((count, skipped, time.perf_counter() - started, message))
     if failure is not None:
         raise failure
     for number, (*_, reason) in enumerate(parts):
         if reason is not None:
             raise RuntimeError(f"process {number}: {reason}")
-    count = sum(part[0] for part in parts)
-    skipped = sorted(each for part in parts for each in part[1])
-    if count == 0:
-        raise ValueError(f"none of {len(skipped)} pictures can be used; the first: {skipped[0][1]}")
-    matrix = share.matrix.reduce()
+    counts, lists, seconds, _ = zip(*parts, strict=True)
+    reasons = tuple(reason for _, reason in sorted(chain.from_iterable(lists)))
+    if not sum(counts):
+        raise ValueError(f"none of {len(reasons)} pictures can be used; the first: {reasons[0]}")
     return Evaluation(
-        scores=matrix.scores(),
+        scores=matrix.reduce().scores(),
         matrix=matrix.matrix.cpu(),
-        class_names=tuple(card.class_names),
-        count=count,
-        skipped=tuple(reason for _, reason in skipped),
-        seconds=max(part[2] for part in parts),
+        class_names=tuple(dataset.card.class_names),
+        count=sum(counts),
+        skipped=reasons,
+        seconds=max(seconds),
     )
 
 
@@ -265,16 +226,15 @@ def _gathered(share: _Share, failure: Exception | None, seconds: float, card: _C
 
 def _placed(
     model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
-) -> tuple[nn.Module, torch.device, torch.dtype]:
-    """The model, or a copy, where and in what it shall run."""
+) -> tuple[nn.Module, Tensor]:
+    """The model, or a copy, where and in what it shall run; and an empty tensor there, like it."""
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16, float16 or None, got {dtype}")
     first = next(model.parameters(), torch.empty(0))
-    home = first.device if device is None else torch.empty(0, device=device).device
-    precision = dtype or first.dtype
-    if (home, precision) != (first.device, first.dtype):
-        model = copy.deepcopy(model).to(home, precision)
-    return model, home, precision
+    other = torch.empty(0, device=device or first.device, dtype=dtype or first.dtype)
+    if (other.device, other.dtype) == (first.device, first.dtype):
+        return model, other
+    return copy.deepcopy(model).to(other.device, other.dtype), other
 
 
 @contextmanager
@@ -290,14 +250,16 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _scores(
-    network: nn.Module,
-    sample: _Sample,
-    scales: Sequence[float],
-    flip: bool,
-    device: torch.device,
-    dtype: torch.dtype,
+    network: nn.Module, like: Tensor, sample: Sample, scales: Sequence[float], flip: bool
 ) -> Tensor:
     """Logits of one picture, or, of more than one view, the sum of their probabilities.
+
+    Args:
+        network: in eval mode.
+        like: a tensor of the device and dtype that the network takes.
+        sample: the picture.
+        scales: sizes of the views, as parts of the picture's own.
+        flip: whether each view is also looked at in a mirror.
 
     Returns:
         (1, classes, H, W) float32 at the picture's size.
@@ -306,14 +268,15 @@ def _scores(
     views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     total: Tensor | None = None
     for scale, mirrored in views:
-        image = _resized(sample.image, scale, getattr(network, "input_size", None))
-        batch = torch.from_numpy(normalize(image))[None].to(device, dtype)
+        # An exported file may take one size alone.
+        only = getattr(network, "input_size", None)
+        image = resized(sample.image, only or tuple(max(1, round(side * scale)) for side in size))
+        batch = torch.from_numpy(normalize(image))[None].to(like.device, like.dtype)
         with _naming(sample.path):
             logits = logits_of(network(batch.flip(3) if mirrored else batch)).float()
         if logits.isnan().any():
-            raise RuntimeError(
-                f"{sample.path}: the network's logits hold NaN: {_nan_because(network, dtype)}"
-            )
+            reason = _nan_because(network, like.dtype)
+            raise RuntimeError(f"{sample.path}: the network's logits hold NaN: {reason}")
         logits = logits.flip(3) if mirrored else logits
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)
@@ -333,31 +296,6 @@ def _nan_because(network: nn.Module, dtype: torch.dtype) -> str:
     return f"its weights are finite, what it computes on this picture overflows {dtype}{further}"
 
 
-def _resized(
-    image: npt.NDArray[np.uint8], scale: float, only: tuple[int, int] | None = None
-) -> npt.NDArray[np.uint8]:
-    """The picture at another scale, or at the only size that the network takes."""
-    height, width = only or (max(1, round(side * scale)) for side in image.shape[:2])
-    if (height, width) == image.shape[:2]:
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def _count(share: _Share, sample: _Sample, scores: Tensor, labels: list[int] | None) -> Tensor:
-    """Add the picture to the matrix; the predicted classes, (H, W) uint8.
-
-    Args:
-        labels: the data's label of each of the network's; None if they are the same.
-    """
-    predicted = scores[0].argmax(0)
-    if labels is not None:
-        predicted = torch.tensor(labels, device=predicted.device)[predicted]
-    with _naming(sample.path):
-        share.matrix.update(sample.labels, predicted)
-    share.count += 1
-    return predicted.to(torch.uint8)
-
-
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Makes any ValueError an ImageError that names the file."""
@@ -371,10 +309,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _read_ahead(
-    dataset: _Dataset, indices: Sequence[int]
-) -> Generator[tuple[int, Future[_Sample]], None, None]:
+    dataset: SegmentationDataset, indices: Sequence[int]
+) -> Generator[tuple[int, Future[Sample]], None, None]:
     """Samples in the order of `indices`, read by one thread a little ahead of their use."""
-    waiting: deque[tuple[int, Future[_Sample]]] = deque()
+    waiting: deque[tuple[int, Future[Sample]]] = deque()
     with ThreadPoolExecutor(1, "fassd-reader") as reader:
         for index in indices:
             waiting.append((index, reader.submit(dataset.__getitem__, index)))
@@ -396,13 +334,7 @@ def _checked_indices(indices: Sequence[int] | None, length: int) -> Sequence[int
     return chosen
 
 
-def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(f"scales must be one or more positive numbers, got {tuple(scales)}")
-    return tuple(scales)
-
-
-def _check_head(head: Any, card: _Card) -> None:
+def _check_head(head: Any, card: Card) -> None:
     """Compare the model's number of classes, where it is known, with the card's."""
     if isinstance(head, int) and head != card.num_classes:
         raise ValueError(

@@ -18,8 +18,6 @@ from torch import Tensor
 from fassd.distributed import sum_over_ranks
 from fassd.io.palette import IGNORE
 
-__all__ = ["ConfusionMatrix", "Scores"]
-
 
 @dataclass(frozen=True)
 class Scores:

@@ -1,9 +1,18 @@
 """Networks as files for other runtimes: ONNX, torch.export, AOTInductor, OpenVINO, TensorRT."""
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
-from fassd.export.metadata import DTYPES, FORMATS, OUTPUTS, ExportError, Metadata
+from fassd.export.metadata import (
+    DTYPES,
+    FORMAT_OF,
+    FORMATS,
+    OUTPUTS,
+    SUFFIX_OF,
+    ExportError,
+    Metadata,
+)
 from fassd.export.verify import Verification, verify
-from fassd.export.write import FORMAT_OF, SUFFIX_OF, Exporter, Request, staged
+from fassd.export.write import Exporter, Request
+from fassd.io.files import staged
 
 __all__ = [
     "DTYPES",

@@ -12,23 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fassd.export.metadata import MOST_PIXELS, ExportError
+from fassd.export.metadata import (
+    FORMAT_OF,
+    MOST_LABELS,
+    MOST_PIXELS,
+    SUFFIX_OF,
+    ExportError,
+)
 from fassd.export.network import denormalized, levels, normalized
-from fassd.export.runtimes import SUFFIXES, first_line, open_runtime
+from fassd.export.runtimes import first_line, open_runtime
 from fassd.models.info import NetworkInfo, remember
 from fassd.models.preprocess import MEAN, STD
-
-__all__ = ["ExportedNetwork", "default_device", "is_exported"]
 
 
 def is_exported(model: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a model's name is that of an exported file."""
-    return isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() in SUFFIXES
+    return isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() in FORMAT_OF
 
 
 def default_device(path: str | os.PathLike[str]) -> str:
     """Where a file runs, if nothing is said: engines on the GPU, all others on the CPU."""
-    return "cuda" if Path(path).suffix.lower() in (".engine", ".plan") else "cpu"
+    return "cuda" if Path(path).suffix.lower() in SUFFIX_OF["tensorrt"] else "cpu"
 
 
 class ExportedNetwork(nn.Module):
@@ -92,7 +96,7 @@ class ExportedNetwork(nn.Module):
         Raises:
             ValueError: a size that the file does not take, or a broken result.
         """
-        result = self._call(x)
+        result = self.run(self.prepared(x))
         if self.metadata.output == "logits":
             return result
         return F.one_hot(result.long(), self.num_classes).permute(0, 3, 1, 2).float()
@@ -103,13 +107,12 @@ class ExportedNetwork(nn.Module):
         Raises:
             ValueError: as of `forward`; more than 256 classes.
         """
-        if self.num_classes > 256:
-            raise ValueError(f"uint8 labels are of at most 256 classes, not {self.num_classes}")
-        result = self._call(x)
+        if self.num_classes > MOST_LABELS:
+            raise ValueError(
+                f"uint8 labels are of at most {MOST_LABELS} classes, not {self.num_classes}"
+            )
+        result = self.run(self.prepared(x))
         return result if self.metadata.output == "labels" else result.argmax(1).to(torch.uint8)
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.run(self.prepared(x))
 
     def prepared(self, x: Tensor) -> Tensor:
         """What the file itself takes, on the CPU, for `x` as of `forward`."""
@@ -131,23 +134,16 @@ class ExportedNetwork(nn.Module):
             ValueError: as of `forward`.
         """
         size = tuple(image.shape[1:3] if self.takes_pictures else image.shape[2:])
+        takes, shape = f"{self.path.name} takes pictures of", "{}x{}".format(*size)
         if self.input_size not in (None, size):
-            raise ValueError(
-                "{} takes pictures of {}x{}, got {}x{}".format(
-                    self.path.name, *(self.input_size or ()), *size
-                )
-            )
+            raise ValueError(f"{takes} {'{}x{}'.format(*self.input_size or ())}, got {shape}")
         least = self.metadata.minimum_size
         if min(size) < least:
-            raise ValueError(
-                "{} takes pictures of at least {}x{}, got {}x{}".format(
-                    self.path.name, least, least, *size
-                )
-            )
+            raise ValueError(f"{takes} at least {least}x{least}, got {shape}")
         if self.metadata.batch * math.prod(size) > MOST_PIXELS:
             raise ValueError(
                 f"{self.path.name} takes {self.metadata.batch} pictures at once, of "
-                f"{size[0]}x{size[1]} more than {MOST_PIXELS:,} pixels"
+                f"{shape} more than {MOST_PIXELS:,} pixels"
             )
         # A file takes as many pictures as it was made for; the last group is filled up.
         groups = [self._fixed(group) for group in image.split(self.metadata.batch)]

@@ -5,33 +5,74 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 import fassd
-from fassd.io.palette import ClassInfo
-from fassd.io.untrusted import read_json, shortened, shown
+from fassd.io.palette import LabelClass
+from fassd.io.untrusted import problem, read_json, shortened, shown
 from fassd.models.preprocess import MEAN, STD
-
-__all__ = ["DTYPES", "FORMATS", "KEY", "MOST_PIXELS", "OUTPUTS", "ExportError", "Metadata"]
 
 KEY = "fassd"
 """Under which a file holds its metadata."""
 
-FORMATS = ("onnx", "torch", "aoti", "openvino", "tensorrt")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
+
+
+class Format(NamedTuple):
+    """A kind of file: its endings, what it can compute in, and whether it is a program of
+    PyTorch's, which can hold the operators of `fassd_kernels`."""
+
+    suffixes: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    is_program: bool = False
+
+
+FORMATS = {
+    "onnx": Format((".onnx",), ("float32", "float16", "int8")),
+    "torch": Format((".pt2",), ("float32", "float16", "bfloat16"), is_program=True),
+    "aoti": Format((".pt2",), ("float32", "float16", "bfloat16"), is_program=True),
+    "openvino": Format((".xml",), ("float32", "float16", "int8")),
+    "tensorrt": Format((".engine", ".plan"), DTYPES),
+}
+SUFFIX_OF = {name: each.suffixes for name, each in FORMATS.items()}
+FORMAT_OF = {suffix: name for name in reversed(FORMATS) for suffix in SUFFIX_OF[name]}
+"""What an ending means where no format is given."""
+
 OUTPUTS = ("logits", "labels")
 
-MOST_BATCH = 1024
-MOST_SIDE = 65_535
 MOST_PIXELS = 1 << 27
 """Of a batch: 1.6 GB where they are float32."""
-MOST_CLASSES = 65_536
-MOST_TEXT = 1000
-"""Characters of a name."""
+
+MOST_LABELS = 256
+"""Classes of labels, which have 8 bits."""
+
+Name = Annotated[str, Field(max_length=1000)]
+Side = Annotated[int, Field(strict=True, ge=1, le=65_535)]
+Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
+Level = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+LEVELS = TypeAdapter(tuple[Level, Level, Level])
+CLASS = TypeAdapter(tuple[Name, tuple[Byte, Byte, Byte]])
 
 
 class ExportError(ValueError):
     """A network cannot be exported so, or a file is not what `fassd export` writes."""
+
+
+def _class(entry: Any) -> LabelClass:
+    return LabelClass(*CLASS.validate_python((entry["name"], entry["color"])))
+
+
+Classes = Annotated[
+    tuple[Annotated[LabelClass, BeforeValidator(_class)], ...],
+    Field(min_length=1, max_length=65_536),
+]
+
+
+def _one_of(*words: str) -> Any:
+    """Text that is one of some words."""
+    return Field(pattern=f"^({'|'.join(words)})$")
 
 
 @dataclass(frozen=True)
@@ -55,19 +96,19 @@ class Metadata:
         versions: of the libraries that wrote it.
     """
 
-    format: str
-    variant: str
-    alpha: int
-    weights: str | None
-    classes: tuple[ClassInfo, ...]
-    dtype: str
-    output: str
+    format: Annotated[str, _one_of(*FORMATS)]
+    variant: Name
+    alpha: Side
+    weights: Name | None
+    classes: Classes
+    dtype: Annotated[str, _one_of(*DTYPES)]
+    output: Annotated[str, _one_of(*OUTPUTS)]
     takes_pictures: bool
-    batch: int
-    size: tuple[int, int] | None
-    minimum_size: int
-    backend: str | None
-    versions: dict[str, str]
+    batch: Annotated[Side, Field(le=1024)]
+    size: tuple[Side, Side] | None
+    minimum_size: Side
+    backend: Name | None
+    versions: dict[Name, Name]
 
     @property
     def num_classes(self) -> int:
@@ -121,82 +162,35 @@ class Metadata:
             ExportError: it is something else.
         """
         try:
-            found = cls._from_record(read_json(text))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            record = read_json(text)
+            entry, output = record["input"], record["output"]["name"]
+            pictures = {"NHWC": True, "NCHW": False}[entry["layout"]]
+            batch, *sides = entry["shape"]
+            *size, channels = sides if pictures else (*sides[1:], sides[0])
+            for name in ("mean", "std"):
+                LEVELS.validate_python(entry[name])
+            found: Metadata = TypeAdapter(cls).validate_python(
+                {
+                    **record,
+                    "output": output,
+                    "takes_pictures": pictures,
+                    "batch": batch,
+                    "size": None if size == [-1, -1] else size,
+                    "minimum_size": entry["minimum_size"],
+                }
+            )
+            if channels != 3 or found.batch * math.prod(found.size or ()) > MOST_PIXELS:
+                raise ValueError(
+                    f"shape must have 3 channels and at most {MOST_PIXELS:,} pixels, "
+                    f"got {shown(entry['shape'])}"
+                )
+            if output == "labels" and found.num_classes > MOST_LABELS:
+                raise ValueError(f"labels are of {MOST_LABELS} classes, not {found.num_classes}")
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, ValidationError):
+                reason = problem(error)
             raise ExportError(
-                f"its metadata is not what fassd {fassd.__version__} writes "
-                f"({type(error).__name__}: {shortened(str(error))})"
+                f"its metadata is not what fassd {fassd.__version__} writes ({shortened(reason)})"
             ) from error
-        known = found.format in FORMATS and found.dtype in DTYPES and found.output in OUTPUTS
-        if not known:
-            raise ExportError(
-                f"its metadata tells of format {shown(found.format)}, dtype {shown(found.dtype)} "
-                f"and output {shown(found.output)}"
-            )
         return found
-
-    @classmethod
-    def _from_record(cls, record: dict[str, Any]) -> Metadata:
-        entry, output = record["input"], _text(record["output"], "name")
-        pictures = _text(entry, "layout") == "NHWC"
-        batch, *sides = entry["shape"]
-        height, width, channels = sides if pictures else (*sides[1:], sides[0])
-        size = None
-        if [height, width] != [-1, -1]:
-            size = (_whole(height, "height", MOST_SIDE), _whole(width, "width", MOST_SIDE))
-        batch = _whole(batch, "batch", MOST_BATCH)
-        if channels != 3 or (size and batch * size[0] * size[1] > MOST_PIXELS):
-            raise ValueError(
-                f"shape must have 3 channels and at most {MOST_PIXELS:,} pixels, "
-                f"got {shown(entry['shape'])}"
-            )
-        for name in ("mean", "std"):
-            if len(entry[name]) != 3 or not all(_is_level(level) for level in entry[name]):
-                raise ValueError(f"{name} must be three finite numbers, got {shown(entry[name])}")
-        most = 256 if output == "labels" else MOST_CLASSES
-        _whole(len(record["classes"]), "the number of classes", most)
-        return cls(
-            format=_text(record, "format"),
-            variant=_text(record, "variant"),
-            alpha=_whole(record["alpha"], "alpha", MOST_SIDE),
-            weights=None if record["weights"] is None else _text(record, "weights"),
-            classes=tuple(
-                ClassInfo(_text(entry, "name"), _color(entry["color"]))
-                for entry in record["classes"]
-            ),
-            dtype=_text(record, "dtype"),
-            output=output,
-            takes_pictures=pictures,
-            batch=batch,
-            size=size,
-            minimum_size=_whole(entry["minimum_size"], "minimum_size", MOST_SIDE),
-            backend=None if record["backend"] is None else _text(record, "backend"),
-            versions={name: _text(record["versions"], name) for name in record["versions"]},
-        )
-
-
-def _text(record: dict[str, Any], name: str) -> str:
-    value = record[name]
-    if not isinstance(value, str) or len(value) > MOST_TEXT:
-        raise ValueError(
-            f"{shortened(name, 40)} must be text of at most {MOST_TEXT:,} characters, "
-            f"got {shown(value)}"
-        )
-    return value
-
-
-def _whole(value: object, name: str, most: int) -> int:
-    if type(value) is not int or not 1 <= value <= most:
-        raise ValueError(f"{name} must be a whole number from 1 to {most:,}, got {shown(value)}")
-    return value
-
-
-def _is_level(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _color(levels: list[int]) -> tuple[int, int, int]:
-    if len(levels) != 3 or not all(type(it) is int and 0 <= it <= 255 for it in levels):
-        raise ValueError(f"color must be three whole numbers of 0 to 255, got {shown(levels)}")
-    red, green, blue = levels
-    return red, green, blue

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import MEAN, STD
 
-__all__ = ["Deployed", "denormalized", "example_input", "free_sides", "levels", "normalized"]
+Pictures: TypeAlias = Sequence[npt.NDArray[np.uint8]]
 
 
 class Deployed(nn.Module):
@@ -85,3 +87,13 @@ def example_input(preprocess: bool, batch: int, size: tuple[int, int]) -> Tensor
     if preprocess:
         return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=generator)
     return torch.randn(batch, 3, *size, generator=generator)
+
+
+def groups(pictures: Pictures, batch: int) -> Iterator[list[npt.NDArray[np.uint8]]]:
+    """Pictures of one size in whole batches, those at the front once more if need be; of several
+    sizes, one by one."""
+    if len({picture.shape for picture in pictures}) > 1:
+        yield from ([picture] for picture in pictures)
+        return
+    for first in range(0, len(pictures), batch):
+        yield [pictures[i % len(pictures)] for i in range(first, first + batch)]

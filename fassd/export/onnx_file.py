@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ import torch
 
 from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.network import Deployed, example_input, free_sides
-from fassd.export.packages import need
-
-__all__ = ["OPSETS", "onnx_model", "quantized", "quiet_exporter"]
+from fassd.io.packages import need, quiet
 
 OPSETS = range(16, 26)
 """Versions of ONNX's operators that can be asked for; the exporter's own choice is 20."""
@@ -66,7 +63,7 @@ def onnx_model(
     assert program is not None
     model = program.model_proto
     if free is not None:
-        name_sides(model, sorted(free[0]))
+        _name_sides(model, sorted(free[0]))
     reached = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     if opset is not None and reached != opset:
         raise ExportError(f"opset {opset} cannot be reached: the network needs {reached}")
@@ -76,7 +73,7 @@ def onnx_model(
     return model
 
 
-def name_sides(model: Any, axes: Sequence[int]) -> None:
+def _name_sides(model: Any, axes: Sequence[int]) -> None:
     """Call the free sides of the input height and width, wherever they occur."""
     (image,) = model.graph.input
     dims = image.type.tensor_type.shape.dim
@@ -147,18 +144,7 @@ def quantized(
     return result
 
 
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> AbstractContextManager[None]:
     """The exporter without its warnings: it misses torchvision, which is not needed here, warns of
     PyTorch's own ways, and tells of conversions that failed, which `onnx_model` reports."""
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    before = [log.level for log in logs]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for log in logs:
-                log.setLevel(logging.CRITICAL)
-            yield
-    finally:
-        for log, level in zip(logs, before, strict=True):
-            log.setLevel(level)
+    return quiet(logging.CRITICAL, "torch.onnx", "onnxscript")

@@ -9,9 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from fassd.export.metadata import KEY, ExportError, Metadata
-from fassd.export.packages import need
-
-__all__ = ["write_openvino"]
+from fassd.io.packages import need
 
 
 def write_openvino(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from torch import fx
 
 from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.export.network import Deployed, example_input, free_sides
-
-__all__ = ["EXTRA_FILE", "smallest_side", "traced", "write_aoti", "write_program"]
+from fassd.io.packages import quiet
 
 EXTRA_FILE = f"{KEY}.json"
 PORTABLE = "x86-64-v3"
@@ -52,8 +50,8 @@ def write_program(program: Any, metadata: Metadata, path: Path) -> None:
     """Write a torch.export program, without its example input."""
     example, program._example_inputs = program._example_inputs, None
     try:
-        with warnings.catch_warnings(), path.open("wb") as file:
-            warnings.simplefilter("ignore")  # what it says of shared storage is about itself
+        # Its warnings are of its own shared storage.
+        with quiet(logging.WARNING), path.open("wb") as file:
             torch.export.save(program, file, extra_files={EXTRA_FILE: metadata.to_json()})
     finally:
         program._example_inputs = example
@@ -72,12 +70,8 @@ def write_aoti(program: Any, metadata: Metadata, path: Path) -> None:
         settings |= {"cpp.simdlen": 256}
         if hasattr(torch._inductor.config.cpp, "march"):
             settings["cpp.march"] = PORTABLE
-    log = logging.getLogger("torch._inductor")
-    before = log.level
-    log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet(logging.ERROR, "torch._inductor"):
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=settings
             )
@@ -86,5 +80,3 @@ def write_aoti(program: Any, metadata: Metadata, path: Path) -> None:
         raise ExportError(
             f"AOTInductor failed ({reason}); it needs a C++ compiler (g++, or CXX=...)"
         ) from error
-    finally:
-        log.setLevel(before)

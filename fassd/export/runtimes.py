@@ -16,20 +16,17 @@ import numpy.typing as npt
 import torch
 
 from fassd.export.metadata import KEY, ExportError, Metadata
-from fassd.export.packages import need
 from fassd.export.program import EXTRA_FILE
 from fassd.export.tensorrt_file import sidecar
+from fassd.io.packages import need, quiet
 from fassd.io.untrusted import read_json, read_text, shortened, shown
 from fassd.models.tensor_files import CheckpointError, check_weights, damaged_record
 
-__all__ = ["RUNTIMES", "SUFFIXES", "Run", "first_line", "is_installed", "open_runtime"]
+__all__ = ["RUNTIMES", "Run", "first_line", "is_installed", "open_runtime"]
 
 Array = npt.NDArray[Any]
 Run = Callable[[Array], Array]
 Opened = tuple[Metadata, Run]
-
-SUFFIXES = (".onnx", ".pt2", ".xml", ".engine", ".plan")
-"""Endings of exported files."""
 
 MOST_JSON = 1 << 24
 """Characters of metadata."""
@@ -111,11 +108,19 @@ def torch_file(path: Path, device: torch.device) -> Opened:
     if device.type != "cpu":
         raise ExportError("its program is made for the CPU: device must be cpu")
     if metadata.backend is not None:
-        load_operators(metadata)
+        from fassd_kernels.ops import CPU_MISSING  # registers the operators
+
+        if CPU_MISSING is not None:
+            raise ExportError(
+                f"it calls the operators of fassd_kernels ({metadata.backend}), which are missing "
+                f"here ({CPU_MISSING}); export with --backend reference for a file that needs none"
+            )
     call: Any
     try:
         if metadata.format == "aoti":
-            call = load_package(path)
+            # Without the loader's warning that it was made for less than this CPU has.
+            with quiet(logging.ERROR, "torch.export.pt2_archive._package"):
+                call = torch._inductor.aoti_load_package(str(path))
         else:
             program = torch.export.load(str(path))
             dtypes = {key: value.dtype for key, value in program.state_dict.items()}
@@ -139,28 +144,6 @@ def _member(archive: zipfile.ZipFile, name: str) -> str:
     if (size := archive.getinfo(name).file_size) > MOST_JSON:
         raise ValueError(f"{shown(name)} has {size:,} bytes, at most {MOST_JSON:,} are read")
     return archive.read(name).decode()
-
-
-def load_package(path: Path) -> Any:
-    """The package, without the loader's warning that it was made for less than this CPU has."""
-    log = logging.getLogger("torch.export.pt2_archive._package")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        return torch._inductor.aoti_load_package(str(path))
-    finally:
-        log.setLevel(before)
-
-
-def load_operators(metadata: Metadata) -> None:
-    """Register the C++ operators that a file calls."""
-    from fassd_kernels.ops import CPU_MISSING
-
-    if CPU_MISSING is not None:
-        raise ExportError(
-            f"it calls the operators of fassd_kernels ({metadata.backend}), which are missing here "
-            f"({CPU_MISSING}); export with --backend reference for a file that needs none"
-        )
 
 
 def tensorrt(path: Path, device: torch.device) -> Opened:
@@ -223,8 +206,8 @@ def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
     """Load a file.
 
     Args:
-        path: of an ending in `SUFFIXES`.
-        runtime: of `RUNTIMES`, or "auto".
+        path: of an ending in `RUNTIMES`.
+        runtime: of the ending's in `RUNTIMES`, or "auto".
         device: where it runs.
 
     Raises:
@@ -236,7 +219,7 @@ def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
         raise FileNotFoundError(f"{path}: no such file")
     known = RUNTIMES.get(path.suffix.lower())
     if known is None:
-        raise ExportError(f"{path}: an exported file ends in {', '.join(SUFFIXES)}")
+        raise ExportError(f"{path}: an exported file ends in {', '.join(RUNTIMES)}")
     if runtime != "auto" and runtime not in known:
         raise ExportError(
             f"{path}: backend must be auto or {' or '.join(known)} for a {path.suffix} file, "

@@ -9,10 +9,11 @@ from typing import Any
 
 from fassd.export.metadata import ExportError, Metadata
 
-__all__ = ["build_engine", "profile_of", "sidecar", "trtexec"]
-
 # Height and width that an engine for any size is made for: smallest, best, largest.
 PROFILE = ((256, 512), (1024, 2048), (2048, 4096))
+
+PRECISION = {"float32": (), "float16": ("FP16",), "bfloat16": ("BF16",), "int8": ("INT8", "FP16")}
+"""Flags of what an engine may compute in beside float32; float32 itself is without TF32."""
 
 
 def sidecar(path: Path) -> Path:
@@ -33,9 +34,7 @@ def profile_of(metadata: Metadata) -> list[tuple[int, ...]] | None:
 def trtexec(onnx: Path, engine: Path, metadata: Metadata) -> str:
     """The command that builds the engine where TensorRT is."""
     words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={engine}"]
-    words += {"float16": ["--fp16"], "bfloat16": ["--bf16"], "int8": ["--int8", "--fp16"]}.get(
-        metadata.dtype, ["--noTF32"]
-    )
+    words += [f"--{flag.lower()}" for flag in PRECISION[metadata.dtype]] or ["--noTF32"]
     for option, shape in zip(("min", "opt", "max"), profile_of(metadata) or (), strict=False):
         words.append(f"--{option}Shapes=image:{'x'.join(map(str, shape))}")
     return shlex.join(words)
@@ -64,7 +63,10 @@ def build_engine(
     if not parser.parse(model):
         raise ExportError(f"TensorRT cannot read the network: {parser.get_error(0).desc()}")
     settings = builder.create_builder_config()
-    set_precision(trt, settings, dtype)
+    for flag in PRECISION[dtype]:
+        settings.set_flag(getattr(trt.BuilderFlag, flag))
+    if not PRECISION[dtype]:
+        settings.clear_flag(trt.BuilderFlag.TF32)
     if profile is not None:
         range_ = builder.create_optimization_profile()
         range_.set_shape(network.get_input(0).name, *profile)
@@ -73,15 +75,3 @@ def build_engine(
     if plan is None:
         raise ExportError("TensorRT built no engine")
     return bytes(plan)
-
-
-def set_precision(trt: Any, settings: Any, dtype: str) -> None:
-    flags = trt.BuilderFlag
-    if dtype == "float32":
-        settings.clear_flag(flags.TF32)
-    elif dtype == "bfloat16":
-        settings.set_flag(flags.BF16)
-    else:
-        settings.set_flag(flags.FP16)
-        if dtype == "int8":
-            settings.set_flag(flags.INT8)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from fassd.evaluation.agreement import LABELS_LIMIT, LOGITS_LIMIT, agreement_of
 from fassd.export.exported import ExportedNetwork
+from fassd.export.network import Pictures, groups
 from fassd.models.preprocess import normalize
-
-__all__ = ["LABELS_LIMIT", "LOGITS_LIMIT", "Verification", "verify"]
-
-Pictures = Sequence[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -62,16 +57,6 @@ class Verification:
             "max_relative_difference_limit": self.logits_limit,
             "passed": self.passed,
         }
-
-
-def groups(pictures: Pictures, batch: int) -> Iterator[list[npt.NDArray[np.uint8]]]:
-    """Pictures of one size in whole batches, those at the front once more if need be; of several
-    sizes, one by one."""
-    if len({picture.shape for picture in pictures}) > 1:
-        yield from ([picture] for picture in pictures)
-        return
-    for first in range(0, len(pictures), batch):
-        yield [pictures[i % len(pictures)] for i in range(first, first + batch)]
 
 
 def verify(

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata as packages
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +14,19 @@ import torch
 from torch import nn
 
 import fassd
-from fassd.export.metadata import DTYPES, FORMATS, OUTPUTS, ExportError, Metadata
-from fassd.export.network import Deployed
-from fassd.io.palette import ClassInfo, classes_of, labels_by_name
+from fassd.export.metadata import FORMATS, MOST_LABELS, OUTPUTS, ExportError, Metadata
+from fassd.export.network import Deployed, Pictures, groups
+from fassd.export.onnx_file import onnx_model, quantized
+from fassd.export.openvino_file import write_openvino
+from fassd.export.program import smallest_side, traced, write_aoti, write_program
+from fassd.export.tensorrt_file import build_engine, profile_of, sidecar
+from fassd.io.palette import LabelClass, classes_of, labels_by_name
 from fassd.models.preprocess import normalize
 from fassd.models.zoo import create_model, settled
 
-__all__ = ["FORMAT_OF", "SUFFIX_OF", "Exporter", "Request", "staged"]
-
-SUFFIX_OF = {
-    "onnx": (".onnx",),
-    "torch": (".pt2",),
-    "aoti": (".pt2",),
-    "openvino": (".xml",),
-    "tensorrt": (".engine", ".plan"),
-}
-"""What a file of each format ends in."""
-
-FORMAT_OF = {".onnx": "onnx", ".pt2": "torch", ".xml": "openvino"} | dict.fromkeys(
-    SUFFIX_OF["tensorrt"], "tensorrt"
-)
-"""What an ending means where no format is given."""
-
-DTYPES_OF = {
-    "onnx": ("float32", "float16", "int8"),
-    "torch": ("float32", "float16", "bfloat16"),
-    "aoti": ("float32", "float16", "bfloat16"),
-    "openvino": ("float32", "float16", "int8"),
-    "tensorrt": DTYPES,
-}
-PROGRAMS = ("torch", "aoti")
-"""Formats of PyTorch's own, which can hold our operators."""
-
 BACKENDS = ("auto", "cpu", "reference")
-MAX_LABELS = 256
 TRACED_AT = (512, 1024)
 """Size that a network for any size is traced at."""
-
-Pictures = Sequence[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +39,7 @@ class Request:
         weights, num_classes, alpha: as of `fassd.create_model`; None becomes what it stands for.
         size: (H, W), or None for any size.
         batch: pictures of a call.
-        dtype: of `DTYPES_OF` the format; inputs and outputs stay float32 or uint8.
+        dtype: of the format's; inputs and outputs stay float32 or uint8.
         output: "logits" or "labels".
         preprocess: take uint8 RGB (N, H, W, 3) and normalise inside.
         backend: for "torch" and "aoti", of `BACKENDS`. With "cpu", or "auto" where they are built,
@@ -96,7 +66,7 @@ class Request:
     preprocess: bool = False
     backend: str = "reference"
     opset: int | None = None
-    classes: tuple[ClassInfo, ...] = field(default=(), repr=False)
+    classes: tuple[LabelClass, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         for name, value, accepted in (
@@ -105,7 +75,7 @@ class Request:
         ):
             if value not in accepted:
                 raise ExportError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
-        dtypes = DTYPES_OF[self.format]
+        _, dtypes, is_program = FORMATS[self.format]
         if self.dtype not in dtypes:
             raise ExportError(
                 f"dtype must be {', '.join(dtypes)} for {self.format}, got {self.dtype!r}"
@@ -113,17 +83,17 @@ class Request:
         _, count, alpha = settled(self.weights, self.model, self.num_classes, self.alpha)
         object.__setattr__(self, "num_classes", count)
         object.__setattr__(self, "alpha", alpha)
-        if self.output == "labels" and count > MAX_LABELS:
+        if self.output == "labels" and count > MOST_LABELS:
             raise ExportError(
-                f"labels are uint8, for at most {MAX_LABELS} classes, and the network has "
+                f"labels are uint8, for at most {MOST_LABELS} classes, and the network has "
                 f"{count}: export logits"
             )
-        if self.format in PROGRAMS and self.backend not in BACKENDS:
+        if is_program and self.backend not in BACKENDS:
             raise ExportError(
                 f"backend must be {', '.join(BACKENDS)} for {self.format}, whose programs are made "
                 f"for the CPU, got {self.backend!r}"
             )
-        if self.format not in PROGRAMS and self.backend not in ("auto", "reference"):
+        if not is_program and self.backend not in ("auto", "reference"):
             raise ExportError(
                 f"backend has no part in {self.format}, whose operators are standard ones: leave "
                 f"it away, got {self.backend!r}"
@@ -137,17 +107,14 @@ class Request:
         if self.classes and len(self.classes) != self.num_classes:
             raise ExportError(f"{len(self.classes)} classes for a network of {self.num_classes}")
 
-    @property
-    def operators(self) -> bool:
-        """Whether the operators of `fassd_kernels` are wanted in the file."""
-        return self.format in PROGRAMS and self.backend != "reference"
-
 
 class Exporter:
     """Builds the network of a request, and writes it.
 
     Attributes:
         source: the plain network in float32, in eval mode; what a file is compared with.
+        network: what is traced, in `deployed`: the source, a copy in 16 bits, or a fused one.
+        traced_at: (H, W) of the example.
         metadata: what the file will tell.
 
     Raises:
@@ -166,7 +133,11 @@ class Exporter:
         if request.size is not None and min(request.size) < minimum:
             height, width = request.size
             raise ExportError(f"size must be at least {minimum}x{minimum}, got {height}x{width}")
+        self.traced_at = request.size or TRACED_AT
         self.network, backend = self._network()
+        self.deployed = Deployed(
+            self.network, preprocess=request.preprocess, output=request.output
+        ).eval()
         self.metadata = Metadata(
             format=request.format,
             variant=request.model,
@@ -183,7 +154,7 @@ class Exporter:
             versions=versions(),
         )
 
-    def _classes(self) -> tuple[ClassInfo, ...]:
+    def _classes(self) -> tuple[LabelClass, ...]:
         """The request's classes, in the order of the network's where its names are known."""
         wanted = self.request.classes or classes_of(self.source)
         places = labels_by_name(self.source, [info.name for info in wanted])
@@ -191,26 +162,22 @@ class Exporter:
 
     def _network(self) -> tuple[nn.Module, str | None]:
         """The network to trace, and the backend that it calls."""
-        request = self.request
+        import fassd_kernels
+
+        request, missing = self.request, fassd_kernels.ops.CPU_MISSING
         # OpenVINO narrows the weights itself, TensorRT whatever it likes; int8 starts in float32.
         kept = request.dtype == "int8" or request.format in ("openvino", "tensorrt")
         dtype = torch.float32 if kept else getattr(torch, request.dtype)
-        if not request.operators:
-            return self._plain(dtype), None
-        import fassd_kernels
-
-        missing = fassd_kernels.ops.CPU_MISSING
-        if missing is not None:
-            if request.backend == "auto":
-                return self._plain(dtype), None
+        fused = FORMATS[request.format].is_program and request.backend != "reference"
+        if fused and missing is not None and request.backend != "auto":
             raise ExportError(f"the C++ operators are missing ({missing}): --backend reference")
+        if not fused or missing is not None:
+            if dtype == torch.float32:
+                return self.source, None
+            return copy.deepcopy(self.source).to(dtype), None
         fast = fassd_kernels.accelerate(self.source, dtype=dtype, backend=request.backend)
-        example = torch.zeros(1, 3, *(request.size or TRACED_AT), dtype=dtype)
+        example = torch.zeros(1, 3, *self.traced_at, dtype=dtype)
         return fassd_kernels.freeze(fast, (example,)), "cpu"
-
-    def _plain(self, dtype: torch.dtype) -> nn.Module:
-        """The network in another type; the source stays in float32."""
-        return self.source if dtype == torch.float32 else copy.deepcopy(self.source).to(dtype)
 
     def onnx(self, calibration: Pictures = ()) -> Any:
         """The network as an `onnx.ModelProto`.
@@ -222,15 +189,11 @@ class Exporter:
             ExportError: int8 without pictures, or an opset that cannot be had.
             ImportError: a package is missing.
         """
-        from fassd.export.onnx_file import onnx_model, quantized
-
         request = self.request
-        deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
-        size = request.size or TRACED_AT
         # TensorRT makes 16 bits of a float32 graph.
         dtype = request.dtype if request.format == "onnx" or request.dtype == "int8" else "float32"
         data = replace(self.metadata, format="onnx", dtype=dtype)
-        model = onnx_model(deployed.eval(), data, size, request.opset)
+        model = onnx_model(self.deployed, data, self.traced_at, request.opset)
         if request.dtype == "int8" and request.format != "openvino":
             symmetric = request.format == "tensorrt"
             model = quantized(model, data, self._batches(calibration), symmetric=symmetric)
@@ -240,10 +203,11 @@ class Exporter:
         """Inputs of the network from pictures, as many as fill whole batches."""
         if not calibration:
             raise ExportError("int8 needs pictures to calibrate with: --calibration")
-        images = [p if self.request.preprocess else normalize(p) for p in calibration]
-        n = self.request.batch
-        whole = list(islice(cycle(images), -(-len(images) // n) * n))
-        return [np.stack(whole[i : i + n]) for i in range(0, len(whole), n)]
+        pictures = self.request.preprocess
+        return [
+            np.stack([picture if pictures else normalize(picture) for picture in group])
+            for group in groups(calibration, self.request.batch)
+        ]
 
     def write(self, path: Path, calibration: Pictures = ()) -> None:
         """Write the file, or files, at once; nothing checks them, and nothing is renamed.
@@ -256,11 +220,8 @@ class Exporter:
             ExportError, ImportError: as of `onnx`; a program that cannot be traced or compiled.
         """
         request, data = self.request, self.metadata
-        if request.format in PROGRAMS:
-            from fassd.export.program import smallest_side, traced, write_aoti, write_program
-
-            deployed = Deployed(self.network, preprocess=request.preprocess, output=request.output)
-            program = traced(deployed.eval(), data, request.size or TRACED_AT)
+        if FORMATS[request.format].is_program:
+            program = traced(self.deployed, data, self.traced_at)
             least = max(data.minimum_size, smallest_side(program))
             data = self.metadata = replace(data, minimum_size=least)
             write = write_program if request.format == "torch" else write_aoti
@@ -270,13 +231,9 @@ class Exporter:
         if request.format == "onnx":
             path.write_bytes(model.SerializeToString())
         elif request.format == "openvino":
-            from fassd.export.openvino_file import write_openvino
-
             batches = self._batches(calibration) if request.dtype == "int8" else None
             write_openvino(model, data, path, batches)
         else:
-            from fassd.export.tensorrt_file import build_engine, profile_of, sidecar
-
             plan = build_engine(model.SerializeToString(), request.dtype, profile_of(data))
             path.write_bytes(plan)
             sidecar(path).write_text(data.to_json())
@@ -291,17 +248,3 @@ def versions() -> dict[str, str]:
         except packages.PackageNotFoundError:
             continue
     return found
-
-
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A path of the same name in a hidden folder beside it.
-
-    When the block ends well, what was written there takes its final name, `path` last.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        inside = Path(folder) / path.name
-        yield inside
-        for written in sorted(Path(folder).iterdir(), key=lambda each: each == inside):
-            os.replace(written, path.with_name(written.name))

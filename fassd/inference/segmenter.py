@@ -15,16 +15,21 @@ from PIL import Image
 from torch import nn
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
-from fassd.io.images import MAX_PIXELS, ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.io.images import (
+    MAX_PIXELS,
+    ImageError,
+    array_to_rgb,
+    pil_to_rgb,
+    read_image,
+    resized,
+)
 from fassd.io.levels import Range, as_range
-from fassd.io.palette import ClassInfo, classes_of
+from fassd.io.palette import LabelClass, classes_of
 from fassd.models import create_model, load, load_checkpoint
 from fassd.models.device import pick_device
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize
 from fassd.models.zoo import is_weights_file, settled
-
-__all__ = ["ImageLike", "Segmenter", "accelerated", "to_rgb"]
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
 Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
@@ -109,10 +114,11 @@ class Segmenter:
         self.size = size
         self.model = accelerated(network, backend, dtype)
         # What the network holds, not what was asked: an accelerated one may keep other buffers.
-        self.device, self.dtype = _home(self.model, dtype)
+        first = next(self.model.parameters(), torch.empty(0))
+        self.device, self.dtype = first.device, dtype or first.dtype
 
     @property
-    def classes(self) -> tuple[ClassInfo, ...]:
+    def classes(self) -> tuple[LabelClass, ...]:
         """Names and colours of the labels, as `fassd.io.palette.classes_of`."""
         return classes_of(self.model)
 
@@ -195,9 +201,7 @@ class Segmenter:
             except ImageError as error:
                 raise ImageError(f"{prefix}{error}") from error
         height, width = picture.shape[:2]
-        if self.size is not None and self.size != (height, width):
-            resized = Image.fromarray(picture).resize(self.size[::-1], Image.Resampling.BILINEAR)
-            picture = np.asarray(resized)
+        picture = resized(picture, self.size or (height, width))
         if getattr(self.model, "takes_pictures", False):
             return torch.tensor(picture)[None], (height, width)
         batch = torch.from_numpy(normalize(picture))[None].to(self.device, self.dtype)
@@ -305,12 +309,10 @@ def _check_file(
     own = network.metadata.dtype
     if dtype not in (None, torch.float32) and str(dtype).removeprefix("torch.") != own:
         raise ValueError(f"{path} computes in {own}, asked for was {dtype}: export it anew")
-    if size is not None and network.input_size not in (None, size):
-        raise ValueError(
-            "{} takes pictures of {}x{} alone, asked for were {}x{}".format(
-                path, *(network.input_size or ()), *size
-            )
-        )
+    only = network.input_size
+    if size is not None and only not in (None, size):
+        shapes = ["{}x{}".format(*each or ()) for each in (only, size)]
+        raise ValueError(f"{path} takes pictures of {shapes[0]} alone, asked for were {shapes[1]}")
 
 
 def _check_alone(path: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> None:
@@ -358,9 +360,3 @@ def _network(
     # `to` moves a module in place, so one that has to move is copied first.
     moves = any(tensor.device != torch.device(device) for tensor in network.parameters())
     return copy.deepcopy(network).to(device) if moves else network
-
-
-def _home(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of the network's input."""
-    first = next(model.parameters(), torch.empty(0))
-    return first.device, dtype or first.dtype

@@ -11,20 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fassd.io.images import replacing
+from fassd.io.files import replacing
 from fassd.io.palette import Draw, drawing, palette
 from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
 from fassd.io.video.writer import FORMATS, VideoWriter, check_codec
 
-__all__ = ["VIEWS", "Summary", "View", "segment_video"]
-
 View = Literal["overlay", "labels", "side-by-side"]
-VIEWS: tuple[View, ...] = get_args(View)
 
 DEPTH = 4  # frames that wait between two stages
 POLL = 0.1  # seconds after which a waiting stage looks whether it should stop
@@ -55,7 +52,7 @@ class Summary:
     size: tuple[int, int] = (0, 0)
     seconds: float = 0.0
     busy: dict[str, float] = field(
-        default_factory=lambda: {"decode": 0.0, "network": 0.0, "encode": 0.0}
+        default_factory=lambda: dict.fromkeys(("decode", "network", "encode"), 0.0)
     )
     dropped: int = 0
     trouble: Trouble = field(default_factory=Trouble)

@@ -8,24 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-__all__ = [
-    "FILE_ENDINGS",
-    "SUFFIXES",
-    "VIDEO_SUFFIXES",
-    "check_file",
-    "check_folder",
-    "folders_below",
-    "names_file",
-    "regular",
-    "replacing",
-]
+from fassd.models.replacing import replacing as replacing
 
 # fmt: off
 SUFFIXES = frozenset((
@@ -54,16 +42,17 @@ FILE_ENDINGS = SUFFIXES | VIDEO_SUFFIXES | {
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the name `path` when the block ends well, and vanishes otherwise."""
+def staged(path: Path) -> Iterator[Path]:
+    """A path of the same name in a hidden folder beside it.
+
+    When the block ends well, what was written there takes its final name, `path` last.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        inside = Path(folder) / path.name
+        yield inside
+        for written in sorted(Path(folder).iterdir(), key=lambda each: each == inside):
+            os.replace(written, path.with_name(written.name))
 
 
 def regular(path: str | os.PathLike[str], flags: int) -> int:

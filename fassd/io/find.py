@@ -12,20 +12,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from fassd.io.files import SUFFIXES, VIDEO_SUFFIXES, folders_below
-from fassd.io.finished import Results
+from fassd.io.finished import WrittenFiles
 from fassd.io.images import ImageError
-
-__all__ = [
-    "CAMERA",
-    "SEQUENCE",
-    "URL",
-    "VIDEO_SUFFIXES",
-    "PictureFile",
-    "Video",
-    "find_pictures",
-    "find_sources",
-    "sequence_files",
-]
 
 CAMERA = re.compile(r"camera:(\d+)")
 URL = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt|rtp)://.+", re.IGNORECASE)
@@ -78,7 +66,7 @@ def find_sources(
         moving = picture.path.suffix.lower() in VIDEO_SUFFIXES
         found.append(Video(str(picture.path), picture.name) if moving else picture)
     taken = {each.name.casefold() for each in found}
-    return [*(Video(source, free_name(_name(source), taken)) for source in named), *found]
+    return [*(Video(source, _free_name(_name(source), taken)) for source in named), *found]
 
 
 def sequence_files(pattern: str) -> list[tuple[int, Path]]:
@@ -125,7 +113,7 @@ def find_pictures(
     * A file is taken whatever its ending.
     * A folder is searched with its subfolders, and its tree is kept in the output names. Hidden
       files, files without a picture's ending (`suffixes`) and files that `fassd predict` wrote
-      itself, as the record beside them tells (`fassd.io.finished.Results`), are passed over.
+      itself, as the record beside them tells (`fassd.io.finished.WrittenFiles`), are passed over.
     * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched likewise; its pictures keep their
       own name alone. A part of it that exists as it is written stands for itself, and `**`
       searches a folder once, however many links lead to it.
@@ -148,7 +136,7 @@ def find_pictures(
     seen: set[Path] = set()
     taken: set[str] = set()
     passed: set[Path] = set()
-    results = Results()
+    results = WrittenFiles()
     for source in sources:
         try:
             found = _expand(os.fspath(source), report, suffixes, results, passed)
@@ -160,7 +148,7 @@ def find_pictures(
             if identity in seen:
                 continue
             seen.add(identity)
-            pictures.append(PictureFile(path, free_name(name, taken)))
+            pictures.append(PictureFile(path, _free_name(name, taken)))
     if onresult is not None:
         for path in sorted(passed):
             onresult(path)
@@ -175,7 +163,7 @@ def _expand(
     source: str,
     report: Callable[[ImageError], object],
     suffixes: Set[str],
-    results: Results,
+    results: WrittenFiles,
     passed: set[Path],
 ) -> list[tuple[Path, str]]:
     """The pictures of one source, each with the output name it would like to have.
@@ -255,7 +243,7 @@ def _natural_key(text: str) -> list[tuple[int, int, str]]:
     return [*key, (1, 0, text)]
 
 
-def free_name(name: str, taken: set[str]) -> str:
+def _free_name(name: str, taken: set[str]) -> str:
     """`name`, or the first of `name-2`, `name-3`, ... that no other picture has (in any case)."""
     number, free = 1, name
     while free.casefold() in taken:

@@ -12,8 +12,6 @@ from typing import Any
 
 from fassd.io.files import regular
 
-__all__ = ["OUTPUT_ENDINGS", "RECORD", "VIDEO_ENDINGS", "Record", "Results", "stamp"]
-
 RECORD = ".fassd-predict.jsonl"
 """Name of the record in an output folder: one JSON object a line, the last of a name counts."""
 
@@ -84,7 +82,7 @@ class Record:
             file.write(f"\n{line}\n".encode())
 
 
-class Results:
+class WrittenFiles:
     """The files that `fassd predict` wrote, as the records in the folders around them tell.
 
     `file in results` asks; each record is read once.

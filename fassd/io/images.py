@@ -49,6 +49,7 @@ __all__ = [
     "pil_to_rgb",
     "read_image",
     "replacing",
+    "resized",
     "unreadable_because",
     "write_image",
     "written_suffixes",
@@ -348,6 +349,14 @@ def _opaque(image: Image.Image) -> npt.NDArray[np.uint8]:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (*BACKGROUND, 255)), layer)
     return np.array(image.convert("RGB"))
+
+
+def resized(picture: npt.NDArray[np.uint8], size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """A picture, (H, W, 3) uint8, at another size (H, W), bilinear and antialiased."""
+    if size == picture.shape[:2]:
+        return picture
+    height, width = size
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
 
 
 # ---------------------------------------------------------------------------------------- writing

@@ -15,17 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-__all__ = [
-    "Range",
-    "as_range",
-    "empty_bits",
-    "has_high_bytes",
-    "stored",
-    "stretch",
-    "to_levels",
-    "told",
-]
-
 Range: TypeAlias = tuple[float, float] | Literal["auto"] | None
 
 # ------------------------------------------------------------------------------------------ ranges

@@ -11,29 +11,14 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "CITYSCAPES",
-    "IGNORE",
-    "ClassInfo",
-    "class_names",
-    "classes_of",
-    "colorize",
-    "default_classes",
-    "drawing",
-    "labels_by_name",
-    "overlay",
-    "palette",
-]
-
 IGNORE = 255
 """Label of a pixel that belongs to no class; drawn black."""
-
 
 NAMED = 6
 """How many names of a list an error spells out before it only counts."""
 
 
-class ClassInfo(NamedTuple):
+class LabelClass(NamedTuple):
     """One class: its name and its RGB colour."""
 
     name: str
@@ -41,25 +26,25 @@ class ClassInfo(NamedTuple):
 
 
 CITYSCAPES = (
-    ClassInfo("road", (128, 64, 128)),
-    ClassInfo("sidewalk", (244, 35, 232)),
-    ClassInfo("building", (70, 70, 70)),
-    ClassInfo("wall", (102, 102, 156)),
-    ClassInfo("fence", (190, 153, 153)),
-    ClassInfo("pole", (153, 153, 153)),
-    ClassInfo("traffic light", (250, 170, 30)),
-    ClassInfo("traffic sign", (220, 220, 0)),
-    ClassInfo("vegetation", (107, 142, 35)),
-    ClassInfo("terrain", (152, 251, 152)),
-    ClassInfo("sky", (70, 130, 180)),
-    ClassInfo("person", (220, 20, 60)),
-    ClassInfo("rider", (255, 0, 0)),
-    ClassInfo("car", (0, 0, 142)),
-    ClassInfo("truck", (0, 0, 70)),
-    ClassInfo("bus", (0, 60, 100)),
-    ClassInfo("train", (0, 80, 100)),
-    ClassInfo("motorcycle", (0, 0, 230)),
-    ClassInfo("bicycle", (119, 11, 32)),
+    LabelClass("road", (128, 64, 128)),
+    LabelClass("sidewalk", (244, 35, 232)),
+    LabelClass("building", (70, 70, 70)),
+    LabelClass("wall", (102, 102, 156)),
+    LabelClass("fence", (190, 153, 153)),
+    LabelClass("pole", (153, 153, 153)),
+    LabelClass("traffic light", (250, 170, 30)),
+    LabelClass("traffic sign", (220, 220, 0)),
+    LabelClass("vegetation", (107, 142, 35)),
+    LabelClass("terrain", (152, 251, 152)),
+    LabelClass("sky", (70, 130, 180)),
+    LabelClass("person", (220, 20, 60)),
+    LabelClass("rider", (255, 0, 0)),
+    LabelClass("car", (0, 0, 142)),
+    LabelClass("truck", (0, 0, 70)),
+    LabelClass("bus", (0, 60, 100)),
+    LabelClass("train", (0, 80, 100)),
+    LabelClass("motorcycle", (0, 0, 230)),
+    LabelClass("bicycle", (119, 11, 32)),
 )
 """The 19 Cityscapes training classes; the position is the trainId."""
 
@@ -94,12 +79,12 @@ def palette(num_classes: int = 19) -> npt.NDArray[np.uint8]:
     return colors
 
 
-def default_classes(num_classes: int) -> tuple[ClassInfo, ...]:
+def default_classes(num_classes: int) -> tuple[LabelClass, ...]:
     """`class_names` with the colours of `palette`."""
     return _classes(class_names(num_classes), palette(num_classes).tolist())
 
 
-def classes_of(network: nn.Module) -> tuple[ClassInfo, ...]:
+def classes_of(network: nn.Module) -> tuple[LabelClass, ...]:
     """Names and colours of a network's classes, in the order of its labels.
 
     Those that its file gave it, be it of weights or of `fassd export`; else `default_classes`, of
@@ -153,19 +138,18 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:NAMED])) + more
 
 
-def _classes(names: Sequence[str], colors: Sequence[Sequence[int]]) -> tuple[ClassInfo, ...]:
-    return tuple(ClassInfo(name, (r, g, b)) for name, (r, g, b) in zip(names, colors, strict=True))
+def _classes(names: Sequence[str], colors: Sequence[Sequence[int]]) -> tuple[LabelClass, ...]:
+    return tuple(LabelClass(name, (r, g, b)) for name, (r, g, b) in zip(names, colors, strict=True))
 
 
 def colorize(
-    labels: npt.ArrayLike, colors: npt.NDArray[np.uint8] | None = None, ignore_index: int = IGNORE
+    labels: npt.ArrayLike, colors: npt.NDArray[np.uint8] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Paint a label map.
+    """Paint a label map; `IGNORE` is drawn black, unless it is the index of a class.
 
     Args:
         labels: (H, W) integers.
         colors: (classes, 3) uint8 RGB, as from `palette`; the Cityscapes colours by default.
-        ignore_index: the label drawn black, unless it is the index of a class.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -175,15 +159,14 @@ def colorize(
     """
     labels = _checked_labels(labels)
     colors = palette() if colors is None else colors
-    largest = int(labels.max(initial=0))
-    table = np.zeros((max(largest, ignore_index) + 1, 3), np.uint8)
+    table = np.zeros((max(int(labels.max(initial=0)), IGNORE) + 1, 3), np.uint8)
     shared = min(len(table), len(colors))
     table[:shared] = colors[:shared]
-    strays = (labels >= len(colors)) & (labels != ignore_index) | (labels < 0)
+    strays = (labels >= len(colors)) & (labels != IGNORE) | (labels < 0)
     if strays.any():
         raise ValueError(
             f"labels holds {labels[strays].flat[0]}, but there are colours for 0 to "
-            f"{len(colors) - 1} (and {ignore_index} for pixels to ignore)"
+            f"{len(colors) - 1} (and {IGNORE} for pixels to ignore)"
         )
     return table[labels]
 
@@ -193,7 +176,6 @@ def overlay(
     labels: npt.ArrayLike,
     opacity: float = 0.5,
     colors: npt.NDArray[np.uint8] | None = None,
-    ignore_index: int = IGNORE,
 ) -> npt.NDArray[np.uint8]:
     """Lay the coloured label map over the picture; ignored pixels keep the picture.
 
@@ -201,7 +183,7 @@ def overlay(
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) integers.
         opacity: 0 shows the picture alone, 1 the colours alone.
-        colors, ignore_index: as in `colorize`.
+        colors: as in `colorize`.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -217,14 +199,13 @@ def overlay(
             f"image must be uint8 of shape {(*labels.shape, 3)} to fit the labels, "
             f"got {image.dtype} of shape {image.shape}"
         )
-    painted = colorize(labels, colors, ignore_index)
+    painted = colorize(labels, colors)
     # Fixed point in 1/256: exact at both ends, and 255 * 256 + 128 still fits 16 bits.
     weight = np.uint16(round(opacity * 256))
     mixed = image * (np.uint16(256) - weight) + painted * weight + np.uint16(128)
     result = (mixed >> 8).astype(np.uint8)
-    num_colors = len(CITYSCAPES) if colors is None else len(colors)
-    if ignore_index >= num_colors:
-        np.copyto(result, image, where=(labels == ignore_index)[..., None])
+    if colors is None or len(colors) <= IGNORE:
+        np.copyto(result, image, where=(labels == IGNORE)[..., None])
     return result
 
 
@@ -242,13 +223,14 @@ def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
     Raises:
         ValueError: another view.
     """
-    if view == "overlay":
-        return lambda image, labels: overlay(image, labels, opacity, colors)
-    if view == "labels":
-        return lambda _, labels: colorize(labels, colors)
-    if view == "side-by-side":
-        return lambda image, labels: np.hstack([image, colorize(labels, colors)])
-    raise ValueError(f"view must be one of overlay, labels, side-by-side, got {view!r}")
+    views: dict[str, Draw] = {
+        "overlay": lambda image, labels: overlay(image, labels, opacity, colors),
+        "labels": lambda _, labels: colorize(labels, colors),
+        "side-by-side": lambda image, labels: np.hstack([image, colorize(labels, colors)]),
+    }
+    if view not in views:
+        raise ValueError(f"view must be one of {', '.join(views)}, got {view!r}")
+    return views[view]
 
 
 def _checked_labels(labels: npt.ArrayLike) -> npt.NDArray[np.integer]:

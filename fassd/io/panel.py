@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from fassd.io.palette import ClassInfo
-
-__all__ = ["Tile", "draw_panel"]
+from fassd.io.palette import LabelClass
 
 INK = (32, 32, 32)
 PALE_INK = (96, 96, 96)
 PAPER = (255, 255, 255)
 
+Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -30,7 +29,7 @@ class Tile(NamedTuple):
 def draw_panel(
     titles: Sequence[str],
     rows: Sequence[Sequence[Tile]],
-    legend: Sequence[ClassInfo],
+    legend: Sequence[LabelClass],
     width: int = 640,
 ) -> npt.NDArray[np.uint8]:
     """Lay tiles out under their titles, with a legend at the bottom.
@@ -56,13 +55,12 @@ def draw_panel(
         raise ValueError(f"width must be at least 32 pixels, got {width}")
     gap, margin = max(2, width // 64), width // 16
     total = 2 * margin + len(titles) * width + (len(titles) - 1) * gap
-    header = _titles(titles, width, gap)
-    bands = [_row(row, width, gap) for row in rows]
+    title_font = ImageFont.load_default(width / 18)
+    parts = [_texts(titles, width, gap, width // 12, 0, title_font, INK)]
+    parts += [_row(row, width, gap) for row in rows]
     if legend:
-        bands.append(_legend(legend, total - 2 * margin, width))
-
-    parts = [header, *bands]
-    height = 2 * margin + sum(part.height for part in parts) + gap * len(bands)
+        parts.append(_legend(legend, total - 2 * margin, width))
+    height = 2 * margin + sum(part.height for part in parts) + gap * (len(parts) - 1)
     panel = Image.new("RGB", (total, height), PAPER)
     top = margin
     for part in parts:
@@ -71,33 +69,28 @@ def draw_panel(
     return np.array(panel)
 
 
-def _titles(titles: Sequence[str], width: int, gap: int) -> Image.Image:
-    font = ImageFont.load_default(width / 18)
-    band = _blank(len(titles), width, gap, width // 12)
-    draw = ImageDraw.Draw(band)
-    for column, title in enumerate(titles):
-        middle = column * (width + gap) + width / 2
-        draw.text((middle, 0), _fitting(title, font, width), INK, font, "ma")
-    return band
-
-
 def _row(tiles: Sequence[Tile], width: int, gap: int) -> Image.Image:
-    font = ImageFont.load_default(width / 26)
     rows, columns = tiles[0].picture.shape[:2]
     height = max(1, round(width * rows / columns))
-    caption_height = width // 16 if any(tile.caption for tile in tiles) else 0
-    band = _blank(len(tiles), width, gap, height + caption_height)
-    draw = ImageDraw.Draw(band)
+    captions = [tile.caption for tile in tiles]
+    caption_height = width // 16 if any(captions) else 0
+    place = (height + caption_height, height + width / 100)
+    band = _texts(captions, width, gap, *place, ImageFont.load_default(width / 26), PALE_INK)
     for column, tile in enumerate(tiles):
-        left = column * (width + gap)
-        band.paste(_resized(tile.picture, width, height), (left, 0))
-        place = (left + width / 2, height + width / 100)
-        draw.text(place, _fitting(tile.caption, font, width), PALE_INK, font, "ma")
+        band.paste(_resized(tile.picture, width, height), (column * (width + gap), 0))
     return band
 
 
-def _blank(columns: int, width: int, gap: int, height: int) -> Image.Image:
-    return Image.new("RGB", (columns * (width + gap) - gap, height), PAPER)
+def _texts(
+    texts: Sequence[str], width: int, gap: int, height: int, top: float, font: Font, ink: Color
+) -> Image.Image:
+    """A band with one text in the middle of each column, `top` pixels from its upper edge."""
+    band = Image.new("RGB", (len(texts) * (width + gap) - gap, height), PAPER)
+    draw = ImageDraw.Draw(band)
+    for column, text in enumerate(texts):
+        middle = column * (width + gap) + width / 2
+        draw.text((middle, top), _fitting(text, font, width), ink, font, "ma")
+    return band
 
 
 def _resized(picture: npt.NDArray[np.uint8], width: int, height: int) -> Image.Image:
@@ -109,7 +102,7 @@ def _resized(picture: npt.NDArray[np.uint8], width: int, height: int) -> Image.I
     )
 
 
-def _legend(classes: Sequence[ClassInfo], available: int, width: int) -> Image.Image:
+def _legend(classes: Sequence[LabelClass], available: int, width: int) -> Image.Image:
     """Swatches with names, in as few and as equally long lines as fit."""
     font = ImageFont.load_default(width / 24)
     swatch, pad = width // 16, width // 64

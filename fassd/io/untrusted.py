@@ -6,6 +6,7 @@ import json
 import os
 import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,6 @@ import yaml
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-
-__all__ = ["MOST_YAML", "problem", "read_json", "read_text", "read_yaml", "shortened", "shown"]
 
 MOST_YAML = 1 << 20
 """Characters of a YAML text; libyaml takes two seconds for them."""
@@ -97,12 +96,25 @@ def shortened(text: str, most: int = 200) -> str:
 
 def problem(error: ValidationError) -> str:
     """The first of pydantic's complaints: the field, what is accepted, and what came."""
-    first = error.errors(include_url=False)[0]
-    said = re.sub(r"^\w+ should ", "must ", first["msg"]).removeprefix("Value error, ")
-    if not first["loc"]:  # of several fields; it names them
+    return complaint(error.errors(include_url=False)[0])
+
+
+def complaint(details: Mapping[str, Any], skip: int = 0) -> str:
+    """One of pydantic's complaints in words.
+
+    Args:
+        details: an item of `ValidationError.errors()`.
+        skip: parts at the front of the field's name to leave out.
+    """
+    said = re.sub(r"^\w+ should ", "must ", details["msg"]).removeprefix("Value error, ")
+    place = details["loc"][skip:]
+    if not place:  # of several fields; it names them
         return shortened(said, 600)
-    field = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in first["loc"])
-    return f"{shortened(field[1:], 100)} {said}, got {shown(first['input'])}"
+    field = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
+    field = shortened(field.removeprefix("."), 100)
+    if details["type"] == "extra_forbidden":
+        return f"{field} is not known"
+    return f"{field} {said}, got {shown(details['input'])}"
 
 
 _REPR = reprlib.Repr()
@@ -130,7 +142,7 @@ class _Loader(_Base):
     }
 
     def construct_document(self, node: yaml.Node) -> Any:
-        _check_size(node)
+        _measured(node, {})
         return super().construct_document(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -162,33 +174,28 @@ def _wrong(problem: str, node: yaml.Node) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-def _check_size(root: yaml.Node) -> None:
-    """See whether a document stays small with all aliases written out."""
-    measured: dict[yaml.Node, tuple[int, int]] = {}  # values and depth
-    around: set[yaml.Node] = set()
-    left = [root]
-    while left:
-        node = left[-1]
-        parts = _parts(node)
-        if node in measured:
-            left.pop()
-        elif node in around:  # all its parts are measured
-            left.pop()
-            around.remove(node)
-            sizes = [measured[part] for part in parts]
-            values = 1 + sum(size for size, _ in sizes)
-            depth = 1 + max((depth for _, depth in sizes), default=0)
-            if values > MOST_VALUES:
-                raise _wrong(f"more than {MOST_VALUES:,} values", node)
-            if depth > DEEPEST:
-                raise _wrong(f"lists and mappings nested more than {DEEPEST} deep", node)
-            measured[node] = values, depth
-        else:
-            around.add(node)
-            for part in parts:
-                if part in around:
-                    raise _wrong("an alias stands inside of what it names", part)
-            left.extend(part for part in parts if part not in measured)
+def _measured(
+    node: yaml.Node, known: dict[yaml.Node, tuple[int, int]], around: tuple[yaml.Node, ...] = ()
+) -> tuple[int, int]:
+    """Number of a node's values and its depth, with all aliases written out.
+
+    Args:
+        known: those of the nodes before it.
+        around: the nodes that it is in.
+    """
+    if node in around:
+        raise _wrong("an alias stands inside of what it names", node)
+    if node not in known:
+        inside = [] if len(around) > DEEPEST else _parts(node)
+        sizes = [_measured(part, known, (*around, node)) for part in inside]
+        values = 1 + sum(size for size, _ in sizes)
+        depth = 1 + max((depth for _, depth in sizes), default=0)
+        if values > MOST_VALUES:
+            raise _wrong(f"more than {MOST_VALUES:,} values", node)
+        if depth > DEEPEST:
+            raise _wrong(f"lists and mappings nested more than {DEEPEST} deep", node)
+        known[node] = values, depth
+    return known[node]
 
 
 def _parts(node: yaml.Node) -> list[yaml.Node]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fassd.models.aspp import ASPP
-    from fassd.models.checkpoint import CheckpointError, LoadReport, load_checkpoint
+    from fassd.models.checkpoint import LoadReport, load_checkpoint
     from fassd.models.dapf import DAPF
     from fassd.models.device import pick_device
     from fassd.models.hardnet import HarDBlock
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from fassd.models.mda import MDA
     from fassd.models.network import FASSDNet, Stage
     from fassd.models.preprocess import MEAN, STD, normalize
+    from fassd.models.tensor_files import CheckpointError
     from fassd.models.variants import VARIANTS, Published, Variant, get_variant, list_models
     from fassd.models.weights import DownloadError
     from fassd.models.zoo import create_model, load
 
 _HOMES = {
     "aspp": ("ASPP",),
-    "checkpoint": ("CheckpointError", "LoadReport", "load_checkpoint"),
+    "checkpoint": ("LoadReport", "load_checkpoint"),
     "dapf": ("DAPF",),
     "device": ("pick_device",),
     "hardnet": ("HarDBlock",),
@@ -35,6 +36,7 @@ _HOMES = {
     "mda": ("MDA",),
     "network": ("FASSDNet", "Stage"),
     "preprocess": ("MEAN", "STD", "normalize"),
+    "tensor_files": ("CheckpointError",),
     "variants": ("VARIANTS", "Published", "Variant", "get_variant", "list_models"),
     "weights": ("DownloadError",),
     "zoo": ("create_model", "load"),

@@ -25,8 +25,6 @@ from fassd.models.tensor_files import (
 )
 from fassd.models.variants import VARIANTS
 
-__all__ = ["CheckpointError", "LoadReport", "load_checkpoint"]
-
 LIST_AT_MOST = 6
 """How many names of a list an error spells out before it only counts."""
 
@@ -351,12 +349,11 @@ def _fitting_models(path: Path, found: Mapping[str, Tensor]) -> list[tuple[str, 
     """The networks that the file fits, as calls of create_model and as options of fassd."""
     num_classes = found["finalConv.bias"].numel() if "finalConv.bias" in found else 19
     alpha = _alpha_of(found)
-    arguments = (f", num_classes={num_classes}" if num_classes != 19 else "") + (
-        f", alpha={alpha}" if alpha != 2 else ""
-    )
-    options = (f" --classes {num_classes}" if num_classes != 19 else "") + (
-        f" --alpha {alpha}" if alpha != 2 else ""
-    )
+    given = {"num_classes": num_classes} if num_classes != 19 else {}
+    if alpha != 2:
+        given["alpha"] = alpha
+    arguments = "".join(f", {name}={value}" for name, value in given.items())
+    options = "".join(f" --{name.removeprefix('num_')} {value}" for name, value in given.items())
     fitting = []
     for name, variant in VARIANTS.items():
         with torch.device("meta"):

@@ -14,8 +14,6 @@ from torch import nn
 
 from fassd.models.network import FASSDNet
 
-__all__ = ["Color", "NetworkInfo", "info_of", "read_info", "remember"]
-
 Color = tuple[int, int, int]
 
 ATTRIBUTE = "network_info"

@@ -66,7 +66,9 @@ def read_content(path: Path) -> Any:
     check_regular(path)
     with path.open("rb") as file:
         try:
-            _check_archive(file) if _is_zip(file) else _check_legacy(file)
+            is_archive = file.read(4) == b"PK\x03\x04"
+            file.seek(0)
+            _check_archive(file) if is_archive else _check_legacy(file)
             file.seek(0)
             with torch.serialization.safe_globals(_stand_ins()):
                 return torch.load(file, map_location="cpu", weights_only=True)
@@ -152,12 +154,6 @@ def _checksums(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> di
 
 class _RefusedError(ValueError):
     """Why a file is not read; what stands before it is the file's name."""
-
-
-def _is_zip(file: IO[bytes]) -> bool:
-    start = file.read(4)
-    file.seek(0)
-    return start == b"PK\x03\x04"
 
 
 def _check_archive(file: IO[bytes]) -> None:

@@ -8,15 +8,15 @@ project neither contains them nor licenses them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 from pathlib import Path
+
+from fassd.models.replacing import replacing
 
 AUTHORS_URL = "https://raw.githubusercontent.com/GibranBenitez/FASSD-Net/master/weights/"
 
@@ -98,7 +98,6 @@ def fetch(filename: str) -> Path:
     base = os.environ.get("FASSD_WEIGHTS_URL") or AUTHORS_URL
     url = base.rstrip("/") + "/" + urllib.parse.quote(filename)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         _download(url, target, expected)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DownloadError(
@@ -109,33 +108,16 @@ def fetch(filename: str) -> Path:
 
 
 def _download(url: str, target: Path, expected: str) -> None:
-    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        _transfer(url, part)
-        actual = git_blob_hash(part)
-        if actual != expected:
-            raise DownloadError(f"its git blob hash is {actual}, expected {expected}")
-        os.replace(part, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
-
-
-def _transfer(url: str, part: Path) -> None:
-    """Stream the body of `url` into `part`, with a progress bar on stderr."""
+    """Stream the body of `url` into a file, with a progress bar on stderr."""
     # Here, so that the networks can be used where only PyTorch is installed.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
+        replacing(target) as file,
         urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
-        part.open("xb") as file,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         length = response.headers.get("Content-Length")
@@ -146,5 +128,9 @@ def _transfer(url: str, part: Path) -> None:
             file.write(chunk)
             received += len(chunk)
             progress.update(task, completed=received)
-    if size is not None and received != size:
-        raise DownloadError(f"{received} of {size} bytes came")
+        file.flush()
+        if size is not None and received != size:
+            raise DownloadError(f"{received} of {size} bytes came")
+        actual = git_blob_hash(Path(file.name))
+        if actual != expected:
+            raise DownloadError(f"its git blob hash is {actual}, expected {expected}")

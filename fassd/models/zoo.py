@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TypeGuard
 
 from fassd.models import weights as weight_files
-from fassd.models.checkpoint import CheckpointError, load_checkpoint
+from fassd.models.checkpoint import load_checkpoint
 from fassd.models.info import NetworkInfo, read_info, remember
 from fassd.models.network import FASSDNet
+from fassd.models.tensor_files import CheckpointError
 from fassd.models.variants import VARIANTS, get_variant
 
 

@@ -11,10 +11,9 @@
 
 from __future__ import annotations
 
-EXTRA = "pip install 'fassd-net[serve]'"
-"""Installs what the server needs."""
+from fassd.io.packages import need
 
-__all__ = ["EXTRA", "check_installed"]
+__all__ = ["check_installed"]
 
 
 def check_installed() -> None:
@@ -23,10 +22,5 @@ def check_installed() -> None:
     Raises:
         ImportError: one is not; the message names it and says how to install all of them.
     """
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"fassd serve needs {error.name}: {EXTRA}") from error
+    for name in ("fastapi", "prometheus_client", "python_multipart", "uvicorn"):
+        need(name, "fassd serve needs", "serve")

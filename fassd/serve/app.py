@@ -21,8 +21,17 @@ from starlette.requests import ClientDisconnect
 
 import fassd
 from fassd.io.levels import as_range
+from fassd.io.untrusted import complaint
+from fassd.models.sizes import parse_size
 from fassd.serve.encode import run_lengths, shares, to_png
-from fassd.serve.engine import BusyError, Choice, Engine, Labelled, StoppingError, UnsuitableError
+from fassd.serve.engine import (
+    BusyError,
+    Choice,
+    Engine,
+    LabelledPicture,
+    StoppingError,
+    UnsuitableError,
+)
 from fassd.serve.example import EXAMPLES, street
 from fassd.serve.guard import HEALTH, Guard, Shares, Uploads, address_of, share
 from fassd.serve.metrics import Metrics
@@ -30,8 +39,6 @@ from fassd.serve.observe import Observer
 from fassd.serve.page import add_page
 from fassd.serve.schemas import Catalog, ClassInfo, Failure, Health, Segmentation, options_model
 from fassd.serve.upload import RefusedError, decode, read_upload
-
-__all__ = ["create_app"]
 
 REQUESTS = 256
 """Requests at once, those of health not counted; more are answered 429. Fewer than connections, so
@@ -215,7 +222,7 @@ class _Desk:
     def _size(self, text: str | None) -> tuple[int, int] | None:
         if text is None:
             return None
-        height, width = map(int, text.split("x"))
+        height, width = parse_size(text)
         if height * width > self.limits.max_pixels:
             raise UnsuitableError(f"size: at most {self.limits.max_pixels:,} pixels, got {text}")
         return height, width
@@ -236,8 +243,8 @@ class _Desk:
         return await anyio.to_thread.run_sync(function, *arguments, limiter=self.decoders)
 
     async def _awaited(
-        self, request: Request, future: Future[Labelled], seconds: float
-    ) -> Labelled:
+        self, request: Request, future: Future[LabelledPicture], seconds: float
+    ) -> LabelledPicture:
         """The engine's answer; a client that left or waited too long gives up its place in line."""
         answer = asyncio.wrap_future(future)
         gone = asyncio.create_task(_gone(request))
@@ -255,7 +262,7 @@ class _Desk:
 
     def _answer(
         self,
-        labelled: Labelled,
+        labelled: LabelledPicture,
         classes: list[ClassInfo],
         form: str,
         seconds: dict[str, float],
@@ -302,7 +309,8 @@ def _tell_failures(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         return answer(error.status, error.message, **headers)
 
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return answer(422, "; ".join(map(_problem, error.errors()[:PROBLEMS])))
+        found = (complaint(each, skip=1) for each in error.errors()[:PROBLEMS])
+        return answer(422, "; ".join(found))
 
     async def unsuitable(_: Request, error: UnsuitableError) -> Response:
         return answer(422, str(error))
@@ -330,11 +338,3 @@ def _tell_failures(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
-
-
-def _problem(error: Any) -> str:
-    """One of pydantic's complaints, with what came, shortened."""
-    name = ".".join(map(str, error["loc"][1:]))
-    if error["type"] == "extra_forbidden":
-        return f"{name[:40]}: no such parameter"
-    return f"{name}: {error['msg']}, got {str(error['input'])[:40]!r}"

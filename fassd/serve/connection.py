@@ -13,8 +13,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fassd.serve.guard import network_of
 
-__all__ = ["listen", "make_server"]
-
 CONNECTIONS = 512
 """Sockets at once; for one above, one that keeps the server waiting is closed."""
 

@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["run_lengths", "shares", "to_png"]
-
 
 def to_png(labels: npt.NDArray[np.uint8]) -> bytes:
     """(H, W) class indices as an 8-bit greyscale PNG: the grey level is the index."""

@@ -31,18 +31,6 @@ from fassd.models.preprocess import normalize
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
 
-__all__ = [
-    "BusyError",
-    "Choice",
-    "Engine",
-    "Labelled",
-    "Loader",
-    "Networks",
-    "StoppingError",
-    "UnsuitableError",
-    "label_pictures",
-]
-
 LOG = logging.getLogger("fassd.serve")
 
 Picture = npt.NDArray[np.uint8]
@@ -68,7 +56,7 @@ class Choice(NamedTuple):
     dtype: str
 
 
-class Labelled(NamedTuple):
+class LabelledPicture(NamedTuple):
     """A picture's labels, (H, W) uint8, and how it went: seconds in line and in the network, and
     how many pictures the network took at once."""
 
@@ -161,7 +149,7 @@ class _Job:
 
     choice: Choice
     picture: Picture
-    answer: Future[Labelled] = field(default_factory=Future)
+    answer: Future[LabelledPicture] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
 
     @property
@@ -222,7 +210,7 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def submit(self, choice: Choice, picture: Picture) -> Future[Labelled]:
+    def submit(self, choice: Choice, picture: Picture) -> Future[LabelledPicture]:
         """Put a picture in line. Cancelling the future takes it out, unless it is at work.
 
         Args:
@@ -345,4 +333,4 @@ class Engine:
             return
         self._seconds = seconds / len(jobs)
         for job, result in zip(jobs, labels, strict=True):
-            job.answer.set_result(Labelled(result, started - job.since, seconds, len(jobs)))
+            job.answer.set_result(LabelledPicture(result, started - job.since, seconds, len(jobs)))

@@ -7,8 +7,6 @@ import io
 
 from PIL import Image
 
-__all__ = ["EXAMPLES", "HEIGHT", "WIDTH", "street"]
-
 EXAMPLES = 16
 """How many different scenes there are; each is drawn once."""
 

@@ -25,18 +25,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fassd.serve.engine import BusyError
 from fassd.serve.upload import RefusedError
 
-__all__ = [
-    "HEALTH",
-    "Guard",
-    "Shares",
-    "Uploads",
-    "address_of",
-    "host_name",
-    "is_loopback",
-    "network_of",
-    "share",
-]
-
 SLOW = 3.0
 """Seconds of reading after which an upload makes room for others, if there is none."""
 
@@ -124,11 +112,12 @@ class Upload:
     Attributes:
         address: whose it is.
         since: time at which its reading began; infinite once it has ended.
+        scope: ends the reading.
     """
 
     address: str
     since: float = field(default_factory=time.monotonic)
-    _scope: CancelScope = field(default_factory=CancelScope)
+    scope: CancelScope = field(default_factory=CancelScope)
 
     async def read(self, data: Awaitable[bytes]) -> bytes:
         """The upload's bytes.
@@ -136,17 +125,13 @@ class Upload:
         Raises:
             RefusedError: 408, its place was needed.
         """
-        with self._scope:
+        with self.scope:
             try:
                 return await data
             finally:
                 self.since = math.inf
         message = f"the upload took more than {SLOW:g} s, and others are waiting"
         raise RefusedError(408, message, close=True)
-
-    def end(self) -> None:
-        """Stop reading."""
-        self._scope.cancel()
 
 
 class Uploads:
@@ -190,7 +175,7 @@ class Uploads:
         slowest = min((u for u in self._taken if u.address == address), key=lambda u: u.since)
         if time.monotonic() - slowest.since < SLOW:
             raise BusyError
-        slowest.end()
+        slowest.scope.cancel()
         self._taken.remove(slowest)
 
 

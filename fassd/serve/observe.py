@@ -11,8 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fassd.serve.metrics import Metrics
 
-__all__ = ["LOG", "Observer"]
-
 LOG = logging.getLogger("fassd.serve")
 
 HEADERS = {

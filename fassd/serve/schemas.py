@@ -7,16 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fassd.io import palette
 
-__all__ = [
-    "SIZE_PATTERN",
-    "Catalog",
-    "Failure",
-    "Health",
-    "Segmentation",
-    "class_table",
-    "options_model",
-]
-
 SIZE_PATTERN = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 
 
@@ -123,7 +113,7 @@ class Catalog(BaseModel):
         return self.classes if own is None else own
 
 
-def class_table(classes: int | Sequence[palette.ClassInfo]) -> list[ClassInfo]:
+def class_table(classes: int | Sequence[palette.LabelClass]) -> list[ClassInfo]:
     """Names and colours of classes, in order; a number stands for `palette.default_classes`."""
     if isinstance(classes, int):
         classes = palette.default_classes(classes)

@@ -13,25 +13,23 @@ from typing import TYPE_CHECKING
 import anyio
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fassd.io.images import (
-    FORMATS,
     ImageError,
     TooManyPixelsError,
     formats,
     open_image,
     pil_to_rgb,
+    resized,
 )
 from fassd.io.levels import Range
 from fassd.io.untrusted import shown
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-
-__all__ = ["FORMATS", "RefusedError", "decode", "formats", "read_upload"]
 
 FORM_BYTES = 1 << 16
 """How much larger than its picture a form may be."""
@@ -72,47 +70,39 @@ async def read_upload(request: Request, max_bytes: int, seconds: float) -> bytes
     if not (is_form or kind.startswith("image/")):
         raise RefusedError(415, f"the content type {shown(kind)} is not accepted; {ACCEPTED}")
     limit = max_bytes + (FORM_BYTES if is_form else 0)
+    too_large = RefusedError(413, f"the upload is larger than the limit of {max_bytes:,} bytes")
+    pieces = _bounded(request, limit, too_large)
     try:
         with anyio.fail_after(seconds):
             if is_form:
-                data = await _form_file(request, limit)
+                data = await _form_file(request, pieces, limit)
             else:
-                data = b"".join([chunk async for chunk in _bounded(request, limit)])
-    except _TooLongError:
-        raise _too_large(max_bytes) from None
+                data = b"".join([piece async for piece in pieces])
     except TimeoutError:
         message = f"the request was not complete after {seconds:g} s"
         raise RefusedError(408, message, close=True) from None
     if len(data) > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_large
     return data
 
 
-class _TooLongError(Exception):
-    """The body is longer than it may be."""
-
-
-def _too_large(limit: int) -> RefusedError:
-    return RefusedError(413, f"the upload is larger than the limit of {limit:,} bytes")
-
-
-async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+async def _bounded(
+    request: Request, limit: int, too_large: RefusedError
+) -> AsyncGenerator[bytes, None]:
     """The body in pieces; an error as soon as it is longer than `limit`."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
-        raise _TooLongError
+        raise too_large
     count = 0
-    async for chunk in request.stream():
-        count += len(chunk)
+    async for piece in request.stream():
+        count += len(piece)
         if count > limit:
-            raise _TooLongError
-        yield chunk
+            raise too_large
+        yield piece
 
 
-async def _form_file(request: Request, limit: int) -> bytes:
-    parser = MultiPartParser(
-        request.headers, _bounded(request, limit), max_files=1, max_fields=0, max_part_size=0
-    )
+async def _form_file(request: Request, pieces: AsyncGenerator[bytes, None], limit: int) -> bytes:
+    parser = MultiPartParser(request.headers, pieces, max_files=1, max_fields=0, max_part_size=0)
     parser.spool_max_size = limit + 1  # what is larger would go to the disk
     try:
         form = await parser.parse()
@@ -166,7 +156,4 @@ def decode(
         raise RefusedError(400, f"the picture cannot be used: {error}") from None
     except Exception:  # decoders of damaged files raise almost anything
         raise RefusedError(400, "the picture is damaged or truncated") from None
-    if size is not None and size != picture.shape[:2]:
-        resized = Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR)
-        picture = np.asarray(resized)
-    return picture
+    return resized(picture, size or picture.shape[:2])

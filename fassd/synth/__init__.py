@@ -31,7 +31,7 @@ import numpy.typing as npt
 from fassd.synth.scene import Scene
 from fassd.synth.textures import SPLITS, bank
 
-__all__ = ["VERSION", "render_street"]
+__all__ = ["VERSION", "check_scene", "render_street"]
 
 VERSION = 1
 """Grows when the same arguments give other pictures."""
@@ -57,12 +57,22 @@ def render_street(
     Raises:
         ValueError: a size below 16, a negative seed or index, or an unknown split.
     """
-    if min(height, width) < 16:
-        raise ValueError(f"height and width must be at least 16, got {height} and {width}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
+    check_scene(height, width, seed, split)
     if index < 0:
         raise ValueError(f"index must be 0 or more, got {index}")
-    textures = bank(split)
     sequence = np.random.SeedSequence([0x57EE7, seed, SPLITS[split], index])
-    return Scene(np.random.default_rng(sequence), textures).show(height, width)
+    return Scene(np.random.default_rng(sequence), bank(split)).show(height, width)
+
+
+def check_scene(height: int, width: int, seed: int, split: str) -> None:
+    """Check what a scene is drawn from.
+
+    Raises:
+        ValueError: a size below 16, a negative seed, or an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    if min(height, width) < 16:
+        raise ValueError(f"height and width must be at least 16, got {height} and {width}")

@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy.typing as npt
 
-__all__ = ["Bytes", "Floats"]
-
 Bytes = npt.NDArray[Any]
 """uint8: a picture (H, W, 3), a mask or a grey texture (H, W)."""
 

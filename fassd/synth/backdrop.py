@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -11,17 +10,12 @@ import numpy as np
 from fassd.synth.arrays import Bytes, Floats
 from fassd.synth.canvas import Canvas
 from fassd.synth.ground import ACROSS, ALONG, SPAN, UNMARKED, Material
-from fassd.synth.light import Light, Sky
-
-if TYPE_CHECKING:
-    from fassd.synth.street import Street
-
-__all__ = ["paint_ground", "paint_sky"]
+from fassd.synth.street import Street
 
 HORIZON = 170.0  # metres: the ground ends there, behind the last houses
 
 
-def paint_sky(canvas: Canvas, sky: Sky, clouds: Bytes) -> None:
+def paint_sky(canvas: Canvas, clouds: Bytes) -> None:
     """A gradient with clouds on a plane high above, which perspective flattens."""
     light = canvas.light
     # A sky is smooth: a quarter of the resolution and a smooth enlargement cannot be told apart.
@@ -34,9 +28,9 @@ def paint_sky(canvas: Canvas, sky: Sky, clouds: Bytes) -> None:
     rise = np.clip(flat * 1.6, 0, 1) ** np.float32(0.7)
     lift = 60 / np.maximum(flat, 0.06)
     puff = cv2.remap(clouds, x / z * lift, lift, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    cover = np.clip((puff.astype(np.float32) - 120) * (sky.clouds / 60), 0, sky.clouds)
+    cover = np.clip((puff.astype(np.float32) - 120) * (light.clouds / 60), 0, light.clouds)
     cover = (cover * np.clip(flat * 5, 0, 1))[..., None]
-    top, low = np.asarray(sky.zenith, np.float32), np.asarray(light.haze, np.float32)
+    top, low = np.asarray(light.zenith, np.float32), np.asarray(light.haze, np.float32)
     color = low + (top - low) * rise[..., None]
     color += cover * (np.clip(low * 1.12 + 10, 0, 255) - color)
     small = np.clip(color, 0, 255).astype(np.uint8)
@@ -44,11 +38,7 @@ def paint_sky(canvas: Canvas, sky: Sky, clouds: Bytes) -> None:
 
 
 def _detail(
-    texture: list[Bytes],
-    tile: float,
-    across: Floats,
-    along: Floats,
-    footprint: Floats,
+    texture: list[Bytes], tile: float, across: Floats, along: Floats, footprint: Floats
 ) -> Bytes:
     """Texture of one material at ground positions (rows, columns), in metres.
 
@@ -94,8 +84,7 @@ def paint_ground(canvas: Canvas, street: Street) -> None:
     marks, shadow, contact = cv2.split(cv2.remap(soft, columns, depth, cv2.INTER_LINEAR))
 
     textures = _textured(canvas, street.materials, kinds, s, z)
-    bright = _brightness(canvas.light, shadow, contact)
-    colors = _colored(canvas.light, street.materials, kinds, textures, marks, bright, z)
+    colors = _colored(canvas, street.materials, kinds, textures, marks, z, (shadow, contact))
     labels = np.zeros(256, np.uint8)
     labels[: len(street.materials)] = [material.label for material in street.materials]
     painted = cv2.merge([*colors, cv2.LUT(kinds, labels)])
@@ -135,31 +124,19 @@ def _textured(
     return textures
 
 
-def _brightness(light: Light, shadow: Bytes, contact: Bytes) -> Floats:
-    """Share of the full light that reaches the ground: less in shadows and under things."""
+def _colored(
+    canvas: Canvas, materials: list[Material], kinds: Bytes, textures: Bytes, marks: Bytes,
+    z: Floats, shades: tuple[Bytes, Bytes],
+) -> list[Bytes]:  # fmt: skip
+    """Red, green and blue of the ground: its material, the paint on it, light and haze.
+
+    It is darker in shadows and in contact with things, the two `shades`.
+    """
+    light, (shadow, contact) = canvas.light, shades
     levels = np.arange(256, dtype=np.float32)
-    dark = np.float32(1 - light.ambient / _full_light(light))
+    dark = np.float32(1 - light.ambient / light.full)
     bright: Floats = cv2.LUT(shadow, 1 - levels / 255 * dark)
     bright *= cv2.LUT(contact, 1 - levels / 510)
-    return bright
-
-
-def _full_light(light: Light) -> float:
-    """Brightness of level ground in the sun."""
-    return light.ambient + light.direct * max(light.sun[1], 0)
-
-
-def _colored(
-    light: Light,
-    materials: list[Material],
-    kinds: Bytes,
-    textures: Bytes,
-    marks: Bytes,
-    bright: Floats,
-    z: Floats,
-) -> list[Bytes]:
-    """Red, green and blue of the ground: its material, the paint on it, light and haze."""
-    levels = np.arange(256, dtype=np.float32)
     paint: Floats = cv2.LUT(marks, np.maximum(levels / UNMARKED - 1, 0))
     paint *= 0.55 + textures * np.float32(0.35 / 128)  # worn where the texture is dark
     keep: Floats = cv2.LUT(marks, np.minimum(levels / UNMARKED, 1))
@@ -167,7 +144,7 @@ def _colored(
     paint *= 235
     clear = cv2.exp(z * np.float32(-1 / light.visibility))
     bright = bright * clear
-    air, full = 1 - clear, _full_light(light)
+    air = 1 - clear
     entry = kinds.astype(np.int32)  # of a table with 256 greys for each material
     entry *= 256
     entry += textures
@@ -179,7 +156,7 @@ def _colored(
         color *= keep
         color += paint
         color *= bright
-        color *= np.float32(light.tint[channel] * full)
+        color *= np.float32(light.tint[channel] * light.full)
         color += air * np.float32(light.haze[channel])
         channels.append(np.minimum(color, 255).astype(np.uint8))
     return channels

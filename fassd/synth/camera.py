@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import cv2
@@ -10,29 +9,19 @@ import numpy as np
 
 from fassd.synth.arrays import Bytes, Floats
 
-__all__ = ["Camera", "Lens"]
 
-
-@dataclass(frozen=True)
 class Camera:
-    """A pinhole camera `height` metres up; angles in radians, focal length in picture heights."""
+    """A pinhole camera behind the windscreen of a car or a van.
 
-    height: float
-    focal: float
-    pitch: float  # positive looks down
-    yaw: float
-    roll: float
+    Its `height` is in metres, angles in radians, the focal length in picture heights.
+    """
 
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Camera:
-        """Behind the windscreen of a car or a van."""
-        return cls(
-            height=rng.uniform(1.25, 2.3),
-            focal=rng.uniform(0.88, 1.25),
-            pitch=rng.uniform(0.0, 0.11),
-            yaw=rng.normal(0, 0.05),
-            roll=rng.normal(0, 0.008),
-        )
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.height = rng.uniform(1.25, 2.3)
+        self.focal = rng.uniform(0.88, 1.25)
+        self.pitch = rng.uniform(0.0, 0.11)  # positive looks down
+        self.yaw = rng.normal(0, 0.05)
+        self.roll = rng.normal(0, 0.008)
 
     @cached_property
     def rotation(self) -> Floats:
@@ -46,35 +35,23 @@ class Camera:
         return lean @ nod @ turn
 
 
-@dataclass(frozen=True)
 class Lens:
-    """Faults of lens and sensor; lengths in thousandths of the picture's height."""
+    """Faults of a fair lens and sensor on a good or a bad day.
 
-    motion: tuple[float, float]
-    blur: float
-    vignette: float  # darkening half way to the corner of a square, as a share
-    gain: float
-    gamma: float
-    balance: tuple[float, float, float]
-    noise: float
-    grain: Bytes  # noise around 128, (n, n, 3)
-    offset: tuple[int, int]
+    Lengths are thousandths of the picture's height; `grain` is noise around 128, (n, n, 3).
+    """
 
-    @classmethod
-    def draw(cls, rng: np.random.Generator, grain: Bytes) -> Lens:
-        """A fair camera on a good or a bad day."""
+    def __init__(self, rng: np.random.Generator, grain: Bytes) -> None:
         angle, far = rng.uniform(0, np.pi), rng.exponential(0.9) * (rng.random() < 0.4)
-        return cls(
-            motion=(far * np.cos(angle), far * np.sin(angle)),
-            blur=rng.uniform(0.3, 1.3),
-            vignette=rng.uniform(0, 0.35),
-            gain=float(np.exp(rng.normal(0, 0.14))),
-            gamma=float(np.exp(rng.normal(0, 0.12))),
-            balance=tuple(np.exp(rng.normal(0, 0.035, 3)).tolist()),
-            noise=rng.uniform(0.04, 0.28),
-            grain=grain,
-            offset=(int(rng.integers(len(grain))), int(rng.integers(len(grain)))),
-        )
+        self.motion = (far * np.cos(angle), far * np.sin(angle))
+        self.blur = rng.uniform(0.3, 1.3)
+        self.vignette = rng.uniform(0, 0.35)  # darkening half way to a square's corner, as a share
+        self.gain = float(np.exp(rng.normal(0, 0.14)))
+        self.gamma = float(np.exp(rng.normal(0, 0.12)))
+        self.balance = np.exp(rng.normal(0, 0.035, 3)).tolist()
+        self.noise = rng.uniform(0.04, 0.28)
+        offset = int(rng.integers(len(grain))), int(rng.integers(len(grain)))
+        self.grain = np.roll(grain, offset, (0, 1))
 
     def expose(self, rgb: Bytes) -> Bytes:
         """The picture (H, W, 3) that the sensor gives of a view."""
@@ -91,9 +68,8 @@ class Lens:
             u = (np.arange(width, dtype=np.float32) / width - 0.5)[None]
             fall = 1 - np.float32(self.vignette) * (u * u + v * v)
             rgb = cv2.multiply(rgb, cv2.merge([fall, fall, fall]), dtype=cv2.CV_8U)
-        grain = np.roll(self.grain, self.offset, (0, 1))
-        copies = (-(-height // len(grain)), -(-width // len(grain)), 1)
-        noise = np.tile(grain, copies)[:height, :width]
+        copies = (-(-height // len(self.grain)), -(-width // len(self.grain)), 1)
+        noise = np.tile(self.grain, copies)[:height, :width]
         return cv2.addWeighted(rgb, 1, noise, self.noise, -128 * self.noise)
 
     def _curve(self, rgb: Bytes) -> Bytes:

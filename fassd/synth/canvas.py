@@ -1,4 +1,4 @@
-"""The canvas that solids, textured surfaces and sprites are painted on.
+"""The canvas that solids, textured surfaces and crowns are painted on.
 
 World coordinates are metres: x to the right, y up from the ground, z ahead; the camera stands at
 (0, its height, 0). The canvas holds red, green, blue and label together in one (H, W, 4) uint8
@@ -7,32 +7,33 @@ array, so that one OpenCV call paints both and they cannot disagree.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec
 
 import cv2
 import numpy as np
 
-from fassd.io.palette import CITYSCAPES
 from fassd.synth.arrays import Bytes, Floats
 from fassd.synth.camera import Camera
 from fassd.synth.colors import Color
 from fassd.synth.light import Light
 from fassd.synth.solids import (
+    LABEL,
     NEAR,
     SHIFT,
     Placed,
     Points,
     Solid,
     clipped_outline,
-    project_faces,
+    in_world,
+    normals_of,
+    outlines_of,
 )
 from fassd.synth.textures import Foliage
 
-__all__ = ["LABEL", "Canvas", "Panel", "Sprite", "tint"]
-
-LABEL = {info.name: index for index, info in enumerate(CITYSCAPES)}
 LOOK_UP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+P = ParamSpec("P")
 
 
 def tint(gray: Bytes, color: Color) -> Bytes:
@@ -42,7 +43,7 @@ def tint(gray: Bytes, color: Color) -> Bytes:
     return cv2.LUT(cv2.merge([gray, gray, gray]), table)
 
 
-class Panel(NamedTuple):
+class Upright(NamedTuple):
     """An upright rectangle: its near lower corner, the direction of its lower edge, its size."""
 
     corner: tuple[float, float, float]
@@ -68,16 +69,16 @@ class Panel(NamedTuple):
         return np.array([foot, foot + reach, foot + reach + rise, foot + rise])
 
 
-class Sprite(NamedTuple):
-    """A cut-out picture: the middle of its lower edge, its (width, height) in metres, its look."""
+def _developed(
+    paint: Callable[Concatenate[Canvas, P], None],
+) -> Callable[Concatenate[Canvas, P], None]:
+    """Only note down a call of a method that paints; `Canvas.develop` carries it out."""
 
-    foot: tuple[float, float, float]
-    size: tuple[float, float]
-    crown: Foliage
-    color: Color
-    label: int
-    bright: float
-    flip: bool
+    @functools.wraps(paint)
+    def note(canvas: Canvas, /, *args: P.args, **options: P.kwargs) -> None:
+        canvas._script.append(functools.partial(paint, canvas, *args, **options))
+
+    return note
 
 
 class Canvas:
@@ -97,7 +98,7 @@ class Canvas:
         self.eye = np.array([0.0, camera.height, 0.0])
         self.focal = focal
         self._solids: list[Placed] = []
-        self._script: list[int | Callable[[], None]] = []
+        self._script: list[slice | Callable[[], None]] = []
 
     def project(self, points: Floats) -> tuple[Floats, Floats]:
         """World points (n, 3) to homogeneous pixels (n, 3) and their depth (n,)."""
@@ -116,28 +117,49 @@ class Canvas:
 
     def solid(self, solid: Solid, x: float, z: float, heading: float = 0.0) -> None:
         """Paint `solid` with its foot at (x, 0, z), turned right by `heading` radians."""
-        if solid.counts:
-            self._script.append(len(self._solids))
-            self._solids.append(Placed(solid, x, z, heading))
+        start = sum(len(item.solid.counts) for item in self._solids)
+        self._script.append(slice(start, start + len(solid.counts)))
+        self._solids.append(Placed(solid, x, z, heading))
 
     def develop(self) -> None:
         """Carry out everything that was asked for, in that order.
 
         All solids are projected at once: one by one they would take four times as long.
         """
-        faces = project_faces(self._solids, self)
+        faces = self._faces() if self._solids else []
         for step in self._script:
-            if not isinstance(step, int):
+            if not isinstance(step, slice):
                 step()
                 continue
-            for outline, color in faces[step]:
-                cv2.fillPoly(self.pixels, [outline], color, cv2.LINE_8, SHIFT)
+            for outline, paint in faces[step]:
+                if outline is not None:
+                    cv2.fillPoly(self.pixels, [outline], paint, cv2.LINE_8, SHIFT)
         self._script.clear()
         self._solids.clear()
 
-    def _in_view(self, pixels: Floats) -> bool:
-        """Whether the hull of homogeneous pixels (n, 3) may touch the picture."""
-        depth = pixels[:, 2]
+    def _faces(self) -> list[tuple[Bytes | None, list[float]]]:
+        """Each face of all solids: its outline if it can be seen, and its colour and label."""
+        solids = [item.solid for item in self._solids]
+        counts = np.concatenate([solid.counts for solid in solids])
+        first = np.cumsum(counts) - counts
+        points, centers = in_world(self._solids)
+        normals, away = normals_of(points, first, counts, centers, self.eye)
+        cull, glows = np.concatenate([solid.flags for solid in solids]).T
+        normals[~cull & away] *= -1  # what is flat faces the camera whichever way it was drawn
+
+        pixels, depth = self.project(points)
+        bright = np.where(glows, 1.0, self.light.shade(normals))
+        distance = np.maximum(np.add.reduceat(depth, first) / counts, NEAR)
+        colors = np.concatenate([solid.colors for solid in solids]) * bright[:, None]
+        colors = np.clip(self.light.seen(colors, distance), 0, 255)
+        labels = np.concatenate([solid.labels for solid in solids])
+        paints = np.column_stack([colors, labels]).round().tolist()
+        outlines = outlines_of(pixels, first, counts, ~(cull & away), (self.width, self.height))
+        return list(zip(outlines, paints, strict=True))
+
+    def sees(self, panel: Upright) -> bool:
+        """Whether a rectangle may touch the picture."""
+        pixels, depth = self.project(panel.corners)
         if depth.max() < NEAR:
             return False
         if depth.min() < NEAR:
@@ -147,42 +169,23 @@ class Canvas:
             u.max() > -1 and u.min() < self.width and v.max() > -1 and v.min() < self.height
         )
 
-    def sees(self, panel: Panel) -> bool:
-        """Whether a rectangle may touch the picture."""
-        return self._in_view(self.project(panel.corners)[0])
+    # ------------------------------------------------------------------- surfaces and crowns
 
-    # ------------------------------------------------------------------- surfaces and sprites
-
+    @_developed
     def surface(
-        self,
-        panel: Panel,
-        texture: Bytes,
-        texels: tuple[float, float],
-        label: int,
-        bright: float,
-        holes: Bytes | None = None,
-    ) -> None:
+        self, panel: Upright, texture: Bytes, texels: tuple[float, float], label: str,
+        bright: float, holes: Bytes | None = None,
+    ) -> None:  # fmt: skip
         """Paint a rectangle with a texture that repeats.
 
         Args:
             panel: the rectangle.
             texture: (h, w, 3); its upper left corner lies at the upper near corner.
             texels: texture pixels per metre, (along, up).
-            label: trainId of the whole rectangle, holes included.
+            label: class of the whole rectangle, holes included.
             bright: factor on the colours.
             holes: (h, w), 255 where the texture is solid; None for everywhere.
         """
-        self._script.append(lambda: self._surface(panel, texture, texels, label, bright, holes))
-
-    def _surface(
-        self,
-        panel: Panel,
-        texture: Bytes,
-        texels: tuple[float, float],
-        label: int,
-        bright: float,
-        holes: Bytes | None,
-    ) -> None:
         pixels, depth = self.project(panel.corners)
         outline = clipped_outline(pixels)
         if outline is None:
@@ -210,7 +213,7 @@ class Canvas:
             )
             through = cv2.threshold(solid, 100, 255, cv2.THRESH_BINARY_INV)[1]
             cv2.copyTo(np.ascontiguousarray(area[..., :3]), through, seen)
-        painted = cv2.merge([*cv2.split(seen), np.full(mask.shape, label, np.uint8)])
+        painted = cv2.merge([*cv2.split(seen), np.full(mask.shape, LABEL[label], np.uint8)])
         cv2.copyTo(painted, mask, area)
 
     def dim(self, texture: Bytes, bright: float, distance: float) -> Bytes:
@@ -219,26 +222,31 @@ class Canvas:
         table = np.clip(self.light.seen(ramp, distance), 0, 255).astype(np.uint8)
         return cv2.LUT(texture, table[:, None])
 
-    def sprite(self, sprite: Sprite) -> None:
-        """Paint a crown that faces the camera."""
-        self._script.append(lambda: self._sprite(sprite))
+    @_developed
+    def crown(
+        self, foot: tuple[float, float, float], size: tuple[float, float], foliage: Foliage,
+        color: Color, bright: float, flip: bool,
+    ) -> None:  # fmt: skip
+        """Paint a tree's crown, `size` = (width, height) metres, that faces the camera.
 
-    def _sprite(self, sprite: Sprite) -> None:
-        crown = sprite.crown
-        pixel, depth = self.project(np.array([sprite.foot]))
+        `foot` is the middle of its lower edge.
+        """
+        pixel, depth = self.project(np.array([foot]))
         if depth[0] < 2.0:
             return
         scale = self.focal / depth[0]
-        wide, tall = (max(1, round(length * scale)) for length in sprite.size)
+        wide, tall = (max(1, round(length * scale)) for length in size)
         left = round(pixel[0, 0] / depth[0] - wide / 2)
         top = round(pixel[0, 1] / depth[0] - tall)
         x0, y0 = max(left, 0), max(top, 0)
         x1, y1 = min(left + wide, self.width), min(top + tall, self.height)
         if x1 <= x0 or y1 <= y0:
             return
-        level = int(np.clip(np.log2(max(crown.mask[0].shape[0] / tall, 1)), 0, len(crown.mask) - 1))
-        mask, shade = crown.mask[level], crown.shade[level]
-        if sprite.flip:
+        level = int(
+            np.clip(np.log2(max(foliage.mask[0].shape[0] / tall, 1)), 0, len(foliage.mask) - 1)
+        )
+        mask, shade = foliage.mask[level], foliage.shade[level]
+        if flip:
             mask, shade = cv2.flip(mask, 1), cv2.flip(shade, 1)
         step_x, step_y = mask.shape[1] / wide, mask.shape[0] / tall
         warp = np.array(
@@ -248,16 +256,14 @@ class Canvas:
         box = x1 - x0, y1 - y0
         cut = cv2.warpAffine(mask, warp, box, flags=LOOK_UP)
         cut = cv2.threshold(cut, 127, 255, cv2.THRESH_BINARY)[1]
-        shown = self.dim(tint(shade, sprite.color), sprite.bright, float(depth[0]))
+        shown = self.dim(tint(shade, color), bright, float(depth[0]))
         seen = cv2.warpAffine(shown, warp, box, flags=LOOK_UP)
-        painted = cv2.merge([*cv2.split(seen), np.full_like(cut, sprite.label)])
+        painted = cv2.merge([*cv2.split(seen), np.full_like(cut, LABEL["vegetation"])])
         cv2.copyTo(painted, cut, self.pixels[y0:y1, x0:x1])
 
-    def disc(self, points: Points, x: float, z: float, heading: float, label: int) -> None:
+    @_developed
+    def disc(self, points: Points, x: float, z: float, heading: float, label: str) -> None:
         """Paint a see-through wheel: half the background shows between its spokes."""
-        self._script.append(lambda: self._disc(points, x, z, heading, label))
-
-    def _disc(self, points: Points, x: float, z: float, heading: float, label: int) -> None:
         sine, cosine = np.sin(heading), np.cos(heading)
         turn = np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
         pixels, depth = self.project(np.array(points) @ turn + (x, 0, z))
@@ -272,5 +278,5 @@ class Canvas:
         mask = np.zeros(area.shape[:2], np.uint8)
         cv2.fillPoly(mask, [corners - low.astype(np.int32)], 255)
         blend = cv2.addWeighted(area, 0.55, np.full_like(area, 60), 0.35, 0)
-        blend[..., 3] = label
+        blend[..., 3] = LABEL[label]
         cv2.copyTo(blend, mask, area)

@@ -10,8 +10,6 @@ import colorsys
 
 import numpy as np
 
-__all__ = ["Color", "facade", "glass", "leaves", "metal", "paint", "pavement", "scaled", "skin"]
-
 Color = tuple[float, float, float]
 """Red, green, blue; 0 .. 255."""
 

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fassd.synth.canvas import LABEL
 from fassd.synth.colors import Color, paint, scaled, skin
-from fassd.synth.cutout import DARK, Cutout, Outline, Spot, limb, oval, rectangle
-from fassd.synth.solids import Points
+from fassd.synth.solids import Outline, Points, Solid, Span, limb, oval, rectangle
 
-__all__ = ["TwoWheeler", "person", "two_wheeler"]
+DARK: Color = (28, 28, 30)
 
 
-def person(rng: np.random.Generator) -> Cutout:
+def person(rng: np.random.Generator) -> Solid:
     """Somebody who stands or walks, facing the camera or away from it."""
-    solid = Cutout(LABEL["person"])
+    solid = Solid("person")
     k = rng.uniform(0.92, 1.08) * (0.68 if rng.random() < 0.12 else 1.0)  # one in eight is a child
     stride, wide = rng.uniform(0.02, 0.30), rng.uniform(0.20, 0.29)
     top, legs, hair = paint(rng), scaled(paint(rng), 0.7), scaled(paint(rng), 0.35)
@@ -54,7 +52,7 @@ def person(rng: np.random.Generator) -> Cutout:
 class TwoWheeler:
     """A bicycle or motorcycle, perhaps ridden; `discs` are see-through wheels to paint first."""
 
-    solid: Cutout
+    solid: Solid
     discs: list[Points]
     length: float
 
@@ -73,38 +71,23 @@ class _Frame:
 
 def two_wheeler(rng: np.random.Generator, motor: bool, ridden: bool) -> TwoWheeler:
     """Built twice, from the side and from the front: seen at an angle, the planes cross."""
-    solid = Cutout(LABEL["motorcycle" if motor else "bicycle"])
+    solid = Solid("motorcycle" if motor else "bicycle")
     body, metal = paint(rng), scaled((1, 1, 1), rng.uniform(40, 190))
     radius = rng.uniform(0.28, 0.33) if motor else rng.uniform(0.33, 0.37)
     base = rng.uniform(1.3, 1.5) if motor else rng.uniform(0.98, 1.1)
     seat, bar = (0.80, 1.02) if motor else (0.92, 1.04)
     frame = _Frame(motor, radius, radius, radius + base, seat, bar)
     discs: list[Points] = []
-    for hub in ((frame.rear, radius), (frame.front, radius)):
-        if motor:
-            solid.side(oval(hub, radius, corners=14), DARK)
-            solid.side(oval(hub, radius * 0.5, corners=8), metal)
-        else:
-            discs.append([(0.0, y, u) for u, y in oval(hub, radius, corners=14)])
-            _tyre(solid, hub, radius)
     if motor:
         _motorcycle(solid, rng, frame, body, metal)
     else:
-        _bicycle(solid, rng, frame, body)
-    half = 0.09 if motor else 0.045
-    for hub_ahead in (frame.front, frame.rear):
-        solid.front(rectangle((-half, 0), (half, 2 * radius)), DARK, hub_ahead)
-    if motor:
-        _motorcycle_front(solid, frame, body)
-    else:
-        solid.front(limb((-0.29, bar), (0.29, bar), 0.06), DARK, frame.front - 0.2)
-        solid.front(limb((0, radius), (0, bar), 0.07), body, frame.front - 0.2)
+        discs = _bicycle(solid, rng, frame, body)
     if ridden:
         _rider(solid, rng, frame)
     return TwoWheeler(solid, discs, frame.front + radius)
 
 
-def _tyre(solid: Cutout, hub: Spot, radius: float) -> None:
+def _tyre(solid: Solid, hub: Span, radius: float) -> None:
     for a in np.linspace(0, 2 * np.pi, 12, endpoint=False):
         start, end = (
             (hub[0] + radius * float(np.cos(b)), hub[1] + radius * float(np.sin(b)))
@@ -113,12 +96,19 @@ def _tyre(solid: Cutout, hub: Spot, radius: float) -> None:
         solid.side(limb(start, end, 0.055), DARK)
 
 
-def _bicycle(solid: Cutout, rng: np.random.Generator, frame: _Frame, body: Color) -> None:
-    """Tubes, saddle and handlebar; some carry a basket."""
+def _tyre_fronts(solid: Solid, frame: _Frame, half: float) -> None:
+    for hub_ahead in (frame.front, frame.rear):
+        solid.front(rectangle((-half, 0), (half, 2 * frame.radius)), DARK, hub_ahead)
+
+
+def _bicycle(solid: Solid, rng: np.random.Generator, frame: _Frame, body: Color) -> list[Points]:
+    """Tubes, saddle and handlebar; some carry a basket. Returns the wheels' discs."""
     radius, rear, front, seat, bar = (
         frame.radius, frame.rear, frame.front, frame.seat, frame.bar,
     )  # fmt: skip
-    crank = (rear + 0.44, radius * 0.9)
+    hubs, crank = ((rear, radius), (front, radius)), (rear + 0.44, radius * 0.9)
+    for hub in hubs:
+        _tyre(solid, hub, radius)
     for a, b in (
         ((rear, radius), crank),
         (crank, (rear + 0.28, seat)),
@@ -131,24 +121,26 @@ def _bicycle(solid: Cutout, rng: np.random.Generator, frame: _Frame, body: Color
     solid.side(limb((rear + 0.14, seat), (rear + 0.4, seat), 0.09), DARK)
     solid.side(limb((front - 0.34, bar), (front - 0.12, bar + 0.02), 0.07), DARK)
     if rng.random() < 0.3:
-        basket = [
-            (front - 0.1, 0.75),
-            (front + 0.25, 0.75),
-            (front + 0.28, 1.0),
-            (front - 0.1, 1.0),
-        ]
-        solid.side(basket, paint(rng))
+        x, basket = front - 0.1, front + 0.25
+        solid.side([(x, 0.75), (basket, 0.75), (front + 0.28, 1.0), (x, 1.0)], paint(rng))
+    _tyre_fronts(solid, frame, 0.045)
+    solid.front(limb((-0.29, bar), (0.29, bar), 0.06), DARK, front - 0.2)
+    solid.front(limb((0, radius), (0, bar), 0.07), body, front - 0.2)
+    return [[(0.0, y, u) for u, y in oval(hub, radius, corners=14)] for hub in hubs]
 
 
 def _motorcycle(
-    solid: Cutout, rng: np.random.Generator, frame: _Frame, body: Color, metal: Color
+    solid: Solid, rng: np.random.Generator, frame: _Frame, body: Color, metal: Color
 ) -> None:
-    """Fork, engine, exhaust, seat and tank; a scooter has a leg shield and a boot instead."""
-    r, f = frame.rear, frame.front
-    solid.side(limb((f, frame.radius), (f - 0.32, 1.0), 0.10), metal)
+    """Wheels, fork, engine, seat, tank and lamps; a scooter has a leg shield and a boot instead."""
+    r, f, radius, bar = frame.rear, frame.front, frame.radius, frame.bar
+    for hub in ((r, radius), (f, radius)):
+        solid.side(oval(hub, radius, corners=14), DARK)
+        solid.side(oval(hub, radius * 0.5, corners=8), metal)
+    solid.side(limb((f, radius), (f - 0.32, 1.0), 0.10), metal)
     engine = [(r - 0.02, 0.34), (f - 0.42, 0.25), (f - 0.38, 0.62), (r + 0.1, 0.66)]
     solid.side(engine, (52, 52, 56))
-    solid.side(limb((r - 0.25, 0.3), (r + 0.5, 0.28), 0.11), metal)
+    solid.side(limb((r - 0.25, 0.3), (r + 0.5, 0.28), 0.11), metal)  # the exhaust
     scooter: list[Outline] = [
         [(f - 0.45, 0.25), (f - 0.2, 0.3), (f - 0.3, 1.0), (f - 0.42, 1.0)],
         [(r - 0.3, 0.45), (r + 0.5, 0.35), (r + 0.5, 0.72), (r - 0.3, 0.78)],
@@ -162,23 +154,18 @@ def _motorcycle(
         solid.side(outline, body)
     solid.side([(r - 0.2, 0.72), (r + 0.55, 0.7), (r + 0.55, 0.84), (r - 0.24, 0.88)], DARK)
     solid.side(limb((f - 0.42, 1.05), (f - 0.24, 1.02), 0.09), DARK)
-
-
-def _motorcycle_front(solid: Cutout, frame: _Frame, body: Color) -> None:
-    """Fairing, handlebar, mirrors, headlamp and tail lamp."""
-    rear, bar = frame.rear, frame.bar
+    _tyre_fronts(solid, frame, 0.09)
     fairing = [(-0.168, 0.45), (0.168, 0.45), (0.24, 0.95), (-0.24, 0.95)]
-    solid.front(fairing, body, rear + 0.5)
-    solid.front(limb((-0.4, bar + 0.04), (0.4, bar + 0.04), 0.07), DARK, rear + 0.9)
-    for side in (-1, 1):
-        solid.front(oval((side * 0.38, bar + 0.2), 0.08, 0.06, 6), DARK, rear + 0.9)
-    solid.front(oval((0, 0.82), 0.1, 0.09, 8), (236, 232, 214), frame.front)
-    solid.front(rectangle((-0.1, 0.7), (0.1, 0.79)), (196, 24, 24), rear - 0.1)
+    solid.front(fairing, body, r + 0.5)
+    solid.front(limb((-0.4, bar + 0.04), (0.4, bar + 0.04), 0.07), DARK, r + 0.9)
+    for side in (-1, 1):  # mirrors
+        solid.front(oval((side * 0.38, bar + 0.2), 0.08, 0.06, 6), DARK, r + 0.9)
+    solid.front(oval((0, 0.82), 0.1, 0.09, 8), (236, 232, 214), f)  # headlamp and tail lamp
+    solid.front(rectangle((-0.1, 0.7), (0.1, 0.79)), (196, 24, 24), r - 0.1)
 
 
-def _rider(solid: Cutout, rng: np.random.Generator, frame: _Frame) -> None:
+def _rider(solid: Solid, rng: np.random.Generator, frame: _Frame) -> None:
     """Somebody in the saddle: bent legs, arms to the bar, often a helmet."""
-    label = LABEL["rider"]
     top, legs, face, cap = paint(rng), scaled(paint(rng), 0.7), skin(rng), paint(rng)
     sleeve, shin = scaled(top, 0.84), scaled(legs, 0.85)
     hip = (frame.rear + 0.27, frame.seat + 0.06)
@@ -196,10 +183,10 @@ def _rider(solid: Cutout, rng: np.random.Generator, frame: _Frame) -> None:
         (oval(head, 0.12, 0.145), face),
         (oval((head[0] - 0.01, head[1] + 0.05), hat, hat * 0.9, 8), cap),
     ):
-        solid.side(outline, color, label=label)
+        solid.side(outline, color, label="rider")
 
     def front(outline: Outline, color: Color, at: float = hip[0]) -> None:
-        solid.front(outline, color, at, label=label)
+        solid.front(outline, color, at, label="rider")
 
     for side in (-1, 1):
         front(limb((side * 0.11, hip[1]), (side * 0.20, knee[1]), 0.16), legs)

@@ -6,18 +6,16 @@ on top, or the windows further along.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import numpy as np
 
-from fassd.synth.arrays import Bytes
-from fassd.synth.canvas import LABEL, Canvas, Panel, Sprite
+from fassd.synth.canvas import Canvas, Upright
 from fassd.synth.colors import Color, facade, leaves, scaled
-from fassd.synth.solids import Solid
+from fassd.synth.solids import Solid, rectangle
 from fassd.synth.street import SIDES, Street, pick
 from fassd.synth.surfaces import Look, paint_fence, paint_front, paint_wall
-
-__all__ = ["build_far_end", "build_railing", "build_sides", "plant"]
 
 FAR = 95.0  # where the street ends
 LOTS = {"building": 0.41, "wall": 0.25, "fence": 0.21, "hedge": 0.06, "park": 0.07}
@@ -46,100 +44,79 @@ def build_sides(street: Street) -> None:
 # ----------------------------------------------------------------------------------------- houses
 
 
-@dataclass(frozen=True)
 class _House:
-    base: float  # height of the ground floor
-    height: float
-    depth: float
-    storey: float
-    bay: float
-    upper: Look
-    lower: Look | None  # None: no windows on the ground floor
-    plinth: tuple[list[Bytes], Color]  # texture and colour of the ground floor
-    roof: float  # height of the ridge above the eaves; 0 for a flat roof
-    tiles: Color
+    """A house whose front stands at s = `line`, from z = `near` to `far`."""
 
+    def __init__(self, street: Street, side: int, near: float, far: float, line: float) -> None:
+        rng, bank, length = street.rng, street.bank, far - near
+        self.street, self.side = street, side
+        self.near, self.far, self.line = near, far, line
+        small = rng.random() < 0.3
+        self.storey, self.base = rng.uniform(2.8, 3.5), rng.uniform(3.0, 4.2)  # heights
+        if small:
+            floors = 0 if rng.random() < 0.4 else int(rng.integers(1, 3))
+        else:
+            floors = int(rng.integers(2, 7))
+        self.height = self.base + floors * self.storey + rng.uniform(0.2, 0.9)
+        color, second = facade(rng), facade(rng)
+        wall, plinth = pick(rng, bank.wall), pick(rng, bank.wall)
+        windows = pick(rng, bank.facades)
+        blank = rng.random() < 0.35 and floors > 0
+        shops = None if blank else pick(rng, bank.shops if rng.random() < 0.5 else bank.facades)
+        self.bay = length / max(1, round(length / rng.uniform(2.3, 3.6)))
+        frame, self.depth = facade(rng), rng.uniform(8, 14)
+        self.roof = rng.uniform(1.5, 4) if rng.random() < 0.45 else 0.0  # height of the ridge
+        self.tiles = scaled(facade(rng), 0.6)
+        self.plinth = (wall, color) if rng.random() < 0.5 else (plinth, second)
+        glass = rng.uniform(0.6, 1.3)
+        self.lower = None if shops is None else Look(*self.plinth, shops, frame, glass)
+        self.upper = Look(wall, color, windows, frame, glass)
 
-def _draw_house(street: Street, length: float) -> _House:
-    rng, bank = street.rng, street.bank
-    small = rng.random() < 0.3
-    storey, base = rng.uniform(2.8, 3.5), rng.uniform(3.0, 4.2)
-    if small:
-        floors = 0 if rng.random() < 0.4 else int(rng.integers(1, 3))
-    else:
-        floors = int(rng.integers(2, 7))
-    height = base + floors * storey + rng.uniform(0.2, 0.9)
-    color, second = facade(rng), facade(rng)
-    wall, plinth = pick(rng, bank.wall), pick(rng, bank.wall)
-    windows = pick(rng, bank.facades)
-    blank = rng.random() < 0.35 and floors > 0
-    shops = None if blank else pick(rng, bank.shops if rng.random() < 0.5 else bank.facades)
-    bay = length / max(1, round(length / rng.uniform(2.3, 3.6)))
-    frame, depth = facade(rng), rng.uniform(8, 14)
-    roof = rng.uniform(1.5, 4) if rng.random() < 0.45 else 0.0
-    tiles = scaled(facade(rng), 0.6)
-    skirt = (wall, color) if rng.random() < 0.5 else (plinth, second)
-    glass = rng.uniform(0.6, 1.3)
-    lower = None if shops is None else Look(*skirt, shops, frame, glass)
-    upper = Look(wall, color, windows, frame, glass)
-    return _House(base, height, depth, storey, bay, upper, lower, skirt, roof, tiles)
+    def paint(self, canvas: Canvas) -> None:
+        """The gable towards us, the roof, the front floor by floor, and the cornices."""
+        street, side, near, far, line = self.street, self.side, self.near, self.far, self.line
+        front = street.panel(line, near, far, self.height)
+        bright, gable_bright = _brightness(street, front, side)
+        gable = Upright(front.corner, (float(side), 0.0), self.depth, self.height)
+        wall, color = self.upper.wall, self.upper.color
+        paint_wall(canvas, gable, wall, BRICKWORK, color, "building", gable_bright)
+        if self.roof:
+            canvas.solid(self._roof(front.length), front.corner[0], near, front.heading)
+        above = street.panel(line, near, far, self.height - self.base, self.base)
+        paint_front(canvas, above, self.upper, self.bay, self.storey, bright)
+        below = street.panel(line, near, far, self.base)
+        if self.lower is None:
+            paint_wall(canvas, below, self.plinth[0], BRICKWORK, self.plinth[1], "building", bright)
+        else:
+            paint_front(canvas, below, self.lower, self.bay, self.base, bright)
+        trim = Solid("building")
+        for low, tall in ((self.height - 0.35, 0.35), (self.base - 0.12, 0.25)):
+            band = rectangle((0.0, low), (front.length, low + tall))
+            trim.side(band, scaled(color, 0.8), -side * 0.12)
+        canvas.solid(trim, front.corner[0], near, front.heading)
+
+    def _roof(self, length: float) -> Solid:
+        """The triangle above the gable, and the slope towards the street."""
+        side, height, middle = self.side, self.height, self.side * self.depth / 2
+        roof, eaves, ridge = Solid("building"), -side * 0.3, height + self.roof
+        gable = [(0.0, height), (middle, ridge), (side * self.depth, height)]
+        roof.front(gable, scaled(self.upper.color, 0.95))
+        slope = [(eaves, height - 0.1, 0.0), (middle, ridge, 0.0), (middle, ridge, length),
+                 (eaves, height - 0.1, length)]  # fmt: skip
+        roof.face(slope, self.tiles)
+        return roof
 
 
 def _build_house(street: Street, side: int, near: float, far: float, line: float) -> None:
-    """A house whose front stands at s = `line`."""
-    house = _draw_house(street, far - near)
-    back = line + side * house.depth
-    street.cast([(line, near), (line, far), (back, near), (back, far)], house.height)
-    street.add(far, lambda canvas: _paint_house(canvas, street, house, side, near, far, line))
+    house = _House(street, side, near, far, line)
+    street.cast(list(product((line, line + side * house.depth), (near, far))), house.height)
+    street.add(far, house.paint)
 
 
-def _paint_house(
-    canvas: Canvas, street: Street, house: _House, side: int, near: float, far: float, line: float
-) -> None:
-    """The gable towards us, the roof, the front floor by floor, and the cornices."""
-    front = street.panel(line, near, far, house.height)
-    bright, gable_bright = _brightness(street, front, side)
-    gable = Panel(front.corner, (float(side), 0.0), house.depth, house.height)
-    wall, color = house.upper.wall, house.upper.color
-    paint_wall(canvas, gable, wall, BRICKWORK, color, "building", gable_bright)
-    if house.roof:
-        canvas.solid(_roof(house, side, front.length), front.corner[0], near, front.heading)
-    above = street.panel(line, near, far, house.height - house.base, house.base)
-    paint_front(canvas, above, house.upper, house.bay, house.storey, bright)
-    below = street.panel(line, near, far, house.base)
-    if house.lower is None:
-        paint_wall(canvas, below, house.plinth[0], BRICKWORK, house.plinth[1], "building", bright)
-    else:
-        paint_front(canvas, below, house.lower, house.bay, house.base, bright)
-    trim = Solid(LABEL["building"], (side * 3, house.height / 2, front.length / 2))
-    for low, tall in ((house.height - 0.35, 0.35), (house.base - 0.12, 0.25)):
-        _ledge(trim, -side * 0.12, low, low + tall, front.length, scaled(color, 0.8))
-    canvas.solid(trim, front.corner[0], near, front.heading)
-
-
-def _brightness(street: Street, front: Panel, side: int) -> tuple[float, float]:
+def _brightness(street: Street, front: Upright, side: int) -> tuple[float, float]:
     """Of a surface along the street on this side, and of one that faces us."""
     across, along = front.along
     return street.light.shade_of(-side * along, side * across), street.light.shade_of(0, -1)
-
-
-def _roof(house: _House, side: int, length: float) -> Solid:
-    """The triangle above the gable, and the slope towards the street."""
-    height, middle, eaves = house.height, side * house.depth / 2, -side * 0.3
-    roof = Solid(LABEL["building"], (middle, height - 3, length / 2))
-    ridge = height + house.roof
-    gable = [(0.0, height, 0.0), (middle, ridge, 0.0), (side * house.depth, height, 0.0)]
-    roof.face(gable, scaled(house.upper.color, 0.95), cull=False)
-    slope = [(eaves, height - 0.1, 0.0), (middle, ridge, 0.0), (middle, ridge, length),
-             (eaves, height - 0.1, length)]  # fmt: skip
-    roof.face(slope, house.tiles, cull=False)
-    return roof
-
-
-def _ledge(solid: Solid, x: float, low: float, high: float, length: float, color: Color) -> None:
-    """A level band along the street."""
-    band = [(x, low, 0.0), (x, low, length), (x, high, length), (x, high, 0.0)]
-    solid.face(band, color, cull=False)
 
 
 def build_far_end(street: Street) -> None:
@@ -154,15 +131,10 @@ def build_far_end(street: Street) -> None:
             pick(rng, bank.wall), facade(rng), pick(rng, bank.facades), facade(rng),
             rng.uniform(0.6, 1.3),
         )  # fmt: skip
-        panel = Panel((street.x(s, FAR) - wide / 2, 0.0, z), (1.0, 0.0), wide, height)
-        _queue_far_house(street, panel, look)
-
-
-def _queue_far_house(street: Street, panel: Panel, look: Look) -> None:
-    bright = street.light.shade_of(0, -1)
-    street.add(
-        panel.corner[2] + 40, lambda canvas: paint_front(canvas, panel, look, 3.0, 3.2, bright)
-    )
+        panel = Upright((street.x(s, FAR) - wide / 2, 0.0, z), (1.0, 0.0), wide, height)
+        bright = street.light.shade_of(0, -1)
+        front = partial(paint_front, panel=panel, look=look, bay=3.0, storey=3.2, bright=bright)
+        street.add(z + 40, front)
 
 
 # --------------------------------------------------------------------- walls, fences and hedges
@@ -190,8 +162,7 @@ def _build_barrier(street: Street, side: int, near: float, far: float, kind: str
     grid, tile = pick(rng, bank.grids), rng.uniform(1.5, 3.5)
     thick = side * (1.0 if kind == "hedge" else 0.3)
     label = "vegetation" if kind == "hedge" else kind
-    back = line + thick
-    street.cast([(line, near), (line, far), (back, near), (back, far)], height)
+    street.cast(list(product((line, line + thick), (near, far))), height)
 
     def paint(canvas: Canvas) -> None:
         front = street.panel(line, near, far, height)
@@ -199,13 +170,14 @@ def _build_barrier(street: Street, side: int, near: float, far: float, kind: str
         if kind == "fence":
             paint_fence(canvas, front, grid, color, bright)
             return
-        end = Panel(front.corner, (float(side), 0.0), abs(thick), height)
+        end = Upright(front.corner, (float(side), 0.0), abs(thick), height)
         paint_wall(canvas, end, texture, tile, color, label, end_bright)
         paint_wall(canvas, front, texture, tile, color, label, bright)
         top, length = height + 0.1, front.length
-        cap = Solid(LABEL[label], (side * 0.1, height - 1, length / 2))
+        cap = Solid(label, (side * 0.1, height - 1, length / 2))
         if kind == "wall":
-            _ledge(cap, -side * 0.08, height - 0.02, height + 0.12, length, scaled(color, 0.82))
+            ledge = rectangle((0, height - 0.02), (length, height + 0.12))
+            cap.side(ledge, scaled(color, 0.82), -side * 0.08, flat=True)
         cap.face([(0, top, 0), (0, top, length), (thick, top, length), (thick, top, 0)], color)
         canvas.solid(cap, front.corner[0], near, front.heading)
 
@@ -221,15 +193,11 @@ def build_railing(street: Street, s: float, near: float, far: float) -> None:
     street.cast([(s, near), (s, far)], height)
     side = 1 if s > street.here else -1
 
-    def queue(panel: Panel) -> None:
-        bright = _brightness(street, panel, side)[0]
-        street.add(
-            panel.corner[2] + 1, lambda canvas: paint_fence(canvas, panel, grid, color, bright)
-        )
-
     # In short pieces, so that people may stand behind it and cars before it.
     for z in np.arange(near, far, 2.0).tolist():
-        queue(street.panel(s, z, z + 2, height))
+        panel = street.panel(s, z, z + 2, height)
+        bright = _brightness(street, panel, side)[0]
+        street.add(z + 1, partial(paint_fence, panel=panel, grid=grid, color=color, bright=bright))
 
 
 # ------------------------------------------------------------------------------------------ trees
@@ -253,20 +221,17 @@ def plant(street: Street, s: float, z: float, shrub: bool = False) -> None:
         if not shrub:
             canvas.solid(_trunk(trunk, base + tall * 0.4, bark), x, z)
         bright = street.light.ambient + 0.55 * street.light.direct
-        canvas.sprite(
-            Sprite((x, base, z), (wide, tall), crown, color, LABEL["vegetation"], bright, flip)
-        )
+        canvas.crown((x, base, z), (wide, tall), crown, color, bright, flip)
 
     street.add(z, paint)
 
 
 def _trunk(thick: float, high: float, bark: Color) -> Solid:
     """Part of the tree, and so vegetation: thicker than a pole, and it bears a crown."""
-    stem = Solid(LABEL["vegetation"])
+    stem = Solid("vegetation")
     foot, top = thick / 2, thick / 3
-    stem.face([(-foot, 0, 0), (foot, 0, 0), (top, high, 0), (-top, high, 0)], bark, cull=False)
-    dark = scaled(bark, 0.75)
-    stem.face([(0, 0, 0), (foot, 0, 0), (top, high, 0), (0, high, 0)], dark, cull=False)
+    stem.front([(-foot, 0), (foot, 0), (top, high), (-top, high)], bark)
+    stem.front([(0, 0), (foot, 0), (top, high), (0, high)], scaled(bark, 0.75))
     return stem
 
 

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fassd.synth.canvas import LABEL
 from fassd.synth.colors import Color, metal, scaled
-from fassd.synth.cutout import Cutout, Outline, Spot, limb, oval, rectangle
-
-__all__ = ["bollard", "lamp", "mast", "sign", "traffic_light"]
+from fassd.synth.solids import Outline, Solid, limb, oval, rectangle
 
 RED: Color = (206, 30, 36)
 WHITE: Color = (240, 240, 236)
@@ -24,47 +21,35 @@ SHELLS: list[Color] = [
 LAMPS: list[Color] = [(60, 226, 130), (255, 190, 40), (255, 48, 40)]
 
 
-class Post(Cutout):
-    """Poles, and what hangs on them under a label of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(LABEL["pole"])
-
-    def upright(
-        self, high: float, thick: float, color: Color, *, x: float = 0.0, taper: float = 0.0
-    ) -> None:
-        """A round pole from the ground: one half lit, the other darker."""
-        low, top = thick / 2, thick / 2 * (1 - taper)
-        self.front([(x - low, 0), (x + low, 0), (x + top, high), (x - top, high)], color)
-        middle = 0.1
-        self.front(
-            [(x + low * middle, 0), (x + low, 0), (x + top, high), (x + top * middle, high)],
-            scaled(color, 0.72),
-        )
-
-    def bar(self, a: Spot, b: Spot, thick: float, color: Color) -> None:
-        self.front(limb(a, b, thick), color)
+def _pole(
+    post: Solid, high: float, thick: float, color: Color, x: float = 0.0, taper: float = 0.0
+) -> None:
+    """A round pole from the ground: one half lit, the other darker."""
+    low, top = thick / 2, thick / 2 * (1 - taper)
+    for left, tone in ((-1, color), (0.1, scaled(color, 0.72))):
+        foot, head = (x + low * left, 0), (x + top * left, high)
+        post.front([foot, (x + low, 0), (x + top, high), head], tone)
 
 
-def bollard(rng: np.random.Generator) -> Post:
+def bollard(rng: np.random.Generator) -> Solid:
     """A short post, some with a white ring."""
-    post = Post()
+    post = Solid("pole")
     color, high, thick = metal(rng), rng.uniform(0.8, 1.1), rng.uniform(0.13, 0.24)
-    post.upright(high, thick, color)
+    _pole(post, high, thick, color)
     if rng.random() < 0.5:
-        post.bar((-thick / 2, high * 0.8), (thick / 2, high * 0.8), 0.1, (232, 232, 226))
+        post.front(limb((-thick / 2, high * 0.8), (thick / 2, high * 0.8), 0.1), (232, 232, 226))
     return post
 
 
-def lamp(rng: np.random.Generator, inward: int, lit: bool) -> Post:
+def lamp(rng: np.random.Generator, inward: int, lit: bool) -> Solid:
     """A street lamp with one arm, or a lantern on top."""
-    post = Post()
+    post = Solid("pole")
     color, high, thick = metal(rng), rng.uniform(4.5, 9.0), rng.uniform(0.16, 0.30)
-    post.upright(high, thick, color, taper=0.35)
+    _pole(post, high, thick, color, taper=0.35)
     glow = (255, 236, 180) if lit else (206, 206, 198)
     if rng.random() < 0.65:
         reach = inward * rng.uniform(1.0, 2.4)
-        post.bar((0, high - 0.08), (reach, high + 0.35), 0.12, color)
+        post.front(limb((0, high - 0.08), (reach, high + 0.35), 0.12), color)
         head = limb((reach - inward * 0.1, high + 0.32), (reach + inward * 0.6, high + 0.38), 0.2)
         post.front(head, glow, glows=lit)
     else:
@@ -72,69 +57,68 @@ def lamp(rng: np.random.Generator, inward: int, lit: bool) -> Post:
     return post
 
 
-def mast(rng: np.random.Generator, inward: int, reach: float) -> Post:
+def mast(rng: np.random.Generator, inward: int, reach: float) -> Solid:
     """A mast whose arm carries the wire of a tram, `reach` metres over the road."""
-    post = Post()
+    post = Solid("pole")
     color, high = metal(rng), rng.uniform(6.2, 7.5)
-    post.upright(high, rng.uniform(0.2, 0.32), color)
-    post.bar((0, high - 0.5), (inward * reach, high - 0.6), 0.09, color)
-    post.bar((0, high - 0.05), (inward * reach * 0.6, high - 0.52), 0.06, color)
+    _pole(post, high, rng.uniform(0.2, 0.32), color)
+    post.front(limb((0, high - 0.5), (inward * reach, high - 0.6), 0.09), color)
+    post.front(limb((0, high - 0.05), (inward * reach * 0.6, high - 0.52), 0.06), color)
     return post
 
 
 # --------------------------------------------------------------------------------- traffic lights
 
 
-def traffic_light(rng: np.random.Generator, inward: int) -> Post:
+def traffic_light(rng: np.random.Generator, inward: int) -> Solid:
     """Lights on a post, sometimes with a second set on an arm over the road."""
-    post = Post()
+    post = Solid("pole")
     color, size = metal(rng), rng.uniform(1.1, 1.5)
     arm = rng.random() < 0.45
     high = rng.uniform(5.4, 6.4) if arm else rng.uniform(2.9, 3.6)
-    post.upright(high, rng.uniform(0.14, 0.24), color)
+    _pole(post, high, rng.uniform(0.14, 0.24), color)
     _lights(post, rng, -inward * 0.1, rng.uniform(2.1, 2.5), size)
     if arm:
         reach = inward * rng.uniform(2.5, 4.5)
-        post.bar((0, high - 0.15), (reach, high), 0.14, color)
+        post.front(limb((0, high - 0.15), (reach, high), 0.14), color)
         _lights(post, rng, reach * 0.92, high - 0.9, size * 1.05)
     return post
 
 
-def _lights(post: Post, rng: np.random.Generator, x: float, low: float, size: float) -> None:
+def _lights(post: Solid, rng: np.random.Generator, x: float, low: float, size: float) -> None:
     """A box with three lamps, one of them on, with its lower edge at `low`."""
-    label = LABEL["traffic light"]
     shell = SHELLS[int(rng.integers(len(SHELLS)))]
     half, tall = 0.44 * size / 2, 1.2 * size
     if rng.random() < 0.35:
         edge = 0.1 * size
         board = rectangle((x - half - edge, low - edge), (x + half + edge, low + tall + edge))
-        post.front(board, (22, 22, 24), label=label)
-    post.front(rectangle((x - half, low), (x + half, low + tall)), shell, label=label)
+        post.front(board, (22, 22, 24), label="traffic light")
+    post.front(rectangle((x - half, low), (x + half, low + tall)), shell, label="traffic light")
     on = int(rng.integers(3))
     for i, color in enumerate(LAMPS):
         outline = oval((x, low + (0.22 + 0.38 * i) * size), 0.15 * size)
         shown = color if i == on else scaled(color, 0.22)
-        post.front(outline, shown, glows=i == on, label=label)
+        post.front(outline, shown, glows=i == on, label="traffic light")
 
 
 # ------------------------------------------------------------------------------------------ signs
 
 
-def sign(rng: np.random.Generator) -> Post:
+def sign(rng: np.random.Generator) -> Solid:
     """A post with one or two signs, or a direction board on two posts."""
-    post, color = Post(), metal(rng)
+    post, color = Solid("pole"), metal(rng)
     if rng.random() < 0.25:
         _board(post, rng, color)
         return post
     high = rng.uniform(2.5, 3.4)
-    post.upright(high, rng.uniform(0.09, 0.15), color)
+    _pole(post, high, rng.uniform(0.09, 0.15), color)
     y = high - 0.3
     for _ in range(int(rng.choice([1, 1, 2]))):
         kind, size = int(rng.integers(6)), rng.uniform(0.36, 0.5)
         outer, inner = (SIGN_COLORS[int(rng.integers(6))] for _ in range(2))
         upright = kind != 2 or rng.random() < 0.6
         for outline, tone in _plate(kind, y, size, outer, inner, upright):
-            post.front(outline, tone, label=LABEL["traffic sign"])
+            post.front(outline, tone, label="traffic sign")
         y -= size + 0.45
     return post
 
@@ -166,19 +150,18 @@ def _plate(
     return [(rectangle((-size, y - size), (size, y + size)), outer), (stroke, inner)]
 
 
-def _board(post: Post, rng: np.random.Generator, color: Color) -> None:
+def _board(post: Solid, rng: np.random.Generator, color: Color) -> None:
     """A direction board with a few lines of writing."""
-    label = LABEL["traffic sign"]
     wide, tall, low = rng.uniform(1.3, 2.4), rng.uniform(0.8, 1.5), rng.uniform(1.9, 2.6)
     for x in (-wide * 0.4, wide * 0.4):
-        post.upright(low + tall, 0.11, color, x=x)
+        _pole(post, low + tall, 0.11, color, x=x)
     ground = SIGN_COLORS[int(rng.choice([1, 2, 3, 4]))]
     half, top = wide / 2, low + tall
-    post.front(rectangle((-half, low), (half, top)), (236, 236, 230), label=label)
+    post.front(rectangle((-half, low), (half, top)), (236, 236, 230), label="traffic sign")
     inside = rectangle((-half + 0.05, low + 0.05), (half - 0.05, top - 0.05))
-    post.front(inside, ground, label=label)
+    post.front(inside, ground, label="traffic sign")
     ink = (30, 30, 32) if sum(ground) > 420 else (238, 238, 234)
     for i in range(int(rng.integers(1, 4))):
         y = low + tall * (0.25 + 0.25 * i)
         line = limb((-wide * 0.35, y), (wide * rng.uniform(0, 0.38), y), 0.11)
-        post.front(line, ink, label=label)
+        post.front(line, ink, label="traffic sign")

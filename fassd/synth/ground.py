@@ -14,8 +14,6 @@ import numpy as np
 from fassd.synth.arrays import Bytes
 from fassd.synth.colors import Color
 
-__all__ = ["ACROSS", "ALONG", "REACH", "SPAN", "UNMARKED", "WHOLE", "Ground", "Kind", "Material"]
-
 Span = tuple[float, float]
 
 SPAN, REACH = 25.0, 100.0  # half width and depth of the plan

@@ -2,48 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from fassd.synth.arrays import Floats
-from fassd.synth.colors import Color
-
-__all__ = ["Light", "Sky", "draw_light"]
-
-
-@dataclass(frozen=True)
-class Light:
-    """Where light comes from and what the air does to it."""
-
-    sun: tuple[float, float, float]  # unit vector towards the sun
-    direct: float  # strength of the sun; 0 under clouds
-    ambient: float
-    tint: Color  # factors, about 1
-    haze: Color
-    visibility: float  # metres over which haze takes 63% of the colour
-    lamps: bool  # windows and lamps are lit
-
-    def shade(self, normals: Floats) -> Floats:
-        """Brightness of surfaces with unit normals (n, 3)."""
-        facing = np.maximum(normals @ np.asarray(self.sun), 0)
-        return self.ambient * (0.88 + 0.12 * normals[:, 1]) + self.direct * facing
-
-    def shade_of(self, x: float, z: float) -> float:
-        """Brightness of an upright surface whose unit normal is (x, 0, z)."""
-        return float(self.shade(np.array([[x, 0.0, z]]))[0])
-
-    def seen(self, colors: Floats, distance: Floats | float) -> Floats:
-        """Colours (..., 3) through `distance` metres of air."""
-        clear = np.exp(np.asarray(distance) / -self.visibility)[..., None]
-        return colors * np.asarray(self.tint) * clear + np.asarray(self.haze) * (1 - clear)
-
-
-@dataclass(frozen=True)
-class Sky:
-    zenith: Color
-    clouds: float  # how much of the blue they hide, 0 .. 1
+from fassd.synth.colors import Color, scaled
 
 
 class _Mood(NamedTuple):
@@ -66,22 +30,45 @@ MOODS = {
 ODDS = [0.4, 0.17, 0.25, 0.08, 0.1]
 
 
-def draw_light(rng: np.random.Generator) -> tuple[Light, Sky]:
-    """The weather of a scene: one of `MOODS`, the sun from any side."""
-    name = str(rng.choice(list(MOODS), p=ODDS))
-    mood = MOODS[name]
-    high = rng.uniform(0.5, 1.1) if name == "sun" else rng.uniform(0.25, 0.45)
-    turn = rng.uniform(-np.pi, np.pi)
-    sun = (np.sin(turn) * np.cos(high), np.sin(high), np.cos(turn) * np.cos(high))
-    strength = rng.uniform(0.9, 1.1)
-    red, green, blue = (np.array(mood.tint) * (1 + rng.normal(0, 0.025, 3))).tolist()
-    haze, zenith, gray = mood.haze, mood.zenith, rng.uniform(150, 235)
-    if name == "clouds":
-        haze, zenith = (gray, gray, gray), (gray * 0.85, gray * 0.85, gray * 0.85)
-    visibility = mood.visibility * rng.uniform(0.7, 1.4)
-    lamps = name == "dusk" or (name in ("fog", "clouds") and rng.random() < 0.4)
-    light = Light(
-        sun, mood.direct * strength, mood.ambient * strength, (red, green, blue), haze,
-        visibility, lamps,
-    )  # fmt: skip
-    return light, Sky(zenith, mood.clouds)
+class Light:
+    """Sun, sky and air of a scene: one of `MOODS`, the sun from any side."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        name = str(rng.choice(list(MOODS), p=ODDS))
+        mood = MOODS[name]
+        high = rng.uniform(0.5, 1.1) if name == "sun" else rng.uniform(0.25, 0.45)
+        turn = rng.uniform(-np.pi, np.pi)
+        # The unit vector towards the sun.
+        self.sun = (np.sin(turn) * np.cos(high), np.sin(high), np.cos(turn) * np.cos(high))
+        strength = rng.uniform(0.9, 1.1)
+        self.direct = mood.direct * strength  # of the sun; 0 under clouds
+        self.ambient = mood.ambient * strength
+        self.tint = (np.array(mood.tint) * (1 + rng.normal(0, 0.025, 3))).tolist()  # factors
+        gray = rng.uniform(150, 235)
+        self.haze, self.zenith = mood.haze, mood.zenith
+        if name == "clouds":
+            self.haze, self.zenith = (gray, gray, gray), scaled((gray, gray, gray), 0.85)
+        # Metres over which haze takes 63% of the colour.
+        self.visibility = mood.visibility * rng.uniform(0.7, 1.4)
+        self.clouds = mood.clouds  # how much of the blue they hide, 0 .. 1
+        # Whether windows and lamps are lit.
+        self.lamps = name == "dusk" or (name in ("fog", "clouds") and rng.random() < 0.4)
+
+    @property
+    def full(self) -> float:
+        """Brightness of level ground in the sun."""
+        return self.ambient + self.direct * max(self.sun[1], 0)
+
+    def shade(self, normals: Floats) -> Floats:
+        """Brightness of surfaces with unit normals (n, 3)."""
+        facing = np.maximum(normals @ np.asarray(self.sun), 0)
+        return self.ambient * (0.88 + 0.12 * normals[:, 1]) + self.direct * facing
+
+    def shade_of(self, x: float, z: float) -> float:
+        """Brightness of an upright surface whose unit normal is (x, 0, z)."""
+        return float(self.shade(np.array([[x, 0.0, z]]))[0])
+
+    def seen(self, colors: Floats, distance: Floats | float) -> Floats:
+        """Colours (..., 3) through `distance` metres of air."""
+        clear = np.exp(np.asarray(distance) / -self.visibility)[..., None]
+        return colors * np.asarray(self.tint) * clear + np.asarray(self.haze) * (1 - clear)

@@ -13,8 +13,6 @@ import numpy as np
 
 from fassd.synth.arrays import Floats
 
-__all__ = ["FAMILIES", "SIZE", "Family", "cloudy", "grassy", "leafy"]
-
 Family = Callable[[np.random.Generator], Floats]
 
 SIZE = 256

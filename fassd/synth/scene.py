@@ -14,28 +14,26 @@ from fassd.synth.street import Street, pick
 from fassd.synth.textures import Bank
 from fassd.synth.traffic import furnish, populate
 
-__all__ = ["Scene"]
-
 
 class Scene:
     """One scene, which can be shown at any size."""
 
     def __init__(self, rng: np.random.Generator, bank: Bank) -> None:
         self.street = Street(rng, bank)
-        self.camera = Camera.draw(rng)
+        self.camera = Camera(rng)
         self.street.lay_ground()
         build_sides(self.street)
         build_far_end(self.street)
         furnish(self.street)
         populate(self.street)
         self.clouds = pick(rng, bank.clouds)
-        self.lens = Lens.draw(rng, bank.noise)
+        self.lens = Lens(rng, bank.noise)
 
     def show(self, height: int, width: int) -> tuple[Bytes, Bytes]:
         """The picture, (height, width, 3) RGB, and its trainIds, (height, width)."""
         street = self.street
         canvas = Canvas((height, width), self.camera, street.light)
-        paint_sky(canvas, street.sky, self.clouds)
+        paint_sky(canvas, self.clouds)
         paint_ground(canvas, street)
         street.paint(canvas)
         pixels = cv2.flip(canvas.pixels, 1) if street.mirrored else canvas.pixels

@@ -1,34 +1,61 @@
-"""Things made of flat faces, and how all of them are projected at once."""
+"""Things made of flat faces, the outlines of these, and where many of them are at once.
+
+An outline is a list of points in metres: (right, up) for a face across the street, (ahead, up) for
+one along it.
+"""
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
+from fassd.io.palette import CITYSCAPES
 from fassd.synth.arrays import Bytes, Floats
 from fassd.synth.colors import Color
-from fassd.synth.light import Light
 
-__all__ = ["NEAR", "SHIFT", "Placed", "Points", "Solid", "clipped_outline", "project_faces"]
-
+Span = tuple[float, float]
+Outline = list[tuple[float, float]]
 Points = list[tuple[float, float, float]]
-Face = tuple[Bytes, list[float]]  # outline in fractions of pixels, and red, green, blue, label
 
+LABEL = {info.name: index for index, info in enumerate(CITYSCAPES)}
 NEAR = 0.4  # metres: nothing closer than this is painted
 SHIFT = 4  # polygons have corners in sixteenths of a pixel
+
+
+def rectangle(low: Span, high: Span) -> Outline:
+    """Upright, between two opposite corners."""
+    return [low, (high[0], low[1]), high, (low[0], high[1])]
+
+
+def oval(center: Span, radius: float, tall: float | None = None, corners: int = 10) -> Outline:
+    """An ellipse `radius` to either side and `tall` (by default as much) up and down."""
+    (x, y), up = center, radius if tall is None else tall
+    angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+    return [(x + radius * float(np.cos(a)), y + up * float(np.sin(a))) for a in angles]
+
+
+def limb(a: Span, b: Span, thick: float) -> Outline:
+    """A straight bar from `a` to `b`."""
+    dx, dy = b[0] - a[0], b[1] - a[1]
+    length = (dx * dx + dy * dy) ** 0.5 + 1e-9
+    ox, oy = -dy / length * thick / 2, dx / length * thick / 2
+    return [
+        (a[0] + ox, a[1] + oy), (b[0] + ox, b[1] + oy), (b[0] - ox, b[1] - oy),
+        (a[0] - ox, a[1] - oy),
+    ]  # fmt: skip
 
 
 class Solid:
     """Flat faces of one thing in its own coordinates: (right, up, ahead) from its foot, metres.
 
-    Faces are painted in the order in which they were added. Those with `cull` belong to a body
-    that is convex around `center` and vanish when they face away from the camera.
+    Faces are painted in the order in which they were added. With a `center` they belong to a body
+    that is convex around it, and those that face away from the camera vanish; without one, as
+    where they are `flat`, both of their sides are seen.
     """
 
-    def __init__(self, label: int, center: tuple[float, float, float] = (0, 1, 0)) -> None:
-        self.label, self.center = label, center
+    def __init__(self, label: str, center: tuple[float, float, float] | None = None) -> None:
+        self.label, self.flat, self.center = label, center is None, center or (0, 1, 0)
         self.points: Points = []
         self.counts: list[int] = []
         self.colors: list[Color] = []
@@ -36,20 +63,30 @@ class Solid:
         self.flags: list[tuple[bool, bool]] = []  # (cull, glows)
 
     def face(
-        self,
-        points: Points,
-        color: Color,
-        *,
-        cull: bool = True,
-        glows: bool = False,
-        label: int | None = None,
-    ) -> None:
+        self, points: Points, color: Color, *, flat: bool = False, glows: bool = False,
+        label: str | None = None,
+    ) -> None:  # fmt: skip
         """A polygon with at least three corners."""
         self.points += points
         self.counts.append(len(points))
         self.colors.append(color)
-        self.labels.append(self.label if label is None else label)
-        self.flags.append((cull, glows))
+        self.labels.append(LABEL[label or self.label])
+        self.flags.append((not (flat or self.flat), glows))
+
+    def front(
+        self, outline: Outline, color: Color, at: float = 0.0, *, flat: bool = False,
+        glows: bool = False, label: str | None = None,
+    ) -> None:  # fmt: skip
+        """A face across the street, `at` metres ahead of the foot."""
+        points = [(x, y, at) for x, y in outline]
+        self.face(points, color, flat=flat, glows=glows, label=label)
+
+    def side(
+        self, outline: Outline, color: Color, x: float = 0.0, *, flat: bool = False,
+        label: str | None = None,
+    ) -> None:  # fmt: skip
+        """A face along the street, `x` metres to the right of the foot."""
+        self.face([(x, y, u) for u, y in outline], color, flat=flat, label=label)
 
 
 class Placed(NamedTuple):
@@ -61,45 +98,7 @@ class Placed(NamedTuple):
     heading: float
 
 
-class View(Protocol):
-    """What faces are projected to: `Canvas`."""
-
-    width: int
-    height: int
-    eye: Floats
-    light: Light
-
-    def project(self, points: Floats) -> tuple[Floats, Floats]: ...
-
-
-def project_faces(placed: list[Placed], view: View) -> list[list[Face]]:
-    """The faces that can be seen of each solid, as outlines and colours under the light."""
-    if not placed:
-        return []
-    solids = [item.solid for item in placed]
-    counts = np.concatenate([solid.counts for solid in solids])
-    first = np.cumsum(counts) - counts
-    points, centers = _in_world(placed)
-    normals, away = _normals(points, first, counts, centers, view.eye)
-    cull, glows = np.concatenate([solid.flags for solid in solids]).T
-    normals[~cull & away] *= -1  # what is flat faces the camera whichever way it was drawn
-
-    pixels, depth = view.project(points)
-    bright = np.where(glows, 1.0, view.light.shade(normals))
-    distance = np.maximum(np.add.reduceat(depth, first) / counts, NEAR)
-    colors = np.concatenate([solid.colors for solid in solids]) * bright[:, None]
-    colors = np.clip(view.light.seen(colors, distance), 0, 255)
-    labels = np.concatenate([solid.labels for solid in solids])
-    paints = np.column_stack([colors, labels]).round().tolist()
-    outlines = _outlines(pixels, first, counts, ~(cull & away), (view.width, view.height))
-
-    bounds = [0, *accumulate(len(solid.counts) for solid in solids)]
-    faces = zip(outlines, paints, strict=True)
-    seen = [(outline, paint) if outline is not None else None for outline, paint in faces]
-    return [[face for face in seen[start:stop] if face] for start, stop in pairwise(bounds)]
-
-
-def _in_world(placed: list[Placed]) -> tuple[Floats, Floats]:
+def in_world(placed: list[Placed]) -> tuple[Floats, Floats]:
     """All corners, (n, 3), and the centre of the solid of every face, (faces, 3)."""
     places = np.array([item[1:] for item in placed])
 
@@ -117,7 +116,7 @@ def _in_world(placed: list[Placed]) -> tuple[Floats, Floats]:
     return turned(points, [len(item.solid.points) for item in placed]), turned(centers, faces)
 
 
-def _normals(
+def normals_of(
     points: Floats, first: Bytes, counts: Bytes, centers: Floats, eye: Floats
 ) -> tuple[Floats, Bytes]:
     """Unit normals away from the centres, (faces, 3), and whether they look away from us."""
@@ -131,7 +130,7 @@ def _normals(
     return normals, ((corner - eye) * normals).sum(1) > 0
 
 
-def _outlines(
+def outlines_of(
     pixels: Floats, first: Bytes, counts: Bytes, shown: Bytes, size: tuple[int, int]
 ) -> list[Bytes | None]:
     """Corners for OpenCV of every face; None for what is outside the view or not `shown`."""

@@ -11,14 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from fassd.synth.canvas import LABEL, Canvas, Panel
+from fassd.synth.canvas import Canvas, Upright
 from fassd.synth.colors import Color, leaves, pavement, scaled
 from fassd.synth.ground import REACH, SPAN, UNMARKED, Ground, Kind, Material
-from fassd.synth.light import draw_light
-from fassd.synth.solids import Solid
+from fassd.synth.light import Light
+from fassd.synth.solids import LABEL, Solid, Span
 from fassd.synth.textures import Bank
-
-__all__ = ["SIDES", "Street", "pick"]
 
 SIDES = (-1, 1)
 GAUGE = 1.44  # between the rails
@@ -35,7 +33,7 @@ class Street:
 
     def __init__(self, rng: np.random.Generator, bank: Bank) -> None:
         self.rng, self.bank = rng, bank
-        self.light, self.sky = draw_light(rng)
+        self.light = Light(rng)
         self.mirrored = bool(rng.random() < 0.35)  # traffic keeps to the left
         self.bend = rng.normal(0, 0.0016) if rng.random() < 0.6 else 0.0
         self.ground = Ground()
@@ -209,20 +207,19 @@ class Street:
             self.crossing[0] - margin < z < self.crossing[1] + margin
         )
 
-    def panel(self, s: float, near: float, far: float, height: float, base: float = 0.0) -> Panel:
+    def panel(self, s: float, near: float, far: float, height: float, base: float = 0.0) -> Upright:
         """An upright rectangle along the street between two depths."""
         start = self.x(s, near)
         across, along = self.x(s, far) - start, far - near
         length = float(np.hypot(across, along))
-        return Panel((start, base, near), (across / length, along / length), length, height)
+        return Upright((start, base, near), (across / length, along / length), length, height)
 
     # ------------------------------------------------------------------ putting things there
 
-    def claim(self, s: tuple[float, float], z: tuple[float, float]) -> bool:
+    def claim(self, s: Span, z: Span) -> bool:
         """Take a rectangle of the ground; False if something stands there already."""
-        for a, b, near, far in self._taken:
-            if s[0] < b and s[1] > a and z[0] < far and z[1] > near:
-                return False
+        if any(s[0] < b and s[1] > a and z[0] < d and z[1] > c for a, b, c, d in self._taken):
+            return False
         self._taken.append((*s, *z))
         return True
 
@@ -238,11 +235,16 @@ class Street:
         """Ask for something to be painted: after all that is farther than z, before the nearer."""
         self._queue.append((-z, len(self._queue), paint))
 
-    def stand(self, solid: Solid, s: float, z: float, height: float, thick: float = 0.2) -> None:
-        """Put a post at (s, z), if there is room."""
-        if self.claim((s - 0.15, s + 0.15), (z - 0.15, z + 0.15)):
-            half = thick / 2
-            self.cast([(s - half, z - half), (s + half, z + half)], height)
+    def stand(
+        self, solid: Solid, s: float, z: float, height: float, half: Span = (0.1, 0.1),
+        room: float = 0.15,
+    ) -> None:  # fmt: skip
+        """Put something upright at (s, z), if there is `room` to all sides.
+
+        It reaches `half` metres across and along the street, which is what its shadow shows.
+        """
+        if self.claim((s - room, s + room), (z - room, z + room)):
+            self.cast([(s - half[0], z - half[1]), (s + half[0], z + half[1])], height)
             self.add(z, lambda canvas: canvas.solid(solid, self.x(s, z), z))
 
     def paint(self, canvas: Canvas) -> None:

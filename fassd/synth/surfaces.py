@@ -8,12 +8,9 @@ import cv2
 import numpy as np
 
 from fassd.synth.arrays import Bytes
-from fassd.synth.canvas import LABEL, Canvas, Panel, tint
+from fassd.synth.canvas import Canvas, Upright, tint
 from fassd.synth.colors import Color
 from fassd.synth.textures import BAYS, SIZE, Facade
-
-__all__ = ["Look", "paint_fence", "paint_front", "paint_wall"]
-
 
 FENCE_TILE = 2.0  # metres along that a fence's texture spans
 LIT_WINDOW = (255, 214, 140)
@@ -31,7 +28,7 @@ class Look:
     glass: float  # how brightly the panes mirror the sky
 
 
-def _level(canvas: Canvas, panel: Panel, texels: float, levels: int) -> int:
+def _level(canvas: Canvas, panel: Upright, texels: float, levels: int) -> int:
     """The pyramid level whose texels, `texels` a metre at level 0, come nearest to one pixel."""
     near = max(panel.corner[2], 1.5)
     far = max(panel.corner[2] + panel.along[1] * panel.length, near)
@@ -40,7 +37,7 @@ def _level(canvas: Canvas, panel: Panel, texels: float, levels: int) -> int:
 
 
 def paint_wall(
-    canvas: Canvas, panel: Panel, texture: list[Bytes], tile: float, color: Color, label: str,
+    canvas: Canvas, panel: Upright, texture: list[Bytes], tile: float, color: Color, label: str,
     bright: float,
 ) -> None:  # fmt: skip
     """One texture, which spans `tile` metres, over the whole panel."""
@@ -48,21 +45,21 @@ def paint_wall(
         return
     shown = texture[_level(canvas, panel, SIZE / tile, len(texture))]
     texels = shown.shape[0] / tile
-    canvas.surface(panel, tint(shown, color), (texels, texels), LABEL[label], bright)
+    canvas.surface(panel, tint(shown, color), (texels, texels), label, bright)
 
 
 def paint_fence(
-    canvas: Canvas, panel: Panel, grid: list[Bytes], color: Color, bright: float
+    canvas: Canvas, panel: Upright, grid: list[Bytes], color: Color, bright: float
 ) -> None:
     """Bars with the background between them; the label covers both, as in Cityscapes."""
     holes = grid[_level(canvas, panel, SIZE / FENCE_TILE, len(grid) - 1)]
     side = holes.shape[0]
     texels = side / FENCE_TILE, side / panel.height
-    canvas.surface(panel, _flat(holes, color), texels, LABEL["fence"], bright, holes)
+    canvas.surface(panel, _flat(holes, color), texels, "fence", bright, holes)
 
 
 def paint_front(
-    canvas: Canvas, panel: Panel, look: Look, bay: float, storey: float, bright: float
+    canvas: Canvas, panel: Upright, look: Look, bay: float, storey: float, bright: float
 ) -> None:
     """A wall with windows every `bay` metres along and `storey` metres up, from the top down."""
     if panel.height < 0.5 or not canvas.sees(panel):
@@ -79,7 +76,7 @@ def paint_front(
     if canvas.light.lamps:
         cv2.copyTo(_flat(tile, LIT_WINDOW), windows.lit[level], tile)
     cell = tile.shape[0] / BAYS
-    canvas.surface(panel, tile, (cell / bay, cell / storey), LABEL["building"], bright)
+    canvas.surface(panel, tile, (cell / bay, cell / storey), "building", bright)
 
 
 def _flat(like: Bytes, color: Color) -> Bytes:

@@ -17,9 +17,6 @@ import numpy as np
 from fassd.synth.arrays import Bytes, Floats
 from fassd.synth.patterns import FAMILIES, SIZE, Family, cloudy, grassy, leafy
 
-__all__ = ["BAYS", "SIZE", "SPLITS", "Bank", "Facade", "Foliage", "bank"]
-
-
 SPLITS = {"train": 0x7121, "val": 0x7A1, "test": 0x7E57}
 BAYS = 4  # windows across and up one facade texture
 
@@ -40,22 +37,6 @@ class Foliage:
 
     mask: list[Bytes]
     shade: list[Bytes]
-
-
-@dataclass(frozen=True)
-class Bank:
-    """All textures of one split; a list of grey pictures is a pyramid, finest first."""
-
-    ground: list[list[Bytes]]
-    wall: list[list[Bytes]]
-    grass: list[list[Bytes]]
-    leaves: list[list[Bytes]]
-    grids: list[list[Bytes]]  # fences: 255 where a bar is
-    facades: list[Facade]
-    shops: list[Facade]
-    crowns: list[Foliage]
-    clouds: list[Bytes]
-    noise: Bytes  # (SIZE * 2, SIZE * 2, 3), sensor noise around 128
 
 
 # ------------------------------------------------------------------------------ facades and trees
@@ -195,28 +176,31 @@ def _crown(rng: np.random.Generator, leaves: Bytes) -> Foliage:
     return Foliage(_pyramid(full[0]), _pyramid(full[1]))
 
 
+class Bank:
+    """All textures of one split; a list of grey pictures is a pyramid, finest first."""
+
+    def __init__(self, split: str) -> None:
+        rng = np.random.default_rng([0x7E47, SPLITS[split]])
+        families = FAMILIES["train" if split == "train" else "val"]
+        self.ground = [
+            _fine(_pattern(rng, family)) for family in families["ground"] for _ in range(4)
+        ]
+        self.wall = [_pattern(rng, family) for family in families["wall"] for _ in range(4)]
+        self.grass = [_fine(_pattern(rng, grassy)) for _ in range(6)]
+        self.leaves = [_pattern(rng, leafy) for _ in range(5)]
+        self.facades = [_windows(rng, shop=False) for _ in range(14)]
+        self.shops = [_windows(rng, shop=True) for _ in range(5)]
+        make = list(SPLITS).index(split)
+        self.grids = [_grid(rng, make) for _ in range(14)]  # fences: 255 where a bar is
+        self.crowns = [_crown(rng, self.leaves[i % len(self.leaves)][0]) for i in range(14)]
+        self.clouds = [_pyramid(128 + 50 * cloudy(rng, rng.uniform(1.3, 1.9)))[0] for _ in range(4)]
+        grain = 0.6 * rng.standard_normal((2 * SIZE, 2 * SIZE, 3))
+        grain += 0.8 * rng.standard_normal((2 * SIZE, 2 * SIZE, 1))
+        # Of the sensor, around 128, (2 SIZE, 2 SIZE, 3).
+        self.noise = np.clip(128 + 32 * grain, 0, 255).astype(np.uint8)
+
+
 @lru_cache(maxsize=3)
 def bank(split: str) -> Bank:
-    """The textures of one split, made on first use in each process (about a second).
-
-    Raises:
-        ValueError: `split` is none of `SPLITS`.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    rng = np.random.default_rng([0x7E47, SPLITS[split]])
-    families = FAMILIES["train" if split == "train" else "val"]
-    ground = [_fine(_pattern(rng, family)) for family in families["ground"] for _ in range(4)]
-    wall = [_pattern(rng, family) for family in families["wall"] for _ in range(4)]
-    grass = [_fine(_pattern(rng, grassy)) for _ in range(6)]
-    leaves = [_pattern(rng, leafy) for _ in range(5)]
-    facades = [_windows(rng, shop=False) for _ in range(14)]
-    shops = [_windows(rng, shop=True) for _ in range(5)]
-    make = list(SPLITS).index(split)
-    grids = [_grid(rng, make) for _ in range(14)]
-    crowns = [_crown(rng, leaves[index % len(leaves)][0]) for index in range(14)]
-    clouds = [_pyramid(128 + 50 * cloudy(rng, rng.uniform(1.3, 1.9)))[0] for _ in range(4)]
-    grain = rng.standard_normal((2 * SIZE, 2 * SIZE, 3))
-    grain = 0.6 * grain + 0.8 * rng.standard_normal((2 * SIZE, 2 * SIZE, 1))
-    noise = np.clip(128 + 32 * grain, 0, 255).astype(np.uint8)
-    return Bank(ground, wall, grass, leaves, grids, facades, shops, crowns, clouds, noise)
+    """The textures of one of `SPLITS`, made on first use in each process (about a second)."""
+    return Bank(split)

@@ -7,6 +7,7 @@ rider with two wheels below, and a person without.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 
@@ -14,10 +15,9 @@ from fassd.synth.canvas import Canvas
 from fassd.synth.figures import TwoWheeler, person, two_wheeler
 from fassd.synth.frontage import build_railing, plant
 from fassd.synth.furniture import bollard, lamp, mast, sign, traffic_light
+from fassd.synth.solids import Span
 from fassd.synth.street import SIDES, Street
 from fassd.synth.vehicles import Vehicle, bus, car, tram, truck
-
-__all__ = ["furnish", "populate"]
 
 
 def furnish(street: Street) -> None:
@@ -47,7 +47,7 @@ def _line_kerb(street: Street, side: int) -> None:
             plant(street, edge(side, off + 0.4), z + 2.5)
     for _ in range(int(rng.integers(1, 4))):
         z = rng.uniform(6, 30)
-        street.stand(sign(rng), edge(side, rng.uniform(0.5, 1.0)), z, 3.0, 0.12)
+        street.stand(sign(rng), edge(side, rng.uniform(0.5, 1.0)), z, 3.0, (0.06, 0.06))
     if rng.random() < 0.45:
         start = rng.uniform(5, 16)
         if rng.random() < 0.4:
@@ -183,35 +183,39 @@ def _people_pavement(street: Street, side: int) -> None:
 
 def _drive(street: Street, vehicle: Vehicle, s: float, z: float, toward: bool) -> None:
     """Put a vehicle with its nearer end at z, coming `toward` us or going with us."""
-    half = vehicle.width / 2
-    if not street.claim((s - half, s + half), (z - 0.3, z + vehicle.length + 0.3)):
-        return
-    corners = [(s + a, z + b) for a in (-half, half) for b in (0.0, vehicle.length)]
-    street.cast(corners, vehicle.height)
+    half, end = vehicle.width / 2, z + vehicle.length
     heading = street.heading(z) + (np.pi if toward else 0.0)
-    tail = z + vehicle.length if toward else z
-
-    def paint(canvas: Canvas) -> None:
-        for _, solid in sorted(vehicle.parts, key=lambda part: part[0], reverse=not toward):
-            canvas.solid(solid, street.x(s, z), tail, heading)
-
-    street.add(z, paint)
+    pose = street.x(s, z), end if toward else z, heading
+    _put(street, vehicle, (s - half, s + half), (z, end), 0.3, pose, toward)
 
 
 def _cross(street: Street, vehicle: Vehicle, s: float, z: float, rightward: bool) -> None:
     """Put a vehicle across the street, its tail at s."""
     half, direction = vehicle.width / 2, 1 if rightward else -1
-    ends = (s, s + direction * vehicle.length)
-    if not street.claim((min(ends), max(ends)), (z - half, z + half)):
+    ends = s, s + direction * vehicle.length
+    pose = street.x(s, z), z, direction * np.pi / 2
+    tail_first = (s - street.here > 0) == rightward
+    _put(street, vehicle, ends, (z - half, z + half), 0.0, pose, tail_first)
+
+
+def _put(
+    street: Street, vehicle: Vehicle, s: Span, z: Span, gap: float,
+    pose: tuple[float, float, float], tail_first: bool,
+) -> None:  # fmt: skip
+    """Put a vehicle on a rectangle with a free `gap` before and behind it, if there is room.
+
+    Its `pose` is x and z of the tail, and the heading. Parts are painted from the far end.
+    """
+    if not street.claim((min(s), max(s)), (z[0] - gap, z[1] + gap)):
         return
-    street.cast([(end, z + a) for end in ends for a in (-half, half)], vehicle.height)
-    head_first = (s - street.here > 0) != rightward
+    street.cast(list(product(s, z)), vehicle.height)
+    parts = sorted(vehicle.parts, key=lambda part: part[0], reverse=not tail_first)
 
     def paint(canvas: Canvas) -> None:
-        for _, solid in sorted(vehicle.parts, key=lambda part: part[0], reverse=head_first):
-            canvas.solid(solid, street.x(s, z), z, direction * np.pi / 2)
+        for _, solid in parts:
+            canvas.solid(solid, *pose)
 
-    street.add(z - half, paint)
+    street.add(z[0], paint)
 
 
 def _ride(street: Street, bike: TwoWheeler, s: float, z: float, heading: float) -> None:
@@ -235,7 +239,4 @@ def _ride(street: Street, bike: TwoWheeler, s: float, z: float, heading: float) 
 
 def _walk(street: Street, s: float, z: float) -> None:
     """Put somebody on foot at (s, z)."""
-    solid = person(street.rng)
-    if street.claim((s - 0.25, s + 0.25), (z - 0.25, z + 0.25)):
-        street.cast([(s - 0.22, z - 0.15), (s + 0.22, z + 0.15)], 1.7)
-        street.add(z, lambda canvas: canvas.solid(solid, street.x(s, z), z))
+    street.stand(person(street.rng), s, z, 1.7, (0.22, 0.15), 0.25)

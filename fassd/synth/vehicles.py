@@ -9,13 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fassd.synth.canvas import LABEL
 from fassd.synth.colors import Color, glass, paint, scaled
-from fassd.synth.solids import Solid
-
-__all__ = ["Vehicle", "bus", "car", "tram", "truck"]
-
-Span = tuple[float, float]
+from fassd.synth.solids import Solid, Span, oval, rectangle
 
 DARK: Color = (26, 26, 29)
 HUB: Color = (110, 110, 112)
@@ -30,49 +25,42 @@ class Body(Solid):
     ) -> None:
         """A cuboid `half` metres to either side."""
         (low, high), (tail, head) = up, ahead
-        top: list[tuple[float, float, float]] = [
-            (-half, high, tail), (half, high, tail), (half, high, head), (-half, high, head),
-        ]  # fmt: skip
-        self.face(top, roof or color)
+        plan = rectangle((-half, tail), (half, head))
+        self.face([(x, high, u) for x, u in plan], roof or color)
         for u in ahead:
             self.panel(u, (-half, half), up, color)
         for x in (-half, half):
-            self.face([(x, low, tail), (x, low, head), (x, high, head), (x, high, tail)], color)
+            self.side(rectangle((tail, low), (head, high)), color, x)
 
     def panel(self, ahead: float, right: Span, up: Span, color: Color, glows: bool = False) -> None:
         """A rectangle on the front or the back."""
-        (x0, x1), (y0, y1) = right, up
-        corners = [(x0, y0, ahead), (x1, y0, ahead), (x1, y1, ahead), (x0, y1, ahead)]
-        self.face(corners, color, glows=glows)
+        outline = rectangle((right[0], up[0]), (right[1], up[1]))
+        self.front(outline, color, ahead, glows=glows)
+
+    def pair(self, ahead: float, right: Span, up: Span, color: Color, glows: bool = False) -> None:
+        """Two such rectangles, mirror images of one another."""
+        for side in (-1, 1):
+            self.panel(ahead, (side * right[0], side * right[1]), up, color, glows)
 
     def flank(self, half: float, ahead: Span, up: Span, color: Color) -> None:
         """A rectangle on both sides."""
-        (u0, u1), (y0, y1) = ahead, up
         for x in (-half - 0.005, half + 0.005):
-            self.face([(x, y0, u0), (x, y0, u1), (x, y1, u1), (x, y1, u0)], color)
+            self.side(rectangle((ahead[0], up[0]), (ahead[1], up[1])), color, x)
 
     def wheels(self, half: float, places: list[float], radius: float, hub: Color) -> None:
         """Wheels on both sides, at distances from the tail."""
         for x in (-half - 0.01, half + 0.01):
             for ahead in places:
-                self._disc(x, ahead, radius, radius, 12, DARK)
-                self._disc(x * 1.005, ahead, radius, 0.55 * radius, 8, hub)
-
-    def _disc(
-        self, x: float, ahead: float, height: float, radius: float, corners: int, color: Color
-    ) -> None:
-        angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-        rim = zip(
-            (radius * np.cos(angles)).tolist(), (radius * np.sin(angles)).tolist(), strict=True
-        )
-        self.face([(x, height + up, ahead + along) for up, along in rim], color)
+                for at, share, corners, color in ((x, 1.0, 12, DARK), (x * 1.005, 0.55, 8, hub)):
+                    rim = oval((radius, ahead), share * radius, corners=corners)
+                    self.side([(u, y) for y, u in rim], color, at)
 
     def tyres(self, half: float, ahead: Span, high: float) -> None:
         """The wheels as seen from behind and from the front, below the body."""
         for side in (-1, 1):
-            x0, x1 = side * (half - 0.24), side * (half - 0.02)
+            tyre = rectangle((side * (half - 0.24), 0), (side * (half - 0.02), high))
             for u in ahead:
-                self.face([(x0, 0, u), (x1, 0, u), (x1, high, u), (x0, high, u)], DARK, cull=False)
+                self.front(tyre, DARK, u, flat=True)
 
 
 @dataclass
@@ -114,10 +102,14 @@ def car(rng: np.random.Generator, lit: bool) -> Vehicle:
         (length - 0.12, belt * 0.80, half * 0.96), (length, 0.55, half * 0.95),
         (length - 0.06, 0.26, half * 0.93),
     ]  # fmt: skip
-    solid = Body(LABEL["car"], (0, 0.55 * high, 0.45 * length))
+    solid = Body("car", (0, 0.55 * high, 0.45 * length))
     solid.tyres(half, (0.75, length - 0.75), 0.45)
     _shell(solid, outline, body, pane)
-    _car_lamps(solid, half * 0.95, length, 0.62 * belt + 0.1, lit)
+    lamps = half * 0.95 - 0.08, half * 0.95 - 0.42
+    up = 0.62 * belt + 0.1
+    solid.pair(-0.02, lamps, (up, up + 0.17), (214, 26, 24) if lit else (150, 20, 22), lit)
+    white = (255, 250, 226) if lit else (214, 216, 214)
+    solid.pair(length + 0.02, lamps, (up - 0.06, up + 0.11), white, lit)
     solid.panel(-0.01, (-0.27, 0.27), (0.48, 0.6), (226, 226, 220))
     solid.panel(length + 0.01, (-half * 0.5, half * 0.5), (0.42, 0.56), DARK)
     _car_sides(solid, outline, body, pane)
@@ -162,30 +154,14 @@ def _car_sides(
         solid.face(pillar, scaled(body, 0.8))
 
 
-def _car_lamps(solid: Body, half: float, length: float, up: float, lit: bool) -> None:
-    for side in (-1, 1):
-        across = side * (half - 0.08), side * (half - 0.42)
-        solid.panel(-0.02, across, (up, up + 0.17), (214, 26, 24) if lit else (150, 20, 22), lit)
-        white = (255, 250, 226) if lit else (214, 216, 214)
-        solid.panel(length + 0.02, across, (up - 0.06, up + 0.11), white, lit)
-
-
 # ------------------------------------------------------------------------------- buses and trams
 
 
-@dataclass(frozen=True)
-class _Livery:
-    body: Color
-    stripe: Color
-    pane: Color
-
-
-def _livery(rng: np.random.Generator) -> _Livery:
-    return _Livery(paint(rng), paint(rng), glass(rng))
+Livery = tuple[Color, Color, Color]  # of the body, its stripe and its windows
 
 
 def _coachwork(
-    rng: np.random.Generator, solid: Body, half: float, up: Span, ahead: Span, livery: _Livery,
+    rng: np.random.Generator, solid: Body, half: float, up: Span, ahead: Span, livery: Livery,
     ends: tuple[bool, bool], lit: bool,
 ) -> None:  # fmt: skip
     """The body that buses and trams share: its proportions and colours tell nothing.
@@ -194,47 +170,49 @@ def _coachwork(
     """
     (low, high), (tail, head) = up, ahead
     tall, length = high - low, head - tail
-    solid.box(half, up, ahead, livery.body, scaled(livery.body, 0.8))
+    body, stripe, pane = livery
+    solid.box(half, up, ahead, body, scaled(body, 0.8))
     base, top = low + tall * 0.40, low + tall * rng.uniform(0.74, 0.84)
     count = max(2, round(length / rng.uniform(1.1, 2.0)))
-    solid.flank(half, ahead, (low, low + tall * rng.uniform(0.1, 0.3)), livery.stripe)
+    solid.flank(half, ahead, (low, low + tall * rng.uniform(0.1, 0.3)), stripe)
     doors = set(rng.integers(0, count, 2).tolist())
     for i in range(count):
         window = tail + (i + 0.06) * length / count, tail + (i + 0.94) * length / count
-        solid.flank(half, window, (low + 0.12 if i in doors else base, top), livery.pane)
+        solid.flank(half, window, (low + 0.12 if i in doors else base, top), pane)
+    lamps = (half * 0.62, half * 0.92), (low + 0.3, low + 0.55)
     if ends[0]:
         back = tail - 0.01
-        solid.panel(back, (-half * 0.8, half * 0.8), (base + 0.1, top + 0.08), livery.pane)
-        _coach_lamps(solid, back - 0.01, half, low, (190, 24, 24), lit)
+        solid.panel(back, (-half * 0.8, half * 0.8), (base + 0.1, top + 0.08), pane)
+        solid.pair(back - 0.01, *lamps, (190, 24, 24), lit)
     if ends[1]:
         face = head + 0.01
-        solid.panel(face, (-half * 0.92, half * 0.92), (base - 0.25, top + 0.08), livery.pane)
+        solid.panel(face, (-half * 0.92, half * 0.92), (base - 0.25, top + 0.08), pane)
         board = (-half * 0.7, half * 0.7), (top + 0.12, high - 0.1)
         solid.panel(face + 0.005, *board, (28, 26, 24))
         letters = (-half * 0.5, half * 0.45), (top + 0.17, high - 0.15)
         solid.panel(face + 0.01, *letters, SIGNBOARD, True)
         white = (255, 248, 224) if lit else (220, 220, 216)
-        _coach_lamps(solid, face + 0.01, half, low, white, lit)
-
-
-def _coach_lamps(
-    solid: Body, ahead: float, half: float, low: float, color: Color, lit: bool
-) -> None:
-    for side in (-1, 1):
-        across = side * half * 0.62, side * half * 0.92
-        solid.panel(ahead, across, (low + 0.3, low + 0.55), color, lit)
+        solid.pair(face + 0.01, *lamps, white, lit)
 
 
 def bus(rng: np.random.Generator, lit: bool) -> Vehicle:
     """A city bus: wheels, mirrors, and no rails under it."""
     length, half = rng.uniform(8.5, 12.5), rng.uniform(1.2, 1.3)
     low, high = 0.32, rng.uniform(2.9, 3.5)
-    solid = Body(LABEL["bus"], (0, 1.6, length / 2))
+    solid = Body("bus", (0, 1.6, length / 2))
     solid.tyres(half, (0.3, length - 0.3), low + 0.05)
-    _coachwork(rng, solid, half, (low, high), (0, length), _livery(rng), (True, True), lit)
+    _coachwork(
+        rng,
+        solid,
+        half,
+        (low, high),
+        (0, length),
+        (paint(rng), paint(rng), glass(rng)),
+        (True, True),
+        lit,
+    )
     solid.wheels(half, [0.2 * length, 0.78 * length], 0.5, (120, 122, 126))
-    for side in (-1, 1):
-        x = side * (half + 0.12)
+    for x in (-half - 0.12, half + 0.12):  # mirrors
         solid.panel(length + 0.1, (x - 0.1, x + 0.1), (1.9, 2.4), DARK)
     return Vehicle(length, 2 * half, high, [(length / 2, solid)])
 
@@ -244,26 +222,26 @@ def tram(rng: np.random.Generator, lit: bool) -> Vehicle:
     count = int(rng.integers(1, 4))
     each, half = rng.uniform(7.5, 11), rng.uniform(1.15, 1.3)
     low, high = 0.12, rng.uniform(3.0, 3.6)
-    livery = _livery(rng)
+    livery = (paint(rng), paint(rng), glass(rng))
     vehicle = Vehicle(count * each, 2 * half, high)
     for i in range(count):
         tail, head = i * each + 0.15, (i + 1) * each - 0.15
-        solid = Body(LABEL["train"], (0, 1.6, (tail + head) / 2))
+        solid = Body("train", (0, 1.6, (tail + head) / 2))
         ends = (i == 0, i == count - 1)
         _coachwork(rng, solid, half, (low, high), (tail, head), livery, ends, lit)
         vehicle.parts.append(((tail + head) / 2, solid))
         if i < count - 1:
-            joint = Body(LABEL["train"], (0, 1.6, head + 0.15))
+            joint = Body("train", (0, 1.6, head + 0.15))
             joint.box(half * 0.88, (low + 0.1, high - 0.12), (head, head + 0.3), (44, 44, 46))
             vehicle.parts.append((head + 0.15, joint))
     ahead = each * (count - 0.5)
-    vehicle.parts.append((ahead, _pantograph(ahead, high, vehicle.length)))
+    vehicle.parts.append((ahead, _pantograph(ahead, high)))
     return vehicle
 
 
-def _pantograph(at: float, roof: float, length: float) -> Body:
+def _pantograph(at: float, roof: float) -> Solid:
     """A folded arm with a bar across its top, and a box of resistors; flat, for it is thin."""
-    arm = Body(LABEL["train"], (0, roof, length / 2))
+    arm = Solid("train")
     for half, (y0, u0), (y1, u1), color in (
         (0.07, (0.0, 0.0), (0.7, 0.8), DARK),
         (0.07, (0.7, 0.8), (1.3, 0.0), DARK),
@@ -271,7 +249,7 @@ def _pantograph(at: float, roof: float, length: float) -> Body:
         (0.7, (0.0, -1.0), (0.3, -1.0), (90, 92, 96)),
     ):
         low, top = (roof + y0, at + u0), (roof + y1, at + u1)
-        arm.face([(-half, *low), (half, *low), (half, *top), (-half, *top)], color, cull=False)
+        arm.face([(-half, *low), (half, *low), (half, *top), (-half, *top)], color)
     return arm
 
 
@@ -288,7 +266,7 @@ def truck(rng: np.random.Generator, lit: bool) -> Vehicle:
     top = {"box": high + 0.6, "tarp": high + 0.5, "tipper": 2.1, "flat": 1.15}[kind]
     top += rng.uniform(-0.25, 0.25)
     body, load, pane = paint(rng), paint(rng), glass(rng)
-    chassis = Body(LABEL["truck"], (0, 0.7, length / 2))
+    chassis = Body("truck", (0, 0.7, length / 2))
     chassis.tyres(half, (0.5, length - 0.4), 0.95)
     chassis.box(half * 0.8, (0.5, floor), (0.1, length - 0.2), (48, 48, 50))
     axles = [0.16 * length, 0.3 * length, 0.84 * length]
@@ -306,7 +284,7 @@ def _cargo(
 ) -> Body:
     floor, top = up
     tall = top - floor
-    cargo = Body(LABEL["truck"], (0, 1.5 if kind == "flat" else (floor + top) / 2, bed / 2))
+    cargo = Body("truck", (0, 1.5 if kind == "flat" else (floor + top) / 2, bed / 2))
     if kind == "flat":
         goods = paint(rng)
         cargo.box(half, up, (0, bed), load)
@@ -324,19 +302,17 @@ def _cargo(
             band = floor + tall * low, floor + tall * (low + 0.25)
             cargo.flank(half, (bed * 0.15, bed * 0.8), band, paint(rng))
         cargo.panel(-0.01, (-0.03, 0.03), (floor, top - 0.1), scaled(load, 0.6))
-    for side in (-1, 1):  # hinges and lamps
-        for x in (0.55, 0.92):
-            across = side * half * x - 0.03, side * half * x + 0.03
-            cargo.panel(-0.015, across, (floor, top - 0.1), scaled(load, 0.75))
-        across = side * half * 0.7, side * half * 0.98
-        cargo.panel(-0.02, across, (floor + 0.02, floor + 0.2), (200, 26, 24), lit)
+    for x in (-half * 0.55, -half * 0.92, half * 0.55, half * 0.92):  # hinges
+        cargo.panel(-0.015, (x - 0.03, x + 0.03), (floor, top - 0.1), scaled(load, 0.75))
+    lamps = half * 0.7, half * 0.98
+    cargo.pair(-0.02, lamps, (floor + 0.02, floor + 0.2), (200, 26, 24), lit)
     return cargo
 
 
 def _cab(half: float, high: float, ahead: Span, body: Color, pane: Color, lit: bool) -> Body:
     start, length = ahead
     cab = length - start
-    front = Body(LABEL["truck"], (0, high / 2 + 0.2, start + cab / 2))
+    front = Body("truck", (0, high / 2 + 0.2, start + cab / 2))
     front.box(half * 0.97, (0.45, high), ahead, body)
     face = length + 0.01
     front.panel(face, (-half * 0.88, half * 0.88), (high * 0.52, high * 0.86), pane)
@@ -345,10 +321,8 @@ def _cab(half: float, high: float, ahead: Span, body: Color, pane: Color, lit: b
     window = start + cab * 0.35, length - 0.15
     front.flank(half * 0.97, window, (high * 0.55, high * 0.84), pane)
     white = (255, 248, 224) if lit else (220, 220, 214)
-    for side in (-1, 1):
-        across = side * half * 0.62, side * half * 0.92
-        front.panel(face + 0.01, across, (0.72, 0.92), white, lit)
-        x = side * (half + 0.14)
+    front.pair(face + 0.01, (half * 0.62, half * 0.92), (0.72, 0.92), white, lit)
+    for x in (-half - 0.14, half + 0.14):  # mirrors
         front.panel(length - 0.1, (x - 0.1, x + 0.1), (high * 0.55, high * 0.8), DARK)
     front.wheels(half * 0.975, [length - cab * 0.5], 0.5, HUB)
     return front

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -14,10 +14,7 @@ import numpy as np
 
 from fassd.io.images import check_folder, replacing, write_image
 from fassd.io.untrusted import read_json
-from fassd.synth import VERSION, render_street
-from fassd.synth.textures import SPLITS
-
-__all__ = ["CITY", "LABEL_IDS", "NOTE", "frame_paths", "write_tree"]
+from fassd.synth import VERSION, check_scene, render_street
 
 CITY = "synth"
 NOTE = "synth.json"  # which generator, seed and size each split was drawn with
@@ -79,13 +76,9 @@ def write_tree(
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     _write_note(root, split, None)  # till all is done, it is not known of which seed a frame is
     jobs = [(root, split, index, seed, size) for index in range(count)]
-    if min(workers, count) == 1:
-        for job in jobs:
-            _write_frame(*job)
-            if on_frame:
-                on_frame()
-    else:
-        _write_parallel(jobs, min(workers, count), on_frame)
+    for _ in _write_frames(jobs, min(workers, count)):
+        if on_frame:
+            on_frame()
     made = {
         "version": VERSION, "seed": seed, "count": count, "height": size[0], "width": size[1],
     }  # fmt: skip
@@ -95,14 +88,9 @@ def write_tree(
 def _check(
     root: Path, split: str, count: int, seed: int, size: tuple[int, int], workers: int | None
 ) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    check_scene(*size, seed, split)
     if not 1 <= count <= 1_000_000:
         raise ValueError(f"count must be from 1 to 1,000,000, got {count}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    if min(size) < 16:
-        raise ValueError(f"height and width must be at least 16, got {size[0]} and {size[1]}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 or more, got {workers}")
     check_folder(root)
@@ -116,11 +104,15 @@ def _check(
                 )
 
 
-def _write_parallel(
-    jobs: list[tuple[Path, str, int, int, tuple[int, int]]],
-    workers: int,
-    on_frame: Callable[[], object] | None,
-) -> None:
+def _write_frames(
+    jobs: list[tuple[Path, str, int, int, tuple[int, int]]], workers: int
+) -> Iterator[None]:
+    """Write all frames, in this process if `workers` is 1; yields after each."""
+    if workers == 1:
+        for job in jobs:
+            _write_frame(*job)
+            yield
+        return
     # Spawned, not forked: a process that has used PyTorch or OpenCV holds threads and locks.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
@@ -128,8 +120,7 @@ def _write_parallel(
     try:
         for future in as_completed([pool.submit(_write_frame, *job) for job in jobs]):
             future.result()
-            if on_frame:
-                on_frame()
+            yield
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -20,8 +20,6 @@ from fassd.io.images import replacing
 from fassd.io.untrusted import read_json
 from fassd.models.tensor_files import read_safetensors, with_checksums
 
-__all__ = ["halve"]
-
 
 def halve(source: Path, target: Path) -> None:
     """Write the weights in `source` to `target`, both .safetensors.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,6 @@ from fassd.training.stream import MicroBatch
 from fassd.training.sync_norm import synchronize_batch_norm
 from fassd_kernels.accelerate import swap
 
-__all__ = ["Learner"]
-
 SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
 MODEL, AVERAGE, SCALER = "model.", "average.", "scaler"
 
@@ -42,9 +40,7 @@ class Learner:
     """A network with all that changes while it learns.
 
     Args:
-        recipe: the settings.
-        card: whose classes the network tells apart.
-        device: where it learns.
+        recipe, card, device: the settings, the data whose classes are learnt, and where.
         start: whether to load the weights that the recipe starts from; a checkpoint has them all.
         tell: called with what the loading of those weights has to say.
 
@@ -86,7 +82,7 @@ class Learner:
             self.parallel = DistributedDataParallel(self.model, device_ids=ids)
         self.optimizer = create_optimizer(recipe, self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.loss: BootstrappedCrossEntropy | CrossEntropy = (
+        self.loss = (
             BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold)
             if recipe.loss == "bootstrapped"
             else CrossEntropy()
@@ -185,15 +181,12 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that learning changes, by name: weights, average, and optimizer."""
-
-        def named(prefix: str, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-            return ((f"{prefix}{key}", value) for key, value in values.items())
-
-        return {
-            **dict(named(MODEL, self.model.state_dict())),
-            **dict(named(AVERAGE, self.average.state_dict() if self.average is not None else {})),
-            **dict(named(OPTIMIZER, flatten_optimizer(self.optimizer))),
+        parts = {
+            MODEL: self.model.state_dict(),
+            AVERAGE: {} if self.average is None else self.average.state_dict(),
+            OPTIMIZER: flatten_optimizer(self.optimizer),
         }
+        return {f"{prefix}{key}": value for prefix in parts for key, value in parts[prefix].items()}
 
     def facts(self) -> dict[str, Any]:
         """What else belongs to the state, as JSON: the scale of the loss in float16."""

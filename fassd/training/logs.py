@@ -28,8 +28,6 @@ from fassd.io.palette import colorize
 from fassd.io.panel import Tile, draw_panel
 from fassd.training.recipe import Recipe
 
-__all__ = ["CSVLog", "Reporter", "RunLogs", "ScenePanel", "TensorBoardLog"]
-
 SHOWN_PICTURES = 3  # of the validation, drawn each time
 
 
@@ -44,12 +42,9 @@ class Reporter(Protocol):
 
 
 class CSVLog:
-    """Rows with a header; the first column is the step.
+    """A CSV file with a header, whose first column is the step.
 
-    Args:
-        path: of the file.
-        columns: of the header.
-        after: rows of later steps, left by a run that was cut off, are removed. 0 begins anew.
+    Rows of steps `after` a given one, left by a run that was cut off, are removed; 0 begins anew.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], after: int) -> None:
@@ -94,63 +89,32 @@ def _lines(rows: Sequence[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-class TensorBoardLog:
-    """Scalars and pictures for TensorBoard; does nothing, after one warning, without that package.
+def open_board(folder: Path, after: int) -> Any:
+    """A TensorBoard writer; None, after a warning, if there can be none.
 
-    Args:
-        folder: of the event files.
-        after: what an earlier part of the run logged behind this step is hidden.
+    What an earlier part of the run logged behind step `after` is hidden.
     """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: Path, after: int) -> None:
-        self.writer: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            warnings.warn(
-                "no TensorBoard logs: the package tensorboard is missing "
-                "(pip install 'fassd-net[train]')",
-                stacklevel=2,
-            )
-            return
-        # A link of its name would be followed: none can be where nobody foresees the name.
-        try:
-            self.writer = SummaryWriter(
-                str(folder),
-                purge_step=after + 1 if after else None,
-                filename_suffix=f".{secrets.token_hex(4)}",
-            )
-        except UnicodeEncodeError:
-            warnings.warn(
-                f"no TensorBoard logs: it takes no name that is not UTF-8: {folder}", stacklevel=2
-            )
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-
-    def picture(self, name: str, image: npt.NDArray[np.uint8], step: int) -> None:
-        """`image` is (H, W, 3) uint8 RGB."""
-        if self.writer is not None:
-            self.writer.add_image(name, image, step, dataformats="HWC")
-
-    def flush(self) -> None:
-        """Write out what is waiting."""
-        if self.writer is not None:
-            self.writer.flush()
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        return SummaryWriter(
+            str(folder),
+            purge_step=after + 1 if after else None,
+            # A link of its name would be followed: none can be where nobody foresees the name.
+            filename_suffix=f".{secrets.token_hex(4)}",
+        )
+    except ImportError:
+        why = "the package tensorboard is missing (pip install 'fassd-net[train]')"
+    except UnicodeEncodeError:
+        why = f"it takes no name that is not UTF-8: {folder}"
+    warnings.warn(f"no TensorBoard logs: {why}", stacklevel=2)
+    return None
 
 
 class ScenePanel:
     """A few validation scenes, one per row: input, ground truth, prediction.
 
-    Args:
-        card: whose colours and classes are drawn.
-        indices: the samples that this process validates; a few, evenly spread, are kept.
+    Those are evenly spread over `indices`, the samples that this process validates.
     """
 
     def __init__(self, card: Card, indices: list[int]) -> None:
@@ -185,13 +149,9 @@ class GuardedWrite(Protocol):
 
 
 class RunLogs:
-    """The open logs of a run, in its main process.
+    """The open logs of a run, in its main process; every write goes through `guarded`.
 
-    Args:
-        folder: of the run.
-        step: which the run has done; what was logged behind it is removed.
-        class_names: those whose IoU is logged.
-        guarded: what every write goes through.
+    What was logged behind `step`, the last one that the run has done, is removed.
     """
 
     def __init__(
@@ -202,7 +162,7 @@ class RunLogs:
         names = [f"iou/{name}" for name in class_names]
         self.steps = CSVLog(folder / "log.csv", ["step", "learning_rate", "loss"], step)
         self.scores = CSVLog(folder / "val.csv", ["step", "miou", "pixel_accuracy", *names], step)
-        self.board = TensorBoardLog(folder / "tensorboard", step)
+        self.board = open_board(folder / "tensorboard", step)
 
     def write_steps(
         self, steps: Sequence[int], rates: Sequence[float], losses: Sequence[float]
@@ -214,7 +174,7 @@ class RunLogs:
         ]
         self.guarded("log.csv", self.steps.write, rows)
         means = {"loss": sum(losses) / len(losses), "lr": rates[-1]}
-        self.guarded("TensorBoard", self.board.scalars, means, steps[-1])
+        self._show_scalars(means, steps[-1])
 
     def write_scores(self, step: int, evaluation: Evaluation, panel: ScenePanel) -> None:
         """Log the scores of a validation, and draw its scenes."""
@@ -222,13 +182,25 @@ class RunLogs:
         figures = {"val/miou": scores.miou, "val/pixel_accuracy": scores.pixel_accuracy}
         row = [step, *(f"{figure:.9g}" for figure in (*figures.values(), *scores.iou))]
         self.guarded("val.csv", self.scores.write, [row])
-        self.guarded("TensorBoard", self.board.scalars, figures, step)
+        self._show_scalars(figures, step)
         image = panel.draw()
         if image is not None:
             path = self.folder / "pictures" / f"step-{step:06d}.jpg"
             self.guarded(str(path), write_image, path, image)
-            self.guarded("TensorBoard", self.board.picture, "val/predictions", image, step)
-        self.guarded("TensorBoard", self.board.flush)
+            self._show("add_image", "val/predictions", image, step, None, "HWC")
+        self._show("flush")
 
     def close(self) -> None:
-        self.guarded("TensorBoard", self.board.close)
+        self._show("close")
+
+    def _show_scalars(self, values: Mapping[str, float], step: int) -> None:
+        def add() -> None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+        if self.board is not None:
+            self.guarded("TensorBoard", add)
+
+    def _show(self, call: str, *arguments: Any) -> None:
+        if self.board is not None:
+            self.guarded("TensorBoard", getattr(self.board, call), *arguments)

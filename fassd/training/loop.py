@@ -43,8 +43,6 @@ from fassd.training.recipe import Recipe, RecipeError, differences, from_dict
 from fassd.training.stop import StopRequest
 from fassd.training.stream import MicroBatch, SampleStream, loader
 
-__all__ = ["DivergedError", "StoppedError", "Trainer"]
-
 ADVICE = "A lower learning rate, a warmup or clip usually help"
 
 
@@ -133,11 +131,8 @@ class Trainer:
             tensors, facts, troubles = found
             for trouble in troubles:
                 self._tell(trouble)
-            self.step, self.best, self.validation_pending = (
-                facts["step"],
-                facts["best"],
-                facts["owed"],
-            )
+            self.step, self.best = facts["step"], facts["best"]
+            self.validation_pending = facts["owed"]
             self.unscored = facts.get("unscored", 0)
             recipe = self._resumed(facts, recipe)
         else:
@@ -324,37 +319,31 @@ class Trainer:
         values = losses.tolist()
         sound = [math.isfinite(value) for value in values]
         count = sound.index(False) if False in sound else len(values)
-        self._log(pending[:count], values[:count], logs)
+        if logs is not None and count:
+            steps = [done.step for done in pending[:count]]
+            rates = [self.learner.learning_rate(step - 1) for step in steps]
+            logs.write_steps(steps, rates, values[:count])
+            if self.reporter is not None:
+                self.reporter.stepped(steps[-1], sum(values[:count]) / count, rates[-1])
         if is_main() and not torch.stack([done.labelled for done in pending]).any():
             self._tell(
                 f"steps {pending[0].step} to {pending[-1].step} have learnt nothing: every pixel "
                 "of their pictures is ignored (fassd data check tells more of the labels)"
             )
         if count < len(values):
-            raise DivergedError(self._divergence(pending[count], values[count]))
+            done = pending[count]
+            raise DivergedError(
+                f"the loss of step {done.step} is {values[count]}, at a learning rate of "
+                f"{self.learner.learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this "
+                f"process's pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved; "
+                f"{self._left()}. {ADVICE}"
+            )
         if self.learner.overflows:
             raise DivergedError(
                 f"gradients overflow float16 at any scale, up to step {self.step}: train in "
                 "bfloat16 or float32"
             )
         pending.clear()
-
-    def _log(self, pending: list[_Done], losses: list[float], logs: RunLogs | None) -> None:
-        if logs is None or not pending:
-            return
-        rates = [self.learner.learning_rate(done.step - 1) for done in pending]
-        step, mean = pending[-1].step, sum(losses) / len(losses)
-        logs.write_steps([done.step for done in pending], rates, losses)
-        if self.reporter is not None:
-            self.reporter.stepped(step, mean, rates[-1])
-
-    def _divergence(self, done: _Done, loss: float) -> str:
-        return (
-            f"the loss of step {done.step} is {loss}, at a learning rate of "
-            f"{self.learner.learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this "
-            f"process's pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved; "
-            f"{self._left()}. {ADVICE}"
-        )
 
     def _left(self) -> str:
         if (self.folder / files.CHECKPOINT).exists():
@@ -371,7 +360,9 @@ class Trainer:
             # Each process has batch norm statistics of its own; those of the first are kept.
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
-        indices = _spread(len(self.val_set), self.recipe.val_pictures)
+        total = len(self.val_set)
+        count = min(total, self.recipe.val_pictures or total)
+        indices = [number * total // count for number in range(count)]  # evenly spread
         own = indices[rank() :: world_size()]
         panel = ScenePanel(self.val_set.card, own)
         seen = 0
@@ -484,12 +475,3 @@ class Trainer:
     def _tell(self, text: str) -> None:
         if self.reporter is not None:
             self.reporter.message(text if world_size() == 1 else f"[process {rank()}] {text}")
-
-
-# ------------------------------------------------------------------------------------------- parts
-
-
-def _spread(length: int, most: int | None) -> list[int]:
-    """At most so many of 0 .. length - 1, evenly spread."""
-    count = length if most is None else min(most, length)
-    return [number * length // count for number in range(count)]

@@ -8,10 +8,30 @@ from torch import Tensor, nn
 
 from fassd.io.palette import IGNORE
 
-__all__ = ["BootstrappedCrossEntropy", "CrossEntropy", "hardest_mean"]
+
+class CrossEntropy(nn.Module):
+    """Mean cross entropy over each picture's labelled pixels, then over pictures that have any.
+
+    Shape: logits (N, C, H, W), floating, computed in float32 (float64 stays); labels (N, H, W),
+    integers; the result is a scalar, 0 with zero gradients if no pixel is labelled.
+    """
+
+    def __init__(self, ignore_index: int = IGNORE) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        losses = self.per_picture(logits, labels)
+        return losses.sum() / labelled_pictures(labels, self.ignore_index).clamp_min(1)
+
+    def per_picture(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each picture, (N,); 0 for one without a labelled pixel."""
+        losses = pixel_losses(logits, labels, self.ignore_index)
+        counted = (labels != self.ignore_index).flatten(1).sum(1)
+        return losses.flatten(1).sum(1) / counted.clamp_min(1)
 
 
-class BootstrappedCrossEntropy(nn.Module):
+class BootstrappedCrossEntropy(CrossEntropy):
     """Cross entropy over the hardest pixels, picture by picture.
 
     Of each picture count the pixels whose loss exceeds `threshold`, or, if these are not more than
@@ -30,9 +50,6 @@ class BootstrappedCrossEntropy(nn.Module):
         threshold: of the loss, in nats; at least 0.
         ignore_index: label of pixels that do not count.
 
-    Shape: logits (N, C, H, W), floating, computed in float32 (float64 stays); labels (N, H, W),
-    integers; the result is a scalar, 0 with zero gradients if no pixel is labelled.
-
     Raises:
         ValueError: a setting outside its range, or shapes that do not fit.
     """
@@ -40,27 +57,22 @@ class BootstrappedCrossEntropy(nn.Module):
     def __init__(
         self, min_pixels: int = 4096, threshold: float = 0.3, ignore_index: int = IGNORE
     ) -> None:
-        super().__init__()
+        super().__init__(ignore_index)
         if min_pixels < 1:
             raise ValueError(f"min_pixels must be at least 1, got {min_pixels}")
         if not threshold >= 0:
             raise ValueError(f"threshold must be at least 0, got {threshold}")
         self.min_pixels = min_pixels
         self.threshold = threshold
-        self.ignore_index = ignore_index
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return mean_over_pictures(self.per_picture(logits, labels), labels, self.ignore_index)
 
     def per_picture(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each picture, (N,); 0 for one without a labelled pixel."""
         losses = pixel_losses(logits, labels, self.ignore_index)
-        pictures = zip(losses, labels, strict=True)
-        return torch.stack([self._picture(loss, label) for loss, label in pictures])
-
-    def _picture(self, losses: Tensor, labels: Tensor) -> Tensor:
-        losses = losses[labels != self.ignore_index]
-        return hardest_mean(losses, self.min_pixels, self.threshold)
+        hardest = [
+            hardest_mean(loss[label != self.ignore_index], self.min_pixels, self.threshold)
+            for loss, label in zip(losses, labels, strict=True)
+        ]
+        return torch.stack(hardest)
 
     def extra_repr(self) -> str:
         return (
@@ -69,31 +81,10 @@ class BootstrappedCrossEntropy(nn.Module):
         )
 
 
-class CrossEntropy(nn.Module):
-    """Mean cross entropy over each picture's labelled pixels, then over pictures that have any.
-
-    Shapes as in `BootstrappedCrossEntropy`.
-    """
-
-    def __init__(self, ignore_index: int = IGNORE) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return mean_over_pictures(self.per_picture(logits, labels), labels, self.ignore_index)
-
-    def per_picture(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each picture, (N,); 0 for one without a labelled pixel."""
-        losses = pixel_losses(logits, labels, self.ignore_index)
-        counted = (labels != self.ignore_index).flatten(1).sum(1)
-        return losses.flatten(1).sum(1) / counted.clamp_min(1)
-
-
 def hardest_mean(losses: Tensor, min_pixels: int, threshold: float) -> Tensor:
     """Mean of the losses above `threshold`, or of the `min_pixels` largest if those are more.
 
-    Args:
-        losses: any shape, at least 0; an empty one gives 0.
+    Losses are at least 0, in any shape; without any the mean is 0.
     """
     losses = losses.flatten()
     if losses.numel() == 0:
@@ -123,8 +114,3 @@ def pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
 def labelled_pictures(labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
     """How many of the pictures (N, H, W) have a labelled pixel, as a float scalar."""
     return (labels != ignore_index).flatten(1).any(1).sum().float()
-
-
-def mean_over_pictures(losses: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Mean of the (N,) losses over the pictures that have a labelled pixel."""
-    return losses.sum() / labelled_pictures(labels, ignore_index).clamp_min(1)

@@ -11,14 +11,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from fassd.training.recipe import Recipe
 
-__all__ = [
-    "create_optimizer",
-    "flatten_optimizer",
-    "moving_average",
-    "poly_learning_rate",
-    "restore_optimizer",
-]
-
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -30,12 +22,7 @@ def poly_learning_rate(
     The authors' scheduler was advanced once before the first step, hence the 1: of their 90,000
     steps the first has 0.02 * (1 - 1/90000) ** 0.9, and the last one 0.
 
-    Args:
-        step: 0-based.
-        base: the largest rate.
-        total_steps: of the run.
-        power: 1 is linear.
-        warmup_steps: over which a factor rises from near 0 to 1.
+    Over the first `warmup_steps` a factor rises from near 0 to 1.
 
     Raises:
         ValueError: `step` is not in 0 .. total_steps - 1.

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["avoid_unsound_gradients", "deterministic", "resolve_precision"]
-
 ONEDNN_BLOCK = 16  # channels
 
 

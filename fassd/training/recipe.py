@@ -7,7 +7,6 @@ import difflib
 import os
 import warnings
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,8 +23,6 @@ from pydantic import (
 
 from fassd.io.untrusted import problem, read_text, read_yaml, shortened, shown
 
-__all__ = ["CHANGEABLE", "Recipe", "RecipeError", "differences", "list_presets", "load_recipe"]
-
 # fmt: off
 CHANGEABLE = frozenset((
     "learning_rate", "log_every", "power", "save_every", "steps", "threads", "val_every",
@@ -33,6 +30,9 @@ CHANGEABLE = frozenset((
 ))
 # fmt: on
 """Settings that may change when a run is resumed."""
+
+
+PRESETS = Path(__file__).with_name("presets")
 
 
 class RecipeError(ValueError):
@@ -215,8 +215,7 @@ def differences(run: Recipe, recipe: Recipe) -> list[str]:
 
 def list_presets() -> list[str]:
     """Names that `load_recipe` takes."""
-    folder = resources.files("fassd.training") / "presets"
-    return sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_recipe(source: str | os.PathLike[str]) -> Recipe:
@@ -230,39 +229,36 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
         OSError: the file cannot be read.
     """
     presets = list_presets()
-    if str(source) in presets:
-        return from_dict(_preset(str(source)), f"preset {source}")
-    path = Path(source)
+    path = PRESETS / f"{source}.yaml" if str(source) in presets else Path(source)
     if path.suffix not in (".yaml", ".yml"):
         raise RecipeError(
             f"a recipe must be a preset ({', '.join(presets)}) or a .yaml file, got {str(source)!r}"
         )
+    values = _read(path)
+    base = values.pop("preset", None)
+    if base is not None and not (isinstance(base, str) and base in presets):
+        raise RecipeError(f"{path}: preset must be one of {', '.join(presets)}, got {shown(base)}")
+    return _changed(_read(PRESETS / f"{base}.yaml") if base else {}, values, str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The settings in a file.
+
+    Raises:
+        RecipeError: there are none that can be read.
+        OSError: the file cannot be read.
+    """
     try:
         text = read_text(path)
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from error
-    values = _read_yaml(text, str(path))
-    base = values.pop("preset", None)
-    if base is not None and not (isinstance(base, str) and base in presets):
-        raise RecipeError(f"{path}: preset must be one of {', '.join(presets)}, got {shown(base)}")
-    return _changed(_preset(base) if base else {}, values, str(path))
-
-
-def _preset(name: str) -> dict[str, Any]:
-    file = resources.files("fassd.training") / "presets" / f"{name}.yaml"
-    return _read_yaml(file.read_text(encoding="utf-8"), f"preset {name}")
-
-
-def _read_yaml(text: str, where: str) -> dict[str, Any]:
     try:
         values = read_yaml(text)
     except ValueError as error:
-        raise RecipeError(f"{where} is no YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where} must hold settings (name: value), got {type(values).__name__}")
-    return values
+        raise RecipeError(f"{path} is no YAML: {error}") from error
+    if values is not None and not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold settings (name: value), got {type(values).__name__}")
+    return values or {}
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> Recipe:

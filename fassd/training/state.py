@@ -27,18 +27,6 @@ from fassd.io.untrusted import read_json
 from fassd.models.tensor_files import check_weights, read_safetensors, with_checksums
 from fassd.training.recipe import Recipe
 
-__all__ = [
-    "check_new",
-    "check_unused",
-    "describe_run",
-    "failure",
-    "latest_state",
-    "locked",
-    "reclaim",
-    "save_state",
-    "save_weights",
-]
-
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 NEXT = "checkpoint.next.safetensors"
@@ -101,11 +89,8 @@ def describe_run(
 ) -> None:
     """Write recipe.yaml and data.yaml, which tell what was trained on what.
 
-    Args:
-        folder: of the run.
-        recipe: the settings in force.
-        changes: of settings during the run, which become comments.
-        address: what `--data` and `--root` were (`fassd.data.card.Card.address`).
+    Changes of settings during the run become comments; `address` is the card's, which are the
+    values of `--data` and `--root` (`fassd.data.card.Card.address`).
     """
     data, root = address
     comments = [f"# {change}\n" for change in changes]

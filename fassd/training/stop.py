@@ -9,19 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["StopRequest"]
-
 SAME_REQUEST_S = 1.0  # `timeout`, schedulers and torchrun may signal a process twice at once
 
 
 class StopRequest:
     """Whether somebody has asked for a stop.
 
-    Args:
-        tell: called with a message when it happens.
-
-    Attributes:
-        made: whether it has happened.
+    Attribute `made` says whether it has happened; `tell` is called with a message when it does.
     """
 
     def __init__(self, tell: Callable[[str], object]) -> None:

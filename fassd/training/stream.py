@@ -11,7 +11,7 @@ import contextlib
 import functools
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,6 @@ from fassd.data.dataset import SegmentationDataset
 from fassd.data.transforms import TrainTransform
 from fassd.io.images import ImageError
 from fassd.models.preprocess import normalize
-
-__all__ = ["MicroBatch", "SampleStream", "loader"]
 
 ORDER, AUGMENTATION = 1, 2  # so that both draw from streams of their own
 MOST_SKIPPED_IN_A_ROW = 20
@@ -59,9 +57,7 @@ class MicroBatch:
 
     def pin_memory(self) -> MicroBatch:
         """For faster copies to a GPU; called by the DataLoader."""
-        return MicroBatch(
-            self.images.pin_memory(), self.labels.pin_memory(), self.paths, self.skipped
-        )
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 class SampleStream(Dataset[TrainingSample]):
@@ -111,23 +107,11 @@ def loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[list[MicroBatch]]:
-    """For each step the micro-batches of this process.
+    """For each step the micro-batches of this process, `accumulate` of them.
 
-    Args:
-        steps: which steps of the run; step s takes the samples s * batch to (s + 1) * batch - 1.
-        batch: samples per step of all processes together.
-        accumulate: micro-batches per step and process.
-
-    Raises:
-        ValueError: `batch` cannot be shared out evenly.
+    Step s takes the samples s * batch to (s + 1) * batch - 1, shared evenly by all processes.
     """
-    parts = world_size * accumulate
-    if batch % parts:
-        raise ValueError(
-            f"a batch of {batch} cannot be shared evenly by {world_size} processes x "
-            f"{accumulate} micro-batches; make it a multiple of {parts}"
-        )
-    size = batch // parts
+    size = batch // (world_size * accumulate)
     numbers = (
         list(range(first, first + size))
         for step in steps

@@ -12,8 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["synchronize_batch_norm"]
-
 
 class _Sum(torch.autograd.Function):
     """The sum over processes, in all of them; its gradient is the sum of theirs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 from fassd.models.aspp import ASPP
 from fassd_kernels.modules.conv import FusedConvLayer
 from fassd_kernels.modules.fused import Fused, Packed, Plan, missing_attribute
-from fassd_kernels.packing import fold
 
 
 class FusedASPP(Fused, ASPP):
@@ -51,20 +49,13 @@ class FusedASPP(Fused, ASPP):
                 return f"{name} gives {layer.conv.out_channels} channels; expected {width}"
         return ""
 
-    def convolutions(self) -> list[Any]:
-        """The ConvLayers in the operator's order."""
-        return [self.conv1x1, *self.atrous, self.pooled, self.fuse]
-
-    def batch_norms(self) -> Iterator[nn.Module]:
-        return (layer.norm for layer in self.convolutions())
+    def convolutions(self) -> list[tuple[Any, Any]]:
+        layers: list[Any] = [self.conv1x1, *self.atrous, self.pooled, self.fuse]
+        return [(layer.conv, layer.norm) for layer in layers]
 
     def pack(self, dtype: torch.dtype) -> Packed:
-        folded = [fold(layer.conv, layer.norm, dtype) for layer in self.convolutions()]
-        return {
-            "weights": [weight for weight, _ in folded],
-            "biases": [bias for _, bias in folded],
-            "dilations": [layer.conv.dilation[0] for layer in self.convolutions()[1:-2]],
-        }
+        dilations = [conv.dilation[0] for conv, _ in self.convolutions()[1:-2]]
+        return {**super().pack(dtype), "dilations": dilations}
 
     def plan(self, packed: Packed) -> list[Plan]:
         dilations = [1, *packed["dilations"], 1, 1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,45 @@ from fassd_kernels.modules.fused import (
 from fassd_kernels.packing import fold
 
 
-class FusedConvLayer(Fused, ConvLayer):
+class SingleConvolution(Fused):
+    """What is one convolution, through :func:`fassd_kernels.reference.conv_act`."""
+
+    operator = "conv_act"
+    activation: ClassVar[str] = "none"
+
+    def pack(self, dtype: torch.dtype) -> Packed:
+        ((conv, norm),) = self.convolutions()
+        weight, bias = fold(conv, norm, dtype)
+        return {
+            "weight": weight,
+            "bias": bias,
+            "stride": list(conv.stride),
+            "dilation": list(conv.dilation),
+            "activation": type(self).activation,
+        }
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        return [(packed["weight"], packed["stride"], packed["dilation"])]
+
+    def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
+        arguments = {**only_packed(packed), **more}
+        return ops.operator("conv_act", self.backend_for(x, [x], arguments))([x], **arguments)
+
+
+def only_packed(packed: Packed) -> Packed:
+    """The arguments with the one packed weight in place of a list of one."""
+    plans = packed.get("packed")
+    return {**packed, "packed": plans[0] if plans else None}
+
+
+class FusedConvLayer(SingleConvolution, ConvLayer):
     """A :class:`fassd.models.layers.ConvLayer` through :func:`fassd_kernels.reference.conv_act`.
 
     Same constructor, parameters, state dict and gradients; see :class:`Fused` for when it fuses.
     Two methods fuse it with what stands beside it in the network.
     """
 
-    operator = "conv_act"
+    activation = "relu"
     lead = "conv"
 
     @classmethod
@@ -46,26 +77,8 @@ class FusedConvLayer(Fused, ConvLayer):
             return f"relu is {described(parts.relu)}; expected ReLU"
         return same_padding_mismatch("conv", parts.conv) or norm_mismatch("norm", parts.norm)
 
-    def batch_norms(self) -> Iterator[nn.Module]:
-        yield self.norm
-
-    def pack(self, dtype: torch.dtype) -> Packed:
-        weight, bias = fold(self.conv, self.norm, dtype)
-        return {
-            "weight": weight,
-            "bias": bias,
-            "stride": list(self.conv.stride),
-            "dilation": list(self.conv.dilation),
-            "activation": "relu",
-        }
-
-    def plan(self, packed: Packed) -> list[Plan]:
-        return [(packed["weight"], packed["stride"], packed["dilation"])]
-
-    def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
-        plans = packed.get("packed")
-        arguments = {**packed, "packed": plans[0] if plans else None, **more}
-        return ops.operator("conv_act", self.backend_for(x, [x], arguments))([x], **arguments)
+    def convolutions(self) -> list[tuple[Any, Any]]:
+        return [(self.conv, self.norm)]
 
     def of_pictures(
         self, pictures: Tensor, mean: Sequence[float], std: Sequence[float]
@@ -79,10 +92,8 @@ class FusedConvLayer(Fused, ConvLayer):
         prepared = self.prepare(self.conv.weight)
         if prepared is None or self.conv.in_channels != 3:
             return None
-        packed = prepared[1]
-        plans = packed.get("packed")
-        arguments = {**packed, "packed": plans[0] if plans else None, "mean": mean, "std": std}
-        like = packed["weight"]
+        arguments = {**only_packed(prepared[1]), "mean": mean, "std": std}
+        like = arguments["weight"]
         backend = self.backend_for(like, [pictures], arguments, "normalize_conv_act")
         return ops.operator("normalize_conv_act", backend)(pictures, **arguments)
 
@@ -129,7 +140,7 @@ class FusedUpsampleConv(FusedConvLayer):
         low, packed = prepared
         fits = packed["low_channels"] == low.shape[1]
         skip = convert(skip, low.dtype, type(self).__name__, "the skip")
-        sizes = {"weight": packed["weight"], "activation": "relu"}
+        sizes = {"weight": packed["weight"], "activation": self.activation}
         backend = self.backend_for(low, [low, skip], sizes, "upsample_conv1x1")
         return ops.operator("upsample_conv1x1", backend)(
             [low],
@@ -137,36 +148,23 @@ class FusedUpsampleConv(FusedConvLayer):
             packed["weight"],
             packed["bias"],
             packed=packed.get("packed") if fits else None,
-            activation="relu",
+            activation=self.activation,
         )
 
 
-class FusedConv2d(Fused, nn.Conv2d):
+class FusedConv2d(SingleConvolution, nn.Conv2d):
     """A 1x1 convolution with its bias, through :func:`fassd_kernels.reference.conv_act`."""
 
-    operator = "conv_act"
     lead = ""
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
         return same_padding_mismatch("the module", module, cls)
 
-    def batch_norms(self) -> Iterator[nn.Module]:
-        return iter(())
-
-    def pack(self, dtype: torch.dtype) -> Packed:
-        weight, bias = fold(self, None, dtype)
-        return {"weight": weight, "bias": bias}
-
-    def plan(self, packed: Packed) -> list[Plan]:
-        return [(packed["weight"], (1, 1), (1, 1))]
+    def convolutions(self) -> list[tuple[Any, Any]]:
+        return [(self, None)]
 
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
-        plans = packed.get("packed")
-        arguments = {
-            **packed,
-            "packed": plans[0] if plans else None,
-            "stride": self.stride,
-            "dilation": self.dilation,
-        }
-        return ops.operator("conv_act", self.backend_for(x, [x], arguments))([x], **arguments)
+        # Its own settings, not a part's: only those of parts are compared on each call.
+        settings = {"stride": list(self.stride), "dilation": list(self.dilation)}
+        return super().run(x, packed, **settings, **more)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from fassd_kernels.modules.fused import (
     missing_attribute,
     norm_mismatch,
 )
-from fassd_kernels.packing import fold
 
 BRANCHES = ("pyBranch2", "pyBranch3", "pyBranch4")
 
@@ -54,22 +52,15 @@ class FusedDAPF(Fused, DAPF):
     def branches(self) -> list[Any]:
         return [getattr(self, name) for name in BRANCHES]
 
-    def batch_norms(self) -> Iterator[nn.Module]:
-        yield from (self.bn1x1, self.bn1)
+    def convolutions(self) -> list[tuple[Any, Any]]:
+        pairs: list[tuple[Any, Any]] = []
         for branch in self.branches():
-            yield from (branch.bn3x1, branch.bn1x3)
+            pairs += (branch.atrous_conv3x1, branch.bn3x1), (branch.atrous_conv1x3, branch.bn1x3)
+        return [(self.conv1x1, self.bn1x1), *pairs, (self.conv1, self.bn1)]
 
     def pack(self, dtype: torch.dtype) -> Packed:
-        folded = [fold(self.conv1x1, self.bn1x1, dtype)]
-        for branch in self.branches():
-            folded.append(fold(branch.atrous_conv3x1, branch.bn3x1, dtype))
-            folded.append(fold(branch.atrous_conv1x3, branch.bn1x3, dtype))
-        folded.append(fold(self.conv1, self.bn1, dtype))
-        return {
-            "weights": [weight for weight, _ in folded],
-            "biases": [bias for _, bias in folded],
-            "dilations": [branch.atrous_conv3x1.dilation[0] for branch in self.branches()],
-        }
+        dilations = [branch.atrous_conv3x1.dilation[0] for branch in self.branches()]
+        return {**super().pack(dtype), "dilations": dilations}
 
     def plan(self, packed: Packed) -> list[Plan]:
         dilations = [step for d in packed["dilations"] for step in ((d, 1), (1, d))]

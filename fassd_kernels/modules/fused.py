@@ -25,7 +25,7 @@ from fassd_kernels.modules.snapshot import (
     hooked_globally,
     replaced_forward,
 )
-from fassd_kernels.packing import is_foldable
+from fassd_kernels.packing import fold, is_foldable
 from fassd_kernels.reference.conv_act import KERNELS
 
 Packed = dict[str, Any]
@@ -97,17 +97,25 @@ class Fused(nn.Module):
         """Why `module` cannot be this module; empty if it has the parts, of the right kind."""
         raise NotImplementedError(f"{cls.__name__} must define mismatch")
 
+    def convolutions(self) -> list[tuple[Any, Any]]:
+        """The convolutions in the operator's order, each with the batch norm behind it, or None."""
+        raise NotImplementedError(f"{type(self).__name__} must define convolutions")
+
     def batch_norms(self) -> Iterator[nn.Module]:
         """The batch norms that are folded."""
-        raise NotImplementedError(f"{type(self).__name__} must define batch_norms")
+        return (norm for _, norm in self.convolutions() if norm is not None)
 
     def pack(self, dtype: torch.dtype) -> Packed:
         """The operator's arguments but for the input, in `dtype`; differentiable."""
-        raise NotImplementedError(f"{type(self).__name__} must define pack")
+        folded = [fold(conv, norm, dtype) for conv, norm in self.convolutions()]
+        return {"weights": [weight for weight, _ in folded], "biases": [bias for _, bias in folded]}
 
     def plan(self, packed: Packed) -> list[Plan]:
-        """Which weights of `packed` the backend may lay out in its own way, in `packed`'s order."""
-        raise NotImplementedError(f"{type(self).__name__} must define plan")
+        """Which weights of `packed` the backend may lay out in its own way, in `packed`'s order.
+
+        It follows from `packed` alone.
+        """
+        return [(weight, (1, 1), (1, 1)) for weight in packed["weights"]]
 
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
         """Call the operator."""

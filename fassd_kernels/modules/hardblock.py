@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from fassd.models.hardnet import HarDBlock
 from fassd_kernels.modules.conv import FusedConvLayer
-from fassd_kernels.modules.fused import Fused, Packed, Plan, missing_attribute
-from fassd_kernels.packing import fold
+from fassd_kernels.modules.fused import Fused, missing_attribute
 from fassd_kernels.reference.hardblock import is_output, sources_of
 
 
@@ -55,12 +52,5 @@ class FusedHarDBlock(Fused, HarDBlock):
         for name in ("in_channels", "growth_rate", "grmul", "n_layers", "out_channels"):
             self.__dict__.setdefault(name, None)
 
-    def batch_norms(self) -> Iterator[nn.Module]:
-        return (layer.get_submodule("norm") for layer in self.layers)
-
-    def pack(self, dtype: torch.dtype) -> Packed:
-        folded = [fold(layer.conv, layer.norm, dtype) for layer in self.layers]
-        return {"weights": [weight for weight, _ in folded], "biases": [bias for _, bias in folded]}
-
-    def plan(self, packed: Packed) -> list[Plan]:
-        return [(weight, (1, 1), (1, 1)) for weight in packed["weights"]]
+    def convolutions(self) -> list[tuple[Any, Any]]:
+        return [(layer.get_submodule("conv"), layer.get_submodule("norm")) for layer in self.layers]

@@ -19,7 +19,7 @@ from fassd_kernels.modules.fused import (
     missing_attribute,
     norm_mismatch,
 )
-from fassd_kernels.packing import batch_norm_affine, fold
+from fassd_kernels.packing import batch_norm_affine
 
 # Submodules that hold a convolution, a batch norm and a PReLU, in the operator's order.
 CONVOLUTIONS = {
@@ -71,19 +71,17 @@ class FusedMDA(Fused, MDA):
     def batch_norms(self) -> Iterator[nn.Module]:
         return (norm.bn for norm in self.norms())
 
+    def convolutions(self) -> list[tuple[Any, Any]]:
+        parts = [getattr(self, name) for name in CONVOLUTIONS]
+        return [*((part.conv, part.bn_prelu.bn) for part in parts), (self.conv1x1.conv, None)]
+
     def pack(self, dtype: torch.dtype) -> Packed:
-        weights, shifts = [], []
-        for name in CONVOLUTIONS:
-            module = getattr(self, name)
-            weight, shift = fold(module.conv, module.bn_prelu.bn, dtype)
-            weights.append(weight)
-            shifts.append(shift)
-        weights.append(fold(self.conv1x1.conv, None, dtype)[0])
+        folded = super().pack(dtype)
         first, last = (batch_norm_affine(norm.bn) for norm in (self.bn_relu_1, self.bn_relu_2))
         return {
-            "weights": weights,
+            "weights": folded["weights"],
             "scales": [first[0].to(dtype), last[0].to(dtype)],
-            "shifts": [first[1].to(dtype), *shifts, last[1].to(dtype)],
+            "shifts": [first[1].to(dtype), *folded["biases"][:-1], last[1].to(dtype)],
             # One slope for all channels is a PReLU too; the operator takes one for each.
             "slopes": [
                 norm.acti.weight.to(dtype).expand(norm.bn.num_features) for norm in self.norms()

@@ -68,8 +68,8 @@ class Snapshot:
         hooked: whether a part carries hooks, or methods of its own.
         countable: whether it can be told which tensors are computed with. It cannot for tensor
             subclasses and for computed weights (parametrizations), new on each access.
-        fusible: whether the parts can be fused, and
-        dtype: the type of the weights, both for :class:`Fused` to note.
+        fusible: whether the parts can be fused.
+        lead: the weight whose dtype and device are the module's.
     """
 
     fusible: bool

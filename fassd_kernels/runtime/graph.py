@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,48 @@ from fassd_kernels.triton.program import tf32_requested
 WARM_UP = 3  # calls before a capture: kernels are compiled, weights packed, memory is there
 
 
-class Recording(Protocol):
-    """A network captured for one shape: its input and output stay where they are."""
+def capture(
+    calls: Sequence[Callable[[], Any]], stream: torch.cuda.Stream | None = None, pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
+    """Record calls, in order, as one CUDA graph.
 
-    input: Tensor
-    output: Tensor
+    Args:
+        calls: at least one; the first is made :data:`WARM_UP` times before.
+        stream: to capture on; None for a new one of the current GPU.
+        pool: memory that graphs share; None for memory of its own.
 
-    def replay(self) -> None:
-        """Compute `output` from what is in `input`, on the current stream."""
+    Returns:
+        The graph, and the results of the calls, which every replay writes anew.
+    """
+    stream = stream or torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            calls[0]()
+    torch.cuda.current_stream(stream.device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may allocate meanwhile.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        return graph, [call() for call in calls]
+
+
+def replay_seconds(graph: torch.cuda.CUDAGraph, replays: int = 1) -> float:
+    """Seconds of so many replays, behind one that keeps the stream busy meanwhile.
+
+    So what is timed is the GPU, not the host.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    begin.record()
+    for _ in range(replays):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
 
 
 class CudaGraph:
-    """A :class:`Recording` as a CUDA graph.
+    """A network captured for one shape: its `input` and `output` stay where they are.
 
     Args:
         model: in eval mode, on the GPU of `x`.
@@ -40,34 +70,29 @@ class CudaGraph:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, pool: Any) -> None:
-        self.graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream):  # whose memory no caller's stream takes when it is freed
             self.input = x.clone()
-            for _ in range(WARM_UP):
-                model(self.input)
-        torch.cuda.current_stream(x.device).wait_stream(stream)
-        # Other threads may allocate meanwhile.
-        mode = "thread_local"
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode=mode):
-            self.output = model(self.input)
+        self.graph, (self.output,) = capture([lambda: model(self.input)], stream, pool)
 
     def replay(self) -> None:
+        """Compute `output` from what is in `input`, on the current stream."""
         self.graph.replay()
 
 
 @dataclass
 class CachedGraph:
-    """A recording, and what it rests on.
+    """A graph, and what it rests on.
 
     Attributes:
-        state: of the model's tensors when it was made; it is void when that has changed.
+        recording: the graph with its input and output.
+        state: state of the model's tensors when it was made; it is void when that has changed.
         weights: the packed ones, which the graph reads and nobody else may keep, and the model's.
         done: on the stream of the last call, when it was through.
     """
 
-    recording: Recording
+    recording: CudaGraph
     state: list[Any]
     weights: list[Any]
     done: torch.cuda.Event | None = None

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 
-class Mark(Protocol):
-    """A place in a queue."""
+class Queue:
+    """Work that is done in order, beside that of other queues; on a CPU, at once.
 
-    def synchronize(self) -> None:
-        """Wait until everything before it is done."""
-
-
-class Queue(Protocol):
-    """Work that is done in order, beside that of other queues: a stream of a GPU."""
+    A *mark* is a place in a queue; its ``synchronize`` waits until everything before it is done.
+    """
 
     def run(self, work: Callable[[], object]) -> None:
         """Queue what `work` launches; it may be done any time later."""
+        work()
 
     def record(self) -> Any:
-        """A :class:`Mark` behind what is queued by now."""
+        """A mark behind what is queued by now."""
+        return self  # everything is done
 
     def wait(self, mark: Any) -> None:
         """Do nothing of what is queued from now on before `mark`, of another queue, is reached."""
@@ -34,7 +32,7 @@ class Queue(Protocol):
         """Wait until it is empty."""
 
 
-class CudaQueue:
+class CudaQueue(Queue):
     """A :class:`Queue` as a CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
@@ -55,22 +53,3 @@ class CudaQueue:
 
     def synchronize(self) -> None:
         self.stream.synchronize()
-
-
-class HostQueue:
-    """A :class:`Queue` on the CPU, which does everything at once; it is its own mark, too."""
-
-    def run(self, work: Callable[[], object]) -> None:
-        work()
-
-    def record(self) -> HostQueue:
-        return self
-
-    def wait(self, mark: HostQueue) -> None:
-        """Nothing is ever waiting."""
-
-    def follow(self) -> None:
-        """The caller's work is done."""
-
-    def synchronize(self) -> None:
-        """Nothing is ever waiting."""

@@ -28,7 +28,7 @@ from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.modules import Fused, FusedNetwork
 from fassd_kernels.modules.snapshot import has_hooks
 from fassd_kernels.runtime.graph import GraphRunner
-from fassd_kernels.runtime.queues import CudaQueue, HostQueue, Queue
+from fassd_kernels.runtime.queues import CudaQueue, Queue
 
 Frame: TypeAlias = npt.NDArray[np.uint8] | Tensor
 Labels: TypeAlias = npt.NDArray[np.uint8] | Tensor
@@ -199,7 +199,7 @@ class Runner:
         return GraphRunner(network, copy_output=False) if self.device.type == "cuda" else None
 
     def make_queue(self) -> Queue:
-        return CudaQueue(self.device) if self.device.type == "cuda" else HostQueue()
+        return CudaQueue(self.device) if self.device.type == "cuda" else Queue()
 
     @property
     def shape(self) -> tuple[int, ...]:

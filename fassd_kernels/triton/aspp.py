@@ -11,20 +11,17 @@ from dataclasses import replace
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from fassd_kernels.reference.aspp import check_aspp
 from fassd_kernels.triton.conv_act import bytes_of, plan_conv
-from fassd_kernels.triton.layout import LANES, round_up
-from fassd_kernels.triton.packing import check_packed_weight
+from fassd_kernels.triton.layout import LANES, Size, round_up
 from fassd_kernels.triton.program import (
     INT32_MAX,
+    Argument,
     Image,
     Pointer,
     Program,
     Work,
-    cached,
-    interleave,
+    planned,
 )
 
 BLOCK_PIXELS, BLOCK_CHANNELS = 128, 16
@@ -80,56 +77,48 @@ def plan_mean(program: Program, image: Image, out: Image) -> None:
     program.launch(mean_kernel, grid, arguments, work, "aspp mean")
 
 
+@planned
 def aspp(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    packed: Sequence[Tensor] | None = None,
-    *,
+    program: Program,
+    size: Size,
+    input: Argument,
+    weights: Sequence[Argument],
+    biases: Sequence[Argument],
+    packed: Sequence[Argument] | None,
     dilations: Sequence[int],
-    padded: bool = False,
-) -> Tensor:
-    """:func:`fassd_kernels.reference.aspp`; `padded` as in :mod:`program`."""
-
-    def plan(program: Program) -> None:
-        size = check_aspp(input, weights, biases, packed, dilations=dilations)
-        batch, _, height, rows = size
-        image = program.image(input)
-        width = weights[0].shape[0]
-        *first, fuse = weights
-        first_packed = packed[:-1] if packed is not None else None
-        kernels, vectors = program.weights("aspp", first, first_packed, biases[:-1])
-        # What the means contribute is the same at every pixel of a picture: a residual.
-        fuse_packed = packed[-1] if packed is not None else None
-        check_packed_weight("aspp", f"weights[{len(first)}]", fuse[:, :-width], fuse_packed)
-        kernels.append(program.weight(fuse, fuse_packed, 0, fuse.shape[1] - width))
-        vectors.append(program.vector(biases[-1]))
-        of_means = program.weight(fuse, None, fuse.shape[1] - width)
-        out = program.result(size)
-        if out.pixels == 0:
-            return
-        branches = program.side_by_side(size, [width] * (1 + len(dilations)))
-        for i, branch in enumerate(branches):
-            d = dilations[i - 1] if i else 1
-            plan_conv(
-                program, [image], kernels[i], branch, bias=vectors[i], activation="relu",
-                dilation=(d, d), label=f"aspp {'1x1' if i == 0 else f'3x3 at {d}'}",
-            )  # fmt: skip
-        mean = program.scratch(batch, image.channels, 1, 1)
-        plan_mean(program, image, mean)
-        pooled = program.scratch(batch, width, 1, 1)
+) -> None:
+    batch, out_channels, height, rows = size
+    image = program.image(input)
+    *first, fuse = weights
+    width, last = weights[0].shape[0], len(first)
+    kernels = program.weights(first, packed[:-1] if packed is not None else None)
+    # What the means contribute is the same at every pixel of a picture: a residual.
+    of_branches = fuse.shape[1] - width
+    fuse_packed = packed[-1] if packed is not None else None
+    kernels.append(program.weight(f"weights[{last}]", fuse, fuse_packed, 0, of_branches))
+    of_means = program.weight("the means", fuse, None, of_branches)
+    vectors = program.vectors(biases)
+    out = program.result(size)
+    if out.pixels == 0:
+        return
+    branches = program.side_by_side(size, [width] * (1 + len(dilations)))
+    for i, branch in enumerate(branches):
+        d = dilations[i - 1] if i else 1
         plan_conv(
-            program, [mean], kernels[-2], pooled, bias=vectors[-2], activation="relu",
-            label="aspp pooled",
+            program, [image], kernels[i], branch, bias=vectors[i], activation="relu",
+            dilation=(d, d), label=f"aspp {'1x1' if i == 0 else f'3x3 at {d}'}",
         )  # fmt: skip
-        share = program.scratch(batch, out.channels, 1, 1)
-        plan_conv(program, [pooled], of_means, share, label="aspp share of the means")
-        everywhere = replace(share, size=(batch, out.channels, height, rows))
-        plan_conv(
-            program, branches, kernels[-1], out, bias=vectors[-1], activation="relu",
-            residual=everywhere, label="aspp fuse",
-        )  # fmt: skip
-
-    tensors = [input, *interleave(weights, packed, biases), weights[-1] if weights else None]
-    settings = (len(weights), packed is not None, tuple(dilations))
-    return cached("aspp", tensors, settings, padded, plan)
+    mean = program.scratch(batch, image.channels, 1, 1)
+    plan_mean(program, image, mean)
+    pooled = program.scratch(batch, width, 1, 1)
+    plan_conv(
+        program, [mean], kernels[-2], pooled, bias=vectors[-2], activation="relu",
+        label="aspp pooled",
+    )  # fmt: skip
+    share = program.scratch(batch, out_channels, 1, 1)
+    plan_conv(program, [pooled], of_means, share, label="aspp share of the means")
+    everywhere = replace(share, size=(batch, out_channels, height, rows))
+    plan_conv(
+        program, branches, kernels[-1], out, bias=vectors[-1], activation="relu",
+        residual=everywhere, label="aspp fuse",
+    )  # fmt: skip

@@ -24,23 +24,21 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from fassd_kernels.reference.asymmetric_conv import check_asymmetric_conv
 from fassd_kernels.triton.configurations import Config, Problem, choose, joined
 from fassd_kernels.triton.conv_act import MOST_OVERHANG, bytes_of
 from fassd_kernels.triton.convolution import activate, load_vector
-from fassd_kernels.triton.layout import round_up
-from fassd_kernels.triton.packing import check_packed_weight
+from fassd_kernels.triton.layout import Size, round_up
 from fassd_kernels.triton.program import (
     BYTES,
     INT32_MAX,
+    Argument,
     Image,
     Pointer,
     Program,
     Weight,
     Work,
-    cached,
+    planned,
 )
 
 SIZES = ("rows", "height", "width", "tiles")
@@ -391,47 +389,26 @@ def live_operations(image: Image, branch: Branch, middles: int, out_channels: in
 # --- the operator ---------------------------------------------------------------------------------
 
 
+@planned
 def asymmetric_conv(
-    input: Tensor,
-    vertical_weight: Tensor,
-    horizontal_weight: Tensor,
-    vertical_bias: Tensor | None = None,
-    horizontal_bias: Tensor | None = None,
-    vertical_slope: Tensor | None = None,
-    horizontal_slope: Tensor | None = None,
-    packed: Sequence[Tensor] | None = None,
-    *,
-    dilation: int = 1,
-    activation: str = "relu",
-    padded: bool = False,
-) -> Tensor:
-    """:func:`fassd_kernels.reference.asymmetric_conv`; `padded` as in :mod:`program`."""
-    packs: Sequence[Tensor | None] = (None, None)
-    if packed is not None and len(packed) == 2:  # of another number, the check below tells
-        packs = packed
-
-    def plan(program: Program) -> None:
-        size = check_asymmetric_conv(
-            input, vertical_weight, horizontal_weight, vertical_bias, horizontal_bias,
-            vertical_slope, horizontal_slope, packed, dilation=dilation, activation=activation,
-        )  # fmt: skip
-        check_packed_weight("asymmetric_conv", "vertical_weight", vertical_weight, packs[0])
-        check_packed_weight("asymmetric_conv", "horizontal_weight", horizontal_weight, packs[1])
-        image = program.image(input)
-        weights = (
-            program.weight(vertical_weight, packs[0]),
-            program.weight(horizontal_weight, packs[1]),
-        )
-        vectors = (vertical_bias, horizontal_bias, vertical_slope, horizontal_slope)
-        pointers = [program.vector(vector) for vector in vectors]
-        biases, slopes = (pointers[0], pointers[1]), (pointers[2], pointers[3])
-        out = program.result(size)
-        branch = Branch(*weights, dilation, biases, slopes)
-        plan_asymmetric(program, image, [branch], [out], activation)
-
-    tensors = [
-        input, vertical_weight, packs[0], horizontal_weight, packs[1], vertical_bias,
-        horizontal_bias, vertical_slope, horizontal_slope,
-    ]  # fmt: skip
-    count = None if packed is None else len(packed)
-    return cached("asymmetric_conv", tensors, (dilation, activation, count), padded, plan)
+    program: Program,
+    size: Size,
+    input: Argument,
+    vertical_weight: Argument,
+    horizontal_weight: Argument,
+    vertical_bias: Argument | None,
+    horizontal_bias: Argument | None,
+    vertical_slope: Argument | None,
+    horizontal_slope: Argument | None,
+    packed: Sequence[Argument] | None,
+    dilation: int,
+    activation: str,
+) -> None:
+    packs = packed if packed is not None else (None, None)
+    image = program.image(input)
+    vertical = program.weight("vertical_weight", vertical_weight, packs[0])
+    horizontal = program.weight("horizontal_weight", horizontal_weight, packs[1])
+    biases = (program.vector(vertical_bias), program.vector(horizontal_bias))
+    slopes = (program.vector(vertical_slope), program.vector(horizontal_slope))
+    branch = Branch(vertical, horizontal, dilation, biases, slopes)
+    plan_asymmetric(program, image, [branch], [program.result(size)], activation)

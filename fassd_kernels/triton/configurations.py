@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-import secrets
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from fassd.models.replacing import replacing
 from fassd_kernels.triton.device import Device
 
 
@@ -404,26 +404,45 @@ def existing_table(
 
 def read_table(path: Path) -> dict[str, Config]:
     """A table's configurations; of a file that is none, nothing, and a warning says so."""
-    known = {field.name for field in fields(Config)}
+    return read_rows(path, "configurations", "configurations", config_of, "the cost model picks")
+
+
+def read_rows(
+    path: Path, field: str, kind: str, parse: Callable[[str, Any], Row], instead: str
+) -> dict[str, Row]:
+    """The rows of a table of measurements; of a file that is none, nothing, and a warning says so.
+
+    Args:
+        path: of the file.
+        field: name of the rows in it.
+        kind: what the table is of, for the warning.
+        parse: makes a row of its key and content; its AttributeError, ValueError or TypeError
+            says that there is none.
+        instead: what happens without the table, for the warning.
+    """
     try:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"format is {content['format']}; expected {FORMAT}")
-        rows: dict[str, dict[str, int]] = content["configurations"]
-        for key, row in rows.items():
-            if set(row) != known or not all(isinstance(v, int) and v >= 0 for v in row.values()):
-                raise ValueError(f"{key!r} is {row}; expected {', '.join(sorted(known))}")
-            if not is_sane(Config(**row)):
-                raise ValueError(f"{key!r} is {row}; tiles and warps have to be powers of two")
-        return {key: Config(**row) for key, row in rows.items()}
+        return {key: parse(key, row) for key, row in content[field].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(
-            f"fassd_kernels: {path} is not a table of configurations ({error}); "
-            "the cost model picks instead",
+            f"fassd_kernels: {path} is not a table of {kind} ({error}); {instead} instead",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         return {}
+
+
+def config_of(key: str, row: Any) -> Config:
+    """The configuration of a table's row."""
+    known = {field.name for field in fields(Config)}
+    if set(row) != known or not all(isinstance(v, int) and v >= 0 for v in row.values()):
+        raise ValueError(f"{key!r} is {row}; expected {', '.join(sorted(known))}")
+    config = Config(**row)
+    if not is_sane(config):
+        raise ValueError(f"{key!r} is {row}; tiles and warps have to be powers of two")
+    return config
 
 
 def is_sane(config: Config) -> bool:
@@ -446,12 +465,6 @@ def write_table(path: Path, gpu: str, table: dict[str, Config], facts: dict[str,
 
 
 def write_content(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON under a temporary name and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with partial.open("x") as file:  # no link that somebody put there is followed
-            file.write(json.dumps(content, indent=1) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write JSON, whole or not at all."""
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())

@@ -18,9 +18,8 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from fassd_kernels.reference.conv_act import check_conv_act, pair
+from fassd_kernels.reference.conv_act import pair
 from fassd_kernels.triton.configurations import Config, Problem, choose, joined
 from fassd_kernels.triton.convolution import (
     activate,
@@ -29,17 +28,17 @@ from fassd_kernels.triton.convolution import (
     load_vector,
     locate,
 )
-from fassd_kernels.triton.layout import LANES, round_up
-from fassd_kernels.triton.packing import check_packed_weight
+from fassd_kernels.triton.layout import LANES, Size, round_up
 from fassd_kernels.triton.program import (
     BYTES,
     INT32_MAX,
+    Argument,
     Image,
     Pointer,
     Program,
     Weight,
     Work,
-    cached,
+    planned,
 )
 
 MOST_OVERHANG = 1024  # pixels or channels that a tile reaches beyond the last one, at most
@@ -138,9 +137,9 @@ def conv_act_kernel(
 class Prologue:
     """A batch norm and PReLU that the input passes through: one value per channel each."""
 
-    scale: Pointer
-    shift: Pointer
-    slope: Pointer
+    scale: Pointer | None
+    shift: Pointer | None
+    slope: Pointer | None
 
 
 def live_taps(
@@ -414,39 +413,27 @@ def conv_work(
 # --- the operator ---------------------------------------------------------------------------------
 
 
+@planned
 def conv_act(
-    inputs: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor | None = None,
-    slope: Tensor | None = None,
-    residual: Tensor | None = None,
-    packed: Tensor | None = None,
-    *,
-    stride: Sequence[int] = (1, 1),
-    dilation: Sequence[int] = (1, 1),
-    activation: str = "none",
-    pool: int = 1,
-    padded: bool = False,
-) -> Tensor:
-    """:func:`fassd_kernels.reference.conv_act`; `padded` as in :func:`program.empty_image`."""
-
-    def plan(program: Program) -> None:
-        size = check_conv_act(
-            inputs, weight, bias, slope, residual,
-            stride=stride, dilation=dilation, activation=activation, pool=pool,
-        )  # fmt: skip
-        check_packed_weight("conv_act", "weight", weight, packed)
-        images = [program.image(x) for x in inputs]
-        kernel = program.weight(weight, packed)
-        biases, slopes = program.vector(bias), program.vector(slope)
-        added = program.image(residual) if residual is not None else None
-        out = program.result(size)
-        plan_conv(
-            program, images, kernel, out, bias=biases, slope=slopes, activation=activation,
-            stride=pair("stride", stride), dilation=pair("dilation", dilation),
-            residual=added, pool=pool,
-        )  # fmt: skip
-
-    tensors = [*inputs, weight, packed, bias, slope, residual]
-    settings = (len(inputs), tuple(stride), tuple(dilation), activation, pool)
-    return cached("conv_act", tensors, settings, padded, plan)
+    program: Program,
+    size: Size,
+    inputs: Sequence[Argument],
+    weight: Argument,
+    bias: Argument | None,
+    slope: Argument | None,
+    residual: Argument | None,
+    packed: Argument | None,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    pool: int,
+) -> None:
+    images = [program.image(x) for x in inputs]
+    kernel = program.weight("weight", weight, packed)
+    biases, slopes = program.vectors([bias, slope])
+    added = program.image(residual) if residual is not None else None
+    plan_conv(
+        program, images, kernel, program.result(size), bias=biases, slope=slopes,
+        activation=activation, stride=pair("stride", stride), dilation=pair("dilation", dilation),
+        residual=added, pool=pool,
+    )  # fmt: skip

@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fassd_kernels.reference.normalize import check_normalize
-from fassd_kernels.triton.layout import LANES
-from fassd_kernels.triton.program import INT32_MAX, Pointer, Program, Work, cached
+from fassd_kernels.triton.layout import LANES, Size
+from fassd_kernels.triton.program import INT32_MAX, Argument, Pointer, Program, Work, planned
 
 BLOCK = 1024
 
@@ -48,39 +47,34 @@ def table_of(
     return torch.stack(rows).to(dtype).to(device)
 
 
+@planned
 def normalize(
-    image: Tensor,
-    *,
+    program: Program,
+    size: Size,
+    image: Argument,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype,
-    padded: bool = False,
-) -> Tensor:
-    """:func:`fassd_kernels.reference.normalize`, to float32, float16 or bfloat16."""
-    check_normalize(image, mean=mean, std=std, dtype=dtype)
-    table = table_of(tuple(mean), tuple(std), dtype, image.device)
-
-    def plan(program: Program) -> None:
-        batch, height, width, _ = image.shape
-        program.dtype = dtype
-        picture, values = program.argument(image), program.argument(table)
-        out = program.result((batch, 3, height, width))
-        if out.pixels == 0:
-            return
-        count = out.pixels * 3
-        reach = sum((n - 1) * s for n, s in zip(image.shape, image.stride(), strict=True))
-        arguments = {
-            "picture": Pointer(picture),
-            "table": Pointer(values),
-            "out": Pointer(out.slot),
-            "strides": tuple(image.stride()),
-            "values": count,
-            "height": height,
-            "width": width,
-            "WIDE": max(reach, count + BLOCK, out.reach + LANES) > INT32_MAX,
-            "BLOCK_M": BLOCK,
-        }
-        work = Work(bytes=count * (1 + dtype.itemsize), operations=2 * count)
-        program.launch(normalize_kernel, (-(-count // BLOCK),), arguments, work, "normalize")
-
-    return cached("normalize", [image, table], (tuple(mean), tuple(std), dtype), False, plan)
+) -> None:
+    picture = Pointer(program.argument(image))
+    device = image.tensor.device
+    table = Pointer(program.constant(table_of(tuple(mean), tuple(std), dtype, device)))
+    out = program.result(size)
+    if out.pixels == 0:
+        return
+    count = out.pixels * 3
+    strides = image.tensor.stride()
+    reach = sum((n - 1) * s for n, s in zip(image.shape, strides, strict=True))
+    arguments = {
+        "picture": picture,
+        "table": table,
+        "out": Pointer(out.slot),
+        "strides": strides,
+        "values": count,
+        "height": size[2],
+        "width": size[3],
+        "WIDE": max(reach, count + BLOCK, out.reach + LANES) > INT32_MAX,
+        "BLOCK_M": BLOCK,
+    }
+    work = Work(bytes=count * (1 + dtype.itemsize), operations=2 * count)
+    program.launch(normalize_kernel, (-(-count // BLOCK),), arguments, work, "normalize")

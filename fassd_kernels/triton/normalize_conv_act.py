@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -14,24 +15,16 @@ from fassd_kernels.triton.normalize import normalize
 def normalize_conv_act(
     image: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    slope: Tensor | None = None,
-    packed: Tensor | None = None,
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    stride: Sequence[int] = (1, 1),
-    dilation: Sequence[int] = (1, 1),
-    activation: str = "none",
     padded: bool = False,
+    **options: Any,
 ) -> Tensor:
-    """:func:`fassd_kernels.reference.normalize_conv_act`; `padded` as in :mod:`program`."""
-    check_normalize_conv_act(
-        image, weight, bias, slope, packed, mean=mean, std=std, stride=stride, dilation=dilation,
-        activation=activation,
-    )  # fmt: skip
+    """:func:`fassd_kernels.reference.normalize_conv_act`; `padded` as in :mod:`program`.
+
+    `options` are the other arguments, which are those of :func:`conv_act`.
+    """
+    check_normalize_conv_act(image, weight, mean=mean, std=std, **options)
     x = normalize(image, mean=mean, std=std, dtype=weight.dtype)
-    return conv_act(
-        [x], weight, bias, slope, packed=packed, stride=stride, dilation=dilation,
-        activation=activation, padded=padded,
-    )  # fmt: skip
+    return conv_act([x], weight, padded=padded, **options)

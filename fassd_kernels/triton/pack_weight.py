@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -10,13 +10,7 @@ from fassd_kernels.reference.pack_weight import check_pack_weight
 from fassd_kernels.triton.packing import pack
 
 
-def pack_weight(
-    weight: Tensor,
-    *,
-    stride: Sequence[int] = (1, 1),
-    dilation: Sequence[int] = (1, 1),
-    padded: bool = False,
-) -> Tensor:
+def pack_weight(weight: Tensor, *, padded: bool = False, **steps: Any) -> Tensor:
     """:func:`fassd_kernels.reference.pack_weight`; never padded."""
-    check_pack_weight(weight, stride=stride, dilation=dilation)
+    check_pack_weight(weight, **steps)
     return pack(weight)

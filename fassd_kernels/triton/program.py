@@ -4,22 +4,26 @@ A :class:`Program` is made from the shapes, strides and types of a call's tensor
 everything but their addresses: which kernels, over which grid, with which scalars, where scratch
 lies. Running it is one lookup, at most two allocations, and the launches.
 
-Tensors are kept by number (a *slot*): first the call's arguments, then the result, then scratch.
+Tensors are kept by number (a *slot*): first the call's arguments, in the order in which the plan
+takes them up, then the result, then scratch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fassd_kernels.checks import holds, span
+from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.configurations import Config, Problem, overridden
 from fassd_kernels.triton.device import Device, assumption, describe_device
 from fassd_kernels.triton.layout import (
@@ -40,6 +44,18 @@ INT32_MAX = 2**31 - 1
 # Of kernels that have nothing to choose: one value after the other.
 ELEMENTWISE = Config(0, 0, 0, num_warps=4, num_stages=1)
 interpreter_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor of a call that is planned, and its place among the call's tensors."""
+
+    index: int
+    tensor: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor.shape
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,8 @@ class Program:
         self.device: Device = describe_device(device)
         self.tf32 = dtype == torch.float32 and tf32_requested()
         self.launches: list[Launch] = []
-        self.arguments = 0
+        # Of the slots of arguments: which of the call's tensors, or a tensor of the plan's own.
+        self.sources: list[int | Tensor] = []
         self.prepare: dict[int, Callable[[Tensor], Tensor]] = {}
         self.types: dict[int, tuple[torch.dtype, bool]] = {}  # dtype and alignment of each slot
         self.out: Allocation | None = None
@@ -153,68 +170,78 @@ class Program:
     def itemsize(self) -> int:
         return self.dtype.itemsize
 
-    def argument(self, tensor: Tensor) -> int:
-        """The slot of the next tensor of the call."""
-        self.types[self.arguments] = (tensor.dtype, tensor.data_ptr() % BYTES == 0)
-        self.arguments += 1
-        return self.arguments - 1
+    def argument(self, argument: Argument) -> int:
+        """The slot of a tensor of the call."""
+        return self._take(argument.index, argument.tensor)
 
-    def image(self, tensor: Tensor) -> Image:
-        return image_of(self.argument(tensor), tensor)
+    def constant(self, tensor: Tensor) -> int:
+        """The slot of a tensor that every such call reads."""
+        return self._take(tensor, tensor)
 
-    def vector(self, tensor: Tensor | None) -> Pointer | None:
+    def _take(self, source: int | Tensor, tensor: Tensor) -> int:
+        slot = len(self.sources)
+        self.sources.append(source)
+        self.types[slot] = (tensor.dtype, tensor.data_ptr() % BYTES == 0)
+        return slot
+
+    def image(self, argument: Argument) -> Image:
+        return image_of(self.argument(argument), argument.tensor)
+
+    def vector(self, argument: Argument | None) -> Pointer | None:
         """A vector of the call, or None; made contiguous when the call comes if it is not."""
-        if tensor is None:
+        if argument is None:
             return None
-        slot = self.argument(tensor)
-        if not tensor.is_contiguous():
-            self.renew(slot, tensor.dtype, Tensor.contiguous)
+        slot = self.argument(argument)
+        if not argument.tensor.is_contiguous():
+            self.renew(slot, argument.tensor.dtype, Tensor.contiguous)
         return Pointer(slot)
 
-    def need(self, tensor: Tensor) -> Pointer:
-        """A vector that has to be there."""
-        pointer = self.vector(tensor)
-        assert pointer is not None
-        return pointer
+    def vectors(self, arguments: Sequence[Argument | None]) -> list[Pointer | None]:
+        return [self.vector(argument) for argument in arguments]
 
     def weights(
-        self,
-        op: str,
-        weights: Sequence[Tensor],
-        packed: Sequence[Tensor] | None,
-        biases: Sequence[Tensor | None],
-    ) -> tuple[list[Weight], list[Pointer | None]]:
-        """The weights and biases of a module, taken up in the order of :func:`interleave`."""
-        kernels, vectors = [], []
+        self, weights: Sequence[Argument], packed: Sequence[Argument] | None
+    ) -> list[Weight]:
+        """The weights of a module, each beside what was packed for it."""
         packs = packed if packed is not None else [None] * len(weights)
-        for i, (weight, given, bias) in enumerate(zip(weights, packs, biases, strict=True)):
-            check_packed_weight(op, f"weights[{i}]", weight, given)
-            kernels.append(self.weight(weight, given))
-            vectors.append(self.vector(bias))
-        return kernels, vectors
+        return [
+            self.weight(f"weights[{i}]", weight, given)
+            for i, (weight, given) in enumerate(zip(weights, packs, strict=True))
+        ]
 
     def weight(
-        self, weight: Tensor, packed: Tensor | None, begin: int = 0, end: int | None = None
+        self,
+        name: str,
+        weight: Argument,
+        packed: Argument | None,
+        begin: int = 0,
+        end: int | None = None,
     ) -> Weight:
         """A weight of the call, as it came packed, or packed when the call comes.
 
-        `begin` and `end` choose input channels, of a 1x1; `packed` is then of these alone.
+        Args:
+            name: what an error calls it.
+            weight: O x I x kH x kW.
+            packed: what :func:`pack` gave for it, or an empty tensor.
+            begin, end: input channels to take, of a 1x1; `packed` is of these alone.
+
+        Raises:
+            RuntimeError: `packed` is something else.
         """
-        out_channels, in_channels, height, width = weight.shape
-        end = in_channels if end is None else end
-        kernel = (height, width)
-        slot = self.argument(weight)
-        given = None if packed is None else self.argument(packed)
-        if given is not None and packed is not None and packed.numel() > 0:
-            stride = round_up(out_channels, OUT_CHANNELS)
-            return Weight(Pointer(given), end - begin, out_channels, kernel, stride)
-        if out_channels % OUT_CHANNELS == 0 and weight.permute(2, 3, 1, 0).is_contiguous():
-            # Folded weights lie like this: rows of one input channel, as packed ones.
-            pointer = Pointer(slot, begin * out_channels)
-            return Weight(pointer, end - begin, out_channels, kernel, out_channels)
-        self.renew(slot, weight.dtype, lambda whole: pack(whole[:, begin:end]))
+        part = weight.tensor[:, begin:end]
+        given = None if packed is None else packed.tensor
+        check_packed_weight(self.name, name, part, given)
+        out_channels, in_channels, *kernel = part.shape
         stride = round_up(out_channels, OUT_CHANNELS)
-        return Weight(Pointer(slot), end - begin, out_channels, kernel, stride)
+        if packed is not None and packed.tensor.numel() > 0:
+            pointer = Pointer(self.argument(packed))
+        elif stride == out_channels and weight.tensor.permute(2, 3, 1, 0).is_contiguous():
+            # Folded weights lie like this: rows of one input channel, as packed ones.
+            pointer = Pointer(self.argument(weight), begin * out_channels)
+        else:
+            pointer = Pointer(self.argument(weight))
+            self.renew(pointer.slot, part.dtype, lambda whole: pack(whole[:, begin:end]))
+        return Weight(pointer, in_channels, out_channels, (kernel[0], kernel[1]), stride)
 
     def renew(self, slot: int, dtype: torch.dtype, function: Callable[[Tensor], Tensor]) -> None:
         """Replace an argument at every call by what `function` makes of it."""
@@ -225,13 +252,14 @@ class Program:
         """The call's result; its pixels are padded to whole vectors if the caller takes that."""
         stride = pixel_stride(size[1], self.padded)
         self.out = Allocation(size, self.dtype, self.padded)
-        return self._own(self.arguments, size, strides_of(size, stride), 0, stride)
+        return self._own(len(self.sources), size, strides_of(size, stride), 0, stride)
 
     def labels(self, size: tuple[int, int, int]) -> Pointer:
         """The call's result, a map of labels."""
         self.out = Allocation(size, torch.uint8)
-        self.types[self.arguments] = (torch.uint8, True)
-        return Pointer(self.arguments)
+        slot = len(self.sources)
+        self.types[slot] = (torch.uint8, True)
+        return Pointer(slot)
 
     def scratch(self, batch: int, channels: int, height: int, width: int) -> Image:
         """An image of the program's own, padded."""
@@ -240,7 +268,7 @@ class Program:
         offset = self._scratch_elements
         # Every image begins at a multiple of 256 bytes.
         self._scratch_elements += round_up(batch * height * width * stride, 256 // self.itemsize)
-        return self._own(self.arguments + 1, size, strides_of(size, stride), offset, stride)
+        return self._own(len(self.sources) + 1, size, strides_of(size, stride), offset, stride)
 
     def side_by_side(self, size: Size, widths: Sequence[int]) -> list[Image]:
         """Parts of one scratch image, of so many channels each, all beginning at whole vectors."""
@@ -291,13 +319,13 @@ class Program:
         with self.place(place):
             for launch in self.launches:
                 launch(filled, self.device.interpreted)
-        return filled[self.arguments]
+        return filled[len(self.sources)]
 
     def fill(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of all slots: the call's, made ready, the result, and scratch."""
         assert self.out is not None
         place = tensors[0].device
-        filled = list(tensors)
+        filled = [x if isinstance(x, Tensor) else tensors[x] for x in self.sources]
         for slot, function in self.prepare.items():
             filled[slot] = function(filled[slot])
         filled.append(self.out.allocate(place))
@@ -349,65 +377,73 @@ _programs: dict[Any, Program] = {}
 _programs_lock = threading.Lock()
 
 
-def key_of(tensor: Tensor | None) -> Any:
-    """What a program depends on in a tensor."""
-    if tensor is None:
-        return None
-    # The address itself too: the compiler is told of it, be there room for whole vectors or not.
-    address = tensor.data_ptr() % BYTES == 0
-    alignment = (address, is_aligned(tensor))
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, alignment
+def key_of(value: Any) -> Any:
+    """What a program depends on in an argument of its call."""
+    if isinstance(value, Tensor):
+        # The address itself too: the compiler is told of it, with room for whole vectors or not.
+        alignment = (value.data_ptr() % BYTES == 0, is_aligned(value))
+        return value.shape, value.stride(), value.dtype, value.device, alignment
+    return tuple(map(key_of, value)) if isinstance(value, list | tuple) else value
 
 
-def cached(
-    name: str,
-    tensors: Sequence[Tensor | None],
-    settings: tuple[Any, ...],
-    padded: bool,
-    plan: Callable[[Program], None],
-) -> Tensor:
-    """Run the program of a call, planning it if a call like this was never seen.
+def planned(plan: Callable[..., None]) -> Callable[..., Tensor]:
+    """The operator that a function plans, whose name it has.
 
     Args:
-        name: of the operator.
-        tensors: the arguments, in the order in which `plan` takes them up.
-        settings: all else that the plan depends on.
-        padded: whether pixels of the result may be padded to whole vectors.
-        plan: fills a program in, and checks the call.
+        plan: fills a program in. Takes the program, the size of the result, and the arguments of
+            the operator's schema by name, an :class:`Argument` for each tensor. Called once for
+            all calls that differ in the values of their tensors alone, which were checked before.
+
+    Returns:
+        A function of the operator's arguments and of `padded`: whether pixels of the result may be
+        padded to whole vectors.
     """
-    given = [tensor for tensor in tensors if tensor is not None]
-    key = (
-        name, settings, padded, assumption.device, tf32_requested(),
-        tuple(map(key_of, tensors)),
-    )  # fmt: skip
-    program = None if overridden() else _programs.get(key)
-    # Where one has lost its memory, the plan's checks say which.
-    if program is None or not all(map(holds, given, program.spans)):
-        program = Program(name, given[0].device, given[0].dtype, padded)
+    row = OPERATORS[plan.__name__]
+    written = inspect.signature(row.check).parameters
+    defaults = {name: written[name].default for name in row.names}
+    defaults = {name: value for name, value in defaults.items() if value is not Parameter.empty}
+
+    def make(call: dict[str, Any], given: list[Tensor], padded: bool) -> Program:
+        size = row.check(**call)
+        program = Program(row.name, given[0].device, row.dtype(call), padded)
         program.spans = [span(tensor) for tensor in given]
-        plan(program)
-        if overridden():  # somebody tries a configuration out
-            return program.run(given)
-        with _programs_lock:
-            if len(_programs) >= MOST_PROGRAMS:
-                # Whoever feeds a new size with every call must not fill the memory with plans.
-                del _programs[next(iter(_programs))]
-            _programs[key] = program
-    return program.run(given)
+        index = iter(range(len(given)))
+
+        def described(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return Argument(next(index), value)
+            return [described(x) for x in value] if isinstance(value, list | tuple) else value
+
+        plan(program, size, **{name: described(call[name]) for name in row.names})
+        return program
+
+    def operator(*arguments: Any, padded: bool = False, **keywords: Any) -> Tensor:
+        call = {**defaults, **row.bind(arguments, keywords)}
+        padded = padded and row.multiplies
+        given = [tensor for name in row.names for tensor in tensors_of(call[name])]
+        key = (
+            row.name, padded, assumption.device, tf32_requested(),
+            *(key_of(call[name]) for name in row.names),
+        )  # fmt: skip
+        program = None if overridden() else _programs.get(key)
+        # Where one has lost its memory, the checks say which.
+        if program is None or not all(map(holds, given, program.spans)):
+            program = make(call, given, padded)
+            if not overridden():  # or somebody tries a configuration out
+                with _programs_lock:
+                    if len(_programs) >= MOST_PROGRAMS:
+                        # A caller with new sizes in every call must not fill the memory.
+                        del _programs[next(iter(_programs))]
+                    _programs[key] = program
+        return program.run(given)
+
+    return operator
 
 
-def interleave(
-    weights: Sequence[Tensor],
-    packed: Sequence[Tensor] | None,
-    biases: Sequence[Tensor] | None = None,
-) -> list[Tensor | None]:
-    """The tensors of a module in the order in which a program takes them up.
-
-    Lists of unequal lengths are for the operator's check to refuse: nothing is left out here.
-    """
-    lists = [weights, packed or (), biases or ()]
-    longest = max(map(len, lists))
-    return [x[i] if i < len(x) else None for i in range(longest) for x in lists]
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of an argument: itself, or what its list holds of them."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [x for x in values if isinstance(x, Tensor)]
 
 
 def forget_programs() -> None:

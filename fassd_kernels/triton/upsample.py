@@ -11,18 +11,18 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from fassd_kernels.reference.upsample import check_upsample, check_upsample_argmax
 from fassd_kernels.triton.conv_act import bytes_of
 from fassd_kernels.triton.convolution import load_resized, locate
+from fassd_kernels.triton.layout import Size
 from fassd_kernels.triton.program import (
     INT32_MAX,
+    Argument,
     Image,
     Pointer,
     Program,
     Work,
-    cached,
+    planned,
 )
 
 SIZES = ("pixels", "height", "width", "out_height", "out_width")
@@ -117,42 +117,31 @@ def work_of(image: Image, written: int, pixels: int) -> Work:
     return Work(bytes=bytes_of(image) + written, operations=operations)
 
 
-def upsample(input: Tensor, size: Sequence[int], padded: bool = False) -> Tensor:
-    """:func:`fassd_kernels.reference.upsample`. Never padded: it is what a network gives out."""
-
-    def plan(program: Program) -> None:
-        result = check_upsample(input, size)
-        image = program.image(input)
-        out = program.result(result)
-        if out.pixels == 0 or image.channels == 0:
-            return
-        block_c = min(32, triton.next_power_of_2(image.channels))
-        block_m = block_pixels(program, block_c)
-        arguments = shared_arguments(image, size, block_m, block_c, out.reach)
-        arguments |= {"out": Pointer(out.slot), "out_strides": out.in_units(1)[:3]}
-        grid = (math.ceil(out.pixels / block_m), math.ceil(image.channels / block_c))
-        work = work_of(image, bytes_of(out), out.pixels)
-        program.launch(upsample_kernel, grid, arguments, work, "upsample")
-
-    return cached("upsample", [input], tuple(size), False, plan)
+@planned
+def upsample(program: Program, result: Size, input: Argument, size: Sequence[int]) -> None:
+    image, out = program.image(input), program.result(result)
+    if out.pixels == 0 or image.channels == 0:
+        return
+    block_c = min(32, triton.next_power_of_2(image.channels))
+    block_m = block_pixels(program, block_c)
+    arguments = shared_arguments(image, size, block_m, block_c, out.reach)
+    arguments |= {"out": Pointer(out.slot), "out_strides": out.in_units(1)[:3]}
+    grid = (math.ceil(out.pixels / block_m), math.ceil(image.channels / block_c))
+    work = work_of(image, bytes_of(out), out.pixels)
+    program.launch(upsample_kernel, grid, arguments, work, "upsample")
 
 
-def upsample_argmax(input: Tensor, size: Sequence[int], padded: bool = False) -> Tensor:
-    """:func:`fassd_kernels.reference.upsample_argmax`."""
-
-    def plan(program: Program) -> None:
-        result = check_upsample_argmax(input, size)
-        image = program.image(input)
-        labels = program.labels(result)
-        pixels = math.prod(result)
-        if pixels == 0:
-            return
-        block_c = triton.next_power_of_2(image.channels)
-        block_m = block_pixels(program, block_c)
-        arguments = shared_arguments(image, size, block_m, block_c, pixels)
-        arguments["out"] = labels
-        grid = (math.ceil(pixels / block_m),)
-        work = work_of(image, pixels, pixels)
-        program.launch(upsample_argmax_kernel, grid, arguments, work, "upsample_argmax")
-
-    return cached("upsample_argmax", [input], tuple(size), False, plan)
+@planned
+def upsample_argmax(
+    program: Program, result: tuple[int, int, int], input: Argument, size: Sequence[int]
+) -> None:
+    image, labels = program.image(input), program.labels(result)
+    pixels = math.prod(result)
+    if pixels == 0:
+        return
+    block_c = triton.next_power_of_2(image.channels)
+    block_m = block_pixels(program, block_c)
+    arguments = shared_arguments(image, size, block_m, block_c, pixels) | {"out": labels}
+    work = work_of(image, pixels, pixels)
+    grid = (math.ceil(pixels / block_m),)
+    program.launch(upsample_argmax_kernel, grid, arguments, work, "upsample_argmax")

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 import typer
 
+from fassd.models import sizes
 from fassd_kernels.modules.network import OUTPUTS, Output
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -20,10 +21,10 @@ def parse_output(text: str) -> Output:
 
 def parse_size(text: str) -> tuple[int, int]:
     """HxW."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
-        raise typer.BadParameter(f"{text!r}; expected HEIGHTxWIDTH, such as 1024x2048")
-    return int(height), int(width)
+    try:
+        return sizes.parse_size(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}; expected HEIGHTxWIDTH, such as 1024x2048") from None
 
 
 def parse_dtype(text: str) -> torch.dtype:

@@ -67,13 +67,24 @@ def test_few_rounds_judge_nothing() -> None:
     assert judge(change(rounds(1, n=4), rounds(2, 2.0, n=4)), 4) == "too few rounds"
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the command writes, with times that are easy to change."""
-    file = tmp_path_factory.mktemp("compare") / "base.json"
-    found = CliRunner().invoke(app, ["bench", "run", *TINY, "--repeats", "6", "--json", str(file)])
+def written(folder: Path, *command: str) -> Path:
+    """What a command of `fassd bench` writes for a tiny picture."""
+    file = folder / "base.json"
+    found = CliRunner().invoke(app, ["bench", *command, *TINY, "--json", str(file)])
     assert found.exit_code == 0, found.output
     return file
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results with times that are easy to change."""
+    return written(tmp_path_factory.mktemp("run"), "run", "--repeats", "6")
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ("--only", "eager,ours", "--repeats", "5")
+    return written(tmp_path_factory.mktemp("peers"), "peers", *options)
 
 
 def edited(file: Path, folder: Path, **factors: float) -> Path:
@@ -148,13 +159,11 @@ def test_another_machine_is_a_warning(measured: Path, tmp_path: Path) -> None:
     assert "cpu Other CPU then" in output
 
 
-def test_a_path_that_cannot_run_now_is_missing(tmp_path: Path) -> None:
-    file = tmp_path / "peers.json"
-    options = ["--only", "eager,ours", "--repeats", "5", "--json", str(file)]
-    assert CliRunner().invoke(app, ["bench", "peers", *TINY, *options]).exit_code == 0
-    record = json.loads(file.read_text())
+def test_a_path_that_cannot_run_now_is_missing(peers: Path, tmp_path: Path) -> None:
+    record = json.loads(peers.read_text())
     for comparison in record["comparisons"]:
         comparison["job"]["backend"] = "cuda"  # which this CPU's tensors do not take
+    file = tmp_path / "peers.json"
     file.write_text(json.dumps(record))
     code, output = run(file, "--tolerance", "90")
     assert code == 1
@@ -236,14 +245,10 @@ def test_an_unknown_path_is_named(measured: Path, tmp_path: Path) -> None:
         read_baseline(file)
 
 
-def test_a_file_of_peers_is_taken(tmp_path: Path) -> None:
-    file = tmp_path / "peers.json"
-    options = ["--only", "eager,ours", "--repeats", "5"]
-    found = CliRunner().invoke(app, ["bench", "peers", *TINY, *options, "--json", str(file)])
-    assert found.exit_code == 0, found.output
-    baseline = read_baseline(file)
+def test_a_file_of_peers_is_taken(peers: Path) -> None:
+    baseline = read_baseline(peers)
     (then,) = baseline.results.comparisons
     assert baseline.results.peers and then.reference is then.own["eager NCHW"]
     report = run_compare(baseline, baseline.jobs(), tolerance=90)
-    assert [row.path for row in report.comparisons[0].rows] == ["ours", "ours labels"]
+    assert [row.path for row in report.changes[0]] == ["ours", "ours labels"]
     assert report.ok

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fassd.bench.costs import cuda as predict
-from fassd.bench.costs.cuda import Convolution, Limits, Model
+from fassd.bench.costs.cuda import Convolution, Model
 from fassd_kernels import ops
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import KNOWN
-from fassd_kernels.tuning.tiles import RecordedCall
+from fassd_kernels.tuning.calls import OperatorCall
 
 pytestmark = pytest.mark.skipif(
     bool(availability.triton_missing()), reason=availability.triton_missing()
 )
 H200 = next(device for device in KNOWN if device.name == "NVIDIA H200")
-LIMITS = Limits(H200.multiprocessors, H200.shared, 90)
+LIMITS = (H200.multiprocessors, H200.shared, 90)
 GAP = 2500  # clocks between two launches: launch_gap_cycles in csrc/plan/plan.h
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
 
@@ -55,7 +56,7 @@ def tensor(*shape, dtype=torch.float16):
 
 
 def answer(name, *arguments, device=H200, dtype=torch.float16, tf32=False, **keywords):
-    return Model(device, dtype, tf32).answer(RecordedCall(name, arguments, keywords))
+    return Model(device, dtype, tf32).answer(OperatorCall.of(name, *arguments, **keywords))
 
 
 def conv(channels, out, size, kernel=(3, 3), dtype=torch.float16, batch=1, **keywords):
@@ -245,7 +246,7 @@ def test_a_plan_covers_the_result(arithmetic):
     # Channels of each input are padded to whole products.
     depth = {predict.HALF: 16 + 48, predict.TF32: 16 + 48, predict.FLOAT32: 12 + 48}[arithmetic]
     assert plan.products == pixels * channels * 9 * depth
-    assert 0 < plan.shared_bytes <= LIMITS.shared_bytes
+    assert 0 < plan.shared_bytes <= H200.shared
     assert pixels == 16 * plan.warps * plan.m_tiles
     assert plan.tile.startswith(f"{pixels} px x {channels} ch, chunk {plan.chunk}, ")
 
@@ -289,16 +290,26 @@ def cycles(launches):
     return sum(launch["cycles"] for launch in launches) + GAP * (len(launches) - 1)
 
 
-@pytest.mark.parametrize("size", [(4, 8), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512)])
-@pytest.mark.parametrize("width", [8, 31, 61, 112])
-def test_pairs_are_one_launch_where_that_pays(monkeypatch, size, width):
-    for dilation in (1, 4, 36):
-        own, together, apart = alternatives(
-            monkeypatch, lambda d=dilation: pair(size, width, width, width, d)
-        )
-        assert [x["kernel"] for x in together] == ["pair_kernel"]
-        assert [x["kernel"] for x in apart] == ["convolution_kernel"] * 2
-        assert own == (together if cycles(together) <= cycles(apart) else apart)
+SQUARE_PAIRS = [
+    ("pair_kernel", partial(pair, size, width, width, width, dilation))
+    for size in [(4, 8), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512)]
+    for width in (8, 31, 61, 112)
+    for dilation in (1, 4, 36)
+]
+COUPLES = [
+    ("couple_kernel", partial(block, size, channels, widths))
+    for size in [(4, 8), (32, 64), (128, 256)]
+    for channels, widths in [(48, (10, 18)), (64, (16, 28)), (33, (24, 70))]
+]
+
+
+@pytest.mark.parametrize("cases", [SQUARE_PAIRS, COUPLES], ids=["pairs", "layers"])
+def test_two_convolutions_are_one_launch_where_that_pays(monkeypatch, cases):
+    for kernel, ask in cases:
+        own, together, apart = alternatives(monkeypatch, ask)
+        assert [x["kernel"] for x in together] == [kernel], ask
+        assert [x["kernel"] for x in apart] == ["convolution_kernel"] * 2, ask
+        assert own == (together if cycles(together) <= cycles(apart) else apart), ask
 
 
 @pytest.mark.parametrize("size", [(8, 16), (16, 32), (32, 64), (64, 128)])
@@ -308,7 +319,7 @@ def test_branches_are_one_launch_where_that_pays(monkeypatch, size):
     assert len(apart) == 7
     if len(together) == 1:
         blocks = together[0]["blocks"]
-        waves = [b["blocks"] / LIMITS.multiprocessors for b in blocks]
+        waves = [b["blocks"] / H200.multiprocessors for b in blocks]
         spread = sum(b["cycles"] / math.ceil(w) * w for b, w in zip(blocks, waves, strict=True))
         longest = max(b["cycles"] for b in blocks)
         assert together[0]["cycles"] == pytest.approx(max(longest, spread))
@@ -352,15 +363,6 @@ def test_branches_of_one_launch(monkeypatch):
     assert launch.bytes == 2 * (2 * 32 * 64 * (224 + 3 * 112) + weights)
 
 
-@pytest.mark.parametrize("size", [(4, 8), (32, 64), (128, 256)])
-@pytest.mark.parametrize(("channels", "widths"), [(48, (10, 18)), (64, (16, 28)), (33, (24, 70))])
-def test_layers_are_one_launch_where_that_pays(monkeypatch, size, channels, widths):
-    own, together, apart = alternatives(monkeypatch, lambda: block(size, channels, widths))
-    assert [x["kernel"] for x in together] == ["couple_kernel"]
-    assert [x["kernel"] for x in apart] == ["convolution_kernel"] * 2
-    assert own == (together if cycles(together) <= cycles(apart) else apart)
-
-
 def test_a_couple_and_its_layers(monkeypatch):
     """48 to 10 channels, then these and the 48 to 18: the 48 are read once, the 10 only written."""
     pixels = 64 * 128
@@ -398,17 +400,6 @@ def test_equal_launches_are_one_group(fassd_net):
     twice, alone = replace(fassd_net, launches=(*launches, other)).groups()
     assert (twice.label, twice.count, alone.label) == ("hardblock 3, 7", 3, "conv")
     assert twice.total("bytes") == twice.to_json()["bytes"] * 3 == 3 * one.bytes
-
-
-def test_json(light):
-    record = light.to_json()
-    assert (record["network"], record["size"], record["batch"]) == ("fassd_net_l2", [256, 512], 1)
-    assert record["launches"] == len(light.launches) == sum(row["count"] for row in record["rows"])
-    assert record["predicted_s"] == light.predicted and record["measured_s"] is None
-    first = record["rows"][0]
-    assert first["bytes"] == light.launches[0].bytes and first["channels"] == "3>16"
-    assert first["predicted_s"] == light.launches[0].predicted
-    assert "predicted" not in first
 
 
 @pytest.mark.parametrize(

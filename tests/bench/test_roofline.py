@@ -20,16 +20,17 @@ from fassd.bench import stopwatch
 from fassd.bench.charts import draw
 from fassd.bench.costs.counts import analyze
 from fassd.bench.costs.roofline import (
-    Convolution,
+    CallConvolution,
+    CallWork,
     Machine,
-    Work,
     convolutions,
     measure_machine,
     predict,
 )
 from fassd.bench.jobs import Job
-from fassd.bench.layers import HEAD, around_operators, run_layers, trace
+from fassd.bench.layers import HEAD, run_layers, trace
 from fassd_kernels import ops
+from fassd_kernels.tuning.calls import OperatorCall, around_operators
 
 MACHINE = Machine(macs_per_s=1e9, bytes_per_s=1e9)
 SMALL = Job("fassd_net", size=(64, 96), repeats=3, warmup=1)
@@ -43,19 +44,19 @@ def calls_of(name, size=(64, 96), batch=1, dtype=torch.float32):
 
 # --- prediction -----------------------------------------------------------------------------------
 
-WINOGRAD = Convolution((6, 8, 3, 3), pixels=1000)
+WINOGRAD = CallConvolution((6, 8, 3, 3), pixels=1000)
 
 
 @pytest.mark.parametrize(
     ("convolution", "fits"),
     [
         (WINOGRAD, True),
-        (Convolution((5, 8, 3, 3), 1), False),
-        (Convolution((6, 5, 3, 3), 1), False),
-        (Convolution((6, 8, 3, 1), 1), False),
-        (Convolution((6, 8, 1, 1), 1), False),
-        (Convolution((6, 8, 3, 3), 1, stride=(2, 2)), False),
-        (Convolution((6, 8, 3, 3), 1, dilation=(12, 12)), False),
+        (CallConvolution((5, 8, 3, 3), 1), False),
+        (CallConvolution((6, 5, 3, 3), 1), False),
+        (CallConvolution((6, 8, 3, 1), 1), False),
+        (CallConvolution((6, 8, 1, 1), 1), False),
+        (CallConvolution((6, 8, 3, 3), 1, stride=(2, 2)), False),
+        (CallConvolution((6, 8, 3, 3), 1, dilation=(12, 12)), False),
     ],
 )
 def test_which_convolutions_take_winograds_form(convolution, fits):
@@ -64,8 +65,8 @@ def test_which_convolutions_take_winograds_form(convolution, fits):
 
 def test_prediction_by_hand():
     assert WINOGRAD.macs == 432_000
-    direct = Convolution((2, 8, 1, 1), pixels=1000)
-    work = Work((WINOGRAD, direct), bytes=100_000, dtype=torch.float32)
+    direct = CallConvolution((2, 8, 1, 1), pixels=1000)
+    work = CallWork((WINOGRAD, direct), bytes=100_000, dtype=torch.float32)
     assert work.macs == 448_000
     prediction = predict(work, MACHINE)
     assert prediction.arithmetic == pytest.approx((432_000 / 2.25 + 16_000) / 1e9)
@@ -73,7 +74,7 @@ def test_prediction_by_hand():
     assert prediction.seconds == prediction.arithmetic
     slow = predict(work, Machine(1e9, 1e8))
     assert slow.seconds == slow.memory == pytest.approx(1e-3)
-    half = predict(Work((WINOGRAD,), 0, torch.float16), MACHINE)
+    half = predict(CallWork((WINOGRAD,), 0, torch.float16), MACHINE)
     assert half.arithmetic == pytest.approx(432_000 / 4 / 1e9)
 
 
@@ -81,31 +82,22 @@ def test_convolutions_of_calls_by_hand():
     def image(*shape):
         return torch.empty(shape, device="meta")
 
-    strided = {
-        "inputs": [image(2, 3, 7, 9)],
-        "weight": image(16, 3, 3, 3),
-        "stride": (2, 2),
-        "dilation": [1, 1],
-        "pool": 2,
-    }
-    assert convolutions("conv_act", strided) == [Convolution((16, 3, 3, 3), 2 * 4 * 5, (2, 2))]
-    joined = {
-        "low": [image(1, 5, 2, 3)],
-        "skip": [image(1, 7, 4, 6), image(1, 1, 4, 6)],
-        "weight": image(9, 13, 1, 1),
-    }
-    low, skip = convolutions("upsample_conv1x1", joined)
-    assert (low.macs, skip.macs) == (9 * 5 * 6, 9 * 8 * 24)
+    inputs, weight = [image(2, 3, 7, 9)], image(16, 3, 3, 3)
+    strided = OperatorCall.of("conv_act", inputs, weight, None, stride=(2, 2), pool=2)
+    assert convolutions(strided) == [CallConvolution((16, 3, 3, 3), 2 * 4 * 5, (2, 2))]
+    low, skip = [image(1, 5, 2, 3)], [image(1, 7, 4, 6), image(1, 1, 4, 6)]
+    joined = OperatorCall.of("upsample_conv1x1", low, skip, image(9, 13, 1, 1))
+    assert [x.macs for x in convolutions(joined)] == [9 * 5 * 6, 9 * 8 * 24]
     weights = [image(4, 8, 1, 1), image(4, 8, 3, 3), image(4, 8, 1, 1), image(8, 12, 1, 1)]
-    pyramid = {"input": image(2, 8, 5, 5), "weights": weights, "dilations": [12]}
-    first, dilated, pooled, fuse = convolutions("aspp", pyramid)
-    assert dilated == Convolution((4, 8, 3, 3), 50, dilation=(12, 12))
+    pyramid = OperatorCall.of("aspp", image(2, 8, 5, 5), weights, dilations=[12])
+    first, dilated, pooled, fuse = convolutions(pyramid)
+    assert dilated == CallConvolution((4, 8, 3, 3), 50, dilation=(12, 12))
     assert (first.pixels, pooled.pixels, fuse.pixels) == (50, 2, 50)
-    assert convolutions("upsample_argmax", {"input": image(1, 19, 4, 4), "size": (8, 8)}) == []
+    assert convolutions(OperatorCall.of("upsample_argmax", image(1, 19, 4, 4), (8, 8))) == []
 
 
 def test_the_machine_does_something():
-    machine = measure_machine(seconds=0)
+    machine = measure_machine(repeats=1)
     assert machine.macs_per_s > 1e8 and machine.bytes_per_s > 1e7
 
 
@@ -208,7 +200,7 @@ def test_json(report):
 
 def test_plot_has_a_bar_for_every_call(report, tmp_path: Path):
     path = tmp_path / "layers.png"
-    same = stopwatch.Timing((1e-3,))  # bars of one length
+    same = stopwatch.CallTimes((1e-3,))  # bars of one length
     draw(path, replace(report, layers=[replace(x, timing=same) for x in report.layers]))
     with Image.open(path) as image:
         assert image.format == "PNG"

@@ -1,6 +1,7 @@
 """What `fassd bench run` and `fassd demo` measure."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,33 +12,32 @@ from fassd.bench.jobs import Job, calibrate
 SMALL = Job(model="fassd_net_l2", size=(64, 96), repeats=2, warmup=0, memory=False)
 
 
-def replace(**changes):
-    return Job(**{**SMALL.__dict__, **changes})
-
-
 def test_paths():
     assert list(SMALL.paths()) == ["PyTorch float32", "fassd_kernels float32"]
-    assert list(replace(backend="reference", compile=True).paths()) == [
+    assert list(replace(SMALL, backend="reference", compile=True).paths()) == [
         "PyTorch float32",
         "torch.compile float32",
     ]
-    assert list(replace(dtype="float16", device="cuda").paths()) == [
+    assert list(replace(SMALL, dtype="float16", device="cuda").paths()) == [
         "PyTorch float32",
         "PyTorch float16",
         "fassd_kernels float16",
     ]
 
 
-def test_calibrated_random_weights_show_several_classes_and_are_reproducible():
-    first, second = run.run(SMALL), run.run(SMALL)
-    assert first.picture.shape == (64, 96, 3) and first.labels.shape == (64, 96)
-    assert (first.labels == second.labels).all()
-    shares = torch.bincount(torch.from_numpy(first.labels).flatten(), minlength=19) / (64 * 96)
+@pytest.fixture(scope="module")
+def report():
+    return run.run(SMALL)
+
+
+def test_calibrated_random_weights_show_several_classes_and_are_reproducible(report):
+    assert report.picture.shape == (64, 96, 3) and report.labels.shape == (64, 96)
+    assert (report.labels == run.run(SMALL).labels).all()
+    shares = torch.bincount(torch.from_numpy(report.labels).flatten(), minlength=19) / (64 * 96)
     assert shares.max() < 0.9 and (shares > 0.01).sum() >= 3
 
 
-def test_report_of_agreeing_paths():
-    report = run.run(SMALL)
+def test_report_of_agreeing_paths(report):
     assert report.labels_agree > 99.9
     assert report.measured.reference is report.measured.results[0]
     record = json.loads(json.dumps(report.to_json()))
@@ -82,4 +82,4 @@ def test_calibrate_leaves_momentum_and_gives_eval_mode():
 )
 def test_bench_names_what_is_wrong(changes, message):
     with pytest.raises(ValueError, match=message):
-        run.run(replace(**changes))
+        run.run(replace(SMALL, **changes))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fassd.bench import machine, memory, stopwatch
-from fassd.evaluation.agreement import Agreement, agreement_of_scores
+from fassd.evaluation.agreement import Agreement, agreement_of
 
 
 def test_rounds_interleave_and_begin_with_another_candidate_each_time():
@@ -35,15 +35,47 @@ def test_settling_calls_once_unmeasured_after_a_wait():
     assert all(moments[i] - moments[i - 1] >= 0.02 for i in range(2, 10, 2))
 
 
+def test_short_calls_are_repeated_in_turns():
+    calls = []
+    runs = {
+        name: stopwatch.Run(lambda name=name: calls.append(name), 2, "clock", list) for name in "ab"
+    }
+    sampling = stopwatch.Sampling(rounds=4, sample_ms=0.0)
+    timings = stopwatch.interleaved(runs, torch.device("cpu"), sampling)
+    assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 4, "b": 4}
+    assert (timings["a"].calls, timings["a"].sets) == (2, 2)
+    # Each sample: one call that is not timed, one that is. First the two estimates.
+    assert "".join(calls[::2]) == "ab" + "ab" + "ba" + "ab" + "ba"
+
+
+def test_input_sets_exceed_the_cache():
+    mib = 1 << 20
+    assert stopwatch.rotation(2 * mib, 50 * mib) * 2 * mib > 50 * mib
+    assert stopwatch.rotation(500 * mib, 50 * mib) == 2
+    assert stopwatch.rotation(1, 50 * mib) == 512
+
+
+def test_outputs_outlive_the_next_call():
+    """A runner may give out the same memory again."""
+    given = torch.empty(3)
+    sets = [(torch.full((3,), value),) for value in (1.0, 2.0)]
+    first, last = stopwatch.plain_run(lambda x: given.copy_(x), sets, "runner").outputs()
+    assert first.tolist() == [1.0] * 3 and last.tolist() == [2.0] * 3
+
+
 def test_measures_seconds():
     timing = stopwatch.compare({"nap": lambda: time.sleep(0.02)}, repeats=3, warmup=0)["nap"]
     assert 0.02 <= timing.minimum <= timing.median < 0.2
 
 
 def test_statistics():
-    timing = stopwatch.Timing((5.0, 1.0, 2.0, 4.0, 3.0))
+    timing = stopwatch.CallTimes((5.0, 1.0, 2.0, 4.0, 3.0))
     assert (timing.median, timing.quartiles, timing.spread, timing.minimum) == (3, (2, 4), 1, 1)
-    single = stopwatch.Timing((2.0,))
+    assert timing.record() == {
+        **{"ms": 3e3, "q1_ms": 2e3, "q3_ms": 4e3, "n": 5},
+        **{"calls_per_sample": 1, "sets": 1, "method": "clock"},
+    }
+    single = stopwatch.CallTimes((2.0,))
     assert (single.median, single.quartiles, single.spread) == (2, (2, 2), 0)
 
 
@@ -63,18 +95,18 @@ def test_compare_names_what_is_wrong(candidates, settings, message):
 def test_agreement_counts_labels_and_scales_the_difference():
     reference = torch.tensor([[4.0, -8.0], [1.0, 0.0]]).reshape(1, 2, 1, 2)
     other = torch.tensor([[4.0, 2.0], [1.0, 0.0]]).reshape(1, 2, 1, 2)
-    found = agreement_of_scores(reference, other)
+    found = agreement_of(reference, other)
     assert found == Agreement(50.0, 10 / 8)
     assert not found.comparable
-    assert agreement_of_scores(reference, reference.double()) == Agreement(100.0, 0.0)
-    assert agreement_of_scores(0 * reference, 0 * reference).relative == 0
+    assert agreement_of(reference, reference.double()) == Agreement(100.0, 0.0)
+    assert agreement_of(0 * reference, 0 * reference).relative == 0
     with pytest.raises(ValueError, match="reference's shape"):
-        agreement_of_scores(reference, other[..., :1])
+        agreement_of(reference, other[..., :1])
 
 
 def test_agreement_shows_non_finite_outputs():
     reference = torch.randn(1, 3, 4, 4)
-    assert math.isnan(agreement_of_scores(reference, reference * math.nan).relative)
+    assert math.isnan(agreement_of(reference, reference * math.nan).relative)
 
 
 def allocating_call(mebibytes):

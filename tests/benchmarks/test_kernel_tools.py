@@ -1,4 +1,4 @@
-"""What the GPU report learns of the kernels themselves: sanitizers, counters, variants, launches.
+"""Programs that the GPU report starts: the build, the suite, NVIDIA's tools, the tuner.
 
 NVIDIA's tools are scripts here, which write what the real ones write.
 """
@@ -8,46 +8,156 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-import fassd_kernels
-from benchmarks import tools, variants
-from benchmarks.plan import Item
-from benchmarks.probes import is_cuda_kernel, launch_times, measure_runner
-from benchmarks.report import problems, render
-from benchmarks.rows import is_slower_choice
-from benchmarks.session import Session
-from benchmarks.tools import count_launches, findings, parse_counters, sanitize
-from benchmarks.variants import (
-    Variant,
-    fitting,
-    known_variants,
-    measure_shape,
-    measure_variants,
-    variants_text,
-)
-from fassd.bench import forms as peers
-from fassd.bench.cases import relative_error
-from fassd.bench.forms import SWITCHED, Form, UnavailableError, randomised
-from fassd.bench.timing import Sampling
+from benchmarks import tools
+from benchmarks.plan import PARTS
+from benchmarks.probes import count_launches, parse_counters
+from benchmarks.session import judged
+from benchmarks.tools import CONFIGS, ProgramError, Visit, conformance, findings, sanitize, tune
+from fassd.bench.candidates import UnavailableError
+from fassd.bench.cases import Bench
+from fassd.bench.stopwatch import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = torch.device("cpu")
 
-needs_cpu_kernels = pytest.mark.skipif(
-    not fassd_kernels.backends()["cpu"].available, reason=fassd_kernels.backends()["cpu"].reason
-)
+
+def visit(folder: Path, limit_s: float = 60.0) -> Visit:
+    return Visit(Bench(torch.device("cpu"), Sampling()), folder, folder, limit_s)
+
+
+def shown(part: str, data: dict[str, Any]) -> str:
+    """The section of a report that holds this data."""
+    return PARTS[part].section({"items": [{"part": part, "data": data}]}, part)
+
+
+# --- the build and the tuner ----------------------------------------------------------------------
+
+
+class Started:
+    """A stand-in for `run_logged`: notes the calls, writes a log and a table, ends with a code."""
+
+    def __init__(self, code: int = 0, table: str = "", content: Any = None) -> None:
+        self.code, self.table, self.content = code, table, content
+        self.calls: list[Any] = []
+
+    def __call__(self, command: list[str], log: Path, limit_s: float, environment: Any) -> int:
+        self.calls.append((" ".join(command), log.name, limit_s, environment))
+        log.write_text("compiling\nthe last line\n")
+        if self.table:
+            path = Path(environment[CONFIGS]) / self.table
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(self.content))
+        return self.code
+
+
+PLACE = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}
+OPTIONS = "--model fassd_net --size 1024x2048 --dtype float16 --batch 1 --budget 30"
+
+
+@pytest.mark.parametrize(
+    ("backends", "name", "content", "options", "log"),
+    [
+        (False, "a.json", {"configurations": {"a": {}, "b": {}}}, OPTIONS, "tune.log"),
+        # These have a table of their own.
+        (True, "backends/a.json", {"median_us": {"a": {}, "b": {}}}, f"{OPTIONS} --backends",
+         "choices.log"),
+    ],
+)  # fmt: skip
+def test_tuning_gets_its_budget_and_folder(
+    tmp_path, monkeypatch, backends, name, content, options, log
+):
+    run = Started(0, name, content)
+    monkeypatch.setattr(tools, "run_logged", run)
+    data = PARTS["choices" if backends else "tune"].measure(
+        visit(tmp_path), model="fassd_net", **PLACE
+    )
+    assert data["tables"] == {name: 2}
+    ((command, *rest),) = run.calls
+    assert command.endswith(f"fassd_kernels.tune {options}")
+    assert rest == [log, 60.0, {CONFIGS: str(tmp_path)}]
+
+
+@pytest.mark.parametrize(("code", "message"), [(3, "code 3:\ncompiling"), (0, "no table")])
+def test_tuning_that_fails_says_how_its_log_ends(tmp_path, monkeypatch, code, message):
+    monkeypatch.setattr(tools, "run_logged", Started(code))
+    with pytest.raises(ProgramError, match=message) as caught:
+        tune(visit(tmp_path), model="fassd_net", **PLACE)
+    assert "the last line" in str(caught.value)
+
+
+def test_the_kernels_are_built_for_the_card_on_all_cores(tmp_path, monkeypatch):
+    run = Started()
+    monkeypatch.setattr(tools, "run_logged", run)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert tools.build(visit(tmp_path))["architecture"] == "9.0"
+    ((command, log, limit_s, environment),) = run.calls
+    assert command.endswith(" setup.py build_ext --inplace") and (log, limit_s) == ("build.log", 60)
+    wanted = {"FASSD_KERNELS_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    assert environment == {**wanted, "MAX_JOBS": str(os.cpu_count())}
+    run.code = 1
+    with pytest.raises(ProgramError, match="the build ended with code 1"):
+        tools.build(visit(tmp_path))
+
+
+# --- the conformance suite ------------------------------------------------------------------------
+
+
+SUITE = """
+import time, pytest
+def pytest_addoption(parser): pass
+def test_right(): pass
+def test_wrong(): assert 1 == 2, "one is not two"
+def test_left_out(): pytest.skip("not here")
+@pytest.fixture
+def broken(): raise ValueError("broken")
+def test_error(broken): pass
+"""
+
+
+def test_the_suite_is_counted(tmp_path):
+    suite = tmp_path / "test_suite.py"
+    suite.write_text(SUITE)
+    data = conformance(visit(tmp_path), str(suite), [])
+    assert data["counts"] == {"passed": 1, "failed": 1, "skipped": 1, "error": 1}
+    assert data["finished"]
+    assert [failure["test"].split("::")[1] for failure in data["failures"]] == [
+        "test_wrong",
+        "test_error",
+    ]
+    assert "one is not two" in data["failures"][0]["message"]
+
+
+def test_a_suite_that_crashes_has_counted_what_it_did(tmp_path):
+    suite = tmp_path / "test_crash.py"
+    suite.write_text("import os\ndef test_a(): pass\ndef test_b(): os._exit(77)\n")
+    data = conformance(visit(tmp_path), str(suite), [])
+    assert data["counts"] == {"passed": 1} and not data["finished"]
+    record = judged(data)
+    assert record["status"] == "failed" and "code 77" in record["reason"]
+
+
+def test_a_suite_that_takes_too_long_is_cut_between_two_tests(tmp_path, monkeypatch):
+    suite = tmp_path / "test_slow.py"
+    suite.write_text("import time\ndef test_a(): time.sleep(2)\ndef test_b(): pass\n")
+    monkeypatch.setattr(tools, "GRACE_S", 29.5)  # of 60 s, one is left for the tests
+    data = conformance(visit(tmp_path), str(suite), [])
+    assert data["counts"] == {"passed": 1} and "crash" not in data
+    assert judged(data)["reason"] == "stopped after 1 tests"
+
+
+def test_a_suite_without_tests_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tools, "run_logged", Started(5))
+    with pytest.raises(ProgramError, match="no test was run:\ncompiling"):
+        conformance(visit(tmp_path), str(tmp_path / "nothing.py"), [])
+
 
 # --- stand-ins for NVIDIA's tools -----------------------------------------------------------------
 
@@ -106,7 +216,7 @@ RACECHECK = """\
 =========
 ========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
 """
-SUITE = """
+WATCHED = """
 import os
 def test_table(): assert os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
 def test_layouts(): raise AssertionError("left out")
@@ -116,9 +226,9 @@ def test_layouts(): raise AssertionError("left out")
 def test_a_sanitizers_findings_are_counted_and_quoted(tmp_path, install_tool):
     planted, suite = tmp_path / "planted", tmp_path / "test_suite.py"
     planted.write_text(MEMCHECK)
-    suite.write_text(SUITE)
+    suite.write_text(WATCHED)
     noted = install_tool("compute-sanitizer", f'{WATCH}cp {planted} "$log"\nexec "$@"\n')
-    data = sanitize(tmp_path, 60.0, "memcheck", str(suite), ["-ktest_table"])
+    data = sanitize(visit(tmp_path), "memcheck", str(suite), ["-ktest_table"])
     arguments = noted.read_text().splitlines()
     assert data["counts"] == {"passed": 1} and data["finished"]
     assert data["findings"] == 12 and len(data["quoted"]) == 2
@@ -127,10 +237,8 @@ def test_a_sanitizers_findings_are_counted_and_quoted(tmp_path, install_tool):
     assert "convolution_kernel" in first[1] and not any("Host Frame" in line for line in first)
     assert arguments[:2] == ["--tool", "memcheck"]
     assert arguments[arguments.index("--kernel-regex") + 1] == f"kns={tools.OURS}"
-    item = {"name": "sanitizer/memcheck", "part": "sanitizer", "status": "done", "data": data}
-    report = report_of(item)
-    assert problems(report) == ["sanitizer/memcheck: 12 findings"]
-    page = render(report)
+    assert PARTS["sanitizer"].faults(data) == ["12 findings"]
+    page = shown("sanitizer", data)
     assert "| memcheck | 1 | 0 | 12 |" in page and "Invalid __global__ write of size 2" in page
 
 
@@ -143,7 +251,7 @@ def test_the_search_for_unwritten_memory_sees_all_kernels(tmp_path, install_tool
         return {"counts": {"passed": 1}}
 
     monkeypatch.setattr(tools, "conformance", run)
-    assert sanitize(tmp_path, 60.0, "initcheck", "tests", [])["findings"] == 0
+    assert sanitize(visit(tmp_path), "initcheck", "tests", [])["findings"] == 0
     ((under, environment),) = calls
     assert under[1:3] == ["--tool", "initcheck"]
     assert not any(argument.startswith("kns=") for argument in under)
@@ -187,49 +295,19 @@ def test_a_tool_that_cannot_watch_is_no_failure_of_ours(tmp_path, install_tool):
     trouble = "========= Error: Unable to attach: no permission"
     install_tool("compute-sanitizer", f'{WATCH}echo "{trouble}" > "$log"\nexit 1\n')
     with pytest.raises(UnavailableError, match="Unable to attach"):
-        sanitize(tmp_path, 60.0, "memcheck", str(tmp_path / "none.py"), [])
-
-
-def session_in(folder: Path) -> Session:
-    state = {"device": "cpu", "quick": True, "run": "a", "identity": {}, "started": 0.0}
-    paths = {"output": str(folder / "out"), "work": str(folder / "work")}
-    chosen = {"first": False, "only": [], "budget_s": 540.0}
-    header = {"device": "a", "mode": "full", "commit": "b"}
-    return Session({**state, **paths, **chosen, "header": header}, lambda: 0.0)
+        sanitize(visit(tmp_path), "memcheck", str(tmp_path / "none.py"), [])
 
 
 @pytest.mark.parametrize(
-    ("task", "arguments", "name"),
+    ("part", "arguments", "name"),
     [
-        ("sanitizer", {"tool": "memcheck", "suite": "tests", "options": []}, "compute-sanitizer"),
+        ("sanitizer", {"tool": "memcheck", "suite": "tests"}, "compute-sanitizer"),
         ("counters", {"network": "fassd_net"}, "ncu"),
     ],
 )
-def test_a_missing_tool_is_said_to_be_missing(tmp_path, install_tool, task, arguments, name):
-    record = session_in(tmp_path).perform(Item("a", task, task, arguments), 10.0)
-    assert record["status"] == "unavailable"
-    assert record["reason"].startswith(f"{name} is not installed")
-
-
-def test_an_item_with_an_environment_has_a_process_of_its_own(tmp_path, monkeypatch):
-    run = session_in(tmp_path)
-    item = next(item for item in run.plan if item.environment)
-    calls: list[Any] = []
-
-    def child(command: list[str], log: Path, limit_s: float, environment: dict[str, str]) -> int:
-        calls.append(environment)
-        if environment["FASSD_GPU_REPORT_ITEM"] == item.name and len(calls) == 1:
-            run.save(item, {"status": "done", "data": {"by": "the child"}})
-        return 3
-
-    monkeypatch.setattr("benchmarks.session.run_logged", child)
-    assert run.perform(item, 10.0)["data"] == {"by": "the child"}
-    assert item.environment.items() <= calls[0].items()
-    record = run.perform(item, 10.0)
-    assert record["status"] == "failed" and "code 3" in record["reason"]
-    unknown = replace(item, environment={"FASSD_KERNELS_NO_SUCH": "1"})
-    record = run.perform(unknown, 10.0)
-    assert record["status"] == "unavailable" and "FASSD_KERNELS_NO_SUCH" in record["reason"]
+def test_a_missing_tool_is_said_to_be_missing(tmp_path, install_tool, part, arguments, name):
+    with pytest.raises(UnavailableError, match=f"^{name} is not installed"):
+        PARTS[part].measure(visit(tmp_path), **arguments)
 
 
 # --- counters -------------------------------------------------------------------------------------
@@ -290,7 +368,7 @@ def test_the_counters_of_all_launches_are_kept(tmp_path, install_tool):
     durations = [str(1000 * (1 + index % 7)) for index in range(60)]
     planted.write_text(ncu_page(durations))
     noted = install_tool("ncu", f'{WATCH}cp {planted} "$log"\n')
-    data = count_launches(tmp_path, 10.0, network="fassd_net", batch=1)
+    data = count_launches(visit(tmp_path), network="fassd_net", batch=1)
     assert (data["launches"], data["us"]) == (60, pytest.approx(sum(map(float, durations)) / 1e3))
     assert [launch["index"] for launch in data["rows"]] == list(range(60))
     arguments = noted.read_text().splitlines()
@@ -298,10 +376,9 @@ def test_the_counters_of_all_launches_are_kept(tmp_path, install_tool):
     sections = {b for a, b in itertools.pairwise(arguments) if a == "--section"}
     assert sections >= {"SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "WarpStateStats"}
     assert json.loads(arguments[-1]) == {"network": "fassd_net", "batch": 1}
-    item = {"name": "counters/fassd_net", "part": "counters", "status": "done", "data": data}
     figures = "52% | 42% | 33% | 25% | 62% | 1048576 | long_scoreboard | 75% | 25%"
     row = f"| 6 | convolution_kernel<6> | 7.000 | {figures}"
-    page = render(report_of(item))
+    page = shown("counters", data)
     assert f"{row} | 128 | - |" in page
     # The page has the slowest ones.
     assert page.count("| convolution_kernel<") == 12 and "convolution_kernel<0>" not in page
@@ -311,7 +388,7 @@ def test_counters_that_were_read_before_the_limit_are_kept(tmp_path, install_too
     planted = tmp_path / "planted"
     planted.write_text(ncu_page(["1000", "2000"]))
     install_tool("ncu", f'{WATCH}cp {planted} "$log"\nexec sleep 60\n')
-    data = count_launches(tmp_path, 1.0, network="fassd_net")
+    data = count_launches(visit(tmp_path, 1.0), network="fassd_net")
     assert data["launches"] == 2 and data["outcome"] == "was killed at its limit"
 
 
@@ -319,299 +396,7 @@ def test_counters_that_may_not_be_read_are_no_failure(tmp_path, install_tool):
     refusal = "==ERROR== ERR_NVGPUCTRPERM - no permission"
     install_tool("ncu", f'{WATCH}echo "{refusal}" > "$log"\nexit 1\n')
     with pytest.raises(UnavailableError, match="ncu: ERR_NVGPUCTRPERM"):
-        count_launches(tmp_path, 10.0, network="fassd_net")
+        count_launches(visit(tmp_path), network="fassd_net")
     install_tool("ncu", "echo broken\nexit 3\n")
     with pytest.raises(RuntimeError, match="code 3 and saw no launch:\nbroken"):
-        count_launches(tmp_path, 10.0, network="fassd_net")
-
-
-# --- variants -------------------------------------------------------------------------------------
-
-
-def test_the_variants_are_those_that_are_compiled():
-    halves = known_variants("halves")
-    source = (ROOT / "csrc" / "cuda" / "convolution_launch.cuh").read_text()
-    entries = re.findall(r"entry<Math, (\d+), (\d+), (\d+)(, true)?>\(\)", source)
-    assert set(halves) == {Variant(int(w), int(m), int(n), bool(s)) for w, m, n, s in entries}
-    assert Variant(8, 2, 8) in halves and Variant(4, 4, 2, True) in halves
-    assert known_variants("floats")[0].text == "8,1,8,0"
-
-
-def test_a_variant_is_forced_for_as_long_as_it_is_asked_for(monkeypatch):
-    monkeypatch.delenv(variants.VARIABLE, raising=False)
-    with Variant(4, 2, 8, True).forced():
-        assert os.environ[variants.VARIABLE] == "4,2,8,1"
-        with Variant(8, 2, 8).forced():
-            assert os.environ[variants.VARIABLE] == "8,2,8,0"
-        assert os.environ[variants.VARIABLE] == "4,2,8,1"
-    assert variants.VARIABLE not in os.environ
-
-
-@pytest.fixture
-def model() -> Any:
-    from fassd.bench.costs import cuda as predict
-
-    try:
-        device = predict.find_device("H200")
-    except ImportError as error:
-        pytest.skip(str(error))
-    return lambda dtype: predict.Model(device, dtype)
-
-
-def convolution(arithmetic: int, **more: Any) -> Any:
-    from fassd.bench.costs.cuda import Convolution
-
-    size = (16, 32)
-    given = {"kernel": (3, 3), "out_size": size, **more}
-    return Convolution(1, size, (10, 18), 24, arithmetic=arithmetic, **given)
-
-
-def test_sliding_variants_fit_plain_3x3_alone(model):
-    limits = model(torch.float16).limits
-    plain, dilated = (fitting(convolution(0, dilation=d), limits) for d in ((1, 1), (2, 2)))
-    assert {variant.sliding for variant in plain} == {False, True}
-    assert {variant.sliding for variant in dilated} == {False}
-    assert dilated[Variant(4, 1, 3)].n_tiles == 3
-
-
-def measured(model: Any) -> dict[str, Any]:
-    shape = convolution(2, stride=(2, 2), out_size=(8, 16))
-    sampling = Sampling(rounds=2, sample_ms=0.1)
-    return measure_shape(shape, model(torch.float32).limits, "float32", CPU, "cpu", sampling)
-
-
-@needs_cpu_kernels
-def test_every_variant_of_a_shape_is_timed_and_compared(model):
-    record = measured(model)
-    assert record["shape"] == "1x16x32, 10+18>24, 3x3, stride 2x2"
-    names = [variant["variant"] for variant in record["variants"]]
-    assert set(names) <= {variant.text for variant in known_variants("floats")}
-    assert record["planned"] in names and record["best"] in names
-    assert all(v["match"] and v["rel_error"] < 1e-5 for v in record["variants"])
-    assert all(v["timing"]["ms"] > 0 and v["predicted_cycles"] > 0 for v in record["variants"])
-
-
-@needs_cpu_kernels
-def test_a_wrong_variant_is_flagged(model, monkeypatch):
-    make = variants.call_of
-
-    def with_a_mistake(*arguments: Any) -> Callable[..., Tensor]:
-        call = make(*arguments)
-
-        def run(*images: Tensor) -> Tensor:
-            wrong = os.environ.get(variants.VARIABLE) == "8,1,8,0"
-            return call(*images) * (1.001 if wrong else 1.0)
-
-        return run
-
-    monkeypatch.setattr(variants, "call_of", with_a_mistake)
-    record = {**measured(model), "count": 2}
-    wrong = [variant["variant"] for variant in record["variants"] if not variant["match"]]
-    assert wrong == ["8,1,8,0"] and record["best"] != "8,1,8,0"
-    data = {"network": "fassd_net", "dtype": "float32", "shapes": [record], "left": 0}
-    item = {"name": "variants/a", "part": "variants", "status": "done", "data": data}
-    shape = "1x16x32, 10+18>24, 3x3, stride 2x2"
-    assert problems(report_of(item)) == [f"variants/a: variant 8,1,8,0 is wrong on {shape}"]
-
-
-@needs_cpu_kernels
-def test_a_variant_that_is_refused_leaves_the_others(model, monkeypatch):
-    make = variants.call_of
-
-    def with_a_refusal(*arguments: Any) -> Callable[..., Tensor]:
-        call = make(*arguments)
-
-        def run(*images: Tensor) -> Tensor:
-            if os.environ.get(variants.VARIABLE) == "4,1,4,0":
-                raise RuntimeError("launch refused\nby the driver")
-            return call(*images)
-
-        return run
-
-    monkeypatch.setattr(variants, "call_of", with_a_refusal)
-    record = {**measured(model), "count": 1}
-    out = [variant for variant in record["variants"] if "timing" not in variant]
-    assert [(one["variant"], one["match"]) for one in out] == [("4,1,4,0", False)]
-    assert record["best"] not in (None, "4,1,4,0")
-    data = {"network": "a", "dtype": "float32", "shapes": [record], "left": 0}
-    item = {"name": "variants/a", "part": "variants", "status": "done", "data": data}
-    (problem,) = problems(report_of(item))
-    assert problem.endswith("RuntimeError: launch refused") and "1 shapes" in render(
-        report_of(item)
-    )
-
-
-@needs_cpu_kernels
-def test_variants_that_find_no_time_are_counted(model):
-    place = {"batch": 1, "height": 64, "width": 64, "dtype": "float32"}
-    sampling = Sampling(rounds=1, sample_ms=0.1)
-    data = measure_variants(CPU, "cpu", "fassd_net_l2", sampling, -1.0, **place)
-    assert data["shapes"] == [] and data["left"] > 30
-
-
-def test_the_page_says_what_the_fastest_variants_would_win():
-    def variant(name: str, ms: float) -> dict[str, Any]:
-        return {"variant": name, "match": True, "timing": {"ms": ms}}
-
-    two = [variant("8,2,8,0", 0.010), variant("4,1,8,0", 0.008)]
-    slower = {"shape": "a", "count": 3, "planned": "8,2,8,0", "best": "4,1,8,0", "variants": two}
-    right = {**slower, "shape": "b", "count": 1, "planned": "4,1,8,0"}
-    data = {"network": "fassd_net", "dtype": "float16", "shapes": [right, slower], "left": 4}
-    text = variants_text(data)
-    assert "take 38.00 us as planned and 32.00 us with the fastest variants" in text
-    assert "4 shapes were left" in text
-    assert "| a | 3 | 8,2,8,0 | 10.00 | 4,1,8,0 | 8.000 | 80% |" in text and "| b |" not in text
-
-
-# --- launches, predicted and measured -------------------------------------------------------------
-
-MANGLED = "_ZN5fassd4cuda18convolution_kernelI8HalfMathEEvv"
-
-
-def test_kernels_of_ours_are_known_by_their_namespace():
-    assert is_cuda_kernel("void fassd::cuda::(anonymous namespace)::stem_kernel<__half>(Stem)")
-    assert is_cuda_kernel(MANGLED)
-    assert not is_cuda_kernel("void at::native::elementwise_kernel<128, 4>(int)")
-
-
-def timeline_of(*names: str) -> SimpleNamespace:
-    """Two replays; every kernel takes 3 microseconds, and follows the one before by 1."""
-    from fassd.bench.timeline import Kernel
-
-    kernels = [Kernel(name, 4e-6 * i, 4e-6 * i + 3e-6) for i, name in enumerate(names)]
-    return SimpleNamespace(replays=[kernels, kernels], seconds=[1e-5, 1e-5])
-
-
-def test_launches_are_measured_beside_their_prediction(model):
-    from fassd.bench.costs import cuda as predict
-
-    whole = predict.predict_network("fassd_net_l2", 64, 64, predict.find_device("H200"))
-    prediction = predict.replace(whole, launches=whole.launches[1:3])
-    name = f"void fassd::cuda::{prediction.launches[0].kernel}<>"
-    data = launch_times(prediction, timeline_of(name, name))
-    assert (data["planned"], data["seen"], data["foreign"]) == (2, 2, {})
-    assert sum(row["measured_s"] for row in data["rows"]) == pytest.approx(7e-6)
-    assert data["measured_s"] == pytest.approx(1e-5)
-    known = {"network": "fassd_net_l2", "backend": "cuda", "dtype": "float16"}
-    item = {"name": "profile/cuda", "part": "profile", "status": "done", "data": {**known, **data}}
-    page = render(report_of(item))
-    assert problems(report_of(item)) == [] and "predicted us | measured us |" in page
-    # One kernel more: its name is told, and all times are kept.
-    copied = "at::native::copy"
-    other = launch_times(prediction, timeline_of(name, copied, name))
-    assert other["foreign"] == {copied: 1} and other["mismatch"].startswith("launch 2")
-    assert [kernel["kernel"] for kernel in other["kernels"]] == [name, copied, name]
-    assert sum(kernel["measured_s"] for kernel in other["kernels"]) == pytest.approx(11e-6)
-    assert {row["label"]: row["count"] for row in other["rows"]} == {name: 2, copied: 1}
-    item["data"] = {**known, **other}
-    (problem,) = problems(report_of(item))
-    assert "others: 1 of at::native::copy" in problem
-    page = render(report_of(item))
-    assert f"| {copied} | - | - | - | 1 | - | - | 4.000 |" in page and other["mismatch"] in page
-
-
-def test_one_kernel_of_another_name_loses_no_time(model):
-    from fassd.bench.costs import cuda as predict
-
-    whole = predict.predict_network("fassd_net_l2", 64, 64, predict.find_device("H200"))
-    prediction = predict.replace(whole, launches=whole.launches[1:3])
-    name = f"void fassd::cuda::{prediction.launches[0].kernel}<>"
-    data = launch_times(prediction, timeline_of(name, "void fassd::cuda::renamed_kernel<>"))
-    assert (data["planned"], data["seen"], data["foreign"]) == (2, 2, {})
-    assert data["measured_s"] == pytest.approx(1e-5) and len(data["kernels"]) == 2
-    assert len(data["rows"]) == 2 and "renamed_kernel" in data["mismatch"]
-
-
-# --- choice of backends, dependent launches -------------------------------------------------------
-
-
-def timed(name: str, ms: float, match: bool = True) -> dict[str, Any]:
-    timing = {"ms": ms, "q1_ms": 0.995 * ms, "q3_ms": 1.005 * ms, "n": 15, "method": "graph"}
-    return {"name": name, "status": "done", "match": match, "rel_error": 0.0, "timing": timing,
-            "plain": timing}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("forms", "slower"),
-    [
-        ((timed("native", 0.5), timed("triton", 0.6), timed("auto", 0.49)), False),
-        ((timed("native", 0.5), timed("triton", 0.6), timed("auto", 0.505)), False),
-        ((timed("native", 0.5), timed("triton", 0.6), timed("auto", 0.55)), True),
-        ((timed("native", 0.5), timed("triton", 0.4, match=False), timed("auto", 0.5)), False),
-        ((timed("native", 0.5), timed("auto", 0.9, match=False)), False),
-    ],
-)
-def test_a_choice_that_loses_to_a_single_backend_is_a_problem(forms, slower):
-    place = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}
-    case = {"part": "networks", "subject": "fassd_net", **place}
-    data = {**case, "arithmetic": "float16", "candidates": list(forms)}
-    item = {"name": "networks/choice", "part": "networks", "status": "done", "data": data,
-            "case": {**case, "group": "choice"}}  # fmt: skip
-    assert is_slower_choice(data) is slower
-
-    def lost(mode: str) -> list[str]:
-        found = problems({**report_of(item), "mode": mode})
-        return [problem for problem in found if "for each call" in problem]
-
-    assert len(lost("full")) == slower
-    assert lost("quick") == []  # figures of a rehearsal mean nothing
-
-
-@pytest.mark.parametrize("group", SWITCHED)
-def test_switched_kernels_need_a_process_of_their_own(group, monkeypatch):
-    form = Form(randomised(torch.nn.Conv2d(3, 8, 3)), torch.float32, CPU)
-    name = f"native-{group}"
-    ((variable, value),) = SWITCHED[group].items()
-    monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(UnavailableError, match="was not started with"):
-        peers.BUILDERS[name](form)
-    monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(peers, "native", lambda form: peers.Candidate("native", form.module))
-    assert peers.BUILDERS[name](form).name == name
-
-
-# --- labels ---------------------------------------------------------------------------------------
-
-
-def test_labels_are_judged_by_their_scores():
-    scores = torch.zeros(1, 3, 1, 4)
-    scores[0, :, 0] = torch.tensor([[3.0, 1.0, 0.0, 2.0], [1.0, 4.0, 0.0, 2.0], [0, 0, 2.0, 1.99]])
-    right = torch.tensor([[[0, 1, 2, 0]]])
-    assert relative_error(right, scores) == 0.0
-    # Of two equal scores, either label is right; of nearly equal ones, nearly.
-    assert relative_error(torch.tensor([[[0, 1, 2, 1]]]), scores) == 0.0
-    best = (9 + 16 + 4 + 4) ** 0.5
-    near, far = (torch.tensor([[[a, 1, 2, b]]]) for a, b in ((0, 2), (1, 0)))
-    assert relative_error(near, scores) == pytest.approx(0.01 / best, rel=1e-3)
-    assert relative_error(far.to(torch.uint8), scores) == pytest.approx(2 / best, rel=1e-6)
-    # A label that was not written is no number.
-    unwritten = torch.tensor([[[0, 1, 2, 255]]], dtype=torch.uint8)
-    assert not relative_error(unwritten, scores) < float("inf")
-    with pytest.raises(RuntimeError, match="shape"):
-        relative_error(right[:, :, :3], scores)
-
-
-@needs_cpu_kernels
-def test_the_runner_is_timed_and_its_labels_compared(monkeypatch):
-    place = {"batch": 2, "height": 64, "width": 96, "dtype": "float32"}
-    data = measure_runner(CPU, "cpu", "fassd_net_l2", 0.01, **place)
-    assert data["match"] and data["rel_error"] < 1e-4
-    assert data["fps"] > 0 and data["latency_ms"] > 0 and data["frames"] > 0
-    item = {"name": "runner/a", "part": "runner", "status": "done", "data": data}
-    assert "| fassd_net_l2 | cpu | 2x64x96 | float32 |" in render(report_of(item))
-    finish = fassd_kernels.Runner.finish
-    monkeypatch.setattr(fassd_kernels.Runner, "finish", lambda *a: finish(*a) ^ 1)
-    item["data"] = measure_runner(CPU, "cpu", "fassd_net_l2", 0.01, **place)
-    assert problems(report_of(item)) == ["runner/a: the labels do not match the reference"]
-
-
-def report_of(*items: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "device": "NVIDIA H200",
-        "mode": "full",
-        "commit": "abc",
-        "date": "2026-01-01T00:00:00+00:00",
-        "budget_s": 540.0,
-        "elapsed_s": 500.0,
-        "items": list(items),
-    }
+        count_launches(visit(tmp_path), network="fassd_net")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from typing import Any
 
 import pytest
 
 from benchmarks import predicted
-from benchmarks.targets import load_predictions
+from benchmarks.predicted import TARGETS, load_predictions, predicted_figure
 from fassd.models import list_models
 from fassd_kernels.triton import availability
 
@@ -17,37 +19,34 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_files(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predicted, "list_models", lambda: ["fassd_net"])  # all nine take a while
+    asked, predict = [], functools.cache(predicted.predict)
+
+    def one_network(name: str, *rest: Any) -> Any:  # all nine take a while
+        asked.append(name)
+        return predict("fassd_net", *rest)
+
+    monkeypatch.setattr(predicted, "predict", one_network)
     predicted.main(["--gpu", "H200", "--output", str(tmp_path / "new")])
+    assert asked == [*list_models(), "fassd_net"]
     assert "cuda-h200.md" in capsys.readouterr().out
     record = json.loads((tmp_path / "new" / "cuda-h200.json").read_text())
-    made = [(p["network"], p["batch"]) for p in record["predictions"]]
-    assert made == [("fassd_net", 1), ("fassd_net", 8)]
-    assert [(g["network"], g["limit"], g["measured"]) for g in record["goals"]] == [
-        ("fassd_net", 0.5, None),
-        ("fassd_net", 1.3, None),
-    ]
+    first, *_, last = record["predictions"]
+    assert (first["network"], first["batch"]) == ("fassd_net", 1)
+    assert (last["network"], last["batch"]) == ("fassd_net", 8)
     text = (tmp_path / "new" / "cuda-h200.md").read_text()
-    first = record["predictions"][0]
     assert "nothing here was measured" in text
-    assert (
-        f"| {1e3 * first['predicted_s']:.3f} | {1 / first['predicted_s']:.0f} | not known |" in text
-    )
-    assert text.count("| not known |") == 2 + 2
+    assert f"| {1e3 * first['predicted_s']:.3f} | {1 / first['predicted_s']:.0f} |" in text
+    assert "| fassd_net | at most 0.5 ms |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 3 * 2 + 2 + 2 + len(first["rows"])
-
-
-def test_all_networks_are_predicted(monkeypatch):
-    asked = []
-    monkeypatch.setattr(predicted, "predict_network", lambda name, *_, **more: asked.append(name))
-    predicted.predictions_for(predicted.find_device("h200"))
-    assert asked == [*list_models(), "fassd_net"]
+    # Three tables with their headers: targets of this network, networks, launches.
+    assert len(rows) == 3 * 2 + 2 + len(record["predictions"]) + len(first["rows"])
 
 
 def test_predictions_are_sane():
-    """Of the networks with a target, and the larger one takes longer."""
-    goals = {(goal["network"], goal["unit"]): goal for goal in load_predictions()}
-    assert set(goals) == {("fassd_net", "ms"), ("fassd_net", "x"), ("fassd_net_l2", "ms")}
-    assert 0.1 < goals["fassd_net_l2", "ms"]["figure"] < goals["fassd_net", "ms"]["figure"] < 1
-    assert 1 < goals["fassd_net", "x"]["figure"] < 8
+    """Of the networks with a target; the larger one takes longer."""
+    predictions = load_predictions()
+    figures = [predicted_figure(target, predictions) for target in TARGETS]
+    net, light, batch = (figure for figure in figures if figure is not None)
+    assert 0.1 < light < net < 1 and 1 < batch < 8
+    known = {target.text for target, figure in zip(TARGETS, figures, strict=True) if figure}
+    assert known == {TARGETS[0].text, TARGETS[1].text, TARGETS[3].text}

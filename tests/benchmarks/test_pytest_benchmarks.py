@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import torch
 import fassd_kernels
 from benchmarks import conftest as choices
 from benchmarks.conftest import Choices
-from benchmarks.test_speed import limit_of, trial_of
+from benchmarks.test_speed import CLOCK, limit_of, measure, time_run, trial_for
+from fassd.bench.candidates import FOLDED, FORMS, folded
+from fassd.bench.stopwatch import Run, Sampling
 from fassd.bench.subjects import MODULE_VARIANTS, Case
 
 ROOT = Path(__file__).parents[2]
@@ -25,39 +28,24 @@ needs_cpu_kernels = pytest.mark.skipif(
 )
 
 
-def run(
-    folder: Path, *arguments: str, plugin: str = "", root: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
-    """pytest in a process of its own, with the text of a plugin; a report lands in `folder`."""
-    (folder / "stand_in.py").write_text(plugin)
-    search = os.pathsep.join([str(folder), str(ROOT)])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "stand_in", "-p", "no:cacheprovider"]
+@needs_cpu_kernels
+def test_the_report_tells_what_was_measured_and_where(tmp_path):
+    chosen = "(upsample_argmax or alpha or (fassd_net and not l1 and not l2)) and native"
+    small = ("--sizes", "64x128", "--device", "cpu", "--threads", "1", "-k", chosen)
+    file = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/"]
     # A worker of xdist says so in its environment, and pytest-benchmark then times nothing.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
-    report = f"--benchmark-json={folder / 'report.json'}"
-    return subprocess.run(
-        [*command, report, *arguments],
-        cwd=root,
-        env={**inherited, "PYTHONPATH": search, "OMP_WAIT_POLICY": "PASSIVE"},
+    done = subprocess.run(
+        [*command, f"--benchmark-json={file}", *small],
+        cwd=ROOT,
+        env={**inherited, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-
-
-def report_of(folder: Path) -> dict:
-    return json.loads((folder / "report.json").read_text())
-
-
-SMALL = ("benchmarks/", "--sizes", "64x128", "--device", "cpu", "--threads", "1")
-
-
-@needs_cpu_kernels
-def test_the_report_tells_what_was_measured_and_where(tmp_path):
-    chosen = "(upsample_argmax or alpha or (fassd_net and not l1 and not l2)) and native"
-    done = run(tmp_path, *SMALL, "-k", chosen)
     assert done.returncode == 0, done.stdout
-    report = report_of(tmp_path)
+    report = json.loads(file.read_text())
     machine = report["machine_info"]["fassd"]
     assert machine["device_type"] == "cpu" and machine["torch"] == torch.__version__
     assert {"cpu", "threads", "versions", "commit", "date"} <= machine.keys()
@@ -80,83 +68,62 @@ def test_the_report_tells_what_was_measured_and_where(tmp_path):
 
 
 def test_macs_and_parameters_are_those_of_the_subject():
-    trial = trial_of(Case("operators", "conv_act base.3", 64, 128, "float32"), CPU)
+    trial = trial_for(Case("operators", "conv_act base.3", 64, 128, "float32"), CPU)
     (weight,) = (p for p in trial.subject.module.parameters() if p.dim() == 4)
     (x,) = trial.sets[0]
-    assert trial.operations == 2 * weight.numel() * x.shape[2] * x.shape[3]
+    assert trial.work["operations"] == 2 * weight.numel() * x.shape[2] * x.shape[3]
 
 
-WRONG = """
-from dataclasses import replace
-from fassd.bench.forms import BUILDERS, FOLDED, folded_channels_last
-import benchmarks.test_speed
+class Benchmark:
+    """What pytest-benchmark's fixture does with a timer: rounds of one call each, in `data`."""
 
-def wrong(form):
-    right = folded_channels_last(form)
-    return replace(right, call=lambda x: 1.01 * right.call(x))
+    def __init__(self):
+        self.extra_info, self.data = {}, []
 
-def timed(*arguments):
-    raise RuntimeError("it is timed")
-
-BUILDERS[FOLDED] = wrong
-"""
+    def pedantic(self, function, args, rounds):
+        for _ in range(rounds):
+            before = CLOCK.read()
+            function(*args)
+            self.data.append(CLOCK.read() - before)
 
 
-def test_a_wrong_candidate_fails_and_is_not_timed(tmp_path):
-    wrong = WRONG + "benchmarks.test_speed.sample = timed\n"
-    done = run(tmp_path, *SMALL, "-k", "alpha and 4 and channels_last", plugin=wrong)
-    assert done.returncode == 1, done.stdout
-    assert "channels_last, BN folded, cudnn.benchmark on Case(part='modules'" in done.stdout
-    assert "relative error 0.0" in done.stdout and "at most 4e-06 is a match" in done.stdout
-    assert "it is timed" not in done.stdout
+def test_a_wrong_candidate_fails_and_is_not_timed(monkeypatch):
+    def wrong(context, dtype):
+        right = folded(context, dtype)
+        return lambda x: 1.01 * right(x)
+
+    monkeypatch.setitem(FORMS, FOLDED, replace(FORMS[FOLDED], build=wrong))
+    case = Case("modules", "DAPF(224), alpha 4", 64, 128, "float32")
+    benchmark = Benchmark()
+    with pytest.raises(AssertionError, match="at most 4e-06 is a match") as caught:
+        measure(benchmark, case, 1, FOLDED, CPU)
+    assert "channels_last, BN folded, cudnn.benchmark on Case(part='modules'" in str(caught.value)
+    assert "relative error 0.0" in str(caught.value)
+    assert benchmark.data == []
 
 
-EVENTS = """
-import pytest
-import torch
+def test_samples_between_events_are_what_the_statistics_hold(monkeypatch):
+    class Event:
+        """One of CUDA's on a device that needs 1.5, 3, 4.5 .. ms for what lies between two."""
 
-from benchmarks.test_speed import CLOCK, time_run
-from fassd.bench.timing import Run, Sampling
+        pairs = 0
 
+        def __init__(self, enable_timing):
+            assert enable_timing
 
-class Event:
-    '''One of CUDA's on a device that needs 1.5, 3, 4.5 .. ms for what lies between two.'''
+        def record(self): ...
 
-    pairs = 0
+        def synchronize(self): ...
 
-    def __init__(self, enable_timing):
-        assert enable_timing
+        def elapsed_time(self, end):
+            Event.pairs += 1
+            return 1.5 * Event.pairs
 
-    def record(self): ...
-
-    def synchronize(self): ...
-
-    def elapsed_time(self, end):
-        Event.pairs += 1
-        return 1.5 * Event.pairs
-
-
-@pytest.mark.benchmark(timer=CLOCK.read)
-def test_events(benchmark, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    replay = Run(lambda: None, 4, "graph", lambda: [])
+    benchmark, replay = Benchmark(), Run(lambda: None, 4, "graph", lambda: [])
     time_run(benchmark, replay, torch.device("cuda"), Sampling(rounds=3, sample_ms=3))
-"""
-
-
-def test_samples_between_events_are_what_the_statistics_hold(tmp_path):
-    (tmp_path / "test_events.py").write_text(EVENTS)
-    done = run(tmp_path, "test_events.py", root=tmp_path)
-    assert done.returncode == 0, done.stdout
-    (row,) = report_of(tmp_path)["benchmarks"]
     # The first pair said how many replays a sample takes: two, of four calls each.
-    assert row["stats"]["data"] == pytest.approx([3e-3 / 8, 4.5e-3 / 8, 6e-3 / 8])
-
-
-def test_a_bad_option_is_named_with_what_is_accepted(tmp_path):
-    done = run(tmp_path, "benchmarks/", "--sizes", "64x128,100x100", "--collect-only")
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "--sizes: got '100x100', accepted is HEIGHTxWIDTH" in done.stderr
+    assert benchmark.data == pytest.approx([3e-3 / 8, 4.5e-3 / 8, 6e-3 / 8])
 
 
 @pytest.mark.parametrize(
@@ -219,4 +186,4 @@ def test_without_full_one_network_is_compiled():
 )
 def test_limits(part, subject, dtype, candidate, limit):
     case = Case(part, subject, 64, 128, dtype)
-    assert limit_of(candidate, trial_of(case, CPU), case, CPU) == limit
+    assert limit_of(candidate, trial_for(case, CPU)) == limit

@@ -1,21 +1,17 @@
 import numpy as np
 import pytest
-import torch
+from cli.conftest import PLAIN, calibrated
 from PIL import Image
 from safetensors.torch import save_file
 from training.fakes import street, write_streets
 
-from fassd.bench.jobs import calibrate
 from fassd.cli import evaluate
-from fassd.data import SegmentationDataset, normalize
+from fassd.data import SegmentationDataset
 from fassd.inference.segmenter import Segmenter
 from fassd.io import panel
 from fassd.io.images import write_image
 from fassd.io.palette import CITYSCAPES, colorize, palette
-from fassd.models import create_model
 from fassd.training import ConfusionMatrix
-
-FAST = ("--backend", "reference", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +20,15 @@ def streets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("streets")
     write_streets(folder, 3)
     write_image(folder / "val/labels/scene2.png", np.full((64, 128), 255, np.uint8))
-    batch = torch.from_numpy(normalize(street(0)[0]))[None]
-    for salt, name in enumerate(("fassd_net", "fassd_net_l2")):
-        torch.manual_seed(salt)
-        model = calibrate(create_model(name), batch)
-        save_file(model.state_dict(), folder / f"{name}.safetensors")
+    for seed, name in enumerate(("fassd_net", "fassd_net_l2")):
+        weights = calibrated(name, seed=seed).state_dict()
+        save_file(weights, folder / f"{name}.safetensors")
     return folder
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """What `draw_panel` was asked to draw."""
+def compare(streets, tmp_path, succeed, monkeypatch):
+    """``compare(...)`` -> stderr, and what `draw_panel` was asked to draw."""
     asked = {}
 
     def draw(titles, rows, legend, width):
@@ -43,23 +37,23 @@ def drawn(monkeypatch):
 
     original = panel.draw_panel
     monkeypatch.setattr(panel, "draw_panel", draw)
-    return asked
+
+    def run(*arguments):
+        usual = ("--data", streets, "-o", tmp_path / "new/panel.png", *PLAIN)
+        return succeed("compare", *usual, *arguments).stderr, asked
+
+    return run
 
 
-def test_a_row_for_each_scene_and_a_column_for_each_network(streets, tmp_path, run_fassd, drawn):
-    output = tmp_path / "new/panel.png"
-    result = run_fassd(
-        "compare", "--data", streets, "--index", "2,0", "-o", output, *FAST, "--width", 128,
+def test_a_row_for_each_scene_and_a_column_for_each_network(streets, tmp_path, compare):
+    stderr, drawn = compare(
+        "--index", "2,0", "--width", 128, "--weights-dir", streets,
         "-m", "fassd_net", "-m", f"fassd_net_l2={streets}/fassd_net_l2.safetensors",
-        "--weights-dir", streets,
     )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    assert "random" not in result.stderr and "panel.png" in result.stderr
+    assert "random" not in stderr and "panel.png" in stderr
     assert drawn["titles"] == ["Input", "Ground truth", "FASSD-Net", "FASSD-Net-L2"]
-    assert [info.name for info in drawn["legend"]] == [
-        *(info.name for info in CITYSCAPES),
-        "not labelled",
-    ]
+    names = [info.name for info in CITYSCAPES]
+    assert [info.name for info in drawn["legend"]] == [*names, "not labelled"]
     unlabelled, row = drawn["rows"]
     assert [tile.caption for tile in unlabelled] == ["scene2", "", *["nothing labelled"] * 2]
     scene, labels = street(0)
@@ -72,44 +66,29 @@ def test_a_row_for_each_scene_and_a_column_for_each_network(streets, tmp_path, r
         matrix = ConfusionMatrix(19)
         matrix.update(labels, predicted)
         assert tile.caption == f"mIoU {100 * matrix.scores().miou:.1f}%"
-    with Image.open(output) as image:
+    with Image.open(tmp_path / "new/panel.png") as image:
         np.testing.assert_array_equal(image, panel.draw_panel(**drawn))
 
 
-def test_the_four_of_the_talk_are_the_default(streets, tmp_path, run_fassd, drawn):
-    result = run_fassd(
-        "compare", "--data", streets, "-i", "1", "-o", tmp_path / "panel.png", *FAST, "--no-scores"
-    )
-    assert result.exit_code == 0, result.stderr
+def test_the_four_of_the_talk_are_the_default(compare):
+    stderr, drawn = compare("-i", "1", "--no-scores")
     assert drawn["titles"][2:] == ["FC-HarDNet-70", "FASSD-Net", "FASSD-Net-L1", "FASSD-Net-L2"]
     assert [tile.caption for tile in drawn["rows"][0]] == ["scene1", "", "", "", "", ""]
-    assert "random weights: fc_hardnet_70, fassd_net_l1;" in result.stderr
+    assert "random weights: fc_hardnet_70, fassd_net_l1;" in stderr
 
 
-def test_the_same_network_twice_is_told_apart_by_its_weights(streets, tmp_path, run_fassd, drawn):
+def test_the_same_network_twice_is_told_apart_by_its_weights(streets, compare):
     path = streets / "fassd_net_l2.safetensors"
-    result = run_fassd(
-        "compare", "--data", streets, "-i", "1", "-o", tmp_path / "panel.png", *FAST,
-        "-m", "fassd_net_l2=random", "-m", "fassd_net_l2", "-m", f"fassd_net_l2={path}",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    assert drawn["titles"][2:] == [
-        "FASSD-Net-L2 (random)",
-        "FASSD-Net-L2 (synthetic)",
-        "FASSD-Net-L2 (fassd_net_l2)",
-    ]
+    names = ("fassd_net_l2=random", "fassd_net_l2", f"fassd_net_l2={path}")
+    _, drawn = compare("-i", "1", *(word for name in names for word in ("-m", name)))
+    words = ("random", "synthetic", "fassd_net_l2")
+    assert drawn["titles"][2:] == [f"FASSD-Net-L2 ({word})" for word in words]
 
 
-def test_of_many_classes_the_legend_shows_those_that_occur(
-    streets, tmp_path, run_fassd, drawn, monkeypatch
-):
+def test_of_many_classes_the_legend_shows_those_that_occur(streets, compare, monkeypatch):
     monkeypatch.setattr(evaluate, "LEGEND_UP_TO", 18)
     weights = streets / "fassd_net_l2.safetensors"
-    result = run_fassd(
-        "compare", "--data", streets, "-i", "0", "-o", tmp_path / "panel.png", *FAST,
-        "-m", f"fassd_net_l2={weights}",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
+    _, drawn = compare("-i", "0", "-m", f"fassd_net_l2={weights}")
     colors = {
         tuple(color) for tile in drawn["rows"][0][1:] for color in tile.picture.reshape(-1, 3)
     }
@@ -123,7 +102,7 @@ def test_of_many_classes_the_legend_shows_those_that_occur(
     [
         (("--index", "0,3"), "--index must be 0 to 2, as the split 'val' has 3 pictures, got 3"),
         (("--index", "-1"), "got -1"),
-        (("--index", "one"), "--index must be whole numbers with commas between"),
+        (("--index", "one"), "'one' is no whole number; write numbers with commas between"),
         (("--output", "panel.jpeg2"), "--output must be the name of a PNG file, NAME.png, got"),
         (("--model", "fassd"), "unknown model 'fassd'"),
         (("--model", "fassd_net=missing.pth"), "no weights file 'missing.pth'"),
@@ -131,14 +110,9 @@ def test_of_many_classes_the_legend_shows_those_that_occur(
     ],
 )
 def test_mistakes_end_it_before_any_picture_is_read(
-    streets, tmp_path, run_fassd, monkeypatch, arguments, message
+    streets, tmp_path, refusal, monkeypatch, arguments, message
 ):
-    def read(*_):
-        raise AssertionError("a picture was read")
-
-    monkeypatch.setattr(SegmentationDataset, "__getitem__", read)
-    usual = ("--index", "0", "--output", tmp_path / "panel.png", *FAST)
-    result = run_fassd("compare", "--data", streets, *usual, *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr and "was read" not in result.stderr
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", lambda *_: pytest.fail("read"))
+    usual = ("--index", "0", "--output", tmp_path / "panel.png", *PLAIN)
+    assert message in refusal("compare", "--data", streets, *usual, *arguments)
     assert not list(tmp_path.iterdir())

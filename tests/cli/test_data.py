@@ -9,22 +9,20 @@ from data.trees import SIZE, save, toy, write_card
 import fassd.cli.data  # registers the commands
 
 
-def test_list_names_cards_and_where_they_lie(run_fassd):
-    result = run_fassd("data", "list")
-    assert result.exit_code == 0, result.output
+def test_list_names_cards_and_where_they_lie(succeed):
+    result = succeed("data", "list")
     for name, classes in (("ade20k", "150"), ("cityscapes", "19"), ("kvasir_seg", "2")):
         line = next(line for line in result.stdout.splitlines() if line.startswith(name))
         assert line.split()[1] == classes
     assert "fassd/data/cards" in result.stderr
 
 
-def test_a_whole_dataset(tmp_path, run_fassd):
+def test_a_whole_dataset(tmp_path, succeed):
     toy(tmp_path, replace={"train: train": "train: {pictures: 1234}", "name: lamp": "name: '[x]'"})
     masks = np.array([[0, 1, 2, 2, 3, 3, 3, 3]] * SIZE[0], np.uint8)
     for path in tmp_path.glob("*_masks/*.png"):
         save(path, masks)
-    result = run_fassd("data", "check", tmp_path, "--json", tmp_path / "out/report.json")
-    assert result.exit_code == 0, result.output
+    result = succeed("data", "check", tmp_path, "--json", tmp_path / "out/report.json")
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["train", "2", "of", "1,234", "2", "6x8", "12.50%"] in lines
     assert ["val", "2", "2", "6x8", "12.50%"] in lines
@@ -34,7 +32,7 @@ def test_a_whole_dataset(tmp_path, run_fassd):
     assert record["splits"]["val"]["pixels"] == [12, 24, 48]
 
 
-def test_errors_are_listed_and_the_exit_code_is_1(tmp_path, run_fassd):
+def test_errors_are_listed_and_the_exit_code_is_1(tmp_path, succeed, run_fassd):
     card = toy(tmp_path, count=25)
     for pair in card.pairs("val")[:23]:
         save(pair.mask, np.full(SIZE, 9, np.uint8))
@@ -44,16 +42,15 @@ def test_errors_are_listed_and_the_exit_code_is_1(tmp_path, run_fassd):
     assert f"{card.pairs('val')[0].mask}: id 9 outside the card" in result.stderr
     assert "... and 3 more (--json writes them all)" in result.stderr
     assert "23 errors, 0 warnings" in result.stderr
-    assert run_fassd("data", "check", tmp_path, "--split", "train").exit_code == 0
+    succeed("data", "check", tmp_path, "--split", "train")
 
 
-def test_warnings_do_not_fail(tmp_path, run_fassd):
+def test_warnings_do_not_fail(tmp_path, succeed):
     card = toy(tmp_path)
     for split in card.splits:
         for pair in card.pairs(split):
             save(pair.mask, np.full(SIZE, 2, np.uint8))
-    result = run_fassd("data", "check", tmp_path)
-    assert result.exit_code == 0
+    result = succeed("data", "check", tmp_path)
     assert "warning: train: only one class is there: wall" in result.stderr
     assert "0 errors, 2 warnings" in result.stderr
 

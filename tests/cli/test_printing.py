@@ -12,7 +12,7 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from fassd.cli import app
-from fassd.cli.common import console, escape, escape_lines, progress, say, visible
+from fassd.cli.terminal import console, escape, escape_lines, progress, say, visible
 from fassd.data.cardfile import load_card
 
 FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")

@@ -19,10 +19,9 @@ def data(tmp_path_factory):
     return write_cityscapes(tmp_path_factory.mktemp("cityscapes"), train=2, val=1).root
 
 
-def test_trains_and_goes_on(tmp_path, run_fassd, data):
+def test_trains_and_goes_on(tmp_path, succeed, data):
     run = tmp_path / "run"
-    result = run_fassd("train", "-d", data, "-o", run, *SMALL, "--steps", 2, "--threads", 1)
-    assert result.exit_code == 0, result.stderr
+    result = succeed("train", "-d", data, "-o", run, *SMALL, "--steps", 2, "--threads", 1)
     assert result.stderr.endswith(f"weights: {run}/best.safetensors, last.safetensors\n")
     assert "fassd_net_l2, 2 steps of 2 at 64x128, float32: new run" in result.stderr
     assert "step 2  mIoU" in result.stderr
@@ -33,14 +32,12 @@ def test_trains_and_goes_on(tmp_path, run_fassd, data):
     weights = load_file(run / "last.safetensors")
     assert weights["finalConv.weight"].shape[0] == 19
 
-    finished = run_fassd("train", "-o", run, "--resume")
-    assert finished.exit_code == 0, finished.stderr
+    finished = succeed("train", "-o", run, "--resume")
     assert "going on after step 2" in finished.stderr
     with (run / "log.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
 
-    further = run_fassd("train", "-o", run, "--resume", "--steps", 3, "--lr", "1e-4")
-    assert further.exit_code == 0, further.stderr
+    further = succeed("train", "-o", run, "--resume", "--steps", 3, "--lr", "1e-4")
     for change in ("steps 3 instead of 2", "learning_rate 0.0001 instead of 0.002"):
         assert f"after step 2: {change}" in further.stderr
     assert "CPU threads" not in further.stderr
@@ -48,45 +45,40 @@ def test_trains_and_goes_on(tmp_path, run_fassd, data):
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
 
 
-def test_goes_on_with_the_data_that_were_meant(tmp_path, run_fassd, data, monkeypatch):
+def test_goes_on_with_the_data_that_were_meant(tmp_path, succeed, refusal, data, monkeypatch):
     """A shipped card by name, not the folder called like it that happened to be here."""
     (tmp_path / "here" / "cityscapes").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "data").symlink_to(data)
     more = (*SMALL, "--steps", 1, "-s", "val_every=0", "-s", "val_pictures=1")
-    result = run_fassd("train", "-d", "cityscapes", "--root", "../data", "-o", "../run", *more)
-    assert result.exit_code == 0, result.stderr
+    succeed("train", "-d", "cityscapes", "--root", "../data", "-o", "../run", *more)
     monkeypatch.chdir(tmp_path)
     text = (tmp_path / "run" / "data.yaml").read_text()
     assert "Paths are absolute" in text
     assert yaml.safe_load(text)["data"] == "cityscapes"
     (tmp_path / "here" / "cityscapes").rmdir()
-    assert run_fassd("train", "-o", "run", "--resume").exit_code == 0
+    succeed("train", "-o", "run", "--resume")
 
     (tmp_path / "data").unlink()
-    lost = run_fassd("train", "-o", "run", "--resume")
-    assert lost.exit_code == 2
-    assert "as run/data.yaml has it: if it was moved, give --data" in " ".join(lost.stderr.split())
-    moved = run_fassd("train", "-o", "run", "--resume", "--root", data)
-    assert moved.exit_code == 0, moved.stderr
+    lost = refusal("train", "-o", "run", "--resume")
+    assert "as run/data.yaml has it: if it was moved, give --data" in lost
+    succeed("train", "-o", "run", "--resume", "--root", data)
 
 
-def test_names_only_weights_that_are_there(tmp_path, run_fassd):
+def test_names_only_weights_that_are_there(tmp_path, succeed):
     """Without a score there are no best ones."""
     root = write_cityscapes(tmp_path / "data", train=2, val=1).root
     for mask in root.glob("gtFine/val/*/*"):
         Image.fromarray(np.zeros((64, 128), np.uint8)).save(mask)
     run = tmp_path / "run"
-    result = run_fassd("train", "-d", root, "-o", run, *SMALL, "--steps", 1)
-    assert result.exit_code == 0, result.stderr
+    result = succeed("train", "-d", root, "-o", run, *SMALL, "--steps", 1)
     assert "no score: " in result.stderr
     assert "1 of the run's validations failed" in result.stderr
     assert result.stderr.endswith(f"weights: {run}/last.safetensors\n")
 
 
-def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, run_fassd, data):
-    result = run_fassd("train", "-d", data, "-o", tmp_path / "run", "--dry-run", "--lr", "0.5")
-    assert result.exit_code == 0, result.stderr
+def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, succeed, data):
+    result = succeed("train", "-d", data, "-o", tmp_path / "run", "--dry-run", "--lr", "0.5")
     settings = yaml.safe_load(result.stdout.rsplit("\n", 2)[0])
     assert settings["learning_rate"] == 0.5 and settings["steps"] == 90_000
     assert "19 classes" in result.stdout
@@ -110,34 +102,26 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, run_fassd, d
         (("-s", "class_weights=1"), "unknown setting 'class_weights'; known are model"),
     ],
 )
-def test_refusals(tmp_path, run_fassd, data, options, message):
-    result = run_fassd("train", "-d", data, "-o", tmp_path / "run", *options)
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.replace("│", " ").split())
-    assert "Traceback" not in result.output
+def test_refusals(tmp_path, refusal, data, options, message):
+    assert message in refusal("train", "-d", data, "-o", tmp_path / "run", *options)
 
 
 @pytest.mark.parametrize(
     "text", ["!!timestamp x", "[" * 9999, "&a {data: *a, root: null}", "data: [1]\nroot: null",
              "data: a\nroot: 5", "a", "x: 1"],
 )  # fmt: skip
-def test_a_note_of_the_data_that_makes_no_sense_is_refused(tmp_path, run_fassd, text):
+def test_a_note_of_the_data_that_makes_no_sense_is_refused(tmp_path, refusal, text):
     (tmp_path / "data.yaml").write_text(text)
-    result = run_fassd("train", "-o", tmp_path, "--resume")
-    assert result.exit_code == 2
-    assert "data.yaml is damaged: give --data" in " ".join(result.stderr.split())
+    assert "data.yaml is damaged: give --data" in refusal("train", "-o", tmp_path, "--resume")
 
 
-def test_data_is_asked_for(tmp_path, run_fassd):
-    result = run_fassd("train", "-o", tmp_path / "run", "-p", "demo")
-    assert result.exit_code == 2
-    assert "--data is needed" in result.stderr
+def test_data_is_asked_for(tmp_path, refusal):
+    assert "--data is needed" in refusal("train", "-o", tmp_path / "run", "-p", "demo")
 
 
-def test_nothing_is_overwritten(tmp_path, run_fassd, data):
+def test_nothing_is_overwritten(tmp_path, refusal, data):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
-    result = run_fassd("train", "-d", data, "-o", tmp_path / "run", *SMALL, "--steps", 2)
-    assert result.exit_code == 2
-    assert "is not empty: --resume goes on with the run in it" in " ".join(result.stderr.split())
+    error = refusal("train", "-d", data, "-o", tmp_path / "run", *SMALL, "--steps", 2)
+    assert "is not empty: --resume goes on with the run in it" in error
     assert (tmp_path / "run" / "mine.txt").read_text() == "mine"

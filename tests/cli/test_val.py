@@ -8,18 +8,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from cli.conftest import FAST, calibrated
 from PIL import Image
 from safetensors.torch import save_file
-from training.fakes import street, write_card, write_streets
+from training.fakes import write_card, write_streets
 
-from fassd.bench.jobs import calibrate
-from fassd.data import SegmentationDataset, load_card, normalize
+from fassd.data import SegmentationDataset, load_card
 from fassd.io.images import write_image
 from fassd.io.palette import CITYSCAPES
-from fassd.models import create_model
 from fassd.training import evaluate as evaluated
-
-FAST = ("--model", "fassd_net_l2", "--backend", "reference", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +24,7 @@ def streets(tmp_path_factory):
     """A data set of four generated scenes, and a network that tells a few classes apart."""
     folder = tmp_path_factory.mktemp("streets")
     write_streets(folder, 4)
-    torch.manual_seed(0)
-    batch = torch.from_numpy(normalize(street(0)[0]))[None]
-    model = calibrate(create_model("fassd_net_l2"), batch)
+    model = calibrated("fassd_net_l2")
     save_file(model.state_dict(), folder / "w.safetensors")
     return folder, model
 
@@ -39,14 +34,13 @@ def expected(streets, **settings):
     return evaluated(model, SegmentationDataset(load_card(folder), "val"), **settings)
 
 
-def test_figures_and_files(streets, tmp_path, run_fassd):
+def test_figures_and_files(streets, tmp_path, succeed):
     folder, _ = streets
     weights = folder / "w.safetensors"
-    result = run_fassd(
+    result = succeed(
         "val", "--data", folder, "-w", weights, *FAST, "-o", tmp_path / "out",
         "--json", tmp_path / "figures.json",
     )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
     evaluation = expected(streets)
     scores = evaluation.scores
     assert f"mIoU {100 * scores.miou:.2f}%, pixel" in result.stdout
@@ -78,14 +72,13 @@ def test_figures_and_files(streets, tmp_path, run_fassd):
     ]
 
 
-def test_views_limit_and_precision_reach_the_evaluation(streets, tmp_path, run_fassd):
+def test_views_limit_and_precision_reach_the_evaluation(streets, tmp_path, succeed):
     folder, _ = streets
     path = tmp_path / "figures.json"
-    result = run_fassd(
+    succeed(
         "val", "--data", folder, "-w", folder / "w.safetensors", *FAST, "--json", path,
         "--flip", "--scales", "1,1.5", "--limit", 2, "--dtype", "bfloat16", "--threads", 1,
     )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
     evaluation = expected(
         streets, flip=True, scales=(1, 1.5), indices=range(2), dtype=torch.bfloat16
     )
@@ -106,10 +99,9 @@ def test_a_broken_picture_is_told_and_the_exit_code_is_1(streets, tmp_path, run_
     assert "synthetic weights, trained on generated streets alone" in result.stderr
 
 
-def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, run_fassd, monkeypatch):
+def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, succeed, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = run_fassd("val", "--data", streets[0], *FAST, "--limit", 1, "-o", tmp_path)
-    assert result.exit_code == 0
+    result = succeed("val", "--data", streets[0], *FAST, "--limit", 1, "-o", tmp_path)
     assert "no confusion.png: the heat map needs matplotlib: pip install 'fassd-net[train]'" in (
         result.stderr
     )
@@ -119,7 +111,10 @@ def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, run_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--scales", "1,x"), "--scales must be numbers with commas between, like 1,2,4, got"),
+        (
+            ("--scales", "1,x"),
+            "'--scales': 'x' is no number; write numbers with commas between, like 1,2,4",
+        ),
         (("--scales", "0"), "scales must be one or more positive numbers"),
         (("--split", "test"), "card 'streets' has no split 'test'; it has val"),
         (("--json", "."), "cannot write to .: it is a folder"),
@@ -129,24 +124,18 @@ def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, run_
     ],
 )
 def test_mistakes_end_it_before_any_picture_is_read(
-    streets, run_fassd, monkeypatch, arguments, message
+    streets, refusal, monkeypatch, arguments, message
 ):
-    def read(*_):
-        raise AssertionError("a picture was read")
-
-    monkeypatch.setattr(SegmentationDataset, "__getitem__", read)
-    result = run_fassd("val", "--data", streets[0], *FAST, *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr and "was read" not in result.stderr
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", lambda *_: pytest.fail("read"))
+    assert message in refusal("val", "--data", streets[0], *FAST, *arguments)
 
 
-def test_weights_of_another_number_of_classes_are_refused(streets, tmp_path, run_fassd):
+def test_weights_of_another_number_of_classes_are_refused(streets, tmp_path, refusal):
     write_card(tmp_path, CITYSCAPES[:3])
     for name in ("x.png", "labels/x.png"):
         write_image(tmp_path / "val" / name, np.zeros((64, 64), np.uint8))
-    result = run_fassd("val", "--data", tmp_path, "-w", streets[0] / "w.safetensors", *FAST)
-    assert result.exit_code == 2
-    assert "finalConv" in result.stderr and "19" in result.stderr and "3" in result.stderr
+    error = refusal("val", "--data", tmp_path, "-w", streets[0] / "w.safetensors", *FAST)
+    assert "finalConv" in error and "19" in error and "3" in error
 
 
 def test_torchrun_gives_the_same_counts_and_prints_once(streets, tmp_path):

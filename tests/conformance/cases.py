@@ -1,4 +1,4 @@
-"""Calls of every operator with random arguments, and the tables of shapes to call them with.
+"""Calls of every operator with random arguments.
 
 Arguments are float64 on the CPU, of such a size that results are of the order of 1 whatever the
 number of channels; ``Call.to`` and ``Call.laid_out`` do the rest.
@@ -7,26 +7,17 @@ number of channels; ``Call.to`` and ``Call.laid_out`` do the rest.
 from __future__ import annotations
 
 import functools
-import itertools
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from conformance.harness import LAYOUTS, OPERATORS, TABLE, Call, Subject
-from hypothesis import settings
-from hypothesis import strategies as st
+from conformance.harness import OPERATORS, TABLE, Call, Subject
 from torch import Tensor
 
 from fassd_kernels.operators import PICTURES
 
 Pair = tuple[int, int]
 
-# Widths that occur in the networks (growth 10, 18, 28; MDA 31, 63, 119), and those around the
-# vector widths of the kernels.
-IN_CHANNELS = ((1,), (3,), (10, 18), (31,), (28, 3, 1), (59,), (63, 10), (119,))
-OUT_CHANNELS = (1, 7, 16, 17, 31, 33, 64, 65, 119)
-SIZES = ((1, 1), (1, 19), (23, 1), (5, 7), (14, 37), (33, 50))
 MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -255,9 +246,11 @@ def upsample_argmax(
     return Call("upsample_argmax", {"input": image, "size": size})
 
 
-def normalize(batch: int = 1, size: Pair = (5, 7)) -> Call:
+def normalize(
+    batch: int = 1, size: Pair = (5, 7), mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> Call:
     image = Source().picture(batch, size)
-    return Call("normalize", {"image": image, "mean": MEAN, "std": STD, "dtype": torch.float32})
+    return Call("normalize", {"image": image, "mean": mean, "std": std, "dtype": torch.float32})
 
 
 def normalize_conv_act(
@@ -362,9 +355,16 @@ SAMPLES: dict[str, list[Call]] = {
     ],
 }
 
+
+def empty_in_turn(make: Callable[..., Call], **settings: Any) -> list[Call]:
+    """Calls without pictures, rows or columns; the first with `settings` besides."""
+    return [make(batch=0, **settings), make(size=(0, 7)), make(size=(5, 0))]
+
+
 # Calls whose result has no elements.
 NOTHING: dict[str, list[Call]] = {
     **{name: [from_schema(name, batch=0), from_schema(name, size=(0, 7))] for name in UNKNOWN},
+    **{each.__name__: empty_in_turn(each) for each in (dapf, aspp, hardblock, mda, normalize)},
     "conv_act": [
         conv_act(batch=0, channels=(3, 2), activation="prelu", residual=True),
         conv_act(batch=0, kernel=(1, 1), stride=(2, 2)),
@@ -372,15 +372,7 @@ NOTHING: dict[str, list[Call]] = {
         conv_act(size=(1, 7), pool=2),
         conv_act(size=(5, 0), channels=(3, 2), activation="relu", stride=(1, 3)),
     ],
-    "asymmetric_conv": [
-        asymmetric_conv(batch=0, activation="prelu"),
-        asymmetric_conv(size=(0, 7)),
-        asymmetric_conv(size=(5, 0)),
-    ],
-    "dapf": [dapf(batch=0), dapf(size=(0, 7)), dapf(size=(5, 0))],
-    "aspp": [aspp(batch=0), aspp(size=(0, 7)), aspp(size=(5, 0))],
-    "hardblock": [hardblock(batch=0), hardblock(size=(0, 7)), hardblock(size=(5, 0))],
-    "mda": [mda(batch=0), mda(size=(0, 7)), mda(size=(5, 0))],
+    "asymmetric_conv": empty_in_turn(asymmetric_conv, activation="prelu"),
     "upsample_conv1x1": [
         upsample_conv1x1(batch=0, low=(2, 1), activation="prelu"),
         upsample_conv1x1(size=(0, 7)),
@@ -388,85 +380,10 @@ NOTHING: dict[str, list[Call]] = {
     ],
     "upsample": [upsample(batch=0), upsample(channels=0)],
     "upsample_argmax": [upsample_argmax(batch=0)],
-    "normalize": [
-        normalize(batch=0),
-        normalize(size=(0, 7)),
-        normalize(size=(5, 0)),
-    ],
-    "normalize_conv_act": [
-        normalize_conv_act(batch=0, activation="prelu"),
-        normalize_conv_act(size=(0, 7), stride=(2, 2)),
-        normalize_conv_act(size=(5, 0)),
-    ],
+    "normalize_conv_act": empty_in_turn(normalize_conv_act, activation="prelu"),
 }
 
 
 def samples(subject: Subject, dtype: torch.dtype = torch.float32) -> list[Call]:
     """The sample calls of the subject's operator, on its device."""
     return [call.to(dtype, subject.device) for call in SAMPLES[subject.operator]]
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-def pairwise(**choices: Sequence[Any]) -> list[dict[str, Any]]:
-    """Rows in which every value of every choice meets every value of every other choice.
-
-    Nearly all defects of a kernel show with two properties at once (a stride *and* an odd width);
-    the full product would be millions of rows, this is hardly more than the largest two choices'.
-    Greedy and deterministic: of some random completions of a pair still missing, the best.
-    """
-    names = list(choices)
-    indices = {name: range(len(choices[name])) for name in names}
-    missing = {
-        (a, i, b, j): None
-        for a, b in itertools.combinations(names, 2)
-        for i, j in itertools.product(indices[a], indices[b])
-    }
-    draw = random.Random(0)
-
-    def pairs_of(row: dict[str, int]) -> list[tuple[str, int, str, int]]:
-        return [(a, row[a], b, row[b]) for a, b in itertools.combinations(names, 2)]
-
-    def complete(a: str, i: int, b: str, j: int) -> dict[str, int]:
-        return {**{name: draw.choice(indices[name]) for name in names}, a: i, b: j}
-
-    rows = []
-    while missing:
-        seed = next(iter(missing))
-        candidates = [complete(*seed) for _ in range(30)]
-        row = max(candidates, key=lambda row: sum(pair in missing for pair in pairs_of(row)))
-        for pair in pairs_of(row):
-            missing.pop(pair, None)
-        rows.append({name: choices[name][row[name]] for name in names})
-    return rows
-
-
-def describe(value: Any) -> str | None:
-    """A row of a table as a test's name."""
-    if not isinstance(value, dict):
-        return None
-    return ",".join(f"{name}={brief(setting)}" for name, setting in value.items())
-
-
-def shape_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a builder in a row of a table, which has a layout besides."""
-    return {name: value for name, value in row.items() if name != "layout"}
-
-
-def brief(setting: Any) -> str:
-    return "x".join(map(str, setting)) if isinstance(setting, tuple) else str(setting)
-
-
-# --- drawn shapes ---------------------------------------------------------------------------------
-
-# The same examples in every run; a failure prints how to repeat it.
-drawn = settings(max_examples=40, deadline=None, derandomize=True, print_blob=True)
-ACTIVATIONS = st.sampled_from(("none", "relu", "prelu"))
-LAYOUT_NAMES = st.sampled_from(list(LAYOUTS))
-BATCHES = st.integers(1, 3)
-CHANNELS = st.integers(1, 40)
-
-
-def sizes(height: int = 24, width: int = 40) -> st.SearchStrategy[Pair]:
-    return st.tuples(st.integers(1, height), st.integers(1, width))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +13,13 @@ from hypothesis import settings
 # Read when the C++ kernels first take memory: theirs is poisoned as well as PyTorch's.
 os.environ.setdefault("FASSD_KERNELS_POISON", "1")
 
-from conformance import cases, harness
+from conformance import definition, harness
 from conformance.harness import OPERATORS, Subject, Target
 
-from fassd_kernels.triton.device import INTERPRETED
-
 SAMPLED_EXAMPLES = 10
+# Where rows are sampled: one in so many of the tests of layouts. It has no factor in common with
+# the numbers of layouts, dtypes and shapes, so that each of them is met.
+SAMPLED_LAYOUTS = 7
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,8 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help=f"test one row in N of the tables, and {SAMPLED_EXAMPLES} drawn calls in place of "
-        f"{cases.drawn.max_examples}; repeat nothing",
+        help=f"test one row in N of the tables, {SAMPLED_EXAMPLES} drawn calls in place of "
+        f"{definition.drawn.max_examples}, one layout in {SAMPLED_LAYOUTS}; repeat nothing",
     )
     group.addoption(
         "--fuzz",
@@ -94,21 +94,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "operators(*names): the operators that a test is for")
     config.addinivalue_line("markers", "takes(*dtypes): what a backend must take to be tested")
-    if (config.getoption("every", None) or 1) > 1:  # test modules take `drawn` when they are read
-        cases.drawn = settings(cases.drawn, max_examples=SAMPLED_EXAMPLES)
+    if (config.getoption("every", None) or 1) > 1:  # taken when test modules are read
+        definition.drawn = settings(definition.drawn, max_examples=SAMPLED_EXAMPLES)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the rows of a table, one in so many: each row is a case of its own, and they are mixed."""
-    step = config.getoption("every", None) or 1
+    """Of the rows of a table, one in so many: each row is a case of its own, and they are mixed.
+
+    They name layouts, too, so that fewer of the tests of layouts will do.
+    """
+    every = config.getoption("every", None) or 1
+    layouts = SAMPLED_LAYOUTS if every > 1 else 1
+    steps = {"test_table": every, "test_table_contiguous": every, "test_layouts": layouts}
     seen: dict[str, int] = {}
     kept, left = [], []
     for item in items:
         table = item.nodeid.partition("[")[0]
         count = seen[table] = seen.get(table, -1) + 1
-        (left if ".py::test_table" in table and count % step else kept).append(item)
+        step = steps.get(table.partition("::")[2], 1) if "tests/conformance/" in table else 1
+        (left if count % step else kept).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+@pytest.fixture
+def some(pytestconfig: pytest.Config) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """What a test goes through: all of it, or where rows are sampled one in three."""
+    sampled = (pytestconfig.getoption("every", None) or 1) > 1
+    return lambda things: things[::3] if sampled else things
 
 
 @pytest.fixture(autouse=True)
@@ -126,16 +139,10 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def quick_interpreter() -> None:
-    """Without its check of every integer sum for overflow, Triton's interpreter is twice as fast.
-
-    tests/kernels/test_triton.py runs with the check.
-    """
-    if INTERPRETED:
-        interpreter = importlib.import_module("triton.runtime.interpreter")
-        builder = interpreter.interpreter_builder
-        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+@pytest.fixture(autouse=True, scope="module")
+def quick_interpreter() -> Iterator[None]:
+    with harness.quick_interpreter():
+        yield
 
 
 @pytest.fixture(autouse=True)

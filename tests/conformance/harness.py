@@ -8,8 +8,10 @@ compares with the float64 run of the reference on the same, already rounded, inp
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +40,7 @@ OPERATORS = tuple(name for name, row in TABLE.items() if not row.packs)
 MULTIPLYING = tuple(name for name, row in TABLE.items() if row.multiplies)
 WITH_GRADIENT = tuple(name for name, row in TABLE.items() if row.has_gradient)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-TOLERANCES = {  # of ||out - ref|| / ||ref||, DESIGN section 8
+TOLERANCES = {  # of ||out - ref|| / ||ref||
     torch.float32: 2e-6,
     torch.float16: 2e-3,
     torch.bfloat16: 1.5e-2,
@@ -140,6 +142,22 @@ def targets(asked: Sequence[str], devices: Sequence[str]) -> list[Target]:
 
 def missing(name: str, reason: str) -> pytest.UsageError:
     return pytest.UsageError(f"backend {name!r} is required: {reason}")
+
+
+@contextmanager
+def quick_interpreter() -> Iterator[None]:
+    """Without its check of every integer sum for overflow, Triton's interpreter is twice as fast.
+
+    tests/triton_backend/test_every_line.py runs with the check.
+    """
+    if not INTERPRETED:
+        yield
+        return
+    builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+    checking = builder.options
+    builder.options = dataclasses.replace(checking, sanitize_overflow=False)
+    yield
+    builder.options = checking
 
 
 # --- calls ----------------------------------------------------------------------------------------

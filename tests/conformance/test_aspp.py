@@ -2,20 +2,9 @@
 
 import pytest
 import torch
-from conformance.cases import (
-    BATCHES,
-    CHANNELS,
-    LAYOUT_NAMES,
-    SIZES,
-    aspp,
-    describe,
-    drawn,
-    pairwise,
-    shape_of,
-    sizes,
-)
-from conformance.harness import LAYOUTS, check
-from hypothesis import given
+from conformance.cases import aspp
+from conformance.definition import BATCHES, CHANNELS, SIZES, pairwise, sizes, standard_tests
+from conformance.harness import LAYOUTS
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.operators("aspp")
@@ -31,31 +20,16 @@ TABLE = pairwise(
 )
 FEW = (dict(channels=10, width=7, size=(9, 11), batch=2),)
 
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, aspp(**shape_of(row)), dtype, row["layout"])
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", FEW, ids=describe)
-def test_layouts(subject, dtype, shape, layout):
-    check(subject, aspp(**shape), dtype, layout)
-
-
-@given(data=st.data())
-@drawn
-def test_drawn(subject, data):
-    call = aspp(
-        batch=data.draw(BATCHES, "batch"),
-        channels=data.draw(CHANNELS, "channels"),
-        width=data.draw(st.integers(1, 20), "width"),
-        out_channels=data.draw(st.integers(1, 20), "out_channels"),
-        size=data.draw(sizes(16, 30), "size"),
-        dilations=data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3), "dilations"),
-    )
-    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
-    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
+    TABLE,
+    FEW,
+    batch=BATCHES,
+    channels=CHANNELS,
+    width=st.integers(1, 20),
+    out_channels=st.integers(1, 20),
+    size=sizes(16, 30),
+    dilations=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+)
 
 
 def test_the_mean_is_of_each_picture(subject):

@@ -2,21 +2,17 @@
 
 import pytest
 import torch
-from conformance.cases import (
+from conformance.cases import asymmetric_conv
+from conformance.definition import (
     ACTIVATIONS,
     BATCHES,
     CHANNELS,
-    LAYOUT_NAMES,
     SIZES,
-    asymmetric_conv,
-    describe,
-    drawn,
     pairwise,
-    shape_of,
     sizes,
+    standard_tests,
 )
 from conformance.harness import LAYOUTS, check
-from hypothesis import given
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.operators("asymmetric_conv")
@@ -39,38 +35,18 @@ FEW = (
     dict(channels=5, middle=5, out_channels=33, size=(6, 21), dilation=12, activation="prelu"),
 )
 
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, asymmetric_conv(**shape_of(row)), dtype, row["layout"])
-
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table_contiguous(subject, row):
-    check(subject, asymmetric_conv(**shape_of(row)))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", FEW, ids=describe)
-def test_layouts(subject, dtype, shape, layout):
-    check(subject, asymmetric_conv(**shape), dtype, layout)
-
-
-@given(data=st.data())
-@drawn
-def test_drawn(subject, data):
-    call = asymmetric_conv(
-        batch=data.draw(BATCHES, "batch"),
-        channels=data.draw(CHANNELS, "channels"),
-        middle=data.draw(CHANNELS, "middle"),
-        out_channels=data.draw(CHANNELS, "out_channels"),
-        size=data.draw(sizes(), "size"),
-        dilation=data.draw(st.integers(1, 4) | st.integers(1, 40), "dilation"),
-        activation=data.draw(ACTIVATIONS, "activation"),
-        bias=data.draw(st.booleans(), "bias"),
-    )
-    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
-    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
+    TABLE,
+    FEW,
+    batch=BATCHES,
+    channels=CHANNELS,
+    middle=CHANNELS,
+    out_channels=CHANNELS,
+    size=sizes(),
+    dilation=st.integers(1, 4) | st.integers(1, 40),
+    activation=ACTIVATIONS,
+    bias=st.booleans(),
+)
 
 
 def test_mixed_biases(subject):

@@ -6,29 +6,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import harness
-from conformance.cases import (
+from conformance.cases import conv_act
+from conformance.definition import (
     ACTIVATIONS,
     BATCHES,
     CHANNELS,
     IN_CHANNELS,
-    LAYOUT_NAMES,
     OUT_CHANNELS,
     SIZES,
-    conv_act,
-    describe,
-    drawn,
     pairwise,
-    shape_of,
     sizes,
+    standard_tests,
 )
 from conformance.harness import LAYOUTS, Call, check, check_close
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fassd_kernels.reference.conv_act import KERNELS
+
 pytestmark = pytest.mark.operators("conv_act")
 
-KERNELS = ((3, 3), (3, 1), (1, 3), (1, 1))
 TABLE = pairwise(
     kernel=KERNELS,
     stride=((1, 1), (2, 2), (3, 3), (1, 2), (3, 1)),
@@ -52,42 +49,21 @@ FEW = (
     ),
 )
 
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, conv_act(**shape_of(row)), dtype, row["layout"])
-
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table_contiguous(subject, row):
-    check(subject, conv_act(**shape_of(row)))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", FEW, ids=describe)
-def test_layouts(subject, dtype, shape, layout):
-    check(subject, conv_act(**shape), dtype, layout)
-
-
-@given(data=st.data())
-@drawn
-def test_drawn(subject, data):
-    near, far = (st.tuples(st.integers(1, n), st.integers(1, n)) for n in (3, 40))
-    call = conv_act(
-        batch=data.draw(BATCHES, "batch"),
-        channels=data.draw(st.lists(CHANNELS, min_size=1, max_size=4), "channels"),
-        out_channels=data.draw(st.integers(1, 70), "out_channels"),
-        size=data.draw(sizes(), "size"),
-        kernel=data.draw(st.sampled_from(KERNELS), "kernel"),
-        stride=data.draw(near, "stride"),
-        dilation=data.draw(near | far, "dilation"),
-        activation=data.draw(ACTIVATIONS, "activation"),
-        bias=data.draw(st.booleans(), "bias"),
-        residual=data.draw(st.booleans(), "residual"),
-        pool=data.draw(st.sampled_from((1, 2)), "pool"),
-    )
-    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
-    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
+    TABLE,
+    FEW,
+    batch=BATCHES,
+    channels=st.lists(CHANNELS, min_size=1, max_size=4),
+    out_channels=st.integers(1, 70),
+    size=sizes(),
+    kernel=st.sampled_from(KERNELS),
+    stride=sizes(3, 3),
+    dilation=sizes(3, 3) | sizes(40, 40),
+    activation=ACTIVATIONS,
+    bias=st.booleans(),
+    residual=st.booleans(),
+    pool=st.sampled_from((1, 2)),
+)
 
 
 def by_hand(call: Call) -> Tensor:

@@ -1,20 +1,8 @@
 """dapf against its definition."""
 
 import pytest
-from conformance.cases import (
-    BATCHES,
-    CHANNELS,
-    LAYOUT_NAMES,
-    SIZES,
-    dapf,
-    describe,
-    drawn,
-    pairwise,
-    shape_of,
-    sizes,
-)
-from conformance.harness import LAYOUTS, check
-from hypothesis import given
+from conformance.definition import BATCHES, CHANNELS, SIZES, pairwise, sizes, standard_tests
+from conformance.harness import LAYOUTS
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.operators("dapf")
@@ -33,33 +21,13 @@ FEW = (
     dict(channels=5, width=9, out_channels=33, size=(6, 21), dilations=(4, 8)),
 )
 
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, dapf(**shape_of(row)), dtype, row["layout"])
-
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table_contiguous(subject, row):
-    check(subject, dapf(**shape_of(row)))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", FEW, ids=describe)
-def test_layouts(subject, dtype, shape, layout):
-    check(subject, dapf(**shape), dtype, layout)
-
-
-@given(data=st.data())
-@drawn
-def test_drawn(subject, data):
-    call = dapf(
-        batch=data.draw(BATCHES, "batch"),
-        channels=data.draw(CHANNELS, "channels"),
-        width=data.draw(st.integers(1, 24), "width"),
-        out_channels=data.draw(CHANNELS, "out_channels"),
-        size=data.draw(sizes(16, 30), "size"),
-        dilations=data.draw(st.lists(st.integers(1, 40), max_size=4), "dilations"),
-    )
-    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
-    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
+    TABLE,
+    FEW,
+    batch=BATCHES,
+    channels=CHANNELS,
+    width=st.integers(1, 24),
+    out_channels=CHANNELS,
+    size=sizes(16, 30),
+    dilations=st.lists(st.integers(1, 40), max_size=4),
+)

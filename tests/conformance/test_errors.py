@@ -112,12 +112,24 @@ def given(base: Call, name: str, values: dict[str, Any], argument: str = "") -> 
     ]
 
 
+def each(base: Call, name: str, ways: dict[str, Spoil]) -> list[Refusal]:
+    """`base` with each tensor of its list `name` spoiled."""
+    return [r for i in range(len(base.arguments[name])) for r in spoiled(base, name, ways, i)]
+
+
+def no_lists(base: Call, *names: str) -> list[Refusal]:
+    """`base` with one of its lists empty, or too few packed weights."""
+    empty = [r for name in names for r in given(base, name, {"empty list": []})]
+    return [*empty, *given(base, "packed", {"too few": [torch.zeros(0)]})]
+
+
 def without(ways: dict[str, Spoil], *names: str) -> dict[str, Spoil]:
     return {why: way for why, way in ways.items() if why not in names}
 
 
 # A tensor by itself has nothing to disagree with.
 ALONE = {why: SPOILED_IMAGE[why] for why in ("integers", "rank")}
+WIDER: dict[str, Spoil] = {"more output channels": lambda x: torch.cat([x, x])}
 NOT_POSITIVE = {"zero": (0, 0), "vertical zero": (0, 1), "horizontal negative": (1, -1)}
 NOT_PAIRS = {"empty list": (), "three values": (1, 1, 1)}
 BAD_ACTIVATION = {"unknown": "gelu", "capitals": "ReLU", "empty": ""}
@@ -174,44 +186,17 @@ def asymmetric_conv_refusals() -> list[Refusal]:
     ]
 
 
-def dapf_refusals() -> list[Refusal]:
-    base = dapf(dilations=(1, 2))
-    wider = {"more output channels": lambda x: torch.cat([x, x])}
+def branches_refusals(base: Call) -> list[Refusal]:
+    """Of dapf and aspp, whose first weight decides the width: the others disagree with it."""
+    count = len(base.arguments["weights"])
+    first = without(SPOILED_WEIGHT, "no output channels")
     return [
         *spoiled(base, "input", ALONE),
-        *(
-            refusal
-            for i in range(6)
-            for refusal in spoiled(base, "weights", SPOILED_WEIGHT if i else FIRST_WEIGHT, i)
-        ),
-        *(r for i in range(1, 5) for r in spoiled(base, "weights", wider, i)),
-        *(r for i in range(6) for r in spoiled(base, "biases", SPOILED_VECTOR, i)),
-        *given(base, "weights", {"empty list": []}),
-        *given(base, "biases", {"empty list": []}),
-        *given(base, "dilations", {"zero": (0, 1), "negative": (1, -3)}),
-        *given(base, "dilations", {"more than weights": (1, 2, 3), "fewer": (1,)}, "weights"),
-    ]
-
-
-# The first weight decides the width, so that the others disagree with it, not it with them.
-FIRST_WEIGHT = without(SPOILED_WEIGHT, "no output channels")
-
-
-def aspp_refusals() -> list[Refusal]:
-    base = aspp(dilations=(1, 2))
-    wider = {"more output channels": lambda x: torch.cat([x, x])}
-    return [
-        *spoiled(base, "input", ALONE),
-        *(
-            refusal
-            for i in range(5)
-            for refusal in spoiled(base, "weights", SPOILED_WEIGHT if i else FIRST_WEIGHT, i)
-        ),
-        *(r for i in range(1, 4) for r in spoiled(base, "weights", wider, i)),
-        *(r for i in range(5) for r in spoiled(base, "biases", SPOILED_VECTOR, i)),
-        *given(base, "weights", {"empty list": []}),
-        *given(base, "biases", {"empty list": []}),
-        *given(base, "packed", {"too few": [torch.zeros(0)]}),
+        *spoiled(base, "weights", first, 0),
+        *(r for i in range(1, count) for r in spoiled(base, "weights", SPOILED_WEIGHT, i)),
+        *(r for i in range(1, count - 1) for r in spoiled(base, "weights", WIDER, i)),
+        *each(base, "biases", SPOILED_VECTOR),
+        *no_lists(base, "weights", "biases"),
         *given(base, "dilations", {"zero": (0, 1), "negative": (1, -3)}),
         *given(base, "dilations", {"more than weights": (1, 2, 3), "fewer": (1,)}, "weights"),
     ]
@@ -221,35 +206,28 @@ def hardblock_refusals() -> list[Refusal]:
     base = hardblock()
     return [
         *spoiled(base, "input", ALONE),
-        *(r for i in range(4) for r in spoiled(base, "weights", SPOILED_WEIGHT, i)),
-        *(r for i in range(4) for r in spoiled(base, "biases", SPOILED_VECTOR, i)),
-        *given(base, "weights", {"empty list": []}),
-        *given(base, "biases", {"empty list": []}),
-        *given(base, "packed", {"too few": [torch.zeros(0)]}),
+        *each(base, "weights", SPOILED_WEIGHT),
+        *each(base, "biases", SPOILED_VECTOR),
+        *no_lists(base, "weights", "biases"),
     ]
 
 
 def mda_refusals() -> list[Refusal]:
     base = mda()
-    roles = ("reduce", "square", "vertical", "horizontal", "project")
-    wider = {"more output channels": lambda x: torch.cat([x, x])}
+    lists = ("weights", "scales", "shifts", "slopes")
     refusals = [
         *spoiled(base, "input", ALONE),
         *given(base, "dilation", {"zero": 0, "negative": -2}),
+        *no_lists(base, *lists),
     ]
-    for i, role in enumerate(roles):
-        ways = {**SPOILED_WEIGHT, **wider} if i else SPOILED_WEIGHT
+    for i, role in enumerate(("reduce", "square", "vertical", "horizontal", "project")):
+        ways = {**SPOILED_WEIGHT, **WIDER} if i else SPOILED_WEIGHT
         refusals += spoiled(base, "weights", ways, i, f"weights[{i}] ({role})")
-    for name, count in (("scales", 2), ("shifts", 6), ("slopes", 6)):
-        for i in range(count):
-            refusals += spoiled(base, name, SPOILED_VECTOR, i)
-    for name in ("weights", "scales", "shifts", "slopes"):
-        one_more = {"one more": lambda values: [*values, values[0]]}
-        refusals += given(base, name, {"empty list": []})
-        refusals += [
-            Refusal(name, why, lambda a, name=name, way=way: {name: way(a[name])}, base)
-            for why, way in one_more.items()
-        ]
+    for name in lists:
+        one_more = [*base.arguments[name], base.arguments[name][0]]
+        refusals += given(base, name, {"one more": [tensor.float() for tensor in one_more]})
+        if name != "weights":
+            refusals += each(base, name, SPOILED_VECTOR)
     return refusals
 
 
@@ -351,8 +329,8 @@ REFUSALS = {
     **{name: schema_refusals(name) for name in UNKNOWN},
     "conv_act": conv_act_refusals(),
     "asymmetric_conv": asymmetric_conv_refusals(),
-    "dapf": dapf_refusals(),
-    "aspp": aspp_refusals(),
+    "dapf": branches_refusals(dapf(dilations=(1, 2))),
+    "aspp": branches_refusals(aspp(dilations=(1, 2))),
     "hardblock": hardblock_refusals(),
     "mda": mda_refusals(),
     "upsample_conv1x1": upsample_conv1x1_refusals(),

@@ -2,20 +2,9 @@
 
 import pytest
 import torch
-from conformance.cases import (
-    BATCHES,
-    CHANNELS,
-    LAYOUT_NAMES,
-    SIZES,
-    describe,
-    drawn,
-    hardblock,
-    pairwise,
-    shape_of,
-    sizes,
-)
-from conformance.harness import LAYOUTS, TOLERANCES, check, check_close
-from hypothesis import given
+from conformance.cases import hardblock
+from conformance.definition import BATCHES, CHANNELS, SIZES, pairwise, sizes, standard_tests
+from conformance.harness import LAYOUTS, TOLERANCES, check_close
 from hypothesis import strategies as st
 
 from fassd.models import HarDBlock
@@ -41,29 +30,14 @@ FEW = (
     dict(channels=18, widths=(10, 18, 10, 28), size=(6, 71)),
 )
 
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, hardblock(**shape_of(row)), dtype, row["layout"])
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", FEW, ids=describe)
-def test_layouts(subject, dtype, shape, layout):
-    check(subject, hardblock(**shape), dtype, layout)
-
-
-@given(data=st.data())
-@drawn
-def test_drawn(subject, data):
-    call = hardblock(
-        batch=data.draw(BATCHES, "batch"),
-        channels=data.draw(CHANNELS, "channels"),
-        widths=data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=9), "widths"),
-        size=data.draw(sizes(16, 80), "size"),
-    )
-    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
-    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
+    TABLE,
+    FEW,
+    batch=BATCHES,
+    channels=CHANNELS,
+    widths=st.lists(st.integers(1, 20), min_size=1, max_size=9),
+    size=sizes(16, 80),
+)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 5, 8, 16])

@@ -2,20 +2,9 @@
 
 import pytest
 import torch
-from conformance.cases import (
-    BATCHES,
-    CHANNELS,
-    LAYOUT_NAMES,
-    SIZES,
-    describe,
-    drawn,
-    mda,
-    pairwise,
-    shape_of,
-    sizes,
-)
-from conformance.harness import LAYOUTS, check
-from hypothesis import given
+from conformance.cases import mda
+from conformance.definition import BATCHES, CHANNELS, SIZES, pairwise, sizes, standard_tests
+from conformance.harness import LAYOUTS
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.operators("mda")
@@ -33,35 +22,15 @@ FEW = (
     dict(channels=18, width=9, size=(6, 21), dilation=8),
 )
 
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, mda(**shape_of(row)), dtype, row["layout"])
-
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table_contiguous(subject, row):
-    check(subject, mda(**shape_of(row)))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", FEW, ids=describe)
-def test_layouts(subject, dtype, shape, layout):
-    check(subject, mda(**shape), dtype, layout)
-
-
-@given(data=st.data())
-@drawn
-def test_drawn(subject, data):
-    call = mda(
-        batch=data.draw(BATCHES, "batch"),
-        channels=data.draw(CHANNELS, "channels"),
-        width=data.draw(st.integers(1, 24), "width"),
-        size=data.draw(sizes(16, 30), "size"),
-        dilation=data.draw(st.integers(1, 4) | st.integers(1, 40), "dilation"),
-    )
-    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
-    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
+    TABLE,
+    FEW,
+    batch=BATCHES,
+    channels=CHANNELS,
+    width=st.integers(1, 24),
+    size=sizes(16, 30),
+    dilation=st.integers(1, 4) | st.integers(1, 40),
+)
 
 
 def test_padding_is_zero_behind_the_affine(subject):

@@ -2,49 +2,19 @@
 
 import pytest
 import torch
-from conformance.cases import (
-    BATCHES,
-    LAYOUT_NAMES,
-    MEAN,
-    SIZES,
-    STD,
-    describe,
-    drawn,
-    normalize,
-    pairwise,
-    shape_of,
-    sizes,
-)
-from conformance.harness import LAYOUTS, check
-from hypothesis import given
+from conformance.cases import MEAN, STD, normalize
+from conformance.definition import BATCHES, SIZES, pairwise, sizes, standard_tests
+from conformance.harness import LAYOUTS
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.operators("normalize")
 
 TABLE = pairwise(size=SIZES, batch=(1, 2, 3), layout=tuple(LAYOUTS))
 
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, normalize(**shape_of(row)), dtype, row["layout"])
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(subject, dtype, layout):
-    check(subject, normalize(batch=2, size=(9, 11)), dtype, layout)
-
-
-@given(data=st.data())
-@drawn
-def test_drawn(subject, data):
-    call = normalize(data.draw(BATCHES, "batch"), data.draw(sizes(40, 70), "size"))
-    value = st.floats(1, 255)
-    call = call.with_(
-        mean=data.draw(st.tuples(value, value, value), "mean"),
-        std=data.draw(st.tuples(value, value, value), "std"),
-    )
-    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
-    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+THREE = st.tuples(*[st.floats(1, 255)] * 3)
+test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
+    TABLE, [dict(batch=2, size=(9, 11))], batch=BATCHES, size=sizes(40, 70), mean=THREE, std=THREE
+)
 
 
 def test_every_value_exactly(subject, dtype):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conformance.cases import MEAN, STD, describe, normalize_conv_act, pairwise, shape_of
-from conformance.harness import LAYOUTS, check, check_close
+from conformance.cases import MEAN, STD, normalize_conv_act
+from conformance.definition import ACTIVATIONS, BATCHES, pairwise, sizes, standard_tests
+from conformance.harness import LAYOUTS, check_close
+from hypothesis import strategies as st
 
 import fassd_kernels
+from fassd_kernels.reference.conv_act import KERNELS
 
 pytestmark = pytest.mark.operators("normalize_conv_act")
 
@@ -23,15 +26,18 @@ TABLE = pairwise(
     layout=tuple(LAYOUTS),
 )
 
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, normalize_conv_act(**shape_of(row)), dtype, row["layout"])
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(subject, dtype, layout):
-    check(subject, normalize_conv_act(2, 16, (19, 23), stride=(2, 2)), dtype, layout)
+test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
+    TABLE,
+    [dict(batch=2, out_channels=16, size=(19, 23), stride=(2, 2))],
+    batch=BATCHES,
+    out_channels=st.integers(1, 40),
+    size=sizes(),
+    kernel=st.sampled_from(KERNELS),
+    stride=sizes(3, 3),
+    dilation=sizes(3, 3),
+    activation=ACTIVATIONS,
+    bias=st.booleans(),
+)
 
 
 def test_equals_its_two_parts(subject, dtype):

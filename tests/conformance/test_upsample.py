@@ -2,19 +2,9 @@
 
 import pytest
 import torch
-from conformance import cases
-from conformance.cases import (
-    BATCHES,
-    LAYOUT_NAMES,
-    describe,
-    drawn,
-    pairwise,
-    shape_of,
-    sizes,
-    upsample,
-)
-from conformance.harness import LAYOUTS, TOLERANCES, Call, check, check_close
-from hypothesis import given
+from conformance.cases import upsample
+from conformance.definition import BATCHES, pairwise, sizes, standard_tests
+from conformance.harness import LAYOUTS, TOLERANCES, Call, check_close
 from hypothesis import strategies as st
 
 both = pytest.mark.operators("upsample", "upsample_argmax")
@@ -33,43 +23,17 @@ FEW = (
     dict(channels=5, low_size=(9, 11), size=(7, 13)),
 )
 
-
-def call_of(subject, **shape) -> Call:
-    return getattr(cases, subject.operator)(**shape)
-
-
-@both
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, call_of(subject, **shape_of(row)), dtype, row["layout"])
-
-
-@both
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table_contiguous(subject, row):
-    check(subject, call_of(subject, **shape_of(row)))
-
-
-@both
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", FEW, ids=describe)
-def test_layouts(subject, dtype, shape, layout):
-    check(subject, call_of(subject, **shape), dtype, layout)
-
-
-@both
-@given(data=st.data())
-@drawn
-def test_drawn(subject, data):
-    call = call_of(
-        subject,
-        batch=data.draw(BATCHES, "batch"),
-        channels=data.draw(st.integers(1, 40) | st.integers(1, 256), "channels"),
-        low_size=data.draw(sizes(12, 20), "low_size"),
-        size=data.draw(sizes(), "size"),
-    )
-    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
-    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+test_table, test_table_contiguous, test_layouts, test_drawn = map(
+    both,
+    standard_tests(
+        TABLE,
+        FEW,
+        batch=BATCHES,
+        channels=st.integers(1, 40) | st.integers(1, 256),
+        low_size=sizes(12, 20),
+        size=sizes(),
+    ),
+)
 
 
 @to_image

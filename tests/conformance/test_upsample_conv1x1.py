@@ -2,20 +2,16 @@
 
 import pytest
 import torch
-from conformance.cases import (
+from conformance.cases import upsample_conv1x1
+from conformance.definition import (
     ACTIVATIONS,
     BATCHES,
-    LAYOUT_NAMES,
     OUT_CHANNELS,
-    describe,
-    drawn,
     pairwise,
-    shape_of,
     sizes,
-    upsample_conv1x1,
+    standard_tests,
 )
 from conformance.harness import LAYOUTS, check
-from hypothesis import given
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.operators("upsample_conv1x1")
@@ -37,38 +33,19 @@ FEW = (
 )
 
 
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table(subject, dtype, row):
-    check(subject, upsample_conv1x1(**shape_of(row)), dtype, row["layout"])
-
-
-@pytest.mark.parametrize("row", TABLE, ids=describe)
-def test_table_contiguous(subject, row):
-    check(subject, upsample_conv1x1(**shape_of(row)))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", FEW, ids=describe)
-def test_layouts(subject, dtype, shape, layout):
-    check(subject, upsample_conv1x1(**shape), dtype, layout)
-
-
-@given(data=st.data())
-@drawn
-def test_drawn(subject, data):
-    channels = st.lists(st.integers(1, 30), min_size=1, max_size=3)
-    call = upsample_conv1x1(
-        batch=data.draw(BATCHES, "batch"),
-        low=data.draw(channels, "low"),
-        skip=data.draw(channels, "skip"),
-        out_channels=data.draw(st.integers(1, 70), "out_channels"),
-        low_size=data.draw(sizes(12, 20), "low_size"),
-        size=data.draw(sizes(), "size"),
-        activation=data.draw(ACTIVATIONS, "activation"),
-        bias=data.draw(st.booleans(), "bias"),
-    )
-    dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")
-    check(subject, call, dtype, data.draw(LAYOUT_NAMES, "layout"))
+channels = st.lists(st.integers(1, 30), min_size=1, max_size=3)
+test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
+    TABLE,
+    FEW,
+    batch=BATCHES,
+    low=channels,
+    skip=channels,
+    out_channels=st.integers(1, 70),
+    low_size=sizes(12, 20),
+    size=sizes(),
+    activation=ACTIVATIONS,
+    bias=st.booleans(),
+)
 
 
 def test_low_comes_first(subject):

@@ -5,6 +5,7 @@ These tests run where ``FASSD_KERNELS_EMULATION`` names the library that build.p
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ ARITHMETIC = {torch.float16: HALF, torch.bfloat16: HALF, torch.float32: FLOAT}
 
 def variants() -> Iterator[tuple[torch.dtype, str]]:
     for dtype, arithmetic in ARITHMETIC.items():
-        for row in torch.ops.fassd_kernels.convolution_variants(arithmetic).long().tolist():
+        for row in torch.ops.fassd_kernels_plan.variants(arithmetic).tolist():
             yield dtype, ",".join(map(str, row))
 
 
@@ -41,16 +42,12 @@ def subject(operator: str) -> Subject:
     return Subject(operator, Target(fassd_kernels.backends()["cuda-emulated"], "cpu"))
 
 
-def planned(call: Call, arithmetic: int) -> list[int]:
-    """Warps, m_tiles and n_tiles of the kernel that a plain convolution is launched with."""
-    of = call.arguments
-    batch, _, height, width = of["inputs"][0].shape
-    out, _, kernel_h, kernel_w = of["weight"].shape
-    shape = [batch, height, width, height, width, out, kernel_h, kernel_w, 1, 1, 1, 1, 1]
-    channels = [x.shape[1] for x in of["inputs"]]
-    return torch.ops.fassd_kernels.convolution_plan([*shape, arithmetic], channels, GPU)[
-        :3
-    ].tolist()
+def planned(call: Call, dtype: torch.dtype, gpu: list[int] = GPU) -> list[object]:
+    """The kernel of a call's first launch, and its warps, m_tiles and n_tiles."""
+    call = call.to(dtype)
+    operator = getattr(torch.ops.fassd_kernels_plan, call.operator)
+    launch = json.loads(operator(*call.positional, **call.keywords, gpu=gpu))[0]
+    return [launch["kernel"], *(launch["blocks"][0][n] for n in ("warps", "m_tiles", "n_tiles"))]
 
 
 CONVOLUTIONS = (
@@ -68,14 +65,13 @@ CONVOLUTIONS = (
 def test_every_variant(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, variant: str) -> None:
     monkeypatch.setenv(VARIANT, variant)
     plain = CONVOLUTIONS[0]
-    assert planned(plain, ARITHMETIC[dtype]) == [float(n) for n in variant.split(",")[:3]]
+    expected = [int(number) for number in variant.split(",")[:3]]
+    assert planned(plain, dtype) == ["convolution_kernel", *expected]
     for call in CONVOLUTIONS:
         check(subject("conv_act"), call, dtype, "channels_last")
 
 
-@pytest.mark.parametrize(
-    "variant", torch.ops.fassd_kernels.convolution_variants(TF32).long().tolist(), ids=str
-)
+@pytest.mark.parametrize("variant", torch.ops.fassd_kernels_plan.variants(TF32).tolist(), ids=str)
 def test_tf32(monkeypatch: pytest.MonkeyPatch, variant: list[int]) -> None:
     monkeypatch.setenv(VARIANT, ",".join(map(str, variant)))
     function = torch.ops.fassd_kernels_cuda_emulated.conv_act
@@ -85,7 +81,7 @@ def test_tf32(monkeypatch: pytest.MonkeyPatch, variant: list[int]) -> None:
         exact = call(function)
         result = function(*call.positional, **call.keywords, allow_tf32=True)
         error = (result.double() - right).norm() / right.norm()
-        assert error <= 1e-3, "DESIGN section 8"
+        assert error <= 1e-3
         assert not torch.equal(result, exact), "it was rounded"
 
 
@@ -98,16 +94,14 @@ gpu, dtype = [3, 227 * 1024, 90], torch.{dtype}
 os.environ[t.FUSION] = "always"
 for warps, even, odd in itertools.product((4, 8), (3, 4, 6, 8), (10, 24)):
     os.environ[t.VARIANT] = f"{{warps}},2,{{even}},1"
-    plan = torch.ops.fassd_kernels.couple_plan([1, 19, 35, odd, 28, t.HALF], [33], gpu)
-    assert plan[:3].tolist() == [warps, 2, even], plan
     call = cases.hardblock(1, 33, (odd, 28, odd, 70), (19, 35))
+    assert t.planned(call, dtype, gpu) == ["couple_kernel", warps, 2, even]
     t.check(t.subject("hardblock"), call, dtype, "channels_last")
 for warps, width in itertools.product((4, 8), (20, 61, 112)):
     tiles = 4 if width <= 32 else 8 if width <= 64 else 16
     os.environ[t.VARIANT] = f"{{warps}},2,{{tiles}},0"
-    plan = torch.ops.fassd_kernels.pair_plan([1, 19, 45, 31, width, width, 4, 0, t.HALF], gpu)
-    assert plan[:3].tolist() == [warps, 2, tiles], plan
     call = cases.asymmetric_conv(1, 31, width, width, (19, 45), 4, activation="prelu")
+    assert t.planned(call, dtype, gpu) == ["pair_kernel", warps, 2, tiles]
     t.check(t.subject("asymmetric_conv"), call, dtype, "channels_last")
 """
     run_on("90", program)
@@ -174,6 +168,20 @@ def test_offsets_beyond_32_bits() -> None:
 
     spread = call.map(far, ("inputs", "residual"))
     assert torch.equal(subject("conv_act")(spread), subject("conv_act")(call))
+
+
+@pytest.mark.parametrize("value", ["40", "101", "-1", "most"])
+def test_the_carveout_is_a_percentage(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FASSD_KERNELS_CARVEOUT", value)
+    refused = f"FASSD_KERNELS_CARVEOUT is {value!r}; expected a percentage, 0 to 100"
+    program = f"""
+import contextlib
+fine = contextlib.nullcontext()
+call = cases.conv_act(1, (8,), 16, (9, 17))
+with fine if {value!r} == "40" else pytest.raises(RuntimeError, match={refused!r}):
+    t.check(t.subject("conv_act"), call, torch.float16, "channels_last")
+"""
+    run_on("86", program)
 
 
 def test_more_inputs_than_a_launch_knows() -> None:

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from fassd.data.card import Pair
 from fassd.data.cardfile import load_card
-from fassd.data.dataset import SegmentationDataset, examine_pair, read_pair
-from fassd.data.masks import MaskCode, color_key, read_mask
+from fassd.data.dataset import SegmentationDataset, examine_pair
+from fassd.data.masks import MaskCode, color_key, examine_mask
 from fassd.io.images import ImageError, ImageWarning
 from fassd.io.palette import IGNORE
 
@@ -23,6 +23,12 @@ TABLE = np.array([IGNORE, 0, 1, 2], np.uint8)  # of the ids 0 to 3
 @pytest.fixture
 def ids():
     return np.random.default_rng(0).integers(0, 4, SIZE).astype(np.uint8)
+
+
+def read_mask(path, code):
+    labels, remarks = examine_mask(path, code)
+    assert remarks == []
+    return labels
 
 
 def png(pixels, depth, color_type, palette=b""):
@@ -72,10 +78,9 @@ def test_pgm_masks_of_any_largest_value(tmp_path, ids, highest, magic):
 def test_masks_of_several_pages_are_told(tmp_path, ids):
     pages = [Image.fromarray(ids)] * 3
     pages[0].save(tmp_path / "mask.tif", save_all=True, append_images=pages[1:])
-    with pytest.warns(
-        ImageWarning, match=r"mask\.tif: only the first of 3 pages is read, 2 passed"
-    ):
-        np.testing.assert_array_equal(read_mask(tmp_path / "mask.tif", IDS), TABLE[ids])
+    labels, remarks = examine_mask(tmp_path / "mask.tif", IDS)
+    np.testing.assert_array_equal(labels, TABLE[ids])
+    assert remarks == ["only the first of 3 pages is read, 2 passed over"]
 
 
 @pytest.mark.parametrize("depth", [2, 4, 8])
@@ -116,7 +121,7 @@ def test_exif_rotation_is_applied_to_both(tmp_path, ids):
     exif[0x0112] = 6
     for name, array in (("a.png", np.dstack([ids] * 3)), ("mask.png", ids)):
         Image.fromarray(array).save(tmp_path / name, exif=exif)
-    sample = read_pair(Pair(tmp_path / "a.png", tmp_path / "mask.png", IDS))
+    sample, _ = examine_pair(Pair(tmp_path / "a.png", tmp_path / "mask.png", IDS))
     assert sample.labels.shape == SIZE[::-1]
     np.testing.assert_array_equal(sample.labels, TABLE[sample.image[..., 0]])
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fassd.export import SUFFIX_OF, Exporter, Request, staged
+from fassd.export import SUFFIX_OF, Exporter, Metadata, Request, onnx_file, staged
 from fassd.synth import render_street
 
 SIZE = (128, 256)
+LABELS = {"output": "labels", "preprocess": True}
 
 
+@functools.cache
 def streets(
     count: int, size: tuple[int, int] = SIZE, split: str = "val"
 ) -> list[npt.NDArray[np.uint8]]:
@@ -33,6 +37,14 @@ Export = Callable[..., tuple[Path, Exporter]]
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """``export("onnx", dtype="float16", ...)`` -> the file, and what made it; made once."""
     done: dict[Request, tuple[Path, Exporter]] = {}
+    models: dict[tuple[Any, ...], Any] = {}
+
+    def onnx_model(deployed: Any, data: Metadata, *settings: Any) -> Any:
+        """What files of OpenVINO and of 8 bits are made of, which is often the same."""
+        key = (data.to_json(), *settings)
+        if key not in models:
+            models[key] = onnx_file.onnx_model(deployed, data, *settings)
+        return models[key]
 
     def made(kind: str, **settings: object) -> tuple[Path, Exporter]:
         given = {"model": "fassd_net_l2", "weights": "synthetic", "size": SIZE, **settings}
@@ -40,8 +52,10 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         if request not in done:
             path = tmp_path_factory.mktemp(kind) / f"net{SUFFIX_OF[kind][0]}"
             exporter = Exporter(request)
-            with staged(path) as unnamed:
-                exporter.write(unnamed, streets(12, split="train"))
+            calibration = streets(12, split="train") if request.dtype == "int8" else ()
+            with staged(path) as unnamed, pytest.MonkeyPatch.context() as patch:
+                patch.setattr("fassd.export.write.onnx_model", onnx_model)
+                exporter.write(unnamed, calibration)
             done[request] = (path, exporter)
         return done[request]
 

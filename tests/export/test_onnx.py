@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
-from export.conftest import SIZE, streets
+from export.conftest import LABELS, SIZE, streets
 
 import fassd
 import fassd_kernels
@@ -22,9 +23,9 @@ pytest.importorskip("openvino")
 RUNTIMES = ("onnxruntime", "openvino")
 KINDS = {
     "float32 logits": {},
-    "float32 labels, any size": {"size": None, "output": "labels", "preprocess": True},
+    "float32 labels, any size": {"size": None, **LABELS},
     "float16 logits": {"dtype": "float16"},
-    "float16 labels": {"dtype": "float16", "output": "labels", "preprocess": True},
+    "float16 labels": {"dtype": "float16", **LABELS},
     "a batch of two": {"batch": 2, "preprocess": True},
 }
 
@@ -115,6 +116,8 @@ def test_an_accelerated_network_exports_by_itself_to_the_same_graph(export, capl
     assert operators(model)["ArgMax"] == 1
 
 
+X = torch.randn(2, 6, 8, 12, generator=torch.Generator().manual_seed(1))
+WEIGHT = torch.randn(6, 12, 3, 3, generator=torch.Generator().manual_seed(0)) / 8
 MEAN, STD = [103.5, 116.3, 123.7], [57.4, 57.1, 58.4]
 OPERATORS = {
     "upsample": lambda ops, x, w: ops.upsample(x.relu(), (21, 34)),
@@ -140,19 +143,14 @@ OPERATORS = {
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_called_by_itself_decomposes(name, caplog):
-    import onnxruntime
-
-    weight = torch.randn(6, 12, 3, 3, generator=torch.Generator().manual_seed(0)) / 8
-
     class Called(torch.nn.Module):
         def forward(self, x):
-            return OPERATORS[name](torch.ops.fassd_kernels, x, weight)
+            return OPERATORS[name](torch.ops.fassd_kernels, x, WEIGHT)
 
-    x = torch.randn(2, 6, 8, 12, generator=torch.Generator().manual_seed(1))
-    expected = Called()(x).numpy()
-    model = exported_by_pytorch(Called(), x, caplog)
+    expected = Called()(X).numpy()
+    model = exported_by_pytorch(Called(), X, caplog)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    (found,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
     assert found.dtype == expected.dtype and found.shape == expected.shape
     assert np.abs(found.astype(float) - expected).max() < 1e-4
 
@@ -166,15 +164,13 @@ def test_operators_stay_whole_in_inductor(monkeypatch):
     monkeypatch.setenv("CI", "true")
     for name in OPERATORS:  # as in a process that has compiled nothing yet
         monkeypatch.delitem(lowering.lowerings, getattr(ops, name).default, raising=False)
-    weight = torch.randn(6, 12, 3, 3, generator=torch.Generator().manual_seed(0)) / 8
-    x = torch.randn(2, 6, 8, 12, generator=torch.Generator().manual_seed(1))
 
     def called(x):
-        return [call(ops, x, weight) for call in OPERATORS.values()]
+        return [call(ops, x, WEIGHT) for call in OPERATORS.values()]
 
     with torch._inductor.config.patch(force_disable_caches=True):
-        found, code = run_and_get_code(torch.compile(called, fullgraph=True), x)
-    for name, one, expected in zip(OPERATORS, found, called(x), strict=True):
+        found, code = run_and_get_code(torch.compile(called, fullgraph=True), X)
+    for name, one, expected in zip(OPERATORS, found, called(X), strict=True):
         assert f"torch.ops.fassd_kernels.{name}.default(" in "".join(code)
         assert one.dtype == expected.dtype and (one.float() - expected).abs().max() < 1e-4
 
@@ -234,7 +230,7 @@ def test_old_opsets(export, pictures):
 def test_int8_agrees_with_float_on_held_out_streets(export, kind, capsys):
     if kind == "openvino":
         pytest.importorskip("nncf")
-    path, exporter = export(kind, dtype="int8", output="labels", preprocess=True)
+    path, exporter = export(kind, dtype="int8", **LABELS)
     result = verify(ExportedNetwork(path), exporter.source, streets(8))
     with capsys.disabled():
         print(f"\nint8 {kind} against float32, 8 streets of the val split, the worst: {result}")
@@ -247,7 +243,7 @@ def test_int8_agrees_with_float_on_held_out_streets(export, kind, capsys):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_openvino_files(export, pictures, dtype):
-    path, exporter = export("openvino", dtype=dtype, output="labels", preprocess=True)
+    path, exporter = export("openvino", dtype=dtype, **LABELS)
     network = ExportedNetwork(path)
     assert network.metadata.format == "openvino"
     assert verify(network, exporter.source, pictures).passed
@@ -266,6 +262,8 @@ def test_metadata_is_in_the_file(export):
     (entry,) = (e for e in onnx.load(path).metadata_props if e.key == "fassd")
     found = Metadata.from_json(entry.value)
     assert found == exporter.metadata
+    assert json.loads(entry.value)["input"]["shape"] == [1, -1, -1, 3]
+    assert json.loads(entry.value)["input"]["mean"] == pytest.approx([103.53, 116.28, 123.675])
     assert (found.variant, found.weights, found.size) == ("fassd_net_l2", "synthetic", None)
     sides = [d.dim_param or d.dim_value for d in ports(onnx.load(path).graph.input)]
     assert sides == [1, "height", "width", 3]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export.conftest import SIZE, streets
+from export.conftest import LABELS, SIZE, streets
 from PIL import Image
 
 import fassd_kernels
@@ -19,7 +19,6 @@ from fassd.export.program import EXTRA_FILE
 from fassd.io.palette import overlay
 
 ROOT = Path(__file__).parents[2]
-LABELS = {"output": "labels", "preprocess": True}
 
 
 def calls(program):

@@ -1,6 +1,6 @@
 """What each kernel may take on each architecture: ``cuda_budget.json``.
 
-Written by ``PYTHONPATH=tests python -m install.cuda_budget``, for sm_80 and sm_90 or, with
+Written by ``PYTHONPATH=tests python -m install.cuda_budget``, for sm_90 or, with
 ``FASSD_TEST_ARCHITECTURES=all`` before it, for every architecture. Whoever runs it answers for the
 difference: a kernel that takes more registers than it did can have fewer warps at once.
 """

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import struct
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from install.cuda_resources import readable
-from install.wheels import write_whole
 
 CODE = re.compile(r"^\.text\.(\w+):$")
 LABEL = re.compile(r"^(\.L_\w+):$")
@@ -120,36 +116,15 @@ def take_apart(cubin: Path) -> dict[str, Code]:
     return dict(zip(readable(list(codes)), codes.values(), strict=True))
 
 
-def taken_apart_before(cubin: Path, kept: Path) -> dict[str, Code]:
-    """The same, from a file of `kept` if this very cubin was taken apart before."""
-    path = kept / f"{hashlib.sha256(cubin.read_bytes()).hexdigest()}.json"
-    if path.exists():
-        path.touch()
-        content = json.loads(path.read_text())
-        return {name: Code(**fields) for name, fields in content.items()}
-    codes = take_apart(cubin)
-    write_whole(path, json.dumps({name: asdict(code) for name, code in codes.items()}))
-    return codes
-
-
-def disassemble(library: Path, kept: Path) -> dict[tuple[str, str], Code]:
-    """The code of every kernel of a shared library, by architecture and readable name.
-
-    Two architectures take half a minute: what came of a cubin stays in the folder `kept`.
-    """
-    kept.mkdir(parents=True, exist_ok=True)
-    before = time.time()
+def disassemble(library: Path) -> dict[tuple[str, str], Code]:
+    """The code of every kernel of a shared library, by architecture and readable name."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         command = [tool("cuobjdump"), "--extract-elf", "all", str(library.resolve())]
         subprocess.run(command, capture_output=True, check=True, cwd=folder)
         cubins = sorted(Path(folder).glob("*.cubin"))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            taken = pool.map(taken_apart_before, cubins, [kept] * len(cubins))
-            for cubin, codes in zip(cubins, taken, strict=True):
+            for cubin, codes in zip(cubins, pool.map(take_apart, cubins), strict=True):
                 arch = re.findall(r"\.(sm_\w+)\.cubin$", cubin.name)[0]
                 found.update({(arch, name): code for name, code in codes.items()})
-    for path in kept.iterdir():
-        if path.stat().st_mtime < before - 1:
-            path.unlink()
     return found

@@ -1,6 +1,6 @@
 """nvcc builds ``_C_cuda`` on any machine that has it, without warnings, and what was meant.
 
-sm_80 and sm_90 unless ``FASSD_TEST_ARCHITECTURES=all``. Where Triton is not there, nothing can be
+sm_90 unless ``FASSD_TEST_ARCHITECTURES=all``. Where Triton is not there, nothing can be
 disassembled, and those tests are skipped.
 """
 
@@ -16,7 +16,7 @@ from install.cuda_budget import Budget, excesses, looseness
 from install.cuda_expected import unmeant
 from install.cuda_resources import Kernel, kernels_of, warnings_of
 from install.cuda_sass import Code, disassemble
-from install.wheels import HAS_NVCC, Built, build_environment, kept_folder, nvcc_release
+from install.wheels import HAS_NVCC, Built, build_environment, nvcc_release
 
 pytestmark = pytest.mark.skipif(not HAS_NVCC, reason="nvcc is not on this machine")
 
@@ -33,7 +33,7 @@ def kernels(built: Built) -> list[Kernel]:
 @pytest.fixture(scope="module")
 def codes(built: Built) -> dict[tuple[str, str], Code]:
     pytest.importorskip("triton", reason="cuobjdump and nvdisasm come with Triton")
-    return disassemble(library_of(built), kept_folder() / "sass")
+    return disassemble(library_of(built))
 
 
 def test_the_extension_is_in_the_wheel(built: Built) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from install import wheels
 from install.cuda_budget import Budget, Limits, excesses, looseness
 from install.cuda_expected import Loop, loops_of, unmeant
 from install.cuda_resources import (
@@ -17,14 +19,7 @@ from install.cuda_resources import (
     warnings_of,
 )
 from install.cuda_sass import Code, parse
-from install.wheels import (
-    outputs_of,
-    source_copy,
-    source_exists,
-    toolchain_key,
-    update_copy,
-    write_whole,
-)
+from install.wheels import compiled_key
 
 CONVOLUTION = (
     "_ZN5fassd4cuda18convolution_kernelINS0_8HalfMathI6__halfEELi4ELi2ELi2ELb1EEE"
@@ -241,70 +236,31 @@ def test_innermost_loops() -> None:
 
 def test_the_key_tells_builds_apart() -> None:
     few = {"TORCH_CUDA_ARCH_LIST": "8.0", "MAX_JOBS": "2"}
-    assert toolchain_key(few) == toolchain_key({**few, "MAX_JOBS": "1"})
-    assert toolchain_key(few) != toolchain_key({**few, "TORCH_CUDA_ARCH_LIST": "9.0"})
+    assert compiled_key(few) == compiled_key({**few, "MAX_JOBS": "1"})
+    assert compiled_key(few) != compiled_key({**few, "TORCH_CUDA_ARCH_LIST": "9.0"})
 
 
-def test_outputs_are_told_apart_by_object() -> None:
-    first, second, third = (
-        f"  [{i}/3] c++ -c a.cpp -o /x/build/temp.linux/csrc/{name}.o\n  said {i}\n"
-        for i, name in ((1, "a"), (2, "b"), (3, "a"))
-    )
-    log = f"Building\n{first}{second}  linking\n{third}"
-    assert outputs_of(log) == {
-        "/x/build/temp.linux/csrc/a.o": [first, third],
-        "/x/build/temp.linux/csrc/b.o": [f"{second}  linking\n"],
-    }
-
-
-def test_outputs_of_sources_that_are_gone_are_told(tmp_path: Path) -> None:
-    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
-    (tmp_path / "csrc" / "cuda" / "stem.cu").touch()
-    temp = f"{tmp_path}/build/temp.linux-x86_64-cpython-311/csrc/cuda"
-    assert source_exists(f"{temp}/stem.o", tmp_path)
-    assert not source_exists(f"{temp}/leaf.o", tmp_path)
-
-
-def test_only_what_differs_is_copied(tmp_path: Path) -> None:
-    """ninja goes by times, so what is the same keeps its own."""
-    first, second = source_copy(tmp_path / "first"), source_copy(tmp_path / "second")
-    changed, kept = Path("csrc/checks.h"), Path("csrc/checks.cpp")
-    gone, new = Path("csrc/cuda/gone.cu"), Path("csrc/cuda/new/new.cu")
-    (first / gone).touch()
-    (second / new).parent.mkdir()
-    for path in (changed, new):
-        (second / path).write_text("// other\n")
-    for path in (changed, kept):
-        os.utime(first / path, (1, 1))
-        os.utime(second / path, (0, 0))
-    update_copy(first, second)
-    assert (first / changed).read_text() == (first / new).read_text() == "// other\n"
-    assert (first / kept).stat().st_mtime == 1 < (first / changed).stat().st_mtime
-    assert not (first / gone).exists()
-
-
-def test_a_changed_header_compiles_what_may_include_it(tmp_path: Path) -> None:
-    """Without CUDA in torch, ninja is not told which headers a CUDA source includes."""
-    first, second = source_copy(tmp_path / "first"), source_copy(tmp_path / "second")
-    source = first / "csrc" / "cuda" / "stem.cu"
-    os.utime(source, (1, 1))
-    update_copy(first, second)
-    assert source.stat().st_mtime == 1
-    (second / "csrc" / "cuda" / "image.cuh").write_text("// other\n")
-    update_copy(first, second)
-    assert source.stat().st_mtime > 1
-
-
-def test_a_file_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("change", "again"), [("csrc/cuda/image.cuh", True), ("fassd/__init__.py", False)]
+)
+def test_what_is_compiled_decides_whether_to_begin_anew(
+    change: str, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut_short(*arguments: object) -> None:
-        raise KeyboardInterrupt
+    def pip_wheel(source: Path, **_: str) -> subprocess.CompletedProcess[str]:
+        objects = source / "build" / "temp" / "objects"
+        said = "found" if objects.exists() else "compiled"
+        objects.parent.mkdir(parents=True, exist_ok=True)
+        objects.touch()
+        shutil.make_archive(str(source / "dist" / "net"), "zip", source / "fassd" / "data")
+        (source / "dist" / "net.zip").rename(source / "dist" / "net.whl")
+        return subprocess.CompletedProcess([], 0, said)
 
-    monkeypatch.setattr(Path, "replace", cut_short)
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "compile.log", "all of it")
-    assert not (tmp_path / "compile.log").exists()
-    monkeypatch.undo()
-    write_whole(tmp_path / "compile.log", "all of it")
-    assert (tmp_path / "compile.log").read_text() == "all of it"
+    sources = wheels.source_copy(tmp_path / "sources")
+    monkeypatch.setattr(wheels, "ROOT", sources)
+    monkeypatch.setattr(wheels, "pip_wheel", pip_wheel)
+    monkeypatch.setattr(wheels, "build_environment", dict)
+    kept = tmp_path / "kept"
+    assert wheels.build(kept).compile_log == wheels.build(kept).compile_log == "compiled"
+    (sources / change).write_text("// other\n")
+    assert wheels.build(kept).log == ("compiled" if again else "found")
+    assert (kept / "tree" / change).read_text() == "// other\n"

@@ -55,14 +55,6 @@ def test_a_file_whose_name_looks_like_a_sequence_is_a_file(here):
     assert find_sources(["100%1d.png"]) == [PictureFile(Path("100%1d.png"), "100%1d")]
 
 
-def test_errors_name_what_is_searched_for(here):
-    Path("empty").mkdir()
-    with pytest.raises(ImageError, match=r"empty: this folder holds no pictures or videos \(.*mp4"):
-        find_sources(["empty"])
-    with pytest.raises(ImageError, match=r"camera:x: no such file or folder"):
-        find_sources(["camera:x"])
-
-
 @pytest.mark.parametrize(
     ("pattern", "numbers"),
     [
@@ -201,22 +193,23 @@ def test_a_pattern_searches_each_folder_once_whatever_links_lead_to_it(tmp_path,
     assert [path for path, _ in found("in/**")] == ["in/a/1.png", "in/b/2.png", "in/out/3.png"]
 
 
+@pytest.mark.parametrize("find", [find_pictures, find_sources])
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("in/y.png", "no such file or folder"),
-        ("in/*.webp", "matches no pictures"),
-        ("in/folder.png", "holds no pictures"),
+        ("", "a source must be a file, folder or pattern, got ''"),  # not the current folder
+        ("camera:x", "camera:x: no such file or folder"),
+        ("in/y.png", "in/y.png: no such file or folder"),
+        ("in/*.webp", r"in/\*.webp: this pattern matches no {what} \(.*{endings}"),
+        ("in/folder.png", r"in/folder.png: this folder holds no {what} \(.*{endings}"),
     ],
 )
-def test_an_empty_match_is_an_error(tree, source, message):
-    with pytest.raises(ImageError, match=message):
-        find_pictures(["in", source])
-
-
-def test_an_empty_source_is_not_the_current_folder(tree):
-    with pytest.raises(ImageError, match="a source must be a file, folder or pattern, got ''"):
-        find_pictures([""])
+def test_an_empty_match_is_an_error(tree, find, source, message):
+    what, endings = (
+        ("pictures", ".webp") if find is find_pictures else ("pictures or videos", ".y4m")
+    )
+    with pytest.raises(ImageError, match=message.format(what=what, endings=endings)):
+        find(["in", source])
 
 
 @pytest.mark.parametrize("locked", ["in", "in/a"])

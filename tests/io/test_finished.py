@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fassd.io.finished import RECORD, Record, Results, stamp
+from fassd.io.finished import RECORD, Record, WrittenFiles, stamp
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_results_are_what_a_record_above_them_lists(tmp_path):
     record.add("v_overlay.mp4", [], {})
     (tmp_path / "a").mkdir()
     Record(tmp_path / "a").begin("y_color.png")
-    results = Results()
+    results = WrittenFiles()
     for name in ("x_color.png", "x_overlay.png", "x_trainids.png", "y_overlay.png"):
         assert tmp_path / "a" / name in results
         assert tmp_path / "b" / ".." / "a" / name in results
@@ -64,7 +64,7 @@ def test_a_record_hides_nothing_but_results(tmp_path):
     record = Record(tmp_path)
     for name in ("photo.jpg", "../x_color.png", "/x_color.png"):
         record.add(name, [], {})
-    results = Results()
+    results = WrittenFiles()
     assert tmp_path / "photo.jpg" not in results
     assert tmp_path.parent / "x_color.png" not in results
 
@@ -90,7 +90,7 @@ def test_a_record_that_is_not_its_own_file_is_neither_read_nor_written(tmp_path,
         Record(out)
     with pytest.raises(OSError, match=r"fassd-predict\.jsonl"):
         made.begin("y_color.png")
-    assert out / "x_color.png" not in Results()
+    assert out / "x_color.png" not in WrittenFiles()
     assert victim.read_bytes() == before and not (tmp_path / "new").exists()
 
 

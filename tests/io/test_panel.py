@@ -3,7 +3,7 @@ import pytest
 from PIL import ImageFont
 
 from fassd.io import panel
-from fassd.io.palette import CITYSCAPES, ClassInfo
+from fassd.io.palette import CITYSCAPES, LabelClass
 from fassd.io.panel import Tile, draw_panel
 
 RED, BLUE = (200, 10, 20), (5, 40, 210)
@@ -56,7 +56,7 @@ def test_legend_has_every_colour_in_lines_that_fit():
         assert full and (end - top, right - left) == (18, 18)  # within a border
         lines.add(top)
     assert len(lines) == 4  # 5 names fit under two columns
-    one = draw_panel(["one"], [[Tile(plain(RED))]], [ClassInfo("x" * 300, BLUE)], 160)
+    one = draw_panel(["one"], [[Tile(plain(RED))]], [LabelClass("x" * 300, BLUE)], 160)
     assert one.shape[1] == 160 + 2 * 10
 
 

@@ -1,17 +1,25 @@
-"""Reference modules with statistics and slopes worth testing, and how outputs are compared."""
+"""Reference modules with statistics and slopes worth testing, and what they are compared with."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fassd
+import fassd_kernels
 from fassd.models import DAPF, MDA, HarDBlock
 from fassd.models.aspp import ASPP
 from fassd.models.layers import ConvLayer
 from fassd_kernels import ops
+from fassd_kernels.accelerate import FUSED
+from fassd_kernels.modules import Fused
+
+BACKENDS = [b.name for b in fassd_kernels.backends() if b.available and b.takes("cpu")]
+FLOAT32 = 2e-6  # of `relative_error`, of one module
 
 
 def shake(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -33,6 +41,41 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
     return float((result.double() - expected).norm() / expected.norm())
 
 
+def first(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    return next(part for part in module.modules() if isinstance(part, kind))
+
+
+def fuse(module: nn.Module, backend: str = "auto") -> Fused:
+    fused_class = next(fused for plain, fused in FUSED.items() if isinstance(module, plain))
+    return fused_class.from_reference(module, backend)
+
+
+def expected_of(module: nn.Module, x: Tensor) -> Tensor:
+    """What the plain class computes with the present parts of `module`, in float64."""
+    exact = copy.deepcopy(module).double()
+    for norm in exact.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            norm.running_mean = norm.running_mean.double()  # which need not be a buffer
+    plain_class = next(plain for plain in FUSED if isinstance(module, plain))
+    with torch.no_grad():
+        return plain_class.forward(exact, x.double())
+
+
+def network(name: str = "fassd_net", classes: int = 7, seed: int = 0) -> nn.Module:
+    """One of the family in eval mode, with random weights and statistics."""
+    torch.manual_seed(seed)
+    return shake(fassd.create_model(name, num_classes=classes), seed).eval()
+
+
+def exact(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(x.double())
+
+
+def random_picture(height: int = 97, width: int = 130, batch: int = 1, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
 # One of every module that can be fused, and how to make it.
 MODULES = {
     "dapf": lambda: DAPF(24),
@@ -51,9 +94,7 @@ MODULES = {
 def reference(request: pytest.FixtureRequest) -> nn.Module:
     """A module in eval mode, with random weights and statistics."""
     torch.manual_seed(0)
-    module = shake(MODULES[request.param]()).eval()
-    module.made_by = request.param
-    return module
+    return shake(MODULES[request.param]()).eval()
 
 
 @pytest.fixture

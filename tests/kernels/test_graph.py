@@ -1,7 +1,6 @@
 """GraphRunner: what is kept, what makes it capture anew, and when it steps back.
 
-A graph needs a GPU; everything around it does not. Here a recording is the model itself, called on
-tensors that stay where they are, as a graph's do.
+A graph needs a GPU; everything around it does not.
 """
 
 from __future__ import annotations
@@ -10,42 +9,18 @@ import gc
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
 from kernels.conftest import shake
+from kernels.stand_ins import OnCpu, Replay
 from torch import Tensor, nn
 
 import fassd
 from fassd_kernels import GraphRunner, accelerate
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-
-
-class Replay:
-    """A recording on the CPU; counts its captures and replays."""
-
-    captures = 0
-    replays = 0
-    fails = False
-
-    def __init__(self, model: nn.Module, x: Tensor, pool: object) -> None:
-        if Replay.fails:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
-        Replay.captures += 1
-        self.model, self.input = model, x.clone()
-        self.output = model(self.input).clone()
-
-    def replay(self) -> None:
-        Replay.replays += 1
-        self.output.copy_(self.model(self.input))
-
-
-class OnCpu(GraphRunner):
-    recording = Replay
-
-    def takes(self, x: Tensor) -> bool:
-        return True
 
 
 @pytest.fixture(autouse=True)
@@ -104,22 +79,42 @@ def test_layout_and_type_have_graphs_of_their_own() -> None:
     assert Replay.captures == 3
 
 
-@pytest.mark.parametrize("change", ["edit", "load", "move"])
+def scaled(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value * 1.01 for name, value in model.state_dict().items()}
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "edit": lambda fast: fast.finalConv.bias.add_(1),
+    "load": lambda fast: fast.load_state_dict(scaled(fast)),
+    "move": lambda fast: setattr(fast.finalConv.bias, "data", fast.finalConv.bias.data + 1),
+    "assign": lambda fast: fast.load_state_dict(scaled(fast), assign=True),
+    "exchange": lambda fast: setattr(
+        fast.finalConv, "bias", nn.Parameter(fast.finalConv.bias + 1, requires_grad=False)
+    ),
+    "output": lambda fast: setattr(fast, "output", "labels"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_other_weights_are_captured_anew(change: str) -> None:
     fast = accelerate(network())
     run, x = OnCpu(fast), picture()
     before = run(x)
     run(picture(64, 96))
     with torch.no_grad():
-        if change == "edit":
-            fast.finalConv.bias.add_(1)
-        elif change == "load":
-            state = {name: value * 1.01 for name, value in fast.state_dict().items()}
-            fast.load_state_dict(state)
-        else:
-            fast.finalConv.bias.data = fast.finalConv.bias.data + 1
+        CHANGES[change](fast)
     assert torch.equal(run(x), fast(x)) and not torch.equal(run(x), before)
     assert Replay.captures == 3 and run.shapes == [(1, 3, 64, 64)]
+
+
+def test_a_hook_that_comes_later_is_noticed() -> None:
+    fast = accelerate(network())
+    run, x = OnCpu(fast), picture()
+    before = run(x)
+    fast.finalConv.register_forward_hook(lambda module, inputs, output: output + 1)
+    with pytest.warns(RuntimeWarning, match="carries hooks"):
+        result = run(x)
+    assert torch.equal(result, fast(x)) and not torch.equal(result, before)
 
 
 def test_packed_weights_live_as_long_as_the_graph() -> None:
@@ -136,26 +131,29 @@ def test_packed_weights_live_as_long_as_the_graph() -> None:
     assert weight() is None
 
 
-def refusals() -> dict[str, tuple]:
-    hooked = accelerate(network())
-    hooked.base[0].register_forward_hook(lambda *_: None)
-    return {
-        "training": (accelerate(network()).train(), "training mode"),
-        "hooks": (hooked, "carries hooks"),
-        "gradient": (accelerate(network()).requires_grad_(), "a gradient is asked for"),
-    }
+def hooked() -> nn.Module:
+    fast = accelerate(network())
+    fast.base[0].register_forward_hook(lambda *_: None)
+    return fast
 
 
-@pytest.mark.parametrize("name", ["training", "hooks", "gradient"])
-def test_steps_back_and_says_so_once(name: str) -> None:
-    model, reason = refusals()[name]
-    run = OnCpu(model)
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: accelerate(network()).train(), "training mode"),
+        (hooked, "carries hooks"),
+        (lambda: accelerate(network()).requires_grad_(), "a gradient is asked for"),
+    ],
+    ids=["training", "hooks", "gradient"],
+)
+def test_steps_back_and_says_so_once(make: Callable[[], nn.Module], reason: str) -> None:
+    run = OnCpu(make())
     with pytest.warns(RuntimeWarning, match=f"runs without a CUDA graph .*{reason}") as caught:
         first = run(picture(128, 128))
         run(picture(128, 128))
     assert len([w for w in caught if "GraphRunner" in str(w.message)]) == 1
     assert Replay.captures == 0 and first.shape == (1, 5, 128, 128)
-    assert first.requires_grad == (name == "gradient")
+    assert first.requires_grad == ("gradient" in reason)
 
 
 def test_autocast_is_left_to_the_model() -> None:
@@ -176,28 +174,6 @@ def test_a_capture_that_fails_is_no_error() -> None:
     assert torch.equal(run(x), fast(x)) and Replay.captures == 0  # not tried at every call
     run.reset()
     assert torch.equal(run(x), fast(x)) and Replay.captures == 1
-
-
-@pytest.mark.parametrize("change", ["assign", "exchange", "output", "hook"])
-def test_other_changes_are_noticed(change: str) -> None:
-    fast = accelerate(network())
-    run, x = OnCpu(fast), picture()
-    before = run(x)
-    if change == "assign":
-        state = {name: value * 1.01 for name, value in fast.state_dict().items()}
-        fast.load_state_dict(state, assign=True)
-    elif change == "exchange":
-        fast.finalConv.bias = nn.Parameter(fast.finalConv.bias + 1, requires_grad=False)
-    elif change == "output":
-        fast.output = "labels"
-    else:
-        fast.finalConv.register_forward_hook(lambda module, inputs, output: output + 1)
-    if change == "hook":
-        with pytest.warns(RuntimeWarning, match="carries hooks"):
-            result = run(x)
-    else:
-        result = run(x)
-    assert torch.equal(result, fast(x)) and not torch.equal(result, before)
 
 
 def test_inference_mode_now_and_then() -> None:

@@ -1,11 +1,18 @@
 """The networks against figures and arrays of the original authors' implementation."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fassd.models import DAPF, MDA, VARIANTS, HarDBlock, create_model, list_models
 
+FOLDER = Path(__file__).parents[1] / "golden"
+NUMBERS = json.loads((FOLDER / "numbers.json").read_text())
+KEYS = json.loads((FOLDER / "state_keys.json").read_text())
+LOGITS, OUTPUTS = np.load(FOLDER / "logits.npz"), np.load(FOLDER / "modules.npz")
 WITH_KEYS = ["fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70"]
 
 MODULES = {
@@ -19,52 +26,52 @@ MODULES = {
 }
 
 
-def test_the_nine_names(numbers):
-    assert set(list_models()) == set(numbers["variants"])
+def test_the_nine_names():
+    assert set(list_models()) == set(NUMBERS["variants"])
     assert len(list_models()) == 9
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_parameters(name, numbers):
+def test_parameters(name):
     params = sum(parameter.numel() for parameter in create_model(name).parameters())
-    assert params == numbers["variants"][name]["params"]
+    assert params == NUMBERS["variants"][name]["params"]
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_published_figures(name, numbers):
-    talk = numbers["variants"][name]["talk"]
+def test_published_figures(name):
+    talk = NUMBERS["variants"][name]["talk"]
     published = VARIANTS[name].published
     assert (published and vars(published)) == talk
 
 
 @pytest.mark.parametrize("alpha", [4, 6, 8])
-def test_parameters_by_alpha(alpha, numbers):
+def test_parameters_by_alpha(alpha):
     params = sum(p.numel() for p in create_model("fassd_net", alpha=alpha).parameters())
-    assert params == numbers["fassd_net_by_alpha"][str(alpha)]["params"]
+    assert params == NUMBERS["fassd_net_by_alpha"][str(alpha)]["params"]
 
 
 @pytest.mark.parametrize("name", WITH_KEYS)
-def test_state_keys_in_order(name, state_keys):
+def test_state_keys_in_order(name):
     state = create_model(name).state_dict()
-    assert [[key, list(value.shape)] for key, value in state.items()] == state_keys[name]
+    assert [[key, list(value.shape)] for key, value in state.items()] == KEYS[name]
 
 
 @pytest.mark.parametrize("name", WITH_KEYS)
-def test_logits(name, golden, golden_logits):
+def test_logits(name, golden):
     model = golden.fill(create_model(name))
     with torch.no_grad():
         logits = model(golden.image((1, 3, 256, 512)))
     assert logits.shape == (1, 19, 256, 512)
-    np.testing.assert_allclose(logits[..., ::8, ::8], golden_logits[name], rtol=0, atol=2e-3)
+    np.testing.assert_allclose(logits[..., ::8, ::8], LOGITS[name], rtol=0, atol=2e-3)
 
 
-def test_every_golden_module_is_tested(golden_modules):
-    assert set(MODULES) == set(golden_modules)
+def test_every_golden_module_is_tested():
+    assert set(MODULES) == set(OUTPUTS)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_modules(name, golden, golden_modules):
+def test_modules(name, golden):
     build, shape = MODULES[name]
     with torch.no_grad():
         output = golden.fill(build())(golden.image(shape))
-    np.testing.assert_allclose(output, golden_modules[name], rtol=0, atol=2e-4)
+    np.testing.assert_allclose(output, OUTPUTS[name], rtol=0, atol=2e-4)

@@ -45,6 +45,9 @@ def server(monkeypatch, tmp_path):
         thread.join()
 
 
+CONTENT = bytes(range(250)) * 1200
+
+
 def blob_hash(content):
     return hashlib.sha1(f"blob {len(content)}".encode() + b"\0" + content).hexdigest()
 
@@ -52,10 +55,9 @@ def blob_hash(content):
 @pytest.fixture
 def published(server, monkeypatch):
     """A file of 300,000 bytes that the server has and the table knows."""
-    content = bytes(range(250)) * 1200
-    server.files["FASSD-Net-Cityscapes.pkl"] = content
-    monkeypatch.setitem(weights.GIT_BLOBS, "FASSD-Net-Cityscapes.pkl", blob_hash(content))
-    return content
+    server.files["FASSD-Net-Cityscapes.pkl"] = CONTENT
+    monkeypatch.setitem(weights.GIT_BLOBS, "FASSD-Net-Cityscapes.pkl", blob_hash(CONTENT))
+    return CONTENT
 
 
 def left_over(tmp_path):
@@ -93,43 +95,34 @@ def test_file_put_there_by_hand_needs_no_network(published, tmp_path, monkeypatc
     assert weights.fetch("FASSD-Net-Cityscapes.pkl").read_bytes() == published
 
 
-@pytest.mark.parametrize("cut_at", [0, 100_000])
-def test_truncated_body(server, published, tmp_path, cut_at):
-    server.cut_at = cut_at
-    with pytest.raises(DownloadError, match=rf"{cut_at} of 300000 bytes came"):
-        weights.fetch("FASSD-Net-Cityscapes.pkl")
-    assert left_over(tmp_path) == []
-
-
-def test_truncated_body_of_unknown_length(server, published, tmp_path):
-    server.cut_at, server.announce_length = 100_000, False
-    with pytest.raises(DownloadError, match="its git blob hash is"):
-        weights.fetch("FASSD-Net-Cityscapes.pkl")
-    assert left_over(tmp_path) == []
+@pytest.mark.parametrize("old", [None, b"an older file"])
+@pytest.mark.parametrize(
+    ("cut_at", "announced", "flip", "message"),
+    [
+        (0, True, 0, "0 of 300000 bytes came"),
+        (100_000, True, 0, "100000 of 300000 bytes came"),
+        (100_000, False, 0, "its git blob hash is"),
+        (None, True, 1, f"expected {blob_hash(CONTENT)}"),
+    ],
+)
+def test_a_body_that_is_cut_or_corrupted_replaces_nothing(
+    server, published, tmp_path, cut_at, announced, flip, message, old
+):
+    server.cut_at, server.announce_length = cut_at, announced
+    name = "FASSD-Net-Cityscapes.pkl"
+    server.files[name] = bytes([published[0] ^ flip]) + published[1:]
+    if old is not None:
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / name).write_bytes(old)
+    with pytest.raises(DownloadError, match=message):
+        weights.fetch(name)
+    assert left_over(tmp_path) == ([] if old is None else [name])
+    assert old is None or (tmp_path / "cache" / name).read_bytes() == old
 
 
 def test_body_of_unknown_length(server, published):
     server.announce_length = False
     assert weights.fetch("FASSD-Net-Cityscapes.pkl").read_bytes() == published
-
-
-def test_corrupted_body(server, published, tmp_path):
-    corrupted = bytearray(published)
-    corrupted[1234] ^= 1
-    server.files["FASSD-Net-Cityscapes.pkl"] = bytes(corrupted)
-    with pytest.raises(DownloadError, match=f"expected {blob_hash(published)}"):
-        weights.fetch("FASSD-Net-Cityscapes.pkl")
-    assert left_over(tmp_path) == []
-
-
-def test_corrupted_body_leaves_an_old_copy_alone(server, published, tmp_path):
-    (tmp_path / "cache").mkdir()
-    old = tmp_path / "cache" / "FASSD-Net-Cityscapes.pkl"
-    old.write_bytes(b"an older file")
-    server.files["FASSD-Net-Cityscapes.pkl"] = b"not it"
-    with pytest.raises(DownloadError):
-        weights.fetch("FASSD-Net-Cityscapes.pkl")
-    assert old.read_bytes() == b"an older file"
 
 
 @pytest.mark.parametrize("reason", ["missing", "offline"])
@@ -219,6 +212,7 @@ def test_weights_from_a_path(tmp_path, golden):
     assert torch.equal(model.finalConv.bias, trained.finalConv.bias)
 
 
+@pytest.mark.parametrize("which", ["cityscapes", "synthetic"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -227,7 +221,7 @@ def test_weights_from_a_path(tmp_path, golden):
         (("fassd_net", 19, 4), "alpha=4"),
     ],
 )
-def test_weights_that_were_not_published(server, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        create_model(*arguments, weights="cityscapes")
+def test_weights_that_were_not_published(server, which, arguments, message):
+    with pytest.raises(ValueError, match=f"'{which}'.*{message}"):
+        create_model(*arguments, weights=which)
     assert server.requests == []

@@ -1,16 +1,21 @@
 """Applications with small limits, servers of them, pictures, segmenters whose pace a test sets."""
 
 import contextlib
+import functools
 import io
+import re
+import socket
 import threading
 import time
 
+import httpx
 import numpy as np
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from fassd.inference.segmenter import Segmenter
+from fassd.io.palette import LabelClass
 from fassd.serve.app import create_app
 from fassd.serve.connection import listen, make_server
 from fassd.serve.engine import Choice, Engine, Networks
@@ -23,14 +28,35 @@ MODEL = "fassd_net_l2"
 CHOICE = Choice(MODEL, "auto", "float32")
 
 
+PLANTS = ModelInfo(
+    name="plants",
+    title="Plants",
+    weights="own",
+    classes=class_table([LabelClass(f"plant {i}", (i, 200, 3)) for i in range(19)]),
+)
+"""Another network than `MODEL`, of classes of its own."""
+
+
 def load(choice):
     return Segmenter(
-        choice.model,
+        MODEL,  # which stands for `PLANTS`, too
         weights="synthetic",
         backend=choice.backend,
         dtype=getattr(torch, choice.dtype),
         device="cpu",
     )
+
+
+class Steady:
+    """A segmenter that labels a picture in 10 ms."""
+
+    def predict(self, picture):
+        time.sleep(0.01)
+        return np.zeros(picture.shape[:2], np.uint8)
+
+
+def steady(choice):
+    return Steady()
 
 
 class Gate:
@@ -49,7 +75,7 @@ class Gate:
 
 
 def build(load=load, **settings):
-    """An application, its engine and its metrics."""
+    """An application and its engine."""
     hosts = settings.pop("hosts", None)
     limits = {
         "max_bytes": 200_000,
@@ -77,34 +103,36 @@ def build(load=load, **settings):
         on_batch=metrics.count_batch,
         **settings,
     )
-    return create_app(catalog, engine, metrics, hosts), engine, metrics
+    return create_app(catalog, engine, metrics, hosts), engine
 
 
 @contextlib.contextmanager
 def serving(**settings):
     """A client of an application with these limits, and its engine."""
-    app, engine, _ = build(**settings)
+    app, engine = build(**settings)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client, engine
 
 
 @contextlib.contextmanager
-def listening(app, patience=20.0):
-    """The address of a server on a real socket."""
-    with listen("127.0.0.1", 0) as socket:
+def listening(app=None, patience=20.0, **settings):
+    """The address of a server on a real socket, of an application or of one with settings."""
+    app = app or build(**settings)[0]
+    with listen("127.0.0.1", 0) as listener:
         server = make_server(app, patience)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             while not server.started:
                 assert thread.is_alive()
                 time.sleep(0.01)
-            yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(20)
 
 
+@functools.cache
 def street(height=96, width=160, index=0):
     return render_street(height, width, 3, split="test", index=index)[0]
 
@@ -114,6 +142,48 @@ def encoded(picture, kind="PNG", **options):
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+PICTURE = encoded(np.zeros((8, 8, 3), np.uint8))
+HEAD = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+REQUEST = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(PICTURE), PICTURE)
+
+
+def connect(url, address="127.0.0.1"):
+    """A connection to a server, from an address of this machine."""
+    port = int(url.rpartition(":")[2])
+    return socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(address, 0))
+
+
+@contextlib.contextmanager
+def connections(url, count, sent, address="127.0.0.1"):
+    """So many connections from an address, with the same bytes sent on each."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(connect(url, address)) for _ in range(count)]
+        for each in found:
+            each.sendall(sent)
+        yield found
+
+
+def received(connection):
+    """All that comes until the other side hangs up."""
+    pieces = []
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 16):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def in_progress(url):
+    text = httpx.get(f"{url}/metrics").text
+    return float(re.search(r"^fassd_requests_in_progress (\S+)", text, re.M)[1]) - 1  # this one
+
+
+def wait_for(condition, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def post(client, data, name="image", **query):

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from serve.apps import CHOICE, MODEL, Gate, encoded, load, post, serving, street
+from serve.apps import CHOICE, MODEL, Gate, encoded, load, post, serving, street, wait_for
 
 from fassd.serve.engine import (
     BusyError,
@@ -58,45 +58,36 @@ def test_too_small_is_told():
             label_pictures(segmenter, [grey(0)] * count)
 
 
-def test_what_waits_shares_a_batch(run):
-    batches = []
-    loading = threading.Event()
+def batches_of(run, pictures, **settings):
+    """The results of pictures that wait while the first one's network is loaded, and the sizes of
+    the batches that the network took."""
+    batches, loading = [], threading.Event()
     engine = run(
         lambda choice: loading.wait(20) and load(choice),
-        batch=3,
         on_batch=lambda choice, n, seconds: batches.append(n),
+        **settings,
     )
-    first = engine.submit(CHOICE, street(64, 64))
-    while engine.waiting:
-        time.sleep(0.001)
-    others = [engine.submit(CHOICE, street(64, 64, index)) for index in range(4)]
-    odd = engine.submit(CHOICE, street(64, 96))
-    last = engine.submit(CHOICE, street(64, 64))
+    futures = [engine.submit(CHOICE, pictures[0])]
+    wait_for(lambda: not engine.waiting)
+    futures += [engine.submit(CHOICE, picture) for picture in pictures[1:]]
     loading.set()
-    results = [future.result(20) for future in (first, *others, odd, last)]
+    return [future.result(20) for future in futures], batches
+
+
+def test_what_waits_shares_a_batch(run):
+    alike = [street(64, 64, index) for index in range(4)]
+    pictures = [street(64, 64), *alike, street(64, 96), street(64, 64)]
+    results, batches = batches_of(run, pictures, batch=3)
     assert batches == [1, 3, 2, 1]
     assert [result.batch for result in results] == [1, 3, 3, 3, 2, 1, 2]
     segmenter = load(CHOICE)
-    for index, result in enumerate(results[1:5]):
-        np.testing.assert_array_equal(result.labels, segmenter.predict(street(64, 64, index)))
+    for picture, result in zip(alike, results[1:5], strict=True):
+        np.testing.assert_array_equal(result.labels, segmenter.predict(picture))
 
 
 def test_a_batch_has_no_more_pixels_than_the_largest_picture(run):
-    batches = []
-    loading = threading.Event()
-    engine = run(
-        lambda choice: loading.wait(20) and load(choice),
-        batch=8,
-        batch_pixels=2 * 64 * 64 + 1,
-        on_batch=lambda choice, n, seconds: batches.append(n),
-    )
-    futures = [engine.submit(CHOICE, street(64, 64))]
-    while engine.waiting:
-        time.sleep(0.001)
-    futures += [engine.submit(CHOICE, street(64, 64)) for _ in range(5)]
-    loading.set()
-    for future in futures:
-        future.result(20)
+    most = 2 * 64 * 64 + 1
+    _, batches = batches_of(run, [street(64, 64)] * 6, batch=8, batch_pixels=most)
     assert batches == [1, 2, 2, 1]
 
 
@@ -178,8 +169,7 @@ def test_over_the_limit_is_429_and_too_long_504(gated):
     assert gate.entered.acquire(timeout=5)
     for thread in threads[1:]:
         thread.start()
-    while engine.waiting < 2:
-        time.sleep(0.001)
+    wait_for(lambda: engine.waiting == 2)
     refused = post(client, picture)
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
     for thread in threads:
@@ -203,7 +193,4 @@ def test_a_stuck_network_is_unhealthy():
         answer = client.get("/healthz")
         assert answer.status_code == 503 and answer.json() == {"status": "stuck"}
         gate.open.set()
-        deadline = time.monotonic() + 5
-        while client.get("/healthz").status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: client.get("/healthz").status_code == 200)

@@ -1,13 +1,27 @@
 """Who is served: by which names, for which pages, and how many at once from one address."""
 
-import socket
 import time
 
 import httpx
 import pytest
-from serve.apps import Gate, build, encoded, listening, serving, street
+from serve.apps import (
+    HEAD,
+    PICTURE,
+    REQUEST,
+    Gate,
+    build,
+    connect,
+    connections,
+    encoded,
+    in_progress,
+    listening,
+    received,
+    serving,
+    steady,
+    street,
+    wait_for,
+)
 from serve.browser import with_browser
-from serve.test_server import HEAD, PICTURE, Steady, connect, in_progress, received, wait_for
 
 from fassd.serve.guard import network_of
 
@@ -52,8 +66,7 @@ def test_other_names_are_refused(local, host):
 
 
 def test_a_request_without_a_host_is_refused():
-    app, _, _ = build(hosts=set())
-    with listening(app) as url:
+    with listening(hosts=set()) as url:
         for version, status in (("1.0", b"403"), ("1.1", b"400")):  # 1.1 requires it
             with connect(url) as connection:
                 request = f"GET /healthz HTTP/{version}\r\nConnection: close\r\n\r\n"
@@ -155,9 +168,7 @@ ATTACK = """
 
 @with_browser
 def test_a_page_of_another_site_cannot_use_the_server_in_a_browser(browser):
-    app, _, _ = build(hosts=set())
-    elsewhere, _, _ = build()
-    with listening(app) as url, listening(elsewhere) as other:
+    with listening(hosts=set()) as url, listening() as other:
         segment = f"{url}/v1/segment"
         foreign = other.replace("127.0.0.1", "attack.example")
         for page in (foreign, other):  # of another site; of this one, at another port
@@ -181,153 +192,108 @@ def test_a_page_of_another_site_cannot_use_the_server_in_a_browser(browser):
 # ----------------------------------------------------------------------------------------- shares
 
 
-def from_address(url, address):
-    port = int(url.rpartition(":")[2])
-    return socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(address, 0))
+HALF = REQUEST[: -len(PICTURE) + 9]
 
 
-def posted(url, address="127.0.0.1"):
+def posted(url, address="127.0.0.1", **headers):
     transport = httpx.HTTPTransport(local_address=address)
-    with httpx.Client(base_url=url, transport=transport, timeout=10) as client:
+    with httpx.Client(base_url=url, transport=transport, timeout=10, headers=headers) as client:
         return client.post("/v1/segment", files={"image": PICTURE}).status_code
 
 
 @pytest.fixture
-def steady():
+def url():
     """The address of a server whose network is quick."""
-    app, _, _ = build(load=lambda choice: Steady())
-    with listening(app) as url:
+    with listening(load=steady) as url:
         yield url
 
 
 @pytest.mark.parametrize("sent", [b"", b"G", HEAD, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
-def test_idle_connections_shut_nobody_out(monkeypatch, steady, sent):
+def test_idle_connections_shut_nobody_out(monkeypatch, url, sent):
     monkeypatch.setattr("fassd.serve.connection.CONNECTIONS", 64)
-    other = from_address(steady, OTHER)
-    idle = [connect(steady) for _ in range(80)]
-    try:
-        for each in idle:
-            each.sendall(sent)
-        assert httpx.get(f"{steady}/healthz").status_code == 200
-        assert posted(steady) == posted(steady, OTHER) == 200
+    with connect(url, OTHER) as other, connections(url, 80, sent) as idle:
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert posted(url) == posted(url, OTHER) == 200
         other.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")  # was not closed, though oldest
         assert other.recv(100).startswith(b"HTTP/1.1 200")
         assert received(idle[0]).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 200 OK")
-    finally:
-        for each in [other, *idle]:
-            each.close()
 
 
 @pytest.mark.parametrize("path", [b"/v1/example", b"/healthz"])
 def test_clients_that_do_not_read_shut_nobody_out(monkeypatch, path):
     monkeypatch.setattr("fassd.serve.connection.CONNECTIONS", 12)
     monkeypatch.setattr("fassd.serve.app.REQUESTS", 6)
-    app, _, _ = build(load=lambda choice: Steady())
-    with listening(app) as url:
-        deaf = [connect(url) for _ in range(12)]
-        for each in deaf:
-            each.sendall(200 * (b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path))
+    many = 200 * (b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+    with listening(load=steady) as url, connections(url, 12, many):
         assert httpx.get(f"{url}/healthz").status_code == 200
         assert posted(url, OTHER) == 200
-        for each in deaf:
-            each.close()
 
 
-def slow_upload(url, address="127.0.0.1", more=b""):
-    connection = from_address(url, address)
-    length = b"Content-Length: %d\r\n\r\n" % len(PICTURE)
-    connection.sendall(HEAD + more + length + PICTURE[:9])
-    return connection
-
-
-def test_slow_uploads_shut_nobody_out(monkeypatch, steady):
+def test_slow_uploads_shut_nobody_out(monkeypatch, url):
     monkeypatch.setattr("fassd.serve.guard.SLOW", 1000)
-    slow = [slow_upload(steady) for _ in range(40)]
-    wait_for(lambda: in_progress(steady) == 24)
-    assert httpx.get(f"{steady}/healthz").status_code == 200
-    assert posted(steady, OTHER) == 200
-    assert posted(steady) == 429  # until they are known to be slow
-    monkeypatch.setattr("fassd.serve.guard.SLOW", 0)
-    assert posted(steady) == 200
-    first = received(slow[0])
-    assert first.startswith(b"HTTP/1.1 408") and b"others are waiting" in first
-    for each in slow:
-        each.close()
+    with connections(url, 40, HALF) as slow:
+        wait_for(lambda: in_progress(url) == 24)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert posted(url, OTHER) == 200
+        assert posted(url) == 429  # until they are known to be slow
+        monkeypatch.setattr("fassd.serve.guard.SLOW", 0)
+        assert posted(url) == 200
+        first = received(slow[0])
+        assert first.startswith(b"HTTP/1.1 408") and b"others are waiting" in first
 
 
-def test_slow_uploads_of_two_addresses_leave_room_for_a_third(monkeypatch, steady):
+def test_slow_uploads_of_two_addresses_leave_room_for_a_third(monkeypatch, url):
     monkeypatch.setattr("fassd.serve.guard.SLOW", 0.1)
-    slow = [slow_upload(steady, "127.0.0.3") for _ in range(16)]
-    slow += [slow_upload(steady, "127.0.0.4") for _ in range(16)]
-    wait_for(lambda: in_progress(steady) == 32)
-    time.sleep(0.1)
-    assert posted(steady, OTHER) == 200
-    for each in slow:
-        each.close()
+    with connections(url, 16, HALF, "127.0.0.3"), connections(url, 16, HALF, "127.0.0.4"):
+        wait_for(lambda: in_progress(url) == 32)
+        time.sleep(0.1)
+        assert posted(url, OTHER) == 200
 
 
 def test_an_upload_that_is_quick_or_fair_is_not_ended(monkeypatch):
     monkeypatch.setattr("fassd.serve.app.UPLOADS", 2)
     monkeypatch.setattr("fassd.serve.guard.SLOW", 0.1)
-    app, _, _ = build(load=lambda choice: Steady())
-    with listening(app) as url:
-        slow = [slow_upload(url, address) for address in ("127.0.0.3", "127.0.0.4")]
+    with (
+        listening(load=steady) as url,
+        connections(url, 1, HALF, "127.0.0.3") as one,
+        connections(url, 1, HALF, "127.0.0.4") as another,
+    ):
         wait_for(lambda: in_progress(url) == 2)
         time.sleep(0.1)
         assert posted(url, OTHER) == 429
-        for each in slow:
+        for each in (*one, *another):
             each.sendall(PICTURE[9:])
             assert each.recv(100).startswith(b"HTTP/1.1 200")
-            each.close()
+        assert posted(url, OTHER) == 200
 
 
 def test_a_proxys_clients_have_their_own_shares(monkeypatch):
     monkeypatch.setattr("fassd.serve.app.UPLOADS", 4)
-    app, _, _ = build(load=lambda choice: Steady())
-    with listening(app) as url:
-        slow = [slow_upload(url, more=b"X-Forwarded-For: 10.0.0.1\r\n") for _ in range(3)]
+    slow = HALF.replace(b"Host", b"X-Forwarded-For: 10.0.0.1\r\nHost")
+    with listening(load=steady) as url, connections(url, 3, slow):
         wait_for(lambda: in_progress(url) == 3)
         for client, status in (("9.9.9.9, 10.0.0.1", 429), ("10.0.0.2", 200)):
-            headers = {"X-Forwarded-For": client}
-            files = {"image": PICTURE}
-            answer = httpx.post(f"{url}/v1/segment", files=files, headers=headers)
-            assert answer.status_code == status
-        for each in slow:
-            each.close()
+            assert posted(url, **{"X-Forwarded-For": client}) == status
 
 
 def test_one_address_does_not_fill_the_line():
     gate = Gate()
-    app, engine, _ = build(load=lambda choice: gate, batch=1, queue=4)
-    request = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(PICTURE), PICTURE)
-    with listening(app) as url:
-        many = [connect(url) for _ in range(8)]
-        for each in many:
-            each.sendall(request)
+    app, engine = build(load=lambda choice: gate, batch=1, queue=4)
+    with listening(app) as url, connections(url, 8, REQUEST) as many, connect(url, OTHER) as other:
         wait_for(lambda: engine.waiting == 3 and in_progress(url) == 4)
-        with from_address(url, OTHER) as other:
-            other.sendall(request)
-            wait_for(lambda: engine.waiting == 4)
-            gate.open.set()
-            assert other.recv(100).startswith(b"HTTP/1.1 200")
+        other.sendall(REQUEST)
+        wait_for(lambda: engine.waiting == 4)
+        gate.open.set()
+        assert other.recv(100).startswith(b"HTTP/1.1 200")
         assert sorted(each.recv(100)[9:12] for each in many) == 4 * [b"200"] + 4 * [b"429"]
-        for each in many:
-            each.close()
 
 
 def test_requests_at_once_are_bounded_but_for_health(monkeypatch):
     monkeypatch.setattr("fassd.serve.app.REQUESTS", 2)
-    gate = Gate()
-    app, _, _ = build(load=lambda choice: gate)
-    with listening(app) as url:
-        slow = [slow_upload(url) for _ in range(2)]
-        deadline = time.monotonic() + 5
-        while (answer := httpx.get(f"{url}/v1/models")).status_code == 200:
-            assert time.monotonic() < deadline
-        assert answer.status_code == 429 and "Retry-After" in answer.headers
+    with listening(load=steady) as url, connections(url, 2, HALF):
+        wait_for(lambda: httpx.get(f"{url}/v1/models").status_code == 429)
+        assert "Retry-After" in httpx.get(f"{url}/v1/models").headers
         assert httpx.get(f"{url}/healthz").status_code == 200
-        for each in slow:
-            each.close()
 
 
 @pytest.mark.parametrize(

@@ -9,27 +9,33 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serve.apps import CHOICE, build, encoded, listening, load, street
+from serve.apps import PLANTS, encoded, listening, street, wait_for
 from serve.browser import with_browser
 
-from fassd.io.palette import CITYSCAPES, ClassInfo
+from fassd.io.palette import CITYSCAPES
 from fassd.serve.page import FILES
-from fassd.serve.schemas import ModelInfo, class_table
 
+LABELLED = "/[0-9]/.test(document.querySelector('#chosen td').textContent)"
 NAMES = [info.name for info in CITYSCAPES]
+COLORS = {info.name: list(info.color) for info in CITYSCAPES}
 
 
 @pytest.fixture(scope="module")
 def url():
-    app, _, _ = build(max_pixels=1024 * 1024, max_bytes=4_000_000)
-    with listening(app) as url:
+    with listening(max_pixels=1024 * 1024, max_bytes=4_000_000) as url:
         yield url
 
 
 def opened(browser, url, query, width=1400, **options):
     """Open the page and wait for its first labels."""
     browser.open(f"{url}/?side=256&{query}", width, **options)
-    browser.wait("/[0-9]/.test(document.querySelector('#chosen td').textContent)")
+    browser.wait(LABELLED)
+
+
+def change(browser, selector, value, event="change"):
+    """Give a control another value, as its user does."""
+    control = f"document.querySelector('{selector}')"
+    browser.evaluate(f"{control}.value = '{value}'; {control}.dispatchEvent(new Event('{event}'))")
 
 
 def settled(browser):
@@ -110,7 +116,7 @@ def test_pointing_opacity_and_legend_ask_nothing_more(browser, url):
         browser.move(*place(browser, x, y))
         name = browser.text("#tip")
         assert browser.text("#pointing") == f"Class: {name}"
-        assert pixel(browser, x, y) == list(CITYSCAPES[NAMES.index(name)].color)
+        assert pixel(browser, x, y) == COLORS[name]
         found.append(name)
     assert found[2] == "sky" and "sky" not in found[:2]
 
@@ -121,15 +127,15 @@ def test_pointing_opacity_and_legend_ask_nothing_more(browser, url):
         browser.press("ArrowDown")
     assert browser.text("#pointing") == f"Class: {found[1]}"
 
-    browser.click(f"#legend li:nth-child({NAMES.index('sky') + 1}) button")
-    assert pixel(browser, 0.45, 0.05) == list(CITYSCAPES[NAMES.index("sky")].color)
-    assert pixel(browser, 0.5, 0.95) != list(CITYSCAPES[NAMES.index(found[0])].color)
-    browser.click(f"#legend li:nth-child({NAMES.index('sky') + 1}) button")
+    sky = f"#legend li:nth-child({NAMES.index('sky') + 1}) button"
+    browser.click(sky)
+    assert pixel(browser, 0.45, 0.05) == COLORS["sky"]
+    assert pixel(browser, 0.5, 0.95) != COLORS[found[0]]
+    browser.click(sky)
 
-    slider = "document.querySelector('#opacity')"
-    browser.evaluate(f"{slider}.value = 0; {slider}.dispatchEvent(new Event('input'))")
+    change(browser, "#opacity", 0, "input")
     assert browser.text("#percent") == "0%"
-    assert pixel(browser, 0.45, 0.05) != list(CITYSCAPES[NAMES.index("sky")].color)
+    assert pixel(browser, 0.45, 0.05) != COLORS["sky"]
     assert asked(browser) == before
 
 
@@ -137,8 +143,7 @@ def test_pointing_opacity_and_legend_ask_nothing_more(browser, url):
 def test_a_choice_is_sent(browser, url):
     opened(browser, url, "start=example")
     settled(browser)
-    select = "document.querySelector('#dtype')"
-    browser.evaluate(f"{select}.value = 'bfloat16'; {select}.dispatchEvent(new Event('change'))")
+    change(browser, "#dtype", "bfloat16")
     browser.wait("document.querySelector('#chosen th').textContent == 'auto, bfloat16'")
     settled(browser)
     sent = [address for address in browser.requested if "/v1/segment" in address]
@@ -160,7 +165,7 @@ def test_files_pictures_videos_and_others(browser, url, tmp_path):
     browser.wait("document.querySelector('#model').options.length")  # its script is at work
     (tmp_path / "street.png").write_bytes(encoded(street(100, 256)))
     browser.choose("#file", tmp_path / "street.png")
-    browser.wait("/[0-9]/.test(document.querySelector('#chosen td').textContent)")
+    browser.wait(LABELLED)
     assert browser.evaluate("document.querySelector('#view').height") == 100
     assert browser.text("#alert") == ""
 
@@ -190,10 +195,7 @@ def test_files_pictures_videos_and_others(browser, url, tmp_path):
     browser.choose("#file", tmp_path / "drive.webm")
     browser.wait("document.querySelector('#view').width == 192")
     before = asked(browser)
-    deadline = time.monotonic() + 10
-    while asked(browser) < before + 8:  # more than a still picture is sent
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: asked(browser) >= before + 8, 10)  # more than a still picture is sent
     assert browser.text("#alert") == ""
 
 
@@ -201,10 +203,7 @@ def test_files_pictures_videos_and_others(browser, url, tmp_path):
 def test_the_webcam_until_it_is_stopped(browser, url):
     opened(browser, url, "start=camera")
     before = asked(browser)
-    deadline = time.monotonic() + 10
-    while asked(browser) < before + 8:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: asked(browser) >= before + 8, 10)
     browser.click("#stop")
     stopped = settled(browser)
     time.sleep(0.5)
@@ -230,26 +229,17 @@ def test_it_fits_narrow_and_wide_windows(browser, url, width, scheme):
 
 @with_browser
 def test_a_server_that_went_away_is_told(browser):
-    app, _, _ = build(max_pixels=1024 * 1024)
-    with listening(app) as url:
+    with listening(max_pixels=1024 * 1024) as url:
         opened(browser, url, "start=camera")
     browser.wait("document.querySelector('#alert').textContent == 'The server does not answer.'")
 
 
 @with_browser
 def test_the_legend_has_the_classes_of_the_chosen_network(browser):
-    plants = class_table([ClassInfo(f"plant {i}", (i, 200, 3)) for i in range(19)])
-    other = ModelInfo(name="plants", title="Plants", weights="own", classes=plants)
-    app, _, _ = build(
-        max_pixels=1024 * 1024, others=[other], load=lambda choice: load(CHOICE)
-    )  # fmt: skip
-    with listening(app) as url:
+    with listening(max_pixels=1024 * 1024, others=[PLANTS]) as url:
         opened(browser, url, "start=example&opacity=100")
         assert "road" in browser.text("#legend") and "plant" not in browser.text("#legend")
-        browser.evaluate(
-            "(() => { const s = document.querySelector('#model'); s.value = 'plants';"
-            " s.dispatchEvent(new Event('change')); })()"
-        )
+        change(browser, "#model", "plants")
         browser.wait("document.querySelector('#legend').textContent.includes('plant 18')")
         settled(browser)
         assert "road" not in browser.text("#legend")

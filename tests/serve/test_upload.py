@@ -1,34 +1,18 @@
 """Uploads that are refused: too large, too many pixels, no pictures, malformed."""
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
+from pictures import png
 from PIL import Image
 from serve.apps import encoded, post, street
 
 from fassd.serve.upload import RefusedError, decode
 
 
-def chunk(kind, content):
-    body = kind + content
-    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-
-def png_header(width, height):
-    """A PNG that claims a size and holds next to nothing."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(b"\0" * 100)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
-
-
 def test_a_bomb_is_refused_by_its_header(client):
-    answer = post(client, png_header(100_000, 100_000))
+    answer = post(client, png(100_000, 100_000, 8, bytes(100)))
     assert answer.status_code == 413 and "too many pixels" in answer.json()["detail"]
-    answer = post(client, png_header(2000, 1000))
+    answer = post(client, png(1000, 2000, 8, bytes(100)))
     assert answer.status_code == 413
     assert "2000x1000 pixels; the limit is 20,480" in answer.json()["detail"]
 

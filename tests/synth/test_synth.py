@@ -114,12 +114,13 @@ def _scene(index):
 
 def test_fences_are_see_through_but_labelled_whole():
     """Bars show what is behind them, so a fence is less even than its label."""
-    from fassd.synth.canvas import LABEL, Canvas, Panel
+    from fassd.synth.canvas import Canvas, Upright
+    from fassd.synth.solids import LABEL
     from fassd.synth.surfaces import paint_fence
 
     scene = _scene(0)
     canvas = Canvas((200, 200), scene.camera, scene.street.light)
-    panel = Panel((-2.0, 0.5, 6.0), (1.0, 0.0), 4.0, 2.0)
+    panel = Upright((-2.0, 0.5, 6.0), (1.0, 0.0), 4.0, 2.0)
     grid = [np.zeros((256 >> level, 256 >> level), np.uint8) for level in range(5)]
     for level in grid:
         level[:, : len(level) // 2] = 255

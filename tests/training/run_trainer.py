@@ -1,30 +1,30 @@
-"""What one process of test_loop does: ``run_trainer.py DATA FOLDER kill STEP | slow JSON | all
-JSON``
+"""What one process of the tests does: ``run_trainer.py DATA FOLDER kill STEP | all JSON``
 
-slow takes its time before each step. all runs every recipe of {name: settings} in float64, then
-into a signal at every moment, into a full disk after one, and into NaN in the validation of one
-process: starting processes takes longer than the runs."""
+all runs every recipe of {name: settings} in float64, then into a signal at every moment, into a
+full disk after one, and into NaN in the validation of one process: starting processes takes longer
+than the runs."""
 
-import errno
 import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from training.streets import MOMENTS, double_precision, feed_doubles, interrupt, small_recipe
+from training.streets import (
+    MOMENTS,
+    double_precision,
+    feed_doubles,
+    interrupt,
+    no_space,
+    small_recipe,
+)
 
 from fassd.data import load_card
 from fassd.distributed import process_group, rank, world_size
 from fassd.training import state as files
 from fassd.training.loop import StoppedError, Trainer
-
-
-def full(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def run_into_nan(card, folder):
@@ -49,7 +49,7 @@ def run_into_signals(card, folder):
             if rank() == (0 if moment == "writing" else number % 2):
                 interrupt(trainer, "forward" if moment == "full disk" else moment, 2, patch)
             if moment == "full disk":
-                patch.setattr(files, "_write", full)
+                patch.setattr(files, "_write", no_space)
                 with pytest.raises((OSError, RuntimeError), match="could not write the checkpoint"):
                     trainer.run()
                 continue
@@ -75,15 +75,12 @@ if __name__ == "__main__":
         if what == "all":
             run_all(load_card(data), Path(folder), json.loads(value), device)
             sys.exit()
-        changes = json.loads(value) if what == "slow" else {}
-        trainer = Trainer(small_recipe(**changes), load_card(data), Path(folder), device=device)
+        trainer = Trainer(small_recipe(), load_card(data), Path(folder), device=device)
         backward = trainer.learner._backward
 
         def dying(*arguments):
-            if what == "kill" and trainer.step == int(value) - 1:
+            if trainer.step == int(value) - 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if what == "slow":
-                time.sleep(0.5)
             return backward(*arguments)
 
         trainer.learner._backward = dying

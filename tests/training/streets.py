@@ -1,26 +1,26 @@
 """A tiny Cityscapes tree of generated scenes, and a recipe that trains on it in a second or two."""
 
+import csv
+import errno
 import os
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from fassd.data import SegmentationDataset, load_card
 from fassd.evaluation import evaluate as evaluation
 from fassd.io.images import write_image
 from fassd.synth import render_street
+from fassd.synth.write import LABEL_IDS
 from fassd.training import state as files
+from fassd.training.loop import Trainer
 from fassd.training.recipe import load_recipe
 
 SIZE = (64, 128)
-# labelIds of the 19 trainIds, of the official table.
-LABEL_IDS = np.array(
-    [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33], np.uint8
-)
 
 
 @cache
@@ -79,6 +79,47 @@ class Recorder:
         self.messages.append(text)
 
 
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same_run(one, other):
+    """The same bytes of logs, the same bits of every tensor that is kept."""
+    for name in ("log.csv", "val.csv", "recipe.yaml"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("last.safetensors", "best.safetensors", "checkpoint.safetensors"):
+        first, second = load_file(one / name), load_file(other / name)
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), (name, key)
+
+
+def resume(card, folder, recipe=None):
+    """Go on with a run to its end; what it reported."""
+    recorder = Recorder()
+    Trainer(recipe, card, folder, resume=True, reporter=recorder).run()
+    return recorder
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def at_step(trainer, number, act, after=False):
+    """Do something right before or after a step, counted from 1."""
+    take = trainer._train_step
+
+    def acting(*arguments):
+        if trainer.step == number - 1 and not after:
+            act()
+        take(*arguments)
+        if trainer.step == number and after:
+            act()
+
+    trainer._train_step = acting
+
+
 MOMENTS = (
     "loading", "forward", "backward", "optimizer", "averaging", "validation", "writing",
 )  # fmt: skip
@@ -92,7 +133,7 @@ def interrupt(trainer, moment, step, monkeypatch, number=signal.SIGINT):
         "backward": (torch.Tensor, "backward"),
         "optimizer": (trainer.learner.optimizer, "step"),
         "averaging": (trainer.learner.average, "update_parameters"),
-        "validation": (evaluation, "_count"),
+        "validation": (evaluation, "_scores"),
         "writing": (files, "_write"),
     }
     owner, name = at[moment]

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from fassd.training.logs import CSVLog, TensorBoardLog
+from fassd.training.logs import CSVLog, open_board
 
 
 @pytest.mark.parametrize("link", ["symlink", "link"])
@@ -27,7 +27,7 @@ def test_rows_are_appended_to_no_other_file(tmp_path, link):
 def test_nobody_foresees_the_name_of_an_event_file(tmp_path):
     names = set()
     for run in ("a", "b"):
-        TensorBoardLog(tmp_path / run, after=0).close()
+        open_board(tmp_path / run, after=0).close()
         [name] = os.listdir(tmp_path / run)
         names.add(name.rpartition(".")[2])
     assert len(names) == 2 and all(len(name) == 8 for name in names)

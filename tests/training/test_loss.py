@@ -50,14 +50,14 @@ def test_is_the_mean_of_the_hardest_pixels_of_each_picture(min_pixels, threshold
     assert value.item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_small_pictures_count_with_all_their_labelled_pixels():
+@pytest.mark.parametrize("loss", [BootstrappedCrossEntropy(), CrossEntropy()])
+def test_all_labelled_pixels_of_small_pictures_count_and_a_mean_is_of_means(loss):
     logits, labels = random_case((2, 5, 8, 8))
-    value = BootstrappedCrossEntropy()(logits, labels)
     each = [
         F.cross_entropy(scores[None], truth[None], ignore_index=255)
         for scores, truth in zip(logits, labels, strict=True)
     ]
-    assert value.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-6)
+    assert loss(logits, labels).item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", [BootstrappedCrossEntropy(10), CrossEntropy()])
@@ -76,17 +76,6 @@ def test_nothing_labelled_gives_zero_and_zero_gradients(loss):
     value.backward()
     assert value.item() == 0
     assert logits.grad.abs().max() == 0
-
-
-def test_cross_entropy_is_a_mean_of_means():
-    logits, labels = random_case()
-    each = [
-        F.cross_entropy(scores[None], truth[None], ignore_index=255)
-        for scores, truth in zip(logits, labels, strict=True)
-    ]
-    assert CrossEntropy()(logits, labels).item() == pytest.approx(
-        torch.stack(each).mean().item(), rel=1e-6
-    )
 
 
 @pytest.mark.parametrize("loss", [BootstrappedCrossEntropy(40, 1.0), CrossEntropy()])

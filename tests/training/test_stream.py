@@ -1,6 +1,5 @@
 import signal
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,9 +113,3 @@ def test_workers_never_hear_the_signals_that_stop_a_run():
     (parts,) = loader(stream, range(1), 1, 1, workers=1)
     assert parts[0].paths[0] >= stop
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & stop
-
-
-def test_a_batch_that_cannot_be_shared():
-    stream = SimpleNamespace()
-    with pytest.raises(ValueError, match="a batch of 6 cannot be shared evenly by 2 processes x 2"):
-        next(loader(stream, range(1), 6, 2, world_size=2))

@@ -71,6 +71,13 @@ except RuntimeError as error:
     assert second == "upsample: the triton backend takes tensors on a GPU, not on cpu"
 
 
+def forget() -> None:
+    for asked in (
+        availability.reason, availability.gpu_refusal, availability.bfloat16_refusal,
+    ):  # fmt: skip
+        asked.cache_clear()
+
+
 @pytest.fixture
 def turing(monkeypatch):
     """As if this process saw an NVIDIA GPU of a given capability."""
@@ -78,21 +85,18 @@ def turing(monkeypatch):
     def pretend(capability: tuple[int, int]) -> None:
         monkeypatch.setattr(availability, "INTERPRETED", False)
         monkeypatch.setattr(availability, "DTYPES", availability.TYPES)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA Pretended")
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-        for function in (
-            availability.reason, availability.gpu_refusal, availability.bfloat16_refusal,
-        ):  # fmt: skip
-            function.cache_clear()
+        for name, answer in {
+            "is_available": True,
+            "current_device": 0,
+            "device_count": 1,
+            "get_device_name": "NVIDIA Pretended",
+            "get_device_capability": capability,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        forget()
 
     yield pretend
-    for function in (
-        availability.reason, availability.gpu_refusal, availability.bfloat16_refusal,
-    ):  # fmt: skip
-        function.cache_clear()
+    forget()
 
 
 def test_an_old_gpu(turing):

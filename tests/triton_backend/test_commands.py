@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
+import typer
 from conformance import cases
 from rich.console import Console
 from triton_backend.conftest import compiled, interpreted
+from typer.testing import CliRunner, Result
 
 from fassd.bench import inspect
 from fassd.bench.costs.triton import plan_network
-from fassd_kernels import ops
+from fassd_kernels import ops, tune
 from fassd_kernels.triton import aot, device
 from fassd_kernels.triton.configurations import Config, read_table, table_of
 from fassd_kernels.triton.device import INTERPRETER, device_named
 from fassd_kernels.triton.program import recording
 from fassd_kernels.tuning import tiles
-from fassd_kernels.tuning.tiles import Trial
+from fassd_kernels.tuning.calls import recorded_calls
+from fassd_kernels.tuning.trials import TuningTrial, render
 
 
-def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=300
-    )
+def command(main: Callable[..., None], *arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(main)
+    return CliRunner().invoke(app, arguments)
 
 
 # --- inspect --------------------------------------------------------------------------------------
@@ -37,7 +40,13 @@ def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @compiled
 def test_inspect_predicts(tmp_path):
     path = tmp_path / "rows.json"
-    done = command("fassd.bench.inspect", "--no-compile", "--json", str(path))
+    arguments = ("--no-compile", "--json", str(path))
+    done = subprocess.run(
+        [sys.executable, "-m", "fassd.bench.inspect", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     content = json.loads(path.read_text())
     assert content["gpu"] == "NVIDIA H200" and "1024x2048" in content["title"]
@@ -54,8 +63,8 @@ def test_inspect_compiles(tmp_path):
     """The smallest network: every launch's registers, and no fault."""
     path = tmp_path / "rows.json"
     arguments = ("--model", "fassd_net_l2", "--gpu", "a100", "--json", str(path))
-    done = command("fassd.bench.inspect", *arguments)
-    assert done.returncode == 0, done.stderr
+    done = command(inspect.main, *arguments)
+    assert done.exit_code == 0, done.output
     rows = json.loads(path.read_text())["rows"]
     assert all(row["resources"]["registers"] > 0 for row in rows)
     products = [row for row in rows if row["label"] not in ("upsample_argmax",)]
@@ -64,8 +73,8 @@ def test_inspect_compiles(tmp_path):
 
 @compiled
 def test_training_would_win_little():
-    done = command("fassd.bench.inspect", "--training", "--size", "1024x1024")
-    assert done.returncode == 0, done.stderr
+    done = command(inspect.main, "--training", "--size", "1024x1024")
+    assert done.exit_code == 0, done.output
     ratios = [float(line.split()[-1]) for line in done.stdout.splitlines()[1:]]
     eager, inductor, fused = ratios
     assert fused == 1 and 1 < inductor < 1.08 < eager
@@ -99,8 +108,8 @@ def test_faults_are_told():
     ],
 )
 def test_bad_options(arguments, said):
-    done = command("fassd.bench.inspect", "--no-compile", *arguments)
-    assert done.returncode == 2
+    done = command(inspect.main, "--no-compile", *arguments)
+    assert done.exit_code == 2
     text = " ".join(done.stderr.replace("│", " ").split())
     assert said in text
 
@@ -110,8 +119,8 @@ def test_bad_options(arguments, said):
 
 @compiled
 def test_tune_lists_what_it_would_measure():
-    done = command("fassd_kernels.tune", "--dry-run", "--model", "fassd_net_l2")
-    assert done.returncode == 0, done.stderr
+    done = command(tune.main, "--dry-run", "--model", "fassd_net_l2")
+    assert done.exit_code == 0, done.output
     problems, configurations = (int(n) for n in done.stdout.splitlines()[-1].split() if n.isdigit())
     assert 30 < problems < 75 and configurations > 3 * problems
     assert "spatial" in done.stdout and "asymmetric" in done.stdout
@@ -120,101 +129,106 @@ def test_tune_lists_what_it_would_measure():
 @compiled
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to tune for")
 def test_tune_needs_a_gpu():
-    done = command("fassd_kernels.tune", "--model", "fassd_net_l2")
-    assert done.returncode == 2 and "no GPU is seen" in done.stderr
+    done = command(tune.main, "--model", "fassd_net_l2")
+    assert done.exit_code == 2 and "no GPU is seen" in done.output
 
 
-def recorded(*calls) -> list[tiles.RecordedCall]:
-    with tiles.Calls() as seen:
+def cases_of(device, *calls) -> list[tiles.TileCase]:
+    with recorded_calls() as seen:
         for call in calls:
             call.to(torch.float16)(ops.operator(call.operator, "triton"))
-    return seen.seen
+    return tiles.cases_of(seen, device)
 
 
-@interpreted
-def test_tuning_verifies_and_keeps_the_fastest(tmp_path, monkeypatch):
-    """The fastest is wrong, the next cannot run: the third wins."""
+def timer_of(seconds, tried=()):
+    """A clock that knows beforehand; `seconds` has those of configurations that are tried."""
+
+    def repeats(self, candidate, calls):
+        assert len(calls) >= 2
+        return [lambda: candidate]
+
+    def timer(candidates):
+        configs = [repeats[0]() for repeats in candidates]
+        tried.extend(configs)
+        return [seconds.get(config, 3e-6) for config in configs]
+
+    return repeats, timer
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The user's tables, which are empty."""
     monkeypatch.setenv("FASSD_KERNELS_CONFIGS", str(tmp_path))
-    calls = recorded(cases.conv_act(1, (16,), 16, (4, 9)), cases.upsample_argmax())
-    (case,) = tiles.cases_of(calls, INTERPRETER)
-    wrong, impossible, right = case.trials[0].config, case.trials[1].config, case.trials[2].config
-    real = tiles.RecordedCall.run_with
-
-    def run_with(self, configs):
-        (config,) = configs.values()
-        if config == impossible:
-            raise RuntimeError("out of resource: shared memory\nmore")
-        result = real(self, configs)
-        return result * 1.01 if config == wrong else result
-
-    seconds = {wrong: 1e-6, impossible: 1e-6, right: 2e-6}
-    monkeypatch.setattr(tiles.RecordedCall, "run_with", run_with)
-    tried: list[Config] = []
-
-    def launcher(self, configs, index):
-        (config,) = configs.values()
-        tried.append(config)
-        return lambda: config
-
-    monkeypatch.setattr(tiles.RecordedCall, "launcher", launcher)
-    console = Console(width=200, record=True)
-    path = tiles.tune(
-        calls, INTERPRETER, 60, console, "test",
-        timer=lambda function: seconds.get(function(), 3e-6), processes=0,
-    )  # fmt: skip
-    assert path.parent == tmp_path
-    assert read_table(path) == {case.problem.key: right}
-    assert wrong not in tried and impossible not in tried and right in tried
-    text = console.export_text()
-    assert "wrong: off by 0.01" in text and "RuntimeError: out of resource" in text
-
-
-@interpreted
-def test_tuning_adds_to_what_is_known(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASSD_KERNELS_CONFIGS", str(tmp_path))
-    console = Console(quiet=True)
-    for width in (5, 6):
-        calls = recorded(cases.conv_act(1, (4,), 4, (3, width)))
-        path = tiles.tune(calls, INTERPRETER, 60, console, "", lambda f: 1e-6, processes=0)
-    assert len(read_table(path)) == 2
+    table_of.cache_clear()
+    yield tmp_path
     table_of.cache_clear()
 
 
 @interpreted
+def test_tuning_verifies_and_keeps_the_fastest(folder, monkeypatch):
+    """The fastest is wrong, the next cannot run: the third wins."""
+    calls = cases.conv_act(1, (16,), 16, (4, 9)), cases.upsample_argmax()
+    (case,) = cases_of(INTERPRETER, *calls)
+    wrong, impossible, right = (trial.candidate for trial in case.trials[:3])
+    real = tiles.TileCase.compute
+
+    def compute(self, candidate):
+        if candidate == impossible:
+            raise RuntimeError("out of resource: shared memory\nmore")
+        result = real(self, candidate)
+        return result * 1.01 if candidate == wrong else result
+
+    tried: list[Config] = []
+    repeats, timer = timer_of({wrong: 1e-6, impossible: 1e-6, right: 2e-6}, tried)
+    monkeypatch.setattr(tiles.TileCase, "compute", compute)
+    monkeypatch.setattr(tiles.TileCase, "repeats", repeats)
+    done = tiles.tune([case], INTERPRETER, 60, timer, processes=0)
+    assert tiles.table_path(INTERPRETER).parent == folder
+    assert read_table(tiles.table_path(INTERPRETER)) == {case.key: right}
+    assert wrong not in tried and impossible not in tried and right in tried
+    console = Console(width=200, record=True)
+    console.print(render(done, "test"))
+    text = console.export_text()
+    assert "wrong: off by 0.01" in text and "RuntimeError: out of resource" in text
+    assert text.count("best") == 1
+
+
+@interpreted
+def test_tuning_adds_to_what_is_known(folder):
+    def timer(candidates):
+        return [1e-6] * len(candidates)
+
+    for width in (5, 6):
+        found = cases_of(INTERPRETER, cases.conv_act(1, (4,), 4, (3, width)))
+        tiles.tune(found, INTERPRETER, 60, timer, processes=0)
+    assert len(read_table(tiles.table_path(INTERPRETER))) == 2
+    assert tiles.tune(found, INTERPRETER, -1, timer, processes=0) == []  # out of time
+
+
+@interpreted
 def test_a_launch_alone_is_what_is_timed():
-    (call,) = recorded(cases.hardblock(1, 5, (4, 6), (3, 5)))
-    program = call.plan()
-    assert len(program.launches) == 2
+    with recorded_calls() as calls:
+        cases.hardblock(1, 5, (4, 6), (3, 5)).to(torch.float16)(ops.operator("hardblock", "triton"))
+    (call,) = calls
+    assert len(tiles.plan(call).launches) == 2
     for index in range(2):
-        call.launcher({}, index)()
+        tiles.launcher(call, index)()
 
 
 @compiled
-def test_trials_are_compiled_in_other_processes(tmp_path, monkeypatch):
+def test_trials_are_compiled_in_other_processes():
     """For a GPU that is not there: nothing is run, but what spills or does not fit is put out."""
-    monkeypatch.setenv("FASSD_KERNELS_CONFIGS", str(tmp_path))
     l4 = device_named("L4")
     with device.assuming(l4), recording():
-        calls = recorded(cases.conv_act(1, (16,), 16, (4, 9)))
-        (case,) = tiles.cases_of(calls, l4)
-        trials = [Trial(Config(64, 32, 16, 4, 2), 1.0), Trial(Config(64, 32, 16, 4, 30), 1.0)]
-        trials.append(Trial(Config(64, 24, 16, 4, 2), 1.0))
-        case.trials = trials
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            for trial, future in zip(trials, tiles.submit(pool, [case], l4).values(), strict=True):
-                tiles.put_out(trial, future, l4)
+        (case,) = cases_of(l4, cases.conv_act(1, (16,), 16, (4, 9)))
+        configs = (64, 32, 16, 4, 2), (64, 32, 16, 4, 30), (64, 24, 16, 4, 2)
+        case.trials = trials = [TuningTrial(Config(*numbers)) for numbers in configs]
+        (ready,) = tiles.compiled([case], 1, time.monotonic() + 300)
+    assert ready is case
     good, large, impossible = (trial.reason for trial in trials)
     assert good == ""
     assert "bytes of shared memory" in large
     assert impossible and "bytes" not in impossible
-
-
-@interpreted
-def test_out_of_time(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("FASSD_KERNELS_CONFIGS", str(tmp_path))
-    calls = recorded(cases.conv_act(1, (4,), 4, (3, 5)))
-    tiles.tune(calls, INTERPRETER, -1, Console(quiet=True), "", lambda f: 1e-6, processes=0)
-    assert "out of time: 1 problems are left to the model" in capsys.readouterr().out
 
 
 def test_device_named():

@@ -1,4 +1,7 @@
-"""Every line of every kernel is reached in the interpreter: masks, skips, boundaries, epilogues."""
+"""Every line of every kernel is reached in the interpreter: masks, skips, boundaries, epilogues.
+
+It checks every integer sum for overflow here, which the other tests turn off.
+"""
 
 from __future__ import annotations
 

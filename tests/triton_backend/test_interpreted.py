@@ -1,15 +1,14 @@
-"""What the conformance suite does not reach: every configuration, wide offsets, whole networks.
-
-Triton's interpreter checks every integer sum for overflow here, which that suite turns off.
-"""
+"""What the conformance suite does not reach: every configuration, wide offsets, whole networks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from conformance import cases
+from conformance import cases, harness
 from conformance.harness import Call, check_close, check_result, expected, poison
-from kernels.conftest import relative_error, shake
+from kernels.conftest import network, relative_error, shake
 from torch import Tensor
 from triton_backend.conftest import interpreted, plan_of
 
@@ -20,6 +19,12 @@ from fassd_kernels.triton.configurations import CANDIDATES, Config, is_usable, o
 from fassd_kernels.triton.layout import empty_image
 
 pytestmark = interpreted
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_interpreter() -> Iterator[None]:
+    with harness.quick_interpreter():
+        yield
 
 
 def run(call: Call) -> Tensor:
@@ -193,11 +198,6 @@ def test_offsets_beyond_32_bits_of_the_others(operator):
 
 
 # --- whole networks -------------------------------------------------------------------------------
-
-
-def network(name: str = "fassd_net_l2") -> torch.nn.Module:
-    torch.manual_seed(0)
-    return shake(fassd.create_model(name, num_classes=7)).eval()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_images_inside_a_network_are_loaded_in_vectors(name):
 
 
 def test_the_time_model_adds_up():
-    """Figures of DESIGN section 6: 44.7 GMAC, 0.71 GB in and out of the convolutions."""
+    """To the network's own figures: 44.7 GMAC, 0.71 GB in and out of the convolutions."""
     launches = plan_network("fassd_net", 1024, 2048, H200)
     operations = sum(planned.launch.work.operations for planned in launches)
     moved = sum(planned.launch.work.bytes for planned in launches)

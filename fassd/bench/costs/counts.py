@@ -11,6 +11,7 @@ costs the same few milliseconds, and whatever a module calls is seen, submodule 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,15 +19,15 @@ from math import prod
 from typing import Any
 
 import torch
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from fassd.bench.costs.parts import JOINTS, Part, parts_of, with_merged_stem
+from fassd.bench.costs.parts import JOINTS, PartCost, parts_of, with_merged_stem
+from fassd.bench.tables import Column, report_table
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,27 @@ class Complexity:
     ptflops_macs: int
     peak_bytes: int
     allocated_bytes: int
-    parts: tuple[Part, ...]
+    parts: tuple[PartCost, ...]
     dead_taps: tuple[DeadTaps, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _tables(self, options.max_width)
+        batch, _, height, width = self.input_shape
+        yield f"{self.model} at {height}x{width}" + (f", batch {batch}" if batch > 1 else "")
+        yield report_table(self.parts, _part_columns(self, options.max_width >= WIDE))
+        yield Text(
+            f"Peak of live activations {_mib(self.peak_bytes)} MiB in float32. "
+            "GMACs: convolutions alone; ptflops adds batch norm, activations and pooling.",
+            style="dim",
+        )
+        if not self.dead_taps:
+            yield Text("No dilated convolution has dead taps at this size.", style="dim")
+            return
+        wasted = sum(dead.wasted_macs for dead in self.dead_taps)
+        yield Text(
+            "Dilation taps that read only padding at this size: "
+            f"{wasted / 1e9:.3f} GMACs of zeros, {wasted / self.conv_macs:.1%} of all",
+        )
+        yield report_table(self.dead_taps, DEAD_TAP_COLUMNS)
 
 
 def analyze(
@@ -142,11 +159,6 @@ def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def render(complexity: Complexity, console: Console | None = None) -> None:
-    """Print the tables of `complexity`, to standard output unless a `console` is given."""
-    (console or Console()).print(complexity)
-
-
 # --- Counting ----------------------------------------------------------------------------------
 
 
@@ -163,48 +175,10 @@ def _on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-@dataclass
-class _Tally:
-    kind: str
-    output_shape: tuple[int, ...] = ()
-    params: int = 0
-    conv_macs: int = 0
-    extra_macs: int = 0
-    allocated_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _Convolution:
-    """The arguments of aten.convolution that matter here."""
-
-    input: Tensor
-    weight: Tensor
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    transposed: bool
-    output: Tensor
-
-    @property
-    def macs(self) -> int:
-        # Each output pixel reads each weight of its group once; transposed, each input pixel does.
-        pixels = self.input if self.transposed else self.output
-        return pixels.shape[0] * prod(pixels.shape[2:]) * self.weight.numel()
-
-    @property
-    def dead_taps(self) -> int:
-        live = 1
-        for axis in (0, 1):
-            size, out = self.input.shape[2 + axis], self.output.shape[2 + axis]
-            stride, dilation = self.stride[axis], self.dilation[axis]
-            first_reads = (
-                tap * dilation - self.padding[axis] for tap in range(self.weight.shape[2 + axis])
-            )
-            live *= sum(
-                any(0 <= first + stride * pixel < size for pixel in range(out))
-                for first in first_reads
-            )
-        return prod(self.weight.shape[2:]) - live
+def _live_taps(size: int, out: int, taps: int, stride: int, padding: int, dilation: int) -> int:
+    """How many of a row of taps read a pixel of a row of `size` for one of `out` results."""
+    begins = (tap * dilation - padding for tap in range(taps))
+    return sum(any(0 <= begin + stride * pixel < size for pixel in range(out)) for begin in begins)
 
 
 _ACTIVATIONS = {
@@ -223,9 +197,9 @@ class _Counter(TorchDispatchMode):
         self.peak_bytes = 0
         self.dead_taps: list[DeadTaps] = []
         self._model = model
-        self._part_of = dict(parts_of(model, ""))
+        self._kinds = dict(parts_of(model, ""))
         self._stack: list[str] = []
-        self._tallies: dict[str, _Tally] = {}
+        self._parts: dict[str, PartCost] = {}
         self._counted: set[int] = set()
         self._live: dict[StorageWeakRef, int] = {}
 
@@ -255,31 +229,19 @@ class _Counter(TorchDispatchMode):
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in self._counted:
                 self._counted.add(id(parameter))
-                self._tally().params += parameter.numel()
+                self._part().params += parameter.numel()
 
-    def _tally(self) -> _Tally:
+    def _part(self) -> PartCost:
+        """The part at work."""
         path = self._stack[-1]
-        while path and path not in self._part_of:
+        while path and path not in self._kinds:
             path = path.rpartition(".")[0]
-        return self._tallies.setdefault(
-            path or JOINTS, _Tally(self._part_of.get(path, "resize, concatenate"))
-        )
+        kind = self._kinds.get(path, "resize, concatenate")
+        return self._parts.setdefault(path, PartCost(path or JOINTS, kind))
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[PartCost]:
         # Between its parts a network works all along; that row goes last.
-        order = sorted(self._tallies.items(), key=lambda entry: entry[0] == JOINTS)
-        return [
-            Part(
-                name,
-                tally.kind,
-                tally.output_shape,
-                tally.params,
-                tally.conv_macs,
-                tally.conv_macs + tally.extra_macs,
-                tally.allocated_bytes,
-            )
-            for name, tally in order
-        ]
+        return sorted(self._parts.values(), key=lambda part: part.name == JOINTS)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -296,40 +258,36 @@ class _Counter(TorchDispatchMode):
         return result
 
     def _count(self, operator: str, args: Any, output: Tensor) -> None:
-        tally = self._tally()
-        tally.output_shape = tuple(output.shape)
-        tally.allocated_bytes += self.watch(output)
+        part = self._part()
+        part.output_shape = tuple(output.shape)
+        part.allocated_bytes += self.watch(output)
         if operator == "convolution":
-            self._count_convolution(tally, args, output)
+            self._count_convolution(part, args, output)
         elif operator in _BATCH_NORMS:
-            tally.extra_macs += 2 * output.numel()
+            part.ptflops_macs += 2 * output.numel()
         elif operator in _ACTIVATIONS:
-            tally.extra_macs += output.numel()
+            part.ptflops_macs += output.numel()
         elif operator in _AVERAGE_POOLINGS:
-            tally.extra_macs += args[0].numel()
+            part.ptflops_macs += args[0].numel()
 
-    def _count_convolution(self, tally: _Tally, args: Any, output: Tensor) -> None:
+    def _count_convolution(self, part: PartCost, args: Any, output: Tensor) -> None:
         picture, weight, bias, stride, padding, dilation, transposed = args[:7]
-        geometry = (_pair(stride), _pair(padding), _pair(dilation))
-        convolution = _Convolution(picture, weight, *geometry, transposed, output)
-        tally.conv_macs += convolution.macs
-        if bias is not None:
-            tally.extra_macs += output.numel()
-        dead = 0 if transposed or convolution.dilation == (1, 1) else convolution.dead_taps
-        if not dead:
+        macs = conv_flop_count(picture.shape, weight.shape, [*output.shape], transposed) // 2
+        part.conv_macs += macs
+        part.ptflops_macs += macs + (0 if bias is None else output.numel())
+        kernel, dilations = _pair(weight.shape[2:]), _pair(dilation)
+        if transposed or dilations == (1, 1):
             return
-        taps = prod(weight.shape[2:])
-        self.dead_taps.append(
-            DeadTaps(
-                self._stack[-1],
-                kernel_size=_pair(weight.shape[2:]),
-                dilation=convolution.dilation,
-                map_size=_pair(picture.shape[2:]),
-                dead=dead,
-                taps=taps,
-                wasted_macs=convolution.macs * dead // taps,
+        sizes = picture.shape[2:], output.shape[2:], kernel
+        axes = zip(*sizes, _pair(stride), _pair(padding), dilations, strict=True)
+        taps = prod(kernel)
+        dead = taps - prod(itertools.starmap(_live_taps, axes))
+        if dead:
+            wasted = macs * dead // taps
+            size = _pair(picture.shape[2:])
+            self.dead_taps.append(
+                DeadTaps(self._stack[-1], kernel, dilations, size, dead, taps, wasted)
             )
-        )
 
     def watch(self, tensor: Tensor) -> int:
         """Follow the life of a tensor's storage; return its bytes if it is new, else 0."""
@@ -354,74 +312,37 @@ WIDE = 100
 """Columns of a terminal from which on the tables tell what each part is."""
 
 
-def _tables(complexity: Complexity, width: int) -> RenderableType:
-    batch, _, *sides = complexity.input_shape
-    title = "{} at {}x{}".format(complexity.model, *sides) + (
-        f", batch {batch}" if batch > 1 else ""
-    )
-    notes = Text(
-        f"Peak of live activations {_mib(complexity.peak_bytes)} MiB in float32. "
-        "GMACs: convolutions alone; ptflops adds batch norm, activations and pooling.",
-        style="dim",
-    )
-    return Group(_part_table(complexity, title, width >= WIDE), notes, _dead_tap_table(complexity))
+def _part_columns(complexity: Complexity, with_kinds: bool) -> list[Column[PartCost]]:
+    macs = max(complexity.conv_macs, 1)
+    kind: Column[PartCost] = Column("What", lambda part: part.kind, words=True)
+    return [
+        Column("Part", lambda part: part.name, "Total", words=True),
+        *([kind] if with_kinds else []),
+        Column("Output", lambda part: "x".join(map(str, part.output_shape[1:])), words=True),
+        Column("Params", lambda part: f"{part.params:,}", f"{complexity.params:,}"),
+        Column("GMACs", lambda part: _giga(part.conv_macs), _giga(complexity.conv_macs)),
+        Column("Share", lambda part: f"{part.conv_macs / macs:.0%}", "100%"),
+        Column("ptflops", lambda part: _giga(part.ptflops_macs), _giga(complexity.ptflops_macs)),
+        Column(
+            "MiB written",
+            lambda part: _mib(part.allocated_bytes),
+            _mib(complexity.allocated_bytes),
+        ),
+    ]
 
 
-def _table(**settings: Any) -> Table:
-    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0), **settings)
+DEAD_TAP_COLUMNS: tuple[Column[DeadTaps], ...] = (
+    Column("Convolution", lambda dead: dead.name, words=True),
+    Column("Kernel", lambda dead: "{}x{}".format(*dead.kernel_size), words=True),
+    Column("Dilation", lambda dead: "{}x{}".format(*dead.dilation), words=True),
+    Column("Map", lambda dead: "{}x{}".format(*dead.map_size), words=True),
+    Column("Dead taps", lambda dead: f"{dead.dead} of {dead.taps}"),
+    Column("Wasted", lambda dead: f"{dead.wasted_share:.0%}"),
+)
 
 
-def _part_table(complexity: Complexity, title: str, with_kinds: bool) -> Table:
-    table = _table(title=title, title_justify="left", show_footer=True, footer_style="bold")
-    table.add_column("Part", "Total", no_wrap=True)
-    if with_kinds:
-        table.add_column("What", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("Output", no_wrap=True)
-    numbers = (
-        ("Params", f"{complexity.params:,}"),
-        ("GMACs", f"{complexity.conv_macs / 1e9:.3f}"),
-        ("Share", "100%"),
-        ("ptflops", f"{complexity.ptflops_macs / 1e9:.3f}"),
-        ("MiB written", _mib(complexity.allocated_bytes)),
-    )
-    for header, total in numbers:
-        table.add_column(header, total, justify="right", no_wrap=True)
-    for part in complexity.parts:
-        table.add_row(
-            part.name,
-            *([part.kind] if with_kinds else []),
-            "x".join(str(side) for side in part.output_shape[1:]),
-            f"{part.params:,}",
-            f"{part.conv_macs / 1e9:.3f}",
-            f"{part.conv_macs / max(complexity.conv_macs, 1):.0%}",
-            f"{part.ptflops_macs / 1e9:.3f}",
-            _mib(part.allocated_bytes),
-        )
-    return table
-
-
-def _dead_tap_table(complexity: Complexity) -> RenderableType:
-    if not complexity.dead_taps:
-        return Text("No dilated convolution has dead taps at this size.", style="dim")
-    wasted = sum(dead.wasted_macs for dead in complexity.dead_taps)
-    title = Text(
-        "Dilation taps that read only padding at this size: "
-        f"{wasted / 1e9:.3f} GMACs of zeros, {wasted / complexity.conv_macs:.1%} of all",
-    )
-    table = _table()
-    for header in ("Convolution", "Kernel", "Dilation", "Map"):
-        table.add_column(header, no_wrap=True)
-    for header in ("Dead taps", "Wasted"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for dead in complexity.dead_taps:
-        sizes = (dead.kernel_size, dead.dilation, dead.map_size)
-        table.add_row(
-            dead.name,
-            *(f"{size[0]}x{size[1]}" for size in sizes),
-            f"{dead.dead} of {dead.taps}",
-            f"{dead.wasted_share:.0%}",
-        )
-    return Group(title, table)
+def _giga(number: int) -> str:
+    return f"{number / 1e9:.3f}"
 
 
 def _mib(size: int) -> str:

@@ -14,22 +14,20 @@ graph.
 from __future__ import annotations
 
 import functools
-import importlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from fassd.bench.costs import DRAM_EFFICIENCY, LAUNCH_S
 from fassd_kernels.backends import cpu_reason
 from fassd_kernels.triton import availability
-from fassd_kernels.triton.device import Device, describe_gpu
+from fassd_kernels.triton.device import Device, describe_gpu, device_named
 
 if TYPE_CHECKING:
     from fassd_kernels.modules.network import Output
-    from fassd_kernels.tuning.tiles import RecordedCall
+    from fassd_kernels.tuning.calls import OperatorCall
 
 HALF, TF32, FLOAT32 = range(3)  # Arithmetic in csrc/plan/plan.h
 # Rates of the tensor cores of a T4; the table of GPUs has what Triton reaches without them.
@@ -43,18 +41,9 @@ WAITING = 1.5
 # --- plans ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a plan depends on in a GPU: DeviceLimits in ``csrc/plan/plan.h``."""
-
-    multiprocessors: int
-    shared_bytes: int
-    capability: int
-
-    @property
-    def numbers(self) -> list[int]:
-        """As the operators take them."""
-        return [self.multiprocessors, self.shared_bytes, self.capability]
+GpuLimits: TypeAlias = tuple[int, int, int]
+"""What a plan depends on in a GPU, DeviceLimits in ``csrc/plan/plan.h``: multiprocessors, bytes of
+shared memory that a block can have, compute capability times ten."""
 
 
 @dataclass(frozen=True)
@@ -121,30 +110,31 @@ class Convolution:
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Convolution:
         """From an answer's `convolution`."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in answer.items()
-        }
-        return cls(**values)
+        pairs = {name: tuple(v) for name, v in answer.items() if isinstance(v, list)}
+        return cls(**{**answer, **pairs})
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - immutable, and a network repeats its shapes
-    def plan(self, limits: Limits) -> Plan:
+    def plan(self, limits: GpuLimits) -> Plan:
         """Its plan on a GPU, launched alone."""
-        shape = [
-            self.batch, *self.size, *self.out_size, self.out_channels, *self.kernel, *self.stride,
-            *self.dilation, self.pool, self.arithmetic,
-        ]  # fmt: skip
-        numbers = torch.ops.fassd_kernels.convolution_plan(shape, self.channels, limits.numbers)
-        values: list[Any] = [*map(int, numbers[:11]), *numbers[11:].tolist()]
-        names = [field.name for field in fields(Plan)]
-        return Plan(**dict(zip(names, values, strict=True)))
+        dtype = torch.float16 if self.arithmetic == HALF else torch.float32
+        like = torch.empty(0, dtype=dtype, device="meta")
+        answer = torch.ops.fassd_kernels_plan.conv_act(
+            [like.new_empty(self.batch, channels, *self.size) for channels in self.channels],
+            like.new_empty(self.out_channels, sum(self.channels), *self.kernel),
+            stride=self.stride,
+            dilation=self.dilation,
+            pool=self.pool,
+            gpu=limits,
+            allow_tf32=self.arithmetic == TF32,
+        )
+        return Plan(**json.loads(answer)[-1]["blocks"][0])
 
 
 # --- launches -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Launch:
+class PredictedLaunch:
     """One launch of a network, planned and predicted; times in seconds.
 
     Attributes:
@@ -191,10 +181,10 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Group:
+class LaunchGroup:
     """Launches of one shape and plan."""
 
-    launches: tuple[Launch, ...]
+    launches: tuple[PredictedLaunch, ...]
 
     @property
     def label(self) -> str:
@@ -208,11 +198,13 @@ class Group:
         return len(self.launches)
 
     @property
-    def first(self) -> Launch:
+    def first(self) -> PredictedLaunch:
         return self.launches[0]
 
     def total(self, name: str) -> Any:
-        return total(self.launches, name)
+        """The sum of an attribute; None where a launch has none."""
+        values = [getattr(launch, name) for launch in self.launches]
+        return None if None in values else sum(values)
 
     def to_json(self) -> dict[str, Any]:
         """Ready for `json.dump`: of one launch, but times of all."""
@@ -228,7 +220,7 @@ class Prediction:
 
     Attributes:
         network: name of the variant.
-        height, width, batch: of the pictures.
+        height, width, batch: size of the pictures, and their number.
         dtype: name of the type.
         output: ``labels`` or ``logits``.
         device: the GPU.
@@ -243,7 +235,7 @@ class Prediction:
     dtype: str
     output: Output
     device: Device
-    launches: tuple[Launch, ...]
+    launches: tuple[PredictedLaunch, ...]
     replay: float | None = None
 
     @property
@@ -268,41 +260,33 @@ class Prediction:
         return self.batch / self.predicted
 
     def total(self, name: str) -> Any:
-        """Over all launches."""
-        return total(self.launches, name)
+        """The sum of an attribute over all launches; None where a launch has none."""
+        return LaunchGroup(self.launches).total(name)
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[LaunchGroup]:
         """Equal launches together, in the order in which they come."""
-        found: dict[Launch, list[Launch]] = {}
+        found: dict[PredictedLaunch, list[PredictedLaunch]] = {}
         for launch in self.launches:
             kind = launch.label.partition(" ")[0]
             found.setdefault(replace(launch, label=kind, measured=None), []).append(launch)
-        return [Group(tuple(launches)) for launches in found.values()]
+        return [LaunchGroup(tuple(launches)) for launches in found.values()]
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dump`; times in seconds, equal launches together."""
-        names = ("bytes", "loaded", "operations", "issued")
+        names = ("network", "batch", "dtype", "output")
+        sums = ("bytes", "loaded", "operations", "issued")
         return {
-            "network": self.network,
+            **{name: getattr(self, name) for name in names},
             "size": [self.height, self.width],
-            "batch": self.batch,
-            "dtype": self.dtype,
-            "output": self.output,
             "gpu": self.device.name,
             "launches": len(self.launches),
-            **{name: self.total(name) for name in names},
+            **{name: self.total(name) for name in sums},
             "floor_s": self.floor,
             "predicted_s": self.predicted,
             "measured_s": self.replay,
             "predicted_frames_per_second": self.frames_per_second,
             "rows": [group.to_json() for group in self.groups()],
         }
-
-
-def total(launches: Iterable[Launch], name: str) -> Any:
-    """The sum of an attribute; None where a launch has none."""
-    values = [getattr(launch, name) for launch in launches]
-    return None if None in values else sum(values)
 
 
 class Model:
@@ -327,19 +311,16 @@ class Model:
             )
         self.device = device
         self.tf32 = tf32
-        self.limits = Limits(device.multiprocessors, device.shared, device.arch)
+        self.limits: GpuLimits = (device.multiprocessors, device.shared, device.arch)
         tensor = TENSOR_RATES.get(device.name, device.rates[0])
         self.rates = {"half": tensor, "tf32": tensor / 2, "float32": device.rates[1]}
 
-    def answer(self, call: RecordedCall) -> list[dict[str, Any]]:
+    def answer(self, call: OperatorCall) -> list[dict[str, Any]]:
         """The launches of an operator's call, as C++ answers (``csrc/plan/launches.h``)."""
-        operator = getattr(torch.ops.fassd_kernels_plan, call.name)
-        limits = self.limits.numbers
-        return json.loads(
-            operator(*call.arguments, **call.keywords, gpu=limits, allow_tf32=self.tf32)
-        )
+        operator = getattr(torch.ops.fassd_kernels_plan, call.operator)
+        return json.loads(operator(**call.arguments, gpu=self.limits, allow_tf32=self.tf32))
 
-    def launch(self, answer: dict[str, Any]) -> Launch:
+    def launch(self, answer: dict[str, Any]) -> PredictedLaunch:
         """One launch of an answer, with its times."""
         device = self.device
         plans = [Plan(**blocks) for blocks in answer["blocks"]]
@@ -348,10 +329,11 @@ class Model:
         blocks = sum(plan.blocks for plan in plans)
         # All take the shared memory of the largest.
         resident = min((plan.resident for plan in plans), default=0)
-        issued = sum(2 * plan.blocks * plan.products for plan in plans) if plans else operations
-        loaded = sum(plan.blocks * plan.loaded for plan in plans)
-        stored = sum(plan.blocks * plan.stored for plan in plans)
-        shared = sum(plan.blocks * plan.shared_read for plan in plans)
+        names = ("products", "loaded", "stored", "shared_read")
+        products, loaded, stored, shared = (
+            sum(plan.blocks * getattr(plan, name) for plan in plans) for name in names
+        )
+        issued = 2 * products if plans else operations
         clocks = device.clock * device.multiprocessors
         parts = {
             "memory": moved / (device.bandwidth * DRAM_EFFICIENCY),
@@ -363,21 +345,16 @@ class Model:
         bound = max(parts, key=lambda name: parts[name])
         if seconds > WAITING * parts[bound]:
             bound = "waiting"
-        return Launch(
-            label=answer["label"],
-            kernel=answer["kernel"],
-            channels=answer["channels"],
-            height=answer["height"],
-            width=answer["width"],
+        same = ("label", "kernel", "channels", "height", "width", "bytes", "operations")
+        return PredictedLaunch(
+            **{name: answer[name] for name in same},
             tile="; ".join(dict.fromkeys(plan.tile for plan in plans)),
             taps="+".join(str(plan.taps) for plan in plans),
             blocks=blocks,
             resident=resident,
             waves=blocks / (device.multiprocessors * resident) if plans else 0,
             shared_bytes=max((plan.shared_bytes for plan in plans), default=0),
-            bytes=moved,
             loaded=int(loaded),
-            operations=operations,
             issued=int(issued),
             floor=max(moved / device.bandwidth, operations / rate),
             predicted=seconds + LAUNCH_S,
@@ -418,8 +395,7 @@ def find_device(name: str) -> Device:
     for index in range(torch.cuda.device_count()):
         if name.lower() in torch.cuda.get_device_name(index).lower():
             return describe_gpu(torch.device("cuda", index))
-    # Beyond this line Triton has to be there.
-    return importlib.import_module("fassd_kernels.triton.device").device_named(name)
+    return device_named(name)
 
 
 def predict_network(
@@ -437,13 +413,9 @@ def predict_network(
     """What a variant of the family launches through the CUDA backend, and how long that takes.
 
     Args:
-        name: a variant, as ``fassd list`` shows them.
-        height, width: size of the picture.
+        name, height, width, batch, dtype, output, classes, alpha: network and pictures, as in
+            :func:`fassd_kernels.tuning.calls.record_network`.
         device: the GPU to predict for, see :func:`find_device`; it need not be in this machine.
-        batch: number of pictures at once.
-        dtype: type of the network.
-        output: ``labels`` or ``logits``.
-        classes, alpha: number of classes, and the network's parameter alpha.
 
     Raises:
         ImportError: as :func:`check_requirements`.
@@ -454,7 +426,9 @@ def predict_network(
     from fassd_kernels.triton.program import tf32_requested
 
     model = Model(device, dtype, dtype == torch.float32 and tf32_requested())
-    calls, _ = record_network(name, height, width, device, batch, dtype, output, classes, alpha)
+    calls, _ = record_network(
+        name, height, width, device, batch, dtype, output=output, classes=classes, alpha=alpha
+    )
     launches = tuple(model.launch(answer) for call in calls for answer in model.answer(call))
     dtype_name = str(dtype).removeprefix("torch.")
     return Prediction(name, height, width, batch, dtype_name, output, device, launches)

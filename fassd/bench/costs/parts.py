@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from torch import nn
@@ -15,8 +16,8 @@ JOINTS = "(joints)"
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-@dataclass(frozen=True)
-class Part:
+@dataclass
+class PartCost:
     """The cost of one part of a network.
 
     Attributes:
@@ -30,11 +31,11 @@ class Part:
 
     name: str
     kind: str
-    output_shape: tuple[int, ...]
-    params: int
-    conv_macs: int
-    ptflops_macs: int
-    allocated_bytes: int
+    output_shape: tuple[int, ...] = ()
+    params: int = 0
+    conv_macs: int = 0
+    ptflops_macs: int = 0
+    allocated_bytes: int = 0
 
 
 def parts_of(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
@@ -75,38 +76,23 @@ def _conv_kind(conv: nn.Conv2d) -> str:
     return f"{kernel} {conv.in_channels} to {conv.out_channels}{stride}"
 
 
-def with_merged_stem(parts: list[Part]) -> Iterator[Part]:
+def with_merged_stem(parts: list[PartCost]) -> Iterator[PartCost]:
     """`parts`, with a run of two or more ConvLayers larger than 1x1 in one list as one part."""
-    run: list[Part] = []
-    for part in (*parts, None):
-        if part and _extends(run, part):
-            run.append(part)
+
+    def run_of(part: PartCost) -> tuple[bool, str]:
+        layer = part.kind.startswith("ConvLayer: ")
+        large = layer and not part.kind.startswith("ConvLayer: 1x1")
+        return large, part.name.rpartition(".")[0] if large else part.name
+
+    sums = ("params", "conv_macs", "ptflops_macs", "allocated_bytes")
+    for _, group in groupby(parts, run_of):
+        first, *others = run = list(group)
+        if not others:
+            yield first
             continue
-        if run:
-            yield _merged(run)
-        run = [part] if part else []
-
-
-def _extends(run: list[Part], part: Part) -> bool:
-    return (
-        bool(run)
-        and all(
-            member.kind.startswith("ConvLayer: ") and not member.kind.startswith("ConvLayer: 1x1")
-            for member in (run[-1], part)
+        yield PartCost(
+            name=f"{first.name}-{run[-1].name.rpartition('.')[2]}",
+            kind=f"stem: {len(run)} ConvLayers",
+            output_shape=run[-1].output_shape,
+            **{name: sum(getattr(part, name) for part in run) for name in sums},
         )
-        and run[-1].name.rpartition(".")[0] == part.name.rpartition(".")[0]
-    )
-
-
-def _merged(run: list[Part]) -> Part:
-    if len(run) == 1:
-        return run[0]
-    return replace(
-        run[-1],
-        name=f"{run[0].name}-{run[-1].name.rpartition('.')[2]}",
-        kind=f"stem: {len(run)} ConvLayers",
-        params=sum(part.params for part in run),
-        conv_macs=sum(part.conv_macs for part in run),
-        ptflops_macs=sum(part.ptflops_macs for part in run),
-        allocated_bytes=sum(part.allocated_bytes for part in run),
-    )

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import functools
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fassd_kernels.operators import IMAGES
+from fassd.bench.stopwatch import sample
+from fassd_kernels.tuning.calls import OperatorCall
 
 __all__ = [
-    "Convolution",
+    "CallConvolution",
+    "CallWork",
     "Machine",
-    "Prediction",
-    "Work",
+    "RooflineTime",
     "convolutions",
-    "images",
     "measure_machine",
     "predict",
     "work_of",
@@ -55,7 +53,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class CallConvolution:
     """One convolution inside a call.
 
     Attributes:
@@ -82,7 +80,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Work:
+class CallWork:
     """What one call has to do.
 
     Attributes:
@@ -91,7 +89,7 @@ class Work:
         dtype: of the images and weights.
     """
 
-    convolutions: tuple[Convolution, ...]
+    convolutions: tuple[CallConvolution, ...]
     bytes: int
     dtype: torch.dtype
 
@@ -102,7 +100,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class RooflineTime:
     """Seconds that a call should take, by what may bind it."""
 
     arithmetic: float
@@ -113,7 +111,7 @@ class Prediction:
         return max(self.arithmetic, self.memory)
 
 
-def predict(work: Work, machine: Machine) -> Prediction:
+def predict(work: CallWork, machine: Machine) -> RooflineTime:
     """The seconds that `work` takes where nothing is lost.
 
     Assumes that
@@ -130,11 +128,11 @@ def predict(work: Work, machine: Machine) -> Prediction:
     """
     saving = WINOGRAD_SAVING[work.dtype]
     products = sum(c.macs / (saving if c.fits_winograd else 1) for c in work.convolutions)
-    return Prediction(products / machine.macs_per_s, work.bytes / machine.bytes_per_s)
+    return RooflineTime(products / machine.macs_per_s, work.bytes / machine.bytes_per_s)
 
 
-def measure_machine(seconds: float = 0.4) -> Machine:
-    """The best in `seconds` for each kernel tried, on PyTorch's present threads.
+def measure_machine(repeats: int = 10) -> Machine:
+    """The best of so many calls of each kernel tried, on PyTorch's present threads.
 
     The rate of arithmetic is the best that PyTorch's own libraries reach in a float32 matrix
     product, a practical ceiling: `torch.mm` (BLAS) on squares of 1024 and 2048, and 1x1
@@ -143,79 +141,70 @@ def measure_machine(seconds: float = 0.4) -> Machine:
 
     The bandwidth is that of copying 256 MiB, each byte counted twice, as read and as written.
     """
-    rates = []
+    calls: dict[str, Callable[[], object]] = {}
+    macs: dict[str, int] = {}
     for side in MATRIX_SIDES:
         a, b, product = (torch.ones(side, side) for _ in range(3))
-        multiply = functools.partial(torch.mm, a, b, out=product)
-        rates.append(side**3 / _best(multiply, seconds))
+        calls[f"mm {side}"] = functools.partial(torch.mm, a, b, out=product)
+        macs[f"mm {side}"] = side**3
     for width in CONVOLUTION_WIDTHS:
         image, weight = (
             torch.ones(shape).contiguous(memory_format=torch.channels_last)
             for shape in ((1, width, 64, 64), (width, width, 1, 1))
         )
-        convolve = functools.partial(torch.conv2d, image, weight)
-        rates.append(64 * 64 * width**2 / _best(convolve, seconds))
+        calls[f"conv2d {width}"] = functools.partial(torch.conv2d, image, weight)
+        macs[f"conv2d {width}"] = 64 * 64 * width**2
     source = torch.ones(COPIED_BYTES // 4)
-    target = torch.empty_like(source)
-    copying = _best(lambda: target.copy_(source), seconds)
-    return Machine(max(rates), 2 * COPIED_BYTES / copying)
-
-
-def _best(call: Callable[[], object], seconds: float) -> float:
-    """Seconds of the fastest call among those that begin within `seconds`, three at least."""
-    call()  # touches its memory for the first time
-    elapsed: list[float] = []
-    while len(elapsed) < 3 or sum(elapsed) < seconds:
-        start = time.perf_counter()
-        call()
-        elapsed.append(time.perf_counter() - start)
-    return min(elapsed)
+    calls["copy"] = functools.partial(torch.empty_like(source).copy_, source)
+    # Each alone, behind a call that is not timed: a ceiling is what is reached with warm caches.
+    best = {
+        name: min(sample(call, torch.device("cpu")) for _ in range(repeats))
+        for name, call in calls.items()
+    }
+    rates = [products / best[name] for name, products in macs.items()]
+    return Machine(max(rates), 2 * COPIED_BYTES / best["copy"])
 
 
 # ---------------------------------------------------------------------------------- work of a call
 
 
-def convolutions(operator: str, arguments: Mapping[str, Any]) -> list[Convolution]:
-    """The convolutions in a call of an operator of `fassd_kernels`, its arguments by name."""
-    if operator == "conv_act":
+def convolutions(call: OperatorCall) -> list[CallConvolution]:
+    """The convolutions in a call of an operator."""
+    arguments = call.complete
+    if call.operator == "conv_act":
         image, weight = arguments["inputs"][0], arguments["weight"]
         (down, right), dilation = arguments["stride"], tuple(arguments["dilation"])
         sides = math.ceil(image.shape[2] / down), math.ceil(image.shape[3] / right)
         pixels = image.shape[0] * math.prod(sides)
-        return [Convolution(tuple(weight.shape), pixels, (down, right), dilation)]
-    if operator == "upsample_conv1x1":  # the part of `low` at its own size
+        return [CallConvolution(tuple(weight.shape), pixels, (down, right), dilation)]
+    if call.operator == "upsample_conv1x1":  # the part of `low` at its own size
         parts = (arguments["low"], arguments["skip"])
         outputs = arguments["weight"].shape[0]
         return [
-            Convolution((outputs, sum(x.shape[1] for x in part), 1, 1), _pixels(part[0]))
+            CallConvolution((outputs, sum(x.shape[1] for x in part), 1, 1), _pixels(part[0]))
             for part in parts
         ]
     weights = [tuple(weight.shape) for weight in arguments.get("weights", ())]
-    counts = [_pixels(arguments["input"])] * len(weights)
+    counts = [_pixels(call.images[0])] * len(weights)
     dilations = [1] * len(weights)
-    if operator == "aspp":
+    if call.operator == "aspp":
         dilations[1:-2] = arguments["dilations"]
-        counts[-2] = arguments["input"].shape[0]  # of the mean over the image
+        counts[-2] = call.images[0].shape[0]  # of the mean over the image
     return [
-        Convolution(shape, count, dilation=(d, d))
+        CallConvolution(shape, count, dilation=(d, d))
         for shape, count, d in zip(weights, counts, dilations, strict=True)
     ]
 
 
-def work_of(operator: str, arguments: Mapping[str, Any], output: Tensor) -> Work:
+def work_of(call: OperatorCall, output: Tensor) -> CallWork:
     """What a call of an operator had to do."""
-    touched = (*images(arguments), output)
-    return Work(
-        tuple(convolutions(operator, arguments)),
+    residual = call.arguments.get("residual")
+    touched = [*call.images, *([] if residual is None else [residual]), output]
+    return CallWork(
+        tuple(convolutions(call)),
         sum(image.numel() * image.element_size() for image in touched),
         touched[0].dtype,
     )
-
-
-def images(arguments: Mapping[str, Any]) -> list[Tensor]:
-    """The input images of a call, its arguments by name."""
-    found = [arguments[name] for name in (*IMAGES, "residual") if arguments.get(name) is not None]
-    return [x for group in found for x in ([group] if isinstance(group, Tensor) else group)]
 
 
 def _pixels(image: Tensor) -> int:

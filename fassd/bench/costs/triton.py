@@ -13,19 +13,17 @@ from typing import Any
 
 import torch
 
-import fassd
 from fassd.bench.costs import DRAM_EFFICIENCY, LAUNCH_S
-from fassd_kernels.accelerate import accelerate
-from fassd_kernels.modules.network import Output
 from fassd_kernels.triton.aot import Source, source_of
 from fassd_kernels.triton.configurations import EFFICIENCY, L2_PER_DRAM
 from fassd_kernels.triton.device import Device, assuming
 from fassd_kernels.triton.program import Launch, Program, recording
-from fassd_kernels.tuning.tiles import Calls, RecordedCall
+from fassd_kernels.tuning import calls
+from fassd_kernels.tuning.calls import OperatorCall
 
 
 @dataclass(frozen=True)
-class Planned:
+class TritonLaunch:
     """A launch of a network, with the program it belongs to."""
 
     program: Program
@@ -33,7 +31,12 @@ class Planned:
 
     @property
     def label(self) -> str:
-        return self.launch.label
+        """What it does, with its channels."""
+        problem = self.launch.problem
+        if problem is None:
+            return self.launch.label
+        inputs = "+".join(map(str, problem.in_channels))
+        return f"{self.launch.label} {inputs}>{problem.out_channels}"
 
     @property
     def source(self) -> Source:
@@ -64,30 +67,19 @@ def record_network(
     device: Device,
     batch: int = 1,
     dtype: torch.dtype = torch.float16,
-    output: Output = "labels",
-    classes: int = 19,
-    alpha: int = 2,
-) -> tuple[list[RecordedCall], list[Program]]:
-    """The operator calls of a variant of the family, and what each launches through Triton.
+    **settings: Any,
+) -> tuple[list[OperatorCall], list[Program]]:
+    """The operator calls of a network, and what each launches through Triton on a GPU.
 
-    Args:
-        name: a variant, as ``fassd list`` shows them.
-        height, width: size of the picture.
-        device: the GPU to plan for, which need not be in this machine.
-        batch: number of pictures at once.
-        dtype: type of the network.
-        output: ``labels`` or ``logits``.
-        classes, alpha: number of classes, and the network's parameter alpha.
+    Nothing is computed, and the GPU need not be in this machine. The other arguments are those of
+    :func:`fassd_kernels.tuning.calls.record_network`.
     """
-    model = fassd.create_model(name, num_classes=classes, alpha=alpha).eval()
-    picture = torch.empty(batch, 3, height, width, dtype=dtype)
-    with torch.no_grad(), assuming(device), recording() as programs, Calls() as calls:
-        fast = accelerate(model, dtype=dtype, backend="triton", output=output, inplace=True)
-        fast(picture)
-    return [call for call in calls.seen if call.name != "pack_weight"], programs
+    with assuming(device), recording() as programs:
+        recorded = calls.record_network(name, height, width, batch=batch, dtype=dtype, **settings)
+    return recorded, programs
 
 
-def plan_network(*arguments: Any, **keywords: Any) -> list[Planned]:
+def plan_network(*arguments: Any, **keywords: Any) -> list[TritonLaunch]:
     """The launches of the programs of :func:`record_network`, which takes the same arguments."""
     _, programs = record_network(*arguments, **keywords)
-    return [Planned(program, launch) for program in programs for launch in program.launches]
+    return [TritonLaunch(program, launch) for program in programs for launch in program.launches]

@@ -11,7 +11,7 @@ from fassd.bench.report import modules, networks
 from fassd.bench.report.charts import check_matplotlib
 from fassd.bench.report.page import Page, to_html, to_markdown
 from fassd.bench.report.results import Collection
-from fassd.io.images import replacing
+from fassd.io.files import replacing
 
 __all__ = ["build_page", "committed_results", "write_report"]
 

@@ -5,33 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from math import ceil, cos, pi, sin
-from typing import Any
+from typing import Any, NamedTuple
 
 from fassd.bench.candidates import EXTRA, OURS, REFERENCE
-
-__all__ = [
-    "BLACK",
-    "COLOURS",
-    "WHITE",
-    "BarRow",
-    "Bars",
-    "Marks",
-    "Panel",
-    "Point",
-    "Series",
-    "bar_figure",
-    "bar_rows",
-    "candidate_colour",
-    "check_matplotlib",
-    "is_hatched",
-    "layer_figure",
-    "line_figure",
-    "png",
-    "row_figure",
-    "scatter_figure",
-]
 
 COLOURS = {
     "grey": "#8c8c8c",
@@ -71,11 +48,6 @@ BLACK, WHITE = "#000000", "#ffffff"
 def candidate_colour(key: str, dtype: str) -> str:
     """A candidate's key of `COLOURS`."""
     return CANDIDATE_COLOURS.get(key) or CANDIDATE_COLOURS[key, dtype]
-
-
-def is_hatched(key: str, dtype: str, output: str) -> bool:
-    """Whether a candidate's bars are hatched, to tell it from another one of its colour."""
-    return output == "labels" or (key != OURS and dtype != "float32")
 
 
 def check_matplotlib() -> None:
@@ -136,16 +108,8 @@ def png(figure: Any, dpi: int = 110, metadata: dict[str, str] | None = None) -> 
 # ------------------------------------------------------------------------------------------- bars
 
 
-@dataclass(frozen=True)
-class Bars:
-    """One bar for each group.
-
-    Attributes:
-        label: name in the legend.
-        heights: height in each group; None leaves the bar out.
-        colour: a value of `COLOURS`.
-        hatched: whether the bars are hatched.
-    """
+class Bars(NamedTuple):
+    """One bar for each group, in a value of `COLOURS`; None as its height leaves a bar out."""
 
     label: str
     heights: Sequence[float | None]
@@ -177,7 +141,7 @@ def bar_figure(
     rows: list[BarRow] = []
     for first in range(0, len(groups), in_row):
         shown = slice(first, first + in_row)
-        here = [replace(bars, heights=bars.heights[shown]) for bars in series]
+        here = [bars._replace(heights=bars.heights[shown]) for bars in series]
         rows.append(("", groups[shown], here))
     size = (BAR_WIDTH + 1.2, 1 + 2.7 * count)
     return bar_rows(rows, size, ink, paper, unit=unit, form=form, line=line, sharey=True)
@@ -245,12 +209,10 @@ def bar_rows(
 # -------------------------------------------------------------------------------- points and lines
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A network in the plot of speed and accuracy.
 
     Attributes:
-        name: label beside the point.
         x, y: frames per second, mIoU in per cent.
         colour: a key of `COLOURS`.
         hollow: whether the point is hollow, as quoted figures are; measured ones are filled.
@@ -265,18 +227,8 @@ class Point:
     before: float | None = None
 
 
-@dataclass(frozen=True)
-class Series:
-    """A line.
-
-    Attributes:
-        label: name in the legend.
-        x, y: coordinates of the points.
-        colour: a key of `COLOURS`.
-        marker: marker of matplotlib.
-        dashed: whether the line is dashed.
-        spread: half the interquartile range of each y.
-    """
+class Series(NamedTuple):
+    """A line in a key of `COLOURS`; `spread` is half the interquartile range of each y."""
 
     label: str
     x: Sequence[float]
@@ -287,12 +239,11 @@ class Series:
     spread: Sequence[float] | None = None
 
 
-@dataclass(frozen=True)
-class Panel:
+class Chart(NamedTuple):
     """One pair of axes.
 
     Attributes:
-        title, x, y: heading; labels of the axes with their units.
+        x, y: labels of the axes with their units.
         series, points: lines, or named points.
         log: whether the horizontal axis is logarithmic, of lines to base 2.
         ticks: places and labels on the horizontal axis; without any, matplotlib chooses.
@@ -309,27 +260,27 @@ class Panel:
     lines: Sequence[tuple[str, float, str]] = ()
 
 
-def scatter_figure(panels: Sequence[Panel], ink: str, paper: str) -> Any:
+def scatter_figure(charts: Sequence[Chart], ink: str, paper: str) -> Any:
     """Panels of points side by side, every point named."""
-    with new_figure((5.4 * len(panels), 4.6), ink, paper) as figure:
-        every_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for panel, axes in zip(panels, every_axes, strict=True):
-            draw_points(axes, panel)
+    with new_figure((5.4 * len(charts), 4.6), ink, paper) as figure:
+        every_axes = figure.subplots(1, len(charts), squeeze=False)[0]
+        for chart, axes in zip(charts, every_axes, strict=True):
+            draw_points(axes, chart)
         figure.draw_without_rendering()  # the axes take their places, among which names find theirs
-        for panel, axes in zip(panels, every_axes, strict=True):
-            name_points(axes, panel.points, ink)
+        for chart, axes in zip(charts, every_axes, strict=True):
+            name_points(axes, chart.points, ink)
     return figure
 
 
-def draw_points(axes: Any, panel: Panel) -> None:
+def draw_points(axes: Any, chart: Chart) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    if panel.log:
+    if chart.log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
-    for point in panel.points:
+    for point in chart.points:
         colour = COLOURS[point.colour]
         if point.before is not None:
             arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkB": 4}
@@ -337,13 +288,13 @@ def draw_points(axes: Any, panel: Panel) -> None:
             axes.plot(point.before, point.y, "|", color=colour, markersize=9)
         face = "none" if point.hollow else colour
         axes.plot(point.x, point.y, "o", ms=8, mfc=face, mec=colour, mew=1.8)
-    ys = [point.y for point in panel.points]
+    ys = [point.y for point in chart.points]
     margin = 0.12 * (max(ys) - min(ys)) + 0.4
     axes.set_ylim(min(ys) - margin, max(ys) + margin)
     axes.margins(x=0.22)
-    if not panel.log:
+    if not chart.log:
         axes.set_xlim(left=0)
-    finish(axes, panel)
+    finish(axes, chart)
 
 
 TURNS = [eighth * pi / 4 for eighth in range(8)]
@@ -377,12 +328,12 @@ def name_points(axes: Any, points: Sequence[Point], ink: str) -> None:
     )
 
 
-def line_figure(panels: Sequence[Panel], ink: str, paper: str) -> Any:
+def line_figure(charts: Sequence[Chart], ink: str, paper: str) -> Any:
     """Panels of lines side by side, under one legend."""
-    with new_figure((4.2 * len(panels) + 0.6, 4.2), ink, paper) as figure:
-        every_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for panel, axes in zip(panels, every_axes, strict=True):
-            draw_lines(axes, panel)
+    with new_figure((4.2 * len(charts) + 0.6, 4.2), ink, paper) as figure:
+        every_axes = figure.subplots(1, len(charts), squeeze=False)[0]
+        for chart, axes in zip(charts, every_axes, strict=True):
+            draw_lines(axes, chart)
         legend_below(figure, 4)
     return figure
 
@@ -390,8 +341,8 @@ def line_figure(panels: Sequence[Panel], ink: str, paper: str) -> Any:
 WIDE_TICK = 4  # characters of a label on the axis
 
 
-def draw_lines(axes: Any, panel: Panel) -> None:
-    for line in panel.series:
+def draw_lines(axes: Any, chart: Chart) -> None:
+    for line in chart.series:
         axes.errorbar(
             line.x,
             line.y,
@@ -403,24 +354,24 @@ def draw_lines(axes: Any, panel: Panel) -> None:
             capsize=2,
             label=line.label,
         )
-    for label, height, colour in panel.lines:
+    for label, height, colour in chart.lines:
         axes.axhline(height, color=COLOURS[colour], linestyle=":", linewidth=2, label=label)
-    if panel.log:
+    if chart.log:
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
-    if panel.ticks:
-        axes.set_xticks([place for place, _ in panel.ticks], [text for _, text in panel.ticks])
+    if chart.ticks:
+        axes.set_xticks([place for place, _ in chart.ticks], [text for _, text in chart.ticks])
         axes.tick_params("x", labelsize=8)
-        if max(len(text) for _, text in panel.ticks) > WIDE_TICK:  # they would run into each other
+        if max(len(text) for _, text in chart.ticks) > WIDE_TICK:  # they would run into each other
             axes.tick_params("x", rotation=30)
     axes.set_ylim(bottom=0)
-    finish(axes, panel)
+    finish(axes, chart)
 
 
-def finish(axes: Any, panel: Panel) -> None:
-    axes.set_xlabel(panel.x)
-    axes.set_ylabel(panel.y)
-    axes.set_title(panel.title, fontsize=11)
+def finish(axes: Any, chart: Chart) -> None:
+    axes.set_xlabel(chart.x)
+    axes.set_ylabel(chart.y)
+    axes.set_title(chart.title, fontsize=11)
     axes.grid(alpha=0.25)
 
 

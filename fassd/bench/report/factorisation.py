@@ -7,10 +7,9 @@ over a map twice where a 3x3 passes once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from fassd.models.dapf import DILATIONS
 from fassd.models.device import torch_threads
 from fassd.models.layers import BNPReLU, ConvBNPReLU, init_weights
 
-__all__ = ["ALPHAS", "Entry", "FactorisationReport", "SquareDAPF", "SquareMDA", "run_factorisation"]
+__all__ = ["ALPHAS", "SquareDAPF", "SquareMDA", "run_factorisation"]
 
 ALPHAS = (1, 2, 4, 6, 8)
 CONTEXT_CHANNELS, CONTEXT_REDUCTION = 224, 32
@@ -62,6 +61,7 @@ class SquareMDA(MDA):
         super().__init__(nIn, d)
         half = nIn // 2
         self.parallel_ddconv3x1 = ConvBNPReLU(half, half, (3, 3), dilation=d)
+        # an attribute that its class declares as a convolution
         self.parallel_ddconv1x3 = nn.Identity()  # type: ignore[assignment]
 
 
@@ -80,8 +80,7 @@ class PlainMDA(nn.Module):
         return x + self.conv(self.norm(x))
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A module at its place in FASSD-Net.
 
     Attributes:
@@ -100,48 +99,6 @@ class Member:
     reduction: int
     alpha: int | None = None
     fused: bool = True
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What one module came to.
-
-    Attributes:
-        group, name, alpha: those of its `Member`.
-        map_shape: (N, C, H, W) of its input.
-        macs, params: multiply-accumulates of its convolutions, parameters.
-        eager: plain PyTorch, channels_last.
-        fused: ours; None where there is no fused form, or it disagreed.
-    """
-
-    group: str
-    name: str
-    alpha: int | None
-    map_shape: tuple[int, ...]
-    macs: int
-    params: int
-    eager: stopwatch.Timing
-    fused: stopwatch.Timing | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure of it; times in seconds."""
-        fused = self.fused and self.fused.to_json()
-        return {**vars(self), "eager": self.eager.to_json(), "fused": fused}
-
-
-@dataclass(frozen=True)
-class FactorisationReport:
-    """Every module of `run_factorisation`, for pictures of `size`, float32."""
-
-    environment: dict[str, Any]
-    size: tuple[int, int]
-    modules: tuple[Entry, ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`."""
-        modules = [entry.to_json() for entry in self.modules]
-        return {**vars(self), "dtype": "float32", "modules": modules}
 
 
 def members() -> Iterator[Member]:
@@ -167,8 +124,13 @@ def run_factorisation(
     warmup: int = 2,
     threads: int | None = None,
     step: Callable[[str], object] = lambda _: None,
-) -> FactorisationReport:
+) -> dict[str, Any]:
     """Measure the modules at their places in FASSD-Net, those of one group interleaved.
+
+    Returns what is written as JSON: environment, size, dtype, notes, and the modules: of each
+    group, name, alpha, map_shape (N, C, H, W), macs, params, and the timings in seconds: eager
+    (plain PyTorch, channels_last) and fused (ours; None where there is no fused form, or it
+    disagreed).
 
     Args:
         size: (height, width) of the network's picture, multiples of 32.
@@ -181,33 +143,42 @@ def run_factorisation(
     """
     if min(size) < CONTEXT_REDUCTION or any(side % CONTEXT_REDUCTION for side in size):
         raise ValueError(f"size must be multiples of {CONTEXT_REDUCTION}, got {size[0]}x{size[1]}")
-    entries: list[Entry] = []
     notes: list[str] = []
     with torch_threads(threads), torch.no_grad():
-        where = environment()
+        facts = {"environment": environment(), "size": size, "dtype": "float32", "notes": notes}
+        modules: list[dict[str, Any]] = []
         for name, group in groupby(members(), lambda member: member.group):
             step(f"factorisation: {name}")
-            entries += measure_group(list(group), size, repeats, warmup, notes)
-    return FactorisationReport(where, size, tuple(entries), tuple(notes))
+            modules += measure_group(list(group), size, repeats, warmup, notes)
+    return {**facts, "modules": modules}
 
 
 def measure_group(
     group: list[Member], size: tuple[int, int], repeats: int, warmup: int, notes: list[str]
-) -> Iterator[Entry]:
+) -> list[dict[str, Any]]:
     """The entries of one group; adds to `notes` why one has no fused time."""
     import fassd_kernels
 
     calls: dict[str, Callable[[], Tensor]] = {}
-    modules: list[nn.Module] = []
-    shapes: list[tuple[int, ...]] = []
+    entries: list[dict[str, Any]] = []
     for index, member in enumerate(group):
         torch.manual_seed(0)
-        shapes.append((1, member.channels, *(side // member.reduction for side in size)))
-        x = torch.randn(shapes[-1]).contiguous(memory_format=torch.channels_last)
+        shape = (1, member.channels, *(side // member.reduction for side in size))
+        x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
         module = member.build().apply(init_weights).eval()
+        # torch's stub of Module.to has no overload of memory_format alone
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        modules.append(module)
         calls[f"{index} eager"] = partial(module, x)
+        entries.append(
+            {
+                "group": member.group,
+                "name": member.name,
+                "alpha": member.alpha,
+                "map_shape": shape,
+                "macs": count_macs(module, shape),
+                "params": sum(parameter.numel() for parameter in module.parameters()),
+            }
+        )
         if member.fused:
             fused = fassd_kernels.accelerate(module)
             expected = module(x)
@@ -217,14 +188,8 @@ def measure_group(
             else:
                 notes.append(f"{member.name}: the fused output is off by {error:.1e}, not timed")
     timings = stopwatch.compare(calls, repeats=repeats, warmup=warmup)
-    for index, (member, module, shape) in enumerate(zip(group, modules, shapes, strict=True)):
-        yield Entry(
-            member.group,
-            member.name,
-            member.alpha,
-            shape,
-            count_macs(module, shape),
-            sum(parameter.numel() for parameter in module.parameters()),
-            timings[f"{index} eager"],
-            timings.get(f"{index} fused"),
-        )
+    for index, entry in enumerate(entries):
+        for form in ("eager", "fused"):
+            timing = timings.get(f"{index} {form}")
+            entry[form] = timing and timing.to_json()
+    return entries

@@ -7,37 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fassd.bench.candidates import OURS, REFERENCE
-from fassd.bench.report.charts import COLOURS, Bars, candidate_colour, is_hatched
+from fassd.bench.report.charts import COLOURS, Bars, candidate_colour
 from fassd.bench.report.page import Cell, Section, Table
-from fassd.bench.report.results import Figure, Origin
-
-__all__ = [
-    "CHANNELS_LAST",
-    "COUNTED",
-    "EAGER",
-    "INDUCTOR",
-    "MEASURE",
-    "OURS_HALF",
-    "OURS_LABELS",
-    "OURS_LOGITS",
-    "WAYS",
-    "Way",
-    "agrees",
-    "bars_by_way",
-    "counted",
-    "frames",
-    "in_milliseconds",
-    "milliseconds",
-    "missing",
-    "quoted",
-    "ratio",
-    "rounds",
-    "speedup",
-    "table_by_way",
-]
+from fassd.bench.report.results import Figure, origin
 
 MEASURE = "fassd report -o DIR --measure"
-COUNTED = Origin("counted by `fassd info`, exact to the authors' figures (tests/golden)")
+COUNTED = origin("counted by `fassd info`, exact to the authors' figures (tests/golden)")
 
 
 @dataclass(frozen=True)
@@ -61,14 +36,15 @@ class Way:
 
     @property
     def hatched(self) -> bool:
-        return is_hatched(self.key, self.dtype, self.output)
+        """Whether its bars are hatched, to tell it from another one of its colour."""
+        return self.output == "labels" or (self.key != OURS and self.dtype != "float32")
 
     def of(self, comparison: Figure) -> Figure | None:
         """Its result in a comparison."""
-        for index, result in enumerate(comparison.value["results"]):
-            here = (result["key"], result["dtype"], result["output"])
+        for result in comparison.at("results").entries():
+            here = (result.value["key"], result.value["dtype"], result.value["output"])
             if here == (self.key, self.dtype, self.output):
-                return comparison.at("results", index)
+                return result
         return None
 
 
@@ -100,12 +76,16 @@ def agrees(result: Figure) -> bool:
     return result.get("match") is not False
 
 
-def counted(text: str, *where: Figure | Origin) -> Cell:
+def measured(text: str, *where: Figure, strong: bool = False) -> Cell:
+    return Cell(text, where, "measured", strong)
+
+
+def counted(text: str, *where: Figure) -> Cell:
     """A count, by `fassd info` where no place is given."""
     return Cell(text, where or (COUNTED,), "counted")
 
 
-def quoted(value: Any, origin: Origin) -> Cell:
+def quoted(value: Any, origin: Figure) -> Cell:
     return Cell() if value is None else Cell(str(value), (origin,), "quoted")
 
 
@@ -114,9 +94,9 @@ def milliseconds(result: Figure | None, strong: bool = False) -> Cell:
     if result is None:
         return Cell()
     if not agrees(result):
-        return Cell("disagrees", (result.at("match"),), "measured")
+        return measured("disagrees", result.at("match"))
     text = in_milliseconds(result.value["median_s"], result.value["spread_s"])
-    return Cell(text, (result.at("median_s"),), "measured", strong)
+    return measured(text, result.at("median_s"), strong=strong)
 
 
 def in_milliseconds(median: float, spread: float) -> str:
@@ -130,7 +110,7 @@ def frames(result: Figure | None, batch: int = 1, strong: bool = False) -> Cell:
     if result is None or not agrees(result):
         return milliseconds(result)
     rate = batch / result.value["median_s"]
-    return Cell(f"{rate:.1f}", (result.at("median_s"),), "measured", strong)
+    return measured(f"{rate:.1f}", result.at("median_s"), strong=strong)
 
 
 def ratio(
@@ -140,7 +120,7 @@ def ratio(
     value = speedup(result, over, median)
     if value is None or result is None or over is None:
         return Cell("-" if result is not None else "")
-    return Cell(f"{value:.2f}x", (result.at(median), over.at(median)), "measured", strong)
+    return measured(f"{value:.2f}x", result.at(median), over.at(median), strong=strong)
 
 
 def speedup(result: Figure | None, over: Figure | None, median: str = "median_s") -> float | None:
@@ -164,13 +144,13 @@ def table_by_way(
     caption: str,
 ) -> Table:
     """A row for each comparison, a column for each way that has a figure in any."""
-    cells = {
-        way: [cell(way.of(comparison), way.key == OURS) for _, comparison in entries]
+    columns = {
+        way.label: [cell(way.of(comparison), way.key == OURS) for _, comparison in entries]
         for way in ways
     }
-    cells = {way: column for way, column in cells.items() if any(c.text for c in column)}
-    rows = zip((Cell(name) for name, _ in entries), *cells.values(), strict=True)
-    return Table((heading, *(way.label for way in cells)), tuple(rows), caption)
+    columns = {label: cells for label, cells in columns.items() if any(c.text for c in cells)}
+    rows = zip((Cell(name) for name, _ in entries), *columns.values(), strict=True)
+    return Table((heading, *columns), tuple(rows), caption)
 
 
 def bars_by_way(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from fassd.bench.jobs import Job
 from fassd.bench.layers import run_layers
 from fassd.bench.peers import run_peers
 from fassd.bench.report.factorisation import run_factorisation
-from fassd.io.images import replacing
+from fassd.io.files import replacing
 from fassd.models import list_models
 from fassd.models.zoo import default_weights
 
-__all__ = ["Part", "measure", "parts"]
+__all__ = ["measure", "parts"]
 
 QUICK_PEERS = (REFERENCE, "channels_last", OURS)
 SIZES = ((256, 512), (512, 1024), (1024, 2048))
@@ -29,21 +28,8 @@ BATCHES = (2, 4, 8)
 DETAILED = "fassd_net"
 
 Step = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One results file.
-
-    Attributes:
-        name: name of the file, without its ending.
-        text: what it holds, in a few words.
-        run: measures it and returns a report, which has `to_json`.
-    """
-
-    name: str
-    text: str
-    run: Callable[[Step], Any]
+ResultsPart = tuple[str, str, Callable[[Step], Any]]
+"""A results file: its name without ending; what it holds, in a few words; what measures that."""
 
 
 def parts(
@@ -51,7 +37,7 @@ def parts(
     threads: int | None = None,
     size: tuple[int, int] = (1024, 2048),
     repeats: int = 7,
-) -> Iterator[Part]:
+) -> Iterator[ResultsPart]:
     """What is measured, the most important first.
 
     Args:
@@ -64,38 +50,32 @@ def parts(
     base = partial(Job, threads=threads, repeats=repeats, warmup=1, memory=False)
     jobs = [base(n, weights=default_weights(n), size=size, memory=full) for n in list_models()]
     dtypes = ["float32", "float16", "bfloat16"] if full else ["float32", "float16"]
-    yield Part(
-        "networks",
-        "every network" + (", every peer" if full else ""),
-        lambda step: run_peers(jobs, candidates(dtypes, keys), step=step),
-    )
+    text = "every network" + (", every peer" if full else "")
+    peers = candidates(dtypes, keys)
+    yield "networks", text, lambda step: run_peers(jobs, peers, step=step).to_json()
     detailed = partial(base, DETAILED, weights=default_weights(DETAILED))
     sizes = [side for side in SIZES if side[0] < size[0]] or [size]
     middle = MIDDLE_SIZE if MIDDLE_SIZE in sizes else sizes[-1]
+    fewer = fewer_threads(threads or torch.get_num_threads())
     # The environment of a report tells the threads of its first job.
     scaled = [
         *(detailed(size=side) for side in sizes),
         *(detailed(size=middle, batch=batch) for batch in BATCHES),
-        *(
-            detailed(size=middle, threads=count)
-            for count in fewer_threads(threads or torch.get_num_threads())
-        ),
+        *(detailed(size=middle, threads=count) for count in fewer),
     ]
-    yield Part(
+    ours = candidates(["float32", "float16"], QUICK_PEERS)
+    yield (
         "scaling",
         "sizes, batches and threads",
-        lambda step: run_peers(scaled, candidates(["float32", "float16"], QUICK_PEERS), step=step),
+        lambda step: run_peers(scaled, ours, step=step).to_json(),
     )
-    yield Part(
+    yield (
         "modules",
         "DAPF against ASPP, MDA against 3x3s",
         lambda step: run_factorisation(size, repeats=repeats + 2, threads=threads, step=step),
     )
-    yield Part(
-        "layers",
-        "every fused call",
-        lambda step: run_layers(detailed(size=size, memory=full), step=step),
-    )
+    largest = detailed(size=size, memory=full)
+    yield "layers", "every fused call", lambda step: run_layers(largest, step=step).to_json()
 
 
 def fewer_threads(count: int) -> list[int]:
@@ -103,17 +83,19 @@ def fewer_threads(count: int) -> list[int]:
     return [count >> halvings for halvings in range(1, count.bit_length())]
 
 
-def measure(folder: Path, wanted: Iterator[Part], step: Step = lambda _: None) -> Iterator[Path]:
+def measure(
+    folder: Path, wanted: Iterator[ResultsPart], step: Step = lambda _: None
+) -> Iterator[Path]:
     """Measure what `folder` does not hold yet; a file appears when its part is complete.
 
     Yields the files that were written, each as it is there.
     """
-    for part in wanted:
-        path = folder / f"{part.name}.json"
+    for name, text, run in wanted:
+        path = folder / f"{name}.json"
         if path.exists():
             continue
-        step(part.text)
-        report = part.run(step)
+        step(text)
+        results = run(step)
         with replacing(path) as file:
-            file.write(json.dumps(report.to_json(), indent=1).encode())
+            file.write(json.dumps(results, indent=1).encode())
         yield path

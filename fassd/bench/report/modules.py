@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any
 
 from fassd.bench.costs.counts import Complexity, analyze
-from fassd.bench.report.charts import Panel, Series, layer_figure, line_figure
+from fassd.bench.report.charts import Chart, Series, layer_figure, line_figure
 from fassd.bench.report.figures import (
     COUNTED,
     MEASURE,
     counted,
     in_milliseconds,
+    measured,
     milliseconds,
     missing,
     ratio,
 )
 from fassd.bench.report.page import Cell, Picture, Plot, Section, Table
-from fassd.bench.report.results import Collection, Figure, Origin
+from fassd.bench.report.results import Collection, Figure, origin
 from fassd.models import VARIANTS, create_model
 
-__all__ = ["benchmarks", "dead_taps", "factorisation", "gpus", "layers", "panel"]
-
-TALK = Origin("the authors' talk on FASSD-Net: half the operations at alpha 2")
+TALK = origin("the authors' talk on FASSD-Net: half the operations at alpha 2")
 
 
 # ----------------------------------------------------------------------------------- factorisation
@@ -36,10 +35,10 @@ def factorisation(results: Collection) -> Section:
     source = results.first("modules")
     if source is None:
         return missing(title, "the modules", MEASURE)
-    entries = [source.at("modules", index) for index in range(len(source.content["modules"]))]
+    entries = source.at("modules").entries()
     context = [e for e in entries if e.value["group"] == "context"]
     decoder = [e for e in entries if e.value["group"] != "context"]
-    size = "x".join(map(str, source.content["size"]))
+    size = dimensions(*source.content["size"])
     paragraph = (
         "A dilated 3x3 from C to w channels takes 9 C w multiply-accumulates per pixel, a 3x1 and "
         "a 1x3 take 3 C w + 3 w². With w = C / alpha that is (1 + 1/alpha) / 3 of it: one half at "
@@ -58,31 +57,34 @@ def factorisation(results: Collection) -> Section:
 
 def module_table(entries: Sequence[Figure], base: str, caption: str) -> Table:
     """Operations, their ratio over the group's module `base`, parameters and time."""
-    bases = {e.value["group"]: e for e in entries if e.value["name"] == base}
-    rows = []
-    for entry in entries:
-        value, over = entry.value, bases[entry.value["group"]]
-        alpha = f", alpha {value['alpha']}" if value["alpha"] else ""
+    bases = {e.value["group"]: e.at("macs") for e in entries if e.value["name"] == base}
+
+    def name(entry: Figure) -> str:
+        value = entry.value
         place = "" if value["group"] == "context" else f"{value['group']}: "
-        fused = entry.at("fused") if value["fused"] else None
-        macs = entry.at("macs")
-        share = f"{100 * value['macs'] / over.value['macs']:.0f}%"
-        rows.append(
-            (
-                Cell(f"{place}{value['name']}{alpha}"),
-                counted(f"{value['macs'] / 1e9:.3f}", macs),
-                counted(share, macs, over.at("macs")),
-                counted(f"{value['params']:,}", entry.at("params")),
-                milliseconds(entry.at("eager")),
-                milliseconds(fused, strong=True),
-                ratio(fused, entry.at("eager")),
-            )
-        )
-    counts = {entry.value["eager"]["n"] for entry in entries}
-    return Table(
-        ("module", "GMACs", f"of {base}", "parameters", "PyTorch, ms", "ours, ms", "speed-up"),
-        rows,
-        f"{caption} PyTorch in channels_last, float32, medians of {min(counts)} interleaved rounds "
+        return f"{place}{value['name']}" + (f", alpha {value['alpha']}" if value["alpha"] else "")
+
+    def share(entry: Figure) -> Cell:
+        macs, over = entry.at("macs"), bases[entry.value["group"]]
+        return counted(f"{100 * macs.value / over.value:.0f}%", macs, over)
+
+    def fused(entry: Figure) -> Figure | None:
+        return entry.at("fused") if entry.value["fused"] else None
+
+    columns: dict[str, Callable[[Figure], Cell | str]] = {
+        "module": name,
+        "GMACs": lambda e: counted(f"{e.value['macs'] / 1e9:.3f}", e.at("macs")),
+        f"of {base}": share,
+        "parameters": lambda e: counted(f"{e.value['params']:,}", e.at("params")),
+        "PyTorch, ms": lambda e: milliseconds(e.at("eager")),
+        "ours, ms": lambda e: milliseconds(fused(e), strong=True),
+        "speed-up": lambda e: ratio(fused(e), e.at("eager")),
+    }
+    n = min(entry.value["eager"]["n"] for entry in entries)
+    return Table.of(
+        entries,
+        columns,
+        f"{caption} PyTorch in channels_last, float32, medians of {n} interleaved rounds "
         "± half the interquartile range.",
     )
 
@@ -94,41 +96,36 @@ def factorisation_plot(context: Sequence[Figure], size: str) -> Plot:
 
     dapf, square, (aspp, *_) = of("DAPF"), of("DAPF with 3x3"), of("ASPP")
     alphas = [value["alpha"] for value in dapf]
-    whole = partial(Series, "DAPF", alphas, colour="sky")
-    unfactorised = partial(Series, "DAPF with 3x3", alphas, colour="grey", marker="s", dashed=True)
-    ours = partial(Series, "DAPF, ours", alphas, colour="vermilion", marker="D")
+    styles = {
+        "DAPF": ("sky", "o", False),
+        "DAPF with 3x3": ("grey", "s", True),
+        "DAPF, ours": ("vermilion", "D", False),
+    }
 
-    def macs(values: list[Mapping[str, Any]]) -> list[float]:
-        return [value["macs"] / 1e9 for value in values]
+    def macs(label: str, values: list[Mapping[str, Any]]) -> Series:
+        return Series(label, alphas, [value["macs"] / 1e9 for value in values], *styles[label])
 
-    def times(values: list[Mapping[str, Any]], form: str) -> dict[str, Any]:
-        timings = [value[form] for value in values]
-        return {
-            "y": [1e3 * timing["median_s"] for timing in timings],
-            "spread": [1e3 * timing["spread_s"] for timing in timings],
-        }
+    def time(label: str, values: list[Mapping[str, Any]], form: str) -> Series:
+        medians = [1e3 * value[form]["median_s"] for value in values]
+        spreads = [1e3 * value[form]["spread_s"] for value in values]
+        return Series(label, alphas, medians, *styles[label], spreads)
 
-    series = [whole(**times(dapf, "eager")), unfactorised(**times(square, "eager"))]
+    series = [time("DAPF", dapf, "eager"), time("DAPF with 3x3", square, "eager")]
     lines = [("ASPP", 1e3 * aspp["eager"]["median_s"], "green")]
     if all(value["fused"] for value in dapf):
-        series.append(ours(**times(dapf, "fused")))
+        series.append(time("DAPF, ours", dapf, "fused"))
     if aspp["fused"]:
         lines.append(("ASPP, ours", 1e3 * aspp["fused"]["median_s"], "orange"))
+    counts = [macs("DAPF", dapf), macs("DAPF with 3x3", square)]
+    asked = [("ASPP", aspp["macs"] / 1e9, "green")]
     ticks = [(float(alpha), str(alpha)) for alpha in alphas]
-    panels = [
-        Panel(
-            "operations",
-            "alpha",
-            "GMACs",
-            [whole(macs(dapf)), unfactorised(macs(square))],
-            ticks=ticks,
-            lines=[("ASPP", aspp["macs"] / 1e9, "green")],
-        ),
-        Panel("time", "alpha", "ms", series, ticks=ticks, lines=lines),
+    charts = [
+        Chart("operations", "alpha", "GMACs", counts, ticks=ticks, lines=asked),
+        Chart("time", "alpha", "ms", series, ticks=ticks, lines=lines),
     ]
     return Plot(
         "factorisation",
-        partial(line_figure, panels),
+        partial(line_figure, charts),
         "Operations and time of DAPF by alpha, with ASPP as a line",
         f"DAPF by alpha at picture size {size}: operations counted, time measured (PyTorch in "
         f"channels_last unless ours; n = {aspp['eager']['n']}, bars: half the interquartile "
@@ -151,27 +148,15 @@ STYLES = {
 
 def dead_taps(results: Collection) -> Section:
     """Where DAPF's dilated taps read only padding, by input size."""
-    lines, rows = [], []
-    for name, style in STYLES.items():
-        network = create_model(name)
-        costs = {height: analyze(network, (height, 2 * height)) for height in HEIGHTS}
-        shares = [100 * dead / total for dead, total in map(wasted, costs.values())]
-        lines.append(Series(VARIANTS[name].title, HEIGHTS, shares, *style))
-        for height in TABLE_HEIGHTS:
-            cost = costs[height]
-            dead, total = wasted(cost)
-            rows.append(
-                (
-                    Cell(VARIANTS[name].title),
-                    Cell(f"{height}x{2 * height}"),
-                    counted("x".join(map(str, map_size(cost)))),
-                    counted(inert(cost, axis=0)),
-                    counted(inert(cost, axis=1)),
-                    counted(f"{dead / 1e6:.1f}"),
-                    counted(f"{100 * dead / total:.0f}%"),
-                )
-            )
-    panel = Panel(
+    costs = {
+        name: [analyze(network, (h, 2 * h), name=VARIANTS[name].title) for h in HEIGHTS]
+        for name, network in ((name, create_model(name)) for name in STYLES)
+    }
+    lines = [
+        Series(VARIANTS[name].title, HEIGHTS, list(map(dead_share, costs[name])), *style)
+        for name, style in STYLES.items()
+    ]
+    chart = Chart(
         "taps that read only padding",
         "picture height (width is twice that), pixels",
         "share of DAPF's multiply-accumulates, %",
@@ -181,28 +166,29 @@ def dead_taps(results: Collection) -> Section:
     )
     plot = Plot(
         "dead-taps",
-        partial(line_figure, [panel]),
+        partial(line_figure, [chart]),
         "Lines: share of DAPF's operations that are dead, by picture height, three networks",
         "Counted, not measured: every tap of a dilated convolution that lies in the padding for "
         "every pixel of the map. At 100% less the share, DAPF is what is left.",
         (COUNTED,),
     )
-    headings = (
-        "network",
-        "picture",
-        "DAPF's map",
-        "3x1 inert at dilation",
-        "1x3 inert at dilation",
-        "saved, MMACs",
-        "of DAPF",
-    )
+    columns: dict[str, Callable[[Complexity], Cell | str]] = {
+        "network": lambda cost: cost.model,
+        "picture": lambda cost: dimensions(*cost.input_shape[2:]),
+        "DAPF's map": lambda cost: counted(dimensions(*map_size(cost))),
+        "3x1 inert at dilation": lambda cost: counted(inert(cost, axis=0)),
+        "1x3 inert at dilation": lambda cost: counted(inert(cost, axis=1)),
+        "saved, MMACs": lambda cost: counted(f"{wasted(cost)[0] / 1e6:.1f}"),
+        "of DAPF": lambda cost: counted(f"{dead_share(cost):.0f}%"),
+    }
+    shown = [c for each in costs.values() for c in each if c.input_shape[2] in TABLE_HEIGHTS]
     caption = "An inert convolution has only its middle tap left: it is a 1x1."
     paragraph = (
         "Where a dilation is not smaller than the map's side, the outer taps of that "
         "convolution read nothing but padding. The fused kernels skip them; PyTorch "
         "multiplies by zero. Scores on small pictures say nothing about DAPF."
     )
-    table = Table(headings, rows, caption, names=2)
+    table = Table.of(shown, columns, caption, names=2)
     return Section("Dead dilation taps", (paragraph,), (plot, table))
 
 
@@ -211,6 +197,12 @@ def wasted(cost: Complexity) -> tuple[int, int]:
     dead = sum(tap.wasted_macs for tap in cost.dead_taps if tap.name.startswith("DAPF"))
     total = sum(part.conv_macs for part in cost.parts if part.name.startswith("DAPF"))
     return dead, total
+
+
+def dead_share(cost: Complexity) -> float:
+    """Per cent of DAPF's multiply-accumulates."""
+    dead, total = wasted(cost)
+    return 100 * dead / total
 
 
 def map_size(cost: Complexity) -> tuple[int, int]:
@@ -269,16 +261,14 @@ def benchmarks(results: Collection) -> Section:
         return missing(title, "single operators", command)
     groups: dict[str, dict[str, Figure]] = {}
     titles: dict[str, str] = {}
-    for index, entry in enumerate(source.content["benchmarks"]):
+    for entry in source.at("benchmarks").entries():
         facts = entry.get("extra_info", {})
-        if "candidate" not in facts:
-            continue
-        titles.setdefault(facts["candidate"], facts["title"])
-        groups.setdefault(entry["group"], {})[facts["candidate"]] = source.at("benchmarks", index)
+        if "candidate" in facts:
+            titles.setdefault(facts["candidate"], facts["title"])
+            groups.setdefault(entry.value["group"], {})[facts["candidate"]] = entry.at("stats")
     shared = shared_words(list(groups))
     rows = []
-    for group, members in groups.items():
-        timed = {name: entry.at("stats") for name, entry in members.items()}
+    for group, timed in groups.items():
         cells = [benchmark_cell(timed.get(candidate)) for candidate in titles]
         name = group.removesuffix(", " + shared) if shared else group
         speedup = ratio(timed.get("native"), timed.get("eager"), strong=True, median="median")
@@ -304,7 +294,7 @@ def benchmark_cell(stats: Figure | None) -> Cell:
     if stats is None:
         return Cell()
     text = in_milliseconds(stats.value["median"], stats.value["iqr"] / 2)
-    return Cell(text, (stats.at("median"),), "measured")
+    return measured(text, stats.at("median"))
 
 
 # -------------------------------------------------------------------------------------------- GPUs
@@ -330,51 +320,59 @@ def gpus(results: Collection) -> Section:
 
 def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
     """Networks of a GPU's report: every form's time."""
-    rows = []
-    for index, item in enumerate(items.value):
-        if item["part"] != "networks":
-            continue
-        case = item["case"]
-        for number, form in enumerate((item.get("data") or {}).get("candidates", ())):
-            if "timing" not in form:
-                continue
-            where = (items.at(index, "data", "candidates", number, "timing", "ms"),)
-            text = f"{form['timing']['ms']:.3f}" if form.get("match") else "disagrees"
-            rows.append(
-                (
-                    Cell(f"`{case['subject']}`"),
-                    Cell(f"{case['batch']}x3x{case['height']}x{case['width']} {case['dtype']}"),
-                    Cell(form["name"]),
-                    Cell(text, where, "measured"),
-                )
-            )
+    forms = [
+        (item.value["case"], form)
+        for item in items.entries()
+        if item.value["part"] == "networks" and "candidates" in item.get("data", ())
+        for form in item.at("data", "candidates").entries()
+        if "timing" in form.value
+    ]
+
+    def milliseconds(form: Figure) -> Cell:
+        ms = form.at("timing", "ms")
+        return measured(f"{ms.value:.3f}" if form.get("match") else "disagrees", ms)
+
+    columns: dict[str, Callable[[tuple[Any, Figure]], Cell | str]] = {
+        "network": lambda each: f"`{each[0]['subject']}`",
+        "input": lambda each: input_of(each[0], each[0]["height"], each[0]["width"]),
+        "form": lambda each: each[1].value["name"],
+        "ms": lambda each: milliseconds(each[1]),
+    }
     caption = f"Measured on {report.get('device', '')}, {str(report.get('date', ''))[:10]}."
-    return Table(("network", "input", "form", "ms"), rows, caption, names=3)
+    return Table.of(forms, columns, caption, names=3)
 
 
 def prediction_table(predictions: Figure) -> Table:
-    rows = []
-    for index, value in enumerate(predictions.value):
-        at = partial(predictions.at, index)
-        frames = value["predicted_frames_per_second"]
-        rows.append(
-            (
-                Cell(f"`{value['network']}`"),
-                Cell(f"{value['batch']}x3x{value['size'][0]}x{value['size'][1]} {value['dtype']}"),
-                counted(str(value["launches"]), at("launches")),
-                counted(f"{1e3 * value['floor_s']:.3f}", at("floor_s")),
-                Cell(f"{1e3 * value['predicted_s']:.3f}", (at("predicted_s"),), "predicted"),
-                Cell(f"{frames:.0f}", (at("predicted_frames_per_second"),), "predicted"),
-            )
-        )
-    gpu = predictions.value[0]["gpu"]
-    return Table(
-        ("network", "input", "launches", "floor, ms", "predicted, ms", "predicted frames/s"),
-        rows,
-        f"Predicted for {gpu}, labels out; floor: every byte once at full bandwidth, or every "
-        "operation at the full rate.",
+    def text(entry: Figure, key: str, form: str, scale: float = 1) -> str:
+        return format(scale * entry.value[key], form)
+
+    def predicted(entry: Figure, key: str, form: str, scale: float = 1) -> Cell:
+        return Cell(text(entry, key, form, scale), (entry.at(key),), "predicted")
+
+    columns: dict[str, Callable[[Figure], Cell | str]] = {
+        "network": lambda e: f"`{e.value['network']}`",
+        "input": lambda e: input_of(e.value, *e.value["size"]),
+        "launches": lambda e: counted(text(e, "launches", ""), e.at("launches")),
+        "floor, ms": lambda e: counted(text(e, "floor_s", ".3f", 1e3), e.at("floor_s")),
+        "predicted, ms": lambda e: predicted(e, "predicted_s", ".3f", 1e3),
+        "predicted frames/s": lambda e: predicted(e, "predicted_frames_per_second", ".0f"),
+    }
+    return Table.of(
+        predictions.entries(),
+        columns,
+        f"Predicted for {predictions.value[0]['gpu']}, labels out; floor: every byte once at full "
+        "bandwidth, or every operation at the full rate.",
         names=2,
     )
+
+
+def input_of(case: Mapping[str, Any], height: int, width: int) -> str:
+    """The network's input and its type: "1x3x1024x2048 float16"."""
+    return f"{dimensions(case['batch'], 3, height, width)} {case['dtype']}"
+
+
+def dimensions(*sides: int) -> str:
+    return "x".join(map(str, sides))
 
 
 # ------------------------------------------------------------------------------------------- panel

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from fassd.bench.costs.counts import analyze
-from fassd.bench.report.charts import Panel, Point, Series, bar_figure, line_figure, scatter_figure
+from fassd.bench.report.charts import Chart, Point, Series, bar_figure, line_figure, scatter_figure
 from fassd.bench.report.figures import (
     CHANNELS_LAST,
     EAGER,
@@ -21,6 +21,7 @@ from fassd.bench.report.figures import (
     bars_by_way,
     counted,
     frames,
+    measured,
     milliseconds,
     missing,
     quoted,
@@ -29,33 +30,22 @@ from fassd.bench.report.figures import (
     table_by_way,
 )
 from fassd.bench.report.page import Cell, Plot, Section, Table
-from fassd.bench.report.results import Collection, Figure, JobKey, Origin, job_of
+from fassd.bench.report.results import Collection, Figure, JobKey, job_of, origin
 from fassd.bench.results import OTHER
 from fassd.models import VARIANTS, create_model, list_models
-
-__all__ = [
-    "HEADLINE",
-    "ablation",
-    "headline",
-    "headline_table",
-    "memory",
-    "other_networks",
-    "scaling",
-    "speedup_plot",
-]
 
 FULL_SIZE = (1024, 2048)
 AT_FULL_SIZE = f"at 1x3x{FULL_SIZE[0]}x{FULL_SIZE[1]}"
 HEADLINE = ("fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70")
 
-AUTHORS = Origin(
+AUTHORS = origin(
     "L. Rosas-Arias, G. Benitez-Garcia, J. Portillo-Portillo, J. Olivares-Mercado, "
     "G. Sanchez-Perez, K. Yanai, FASSD-Net, IEEE T-ITS 2021, and the authors' talk: Cityscapes "
     "validation, 1024x2048, GTX 1080 Ti"
 )
 Jobs = dict[JobKey, Figure]
 
-ICNET = Origin(
+ICNET = origin(
     "H. Zhao et al., ICNet for Real-Time Semantic Segmentation on High-Resolution Images, ECCV "
     "2018, comparison with PSPNet: Cityscapes test, 1024x2048, Titan X (Maxwell)"
 )
@@ -152,39 +142,25 @@ def ablation(results: Collection) -> Section:
     """The authors' ablation with counts and times of this project, and the plot of the talk."""
     scores = accuracies(results)
     compared = full_size(results, ORDER)
-    rows = []
-    for name in ORDER:
-        variant, comparison, score = VARIANTS[name], compared.get(name), scores.get(name)
-        cost = analyze(create_model(name), FULL_SIZE)
-        published = variant.published
-        eager = comparison and EAGER.of(comparison)
-        ours = comparison and OURS_LABELS.of(comparison)
-        measured = score and Cell(percent(score), (score.at("miou"),), "measured")
-        rows.append(
-            (
-                Cell(variant.title),
-                counted(f"{cost.conv_macs / 1e9:.3f}"),
-                counted(f"{cost.params:,}"),
-                frames(eager),
-                frames(ours, strong=True),
-                ratio(ours, eager),
-                quoted(published and published.fps_1080ti, AUTHORS),
-                quoted(published and published.miou, AUTHORS),
-                measured or Cell(),
-            )
-        )
-    headings = (
-        "network",
-        "GMACs",
-        "parameters",
-        "PyTorch\nframes/s",
-        "ours\nframes/s",
-        "speed-up",
-        "1080 Ti\nframes/s,\nauthors",
-        "mIoU %\nCityscapes,\nauthors",
-        "mIoU %\nsynthetic,\nhere",
-    )
-    table = Table(headings, rows, f"{AT_FULL_SIZE.capitalize()}, 19 classes, float32.")
+    costs = {name: analyze(create_model(name), FULL_SIZE) for name in ORDER}
+    eager = {name: EAGER.of(comparison) for name, comparison in compared.items()}
+    ours = {name: OURS_LABELS.of(comparison) for name, comparison in compared.items()}
+
+    def published(name: str, figure: str) -> Cell:
+        return quoted(getattr(VARIANTS[name].published, figure, None), AUTHORS)
+
+    columns: dict[str, Callable[[str], Cell | str]] = {
+        "network": lambda name: VARIANTS[name].title,
+        "GMACs": lambda name: counted(f"{costs[name].conv_macs / 1e9:.3f}"),
+        "parameters": lambda name: counted(f"{costs[name].params:,}"),
+        "PyTorch\nframes/s": lambda name: frames(eager.get(name)),
+        "ours\nframes/s": lambda name: frames(ours.get(name), strong=True),
+        "speed-up": lambda name: ratio(ours.get(name), eager.get(name)),
+        "1080 Ti\nframes/s,\nauthors": lambda name: published(name, "fps_1080ti"),
+        "mIoU %\nCityscapes,\nauthors": lambda name: published(name, "miou"),
+        "mIoU %\nsynthetic,\nhere": lambda name: percent(scores.get(name)),
+    }
+    table = Table.of(ORDER, columns, f"{AT_FULL_SIZE.capitalize()}, 19 classes, float32.")
     paragraphs = [
         "Figures in italics are quoted from the authors; all others are counted or were "
         "measured by this project. The rows with ASPP are a reconstruction."
@@ -198,19 +174,21 @@ def accuracies(results: Collection) -> dict[str, Figure]:
     """Scores on the synthetic set by network: those of equal training first."""
     found: dict[str, Figure] = {}
     for source in results.of("accuracy"):
-        for index, row in enumerate(source.content["accuracy"]):
-            found.setdefault(row["model"], source.at("accuracy", index))
+        for score in source.at("accuracy").entries():
+            found.setdefault(score.value["model"], score)
     return found
 
 
-def percent(score: Figure) -> str:
-    return f"{100 * score.value['miou']:.1f}"
+def percent(score: Figure | None) -> Cell:
+    if score is None:
+        return Cell()
+    return measured(f"{100 * score.value['miou']:.1f}", score.at("miou"))
 
 
 def speed_and_accuracy(scores: dict[str, Figure], compared: dict[str, Figure]) -> Plot:
     """The plot in the talk's form: published figures, and those measured here."""
     published = [PSPNET]
-    measured = []
+    points = []
     for name in ORDER:
         title, figures = VARIANTS[name].title, VARIANTS[name].published
         colour = {"fc_hardnet_70": "blue"}.get(name, "grey")
@@ -223,21 +201,21 @@ def speed_and_accuracy(scores: dict[str, Figure], compared: dict[str, Figure]) -
         if ours and eager and score and agrees(ours):
             frames_, before = 1 / ours.value["median_s"], 1 / eager.value["median_s"]
             miou = 100 * score.value["miou"]
-            measured.append(Point(title, frames_, miou, colour, before=before))
+            points.append(Point(title, frames_, miou, colour, before=before))
     title = "Published: Cityscapes, 1024x2048, GTX 1080 Ti"
-    panels = [Panel(title, "frames per second", "mIoU, %", points=published)]
-    wheres: tuple[Figure | Origin, ...] = (AUTHORS, ICNET)
-    if measured:
+    charts = [Chart(title, "frames per second", "mIoU, %", points=published)]
+    wheres: tuple[Figure, ...] = (AUTHORS, ICNET)
+    if points:
         source = next(iter(compared.values())).source
         device, threads = source.environment["device"], source.environment["threads"]
         title = f"Measured: synthetic set; {device}, {threads} threads"
         x, y = "frames per second (log)", "mIoU, % (synthetic)"
-        panels.append(Panel(title, x, y, points=measured, log=True))
+        charts.append(Chart(title, x, y, points=points, log=True))
         files = {score.name: score.source.at("accuracy") for score in scores.values()}
         wheres += (source.at("comparisons"), *files.values())
     return Plot(
         "speed-accuracy",
-        partial(scatter_figure, panels),
+        partial(scatter_figure, charts),
         "Scatter of mIoU over frames per second: published figures, and those measured here",
         "Left, hollow: quoted. Right, filled: measured here, the arrow leads from plain PyTorch to "
         "ours (float32, labels); its accuracies are of the synthetic set and of short equal "
@@ -263,21 +241,21 @@ def scaling(results: Collection, model: str = "fassd_net") -> Section:
     sweeps = (
         (
             "size",
-            Panel("one picture", "size, megapixels", "ms per picture", log=True),
+            Chart("one picture", "size, megapixels", "ms per picture", log=True),
             {j: c for j, c in jobs.items() if (j.batch, j.threads) == (1, own)},
             lambda j: (j.height * j.width / 1e6, j.size),
             lambda j, seconds: 1e3 * seconds,
         ),
         (
             f"batch of {batched}",
-            Panel(f"batches of {batched}", "pictures per call", rate, log=True),
+            Chart(f"batches of {batched}", "pictures per call", rate, log=True),
             {j: c for j, c in jobs.items() if (j.size, j.threads) == (batched, own)},
             lambda j: (j.batch, str(j.batch)),
             lambda j, seconds: j.batch / seconds,
         ),
         (
             f"threads, {threaded}",
-            Panel(f"threads, one {threaded}", "threads", rate),
+            Chart(f"threads, one {threaded}", "threads", rate),
             {j: c for j, c in jobs.items() if (j.size, j.batch) == (threaded, 1)},
             lambda j: (j.threads, str(j.threads)),
             lambda j, seconds: 1 / seconds,
@@ -289,7 +267,7 @@ def scaling(results: Collection, model: str = "fassd_net") -> Section:
     used = [comparison for each in sweeps if len(each[2]) > 1 for comparison in each[2].values()]
     plot = Plot(
         "scaling",
-        partial(line_figure, [panel for panel, _ in swept]),
+        partial(line_figure, [chart for chart, _ in swept]),
         "Lines of time over size, and of pictures per second over batch and threads",
         f"{model}: medians of {rounds(used)} interleaved rounds; bars: half the interquartile "
         "range.",
@@ -300,18 +278,18 @@ def scaling(results: Collection, model: str = "fassd_net") -> Section:
 
 def sweep(
     heading: str,
-    panel: Panel,
+    chart: Chart,
     jobs: Jobs,
     x: Callable[[JobKey], tuple[float, str]],
     y: Callable[[JobKey, float], float],
-) -> tuple[Panel, Table]:
-    """Panel and table of jobs that differ in one thing.
+) -> tuple[Chart, Table]:
+    """Chart and table of jobs that differ in one thing.
 
     Args:
         heading: heading of the table's first column.
-        panel: without its lines, one for each way that was measured, and agrees, in every job.
+        chart: without its lines, one for each way that was measured, and agrees, in every job.
         x: place on the horizontal axis, with its label.
-        y: what the panel shows for a time in seconds.
+        y: what the chart shows for a time in seconds.
     """
     order = sorted(jobs, key=x)
     ticks = [x(job) for job in order]
@@ -331,7 +309,7 @@ def sweep(
     ratios = [ratio(OURS_LABELS.of(c) or OURS_LOGITS.of(c), EAGER.of(c)) for _, c in entries]
     rows = [(*row, cell) for row, cell in zip(table.rows, ratios, strict=True)]
     table = replace(table, headings=(*table.headings, "speed-up"), rows=rows)
-    return replace(panel, series=lines, ticks=ticks), table
+    return chart._replace(series=lines, ticks=ticks), table
 
 
 # ----------------------------------------------------------------------------------------- memory
@@ -376,7 +354,7 @@ def mebibytes(result: Figure | None, strong: bool = False) -> Cell:
     size = peak(result)
     if result is None or size is None:
         return Cell()
-    return Cell(f"{size:.0f}", (result.at("peak_memory_bytes"),), "measured", strong)
+    return measured(f"{size:.0f}", result.at("peak_memory_bytes"), strong=strong)
 
 
 # ------------------------------------------------------------------------------ networks of others
@@ -385,15 +363,14 @@ def mebibytes(result: Figure | None, strong: bool = False) -> Cell:
 def other_networks(results: Collection) -> Section:
     """Networks of others that do the same job, where they were measured."""
     title = "Other networks with the same job"
-    rows: list[tuple[Cell, ...]] = []
     compared: Jobs = {}
     for comparison in results.every_comparison():
         kinds = [result.get("kind") for result in comparison.value["results"]]
-        if OTHER in kinds and job_of(comparison) not in compared:
-            compared[job_of(comparison)] = comparison
-            rows += rows_with_others(comparison)
-    if not rows:
+        if OTHER in kinds:
+            compared.setdefault(job_of(comparison), comparison)
+    if not compared:
         return missing(title, "networks of others", "fassd bench peers --others")
+    rows = [row for comparison in compared.values() for row in rows_with_others(comparison)]
     table = Table(
         ("network", "input", "GMACs", "M parameters", "ms", "frames/s"),
         rows,
@@ -408,19 +385,27 @@ def other_networks(results: Collection) -> Section:
 def rows_with_others(comparison: Figure) -> Iterator[tuple[Cell, ...]]:
     """Ours, the same network in PyTorch, then those of others."""
     job = comparison.value["job"]
+
+    def row(
+        name: str, macs: float, params: float, result: Figure, strong: bool, *where: Figure
+    ) -> tuple[Cell, ...]:
+        return (
+            Cell(name),
+            Cell(job_of(comparison).shape),
+            counted(f"{macs / 1e9:.2f}", *where[:1]),
+            counted(f"{params / 1e6:.2f}", *where[1:]),
+            milliseconds(result, strong),
+            frames(result, job["batch"], strong),
+        )
+
     cost = analyze(create_model(job["model"], job["classes"], job["alpha"]), tuple(job["size"]))
-    size = Cell(job_of(comparison).shape)
     title = VARIANTS[job["model"]].title
     for name, way in ((f"{title}, ours", OURS_LOGITS), (f"{title}, PyTorch", EAGER)):
-        result, strong = way.of(comparison), way is OURS_LOGITS
-        if result is not None:
-            counts = (counted(f"{cost.conv_macs / 1e9:.2f}"), counted(f"{cost.params / 1e6:.2f}"))
-            times = (milliseconds(result, strong), frames(result, job["batch"], strong))
-            yield (Cell(name), size, *counts, *times)
-    for index, value in enumerate(comparison.value["results"]):
-        if value.get("kind") == OTHER:
-            result = comparison.at("results", index)
-            macs = counted(f"{value['macs'] / 1e9:.2f}", result.at("macs"))
-            params = counted(f"{value['params'] / 1e6:.2f}", result.at("params"))
-            times = (milliseconds(result), frames(result, job["batch"]))
-            yield (Cell(str(value["name"])), size, macs, params, *times)
+        own = way.of(comparison)
+        if own is not None:
+            yield row(name, cost.conv_macs, cost.params, own, way is OURS_LOGITS)
+    for result in comparison.at("results").entries():
+        if result.get("kind") == OTHER:
+            macs, params = result.at("macs"), result.at("params")
+            name = str(result.value["name"])
+            yield row(name, macs.value, params.value, result, False, macs, params)

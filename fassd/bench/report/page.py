@@ -9,16 +9,16 @@ import base64
 import html
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import jinja2
 from markupsafe import Markup
 
 from fassd.bench.markdown import markdown_table
 from fassd.bench.report.charts import png
-from fassd.bench.report.results import Figure, Origin
+from fassd.bench.report.results import Figure
 
 __all__ = ["Block", "Cell", "Page", "Picture", "Plot", "Section", "Table", "to_html", "to_markdown"]
 
@@ -29,7 +29,7 @@ PIXELS_PER_INCH = 104
 """Pixels of the page for an inch of a plot: its letters of 10 points are then about as large as the
 page's."""
 
-Where = Figure | Origin
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cell:
     """
 
     text: str = ""
-    where: tuple[Where, ...] = ()
+    where: tuple[Figure, ...] = ()
     kind: str = ""
     strong: bool = False
 
@@ -63,7 +63,20 @@ class Table:
     names: int = 1
     kind: ClassVar[str] = "table"
 
-    def column(self, index: int) -> list[Where]:
+    @classmethod
+    def of(
+        cls,
+        entries: Iterable[Entry],
+        columns: Mapping[str, Callable[[Entry], Cell | str]],
+        caption: str = "",
+        names: int = 1,
+    ) -> Table:
+        """A row for each entry; `columns` makes its cells, or their text alone, by heading."""
+        made = ([make(entry) for make in columns.values()] for entry in entries)
+        rows = [tuple(c if isinstance(c, Cell) else Cell(c) for c in cells) for cells in made]
+        return cls(tuple(columns), rows, caption, names)
+
+    def column(self, index: int) -> list[Figure]:
         """The places that a column's values come from."""
         return [where for row in self.rows for where in row[index].where]
 
@@ -93,7 +106,7 @@ class Plot:
     draw: Callable[[str, str], Any]
     text: str
     caption: str
-    where: tuple[Where, ...] = ()
+    where: tuple[Figure, ...] = ()
     kind: ClassVar[str] = "plot"
 
     @property
@@ -116,7 +129,7 @@ class Picture:
     data: bytes
     text: str
     caption: str
-    where: tuple[Where, ...] = ()
+    where: tuple[Figure, ...] = ()
     kind: ClassVar[str] = "picture"
 
     @property
@@ -157,27 +170,19 @@ class Page:
     notes: Sequence[str] = ()
 
 
-@dataclass
-class References:
-    """Numbers of the sources, in order of their first mention."""
+class References(dict[str, Figure]):
+    """Sources by their names, numbered in order of their first mention."""
 
-    numbers: dict[str, int] = field(default_factory=dict)
-    places: dict[str, Where] = field(default_factory=dict)
-
-    def marks(self, wheres: Iterable[Where]) -> list[int]:
+    def marks(self, wheres: Iterable[Figure]) -> list[int]:
         for where in wheres:
-            self.places.setdefault(where.name, where)
-            self.numbers.setdefault(where.name, len(self.numbers) + 1)
-        return sorted({self.numbers[where.name] for where in wheres})
+            self.setdefault(where.name, where)
+        names = list(self)
+        return sorted({names.index(where.name) + 1 for where in wheres})
 
-    def text(self, wheres: Iterable[Where]) -> str:
+    def text(self, wheres: Iterable[Figure]) -> str:
         """The marks as Markdown: " [1, 3]"."""
         marks = self.marks(wheres)
         return f" [{', '.join(map(str, marks))}]" if marks else ""
-
-    def __iter__(self) -> Iterator[tuple[int, Where]]:
-        for name, number in self.numbers.items():
-            yield number, self.places[name]
 
 
 def to_html(page: Page) -> str:

@@ -11,7 +11,7 @@ from fassd.bench.candidates import OURS, REFERENCE
 from fassd.bench.results import OTHER
 from fassd.io.untrusted import read_json
 
-__all__ = ["KINDS", "Collection", "Figure", "JobKey", "Origin", "Source", "collect", "resolve"]
+__all__ = ["KINDS", "Collection", "Figure", "JobKey", "ResultsFile", "collect", "origin"]
 
 KINDS = {
     "comparisons": "fassd bench peers",
@@ -31,7 +31,7 @@ Machine = tuple[str, int, str, str]
 
 
 @dataclass(frozen=True)
-class Source:
+class ResultsFile:
     """A results file.
 
     Attributes:
@@ -92,9 +92,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Figure:
-    """A place in a results file: the value that a cell of a table was made of."""
+    """A place in a results file, or an `origin`: what a cell of a table was made of."""
 
-    source: Source
+    source: ResultsFile
     keys: tuple[str | int, ...]
 
     @property
@@ -109,7 +109,7 @@ class Figure:
     @property
     def place(self) -> str:
         """File and place in it, in one line."""
-        return f"{self.name}#{self.pointer}"
+        return f"{self.name}#{self.pointer}" if self.keys else self.name
 
     @property
     def pointer(self) -> str:
@@ -124,11 +124,18 @@ class Figure:
         Raises:
             LookupError: nothing does.
         """
-        return resolve(self.source.content, self.keys)
+        found: Any = self.source.content
+        for key in self.keys:
+            found = found[key]
+        return found
 
     def at(self, *keys: str | int) -> Figure:
         """A place below this one."""
         return Figure(self.source, (*self.keys, *keys))
+
+    def entries(self) -> list[Figure]:
+        """The places of a list's entries."""
+        return [self.at(index) for index in range(len(self.value))]
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key below this one, or `default`."""
@@ -136,33 +143,18 @@ class Figure:
         return default if found is None else found
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a figure that nobody measured here comes from: a publication, or a count."""
-
-    text: str
-
-    @property
-    def name(self) -> str:
-        return self.text
-
-    description = place = name
-
-
-def resolve(content: Any, keys: Sequence[str | int]) -> Any:
-    """Follow keys and positions into what JSON holds."""
-    for key in keys:
-        content = content[key]
-    return content
+def origin(text: str) -> Figure:
+    """Where a value that nobody measured here comes from: a publication, or a count."""
+    return Figure(ResultsFile(text, "", {}), ())
 
 
 @dataclass(frozen=True)
 class Collection:
     """All results that a page is made from."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[ResultsFile, ...]
 
-    def of(self, kind: str) -> Iterator[Source]:
+    def of(self, kind: str) -> Iterator[ResultsFile]:
         """Files of a kind: nearest folder first, then newest first."""
         found = [source for source in self.sources if source.kind == kind]
         found.sort(key=lambda source: source.date, reverse=True)
@@ -187,14 +179,13 @@ class Collection:
         """Comparisons of the page's machine, the nearest and newest file's first."""
         for source in self.of("comparisons"):
             if self.is_of_the_page(source):
-                for index in range(len(source.content["comparisons"])):
-                    yield source.at("comparisons", index)
+                yield from source.at("comparisons").entries()
 
-    def first(self, kind: str) -> Source | None:
+    def first(self, kind: str) -> ResultsFile | None:
         """The nearest and newest file of a kind that is of the page's processor and device."""
         return next((s for s in self.of(kind) if self.is_of_the_page(s)), None)
 
-    def is_of_the_page(self, source: Source) -> bool:
+    def is_of_the_page(self, source: ResultsFile) -> bool:
         """Whether a source is of the page's processor and device; threads may differ."""
         machine, own = source.machine, self.machine
         return own is not None and (machine[0], machine[3]) == (own[0], own[3])
@@ -250,7 +241,7 @@ def collect(folders: Sequence[Path], notes: list[str] | None = None) -> Collecti
             name = str(Path(folder.name) / path.relative_to(folder))
             try:
                 content = read_json(path.read_bytes())
-                sources.append(Source(name, kind_of(content), content, rank, path))
+                sources.append(ResultsFile(name, kind_of(content), content, rank, path))
             except (OSError, ValueError) as error:
                 if notes is not None:
                     notes.append(f"{name} was not used: {error}")

@@ -12,9 +12,8 @@ try:
 except ImportError as error:
     raise ImportError(f"videos need PyAV ({error}): pip install 'fassd-net[video]'") from error
 
-from fassd.io.video.open import open_video
+from fassd.io.video.open import ImageSequence, open_video
 from fassd.io.video.reader import VideoReader
-from fassd.io.video.sequence import ImageSequence
 from fassd.io.video.source import VideoError, VideoSource
 from fassd.io.video.writer import FORMATS, VideoWriter
 

@@ -21,8 +21,6 @@ from av.sidedata import sidedata
 from fassd.io.find import CAMERA, URL
 from fassd.io.video.source import DEFAULT_FPS, Frame, VideoError, VideoSource
 
-__all__ = ["DELAYS", "VideoReader"]
-
 DELAYS = (0.5, 1, 2, 4, 8, 15, 15, 15)
 """Seconds before each attempt to reconnect; after the last one, about a minute, it is given up."""
 

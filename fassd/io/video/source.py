@@ -13,8 +13,6 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DEFAULT_FPS", "Frame", "Trouble", "VideoError", "VideoSource"]
-
 DEFAULT_FPS = Fraction(25)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import IO, NamedTuple
@@ -14,8 +15,6 @@ from av.codec.context import Flags
 from av.video.reformatter import Colorspace
 
 from fassd.io.video.source import VideoError, VideoSource
-
-__all__ = ["FORMATS", "VideoWriter", "check_codec", "default_codec"]
 
 
 class _Format(NamedTuple):
@@ -65,16 +64,9 @@ def check_codec(name: str, suffix: str) -> None:
     if not known:
         here = [each for each in (*QUALITY, "mpeg4", "ffv1") if each in av.codecs_available]
         raise VideoError(f"no video encoder {name!r} here; there are {', '.join(here)}, ...")
-    with av.open(_Nowhere(), "w", format=FORMATS[suffix].muxer) as container:
+    with av.open(io.BytesIO(), "w", format=FORMATS[suffix].muxer) as container:
         if name not in container.supported_codecs:
             raise VideoError(f"a {suffix} file cannot hold what {name} encodes")
-
-
-class _Nowhere:
-    """A file that is not written to."""
-
-    def write(self, data: bytes) -> int:
-        return len(data)
 
 
 class VideoWriter:

@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from fassd.bench.report.charts import BLACK, WHITE, Panel, Point, check_matplotlib, scatter_figure
+from fassd.bench.report.charts import BLACK, WHITE, Chart, Point, check_matplotlib, scatter_figure
 
 
 def test_names_meet_neither_each_other_nor_a_point() -> None:
     places = [(40, 77.0), (41, 77.1), (42, 76.9), (55, 78.0), (56, 75.0)]
     points = [Point(f"Network {n}", x, y, "grey") for n, (x, y) in enumerate(places)]
-    figure = scatter_figure([Panel("", "", "", points=points)], BLACK, WHITE)
+    figure = scatter_figure([Chart("", "", "", points=points)], BLACK, WHITE)
     figure.draw_without_rendering()
     (axes,) = figure.axes
     boxes = [text.get_window_extent() for text in axes.texts]

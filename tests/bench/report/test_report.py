@@ -6,7 +6,8 @@ import html
 import json
 import re
 from dataclasses import dataclass
-from html.parser import HTMLParser
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fassd.bench.report.build import build_page, write_report
 from fassd.bench.report.modules import shared_words
 from fassd.bench.report.networks import ablation, headline_table, other_networks, scaling
 from fassd.bench.report.page import Cell, Page, Table
-from fassd.bench.report.results import Collection, collect, resolve
+from fassd.bench.report.results import Collection, collect
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.xdist_group("page")
@@ -92,7 +93,7 @@ def test_every_measured_cell_leads_to_its_place(written: Written) -> None:
             name, pointer = source.split("#")
             content = json.loads((written.results.parent / name).read_text())
             keys = [int(k) if k.isdigit() else k for k in pointer.split("/")[1:]]
-            values.append(resolve(content, keys))
+            values.append(reduce(getitem, keys, content))
         number = re.search(r"[\d.]+", re.sub("<[^>]*>", "", shown))
         if number is None:
             assert values == [False] and "disagrees" in shown
@@ -116,36 +117,16 @@ def test_all_values_have_an_origin(written: Written) -> None:
         assert bool(cell.kind) == bool(cell.where), cell
 
 
-class Requests(HTMLParser):
-    """Collects what a browser would fetch, and checks that elements close."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-        self.ids: list[str] = []
-        self.targets: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            if name in ("src", "srcset", "poster", "data") or (name == "href" and tag == "link"):
-                self.fetched.append(str(value))
-            if name == "id":
-                self.ids.append(str(value))
-            if name in ("href", "xlink:href") and str(value).startswith("#"):
-                self.targets.append(str(value)[1:])
-
-
 def test_the_page_asks_for_nothing_and_its_links_hold(written: Written) -> None:
     text = written.html
-    found = Requests()
-    found.feed(text)
-    assert [item for item in found.fetched if not item.startswith("data:")] == []
-    assert "<script" not in text and "@import" not in text
-    assert re.findall(r"url\((?!#)", text) == []
-    assert len(found.ids) == len(set(found.ids))
-    assert set(found.targets) <= set(found.ids)
-    used = set(re.findall(r"url\(#([^)]+)\)", text))
-    assert used <= set(found.ids)
+    fetched = re.findall(r'\b(?:src|srcset|poster|data)="([^"]*)"', text)
+    assert all(item.startswith("data:") for item in fetched)
+    assert all(f"<{element}" not in text for element in ("link", "script"))
+    assert "@import" not in text and re.findall(r"url\((?!#)", text) == []
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'(?:href="|url\()#([^")]*)', text)
+    assert set(targets) <= set(ids)
 
 
 def test_plots_take_the_pages_ink(written: Written) -> None:

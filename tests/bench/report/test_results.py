@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from bench.report.conftest import HERE, comparison
 
-from fassd.bench.report.results import Source, collect, kind_of
+from fassd.bench.report.results import ResultsFile, collect, kind_of
 
 
 def write(folder: Path, name: str, content: object) -> None:
@@ -15,7 +15,7 @@ def write(folder: Path, name: str, content: object) -> None:
 
 
 def test_a_figure_is_found_by_its_pointer() -> None:
-    source = Source("a.json", "comparisons", {"comparisons": [{"a/b": [1, {"x~y": 5}]}]})
+    source = ResultsFile("a.json", "comparisons", {"comparisons": [{"a/b": [1, {"x~y": 5}]}]})
     figure = source.at("comparisons", 0, "a/b", 1, "x~y")
     assert figure.value == 5
     assert figure.pointer == "/comparisons/0/a~1b/1/x~0y"

@@ -13,6 +13,7 @@ from clips import (
     decoded,
     picture,
     psnr,
+    segmented,
     sound,
     times,
     write_clip,
@@ -26,10 +27,6 @@ from fassd.io.palette import colorize, overlay
 from fassd.io.video import VideoError, open_video
 
 UNEVEN = [0, 3000, 7000, 12000, 12600, 20000, 30000, 40000, 41000, 60000]
-
-
-def segmented(source, output, **settings):
-    return segment_video(open_video(str(source)), output, Bands(), **settings)
 
 
 def length(path):
@@ -148,14 +145,11 @@ def test_exif_goes_before_the_rotation_of_the_track(tmp_path):
 
 
 def test_titles_in_another_encoding_do_not_matter(tmp_path):
-    clip = tmp_path / "in.mp4"
-    with av.open(str(clip), "w") as container:
+    def titled(container, video):
         container.metadata["title"] = "caf@@"
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width = 64, 96
-        stream.metadata["handler_name"] = "@@"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")))
-        container.mux(stream.encode())
+        video.metadata["handler_name"] = "@@"
+
+    clip = write_clip(tmp_path / "in.mp4", 1, prepare=titled)
     data = clip.read_bytes()
     assert data.count(b"@@") == 2
     clip.write_bytes(data.replace(b"@@", b"\xe9\xff"))
@@ -225,14 +219,10 @@ def test_a_clock_that_begins_anew_goes_on(tmp_path):
 
 
 def test_pixels_that_are_not_square_stay_so(tmp_path):
-    clip = tmp_path / "in.mp4"
-    with av.open(str(clip), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width = 64, 96
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")))
-        container.mux(stream.encode())
-    segmented(clip, tmp_path / "out.mp4")
+    def wide(_, video):
+        video.codec_context.sample_aspect_ratio = Fraction(4, 3)
+
+    segmented(write_clip(tmp_path / "in.mp4", 1, prepare=wide), tmp_path / "out.mp4")
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
 

@@ -1,0 +1,324 @@
+"""What a device is, whether the kernels are right on it, its ceilings, and a stream of pictures."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import output_of
+from benchmarks.rows import Record, data_of_part, escape, matches, number, spread, table, table_of
+from benchmarks.tools import Visit
+from fassd.bench import machine
+from fassd.bench.candidates import require_operators
+from fassd.bench.stopwatch import Run, interleaved
+from fassd.bench.subjects import (
+    NETWORK_NEEDS,
+    NORMALIZE,
+    Case,
+    Labelled,
+    Normalize,
+    fused_network,
+    subject_of,
+)
+from fassd.evaluation.agreement import TOLERANCES, compare, relative_error
+
+# --- facts ----------------------------------------------------------------------------------------
+
+SMI_FIELDS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit")
+
+
+def describe_environment(visit: Visit) -> dict[str, Any]:
+    """Facts about this machine, for people, and the state of each backend; sizes in bytes."""
+    import fassd_kernels
+
+    device = visit.device
+    nvcc = re.search(r"release ([\d.]+)", output_of(["nvcc", "--version"]))
+    facts = {
+        **machine.environment(device),
+        **(gpu_facts(device) if device.type == "cuda" else {}),
+        "triton": version_of("triton"),
+        "cudnn": torch.backends.cudnn.version() or "none",
+        "nvcc": nvcc[1] if nvcc else "none",
+        "tf32 in convolutions (torch.backends.cudnn.allow_tf32)": torch.backends.cudnn.allow_tf32,
+        "float32 matrix products": torch.get_float32_matmul_precision(),
+        "fassd_kernels": str(Path(fassd_kernels.__file__).parent),
+    }
+    backends = [
+        {"name": b.name, "available": b.available, "reason": b.reason}
+        for b in fassd_kernels.backends()
+    ]
+    return {"facts": facts, "backends": backends}
+
+
+def environment_section(report: Record, part: str) -> str:
+    (data,) = data_of_part(report, part)
+    facts = [[name, escape(str(value))] for name, value in data["facts"].items()]
+    states = [
+        [b["name"], "available" if b["available"] else escape(b["reason"])]
+        for b in data["backends"]
+    ]
+    return "\n".join([table(["what", "value"], facts), table(["backend", "state"], states)])
+
+
+def gpu_facts(device: torch.device) -> dict[str, Any]:
+    card = torch.cuda.get_device_properties(device)
+    return {
+        "compute capability": f"{card.major}.{card.minor}",
+        "multiprocessors": card.multi_processor_count,
+        "L2 bytes": card.L2_cache_size,
+        "memory bytes": card.total_memory,
+        **{f"nvidia-smi {name}": value for name, value in smi(f"GPU-{card.uuid}").items()},
+    }
+
+
+def smi(card: str) -> dict[str, str]:
+    """What nvidia-smi says of a card; nothing where it is not there or does not answer."""
+    query = f"--query-gpu={','.join(SMI_FIELDS)}"
+    answer = output_of(["nvidia-smi", f"--id={card}", query, "--format=csv,noheader"])
+    values = [value.strip() for value in answer.split(",")]
+    return dict(zip(SMI_FIELDS, values, strict=True)) if len(values) == len(SMI_FIELDS) else {}
+
+
+def version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+# --- first checks: on the stream that it is given, and inside a CUDA graph ------------------------
+
+SHAPE = (1, 256, 512, 3)
+SLEEP_CYCLES = 50_000_000
+"""Some 25 ms on a GPU: who does not wait for the stream reads the picture before it is there."""
+
+
+def smoke(visit: Visit, backend: str) -> dict[str, Any]:
+    """Run `normalize` of a backend in every way that a user may launch it.
+
+    Returns:
+        ``checks``: for each check and dtype the relative error.
+
+    Raises:
+        UnavailableError: the backend is not there.
+        RuntimeError: a result is wrong; the message names the checks.
+    """
+    device = visit.device
+    ways = {"plain call": plain_call}
+    if device.type == "cuda":
+        ways.update({"non-default stream": on_a_stream, "CUDA graph": in_a_graph})
+    checks: list[dict[str, Any]] = []
+    for name in ("float32", "float16"):
+        subject = subject_of(Case("operators", NORMALIZE, *SHAPE[1:3], name), device, "")
+        call = subject.candidate(backend).call
+        for way, run in ways.items():
+            output, image = run(call, device)
+            error = relative_error(output, subject.reference(image))
+            match = error <= TOLERANCES["operators"][name]
+            check = f"{backend}, normalize, {name}, {way}"
+            checks.append({"check": check, "rel_error": f"{error:.2e}", "match": match})
+    wrong = [check["check"] for check in checks if not check["match"]]
+    if wrong:
+        raise RuntimeError(f"wrong result: {'; '.join(wrong)}")
+    return {"checks": checks}
+
+
+def smoke_section(report: Record, part: str) -> str:
+    checks = [check for data in data_of_part(report, part) for check in data["checks"]]
+    rows = [[one["check"], one["rel_error"], matches(one["match"])] for one in checks]
+    return table(["check", "error", "match"], rows)
+
+
+def picture(device: torch.device) -> Tensor:
+    return torch.randint(256, SHAPE, dtype=torch.uint8, device=device)
+
+
+def plain_call(call: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    image = picture(device)
+    return call(image), image
+
+
+def on_a_stream(call: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The picture arrives late, on the same side stream that the call is made on."""
+    image, late = picture(device), picture(device)
+    torch.cuda.synchronize(device)
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(SLEEP_CYCLES)
+        image.copy_(late)
+        output = call(image)
+    torch.cuda.synchronize(device)
+    return output, late
+
+
+def in_a_graph(call: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Captured on one picture, replayed on another."""
+    image = picture(device)
+    call(image)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call(image)
+    image.copy_(picture(device))
+    output.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize(device)
+    return output, image
+
+
+# --- ceilings -------------------------------------------------------------------------------------
+
+FORMATS = {
+    "float16": (torch.float16, "highest"),
+    "bfloat16": (torch.bfloat16, "highest"),
+    "tf32": (torch.float32, "high"),
+    "float32": (torch.float32, "highest"),
+}
+"""Name of a rate -> dtype of the matrices and `torch.set_float32_matmul_precision`."""
+
+
+def measure_ceilings(visit: Visit, copy_bytes: int, matrix_side: int) -> dict[str, Any]:
+    """Copy bandwidth (read + written) in bytes/s, and matrix rates in operations/s.
+
+    Through PyTorch's own calls, on random data: a matrix product of zeros runs measurably faster
+    than one of real numbers (less switching, higher clocks).
+
+    Args:
+        copy_bytes: size of the source buffer of the copy; halved until two of them fit.
+        matrix_side: of the square matrices; a product counts 2 * side^3 operations.
+    """
+    return {
+        "copy": copy_bandwidth(visit, copy_bytes),
+        "matrix": {name: matrix_rate(visit, name, matrix_side) for name in FORMATS},
+    }
+
+
+def copy_bandwidth(visit: Visit, size: int) -> dict[str, Any]:
+    device = visit.device
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        while 2 * size > free // 2:
+            size //= 2
+    source = torch.randint(-(2**62), 2**62, (size // 8,), dtype=torch.int64, device=device)
+    target = torch.empty_like(source)
+    timing = timed(visit, lambda: target.copy_(source))
+    if not torch.equal(source, target):
+        raise RuntimeError("the copy differs from its source")
+    moved = 2 * source.numel() * source.element_size()
+    return {
+        "bytes_per_s": moved / (timing["ms"] * 1e-3),
+        "buffer_bytes": moved // 2,
+        "timing": timing,
+    }
+
+
+def matrix_rate(visit: Visit, name: str, side: int) -> dict[str, Any]:
+    dtype, precision = FORMATS[name]
+    a, b = (torch.randn(side, side, device=visit.device).to(dtype) for _ in range(2))
+    product = torch.empty(side, side, device=visit.device, dtype=dtype)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        timing = timed(visit, lambda: torch.matmul(a, b, out=product))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    if not torch.isfinite(product).all():
+        raise RuntimeError(f"the {name} matrix product has elements that are not finite")
+    return {
+        "operations_per_s": 2 * side**3 / (timing["ms"] * 1e-3),
+        "side": side,
+        "timing": timing,
+    }
+
+
+def timed(visit: Visit, once: Callable[[], Tensor]) -> dict[str, Any]:
+    """The record of a call that takes no input."""
+    method = "events" if visit.device.type == "cuda" else "clock"
+    run = Run(once, 1, method, lambda: [])
+    return interleaved({"": run}, visit.device, visit.bench.sampling)[""].record()
+
+
+def ceilings_section(report: Record, part: str) -> str:
+    (data,) = data_of_part(report, part)
+    copy = data["copy"]
+    what = f"copy of {copy['buffer_bytes'] / 2**20:,.0f} MiB, read + written"
+    rows = [(what, f"{copy['bytes_per_s'] / 1e9:,.0f} GB/s", copy["timing"])]
+    for name, rate in data["matrix"].items():
+        what = f"matrix product, {name}, side {rate['side']}"
+        rows.append((what, f"{rate['operations_per_s'] / 1e12:,.3g} TFLOP/s", rate["timing"]))
+    cells = [[what, figure, spread(timing), str(timing["n"])] for what, figure, timing in rows]
+    return table(["what", "measured", "IQR", "n"], cells)
+
+
+# --- from pictures in memory to labels there ------------------------------------------------------
+
+
+def measure_runner(
+    visit: Visit, backend: str, network: str, seconds: float, **place: Any
+) -> dict[str, Any]:
+    """Frames per second of a stream through `fassd_kernels.Runner`, copies included.
+
+    Args:
+        backend: of ours.
+        network: its name.
+        seconds: how long the stream runs, at least.
+        place: batch, height, width and dtype.
+
+    Returns:
+        ``fps``, ``latency_ms`` of a single call, ``frames``; and, of the labels of one picture,
+        ``rel_error``, ``tolerance`` and ``match``.
+
+    Raises:
+        UnavailableError: the backend is not there.
+    """
+    from fassd_kernels import Runner
+
+    device = visit.device
+    require_operators(backend, NETWORK_NEEDS, device)
+    case = Case("networks", network, **place)
+    subject = subject_of(case, device, "")
+    assert isinstance(subject.module, Labelled)
+    fast = fused_network(subject.module.to(device), case.torch_dtype, backend)
+    batch = None if case.batch == 1 else case.batch
+    runner = Runner(fast, (case.height, case.width), case.torch_dtype, device, batch)
+    generator = torch.Generator().manual_seed(0)
+    frame = torch.randint(256, runner.shape, dtype=torch.uint8, generator=generator)
+    record: dict[str, Any] = {"network": network, "backend": backend, **place}
+    with warnings.catch_warnings():
+        # One that runs without its graph is not what is to be measured.
+        warnings.filterwarnings("error", "GraphRunner: ", RuntimeWarning)
+        labels = runner(frame)
+        speed = runner.measure(seconds)
+    assert isinstance(labels, torch.Tensor)
+    pictures = frame.view(case.batch, *runner.size, 3).to(device)
+    scores = subject.reference(Normalize().to(device)(pictures))
+    limit = TOLERANCES["networks"][case.dtype]
+    compare([labels.view(case.batch, *runner.size).to(device)], [scores], limit, record)
+    latency_ms = 1e3 * speed.latency_s
+    return {**record, "fps": speed.fps, "latency_ms": latency_ms, "frames": speed.frames}
+
+
+RUNNER_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
+    ("network", lambda data: data["network"]),
+    ("backend", lambda data: data["backend"]),
+    ("pictures", lambda data: "{batch}x{height}x{width}".format(**data)),
+    ("dtype", lambda data: data["dtype"]),
+    ("frames/s", lambda data: f"{data['fps']:,.0f}"),
+    ("one call, ms", lambda data: number(data["latency_ms"])),
+    ("match", lambda data: matches(data["match"])),
+)
+
+
+def runner_section(report: Record, part: str) -> str:
+    return table_of(RUNNER_COLUMNS, data_of_part(report, part))
+
+
+def runner_faults(data: Record) -> list[str]:
+    return [] if data["match"] else ["the labels do not match the reference"]

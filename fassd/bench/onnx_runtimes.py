@@ -1,0 +1,94 @@
+"""Runtimes of other projects, each started on a network's ONNX file, in its fastest form.
+
+Every runtime takes the file's bytes, a device, and the dtype to compute in, and gives a call:
+(N, 3, H, W) float32 on the device, contiguous, to logits (N, classes, H, W), which the next call
+may write over. All use as many threads as PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Call = Callable[[Tensor], Tensor]
+
+
+def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+    """The ONNX file of a network at its inputs' shape.
+
+    torch.export's graph rather than TorchScript's, which is deprecated and which OpenVINO runs 1.4
+    times slower (FASSD-Net at 256x512 on two cores of a Zen 5: 29 ms, not 21).
+    """
+    from fassd.export.onnx_file import quiet_exporter
+
+    with quiet_exporter():
+        program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def onnx_runtime(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
+    """ONNX Runtime in float32, on memory of PyTorch's."""
+    import onnxruntime
+
+    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise RuntimeError(f"this ONNX Runtime has no {provider} (pip install onnxruntime-gpu)")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(onnx, options, providers=[provider])
+    (source,), (target,) = session.get_inputs(), session.get_outputs()
+    result = torch.empty(target.shape, device=device)
+    binding = session.io_binding()
+    kind = (device.type, device.index or 0, np.float32)
+    binding.bind_output(target.name, *kind, tuple(result.shape), result.data_ptr())
+
+    def call(picture: Tensor) -> Tensor:
+        binding.bind_input(source.name, *kind, tuple(picture.shape), picture.data_ptr())
+        session.run_with_iobinding(binding)
+        return result
+
+    return call
+
+
+def openvino(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
+    """OpenVINO in float32 or bfloat16. Left alone it would choose bfloat16 where the CPU has it."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(core.read_model(onnx), "CPU", settings).create_infer_request()
+
+    def call(picture: Tensor) -> Tensor:
+        found = request.infer([picture.numpy()], share_inputs=True, share_outputs=True)
+        return torch.from_numpy(found[0])
+
+    return call
+
+
+def tensorrt(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
+    """TensorRT 10; in float32 without TF32. No GPU has run this yet."""
+    import tensorrt as trt
+
+    from fassd.export.tensorrt_file import build_engine
+
+    plan = build_engine(onnx, str(dtype).removeprefix("torch."))
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    execution = engine.create_execution_context()
+    source, target = engine.get_tensor_name(0), engine.get_tensor_name(1)
+    result = torch.empty(tuple(engine.get_tensor_shape(target)), device=device)
+    execution.set_tensor_address(target, result.data_ptr())
+
+    def call(picture: Tensor) -> Tensor:
+        execution.set_tensor_address(source, picture.data_ptr())
+        execution.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+        return result
+
+    return call

@@ -1,0 +1,206 @@
+"""Options that several commands share, and what reads their values."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
+
+import typer
+
+from fassd.cli.common import Network, pick_network
+
+Value = TypeVar("Value")
+
+# ------------------------------------------------------------------------------------ their values
+
+
+class Size(NamedTuple):
+    """Height and width in pixels, written 1024x2048."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+def parse_size(text: str | Size) -> Size:
+    """Read "HxW".
+
+    Raises:
+        typer.BadParameter: it is not two positive whole numbers with an x between.
+    """
+    if isinstance(text, Size):
+        return text
+    from fassd.models import sizes
+
+    try:
+        return Size(*sizes.parse_size(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def listed(parse: Callable[[str], Value]) -> Callable[[Any], Sequence[Value]]:
+    """A parser of values with commas between them, each of which `parse` reads."""
+
+    def parse_list(text: str | Sequence[Value]) -> Sequence[Value]:  # a default is read already
+        return [parse(part.strip()) for part in text.split(",")] if isinstance(text, str) else text
+
+    return parse_list
+
+
+def numbers(
+    kind: Callable[[str], float], what: str, least: float = -math.inf
+) -> Callable[[Any], Sequence[Any]]:
+    """A parser of numbers with commas between them.
+
+    Args:
+        kind: int or float.
+        what: what the error of something else says that it is none of.
+        least: the lowest one that is accepted.
+    """
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if (number := kind(text)) >= least:
+                return number
+        raise typer.BadParameter(
+            f"{text!r} is no {what}; write numbers with commas between, like 1,2,4"
+        )
+
+    return listed(parse)
+
+
+def parse_dtype(text: str) -> str:
+    """Read one of `DTYPES`.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    if text not in DTYPES:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(DTYPES)}")
+    return text
+
+
+# ------------------------------------------------------------------------------------ the options
+
+FULL_SIZE = Size(1024, 2048)
+
+
+def size_option(*names: str, help: str) -> Any:
+    """An option that takes a `Size`, by default `FULL_SIZE`."""
+    return typer.Option(
+        *names, parser=parse_size, metavar="HxW", show_default=str(FULL_SIZE), help=help
+    )
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        show_default="that of the weights, or fassd_net",
+        help="Network; [cyan]fassd info[/] lists them. [cyan]val[/], [cyan]predict[/] and "
+        "[cyan]bench run[/] also take a file of [cyan]fassd export[/].",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Trained weights: a file (.pkl, .pth, .pt, .safetensors); [cyan]cityscapes[/], the "
+        "authors' own, downloaded once; [cyan]synthetic[/], ours, of generated streets; "
+        "[cyan]random[/]. Without it synthetic, or random where the network has none. A file of "
+        "[cyan]fassd train[/] tells network, classes and colours.",
+    ),
+]
+Classes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65536, show_default="those of the weights, or 19", help="Number of classes."
+    ),
+]
+Alpha = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        show_default="that of the weights, or 2",
+        help="How much narrower DAPF's branches are.",
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        "-b",
+        help="[cyan]auto[/]: the fastest fused kernels here; [cyan]reference[/]: plain PyTorch; or "
+        "one that [cyan]python -m fassd_kernels[/] lists.",
+    ),
+]
+DtypeName = Literal["float32", "float16", "bfloat16"]
+DTYPES = get_args(DtypeName)
+Dtype = Annotated[DtypeName, typer.Option(help="Precision.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="[cyan]cpu[/], [cyan]cuda[/], [cyan]cuda:1[/]; a GPU if any."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="CPU threads; PyTorch's choice if not given."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Which street scene.")]
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The options that choose a network and what runs it."""
+
+    model: Model = None
+    weights: Weights = None
+    classes: Classes = None
+    alpha: Alpha = None
+    backend: Backend = "auto"
+
+    def pick(self) -> Network:
+        """What they choose, see `pick_network`."""
+        return pick_network(self.model, self.weights, self.classes, self.alpha)
+
+
+def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let parameters of a command that are dataclasses stand for the options that are their fields.
+
+    Typer knows options by the parameters of a function alone.
+    """
+    groups: dict[str, type[Any]] = {}
+    options: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        group = parameter.annotation
+        if isinstance(group, type) and is_dataclass(group):
+            groups[name] = group
+            hints = get_type_hints(group, include_extras=True)
+            members = inspect.signature(group).parameters.values()
+            options += [member.replace(annotation=hints[member.name]) for member in members]
+        else:
+            options.append(parameter)
+
+    @functools.wraps(command)
+    def called(**given: Any) -> Any:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        return command(**given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY  # so that one without default may follow others
+    signature = inspect.Signature([option.replace(kind=keyword) for option in options])
+    # typer reads the signature from here; a function's type does not declare the attribute
+    called.__signature__ = signature  # type: ignore[attr-defined]
+    return called
+
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file.")]

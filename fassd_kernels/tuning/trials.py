@@ -1,0 +1,245 @@
+"""Candidates for a call: compared with the reference, timed in turns, kept in the user's table."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from fassd_kernels.runtime.graph import capture, replay_seconds
+from fassd_kernels.triton.availability import first_line
+from fassd_kernels.triton.device import Device
+from fassd_kernels.triton.program import tf32_requested
+from fassd_kernels.tuning.accuracy import TOLERANCES, relative_error
+from fassd_kernels.tuning.calls import OperatorCall
+
+WRONG_LABELS = 1e-3  # of all pixels
+TF32_TOLERANCE = 1e-3
+ROUNDS = 15  # samples of a candidate
+SAMPLE_S = 8e-3  # of one sample, about
+CACHE_MULTIPLE = 1.5  # the images of one replay, over the last cache
+MOST_SETS = 64
+
+Repeats: TypeAlias = Sequence[Callable[[], object]]
+"""The same call on images of its own, several times."""
+
+Timer: TypeAlias = Callable[[Sequence[Repeats]], Sequence[float | str]]
+"""From the repeats of several candidates to median seconds of one call, or why there are none."""
+
+Candidate = TypeVar("Candidate")
+
+
+@dataclass
+class TuningTrial(Generic[Candidate]):
+    """One candidate for a call.
+
+    Attributes:
+        candidate: a backend's name, or a configuration.
+        error: relative to the float64 reference; of labels, the share that differs; NaN if it was
+            not computed.
+        seconds: of one call, the median; NaN if it was not timed.
+        reason: why it is out; empty if it is not.
+    """
+
+    candidate: Candidate
+    error: float = math.nan
+    seconds: float = math.nan
+    reason: str = ""
+
+
+@dataclass
+class TuningCase(Generic[Candidate]):
+    """A row of the user's table, and what is tried for it.
+
+    Attributes:
+        subject, verdict: heading of the keys in a table, and the verdict of the best candidate.
+        key: name of the row.
+        call: what the candidates are tried on.
+        trials: one for each candidate, the preferred one first.
+        device: the GPU.
+    """
+
+    subject: ClassVar[str]
+    verdict: ClassVar[str]
+
+    key: str
+    call: OperatorCall
+    trials: list[TuningTrial[Candidate]]
+    device: Device
+
+    @property
+    def best(self) -> Candidate | None:
+        """The fastest one that is right."""
+        right = [t for t in self.trials if not t.reason and not math.isnan(t.seconds)]
+        fastest = min(right, key=lambda trial: trial.seconds, default=None)
+        return None if fastest is None else fastest.candidate
+
+    def compute(self, candidate: Candidate) -> Tensor:
+        """The result of the call by a candidate."""
+        raise NotImplementedError
+
+    def repeats(self, candidate: Candidate, calls: Sequence[OperatorCall]) -> Repeats:
+        """What is timed of a candidate, for each copy of the call."""
+        raise NotImplementedError
+
+    def describe(self, candidate: Candidate) -> dict[str, str]:
+        """Cells of a candidate in a table, by heading."""
+        raise NotImplementedError
+
+    def save(self) -> None:
+        """Put what was found into the user's table, beside what an earlier run found."""
+        raise NotImplementedError
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def measure(case: TuningCase[Any], timer: Timer) -> None:
+    """Verify all candidates, and time those that are right; what fails gives its reason."""
+    exact = case.call.exact()
+    for trial in case.trials:
+        if not trial.reason:
+            verify(case, trial, exact)
+    del exact
+    right = [trial for trial in case.trials if not trial.reason]
+    copies = [case.call.copied() for _ in range(repeats_for(case.call, case.device.l2))]
+    try:
+        times = timer([case.repeats(trial.candidate, copies) for trial in right])
+    except torch.cuda.OutOfMemoryError:  # not all at once, then
+        times = [time_alone(case, trial, copies, timer) for trial in right]
+    for trial, found in zip(right, times, strict=True):
+        if isinstance(found, str):
+            trial.reason = found
+        else:
+            trial.seconds = found
+
+
+def time_alone(
+    case: TuningCase[Any], trial: TuningTrial[Any], copies: list[OperatorCall], timer: Timer
+) -> float | str:
+    """Seconds of one candidate, or why it has none."""
+    torch.cuda.empty_cache()
+    try:
+        return timer([case.repeats(trial.candidate, copies)])[0]
+    except torch.cuda.OutOfMemoryError as error:
+        return first_line(error)
+
+
+def verify(case: TuningCase[Any], trial: TuningTrial[Any], exact: Tensor) -> None:
+    """Compute the call and compare; a candidate that is wrong or fails is out."""
+    try:
+        # What was freed last is used next: pixels that are not written shall not hold the right
+        # numbers of another candidate.
+        poison(case.compute(trial.candidate).untyped_storage().nbytes(), exact.device)
+        output = case.compute(trial.candidate)
+        if output.shape != exact.shape:
+            trial.reason = f"wrong: shape {tuple(output.shape)}, not {tuple(exact.shape)}"
+            return
+        if not output.is_floating_point():
+            tolerance = WRONG_LABELS
+            trial.error = float((output != exact).double().mean())
+        else:
+            rounded = output.dtype == torch.float32 and tf32_requested()
+            tolerance = TF32_TOLERANCE if rounded else TOLERANCES[output.dtype]
+            trial.error = relative_error(output, exact)
+        if not trial.error <= tolerance:
+            trial.reason = f"wrong: off by {trial.error:.2g}"
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton's own have no class in common
+        trial.reason = first_line(error)
+
+
+def poison(count: int, device: torch.device) -> None:
+    """Leave NaNs, and labels of no class, in the memory that is allocated next."""
+    torch.full((count,), 0xFF, dtype=torch.uint8, device=device)
+
+
+def repeats_for(call: OperatorCall, cache_bytes: int) -> int:
+    """How many sets of images it takes, so that no call finds its own in the last cache."""
+    needed = sum(image.numel() * image.element_size() for image in call.images)
+    return min(max(math.ceil(CACHE_MULTIPLE * cache_bytes / max(needed, 1)), 2), MOST_SETS)
+
+
+def time_in_turns(candidates: Sequence[Repeats]) -> list[float | str]:
+    """A :data:`Timer` on the current GPU: a change of its clock meets all candidates alike."""
+    graphs: dict[int, torch.cuda.CUDAGraph] = {}
+    results: list[float | str] = [""] * len(candidates)
+    for index, repeats in enumerate(candidates):
+        try:
+            graphs[index], _ = capture(repeats)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # CUDA's, or one of Triton's own
+            torch.cuda.synchronize()
+            results[index] = f"cannot be captured: {first_line(error)}"
+    replays = {
+        index: max(1, round(SAMPLE_S / max(replay_seconds(graph), 1e-6)))
+        for index, graph in graphs.items()
+    }
+    samples: dict[int, list[float]] = {index: [] for index in graphs}
+    order = list(graphs)
+    for _ in range(ROUNDS):
+        for index in order:
+            samples[index].append(replay_seconds(graphs[index], replays[index]))
+        order = order[1:] + order[:1]
+    for index, seconds in samples.items():
+        calls = replays[index] * len(candidates[index])
+        results[index] = statistics.median(seconds) / calls
+    return results
+
+
+Case = TypeVar("Case", bound=TuningCase[Any])
+
+
+def measure_until(deadline: float, cases: Iterable[Case], timer: Timer) -> list[Case]:
+    """Measure cases, in order, until the time is up, and save each at once.
+
+    Args:
+        deadline: of ``time.monotonic()``, after which no further case is begun.
+        cases: to measure.
+        timer: how to time.
+
+    Returns:
+        Those that were measured.
+    """
+    done: list[Case] = []
+    for case in cases:
+        if time.monotonic() > deadline:
+            break
+        with torch.no_grad():
+            measure(case, timer)
+        case.save()  # after each, so that nothing is lost if the machine goes
+        done.append(case)
+    return done
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def render(cases: Sequence[TuningCase[Any]], title: str) -> Table:
+    """The table of all trials of at least one case."""
+    table = Table(title=title, title_justify="left")
+    for name in (cases[0].subject, *cases[0].describe(cases[0].trials[0].candidate)):
+        table.add_column(name, overflow="fold")
+    for name in ("us", "error"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for case in cases:
+        for index, trial in enumerate(case.trials):
+            table.add_row(
+                "" if index else case.key,
+                *case.describe(trial.candidate).values(),
+                "" if math.isnan(trial.seconds) else f"{trial.seconds * 1e6:.1f}",
+                "" if math.isnan(trial.error) else f"{trial.error:.1e}",
+                trial.reason or (case.verdict if trial.candidate == case.best else ""),
+            )
+        table.add_section()
+    return table
