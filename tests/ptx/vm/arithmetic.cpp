@@ -250,8 +250,8 @@ void funnel_shift(Binding& b) {
 
 template <char op>
 void logic(Binding& b) {
-  constexpr bool single = op == '~';
-  constexpr auto of_two = [](auto x, auto y) { return op == '&' ? x & y : op == '|' ? x | y : x ^ y; };
+  static constexpr bool single = op == '~';
+  static constexpr auto of_two = [](auto x, auto y) { return op == '&' ? x & y : op == '|' ? x | y : x ^ y; };
   const Type type = b.type();
   if (type != Type::pred) {
     const Handler handler = single ? of_integers<[](auto x) { return ~x; }>(type)
