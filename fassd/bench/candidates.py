@@ -25,6 +25,7 @@ from fassd.bench import onnx_runtimes
 from fassd.bench.folding import CudnnConvReLU, fold_batch_norms, with_cudnn_relus
 from fassd.bench.others import OTHERS, OtherNetwork
 from fassd.bench.stopwatch import Call, Inputs
+from fassd.models.device import DTYPES
 
 EAGER = "eager"
 FOLDED = "channels_last"
@@ -38,8 +39,6 @@ CHOSEN = "auto"
 TRITON = "triton"
 TRITON_GRAPH = "triton-graph"
 PYTHON = "reference"
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 REFERENCE = EAGER
 """Key of plain PyTorch in float32 and NCHW, which every other peer is compared with."""
@@ -497,5 +496,5 @@ def _table(dtypes: Sequence[str], kind: str) -> list[Candidate]:
 def every_candidate(device: str = "cpu") -> dict[str, Candidate]:
     """All peers that can be measured on a device, by title."""
     kind = torch.device(device).type
-    table = _table(("float32", "float16", "bfloat16"), kind)
+    table = _table(tuple(DTYPES), kind)
     return {c.title: c for c in table if kind in c.devices}

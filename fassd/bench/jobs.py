@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from torch import nn
 
 from fassd.models import create_model
+from fassd.models.device import DTYPES
 from fassd.models.preprocess import normalize
 from fassd.synth import render_street
 
@@ -169,6 +170,6 @@ def calibrate(model: nn.Module, batch: torch.Tensor) -> nn.Module:
 
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of "float32", "float16" or "bfloat16"."""
-    if name not in ("float32", "float16", "bfloat16"):
+    if name not in DTYPES:
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {name!r}")
-    return getattr(torch, name)
+    return DTYPES[name]

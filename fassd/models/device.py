@@ -1,4 +1,4 @@
-"""Where a network runs."""
+"""Where a network runs, and in what."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def pick_device(device: torch.device | str | None = None) -> torch.device:

@@ -17,6 +17,7 @@ from fassd_kernels.accelerate import accelerate
 from fassd_kernels.choices import shape_key
 from fassd_kernels.modules.network import Output
 from fassd_kernels.operators import OPERATORS, Operator
+from fassd_kernels.triton.program import Launch, Program, recording
 from fassd_kernels.tuning.accuracy import exactly
 
 
@@ -126,6 +127,18 @@ def recorded_calls() -> Iterator[list[OperatorCall]]:
 
     with around_operators(record):
         yield calls
+
+
+def programs_of(call: Callable[[], object]) -> list[Program]:
+    """What a call launches through Triton; nothing is computed."""
+    with torch.no_grad(), recording() as programs:
+        call()
+    return programs
+
+
+def launches_of(call: Callable[[], object]) -> list[Launch]:
+    """The launches of :func:`programs_of`."""
+    return [launch for program in programs_of(call) for launch in program.launches]
 
 
 def record_network(

@@ -8,9 +8,8 @@ import torch
 import typer
 
 from fassd.models import sizes
+from fassd.models.device import DTYPES
 from fassd_kernels.modules.network import OUTPUTS, Output
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def parse_output(text: str) -> Output:

@@ -102,7 +102,7 @@ def test_faults_are_told():
         (("--gpu", "RTX"), "expected one of"),
         (("--size", "1024"), "'1024'; expected HEIGHTxWIDTH"),
         (("--size", "0x5"), "'0x5'; expected HEIGHTxWIDTH"),
-        (("--dtype", "float64"), "'float64'; expected one of float16, bfloat16, float32"),
+        (("--dtype", "float64"), "'float64'; expected one of float32, float16, bfloat16"),
         (("--model", "resnet"), "resnet"),
         (("--output", "scores"), "'scores'; expected one of logits, labels"),
     ],
