@@ -14,8 +14,8 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -113,18 +113,13 @@ def launch_times(planned: Any, seen: Any) -> dict[str, Any]:
     if isinstance(planned, list):
         others, count = foreign(names, planned), len(planned)
         return {"planned": count, "foreign": others, **found, "rows": rows_by_kernel(kernels)}
-    launches = planned.launches
-    others = dict(Counter(name for name in names if not is_cuda_kernel(name)))
-    found |= {"planned": len(launches), "foreign": others, "predicted_s": planned.predicted}
+    others, count = dict(Counter(filterfalse(is_cuda_kernel, names))), len(planned.launches)
+    found |= {"planned": count, "foreign": others, "predicted_s": planned.predicted}
     try:
-        timeline.check_kernels(launches, seen.replays[0])
+        measured = timeline.measured(planned, timeline.Timeline(alike, seen.seconds))
     except ValueError as error:
         return {**found, "mismatch": str(error), "rows": rows_by_kernel(kernels)}
-    measured = tuple(
-        replace(launch, measured=kernel["measured_s"])
-        for launch, kernel in zip(launches, kernels, strict=True)
-    )
-    return {**found, "rows": replace(planned, launches=measured).to_json()["rows"]}
+    return {**found, "rows": measured.to_json()["rows"]}
 
 
 def foreign(seen: Sequence[str], planned: Sequence[str]) -> dict[str, int]:

@@ -191,16 +191,10 @@ def run_layers(
         calls = trace(model, picture)
         step("timing")
         rounds = in_turns(
-            ["network"],
-            job.repeats,
-            lambda *_: time_calls(model, picture),
-            warmup=job.warmup,
-            tick=tick,
+            [""], job.repeats, lambda *_: time_calls(model, picture), warmup=job.warmup, tick=tick
         )
         where = environment()
-    network, *timings = (
-        stopwatch.CallTimes(seconds) for seconds in zip(*rounds["network"], strict=True)
-    )
+    network, *timings = (stopwatch.CallTimes(seconds) for seconds in zip(*rounds[""], strict=True))
     layers = tuple(
         Layer(call, predict(call.work, machine), timing)
         for call, timing in zip(calls, timings, strict=True)
@@ -212,10 +206,8 @@ def time_calls(model: nn.Module, picture: Tensor) -> list[float]:
     """Seconds of one forward as a whole, then of each of its calls in order."""
     seconds = []
 
-    def time_call(
-        _: str, function: Callable[..., Tensor], *arguments: Any, **keywords: Any
-    ) -> Tensor:
-        output, taken = timed(partial(function, *arguments, **keywords))
+    def time_call(_: str, call: partial[Tensor]) -> Tensor:
+        output, taken = timed(call)
         seconds.append(taken)
         return output
 
@@ -234,11 +226,9 @@ def trace(model: nn.Module, picture: Tensor) -> list[FusedCall]:
     names = iter(_callers(model))
     calls = []
 
-    def described(
-        operator: str, function: Callable[..., Tensor], *arguments: Any, **keywords: Any
-    ) -> Tensor:
-        output = function(*arguments, **keywords)
-        call = OperatorCall.of(operator, *arguments, **keywords)
+    def described(operator: str, made: partial[Tensor]) -> Tensor:
+        output = made()
+        call = OperatorCall.of(operator, *made.args, **made.keywords)
         calls.append(
             FusedCall(
                 next(names),

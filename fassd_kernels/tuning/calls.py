@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,11 +103,18 @@ def copy_of(image: Tensor) -> Tensor:
 
 
 @contextmanager
-def around_operators(around: Callable[..., Tensor]) -> Iterator[None]:
-    """Let fused modules call an operator as ``around(name, function, *arguments, **keywords)``."""
+def around_operators(around: Callable[[str, partial[Tensor]], Tensor]) -> Iterator[None]:
+    """Let fused modules call ``around`` with an operator's name and the call that it makes."""
     real = ops.operator
+
     # Every fused module asks this function for its kernel, on each call.
-    ops.operator = lambda name, backend: functools.partial(around, name, real(name, backend))
+    def operator(name: str, backend: str) -> Callable[..., Tensor]:
+        function = real(name, backend)
+        return lambda *arguments, **keywords: around(
+            name, partial(function, *arguments, **keywords)
+        )
+
+    ops.operator = operator
     try:
         yield
     finally:
@@ -119,11 +126,9 @@ def recorded_calls() -> Iterator[list[OperatorCall]]:
     """The calls that are made inside, in order."""
     calls: list[OperatorCall] = []
 
-    def record(
-        name: str, function: Callable[..., Tensor], *arguments: Any, **keywords: Any
-    ) -> Tensor:
-        calls.append(OperatorCall.of(name, *arguments, **keywords))
-        return function(*arguments, **keywords)
+    def record(name: str, call: partial[Tensor]) -> Tensor:
+        calls.append(OperatorCall.of(name, *call.args, **call.keywords))
+        return call()
 
     with around_operators(record):
         yield calls

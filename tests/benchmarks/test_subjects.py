@@ -14,8 +14,8 @@ from fassd.bench.candidates import FORMS, BuildContext, Candidate, UnavailableEr
 from fassd.bench.cases import Bench, measure_case
 from fassd.bench.folding import CudnnConvReLU, fold_batch_norms, randomised, with_cudnn_relus
 from fassd.bench.subjects import MODULES, OPERATORS, PICTURES, Case, Normalize, subject_of
-from fassd.evaluation.agreement import relative_error
 from fassd.models.clock import Sampling
+from fassd_kernels.tuning.accuracy import relative_error
 from fassd_kernels.tuning.calls import launches_of
 
 CPU = torch.device("cpu")
