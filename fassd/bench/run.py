@@ -48,6 +48,8 @@ from fassd.models.device import torch_threads
 
 __all__ = ["Report", "Scene", "run"]
 
+NOT_COUNTED = Energy(None, "not measured")
+
 ABOUT_PATHS = (
     f"Compared with {PATHS_REFERENCE}: speed-up, equal labels, largest difference of a score "
     "over the largest score. ±: half the interquartile range."
@@ -339,7 +341,7 @@ def memory_and_energy(
     job: Job, title: str, call: Callable[[], Tensor], is_peer: bool, compiler: str
 ) -> dict[str, Any]:
     """The fields of a `Result` that a call's costs are; energy is counted of peers on a GPU."""
-    peak, energy = memory.NOT_ASKED, Energy(None, memory.NOT_ASKED.note)
+    peak, energy = memory.NOT_ASKED, NOT_COUNTED
     if job.memory:
         how = {"title": title, "is_peer": is_peer, "compiler": compiler}
         arguments = {"job": asdict(job), "threads": torch.get_num_threads(), **how}
@@ -389,7 +391,8 @@ def notes_of(
         "energy": {r.energy_note for r in results if r.energy_j is None},
     }
     for what, why in unknown.items():
-        notes += [f"{what} not measured: {note}" for note in sorted(why - {memory.NOT_ASKED.note})]
+        why -= {memory.NOT_ASKED.note, NOT_COUNTED.note}
+        notes += [f"{what} not measured: {note}" for note in sorted(why)]
     return notes
 
 
