@@ -84,12 +84,13 @@ KERNEL round_tf32(const uint32_t* in, uint32_t* out) {
 }
 
 // The next kernel may start before this one has written anything.
-KERNEL produce(volatile int* values) {
+KERNEL produce(int* values) {
   ptx::let_next_kernel_start();
   values[blockIdx.x] = blockIdx.x + 1;
 }
-KERNEL consume(const volatile int* values, int* before, int* after) {
-  before[blockIdx.x] = values[blockIdx.x];
+KERNEL consume(const int* values, int* before, int* after) {
+  const int early = values[blockIdx.x];
   ptx::wait_for_previous_kernels();
   after[blockIdx.x] = values[blockIdx.x];
+  before[blockIdx.x] = early;
 }

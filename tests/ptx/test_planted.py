@@ -1,4 +1,4 @@
-"""Mistakes planted in kernels are noticed, and nothing is without them (README.md has the table)."""
+"""Mistakes planted in kernels are noticed, and nothing is without them: README.md has a table."""
 
 from __future__ import annotations
 
