@@ -72,9 +72,10 @@ def nvcc() -> str | None:
 
 
 def cuda_include() -> Path:
-    """The folder of CUDA's headers, beside nvcc or named by CUDA_HOME."""
-    beside = Path(nvcc() or "/usr/local/cuda/bin/nvcc").resolve().parents[1]
-    return Path(os.environ.get("CUDA_HOME", beside)) / "include"
+    """The folder of CUDA's headers, beside nvcc, which may be a link."""
+    found = Path(nvcc() or "/usr/local/cuda/bin/nvcc")
+    folders = [path.parents[1] / "include" for path in (found, found.resolve())]
+    return next((folder for folder in folders if (folder / "cuda.h").exists()), folders[0])
 
 
 def ptx_of(source: Path, architecture: int, csrc: Path = CSRC, flags: Sequence[str] = ()) -> str:

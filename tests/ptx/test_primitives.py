@@ -5,6 +5,7 @@ arithmetic. Every test takes an architecture whose kernels are loaded: mutations
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,13 @@ def load(architecture: int, csrc: Path = build.CSRC) -> str:
     return text
 
 
+def launch(
+    architecture: int, kernel: str, *arrays: np.ndarray, arrival: str = "late", **how: Any
+) -> None:
+    with executor.settings(capability=architecture, arrival=arrival, races=True, seed=3):
+        executor.launch(kernel, *arrays, **how)
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)
 def architecture(request: pytest.FixtureRequest) -> int:
     load(request.param)
@@ -41,16 +49,16 @@ def test_copies_fill_up_with_zeros(architecture: int) -> None:
     values = values.reshape(-1)[: 63 * 16 + sizes[63]].copy()
     for arrival in executor.ARRIVALS:
         out = np.zeros_like(expected)
-        with executor.settings(arrival=arrival, races=True, seed=3):
-            executor.launch("copies", values, sizes, out, block=(64,), shared=1024)
+        launch(
+            architecture, "copies", values, sizes, out, arrival=arrival, block=(64,), shared=1024
+        )
         np.testing.assert_array_equal(out, expected)
 
 
 def test_groups_are_waited_for_in_order(architecture: int) -> None:
     values = RANDOM.integers(0, 2**32, (3, 128), dtype=np.uint32)
     out: np.ndarray = np.zeros((3, 3, 128), np.uint32)
-    with executor.settings(arrival="late", races=True):
-        executor.launch("groups", values, out, shared=values.nbytes)
+    launch(architecture, "groups", values, out, shared=values.nbytes)
     arrived = (out == values).all(axis=-1)
     # Turing has no asynchronous copies.
     np.testing.assert_array_equal(arrived, np.tri(3, dtype=bool) | (architecture < 80))
@@ -60,7 +68,7 @@ def test_matrices_of_shared_memory(architecture: int) -> None:
     values = RANDOM.permutation(2048).astype(np.uint16).reshape(256, 8)
     rows = RANDOM.permutation(256)[:32].astype(np.int32)
     out: np.ndarray = np.zeros((10, 32), np.uint32)
-    executor.launch("matrices", values, rows, out, shared=values.nbytes)
+    launch(architecture, "matrices", values, rows, out, shared=values.nbytes)
     plain = values[rows].reshape(4, 8, 8)
     transposed = plain.transpose(0, 2, 1)
     # Lane 4g + t has elements 2t and 2t + 1 of row g.
@@ -82,9 +90,9 @@ def test_products(architecture: int) -> None:
         sums = fragment(c, D).view(np.float32)
         if architecture < 80 and kind != "f16":  # which the operators refuse
             with pytest.raises(executor.Fault, match="trap"):
-                executor.launch(f"multiply_{kind}", *registers, sums)
+                launch(architecture, f"multiply_{kind}", *registers, sums)
             continue
-        executor.launch(f"multiply_{kind}", *registers, sums)
+        launch(architecture, f"multiply_{kind}", *registers, sums)
         expected = fragment((a @ b + c).astype(np.float32), D).view(np.float32)
         np.testing.assert_array_equal(sums, expected)
 
@@ -96,7 +104,7 @@ def test_rounding_to_tf32(architecture: int) -> None:
     bits[512:] |= np.uint32(0x80000000)
     bits[:2] = 0x7F7FFFFF, 0x7F800000
     out = np.zeros_like(bits)
-    executor.launch("round_tf32", bits, out, block=(1024,))
+    launch(architecture, "round_tf32", bits, out, block=(1024,))
     rounded = (bits + np.uint32(0x1000)) & ~np.uint32(0x1FFF)
     np.testing.assert_array_equal(out, rounded if architecture >= 80 else bits)
 
@@ -105,7 +113,8 @@ def test_dependent_kernels(architecture: int) -> None:
     """On sm_90 the second begins before the first has written, and waits for that."""
     values, before, after = (np.zeros(8, np.int32) for _ in range(3))
     dependent = architecture >= 90
-    with executor.settings(overlap=True), executor.watched(values, before, after):
+    settings = executor.settings(capability=architecture, overlap=True)
+    with settings, executor.watched(values, before, after):
         executor.launch("produce", values, grid=(8,), dependent=dependent, wait=False)
         executor.launch("consume", values, before, after, grid=(8,), dependent=dependent)
     assert after.tolist() == list(range(1, 9))
