@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "ptx"
+TORCH_TARGET = "0x020b000000000000"  # as in setup.py
 JOBS = int(os.environ.get("MAX_JOBS", "2"))
 FLAGS = [
     *("-std=c++20", "-O2", "-g1", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden"),
@@ -137,5 +138,14 @@ def executor() -> Path:
     return target
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the path of the executor, with ``host`` after building all that runs on it."""
+    if sys.argv[1:] == ["host"]:
+        from ptx import host
+
+        host.library()
     print(executor())
+
+
+if __name__ == "__main__":
+    main()
