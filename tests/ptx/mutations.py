@@ -286,8 +286,9 @@ def calls_say(source: str) -> str:
     """What is said of calls that launch the kernels of a source."""
     for environment, call in CALLS[source]:
         subject = harness.Subject(call.operator, harness.targets(["cuda"], ["cpu"])[0])
-        for settings in ({"races": True}, {"races": True, "arrival": "random", "seed": 3}):
-            with pytest.MonkeyPatch.context() as patch, executor.settings(**settings):
+        for arrival, seed in (("late", 0), ("random", 3)):
+            settings = executor.settings(capability=86, races=True, arrival=arrival, seed=seed)
+            with pytest.MonkeyPatch.context() as patch, settings:
                 for name, value in environment.items():
                     patch.setenv(name, value)
                 try:

@@ -41,12 +41,15 @@ __device__ void finish_copies(int* out) {
 
 }  // namespace
 
-#define PLANTED(name) extern "C" __global__ void name(bool broken, const int* in, int* out)
-#define THREAD const int t = threadIdx.x
+#define PLANTED(name)                                                              \
+  static __device__ void name(int t, bool broken, const int* in, int* out);        \
+  extern "C" __global__ void name##_kernel(bool broken, const int* in, int* out) { \
+    name(threadIdx.x, broken, in, out);                                            \
+  }                                                                                \
+  static __device__ void name(int t, bool broken, const int* in, int* out)
 
 // Two arrays side by side: a write behind the first, a read before the second.
 PLANTED(write_behind_an_array) {
-  THREAD;
   shared()[threads + t] = in[t];
   shared()[t + broken] = 0;
   __syncthreads();
@@ -54,26 +57,22 @@ PLANTED(write_behind_an_array) {
 }
 
 PLANTED(read_before_an_array) {
-  THREAD;
   shared()[threads + t] = in[t];
   __syncthreads();
   out[t] = in[t] + nothing_of(shared()[threads + t - broken]);
 }
 
 PLANTED(write_past_shared_memory) {
-  THREAD;
   if (t == 0) shared()[last + broken] = 0;
   out[t] = in[t];
 }
 
 PLANTED(read_past_shared_memory) {
-  THREAD;
   if (t == 0) shared()[last] = 0;
   out[t] = in[t] + (t == 0 ? nothing_of(shared()[last + broken]) : 0);
 }
 
 PLANTED(read_past_static_shared_memory) {
-  THREAD;
   __shared__ int table[threads];
   table[t] = in[t];
   __syncthreads();
@@ -81,7 +80,6 @@ PLANTED(read_past_static_shared_memory) {
 }
 
 PLANTED(matrix_row_past_shared_memory) {
-  THREAD;
   for (int i = t; i <= last; i += threads) shared()[i] = 0;
   __syncthreads();
   uint32_t values[4];
@@ -90,31 +88,26 @@ PLANTED(matrix_row_past_shared_memory) {
 }
 
 PLANTED(read_past_global_memory) {
-  THREAD;
   out[t] = in[t] + nothing_of(in[t + broken]);
 }
 
 PLANTED(copy_past_global_memory) {
-  THREAD;
   if (t < 16) ptx::copy_async(vector_address(t), in + 4 * (t + broken), 16);
   finish_copies(out);
 }
 
 PLANTED(copy_from_misaligned) {
-  THREAD;
   if (t < 16) ptx::copy_async(vector_address(t), in + 4 * t + broken, broken ? 12 : 16);
   finish_copies(out);
 }
 
 PLANTED(copy_to_misaligned) {
-  THREAD;
   if (t < 16) ptx::copy_async(vector_address(t) + (broken ? 8 : 0), in + 4 * t, 16);
   finish_copies(out);
 }
 
 // Rows of an odd width: most of them begin off the grid.
 PLANTED(misaligned_vector) {
-  THREAD;
   if (t < 16) {
     const int* from = in + 4 * t - (broken && t > 0);
     *reinterpret_cast<int4*>(out + 4 * t) = *reinterpret_cast<const int4*>(from);
@@ -122,7 +115,6 @@ PLANTED(misaligned_vector) {
 }
 
 PLANTED(missing_barrier) {
-  THREAD;
   shared()[t] = in[t];
   if (!broken) __syncthreads();
   out[last / 2 - t] = shared()[last / 2 - t];
@@ -130,7 +122,6 @@ PLANTED(missing_barrier) {
 
 // A shuffle makes lanes meet, but it does not make memory seen.
 PLANTED(missing_warp_barrier) {
-  THREAD;
   shared()[t] = in[t];
   if (!broken) __syncwarp();
   out[t] = __shfl_xor_sync(~0u, in[t], 0) + nothing_of(shared()[t ^ 1]);
@@ -140,7 +131,7 @@ PLANTED(missing_wait) {
   begin_copies(in, 0);
   if (!broken) ptx::copy_async_wait<0>();
   __syncthreads();
-  out[threadIdx.x] = shared()[threadIdx.x];
+  out[t] = shared()[t];
 }
 
 // Each thread waits for its own copies, but reads another's.
@@ -149,12 +140,11 @@ PLANTED(wait_behind_the_barrier) {
   if (broken) __syncthreads();
   ptx::copy_async_wait<0>();
   if (!broken) __syncthreads();
-  out[threadIdx.x] = shared()[threadIdx.x];
+  out[t] = shared()[t];
 }
 
 // A ring of two stages: the copy for the next round goes where others still read this one's.
 PLANTED(early_copy) {
-  THREAD;
   int sum = 0;
   begin_copies(in, 0);
   begin_copies(in, 1);
@@ -173,14 +163,12 @@ PLANTED(early_copy) {
 }
 
 PLANTED(divergent_barrier) {
-  THREAD;
   if (!broken || t < 40) __syncthreads();
   out[t] = in[t];
 }
 
 // Every block adds its part to the same sums.
 PLANTED(blocks_add) {
-  THREAD;
   if (blockIdx.x == 0) out[t] = in[t];
   if (broken) {
     out[threads] += 1;
@@ -191,7 +179,6 @@ PLANTED(blocks_add) {
 
 // Each block writes before its barriers what its neighbour reads after them.
 PLANTED(blocks_read_neighbours) {
-  THREAD;
   const int block = blockIdx.x;
   if (block == 0) out[t] = in[t];
   if (t == 0) out[threads + block] = 1;
@@ -201,7 +188,6 @@ PLANTED(blocks_read_neighbours) {
 
 // The last block to come reads what the others left.
 PLANTED(blocks_read_all) {
-  THREAD;
   if (blockIdx.x == 0) out[t] = in[t];
   if (t != 0) return;
   int* parts = out + threads + 1;
@@ -214,13 +200,11 @@ PLANTED(blocks_read_all) {
 }
 
 PLANTED(overflow) {
-  THREAD;
-  const int large = (broken ? 0x7FFFFFFF : 0) + t;
-  out[t] = in[broken ? large / 2 : large];
+  const int stride = blockDim.x << 24, rows = 1 << 30;  // the same, which nvcc does not know
+  out[t] = in[broken ? t * stride / rows : int64_t(t) * stride / rows];
 }
 
 PLANTED(shift) {
-  THREAD;
   const int distance = t % 32 + broken;
   out[t] = in[t] - 1 + static_cast<int>(1u << distance >> distance);
 }

@@ -50,7 +50,9 @@ def run(name: str, broken: bool, **settings: object) -> None:
     values, out = np.arange(1, 65, dtype=np.int32), np.zeros(256, np.int32)
     with executor.settings(races=True, **settings):
         blocks = 6 if name.startswith("blocks") else 1
-        executor.launch(name, broken, values, out, grid=(blocks,), block=(64,), shared=512)
+        executor.launch(
+            f"{name}_kernel", broken, values, out, grid=(blocks,), block=(64,), shared=512
+        )
     if out[:64].tolist() != values.tolist():
         raise executor.Fault(WRONG)
 
