@@ -209,17 +209,13 @@ CALLS = {
 
 # Of the kernels for other plans there are so many that they take a minute to compile.
 FEWER = (
-    (
-        "plan/plan.h",
-        r"(?s)(half_variants.. = {).*?};",
-        r"\1{8, 2, 7}, {4, 1, 2}, {4, 4, 3, true}};",
-    ),
+    ("plan/plan.h", "(half_variants.. = )[^;]*", r"\1{{8, 2, 7}, {4, 1, 2}, {4, 4, 3, true}}"),
     ("cuda/couple_launch.cuh", "<8, (4)>|<(2), 3>|<(3), 4, 6, 8>", r"<\1\2\3>"),
     ("cuda/asymmetric_conv_launch.cuh", "<8, (4)>|<(4), 8, 16>", r"<\1\2>"),
 )
 
 
-def compiled(mutation: Mutation, mistaken: bool = True) -> str:
+def compiled(source: str, architecture: int, mistake: Mutation | None = None) -> str:
     """The PTX of a source, of a copy of csrc with a mistake or without."""
     with tempfile.TemporaryDirectory() as folder:
         csrc = shutil.copytree(build.CSRC, Path(folder) / "csrc")
@@ -227,11 +223,11 @@ def compiled(mutation: Mutation, mistaken: bool = True) -> str:
         for name, old, new in FEWER:
             path = csrc / name
             path.write_text(re.sub(old, new, path.read_text()))
-        if mistaken:
-            mutation.apply(csrc)
-        if mutation.source == test_primitives.SOURCE.name:
-            return build.ptx_of(test_primitives.SOURCE, mutation.architecture, csrc)
-        return build.ptx_of(csrc / "cuda" / mutation.source, mutation.architecture, csrc, flags())
+        if mistake:
+            mistake.apply(csrc)
+        if source in CALLS:
+            return build.ptx_of(csrc / "cuda" / source, architecture, csrc, flags())
+        return build.ptx_of(build.HERE / source, architecture, csrc)
 
 
 @functools.cache
@@ -241,11 +237,6 @@ def flags() -> list[str]:
 
     includes = [f"-isystem={path}" for path in (*include_paths(), sysconfig.get_path("include"))]
     return [*includes, "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={build.TORCH_TARGET}"]
-
-
-@functools.cache
-def as_it_stands(source: str, architecture: int) -> str:
-    return compiled(Mutation(source, architecture, "", "", "", ""), mistaken=False)
 
 
 # What names of kernels in a namespace without a name owe to the place of their source.
@@ -298,17 +289,30 @@ def calls_say(source: str) -> str:
     return MISSED
 
 
+def said_of(source: str, architecture: int) -> str:
+    return calls_say(source) if source in CALLS else primitives_say(architecture)
+
+
+@functools.cache
+def as_it_stands(source: str, architecture: int) -> str:
+    """The PTX of a source without a mistake, of which nothing is said."""
+    ptx = compiled(source, architecture)
+    load(source, ptx)
+    assert said_of(source, architecture) == MISSED
+    return ptx
+
+
 def noticed(mutation: Mutation) -> str:
     """What the tests of the primitives, or calls of operators, say of a mistake."""
-    text = compiled(mutation)
     source, architecture = mutation.source, mutation.architecture
-    if code(text) == code(as_it_stands(source, architecture)):
+    ptx, right = compiled(source, architecture, mutation), as_it_stands(source, architecture)
+    if code(ptx) == code(right):
         return SAME
-    load(source, text)
+    load(source, ptx)
     try:
-        return calls_say(source) if source in CALLS else primitives_say(architecture)
+        return said_of(source, architecture)
     finally:
-        load(source, as_it_stands(source, architecture))
+        load(source, right)
 
 
 def main() -> None:
