@@ -90,10 +90,19 @@ bool is_ordered(const Access& before, const Warp& warp, int lane) {
   return before.lane == lane || warp.step > before.step;
 }
 
+// The last reader of a warp, or all of its lanes, where several read in one step: a lane that writes
+// then is in a race with the others.
+void add_reader(Access& last, const Access& now) {
+  const bool several = last.warp == now.warp && last.step == now.step && last.lane != now.lane;
+  last = now;
+  last.lane = several ? kLanes : now.lane;
+}
+
 std::string who(const Access& access, size_t warps) {
   return size_t(access.warp) == warps
              ? std::string("a copy on its way")
-             : "warp " + std::to_string(access.warp) + " lane " + std::to_string(access.lane);
+             : "warp " + std::to_string(access.warp) +
+                   (access.lane == kLanes ? "" : " lane " + std::to_string(access.lane));
 }
 
 void note(Warp& warp, const Instruction& instruction, int lane, uint32_t address, uint32_t bytes,
@@ -115,11 +124,9 @@ void note(Warp& warp, const Instruction& instruction, int lane, uint32_t address
     }
     if (use == Use::read) {
       if (history.more >= 0) {
-        block.readers[history.more][now.warp] = now;
+        add_reader(block.readers[history.more][now.warp], now);
       } else if (history.read.warp < 0 || history.read.warp == now.warp) {
-        // Of one warp's lanes the last is remembered: another's write in the same step is a race
-        // with each of them, but for that one's own.
-        history.read = now;
+        add_reader(history.read, now);
       } else {
         history.more = int32_t(block.readers.size());
         block.readers.emplace_back(warps + 1);
@@ -158,8 +165,10 @@ bool is_allocation(uint64_t address) {
 
 bool drop_allocation(uint64_t address) {
   Allocations& all = allocations();
+  std::map<uint64_t, uint64_t>::node_type dropped;  // freed without the lock: free() comes here too
   const std::lock_guard<std::mutex> lock(all.mutex);
-  return all.ends.erase(address) != 0;
+  dropped = all.ends.extract(address);
+  return !dropped.empty();
 }
 
 uint64_t address_of(Warp& warp, const Address& address, int lane) {
