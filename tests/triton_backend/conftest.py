@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from conformance.harness import poison
 from torch import Tensor
 
 from fassd_kernels.triton import availability
@@ -29,3 +30,10 @@ def plan_of(call: Callable[[], Tensor]) -> Program:
         call()
     (program,) = programs
     return program
+
+
+def padded(image: Tensor) -> Tensor:
+    """With NaN in the lanes between the pixels."""
+    batch, channels, height, width = image.shape
+    whole = poison((batch, height, width, channels + -channels % 8), image).permute(0, 3, 1, 2)
+    return whole[:, :channels].copy_(image)

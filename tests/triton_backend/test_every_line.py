@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from conformance import cases
-from conformance.harness import IMAGES, LAYOUTS, Call, check_result, poison
-from torch import Tensor
-from triton_backend.conftest import interpreted
+from conformance.harness import IMAGES, LAYOUTS, Call, check_result
+from triton_backend.conftest import interpreted, padded
 from triton_backend.test_interpreted import CALLS, far_apart, run, with_config
 
 import fassd_kernels.triton
@@ -68,13 +67,6 @@ class Lines:
         if event == "line":
             self.seen[frame.f_code.co_name].add(frame.f_lineno)
         return self.line
-
-
-def padded(image: Tensor) -> Tensor:
-    """With NaN in the lanes between the pixels."""
-    batch, channels, height, width = image.shape
-    whole = poison((batch, height, width, channels + -channels % 8), image).permute(0, 3, 1, 2)
-    return whole[:, :channels].copy_(image)
 
 
 def far(call: Call, name: str) -> Call:

@@ -56,11 +56,13 @@ void store(Warp& warp, const Instruction& i, uint32_t mask) {
   }
   each(mask, [&](int lane) {
     const uint64_t address = address_of(warp, i.address, lane);
-    uint8_t* at = locate(warp, i, i.address.space, address, lane, bytes, bytes, Use::write);
+    Memory values[8];
     for (int k = 0; k < count; ++k) {
-      const Memory value = Memory(warp.lanes<Register>(i.from[k])[lane]);
-      std::memcpy(at + k * sizeof value, &value, sizeof value);
+      values[k] = Memory(warp.lanes<Register>(i.from[k])[lane]);
     }
+    std::memcpy(locate(warp, i, i.address.space, address, lane, bytes, bytes, Use::write,
+                       reinterpret_cast<const uint8_t*>(values)),
+                values, bytes);
   });
 }
 

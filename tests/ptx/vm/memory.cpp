@@ -97,7 +97,7 @@ std::string who(const Access& access, size_t warps) {
 }
 
 void note(Warp& warp, const Instruction& instruction, int lane, uint32_t address, uint32_t bytes,
-          Use use, Access now) {
+          Use use, Access now, const uint8_t* value = nullptr) {
   Block& block = *warp.block;
   const size_t warps = block.warps.size();
   const auto race = [&](const Access& before, uint32_t at, const char* how) {
@@ -110,7 +110,10 @@ void note(Warp& warp, const Instruction& instruction, int lane, uint32_t address
   };
   for (uint32_t at = address; at < address + bytes; ++at) {
     History& history = block.history[at];
-    if (!ordered(history.write)) {
+    // Who writes what is there already does no harm: Triton's threads do so where several hold one
+    // value.
+    const bool agreed = value && block.shared[at] == value[at - address];
+    if (!agreed && !ordered(history.write)) {
       race(history.write, at, "written");
     }
     if (use == Use::read) {
@@ -194,7 +197,7 @@ uint8_t* shared_range(Warp& warp, const Instruction& instruction, int lane, uint
 }
 
 uint8_t* locate(Warp& warp, const Instruction& instruction, Space space, uint64_t address, int lane,
-                uint32_t bytes, uint32_t alignment, Use use) {
+                uint32_t bytes, uint32_t alignment, Use use, const uint8_t* value) {
   if (space == Space::generic) {
     switch (address >> 56) {
       case 1:
@@ -219,7 +222,8 @@ uint8_t* locate(Warp& warp, const Instruction& instruction, Space space, uint64_
   switch (space) {
     case Space::shared: {
       uint8_t* at = shared_range(warp, instruction, lane, address, bytes);
-      note_shared(warp, instruction, lane, uint32_t(at - warp.block->shared), bytes, use);
+      note_shared(warp, instruction, lane, uint32_t(at - warp.block->shared), bytes, use,
+                  value);
       return at;
     }
     case Space::local: {
@@ -254,7 +258,7 @@ uint8_t* locate(Warp& warp, const Instruction& instruction, Space space, uint64_
 }
 
 void note_shared(Warp& warp, const Instruction& instruction, int lane, uint32_t address,
-                 uint32_t bytes, Use use) {
+                 uint32_t bytes, Use use, const uint8_t* value) {
   uint8_t* written = warp.block->written.data() + address;
   if (use == Use::write) {
     std::memset(written, 1, bytes);
@@ -266,7 +270,7 @@ void note_shared(Warp& warp, const Instruction& instruction, int lane, uint32_t 
   if (settings().races) {
     const Access now{int16_t(warp.index), uint8_t(lane), use == Use::atomic,
                      warp.clocks[warp.index], warp.step};
-    note(warp, instruction, lane, address, bytes, use, now);
+    note(warp, instruction, lane, address, bytes, use, now, value);
   }
 }
 

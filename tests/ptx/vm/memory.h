@@ -21,9 +21,9 @@ enum class Use : uint8_t { read, write, atomic };
 uint64_t address_of(Warp& warp, const Address& address, int lane);
 bool is_shared(Space space, uint64_t address);
 
-// Where `bytes` at an address lie, after every check.
+// Where `bytes` at an address lie, after every check; `value`: what is written, where it is known.
 uint8_t* locate(Warp& warp, const Instruction& instruction, Space space, uint64_t address, int lane,
-                uint32_t bytes, uint32_t alignment, Use use);
+                uint32_t bytes, uint32_t alignment, Use use, const uint8_t* value = nullptr);
 
 // The same for a range of global or shared memory that an engine reads or writes on its own; only
 // bounds are looked at.
@@ -34,7 +34,7 @@ uint8_t* shared_range(Warp& warp, const Instruction& instruction, int lane, uint
 
 // Tell the race detector of an access to shared memory, and remember what was written.
 void note_shared(Warp& warp, const Instruction& instruction, int lane, uint32_t address,
-                 uint32_t bytes, Use use);
+                 uint32_t bytes, Use use, const uint8_t* value = nullptr);
 // The same by a copy on its way, whose time is the block's `copies_clock`.
 void note_copy(Warp& warp, const Instruction& instruction, int lane, uint32_t address,
                uint32_t bytes, Use use);
