@@ -124,14 +124,17 @@ void start(Warp& warp, const Instruction& i, uint32_t) {
   const Arrival arrival = settings().arrival;
   const bool now = arrival == Arrival::early || (arrival == Arrival::random && dice()() & 1);
   // In order: it comes behind those that have not arrived.
-  const bool behind = !warp.products.empty();
-  if (now && !behind) {
+  if (now && warp.products.empty()) {
     return multiply(warp, i, descriptors, scale != 0);
   }
   Product product{&i, warp.products_committed + 1, descriptors, scale != 0, {}};
   const size_t sums = size_t(i.immediate / 2);
-  const bool chained = behind && std::equal(i.registers.begin(), i.registers.begin() + long(sums),
-                                            warp.products.back().instruction->registers.begin());
+  const bool chained = std::any_of(
+      warp.products.begin(), warp.products.end(), [&](const Product& before) {
+        return before.instruction->immediate == i.immediate &&
+               std::equal(i.registers.begin(), i.registers.begin() + long(sums),
+                          before.instruction->registers.begin());
+      });
   if (!chained) {
     for (size_t k = 0; k < sums; ++k) {
       float* values = warp.lanes<float>(i.registers[k]);
