@@ -17,7 +17,7 @@ namespace {
 struct Loaded {
   std::recursive_mutex mutex;
   std::vector<std::unique_ptr<Module>> modules;
-  std::map<std::string, Kernel*> kernels;
+  std::map<std::string, std::map<int, Kernel*>> kernels;  // by name, by architecture
 };
 Loaded& loaded() {
   static Loaded* all = new Loaded;
@@ -27,9 +27,18 @@ Loaded& loaded() {
 void load(const std::string& file, const std::string& text) {
   std::unique_ptr<Module> module = parse(file, text);
   for (const auto& [name, kernel] : module->kernels) {
-    loaded().kernels[name] = kernel.get();
+    loaded().kernels[name][module->architecture] = kernel.get();
   }
   loaded().modules.push_back(std::move(module));
+}
+
+template <typename Act>
+void for_every_kernel(Act act) {
+  for (const auto& [name, versions] : loaded().kernels) {
+    for (const auto& [architecture, kernel] : versions) {
+      act(*kernel);
+    }
+  }
 }
 
 // Runs `act`, and keeps what went wrong; 0 if nothing did.
@@ -86,13 +95,14 @@ const Kernel& kernel_named(const std::string& name) {
   if (found == loaded().kernels.end()) {
     throw Fault("no kernel " + name + " was loaded");
   }
-  const int architecture = found->second->module->architecture;
-  if (architecture > settings().capability) {
-    throw Fault(name + " was compiled for sm_" + std::to_string(architecture) +
+  const auto newer = found->second.upper_bound(settings().capability);
+  if (newer == found->second.begin()) {
+    throw Fault(name + " was compiled for sm_" + std::to_string(newer->first) +
                 "; the device has a capability of " + std::to_string(settings().capability));
   }
-  translate(*found->second);
-  return *found->second;
+  Kernel& kernel = *std::prev(newer)->second;
+  translate(kernel);
+  return kernel;
 }
 
 void checked_launch(const Kernel& kernel, std::array<uint32_t, 3> size,
@@ -206,12 +216,12 @@ EXPORTED int ptx_synchronize() {
 }
 
 EXPORTED void ptx_forget_counts() {
-  for (const auto& [name, kernel] : loaded().kernels) {
-    kernel->launches = kernel->blocks = 0;
-    for (const Instruction& instruction : kernel->code) {
+  for_every_kernel([](Kernel& kernel) {
+    kernel.launches = kernel.blocks = 0;
+    for (const Instruction& instruction : kernel.code) {
       instruction.count = Count();
     }
-  }
+  });
 }
 
 // A line for each instruction of each kernel that was launched, tabs between: kernel, launches,
@@ -220,17 +230,16 @@ EXPORTED void ptx_forget_counts() {
 EXPORTED int ptx_counts(const char* path) {
   return guarded([&] {
     std::ofstream out(path);
-    for (const auto& [name, kernel] : loaded().kernels) {
-      if (!kernel->launches) {
-        continue;
+    for_every_kernel([&](Kernel& kernel) {
+      for (const Instruction& i : kernel.code) {
+        if (kernel.launches) {
+          out << kernel.name << '\t' << kernel.launches << '\t' << kernel.blocks << '\t' << i.line
+              << '\t' << i.opcode << '\t' << i.region << '\t' << i.source_line << '\t'
+              << i.count.warps << '\t' << i.count.lanes << '\t' << i.count.passes << '\t'
+              << i.count.least_passes << '\n';
+        }
       }
-      for (const Instruction& i : kernel->code) {
-        out << name << '\t' << kernel->launches << '\t' << kernel->blocks << '\t' << i.line << '\t'
-            << i.opcode << '\t' << i.region << '\t' << i.source_line << '\t' << i.count.warps
-            << '\t' << i.count.lanes << '\t' << i.count.passes << '\t' << i.count.least_passes
-            << '\n';
-      }
-    }
+    });
     if (!out) {
       throw Fault(std::string("cannot write ") + path);
     }

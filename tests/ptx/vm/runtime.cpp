@@ -118,18 +118,19 @@ EXPORTED cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute at
   return cudaSuccess;
 }
 EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const int capability = settings().capability;
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = settings().multiprocessors;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = int(most_shared_bytes(settings().capability));
+      *value = int(most_shared_bytes(capability));
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
-      *value = settings().capability / 10;
+      *value = capability / 10;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
-      *value = settings().capability % 10;
+      *value = capability % 10;
       return cudaSuccess;
     default:
       return failed(cudaErrorInvalidValue, "attribute " + std::to_string(int(attribute)));
