@@ -119,3 +119,12 @@ def executing(arch: int, **settings: Any) -> Iterator[None]:
         fassd_kernels.backends.cache_clear()
         driver.set_active(Driver(device))
         yield
+
+
+installed = contextlib.ExitStack()
+
+
+def install() -> None:
+    """Make ``triton`` a backend of CPU tensors, in this process, as PTX_SETTINGS say."""
+    executor.configure()
+    installed.enter_context(executing(executor.DEFAULTS["capability"]))
