@@ -7,31 +7,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 
 import pytest
 import torch
-from conformance import cases
-from conformance.harness import IMAGES, TOLERANCES, Call, check_close, expected
+from conformance.harness import IMAGES, TOLERANCES, check_close, expected
+from kernels.conftest import exact, network, random_picture, relative_error
 from ptx import executor
-from torch import Tensor
-from triton_backend.conftest import compiled, padded, plan_of
-
-from fassd_kernels import ops
-from fassd_kernels.triton import availability
-from fassd_kernels.triton.configurations import (
-    CANDIDATES,
-    NARROW,
-    Config,
-    fit,
-    is_usable,
-    overriding,
+from triton_backend.conftest import (
+    CALLS,
+    allowing_tf32,
+    check_tf32,
+    compiled,
+    padded,
+    with_config,
 )
+
+from fassd.evaluation import agreement
+from fassd_kernels import accelerate
+from fassd_kernels.triton import availability
+from fassd_kernels.triton.configurations import CANDIDATES, NARROW, Config
 from fassd_kernels.tuning.trials import TF32_TOLERANCE
 
 if not availability.triton_missing():
-    from ptx.triton import DEVICES, executing
+    from ptx.triton import executing
 
 pytestmark = [
     compiled,
@@ -44,26 +43,6 @@ ARITHMETIC = {
     "tf32": (torch.float32, TF32_TOLERANCE),
     "float32": (torch.float32, TOLERANCES[torch.float32]),
 }
-# Rows of 150 positions: one fits in no tile but the widest. A halo of 2 is worth exchanging, 70 is
-# not; 20 positions share a tile with the rows below.
-CALLS: dict[str, list[Call]] = {
-    "spatial": [
-        cases.conv_act(1, (10, 18, 3), 35, (5, 31), activation="prelu", residual=True),
-        cases.mda(1, 20, 9, (3, 37), 2),
-        cases.hardblock(1, 9, (10, 18, 10, 28), (6, 17)),
-    ],
-    "pointwise": [
-        cases.conv_act(1, (33, 40), 70, (9, 17), (1, 1), activation="relu", pool=2),
-        cases.upsample_conv1x1(1, (20, 3), (17,), 35, (3, 7), (6, 25), activation="relu"),
-        cases.mda(1, 20, 35, (3, 37), 2),
-    ],
-    "asymmetric": [
-        cases.asymmetric_conv(1, 17, 35, 40, (3, 150), 2, "prelu"),
-        cases.asymmetric_conv(2, 9, 20, 33, (5, 20), 3),
-        cases.dapf(1, 20, 17, 9, (4, 30), (3, 12, 36)),
-    ],
-}
-
 
 Row = tuple[str, Config, bool, int, str, int]
 
@@ -91,20 +70,6 @@ def name_of(row: Row) -> str:
 ROWS = list(enumerate(rows(), 1))[:: 1 if ALL else 31]
 
 
-@contextmanager
-def allowing_tf32(allowed: bool) -> Iterator[None]:
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32 = before
-
-
-def run(call: Call) -> Tensor:
-    return call(ops.operator(call.operator, "triton"))
-
-
 @pytest.mark.parametrize(("seed", "row"), ROWS, ids=[name_of(row) for _, row in ROWS])
 def test_configuration(seed, row):
     """Warps, blocks and copies come in an order of the row's own; races are looked for."""
@@ -114,13 +79,8 @@ def test_configuration(seed, row):
     call = call.laid_out("transposed") if narrow else call.map(padded, IMAGES)
     settings = executing(arch, seed=seed, arrival="random", races=True)
     with settings, allowing_tf32(arithmetic == "tf32"):
-        found = [launch.problem for launch in plan_of(lambda: run(call)).launches]
-        problems = [p for p in found if p and (p.family, p.narrow) == (family, narrow)]
-        cut = {p.key: fit(config, p, DEVICES[arch]) for p in problems if is_usable(config, p)}
-        assert cut, f"{config} is for none of {problems}"
         executor.forget_counts()
-        with overriding(cut):
-            result = run(call)
+        result = with_config(call, config, family)
         executed = executor.by_kind(executor.counts())
     check_close(result, expected(call), tolerance)
     assert (executed["tensor cores"] > 0) == (arithmetic != "float32")
@@ -128,7 +88,17 @@ def test_configuration(seed, row):
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_tf32_is_rounded(arch):
-    """The smallest input that tells: a bit less than the first number of TF32 above 1."""
-    x = torch.full((1, 1, 1, 1), 1 + 2**-10 - 2**-23)
-    with executing(arch), allowing_tf32(True):
-        assert ops.operator("conv_act", "triton")([x], x).item() == (1 + 2**-10) ** 2
+    with executing(arch):
+        check_tf32()
+
+
+@pytest.mark.skipif(not ALL, reason="a network's kernels take a minute to compile")
+@pytest.mark.parametrize("arithmetic", ["float16", "bfloat16", "tf32"])
+@pytest.mark.parametrize("arch", [80, 90])
+def test_network(arch, arithmetic):
+    model, picture = network("fassd_net_l2"), random_picture(64, 98)
+    dtype, _ = ARITHMETIC[arithmetic]
+    right = exact(model, picture)
+    with executing(arch), allowing_tf32(arithmetic == "tf32"), torch.inference_mode():
+        logits = accelerate(model, dtype=dtype, backend="triton")(picture.to(dtype))
+    assert relative_error(logits, right) <= agreement.TOLERANCES["networks"][arithmetic]

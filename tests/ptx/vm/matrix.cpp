@@ -53,7 +53,8 @@ void store_matrices(Warp& warp, const Instruction& i, uint32_t) {
     for (int row = 0; row < 8; ++row) {
       const int lane = 8 * k + row;
       const uint64_t address = address_of(warp, i.address, lane);
-      std::memcpy(locate(warp, i, i.address.space, address, lane, 16, 16, Use::write),
+      std::memcpy(locate(warp, i, i.address.space, address, lane, 16, 16, Use::write,
+                         reinterpret_cast<const uint8_t*>(matrix[row])),
                   matrix[row], 16);
     }
   }
