@@ -514,8 +514,20 @@ constexpr auto kAbsolute = []<typename T>(T x) {
 };
 
 using U = uint32_t;
+
+// Of numbers of 16 bits a register may hold two.
+void add(Binding& b) {
+  if (b.choice({"u16x2", "s16x2"}) < 0) {
+    return arithmetic<[](auto x, auto y) { return x + y; }, 2>(b);
+  }
+  constexpr auto both = [](U x, U y) {
+    return (x & 0xFFFF0000) + (y & 0xFFFF0000) + uint16_t(x + y);
+  };
+  b.registers(lanes<both, U, U, U>, 4, 2, 4);
+}
+
 const bool kAdded = add_opcodes({
-    {"add", arithmetic<[](auto x, auto y) { return x + y; }, 2>},
+    {"add", add},
     {"sub", arithmetic<[](auto x, auto y) { return x - y; }, 2>},
     {"mul", product<2>},
     {"mad", product<3>},
