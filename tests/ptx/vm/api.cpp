@@ -2,12 +2,8 @@
 
 #include "api.h"
 
-#include <algorithm>
-#include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <mutex>
-#include <sstream>
 
 #include "memory.h"
 
@@ -22,14 +18,6 @@ struct Loaded {
 Loaded& loaded() {
   static Loaded* all = new Loaded;
   return *all;
-}
-
-void load(const std::string& file, const std::string& text) {
-  std::unique_ptr<Module> module = parse(file, text);
-  for (const auto& [name, kernel] : module->kernels) {
-    loaded().kernels[name] = kernel.get();
-  }
-  loaded().modules.push_back(std::move(module));
 }
 
 // Runs `act`, and keeps what went wrong; 0 if nothing did.
@@ -47,157 +35,145 @@ int guarded(Act act) {
 
 }  // namespace
 
-Settings& settings() {
-  static Settings all;
-  return all;
-}
-
-std::mt19937_64& dice() {
-  static std::mt19937_64 generator;
-  return generator;
-}
-
 std::string& last_error() {
   static std::string text;
   return text;
 }
 
-size_t most_shared_bytes(int capability) {
+size_t most_shared_bytes() {
   // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
-  const int kib = capability < 80                         ? 64
-                  : capability == 80 || capability == 87  ? 163
-                  : capability >= 90 && capability < 120  ? 227
-                                                          : 99;
-  return size_t(kib) * 1024;
+  const uint64_t capability = settings().capability;
+  const size_t kib = capability < 80                        ? 64
+                     : capability == 80 || capability == 87 ? 163
+                     : capability >= 90 && capability < 120 ? 227
+                                                            : 99;
+  return kib * 1024;
 }
 
-void fault(Warp& warp, const Instruction& instruction, int lane, const std::string& what) {
-  const Block& block = *warp.block;
-  std::ostringstream text;
-  text << what << " [" << warp.kernel->module->file << ':' << instruction.line << ": "
-       << instruction.text << "; block " << block.index[0] << ',' << block.index[1] << ','
-       << block.index[2] << " warp " << warp.index << " lane " << lane << "; kernel "
-       << warp.kernel->name << ']';
-  throw Fault(text.str());
+std::string whereabouts(Warp& warp, const Instruction& i, int lane) {
+  const auto [x, y, z] = warp.block->index;
+  return joined(" [", warp.kernel->module->file, ':', i.line, ": ", i.text, "; block ", x, ',', y,
+                ',', z, " warp ", warp.index, " lane ", lane, "; kernel ", warp.kernel->name, ']');
 }
 
-const Kernel& kernel_named(const std::string& name) {
+Kernel& kernel_named(const std::string& name) {
   const auto found = loaded().kernels.find(name);
   if (found == loaded().kernels.end()) {
-    throw Fault("no kernel " + name + " was loaded");
+    throw Fault("no kernel ", name, " was loaded");
   }
   const int architecture = found->second->module->architecture;
-  if (architecture > settings().capability) {
-    throw Fault(name + " was compiled for sm_" + std::to_string(architecture) +
-                "; the device has a capability of " + std::to_string(settings().capability));
+  if (architecture > int(settings().capability)) {
+    throw Fault(name, " was compiled for sm_", architecture, "; the device has a capability of ",
+                settings().capability);
   }
   translate(*found->second);
   return *found->second;
 }
 
-void checked_launch(const Kernel& kernel, std::array<uint32_t, 3> size,
-                    std::array<uint32_t, 3> threads, size_t shared, std::vector<uint8_t> parameters,
-                    bool dependent) {
+void checked_launch(Kernel& kernel, Grid grid) {
   const std::lock_guard<std::recursive_mutex> lock(loaded().mutex);
+  const auto [x, y, z] = grid.size;
+  const auto& threads = grid.threads;
   const uint64_t count = uint64_t(threads[0]) * threads[1] * threads[2];
-  const auto refuse = [&](const std::string& what) { throw Fault(kernel.name + ": " + what); };
+  const auto refuse = [&](auto... what) { throw Fault(kernel.name, ": ", what...); };
   if (threads[0] > 1024 || threads[1] > 1024 || threads[2] > 64 || count == 0 ||
       count > kernel.most_threads) {
-    refuse("blocks of " + std::to_string(count) + " threads; it takes up to " +
-           std::to_string(kernel.most_threads));
+    refuse("blocks of ", count, " threads; it takes up to ", kernel.most_threads);
   }
   if (kernel.required[0] && threads != kernel.required) {
     refuse("it requires other blocks (.reqntid)");
   }
-  if (!size[0] || !size[1] || !size[2] || size[0] > 0x7FFFFFFF || size[1] > 65535 ||
-      size[2] > 65535) {
-    refuse("a grid of " + std::to_string(size[0]) + " x " + std::to_string(size[1]) + " x " +
-           std::to_string(size[2]) + " blocks");
+  if (!x || !y || !z || x > 0x7FFFFFFF || y > 65535 || z > 65535) {
+    refuse("a grid of ", x, " x ", y, " x ", z, " blocks");
   }
-  const size_t most = most_shared_bytes(settings().capability);
-  if (shared + kernel.shared_bytes > most) {
-    refuse(std::to_string(shared + kernel.shared_bytes) + " bytes of shared memory; a block has " +
-           std::to_string(most));
+  const size_t shared = size_t(grid.dynamic_shared) + kernel.shared_bytes;
+  if (shared > most_shared_bytes()) {
+    refuse(shared, " bytes of shared memory; a block has ", most_shared_bytes());
   }
   if (kernel.parameter_bytes > 32764) {
-    refuse(std::to_string(kernel.parameter_bytes) + " bytes of parameters; possible are 32764");
+    refuse(kernel.parameter_bytes, " bytes of parameters; possible are 32764");
   }
-  launch(kernel, size, threads, uint32_t(shared), std::move(parameters), dependent);
+  kernel.launches += 1;
+  kernel.blocks += uint64_t(x) * y * z;
+  grid.kernel = &kernel;
+  launch(std::make_unique<Grid>(std::move(grid)));
 }
 
 }  // namespace ptx
 
 using namespace ptx;
 
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-
-EXPORTED const char* ptx_error() { return last_error().c_str(); }
-
-EXPORTED int ptx_load(const char* file, const char* text) {
-  return guarded([&] { load(file, text); });
+EXPORTED const char* ptx_error() {
+  return last_error().c_str();
 }
 
-EXPORTED void ptx_register(uint64_t address, uint64_t bytes) { add_allocation(address, bytes); }
-EXPORTED void ptx_unregister(uint64_t address) { drop_allocation(address); }
+EXPORTED int ptx_load(const char* file, const char* text) {
+  return guarded([&] {
+    std::unique_ptr<Module> module = parse(file, text);
+    for (const auto& [name, kernel] : module->kernels) {
+      loaded().kernels[name] = kernel.get();
+    }
+    loaded().modules.push_back(std::move(module));
+  });
+}
+
+EXPORTED void ptx_register(uint64_t address, uint64_t bytes) {
+  add_allocation(address, bytes);
+}
+EXPORTED void ptx_unregister(uint64_t address) {
+  drop_allocation(address);
+}
 
 EXPORTED int ptx_set(const char* name, uint64_t value) {
+  static const std::map<std::string, uint64_t Settings::*> kNames = {
+      {"seed", &Settings::seed},
+      {"arrival", &Settings::arrival},
+      {"races", &Settings::races},
+      {"banks", &Settings::banks},
+      {"overlap", &Settings::overlap},
+      {"truncate_products", &Settings::truncate_products},
+      {"capability", &Settings::capability},
+      {"multiprocessors", &Settings::multiprocessors},
+      {"most_instructions", &Settings::most_instructions},
+  };
   return guarded([&] {
-    Settings& all = settings();
-    const std::string key = name;
-    if (key == "seed") {
-      all.seed = value;
-      dice().seed(value);
-    } else if (key == "arrival") {
-      all.arrival = Arrival(value);
-    } else if (key == "races") {
-      all.races = value;
-    } else if (key == "banks") {
-      all.banks = value;
-    } else if (key == "overlap") {
-      all.overlap = value;
-    } else if (key == "truncate_products") {
-      all.truncate_products = value;
-    } else if (key == "capability") {
-      all.capability = int(value);
-    } else if (key == "multiprocessors") {
-      all.multiprocessors = int(value);
-    } else if (key == "most_instructions") {
-      all.most_instructions = value;
-    } else {
-      throw Fault("there is no setting " + key);
+    const auto found = kNames.find(name);
+    if (found == kNames.end()) {
+      throw Fault("there is no setting ", name);
     }
+    settings().*found->second = value;
+    dice().seed(settings().seed);
   });
 }
 
 // The offset and size of a parameter: -1 if there are fewer; of parameter -1, those of all.
-EXPORTED int ptx_parameter(const char* kernel, int index, uint32_t* offset, uint32_t* bytes) {
-  int found = -1;
+EXPORTED int ptx_parameter(const char* name, int index, uint32_t* offset, uint32_t* bytes) {
+  bool is_there = false;
   const int result = guarded([&] {
-    const Kernel& known = kernel_named(kernel);
-    if (index < 0) {
-      *offset = 0;
-      *bytes = known.parameter_bytes;
-      found = 0;
-    } else if (size_t(index) < known.parameters.size()) {
-      *offset = known.parameters[size_t(index)].offset;
-      *bytes = known.parameters[size_t(index)].bytes;
-      found = 0;
-    }
+    const Kernel& kernel = kernel_named(name);
+    is_there = index < int(kernel.parameters.size());
+    const Parameter all{"", 0, kernel.parameter_bytes};
+    const Parameter& found = index < 0 || !is_there ? all : kernel.parameters[size_t(index)];
+    *offset = found.offset;
+    *bytes = found.bytes;
   });
-  return result ? -2 : found;
+  return result ? -2 : is_there ? 0 : -1;
 }
 
-EXPORTED int ptx_launch(const char* kernel, const uint32_t* grid, const uint32_t* block,
-                        uint32_t shared, const uint8_t* parameters, uint32_t bytes,
-                        int dependent) {
+EXPORTED int ptx_launch(const char* name, const uint32_t* grid, const uint32_t* block,
+                        uint32_t shared, const uint8_t* parameters, uint32_t bytes, int dependent) {
   return guarded([&] {
-    const Kernel& known = kernel_named(kernel);
-    if (bytes != known.parameter_bytes) {
-      throw Fault(std::string(kernel) + ": " + std::to_string(bytes) +
-                  " bytes of parameters; it has " + std::to_string(known.parameter_bytes));
+    Kernel& kernel = kernel_named(name);
+    if (bytes != kernel.parameter_bytes) {
+      throw Fault(name, ": ", bytes, " bytes of parameters; it has ", kernel.parameter_bytes);
     }
-    checked_launch(known, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared,
-                   std::vector<uint8_t>(parameters, parameters + bytes), dependent != 0);
+    Grid made;
+    made.size = {grid[0], grid[1], grid[2]};
+    made.threads = {block[0], block[1], block[2]};
+    made.dynamic_shared = shared;
+    made.parameters = {parameters, parameters + bytes};
+    made.dependent = dependent != 0;
+    checked_launch(kernel, std::move(made));
   });
 }
 
@@ -221,18 +197,17 @@ EXPORTED int ptx_counts(const char* path) {
   return guarded([&] {
     std::ofstream out(path);
     for (const auto& [name, kernel] : loaded().kernels) {
-      if (!kernel->launches) {
-        continue;
-      }
       for (const Instruction& i : kernel->code) {
-        out << name << '\t' << kernel->launches << '\t' << kernel->blocks << '\t' << i.line << '\t'
-            << i.opcode << '\t' << i.region << '\t' << i.source_line << '\t' << i.count.warps
-            << '\t' << i.count.lanes << '\t' << i.count.passes << '\t' << i.count.least_passes
-            << '\n';
+        if (kernel->launches) {
+          out << name << '\t' << kernel->launches << '\t' << kernel->blocks << '\t' << i.line
+              << '\t' << i.opcode << '\t' << i.region << '\t' << i.source_line << '\t'
+              << i.count.warps << '\t' << i.count.lanes << '\t' << i.count.passes << '\t'
+              << i.count.least_passes << '\n';
+        }
       }
     }
     if (!out) {
-      throw Fault(std::string("cannot write ") + path);
+      throw Fault("cannot write ", path);
     }
   });
 }

@@ -6,12 +6,13 @@
 
 namespace ptx {
 
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
 std::string& last_error();
+size_t most_shared_bytes();  // of a block
 // A kernel of a loaded module, translated. Fault if there is none of this name.
-const Kernel& kernel_named(const std::string& name);
+Kernel& kernel_named(const std::string& name);
 // Launch within the limits of the architecture; Fault beyond them.
-void checked_launch(const Kernel& kernel, std::array<uint32_t, 3> size,
-                    std::array<uint32_t, 3> threads, size_t shared, std::vector<uint8_t> parameters,
-                    bool dependent);
+void checked_launch(Kernel& kernel, Grid grid);
 
 }  // namespace ptx

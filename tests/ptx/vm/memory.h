@@ -10,41 +10,56 @@ namespace ptx {
 constexpr uint64_t kSharedWindow = 0x0100000000000000ull;
 constexpr uint64_t kLocalWindow = 0x0200000000000000ull;
 constexpr uint64_t kParamWindow = 0x0300000000000000ull;
-constexpr uint64_t kWindowOffset = 0x00FFFFFFFFFFFFFFull;
 
 // Allocations of global memory. All else is out of bounds.
 void add_allocation(uint64_t address, uint64_t bytes);
-bool drop_allocation(uint64_t address);
+void drop_allocation(uint64_t address);
 
 enum class Use : uint8_t { read, write, atomic };
 
-uint64_t address_of(Warp& warp, const Address& address, int lane);
-bool is_shared(Space space, uint64_t address);
+inline uint64_t address_of(Warp& warp, const Address& address, int lane) {
+  if (!address.based) {
+    return uint64_t(address.offset);
+  }
+  return address.wide
+             ? warp.lanes<uint64_t>(address.base)[lane] + uint64_t(address.offset)
+             : uint32_t(warp.lanes<uint32_t>(address.base)[lane] + uint32_t(address.offset));
+}
 
 // Where `bytes` at an address lie, after every check.
-uint8_t* locate(Warp& warp, const Instruction& instruction, Space space, uint64_t address, int lane,
+uint8_t* locate(Warp& warp, const Instruction& i, Space space, uint64_t address, int lane,
                 uint32_t bytes, uint32_t alignment, Use use);
 
 // The same for a range of global or shared memory that an engine reads or writes on its own; only
 // bounds are looked at.
-uint8_t* global_range(Warp& warp, const Instruction& instruction, int lane, uint64_t address,
-                      uint64_t bytes);
-uint8_t* shared_range(Warp& warp, const Instruction& instruction, int lane, uint64_t address,
-                      uint64_t bytes);
+uint8_t* global_range(Warp& warp, const Instruction& i, int lane, uint64_t address, uint64_t bytes);
+uint8_t* shared_range(Warp& warp, const Instruction& i, int lane, uint64_t address, uint64_t bytes);
 
 // Tell the race detector of an access to shared memory, and remember what was written.
-void note_shared(Warp& warp, const Instruction& instruction, int lane, uint32_t address,
-                 uint32_t bytes, Use use);
+void note_shared(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes,
+                 Use use);
 // The same by a copy on its way, whose time is the block's `copies_clock`.
-void note_copy(Warp& warp, const Instruction& instruction, int lane, uint32_t address,
-               uint32_t bytes, Use use);
+void note_copy(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes,
+               Use use);
 
 // Passes over the banks of shared memory of the lanes' accesses of `bytes` each.
-void count_passes(Warp& warp, const Instruction& instruction, const Address& address, uint32_t mask,
-                  uint32_t bytes);
+void count_passes(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes);
+
+// Calls f(lane, place) for what lies at the address of each lane.
+template <typename F>
+void access(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes, Use use, F f) {
+  if (settings().banks) {
+    count_passes(warp, i, mask, bytes);
+  }
+  for (; mask; mask &= mask - 1) {
+    const int lane = __builtin_ctz(mask);
+    const uint64_t address = address_of(warp, i.address[0], lane);
+    f(lane, locate(warp, i, i.address[0].space, address, lane, bytes, bytes, use));
+  }
+}
 
 // Vector clocks: `clocks` learns all that `other` knows.
-void join(std::vector<uint32_t>& clocks, const std::vector<uint32_t>& other);
+void join(Clocks& clocks, const Clocks& other);
 
 // Who wrote and read which byte of global memory in this launch, by block.
 void forget_global_accesses();

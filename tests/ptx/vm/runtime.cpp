@@ -4,10 +4,8 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 
 #include "api.h"
 #include "async.h"
@@ -15,52 +13,62 @@
 
 using namespace ptx;
 
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-
 namespace {
 
-std::map<const void*, std::string>& stubs() {
-  static auto* all = new std::map<const void*, std::string>;
-  return *all;
-}
-std::map<const void*, size_t>& allowed_shared() {
-  static auto* all = new std::map<const void*, size_t>;
+// The host's function that stands for a kernel.
+struct Stub {
+  std::string name;
+  size_t most_shared = 48 * 1024;
+};
+std::map<const void*, Stub>& stubs() {
+  static auto* all = new std::map<const void*, Stub>;
   return *all;
 }
 cudaError_t last_result = cudaSuccess;
 
-cudaError_t failed(cudaError_t result, const std::string& why) {
-  last_error() = why;
+template <typename... Parts>
+cudaError_t failed(cudaError_t result, const Parts&... why) {
+  last_error() = joined(why...);
   return last_result = result;
 }
 
-cudaError_t run(const void* stub, dim3 grid, dim3 block, size_t shared, void** arguments,
-                bool dependent) {
-  const auto found = stubs().find(stub);
-  if (found == stubs().end()) {
-    return failed(cudaErrorInvalidDeviceFunction, "a kernel that was never registered");
-  }
+// Runs `act`; a failed launch if something goes wrong.
+template <typename Act>
+cudaError_t guarded(Act act) {
   try {
-    const Kernel& kernel = kernel_named(found->second);
-    const auto consent = allowed_shared().find(stub);
-    const size_t most = consent == allowed_shared().end() ? 48 * 1024 : consent->second;
-    if (shared + kernel.shared_bytes > most) {
-      return failed(cudaErrorInvalidValue, kernel.name + ": " +
-                                               std::to_string(shared + kernel.shared_bytes) +
-                                               " bytes of shared memory; allowed are " +
-                                               std::to_string(most));
-    }
-    std::vector<uint8_t> parameters(kernel.parameter_bytes, 0xEE);
-    for (size_t k = 0; k < kernel.parameters.size(); ++k) {
-      std::memcpy(&parameters[kernel.parameters[k].offset], arguments[k],
-                  kernel.parameters[k].bytes);
-    }
-    checked_launch(kernel, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared,
-                   std::move(parameters), dependent);
-    return cudaSuccess;
+    return act();
   } catch (const std::exception& error) {
     return failed(cudaErrorLaunchFailure, error.what());
   }
+}
+
+cudaError_t run(const void* function, dim3 grid, dim3 block, size_t shared, void** arguments,
+                bool dependent) {
+  const auto found = stubs().find(function);
+  if (found == stubs().end()) {
+    return failed(cudaErrorInvalidDeviceFunction, "a kernel that was never registered");
+  }
+  return guarded([&] {
+    Kernel& kernel = kernel_named(found->second.name);
+    const size_t wanted = shared + kernel.shared_bytes, most = found->second.most_shared;
+    if (wanted > most) {
+      return failed(cudaErrorInvalidValue, kernel.name, ": ", wanted,
+                    " bytes of shared memory; allowed are ", most);
+    }
+    std::vector<uint8_t> parameters(kernel.parameter_bytes, 0xEE);
+    for (size_t k = 0; k < kernel.parameters.size(); ++k) {
+      const Parameter& parameter = kernel.parameters[k];
+      std::memcpy(&parameters[parameter.offset], arguments[k], parameter.bytes);
+    }
+    Grid made;
+    made.size = {grid.x, grid.y, grid.z};
+    made.threads = {block.x, block.y, block.z};
+    made.dynamic_shared = uint32_t(shared);
+    made.parameters = std::move(parameters);
+    made.dependent = dependent;
+    checked_launch(kernel, std::move(made));
+    return cudaSuccess;
+  });
 }
 
 }  // namespace
@@ -74,13 +82,17 @@ EXPORTED void __cudaUnregisterFatBinary(void**) {}
 EXPORTED void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
 EXPORTED void __cudaRegisterFunction(void**, const char* stub, char*, const char* name, int, void*,
                                      void*, void*, void*, int*) {
-  stubs()[stub] = name;
+  stubs()[stub].name = name;
 }
 EXPORTED cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) {
   return cudaErrorUnknown;
 }
-EXPORTED unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { return 0; }
-EXPORTED cudaError_t __cudaGetKernel(void**, const void*) { return cudaErrorUnknown; }
+EXPORTED unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) {
+  return 0;
+}
+EXPORTED cudaError_t __cudaGetKernel(void**, const void*) {
+  return cudaErrorUnknown;
+}
 EXPORTED cudaError_t __cudaLaunchKernel(void*, dim3, dim3, void**, size_t, void*) {
   return cudaErrorUnknown;
 }
@@ -90,15 +102,13 @@ EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const
   bool dependent = false;
   for (unsigned k = 0; k < config->numAttrs; ++k) {
     const cudaLaunchAttribute& attribute = config->attrs[k];
-    if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization) {
-      if (settings().capability < 90) {
-        return failed(cudaErrorNotSupported, "dependent launches need a capability of 9.0");
-      }
-      dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
-    } else {
-      return failed(cudaErrorNotSupported,
-                    "launch attribute " + std::to_string(int(attribute.id)));
+    if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization) {
+      return failed(cudaErrorNotSupported, "launch attribute ", int(attribute.id));
     }
+    if (settings().capability < 90) {
+      return failed(cudaErrorNotSupported, "dependent launches need a capability of 9.0");
+    }
+    dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
   }
   return run(stub, config->gridDim, config->blockDim, config->dynamicSmemBytes, arguments,
              dependent);
@@ -110,30 +120,27 @@ EXPORTED cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, v
 EXPORTED cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute,
                                           int value) {
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-    if (value < 0 || size_t(value) > most_shared_bytes(settings().capability)) {
-      return failed(cudaErrorInvalidValue, std::to_string(value) + " bytes of shared memory");
+    if (value < 0 || size_t(value) > most_shared_bytes()) {
+      return failed(cudaErrorInvalidValue, value, " bytes of shared memory");
     }
-    allowed_shared()[stub] = size_t(value);
+    stubs()[stub].most_shared = size_t(value);
   }
   return cudaSuccess;
 }
 EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount:
-      *value = settings().multiprocessors;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = int(most_shared_bytes(settings().capability));
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = settings().capability / 10;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = settings().capability % 10;
-      return cudaSuccess;
-    default:
-      return failed(cudaErrorInvalidValue, "attribute " + std::to_string(int(attribute)));
+  const int capability = int(settings().capability);
+  const std::map<cudaDeviceAttr, int> known = {
+      {cudaDevAttrMultiProcessorCount, int(settings().multiprocessors)},
+      {cudaDevAttrMaxSharedMemoryPerBlockOptin, int(most_shared_bytes())},
+      {cudaDevAttrComputeCapabilityMajor, capability / 10},
+      {cudaDevAttrComputeCapabilityMinor, capability % 10},
+  };
+  const auto found = known.find(attribute);
+  if (found == known.end()) {
+    return failed(cudaErrorInvalidValue, "attribute ", int(attribute));
   }
+  *value = found->second;
+  return cudaSuccess;
 }
 EXPORTED const char* cudaGetErrorString(cudaError_t result) {
   return result == cudaSuccess ? "no error" : last_error().c_str();
@@ -143,19 +150,21 @@ EXPORTED cudaError_t cudaGetLastError() {
   last_result = cudaSuccess;
   return result;
 }
-EXPORTED cudaError_t cudaPeekAtLastError() { return last_result; }
+EXPORTED cudaError_t cudaPeekAtLastError() {
+  return last_result;
+}
 EXPORTED cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-EXPORTED cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+EXPORTED cudaError_t cudaSetDevice(int) {
+  return cudaSuccess;
+}
 EXPORTED cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  try {
+  return guarded([] {
     synchronize();
     return cudaSuccess;
-  } catch (const std::exception& error) {
-    return failed(cudaErrorLaunchFailure, error.what());
-  }
+  });
 }
 
 // ---- tensor maps (CUDA driver API, cuTensorMapEncodeTiled)
@@ -167,56 +176,37 @@ EXPORTED CUresult cuTensorMapEncodeTiled(CUtensorMap* into, CUtensorMapDataType 
                                          CUtensorMapInterleave interleave,
                                          CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
                                          CUtensorMapFloatOOBfill fill) {
-  TensorMap map;
-  switch (type) {
-    case CU_TENSOR_MAP_DATA_TYPE_UINT8:
-      map.bytes = 1;
-      break;
-    case CU_TENSOR_MAP_DATA_TYPE_UINT16:
-    case CU_TENSOR_MAP_DATA_TYPE_FLOAT16:
-    case CU_TENSOR_MAP_DATA_TYPE_BFLOAT16:
-      map.bytes = 2;
-      break;
-    case CU_TENSOR_MAP_DATA_TYPE_UINT32:
-    case CU_TENSOR_MAP_DATA_TYPE_INT32:
-    case CU_TENSOR_MAP_DATA_TYPE_FLOAT32:
-      map.bytes = 4;
-      break;
-    default:
-      return CUDA_ERROR_NOT_SUPPORTED;
+  static const std::map<CUtensorMapDataType, uint32_t> kBytes = {
+      {CU_TENSOR_MAP_DATA_TYPE_UINT8, 1},   {CU_TENSOR_MAP_DATA_TYPE_UINT16, 2},
+      {CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2}, {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2},
+      {CU_TENSOR_MAP_DATA_TYPE_UINT32, 4},  {CU_TENSOR_MAP_DATA_TYPE_INT32, 4},
+      {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4},
+  };
+  const auto found = kBytes.find(type);
+  if (found == kBytes.end() || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE ||
+      fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE || swizzle > CU_TENSOR_MAP_SWIZZLE_128B) {
+    return CUDA_ERROR_NOT_SUPPORTED;
   }
-  const auto is_multiple = [](uint64_t value, uint64_t of) { return value % of == 0; };
+  TensorMap map;
   map.magic = TensorMap::kMagic;
   map.address = reinterpret_cast<uint64_t>(address);
   map.rank = rank;
-  map.swizzle = swizzle == CU_TENSOR_MAP_SWIZZLE_NONE   ? 0
-                : swizzle == CU_TENSOR_MAP_SWIZZLE_32B  ? 32
-                : swizzle == CU_TENSOR_MAP_SWIZZLE_64B  ? 64
-                                                        : 128;
-  if (interleave != CU_TENSOR_MAP_INTERLEAVE_NONE || fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE ||
-      swizzle > CU_TENSOR_MAP_SWIZZLE_128B) {
-    return CUDA_ERROR_NOT_SUPPORTED;
-  }
-  if (rank < 1 || rank > 5 || !is_multiple(map.address, 16) ||
-      !is_multiple(reinterpret_cast<uint64_t>(into), 64)) {
-    return CUDA_ERROR_INVALID_VALUE;
-  }
-  for (uint32_t d = 0; d < rank; ++d) {
-    if (size[d] == 0 || size[d] > 1ull << 32 || box[d] == 0 || box[d] > 256 ||
-        element_strides[d] != 1) {
-      return CUDA_ERROR_INVALID_VALUE;
-    }
+  map.bytes = found->second;
+  map.swizzle = swizzle == CU_TENSOR_MAP_SWIZZLE_NONE ? 0 : 16u << swizzle;
+  bool valid =
+      rank >= 1 && rank <= 5 && map.address % 16 == 0 && reinterpret_cast<uint64_t>(into) % 64 == 0;
+  for (uint32_t d = 0; valid && d < rank; ++d) {
     map.size[d] = uint32_t(size[d]);
     map.box[d] = box[d];
+    valid = size[d] > 0 && size[d] <= 1ull << 32 && box[d] > 0 && box[d] <= 256 &&
+            element_strides[d] == 1;
     if (d > 0) {
-      if (!is_multiple(strides[d - 1], 16) || strides[d - 1] >= 1ull << 40) {
-        return CUDA_ERROR_INVALID_VALUE;
-      }
       map.stride[d - 1] = strides[d - 1];
+      valid = valid && strides[d - 1] % 16 == 0 && strides[d - 1] < 1ull << 40;
     }
   }
-  const uint32_t row = box[0] * map.bytes;
-  if (!is_multiple(row, 16) || (map.swizzle && row > map.swizzle)) {
+  const uint32_t row = map.box[0] * map.bytes;
+  if (!valid || row % 16 || (map.swizzle && row > map.swizzle)) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   std::memset(into, 0, sizeof *into);
@@ -257,13 +247,13 @@ EXPORTED int32_t torch_c10_cuda_check_msg(int32_t result, const char* file, cons
                                           uint32_t line, bool, char** message) {
   *message = nullptr;
   if (result != cudaSuccess) {
-    const std::string text = "CUDA error: " + last_error() + " (" + file + ":" +
-                             std::to_string(line) + ")";
-    *message = strdup(text.c_str());
+    *message = strdup(joined("CUDA error: ", last_error(), " (", file, ':', line, ')').c_str());
   }
   return 0;
 }
-EXPORTED void torch_c10_cuda_free_error_msg(char* message) { std::free(message); }
+EXPORTED void torch_c10_cuda_free_error_msg(char* message) {
+  std::free(message);
+}
 
 // ---- memory that is watched: what PyTorch allocates on the CPU, if this library is preloaded
 
@@ -284,8 +274,8 @@ EXPORTED int posix_memalign(void** out, size_t alignment, size_t bytes) noexcept
   return 0;
 }
 EXPORTED void free(void* memory) noexcept {
-  static thread_local bool inside = false;
-  if (memory && (reinterpret_cast<uint64_t>(memory) & 63) == 0 && !inside) {
+  static thread_local bool inside = false;  // drop_allocation frees memory of its own
+  if (memory && reinterpret_cast<uint64_t>(memory) % 64 == 0 && !inside) {
     inside = true;
     drop_allocation(reinterpret_cast<uint64_t>(memory));
     inside = false;
