@@ -2,6 +2,10 @@
 
 #pragma once
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -20,7 +24,11 @@ inline To bits_as(From from) {
 }
 
 inline float half_to_float(uint16_t half) {
+#ifdef __F16C__  // the compiler would call a function for a half that ends as a double
+  return _cvtsh_ss(half);
+#else
   return float(bits_as<_Float16>(half));
+#endif
 }
 inline uint16_t float_to_half(float value) {
   return std::isnan(value) ? 0x7FFF : bits_as<uint16_t>(_Float16(value));
