@@ -2,7 +2,7 @@
 # make test        everything that CI runs: lint, types, tests, the CUDA build where nvcc is
 # make score       the score of the shipped weights on scenes of textures that they never saw
 # make triton      the Triton kernels without a GPU: interpreted, and compiled for seven architectures
-# make emulation   the CUDA kernels without a GPU: compiled for the CPU, races and bounds looked for
+# make ptx         the CUDA and Triton kernels without a GPU: their PTX, executed and watched
 # make cuda-architectures   the CUDA kernels compiled for every architecture, held to their budget
 # make isa         the conformance suite on every instruction set that this CPU has
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -22,22 +22,23 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The C++ backend must be there, or the tests fail instead of passing it by.
 PYTEST := OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest
 ASAN := $(filter /%,$(shell $(CXX) -print-file-name=libasan.so))
-TSAN := $(filter /%,$(shell $(CXX) -print-file-name=libtsan.so))
+NVCC := $(firstword $(wildcard $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
 UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton emulation emulation-address emulation-thread cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
 	$(PYTEST) -n auto --dist loadfile --durations=20 --ignore=tests/triton_backend \
-	  --ignore=tests/cuda_emulation
-	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton emulation) isa \
+	  --ignore=tests/ptx
+	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton) $(if $(NVCC),ptx) isa \
 	  $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
+	$(if $(NVCC),,@echo "make ptx was left out: nvcc is not on this machine")
 
 # `make test` runs every row of the conformance tables, and 40 drawn calls of each operator, on the
 # kernels that this CPU takes; one row in sixteen, and 10 calls, on all others, which would take an
@@ -53,31 +54,16 @@ triton: $(VENV)/.developing
 	  --every $(EVERY)
 	$(if $(filter 1,$(EVERY)),FASSD_TEST_ARCHITECTURES=all) $(TRITON) tests/triton_backend
 
-# The sources of csrc/cuda as they stand, compiled for the CPU (tests/cuda_emulation).
-EMULATION := $(BIN)/python tests/cuda_emulation/build.py
-EMULATED := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --capture=sys -p no:cacheprovider \
-  $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py --backend cuda-emulated
-emulation: $(VENV)/.developing
-	$(EMULATION) plain
-	FASSD_KERNELS_EMULATION=$$($(EMULATION) plain) $(TRITON) tests/cuda_emulation $(CONFORMANCE) \
-	  --backend cuda-emulated --every $(EVERY)
-	$(if $(ASAN),$(MAKE) EVERY=80 emulation-address)
-	$(if $(TSAN),$(MAKE) EVERY=20 emulation-thread)
-
-# Accesses out of bounds, misaligned, undefined.
-emulation-address: $(VENV)/.developing
-	$(EMULATION) address
-	LD_PRELOAD="$(ASAN) $(UBSAN)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  FASSD_KERNELS_EMULATION=$$($(EMULATION) address) $(EMULATED) -k cuda-emulated \
-	  --every $(EVERY)
-
-# Missing barriers: between threads, between blocks, between a copy and its reader.
-emulation-thread: $(VENV)/.developing
-	$(EMULATION) thread
-	FASSD_KERNELS_EMULATION=$$($(EMULATION) thread) setarch -R env LD_PRELOAD="$(TSAN)" \
-	  TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:allocator_may_return_null=1 \
-	  $(EMULATED) -k "cuda-emulated and test_table" --every $(EVERY)
+# What nvcc made of csrc/cuda, its PTX executed on the CPU (tests/ptx): as on a GPU of 8.6 and on one
+# of 9.0, that is of sm_80 and of sm_90. How it is watched: races between threads and blocks, copies
+# that arrive early or late, a kernel that starts before the one ahead of it has ended.
+PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
+EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py --backend cuda \
+  --every $(EVERY)
+ptx: $(VENV)/.developing
+	$(PTX) host
+	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" $(EXECUTED) tests/ptx
+	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=90 arrival=random races=1 overlap=1 seed=$(SEED)" $(EXECUTED) tests/ptx/test_cuda.py
 
 # `make test` compiles for sm_90: what the sources say of it alone is one hint to the launch after.
 cuda-architectures: $(VENV)/.developing

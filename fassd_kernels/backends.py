@@ -206,17 +206,6 @@ def backends() -> Environment:
     )
     # The interpreter is there to be asked for by name: it comes behind what `auto` stops at.
     table.insert(len(table) if INTERPRETED else 2, triton)
-    if ops.EMULATION:
-        table.append(
-            Backend(
-                "cuda-emulated",
-                "cpu",
-                every,
-                lambda: "",
-                lambda: "the CUDA kernels compiled for a CPU, for tests",
-                ops.CUDA_TYPES,
-            )
-        )
     return Environment(tuple(table), facts())
 
 

@@ -17,7 +17,6 @@ import ctypes
 import functools
 import importlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -38,16 +37,8 @@ from fassd_kernels.triton.program import tf32_requested
 NAMESPACE = "fassd_kernels"
 TRITON_NAMESPACE = "fassd_kernels_triton"
 CUDA_NAMESPACE = "fassd_kernels_cuda"
-EMULATED_NAMESPACE = "fassd_kernels_cuda_emulated"
 # Backends whose results may be padded, and the namespaces of their operators.
-NAMESPACES = {
-    "cuda": CUDA_NAMESPACE,
-    "triton": TRITON_NAMESPACE,
-    "cuda-emulated": EMULATED_NAMESPACE,
-}
-# The library of the CUDA kernels compiled for a CPU (tests/cuda_emulation), if any: the backend
-# cuda-emulated, for tests.
-EMULATION = os.environ.get("FASSD_KERNELS_EMULATION", "")
+NAMESPACES = {"cuda": CUDA_NAMESPACE, "triton": TRITON_NAMESPACE}
 SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 
 
@@ -137,10 +128,7 @@ CPU_MISSING, CPU_CAPABILITY, _CHECKSUM = load_cpu_extension()
 CUDA_MISSING = load_extension("_C_cuda") if torch.version.cuda else "torch has no CUDA"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _TRITON_LIBRARY = torch.library.Library(TRITON_NAMESPACE, "FRAGMENT")
-_CUDA_LIBRARIES = {CUDA_NAMESPACE: torch.library.Library(CUDA_NAMESPACE, "FRAGMENT")}
-if EMULATION:
-    _CUDA_LIBRARIES[EMULATED_NAMESPACE] = torch.library.Library(EMULATED_NAMESPACE, "FRAGMENT")
-    torch.ops.load_library(EMULATION)
+_CUDA_LIBRARY = torch.library.Library(CUDA_NAMESPACE, "FRAGMENT")
 
 
 def held_memory() -> int:
@@ -202,10 +190,9 @@ def register() -> None:
         _TRITON_LIBRARY.define(row.schema)
         _TRITON_LIBRARY.impl(name, through_triton(row), "CompositeExplicitAutograd")
         complete(row, TRITON_NAMESPACE, _TRITON_LIBRARY)
-        for namespace, library in _CUDA_LIBRARIES.items():
-            library.define(row.cuda_schema)
-            library.impl(name, not_on_gpu(row), "CompositeExplicitAutograd")
-            complete(row, namespace, library)
+        _CUDA_LIBRARY.define(row.cuda_schema)
+        _CUDA_LIBRARY.impl(name, not_on_gpu(row), "CompositeExplicitAutograd")
+        complete(row, CUDA_NAMESPACE, _CUDA_LIBRARY)
 
 
 def complete(row: Operator, namespace: str, library: torch.library.Library) -> None:
@@ -354,7 +341,7 @@ def operator(name: str, backend: str) -> Callable[..., Tensor]:
     if backend == "reference":
         return OPERATORS[name].reference
     function = getattr(getattr(torch.ops, NAMESPACES.get(backend, NAMESPACE)), name)
-    if backend.startswith("cuda") and OPERATORS[name].multiplies and tf32_requested():
+    if backend == "cuda" and OPERATORS[name].multiplies and tf32_requested():
         return functools.partial(function, allow_tf32=True)
     return function
 

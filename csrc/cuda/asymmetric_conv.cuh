@@ -88,7 +88,6 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const int zeros = layout.middle + (middle_pixels + 15) / 16 * 16 * middle_pitch;
   const int pitch = slot_bytes<Math>(pair.chunk);
   const int tap_bytes = pair.chunk * weight_row_bytes<Math, n>;
-  guard_stages(shared, layout, pair.stage_count);
   locate_slots(positions, pair.rows, pair.columns, y, x, threads);
   for (int i = threadIdx.x; i < middle_pitch / 4; i += threads) {
     reinterpret_cast<uint32_t*>(shared + zeros)[i] = 0;
@@ -259,7 +258,6 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   __syncthreads();
   ptx::let_next_kernel_start();
 
-  unguard_stages(shared, layout, pair.stage_count);
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, 1, n_tiles>(staging, acc, warp * 16, 16);
   __syncthreads();

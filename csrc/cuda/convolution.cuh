@@ -240,26 +240,4 @@ __device__ __forceinline__ void multiply_taps(unsigned char* shared,
   }
 }
 
-// Marks what lies between the arrays in shared memory, for whoever watches it. Every thread does: a
-// barrier for the watcher's sake would hide one that is missing.
-__device__ __forceinline__ void guard_stages(unsigned char* shared, const SharedLayout& layout,
-                                             int stages) {
-  if constexpr (ptx::shared_guard_bytes > 0) {
-    ptx::guard_shared(shared + layout.stages - ptx::shared_guard_bytes, ptx::shared_guard_bytes);
-    for (int stage = 0; stage < stages; stage++) {
-      unsigned char* at = shared + layout.stages + stage * layout.stage_bytes;
-      ptx::guard_shared(at + layout.pixels_end, ptx::shared_guard_bytes);
-      ptx::guard_shared(at + layout.weights_end, ptx::shared_guard_bytes);
-    }
-  }
-}
-
-// The stages are needed as one piece.
-__device__ __forceinline__ void unguard_stages(unsigned char* shared, const SharedLayout& layout,
-                                               int stages) {
-  if constexpr (ptx::shared_guard_bytes > 0) {
-    ptx::unguard_shared(shared + layout.stages, stages * layout.stage_bytes);
-  }
-}
-
 }  // namespace fassd::cuda

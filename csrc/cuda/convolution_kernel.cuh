@@ -45,7 +45,6 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   const int slots = conv.rows.slots * conv.columns.slots;
   const int pitch = slot_bytes<Math>(conv.chunk);
   const int tap_bytes = conv.chunk * weight_row_bytes<Math, n>;
-  guard_stages(shared, layout, conv.stage_count);
   locate_slots(positions, conv.rows, conv.columns, y, x, threads);
   const unsigned live = sliding ? ~0u
                                 : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height,
@@ -134,7 +133,6 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   __syncthreads();
   ptx::let_next_kernel_start();
 
-  unguard_stages(shared, layout, conv.stage_count);
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel, pixel_step);
   __syncthreads();

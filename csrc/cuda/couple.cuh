@@ -55,7 +55,6 @@ __global__ void __launch_bounds__(warps * 32, 1)
   const int tap_bytes = couple.chunk * weight_row_bytes<Math, n>;
   const int odd_tap_bytes = couple.chunk * weight_row_bytes<Math, odd_n>;
 
-  guard_stages(shared, layout, couple.stage_count);
   for (int slot = threadIdx.x; slot < slots; slot += threads) {
     const int at_y = y - 2 + slot / in_columns, at_x = x - 2 + slot % in_columns;
     const bool inside = at_y >= 0 && at_y < couple.height && at_x >= 0 && at_x < couple.width;
@@ -220,7 +219,6 @@ __global__ void __launch_bounds__(warps * 32, 1)
       }
     }
   }
-  unguard_stages(shared, layout, couple.stage_count);
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, couple_rows, even_tiles>(staging, acc, couple_rows * warp * tile_columns,
                                             tile_columns);

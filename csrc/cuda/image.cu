@@ -33,7 +33,6 @@ DeviceLimits device_limits(int device) {
       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
       attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
           attribute(cudaDevAttrComputeCapabilityMinor, device),
-      ptx::shared_guard_bytes,
   };
   known[device] = limits;
   return limits;

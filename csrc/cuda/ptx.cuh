@@ -1,19 +1,11 @@
 // The instructions that C++ has no words for, each once: asynchronous copies, matrix fragments,
-// tensor cores, dependent launches. All inline PTX of this backend is in this header, and it alone
-// has two bodies: where FASSD_CUDA_EMULATION is defined, the tests' emulation of a GPU supplies the
-// second, so that everything else is compiled for a CPU as it stands (tests/cuda_emulation).
+// tensor cores, dependent launches. All inline PTX of this backend is in this header.
 //
 // Shared memory is addressed by 32 bits, as the hardware does. The fragments' layouts are those of
 // the PTX ISA, section "Matrix multiply-accumulate instructions": with g = lane / 4, t = lane % 4,
 //   accumulators (16 x 8):  d0, d1 = D[g][2t, 2t + 1],  d2, d3 = D[g + 8][2t, 2t + 1].
 
 #pragma once
-
-#ifdef FASSD_CUDA_EMULATION
-
-#include "emulated_ptx.h"
-
-#else
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -33,11 +25,6 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char bytes[];
   return bytes;
 }
-
-// Room between two arrays in shared memory that nothing may touch: the emulation watches it.
-constexpr int shared_guard_bytes = 0;
-__device__ __forceinline__ void guard_shared(void*, int) {}
-__device__ __forceinline__ void unguard_shared(void*, int) {}
 
 // 16 bytes from global to shared memory, both 16-byte aligned, of which `source_bytes` (0 to 16)
 // are read and the others become zero. They have arrived after the wait that follows.
@@ -189,5 +176,3 @@ __device__ __forceinline__ void let_next_kernel_start() {
 }
 
 }  // namespace fassd::cuda::ptx
-
-#endif

@@ -96,15 +96,12 @@ Taps taps_of(const Axis& rows, const Axis& columns, int kernel_w) {
 
 // Shared memory of so many stages, and at least so much for what is staged on the way out.
 SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages, int itemsize,
-                       int staging_bytes, int middle_bytes, int guard_bytes, int more_weights = 0) {
+                       int staging_bytes, int middle_bytes, int more_weights = 0) {
   SharedLayout layout;
-  layout.stages = round_up(slots * position_bytes, 16) + guard_bytes;
-  layout.pixels_end = slots * (chunk * itemsize + slot_padding);
-  layout.weights = layout.pixels_end + guard_bytes;
-  layout.weights_end = layout.weights + weight_rows * weight_row(n) * itemsize + more_weights;
-  layout.stage_bytes = layout.weights_end + guard_bytes;
-  layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes) +
-                  (middle_bytes > 0 ? guard_bytes : 0);
+  layout.stages = round_up(slots * position_bytes, 16);
+  layout.weights = slots * (chunk * itemsize + slot_padding);
+  layout.stage_bytes = layout.weights + weight_rows * weight_row(n) * itemsize + more_weights;
+  layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes);
   layout.total = layout.middle + middle_bytes;
   return layout;
 }
@@ -258,8 +255,8 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
         for (int stages : {3, 2, 1}) {
           plan.chunk = chunk;
           plan.stages = stages;
-          plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
-                                  staging, 0, limits.guard_bytes);
+          plan.layout =
+              layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize, staging, 0);
           if (plan.layout.total > limits.shared_bytes) {
             continue;
           }
@@ -335,8 +332,8 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
       for (int stages : {3, 2}) {
         plan.chunk = chunk;
         plan.stages = stages;
-        plan.layout = layout_of(slots, chunk, most * chunk, n, stages, itemsize, staging,
-                                middle_bytes, limits.guard_bytes);
+        plan.layout =
+            layout_of(slots, chunk, most * chunk, n, stages, itemsize, staging, middle_bytes);
         if (plan.layout.total > limits.shared_bytes) {
           continue;
         }
@@ -394,9 +391,8 @@ CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
           plan.stages = stages;
           // The odd layer's weights lie behind the even one's.
           const int rows_of_weights = 9 * chunk;
-          plan.layout =
-              layout_of(slots, chunk, rows_of_weights, n, stages, itemsize, staging, middle_bytes,
-                        limits.guard_bytes, rows_of_weights * weight_row(odd_n) * itemsize);
+          plan.layout = layout_of(slots, chunk, rows_of_weights, n, stages, itemsize, staging,
+                                  middle_bytes, rows_of_weights * weight_row(odd_n) * itemsize);
           plan.odd_weights = plan.layout.weights + rows_of_weights * weight_row(n) * itemsize;
           if (plan.layout.total > limits.shared_bytes) {
             continue;

@@ -12,9 +12,8 @@ namespace fassd::cuda {
 // What a plan depends on in a GPU.
 struct DeviceLimits {
   int multiprocessors;
-  int shared_bytes;     // that one block can have
-  int capability;       // compute capability times ten
-  int guard_bytes = 0;  // to leave between arrays in shared memory
+  int shared_bytes;  // that one block can have
+  int capability;    // compute capability times ten
 };
 
 // How products are made: 16-bit values on tensor cores, float32 rounded to TF32 there, float32.
@@ -74,11 +73,10 @@ struct Variant {
 
 // Where things lie in a block's shared memory, in bytes; positions of the slots lie at its begin.
 struct SharedLayout {
-  int stages = 0;                       // offset of the first
-  int stage_bytes = 0;                  // from stage to stage
-  int weights = 0;                      // of a stage, behind its pixels
-  int pixels_end = 0, weights_end = 0;  // of a stage: what follows belongs to nobody
-  int middle = 0;  // asymmetric pairs only: what lies between the two convolutions
+  int stages = 0;       // offset of the first
+  int stage_bytes = 0;  // from stage to stage
+  int weights = 0;      // of a stage, behind its pixels
+  int middle = 0;       // asymmetric pairs only: what lies between the two convolutions
   int total = 0;
 };
 

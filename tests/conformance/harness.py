@@ -25,14 +25,20 @@ from fassd_kernels.operators import OPERATORS as TABLE
 from fassd_kernels.triton.device import INTERPRETED
 from fassd_kernels.triton.layout import empty_image
 
+# Whether the CUDA kernels' PTX is executed on the CPU (tests/ptx), and as on which GPU.
+EXECUTED = "PTX_SETTINGS" in os.environ
+if EXECUTED:
+    from ptx import host
+
+    host.install()
+
 # A new backend is one line: its name in fassd_kernels.backends(), and the devices to run it on.
 # Its operators and dtypes are what it says of itself.
 DEVICES = {
     "reference": ("cpu", "cuda"),
     "cpu": ("cpu",),
-    "cuda": ("cuda",),
+    "cuda": ("cpu",) if EXECUTED else ("cuda",),
     "triton": ("cpu",) if INTERPRETED else ("cuda",),
-    "cuda-emulated": ("cpu",),
 }
 
 # pack_weight computes nothing: test_packing.py.

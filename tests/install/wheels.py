@@ -27,6 +27,8 @@ NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 HAS_NVCC = NVCC is not None
 FOLDERS = ("build_backend", "csrc", "fassd", "fassd_kernels")
 FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+# Whose PTX is compiled along, for tests/ptx to execute.
+EXECUTED = ["80", "90"]
 LEFT_OVER = ("__pycache__", "*.so", "_build.json", "*.egg-info")
 
 
@@ -109,10 +111,14 @@ def build_environment() -> dict[str, str]:
     if not HAS_NVCC:
         return {**environment, "FASSD_KERNELS_CUDA": "0"}
     architectures = default_architectures() if all_architectures() else ["9.0"]
+    executed = ["75", *EXECUTED] if all_architectures() else EXECUTED
     return {
         **environment,
         "FASSD_KERNELS_CUDA": "1",
         "TORCH_CUDA_ARCH_LIST": ";".join(architectures),
+        "NVCC_APPEND_FLAGS": " ".join(
+            f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in executed
+        ),
     }
 
 
@@ -170,3 +176,14 @@ def built_wheel() -> Built:
     """A wheel built in isolation, the CUDA extension included where nvcc is."""
     with locked(kept_folder()):
         return build(kept_folder())
+
+
+def compiled_tree() -> Path:
+    """The tree that the wheel was built in, compiled from the sources as they are."""
+    tree, kept = kept_folder() / "tree", kept_folder() / "compiled.json"
+    with locked(kept_folder()):
+        content = json.loads(kept.read_text()) if kept.exists() else {}
+        whole = content.get("key") == compiled_key(build_environment())
+        if not whole or not (tree / "unpacked").exists():
+            build(kept_folder())
+    return tree

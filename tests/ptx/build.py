@@ -8,6 +8,7 @@ import hashlib
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "ptx"
+TORCH_TARGET = "0x020b000000000000"  # as in setup.py
 JOBS = int(os.environ.get("MAX_JOBS", "2"))
 FLAGS = [
     *("-std=c++20", "-O2", "-g1", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden"),
@@ -88,5 +90,14 @@ def executor() -> Path:
     return target
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the path of the executor, with ``host`` after building all that runs on it."""
+    if sys.argv[1:] == ["host"]:
+        from ptx import host
+
+        host.library()
     print(executor())
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,7 @@ DEFAULTS = {
 }
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818
     """What a kernel did wrong, with the line of the PTX, block, warp and lane."""
 
 

@@ -1,4 +1,4 @@
-"""Copies on their way: cp.async, bulk copies, tiles of tensors, and the barriers that count them."""
+"""Copies on their way: cp.async, bulk copies, tiles of tensors, and barriers that count them."""
 
 from __future__ import annotations
 

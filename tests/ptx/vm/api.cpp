@@ -13,11 +13,20 @@ namespace {
 struct Loaded {
   std::recursive_mutex mutex;
   std::vector<std::unique_ptr<Module>> modules;
-  std::map<std::string, Kernel*> kernels;
+  std::map<std::string, std::map<int, Kernel*>> kernels;  // by name, by architecture
 };
 Loaded& loaded() {
   static Loaded* all = new Loaded;
   return *all;
+}
+
+template <typename Act>
+void for_every_kernel(Act act) {
+  for (const auto& [name, versions] : loaded().kernels) {
+    for (const auto& [architecture, kernel] : versions) {
+      act(*kernel);
+    }
+  }
 }
 
 // Runs `act`, and keeps what went wrong; 0 if nothing did.
@@ -61,13 +70,14 @@ Kernel& kernel_named(const std::string& name) {
   if (found == loaded().kernels.end()) {
     throw Fault("no kernel ", name, " was loaded");
   }
-  const int architecture = found->second->module->architecture;
-  if (architecture > int(settings().capability)) {
-    throw Fault(name, " was compiled for sm_", architecture, "; the device has a capability of ",
+  const auto newer = found->second.upper_bound(int(settings().capability));
+  if (newer == found->second.begin()) {
+    throw Fault(name, " was compiled for sm_", newer->first, "; the device has a capability of ",
                 settings().capability);
   }
-  translate(*found->second);
-  return *found->second;
+  Kernel& kernel = *std::prev(newer)->second;
+  translate(kernel);
+  return kernel;
 }
 
 void checked_launch(Kernel& kernel, Grid grid) {
@@ -111,7 +121,7 @@ EXPORTED int ptx_load(const char* file, const char* text) {
   return guarded([&] {
     std::unique_ptr<Module> module = parse(file, text);
     for (const auto& [name, kernel] : module->kernels) {
-      loaded().kernels[name] = kernel.get();
+      loaded().kernels[name][module->architecture] = kernel.get();
     }
     loaded().modules.push_back(std::move(module));
   });
@@ -182,12 +192,12 @@ EXPORTED int ptx_synchronize() {
 }
 
 EXPORTED void ptx_forget_counts() {
-  for (const auto& [name, kernel] : loaded().kernels) {
-    kernel->launches = kernel->blocks = 0;
-    for (const Instruction& instruction : kernel->code) {
+  for_every_kernel([](Kernel& kernel) {
+    kernel.launches = kernel.blocks = 0;
+    for (const Instruction& instruction : kernel.code) {
       instruction.count = Count();
     }
-  }
+  });
 }
 
 // A line for each instruction of each kernel that was launched, tabs between: kernel, launches,
@@ -196,16 +206,16 @@ EXPORTED void ptx_forget_counts() {
 EXPORTED int ptx_counts(const char* path) {
   return guarded([&] {
     std::ofstream out(path);
-    for (const auto& [name, kernel] : loaded().kernels) {
-      for (const Instruction& i : kernel->code) {
-        if (kernel->launches) {
-          out << name << '\t' << kernel->launches << '\t' << kernel->blocks << '\t' << i.line
+    for_every_kernel([&](Kernel& kernel) {
+      for (const Instruction& i : kernel.code) {
+        if (kernel.launches) {
+          out << kernel.name << '\t' << kernel.launches << '\t' << kernel.blocks << '\t' << i.line
               << '\t' << i.opcode << '\t' << i.region << '\t' << i.source_line << '\t'
               << i.count.warps << '\t' << i.count.lanes << '\t' << i.count.passes << '\t'
               << i.count.least_passes << '\n';
         }
       }
-    }
+    });
     if (!out) {
       throw Fault("cannot write ", path);
     }

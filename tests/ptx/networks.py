@@ -1,0 +1,118 @@
+"""Whole networks in 16 bits and TF32 against float64, computed by executed PTX.
+
+``python -m ptx.networks``, with the environment of ``make ptx-networks``, writes the table
+``executed-ptx.md`` and its figures. A picture of 512x1024 takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from conformance import harness  # which makes the executed backends available
+from ptx import executor
+
+import fassd_kernels
+from benchmarks import RESULTS, write_json, write_text
+from fassd.bench.jobs import Job, build_model, render_batch
+from fassd.bench.markdown import markdown_table
+from fassd.evaluation.agreement import agreement_of
+
+NETWORKS = ("fassd_net", "fassd_net_l2")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "TF32": torch.float32}
+TITLE = "Networks computed by executed PTX"
+ABOUT = """\
+Logits and labels of the networks, with the weights that ship, against plain PyTorch in float64, on
+a street of {height}x{width} pixels that they never saw. Computed by executing, on a CPU, the PTX
+that {compilers} make of the kernels: no GPU was there. What that cannot show: time, what ptxas
+makes of the PTX, how tensor cores round the sums of a product. `make ptx-networks` makes this.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """How far a network's output is from float64's.
+
+    Attributes:
+        relative_error: ||out - ref|| / ||ref|| of the logits.
+        largest_difference: of a logit, over the largest.
+        labels_equal_percent: pixels whose largest logit is the same class.
+    """
+
+    network: str
+    backend: str
+    capability: int
+    dtype: str
+    relative_error: float
+    largest_difference: float
+    labels_equal_percent: float
+
+
+def rows(backend: str, size: tuple[int, int]) -> Iterator[Row]:
+    for network in NETWORKS:
+        job = Job(network, weights="synthetic", size=size)
+        _, batch = render_batch(job)
+        model = build_model(job, batch)
+        with torch.inference_mode():
+            right = model.double()(batch.double())
+            model.float()
+            for name, dtype in DTYPES.items():
+                start = time.perf_counter()
+                torch.backends.cuda.matmul.fp32_precision = "tf32" if name == "TF32" else "ieee"
+                fast = fassd_kernels.accelerate(model, dtype=dtype, backend=backend)
+                out = fast(batch.to(dtype)).double()
+                found = agreement_of(right, out)
+                error = ((out - right).norm() / right.norm()).item()
+                capability = executor.DEFAULTS["capability"]
+                assert isinstance(capability, int) and found.relative is not None
+                yield Row(network, backend, capability, name, error, found.relative, found.labels)
+                print(
+                    f"{network} {backend} {name}: {time.perf_counter() - start:.0f} s", flush=True
+                )
+
+
+def rendered(size: tuple[int, int], found: list[Row]) -> str:
+    backends = {row.backend for row in found}
+    compilers = " and ".join(
+        {"cuda": "nvcc", "triton": "Triton"}[name] for name in sorted(backends)
+    )
+    headings = ["network", "backend", "as on", "type", "relative error", "largest difference"]
+    lines = [
+        [
+            *(row.network, row.backend, f"sm_{row.capability}", row.dtype),
+            *(f"{row.relative_error:.1e}", f"{row.largest_difference:.1e}"),
+            f"{row.labels_equal_percent:.3f} %",
+        ]
+        for row in found
+    ]
+    about = ABOUT.format(height=size[0], width=size[1], compilers=compilers)
+    table = "\n".join(markdown_table([*headings, "equal labels"], lines, names=4))
+    return f"# {TITLE}\n\n{about}\n{table}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backend", choices=("cuda", "triton"), required=True)
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "executed-ptx")
+    chosen = parser.parse_args()
+    assert "cpu" in harness.DEVICES[chosen.backend], "no executor: see the Makefile"
+    size = (chosen.size[0], chosen.size[1])
+    record = chosen.output.with_suffix(".json")
+    known = json.loads(record.read_text()) if record.exists() else {"size": list(size), "rows": []}
+    new = list(rows(chosen.backend, size))
+    replaced = {(row.network, row.backend, row.capability) for row in new}
+    old = [Row(**row) for row in known["rows"]] if known["size"] == list(size) else []
+    kept = [row for row in old if (row.network, row.backend, row.capability) not in replaced]
+    every = sorted([*kept, *new], key=lambda r: (r.network, r.backend, r.capability))
+    write_json(record, {"size": size, "rows": [asdict(row) for row in every]})
+    write_text(chosen.output.with_suffix(".md"), rendered(size, every))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Every compiled kernel of the CUDA backend is right, not only those that plans pick.
+
+These tests run where ``PTX_SETTINGS`` says what GPU is executed: see README.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conformance import cases
+from conformance.harness import (
+    EXECUTED,
+    TOLERANCES,
+    Call,
+    Subject,
+    Target,
+    check,
+    check_close,
+    check_result,
+)
+from ptx import executor
+from torch import nn
+
+import fassd
+import fassd_kernels
+from fassd_kernels import ops, reference
+from fassd_kernels.triton.packing import pack
+
+pytestmark = pytest.mark.skipif(not EXECUTED, reason="PTX_SETTINGS is not set: see README.md")
+VARIANT, FUSION = "FASSD_KERNELS_CUDA_VARIANT", "FASSD_KERNELS_CUDA_FUSION"
+PATH = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+SHARED_KIB = {80: 163, 86: 99, 90: 227}  # that a block can have, by compute capability
+CAPABILITY = executor.DEFAULTS["capability"]
+HALF, TF32, FLOAT = range(3)
+ARITHMETIC = {torch.float16: HALF, torch.bfloat16: HALF, torch.float32: FLOAT}
+
+
+def variants() -> Iterator[tuple[torch.dtype, str]]:
+    for dtype, arithmetic in ARITHMETIC.items():
+        for row in torch.ops.fassd_kernels_plan.variants(arithmetic).tolist():
+            yield dtype, ",".join(map(str, row))
+
+
+def subject(operator: str) -> Subject:
+    return Subject(operator, Target(fassd_kernels.backends()["cuda"], "cpu"))
+
+
+def planned(call: Call, dtype: torch.dtype) -> list[object]:
+    """The kernel of a call's first launch, and its warps, m_tiles and n_tiles."""
+    gpu = [executor.DEFAULTS["multiprocessors"], SHARED_KIB[CAPABILITY] * 1024, CAPABILITY]
+    call = call.to(dtype)
+    operator = getattr(torch.ops.fassd_kernels_plan, call.operator)
+    launch = json.loads(operator(*call.positional, **call.keywords, gpu=gpu))[0]
+    return [launch["kernel"], *(launch["blocks"][0][n] for n in ("warps", "m_tiles", "n_tiles"))]
+
+
+CONVOLUTIONS = (
+    # A halo over the border of every tile, rows and columns that no tile fills, more channels than
+    # one block computes, chunks that end within a product.
+    cases.conv_act(2, (18, 10, 33), 70, (37, 45), activation="relu"),
+    cases.conv_act(1, (16,), 19, (17, 70), activation="prelu", residual=True),
+    cases.conv_act(1, (40,), 10, (33, 34), pool=2),
+    cases.conv_act(1, (24, 8), 65, (9, 67), kernel=(1, 1), residual=True),
+    cases.conv_act(1, (31,), 33, (40, 21), stride=(2, 2), dilation=(1, 3)),
+)
+
+
+@pytest.mark.parametrize(("dtype", "variant"), list(variants()), ids=str)
+def test_every_variant(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, variant: str) -> None:
+    monkeypatch.setenv(VARIANT, variant)
+    plain = CONVOLUTIONS[0]
+    expected = [int(number) for number in variant.split(",")[:3]]
+    assert planned(plain, dtype) == ["convolution_kernel", *expected]
+    for call in CONVOLUTIONS:
+        check(subject("conv_act"), call, dtype, "channels_last")
+
+
+SEVERAL = (
+    cases.hardblock(2, 20, (10, 18, 10, 28), (37, 45)),
+    cases.hardblock(1, 64, (16, 28, 16, 46, 16, 28, 16, 78), (19, 35)),
+    cases.hardblock(1, 33, (24, 40, 24, 70, 24), (9, 50)),
+    cases.hardblock(1, 7, (1, 3), (16, 16)),
+    cases.asymmetric_conv(2, 31, 31, 31, (37, 45), 8, activation="prelu"),
+    cases.asymmetric_conv(1, 59, 40, 61, (9, 130), 4),
+    cases.asymmetric_conv(1, 20, 112, 100, (16, 60), 24),
+    cases.dapf(1, 40, 20, 40, (33, 50), (3, 12, 24)),
+    cases.dapf(2, 224, 112, 224, (8, 20), (12, 24, 36)),
+    cases.mda(1, 63, 31, (33, 70), 2),
+    cases.mda(1, 24, 12, (20, 33), 8),
+)
+
+
+def check_tf32(call: Call) -> None:
+    """Inputs and weights are rounded to TF32, not cut off: half the error."""
+    call = call.to(torch.float32).laid_out("channels_last")
+    function = getattr(torch.ops.fassd_kernels_cuda, call.operator)
+    right = call.to(torch.float64)(getattr(reference, call.operator))
+    result = function(*call.positional, **call.keywords, allow_tf32=True)
+    check_close(result, right, 6e-4)
+    assert not torch.equal(result, call(function)), "it was not rounded"
+
+
+@pytest.mark.parametrize("variant", torch.ops.fassd_kernels_plan.variants(TF32).tolist(), ids=str)
+def test_tf32(monkeypatch: pytest.MonkeyPatch, variant: list[int]) -> None:
+    monkeypatch.setenv(VARIANT, ",".join(map(str, variant)))
+    for call in CONVOLUTIONS:
+        check_tf32(call)
+
+
+@pytest.mark.parametrize("fusion", ["always", "never"])
+def test_tf32_of_several_convolutions(monkeypatch: pytest.MonkeyPatch, fusion: str) -> None:
+    monkeypatch.setenv(FUSION, fusion)
+    for call in SEVERAL:
+        check_tf32(call)
+
+
+@pytest.mark.skipif(CAPABILITY != 90, reason="the shared memory of a 9.0 holds the largest")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_couple_and_pair(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setenv(FUSION, "always")
+    for warps, even, odd in itertools.product((4, 8), (3, 4, 6, 8), (10, 24)):
+        monkeypatch.setenv(VARIANT, f"{warps},2,{even},1")
+        call = cases.hardblock(1, 33, (odd, 28, odd, 70), (19, 35))
+        assert planned(call, dtype) == ["couple_kernel", warps, 2, even]
+        check(subject("hardblock"), call, dtype, "channels_last")
+    for warps, width in itertools.product((4, 8), (20, 61, 112)):
+        tiles = 4 if width <= 32 else 8 if width <= 64 else 16
+        monkeypatch.setenv(VARIANT, f"{warps},2,{tiles},0")
+        call = cases.asymmetric_conv(1, 31, width, width, (19, 45), 4, activation="prelu")
+        assert planned(call, dtype) == ["pair_kernel", warps, 2, tiles]
+        check(subject("asymmetric_conv"), call, dtype, "channels_last")
+
+
+@pytest.mark.parametrize("fusion", ["always", "never"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_fusion(monkeypatch: pytest.MonkeyPatch, fusion: str, dtype: torch.dtype) -> None:
+    """Several convolutions in one kernel, and the same one by one."""
+    monkeypatch.setenv(FUSION, fusion)
+    for call in SEVERAL:
+        check(subject(call.operator), call, dtype, "channels_last")
+
+
+def test_what_the_gpu_offers_decides_the_plan() -> None:
+    """With less shared memory, or more; this GPU, whichever it is."""
+    calls = (
+        cases.conv_act(1, (70,), 9, (33, 30), stride=(3, 3), dilation=(9, 9)),
+        cases.mda(1, 63, 31, (33, 70), 2),
+        cases.hardblock(1, 20, (10, 18, 10, 28), (37, 45)),
+        cases.dapf(1, 40, 20, 40, (33, 50), (3, 12, 24)),
+    )
+    for call in (*CONVOLUTIONS, *calls):
+        check(subject(call.operator), call, torch.float16, "channels_last")
+        check(subject(call.operator), call, torch.float32)
+
+
+def run_on(program: str, **environment: str) -> str:
+    """What a program says when it fails, in a process of its own."""
+    head = "import torch, ptx.test_cuda as t\nfrom conformance import cases\n"
+    command = [sys.executable, "-c", head + program]
+    variables = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(PATH)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert (done.returncode != 0) == bool(done.stderr), done
+    return done.stderr
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Two pictures 2^31 + 64 elements apart, of which only what is touched takes memory."""
+    apart = 2**31 + 64
+    call = cases.conv_act(2, (16,), 16, (9, 17), residual=True).to(torch.float16)
+
+    def far(x: torch.Tensor) -> torch.Tensor:
+        room = torch.empty(apart + x[0].numel(), dtype=x.dtype)
+        batch, channels, height, width = x.shape
+        strides = (apart, 1, width * channels, channels)
+        return room.as_strided((batch, channels, height, width), strides).copy_(x)
+
+    spread = call.map(far, ("inputs", "residual"))
+    assert torch.equal(subject("conv_act")(spread), subject("conv_act")(call))
+
+
+@pytest.mark.parametrize("value", ["40", "101", "-1", "most"])
+def test_the_carveout_is_a_percentage(value: str) -> None:
+    """It is read once a process."""
+    program = """
+t.check(t.subject("conv_act"), cases.conv_act(1, (8,), 16, (9, 17)), torch.float16, "channels_last")
+"""
+    said = run_on(program, FASSD_KERNELS_CARVEOUT=value)
+    refused = f"FASSD_KERNELS_CARVEOUT is '{value}'; expected a percentage, 0 to 100"
+    assert refused in said if value != "40" else not said
+
+
+@pytest.mark.parametrize("dtype", [*ARITHMETIC, torch.float64], ids=str)
+def test_pictures_are_normalised(dtype: torch.dtype) -> None:
+    call = cases.normalize(2, (37, 41)).to(dtype)
+    right = call.to(torch.float64)(reference.normalize)
+    result = call(torch.ops.fassd_kernels_cuda.normalize)
+    assert result.dtype == dtype
+    check_close(result, right, TOLERANCES[dtype])
+
+
+def test_more_inputs_than_a_launch_knows() -> None:
+    call = cases.conv_act(2, (3, 1, 8, 2, 5, 9, 1, 4, 6, 16, 7), 20, (13, 17), activation="relu")
+    for dtype in ARITHMETIC:
+        check(subject("conv_act"), call, dtype, "sliced_channels")
+
+
+def test_weights_are_packed_as_for_triton() -> None:
+    """A module's packed weights serve both, whichever a table of measurements chooses."""
+    for shape in ((9, 7, 3, 3), (16, 3, 1, 1), (33, 5, 3, 1), (1, 1, 1, 3)):
+        for dtype in ARITHMETIC:
+            weight = torch.randn(shape).to(dtype)
+            packed = torch.ops.fassd_kernels_cuda.pack_weight(weight)
+            assert torch.equal(packed, pack(weight))
+
+
+@pytest.mark.parametrize("fusion", ["always", "never"])
+@pytest.mark.parametrize("name", ["fassd_net", "baseline_aspp"])
+def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, fusion: str) -> None:
+    monkeypatch.setenv(FUSION, fusion)
+    torch.manual_seed(0)
+    model: nn.Module = fassd.create_model(name).eval()
+    x = torch.randn(1, 3, 96, 130)
+    with torch.no_grad():
+        right = model.double()(x.double())
+        model.float()
+        for dtype, tolerance in ((torch.float32, 2e-6), (torch.float16, 4e-3)):
+            fast = fassd_kernels.accelerate(model, dtype=dtype, backend="cuda")
+            result = fast(x.to(dtype)).double()
+            assert (result - right).norm() / right.norm() <= tolerance
+
+
+def test_frames_in_labels_out() -> None:
+    """The first layer takes the bytes: the same labels as of the normalised picture."""
+    torch.manual_seed(0)
+    model = fassd.create_model("fassd_net_l2").eval()
+    fast = fassd_kernels.accelerate(model, dtype=torch.float16, output="labels", backend="cuda")
+    frames = torch.randint(0, 256, (1, 120, 130, 3)).to(torch.uint8)
+    with torch.no_grad():
+        labels = fast.label_pictures(frames, cases.MEAN, cases.STD)
+        # A copy: the CPU's kernels have memory of their own, which is not watched.
+        x = ops.normalize(frames, mean=cases.MEAN, std=cases.STD, dtype=torch.float16).clone()
+        assert torch.equal(labels, fast(x))
+
+
+def test_results_are_the_same_every_time() -> None:
+    for call in (CONVOLUTIONS[0], cases.mda(1, 63, 31, (33, 70), 2)):
+        call = call.to(torch.float16)
+        first = subject(call.operator)(call)
+        assert torch.equal(first, subject(call.operator)(call))
+        check_result(call, first)
+
+
+def test_refusals() -> None:
+    call = cases.conv_act().to(torch.float64)
+    with pytest.raises(RuntimeError, match="the cuda backend takes float32, float16 and bfloat16"):
+        call(torch.ops.fassd_kernels_cuda.conv_act)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "message"),
+    [
+        (75, torch.bfloat16, "bfloat16 needs compute capability 8.0; this GPU has 7.5"),
+        (70, torch.float32, "compute capability 7.0; the cuda backend was compiled for 7.5"),
+    ],
+)
+def test_refusals_of_old_gpus(capability: int, dtype: torch.dtype, message: str) -> None:
+    program = f"cases.conv_act().to({dtype})(torch.ops.fassd_kernels_cuda.conv_act)"
+    assert message in run_on(program, PTX_SETTINGS=f"capability={capability}")
