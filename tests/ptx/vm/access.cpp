@@ -22,12 +22,15 @@ void load(Warp& warp, const Instruction& i, uint32_t mask) {
 template <typename Memory, typename Register>
 void store(Warp& warp, const Instruction& i, uint32_t mask) {
   const int count = i.inputs;
-  access(warp, i, mask, uint32_t(sizeof(Memory)) * count, Use::write, [&](int lane, uint8_t* at) {
+  Memory values[kLanes][8];
+  each(mask, [&](int lane) {
     for (int k = 0; k < count; ++k) {
-      const Memory value = Memory(warp.lanes<Register>(i.from[k])[lane]);
-      std::memcpy(at + k * sizeof value, &value, sizeof value);
+      values[lane][k] = Memory(warp.lanes<Register>(i.from[k])[lane]);
     }
   });
+  const uint32_t bytes = uint32_t(sizeof(Memory)) * count;
+  const auto put = [&](int lane, uint8_t* at) { std::memcpy(at, values[lane], bytes); };
+  access(warp, i, mask, bytes, Use::write, put, values);
 }
 
 // Registers may be wider than what they are loaded from or stored to.

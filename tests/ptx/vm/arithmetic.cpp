@@ -265,12 +265,25 @@ void predicates(Warp& warp, const Instruction& i, uint32_t mask) {
   }
 }
 
+// Ordered comparisons of a NaN are false, unordered ones (equ, ...) true; lo, ls, hi and hs are
+// lt, le, gt and ge of unsigned numbers. Subnormal numbers are compared as they are, .ftz or not:
+// no kernel here asks otherwise.
+constexpr const char* kComparisons =
+    "[and|or|xor] eq|ne|lt|le|gt|ge|lo|ls|hi|hs|equ|neu|ltu|leu|gtu|geu|num|nan (ftz) T";
+// Those for which each of these holds, by bit: less, equal, greater, unordered.
+constexpr uint32_t kOutcomes[] = {2, 5, 1, 3, 4, 6, 1, 3, 4, 6, 10, 13, 9, 11, 12, 14, 7, 8};
+
 // setp.lt.and.s32 p|q, a, b, !c: p is (a < b) and c, q is (not a < b) and c.
-template <auto F, typename T>
+template <typename T>
 void compare(Warp& warp, const Instruction& i, uint32_t mask) {
   const T *a = warp.lanes<T>(i.from[0]), *b = warp.lanes<T>(i.from[1]);
+  const uint32_t outcomes = kOutcomes[i.choices[1]];
   uint32_t is = 0;
-  each(mask, [&](int lane) { is |= uint32_t(F(a[lane], b[lane])) << lane; });
+  each(mask, [&](int lane) {
+    const T x = a[lane], y = b[lane];
+    const uint32_t outcome = x < y ? 1 : x == y ? 2 : x > y ? 4 : 8;
+    is |= uint32_t((outcomes & outcome) != 0) << lane;
+  });
   const auto combined = [&](uint32_t x) {
     const uint32_t c = i.choices[0] ? warp.predicate(i, 2) : 0;
     return i.choices[0] == 0 ? x : i.choices[0] == 1 ? x & c : i.choices[0] == 2 ? x | c : x ^ c;
@@ -280,41 +293,14 @@ void compare(Warp& warp, const Instruction& i, uint32_t mask) {
     warp.set_predicate(i.to[1], combined(~is), mask);
   }
 }
-
-// Ordered comparisons of a NaN are false, unordered ones (equ, ...) true; lo, ls, hi and hs are
-// lt, le, gt and ge of unsigned numbers. Subnormal numbers are compared as they are, .ftz or not:
-// no kernel here asks otherwise.
-constexpr const char* kComparisons =
-    "[and|or|xor] eq|ne|lt|le|gt|ge|lo|ls|hi|hs|equ|neu|ltu|leu|gtu|geu|num|nan (ftz) T";
-template <typename T>
-Handler comparison(int which) {
-  static constexpr Handler kHandlers[] = {
-      compare<[](T a, T b) { return (a == b); }, T>,
-      compare<[](T a, T b) { return (a < b || a > b); }, T>,
-      compare<[](T a, T b) { return (a < b); }, T>,
-      compare<[](T a, T b) { return (a <= b); }, T>,
-      compare<[](T a, T b) { return (a > b); }, T>,
-      compare<[](T a, T b) { return (a >= b); }, T>,
-      compare<[](T a, T b) { return (!(a < b || a > b)); }, T>,
-      compare<[](T a, T b) { return (!(a == b)); }, T>,
-      compare<[](T a, T b) { return (!(a >= b)); }, T>,
-      compare<[](T a, T b) { return (!(a > b)); }, T>,
-      compare<[](T a, T b) { return (!(a <= b)); }, T>,
-      compare<[](T a, T b) { return (!(a < b)); }, T>,
-      compare<[](T a, T b) { return (a == a && b == b); }, T>,
-      compare<[](T a, T b) { return (a != a || b != b); }, T>,
-  };
-  return kHandlers[which];
-}
 Handler pick_comparison(Instruction& i) {
-  const int which = i.choices[1] < 6 ? i.choices[1] : i.choices[1] - 4;
   if ((i.choices[0] != 0) != (i.inputs > 2)) {
     throw Fault("a predicate is missing, or what to do with it");
   }
   return with_type(i.type, [&]<typename T>(T) -> Handler {
     if constexpr (requires(T x) { x < x; }) {
-      if (which < 6 || !std::is_integral_v<T>) {
-        return comparison<T>(which);
+      if (i.choices[1] < 10 || !std::is_integral_v<T>) {
+        return compare<T>;
       }
     }
     throw Fault("this comparison is not supported");

@@ -34,34 +34,35 @@ struct Fault : std::runtime_error {
   explicit Fault(const Parts&... parts) : std::runtime_error(joined(parts...)) {}
 };
 
-// Types of PTX and what holds them in C++; the formats of floats that C++ lacks are bits.
+// Formats of floats that C++ lacks, and predicates, are bits.
 template <typename Bits>
 struct Opaque {
   Bits bits;
 };
-#define FASSD_PTX_TYPES(X)                                                                        \
-  X(b8, uint8_t)                                                                                  \
-  X(b16, uint16_t) X(b32, uint32_t) X(b64, uint64_t) X(u8, uint8_t) X(u16, uint16_t)              \
-      X(u32, uint32_t) X(u64, uint64_t) X(s8, int8_t) X(s16, int16_t) X(s32, int32_t)             \
-          X(s64, int64_t) X(f16, _Float16) X(f32, float) X(f64, double) X(bf16, Opaque<uint16_t>) \
-              X(tf32, Opaque<uint32_t>) X(f16x2, Opaque<uint32_t>) X(bf16x2, Opaque<uint32_t>)    \
-                  X(pred, Opaque<uint32_t>) X(none, Opaque<uint32_t>)
+using Opaque16 = Opaque<uint16_t>;
+using Opaque32 = Opaque<uint32_t>;
 
-#define FASSD_PTX_NAME(name, of) name,
+// Types of PTX and what holds them in C++: integers, floats, and two that are neither.
+#define FASSD_PTX_INTEGERS(X)                                                               \
+  X(b8, uint8_t), X(b16, uint16_t), X(b32, uint32_t), X(b64, uint64_t), X(u8, uint8_t),     \
+      X(u16, uint16_t), X(u32, uint32_t), X(u64, uint64_t), X(s8, int8_t), X(s16, int16_t), \
+      X(s32, int32_t), X(s64, int64_t)
+#define FASSD_PTX_FLOATS(X)                                                              \
+  X(f16, _Float16), X(f32, float), X(f64, double), X(bf16, Opaque16), X(tf32, Opaque32), \
+      X(f16x2, Opaque32), X(bf16x2, Opaque32)
+#define FASSD_PTX_TYPES(X) \
+  FASSD_PTX_INTEGERS(X), FASSD_PTX_FLOATS(X), X(pred, Opaque32), X(none, Opaque32)
+#define FASSD_PTX_NAME(name, of) name
+#define FASSD_PTX_TEXT(name, of) #name
 enum class Type : uint8_t { FASSD_PTX_TYPES(FASSD_PTX_NAME) };
-#undef FASSD_PTX_NAME
 
 // pick(T()) with T the type of C++.
 template <typename Pick>
 auto with_type(Type type, Pick pick) {
-  switch (type) {
-#define FASSD_PTX_CASE(name, of) \
-  case Type::name:               \
-    return pick(of());
-    FASSD_PTX_TYPES(FASSD_PTX_CASE)
-#undef FASSD_PTX_CASE
-  }
-  __builtin_unreachable();
+#define FASSD_PTX_PICK(name, of) +[](Pick& pick) { return pick(of()); }
+  static constexpr decltype(pick(uint32_t())) (*kPicks[])(Pick&) = {
+      FASSD_PTX_TYPES(FASSD_PTX_PICK)};
+  return kPicks[size_t(type)](pick);
 }
 inline int bytes_of(Type type) {
   return with_type(type, []<typename T>(T) { return int(sizeof(T)); });

@@ -57,7 +57,7 @@ void note_global(Warp& warp, const Instruction& i, int lane, uint64_t address, u
 
 // `lane` of `warp` meets what was done to bytes of shared memory before.
 void note(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes, Use use,
-          Access now) {
+          Access now, const uint8_t* value = nullptr) {
   Block& block = *warp.block;
   const size_t warps = block.warps.size();
   const auto check = [&](const Access& before, uint32_t at, const char* how) {
@@ -74,7 +74,11 @@ void note(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t
   };
   for (uint32_t at = address; at < address + bytes; ++at) {
     History& history = block.history[at];
-    check(history.write, at, "written");
+    // Who writes what is there already does no harm: Triton's threads do so where several hold one
+    // value.
+    if (!value || block.shared[at] != value[at - address]) {
+      check(history.write, at, "written");
+    }
     if (use != Use::read) {
       check(history.read, at, "read");
       if (history.more >= 0) {
@@ -144,7 +148,7 @@ uint8_t* shared_range(Warp& warp, const Instruction& i, int lane, uint64_t addre
 }
 
 uint8_t* locate(Warp& warp, const Instruction& i, Space space, uint64_t address, int lane,
-                uint32_t bytes, uint32_t alignment, Use use) {
+                uint32_t bytes, uint32_t alignment, Use use, const uint8_t* value) {
   if (space == Space::generic) {
     const uint64_t window = address >> 56;
     space = window == 1   ? Space::shared
@@ -163,7 +167,7 @@ uint8_t* locate(Warp& warp, const Instruction& i, Space space, uint64_t address,
   switch (space) {
     case Space::shared: {
       uint8_t* at = shared_range(warp, i, lane, address, bytes);
-      note_shared(warp, i, lane, uint32_t(at - warp.block->shared), bytes, use);
+      note_shared(warp, i, lane, uint32_t(at - warp.block->shared), bytes, use, value);
       return at;
     }
     case Space::local:
@@ -183,7 +187,7 @@ uint8_t* locate(Warp& warp, const Instruction& i, Space space, uint64_t address,
 }
 
 void note_shared(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes,
-                 Use use) {
+                 Use use, const uint8_t* value) {
   uint8_t* written = warp.block->written.data() + address;
   if (use == Use::write) {
     std::memset(written, 1, bytes);
@@ -193,7 +197,8 @@ void note_shared(Warp& warp, const Instruction& i, int lane, uint32_t address, u
   if (settings().races) {
     note(warp, i, lane, address, bytes, use,
          {int16_t(warp.index), uint8_t(lane), use == Use::atomic, warp.clocks[size_t(warp.index)],
-          warp.step});
+          warp.step},
+         value);
   }
 }
 

@@ -26,9 +26,9 @@ inline uint64_t address_of(Warp& warp, const Address& address, int lane) {
              : uint32_t(warp.lanes<uint32_t>(address.base)[lane] + uint32_t(address.offset));
 }
 
-// Where `bytes` at an address lie, after every check.
+// Where `bytes` at an address lie, after every check; `value`: what is written, where it is known.
 uint8_t* locate(Warp& warp, const Instruction& i, Space space, uint64_t address, int lane,
-                uint32_t bytes, uint32_t alignment, Use use);
+                uint32_t bytes, uint32_t alignment, Use use, const uint8_t* value = nullptr);
 
 // The same for a range of global or shared memory that an engine reads or writes on its own; only
 // bounds are looked at.
@@ -37,7 +37,7 @@ uint8_t* shared_range(Warp& warp, const Instruction& i, int lane, uint64_t addre
 
 // Tell the race detector of an access to shared memory, and remember what was written.
 void note_shared(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes,
-                 Use use);
+                 Use use, const uint8_t* value = nullptr);
 // The same by a copy on its way, whose time is the block's `copies_clock`.
 void note_copy(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes,
                Use use);
@@ -45,16 +45,19 @@ void note_copy(Warp& warp, const Instruction& i, int lane, uint32_t address, uin
 // Passes over the banks of shared memory of the lanes' accesses of `bytes` each.
 void count_passes(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes);
 
-// Calls f(lane, place) for what lies at the address of each lane.
-template <typename F>
-void access(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes, Use use, F f) {
+// Calls f(lane, place) for what lies at the address of each lane. `values`: what is written there,
+// a row for each lane.
+template <typename F, typename Row = uint8_t[1]>
+void access(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes, Use use, F f,
+            const Row* values = nullptr) {
   if (settings().banks) {
     count_passes(warp, i, mask, bytes);
   }
   for (; mask; mask &= mask - 1) {
     const int lane = __builtin_ctz(mask);
+    const uint8_t* value = values ? reinterpret_cast<const uint8_t*>(values + lane) : nullptr;
     const uint64_t address = address_of(warp, i.address[0], lane);
-    f(lane, locate(warp, i, i.address[0].space, address, lane, bytes, bytes, use));
+    f(lane, locate(warp, i, i.address[0].space, address, lane, bytes, bytes, use, value));
   }
 }
 

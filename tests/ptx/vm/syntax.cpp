@@ -39,23 +39,13 @@ bool parse_number(std::string_view text, Operand& into) {
 
 }  // namespace
 
-Type type_named(std::string_view word) {
-#define FASSD_PTX_NAME(name, of) \
-  if (word == #name) {           \
-    return Type::name;           \
-  }
-  FASSD_PTX_TYPES(FASSD_PTX_NAME)
-#undef FASSD_PTX_NAME
-  return Type::none;
-}
-
 std::string_view trimmed(std::string_view text) {
   const size_t begin = std::min(text.find_first_not_of(kBlank), text.size());
   return text.substr(begin, text.find_last_not_of(kBlank) + 1 - begin);
 }
 
-std::vector<std::string_view> split(std::string_view text, char separator) {
-  std::vector<std::string_view> parts;
+Words split(std::string_view text, char separator) {
+  Words parts;
   int depth = 0;
   size_t begin = 0;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -73,8 +63,8 @@ std::vector<std::string_view> split(std::string_view text, char separator) {
   return parts;
 }
 
-std::vector<std::string_view> words(std::string_view text) {
-  std::vector<std::string_view> found;
+Words words(std::string_view text) {
+  Words found;
   for (size_t at = 0; (at = text.find_first_not_of(kBlank, at)) != text.npos;) {
     const size_t end = std::min(text.find_first_of(kBlank, at), text.size());
     found.push_back(text.substr(at, end - at));
@@ -136,6 +126,12 @@ uint64_t bits_of(const Operand& operand, int bytes) {
   return bytes < 8 ? operand.bits & ((uint64_t(1) << (8 * bytes)) - 1) : operand.bits;
 }
 
+Type type_named(std::string_view word) {
+  static const Words kNames = {FASSD_PTX_TYPES(FASSD_PTX_TEXT)};
+  const size_t index = size_t(std::find(kNames.begin(), kNames.end(), word) - kNames.begin());
+  return Type(std::min(index, size_t(Type::none)));
+}
+
 Variable parse_variable(std::string_view text) {
   static const std::map<std::string_view, Space> kSpaces = {
       {".shared", Space::shared}, {".global", Space::global}, {".const", Space::constant},
@@ -149,7 +145,7 @@ Variable parse_variable(std::string_view text) {
   uint64_t count = 1;
   uint32_t vector = 1, alignment = 0;
   bool pointer = false;  // `.ptr .global .align 16` says what a parameter points to
-  const std::vector<std::string_view> found = words(text.substr(0, equals));
+  const Words found = words(text.substr(0, equals));
   for (size_t i = 0; i < found.size(); ++i) {
     const std::string_view word = found[i];
     if (const auto space = kSpaces.find(word); space != kSpaces.end()) {
@@ -165,9 +161,6 @@ Variable parse_variable(std::string_view text) {
       variable.name += word;
     } else if (!kLinking.contains(word)) {
       variable.element = type_named(word.substr(1));
-      if (variable.element == Type::none) {
-        throw Fault("unknown word ", word);
-      }
     }
   }
   const size_t bracket = variable.name.find('[');
@@ -178,7 +171,7 @@ Variable parse_variable(std::string_view text) {
     variable.name.resize(bracket);
   }
   if (variable.name.empty() || variable.element == Type::none) {
-    throw Fault("a variable without name or type");
+    throw Fault("a variable without a name or a type that is known: ", text);
   }
   const uint32_t bytes = uint32_t(bytes_of(variable.element)) * vector;
   variable.bytes = count * bytes;

@@ -17,17 +17,18 @@ struct Operand {
   std::vector<Operand> parts;  // of a vector {a, b} or a pair a|b; of [a, {b, c}], a and the vector
 };
 
-// A type among `none` and others: "f32".
-Type type_named(std::string_view word);
+using Words = std::vector<std::string_view>;
 
 std::string_view trimmed(std::string_view text);
 // At `separator`s outside of brackets.
-std::vector<std::string_view> split(std::string_view text, char separator);
-std::vector<std::string_view> words(std::string_view text);
+Words split(std::string_view text, char separator);
+Words words(std::string_view text);
 int64_t integer_of(std::string_view text);
 Operand parse_operand(std::string_view text);
 // Of a constant, as a register of `bytes` bytes holds it.
 uint64_t bits_of(const Operand& operand, int bytes);
+
+Type type_named(std::string_view word);  // "f32"; Type::none if there is none of this name
 
 // `.shared .align 16 .b8 name[64]`, with or without an initial value.
 Variable parse_variable(std::string_view text);

@@ -1,10 +1,8 @@
 #include "translate.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cstdio>
 #include <cstring>
-#include <set>
 
 #include "memory.h"
 
@@ -16,60 +14,44 @@ std::multimap<std::string_view, Form>& forms() {
   return all;
 }
 
+const Words kIntegers = {FASSD_PTX_INTEGERS(FASSD_PTX_TEXT)};
+const Words kFloats = {FASSD_PTX_FLOATS(FASSD_PTX_TEXT)};
+const Words kTypes = {FASSD_PTX_INTEGERS(FASSD_PTX_TEXT), FASSD_PTX_FLOATS(FASSD_PTX_TEXT)};
+
 // PTX ISA, "Special Registers"; the order is that of fill_specials in schedule.cpp.
-constexpr std::string_view kSpecials[] = {
-    "%tid.x",           "%tid.y",       "%tid.z",
-    "%ntid.x",          "%ntid.y",      "%ntid.z",
-    "%ctaid.x",         "%ctaid.y",     "%ctaid.z",
-    "%nctaid.x",        "%nctaid.y",    "%nctaid.z",
-    "%laneid",          "%warpid",      "%nwarpid",
-    "%lanemask_eq",     "%lanemask_lt", "%lanemask_le",
-    "%lanemask_gt",     "%lanemask_ge", "%dynamic_smem_size",
-    "%total_smem_size", "%smid",        "%nsmid",
-};
+const Words kSpecials = words(
+    "%tid.x %tid.y %tid.z %ntid.x %ntid.y %ntid.z %ctaid.x %ctaid.y %ctaid.z %nctaid.x %nctaid.y "
+    "%nctaid.z %laneid %warpid %nwarpid %lanemask_eq %lanemask_lt %lanemask_le %lanemask_gt "
+    "%lanemask_ge %dynamic_smem_size %total_smem_size %smid %nsmid");
+const Words kHints = words(
+    "weak relaxed acquire release acq_rel volatile cta cluster gpu sys nc ca cg cs lu cv wb wt "
+    "unified L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last "
+    "L1::no_allocate L2::evict_first L2::evict_last L2::evict_normal L2::64B L2::128B L2::256B");
 
-const std::set<std::string_view> kHints = {
-    "weak",
-    "relaxed",
-    "acquire",
-    "release",
-    "acq_rel",
-    "volatile",
-    "cta",
-    "cluster",
-    "gpu",
-    "sys",
-    "nc",
-    "ca",
-    "cg",
-    "cs",
-    "lu",
-    "cv",
-    "wb",
-    "wt",
-    "unified",
-    "L1::evict_normal",
-    "L1::evict_unchanged",
-    "L1::evict_first",
-    "L1::evict_last",
-    "L1::no_allocate",
-    "L2::evict_first",
-    "L2::evict_last",
-    "L2::evict_normal",
-    "L2::64B",
-    "L2::128B",
-    "L2::256B",
-};
+const Words kSpaceNames =
+    words("generic global shared shared::cta shared::cluster local param param::entry const");
+constexpr Space kSpaces[] = {Space::generic, Space::global, Space::shared,
+                             Space::shared,  Space::shared, Space::local,
+                             Space::param,   Space::param,  Space::constant};
 
-Space space_named(std::string_view word) {
-  static const std::map<std::string_view, Space> kSpaces = {
-      {"global", Space::global},      {"shared", Space::shared},
-      {"shared::cta", Space::shared}, {"shared::cluster", Space::shared},
-      {"local", Space::local},        {"param", Space::param},
-      {"param::entry", Space::param}, {"const", Space::constant},
-  };
-  const auto found = kSpaces.find(word);
-  return found == kSpaces.end() ? Space::generic : found->second;
+// The index of a word, -1 if it is not there.
+int index_of(const Words& list, std::string_view word) {
+  const auto found = std::find(list.begin(), list.end(), word);
+  return found == list.end() ? -1 : int(found - list.begin());
+}
+
+// What a text of a form is made of, which is found once.
+const Words& parts_of(std::string_view text, Words (*split)(std::string_view)) {
+  static std::map<std::string_view, Words> known;
+  const auto [found, added] = known.try_emplace(text);
+  if (added) {
+    found->second = split(text);
+  }
+  return found->second;
+}
+Words alternatives(std::string_view token) {
+  const bool enclosed = token[0] == '[' || token[0] == '(';
+  return split(enclosed ? token.substr(1, token.size() - 2) : token, '|');
 }
 
 struct Register {
@@ -157,7 +139,6 @@ class Translator {
   }
 
   const Register* find(const std::string& name) {
-    const auto special = std::find(std::begin(kSpecials), std::end(kSpecials), name);
     for (size_t i = scopes_.size(); i-- > 0;) {
       Scope& scope = scopes_[i];
       if (const auto found = scope.registers.find(name); found != scope.registers.end()) {
@@ -170,11 +151,12 @@ class Translator {
         return &declare(scope, name, family->second.first);
       }
     }
-    if (special == std::end(kSpecials)) {
+    const int special = index_of(kSpecials, name);
+    if (special < 0) {
       return nullptr;
     }
     const Register& made = declare(scopes_[0], name, Type::b32);
-    kernel_.specials.emplace_back(made.offset, int(special - std::begin(kSpecials)));
+    kernel_.specials.emplace_back(made.offset, special);
     return &made;
   }
 
@@ -309,7 +291,7 @@ class Translator {
     }
     const size_t space = std::min(text.find_first_of(" \t\n"), text.size());
     plain.opcode = text.substr(0, space);
-    std::vector<std::string_view> modifiers = split(text.substr(0, space), '.');
+    Words modifiers = split(text.substr(0, space), '.');
     const std::string_view name = modifiers[0] == "barrier" ? "bar" : modifiers[0];
     modifiers.erase(modifiers.begin());
     std::vector<Operand> operands;
@@ -346,59 +328,51 @@ class Translator {
     throw Fault(error);
   }
 
-  static void bind_modifiers(Instruction& i, std::string_view wanted,
-                             std::vector<std::string_view> found, int& steps) {
-    int choices = 0;
-    const auto take = [&](auto is) {
-      const auto at = std::find_if(found.begin(), found.end(), is);
-      std::string_view word;
-      if (at != found.end()) {
-        word = *at;
-        found.erase(at);
-        ++steps;
+  static void bind_modifiers(Instruction& i, std::string_view wanted, Words found, int& steps) {
+    // Takes a word that is in a list: its index there.
+    const auto take = [&](const Words& list) {
+      for (auto word = found.begin(); word != found.end(); ++word) {
+        if (const int index = index_of(list, *word); index >= 0) {
+          found.erase(word);
+          ++steps;
+          return index;
+        }
       }
-      return word;
+      return -1;
     };
-    for (std::string_view token : words(wanted)) {
+    int choices = 0;
+    for (std::string_view token : parts_of(wanted, words)) {
       if (token == "T" || token == "I" || token == "F") {
-        const std::string_view word = take([&](std::string_view x) {
-          const Type type = type_named(x);
-          return type < Type::pred && (token == "T" || is_integer(type) == (token == "I"));
-        });
-        if (word.empty()) {
+        const int index = take(token == "T" ? kTypes : token == "I" ? kIntegers : kFloats);
+        if (index < 0) {
           throw Fault("a type is missing, or not supported");
         }
-        (i.type == Type::none ? i.type : i.type2) = type_named(word);
+        (i.type == Type::none ? i.type : i.type2) =
+            Type(size_t(index) + (token == "F" ? kIntegers.size() : 0));
       } else if (token == "S") {
-        i.address[0].space =
-            space_named(take([](std::string_view x) { return space_named(x) != Space::generic; }));
+        i.address[0].space = kSpaces[std::max(0, take(kSpaceNames))];
       } else if (token == "H") {
-        std::erase_if(found, [](std::string_view x) { return kHints.contains(x); });
-      } else if (token == "N") {
-        const std::string word(take([](std::string_view x) { return x[0] == 'm'; }));
-        int depth = 0;
-        if (std::sscanf(word.c_str(), "m64n%dk%d", &i.immediate, &depth) != 2 ||
-            depth * bytes_of(i.type) != 32) {
-          throw Fault("unknown shape ", word);
+        while (take(kHints) >= 0) {
         }
+      } else if (token == "N") {
+        const std::string shape(found.empty() ? "" : found.back());
+        int depth = 0;
+        if (std::sscanf(shape.c_str(), "m64n%dk%d", &i.immediate, &depth) != 2 ||
+            depth * bytes_of(i.type) != 32) {
+          throw Fault("unknown shape ", shape);
+        }
+        found.pop_back();
       } else if (token == "*") {
         found.clear();
       } else {
-        const bool may = token[0] == '[' || token[0] == '(', hint = token[0] == '(';
-        const std::vector<std::string_view> list =
-            split(may ? token.substr(1, token.size() - 2) : token, '|');
-        const auto place = [&](std::string_view x) {
-          return std::find(list.begin(), list.end(), x) - list.begin();
-        };
-        const size_t before = found.size();
-        const std::string_view word =
-            take([&](std::string_view x) { return place(x) < std::ssize(list); });
-        const bool missing = found.size() == before;
-        if (missing && !may) {
+        const Words& list = parts_of(token, alternatives);
+        const bool required = token[0] != '[' && token[0] != '(';
+        const int index = take(list);
+        if (index < 0 && required) {
           throw Fault("one of .", token, " is missing");
         }
-        if (!hint && (may || list.size() > 1)) {
-          i.choices[choices++] = missing ? 0 : uint8_t(place(word) + may);
+        if (token[0] == '[' || (required && list.size() > 1)) {
+          i.choices[choices++] = uint8_t(index + !required);
         }
       }
     }
@@ -409,134 +383,99 @@ class Translator {
 
   void bind_operands(Instruction& i, std::string_view wanted, const std::vector<Operand>& found,
                      int& steps) {
-    const std::vector<std::string_view> tokens = words(wanted);
+    const Words& tokens = parts_of(wanted, words);
+    const size_t least = tokens.size() - size_t(std::count(wanted.begin(), wanted.end(), '?'));
     if (wanted == "*") {
       return;
     }
-    const size_t least = tokens.size() - size_t(std::count(wanted.begin(), wanted.end(), '?'));
     if (found.size() < least || found.size() > tokens.size()) {
       throw Fault(found.size(), " operands; expected are ", least,
                   tokens.size() > least ? joined(" to ", tokens.size()) : "");
     }
     int addresses = 0;
-    for (size_t k = 0; k < found.size(); ++k) {
+    for (size_t k = 0; k < found.size(); ++k, ++steps) {
       bind_operand(i, tokens[k], found[k], addresses);
-      ++steps;
     }
   }
 
   void bind_operand(Instruction& i, std::string_view token, const Operand& operand,
                     int& addresses) {
     const bool written = token[0] == '=';
-    token.remove_prefix(written);
-    switch (token[0]) {
-      case 'm':
-        i.address[addresses++] = address(operand, i.address[0].space);
-        return;
-      case 's':
-        i.address[addresses++] = address(operand, Space::shared);
-        return;
-      case 'g':
-        i.address[addresses++] = address(operand, Space::global);
-        return;
-      case 'M':
-        i.address[addresses++] = address(operand, Space::generic);
-        i.immediate = operand.parts.size() == 2 ? int(operand.parts[1].parts.size()) : 0;
-        for (int d = 0; d < i.immediate; ++d) {
-          bind_register(i, operand.parts[1].parts[size_t(d)], 4, false);
-        }
-        return;
-      case '+':
-        for (const Operand& part : operand.parts) {
-          i.sums.push_back(place(part, 4, 4, true).first);
-        }
-        return;
-      case 'i':
-        i.immediate = int(bits_of(operand, 4));
-        return;
-      case 'l':
-        return;
-    }
-    const int type = bytes_of(i.type);
+    const char kind = token[written], mark = token.size() > 1u + written ? token[written + 1] : ' ';
     const std::vector<Operand> parts =
         operand.kind == Operand::vector ? operand.parts : std::vector<Operand>{operand};
-    const char mark = token.size() > 1 ? token[1] : ' ';
-    const size_t count = token[0] == 'x'    ? parts.size()
-                         : mark == '|'      ? std::clamp<size_t>(parts.size(), 1, 2)
-                         : mark != '*'      ? 1
-                         : token.size() > 2 ? size_t(token[2] - '0')
-                                            : size_t(1) << i.choices[0];
-    if (parts.size() != count) {
-      throw Fault(parts.size(), " registers; expected are ", count);
-    }
-    const Type of = written || i.type2 == Type::none ? i.type : i.type2;
-    for (const Operand& part : parts) {
-      switch (mark == '|' && &part != &parts[0] ? 'p' : token[0]) {
-        case 'p':
+    const Space spaces[] = {i.address[0].space, Space::shared, Space::global, Space::generic};
+    if (const size_t space = std::string_view("msgM").find(kind); space < 4) {
+      i.address[addresses++] = address(operand, spaces[space]);
+      if (kind == 'M' && operand.parts.size() == 2) {
+        for (const Operand& coordinate : operand.parts[1].parts) {
+          bind_register(i, coordinate, 4, 4, false);
+          ++i.immediate;
+        }
+      }
+    } else if (kind == 'i') {
+      i.immediate = int(bits_of(operand, 4));
+    } else if (kind == '+') {
+      for (const Operand& part : parts) {
+        i.sums.push_back(place(part, 4, 4, true).first);
+      }
+    } else if (kind != 'l') {
+      const size_t count = kind == 'x' || (mark == '|' && parts.size() == 2) ? parts.size()
+                           : mark != '*'                                     ? 1
+                           : token.back() != '*' ? size_t(token.back() - '0')
+                                                 : size_t(1) << i.choices[0];
+      if (parts.size() != count) {
+        throw Fault(parts.size(), " registers; expected are ", count);
+      }
+      const Type type = written || kind != 'r' || i.type2 == Type::none ? i.type : i.type2;
+      const int bytes = kind == 'w'   ? 2 * bytes_of(type)
+                        : kind == 'x' ? bytes_of(type) / int(count)
+                        : kind >= 'a' ? bytes_of(type)
+                                      : kind - '0';
+      for (const Operand& part : parts) {
+        if (kind == 'p' || (mark == '|' && &part == &parts[1])) {
           bind_predicate(i, part, written);
-          break;
-        case 't':
-          bind_register(i, part, type, written);
-          break;
-        case 'w':
-          bind_register(i, part, 2 * type, written);
-          break;
-        case 'x':
-          bind_register(i, part, type / int(count), written);
-          break;
-        case 'r':
-          bind_register(i, part, bytes_of(of), written, 8);
-          break;
-        default:
-          bind_register(i, part, token[0] - '0', written);
+        } else {
+          bind_register(i, part, bytes, kind == 'r' ? 8 : bytes, written);
+        }
       }
     }
   }
 
   // The place and the bytes of a register; constants and symbols become registers that hold them.
   std::pair<uint32_t, int> place(const Operand& operand, int least, int most, bool written) {
-    least = std::max(2, least);
+    least = std::max(2, least);  // there are none of one byte
     const Register* found = operand.kind == Operand::name ? find(operand.text) : nullptr;
-    if (!found) {
-      if (operand.kind == Operand::sink && written) {
-        return {allocate(least), least};
+    if (found) {
+      const int bytes = bytes_of(found->type);
+      if (found->type == Type::pred || bytes < least || bytes > std::max(least, most)) {
+        throw Fault(operand.text, " has ", 8 * bytes, " bits, not ", 8 * least);
       }
-      if (written) {
-        throw Fault("a register is expected, not ", operand.text);
-      }
-      return {constant(least,
-                       operand.kind == Operand::name ? symbol(operand) : bits_of(operand, least)),
-              least};
+      return {found->offset, bytes};
     }
-    const int bytes = bytes_of(found->type);
-    if (found->type == Type::pred || bytes < least || bytes > std::max(least, most)) {
-      throw Fault(operand.text, " has ", 8 * bytes, " bits, not ", 8 * least);
+    if (written && operand.kind != Operand::sink) {
+      throw Fault("a register is expected, not ", operand.text);
     }
-    return {found->offset, bytes};
+    return {written ? allocate(least)
+                    : constant(least, operand.kind == Operand::name ? symbol(operand)
+                                                                    : bits_of(operand, least)),
+            least};
   }
 
-  void bind_register(Instruction& i, const Operand& operand, int bytes, bool written,
-                     int most = 0) {
-    const auto [offset, width] = place(operand, bytes, most, written);
-    uint8_t& all = written ? i.to_bytes : i.from_bytes;
-    if (most && all && all != width && (written ? i.outputs : i.inputs)) {
+  void bind_register(Instruction& i, const Operand& operand, int least, int most, bool written) {
+    const auto [offset, bytes] = place(operand, least, most, written);
+    (written ? i.to[i.outputs++] : i.from[i.inputs++]) = offset;
+    uint8_t& before = written ? i.to_bytes : i.from_bytes;
+    if (most > least && before && before != bytes) {
       throw Fault(operand.text, " has another width than those before it");
     }
-    all = uint8_t(width);
-    if (written) {
-      i.to[i.outputs++] = offset;
-    } else {
-      i.from[i.inputs++] = offset;
-    }
+    before = uint8_t(bytes);
   }
 
   void bind_predicate(Instruction& i, const Operand& operand, bool written) {
-    if (written) {
-      i.to[i.outputs++] = predicate(operand, true);
-    } else {
-      i.inverted |= uint16_t(operand.negated << i.inputs);
-      i.from[i.inputs++] = predicate(operand, false);
-    }
+    i.inverted |= uint16_t(operand.negated << i.inputs);
+    const uint32_t offset = predicate(operand, written);
+    (written ? i.to[i.outputs++] : i.from[i.inputs++]) = offset;
   }
 
   uint32_t predicate(const Operand& operand, bool written) {

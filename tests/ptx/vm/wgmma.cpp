@@ -97,7 +97,10 @@ void start(Warp& warp, const Instruction& i, uint32_t) {
   if (warp.products.empty() && arrives_now()) {  // else behind those that have not arrived
     return multiply(warp, i, product.descriptors, product.accumulate);
   }
-  if (warp.products.empty() || warp.products.back().instruction->sums != i.sums) {
+  const bool chained =
+      std::any_of(warp.products.begin(), warp.products.end(),
+                  [&](const Product& before) { return before.instruction->sums == i.sums; });
+  if (!chained) {
     for (const uint32_t offset : i.sums) {
       float* values = warp.lanes<float>(offset);
       product.sums.insert(product.sums.end(), values, values + kLanes);
