@@ -78,9 +78,7 @@ void atomic(Warp& warp, const Instruction& i, uint32_t mask) {
 }
 
 Handler pick_atomic(Instruction& i) {
-  if ((i.choices[0] == kCompareAndSwap) != (i.inputs == 2)) {
-    throw Fault(i.inputs, " values");
-  }
+  fault_if((i.choices[0] == kCompareAndSwap) != (i.inputs == 2), i.inputs, " values");
   return with_type(i.type, [&]<typename T>(T) -> Handler {
     if constexpr ((std::is_integral_v<T> || std::is_floating_point_v<T>) && sizeof(T) >= 4) {
       if (std::is_integral_v<T> || i.choices[0] == 0) {

@@ -3,7 +3,6 @@
 #include "api.h"
 
 #include <fstream>
-#include <mutex>
 
 #include "memory.h"
 
@@ -11,7 +10,6 @@ namespace ptx {
 namespace {
 
 struct Loaded {
-  std::recursive_mutex mutex;
   std::vector<std::unique_ptr<Module>> modules;
   std::map<std::string, std::map<int, Kernel*>> kernels;  // by name, by architecture
 };
@@ -29,24 +27,16 @@ void for_every_kernel(Act act) {
   }
 }
 
-// Runs `act`, and keeps what went wrong; 0 if nothing did.
-template <typename Act>
-int guarded(Act act) {
-  const std::lock_guard<std::recursive_mutex> lock(loaded().mutex);
-  try {
-    act();
-    return 0;
-  } catch (const std::exception& error) {
-    last_error() = error.what();
-    return 1;
-  }
-}
-
 }  // namespace
 
 std::string& last_error() {
   static std::string text;
   return text;
+}
+
+std::recursive_mutex& machine_mutex() {
+  static auto* mutex = new std::recursive_mutex;
+  return *mutex;
 }
 
 size_t most_shared_bytes() {
@@ -67,9 +57,7 @@ std::string whereabouts(Warp& warp, const Instruction& i, int lane) {
 
 Kernel& kernel_named(const std::string& name) {
   const auto found = loaded().kernels.find(name);
-  if (found == loaded().kernels.end()) {
-    throw Fault("no kernel ", name, " was loaded");
-  }
+  fault_if(found == loaded().kernels.end(), "no kernel ", name, " was loaded");
   const auto newer = found->second.upper_bound(int(settings().capability));
   if (newer == found->second.begin()) {
     throw Fault(name, " was compiled for sm_", newer->first, "; the device has a capability of ",
@@ -81,7 +69,6 @@ Kernel& kernel_named(const std::string& name) {
 }
 
 void checked_launch(Kernel& kernel, Grid grid) {
-  const std::lock_guard<std::recursive_mutex> lock(loaded().mutex);
   const auto [x, y, z] = grid.size;
   const auto& threads = grid.threads;
   const uint64_t count = uint64_t(threads[0]) * threads[1] * threads[2];
@@ -118,7 +105,7 @@ EXPORTED const char* ptx_error() {
 }
 
 EXPORTED int ptx_load(const char* file, const char* text) {
-  return guarded([&] {
+  return !succeeds([&] {
     std::unique_ptr<Module> module = parse(file, text);
     for (const auto& [name, kernel] : module->kernels) {
       loaded().kernels[name][module->architecture] = kernel.get();
@@ -146,11 +133,9 @@ EXPORTED int ptx_set(const char* name, uint64_t value) {
       {"multiprocessors", &Settings::multiprocessors},
       {"most_instructions", &Settings::most_instructions},
   };
-  return guarded([&] {
+  return !succeeds([&] {
     const auto found = kNames.find(name);
-    if (found == kNames.end()) {
-      throw Fault("there is no setting ", name);
-    }
+    fault_if(found == kNames.end(), "there is no setting ", name);
     settings().*found->second = value;
     dice().seed(settings().seed);
   });
@@ -159,7 +144,7 @@ EXPORTED int ptx_set(const char* name, uint64_t value) {
 // The offset and size of a parameter: -1 if there are fewer; of parameter -1, those of all.
 EXPORTED int ptx_parameter(const char* name, int index, uint32_t* offset, uint32_t* bytes) {
   bool is_there = false;
-  const int result = guarded([&] {
+  const bool known = succeeds([&] {
     const Kernel& kernel = kernel_named(name);
     is_there = index < int(kernel.parameters.size());
     const Parameter all{"", 0, kernel.parameter_bytes};
@@ -167,16 +152,15 @@ EXPORTED int ptx_parameter(const char* name, int index, uint32_t* offset, uint32
     *offset = found.offset;
     *bytes = found.bytes;
   });
-  return result ? -2 : is_there ? 0 : -1;
+  return !known ? -2 : is_there ? 0 : -1;
 }
 
 EXPORTED int ptx_launch(const char* name, const uint32_t* grid, const uint32_t* block,
                         uint32_t shared, const uint8_t* parameters, uint32_t bytes, int dependent) {
-  return guarded([&] {
+  return !succeeds([&] {
     Kernel& kernel = kernel_named(name);
-    if (bytes != kernel.parameter_bytes) {
-      throw Fault(name, ": ", bytes, " bytes of parameters; it has ", kernel.parameter_bytes);
-    }
+    fault_if(bytes != kernel.parameter_bytes, name, ": ", bytes, " bytes of parameters; it has ",
+             kernel.parameter_bytes);
     Grid made;
     made.size = {grid[0], grid[1], grid[2]};
     made.threads = {block[0], block[1], block[2]};
@@ -188,7 +172,7 @@ EXPORTED int ptx_launch(const char* name, const uint32_t* grid, const uint32_t* 
 }
 
 EXPORTED int ptx_synchronize() {
-  return guarded([] { synchronize(); });
+  return !succeeds([] { synchronize(); });
 }
 
 EXPORTED void ptx_forget_counts() {
@@ -204,7 +188,7 @@ EXPORTED void ptx_forget_counts() {
 // blocks, line of the PTX, opcode, function and line of the source, warps, lanes, passes over the
 // banks of shared memory, and passes without conflicts.
 EXPORTED int ptx_counts(const char* path) {
-  return guarded([&] {
+  return !succeeds([&] {
     std::ofstream out(path);
     for_every_kernel([&](Kernel& kernel) {
       for (const Instruction& i : kernel.code) {
@@ -216,8 +200,6 @@ EXPORTED int ptx_counts(const char* path) {
         }
       }
     });
-    if (!out) {
-      throw Fault("cannot write ", path);
-    }
+    fault_if(!out, "cannot write ", path);
   });
 }

@@ -11,15 +11,20 @@
 namespace ptx {
 namespace {
 
+template <auto F, typename T = double>
+constexpr int kArity = std::is_invocable_v<decltype(F), T>      ? 1
+                       : std::is_invocable_v<decltype(F), T, T> ? 2
+                                                                : 3;
 // F of as many values of a type as it takes.
 template <auto F, typename T>
 Handler plain() {
-  if constexpr (std::is_invocable_v<decltype(F), T>) {
-    return lanes<[](T x) { return T(F(x)); }, T, T>;
-  } else if constexpr (std::is_invocable_v<decltype(F), T, T>) {
-    return lanes<[](T x, T y) { return T(F(x, y)); }, T, T, T>;
+  constexpr auto made = [](auto... x) { return T(F(x...)); };
+  if constexpr (kArity<F, T> == 1) {
+    return lanes<made, T, T>;
+  } else if constexpr (kArity<F, T> == 2) {
+    return lanes<made, T, T, T>;
   } else {
-    return lanes<[](T x, T y, T z) { return T(F(x, y, z)); }, T, T, T, T>;
+    return lanes<made, T, T, T, T>;
   }
 }
 
@@ -34,17 +39,6 @@ constexpr const char* kFloats = "[rn|rz|rm|rp] [ftz] [sat] [relu] (approx|full) 
 constexpr const char* kFloatsOrNan = "[rn|rz|rm|rp] [ftz] [sat] [relu] NaN F";
 enum { kRounding, kFlush, kSaturate, kRelu };
 
-template <auto F>
-double applied(const double (&x)[3]) {
-  if constexpr (std::is_invocable_v<decltype(F), double>) {
-    return F(x[0]);
-  } else if constexpr (std::is_invocable_v<decltype(F), double, double>) {
-    return F(x[0], x[1]);
-  } else {
-    return F(x[0], x[1], x[2]);
-  }
-}
-
 // Floats of whatever rounding and limits, and halves, of which a register may hold two: computed
 // in double and rounded once. (A sum of two floats whose exponents lie 29 apart is not exact in
 // double; rounding twice then errs by a unit at most.)
@@ -53,14 +47,14 @@ void by_double(Warp& warp, const Instruction& i, uint32_t mask) {
   const size_t bytes = i.to_bytes, piece = i.type == Type::f32 ? 4 : 2;
   each(mask, [&](int lane) {
     for (size_t at = bytes * lane; at < bytes * (lane + 1); at += piece) {
-      double values[3] = {};
-      for (int k = 0; k < i.inputs; ++k) {
+      std::array<double, kArity<F>> values;
+      for (size_t k = 0; k < values.size(); ++k) {
         uint32_t bits = 0;
         std::memcpy(&bits, warp.registers + i.from[k] + at, piece);
         values[k] = decode(bits, i.type);
         values[k] = i.choices[kFlush] ? flushed(float(values[k])) : values[k];
       }
-      double value = applied<F>(values);
+      double value = std::apply(F, values);
       if (i.choices[kSaturate]) {
         value = std::isnan(value) ? 0.0 : std::clamp(value, 0.0, 1.0);
       }
@@ -79,10 +73,9 @@ template <auto F>
 Handler floats(Instruction& i) {
   const bool exact =
       i.choices[kRounding] < 2 && !i.choices[kFlush] && !i.choices[kSaturate] && !i.choices[kRelu];
-  if (i.type == Type::tf32 || (i.type == Type::f64 && !exact) ||
-      (i.type != Type::f32 && i.choices[kFlush])) {
-    throw Fault("this type or rounding is not supported");
-  }
+  fault_if(i.type == Type::tf32 || (i.type == Type::f64 && !exact) ||
+               (i.type != Type::f32 && i.choices[kFlush]),
+           "this type or rounding is not supported");
   return exact && i.type == Type::f32   ? plain<F, float>()
          : exact && i.type == Type::f64 ? plain<F, double>()
                                         : by_double<F>;
@@ -134,36 +127,17 @@ constexpr auto kRemainder = []<typename T>(T x, T y) {
   return y == 0 ? x : std::is_signed_v<T> && y == T(-1) ? T(0) : T(x % y);
 };
 
-// The integer of twice the width.
-template <typename T>
-struct Twice {
-  using Signed = std::conditional_t<sizeof(T) == 8, __int128,
-                                    std::conditional_t<sizeof(T) == 4, int64_t, int32_t>>;
-  using Unsigned = std::conditional_t<sizeof(T) == 8, unsigned __int128,
-                                      std::conditional_t<sizeof(T) == 4, uint64_t, uint32_t>>;
-  using type = std::conditional_t<std::is_signed_v<T>, Signed, Unsigned>;
+constexpr auto kLow = []<typename T>(T x, T y) { return T(x * y); };
+constexpr auto kHigh = []<typename T>(T x, T y) {
+  using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
+  return T((Wide(x) * Wide(y)) >> (8 * sizeof(T)));
 };
-constexpr auto kWhole = []<typename T>(T x, T y) {
-  using W = typename Twice<T>::type;
-  return W(W(x) * W(y));
-};
-
-constexpr auto kLow = []<typename T>(T x, T y) { return T(kWhole(x, y)); };
-constexpr auto kHigh = []<typename T>(T x, T y) { return T(kWhole(x, y) >> (8 * sizeof(T))); };
 template <auto F>
 constexpr auto kPlus = []<typename T>(T x, T y, T z) { return T(F(x, y) + z); };
-
-template <bool has_third>
-Handler wide_product(Instruction& i) {
-  return for_integers(i.type, []<typename T>(T) -> Handler {
-    using W = typename Twice<T>::type;
-    if constexpr (has_third) {
-      return lanes<[](T x, T y, W z) { return W(kWhole(x, y) + z); }, W, T, T, W>;
-    } else {
-      return lanes<[](T x, T y) { return kWhole(x, y); }, W, T, T>;
-    }
-  });
-}
+template <typename W, typename T>
+constexpr Handler kWide = lanes<[](T x, T y) { return W(W(x) * W(y)); }, W, T, T>;
+template <typename W, typename T>
+constexpr Handler kWidePlus = lanes<[](T x, T y, W z) { return W(W(x) * W(y) + z); }, W, T, T, W>;
 
 // Shift amounts are of 32 bits, unsigned; those beyond the width count as the width.
 template <bool left>
@@ -216,19 +190,12 @@ uint32_t with_bits(uint32_t bits, uint32_t into, uint32_t position, uint32_t len
   return (into & ~mask) | (uint32_t(uint64_t(bits) << begin) & mask);
 }
 
-template <typename T>
+// `Wide` is T with zeros, or with its sign, in front.
+template <typename T, typename Wide>
 T extracted(T value, uint32_t position, uint32_t length) {
-  using U = std::make_unsigned_t<T>;
-  constexpr int width = 8 * sizeof(T);
-  const int begin = position & 255, count = length & 255;
-  const bool sign =
-      std::is_signed_v<T> && count > 0 && (U(value) >> std::min(begin + count - 1, width - 1) & 1);
-  U result = 0;
-  for (int k = 0; k < width; ++k) {
-    const bool bit = k < count && begin + k < width ? U(value) >> (begin + k) & 1 : sign;
-    result |= U(bit) << k;
-  }
-  return T(result);
+  const uint32_t count = std::min(length & 255, 64u);
+  const Wide moved = Wide(value) >> std::min(position & 255, 63u);
+  return count == 0 ? T(0) : T(Wide(moved << (64 - count)) >> (64 - count));
 }
 
 // A number of 32 bits that says something of the bits of 32 or 64.
@@ -257,11 +224,10 @@ constexpr auto kNot = [](auto x) { return ~x; };
 
 template <auto F>
 void predicates(Warp& warp, const Instruction& i, uint32_t mask) {
-  const uint32_t x = warp.predicate(i, 0);
-  if constexpr (std::is_invocable_v<decltype(F), uint32_t>) {
-    warp.set_predicate(i.to[0], F(x), mask);
+  if constexpr (kArity<F, uint32_t> == 1) {
+    warp.set_predicate(i.to[0], F(warp.predicate(i, 0)), mask);
   } else {
-    warp.set_predicate(i.to[0], F(x, warp.predicate(i, 1)), mask);
+    warp.set_predicate(i.to[0], F(warp.predicate(i, 0), warp.predicate(i, 1)), mask);
   }
 }
 
@@ -294,9 +260,7 @@ void compare(Warp& warp, const Instruction& i, uint32_t mask) {
   }
 }
 Handler pick_comparison(Instruction& i) {
-  if ((i.choices[0] != 0) != (i.inputs > 2)) {
-    throw Fault("a predicate is missing, or what to do with it");
-  }
+  fault_if((i.choices[0] != 0) != (i.inputs > 2), "a predicate is missing, or what to do with it");
   return with_type(i.type, [&]<typename T>(T) -> Handler {
     if constexpr (requires(T x) { x < x; }) {
       if (i.choices[1] < 10 || !std::is_integral_v<T>) {
@@ -348,11 +312,17 @@ const bool kAdded = add_forms({
     {"sub", kFloats, "=t t t", floats<kDifference>},
     {"mul", "lo I", "=t t t", integers<kLow>},
     {"mul", "hi I", "=t t t", integers<kHigh>},
-    {"mul", "wide I", "=w t t", wide_product<false>},
+    {"mul", "wide u16", "=4 2 2", kWide<uint32_t, uint16_t>},
+    {"mul", "wide s16", "=4 2 2", kWide<int32_t, int16_t>},
+    {"mul", "wide u32", "=8 4 4", kWide<uint64_t, uint32_t>},
+    {"mul", "wide s32", "=8 4 4", kWide<int64_t, int32_t>},
     {"mul", kFloats, "=t t t", floats<kProduct>},
     {"mad", "lo I", "=t t t t", integers<kPlus<kLow>>},
     {"mad", "hi I", "=t t t t", integers<kPlus<kHigh>>},
-    {"mad", "wide I", "=w t t w", wide_product<true>},
+    {"mad", "wide u16", "=4 2 2 4", kWidePlus<uint32_t, uint16_t>},
+    {"mad", "wide s16", "=4 2 2 4", kWidePlus<int32_t, int16_t>},
+    {"mad", "wide u32", "=8 4 4 8", kWidePlus<uint64_t, uint32_t>},
+    {"mad", "wide s32", "=8 4 4 8", kWidePlus<int64_t, int32_t>},
     {"mad", kFloats, "=t t t t", floats<kFused>},
     {"fma", kFloats, "=t t t t", floats<kFused>},
     {"div", "I", "=t t t", integers<kQuotient>},
@@ -390,10 +360,8 @@ const bool kAdded = add_forms({
     {"lop3", "b32", "=4 4 4 4 4", lanes<logic3, U, U, U, U, U>},
     {"prmt", "b32", "=4 4 4 4", lanes<permuted, U, U, U, U>},
     {"bfi", "b32", "=4 4 4 4 4", lanes<with_bits, U, U, U, U, U>},
-    {"bfe", "u32", "=4 4 4 4", lanes<extracted<U>, U, U, U, U>},
-    {"bfe", "s32", "=4 4 4 4", lanes<extracted<int32_t>, int32_t, int32_t, U, U>},
-    {"bfe", "u64", "=8 8 4 4", lanes<extracted<uint64_t>, uint64_t, uint64_t, U, U>},
-    {"bfe", "s64", "=8 8 4 4", lanes<extracted<int64_t>, int64_t, int64_t, U, U>},
+    {"bfe", "u32", "=4 4 4 4", lanes<extracted<U, uint64_t>, U, U, U, U>},
+    {"bfe", "s32", "=4 4 4 4", lanes<extracted<int32_t, int64_t>, int32_t, int32_t, U, U>},
     {"clz", "I", "=4 t", of_bits<kLeadingZeros>},
     {"bfind", "I", "=4 t", of_bits<kHighestBit>},
     {"popc", "I", "=4 t", of_bits<kOnes>},

@@ -42,12 +42,8 @@ void start_copy(Warp& warp, const Instruction& i, uint32_t mask) {
   access(warp, i, mask, bytes, Use::write, [&](int lane, uint8_t* to) {
     const uint64_t from = address_of(warp, i.address[1], lane);
     const uint32_t given = i.inputs ? warp.lanes<uint32_t>(i.from[0])[lane] : bytes;
-    if (given > bytes) {
-      fault(warp, i, lane, "src-size ", given, " is larger than cp-size");
-    }
-    if (from % bytes) {
-      fault(warp, i, lane, "the source is not aligned to ", bytes, " bytes");
-    }
+    fault_if(given > bytes, warp, i, lane, "src-size ", given, " is larger than cp-size");
+    fault_if(from % bytes, warp, i, lane, "the source is not aligned to ", bytes, " bytes");
     if (given) {
       locate(warp, i, Space::global, from, lane, given, 1, Use::read);
     }
@@ -77,9 +73,8 @@ void wait_for_copies(Warp& warp, const Instruction& i, uint32_t mask) {
 }
 
 Handler pick_copy(Instruction& i) {
-  if (i.immediate != 16 && !(i.choices[0] == 0 && (i.immediate == 4 || i.immediate == 8))) {
-    throw Fault("a copy of ", i.immediate, " bytes");
-  }
+  fault_if(i.immediate != 16 && !(i.choices[0] == 0 && (i.immediate == 4 || i.immediate == 8)),
+           "a copy of ", i.immediate, " bytes");
   return start_copy;
 }
 
@@ -89,9 +84,8 @@ PhaseBarrier& barrier_at(Warp& warp, const Instruction& i, int lane, const Addre
   const uint8_t* at = shared_range(warp, i, lane, address_of(warp, address, lane), 8);
   const uint32_t offset = uint32_t(at - warp.block->shared);
   const auto found = warp.block->phase_barriers.find(offset);
-  if (found == warp.block->phase_barriers.end()) {
-    fault(warp, i, lane, "no mbarrier was initialised at ", offset);
-  }
+  fault_if(found == warp.block->phase_barriers.end(), warp, i, lane,
+           "no mbarrier was initialised at ", offset);
   return found->second;
 }
 
@@ -128,9 +122,7 @@ void act(Warp& warp, const Instruction& i, uint32_t mask) {
     barrier.bytes += int64_t(number) * bytes;
     if (arrives) {
       const uint32_t count = bytes ? 1 : number;
-      if (count > barrier.arrivals) {
-        fault(warp, i, lane, "more arrivals than the mbarrier expects");
-      }
+      fault_if(count > barrier.arrivals, warp, i, lane, "more arrivals than the mbarrier expects");
       if (settings().races) {  // whoever waits for the phase knows what was done so far
         ++warp.clocks[size_t(warp.index)];
         join(barrier.clocks, warp.clocks);
@@ -197,9 +189,8 @@ void start_bulk(Warp& warp, const Instruction& i, uint32_t mask) {
     const uint64_t shared = address_of(warp, i.address[to_shared ? 0 : 1], lane);
     const uint64_t global = address_of(warp, i.address[to_shared ? 1 : 0], lane);
     const uint32_t bytes = warp.lanes<uint32_t>(i.from[0])[lane];
-    if (bytes % 16 || shared % 16 || global % 16) {
-      fault(warp, i, lane, "addresses and size of a bulk copy are multiples of 16");
-    }
+    fault_if(bytes % 16 || shared % 16 || global % 16, warp, i, lane,
+             "addresses and size of a bulk copy are multiples of 16");
     const uint8_t* place = shared_range(warp, i, lane, shared, bytes);
     issue(warp, i, lane,
           {{uint32_t(place - warp.block->shared), global_range(warp, i, lane, global, bytes), bytes,
@@ -216,13 +207,11 @@ void start_tile(Warp& warp, const Instruction& i, uint32_t mask) {
     const uint64_t at = address_of(warp, i.address[to_shared ? 1 : 0], lane);
     std::memcpy(&map, locate(warp, i, Space::generic, at, lane, 128, 64, Use::read), sizeof map);
     const int rank = i.immediate;
-    if (map.magic != TensorMap::kMagic || int(map.rank) != rank) {
-      fault(warp, i, lane, "no tensor map of rank ", rank);
-    }
+    fault_if(map.magic != TensorMap::kMagic || int(map.rank) != rank, warp, i, lane,
+             "no tensor map of rank ", rank);
     const uint64_t shared = address_of(warp, i.address[to_shared ? 0 : 1], lane);
-    if (shared % (map.swizzle ? 128 : 16)) {
-      fault(warp, i, lane, "the tile in shared memory is not aligned");
-    }
+    fault_if(shared % (map.swizzle ? 128 : 16), warp, i, lane,
+             "the tile in shared memory is not aligned");
     uint64_t elements = 1;
     for (uint32_t d = 0; d < map.rank; ++d) {
       elements *= map.box[d];
@@ -272,9 +261,8 @@ void wait_for_bulk(Warp& warp, const Instruction& i, uint32_t mask) {
 
 template <Handler run>
 Handler pick_tile(Instruction& i) {
-  if (i.immediate != i.choices[0] + 1) {
-    throw Fault("[map, {coordinates}] is expected, of as many dimensions as it says");
-  }
+  fault_if(i.immediate != i.choices[0] + 1,
+           "[map, {coordinates}] is expected, of as many dimensions as it says");
   return run;
 }
 

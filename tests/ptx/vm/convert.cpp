@@ -104,10 +104,9 @@ const struct {
 
 Handler pick_conversion(Instruction& i) {
   const auto is_packed = [](Type type) { return type == Type::f16x2 || type == Type::bf16x2; };
-  if (is_packed(i.type) || is_packed(i.type2) || i.type2 == Type::tf32 ||
-      (i.type == Type::tf32 && i.type2 != Type::f32)) {
-    throw Fault("this conversion is not supported");
-  }
+  fault_if(is_packed(i.type) || is_packed(i.type2) || i.type2 == Type::tf32 ||
+               (i.type == Type::tf32 && i.type2 != Type::f32),
+           "this conversion is not supported");
   const bool nearest = i.choices[kRounding] < 2 && !i.choices[kSaturate] && !i.choices[kRelu] &&
                        !i.choices[kFinite] && !i.choices[kFlush];
   for (const auto& quick : kQuick) {

@@ -345,6 +345,18 @@ template <typename... Parts>
 [[noreturn]] void fault(Warp& warp, const Instruction& i, int lane, const Parts&... what) {
   throw Fault(what..., whereabouts(warp, i, lane));
 }
+template <typename... Parts>
+void fault_if(bool wrong, Warp& warp, const Instruction& i, int lane, const Parts&... what) {
+  if (wrong) {
+    fault(warp, i, lane, what...);
+  }
+}
+template <typename... Parts>
+void fault_if(bool wrong, const Parts&... what) {
+  if (wrong) {
+    throw Fault(what...);
+  }
+}
 
 // Calls f(lane) for each lane of a mask. Registers are the same or apart, so that what one lane
 // writes no other one reads.

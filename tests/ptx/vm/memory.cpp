@@ -104,9 +104,8 @@ void note(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t
 
 void check_range(Warp& warp, const Instruction& i, int lane, const char* what, uint64_t address,
                  uint64_t bytes, uint64_t end) {
-  if (address > end || bytes > end - address) {
-    fault(warp, i, lane, what, " address ", address, " + ", bytes, " beyond ", end);
-  }
+  fault_if(address > end || bytes > end - address, warp, i, lane, what, " address ", address, " + ",
+           bytes, " beyond ", end);
 }
 
 }  // namespace
@@ -161,9 +160,8 @@ uint8_t* locate(Warp& warp, const Instruction& i, Space space, uint64_t address,
     fault(warp, i, lane, "address ", hexadecimal(address), " is not aligned to ", alignment,
           " bytes");
   }
-  if (use != Use::read && (space == Space::param || space == Space::constant)) {
-    fault(warp, i, lane, "parameters and constants are not written");
-  }
+  fault_if(use != Use::read && (space == Space::param || space == Space::constant), warp, i, lane,
+           "parameters and constants are not written");
   switch (space) {
     case Space::shared: {
       uint8_t* at = shared_range(warp, i, lane, address, bytes);

@@ -39,9 +39,7 @@ class Parser {
         statement();
       }
       at_ = 0;
-      if (module_->architecture == 0) {
-        throw Fault("no .target: this is no PTX, or a part of it");
-      }
+      fault_if(module_->architecture == 0, "no .target: this is no PTX, or a part of it");
     } catch (const Fault& error) {
       throw Fault(module_->file, ':', line(at_), ": ", error.what());
     }
@@ -56,9 +54,7 @@ class Parser {
   // The text up to one of some characters.
   std::string_view until(const char* ends) {
     const size_t end = text_.find_first_of(ends, at_);
-    if (end == text_.npos) {
-      throw Fault("the file ends within a statement");
-    }
+    fault_if(end == text_.npos, "the file ends within a statement");
     return trimmed(all_.substr(at_, end - at_));
   }
 
@@ -80,14 +76,10 @@ class Parser {
     const std::string rest(trimmed(line.substr(first.size())));
     size_t end = at_ + line.size();
     if (first == ".version") {
-      if (std::atof(rest.c_str()) > kNewestVersion) {
-        throw Fault("PTX of version ", rest, "; this executor knows versions up to ",
-                    kNewestVersion);
-      }
+      fault_if(std::atof(rest.c_str()) > kNewestVersion, "PTX of version ", rest,
+               "; this executor knows versions up to ", kNewestVersion);
     } else if (first == ".target") {
-      if (rest.compare(0, 3, "sm_") != 0) {
-        throw Fault("unknown target ", rest);
-      }
+      fault_if(rest.compare(0, 3, "sm_") != 0, "unknown target ", rest);
       module_->architecture = std::atoi(rest.c_str() + 3);
     } else if (first == ".section") {
       const std::string_view found = body(text_.find('{', at_));

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "api.h"
 #include "async.h"
@@ -26,48 +27,32 @@ std::map<const void*, Stub>& stubs() {
 }
 cudaError_t last_result = cudaSuccess;
 
-template <typename... Parts>
-cudaError_t failed(cudaError_t result, const Parts&... why) {
-  last_error() = joined(why...);
-  return last_result = result;
-}
-
-// Runs `act`; a failed launch if something goes wrong.
+// Runs `act`; a failed launch, whatever it is that goes wrong.
 template <typename Act>
-cudaError_t guarded(Act act) {
-  try {
-    return act();
-  } catch (const std::exception& error) {
-    return failed(cudaErrorLaunchFailure, error.what());
-  }
+cudaError_t attempt(Act act) {
+  return succeeds(act) ? cudaSuccess : last_result = cudaErrorLaunchFailure;
 }
 
 cudaError_t run(const void* function, dim3 grid, dim3 block, size_t shared, void** arguments,
                 bool dependent) {
-  const auto found = stubs().find(function);
-  if (found == stubs().end()) {
-    return failed(cudaErrorInvalidDeviceFunction, "a kernel that was never registered");
-  }
-  return guarded([&] {
+  return attempt([&] {
+    const auto found = stubs().find(function);
+    fault_if(found == stubs().end(), "a kernel that was never registered");
     Kernel& kernel = kernel_named(found->second.name);
     const size_t wanted = shared + kernel.shared_bytes, most = found->second.most_shared;
-    if (wanted > most) {
-      return failed(cudaErrorInvalidValue, kernel.name, ": ", wanted,
-                    " bytes of shared memory; allowed are ", most);
-    }
-    std::vector<uint8_t> parameters(kernel.parameter_bytes, 0xEE);
-    for (size_t k = 0; k < kernel.parameters.size(); ++k) {
-      const Parameter& parameter = kernel.parameters[k];
-      std::memcpy(&parameters[parameter.offset], arguments[k], parameter.bytes);
-    }
+    fault_if(wanted > most, kernel.name, ": ", wanted, " bytes of shared memory; allowed are ",
+             most);
     Grid made;
     made.size = {grid.x, grid.y, grid.z};
     made.threads = {block.x, block.y, block.z};
     made.dynamic_shared = uint32_t(shared);
-    made.parameters = std::move(parameters);
     made.dependent = dependent;
+    made.parameters.assign(kernel.parameter_bytes, 0xEE);
+    for (size_t k = 0; k < kernel.parameters.size(); ++k) {
+      const Parameter& parameter = kernel.parameters[k];
+      std::memcpy(&made.parameters[parameter.offset], arguments[k], parameter.bytes);
+    }
     checked_launch(kernel, std::move(made));
-    return cudaSuccess;
   });
 }
 
@@ -84,34 +69,35 @@ EXPORTED void __cudaRegisterFunction(void**, const char* stub, char*, const char
                                      void*, void*, void*, int*) {
   stubs()[stub].name = name;
 }
-EXPORTED cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) {
+// Of launches by <<< >>>, which no kernel here is begun with.
+EXPORTED cudaError_t __cudaPopCallConfiguration() {
   return cudaErrorUnknown;
 }
-EXPORTED unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) {
-  return 0;
+EXPORTED unsigned __cudaPushCallConfiguration() {
+  return 1;
 }
-EXPORTED cudaError_t __cudaGetKernel(void**, const void*) {
+EXPORTED cudaError_t __cudaGetKernel() {
   return cudaErrorUnknown;
 }
-EXPORTED cudaError_t __cudaLaunchKernel(void*, dim3, dim3, void**, size_t, void*) {
+EXPORTED cudaError_t __cudaLaunchKernel() {
   return cudaErrorUnknown;
 }
 
 EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* stub,
                                          void** arguments) {
   bool dependent = false;
-  for (unsigned k = 0; k < config->numAttrs; ++k) {
-    const cudaLaunchAttribute& attribute = config->attrs[k];
-    if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization) {
-      return failed(cudaErrorNotSupported, "launch attribute ", int(attribute.id));
+  const cudaError_t known = attempt([&] {
+    for (unsigned k = 0; k < config->numAttrs; ++k) {
+      const cudaLaunchAttribute& attribute = config->attrs[k];
+      fault_if(attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization,
+               "launch attribute ", int(attribute.id));
+      fault_if(settings().capability < 90, "dependent launches need a capability of 9.0");
+      dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
     }
-    if (settings().capability < 90) {
-      return failed(cudaErrorNotSupported, "dependent launches need a capability of 9.0");
-    }
-    dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
-  }
-  return run(stub, config->gridDim, config->blockDim, config->dynamicSmemBytes, arguments,
-             dependent);
+  });
+  return known != cudaSuccess ? known
+                              : run(stub, config->gridDim, config->blockDim,
+                                    config->dynamicSmemBytes, arguments, dependent);
 }
 EXPORTED cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** arguments,
                                       size_t shared, cudaStream_t) {
@@ -119,13 +105,12 @@ EXPORTED cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, v
 }
 EXPORTED cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute,
                                           int value) {
-  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-    if (value < 0 || size_t(value) > most_shared_bytes()) {
-      return failed(cudaErrorInvalidValue, value, " bytes of shared memory");
+  return attempt([&] {
+    if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
+      fault_if(value < 0 || size_t(value) > most_shared_bytes(), value, " bytes of shared memory");
+      stubs()[stub].most_shared = size_t(value);
     }
-    stubs()[stub].most_shared = size_t(value);
-  }
-  return cudaSuccess;
+  });
 }
 EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const int capability = int(settings().capability);
@@ -135,20 +120,13 @@ EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute
       {cudaDevAttrComputeCapabilityMajor, capability / 10},
       {cudaDevAttrComputeCapabilityMinor, capability % 10},
   };
-  const auto found = known.find(attribute);
-  if (found == known.end()) {
-    return failed(cudaErrorInvalidValue, "attribute ", int(attribute));
-  }
-  *value = found->second;
-  return cudaSuccess;
+  return attempt([&] { *value = known.at(attribute); });
 }
 EXPORTED const char* cudaGetErrorString(cudaError_t result) {
   return result == cudaSuccess ? "no error" : last_error().c_str();
 }
 EXPORTED cudaError_t cudaGetLastError() {
-  const cudaError_t result = last_result;
-  last_result = cudaSuccess;
-  return result;
+  return std::exchange(last_result, cudaSuccess);
 }
 EXPORTED cudaError_t cudaPeekAtLastError() {
   return last_result;
@@ -161,10 +139,7 @@ EXPORTED cudaError_t cudaSetDevice(int) {
   return cudaSuccess;
 }
 EXPORTED cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  return guarded([] {
-    synchronize();
-    return cudaSuccess;
-  });
+  return attempt([] { synchronize(); });
 }
 
 // ---- tensor maps (CUDA driver API, cuTensorMapEncodeTiled)
@@ -261,16 +236,13 @@ extern "C" void* __libc_memalign(size_t, size_t);
 extern "C" void __libc_free(void*);
 
 EXPORTED int posix_memalign(void** out, size_t alignment, size_t bytes) noexcept {
-  void* memory = __libc_memalign(alignment, bytes ? bytes : 1);
-  if (!memory) {
+  *out = __libc_memalign(alignment, bytes ? bytes : 1);
+  if (!*out) {
     return 12;  // ENOMEM
   }
   constexpr size_t kMostFilled = size_t(1) << 28;
-  if (bytes < kMostFilled) {
-    std::memset(memory, 0xFF, bytes);  // NaNs
-  }
-  add_allocation(reinterpret_cast<uint64_t>(memory), bytes);
-  *out = memory;
+  std::memset(*out, 0xFF, bytes < kMostFilled ? bytes : 0);  // NaNs
+  add_allocation(reinterpret_cast<uint64_t>(*out), bytes);
   return 0;
 }
 EXPORTED void free(void* memory) noexcept {

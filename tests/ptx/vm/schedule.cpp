@@ -30,33 +30,23 @@ void fill_specials(Warp& warp) {
     for (uint32_t lane = 0; lane < kLanes; ++lane) {
       const uint32_t thread = uint32_t(warp.index) * kLanes + lane;
       const uint32_t up_to = (2u << lane) - 1, equal = 1u << lane;
-      const uint32_t values[] = {
-          thread % x,
-          thread / x % y,
-          thread / x / y,
-          x,
-          y,
-          z,  // tid, ntid
-          block.index[0],
-          block.index[1],
-          block.index[2],  // ctaid
-          grid.size[0],
-          grid.size[1],
-          grid.size[2],  // nctaid
-          lane,
-          uint32_t(warp.index),
-          uint32_t(block.warps.size()),  // laneid, ...
-          equal,
-          up_to & ~equal,
-          up_to,
-          ~up_to,
-          ~up_to | equal,  // lanemask
-          grid.dynamic_shared,
-          block.shared_bytes,  // smem_size
-          uint32_t(block.number % multiprocessors),
-          multiprocessors,  // smid, nsmid
-      };
-      warp.lanes<uint32_t>(offset)[lane] = values[which];
+      const std::array<uint32_t, 3> place = {thread % x, thread / x % y, thread / x / y};
+      const std::array<uint32_t, 3> vectors[] = {place, grid.threads, block.index, grid.size};
+      const uint32_t numbers[] = {lane,
+                                  uint32_t(warp.index),
+                                  uint32_t(block.warps.size()),
+                                  equal,
+                                  up_to & ~equal,
+                                  up_to,
+                                  ~up_to,
+                                  ~up_to | equal,
+                                  grid.dynamic_shared,
+                                  block.shared_bytes,
+                                  uint32_t(block.number % multiprocessors),
+                                  multiprocessors};
+      const size_t index = size_t(which);
+      warp.lanes<uint32_t>(offset)[lane] =
+          index < 12 ? vectors[index / 3][index % 3] : numbers[index - 12];
     }
   }
 }
@@ -96,16 +86,12 @@ bool arrive_at_barrier(Warp& warp, const Instruction& i, uint32_t mask) {
   const int lane = __builtin_ctz(mask), numbers = i.inputs - i.outputs;
   const uint32_t name = warp.lanes<uint32_t>(i.from[0])[lane];
   const uint32_t count = numbers > 1 ? warp.lanes<uint32_t>(i.from[1])[lane] : 0;
-  if (name > 15) {
-    fault(warp, i, lane, "there is no barrier ", name);
-  }
-  if (numbers > 1 && (count == 0 || count % kLanes)) {
-    fault(warp, i, lane, "a barrier of ", count, " threads");
-  }
+  fault_if(name > 15, warp, i, lane, "there is no barrier ", name);
+  fault_if(numbers > 1 && (count == 0 || count % kLanes), warp, i, lane, "a barrier of ", count,
+           " threads");
   Barrier& barrier = warp.block->barriers[name];
-  if (barrier.arrived && barrier.expected != count) {
-    fault(warp, i, lane, "threads disagree on how many meet at the barrier");
-  }
+  fault_if(barrier.arrived && barrier.expected != count, warp, i, lane,
+           "threads disagree on how many meet at the barrier");
   barrier.expected = count;
   barrier.arrived += kLanes;
   if (settings().races) {
@@ -157,10 +143,8 @@ class WarpRunner {
         behind = &group;
       }
     }
-    if (!behind) {
-      fault(warp_, code_[groups[0].at], __builtin_ctz(groups[0].mask),
-            "lanes wait for others of their warp, which wait elsewhere or have ended");
-    }
+    fault_if(!behind, warp_, code_[groups[0].at], __builtin_ctz(groups[0].mask),
+             "lanes wait for others of their warp, which wait elsewhere or have ended");
     at_ = behind->at;
     mask_ = 0;
     next_ = ~0u;
@@ -244,9 +228,8 @@ class WarpRunner {
         if (i.flow != Flow::aligned) {
           return left_at(at_ + 1, arrive_at_barrier(warp_, i, mask) ? Next::stop : Next::regroup);
         }
-        if (mask != kAllLanes) {
-          fault(warp_, i, 0, "an instruction of the whole warp, of which lanes have ended");
-        }
+        fault_if(mask != kAllLanes, warp_, i, 0,
+                 "an instruction of the whole warp, of which lanes have ended");
         i.run(warp_, i, mask);
         return Next::on;
       case Flow::poll:

@@ -75,24 +75,19 @@ Words words(std::string_view text) {
 
 int64_t integer_of(std::string_view text) {
   Operand number;
-  if (!parse_number(trimmed(text), number) || number.kind != Operand::integer) {
-    throw Fault("no number: ", text);
-  }
+  fault_if(!parse_number(trimmed(text), number) || number.kind != Operand::integer,
+           "no number: ", text);
   return int64_t(number.bits);
 }
 
 Operand parse_operand(std::string_view text) {
   text = trimmed(text);
   Operand operand;
-  if (text.empty()) {
-    throw Fault("an operand is missing");
-  }
+  fault_if(text.empty(), "an operand is missing");
   const size_t bar = text.find('|');
   if (text[0] == '{' || text[0] == '[') {
     const char close = text[0] == '{' ? '}' : ']';
-    if (text.back() != close || text.size() < 3) {
-      throw Fault("no ", close, " in ", text);
-    }
+    fault_if(text.back() != close || text.size() < 3, "no ", close, " in ", text);
     operand.kind = text[0] == '{' ? Operand::vector : Operand::address;
     for (std::string_view part : split(text.substr(1, text.size() - 2), ',')) {
       operand.parts.push_back(parse_operand(part));
@@ -120,9 +115,8 @@ uint64_t bits_of(const Operand& operand, int bytes) {
   if (operand.kind == Operand::real && bytes == 4) {
     return bits_as<uint32_t>(float(bits_as<double>(operand.bits)));
   }
-  if (operand.kind != Operand::integer && operand.kind != Operand::real) {
-    throw Fault("a constant is expected");
-  }
+  fault_if(operand.kind != Operand::integer && operand.kind != Operand::real,
+           "a constant is expected");
   return bytes < 8 ? operand.bits & ((uint64_t(1) << (8 * bytes)) - 1) : operand.bits;
 }
 
@@ -170,9 +164,8 @@ Variable parse_variable(std::string_view text) {
     count = std::strtoull(inside.c_str(), nullptr, 0);
     variable.name.resize(bracket);
   }
-  if (variable.name.empty() || variable.element == Type::none) {
-    throw Fault("a variable without a name or a type that is known: ", text);
-  }
+  fault_if(variable.name.empty() || variable.element == Type::none,
+           "a variable without a name or a type that is known: ", text);
   const uint32_t bytes = uint32_t(bytes_of(variable.element)) * vector;
   variable.bytes = count * bytes;
   variable.alignment = alignment ? alignment : bytes;

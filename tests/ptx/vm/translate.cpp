@@ -75,7 +75,7 @@ class Translator {
       if (variable.space != Space::shared) {
         symbols_[variable.name] = variable.address;
       } else if (kernel.body.find(variable.name) != std::string::npos) {
-        shared_variable(variable);
+        this->variable(variable);
       }
     }
   }
@@ -162,20 +162,19 @@ class Translator {
 
   uint64_t symbol(const Operand& operand) const {
     const auto found = symbols_.find(operand.text);
-    if (found == symbols_.end()) {
-      throw Fault("unknown name ", operand.text);
-    }
+    fault_if(found == symbols_.end(), "unknown name ", operand.text);
     return found->second + uint64_t(operand.offset);
   }
 
-  void shared_variable(const Variable& variable) {
+  void variable(const Variable& variable) {
     if (variable.sized_by_launch) {
       by_launch_.push_back(variable);
       return;
     }
-    kernel_.shared_bytes = aligned(kernel_.shared_bytes, variable.alignment);
-    symbols_[variable.name] = kernel_.shared_bytes;
-    kernel_.shared_bytes += uint32_t(variable.bytes);
+    uint32_t& end = variable.space == Space::shared ? kernel_.shared_bytes : kernel_.local_bytes;
+    end = aligned(end, variable.alignment);
+    symbols_[variable.name] = end;
+    end += uint32_t(variable.bytes);
   }
 
   // What the launch sizes lies behind all others.
@@ -192,12 +191,8 @@ class Translator {
   // Returns where the next one begins.
   size_t statement(size_t at, int line) {
     const std::string_view body = kernel_.body;
-    if (body[at] == '{') {
-      scopes_.emplace_back();
-      return at + 1;
-    }
-    if (body[at] == '}') {
-      scopes_.pop_back();
+    if (body[at] == '{' || body[at] == '}') {
+      scopes_.resize(scopes_.size() + (body[at] == '{') - (body[at] == '}'));
       return at + 1;
     }
     const size_t word = body.find_first_of(" \t\r\n:;", at);
@@ -211,9 +206,7 @@ class Translator {
       return end;
     }
     const size_t end = body.find(';', at);
-    if (end == body.npos) {
-      throw Fault("no ; after ", body.substr(at, 60));
-    }
+    fault_if(end == body.npos, "no ; after ", body.substr(at, 60));
     const std::string_view text = trimmed(body.substr(at, end - at));
     if (text[0] == '.') {
       directive(text);
@@ -230,15 +223,13 @@ class Translator {
 
   // .loc 2 183 3, function_name $L__info_string0, inlined_at 1 31 5
   void location(std::string_view text) {
-    const std::vector<std::string_view> found = words(text);
+    const Words found = words(text);
     source_line_ = found.size() > 2 ? int(integer_of(found[2])) : 0;
     region_.clear();
-    for (size_t i = 3; i + 1 < found.size(); ++i) {
-      if (found[i] == "function_name") {
-        region_ = found[i + 1].substr(0, found[i + 1].find_first_of(",+"));
-        const auto name = kernel_.module->strings.find(region_);
-        region_ = name == kernel_.module->strings.end() ? region_ : name->second;
-      }
+    if (found.size() > 5 && found[4] == "function_name") {
+      region_ = found[5].substr(0, found[5].find_first_of(",+"));
+      const auto name = kernel_.module->strings.find(region_);
+      region_ = name == kernel_.module->strings.end() ? region_ : name->second;
     }
   }
 
@@ -248,9 +239,7 @@ class Translator {
       const std::string_view rest = trimmed(text.substr(4));
       const size_t space = std::min(rest.find_first_of(" \t"), rest.size());
       const Type type = type_named(rest.substr(1, space - 1));
-      if (type == Type::none) {
-        throw Fault("unknown type of registers in ", text);
-      }
+      fault_if(type == Type::none, "unknown type of registers in ", text);
       for (std::string_view part : split(rest.substr(space), ',')) {
         const size_t count = part.find('<');
         const std::string name(part.substr(0, count));
@@ -261,14 +250,7 @@ class Translator {
         }
       }
     } else if (first == ".shared" || first == ".local") {
-      const Variable variable = parse_variable(text);
-      if (variable.space == Space::shared) {
-        shared_variable(variable);
-      } else {
-        kernel_.local_bytes = aligned(kernel_.local_bytes, variable.alignment);
-        symbols_[variable.name] = kernel_.local_bytes;
-        kernel_.local_bytes += uint32_t(variable.bytes);
-      }
+      variable(parse_variable(text));
     } else if (first != ".pragma") {
       throw Fault("unknown directive ", first);
     }
@@ -285,7 +267,7 @@ class Translator {
     if (text[0] == '@') {
       const size_t space = std::min(text.find_first_of(" \t"), text.size());
       const Operand guard = parse_operand(text.substr(1, space - 1));
-      plain.guard = predicate(guard, false);
+      plain.guard = place(guard, kPredicate, 0, false).first;
       plain.guard_inverted = guard.negated ? kAllLanes : 0;
       text = trimmed(text.substr(space));
     }
@@ -344,9 +326,7 @@ class Translator {
     for (std::string_view token : parts_of(wanted, words)) {
       if (token == "T" || token == "I" || token == "F") {
         const int index = take(token == "T" ? kTypes : token == "I" ? kIntegers : kFloats);
-        if (index < 0) {
-          throw Fault("a type is missing, or not supported");
-        }
+        fault_if(index < 0, "a type is missing, or not supported");
         (i.type == Type::none ? i.type : i.type2) =
             Type(size_t(index) + (token == "F" ? kIntegers.size() : 0));
       } else if (token == "S") {
@@ -357,10 +337,9 @@ class Translator {
       } else if (token == "N") {
         const std::string shape(found.empty() ? "" : found.back());
         int depth = 0;
-        if (std::sscanf(shape.c_str(), "m64n%dk%d", &i.immediate, &depth) != 2 ||
-            depth * bytes_of(i.type) != 32) {
-          throw Fault("unknown shape ", shape);
-        }
+        fault_if(std::sscanf(shape.c_str(), "m64n%dk%d", &i.immediate, &depth) != 2 ||
+                     depth * bytes_of(i.type) != 32,
+                 "unknown shape ", shape);
         found.pop_back();
       } else if (token == "*") {
         found.clear();
@@ -368,9 +347,7 @@ class Translator {
         const Words& list = parts_of(token, alternatives);
         const bool required = token[0] != '[' && token[0] != '(';
         const int index = take(list);
-        if (index < 0 && required) {
-          throw Fault("one of .", token, " is missing");
-        }
+        fault_if(index < 0 && required, "one of .", token, " is missing");
         if (token[0] == '[' || (required && list.size() > 1)) {
           i.choices[choices++] = uint8_t(index + !required);
         }
@@ -388,10 +365,9 @@ class Translator {
     if (wanted == "*") {
       return;
     }
-    if (found.size() < least || found.size() > tokens.size()) {
-      throw Fault(found.size(), " operands; expected are ", least,
-                  tokens.size() > least ? joined(" to ", tokens.size()) : "");
-    }
+    fault_if(found.size() < least || found.size() > tokens.size(), found.size(),
+             " operands; expected are ", least,
+             tokens.size() > least ? joined(" to ", tokens.size()) : "");
     int addresses = 0;
     for (size_t k = 0; k < found.size(); ++k, ++steps) {
       bind_operand(i, tokens[k], found[k], addresses);
@@ -424,78 +400,54 @@ class Translator {
                            : mark != '*'                                     ? 1
                            : token.back() != '*' ? size_t(token.back() - '0')
                                                  : size_t(1) << i.choices[0];
-      if (parts.size() != count) {
-        throw Fault(parts.size(), " registers; expected are ", count);
-      }
+      fault_if(parts.size() != count, parts.size(), " registers; expected are ", count);
       const Type type = written || kind != 'r' || i.type2 == Type::none ? i.type : i.type2;
-      const int bytes = kind == 'w'   ? 2 * bytes_of(type)
+      const int bytes = kind == 'p'   ? kPredicate
                         : kind == 'x' ? bytes_of(type) / int(count)
                         : kind >= 'a' ? bytes_of(type)
                                       : kind - '0';
       for (const Operand& part : parts) {
-        if (kind == 'p' || (mark == '|' && &part == &parts[1])) {
-          bind_predicate(i, part, written);
-        } else {
-          bind_register(i, part, bytes, kind == 'r' ? 8 : bytes, written);
-        }
+        bind_register(i, part, mark == '|' && &part == &parts[1] ? kPredicate : bytes,
+                      kind == 'r' ? 8 : bytes, written);
       }
     }
   }
 
+  static constexpr int kPredicate = 0;  // in place of a number of bytes
+
   // The place and the bytes of a register; constants and symbols become registers that hold them.
   std::pair<uint32_t, int> place(const Operand& operand, int least, int most, bool written) {
+    const bool is_predicate = least == kPredicate, is_name = operand.kind == Operand::name;
+    const Register* found = is_name ? find(operand.text) : nullptr;
     least = std::max(2, least);  // there are none of one byte
-    const Register* found = operand.kind == Operand::name ? find(operand.text) : nullptr;
     if (found) {
-      const int bytes = bytes_of(found->type);
-      if (found->type == Type::pred || bytes < least || bytes > std::max(least, most)) {
-        throw Fault(operand.text, " has ", 8 * bytes, " bits, not ", 8 * least);
-      }
+      const int bytes = is_predicate ? 0 : bytes_of(found->type);
+      fault_if(is_predicate != (found->type == Type::pred), operand.text,
+               is_predicate ? " is no predicate" : " is a predicate");
+      fault_if(!is_predicate && (bytes < least || bytes > std::max(least, most)), operand.text,
+               " has ", 8 * bytes, " bits, not ", 8 * least);
       return {found->offset, bytes};
     }
-    if (written && operand.kind != Operand::sink) {
-      throw Fault("a register is expected, not ", operand.text);
+    fault_if(written && operand.kind != Operand::sink, "a register is expected, not ",
+             operand.text);
+    if (written || is_predicate) {
+      return {written ? allocate(least) : constant(4, bits_of(operand, 4) ? kAllLanes : 0), 0};
     }
-    return {written ? allocate(least)
-                    : constant(least, operand.kind == Operand::name ? symbol(operand)
-                                                                    : bits_of(operand, least)),
-            least};
+    return {constant(least, is_name ? symbol(operand) : bits_of(operand, least)), least};
   }
 
   void bind_register(Instruction& i, const Operand& operand, int least, int most, bool written) {
     const auto [offset, bytes] = place(operand, least, most, written);
-    (written ? i.to[i.outputs++] : i.from[i.inputs++]) = offset;
     uint8_t& before = written ? i.to_bytes : i.from_bytes;
-    if (most > least && before && before != bytes) {
-      throw Fault(operand.text, " has another width than those before it");
-    }
-    before = uint8_t(bytes);
-  }
-
-  void bind_predicate(Instruction& i, const Operand& operand, bool written) {
+    fault_if(most > least && before && bytes && before != bytes, operand.text,
+             " has another width than those before it");
+    before = bytes ? uint8_t(bytes) : before;
     i.inverted |= uint16_t(operand.negated << i.inputs);
-    const uint32_t offset = predicate(operand, written);
     (written ? i.to[i.outputs++] : i.from[i.inputs++]) = offset;
-  }
-
-  uint32_t predicate(const Operand& operand, bool written) {
-    if (operand.kind == Operand::integer && !written) {
-      return constant(4, operand.bits ? kAllLanes : 0);
-    }
-    if (operand.kind == Operand::sink && written) {
-      return allocate(2);
-    }
-    const Register* found = operand.kind == Operand::name ? find(operand.text) : nullptr;
-    if (!found || found->type != Type::pred) {
-      throw Fault("a predicate is expected, not ", operand.text);
-    }
-    return found->offset;
   }
 
   Address address(const Operand& operand, Space space) {
-    if (operand.kind != Operand::address) {
-      throw Fault("an address is expected");
-    }
+    fault_if(operand.kind != Operand::address, "an address is expected");
     const Operand& base = operand.parts[0];
     Address address;
     address.space = space;

@@ -26,7 +26,7 @@ namespace ptx {
 //   *            whatever is left over
 // `operands`, in their order, `=` in front of what is written, `?` behind what may be missing:
 //   1, 2, 4, 8   a register of so many bytes, or a constant
-//   t, w         of as many bytes as the type, or as two of it
+//   t            of as many bytes as the type
 //   r            of the type, or wider: `to_bytes`, `from_bytes`
 //   x            a register of the type or several, {a, b}, that make one up
 //   p            a predicate; a source may be negated

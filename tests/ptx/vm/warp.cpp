@@ -28,9 +28,7 @@ void shuffle(Warp& warp, const Instruction& i, uint32_t mask) {
                                                    : (lane & segment) | (b & ~segment);
     const bool valid = i.choices[0] == up ? wanted >= end : wanted <= end;
     const int from = valid ? wanted : lane;
-    if (!(mask >> from & 1)) {
-      fault(warp, i, lane, "reads from lane ", from, ", which takes no part");
-    }
+    fault_if(!(mask >> from & 1), warp, i, lane, "reads from lane ", from, ", which takes no part");
     warp.lanes<uint32_t>(i.to[0])[lane] = values[size_t(from)];
     in_range |= uint32_t(valid) << lane;
   }

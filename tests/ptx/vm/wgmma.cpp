@@ -75,19 +75,15 @@ void start(Warp& warp, const Instruction& i, uint32_t) {
   const int next = behind_left(i);
   const auto descriptor = [&](int source) {
     const uint64_t* values = warp.lanes<uint64_t>(i.from[source]);
-    if (std::count(values, values + kLanes, values[0]) != kLanes) {
-      fault(warp, i, 0, "descriptors differ between lanes");
-    }
+    fault_if(std::count(values, values + kLanes, values[0]) != kLanes, warp, i, 0,
+             "descriptors differ between lanes");
     return values[0];
   };
   const uint32_t scale = warp.predicate(i, next + kScaleD);
-  if (scale != 0 && scale != kAllLanes) {
-    fault(warp, i, 0, "scale-d differs between lanes");
-  }
+  fault_if(scale != 0 && scale != kAllLanes, warp, i, 0, "scale-d differs between lanes");
   for (int k : {next + kScaleA, next + kScaleB}) {
-    if (*warp.lanes<uint32_t>(i.from[k]) != 1) {
-      fault(warp, i, 0, "negated factors are not supported");
-    }
+    fault_if(*warp.lanes<uint32_t>(i.from[k]) != 1, warp, i, 0,
+             "negated factors are not supported");
   }
   Product product{&i,
                   warp.products_committed + 1,
@@ -130,17 +126,13 @@ void wait(Warp& warp, const Instruction& i, uint32_t) {
 
 Handler pick_product(Instruction& i) {
   const bool is_wide = i.type == Type::tf32;
-  if (i.type != i.type2 || (!is_wide && i.type != Type::f16 && i.type != Type::bf16)) {
-    throw Fault("only sums in .f32 of .f16, .bf16 or .tf32 are supported");
-  }
-  if (i.immediate % 8 || i.immediate > 256 || int(i.sums.size()) != i.immediate / 2) {
-    throw Fault(i.sums.size(), " sums; expected are ", i.immediate / 2);
-  }
+  fault_if(i.type != i.type2 || (!is_wide && i.type != Type::f16 && i.type != Type::bf16),
+           "only sums in .f32 of .f16, .bf16 or .tf32 are supported");
+  fault_if(i.immediate % 8 || i.immediate > 256 || int(i.sums.size()) != i.immediate / 2,
+           i.sums.size(), " sums; expected are ", i.immediate / 2);
   i.choices[0] = i.inputs >= 8;  // A in registers
   const int expected = behind_left(i) + kMajorA + (is_wide ? 0 : has_left_in_registers(i) ? 1 : 2);
-  if (i.inputs != expected) {
-    throw Fault(i.inputs, " sources; expected are ", expected);
-  }
+  fault_if(i.inputs != expected, i.inputs, " sources; expected are ", expected);
   return start;
 }
 
