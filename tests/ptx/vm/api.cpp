@@ -9,18 +9,12 @@
 namespace ptx {
 namespace {
 
-struct Loaded {
-  std::vector<std::unique_ptr<Module>> modules;
-  std::map<std::string, std::map<int, Kernel*>> kernels;  // by name, by architecture
-};
-Loaded& loaded() {
-  static Loaded* all = new Loaded;
-  return *all;
-}
+std::vector<std::unique_ptr<Module>> modules;
+std::map<std::string, std::map<int, Kernel*>> kernels;  // by name, by architecture
 
 template <typename Act>
 void for_every_kernel(Act act) {
-  for (const auto& [name, versions] : loaded().kernels) {
+  for (const auto& [name, versions] : kernels) {
     for (const auto& [architecture, kernel] : versions) {
       act(*kernel);
     }
@@ -29,19 +23,9 @@ void for_every_kernel(Act act) {
 
 }  // namespace
 
-std::string& last_error() {
-  static std::string text;
-  return text;
-}
-
-std::recursive_mutex& machine_mutex() {
-  static auto* mutex = new std::recursive_mutex;
-  return *mutex;
-}
-
 size_t most_shared_bytes() {
   // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
-  const uint64_t capability = settings().capability;
+  const uint64_t capability = settings.capability;
   const size_t kib = capability < 80                        ? 64
                      : capability == 80 || capability == 87 ? 163
                      : capability >= 90 && capability < 120 ? 227
@@ -56,12 +40,12 @@ std::string whereabouts(Warp& warp, const Instruction& i, int lane) {
 }
 
 Kernel& kernel_named(const std::string& name) {
-  const auto found = loaded().kernels.find(name);
-  fault_if(found == loaded().kernels.end(), "no kernel ", name, " was loaded");
-  const auto newer = found->second.upper_bound(int(settings().capability));
+  const auto found = kernels.find(name);
+  fault_if(found == kernels.end(), "no kernel ", name, " was loaded");
+  const auto newer = found->second.upper_bound(int(settings.capability));
   if (newer == found->second.begin()) {
     throw Fault(name, " was compiled for sm_", newer->first, "; the device has a capability of ",
-                settings().capability);
+                settings.capability);
   }
   Kernel& kernel = *std::prev(newer)->second;
   translate(kernel);
@@ -101,16 +85,16 @@ void checked_launch(Kernel& kernel, Grid grid) {
 using namespace ptx;
 
 EXPORTED const char* ptx_error() {
-  return last_error().c_str();
+  return last_error.c_str();
 }
 
 EXPORTED int ptx_load(const char* file, const char* text) {
   return !succeeds([&] {
     std::unique_ptr<Module> module = parse(file, text);
     for (const auto& [name, kernel] : module->kernels) {
-      loaded().kernels[name][module->architecture] = kernel.get();
+      kernels[name][module->architecture] = kernel.get();
     }
-    loaded().modules.push_back(std::move(module));
+    modules.push_back(std::move(module));
   });
 }
 
@@ -136,8 +120,8 @@ EXPORTED int ptx_set(const char* name, uint64_t value) {
   return !succeeds([&] {
     const auto found = kNames.find(name);
     fault_if(found == kNames.end(), "there is no setting ", name);
-    settings().*found->second = value;
-    dice().seed(settings().seed);
+    settings.*found->second = value;
+    dice.seed(settings.seed);
   });
 }
 

@@ -10,18 +10,18 @@ namespace ptx {
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-std::string& last_error();
-std::recursive_mutex& machine_mutex();
+inline std::string last_error;
+inline std::recursive_mutex machine_mutex;
 
 // Runs `act`, and keeps what went wrong; false if something did.
 template <typename Act>
 bool succeeds(Act act) {
-  const std::lock_guard<std::recursive_mutex> lock(machine_mutex());
+  const std::lock_guard<std::recursive_mutex> lock(machine_mutex);
   try {
     act();
     return true;
   } catch (const std::exception& error) {
-    last_error() = error.what();
+    last_error = error.what();
     return false;
   }
 }

@@ -4,6 +4,7 @@
 // Instructions".) Approximations are exact: what an .approx leaves open cannot be seen here.
 
 #include <bit>
+#include <functional>
 #include <type_traits>
 
 #include "translate.h"
@@ -81,11 +82,7 @@ Handler floats(Instruction& i) {
                                         : by_double<F>;
 }
 
-constexpr auto kSum = [](auto x, auto y) { return x + y; };
-constexpr auto kDifference = [](auto x, auto y) { return x - y; };
-constexpr auto kProduct = [](auto x, auto y) { return x * y; };
 constexpr auto kFused = [](auto x, auto y, auto z) { return std::fma(x, y, z); };
-constexpr auto kNegative = [](auto x) { return -x; };
 
 // Of floats: a number rather than a NaN, and -0 rather than +0.
 constexpr auto kLesser = []<typename T>(T x, T y) {
@@ -217,11 +214,6 @@ uint32_t reversed(uint32_t x) {
   return result;
 }
 
-constexpr auto kAnd = [](auto x, auto y) { return x & y; };
-constexpr auto kOr = [](auto x, auto y) { return x | y; };
-constexpr auto kXor = [](auto x, auto y) { return x ^ y; };
-constexpr auto kNot = [](auto x) { return ~x; };
-
 template <auto F>
 void predicates(Warp& warp, const Instruction& i, uint32_t mask) {
   if constexpr (kArity<F, uint32_t> == 1) {
@@ -306,17 +298,17 @@ Handler pick_move(Instruction& i) {
 
 using U = uint32_t;
 const bool kAdded = add_forms({
-    {"add", "I", "=t t t", integers<kSum>},
-    {"add", kFloats, "=t t t", floats<kSum>},
-    {"sub", "I", "=t t t", integers<kDifference>},
-    {"sub", kFloats, "=t t t", floats<kDifference>},
+    {"add", "I", "=t t t", integers<std::plus<>{}>},
+    {"add", kFloats, "=t t t", floats<std::plus<>{}>},
+    {"sub", "I", "=t t t", integers<std::minus<>{}>},
+    {"sub", kFloats, "=t t t", floats<std::minus<>{}>},
     {"mul", "lo I", "=t t t", integers<kLow>},
     {"mul", "hi I", "=t t t", integers<kHigh>},
     {"mul", "wide u16", "=4 2 2", kWide<uint32_t, uint16_t>},
     {"mul", "wide s16", "=4 2 2", kWide<int32_t, int16_t>},
     {"mul", "wide u32", "=8 4 4", kWide<uint64_t, uint32_t>},
     {"mul", "wide s32", "=8 4 4", kWide<int64_t, int32_t>},
-    {"mul", kFloats, "=t t t", floats<kProduct>},
+    {"mul", kFloats, "=t t t", floats<std::multiplies<>{}>},
     {"mad", "lo I", "=t t t t", integers<kPlus<kLow>>},
     {"mad", "hi I", "=t t t t", integers<kPlus<kHigh>>},
     {"mad", "wide u16", "=4 2 2 4", kWidePlus<uint32_t, uint16_t>},
@@ -334,8 +326,8 @@ const bool kAdded = add_forms({
     {"max", "I", "=t t t", integers<kGreater>},
     {"max", kFloats, "=t t t", floats<kGreater>},
     {"max", kFloatsOrNan, "=t t t", floats<kOrNan<kGreater>>},
-    {"neg", "I", "=t t", integers<kNegative>},
-    {"neg", kFloats, "=t t", floats<kNegative>},
+    {"neg", "I", "=t t", integers<std::negate<>{}>},
+    {"neg", kFloats, "=t t", floats<std::negate<>{}>},
     {"abs", "I", "=t t", integers<kAbsolute>},
     {"abs", kFloats, "=t t", floats<kAbsolute>},
     {"rcp", kFloats, "=t t", floats<[](auto x) { return 1 / x; }>},
@@ -349,14 +341,14 @@ const bool kAdded = add_forms({
     {"shf", "l clamp b32", "=4 4 4 4", lanes<funnel_shifted<false, true>, U, U, U, U>},
     {"shf", "r wrap b32", "=4 4 4 4", lanes<funnel_shifted<true, false>, U, U, U, U>},
     {"shf", "r clamp b32", "=4 4 4 4", lanes<funnel_shifted<true, true>, U, U, U, U>},
-    {"and", "pred", "=p p p", predicates<kAnd>},
-    {"and", "I", "=t t t", integers<kAnd>},
-    {"or", "pred", "=p p p", predicates<kOr>},
-    {"or", "I", "=t t t", integers<kOr>},
-    {"xor", "pred", "=p p p", predicates<kXor>},
-    {"xor", "I", "=t t t", integers<kXor>},
-    {"not", "pred", "=p p", predicates<kNot>},
-    {"not", "I", "=t t", integers<kNot>},
+    {"and", "pred", "=p p p", predicates<std::bit_and<>{}>},
+    {"and", "I", "=t t t", integers<std::bit_and<>{}>},
+    {"or", "pred", "=p p p", predicates<std::bit_or<>{}>},
+    {"or", "I", "=t t t", integers<std::bit_or<>{}>},
+    {"xor", "pred", "=p p p", predicates<std::bit_xor<>{}>},
+    {"xor", "I", "=t t t", integers<std::bit_xor<>{}>},
+    {"not", "pred", "=p p", predicates<std::bit_not<>{}>},
+    {"not", "I", "=t t", integers<std::bit_not<>{}>},
     {"lop3", "b32", "=4 4 4 4 4", lanes<logic3, U, U, U, U, U>},
     {"prmt", "b32", "=4 4 4 4", lanes<permuted, U, U, U, U>},
     {"bfi", "b32", "=4 4 4 4 4", lanes<with_bits, U, U, U, U, U>},

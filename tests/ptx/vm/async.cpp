@@ -63,7 +63,7 @@ void wait_for_copies(Warp& warp, const Instruction& i, uint32_t mask) {
     const bool waited = is_waited_for(warp, i, mask, copy, warp.committed);
     if (waited) {
       move(*warp.block, copy.piece, true);
-      if (settings().races) {  // from here on it is the lane's own write
+      if (settings.races) {  // from here on it is the lane's own write
         note_shared(warp, *copy.instruction, copy.lane, copy.piece.shared, copy.piece.bytes,
                     Use::write);
       }
@@ -123,10 +123,7 @@ void act(Warp& warp, const Instruction& i, uint32_t mask) {
     if (arrives) {
       const uint32_t count = bytes ? 1 : number;
       fault_if(count > barrier.arrivals, warp, i, lane, "more arrivals than the mbarrier expects");
-      if (settings().races) {  // whoever waits for the phase knows what was done so far
-        ++warp.clocks[size_t(warp.index)];
-        join(barrier.clocks, warp.clocks);
-      }
+      release(warp, barrier.clocks);  // whoever waits for the phase knows what was done so far
       barrier.arrivals -= count;
     }
     complete_phase(*warp.block, barrier);
@@ -145,7 +142,7 @@ void test(Warp& warp, const Instruction& i, uint32_t mask) {
     const bool done = parity ? (barrier.phase & 1) != (warp.lanes<uint32_t>(i.from[0])[lane] & 1)
                              : barrier.phase != warp.lanes<uint64_t>(i.from[0])[lane];
     complete |= uint32_t(done) << lane;
-    if (done && settings().races) {
+    if (done) {
       join(warp.clocks, barrier.clocks);
       ++warp.step;
     }
@@ -160,11 +157,10 @@ void test(Warp& warp, const Instruction& i, uint32_t mask) {
 // memory belongs to a group of the lane.
 void issue(Warp& warp, const Instruction& i, int lane, std::vector<Piece> pieces, bool to_shared) {
   Block& block = *warp.block;
-  BulkCopy copy{{&i, warp.index, lane, warp.bulk_committed[size_t(lane)] + 1},
-                std::move(pieces),
-                to_shared,
-                0,
-                0};
+  BulkCopy copy;
+  static_cast<Copy&>(copy) = {&i, warp.index, lane, warp.bulk_committed[size_t(lane)] + 1};
+  copy.pieces = std::move(pieces);
+  copy.to_shared = to_shared;
   for (const Piece& piece : copy.pieces) {
     copy.bytes += piece.bytes;
     note_copy(warp, i, lane, piece.shared, piece.bytes, to_shared ? Use::write : Use::read);
@@ -254,9 +250,7 @@ void wait_for_bulk(Warp& warp, const Instruction& i, uint32_t mask) {
       ++k;
     }
   }
-  if (settings().races) {
-    warp.clocks.back() = block.copies_clock;
-  }
+  warp.clocks.back() = block.copies_clock;
 }
 
 template <Handler run>
@@ -274,17 +268,8 @@ constexpr const char* kTileToShared =
     "mbarrier::complete_tx::bytes";
 constexpr const char* kTileToGlobal =
     "async bulk tensor 1d|2d|3d|4d|5d global shared::cta (tile) bulk_group";
-constexpr const char* kArrive = "arrive (release|relaxed) (cta|cluster) S b64";
-constexpr const char* kArriveExpect = "arrive expect_tx (release|relaxed) (cta|cluster) S b64";
-constexpr const char* kExpect = "expect_tx (relaxed) (cta|cluster) S b64";
-constexpr const char* kComplete = "complete_tx (relaxed) (cta|cluster) S b64";
-constexpr const char* kWait = "test_wait|try_wait (acquire|relaxed) (cta|cluster) S b64";
-constexpr const char* kWaitParity =
-    "test_wait|try_wait parity (acquire|relaxed) (cta|cluster) S b64";
-
 const bool kAdded = add_forms({
-    {"cp", "async ca|cg shared|shared::cta global (L2::64B|L2::128B|L2::256B)", "s g i 4?",
-     pick_copy},
+    {"cp", "async ca|cg shared|shared::cta global H", "s g i 4?", pick_copy},
     {"cp", "async commit_group", "", commit<&Warp::committed>},
     {"cp", "async wait_group", "4", wait_for_copies},
     {"cp", "async wait_all", "", wait_for_copies},
@@ -296,12 +281,12 @@ const bool kAdded = add_forms({
     {"cp", "async bulk wait_group (read)", "4", wait_for_bulk},
     {"mbarrier", "init S b64", "m 4", initialise},
     {"mbarrier", "inval S b64", "m", invalidate},
-    {"mbarrier", kExpect, "m 4", act<false, 1>},
-    {"mbarrier", kComplete, "m 4", act<false, -1>},
-    {"mbarrier", kArrive, "=8 m 4?", act<true, 0>},
-    {"mbarrier", kArriveExpect, "=8 m 4", act<true, 1>},
-    {"mbarrier", kWait, "=p m 8 4?", test<false>, Flow::poll},
-    {"mbarrier", kWaitParity, "=p m 4 4?", test<true>, Flow::poll},
+    {"mbarrier", "expect_tx S b64 H", "m 4", act<false, 1>},
+    {"mbarrier", "complete_tx S b64 H", "m 4", act<false, -1>},
+    {"mbarrier", "arrive S b64 H", "=8 m 4?", act<true, 0>},
+    {"mbarrier", "arrive expect_tx S b64 H", "=8 m 4", act<true, 1>},
+    {"mbarrier", "test_wait|try_wait S b64 H", "=p m 8 4?", test<false>, Flow::poll},
+    {"mbarrier", "test_wait|try_wait parity S b64 H", "=p m 4 4?", test<true>, Flow::poll},
 });
 
 }  // namespace
@@ -319,11 +304,9 @@ void arrive(Block& block, size_t index) {
   }
   if (copy.to_shared) {
     PhaseBarrier& barrier = block.phase_barriers.at(copy.barrier);
-    if (settings().races) {
-      Clocks clocks(block.warps.size() + 1);
-      clocks.back() = block.copies_clock;
-      join(barrier.clocks, clocks);
-    }
+    Clocks clocks(block.warps.size() + 1);
+    clocks.back() = block.copies_clock;
+    join(barrier.clocks, clocks);
     barrier.bytes -= int64_t(copy.bytes);
     complete_phase(block, barrier);
   }

@@ -231,8 +231,6 @@ struct Together {
   bool parked = false;  // until others have come to it
 };
 
-struct Kernel;
-
 struct Warp {
   Block* block = nullptr;
   const Kernel* kernel = nullptr;
@@ -252,7 +250,6 @@ struct Warp {
 
   const Instruction* vote = nullptr;  // the barrier.red that it waits at
   uint32_t vote_mask = 0;
-
   Clocks clocks;  // until when this one has seen the others
   uint32_t step = 1;
 
@@ -327,17 +324,12 @@ struct Settings {
   uint64_t multiprocessors = 132;
   uint64_t most_instructions = 1ull << 36;  // by warps, of a launch
 };
-inline Settings& settings() {
-  static Settings all;
-  return all;
-}
-inline std::mt19937_64& dice() {
-  static std::mt19937_64 generator;
-  return generator;
-}
+inline Settings settings;
+inline std::mt19937_64 dice;
+
 // Whether what is issued has arrived at once.
 inline bool arrives_now() {
-  return settings().arrival == kEarly || (settings().arrival == kRandom && dice()() & 1);
+  return settings.arrival == kEarly || (settings.arrival == kRandom && dice() & 1);
 }
 
 std::string whereabouts(Warp& warp, const Instruction& instruction, int lane);

@@ -27,16 +27,13 @@ struct Touch {
   uint32_t writer = 0, reader = 0;
   bool atomic = false;
 };
-std::unordered_map<uint64_t, Touch>& touches() {
-  static auto* all = new std::unordered_map<uint64_t, Touch>;
-  return *all;
-}
+std::unordered_map<uint64_t, Touch> touches;
 
 void note_global(Warp& warp, const Instruction& i, int lane, uint64_t address, uint32_t bytes,
                  Use use) {
   const uint32_t block = uint32_t(warp.block->number) + 1;
   for (uint64_t at = address; at < address + bytes; ++at) {
-    Touch& touch = touches()[at];
+    Touch& touch = touches[at];
     const bool both_atomic = use == Use::atomic && touch.atomic;
     if (touch.writer && touch.writer != block && !both_atomic) {
       fault(warp, i, lane, "race: global byte ", hexadecimal(at), " was written by block ",
@@ -176,7 +173,7 @@ uint8_t* locate(Warp& warp, const Instruction& i, Space space, uint64_t address,
       return warp.block->grid->parameters.data() + address;
     default: {
       uint8_t* at = global_range(warp, i, lane, address, bytes);
-      if (settings().races && space != Space::constant) {
+      if (settings.races && space != Space::constant) {
         note_global(warp, i, lane, address, bytes, use);
       }
       return at;
@@ -192,7 +189,7 @@ void note_shared(Warp& warp, const Instruction& i, int lane, uint32_t address, u
   } else if (std::memchr(written, 0, bytes)) {
     fault(warp, i, lane, "shared address ", address, " + ", bytes, " holds what nothing wrote");
   }
-  if (settings().races) {
+  if (settings.races) {
     note(warp, i, lane, address, bytes, use,
          {int16_t(warp.index), uint8_t(lane), use == Use::atomic, warp.clocks[size_t(warp.index)],
           warp.step},
@@ -206,7 +203,7 @@ void note_copy(Warp& warp, const Instruction& i, int lane, uint32_t address, uin
   if (use == Use::write) {
     std::memset(block.written.data() + address, 1, bytes);
   }
-  if (settings().races) {
+  if (settings.races) {
     note(warp, i, lane, address, bytes, use,
          {int16_t(block.warps.size()), 0, false, block.copies_clock, 0});
   }
@@ -243,13 +240,18 @@ void count_passes(Warp& warp, const Instruction& i, uint32_t mask, uint32_t byte
 
 void join(Clocks& clocks, const Clocks& other) {
   clocks.resize(std::max(clocks.size(), other.size()));
-  for (size_t i = 0; i < other.size(); ++i) {
+  for (size_t i = 0; settings.races && i < other.size(); ++i) {
     clocks[i] = std::max(clocks[i], other[i]);
   }
 }
 
+void release(Warp& warp, Clocks& clocks) {
+  ++warp.clocks[size_t(warp.index)];
+  join(clocks, warp.clocks);
+}
+
 void forget_global_accesses() {
-  touches().clear();
+  touches.clear();
 }
 
 }  // namespace ptx

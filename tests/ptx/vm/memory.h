@@ -50,7 +50,7 @@ void count_passes(Warp& warp, const Instruction& i, uint32_t mask, uint32_t byte
 template <typename F, typename Row = uint8_t[1]>
 void access(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes, Use use, F f,
             const Row* values = nullptr) {
-  if (settings().banks) {
+  if (settings.banks) {
     count_passes(warp, i, mask, bytes);
   }
   for (; mask; mask &= mask - 1) {
@@ -61,8 +61,9 @@ void access(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes, Use
   }
 }
 
-// Vector clocks: `clocks` learns all that `other` knows.
+// Vector clocks: `clocks` learns all that `other` knows, or all that a warp has done so far.
 void join(Clocks& clocks, const Clocks& other);
+void release(Warp& warp, Clocks& clocks);
 
 // Who wrote and read which byte of global memory in this launch, by block.
 void forget_global_accesses();

@@ -116,7 +116,7 @@ uint64_t encode(Real value, Type type, Rounding rounding = Rounding::nearest, bo
 
 // How tensor cores round a sum is not documented: to nearest here, or, set so, towards zero.
 inline float rounded_sum(double sum) {
-  return settings().truncate_products
+  return settings.truncate_products
              ? bits_as<float>(uint32_t(encode(sum, Type::f32, Rounding::zero)))
              : float(sum);
 }

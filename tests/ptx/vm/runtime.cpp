@@ -21,10 +21,7 @@ struct Stub {
   std::string name;
   size_t most_shared = 48 * 1024;
 };
-std::map<const void*, Stub>& stubs() {
-  static auto* all = new std::map<const void*, Stub>;
-  return *all;
-}
+std::map<const void*, Stub> stubs;
 cudaError_t last_result = cudaSuccess;
 
 // Runs `act`; a failed launch, whatever it is that goes wrong.
@@ -36,8 +33,8 @@ cudaError_t attempt(Act act) {
 cudaError_t run(const void* function, dim3 grid, dim3 block, size_t shared, void** arguments,
                 bool dependent) {
   return attempt([&] {
-    const auto found = stubs().find(function);
-    fault_if(found == stubs().end(), "a kernel that was never registered");
+    const auto found = stubs.find(function);
+    fault_if(found == stubs.end(), "a kernel that was never registered");
     Kernel& kernel = kernel_named(found->second.name);
     const size_t wanted = shared + kernel.shared_bytes, most = found->second.most_shared;
     fault_if(wanted > most, kernel.name, ": ", wanted, " bytes of shared memory; allowed are ",
@@ -67,7 +64,7 @@ EXPORTED void __cudaUnregisterFatBinary(void**) {}
 EXPORTED void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
 EXPORTED void __cudaRegisterFunction(void**, const char* stub, char*, const char* name, int, void*,
                                      void*, void*, void*, int*) {
-  stubs()[stub].name = name;
+  stubs[stub].name = name;
 }
 // Of launches by <<< >>>, which no kernel here is begun with.
 EXPORTED cudaError_t __cudaPopCallConfiguration() {
@@ -91,7 +88,7 @@ EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const
       const cudaLaunchAttribute& attribute = config->attrs[k];
       fault_if(attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization,
                "launch attribute ", int(attribute.id));
-      fault_if(settings().capability < 90, "dependent launches need a capability of 9.0");
+      fault_if(settings.capability < 90, "dependent launches need a capability of 9.0");
       dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
     }
   });
@@ -108,14 +105,14 @@ EXPORTED cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute at
   return attempt([&] {
     if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
       fault_if(value < 0 || size_t(value) > most_shared_bytes(), value, " bytes of shared memory");
-      stubs()[stub].most_shared = size_t(value);
+      stubs[stub].most_shared = size_t(value);
     }
   });
 }
 EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const int capability = int(settings().capability);
+  const int capability = int(settings.capability);
   const std::map<cudaDeviceAttr, int> known = {
-      {cudaDevAttrMultiProcessorCount, int(settings().multiprocessors)},
+      {cudaDevAttrMultiProcessorCount, int(settings.multiprocessors)},
       {cudaDevAttrMaxSharedMemoryPerBlockOptin, int(most_shared_bytes())},
       {cudaDevAttrComputeCapabilityMajor, capability / 10},
       {cudaDevAttrComputeCapabilityMinor, capability % 10},
@@ -123,7 +120,7 @@ EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute
   return attempt([&] { *value = known.at(attribute); });
 }
 EXPORTED const char* cudaGetErrorString(cudaError_t result) {
-  return result == cudaSuccess ? "no error" : last_error().c_str();
+  return result == cudaSuccess ? "no error" : last_error.c_str();
 }
 EXPORTED cudaError_t cudaGetLastError() {
   return std::exchange(last_result, cudaSuccess);
@@ -222,7 +219,7 @@ EXPORTED int32_t torch_c10_cuda_check_msg(int32_t result, const char* file, cons
                                           uint32_t line, bool, char** message) {
   *message = nullptr;
   if (result != cudaSuccess) {
-    *message = strdup(joined("CUDA error: ", last_error(), " (", file, ':', line, ')').c_str());
+    *message = strdup(joined("CUDA error: ", last_error, " (", file, ':', line, ')').c_str());
   }
   return 0;
 }

@@ -15,38 +15,30 @@ constexpr int kTurn = 1 << 16;         // instructions of a warp before it is an
 constexpr size_t kMostSuspended = 32;  // blocks of a grid that wait for another grid
 
 // The state between two launches: a grid that has let dependents start and is not through yet.
-std::unique_ptr<Grid>& held() {
-  static std::unique_ptr<Grid> grid;
-  return grid;
-}
+std::unique_ptr<Grid> held;
+std::vector<std::unique_ptr<Block>> spare_blocks;  // of which storage is used again
 
 // The order is that of kSpecials in translate.cpp.
 void fill_specials(Warp& warp) {
   const Block& block = *warp.block;
   const Grid& grid = *block.grid;
   const auto [x, y, z] = grid.threads;
-  const uint32_t multiprocessors = uint32_t(settings().multiprocessors);
+  const uint32_t multiprocessors = uint32_t(settings.multiprocessors);
   for (const auto& [offset, which] : warp.kernel->specials) {
     for (uint32_t lane = 0; lane < kLanes; ++lane) {
       const uint32_t thread = uint32_t(warp.index) * kLanes + lane;
       const uint32_t up_to = (2u << lane) - 1, equal = 1u << lane;
       const std::array<uint32_t, 3> place = {thread % x, thread / x % y, thread / x / y};
-      const std::array<uint32_t, 3> vectors[] = {place, grid.threads, block.index, grid.size};
-      const uint32_t numbers[] = {lane,
-                                  uint32_t(warp.index),
-                                  uint32_t(block.warps.size()),
-                                  equal,
-                                  up_to & ~equal,
-                                  up_to,
-                                  ~up_to,
-                                  ~up_to | equal,
-                                  grid.dynamic_shared,
-                                  block.shared_bytes,
-                                  uint32_t(block.number % multiprocessors),
-                                  multiprocessors};
-      const size_t index = size_t(which);
-      warp.lanes<uint32_t>(offset)[lane] =
-          index < 12 ? vectors[index / 3][index % 3] : numbers[index - 12];
+      const std::array<uint32_t, 3> values[] = {
+          place,
+          grid.threads,
+          block.index,
+          grid.size,
+          {lane, uint32_t(warp.index), uint32_t(block.warps.size())},
+          {equal, up_to & ~equal, up_to},
+          {~up_to, ~up_to | equal, grid.dynamic_shared},
+          {block.shared_bytes, uint32_t(block.number % multiprocessors), multiprocessors}};
+      warp.lanes<uint32_t>(offset)[lane] = values[which / 3][size_t(which % 3)];
     }
   }
 }
@@ -67,9 +59,7 @@ void release_barrier(Block& block, int name) {
     }
     warp.barrier = -1;
     ++warp.step;
-    if (settings().races) {
-      join(warp.clocks, barrier.clocks);
-    }
+    join(warp.clocks, barrier.clocks);
     if (warp.vote && warp.vote->to_bytes) {  // bar.red.popc
       each(warp.vote_mask,
            [&](int lane) { warp.lanes<uint32_t>(warp.vote->to[0])[lane] = barrier.ones; });
@@ -94,10 +84,7 @@ bool arrive_at_barrier(Warp& warp, const Instruction& i, uint32_t mask) {
            "threads disagree on how many meet at the barrier");
   barrier.expected = count;
   barrier.arrived += kLanes;
-  if (settings().races) {
-    ++warp.clocks[size_t(warp.index)];
-    join(barrier.clocks, warp.clocks);
-  }
+  release(warp, barrier.clocks);
   warp.vote = i.outputs ? &i : nullptr;
   warp.vote_mask = mask;
   if (warp.vote) {
@@ -272,7 +259,7 @@ enum class Stop : uint8_t { ended, previous, dependents };
 // let the grid behind it start.
 Stop run_block(Block& block, bool previous_ended, bool stop_at_dependents) {
   Grid& grid = *block.grid;
-  const bool shuffled = settings().seed != 0;
+  const bool shuffled = settings.seed != 0;
   for (Warp& warp : block.warps) {
     warp.awaits_previous &= !previous_ended;
   }
@@ -289,7 +276,7 @@ Stop run_block(Block& block, bool previous_ended, bool stop_at_dependents) {
         ready.push_back(size_t(warp.index));
       }
     }
-    const auto any_copy = [&] { return shuffled ? dice()() % block.copies.size() : 0; };
+    const auto any_copy = [&] { return shuffled ? dice() % block.copies.size() : 0; };
     if (ended) {
       while (!block.copies.empty()) {
         arrive(block, 0);
@@ -309,13 +296,13 @@ Stop run_block(Block& block, bool previous_ended, bool stop_at_dependents) {
       arrive(block, any_copy());
       continue;
     }
-    const size_t which = ready[shuffled ? dice()() % ready.size() : block.turn++ % ready.size()];
-    const int turn = shuffled ? 1 + int(dice()() % (dice()() % 4 ? 400 : 20)) : kTurn;
+    const size_t which = ready[shuffled ? dice() % ready.size() : block.turn++ % ready.size()];
+    const int turn = shuffled ? 1 + int(dice() % (dice() % 4 ? 400 : 20)) : kTurn;
     Warp& warp = block.warps[which];
     grid.instructions += uint64_t(WarpRunner(warp, turn, previous_ended).run());
-    if (grid.instructions > settings().most_instructions) {
+    if (grid.instructions > settings.most_instructions) {
       const uint32_t at = warp.groups.empty() ? 0 : warp.groups[0].at;
-      fault(warp, warp.kernel->code[at], 0, "more than ", settings().most_instructions,
+      fault(warp, warp.kernel->code[at], 0, "more than ", settings.most_instructions,
             " instructions in one launch: does it loop for ever?");
     }
     for (int name = 0; warp.ended && name < 16; ++name) {
@@ -326,19 +313,14 @@ Stop run_block(Block& block, bool previous_ended, bool stop_at_dependents) {
         other.yielded = false;
       }
     }
-    if (settings().arrival == kRandom && !block.copies.empty() && dice()() % 8 == 0) {
-      arrive(block, dice()() % block.copies.size());
+    if (settings.arrival == kRandom && !block.copies.empty() && dice() % 8 == 0) {
+      arrive(block, dice() % block.copies.size());
     }
   }
 }
 
-std::vector<std::unique_ptr<Block>>& spare_blocks() {
-  static std::vector<std::unique_ptr<Block>> spare;
-  return spare;
-}
-
 void keep(std::unique_ptr<Block> block) {
-  spare_blocks().push_back(std::move(block));
+  spare_blocks.push_back(std::move(block));
 }
 
 // The place in a vector that is at a multiple of `alignment`, with `bytes` behind it.
@@ -349,12 +331,12 @@ uint8_t* room(std::vector<uint8_t>& storage, size_t bytes, size_t alignment) {
 
 std::unique_ptr<Block> make_block(Grid& grid, uint64_t number) {
   auto block = std::make_unique<Block>();
-  if (!spare_blocks().empty()) {  // of which storage is used again
-    block->shared_storage = std::move(spare_blocks().back()->shared_storage);
-    block->written = std::move(spare_blocks().back()->written);
-    block->register_files = std::move(spare_blocks().back()->register_files);
-    block->history = std::move(spare_blocks().back()->history);
-    spare_blocks().pop_back();
+  if (!spare_blocks.empty()) {
+    block->shared_storage = std::move(spare_blocks.back()->shared_storage);
+    block->written = std::move(spare_blocks.back()->written);
+    block->register_files = std::move(spare_blocks.back()->register_files);
+    block->history = std::move(spare_blocks.back()->history);
+    spare_blocks.pop_back();
   }
   const Kernel& kernel = *grid.kernel;
   const uint32_t threads = grid.threads[0] * grid.threads[1] * grid.threads[2];
@@ -367,7 +349,7 @@ std::unique_ptr<Block> make_block(Grid& grid, uint64_t number) {
   block->shared = room(block->shared_storage, block->shared_bytes, 1024);
   std::memset(block->shared, 0xFF, block->shared_bytes);
   block->written.assign(block->shared_bytes, 0);
-  if (settings().races) {
+  if (settings.races) {
     block->history.assign(block->shared_bytes, History());
   }
   block->register_files.resize(std::max(block->register_files.size(), warps));
@@ -390,22 +372,15 @@ std::unique_ptr<Block> make_block(Grid& grid, uint64_t number) {
   return block;
 }
 
-void finish(Grid& grid) {
-  for (std::unique_ptr<Block>& block : grid.suspended) {
-    run_block(*block, true, false);
-    keep(std::move(block));
-  }
-}
-
 void run(std::unique_ptr<Grid> grid) {
   std::vector<uint64_t> order(uint64_t(grid->size[0]) * grid->size[1] * grid->size[2]);
   std::iota(order.begin(), order.end(), 0);
-  if (settings().seed) {
-    std::shuffle(order.begin(), order.end(), dice());
+  if (settings.seed) {
+    std::shuffle(order.begin(), order.end(), dice);
   }
   size_t begun = 0;
   std::vector<std::unique_ptr<Block>> waiting;
-  if (held() && grid->dependent) {  // as many as there is room for, before that one has ended
+  if (held && grid->dependent) {  // as many as there is room for, before that one has ended
     for (; begun < order.size() && waiting.size() < kMostSuspended; ++begun) {
       std::unique_ptr<Block> block = make_block(*grid, order[begun]);
       const bool waits = run_block(*block, false, false) == Stop::previous;
@@ -414,7 +389,7 @@ void run(std::unique_ptr<Grid> grid) {
   }
   synchronize();
   const auto go_on = [&](std::unique_ptr<Block> block) {
-    const bool hold = settings().overlap && grid->kernel->starts_dependents &&
+    const bool hold = settings.overlap && grid->kernel->starts_dependents &&
                       grid->suspended.size() < kMostSuspended;
     const bool stops = run_block(*block, true, hold) == Stop::dependents;
     stops ? grid->suspended.push_back(std::move(block)) : keep(std::move(block));
@@ -426,7 +401,7 @@ void run(std::unique_ptr<Grid> grid) {
     go_on(make_block(*grid, order[begun]));
   }
   if (!grid->suspended.empty()) {
-    held() = std::move(grid);
+    held = std::move(grid);
   }
 }
 
@@ -437,15 +412,17 @@ void launch(std::unique_ptr<Grid> grid) {
   try {
     run(std::move(grid));
   } catch (...) {
-    held().reset();
+    held.reset();
     throw;
   }
 }
 
 void synchronize() {
-  if (held()) {
-    const std::unique_ptr<Grid> grid = std::move(held());
-    finish(*grid);
+  if (const std::unique_ptr<Grid> grid = std::move(held)) {
+    for (std::unique_ptr<Block>& block : grid->suspended) {
+      run_block(*block, true, false);
+      keep(std::move(block));
+    }
   }
 }
 

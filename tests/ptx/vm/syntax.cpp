@@ -126,11 +126,14 @@ Type type_named(std::string_view word) {
   return Type(std::min(index, size_t(Type::none)));
 }
 
+Space space_named(std::string_view word) {
+  const size_t window = word.find("::");  // shared::cta, shared::cluster, param::entry
+  static const Words kNames = {"generic", "global", "shared", "local", "param", "const"};
+  const auto found = std::find(kNames.begin(), kNames.end(), word.substr(0, window));
+  return found == kNames.end() ? Space::generic : Space(found - kNames.begin());
+}
+
 Variable parse_variable(std::string_view text) {
-  static const std::map<std::string_view, Space> kSpaces = {
-      {".shared", Space::shared}, {".global", Space::global}, {".const", Space::constant},
-      {".local", Space::local},   {".param", Space::param},
-  };
   static const std::set<std::string_view> kLinking = {".extern", ".visible", ".weak", ".common",
                                                       ".attribute(.managed)"};
   Variable variable;
@@ -142,8 +145,8 @@ Variable parse_variable(std::string_view text) {
   const Words found = words(text.substr(0, equals));
   for (size_t i = 0; i < found.size(); ++i) {
     const std::string_view word = found[i];
-    if (const auto space = kSpaces.find(word); space != kSpaces.end()) {
-      variable.space = pointer ? variable.space : space->second;
+    if (const Space space = space_named(word.substr(1)); space != Space::generic) {
+      variable.space = pointer ? variable.space : space;
     } else if (word == ".align" && i + 1 < found.size()) {
       const uint32_t wanted = uint32_t(integer_of(found[++i]));
       alignment = pointer ? alignment : wanted;
@@ -155,6 +158,7 @@ Variable parse_variable(std::string_view text) {
       variable.name += word;
     } else if (!kLinking.contains(word)) {
       variable.element = type_named(word.substr(1));
+      fault_if(variable.element == Type::none, "unknown word ", word);
     }
   }
   const size_t bracket = variable.name.find('[');
@@ -165,7 +169,7 @@ Variable parse_variable(std::string_view text) {
     variable.name.resize(bracket);
   }
   fault_if(variable.name.empty() || variable.element == Type::none,
-           "a variable without a name or a type that is known: ", text);
+           "a variable without a name or a type: ", text);
   const uint32_t bytes = uint32_t(bytes_of(variable.element)) * vector;
   variable.bytes = count * bytes;
   variable.alignment = alignment ? alignment : bytes;

@@ -28,7 +28,8 @@ Operand parse_operand(std::string_view text);
 // Of a constant, as a register of `bytes` bytes holds it.
 uint64_t bits_of(const Operand& operand, int bytes);
 
-Type type_named(std::string_view word);  // "f32"; Type::none if there is none of this name
+Space space_named(std::string_view word);  // "shared::cta"; Space::generic if there is none
+Type type_named(std::string_view word);    // "f32"; Type::none if there is none of this name
 
 // `.shared .align 16 .b8 name[64]`, with or without an initial value.
 Variable parse_variable(std::string_view text);

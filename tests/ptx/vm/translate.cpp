@@ -28,12 +28,6 @@ const Words kHints = words(
     "unified L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last "
     "L1::no_allocate L2::evict_first L2::evict_last L2::evict_normal L2::64B L2::128B L2::256B");
 
-const Words kSpaceNames =
-    words("generic global shared shared::cta shared::cluster local param param::entry const");
-constexpr Space kSpaces[] = {Space::generic, Space::global, Space::shared,
-                             Space::shared,  Space::shared, Space::local,
-                             Space::param,   Space::param,  Space::constant};
-
 // The index of a word, -1 if it is not there.
 int index_of(const Words& list, std::string_view word) {
   const auto found = std::find(list.begin(), list.end(), word);
@@ -330,7 +324,11 @@ class Translator {
         (i.type == Type::none ? i.type : i.type2) =
             Type(size_t(index) + (token == "F" ? kIntegers.size() : 0));
       } else if (token == "S") {
-        i.address[0].space = kSpaces[std::max(0, take(kSpaceNames))];
+        const auto is_space = [](std::string_view x) { return space_named(x) != Space::generic; };
+        if (const auto at = std::find_if(found.begin(), found.end(), is_space); at != found.end()) {
+          i.address[0].space = space_named(*at);
+          found.erase(at);
+        }
       } else if (token == "H") {
         while (take(kHints) >= 0) {
         }
