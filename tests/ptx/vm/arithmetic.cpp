@@ -35,10 +35,8 @@ Handler integers(Instruction& i) {
   return for_integers(i.type, []<typename T>(T) { return plain<F, T>(); });
 }
 
-// What `choices` says of floats.
-constexpr const char* kFloats = "[rn|rz|rm|rp] [ftz] [sat] [relu] (approx|full) F";
-constexpr const char* kFloatsOrNan = "[rn|rz|rm|rp] [ftz] [sat] [relu] NaN F";
-enum { kRounding, kFlush, kSaturate, kRelu };
+constexpr const char* kFloats = FASSD_PTX_ROUNDING "(approx|full) F";
+constexpr const char* kFloatsOrNan = FASSD_PTX_ROUNDING "NaN F";
 
 // Floats of whatever rounding and limits, and halves, of which a register may hold two: computed
 // in double and rounded once. (A sum of two floats whose exponents lie 29 apart is not exact in
@@ -55,16 +53,7 @@ void by_double(Warp& warp, const Instruction& i, uint32_t mask) {
         values[k] = decode(bits, i.type);
         values[k] = i.choices[kFlush] ? flushed(float(values[k])) : values[k];
       }
-      double value = std::apply(F, values);
-      if (i.choices[kSaturate]) {
-        value = std::isnan(value) ? 0.0 : std::clamp(value, 0.0, 1.0);
-      }
-      value = i.choices[kRelu] && value < 0 ? 0.0 : value;
-      const int rounding = std::max(1, int(i.choices[kRounding])) - 1;
-      uint32_t result = uint32_t(encode(value, i.type, Rounding(rounding)));
-      if (i.choices[kFlush]) {
-        result = bits_as<uint32_t>(flushed(bits_as<float>(result)));
-      }
+      const uint64_t result = rounded(double(std::apply(F, values)), i);
       std::memcpy(warp.registers + i.to[0] + at, &result, piece);
     }
   });
@@ -72,10 +61,9 @@ void by_double(Warp& warp, const Instruction& i, uint32_t mask) {
 
 template <auto F>
 Handler floats(Instruction& i) {
-  const bool exact =
-      i.choices[kRounding] < 2 && !i.choices[kFlush] && !i.choices[kSaturate] && !i.choices[kRelu];
+  const bool exact = is_plain(i);
   fault_if(i.type == Type::tf32 || (i.type == Type::f64 && !exact) ||
-               (i.type != Type::f32 && i.choices[kFlush]),
+               (i.type != Type::f32 && i.choices[kFlush]) || i.choices[kRounding] > 4,
            "this type or rounding is not supported");
   return exact && i.type == Type::f32   ? plain<F, float>()
          : exact && i.type == Type::f64 ? plain<F, double>()

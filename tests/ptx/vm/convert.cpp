@@ -5,36 +5,9 @@
 namespace ptx {
 namespace {
 
-constexpr const char* kModifiers =
-    "[rn|rz|rm|rp|rna|rni|rzi|rmi|rpi] [sat] [relu] [satfinite] [ftz] ";
-enum { kRounding, kSaturate, kRelu, kFinite, kFlush };
-
-Rounding rounding_of(const Instruction& i) {
-  return Rounding(i.choices[kRounding] == 0 ? 0 : (i.choices[kRounding] - 1) % 5);
-}
-
 // Every integer of 64 bits and every float there is has its place in a long double.
 using Real = long double;
 static_assert(std::numeric_limits<Real>::digits >= 64);
-
-// A float of `value`, which is one of at most 32 bits, or of 64 where it stays as it is.
-uint64_t to_float(Real value, const Instruction& i, Type type) {
-  const bool is_integral = i.choices[kRounding] > 5;
-  if (is_integral) {
-    value = integral(value, rounding_of(i));
-  }
-  if (i.choices[kSaturate]) {
-    value = std::isnan(value) ? 0 : std::clamp<Real>(value, 0, 1);
-  }
-  if (i.choices[kRelu] && value < 0) {
-    value = 0;
-  }
-  const uint64_t bits = encode(value, type, is_integral ? Rounding::nearest : rounding_of(i),
-                               i.choices[kFinite] != 0);
-  return i.choices[kFlush] && type == Type::f32
-             ? bits_as<uint32_t>(flushed(bits_as<float>(uint32_t(bits))))
-             : bits;
-}
 
 // An integer of `value`: beyond the range the nearest there is, NaN to 0 (of 64 bits to the sign).
 uint64_t to_integer(Real value, Type type, Rounding rounding) {
@@ -47,26 +20,26 @@ uint64_t to_integer(Real value, Type type, Rounding rounding) {
   return value < 0 ? uint64_t(int64_t(value)) : uint64_t(value);
 }
 
+// The lower bits of a register as a number, of its sign or of zeros in front.
+uint64_t extended(uint64_t bits, Type type) {
+  const int empty = 64 - 8 * bytes_of(type);
+  return is_signed(type) ? uint64_t(int64_t(bits << empty) >> empty) : bits << empty >> empty;
+}
+
 void convert(Warp& warp, const Instruction& i, uint32_t mask) {
   const size_t from = i.from_bytes, to = i.to_bytes;
   each(mask, [&](int lane) {
     uint64_t bits = 0, result = 0;
     std::memcpy(&bits, warp.registers + i.from[0] + from * lane, from);
-    if (is_integer(i.type2)) {  // the register may be wider, of signs or of zeros in front
-      const int empty = 64 - 8 * bytes_of(i.type2);
-      bits =
-          is_signed(i.type2) ? uint64_t(int64_t(bits << empty) >> empty) : bits << empty >> empty;
-    }
+    bits = is_integer(i.type2) ? extended(bits, i.type2) : bits;
     const Real value = !is_integer(i.type2) ? decode(bits, i.type2)
                        : is_signed(i.type2) ? Real(int64_t(bits))
                                             : Real(bits);
     const Real flat = i.choices[kFlush] && i.type2 == Type::f32 ? flushed(float(value)) : value;
     if (!is_integer(i.type)) {
-      result = to_float(flat, i, i.type);
+      result = rounded(flat, i);
     } else if (is_integer(i.type2) && !i.choices[kSaturate]) {
-      const int empty = 64 - 8 * bytes_of(i.type);
-      result =
-          is_signed(i.type) ? uint64_t(int64_t(bits << empty) >> empty) : bits << empty >> empty;
+      result = extended(bits, i.type);
     } else {
       result = to_integer(flat, i.type, rounding_of(i));
     }
@@ -78,9 +51,14 @@ void convert(Warp& warp, const Instruction& i, uint32_t mask) {
 void convert_two(Warp& warp, const Instruction& i, uint32_t mask) {
   const float *a = warp.lanes<float>(i.from[0]), *b = warp.lanes<float>(i.from[1]);
   uint32_t* to = warp.lanes<uint32_t>(i.to[0]);
-  each(mask, [&](int lane) {
-    to[lane] = uint32_t(to_float(a[lane], i, i.type) << 16 | to_float(b[lane], i, i.type));
-  });
+  each(mask,
+       [&](int lane) { to[lane] = uint32_t(rounded(a[lane], i) << 16 | rounded(b[lane], i)); });
+}
+
+template <Type type>
+Handler pick_pair(Instruction& i) {
+  i.type = type;
+  return convert_two;
 }
 
 // What kernels are full of, without the detour.
@@ -107,26 +85,19 @@ Handler pick_conversion(Instruction& i) {
   fault_if(is_packed(i.type) || is_packed(i.type2) || i.type2 == Type::tf32 ||
                (i.type == Type::tf32 && i.type2 != Type::f32),
            "this conversion is not supported");
-  const bool nearest = i.choices[kRounding] < 2 && !i.choices[kSaturate] && !i.choices[kRelu] &&
-                       !i.choices[kFinite] && !i.choices[kFlush];
   for (const auto& quick : kQuick) {
-    if (nearest && quick.to == i.type && quick.from == i.type2 && quick.to_bytes == i.to_bytes &&
-        quick.from_bytes == i.from_bytes) {
+    if (is_plain(i) && quick.to == i.type && quick.from == i.type2 &&
+        quick.to_bytes == i.to_bytes && quick.from_bytes == i.from_bytes) {
       return quick.run;
     }
   }
   return convert;
 }
 
-const std::string kOne = std::string(kModifiers) + "T T";
-const std::string kPairs = std::string(kModifiers) + "f16x2|bf16x2 f32";
 const bool kAdded = add_forms({
-    {"cvt", kOne, "=r r", pick_conversion},
-    {"cvt", kPairs, "=4 4 4",
-     [](Instruction& i) -> Handler {
-       i.type = i.choices[5] ? Type::bf16 : Type::f16;
-       return convert_two;
-     }},
+    {"cvt", FASSD_PTX_ROUNDING "T T", "=r r", pick_conversion},
+    {"cvt", FASSD_PTX_ROUNDING "f16x2 f32", "=4 4 4", pick_pair<Type::f16>},
+    {"cvt", FASSD_PTX_ROUNDING "bf16x2 f32", "=4 4 4", pick_pair<Type::bf16>},
 });
 
 }  // namespace

@@ -160,7 +160,7 @@ struct Kernel {
 };
 
 struct Variable {
-  std::string name, initial;
+  std::string name;
   Type element = Type::none;
   Space space = Space::generic;
   uint32_t alignment = 1;

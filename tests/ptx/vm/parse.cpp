@@ -133,16 +133,6 @@ class Parser {
       std::vector<uint8_t>& storage =
           module_->storage.emplace_back(variable.bytes + variable.alignment);
       variable.address = aligned(reinterpret_cast<uint64_t>(storage.data()), variable.alignment);
-      std::string_view values = variable.initial;
-      values = values.substr(0, values.rfind('}')).substr(values.compare(0, 1, "{") == 0);
-      uint8_t* at = reinterpret_cast<uint8_t*>(variable.address);
-      for (std::string_view value : split(values, ',')) {
-        const Operand number = parse_operand(value);
-        const int bytes = bytes_of(variable.element);
-        const uint64_t bits = bits_of(number, bytes);
-        std::memcpy(at, &bits, size_t(bytes));
-        at += bytes;
-      }
       add_allocation(variable.address, variable.bytes);
     }
     module_->variables.push_back(variable);

@@ -137,12 +137,11 @@ Variable parse_variable(std::string_view text) {
   static const std::set<std::string_view> kLinking = {".extern", ".visible", ".weak", ".common",
                                                       ".attribute(.managed)"};
   Variable variable;
-  const size_t equals = std::min(text.find('='), text.size());
-  variable.initial = trimmed(text.substr(std::min(equals + 1, text.size())));
+  fault_if(text.find('=') != text.npos, "initial values are not supported: ", text);
   uint64_t count = 1;
   uint32_t vector = 1, alignment = 0;
   bool pointer = false;  // `.ptr .global .align 16` says what a parameter points to
-  const Words found = words(text.substr(0, equals));
+  const Words found = words(text);
   for (size_t i = 0; i < found.size(); ++i) {
     const std::string_view word = found[i];
     if (const Space space = space_named(word.substr(1)); space != Space::generic) {

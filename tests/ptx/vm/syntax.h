@@ -31,7 +31,7 @@ uint64_t bits_of(const Operand& operand, int bytes);
 Space space_named(std::string_view word);  // "shared::cta"; Space::generic if there is none
 Type type_named(std::string_view word);    // "f32"; Type::none if there is none of this name
 
-// `.shared .align 16 .b8 name[64]`, with or without an initial value.
+// `.shared .align 16 .b8 name[64]`.
 Variable parse_variable(std::string_view text);
 
 template <typename Integer>

@@ -34,18 +34,19 @@ int index_of(const Words& list, std::string_view word) {
   return found == list.end() ? -1 : int(found - list.begin());
 }
 
-// What a text of a form is made of, which is found once.
-const Words& parts_of(std::string_view text, Words (*split)(std::string_view)) {
+// The words of a form's text, or the alternatives of one of them: [a|b], (a|b), a|b. Found once.
+Words alternatives(std::string_view token) {
+  const bool enclosed = token[0] == '[' || token[0] == '(';
+  return split(enclosed ? token.substr(1, token.size() - 2) : token, '|');
+}
+template <auto split>
+const Words& parts_of(std::string_view text) {
   static std::map<std::string_view, Words> known;
   const auto [found, added] = known.try_emplace(text);
   if (added) {
     found->second = split(text);
   }
   return found->second;
-}
-Words alternatives(std::string_view token) {
-  const bool enclosed = token[0] == '[' || token[0] == '(';
-  return split(enclosed ? token.substr(1, token.size() - 2) : token, '|');
 }
 
 struct Register {
@@ -287,7 +288,8 @@ class Translator {
         bind_modifiers(made, form->second.modifiers, modifiers, steps);
         bind_operands(made, form->second.operands, operands, steps);
         made.flow = form->second.flow;
-        made.run = form->second.pick ? form->second.pick(made) : form->second.run;
+        const Form::Pick* pick = std::get_if<Form::Pick>(&form->second.handler);
+        made.run = pick ? (*pick)(made) : std::get<Handler>(form->second.handler);
         if (made.flow == Flow::branch) {
           jumps_.emplace_back(kernel_.code.size(), operands[0].text);
         }
@@ -317,7 +319,7 @@ class Translator {
       return -1;
     };
     int choices = 0;
-    for (std::string_view token : parts_of(wanted, words)) {
+    for (std::string_view token : parts_of<words>(wanted)) {
       if (token == "T" || token == "I" || token == "F") {
         const int index = take(token == "T" ? kTypes : token == "I" ? kIntegers : kFloats);
         fault_if(index < 0, "a type is missing, or not supported");
@@ -342,7 +344,7 @@ class Translator {
       } else if (token == "*") {
         found.clear();
       } else {
-        const Words& list = parts_of(token, alternatives);
+        const Words& list = parts_of<alternatives>(token);
         const bool required = token[0] != '[' && token[0] != '(';
         const int index = take(list);
         fault_if(index < 0 && required, "one of .", token, " is missing");
@@ -358,7 +360,7 @@ class Translator {
 
   void bind_operands(Instruction& i, std::string_view wanted, const std::vector<Operand>& found,
                      int& steps) {
-    const Words& tokens = parts_of(wanted, words);
+    const Words& tokens = parts_of<words>(wanted);
     const size_t least = tokens.size() - size_t(std::count(wanted.begin(), wanted.end(), '?'));
     if (wanted == "*") {
       return;

@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 #include <utility>
+#include <variant>
 
 #include "numbers.h"
 #include "syntax.h"
@@ -39,20 +40,38 @@ namespace ptx {
 //   l            a label
 //   *            whatever is left over
 struct Form {
-  using Pick = Handler (*)(Instruction&);  // the handler, for what was found
+  using Pick = Handler (*)(Instruction&);  // finds the handler, for what was found
 
   std::string_view opcode, modifiers, operands;
-  Handler run = nullptr;
-  Pick pick = nullptr;
+  std::variant<Handler, Pick> handler;
   Flow flow = Flow::next;
-
-  Form(std::string_view opcode, std::string_view modifiers, std::string_view operands, Pick pick,
-       Flow flow = Flow::next)
-      : opcode(opcode), modifiers(modifiers), operands(operands), pick(pick), flow(flow) {}
-  Form(std::string_view opcode, std::string_view modifiers, std::string_view operands, Handler run,
-       Flow flow = Flow::next)
-      : opcode(opcode), modifiers(modifiers), operands(operands), run(run), flow(flow) {}
 };
+
+// How floats are rounded and limited, as the first of `choices`.
+#define FASSD_PTX_ROUNDING "[rn|rz|rm|rp|rna|rni|rzi|rmi|rpi] [ftz] [sat] [relu] [satfinite] "
+enum { kRounding, kFlush, kSaturate, kRelu, kFinite };
+inline Rounding rounding_of(const Instruction& i) {
+  return Rounding(i.choices[kRounding] == 0 ? 0 : (i.choices[kRounding] - 1) % 5);
+}
+// Whether nothing but rounding to nearest is asked for.
+inline bool is_plain(const Instruction& i) {
+  return i.choices[kRounding] < 2 &&
+         std::count(i.choices + kFlush, i.choices + kFinite + 1, 0) == 4;
+}
+template <typename Real>
+uint64_t rounded(Real value, const Instruction& i) {
+  const bool is_integral = i.choices[kRounding] > 5;
+  value = is_integral ? integral(value, rounding_of(i)) : value;
+  if (i.choices[kSaturate]) {
+    value = std::isnan(value) ? 0 : std::clamp<Real>(value, 0, 1);
+  }
+  value = i.choices[kRelu] && value < 0 ? 0 : value;
+  const Rounding rounding = is_integral ? Rounding::nearest : rounding_of(i);
+  const uint64_t bits = encode(value, i.type, rounding, i.choices[kFinite] != 0);
+  return i.choices[kFlush] && i.type == Type::f32
+             ? bits_as<uint32_t>(flushed(bits_as<float>(uint32_t(bits))))
+             : bits;
+}
 
 // Each file of instructions adds its own.
 bool add_forms(std::initializer_list<Form> list);
