@@ -22,15 +22,16 @@ void load(Warp& warp, const Instruction& i, uint32_t mask) {
 template <typename Memory, typename Register>
 void store(Warp& warp, const Instruction& i, uint32_t mask) {
   const int count = i.inputs;
-  Memory values[kLanes][8];
-  each(mask, [&](int lane) {
+  const auto put = [&](int lane, uint8_t* at) {
     for (int k = 0; k < count; ++k) {
-      values[lane][k] = Memory(warp.lanes<Register>(i.from[k])[lane]);
+      const Memory value = Memory(warp.lanes<Register>(i.from[k])[lane]);
+      std::memcpy(at + k * sizeof value, &value, sizeof value);
     }
-  });
-  const uint32_t bytes = uint32_t(sizeof(Memory)) * count;
-  const auto put = [&](int lane, uint8_t* at) { std::memcpy(at, values[lane], bytes); };
-  access(warp, i, mask, bytes, Use::write, put, values);
+  };
+  uint8_t values[kLanes][8 * sizeof(Memory)];  // what others may have written, too
+  each(settings.races ? mask : 0, [&](int lane) { put(lane, values[lane]); });
+  access(warp, i, mask, uint32_t(sizeof(Memory)) * count, Use::write, put,
+         settings.races ? values : nullptr);
 }
 
 // Registers may be wider than what they are loaded from or stored to.

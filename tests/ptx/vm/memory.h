@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <cstring>
+
 #include "machine.h"
 
 namespace ptx {
@@ -45,6 +47,28 @@ void note_copy(Warp& warp, const Instruction& i, int lane, uint32_t address, uin
 // Passes over the banks of shared memory of the lanes' accesses of `bytes` each.
 void count_passes(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes);
 
+// What `locate` finds where there is nothing to say: null if it has to be asked.
+inline uint8_t* located_at_once(Warp& warp, const Instruction& i, uint64_t address, uint32_t bytes,
+                                Use use) {
+  const Space space = i.address[0].space;
+  if (settings.races || (address & (bytes - 1))) {
+    return nullptr;
+  }
+  if (space == Space::global && address >= i.low && address + bytes <= i.high) {
+    return reinterpret_cast<uint8_t*>(address);
+  }
+  if (space != Space::shared || address + bytes > warp.block->shared_bytes) {
+    return nullptr;
+  }
+  uint8_t* written = warp.block->written.data() + address;
+  if (use == Use::write) {
+    std::memset(written, 1, bytes);
+  } else if (std::memchr(written, 0, bytes)) {
+    return nullptr;
+  }
+  return warp.block->shared + address;
+}
+
 // Calls f(lane, place) for what lies at the address of each lane. `values`: what is written there,
 // a row for each lane.
 template <typename F, typename Row = uint8_t[1]>
@@ -55,9 +79,11 @@ void access(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes, Use
   }
   for (; mask; mask &= mask - 1) {
     const int lane = __builtin_ctz(mask);
-    const uint8_t* value = values ? reinterpret_cast<const uint8_t*>(values + lane) : nullptr;
     const uint64_t address = address_of(warp, i.address[0], lane);
-    f(lane, locate(warp, i, i.address[0].space, address, lane, bytes, bytes, use, value));
+    uint8_t* at = located_at_once(warp, i, address, bytes, use);
+    f(lane, at ? at
+               : locate(warp, i, i.address[0].space, address, lane, bytes, bytes, use,
+                        values ? values[lane] : nullptr));
   }
 }
 
