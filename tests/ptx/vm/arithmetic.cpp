@@ -72,19 +72,14 @@ Handler floats(Instruction& i) {
 
 constexpr auto kFused = [](auto x, auto y, auto z) { return std::fma(x, y, z); };
 
-// Of floats: a number rather than a NaN, and -0 rather than +0.
-constexpr auto kLesser = []<typename T>(T x, T y) {
+// Of floats: a number rather than a NaN, and -0 as less than +0.
+template <bool least>
+constexpr auto kExtreme = []<typename T>(T x, T y) {
   if constexpr (std::is_integral_v<T>) {
-    return std::min(x, y);
+    return least ? std::min(x, y) : std::max(x, y);
   } else {
-    return x != x ? y : y != y ? x : x < y || (x == y && std::signbit(x)) ? x : y;
-  }
-};
-constexpr auto kGreater = []<typename T>(T x, T y) {
-  if constexpr (std::is_integral_v<T>) {
-    return std::max(x, y);
-  } else {
-    return x != x ? y : y != y ? x : x > y || (x == y && !std::signbit(x)) ? x : y;
+    const bool is_first = x == y ? std::signbit(x) == least : (x < y) == least;
+    return x != x ? y : y != y || is_first ? x : y;
   }
 };
 template <auto F>
@@ -308,12 +303,12 @@ const bool kAdded = add_forms({
     {"div", "I", "=t t t", integers<kQuotient>},
     {"div", kFloats, "=t t t", floats<kQuotient>},
     {"rem", "I", "=t t t", integers<kRemainder>},
-    {"min", "I", "=t t t", integers<kLesser>},
-    {"min", kFloats, "=t t t", floats<kLesser>},
-    {"min", kFloatsOrNan, "=t t t", floats<kOrNan<kLesser>>},
-    {"max", "I", "=t t t", integers<kGreater>},
-    {"max", kFloats, "=t t t", floats<kGreater>},
-    {"max", kFloatsOrNan, "=t t t", floats<kOrNan<kGreater>>},
+    {"min", "I", "=t t t", integers<kExtreme<true>>},
+    {"min", kFloats, "=t t t", floats<kExtreme<true>>},
+    {"min", kFloatsOrNan, "=t t t", floats<kOrNan<kExtreme<true>>>},
+    {"max", "I", "=t t t", integers<kExtreme<false>>},
+    {"max", kFloats, "=t t t", floats<kExtreme<false>>},
+    {"max", kFloatsOrNan, "=t t t", floats<kOrNan<kExtreme<false>>>},
     {"neg", "I", "=t t", integers<std::negate<>{}>},
     {"neg", kFloats, "=t t", floats<std::negate<>{}>},
     {"abs", "I", "=t t", integers<kAbsolute>},

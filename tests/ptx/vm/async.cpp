@@ -1,8 +1,6 @@
 // Asynchronous copies. (PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy",
 // "Tensors", "Parallel Synchronization and Communication Instructions: mbarrier".)
 
-#include "async.h"
-
 #include "memory.h"
 #include "translate.h"
 

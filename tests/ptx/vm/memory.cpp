@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 
 namespace ptx {
@@ -213,7 +214,7 @@ void count_passes(Warp& warp, const Instruction& i, uint32_t mask, uint32_t byte
   // 32 banks of 4 bytes serve 32, 16 or 8 lanes at a time, of 4, 8 or 16 bytes each.
   const int together = bytes >= 16 ? 8 : bytes == 8 ? 16 : 32;
   for (int first = 0; first < kLanes; first += together) {
-    std::array<std::vector<uint32_t>, 32> banks;
+    std::array<std::set<uint32_t>, 32> banks;
     size_t most = 0;
     for (int lane = first; lane < first + together; ++lane) {
       const uint64_t at = address_of(warp, i.address[0], lane);
@@ -226,11 +227,8 @@ void count_passes(Warp& warp, const Instruction& i, uint32_t mask, uint32_t byte
       }
       const uint32_t begin = uint32_t(at) / 4;
       for (uint32_t word = begin; word < begin + std::max(1u, bytes / 4); ++word) {
-        std::vector<uint32_t>& bank = banks[word % 32];
-        if (std::find(bank.begin(), bank.end(), word) == bank.end()) {
-          bank.push_back(word);
-          most = std::max(most, bank.size());
-        }
+        banks[word % 32].insert(word);
+        most = std::max(most, banks[word % 32].size());
       }
     }
     i.count.passes += most;

@@ -34,14 +34,15 @@ class Parser {
   }
 
   std::unique_ptr<Module> parse() {
+    size_t begin = 0;
     try {
-      while ((at_ = text_.find_first_not_of(" \t\r\n", at_)) != text_.npos) {
+      for (; (at_ = begin = text_.find_first_not_of(" \t\r\n", at_)) != text_.npos;) {
         statement();
       }
-      at_ = 0;
+      begin = 0;
       fault_if(module_->architecture == 0, "no .target: this is no PTX, or a part of it");
     } catch (const Fault& error) {
-      throw Fault(module_->file, ':', line(at_), ": ", error.what());
+      throw Fault(module_->file, ':', line(begin), ": ", error.what());
     }
     return std::move(module_);
   }
@@ -51,46 +52,48 @@ class Parser {
     return 1 + int(std::count(text_.begin(), text_.begin() + long(at), '\n'));
   }
 
-  // The text up to one of some characters.
-  std::string_view until(const char* ends) {
-    const size_t end = text_.find_first_of(ends, at_);
+  // The text up to one of some characters, which is passed over.
+  std::string_view taken(const char* ends) {
+    const size_t begin = at_, end = text_.find_first_of(ends, begin);
     fault_if(end == text_.npos, "the file ends within a statement");
-    return trimmed(all_.substr(at_, end - at_));
+    at_ = end + 1;
+    return trimmed(all_.substr(begin, end - begin));
   }
 
-  // The body in the braces that begin at `open`.
-  std::string_view body(size_t open) const {
-    int depth = 0;
-    for (size_t i = open; i < text_.size(); ++i) {
-      depth += (text_[i] == '{') - (text_[i] == '}');
-      if (depth == 0) {
-        return all_.substr(open + 1, i - open - 1);
-      }
+  // What comes up to the brace that closes one before.
+  std::string_view body() {
+    const size_t begin = at_;
+    for (int depth = 1; depth > 0; ++at_) {
+      fault_if(at_ == text_.size(), "the file ends within a body");
+      depth += (text_[at_] == '{') - (text_[at_] == '}');
     }
-    throw Fault("the file ends within a body");
+    return all_.substr(begin, at_ - 1 - begin);
   }
 
   void statement() {
-    const std::string_view line = trimmed(all_.substr(at_, text_.find('\n', at_) - at_));
-    const std::string_view first = words(line)[0];
-    const std::string rest(trimmed(line.substr(first.size())));
-    size_t end = at_ + line.size();
+    const size_t begin = at_, space = text_.find_first_of(" \t\r\n", at_);
+    const std::string_view first = all_.substr(at_, space - at_);
+    const bool is_line =
+        first == ".version" || first == ".target" || first == ".address_size" || first == ".file";
+    const std::string rest(is_line ? trimmed(taken("\n").substr(first.size())) : taken(";{"));
+    const bool has_body = !is_line && text_[at_ - 1] == '{';
     if (first == ".version") {
       fault_if(std::atof(rest.c_str()) > kNewestVersion, "PTX of version ", rest,
                "; this executor knows versions up to ", kNewestVersion);
     } else if (first == ".target") {
       fault_if(rest.compare(0, 3, "sm_") != 0, "unknown target ", rest);
       module_->architecture = std::atoi(rest.c_str() + 3);
-    } else if (first == ".section") {
-      const std::string_view found = body(text_.find('{', at_));
-      if (rest.compare(0, 10, ".debug_str") == 0) {
-        names(found);
-      }
-      end = size_t(found.end() - all_.begin()) + 1;
-    } else if (first != ".address_size" && first != ".file") {
-      end = declaration();
+    } else if (has_body && first == ".section") {
+      const std::string_view found = body();
+      names(rest.find(".debug_str") == rest.npos ? "" : found);
+    } else if (has_body && rest.find(".entry") != rest.npos) {
+      entry(rest, body());
+    } else if (!is_line && rest.find(".func") == rest.npos) {
+      at_ = begin;
+      variable(taken(";"));
+    } else {
+      fault_if(has_body, "functions that are not inlined are not supported: ", rest);
     }
-    at_ = end;
   }
 
   // Names of inlined functions, a label in front of each.
@@ -107,24 +110,6 @@ class Parser {
         }
       }
     }
-  }
-
-  // Returns the end of it.
-  size_t declaration() {
-    const std::string_view head = until(";{");
-    const size_t brace = text_.find_first_of(";{", at_);
-    const bool has_body = text_[brace] == '{';
-    if (head.find(".entry") != head.npos && has_body) {
-      const std::string_view found = body(brace);
-      entry(head, found);
-      return size_t(found.end() - all_.begin()) + 1;
-    }
-    if (head.find(".func") == head.npos) {
-      variable(until(";"));
-    } else if (has_body) {
-      throw Fault("functions that are not inlined are not supported: ", head);
-    }
-    return text_.find(';', at_) + 1;
   }
 
   void variable(std::string_view text) {

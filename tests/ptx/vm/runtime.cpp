@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "api.h"
-#include "async.h"
 #include "memory.h"
 
 using namespace ptx;

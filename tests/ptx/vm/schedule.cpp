@@ -4,7 +4,6 @@
 #include <cstring>
 #include <numeric>
 
-#include "async.h"
 #include "memory.h"
 #include "syntax.h"
 
