@@ -53,27 +53,21 @@ Kernel& kernel_named(const std::string& name) {
 }
 
 void checked_launch(Kernel& kernel, Grid grid) {
+  const std::string who = kernel.name + ": ";
   const auto [x, y, z] = grid.size;
-  const auto& threads = grid.threads;
-  const uint64_t count = uint64_t(threads[0]) * threads[1] * threads[2];
-  const auto refuse = [&](auto... what) { throw Fault(kernel.name, ": ", what...); };
-  if (threads[0] > 1024 || threads[1] > 1024 || threads[2] > 64 || count == 0 ||
-      count > kernel.most_threads) {
-    refuse("blocks of ", count, " threads; it takes up to ", kernel.most_threads);
-  }
-  if (kernel.required[0] && threads != kernel.required) {
-    refuse("it requires other blocks (.reqntid)");
-  }
-  if (!x || !y || !z || x > 0x7FFFFFFF || y > 65535 || z > 65535) {
-    refuse("a grid of ", x, " x ", y, " x ", z, " blocks");
-  }
+  const auto [width, height, depth] = grid.threads;
+  const uint64_t count = uint64_t(width) * height * depth;
   const size_t shared = size_t(grid.dynamic_shared) + kernel.shared_bytes;
-  if (shared > most_shared_bytes()) {
-    refuse(shared, " bytes of shared memory; a block has ", most_shared_bytes());
-  }
-  if (kernel.parameter_bytes > 32764) {
-    refuse(kernel.parameter_bytes, " bytes of parameters; possible are 32764");
-  }
+  fault_if(width > 1024 || height > 1024 || depth > 64 || !count || count > kernel.most_threads,
+           who, "blocks of ", count, " threads; it takes up to ", kernel.most_threads);
+  fault_if(kernel.required[0] && grid.threads != kernel.required, who,
+           "it requires other blocks (.reqntid)");
+  fault_if(!x || !y || !z || x > 0x7FFFFFFF || y > 65535 || z > 65535, who, "a grid of ", x, " x ",
+           y, " x ", z, " blocks");
+  fault_if(shared > most_shared_bytes(), who, shared, " bytes of shared memory; a block has ",
+           most_shared_bytes());
+  fault_if(kernel.parameter_bytes > 32764, who, kernel.parameter_bytes,
+           " bytes of parameters; possible are 32764");
   kernel.launches += 1;
   kernel.blocks += uint64_t(x) * y * z;
   grid.kernel = &kernel;

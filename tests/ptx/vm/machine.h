@@ -67,9 +67,9 @@ auto with_type(Type type, Pick pick) {
 inline int bytes_of(Type type) {
   return with_type(type, []<typename T>(T) { return int(sizeof(T)); });
 }
-inline bool is_integer(Type type) {
+inline bool is_integer(Type type) {  // also untyped bits
   return type <= Type::s64;
-}  // also untyped bits
+}
 inline bool is_signed(Type type) {
   return type >= Type::s8 && type <= Type::s64;
 }

@@ -21,35 +21,11 @@ struct Stub {
   size_t most_shared = 48 * 1024;
 };
 std::map<const void*, Stub> stubs;
-cudaError_t last_result = cudaSuccess;
 
 // Runs `act`; a failed launch, whatever it is that goes wrong.
 template <typename Act>
 cudaError_t attempt(Act act) {
-  return succeeds(act) ? cudaSuccess : last_result = cudaErrorLaunchFailure;
-}
-
-cudaError_t run(const void* function, dim3 grid, dim3 block, size_t shared, void** arguments,
-                bool dependent) {
-  return attempt([&] {
-    const auto found = stubs.find(function);
-    fault_if(found == stubs.end(), "a kernel that was never registered");
-    Kernel& kernel = kernel_named(found->second.name);
-    const size_t wanted = shared + kernel.shared_bytes, most = found->second.most_shared;
-    fault_if(wanted > most, kernel.name, ": ", wanted, " bytes of shared memory; allowed are ",
-             most);
-    Grid made;
-    made.size = {grid.x, grid.y, grid.z};
-    made.threads = {block.x, block.y, block.z};
-    made.dynamic_shared = uint32_t(shared);
-    made.dependent = dependent;
-    made.parameters.assign(kernel.parameter_bytes, 0xEE);
-    for (size_t k = 0; k < kernel.parameters.size(); ++k) {
-      const Parameter& parameter = kernel.parameters[k];
-      std::memcpy(&made.parameters[parameter.offset], arguments[k], parameter.bytes);
-    }
-    checked_launch(kernel, std::move(made));
-  });
+  return succeeds(act) ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
 }  // namespace
@@ -69,9 +45,6 @@ EXPORTED void __cudaRegisterFunction(void**, const char* stub, char*, const char
 EXPORTED cudaError_t __cudaPopCallConfiguration() {
   return cudaErrorUnknown;
 }
-EXPORTED unsigned __cudaPushCallConfiguration() {
-  return 1;
-}
 EXPORTED cudaError_t __cudaGetKernel() {
   return cudaErrorUnknown;
 }
@@ -79,25 +52,33 @@ EXPORTED cudaError_t __cudaLaunchKernel() {
   return cudaErrorUnknown;
 }
 
-EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* stub,
+EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function,
                                          void** arguments) {
-  bool dependent = false;
-  const cudaError_t known = attempt([&] {
+  return attempt([&] {
+    const auto found = stubs.find(function);
+    fault_if(found == stubs.end(), "a kernel that was never registered");
+    Kernel& kernel = kernel_named(found->second.name);
+    Grid grid;
+    grid.size = {config->gridDim.x, config->gridDim.y, config->gridDim.z};
+    grid.threads = {config->blockDim.x, config->blockDim.y, config->blockDim.z};
+    grid.dynamic_shared = uint32_t(config->dynamicSmemBytes);
     for (unsigned k = 0; k < config->numAttrs; ++k) {
       const cudaLaunchAttribute& attribute = config->attrs[k];
       fault_if(attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization,
                "launch attribute ", int(attribute.id));
       fault_if(settings.capability < 90, "dependent launches need a capability of 9.0");
-      dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
+      grid.dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
     }
+    const size_t wanted = config->dynamicSmemBytes + kernel.shared_bytes;
+    fault_if(wanted > found->second.most_shared, kernel.name, ": ", wanted,
+             " bytes of shared memory; allowed are ", found->second.most_shared);
+    grid.parameters.assign(kernel.parameter_bytes, 0xEE);
+    for (size_t k = 0; k < kernel.parameters.size(); ++k) {
+      const Parameter& parameter = kernel.parameters[k];
+      std::memcpy(&grid.parameters[parameter.offset], arguments[k], parameter.bytes);
+    }
+    checked_launch(kernel, std::move(grid));
   });
-  return known != cudaSuccess ? known
-                              : run(stub, config->gridDim, config->blockDim,
-                                    config->dynamicSmemBytes, arguments, dependent);
-}
-EXPORTED cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** arguments,
-                                      size_t shared, cudaStream_t) {
-  return run(stub, grid, block, shared, arguments, false);
 }
 EXPORTED cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute,
                                           int value) {
@@ -117,22 +98,6 @@ EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute
       {cudaDevAttrComputeCapabilityMinor, capability % 10},
   };
   return attempt([&] { *value = known.at(attribute); });
-}
-EXPORTED const char* cudaGetErrorString(cudaError_t result) {
-  return result == cudaSuccess ? "no error" : last_error.c_str();
-}
-EXPORTED cudaError_t cudaGetLastError() {
-  return std::exchange(last_result, cudaSuccess);
-}
-EXPORTED cudaError_t cudaPeekAtLastError() {
-  return last_result;
-}
-EXPORTED cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-EXPORTED cudaError_t cudaSetDevice(int) {
-  return cudaSuccess;
 }
 EXPORTED cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return attempt([] { synchronize(); });
@@ -205,10 +170,6 @@ EXPORTED int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
 // An operator has launched all it wants: what it launched has ended when it returns.
 EXPORTED int32_t aoti_torch_delete_device_guard(void*) {
   return cudaStreamSynchronize(nullptr) == cudaSuccess ? 0 : 1;
-}
-EXPORTED int32_t aoti_torch_get_current_device_index(int32_t* index) {
-  *index = 0;
-  return 0;
 }
 EXPORTED int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;

@@ -237,7 +237,10 @@ class WarpRunner {
   uint32_t at_ = 0, mask_ = 0, next_ = 0;
 };
 
-[[noreturn]] void deadlock(Block& block) {
+// Why a block stopped.
+enum class Stop : uint8_t { ended, previous, dependents };
+
+[[noreturn]] Stop deadlock(Block& block) {
   std::string states;
   Warp* first = nullptr;
   for (Warp& warp : block.warps) {
@@ -250,9 +253,6 @@ class WarpRunner {
   fault(*first, first->kernel->code[group.at ? group.at - 1 : 0], __builtin_ctz(group.mask),
         "deadlock; the warps:", states);
 }
-
-// Why a block stopped.
-enum class Stop : uint8_t { ended, previous, dependents };
 
 // Runs a block until it ends, or until all of it waits for the grid before it, or, if asked, has
 // let the grid behind it start.
@@ -275,7 +275,6 @@ Stop run_block(Block& block, bool previous_ended, bool stop_at_dependents) {
         ready.push_back(size_t(warp.index));
       }
     }
-    const auto any_copy = [&] { return shuffled ? dice() % block.copies.size() : 0; };
     if (ended) {
       while (!block.copies.empty()) {
         arrive(block, 0);
@@ -286,13 +285,10 @@ Stop run_block(Block& block, bool previous_ended, bool stop_at_dependents) {
       return Stop::dependents;
     }
     if (ready.empty()) {
-      if (block.copies.empty() && awaiting) {
-        return Stop::previous;
-      }
       if (block.copies.empty()) {
-        deadlock(block);
+        return awaiting ? Stop::previous : deadlock(block);
       }
-      arrive(block, any_copy());
+      arrive(block, shuffled ? dice() % block.copies.size() : 0);
       continue;
     }
     const size_t which = ready[shuffled ? dice() % ready.size() : block.turn++ % ready.size()];
