@@ -75,7 +75,7 @@ def test_lanes_that_diverged_meet_again() -> None:
     body = f"""{PLACES}
 mov.u32 %r3, 0; mov.u32 %r4, 0;
 LOOP: setp.ge.u32 %p1, %r3, %r0; @%p1 bra OUT;
-add.u32 %r4, %r4, %r3; add.u32 %r3, %r3, 1; bra LOOP;
+add.u32 %r4, %r4, %r3; add.u32 %r3, %r3, 1; bra.uni LOOP;
 OUT: shfl.sync.bfly.b32 %r5, %r4, 1, 31, -1; st.global.b32 [%rd10], %r5;"""
     out: np.ndarray = np.zeros(32, np.uint32)
     kernels.run(body, out, out, outside=TILE)
