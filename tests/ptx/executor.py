@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,14 @@ def change(**settings: Any) -> None:
     for name, value in settings.items():
         number = ARRIVALS.index(value) if name == "arrival" else int(value)
         checked(library().ptx_set(name.encode(), number))
+
+
+def configure() -> None:
+    """Change `DEFAULTS` as the environment says: PTX_SETTINGS="capability=86 races=1"."""
+    for setting in os.environ["PTX_SETTINGS"].split():
+        name, _, value = setting.partition("=")
+        DEFAULTS[name] = value if name == "arrival" else int(value)
+    change(**DEFAULTS)
 
 
 @contextmanager

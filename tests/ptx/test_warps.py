@@ -75,7 +75,7 @@ def test_lanes_that_diverged_meet_again() -> None:
     body = f"""{PLACES}
 mov.u32 %r3, 0; mov.u32 %r4, 0;
 LOOP: setp.ge.u32 %p1, %r3, %r0; @%p1 bra OUT;
-add.u32 %r4, %r4, %r3; add.u32 %r3, %r3, 1; bra LOOP;
+add.u32 %r4, %r4, %r3; add.u32 %r3, %r3, 1; bra.uni LOOP;
 OUT: shfl.sync.bfly.b32 %r5, %r4, 1, 31, -1; st.global.b32 [%rd10], %r5;"""
     out: np.ndarray = np.zeros(32, np.uint32)
     kernels.run(body, out, out, outside=TILE)
@@ -214,6 +214,16 @@ setp.eq.u32 %p3, %r0, {writer}; @%p3 st.shared.b32 [%r2], %r0;"""
             executor.Fault, match=r"race: shared byte 0 was (read by warp 0|written by warp 1)"
         ):
             kernels.run(body.format(sync=""), values, values, outside=TILE, block=(64,))
+
+
+def test_writers_of_one_value_are_no_race() -> None:
+    values: np.ndarray = np.zeros(64, np.uint32)
+    body = "st.shared.b32 [tile], {value};"
+    with executor.settings(races=True):
+        kernels.run(body.format(value=7), values, outside=TILE, block=(64,))
+        for block in 2, 33:  # of one warp, of two
+            with pytest.raises(executor.Fault, match="race: shared byte 0 was written"):
+                kernels.run(body.format(value="%r0"), values, outside=TILE, block=(block,))
 
 
 @pytest.mark.parametrize("kind", ["two writers", "a reader"])

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -20,41 +21,78 @@ namespace ptx {
 constexpr int kLanes = 32;
 constexpr uint32_t kAllLanes = ~0u;
 
+template <typename... Parts>
+std::string joined(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
 // What is wrong with a program, or with how it is launched; the message names file and line.
 struct Fault : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  template <typename... Parts>
+  explicit Fault(const Parts&... parts) : std::runtime_error(joined(parts...)) {}
 };
 
-enum class Type : uint8_t {
-  none, pred,
-  b8, b16, b32, b64, b128,
-  u8, u16, u32, u64,
-  s8, s16, s32, s64,
-  f16, f16x2, bf16, bf16x2, tf32, f32, f64,
+// Formats of floats that C++ lacks, and predicates, are bits.
+template <typename Bits>
+struct Opaque {
+  Bits bits;
 };
-int bytes_of(Type type);
-bool is_signed(Type type);
-bool is_integer(Type type);  // also untyped bits
+using Opaque16 = Opaque<uint16_t>;
+using Opaque32 = Opaque<uint32_t>;
+
+// Types of PTX and what holds them in C++: integers, floats, and two that are neither.
+#define FASSD_PTX_INTEGERS(X)                                                               \
+  X(b8, uint8_t), X(b16, uint16_t), X(b32, uint32_t), X(b64, uint64_t), X(u8, uint8_t),     \
+      X(u16, uint16_t), X(u32, uint32_t), X(u64, uint64_t), X(s8, int8_t), X(s16, int16_t), \
+      X(s32, int32_t), X(s64, int64_t)
+#define FASSD_PTX_FLOATS(X)                                                              \
+  X(f16, _Float16), X(f32, float), X(f64, double), X(bf16, Opaque16), X(tf32, Opaque32), \
+      X(f16x2, Opaque32), X(bf16x2, Opaque32)
+#define FASSD_PTX_TYPES(X) \
+  FASSD_PTX_INTEGERS(X), FASSD_PTX_FLOATS(X), X(pred, Opaque32), X(none, Opaque32)
+#define FASSD_PTX_NAME(name, of) name
+#define FASSD_PTX_TEXT(name, of) #name
+enum class Type : uint8_t { FASSD_PTX_TYPES(FASSD_PTX_NAME) };
+
+// pick(T()) with T the type of C++.
+template <typename Pick>
+auto with_type(Type type, Pick pick) {
+#define FASSD_PTX_PICK(name, of) +[](Pick& pick) { return pick(of()); }
+  static constexpr decltype(pick(uint32_t())) (*kPicks[])(Pick&) = {
+      FASSD_PTX_TYPES(FASSD_PTX_PICK)};
+  return kPicks[size_t(type)](pick);
+}
+inline int bytes_of(Type type) {
+  return with_type(type, []<typename T>(T) { return int(sizeof(T)); });
+}
+inline bool is_integer(Type type) {  // also untyped bits
+  return type <= Type::s64;
+}
+inline bool is_signed(Type type) {
+  return type >= Type::s8 && type <= Type::s64;
+}
 
 enum class Space : uint8_t { generic, global, shared, local, param, constant };
 
 // How the scheduler treats an instruction.
 enum class Flow : uint8_t {
-  next,     // lanes need not be together
+  next,  // lanes need not be together
   branch,
   exit,
   trap,
-  aligned,  // all lanes of the warp execute it together (.aligned)
-  members,  // the lanes of a mask do, in input 15
-  barrier,  // of the block
-  poll,     // may be tried in vain: others go on in between (mbarrier.try_wait)
+  aligned,     // all lanes of the warp execute it together (.aligned)
+  members,     // the lanes of a mask do, in the last source
+  barrier,     // of the block: name, number of threads, and a predicate where there is a target
+  arrival,     // at a barrier, without waiting
+  poll,        // may be tried in vain: others go on in between (mbarrier.try_wait)
   dependents,  // griddepcontrol.launch_dependents
   previous,    // griddepcontrol.wait
 };
 
 struct Warp;
 struct Block;
-struct Kernel;
 struct Instruction;
 using Handler = void (*)(Warp&, const Instruction&, uint32_t mask);
 
@@ -72,25 +110,26 @@ struct Count {
   uint64_t passes = 0, least_passes = 0;  // over the banks of shared memory, and without conflicts
 };
 
+// What is looked at most stands first.
 struct Instruction {
   Handler run = nullptr;
   Flow flow = Flow::next;
-  bool guarded = false, guard_negated = false;
   uint8_t outputs = 0, inputs = 0;
-  uint8_t option = 0, option2 = 0;  // what a handler wants to know
-  Type type = Type::none, type2 = Type::none;
-  uint32_t guard = 0;
+  uint32_t guard = 0, guard_inverted = 0;  // a predicate, and what it is exclusive-ored with
+  uint32_t target = 0;                     // of a branch
+  mutable Count count;
   uint32_t to[8] = {}, from[16] = {};  // registers: byte offsets into the warp's
-  Address address, address2;
-  int64_t immediate = 0;
-  uint32_t target = 0;             // of a branch
-  std::vector<uint32_t> registers;  // more of them (wgmma)
-  int line = 0;
+  Address address[3];
+  mutable uint64_t low = 1, high = 0;  // the allocation that was hit last
+  uint16_t inverted = 0;               // sources that are predicates and negated, by bit
+  Type type = Type::none, type2 = Type::none;
+  uint8_t choices[6] = {};               // which of the modifiers it has: see Form
+  uint8_t to_bytes = 0, from_bytes = 0;  // of the last target and source
+  int immediate = 0;                     // what a handler wants to know
+  std::vector<uint32_t> sums;            // wgmma: registers that are read and written
+  int line = 0, source_line = 0;
   std::string opcode, text;
   std::string region;  // the function of the source that it comes from, where the PTX says it
-  int source_line = 0;
-  mutable Count count;
-  mutable uint64_t low = 1, high = 0;  // the allocation that was hit last
 };
 
 struct Parameter {
@@ -116,11 +155,13 @@ struct Kernel {
   std::vector<uint8_t> registers;  // of a warp, as they are at its begin
   std::vector<std::pair<uint32_t, int>> specials;
   uint32_t local_bytes = 0, shared_bytes = 0;
-  bool starts_dependents = false, awaits_previous = false;
+  bool starts_dependents = false;
   uint64_t launches = 0, blocks = 0;
 };
 
 struct Variable {
+  std::string name;
+  Type element = Type::none;
   Space space = Space::generic;
   uint32_t alignment = 1;
   uint64_t bytes = 0;
@@ -129,14 +170,15 @@ struct Variable {
 };
 
 struct Module {
-  std::string file, target;
+  std::string file;
   int architecture = 0;
-  std::map<std::string, Variable> variables;
+  std::vector<Variable> variables;
   std::deque<std::vector<uint8_t>> storage;
   std::map<std::string, std::unique_ptr<Kernel>> kernels;
-  std::map<int, std::string> files;      // of `.file`
   std::map<std::string, std::string> strings;  // labels of .debug_str: names of inlined functions
 };
+
+using Clocks = std::vector<uint32_t>;  // by warp, the last: copies
 
 // Of an access to shared memory: by which lane of which warp, and when, in the warp's own time.
 struct Access {
@@ -151,22 +193,35 @@ struct History {
   int32_t more = -1;  // index of readers of several warps, by warp
 };
 
-// A cp.async of a lane that is on its way.
+// Bytes that are on their way between shared and global memory.
+struct Piece {
+  uint32_t shared = 0;
+  uint8_t* global = nullptr;
+  uint32_t bytes = 0, given = 0;  // beyond what is given come zeros
+};
 struct Copy {
-  uint8_t lane = 0;
-  uint32_t group = 0;  // of the lane's
-  uint32_t to = 0, bytes = 0;     // in shared memory
-  const uint8_t* from = nullptr;  // read when it arrives
-  uint32_t given = 0;             // bytes that are read; the others become zeros
   const Instruction* instruction = nullptr;
+  int warp = 0, lane = 0;
+  uint32_t group = 0;  // of the lane's
+};
+// A cp.async of a lane.
+struct LaneCopy : Copy {
+  Piece piece;
+};
+// A bulk copy (cp.async.bulk, TMA), which belongs to no lane once it is issued.
+struct BulkCopy : Copy {
+  std::vector<Piece> pieces;
+  bool to_shared = true;
+  uint32_t barrier = 0;  // that counts its bytes, of copies to shared memory
+  uint64_t bytes = 0;
 };
 
 // A wgmma that is on its way.
 struct Product {
   const Instruction* instruction = nullptr;
   uint32_t group = 0;
-  std::vector<uint64_t> descriptors;
   bool accumulate = false;
+  std::array<uint64_t, 2> descriptors;
   std::vector<float> sums;  // as the registers held them
 };
 
@@ -188,23 +243,25 @@ struct Warp {
   int barrier = -1;  // that it waits at
   bool awaits_previous = false, started_dependents = false;
 
-  std::vector<Copy> copies;
+  std::vector<LaneCopy> copies;
   std::vector<Product> products;
-  std::array<uint32_t, kLanes> committed = {};  // groups of cp.async
-  uint32_t products_committed = 0;              // groups of wgmma
-  std::array<uint32_t, kLanes> bulk_committed = {};
+  std::array<uint32_t, kLanes> committed = {}, bulk_committed = {};  // groups of copies
+  uint32_t products_committed = 0;                                   // groups of wgmma
 
-  uint8_t vote = 0;  // what barrier.red asks for
-  uint32_t vote_to = 0, vote_mask = 0;
-
-  std::vector<uint32_t> clocks;  // by warp: until when this one has seen it; the last: copies
+  const Instruction* vote = nullptr;  // the barrier.red that it waits at
+  uint32_t vote_mask = 0;
+  Clocks clocks;  // until when this one has seen the others
   uint32_t step = 1;
 
   template <typename T>
   T* lanes(uint32_t offset) {
     return reinterpret_cast<T*>(registers + offset);
   }
-  uint32_t& predicate(uint32_t offset) { return *reinterpret_cast<uint32_t*>(registers + offset); }
+  // The lanes' predicates, as bits.
+  uint32_t& predicate(uint32_t offset) { return *lanes<uint32_t>(offset); }
+  uint32_t predicate(const Instruction& i, int source) {
+    return predicate(i.from[source]) ^ (i.inverted >> source & 1 ? kAllLanes : 0);
+  }
   void set_predicate(uint32_t offset, uint32_t bits, uint32_t mask) {
     predicate(offset) = (predicate(offset) & ~mask) | (bits & mask);
   }
@@ -213,7 +270,7 @@ struct Warp {
 struct Barrier {
   uint32_t arrived = 0, expected = 0, ones = 0;
   bool all = true, any = false;
-  std::vector<uint32_t> clocks;
+  Clocks clocks;
 };
 
 // A phase of an mbarrier object (PTX ISA, "mbarrier"), beside the 64 bits in shared memory.
@@ -221,23 +278,7 @@ struct PhaseBarrier {
   uint32_t expected = 0, arrivals = 0;  // that are still missing
   int64_t bytes = 0;                    // of copies that are on their way
   uint32_t phase = 0;
-  std::vector<uint32_t> clocks;
-};
-
-// A bulk copy (cp.async.bulk, TMA), which belongs to no lane once it is issued.
-struct BulkCopy {
-  struct Part {
-    uint32_t shared = 0;
-    uint8_t* global = nullptr;  // none: zeros
-    uint32_t bytes = 0;
-  };
-  std::vector<Part> parts;
-  bool to_shared = true;
-  uint32_t barrier = 0;  // that counts its bytes, of copies to shared memory
-  uint64_t bytes = 0;
-  int warp = 0, lane = 0;
-  uint32_t group = 0;    // of copies to global memory
-  const Instruction* instruction = nullptr;
+  Clocks clocks;
 };
 
 struct Grid;
@@ -258,9 +299,9 @@ struct Block {
   std::vector<History> history;  // by byte of shared memory
   std::vector<std::vector<Access>> readers;
   size_t turn = 0;
-  bool ended = false;
 };
 
+// What is launched.
 struct Grid {
   const Kernel* kernel = nullptr;
   std::array<uint32_t, 3> size = {}, threads = {};
@@ -269,33 +310,52 @@ struct Grid {
   bool dependent = false;  // may begin before the grid before it has ended
   std::vector<std::unique_ptr<Block>> suspended;
   uint64_t instructions = 0;
-  uint64_t number = 0;
 };
 
 // How the machine behaves where the ISA leaves it open, and what it watches.
-enum class Arrival : uint8_t { early, late, random };
+enum Arrival : uint64_t { kEarly, kLate, kRandom };
 struct Settings {
   uint64_t seed = 0;  // 0: warps and blocks in order, else at random
-  Arrival arrival = Arrival::late;
-  bool races = false;
-  bool banks = false;
-  bool overlap = false;          // dependent grids begin early
-  bool truncate_products = false;  // tensor cores round sums towards zero
-  int capability = 90;
-  int multiprocessors = 132;
+  uint64_t arrival = kLate;
+  uint64_t races = false, banks = false;
+  uint64_t overlap = false;            // dependent grids begin early
+  uint64_t truncate_products = false;  // tensor cores round sums towards zero
+  uint64_t capability = 90;
+  uint64_t multiprocessors = 132;
   uint64_t most_instructions = 1ull << 36;  // by warps, of a launch
 };
-Settings& settings();
-std::mt19937_64& dice();
-size_t most_shared_bytes(int capability);
+inline Settings settings;
+inline std::mt19937_64 dice;
 
-[[noreturn]] void fault(Warp& warp, const Instruction& instruction, int lane,
-                        const std::string& what);
+// Whether what is issued has arrived at once.
+inline bool arrives_now() {
+  return settings.arrival == kEarly || (settings.arrival == kRandom && dice() & 1);
+}
 
-// Calls f(lane) for each lane of a mask.
+std::string whereabouts(Warp& warp, const Instruction& instruction, int lane);
+template <typename... Parts>
+[[noreturn]] void fault(Warp& warp, const Instruction& i, int lane, const Parts&... what) {
+  throw Fault(what..., whereabouts(warp, i, lane));
+}
+template <typename... Parts>
+void fault_if(bool wrong, Warp& warp, const Instruction& i, int lane, const Parts&... what) {
+  if (wrong) {
+    fault(warp, i, lane, what...);
+  }
+}
+template <typename... Parts>
+void fault_if(bool wrong, const Parts&... what) {
+  if (wrong) {
+    throw Fault(what...);
+  }
+}
+
+// Calls f(lane) for each lane of a mask. Registers are the same or apart, so that what one lane
+// writes no other one reads.
 template <typename F>
 inline void each(uint32_t mask, F f) {
   if (mask == kAllLanes) {
+#pragma GCC ivdep
     for (int lane = 0; lane < kLanes; ++lane) {
       f(lane);
     }
@@ -307,8 +367,7 @@ inline void each(uint32_t mask, F f) {
 }
 
 // Scheduling (schedule.cpp).
-void launch(const Kernel& kernel, std::array<uint32_t, 3> size, std::array<uint32_t, 3> threads,
-            uint32_t dynamic_shared, std::vector<uint8_t> parameters, bool dependent);
+void launch(std::unique_ptr<Grid> grid);
 void synchronize();  // until all that was launched has ended
 
 // The text of a module (parse.cpp), a kernel's code (translate.cpp).

@@ -1,11 +1,17 @@
-// Conversions between floating-point formats, with the roundings of PTX.
+// Numbers as registers hold them, with the roundings of PTX.
 
 #pragma once
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <limits>
+
+#include "machine.h"
 
 namespace ptx {
 
@@ -17,82 +23,12 @@ inline To bits_as(From from) {
   return to;
 }
 
-enum class Rounding : uint8_t { nearest, zero, down, up, away };
-
-// The formats of floating point that a register may hold: bits of the exponent and of the fraction.
-struct Format {
-  int exponent, fraction;
-};
-constexpr Format kHalf{5, 10}, kBfloat16{8, 7}, kTf32{8, 10}, kFloat{8, 23};
-
-// `value` to a format of at most 32 bits, the sign in front; `finite` clamps instead of
-// overflowing (.satfinite).
-inline uint32_t encode(double value, Format format, Rounding rounding, bool finite = false) {
-  const int bias = (1 << (format.exponent - 1)) - 1, width = 1 + format.exponent + format.fraction;
-  const uint32_t sign = uint32_t(std::signbit(value)) << (width - 1);
-  const uint32_t infinity = ((1u << format.exponent) - 1) << format.fraction;
-  if (std::isnan(value)) {
-    return (1u << (width - 1)) - 1;  // the canonical NaN: all ones but the sign
-  }
-  if (std::isinf(value)) {
-    return sign | (finite ? infinity - 1 : infinity);
-  }
-  const double magnitude = std::fabs(value);
-  if (magnitude == 0) {
-    return sign;
-  }
-  // In units of the last place, which is that of the least normal number for what is smaller.
-  const int exponent = std::max(std::ilogb(magnitude), 1 - bias);
-  const double scaled = std::ldexp(magnitude, format.fraction - exponent);
-  double whole = std::floor(scaled);
-  const double rest = scaled - whole;
-  bool more = false;
-  switch (rounding) {
-    case Rounding::nearest:
-      more = rest > 0.5 || (rest == 0.5 && std::fmod(whole, 2) == 1);
-      break;
-    case Rounding::away:
-      more = rest >= 0.5;
-      break;
-    case Rounding::zero:
-      break;
-    case Rounding::down:
-      more = rest > 0 && sign;
-      break;
-    case Rounding::up:
-      more = rest > 0 && !sign;
-      break;
-  }
-  // A carry out of the fraction makes the next exponent, as the fields lie side by side.
-  const uint64_t steps = uint64_t(whole) + more;
-  const uint64_t bits = (uint64_t(exponent + bias - 1) << format.fraction) + steps;
-  if (bits >= infinity) {
-    const bool towards_zero = rounding == Rounding::zero || (rounding == Rounding::down && !sign) ||
-                              (rounding == Rounding::up && sign);
-    return sign | (finite || towards_zero ? infinity - 1 : infinity);
-  }
-  return sign | uint32_t(bits);
-}
-
-inline double decode(uint32_t bits, Format format) {
-  const int bias = (1 << (format.exponent - 1)) - 1, width = 1 + format.exponent + format.fraction;
-  const uint32_t exponent = bits >> format.fraction & ((1u << format.exponent) - 1);
-  const uint32_t fraction = bits & ((1u << format.fraction) - 1);
-  const double sign = bits >> (width - 1) & 1 ? -1 : 1;
-  if (exponent == (1u << format.exponent) - 1) {
-    return fraction ? std::numeric_limits<double>::quiet_NaN()
-                    : sign * std::numeric_limits<double>::infinity();
-  }
-  if (exponent == 0) {
-    return sign * std::ldexp(double(fraction), 1 - bias - format.fraction);
-  }
-  return sign * std::ldexp(double(fraction + (1u << format.fraction)),
-                           int(exponent) - bias - format.fraction);
-}
-
-// The four that kernels use most, without the arithmetic above.
 inline float half_to_float(uint16_t half) {
-  return float(_Float16(bits_as<_Float16>(half)));
+#ifdef __F16C__  // the compiler would call a function for a half that ends as a double
+  return _cvtsh_ss(half);
+#else
+  return float(bits_as<_Float16>(half));
+#endif
 }
 inline uint16_t float_to_half(float value) {
   return std::isnan(value) ? 0x7FFF : bits_as<uint16_t>(_Float16(value));
@@ -104,22 +40,108 @@ inline uint16_t float_to_bfloat16(float value) {
   const uint32_t bits = bits_as<uint32_t>(value);
   return std::isnan(value) ? 0x7FFF : uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
-
 // What a tensor core reads of a float in TF32: it drops the low bits. (PTX ISA, "Matrix Fragments
 // for mma.m16n8k8": the lower bits are ignored.)
 inline float tf32_read(uint32_t bits) {
   return bits_as<float>(bits & ~0x1FFFu);
 }
 
-// A sum in double precision to float.
-inline float to_float(double value, Rounding rounding = Rounding::nearest) {
-  return rounding == Rounding::nearest ? float(value)
-                                       : bits_as<float>(encode(value, kFloat, rounding));
+enum class Rounding : uint8_t { nearest, zero, down, up, away };
+
+template <typename Real>
+Real integral(Real value, Rounding rounding) {
+  switch (rounding) {
+    case Rounding::zero:
+      return std::trunc(value);
+    case Rounding::down:
+      return std::floor(value);
+    case Rounding::up:
+      return std::ceil(value);
+    case Rounding::away:
+      return std::round(value);
+    default:
+      return std::nearbyint(value);  // ties to even
+  }
+}
+
+inline double decode(uint64_t bits, Type type) {
+  switch (type) {
+    case Type::f16:
+    case Type::f16x2:
+      return half_to_float(uint16_t(bits));
+    case Type::bf16:
+    case Type::bf16x2:
+      return bfloat16_to_float(uint16_t(bits));
+    case Type::tf32:
+      return tf32_read(uint32_t(bits));
+    case Type::f32:
+      return bits_as<float>(uint32_t(bits));
+    default:
+      return bits_as<double>(bits);
+  }
+}
+
+// `value` to a format of floating point; `finite` clamps instead of overflowing (.satfinite).
+template <typename Real>
+uint64_t encode(Real value, Type type, Rounding rounding = Rounding::nearest, bool finite = false) {
+  if (type == Type::f64) {
+    return bits_as<uint64_t>(double(value));
+  }
+  const bool half = type == Type::f16 || type == Type::f16x2;
+  const int exponent_bits = half ? 5 : 8;
+  const int fraction_bits = type == Type::f32 ? 23 : half || type == Type::tf32 ? 10 : 7;
+  const int bias = (1 << (exponent_bits - 1)) - 1, width = 1 + exponent_bits + fraction_bits;
+  const int unused = type == Type::tf32 ? 13 : 0;  // bits below the fraction
+  const uint32_t infinity = ((1u << exponent_bits) - 1) << fraction_bits;
+  const uint32_t sign = uint32_t(std::signbit(value)) << (width - 1);
+  if (std::isnan(value)) {
+    return type == Type::f32 ? 0x7FFFFFFF : ((1u << (width - 1)) - 1) << unused;  // canonical
+  }
+  uint32_t bits = infinity;
+  if (value == 0) {
+    bits = 0;
+  } else if (!std::isinf(value)) {
+    // In units of the last place, which is that of the least normal number for what is smaller. A
+    // carry out of the fraction makes the next exponent, as the fields lie side by side.
+    const int exponent = std::max(std::ilogb(value), 1 - bias);
+    const Real steps = integral(std::scalbn(value, fraction_bits - exponent), rounding);
+    const uint64_t wide =
+        (uint64_t(exponent + bias - 1) << fraction_bits) + uint64_t(std::fabs(steps));
+    // Beyond the largest number: to it or to infinity, as three quarters become 0 or 1.
+    const bool stays = integral(std::copysign(Real(0.75), value), rounding) == 0;
+    bits = wide < infinity ? uint32_t(wide) : infinity - stays;
+  }
+  return uint64_t(sign | (finite ? std::min(bits, infinity - 1) : bits)) << unused;
+}
+
+// How tensor cores round a sum is not documented: to nearest here, or, set so, towards zero.
+inline float rounded_sum(double sum) {
+  return settings.truncate_products
+             ? bits_as<float>(uint32_t(encode(sum, Type::f32, Rounding::zero)))
+             : float(sum);
 }
 
 // Subnormal numbers become zeros of their sign (.ftz).
 inline float flushed(float value) {
   return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value;
+}
+
+// atom, red and redux, by the order of kOperations.
+#define FASSD_PTX_OPERATIONS "add|min|max|and|or|xor"
+template <typename T>
+T combined(int operation, T x, T y) {
+  switch (operation) {
+    case 0:
+      return T(x + y);
+    case 1:
+      return std::min(x, y);
+    case 2:
+      return std::max(x, y);
+  }
+  if constexpr (std::is_integral_v<T>) {
+    return T(operation == 3 ? x & y : operation == 4 ? x | y : x ^ y);
+  }
+  throw Fault("this operation is not supported for floating point");
 }
 
 }  // namespace ptx

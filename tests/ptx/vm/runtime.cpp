@@ -7,61 +7,27 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
+#include <utility>
 
 #include "api.h"
-#include "async.h"
 #include "memory.h"
 
 using namespace ptx;
 
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-
 namespace {
 
-std::map<const void*, std::string>& stubs() {
-  static auto* all = new std::map<const void*, std::string>;
-  return *all;
-}
-std::map<const void*, size_t>& allowed_shared() {
-  static auto* all = new std::map<const void*, size_t>;
-  return *all;
-}
-cudaError_t last_result = cudaSuccess;
+// The host's function that stands for a kernel.
+struct Stub {
+  std::string name;
+  size_t most_shared = 48 * 1024;
+};
+std::map<const void*, Stub> stubs;
 bool failed_late = false;  // in what went on after its launch
 
-cudaError_t failed(cudaError_t result, const std::string& why) {
-  last_error() = why;
-  return last_result = result;
-}
-
-cudaError_t run(const void* stub, dim3 grid, dim3 block, size_t shared, void** arguments,
-                bool dependent) {
-  const auto found = stubs().find(stub);
-  if (found == stubs().end()) {
-    return failed(cudaErrorInvalidDeviceFunction, "a kernel that was never registered");
-  }
-  try {
-    const Kernel& kernel = kernel_named(found->second);
-    const auto consent = allowed_shared().find(stub);
-    const size_t most = consent == allowed_shared().end() ? 48 * 1024 : consent->second;
-    if (shared + kernel.shared_bytes > most) {
-      return failed(cudaErrorInvalidValue, kernel.name + ": " +
-                                               std::to_string(shared + kernel.shared_bytes) +
-                                               " bytes of shared memory; allowed are " +
-                                               std::to_string(most));
-    }
-    std::vector<uint8_t> parameters(kernel.parameter_bytes, 0xEE);
-    for (size_t k = 0; k < kernel.parameters.size(); ++k) {
-      std::memcpy(&parameters[kernel.parameters[k].offset], arguments[k],
-                  kernel.parameters[k].bytes);
-    }
-    checked_launch(kernel, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared,
-                   std::move(parameters), dependent);
-    return cudaSuccess;
-  } catch (const std::exception& error) {
-    return failed(cudaErrorLaunchFailure, error.what());
-  }
+// Runs `act`; a failed launch, whatever it is that goes wrong.
+template <typename Act>
+cudaError_t attempt(Act act) {
+  return succeeds(act) ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
 }  // namespace
@@ -75,89 +41,68 @@ EXPORTED void __cudaUnregisterFatBinary(void**) {}
 EXPORTED void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
 EXPORTED void __cudaRegisterFunction(void**, const char* stub, char*, const char* name, int, void*,
                                      void*, void*, void*, int*) {
-  stubs()[stub] = name;
+  stubs[stub].name = name;
 }
-EXPORTED cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) {
+// Of launches by <<< >>>, which no kernel here is begun with.
+EXPORTED cudaError_t __cudaPopCallConfiguration() {
   return cudaErrorUnknown;
 }
-EXPORTED unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { return 0; }
-EXPORTED cudaError_t __cudaGetKernel(void**, const void*) { return cudaErrorUnknown; }
-EXPORTED cudaError_t __cudaLaunchKernel(void*, dim3, dim3, void**, size_t, void*) {
+EXPORTED cudaError_t __cudaGetKernel() {
+  return cudaErrorUnknown;
+}
+EXPORTED cudaError_t __cudaLaunchKernel() {
   return cudaErrorUnknown;
 }
 
-EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* stub,
+EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function,
                                          void** arguments) {
-  bool dependent = false;
-  for (unsigned k = 0; k < config->numAttrs; ++k) {
-    const cudaLaunchAttribute& attribute = config->attrs[k];
-    if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization) {
-      if (settings().capability < 90) {
-        return failed(cudaErrorNotSupported, "dependent launches need a capability of 9.0");
-      }
-      dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
-    } else {
-      return failed(cudaErrorNotSupported,
-                    "launch attribute " + std::to_string(int(attribute.id)));
+  return attempt([&] {
+    const auto found = stubs.find(function);
+    fault_if(found == stubs.end(), "a kernel that was never registered");
+    Kernel& kernel = kernel_named(found->second.name);
+    Grid grid;
+    grid.size = {config->gridDim.x, config->gridDim.y, config->gridDim.z};
+    grid.threads = {config->blockDim.x, config->blockDim.y, config->blockDim.z};
+    grid.dynamic_shared = uint32_t(config->dynamicSmemBytes);
+    for (unsigned k = 0; k < config->numAttrs; ++k) {
+      const cudaLaunchAttribute& attribute = config->attrs[k];
+      fault_if(attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization,
+               "launch attribute ", int(attribute.id));
+      fault_if(settings.capability < 90, "dependent launches need a capability of 9.0");
+      grid.dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
     }
-  }
-  return run(stub, config->gridDim, config->blockDim, config->dynamicSmemBytes, arguments,
-             dependent);
-}
-EXPORTED cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim3 block, void** arguments,
-                                      size_t shared, cudaStream_t) {
-  return run(stub, grid, block, shared, arguments, false);
+    const size_t wanted = config->dynamicSmemBytes + kernel.shared_bytes;
+    fault_if(wanted > found->second.most_shared, kernel.name, ": ", wanted,
+             " bytes of shared memory; allowed are ", found->second.most_shared);
+    grid.parameters.assign(kernel.parameter_bytes, 0xEE);
+    for (size_t k = 0; k < kernel.parameters.size(); ++k) {
+      const Parameter& parameter = kernel.parameters[k];
+      std::memcpy(&grid.parameters[parameter.offset], arguments[k], parameter.bytes);
+    }
+    checked_launch(kernel, std::move(grid));
+  });
 }
 EXPORTED cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute,
                                           int value) {
-  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-    if (value < 0 || size_t(value) > most_shared_bytes(settings().capability)) {
-      return failed(cudaErrorInvalidValue, std::to_string(value) + " bytes of shared memory");
+  return attempt([&] {
+    if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
+      fault_if(value < 0 || size_t(value) > most_shared_bytes(), value, " bytes of shared memory");
+      stubs[stub].most_shared = size_t(value);
     }
-    allowed_shared()[stub] = size_t(value);
-  }
-  return cudaSuccess;
+  });
 }
 EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const int capability = settings().capability;
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount:
-      *value = settings().multiprocessors;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = int(most_shared_bytes(capability));
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = capability / 10;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = capability % 10;
-      return cudaSuccess;
-    default:
-      return failed(cudaErrorInvalidValue, "attribute " + std::to_string(int(attribute)));
-  }
+  const int capability = int(settings.capability);
+  const std::map<cudaDeviceAttr, int> known = {
+      {cudaDevAttrMultiProcessorCount, int(settings.multiprocessors)},
+      {cudaDevAttrMaxSharedMemoryPerBlockOptin, int(most_shared_bytes())},
+      {cudaDevAttrComputeCapabilityMajor, capability / 10},
+      {cudaDevAttrComputeCapabilityMinor, capability % 10},
+  };
+  return attempt([&] { *value = known.at(attribute); });
 }
-EXPORTED const char* cudaGetErrorString(cudaError_t result) {
-  return result == cudaSuccess ? "no error" : last_error().c_str();
-}
-EXPORTED cudaError_t cudaGetLastError() {
-  const cudaError_t result = last_result;
-  last_result = cudaSuccess;
-  return result;
-}
-EXPORTED cudaError_t cudaPeekAtLastError() { return last_result; }
-EXPORTED cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-EXPORTED cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 EXPORTED cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  try {
-    synchronize();
-    return cudaSuccess;
-  } catch (const std::exception& error) {
-    return failed(cudaErrorLaunchFailure, error.what());
-  }
+  return attempt([] { synchronize(); });
 }
 
 // ---- tensor maps (CUDA driver API, cuTensorMapEncodeTiled)
@@ -169,56 +114,37 @@ EXPORTED CUresult cuTensorMapEncodeTiled(CUtensorMap* into, CUtensorMapDataType 
                                          CUtensorMapInterleave interleave,
                                          CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
                                          CUtensorMapFloatOOBfill fill) {
-  TensorMap map;
-  switch (type) {
-    case CU_TENSOR_MAP_DATA_TYPE_UINT8:
-      map.bytes = 1;
-      break;
-    case CU_TENSOR_MAP_DATA_TYPE_UINT16:
-    case CU_TENSOR_MAP_DATA_TYPE_FLOAT16:
-    case CU_TENSOR_MAP_DATA_TYPE_BFLOAT16:
-      map.bytes = 2;
-      break;
-    case CU_TENSOR_MAP_DATA_TYPE_UINT32:
-    case CU_TENSOR_MAP_DATA_TYPE_INT32:
-    case CU_TENSOR_MAP_DATA_TYPE_FLOAT32:
-      map.bytes = 4;
-      break;
-    default:
-      return CUDA_ERROR_NOT_SUPPORTED;
+  static const std::map<CUtensorMapDataType, uint32_t> kBytes = {
+      {CU_TENSOR_MAP_DATA_TYPE_UINT8, 1},   {CU_TENSOR_MAP_DATA_TYPE_UINT16, 2},
+      {CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2}, {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2},
+      {CU_TENSOR_MAP_DATA_TYPE_UINT32, 4},  {CU_TENSOR_MAP_DATA_TYPE_INT32, 4},
+      {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4},
+  };
+  const auto found = kBytes.find(type);
+  if (found == kBytes.end() || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE ||
+      fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE || swizzle > CU_TENSOR_MAP_SWIZZLE_128B) {
+    return CUDA_ERROR_NOT_SUPPORTED;
   }
-  const auto is_multiple = [](uint64_t value, uint64_t of) { return value % of == 0; };
+  TensorMap map;
   map.magic = TensorMap::kMagic;
   map.address = reinterpret_cast<uint64_t>(address);
   map.rank = rank;
-  map.swizzle = swizzle == CU_TENSOR_MAP_SWIZZLE_NONE   ? 0
-                : swizzle == CU_TENSOR_MAP_SWIZZLE_32B  ? 32
-                : swizzle == CU_TENSOR_MAP_SWIZZLE_64B  ? 64
-                                                        : 128;
-  if (interleave != CU_TENSOR_MAP_INTERLEAVE_NONE || fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE ||
-      swizzle > CU_TENSOR_MAP_SWIZZLE_128B) {
-    return CUDA_ERROR_NOT_SUPPORTED;
-  }
-  if (rank < 1 || rank > 5 || !is_multiple(map.address, 16) ||
-      !is_multiple(reinterpret_cast<uint64_t>(into), 64)) {
-    return CUDA_ERROR_INVALID_VALUE;
-  }
-  for (uint32_t d = 0; d < rank; ++d) {
-    if (size[d] == 0 || size[d] > 1ull << 32 || box[d] == 0 || box[d] > 256 ||
-        element_strides[d] != 1) {
-      return CUDA_ERROR_INVALID_VALUE;
-    }
+  map.bytes = found->second;
+  map.swizzle = swizzle == CU_TENSOR_MAP_SWIZZLE_NONE ? 0 : 16u << swizzle;
+  bool valid =
+      rank >= 1 && rank <= 5 && map.address % 16 == 0 && reinterpret_cast<uint64_t>(into) % 64 == 0;
+  for (uint32_t d = 0; valid && d < rank; ++d) {
     map.size[d] = uint32_t(size[d]);
     map.box[d] = box[d];
+    valid = size[d] > 0 && size[d] <= 1ull << 32 && box[d] > 0 && box[d] <= 256 &&
+            element_strides[d] == 1;
     if (d > 0) {
-      if (!is_multiple(strides[d - 1], 16) || strides[d - 1] >= 1ull << 40) {
-        return CUDA_ERROR_INVALID_VALUE;
-      }
       map.stride[d - 1] = strides[d - 1];
+      valid = valid && strides[d - 1] % 16 == 0 && strides[d - 1] < 1ull << 40;
     }
   }
-  const uint32_t row = box[0] * map.bytes;
-  if (!is_multiple(row, 16) || (map.swizzle && row > map.swizzle)) {
+  const uint32_t row = map.box[0] * map.bytes;
+  if (!valid || row % 16 || (map.swizzle && row > map.swizzle)) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   std::memset(into, 0, sizeof *into);
@@ -249,12 +175,8 @@ EXPORTED int32_t aoti_torch_delete_device_guard(void*) {
     return 0;
   }
   failed_late = false;
-  std::fprintf(stderr, "%s\n", last_error().c_str());  // PyTorch ends the process
+  std::fprintf(stderr, "%s\n", last_error.c_str());  // PyTorch ends the process
   return 1;
-}
-EXPORTED int32_t aoti_torch_get_current_device_index(int32_t* index) {
-  *index = 0;
-  return 0;
 }
 EXPORTED int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
@@ -264,13 +186,13 @@ EXPORTED int32_t torch_c10_cuda_check_msg(int32_t result, const char* file, cons
                                           uint32_t line, bool, char** message) {
   *message = nullptr;
   if (result != cudaSuccess) {
-    const std::string text = "CUDA error: " + last_error() + " (" + file + ":" +
-                             std::to_string(line) + ")";
-    *message = strdup(text.c_str());
+    *message = strdup(joined("CUDA error: ", last_error, " (", file, ':', line, ')').c_str());
   }
   return 0;
 }
-EXPORTED void torch_c10_cuda_free_error_msg(char* message) { std::free(message); }
+EXPORTED void torch_c10_cuda_free_error_msg(char* message) {
+  std::free(message);
+}
 
 // ---- memory that is watched: what PyTorch allocates on the CPU, if this library is preloaded
 
@@ -278,26 +200,22 @@ extern "C" void* __libc_memalign(size_t, size_t);
 extern "C" void __libc_free(void*);
 
 EXPORTED int posix_memalign(void** out, size_t alignment, size_t bytes) noexcept {
-  void* memory = __libc_memalign(alignment, bytes ? bytes : 1);
-  if (!memory) {
+  *out = __libc_memalign(alignment, bytes ? bytes : 1);
+  if (!*out) {
     return 12;  // ENOMEM
   }
   constexpr size_t kMostFilled = size_t(1) << 28;
-  if (bytes < kMostFilled) {
-    std::memset(memory, 0xFF, bytes);  // NaNs
-  }
-  add_allocation(reinterpret_cast<uint64_t>(memory), bytes);
-  *out = memory;
+  std::memset(*out, 0xFF, bytes < kMostFilled ? bytes : 0);  // NaNs
+  add_allocation(reinterpret_cast<uint64_t>(*out), bytes);
   return 0;
 }
 EXPORTED void free(void* memory) noexcept {
-  static thread_local bool inside = false;
-  if (memory && (reinterpret_cast<uint64_t>(memory) & 63) == 0 && !inside) {
+  static thread_local bool inside = false;  // drop_allocation frees memory of its own
+  if (memory && reinterpret_cast<uint64_t>(memory) % 64 == 0 && !inside) {
     inside = true;
-    const auto address = reinterpret_cast<uint64_t>(memory);
-    if (is_allocation(address)) {
+    if (is_allocation(reinterpret_cast<uint64_t>(memory))) {
       failed_late |= cudaStreamSynchronize(nullptr) != cudaSuccess;  // it may be in use still
-      drop_allocation(address);
+      drop_allocation(reinterpret_cast<uint64_t>(memory));
     }
     inside = false;
   }

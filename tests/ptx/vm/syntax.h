@@ -2,36 +2,41 @@
 
 #pragma once
 
-#include <string>
 #include <string_view>
-#include <vector>
 
 #include "machine.h"
 
 namespace ptx {
 
 struct Operand {
-  enum Kind { name, integer, float32, float64, vector, address, sink } kind = name;
-  std::string text;     // of a name: a register or a symbol
-  bool negated = false;  // !%p1
-  uint64_t bits = 0;
+  enum Kind { name, integer, real, vector, address, sink } kind = name;
+  std::string text;            // of a name: a register or a symbol
+  bool negated = false;        // !%p1
+  uint64_t bits = 0;           // of a real number: those of a double
   int64_t offset = 0;          // name + offset, [name + offset]
   std::vector<Operand> parts;  // of a vector {a, b} or a pair a|b; of [a, {b, c}], a and the vector
 };
 
-Type type_named(std::string_view word);  // "f32"; Type::none if there is none of this name
+using Words = std::vector<std::string_view>;
 
 std::string_view trimmed(std::string_view text);
 // At `separator`s outside of brackets.
-std::vector<std::string_view> split(std::string_view text, char separator);
-std::vector<std::string_view> words(std::string_view text);
+Words split(std::string_view text, char separator);
+Words words(std::string_view text);
+int64_t integer_of(std::string_view text);
 Operand parse_operand(std::string_view text);
-bool parse_number(std::string_view text, Operand& into);
+// Of a constant, as a register of `bytes` bytes holds it.
+uint64_t bits_of(const Operand& operand, int bytes);
 
-// `.shared .align 16 .b8 name[64]`, with or without an initial value.
-Variable parse_variable(std::string_view text, std::string& name, std::string& initial,
-                        Type& element);
+Space space_named(std::string_view word);  // "shared::cta"; Space::generic if there is none
+Type type_named(std::string_view word);    // "f32"; Type::none if there is none of this name
 
-[[noreturn]] void syntax_error(const std::string& file, int line, const std::string& what);
+// `.shared .align 16 .b8 name[64]`.
+Variable parse_variable(std::string_view text);
+
+template <typename Integer>
+Integer aligned(Integer at, uint64_t alignment) {
+  return Integer((at + alignment - 1) / alignment * alignment);
+}
 
 }  // namespace ptx

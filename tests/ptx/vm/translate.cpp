@@ -1,39 +1,57 @@
 #include "translate.h"
 
 #include <algorithm>
-#include <cctype>
+#include <cstdio>
 #include <cstring>
-#include <set>
 
 #include "memory.h"
-#include "numbers.h"
 
 namespace ptx {
+namespace {
 
-std::map<std::string_view, Binder>& opcodes() {
-  static std::map<std::string_view, Binder> all;
+std::multimap<std::string_view, Form>& forms() {
+  static std::multimap<std::string_view, Form> all;
   return all;
 }
 
-bool add_opcodes(std::initializer_list<std::pair<const std::string_view, Binder>> list) {
-  opcodes().insert(list);
-  return true;
-}
-
-namespace {
+const Words kIntegers = {FASSD_PTX_INTEGERS(FASSD_PTX_TEXT)};
+const Words kFloats = {FASSD_PTX_FLOATS(FASSD_PTX_TEXT)};
+const Words kTypes = {FASSD_PTX_INTEGERS(FASSD_PTX_TEXT), FASSD_PTX_FLOATS(FASSD_PTX_TEXT)};
 
 // PTX ISA, "Special Registers"; the order is that of fill_specials in schedule.cpp.
-constexpr std::string_view kSpecials[] = {
-    "%tid.x",    "%tid.y",    "%tid.z",    "%ntid.x",  "%ntid.y",          "%ntid.z",
-    "%ctaid.x",  "%ctaid.y",  "%ctaid.z",  "%nctaid.x", "%nctaid.y",       "%nctaid.z",
-    "%laneid",   "%warpid",   "%nwarpid",  "%lanemask_eq", "%lanemask_lt", "%lanemask_le",
-    "%lanemask_gt", "%lanemask_ge", "%dynamic_smem_size", "%total_smem_size", "%smid", "%nsmid",
-};
+const Words kSpecials = words(
+    "%tid.x %tid.y %tid.z %ntid.x %ntid.y %ntid.z %ctaid.x %ctaid.y %ctaid.z %nctaid.x %nctaid.y "
+    "%nctaid.z %laneid %warpid %nwarpid %lanemask_eq %lanemask_lt %lanemask_le %lanemask_gt "
+    "%lanemask_ge %dynamic_smem_size %total_smem_size %smid %nsmid");
+const Words kHints = words(
+    "weak relaxed acquire release acq_rel volatile cta cluster gpu sys nc ca cg cs lu cv wb wt "
+    "unified L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last "
+    "L1::no_allocate L2::evict_first L2::evict_last L2::evict_normal L2::64B L2::128B L2::256B");
+
+// The index of a word, -1 if it is not there.
+int index_of(const Words& list, std::string_view word) {
+  const auto found = std::find(list.begin(), list.end(), word);
+  return found == list.end() ? -1 : int(found - list.begin());
+}
+
+// The words of a form's text, or the alternatives of one of them: [a|b], (a|b), a|b. Found once.
+Words alternatives(std::string_view token) {
+  const bool enclosed = token[0] == '[' || token[0] == '(';
+  return split(enclosed ? token.substr(1, token.size() - 2) : token, '|');
+}
+template <auto split>
+const Words& parts_of(std::string_view text) {
+  static std::map<std::string_view, Words> known;
+  const auto [found, added] = known.try_emplace(text);
+  if (added) {
+    found->second = split(text);
+  }
+  return found->second;
+}
 
 struct Register {
   Type type = Type::none;
   uint32_t offset = 0;
-  int bytes = 0;
 };
 
 struct Scope {
@@ -41,23 +59,18 @@ struct Scope {
   std::map<std::string, std::pair<Type, int>> families;  // %r<70>
 };
 
-uint32_t aligned(uint64_t at, uint32_t alignment) {
-  return uint32_t((at + alignment - 1) / alignment * alignment);
-}
-
-}  // namespace
-
 class Translator {
  public:
-  explicit Translator(Kernel& kernel) : kernel_(kernel), scopes_(1) {
+  explicit Translator(Kernel& kernel)
+      : kernel_(kernel), scopes_(1), always_(constant(4, kAllLanes)) {
     for (const Parameter& parameter : kernel.parameters) {
-      symbols_[parameter.name] = {Space::param, parameter.offset};
+      symbols_[parameter.name] = parameter.offset;
     }
-    for (const auto& [name, variable] : kernel.module->variables) {
+    for (const Variable& variable : kernel.module->variables) {
       if (variable.space != Space::shared) {
-        symbols_[name] = {variable.space, variable.address};
-      } else if (kernel.body.find(name) != std::string::npos) {
-        shared_variable(name, variable);
+        symbols_[variable.name] = variable.address;
+      } else if (kernel.body.find(variable.name) != std::string::npos) {
+        this->variable(variable);
       }
     }
   }
@@ -68,152 +81,136 @@ class Translator {
     int line = kernel_.first_line;
     try {
       while ((at = body.find_first_not_of(" \t\r\n;", at)) != body.npos) {
-        line += int(std::count(body.begin() + counted, body.begin() + at, '\n'));
+        line += int(std::count(body.begin() + long(counted), body.begin() + long(at), '\n'));
         counted = at;
         at = statement(at, line);
       }
-    } catch (const Fault& error) {
-      syntax_error(kernel_.module->file, line, error.what());
-    }
-    Instruction end;
-    end.flow = Flow::exit;
-    end.opcode = end.text = "(end of the kernel)";
-    end.line = line;
-    kernel_.code.push_back(end);
-    for (const auto& [index, label] : jumps_) {
-      const auto found = labels_.find(label);
-      if (found == labels_.end()) {
-        syntax_error(kernel_.module->file, kernel_.code[index].line, "no label " + label);
+      Instruction end;
+      end.flow = Flow::exit;
+      end.guard = always_;
+      end.opcode = end.text = "(end of the kernel)";
+      end.line = line;
+      kernel_.code.push_back(end);
+      for (const auto& [index, label] : jumps_) {
+        const auto found = labels_.find(label);
+        if (found == labels_.end()) {
+          line = kernel_.code[index].line;
+          throw Fault("no label ", label);
+        }
+        kernel_.code[index].target = found->second;
       }
-      kernel_.code[index].target = found->second;
+    } catch (const Fault& error) {
+      throw Fault(kernel_.module->file, ':', line, ": ", error.what());
     }
-    finish();
+    place_shared();
+    // What is read before it is written is odd: a NaN in most types.
+    kernel_.registers.assign(register_bytes_ + 64, 0xFF);
+    for (const auto& [key, offset] : constants_) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        std::memcpy(&kernel_.registers[offset + size_t(lane * key.first)], &key.second,
+                    size_t(key.first));
+      }
+    }
+    kernel_.body.clear();
+    kernel_.translated = true;
   }
 
+ private:
   uint32_t allocate(int bytes) {
     const uint32_t at = register_bytes_;
     register_bytes_ += std::max(64, kLanes * bytes);
     return at;
   }
 
-  // A register that always holds `value`; predicates are masks.
+  // A register that always holds `value`.
   uint32_t constant(int bytes, uint64_t value) {
-    if (bytes < 8) {
-      value &= (uint64_t(1) << (8 * bytes)) - 1;
-    }
     const auto [found, added] = constants_.try_emplace({bytes, value}, register_bytes_);
     return added ? allocate(bytes) : found->second;
   }
-  uint32_t predicate_constant(bool value) {
-    const auto [found, added] = predicate_constants_.try_emplace(value, register_bytes_);
-    return added ? allocate(2) : found->second;
+
+  // A predicate of a warp is a mask, to which nobody gives more than one register's place.
+  const Register& declare(Scope& scope, const std::string& name, Type type) {
+    return scope.registers[name] = {type, allocate(type == Type::pred ? 2 : bytes_of(type))};
   }
 
   const Register* find(const std::string& name) {
-    for (size_t i = 0; i < std::size(kSpecials); ++i) {
-      if (name == kSpecials[i]) {
-        const auto [found, added] = specials_.try_emplace(name);
-        if (added) {
-          found->second = {Type::b32, allocate(4), 4};
-          kernel_.specials.emplace_back(found->second.offset, int(i));
-        }
-        return &found->second;
-      }
-    }
     for (size_t i = scopes_.size(); i-- > 0;) {
       Scope& scope = scopes_[i];
       if (const auto found = scope.registers.find(name); found != scope.registers.end()) {
         return &found->second;
       }
-      size_t digits = name.size();
-      while (digits > 0 && std::isdigit(static_cast<unsigned char>(name[digits - 1]))) {
-        --digits;
-      }
+      const size_t digits = name.find_last_not_of("0123456789") + 1;
       const auto family = scope.families.find(name.substr(0, digits));
       if (digits < name.size() && family != scope.families.end() &&
           std::atoi(name.c_str() + digits) < family->second.second) {
         return &declare(scope, name, family->second.first);
       }
     }
-    return nullptr;
+    const int special = index_of(kSpecials, name);
+    if (special < 0) {
+      return nullptr;
+    }
+    const Register& made = declare(scopes_[0], name, Type::b32);
+    kernel_.specials.emplace_back(made.offset, special);
+    return &made;
   }
 
   uint64_t symbol(const Operand& operand) const {
     const auto found = symbols_.find(operand.text);
-    if (found == symbols_.end()) {
-      throw Fault("unknown name " + operand.text);
-    }
-    return found->second.second + uint64_t(operand.offset);
+    fault_if(found == symbols_.end(), "unknown name ", operand.text);
+    return found->second + uint64_t(operand.offset);
   }
 
- private:
-  Register& declare(Scope& scope, const std::string& name, Type type) {
-    // A predicate of a warp is a mask.
-    const int bytes = type == Type::pred ? 4 : bytes_of(type);
-    return scope.registers[name] = {type, allocate(type == Type::pred ? 2 : bytes), bytes};
-  }
-
-  void shared_variable(const std::string& name, const Variable& variable) {
+  void variable(const Variable& variable) {
     if (variable.sized_by_launch) {
-      by_launch_.emplace_back(name, variable.alignment);
+      by_launch_.push_back(variable);
       return;
     }
-    shared_bytes_ = aligned(shared_bytes_, variable.alignment);
-    symbols_[name] = {Space::shared, shared_bytes_};
-    shared_bytes_ += uint32_t(variable.bytes);
+    uint32_t& end = variable.space == Space::shared ? kernel_.shared_bytes : kernel_.local_bytes;
+    end = aligned(end, variable.alignment);
+    symbols_[variable.name] = end;
+    end += uint32_t(variable.bytes);
   }
 
   // What the launch sizes lies behind all others.
   void place_shared() {
-    for (const auto& [name, alignment] : by_launch_) {
-      shared_bytes_ = aligned(shared_bytes_, alignment);
+    for (const Variable& variable : by_launch_) {
+      kernel_.shared_bytes = aligned(kernel_.shared_bytes, variable.alignment);
     }
-    for (const auto& [name, alignment] : by_launch_) {
-      symbols_[name] = {Space::shared, shared_bytes_};
+    for (const Variable& variable : by_launch_) {
+      symbols_[variable.name] = kernel_.shared_bytes;
     }
     by_launch_.clear();
   }
 
+  // Returns where the next one begins.
   size_t statement(size_t at, int line) {
-    const std::string& body = kernel_.body;
-    if (body[at] == '{') {
-      scopes_.emplace_back();
+    const std::string_view body = kernel_.body;
+    if (body[at] == '{' || body[at] == '}') {
+      scopes_.resize(scopes_.size() + (body[at] == '{') - (body[at] == '}'));
       return at + 1;
     }
-    if (body[at] == '}') {
-      if (scopes_.size() == 1) {
-        throw Fault("} without {");
-      }
-      scopes_.pop_back();
-      return at + 1;
-    }
-    size_t word = at;
-    while (word < body.size() && (std::isalnum(static_cast<unsigned char>(body[word])) ||
-                                  body[word] == '_' || body[word] == '$' || body[word] == '%')) {
-      ++word;
-    }
-    if (word < body.size() && body[word] == ':') {
-      labels_[body.substr(at, word - at)] = uint32_t(kernel_.code.size());
+    const size_t word = body.find_first_of(" \t\r\n:;", at);
+    if (word != body.npos && body[word] == ':' && body.compare(word, 2, "::") != 0) {
+      labels_[std::string(body.substr(at, word - at))] = uint32_t(kernel_.code.size());
       return word + 1;
     }
     if (body.compare(at, 4, ".loc") == 0) {
       const size_t end = std::min(body.find('\n', at), body.size());
-      location(std::string_view(body).substr(at, end - at));
+      location(body.substr(at, end - at));
       return end;
     }
     const size_t end = body.find(';', at);
-    if (end == body.npos) {
-      throw Fault("no ; after " + body.substr(at, 60));
-    }
-    const std::string_view text = trimmed(std::string_view(body).substr(at, end - at));
+    fault_if(end == body.npos, "no ; after ", body.substr(at, 60));
+    const std::string_view text = trimmed(body.substr(at, end - at));
     if (text[0] == '.') {
       directive(text);
     } else {
       place_shared();
       try {
-        translate(text, line);
+        instruction(text, line);
       } catch (const Fault& error) {
-        throw Fault(std::string(error.what()) + " in \"" + std::string(text) + "\"");
+        throw Fault(error.what(), " in \"", text, '"');
       }
     }
     return end + 1;
@@ -221,16 +218,13 @@ class Translator {
 
   // .loc 2 183 3, function_name $L__info_string0, inlined_at 1 31 5
   void location(std::string_view text) {
-    const std::vector<std::string_view> found = words(text);
-    source_line_ = found.size() > 2 ? std::atoi(std::string(found[2]).c_str()) : 0;
+    const Words found = words(text);
+    source_line_ = found.size() > 2 ? int(integer_of(found[2])) : 0;
     region_.clear();
-    for (size_t i = 3; i + 1 < found.size(); ++i) {
-      if (found[i] == "function_name") {
-        std::string label(found[i + 1]);
-        label.resize(std::min(label.find_first_of(",+"), label.size()));
-        const auto name = kernel_.module->strings.find(label);
-        region_ = name == kernel_.module->strings.end() ? label : name->second;
-      }
+    if (found.size() > 5 && found[4] == "function_name") {
+      region_ = found[5].substr(0, found[5].find_first_of(",+"));
+      const auto name = kernel_.module->strings.find(region_);
+      region_ = name == kernel_.module->strings.end() ? region_ : name->second;
     }
   }
 
@@ -238,331 +232,262 @@ class Translator {
     const std::string_view first = words(text)[0];
     if (first == ".reg") {
       const std::string_view rest = trimmed(text.substr(4));
-      const size_t space = rest.find_first_of(" \t");
+      const size_t space = std::min(rest.find_first_of(" \t"), rest.size());
       const Type type = type_named(rest.substr(1, space - 1));
-      if (type == Type::none) {
-        throw Fault("unknown type of registers in " + std::string(text));
-      }
+      fault_if(type == Type::none, "unknown type of registers in ", text);
       for (std::string_view part : split(rest.substr(space), ',')) {
-        const std::string name(part);
-        const size_t count = name.find('<');
-        if (count == name.npos) {
+        const size_t count = part.find('<');
+        const std::string name(part.substr(0, count));
+        if (count == part.npos) {
           declare(scopes_.back(), name, type);
         } else {
-          scopes_.back().families[name.substr(0, count)] = {type,
-                                                            std::atoi(name.c_str() + count + 1)};
+          scopes_.back().families[name] = {type, std::atoi(part.data() + count + 1)};
         }
       }
     } else if (first == ".shared" || first == ".local") {
-      std::string name, initial;
-      Type element = Type::none;
-      const Variable variable = parse_variable(text, name, initial, element);
-      if (variable.space == Space::shared) {
-        shared_variable(name, variable);
-      } else {
-        kernel_.local_bytes = aligned(kernel_.local_bytes, variable.alignment);
-        symbols_[name] = {Space::local, kernel_.local_bytes};
-        kernel_.local_bytes += uint32_t(variable.bytes);
-      }
+      variable(parse_variable(text));
     } else if (first != ".pragma") {
-      throw Fault("unknown directive " + std::string(first));
+      throw Fault("unknown directive ", first);
     }
   }
 
-  void translate(std::string_view text, int line) {
-    Instruction instruction;
-    instruction.line = line;
-    instruction.text = std::string(text);
-    instruction.region = region_;
-    instruction.source_line = source_line_;
-    std::string_view rest = text;
-    if (rest[0] == '@') {
-      const size_t space = std::min(rest.find_first_of(" \t"), rest.size());
-      std::string_view name = rest.substr(1, space - 1);
-      instruction.guarded = true;
-      instruction.guard_negated = !name.empty() && name[0] == '!';
-      name.remove_prefix(instruction.guard_negated);
-      const Register* found = find(std::string(name));
-      if (!found || found->type != Type::pred) {
-        throw Fault(std::string(name) + " is no predicate");
-      }
-      instruction.guard = found->offset;
-      rest = trimmed(rest.substr(space));
+  // @!%p1 opcode.modifiers operands
+  void instruction(std::string_view text, int line) {
+    Instruction plain;
+    plain.line = line;
+    plain.text = text;
+    plain.region = region_;
+    plain.source_line = source_line_;
+    plain.guard = always_;
+    if (text[0] == '@') {
+      const size_t space = std::min(text.find_first_of(" \t"), text.size());
+      const Operand guard = parse_operand(text.substr(1, space - 1));
+      plain.guard = place(guard, kPredicate, 0, false).first;
+      plain.guard_inverted = guard.negated ? kAllLanes : 0;
+      text = trimmed(text.substr(space));
     }
-    const size_t space = std::min(rest.find_first_of(" \t\n"), rest.size());
-    instruction.opcode = std::string(rest.substr(0, space));
-    rest = trimmed(rest.substr(space));
-    std::vector<std::string_view> modifiers = split(instruction.opcode, '.');
-    const std::string_view name = modifiers[0];
+    const size_t space = std::min(text.find_first_of(" \t\n"), text.size());
+    plain.opcode = text.substr(0, space);
+    Words modifiers = split(text.substr(0, space), '.');
+    const std::string_view name = modifiers[0] == "barrier" ? "bar" : modifiers[0];
     modifiers.erase(modifiers.begin());
-    if (name == "bra") {
-      instruction.flow = Flow::branch;
-      jumps_.emplace_back(kernel_.code.size(), std::string(rest));
-    } else {
-      const auto found = opcodes().find(name);
-      if (found == opcodes().end()) {
-        throw Fault("unknown instruction " + std::string(name));
-      }
-      std::vector<Operand> operands;
-      for (std::string_view part : split(rest, ',')) {
-        operands.push_back(parse_operand(part));
-      }
-      Binding binding(*this, instruction, std::move(modifiers), std::move(operands));
-      found->second(binding);
-      binding.finish();
+    std::vector<Operand> operands;
+    for (std::string_view part : split(text.substr(space), ',')) {
+      operands.push_back(parse_operand(part));
     }
-    kernel_.starts_dependents |= instruction.flow == Flow::dependents;
-    kernel_.awaits_previous |= instruction.flow == Flow::previous;
-    kernel_.code.push_back(std::move(instruction));
+    if (std::erase(modifiers, "L2::cache_hint")) {
+      operands.pop_back();
+    }
+    const auto [first, last] = forms().equal_range(name);
+    std::string error = joined("unknown instruction ", name);
+    int furthest = -1;
+    for (auto form = first; form != last; ++form) {
+      Instruction made = plain;
+      int steps = 0;
+      try {
+        bind_modifiers(made, form->second.modifiers, modifiers, steps);
+        bind_operands(made, form->second.operands, operands, steps);
+        made.flow = form->second.flow;
+        const Form::Pick* pick = std::get_if<Form::Pick>(&form->second.handler);
+        made.run = pick ? (*pick)(made) : std::get<Handler>(form->second.handler);
+        if (made.flow == Flow::branch) {
+          jumps_.emplace_back(kernel_.code.size(), operands[0].text);
+        }
+        kernel_.starts_dependents |= made.flow == Flow::dependents;
+        kernel_.code.push_back(std::move(made));
+        return;
+      } catch (const Fault& fault) {
+        if (steps > furthest) {
+          furthest = steps;
+          error = fault.what();
+        }
+      }
+    }
+    throw Fault(error);
   }
 
-  void finish() {
-    place_shared();
-    kernel_.shared_bytes = shared_bytes_;
-    // What is read before it is written is odd: a NaN in most types.
-    kernel_.registers.assign(register_bytes_ + 64, 0xFF);
-    const auto fill = [&](uint32_t offset, const void* value, size_t bytes, int lanes) {
-      for (int lane = 0; lane < lanes; ++lane) {
-        std::memcpy(&kernel_.registers[offset + size_t(lane) * bytes], value, bytes);
+  static void bind_modifiers(Instruction& i, std::string_view wanted, Words found, int& steps) {
+    // Takes a word that is in a list: its index there.
+    const auto take = [&](const Words& list) {
+      for (auto word = found.begin(); word != found.end(); ++word) {
+        if (const int index = index_of(list, *word); index >= 0) {
+          found.erase(word);
+          ++steps;
+          return index;
+        }
       }
+      return -1;
     };
-    for (const auto& [key, offset] : constants_) {
-      fill(offset, &key.second, size_t(key.first), kLanes);
+    int choices = 0;
+    for (std::string_view token : parts_of<words>(wanted)) {
+      if (token == "T" || token == "I" || token == "F") {
+        const int index = take(token == "T" ? kTypes : token == "I" ? kIntegers : kFloats);
+        fault_if(index < 0, "a type is missing, or not supported");
+        (i.type == Type::none ? i.type : i.type2) =
+            Type(size_t(index) + (token == "F" ? kIntegers.size() : 0));
+      } else if (token == "S") {
+        const auto is_space = [](std::string_view x) { return space_named(x) != Space::generic; };
+        if (const auto at = std::find_if(found.begin(), found.end(), is_space); at != found.end()) {
+          i.address[0].space = space_named(*at);
+          found.erase(at);
+        }
+      } else if (token == "H") {
+        while (take(kHints) >= 0) {
+        }
+      } else if (token == "N") {
+        const std::string shape(found.empty() ? "" : found.back());
+        int depth = 0;
+        fault_if(std::sscanf(shape.c_str(), "m64n%dk%d", &i.immediate, &depth) != 2 ||
+                     depth * bytes_of(i.type) != 32,
+                 "unknown shape ", shape);
+        found.pop_back();
+      } else if (token == "*") {
+        found.clear();
+      } else {
+        const Words& list = parts_of<alternatives>(token);
+        const bool required = token[0] != '[' && token[0] != '(';
+        const int index = take(list);
+        fault_if(index < 0 && required, "one of .", token, " is missing");
+        if (token[0] == '[' || (required && list.size() > 1)) {
+          i.choices[choices++] = uint8_t(index + !required);
+        }
+      }
     }
-    for (const auto& [value, offset] : predicate_constants_) {
-      const uint32_t mask = value ? kAllLanes : 0;
-      fill(offset, &mask, sizeof mask, 1);
+    if (!found.empty()) {
+      throw Fault("unknown modifier .", found.front());
     }
-    kernel_.body.clear();
-    kernel_.body.shrink_to_fit();
-    kernel_.translated = true;
+  }
+
+  void bind_operands(Instruction& i, std::string_view wanted, const std::vector<Operand>& found,
+                     int& steps) {
+    const Words& tokens = parts_of<words>(wanted);
+    const size_t least = tokens.size() - size_t(std::count(wanted.begin(), wanted.end(), '?'));
+    if (wanted == "*") {
+      return;
+    }
+    fault_if(found.size() < least || found.size() > tokens.size(), found.size(),
+             " operands; expected are ", least,
+             tokens.size() > least ? joined(" to ", tokens.size()) : "");
+    int addresses = 0;
+    for (size_t k = 0; k < found.size(); ++k, ++steps) {
+      bind_operand(i, tokens[k], found[k], addresses);
+    }
+  }
+
+  void bind_operand(Instruction& i, std::string_view token, const Operand& operand,
+                    int& addresses) {
+    const bool written = token[0] == '=';
+    const char kind = token[written], mark = token.size() > 1u + written ? token[written + 1] : ' ';
+    const std::vector<Operand> parts =
+        operand.kind == Operand::vector ? operand.parts : std::vector<Operand>{operand};
+    const Space spaces[] = {i.address[0].space, Space::shared, Space::global, Space::generic};
+    if (const size_t space = std::string_view("msgM").find(kind); space < 4) {
+      i.address[addresses++] = address(operand, spaces[space]);
+      if (kind == 'M' && operand.parts.size() == 2) {
+        for (const Operand& coordinate : operand.parts[1].parts) {
+          bind_register(i, coordinate, 4, 4, false);
+          ++i.immediate;
+        }
+      }
+    } else if (kind == 'i') {
+      i.immediate = int(bits_of(operand, 4));
+    } else if (kind == '+') {
+      for (const Operand& part : parts) {
+        i.sums.push_back(place(part, 4, 4, true).first);
+      }
+    } else if (kind != 'l') {
+      const size_t count = kind == 'x' || (mark == '|' && parts.size() == 2) ? parts.size()
+                           : mark != '*'                                     ? 1
+                           : token.back() != '*' ? size_t(token.back() - '0')
+                                                 : size_t(1) << i.choices[0];
+      fault_if(parts.size() != count, parts.size(), " registers; expected are ", count);
+      const Type type = written || kind != 'r' || i.type2 == Type::none ? i.type : i.type2;
+      const int bytes = kind == 'p'   ? kPredicate
+                        : kind == 'x' ? bytes_of(type) / int(count)
+                        : kind >= 'a' ? bytes_of(type)
+                                      : kind - '0';
+      for (const Operand& part : parts) {
+        bind_register(i, part, mark == '|' && &part == &parts[1] ? kPredicate : bytes,
+                      kind == 'r' ? 8 : bytes, written);
+      }
+    }
+  }
+
+  static constexpr int kPredicate = 0;  // in place of a number of bytes
+
+  // The place and the bytes of a register; constants and symbols become registers that hold them.
+  std::pair<uint32_t, int> place(const Operand& operand, int least, int most, bool written) {
+    const bool is_predicate = least == kPredicate, is_name = operand.kind == Operand::name;
+    const Register* found = is_name ? find(operand.text) : nullptr;
+    least = std::max(2, least);  // there are none of one byte
+    if (found) {
+      const int bytes = is_predicate ? 0 : bytes_of(found->type);
+      fault_if(is_predicate != (found->type == Type::pred), operand.text,
+               is_predicate ? " is no predicate" : " is a predicate");
+      fault_if(!is_predicate && (bytes < least || bytes > std::max(least, most)), operand.text,
+               " has ", 8 * bytes, " bits, not ", 8 * least);
+      return {found->offset, bytes};
+    }
+    fault_if(written && operand.kind != Operand::sink, "a register is expected, not ",
+             operand.text);
+    if (written || is_predicate) {
+      return {written ? allocate(least) : constant(4, bits_of(operand, 4) ? kAllLanes : 0), 0};
+    }
+    return {constant(least, is_name ? symbol(operand) : bits_of(operand, least)), least};
+  }
+
+  void bind_register(Instruction& i, const Operand& operand, int least, int most, bool written) {
+    const auto [offset, bytes] = place(operand, least, most, written);
+    uint8_t& before = written ? i.to_bytes : i.from_bytes;
+    fault_if(most > least && before && bytes && before != bytes, operand.text,
+             " has another width than those before it");
+    before = bytes ? uint8_t(bytes) : before;
+    i.inverted |= uint16_t(operand.negated << i.inputs);
+    (written ? i.to[i.outputs++] : i.from[i.inputs++]) = offset;
+  }
+
+  Address address(const Operand& operand, Space space) {
+    fault_if(operand.kind != Operand::address, "an address is expected");
+    const Operand& base = operand.parts[0];
+    Address address;
+    address.space = space;
+    address.offset = base.offset;
+    const Register* found = base.kind == Operand::name ? find(base.text) : nullptr;
+    if (found) {
+      address.based = true;
+      address.wide = bytes_of(found->type) == 8;
+      address.base = found->offset;
+    } else {
+      address.offset = int64_t(base.kind == Operand::name ? symbol(base) : bits_of(base, 8));
+    }
+    return address;
   }
 
   Kernel& kernel_;
   std::vector<Scope> scopes_;
-  std::map<std::string, Register> specials_;
-  std::map<std::string, std::pair<Space, uint64_t>> symbols_;
+  std::map<std::string, uint64_t> symbols_;  // addresses
   std::map<std::pair<int, uint64_t>, uint32_t> constants_;
-  std::map<bool, uint32_t> predicate_constants_;
   std::map<std::string, uint32_t> labels_;
   std::vector<std::pair<size_t, std::string>> jumps_;
-  std::vector<std::pair<std::string, uint32_t>> by_launch_;
-  uint32_t register_bytes_ = 0, shared_bytes_ = 0;
+  std::vector<Variable> by_launch_;
+  uint32_t register_bytes_ = 0;
   std::string region_;
   int source_line_ = 0;
+  uint32_t always_;  // a predicate that holds
 };
+
+}  // namespace
+
+bool add_forms(std::initializer_list<Form> list) {
+  for (const Form& form : list) {
+    forms().emplace(form.opcode, form);
+  }
+  return true;
+}
 
 void translate(Kernel& kernel) {
   if (!kernel.translated) {
     Translator(kernel).run();
-  }
-}
-
-bool Binding::flag(std::string_view word) {
-  const auto found = std::find(modifiers_.begin(), modifiers_.end(), word);
-  if (found == modifiers_.end()) {
-    return false;
-  }
-  modifiers_.erase(found);
-  return true;
-}
-
-int Binding::choice(std::initializer_list<std::string_view> list) {
-  int index = 0;
-  for (std::string_view word : list) {
-    if (flag(word)) {
-      return index;
-    }
-    ++index;
-  }
-  return -1;
-}
-
-int Binding::required(std::initializer_list<std::string_view> list) {
-  const int found = choice(list);
-  if (found < 0) {
-    std::string known;
-    for (std::string_view word : list) {
-      known += " ." + std::string(word);
-    }
-    throw Fault("one of" + known + " is missing");
-  }
-  return found;
-}
-
-Type Binding::type() {
-  for (size_t i = modifiers_.size(); i-- > 0;) {
-    const Type found = type_named(modifiers_[i]);
-    if (found != Type::none) {
-      modifiers_.erase(modifiers_.begin() + long(i));
-      return found;
-    }
-  }
-  throw Fault("a type is missing");
-}
-
-std::string_view Binding::next() {
-  if (modifiers_.empty()) {
-    throw Fault("a modifier is missing");
-  }
-  const std::string_view word = modifiers_.front();
-  modifiers_.erase(modifiers_.begin());
-  return word;
-}
-
-Space Binding::space() {
-  switch (choice({"global", "shared", "shared::cta", "shared::cluster", "local", "param",
-                  "param::entry", "const"})) {
-    case 0:
-      return Space::global;
-    case 1:
-    case 2:
-    case 3:
-      return Space::shared;
-    case 4:
-      return Space::local;
-    case 5:
-    case 6:
-      return Space::param;
-    case 7:
-      return Space::constant;
-    default:
-      return Space::generic;
-  }
-}
-
-void Binding::expect(size_t count) const { expect(count, count); }
-
-void Binding::expect(size_t least, size_t most) const {
-  if (operands.size() < least || operands.size() > most) {
-    throw Fault(std::to_string(operands.size()) + " operands; expected are " +
-                std::to_string(least) +
-                (most > least ? " to " + std::to_string(most) : std::string()));
-  }
-}
-
-void Binding::finish() const {
-  if (!modifiers_.empty()) {
-    throw Fault("unknown modifier ." + std::string(modifiers_.front()));
-  }
-}
-
-uint32_t Binding::wide_source(const Operand& operand, int& bytes) {
-  switch (operand.kind) {
-    case Operand::integer:
-      return translator_.constant(bytes, operand.bits);
-    case Operand::float32:
-      return translator_.constant(
-          bytes, bytes == 8 ? bits_as<uint64_t>(double(bits_as<float>(uint32_t(operand.bits))))
-                            : operand.bits);
-    case Operand::float64:
-      return translator_.constant(
-          bytes, bytes == 4 ? bits_as<uint32_t>(float(bits_as<double>(operand.bits)))
-                            : operand.bits);
-    case Operand::name:
-      if (const Register* found = translator_.find(operand.text)) {
-        if (found->type == Type::pred) {
-          throw Fault(operand.text + " is a predicate");
-        }
-        bytes = found->bytes;
-        return found->offset;
-      }
-      return translator_.constant(bytes, translator_.symbol(operand));
-    default:
-      throw Fault("a register or a constant is expected");
-  }
-}
-
-uint32_t Binding::wide_target(const Operand& operand, int& bytes) {
-  if (operand.kind == Operand::sink) {
-    return translator_.allocate(8);
-  }
-  const Register* found =
-      operand.kind == Operand::name ? translator_.find(operand.text) : nullptr;
-  if (!found || found->type == Type::pred) {
-    throw Fault("a register is expected, not " + operand.text);
-  }
-  bytes = found->bytes;
-  return found->offset;
-}
-
-uint32_t Binding::source(const Operand& operand, int bytes) {
-  int got = bytes;
-  const uint32_t at = wide_source(operand, got);
-  if (got != bytes) {
-    throw Fault(operand.text + " has " + std::to_string(8 * got) + " bits, not " +
-                std::to_string(8 * bytes));
-  }
-  return at;
-}
-
-uint32_t Binding::target(const Operand& operand, int bytes) {
-  int got = bytes;
-  const uint32_t at = wide_target(operand, got);
-  if (got != bytes) {
-    throw Fault(operand.text + " has " + std::to_string(8 * got) + " bits, not " +
-                std::to_string(8 * bytes));
-  }
-  return at;
-}
-
-uint32_t Binding::predicate(const Operand& operand) {
-  if (operand.kind == Operand::integer) {
-    return translator_.predicate_constant(operand.bits != 0);
-  }
-  if (operand.kind == Operand::sink) {
-    return translator_.allocate(2);
-  }
-  const Register* found =
-      operand.kind == Operand::name ? translator_.find(operand.text) : nullptr;
-  if (!found || found->type != Type::pred) {
-    throw Fault("a predicate is expected, not " + operand.text);
-  }
-  return found->offset;
-}
-
-Address Binding::address(const Operand& operand, Space space) {
-  if (operand.kind != Operand::address) {
-    throw Fault("an address is expected");
-  }
-  Address address;
-  address.space = space;
-  const Operand& base = operand.parts[0];
-  address.offset = base.offset;
-  if (base.kind == Operand::integer) {
-    address.offset += int64_t(base.bits);
-  } else if (const Register* found = translator_.find(base.text)) {
-    address.based = true;
-    address.wide = found->bytes == 8;
-    address.base = found->offset;
-  } else {
-    address.offset = int64_t(translator_.symbol(base));
-  }
-  return address;
-}
-
-int64_t Binding::constant(const Operand& operand) const {
-  if (operand.kind != Operand::integer) {
-    throw Fault("a constant is expected");
-  }
-  return int64_t(operand.bits);
-}
-
-void Binding::add_source(const Operand& operand, int bytes) {
-  instruction.from[instruction.inputs++] = source(operand, bytes);
-}
-
-void Binding::add_target(const Operand& operand, int bytes) {
-  instruction.to[instruction.outputs++] = target(operand, bytes);
-}
-
-void Binding::registers(Handler handler, int target_bytes, const std::vector<int>& sources) {
-  expect(1 + sources.size());
-  instruction.run = handler;
-  add_target(operands[0], target_bytes);
-  size_t i = 0;
-  for (const int bytes : sources) {
-    add_source(operands[++i], bytes);
   }
 }
 
