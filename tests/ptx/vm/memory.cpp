@@ -157,6 +157,12 @@ void add_allocation(uint64_t address, uint64_t bytes) {
   all.ends[address] = address + bytes;
 }
 
+bool is_allocation(uint64_t address) {
+  Allocations& all = allocations();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  return all.ends.count(address) != 0;
+}
+
 bool drop_allocation(uint64_t address) {
   Allocations& all = allocations();
   std::map<uint64_t, uint64_t>::node_type dropped;  // freed without the lock: free() comes here too

@@ -14,6 +14,7 @@ constexpr uint64_t kWindowOffset = 0x00FFFFFFFFFFFFFFull;
 
 // Allocations of global memory. All else is out of bounds.
 void add_allocation(uint64_t address, uint64_t bytes);
+bool is_allocation(uint64_t address);
 bool drop_allocation(uint64_t address);
 
 enum class Use : uint8_t { read, write, atomic };

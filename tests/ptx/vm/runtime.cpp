@@ -28,6 +28,7 @@ std::map<const void*, size_t>& allowed_shared() {
   return *all;
 }
 cudaError_t last_result = cudaSuccess;
+bool failed_late = false;  // in what went on after its launch
 
 cudaError_t failed(cudaError_t result, const std::string& why) {
   last_error() = why;
@@ -244,7 +245,12 @@ EXPORTED int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
 }
 // An operator has launched all it wants: what it launched has ended when it returns.
 EXPORTED int32_t aoti_torch_delete_device_guard(void*) {
-  return cudaStreamSynchronize(nullptr) == cudaSuccess ? 0 : 1;
+  if (cudaStreamSynchronize(nullptr) == cudaSuccess && !failed_late) {
+    return 0;
+  }
+  failed_late = false;
+  std::fprintf(stderr, "%s\n", last_error().c_str());  // PyTorch ends the process
+  return 1;
 }
 EXPORTED int32_t aoti_torch_get_current_device_index(int32_t* index) {
   *index = 0;
@@ -288,7 +294,11 @@ EXPORTED void free(void* memory) noexcept {
   static thread_local bool inside = false;
   if (memory && (reinterpret_cast<uint64_t>(memory) & 63) == 0 && !inside) {
     inside = true;
-    drop_allocation(reinterpret_cast<uint64_t>(memory));
+    const auto address = reinterpret_cast<uint64_t>(memory);
+    if (is_allocation(address)) {
+      failed_late |= cudaStreamSynchronize(nullptr) != cudaSuccess;  // it may be in use still
+      drop_allocation(address);
+    }
     inside = false;
   }
   __libc_free(memory);

@@ -475,6 +475,7 @@ void run(std::unique_ptr<Grid> grid) {
     finish(*held());
     held().reset();
   }
+  forget_global_accesses();  // what follows comes after all that the grid before has done
   const auto go_on = [&](std::unique_ptr<Block> block) {
     const bool hold = settings().overlap && kernel.starts_dependents &&
                       grid->suspended.size() < kMostSuspended;
@@ -510,7 +511,6 @@ void launch(const Kernel& kernel, std::array<uint32_t, 3> size, std::array<uint3
   const uint64_t blocks = uint64_t(size[0]) * size[1] * size[2];
   const_cast<Kernel&>(kernel).launches += 1;
   const_cast<Kernel&>(kernel).blocks += blocks;
-  forget_global_accesses();
   try {
     run(std::move(grid));
   } catch (...) {
