@@ -150,7 +150,7 @@ KERNELS = [
         (CONVOLUTION, "multiply.cuh", "void multiply_sliding", "row * 3 *", "row *"),
         (CONVOLUTION, "epilogue.cuh", "void write_tile", "out_x >= out_width", "out_x > out_width"),
         (CONVOLUTION, "epilogue.cuh", "int at_column", "window & 1", "window >> 1"),
-        (CONVOLUTION, "image.cuh", "void store_lanes", "i < target.lanes", "i <= target.lanes"),
+        (CONVOLUTION, "image.cuh", "int c = ", "c < source.channels", "c <= source.channels"),
         (COUPLE, "couple.cuh", "next_stage = [&]", BARRIER, ""),
         (COUPLE, "couple.cuh", "copy_async_wait<0>", BARRIER, ""),
         (COUPLE, "couple.cuh", "const int at_y", "y - 2", "y - 1"),
@@ -169,7 +169,7 @@ KERNELS = [
         (STEM, "stem.cuh", "bool inside", "y < source.height", "y <= source.height"),
         (UPSAMPLE, "upsample.cu", "below[k] * rows.weight", BARRIER, ""),
         (UPSAMPLE, "upsample.cu", "const int count", "- begin + 1", "- begin"),
-        (UPSAMPLE, "upsample.cu", "void offer", "rounded > value", "rounded >= value"),
+        (UPSAMPLE, "upsample.cu", "void offer", "to_float(from_float<T>(exact))", "value"),
         (UPSAMPLE, "image.cuh", "int after =", "before + 1 > size - 1", "before > size - 1"),
         (UPSAMPLE, "image.cuh", "uint64_t scaled", "(size - 1)", "size"),
     )
@@ -202,7 +202,6 @@ CALLS = {
     UPSAMPLE: [
         ({}, cases.upsample(2, 10, (9, 13), (33, 50))),
         ({}, cases.upsample_argmax(1, 19, (9, 13), (33, 50))),
-        ({}, cases.upsample_argmax(1, 19, (9, 13), (33, 50)).map(torch.zeros_like)),
     ],
 }
 
