@@ -66,17 +66,19 @@ ptx-triton: $(VENV)/.developing
 	$(EXECUTED_TRITON) -k "test_table and bfloat16"
 	$(EXECUTED_TRITON) -k "test_table and float32" --tf32
 
-# What nvcc made of csrc/cuda, its PTX executed on the CPU (tests/ptx): as on a GPU of 8.6 and on one
-# of 9.0, that is of sm_80 and of sm_90. How it is watched: races between threads and blocks, copies
-# that arrive early or late, a kernel that starts before the one ahead of it has ended.
+# What nvcc made of csrc/cuda, its PTX executed on the CPU (tests/ptx): of sm_80 as on a GPU of 8.6, of
+# sm_90 with all that is watched for, which takes ten times as long: races between threads, warps and
+# blocks, copies that arrive at any time, a kernel that starts before the one ahead of it has ended.
+SEED ?= $(shell date +%s)
 PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
-EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py --backend cuda \
-  --every $(EVERY)
+EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py --backend cuda
+WATCHED := capability=90 arrival=random races=1 overlap=1
 ptx: $(VENV)/.developing ptx-triton
 	$(PTX) host
-	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" $(EXECUTED) tests/ptx \
+	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" $(EXECUTED) --every $(EVERY) tests/ptx \
 	  --ignore=tests/ptx/test_triton.py
-	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=90 arrival=random races=1 overlap=1 seed=$(SEED)" $(EXECUTED) tests/ptx/test_cuda.py
+	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(WATCHED) seed=$(SEED)" $(EXECUTED) \
+	  --every $(if $(filter 1,$(EVERY)),1,80) tests/ptx/test_cuda.py
 	$(if $(filter 1,$(EVERY)),LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" \
 	  PYTHONPATH=tests:. $(BIN)/python -m ptx.mutations)
 
