@@ -41,8 +41,9 @@ void store_matrices(Warp& warp, const Instruction& i, uint32_t) {
       low[i.choices[1] ? 8 : 1] = uint16_t(value >> 16);
     }
   }
-  access(warp, i, addressing(i.inputs), 16, Use::write,
-         [&](int lane, uint8_t* row) { std::memcpy(row, matrices[0] + 8 * lane, 16); });
+  const auto put = [&](int lane, uint8_t* row) { std::memcpy(row, matrices[0] + 8 * lane, 16); };
+  access(warp, i, addressing(i.inputs), 16, Use::write, put,
+         reinterpret_cast<const uint8_t (*)[16]>(matrices));
 }
 
 int values_in_register(Type type) {
