@@ -120,7 +120,7 @@ inline float flushed(float value) {
   return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value;
 }
 
-// atom, red and redux, by the order of kOperations.
+// What atom, red and redux have in common.
 #define FASSD_PTX_OPERATIONS "add|min|max|and|or|xor"
 template <typename T>
 T combined(int operation, T x, T y) {
