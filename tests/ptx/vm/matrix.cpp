@@ -46,17 +46,13 @@ void store_matrices(Warp& warp, const Instruction& i, uint32_t) {
          reinterpret_cast<const uint8_t (*)[16]>(matrices));
 }
 
-int values_in_register(Type type) {
-  return type == Type::tf32 ? 1 : 2;
-}
-
 double factor(uint32_t word, int half, Type type) {
   return decode(type == Type::tf32 ? word : word >> (16 * half) & 0xFFFF, type);
 }
 
 // A (16 x depth): registers hold rows g and g + 8 in turns.
 void load_left(Warp& warp, const uint32_t* registers, Type type, int depth, double* a) {
-  const int values = values_in_register(type);
+  const int values = type == Type::tf32 ? 1 : 2;  // of a register
   for (int r = 0; r < depth / 2 / values; ++r) {
     const uint32_t* words = warp.lanes<uint32_t>(registers[r]);
     for (int lane = 0; lane < kLanes; ++lane) {

@@ -9,7 +9,6 @@
 #include <cstring>
 #include <utility>
 
-#include "api.h"
 #include "memory.h"
 
 using namespace ptx;
