@@ -27,7 +27,7 @@ UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton ptx cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-triton cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -54,16 +54,28 @@ triton: $(VENV)/.developing
 	  --every $(EVERY)
 	$(if $(filter 1,$(EVERY)),FASSD_TEST_ARCHITECTURES=all) $(TRITON) tests/triton_backend
 
+# What Triton makes of its kernels, executed likewise. It compiles for each row anew, which is what
+# costs: of the conformance suite, what the interpreter does not compute.
+EXECUTED_TRITON := PTX_BACKEND=triton PTX_SETTINGS="capability=90 arrival=random" $(TRITON) \
+  $(CONFORMANCE) --backend triton --every $(if $(filter 1,$(EVERY)),1,48)
+ptx-triton: $(VENV)/.developing
+	$(if $(filter 1,$(EVERY)),FASSD_TEST_PTX=all) $(TRITON) tests/ptx/test_triton.py
+	$(EXECUTED_TRITON) -k "test_table and bfloat16"
+	$(EXECUTED_TRITON) -k "test_table and float32" --tf32
+
 # What nvcc made of csrc/cuda, its PTX executed on the CPU (tests/ptx): as on a GPU of 8.6 and on one
 # of 9.0, that is of sm_80 and of sm_90. How it is watched: races between threads and blocks, copies
 # that arrive early or late, a kernel that starts before the one ahead of it has ended.
 PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
 EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py --backend cuda \
   --every $(EVERY)
-ptx: $(VENV)/.developing
+ptx: $(VENV)/.developing ptx-triton
 	$(PTX) host
-	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" $(EXECUTED) tests/ptx
+	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" $(EXECUTED) tests/ptx \
+	  --ignore=tests/ptx/test_triton.py
 	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=90 arrival=random races=1 overlap=1 seed=$(SEED)" $(EXECUTED) tests/ptx/test_cuda.py
+	$(if $(filter 1,$(EVERY)),LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" \
+	  PYTHONPATH=tests:. $(BIN)/python -m ptx.mutations)
 
 # `make test` compiles for sm_90: what the sources say of it alone is one hint to the launch after.
 cuda-architectures: $(VENV)/.developing

@@ -27,7 +27,7 @@ import triton.language as tl
 
 from fassd_kernels.triton.configurations import Config, Problem, choose, joined
 from fassd_kernels.triton.conv_act import MOST_OVERHANG, bytes_of
-from fassd_kernels.triton.convolution import activate, load_vector
+from fassd_kernels.triton.convolution import activate, load_vector, multiply
 from fassd_kernels.triton.layout import Size, round_up
 from fassd_kernels.triton.program import (
     BYTES,
@@ -119,7 +119,7 @@ def vertical(
                     mask=(k < channels)[:, None] & (middle < weight_stride)[None, :],
                     other=0.0,
                 )
-                acc = tl.dot(value, factors, acc, input_precision=PRECISION)
+                acc = multiply(value, factors, acc, PRECISION)
     acc = finish(acc, bias, slope, middle, real, ACTIVATION)
     return tl.where(inside[:, None] & real[None, :], acc, 0.0).to(weight.dtype.element_ty)
 
@@ -191,7 +191,7 @@ def asymmetric_conv_kernel(
                     mask=(middle < middles)[:, None] & (column < horizontal_stride)[None, :],
                     other=0.0,
                 )
-                acc = tl.dot(value, factors, acc, input_precision=PRECISION)
+                acc = multiply(value, factors, acc, PRECISION)
 
     real = column < out_channels
     acc = finish(acc, next_bias, next_slope, column, real, ACTIVATION)

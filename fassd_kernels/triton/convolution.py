@@ -25,6 +25,28 @@ def activate(x, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def round_tf32(x):
+    """float32 values with ten bits of mantissa, the nearest, ties away from zero.
+
+    What ptxas makes of `cvt.rna.tf32.f32`, instruction by instruction, in words that the
+    interpreter and every GPU know.
+    """
+    bits = x.to(tl.int32, bitcast=True) + tl.where(tl.abs(x) < float("inf"), 0x1000, 0)
+    return (bits & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def multiply(value, factors, acc, PRECISION: tl.constexpr):
+    """acc + value @ factors; "tf32" and "ieee" tell float32 values apart."""
+    # The PTX ISA leaves open what becomes of the 13 bits that TF32 has no room for, and Triton
+    # hands them on. By the usual reading they are dropped, and products 0.065% too small.
+    if PRECISION == "tf32":
+        value = round_tf32(value)
+        factors = round_tf32(factors)
+    return tl.dot(value, factors, acc, input_precision=PRECISION)
+
+
+@triton.jit
 def load_vector(pointer, index, inside):
     """Values per channel as float32, zeros outside."""
     return tl.load(pointer + index, mask=inside, other=0.0).to(tl.float32)
@@ -119,7 +141,7 @@ def multiply_chunk(
                     mask=real[:, None] & (column < weight_stride)[None, :],
                     other=0.0,
                 )
-                acc = tl.dot(value, factors, acc, input_precision=PRECISION)
+                acc = multiply(value, factors, acc, PRECISION)
     return acc
 
 

@@ -43,6 +43,11 @@ class Device:
     clock: float = 1.5e9
     interpreted: bool = False
 
+    @property
+    def has_tf32(self) -> bool:
+        """Whether it multiplies float32 values that are rounded to TF32 faster than others."""
+        return self.arch >= 80 if isinstance(self.arch, int) else self.arch == "gfx942"
+
 
 # T4: Triton leaves Turing's tensor cores idle, so its rate is that of packed halves.
 # Figures of the makers' data sheets (dense rates, boost clocks; for Hopper and Blackwell, the clock

@@ -152,7 +152,7 @@ class Program:
         self.dtype = dtype
         self.padded = padded
         self.device: Device = describe_device(device)
-        self.tf32 = dtype == torch.float32 and tf32_requested()
+        self.tf32 = dtype == torch.float32 and self.device.has_tf32 and tf32_requested()
         self.launches: list[Launch] = []
         # Of the slots of arguments: which of the call's tensors, or a tensor of the plan's own.
         self.sources: list[int | Tensor] = []

@@ -16,6 +16,8 @@ os.environ.setdefault("FASSD_KERNELS_POISON", "1")
 from conformance import definition, harness
 from conformance.harness import OPERATORS, Subject, Target
 
+from fassd_kernels.tuning.trials import TF32_TOLERANCE
+
 SAMPLED_EXAMPLES = 10
 # Where rows are sampled: one in so many of the tests of layouts. It has no factor in common with
 # the numbers of layouts, dtypes and shapes, so that each of them is met.
@@ -40,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help=f"test one row in N of the tables, {SAMPLED_EXAMPLES} drawn calls in place of "
         f"{definition.drawn.max_examples}, one layout in {SAMPLED_LAYOUTS}; repeat nothing",
+    )
+    group.addoption(
+        "--tf32",
+        action="store_true",
+        help="let GPU backends round what they multiply in float32 to TF32, in its tolerance",
     )
     group.addoption(
         "--fuzz",
@@ -146,9 +153,12 @@ def quick_interpreter() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def full_precision() -> Iterator[None]:
-    """The reference on a GPU is held to float32, not to TF32."""
+def full_precision(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a GPU computes in float32 is held to that, not to TF32, unless it is asked for."""
+    tf32 = pytestconfig.getoption("tf32", False)
+    if tf32:
+        monkeypatch.setitem(harness.TOLERANCES, torch.float32, TF32_TOLERANCE)
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32, False
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn

@@ -25,20 +25,19 @@ from fassd_kernels.operators import OPERATORS as TABLE
 from fassd_kernels.triton.device import INTERPRETED
 from fassd_kernels.triton.layout import empty_image
 
-# Whether the CUDA kernels' PTX is executed on the CPU (tests/ptx), and as on which GPU.
-EXECUTED = "PTX_SETTINGS" in os.environ
+# The backend whose PTX is executed on the CPU (tests/ptx), if any: where PTX_SETTINGS says as on
+# which GPU.
+EXECUTED = os.environ.get("PTX_BACKEND", "cuda") if "PTX_SETTINGS" in os.environ else ""
 if EXECUTED:
-    from ptx import host
-
-    host.install()
+    importlib.import_module({"cuda": "ptx.host", "triton": "ptx.triton"}[EXECUTED]).install()
 
 # A new backend is one line: its name in fassd_kernels.backends(), and the devices to run it on.
 # Its operators and dtypes are what it says of itself.
 DEVICES = {
     "reference": ("cpu", "cuda"),
     "cpu": ("cpu",),
-    "cuda": ("cpu",) if EXECUTED else ("cuda",),
-    "triton": ("cpu",) if INTERPRETED else ("cuda",),
+    "cuda": ("cpu",) if EXECUTED == "cuda" else ("cuda",),
+    "triton": ("cpu",) if INTERPRETED or EXECUTED == "triton" else ("cuda",),
 }
 
 # pack_weight computes nothing: test_packing.py.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,14 @@ def change(**settings: Any) -> None:
     for name, value in settings.items():
         number = ARRIVALS.index(value) if name == "arrival" else int(value)
         checked(library().ptx_set(name.encode(), number))
+
+
+def configure() -> None:
+    """Change `DEFAULTS` as the environment says: PTX_SETTINGS="capability=86 races=1"."""
+    for setting in os.environ["PTX_SETTINGS"].split():
+        name, _, value = setting.partition("=")
+        DEFAULTS[name] = value if name == "arrival" else int(value)
+    change(**DEFAULTS)
 
 
 @contextmanager
@@ -116,16 +125,18 @@ def launch(
     block: Sequence[int] = (32,),
     shared: int = 0,
     dependent: bool = False,
+    wait: bool = True,
 ) -> None:
-    """Run a kernel to its end.
+    """Run a kernel, to its end unless told not to wait for that.
 
     Args:
         kernel: its name in the PTX.
         arguments: one for each parameter; arrays and tensors as pointers to memory that is watched
-            meanwhile, bytes as they are.
+            until the kernel has ended, bytes as they are.
         grid, block: sizes, of which trailing ones may be missing.
         shared: bytes of dynamic shared memory.
         dependent: a programmatic dependent launch.
+        wait: until it has ended; otherwise the caller does, and watches the memory.
     Raises:
         Fault: for whatever is wrong.
     """
@@ -154,7 +165,7 @@ def launch(
             raise Fault(f"parameter {index} of {kernel} has {size} bytes, {len(data)} came")
         values[offset : offset + size] = data
     sizes = [(ctypes.c_uint32 * 3)(*(*size, 1, 1)[:3]) for size in (grid, block)]
-    with watched(*arrays):
+    with watched(*(arrays if wait else ())):
         checked(
             library().ptx_launch(
                 kernel.encode(),
@@ -165,7 +176,8 @@ def launch(
                 int(dependent),
             )
         )
-        synchronize()
+        if wait:
+            synchronize()
 
 
 def synchronize() -> None:

@@ -10,7 +10,6 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
-import os
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -23,7 +22,6 @@ from ptx import build, executor
 import fassd_kernels
 from fassd_kernels import ops
 
-SETTINGS = "PTX_SETTINGS"  # changes of executor.DEFAULTS, as in "capability=86 races=1"
 # The objects of csrc/cuda, less what registers them, and what they share with the CPU's.
 SHARED = ("csrc/checks.o", "csrc/plan/plan.o", "csrc/plan/fusion.o")
 REGISTRATION = build.HERE / "registration.cpp"
@@ -93,10 +91,7 @@ def install() -> None:
     for path in sorted(library().parent.glob("*.ptx")):
         executor.load(str(path.relative_to(build.ROOT)), path.read_text())
     torch.ops.load_library(library())
-    for change in os.environ[SETTINGS].split():
-        name, _, value = change.partition("=")
-        executor.DEFAULTS[name] = value if name == "arrival" else int(value)
-    executor.change(**executor.DEFAULTS)
+    executor.configure()
     types = ops.CUDA_TYPES if executor.DEFAULTS["capability"] >= 80 else ops.CUDA_TYPES[:2]
     table = fassd_kernels.backends()
     rows = [

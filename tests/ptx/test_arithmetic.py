@@ -228,6 +228,14 @@ def test_directed_roundings(dtype: torch.dtype, rounding: str) -> None:
         assert ((made <= exact) if rounding == "rm" else (made >= exact)).all()
 
 
+def test_two_sums_in_one_register() -> None:
+    x, y = np.array([0x1FFFF, 0xFFFF0001, 5], np.uint32), np.array([1, 0x1FFFF, 3], np.uint32)
+    made = kernels.of_lanes(
+        "add.s16x2 {d}, {0}, {1};", [x.repeat(11)[:32], y.repeat(11)[:32]], "r", ["r", "r"]
+    )
+    np.testing.assert_array_equal(made[[0, 11, 22]], [0x10000, 0, 8])
+
+
 def test_tf32_is_rounded_away_from_zero_at_a_tie() -> None:
     values = np.array(
         [1 + 2**-11, -(1 + 2**-11), 1 + 2**-11 - 2**-23, 1 + 2**-10, 3 + 2**-10] + [0.1] * 27

@@ -280,3 +280,22 @@ def test_products_of_a_warpgroup(kind: str, swizzle: int) -> None:
 def test_products_of_a_warpgroup_arrive(arrival: str, from_registers: bool) -> None:
     made, expected = wgmma("f16", 64, 128, arrival, from_registers)
     np.testing.assert_array_equal(made, expected)
+
+
+def test_products_in_turns_keep_their_sums() -> None:
+    """Two sums of a matrix of ones, each added to twice before anything is waited for."""
+    sums = [", ".join(f"%f{i}" for i in range(first, first + 4)) for first in (0, 4)]
+    product = (
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {{{}}}, %rd5, %rd5, %p1, 1, 1, 0, 0;"
+    )
+    body = f"""mov.u32 %r1, tile; mad.lo.u32 %r2, %r0, 16, %r1; mov.b32 %r3, 0x3c003c00;
+st.shared.v4.b32 [%r2], {{%r3, %r3, %r3, %r3}}; bar.sync 0; fence.proxy.async;
+shr.u32 %r4, %r1, 4; cvt.u64.u32 %rd5, %r4; setp.eq.u32 %p1, 0, 0;
+{" ".join(f"mov.f32 %f{i}, 0f3F800000;" for i in range(8))} wgmma.fence.sync.aligned;
+{" ".join(product.format(each) for each in 2 * sums)}
+wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
+mul.wide.u32 %rd6, %r0, 32; add.s64 %rd6, %rd6, %rd1;
+st.global.v4.f32 [%rd6], {{{sums[0]}}}; st.global.v4.f32 [%rd6+16], {{{sums[1]}}};"""
+    made: np.ndarray = np.zeros((128, 8), np.float32)
+    kernels.run(body, made, outside=".shared .align 1024 .b8 tile[2048];", block=(128,))
+    assert (made == 1 + 2 * 16).all()

@@ -216,6 +216,16 @@ setp.eq.u32 %p3, %r0, {writer}; @%p3 st.shared.b32 [%r2], %r0;"""
             kernels.run(body.format(sync=""), values, values, outside=TILE, block=(64,))
 
 
+def test_writers_of_one_value_are_no_race() -> None:
+    values: np.ndarray = np.zeros(64, np.uint32)
+    body = "st.shared.b32 [tile], {value};"
+    with executor.settings(races=True):
+        kernels.run(body.format(value=7), values, outside=TILE, block=(64,))
+        for block in 2, 33:  # of one warp, of two
+            with pytest.raises(executor.Fault, match="race: shared byte 0 was written"):
+                kernels.run(body.format(value="%r0"), values, outside=TILE, block=(block,))
+
+
 @pytest.mark.parametrize("kind", ["two writers", "a reader"])
 def test_races_between_blocks(kind: str) -> None:
     """Blocks write one element, or read their neighbour's."""

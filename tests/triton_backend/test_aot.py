@@ -9,16 +9,15 @@ branches.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
-from triton_backend.conftest import compiled
+from triton_backend.conftest import allowing_tf32, compiled
 
+from fassd.bench.costs.triton import plan_network
 from fassd_kernels.triton.configurations import (
     CANDIDATES,
     NARROW,
@@ -28,9 +27,9 @@ from fassd_kernels.triton.configurations import (
     overriding,
     table_for,
 )
-from fassd_kernels.triton.device import KNOWN, Device, assuming
+from fassd_kernels.triton.device import KNOWN, Device, assuming, device_named
 from fassd_kernels.triton.layout import empty_image
-from fassd_kernels.triton.program import Launch, Program, recording
+from fassd_kernels.triton.program import Launch, Program, fill, recording
 
 pytestmark = compiled
 
@@ -170,53 +169,34 @@ def test_labels_of_many_classes(arch, classes):
     assert found.spills == 0, found
 
 
-AS_THE_JIT_DOES = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
-from fassd_kernels.triton import program
-from fassd_kernels.triton.device import device_named
-from fassd.bench.costs.triton import plan_network
-
-class Driver:  # of a GPU that is not there
-    def get_current_target(self): return GPUTarget("cuda", 90, 32)
-    def get_current_device(self): return 0
-    def get_current_stream(self, device): return 0
-
-driver.set_active(Driver())
-seen = []
-def note(self, key, signature, device, constexprs, options, attrs, warmup):
-    seen.append((signature, constexprs, attrs))
-JITFunction._do_compile = note
-
-for name, output in (("fassd_net", "labels"), ("baseline_aspp_mda", "logits")):
-    for planned in plan_network(name, 320, 96, device_named("H200"), output=output):
-        launch = planned.launch
-        tensors = planned.program.fill(planned.program.inputs)
-        values = [program.fill(value, tensors) for value in launch.arguments.values()]
-        seen.clear()
-        launch.kernel.warmup(*values, grid=launch.grid, **launch.options)
-        source = planned.source
-        mine = (source.types, source.constants, source.attributes)
-        for ours, theirs in zip(mine[:2], seen[0][:2], strict=True):
-            assert ours == theirs, (launch.label, ours, theirs)
-        ours, theirs = ({k: v for k, v in a.items() if v} for a in (mine[2], seen[0][2]))
-        assert ours == theirs, (launch.label, ours, theirs)
-        if triton.__version__.startswith("3.6"):  # names arguments without attributes otherwise
-            continue
-        hashes = {ASTSource(launch.kernel, *parts).hash() for parts in (mine, seen[0])}
-        assert len(hashes) == 1, launch.label
-print(len(seen))
-"""
-
-
-def test_sources_are_those_of_the_jit():
+def test_sources_are_those_of_the_jit(monkeypatch):
     """What is compiled here is what a GPU would run: the JIT, asked with a pretended driver."""
-    done = subprocess.run([sys.executable, "-c", AS_THE_JIT_DOES], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1"]
+    import triton
+    from ptx.triton import Driver
+    from triton.compiler import ASTSource
+    from triton.runtime import JITFunction, driver
+
+    seen = []
+    device = device_named("H200")
+    monkeypatch.setattr(driver, "_active", Driver(device))
+    # Where nothing that another test compiled is kept.
+    monkeypatch.setattr(Driver, "get_current_device", lambda self: "pretended")
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda *arguments: seen.append(arguments))
+    for name, output in (("fassd_net", "labels"), ("baseline_aspp_mda", "logits")):
+        for planned in plan_network(name, 320, 96, device, output=output):
+            launch, source = planned.launch, planned.source
+            tensors = planned.program.fill(planned.program.inputs)
+            values = [fill(value, tensors) for value in launch.arguments.values()]
+            launch.kernel.warmup(*values, grid=launch.grid, **launch.options)
+            _, _, types, _, constants, _, attributes, _ = seen.pop()
+            assert (source.types, source.constants) == (types, constants), launch.label
+            given = [source.attributes, attributes]
+            ours, theirs = ({k: v for k, v in each.items() if v} for each in given)
+            assert ours == theirs, launch.label
+            if triton.__version__.startswith("3.6"):  # names arguments without attributes otherwise
+                continue
+            hashes = {ASTSource(launch.kernel, types, constants, each).hash() for each in given}
+            assert len(hashes) == 1, launch.label
 
 
 @pytest.mark.parametrize(("arch", "family", "dtype", "config", "narrow"), rows(), ids=name_of)
@@ -224,18 +204,22 @@ def test_configuration(arch, family, dtype, config, narrow):
     from fassd_kernels.triton.aot import examine_all, source_of
 
     device = ARCHITECTURES[arch]
-    sources = {
-        source_of(program, launch).identity: (launch, source_of(program, launch))
-        for program, launch in launches_with(config, family, dtype, device, narrow)
-    }
+    sources = {}
+    for allowed in [False] if LEFT_OUT or dtype != torch.float32 else [False, True]:
+        with allowing_tf32(allowed):
+            for program, launch in launches_with(config, family, dtype, device, narrow):
+                source = source_of(program, launch)
+                sources[source.identity] = (launch, source)
     found = examine_all([source for _, source in sources.values()], device)
     for key, resources in found.items():
         launch = sources[key][0]
-        what = f"{launch.label} {launch.options}: {resources}"
-        assert resources.spills == 0, what
+        tf32 = launch.arguments["PRECISION"] == "tf32"
+        what = f"{launch.label} {launch.options} {tf32 and 'tf32'}: {resources}"
+        # To have more warps at once, ptxas spills two registers of one narrow kernel in TF32.
+        assert resources.spills <= (8 if narrow and tf32 else 0), what
         assert 0 < resources.registers <= (512 if device.backend == "hip" else 255), what
         assert resources.shared <= device.shared, what
-        if dtype.itemsize == 2 and arch != "75":
+        if tf32 or (dtype.itemsize == 2 and arch != "75"):
             assert resources.tensor_cores > 0, what
             # 16 bytes at a time, from images whose pixels are whole vectors apart. (AMD's blocks
             # have twice the threads: each is left with 8 bytes.)

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from conformance import cases
-from conformance.harness import IMAGES, LAYOUTS, Call, check_result, poison
-from torch import Tensor
-from triton_backend.conftest import interpreted
-from triton_backend.test_interpreted import CALLS, far_apart, run, with_config
+from conformance.harness import IMAGES, LAYOUTS, Call, check_result
+from triton_backend.conftest import CALLS, check_tf32, interpreted, padded, run, with_config
+from triton_backend.test_interpreted import far_apart
 
 import fassd_kernels.triton
 from fassd_kernels.triton.configurations import CANDIDATES, Config
@@ -70,13 +69,6 @@ class Lines:
         return self.line
 
 
-def padded(image: Tensor) -> Tensor:
-    """With NaN in the lanes between the pixels."""
-    batch, channels, height, width = image.shape
-    whole = poison((batch, height, width, channels + -channels % 8), image).permute(0, 3, 1, 2)
-    return whole[:, :channels].copy_(image)
-
-
 def far(call: Call, name: str) -> Call:
     """The call with pictures further apart than 32 bits can tell."""
     image = call.arguments[name]
@@ -125,6 +117,7 @@ def test_every_line_of_every_kernel():
         for config in (CANDIDATES["asymmetric", True][-1], Config(64, 32, 16, block_middle=16)):
             call = CALLS["asymmetric"][0].to(torch.float16)
             check_result(call, with_config(call, config, "asymmetric"))
+        check_tf32()
     missed = {
         f"{file}:{name}": sorted(expected - lines.seen[name])
         for file, name, expected in everything

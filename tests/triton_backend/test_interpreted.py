@@ -1,4 +1,4 @@
-"""What the conformance suite does not reach: every configuration, wide offsets, whole networks."""
+"""What the conformance suite does not reach: halos, wide offsets, whole networks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conformance import cases, harness
-from conformance.harness import Call, check_close, check_result, expected, poison
+from conformance.harness import check_close, check_result, expected, poison
 from kernels.conftest import network, relative_error, shake
 from torch import Tensor
-from triton_backend.conftest import interpreted, plan_of
+from triton_backend.conftest import interpreted, plan_of, run, with_config
 
 import fassd
 from fassd_kernels import accelerate, ops
 from fassd_kernels.triton import program as programs
-from fassd_kernels.triton.configurations import CANDIDATES, Config, is_usable, overriding
+from fassd_kernels.triton.configurations import CANDIDATES, Config
 from fassd_kernels.triton.layout import empty_image
 
 pytestmark = interpreted
@@ -25,52 +25,6 @@ pytestmark = interpreted
 def quick_interpreter() -> Iterator[None]:
     with harness.quick_interpreter():
         yield
-
-
-def run(call: Call) -> Tensor:
-    return call(ops.operator(call.operator, "triton"))
-
-
-def with_config(call: Call, config: Config, family: str) -> Tensor:
-    """The call, every launch of a family cut as `config` says."""
-    problems = [launch.problem for launch in plan_of(lambda: run(call)).launches]
-    mine = [p for p in problems if p and p.family == family and is_usable(config, p)]
-    assert mine, f"{config} is for none of {problems}"
-    with overriding({problem.key: config for problem in mine}):
-        return run(call)
-
-
-# Rows of 150 positions: one fits in no tile but the widest. A halo of 2 is worth exchanging, 70 is
-# not; 20 positions share a tile with the rows below.
-CALLS: dict[str, list[Call]] = {
-    "spatial": [
-        cases.conv_act(1, (10, 18, 3), 35, (5, 31), activation="prelu", residual=True),
-        cases.mda(1, 20, 9, (3, 37), 2),
-        cases.hardblock(1, 9, (10, 18, 10, 28), (6, 17)),
-    ],
-    "pointwise": [
-        cases.conv_act(1, (33, 40), 70, (9, 17), (1, 1), activation="relu", pool=2),
-        cases.upsample_conv1x1(1, (20, 3), (17,), 35, (3, 7), (6, 25), activation="relu"),
-        cases.mda(1, 20, 35, (3, 37), 2),
-    ],
-    "asymmetric": [
-        cases.asymmetric_conv(1, 17, 35, 40, (3, 150), 2, "prelu"),
-        cases.asymmetric_conv(2, 9, 20, 33, (5, 20), 3),
-        cases.dapf(1, 20, 17, 9, (4, 30), (3, 12, 36)),
-    ],
-}
-ROWS = [
-    (family, half, config, index)
-    for (family, half), configs in CANDIDATES.items()
-    for config in configs
-    for index in range(len(CALLS[family]))
-]
-
-
-@pytest.mark.parametrize(("family", "half", "config", "index"), ROWS, ids=str)
-def test_every_configuration(family, half, config, index):
-    call = CALLS[family][index].to(torch.float16 if half else torch.float32)
-    check_result(call, with_config(call, config, family))
 
 
 @pytest.mark.parametrize("dilation", [30, 70, 149, 150])

@@ -10,13 +10,13 @@ import weakref
 import pytest
 import torch
 from conformance import cases
-from triton_backend.conftest import plan_of
+from triton_backend.conftest import allowing_tf32, plan_of
 
 import fassd
 from fassd.bench.costs.triton import plan_network
 from fassd_kernels import ops
 from fassd_kernels.triton import program as programs
-from fassd_kernels.triton.device import KNOWN
+from fassd_kernels.triton.device import KNOWN, assuming
 from fassd_kernels.triton.layout import empty_image, pixel_stride
 from fassd_kernels.triton.program import image_of, key_of, recording
 
@@ -151,6 +151,16 @@ print(tf32_requested())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(asked)
+
+
+def test_tf32_only_where_it_is_in_hardware():
+    call = cases.conv_act().to(torch.float32)
+    exact = set()
+    for device in KNOWN:
+        with allowing_tf32(), assuming(device):
+            program = plan_of(lambda: call(ops.operator("conv_act", "triton")))
+        exact |= {device.name} if program.launches[0].arguments["PRECISION"] == "ieee" else set()
+    assert exact == {"Tesla T4"}
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 1, 3), (2, 3, 0, 5), (1, 9, 4, 1), (0, 9, 0, 0)])

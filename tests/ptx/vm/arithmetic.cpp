@@ -82,10 +82,6 @@ constexpr auto kExtreme = []<typename T>(T x, T y) {
     return x != x ? y : y != y || is_first ? x : y;
   }
 };
-// Two of 16 bits in a register.
-constexpr auto kSums = [](uint32_t x, uint32_t y) {
-  return (x & 0xFFFF0000) + (y & 0xFFFF0000) + uint16_t(x + y);
-};
 template <auto F>
 constexpr auto kOrNan = []<typename T>(T x, T y) {
   return x != x ? x : y != y ? y : F(x, y);
@@ -284,10 +280,14 @@ Handler pick_move(Instruction& i) {
 }
 
 using U = uint32_t;
+U sum_of_pairs(U x, U y) {  // of 16 bits each
+  return (x & 0xFFFF0000) + (y & 0xFFFF0000) + uint16_t(x + y);
+}
+
 const bool kAdded = add_forms({
     {"add", "I", "=t t t", integers<std::plus<>{}>},
     {"add", kFloats, "=t t t", floats<std::plus<>{}>},
-    {"add", "u16x2|s16x2", "=4 4 4", lanes<kSums, U, U, U>},
+    {"add", "u16x2|s16x2", "=4 4 4", lanes<sum_of_pairs, U, U, U>},
     {"sub", "I", "=t t t", integers<std::minus<>{}>},
     {"sub", kFloats, "=t t t", floats<std::minus<>{}>},
     {"mul", "lo I", "=t t t", integers<kLow>},

@@ -66,8 +66,9 @@ void add_reader(Access& last, const Access& now) {
                        uint32_t at, const char* how) {
   const bool is_copy = size_t(before.warp) == warp.block->warps.size();
   fault(warp, i, lane, "race: shared byte ", at, " was ", how, " by ",
-        is_copy ? std::string("a copy on its way") : joined("warp ", before.warp),
-        is_copy || before.lane == kLanes ? std::string() : joined(" lane ", int(before.lane)),
+        is_copy                 ? std::string("a copy on its way")
+        : before.lane == kLanes ? joined("warp ", before.warp)
+                                : joined("warp ", before.warp, " lane ", int(before.lane)),
         ", and nothing orders it before this");
 }
 

@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <utility>
 
 #include "memory.h"
 
@@ -170,9 +169,10 @@ EXPORTED int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
 }
 // An operator has launched all it wants: what it launched has ended when it returns.
 EXPORTED int32_t aoti_torch_delete_device_guard(void*) {
-  if (cudaStreamSynchronize(nullptr) == cudaSuccess && !std::exchange(failed_late, false)) {
+  if (cudaStreamSynchronize(nullptr) == cudaSuccess && !failed_late) {
     return 0;
   }
+  failed_late = false;
   std::fprintf(stderr, "%s\n", last_error.c_str());  // PyTorch ends the process
   return 1;
 }
