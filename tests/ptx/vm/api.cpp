@@ -1,7 +1,5 @@
 // The interface for Python (ctypes), and the state behind it.
 
-#include "api.h"
-
 #include <fstream>
 
 #include "memory.h"
@@ -9,8 +7,9 @@
 namespace ptx {
 namespace {
 
-std::vector<std::unique_ptr<Module>> modules;
-std::map<std::string, std::map<int, Kernel*>> kernels;  // by name, by architecture
+// These outlive what is freed at the end of the process.
+auto& modules = *new std::vector<std::unique_ptr<Module>>;
+auto& kernels = *new std::map<std::string, std::map<int, Kernel*>>;  // by name, by architecture
 
 template <typename Act>
 void for_every_kernel(Act act) {

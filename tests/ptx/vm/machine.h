@@ -10,6 +10,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -35,12 +36,12 @@ struct Fault : std::runtime_error {
 };
 
 // Formats of floats that C++ lacks, and predicates, are bits.
-template <typename Bits>
-struct Opaque {
-  Bits bits;
+struct Opaque16 {
+  uint16_t bits;
 };
-using Opaque16 = Opaque<uint16_t>;
-using Opaque32 = Opaque<uint32_t>;
+struct Opaque32 {
+  uint32_t bits;
+};
 
 // Types of PTX and what holds them in C++: integers, floats, and two that are neither.
 #define FASSD_PTX_INTEGERS(X)                                                               \
@@ -365,6 +366,31 @@ inline void each(uint32_t mask, F f) {
     }
   }
 }
+
+// Modules and kernels by name (api.cpp).
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+inline std::string last_error;
+inline std::recursive_mutex machine_mutex;
+
+// Runs `act`, and keeps what went wrong; false if something did.
+template <typename Act>
+bool succeeds(Act act) {
+  const std::lock_guard<std::recursive_mutex> lock(machine_mutex);
+  try {
+    act();
+    return true;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return false;
+  }
+}
+
+size_t most_shared_bytes();  // of a block
+// A kernel of a loaded module, translated. Fault if there is none of this name.
+Kernel& kernel_named(const std::string& name);
+// Launch within the limits of the architecture; Fault beyond them.
+void checked_launch(Kernel& kernel, Grid grid);
 
 // Scheduling (schedule.cpp).
 void launch(std::unique_ptr<Grid> grid);

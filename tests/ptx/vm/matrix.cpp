@@ -41,13 +41,9 @@ void store_matrices(Warp& warp, const Instruction& i, uint32_t) {
       low[i.choices[1] ? 8 : 1] = uint16_t(value >> 16);
     }
   }
-  access(warp, i, addressing(i.inputs), 16, Use::write,
-         [&](int lane, uint8_t* row) { std::memcpy(row, matrices[0] + 8 * lane, 16); },
-         reinterpret_cast<const uint8_t(*)[16]>(matrices));
-}
-
-int values_in_register(Type type) {
-  return type == Type::tf32 ? 1 : 2;
+  const auto put = [&](int lane, uint8_t* row) { std::memcpy(row, matrices[0] + 8 * lane, 16); };
+  access(warp, i, addressing(i.inputs), 16, Use::write, put,
+         reinterpret_cast<const uint8_t (*)[16]>(matrices));
 }
 
 double factor(uint32_t word, int half, Type type) {
@@ -56,7 +52,7 @@ double factor(uint32_t word, int half, Type type) {
 
 // A (16 x depth): registers hold rows g and g + 8 in turns.
 void load_left(Warp& warp, const uint32_t* registers, Type type, int depth, double* a) {
-  const int values = values_in_register(type);
+  const int values = type == Type::tf32 ? 1 : 2;  // of a register
   for (int r = 0; r < depth / 2 / values; ++r) {
     const uint32_t* words = warp.lanes<uint32_t>(registers[r]);
     for (int lane = 0; lane < kLanes; ++lane) {

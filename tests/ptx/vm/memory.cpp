@@ -28,13 +28,14 @@ struct Touch {
   uint32_t writer = 0, reader = 0;
   bool atomic = false;
 };
-std::unordered_map<uint64_t, Touch> touches;
+std::unordered_map<uint64_t, std::array<Touch, 32>> touches;  // by 32 bytes
 
 void note_global(Warp& warp, const Instruction& i, int lane, uint64_t address, uint32_t bytes,
                  Use use) {
   const uint32_t block = uint32_t(warp.block->number) + 1;
+  std::array<Touch, 32>& around = touches[address / 32];  // an access is aligned, and lies in them
   for (uint64_t at = address; at < address + bytes; ++at) {
-    Touch& touch = touches[at];
+    Touch& touch = around[at % 32];
     const bool both_atomic = use == Use::atomic && touch.atomic;
     if (touch.writer && touch.writer != block && !both_atomic) {
       fault(warp, i, lane, "race: global byte ", hexadecimal(at), " was written by block ",
@@ -53,12 +54,22 @@ void note_global(Warp& warp, const Instruction& i, int lane, uint64_t address, u
   }
 }
 
-// The last reader of a warp, or all of its lanes, where several read in one step: a lane that writes
+// The last reader of a warp, or all of its lanes where several read in one step: one that writes
 // then is in a race with the others.
 void add_reader(Access& last, const Access& now) {
   const bool several = last.warp == now.warp && last.step == now.step && last.lane != now.lane;
   last = now;
   last.lane = several ? kLanes : now.lane;
+}
+
+[[noreturn]] void race(Warp& warp, const Instruction& i, int lane, const Access& before,
+                       uint32_t at, const char* how) {
+  const bool is_copy = size_t(before.warp) == warp.block->warps.size();
+  fault(warp, i, lane, "race: shared byte ", at, " was ", how, " by ",
+        is_copy                 ? std::string("a copy on its way")
+        : before.lane == kLanes ? joined("warp ", before.warp)
+                                : joined("warp ", before.warp, " lane ", int(before.lane)),
+        ", and nothing orders it before this");
 }
 
 // `lane` of `warp` meets what was done to bytes of shared memory before.
@@ -67,16 +78,12 @@ void note(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t
   Block& block = *warp.block;
   const size_t warps = block.warps.size();
   const auto check = [&](const Access& before, uint32_t at, const char* how) {
-    const bool ordered =
+    const bool is_ordered =
         before.warp < 0 || (before.atomic && now.atomic) ||
         (before.warp != warp.index ? warp.clocks[size_t(before.warp)] > before.clock
                                    : before.lane == lane || warp.step > before.step);
-    if (!ordered) {
-      fault(warp, i, lane, "race: shared byte ", at, " was ", how, " by ",
-            size_t(before.warp) == warps ? std::string("a copy on its way")
-            : before.lane == kLanes      ? joined("lanes of warp ", before.warp)
-                                         : joined("warp ", before.warp, " lane ", int(before.lane)),
-            ", and nothing orders it before this");
+    if (!is_ordered) {
+      race(warp, i, lane, before, at, how);
     }
   };
   for (uint32_t at = address; at < address + bytes; ++at) {

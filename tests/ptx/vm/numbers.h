@@ -40,12 +40,6 @@ inline uint16_t float_to_bfloat16(float value) {
   const uint32_t bits = bits_as<uint32_t>(value);
   return std::isnan(value) ? 0x7FFF : uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
-// What a tensor core reads of a float in TF32: it drops the low bits. (PTX ISA, "Matrix Fragments
-// for mma.m16n8k8": the lower bits are ignored.)
-inline float tf32_read(uint32_t bits) {
-  return bits_as<float>(bits & ~0x1FFFu);
-}
-
 enum class Rounding : uint8_t { nearest, zero, down, up, away };
 
 template <typename Real>
@@ -72,8 +66,8 @@ inline double decode(uint64_t bits, Type type) {
     case Type::bf16:
     case Type::bf16x2:
       return bfloat16_to_float(uint16_t(bits));
-    case Type::tf32:
-      return tf32_read(uint32_t(bits));
+    case Type::tf32:  // PTX ISA, "Matrix Fragments for mma.m16n8k8": the lower bits are ignored
+      return bits_as<float>(uint32_t(bits) & ~0x1FFFu);
     case Type::f32:
       return bits_as<float>(uint32_t(bits));
     default:
@@ -126,7 +120,7 @@ inline float flushed(float value) {
   return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value;
 }
 
-// atom, red and redux, by the order of kOperations.
+// What atom, red and redux have in common.
 #define FASSD_PTX_OPERATIONS "add|min|max|and|or|xor"
 template <typename T>
 T combined(int operation, T x, T y) {

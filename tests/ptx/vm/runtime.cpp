@@ -7,9 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <utility>
 
-#include "api.h"
 #include "memory.h"
 
 using namespace ptx;
@@ -211,11 +209,12 @@ EXPORTED int posix_memalign(void** out, size_t alignment, size_t bytes) noexcept
 }
 EXPORTED void free(void* memory) noexcept {
   static thread_local bool inside = false;  // drop_allocation frees memory of its own
-  if (memory && reinterpret_cast<uint64_t>(memory) % 64 == 0 && !inside) {
+  const uint64_t address = reinterpret_cast<uint64_t>(memory);
+  if (memory && address % 64 == 0 && !inside) {
     inside = true;
-    if (is_allocation(reinterpret_cast<uint64_t>(memory))) {
+    if (is_allocation(address)) {
       failed_late |= cudaStreamSynchronize(nullptr) != cudaSuccess;  // it may be in use still
-      drop_allocation(reinterpret_cast<uint64_t>(memory));
+      drop_allocation(address);
     }
     inside = false;
   }

@@ -174,7 +174,6 @@ class WarpRunner {
     return left_ > 0;
   }
 
-  // The group is left where it is, or behind the instruction, for one that may be another.
   Next left_at(uint32_t at, Next next, bool parked = false) {
     leave(at, mask_, parked);
     return next;

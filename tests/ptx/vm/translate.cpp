@@ -347,7 +347,7 @@ class Translator {
         const Words& list = parts_of<alternatives>(token);
         const bool required = token[0] != '[' && token[0] != '(';
         const int index = take(list);
-        fault_if(index < 0 && required, "one of .", token, " is missing");
+        fault_if(index < 0 && required, '.', token, " is missing");
         if (token[0] == '[' || (required && list.size() > 1)) {
           i.choices[choices++] = uint8_t(index + !required);
         }

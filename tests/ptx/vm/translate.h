@@ -21,8 +21,7 @@ namespace ptx {
 //   (a|b)        may be there, and changes nothing that this machine could show
 //   T, I, F      a type, of any kind, of integers or bits, of floating point: `type`, then `type2`
 //   S            the state space of `m`: generic where it is left out
-//   H            hints of caches, scopes and orders: memory is consistent here as soon as it is
-//                written
+//   H            hints of caches, scopes and orders: memory is consistent once it is written
 //   N            the shape m64nNkK of wgmma, K being 32 bytes of the type: N, in `immediate`
 //   *            whatever is left over
 // `operands`, in their order, `=` in front of what is written, `?` behind what may be missing:
@@ -31,8 +30,8 @@ namespace ptx {
 //   r            of the type, or wider: `to_bytes`, `from_bytes`
 //   x            a register of the type or several, {a, b}, that make one up
 //   p            a predicate; a source may be negated
-//   4*2, r*      {a, b, ...}, of that many, or as many as the choice before all others says: 1, 2,
-//   4 4|p          a register, and perhaps a predicate
+//   4*2, r*      {a, b, ...}, of that many, or of 1, 2 or 4 by the first of `choices`
+//   4|p          a register, and perhaps a predicate
 //   +            any number of registers of 4 bytes that are read and written: `sums`
 //   m, s, g      an address, in S's space, in shared, in global memory
 //   M            the address of a tensor map and coordinates, [map, {x, y}]: `immediate` of them

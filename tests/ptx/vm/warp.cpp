@@ -71,7 +71,7 @@ const bool kAdded = add_forms({
     {"vote", "all|any|uni sync pred", "=p p 4", vote, kMembers},
     {"vote", "ballot sync b32", "=4 p 4", ballot, kMembers},
     {"redux", FASSD_PTX_OPERATIONS " sync s32", "=4 4 4", reduce<int32_t>, kMembers},
-    {"redux", FASSD_PTX_OPERATIONS " sync (u32|b32)", "=4 4 4", reduce<uint32_t>, kMembers},
+    {"redux", FASSD_PTX_OPERATIONS " u32|b32 sync", "=4 4 4", reduce<uint32_t>, kMembers},
     {"elect", "sync", "=4|p 4", elect, kMembers},
     {"activemask", "b32", "=4",
      [](Warp& warp, const Instruction& i, uint32_t mask) { write_all(warp, i, mask, mask); }},
