@@ -114,9 +114,10 @@ def executing(arch: int, **settings: Any) -> Iterator[None]:
         patch.setattr(backends, "INTERPRETED", True)
         patch.setattr(Program, "place", lambda self, device: contextlib.nullcontext())
         stack.enter_context(executor.settings(capability=arch, **settings))
-        stack.callback(fassd_kernels.backends.cache_clear)
         stack.callback(driver.set_active, before)
-        fassd_kernels.backends.cache_clear()
+        for asked in (fassd_kernels.backends, availability.reason):
+            asked.cache_clear()
+            stack.callback(asked.cache_clear)
         driver.set_active(Driver(device))
         yield
 
