@@ -74,6 +74,8 @@ ptx: $(VENV)/.developing ptx-triton
 	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" $(EXECUTED) tests/ptx \
 	  --ignore=tests/ptx/test_triton.py
 	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=90 arrival=random races=1 overlap=1 seed=$(SEED)" $(EXECUTED) tests/ptx/test_cuda.py
+	$(if $(filter 1,$(EVERY)),LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" \
+	  PYTHONPATH=tests:. $(BIN)/python -m ptx.mutations)
 
 # `make test` compiles for sm_90: what the sources say of it alone is one hint to the launch after.
 cuda-architectures: $(VENV)/.developing

@@ -12,8 +12,9 @@ import torch
 import fassd
 import fassd_kernels
 from fassd.bench import machine
-from fassd.bench.candidates import COMPILE, DTYPES, EAGER, FOLDED, NATIVE, PYTHON, TRITON
+from fassd.bench.candidates import COMPILE, EAGER, FOLDED, NATIVE, PYTHON, TRITON
 from fassd.bench.subjects import MODULE_VARIANTS, MODULES, OPERATORS, PICTURES, Case
+from fassd.models.device import DTYPES
 from fassd.models.sizes import parse_size
 
 PYTORCH = (EAGER, FOLDED, COMPILE)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from fassd.bench.markdown import markdown_table
 from fassd.data import normalize
 from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, staged
 from fassd.models import create_model
+from fassd.models.clock import timed
 from fassd.models.preprocess import MEAN, STD
 from fassd.models.sizes import parse_size
 from fassd.synth import render_street
@@ -151,10 +151,8 @@ def exported(
         backend=form.backend,
     )
     path = folder / form.name.replace(" ", "_") / f"net{SUFFIX_OF[form.format][0]}"
-    begin = time.perf_counter()
     with staged(path) as unnamed:
-        Exporter(request).write(unnamed, calibrating)
-    seconds = time.perf_counter() - begin
+        _, seconds = timed(lambda: Exporter(request).write(unnamed, calibrating))
     size_of_all = sum(part.stat().st_size for part in path.parent.iterdir())
     facts = {**asdict(form), "bytes": size_of_all, "export_seconds": seconds}
     return ExportedNetwork(path, form.runtime), facts

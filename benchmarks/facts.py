@@ -27,7 +27,8 @@ from fassd.bench.subjects import (
     fused_network,
     subject_of,
 )
-from fassd.evaluation.agreement import TOLERANCES, compare, relative_error
+from fassd.evaluation.agreement import TOLERANCES, compare
+from fassd_kernels.tuning.accuracy import relative_error
 
 # --- facts ----------------------------------------------------------------------------------------
 

@@ -16,9 +16,9 @@ from benchmarks.rows import Record, case_faults, cases_section
 from benchmarks.tools import Visit
 from fassd.bench.candidates import SWITCHED
 from fassd.bench.cases import measure_case
-from fassd.bench.stopwatch import Sampling
 from fassd.bench.subjects import MODULES, OPERATORS, PICTURES, Case
 from fassd.models import list_models
+from fassd.models.clock import Sampling
 
 # --- kinds of items -------------------------------------------------------------------------------
 

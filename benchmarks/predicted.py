@@ -17,9 +17,10 @@ from typing import Any
 from benchmarks import RESULTS, slug, write_json, write_text
 from benchmarks.probes import LAUNCH_COLUMNS, scaled
 from benchmarks.rows import NONE, Record, matches, rows_by_subject, table, table_of
-from fassd.bench.candidates import COMPILE, DTYPES, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
+from fassd.bench.candidates import COMPILE, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
 from fassd.bench.costs.cuda import Prediction, find_device, predict_network
 from fassd.models import list_models
+from fassd.models.device import DTYPES
 from fassd_kernels.triton.device import Device
 
 # --- targets --------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ from benchmarks.tools import (
     tail,
 )
 from fassd.bench.candidates import NATIVE, UnavailableError, require_operators
-from fassd.bench.cases import Planned, planned_launches
 from fassd.bench.stopwatch import warm_up
 from fassd.bench.subjects import NETWORK_NEEDS, Case, Labelled, fused_network, subject_of
+from fassd_kernels.tuning.calls import launches_of
 
 # --- launches, as planned and as the GPU saw them -------------------------------------------------
 
@@ -75,7 +76,8 @@ def profile_network(visit: Visit, backend: str, network: str, **place: Any) -> d
     x = x.to(memory_format=torch.channels_last)
     try:
         if backend == "triton":
-            planned: Any = planned_launches(fast, (x,))
+            launches = launches_of(partial(fast, x))
+            planned: Any = [launch.kernel.__name__ for launch in launches]
         else:
             target = predict.find_device(torch.cuda.get_device_name(visit.device))
             planned = predict.predict_network(
@@ -94,7 +96,7 @@ def profile_network(visit: Visit, backend: str, network: str, **place: Any) -> d
 
 
 def launch_times(planned: Any, seen: Any) -> dict[str, Any]:
-    """A `Timeline` beside the `Prediction` of it, or beside the plan of our Triton kernels.
+    """A `Timeline` beside the `Prediction` of it, or beside the names of our Triton kernels.
 
     Where the GPU ran other kernels than predicted, ``mismatch`` says which; their times are kept.
     """
@@ -111,24 +113,18 @@ def launch_times(planned: Any, seen: Any) -> dict[str, Any]:
     if isinstance(planned, list):
         others, count = foreign(names, planned), len(planned)
         return {"planned": count, "foreign": others, **found, "rows": rows_by_kernel(kernels)}
-    launches = planned.launches
-    others = dict(Counter(name for name in names if not is_cuda_kernel(name)))
-    found |= {"planned": len(launches), "foreign": others, "predicted_s": planned.predicted}
+    others, count = dict(Counter(filterfalse(is_cuda_kernel, names))), len(planned.launches)
+    found |= {"planned": count, "foreign": others, "predicted_s": planned.predicted}
     try:
-        timeline.check_kernels(launches, seen.replays[0])
+        measured = timeline.measured(planned, timeline.Timeline(alike, seen.seconds))
     except ValueError as error:
         return {**found, "mismatch": str(error), "rows": rows_by_kernel(kernels)}
-    measured = tuple(
-        replace(launch, measured=kernel["measured_s"])
-        for launch, kernel in zip(launches, kernels, strict=True)
-    )
-    return {**found, "rows": replace(planned, launches=measured).to_json()["rows"]}
+    return {**found, "rows": measured.to_json()["rows"]}
 
 
-def foreign(seen: Sequence[str], planned: Sequence[Planned]) -> dict[str, int]:
+def foreign(seen: Sequence[str], planned: Sequence[str]) -> dict[str, int]:
     """Of the launches that were `seen`, those of no planned kernel, with their number."""
-    ours = tuple({launch.kernel for launch in planned})
-    return dict(Counter(name for name in seen if not name.startswith(ours)))
+    return dict(Counter(name for name in seen if not name.startswith(tuple(planned))))
 
 
 def is_cuda_kernel(name: str) -> bool:

@@ -22,8 +22,8 @@ from benchmarks.report import render
 from benchmarks.tools import ProgramError, TimeLimitError, Visit, run_logged, tail
 from fassd.bench.candidates import UnavailableError, require_operators
 from fassd.bench.cases import Bench
-from fassd.bench.stopwatch import first_line
 from fassd.io.files import replacing
+from fassd_kernels.triton.availability import first_line
 
 SESSION, ALONE = "FASSD_GPU_REPORT", "FASSD_GPU_REPORT_ITEM"
 """Environment of pytest: the session as JSON, and the name of the one item to measure."""

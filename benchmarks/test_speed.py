@@ -11,7 +11,6 @@ rounds, which noise on a shared machine disturbs least:
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +23,10 @@ from benchmarks.conftest import NETWORKS, PYTORCH
 from fassd.bench import machine, stopwatch
 from fassd.bench.candidates import COMPILE, NATIVE, PYTHON, TITLES, UnavailableError, channels_last
 from fassd.bench.cases import Bench, Trial, check, free_memory, trial_of
-from fassd.bench.stopwatch import Run, Sampling, sample
+from fassd.bench.stopwatch import Run
 from fassd.bench.subjects import MODULES, BuiltCandidate, Case, Labelled, subject_of
 from fassd.evaluation.agreement import DEMO_LIMIT, TIGHT_FLOAT32, equal_labels
+from fassd.models.clock import Sampling, sample, timed
 from fassd.models.device import torch_threads
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ GPU_SAMPLING = Sampling()
 
 
 class SampleClock:
-    """A timer for pytest-benchmark that goes on by what `fassd.bench.stopwatch.sample` measures.
+    """A timer for pytest-benchmark that goes on by what `fassd.models.clock.sample` measures.
 
     pytest-benchmark reads its timer before and after what it times, on the host; a GPU's time lies
     between two events. So what it times takes a sample itself and moves this clock by it: every
@@ -143,7 +143,7 @@ def time_run(
 ) -> None:
     """Give pytest-benchmark samples of `run`, between CUDA events where the device has them."""
     sampling = sampling or (GPU_SAMPLING if device.type == "cuda" else CPU_SAMPLING)
-    arguments = (run, run.repeats(device, sampling), device)
+    arguments = (run, sampling.repeats(run.once, device), device)
     benchmark.pedantic(CLOCK.take, args=arguments, rounds=sampling.rounds)
 
 
@@ -234,8 +234,6 @@ def test_first_call_takes_less_than_a_second() -> None:
     trial = trial_for(Case("networks", "fassd_net", *FULL, "float32"), CPU)
     model = eager_of(trial)
     picture = trial.sets[0][0].contiguous(memory_format=torch.channels_last)
-    start = time.perf_counter()
-    fassd_kernels.accelerate(model, output="labels")(picture)
-    first_call = time.perf_counter() - start
+    _, first_call = timed(lambda: fassd_kernels.accelerate(model, output="labels")(picture))
     print(f"\nfirst call after {first_call:.2f} s")
     assert first_call < 1

@@ -21,20 +21,13 @@ from torch import Tensor
 
 from benchmarks.rows import Record, data_of_part, number, share, table_of
 from benchmarks.tools import Visit
-from fassd.bench.candidates import DTYPES, UnavailableError, require_operators
-from fassd.bench.stopwatch import (
-    Call,
-    Inputs,
-    Run,
-    Sampling,
-    first_line,
-    graph_run,
-    interleaved,
-    rotation,
-    warm_up,
-)
+from fassd.bench.candidates import UnavailableError, require_operators
+from fassd.bench.stopwatch import Call, Inputs, Run, graph_run, interleaved, warm_up
 from fassd.bench.subjects import Case
 from fassd.evaluation.agreement import TOLERANCES, compare
+from fassd.models.clock import Sampling, rotation
+from fassd.models.device import DTYPES
+from fassd_kernels.triton.availability import first_line
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"

@@ -10,20 +10,21 @@ import torch
 import typer
 from rich.console import Console
 
+from fassd.models.device import DTYPES, DtypeName
+from fassd.models.sizes import parse_size
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import Device, assuming, describe_device, device_named
 from fassd_kernels.triton.program import recording
 from fassd_kernels.tuning import backends as choice
 from fassd_kernels.tuning import tiles
 from fassd_kernels.tuning.calls import OperatorCall, record_network
-from fassd_kernels.tuning.options import parse_dtype, parse_size
 from fassd_kernels.tuning.trials import render
 
 
 def main(
     model: Annotated[str, typer.Option(help="a variant of the family")] = "fassd_net",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the picture")] = "1024x2048",
-    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32")] = "float16",
+    dtype: Annotated[DtypeName, typer.Option(help="of the network")] = "float16",
     batch: Annotated[int, typer.Option(min=1, help="pictures at once")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="list what would be measured; needs no GPU")
@@ -35,7 +36,6 @@ def main(
     ] = False,
 ) -> None:
     """Measure tile sizes for a network on this GPU, verify each, keep the fastest."""
-    kind, sides = parse_dtype(dtype), parse_size(size)
     console = Console(width=None if sys.stdout.isatty() else 160)
     tuner, what = (choice, "calls") if backends else (tiles, "problems")
     title = f"{model}, {batch} x {size}, {dtype}"
@@ -43,6 +43,7 @@ def main(
     if no_triton:
         raise typer.BadParameter(no_triton)
     try:
+        kind, sides = DTYPES[dtype], parse_size(size)
         if dry_run:
             device = device_named(gpu)
             with assuming(device), recording():

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from fassd.bench import onnx_runtimes
 from fassd.bench.folding import CudnnConvReLU, fold_batch_norms, with_cudnn_relus
 from fassd.bench.others import OTHERS, OtherNetwork
 from fassd.bench.stopwatch import Call, Inputs
+from fassd.models.device import DTYPES
 
 EAGER = "eager"
 FOLDED = "channels_last"
@@ -39,12 +40,11 @@ TRITON = "triton"
 TRITON_GRAPH = "triton-graph"
 PYTHON = "reference"
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 REFERENCE = EAGER
 """Key of plain PyTorch in float32 and NCHW, which every other peer is compared with."""
 
-REFERENCE_TITLE = "eager NCHW"
+REFERENCE_TITLE, PATHS_REFERENCE = "eager NCHW", "PyTorch float32"
+"""Its titles, of peers and of `fassd bench run`."""
 
 OURS = "ours"
 """Key of every peer that runs on `fassd_kernels`."""
@@ -122,7 +122,6 @@ class Candidate:
         title: what tables call it.
         build: makes the call, which takes an input set, in a dtype.
         dtype: what a peer computes in; of `FORMS` the case says it.
-        output: of a peer, "logits", (N, classes, H, W), or "labels", (N, H, W).
         channels_last: the layout of the inputs that it gets.
         cudnn_benchmark: whether cuDNN may search for its fastest algorithm.
         own_graph: whether a call replays a CUDA graph of its own, which no other can capture.
@@ -136,7 +135,6 @@ class Candidate:
     title: str
     build: Build
     dtype: str = "float32"
-    output: Literal["logits", "labels"] = "logits"
     channels_last: bool = False
     cudnn_benchmark: bool = False
     own_graph: bool = False
@@ -144,11 +142,6 @@ class Candidate:
     devices: tuple[str, ...] = ("cpu", "cuda")
     by_name_on: tuple[str, ...] = ()
     other: OtherNetwork | None = None
-
-    @property
-    def is_float32_peer(self) -> bool:
-        """Whether it is what ours in float32 has to beat."""
-        return self.key != OURS and self.dtype == "float32" and self.other is None
 
     def bound(self, context: BuildContext) -> Callable[[], Tensor]:
         """Build a peer: a call without arguments, on the context's inputs as it takes them."""
@@ -266,6 +259,15 @@ def exported(
     return start(context.onnx, context.device, dtype)
 
 
+def from_file(context: BuildContext, dtype: torch.dtype, file: str, runtime: str) -> Call:
+    """A file of `fassd export`, on what it takes: pictures or normalised batches."""
+    from fassd.export import ExportedNetwork
+
+    network = ExportedNetwork(file, runtime, context.device)
+    image = network.prepared(*context.inputs)
+    return lambda _: network.run(image)
+
+
 # -------------------------------------------------------------------------------------------- ours
 
 
@@ -361,7 +363,7 @@ def require_operators(backend_name: str, needs: frozenset[str], device: torch.de
 
 
 _best = partial(Candidate, channels_last=True, cudnn_benchmark=True)
-_our = partial(Candidate, channels_last=True)
+_last = partial(Candidate, channels_last=True)
 
 FORMS = {
     form.key: form
@@ -377,13 +379,13 @@ FORMS = {
             "torch.compile max-autotune",
             partial(compiled, form=folded, mode="max-autotune-no-cudagraphs"),
         ),
-        _our(NATIVE, "ours, C++/CUDA", native),
-        _our(DEPENDENT, "ours, CUDA, dependent launches", partial(switched, group="dependent")),
-        _our(CARVEOUT, "ours, CUDA, most shared memory", partial(switched, group="carve-out")),
-        _our(CHOSEN, "ours, the fastest backend of each call", chosen),
-        _our(TRITON, "ours, Triton", partial(fused, backend="triton")),
-        _our(TRITON_GRAPH, "ours, Triton, GraphRunner", triton_graph, own_graph=True),
-        _our(PYTHON, "ours, reference", partial(fused, backend="reference")),
+        _last(NATIVE, "ours, C++/CUDA", native),
+        _last(DEPENDENT, "ours, CUDA, dependent launches", partial(switched, group="dependent")),
+        _last(CARVEOUT, "ours, CUDA, most shared memory", partial(switched, group="carve-out")),
+        _last(CHOSEN, "ours, the fastest backend of each call", chosen),
+        _last(TRITON, "ours, Triton", partial(fused, backend="triton")),
+        _last(TRITON_GRAPH, "ours, Triton, GraphRunner", triton_graph, own_graph=True),
+        _last(PYTHON, "ours, reference", partial(fused, backend="reference")),
     )
 }
 OUR_FORMS = (NATIVE, DEPENDENT, CARVEOUT, CHOSEN, TRITON, TRITON_GRAPH)
@@ -392,20 +394,19 @@ TITLES = {key: form.title for key, form in FORMS.items()}
 
 def form_named(name: str) -> Candidate:
     """The row of `FORMS`, or what a backend of ours of that name does."""
-    return FORMS.get(name) or _our(name, name, partial(fused, backend=name))
+    return FORMS.get(name) or _last(name, name, partial(fused, backend=name))
 
 
 PEERS = (
     Candidate(REFERENCE, REFERENCE_TITLE, eager),
-    Candidate("channels_last", "eager channels_last", channels_last, channels_last=True),
-    Candidate("amp", "eager AMP", amp, "amp", channels_last=True, by_name_on=("cpu",)),
-    Candidate("inductor", "Inductor freezing", inductor, channels_last=True, devices=("cpu",)),
-    Candidate("compile", "torch.compile", compiled, channels_last=True, by_name_on=("cpu",)),
-    Candidate(
+    _last("channels_last", "eager channels_last", channels_last),
+    _last("amp", "eager AMP", amp, "amp", by_name_on=("cpu",)),
+    _last("inductor", "Inductor freezing", inductor, devices=("cpu",)),
+    _last("compile", "torch.compile", compiled, by_name_on=("cpu",)),
+    _last(
         "max_autotune",
         "compile max-autotune",
         partial(compiled, mode="max-autotune"),
-        channels_last=True,
         by_name_on=("cpu",),
     ),
     *(
@@ -423,11 +424,10 @@ HALVED = ("channels_last", "compile", "max_autotune", "tensorrt")
 """Those that a GPU also runs in 16 bits, as ours does."""
 
 OTHER_CANDIDATES = tuple(
-    Candidate(
+    _last(
         network.key,
         f"{network.title}{', compiled' if compiling else ''}",
         partial(other_network, network=network, compiling=compiling),
-        channels_last=True,
         other=network,
     )
     for network in OTHERS
@@ -490,12 +490,11 @@ def _table(dtypes: Sequence[str], kind: str) -> list[Candidate]:
                 words = [OURS, dtype, output, *(["graph"] if graph else [])]
                 title = " ".join(word for word in words if word not in ("float32", "logits"))
                 build = partial(ours, output=output, graph=graph)
-                found.append(Candidate(OURS, title, build, dtype, output))
+                found.append(Candidate(OURS, title, build, dtype))
     return [*found, *OTHER_CANDIDATES]
 
 
 def every_candidate(device: str = "cpu") -> dict[str, Candidate]:
     """All peers that can be measured on a device, by title."""
     kind = torch.device(device).type
-    table = _table(("float32", "float16", "bfloat16"), kind)
-    return {c.title: c for c in table if kind in c.devices}
+    return {c.title: c for c in _table(tuple(DTYPES), kind) if kind in c.devices}

@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,19 +31,18 @@ from fassd.bench.candidates import (
 )
 from fassd.bench.stopwatch import (
     PLAIN_SETS,
-    Call,
     Inputs,
     Run,
-    Sampling,
-    first_line,
     graph_run,
     interleaved,
     plain_run,
-    rotation,
     warm_up,
 )
 from fassd.bench.subjects import BuiltCandidate, Case, Subject, subject_of
 from fassd.evaluation.agreement import compare
+from fassd.models.clock import Sampling, rotation
+from fassd_kernels.triton.availability import first_line
+from fassd_kernels.tuning.calls import launches_of
 
 GROUPS = {
     "native": (EAGER, NATIVE),
@@ -149,7 +149,12 @@ def measure_together(
             prepared[name] = check(candidate, trial, limit, records[name])
             if name == TRITON:
                 inputs = candidate.form.laid_out(trial.sets[0])
-                records[name]["launches"] = launch_work(planned_launches(candidate.call, inputs))
+                launches = launches_of(partial(candidate.call, *inputs))
+                # For the floor of each.
+                records[name]["launches"] = {
+                    "bytes": [launch.work.bytes for launch in launches],
+                    "operations": [launch.work.operations for launch in launches],
+                }
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the other candidates are still worth measuring
@@ -247,42 +252,3 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-# --- launches -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A launch as our Triton backend plans it.
-
-    Attributes:
-        kernel: name of the kernel's function.
-        bytes: read and written at the least.
-        operations: that reach the result.
-    """
-
-    kernel: str
-    bytes: int
-    operations: int
-
-
-def planned_launches(call: Call, inputs: Inputs) -> list[Planned]:
-    """What a call through our Triton kernels launches; nothing is computed."""
-    from fassd_kernels.triton.program import recording
-
-    with torch.no_grad(), recording() as programs:
-        call(*inputs)
-    return [
-        Planned(launch.kernel.__name__, launch.work.bytes, launch.work.operations)
-        for program in programs
-        for launch in program.launches
-    ]
-
-
-def launch_work(launches: Sequence[Planned]) -> dict[str, list[int]]:
-    """Bytes and operations of each launch, for its floor."""
-    return {
-        "bytes": [launch.bytes for launch in launches],
-        "operations": [launch.operations for launch in launches],
-    }

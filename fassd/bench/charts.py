@@ -9,7 +9,6 @@ from typing import Any
 from fassd.bench.candidates import REFERENCE
 from fassd.bench.launches import LaunchReport
 from fassd.bench.layers import LayerReport
-from fassd.bench.peers import PeerReport
 from fassd.bench.report.charts import (
     BLACK,
     COLOURS,
@@ -23,12 +22,13 @@ from fassd.bench.report.charts import (
 from fassd.bench.report.figures import Way, bars_by_way
 from fassd.bench.report.results import Figure, ResultsFile, job_of
 from fassd.bench.results import OTHER
+from fassd.bench.run import Report
 from fassd.io.files import replacing
 
 __all__ = ["check_matplotlib", "draw"]
 
 
-def draw(path: Path, report: PeerReport | LayerReport | LaunchReport) -> None:
+def draw(path: Path, report: Report | LayerReport | LaunchReport) -> None:
     """Draw a report of `fassd bench` as PNG; the file is replaced when the new one is complete.
 
     Raises:
@@ -46,13 +46,13 @@ def draw(path: Path, report: PeerReport | LayerReport | LaunchReport) -> None:
 
 
 def speedup_figure(content: Mapping[str, Any]) -> Any:
-    """How many times faster than plain PyTorch in NCHW each candidate of a `PeerReport` is.
+    """How many times faster than plain PyTorch in NCHW each candidate of a `Report` of peers is.
 
     One row of groups of bars for each size and batch, a group for each network. Candidates that
     disagree, or were not timed beside plain PyTorch, have no bar.
 
     Args:
-        content: what `PeerReport.to_json` gives.
+        content: what `Report.to_json` gives.
     """
     source = ResultsFile("", "comparisons", content)
     places: dict[str, list[Figure]] = {}

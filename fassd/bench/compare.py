@@ -24,10 +24,10 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.text import Text
 
-from fassd.bench import peers, run
 from fassd.bench.candidates import every_candidate
 from fassd.bench.jobs import Job
 from fassd.bench.results import ACCEPTED, JobResults, Result, Results
+from fassd.bench.run import run
 from fassd.bench.tables import BenchReport, Column, heading, report_table
 from fassd.io.untrusted import shortened, shown
 from fassd.models.device import pick_device
@@ -202,7 +202,7 @@ def run_compare(
     Args:
         jobs: `baseline.jobs()`.
         tolerance: per cent of a speed-up that is not worth an alarm.
-        step, tick: as `fassd.bench.run.run` and `fassd.bench.peers.run_peers` take them.
+        step, tick: as `fassd.bench.run.run` takes them.
 
     Raises:
         ValueError: `tolerance` is not from 0 to below 100; the device of the file is not here.
@@ -210,14 +210,12 @@ def run_compare(
     """
     if not 0 <= tolerance < 100:
         raise ValueError(f"tolerance must be from 0 to below 100 per cent, got {tolerance:g}")
-    before = baseline.results
+    pick_device(jobs[0].device)
+    before, chosen = baseline.results, None
     if before.peers:
         measured = {name for then in before.comparisons for name in then.own}
         chosen = [c for title, c in every_candidate(jobs[0].device).items() if title in measured]
-        after = peers.run_peers(jobs, chosen, step=step, tick=tick).results
-    else:
-        pick_device(jobs[0].device)
-        after = run.run(jobs[0], step=step, tick=tick).results
+    after = run(jobs, chosen, step=step, tick=tick).results
     changes = tuple(
         tuple(_changes(then, now, tolerance))
         for then, now in zip(before.comparisons, after.comparisons, strict=True)

@@ -21,10 +21,12 @@ from rich.console import Console
 from fassd.bench.costs.training import PASSES, training_step
 from fassd.bench.costs.triton import TritonLaunch, plan_network
 from fassd.bench.tables import Column, report_table
+from fassd.models.device import DTYPES, DtypeName
+from fassd.models.sizes import parse_size
+from fassd_kernels.modules.network import Output
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.aot import Resources, examine_all
 from fassd_kernels.triton.device import Device, device_named
-from fassd_kernels.tuning.options import parse_dtype, parse_output, parse_size
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,9 @@ def main(
     model: Annotated[str, typer.Option(help="a variant of the family")] = "fassd_net",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the picture")] = "1024x2048",
     batch: Annotated[int, typer.Option(min=1, help="pictures at once")] = 1,
-    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32")] = "float16",
+    dtype: Annotated[DtypeName, typer.Option(help="of the network")] = "float16",
     gpu: Annotated[str, typer.Option(help="name of a GPU, or a part of it")] = "H200",
-    output: Annotated[str, typer.Option(help="labels or logits")] = "labels",
+    output: Annotated[Output, typer.Option(help="of the network")] = "labels",
     compile: Annotated[bool, typer.Option(help="compile, or only plan and predict")] = True,
     jobs: Annotated[int, typer.Option(min=1, help="processes that compile")] = 2,
     training: Annotated[
@@ -156,19 +158,11 @@ def main(
         raise typer.BadParameter("TRITON_INTERPRET is set: there is nothing to compile")
     try:
         device = device_named(gpu)
-        height, width = parse_size(size)
+        sides = parse_size(size)
         if training:
-            print_training(model, height, width, device)
+            print_training(model, *sides, device)
             return
-        launches = plan_network(
-            model,
-            height,
-            width,
-            device,
-            batch,
-            parse_dtype(dtype),
-            output=parse_output(output),
-        )
+        launches = plan_network(model, *sides, device, batch, DTYPES[dtype], output=output)
     except (ValueError, KeyError) as error:
         raise typer.BadParameter(str(error)) from error
     sources = [planned.source for planned in launches]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,23 +13,30 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import nn
 
+from fassd.bench.candidates import (
+    COMPILE,
+    EAGER,
+    PATHS_REFERENCE,
+    Candidate,
+    compiled,
+    eager,
+    from_file,
+    ours,
+)
 from fassd.models import create_model
+from fassd.models.device import DTYPES
 from fassd.models.preprocess import normalize
 from fassd.synth import render_street
 
 __all__ = [
-    "REFERENCE",
     "ROUNDING_NOTE",
     "Job",
     "build_model",
     "calibrate",
-    "reference_path",
     "render_batch",
     "torch_dtype",
     "weights_note",
 ]
-
-REFERENCE = "PyTorch"
 
 ROUNDING_NOTE = "a random network amplifies rounding: judge 16 bits by trained weights"
 
@@ -81,20 +89,29 @@ class Job:
     memory: bool = True
     exported: str | None = None
 
-    def paths(self) -> dict[str, tuple[str, str]]:
-        """Every way to run the network, the reference first: name -> (kind, dtype)."""
-        paths = {reference_path(): ("eager", "float32")}
+    def paths(self) -> dict[str, Candidate]:
+        """Every way of `fassd bench run` to run the network, by title, the reference first.
+
+        Raises:
+            ValueError: an unknown dtype.
+        """
+        torch_dtype(self.dtype)
+        paths = [Candidate(EAGER, PATHS_REFERENCE, eager)]
         # On a CPU without 16-bit arithmetic plain PyTorch takes 20 times float32's time in
         # bfloat16 (63 s a frame on a Zen 3): nobody's alternative, so not a peer there.
         if self.dtype != "float32" and torch.device(self.device).type != "cpu":
-            paths[f"{REFERENCE} {self.dtype}"] = ("eager", self.dtype)
+            paths.append(Candidate(EAGER, f"PyTorch {self.dtype}", eager, self.dtype))
         if self.compile:
-            paths[f"torch.compile {self.dtype}"] = ("compile", self.dtype)
+            build = partial(compiled, form=eager)
+            paths.append(Candidate(COMPILE, f"torch.compile {self.dtype}", build, self.dtype))
         if self.backend != "reference":
-            paths[f"fassd_kernels {self.dtype}"] = ("accelerated", self.dtype)
+            title = f"fassd_kernels {self.dtype}"
+            paths.append(Candidate("accelerated", title, ours, self.dtype))
         for runtime in self.runtimes():
-            paths[f"{Path(str(self.exported)).name}, {runtime}"] = (runtime, self.dtype)
-        return paths
+            title = f"{Path(str(self.exported)).name}, {runtime}"
+            build = partial(from_file, file=str(self.exported), runtime=runtime)
+            paths.append(Candidate(runtime, title, build, self.dtype))
+        return {path.title: path for path in paths}
 
     def runtimes(self) -> list[str]:
         """What `exported` is run by."""
@@ -111,11 +128,6 @@ class Job:
     def accelerated_backend(self) -> str:
         """`backend`, where that does not name a runtime of the file."""
         return "auto" if self.backend in self.runtimes() else self.backend
-
-
-def reference_path() -> str:
-    """The name, in `Job.paths`, of what the other paths are compared with."""
-    return f"{REFERENCE} float32"
 
 
 def weights_note(job: Job) -> list[str]:
@@ -169,6 +181,6 @@ def calibrate(model: nn.Module, batch: torch.Tensor) -> nn.Module:
 
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of "float32", "float16" or "bfloat16"."""
-    if name not in ("float32", "float16", "bfloat16"):
+    if name not in DTYPES:
         raise ValueError(f"dtype must be float32, float16 or bfloat16, got {name!r}")
-    return getattr(torch, name)
+    return DTYPES[name]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from fassd.bench.costs.roofline import (
 from fassd.bench.jobs import Job, build_model, render_batch, torch_dtype
 from fassd.bench.machine import environment
 from fassd.bench.tables import BenchReport, Column, heading, report_table
+from fassd.models.clock import in_turns, timed
 from fassd.models.device import torch_threads
 from fassd_kernels.tuning.calls import OperatorCall, around_operators
 
@@ -189,14 +190,11 @@ def run_layers(
         )
         calls = trace(model, picture)
         step("timing")
-        rounds = []
-        for _ in range(job.warmup + job.repeats):
-            rounds.append(time_calls(model, picture))
-            tick()
+        rounds = in_turns(
+            [""], job.repeats, lambda *_: time_calls(model, picture), warmup=job.warmup, tick=tick
+        )
         where = environment()
-    network, *timings = (
-        stopwatch.CallTimes(seconds) for seconds in zip(*rounds[job.warmup :], strict=True)
-    )
+    network, *timings = (stopwatch.CallTimes(seconds) for seconds in zip(*rounds[""], strict=True))
     layers = tuple(
         Layer(call, predict(call.work, machine), timing)
         for call, timing in zip(calls, timings, strict=True)
@@ -208,16 +206,14 @@ def time_calls(model: nn.Module, picture: Tensor) -> list[float]:
     """Seconds of one forward as a whole, then of each of its calls in order."""
     seconds = []
 
-    def timed(_: str, function: Callable[..., Tensor], *arguments: Any, **keywords: Any) -> Tensor:
-        start = time.perf_counter()
-        output = function(*arguments, **keywords)
-        seconds.append(time.perf_counter() - start)
+    def time_call(_: str, call: partial[Tensor]) -> Tensor:
+        output, taken = timed(call)
+        seconds.append(taken)
         return output
 
-    with around_operators(timed):
-        start = time.perf_counter()
-        model(picture)
-        return [time.perf_counter() - start, *seconds]
+    with around_operators(time_call):
+        _, whole = timed(partial(model, picture))
+    return [whole, *seconds]
 
 
 def trace(model: nn.Module, picture: Tensor) -> list[FusedCall]:
@@ -230,11 +226,9 @@ def trace(model: nn.Module, picture: Tensor) -> list[FusedCall]:
     names = iter(_callers(model))
     calls = []
 
-    def described(
-        operator: str, function: Callable[..., Tensor], *arguments: Any, **keywords: Any
-    ) -> Tensor:
-        output = function(*arguments, **keywords)
-        call = OperatorCall.of(operator, *arguments, **keywords)
+    def described(operator: str, made: partial[Tensor]) -> Tensor:
+        output = made()
+        call = OperatorCall.of(operator, *made.args, **made.keywords)
         calls.append(
             FusedCall(
                 next(names),

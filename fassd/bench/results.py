@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fassd.bench.candidates import OURS, REFERENCE_TITLE
-from fassd.bench.jobs import Job, reference_path
+from fassd.bench.candidates import OURS, PATHS_REFERENCE, REFERENCE_TITLE
+from fassd.bench.jobs import Job
 from fassd.bench.stopwatch import CallTimes
 from fassd.evaluation.agreement import Agreement
 from fassd.io.untrusted import problem, read_json, read_text, shortened, shown
@@ -34,7 +34,7 @@ OPTIONAL = ("dtype", "compile", "device", "memory", "exported")
 UNUSED = ("dtype", "compile", "memory")
 """Fields of a job that say nothing of peers, whose files do not have them."""
 
-REFERENCES = (reference_path(), REFERENCE_TITLE)
+REFERENCES = (PATHS_REFERENCE, REFERENCE_TITLE)
 """Names of the results that the others are compared with: plain PyTorch in float32 and NCHW."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -1,29 +1,35 @@
-"""What `fassd bench run` and `fassd demo` run: one network on several paths, compared."""
+"""What `fassd bench run`, `fassd bench peers` and `fassd demo` run: ways to a network's output."""
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import RenderableType
 from rich.markup import escape
-from torch import nn
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
 
-from fassd.bench import machine, memory, stopwatch
-from fassd.bench.jobs import (
-    ROUNDING_NOTE,
-    Job,
-    build_model,
-    render_batch,
-    torch_dtype,
-    weights_note,
+from fassd.bench import memory, stopwatch
+from fassd.bench.candidates import (
+    EXTRA,
+    PATHS_REFERENCE,
+    BuildContext,
+    Candidate,
+    every_candidate,
 )
-from fassd.bench.results import JobResults, Result, Results
+from fassd.bench.costs.counts import count_macs
+from fassd.bench.jobs import ROUNDING_NOTE, Job, build_model, render_batch, weights_note
+from fassd.bench.machine import environment
+from fassd.bench.memory import Energy, energy_of
+from fassd.bench.results import OTHER, JobResults, Result, Results
 from fassd.bench.tables import (
     BenchReport,
     Column,
@@ -34,218 +40,372 @@ from fassd.bench.tables import (
     report_table,
 )
 from fassd.evaluation.agreement import AGREEMENT_LIMIT, agreement_of
-from fassd.inference.segmenter import accelerated
+from fassd.export.runtimes import first_line
 from fassd.io.palette import classes_of
 from fassd.models import create_model
+from fassd.models.clock import timed
 from fassd.models.device import torch_threads
 
-__all__ = ["Report", "run"]
+__all__ = ["Report", "Scene", "run"]
+
+NOT_COUNTED = Energy(None, "not measured")
+
+ABOUT_PATHS = (
+    f"Compared with {PATHS_REFERENCE}: speed-up, equal labels, largest difference of a score "
+    "over the largest score. ±: half the interquartile range."
+)
+ABOUT_PEERS = (
+    "Each measured call follows an unmeasured one of the same candidate. "
+    "x eager: speed-up over plain PyTorch in NCHW; x peer: over the fastest float32 "
+    "candidate that is not ours. ±: half the interquartile range. first s: from the plain "
+    "network to its first output, without the export to ONNX. Match: at least "
+    f"{AGREEMENT_LIMIT:g}% of the labels equal eager's; diff: largest difference of "
+    "a score over the largest score. MiB: peak memory of a call beyond the loaded model. "
+    "Joules: of the whole GPU, per call."
+)
+
+
+# -------------------------------------------------------------------------------------- the report
+
+
+class Scene(NamedTuple):
+    """A job's first picture, and what its last candidate makes of it.
+
+    `picture` is (H, W, 3) uint8 RGB, `labels` (H, W), and `colors`, of the network's classes,
+    (classes, 3) uint8 RGB.
+    """
+
+    picture: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.integer]
+    colors: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Report(BenchReport):
-    """What was measured and what came out; prints itself with rich.
-
-    `picture`, (H, W, 3) uint8 RGB, is the first of the batch, `labels`, (H, W), what the last path
-    makes of it, and `colors`, (classes, 3) uint8 RGB, those of the network's classes.
-    """
+    """What was measured, and a scene of each job; prints itself with rich."""
 
     results: Results
-    picture: npt.NDArray[np.uint8] = field(repr=False)
-    labels: npt.NDArray[np.integer] = field(repr=False)
-    colors: npt.NDArray[np.uint8] = field(repr=False)
-
-    @property
-    def measured(self) -> JobResults:
-        """The one job of the results."""
-        return self.results.comparisons[0]
+    scenes: tuple[Scene, ...] = field(default=(), repr=False)
 
     @property
     def labels_agree(self) -> float:
         """The smallest share of labels equal to the reference's, in per cent."""
-        return min(row.labels_equal_percent or 0.0 for row in self.measured.results)
+        results = (row for part in self.results.comparisons for row in part.results)
+        return min(row.labels_equal_percent or 0.0 for row in results)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dump`; times in seconds, memory in bytes, labels in %."""
         return self.results.to_json()
 
     def parts(self, width: int) -> Iterable[RenderableType]:
-        measured = self.measured
-        yield heading(measured.job, self.results.environment)
-        columns = [
-            Column[Result]("path", lambda row: escape(row.name), words=True),
-            Column("median ms", lambda row: milliseconds(row.timing)),
-            Column("fps", lambda row: f"{measured.job.batch / row.timing.median:.1f}"),
-            Column("speed-up", self._faster),
-            Column("labels %", _equal),
-            Column("diff", self._difference),
-        ]
-        if measured.job.memory:
-            columns.append(Column("memory", _memory_cell, wraps=True))
-        yield report_table(measured.results, columns)
-        yield from measured.notes
-
-    def _faster(self, row: Result) -> str:
-        speedup = self.measured.speedup(row, self.measured.reference)
-        if speedup is None:
-            return "[red]disagrees[/]"
-        return "1.00x" if row is self.measured.reference else f"[bold]{speedup:.2f}x[/]"
-
-    def _difference(self, row: Result) -> str:
-        compared = row is not self.measured.reference
-        return or_dash(row.max_relative_difference if compared else None, ".1e")
+        peers = self.results.peers
+        for measured in self.results.comparisons:
+            yield heading(measured.job, self.results.environment)
+            if not peers:
+                yield path_table(measured)
+            for table in peer_tables(measured) if peers else ():
+                yield table
+                yield Text()
+            yield from measured.notes
+            if peers:
+                yield Text()
+        if peers:
+            yield ABOUT_PEERS
 
 
-def _equal(row: Result) -> str:
-    text = f"{row.labels_equal_percent:.3f}"
+NAME = Column[Result]("path", lambda row: escape(row.name), words=True)
+MEDIAN = Column[Result]("median ms", lambda row: milliseconds(row.timing))
+FIRST = Column[Result]("first s", lambda row: or_dash(row.first_call_s, ".2f"))
+DIFFERENCE = Column[Result]("diff", lambda row: or_dash(row.max_relative_difference, ".1e"))
+
+
+def equal_labels(row: Result) -> str:
+    text = or_dash(row.labels_equal_percent, ".3f")
     return text if row.comparable else f"[red]{text}[/]"
 
 
-def _memory_cell(row: Result) -> str:
-    peak = row.peak_memory_bytes
-    return "-" if peak is None else f"{mebibytes(peak)} MiB"
+def rate(measured: JobResults, title: str) -> Column[Result]:
+    return Column(title, lambda row: f"{measured.job.batch / row.timing.median:.1f}")
+
+
+def path_table(measured: JobResults) -> Table:
+    """Of the paths of `fassd bench run`."""
+    reference = measured.reference
+
+    def faster(row: Result) -> str:
+        speedup = measured.speedup(row, reference)
+        if speedup is None:
+            return "[red]disagrees[/]"
+        return "1.00x" if row is reference else f"[bold]{speedup:.2f}x[/]"
+
+    def needed(row: Result) -> str:
+        peak = row.peak_memory_bytes
+        return "-" if peak is None else f"{mebibytes(peak)} MiB"
+
+    columns = [
+        NAME,
+        MEDIAN,
+        rate(measured, "fps"),
+        Column("speed-up", faster),
+        Column("labels %", equal_labels),
+        replace(DIFFERENCE, cell=lambda row: "-" if row is reference else DIFFERENCE.cell(row)),
+    ]
+    if measured.job.memory:
+        columns.append(Column("memory", needed, wraps=True))
+    return report_table(measured.results, columns)
+
+
+def peer_tables(measured: JobResults) -> list[Table]:
+    """Of this network's candidates, then, where there are any, of other networks."""
+
+    def over(result: Result, other: Result | None) -> str:
+        return or_dash(measured.speedup(result, other), ".2f")
+
+    own = [
+        replace(NAME, heading="candidate"),
+        MEDIAN,
+        Column("x eager", lambda r: over(r, measured.reference)),
+        Column("x peer", lambda r: over(r, measured.fastest_peer)),
+        FIRST,
+        Column("match", lambda r: "yes" if r.comparable else "[red]disagrees[/]"),
+        Column("labels %", equal_labels),
+        DIFFERENCE,
+    ]
+    other = [
+        replace(NAME, heading="other network"),
+        MEDIAN,
+        rate(measured, "frames/s"),
+        Column("GMAC", lambda r: or_dash(r.macs, ".1f", 1e-9)),
+        Column("M params", lambda r: or_dash(r.params, ".2f", 1e-6)),
+        FIRST,
+    ]
+    found = [(list(measured.own.values()), own)]
+    found.append(([result for result in measured.results if result.kind == OTHER], other))
+    return [report_table(rows, [*columns, *costs(rows)]) for rows, columns in found if rows]
+
+
+def costs(results: Sequence[Result]) -> list[Column[Result]]:
+    """Columns that are there only where something was measured."""
+    columns: list[Column[Result]] = []
+    if any(result.peak_memory_bytes is not None for result in results):
+        columns.append(Column("MiB", lambda r: mebibytes(r.peak_memory_bytes)))
+    if any(result.energy_j is not None for result in results):
+        columns.append(Column("joules", lambda r: or_dash(r.energy_j, ".3f")))
+    return columns
+
+
+# ------------------------------------------------------------------------------------- measurement
 
 
 def run(
-    job: Job,
+    jobs: Sequence[Job],
+    peers: Sequence[Candidate] | None = None,
     *,
+    compiler: str = "inductor",
     step: Callable[[str], object] = lambda _: None,
     tick: Callable[[], object] = lambda: None,
 ) -> Report:
-    """Measure `job`.
+    """Measure every job, one after the other, in this process, on its device.
 
     Args:
+        jobs: networks, sizes, batches. Of one, all candidates are alive together and take turns.
+        peers: of `fassd.bench.candidates.candidates`; one that cannot be run becomes a note. None
+            for the paths of each job, which all must run.
+        compiler: backend of `torch.compile`.
         step: called with a few words as each part begins.
-        tick: called after each of the `job.warmup + job.repeats` rounds.
+        tick: called after each of the `warmup + repeats` rounds of every job.
 
     Raises:
-        ValueError: an unknown model or dtype, unsuitable weights, a size too small for the network.
-        RuntimeError: a device or backend that cannot be used here.
+        ValueError: nothing to measure; an unknown model or dtype, unsuitable weights, a size too
+            small for the network.
+        RuntimeError: a path, or all peers of a job, cannot be run here.
     """
-    torch_dtype(job.dtype)  # a mistake shows before the work begins
-    with torch_threads(job.threads), warnings.catch_warnings(record=True) as caught:
+    if not jobs or (peers is not None and not peers):
+        raise ValueError("nothing to measure: no jobs or no candidates")
+    comparisons, scenes = [], []
+    for job in jobs:
+        measured, scene = measure(job, peers, compiler, step, tick)
+        comparisons.append(measured)
+        scenes.append(scene)
+        release()
+    with torch_threads(jobs[0].threads):
+        where = environment(jobs[0].device)
+    results = Results(environment=where, comparisons=tuple(comparisons), peers=peers is not None)
+    return Report(results, tuple(scenes))
+
+
+def measure(
+    job: Job,
+    peers: Sequence[Candidate] | None,
+    compiler: str,
+    step: Callable[[str], object],
+    tick: Callable[[], object],
+) -> tuple[JobResults, Scene]:
+    """One job of `run`, with the same arguments and errors."""
+    candidates = list(job.paths().values()) if peers is None else peers
+    notes = [*([ABOUT_PATHS] if peers is None else []), *weights_note(job)]
+    calls: dict[str, Callable[[], Tensor]] = {}
+    figures: dict[str, dict[str, Any]] = {}
+    with (
+        torch_threads(job.threads),
+        torch.no_grad(),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
-        step("rendering the scene")
-        scenes, batch = render_batch(job)
-        step("building the network")
+        step(f"{job.model}: building")
+        pictures, batch = render_batch(job)
         model = build_model(job, batch)
-        calls: dict[str, Callable[[], torch.Tensor]] = {}
-        outputs: dict[str, torch.Tensor] = {}
-        for name, (kind, dtype) in job.paths().items():
-            step(f"first call of {name}")
-            calls[name] = job_call(job, model, batch, kind, dtype)
-            outputs[name] = calls[name]()
-        step("timing")
+        context = BuildContext(model, batch.device, (batch,), job.accelerated_backend, compiler)
+        reference = model(batch)
+        for candidate in candidates:
+            title = candidate.title
+            step(f"{job.model}: {title}")
+            try:
+                calls[title], figures[title] = try_out(candidate, context, reference)
+            except Exception as error:  # whatever a foreign runtime raises, the others go on
+                if peers is None:
+                    raise
+                remedy = candidate.other.install if candidate.other else EXTRA
+                notes.append(f"{title} not measured: {reason(error, remedy)}")
+        if not calls:
+            raise RuntimeError("; ".join(notes))
+        step(f"{job.model}: timing")
+        own_threads = batch.device.type == "cpu" and (peers is not None or job.exported is not None)
         timings = stopwatch.compare(
             calls,
             repeats=job.repeats,
             warmup=job.warmup,
-            settle=stopwatch.SETTLE if job.exported else 0,
+            settle=stopwatch.SETTLE if own_threads else 0,
             device=job.device,
             tick=tick,
         )
-        memories = {name: _memory(job, name, calls[name], step) for name in calls}
-        where = machine.environment(job.device)
-    first = next(iter(calls))
-    rows = []
-    for name, (kind, dtype) in job.paths().items():
-        found = agreement_of(outputs[first], outputs[name])
-        rows.append(
-            Result(
-                name=name,
-                key=kind,
-                dtype=dtype,
-                output="logits" if found.relative is not None else "labels",
-                seconds=timings[name].seconds,
-                labels_equal_percent=found.labels,
-                max_relative_difference=found.relative,
-                peak_memory_bytes=memories[name].peak,
-                peak_memory_note=memories[name].note,
-            )
-        )
-    last = next(reversed(outputs.values()))[0]
-    labels = (last if last.dtype == torch.uint8 else last.argmax(0)).cpu().numpy()
+        for title, call in calls.items():
+            step(f"{job.model}: memory and energy of {title}")
+            figures[title] |= memory_and_energy(job, title, call, peers is not None, compiler)
+        labels = call()[0]
+    results = [Result(**figures[name], seconds=timings[name].seconds) for name in calls]
+    notes += notes_of(job, results, [str(w.message) for w in caught], peers is not None)
+    labels = labels.argmax(0) if labels.is_floating_point() else labels
     colors = np.array([info.color for info in classes_of(model)], np.uint8)
-    measured = JobResults(job=job, results=tuple(rows), notes=tuple(_notes(job, rows, caught)))
-    results = Results(environment=where, comparisons=(measured,), peers=False)
-    return Report(results, scenes[0], labels, colors)
+    measured = JobResults(job=job, results=tuple(results), notes=tuple(notes))
+    return measured, Scene(pictures[0], labels.cpu().numpy(), colors)
 
 
-def _notes(job: Job, rows: list[Result], caught: list[warnings.WarningMessage]) -> list[str]:
-    notes = [
-        f"Compared with {rows[0].name}: speed-up, equal labels, largest difference of a score over "
-        "the largest score. ±: half the interquartile range."
-    ]
-    notes += weights_note(job)
-    for row in rows:
-        if not row.comparable:
-            notes.append(
-                f"{row.name}: only {row.labels_equal_percent:.2f}% of the labels agree "
-                f"(at least {AGREEMENT_LIMIT:g}% are asked for), so no speed-up is given"
-            )
-            if job.weights is None and job.dtype != "float32":
-                notes.append(ROUNDING_NOTE)
-        if job.memory and row.peak_memory_bytes is None:
-            notes.append(f"{row.name}: memory not measured: {row.peak_memory_note}")
-    # Of warnings, those of our own packages matter to the reader.
-    ours = {str(w.message) for w in caught if "fassd" in f"{w.message}{w.filename}"}
-    return notes + sorted(ours)
+def try_out(
+    candidate: Candidate, context: BuildContext, reference: Tensor
+) -> tuple[Callable[[], Tensor], dict[str, Any]]:
+    """Build a candidate, call it once, and compare its output with the reference's logits.
+
+    Returns:
+        What runs it again, and the fields of a `Result` that are known then.
+
+    Raises:
+        ValueError: the output is not of the reference's shape.
+    """
+    if candidate.exported:
+        assert context.onnx  # made now if this is the first that needs it: not in its first call
+
+    def first_call() -> tuple[Callable[[], Tensor], Tensor]:
+        call = candidate.bound(context)
+        return call, call()
+
+    (call, output), seconds = timed(first_call, context.device)
+    figures: dict[str, Any] = {
+        "name": candidate.title,
+        "key": candidate.key,
+        "dtype": candidate.dtype,
+        "first_call_s": seconds,
+    }
+    if candidate.other is None:
+        found = agreement_of(reference, output)
+        figures.update(
+            output="labels" if found.relative is None else "logits",
+            labels_equal_percent=found.labels,
+            max_relative_difference=found.relative,
+        )
+        return call, figures
+    if output.shape != reference.shape:
+        raise ValueError(
+            f"logits must be of shape {tuple(reference.shape)}, got {tuple(output.shape)}"
+        )
+    network = candidate.other.build().eval()
+    figures.update(
+        kind=OTHER,
+        params=sum(parameter.numel() for parameter in network.parameters()),
+        macs=count_macs(network, tuple(context.inputs[0].shape)),
+    )
+    return call, figures
 
 
-def job_call(
-    job: Job, model: nn.Module, batch: torch.Tensor, kind: str, dtype: str
-) -> Callable[[], torch.Tensor]:
-    """A call that runs the network, or the exported file, once on one path of `Job.paths`."""
-    if job.exported is None or kind not in job.runtimes():
-        return path_call(model, batch, kind, dtype, job.accelerated_backend)
-    from fassd.export import ExportedNetwork
-
-    network = ExportedNetwork(job.exported, kind, job.device)
-    image = network.prepared(batch)
-    return lambda: network.run(image)
-
-
-def path_call(
-    model: nn.Module, batch: torch.Tensor, kind: str, dtype: str, backend: str
-) -> Callable[[], torch.Tensor]:
-    """A call without arguments that runs the network once on one path of `Job.paths`."""
-    precision = torch_dtype(dtype)
-    path = accelerated(model, backend if kind == "accelerated" else "reference", precision)
-    module: Callable[[torch.Tensor], torch.Tensor] = path
-    if kind == "compile":
-        module = torch.compile(path)
-    inputs = batch.to(precision)
-
-    def call() -> torch.Tensor:
-        with torch.inference_mode():
-            return module(inputs)
-
-    return call
+def memory_and_energy(
+    job: Job, title: str, call: Callable[[], Tensor], is_peer: bool, compiler: str
+) -> dict[str, Any]:
+    """The fields of a `Result` that a call's costs are; energy is counted of peers on a GPU."""
+    peak, energy = memory.NOT_ASKED, NOT_COUNTED
+    if job.memory:
+        how = {"title": title, "is_peer": is_peer, "compiler": compiler}
+        arguments = {"job": asdict(job), "threads": torch.get_num_threads(), **how}
+        peak = memory.memory_of(call, job.device, "fassd.bench.run:memory_call", arguments)
+    if is_peer and torch.device(job.device).type != "cpu":
+        energy = energy_of(call, job.device)
+    return {
+        "peak_memory_bytes": peak.peak,
+        "peak_memory_note": peak.note,
+        "energy_j": energy.joules,
+        "energy_note": energy.note,
+    }
 
 
 def memory_call(
-    path: str, threads: int, size: list[int], **fields: Any
-) -> Callable[[], torch.Tensor]:
-    """The call of one path, for the process that measures its memory; any picture does."""
+    job: dict[str, Any], threads: int, title: str, is_peer: bool, compiler: str
+) -> Callable[[], Tensor]:
+    """The call of one candidate, for the process that measures its memory; any picture does."""
     torch.set_num_threads(threads)
-    job = Job(size=(size[0], size[1]), threads=threads, **fields)
-    kind, dtype = job.paths()[path]
+    torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    model = create_model(job.model, job.classes, job.alpha).eval()
-    batch = torch.zeros(job.batch, 3, *job.size)
-    return job_call(job, model, batch, kind, dtype)
+    given = Job(**job)
+    model = create_model(given.model, given.classes, given.alpha).eval()
+    picture = torch.zeros(given.batch, 3, *given.size)
+    context = BuildContext(model, picture.device, (picture,), given.accelerated_backend, compiler)
+    known = every_candidate() if is_peer else given.paths()
+    return known[title].bound(context)
 
 
-def _memory(
-    job: Job, name: str, call: Callable[[], object], step: Callable[[str], object]
-) -> memory.Memory:
-    if not job.memory:
-        return memory.NOT_ASKED
-    step(f"memory of {name}")
-    fields = (
-        *("model", "classes", "alpha", "size", "batch", "backend", "dtype", "compile"),
-        "exported",
-    )
-    arguments = {field: getattr(job, field) for field in fields}
-    child = {**arguments, "path": name, "threads": torch.get_num_threads()}
-    return memory.memory_of(call, job.device, "fassd.bench.run:memory_call", child)
+def notes_of(
+    job: Job, results: Sequence[Result], warned: Sequence[str], are_peers: bool
+) -> list[str]:
+    """What a table does not tell of results."""
+    disagreeing = [result for result in results if result.agreement and not result.comparable]
+    notes = [
+        f"{result.name}: only {result.labels_equal_percent:.2f}% of the labels agree "
+        f"(at least {AGREEMENT_LIMIT:g}% are asked for), so no speed-up is given"
+        for result in disagreeing
+        if not are_peers
+    ]
+    if job.weights is None and any(result.dtype != "float32" for result in disagreeing):
+        notes.append(ROUNDING_NOTE)
+    # Of warnings, those of our own packages matter to the reader, such as a fallback's.
+    notes += sorted({text for text in warned if "fassd" in text or "GraphRunner" in text})
+    unknown = {
+        "memory": {r.peak_memory_note for r in results if r.peak_memory_bytes is None},
+        "energy": {r.energy_note for r in results if r.energy_j is None},
+    }
+    for what, why in unknown.items():
+        why -= {memory.NOT_ASKED.note, NOT_COUNTED.note}
+        notes += [f"{what} not measured: {note}" for note in sorted(why)]
+    return notes
+
+
+def reason(error: Exception, remedy: str = EXTRA) -> str:
+    """Why a candidate could not be run: one line, with the remedy for a missing package."""
+    text = first_line(error)
+    return f"{text}: {remedy}" if isinstance(error, ImportError) else text
+
+
+def release() -> None:
+    """Give back what the last job's candidates held: compiled code, cycles, kept activations."""
+    import fassd_kernels
+
+    torch._dynamo.reset()
+    gc.collect()
+    fassd_kernels.release_memory()

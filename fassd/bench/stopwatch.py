@@ -1,13 +1,9 @@
 """Timing that can be believed: interleaved rounds, medians with their spread, warm starts.
 
-On a GPU a sample lies between two events, on the CPU between two readings of the host's clock.
-
 `compare` times single calls, as a user makes them. `interleaved` times what is shorter than a clock
 is exact: each sample is many calls, divided by their number. What it repeats is, where it can be
 captured, the replay of a CUDA graph that holds one call per *input set*; the sets together are
-larger than the L2 cache, so that no call finds its input there. Each such sample starts behind one
-replay that is not timed: it warms up, and it keeps the stream busy while the host queues the rest,
-so that the first event does not measure the host.
+larger than the L2 cache, so that no call finds its input there.
 """
 
 from __future__ import annotations
@@ -17,11 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fassd.models.clock import Sampling, in_turns, sample, synchronize, timed
 
 Inputs = tuple[Tensor, ...]
 Call = Callable[..., Tensor]
@@ -33,10 +30,6 @@ which spin for a while. FASSD-Net at 128x256 on two cores of an EPYC: right afte
 OpenVINO takes 11 ms and ours 16; after a rest 8, and 7 to 20 as the threads happen to wake; after a
 rest and a call 5.5 and 6.1, round after round, as each does alone."""
 
-CACHE_MULTIPLE = 1.5
-"""The input and output sets of one replay together are this many times the L2 cache."""
-
-MOST_SETS = 512
 WARM_UP_CALLS = 3
 PLAIN_SETS = 8
 """Input sets of a timing without a graph, where the host is usually what is measured."""
@@ -110,67 +103,6 @@ class CallTimes:
         }
 
 
-def sample(
-    call: Callable[[], object], device: torch.device, repeats: int = 1, *, behind: bool = True
-) -> float:
-    """Seconds that calls take together, on CUDA between events on the current stream.
-
-    Args:
-        call: what to time.
-        device: where it runs.
-        repeats: number of calls.
-        behind: whether they start behind one that is not timed; else, when the device is idle.
-    """
-    on_gpu = device.type == "cuda"
-    if behind:
-        call()
-    elif on_gpu:
-        torch.cuda.synchronize(device)
-    if not on_gpu:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
-
-
-def in_turns(
-    names: Sequence[str],
-    rounds: int,
-    take: Callable[[str, bool], float],
-    *,
-    warmup: int = 0,
-    tick: Callable[[], object] = lambda: None,
-) -> dict[str, tuple[float, ...]]:
-    """Samples of several candidates, taken in turns.
-
-    Every round takes each candidate once, beginning with another one each time, so that a slow
-    moment of the machine or a rising temperature meets all of them alike.
-
-    Args:
-        names: of the candidates.
-        rounds: measured rounds.
-        take: a name, and whether the round is measured, to a sample.
-        warmup: rounds before them that are not measured.
-        tick: called after every round, warm-up included.
-    """
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(-warmup, rounds):
-        first = round_ % len(names)
-        for name in [*names[first:], *names[:first]]:
-            taken = take(name, round_ >= 0)
-            if round_ >= 0:
-                samples[name].append(taken)
-        tick()
-    return {name: tuple(taken) for name, taken in samples.items()}
-
-
 def compare(
     candidates: Mapping[str, Callable[[], object]],
     *,
@@ -221,19 +153,6 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How much `interleaved` measures.
-
-    Attributes:
-        rounds: samples per candidate.
-        sample_ms: about how long one sample takes, in milliseconds.
-    """
-
-    rounds: int = 15
-    sample_ms: float = 8.0
-
-
-@dataclass(frozen=True)
 class Run:
     """What a sample repeats: `once` calls the candidate `calls` times, once per input set.
 
@@ -254,53 +173,28 @@ class Run:
     holds: tuple[Any, ...] = ()
     note: str = ""
 
-    def repeats(self, device: torch.device, sampling: Sampling) -> int:
-        """How often `once` is called in a sample; it is, twice, to find out."""
-        once_ms = max(1e3 * sample(self.once, device), 1e-3)
-        return max(1, round(sampling.sample_ms / once_ms))
-
 
 def interleaved(
     runs: Mapping[str, Run], device: torch.device, sampling: Sampling
 ) -> dict[str, CallTimes]:
     """Time runs in turns; a sample is as many calls as `sampling` has time for."""
-    if not runs:
-        return {}
-    repeats = {name: run.repeats(device, sampling) for name, run in runs.items()}
-
-    def take(name: str, _: bool) -> float:
-        elapsed = sample(runs[name].once, device, repeats[name])
-        return elapsed / (repeats[name] * runs[name].calls)
-
-    samples = in_turns(list(runs), sampling.rounds, take)
-    return {
-        name: CallTimes(samples[name], repeats[name] * run.calls, run.calls, run.method)
-        for name, run in runs.items()
-    }
-
-
-def rotation(bytes_per_call: int, cache_bytes: int) -> int:
-    """How many input sets it takes to exceed a cache, when a call reads and writes so much."""
-    needed = ceil(CACHE_MULTIPLE * cache_bytes / max(bytes_per_call, 1))
-    return min(max(needed, 2), MOST_SETS)
+    found = sampling.take({name: run.once for name, run in runs.items()}, device)
+    times = {}
+    for name, (repeats, samples) in found.items():
+        run, calls = runs[name], repeats * runs[name].calls
+        seconds = tuple(taken / calls for taken in samples)
+        times[name] = CallTimes(seconds, calls, run.calls, run.method)
+    return times
 
 
 def warm_up(call: Call, sets: Sequence[Inputs]) -> float:
     """Call until compilation, algorithm search and handles are done; seconds of the first call."""
     device = sets[0][0].device
-    start = time.perf_counter()
-    call(*sets[0])
-    synchronize(device)
-    first_call_s = time.perf_counter() - start
+    _, first_call_s = timed(partial(call, *sets[0]), device)
     for index in range(WARM_UP_CALLS):
         call(*sets[index % len(sets)])
     synchronize(device)
     return first_call_s
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def plain_run(call: Call, sets: Sequence[Inputs], method: str, note: str = "") -> Run:
@@ -322,7 +216,9 @@ def graph_run(call: Call, sets: Sequence[Inputs]) -> Run:
 
     The outputs stay alive, each in memory of its own, so that writing them rotates too.
     """
-    from fassd_kernels.runtime.graph import capture  # what times calls on a CPU needs no kernels
+    # What times calls on a CPU needs no kernels.
+    from fassd_kernels.runtime.graph import capture
+    from fassd_kernels.triton.availability import first_line
 
     device = sets[0][0].device
     if device.type != "cuda":
@@ -344,9 +240,3 @@ def graph_run(call: Call, sets: Sequence[Inputs]) -> Run:
         return [captured[0], captured[-1]]
 
     return Run(graph.replay, len(sets), "graph", outputs, holds=(call, sets))
-
-
-def first_line(error: BaseException) -> str:
-    """The class of an error and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -11,19 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fassd.bench.candidates import (
-    DTYPES,
-    BuildContext,
-    Candidate,
-    accelerated,
-    form_named,
-)
+from fassd.bench.candidates import BuildContext, Candidate, accelerated, form_named
 from fassd.bench.folding import randomised
 from fassd.bench.stopwatch import Call, Inputs
 from fassd.evaluation.agreement import TOLERANCES
 from fassd.models import DAPF, MDA, create_model
 from fassd.models.aspp import ASPP
 from fassd.models.dapf import AsymmetricAtrousBranch
+from fassd.models.device import DTYPES
 from fassd.models.layers import ConvLayer, resize
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import fassd
 from fassd.bench.costs.cuda import PredictedLaunch, Prediction
+from fassd.models.clock import sample
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import backends
-from fassd_kernels.runtime.graph import capture, replay_seconds
+from fassd_kernels.runtime.graph import capture
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def time_replays(model: nn.Module, picture: Tensor, rounds: int) -> Timeline:
     from torch.profiler import ProfilerActivity, profile
 
     graph, _ = capture([lambda: model(picture)])
-    seconds = [replay_seconds(graph) for _ in range(rounds)]
+    seconds = [sample(graph.replay, picture.device) for _ in range(rounds)]
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(rounds):
             graph.replay()

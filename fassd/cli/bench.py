@@ -219,7 +219,7 @@ def run(
         names = ("size", "batch", "dtype", "classes", "alpha")
         asked = [name for name in names if _is_given(context, name)]
         job = job_of_file(job, network.weights, asked)
-    deliver(measure(partial(run, job), [job]), json_)
+    deliver(measure(partial(run, [job]), [job]), json_)
 
 
 @group.command()
@@ -258,7 +258,7 @@ def peers(
     [cyan]fassd bench peers --others --size 512x1024 --no-memory[/]
     """
     from fassd.bench.candidates import candidates
-    from fassd.bench.peers import run_peers
+    from fassd.bench.run import run
     from fassd.models.device import pick_device
 
     if all_ and network.weights not in (None, "random"):
@@ -276,7 +276,7 @@ def peers(
         for batch in batches
         for each in networks
     ]
-    deliver(measure(partial(run_peers, jobs, chosen), jobs), json_, plot)
+    deliver(measure(partial(run, jobs, chosen), jobs), json_, plot)
 
 
 @group.command()

@@ -61,12 +61,13 @@ def demo(
         repeats=repeats,
         memory=False,
     )
-    report = measure(partial(run, job), [job])
+    report = measure(partial(run, [job]), [job])
     console().print(report)
+    (scene,) = report.scenes
     results = {
-        "scene.png": report.picture,
-        "labels.png": colorize(report.labels, report.colors),
-        "overlay.png": overlay(report.picture, report.labels, colors=report.colors),
+        "scene.png": scene.picture,
+        "labels.png": colorize(scene.labels, scene.colors),
+        "overlay.png": overlay(scene.picture, scene.labels, colors=scene.colors),
     }
     for name, result in results.items():
         write_image(output / name, result)

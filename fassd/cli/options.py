@@ -100,6 +100,12 @@ def size_option(*names: str, help: str) -> Any:
     )
 
 
+def classes_option(most: int) -> Any:
+    return typer.Option(
+        min=1, max=most, show_default="those of the weights, or 19", help="Number of classes."
+    )
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -121,12 +127,7 @@ Weights = Annotated[
         "[cyan]fassd train[/] tells network, classes and colours.",
     ),
 ]
-Classes = Annotated[
-    int | None,
-    typer.Option(
-        min=1, max=65536, show_default="those of the weights, or 19", help="Number of classes."
-    ),
-]
+Classes = Annotated[int | None, classes_option(65536)]
 Alpha = Annotated[
     int | None,
     typer.Option(

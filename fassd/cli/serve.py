@@ -51,12 +51,7 @@ Models = Annotated[
         "--weights.",
     ),
 ]
-ServedClasses = Annotated[
-    int | None,
-    typer.Option(
-        min=1, max=256, show_default="those of the weights, or 19", help="Number of classes."
-    ),
-]
+ServedClasses = Annotated[int | None, options.classes_option(256)]
 Range = Annotated[
     str | None,
     typer.Option("--range", metavar="LOW:HIGH|auto", help="As --range of [cyan]fassd predict[/]."),

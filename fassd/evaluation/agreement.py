@@ -118,42 +118,10 @@ def compare(
 
     Adds ``rel_error`` (None where it is not finite), ``tolerance`` and ``match``.
     """
-    errors = [relative_error(*pair) for pair in zip(outputs, expected, strict=True)]
+    errors = [accuracy.relative_error(*pair) for pair in zip(outputs, expected, strict=True)]
     finite = all(isfinite(error) for error in errors)
     record.update(
         rel_error=max(errors) if finite else None,
         tolerance=limit,
         match=finite and max(errors) <= limit,
     )
-
-
-def relative_error(output: Tensor, reference: Tensor) -> float:
-    """||output - reference|| / ||reference||, in float64; not finite where the output is not.
-
-    Of labels, the share that differs; where the reference is the scores that they stand for, of
-    the scores of the labels and the highest ones.
-
-    Raises:
-        RuntimeError: the shapes differ.
-    """
-    if not output.is_floating_point() and reference.is_floating_point():
-        output, reference = scores_of(output, reference)
-    if output.shape != reference.shape:
-        raise RuntimeError(
-            f"the output has shape {tuple(output.shape)}, expected is {tuple(reference.shape)}"
-        )
-    if not reference.is_floating_point():
-        return float((output != reference).double().mean())
-    return accuracy.relative_error(output, reference.double())
-
-
-def scores_of(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """What the labelled classes score in `scores` (N, C, H, W), not finite for a class that there
-    is not; and what the best ones do. Both are (N, H, W).
-    """
-    best = scores.amax(1)
-    if labels.shape != best.shape:
-        return labels, best
-    known = labels < scores.shape[1]  # 0 and more: they are argmaxes, or bytes
-    chosen = scores.gather(1, (labels * known).long()[:, None])[:, 0]
-    return chosen.masked_fill(~known, float("nan")), best

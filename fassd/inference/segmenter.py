@@ -26,7 +26,7 @@ from fassd.io.images import (
 from fassd.io.levels import Range, as_range
 from fassd.io.palette import LabelClass, classes_of
 from fassd.models import create_model, load, load_checkpoint
-from fassd.models.device import pick_device
+from fassd.models.device import DTYPES, pick_device
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize
 from fassd.models.zoo import is_weights_file, settled
@@ -97,7 +97,7 @@ class Segmenter:
                 f"model must be a name, a file or a torch.nn.Module, got {type(model).__name__}"
             )
         size = None if size is None else _checked_size(size)
-        if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+        if dtype not in (None, *DTYPES.values()):
             raise ValueError(f"dtype must be float32, float16, bfloat16 or None, got {dtype}")
         self.backend = backend
         self.range, self.max_pixels = as_range(range), max_pixels

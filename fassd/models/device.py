@@ -1,11 +1,15 @@
-"""Where a network runs."""
+"""Where a network runs, and in what."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
+
+DtypeName = Literal["float32", "float16", "bfloat16"]
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DtypeName)}
 
 
 def pick_device(device: torch.device | str | None = None) -> torch.device:

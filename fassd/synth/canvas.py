@@ -8,6 +8,7 @@ array, so that one OpenCV call paints both and they cannot disagree.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Concatenate, NamedTuple, ParamSpec
 
@@ -97,8 +98,7 @@ class Canvas:
         self.matrix_inverse = np.linalg.inv(self.matrix)
         self.eye = np.array([0.0, camera.height, 0.0])
         self.focal = focal
-        self._solids: list[Placed] = []
-        self._script: list[slice | Callable[[], None]] = []
+        self._script: list[Placed | Callable[[], None]] = []
 
     def project(self, points: Floats) -> tuple[Floats, Floats]:
         """World points (n, 3) to homogeneous pixels (n, 3) and their depth (n,)."""
@@ -117,32 +117,30 @@ class Canvas:
 
     def solid(self, solid: Solid, x: float, z: float, heading: float = 0.0) -> None:
         """Paint `solid` with its foot at (x, 0, z), turned right by `heading` radians."""
-        start = sum(len(item.solid.counts) for item in self._solids)
-        self._script.append(slice(start, start + len(solid.counts)))
-        self._solids.append(Placed(solid, x, z, heading))
+        self._script.append(Placed(solid, x, z, heading))
 
     def develop(self) -> None:
         """Carry out everything that was asked for, in that order.
 
         All solids are projected at once: one by one they would take four times as long.
         """
-        faces = self._faces() if self._solids else []
+        placed = [step for step in self._script if isinstance(step, Placed)]
+        faces = iter(self._faces(placed) if placed else [])
         for step in self._script:
-            if not isinstance(step, slice):
+            if not isinstance(step, Placed):
                 step()
                 continue
-            for outline, paint in faces[step]:
+            for outline, paint in itertools.islice(faces, len(step.solid.counts)):
                 if outline is not None:
                     cv2.fillPoly(self.pixels, [outline], paint, cv2.LINE_8, SHIFT)
         self._script.clear()
-        self._solids.clear()
 
-    def _faces(self) -> list[tuple[Bytes | None, list[float]]]:
-        """Each face of all solids: its outline if it can be seen, and its colour and label."""
-        solids = [item.solid for item in self._solids]
+    def _faces(self, placed: list[Placed]) -> list[tuple[Bytes | None, list[float]]]:
+        """Each face of some solids: its outline if it can be seen, and its colour and label."""
+        solids = [item.solid for item in placed]
         counts = np.concatenate([solid.counts for solid in solids])
         first = np.cumsum(counts) - counts
-        points, centers = in_world(self._solids)
+        points, centers = in_world(placed)
         normals, away = normals_of(points, first, counts, centers, self.eye)
         cull, glows = np.concatenate([solid.flags for solid in solids]).T
         normals[~cull & away] *= -1  # what is flat faces the camera whichever way it was drawn

@@ -45,21 +45,6 @@ def capture(
         return graph, [call() for call in calls]
 
 
-def replay_seconds(graph: torch.cuda.CUDAGraph, replays: int = 1) -> float:
-    """Seconds of so many replays, behind one that keeps the stream busy meanwhile.
-
-    So what is timed is the GPU, not the host.
-    """
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    graph.replay()
-    begin.record()
-    for _ in range(replays):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
-
-
 class CudaGraph:
     """A network captured for one shape: its `input` and `output` stay where they are.
 

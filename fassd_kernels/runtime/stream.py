@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import operator
 import statistics
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fassd.models.clock import timed
 from fassd.models.device import pick_device
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import MEAN, STD
@@ -289,22 +291,18 @@ class Runner:
         pictures = [rng.integers(0, 256, self.shape, np.uint8) for _ in range(4)]
         for picture in pictures[:WARM_UP]:
             self(picture)
-        started = time.perf_counter()
+        deadline = time.perf_counter() + seconds
 
         def camera() -> Iterator[Frame]:
             for number in itertools.count():
-                enough = time.perf_counter() - started >= seconds
+                enough = time.perf_counter() >= deadline
                 if number == frames or (frames is None and number and enough):
                     return
                 yield pictures[number % len(pictures)]
 
-        count = sum(1 for _ in self.stream(camera()))
-        elapsed = time.perf_counter() - started
-        latencies = []
-        for number in range(min(count, LATENCIES)):
-            before = time.perf_counter()
-            self(pictures[number % len(pictures)])
-            latencies.append(time.perf_counter() - before)
+        count, elapsed = timed(lambda: sum(1 for _ in self.stream(camera())))
+        shown = itertools.islice(itertools.cycle(pictures), min(count, LATENCIES))
+        latencies = [timed(functools.partial(self, picture))[1] for picture in shown]
         fps = count * (self.batch or 1) / elapsed
         return Speed(fps, statistics.median(latencies), count)
 

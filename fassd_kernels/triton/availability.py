@@ -113,7 +113,7 @@ def refuses(device: torch.device, dtype: torch.dtype | None) -> str:
 
 def first_line(error: BaseException) -> str:
     """The name of an error's class, and the beginning of what it says."""
-    said = next(iter(str(error).strip().splitlines()), "")[:80]
+    said = next(iter(str(error).strip().splitlines()), "")[:200]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 

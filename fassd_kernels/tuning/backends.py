@@ -24,15 +24,9 @@ from fassd_kernels.modules.conv import FusedUpsampleConv
 from fassd_kernels.modules.fused import Plan
 from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.device import Device
+from fassd_kernels.tuning import trials
 from fassd_kernels.tuning.calls import OperatorCall
-from fassd_kernels.tuning.trials import (
-    Repeats,
-    Timer,
-    TuningCase,
-    TuningTrial,
-    measure_until,
-    time_in_turns,
-)
+from fassd_kernels.tuning.trials import Repeats, TuningCase, TuningTrial
 
 PLANS: dict[str, Callable[[Any, dict[str, Any]], list[Plan]]] = {
     fused.operator: fused.plan for fused in FUSED.values()
@@ -145,11 +139,14 @@ def cases_of(
 
 
 def tune(
-    cases: Sequence[BackendCase], device: Device, budget: float, timer: Timer = time_in_turns
+    cases: Sequence[BackendCase],
+    device: Device,
+    budget: float,
+    timer: trials.Timer = trials.time_in_turns,
 ) -> list[BackendCase]:
     """Measure for so many seconds; write the table.
 
     Returns:
         What was measured.
     """
-    return measure_until(time.monotonic() + budget, cases, timer)
+    return trials.measure_until(time.monotonic() + budget, cases, timer)

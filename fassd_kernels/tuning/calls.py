@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from fassd_kernels.accelerate import accelerate
 from fassd_kernels.choices import shape_key
 from fassd_kernels.modules.network import Output
 from fassd_kernels.operators import OPERATORS, Operator
+from fassd_kernels.triton.program import Launch, Program, recording
 from fassd_kernels.tuning.accuracy import exactly
 
 
@@ -102,11 +103,18 @@ def copy_of(image: Tensor) -> Tensor:
 
 
 @contextmanager
-def around_operators(around: Callable[..., Tensor]) -> Iterator[None]:
-    """Let fused modules call an operator as ``around(name, function, *arguments, **keywords)``."""
+def around_operators(around: Callable[[str, partial[Tensor]], Tensor]) -> Iterator[None]:
+    """Let fused modules call ``around`` with an operator's name and the call that it makes."""
     real = ops.operator
+
     # Every fused module asks this function for its kernel, on each call.
-    ops.operator = lambda name, backend: functools.partial(around, name, real(name, backend))
+    def operator(name: str, backend: str) -> Callable[..., Tensor]:
+        function = real(name, backend)
+        return lambda *arguments, **keywords: around(
+            name, partial(function, *arguments, **keywords)
+        )
+
+    ops.operator = operator
     try:
         yield
     finally:
@@ -118,14 +126,24 @@ def recorded_calls() -> Iterator[list[OperatorCall]]:
     """The calls that are made inside, in order."""
     calls: list[OperatorCall] = []
 
-    def record(
-        name: str, function: Callable[..., Tensor], *arguments: Any, **keywords: Any
-    ) -> Tensor:
-        calls.append(OperatorCall.of(name, *arguments, **keywords))
-        return function(*arguments, **keywords)
+    def record(name: str, call: partial[Tensor]) -> Tensor:
+        calls.append(OperatorCall.of(name, *call.args, **call.keywords))
+        return call()
 
     with around_operators(record):
         yield calls
+
+
+def programs_of(call: Callable[[], object]) -> list[Program]:
+    """What a call launches through Triton; nothing is computed."""
+    with torch.no_grad(), recording() as programs:
+        call()
+    return programs
+
+
+def launches_of(call: Callable[[], object]) -> list[Launch]:
+    """The launches of :func:`programs_of`."""
+    return [launch for program in programs_of(call) for launch in program.launches]
 
 
 def record_network(

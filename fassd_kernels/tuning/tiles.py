@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -34,16 +35,10 @@ from fassd_kernels.triton.configurations import (
     write_table,
 )
 from fassd_kernels.triton.device import Device
-from fassd_kernels.triton.program import Program, forget_programs, recording
-from fassd_kernels.tuning.calls import OperatorCall
-from fassd_kernels.tuning.trials import (
-    Repeats,
-    Timer,
-    TuningCase,
-    TuningTrial,
-    measure_until,
-    time_in_turns,
-)
+from fassd_kernels.triton.program import Program, forget_programs
+from fassd_kernels.tuning import trials
+from fassd_kernels.tuning.calls import OperatorCall, programs_of
+from fassd_kernels.tuning.trials import Repeats, TuningCase, TuningTrial
 
 NO_CONFIGS: Mapping[str, Config] = MappingProxyType({})
 
@@ -113,9 +108,8 @@ def recorder(place: torch.device, dtype: torch.dtype) -> str:
 
 def plan(call: OperatorCall, configs: Mapping[str, Config] = NO_CONFIGS) -> Program:
     """What a call launches through Triton with some configurations; nothing is compiled."""
-    with overriding(configs), recording() as programs:
-        call.through("triton")
-    return programs[0]
+    with overriding(configs):
+        return programs_of(partial(call.through, "triton"))[0]
 
 
 def launcher(
@@ -201,7 +195,7 @@ def tune(
     cases: Sequence[TileCase],
     device: Device,
     budget: float,
-    timer: Timer = time_in_turns,
+    timer: trials.Timer = trials.time_in_turns,
     processes: int = os.cpu_count() or 1,
 ) -> list[TileCase]:
     """Compile in so many processes, measure meanwhile until the time is up; write the table.
@@ -223,6 +217,6 @@ def tune(
     # Where most is to be won comes first.
     cases = sorted(cases, key=lambda case: -case.predicted(case.trials[0].candidate))
     ready = compiled(cases, processes, deadline) if processes else iter(cases)
-    done = measure_until(deadline, ready, timer)
+    done = trials.measure_until(deadline, ready, timer)
     forget_programs()
     return done

@@ -13,19 +13,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from fassd_kernels.runtime.graph import capture, replay_seconds
+from fassd.models.clock import Sampling, rotation
+from fassd_kernels.runtime.graph import capture
 from fassd_kernels.triton.availability import first_line
 from fassd_kernels.triton.device import Device
 from fassd_kernels.triton.program import tf32_requested
 from fassd_kernels.tuning.accuracy import TOLERANCES, relative_error
 from fassd_kernels.tuning.calls import OperatorCall
 
-WRONG_LABELS = 1e-3  # of all pixels
 TF32_TOLERANCE = 1e-3
-ROUNDS = 15  # samples of a candidate
-SAMPLE_S = 8e-3  # of one sample, about
-CACHE_MULTIPLE = 1.5  # the images of one replay, over the last cache
-MOST_SETS = 64
+MOST_COPIES = 64  # of a call's images, each of which is planned anew for every candidate
 
 Repeats: TypeAlias = Sequence[Callable[[], object]]
 """The same call on images of its own, several times."""
@@ -109,7 +106,9 @@ def measure(case: TuningCase[Any], timer: Timer) -> None:
             verify(case, trial, exact)
     del exact
     right = [trial for trial in case.trials if not trial.reason]
-    copies = [case.call.copied() for _ in range(repeats_for(case.call, case.device.l2))]
+    image_bytes = sum(image.nbytes for image in case.call.images)
+    count = rotation(image_bytes, case.device.l2, MOST_COPIES)
+    copies = [case.call.copied() for _ in range(count)]
     try:
         times = timer([case.repeats(trial.candidate, copies) for trial in right])
     except torch.cuda.OutOfMemoryError:  # not all at once, then
@@ -142,13 +141,9 @@ def verify(case: TuningCase[Any], trial: TuningTrial[Any], exact: Tensor) -> Non
         if output.shape != exact.shape:
             trial.reason = f"wrong: shape {tuple(output.shape)}, not {tuple(exact.shape)}"
             return
-        if not output.is_floating_point():
-            tolerance = WRONG_LABELS
-            trial.error = float((output != exact).double().mean())
-        else:
-            rounded = output.dtype == torch.float32 and tf32_requested()
-            tolerance = TF32_TOLERANCE if rounded else TOLERANCES[output.dtype]
-            trial.error = relative_error(output, exact)
+        rounded = output.dtype == torch.float32 and tf32_requested()
+        tolerance = TF32_TOLERANCE if rounded else TOLERANCES[output.dtype]
+        trial.error = relative_error(output, exact)
         if not trial.error <= tolerance:
             trial.reason = f"wrong: off by {trial.error:.2g}"
     except torch.cuda.OutOfMemoryError:
@@ -162,37 +157,20 @@ def poison(count: int, device: torch.device) -> None:
     torch.full((count,), 0xFF, dtype=torch.uint8, device=device)
 
 
-def repeats_for(call: OperatorCall, cache_bytes: int) -> int:
-    """How many sets of images it takes, so that no call finds its own in the last cache."""
-    needed = sum(image.numel() * image.element_size() for image in call.images)
-    return min(max(math.ceil(CACHE_MULTIPLE * cache_bytes / max(needed, 1)), 2), MOST_SETS)
-
-
 def time_in_turns(candidates: Sequence[Repeats]) -> list[float | str]:
     """A :data:`Timer` on the current GPU: a change of its clock meets all candidates alike."""
-    graphs: dict[int, torch.cuda.CUDAGraph] = {}
+    replays: dict[int, Callable[[], object]] = {}
     results: list[float | str] = [""] * len(candidates)
     for index, repeats in enumerate(candidates):
         try:
-            graphs[index], _ = capture(repeats)
+            replays[index] = capture(repeats)[0].replay
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # CUDA's, or one of Triton's own
             torch.cuda.synchronize()
             results[index] = f"cannot be captured: {first_line(error)}"
-    replays = {
-        index: max(1, round(SAMPLE_S / max(replay_seconds(graph), 1e-6)))
-        for index, graph in graphs.items()
-    }
-    samples: dict[int, list[float]] = {index: [] for index in graphs}
-    order = list(graphs)
-    for _ in range(ROUNDS):
-        for index in order:
-            samples[index].append(replay_seconds(graphs[index], replays[index]))
-        order = order[1:] + order[:1]
-    for index, seconds in samples.items():
-        calls = replays[index] * len(candidates[index])
-        results[index] = statistics.median(seconds) / calls
+    for index, (replayed, samples) in Sampling().take(replays, torch.device("cuda")).items():
+        results[index] = statistics.median(samples) / (replayed * len(candidates[index]))
     return results
 
 

@@ -24,9 +24,10 @@ from fassd.bench.candidates import BuildContext, Candidate, candidates, other_ne
 from fassd.bench.charts import draw
 from fassd.bench.jobs import Job
 from fassd.bench.others import MMSEG, OTHERS, OtherNetwork, prepare_for_inference
-from fassd.bench.peers import PeerReport, run_peers
 from fassd.bench.report.charts import COLOURS, candidate_colour
 from fassd.bench.results import JobResults, Result, Results
+from fassd.bench.run import Report
+from fassd.bench.run import run as run_jobs
 
 SMALL = Job("fassd_net_l2", weights="synthetic", size=(64, 96), repeats=3, warmup=0, memory=False)
 
@@ -35,12 +36,12 @@ def run(chosen, *jobs):
     """Measure with a compiler, and between calls, that take no time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stopwatch, "SETTLE", 0)
-        return run_peers(jobs or [SMALL], chosen, compiler="eager")
+        return run_jobs(jobs or [SMALL], chosen, compiler="eager")
 
 
 def report_of(*comparisons):
     where = machine.environment()
-    return PeerReport(Results(environment=where, comparisons=comparisons, peers=True))
+    return Report(Results(environment=where, comparisons=comparisons, peers=True))
 
 
 def printed(report, width=100):
@@ -71,7 +72,6 @@ def test_candidates_by_dtype_and_key():
     chosen = candidates(["float32", "float16", "float16"], ["ours", "eager"])
     titles = [c.title for c in chosen]
     assert titles == ["eager NCHW", "ours", "ours labels", "ours float16", "ours float16 labels"]
-    assert [c.is_float32_peer for c in chosen] == [True, False, False, False, False]
     with pytest.raises(ValueError, match=r"unknown candidate 'warp', known are eager, chan"):
         candidates(only=["eager", "warp"])
 
@@ -276,7 +276,8 @@ def test_json_round_trip(report):
     (first,) = record["comparisons"]
     assert first["job"]["batch"] == 2 and first["job"]["size"] == [64, 96]
     assert first["results"][0]["speedup_over_eager"] == 1
-    assert first["fastest_float32_peer"] in [c.title for c in candidates() if c.is_float32_peer]
+    peers = [c.title for c in candidates() if c.key != "ours" and c.dtype == "float32"]
+    assert first["fastest_float32_peer"] in peers
     assert json.loads(json.dumps(Results.of(record).to_json())) == record
 
 
@@ -285,7 +286,7 @@ def test_inductor_agrees_and_leaves_its_settings():
     import torch._inductor.config as settings
 
     before = (settings.freezing, settings.force_disable_caches, torch.get_num_threads())
-    report = run_peers([SMALL], candidates(only=["eager", "inductor"]))
+    report = run_jobs([SMALL], candidates(only=["eager", "inductor"]))
     assert named(report.results.comparisons[0])["Inductor freezing"].labels_equal_percent >= 99.9
     assert before == (settings.freezing, settings.force_disable_caches, torch.get_num_threads())
 
@@ -332,8 +333,7 @@ def test_a_wrong_candidate_gets_no_speedup(output):
         result = output(context.module(*context.inputs))  # once: by far the fastest candidate
         return lambda picture: result
 
-    kind = "labels" if output(torch.ones(1, 2, 1, 1)).dim() == 3 else "logits"
-    report = run([reference, Candidate("openvino", "OpenVINO", wrong, output=kind)])
+    report = run([reference, Candidate("openvino", "OpenVINO", wrong)])
     (comparison,) = report.results.comparisons
     result = named(comparison)["OpenVINO"]
     assert not result.comparable

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fassd.bench import run
+from fassd.bench import jobs
 from fassd.bench.jobs import Job, calibrate
+from fassd.bench.run import run
 
 SMALL = Job(model="fassd_net_l2", size=(64, 96), repeats=2, warmup=0, memory=False)
 
@@ -27,19 +28,21 @@ def test_paths():
 
 @pytest.fixture(scope="module")
 def report():
-    return run.run(SMALL)
+    return run([SMALL])
 
 
 def test_calibrated_random_weights_show_several_classes_and_are_reproducible(report):
-    assert report.picture.shape == (64, 96, 3) and report.labels.shape == (64, 96)
-    assert (report.labels == run.run(SMALL).labels).all()
-    shares = torch.bincount(torch.from_numpy(report.labels).flatten(), minlength=19) / (64 * 96)
+    (scene,) = report.scenes
+    assert scene.picture.shape == (64, 96, 3) and scene.labels.shape == (64, 96)
+    assert (scene.labels == run([SMALL]).scenes[0].labels).all()
+    shares = torch.bincount(torch.from_numpy(scene.labels).flatten(), minlength=19) / (64 * 96)
     assert shares.max() < 0.9 and (shares > 0.01).sum() >= 3
 
 
 def test_report_of_agreeing_paths(report):
     assert report.labels_agree > 99.9
-    assert report.measured.reference is report.measured.results[0]
+    (measured,) = report.results.comparisons
+    assert measured.reference is measured.results[0]
     record = json.loads(json.dumps(report.to_json()))
     assert record["job"]["size"] == [64, 96]
     assert record["results"][0]["speedup"] == 1 and record["results"][1]["n"] == 2
@@ -48,18 +51,12 @@ def test_report_of_agreeing_paths(report):
 
 
 def test_no_speedup_where_outputs_disagree(monkeypatch):
-    def broken(model, backend="auto", dtype=None):
-        return model if backend == "reference" else torch.nn.Sequential(model, Negative())
-
-    class Negative(torch.nn.Module):
-        def forward(self, x):
-            return -x
-
-    monkeypatch.setattr(run, "accelerated", broken)
-    report = run.run(SMALL)
-    assert not report.measured.results[1].comparable
+    monkeypatch.setattr(jobs, "ours", lambda context, _: lambda x: -context.module(x))
+    report = run([SMALL])
+    (measured,) = report.results.comparisons
+    assert not measured.results[1].comparable
     assert report.labels_agree < 99
-    assert any("no speed-up is given" in note for note in report.measured.notes)
+    assert any("no speed-up is given" in note for note in measured.notes)
     assert report.to_json()["results"][1]["speedup"] is None
 
 
@@ -82,4 +79,4 @@ def test_calibrate_leaves_momentum_and_gives_eval_mode():
 )
 def test_bench_names_what_is_wrong(changes, message):
     with pytest.raises(ValueError, match=message):
-        run.run(replace(SMALL, **changes))
+        run([replace(SMALL, **changes)])

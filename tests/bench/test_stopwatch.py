@@ -9,6 +9,7 @@ import torch
 
 from fassd.bench import machine, memory, stopwatch
 from fassd.evaluation.agreement import Agreement, agreement_of
+from fassd.models import clock
 
 
 def test_rounds_interleave_and_begin_with_another_candidate_each_time():
@@ -40,7 +41,7 @@ def test_short_calls_are_repeated_in_turns():
     runs = {
         name: stopwatch.Run(lambda name=name: calls.append(name), 2, "clock", list) for name in "ab"
     }
-    sampling = stopwatch.Sampling(rounds=4, sample_ms=0.0)
+    sampling = clock.Sampling(rounds=4, sample_ms=0.0)
     timings = stopwatch.interleaved(runs, torch.device("cpu"), sampling)
     assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 4, "b": 4}
     assert (timings["a"].calls, timings["a"].sets) == (2, 2)
@@ -50,9 +51,9 @@ def test_short_calls_are_repeated_in_turns():
 
 def test_input_sets_exceed_the_cache():
     mib = 1 << 20
-    assert stopwatch.rotation(2 * mib, 50 * mib) * 2 * mib > 50 * mib
-    assert stopwatch.rotation(500 * mib, 50 * mib) == 2
-    assert stopwatch.rotation(1, 50 * mib) == 512
+    assert clock.rotation(2 * mib, 50 * mib) * 2 * mib > 50 * mib
+    assert clock.rotation(500 * mib, 50 * mib) == 2
+    assert clock.rotation(1, 50 * mib) == 512 > clock.rotation(1, 50 * mib, most=64) == 64
 
 
 def test_outputs_outlive_the_next_call():

@@ -23,9 +23,10 @@ from fassd.bench.candidates import (
 )
 from fassd.bench.cases import Bench, measure_case
 from fassd.bench.folding import fold_batch_norms, randomised
-from fassd.bench.stopwatch import Sampling
 from fassd.bench.subjects import MODULES, BuiltCandidate, Case
-from fassd.evaluation.agreement import compare, relative_error
+from fassd.evaluation.agreement import compare
+from fassd.models.clock import Sampling
+from fassd_kernels.tuning.accuracy import relative_error
 
 CPU = torch.device("cpu")
 

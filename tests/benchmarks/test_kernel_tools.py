@@ -24,7 +24,7 @@ from benchmarks.session import judged
 from benchmarks.tools import CONFIGS, ProgramError, Visit, conformance, findings, sanitize, tune
 from fassd.bench.candidates import UnavailableError
 from fassd.bench.cases import Bench
-from fassd.bench.stopwatch import Sampling
+from fassd.models.clock import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,8 +17,9 @@ from benchmarks import conftest as choices
 from benchmarks.conftest import Choices
 from benchmarks.test_speed import CLOCK, limit_of, measure, time_run, trial_for
 from fassd.bench.candidates import FOLDED, FORMS, folded
-from fassd.bench.stopwatch import Run, Sampling
+from fassd.bench.stopwatch import Run
 from fassd.bench.subjects import MODULE_VARIANTS, Case
+from fassd.models.clock import Sampling
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

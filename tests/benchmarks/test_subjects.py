@@ -11,11 +11,12 @@ import fassd
 import fassd_kernels
 from benchmarks.probes import foreign
 from fassd.bench.candidates import FORMS, BuildContext, Candidate, UnavailableError
-from fassd.bench.cases import Bench, Planned, measure_case, planned_launches
+from fassd.bench.cases import Bench, measure_case
 from fassd.bench.folding import CudnnConvReLU, fold_batch_norms, randomised, with_cudnn_relus
-from fassd.bench.stopwatch import Sampling
 from fassd.bench.subjects import MODULES, OPERATORS, PICTURES, Case, Normalize, subject_of
-from fassd.evaluation.agreement import relative_error
+from fassd.models.clock import Sampling
+from fassd_kernels.tuning.accuracy import relative_error
+from fassd_kernels.tuning.calls import launches_of
 
 CPU = torch.device("cpu")
 BENCH = Bench(CPU, Sampling(rounds=2, sample_ms=0.1), compiler="aot_eager")
@@ -89,20 +90,18 @@ def test_planned_launches_are_those_of_the_kernels():
     packed = fassd_kernels.FusedDAPF.from_reference(module).pack(torch.float16)
     x = torch.randn(1, 32, 16, 16, dtype=torch.float16).to(memory_format=torch.channels_last)
 
-    def call(x: Tensor) -> Tensor:
-        return dapf(x, **packed)
-
-    launches = planned_launches(call, (x,))
-    assert {launch.kernel for launch in launches} <= {"conv_act_kernel", "asymmetric_conv_kernel"}
+    launches = launches_of(lambda: dapf(x, **packed))
+    names = {launch.kernel.__name__ for launch in launches}
+    assert names <= {"conv_act_kernel", "asymmetric_conv_kernel"}
     # At the least: the input is read, the output is written.
-    assert sum(launch.bytes for launch in launches) > 2 * x.nbytes
+    assert sum(launch.work.bytes for launch in launches) > 2 * x.nbytes
     weights = sum(weight.numel() for weight in packed["weights"])
     # Taps in the padding are not counted: every dilation here reaches over part of the map.
-    assert 0 < sum(launch.operations for launch in launches) <= 2 * 16 * 16 * weights
+    assert 0 < sum(launch.work.operations for launch in launches) <= 2 * 16 * 16 * weights
 
 
 def test_what_is_not_ours_is_found_out():
-    planned = [Planned("conv_act_kernel", 1, 1), Planned("upsample_kernel", 1, 1)]
+    planned = ["conv_act_kernel", "upsample_kernel"]
     seen = ["conv_act_kernel", "CatArrayBatchedCopy", "upsample_kernel", "CatArrayBatchedCopy"]
     assert foreign(seen, planned) == {"CatArrayBatchedCopy": 2}
     assert foreign(seen[::2], planned) == {}

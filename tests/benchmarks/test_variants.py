@@ -29,7 +29,7 @@ from benchmarks.variants import (
     wrong_variants,
 )
 from fassd.bench.cases import Bench
-from fassd.bench.stopwatch import Sampling
+from fassd.models.clock import Sampling
 
 CPU = torch.device("cpu")
 

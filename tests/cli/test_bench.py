@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from fassd.bench import layers as layer_report
-from fassd.bench import peers as peer_report
 from fassd.bench import run as bench
 from fassd.bench import stopwatch
 from fassd.bench.costs.roofline import Machine
@@ -19,7 +18,7 @@ SMALL = ("--model", "fassd_net_l2", "--size", "64x96", "--repeats", 2, "--warmup
 @pytest.fixture
 def no_work(monkeypatch):
     """Fails if anything is measured."""
-    monkeypatch.setattr(peer_report, "run_peers", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(bench, "run", lambda *_, **__: pytest.fail("measured"))
     monkeypatch.setattr(layer_report, "run_layers", lambda *_, **__: pytest.fail("measured"))
 
 
@@ -47,9 +46,7 @@ def test_peers_prints_a_table_and_writes_files(tmp_path, succeed, monkeypatch):
 
 def test_all_networks_each_with_its_weights(succeed, monkeypatch):
     jobs = []
-    monkeypatch.setattr(
-        peer_report, "run_peers", lambda asked, chosen, **_: jobs.extend(asked) or "a report"
-    )
+    monkeypatch.setattr(bench, "run", lambda asked, chosen, **_: jobs.extend(asked) or "a report")
     succeed("bench", "peers", "--all", "--sizes", "256x512", "--threads", 1)
     assert len({job.model for job in jobs}) == len(jobs) == 9
     assert {job.model for job in jobs if job.weights} == {"fassd_net", "fassd_net_l2"}
@@ -119,7 +116,7 @@ def test_old_spellings_are_taken_with_a_warning(capsys, old, new):
 
 def test_an_old_spelling_runs(succeed, monkeypatch):
     jobs = []
-    monkeypatch.setattr(bench, "run", lambda job, **_: jobs.append(job) or "a report")
+    monkeypatch.setattr(bench, "run", lambda asked, **_: jobs.extend(asked) or "a report")
     result = succeed("bench", *SMALL, "--no-memory")
     assert result.stdout == "a report\n" and "warning: this spelling goes" in result.stderr
     assert jobs[0].size == (64, 96)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from fassd.models import clock
 from fassd_kernels.tuning import trials
-from fassd_kernels.tuning.calls import OperatorCall, copy_of
+from fassd_kernels.tuning.calls import copy_of
 
 
 def test_copies_keep_strides_and_padding() -> None:
@@ -20,29 +23,22 @@ def test_copies_keep_strides_and_padding() -> None:
     assert torch.equal(copy.as_strided((192,), (1,), 0), buffer.view(-1))
 
 
-def test_how_many_sets_of_images() -> None:
-    call = OperatorCall("upsample", {"input": torch.empty(1, 8, 16, 16), "size": (32, 32)})  # 8 KB
-    assert trials.repeats_for(call, 1 << 20) == 64
-    assert trials.repeats_for(call, 16 << 10) == 3
-    assert trials.repeats_for(call, 0) == 2
-
-
 def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph is what was captured here, and takes so many seconds a call."""
+    """A replay is the names of what was captured, each of which takes so many seconds."""
     order: list[str] = []
 
     def capture(repeats: trials.Repeats) -> tuple[Any, list[Any]]:
         if repeats[0]() == "refused":
             raise RuntimeError("not permitted while capturing\nmore")
-        return repeats, []
+        return SimpleNamespace(replay=lambda: [str(call()) for call in repeats]), []
 
-    def replay_seconds(graph: trials.Repeats, replays: int = 1) -> float:
-        name = str(graph[0]())
-        order.append(name)
-        return replays * sum({"a": 1e-3, "b": 2e-3}[str(call())] for call in graph)
+    def sample(replay: Callable[[], list[str]], device: torch.device, replays: int = 1) -> float:
+        names = replay()
+        order.append(names[0])
+        return replays * sum({"a": 1e-3, "b": 2e-3}[name] for name in names)
 
     monkeypatch.setattr(trials, "capture", capture)
-    monkeypatch.setattr(trials, "replay_seconds", replay_seconds)
+    monkeypatch.setattr(clock, "sample", sample)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     times = trials.time_in_turns([[lambda name=name: name] * 2 for name in ("a", "refused", "b")])
     assert times == [
@@ -50,5 +46,6 @@ def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         "cannot be captured: RuntimeError: not permitted while capturing",
         pytest.approx(2e-3),
     ]
-    assert order[2:] == (["a", "b", "b", "a"] * trials.ROUNDS)[: 2 * trials.ROUNDS]
+    rounds = clock.Sampling().rounds
+    assert order[2:] == (["a", "b", "b", "a"] * rounds)[: 2 * rounds]
     assert trials.time_in_turns([]) == []

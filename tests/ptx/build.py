@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "ptx"
 TORCH_TARGET = "0x020b000000000000"  # as in setup.py
 JOBS = int(os.environ.get("MAX_JOBS", "2"))
@@ -23,6 +25,12 @@ FLAGS = [
     *("-std=c++20", "-O2", "-g1", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden"),
     # Registers are looked at through several types; integers wrap, as they do on a GPU.
     *("-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off"),
+]
+# What setup.py and PyTorch's CUDA extensions give nvcc, of what device code depends on.
+NVCC_FLAGS = [
+    *("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-D__CUDA_NO_HALF_OPERATORS__"),
+    *("-D__CUDA_NO_HALF_CONVERSIONS__", "-D__CUDA_NO_HALF2_OPERATORS__"),
+    "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
 ]
 
 
@@ -55,10 +63,50 @@ def run(command: Sequence[str]) -> None:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def cuda_include() -> Path:
-    """The folder of CUDA's headers, beside nvcc or named by CUDA_HOME."""
+@functools.cache
+def nvcc() -> str | None:
+    """The compiler: of CUDA_HOME, on the path, of a toolkit, or of PyPI's nvidia-cuda-nvcc."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return Path(home) / "include"
+    wheels = [path for folder in sys.path for path in Path(folder).glob("nvidia/*/bin/nvcc")]
+    names = (f"{home}/bin/nvcc", "nvcc", *map(str, wheels))
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def cuda_include() -> Path:
+    """The folder of CUDA's headers, beside nvcc, which may be a link."""
+    found = Path(nvcc() or "/usr/local/cuda/bin/nvcc")
+    folders = [path.parents[1] / "include" for path in (found, found.resolve())]
+    return next((folder for folder in folders if (folder / "cuda.h").exists()), folders[0])
+
+
+def ptx_of(source: Path, architecture: int, csrc: Path = CSRC, flags: Sequence[str] = ()) -> str:
+    """The PTX that nvcc makes of a CUDA source, compiled anew where it or a header has changed.
+
+    Args:
+        source: includes the project's headers as ``csrc/...``.
+        architecture: a compute capability times ten.
+        csrc: that folder, or a changed copy, beside which what is compiled is kept.
+        flags: more for nvcc.
+    """
+    found = nvcc()
+    assert found is not None, "there is no nvcc"
+    command = [found, *NVCC_FLAGS, *flags, "-ptx", f"-arch=compute_{architecture}"]
+    command += [f"-I{csrc.parent}", str(source)]
+    key = "\0".join([*command, str(os.stat(found).st_mtime_ns)])
+    digest = hashlib.sha256(key.encode() + source.read_bytes())
+    for header in sorted(path for path in csrc.rglob("*") if path.suffix in (".h", ".cuh")):
+        digest.update(str(header).encode() + b"\0" + header.read_bytes())
+    folder = csrc.parent / "build" / "ptx" / "modules"
+    stem = f"{source.stem}.sm_{architecture}"
+    with locked(folder):
+        target = folder / f"{stem}.{digest.hexdigest()[:16]}.ptx"
+        if not target.exists():
+            for old in folder.glob(f"{stem}.*.ptx"):
+                old.unlink()
+            unfinished = folder / "unfinished"
+            run([*command, "-o", str(unfinished)])
+            unfinished.rename(target)
+    return target.read_text()
 
 
 @functools.cache

@@ -125,16 +125,18 @@ def launch(
     block: Sequence[int] = (32,),
     shared: int = 0,
     dependent: bool = False,
+    wait: bool = True,
 ) -> None:
-    """Run a kernel to its end.
+    """Run a kernel, to its end unless told not to wait for that.
 
     Args:
         kernel: its name in the PTX.
         arguments: one for each parameter; arrays and tensors as pointers to memory that is watched
-            meanwhile, bytes as they are.
+            until the kernel has ended, bytes as they are.
         grid, block: sizes, of which trailing ones may be missing.
         shared: bytes of dynamic shared memory.
         dependent: a programmatic dependent launch.
+        wait: until it has ended; otherwise the caller does, and watches the memory.
     Raises:
         Fault: for whatever is wrong.
     """
@@ -163,7 +165,7 @@ def launch(
             raise Fault(f"parameter {index} of {kernel} has {size} bytes, {len(data)} came")
         values[offset : offset + size] = data
     sizes = [(ctypes.c_uint32 * 3)(*(*size, 1, 1)[:3]) for size in (grid, block)]
-    with watched(*arrays):
+    with watched(*(arrays if wait else ())):
         checked(
             library().ptx_launch(
                 kernel.encode(),
@@ -174,7 +176,8 @@ def launch(
                 int(dependent),
             )
         )
-        synchronize()
+        if wait:
+            synchronize()
 
 
 def synchronize() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
 from ptx import executor, kernels
@@ -85,26 +83,14 @@ def test_dependent_kernels_begin_early(overlap: bool, waits: bool) -> None:
     first = kernels.load(PRODUCER, 1)
     second = kernels.load(CONSUMER.format(wait="griddepcontrol.wait;" if waits else ""), 2)
     with executor.settings(overlap=overlap), executor.watched(middle, out):
-        pass_all(first, (middle,), blocks, False)
-        pass_all(second, (middle, out), blocks, True)
-        executor.synchronize()
+        executor.launch(first, middle, grid=(blocks,), block=(1,), wait=False)
+        executor.launch(second, middle, out, grid=(blocks,), block=(1,), dependent=True)
     expected = np.arange(blocks) + 100
     np.testing.assert_array_equal(middle, expected)
     if waits or not overlap:
         np.testing.assert_array_equal(out, expected)
     else:
         assert (out == 0).all()
-
-
-def pass_all(kernel: str, given: tuple, blocks: int, dependent: bool) -> None:
-    """A launch that is not waited for."""
-    sizes = [(ctypes.c_uint32 * 3)(n, 1, 1) for n in (blocks, 1)]
-    values = b"".join(x.ctypes.data.to_bytes(8, "little") for x in given)
-    executor.checked(
-        executor.library().ptx_launch(
-            kernel.encode(), *sizes, 0, values, len(values), int(dependent)
-        )
-    )
 
 
 def test_what_was_executed_is_counted() -> None:

@@ -202,11 +202,12 @@ st.shared.b32 [%r1], %r0; bar.sync 0; st.shared.b32 [%r1], %r0; {{order}}
             kernels.run(body.format(order=""), values, values, outside=TILE, block=(block,))
 
 
-def test_a_write_after_anothers_read_is_a_race() -> None:
+@pytest.mark.parametrize("writer", [31, 32], ids=["of the readers", "of another warp"])
+def test_a_write_after_anothers_read_is_a_race(writer: int) -> None:
     values: np.ndarray = np.zeros(64, np.uint32)
     body = f"""{PLACES} setp.lt.u32 %p1, %r0, 32; setp.eq.u32 %p2, %r0, 0;
 @%p2 st.shared.b32 [%r2], %r0; bar.sync 0; @%p1 ld.shared.b32 %r3, [%r2]; {{sync}}
-setp.eq.u32 %p3, %r0, 32; @%p3 st.shared.b32 [%r2], %r0;"""
+setp.eq.u32 %p3, %r0, {writer}; @%p3 st.shared.b32 [%r2], %r0;"""
     with executor.settings(races=True):
         kernels.run(body.format(sync="bar.sync 0;"), values, values, outside=TILE, block=(64,))
         with pytest.raises(

@@ -100,11 +100,11 @@ def test_faults_are_told():
     [
         (("--gpu", "voodoo"), "gpu is 'voodoo'; expected one of Tesla T4, NVIDIA A100"),
         (("--gpu", "RTX"), "expected one of"),
-        (("--size", "1024"), "'1024'; expected HEIGHTxWIDTH"),
-        (("--size", "0x5"), "'0x5'; expected HEIGHTxWIDTH"),
-        (("--dtype", "float64"), "'float64'; expected one of float16, bfloat16, float32"),
+        (("--size", "1024"), "'1024' is not a size"),
+        (("--size", "0x5"), "'0x5' is not a size"),
+        (("--dtype", "float64"), "'float64' is not one of 'float32', 'float16', 'bfloat16'"),
         (("--model", "resnet"), "resnet"),
-        (("--output", "scores"), "'scores'; expected one of logits, labels"),
+        (("--output", "scores"), "'scores' is not one of 'logits', 'labels'"),
     ],
 )
 def test_bad_options(arguments, said):

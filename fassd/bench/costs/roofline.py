@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fassd.bench.stopwatch import sample
+from fassd.models.clock import sample
 from fassd_kernels.tuning.calls import OperatorCall
 
 __all__ = [

@@ -13,8 +13,8 @@ import torch
 from fassd.bench.candidates import OURS, REFERENCE, candidates
 from fassd.bench.jobs import Job
 from fassd.bench.layers import run_layers
-from fassd.bench.peers import run_peers
 from fassd.bench.report.factorisation import run_factorisation
+from fassd.bench.run import run
 from fassd.io.files import replacing
 from fassd.models import list_models
 from fassd.models.zoo import default_weights
@@ -52,7 +52,7 @@ def parts(
     dtypes = ["float32", "float16", "bfloat16"] if full else ["float32", "float16"]
     text = "every network" + (", every peer" if full else "")
     peers = candidates(dtypes, keys)
-    yield "networks", text, lambda step: run_peers(jobs, peers, step=step).to_json()
+    yield "networks", text, lambda step: run(jobs, peers, step=step).to_json()
     detailed = partial(base, DETAILED, weights=default_weights(DETAILED))
     sizes = [side for side in SIZES if side[0] < size[0]] or [size]
     middle = MIDDLE_SIZE if MIDDLE_SIZE in sizes else sizes[-1]
@@ -67,7 +67,7 @@ def parts(
     yield (
         "scaling",
         "sizes, batches and threads",
-        lambda step: run_peers(scaled, ours, step=step).to_json(),
+        lambda step: run(scaled, ours, step=step).to_json(),
     )
     yield (
         "modules",
@@ -90,12 +90,12 @@ def measure(
 
     Yields the files that were written, each as it is there.
     """
-    for name, text, run in wanted:
+    for name, text, measured in wanted:
         path = folder / f"{name}.json"
         if path.exists():
             continue
         step(text)
-        results = run(step)
+        results = measured(step)
         with replacing(path) as file:
             file.write(json.dumps(results, indent=1).encode())
         yield path

@@ -53,6 +53,14 @@ void note_global(Warp& warp, const Instruction& i, int lane, uint64_t address, u
   }
 }
 
+// The last reader of a warp, or all of its lanes, where several read in one step: a lane that writes
+// then is in a race with the others.
+void add_reader(Access& last, const Access& now) {
+  const bool several = last.warp == now.warp && last.step == now.step && last.lane != now.lane;
+  last = now;
+  last.lane = several ? kLanes : now.lane;
+}
+
 // `lane` of `warp` meets what was done to bytes of shared memory before.
 void note(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes, Use use,
           Access now, const uint8_t* value = nullptr) {
@@ -66,6 +74,7 @@ void note(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t
     if (!ordered) {
       fault(warp, i, lane, "race: shared byte ", at, " was ", how, " by ",
             size_t(before.warp) == warps ? std::string("a copy on its way")
+            : before.lane == kLanes      ? joined("lanes of warp ", before.warp)
                                          : joined("warp ", before.warp, " lane ", int(before.lane)),
             ", and nothing orders it before this");
     }
@@ -86,11 +95,9 @@ void note(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t
       }
       history = History{now, Access{}, -1};
     } else if (history.more >= 0) {
-      block.readers[size_t(history.more)][size_t(now.warp)] = now;
+      add_reader(block.readers[size_t(history.more)][size_t(now.warp)], now);
     } else if (history.read.warp < 0 || history.read.warp == now.warp) {
-      // Of one warp's lanes the last is remembered: another's write in the same step is a race
-      // with each of them, but for that one's own.
-      history.read = now;
+      add_reader(history.read, now);
     } else {
       history.more = int32_t(block.readers.size());
       std::vector<Access>& readers = block.readers.emplace_back(warps + 1);
@@ -113,9 +120,15 @@ void add_allocation(uint64_t address, uint64_t bytes) {
   allocations().ends[address] = address + bytes;
 }
 
-void drop_allocation(uint64_t address) {
+bool is_allocation(uint64_t address) {
   const std::lock_guard<std::mutex> lock(allocations().mutex);
-  allocations().ends.erase(address);
+  return allocations().ends.count(address) != 0;
+}
+
+void drop_allocation(uint64_t address) {
+  std::map<uint64_t, uint64_t>::node_type dropped;  // freed without the lock: free() comes here too
+  const std::lock_guard<std::mutex> lock(allocations().mutex);
+  dropped = allocations().ends.extract(address);
 }
 
 uint8_t* global_range(Warp& warp, const Instruction& i, int lane, uint64_t address,

@@ -16,6 +16,7 @@ constexpr uint64_t kParamWindow = 0x0300000000000000ull;
 
 // Allocations of global memory. All else is out of bounds.
 void add_allocation(uint64_t address, uint64_t bytes);
+bool is_allocation(uint64_t address);
 void drop_allocation(uint64_t address);
 
 enum class Use : uint8_t { read, write, atomic };

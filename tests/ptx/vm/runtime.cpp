@@ -4,6 +4,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -21,6 +22,7 @@ struct Stub {
   size_t most_shared = 48 * 1024;
 };
 std::map<const void*, Stub> stubs;
+bool failed_late = false;  // in what went on after its launch
 
 // Runs `act`; a failed launch, whatever it is that goes wrong.
 template <typename Act>
@@ -169,7 +171,12 @@ EXPORTED int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
 }
 // An operator has launched all it wants: what it launched has ended when it returns.
 EXPORTED int32_t aoti_torch_delete_device_guard(void*) {
-  return cudaStreamSynchronize(nullptr) == cudaSuccess ? 0 : 1;
+  if (cudaStreamSynchronize(nullptr) == cudaSuccess && !failed_late) {
+    return 0;
+  }
+  failed_late = false;
+  std::fprintf(stderr, "%s\n", last_error.c_str());  // PyTorch ends the process
+  return 1;
 }
 EXPORTED int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
@@ -206,7 +213,10 @@ EXPORTED void free(void* memory) noexcept {
   static thread_local bool inside = false;  // drop_allocation frees memory of its own
   if (memory && reinterpret_cast<uint64_t>(memory) % 64 == 0 && !inside) {
     inside = true;
-    drop_allocation(reinterpret_cast<uint64_t>(memory));
+    if (is_allocation(reinterpret_cast<uint64_t>(memory))) {
+      failed_late |= cudaStreamSynchronize(nullptr) != cudaSuccess;  // it may be in use still
+      drop_allocation(reinterpret_cast<uint64_t>(memory));
+    }
     inside = false;
   }
   __libc_free(memory);

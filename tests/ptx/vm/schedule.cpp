@@ -383,6 +383,7 @@ void run(std::unique_ptr<Grid> grid) {
     }
   }
   synchronize();
+  forget_global_accesses();  // what follows comes after all that the grid before has done
   const auto go_on = [&](std::unique_ptr<Block> block) {
     const bool hold = settings.overlap && grid->kernel->starts_dependents &&
                       grid->suspended.size() < kMostSuspended;
@@ -403,7 +404,6 @@ void run(std::unique_ptr<Grid> grid) {
 }  // namespace
 
 void launch(std::unique_ptr<Grid> grid) {
-  forget_global_accesses();
   try {
     run(std::move(grid));
   } catch (...) {

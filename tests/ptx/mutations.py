@@ -1,0 +1,332 @@
+"""Mistakes planted in copies of csrc/cuda, each of which the tests have to notice.
+
+``python -m ptx.mutations [WORDS]`` from ``tests`` tries those whose name has all the words, or all,
+and says of each what was noticed, or that its PTX is that of the sources as they stand. Mistakes in
+kernels are shown by calls of operators, so they are tried where the CUDA backend is executed:
+README.md says how.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conformance import cases, harness
+from ptx import build, executor, test_primitives
+
+SAME = "the same PTX"
+MISSED = "NOT NOTICED"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mistake in a file of csrc/cuda.
+
+    Attributes:
+        source: what is compiled: primitives.cu, or a file of csrc/cuda.
+        architecture: that shows it.
+        file: that it is in.
+        after: what stands before it.
+        old: the text behind that.
+        new: what it becomes.
+    """
+
+    source: str
+    architecture: int
+    file: str
+    after: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        where = f"{self.source}, sm_{self.architecture}, {self.file}, {self.after}"
+        return f"{where}: {self.old!r} -> {self.new!r}"
+
+    def apply(self, csrc: Path) -> None:
+        path = csrc / "cuda" / self.file
+        text = path.read_text()
+        at = text.index(self.old, text.index(self.after))
+        path.write_text(text[:at] + self.new + text[at + len(self.old) :])
+
+
+MEMORY = '\n               : "memory"'
+HALVES = '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])'
+EXCHANGED = '"r"(a[0]), "r"(a[2]), "r"(a[1]), "r"(a[3])'
+LOAD = """"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row)"""
+PRIMITIVES = [
+    Mutation("primitives.cu", architecture, "ptx.cuh", after, old, new)
+    for architecture, after, old, new in (
+        (80, "void copy_async(", '"r"(source_bytes)', '"r"(16)'),
+        (80, "void copy_async(", "[%1], 16, %2;", "[%1], 16;"),
+        (
+            80,
+            "void copy_async(",
+            "cg.shared.global [%0], [%1], 16",
+            "ca.shared.global [%0], [%1], 8",
+        ),
+        (80, "void copy_async(", MEMORY, ""),
+        (80, "void copy_async_commit(", 'asm volatile("cp.async.commit_group;" ::: "memory");', ""),
+        (80, "void copy_async_commit(", '::: "memory"', ""),
+        (80, "void copy_async_wait(", '"n"(pending)', '"n"(pending + 1)'),
+        (80, "void copy_async_wait(", '"n"(pending)', '"n"(0)'),
+        (80, "void copy_async_wait(", "cp.async.wait_group %0;", "// %0"),
+        (80, "void copy_async_wait(", ' : "memory"', ""),
+        (75, "void copy_async(", "half(0) | half(1) << 16", "half(1) | half(0) << 16"),
+        (75, "void copy_async(", "{%1, %2, %3, %4}", "{%1, %3, %2, %4}"),
+        (75, "void copy_async(", "2 * i < source_bytes", "2 * i <= source_bytes"),
+        (75, "void copy_async(", "source_bytes == 16", "source_bytes >= 8"),
+        (75, '"r"(value.z)', MEMORY, ""),
+        (80, "void load_matrices(", "x4.shared", "x4.trans.shared"),
+        (80, "void load_matrices(", "{%0, %1, %2, %3}", "{%0, %2, %1, %3}"),
+        (80, "void load_matrices(", f"volatile({LOAD}{MEMORY}", f"({LOAD}"),
+        (80, "void load_matrices_transposed(", "x4.trans", "x4"),
+        (80, "void load_matrices_transposed(", "{%0, %1, %2, %3}", "{%3, %1, %2, %0}"),
+        (80, "// Two matrices", "x2.trans", "x2"),
+        (80, "// Two matrices", "{%0, %1}", "{%1, %0}"),
+        (80, "void multiply<__half>", '"r"(b0), "r"(b1)', '"r"(b1), "r"(b0)'),
+        (80, "void multiply<__half>", HALVES, EXCHANGED),
+        (80, "void multiply<__half>", '"+f"', '"=f"'),
+        (80, "void multiply<__half>", "f32 {%0, %1, %2, %3}", "f32 {%0, %2, %1, %3}"),
+        (80, "void multiply<__half>", '{%0, %1, %2, %3};"', '{%1, %0, %2, %3};"'),
+        (80, "void multiply<__half>", "asm volatile", "asm"),
+        (75, "#else  // Turing", '"r"(a[0]), "r"(a[1])', '"r"(a[0]), "r"(a[2])'),
+        (75, "#else  // Turing", '"r"(a[2]), "r"(a[3])', '"r"(a[3]), "r"(a[2])'),
+        (75, "#else  // Turing", '"r"(b1)', '"r"(b0)'),
+        (80, "void multiply<__nv_bfloat16>", "f32.bf16.bf16.f32", "f32.f16.f16.f32"),
+        (80, "void multiply<__nv_bfloat16>", '"r"(b0), "r"(b1)', '"r"(b1), "r"(b0)'),
+        (80, "void multiply_tf32", HALVES, EXCHANGED),
+        (80, "void multiply_tf32", '"r"(b0), "r"(b1)', '"r"(b1), "r"(b0)'),
+        (80, "uint32_t to_tf32", "return rounded", "return bits"),
+        (90, "void wait_for_previous_kernels", "griddepcontrol.wait;", ""),
+        (90, "void wait_for_previous_kernels", '::: "memory"', ""),
+        (90, "void wait_for_previous_kernels", "wait;", "launch_dependents;"),
+        (90, "void let_next_kernel_start", "griddepcontrol.launch_dependents;", ""),
+        (90, "void let_next_kernel_start", '::: "memory"', ""),
+    )
+]
+
+CONVOLUTION, COUPLE = "convolution_half.cu", "couple_half.cu"
+PAIR, STEM, UPSAMPLE = "asymmetric_conv_half.cu", "stem.cu", "upsample.cu"
+BARRIER = "__syncthreads();"
+KERNELS = [
+    Mutation(source, 80, *rest)
+    for source, *rest in (
+        (CONVOLUTION, "convolution_kernel.cuh", "wait_for_stage(", BARRIER, ""),
+        (CONVOLUTION, "convolution_kernel.cuh", "copy_async_wait<0>", BARRIER, ""),
+        (CONVOLUTION, "convolution_kernel.cuh", "stage_sums<", BARRIER, ""),
+        (CONVOLUTION, "convolution_kernel.cuh", "int stage = 0", "conv.stage_count - 1", "0"),
+        (CONVOLUTION, "convolution_kernel.cuh", "now.advance", "stage + 1 ==", "stage =="),
+        (CONVOLUTION, "convolution_kernel.cuh", "begin_copy = [&]", "to + layout.weights", "to"),
+        (CONVOLUTION, "convolution_kernel.cuh", "bool reaches", "left + (width - 1)", "left + 0"),
+        (CONVOLUTION, "convolution.cuh", "void locate_slots", " && holds(columns, at_x)", ""),
+        (CONVOLUTION, "convolution.cuh", "int position(", "first_tap + group", "first_tap + 1"),
+        (CONVOLUTION, "convolution.cuh", "void copy_pixels", "there * int(sizeof(T))", "16"),
+        (CONVOLUTION, "convolution.cuh", "void copy_weights", "before + first + k", "first + k"),
+        (CONVOLUTION, "convolution.cuh", "void advance", "first >= sources", "first > sources"),
+        (CONVOLUTION, "convolution.cuh", "void wait_for_stage", "wait<0>", "wait<1>"),
+        (CONVOLUTION, "convolution.cuh", "void wait_for_stage", "wait<1>", "wait<2>"),
+        (CONVOLUTION, "convolution.cuh", "round_up_to(int", "value + multiple - 1", "value"),
+        (CONVOLUTION, "multiply.cuh", "int lane_row", "lane % 16", "lane % 8"),
+        (CONVOLUTION, "multiply.cuh", "int lane_bytes", "lane / 16 * 16", "lane / 8 % 2 * 16"),
+        (CONVOLUTION, "multiply.cuh", "factors[4];", "ptx::load", "if (lane != 7) ptx::load"),
+        (
+            CONVOLUTION,
+            "multiply.cuh",
+            "factors[4];",
+            "factors[2], factors[3]",
+            "factors[3], factors[2]",
+        ),
+        (CONVOLUTION, "multiply.cuh", "void multiply_sliding", "m_tiles + 2", "m_tiles + 1"),
+        (CONVOLUTION, "multiply.cuh", "void multiply_sliding", "row * 3 *", "row *"),
+        (CONVOLUTION, "epilogue.cuh", "void write_tile", "out_x >= out_width", "out_x > out_width"),
+        (CONVOLUTION, "epilogue.cuh", "int at_column", "window & 1", "window >> 1"),
+        (CONVOLUTION, "image.cuh", "int c = ", "c < source.channels", "c <= source.channels"),
+        (COUPLE, "couple.cuh", "next_stage = [&]", BARRIER, ""),
+        (COUPLE, "couple.cuh", "copy_async_wait<0>", BARRIER, ""),
+        (COUPLE, "couple.cuh", "const int at_y", "y - 2", "y - 1"),
+        (COUPLE, "couple.cuh", "bool inside", "at_x < couple.width", "at_x <= couple.width"),
+        (COUPLE, "couple.cuh", "value = 0.0f", " && at.x >= 0", ""),
+        (COUPLE, "couple.cuh", "let_next_kernel", "column == 0", "true"),
+        (COUPLE, "couple.cuh", "int middle_at", "lane % 16", "lane % 8"),
+        (PAIR, "asymmetric_conv.cuh", "next_stage = [&]", BARRIER, ""),
+        (PAIR, "asymmetric_conv.cuh", "to[channel] =", BARRIER, ""),
+        (PAIR, "asymmetric_conv.cuh", "bool inside", "holds(pair.columns, at_x)", "true"),
+        (PAIR, "asymmetric_conv.cuh", "shared + zeros)", "[i] = 0", "[i] = ~0u"),
+        (STEM, "stem.cuh", "values.values[i / 256]", BARRIER, ""),
+        (STEM, "stem.cuh", "gathered;", BARRIER, ""),
+        (STEM, "stem.cuh", "multiply(Math()", BARRIER, ""),
+        (STEM, "stem.cuh", "int from = ", "stem_channels - 1 - channel", "channel"),
+        (STEM, "stem.cuh", "bool inside", "y < source.height", "y <= source.height"),
+        (UPSAMPLE, "upsample.cu", "below[k] * rows.weight", BARRIER, ""),
+        (UPSAMPLE, "upsample.cu", "const int count", "- begin + 1", "- begin"),
+        (UPSAMPLE, "upsample.cu", "void offer", "to_float(from_float<T>(exact))", "value"),
+        (UPSAMPLE, "image.cuh", "int after =", "before + 1 > size - 1", "before > size - 1"),
+        (UPSAMPLE, "image.cuh", "uint64_t scaled", "(size - 1)", "size"),
+    )
+]
+# Calls that launch a source's kernels, with the environment that plans them.
+FUSION = {"FASSD_KERNELS_CUDA_FUSION": "always"}
+CALLS = {
+    CONVOLUTION: [
+        ({"FASSD_KERNELS_CUDA_VARIANT": variant}, call)
+        for variant, call in (
+            # One stage, two and three; tap by tap, and sliding.
+            ("8,2,7,0", cases.conv_act(1, (31,), 33, (40, 21), stride=(2, 2), dilation=(1, 3))),
+            ("8,2,7,0", cases.conv_act(2, (18, 16, 33), 70, (37, 45), activation="relu")),
+            ("4,1,2,0", cases.conv_act(1, (64, 144), 19, (9, 67), kernel=(1, 1), residual=True)),
+            ("4,4,3,1", cases.conv_act(2, (18, 16, 33), 70, (37, 45), activation="relu")),
+            ("4,4,3,1", cases.conv_act(1, (40,), 10, (33, 34), pool=2)),
+        )
+    ],
+    # The last chunk lies where the sums are staged.
+    COUPLE: [(FUSION, cases.hardblock(1, 48, (10, 28, 10, 70), (19, 35)))],
+    PAIR: [
+        (FUSION, cases.asymmetric_conv(2, 31, 31, 31, (37, 45), 8, activation="prelu")),
+        (FUSION, cases.asymmetric_conv(1, 20, 30, 30, (9, 150), 4)),
+        (FUSION, cases.dapf(1, 40, 20, 40, (33, 50), (3, 12, 24))),
+    ],
+    STEM: [
+        ({}, cases.conv_act(1, (3,), 24, (37, 45), stride=(2, 2))),
+        ({}, cases.normalize_conv_act(2, 16, (33, 50), stride=(2, 2), activation="relu")),
+    ],
+    UPSAMPLE: [
+        ({}, cases.upsample(2, 10, (9, 13), (33, 50))),
+        ({}, cases.upsample_argmax(1, 19, (9, 13), (33, 50))),
+    ],
+}
+
+
+# Of the kernels for other plans there are so many that they take a minute to compile.
+FEWER = (
+    ("plan/plan.h", "(half_variants.. = )[^;]*", r"\1{{8, 2, 7}, {4, 1, 2}, {4, 4, 3, true}}"),
+    ("cuda/couple_launch.cuh", "<8, (4)>|<(2), 3>|<(3), 4, 6, 8>", r"<\1\2\3>"),
+    ("cuda/asymmetric_conv_launch.cuh", "<8, (4)>|<(4), 8, 16>", r"<\1\2>"),
+)
+
+
+def compiled(source: str, architecture: int, mistake: Mutation | None = None) -> str:
+    """The PTX of a source, of a copy of csrc with a mistake or without."""
+    with tempfile.TemporaryDirectory() as folder:
+        csrc = shutil.copytree(build.CSRC, Path(folder) / "csrc")
+        (csrc.parent / "fassd_kernels").symlink_to(build.ROOT / "fassd_kernels")
+        for name, old, new in FEWER:
+            path = csrc / name
+            path.write_text(re.sub(old, new, path.read_text()))
+        if mistake:
+            mistake.apply(csrc)
+        if source in CALLS:
+            return build.ptx_of(csrc / "cuda" / source, architecture, csrc, flags())
+        return build.ptx_of(build.HERE / source, architecture, csrc)
+
+
+@functools.cache
+def flags() -> list[str]:
+    """What nvcc needs for PyTorch's headers."""
+    from torch.utils.cpp_extension import include_paths
+
+    includes = [f"-isystem={path}" for path in (*include_paths(), sysconfig.get_path("include"))]
+    return [*includes, "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={build.TORCH_TARGET}"]
+
+
+# What names of kernels in a namespace without a name owe to the place of their source.
+PLACE = r"_GLOBAL__N__[0-9a-f]{8}_(\d+_\w+?_cu)_[0-9a-f]{8}"
+
+
+@functools.cache
+def places() -> dict[str, str]:
+    from ptx import host
+
+    texts = [path.read_text() for path in host.library().parent.glob("*.ptx")]
+    return {found[1]: found[0] for text in texts for found in re.finditer(PLACE, text)}
+
+
+def load(source: str, ptx: str) -> None:
+    """Put kernels into the place of those that the backend was built with."""
+    renamed = re.sub(PLACE, lambda found: places()[found[1]], ptx)
+    executor.load(f"{source}.ptx", renamed)
+
+
+def code(ptx: str) -> list[str]:
+    """PTX without comments and places."""
+    lines = re.sub(PLACE, r"\1", ptx).splitlines()
+    return [line for line in lines if not line.lstrip().startswith("//")]
+
+
+def primitives_say(architecture: int) -> str:
+    for name, test in vars(test_primitives).items():
+        if name.startswith("test_"):
+            try:
+                test(architecture)
+            except (AssertionError, executor.Fault, pytest.fail.Exception) as error:
+                return f"{name}: {str(error).strip().partition(chr(10))[0]}"
+    return MISSED
+
+
+def calls_say(source: str) -> str:
+    """What is said of calls that launch the kernels of a source."""
+    for environment, call in CALLS[source]:
+        subject = harness.Subject(call.operator, harness.targets(["cuda"], ["cpu"])[0])
+        for arrival, seed in (("late", 0), ("random", 3)):
+            settings = executor.settings(capability=86, races=True, arrival=arrival, seed=seed)
+            with pytest.MonkeyPatch.context() as patch, settings:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                try:
+                    harness.check(subject, call, torch.float16, "channels_last")
+                except (AssertionError, RuntimeError) as error:
+                    return f"{call.operator}: {str(error).strip().partition(chr(10))[0]}"
+    return MISSED
+
+
+def said_of(source: str, architecture: int) -> str:
+    return calls_say(source) if source in CALLS else primitives_say(architecture)
+
+
+@functools.cache
+def as_it_stands(source: str, architecture: int) -> str:
+    """The PTX of a source without a mistake, of which nothing is said."""
+    ptx = compiled(source, architecture)
+    load(source, ptx)
+    assert said_of(source, architecture) == MISSED
+    return ptx
+
+
+def noticed(mutation: Mutation) -> str:
+    """What the tests of the primitives, or calls of operators, say of a mistake."""
+    source, architecture = mutation.source, mutation.architecture
+    ptx, right = compiled(source, architecture, mutation), as_it_stands(source, architecture)
+    if code(ptx) == code(right):
+        return SAME
+    load(source, ptx)
+    try:
+        return said_of(source, architecture)
+    finally:
+        load(source, right)
+
+
+def main() -> None:
+    all_mutations = [*PRIMITIVES, *(KERNELS if harness.EXECUTED else ())]
+    asked = [m for m in all_mutations if all(word in str(m) for word in sys.argv[1:])]
+    missed = 0
+    for mutation in asked:
+        said = noticed(mutation)
+        missed += said == MISSED
+        print(f"{mutation}\n    {said}", flush=True)
+    print(f"{len(asked) - missed} of {len(asked)} are noticed, or change no instruction")
+    if not harness.EXECUTED:
+        print(f"{len(KERNELS)} in kernels were left out: PTX_SETTINGS is not set")
+    sys.exit(missed > 0)
+
+
+if __name__ == "__main__":
+    main()
