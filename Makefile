@@ -21,6 +21,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # OpenMP's threads wait asleep: spinning, they take three times as long where a core is shared.
 # The C++ backend must be there, or the tests fail instead of passing it by.
 PYTEST := OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest
+# A worker that crashes ends the run, which names the test: with another in its place the run would
+# wait for ever for the rest of that file.
+CORES := -n auto --max-worker-restart 0
 ASAN := $(filter /%,$(shell $(CXX) -print-file-name=libasan.so))
 NVCC := $(firstword $(wildcard $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
 UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
@@ -33,7 +36,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
-	$(PYTEST) -n auto --dist loadfile --durations=20 --ignore=tests/triton_backend \
+	$(PYTEST) $(CORES) --dist loadfile --durations=20 --ignore=tests/triton_backend \
 	  --ignore=tests/ptx
 	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton) $(if $(NVCC),ptx) isa \
 	  $(if $(ASAN),sanitize)
@@ -47,7 +50,7 @@ test: lint
 EVERY ?= 1
 CONFORMANCE := tests/conformance --ignore=tests/conformance/test_registration.py
 # Some tests take half a minute: dealt one by one, they leave no worker without work for long.
-DEALT := -n auto --maxschedchunk 1
+DEALT := $(CORES) --maxschedchunk 1
 TRITON := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --durations=5
 triton: $(VENV)/.developing
 	TRITON_INTERPRET=1 $(TRITON) tests/triton_backend $(CONFORMANCE) --backend triton \

@@ -56,9 +56,9 @@ def onnx_runtime(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
 
 def openvino(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
     """OpenVINO in float32 or bfloat16. Left alone it would choose bfloat16 where the CPU has it."""
-    import openvino
+    from fassd.export.openvino_file import openvino_core
 
-    core = openvino.Core()
+    core = openvino_core()
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),

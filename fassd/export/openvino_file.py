@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,20 @@ import numpy.typing as npt
 
 from fassd.export.metadata import KEY, ExportError, Metadata
 from fassd.io.packages import need
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's `Core`, one for as long as the process lives.
+
+    Each gives the thread a stack for signals, and takes it back when it goes. Of two, the one that
+    goes last gives back the stack of the other, which is gone: then Ctrl-C ends the process with a
+    segmentation fault, and nothing is saved (OpenVINO 2026.4).
+
+    Raises:
+        ImportError: openvino is missing.
+    """
+    return need("openvino").Core()
 
 
 def write_openvino(
@@ -29,7 +44,7 @@ def write_openvino(
         ImportError: openvino, or nncf, is missing.
     """
     openvino = need("openvino")
-    converted = openvino.Core().read_model(model.SerializeToString())
+    converted = openvino_core().read_model(model.SerializeToString())
     if batches is not None:
         nncf = need("nncf")
         try:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from fassd.export.metadata import KEY, ExportError, Metadata
+from fassd.export.openvino_file import openvino_core
 from fassd.export.program import EXTRA_FILE
 from fassd.export.tensorrt_file import sidecar
 from fassd.io.packages import need, quiet
@@ -51,8 +52,7 @@ def onnx_runtime(path: Path, device: torch.device) -> Opened:
 
 def openvino(path: Path, device: torch.device) -> Opened:
     """OpenVINO on the CPU; float32 and int8 files in float32, where it would take bfloat16."""
-    library = need("openvino")
-    core = library.Core()
+    core = openvino_core()
     weights = path.with_suffix(".bin")
     if path.suffix == ".xml" and not weights.is_file():
         raise ExportError(f"its weights {weights.name} are missing")

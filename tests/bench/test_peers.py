@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -279,6 +280,29 @@ def test_json_round_trip(report):
     peers = [c.title for c in candidates() if c.key != "ours" and c.dtype == "float32"]
     assert first["fastest_float32_peer"] in peers
     assert json.loads(json.dumps(Results.of(record).to_json())) == record
+
+
+CTRL_C = """
+import os, signal, torch
+from fassd.bench.onnx_runtimes import exported, openvino
+picture = torch.zeros(1, 3, 8, 8)
+onnx = exported(torch.nn.Conv2d(3, 2, 1), (picture,))
+first, second = (openvino(onnx, picture.device, torch.float32) for _ in range(2))
+first(picture), second(picture)
+del first
+del second
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_ctrl_c_is_heard_after_openvino():
+    for runtime in ("onnxscript", "openvino"):
+        pytest.importorskip(runtime)
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True)
+    assert done.stdout == "heard\n", done
 
 
 @pytest.mark.slow
