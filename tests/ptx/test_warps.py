@@ -211,7 +211,8 @@ setp.eq.u32 %p3, %r0, {writer}; @%p3 st.shared.b32 [%r2], %r0;"""
     with executor.settings(races=True):
         kernels.run(body.format(sync="bar.sync 0;"), values, values, outside=TILE, block=(64,))
         with pytest.raises(
-            executor.Fault, match=r"race: shared byte 0 was (read by warp 0|written by warp 1)"
+            executor.Fault,
+            match=r"race: shared byte 0 was (read by (lanes of )?warp 0|written by warp 1)",
         ):
             kernels.run(body.format(sync=""), values, values, outside=TILE, block=(64,))
 

@@ -8,6 +8,7 @@ what stands in for a GPU is Triton's driver, and in place of ptxas nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import KNOWN, Assumption, Device
 from fassd_kernels.triton.program import Program
 
+_numbers = itertools.count()
 DEVICES: dict[int, Device] = {d.arch: d for d in reversed(KNOWN) if isinstance(d.arch, int)}
 
 
@@ -48,9 +50,9 @@ class Driver:
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
         """Module, function, registers, spills, and the most threads of a block."""
-        loaded.append(f"{name}_{len(loaded)}")
-        executor.load(f"{loaded[-1]}.ptx", binary.decode().replace(name, loaded[-1]))
-        return loaded[-1], loaded[-1], 0, 0, 1024
+        kernel = f"{name}_{next(_numbers)}"
+        executor.load(f"{kernel}.ptx", binary.decode().replace(name, kernel))
+        return kernel, kernel, 0, 0, 1024
 
     def unload_module(self, module: str) -> None:
         """What is loaded stays loaded."""
@@ -58,9 +60,6 @@ class Driver:
     @staticmethod
     def launcher_cls(source: Any, metadata: Any) -> Launcher:
         return Launcher(tuple(source.signature.values()), metadata)
-
-
-loaded: list[str] = []
 
 
 class Launcher:
@@ -103,21 +102,20 @@ def executing(arch: int, **settings: Any) -> Iterator[None]:
 
     `settings` are the executor's.
     """
-    device, before = DEVICES[arch], driver._active
-    backends = sys.modules["fassd_kernels.backends"]
+    device, backends = DEVICES[arch], sys.modules["fassd_kernels.backends"]
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         patch.setattr(triton.knobs.cache, "dir", str(build.BUILD / "triton"))
         patch.setattr(triton.knobs.runtime, "add_stages_inspection_hook", stop_at_ptx)
+        patch.setattr(driver, "_active", Driver(device))
         patch.setattr(Assumption, "device", device)  # of all threads
         # Like the interpreter, it takes tensors of the CPU.
         patch.setattr(availability, "INTERPRETED", True)
         patch.setattr(backends, "INTERPRETED", True)
         patch.setattr(Program, "place", lambda self, device: contextlib.nullcontext())
         stack.enter_context(executor.settings(capability=arch, **settings))
-        stack.callback(fassd_kernels.backends.cache_clear)
-        stack.callback(driver.set_active, before)
-        fassd_kernels.backends.cache_clear()
-        driver.set_active(Driver(device))
+        for asked in (fassd_kernels.backends, availability.reason):
+            asked.cache_clear()
+            stack.callback(asked.cache_clear)
         yield
 
 
