@@ -30,7 +30,7 @@ UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton ptx ptx-triton cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-networks cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -57,30 +57,37 @@ triton: $(VENV)/.developing
 	  --every $(EVERY)
 	$(if $(filter 1,$(EVERY)),FASSD_TEST_ARCHITECTURES=all) $(TRITON) tests/triton_backend
 
-# What Triton makes of its kernels, executed likewise. It compiles for each row anew, which is what
-# costs: of the conformance suite, what the interpreter does not compute.
-EXECUTED_TRITON := PTX_BACKEND=triton PTX_SETTINGS="capability=90 arrival=random" $(TRITON) \
-  $(CONFORMANCE) --backend triton --every $(if $(filter 1,$(EVERY)),1,48)
-ptx-triton: $(VENV)/.developing
-	$(if $(filter 1,$(EVERY)),FASSD_TEST_PTX=all) $(TRITON) tests/ptx/test_triton.py
-	$(EXECUTED_TRITON) -k "test_table and bfloat16"
-	$(EXECUTED_TRITON) -k "test_table and float32" --tf32
-
-# What nvcc made of csrc/cuda, its PTX executed on the CPU (tests/ptx): of sm_80 as on a GPU of 8.6, of
-# sm_90 with all that is watched for, which takes ten times as long: races between threads, warps and
-# blocks, copies that arrive at any time, a kernel that starts before the one ahead of it has ended.
+# What nvcc makes of csrc/cuda, and Triton of its kernels, executed on the CPU (tests/ptx): of sm_80 as
+# on a GPU of 8.6, of sm_90 with copies that arrive at any time and kernels that start before the one
+# ahead of them has ended. To look for races takes ten times as long. What Triton costs is compiling:
+# of the conformance suite it runs what the interpreter does not compute.
 SEED ?= $(shell date +%s)
 PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
-EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py --backend cuda
-WATCHED := capability=90 arrival=random races=1 overlap=1
-ptx: $(VENV)/.developing ptx-triton
+RANDOM := capability=90 arrival=random overlap=1 seed=$(SEED)
+EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py
+EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" $(EXECUTED) --backend cuda
+EXECUTED_TRITON := PTX_BACKEND=triton PTX_SETTINGS="$(RANDOM)" $(EXECUTED) --backend triton \
+  --every $(if $(filter 1,$(EVERY)),1,80)
+ptx: $(VENV)/.developing
+	$(if $(filter 1,$(EVERY)),FASSD_TEST_PTX=all) $(TRITON) tests/ptx
+	$(EXECUTED_TRITON) -k "test_table and bfloat16"
+	$(EXECUTED_TRITON) -k "test_table and float32" --tf32
 	$(PTX) host
-	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" $(EXECUTED) --every $(EVERY) tests/ptx \
-	  --ignore=tests/ptx/test_triton.py
-	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(WATCHED) seed=$(SEED)" $(EXECUTED) \
-	  --every $(if $(filter 1,$(EVERY)),1,80) tests/ptx/test_cuda.py
+	$(call EXECUTED_CUDA,capability=86) tests/ptx/test_cuda.py tests/ptx/test_mutations.py \
+	  --every $(EVERY)
+	$(call EXECUTED_CUDA,$(RANDOM)) tests/ptx/test_cuda.py --every $(if $(filter 1,$(EVERY)),1,80)
+	$(call EXECUTED_CUDA,$(RANDOM) races=1) -k "test_table or test_drawn" \
+	  --every $(if $(filter 1,$(EVERY)),4,80)
 	$(if $(filter 1,$(EVERY)),LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" \
 	  PYTHONPATH=tests:. $(BIN)/python -m ptx.mutations)
+
+# The table of what whole networks lose in 16 bits and TF32; an hour.
+ptx-networks: $(VENV)/.developing
+	$(PTX) host
+	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=90" PYTHONPATH=tests:. \
+	  $(BIN)/python -m ptx.networks --backend cuda
+	PTX_BACKEND=triton PTX_SETTINGS="capability=90" PYTHONPATH=tests:. \
+	  $(BIN)/python -m ptx.networks --backend triton
 
 # `make test` compiles for sm_90: what the sources say of it alone is one hint to the launch after.
 cuda-architectures: $(VENV)/.developing

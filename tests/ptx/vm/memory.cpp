@@ -144,12 +144,14 @@ uint8_t* global_range(Warp& warp, const Instruction& i, int lane, uint64_t addre
     return address >= i.low && address <= i.high && bytes <= i.high - address;
   };
   if (!is_inside()) {
-    const std::lock_guard<std::mutex> lock(allocations().mutex);
-    const auto next = allocations().ends.upper_bound(address);
-    if (next != allocations().ends.begin()) {
-      std::tie(i.low, i.high) = *std::prev(next);
+    {
+      const std::lock_guard<std::mutex> lock(allocations().mutex);
+      const auto next = allocations().ends.upper_bound(address);
+      if (next != allocations().ends.begin()) {
+        std::tie(i.low, i.high) = *std::prev(next);
+      }
     }
-    if (!is_inside()) {
+    if (!is_inside()) {  // without the lock: free() takes it
       fault(warp, i, lane, "global address ", hexadecimal(address), " + ", bytes,
             " is in no allocation");
     }
