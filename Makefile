@@ -30,7 +30,7 @@ UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton ptx ptx-networks cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-count ptx-networks cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -80,6 +80,11 @@ ptx: $(VENV)/.developing
 	  --every $(if $(filter 1,$(EVERY)),4,80)
 	$(if $(filter 1,$(EVERY)),LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" \
 	  PYTHONPATH=tests:. $(BIN)/python -m ptx.mutations)
+
+# Instructions of every operator call of FASSD-Net, by kind, and the time that it takes to issue them.
+ptx-count: $(VENV)/.developing
+	$(PTX) host
+	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=90" PYTHONPATH=tests:. $(BIN)/python -m ptx.count
 
 # The table of what whole networks lose in 16 bits and TF32; an hour.
 ptx-networks: $(VENV)/.developing
