@@ -443,7 +443,7 @@ def test_the_command_lists_what_it_would_measure() -> None:
         ((), "no GPU is seen"),
         (("--dry-run", "--gpu", "voodoo"), "gpu is 'voodoo'; expected one of"),
         (("--dry-run", "--model", "resnet"), "resnet"),
-        (("--size", "7"), "expected HEIGHTxWIDTH"),
+        (("--size", "7"), "'7' is not a size; write height x width"),
     ],
 )
 def test_bad_options(arguments: tuple[str, ...], said: str) -> None:
