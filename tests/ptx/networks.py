@@ -1,7 +1,7 @@
 """Whole networks in 16 bits and TF32 against float64, computed by executed PTX.
 
 ``python -m ptx.networks``, with the environment of ``make ptx-networks``, writes the table
-``executed-ptx.md`` and its figures. A picture of 512x1024 takes minutes.
+``executed-ptx.md`` and its figures.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from benchmarks import RESULTS, write_json, write_text
 from fassd.bench.jobs import Job, build_model, render_batch
 from fassd.bench.markdown import markdown_table
 from fassd.evaluation.agreement import agreement_of
+from fassd.models.sizes import parse_size
 
 NETWORKS = ("fassd_net", "fassd_net_l2")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "TF32": torch.float32}
@@ -29,7 +30,7 @@ TITLE = "Networks computed by executed PTX"
 ABOUT = """\
 Logits and labels of the networks, with the weights that ship, against plain PyTorch in float64, on
 a street of {height}x{width} pixels that they never saw. Computed by executing, on a CPU, the PTX
-that {compilers} make of the kernels: no GPU was there. What that cannot show: time, what ptxas
+that {compilers} made of the kernels: no GPU was there. What that cannot show: time, what ptxas
 makes of the PTX, how tensor cores round the sums of a product. `make ptx-networks` makes this.
 """
 
@@ -52,11 +53,16 @@ class Row:
     largest_difference: float
     labels_equal_percent: float
 
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        return self.network, self.backend, self.capability, list(DTYPES).index(self.dtype)
 
-def rows(backend: str, size: tuple[int, int]) -> Iterator[Row]:
-    for network in NETWORKS:
+
+def rows(backend: str, networks: Sequence[str], size: tuple[int, int]) -> Iterator[Row]:
+    for network in networks:
         job = Job(network, weights="synthetic", size=size)
         _, batch = render_batch(job)
+        batch = batch.clone()  # from numpy's memory, which is not watched
         model = build_model(job, batch)
         with torch.inference_mode():
             right = model.double()(batch.double())
@@ -98,20 +104,21 @@ def rendered(size: tuple[int, int], found: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", choices=("cuda", "triton"), required=True)
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="default: all")
+    parser.add_argument("--size", type=parse_size, default=(256, 512), metavar="HxW")
     parser.add_argument("--output", type=Path, default=RESULTS / "executed-ptx")
     chosen = parser.parse_args()
     assert "cpu" in harness.DEVICES[chosen.backend], "no executor: see the Makefile"
-    size = (chosen.size[0], chosen.size[1])
-    record = chosen.output.with_suffix(".json")
-    known = json.loads(record.read_text()) if record.exists() else {"size": list(size), "rows": []}
-    new = list(rows(chosen.backend, size))
-    replaced = {(row.network, row.backend, row.capability) for row in new}
-    old = [Row(**row) for row in known["rows"]] if known["size"] == list(size) else []
-    kept = [row for row in old if (row.network, row.backend, row.capability) not in replaced]
-    every = sorted([*kept, *new], key=lambda r: (r.network, r.backend, r.capability))
-    write_json(record, {"size": size, "rows": [asdict(row) for row in every]})
-    write_text(chosen.output.with_suffix(".md"), rendered(size, every))
+    record, size = chosen.output.with_suffix(".json"), list(chosen.size)
+    known = json.loads(record.read_text()) if record.exists() else {}
+    found = {row.key: row for row in (Row(**row) for row in known.get("rows", ()))}
+    if known.get("size") != size:
+        found = {}
+    for row in rows(chosen.backend, chosen.network or NETWORKS, chosen.size):
+        found[row.key] = row  # kept at once: each takes a minute
+        every = sorted(found.values(), key=lambda row: row.key)
+        write_json(record, {"size": size, "rows": [asdict(row) for row in every]})
+        write_text(chosen.output.with_suffix(".md"), rendered(chosen.size, every))
 
 
 if __name__ == "__main__":
