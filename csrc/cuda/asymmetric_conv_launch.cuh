@@ -11,10 +11,11 @@ namespace fassd::cuda {
 template <typename T>
 void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs) {
   int64_t blocks = 0;
-  int shared_bytes = 0;
+  int shared_bytes = 0, resident = 1;
   for (const PairPlan& plan : plans) {
     blocks = std::max(blocks, plan.cost.blocks);
     shared_bytes = std::max(shared_bytes, plan.layout.total);
+    resident = std::max(resident, plan.cost.resident);
   }
   const dim3 grid = grid_of(context.op, "tiles", blocks, int64_t(plans.size()));
   const Variant& variant = plans[0].variant;
@@ -22,7 +23,7 @@ void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, co
     const auto launch = [&](auto warps, auto n_tiles) {
       context.queue.launch(
           &pair_kernel<decltype(math), decltype(warps)::value, decltype(n_tiles)::value>, grid,
-          dim3(warps * 32), shared_bytes, pairs);
+          dim3(warps * 32), {shared_bytes, resident}, pairs);
     };
     if constexpr (sizeof(T) == 2) {
       with_constant<8, 4>(context.op, variant.warps, [&](auto warps) {

@@ -14,7 +14,7 @@ void launch_couple(const Context& context, const CouplePlan& plan, const Couple&
       with_constant<3, 4, 6, 8>(context.op, plan.variant.n_tiles, [&](auto even) {
         context.queue.launch(
             &couple_kernel<T, decltype(warps)::value, decltype(odd)::value, decltype(even)::value>,
-            grid, dim3(warps * 32), plan.layout.total, couple);
+            grid, dim3(warps * 32), {plan.layout.total, plan.cost.resident}, couple);
       });
     });
   });
