@@ -49,8 +49,8 @@ def wheel() -> Path:
         command += ["--dest", str(FOLDER), f"torch=={version()}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-            sys.exit(f"torch {version()} could not be downloaded, as pip needs a network: {reason}")
+            (reason, *_) = [*re.findall(r"ERROR: (.+)", done.stderr), "pip said nothing"]
+            sys.exit(f"torch {version()} could not be downloaded, which needs a network: {reason}")
     return next(FOLDER.glob(pattern))
 
 
