@@ -34,11 +34,12 @@ PairShape shape_of(const Context& context, const PairCall& call) {
   return shape;
 }
 
-Pair pair_of(const PairCall& call, const PairPlan& plan) {
+Pair pair_of(const Context& context, const PairCall& call, const PairPlan& plan) {
+  const int slot_bytes = plan.chunk * element_size(context) + slot_padding;
   Pair pair;
   pair.source = call.input;
   pair.first_weight = call.first.weight;
-  pair.first = plan.first;
+  pair.first = placed(plan.first, plan.rows, plan.columns, slot_bytes);
   if (call.second) {
     pair.second_weight = call.second->weight;
     pair.second = plan.second;
@@ -48,12 +49,18 @@ Pair pair_of(const PairCall& call, const PairPlan& plan) {
   pair.tile = plan.tile;
   pair.whole_rows = plan.whole_rows;
   pair.chunk = plan.chunk;
+  pair.first_chunks = static_cast<int>(divide_up(call.input.channels, plan.chunk));
+  pair.chunks = pair.first_chunks;
+  if (call.second) {
+    pair.chunks += static_cast<int>(divide_up(pair.second_weight.in_channels, plan.chunk));
+  }
   pair.stage_count = plan.stages;
   pair.layout = plan.layout;
   pair.blocks = plan.cost.blocks;
   pair.bias = call.bias;
   pair.slope = call.slope;
   pair.epilogue = call.epilogue;
+  pair.epilogue.ending = ending_of(call.epilogue);
   return pair;
 }
 
@@ -84,7 +91,7 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
   }
   Pairs pairs;
   for (size_t i = 0; i < calls.size(); i++) {
-    pairs.pair[i] = pair_of(calls[i], plan.pairs[i]);
+    pairs.pair[i] = pair_of(context, calls[i], plan.pairs[i]);
   }
   with_type(context.op, context.dtype,
             [&](auto type) { launch_pairs<decltype(type)>(context, plan.pairs, pairs); });

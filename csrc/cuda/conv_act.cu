@@ -158,6 +158,42 @@ ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   return shape;
 }
 
+Taps placed(Taps taps, const Axis& rows, const Axis& columns, int slot_bytes) {
+  for (int tap = 0; tap < taps.count; tap++) {
+    taps.offset[tap] =
+        (taps.row[tap] * rows.pitch * columns.slots + taps.column[tap] * columns.pitch) *
+        slot_bytes;
+  }
+  return taps;
+}
+
+Ending ending_of(const Epilogue& epilogue) {
+  const bool added = epilogue.residual.data != nullptr, pooled = epilogue.pool > 1;
+  const bool relu = epilogue.activation == Activation::relu;
+  const bool prelu = epilogue.activation == Activation::prelu;
+  const bool copied = epilogue.copy.data != nullptr, affine = epilogue.addend.data != nullptr;
+  if ((added && !epilogue.residual.whole) || added + pooled + affine > 1) {
+    return Ending::any;
+  }
+  if (copied || !epilogue.out.vectors) {
+    const bool fits = epilogue.out.pairs && (!copied || epilogue.copy.vectors);
+    return relu && fits && !added && !pooled && !affine ? Ending::placed : Ending::any;
+  }
+  if (affine) {
+    return prelu && epilogue.addend.whole ? Ending::addend : Ending::any;
+  }
+  if (pooled) {
+    return relu ? Ending::pooled : Ending::any;
+  }
+  if (added && epilogue.resized) {
+    return relu ? Ending::resized : Ending::any;
+  }
+  if (added) {
+    return epilogue.activation == Activation::none ? Ending::residual : Ending::any;
+  }
+  return relu ? Ending::relu : prelu ? Ending::prelu : Ending::none;
+}
+
 void run(const Context& context, const ConvolutionCall& call) {
   ConvolutionCall kept = call;
   kept.inputs.clear();
@@ -177,21 +213,26 @@ void run(const Context& context, const ConvolutionCall& call) {
     return run_stem(context, kept, nullptr);
   }
   const ConvolutionPlan plan = plan_convolution(shape, context.queue.limits);
+  STD_TORCH_CHECK(call.prologue.scale == nullptr || plan.stages > 1, context.op,
+                  ": shared memory has no room for two stages behind a batch norm");
   Convolution convolution;
   std::copy(kept.inputs.begin(), kept.inputs.end(), convolution.sources);
   convolution.source_count = static_cast<int>(kept.inputs.size());
   convolution.prologue = call.prologue;
   convolution.weight = call.filter.weight;
-  convolution.taps = plan.taps;
+  convolution.taps =
+      placed(plan.taps, plan.rows, plan.columns, plan.chunk * element_size(context) + slot_padding);
   convolution.rows = plan.rows;
   convolution.columns = plan.columns;
   convolution.out_height = shape.out_height;
   convolution.out_width = shape.out_width;
   convolution.tile = plan.tile;
   convolution.chunk = plan.chunk;
+  convolution.chunks = chunks_of(convolution.sources, convolution.source_count, convolution.chunk);
   convolution.stage_count = plan.stages;
   convolution.layout = plan.layout;
   convolution.epilogue = call.epilogue;
+  convolution.epilogue.ending = ending_of(call.epilogue);
   with_type(context.op, context.dtype,
             [&](auto type) { launch_convolution<decltype(type)>(context, plan, convolution); });
 }

@@ -21,6 +21,11 @@ struct Context {
   Arithmetic arithmetic;
 };
 
+// Bytes of an element of the call's type.
+inline int element_size(const Context& context) {
+  return context.dtype == ScalarType::Float ? 4 : 2;
+}
+
 // A weight in the kernels' order, and what keeps it alive.
 struct Filter {
   Tensor storage;
@@ -48,6 +53,9 @@ struct ConvolutionCall {
 };
 
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call);
+
+// Taps with the offsets of what they read, in a tile of these axes with slots of so many bytes.
+Taps placed(Taps taps, const Axis& rows, const Axis& columns, int slot_bytes);
 
 void run(const Context& context, const ConvolutionCall& call);
 

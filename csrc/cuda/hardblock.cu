@@ -108,6 +108,10 @@ class Block {
     couple.down = plan.tile.down;
     couple.columns = plan.tile.columns;
     couple.chunk = plan.chunk;
+    couple.both_chunks = chunks_of(couple.sources, 1, plan.chunk);
+    couple.outside_chunks = chunks_of(couple.sources, couple.source_count, plan.chunk);
+    couple.chunks =
+        couple.outside_chunks + static_cast<int>(divide_up(couple.odd.out_channels, plan.chunk));
     couple.stage_count = plan.stages;
     couple.layout = plan.layout;
     couple.odd_weights = plan.odd_weights;
@@ -116,6 +120,7 @@ class Block {
     sources_.push_back(Source());  // nobody else reads it
     couple.epilogue = second.epilogue;
     couple.epilogue.out = odd + 1 == layers_ ? place(odd + 1) : keep(odd + 1);
+    couple.epilogue.ending = ending_of(couple.epilogue);
     with_type(context_.op, context_.dtype, [&](auto type) {
       if constexpr (sizeof(type) == 2) {
         launch_couple<decltype(type)>(context_, plan, couple);

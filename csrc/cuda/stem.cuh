@@ -146,9 +146,9 @@ __global__ void __launch_bounds__(stem_warps * 32)
   float* staging = reinterpret_cast<float*>(shared);
   stage_sums<Math, stem_m_tiles, n_tiles>(staging, acc, warp * stem_m_tiles * 16, 16);
   __syncthreads();
-  write_tile<T, n_tiles>(staging, stem.epilogue, tile.width_log2, tile.height, picture, y, x,
-                         column, stem.weight.out_channels, stem.out_height, stem.out_width,
-                         threads);
+  write_tile<T, n_tiles, threads>(staging, nullptr, stem.epilogue,
+                                  {tile.width_log2, tile.height, picture, y, x, column,
+                                   stem.weight.out_channels, stem.out_height, stem.out_width});
 }
 
 }  // namespace fassd::cuda

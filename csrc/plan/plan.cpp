@@ -77,6 +77,8 @@ Axis axis_of(int kernel, int extent, int size, int out_size, int stride, int dil
   axis.pitch = apart ? extent : int(pitch);
   axis.slots = apart ? axis.groups * extent : int(slots);
   axis.slot_step = apart ? 1 : axis.step;
+  axis.shift = (axis.first_tap - axis.middle) * axis.dilation;
+  axis.adjacent = !apart && (axis.groups == 1 || axis.pitch == axis.dilation);
   return axis;
 }
 
@@ -94,11 +96,12 @@ Taps taps_of(const Axis& rows, const Axis& columns, int kernel_w) {
   return taps;
 }
 
-// Shared memory of so many stages, and at least so much for what is staged on the way out.
+// Shared memory of so many stages, and at least so much for what is staged on the way out and for
+// so many edges.
 SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages, int itemsize,
-                       int staging_bytes, int middle_bytes, int more_weights = 0) {
+                       int staging_bytes, int middle_bytes, int more_weights = 0, int edges = 0) {
   SharedLayout layout;
-  layout.stages = round_up(slots * position_bytes, 16);
+  layout.stages = std::max(round_up(slots * position_bytes, 16), edges * edge_bytes);
   layout.weights = slots * (chunk * itemsize + slot_padding);
   layout.stage_bytes = layout.weights + weight_rows * weight_row(n) * itemsize + more_weights;
   layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes);
@@ -255,8 +258,8 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
         for (int stages : {3, 2, 1}) {
           plan.chunk = chunk;
           plan.stages = stages;
-          plan.layout =
-              layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize, staging, 0);
+          plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
+                                  staging, 0, 0, plan.tile.height + width);
           if (plan.layout.total > limits.shared_bytes) {
             continue;
           }
@@ -317,6 +320,8 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
       // The middle is computed where the picture is; taps beside it read one pixel of zeros.
       plan.columns.pitch = 0;
       plan.columns.slots = width;
+      plan.columns.shift = 0;
+      plan.columns.adjacent = true;
     }
     plan.first = taps_of(plan.rows, axis_of(1, 1, 1, 1, 1, 1), 1);
     plan.live_taps = plan.first.count + plan.second.count;

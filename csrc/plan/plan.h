@@ -35,10 +35,12 @@ struct Axis {
   int dilation = 1;
   int pitch = 1;
   int slots = 1;
-  int step = 1;       // the convolution's stride
-  int slot_step = 1;  // slots from one result to the next: the stride, or 1 where runs hold only
-                      // the pixels that are read
-  int size = 1;       // of the picture
+  int step = 1;          // the convolution's stride
+  int slot_step = 1;     // slots from one result to the next: the stride, or 1 where runs hold only
+                         // the pixels that are read
+  int size = 1;          // of the picture
+  int shift = 0;         // from a tile's begin in the picture to its first slot
+  bool adjacent = true;  // slots hold a run of adjacent pixels
 };
 
 // Taps that read only padding everywhere are not among them.
@@ -47,6 +49,7 @@ struct Taps {
   int8_t index[most_taps] = {};  // in the weight
   int8_t row[most_taps] = {};    // counted from the first live one
   int8_t column[most_taps] = {};
+  int offset[most_taps] = {};  // of the pixels that it reads, in bytes of a stage
 };
 
 // A block's part of the result.
@@ -251,7 +254,7 @@ constexpr int staging_row(int n) {
   return n / 8 % 2 == 1 ? n + 16 : n + 8;
 }
 constexpr int stem_pitch = stem_depth * 2 + slot_padding;  // bytes
-// Bytes of a slot's position.
-constexpr int position_bytes = 8;
+// Bytes of a slot's pixel, and of where a row or a column of an enlarged residual is read.
+constexpr int position_bytes = 4, edge_bytes = 16;
 
 }  // namespace fassd::cuda
