@@ -173,7 +173,7 @@ KERNELS = [
         (STEM, "stem.cuh", "at[i / 2]", "begin + stem.eighths[i]", "begin"),
         (UPSAMPLE, "upsample.cu", "void offer", "larger, channel + k * one", "larger, channel"),
         (UPSAMPLE, "upsample.cu", "uint8_t label()", "odd > even ?", "even > odd ?"),
-        (UPSAMPLE, "upsample.cu", "Cell cell_of", "position + element - 1", "position"),
+        (UPSAMPLE, "upsample.cu", "unsigned rest = columns", "columns.rest + ", ""),
         (UPSAMPLE, "upsample.cu", "float least", "-65504.0f", "65504.0f"),
         (UPSAMPLE, "image.cuh", "int after =", "before + 1 > size - 1", "before > size - 1"),
         (UPSAMPLE, "image.cuh", "uint64_t scaled", "(size - 1)", "size"),
