@@ -195,6 +195,13 @@ __device__ __forceinline__ uint32_t round_to_halves(float first, float second) {
   return rounded;
 }
 
+// The bits of `a` where those of `mask` are set, else those of `b`.
+__device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
+  uint32_t selected;
+  asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(selected) : "r"(mask), "r"(a), "r"(b));
+  return selected;
+}
+
 // Programmatic dependent launch: until the kernels before this one are through, and their results
 // can be read. A kernel launched without it does not wait here.
 __device__ __forceinline__ void wait_for_previous_kernels() {

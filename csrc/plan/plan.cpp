@@ -454,46 +454,44 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
   plan.stages = 1;
   plan.live_taps = 9;
   const int n = plan.variant.channels();
-  // The tile that needs the fewest pixels of the picture.
+  // The tile for which the least is brought of the picture.
   for (int width_log2 = 3; width_log2 <= 6; width_log2++) {
     const int width = 1 << width_log2, height = stem_pixels / width;
     const int rows = extent(height, shape.stride_h, shape.dilation_h);
-    const int columns = extent(width, shape.stride_w, shape.dilation_w);
-    if (plan.patch_rows == 0 || rows * columns < plan.patch_rows * plan.patch_columns) {
+    const int groups =
+        round_up(extent(width, shape.stride_w, shape.dilation_w), stem_group) / stem_group;
+    if (plan.patch_rows == 0 || rows * groups < plan.patch_rows * plan.patch_groups) {
       plan.tile = {width_log2, height, int(divide_up(shape.out_width, width)),
                    int(divide_up(shape.out_height, height)), int(divide_up(shape.out_channels, n))};
       plan.patch_rows = rows;
-      plan.patch_columns = columns;
+      plan.patch_groups = groups;
     }
   }
-  const int patch_bytes = plan.patch_rows * plan.patch_columns * stem_channels * 2;
-  const int matrix_bytes = stem_pixels * stem_pitch;
+  const int patch_pixels = plan.patch_rows * plan.patch_groups * stem_group;
   const int staging = stem_pixels * staging_row(n) * 4;
-  plan.matrix = round_up(patch_bytes, 16);
-  plan.weights = plan.matrix + matrix_bytes;
+  plan.zeros = patch_pixels * 8;
+  plan.weights = plan.zeros + 16;
   plan.table = plan.weights + stem_depth * weight_row(n) * 2;
   plan.layout.total = std::max(plan.table + stem_channels * 256 * 2, staging);
   Cost& cost = plan.cost;
   cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
   cost.resident = resident_of(plan.layout.total, stem_warps * 32, 128, limits);
   cost.products = double(stem_pixels) * stem_depth * n;
-  // A gathered value is 2 bytes, but costs a lane's 4 of the width of shared memory.
-  cost.shared_bytes = 2.0 * patch_bytes + 4.0 * stem_pixels * stem_depth + matrix_bytes +
-                      2.0 * stem_depth * (stem_pixels + stem_warps * n) + 2.0 * staging;
-  cost.loaded_bytes = patch_bytes + 2.0 * stem_depth * n;
+  cost.shared_bytes =
+      8.0 * patch_pixels + 2.0 * stem_depth * (stem_pixels + stem_warps * n) + 2.0 * staging;
+  cost.loaded_bytes = 2.0 * (stem_channels * patch_pixels + 9 * stem_channels * n);
   cost.stored_bytes = 2.0 * stem_pixels * n / (shape.pool * shape.pool);
   predict(cost, 0, 2, shape.arithmetic, limits);
   return plan;
 }
 
-ArgmaxPlan plan_argmax(int64_t batch, int channels, int in_width, int height, int width) {
+ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width) {
   ArgmaxPlan plan;
-  // Columns that the pixels lie between, and room for them; four floats keep them in other banks.
-  const int64_t columns = width > 1 ? argmax_threads * int64_t(in_width - 1) / (width - 1) + 3 : 2;
-  plan.pitch = round_up(channels, 8) + 4;
-  plan.shared_bytes = columns * plan.pitch * int64_t(sizeof(float));
-  plan.by_rows = in_width <= width && plan.shared_bytes <= 48 * 1024 &&
-                 batch * height <= most_argmax_rows * most_argmax_rows;
+  plan.parts = divide_up(in_width, cell_threads);
+  // Of batches that no memory holds, the sum would overflow.
+  const bool fits = batch <= (int64_t(1) << 31) / plan.parts / in_height - 1;
+  plan.blocks = fits ? batch * in_height * plan.parts : 0;
+  plan.by_cells = fits && in_height <= height && in_width <= width;
   return plan;
 }
 

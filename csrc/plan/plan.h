@@ -136,12 +136,16 @@ int live_taps(const ConvolutionShape& shape);
 // own (stem.cuh). It has no prologue: a convolution with one is not a stem.
 bool is_stem(const ConvolutionShape& shape);
 
-constexpr int stem_warps = 8, stem_m_tiles = 2, stem_depth = 32, stem_channels = 3;
+constexpr int stem_warps = 8, stem_m_tiles = 2, stem_channels = 3;
 constexpr int stem_pixels = stem_warps * stem_m_tiles * 16;
+constexpr int stem_depth = 48;  // of the products: three rows of four pixels of four channels
+constexpr int stem_group = 4;   // pixels of the picture that a thread brings
+// i * (2^20 / groups + 1) >> 20 is i / groups as long as i * groups is below 2^20.
+constexpr int stem_inverse_log2 = 20;
 
 struct StemPlan : Plan {
-  int patch_rows = 0, patch_columns = 0;   // pixels of the picture under a tile
-  int matrix = 0, weights = 0, table = 0;  // offsets in shared memory
+  int patch_rows = 0, patch_groups = 0;   // under a tile: rows of the picture, pixels by four
+  int zeros = 0, weights = 0, table = 0;  // offsets in shared memory
 };
 
 StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits);
@@ -212,18 +216,17 @@ constexpr double launch_gap_cycles = 2500;
 // variable FASSD_KERNELS_CUDA_FUSION, `always` or `never`, decides for tests and tuning.
 bool fuses(bool possible, double together_cycles, double apart_cycles);
 
-// The launch of upsample_argmax. Where the picture grows, a block takes `threads` pixels of one row
-// and blends the columns of logits that they lie between in shared memory, `pitch` floats each.
+// The launch of upsample_argmax. Where the picture does not shrink, a thread takes the pixels
+// between two rows and two columns of the source: `parts` blocks for each of its rows.
 struct ArgmaxPlan {
-  bool by_rows = false;
-  int pitch = 0;
-  int64_t shared_bytes = 0;
+  bool by_cells = false;
+  int64_t parts = 0, blocks = 0;
 };
 
 constexpr int argmax_threads = 256;
-constexpr int64_t most_argmax_rows = 32768;  // of a grid's second axis
+constexpr int cell_threads = 128;
 
-ArgmaxPlan plan_argmax(int64_t batch, int channels, int in_width, int height, int width);
+ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width);
 
 // --- what the kernels and the plan must agree on ---
 
@@ -253,7 +256,6 @@ constexpr int weight_row(int n) {
 constexpr int staging_row(int n) {
   return n / 8 % 2 == 1 ? n + 16 : n + 8;
 }
-constexpr int stem_pitch = stem_depth * 2 + slot_padding;  // bytes
 // Bytes of a slot's pixel, and of where a row or a column of an enlarged residual is read.
 constexpr int position_bytes = 4, edge_bytes = 16;
 
