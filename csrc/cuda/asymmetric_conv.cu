@@ -35,14 +35,14 @@ PairShape shape_of(const Context& context, const PairCall& call) {
 }
 
 Pair pair_of(const Context& context, const PairCall& call, const PairPlan& plan) {
-  const int slot_bytes = plan.chunk * element_size(context) + slot_padding;
   Pair pair;
   pair.source = call.input;
   pair.first_weight = call.first.weight;
-  pair.first = placed(plan.first, plan.rows, plan.columns, slot_bytes);
+  pair.first = placed(context, plan.first, pair.first_weight, plan.rows, plan.columns, plan.chunk);
   if (call.second) {
     pair.second_weight = call.second->weight;
-    pair.second = plan.second;
+    pair.second =
+        placed(context, plan.second, pair.second_weight, plan.rows, plan.columns, plan.chunk);
   }
   pair.rows = plan.rows;
   pair.columns = plan.columns;

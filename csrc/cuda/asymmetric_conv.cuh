@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   Ring ring = {layout, pair.stage_count, chunks};
   const auto copy_second = [&](int chunk, int to) {
     const int first = (chunk - first_chunks) * pair.chunk;
-    copy_weights<Math, n, threads>(base + to + layout.weights, pair.second_weight, pair.second, ~0u,
+    copy_weights<Math, n, threads>(base + to + layout.weights, pair.second_weight, pair.second,
                                    first, pair.second_weight.in_channels - first, pair.chunk, 0);
   };
   const auto begin_copy = [&](int chunk, int to) {
@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
     const int first = chunk * pair.chunk;
     copy_pixels<T, threads>(base + to, pixels, slots, pair.source, picture, first, pair.chunk,
                             pitch);
-    copy_weights<Math, n, threads>(base + to + layout.weights, pair.first_weight, pair.first, live,
-                                   first, pair.source.channels - first, pair.chunk, 0);
+    copy_weights<Math, n, threads>(base + to + layout.weights, pair.first_weight, pair.first, first,
+                                   pair.source.channels - first, pair.chunk, 0);
   };
 
   {
@@ -166,33 +166,45 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
         inside[i][half] = holds(pair.columns, position(pair.columns, x, pixel % middle_width));
       }
     }
+    const auto store = [&](auto activation) {
 #pragma unroll
-    for (int j = 0; j < n_tiles; j++) {
-      const int channel = j * 8 + lane % 4 * 2;
-      float added[2], factor[2];
+      for (int j = 0; j < n_tiles; j++) {
+        const int channel = j * 8 + lane % 4 * 2;
+        float added[2], factor[2];
 #pragma unroll
-      for (int k = 0; k < 2; k++) {
-        const bool there = channel + k < channels;
-        added[k] = there && bias != nullptr ? to_float(bias[channel + k]) : 0.0f;
-        factor[k] = there && slope != nullptr ? to_float(slope[channel + k]) : 0.0f;
-      }
+        for (int k = 0; k < 2; k++) {
+          const bool there = channel + k < channels;
+          added[k] = there && bias != nullptr ? to_float(bias[channel + k]) : 0.0f;
+          factor[k] = there && slope != nullptr ? to_float(slope[channel + k]) : 0.0f;
+        }
 #pragma unroll
-      for (int i = 0; i < pair_m_tiles; i++) {
+        for (int i = 0; i < pair_m_tiles; i++) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          if (to[i][half] < 0) {
-            continue;
+          for (int half = 0; half < 2; half++) {
+            if (to[i][half] < 0) {
+              continue;
+            }
+            float values[2];
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+              const float value = activate(acc[i].sums[0][j][2 * half + k] + added[k],
+                                           decltype(activation)::value, factor[k]);
+              values[k] = inside[i][half] && channel + k < channels ? value : 0.0f;
+            }
+            store_two<T>(shared + to[i][half] + channel * int(sizeof(T)), values[0], values[1]);
           }
-          float values[2];
-#pragma unroll
-          for (int k = 0; k < 2; k++) {
-            const float value = activate(acc[i].sums[0][j][2 * half + k] + added[k],
-                                         pair.epilogue.activation, factor[k]);
-            values[k] = inside[i][half] && channel + k < channels ? value : 0.0f;
-          }
-          store_two<T>(shared + to[i][half] + channel * int(sizeof(T)), values[0], values[1]);
         }
       }
+    };
+    switch (pair.epilogue.activation) {
+      case Activation::none:
+        store(std::integral_constant<Activation, Activation::none>());
+        break;
+      case Activation::relu:
+        store(std::integral_constant<Activation, Activation::relu>());
+        break;
+      default:
+        store(std::integral_constant<Activation, Activation::prelu>());
     }
   }
   __syncthreads();

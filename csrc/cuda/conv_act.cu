@@ -158,11 +158,13 @@ ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   return shape;
 }
 
-Taps placed(Taps taps, const Axis& rows, const Axis& columns, int slot_bytes) {
+Taps placed(const Context& context, Taps taps, const Weight& weight, const Axis& rows,
+            const Axis& columns, int chunk) {
+  const int itemsize = element_size(context), pitch = chunk * itemsize + slot_padding;
   for (int tap = 0; tap < taps.count; tap++) {
     taps.offset[tap] =
-        (taps.row[tap] * rows.pitch * columns.slots + taps.column[tap] * columns.pitch) *
-        slot_bytes;
+        (taps.row[tap] * rows.pitch * columns.slots + taps.column[tap] * columns.pitch) * pitch;
+    taps.weights[tap] = int64_t(taps.index[tap]) * weight.in_channels * weight.stride * itemsize;
   }
   return taps;
 }
@@ -221,7 +223,7 @@ void run(const Context& context, const ConvolutionCall& call) {
   convolution.prologue = call.prologue;
   convolution.weight = call.filter.weight;
   convolution.taps =
-      placed(plan.taps, plan.rows, plan.columns, plan.chunk * element_size(context) + slot_padding);
+      placed(context, plan.taps, convolution.weight, plan.rows, plan.columns, plan.chunk);
   convolution.rows = plan.rows;
   convolution.columns = plan.columns;
   convolution.out_height = shape.out_height;

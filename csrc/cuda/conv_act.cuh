@@ -54,8 +54,9 @@ struct ConvolutionCall {
 
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call);
 
-// Taps with the offsets of what they read, in a tile of these axes with slots of so many bytes.
-Taps placed(Taps taps, const Axis& rows, const Axis& columns, int slot_bytes);
+// Taps with the offsets of what they read, in a tile of these axes, `chunk` channels at a time.
+Taps placed(const Context& context, Taps taps, const Weight& weight, const Axis& rows,
+            const Axis& columns, int chunk);
 
 void run(const Context& context, const ConvolutionCall& call);
 

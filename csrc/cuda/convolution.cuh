@@ -233,26 +233,27 @@ __device__ __forceinline__ void transform_pixels(unsigned char* stage, const int
   constexpr int elements = vector_elements<T>;
   const Share<T, threads> share(chunk);
   const int channel = first + share.part * elements;
-  float scale[elements], shift[elements], slope[elements];
+  float scale[elements] = {}, shift[elements] = {}, slope[elements] = {};
+  if (channel < channels) {
+    load_vector<T>(static_cast<const T*>(affine.scale) + channel, scale);
+    load_vector<T>(static_cast<const T*>(affine.shift) + channel, shift);
+    load_vector<T>(static_cast<const T*>(affine.slope) + channel, slope);
+  }
 #pragma unroll
-  for (int e = 0; e < elements; e++) {
-    const auto value = [&](const void* of) {
-      return channel + e < channels ? to_float(static_cast<const T*>(of)[channel + e]) : 0.0f;
-    };
-    scale[e] = value(affine.scale);
-    shift[e] = value(affine.shift);
-    slope[e] = value(affine.slope);
+  for (int e = 0; e < elements; e++) {  // what lies behind the channels stays zero
+    scale[e] = channel + e < channels ? scale[e] : 0.0f;
+    shift[e] = channel + e < channels ? shift[e] : 0.0f;
   }
   for (int slot = share.first; slot < slots; slot += share.step) {
     if (pixels[slot] < 0) {
       continue;
     }
     unsigned char* vector = stage + slot * pitch + share.part * 16;
-    const Vector<T> loaded = *reinterpret_cast<const Vector<T>*>(vector);
     float values[elements];
+    load_vector<T>(vector, values);
 #pragma unroll
     for (int e = 0; e < elements; e++) {
-      const float x = to_float(loaded.values[e]) * scale[e] + shift[e];
+      const float x = values[e] * scale[e] + shift[e];
       values[e] = x < 0.0f ? x * slope[e] : x;
     }
     *reinterpret_cast<uint4*>(vector) = rounded<T>(values);
@@ -263,12 +264,12 @@ constexpr int power_of_two_below(int value) {
   return value < 2 ? 1 : 2 * power_of_two_below(value / 2);
 }
 
-// Begins to copy the weights of the live taps, channels [first, first + chunk), of which `there`
+// Begins to copy the weights of all taps, channels [first, first + chunk), of which `there`
 // are there, and output channels [column, column + n).
 template <typename Math, int n, int threads>
 __device__ __forceinline__ void copy_weights(ptx::SharedAddress to, const Weight& weight,
-                                             const Taps& taps, unsigned live, int first, int there,
-                                             int chunk, int column) {
+                                             const Taps& taps, int first, int there, int chunk,
+                                             int column) {
   using T = typename Math::T;
   constexpr int elements = vector_elements<T>, vectors = n / elements;
   constexpr int rows = power_of_two_below(threads / vectors);  // of all vectors, at once
@@ -280,22 +281,19 @@ __device__ __forceinline__ void copy_weights(ptx::SharedAddress to, const Weight
   // At once, rows are some channels of some taps.
   const int k_log2 = 31 - __clz(chunk < rows ? chunk : rows), tap_step = rows >> k_log2;
   const int out = column + part * elements;
-  const int row_from = weight.stride * int(sizeof(T)), tap_to = chunk * row_bytes;
+  const int tap_to = chunk * row_bytes;
   for (int k = row & ((1 << k_log2) - 1); k < chunk; k += 1 << k_log2) {
     const bool is_there = k < there && out < weight.stride;
+    const int bytes = is_there ? 16 : 0;
     const char* from = static_cast<const char*>(weight.data);
-    if (is_there) {
+    if (is_there) {  // else from the first channel, and none of it
       from += (int64_t(first + k) * weight.stride + out) * int64_t(sizeof(T));
     }
     int tap = row >> k_log2;
     ptx::SharedAddress at = to + tap * tap_to + k * row_bytes + part * 16;
 #pragma unroll 2
     for (; tap < taps.count; tap += tap_step, at += tap_step * tap_to) {
-      if ((live >> tap & 1) != 0) {
-        const uint32_t skipped = taps.index[tap] * weight.in_channels;
-        ptx::copy_async(at, from + (is_there ? uint64_t(skipped) * uint32_t(row_from) : 0),
-                        is_there ? 16 : 0);
-      }
+      ptx::copy_async(at, from + taps.weights[tap], bytes);
     }
   }
 }

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
     const Source& source = conv.sources[next.source];
     copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, conv.chunk,
                             pitch);
-    copy_weights<Math, n, threads>(base + to + layout.weights, conv.weight, conv.taps, live,
+    copy_weights<Math, n, threads>(base + to + layout.weights, conv.weight, conv.taps,
                                    next.before + next.first, source.channels - next.first,
                                    conv.chunk, column);
     next.advance(conv.sources, conv.chunk);

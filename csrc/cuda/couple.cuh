@@ -20,7 +20,7 @@ struct Couple {
   Source sources[most_sources];  // the predecessor first
   int source_count = 0;
   Weight odd, even;
-  Taps taps;  // all nine: which of them read padding does not matter, it is zeros
+  Taps odd_taps, even_taps;  // all nine: which of them read padding does not matter, it is zeros
   int height = 0, width = 0;
   int across = 1, down = 1, columns = 1;  // tiles of a picture, blocks of output channels
   int chunk = 16;
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
   // The weights of the odd layer's own channels, the last chunks.
   const auto copy_own = [&](int chunk, int to) {
     const int first = (chunk - outside_odd) * couple.chunk;
-    copy_weights<Math, n, threads>(base + to + layout.weights, couple.even, couple.taps, ~0u, first,
+    copy_weights<Math, n, threads>(base + to + layout.weights, couple.even, couple.even_taps, first,
                                    odd_channels - first, couple.chunk, column);
   };
   Cursor next;
@@ -101,12 +101,12 @@ __global__ void __launch_bounds__(warps * 32, 1)
     const int rest = source.channels - next.first;
     copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, couple.chunk,
                             pitch);
-    copy_weights<Math, n, threads>(base + to + layout.weights, couple.even, couple.taps, ~0u,
+    copy_weights<Math, n, threads>(base + to + layout.weights, couple.even, couple.even_taps,
                                    odd_channels + next.before + next.first, rest, couple.chunk,
                                    column);
     if (chunk < both) {
-      copy_weights<Math, odd_n, threads>(base + to + couple.odd_weights, couple.odd, couple.taps,
-                                         ~0u, next.first, rest, couple.chunk, 0);
+      copy_weights<Math, odd_n, threads>(base + to + couple.odd_weights, couple.odd,
+                                         couple.odd_taps, next.first, rest, couple.chunk, 0);
     }
     next.advance(couple.sources, couple.chunk);
   };
@@ -139,12 +139,15 @@ __global__ void __launch_bounds__(warps * 32, 1)
 #pragma unroll
       for (int i = 0; i < turns; i++) {
         if ((warp + i * warps) * 16 < odd_pixels) {
-#pragma unroll 1
-          for (int tap = 0; tap < 9; tap++) {
+          int weights = at + couple.odd_weights;
+          for (int y = 0; y < 3; y++) {
             Rows<Math, 1> row;
-            row.offset[0][0] = odd_at[i] + (tap / 3 * in_columns + tap % 3) * pitch;
-            multiply(Math(), shared, row, at, at + couple.odd_weights + tap * odd_tap_bytes, depth,
-                     odd[i]);
+            row.offset[0][0] = odd_at[i] + y * in_columns * pitch;
+#pragma unroll 1
+            for (int x = 0; x < 3; x++, weights += odd_tap_bytes) {
+              multiply(Math(), shared, row, at, weights, depth, odd[i]);
+              row.offset[0][0] += pitch;
+            }
           }
         }
       }

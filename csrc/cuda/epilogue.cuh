@@ -50,7 +50,7 @@ Ending ending_of(const Epilogue& epilogue);
 
 __device__ __forceinline__ float activate(float value, Activation activation, float slope) {
   if (activation == Activation::relu) {
-    return value < 0.0f ? 0.0f : value;  // NaN passes
+    return ptx::relu(value);
   }
   return activation == Activation::prelu && value < 0.0f ? value * slope : value;
 }
@@ -77,15 +77,18 @@ __device__ __forceinline__ void stage_sums(float* staging,
   }
 }
 
-// Eight values of a vector of T, those behind its end zero; of no vector, eight zeros.
+// Eight values of one of a call's `Vectors`, of `count`; zeros of none, and behind the last.
 template <typename T>
 __device__ __forceinline__ void load_values(const void* vector, int first, int count,
                                             float (&values)[lanes]) {
-  Source source;
-  source.data = vector;
-  source.channels = vector == nullptr ? 0 : count;
-  source.vectors = reinterpret_cast<uintptr_t>(vector) % 16 == 0;
-  load_lanes<T>(source, 0, first, values);
+  if (vector != nullptr && first < count) {
+    load_eight<T>(static_cast<const T*>(vector) + first, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < lanes; i++) {
+      values[i] = 0.0f;
+    }
+  }
 }
 
 // A tile of 2^width_log2 columns of `rows` rows that begins at (y, x) of picture n, and channels

@@ -99,9 +99,12 @@ class Block {
     couple.source_count = static_cast<int>(second.inputs.size()) - 1;
     couple.odd = first.filter.weight;
     couple.even = second.filter.weight;
-    for (int tap = 0; tap < 9; tap++) {
-      couple.taps.index[couple.taps.count++] = static_cast<int8_t>(tap);
+    Taps taps;
+    for (; taps.count < 9; taps.count++) {
+      taps.index[taps.count] = static_cast<int8_t>(taps.count);
     }
+    couple.odd_taps = placed(context_, taps, couple.odd, Axis(), Axis(), plan.chunk);
+    couple.even_taps = placed(context_, taps, couple.even, Axis(), Axis(), plan.chunk);
     couple.height = first.height;
     couple.width = first.width;
     couple.across = plan.tile.across;

@@ -140,6 +140,27 @@ Target target_of(const Tensor& tensor, int64_t first, int64_t last) {
   return target;
 }
 
+namespace {
+
+bool is_whole(const Tensor& vector) {
+  int64_t held = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(vector.get(), &held));
+  const int64_t end = vector.storage_offset() + round_up(vector.numel(), lanes);
+  return vector.is_contiguous() && end * int64_t(vector.element_size()) <= held &&
+         reinterpret_cast<uintptr_t>(vector.const_data_ptr()) % 16 == 0;
+}
+
+Tensor whole_copy(const Tensor& vector) {
+  const Tensor whole =
+      torch::stable::empty({round_up(vector.numel(), lanes)}, vector.scalar_type(), std::nullopt,
+                           vector.device(), std::nullopt, std::nullopt);
+  Tensor copy = torch::stable::narrow(const_cast<Tensor&>(whole), 0, 0, vector.numel());
+  torch::stable::copy_(copy, vector);
+  return copy;
+}
+
+}  // namespace
+
 Tensor empty_image(const Tensor& like, const ImageSize& size) {
   ImageSize whole = size;
   whole.channels = round_up(size.channels, lanes);
@@ -153,7 +174,7 @@ Tensor empty_image(const Tensor& like, const ImageSize& size) {
 Vectors::Vectors(const std::vector<OptionalTensor>& tensors) {
   for (const OptionalTensor& tensor : tensors) {
     if (tensor.has_value()) {
-      kept_.push_back(tensor->is_contiguous() ? *tensor : torch::stable::contiguous(*tensor));
+      kept_.push_back(is_whole(*tensor) ? *tensor : whole_copy(*tensor));
     }
     data_.push_back(tensor.has_value() ? kept_.back().const_data_ptr() : nullptr);
   }

@@ -67,7 +67,8 @@ Tensor empty_image(const Tensor& like, const ImageSize& size);
 Target target_of(const Tensor& tensor);
 Target target_of(const Tensor& tensor, int64_t first, int64_t last);
 
-// Vectors of a call, made contiguous, and alive as long as this is.
+// Vectors of a call, alive as long as this is; copied where they are not contiguous, 16-byte
+// aligned and followed by memory up to the next multiple of `lanes`.
 class Vectors {
  public:
   explicit Vectors(const std::vector<OptionalTensor>& tensors);
@@ -129,16 +130,22 @@ struct alignas(16) Vector {
   T values[vector_elements<T>];
 };
 
+// Sixteen bytes of adjacent channels, aligned.
+template <typename T>
+__device__ __forceinline__ void load_vector(const void* from, float* values) {
+  const Vector<T> loaded = *static_cast<const Vector<T>*>(from);
+#pragma unroll
+  for (int i = 0; i < vector_elements<T>; i++) {
+    values[i] = to_float(loaded.values[i]);
+  }
+}
+
 // Eight adjacent channels, 16-byte aligned.
 template <typename T>
 __device__ __forceinline__ void load_eight(const void* from, float (&values)[lanes]) {
 #pragma unroll
-  for (int part = 0; part < lanes / vector_elements<T>; part++) {
-    const Vector<T> loaded = static_cast<const Vector<T>*>(from)[part];
-#pragma unroll
-    for (int i = 0; i < vector_elements<T>; i++) {
-      values[part * vector_elements<T> + i] = to_float(loaded.values[i]);
-    }
+  for (int i = 0; i < lanes; i += vector_elements<T>) {
+    load_vector<T>(static_cast<const T*>(from) + i, values + i);
   }
 }
 

@@ -166,6 +166,16 @@ __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
 #endif
 }
 
+// The larger of a value and zero; NaN stays NaN.
+__device__ __forceinline__ float relu(float value) {
+#if __CUDA_ARCH__ >= 800
+  asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(value));
+  return value;
+#else
+  return value < 0.0f ? 0.0f : value;
+#endif
+}
+
 // Two floats rounded to T (__half or __nv_bfloat16), the first in the lower half; with `relu`, what
 // is below zero becomes zero, and NaN stays NaN.
 template <typename T, bool relu>

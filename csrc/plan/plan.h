@@ -49,7 +49,8 @@ struct Taps {
   int8_t index[most_taps] = {};  // in the weight
   int8_t row[most_taps] = {};    // counted from the first live one
   int8_t column[most_taps] = {};
-  int offset[most_taps] = {};  // of the pixels that it reads, in bytes of a stage
+  int offset[most_taps] = {};       // of the pixels that it reads, in bytes of a stage
+  int64_t weights[most_taps] = {};  // bytes in front of its weights
 };
 
 // A block's part of the result.
