@@ -12,10 +12,10 @@ namespace fassd::cuda {
 namespace {
 
 constexpr int block_threads = argmax_threads;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int resident_blocks = 4;  // all that there are threads for
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
+constexpr int resident_blocks = 5;  // for which the compiler finds registers when it is told
 #else
-constexpr int resident_blocks = 5;  // which the compiler finds registers for when it is told
+constexpr int resident_blocks = 4;
 #endif
 constexpr int64_t most_blocks = int64_t(1) << 20;  // more pixels are walked in strides
 
