@@ -12,6 +12,11 @@ namespace fassd::cuda {
 namespace {
 
 constexpr int block_threads = argmax_threads;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
+constexpr int resident_blocks = 5;  // for which the compiler finds registers when it is told
+#else
+constexpr int resident_blocks = 4;
+#endif
 constexpr int64_t most_blocks = int64_t(1) << 20;  // more pixels are walked in strides
 
 unsigned blocks_of(int64_t items) {
@@ -25,7 +30,7 @@ __device__ __forceinline__ int64_t quotient(uint64_t value, unsigned divisor) {
 
 // A thread takes eight channels of one pixel of the result.
 template <typename T>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, resident_blocks)
     upsample_kernel(Source source, Target out, int height, int width, int64_t items) {
   ptx::wait_for_previous_kernels();
   const int parts = (source.channels + lanes - 1) / lanes;
@@ -194,8 +199,7 @@ __device__ __forceinline__ Cell cell_of(int index, int size, int out_size) {
   return cell;
 }
 
-// The next four channels of a pixel, of which `count` are there. Behind the last one the least
-// number stands, which is never the first of the largest.
+// The next four channels of a pixel, side by side.
 template <typename T>
 __device__ __forceinline__ void load_group(const T* from, float (&values)[group]) {
   struct alignas(group * sizeof(T)) Loaded {
@@ -208,6 +212,8 @@ __device__ __forceinline__ void load_group(const T* from, float (&values)[group]
   }
 }
 
+// The same, so far from each other, and only `count` of them: behind the last one stands the least
+// number, which is never the first of the largest.
 template <typename T>
 __device__ __forceinline__ void load_group(const T* from, int64_t stride, int count,
                                            float (&values)[group]) {
@@ -225,14 +231,17 @@ __device__ __forceinline__ void load_group(const T* from, int64_t stride, int co
 // loaded and subtracted once for 4 x 5 pixels. value = a + w * (b - a) is exact where there is
 // nothing to blend; where a difference is no number, `label_of` has to tell.
 template <typename T>
-__global__ void __launch_bounds__(cell_threads, 4)
+__global__ void __launch_bounds__(block_threads, 2)
     upsample_argmax_cell_kernel(Source source, uint8_t* labels, int height, int width,
                                 unsigned parts) {
   ptx::wait_for_previous_kernels();
   const unsigned row = blockIdx.x / parts, n = row / source.height;
+  const int column = (blockIdx.x - row * parts) * block_threads + threadIdx.x;
+  if (column - static_cast<int>(threadIdx.x % 32) >= source.width) {
+    return;  // with all its warp
+  }
   const Cell rows = cell_of(row - n * source.height, source.height, height);
-  const Cell columns =
-      cell_of((blockIdx.x - row * parts) * cell_threads + threadIdx.x, source.width, width);
+  const Cell columns = cell_of(column, source.width, width);
   const T* corner = static_cast<const T*>(source.data) + n * source.stride_n +
                     rows.before * source.stride_h + columns.before * source.stride_w;
   const int64_t down = (rows.after - rows.before) * source.stride_h;
@@ -384,7 +393,7 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size) {
     using T = decltype(type);
     if (plan.by_cells) {
       context.queue.launch(&upsample_argmax_cell_kernel<T>, dim3(unsigned(plan.blocks)),
-                           dim3(cell_threads), 0, source, labels, height, width,
+                           dim3(block_threads), 0, source, labels, height, width,
                            unsigned(plan.parts));
     } else {
       context.queue.launch(&upsample_argmax_kernel<T>, dim3(blocks_of(pixels)), dim3(block_threads),

@@ -487,7 +487,7 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
 
 ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width) {
   ArgmaxPlan plan;
-  plan.parts = divide_up(in_width, cell_threads);
+  plan.parts = divide_up(in_width, argmax_threads);
   // Of batches that no memory holds, the sum would overflow.
   const bool fits = batch <= (int64_t(1) << 31) / plan.parts / in_height - 1;
   plan.blocks = fits ? batch * in_height * plan.parts : 0;

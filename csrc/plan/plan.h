@@ -225,7 +225,6 @@ struct ArgmaxPlan {
 };
 
 constexpr int argmax_threads = 256;
-constexpr int cell_threads = 128;
 
 ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width);
 
