@@ -134,6 +134,14 @@ ConvolutionCall call_on(const Source& input, const Filter& filter, const Checked
   return call;
 }
 
+Ending ending_of(const Epilogue& epilogue) {
+  return epilogue.addend.data != nullptr ? Ending::addend
+         : epilogue.residual.data != nullptr
+             ? (epilogue.resized ? Ending::resized : Ending::residual)
+         : epilogue.copy.data != nullptr ? Ending::copied
+                                         : Ending::plain;
+}
+
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   ConvolutionShape shape;
   shape.batch = call.batch;
@@ -154,6 +162,8 @@ ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   shape.dilation_h = call.dilation_h;
   shape.dilation_w = call.dilation_w;
   shape.pool = call.epilogue.pool;
+  shape.prologue = call.prologue.scale != nullptr;
+  shape.ending = ending_of(call.epilogue);
   shape.arithmetic = context.arithmetic;
   return shape;
 }
@@ -173,7 +183,7 @@ void run(const Context& context, const ConvolutionCall& call) {
     kept.inputs.push_back(source_of(context.op, *joined));
   }
   const ConvolutionShape shape = shape_of(context, kept);
-  if (kept.prologue.scale == nullptr && is_stem(shape)) {
+  if (!shape.prologue && is_stem(shape)) {
     return run_stem(context, kept, nullptr);
   }
   const ConvolutionPlan plan = plan_convolution(shape, context.queue.limits);

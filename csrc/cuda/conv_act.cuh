@@ -47,6 +47,7 @@ struct ConvolutionCall {
   Epilogue epilogue;
 };
 
+Ending ending_of(const Epilogue& epilogue);
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call);
 
 void run(const Context& context, const ConvolutionCall& call);
