@@ -30,6 +30,7 @@ PairShape shape_of(const Context& context, const PairCall& call) {
       call.second ? call.second->weight.out_channels : call.first.weight.out_channels;
   shape.dilation = call.dilation;
   shape.single = !call.second;
+  shape.ending = call.second ? ending_of(call.epilogue) : Ending::plain;
   shape.arithmetic = context.arithmetic;
   return shape;
 }
@@ -60,7 +61,7 @@ Pair pair_of(const Context& context, const PairCall& call, const PairPlan& plan)
   pair.bias = call.bias;
   pair.slope = call.slope;
   pair.epilogue = call.epilogue;
-  pair.epilogue.ending = ending_of(call.epilogue);
+  pair.epilogue.finish = finish_of(call.epilogue);
   return pair;
 }
 

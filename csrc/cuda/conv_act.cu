@@ -134,6 +134,14 @@ ConvolutionCall call_on(const Source& input, const Filter& filter, const Checked
   return call;
 }
 
+Ending ending_of(const Epilogue& epilogue) {
+  return epilogue.addend.data != nullptr ? Ending::addend
+         : epilogue.residual.data != nullptr
+             ? (epilogue.resized ? Ending::resized : Ending::residual)
+         : epilogue.copy.data != nullptr ? Ending::copied
+                                         : Ending::plain;
+}
+
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   ConvolutionShape shape;
   shape.batch = call.batch;
@@ -154,6 +162,8 @@ ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   shape.dilation_h = call.dilation_h;
   shape.dilation_w = call.dilation_w;
   shape.pool = call.epilogue.pool;
+  shape.prologue = call.prologue.scale != nullptr;
+  shape.ending = ending_of(call.epilogue);
   shape.arithmetic = context.arithmetic;
   return shape;
 }
@@ -169,31 +179,31 @@ Taps placed(const Context& context, Taps taps, const Weight& weight, const Axis&
   return taps;
 }
 
-Ending ending_of(const Epilogue& epilogue) {
+Finish finish_of(const Epilogue& epilogue) {
   const bool added = epilogue.residual.data != nullptr, pooled = epilogue.pool > 1;
   const bool relu = epilogue.activation == Activation::relu;
   const bool prelu = epilogue.activation == Activation::prelu;
   const bool copied = epilogue.copy.data != nullptr, affine = epilogue.addend.data != nullptr;
   if ((added && !epilogue.residual.whole) || added + pooled + affine > 1) {
-    return Ending::any;
+    return Finish::any;
   }
   if (copied || !epilogue.out.vectors) {
     const bool fits = epilogue.out.pairs && (!copied || epilogue.copy.vectors);
-    return relu && fits && !added && !pooled && !affine ? Ending::placed : Ending::any;
+    return relu && fits && !added && !pooled && !affine ? Finish::placed : Finish::any;
   }
   if (affine) {
-    return prelu && epilogue.addend.whole ? Ending::addend : Ending::any;
+    return prelu && epilogue.addend.whole ? Finish::addend : Finish::any;
   }
   if (pooled) {
-    return relu ? Ending::pooled : Ending::any;
+    return relu ? Finish::pooled : Finish::any;
   }
   if (added && epilogue.resized) {
-    return relu ? Ending::resized : Ending::any;
+    return relu ? Finish::resized : Finish::any;
   }
   if (added) {
-    return epilogue.activation == Activation::none ? Ending::residual : Ending::any;
+    return epilogue.activation == Activation::none ? Finish::residual : Finish::any;
   }
-  return relu ? Ending::relu : prelu ? Ending::prelu : Ending::none;
+  return relu ? Finish::relu : prelu ? Finish::prelu : Finish::none;
 }
 
 void run(const Context& context, const ConvolutionCall& call) {
@@ -211,12 +221,10 @@ void run(const Context& context, const ConvolutionCall& call) {
     kept.inputs.push_back(source_of(context.op, *joined));
   }
   const ConvolutionShape shape = shape_of(context, kept);
-  if (kept.prologue.scale == nullptr && is_stem(shape)) {
+  if (!shape.prologue && is_stem(shape)) {
     return run_stem(context, kept, nullptr);
   }
   const ConvolutionPlan plan = plan_convolution(shape, context.queue.limits);
-  STD_TORCH_CHECK(call.prologue.scale == nullptr || plan.stages > 1, context.op,
-                  ": shared memory has no room for two stages behind a batch norm");
   Convolution convolution;
   std::copy(kept.inputs.begin(), kept.inputs.end(), convolution.sources);
   convolution.source_count = static_cast<int>(kept.inputs.size());
@@ -234,7 +242,7 @@ void run(const Context& context, const ConvolutionCall& call) {
   convolution.stage_count = plan.stages;
   convolution.layout = plan.layout;
   convolution.epilogue = call.epilogue;
-  convolution.epilogue.ending = ending_of(call.epilogue);
+  convolution.epilogue.finish = finish_of(call.epilogue);
   with_type(context.op, context.dtype,
             [&](auto type) { launch_convolution<decltype(type)>(context, plan, convolution); });
 }

@@ -52,6 +52,7 @@ struct ConvolutionCall {
   Epilogue epilogue;
 };
 
+Ending ending_of(const Epilogue& epilogue);
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call);
 
 // Taps with the offsets of what they read, in a tile of these axes, `chunk` channels at a time.

@@ -17,7 +17,7 @@ struct Affine {
 
 // The epilogues that have code of their own: those of 16-bit networks. Whatever else an operator
 // may ask for, foreign layouts and float32 among it, is `any`.
-enum class Ending : int8_t {
+enum class Finish : int8_t {
   any,
   none,      // sum + bias
   relu,      // relu(sum + bias)
@@ -42,11 +42,11 @@ struct Epilogue {
   int pool = 1;
   Target out;
   Target copy;  // a second place for the same, if any
-  Ending ending = Ending::any;
+  Finish finish = Finish::any;
 };
 
 // Which of them an epilogue is.
-Ending ending_of(const Epilogue& epilogue);
+Finish finish_of(const Epilogue& epilogue);
 
 __device__ __forceinline__ float activate(float value, Activation activation, float slope) {
   if (activation == Activation::relu) {
@@ -187,14 +187,14 @@ __device__ __forceinline__ void store_pairs(char* to, uint4 eight, int count) {
 }
 
 // Writes a tile whose epilogue has code of its own. `edges` has room for those of a resize.
-template <typename T, int n_tiles, int threads, Ending ending>
+template <typename T, int n_tiles, int threads, Finish finish>
 __device__ __forceinline__ void write_share(const float* staging, Edge* edges,
                                             const Epilogue& epilogue, const Patch& patch) {
-  constexpr bool affine = ending == Ending::addend;
-  constexpr bool resized = ending == Ending::resized, residual = ending == Ending::residual;
-  constexpr bool placed = ending == Ending::placed;
-  constexpr bool relu = placed || resized || ending == Ending::relu;
-  constexpr int pool = ending == Ending::pooled ? 1 : 0;
+  constexpr bool affine = finish == Finish::addend;
+  constexpr bool resized = finish == Finish::resized, residual = finish == Finish::residual;
+  constexpr bool placed = finish == Finish::placed;
+  constexpr bool relu = placed || resized || finish == Finish::relu;
+  constexpr int pool = finish == Finish::pooled ? 1 : 0;
   if constexpr (resized) {
     find_edges(edges, epilogue.residual, patch, threads);
     __syncthreads();
@@ -215,7 +215,7 @@ __device__ __forceinline__ void write_share(const float* staging, Edge* edges,
   const char* from =
       affine || residual || resized ? picture_of<T>(added, patch.n, share.channel) : nullptr;
   float slope[lanes], scale[lanes], shift[lanes], last_slope[lanes];
-  if constexpr (ending == Ending::prelu || affine) {
+  if constexpr (finish == Finish::prelu || affine) {
     load_values<T>(epilogue.slope, share.channel, patch.channels, slope);
   }
   if constexpr (affine) {
@@ -258,7 +258,7 @@ __device__ __forceinline__ void write_share(const float* staging, Edge* edges,
     if constexpr (resized) {
       add_resized<T>(from, added.pixel_bytes, edges[row], edges[patch.rows + column], values);
     }
-    if constexpr (ending == Ending::prelu || affine) {
+    if constexpr (finish == Finish::prelu || affine) {
 #pragma unroll
       for (int k = 0; k < lanes; k++) {
         values[k] = activate(values[k], Activation::prelu, slope[k]);
@@ -367,22 +367,22 @@ __device__ __forceinline__ void write_any(const float* staging, const Epilogue& 
 template <typename T, int n_tiles, int threads>
 __device__ __forceinline__ void write_tile(const float* staging, Edge* edges,
                                            const Epilogue& epilogue, const Patch& patch) {
-  switch (epilogue.ending) {
-#define FASSD_ENDING(name) \
-  case Ending::name:       \
-    return write_share<T, n_tiles, threads, Ending::name>(staging, edges, epilogue, patch);
-    FASSD_ENDING(none)
-    FASSD_ENDING(relu)
-    FASSD_ENDING(prelu)
-    FASSD_ENDING(pooled)
-    FASSD_ENDING(residual)
-    FASSD_ENDING(resized)
-    FASSD_ENDING(addend)
-    case Ending::placed:
+  switch (epilogue.finish) {
+#define FASSD_FINISH(name) \
+  case Finish::name:       \
+    return write_share<T, n_tiles, threads, Finish::name>(staging, edges, epilogue, patch);
+    FASSD_FINISH(none)
+    FASSD_FINISH(relu)
+    FASSD_FINISH(prelu)
+    FASSD_FINISH(pooled)
+    FASSD_FINISH(residual)
+    FASSD_FINISH(resized)
+    FASSD_FINISH(addend)
+    case Finish::placed:
       if constexpr (sizeof(T) == 2) {
-        return write_share<T, n_tiles, threads, Ending::placed>(staging, edges, epilogue, patch);
+        return write_share<T, n_tiles, threads, Finish::placed>(staging, edges, epilogue, patch);
       }
-#undef FASSD_ENDING
+#undef FASSD_FINISH
     default:
       return write_any<T, n_tiles>(staging, epilogue, patch, threads);
   }

@@ -123,7 +123,7 @@ class Block {
     sources_.push_back(Source());  // nobody else reads it
     couple.epilogue = second.epilogue;
     couple.epilogue.out = odd + 1 == layers_ ? place(odd + 1) : keep(odd + 1);
-    couple.epilogue.ending = ending_of(couple.epilogue);
+    couple.epilogue.finish = finish_of(couple.epilogue);
     with_type(context_.op, context_.dtype, [&](auto type) {
       if constexpr (sizeof(type) == 2) {
         launch_couple<decltype(type)>(context_, plan, couple);

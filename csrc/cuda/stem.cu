@@ -38,7 +38,7 @@ void launch_stem(const Context& context, const ConvolutionCall& call,
   stem.weights = plan.weights;
   stem.table = plan.table;
   stem.epilogue = call.epilogue;
-  stem.epilogue.ending = ending_of(call.epilogue);
+  stem.epilogue.finish = finish_of(call.epilogue);
   with_constant<4, 2>(context.op, plan.variant.n_tiles, [&](auto n_tiles) {
     context.queue.launch(&stem_kernel<T, bytes, decltype(n_tiles)::value>,
                          grid_of(context.op, "tiles", plan.cost.blocks), dim3(stem_warps * 32),

@@ -75,6 +75,14 @@ struct Variant {
   }
 };
 
+// That of a couple of layers, whose even one slides.
+struct CoupleVariant {
+  int warps = 1, odd_tiles = 2, even_tiles = 3;
+  bool operator==(const CoupleVariant& other) const {
+    return warps == other.warps && odd_tiles == other.odd_tiles && even_tiles == other.even_tiles;
+  }
+};
+
 // Where things lie in a block's shared memory, in bytes; positions of the slots lie at its begin.
 struct SharedLayout {
   int stages = 0;       // offset of the first
@@ -83,6 +91,11 @@ struct SharedLayout {
   int middle = 0;       // asymmetric pairs only: what lies between the two convolutions
   int total = 0;
 };
+
+// What becomes of sums besides bias and activation: the result is written to a second place, too; a
+// residual is added, or one that is enlarged first; an addend is added, and a batch norm and PReLU
+// follow.
+enum class Ending { plain, copied, residual, resized, addend };
 
 struct ConvolutionShape {
   int64_t batch = 1;
@@ -94,6 +107,8 @@ struct ConvolutionShape {
   int stride_h = 1, stride_w = 1;
   int dilation_h = 1, dilation_w = 1;
   int pool = 1;
+  bool prologue = false;  // a batch norm and PReLU before it
+  Ending ending = Ending::plain;
   Arithmetic arithmetic = Arithmetic::half;
 };
 
@@ -103,10 +118,12 @@ struct Cost {
   int64_t blocks = 0;
   int resident = 1;         // blocks of a multiprocessor at once
   double products = 0;      // multiply-accumulates of a block, padding included
-  double shared_bytes = 0;  // that a block reads in shared memory for them
+  double shared_bytes = 0;  // that a block reads in shared memory for them, a pass over the banks
+                            // in conflict with another counted as so many bytes more
   double loaded_bytes = 0;  // that a block brings to shared memory
   double stored_bytes = 0;
-  double cycles = 0;  // of the whole launch, predicted
+  double instructions = 0;  // that a block's warps execute
+  double cycles = 0;        // of the whole launch, predicted
 };
 
 // How a launch is cut into blocks, whatever it computes.
@@ -116,6 +133,7 @@ struct Plan {
   int chunk = 16;  // channels at a time
   int stages = 2;  // chunks in shared memory
   int live_taps = 0;
+  int odd_tiles = 0;  // as n_tiles, of the odd layer of a couple
   SharedLayout layout;
   Cost cost;
 };
@@ -125,9 +143,12 @@ struct ConvolutionPlan : Plan {
   Taps taps;
 };
 
-// The plan of least predicted cost. The environment variable FASSD_KERNELS_CUDA_VARIANT, as in
-// "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel to take wherever it fits; of pairs
-// it is "4,2,8,0", of couples "4,2,6,1".
+// Clocks that all multiprocessors need to issue so many warp instructions, each with so many warps.
+double issue_cycles(double instructions, double warps, const DeviceLimits& limits);
+
+// The plan of least predicted cost, of equal ones that of the widest tile. The environment variable
+// FASSD_KERNELS_CUDA_VARIANT, as in "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel
+// to take wherever it fits; of pairs it is "4,2,8,0", of couples "4,2,6,1".
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits);
 
 // Number of taps that reach the picture.
@@ -158,6 +179,7 @@ struct PairShape {
   int in_channels = 1, middle_channels = 1, out_channels = 1;
   int dilation = 1;
   bool single = false;  // the first alone, a 1x1: a branch beside others that are pairs
+  Ending ending = Ending::plain;
   Arithmetic arithmetic = Arithmetic::half;
 };
 
@@ -197,7 +219,6 @@ struct CoupleShape {
 
 struct CouplePlan : Plan {  // its variant and tile are those of the even layer
   bool possible = false;    // else it is two launches
-  int odd_tiles = 2;        // as n_tiles, of the odd layer
   int odd_weights = 0;      // of a stage, behind the even layer's
 };
 
@@ -230,7 +251,10 @@ ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, i
 
 // --- what the kernels and the plan must agree on ---
 
-// The kernels of convolutions that are compiled, of 16-bit values and of float32.
+constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the second has one
+
+// All kernels that are compiled: of convolutions, of pairs, whose sliding means nothing, of
+// couples; of 16-bit values and of float32.
 inline constexpr Variant half_variants[] = {
     {8, 2, 8},       {8, 2, 7},       {8, 2, 6},       {8, 2, 5},       {8, 2, 4},
     {8, 2, 3},       {8, 2, 2},       {4, 1, 8},       {4, 1, 7},       {4, 1, 6},
@@ -240,11 +264,23 @@ inline constexpr Variant half_variants[] = {
     {4, 2, 2, true},
 };
 inline constexpr Variant float_variants[] = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4, 1, 4}};
+inline constexpr Variant half_pairs[] = {
+    {8, pair_m_tiles, 4}, {8, pair_m_tiles, 8}, {8, pair_m_tiles, 16},
+    {4, pair_m_tiles, 4}, {4, pair_m_tiles, 8}, {4, pair_m_tiles, 16},
+};
+inline constexpr Variant float_pairs[] = {{8, pair_m_tiles, 4}, {8, pair_m_tiles, 8}};
+inline constexpr CoupleVariant half_couples[] = {
+    {8, 2, 3}, {8, 2, 4}, {8, 2, 6}, {8, 2, 8}, {8, 3, 3}, {8, 3, 4}, {8, 3, 6}, {8, 3, 8},
+    {4, 2, 3}, {4, 2, 4}, {4, 2, 6}, {4, 2, 8}, {4, 3, 3}, {4, 3, 4}, {4, 3, 6}, {4, 3, 8},
+};
+
 std::vector<Variant> variants_of(Arithmetic arithmetic);
+std::vector<Variant> pairs_of(Arithmetic arithmetic);
+std::vector<CoupleVariant> couples_of(Arithmetic arithmetic);
+
 constexpr int couple_rows = 2;          // of a warp, in a couple of layers
 constexpr int couple_columns_log2 = 4;  // of its tile
 constexpr int couple_columns = 1 << couple_columns_log2;
-constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the second has one
 
 // Bytes behind a slot's channels, elements of a row of n weights, and floats of a pixel's n sums on
 // their way out: such that what a warp accesses at once falls into different banks. Of weights,

@@ -419,7 +419,9 @@ def test_no_prediction_is_below_its_floor(gpu, dtype):
     for launch in prediction.launches:
         assert 0 < launch.floor <= launch.predicted, launch
         assert launch.operations <= launch.issued, launch
-        assert launch.bound in ("memory", "cache", "shared memory", "arithmetic", "waiting")
+        parts = ("memory", "cache", "shared memory", "arithmetic", "issue", "waiting")
+        assert launch.bound in parts
+        assert launch.issue <= launch.predicted, launch
 
 
 def test_a_batch_pays(light):

@@ -18,7 +18,7 @@ from install.cuda_resources import (
     threads_of,
     warnings_of,
 )
-from install.cuda_sass import Code, parse
+from install.cuda_sass import INSTRUCTION_CACHE, Code, oversized, parse
 from install.wheels import compiled_key
 
 CONVOLUTION = (
@@ -222,6 +222,15 @@ def test_loops_of_a_name() -> None:
 def test_other_blocks_than_the_name_says_are_told() -> None:
     (problem,) = problems(sliding_loop(), threads=256)
     assert "256 threads, not 128" in problem
+
+
+def test_code_beyond_the_instruction_cache_is_told() -> None:
+    whole = INSTRUCTION_CACHE // 16
+    codes = {
+        ("sm_90", NAME): Code(["NOP"] * whole),
+        ("sm_90", "large"): Code(["NOP"] * (whole + 64)),
+    }
+    assert oversized(codes) == ["large for sm_90: 129 KiB of code, the cache holds 128"]
 
 
 def test_innermost_loops() -> None:
