@@ -65,7 +65,8 @@ SEED ?= $(shell date +%s)
 PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
 RANDOM := capability=90 arrival=random overlap=1 seed=$(SEED)
 EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py
-EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" $(EXECUTED) --backend cuda
+EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" FASSD_KERNELS_DEPENDENT_LAUNCH=1 \
+  $(EXECUTED) --backend cuda
 EXECUTED_TRITON := PTX_BACKEND=triton PTX_SETTINGS="$(RANDOM)" $(EXECUTED) --backend triton \
   --every $(if $(filter 1,$(EVERY)),1,80)
 ptx: $(VENV)/.developing
@@ -73,8 +74,8 @@ ptx: $(VENV)/.developing
 	$(EXECUTED_TRITON) -k "test_table and bfloat16"
 	$(EXECUTED_TRITON) -k "test_table and float32" --tf32
 	$(PTX) host
-	$(call EXECUTED_CUDA,capability=86) tests/ptx/test_cuda.py tests/ptx/test_mutations.py \
-	  --every $(EVERY)
+	$(call EXECUTED_CUDA,capability=86) tests/ptx/test_cuda.py tests/ptx/test_host.py \
+	  tests/ptx/test_mutations.py --every $(EVERY)
 	$(call EXECUTED_CUDA,$(RANDOM)) tests/ptx/test_cuda.py --every $(if $(filter 1,$(EVERY)),1,80)
 	$(call EXECUTED_CUDA,$(RANDOM) races=1) -k "test_table or test_drawn" \
 	  --every $(if $(filter 1,$(EVERY)),4,80)

@@ -83,7 +83,7 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
   for (const PairCall& call : calls) {
     shapes.push_back(shape_of(context, call));
   }
-  const PairsPlan plan = plan_pairs(shapes, context.queue.limits);
+  const PairsPlan plan = remembered<plan_pairs>(shapes, context.queue.limits);
   if (!plan.together) {
     for (const PairCall& call : calls) {
       run_one_by_one(context, like, call);

@@ -224,7 +224,7 @@ void run(const Context& context, const ConvolutionCall& call) {
   if (!shape.prologue && is_stem(shape)) {
     return run_stem(context, kept, nullptr);
   }
-  const ConvolutionPlan plan = plan_convolution(shape, context.queue.limits);
+  const ConvolutionPlan plan = remembered<plan_convolution>(shape, context.queue.limits);
   Convolution convolution;
   std::copy(kept.inputs.begin(), kept.inputs.end(), convolution.sources);
   convolution.source_count = static_cast<int>(kept.inputs.size());

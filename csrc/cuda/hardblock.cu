@@ -90,7 +90,7 @@ class Block {
     shape.odd_channels = first.filter.weight.out_channels;
     shape.even_channels = second.filter.weight.out_channels;
     shape.arithmetic = context_.arithmetic;
-    const CouplePlan plan = plan_paying_couple(shape, context_.queue.limits);
+    const CouplePlan plan = remembered<plan_paying_couple>(shape, context_.queue.limits);
     if (!plan.possible) {
       return false;
     }

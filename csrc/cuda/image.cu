@@ -1,9 +1,12 @@
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <mutex>
-#include <tuple>
+#include <optional>
+#include <string>
+#include <utility>
 
 #include "image.cuh"
 #include "ptx.cuh"
@@ -16,6 +19,36 @@ int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
   return value;
+}
+
+std::string variable(const char* name) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? "" : text;
+}
+
+constexpr int drivers_carveout = -1;
+
+// Percent of a multiprocessor's cache to be shared memory: at least what the resident blocks need,
+// each with the 1024 bytes that the system takes of it, and that one block's limit leaves out.
+int carveout_for(const SharedMemory& shared, const DeviceLimits& limits) {
+  static const std::optional<int> asked = []() -> std::optional<int> {
+    const std::string text = variable("FASSD_KERNELS_CARVEOUT");
+    if (text.empty() || text == "driver") {
+      return text.empty() ? std::nullopt : std::optional<int>(drivers_carveout);
+    }
+    char* end = nullptr;
+    const long value = std::strtol(text.c_str(), &end, 10);
+    STD_TORCH_CHECK(*end == '\0' && value >= 0 && value <= 100, "FASSD_KERNELS_CARVEOUT is '", text,
+                    "'; expected a percentage, 0 to 100, or driver");
+    return static_cast<int>(value);
+  }();
+  if (asked || shared.resident == 0) {
+    return asked.value_or(drivers_carveout);
+  }
+  constexpr int64_t taken = 1024;
+  const int64_t percent =
+      divide_up(100 * shared.resident * (shared.bytes + taken), limits.shared_bytes + taken);
+  return static_cast<int>(std::min<int64_t>(percent, 100));
 }
 
 }  // namespace
@@ -38,35 +71,35 @@ DeviceLimits device_limits(int device) {
   return limits;
 }
 
-int preferred_carveout() {
-  static const int percent = [] {
-    const char* text = std::getenv("FASSD_KERNELS_CARVEOUT");
-    if (text == nullptr || *text == '\0') {
-      return -1;
-    }
-    char* end = nullptr;
-    const long value = std::strtol(text, &end, 10);
-    STD_TORCH_CHECK(*end == '\0' && value >= 0 && value <= 100, "FASSD_KERNELS_CARVEOUT is '", text,
-                    "'; expected a percentage, 0 to 100");
-    return static_cast<int>(value);
+bool dependent_launch() {
+  static const bool chosen = [] {
+    const std::string text = variable("FASSD_KERNELS_DEPENDENT_LAUNCH");
+    STD_TORCH_CHECK(text.empty() || text == "0" || text == "1",
+                    "FASSD_KERNELS_DEPENDENT_LAUNCH is '", text, "'; expected 0 or 1");
+    return text.empty() ? dependent_launch_was_shown : text == "1";
   }();
-  return percent;
+  return chosen;
 }
 
-void prepare_kernel(const void* kernel, int device, size_t shared_bytes) {
+void prepare_kernel(const void* kernel, int device, const DeviceLimits& limits,
+                    const SharedMemory& shared) {
+  struct Prepared {
+    int64_t shared_bytes = shared_without_consent;
+    int carveout = -1;
+  };
   static std::mutex mutex;
-  static std::map<std::tuple<const void*, int>, size_t> allowed;
+  static std::map<std::pair<const void*, int>, Prepared> kernels;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, is_new] = allowed.try_emplace({kernel, device}, shared_without_consent);
-  if (is_new && preferred_carveout() >= 0) {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                        preferred_carveout()));
-  }
-  if (shared_bytes > entry->second) {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared_bytes)));
-    entry->second = shared_bytes;
-  }
+  Prepared& prepared = kernels[{kernel, device}];
+  const auto grow = [&](auto& known, auto wanted, cudaFuncAttribute attribute) {
+    if (wanted > known) {
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, attribute, static_cast<int>(wanted)));
+      known = wanted;
+    }
+  };
+  grow(prepared.shared_bytes, shared.bytes, cudaFuncAttributeMaxDynamicSharedMemorySize);
+  grow(prepared.carveout, carveout_for(shared, limits),
+       cudaFuncAttributePreferredSharedMemoryCarveout);
 }
 
 int position_count(const char* op, int64_t size) {

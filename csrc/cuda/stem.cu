@@ -42,7 +42,7 @@ void launch_stem(const Context& context, const ConvolutionCall& call,
   with_constant<4, 2>(context.op, plan.variant.n_tiles, [&](auto n_tiles) {
     context.queue.launch(&stem_kernel<T, bytes, decltype(n_tiles)::value>,
                          grid_of(context.op, "tiles", plan.cost.blocks), dim3(stem_warps * 32),
-                         plan.layout.total, stem, table);
+                         {plan.layout.total, plan.cost.resident}, stem, table);
   });
 }
 

@@ -226,7 +226,7 @@ std::vector<CoupleVariant> couples_of(Arithmetic arithmetic) {
 
 bool is_asked_for(const Variant& variant) {
   // Read every time: tests and tuning ask for one after the other.
-  const char* text = std::getenv("FASSD_KERNELS_CUDA_VARIANT");
+  const char* text = std::getenv(variant_variable);
   Variant asked = {};
   int sliding = 0;
   if (text == nullptr || std::sscanf(text, "%d,%d,%d,%d", &asked.warps, &asked.m_tiles,

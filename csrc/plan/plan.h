@@ -146,6 +146,11 @@ struct ConvolutionPlan : Plan {
 // Clocks that all multiprocessors need to issue so many warp instructions, each with so many warps.
 double issue_cycles(double instructions, double warps, const DeviceLimits& limits);
 
+// What plans read of the environment, every time; memo.h tells them apart by it.
+constexpr const char* variant_variable = "FASSD_KERNELS_CUDA_VARIANT";
+constexpr const char* fusion_variable = "FASSD_KERNELS_CUDA_FUSION";
+constexpr const char* plan_variables[] = {variant_variable, fusion_variable};
+
 // The plan of least predicted cost, of equal ones that of the widest tile. The environment variable
 // FASSD_KERNELS_CUDA_VARIANT, as in "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel
 // to take wherever it fits; of pairs it is "4,2,8,0", of couples "4,2,6,1".

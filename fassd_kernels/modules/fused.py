@@ -279,11 +279,14 @@ class Fused(nn.Module):
                 ops.packer(self.backend_for(weight))(weight, stride=stride, dilation=dilation)
                 for weight, stride, dilation in self.plan(packed)
             ]
-            if are_on_gpu(packed["packed"]):
+            on_gpu = are_on_gpu(packed["packed"])
+            captured = on_gpu and torch.cuda.is_current_stream_capturing()
+            if on_gpu and not captured:
                 # Whoever reads them next may do so on another stream.
                 torch.cuda.current_stream().synchronize()
-        # A mode that only propagates shapes gives others, which are not kept.
-        if all(type(tensor) is Tensor for tensor in packed["packed"]):
+        # Not kept are those of a mode that only propagates shapes, and those of a graph that is
+        # captured, in whose memory they are from its first replay on.
+        if not captured and all(type(tensor) is Tensor for tensor in packed["packed"]):
             # One assignment of one tuple: threads that meet here pack twice and agree.
             self._packed = Cached(now, contents, dtype, packed)
         return packed
@@ -327,9 +330,7 @@ def kept(value: Any) -> Any:
 
 
 def are_on_gpu(tensors: Sequence[Tensor]) -> bool:
-    """Whether there are tensors on a GPU, on whose current stream nothing is captured."""
-    on_gpu = any(type(tensor) is Tensor and tensor.is_cuda for tensor in tensors)
-    return on_gpu and not torch.cuda.is_current_stream_capturing()
+    return any(type(tensor) is Tensor and tensor.is_cuda for tensor in tensors)
 
 
 def is_traced() -> bool:

@@ -188,17 +188,6 @@ def test_offsets_beyond_32_bits() -> None:
     assert torch.equal(subject("conv_act")(spread), subject("conv_act")(call))
 
 
-@pytest.mark.parametrize("value", ["40", "101", "-1", "most"])
-def test_the_carveout_is_a_percentage(value: str) -> None:
-    """It is read once a process."""
-    program = """
-t.check(t.subject("conv_act"), cases.conv_act(1, (8,), 16, (9, 17)), torch.float16, "channels_last")
-"""
-    said = run_on(program, FASSD_KERNELS_CARVEOUT=value)
-    refused = f"FASSD_KERNELS_CARVEOUT is '{value}'; expected a percentage, 0 to 100"
-    assert refused in said if value != "40" else not said
-
-
 @pytest.mark.parametrize("dtype", [*ARITHMETIC, torch.float64], ids=str)
 def test_pictures_are_normalised(dtype: torch.dtype) -> None:
     call = cases.normalize(2, (37, 41)).to(dtype)
