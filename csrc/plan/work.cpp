@@ -2,6 +2,8 @@
 
 #include "work.h"
 
+#include <algorithm>
+
 #include "rounding.h"
 
 namespace fassd::cuda {
@@ -180,16 +182,16 @@ Work work_of(const StemPlan& plan, const ConvolutionShape& shape) {
 Work work_of(const ArgmaxPlan& plan, int64_t batch, int channels, int in_width, int height,
              int width) {
   const int64_t rows = batch * height, parts = divide_up(channels, 8);
-  const double warps = double(rows) * warps_of(width);
   Work work;
   if (!plan.by_rows) {
-    work.enlarged_vectors = warps * double(parts);
+    work.enlarged_vectors = double(rows * parts) * warps_of(width);
     return work;
   }
   const int64_t columns = width > 1 ? argmax_threads * int64_t(in_width - 1) / (width - 1) + 2 : 1;
-  work.argmax_warps = warps;
-  work.argmax_channels = warps * double(divide_up(channels, 4));
-  work.argmax_blends = double(rows * divide_up(width, argmax_threads)) * warps_of(columns * parts);
+  const double blocks = double(rows * divide_up(width, argmax_threads));
+  work.argmax_warps = blocks * (argmax_threads / 32);
+  work.argmax_channels = double(rows * divide_up(channels, 4)) * warps_of(width);
+  work.argmax_blends = blocks * warps_of(std::min<int64_t>(columns, in_width) * parts);
   return work;
 }
 
