@@ -267,9 +267,10 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
         if (chunk < 16 && shape.arithmetic == Arithmetic::half) {
           continue;
         }
+        plan.chunk = chunk;
+        plan.cost.instructions = work_of(plan, shape).instructions();
         // A prologue is applied to what has come while another stage is on its way.
         for (int stages = 3; stages > (shape.prologue ? 1 : 0); stages--) {
-          plan.chunk = chunk;
           plan.stages = stages;
           plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
                                   staging, 0, 0, plan.tile.height + width);
@@ -290,7 +291,6 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
           cost.shared_bytes = depth * bytes_read(variant, itemsize, passes) + 2.0 * staging;
           cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
           cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
-          cost.instructions = work_of(plan, shape).instructions();
           predict(cost, variant.warps, chunks, stages, shape.arithmetic, limits);
           cheapest.offer(plan, asked_for);
         }
@@ -346,8 +346,9 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
       const int most = std::max(plan.first.count, plan.second.count);
       const int middle_bytes = (round_up(middle, 16) + 1) * (n * itemsize + slot_padding);
       for (int chunk : {32, 16}) {
+        plan.chunk = chunk;
+        plan.cost.instructions = work_of(plan, shape).instructions();
         for (int stages : {3, 2}) {
-          plan.chunk = chunk;
           plan.stages = stages;
           plan.layout =
               layout_of(slots, chunk, most * chunk, n, stages, itemsize, staging, middle_bytes);
@@ -372,7 +373,6 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
           cost.loaded_bytes = double(itemsize) * (double(in_chunks) * chunk * slots +
                                                   n * (first_depth + second_depth));
           cost.stored_bytes = double(pixels) * n * itemsize;
-          cost.instructions = work_of(plan, shape).instructions();
           predict(cost, warps, in_chunks + middle_chunks, stages, shape.arithmetic, limits);
           cheapest.offer(plan, asked_for);
         }
@@ -407,8 +407,9 @@ CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
     const int staging = pixels * staging_row(n) * 4;
     const int middle_bytes = round_up(odd_pixels * (odd_depth * itemsize + slot_padding), 128);
     for (int chunk : {64, 32, 16}) {
+      plan.chunk = chunk;
+      plan.cost.instructions = work_of(plan, shape).instructions();
       for (int stages : {3, 2}) {
-        plan.chunk = chunk;
         plan.stages = stages;
         // The odd layer's weights lie behind the even one's.
         const int rows_of_weights = 9 * chunk;
@@ -434,7 +435,6 @@ CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
         cost.loaded_bytes =
             itemsize * (outside / 9 * slots + n * (outside + middle) + odd_n * both);
         cost.stored_bytes = double(pixels) * (n + odd_n / double(plan.tile.columns)) * itemsize;
-        cost.instructions = work_of(plan, shape).instructions();
         predict(cost, warps, chunks, stages, shape.arithmetic, limits);
         cheapest.offer(plan, asked_for);
       }

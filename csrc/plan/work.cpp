@@ -2,6 +2,8 @@
 
 #include "work.h"
 
+#include <algorithm>
+
 #include "rounding.h"
 
 namespace fassd::cuda {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,19 +12,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from conformance import cases
+from conformance.harness import Call
 from ptx import executor
 from ptx.build import CSRC
 from ptx.count import Counted, count_calls
+from torch import Tensor
 
 from benchmarks.variants import FUSION, setting
 from fassd.bench.costs.cuda import Model
+from fassd_kernels import ops
 from fassd_kernels.triton.device import SHARED, device_named
 from fassd_kernels.tuning.calls import record_network
 
 TABLE = CSRC / "plan" / "instructions.def"
 UNIT = re.compile(r"^UNIT\((\w+), (\w+), ([\d.]+)\)", re.M)
 # A small picture on a GPU of few multiprocessors is cut into blocks as a large one on a large GPU.
-MULTIPROCESSORS, SIZE = 4, (128, 256)
+# The backend asks for its GPU once, so that PTX_SETTINGS have to say it.
+SETTINGS = {"capability": 90, "multiprocessors": 4}
+SIZE = (128, 256)
 NETWORKS = ("fassd_net", "baseline_aspp")
 EXACT = {"products": 1.0}
 """Units that are instructions, and not fitted."""
@@ -44,36 +49,57 @@ class Pair:
         return self.counted.instructions / sum(self.answer["instructions"].values())
 
 
-@contextmanager
-def a_gpu_of(multiprocessors: int, dtype: torch.dtype = torch.float16) -> Iterator[Model]:
-    """The executor's GPU with so many multiprocessors, and its model."""
-    capability = executor.DEFAULTS["capability"]
+def model_of(dtype: torch.dtype = torch.float16) -> Model:
+    """The model of the executor's GPU, as `SETTINGS` have it."""
+    capability, multiprocessors = (executor.DEFAULTS[name] for name in SETTINGS)
     device = replace(
         device_named("h200"),
         multiprocessors=multiprocessors,
         arch=capability,
         shared=SHARED[capability] * 1024,
     )
-    before = executor.DEFAULTS["multiprocessors"]
-    # Settings that others change and restore keep it.
-    executor.DEFAULTS["multiprocessors"] = multiprocessors
-    try:
-        with executor.settings(multiprocessors=multiprocessors):
-            yield Model(device, dtype)
-    finally:
-        executor.DEFAULTS["multiprocessors"] = before
-        executor.change(**executor.DEFAULTS)
+    return Model(device, dtype)
 
 
-def pairs_of(name: str, size: tuple[int, int], multiprocessors: int) -> list[Pair]:
+def pairs_of(name: str, size: tuple[int, int]) -> list[Pair]:
     """Every launch of a network, planned and executed."""
     found = []
-    with a_gpu_of(multiprocessors) as model:
-        for call, launches in count_calls(partial(record_network, name, *size, backend="cuda")):
-            for answer, launch in zip(model.answer(call), launches, strict=True):
-                assert launch.kernel.startswith(answer["kernel"] + "<"), (answer, launch)
-                found.append(Pair(answer, launch))
+    for call, launches in count_calls(partial(record_network, name, *size, backend="cuda")):
+        for answer, launch in zip(model_of().answer(call), launches, strict=True):
+            assert launch.kernel.startswith(answer["kernel"] + "<"), (answer, launch)
+            found.append(Pair(answer, launch))
     return found
+
+
+def as_kernels_leave_it(image: Tensor) -> Tensor:
+    """Pixels a multiple of eight channels apart, zeros behind the last channel."""
+    if image.dim() != 4 or not image.is_floating_point():
+        return image
+    batch, channels, height, width = image.shape
+    padded = image.new_zeros(batch, height, width, -(-channels // 8) * 8).permute(0, 3, 1, 2)
+    return padded[:, :channels].copy_(image)
+
+
+def pairs_of_call(call: Call, dtype: torch.dtype = torch.float16) -> list[Pair]:
+    """What an operator's call launches, planned and executed."""
+    call = call.to(dtype).map(as_kernels_leave_it)
+    ((made, launches),) = count_calls(
+        lambda: ops.operator(call.operator, "cuda")(*call.positional, **call.keywords)
+    )
+    answers = model_of(dtype).answer(made)
+    return [Pair(*both) for both in zip(answers, launches, strict=True)]
+
+
+# What no network launches, or few.
+OTHERS = (
+    cases.conv_act(1, (8,) * 10, 16, (64, 128), activation="relu"),
+    cases.conv_act(1, (24,), 24, (64, 128), pool=2, activation="relu"),
+    cases.conv_act(1, (24,), 24, (64, 128), residual=True),
+    cases.normalize_conv_act(1, 16, (128, 256), stride=(2, 2), activation="relu"),
+    cases.upsample(1, 19, (32, 64), (128, 256)),
+    *(cases.upsample_argmax(1, n, (32, 64), (128, 256)) for n in (7, 19, 40)),
+    cases.upsample_argmax(1, 19, (16, 24), (64, 96)),
+)
 
 
 def fitted(pairs: Sequence[Pair], units: dict[str, str]) -> dict[str, float]:
@@ -104,6 +130,11 @@ def fitted(pairs: Sequence[Pair], units: dict[str, str]) -> dict[str, float]:
     return found
 
 
+def is_set() -> bool:
+    """Whether the executor is the GPU of `SETTINGS`."""
+    return all(executor.DEFAULTS[name] == value for name, value in SETTINGS.items())
+
+
 def calibrate(path: Path = TABLE) -> str:
     """Write what is counted to the table; what changed, and how far launches are from it."""
     text = path.read_text()
@@ -113,7 +144,9 @@ def calibrate(path: Path = TABLE) -> str:
     for name in NETWORKS:
         for fusion in ("always", "never"):
             with setting(FUSION, fusion):
-                pairs += pairs_of(name, SIZE, MULTIPROCESSORS)
+                pairs += pairs_of(name, SIZE)
+    for call in OTHERS:
+        pairs += pairs_of_call(call)
     found = fitted(pairs, units)
     found = {name: round(found.get(name, before[name])) for name in units}
 

@@ -164,6 +164,10 @@ def main() -> None:
     parser.add_argument("--budget", action="store_true")
     chosen = parser.parse_args()
     assert harness.EXECUTED == "cuda", "the kernels are not executed: see tests/ptx/README.md"
+    if chosen.calibrate or chosen.budget:
+        from ptx.calibration import SETTINGS, is_set
+
+        assert is_set(), f"PTX_SETTINGS have to say {SETTINGS}: see the Makefile"
     if chosen.calibrate:
         from ptx.calibration import calibrate
 
