@@ -31,7 +31,7 @@ UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton ptx ptx-count ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -64,6 +64,7 @@ triton: $(VENV)/.developing
 # of the conformance suite it runs what the interpreter does not compute.
 SEED ?= $(shell date +%s)
 PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
+COUNTED := capability=90 multiprocessors=4
 RANDOM := capability=90 arrival=random overlap=1 seed=$(SEED)
 EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py
 EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" FASSD_KERNELS_DEPENDENT_LAUNCH=1 \
@@ -75,6 +76,7 @@ ptx: $(VENV)/.developing
 	$(EXECUTED_TRITON) -k "test_table and bfloat16"
 	$(EXECUTED_TRITON) -k "test_table and float32" --tf32
 	$(PTX) host
+	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(COUNTED)" $(TRITON) tests/ptx/test_count.py
 	$(call EXECUTED_CUDA,capability=86) tests/ptx/test_cuda.py tests/ptx/test_host.py \
 	  tests/ptx/test_mutations.py --every $(EVERY)
 	$(call EXECUTED_CUDA,$(RANDOM)) tests/ptx/test_cuda.py --every $(if $(filter 1,$(EVERY)),1,80)
@@ -84,9 +86,18 @@ ptx: $(VENV)/.developing
 	  PYTHONPATH=tests:. $(BIN)/python -m ptx.mutations)
 
 # Instructions of every operator call of FASSD-Net, by kind, and the time that it takes to issue them.
+COUNT = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" PYTHONPATH=tests:. $(BIN)/python -m ptx.count
 ptx-count: $(VENV)/.developing
 	$(PTX) host
-	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=90" PYTHONPATH=tests:. $(BIN)/python -m ptx.count
+	$(call COUNT,capability=90)
+
+# The time model's figures, from what kernels execute now, and the budget of what they may.
+ptx-calibrate: $(VENV)/.developing
+	$(PTX) host
+	$(call COUNT,$(COUNTED)) --calibrate
+	$(MAKE) $(VENV)/.developing
+	$(PTX) host
+	$(call COUNT,$(COUNTED)) --budget
 
 # The table of what whole networks lose in 16 bits and TF32; an hour.
 ptx-networks: $(VENV)/.developing

@@ -169,7 +169,7 @@ def cpu_extension():
         "fassd_kernels._C",
         # The plans of the CUDA kernels are plain C++, and are asked for without a GPU.
         sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/plan/*.cpp"),
-        depends=sources("csrc/*.h", "csrc/*/*.h", "fassd_kernels/schemas.def"),
+        depends=sources("csrc/*.h", "csrc/*/*.h", "csrc/plan/*.def", "fassd_kernels/schemas.def"),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
         extra_compile_args={"cxx": STANDARD + SANITIZE},
         extra_link_args=SANITIZE,
@@ -191,11 +191,13 @@ def cuda_extension():
             "csrc/checks.cpp",
             "csrc/plan/plan.cpp",
             "csrc/plan/fusion.cpp",
+            "csrc/plan/work.cpp",
             "csrc/cuda/registration.cpp",
             "csrc/cuda/*.cu",
         ),
         depends=sources(
-            "csrc/*.h", "csrc/plan/*.h", "csrc/cuda/*.cuh", "fassd_kernels/schemas.def"
+            *("csrc/*.h", "csrc/plan/*.h", "csrc/plan/*.def", "csrc/cuda/*.cuh"),
+            "fassd_kernels/schemas.def",
         ),
         include_dirs=include_paths("cuda"),
         library_dirs=library_paths("cuda"),

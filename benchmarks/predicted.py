@@ -18,7 +18,7 @@ from benchmarks import RESULTS, slug, write_json, write_text
 from benchmarks.probes import LAUNCH_COLUMNS, scaled
 from benchmarks.rows import NONE, Record, matches, rows_by_subject, table, table_of
 from fassd.bench.candidates import COMPILE, FOLDED, MAX_AUTOTUNE, NATIVE, TITLES, TRITON
-from fassd.bench.costs.cuda import Prediction, find_device, predict_network
+from fassd.bench.costs.cuda import ISSUE_EFFICIENCY, Prediction, find_device, predict_network
 from fassd.models import list_models
 from fassd.models.device import DTYPES
 from fassd_kernels.triton.device import Device
@@ -176,7 +176,9 @@ NETWORK_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
     ("MB", scaled("bytes", 1e-6, 0)),
     ("GFLOP", scaled("operations", 1e-9, 1)),
     ("padded GFLOP", scaled("issued", 1e-9, 1)),
+    ("M instructions", scaled("instructions", 1e-6, 0)),
     ("floor ms", scaled("floor_s", 1e3, 3)),
+    ("issue ms", scaled("issue_s", 1e3, 3)),
     ("predicted ms", scaled("predicted_s", 1e3, 3)),
     ("predicted frames/s", scaled("predicted_frames_per_second", 1, 0)),
 )
@@ -196,7 +198,10 @@ def render(predictions: Sequence[Record]) -> str:
 
 By the time model; **nothing here was measured**. 1x3x{SIZE[0]}x{SIZE[1]} pictures but for the
 batch, {DTYPE}, labels out, as one CUDA graph. Floor: bytes at the memory's bandwidth or operations
-at the full rate, launch by launch. Written by `python -m benchmarks.predicted`.
+at the full rate, launch by launch. Instructions are those of warps, and of a launch's the copies to
+shared memory, the products and the epilogue stand for themselves; issue: their time at one a clock
+from each scheduler. The prediction reckons with {ISSUE_EFFICIENCY} of that rate, less where a
+scheduler has few warps. Written by `python -m benchmarks.predicted`.
 
 {targets}## Networks
 

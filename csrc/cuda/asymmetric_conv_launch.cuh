@@ -3,10 +3,20 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "asymmetric_conv.cuh"
+#include "variants.cuh"
 
 namespace fassd::cuda {
+
+// The tables as types, as in convolution_launch.cuh.
+struct HalfPairs {
+  static constexpr const auto& list = half_pairs;
+};
+struct FloatPairs {
+  static constexpr const auto& list = float_pairs;
+};
 
 template <typename T>
 void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs) {
@@ -18,22 +28,13 @@ void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, co
     resident = std::max(resident, plan.cost.resident);
   }
   const dim3 grid = grid_of(context.op, "tiles", blocks, int64_t(plans.size()));
-  const Variant& variant = plans[0].variant;
   with_math<T>(context, [&](auto math) {
-    const auto launch = [&](auto warps, auto n_tiles) {
-      context.queue.launch(
-          &pair_kernel<decltype(math), decltype(warps)::value, decltype(n_tiles)::value>, grid,
-          dim3(warps * 32), {shared_bytes, resident}, pairs);
-    };
-    if constexpr (sizeof(T) == 2) {
-      with_constant<8, 4>(context.op, variant.warps, [&](auto warps) {
-        with_constant<4, 8, 16>(context.op, variant.n_tiles,
-                                [&](auto n_tiles) { launch(warps, n_tiles); });
-      });
-    } else {
-      with_constant<4, 8>(context.op, variant.n_tiles,
-                          [&](auto n_tiles) { launch(std::integral_constant<int, 8>(), n_tiles); });
-    }
+    using List = std::conditional_t<sizeof(T) == 2, HalfPairs, FloatPairs>;
+    with_entry<List>(context.op, plans[0].variant, [&](auto index) {
+      constexpr Variant variant = List::list[decltype(index)::value];
+      context.queue.launch(&pair_kernel<decltype(math), variant.warps, variant.n_tiles>, grid,
+                           dim3(variant.warps * 32), {shared_bytes, resident}, pairs);
+    });
   });
 }
 

@@ -134,6 +134,14 @@ ConvolutionCall call_on(const Source& input, const Filter& filter, const Checked
   return call;
 }
 
+Ending ending_of(const Epilogue& epilogue) {
+  return epilogue.addend.data != nullptr ? Ending::addend
+         : epilogue.residual.data != nullptr
+             ? (epilogue.resized ? Ending::resized : Ending::residual)
+         : epilogue.copy.data != nullptr ? Ending::copied
+                                         : Ending::plain;
+}
+
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   ConvolutionShape shape;
   shape.batch = call.batch;
@@ -154,8 +162,48 @@ ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   shape.dilation_h = call.dilation_h;
   shape.dilation_w = call.dilation_w;
   shape.pool = call.epilogue.pool;
+  shape.prologue = call.prologue.scale != nullptr;
+  shape.ending = ending_of(call.epilogue);
   shape.arithmetic = context.arithmetic;
   return shape;
+}
+
+Taps placed(const Context& context, Taps taps, const Weight& weight, const Axis& rows,
+            const Axis& columns, int chunk) {
+  const int itemsize = element_size(context), pitch = chunk * itemsize + slot_padding;
+  for (int tap = 0; tap < taps.count; tap++) {
+    taps.offset[tap] =
+        (taps.row[tap] * rows.pitch * columns.slots + taps.column[tap] * columns.pitch) * pitch;
+    taps.weights[tap] = int64_t(taps.index[tap]) * weight.in_channels * weight.stride * itemsize;
+  }
+  return taps;
+}
+
+Finish finish_of(const Epilogue& epilogue) {
+  const bool added = epilogue.residual.data != nullptr, pooled = epilogue.pool > 1;
+  const bool relu = epilogue.activation == Activation::relu;
+  const bool prelu = epilogue.activation == Activation::prelu;
+  const bool copied = epilogue.copy.data != nullptr, affine = epilogue.addend.data != nullptr;
+  if ((added && !epilogue.residual.whole) || added + pooled + affine > 1) {
+    return Finish::any;
+  }
+  if (copied || !epilogue.out.vectors) {
+    const bool fits = epilogue.out.pairs && (!copied || epilogue.copy.vectors);
+    return relu && fits && !added && !pooled && !affine ? Finish::placed : Finish::any;
+  }
+  if (affine) {
+    return prelu && epilogue.addend.whole ? Finish::addend : Finish::any;
+  }
+  if (pooled) {
+    return relu ? Finish::pooled : Finish::any;
+  }
+  if (added && epilogue.resized) {
+    return relu ? Finish::resized : Finish::any;
+  }
+  if (added) {
+    return epilogue.activation == Activation::none ? Finish::residual : Finish::any;
+  }
+  return relu ? Finish::relu : prelu ? Finish::prelu : Finish::none;
 }
 
 void run(const Context& context, const ConvolutionCall& call) {
@@ -173,7 +221,7 @@ void run(const Context& context, const ConvolutionCall& call) {
     kept.inputs.push_back(source_of(context.op, *joined));
   }
   const ConvolutionShape shape = shape_of(context, kept);
-  if (kept.prologue.scale == nullptr && is_stem(shape)) {
+  if (!shape.prologue && is_stem(shape)) {
     return run_stem(context, kept, nullptr);
   }
   const ConvolutionPlan plan = remembered<plan_convolution>(shape, context.queue.limits);
@@ -182,16 +230,19 @@ void run(const Context& context, const ConvolutionCall& call) {
   convolution.source_count = static_cast<int>(kept.inputs.size());
   convolution.prologue = call.prologue;
   convolution.weight = call.filter.weight;
-  convolution.taps = plan.taps;
+  convolution.taps =
+      placed(context, plan.taps, convolution.weight, plan.rows, plan.columns, plan.chunk);
   convolution.rows = plan.rows;
   convolution.columns = plan.columns;
   convolution.out_height = shape.out_height;
   convolution.out_width = shape.out_width;
   convolution.tile = plan.tile;
   convolution.chunk = plan.chunk;
+  convolution.chunks = chunks_of(convolution.sources, convolution.source_count, convolution.chunk);
   convolution.stage_count = plan.stages;
   convolution.layout = plan.layout;
   convolution.epilogue = call.epilogue;
+  convolution.epilogue.finish = finish_of(call.epilogue);
   with_type(context.op, context.dtype,
             [&](auto type) { launch_convolution<decltype(type)>(context, plan, convolution); });
 }

@@ -3,20 +3,23 @@
 #pragma once
 
 #include "couple.cuh"
+#include "variants.cuh"
 
 namespace fassd::cuda {
+
+// The table as a type, as in convolution_launch.cuh.
+struct HalfCouples {
+  static constexpr const auto& list = half_couples;
+};
 
 template <typename T>
 void launch_couple(const Context& context, const CouplePlan& plan, const Couple& couple) {
   const dim3 grid = grid_of(context.op, "tiles", plan.cost.blocks);
-  with_constant<8, 4>(context.op, plan.variant.warps, [&](auto warps) {
-    with_constant<2, 3>(context.op, plan.odd_tiles, [&](auto odd) {
-      with_constant<3, 4, 6, 8>(context.op, plan.variant.n_tiles, [&](auto even) {
-        context.queue.launch(
-            &couple_kernel<T, decltype(warps)::value, decltype(odd)::value, decltype(even)::value>,
-            grid, dim3(warps * 32), {plan.layout.total, plan.cost.resident}, couple);
-      });
-    });
+  const CoupleVariant variant = {plan.variant.warps, plan.odd_tiles, plan.variant.n_tiles};
+  with_entry<HalfCouples>(context.op, variant, [&](auto index) {
+    constexpr CoupleVariant one = HalfCouples::list[decltype(index)::value];
+    context.queue.launch(&couple_kernel<T, one.warps, one.odd_tiles, one.even_tiles>, grid,
+                         dim3(one.warps * 32), {plan.layout.total, plan.cost.resident}, couple);
   });
 }
 

@@ -108,6 +108,17 @@ int position_count(const char* op, int64_t size) {
   return static_cast<int>(size);
 }
 
+namespace {
+
+// Whether the distance of pixels, in bytes, is a number of 32 bits: `bytes`.
+bool pixel_bytes(int64_t stride, int64_t element_size, uint32_t& bytes) {
+  const bool fits = stride >= 0 && stride <= int64_t(UINT32_MAX) / element_size;
+  bytes = fits ? static_cast<uint32_t>(stride * element_size) : 0;
+  return fits;
+}
+
+}  // namespace
+
 Source source_of(const char* op, const Tensor& tensor, int64_t first, int64_t channels) {
   const int64_t elements = 16 / int64_t(tensor.element_size());
   Source source;
@@ -116,14 +127,26 @@ Source source_of(const char* op, const Tensor& tensor, int64_t first, int64_t ch
   source.stride_n = tensor.size(0) > 1 ? tensor.stride(0) : 0;
   source.stride_c = tensor.size(1) > 1 ? tensor.stride(1) : 0;  // else any number, even 2^62
   source.stride_h = tensor.size(2) > 1 ? tensor.stride(2) : 0;
-  source.stride_w = tensor.size(3) > 1 ? tensor.stride(3) : 0;
+  source.stride_w = tensor.size(3) > 1 ? tensor.stride(3) : source.stride_h;
   source.height = position_count(op, tensor.size(2));
   source.width = position_count(op, tensor.size(3));
   source.channels = position_count(op, channels < 0 ? tensor.size(1) : channels);
+  STD_TORCH_CHECK(int64_t(source.height) * source.width <= most_pixels, op,
+                  ": a picture has too many pixels: ", source.height, " x ", source.width,
+                  "; the cuda backend takes at most ", most_pixels);
   source.vectors = (source.channels <= 1 || source.stride_c == 1) &&
                    reinterpret_cast<uintptr_t>(source.data) % 16 == 0 &&
-                   source.stride_n % elements == 0 && source.stride_h % elements == 0 &&
-                   source.stride_w % elements == 0;
+                   source.stride_n % elements == 0 && source.stride_w % elements == 0 &&
+                   (source.height <= 1 || source.stride_h == source.width * source.stride_w) &&
+                   pixel_bytes(source.stride_w, tensor.element_size(), source.pixel_bytes);
+  // Where the last pixel's last vector ends, and the memory.
+  int64_t held = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &held));
+  const int64_t end = tensor.storage_offset() + first * source.stride_c +
+                      (tensor.size(0) - 1) * source.stride_n +
+                      (source.height - 1) * source.stride_h + (source.width - 1) * source.stride_w +
+                      round_up(source.channels, lanes);
+  source.whole = source.vectors && end * tensor.element_size() <= held;
   return source;
 }
 
@@ -139,11 +162,37 @@ Target target_of(const Tensor& tensor, int64_t first, int64_t last) {
   target.stride_h = tensor.stride(2);
   target.stride_w = tensor.stride(3);
   target.lanes = position_count("a result", last - first);
-  target.vectors = reinterpret_cast<uintptr_t>(target.data) % 16 == 0 &&
-                   target.stride_n % elements == 0 && target.stride_h % elements == 0 &&
-                   target.stride_w % elements == 0;
+  const bool regular = target.stride_h == tensor.size(3) * target.stride_w &&
+                       pixel_bytes(target.stride_w, size, target.pixel_bytes);
+  const auto aligned = [&](int64_t bytes) {
+    return reinterpret_cast<uintptr_t>(target.data) % bytes == 0 &&
+           target.stride_n * size % bytes == 0 && target.stride_w * size % bytes == 0;
+  };
+  target.vectors = regular && aligned(16) && target.lanes % elements == 0;
+  target.pairs = regular && size == 2 && aligned(4) && target.lanes % 2 == 0;
   return target;
 }
+
+namespace {
+
+bool is_whole(const Tensor& vector) {
+  int64_t held = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(vector.get(), &held));
+  const int64_t end = vector.storage_offset() + round_up(vector.numel(), lanes);
+  return vector.is_contiguous() && end * int64_t(vector.element_size()) <= held &&
+         reinterpret_cast<uintptr_t>(vector.const_data_ptr()) % 16 == 0;
+}
+
+Tensor whole_copy(const Tensor& vector) {
+  const Tensor whole =
+      torch::stable::empty({round_up(vector.numel(), lanes)}, vector.scalar_type(), std::nullopt,
+                           vector.device(), std::nullopt, std::nullopt);
+  Tensor copy = torch::stable::narrow(const_cast<Tensor&>(whole), 0, 0, vector.numel());
+  torch::stable::copy_(copy, vector);
+  return copy;
+}
+
+}  // namespace
 
 Tensor empty_image(const Tensor& like, const ImageSize& size) {
   ImageSize whole = size;
@@ -158,7 +207,7 @@ Tensor empty_image(const Tensor& like, const ImageSize& size) {
 Vectors::Vectors(const std::vector<OptionalTensor>& tensors) {
   for (const OptionalTensor& tensor : tensors) {
     if (tensor.has_value()) {
-      kept_.push_back(tensor->is_contiguous() ? *tensor : torch::stable::contiguous(*tensor));
+      kept_.push_back(is_whole(*tensor) ? *tensor : whole_copy(*tensor));
     }
     data_.push_back(tensor.has_value() ? kept_.back().const_data_ptr() : nullptr);
   }

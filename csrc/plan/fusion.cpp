@@ -58,6 +58,7 @@ std::vector<ConvolutionShape> convolutions_of(const PairShape& shape) {
   std::vector<ConvolutionShape> both = {of(shape.in_channels, shape.middle_channels, 3, 1),
                                         of(shape.middle_channels, shape.out_channels, 1, 3)};
   both[0].dilation_h = both[1].dilation_w = shape.dilation;
+  both[1].ending = shape.ending;
   return both;
 }
 

@@ -66,6 +66,8 @@ void write(std::ostream& out, const Plan& blocks) {
   object.number("warps", blocks.variant.warps);
   object.number("m_tiles", blocks.variant.m_tiles);
   object.number("n_tiles", blocks.variant.n_tiles);
+  object.number("sliding", int(blocks.variant.sliding));
+  object.number("odd_tiles", blocks.odd_tiles);
   object.number("tile_width", 1 << blocks.tile.width_log2);
   object.number("tile_height", blocks.tile.height);
   object.number("taps", blocks.live_taps);
@@ -79,6 +81,24 @@ void write(std::ostream& out, const Plan& blocks) {
   object.number("loaded", blocks.cost.loaded_bytes);
   object.number("stored", blocks.cost.stored_bytes);
   object.number("cycles", blocks.cost.cycles);
+}
+
+// Amounts of what there is any of.
+void write_amounts(std::ostream& out, const Work& work) {
+  Object object(out);
+  work.for_each([&](const char* name, Part, double amount, double) {
+    if (amount > 0) {
+      object.number(name, amount);
+    }
+  });
+}
+
+void write_instructions(std::ostream& out, const Work& work) {
+  Object object(out);
+  object.number("copy", work.instructions(Part::copy));
+  object.number("product", work.instructions(Part::product));
+  object.number("epilogue", work.instructions(Part::epilogue));
+  object.number("other", work.instructions(Part::other));
 }
 
 void write(std::ostream& out, const ConvolutionShape& shape) {
@@ -159,6 +179,13 @@ bool is_empty(const ConvolutionShape& shape) {
 
 }  // namespace
 
+Work streamed(const ImageSize& size) {
+  Work work;
+  work.streamed_vectors =
+      double(checked_product({size.batch, size.height, size.width, (size.channels + 7) / 8})) / 32;
+  return work;
+}
+
 Call::Call(ScalarType dtype, const Integers& gpu, bool allow_tf32)
     : limits_(limits_of(gpu)),
       itemsize_(dtype == ScalarType::Double  ? 8
@@ -172,22 +199,25 @@ int64_t Call::image(const ImageSize& size) const {
   return checked_product({size.numel(), itemsize_});
 }
 
-void Call::convolution(const std::string& label, ConvolutionShape shape, int64_t more,
-                       bool prologue) {
+void Call::convolution(const std::string& label, ConvolutionShape shape, int64_t more) {
   complete(shape);
   if (is_empty(shape)) {
     return;
   }
-  join(label, shape, prologue);
+  join(label, shape);
   Launch launch = {label, "convolution_kernel", names_of(shape), shape.out_height / shape.pool,
                    shape.out_width / shape.pool};
   launch.bytes = bytes_of(shape) + more;
   launch.operations = operations_of(shape);
-  if (!prologue && is_stem(shape)) {
+  const auto plan = [&](const auto& found) {
+    launch.blocks = {found};
+    launch.work.add(work_of(found, shape), double(found.cost.blocks));
+  };
+  if (!shape.prologue && is_stem(shape)) {
     launch.kernel = "stem_kernel";
-    launch.blocks = {plan_stem(shape, limits_)};
+    plan(plan_stem(shape, limits_));
   } else {
-    launch.blocks = {remembered<plan_convolution>(shape, limits_)};
+    plan(remembered<plan_convolution>(shape, limits_));
   }
   launch.cycles = launch.blocks[0].cost.cycles;
   launch.convolution = shape;
@@ -205,7 +235,7 @@ bool Call::normalized_convolution(const std::string& label, ConvolutionShape sha
   return true;
 }
 
-void Call::pairs(const std::string& op, std::vector<PairShape> shapes, int64_t addends) {
+void Call::pairs(const std::string& op, std::vector<PairShape> shapes) {
   for (PairShape& shape : shapes) {
     shape.arithmetic = arithmetic_;
   }
@@ -216,7 +246,7 @@ void Call::pairs(const std::string& op, std::vector<PairShape> shapes, int64_t a
   const PairsPlan plan = remembered<plan_pairs>(shapes, limits_);
   if (!plan.together) {
     for (const PairShape& shape : shapes) {
-      apart(op, shape, addends);
+      apart(op, shape);
     }
     return;
   }
@@ -228,12 +258,14 @@ void Call::pairs(const std::string& op, std::vector<PairShape> shapes, int64_t a
     for (const ConvolutionShape& shape : convolutions_of(shapes[i])) {
       launch.bytes += weight_bytes(shape);
     }
+    const int images = shapes[i].ending == Ending::addend ? 2 : 1;
     launch.bytes +=
-        (1 + addends) * image({first.batch, shapes[i].out_channels, first.height, first.width});
+        images * image({first.batch, shapes[i].out_channels, first.height, first.width});
     for (int64_t operations : operations_of(shapes[i])) {
       launch.operations += operations;
     }
     launch.blocks.push_back(plan.pairs[i]);
+    launch.work.add(work_of(plan.pairs[i], shapes[i]), double(plan.pairs[i].cost.blocks));
   }
   launch.cycles = plan.cycles;
   launches_.push_back(std::move(launch));
@@ -257,14 +289,19 @@ bool Call::couple(const std::string& label, CoupleShape shape) {
                  weight_bytes(layers[0]) + weight_bytes(layers[1]);
   launch.operations = operations_of(layers[0]) + operations_of(layers[1]);
   launch.blocks = {plan};
+  launch.work.add(work_of(plan, shape), double(plan.cost.blocks));
   launch.cycles = plan.cost.cycles;
   launches_.push_back(std::move(launch));
   return true;
 }
 
 void Call::elementwise(const std::string& label, const std::string& kernel, int64_t channels,
-                       int64_t height, int64_t width, int64_t bytes, int64_t operations) {
-  launches_.push_back({label, kernel, std::to_string(channels), height, width, bytes, operations});
+                       int64_t height, int64_t width, int64_t bytes, int64_t operations,
+                       const Work& work) {
+  Launch launch = {label, kernel, std::to_string(channels), height, width, bytes, operations, work};
+  const int warps = 32;  // of a multiprocessor, such kernels having few registers
+  launch.cycles = issue_cycles(work.instructions(), warps, limits_);
+  launches_.push_back(std::move(launch));
 }
 
 std::string Call::answer() const {
@@ -280,6 +317,8 @@ std::string Call::answer() const {
     object.number("width", launch.width);
     object.number("bytes", launch.bytes);
     object.number("operations", launch.operations);
+    write_amounts(object.key("work"), launch.work);
+    write_instructions(object.key("instructions"), launch.work);
     object.number("cycles", launch.cycles);
     write_list(object.key("blocks"), launch.blocks,
                [&](const Plan& blocks) { write(out, blocks); });
@@ -317,29 +356,30 @@ int64_t Call::bytes_of(const ConvolutionShape& shape) const {
 }
 
 // A launch knows so many inputs: those beyond become one.
-void Call::join(const std::string& label, ConvolutionShape& shape, bool prologue) {
-  if (shape.channels.size() <= most_sources || prologue) {
+void Call::join(const std::string& label, ConvolutionShape& shape) {
+  if (shape.channels.size() <= most_sources || shape.prologue) {
     return;
   }
   int joined = 0;
   for (size_t i = most_sources - 1; i < shape.channels.size(); i++) {
     joined += shape.channels[i];
     elementwise(label + " join", "join_kernel", shape.channels[i], shape.height, shape.width,
-                2 * image({shape.batch, shape.channels[i], shape.height, shape.width}), 0);
+                2 * image({shape.batch, shape.channels[i], shape.height, shape.width}), 0,
+                streamed({shape.batch, shape.channels[i], shape.height, shape.width}));
   }
   shape.channels.resize(most_sources - 1);
   shape.channels.push_back(joined);
 }
 
-void Call::apart(const std::string& op, const PairShape& pair, int64_t addends) {
+void Call::apart(const std::string& op, const PairShape& pair) {
   const std::vector<ConvolutionShape> shapes = convolutions_of(pair);
   const std::vector<int64_t> operations = operations_of(pair);
   for (size_t i = 0; i < shapes.size(); i++) {
-    const bool last = i + 1 == shapes.size();
     const ConvolutionShape& shape = shapes[i];
-    convolution(
-        op + " " + std::to_string(shape.kernel_h) + "x" + std::to_string(shape.kernel_w), shape,
-        last ? addends * image({shape.batch, shape.out_channels, shape.height, shape.width}) : 0);
+    const int64_t images = shape.ending == Ending::addend ? 1 : 0;
+    convolution(op + " " + std::to_string(shape.kernel_h) + "x" + std::to_string(shape.kernel_w),
+                shape,
+                images * image({shape.batch, shape.out_channels, shape.height, shape.width}));
     launches_.back().operations = operations[i];
   }
 }

@@ -8,6 +8,7 @@
 
 #include "../checks.h"
 #include "plan.h"
+#include "work.h"
 
 namespace fassd::plan {
 
@@ -15,10 +16,14 @@ struct Launch {
   std::string label, kernel, channels;
   int64_t height, width;
   int64_t bytes, operations;
+  cuda::Work work = {};  // of all blocks
   double cycles = 0;
-  std::vector<cuda::Plan> blocks;  // one for each kind of them
+  std::vector<cuda::Plan> blocks = {};  // one for each kind of them
   std::optional<cuda::ConvolutionShape> convolution;
 };
+
+// Of a kernel that reads or writes an image, eight channels of a pixel at a time.
+cuda::Work streamed(const ImageSize& size);
 
 // The launches of one call, in the order in which csrc/cuda makes them. Of an empty image, nothing
 // is launched.
@@ -30,16 +35,15 @@ class Call {
   // Bytes of an image.
   int64_t image(const ImageSize& size) const;
 
-  // `more`: bytes that are read and written besides input, weight and result.
-  void convolution(const std::string& label, cuda::ConvolutionShape shape, int64_t more = 0,
-                   bool prologue = false);
+  // `more`: bytes that are read and written besides input, weight and result, for its ending.
+  void convolution(const std::string& label, cuda::ConvolutionShape shape, int64_t more = 0);
 
   // The convolution of a picture of bytes, normalized on its way in; false, and nothing is
   // launched, where it has to be made an image first.
   bool normalized_convolution(const std::string& label, cuda::ConvolutionShape shape);
 
-  // Branches on the same input. `addends`: images of the result's size that each reads besides.
-  void pairs(const std::string& op, std::vector<cuda::PairShape> shapes, int64_t addends = 0);
+  // Branches on the same input.
+  void pairs(const std::string& op, std::vector<cuda::PairShape> shapes);
 
   // Two layers of a HarDBlock in one launch; false, and nothing is launched, where that does not
   // pay.
@@ -47,7 +51,8 @@ class Call {
 
   // A launch without a plan.
   void elementwise(const std::string& label, const std::string& kernel, int64_t channels,
-                   int64_t height, int64_t width, int64_t bytes, int64_t operations);
+                   int64_t height, int64_t width, int64_t bytes, int64_t operations,
+                   const cuda::Work& work);
 
   // As JSON: a list of launches, of each
   //   label: what it does; kernel: name of the kernel's template
@@ -55,7 +60,8 @@ class Call {
   //   channels: those of the inputs > those of the result; height, width: of the result
   //   bytes: of every tensor read and written once, weights included
   //   operations: multiplications and additions that reach the result
-  //   cycles: predicted clocks of the launch; 0 where there is nothing to plan
+  //   work: by unit of csrc/plan/instructions.def; instructions: of warps, by part of the kernel
+  //   cycles: predicted clocks of the launch; where there is nothing to plan, those to issue it
   //   blocks: the plan of each kind of its blocks; empty where there is nothing to plan
   //   convolution: the shape, of a launch that is a single convolution
   std::string answer() const;
@@ -64,8 +70,8 @@ class Call {
   void complete(cuda::ConvolutionShape& shape) const;
   int64_t weight_bytes(const cuda::ConvolutionShape& shape) const;
   int64_t bytes_of(const cuda::ConvolutionShape& shape) const;
-  void join(const std::string& label, cuda::ConvolutionShape& shape, bool prologue);
-  void apart(const std::string& op, const cuda::PairShape& pair, int64_t addends);
+  void join(const std::string& label, cuda::ConvolutionShape& shape);
+  void apart(const std::string& op, const cuda::PairShape& pair);
 
   cuda::DeviceLimits limits_;
   int64_t itemsize_;

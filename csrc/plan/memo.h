@@ -53,14 +53,15 @@ class Question {
   }
   void append(const ConvolutionShape& shape) {
     const auto& [batch, height, width, out_height, out_width, channels, out_channels, kernel_h,
-                 kernel_w, stride_h, stride_w, dilation_h, dilation_w, pool, arithmetic] = shape;
+                 kernel_w, stride_h, stride_w, dilation_h, dilation_w, pool, prologue, ending,
+                 arithmetic] = shape;
     add(batch, height, width, out_height, out_width, channels, out_channels, kernel_h, kernel_w,
-        stride_h, stride_w, dilation_h, dilation_w, pool, arithmetic);
+        stride_h, stride_w, dilation_h, dilation_w, pool, prologue, ending, arithmetic);
   }
   void append(const PairShape& shape) {
     const auto& [batch, height, width, in_channels, middle_channels, out_channels, dilation, single,
-                 arithmetic] = shape;
-    add(batch, height, width, in_channels, middle_channels, out_channels, dilation, single,
+                 ending, arithmetic] = shape;
+    add(batch, height, width, in_channels, middle_channels, out_channels, dilation, single, ending,
         arithmetic);
   }
   void append(const CoupleShape& shape) {

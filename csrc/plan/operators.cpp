@@ -2,10 +2,13 @@
 // there: torch.ops.fassd_kernels_plan.NAME takes the arguments of the operator NAME, `gpu`
 // (multiprocessors, bytes of shared memory that one block can have, compute capability times ten)
 // and `allow_tf32`. Of tensors only shapes and types are looked at.
-// The answer is that of launches.h. The operator `variants` answers which kernels of convolutions
-// are compiled for an arithmetic: rows of warps, m_tiles, n_tiles, sliding.
+// The answer is that of launches.h. The operator `variants` answers which kernels are compiled for
+// an arithmetic: rows of warps, m_tiles, n_tiles, sliding, or of warps, odd_tiles, even_tiles of
+// couples.
 
 #include <torch/csrc/stable/library.h>
+
+#include <algorithm>
 
 #include "launches.h"
 
@@ -13,7 +16,9 @@ namespace fassd::plan {
 
 using cuda::ConvolutionShape;
 using cuda::CoupleShape;
+using cuda::Ending;
 using cuda::PairShape;
+using cuda::Work;
 
 namespace {
 
@@ -93,6 +98,7 @@ void conv_act(Call& call, const Checked& checked, const Tensors& inputs, const T
               int64_t pool) {
   ConvolutionShape shape = convolution_on(size_of(inputs[0]), channels_of(inputs), weight, checked);
   shape.pool = int(pool);
+  shape.ending = residual ? Ending::residual : Ending::plain;
   call.convolution("conv", shape, residual ? call.image(checked.size) : 0);
 }
 
@@ -125,16 +131,18 @@ void aspp(Call& call, const Checked& checked, const Tensor& input, const Tensors
                      convolution_on(size_of(input), channels, weights[i + 1], dilations[i]));
   }
   const int64_t values = checked_product({size.batch, size.height, size.width, input.size(1)});
+  Work work;
+  work.averaged_vectors = streamed(size_of(input)).streamed_vectors;
   call.elementwise("aspp mean", "mean_kernel", input.size(1), 1, 1, call.image(size_of(input)),
-                   values);
+                   values, work);
   // One pixel a picture; its share of the last convolution is added at every pixel.
   const ImageSize pixel = {size.batch, input.size(1), 1, 1};
   call.convolution("aspp pooled", convolution_on(pixel, channels, weights[weights.size() - 2]));
   call.convolution("aspp share of the means", convolution_on(pixel, {width}, weights.back()));
-  call.convolution(
-      "aspp fuse",
-      convolution_on(size_of(input), std::vector<int>(1 + dilations.size(), width), weights.back()),
-      call.image(size));
+  ConvolutionShape fuse =
+      convolution_on(size_of(input), std::vector<int>(1 + dilations.size(), width), weights.back());
+  fuse.ending = Ending::residual;
+  call.convolution("aspp fuse", fuse, call.image(size));
 }
 
 void hardblock(Call& call, const Checked&, const Tensor& input, const Tensors& weights,
@@ -153,7 +161,7 @@ void hardblock(Call& call, const Checked&, const Tensor& input, const Tensors& w
   const int64_t layers = int64_t(weights.size());
   for (int64_t layer = 1; layer <= layers; layer++) {
     const std::string label = "hardblock " + std::to_string(layer);
-    const ConvolutionShape first = shape_of(layer);
+    ConvolutionShape first = shape_of(layer);
     if (layer < layers) {
       const ConvolutionShape second = shape_of(layer + 1);
       CoupleShape couple;
@@ -170,6 +178,7 @@ void hardblock(Call& call, const Checked&, const Tensor& input, const Tensors& w
     }
     // A layer of the result that others read is written a second time, for them.
     const bool copied = layer < layers && is_hardblock_output(layer, layers);
+    first.ending = copied ? Ending::copied : Ending::plain;
     call.convolution(
         label, first,
         copied ? call.image({first.batch, first.out_channels, first.height, first.width}) : 0);
@@ -180,12 +189,17 @@ void mda(Call& call, const Checked& checked, const Tensor& input, const Tensors&
          const Tensors&, const Tensors&, const Tensors&, const OptionalTensors&, int64_t dilation) {
   const ImageSize& size = checked.size;
   const int width = position_count("plan", weights[0].size(0));
-  call.convolution("mda reduce", convolution_on(size, channels_of({input}), weights[0]), 0, true);
+  ConvolutionShape reduce = convolution_on(size, channels_of({input}), weights[0]);
+  reduce.prologue = true;
+  call.convolution("mda reduce", reduce);
   call.convolution("mda square", convolution_on(size, {width}, weights[1]));
   PairShape pair = pair_on(input, weights[2], &weights[3], dilation);
   pair.in_channels = width;
-  call.pairs("mda", {pair}, 1);
-  call.convolution("mda tail", convolution_on(size, {width}, weights[4]), call.image(size));
+  pair.ending = Ending::addend;
+  call.pairs("mda", {pair});
+  ConvolutionShape tail = convolution_on(size, {width}, weights[4]);
+  tail.ending = Ending::residual;
+  call.convolution("mda tail", tail, call.image(size));
 }
 
 void upsample_conv1x1(Call& call, const Checked& checked, const Tensors& low, const Tensors& skip,
@@ -194,8 +208,9 @@ void upsample_conv1x1(Call& call, const Checked& checked, const Tensors& low, co
   const ImageSize& size = checked.size;
   call.convolution("upsample_conv1x1 low",
                    convolution_on(size_of(low[0]), channels_of(low), weight));
-  call.convolution("upsample_conv1x1 skip",
-                   convolution_on(size_of(skip[0]), channels_of(skip), weight),
+  ConvolutionShape large = convolution_on(size_of(skip[0]), channels_of(skip), weight);
+  large.ending = Ending::resized;
+  call.convolution("upsample_conv1x1 skip", large,
                    call.image({size.batch, size.channels, low[0].size(2), low[0].size(3)}));
 }
 
@@ -206,27 +221,31 @@ int64_t blends(const ImageSize& result) {
 
 void upsample(Call& call, const Checked& checked, const Tensor& input, const Integers&) {
   const ImageSize& size = checked.size;
+  Work work;
+  work.enlarged_vectors = streamed(size).streamed_vectors;
   call.elementwise("upsample", "upsample_kernel", size.channels, size.height, size.width,
-                   call.image(size_of(input)) + call.image(size), blends(size));
+                   call.image(size_of(input)) + call.image(size), blends(size), work);
 }
 
 void upsample_argmax(Call& call, const Checked& checked, const Tensor& input, const Integers&) {
   const ImageSize& size = checked.size;
-  const cuda::ArgmaxPlan plan =
-      cuda::plan_argmax(size.batch, int(size.channels), position_count("plan", input.size(3)),
-                        position_count("plan", size.height), position_count("plan", size.width));
+  const cuda::ArgmaxPlan plan = cuda::plan_argmax(
+      size.batch, position_count("plan", input.size(2)), position_count("plan", input.size(3)),
+      position_count("plan", size.height), position_count("plan", size.width));
   call.elementwise(
-      "upsample_argmax", plan.by_rows ? "upsample_argmax_row_kernel" : "upsample_argmax_kernel",
+      "upsample_argmax", plan.by_cells ? "upsample_argmax_cell_kernel" : "upsample_argmax_kernel",
       size.channels, size.height, size.width,
       call.image(size_of(input)) + checked_product({size.batch, size.height, size.width}),
-      blends(size));
+      blends(size),
+      work_of(plan, size.batch, position_count("plan", size.channels),
+              position_count("plan", size.height), position_count("plan", size.width)));
 }
 
 void add_normalize(Call& call, const ImageSize& size, ScalarType dtype) {
   const int64_t itemsize = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
   call.elementwise("normalize", "normalize_kernel", size.channels, size.height, size.width,
                    checked_product({size.numel(), 1 + itemsize}),
-                   checked_product({2, size.numel()}));
+                   checked_product({2, size.numel()}), streamed(size));
 }
 
 void normalize(Call& call, const Checked& checked, const Tensor&, const std::vector<double>&,
@@ -250,7 +269,7 @@ void normalize_conv_act(Call& call, const Checked& checked, const Tensor& image,
 void pack_weight(Call& call, const Checked&, const Tensor& weight, const Integers&,
                  const Integers&) {
   call.elementwise("pack_weight", "pack_kernel", weight.size(1), weight.size(2), weight.size(3),
-                   2 * call.image(size_of(weight)), 0);
+                   2 * call.image(size_of(weight)), 0, streamed(size_of(weight)));
 }
 
 // --- how they are asked ---
@@ -279,18 +298,29 @@ std::string plan_schema(const std::string& schema) {
          "int[] gpu, bool allow_tf32=False) -> str";
 }
 
-Tensor variants(int64_t arithmetic) {
-  STD_TORCH_CHECK(arithmetic >= 0 && arithmetic <= 2, "arithmetic is ", arithmetic,
-                  "; expected 0 to 2");
-  const auto all = cuda::variants_of(static_cast<cuda::Arithmetic>(arithmetic));
-  Tensor rows = torch::stable::empty({int64_t(all.size()), 4}, ScalarType::Long);
-  int64_t* data = static_cast<int64_t*>(rows.mutable_data_ptr());
-  for (const cuda::Variant& variant : all) {
-    for (int value : {variant.warps, variant.m_tiles, variant.n_tiles, int(variant.sliding)}) {
-      *data++ = value;
+Tensor variants(int64_t number, const std::string& kernel) {
+  STD_TORCH_CHECK(number >= 0 && number <= 2, "arithmetic is ", number, "; expected 0 to 2");
+  const auto arithmetic = static_cast<cuda::Arithmetic>(number);
+  std::vector<int> values;
+  int columns = 4;
+  if (kernel == "convolution_kernel" || kernel == "pair_kernel") {
+    const bool pairs = kernel == "pair_kernel";
+    for (const cuda::Variant& one : pairs ? pairs_of(arithmetic) : variants_of(arithmetic)) {
+      values.insert(values.end(), {one.warps, one.m_tiles, one.n_tiles, int(one.sliding)});
     }
+  } else if (kernel == "couple_kernel") {
+    columns = 3;
+    for (const cuda::CoupleVariant& one : couples_of(arithmetic)) {
+      values.insert(values.end(), {one.warps, one.odd_tiles, one.even_tiles});
+    }
+  } else {
+    STD_TORCH_CHECK(false, "kernel is '", kernel,
+                    "'; expected convolution_kernel, pair_kernel or couple_kernel");
   }
-  return rows;
+  const int64_t rows = int64_t(values.size()) / columns;
+  Tensor result = torch::stable::empty({rows, columns}, ScalarType::Long);
+  std::copy(values.begin(), values.end(), static_cast<int64_t*>(result.mutable_data_ptr()));
+  return result;
 }
 
 }  // namespace
@@ -302,7 +332,7 @@ STABLE_TORCH_LIBRARY(fassd_kernels_plan, m) {
   m.def(fassd::plan::plan_schema(#name "(" text ") -> Tensor").c_str());
 #include "../../fassd_kernels/schemas.def"
 #undef OPERATOR
-  m.def("variants(int arithmetic) -> Tensor");
+  m.def("variants(int arithmetic, str kernel='convolution_kernel') -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels_plan, CompositeExplicitAutograd, m) {

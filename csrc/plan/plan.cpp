@@ -6,6 +6,9 @@
 #include <cstdlib>
 #include <limits>
 
+#include "rounding.h"
+#include "work.h"
+
 namespace fassd::cuda {
 
 namespace {
@@ -16,6 +19,12 @@ constexpr double shared_bytes_per_cycle = 128;
 constexpr double loaded_bytes_per_cycle = 32;  // from the last cache, all multiprocessors asking
 constexpr double launch_cycles = 2500;         // begin, first loads, the way out
 constexpr double chunk_cycles = 60;            // barrier and addresses of one chunk
+
+// A multiprocessor has four schedulers, each of which issues at most one instruction a clock.
+// Stated, not measured: with three warps or more, one finds something to issue in 0.7 of all
+// clocks; with fewer, in so many times less, for a warp waits four clocks for what it has just
+// computed, more for shared memory, and now and then has something independent to go on with.
+constexpr double schedulers = 4, issue_efficiency = 0.7, busy_warps = 3;
 
 // Multiply-accumulates of one multiprocessor and clock.
 double rate_of(Arithmetic arithmetic, int capability) {
@@ -28,23 +37,6 @@ double rate_of(Arithmetic arithmetic, int capability) {
     default:
       return capability == 80 ? 64 : 128;
   }
-}
-
-int itemsize_of(Arithmetic arithmetic) {
-  return arithmetic == Arithmetic::half ? 2 : 4;
-}
-
-// Channels of one product.
-int step_of(Arithmetic arithmetic) {
-  return arithmetic == Arithmetic::half ? 16 : arithmetic == Arithmetic::tf32 ? 8 : 4;
-}
-
-int64_t divide_up(int64_t value, int64_t divisor) {
-  return (value + divisor - 1) / divisor;
-}
-
-int round_up(int value, int multiple) {
-  return int(divide_up(value, multiple)) * multiple;
 }
 
 // Whether tap `index` of a kernel of `count` reads a pixel anywhere.
@@ -77,6 +69,8 @@ Axis axis_of(int kernel, int extent, int size, int out_size, int stride, int dil
   axis.pitch = apart ? extent : int(pitch);
   axis.slots = apart ? axis.groups * extent : int(slots);
   axis.slot_step = apart ? 1 : axis.step;
+  axis.shift = (axis.first_tap - axis.middle) * axis.dilation;
+  axis.adjacent = !apart && (axis.groups == 1 || axis.pitch == axis.dilation);
   return axis;
 }
 
@@ -94,11 +88,12 @@ Taps taps_of(const Axis& rows, const Axis& columns, int kernel_w) {
   return taps;
 }
 
-// Shared memory of so many stages, and at least so much for what is staged on the way out.
+// Shared memory of so many stages, and at least so much for what is staged on the way out and for
+// so many edges.
 SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages, int itemsize,
-                       int staging_bytes, int middle_bytes, int more_weights = 0) {
+                       int staging_bytes, int middle_bytes, int more_weights = 0, int edges = 0) {
   SharedLayout layout;
-  layout.stages = round_up(slots * position_bytes, 16);
+  layout.stages = std::max(round_up(slots * position_bytes, 16), edges * edge_bytes);
   layout.weights = slots * (chunk * itemsize + slot_padding);
   layout.stage_bytes = layout.weights + weight_rows * weight_row(n) * itemsize + more_weights;
   layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes);
@@ -106,35 +101,26 @@ SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages,
   return layout;
 }
 
-int chunks_of(const std::vector<int>& channels, int chunk) {
-  int chunks = 0;
-  for (int count : channels) {
-    chunks += int(divide_up(count, chunk));
-  }
-  return chunks;
-}
-
-// Channels in whole products: those of each input are padded by themselves.
-int depth_of(const std::vector<int>& channels, int step) {
-  int depth = 0;
-  for (int count : channels) {
-    depth += round_up(count, step);
-  }
-  return depth;
+// Instructions that a multiprocessor with so many warps issues in a clock.
+double issue_rate(double warps) {
+  return schedulers * issue_efficiency * std::min(1.0, warps / (schedulers * busy_warps));
 }
 
 // Predicted clocks of a launch: every block waits for its first loads, and what is resident beside
-// it fills that time; then the slowest of products, shared memory and loads.
-void predict(Cost& cost, int chunks, int stages, Arithmetic arithmetic,
+// it fills that time; then the slowest of products, shared memory, loads and issue. A block alone
+// is issued more slowly than beside others.
+void predict(Cost& cost, int warps, int chunks, int stages, Arithmetic arithmetic,
              const DeviceLimits& limits) {
-  const double busy = std::max({cost.products / rate_of(arithmetic, limits.capability),
-                                cost.shared_bytes / shared_bytes_per_cycle,
-                                (cost.loaded_bytes + cost.stored_bytes) / loaded_bytes_per_cycle});
-  // Of one stage, nothing is on its way while another is multiplied.
-  const double alone = launch_cycles + chunks * (stages == 1 ? launch_cycles : chunk_cycles) + busy;
   const double waves = std::ceil(double(cost.blocks) / (double(limits.multiprocessors)));
   // As many blocks as are resident overlap their waiting, but share the rates.
   const int together = int(std::min<double>(cost.resident, waves));
+  const double moved = std::max({cost.products / rate_of(arithmetic, limits.capability),
+                                 cost.shared_bytes / shared_bytes_per_cycle,
+                                 (cost.loaded_bytes + cost.stored_bytes) / loaded_bytes_per_cycle});
+  const double busy = std::max(moved, cost.instructions / issue_rate(double(warps) * together));
+  // Of one stage, nothing is on its way while another is multiplied.
+  const double alone = launch_cycles + chunks * (stages == 1 ? launch_cycles : chunk_cycles) +
+                       std::max(moved, cost.instructions / issue_rate(warps));
   cost.cycles = std::max(waves * busy, waves / together * alone);
 }
 
@@ -176,11 +162,22 @@ struct Cheapest {
   }
 };
 
-// Bytes of shared memory that a block's warps read for one tap and one channel: pixels, and
-// weights. A sliding warp reads m_tiles + 2 rows for its three vertical taps.
-double bytes_read(const Variant& variant, int itemsize) {
+// Passes over the banks of shared memory in which eight neighbouring pixels of a tile are read, 16
+// bytes each: as many as of them fall into the same banks. Rows of the tile are `row` slots apart.
+int bank_passes(int width_log2, int slot_step, int row, int slot_bytes) {
+  int most = 0, hits[8] = {};
+  for (int pixel = 0; pixel < 8; pixel++) {
+    const int slot = (pixel >> width_log2) * row + (pixel & ((1 << width_log2) - 1)) * slot_step;
+    most = std::max(most, ++hits[slot * (slot_bytes / 16) % 8]);
+  }
+  return most;
+}
+
+// Bytes of shared memory that a block's warps read for one tap and one channel: pixels, in so many
+// passes, and weights. A sliding warp reads m_tiles + 2 rows for its three vertical taps.
+double bytes_read(const Variant& variant, int itemsize, int passes = 1) {
   const double pixels = variant.sliding ? 16.0 * (variant.m_tiles + 2) / 3 : 16.0 * variant.m_tiles;
-  return itemsize * variant.warps * (pixels + variant.channels());
+  return itemsize * variant.warps * (passes * pixels + variant.channels());
 }
 
 // Whether a warp's pixels can lie as the variant wants them.
@@ -196,6 +193,10 @@ bool fits(const Variant& variant, const ConvolutionShape& shape, int width_log2)
 
 }  // namespace
 
+double issue_cycles(double instructions, double warps, const DeviceLimits& limits) {
+  return instructions / (issue_rate(warps) * limits.multiprocessors);
+}
+
 Arithmetic arithmetic_of(bool is_float32, bool allow_tf32, const DeviceLimits& limits) {
   return !is_float32                             ? Arithmetic::half
          : allow_tf32 && limits.capability >= 80 ? Arithmetic::tf32
@@ -207,6 +208,20 @@ std::vector<Variant> variants_of(Arithmetic arithmetic) {
     return {std::begin(half_variants), std::end(half_variants)};
   }
   return {std::begin(float_variants), std::end(float_variants)};
+}
+
+std::vector<Variant> pairs_of(Arithmetic arithmetic) {
+  if (arithmetic == Arithmetic::half) {
+    return {std::begin(half_pairs), std::end(half_pairs)};
+  }
+  return {std::begin(float_pairs), std::end(float_pairs)};
+}
+
+std::vector<CoupleVariant> couples_of(Arithmetic arithmetic) {
+  if (arithmetic == Arithmetic::half) {
+    return {std::begin(half_couples), std::end(half_couples)};
+  }
+  return {};
 }
 
 bool is_asked_for(const Variant& variant) {
@@ -228,8 +243,8 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
   for (const Variant& variant : variants_of(shape.arithmetic)) {
     const bool asked_for = is_asked_for(variant);
     const int pixels = variant.pixels(), n = variant.channels();
-    for (int width_log2 = 2; (1 << width_log2) <= pixels / 2 && width_log2 <= 6; width_log2++) {
-      if (!fits(variant, shape, width_log2)) {
+    for (int width_log2 = 6; width_log2 >= 2; width_log2--) {
+      if ((1 << width_log2) > pixels / 2 || !fits(variant, shape, width_log2)) {
         continue;
       }
       ConvolutionPlan plan;
@@ -252,11 +267,13 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
         if (chunk < 16 && shape.arithmetic == Arithmetic::half) {
           continue;
         }
-        for (int stages : {3, 2, 1}) {
-          plan.chunk = chunk;
+        plan.chunk = chunk;
+        plan.cost.instructions = work_of(plan, shape).instructions();
+        // A prologue is applied to what has come while another stage is on its way.
+        for (int stages = 3; stages > (shape.prologue ? 1 : 0); stages--) {
           plan.stages = stages;
-          plan.layout =
-              layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize, staging, 0);
+          plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
+                                  staging, 0, 0, plan.tile.height + width);
           if (plan.layout.total > limits.shared_bytes) {
             continue;
           }
@@ -268,10 +285,13 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
           cost.resident =
               resident_of(plan.layout.total, variant.warps * 32, registers_of(variant), limits);
           cost.products = double(pixels) * n * depth;
-          cost.shared_bytes = depth * bytes_read(variant, itemsize) + 2.0 * staging;
+          const int passes = bank_passes(width_log2, plan.columns.slot_step,
+                                         plan.rows.slot_step * plan.columns.slots,
+                                         chunk * itemsize + slot_padding);
+          cost.shared_bytes = depth * bytes_read(variant, itemsize, passes) + 2.0 * staging;
           cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
           cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
-          predict(cost, chunks, stages, shape.arithmetic, limits);
+          predict(cost, variant.warps, chunks, stages, shape.arithmetic, limits);
           cheapest.offer(plan, asked_for);
         }
       }
@@ -284,79 +304,78 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
   const int itemsize = itemsize_of(shape.arithmetic);
   Cheapest<PairPlan> cheapest;
   const int widest = std::max(shape.middle_channels, shape.out_channels);
-  const int n_tiles = widest <= 32 ? 4 : widest <= 64 ? 8 : 16;
-  // Of float32, the accumulators of more channels would not fit into registers.
-  const bool half = shape.arithmetic == Arithmetic::half;
-  if (widest > (half ? 128 : 64)) {
-    return cheapest.best;
-  }
-  const int n = n_tiles * 8;
-  for (int turn = 0; turn < 10; turn++) {
-    const int width_log2 = 3 + turn / 2, warps = turn % 2 == 0 ? 8 : 4, pixels = warps * 16;
-    if ((1 << width_log2) > pixels || (warps == 4 && !half)) {
-      continue;
-    }
-    PairPlan plan;
-    plan.possible = true;
-    plan.variant = {warps, pair_m_tiles, n_tiles};
-    const bool asked_for = is_asked_for(plan.variant);
-    const int width = 1 << width_log2;
-    plan.tile.width_log2 = width_log2;
-    plan.tile.height = pixels / width;
-    plan.tile.across = int(divide_up(shape.width, width));
-    plan.tile.down = int(divide_up(shape.height, plan.tile.height));
-    plan.whole_rows = plan.tile.across == 1;
-    plan.rows = axis_of(shape.single ? 1 : 3, plan.tile.height, shape.height, shape.height, 1,
-                        shape.dilation);
-    plan.columns =
-        axis_of(shape.single ? 1 : 3, width, shape.width, shape.width, 1, shape.dilation);
-    if (!shape.single) {
-      plan.second = taps_of(axis_of(1, 1, 1, 1, 1, 1), plan.columns, 3);
-    }
-    if (plan.whole_rows) {
-      // The middle is computed where the picture is; taps beside it read one pixel of zeros.
-      plan.columns.pitch = 0;
-      plan.columns.slots = width;
-    }
-    plan.first = taps_of(plan.rows, axis_of(1, 1, 1, 1, 1, 1), 1);
-    plan.live_taps = plan.first.count + plan.second.count;
-    const int middle = plan.tile.height * plan.columns.slots;  // pixels
-    if (middle > warps * pair_m_tiles * 16) {
-      continue;
-    }
-    const int slots = plan.rows.slots * plan.columns.slots;
-    const int staging = pixels * staging_row(n) * 4;
-    const int most = std::max(plan.first.count, plan.second.count);
-    const int middle_bytes = (round_up(middle, 16) + 1) * (n * itemsize + slot_padding);
-    for (int chunk : {32, 16}) {
-      for (int stages : {3, 2}) {
+  for (const Variant& variant : pairs_of(shape.arithmetic)) {
+    for (int width_log2 = 7; width_log2 >= 3; width_log2--) {
+      const int n = variant.channels(), warps = variant.warps;
+      const int pixels = warps * 16;
+      if (n < widest || (1 << width_log2) > pixels) {
+        continue;
+      }
+      PairPlan plan;
+      plan.possible = true;
+      plan.variant = variant;
+      const bool asked_for = is_asked_for(plan.variant);
+      const int width = 1 << width_log2;
+      plan.tile.width_log2 = width_log2;
+      plan.tile.height = pixels / width;
+      plan.tile.across = int(divide_up(shape.width, width));
+      plan.tile.down = int(divide_up(shape.height, plan.tile.height));
+      plan.whole_rows = plan.tile.across == 1;
+      plan.rows = axis_of(shape.single ? 1 : 3, plan.tile.height, shape.height, shape.height, 1,
+                          shape.dilation);
+      plan.columns =
+          axis_of(shape.single ? 1 : 3, width, shape.width, shape.width, 1, shape.dilation);
+      if (!shape.single) {
+        plan.second = taps_of(axis_of(1, 1, 1, 1, 1, 1), plan.columns, 3);
+      }
+      if (plan.whole_rows) {
+        // The middle is computed where the picture is; taps beside it read one pixel of zeros.
+        plan.columns.pitch = 0;
+        plan.columns.slots = width;
+        plan.columns.shift = 0;
+        plan.columns.adjacent = true;
+      }
+      plan.first = taps_of(plan.rows, axis_of(1, 1, 1, 1, 1, 1), 1);
+      plan.live_taps = plan.first.count + plan.second.count;
+      const int middle = plan.tile.height * plan.columns.slots;  // pixels
+      if (middle > warps * pair_m_tiles * 16) {
+        continue;
+      }
+      const int slots = plan.rows.slots * plan.columns.slots;
+      const int staging = pixels * staging_row(n) * 4;
+      const int most = std::max(plan.first.count, plan.second.count);
+      const int middle_bytes = (round_up(middle, 16) + 1) * (n * itemsize + slot_padding);
+      for (int chunk : {32, 16}) {
         plan.chunk = chunk;
-        plan.stages = stages;
-        plan.layout =
-            layout_of(slots, chunk, most * chunk, n, stages, itemsize, staging, middle_bytes);
-        if (plan.layout.total > limits.shared_bytes) {
-          continue;
+        plan.cost.instructions = work_of(plan, shape).instructions();
+        for (int stages : {3, 2}) {
+          plan.stages = stages;
+          plan.layout =
+              layout_of(slots, chunk, most * chunk, n, stages, itemsize, staging, middle_bytes);
+          if (plan.layout.total > limits.shared_bytes) {
+            continue;
+          }
+          const int in_chunks = int(divide_up(shape.in_channels, chunk));
+          const int middle_chunks =
+              int(divide_up(shape.middle_channels, chunk)) * (shape.single ? 0 : 1);
+          const double first_depth = double(in_chunks) * chunk * plan.first.count;
+          const double second_depth = double(middle_chunks) * chunk * plan.second.count;
+          Cost& cost = plan.cost;
+          cost.blocks = shape.batch * plan.tile.across * plan.tile.down;
+          cost.resident =
+              resident_of(plan.layout.total, warps * 32, registers_of(plan.variant), limits);
+          // Warps take 16 pixels of the middle at a time: the last turn may be for a few only.
+          const double turns = double(divide_up(divide_up(middle, 16), warps)) * pixels;
+          cost.products = n * (turns * first_depth + pixels * second_depth);
+          cost.shared_bytes =
+              itemsize * (first_depth * (turns + warps * n) + second_depth * (pixels + warps * n)) +
+              2.0 * staging + 2.0 * middle_bytes;
+          cost.loaded_bytes = double(itemsize) * (double(in_chunks) * chunk * slots +
+                                                  n * (first_depth + second_depth));
+          cost.stored_bytes = double(pixels) * n * itemsize;
+          predict(cost, warps, in_chunks + middle_chunks, stages, shape.arithmetic, limits);
+          cheapest.offer(plan, asked_for);
         }
-        const int in_chunks = int(divide_up(shape.in_channels, chunk));
-        const int middle_chunks =
-            int(divide_up(shape.middle_channels, chunk)) * (shape.single ? 0 : 1);
-        const double first_depth = double(in_chunks) * chunk * plan.first.count;
-        const double second_depth = double(middle_chunks) * chunk * plan.second.count;
-        Cost& cost = plan.cost;
-        cost.blocks = shape.batch * plan.tile.across * plan.tile.down;
-        cost.resident =
-            resident_of(plan.layout.total, warps * 32, registers_of(plan.variant), limits);
-        // Warps take 16 pixels of the middle at a time: the last turn may be for a few only.
-        const double turns = double(divide_up(divide_up(middle, 16), warps)) * pixels;
-        cost.products = n * (turns * first_depth + pixels * second_depth);
-        cost.shared_bytes =
-            itemsize * (first_depth * (turns + warps * n) + second_depth * (pixels + warps * n)) +
-            2.0 * staging + 2.0 * middle_bytes;
-        cost.loaded_bytes = double(itemsize) *
-                            (double(in_chunks) * chunk * slots + n * (first_depth + second_depth));
-        cost.stored_bytes = double(pixels) * n * itemsize;
-        predict(cost, in_chunks + middle_chunks, stages, shape.arithmetic, limits);
-        cheapest.offer(plan, asked_for);
       }
     }
   }
@@ -365,58 +384,59 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
 
 CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
   Cheapest<CouplePlan> cheapest;
-  const int odd_tiles = shape.odd_channels <= 16 ? 2 : 3;
-  if (shape.arithmetic != Arithmetic::half || shape.odd_channels > 24 || shape.channels.empty()) {
+  if (shape.channels.empty()) {
     return cheapest.best;
   }
-  const int itemsize = 2, odd_n = odd_tiles * 8, odd_depth = round_up(odd_n, 16);
-  for (int warps : {8, 4}) {
-    for (int even_tiles : {3, 4, 6, 8}) {
-      CouplePlan plan;
-      plan.possible = true;
-      plan.variant = {warps, couple_rows, even_tiles, true};
-      plan.odd_tiles = odd_tiles;
-      plan.live_taps = 18;
-      const bool asked_for = is_asked_for(plan.variant);
-      const int n = even_tiles * 8, rows = couple_rows * warps, pixels = rows * couple_columns;
-      plan.tile = {couple_columns_log2, rows, int(divide_up(shape.width, couple_columns)),
-                   int(divide_up(shape.height, rows)), int(divide_up(shape.even_channels, n))};
-      const int slots = (rows + 4) * (couple_columns + 4);
-      const int odd_pixels = (rows + 2) * (couple_columns + 2);
-      const int staging = pixels * staging_row(n) * 4;
-      const int middle_bytes = round_up(odd_pixels * (odd_depth * itemsize + slot_padding), 128);
-      for (int chunk : {64, 32, 16}) {
-        for (int stages : {3, 2}) {
-          plan.chunk = chunk;
-          plan.stages = stages;
-          // The odd layer's weights lie behind the even one's.
-          const int rows_of_weights = 9 * chunk;
-          plan.layout = layout_of(slots, chunk, rows_of_weights, n, stages, itemsize, staging,
-                                  middle_bytes, rows_of_weights * weight_row(odd_n) * itemsize);
-          plan.odd_weights = plan.layout.weights + rows_of_weights * weight_row(n) * itemsize;
-          if (plan.layout.total > limits.shared_bytes) {
-            continue;
-          }
-          const double both = 9.0 * round_up(shape.channels[0], 16);
-          const double outside = 9.0 * depth_of(shape.channels, 16);
-          const double middle = 9.0 * round_up(shape.odd_channels, 16);
-          const int chunks =
-              chunks_of(shape.channels, chunk) + int(divide_up(shape.odd_channels, chunk));
-          const double turns = double(divide_up(odd_pixels, 16 * warps)) * 16 * warps;
-          Cost& cost = plan.cost;
-          cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
-          cost.resident =
-              resident_of(plan.layout.total, warps * 32, couple_registers(plan), limits);
-          cost.products = pixels * n * (outside + middle) + turns * odd_n * both;
-          cost.shared_bytes = (outside + middle) * bytes_read(plan.variant, itemsize) +
-                              both * itemsize * (turns + turns / 16 * odd_n) + 2.0 * staging +
-                              2.0 * middle_bytes;
-          cost.loaded_bytes =
-              itemsize * (outside / 9 * slots + n * (outside + middle) + odd_n * both);
-          cost.stored_bytes = double(pixels) * (n + odd_n / double(plan.tile.columns)) * itemsize;
-          predict(cost, chunks, stages, shape.arithmetic, limits);
-          cheapest.offer(plan, asked_for);
+  const int itemsize = 2;
+  for (const auto& [warps, odd_tiles, even_tiles] : couples_of(shape.arithmetic)) {
+    const int odd_n = odd_tiles * 8, odd_depth = round_up(odd_n, 16);
+    if (odd_n < shape.odd_channels) {
+      continue;
+    }
+    CouplePlan plan;
+    plan.possible = true;
+    plan.variant = {warps, couple_rows, even_tiles, true};
+    plan.odd_tiles = odd_tiles;
+    plan.live_taps = 18;
+    const bool asked_for = is_asked_for(plan.variant);
+    const int n = even_tiles * 8, rows = couple_rows * warps, pixels = rows * couple_columns;
+    plan.tile = {couple_columns_log2, rows, int(divide_up(shape.width, couple_columns)),
+                 int(divide_up(shape.height, rows)), int(divide_up(shape.even_channels, n))};
+    const int slots = (rows + 4) * (couple_columns + 4);
+    const int odd_pixels = (rows + 2) * (couple_columns + 2);
+    const int staging = pixels * staging_row(n) * 4;
+    const int middle_bytes = round_up(odd_pixels * (odd_depth * itemsize + slot_padding), 128);
+    for (int chunk : {64, 32, 16}) {
+      plan.chunk = chunk;
+      plan.cost.instructions = work_of(plan, shape).instructions();
+      for (int stages : {3, 2}) {
+        plan.stages = stages;
+        // The odd layer's weights lie behind the even one's.
+        const int rows_of_weights = 9 * chunk;
+        plan.layout = layout_of(slots, chunk, rows_of_weights, n, stages, itemsize, staging,
+                                middle_bytes, rows_of_weights * weight_row(odd_n) * itemsize);
+        plan.odd_weights = plan.layout.weights + rows_of_weights * weight_row(n) * itemsize;
+        if (plan.layout.total > limits.shared_bytes) {
+          continue;
         }
+        const double both = 9.0 * round_up(shape.channels[0], 16);
+        const double outside = 9.0 * depth_of(shape.channels, 16);
+        const double middle = 9.0 * round_up(shape.odd_channels, 16);
+        const int chunks =
+            chunks_of(shape.channels, chunk) + int(divide_up(shape.odd_channels, chunk));
+        const double turns = double(divide_up(odd_pixels, 16 * warps)) * 16 * warps;
+        Cost& cost = plan.cost;
+        cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
+        cost.resident = resident_of(plan.layout.total, warps * 32, couple_registers(plan), limits);
+        cost.products = pixels * n * (outside + middle) + turns * odd_n * both;
+        cost.shared_bytes = (outside + middle) * bytes_read(plan.variant, itemsize) +
+                            both * itemsize * (turns + turns / 16 * odd_n) + 2.0 * staging +
+                            2.0 * middle_bytes;
+        cost.loaded_bytes =
+            itemsize * (outside / 9 * slots + n * (outside + middle) + odd_n * both);
+        cost.stored_bytes = double(pixels) * (n + odd_n / double(plan.tile.columns)) * itemsize;
+        predict(cost, warps, chunks, stages, shape.arithmetic, limits);
+        cheapest.offer(plan, asked_for);
       }
     }
   }
@@ -449,46 +469,45 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
   plan.stages = 1;
   plan.live_taps = 9;
   const int n = plan.variant.channels();
-  // The tile that needs the fewest pixels of the picture.
+  // The tile for which the least is brought of the picture.
   for (int width_log2 = 3; width_log2 <= 6; width_log2++) {
     const int width = 1 << width_log2, height = stem_pixels / width;
     const int rows = extent(height, shape.stride_h, shape.dilation_h);
-    const int columns = extent(width, shape.stride_w, shape.dilation_w);
-    if (plan.patch_rows == 0 || rows * columns < plan.patch_rows * plan.patch_columns) {
+    const int groups =
+        round_up(extent(width, shape.stride_w, shape.dilation_w), stem_group) / stem_group;
+    if (plan.patch_rows == 0 || rows * groups < plan.patch_rows * plan.patch_groups) {
       plan.tile = {width_log2, height, int(divide_up(shape.out_width, width)),
                    int(divide_up(shape.out_height, height)), int(divide_up(shape.out_channels, n))};
       plan.patch_rows = rows;
-      plan.patch_columns = columns;
+      plan.patch_groups = groups;
     }
   }
-  const int patch_bytes = plan.patch_rows * plan.patch_columns * stem_channels * 2;
-  const int matrix_bytes = stem_pixels * stem_pitch;
+  const int patch_pixels = plan.patch_rows * plan.patch_groups * stem_group;
   const int staging = stem_pixels * staging_row(n) * 4;
-  plan.matrix = round_up(patch_bytes, 16);
-  plan.weights = plan.matrix + matrix_bytes;
+  plan.zeros = patch_pixels * 8;
+  plan.weights = plan.zeros + 16;
   plan.table = plan.weights + stem_depth * weight_row(n) * 2;
   plan.layout.total = std::max(plan.table + stem_channels * 256 * 2, staging);
   Cost& cost = plan.cost;
   cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
   cost.resident = resident_of(plan.layout.total, stem_warps * 32, 128, limits);
   cost.products = double(stem_pixels) * stem_depth * n;
-  // A gathered value is 2 bytes, but costs a lane's 4 of the width of shared memory.
-  cost.shared_bytes = 2.0 * patch_bytes + 4.0 * stem_pixels * stem_depth + matrix_bytes +
-                      2.0 * stem_depth * (stem_pixels + stem_warps * n) + 2.0 * staging;
-  cost.loaded_bytes = patch_bytes + 2.0 * stem_depth * n;
+  cost.shared_bytes =
+      8.0 * patch_pixels + 2.0 * stem_depth * (stem_pixels + stem_warps * n) + 2.0 * staging;
+  cost.loaded_bytes = 2.0 * (stem_channels * patch_pixels + 9 * stem_channels * n);
   cost.stored_bytes = 2.0 * stem_pixels * n / (shape.pool * shape.pool);
-  predict(cost, 0, 2, shape.arithmetic, limits);
+  cost.instructions = work_of(plan, shape).instructions();
+  predict(cost, stem_warps, 0, 2, shape.arithmetic, limits);
   return plan;
 }
 
-ArgmaxPlan plan_argmax(int64_t batch, int channels, int in_width, int height, int width) {
+ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width) {
   ArgmaxPlan plan;
-  // Columns that the pixels lie between, and room for them; four floats keep them in other banks.
-  const int64_t columns = width > 1 ? argmax_threads * int64_t(in_width - 1) / (width - 1) + 3 : 2;
-  plan.pitch = round_up(channels, 8) + 4;
-  plan.shared_bytes = columns * plan.pitch * int64_t(sizeof(float));
-  plan.by_rows = in_width <= width && plan.shared_bytes <= 48 * 1024 &&
-                 batch * height <= most_argmax_rows * most_argmax_rows;
+  plan.parts = divide_up(in_width, argmax_threads);
+  // Of batches that no memory holds, the sum would overflow.
+  const bool fits = batch <= (int64_t(1) << 31) / plan.parts / in_height - 1;
+  plan.blocks = fits ? batch * in_height * plan.parts : 0;
+  plan.by_cells = fits && in_height <= height && in_width <= width;
   return plan;
 }
 

@@ -35,10 +35,12 @@ struct Axis {
   int dilation = 1;
   int pitch = 1;
   int slots = 1;
-  int step = 1;       // the convolution's stride
-  int slot_step = 1;  // slots from one result to the next: the stride, or 1 where runs hold only
-                      // the pixels that are read
-  int size = 1;       // of the picture
+  int step = 1;          // the convolution's stride
+  int slot_step = 1;     // slots from one result to the next: the stride, or 1 where runs hold only
+                         // the pixels that are read
+  int size = 1;          // of the picture
+  int shift = 0;         // from a tile's begin in the picture to its first slot
+  bool adjacent = true;  // slots hold a run of adjacent pixels
 };
 
 // Taps that read only padding everywhere are not among them.
@@ -47,6 +49,8 @@ struct Taps {
   int8_t index[most_taps] = {};  // in the weight
   int8_t row[most_taps] = {};    // counted from the first live one
   int8_t column[most_taps] = {};
+  int offset[most_taps] = {};       // of the pixels that it reads, in bytes of a stage
+  int64_t weights[most_taps] = {};  // bytes in front of its weights
 };
 
 // A block's part of the result.
@@ -71,6 +75,14 @@ struct Variant {
   }
 };
 
+// That of a couple of layers, whose even one slides.
+struct CoupleVariant {
+  int warps = 1, odd_tiles = 2, even_tiles = 3;
+  bool operator==(const CoupleVariant& other) const {
+    return warps == other.warps && odd_tiles == other.odd_tiles && even_tiles == other.even_tiles;
+  }
+};
+
 // Where things lie in a block's shared memory, in bytes; positions of the slots lie at its begin.
 struct SharedLayout {
   int stages = 0;       // offset of the first
@@ -79,6 +91,11 @@ struct SharedLayout {
   int middle = 0;       // asymmetric pairs only: what lies between the two convolutions
   int total = 0;
 };
+
+// What becomes of sums besides bias and activation: the result is written to a second place, too; a
+// residual is added, or one that is enlarged first; an addend is added, and a batch norm and PReLU
+// follow.
+enum class Ending { plain, copied, residual, resized, addend };
 
 struct ConvolutionShape {
   int64_t batch = 1;
@@ -90,6 +107,8 @@ struct ConvolutionShape {
   int stride_h = 1, stride_w = 1;
   int dilation_h = 1, dilation_w = 1;
   int pool = 1;
+  bool prologue = false;  // a batch norm and PReLU before it
+  Ending ending = Ending::plain;
   Arithmetic arithmetic = Arithmetic::half;
 };
 
@@ -99,10 +118,12 @@ struct Cost {
   int64_t blocks = 0;
   int resident = 1;         // blocks of a multiprocessor at once
   double products = 0;      // multiply-accumulates of a block, padding included
-  double shared_bytes = 0;  // that a block reads in shared memory for them
+  double shared_bytes = 0;  // that a block reads in shared memory for them, a pass over the banks
+                            // in conflict with another counted as so many bytes more
   double loaded_bytes = 0;  // that a block brings to shared memory
   double stored_bytes = 0;
-  double cycles = 0;  // of the whole launch, predicted
+  double instructions = 0;  // that a block's warps execute
+  double cycles = 0;        // of the whole launch, predicted
 };
 
 // How a launch is cut into blocks, whatever it computes.
@@ -112,6 +133,7 @@ struct Plan {
   int chunk = 16;  // channels at a time
   int stages = 2;  // chunks in shared memory
   int live_taps = 0;
+  int odd_tiles = 0;  // as n_tiles, of the odd layer of a couple
   SharedLayout layout;
   Cost cost;
 };
@@ -121,14 +143,17 @@ struct ConvolutionPlan : Plan {
   Taps taps;
 };
 
+// Clocks that all multiprocessors need to issue so many warp instructions, each with so many warps.
+double issue_cycles(double instructions, double warps, const DeviceLimits& limits);
+
 // What plans read of the environment, every time; memo.h tells them apart by it.
 constexpr const char* variant_variable = "FASSD_KERNELS_CUDA_VARIANT";
 constexpr const char* fusion_variable = "FASSD_KERNELS_CUDA_FUSION";
 constexpr const char* plan_variables[] = {variant_variable, fusion_variable};
 
-// The plan of least predicted cost. The environment variable FASSD_KERNELS_CUDA_VARIANT, as in
-// "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel to take wherever it fits; of pairs
-// it is "4,2,8,0", of couples "4,2,6,1".
+// The plan of least predicted cost, of equal ones that of the widest tile. The environment variable
+// FASSD_KERNELS_CUDA_VARIANT, as in "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel
+// to take wherever it fits; of pairs it is "4,2,8,0", of couples "4,2,6,1".
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits);
 
 // Number of taps that reach the picture.
@@ -138,12 +163,16 @@ int live_taps(const ConvolutionShape& shape);
 // own (stem.cuh). It has no prologue: a convolution with one is not a stem.
 bool is_stem(const ConvolutionShape& shape);
 
-constexpr int stem_warps = 8, stem_m_tiles = 2, stem_depth = 32, stem_channels = 3;
+constexpr int stem_warps = 8, stem_m_tiles = 2, stem_channels = 3;
 constexpr int stem_pixels = stem_warps * stem_m_tiles * 16;
+constexpr int stem_depth = 48;  // of the products: three rows of four pixels of four channels
+constexpr int stem_group = 4;   // pixels of the picture that a thread brings
+// i * (2^20 / groups + 1) >> 20 is i / groups as long as i * groups is below 2^20.
+constexpr int stem_inverse_log2 = 20;
 
 struct StemPlan : Plan {
-  int patch_rows = 0, patch_columns = 0;   // pixels of the picture under a tile
-  int matrix = 0, weights = 0, table = 0;  // offsets in shared memory
+  int patch_rows = 0, patch_groups = 0;   // under a tile: rows of the picture, pixels by four
+  int zeros = 0, weights = 0, table = 0;  // offsets in shared memory
 };
 
 StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits);
@@ -155,6 +184,7 @@ struct PairShape {
   int in_channels = 1, middle_channels = 1, out_channels = 1;
   int dilation = 1;
   bool single = false;  // the first alone, a 1x1: a branch beside others that are pairs
+  Ending ending = Ending::plain;
   Arithmetic arithmetic = Arithmetic::half;
 };
 
@@ -194,7 +224,6 @@ struct CoupleShape {
 
 struct CouplePlan : Plan {  // its variant and tile are those of the even layer
   bool possible = false;    // else it is two launches
-  int odd_tiles = 2;        // as n_tiles, of the odd layer
   int odd_weights = 0;      // of a stage, behind the even layer's
 };
 
@@ -214,36 +243,44 @@ constexpr double launch_gap_cycles = 2500;
 // variable FASSD_KERNELS_CUDA_FUSION, `always` or `never`, decides for tests and tuning.
 bool fuses(bool possible, double together_cycles, double apart_cycles);
 
-// The launch of upsample_argmax. Where the picture grows, a block takes `threads` pixels of one row
-// and blends the columns of logits that they lie between in shared memory, `pitch` floats each.
+// The launch of upsample_argmax. Where the picture does not shrink, a thread takes the pixels
+// between two rows and two columns of the source: `parts` blocks for each of its rows.
 struct ArgmaxPlan {
-  bool by_rows = false;
-  int pitch = 0;
-  int64_t shared_bytes = 0;
+  bool by_cells = false;
+  int64_t parts = 0, blocks = 0;
 };
 
 constexpr int argmax_threads = 256;
-constexpr int64_t most_argmax_rows = 32768;  // of a grid's second axis
 
-ArgmaxPlan plan_argmax(int64_t batch, int channels, int in_width, int height, int width);
+ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width);
 
 // --- what the kernels and the plan must agree on ---
 
-// The kernels of convolutions that are compiled, of 16-bit values and of float32.
+constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the second has one
+
+// All kernels that are compiled: of convolutions, of pairs, whose sliding means nothing, of
+// couples; of 16-bit values and of float32.
 inline constexpr Variant half_variants[] = {
     {8, 2, 8},       {8, 2, 7},       {8, 2, 6},       {8, 2, 5},       {8, 2, 4},
     {8, 2, 3},       {8, 2, 2},       {4, 1, 8},       {4, 1, 7},       {4, 1, 6},
-    {4, 1, 5},       {4, 1, 4},       {4, 1, 3},       {4, 1, 2},       {4, 4, 6, true},
-    {4, 4, 5, true}, {4, 4, 4, true}, {4, 4, 3, true}, {4, 4, 2, true}, {4, 2, 8, true},
-    {4, 2, 7, true}, {4, 2, 6, true}, {4, 2, 5, true}, {4, 2, 4, true}, {4, 2, 3, true},
-    {4, 2, 2, true},
+    {4, 1, 5},       {4, 1, 4},       {4, 1, 3},       {4, 1, 2},       {4, 4, 4, true},
+    {4, 4, 3, true}, {4, 4, 2, true}, {4, 2, 6, true}, {4, 2, 5, true}, {4, 2, 4, true},
+    {4, 2, 3, true}, {4, 2, 2, true},
 };
 inline constexpr Variant float_variants[] = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4, 1, 4}};
+inline constexpr Variant half_pairs[] = {
+    {8, pair_m_tiles, 4}, {8, pair_m_tiles, 8}, {8, pair_m_tiles, 16}, {4, pair_m_tiles, 16}};
+inline constexpr Variant float_pairs[] = {{8, pair_m_tiles, 4}};
+inline constexpr CoupleVariant half_couples[] = {
+    {8, 2, 3}, {8, 2, 4}, {8, 3, 3}, {8, 3, 4}, {8, 3, 6}};
+
 std::vector<Variant> variants_of(Arithmetic arithmetic);
+std::vector<Variant> pairs_of(Arithmetic arithmetic);
+std::vector<CoupleVariant> couples_of(Arithmetic arithmetic);
+
 constexpr int couple_rows = 2;          // of a warp, in a couple of layers
 constexpr int couple_columns_log2 = 4;  // of its tile
 constexpr int couple_columns = 1 << couple_columns_log2;
-constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the second has one
 
 // Bytes behind a slot's channels, elements of a row of n weights, and floats of a pixel's n sums on
 // their way out: such that what a warp accesses at once falls into different banks. Of weights,
@@ -255,8 +292,7 @@ constexpr int weight_row(int n) {
 constexpr int staging_row(int n) {
   return n / 8 % 2 == 1 ? n + 16 : n + 8;
 }
-constexpr int stem_pitch = stem_depth * 2 + slot_padding;  // bytes
-// Bytes of a slot's position.
-constexpr int position_bytes = 8;
+// Bytes of a slot's pixel, and of where a row or a column of an enlarged residual is read.
+constexpr int position_bytes = 4, edge_bytes = 16;
 
 }  // namespace fassd::cuda

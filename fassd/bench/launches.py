@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LaunchReport", "run_launches"]
 
-WIDE = 185  # characters, that all columns need
-WIDE_ONLY = ("tile", "taps", "blocks", "KB", "cache\nMB", "GFLOP")  # columns
+WIDE = 240  # characters, that all columns need
+WIDE_ONLY = (  # columns
+    *("tile", "taps", "blocks", "KB", "cache\nMB", "GFLOP", "memory\nus", "arithmetic\nus"),
+    *("copy\nM", "product\nM", "epilogue\nM"),
+)
 
 # Title, what is summed, in which unit, and digits.
 SUMS: tuple[tuple[str, str, float, int], ...] = (
@@ -26,13 +31,22 @@ SUMS: tuple[tuple[str, str, float, int], ...] = (
     ("cache\nMB", "loaded", 1e-6, 0),
     ("GFLOP", "operations", 1e-9, 2),
     ("padded\nGFLOP", "issued", 1e-9, 2),
+    ("instr.\nM", "instructions", 1e-6, 2),
+    ("copy\nM", "copy_instructions", 1e-6, 2),
+    ("product\nM", "product_instructions", 1e-6, 2),
+    ("epilogue\nM", "epilogue_instructions", 1e-6, 2),
+    ("memory\nus", "memory_floor", 1e6, 1),
+    ("arithmetic\nus", "arithmetic_floor", 1e6, 1),
     ("floor\nus", "floor", 1e6, 1),
+    ("issue\nus", "issue", 1e6, 1),
     ("predicted\nus", "predicted", 1e6, 1),
     ("measured\nus", "measured", 1e6, 1),
 )
 LEGEND = (
     "floor: bytes at the memory's bandwidth or operations at the full rate; above floor: "
-    "predicted over it. padded: operations with those on padding. predicted: "
+    "predicted over it. instr.: warp instructions, in millions, of which for copies to shared "
+    "memory, products and the epilogue; issue: their time at one a clock from every scheduler; "
+    "counted: those of --counts over them. padded: operations with those on padding. predicted: "
     "with the blocks that the cuda backend launches on this GPU, and the gap between two "
     "launches of a graph. waves: blocks over those that are on the GPU at once; KB: of "
     "shared memory, a block's. Equal launches are one row, with their sums."
@@ -63,6 +77,13 @@ def columns_of(prediction: Prediction) -> Iterator[Column[LaunchGroup]]:
 
         if prediction.total(what) is not None:
             yield Column(name, cell, cell(prediction))
+
+    if prediction.total("counted") is not None:
+
+        def counted(one: LaunchGroup | Prediction) -> str:
+            return f"{one.total('counted') / one.total('instructions'):.2f}x"
+
+        yield Column("counted", counted, counted(prediction))
 
     def above(one: PredictedLaunch | Prediction) -> str:
         return f"{one.predicted / one.floor:.1f}x"
@@ -108,10 +129,39 @@ class LaunchReport(BenchReport):
         yield LEGEND
 
 
+def with_counts(prediction: Prediction, counts: Path) -> Prediction:
+    """A prediction with the warp instructions of a file beside its own.
+
+    Raises:
+        ValueError: the file is not one of counted launches, or they are of other kernels.
+    """
+    try:
+        rows = [
+            (row["kernel"].partition("<")[0], sum(row["parts"].values()))
+            for row in json.loads(counts.read_text())
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(
+            f"{counts}: no counts of launches, as python -m ptx.count writes"
+        ) from None
+    kernels = [launch.kernel for launch in prediction.launches]
+    if [kernel for kernel, _ in rows] != kernels:
+        raise ValueError(
+            f"{counts}: {len(rows)} launches of other kernels than the {len(kernels)} predicted: "
+            "another network, size or GPU, or older plans"
+        )
+    launches = tuple(
+        replace(launch, counted=float(count))
+        for launch, (_, count) in zip(prediction.launches, rows, strict=True)
+    )
+    return replace(prediction, launches=launches)
+
+
 def run_launches(
     job: Job,
     gpu: str,
     *,
+    counts: Path | None = None,
     step: Callable[[str], object] = lambda _: None,
     tick: Callable[[], object] = lambda: None,
 ) -> LaunchReport:
@@ -120,12 +170,13 @@ def run_launches(
     Args:
         job: what to predict; its `weights`, `device`, `compile` and `memory` say nothing here.
         gpu: name of a GPU, or a part of it; it is measured if it is this machine's.
+        counts: a file of what launches of this network were seen to execute.
         step: called with a few words as each part begins.
         tick: called once, when all is done.
 
     Raises:
         ImportError: Triton or the C++ extension is missing.
-        ValueError: an unknown GPU, model or dtype, a size too small.
+        ValueError: an unknown GPU, model or dtype, a size too small; `counts` of other launches.
     """
     from fassd.bench import timeline
     from fassd.bench.costs import cuda as predict
@@ -141,6 +192,8 @@ def run_launches(
         classes=job.classes,
         alpha=job.alpha,
     )
+    if counts is not None:
+        prediction = with_counts(prediction, counts)
     why = timeline.unmeasurable(device.name)
     if not why:
         step("measuring")

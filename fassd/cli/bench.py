@@ -317,14 +317,19 @@ def launches(
     size: InputSize = FULL_SIZE,
     batch: Batch = 1,
     repeats: Repeats = 10,
+    counts: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Executed instructions, of python -m ptx.count --json."),
+    ] = None,
     json_: options.Json = None,
     plot: Plot = None,
 ) -> None:
     """Show what the CUDA kernels launch on a GPU, be it here or not.
 
-    The table shows tiles, waves, bytes, operations after padding, the floor and the predicted time
-    of each launch; and, where the GPU is this machine's, the time measured. It plans with Triton,
-    which comes with [cyan]pip install 'fassd-net\\[triton]'[/].
+    The table shows tiles, waves, bytes, operations after padding, warp instructions, the floor, the
+    time that it takes to issue them and the predicted time of each launch; and, where the GPU is
+    this machine's, the time measured. It plans with Triton, which comes with
+    [cyan]pip install 'fassd-net\\[triton]'[/].
 
     [bold]Examples[/]
 
@@ -338,7 +343,7 @@ def launches(
     network = {"model": model, "classes": classes, "alpha": alpha}
     job = job_of(**network, size=size, batch=batch, dtype=dtype, repeats=repeats)
     job = replace(job, weights=None)
-    deliver(measure(partial(run_launches, job, gpu), [job]), json_, plot)
+    deliver(measure(partial(run_launches, job, gpu, counts=counts), [job]), json_, plot)
 
 
 @group.command()

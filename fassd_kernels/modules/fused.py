@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts, convert
@@ -273,7 +274,7 @@ class Fused(nn.Module):
         contents = Contents(now.tensors) if now.countable else None
         # Not in inference mode: what it makes cannot take part in a later call with gradients.
         with torch.inference_mode(False), torch.no_grad():
-            packed = {name: detached(value) for name, value in self.pack(dtype).items()}
+            packed = {name: kept(value) for name, value in self.pack(dtype).items()}
             packed["packed"] = [
                 ops.packer(self.backend_for(weight))(weight, stride=stride, dilation=dilation)
                 for weight, stride, dilation in self.plan(packed)
@@ -317,11 +318,15 @@ class Fused(nn.Module):
         return ", ".join(filter(None, (super().extra_repr(), mine)))
 
 
-def detached(value: Any) -> Any:
-    """A tensor, or the tensors of a list, without their history; anything else as it is."""
+def kept(value: Any) -> Any:
+    """A tensor, or the tensors of a list, without their history; anything else as it is.
+
+    Vectors are followed by memory up to a multiple of eight: the CUDA kernels load eight at once.
+    """
     if isinstance(value, Tensor):
-        return value.detach()
-    return [detached(x) for x in value] if isinstance(value, list) else value
+        value = value.detach()
+        return F.pad(value, (0, -len(value) % 8))[: len(value)] if value.dim() == 1 else value
+    return [kept(x) for x in value] if isinstance(value, list) else value
 
 
 def are_on_gpu(tensors: Sequence[Tensor]) -> bool:

@@ -7,7 +7,7 @@ import re
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,10 @@ CODE = re.compile(r"^\.text\.(\w+):$")
 LABEL = re.compile(r"^(\.L_\w+):$")
 INSTRUCTION = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/\s+)?[{}]?\s*(?:@!?\w+\s+)?([A-Z][\w.]*)([^;]*);")
 TARGET = re.compile(r"`\((\.L_\w+)\)")
+# Bytes of code that a multiprocessor keeps: measured on Volta (Jia et al., "Dissecting the NVIDIA
+# Volta GPU Architecture via Microbenchmarking", 2018), where a scheduler keeps 12 KiB for itself;
+# taken to hold for what came later, of which NVIDIA says nothing.
+INSTRUCTION_CACHE = 128 * 1024
 
 
 @dataclass
@@ -35,6 +39,11 @@ class Code:
 
     def count(self, pattern: str) -> int:
         return count(self.instructions, pattern)
+
+    @property
+    def bytes(self) -> int:
+        """Of its instructions, 16 each since Volta."""
+        return 16 * len(self.instructions)
 
     def loops(self) -> list[range]:
         """The innermost loops: from the target of a branch back to the branch."""
@@ -61,6 +70,16 @@ def count(instructions: Iterable[str], pattern: str) -> int:
     """Instructions that a pattern matches from their beginning."""
     expression = re.compile(pattern)
     return sum(expression.match(instruction) is not None for instruction in instructions)
+
+
+def oversized(codes: Mapping[tuple[str, str], Code]) -> list[str]:
+    """Kernels whose code the instruction cache does not hold."""
+    return [
+        f"{name} for {arch}: {code.bytes / 1024:.0f} KiB of code, the cache holds "
+        f"{INSTRUCTION_CACHE // 1024}"
+        for (arch, name), code in codes.items()
+        if code.bytes > INSTRUCTION_CACHE
+    ]
 
 
 def tool(name: str) -> str:

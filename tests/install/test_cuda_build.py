@@ -15,7 +15,7 @@ import pytest
 from install.cuda_budget import Budget, excesses, looseness
 from install.cuda_expected import unmeant
 from install.cuda_resources import Kernel, kernels_of, warnings_of
-from install.cuda_sass import Code, disassemble
+from install.cuda_sass import Code, disassemble, oversized
 from install.wheels import HAS_NVCC, Built, build_environment, nvcc_release
 
 pytestmark = pytest.mark.skipif(not HAS_NVCC, reason="nvcc is not on this machine")
@@ -79,6 +79,10 @@ def test_no_compiler_warnings(built: Built) -> None:
 def test_instructions_are_those_meant(codes: dict[tuple[str, str], Code]) -> None:
     found = [each for (arch, name), code in codes.items() for each in unmeant(arch, name, code)]
     assert not found, "\n".join(found)
+
+
+def test_the_instruction_cache_holds_every_kernel(codes: dict[tuple[str, str], Code]) -> None:
+    assert not oversized(codes), "\n".join(oversized(codes))
 
 
 def test_every_kernel_was_disassembled(

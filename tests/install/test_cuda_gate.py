@@ -18,7 +18,7 @@ from install.cuda_resources import (
     threads_of,
     warnings_of,
 )
-from install.cuda_sass import Code, parse
+from install.cuda_sass import INSTRUCTION_CACHE, Code, oversized, parse
 from install.wheels import compiled_key
 
 CONVOLUTION = (
@@ -213,7 +213,7 @@ def test_an_instruction_that_is_not_meant_is_told(disassembly: str, message: str
 def test_loops_of_a_name() -> None:
     assert loops_of(NAME) == [Loop(2, 2, sliding=True)]
     assert loops_of("pair_kernel<HalfMath<__nv_bfloat16>, 8, 16>") == [Loop(1, 16)]
-    assert loops_of("stem_kernel<__half, true, 4>") == [Loop(2, 4)]
+    assert loops_of("stem_kernel<__half, true, 4>") == []
     assert loops_of("couple_kernel<__half, 8, 3, 6>") == [Loop(1, 3), Loop(2, 6, sliding=True)]
     assert loops_of("convolution_kernel<FloatMath, 8, 1, 4, false>") == []
     assert loops_of("upsample_kernel<__half>") == []
@@ -222,6 +222,15 @@ def test_loops_of_a_name() -> None:
 def test_other_blocks_than_the_name_says_are_told() -> None:
     (problem,) = problems(sliding_loop(), threads=256)
     assert "256 threads, not 128" in problem
+
+
+def test_code_beyond_the_instruction_cache_is_told() -> None:
+    whole = INSTRUCTION_CACHE // 16
+    codes = {
+        ("sm_90", NAME): Code(["NOP"] * whole),
+        ("sm_90", "large"): Code(["NOP"] * (whole + 64)),
+    }
+    assert oversized(codes) == ["large for sm_90: 129 KiB of code, the cache holds 128"]
 
 
 def test_innermost_loops() -> None:

@@ -116,8 +116,9 @@ def build_environment() -> dict[str, str]:
         **environment,
         "FASSD_KERNELS_CUDA": "1",
         "TORCH_CUDA_ARCH_LIST": ";".join(architectures),
+        # Lines tell which part of a kernel an executed instruction belongs to.
         "NVCC_APPEND_FLAGS": " ".join(
-            f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in executed
+            ("-lineinfo", *(f"-gencode=arch=compute_{a},code=compute_{a}" for a in executed))
         ),
     }
 

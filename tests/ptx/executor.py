@@ -25,6 +25,7 @@ DEFAULTS = {
     "arrival": "late",
     "races": False,
     "banks": False,
+    "apart": False,
     "overlap": 0,
     "truncate_products": False,
     "capability": 90,
@@ -191,21 +192,24 @@ class Executed:
 
     Attributes:
         kernel: the name of its kernel.
+        launch: number of the launch, where the setting ``apart`` has each counted by itself.
         launches, blocks: of the kernel.
         line: in the PTX.
         opcode: with its modifiers.
-        region: function of the source that it comes from, mangled; empty if that is the kernel.
+        regions: functions of the source that it comes from, mangled, each inlined in the next;
+            empty if that is the kernel. nvcc has to be told ``-lineinfo``.
         source_line: line of the source, 0 if it is not known.
         warps, lanes: that executed it.
         passes, least_passes: over the banks of shared memory, and without conflicts.
     """
 
     kernel: str
+    launch: int
     launches: int
     blocks: int
     line: int
     opcode: str
-    region: str
+    regions: tuple[str, ...]
     source_line: int
     warps: int
     lanes: int
@@ -229,14 +233,18 @@ def carveout(kernel: str) -> int:
 
 
 def counts() -> list[Executed]:
-    """What was executed since `forget_counts`, instruction by instruction."""
+    """What was executed since the last call, or `forget_counts`, instruction by instruction."""
     with tempfile.NamedTemporaryFile("r", suffix=".tsv") as file:
         checked(library().ptx_counts(file.name.encode()))
         rows = [line.rstrip("\n").split("\t") for line in file]
-    return [
-        Executed(k, int(n), int(b), int(line), opcode, region, *map(int, rest))
-        for k, n, b, line, opcode, region, *rest in rows
-    ]
+    found = []
+    for kernel, *row in rows:
+        launch, launches, blocks, line = map(int, row[:4])
+        regions = tuple(filter(None, row[5].split(",")))
+        found.append(
+            Executed(kernel, launch, launches, blocks, line, row[4], regions, *map(int, row[6:]))
+        )
+    return found
 
 
 def forget_counts() -> None:

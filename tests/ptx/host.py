@@ -23,7 +23,7 @@ import fassd_kernels
 from fassd_kernels import ops
 
 # The objects of csrc/cuda, less what registers them, and what they share with the CPU's.
-SHARED = ("csrc/checks.o", "csrc/plan/plan.o", "csrc/plan/fusion.o")
+SHARED = ("csrc/checks.o", *(f"csrc/plan/{name}.o" for name in ("plan", "fusion", "work")))
 REGISTRATION = build.HERE / "registration.cpp"
 
 

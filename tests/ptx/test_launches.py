@@ -145,7 +145,7 @@ $L__info_string0:
     executor.forget_counts()
     executor.launch("inlined")
     regions = {
-        r.opcode: (r.region, r.source_line) for r in executor.counts() if r.kernel == "inlined"
+        r.opcode: (r.regions, r.source_line) for r in executor.counts() if r.kernel == "inlined"
     }
-    assert regions["mov.u32"] == ("", 5)
-    assert regions["add.u32"] == ("helper", 77)
+    assert regions["mov.u32"] == ((), 5)
+    assert regions["add.u32"] == (("helper",), 77)

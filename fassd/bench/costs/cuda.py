@@ -6,9 +6,10 @@ are launched with. Here their figures are added up.
 
 The *floor* of a launch is what no kernel can go below: every tensor moved once at the memory's
 full bandwidth, or every operation that reaches the result at the full rate, whichever takes longer.
-The *prediction* is the longest of the plan's clocks, the bytes at the bandwidth that a copy
-reaches, and the operations after padding at the full rate; and the gap to the next launch of a
-graph.
+The *floor of issue* is what these kernels cannot go below: their warp instructions, an instruction
+a clock from each of a multiprocessor's four schedulers. The *prediction* is the longest of the
+plan's clocks, in which issue has its part, the bytes at the bandwidth that a copy reaches, and the
+operations after padding at the full rate; and the gap to the next launch of a graph.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ TENSOR_RATES = {"Tesla T4": 65e12}
 # Of one multiprocessor and clock, to name what a launch is bound by.
 SHARED_BYTES = 128
 CACHE_BYTES = 32
+ISSUED_PER_CLOCK = 4
+# Of which schedulers that have enough warps reach so much, as csrc/plan/plan.cpp has it.
+ISSUE_EFFICIENCY = 0.7
 # A launch that takes this many times what its busiest part needs waits most of the time.
 WAITING = 1.5
 
@@ -51,7 +55,8 @@ class Plan:
     """How a convolution, or a fused part, is cut into blocks.
 
     Attributes:
-        warps, m_tiles, n_tiles: the kernel's variant; a tile has ``8 * n_tiles`` channels.
+        warps, m_tiles, n_tiles, sliding, odd_tiles: the kernel's variant; a tile has
+            ``8 * n_tiles`` channels; of a couple of layers, `odd_tiles` is the odd one's n_tiles.
         tile_width, tile_height: size of a tile in pixels.
         taps: number of taps that reach the picture.
         chunk: number of input channels at a time.
@@ -68,6 +73,8 @@ class Plan:
     warps: int
     m_tiles: int
     n_tiles: int
+    sliding: int
+    odd_tiles: int
     tile_width: int
     tile_height: int
     taps: int
@@ -152,10 +159,15 @@ class PredictedLaunch:
         loaded: bytes that blocks ask of the last cache.
         operations: multiplications and additions that reach the result.
         issued: those that are carried out, padding included.
-        floor: seconds that no kernel can go below.
+        instructions: warp instructions, of which are for copies to shared memory
+            (`copy_instructions`), for products and for the epilogue so many.
+        memory_floor, arithmetic_floor: seconds that bytes and operations take at the full rates.
+        floor: the longer of the two, that no kernel can go below.
+        issue: seconds that these instructions take at least.
         predicted: seconds, with the gap to the next launch.
-        bound: what takes longest: ``memory``, ``cache``, ``shared memory``, ``arithmetic``; or
-            ``waiting``, where none of them is busy most of the time.
+        bound: what takes longest: ``memory``, ``cache``, ``shared memory``, ``arithmetic``,
+            ``issue``; or ``waiting``, where none of them is busy most of the time.
+        counted: warp instructions that were counted; None where none were.
         measured: seconds on a GPU; None where it was not measured.
     """
 
@@ -174,10 +186,22 @@ class PredictedLaunch:
     loaded: int
     operations: int
     issued: int
+    instructions: float
+    copy_instructions: float
+    product_instructions: float
+    epilogue_instructions: float
+    memory_floor: float
+    arithmetic_floor: float
     floor: float
+    issue: float
     predicted: float
     bound: str
+    counted: float | None = None
     measured: float | None = None
+
+
+TIMES = ("memory_floor", "arithmetic_floor", "floor", "issue", "predicted", "measured")
+COUNTS = ("instructions", "copy_instructions", "product_instructions", "epilogue_instructions")
 
 
 @dataclass(frozen=True)
@@ -208,7 +232,7 @@ class LaunchGroup:
 
     def to_json(self) -> dict[str, Any]:
         """Ready for `json.dump`: of one launch, but times of all."""
-        times = {f"{n}_s": self.total(n) for n in ("floor", "predicted", "measured")}
+        times = {f"{n}_s": self.total(n) for n in TIMES}
         one = asdict(self.first)
         kept = {name: one[name] for name in one if f"{name}_s" not in times}
         return {**kept, "label": self.label, "count": self.count, **times}
@@ -268,13 +292,14 @@ class Prediction:
         found: dict[PredictedLaunch, list[PredictedLaunch]] = {}
         for launch in self.launches:
             kind = launch.label.partition(" ")[0]
-            found.setdefault(replace(launch, label=kind, measured=None), []).append(launch)
+            one = replace(launch, label=kind, counted=None, measured=None)
+            found.setdefault(one, []).append(launch)
         return [LaunchGroup(tuple(launches)) for launches in found.values()]
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dump`; times in seconds, equal launches together."""
         names = ("network", "batch", "dtype", "output")
-        sums = ("bytes", "loaded", "operations", "issued")
+        sums = ("bytes", "loaded", "operations", "issued", *COUNTS)
         return {
             **{name: getattr(self, name) for name in names},
             "size": [self.height, self.width],
@@ -282,6 +307,7 @@ class Prediction:
             "launches": len(self.launches),
             **{name: self.total(name) for name in sums},
             "floor_s": self.floor,
+            "issue_s": self.total("issue"),
             "predicted_s": self.predicted,
             "measured_s": self.replay,
             "predicted_frames_per_second": self.frames_per_second,
@@ -335,11 +361,16 @@ class Model:
         )
         issued = 2 * products if plans else operations
         clocks = device.clock * device.multiprocessors
+        counts = answer["instructions"]
+        instructions = sum(counts.values())
+        issue = instructions / (ISSUED_PER_CLOCK * clocks)
+        floors = moved / device.bandwidth, operations / rate
         parts = {
             "memory": moved / (device.bandwidth * DRAM_EFFICIENCY),
             "cache": (loaded + stored) / (CACHE_BYTES * clocks),
             "shared memory": shared / (SHARED_BYTES * clocks),
             "arithmetic": issued / rate,
+            "issue": issue / ISSUE_EFFICIENCY,
         }
         seconds = max(answer["cycles"] / device.clock, parts["memory"], parts["arithmetic"])
         bound = max(parts, key=lambda name: parts[name])
@@ -356,7 +387,12 @@ class Model:
             shared_bytes=max((plan.shared_bytes for plan in plans), default=0),
             loaded=int(loaded),
             issued=int(issued),
-            floor=max(moved / device.bandwidth, operations / rate),
+            instructions=instructions,
+            **{f"{part}_instructions": counts[part] for part in ("copy", "product", "epilogue")},
+            issue=issue,
+            memory_floor=floors[0],
+            arithmetic_floor=floors[1],
+            floor=max(floors),
             predicted=seconds + LAUNCH_S,
             bound=bound,
         )

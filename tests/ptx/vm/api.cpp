@@ -1,6 +1,7 @@
 // The interface for Python (ctypes), and the state behind it.
 
 #include <fstream>
+#include <utility>
 
 #include "memory.h"
 
@@ -10,6 +11,34 @@ namespace {
 // These outlive what is freed at the end of the process.
 auto& modules = *new std::vector<std::unique_ptr<Module>>;
 auto& kernels = *new std::map<std::string, std::map<int, Kernel*>>;  // by name, by architecture
+
+// What was executed, by instruction, in one launch or in all of a kernel.
+struct Executed {
+  const Kernel* kernel;
+  uint64_t launches, blocks;
+  std::vector<Count> counts;
+};
+auto& ended = *new std::vector<Executed>;  // launches that are counted by themselves, in order
+
+Executed take_counts(Kernel& kernel) {
+  Executed taken = {
+      &kernel, std::exchange(kernel.launches, 0), std::exchange(kernel.blocks, 0), {}};
+  for (const Instruction& instruction : kernel.code) {
+    taken.counts.push_back(std::exchange(instruction.count, Count()));
+  }
+  return taken;
+}
+
+void write_counts(std::ostream& out, const Executed& executed, size_t launch) {
+  for (size_t at = 0; at < executed.counts.size(); ++at) {
+    const Instruction& i = executed.kernel->code[at];
+    const Count& count = executed.counts[at];
+    out << executed.kernel->name << '\t' << launch << '\t' << executed.launches << '\t'
+        << executed.blocks << '\t' << i.line << '\t' << i.opcode << '\t' << i.region << '\t'
+        << i.source_line << '\t' << count.warps << '\t' << count.lanes << '\t' << count.passes
+        << '\t' << count.least_passes << '\n';
+  }
+}
 
 template <typename Act>
 void for_every_kernel(Act act) {
@@ -71,6 +100,10 @@ void checked_launch(Kernel& kernel, Grid grid) {
   kernel.blocks += uint64_t(x) * y * z;
   grid.kernel = &kernel;
   launch(std::make_unique<Grid>(std::move(grid)));
+  if (settings.apart) {
+    synchronize();
+    ended.push_back(take_counts(kernel));
+  }
 }
 
 }  // namespace ptx
@@ -104,6 +137,7 @@ EXPORTED int ptx_set(const char* name, uint64_t value) {
       {"arrival", &Settings::arrival},
       {"races", &Settings::races},
       {"banks", &Settings::banks},
+      {"apart", &Settings::apart},
       {"overlap", &Settings::overlap},
       {"truncate_products", &Settings::truncate_products},
       {"capability", &Settings::capability},
@@ -153,30 +187,26 @@ EXPORTED int ptx_synchronize() {
 }
 
 EXPORTED void ptx_forget_counts() {
-  for_every_kernel([](Kernel& kernel) {
-    kernel.launches = kernel.blocks = 0;
-    for (const Instruction& instruction : kernel.code) {
-      instruction.count = Count();
-    }
-  });
+  ended.clear();
+  for_every_kernel(take_counts);
 }
 
-// A line for each instruction of each kernel that was launched, tabs between: kernel, launches,
-// blocks, line of the PTX, opcode, function and line of the source, warps, lanes, passes over the
-// banks of shared memory, and passes without conflicts.
+// A line for each instruction of each kernel that was launched, and forgets them; tabs between:
+// kernel, number of the launch among those that are counted by themselves, launches, blocks, line
+// of the PTX, opcode, functions and line of the source, warps, lanes, passes over the banks of
+// shared memory, and passes without conflicts.
 EXPORTED int ptx_counts(const char* path) {
   return !succeeds([&] {
     std::ofstream out(path);
+    for (size_t launch = 0; launch < ended.size(); ++launch) {
+      write_counts(out, ended[launch], launch);
+    }
     for_every_kernel([&](Kernel& kernel) {
-      for (const Instruction& i : kernel.code) {
-        if (kernel.launches) {
-          out << kernel.name << '\t' << kernel.launches << '\t' << kernel.blocks << '\t' << i.line
-              << '\t' << i.opcode << '\t' << i.region << '\t' << i.source_line << '\t'
-              << i.count.warps << '\t' << i.count.lanes << '\t' << i.count.passes << '\t'
-              << i.count.least_passes << '\n';
-        }
+      if (kernel.launches) {
+        write_counts(out, take_counts(kernel), 0);
       }
     });
+    ended.clear();
     fault_if(!out, "cannot write ", path);
   });
 }

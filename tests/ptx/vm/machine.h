@@ -130,7 +130,9 @@ struct Instruction {
   std::vector<uint32_t> sums;            // wgmma: registers that are read and written
   int line = 0, source_line = 0;
   std::string opcode, text;
-  std::string region;  // the function of the source that it comes from, where the PTX says it
+  // Functions of the source that it comes from, each inlined in the one behind the comma, where the
+  // PTX says them.
+  std::string region;
 };
 
 struct Parameter {
@@ -319,6 +321,7 @@ struct Settings {
   uint64_t seed = 0;  // 0: warps and blocks in order, else at random
   uint64_t arrival = kLate;
   uint64_t races = false, banks = false;
+  uint64_t apart = false;  // each launch is counted by itself
   // Dependent grids begin early: 1, those of an operator's call; 2, of all to the next
   // synchronization, and no memory is freed meanwhile.
   uint64_t overlap = 0;

@@ -217,15 +217,35 @@ class Translator {
   }
 
   // .loc 2 183 3, function_name $L__info_string0, inlined_at 1 31 5
+  // Where a function was inlined has had its own .loc before. What is of no line belongs to what it
+  // stands behind, and what lost its function to the one that was seen at that place.
   void location(std::string_view text) {
     const Words found = words(text);
     source_line_ = found.size() > 2 ? int(integer_of(found[2])) : 0;
-    region_.clear();
-    if (found.size() > 5 && found[4] == "function_name") {
-      region_ = found[5].substr(0, found[5].find_first_of(",+"));
-      const auto name = kernel_.module->strings.find(region_);
-      region_ = name == kernel_.module->strings.end() ? region_ : name->second;
+    if (source_line_ == 0) {
+      return;
     }
+    std::string& region = regions_[place_of(text.substr(4))];
+    if (found.size() > 5 && found[4] == "function_name") {
+      region = found[5].substr(0, found[5].find_first_of(",+"));
+      const auto name = kernel_.module->strings.find(region);
+      region = name == kernel_.module->strings.end() ? region : name->second;
+      if (const size_t at = text.find("inlined_at "); at != text.npos) {
+        const std::string caller = regions_[place_of(text.substr(at + 11))];
+        region += caller.empty() ? "" : "," + caller;
+      }
+    }
+    region_ = region;
+  }
+
+  // File, line and column, of which commas may follow.
+  static std::string place_of(std::string_view text) {
+    const Words found = words(text.substr(0, text.find(',')));
+    std::string place;
+    for (size_t i = 0; i < 3 && i < found.size(); ++i) {
+      place += joined(found[i], ' ');
+    }
+    return place;
   }
 
   void directive(std::string_view text) {
@@ -472,6 +492,7 @@ class Translator {
   std::vector<Variable> by_launch_;
   uint32_t register_bytes_ = 0;
   std::string region_;
+  std::map<std::string, std::string> regions_;  // by place in the source
   int source_line_ = 0;
   uint32_t always_;  // a predicate that holds
 };
