@@ -120,14 +120,14 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
     copy_weights<Math, n, threads>(base + to + layout.weights, pair.second_weight, pair.second,
                                    first, pair.second_weight.in_channels - first, pair.chunk, 0);
   };
+  const Share<T, threads> share(pair.chunk);
   const auto begin_copy = [&](int chunk, int to) {
     if (chunk >= first_chunks) {
       copy_second(chunk, to);
       return;
     }
     const int first = chunk * pair.chunk;
-    copy_pixels<T, threads>(base + to, pixels, slots, pair.source, picture, first, pair.chunk,
-                            pitch);
+    copy_pixels<T, threads>(base + to, pixels, slots, pair.source, picture, first, share, pitch);
     copy_weights<Math, n, threads>(base + to + layout.weights, pair.first_weight, pair.first, first,
                                    pair.source.channels - first, pair.chunk, 0);
   };

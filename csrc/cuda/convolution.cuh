@@ -31,7 +31,9 @@ struct Place {
 
 __device__ __forceinline__ Place place_of(unsigned block, unsigned across, unsigned down,
                                           unsigned columns) {
-  const unsigned tile = block / columns, row = tile / across, picture = row / down;
+  // Mostly there is one block of channels, and one picture: divisions are left out.
+  const unsigned tile = columns == 1 ? block : block / columns;
+  const unsigned row = tile / across, picture = row < down ? 0 : row / down;
   return {static_cast<int>(picture), static_cast<int>(row - picture * down),
           static_cast<int>(tile - row * across), static_cast<int>(block - tile * columns)};
 }
@@ -185,10 +187,9 @@ __device__ __forceinline__ void copy_elements(ptx::SharedAddress to, const int* 
 // there become zero.
 template <typename T, int threads>
 __device__ __forceinline__ void copy_pixels(ptx::SharedAddress to, const int* pixels, int slots,
-                                            const Source& source, int n, int first, int chunk,
-                                            int pitch) {
+                                            const Source& source, int n, int first,
+                                            const Share<T, threads>& share, int pitch) {
   constexpr int elements = vector_elements<T>, together = 4;
-  const Share<T, threads> share(chunk);
   const int channel = first + share.part * elements;
   int there = source.channels - channel;  // channels that are there
   there = there < 0 ? 0 : there < elements ? there : elements;
@@ -229,9 +230,8 @@ __device__ __forceinline__ void copy_pixels(ptx::SharedAddress to, const int* pi
 template <typename T, int threads>
 __device__ __forceinline__ void transform_pixels(unsigned char* stage, const int* pixels, int slots,
                                                  int channels, const Affine& affine, int first,
-                                                 int chunk, int pitch) {
+                                                 const Share<T, threads>& share, int pitch) {
   constexpr int elements = vector_elements<T>;
-  const Share<T, threads> share(chunk);
   const int channel = first + share.part * elements;
   float scale[elements] = {}, shift[elements] = {}, slope[elements] = {};
   if (channel < channels) {

@@ -78,11 +78,11 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
 
   Ring ring = {layout, conv.stage_count, conv.chunks};
   const ptx::SharedAddress base = ptx::shared_address(shared);
+  const Share<T, threads> share(conv.chunk);
   Cursor next;
   const auto begin_copy = [&](int, int to) {
     const Source& source = conv.sources[next.source];
-    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, conv.chunk,
-                            pitch);
+    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, share, pitch);
     copy_weights<Math, n, threads>(base + to + layout.weights, conv.weight, conv.taps,
                                    next.before + next.first, source.channels - next.first,
                                    conv.chunk, column);
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   const auto transform = [&](int at) {
     if (conv.prologue.scale != nullptr) {
       transform_pixels<T, threads>(shared + at, pixels, slots, conv.sources[0].channels,
-                                   conv.prologue, now.first, conv.chunk, pitch);
+                                   conv.prologue, now.first, share, pitch);
     }
   };
   Accumulators<Math, m_tiles, n_tiles> acc;

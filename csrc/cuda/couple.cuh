@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
     copy_weights<Math, n, threads>(base + to + layout.weights, couple.even, couple.even_taps, first,
                                    odd_channels - first, couple.chunk, column);
   };
+  const Share<T, threads> share(couple.chunk);
   Cursor next;
   const auto begin_copy = [&](int chunk, int to) {
     if (chunk >= outside_odd) {
@@ -99,8 +100,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
     }
     const Source& source = couple.sources[next.source];
     const int rest = source.channels - next.first;
-    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, couple.chunk,
-                            pitch);
+    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, share, pitch);
     copy_weights<Math, n, threads>(base + to + layout.weights, couple.even, couple.even_taps,
                                    odd_channels + next.before + next.first, rest, couple.chunk,
                                    column);
