@@ -54,7 +54,7 @@ def kernel_of(answer: dict[str, Any]) -> Kernel | None:
     if answer["kernel"] not in KERNELS:
         return None
     blocks = answer["blocks"][0]
-    names = ("warps", "m_tiles", "n_tiles", "sliding")
+    names = ("warps", "m_tiles", "n_tiles", "sliding", "splits")
     if answer["kernel"] == "couple_kernel":
         names = ("warps", "odd_tiles", "n_tiles")
     return answer["kernel"], answer["arithmetic"], tuple(int(blocks[name]) for name in names)

@@ -49,11 +49,13 @@ class KernelVariant:
     m_tiles: int
     n_tiles: int
     sliding: bool = False
+    splits: int = 1
 
     @property
     def text(self) -> str:
         """As the environment variable takes it."""
-        return f"{self.warps},{self.m_tiles},{self.n_tiles},{int(self.sliding)}"
+        text = f"{self.warps},{self.m_tiles},{self.n_tiles},{int(self.sliding)}"
+        return text if self.splits == 1 else f"{text},{self.splits}"
 
     def forced(self) -> AbstractContextManager[None]:
         """The variant is taken wherever it fits; the plan reads the variable at every call."""
@@ -77,7 +79,7 @@ def setting(name: str, value: str) -> Iterator[None]:
 def known_variants(arithmetic: str) -> list[KernelVariant]:
     """Those that are compiled, for ``halves`` or ``floats``."""
     rows = torch.ops.fassd_kernels_plan.variants(0 if arithmetic == "halves" else 2).tolist()
-    return [KernelVariant(warps, m, n, bool(sliding)) for warps, m, n, sliding in rows]
+    return [KernelVariant(warps, m, n, bool(s), splits) for warps, m, n, s, splits in rows]
 
 
 def measure_variants(
@@ -320,7 +322,7 @@ SHAPE_COLUMNS: tuple[tuple[str, Callable[[Timed], str]], ...] = (
     ("us", lambda row: number(row[2])),
     ("of planned", lambda row: share(row[2], row[1])),
 )
-"""Variants are warps, m_tiles, n_tiles, sliding."""
+"""Variants are warps, m_tiles, n_tiles, sliding, splits."""
 
 
 def variants_text(data: Record) -> str:

@@ -146,8 +146,8 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
 #pragma unroll
       for (int i = 0; i < pair_m_tiles; i++) {
         if ((warp + i * warps) * 16 < middle_pixels) {
-          multiply_taps<Math>(shared, rows[i], at, at + layout.weights, pair.first, live, tap_bytes,
-                              pair.chunk, acc[i]);
+          multiply_taps(shared, rows[i], at, at + layout.weights, pair.first, live, tap_bytes,
+                        pair.chunk, acc[i]);
         }
       }
     }

@@ -205,7 +205,7 @@ __device__ __forceinline__ void copy_pixels(ptx::SharedAddress to, const int* pi
                      (n * source.stride_n + (there > 0 ? channel : 0)) * int64_t(sizeof(T));
   const auto copy = [&](int pixel) {
     if (pixel >= 0) {
-      ptx::copy_async(to, from + uint64_t(uint32_t(pixel)) * source.pixel_bytes, bytes);
+      ptx::copy_async(to, ptx::element(from, pixel, source.pixel_bytes), bytes);
     }
     to += to_next;
   };
@@ -357,16 +357,20 @@ __device__ __forceinline__ void end_copies() {
 }
 
 // sums += all live taps over one chunk, its pixels at offset `a` and its weights at `b`.
-template <typename Math, int m_tiles, int n_tiles>
+template <int splits = 1, typename Math, int m_tiles, int n_tiles>
 __device__ __forceinline__ void multiply_taps(unsigned char* shared,
                                               const Rows<Math, m_tiles>& rows, int a, int b,
                                               const Taps& taps, unsigned live, int tap_bytes,
-                                              int chunk,
-                                              Accumulators<Math, m_tiles, n_tiles>& acc) {
+                                              int chunk, Accumulators<Math, m_tiles, n_tiles>& acc,
+                                              int set = 0) {
   const auto each = [&](Accumulators<Math, m_tiles, n_tiles>& sums) {
     for (int tap = 0; tap < taps.count; tap++, b += tap_bytes) {
       if ((live >> tap & 1) != 0) {
-        multiply(Math(), shared, rows, a + taps.offset[tap], b, chunk, sums);
+        if constexpr (splits > 1) {
+          multiply<splits>(Math(), shared, rows, a + taps.offset[tap], b, chunk, sums, set);
+        } else {
+          multiply(Math(), shared, rows, a + taps.offset[tap], b, chunk, sums);
+        }
       }
     }
   };

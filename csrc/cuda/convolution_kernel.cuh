@@ -28,7 +28,7 @@ constexpr int least_blocks(int warps, int accumulators) {
   return (accumulators > 64 ? 12 : 16) / warps;
 }
 
-template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding>
+template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding, int splits>
 __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * n_tiles))
     convolution_kernel(const __grid_constant__ Convolution conv) {
   using T = typename Math::T;
@@ -52,7 +52,8 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
           : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height, 1 << tile.width_log2);
 
   // The first of a warp's pixels in the tile, and from each 16 of them to the next.
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % (warps / splits);
+  const int set = splits > 1 ? threadIdx.x / (32 * warps / splits) : 0;
   int first_pixel = warp * m_tiles * 16, pixel_step = 16;
   if constexpr (sliding) {
     const int across = 1 << (tile.width_log2 - 4), down = warp / across;
@@ -106,12 +107,12 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
     const int rest = round_up_to<Math::step>(conv.sources[now.source].channels - now.first);
     const int depth = rest < conv.chunk ? rest : conv.chunk;
     if constexpr (sliding) {
-      multiply_sliding<T, m_tiles, n_tiles>(shared, at + rows.offset[0][0],
-                                            conv.columns.slots * pitch, pitch, at + layout.weights,
-                                            tap_bytes, depth, acc);
+      multiply_sliding<T, m_tiles, n_tiles, splits>(
+          shared, at + rows.offset[0][0], conv.columns.slots * pitch, pitch, at + layout.weights,
+          tap_bytes, depth, acc, set);
     } else {
-      multiply_taps<Math>(shared, rows, at, at + layout.weights, conv.taps, live, tap_bytes, depth,
-                          acc);
+      multiply_taps<splits>(shared, rows, at, at + layout.weights, conv.taps, live, tap_bytes,
+                            depth, acc, set);
     }
     now.advance(conv.sources, conv.chunk);
   }
@@ -119,8 +120,13 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   ptx::let_next_kernel_start();
 
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
-  stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel, pixel_step);
-  __syncthreads();
+#pragma unroll
+  for (int turn = 0; turn < splits; turn++) {
+    if (turn == set) {
+      stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel, pixel_step, turn > 0);
+    }
+    __syncthreads();
+  }
   write_tile<T, n_tiles, threads>(staging, reinterpret_cast<Edge*>(shared), conv.epilogue,
                                   {tile.width_log2, tile.height, picture, y, x, column,
                                    conv.weight.out_channels, conv.out_height, conv.out_width});

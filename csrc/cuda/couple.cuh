@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
       }
       const unsigned char* from =
           shared + layout.middle + ((row + 1) * odd_columns + at + 1) * odd_pitch + channel * 2;
-      char* there = to + distance((y + row) * couple.width + x + at, out.pixel_bytes);
+      char* there = ptx::element(to, (y + row) * couple.width + x + at, out.pixel_bytes);
       if (out.pairs) {
         store_pairs(there, *reinterpret_cast<const uint4*>(from), out.lanes - channel);
       } else {

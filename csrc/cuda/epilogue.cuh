@@ -59,20 +59,28 @@ __device__ __forceinline__ float activate(float value, Activation activation, fl
 template <int n_tiles>
 constexpr int staging_pitch = staging_row(n_tiles * 8);
 
-// A warp's pixels begin at `first`, and each 16 of them `step` after the 16 before.
+// A warp's pixels begin at `first`, and each 16 of them `step` after the 16 before. With `add`, to
+// what is there already.
 template <typename Math, int m_tiles, int n_tiles>
 __device__ __forceinline__ void stage_sums(float* staging,
                                            const Accumulators<Math, m_tiles, n_tiles>& acc,
-                                           int first, int step) {
+                                           int first, int step, bool add = false) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < m_tiles; i++) {
     float* row = staging + (first + i * step + lane / 4) * staging_pitch<n_tiles> + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < n_tiles; j++) {
-      *reinterpret_cast<float2*>(row + j * 8) = make_float2(acc.sums[i][j][0], acc.sums[i][j][1]);
-      *reinterpret_cast<float2*>(row + 8 * staging_pitch<n_tiles> + j * 8) =
-          make_float2(acc.sums[i][j][2], acc.sums[i][j][3]);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float2* at = reinterpret_cast<float2*>(row + half * 8 * staging_pitch<n_tiles> + j * 8);
+        float2 sums = make_float2(acc.sums[i][j][2 * half], acc.sums[i][j][2 * half + 1]);
+        if (add) {
+          sums.x += at->x;
+          sums.y += at->y;
+        }
+        *at = sums;
+      }
     }
   }
 }
@@ -124,7 +132,7 @@ __device__ __forceinline__ void add_resized(const char* from, uint32_t pixel_byt
                                             const Edge& column, float (&values)[lanes]) {
   const auto add = [&](int pixel, float weight) {
     float corner[lanes];
-    load_eight<T>(from + uint64_t(uint32_t(pixel)) * pixel_bytes, corner);
+    load_eight<T>(ptx::element(from, pixel, pixel_bytes), corner);
 #pragma unroll
     for (int k = 0; k < lanes; k++) {
       values[k] += corner[k] * weight;
@@ -169,10 +177,6 @@ template <typename T, typename Image>
 __device__ __forceinline__ auto picture_of(const Image& image, int n, int channel) {
   using Byte = std::conditional_t<std::is_same_v<Image, Source>, const char, char>;
   return static_cast<Byte*>(image.data) + (n * image.stride_n + channel) * int64_t(sizeof(T));
-}
-
-__device__ __forceinline__ uint64_t distance(int pixels, uint32_t pixel_bytes) {
-  return uint64_t(uint32_t(pixels)) * pixel_bytes;
 }
 
 // Stores pairs of channels, those of eight that are below `count`.
@@ -249,7 +253,7 @@ __device__ __forceinline__ void write_share(const float* staging, Edge* edges,
     }
     if constexpr (residual) {
       float loaded[lanes];
-      load_eight<T>(from + distance(at, added.pixel_bytes), loaded);
+      load_eight<T>(ptx::element(from, at, added.pixel_bytes), loaded);
 #pragma unroll
       for (int k = 0; k < lanes; k++) {
         values[k] += loaded[k];
@@ -266,7 +270,7 @@ __device__ __forceinline__ void write_share(const float* staging, Edge* edges,
     }
     if constexpr (affine) {
       float loaded[lanes];
-      load_eight<T>(from + distance(at, added.pixel_bytes), loaded);
+      load_eight<T>(ptx::element(from, at, added.pixel_bytes), loaded);
 #pragma unroll
       for (int k = 0; k < lanes; k++) {
         values[k] = activate((values[k] + loaded[k]) * scale[k] + shift[k], Activation::prelu,
@@ -275,9 +279,9 @@ __device__ __forceinline__ void write_share(const float* staging, Edge* edges,
     }
     if constexpr (placed) {
       const uint4 result = rounded<T, relu>(values);
-      store_pairs(to + distance(at, out.pixel_bytes), result, out.lanes - share.channel);
+      store_pairs(ptx::element(to, at, out.pixel_bytes), result, out.lanes - share.channel);
       if (share.channel < copy.lanes) {
-        *reinterpret_cast<uint4*>(to_copy + distance(at, copy.pixel_bytes)) = result;
+        *reinterpret_cast<uint4*>(ptx::element(to_copy, at, copy.pixel_bytes)) = result;
       }
     } else {
       if constexpr (relu && sizeof(T) == 4) {
@@ -286,7 +290,7 @@ __device__ __forceinline__ void write_share(const float* staging, Edge* edges,
           values[k] = activate(values[k], Activation::relu, 0.0f);
         }
       }
-      store_eight<T, relu>(to + distance(at, out.pixel_bytes), values);
+      store_eight<T, relu>(ptx::element(to, at, out.pixel_bytes), values);
     }
   }
 }

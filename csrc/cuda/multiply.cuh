@@ -93,17 +93,22 @@ __device__ __forceinline__ int lane_bytes(int lane) {
 
 // sums += A * B over `chunk` channels. `a` shifts the rows' offsets; `b` is the offset of the
 // weights' first row.
-template <typename T, int m_tiles, int n_tiles>
+// Of several sets of warps, each takes every so many steps.
+template <int splits = 1, typename T, int m_tiles, int n_tiles>
 __device__ __forceinline__ void multiply(HalfMath<T>, unsigned char* shared,
                                          const Rows<HalfMath<T>, m_tiles>& rows, int a, int b,
                                          int chunk,
-                                         Accumulators<HalfMath<T>, m_tiles, n_tiles>& acc) {
+                                         Accumulators<HalfMath<T>, m_tiles, n_tiles>& acc,
+                                         int set = 0) {
   const int lane = threadIdx.x % 32;
   constexpr int row_bytes = weight_row_bytes<HalfMath<T>, n_tiles * 8>;
   const ptx::SharedAddress base = ptx::shared_address(shared);
-  ptx::SharedAddress weights = base + b + lane % 16 * row_bytes + lane / 16 * 16;
+  ptx::SharedAddress weights =
+      base + b + set * 16 * row_bytes + lane % 16 * row_bytes + lane / 16 * 16;
+  a += set * 32;
 #pragma unroll 1
-  for (int k = 0; k < chunk; k += 16, a += 32, weights += 16 * row_bytes) {
+  for (int k = set * 16; k < chunk;
+       k += splits * 16, a += splits * 32, weights += splits * 16 * row_bytes) {
     uint32_t pixels[m_tiles][4];
 #pragma unroll
     for (int i = 0; i < m_tiles; i++) {
@@ -156,21 +161,24 @@ __device__ __forceinline__ void load_weights(uint32_t (&factors)[n_tiles][2],
 // each other. A row of pixels is loaded once for each of the three columns of taps, and multiplied
 // by the weights of the rows of taps that lead to a row of the result: shared memory, which has to
 // deliver as fast as the tensor cores compute, is read half as often as tap by tap.
-template <typename T, int m_tiles, int n_tiles>
+template <typename T, int m_tiles, int n_tiles, int splits = 1>
 __device__ __forceinline__ void multiply_sliding(unsigned char* shared, int first_row,
                                                  int row_bytes, int pitch, int b, int tap_bytes,
                                                  int chunk,
-                                                 Accumulators<HalfMath<T>, m_tiles, n_tiles>& acc) {
+                                                 Accumulators<HalfMath<T>, m_tiles, n_tiles>& acc,
+                                                 int set = 0) {
   const int lane = threadIdx.x % 32;
   constexpr int weight_bytes = weight_row_bytes<HalfMath<T>, n_tiles * 8>;
   const ptx::SharedAddress base = ptx::shared_address(shared);
-  const ptx::SharedAddress weights = base + b + lane % 16 * weight_bytes + lane / 16 * 16;
+  const ptx::SharedAddress weights =
+      base + b + set * 16 * weight_bytes + lane % 16 * weight_bytes + lane / 16 * 16;
 #pragma unroll 1
   for (int column = 0; column < 3; column++) {
-    ptx::SharedAddress pixels_at = base + first_row + column * pitch;
+    ptx::SharedAddress pixels_at = base + first_row + set * 32 + column * pitch;
     ptx::SharedAddress weights_at = weights + column * tap_bytes;
 #pragma unroll 1
-    for (int k = 0; k < chunk; k += 16, pixels_at += 32, weights_at += 16 * weight_bytes) {
+    for (int k = set * 16; k < chunk;
+         k += splits * 16, pixels_at += splits * 32, weights_at += splits * 16 * weight_bytes) {
       uint32_t factors[3][n_tiles][2];
 #pragma unroll
       for (int row = 0; row < 3; row++) {

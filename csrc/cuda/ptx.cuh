@@ -27,6 +27,16 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
   return bytes;
 }
 
+// Where element `index` of so many bytes lies.
+template <typename Byte>
+__device__ __forceinline__ Byte* element(Byte* first, int index, uint32_t bytes) {
+  uint64_t address;
+  asm("mad.wide.u32 %0, %1, %2, %3;"
+      : "=l"(address)
+      : "r"(index), "r"(bytes), "l"(reinterpret_cast<uint64_t>(first)));
+  return reinterpret_cast<Byte*>(address);
+}
+
 // 16 bytes to shared memory.
 __device__ __forceinline__ void store_shared(SharedAddress to, uint4 value) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),

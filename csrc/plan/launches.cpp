@@ -67,6 +67,7 @@ void write(std::ostream& out, const Plan& blocks) {
   object.number("m_tiles", blocks.variant.m_tiles);
   object.number("n_tiles", blocks.variant.n_tiles);
   object.number("sliding", int(blocks.variant.sliding));
+  object.number("splits", blocks.variant.splits);
   object.number("odd_tiles", blocks.odd_tiles);
   object.number("tile_width", 1 << blocks.tile.width_log2);
   object.number("tile_height", blocks.tile.height);

@@ -3,8 +3,8 @@
 // (multiprocessors, bytes of shared memory that one block can have, compute capability times ten)
 // and `allow_tf32`. Of tensors only shapes and types are looked at.
 // The answer is that of launches.h. The operator `variants` answers which kernels are compiled for
-// an arithmetic: rows of warps, m_tiles, n_tiles, sliding, or of warps, odd_tiles, even_tiles of
-// couples.
+// an arithmetic: rows of warps, m_tiles, n_tiles, sliding, splits, or of warps, odd_tiles,
+// even_tiles of couples.
 
 #include <torch/csrc/stable/library.h>
 
@@ -302,11 +302,12 @@ Tensor variants(int64_t number, const std::string& kernel) {
   STD_TORCH_CHECK(number >= 0 && number <= 2, "arithmetic is ", number, "; expected 0 to 2");
   const auto arithmetic = static_cast<cuda::Arithmetic>(number);
   std::vector<int> values;
-  int columns = 4;
+  int columns = 5;
   if (kernel == "convolution_kernel" || kernel == "pair_kernel") {
     const bool pairs = kernel == "pair_kernel";
     for (const cuda::Variant& one : pairs ? pairs_of(arithmetic) : variants_of(arithmetic)) {
-      values.insert(values.end(), {one.warps, one.m_tiles, one.n_tiles, int(one.sliding)});
+      values.insert(values.end(),
+                    {one.warps, one.m_tiles, one.n_tiles, int(one.sliding), one.splits});
     }
   } else if (kernel == "couple_kernel") {
     columns = 3;

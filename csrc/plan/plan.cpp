@@ -177,7 +177,7 @@ int bank_passes(int width_log2, int slot_step, int row, int slot_bytes) {
 // passes, and weights. A sliding warp reads m_tiles + 2 rows for its three vertical taps.
 double bytes_read(const Variant& variant, int itemsize, int passes = 1) {
   const double pixels = variant.sliding ? 16.0 * (variant.m_tiles + 2) / 3 : 16.0 * variant.m_tiles;
-  return itemsize * variant.warps * (passes * pixels + variant.channels());
+  return itemsize * variant.pixel_warps() * (passes * pixels + variant.channels());
 }
 
 // Whether a warp's pixels can lie as the variant wants them.
@@ -188,7 +188,7 @@ bool fits(const Variant& variant, const ConvolutionShape& shape, int width_log2)
   const bool plain = shape.kernel_h == 3 && shape.kernel_w == 3 && shape.stride_h == 1 &&
                      shape.stride_w == 1 && shape.dilation_h == 1 && shape.dilation_w == 1 &&
                      shape.height > 1 && shape.width > 1;
-  return plain && width_log2 >= 4 && variant.warps % (1 << (width_log2 - 4)) == 0;
+  return plain && width_log2 >= 4 && variant.pixel_warps() % (1 << (width_log2 - 4)) == 0;
 }
 
 }  // namespace
@@ -229,8 +229,8 @@ bool is_asked_for(const Variant& variant) {
   const char* text = std::getenv(variant_variable);
   Variant asked = {};
   int sliding = 0;
-  if (text == nullptr || std::sscanf(text, "%d,%d,%d,%d", &asked.warps, &asked.m_tiles,
-                                     &asked.n_tiles, &sliding) != 4) {
+  if (text == nullptr || std::sscanf(text, "%d,%d,%d,%d,%d", &asked.warps, &asked.m_tiles,
+                                     &asked.n_tiles, &sliding, &asked.splits) < 4) {
     return true;
   }
   asked.sliding = sliding != 0;

@@ -67,11 +67,15 @@ struct Variant {
   // For plain 3x3 only: a warp's pixels are 16 columns of m_tiles rows below each other, and a row
   // that is loaded serves the three rows of the result that it reaches.
   bool sliding = false;
-  int pixels() const { return warps * m_tiles * 16; }
+  // Sets of warps that have the same pixels, and of each chunk's channels take turns: where there
+  // are few pixels, more warps keep a multiprocessor busy. Their sums are added at the end.
+  int splits = 1;
+  int pixel_warps() const { return warps / splits; }
+  int pixels() const { return pixel_warps() * m_tiles * 16; }
   int channels() const { return n_tiles * 8; }
   bool operator==(const Variant& other) const {
     return warps == other.warps && m_tiles == other.m_tiles && n_tiles == other.n_tiles &&
-           sliding == other.sliding;
+           sliding == other.sliding && splits == other.splits;
   }
 };
 
@@ -152,8 +156,9 @@ constexpr const char* fusion_variable = "FASSD_KERNELS_CUDA_FUSION";
 constexpr const char* plan_variables[] = {variant_variable, fusion_variable};
 
 // The plan of least predicted cost, of equal ones that of the widest tile. The environment variable
-// FASSD_KERNELS_CUDA_VARIANT, as in "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel
-// to take wherever it fits; of pairs it is "4,2,8,0", of couples "4,2,6,1".
+// FASSD_KERNELS_CUDA_VARIANT, as in "4,2,8,1" (warps, m_tiles, n_tiles, sliding; splits where there
+// are any), names the kernel to take wherever it fits; of pairs it is "4,2,8,0", of couples
+// "4,2,6,1".
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits);
 
 // Number of taps that reach the picture.
@@ -261,12 +266,17 @@ constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the seco
 // All kernels that are compiled: of convolutions, of pairs, whose sliding means nothing, of
 // couples; of 16-bit values and of float32.
 inline constexpr Variant half_variants[] = {
-    {8, 2, 8},       {8, 2, 7},       {8, 2, 6},       {8, 2, 5},       {8, 2, 4},
-    {8, 2, 3},       {8, 2, 2},       {4, 1, 8},       {4, 1, 7},       {4, 1, 6},
-    {4, 1, 5},       {4, 1, 4},       {4, 1, 3},       {4, 1, 2},       {8, 4, 4, true},
-    {8, 4, 3, true}, {8, 4, 2, true}, {4, 4, 6, true}, {4, 4, 5, true}, {4, 4, 4, true},
-    {4, 4, 3, true}, {4, 4, 2, true}, {4, 2, 8, true}, {4, 2, 7, true}, {4, 2, 6, true},
-    {4, 2, 5, true}, {4, 2, 4, true}, {4, 2, 3, true}, {4, 2, 2, true},
+    {8, 2, 8},           {8, 2, 7},           {8, 2, 6},           {8, 2, 5},
+    {8, 2, 4},           {8, 2, 3},           {8, 2, 2},           {4, 1, 8},
+    {4, 1, 7},           {4, 1, 6},           {4, 1, 5},           {4, 1, 4},
+    {4, 1, 3},           {4, 1, 2},           {8, 4, 4, true},     {8, 4, 3, true},
+    {8, 4, 2, true},     {4, 4, 6, true},     {4, 4, 5, true},     {4, 4, 4, true},
+    {4, 4, 3, true},     {4, 4, 2, true},     {4, 2, 8, true},     {4, 2, 7, true},
+    {4, 2, 6, true},     {4, 2, 5, true},     {4, 2, 4, true},     {4, 2, 3, true},
+    {4, 2, 2, true},     {8, 1, 8, false, 2}, {8, 1, 6, false, 2}, {8, 1, 4, false, 2},
+    {8, 1, 3, false, 2}, {8, 1, 2, false, 2}, {8, 2, 6, true, 2},  {8, 2, 4, true, 2},
+    {8, 2, 3, true, 2},  {8, 2, 2, true, 2},  {8, 1, 4, true, 2},  {8, 1, 3, true, 2},
+    {8, 1, 2, true, 2},
 };
 inline constexpr Variant float_variants[] = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4, 1, 4}};
 inline constexpr Variant half_pairs[] = {{8, pair_m_tiles, 4},  {8, pair_m_tiles, 8},

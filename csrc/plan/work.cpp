@@ -66,7 +66,7 @@ void add_epilogue(Work& work, const Variant& variant, const Tile& tile, int heig
   const double vectors =
       inside_of(tile, height, width) * warps_of(pixels * variant.n_tiles / (pool * pool));
   work.epilogues += variant.warps;
-  work.staged += double(pixels) / 16 * variant.n_tiles;
+  work.staged += double(pixels) / 16 * variant.n_tiles * variant.splits;
   work.pooled_vectors += vectors * (pool * pool - 1);
   (ending == Ending::plain      ? work.plain_vectors
    : ending == Ending::copied   ? work.copied_vectors
@@ -91,10 +91,10 @@ Work work_of(const ConvolutionPlan& plan, const ConvolutionShape& shape) {
       weight_vectors(chunks, plan.taps.count * plan.chunk, variant.channels(), elements);
   work.copies = work.chunks = warps * chunks;
   if (variant.sliding) {
-    add_sliding(work, warps, steps, chunks, variant.m_tiles, variant.n_tiles);
+    add_sliding(work, variant.pixel_warps(), steps, chunks, variant.m_tiles, variant.n_tiles);
   } else {
-    add_products(work, shape.arithmetic, warps, plan.taps.count, steps, chunks, variant.m_tiles,
-                 variant.n_tiles);
+    add_products(work, shape.arithmetic, variant.pixel_warps(), plan.taps.count, steps, chunks,
+                 variant.m_tiles, variant.n_tiles);
     work.taps = warps * plan.taps.count * chunks;
     work.checked_taps = warps * plan.taps.count;
   }

@@ -55,7 +55,7 @@ class Plan:
     """How a convolution, or a fused part, is cut into blocks.
 
     Attributes:
-        warps, m_tiles, n_tiles, sliding, odd_tiles: the kernel's variant; a tile has
+        warps, m_tiles, n_tiles, sliding, splits, odd_tiles: the kernel's variant; a tile has
             ``8 * n_tiles`` channels; of a couple of layers, `odd_tiles` is the odd one's n_tiles.
         tile_width, tile_height: size of a tile in pixels.
         taps: number of taps that reach the picture.
@@ -74,6 +74,7 @@ class Plan:
     m_tiles: int
     n_tiles: int
     sliding: int
+    splits: int
     odd_tiles: int
     tile_width: int
     tile_height: int
