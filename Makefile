@@ -4,6 +4,7 @@
 # make triton      the Triton kernels without a GPU: interpreted, and compiled for seven architectures
 # make ptx         the CUDA and Triton kernels without a GPU: their PTX, executed and watched
 # make cuda-architectures   the CUDA kernels compiled for every architecture, held to their budget
+# make oldest-torch  the sources compiled against the oldest torch, which is downloaded
 # make isa         the conformance suite on every instruction set that this CPU has
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
@@ -30,7 +31,7 @@ UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -66,7 +67,8 @@ PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
 COUNTED := capability=90 multiprocessors=4
 RANDOM := capability=90 arrival=random overlap=1 seed=$(SEED)
 EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py
-EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" $(EXECUTED) --backend cuda
+EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" FASSD_KERNELS_DEPENDENT_LAUNCH=1 \
+  $(EXECUTED) --backend cuda
 EXECUTED_TRITON := PTX_BACKEND=triton PTX_SETTINGS="$(RANDOM)" $(EXECUTED) --backend triton \
   --every $(if $(filter 1,$(EVERY)),1,80)
 ptx: $(VENV)/.developing
@@ -75,8 +77,8 @@ ptx: $(VENV)/.developing
 	$(EXECUTED_TRITON) -k "test_table and float32" --tf32
 	$(PTX) host
 	LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(COUNTED)" $(TRITON) tests/ptx/test_count.py
-	$(call EXECUTED_CUDA,capability=86) tests/ptx/test_cuda.py tests/ptx/test_mutations.py \
-	  --every $(EVERY)
+	$(call EXECUTED_CUDA,capability=86) tests/ptx/test_cuda.py tests/ptx/test_host.py \
+	  tests/ptx/test_mutations.py --every $(EVERY)
 	$(call EXECUTED_CUDA,$(RANDOM)) tests/ptx/test_cuda.py --every $(if $(filter 1,$(EVERY)),1,80)
 	$(call EXECUTED_CUDA,$(RANDOM) races=1) -k "test_table or test_drawn" \
 	  --every $(if $(filter 1,$(EVERY)),4,80)
@@ -108,6 +110,11 @@ ptx-networks: $(VENV)/.developing
 # `make test` compiles for sm_90: what the sources say of it alone is one hint to the launch after.
 cuda-architectures: $(VENV)/.developing
 	FASSD_TEST_ARCHITECTURES=all $(PYTEST) tests/install/test_cuda_build.py
+
+# The binaries that are built here load in every torch since: csrc compiles against its headers, and
+# asks for no symbol that its libraries lack.
+oldest-torch: $(VENV)/.developing
+	PYTHONPATH=tests:. $(BIN)/python -m install.oldest_torch
 
 # Gradients are PyTorch's of the reference, whichever kernels compute the results. Each worker has
 # a core; what several threads do has tests that ask for them.

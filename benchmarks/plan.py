@@ -229,11 +229,13 @@ class Scale:
         arguments = {"backend": backend, "network": network, **self.places[0]}
         return Item(f"profile/{backend}/{network}", arguments, 120.0)
 
-    def suite_on(self, backend: str, every: int) -> Item:
-        """The suite on a backend, one row of its tables in `every`."""
+    def suite_on(self, backend: str, every: int, group: str = "") -> Item:
+        """The suite on a backend, one row of its tables in `every`, with what a group switches."""
         options = [f"--device={self.device}", f"--backend={backend}"]
         arguments = {"suite": self.suite, "options": options}
         name, limit_s = f"conformance/{backend}", 360.0
+        if group:
+            name, arguments["environment"] = f"{name}/{group}", SWITCHED[group]
         if every > 1:
             name, limit_s = f"{name}/sample", 90.0
             options.append(f"--every={every}")
@@ -328,6 +330,7 @@ def headline_items(scale: Scale) -> Iterator[Item]:
     yield from scale.cases(place, "networks", networks, "ours", "library", *compiled)
     yield Item(f"counters/{network}", {"network": network, **place}, 120.0, 40.0, backend=CUDA)
     yield scale.suite_on(CUDA, SAMPLE)
+    yield scale.suite_on(CUDA, SAMPLE, "dependent")
     for name in networks:
         arguments = {"backend": scale.device, "network": name, "seconds": scale.runner_s, **place}
         yield Item(f"runner/{name}", arguments, 60.0, 10.0)

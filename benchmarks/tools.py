@@ -224,7 +224,12 @@ def conformance(
     if code not in ENDED_BY_ITSELF:
         summary["crash"] = f"pytest ended with code {code}:\n{tail(log)}"
     summary["finished"] &= "session-timeout" not in read_log(log)
-    return {"suite": suite, "options": list(options), **summary}
+    return {
+        "suite": suite,
+        "options": list(options),
+        "environment": dict(environment),
+        **summary,
+    }
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -273,8 +278,9 @@ def conformance_section(report: Record, part: str) -> str:
     for data in data_of_part(report, part):
         counts = ", ".join(f"{count} {what}" for what, count in sorted(data["counts"].items()))
         cut = "" if data["finished"] else " **Stopped before the end.**"
-        command = " ".join([data["suite"], *data["options"]])
-        texts.append(f"`pytest {command}`: {counts}.{cut}\n")
+        switches = [f"{name}={value}" for name, value in data.get("environment", {}).items()]
+        command = " ".join([*switches, "pytest", data["suite"], *data["options"]])
+        texts.append(f"`{command}`: {counts}.{cut}\n")
         if data["failures"]:
             rows = [[escape(f["test"]), escape(f["message"])] for f in data["failures"]]
             texts.append(table(["failed", "message"], rows))

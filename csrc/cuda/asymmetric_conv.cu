@@ -35,26 +35,33 @@ PairShape shape_of(const Context& context, const PairCall& call) {
   return shape;
 }
 
-Pair pair_of(const PairCall& call, const PairPlan& plan) {
+Pair pair_of(const Context& context, const PairCall& call, const PairPlan& plan) {
   Pair pair;
   pair.source = call.input;
   pair.first_weight = call.first.weight;
-  pair.first = plan.first;
+  pair.first = placed(context, plan.first, pair.first_weight, plan.rows, plan.columns, plan.chunk);
   if (call.second) {
     pair.second_weight = call.second->weight;
-    pair.second = plan.second;
+    pair.second =
+        placed(context, plan.second, pair.second_weight, plan.rows, plan.columns, plan.chunk);
   }
   pair.rows = plan.rows;
   pair.columns = plan.columns;
   pair.tile = plan.tile;
   pair.whole_rows = plan.whole_rows;
   pair.chunk = plan.chunk;
+  pair.first_chunks = static_cast<int>(divide_up(call.input.channels, plan.chunk));
+  pair.chunks = pair.first_chunks;
+  if (call.second) {
+    pair.chunks += static_cast<int>(divide_up(pair.second_weight.in_channels, plan.chunk));
+  }
   pair.stage_count = plan.stages;
   pair.layout = plan.layout;
   pair.blocks = plan.cost.blocks;
   pair.bias = call.bias;
   pair.slope = call.slope;
   pair.epilogue = call.epilogue;
+  pair.epilogue.finish = finish_of(call.epilogue);
   return pair;
 }
 
@@ -76,7 +83,7 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
   for (const PairCall& call : calls) {
     shapes.push_back(shape_of(context, call));
   }
-  const PairsPlan plan = plan_pairs(shapes, context.queue.limits);
+  const PairsPlan plan = remembered<plan_pairs>(shapes, context.queue.limits);
   if (!plan.together) {
     for (const PairCall& call : calls) {
       run_one_by_one(context, like, call);
@@ -85,7 +92,7 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
   }
   Pairs pairs;
   for (size_t i = 0; i < calls.size(); i++) {
-    pairs.pair[i] = pair_of(calls[i], plan.pairs[i]);
+    pairs.pair[i] = pair_of(context, calls[i], plan.pairs[i]);
   }
   with_type(context.op, context.dtype,
             [&](auto type) { launch_pairs<decltype(type)>(context, plan.pairs, pairs); });

@@ -23,6 +23,7 @@ struct Pair {
   Tile tile;
   bool whole_rows = false;
   int chunk = 16;
+  int first_chunks = 1, chunks = 1;  // of the first convolution, of both
   int stage_count = 2;
   SharedLayout layout;
   int64_t blocks = 0;           // other pairs of the launch may have more
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const Tile& tile = pair.tile;
   const SharedLayout& layout = pair.layout;
   unsigned char* shared = ptx::dynamic_shared();
-  int2* positions = reinterpret_cast<int2*>(shared);
+  int* pixels = reinterpret_cast<int*>(shared);
 
   if (blockIdx.x >= pair.blocks) {
     return;
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const int zeros = layout.middle + (middle_pixels + 15) / 16 * 16 * middle_pitch;
   const int pitch = slot_bytes<Math>(pair.chunk);
   const int tap_bytes = pair.chunk * weight_row_bytes<Math, n>;
-  locate_slots(positions, pair.rows, pair.columns, y, x, threads);
+  const bool outside = locate_slots<threads>(pixels, pair.rows, pair.columns, y, x);
   for (int i = threadIdx.x; i < middle_pitch / 4; i += threads) {
     reinterpret_cast<uint32_t*>(shared + zeros)[i] = 0;
   }
@@ -106,46 +107,29 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
           (pixel < middle_pixels ? pixel : 0) * pitch + lane_bytes<Math>(lane);
     }
   }
-  __syncthreads();
+  if (__syncthreads_or(outside)) {
+    clear_outside<threads>(shared, layout, pair.stage_count, pixels, slots, pitch);
+  }
   ptx::wait_for_previous_kernels();
 
-  const int first_chunks = (pair.source.channels + pair.chunk - 1) / pair.chunk;
-  const int second_chunks =
-      pair.second.count == 0 ? 0 : (pair.second_weight.in_channels + pair.chunk - 1) / pair.chunk;
-  const int chunks = first_chunks + second_chunks;
-  const auto begin_copy = [&](int chunk, int stage) {
-    const int to = layout.stages + stage * layout.stage_bytes;
-    if (chunk < first_chunks) {
-      const int channel = chunk * pair.chunk;
-      copy_pixels<T>(shared, to, positions, slots, pair.source, picture, channel, pair.chunk, pitch,
-                     threads);
-      copy_weights<Math, n>(shared, to + layout.weights, pair.first_weight, pair.first, live, 0,
-                            channel, pair.source.channels, pair.chunk, 0, threads);
-    } else {
-      copy_weights<Math, n>(shared, to + layout.weights, pair.second_weight, pair.second, ~0u, 0,
-                            (chunk - first_chunks) * pair.chunk, pair.second_weight.in_channels,
-                            pair.chunk, 0, threads);
-    }
+  const int first_chunks = pair.first_chunks, chunks = pair.chunks;
+  const ptx::SharedAddress base = ptx::shared_address(shared);
+  Ring ring = {layout, pair.stage_count, chunks};
+  const auto copy_second = [&](int chunk, int to) {
+    const int first = (chunk - first_chunks) * pair.chunk;
+    copy_weights<Math, n, threads>(base + to + layout.weights, pair.second_weight, pair.second,
+                                   first, pair.second_weight.in_channels - first, pair.chunk, 0);
   };
-  for (int stage = 0; stage < pair.stage_count - 1; stage++) {
-    if (stage < chunks) {
-      begin_copy(stage, stage);
+  const auto begin_copy = [&](int chunk, int to) {
+    if (chunk >= first_chunks) {
+      copy_second(chunk, to);
+      return;
     }
-    ptx::copy_async_commit();
-  }
-  int stage = 0, free_stage = pair.stage_count - 1;
-  // Waits for the next chunk, begins to copy a later one, and returns its offset.
-  const auto next_stage = [&](int chunk) {
-    wait_for_stage(pair.stage_count);
-    __syncthreads();
-    if (chunk + pair.stage_count - 1 < chunks) {
-      begin_copy(chunk + pair.stage_count - 1, free_stage);
-    }
-    ptx::copy_async_commit();
-    const int at = layout.stages + stage * layout.stage_bytes;
-    stage = stage + 1 == pair.stage_count ? 0 : stage + 1;
-    free_stage = free_stage + 1 == pair.stage_count ? 0 : free_stage + 1;
-    return at;
+    const int first = chunk * pair.chunk;
+    copy_pixels<T, threads>(base + to, pixels, slots, pair.source, picture, first, pair.chunk,
+                            pitch);
+    copy_weights<Math, n, threads>(base + to + layout.weights, pair.first_weight, pair.first, first,
+                                   pair.source.channels - first, pair.chunk, 0);
   };
 
   {
@@ -154,13 +138,16 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
     for (int i = 0; i < pair_m_tiles; i++) {
       acc[i].clear();
     }
-    for (int chunk = 0; chunk < first_chunks; chunk++) {
-      const int at = next_stage(chunk);
+    for (int chunk = 1 - pair.stage_count; chunk < first_chunks; chunk++) {
+      const int at = ring.next(chunk, begin_copy);
+      if (chunk < 0) {
+        continue;
+      }
 #pragma unroll
       for (int i = 0; i < pair_m_tiles; i++) {
         if ((warp + i * warps) * 16 < middle_pixels) {
-          multiply_taps<Math>(shared, rows[i], at, at + layout.weights, pair.first, live,
-                              pair.rows.pitch, pair.columns, pitch, tap_bytes, pair.chunk, acc[i]);
+          multiply_taps<Math>(shared, rows[i], at, at + layout.weights, pair.first, live, tap_bytes,
+                              pair.chunk, acc[i]);
         }
       }
     }
@@ -168,33 +155,56 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
     const int channels = pair.first_weight.out_channels;
     const T* bias = static_cast<const T*>(pair.bias);
     const T* slope = static_cast<const T*>(pair.slope);
+    int to[pair_m_tiles][2];
+    bool inside[pair_m_tiles][2];
 #pragma unroll
     for (int i = 0; i < pair_m_tiles; i++) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int pixel = (warp + i * warps) * 16 + lane / 4 + 8 * half;
-        if (pixel >= middle_pixels) {
-          continue;
+        to[i][half] = pixel < middle_pixels ? layout.middle + pixel * middle_pitch : -1;
+        inside[i][half] = holds(pair.columns, position(pair.columns, x, pixel % middle_width));
+      }
+    }
+    const auto store = [&](auto activation) {
+#pragma unroll
+      for (int j = 0; j < n_tiles; j++) {
+        const int channel = j * 8 + lane % 4 * 2;
+        float added[2], factor[2];
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+          const bool there = channel + k < channels;
+          added[k] = there && bias != nullptr ? to_float(bias[channel + k]) : 0.0f;
+          factor[k] = there && slope != nullptr ? to_float(slope[channel + k]) : 0.0f;
         }
-        const int at_x = position(pair.columns, x, pixel % middle_width);
-        const bool inside = holds(pair.columns, at_x);
-        T* to = reinterpret_cast<T*>(shared + layout.middle + pixel * middle_pitch);
 #pragma unroll
-        for (int j = 0; j < n_tiles; j++) {
+        for (int i = 0; i < pair_m_tiles; i++) {
 #pragma unroll
-          for (int k = 0; k < 2; k++) {
-            const int channel = j * 8 + lane % 4 * 2 + k;
-            float value = 0.0f;
-            if (inside && channel < channels) {
-              value = acc[i].sums[0][j][2 * half + k] +
-                      (bias != nullptr ? to_float(bias[channel]) : 0.0f);
-              value = activate(value, pair.epilogue.activation,
-                               slope != nullptr ? to_float(slope[channel]) : 0.0f);
+          for (int half = 0; half < 2; half++) {
+            if (to[i][half] < 0) {
+              continue;
             }
-            to[channel] = from_float<T>(value);
+            float values[2];
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+              const float value = activate(acc[i].sums[0][j][2 * half + k] + added[k],
+                                           decltype(activation)::value, factor[k]);
+              values[k] = inside[i][half] && channel + k < channels ? value : 0.0f;
+            }
+            store_two<T>(shared + to[i][half] + channel * int(sizeof(T)), values[0], values[1]);
           }
         }
       }
+    };
+    switch (pair.epilogue.activation) {
+      case Activation::none:
+        store(std::integral_constant<Activation, Activation::none>());
+        break;
+      case Activation::relu:
+        store(std::integral_constant<Activation, Activation::relu>());
+        break;
+      default:
+        store(std::integral_constant<Activation, Activation::prelu>());
     }
   }
   __syncthreads();
@@ -202,15 +212,15 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   if (pair.second.count == 0) {
     ptx::copy_async_wait<0>();
     ptx::let_next_kernel_start();
-    for (int i = threadIdx.x; i < middle_pixels * n_tiles; i += threads) {
-      const int pixel = i / n_tiles, channel = (i - pixel * n_tiles) * lanes;
+    const Target& out = pair.epilogue.out;
+    const int channel = threadIdx.x % n_tiles * lanes;
+    for (int pixel = threadIdx.x / n_tiles; pixel < middle_pixels; pixel += threads / n_tiles) {
       const int row = pixel / middle_width;
       const int at_y = y + row, at_x = x + pixel - row * middle_width;
       if (at_y < pair.rows.size && at_x < pair.columns.size) {
-        const Source middle = {shared + layout.middle, 0, 0, 0, 1, 0, 0, n, true};
         float values[lanes];
-        load_lanes<T>(middle, pixel * (middle_pitch / int(sizeof(T))), channel, values);
-        const Target& out = pair.epilogue.out;
+        load_eight<T>(shared + layout.middle + pixel * middle_pitch + channel * int(sizeof(T)),
+                      values);
         store_lanes<T>(out, picture * out.stride_n + at_y * out.stride_h + at_x * out.stride_w,
                        channel, values);
       }
@@ -221,7 +231,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   Accumulators<Math, 1, n_tiles> acc;
   acc.clear();
   for (int chunk = first_chunks; chunk < chunks; chunk++) {
-    const int weights = next_stage(chunk) + layout.weights;
+    const int weights = ring.next(chunk, copy_second) + layout.weights;
     const int channel_bytes = (chunk - first_chunks) * pair.chunk * int(sizeof(T));
     const auto each = [&](Accumulators<Math, 1, n_tiles>& sums) {
       for (int tap = 0; tap < pair.second.count; tap++) {
@@ -254,16 +264,16 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
       each(acc);
     }
   }
-  ptx::copy_async_wait<0>();
-  __syncthreads();
+  end_copies();
   ptx::let_next_kernel_start();
 
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, 1, n_tiles>(staging, acc, warp * 16, 16);
   __syncthreads();
-  write_tile<T, n_tiles>(staging, pair.epilogue, tile.width_log2, tile.height, picture, y, x, 0,
-                         pair.second_weight.out_channels, pair.rows.size, pair.columns.size,
-                         threads);
+  write_tile<T, n_tiles, threads>(
+      staging, nullptr, pair.epilogue,
+      {tile.width_log2, tile.height, picture, y, x, 0, pair.second_weight.out_channels,
+       pair.rows.size, pair.columns.size});
 }
 
 }  // namespace fassd::cuda

@@ -21,10 +21,11 @@ struct FloatPairs {
 template <typename T>
 void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs) {
   int64_t blocks = 0;
-  int shared_bytes = 0;
+  int shared_bytes = 0, resident = 1;
   for (const PairPlan& plan : plans) {
     blocks = std::max(blocks, plan.cost.blocks);
     shared_bytes = std::max(shared_bytes, plan.layout.total);
+    resident = std::max(resident, plan.cost.resident);
   }
   const dim3 grid = grid_of(context.op, "tiles", blocks, int64_t(plans.size()));
   with_math<T>(context, [&](auto math) {
@@ -32,7 +33,7 @@ void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, co
     with_entry<List>(context.op, plans[0].variant, [&](auto index) {
       constexpr Variant variant = List::list[decltype(index)::value];
       context.queue.launch(&pair_kernel<decltype(math), variant.warps, variant.n_tiles>, grid,
-                           dim3(variant.warps * 32), shared_bytes, pairs);
+                           dim3(variant.warps * 32), {shared_bytes, resident}, pairs);
     });
   });
 }

@@ -168,6 +168,44 @@ ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call) {
   return shape;
 }
 
+Taps placed(const Context& context, Taps taps, const Weight& weight, const Axis& rows,
+            const Axis& columns, int chunk) {
+  const int itemsize = element_size(context), pitch = chunk * itemsize + slot_padding;
+  for (int tap = 0; tap < taps.count; tap++) {
+    taps.offset[tap] =
+        (taps.row[tap] * rows.pitch * columns.slots + taps.column[tap] * columns.pitch) * pitch;
+    taps.weights[tap] = int64_t(taps.index[tap]) * weight.in_channels * weight.stride * itemsize;
+  }
+  return taps;
+}
+
+Finish finish_of(const Epilogue& epilogue) {
+  const bool added = epilogue.residual.data != nullptr, pooled = epilogue.pool > 1;
+  const bool relu = epilogue.activation == Activation::relu;
+  const bool prelu = epilogue.activation == Activation::prelu;
+  const bool copied = epilogue.copy.data != nullptr, affine = epilogue.addend.data != nullptr;
+  if ((added && !epilogue.residual.whole) || added + pooled + affine > 1) {
+    return Finish::any;
+  }
+  if (copied || !epilogue.out.vectors) {
+    const bool fits = epilogue.out.pairs && (!copied || epilogue.copy.vectors);
+    return relu && fits && !added && !pooled && !affine ? Finish::placed : Finish::any;
+  }
+  if (affine) {
+    return prelu && epilogue.addend.whole ? Finish::addend : Finish::any;
+  }
+  if (pooled) {
+    return relu ? Finish::pooled : Finish::any;
+  }
+  if (added && epilogue.resized) {
+    return relu ? Finish::resized : Finish::any;
+  }
+  if (added) {
+    return epilogue.activation == Activation::none ? Finish::residual : Finish::any;
+  }
+  return relu ? Finish::relu : prelu ? Finish::prelu : Finish::none;
+}
+
 void run(const Context& context, const ConvolutionCall& call) {
   ConvolutionCall kept = call;
   kept.inputs.clear();
@@ -186,22 +224,25 @@ void run(const Context& context, const ConvolutionCall& call) {
   if (!shape.prologue && is_stem(shape)) {
     return run_stem(context, kept, nullptr);
   }
-  const ConvolutionPlan plan = plan_convolution(shape, context.queue.limits);
+  const ConvolutionPlan plan = remembered<plan_convolution>(shape, context.queue.limits);
   Convolution convolution;
   std::copy(kept.inputs.begin(), kept.inputs.end(), convolution.sources);
   convolution.source_count = static_cast<int>(kept.inputs.size());
   convolution.prologue = call.prologue;
   convolution.weight = call.filter.weight;
-  convolution.taps = plan.taps;
+  convolution.taps =
+      placed(context, plan.taps, convolution.weight, plan.rows, plan.columns, plan.chunk);
   convolution.rows = plan.rows;
   convolution.columns = plan.columns;
   convolution.out_height = shape.out_height;
   convolution.out_width = shape.out_width;
   convolution.tile = plan.tile;
   convolution.chunk = plan.chunk;
+  convolution.chunks = chunks_of(convolution.sources, convolution.source_count, convolution.chunk);
   convolution.stage_count = plan.stages;
   convolution.layout = plan.layout;
   convolution.epilogue = call.epilogue;
+  convolution.epilogue.finish = finish_of(call.epilogue);
   with_type(context.op, context.dtype,
             [&](auto type) { launch_convolution<decltype(type)>(context, plan, convolution); });
 }

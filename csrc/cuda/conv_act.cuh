@@ -21,6 +21,11 @@ struct Context {
   Arithmetic arithmetic;
 };
 
+// Bytes of an element of the call's type.
+inline int element_size(const Context& context) {
+  return context.dtype == ScalarType::Float ? 4 : 2;
+}
+
 // A weight in the kernels' order, and what keeps it alive.
 struct Filter {
   Tensor storage;
@@ -49,6 +54,10 @@ struct ConvolutionCall {
 
 Ending ending_of(const Epilogue& epilogue);
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call);
+
+// Taps with the offsets of what they read, in a tile of these axes, `chunk` channels at a time.
+Taps placed(const Context& context, Taps taps, const Weight& weight, const Axis& rows,
+            const Axis& columns, int chunk);
 
 void run(const Context& context, const ConvolutionCall& call);
 

@@ -38,11 +38,12 @@ __device__ __forceinline__ Place place_of(unsigned block, unsigned across, unsig
 
 // Where slot j of an axis lies in the picture, for a tile that begins at `begin` in the result.
 __device__ __forceinline__ int position(const Axis& axis, int begin, int j) {
-  int group = axis.groups == 1 || axis.pitch == 0 ? 0 : j / axis.pitch;
+  if (axis.adjacent) {
+    return begin * axis.step + axis.shift + j;
+  }
+  int group = j / axis.pitch;
   group = group < axis.groups ? group : axis.groups - 1;
-  const int within = j - group * axis.pitch;
-  return begin * axis.step + (axis.slot_step == axis.step ? within : within * axis.step) +
-         (axis.pitch == 0 ? 0 : (axis.first_tap + group - axis.middle) * axis.dilation);
+  return (begin + j - group * axis.pitch) * axis.step + axis.shift + group * axis.dilation;
 }
 
 __device__ __forceinline__ bool holds(const Axis& axis, int at) {
@@ -66,6 +67,7 @@ struct Convolution {
   int out_height = 0, out_width = 0;  // before pooling
   Tile tile;
   int chunk = 16;  // channels at a time
+  int chunks = 1;
   int stage_count = 2;
   SharedLayout layout;
   Epilogue epilogue;
@@ -92,115 +94,207 @@ struct Cursor {
   }
 };
 
-__device__ __forceinline__ int chunks_of(const Source* sources, int count, int chunk) {
+// Chunks of so many sources.
+inline int chunks_of(const Source* sources, int count, int chunk) {
   int chunks = 0;
   for (int i = 0; i < count; i++) {
-    chunks += (sources[i].channels + chunk - 1) / chunk;
+    chunks += static_cast<int>(divide_up(sources[i].channels, chunk));
   }
   return chunks;
 }
 
-// Writes the picture's position of every slot of a tile, or -1 where the slot is outside.
-__device__ __forceinline__ void locate_slots(int2* positions, const Axis& rows, const Axis& columns,
-                                             int y, int x, int threads) {
+// Writes which pixel of the picture each slot of a tile holds, or -1 where the slot is outside.
+// Returns whether a slot of this thread is.
+template <int threads>
+__device__ __forceinline__ bool locate_slots(int* pixels, const Axis& rows, const Axis& columns,
+                                             int y, int x) {
   const int slots = rows.slots * columns.slots;
+  int row = threadIdx.x / columns.slots, column = threadIdx.x - row * columns.slots;
+  const int down = threads / columns.slots, across = threads - down * columns.slots;
+  bool outside = false;
   for (int slot = threadIdx.x; slot < slots; slot += threads) {
-    const int row = slot / columns.slots;
-    const int at_y = position(rows, y, row);
-    const int at_x = position(columns, x, slot - row * columns.slots);
+    const int at_y = position(rows, y, row), at_x = position(columns, x, column);
     const bool inside = holds(rows, at_y) && holds(columns, at_x);
-    positions[slot] = make_int2(inside ? at_y : -1, at_x);
+    pixels[slot] = inside ? at_y * columns.size + at_x : -1;
+    outside |= !inside;
+    row += down;
+    column += across;
+    if (column >= columns.slots) {
+      column -= columns.slots;
+      row++;
+    }
+  }
+  return outside;
+}
+
+// Zeros in the slots outside the picture, of so many stages; copies leave them alone.
+template <int threads>
+__device__ __forceinline__ void clear_outside(unsigned char* shared, const SharedLayout& layout,
+                                              int stages, const int* pixels, int slots, int pitch) {
+  for (int slot = threadIdx.x; slot < slots; slot += threads) {
+    if (pixels[slot] < 0) {
+      for (int stage = 0; stage < stages; stage++) {
+        unsigned char* at = shared + layout.stages + stage * layout.stage_bytes + slot * pitch;
+        for (int byte = 0; byte < pitch; byte += 16) {
+          *reinterpret_cast<uint4*>(at + byte) = make_uint4(0, 0, 0, 0);
+        }
+      }
+    }
   }
 }
 
-// Begins to copy channels [first, first + chunk) of all slots; what is not there becomes zero.
+// What a thread copies of a chunk: one vector of channels of every so many slots.
+template <typename T, int threads>
+struct Share {
+  int part, first, step;  // vector, slot, slots from one to the next
+
+  __device__ __forceinline__ explicit Share(int chunk) {
+    const int vectors = chunk / vector_elements<T>;  // a power of two
+    const int shift = 31 - __clz(vectors);
+    part = threadIdx.x & (vectors - 1);
+    first = threadIdx.x >> shift;
+    step = threads >> shift;
+  }
+};
+
+// Copies of a tensor that no vectors can be loaded from, element by element.
 template <typename T>
-__device__ __forceinline__ void copy_pixels(unsigned char* shared, int to, const int2* positions,
-                                            int slots, const Source& source, int n, int first,
-                                            int chunk, int pitch, int threads) {
-  constexpr int elements = vector_elements<T>;
-  const int vectors = chunk / elements;  // a power of two
-  const int shift = 31 - __clz(vectors);
-  const T* picture = static_cast<const T*>(source.data) + n * source.stride_n;
-  for (int i = threadIdx.x; i < slots * vectors; i += threads) {
-    const int slot = i >> shift, channel = first + (i & (vectors - 1)) * elements;
-    const int2 at = positions[slot];
-    const int offset = to + slot * pitch + (i & (vectors - 1)) * 16;
-    int there = at.x < 0 ? 0 : source.channels - channel;  // channels that are there
-    there = there < 0 ? 0 : there < elements ? there : elements;
-    const T* from =
-        picture + at.x * source.stride_h + at.y * source.stride_w + channel * source.stride_c;
-    if (source.vectors) {
-      ptx::copy_async(ptx::shared_address(shared) + offset, there > 0 ? from : picture,
-                      there * int(sizeof(T)));
-    } else {
-      Vector<T> value;
-#pragma unroll
-      for (int e = 0; e < elements; e++) {
-        value.values[e] = e < there ? from[e * source.stride_c] : from_float<T>(0.0f);
-      }
-      *reinterpret_cast<Vector<T>*>(shared + offset) = value;
+__device__ __forceinline__ void copy_elements(ptx::SharedAddress to, const int* pixels, int slots,
+                                              const Source& source, int n, int channel, int there,
+                                              int slot, int step, int to_next) {
+  const T* from =
+      static_cast<const T*>(source.data) + n * source.stride_n + int64_t(channel) * source.stride_c;
+#pragma unroll 1
+  for (; slot < slots; slot += step, to += to_next) {
+    const int pixel = pixels[slot];
+    if (pixel < 0) {
+      continue;
     }
+    const int y = pixel / source.width, x = pixel - y * source.width;
+    const T* at = from + y * source.stride_h + x * source.stride_w;
+    Vector<T> value;
+#pragma unroll
+    for (int e = 0; e < vector_elements<T>; e++) {
+      value.values[e] = e < there ? at[e * source.stride_c] : from_float<T>(0.0f);
+    }
+    ptx::store_shared(to, *reinterpret_cast<const uint4*>(&value));
+  }
+}
+
+// Begins to copy channels [first, first + chunk) to all slots in the picture; channels that are not
+// there become zero.
+template <typename T, int threads>
+__device__ __forceinline__ void copy_pixels(ptx::SharedAddress to, const int* pixels, int slots,
+                                            const Source& source, int n, int first, int chunk,
+                                            int pitch) {
+  constexpr int elements = vector_elements<T>, together = 4;
+  const Share<T, threads> share(chunk);
+  const int channel = first + share.part * elements;
+  int there = source.channels - channel;  // channels that are there
+  there = there < 0 ? 0 : there < elements ? there : elements;
+  to += share.first * pitch + share.part * 16;
+  const int to_next = share.step * pitch;
+  int slot = share.first;
+  if (!source.vectors) {
+    copy_elements<T>(to, pixels, slots, source, n, channel, there, slot, share.step, to_next);
+    return;
+  }
+  const int bytes = there * int(sizeof(T));
+  const char* from = static_cast<const char*>(source.data) +
+                     (n * source.stride_n + (there > 0 ? channel : 0)) * int64_t(sizeof(T));
+  const auto copy = [&](int pixel) {
+    if (pixel >= 0) {
+      ptx::copy_async(to, from + uint64_t(uint32_t(pixel)) * source.pixel_bytes, bytes);
+    }
+    to += to_next;
+  };
+  for (; slot + (together - 1) * share.step < slots; slot += together * share.step) {
+    int at[together];
+#pragma unroll
+    for (int i = 0; i < together; i++) {
+      at[i] = pixels[slot + i * share.step];
+    }
+#pragma unroll
+    for (int i = 0; i < together; i++) {
+      copy(at[i]);
+    }
+  }
+#pragma unroll 1
+  for (; slot < slots; slot += share.step) {
+    copy(pixels[slot]);
   }
 }
 
 // Sends what this thread copied through a batch norm and PReLU, in place; padding stays zero.
-template <typename T>
-__device__ __forceinline__ void transform_pixels(unsigned char* shared, int to,
-                                                 const int2* positions, int slots, int channels,
-                                                 const Affine& affine, int first, int chunk,
-                                                 int pitch, int threads) {
+template <typename T, int threads>
+__device__ __forceinline__ void transform_pixels(unsigned char* stage, const int* pixels, int slots,
+                                                 int channels, const Affine& affine, int first,
+                                                 int chunk, int pitch) {
   constexpr int elements = vector_elements<T>;
-  const int vectors = chunk / elements;
-  const int shift = 31 - __clz(vectors);
-  const T* scale = static_cast<const T*>(affine.scale);
-  const T* shifts = static_cast<const T*>(affine.shift);
-  const T* slope = static_cast<const T*>(affine.slope);
-  for (int i = threadIdx.x; i < slots * vectors; i += threads) {
-    const int slot = i >> shift, channel = first + (i & (vectors - 1)) * elements;
-    if (positions[slot].x < 0) {
+  const Share<T, threads> share(chunk);
+  const int channel = first + share.part * elements;
+  float scale[elements] = {}, shift[elements] = {}, slope[elements] = {};
+  if (channel < channels) {
+    load_vector<T>(static_cast<const T*>(affine.scale) + channel, scale);
+    load_vector<T>(static_cast<const T*>(affine.shift) + channel, shift);
+    load_vector<T>(static_cast<const T*>(affine.slope) + channel, slope);
+  }
+#pragma unroll
+  for (int e = 0; e < elements; e++) {  // what lies behind the channels stays zero
+    scale[e] = channel + e < channels ? scale[e] : 0.0f;
+    shift[e] = channel + e < channels ? shift[e] : 0.0f;
+  }
+  for (int slot = share.first; slot < slots; slot += share.step) {
+    if (pixels[slot] < 0) {
       continue;
     }
-    Vector<T>& vector =
-        *reinterpret_cast<Vector<T>*>(shared + to + slot * pitch + (i & (vectors - 1)) * 16);
-    Vector<T> value = vector;
+    unsigned char* vector = stage + slot * pitch + share.part * 16;
+    float values[elements];
+    load_vector<T>(vector, values);
 #pragma unroll
     for (int e = 0; e < elements; e++) {
-      if (channel + e < channels) {
-        const float x = to_float(value.values[e]) * to_float(scale[channel + e]) +
-                        to_float(shifts[channel + e]);
-        value.values[e] = from_float<T>(x < 0.0f ? x * to_float(slope[channel + e]) : x);
-      }
+      const float x = values[e] * scale[e] + shift[e];
+      values[e] = x < 0.0f ? x * slope[e] : x;
     }
-    vector = value;
+    *reinterpret_cast<uint4*>(vector) = rounded<T>(values);
   }
 }
 
-// Begins to copy the weights of the live taps, channels [first, first + chunk) of `channels`,
-// output channels [column, column + n).
-template <typename Math, int n>
-__device__ __forceinline__ void copy_weights(unsigned char* shared, int to, const Weight& weight,
-                                             const Taps& taps, unsigned live, int before, int first,
-                                             int channels, int chunk, int column, int threads) {
+constexpr int power_of_two_below(int value) {
+  return value < 2 ? 1 : 2 * power_of_two_below(value / 2);
+}
+
+// Begins to copy the weights of all taps, channels [first, first + chunk), of which `there`
+// are there, and output channels [column, column + n).
+template <typename Math, int n, int threads>
+__device__ __forceinline__ void copy_weights(ptx::SharedAddress to, const Weight& weight,
+                                             const Taps& taps, int first, int there, int chunk,
+                                             int column) {
   using T = typename Math::T;
   constexpr int elements = vector_elements<T>, vectors = n / elements;
+  constexpr int rows = power_of_two_below(threads / vectors);  // of all vectors, at once
   constexpr int row_bytes = weight_row_bytes<Math, n>;
-  const int shift = 31 - __clz(chunk);
-  for (int i = threadIdx.x; i < taps.count * chunk * vectors; i += threads) {
-    const int row = i / vectors, part = i - row * vectors;
-    const int tap = row >> shift, k = row & (chunk - 1);
-    if ((live >> tap & 1) == 0) {
-      continue;
+  const int part = threadIdx.x % vectors, row = threadIdx.x / vectors;
+  if (row >= rows) {
+    return;
+  }
+  // At once, rows are some channels of some taps.
+  const int k_log2 = 31 - __clz(chunk < rows ? chunk : rows), tap_step = rows >> k_log2;
+  const int out = column + part * elements;
+  const int tap_to = chunk * row_bytes;
+  for (int k = row & ((1 << k_log2) - 1); k < chunk; k += 1 << k_log2) {
+    const bool is_there = k < there && out < weight.stride;
+    const int bytes = is_there ? 16 : 0;
+    const char* from = static_cast<const char*>(weight.data);
+    if (is_there) {  // else from the first channel, and none of it
+      from += (int64_t(first + k) * weight.stride + out) * int64_t(sizeof(T));
     }
-    const int out = column + part * elements;
-    const bool there = first + k < channels && out < weight.stride;
-    const T* from = static_cast<const T*>(weight.data);
-    if (there) {
-      from += (int64_t(taps.index[tap]) * weight.in_channels + before + first + k) * weight.stride +
-              out;
+    int tap = row >> k_log2;
+    ptx::SharedAddress at = to + tap * tap_to + k * row_bytes + part * 16;
+#pragma unroll 2
+    for (; tap < taps.count; tap += tap_step, at += tap_step * tap_to) {
+      ptx::copy_async(at, from + taps.weights[tap], bytes);
     }
-    ptx::copy_async(ptx::shared_address(shared) + to + row * row_bytes + part * 16, from,
-                    there ? 16 : 0);
   }
 }
 
@@ -213,20 +307,66 @@ __device__ __forceinline__ void wait_for_stage(int stages) {
   }
 }
 
+// Stages of shared memory that chunks pass through in turn: some are on their way while one is
+// read.
+struct Ring {
+  const SharedLayout& layout;
+  int stages, chunks;
+  int reading = 0, filling = 0;  // stages
+
+  // To be called for chunk 1 - stages and each behind it. Calls `begin_copy(chunk, offset)` for the
+  // chunk stages - 1 ahead, if there is one. Of a chunk from 0 on, returns the offset: all of it
+  // has come, after `arrived(offset)` was called for what this thread copied, if stages > 1.
+  template <typename Copy, typename Arrived>
+  __device__ __forceinline__ int next(int chunk, const Copy& begin_copy, const Arrived& arrived) {
+    const int at = offset_of(reading);
+    if (stages > 1 && chunk >= 0) {
+      wait_for_stage(stages);
+      arrived(at);
+    }
+    if (stages == 1 || chunk >= 0) {
+      __syncthreads();  // this chunk has come, and the one before is no longer read
+    }
+    if (chunk + stages - 1 < chunks) {
+      begin_copy(chunk + stages - 1, offset_of(filling));
+      filling = filling + 1 == stages ? 0 : filling + 1;
+    }
+    ptx::copy_async_commit();
+    if (stages == 1) {
+      ptx::copy_async_wait<0>();
+      __syncthreads();
+    }
+    reading = chunk < 0 || reading + 1 == stages ? 0 : reading + 1;
+    return at;
+  }
+
+  template <typename Copy>
+  __device__ __forceinline__ int next(int chunk, const Copy& begin_copy) {
+    return next(chunk, begin_copy, [](int) {});
+  }
+
+  __device__ __forceinline__ int offset_of(int stage) const {
+    return layout.stages + stage * layout.stage_bytes;
+  }
+};
+
+// Waits until nothing is read or on its way: the stages serve what comes behind them.
+__device__ __forceinline__ void end_copies() {
+  ptx::copy_async_wait<0>();
+  __syncthreads();
+}
+
 // sums += all live taps over one chunk, its pixels at offset `a` and its weights at `b`.
 template <typename Math, int m_tiles, int n_tiles>
 __device__ __forceinline__ void multiply_taps(unsigned char* shared,
                                               const Rows<Math, m_tiles>& rows, int a, int b,
-                                              const Taps& taps, unsigned live, int row_pitch,
-                                              const Axis& columns, int slot_pitch, int tap_bytes,
+                                              const Taps& taps, unsigned live, int tap_bytes,
                                               int chunk,
                                               Accumulators<Math, m_tiles, n_tiles>& acc) {
   const auto each = [&](Accumulators<Math, m_tiles, n_tiles>& sums) {
-    for (int tap = 0; tap < taps.count; tap++) {
+    for (int tap = 0; tap < taps.count; tap++, b += tap_bytes) {
       if ((live >> tap & 1) != 0) {
-        const int slot =
-            taps.row[tap] * row_pitch * columns.slots + taps.column[tap] * columns.pitch;
-        multiply(Math(), shared, rows, a + slot * slot_pitch, b + tap * tap_bytes, chunk, sums);
+        multiply(Math(), shared, rows, a + taps.offset[tap], b, chunk, sums);
       }
     }
   };

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   using T = typename Math::T;
   constexpr int threads = warps * 32, n = n_tiles * 8;
   unsigned char* shared = ptx::dynamic_shared();
-  int2* positions = reinterpret_cast<int2*>(shared);
+  int* pixels = reinterpret_cast<int*>(shared);
   const Tile& tile = conv.tile;
   const SharedLayout& layout = conv.layout;
 
@@ -45,10 +45,11 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   const int slots = conv.rows.slots * conv.columns.slots;
   const int pitch = slot_bytes<Math>(conv.chunk);
   const int tap_bytes = conv.chunk * weight_row_bytes<Math, n>;
-  locate_slots(positions, conv.rows, conv.columns, y, x, threads);
-  const unsigned live = sliding ? ~0u
-                                : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height,
-                                            1 << tile.width_log2);
+  const bool outside = locate_slots<threads>(pixels, conv.rows, conv.columns, y, x);
+  const unsigned live =
+      sliding || (conv.rows.dilation == 1 && conv.columns.dilation == 1)
+          ? ~0u
+          : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height, 1 << tile.width_log2);
 
   // The first of a warp's pixels in the tile, and from each 16 of them to the next.
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -70,75 +71,59 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
           lane_bytes<Math>(lane);
     }
   }
-  __syncthreads();
+  if (__syncthreads_or(outside)) {
+    clear_outside<threads>(shared, layout, conv.stage_count, pixels, slots, pitch);
+  }
   ptx::wait_for_previous_kernels();
 
-  const int chunks = chunks_of(conv.sources, conv.source_count, conv.chunk);
+  Ring ring = {layout, conv.stage_count, conv.chunks};
+  const ptx::SharedAddress base = ptx::shared_address(shared);
   Cursor next;
-  const auto begin_copy = [&](int stage) {
-    const int to = layout.stages + stage * layout.stage_bytes;
+  const auto begin_copy = [&](int, int to) {
     const Source& source = conv.sources[next.source];
-    copy_pixels<T>(shared, to, positions, slots, source, picture, next.first, conv.chunk, pitch,
-                   threads);
-    copy_weights<Math, n>(shared, to + layout.weights, conv.weight, conv.taps, live, next.before,
-                          next.first, source.channels, conv.chunk, column, threads);
+    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, conv.chunk,
+                            pitch);
+    copy_weights<Math, n, threads>(base + to + layout.weights, conv.weight, conv.taps,
+                                   next.before + next.first, source.channels - next.first,
+                                   conv.chunk, column);
     next.advance(conv.sources, conv.chunk);
   };
-  for (int stage = 0; stage < conv.stage_count - 1; stage++) {
-    if (stage < chunks) {
-      begin_copy(stage);
+  Cursor now;
+  const auto transform = [&](int at) {
+    if (conv.prologue.scale != nullptr) {
+      transform_pixels<T, threads>(shared + at, pixels, slots, conv.sources[0].channels,
+                                   conv.prologue, now.first, conv.chunk, pitch);
     }
-    ptx::copy_async_commit();
-  }
-
+  };
   Accumulators<Math, m_tiles, n_tiles> acc;
   acc.clear();
-  int stage = 0, free_stage = conv.stage_count - 1;
-  Cursor now;
-  for (int chunk = 0; chunk < chunks; chunk++) {
+  for (int chunk = 1 - conv.stage_count; chunk < ring.chunks; chunk++) {
+    const int at = ring.next(chunk, begin_copy, transform);
+    if (chunk < 0) {
+      continue;
+    }
     // What of the chunk its source fills, in whole products.
     const int rest = round_up_to<Math::step>(conv.sources[now.source].channels - now.first);
     const int depth = rest < conv.chunk ? rest : conv.chunk;
-    if (conv.stage_count == 1) {
-      __syncthreads();  // the chunk before is no longer read
-      begin_copy(0);
-      ptx::copy_async_commit();
-    }
-    wait_for_stage(conv.stage_count);
-    const int at = layout.stages + stage * layout.stage_bytes;
-    if (conv.prologue.scale != nullptr) {
-      transform_pixels<T>(shared, at, positions, slots, conv.sources[0].channels, conv.prologue,
-                          chunk * conv.chunk, conv.chunk, pitch, threads);
-    }
-    __syncthreads();  // this chunk has come, and the one before is no longer read
-    if (conv.stage_count > 1) {
-      if (chunk + conv.stage_count - 1 < chunks) {
-        begin_copy(free_stage);
-      }
-      ptx::copy_async_commit();
-    }
     if constexpr (sliding) {
       multiply_sliding<T, m_tiles, n_tiles>(shared, at + rows.offset[0][0],
                                             conv.columns.slots * pitch, pitch, at + layout.weights,
                                             tap_bytes, depth, acc);
     } else {
-      multiply_taps<Math>(shared, rows, at, at + layout.weights, conv.taps, live, conv.rows.pitch,
-                          conv.columns, pitch, tap_bytes, depth, acc);
+      multiply_taps<Math>(shared, rows, at, at + layout.weights, conv.taps, live, tap_bytes, depth,
+                          acc);
     }
     now.advance(conv.sources, conv.chunk);
-    stage = stage + 1 == conv.stage_count ? 0 : stage + 1;
-    free_stage = free_stage + 1 == conv.stage_count ? 0 : free_stage + 1;
   }
-  ptx::copy_async_wait<0>();
-  __syncthreads();
+  end_copies();
   ptx::let_next_kernel_start();
 
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel, pixel_step);
   __syncthreads();
-  write_tile<T, n_tiles>(staging, conv.epilogue, tile.width_log2, tile.height, picture, y, x,
-                         column, conv.weight.out_channels, conv.out_height, conv.out_width,
-                         threads);
+  write_tile<T, n_tiles, threads>(staging, reinterpret_cast<Edge*>(shared), conv.epilogue,
+                                  {tile.width_log2, tile.height, picture, y, x, column,
+                                   conv.weight.out_channels, conv.out_height, conv.out_width});
 }
 
 }  // namespace fassd::cuda

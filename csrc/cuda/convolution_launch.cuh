@@ -25,8 +25,8 @@ void launch_variant(const Context& context, const ConvolutionPlan& plan,
   constexpr Variant variant = Variants::list[index];
   context.queue.launch(
       &convolution_kernel<Math, variant.warps, variant.m_tiles, variant.n_tiles, variant.sliding>,
-      grid_of(context.op, "tiles", plan.cost.blocks), dim3(variant.warps * 32), plan.layout.total,
-      convolution);
+      grid_of(context.op, "tiles", plan.cost.blocks), dim3(variant.warps * 32),
+      {plan.layout.total, plan.cost.resident}, convolution);
 }
 
 template <typename Math, typename Variants, size_t... index>

@@ -20,10 +20,12 @@ struct Couple {
   Source sources[most_sources];  // the predecessor first
   int source_count = 0;
   Weight odd, even;
-  Taps taps;  // all nine: which of them read padding does not matter, it is zeros
+  Taps odd_taps, even_taps;  // all nine: which of them read padding does not matter, it is zeros
   int height = 0, width = 0;
   int across = 1, down = 1, columns = 1;  // tiles of a picture, blocks of output channels
   int chunk = 16;
+  // Of the predecessor, which both layers read; of all inputs; and the odd layer's behind them.
+  int both_chunks = 1, outside_chunks = 1, chunks = 1;
   int stage_count = 2;
   SharedLayout layout;
   int odd_weights = 0;  // of a stage, behind the even layer's
@@ -45,7 +47,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
   constexpr int odd_depth = (odd_n + 15) / 16 * 16;
   constexpr int odd_pitch = odd_depth * 2 + slot_padding;
   unsigned char* shared = ptx::dynamic_shared();
-  int2* positions = reinterpret_cast<int2*>(shared);
+  int* pixels = reinterpret_cast<int*>(shared);
   const SharedLayout& layout = couple.layout;
 
   const Place place = place_of(blockIdx.x, couple.across, couple.down, couple.columns);
@@ -55,10 +57,12 @@ __global__ void __launch_bounds__(warps * 32, 1)
   const int tap_bytes = couple.chunk * weight_row_bytes<Math, n>;
   const int odd_tap_bytes = couple.chunk * weight_row_bytes<Math, odd_n>;
 
+  bool outside = false;
   for (int slot = threadIdx.x; slot < slots; slot += threads) {
     const int at_y = y - 2 + slot / in_columns, at_x = x - 2 + slot % in_columns;
     const bool inside = at_y >= 0 && at_y < couple.height && at_x >= 0 && at_x < couple.width;
-    positions[slot] = make_int2(inside ? at_y : -1, at_x);
+    pixels[slot] = inside ? at_y * couple.width + at_x : -1;
+    outside |= !inside;
   }
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // The odd layer's pixels in the order of its rows; those behind the last one repeat the first.
@@ -72,52 +76,39 @@ __global__ void __launch_bounds__(warps * 32, 1)
   }
   const int even_at =
       ((couple_rows * warp + 1) * in_columns + 1 + lane % 16) * pitch + lane_bytes<Math>(lane);
-  __syncthreads();
+  if (__syncthreads_or(outside)) {
+    clear_outside<threads>(shared, layout, couple.stage_count, pixels, slots, pitch);
+  }
   ptx::wait_for_previous_kernels();
 
-  const int both = (couple.sources[0].channels + couple.chunk - 1) / couple.chunk;
-  const int outside = chunks_of(couple.sources, couple.source_count, couple.chunk);
+  const int both = couple.both_chunks, outside_odd = couple.outside_chunks;
   const int odd_channels = couple.odd.out_channels;
-  const int chunks = outside + (odd_channels + couple.chunk - 1) / couple.chunk;
+  const ptx::SharedAddress base = ptx::shared_address(shared);
+  Ring ring = {layout, couple.stage_count, couple.chunks};
+  // The weights of the odd layer's own channels, the last chunks.
+  const auto copy_own = [&](int chunk, int to) {
+    const int first = (chunk - outside_odd) * couple.chunk;
+    copy_weights<Math, n, threads>(base + to + layout.weights, couple.even, couple.even_taps, first,
+                                   odd_channels - first, couple.chunk, column);
+  };
   Cursor next;
-  const auto begin_copy = [&](int chunk, int stage) {
-    const int to = layout.stages + stage * layout.stage_bytes;
-    if (chunk >= outside) {
-      copy_weights<Math, n>(shared, to + layout.weights, couple.even, couple.taps, ~0u, 0,
-                            (chunk - outside) * couple.chunk, odd_channels, couple.chunk, column,
-                            threads);
+  const auto begin_copy = [&](int chunk, int to) {
+    if (chunk >= outside_odd) {
+      copy_own(chunk, to);
       return;
     }
     const Source& source = couple.sources[next.source];
-    copy_pixels<T>(shared, to, positions, slots, source, picture, next.first, couple.chunk, pitch,
-                   threads);
-    copy_weights<Math, n>(shared, to + layout.weights, couple.even, couple.taps, ~0u,
-                          odd_channels + next.before, next.first, source.channels, couple.chunk,
-                          column, threads);
+    const int rest = source.channels - next.first;
+    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, couple.chunk,
+                            pitch);
+    copy_weights<Math, n, threads>(base + to + layout.weights, couple.even, couple.even_taps,
+                                   odd_channels + next.before + next.first, rest, couple.chunk,
+                                   column);
     if (chunk < both) {
-      copy_weights<Math, odd_n>(shared, to + couple.odd_weights, couple.odd, couple.taps, ~0u, 0,
-                                next.first, source.channels, couple.chunk, 0, threads);
+      copy_weights<Math, odd_n, threads>(base + to + couple.odd_weights, couple.odd,
+                                         couple.odd_taps, next.first, rest, couple.chunk, 0);
     }
     next.advance(couple.sources, couple.chunk);
-  };
-  for (int stage = 0; stage < couple.stage_count - 1; stage++) {
-    if (stage < chunks) {
-      begin_copy(stage, stage);
-    }
-    ptx::copy_async_commit();
-  }
-  int stage = 0, free_stage = couple.stage_count - 1;
-  const auto next_stage = [&](int chunk) {
-    wait_for_stage(couple.stage_count);
-    __syncthreads();
-    if (chunk + couple.stage_count - 1 < chunks) {
-      begin_copy(chunk + couple.stage_count - 1, free_stage);
-    }
-    ptx::copy_async_commit();
-    const int at = layout.stages + stage * layout.stage_bytes;
-    stage = stage + 1 == couple.stage_count ? 0 : stage + 1;
-    free_stage = free_stage + 1 == couple.stage_count ? 0 : free_stage + 1;
-    return at;
   };
 
   Accumulators<Math, couple_rows, even_tiles> acc;
@@ -139,18 +130,24 @@ __global__ void __launch_bounds__(warps * 32, 1)
     for (int i = 0; i < turns; i++) {
       odd[i].clear();
     }
-    for (int chunk = 0; chunk < both; chunk++) {
-      const int at = next_stage(chunk);
+    for (int chunk = 1 - couple.stage_count; chunk < both; chunk++) {
+      const int at = ring.next(chunk, begin_copy);
+      if (chunk < 0) {
+        continue;
+      }
       const int depth = depth_of(couple.sources[0].channels, now.first);
 #pragma unroll
       for (int i = 0; i < turns; i++) {
         if ((warp + i * warps) * 16 < odd_pixels) {
-#pragma unroll 1
-          for (int tap = 0; tap < 9; tap++) {
+          int weights = at + couple.odd_weights;
+          for (int y = 0; y < 3; y++) {
             Rows<Math, 1> row;
-            row.offset[0][0] = odd_at[i] + (tap / 3 * in_columns + tap % 3) * pitch;
-            multiply(Math(), shared, row, at, at + couple.odd_weights + tap * odd_tap_bytes, depth,
-                     odd[i]);
+            row.offset[0][0] = odd_at[i] + y * in_columns * pitch;
+#pragma unroll 1
+            for (int x = 0; x < 3; x++, weights += odd_tap_bytes) {
+              multiply(Math(), shared, row, at, weights, depth, odd[i]);
+              row.offset[0][0] += pitch;
+            }
           }
         }
       }
@@ -160,62 +157,66 @@ __global__ void __launch_bounds__(warps * 32, 1)
     // The even layer pads with zeros, not with what the odd one makes of padding.
     const T* bias = static_cast<const T*>(couple.odd_bias);
 #pragma unroll
-    for (int i = 0; i < turns; i++) {
+    for (int j = 0; j < odd_depth / 8; j++) {
+      const int channel = j * 8 + lane % 4 * 2;
+      const float first = channel < odd_channels ? to_float(bias[channel]) : 0.0f;
+      const float second = channel + 1 < odd_channels ? to_float(bias[channel + 1]) : 0.0f;
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int pixel = (warp + i * warps) * 16 + lane / 4 + 8 * half;
-        if (pixel >= odd_pixels) {
-          continue;
-        }
-        const int2 at = positions[(pixel / odd_columns + 1) * in_columns + pixel % odd_columns + 1];
-        T* to = reinterpret_cast<T*>(shared + layout.middle + pixel * odd_pitch);
+      for (int i = 0; i < turns; i++) {
 #pragma unroll
-        for (int j = 0; j < odd_depth / 8; j++) {
-#pragma unroll
-          for (int k = 0; k < 2; k++) {
-            const int channel = j * 8 + lane % 4 * 2 + k;
-            float value = 0.0f;
-            if (j < odd_tiles && at.x >= 0 && channel < odd_channels) {
-              value = odd[i].sums[0][j < odd_tiles ? j : 0][2 * half + k] + to_float(bias[channel]);
-              value = activate(value, couple.epilogue.activation, 0.0f);
-            }
-            to[channel] = from_float<T>(value);
+        for (int half = 0; half < 2; half++) {
+          const int pixel = (warp + i * warps) * 16 + lane / 4 + 8 * half;
+          if (pixel >= odd_pixels) {
+            continue;
           }
+          const int slot = (pixel / odd_columns + 1) * in_columns + pixel % odd_columns + 1;
+          uint32_t values = 0;
+          if (j < odd_tiles && pixels[slot] >= 0 && channel < odd_channels) {
+            const float (&sums)[4] = odd[i].sums[0][j < odd_tiles ? j : 0];
+            values =
+                ptx::round_to_halves<T, true>(sums[2 * half] + first, sums[2 * half + 1] + second);
+            values = channel + 1 < odd_channels ? values : values & 0xffff;
+          }
+          *reinterpret_cast<uint32_t*>(shared + layout.middle + pixel * odd_pitch + channel * 2) =
+              values;
         }
       }
     }
   }
-  for (int chunk = both; chunk < outside; chunk++) {
-    add_even(next_stage(chunk));
+  for (int chunk = both; chunk < outside_odd; chunk++) {
+    add_even(ring.next(chunk, begin_copy));
     now.advance(couple.sources, couple.chunk);
   }
-  __syncthreads();  // the odd layer is there
   const int middle_at = layout.middle + (couple_rows * warp * odd_columns + lane % 16) * odd_pitch +
                         lane_bytes<Math>(lane);
-  for (int chunk = outside; chunk < chunks; chunk++) {
-    const int first = (chunk - outside) * couple.chunk;
+  for (int chunk = outside_odd; chunk < couple.chunks; chunk++) {
+    const int first = (chunk - outside_odd) * couple.chunk;
     multiply_sliding<T, couple_rows, even_tiles>(
         shared, middle_at + first * int(sizeof(T)), odd_columns * odd_pitch, odd_pitch,
-        next_stage(chunk) + layout.weights, tap_bytes, depth_of(odd_channels, first), acc);
+        ring.next(chunk, copy_own) + layout.weights, tap_bytes, depth_of(odd_channels, first), acc);
   }
-  ptx::copy_async_wait<0>();
-  __syncthreads();
+  end_copies();
   ptx::let_next_kernel_start();
 
   if (column == 0) {  // the others compute the odd layer too, and do not write it
-    constexpr int parts = odd_depth / lanes;
-    for (int i = threadIdx.x; i < tile_rows * tile_columns * parts; i += threads) {
-      const int pixel = i / parts, channel = (i - pixel * parts) * lanes;
+    constexpr int parts = odd_depth / lanes, step = threads / parts;
+    const Target& out = couple.odd_out;
+    const int channel = threadIdx.x % parts * lanes;
+    char* to = picture_of<T>(out, picture, channel);
+    for (int pixel = threadIdx.x / parts; pixel < tile_rows * tile_columns; pixel += step) {
       const int row = pixel / tile_columns, at = pixel % tile_columns;
-      if (y + row < couple.height && x + at < couple.width && channel < couple.odd_out.lanes) {
-        const Source middle = {shared + layout.middle, 0, 0, 0, 1, 0, 0, odd_depth, true};
-        float values[lanes];
-        load_lanes<T>(middle, ((row + 1) * odd_columns + at + 1) * (odd_pitch / int(sizeof(T))),
-                      channel, values);
-        const Target& out = couple.odd_out;
-        store_lanes<T>(out,
-                       picture * out.stride_n + (y + row) * out.stride_h + (x + at) * out.stride_w,
-                       channel, values);
+      if (y + row >= couple.height || x + at >= couple.width) {
+        continue;
+      }
+      const unsigned char* from =
+          shared + layout.middle + ((row + 1) * odd_columns + at + 1) * odd_pitch + channel * 2;
+      char* there = to + distance((y + row) * couple.width + x + at, out.pixel_bytes);
+      if (out.pairs) {
+        store_pairs(there, *reinterpret_cast<const uint4*>(from), out.lanes - channel);
+      } else {
+        for (int k = 0; k < lanes && channel + k < out.lanes; k++) {
+          reinterpret_cast<T*>(there)[k] = reinterpret_cast<const T*>(from)[k];
+        }
       }
     }
   }
@@ -223,8 +224,9 @@ __global__ void __launch_bounds__(warps * 32, 1)
   stage_sums<Math, couple_rows, even_tiles>(staging, acc, couple_rows * warp * tile_columns,
                                             tile_columns);
   __syncthreads();
-  write_tile<T, even_tiles>(staging, couple.epilogue, couple_columns_log2, tile_rows, picture, y, x,
-                            column, couple.even.out_channels, couple.height, couple.width, threads);
+  write_tile<T, even_tiles, threads>(staging, nullptr, couple.epilogue,
+                                     {couple_columns_log2, tile_rows, picture, y, x, column,
+                                      couple.even.out_channels, couple.height, couple.width});
 }
 
 // As launch_convolution, of 16-bit values.

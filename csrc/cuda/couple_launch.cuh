@@ -19,7 +19,7 @@ void launch_couple(const Context& context, const CouplePlan& plan, const Couple&
   with_entry<HalfCouples>(context.op, variant, [&](auto index) {
     constexpr CoupleVariant one = HalfCouples::list[decltype(index)::value];
     context.queue.launch(&couple_kernel<T, one.warps, one.odd_tiles, one.even_tiles>, grid,
-                         dim3(one.warps * 32), plan.layout.total, couple);
+                         dim3(one.warps * 32), {plan.layout.total, plan.cost.resident}, couple);
   });
 }
 

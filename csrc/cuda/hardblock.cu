@@ -90,7 +90,7 @@ class Block {
     shape.odd_channels = first.filter.weight.out_channels;
     shape.even_channels = second.filter.weight.out_channels;
     shape.arithmetic = context_.arithmetic;
-    const CouplePlan plan = plan_paying_couple(shape, context_.queue.limits);
+    const CouplePlan plan = remembered<plan_paying_couple>(shape, context_.queue.limits);
     if (!plan.possible) {
       return false;
     }
@@ -99,15 +99,22 @@ class Block {
     couple.source_count = static_cast<int>(second.inputs.size()) - 1;
     couple.odd = first.filter.weight;
     couple.even = second.filter.weight;
-    for (int tap = 0; tap < 9; tap++) {
-      couple.taps.index[couple.taps.count++] = static_cast<int8_t>(tap);
+    Taps taps;
+    for (; taps.count < 9; taps.count++) {
+      taps.index[taps.count] = static_cast<int8_t>(taps.count);
     }
+    couple.odd_taps = placed(context_, taps, couple.odd, Axis(), Axis(), plan.chunk);
+    couple.even_taps = placed(context_, taps, couple.even, Axis(), Axis(), plan.chunk);
     couple.height = first.height;
     couple.width = first.width;
     couple.across = plan.tile.across;
     couple.down = plan.tile.down;
     couple.columns = plan.tile.columns;
     couple.chunk = plan.chunk;
+    couple.both_chunks = chunks_of(couple.sources, 1, plan.chunk);
+    couple.outside_chunks = chunks_of(couple.sources, couple.source_count, plan.chunk);
+    couple.chunks =
+        couple.outside_chunks + static_cast<int>(divide_up(couple.odd.out_channels, plan.chunk));
     couple.stage_count = plan.stages;
     couple.layout = plan.layout;
     couple.odd_weights = plan.odd_weights;
@@ -116,6 +123,7 @@ class Block {
     sources_.push_back(Source());  // nobody else reads it
     couple.epilogue = second.epilogue;
     couple.epilogue.out = odd + 1 == layers_ ? place(odd + 1) : keep(odd + 1);
+    couple.epilogue.finish = finish_of(couple.epilogue);
     with_type(context_.op, context_.dtype, [&](auto type) {
       if constexpr (sizeof(type) == 2) {
         launch_couple<decltype(type)>(context_, plan, couple);

@@ -7,14 +7,16 @@
 
 #include "../checks.h"
 #include "launch.cuh"
+#include "ptx.cuh"
 
 namespace fassd::cuda {
 
 // Pixels of what this backend writes begin at multiples of so many elements, so that the next
-// kernel loads whole vectors; the lanes behind the last channel are zeros.
+// kernel loads whole vectors.
 constexpr int lanes = 8;
 
-constexpr int64_t most_positions = int64_t(1) << 30;  // of an axis, so that sums of them fit
+constexpr int64_t most_positions = int64_t(1) << 30;     // of an axis, so that sums of them fit
+constexpr int64_t most_pixels = (int64_t(1) << 31) - 1;  // of a picture
 
 // The size of an axis as kernels count it; throws where it is larger than that.
 int position_count(const char* op, int64_t size);
@@ -35,16 +37,22 @@ struct Source {
   const void* data = nullptr;
   int64_t stride_n = 0, stride_h = 0, stride_w = 0, stride_c = 1;
   int height = 0, width = 0, channels = 0;
-  bool vectors = false;  // whether 16 bytes of channels can be loaded from every pixel
+  // Whether 16 bytes of channels can be loaded from every pixel, and a picture's pixels follow each
+  // other at one distance, of so many bytes. What lies behind the last channel may be anything.
+  bool vectors = false;
+  bool whole = false;  // also where the last of these vectors is only partly of channels
+  uint32_t pixel_bytes = 0;
 };
 
-// N x H x W pixels whose channels are written, adjacent, up to `lanes`: what lies behind the last
-// channel becomes zero.
+// N x H x W pixels whose channels are written, adjacent, up to `lanes`: nobody reads what lies
+// behind the last channel.
 struct Target {
   void* data = nullptr;
   int64_t stride_n = 0, stride_h = 0, stride_w = 0;
   int lanes = 0;
-  bool vectors = false;
+  // Whether 16 bytes can be stored at once to pixels at one distance, or else two channels.
+  bool vectors = false, pairs = false;
+  uint32_t pixel_bytes = 0;
 };
 
 // --- on the host ---------------------------------------------------------------------------------
@@ -59,7 +67,8 @@ Tensor empty_image(const Tensor& like, const ImageSize& size);
 Target target_of(const Tensor& tensor);
 Target target_of(const Tensor& tensor, int64_t first, int64_t last);
 
-// Vectors of a call, made contiguous, and alive as long as this is.
+// Vectors of a call, alive as long as this is; copied where they are not contiguous, 16-byte
+// aligned and followed by memory up to the next multiple of `lanes`.
 class Vectors {
  public:
   explicit Vectors(const std::vector<OptionalTensor>& tensors);
@@ -121,21 +130,68 @@ struct alignas(16) Vector {
   T values[vector_elements<T>];
 };
 
+// Sixteen bytes of adjacent channels, aligned.
+template <typename T>
+__device__ __forceinline__ void load_vector(const void* from, float* values) {
+  const Vector<T> loaded = *static_cast<const Vector<T>*>(from);
+#pragma unroll
+  for (int i = 0; i < vector_elements<T>; i++) {
+    values[i] = to_float(loaded.values[i]);
+  }
+}
+
+// Eight adjacent channels, 16-byte aligned.
+template <typename T>
+__device__ __forceinline__ void load_eight(const void* from, float (&values)[lanes]) {
+#pragma unroll
+  for (int i = 0; i < lanes; i += vector_elements<T>) {
+    load_vector<T>(static_cast<const T*>(from) + i, values + i);
+  }
+}
+
+// Values rounded to T, 16 bytes of them; with `relu`, of 16 bits, those below zero become zero.
+template <typename T, bool relu = false>
+__device__ __forceinline__ uint4 rounded(const float* values) {
+  uint4 result;
+  if constexpr (sizeof(T) == 2) {
+    result.x = ptx::round_to_halves<T, relu>(values[0], values[1]);
+    result.y = ptx::round_to_halves<T, relu>(values[2], values[3]);
+    result.z = ptx::round_to_halves<T, relu>(values[4], values[5]);
+    result.w = ptx::round_to_halves<T, relu>(values[6], values[7]);
+  } else {
+    result.x = __float_as_uint(values[0]);
+    result.y = __float_as_uint(values[1]);
+    result.z = __float_as_uint(values[2]);
+    result.w = __float_as_uint(values[3]);
+  }
+  return result;
+}
+
+// Two adjacent channels.
+template <typename T>
+__device__ __forceinline__ void store_two(void* to, float first, float second) {
+  if constexpr (sizeof(T) == 2) {
+    *static_cast<uint32_t*>(to) = ptx::round_to_halves<T, false>(first, second);
+  } else {
+    *static_cast<float2*>(to) = make_float2(first, second);
+  }
+}
+
+template <typename T, bool relu = false>
+__device__ __forceinline__ void store_eight(void* to, const float (&values)[lanes]) {
+#pragma unroll
+  for (int part = 0; part < lanes / vector_elements<T>; part++) {
+    static_cast<uint4*>(to)[part] = rounded<T, relu>(values + part * vector_elements<T>);
+  }
+}
+
 // Channels [channel, channel + 8) of the pixel at `offset`, zeros behind the last channel.
 template <typename T>
 __device__ __forceinline__ void load_lanes(const Source& source, int64_t offset, int channel,
                                            float (&values)[lanes]) {
   const T* from = static_cast<const T*>(source.data) + offset;
   if (source.vectors && channel + lanes <= source.channels) {
-#pragma unroll
-    for (int part = 0; part < lanes / vector_elements<T>; part++) {
-      const Vector<T> loaded =
-          *reinterpret_cast<const Vector<T>*>(from + channel + part * vector_elements<T>);
-#pragma unroll
-      for (int i = 0; i < vector_elements<T>; i++) {
-        values[part * vector_elements<T> + i] = to_float(loaded.values[i]);
-      }
-    }
+    load_eight<T>(from + channel, values);
     return;
   }
 #pragma unroll
@@ -151,15 +207,7 @@ __device__ __forceinline__ void store_lanes(const Target& target, int64_t offset
                                             const float (&values)[lanes]) {
   T* to = static_cast<T*>(target.data) + offset + channel;
   if (target.vectors && channel + lanes <= target.lanes) {
-#pragma unroll
-    for (int part = 0; part < lanes / vector_elements<T>; part++) {
-      Vector<T> stored;
-#pragma unroll
-      for (int i = 0; i < vector_elements<T>; i++) {
-        stored.values[i] = from_float<T>(values[part * vector_elements<T> + i]);
-      }
-      *reinterpret_cast<Vector<T>*>(to + part * vector_elements<T>) = stored;
-    }
+    store_eight<T>(to, values);
     return;
   }
 #pragma unroll

@@ -7,40 +7,47 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cstdlib>
 #include <type_traits>
 
-#include "../plan/plan.h"
+#include "../plan/memo.h"
 
 namespace fassd::cuda {
 
 DeviceLimits device_limits(int device);
 
-// Percent of a multiprocessor's cache that kernels prefer as shared memory, as the environment
-// variable FASSD_KERNELS_CARVEOUT has it; -1, which leaves it to the driver, where it is not set.
-// Throws where it is no percentage.
-int preferred_carveout();
+// Dynamic shared memory of a block, and the blocks that the plan counts on at once on each
+// multiprocessor; 0 where nobody does.
+struct SharedMemory {
+  SharedMemory(int64_t bytes, int resident = 0) : bytes(bytes), resident(resident) {}
 
-// Sets the attributes of `kernel` on a device, once for each amount of dynamic shared memory.
-void prepare_kernel(const void* kernel, int device, size_t shared_bytes);
+  int64_t bytes;
+  int resident;
+};
 
-constexpr size_t shared_without_consent = 48 * 1024;  // bytes that every kernel may ask for
+// Whether a device has shown kernels that overlap to be right: true once the "dependent" part of a
+// GPU's report (benchmarks/results) has passed there. On an executor of PTX they are.
+constexpr bool dependent_launch_was_shown = false;
+
+// Whether kernels overlap with the end of those before them (programmatic dependent launch, sm_90
+// and later). Every kernel of this backend waits for its predecessors before it touches memory, so
+// results do not depend on it. The environment variable FASSD_KERNELS_DEPENDENT_LAUNCH, 1 or 0,
+// decides; without it, what was shown does.
+bool dependent_launch();
+
+// Sets the attributes that launches of `kernel` need: how much shared memory a block may have, and
+// how much of a multiprocessor's cache is shared memory, which is what the resident blocks need, or
+// what the environment variable FASSD_KERNELS_CARVEOUT says: a percentage, or "driver" for the
+// driver's choice. Both only grow, so that a kernel is set up once for its largest plan: after
+// that, and while a graph is captured, this is a lookup.
+void prepare_kernel(const void* kernel, int device, const DeviceLimits& limits,
+                    const SharedMemory& shared);
+
+constexpr int64_t shared_without_consent = 48 * 1024;  // bytes that every kernel may ask for
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
-}
-
-// Whether kernels overlap with the end of those before them (programmatic dependent launch, sm_90
-// and later). Every kernel of this backend waits for its predecessors before it touches memory, so
-// results do not depend on it.
-inline bool dependent_launch() {
-  static const bool asked = [] {
-    const char* value = std::getenv("FASSD_KERNELS_DEPENDENT_LAUNCH");
-    return value != nullptr && value[0] == '1';
-  }();
-  return asked;
 }
 
 // A grid of so many blocks, of what a kernel calls `items`; throws where a GPU knows no such grid.
@@ -69,15 +76,15 @@ struct Queue {
 
   // Launches without the <<<>>> syntax, and throws if the launch is refused.
   template <typename... Parameters, typename... Arguments>
-  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, SharedMemory shared,
               Arguments... arguments) const {
-    if (shared_bytes > shared_without_consent || preferred_carveout() >= 0) {
-      prepare_kernel(reinterpret_cast<const void*>(kernel), device, shared_bytes);
+    if (shared.resident > 0 || shared.bytes > shared_without_consent) {
+      prepare_kernel(reinterpret_cast<const void*>(kernel), device, limits, shared);
     }
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;
-    config.dynamicSmemBytes = shared_bytes;
+    config.dynamicSmemBytes = static_cast<size_t>(shared.bytes);
     config.stream = stream;
     cudaLaunchAttribute attribute = {};
     if (limits.capability >= 90 && dependent_launch()) {

@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace fassd::cuda::ptx {
 
@@ -24,6 +25,13 @@ __device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
 __device__ __forceinline__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char bytes[];
   return bytes;
+}
+
+// 16 bytes to shared memory.
+__device__ __forceinline__ void store_shared(SharedAddress to, uint4 value) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
 }
 
 // 16 bytes from global to shared memory, both 16-byte aligned, of which `source_bytes` (0 to 16)
@@ -43,9 +51,7 @@ __device__ __forceinline__ void copy_async(SharedAddress to, const void* from, i
     value = make_uint4(half(0) | half(1) << 16, half(2) | half(3) << 16, half(4) | half(5) << 16,
                        half(6) | half(7) << 16);
   }
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
-               "r"(value.z), "r"(value.w)
-               : "memory");
+  store_shared(to, value);
 #endif
 }
 
@@ -158,6 +164,52 @@ __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
 #else
   return bits;
 #endif
+}
+
+// The larger of a value and zero; NaN stays NaN.
+__device__ __forceinline__ float relu(float value) {
+#if __CUDA_ARCH__ >= 800
+  asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(value));
+  return value;
+#else
+  return value < 0.0f ? 0.0f : value;
+#endif
+}
+
+// Two floats rounded to T (__half or __nv_bfloat16), the first in the lower half; with `relu`, what
+// is below zero becomes zero, and NaN stays NaN.
+template <typename T, bool relu>
+__device__ __forceinline__ uint32_t round_to_halves(float first, float second) {
+  constexpr bool half = std::is_same_v<T, __half>;
+  uint32_t rounded;
+#if __CUDA_ARCH__ >= 800
+  if constexpr (half && relu) {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(rounded) : "f"(second), "f"(first));
+  } else if constexpr (half) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(rounded) : "f"(second), "f"(first));
+  } else if constexpr (relu) {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(rounded) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(rounded) : "f"(second), "f"(first));
+  }
+#else
+  first = relu && first < 0.0f ? 0.0f : first;
+  second = relu && second < 0.0f ? 0.0f : second;
+  if constexpr (half) {
+    rounded = __half_as_ushort(__float2half(first)) |
+              uint32_t(__half_as_ushort(__float2half(second))) << 16;
+  } else {
+    __trap();  // the operators refuse bfloat16 on Turing
+  }
+#endif
+  return rounded;
+}
+
+// The bits of `a` where those of `mask` are set, else those of `b`.
+__device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
+  uint32_t selected;
+  asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(selected) : "r"(mask), "r"(a), "r"(b));
+  return selected;
 }
 
 // Programmatic dependent launch: until the kernels before this one are through, and their results

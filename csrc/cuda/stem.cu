@@ -15,6 +15,7 @@ void launch_stem(const Context& context, const ConvolutionCall& call,
   const StemPlan plan = plan_stem(shape, context.queue.limits);
   Stem stem;
   stem.source = call.inputs[0];
+  stem.packed = bytes && stem.source.stride_c == 1 && stem.source.stride_w == stem_channels;
   stem.weight = call.filter.weight;
   stem.out_height = shape.out_height;
   stem.out_width = shape.out_width;
@@ -24,15 +25,24 @@ void launch_stem(const Context& context, const ConvolutionCall& call,
   stem.dilation_w = call.dilation_w;
   stem.tile = plan.tile;
   stem.patch_rows = plan.patch_rows;
-  stem.patch_columns = plan.patch_columns;
-  stem.matrix = plan.matrix;
+  stem.patch_groups = plan.patch_groups;
+  stem.inverse = (1u << stem_inverse_log2) / plan.patch_groups + 1;
+  const int pixel_bytes = int(sizeof(PixelGroup)) / stem_group;
+  for (int i = 0; i < stem_m_tiles * 2; i++) {
+    const int row = 8 * i >> plan.tile.width_log2, within = 8 * i - (row << plan.tile.width_log2);
+    stem.eighths[i] =
+        (row * stem.stride_h * plan.patch_groups * stem_group + within * stem.stride_w) *
+        pixel_bytes;
+  }
+  stem.zeros = plan.zeros;
   stem.weights = plan.weights;
   stem.table = plan.table;
   stem.epilogue = call.epilogue;
+  stem.epilogue.finish = finish_of(call.epilogue);
   with_constant<4, 2>(context.op, plan.variant.n_tiles, [&](auto n_tiles) {
     context.queue.launch(&stem_kernel<T, bytes, decltype(n_tiles)::value>,
                          grid_of(context.op, "tiles", plan.cost.blocks), dim3(stem_warps * 32),
-                         plan.layout.total, stem, table);
+                         {plan.layout.total, plan.cost.resident}, stem, table);
   });
 }
 

@@ -1,11 +1,16 @@
 // The 3x3 convolution of a picture's three channels.
 //
-// Sixteen channels at a time, three would leave 13 of 16 products idle, nine times over. Here taps
-// and channels are one axis of 27, padded to 32, and a block makes the matrix of it in shared
-// memory: the picture's pixels under the tile are brought there once, then each thread gathers the
-// 27 values of its own pixel. Packed weights, [tap][channel][out], are the other matrix as they
-// lie. The picture may be one of bytes, RGB: then each is looked up in a table of normalised values
-// on its way in, and what `normalize` would have written is never written.
+// Sixteen channels at a time, three would leave 13 of 16 products idle, nine times over. Here one
+// product takes a row of the window: four pixels of four channels, of which the last are zeros.
+// The pixels under a block's tile lie in shared memory, 8 bytes each, so that a lane loads its part
+// of the matrix, one pixel of the window, at once:
+//
+//     lane 4g + t, product of the kernel's row r:
+//       A[g][2t, 2t + 1], A[g][2t + 8, 2t + 9] = channels 0, 1 and 2, 3 of pixel t (zeros of t = 3)
+//       rows 2t, 2t + 1 and 2t + 8, 2t + 9 of the weights = those of tap (r, t)
+//
+// The picture may be one of bytes, RGB: then each is looked up in a table of normalised values on
+// its way in, and what `normalize` would have written is never written.
 
 #pragma once
 
@@ -14,37 +19,86 @@
 namespace fassd::cuda {
 
 // What each value of a byte becomes, for each channel of the network's input (BGR).
-struct NormalizationTable {
+struct alignas(16) NormalizationTable {
   uint16_t values[stem_channels][256];
 };
 
 struct Stem {
-  Source source;  // three channels; of bytes, the picture's own order, RGB
+  Source source;        // three channels; of bytes, the picture's own order, RGB
+  bool packed = false;  // bytes whose pixels lie side by side
   Weight weight;
   int out_height = 0, out_width = 0;  // before pooling
   int stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1;
   Tile tile;
-  int patch_rows = 0, patch_columns = 0;   // pixels of the picture under a tile
-  int matrix = 0, weights = 0, table = 0;  // offsets in shared memory
+  int patch_rows = 0, patch_groups = 0;   // under a tile: rows of the picture, pixels by four
+  unsigned inverse = 0;                   // of patch_groups, times 2^stem_inverse_log2
+  int eighths[stem_m_tiles * 2] = {};     // bytes from a warp's first pixel to its 8th, 16th, 24th
+  int zeros = 0, weights = 0, table = 0;  // offsets in shared memory
   Epilogue epilogue;
 };
 
-template <typename T, bool bytes>
-__device__ __forceinline__ T stem_value(const Stem& stem, const T* table, int n, int y, int x,
-                                        int channel) {
-  const Source& source = stem.source;
-  const bool inside = y >= 0 && y < source.height && x >= 0 && x < source.width;
-  if (!inside) {
-    return from_float<T>(0.0f);
+// Four pixels as they lie in shared memory.
+struct alignas(16) PixelGroup {
+  uint2 pixels[stem_group];
+};
+
+__device__ __forceinline__ uint2 pixel_of(uint32_t blue, uint32_t green, uint32_t red) {
+  return make_uint2(blue | green << 16, red);
+}
+
+// Pixels [x, x + 4) of a row of a picture, zeros outside; of bytes, as the table has them.
+template <bool bytes>
+__device__ __forceinline__ PixelGroup load_pixels(const Source& source, int64_t row, int x,
+                                                  const uint16_t* table) {
+  PixelGroup group;
+#pragma unroll
+  for (int i = 0; i < stem_group; i++) {
+    group.pixels[i] = make_uint2(0, 0);
+    if (static_cast<unsigned>(x + i) < static_cast<unsigned>(source.width)) {
+      const int64_t at = row + (x + i) * source.stride_w;
+      const auto value = [&](int channel) -> uint32_t {
+        if constexpr (bytes) {
+          const uint8_t* from = static_cast<const uint8_t*>(source.data) + at;
+          return table[channel * 256 + from[(stem_channels - 1 - channel) * source.stride_c]];
+        } else {
+          return static_cast<const uint16_t*>(source.data)[at + channel * source.stride_c];
+        }
+      };
+      group.pixels[i] = pixel_of(value(0), value(1), value(2));
+    }
   }
-  const int from = bytes ? stem_channels - 1 - channel : channel;
-  const int64_t at =
-      n * source.stride_n + y * source.stride_h + x * source.stride_w + from * source.stride_c;
-  if constexpr (bytes) {
-    return table[channel * 256 + static_cast<const uint8_t*>(source.data)[at]];
-  } else {
-    return static_cast<const T*>(source.data)[at];
+  return group;
+}
+
+// The same of a picture of bytes whose pixels lie side by side: 12 bytes out of the four words that
+// hold them, where these are within the row.
+__device__ __forceinline__ PixelGroup load_packed_pixels(const Source& source, int64_t row, int x,
+                                                         const uint16_t* table) {
+  if (x <= 0 || source.width - x < 6) {
+    return load_pixels<true>(source, row, x, table);
   }
+  const uint8_t* from = static_cast<const uint8_t*>(source.data) + row + int64_t(stem_channels) * x;
+  const unsigned odd = static_cast<unsigned>(reinterpret_cast<uintptr_t>(from)) % 4;
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(from - odd);
+  uint32_t loaded[4], whole[3];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    loaded[i] = words[i];
+  }
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    whole[i] = __funnelshift_r(loaded[i], loaded[i + 1], 8 * odd);
+  }
+  PixelGroup group;
+#pragma unroll
+  for (int i = 0; i < stem_group; i++) {
+    const auto value = [&](int channel) -> uint32_t {
+      const int byte = i * stem_channels + stem_channels - 1 - channel;
+      return table[channel * 256 + (whole[byte / 4] >> byte % 4 * 8 & 255)];
+    };
+    group.pixels[i] = pixel_of(value(0), value(1), value(2));
+  }
+  return group;
 }
 
 template <typename T, bool bytes, int n_tiles>
@@ -52,103 +106,94 @@ __global__ void __launch_bounds__(stem_warps * 32)
     stem_kernel(const __grid_constant__ Stem stem,
                 const __grid_constant__ NormalizationTable values) {
   using Math = HalfMath<T>;
-  constexpr int threads = stem_warps * 32, n = n_tiles * 8;
+  constexpr int threads = stem_warps * 32, n = n_tiles * 8, row_bytes = weight_row_bytes<Math, n>;
   unsigned char* shared = ptx::dynamic_shared();
-  T* patch = reinterpret_cast<T*>(shared);  // [row][column][channel]
-  T* table = reinterpret_cast<T*>(shared + stem.table);
+  uint16_t* table = reinterpret_cast<uint16_t*>(shared + stem.table);
+  const Source& source = stem.source;
   const Tile& tile = stem.tile;
   const Place place = place_of(blockIdx.x, tile.across, tile.down, tile.columns);
   const int picture = place.picture, column = place.columns * n;
   const int x = place.across << tile.width_log2, y = place.down * tile.height;
 
   if constexpr (bytes) {
-    for (int i = threadIdx.x; i < stem_channels * 256; i += threads) {
-      reinterpret_cast<uint16_t*>(table)[i] = values.values[i / 256][i % 256];
+    if (threadIdx.x < sizeof(values) / 16) {
+      reinterpret_cast<uint4*>(table)[threadIdx.x] =
+          reinterpret_cast<const uint4*>(&values)[threadIdx.x];
     }
     __syncthreads();
   }
   ptx::wait_for_previous_kernels();
-  // Neighbouring threads read neighbouring addresses, whichever axis these lie on.
-  const int count = stem.patch_rows * stem.patch_columns * stem_channels;
   const int top = y * stem.stride_h - stem.dilation_h, left = x * stem.stride_w - stem.dilation_w;
-  const bool interleaved = stem.source.stride_c == 1;
-  for (int i = threadIdx.x; i < count; i += threads) {
-    int row, at, channel;
-    if (interleaved) {
-      channel = i % stem_channels;
-      row = i / stem_channels / stem.patch_columns;
-      at = i / stem_channels - row * stem.patch_columns;
-    } else {
-      row = i / stem.patch_columns;
-      at = i - row * stem.patch_columns;
-      channel = row / stem.patch_rows;
-      row -= channel * stem.patch_rows;
+  for (int i = threadIdx.x; i < stem.patch_rows * stem.patch_groups; i += threads) {
+    const int row = i * stem.inverse >> stem_inverse_log2;
+    const int at_y = top + row, at_x = left + (i - row * stem.patch_groups) * stem_group;
+    PixelGroup group = {};
+    if (static_cast<unsigned>(at_y) < static_cast<unsigned>(source.height)) {
+      const int64_t begin = picture * source.stride_n + at_y * source.stride_h;
+      group = bytes && stem.packed ? load_packed_pixels(source, begin, at_x, table)
+                                   : load_pixels<bytes>(source, begin, at_x, table);
     }
-    patch[(row * stem.patch_columns + at) * stem_channels + channel] =
-        stem_value<T, bytes>(stem, table, picture, top + row, left + at, channel);
+    reinterpret_cast<PixelGroup*>(shared)[i] = group;
   }
-  // Rows behind the 27th are zeros.
-  for (int i = threadIdx.x; i < stem_depth * n_tiles; i += threads) {
-    const int row = i / n_tiles, part = i - row * n_tiles, out = column + part * lanes;
-    Vector<T> value;
-    const bool there = row < 9 * stem_channels && out < stem.weight.stride;
-    if (there) {
-      value = *reinterpret_cast<const Vector<T>*>(static_cast<const T*>(stem.weight.data) +
-                                                  row * stem.weight.stride + out);
-    } else {
-#pragma unroll
-      for (int e = 0; e < lanes; e++) {
-        value.values[e] = from_float<T>(0.0f);
-      }
+  static_assert(stem_depth * n_tiles <= threads, "a thread brings one vector of weights");
+  if (threadIdx.x < stem_depth * n_tiles) {
+    const unsigned row = threadIdx.x / n_tiles, part = threadIdx.x % n_tiles;
+    const unsigned pixel = row % 8 / 2, channel = row % 16 / 8 * 2 + row % 2;
+    const unsigned from = (row / 16 * 3 + pixel) * stem_channels + channel;
+    const int out = column + part * lanes;
+    uint4 value = make_uint4(0, 0, 0, 0);
+    if (pixel < 3 && channel < stem_channels && out < stem.weight.stride) {
+      value = *reinterpret_cast<const uint4*>(static_cast<const T*>(stem.weight.data) +
+                                              from * stem.weight.stride + out);
     }
-    *reinterpret_cast<Vector<T>*>(shared + stem.weights + row * weight_row_bytes<Math, n> +
-                                  part * 16) = value;
+    *reinterpret_cast<uint4*>(shared + stem.weights + row * row_bytes + part * 16) = value;
+  }
+  if (threadIdx.x == 0) {
+    *reinterpret_cast<uint2*>(shared + stem.zeros) = make_uint2(0, 0);
   }
   __syncthreads();
 
-  {
-    const int pixel = threadIdx.x;
-    static_assert(threads == stem_pixels, "a thread gathers one pixel");
-    const int row = pixel >> tile.width_log2, at = pixel & ((1 << tile.width_log2) - 1);
-    const T* corner =
-        patch + (row * stem.stride_h * stem.patch_columns + at * stem.stride_w) * stem_channels;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tap = lane % 4;
+  // Eight neighbours lie in one row, and so do the 32 of a warp or it has whole rows.
+  const int pitch = stem.patch_groups * int(sizeof(PixelGroup)), pixel_bytes = 8;
+  const int first = warp * stem_m_tiles * 16;
+  const int begin = (first >> tile.width_log2) * stem.stride_h * pitch +
+                    (((first & ((1 << tile.width_log2) - 1)) + lane / 4) * stem.stride_w +
+                     tap * stem.dilation_w) *
+                        pixel_bytes;
+  const int step = tap < 3 ? stem.dilation_h * pitch : 0;  // from row to row of the kernel
+  int at[stem_m_tiles][2];
 #pragma unroll
-    for (int part = 0; part < stem_depth / lanes; part++) {
-      Vector<T> gathered;
-#pragma unroll
-      for (int e = 0; e < lanes; e++) {
-        const int k = part * lanes + e, tap = k / stem_channels, channel = k % stem_channels;
-        gathered.values[e] = tap < 9 ? corner[(tap / 3 * stem.dilation_h * stem.patch_columns +
-                                               tap % 3 * stem.dilation_w) *
-                                                  stem_channels +
-                                              channel]
-                                     : from_float<T>(0.0f);
-      }
-      *reinterpret_cast<Vector<T>*>(shared + stem.matrix + pixel * stem_pitch + part * 16) =
-          gathered;
-    }
+  for (int i = 0; i < stem_m_tiles * 2; i++) {
+    at[i / 2][i % 2] = tap < 3 ? begin + stem.eighths[i] : stem.zeros;
   }
-  __syncthreads();
-
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  Rows<Math, stem_m_tiles> rows;
-#pragma unroll
-  for (int i = 0; i < stem_m_tiles; i++) {
-    rows.offset[i][0] = stem.matrix +
-                        ((warp * stem_m_tiles + i) * 16 + lane_row<Math>(lane, 0)) * stem_pitch +
-                        lane_bytes<Math>(lane);
-  }
+  const ptx::SharedAddress weights =
+      ptx::shared_address(shared) + stem.weights + lane % 16 * row_bytes + lane / 16 * 16;
   Accumulators<Math, stem_m_tiles, n_tiles> acc;
   acc.clear();
-  multiply(Math(), shared, rows, 0, stem.weights, stem_depth, acc);
+#pragma unroll
+  for (int r = 0; r < 3; r++) {
+    uint32_t factors[n_tiles][2];
+    load_weights<T, n_tiles>(factors, weights + r * 16 * row_bytes);
+#pragma unroll
+    for (int i = 0; i < stem_m_tiles; i++) {
+      const uint2 upper = *reinterpret_cast<const uint2*>(shared + at[i][0] + r * step);
+      const uint2 lower = *reinterpret_cast<const uint2*>(shared + at[i][1] + r * step);
+      const uint32_t pixels[4] = {upper.x, lower.x, upper.y, lower.y};
+#pragma unroll
+      for (int j = 0; j < n_tiles; j++) {
+        ptx::multiply<T>(acc.sums[i][j], pixels, factors[j][0], factors[j][1]);
+      }
+    }
+  }
   __syncthreads();
   ptx::let_next_kernel_start();
   float* staging = reinterpret_cast<float*>(shared);
   stage_sums<Math, stem_m_tiles, n_tiles>(staging, acc, warp * stem_m_tiles * 16, 16);
   __syncthreads();
-  write_tile<T, n_tiles>(staging, stem.epilogue, tile.width_log2, tile.height, picture, y, x,
-                         column, stem.weight.out_channels, stem.out_height, stem.out_width,
-                         threads);
+  write_tile<T, n_tiles, threads>(staging, nullptr, stem.epilogue,
+                                  {tile.width_log2, tile.height, picture, y, x, column,
+                                   stem.weight.out_channels, stem.out_height, stem.out_width});
 }
 
 }  // namespace fassd::cuda

@@ -1,6 +1,9 @@
 // upsample and upsample_argmax: bilinear, align_corners; labels without the enlarged logits.
 
 #include <algorithm>
+#include <cstring>
+#include <limits>
+#include <type_traits>
 
 #include "conv_act.cuh"
 
@@ -9,23 +12,33 @@ namespace fassd::cuda {
 namespace {
 
 constexpr int block_threads = argmax_threads;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
+constexpr int resident_blocks = 5;  // for which the compiler finds registers when it is told
+#else
+constexpr int resident_blocks = 4;
+#endif
 constexpr int64_t most_blocks = int64_t(1) << 20;  // more pixels are walked in strides
 
 unsigned blocks_of(int64_t items) {
   return static_cast<unsigned>(std::min(divide_up(items, block_threads), most_blocks));
 }
 
+// Few calls are so large that a division of 32 bits, which takes a quarter, would not do.
+__device__ __forceinline__ int64_t quotient(uint64_t value, unsigned divisor) {
+  return value >> 32 == 0 ? unsigned(value) / divisor : value / divisor;
+}
+
 // A thread takes eight channels of one pixel of the result.
 template <typename T>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, resident_blocks)
     upsample_kernel(Source source, Target out, int height, int width, int64_t items) {
   ptx::wait_for_previous_kernels();
   const int parts = (source.channels + lanes - 1) / lanes;
   const int64_t step = int64_t(gridDim.x) * block_threads;
   for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < items; i += step) {
-    const int64_t pixel = i / parts;
+    const int64_t pixel = quotient(i, parts);
     const int channel = static_cast<int>(i - pixel * parts) * lanes;
-    const int64_t row = pixel / width, n = row / height;
+    const int64_t row = quotient(pixel, width), n = quotient(row, height);
     const int x = static_cast<int>(pixel - row * width), y = static_cast<int>(row - n * height);
     float values[lanes];
     load_resized<T>(source, n, neighbours_of(y, source.height, height),
@@ -34,103 +47,308 @@ __global__ void __launch_bounds__(block_threads)
   }
 }
 
-// The label so far. As the reference: values are rounded to the input's type, the first of the
-// largest wins, and NaN is larger than all.
+// The label of one pixel. As the reference: values are rounded to the input's type, the first of
+// the largest wins, and NaN is larger than all.
 template <typename T>
-struct Best {
-  float value = 0.0f;
+__device__ __forceinline__ uint8_t label_of(const Source& source, int64_t n, const Neighbours& rows,
+                                            const Neighbours& columns) {
+  float best = 0.0f;
   int label = -1;
-
-  __device__ __forceinline__ void offer(float exact, int channel) {
-    const float rounded = to_float(from_float<T>(exact));
-    if (label < 0 || rounded > value || (rounded != rounded && value == value)) {
-      value = rounded;
-      label = channel;
+#pragma unroll 1
+  for (int channel = 0; channel < source.channels; channel += lanes) {
+    float values[lanes];
+    load_resized<T>(source, n, rows, columns, channel, values);
+#pragma unroll
+    for (int k = 0; k < lanes; k++) {
+      const float value = to_float(from_float<T>(values[k]));
+      if (channel + k < source.channels &&
+          (label < 0 || value > best || (value != value && best == best))) {
+        best = value;
+        label = channel + k;
+      }
     }
   }
-};
+  return static_cast<uint8_t>(label);
+}
 
-// A thread takes one pixel and all its channels, eight at a time.
+// A thread takes one pixel and all its channels.
 template <typename T>
 __global__ void __launch_bounds__(block_threads, 4)
     upsample_argmax_kernel(Source source, uint8_t* labels, int height, int width, int64_t pixels) {
   ptx::wait_for_previous_kernels();
   const int64_t step = int64_t(gridDim.x) * block_threads;
   for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < pixels; i += step) {
-    const int64_t row = i / width, n = row / height;
-    const Neighbours rows =
-        neighbours_of(static_cast<int>(row - n * height), source.height, height);
-    const Neighbours columns =
-        neighbours_of(static_cast<int>(i - row * width), source.width, width);
-    Best<T> best;
-    for (int channel = 0; channel < source.channels; channel += lanes) {
-      float values[lanes];
-      load_resized<T>(source, n, rows, columns, channel, values);
-#pragma unroll
-      for (int k = 0; k < lanes; k++) {
-        if (channel + k < source.channels) {
-          best.offer(values[k], channel + k);
-        }
-      }
-    }
-    labels[i] = static_cast<uint8_t>(best.label);
+    const int64_t row = quotient(i, width), n = quotient(row, height);
+    labels[i] = label_of<T>(
+        source, n, neighbours_of(static_cast<int>(row - n * height), source.height, height),
+        neighbours_of(static_cast<int>(i - row * width), source.width, width));
   }
 }
 
-// The same for a picture that grows: a block takes 256 pixels of one row. It blends the two rows of
-// logits above and below once for each of their own columns, in shared memory, four of which serve
-// sixteen pixels of a picture four times as wide; then each thread blends two of these columns.
+constexpr int group = 4;                        // channels at a time
+constexpr int cell_rows = 4, cell_columns = 5;  // pixels at a time
+
+// The largest of the channels that one pixel was offered, the first of equals; numbers only, and
+// above minus infinity. Of 16 bits, even and odd channels are compared at once.
 template <typename T>
-__global__ void __launch_bounds__(block_threads)
-    upsample_argmax_row_kernel(Source source, uint8_t* labels, int64_t rows_of_all, int height,
-                               int width, int pitch) {
-  float* blended = reinterpret_cast<float*>(ptx::dynamic_shared());  // [column][pitch]
-  ptx::wait_for_previous_kernels();
-  const int64_t row = blockIdx.y + int64_t(blockIdx.z) * gridDim.y, n = row / height;
-  if (row >= rows_of_all) {
-    return;
+struct Largest {
+  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+  Pair values;
+  unsigned channels;  // of the even one, and of the odd one
+
+  // Channel 0, as `offer` takes it, and what leads from one to the next.
+  static constexpr unsigned first_channel = 0x10000, one = 0x10001;
+
+  __device__ __forceinline__ void clear() {
+    const T least = from_float<T>(-std::numeric_limits<float>::infinity());
+    values = {least, least};
+    channels = 0;
   }
-  const int first = static_cast<int>(blockIdx.x) * block_threads;
-  const int last = first + block_threads < width ? first + block_threads - 1 : width - 1;
-  const Neighbours rows = neighbours_of(static_cast<int>(row - n * height), source.height, height);
-  const int begin = neighbours_of(first, source.width, width).before;
-  const int count = neighbours_of(last, source.width, width).after - begin + 1;
-  const int parts = (source.channels + lanes - 1) / lanes;
-  for (int i = threadIdx.x; i < count * parts; i += block_threads) {
-    const int column = i / parts, channel = (i - column * parts) * lanes;
-    const int64_t at = n * source.stride_n + (begin + column) * source.stride_w;
-    float above[lanes], below[lanes];
-    load_lanes<T>(source, at + rows.before * source.stride_h, channel, above);
-    load_lanes<T>(source, at + rows.after * source.stride_h, channel, below);
+
+  __device__ __forceinline__ void offer(const float (&offered)[group], unsigned channel) {
 #pragma unroll
-    for (int k = 0; k < lanes; k++) {
-      blended[column * pitch + channel + k] = above[k] * (1 - rows.weight) + below[k] * rows.weight;
+    for (int k = 0; k < group; k += 2) {
+      const Pair pair = pair_of(offered[k], offered[k + 1]);
+      const unsigned larger = larger_ones(pair, values);
+      values = pair_of(ptx::select_bits(larger, bits(pair), bits(values)));
+      channels = ptx::select_bits(larger, channel + k * one, channels);
     }
   }
-  __syncthreads();
-  const int x = first + static_cast<int>(threadIdx.x);
-  if (x >= width) {
-    return;
+
+  __device__ __forceinline__ uint8_t label() const {
+    const float even = to_float(values.x), odd = to_float(values.y);
+    const unsigned at_even = channels & 0xFFFF, at_odd = channels >> 16;
+    const unsigned first = at_even < at_odd ? at_even : at_odd;
+    return static_cast<uint8_t>(even > odd ? at_even : odd > even ? at_odd : first);
   }
-  const Neighbours columns = neighbours_of(x, source.width, width);
-  const float* left = blended + (columns.before - begin) * pitch;
-  const float* right = blended + (columns.after - begin) * pitch;
-  Best<T> best;
-  for (int channel = 0; channel < source.channels; channel += 4) {
-    const float4 a = *reinterpret_cast<const float4*>(left + channel);
-    const float4 b = *reinterpret_cast<const float4*>(right + channel);
-    const float values[4] = {a.x * (1 - columns.weight) + b.x * columns.weight,
-                             a.y * (1 - columns.weight) + b.y * columns.weight,
-                             a.z * (1 - columns.weight) + b.z * columns.weight,
-                             a.w * (1 - columns.weight) + b.w * columns.weight};
+
+ private:
+  static __device__ __forceinline__ Pair pair_of(float even, float odd) {
+    if constexpr (std::is_same_v<T, __half>) {
+      return __floats2half2_rn(even, odd);
+    } else {
+      return __floats2bfloat162_rn(even, odd);
+    }
+  }
+  // All ones where the first is the larger one.
+  static __device__ __forceinline__ unsigned larger_ones(const Pair& a, const Pair& b) {
+#if __CUDA_ARCH__ < 900  // on which no two values of bfloat16 are compared at once
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      return (to_float(a.x) > to_float(b.x) ? 0xFFFFu : 0) |
+             (to_float(a.y) > to_float(b.y) ? 0xFFFF0000u : 0);
+    }
+#endif
+    return __hgt2_mask(a, b);
+  }
+  static __device__ __forceinline__ Pair pair_of(unsigned bits) {
+    Pair pair;
+    memcpy(&pair, &bits, sizeof(pair));
+    return pair;
+  }
+  static __device__ __forceinline__ unsigned bits(const Pair& pair) {
+    unsigned bits;
+    memcpy(&bits, &pair, sizeof(bits));
+    return bits;
+  }
+};
+
+template <>
+struct Largest<float> {
+  float value;
+  unsigned channel;
+
+  static constexpr unsigned first_channel = 0, one = 1;
+
+  __device__ __forceinline__ void clear() {
+    value = -std::numeric_limits<float>::infinity();
+    channel = 0;
+  }
+  __device__ __forceinline__ void offer(const float (&offered)[group], unsigned first) {
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      if (channel + k < source.channels) {
-        best.offer(values[k], channel + k);
+    for (int k = 0; k < group; k++) {
+      const bool larger = offered[k] > value;
+      value = larger ? offered[k] : value;
+      channel = larger ? first + k : channel;
+    }
+  }
+  __device__ __forceinline__ uint8_t label() const { return static_cast<uint8_t>(channel); }
+};
+
+// The pixels of an axis of the result that lie at or behind element `index` of the source and
+// before the next one: [first, end). The i-th of them lies (rest + i * (size - 1)) / (out_size - 1)
+// behind it, exactly as `neighbours_of` has it.
+struct Cell {
+  int before, after;
+  int first, end;
+  unsigned rest;
+};
+
+// Of an axis that does not shrink; empty behind its last element.
+__device__ __forceinline__ Cell cell_of(int index, int size, int out_size) {
+  const bool last = index >= size - 1;
+  const unsigned steps = out_size - 1, element = size > 1 ? size - 1 : 1;
+  Cell cell;
+  cell.before = last ? size - 1 : index;
+  cell.after = last || size == out_size ? cell.before : index + 1;
+  const uint64_t position = uint64_t(cell.before) * steps;
+  cell.first = static_cast<int>(quotient(position + element - 1, element));
+  cell.rest = static_cast<unsigned>(uint64_t(cell.first) * (size - 1) - position);
+  cell.end = index >= size ? cell.first
+             : last        ? out_size
+                           : cell.first + static_cast<int>((steps - cell.rest - 1) / element) + 1;
+  return cell;
+}
+
+// The next four channels of a pixel, side by side.
+template <typename T>
+__device__ __forceinline__ void load_group(const T* from, float (&values)[group]) {
+  struct alignas(group * sizeof(T)) Loaded {
+    T values[group];
+  };
+  const Loaded loaded = *reinterpret_cast<const Loaded*>(from);
+#pragma unroll
+  for (int k = 0; k < group; k++) {
+    values[k] = to_float(loaded.values[k]);
+  }
+}
+
+// The same, so far from each other, and only `count` of them: behind the last one stands the least
+// number, which is never the first of the largest.
+template <typename T>
+__device__ __forceinline__ void load_group(const T* from, int64_t stride, int count,
+                                           float (&values)[group]) {
+  const float least = std::is_same_v<T, __half>          ? -65504.0f
+                      : std::is_same_v<T, __nv_bfloat16> ? -0x1.FEp127f
+                                                         : -std::numeric_limits<float>::max();
+#pragma unroll
+  for (int k = 0; k < group; k++) {
+    values[k] = k < count ? to_float(from[k * stride]) : least;
+  }
+}
+
+// The same for a picture that grows. A thread takes the pixels between two rows and two columns of
+// the source, which have the same four neighbours, and of these a few channels at a time: they are
+// loaded and subtracted once for 4 x 5 pixels. value = a + w * (b - a) is exact where there is
+// nothing to blend; where a difference is no number, `label_of` has to tell.
+template <typename T>
+__global__ void __launch_bounds__(block_threads, 2)
+    upsample_argmax_cell_kernel(Source source, uint8_t* labels, int height, int width,
+                                unsigned parts) {
+  ptx::wait_for_previous_kernels();
+  const unsigned row = blockIdx.x / parts, n = row / source.height;
+  const int column = (blockIdx.x - row * parts) * block_threads + threadIdx.x;
+  if (column - static_cast<int>(threadIdx.x % 32) >= source.width) {
+    return;  // with all its warp
+  }
+  const Cell rows = cell_of(row - n * source.height, source.height, height);
+  const Cell columns = cell_of(column, source.width, width);
+  const T* corner = static_cast<const T*>(source.data) + n * source.stride_n +
+                    rows.before * source.stride_h + columns.before * source.stride_w;
+  const int64_t down = (rows.after - rows.before) * source.stride_h;
+  const int64_t right = (columns.after - columns.before) * source.stride_w;
+  const float row_step = 1.0f / static_cast<float>(height > 1 ? height - 1 : 1);
+  const float column_step = 1.0f / static_cast<float>(width > 1 ? width - 1 : 1);
+#pragma unroll 1
+  for (int y = rows.first; y < rows.end; y += cell_rows) {
+#pragma unroll 1
+    for (int x = columns.first; __any_sync(~0u, x < columns.end); x += cell_columns) {
+      float row_weights[cell_rows], column_weights[cell_columns];
+      bool there[cell_columns];  // for any thread of the warp
+      Largest<T> largest[cell_rows][cell_columns];
+#pragma unroll
+      for (int r = 0; r < cell_rows; r++) {
+        const unsigned rest = rows.rest + (y - rows.first + r) * (source.height - 1);
+        row_weights[r] = static_cast<float>(rest) * row_step;
+#pragma unroll
+        for (int c = 0; c < cell_columns; c++) {
+          largest[r][c].clear();
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < cell_columns; c++) {
+        const unsigned rest = columns.rest + (x - columns.first + c) * (source.width - 1);
+        column_weights[c] = static_cast<float>(rest) * column_step;
+        there[c] = __any_sync(~0u, x + c < columns.end);
+      }
+      float blendable = 0.0f;  // NaN as soon as a difference is no number
+      const T* from[4] = {corner, corner + right, corner + down, corner + down + right};
+      unsigned channel = Largest<T>::first_channel;
+#pragma unroll 1
+      for (int left = source.channels; left > 0; left -= group) {
+        float corners[4][group];
+        if (source.vectors && left >= group) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            load_group<T>(from[i], corners[i]);
+          }
+        } else {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            load_group<T>(from[i], source.stride_c, left, corners[i]);
+          }
+        }
+        float across[group], down[group], both[group];
+#pragma unroll
+        for (int k = 0; k < group; k++) {
+          across[k] = corners[1][k] - corners[0][k];
+          down[k] = corners[2][k] - corners[0][k];
+          both[k] = corners[3][k] - corners[2][k] - across[k];
+          blendable = fmaf(down[k], 0.0f, fmaf(both[k], 0.0f, blendable));
+        }
+#pragma unroll
+        for (int r = 0; r < cell_rows; r++) {
+          if (y + r >= rows.end) {
+            break;
+          }
+          float begin[group], slope[group];
+#pragma unroll
+          for (int k = 0; k < group; k++) {
+            begin[k] = fmaf(row_weights[r], down[k], corners[0][k]);
+            slope[k] = fmaf(row_weights[r], both[k], across[k]);
+          }
+#pragma unroll
+          for (int c = 0; c < cell_columns; c++) {
+            if (there[c]) {
+              float values[group];
+#pragma unroll
+              for (int k = 0; k < group; k++) {
+                values[k] = fmaf(column_weights[c], slope[k], begin[k]);
+              }
+              largest[r][c].offer(values, channel);
+            }
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          from[i] += source.vectors ? group : group * source.stride_c;
+        }
+        channel += group * Largest<T>::one;
+      }
+      uint8_t* to = labels + (int64_t(n) * height + y) * width + x;
+      if (blendable != 0.0f) {
+#pragma unroll 1
+        for (int i = 0; i < cell_rows * cell_columns; i++) {
+          const int r = i / cell_columns, c = i - r * cell_columns;
+          if (y + r < rows.end && x + c < columns.end) {
+            to[int64_t(r) * width + c] =
+                label_of<T>(source, n, neighbours_of(y + r, source.height, height),
+                            neighbours_of(x + c, source.width, width));
+          }
+        }
+        continue;
+      }
+#pragma unroll
+      for (int r = 0; r < cell_rows; r++) {
+#pragma unroll
+        for (int c = 0; c < cell_columns; c++) {
+          if (y + r < rows.end && x + c < columns.end) {
+            to[c] = largest[r][c].label();
+          }
+        }
+        to += width;
       }
     }
   }
-  labels[row * width + x] = static_cast<uint8_t>(best.label);
 }
 
 }  // namespace
@@ -170,16 +388,13 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size) {
   }
   const Source source = source_of("upsample_argmax", input);
   uint8_t* labels = static_cast<uint8_t*>(out.mutable_data_ptr());
-  const ArgmaxPlan plan = plan_argmax(result.batch, source.channels, source.width, height, width);
-  const int64_t rows = result.batch * result.height;
+  const ArgmaxPlan plan = plan_argmax(result.batch, source.height, source.width, height, width);
   with_type("upsample_argmax", context.dtype, [&](auto type) {
     using T = decltype(type);
-    if (plan.by_rows) {
-      const int64_t down = std::min(rows, most_argmax_rows);
-      const dim3 grid = grid_of("upsample_argmax", "parts of rows", divide_up(width, block_threads),
-                                down, divide_up(rows, down));
-      context.queue.launch(&upsample_argmax_row_kernel<T>, grid, dim3(block_threads),
-                           plan.shared_bytes, source, labels, rows, height, width, plan.pitch);
+    if (plan.by_cells) {
+      context.queue.launch(&upsample_argmax_cell_kernel<T>, dim3(unsigned(plan.blocks)),
+                           dim3(block_threads), 0, source, labels, height, width,
+                           unsigned(plan.parts));
     } else {
       context.queue.launch(&upsample_argmax_kernel<T>, dim3(blocks_of(pixels)), dim3(block_threads),
                            0, source, labels, height, width, pixels);

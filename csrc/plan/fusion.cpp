@@ -39,7 +39,7 @@ double cycles_apart(const std::vector<ConvolutionShape>& shapes, const DeviceLim
 }  // namespace
 
 bool fuses(bool possible, double together_cycles, double apart_cycles) {
-  const char* text = std::getenv("FASSD_KERNELS_CUDA_FUSION");
+  const char* text = std::getenv(fusion_variable);
   const std::string asked = text == nullptr ? "" : text;
   if (!possible || asked == "never") {
     return false;

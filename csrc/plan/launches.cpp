@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <sstream>
 
+#include "memo.h"
+
 namespace fassd::plan {
 
 using namespace cuda;
@@ -215,7 +217,7 @@ void Call::convolution(const std::string& label, ConvolutionShape shape, int64_t
     launch.kernel = "stem_kernel";
     plan(plan_stem(shape, limits_));
   } else {
-    plan(plan_convolution(shape, limits_));
+    plan(remembered<plan_convolution>(shape, limits_));
   }
   launch.cycles = launch.blocks[0].cost.cycles;
   launch.convolution = shape;
@@ -241,7 +243,7 @@ void Call::pairs(const std::string& op, std::vector<PairShape> shapes) {
   if (first.batch == 0 || first.height == 0 || first.width == 0) {
     return;
   }
-  const PairsPlan plan = plan_pairs(shapes, limits_);
+  const PairsPlan plan = remembered<plan_pairs>(shapes, limits_);
   if (!plan.together) {
     for (const PairShape& shape : shapes) {
       apart(op, shape);
@@ -271,7 +273,7 @@ void Call::pairs(const std::string& op, std::vector<PairShape> shapes) {
 
 bool Call::couple(const std::string& label, CoupleShape shape) {
   shape.arithmetic = arithmetic_;
-  const CouplePlan plan = plan_paying_couple(shape, limits_);
+  const CouplePlan plan = remembered<plan_paying_couple>(shape, limits_);
   if (!plan.possible) {
     return false;
   }

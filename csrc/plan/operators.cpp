@@ -229,16 +229,16 @@ void upsample(Call& call, const Checked& checked, const Tensor& input, const Int
 
 void upsample_argmax(Call& call, const Checked& checked, const Tensor& input, const Integers&) {
   const ImageSize& size = checked.size;
-  const int channels = position_count("plan", size.channels);
-  const int in_width = position_count("plan", input.size(3));
-  const int height = position_count("plan", size.height);
-  const int width = position_count("plan", size.width);
-  const auto plan = cuda::plan_argmax(size.batch, channels, in_width, height, width);
+  const cuda::ArgmaxPlan plan = cuda::plan_argmax(
+      size.batch, position_count("plan", input.size(2)), position_count("plan", input.size(3)),
+      position_count("plan", size.height), position_count("plan", size.width));
   call.elementwise(
-      "upsample_argmax", plan.by_rows ? "upsample_argmax_row_kernel" : "upsample_argmax_kernel",
+      "upsample_argmax", plan.by_cells ? "upsample_argmax_cell_kernel" : "upsample_argmax_kernel",
       size.channels, size.height, size.width,
       call.image(size_of(input)) + checked_product({size.batch, size.height, size.width}),
-      blends(size), work_of(plan, size.batch, channels, in_width, height, width));
+      blends(size),
+      work_of(plan, size.batch, position_count("plan", size.channels),
+              position_count("plan", size.height), position_count("plan", size.width)));
 }
 
 void add_normalize(Call& call, const ImageSize& size, ScalarType dtype) {

@@ -69,6 +69,8 @@ Axis axis_of(int kernel, int extent, int size, int out_size, int stride, int dil
   axis.pitch = apart ? extent : int(pitch);
   axis.slots = apart ? axis.groups * extent : int(slots);
   axis.slot_step = apart ? 1 : axis.step;
+  axis.shift = (axis.first_tap - axis.middle) * axis.dilation;
+  axis.adjacent = !apart && (axis.groups == 1 || axis.pitch == axis.dilation);
   return axis;
 }
 
@@ -86,11 +88,12 @@ Taps taps_of(const Axis& rows, const Axis& columns, int kernel_w) {
   return taps;
 }
 
-// Shared memory of so many stages, and at least so much for what is staged on the way out.
+// Shared memory of so many stages, and at least so much for what is staged on the way out and for
+// so many edges.
 SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages, int itemsize,
-                       int staging_bytes, int middle_bytes, int more_weights = 0) {
+                       int staging_bytes, int middle_bytes, int more_weights = 0, int edges = 0) {
   SharedLayout layout;
-  layout.stages = round_up(slots * position_bytes, 16);
+  layout.stages = std::max(round_up(slots * position_bytes, 16), edges * edge_bytes);
   layout.weights = slots * (chunk * itemsize + slot_padding);
   layout.stage_bytes = layout.weights + weight_rows * weight_row(n) * itemsize + more_weights;
   layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes);
@@ -223,7 +226,7 @@ std::vector<CoupleVariant> couples_of(Arithmetic arithmetic) {
 
 bool is_asked_for(const Variant& variant) {
   // Read every time: tests and tuning ask for one after the other.
-  const char* text = std::getenv("FASSD_KERNELS_CUDA_VARIANT");
+  const char* text = std::getenv(variant_variable);
   Variant asked = {};
   int sliding = 0;
   if (text == nullptr || std::sscanf(text, "%d,%d,%d,%d", &asked.warps, &asked.m_tiles,
@@ -266,10 +269,11 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
         }
         plan.chunk = chunk;
         plan.cost.instructions = work_of(plan, shape).instructions();
-        for (int stages : {3, 2, 1}) {
+        // A prologue is applied to what has come while another stage is on its way.
+        for (int stages = 3; stages > (shape.prologue ? 1 : 0); stages--) {
           plan.stages = stages;
-          plan.layout =
-              layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize, staging, 0);
+          plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
+                                  staging, 0, 0, plan.tile.height + width);
           if (plan.layout.total > limits.shared_bytes) {
             continue;
           }
@@ -328,6 +332,8 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
         // The middle is computed where the picture is; taps beside it read one pixel of zeros.
         plan.columns.pitch = 0;
         plan.columns.slots = width;
+        plan.columns.shift = 0;
+        plan.columns.adjacent = true;
       }
       plan.first = taps_of(plan.rows, axis_of(1, 1, 1, 1, 1, 1), 1);
       plan.live_taps = plan.first.count + plan.second.count;
@@ -463,47 +469,45 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
   plan.stages = 1;
   plan.live_taps = 9;
   const int n = plan.variant.channels();
-  // The tile that needs the fewest pixels of the picture.
+  // The tile for which the least is brought of the picture.
   for (int width_log2 = 3; width_log2 <= 6; width_log2++) {
     const int width = 1 << width_log2, height = stem_pixels / width;
     const int rows = extent(height, shape.stride_h, shape.dilation_h);
-    const int columns = extent(width, shape.stride_w, shape.dilation_w);
-    if (plan.patch_rows == 0 || rows * columns < plan.patch_rows * plan.patch_columns) {
+    const int groups =
+        round_up(extent(width, shape.stride_w, shape.dilation_w), stem_group) / stem_group;
+    if (plan.patch_rows == 0 || rows * groups < plan.patch_rows * plan.patch_groups) {
       plan.tile = {width_log2, height, int(divide_up(shape.out_width, width)),
                    int(divide_up(shape.out_height, height)), int(divide_up(shape.out_channels, n))};
       plan.patch_rows = rows;
-      plan.patch_columns = columns;
+      plan.patch_groups = groups;
     }
   }
-  const int patch_bytes = plan.patch_rows * plan.patch_columns * stem_channels * 2;
-  const int matrix_bytes = stem_pixels * stem_pitch;
+  const int patch_pixels = plan.patch_rows * plan.patch_groups * stem_group;
   const int staging = stem_pixels * staging_row(n) * 4;
-  plan.matrix = round_up(patch_bytes, 16);
-  plan.weights = plan.matrix + matrix_bytes;
+  plan.zeros = patch_pixels * 8;
+  plan.weights = plan.zeros + 16;
   plan.table = plan.weights + stem_depth * weight_row(n) * 2;
   plan.layout.total = std::max(plan.table + stem_channels * 256 * 2, staging);
   Cost& cost = plan.cost;
   cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
   cost.resident = resident_of(plan.layout.total, stem_warps * 32, 128, limits);
   cost.products = double(stem_pixels) * stem_depth * n;
-  // A gathered value is 2 bytes, but costs a lane's 4 of the width of shared memory.
-  cost.shared_bytes = 2.0 * patch_bytes + 4.0 * stem_pixels * stem_depth + matrix_bytes +
-                      2.0 * stem_depth * (stem_pixels + stem_warps * n) + 2.0 * staging;
-  cost.loaded_bytes = patch_bytes + 2.0 * stem_depth * n;
+  cost.shared_bytes =
+      8.0 * patch_pixels + 2.0 * stem_depth * (stem_pixels + stem_warps * n) + 2.0 * staging;
+  cost.loaded_bytes = 2.0 * (stem_channels * patch_pixels + 9 * stem_channels * n);
   cost.stored_bytes = 2.0 * stem_pixels * n / (shape.pool * shape.pool);
   cost.instructions = work_of(plan, shape).instructions();
   predict(cost, stem_warps, 0, 2, shape.arithmetic, limits);
   return plan;
 }
 
-ArgmaxPlan plan_argmax(int64_t batch, int channels, int in_width, int height, int width) {
+ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width) {
   ArgmaxPlan plan;
-  // Columns that the pixels lie between, and room for them; four floats keep them in other banks.
-  const int64_t columns = width > 1 ? argmax_threads * int64_t(in_width - 1) / (width - 1) + 3 : 2;
-  plan.pitch = round_up(channels, 8) + 4;
-  plan.shared_bytes = columns * plan.pitch * int64_t(sizeof(float));
-  plan.by_rows = in_width <= width && plan.shared_bytes <= 48 * 1024 &&
-                 batch * height <= most_argmax_rows * most_argmax_rows;
+  plan.parts = divide_up(in_width, argmax_threads);
+  // Of batches that no memory holds, the sum would overflow.
+  const bool fits = batch <= (int64_t(1) << 31) / plan.parts / in_height - 1;
+  plan.blocks = fits ? batch * in_height * plan.parts : 0;
+  plan.by_cells = fits && in_height <= height && in_width <= width;
   return plan;
 }
 

@@ -35,10 +35,12 @@ struct Axis {
   int dilation = 1;
   int pitch = 1;
   int slots = 1;
-  int step = 1;       // the convolution's stride
-  int slot_step = 1;  // slots from one result to the next: the stride, or 1 where runs hold only
-                      // the pixels that are read
-  int size = 1;       // of the picture
+  int step = 1;          // the convolution's stride
+  int slot_step = 1;     // slots from one result to the next: the stride, or 1 where runs hold only
+                         // the pixels that are read
+  int size = 1;          // of the picture
+  int shift = 0;         // from a tile's begin in the picture to its first slot
+  bool adjacent = true;  // slots hold a run of adjacent pixels
 };
 
 // Taps that read only padding everywhere are not among them.
@@ -47,6 +49,8 @@ struct Taps {
   int8_t index[most_taps] = {};  // in the weight
   int8_t row[most_taps] = {};    // counted from the first live one
   int8_t column[most_taps] = {};
+  int offset[most_taps] = {};       // of the pixels that it reads, in bytes of a stage
+  int64_t weights[most_taps] = {};  // bytes in front of its weights
 };
 
 // A block's part of the result.
@@ -142,6 +146,11 @@ struct ConvolutionPlan : Plan {
 // Clocks that all multiprocessors need to issue so many warp instructions, each with so many warps.
 double issue_cycles(double instructions, double warps, const DeviceLimits& limits);
 
+// What plans read of the environment, every time; memo.h tells them apart by it.
+constexpr const char* variant_variable = "FASSD_KERNELS_CUDA_VARIANT";
+constexpr const char* fusion_variable = "FASSD_KERNELS_CUDA_FUSION";
+constexpr const char* plan_variables[] = {variant_variable, fusion_variable};
+
 // The plan of least predicted cost, of equal ones that of the widest tile. The environment variable
 // FASSD_KERNELS_CUDA_VARIANT, as in "4,2,8,1" (warps, m_tiles, n_tiles, sliding), names the kernel
 // to take wherever it fits; of pairs it is "4,2,8,0", of couples "4,2,6,1".
@@ -154,12 +163,16 @@ int live_taps(const ConvolutionShape& shape);
 // own (stem.cuh). It has no prologue: a convolution with one is not a stem.
 bool is_stem(const ConvolutionShape& shape);
 
-constexpr int stem_warps = 8, stem_m_tiles = 2, stem_depth = 32, stem_channels = 3;
+constexpr int stem_warps = 8, stem_m_tiles = 2, stem_channels = 3;
 constexpr int stem_pixels = stem_warps * stem_m_tiles * 16;
+constexpr int stem_depth = 48;  // of the products: three rows of four pixels of four channels
+constexpr int stem_group = 4;   // pixels of the picture that a thread brings
+// i * (2^20 / groups + 1) >> 20 is i / groups as long as i * groups is below 2^20.
+constexpr int stem_inverse_log2 = 20;
 
 struct StemPlan : Plan {
-  int patch_rows = 0, patch_columns = 0;   // pixels of the picture under a tile
-  int matrix = 0, weights = 0, table = 0;  // offsets in shared memory
+  int patch_rows = 0, patch_groups = 0;   // under a tile: rows of the picture, pixels by four
+  int zeros = 0, weights = 0, table = 0;  // offsets in shared memory
 };
 
 StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits);
@@ -230,18 +243,16 @@ constexpr double launch_gap_cycles = 2500;
 // variable FASSD_KERNELS_CUDA_FUSION, `always` or `never`, decides for tests and tuning.
 bool fuses(bool possible, double together_cycles, double apart_cycles);
 
-// The launch of upsample_argmax. Where the picture grows, a block takes `threads` pixels of one row
-// and blends the columns of logits that they lie between in shared memory, `pitch` floats each.
+// The launch of upsample_argmax. Where the picture does not shrink, a thread takes the pixels
+// between two rows and two columns of the source: `parts` blocks for each of its rows.
 struct ArgmaxPlan {
-  bool by_rows = false;
-  int pitch = 0;
-  int64_t shared_bytes = 0;
+  bool by_cells = false;
+  int64_t parts = 0, blocks = 0;
 };
 
 constexpr int argmax_threads = 256;
-constexpr int64_t most_argmax_rows = 32768;  // of a grid's second axis
 
-ArgmaxPlan plan_argmax(int64_t batch, int channels, int in_width, int height, int width);
+ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width);
 
 // --- what the kernels and the plan must agree on ---
 
@@ -281,8 +292,7 @@ constexpr int weight_row(int n) {
 constexpr int staging_row(int n) {
   return n / 8 % 2 == 1 ? n + 16 : n + 8;
 }
-constexpr int stem_pitch = stem_depth * 2 + slot_padding;  // bytes
-// Bytes of a slot's position.
-constexpr int position_bytes = 8;
+// Bytes of a slot's pixel, and of where a row or a column of an enlarged residual is read.
+constexpr int position_bytes = 4, edge_bytes = 16;
 
 }  // namespace fassd::cuda

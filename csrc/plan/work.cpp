@@ -179,19 +179,17 @@ Work work_of(const StemPlan& plan, const ConvolutionShape& shape) {
   return work;
 }
 
-Work work_of(const ArgmaxPlan& plan, int64_t batch, int channels, int in_width, int height,
-             int width) {
-  const int64_t rows = batch * height, parts = divide_up(channels, 8);
+Work work_of(const ArgmaxPlan& plan, int64_t batch, int channels, int height, int width) {
+  const double groups = double(divide_up(channels, 4));
+  const double pixels = double(batch * height) * warps_of(width);
   Work work;
-  if (!plan.by_rows) {
-    work.enlarged_vectors = double(rows * parts) * warps_of(width);
+  if (!plan.by_cells) {
+    work.enlarged_vectors = pixels * double(divide_up(channels, 8));
     return work;
   }
-  const int64_t columns = width > 1 ? argmax_threads * int64_t(in_width - 1) / (width - 1) + 2 : 1;
-  const double blocks = double(rows * divide_up(width, argmax_threads));
-  work.argmax_warps = blocks * (argmax_threads / 32);
-  work.argmax_channels = double(rows * divide_up(channels, 4)) * warps_of(width);
-  work.argmax_blends = blocks * warps_of(std::min<int64_t>(columns, in_width) * parts);
+  work.argmax_warps = double(plan.blocks) * argmax_threads / 32;
+  work.argmax_groups = work.argmax_warps * groups;
+  work.argmax_channels = pixels * groups;
   return work;
 }
 

@@ -52,7 +52,6 @@ Work work_of(const CouplePlan& plan, const CoupleShape& shape);
 Work work_of(const StemPlan& plan, const ConvolutionShape& shape);
 
 // That of the whole launch of upsample_argmax.
-Work work_of(const ArgmaxPlan& plan, int64_t batch, int channels, int in_width, int height,
-             int width);
+Work work_of(const ArgmaxPlan& plan, int64_t batch, int channels, int height, int width);
 
 }  // namespace fassd::cuda

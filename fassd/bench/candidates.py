@@ -54,10 +54,10 @@ EXTRA = "pip install 'fassd-net[bench]'"
 
 SWITCHED = {
     "dependent": {"FASSD_KERNELS_DEPENDENT_LAUNCH": "1"},
-    "carve-out": {"FASSD_KERNELS_CARVEOUT": "100"},
+    "carve-out": {"FASSD_KERNELS_CARVEOUT": "driver"},
 }
 """Environments of the CUDA kernels, read once by a process: they begin while those before them end;
-they ask for the most shared memory, in per cent, that a multiprocessor has."""
+they leave to the driver how much shared memory a multiprocessor has."""
 
 
 class UnavailableError(Exception):
@@ -381,7 +381,7 @@ FORMS = {
         ),
         _last(NATIVE, "ours, C++/CUDA", native),
         _last(DEPENDENT, "ours, CUDA, dependent launches", partial(switched, group="dependent")),
-        _last(CARVEOUT, "ours, CUDA, most shared memory", partial(switched, group="carve-out")),
+        _last(CARVEOUT, "ours, CUDA, the driver's carve-out", partial(switched, group="carve-out")),
         _last(CHOSEN, "ours, the fastest backend of each call", chosen),
         _last(TRITON, "ours, Triton", partial(fused, backend="triton")),
         _last(TRITON_GRAPH, "ours, Triton, GraphRunner", triton_graph, own_graph=True),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts, convert
@@ -273,16 +274,19 @@ class Fused(nn.Module):
         contents = Contents(now.tensors) if now.countable else None
         # Not in inference mode: what it makes cannot take part in a later call with gradients.
         with torch.inference_mode(False), torch.no_grad():
-            packed = {name: detached(value) for name, value in self.pack(dtype).items()}
+            packed = {name: kept(value) for name, value in self.pack(dtype).items()}
             packed["packed"] = [
                 ops.packer(self.backend_for(weight))(weight, stride=stride, dilation=dilation)
                 for weight, stride, dilation in self.plan(packed)
             ]
-            if are_on_gpu(packed["packed"]):
+            on_gpu = are_on_gpu(packed["packed"])
+            captured = on_gpu and torch.cuda.is_current_stream_capturing()
+            if on_gpu and not captured:
                 # Whoever reads them next may do so on another stream.
                 torch.cuda.current_stream().synchronize()
-        # A mode that only propagates shapes gives others, which are not kept.
-        if all(type(tensor) is Tensor for tensor in packed["packed"]):
+        # Not kept are those of a mode that only propagates shapes, and those of a graph that is
+        # captured, in whose memory they are from its first replay on.
+        if not captured and all(type(tensor) is Tensor for tensor in packed["packed"]):
             # One assignment of one tuple: threads that meet here pack twice and agree.
             self._packed = Cached(now, contents, dtype, packed)
         return packed
@@ -314,17 +318,19 @@ class Fused(nn.Module):
         return ", ".join(filter(None, (super().extra_repr(), mine)))
 
 
-def detached(value: Any) -> Any:
-    """A tensor, or the tensors of a list, without their history; anything else as it is."""
+def kept(value: Any) -> Any:
+    """A tensor, or the tensors of a list, without their history; anything else as it is.
+
+    Vectors are followed by memory up to a multiple of eight: the CUDA kernels load eight at once.
+    """
     if isinstance(value, Tensor):
-        return value.detach()
-    return [detached(x) for x in value] if isinstance(value, list) else value
+        value = value.detach()
+        return F.pad(value, (0, -len(value) % 8))[: len(value)] if value.dim() == 1 else value
+    return [kept(x) for x in value] if isinstance(value, list) else value
 
 
 def are_on_gpu(tensors: Sequence[Tensor]) -> bool:
-    """Whether there are tensors on a GPU, on whose current stream nothing is captured."""
-    on_gpu = any(type(tensor) is Tensor and tensor.is_cuda for tensor in tensors)
-    return on_gpu and not torch.cuda.is_current_stream_capturing()
+    return any(type(tensor) is Tensor and tensor.is_cuda for tensor in tensors)
 
 
 def is_traced() -> bool:

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fassd_kernels.modules.fused import Fused
-from fassd_kernels.modules.snapshot import edits, has_hooks, hooked_globally, places
+from fassd_kernels.modules.fused import Cached, Fused
+from fassd_kernels.modules.snapshot import (
+    HOOKS,
+    attributes,
+    edits,
+    has_hooks,
+    hooked_globally,
+    places,
+)
 from fassd_kernels.triton.availability import first_line
 from fassd_kernels.triton.program import tf32_requested
 
 WARM_UP = 3  # calls before a capture: kernels are compiled, weights packed, memory is there
+NEEDS_NO_GRAD = "a gradient is asked for: call it under torch.no_grad()"
+HAS_HOOKS = "the model carries hooks, which a replay would pass over"
+TRAINING = itemgetter("training")
+WANTS_GRADIENT = attrgetter("requires_grad")
 
 
 def capture(
@@ -66,21 +80,53 @@ class CudaGraph:
         self.graph.replay()
 
 
-@dataclass
+class Turns:
+    """The calls of a runner on one GPU: each begins when the one before has ended.
+
+    So they may come on any stream, though they share memory.
+    """
+
+    def __init__(self) -> None:
+        self.ended = torch.cuda.Event()
+
+    def begin(self) -> None:
+        """Do nothing of what the current stream is given from now on before the last has ended."""
+        self.ended.wait()
+
+    def end(self) -> None:
+        """What the current stream was given is the last."""
+        self.ended.record()
+
+    def wait(self) -> None:
+        """Wait for the last, before its memory is freed."""
+        self.ended.synchronize()
+
+
+def wait_for(turns: Iterable[Turns]) -> None:
+    for turn in turns:
+        turn.wait()
+
+
+@dataclass(frozen=True)
 class CachedGraph:
     """A graph, and what it rests on.
 
     Attributes:
         recording: the graph with its input and output.
         state: state of the model's tensors when it was made; it is void when that has changed.
-        weights: the packed ones, which the graph reads and nobody else may keep, and the model's.
-        done: on the stream of the last call, when it was through.
+        packed: the modules that it calls fused, and the packed weights that it reads, which nobody
+            else may keep.
+        held: the model's tensors and their memory: what is freed may be followed by another at the
+            same address.
     """
 
     recording: CudaGraph
     state: list[Any]
-    weights: list[Any]
-    done: torch.cuda.Event | None = None
+    packed: list[tuple[Fused, Cached]]
+    held: list[Any]
+
+    def rests_on(self, state: list[Any]) -> bool:
+        return self.state == state and all(part._packed is seen for part, seen in self.packed)
 
 
 class GraphRunner:
@@ -92,9 +138,10 @@ class GraphRunner:
 
     The input is copied in, the output copied out, on the caller's current stream; callers on other
     streams and threads wait for each other. A graph is captured anew when a parameter or buffer was
-    edited, moved, loaded or exchanged since, or the network's `output` was set; a module that was
-    exchanged for another, and edits that PyTorch does not count (through ``.data``), need
-    :meth:`reset`.
+    edited, moved, loaded or exchanged since, weights were packed anew, or the network's `output`
+    was set; a module that was exchanged for another, and edits that PyTorch does not count (through
+    ``.data``), need :meth:`reset`. Whether any of this was so is found out while the graph runs
+    already, and its result is then dropped: so the GPU does not wait for it.
 
     Where there is nothing to capture, the network itself is called, and a warning says once why:
     in training mode, where a gradient is asked for, on a CPU, with hooks, under autocast, inside
@@ -104,7 +151,7 @@ class GraphRunner:
         model: in eval mode; takes one tensor and returns one.
         max_shapes: graphs to keep; the one unused for longest makes place.
         copy_output: whether results are the caller's own. Otherwise, the next call of the same
-            shape overwrites them, and their copying is saved.
+            shape overwrites them, and their copying is saved; graphs then share no memory.
 
     Raises:
         TypeError: if `model` is not a module.
@@ -112,6 +159,8 @@ class GraphRunner:
     """
 
     recording: type[Any] = CudaGraph
+    turns: type[Any] = Turns
+    new_pool: Callable[[], Any] = staticmethod(torch.cuda.graph_pool_handle)
 
     def __init__(self, model: nn.Module, max_shapes: int = 8, copy_output: bool = True) -> None:
         if not isinstance(model, nn.Module):
@@ -124,36 +173,35 @@ class GraphRunner:
         self._entries: OrderedDict[Any, CachedGraph] = OrderedDict()
         self._failed: dict[Any, list[Any]] = {}  # states in which a capture failed
         self._refused: set[str] = set()
-        self._modules: list[nn.Module] = []
-        self._places: list[tuple[dict[str, Any], str]] = []  # tables and names of the tensors
         self._pools: dict[torch.device, Any] = {}
+        self._turns: dict[torch.device, Any] = {}
         self._lock = threading.Lock()
         self.reset()
+        weakref.finalize(self, wait_for, self._turns.values()).atexit = False
 
     def reset(self) -> None:
         """Forget every graph; needed after parts of the model were exchanged."""
         with self._lock:
             self.forget()
             self._modules = list(self.model.modules())
-            tables = [t for m in self._modules for t in (m._parameters, m._buffers)]
-            self._places = [(table, name) for table in tables for name in table]
+            self._tables = [module.__dict__ for module in self._modules]
+            held = (table[kind] for table in self._tables for kind in ("_parameters", "_buffers"))
+            self._holding: list[dict[str, Tensor | None]] = [table for table in held if table]
+            self._hooks = [table[name] for table in self._tables for name in HOOKS]
+            self._attributes: list[Any] = []
+            self._refuses = False  # as of the last call
 
     def forget(self) -> None:
-        """Drop every graph, and their memory with the last."""
+        """Drop every graph, and their memory with the last, when none of them runs any longer."""
+        wait_for(self._turns.values())
         self._entries.clear()
         self._failed.clear()
         self._pools.clear()
 
     def tensors(self) -> list[Tensor]:
         """The model's parameters and buffers, as they are now."""
-        found = [table.get(name) for table, name in self._places]
+        found = chain.from_iterable(map(dict.values, self._holding))
         return [tensor for tensor in found if tensor is not None]
-
-    def state(self) -> list[Any]:
-        """What a graph rests on; equal as long as it is right."""
-        settings = [getattr(self.model, "output", None), tf32_requested()]
-        tensors = self.tensors()
-        return [*settings, *map(id, tensors), *places(tensors), *edits(tensors)]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -162,39 +210,94 @@ class GraphRunner:
 
     def __call__(self, x: Tensor) -> Tensor:
         """As ``model(x)``."""
-        why = self.refusal(x)
+        why = self.refusal_of(x)
+        if not why:
+            gradient = torch.is_grad_enabled()
+            # Outside inference mode, or a later call could not copy into the graph's input.
+            with self._lock, torch.inference_mode(False), torch.no_grad(), self.on(x.device):
+                output, why = self.run(x, gradient)
+            if output is not None:
+                return output
         if why:
             self.say(why)
-            return self.model(x)
-        # Outside inference mode, or a later call could not copy into the graph's input.
-        with self._lock, torch.inference_mode(False), torch.no_grad(), self.on(x.device):
-            entry = self.entry(x)
+        return self.model(x)
+
+    def run(self, x: Tensor, gradient: bool) -> tuple[Tensor | None, str]:
+        """The output by a graph, or None and, unless it was said before, why there is none.
+
+        To look at the model takes 210 us of 479 tensors in 334 modules: the graph, where there is
+        one, runs meanwhile. It writes to its own memory alone, so that its result can be dropped.
+        """
+        key = (x.shape, x.stride(), x.dtype, x.device)
+        entry, output = self._entries.get(key), None
+        if entry is not None and not self._refuses:
+            output = self.replay(entry, x)
+        why, state = self.look(gradient)
+        self._refuses = bool(why)
+        if why:
+            return None, why
+        if entry is None or not entry.rests_on(state):
+            if entry is not None:  # other weights: of no shape is the graph right any longer
+                self.forget()
+            if self._failed.get(key) == state:
+                return None, ""
+            entry, why = self.captured(x, state)
             if entry is None:
-                return self.model(x)
-            return self.replay(entry, x)
+                self._failed[key] = state
+                return None, why
+            while len(self._entries) >= self.max_shapes:
+                wait_for(self._turns.values())
+                self._entries.popitem(last=False)
+            self._entries[key], output = entry, None
+        self._entries.move_to_end(key)
+        return self.replay(entry, x) if output is None else output, ""
 
     # --- what cannot be captured -----------------------------------------------------------------
 
-    def refusal(self, x: Tensor) -> str:
-        """Why a call cannot go through a graph; empty if it can."""
+    def refusal_of(self, x: Tensor) -> str:
+        """Why a call must not begin with a replay; empty if it may. It takes few us."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return "a compiler traces the call"
         if not self.takes(x):
             return f"the input is on {x.device.type}, and graphs are CUDA's"
-        if self.model.training:
-            return "the model is in training mode"
-        tensors = self.tensors()
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
-            return "a gradient is asked for: call it under torch.no_grad()"
-        if any(tensor.is_inference() for tensor in tensors):
-            return "the model was made in inference mode, where edits are not counted"
-        if hooked_globally() or any(map(has_hooks, self._modules)):
-            return "the model carries hooks, which a replay would pass over"
+        if x.requires_grad and torch.is_grad_enabled():
+            return NEEDS_NO_GRAD
+        if hooked_globally():
+            return HAS_HOOKS
         if torch.is_autocast_enabled(x.device.type):
             return "autocast is on: convert the model instead (accelerate(model, dtype=...))"
         if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return "the current stream is being captured already"
         return ""
+
+    def look(self, gradient: bool) -> tuple[str, list[Any]]:
+        """Why the model cannot be captured, and what a graph of it rests on.
+
+        Args:
+            gradient: whether the caller records gradients.
+        """
+        tensors = self.tensors()
+        if any(map(TRAINING, self._tables)):
+            return "the model, or a part of it, is in training mode", []
+        if gradient and any(map(WANTS_GRADIENT, tensors)):
+            return NEEDS_NO_GRAD, []
+        if self.has_hooks():
+            return HAS_HOOKS, []
+        try:
+            settings = [getattr(self.model, "output", None), tf32_requested()]
+            return "", [*settings, *map(id, tensors), *places(tensors), *edits(tensors)]
+        except RuntimeError:
+            if not any(map(Tensor.is_inference, tensors)):
+                raise
+            return "the model was made in inference mode, where edits are not counted", []
+
+    def has_hooks(self) -> bool:
+        """Whether modules carry hooks, or methods of their own: a new attribute each."""
+        known = attributes(self._tables)
+        if any(self._hooks) or (known != self._attributes and any(map(has_hooks, self._modules))):
+            return True
+        self._attributes = known
+        return False
 
     def takes(self, x: Tensor) -> bool:
         return x.device.type == "cuda"
@@ -210,62 +313,44 @@ class GraphRunner:
 
     # --- graphs ----------------------------------------------------------------------------------
 
-    def entry(self, x: Tensor) -> CachedGraph | None:
-        """The graph for inputs like `x`, captured if need be; None if that fails."""
-        key = (x.shape, x.stride(), x.dtype, x.device)
-        state = self.state()
-        entry = self._entries.get(key)
-        if entry is not None and entry.state == state:
-            self._entries.move_to_end(key)
-            return entry
-        if entry is not None:  # other weights: of no shape is the graph right any longer
-            self.forget()
-        if self._failed.get(key) == state:
-            return None
+    def captured(self, x: Tensor, state: list[Any]) -> tuple[CachedGraph | None, str]:
+        """A graph for inputs like `x` of the model in this state, or None and why there is none."""
         try:
             recording = self.recording(self.model, x, self.pool(x.device))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # CUDA's, or one of Triton's own
-            self._failed[key] = state
-            self.say(f"the capture failed: {first_line(error)}")
-            return None
-        while len(self._entries) >= self.max_shapes:
-            self._entries.popitem(last=False)
-        # Held too, because what is freed may be followed by another at the same address.
+            return None, f"the capture failed: {first_line(error)}"
+        fused = [module for module in self.model.modules() if isinstance(module, Fused)]
+        packed = [(module, module._packed) for module in fused if module._packed is not None]
         held = [(tensor, tensor.untyped_storage()) for tensor in self.tensors()]
-        entry = self._entries[key] = CachedGraph(recording, state, [*self.packed_weights(), *held])
-        return entry
-
-    def packed_weights(self) -> Iterator[Any]:
-        """What the fused modules have packed; the graph knows its addresses only."""
-        for module in self.model.modules():
-            if isinstance(module, Fused):
-                yield module._packed
+        return CachedGraph(recording, state, packed, held), ""
 
     def pool(self, device: torch.device) -> Any:
-        """Memory for what graphs compute in between: one at a time runs, so they share it."""
-        if device.type == "cuda" and device not in self._pools:
-            self._pools[device] = torch.cuda.graph_pool_handle()
-        return self._pools.get(device)
+        """Memory for what graphs compute in between: one at a time runs, so they share it.
+
+        They do not where the caller gets outputs as they lie there: a graph that was captured
+        earlier may compute something in between where the output of a later one lies.
+        """
+        if not self.copy_output:
+            return self.new_pool()
+        if device not in self._pools:
+            self._pools[device] = self.new_pool()
+        return self._pools[device]
 
     def on(self, device: torch.device) -> Any:
         return torch.cuda.device(device if device.type == "cuda" else -1)
 
     def replay(self, entry: CachedGraph, x: Tensor) -> Tensor:
         """Copy in, compute, copy out, behind whoever used a graph before."""
-        cuda = x.device.type == "cuda"
-        if cuda:
-            stream = torch.cuda.current_stream(x.device)
-            for other in self._entries.values():  # they share memory
-                if other.done is not None:
-                    stream.wait_event(other.done)
+        if x.device not in self._turns:
+            self._turns[x.device] = self.turns()
+        turn = self._turns[x.device]
+        turn.begin()
         entry.recording.input.copy_(x)
         entry.recording.replay()
         output = entry.recording.output
         if self.copy_output:
             output = output.clone()
-        if cuda:
-            entry.done = entry.done or torch.cuda.Event()
-            entry.done.record(stream)
+        turn.end()
         return output

@@ -135,7 +135,7 @@ def test_launches_of_fassd_net(fassd_net):
     assert sum(label.startswith("upsample_conv1x1") for label in labels) == 6
     assert sum(label in ("mda reduce", "mda square", "mda tail") for label in labels) == 9
     assert labels[-1] == "upsample_argmax"
-    assert fassd_net.launches[-1].kernel == "upsample_argmax_row_kernel"
+    assert fassd_net.launches[-1].kernel == "upsample_argmax_cell_kernel"
     assert pairs.count("dapf project") == 1
     assert len(labels) == len(blocks) + 9 + 6 + 9 + 1 + len(pairs)
     # Branches together or apart: one launch, or one a convolution.
@@ -153,13 +153,14 @@ def test_bytes_and_operations_of_a_convolution(fassd_net):
 
 
 def test_three_channels_are_one_axis_with_the_taps(fassd_net):
-    """Tiles of 256 pixels by 16 channels, 27 products padded to 32; a map of 512x1024."""
+    """Tiles of 256 pixels by 16 channels, 27 products padded to 48; a map of 512x1024."""
     first, second = fassd_net.launches[:2]
     assert first.blocks == 512 * 1024 // 256
-    assert first.issued == 2 * 512 * 1024 * 16 * 32
+    assert first.issued == 2 * 512 * 1024 * 16 * 48
     assert second.kernel == "convolution_kernel"
-    # 16 x 16 pixels of the result need the fewest of the picture: 33 x 33, three values of 2 bytes.
-    assert first.loaded == first.blocks * (2 * 3 * 33 * 33 + 2 * 32 * 16)
+    # 8 x 32 pixels of the result need the fewest fours of the picture: 17 rows of 65 pixels, which
+    # are 17 fours, of three values of 2 bytes.
+    assert first.loaded == first.blocks * (2 * 3 * 17 * 17 * 4 + 2 * 27 * 16)
     stem = conv((3,), 40, (64, 64), stride=(2, 2))
     (blocks,) = stem["blocks"]
     assert stem["kernel"] == "stem_kernel" and blocks["tile_width"] * blocks["tile_height"] == 256

@@ -64,6 +64,7 @@ def test_the_most_important_comes_first():
         f"{network}/{here}/compile",
         "counters/fassd_net",
         "conformance/cuda/sample",
+        "conformance/cuda/dependent/sample",
         "runner/fassd_net_l2",
         f"{network}/{crowd}/native",
         "ceilings",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conformance.cases import MEAN, STD, normalize_conv_act
 from conformance.definition import ACTIVATIONS, BATCHES, pairwise, sizes, standard_tests
-from conformance.harness import LAYOUTS, check_close
+from conformance.harness import LAYOUTS, check_close, check_result
 from hypothesis import strategies as st
 
 import fassd_kernels
@@ -38,6 +38,20 @@ test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
     activation=ACTIVATIONS,
     bias=st.booleans(),
 )
+
+
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 3)])
+def test_rows_at_any_address(subject, dtype, first, stride):
+    """Pixels side by side, whose rows begin at any byte of a word, and end at any."""
+    call = normalize_conv_act(1, 17, (9, 70), stride=stride, dilation=(2, 1)).to(
+        dtype, subject.device
+    )
+    picture = call.arguments["image"]
+    wide = torch.full((1, 9, 77, 3), 255, dtype=torch.uint8, device=picture.device)
+    part = wide.flatten()[first:][: 9 * 231 - first].as_strided((1, 9, 70, 3), (2079, 231, 3, 1))
+    part.copy_(picture)
+    check_result(call.with_(image=part), subject(call.with_(image=part)))
 
 
 def test_equals_its_two_parts(subject, dtype):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from conformance.cases import upsample
+from conformance.cases import upsample, upsample_argmax
 from conformance.definition import BATCHES, pairwise, sizes, standard_tests
-from conformance.harness import LAYOUTS, TOLERANCES, Call, check_close
+from conformance.harness import LAYOUTS, TOLERANCES, Call, check_close, check_result
 from hypothesis import strategies as st
+
+from fassd_kernels import reference
 
 both = pytest.mark.operators("upsample", "upsample_argmax")
 to_image = pytest.mark.operators("upsample")
@@ -87,6 +89,33 @@ def test_nan_counts_as_the_largest(subject, dtype):
     logits[0, 4, 0, 0] = logits[0, 7, 0, 0] = float("nan")
     labels = subject(Call("upsample_argmax", {"input": logits, "size": (3, 3)}))
     assert labels.tolist() == [[[4, 2, 2], [2, 2, 2], [2, 2, 2]]]
+
+
+@to_labels
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced_channels_last"])
+@pytest.mark.parametrize("channels", [1, 3, 4, 6, 19, 33, 256])
+@pytest.mark.parametrize("size", [(9, 13), (17, 25), (3, 97)])
+def test_labels_of_ties(subject, dtype, size, channels, layout):
+    """Few values, which blend exactly in every type: each label is that of the reference."""
+    generator = torch.Generator().manual_seed(channels)
+    logits = torch.randint(-2, 3, (3, channels, 3, 4), generator=generator).double()
+    odd = torch.randint(0, 60, logits.shape, generator=generator)
+    logits[odd % 2 == 0] *= -1  # zeros too
+    logits[1:][odd[1:] == 0] = torch.nan
+    logits[2:][odd[2:] == 1] = -torch.inf
+    logits[2:][odd[2:] == 2] = torch.inf
+    x = LAYOUTS[layout](logits.to(subject.device, dtype))
+    right = reference.upsample(logits, size).argmax(1)
+    assert torch.equal(subject(Call("upsample_argmax", {"input": x, "size": size})).cpu(), right)
+
+
+@to_labels
+def test_labels_of_the_largest_numbers(subject, dtype):
+    """Their differences are infinite where the type's largest is float32's."""
+    call = upsample_argmax(1, 19, (5, 6), (17, 21)).to(dtype, subject.device)
+    logits = call.arguments["input"]
+    logits *= torch.finfo(dtype).max / logits.abs().max()
+    check_result(call, subject(call))
 
 
 @to_labels

@@ -9,6 +9,7 @@ from install.cuda_resources import threads_of
 from install.cuda_sass import Code, count
 
 HALF = r"(HalfMath<__half>|(couple|stem)_kernel<__half\b)"
+HALF_PIXELS = r"(HalfMath<__half>|couple_kernel<__half\b)"  # a stem's are no matrices
 TENSOR_KERNELS = r"(convolution|pair|couple|stem)_kernel<"
 BFLOAT16 = rf"{TENSOR_KERNELS}.*__nv_bfloat16"
 COPYING_KERNELS = r"(convolution|pair|couple)_kernel<"
@@ -53,9 +54,9 @@ RULES = (
     never(r"FloatMath", r"HMMA"),
     Rule(r"FloatMath", r"FFMA", least=32),
     # Matrix fragments come four at once.
-    Rule(HALF, r"LDSM\.16\.M88\.4"),
+    Rule(HALF_PIXELS, r"LDSM\.16\.M88\.4"),
     Rule(HALF, r"LDSM\.16\.MT88\.4"),
-    Rule(BFLOAT16, r"LDSM\.16\.M88\.4", since=AMPERE),
+    Rule(rf"{COPYING_KERNELS}.*__nv_bfloat16", r"LDSM\.16\.M88\.4", since=AMPERE),
     Rule(BFLOAT16, r"LDSM\.16\.MT88\.4", since=AMPERE),
     Rule(r"Tf32Math", r"LDSM\.16\.M88\.4", since=AMPERE),
     # Copies to shared memory pass by the registers and the first cache, 16 bytes at a time.
@@ -77,8 +78,8 @@ SLIDING_OVERHEAD, PLAIN_OVERHEAD = 24, 10  # instructions of a loop beside produ
 # From here on the compiler interleaves moves between products, up to 80 in a loop, and how many is
 # its own affair: whether they cost anything, a GPU would have to tell.
 MOVES_AMONG_PRODUCTS = 120
-# Rows of 16 pixels that a warp of these kernels has.
-STEM_ROWS, COUPLE_ROWS = 2, 2
+# Rows of 16 pixels that a warp of a couple has.
+COUPLE_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def loops_of(name: str) -> list[Loop]:
         return [Loop(1, int(arguments[1]))]
     if family == "couple":
         return [Loop(1, int(arguments[1])), Loop(COUPLE_ROWS, int(arguments[2]), sliding=True)]
-    return [Loop(STEM_ROWS, int(arguments[1]))] if family == "stem" else []
+    return []  # a stem's products are written out
 
 
 def unmeant_loops(number: int, name: str, code: Code) -> list[str]:

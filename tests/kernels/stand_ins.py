@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ def tiny_labels(frame: np.ndarray, tiny: nn.Module | None = None) -> np.ndarray:
 
 
 class Replay:
-    """The model itself, called on tensors that stay where they are, as a graph's do.
+    """The model as it was, called on tensors that stay where they are, as a graph's do.
 
     Counts its captures and replays.
     """
@@ -46,16 +48,29 @@ class Replay:
         if Replay.fails:
             raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
         Replay.captures += 1
-        self.model, self.input = model, x.clone()
+        self.input = x.clone()
         self.output = model(self.input).clone()
+        self.model = copy.deepcopy(model)  # a graph knows of no later change
 
     def replay(self) -> None:
         Replay.replays += 1
         self.output.copy_(self.model(self.input))
 
 
+class AtOnce:
+    """The turns of what ends before it returns."""
+
+    def begin(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+
 class OnCpu(GraphRunner):
     recording = Replay
+    turns = AtOnce
+    new_pool = staticmethod(object)
 
     def takes(self, x: Tensor) -> bool:
         return True

@@ -5,6 +5,7 @@ A graph needs a GPU; everything around it does not.
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 import warnings
@@ -16,9 +17,12 @@ import torch
 from kernels.conftest import shake
 from kernels.stand_ins import OnCpu, Replay
 from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 
 import fassd
 from fassd_kernels import GraphRunner, accelerate
+from fassd_kernels.modules import snapshot
+from fassd_kernels.runtime import graph
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
@@ -91,8 +95,30 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "exchange": lambda fast: setattr(
         fast.finalConv, "bias", nn.Parameter(fast.finalConv.bias + 1, requires_grad=False)
     ),
+    "exchange in place": lambda fast: exchange_in_place(fast.finalConv),
     "output": lambda fast: setattr(fast, "output", "labels"),
+    "layout": lambda fast: transpose(fast.base[0].conv.weight),
+    "uncounted": lambda fast: (fast.finalConv.bias.data.add_(1), fast.finalConv.repack()),
+    "training": lambda fast: train(fast),
 }
+
+
+def exchange_in_place(conv: nn.Module) -> None:
+    """Another parameter in the same memory, of as many edits as the one before."""
+    edits = conv.bias._version
+    conv.bias.data.add_(1)
+    conv.bias = nn.Parameter(conv.bias.data, requires_grad=False)
+    assert conv.bias._version == edits
+
+
+def transpose(weight: nn.Parameter) -> None:
+    weight.data = weight.data.transpose(2, 3)
+
+
+def train(fast: nn.Module) -> None:
+    """A forward pass that changes the statistics of batch norms."""
+    fast.train()(picture(128, 128, seed=5))
+    fast.eval()
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -107,14 +133,122 @@ def test_other_weights_are_captured_anew(change: str) -> None:
     assert Replay.captures == 3 and run.shapes == [(1, 3, 64, 64)]
 
 
-def test_a_hook_that_comes_later_is_noticed() -> None:
-    fast = accelerate(network())
+def test_statistics_are_noticed_where_nothing_counts_them() -> None:
+    """F.batch_norm does not, but the modules pack anew."""
+    model = network()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.num_batches_tracked = None
+    fast = accelerate(model)
     run, x = OnCpu(fast), picture()
     before = run(x)
-    fast.finalConv.register_forward_hook(lambda module, inputs, output: output + 1)
-    with pytest.warns(RuntimeWarning, match="carries hooks"):
+    edits = [buffer._version for buffer in fast.buffers()]
+    with torch.no_grad():
+        train(fast)
+    assert edits == [buffer._version for buffer in fast.buffers()]
+    assert torch.equal(run(x), fast(x)) and not torch.equal(run(x), before)
+
+
+@pytest.mark.parametrize("what", ["optimizer_steps", "collectives"])
+def test_what_edits_without_counting_is_counted(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    run, x = OnCpu(accelerate(network())), picture()
+    run(x)
+    monkeypatch.setattr(snapshot, what, 1 if what == "optimizer_steps" else lambda: 1)
+    run(x)
+    run(x)
+    assert Replay.captures == 2
+
+
+def test_another_precision_is_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, x = OnCpu(accelerate(network())), picture()
+    run(x)
+    monkeypatch.setattr(graph, "tf32_requested", lambda: True)
+    run(x)
+    run(x)
+    assert Replay.captures == 2
+
+
+def test_the_graph_runs_while_the_model_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU does not wait for it; and a result that is void is not given out."""
+    fast = accelerate(network())
+    run, x, did = OnCpu(fast), picture(), []
+    run(x)
+
+    def noting(owner: type, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def noted(*arguments: object) -> object:
+            did.append(name)
+            return inner(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    noting(Replay, "replay")
+    noting(OnCpu, "look")
+    run(x)
+    assert did == ["replay", "look"]
+    with torch.no_grad():
+        fast.finalConv.bias.add_(1)
+    assert torch.equal(run(x), fast(x))
+    assert did == ["replay", "look", "replay", "look", "replay"]
+    fast.requires_grad_()
+    with pytest.warns(RuntimeWarning, match="a gradient is asked for"):
+        run(x)
+        run(x)
+    assert did[5:] == ["replay", "look", "look"]  # not in vain again
+
+
+LATER: dict[str, tuple[Callable[[nn.Module], object], str]] = {
+    "hook": (lambda fast: fast.finalConv.register_forward_hook(plus_one), "carries hooks"),
+    "hook of a table": (
+        lambda fast: fast.finalConv._forward_hooks.update({0: plus_one}),
+        "carries hooks",
+    ),
+    "forward": (
+        lambda fast: setattr(fast.finalConv, "forward", lambda x: 1 + fast.conv_of(x)),
+        "carries hooks",
+    ),
+    "training": (lambda fast: fast.train(), "training mode"),
+    "training of a part": (lambda fast: fast.mda.train(), "a part of it, is in training mode"),
+    "gradient": (lambda fast: fast.finalConv.requires_grad_(), "a gradient is asked for"),
+    "inference mode": (lambda fast: setattr(fast.finalConv, "bias", inferred(fast)), "inference"),
+}
+
+
+def plus_one(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    return output + 1
+
+
+def inferred(fast: nn.Module) -> nn.Parameter:
+    with torch.inference_mode():
+        return nn.Parameter(fast.finalConv.bias + 1, requires_grad=False)
+
+
+@pytest.mark.parametrize("change", LATER)
+def test_what_comes_later_is_noticed(change: str) -> None:
+    make, reason = LATER[change]
+    fast = accelerate(network())
+    fast.conv_of = type(fast.finalConv).forward.__get__(fast.finalConv)
+    run, x = OnCpu(fast), picture(128, 128)
+    before = run(x)
+    run(x)
+    make(fast)
+    if "training" in change:  # whose statistics change at every call
+        fast_too = copy.deepcopy(fast)
+    with pytest.warns(RuntimeWarning, match=reason):
         result = run(x)
-    assert torch.equal(result, fast(x)) and not torch.equal(result, before)
+    right = fast_too(x) if "training" in change else fast(x)
+    assert torch.equal(result, right) and result.requires_grad == (change == "gradient")
+    assert torch.equal(result, before) == (change == "gradient")
+
+
+def test_a_hook_of_all_modules_is_noticed() -> None:
+    run, x = OnCpu(accelerate(network())), picture()
+    run(x)
+    hook = global_hooks.register_module_forward_hook(lambda *_: None)
+    with hook, pytest.warns(RuntimeWarning, match="carries hooks"):
+        run(x)
+    assert Replay.replays == 1
 
 
 def test_packed_weights_live_as_long_as_the_graph() -> None:

@@ -26,7 +26,7 @@ DEFAULTS = {
     "races": False,
     "banks": False,
     "apart": False,
-    "overlap": False,
+    "overlap": 0,
     "truncate_products": False,
     "capability": 90,
     "multiprocessors": 132,
@@ -215,6 +215,21 @@ class Executed:
     lanes: int
     passes: int
     least_passes: int
+
+
+def attributes_set() -> int:
+    """How often a kernel's attributes were set, which no steady state does."""
+    return int(library().ptx_attributes_set())
+
+
+def dependent_launches() -> int:
+    """How many kernels of host code were launched so that they may begin early."""
+    return int(library().ptx_dependent_launches())
+
+
+def carveout(kernel: str) -> int:
+    """The percentage of shared memory that a kernel prefers; -1 where it is the driver's choice."""
+    return int(library().ptx_carveout(kernel.encode()))
 
 
 def counts() -> list[Executed]:

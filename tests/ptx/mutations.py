@@ -162,14 +162,19 @@ KERNELS = [
         (PAIR, "asymmetric_conv.cuh", "to[channel] =", BARRIER, ""),
         (PAIR, "asymmetric_conv.cuh", "bool inside", "holds(pair.columns, at_x)", "true"),
         (PAIR, "asymmetric_conv.cuh", "shared + zeros)", "[i] = 0", "[i] = ~0u"),
-        (STEM, "stem.cuh", "values.values[i / 256]", BARRIER, ""),
-        (STEM, "stem.cuh", "gathered;", BARRIER, ""),
-        (STEM, "stem.cuh", "multiply(Math()", BARRIER, ""),
-        (STEM, "stem.cuh", "int from = ", "stem_channels - 1 - channel", "channel"),
-        (STEM, "stem.cuh", "bool inside", "y < source.height", "y <= source.height"),
-        (UPSAMPLE, "upsample.cu", "below[k] * rows.weight", BARRIER, ""),
-        (UPSAMPLE, "upsample.cu", "const int count", "- begin + 1", "- begin"),
-        (UPSAMPLE, "upsample.cu", "void offer", "to_float(from_float<T>(exact))", "value"),
+        (STEM, "stem.cuh", "values)[threadIdx.x]", BARRIER, ""),
+        (STEM, "stem.cuh", "make_uint2(0, 0);\n  }\n  __sync", BARRIER, ""),
+        (STEM, "stem.cuh", "ptx::multiply", BARRIER, ""),
+        (STEM, "stem.cuh", "int byte = ", "stem_channels - 1 - channel", "channel"),
+        (STEM, "stem.cuh", "load_packed_pixels(", " || source.width - x < 6", ""),
+        (STEM, "stem.cuh", "load_packed_pixels(", "8 * odd", "0"),
+        (STEM, "stem.cuh", "PixelGroup group = {}", "at_y) <", "at_y) <="),
+        (STEM, "stem.cuh", "int step =", "tap < 3 ? stem.dilation_h * pitch : 0", "0"),
+        (STEM, "stem.cuh", "at[i / 2]", "begin + stem.eighths[i]", "begin"),
+        (UPSAMPLE, "upsample.cu", "void offer", "larger, channel + k * one", "larger, channel"),
+        (UPSAMPLE, "upsample.cu", "uint8_t label()", "odd > even ?", "even > odd ?"),
+        (UPSAMPLE, "upsample.cu", "unsigned rest = columns", "columns.rest + ", ""),
+        (UPSAMPLE, "upsample.cu", "float least", "-65504.0f", "65504.0f"),
         (UPSAMPLE, "image.cuh", "int after =", "before + 1 > size - 1", "before > size - 1"),
         (UPSAMPLE, "image.cuh", "uint64_t scaled", "(size - 1)", "size"),
     )
@@ -281,8 +286,10 @@ def calls_say(source: str) -> str:
             with pytest.MonkeyPatch.context() as patch, settings:
                 for name, value in environment.items():
                     patch.setenv(name, value)
+                # Of a picture, pixels that lie side by side.
+                layout = "contiguous" if "image" in call.arguments else "channels_last"
                 try:
-                    harness.check(subject, call, torch.float16, "channels_last")
+                    harness.check(subject, call, torch.float16, layout)
                 except (AssertionError, RuntimeError) as error:
                     return f"{call.operator}: {str(error).strip().partition(chr(10))[0]}"
     return MISSED

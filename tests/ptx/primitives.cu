@@ -83,6 +83,10 @@ KERNEL round_tf32(const uint32_t* in, uint32_t* out) {
   out[threadIdx.x] = ptx::to_tf32(in[threadIdx.x]);
 }
 
+KERNEL select_bits(const uint32_t* masks, const uint32_t* a, const uint32_t* b, uint32_t* out) {
+  out[threadIdx.x] = ptx::select_bits(masks[threadIdx.x], a[threadIdx.x], b[threadIdx.x]);
+}
+
 // The next kernel may start before this one has written anything.
 KERNEL produce(int* values) {
   ptx::let_next_kernel_start();

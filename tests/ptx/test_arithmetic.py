@@ -355,6 +355,18 @@ def test_halves_in_pairs(dtype: torch.dtype, name: str) -> None:
     assert torch.equal(result, exact.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_in_pairs_are_compared(dtype: torch.dtype) -> None:
+    kind = "f16x2" if dtype == torch.float16 else "bf16x2"
+    values = [torch.randint(-2, 3, (64,)).to(dtype) for _ in range(2)]
+    values[0][:5] = torch.tensor([0.0, -0.0, torch.nan, torch.inf, 1.0])
+    values[1][:5] = torch.tensor([-0.0, 0.0, 1.0, 65504.0, torch.nan])
+    inputs = [x.view(torch.int16).numpy().view(np.uint32) for x in values]
+    made = kernels.of_lanes(f"set.gt.u32.{kind} {{d}}, {{0}}, {{1}};", inputs, "r", ["r", "r"])
+    expected = np.where((values[0] > values[1]).numpy(), 0xFFFF, 0)
+    assert (made.view(np.uint16) == expected).all()
+
+
 COMPARISONS = {
     "eq": np.equal,
     "ne": lambda a, b: (a < b) | (a > b),

@@ -32,6 +32,7 @@ from torch import nn
 import fassd
 import fassd_kernels
 from fassd_kernels import ops, reference
+from fassd_kernels.triton.layout import empty_image
 from fassd_kernels.triton.packing import pack
 
 pytestmark = pytest.mark.skipif(EXECUTED != "cuda", reason="PTX_SETTINGS is not set: see README.md")
@@ -40,6 +41,7 @@ PATH = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
 SHARED_KIB = {80: 163, 86: 99, 90: 227}  # that a block can have, by compute capability
 CAPABILITY = executor.DEFAULTS["capability"]
 HALF, TF32, FLOAT = range(3)
+HALVES = (torch.float16, torch.bfloat16) if CAPABILITY >= 80 else (torch.float16,)
 ARITHMETIC = {torch.float16: HALF, torch.bfloat16: HALF, torch.float32: FLOAT}
 
 
@@ -186,17 +188,6 @@ def test_offsets_beyond_32_bits() -> None:
     assert torch.equal(subject("conv_act")(spread), subject("conv_act")(call))
 
 
-@pytest.mark.parametrize("value", ["40", "101", "-1", "most"])
-def test_the_carveout_is_a_percentage(value: str) -> None:
-    """It is read once a process."""
-    program = """
-t.check(t.subject("conv_act"), cases.conv_act(1, (8,), 16, (9, 17)), torch.float16, "channels_last")
-"""
-    said = run_on(program, FASSD_KERNELS_CARVEOUT=value)
-    refused = f"FASSD_KERNELS_CARVEOUT is '{value}'; expected a percentage, 0 to 100"
-    assert refused in said if value != "40" else not said
-
-
 @pytest.mark.parametrize("dtype", [*ARITHMETIC, torch.float64], ids=str)
 def test_pictures_are_normalised(dtype: torch.dtype) -> None:
     call = cases.normalize(2, (37, 41)).to(dtype)
@@ -248,6 +239,55 @@ def test_frames_in_labels_out() -> None:
         # A copy: the CPU's kernels have memory of their own, which is not watched.
         x = ops.normalize(frames, mean=cases.MEAN, std=cases.STD, dtype=torch.float16).clone()
         assert torch.equal(labels, fast(x))
+
+
+# Executed warp instructions for 32 pixels of the result, of a width that fills the warps.
+BUDGETS = [
+    (cases.normalize_conv_act(1, 16, (64, 512), stride=(2, 2), activation="relu"), HALF, 1000),
+    (cases.conv_act(1, (3,), 16, (64, 512), stride=(2, 2), activation="relu"), HALF, 1000),
+    (cases.upsample_argmax(1, 19, (8, 512), (32, 2048)), HALF, 180),
+    (cases.upsample_argmax(1, 19, (8, 512), (32, 2048)), FLOAT, 200),
+]
+
+
+@pytest.mark.parametrize(("call", "arithmetic", "most"), BUDGETS, ids=str)
+def test_instructions_of_32_pixels(call: Call, arithmetic: int, most: int) -> None:
+    dtype = torch.float16 if arithmetic == HALF else torch.float32
+
+    def padded(x: torch.Tensor) -> torch.Tensor:
+        return empty_image(x.shape, x.dtype, x.device, padded=True).copy_(x)
+
+    call = call.to(dtype).map(padded, ("input", "inputs"))
+    executor.forget_counts()
+    result = subject(call.operator)(call)
+    count = sum(one.warps for one in executor.counts() if "pack_weight" not in one.kernel)
+    groups = result[:, 0].numel() if result.dim() == 4 else result.numel()
+    assert count * 32 / groups <= most
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_labels_are_of_rounded_values(dtype: torch.dtype) -> None:
+    """Of values that become equal when they are rounded, the first has the label."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-4, 5, (1, 19, 3, 4), generator=generator).double()
+    exact = reference.upsample(logits, (65, 97))
+    right = exact.to(dtype).argmax(1)
+    assert not torch.equal(right, exact.argmax(1)), "rounding changes nothing"
+    call = Call("upsample_argmax", {"input": logits.to(dtype), "size": (65, 97)})
+    assert torch.equal(subject("upsample_argmax")(call), right)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 5)])
+def test_what_is_no_number_stays_in_its_window(value: float, dilation: tuple[int, int]) -> None:
+    """The zeros beside a row of the window are no neighbours multiplied by zero."""
+    call = cases.conv_act(1, (3,), 16, (20, 70), stride=(1, 2), dilation=dilation)
+    image = call.arguments["inputs"][0]
+    image[:, 1, 7, 33] = value
+    call = call.to(torch.float16)
+    right = call.to(torch.float64)(reference.conv_act)
+    result = subject("conv_act")(call)
+    assert torch.equal(result.isfinite(), right.isfinite())
 
 
 def test_results_are_the_same_every_time() -> None:

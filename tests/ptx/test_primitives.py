@@ -109,6 +109,13 @@ def test_rounding_to_tf32(architecture: int) -> None:
     np.testing.assert_array_equal(out, rounded if architecture >= 80 else bits)
 
 
+def test_selected_bits(architecture: int) -> None:
+    masks, a, b = RANDOM.integers(0, 2**32, (3, 64), dtype=np.uint32)
+    out = np.zeros_like(masks)
+    launch(architecture, "select_bits", masks, a, b, out, block=(64,))
+    np.testing.assert_array_equal(out, (a & masks) | (b & ~masks))
+
+
 def test_dependent_kernels(architecture: int) -> None:
     """On sm_90 the second begins before the first has written, and waits for that."""
     values, before, after = (np.zeros(8, np.int32) for _ in range(3))

@@ -11,9 +11,11 @@ from itertools import product
 
 import pytest
 import torch
+from conformance import cases
 from conformance.harness import IMAGES, TOLERANCES, check_close, expected
 from kernels.conftest import exact, network, random_picture, relative_error
 from ptx import executor
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton_backend.conftest import (
     CALLS,
     allowing_tf32,
@@ -24,13 +26,15 @@ from triton_backend.conftest import (
 )
 
 from fassd.evaluation import agreement
-from fassd_kernels import accelerate
+from fassd_kernels import accelerate, ops
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.configurations import CANDIDATES, NARROW, Config
 from fassd_kernels.tuning.trials import TF32_TOLERANCE
 
 if not availability.triton_missing():
-    from ptx.triton import executing
+    from ptx.triton import Driver, executing
+
+    from fassd_kernels.triton.packing import pack
 
 pytestmark = [
     compiled,
@@ -90,6 +94,42 @@ def test_configuration(seed, row):
 def test_tf32_is_rounded(arch):
     with executing(arch):
         check_tf32()
+
+
+class Seen(TorchDispatchMode):
+    """What PyTorch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operators.add(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_second_call_can_be_captured(monkeypatch):
+    """It compiles, loads, plans and copies nothing; memory is PyTorch's, of the graph's pool."""
+    calls = [
+        cases.conv_act(1, (18, 10), 16, (9, 17), residual=True).to(torch.float16),
+        cases.mda(1, 24, 12, (9, 17), 2).to(torch.float16),
+        cases.normalize(1, (9, 17)).to(torch.float16),
+        cases.upsample_argmax(1, 5, (5, 9), (9, 17)).to(torch.float16),
+    ]
+    # As modules do, whose weights are packed once.
+    for index, call in enumerate(calls[:2]):
+        weights = call.arguments.get("weights", call.arguments.get("weight"))
+        packed = pack(weights) if isinstance(weights, torch.Tensor) else [*map(pack, weights)]
+        calls[index] = call.with_(packed=packed)
+    with executing(90):
+        for call in calls:
+            operator = ops.triton_operator(call.row)  # PyTorch would hide what it asks for
+            first = call(operator)
+            with Seen() as seen, monkeypatch.context() as patch:
+                patch.setattr(Driver, "load_binary", None)
+                second = call(operator)
+            assert torch.equal(second, first)
+            assert seen.operators <= {"aten.empty", "aten.as_strided", "aten.slice"}
 
 
 @pytest.mark.skipif(not ALL, reason="a network's kernels take a minute to compile")

@@ -246,6 +246,15 @@ Handler pick_comparison(Instruction& i) {
   });
 }
 
+// set.gt.u32.f16x2: all ones in the halves that are greater.
+template <auto to_float>
+uint32_t greater_halves(uint32_t x, uint32_t y) {
+  const auto of = [&](int shift) {
+    return to_float(uint16_t(x >> shift)) > to_float(uint16_t(y >> shift)) ? 0xFFFFu << shift : 0;
+  };
+  return of(0) | of(16);
+}
+
 template <typename T>
 void select(Warp& warp, const Instruction& i, uint32_t mask) {
   const T *a = warp.lanes<T>(i.from[0]), *b = warp.lanes<T>(i.from[1]);
@@ -347,6 +356,8 @@ const bool kAdded = add_forms({
     {"popc", "I", "=4 t", of_bits<kOnes>},
     {"brev", "b32", "=4 4", lanes<reversed, U, U>},
     {"setp", kComparisons, "=p|p t t p?", pick_comparison},
+    {"set", "gt u32 f16x2", "=4 4 4", lanes<greater_halves<half_to_float>, U, U, U>},
+    {"set", "gt u32 bf16x2", "=4 4 4", lanes<greater_halves<bfloat16_to_float>, U, U, U>},
     {"selp", "T", "=t t t p", pick_select},
     {"mov", "pred", "=p p", predicates<[](uint32_t x) { return x; }>},
     {"mov", "T", "=x x", pick_move},

@@ -321,8 +321,10 @@ struct Settings {
   uint64_t seed = 0;  // 0: warps and blocks in order, else at random
   uint64_t arrival = kLate;
   uint64_t races = false, banks = false;
-  uint64_t apart = false;              // each launch is counted by itself
-  uint64_t overlap = false;            // dependent grids begin early
+  uint64_t apart = false;  // each launch is counted by itself
+  // Dependent grids begin early: 1, those of an operator's call; 2, of all to the next
+  // synchronization, and no memory is freed meanwhile.
+  uint64_t overlap = 0;
   uint64_t truncate_products = false;  // tensor cores round sums towards zero
   uint64_t capability = 90;
   uint64_t multiprocessors = 132;

@@ -18,8 +18,10 @@ namespace {
 struct Stub {
   std::string name;
   size_t most_shared = 48 * 1024;
+  int carveout = -1;
 };
 std::map<const void*, Stub> stubs;
+uint64_t attributes_set = 0, dependent_launches = 0;
 bool failed_late = false;  // in what went on after its launch
 
 // Runs `act`; a failed launch, whatever it is that goes wrong.
@@ -68,6 +70,7 @@ EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const
                "launch attribute ", int(attribute.id));
       fault_if(settings.capability < 90, "dependent launches need a capability of 9.0");
       grid.dependent = attribute.val.programmaticStreamSerializationAllowed != 0;
+      dependent_launches += grid.dependent;
     }
     const size_t wanted = config->dynamicSmemBytes + kernel.shared_bytes;
     fault_if(wanted > found->second.most_shared, kernel.name, ": ", wanted,
@@ -83,11 +86,31 @@ EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const
 EXPORTED cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute,
                                           int value) {
   return attempt([&] {
+    attributes_set += 1;
     if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
       fault_if(value < 0 || size_t(value) > most_shared_bytes(), value, " bytes of shared memory");
       stubs[stub].most_shared = size_t(value);
+    } else {
+      fault_if(attribute != cudaFuncAttributePreferredSharedMemoryCarveout || value > 100,
+               "attribute ", int(attribute), " of a kernel: ", value);
+      stubs[stub].carveout = value;
     }
   });
+}
+EXPORTED uint64_t ptx_attributes_set() {
+  return attributes_set;
+}
+EXPORTED uint64_t ptx_dependent_launches() {
+  return dependent_launches;
+}
+// Percent; -1 where it was left to the driver.
+EXPORTED int ptx_carveout(const char* kernel) {
+  for (const auto& [stub, found] : stubs) {
+    if (found.name == kernel) {
+      return found.carveout;
+    }
+  }
+  return -1;
 }
 EXPORTED cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const int capability = int(settings.capability);
@@ -167,8 +190,12 @@ EXPORTED int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
   *guard = nullptr;
   return 0;
 }
-// An operator has launched all it wants: what it launched has ended when it returns.
+// An operator has launched all it wants: what it launched has ended when it returns, unless kernels
+// shall overlap with those of the next operator.
 EXPORTED int32_t aoti_torch_delete_device_guard(void*) {
+  if (settings.overlap > 1) {
+    return 0;
+  }
   if (cudaStreamSynchronize(nullptr) == cudaSuccess && !failed_late) {
     return 0;
   }
@@ -213,6 +240,10 @@ EXPORTED void free(void* memory) noexcept {
   if (memory && address % 64 == 0 && !inside) {
     inside = true;
     if (is_allocation(address)) {
+      if (settings.overlap > 1) {  // it stays, for kernels that have not ended
+        inside = false;
+        return;
+      }
       failed_late |= cudaStreamSynchronize(nullptr) != cudaSuccess;  // it may be in use still
       drop_allocation(address);
     }
