@@ -85,7 +85,7 @@ ptx: $(VENV)/.developing
 	$(if $(filter 1,$(EVERY)),LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" \
 	  PYTHONPATH=tests:. $(BIN)/python -m ptx.mutations)
 
-# Instructions of every operator call of FASSD-Net, by kind, and the time that it takes to issue them.
+# Instructions of every launch of FASSD-Net, by part, and the time that it takes to issue them.
 COUNT = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" PYTHONPATH=tests:. $(BIN)/python -m ptx.count
 ptx-count: $(VENV)/.developing
 	$(PTX) host

@@ -36,6 +36,7 @@ double instructions_of_sliding(int m, int n) {
 void add_products(Work& work, Arithmetic arithmetic, double warps, int taps, int steps, int chunks,
                   int m, int n) {
   work.steps += warps * taps * steps;
+  work.loads += warps * taps * steps * (m + (n + 1) / 2);
   work.products += warps * taps * steps * instructions_of_products(arithmetic, m, n);
   if (arithmetic == Arithmetic::float32) {
     work.products += warps * chunks * 4 * m * n;  // sums of a chunk are added to those before
