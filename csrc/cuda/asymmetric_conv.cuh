@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
     return;
   }
   const int tile_width = 1 << tile.width_log2, middle_width = pair.columns.slots;
-  const Place place = place_of(blockIdx.x, tile.across, tile.down, 1);
+  const Place place = place_of(blockIdx.x, tile);
   const int picture = place.picture;
   const int x = place.across << tile.width_log2, y = place.down * tile.height;
 

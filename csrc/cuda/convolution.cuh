@@ -29,13 +29,18 @@ struct Place {
   int picture, down, across, columns;
 };
 
-__device__ __forceinline__ Place place_of(unsigned block, unsigned across, unsigned down,
-                                          unsigned columns) {
-  // Mostly there is one block of channels, and one picture: divisions are left out.
-  const unsigned tile = columns == 1 ? block : block / columns;
-  const unsigned row = tile / across, picture = row < down ? 0 : row / down;
-  return {static_cast<int>(picture), static_cast<int>(row - picture * down),
-          static_cast<int>(tile - row * across), static_cast<int>(block - tile * columns)};
+__device__ __forceinline__ Place place_of(unsigned block, const Tile& tiles) {
+  const auto quotient = [](unsigned dividend, unsigned divisor, unsigned inverse) {
+    return inverse != 0   ? __umulhi(dividend, inverse)
+           : divisor == 1 ? dividend
+                          : dividend / divisor;
+  };
+  const unsigned tile = quotient(block, tiles.columns, tiles.inverse_columns);
+  const unsigned row = quotient(tile, tiles.across, tiles.inverse_across);
+  const unsigned picture = quotient(row, tiles.down, tiles.inverse_down);
+  return {static_cast<int>(picture), static_cast<int>(row - picture * tiles.down),
+          static_cast<int>(tile - row * tiles.across),
+          static_cast<int>(block - tile * tiles.columns)};
 }
 
 // Where slot j of an axis lies in the picture, for a tile that begins at `begin` in the result.
@@ -82,17 +87,19 @@ __device__ __forceinline__ int round_up_to(int value) {
 
 // Where a chunk is in the virtual concatenation.
 struct Cursor {
-  int source = 0;
-  int first = 0;   // channel of that source
-  int before = 0;  // channels of the sources before it
+  int source = -1;
+  int left = 0;     // channels of that source
+  int channel = 0;  // of the concatenation
 
-  __device__ __forceinline__ void advance(const Source* sources, int chunk) {
-    first += chunk;
-    if (first >= sources[source].channels) {
-      before += sources[source].channels;
+  // Goes to the next chunk, if the last one took so many channels. Returns its source.
+  __device__ __forceinline__ const Source& next(const Source* sources, int chunk) {
+    channel += left < chunk ? left : chunk;
+    left -= chunk;
+    if (left <= 0) {
       source++;
-      first = 0;
+      left = sources[source].channels;
     }
+    return sources[source];
   }
 };
 
@@ -111,8 +118,10 @@ template <int threads>
 __device__ __forceinline__ bool locate_slots(int* pixels, const Axis& rows, const Axis& columns,
                                              int y, int x) {
   const int slots = rows.slots * columns.slots;
-  int row = threadIdx.x / columns.slots, column = threadIdx.x - row * columns.slots;
-  const int down = threads / columns.slots, across = threads - down * columns.slots;
+  int row = threadIdx.x * columns.inverse >> inverse_log2;
+  int column = threadIdx.x - row * columns.slots;
+  const int down = threads * columns.inverse >> inverse_log2;
+  const int across = threads - down * columns.slots;
   bool outside = false;
   for (int slot = threadIdx.x; slot < slots; slot += threads) {
     const int at_y = position(rows, y, row), at_x = position(columns, x, column);

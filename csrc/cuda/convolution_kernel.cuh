@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   const Tile& tile = conv.tile;
   const SharedLayout& layout = conv.layout;
 
-  const Place place = place_of(blockIdx.x, tile.across, tile.down, tile.columns);
+  const Place place = place_of(blockIdx.x, tile);
   const int picture = place.picture, column = place.columns * n;
   const int x = place.across << tile.width_log2, y = place.down * tile.height;
 
@@ -80,31 +80,33 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   Ring ring = {layout, conv.stage_count, conv.chunks};
   const ptx::SharedAddress base = ptx::shared_address(shared);
   const Share<T, threads> share(conv.chunk);
-  Cursor next;
+  Cursor ahead;
   const auto begin_copy = [&](int, int to) {
-    const Source& source = conv.sources[next.source];
-    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, share, pitch);
+    const Source& source = ahead.next(conv.sources, conv.chunk);
+    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, source.channels - ahead.left,
+                            share, pitch);
     copy_weights<Math, n, threads>(base + to + layout.weights, conv.weight, conv.taps,
-                                   next.before + next.first, source.channels - next.first,
-                                   conv.chunk, column);
-    next.advance(conv.sources, conv.chunk);
+                                   ahead.channel, ahead.left, conv.chunk, column);
   };
   Cursor now;
   const auto transform = [&](int at) {
     if (conv.prologue.scale != nullptr) {
       transform_pixels<T, threads>(shared + at, pixels, slots, conv.sources[0].channels,
-                                   conv.prologue, now.first, share, pitch);
+                                   conv.prologue, now.channel, share, pitch);
     }
   };
   Accumulators<Math, m_tiles, n_tiles> acc;
   acc.clear();
   for (int chunk = 1 - conv.stage_count; chunk < ring.chunks; chunk++) {
+    if (chunk >= 0) {
+      now.next(conv.sources, conv.chunk);
+    }
     const int at = ring.next(chunk, begin_copy, transform);
     if (chunk < 0) {
       continue;
     }
     // What of the chunk its source fills, in whole products.
-    const int rest = round_up_to<Math::step>(conv.sources[now.source].channels - now.first);
+    const int rest = round_up_to<Math::step>(now.left);
     const int depth = rest < conv.chunk ? rest : conv.chunk;
     if constexpr (sliding) {
       multiply_sliding<T, m_tiles, n_tiles, splits>(
@@ -114,7 +116,6 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
       multiply_taps<splits>(shared, rows, at, at + layout.weights, conv.taps, live, tap_bytes,
                             depth, acc, set);
     }
-    now.advance(conv.sources, conv.chunk);
   }
   end_copies();
   ptx::let_next_kernel_start();

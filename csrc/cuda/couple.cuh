@@ -22,7 +22,7 @@ struct Couple {
   Weight odd, even;
   Taps odd_taps, even_taps;  // all nine: which of them read padding does not matter, it is zeros
   int height = 0, width = 0;
-  int across = 1, down = 1, columns = 1;  // tiles of a picture, blocks of output channels
+  Tile tile;
   int chunk = 16;
   // Of the predecessor, which both layers read; of all inputs; and the odd layer's behind them.
   int both_chunks = 1, outside_chunks = 1, chunks = 1;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
   int* pixels = reinterpret_cast<int*>(shared);
   const SharedLayout& layout = couple.layout;
 
-  const Place place = place_of(blockIdx.x, couple.across, couple.down, couple.columns);
+  const Place place = place_of(blockIdx.x, couple.tile);
   const int picture = place.picture, column = place.columns * n;
   const int x = place.across * tile_columns, y = place.down * tile_rows;
   const int pitch = slot_bytes<Math>(couple.chunk);
@@ -92,37 +92,36 @@ __global__ void __launch_bounds__(warps * 32, 1)
                                    odd_channels - first, couple.chunk, column);
   };
   const Share<T, threads> share(couple.chunk);
-  Cursor next;
+  Cursor ahead;
   const auto begin_copy = [&](int chunk, int to) {
     if (chunk >= outside_odd) {
       copy_own(chunk, to);
       return;
     }
-    const Source& source = couple.sources[next.source];
-    const int rest = source.channels - next.first;
-    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, next.first, share, pitch);
+    const Source& source = ahead.next(couple.sources, couple.chunk);
+    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, source.channels - ahead.left,
+                            share, pitch);
     copy_weights<Math, n, threads>(base + to + layout.weights, couple.even, couple.even_taps,
-                                   odd_channels + next.before + next.first, rest, couple.chunk,
-                                   column);
+                                   odd_channels + ahead.channel, ahead.left, couple.chunk, column);
     if (chunk < both) {
       copy_weights<Math, odd_n, threads>(base + to + couple.odd_weights, couple.odd,
-                                         couple.odd_taps, next.first, rest, couple.chunk, 0);
+                                         couple.odd_taps, ahead.channel, ahead.left, couple.chunk,
+                                         0);
     }
-    next.advance(couple.sources, couple.chunk);
   };
 
   Accumulators<Math, couple_rows, even_tiles> acc;
   acc.clear();
   // Of the source that a chunk is of, and what of it is in the chunk, in whole products.
   Cursor now;
-  const auto depth_of = [&](int channels, int first) {
-    const int rest = (channels - first + 15) / 16 * 16;
+  const auto depth_of = [&](int left) {
+    const int rest = (left + 15) / 16 * 16;
     return rest < couple.chunk ? rest : couple.chunk;
   };
   const auto add_even = [&](int at) {
-    multiply_sliding<T, couple_rows, even_tiles>(
-        shared, at + even_at, in_columns * pitch, pitch, at + layout.weights, tap_bytes,
-        depth_of(couple.sources[now.source].channels, now.first), acc);
+    multiply_sliding<T, couple_rows, even_tiles>(shared, at + even_at, in_columns * pitch, pitch,
+                                                 at + layout.weights, tap_bytes, depth_of(now.left),
+                                                 acc);
   };
   {
     Accumulators<Math, 1, odd_tiles> odd[turns];
@@ -135,7 +134,8 @@ __global__ void __launch_bounds__(warps * 32, 1)
       if (chunk < 0) {
         continue;
       }
-      const int depth = depth_of(couple.sources[0].channels, now.first);
+      now.next(couple.sources, couple.chunk);
+      const int depth = depth_of(now.left);
 #pragma unroll
       for (int i = 0; i < turns; i++) {
         if ((warp + i * warps) * 16 < odd_pixels) {
@@ -152,7 +152,6 @@ __global__ void __launch_bounds__(warps * 32, 1)
         }
       }
       add_even(at);
-      now.advance(couple.sources, couple.chunk);
     }
     // The even layer pads with zeros, not with what the odd one makes of padding.
     const T* bias = static_cast<const T*>(couple.odd_bias);
@@ -184,16 +183,17 @@ __global__ void __launch_bounds__(warps * 32, 1)
     }
   }
   for (int chunk = both; chunk < outside_odd; chunk++) {
+    now.next(couple.sources, couple.chunk);
     add_even(ring.next(chunk, begin_copy));
-    now.advance(couple.sources, couple.chunk);
   }
   const int middle_at = layout.middle + (couple_rows * warp * odd_columns + lane % 16) * odd_pitch +
                         lane_bytes<Math>(lane);
   for (int chunk = outside_odd; chunk < couple.chunks; chunk++) {
     const int first = (chunk - outside_odd) * couple.chunk;
-    multiply_sliding<T, couple_rows, even_tiles>(
-        shared, middle_at + first * int(sizeof(T)), odd_columns * odd_pitch, odd_pitch,
-        ring.next(chunk, copy_own) + layout.weights, tap_bytes, depth_of(odd_channels, first), acc);
+    multiply_sliding<T, couple_rows, even_tiles>(shared, middle_at + first * int(sizeof(T)),
+                                                 odd_columns * odd_pitch, odd_pitch,
+                                                 ring.next(chunk, copy_own) + layout.weights,
+                                                 tap_bytes, depth_of(odd_channels - first), acc);
   }
   end_copies();
   ptx::let_next_kernel_start();

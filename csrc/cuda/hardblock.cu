@@ -107,9 +107,7 @@ class Block {
     couple.even_taps = placed(context_, taps, couple.even, Axis(), Axis(), plan.chunk);
     couple.height = first.height;
     couple.width = first.width;
-    couple.across = plan.tile.across;
-    couple.down = plan.tile.down;
-    couple.columns = plan.tile.columns;
+    couple.tile = plan.tile;
     couple.chunk = plan.chunk;
     couple.both_chunks = chunks_of(couple.sources, 1, plan.chunk);
     couple.outside_chunks = chunks_of(couple.sources, couple.source_count, plan.chunk);

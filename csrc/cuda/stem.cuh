@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(stem_warps * 32)
   uint16_t* table = reinterpret_cast<uint16_t*>(shared + stem.table);
   const Source& source = stem.source;
   const Tile& tile = stem.tile;
-  const Place place = place_of(blockIdx.x, tile.across, tile.down, tile.columns);
+  const Place place = place_of(blockIdx.x, tile);
   const int picture = place.picture, column = place.columns * n;
   const int x = place.across << tile.width_log2, y = place.down * tile.height;
 

@@ -25,6 +25,9 @@ constexpr double chunk_cycles = 60;            // barrier and addresses of one c
 // clocks; with fewer, in so many times less, for a warp waits four clocks for what it has just
 // computed, more for shared memory, and now and then has something independent to go on with.
 constexpr double schedulers = 4, issue_efficiency = 0.7, busy_warps = 3;
+// Of two plans that take equally long, the one with fewer instructions leaves more to the launch
+// behind it, which begins before this one has ended: so much of their time counts besides.
+constexpr double issue_share = 0.5;
 
 // Multiply-accumulates of one multiprocessor and clock.
 double rate_of(Arithmetic arithmetic, int capability) {
@@ -67,7 +70,7 @@ Axis axis_of(int kernel, int extent, int size, int out_size, int stride, int dil
   const int64_t slots = run + (axis.groups - 1) * pitch;
   const bool apart = axis.groups * extent < slots;
   axis.pitch = apart ? extent : int(pitch);
-  axis.slots = apart ? axis.groups * extent : int(slots);
+  axis.resize(apart ? axis.groups * extent : int(slots));
   axis.slot_step = apart ? 1 : axis.step;
   axis.shift = (axis.first_tap - axis.middle) * axis.dilation;
   axis.adjacent = !apart && (axis.groups == 1 || axis.pitch == axis.dilation);
@@ -122,6 +125,7 @@ void predict(Cost& cost, int warps, int chunks, int stages, Arithmetic arithmeti
   const double alone = launch_cycles + chunks * (stages == 1 ? launch_cycles : chunk_cycles) +
                        std::max(moved, cost.instructions / issue_rate(warps));
   cost.cycles = std::max(waves * busy, waves / together * alone);
+  cost.rank = cost.cycles + issue_share * waves * cost.instructions / schedulers;
 }
 
 int resident_of(int shared_bytes, int threads, int registers, const DeviceLimits& limits) {
@@ -152,11 +156,12 @@ struct Cheapest {
   Kind best;
   bool found = false;
 
-  Cheapest() { best.cost.cycles = std::numeric_limits<double>::infinity(); }
+  Cheapest() { best.cost.rank = std::numeric_limits<double>::infinity(); }
 
   void offer(const Kind& plan, bool asked_for) {
-    if (asked_for != found ? asked_for : plan.cost.cycles < best.cost.cycles) {
+    if (asked_for != found ? asked_for : plan.cost.rank < best.cost.rank) {
       best = plan;
+      best.tile.invert(plan.cost.blocks);
       found = asked_for;
     }
   }
@@ -331,7 +336,7 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
       if (plan.whole_rows) {
         // The middle is computed where the picture is; taps beside it read one pixel of zeros.
         plan.columns.pitch = 0;
-        plan.columns.slots = width;
+        plan.columns.resize(width);
         plan.columns.shift = 0;
         plan.columns.adjacent = true;
       }
@@ -490,6 +495,7 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
   plan.layout.total = std::max(plan.table + stem_channels * 256 * 2, staging);
   Cost& cost = plan.cost;
   cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
+  plan.tile.invert(cost.blocks);
   cost.resident = resident_of(plan.layout.total, stem_warps * 32, 128, limits);
   cost.products = double(stem_pixels) * stem_depth * n;
   cost.shared_bytes =

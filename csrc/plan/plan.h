@@ -25,6 +25,12 @@ Arithmetic arithmetic_of(bool is_float32, bool allow_tf32, const DeviceLimits& l
 constexpr int most_taps = 9;
 constexpr int most_sources = 8;  // inputs of one launch; more are joined before it
 
+// i * inverse_of(d) >> inverse_log2 is i / d as long as i * d is below 2^20.
+constexpr int inverse_log2 = 20;
+constexpr uint32_t inverse_of(int divisor) {
+  return (1u << inverse_log2) / divisor + 1;
+}
+
 // One axis of the pixels that a tile reads. They are `groups` runs of pixels, one for each live
 // tap, `dilation` apart; where runs overlap they are kept once. In shared memory they follow each
 // other `pitch` slots apart.
@@ -41,6 +47,13 @@ struct Axis {
   int size = 1;          // of the picture
   int shift = 0;         // from a tile's begin in the picture to its first slot
   bool adjacent = true;  // slots hold a run of adjacent pixels
+  uint32_t inverse = inverse_of(1);  // of the slots
+
+  // With so many slots.
+  void resize(int count) {
+    slots = count;
+    inverse = inverse_of(count);
+  }
 };
 
 // Taps that read only padding everywhere are not among them.
@@ -59,6 +72,20 @@ struct Tile {
   int height = 1;
   int across = 1, down = 1;  // tiles in a picture
   int columns = 1;           // blocks of output channels
+  // 2^32 over these numbers, rounded up: where blocks are so few that the upper half of their
+  // product with it is the quotient. Else 0.
+  uint32_t inverse_across = 0, inverse_down = 0, inverse_columns = 0;
+
+  void invert(int64_t blocks) {
+    const auto inverse = [&](int64_t divisor) {
+      const int64_t whole = int64_t(1) << 32;
+      return uint32_t(divisor > 1 && blocks * divisor < whole ? (whole + divisor - 1) / divisor
+                                                              : 0);
+    };
+    inverse_across = inverse(across);
+    inverse_down = inverse(down);
+    inverse_columns = inverse(columns);
+  }
 };
 
 // A kernel, by its template's parameters.
@@ -128,6 +155,7 @@ struct Cost {
   double stored_bytes = 0;
   double instructions = 0;  // that a block's warps execute
   double cycles = 0;        // of the whole launch, predicted
+  double rank = 0;  // what plans are compared by: that, and what it takes from other launches
 };
 
 // How a launch is cut into blocks, whatever it computes.
