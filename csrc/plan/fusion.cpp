@@ -28,23 +28,23 @@ ConvolutionShape convolution_of(int64_t batch, int height, int width, std::vecto
 }
 
 // Of a launch for each.
-double cycles_apart(const std::vector<ConvolutionShape>& shapes, const DeviceLimits& limits) {
-  double cycles = launch_gap_cycles * double(shapes.size() - 1);
+double rank_apart(const std::vector<ConvolutionShape>& shapes, const DeviceLimits& limits) {
+  double rank = launch_gap_cycles * double(shapes.size() - 1);
   for (const ConvolutionShape& shape : shapes) {
-    cycles += plan_convolution(shape, limits).cost.cycles;
+    rank += plan_convolution(shape, limits).cost.rank;
   }
-  return cycles;
+  return rank;
 }
 
 }  // namespace
 
-bool fuses(bool possible, double together_cycles, double apart_cycles) {
+bool fuses(bool possible, double together, double apart) {
   const char* text = std::getenv(fusion_variable);
   const std::string asked = text == nullptr ? "" : text;
   if (!possible || asked == "never") {
     return false;
   }
-  return asked == "always" || together_cycles <= apart_cycles;
+  return asked == "always" || together <= apart;
 }
 
 std::vector<ConvolutionShape> convolutions_of(const PairShape& shape) {
@@ -67,7 +67,7 @@ PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& l
   std::vector<ConvolutionShape> apart;
   // In one launch the pairs share the multiprocessors: no less than the longest, nor than all their
   // blocks, spread evenly.
-  double longest = 0, spread = 0;
+  double longest = 0, spread = 0, rank = 0;
   bool possible = shapes.size() <= most_pairs;
   for (const PairShape& shape : shapes) {
     plan.pairs.push_back(plan_pair(shape, limits));
@@ -76,12 +76,13 @@ PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& l
     const double waves = double(pair.cost.blocks) / limits.multiprocessors;
     longest = std::max(longest, pair.cost.cycles);
     spread += pair.cost.cycles / std::ceil(waves) * waves;
+    rank += pair.cost.rank - pair.cost.cycles;
     for (ConvolutionShape& convolution : convolutions_of(shape)) {
       apart.push_back(std::move(convolution));
     }
   }
   plan.cycles = std::max(longest, spread);
-  plan.together = fuses(possible, plan.cycles, cycles_apart(apart, limits));
+  plan.together = fuses(possible, plan.cycles + rank, rank_apart(apart, limits));
   return plan;
 }
 
@@ -98,7 +99,7 @@ std::vector<ConvolutionShape> layers_of(const CoupleShape& shape) {
 CouplePlan plan_paying_couple(const CoupleShape& shape, const DeviceLimits& limits) {
   CouplePlan plan = plan_couple(shape, limits);
   plan.possible = plan.possible && shape.channels.size() <= most_sources &&
-                  fuses(true, plan.cost.cycles, cycles_apart(layers_of(shape), limits));
+                  fuses(true, plan.cost.rank, rank_apart(layers_of(shape), limits));
   return plan;
 }
 

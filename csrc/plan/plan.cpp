@@ -27,7 +27,7 @@ constexpr double chunk_cycles = 60;            // barrier and addresses of one c
 constexpr double schedulers = 4, issue_efficiency = 0.7, busy_warps = 3;
 // Of two plans that take equally long, the one with fewer instructions leaves more to the launch
 // behind it, which begins before this one has ended: so much of their time counts besides.
-constexpr double issue_share = 0.5;
+constexpr double issue_share = 1.0;
 
 // Multiply-accumulates of one multiprocessor and clock.
 double rate_of(Arithmetic arithmetic, int capability) {

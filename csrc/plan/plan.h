@@ -272,9 +272,9 @@ CouplePlan plan_paying_couple(const CoupleShape& shape, const DeviceLimits& limi
 // besides.
 constexpr double launch_gap_cycles = 2500;
 
-// Whether one launch takes the place of several: where it is predicted to pay. The environment
+// Whether one launch takes the place of several: where its rank is no higher. The environment
 // variable FASSD_KERNELS_CUDA_FUSION, `always` or `never`, decides for tests and tuning.
-bool fuses(bool possible, double together_cycles, double apart_cycles);
+bool fuses(bool possible, double together, double apart);
 
 // The launch of upsample_argmax. Where the picture does not shrink, a thread takes the pixels
 // between two rows and two columns of the source: `parts` blocks for each of its rows.
