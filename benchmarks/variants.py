@@ -171,9 +171,9 @@ def fitting(shape: Any, limits: Any) -> dict[KernelVariant, Any]:
     for variant in known_variants(arithmetic):
         with variant.forced():
             plan = plan_of(shape, limits)
-        if (plan.warps, plan.m_tiles, plan.n_tiles) == (
-            variant.warps, variant.m_tiles, variant.n_tiles,
-        ):  # fmt: skip
+        if variant == KernelVariant(
+            plan.warps, plan.m_tiles, plan.n_tiles, bool(plan.sliding), plan.splits
+        ):
             plans[variant] = plan
     return plans
 

@@ -67,7 +67,7 @@ PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& l
   std::vector<ConvolutionShape> apart;
   // In one launch the pairs share the multiprocessors: no less than the longest, nor than all their
   // blocks, spread evenly.
-  double longest = 0, spread = 0, rank = 0;
+  double longest = 0, spread = 0;
   bool possible = shapes.size() <= most_pairs;
   for (const PairShape& shape : shapes) {
     plan.pairs.push_back(plan_pair(shape, limits));
@@ -76,13 +76,14 @@ PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& l
     const double waves = double(pair.cost.blocks) / limits.multiprocessors;
     longest = std::max(longest, pair.cost.cycles);
     spread += pair.cost.cycles / std::ceil(waves) * waves;
-    rank += pair.cost.rank - pair.cost.cycles;
+    plan.rank += pair.cost.rank - pair.cost.cycles;
     for (ConvolutionShape& convolution : convolutions_of(shape)) {
       apart.push_back(std::move(convolution));
     }
   }
   plan.cycles = std::max(longest, spread);
-  plan.together = fuses(possible, plan.cycles + rank, rank_apart(apart, limits));
+  plan.rank += plan.cycles;
+  plan.together = fuses(possible, plan.rank, rank_apart(apart, limits));
   return plan;
 }
 

@@ -221,6 +221,7 @@ void Call::convolution(const std::string& label, ConvolutionShape shape, int64_t
     plan(remembered<plan_convolution>(shape, limits_));
   }
   launch.cycles = launch.blocks[0].cost.cycles;
+  launch.rank = launch.blocks[0].cost.rank;
   launch.convolution = shape;
   launches_.push_back(std::move(launch));
 }
@@ -269,6 +270,7 @@ void Call::pairs(const std::string& op, std::vector<PairShape> shapes) {
     launch.work.add(work_of(plan.pairs[i], shapes[i]), double(plan.pairs[i].cost.blocks));
   }
   launch.cycles = plan.cycles;
+  launch.rank = plan.rank;
   launches_.push_back(std::move(launch));
 }
 
@@ -292,6 +294,7 @@ bool Call::couple(const std::string& label, CoupleShape shape) {
   launch.blocks = {plan};
   launch.work.add(work_of(plan, shape), double(plan.cost.blocks));
   launch.cycles = plan.cost.cycles;
+  launch.rank = plan.cost.rank;
   launches_.push_back(std::move(launch));
   return true;
 }
@@ -321,6 +324,7 @@ std::string Call::answer() const {
     write_amounts(object.key("work"), launch.work);
     write_instructions(object.key("instructions"), launch.work);
     object.number("cycles", launch.cycles);
+    object.number("rank", launch.rank);
     write_list(object.key("blocks"), launch.blocks,
                [&](const Plan& blocks) { write(out, blocks); });
     if (launch.convolution) {

@@ -17,7 +17,7 @@ struct Launch {
   int64_t height, width;
   int64_t bytes, operations;
   cuda::Work work = {};  // of all blocks
-  double cycles = 0;
+  double cycles = 0, rank = 0;
   std::vector<cuda::Plan> blocks = {};  // one for each kind of them
   std::optional<cuda::ConvolutionShape> convolution;
 };
@@ -62,6 +62,7 @@ class Call {
   //   operations: multiplications and additions that reach the result
   //   work: by unit of csrc/plan/instructions.def; instructions: of warps, by part of the kernel
   //   cycles: predicted clocks of the launch; where there is nothing to plan, those to issue it
+  //   rank: what plans are compared by; 0 where there is nothing to plan
   //   blocks: the plan of each kind of its blocks; empty where there is nothing to plan
   //   convolution: the shape, of a launch that is a single convolution
   std::string answer() const;

@@ -240,7 +240,7 @@ constexpr int most_pairs = 4;  // of one launch
 struct PairsPlan {
   bool together = false;  // one launch; else a launch for each convolution
   std::vector<PairPlan> pairs;
-  double cycles = 0;  // of the one launch
+  double cycles = 0, rank = 0;  // of the one launch
 };
 
 PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& limits);
@@ -295,25 +295,19 @@ constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the seco
 // couples; of 16-bit values and of float32.
 inline constexpr Variant half_variants[] = {
     {8, 2, 8},           {8, 2, 7},           {8, 2, 6},           {8, 2, 5},
-    {8, 2, 4},           {8, 2, 3},           {8, 2, 2},           {4, 1, 8},
-    {4, 1, 7},           {4, 1, 6},           {4, 1, 5},           {4, 1, 4},
-    {4, 1, 3},           {4, 1, 2},           {8, 4, 4, true},     {8, 4, 3, true},
-    {8, 4, 2, true},     {4, 4, 6, true},     {4, 4, 5, true},     {4, 4, 4, true},
-    {4, 4, 3, true},     {4, 4, 2, true},     {4, 2, 8, true},     {4, 2, 7, true},
-    {4, 2, 6, true},     {4, 2, 5, true},     {4, 2, 4, true},     {4, 2, 3, true},
+    {8, 2, 4},           {8, 2, 3},           {4, 1, 8},           {4, 1, 7},
+    {4, 1, 5},           {4, 1, 4},           {4, 1, 3},           {4, 1, 2},
+    {8, 4, 4, true},     {8, 4, 3, true},     {8, 4, 2, true},     {4, 4, 6, true},
+    {4, 4, 4, true},     {4, 4, 3, true},     {4, 4, 2, true},     {4, 2, 3, true},
     {4, 2, 2, true},     {8, 1, 8, false, 2}, {8, 1, 6, false, 2}, {8, 1, 4, false, 2},
     {8, 1, 3, false, 2}, {8, 1, 2, false, 2}, {8, 2, 6, true, 2},  {8, 2, 4, true, 2},
-    {8, 2, 3, true, 2},  {8, 2, 2, true, 2},  {8, 1, 4, true, 2},  {8, 1, 3, true, 2},
-    {8, 1, 2, true, 2},
+    {8, 2, 3, true, 2},  {8, 2, 2, true, 2},  {8, 1, 3, true, 2},  {8, 1, 2, true, 2},
 };
 inline constexpr Variant float_variants[] = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4, 1, 4}};
-inline constexpr Variant half_pairs[] = {{8, pair_m_tiles, 4},  {8, pair_m_tiles, 8},
-                                         {8, pair_m_tiles, 16}, {4, pair_m_tiles, 4},
-                                         {4, pair_m_tiles, 8},  {4, pair_m_tiles, 16}};
-inline constexpr Variant float_pairs[] = {{8, pair_m_tiles, 4}, {8, pair_m_tiles, 8}};
-inline constexpr CoupleVariant half_couples[] = {
-    {8, 2, 3}, {8, 2, 4}, {8, 2, 6}, {8, 2, 8}, {8, 3, 3}, {8, 3, 4}, {8, 3, 6}, {8, 3, 8},
-    {4, 2, 3}, {4, 2, 4}, {4, 2, 6}, {4, 2, 8}, {4, 3, 3}, {4, 3, 4}, {4, 3, 6}, {4, 3, 8}};
+inline constexpr Variant half_pairs[] = {
+    {8, pair_m_tiles, 4}, {8, pair_m_tiles, 16}, {4, pair_m_tiles, 4}, {4, pair_m_tiles, 16}};
+inline constexpr Variant float_pairs[] = {{8, pair_m_tiles, 4}};
+inline constexpr CoupleVariant half_couples[] = {{8, 2, 3}, {8, 2, 4}, {8, 3, 3}, {8, 3, 4}};
 
 std::vector<Variant> variants_of(Arithmetic arithmetic);
 std::vector<Variant> pairs_of(Arithmetic arithmetic);

@@ -64,11 +64,11 @@ def test_kernels_are_told_by_the_plan():
     """All that are compiled, by arithmetic; and what a plan takes is among them."""
     variants = torch.ops.fassd_kernels_plan.variants
     halves = variants(predict.HALF).tolist()
-    assert [8, 2, 8, 0] in halves and halves != variants(predict.FLOAT32).tolist()
+    assert [8, 2, 8, 0, 1] in halves and halves != variants(predict.FLOAT32).tolist()
     assert variants(predict.TF32).tolist() == variants(predict.FLOAT32).tolist()
     (plan,) = conv((64,), 64, (256, 512))["blocks"]
-    assert [plan[n] for n in ("warps", "m_tiles", "n_tiles", "sliding")] in halves
-    assert [8, 2, 16, 0] in variants(predict.HALF, "pair_kernel").tolist()
+    assert [plan[n] for n in ("warps", "m_tiles", "n_tiles", "sliding", "splits")] in halves
+    assert [8, 2, 16, 0, 1] in variants(predict.HALF, "pair_kernel").tolist()
     assert [8, 3, 4] in variants(predict.HALF, "couple_kernel").tolist()
     assert variants(predict.FLOAT32, "couple_kernel").tolist() == []
     with pytest.raises(RuntimeError, match="kernel is 'stem_kernel'; expected convolution_kernel"):
