@@ -155,7 +155,7 @@ Target target_of(const Tensor& tensor) {
 }
 
 Target target_of(const Tensor& tensor, int64_t first, int64_t last) {
-  const int64_t size = tensor.element_size(), elements = 16 / size;
+  const int64_t size = tensor.element_size();
   Target target;
   target.data = static_cast<char*>(tensor.mutable_data_ptr()) + first * size;
   target.stride_n = tensor.stride(0);
@@ -168,7 +168,7 @@ Target target_of(const Tensor& tensor, int64_t first, int64_t last) {
     return reinterpret_cast<uintptr_t>(target.data) % bytes == 0 &&
            target.stride_n * size % bytes == 0 && target.stride_w * size % bytes == 0;
   };
-  target.vectors = regular && aligned(16) && target.lanes % elements == 0;
+  target.vectors = regular && aligned(16) && target.lanes % lanes == 0;
   target.pairs = regular && size == 2 && aligned(4) && target.lanes % 2 == 0;
   return target;
 }

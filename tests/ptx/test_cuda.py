@@ -5,7 +5,6 @@ These tests run where ``PTX_SETTINGS`` says what GPU is executed: see README.md.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -128,14 +127,16 @@ def test_tf32_of_several_convolutions(monkeypatch: pytest.MonkeyPatch, fusion: s
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_every_couple_and_pair(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setenv(FUSION, "always")
-    for warps, even, odd in itertools.product((4, 8), (3, 4, 6, 8), (10, 24)):
+    compiled = torch.ops.fassd_kernels_plan.variants
+    for warps, odd_tiles, even in compiled(HALF, "couple_kernel").tolist():
         monkeypatch.setenv(VARIANT, f"{warps},2,{even},1")
+        odd = {2: 10, 3: 24}[odd_tiles]
         call = cases.hardblock(1, 33, (odd, 28, odd, 70), (19, 35))
         assert planned(call, dtype) == ["couple_kernel", warps, 2, even]
         check(subject("hardblock"), call, dtype, "channels_last")
-    for warps, width in itertools.product((4, 8), (20, 61, 112)):
-        tiles = 4 if width <= 32 else 8 if width <= 64 else 16
+    for warps, _, tiles, *_ in compiled(HALF, "pair_kernel").tolist():
         monkeypatch.setenv(VARIANT, f"{warps},2,{tiles},0")
+        width = 7 * tiles - 1
         call = cases.asymmetric_conv(1, 31, width, width, (19, 45), 4, activation="prelu")
         assert planned(call, dtype) == ["pair_kernel", warps, 2, tiles]
         check(subject("asymmetric_conv"), call, dtype, "channels_last")
