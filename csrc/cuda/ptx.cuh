@@ -27,14 +27,14 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
   return bytes;
 }
 
-// Where element `index` of so many bytes lies.
+// Where element `index` of so many bytes lies in global memory.
 template <typename Byte>
 __device__ __forceinline__ Byte* element(Byte* first, int index, uint32_t bytes) {
   uint64_t address;
   asm("mad.wide.u32 %0, %1, %2, %3;"
       : "=l"(address)
-      : "r"(index), "r"(bytes), "l"(reinterpret_cast<uint64_t>(first)));
-  return reinterpret_cast<Byte*>(address);
+      : "r"(index), "r"(bytes), "l"(static_cast<uint64_t>(__cvta_generic_to_global(first))));
+  return static_cast<Byte*>(__cvta_global_to_generic(address));
 }
 
 // 16 bytes to shared memory.

@@ -102,12 +102,14 @@ OTHERS = (
 )
 # What every compiled kernel is asked to compute, where it fits.
 FORCED = (
-    cases.conv_act(1, (16,), 24, (64, 128), activation="relu"),
-    cases.conv_act(1, (64, 40), 48, (64, 128), activation="relu"),
-    cases.conv_act(1, (24,), 32, (64, 128), stride=(2, 2), activation="relu"),
+    cases.conv_act(1, (16,), 24, (32, 128), activation="relu"),
+    cases.conv_act(1, (64, 40), 48, (32, 128), activation="relu"),
+    cases.conv_act(1, (24,), 32, (64, 64), stride=(2, 2), activation="relu"),
     cases.conv_act(1, (96,), 64, (64, 128), (1, 1), activation="prelu"),
-    cases.hardblock(1, 48, (10, 18, 10, 28), (64, 128)),
-    cases.mda(1, 63, 31, (64, 128)),
+    cases.conv_act(1, (59,), 59, (32, 128), (3, 1), dilation=(4, 1), activation="prelu"),
+    cases.conv_act(1, (59,), 59, (32, 128), (1, 3), dilation=(1, 4), activation="prelu"),
+    cases.hardblock(1, 48, (10, 18, 10, 28), (32, 128)),
+    cases.mda(1, 63, 31, (32, 128)),
     cases.asymmetric_conv(1, 96, 96, 96, (32, 64), 8),
 )
 
