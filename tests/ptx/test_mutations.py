@@ -6,7 +6,7 @@ import pytest
 from conformance.harness import EXECUTED
 from ptx import mutations
 
-SAMPLE = [*mutations.PRIMITIVES[::10], *(mutations.KERNELS[::20] if EXECUTED else ())]
+SAMPLE = [*mutations.PRIMITIVES[::10], *(mutations.KERNELS[::40] if EXECUTED else ())]
 
 
 @pytest.mark.parametrize("mutation", SAMPLE, ids=str)
