@@ -203,7 +203,7 @@ KERNELS = [
         (CONVOLUTION, "epilogue.cuh", "void load_values", " && first < count", ""),
         (CONVOLUTION, "epilogue.cuh", "struct StagedSums", "step = threads", "step = 8 + threads"),
         (CONVOLUTION, "epilogue.cuh", "struct StagedSums", "patch.column + part", "part"),
-        (CONVOLUTION, "epilogue.cuh", "void write_share", "share.first >= share.step ||", ""),
+        (CONVOLUTION, "epilogue.cuh", "void write_share", " || share.channel >= most_lanes", ""),
         (CONVOLUTION, "epilogue.cuh", "void write_share", "column >= columns", "column > columns"),
         (CONVOLUTION, "epilogue.cuh", "(finish == Finish::prelu", "share.channel", "patch.column"),
         (CONVOLUTION, "epilogue.cuh", "int corner = (", "column * 2", "column"),
@@ -310,7 +310,7 @@ CALLS = {
     # The last chunk lies where the sums are staged; channels two by two, and one by one.
     COUPLE: [
         ("always", "8,2,3,1", cases.hardblock(1, 48, (10, 28, 10, 70), (19, 35))),
-        ("always", "8,2,3,1", cases.hardblock(1, 24, (19, 20, 17, 16), (10, 20))),
+        ("always", "8,2,3,1", cases.hardblock(1, 40, (19, 20, 17, 16), (10, 20))),
     ],
     PAIR: [
         ("always", "4,2,4,0", call)
