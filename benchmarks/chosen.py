@@ -1,7 +1,7 @@
 """Which of the compiled kernels the plans take: ``python -m benchmarks.chosen``.
 
 Of every network of the family, batches of 1 and 8, 256x512 to 1024x2048, on GPUs of five sizes: how
-many launches take each variant of a convolution, pair or couple. What none takes need not be
+many launches take each variant of a convolution or pair. What none takes need not be
 compiled: the lists stand in ``csrc/plan/plan.h``.
 """
 
@@ -26,7 +26,7 @@ from fassd_kernels.triton.device import SHARED, Device, device_named
 ARITHMETIC = {HALF: "half", TF32: "tf32", FLOAT32: "float32"}
 SIZES = ((256, 512), (512, 1024), (1024, 2048))
 BATCHES = (1, 8)
-KERNELS = ("convolution_kernel", "pair_kernel", "couple_kernel")
+KERNELS = ("convolution_kernel", "pair_kernel")
 
 Kernel = tuple[str, str, tuple[int, ...]]
 """Its template, arithmetic and variant, as ``torch.ops.fassd_kernels_plan.variants`` has them."""
@@ -55,8 +55,6 @@ def kernel_of(answer: dict[str, Any]) -> Kernel | None:
         return None
     blocks = answer["blocks"][0]
     names = ("warps", "m_tiles", "n_tiles", "sliding", "splits")
-    if answer["kernel"] == "couple_kernel":
-        names = ("warps", "odd_tiles", "n_tiles")
     return answer["kernel"], answer["arithmetic"], tuple(int(blocks[name]) for name in names)
 
 

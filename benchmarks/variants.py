@@ -31,6 +31,7 @@ from fassd_kernels.triton.availability import first_line
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
+COPIES = "FASSD_KERNELS_CUDA_COPIES"
 STEM_CHANNELS = 3
 """An input of so few has a kernel of its own."""
 

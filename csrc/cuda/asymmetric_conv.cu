@@ -1,4 +1,5 @@
 #include "asymmetric_conv.cuh"
+#include "boxes.cuh"
 
 namespace fassd::cuda {
 
@@ -91,11 +92,22 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
     return;
   }
   Pairs pairs;
+  PairBoxes boxes;
   for (size_t i = 0; i < calls.size(); i++) {
-    pairs.pair[i] = pair_of(context, calls[i], plan.pairs[i]);
+    const PairCall& call = calls[i];
+    const PairPlan& pair = plan.pairs[i];
+    pairs.pair[i] = pair_of(context, call, pair);
+    if (pair.boxes > 0 && takes_boxes(context, call.input, call.batch)) {
+      pairs.pair[i].boxes = pair.boxes;
+      describe_box(context, call.input, call.batch, pair, pair.rows, pair.columns, boxes.source[i]);
+      describe_box(context, call.first, pair.first, pair, boxes.first_weight[i]);
+      if (call.second) {
+        describe_box(context, *call.second, pair.second, pair, boxes.second_weight[i]);
+      }
+    }
   }
   with_type(context.op, context.dtype,
-            [&](auto type) { launch_pairs<decltype(type)>(context, plan.pairs, pairs); });
+            [&](auto type) { launch_pairs<decltype(type)>(context, plan.pairs, pairs, boxes); });
 }
 
 Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,

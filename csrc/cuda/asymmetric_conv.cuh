@@ -25,6 +25,7 @@ struct Pair {
   int chunk = 16;
   int first_chunks = 1, chunks = 1;  // of the first convolution, of both
   int stage_count = 2;
+  int boxes = 0;  // that a chunk's pixels are; 0 where threads copy them
   SharedLayout layout;
   int64_t blocks = 0;           // other pairs of the launch may have more
   const void* bias = nullptr;   // of the first convolution
@@ -34,6 +35,11 @@ struct Pair {
 
 struct Pairs {
   Pair pair[most_pairs];
+};
+
+// As Boxes, of each pair.
+struct PairBoxes {
+  CUtensorMap source[most_pairs], first_weight[most_pairs], second_weight[most_pairs];
 };
 
 // What the host knows of a pair; `second` has no value where the first convolution is all.
@@ -54,7 +60,8 @@ void run_pairs(const Context& context, const Tensor& like, const std::vector<Pai
 
 // As launch_convolution; the plans are of one variant.
 template <typename T>
-void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs);
+void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs,
+                  const PairBoxes& boxes);
 
 // --- the kernel ----------------------------------------------------------------------------------
 
@@ -67,7 +74,7 @@ constexpr int least_pair_blocks(int warps, int n_tiles) {
 
 template <typename Math, int warps, int n_tiles>
 __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_tiles))
-    pair_kernel(const __grid_constant__ Pairs pairs) {
+    pair_kernel(const __grid_constant__ Pairs pairs, const __grid_constant__ PairBoxes boxes) {
   using T = typename Math::T;
   constexpr int threads = warps * 32, n = n_tiles * 8;
   constexpr int middle_pitch = n * int(sizeof(T)) + slot_padding;
@@ -75,7 +82,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const Tile& tile = pair.tile;
   const SharedLayout& layout = pair.layout;
   unsigned char* shared = ptx::dynamic_shared();
-  int* pixels = reinterpret_cast<int*>(shared);
+  int* pixels = reinterpret_cast<int*>(shared + positions_at);
 
   if (blockIdx.x >= pair.blocks) {
     return;
@@ -89,7 +96,34 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const int zeros = layout.middle + (middle_pixels + 15) / 16 * 16 * middle_pitch;
   const int pitch = slot_bytes<Math>(pair.chunk);
   const int tap_bytes = pair.chunk * weight_row_bytes<Math, n>;
-  const bool outside = locate_slots<threads>(pixels, pair.rows, pair.columns, y, x);
+  const ptx::SharedAddress base = ptx::shared_address(shared);
+  Ring ring = {layout, pair.stage_count, pair.chunks, pair.boxes > 0, base};
+  const int first_chunks = pair.first_chunks, chunks = pair.chunks;
+  const auto second_boxes = [&](int chunk, int to, ptx::SharedAddress barrier) {
+    ptx::expect_bytes(barrier, pair.second.count * tap_bytes);
+    ptx::copy_box(base + to + layout.weights, boxes.second_weight[blockIdx.y], barrier, 0,
+                  (chunk - first_chunks) * pair.chunk, pair.second.index[0]);
+  };
+  const auto begin_boxes = [&](int chunk, int to, ptx::SharedAddress barrier) {
+    if (chunk >= first_chunks) {
+      second_boxes(chunk, to, barrier);
+      return;
+    }
+    const int first = chunk * pair.chunk;
+    ptx::expect_bytes(barrier, slots * pitch + pair.first.count * tap_bytes);
+    copy_boxes(base + to, boxes.source[blockIdx.y], barrier, pair.rows, pair.columns, picture, y, x,
+               first, pair.boxes, pair.columns.slots * pitch);
+    ptx::copy_box(base + to + layout.weights, boxes.first_weight[blockIdx.y], barrier, 0, first,
+                  pair.first.index[0]);
+  };
+  Share<T, threads> share;
+  bool outside = false;
+  if (!ring.boxes) {
+    share.divide(pair.chunk);
+    outside = locate_slots<threads>(pixels, pair.rows, pair.columns, y, x);
+  } else if (threadIdx.x == 0) {
+    ring.begin(begin_boxes);
+  }
   for (int i = threadIdx.x; i < middle_pitch / 4; i += threads) {
     reinterpret_cast<uint32_t*>(shared + zeros)[i] = 0;
   }
@@ -107,20 +141,18 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
           (pixel < middle_pixels ? pixel : 0) * pitch + lane_bytes<Math>(lane);
     }
   }
-  if (__syncthreads_or(outside)) {
+  if (ring.boxes) {
+    __syncthreads();
+  } else if (__syncthreads_or(outside)) {
     clear_outside<threads>(shared, layout, pair.stage_count, pixels, slots, pitch);
   }
   ptx::wait_for_previous_kernels();
 
-  const int first_chunks = pair.first_chunks, chunks = pair.chunks;
-  const ptx::SharedAddress base = ptx::shared_address(shared);
-  Ring ring = {layout, pair.stage_count, chunks};
   const auto copy_second = [&](int chunk, int to) {
     const int first = (chunk - first_chunks) * pair.chunk;
     copy_weights<Math, n, threads>(base + to + layout.weights, pair.second_weight, pair.second,
                                    first, pair.second_weight.in_channels - first, pair.chunk, 0);
   };
-  const Share<T, threads> share(pair.chunk);
   const auto begin_copy = [&](int chunk, int to) {
     if (chunk >= first_chunks) {
       copy_second(chunk, to);
@@ -131,15 +163,14 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
     copy_weights<Math, n, threads>(base + to + layout.weights, pair.first_weight, pair.first, first,
                                    pair.source.channels - first, pair.chunk, 0);
   };
-
   {
     Accumulators<Math, 1, n_tiles> acc[pair_m_tiles];
 #pragma unroll
     for (int i = 0; i < pair_m_tiles; i++) {
       acc[i].clear();
     }
-    for (int chunk = 1 - pair.stage_count; chunk < first_chunks; chunk++) {
-      const int at = ring.next(chunk, begin_copy);
+    for (int chunk = ring.first(); chunk < first_chunks; chunk++) {
+      const int at = ring.next(chunk, begin_copy, begin_boxes);
       if (chunk < 0) {
         continue;
       }
@@ -210,7 +241,6 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   __syncthreads();
 
   if (pair.second.count == 0) {
-    ptx::copy_async_wait<0>();
     ptx::let_next_kernel_start();
     const Target& out = pair.epilogue.out;
     const int channel = threadIdx.x % n_tiles * lanes;
@@ -231,7 +261,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   Accumulators<Math, 1, n_tiles> acc;
   acc.clear();
   for (int chunk = first_chunks; chunk < chunks; chunk++) {
-    const int weights = ring.next(chunk, copy_second) + layout.weights;
+    const int weights = ring.next(chunk, copy_second, second_boxes) + layout.weights;
     const int channel_bytes = (chunk - first_chunks) * pair.chunk * int(sizeof(T));
     const auto each = [&](Accumulators<Math, 1, n_tiles>& sums) {
       for (int tap = 0; tap < pair.second.count; tap++) {
@@ -264,7 +294,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
       each(acc);
     }
   }
-  end_copies();
+  __syncthreads();  // the sums are staged where chunks were
   ptx::let_next_kernel_start();
 
   float* staging = reinterpret_cast<float*>(shared + layout.stages);

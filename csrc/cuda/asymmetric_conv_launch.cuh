@@ -19,7 +19,8 @@ struct FloatPairs {
 };
 
 template <typename T>
-void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs) {
+void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs,
+                  const PairBoxes& boxes) {
   int64_t blocks = 0;
   int shared_bytes = 0, resident = 1;
   for (const PairPlan& plan : plans) {
@@ -33,7 +34,7 @@ void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, co
     with_entry<List>(context.op, plans[0].variant, [&](auto index) {
       constexpr Variant variant = List::list[decltype(index)::value];
       context.queue.launch(&pair_kernel<decltype(math), variant.warps, variant.n_tiles>, grid,
-                           dim3(variant.warps * 32), {shared_bytes, resident}, pairs);
+                           dim3(variant.warps * 32), {shared_bytes, resident}, pairs, boxes);
     });
   });
 }

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "conv_act.cuh"
+#include "boxes.cuh"
 #include "pack_weight.cuh"
 
 namespace fassd::cuda {
@@ -243,8 +243,19 @@ void run(const Context& context, const ConvolutionCall& call) {
   convolution.layout = plan.layout;
   convolution.epilogue = call.epilogue;
   convolution.epilogue.finish = finish_of(call.epilogue);
-  with_type(context.op, context.dtype,
-            [&](auto type) { launch_convolution<decltype(type)>(context, plan, convolution); });
+  Boxes boxes;
+  const auto takes = [&](const Source& source) { return takes_boxes(context, source, call.batch); };
+  if (plan.boxes > 0 && std::all_of(kept.inputs.begin(), kept.inputs.end(), takes)) {
+    convolution.boxes = plan.boxes;
+    for (size_t i = 0; i < kept.inputs.size(); i++) {
+      describe_box(context, kept.inputs[i], call.batch, plan, plan.rows, plan.columns,
+                   boxes.sources[i]);
+    }
+    describe_box(context, call.filter, plan.taps, plan, boxes.weight);
+  }
+  with_type(context.op, context.dtype, [&](auto type) {
+    launch_convolution<decltype(type)>(context, plan, convolution, boxes);
+  });
 }
 
 Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,

@@ -74,7 +74,7 @@ ConvolutionCall call_on(const Source& input, const Filter& filter, const Checked
 // takes its time to compile.
 template <typename T>
 void launch_convolution(const Context& context, const ConvolutionPlan& plan,
-                        const Convolution& convolution);
+                        const Convolution& convolution, const Boxes& boxes);
 
 // Calls `function` with the arithmetic of a call on values of T.
 template <typename T, typename Function>

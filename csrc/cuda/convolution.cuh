@@ -10,6 +10,10 @@
 //     [slot][chunk channels | 16 bytes]  -> A fragments, at slot(pixel) + offset(tap)
 //     [tap][channel][N | padding]        -> B fragments
 //
+// On sm_90 and later an engine brings boxes of whole tensors (TMA): the pixels of a chunk are one
+// box, the weights another, both begun by one thread, and a barrier of each stage tells when they
+// are there. Where that cannot be, and on older GPUs, each thread copies its share.
+//
 // The 16 bytes between slots make eight neighbours fall into different banks. The accumulators
 // pass through shared memory on their way out, so that a thread has eight channels of one pixel:
 // the epilogue reads and writes 16 bytes at a time.
@@ -76,6 +80,7 @@ struct Convolution {
   int chunk = 16;  // channels at a time
   int chunks = 1;
   int stage_count = 2;
+  int boxes = 0;  // that a chunk's pixels are; 0 where threads copy them
   SharedLayout layout;
   Epilogue epilogue;
 };
@@ -84,6 +89,13 @@ template <int multiple>
 __device__ __forceinline__ int round_up_to(int value) {
   return (value + multiple - 1) / multiple * multiple;
 }
+
+// What the copy engine has to know of the tensors (CUDA driver API, "Tensor Map Object
+// Management").
+struct Boxes {
+  CUtensorMap sources[most_sources];
+  CUtensorMap weight;
+};
 
 // Where a chunk is in the virtual concatenation.
 struct Cursor {
@@ -157,9 +169,9 @@ __device__ __forceinline__ void clear_outside(unsigned char* shared, const Share
 // What a thread copies of a chunk: one vector of channels of every so many slots.
 template <typename T, int threads>
 struct Share {
-  int part, first, step;  // vector, slot, slots from one to the next
+  int part = 0, first = 0, step = 0;  // vector, slot, slots from one to the next
 
-  __device__ __forceinline__ explicit Share(int chunk) {
+  __device__ __forceinline__ void divide(int chunk) {
     const int vectors = chunk / vector_elements<T>;  // a power of two
     const int shift = 31 - __clz(vectors);
     part = threadIdx.x & (vectors - 1);
@@ -280,10 +292,12 @@ __device__ __forceinline__ void copy_weights(ptx::SharedAddress to, const Weight
                                              const Taps& taps, int first, int there, int chunk,
                                              int column) {
   using T = typename Math::T;
+  chunk = ptx::rarely(chunk);
   constexpr int elements = vector_elements<T>, vectors = n / elements;
   constexpr int rows = power_of_two_below(threads / vectors);  // of all vectors, at once
   constexpr int row_bytes = weight_row_bytes<Math, n>;
-  const int part = threadIdx.x % vectors, row = threadIdx.x / vectors;
+  const int thread = ptx::rarely(threadIdx.x);
+  const int part = thread % vectors, row = thread / vectors;
   if (row >= rows) {
     return;
   }
@@ -307,6 +321,22 @@ __device__ __forceinline__ void copy_weights(ptx::SharedAddress to, const Weight
   }
 }
 
+// Begins to copy channels [first, first + chunk) to all slots of a tile at (y, x), and with them
+// what lies behind the channels of a slot.
+__device__ __forceinline__ void copy_boxes(ptx::SharedAddress to, const CUtensorMap& source,
+                                           ptx::SharedAddress barrier, const Axis& rows,
+                                           const Axis& columns, int picture, int y, int x,
+                                           int first, int boxes, int row_bytes) {
+  const int left = x * columns.step + columns.shift;
+  int top = y * rows.step + rows.shift;
+#pragma unroll 1
+  for (int box = 0; box < boxes; box++) {
+    ptx::copy_box(to, source, barrier, first, left, top, picture);
+    to += rows.pitch * row_bytes;
+    top += rows.dilation;
+  }
+}
+
 // Until the stage that was begun first has come, of so many in turn.
 __device__ __forceinline__ void wait_for_stage(int stages) {
   if (stages <= 2) {
@@ -321,14 +351,62 @@ __device__ __forceinline__ void wait_for_stage(int stages) {
 struct Ring {
   const SharedLayout& layout;
   int stages, chunks;
+  bool boxes;                    // the engine copies
+  ptx::SharedAddress barriers;   // of the stages, one behind the other
   int reading = 0, filling = 0;  // stages
+  uint32_t parity = 0;           // of the phase that ends when what is read next has come
 
-  // To be called for chunk 1 - stages and each behind it. Calls `begin_copy(chunk, offset)` for the
-  // chunk stages - 1 ahead, if there is one. Of a chunk from 0 on, returns the offset: all of it
-  // has come, after `arrived(offset)` was called for what this thread copied, if stages > 1.
-  template <typename Copy, typename Arrived>
-  __device__ __forceinline__ int next(int chunk, const Copy& begin_copy, const Arrived& arrived) {
-    const int at = offset_of(reading);
+  __device__ __forceinline__ Ring(const SharedLayout& layout, int stages, int chunks, bool boxes,
+                                  ptx::SharedAddress barriers)
+      : layout(layout),
+        stages(stages),
+        chunks(chunks),
+        boxes(ptx::copies_boxes && boxes),
+        barriers(barriers) {}
+
+  // Of boxes, before the first chunk, by one thread: calls `begin_boxes(chunk, offset, barrier)`
+  // for as many as are to be on their way. All have to meet behind it.
+  template <typename Boxes>
+  __device__ __forceinline__ void begin(const Boxes& begin_boxes) const {
+    for (int stage = 0; stage < stages; stage++) {
+      ptx::create_barrier(barriers + stage * barrier_bytes);
+    }
+    ptx::show_barriers();
+    ptx::wait_for_previous_kernels();
+    for (int chunk = 0; chunk < stages - 1 && chunk < chunks; chunk++) {
+      begin_boxes(chunk, offset_of(chunk), barriers + chunk * barrier_bytes);
+    }
+  }
+
+  // The chunk for which `next` is called first: none yet, while threads copy as many as are to be
+  // on their way.
+  __device__ __forceinline__ int first() const { return boxes ? 0 : 1 - stages; }
+
+  // To be called for each chunk. Begins to copy the one that is stages - 1 ahead, if there is one:
+  // calls `begin_copy(chunk, offset)`, or `begin_boxes` by one thread. Of a chunk from 0 on,
+  // returns the offset: all of it has come, after `arrived(offset)` was called for what this thread
+  // copied, if stages > 1.
+  template <typename Copy, typename Boxes, typename Arrived>
+  __device__ __forceinline__ int next(int chunk, const Copy& begin_copy, const Boxes& begin_boxes,
+                                      const Arrived& arrived) {
+    const int at = offset_of(reading), ahead = chunk + stages - 1;
+    if (boxes) {
+      if (ahead < chunks) {
+        if (chunk > 0) {
+          __syncthreads();  // the chunk before is no longer read
+        } else {
+          filling = stages - 1;
+        }
+        if (threadIdx.x == 0) {
+          begin_boxes(ahead, offset_of(filling), barriers + filling * barrier_bytes);
+        }
+        filling = behind(filling);
+      }
+      ptx::wait_for_phase(barriers + reading * barrier_bytes, parity);
+      reading = behind(reading);
+      parity ^= reading == 0;
+      return at;
+    }
     if (stages > 1 && chunk >= 0) {
       wait_for_stage(stages);
       arrived(at);
@@ -336,34 +414,31 @@ struct Ring {
     if (stages == 1 || chunk >= 0) {
       __syncthreads();  // this chunk has come, and the one before is no longer read
     }
-    if (chunk + stages - 1 < chunks) {
-      begin_copy(chunk + stages - 1, offset_of(filling));
-      filling = filling + 1 == stages ? 0 : filling + 1;
+    if (ahead < chunks) {
+      begin_copy(ahead, offset_of(filling));
+      filling = behind(filling);
     }
     ptx::copy_async_commit();
     if (stages == 1) {
       ptx::copy_async_wait<0>();
       __syncthreads();
     }
-    reading = chunk < 0 || reading + 1 == stages ? 0 : reading + 1;
+    reading = chunk < 0 ? 0 : behind(reading);
     return at;
   }
 
-  template <typename Copy>
-  __device__ __forceinline__ int next(int chunk, const Copy& begin_copy) {
-    return next(chunk, begin_copy, [](int) {});
+  template <typename Copy, typename Boxes>
+  __device__ __forceinline__ int next(int chunk, const Copy& begin_copy, const Boxes& begin_boxes) {
+    return next(chunk, begin_copy, begin_boxes, [](int) {});
   }
 
+  __device__ __forceinline__ int behind(int stage) const {
+    return stage + 1 == stages ? 0 : stage + 1;
+  }
   __device__ __forceinline__ int offset_of(int stage) const {
     return layout.stages + stage * layout.stage_bytes;
   }
 };
-
-// Waits until nothing is read or on its way: the stages serve what comes behind them.
-__device__ __forceinline__ void end_copies() {
-  ptx::copy_async_wait<0>();
-  __syncthreads();
-}
 
 // sums += all live taps over one chunk, its pixels at offset `a` and its weights at `b`.
 template <int splits = 1, typename Math, int m_tiles, int n_tiles>

@@ -30,11 +30,12 @@ constexpr int least_blocks(int warps, int accumulators) {
 
 template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding, int splits>
 __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * n_tiles))
-    convolution_kernel(const __grid_constant__ Convolution conv) {
+    convolution_kernel(const __grid_constant__ Convolution conv,
+                       const __grid_constant__ Boxes boxes) {
   using T = typename Math::T;
   constexpr int threads = warps * 32, n = n_tiles * 8;
   unsigned char* shared = ptx::dynamic_shared();
-  int* pixels = reinterpret_cast<int*>(shared);
+  int* pixels = reinterpret_cast<int*>(shared + positions_at);
   const Tile& tile = conv.tile;
   const SharedLayout& layout = conv.layout;
 
@@ -45,7 +46,25 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   const int slots = conv.rows.slots * conv.columns.slots;
   const int pitch = slot_bytes<Math>(conv.chunk);
   const int tap_bytes = conv.chunk * weight_row_bytes<Math, n>;
-  const bool outside = locate_slots<threads>(pixels, conv.rows, conv.columns, y, x);
+  const ptx::SharedAddress base = ptx::shared_address(shared);
+  Ring ring = {layout, conv.stage_count, conv.chunks, conv.boxes > 0, base};
+  Share<T, threads> share;
+  Cursor ahead;
+  const auto begin_boxes = [&](int, int to, ptx::SharedAddress barrier) {
+    const Source& source = ahead.next(conv.sources, conv.chunk);
+    ptx::expect_bytes(barrier, slots * pitch + conv.taps.count * tap_bytes);
+    copy_boxes(base + to, boxes.sources[ahead.source], barrier, conv.rows, conv.columns, picture, y,
+               x, source.channels - ahead.left, conv.boxes, conv.columns.slots * pitch);
+    ptx::copy_box(base + to + layout.weights, boxes.weight, barrier, column, ahead.channel,
+                  conv.taps.index[0]);
+  };
+  bool outside = false;
+  if (!ring.boxes) {
+    share.divide(conv.chunk);
+    outside = locate_slots<threads>(pixels, conv.rows, conv.columns, y, x);
+  } else if (threadIdx.x == 0) {
+    ring.begin(begin_boxes);
+  }
   const unsigned live =
       sliding || (conv.rows.dilation == 1 && conv.columns.dilation == 1)
           ? ~0u
@@ -72,15 +91,13 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
           lane_bytes<Math>(lane);
     }
   }
-  if (__syncthreads_or(outside)) {
+  if (ring.boxes) {
+    __syncthreads();
+  } else if (__syncthreads_or(outside)) {
     clear_outside<threads>(shared, layout, conv.stage_count, pixels, slots, pitch);
   }
   ptx::wait_for_previous_kernels();
 
-  Ring ring = {layout, conv.stage_count, conv.chunks};
-  const ptx::SharedAddress base = ptx::shared_address(shared);
-  const Share<T, threads> share(conv.chunk);
-  Cursor ahead;
   const auto begin_copy = [&](int, int to) {
     const Source& source = ahead.next(conv.sources, conv.chunk);
     copy_pixels<T, threads>(base + to, pixels, slots, source, picture, source.channels - ahead.left,
@@ -97,11 +114,11 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   };
   Accumulators<Math, m_tiles, n_tiles> acc;
   acc.clear();
-  for (int chunk = 1 - conv.stage_count; chunk < ring.chunks; chunk++) {
+  for (int chunk = ring.first(); chunk < ring.chunks; chunk++) {
     if (chunk >= 0) {
       now.next(conv.sources, conv.chunk);
     }
-    const int at = ring.next(chunk, begin_copy, transform);
+    const int at = ring.next(chunk, begin_copy, begin_boxes, transform);
     if (chunk < 0) {
       continue;
     }
@@ -117,7 +134,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
                             depth, acc, set);
     }
   }
-  end_copies();
+  __syncthreads();  // the sums are staged where chunks were
   ptx::let_next_kernel_start();
 
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
@@ -128,7 +145,8 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
     }
     __syncthreads();
   }
-  write_tile<T, n_tiles, threads>(staging, reinterpret_cast<Edge*>(shared), conv.epilogue,
+  write_tile<T, n_tiles, threads>(staging, reinterpret_cast<Edge*>(shared + positions_at),
+                                  conv.epilogue,
                                   {tile.width_log2, tile.height, picture, y, x, column,
                                    conv.weight.out_channels, conv.out_height, conv.out_width});
 }

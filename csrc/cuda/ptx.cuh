@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -78,6 +79,78 @@ __device__ __forceinline__ void copy_async_wait() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 #endif
+}
+
+// Boxes of tensors that an engine copies (TMA; PTX ISA, "Tensors"), and barriers that count the
+// bytes (PTX ISA, "mbarrier"). Both are of sm_90 and later, as the callers see to.
+#if __CUDA_ARCH__ >= 900
+constexpr bool copies_boxes = true;
+
+// A barrier whose phases end when one thread has said how many bytes to expect, and these have
+// come.
+__device__ __forceinline__ void create_barrier(SharedAddress barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+}
+
+// Barriers that this thread created can be counted at by the engine.
+__device__ __forceinline__ void show_barriers() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void expect_bytes(SharedAddress barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+// Until the phase of that parity has ended; what has come can be read then.
+__device__ __forceinline__ void wait_for_phase(SharedAddress barrier, uint32_t parity) {
+  uint32_t ended;
+  do {
+    asm volatile(
+        "{ .reg .pred ended; mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2; "
+        "selp.u32 %0, 1, 0, ended; }"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (ended == 0);
+}
+
+// Begins to copy the map's box at these coordinates, the innermost first, to shared memory
+// (128-byte aligned). What lies outside the tensor becomes zero.
+__device__ __forceinline__ void copy_box(SharedAddress to, const CUtensorMap& map,
+                                         SharedAddress barrier, int x, int y, int z) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void copy_box(SharedAddress to, const CUtensorMap& map,
+                                         SharedAddress barrier, int x, int y, int z, int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
+      : "memory");
+}
+#else
+constexpr bool copies_boxes = false;
+__device__ __forceinline__ void create_barrier(SharedAddress) {}
+__device__ __forceinline__ void show_barriers() {}
+__device__ __forceinline__ void expect_bytes(SharedAddress, uint32_t) {}
+__device__ __forceinline__ void wait_for_phase(SharedAddress, uint32_t) {}
+template <typename... Coordinates>
+__device__ __forceinline__ void copy_box(SharedAddress, const CUtensorMap&, SharedAddress,
+                                         Coordinates...) {}
+#endif
+
+// A value of which the compiler knows nothing where the engine copies: what follows from it, which is
+// then rarely needed, it does not compute ahead.
+__device__ __forceinline__ int rarely(int value) {
+  if constexpr (copies_boxes) {
+    asm volatile("" : "+r"(value));
+  }
+  return value;
 }
 
 // Four 8 x 8 matrices of 16 bits. Lane i gives the address of row i % 8 of matrix i / 8 (16 bytes,

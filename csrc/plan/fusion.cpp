@@ -87,21 +87,4 @@ PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& l
   return plan;
 }
 
-std::vector<ConvolutionShape> layers_of(const CoupleShape& shape) {
-  std::vector<int> behind = {shape.odd_channels};
-  behind.insert(behind.end(), shape.channels.begin(), shape.channels.end());
-  const auto of = [&](std::vector<int> channels, int out) {
-    return convolution_of(shape.batch, shape.height, shape.width, std::move(channels), out, 3, 3,
-                          shape.arithmetic);
-  };
-  return {of({shape.channels[0]}, shape.odd_channels), of(behind, shape.even_channels)};
-}
-
-CouplePlan plan_paying_couple(const CoupleShape& shape, const DeviceLimits& limits) {
-  CouplePlan plan = plan_couple(shape, limits);
-  plan.possible = plan.possible && shape.channels.size() <= most_sources &&
-                  fuses(true, plan.cost.rank, rank_apart(layers_of(shape), limits));
-  return plan;
-}
-
 }  // namespace fassd::cuda

@@ -68,7 +68,6 @@ void write(std::ostream& out, const Plan& blocks) {
   object.number("n_tiles", blocks.variant.n_tiles);
   object.number("sliding", int(blocks.variant.sliding));
   object.number("splits", blocks.variant.splits);
-  object.number("odd_tiles", blocks.odd_tiles);
   object.number("tile_width", 1 << blocks.tile.width_log2);
   object.number("tile_height", blocks.tile.height);
   object.number("taps", blocks.live_taps);
@@ -272,31 +271,6 @@ void Call::pairs(const std::string& op, std::vector<PairShape> shapes) {
   launch.cycles = plan.cycles;
   launch.rank = plan.rank;
   launches_.push_back(std::move(launch));
-}
-
-bool Call::couple(const std::string& label, CoupleShape shape) {
-  shape.arithmetic = arithmetic_;
-  const CouplePlan plan = remembered<plan_paying_couple>(shape, limits_);
-  if (!plan.possible) {
-    return false;
-  }
-  const std::vector<ConvolutionShape> layers = layers_of(shape);
-  Launch launch = {label, "couple_kernel", names_of(layers[0]) + ", " + names_of(layers[1]),
-                   shape.height, shape.width};
-  // The odd layer is written, and not read back.
-  int64_t channels = shape.odd_channels + shape.even_channels;
-  for (int count : shape.channels) {
-    channels += count;
-  }
-  launch.bytes = image({shape.batch, channels, shape.height, shape.width}) +
-                 weight_bytes(layers[0]) + weight_bytes(layers[1]);
-  launch.operations = operations_of(layers[0]) + operations_of(layers[1]);
-  launch.blocks = {plan};
-  launch.work.add(work_of(plan, shape), double(plan.cost.blocks));
-  launch.cycles = plan.cost.cycles;
-  launch.rank = plan.cost.rank;
-  launches_.push_back(std::move(launch));
-  return true;
 }
 
 void Call::elementwise(const std::string& label, const std::string& kernel, int64_t channels,

@@ -47,7 +47,6 @@ class Call {
 
   // Two layers of a HarDBlock in one launch; false, and nothing is launched, where that does not
   // pay.
-  bool couple(const std::string& label, cuda::CoupleShape shape);
 
   // A launch without a plan.
   void elementwise(const std::string& label, const std::string& kernel, int64_t channels,

@@ -64,10 +64,6 @@ class Question {
     add(batch, height, width, in_channels, middle_channels, out_channels, dilation, single, ending,
         arithmetic);
   }
-  void append(const CoupleShape& shape) {
-    const auto& [batch, height, width, channels, odd_channels, even_channels, arithmetic] = shape;
-    add(batch, height, width, channels, odd_channels, even_channels, arithmetic);
-  }
 
   std::string bytes_;
 };

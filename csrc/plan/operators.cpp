@@ -3,8 +3,7 @@
 // (multiprocessors, bytes of shared memory that one block can have, compute capability times ten)
 // and `allow_tf32`. Of tensors only shapes and types are looked at.
 // The answer is that of launches.h. The operator `variants` answers which kernels are compiled for
-// an arithmetic: rows of warps, m_tiles, n_tiles, sliding, splits, or of warps, odd_tiles,
-// even_tiles of couples.
+// an arithmetic: rows of warps, m_tiles, n_tiles, sliding, splits.
 
 #include <torch/csrc/stable/library.h>
 
@@ -15,7 +14,6 @@
 namespace fassd::plan {
 
 using cuda::ConvolutionShape;
-using cuda::CoupleShape;
 using cuda::Ending;
 using cuda::PairShape;
 using cuda::Work;
@@ -151,37 +149,20 @@ void hardblock(Call& call, const Checked&, const Tensor& input, const Tensors& w
   for (const Tensor& weight : weights) {
     widths.push_back(position_count("plan", weight.size(0)));
   }
-  const auto shape_of = [&](int64_t layer) {
+  const int64_t layers = int64_t(weights.size());
+  for (int64_t layer = 1; layer <= layers; layer++) {
+    const std::string label = "hardblock " + std::to_string(layer);
     std::vector<int> channels;
     for (int64_t source : hardblock_sources(layer)) {
       channels.push_back(widths[source]);
     }
-    return convolution_on(size_of(input), channels, weights[layer - 1]);
-  };
-  const int64_t layers = int64_t(weights.size());
-  for (int64_t layer = 1; layer <= layers; layer++) {
-    const std::string label = "hardblock " + std::to_string(layer);
-    ConvolutionShape first = shape_of(layer);
-    if (layer < layers) {
-      const ConvolutionShape second = shape_of(layer + 1);
-      CoupleShape couple;
-      couple.batch = first.batch;
-      couple.height = first.height;
-      couple.width = first.width;
-      couple.channels.assign(second.channels.begin() + 1, second.channels.end());
-      couple.odd_channels = first.out_channels;
-      couple.even_channels = second.out_channels;
-      if (call.couple(label + "+" + std::to_string(layer + 1), couple)) {
-        layer++;
-        continue;
-      }
-    }
+    ConvolutionShape shape = convolution_on(size_of(input), channels, weights[layer - 1]);
     // A layer of the result that others read is written a second time, for them.
     const bool copied = layer < layers && is_hardblock_output(layer, layers);
-    first.ending = copied ? Ending::copied : Ending::plain;
+    shape.ending = copied ? Ending::copied : Ending::plain;
     call.convolution(
-        label, first,
-        copied ? call.image({first.batch, first.out_channels, first.height, first.width}) : 0);
+        label, shape,
+        copied ? call.image({shape.batch, shape.out_channels, shape.height, shape.width}) : 0);
   }
 }
 
@@ -301,22 +282,14 @@ std::string plan_schema(const std::string& schema) {
 Tensor variants(int64_t number, const std::string& kernel) {
   STD_TORCH_CHECK(number >= 0 && number <= 2, "arithmetic is ", number, "; expected 0 to 2");
   const auto arithmetic = static_cast<cuda::Arithmetic>(number);
+  const bool pairs = kernel == "pair_kernel";
+  STD_TORCH_CHECK(pairs || kernel == "convolution_kernel", "kernel is '", kernel,
+                  "'; expected convolution_kernel or pair_kernel");
+  constexpr int columns = 5;
   std::vector<int> values;
-  int columns = 5;
-  if (kernel == "convolution_kernel" || kernel == "pair_kernel") {
-    const bool pairs = kernel == "pair_kernel";
-    for (const cuda::Variant& one : pairs ? pairs_of(arithmetic) : variants_of(arithmetic)) {
-      values.insert(values.end(),
-                    {one.warps, one.m_tiles, one.n_tiles, int(one.sliding), one.splits});
-    }
-  } else if (kernel == "couple_kernel") {
-    columns = 3;
-    for (const cuda::CoupleVariant& one : couples_of(arithmetic)) {
-      values.insert(values.end(), {one.warps, one.odd_tiles, one.even_tiles});
-    }
-  } else {
-    STD_TORCH_CHECK(false, "kernel is '", kernel,
-                    "'; expected convolution_kernel, pair_kernel or couple_kernel");
+  for (const cuda::Variant& one : pairs ? pairs_of(arithmetic) : variants_of(arithmetic)) {
+    values.insert(values.end(),
+                  {one.warps, one.m_tiles, one.n_tiles, int(one.sliding), one.splits});
   }
   const int64_t rows = int64_t(values.size()) / columns;
   Tensor result = torch::stable::empty({rows, columns}, ScalarType::Long);

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <string>
 
 #include "rounding.h"
 #include "work.h"
@@ -91,14 +92,38 @@ Taps taps_of(const Axis& rows, const Axis& columns, int kernel_w) {
   return taps;
 }
 
+// Of how many boxes the pixels of a chunk consist, where an engine copies them: one, or one for
+// each group of rows. 0 where they are no boxes, or the taps' weights none.
+int boxes_of(const Axis& rows, const Axis& columns, const std::vector<const Taps*>& taps,
+             int slot_bytes, const DeviceLimits& limits) {
+  const char* asked = std::getenv(copies_variable);
+  if (limits.capability < 90 || (asked != nullptr && std::string(asked) == "threads")) {
+    return 0;
+  }
+  for (const Taps* some : taps) {
+    if (some->count > 0 && some->index[some->count - 1] - some->index[0] != some->count - 1) {
+      return 0;
+    }
+  }
+  const bool row_groups = rows.slot_step == rows.step && rows.slots == rows.groups * rows.pitch &&
+                          rows.pitch * columns.slots * slot_bytes % box_alignment == 0;
+  if (!columns.adjacent || columns.slots > most_box_elements || !(rows.adjacent || row_groups)) {
+    return 0;
+  }
+  const int boxes = rows.adjacent ? 1 : rows.groups;
+  return rows.slots / boxes <= most_box_elements ? boxes : 0;
+}
+
 // Shared memory of so many stages, and at least so much for what is staged on the way out and for
 // so many edges.
 SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages, int itemsize,
-                       int staging_bytes, int middle_bytes, int more_weights = 0, int edges = 0) {
+                       int staging_bytes, int middle_bytes, int edges = 0) {
   SharedLayout layout;
-  layout.stages = std::max(round_up(slots * position_bytes, 16), edges * edge_bytes);
-  layout.weights = slots * (chunk * itemsize + slot_padding);
-  layout.stage_bytes = layout.weights + weight_rows * weight_row(n) * itemsize + more_weights;
+  layout.stages =
+      round_up(positions_at + std::max(slots * position_bytes, edges * edge_bytes), box_alignment);
+  layout.weights = round_up(slots * (chunk * itemsize + slot_padding), box_alignment);
+  layout.stage_bytes =
+      round_up(layout.weights + weight_rows * weight_row(n) * itemsize, box_alignment);
   layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes);
   layout.total = layout.middle + middle_bytes;
   return layout;
@@ -122,7 +147,7 @@ void predict(Cost& cost, int warps, int chunks, int stages, Arithmetic arithmeti
                                  (cost.loaded_bytes + cost.stored_bytes) / loaded_bytes_per_cycle});
   const double busy = std::max(moved, cost.instructions / issue_rate(double(warps) * together));
   // Of one stage, nothing is on its way while another is multiplied.
-  const double alone = launch_cycles + chunks * (stages == 1 ? launch_cycles : chunk_cycles) +
+  const double alone = launch_cycles + (chunks - 1) * (stages == 1 ? launch_cycles : chunk_cycles) +
                        std::max(moved, cost.instructions / issue_rate(warps));
   cost.cycles = std::max(waves * busy, waves / together * alone);
   cost.rank = cost.cycles + issue_share * waves * cost.instructions / schedulers;
@@ -143,11 +168,6 @@ int registers_of(const Variant& variant) {
   const int sums = 4 * variant.m_tiles * variant.n_tiles;
   const int weights = variant.sliding ? 6 * variant.n_tiles : 0;
   return std::min(255, std::max(128, 64 + sums + weights));
-}
-
-int couple_registers(const CouplePlan& plan) {
-  const int sums = 4 * couple_rows * plan.variant.n_tiles + 12 * plan.odd_tiles;
-  return std::min(255, std::max(128, 80 + sums + 6 * plan.variant.n_tiles));
 }
 
 // The plan of least predicted cost among those offered; one that is asked for wins over all others.
@@ -222,13 +242,6 @@ std::vector<Variant> pairs_of(Arithmetic arithmetic) {
   return {std::begin(float_pairs), std::end(float_pairs)};
 }
 
-std::vector<CoupleVariant> couples_of(Arithmetic arithmetic) {
-  if (arithmetic == Arithmetic::half) {
-    return {std::begin(half_couples), std::end(half_couples)};
-  }
-  return {};
-}
-
 bool is_asked_for(const Variant& variant) {
   // Read every time: tests and tuning ask for one after the other.
   const char* text = std::getenv(variant_variable);
@@ -244,6 +257,7 @@ bool is_asked_for(const Variant& variant) {
 
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits) {
   const int itemsize = itemsize_of(shape.arithmetic);
+  const int sources = int(shape.channels.size());
   Cheapest<ConvolutionPlan> cheapest;
   for (const Variant& variant : variants_of(shape.arithmetic)) {
     const bool asked_for = is_asked_for(variant);
@@ -273,16 +287,20 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
           continue;
         }
         plan.chunk = chunk;
+        plan.boxes = shape.prologue ? 0
+                                    : boxes_of(plan.rows, plan.columns, {&plan.taps},
+                                               chunk * itemsize + slot_padding, limits);
         plan.cost.instructions = work_of(plan, shape).instructions();
+        const int chunks = chunks_of(shape.channels, chunk);
         // A prologue is applied to what has come while another stage is on its way.
-        for (int stages = 3; stages > (shape.prologue ? 1 : 0); stages--) {
+        const int fewest = shape.prologue ? 2 : 1;
+        for (int stages = std::clamp(chunks, fewest, most_stages); stages >= fewest; stages--) {
           plan.stages = stages;
           plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
-                                  staging, 0, 0, plan.tile.height + width);
+                                  staging, 0, plan.tile.height + width);
           if (plan.layout.total > limits.shared_bytes) {
             continue;
           }
-          const int chunks = chunks_of(shape.channels, chunk);
           const double depth =
               double(depth_of(shape.channels, step_of(shape.arithmetic))) * plan.taps.count;
           Cost& cost = plan.cost;
@@ -295,6 +313,9 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
                                          chunk * itemsize + slot_padding);
           cost.shared_bytes = depth * bytes_read(variant, itemsize, passes) + 2.0 * staging;
           cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
+          if (plan.boxes > 0) {  // with them comes what fills the slots, but of a source's last
+            cost.loaded_bytes += double(slots) * slot_padding * (chunks - sources);
+          }
           cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
           predict(cost, variant.warps, chunks, stages, shape.arithmetic, limits);
           cheapest.offer(plan, asked_for);
@@ -352,6 +373,8 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
       const int middle_bytes = (round_up(middle, 16) + 1) * (n * itemsize + slot_padding);
       for (int chunk : {32, 16}) {
         plan.chunk = chunk;
+        plan.boxes = boxes_of(plan.rows, plan.columns, {&plan.first, &plan.second},
+                              chunk * itemsize + slot_padding, limits);
         plan.cost.instructions = work_of(plan, shape).instructions();
         for (int stages : {3, 2}) {
           plan.stages = stages;
@@ -381,67 +404,6 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
           predict(cost, warps, in_chunks + middle_chunks, stages, shape.arithmetic, limits);
           cheapest.offer(plan, asked_for);
         }
-      }
-    }
-  }
-  return cheapest.best;
-}
-
-CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits) {
-  Cheapest<CouplePlan> cheapest;
-  if (shape.channels.empty()) {
-    return cheapest.best;
-  }
-  const int itemsize = 2;
-  for (const auto& [warps, odd_tiles, even_tiles] : couples_of(shape.arithmetic)) {
-    const int odd_n = odd_tiles * 8, odd_depth = round_up(odd_n, 16);
-    if (odd_n < shape.odd_channels) {
-      continue;
-    }
-    CouplePlan plan;
-    plan.possible = true;
-    plan.variant = {warps, couple_rows, even_tiles, true};
-    plan.odd_tiles = odd_tiles;
-    plan.live_taps = 18;
-    const bool asked_for = is_asked_for(plan.variant);
-    const int n = even_tiles * 8, rows = couple_rows * warps, pixels = rows * couple_columns;
-    plan.tile = {couple_columns_log2, rows, int(divide_up(shape.width, couple_columns)),
-                 int(divide_up(shape.height, rows)), int(divide_up(shape.even_channels, n))};
-    const int slots = (rows + 4) * (couple_columns + 4);
-    const int odd_pixels = (rows + 2) * (couple_columns + 2);
-    const int staging = pixels * staging_row(n) * 4;
-    const int middle_bytes = round_up(odd_pixels * (odd_depth * itemsize + slot_padding), 128);
-    for (int chunk : {64, 32, 16}) {
-      plan.chunk = chunk;
-      plan.cost.instructions = work_of(plan, shape).instructions();
-      for (int stages : {3, 2}) {
-        plan.stages = stages;
-        // The odd layer's weights lie behind the even one's.
-        const int rows_of_weights = 9 * chunk;
-        plan.layout = layout_of(slots, chunk, rows_of_weights, n, stages, itemsize, staging,
-                                middle_bytes, rows_of_weights * weight_row(odd_n) * itemsize);
-        plan.odd_weights = plan.layout.weights + rows_of_weights * weight_row(n) * itemsize;
-        if (plan.layout.total > limits.shared_bytes) {
-          continue;
-        }
-        const double both = 9.0 * round_up(shape.channels[0], 16);
-        const double outside = 9.0 * depth_of(shape.channels, 16);
-        const double middle = 9.0 * round_up(shape.odd_channels, 16);
-        const int chunks =
-            chunks_of(shape.channels, chunk) + int(divide_up(shape.odd_channels, chunk));
-        const double turns = double(divide_up(odd_pixels, 16 * warps)) * 16 * warps;
-        Cost& cost = plan.cost;
-        cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
-        cost.resident = resident_of(plan.layout.total, warps * 32, couple_registers(plan), limits);
-        cost.products = pixels * n * (outside + middle) + turns * odd_n * both;
-        cost.shared_bytes = (outside + middle) * bytes_read(plan.variant, itemsize) +
-                            both * itemsize * (turns + turns / 16 * odd_n) + 2.0 * staging +
-                            2.0 * middle_bytes;
-        cost.loaded_bytes =
-            itemsize * (outside / 9 * slots + n * (outside + middle) + odd_n * both);
-        cost.stored_bytes = double(pixels) * (n + odd_n / double(plan.tile.columns)) * itemsize;
-        predict(cost, warps, chunks, stages, shape.arithmetic, limits);
-        cheapest.offer(plan, asked_for);
       }
     }
   }
@@ -503,7 +465,7 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
   cost.loaded_bytes = 2.0 * (stem_channels * patch_pixels + 9 * stem_channels * n);
   cost.stored_bytes = 2.0 * stem_pixels * n / (shape.pool * shape.pool);
   cost.instructions = work_of(plan, shape).instructions();
-  predict(cost, stem_warps, 0, 2, shape.arithmetic, limits);
+  predict(cost, stem_warps, 1, 2, shape.arithmetic, limits);
   return plan;
 }
 

@@ -106,15 +106,8 @@ struct Variant {
   }
 };
 
-// That of a couple of layers, whose even one slides.
-struct CoupleVariant {
-  int warps = 1, odd_tiles = 2, even_tiles = 3;
-  bool operator==(const CoupleVariant& other) const {
-    return warps == other.warps && odd_tiles == other.odd_tiles && even_tiles == other.even_tiles;
-  }
-};
-
-// Where things lie in a block's shared memory, in bytes; positions of the slots lie at its begin.
+// Where things lie in a block's shared memory, in bytes. At its begin are the barriers of the
+// stages, then positions of the slots.
 struct SharedLayout {
   int stages = 0;       // offset of the first
   int stage_bytes = 0;  // from stage to stage
@@ -164,8 +157,8 @@ struct Plan {
   Tile tile;
   int chunk = 16;  // channels at a time
   int stages = 2;  // chunks in shared memory
+  int boxes = 0;   // of a tensor that a chunk's pixels are, if an engine copies them; else 0
   int live_taps = 0;
-  int odd_tiles = 0;  // as n_tiles, of the odd layer of a couple
   SharedLayout layout;
   Cost cost;
 };
@@ -181,12 +174,12 @@ double issue_cycles(double instructions, double warps, const DeviceLimits& limit
 // What plans read of the environment, every time; memo.h tells them apart by it.
 constexpr const char* variant_variable = "FASSD_KERNELS_CUDA_VARIANT";
 constexpr const char* fusion_variable = "FASSD_KERNELS_CUDA_FUSION";
-constexpr const char* plan_variables[] = {variant_variable, fusion_variable};
+constexpr const char* copies_variable = "FASSD_KERNELS_CUDA_COPIES";
+constexpr const char* plan_variables[] = {variant_variable, fusion_variable, copies_variable};
 
 // The plan of least predicted cost, of equal ones that of the widest tile. The environment variable
 // FASSD_KERNELS_CUDA_VARIANT, as in "4,2,8,1" (warps, m_tiles, n_tiles, sliding; splits where there
-// are any), names the kernel to take wherever it fits; of pairs it is "4,2,8,0", of couples
-// "4,2,6,1".
+// are any), names the kernel to take wherever it fits; of pairs it is "4,2,8,0".
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits);
 
 // Number of taps that reach the picture.
@@ -245,29 +238,6 @@ struct PairsPlan {
 
 PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& limits);
 
-// Two consecutive layers of a HarDBlock in one kernel: `odd`, which reads the first of `channels`,
-// and `even`, which reads all of them behind the odd layer's own.
-struct CoupleShape {
-  int64_t batch = 1;
-  int height = 1, width = 1;
-  std::vector<int> channels;
-  int odd_channels = 1, even_channels = 1;
-  Arithmetic arithmetic = Arithmetic::half;
-};
-
-struct CouplePlan : Plan {  // its variant and tile are those of the even layer
-  bool possible = false;    // else it is two launches
-  int odd_weights = 0;      // of a stage, behind the even layer's
-};
-
-CouplePlan plan_couple(const CoupleShape& shape, const DeviceLimits& limits);
-
-// The two layers one by one.
-std::vector<ConvolutionShape> layers_of(const CoupleShape& shape);
-
-// The plan of two layers; `possible` only where one launch is predicted to pay.
-CouplePlan plan_paying_couple(const CoupleShape& shape, const DeviceLimits& limits);
-
 // From launch to launch within a CUDA graph, in clocks: what one kernel in place of two saves
 // besides.
 constexpr double launch_gap_cycles = 2500;
@@ -291,8 +261,8 @@ ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, i
 
 constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the second has one
 
-// All kernels that are compiled: of convolutions, of pairs, whose sliding means nothing, of
-// couples; of 16-bit values and of float32.
+// All kernels that are compiled: of convolutions and of pairs, whose sliding means nothing;
+// of 16-bit values and of float32.
 inline constexpr Variant half_variants[] = {
     {8, 2, 8},           {8, 2, 7},           {8, 2, 6},           {8, 2, 5},
     {8, 2, 4},           {8, 2, 3},           {4, 1, 8},           {4, 1, 7},
@@ -307,15 +277,9 @@ inline constexpr Variant float_variants[] = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4
 inline constexpr Variant half_pairs[] = {
     {8, pair_m_tiles, 4}, {8, pair_m_tiles, 16}, {4, pair_m_tiles, 4}, {4, pair_m_tiles, 16}};
 inline constexpr Variant float_pairs[] = {{8, pair_m_tiles, 4}};
-inline constexpr CoupleVariant half_couples[] = {{8, 2, 3}, {8, 2, 4}, {8, 3, 3}, {8, 3, 4}};
 
 std::vector<Variant> variants_of(Arithmetic arithmetic);
 std::vector<Variant> pairs_of(Arithmetic arithmetic);
-std::vector<CoupleVariant> couples_of(Arithmetic arithmetic);
-
-constexpr int couple_rows = 2;          // of a warp, in a couple of layers
-constexpr int couple_columns_log2 = 4;  // of its tile
-constexpr int couple_columns = 1 << couple_columns_log2;
 
 // Bytes behind a slot's channels, elements of a row of n weights, and floats of a pixel's n sums on
 // their way out: such that what a warp accesses at once falls into different banks. Of weights,
@@ -327,6 +291,11 @@ constexpr int weight_row(int n) {
 constexpr int staging_row(int n) {
   return n / 8 % 2 == 1 ? n + 16 : n + 8;
 }
+// A box of a tensor has at most so many elements on an axis, and is copied to such an address.
+constexpr int most_box_elements = 256, box_alignment = 128;
+// Bytes of a stage's barrier, for at most so many stages; positions and edges lie behind them.
+constexpr int barrier_bytes = 8, most_stages = 3, positions_at = 32;
+static_assert(most_stages * barrier_bytes <= positions_at && positions_at % 16 == 0);
 // Bytes of a slot's pixel, and of where a row or a column of an enlarged residual is read.
 constexpr int position_bytes = 4, edge_bytes = 16;
 

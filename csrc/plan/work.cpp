@@ -54,6 +54,13 @@ double weight_vectors(int chunks, int rows, int n, int elements) {
   return chunks * warps_of(int64_t(rows) * (n / elements));
 }
 
+// What copying takes where the engine does it, chunk by chunk, in so many boxes: nearly nothing.
+void add_boxes(Work& work, double warps, int chunks, int boxes) {
+  work.boxes += boxes;
+  work.box_chunks += warps * chunks;
+  work.box_warps += warps;
+}
+
 // Of a tile's pixels, those inside the picture.
 double inside_of(const Tile& tile, int height, int width) {
   return double(height) / (double(tile.down) * tile.height) * width /
@@ -86,11 +93,17 @@ Work work_of(const ConvolutionPlan& plan, const ConvolutionShape& shape) {
   const int slots = plan.rows.slots * plan.columns.slots;
   const double warps = variant.warps;
   Work work;
-  work.pixel_vectors = chunks * warps_of(int64_t(slots) * (plan.chunk / elements));
-  work.transformed_vectors = shape.prologue ? work.pixel_vectors : 0;
-  work.weight_vectors =
-      weight_vectors(chunks, plan.taps.count * plan.chunk, variant.channels(), elements);
-  work.copies = work.chunks = warps * chunks;
+  if (plan.boxes > 0) {
+    add_boxes(work, warps, chunks, chunks * (plan.boxes + 1));
+  } else {
+    work.pixel_vectors = chunks * warps_of(int64_t(slots) * (plan.chunk / elements));
+    work.transformed_vectors = shape.prologue ? work.pixel_vectors : 0;
+    work.weight_vectors =
+        weight_vectors(chunks, plan.taps.count * plan.chunk, variant.channels(), elements);
+    work.copies = work.chunks = warps * chunks;
+    work.slots = warps_of(slots);
+    work.warps = warps;
+  }
   if (variant.sliding) {
     add_sliding(work, variant.pixel_warps(), steps, chunks, variant.m_tiles, variant.n_tiles);
   } else {
@@ -101,8 +114,6 @@ Work work_of(const ConvolutionPlan& plan, const ConvolutionShape& shape) {
   }
   add_epilogue(work, variant, plan.tile, shape.out_height, shape.out_width, shape.ending,
                shape.pool);
-  work.slots = warps_of(slots);
-  work.warps = warps;
   return work;
 }
 
@@ -115,10 +126,16 @@ Work work_of(const PairPlan& plan, const PairShape& shape) {
   const int middle = plan.tile.height * plan.columns.slots;  // pixels
   const double warps = plan.variant.warps, groups = double(divide_up(middle, 16));
   Work work;
-  work.pixel_vectors = first * warps_of(int64_t(slots) * (plan.chunk / elements));
-  work.weight_vectors = weight_vectors(first, plan.first.count * plan.chunk, n, elements) +
-                        weight_vectors(second, plan.second.count * plan.chunk, n, elements);
-  work.copies = work.chunks = warps * (first + second);
+  if (plan.boxes > 0) {
+    add_boxes(work, warps, first + second, first * (plan.boxes + 1) + second);
+  } else {
+    work.pixel_vectors = first * warps_of(int64_t(slots) * (plan.chunk / elements));
+    work.weight_vectors = weight_vectors(first, plan.first.count * plan.chunk, n, elements) +
+                          weight_vectors(second, plan.second.count * plan.chunk, n, elements);
+    work.copies = work.chunks = warps * (first + second);
+    work.slots = warps_of(slots);
+    work.warps = warps;
+  }
   add_products(work, shape.arithmetic, groups, plan.first.count, first * plan.chunk / step, first,
                1, n_tiles);
   add_products(work, shape.arithmetic, warps, plan.second.count, second * plan.chunk / step, second,
@@ -133,40 +150,7 @@ Work work_of(const PairPlan& plan, const PairShape& shape) {
   } else {
     add_epilogue(work, plan.variant, plan.tile, shape.height, shape.width, shape.ending);
   }
-  work.slots = warps_of(slots);
-  work.warps = warps;
   work.checked_taps = warps * plan.first.count;
-  return work;
-}
-
-Work work_of(const CouplePlan& plan, const CoupleShape& shape) {
-  const int n = plan.variant.channels(), odd_n = plan.odd_tiles * 8, rows = 9 * plan.chunk;
-  const int both = int(divide_up(shape.channels[0], plan.chunk));
-  const int outside = chunks_of(shape.channels, plan.chunk);
-  const int middle = int(divide_up(shape.odd_channels, plan.chunk));
-  const int odd_parts = round_up(odd_n, 16) / 8;
-  const int slots = (plan.tile.height + 4) * (couple_columns + 4);
-  const double warps = plan.variant.warps;
-  const double groups = double(divide_up(int64_t(plan.tile.height + 2) * (couple_columns + 2), 16));
-  Work work;
-  work.pixel_vectors = outside * warps_of(int64_t(slots) * (plan.chunk / 8));
-  work.weight_vectors =
-      weight_vectors(outside + middle, rows, n, 8) + weight_vectors(both, rows, odd_n, 8);
-  work.copies = work.chunks = warps * (outside + middle);
-  add_sliding(work, warps,
-              depth_of(shape.channels, 16) / 16 + round_up(shape.odd_channels, 16) / 16,
-              outside + middle, couple_rows, plan.variant.n_tiles);
-  add_products(work, Arithmetic::half, groups, 9, round_up(shape.channels[0], 16) / 16, both, 1,
-               plan.odd_tiles);
-  work.couple_taps = groups * 9 * both;
-  work.middles = groups;
-  work.couple_middle = groups * plan.odd_tiles;
-  work.ready_vectors = inside_of(plan.tile, shape.height, shape.width) *
-                       warps_of(int64_t(plan.tile.height) * couple_columns * odd_parts) /
-                       plan.tile.columns;
-  add_epilogue(work, plan.variant, plan.tile, shape.height, shape.width, Ending::plain);
-  work.slots = warps_of(slots);
-  work.warps = warps;
   return work;
 }
 

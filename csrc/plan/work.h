@@ -48,7 +48,6 @@ struct Work {
 // The work of a block of each kind of launch, whose plan is complete but for its cost.
 Work work_of(const ConvolutionPlan& plan, const ConvolutionShape& shape);
 Work work_of(const PairPlan& plan, const PairShape& shape);
-Work work_of(const CouplePlan& plan, const CoupleShape& shape);
 Work work_of(const StemPlan& plan, const ConvolutionShape& shape);
 
 // That of the whole launch of upsample_argmax.

@@ -129,8 +129,7 @@ def test_launches_of_fassd_net(fassd_net):
     # Stem 4, encoder blocks with a 1x1 behind each, decoder blocks, the 1x1 of the classes, and
     # three decoder steps of two convolutions around the upsampling and three of mda's own.
     blocks = [label for label in labels if label.startswith("hardblock")]
-    # A couple's label names two layers: hardblock 1+2.
-    assert sum(1 + label.count("+") for label in blocks) == 4 + 4 + 8 + 8 + 8 + 4 + 4
+    assert len(blocks) == 4 + 4 + 8 + 8 + 8 + 4 + 4
     assert labels.count("conv") == 4 + 4 + 1
     assert sum(label.startswith("upsample_conv1x1") for label in labels) == 6
     assert sum(label in ("mda reduce", "mda square", "mda tail") for label in labels) == 9
@@ -292,23 +291,15 @@ def rank(launches):
 
 
 SQUARE_PAIRS = [
-    ("pair_kernel", partial(pair, size, width, width, width, dilation))
+    partial(pair, size, width, width, width, dilation)
     for size in [(4, 8), (16, 32), (32, 64), (64, 128), (128, 256), (256, 512)]
     for width in (8, 31, 61, 112)
     for dilation in (1, 4, 36)
 ]
-COUPLES = [
-    ("couple_kernel", partial(block, size, channels, widths))
-    for size in [(4, 8), (32, 64), (128, 256)]
-    for channels, widths in [(48, (10, 18)), (64, (16, 28)), (33, (24, 70))]
-]
-
-
-@pytest.mark.parametrize("cases", [SQUARE_PAIRS, COUPLES], ids=["pairs", "layers"])
-def test_two_convolutions_are_one_launch_where_that_pays(monkeypatch, cases):
-    for kernel, ask in cases:
+def test_two_convolutions_are_one_launch_where_that_pays(monkeypatch):
+    for ask in SQUARE_PAIRS:
         own, together, apart = alternatives(monkeypatch, ask)
-        assert [x["kernel"] for x in together] == [kernel], ask
+        assert [x["kernel"] for x in together] == ["pair_kernel"], ask
         assert [x["kernel"] for x in apart] == ["convolution_kernel"] * 2, ask
         assert own == (together if rank(together) <= rank(apart) else apart), ask
 
@@ -364,20 +355,11 @@ def test_branches_of_one_launch(monkeypatch):
     assert launch.bytes == 2 * (2 * 32 * 64 * (224 + 3 * 112) + weights)
 
 
-def test_a_couple_and_its_layers(monkeypatch):
-    """48 to 10 channels, then these and the 48 to 18: the 48 are read once, the 10 only written."""
-    pixels = 64 * 128
-    monkeypatch.setenv(FUSION, "always")
-    couple, second = block((64, 128), 48, (10, 18, 10, 28))
-    assert (couple["label"], second["label"]) == ("hardblock 1+2", "hardblock 3+4")
-    assert (couple["kernel"], couple["channels"]) == ("couple_kernel", "48>10, 10+48>18")
-    assert couple["bytes"] == 2 * (pixels * (48 + 10 + 18) + 9 * (48 * 10 + 58 * 18))
-    assert couple["operations"] == 2 * pixels * 9 * (48 * 10 + 58 * 18)
-    assert second["channels"] == "18>10, 10+18+48>28"
-    monkeypatch.setenv(FUSION, "never")
-    third = block((64, 128), 48, (10, 18, 10, 28))[2]
-    # Alone, an odd layer is written to the result and for the layer behind it.
-    assert third["bytes"] == 2 * (pixels * (18 + 2 * 10) + 9 * 18 * 10)
+def test_layers_of_a_block():
+    """What others read and the block gives is written twice: to the result, and for the others."""
+    launches = block((64, 128), 48, (10, 18, 10, 28))
+    assert [x["channels"] for x in launches] == ["48>10", "10+48>18", "18>10", "10+18+48>28"]
+    assert launches[2]["bytes"] == 2 * (64 * 128 * (18 + 2 * 10) + 9 * 18 * 10)
 
 
 # --- sums -----------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from install.cuda_resources import threads_of
 from install.cuda_sass import Code, count
 
-HALF = r"(HalfMath<__half>|(couple|stem)_kernel<__half\b)"
-HALF_PIXELS = r"(HalfMath<__half>|couple_kernel<__half\b)"  # a stem's are no matrices
-TENSOR_KERNELS = r"(convolution|pair|couple|stem)_kernel<"
+HALF = r"(HalfMath<__half>|stem_kernel<__half\b)"
+HALF_PIXELS = r"HalfMath<__half>"  # a stem's are no matrices
+TENSOR_KERNELS = r"(convolution|pair|stem)_kernel<"
 BFLOAT16 = rf"{TENSOR_KERNELS}.*__nv_bfloat16"
-COPYING_KERNELS = r"(convolution|pair|couple)_kernel<"
+COPYING_KERNELS = r"(convolution|pair)_kernel<"
 AMPERE = 80  # and later: asynchronous copies, bfloat16 and TF32, 16 x 8 x 16 products
 ALL = 1 << 30
 DOUBLE = r"D(ADD|MUL|FMA|SETP|MMA|MNMX)|F2[IF]\S*\.F64|I2F\S*\.F64|MUFU\.R\w+64H"
@@ -78,8 +78,6 @@ SLIDING_OVERHEAD, PLAIN_OVERHEAD = 24, 10  # instructions of a loop beside produ
 # From here on the compiler interleaves moves between products, up to 80 in a loop, and how many is
 # its own affair: whether they cost anything, a GPU would have to tell.
 MOVES_AMONG_PRODUCTS = 120
-# Rows of 16 pixels that a warp of a couple has.
-COUPLE_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,6 @@ def loops_of(name: str) -> list[Loop]:
         return [Loop(int(arguments[1]), int(arguments[2]), arguments[3] == "true")]
     if family == "pair":
         return [Loop(1, int(arguments[1]))]
-    if family == "couple":
-        return [Loop(1, int(arguments[1])), Loop(COUPLE_ROWS, int(arguments[2]), sliding=True)]
     return []  # a stem's products are written out
 
 

@@ -214,7 +214,6 @@ def test_loops_of_a_name() -> None:
     assert loops_of(NAME) == [Loop(2, 2, sliding=True)]
     assert loops_of("pair_kernel<HalfMath<__nv_bfloat16>, 8, 16>") == [Loop(1, 16)]
     assert loops_of("stem_kernel<__half, true, 4>") == []
-    assert loops_of("couple_kernel<__half, 8, 3, 6>") == [Loop(1, 3), Loop(2, 6, sliding=True)]
     assert loops_of("convolution_kernel<FloatMath, 8, 1, 4, false>") == []
     assert loops_of("upsample_kernel<__half>") == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ptx.build import CSRC
 from ptx.count import Counted, count_calls
 from torch import Tensor
 
-from benchmarks.variants import FUSION, VARIABLE, setting
+from benchmarks.variants import COPIES, FUSION, VARIABLE, setting
 from fassd.bench.costs.cuda import HALF, Model
 from fassd_kernels import ops
 from fassd_kernels.triton.device import SHARED, device_named
@@ -111,6 +112,7 @@ FORCED = (
     cases.hardblock(1, 48, (10, 18, 10, 28), (32, 128)),
     cases.mda(1, 63, 31, (32, 128)),
     cases.asymmetric_conv(1, 96, 96, 96, (32, 64), 8),
+    cases.dapf(1, 96, 48, 96, (32, 64), (4, 8, 12)),
 )
 
 
@@ -121,8 +123,6 @@ def compiled() -> list[str]:
         for kernel in ("convolution_kernel", "pair_kernel")
         for row in torch.ops.fassd_kernels_plan.variants(HALF, kernel).tolist()
     ]
-    couples = torch.ops.fassd_kernels_plan.variants(HALF, "couple_kernel").tolist()
-    rows += [[warps, 2, tiles, 1] for warps, _, tiles in couples]
     return sorted({",".join(map(str, row)) for row in rows})
 
 
@@ -172,8 +172,8 @@ def calibrate(path: Path = TABLE) -> str:
     for call in OTHERS:
         pairs += pairs_of_call(call)
     # Whatever the plans take today, tomorrow's figures decide among all kernels.
-    for variant in compiled():
-        with setting(VARIABLE, variant), setting(FUSION, "always"):
+    for variant, copies in itertools.product(compiled(), ("", "threads")):
+        with setting(VARIABLE, variant), setting(FUSION, "always"), setting(COPIES, copies):
             for call in FORCED:
                 pairs += pairs_of_call(call)
     found = fitted(pairs, units)

@@ -36,7 +36,7 @@ from fassd_kernels.triton.device import device_named
 from fassd_kernels.tuning.calls import OperatorCall, around_operators, record_network
 
 PARTS = {
-    "copy": r"copy_pixels|copy_weights|transform_pixels",
+    "copy": r"copy_\w+|transform_pixels|expect_bytes|begin",
     "product": r"multiply\w*|Accumulators",
     "epilogue": r"stage_sums|write_tile",
 }

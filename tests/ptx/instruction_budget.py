@@ -1,6 +1,6 @@
 """How many instructions each kernel may execute for its work: ``instruction_budget.json``.
 
-Of a copy to shared memory, for 32 lanes' 16 bytes; of products, for a warp's step of channels; of
+Of a copy to shared memory, for 32 lanes' 16 bytes, or for a box; of products, for a warp's step of channels; of
 the epilogue, for 32 lanes' eight channels of a pixel; of the rest, for a warp. By kernel, and by
 what its epilogue does. ``python -m ptx.count --budget`` writes it anew; whoever runs it answers for
 the difference.
@@ -18,18 +18,18 @@ from conformance import cases
 from conformance.harness import Call
 from ptx.calibration import Pair, pairs_of_call
 
-from benchmarks.variants import FUSION, VARIABLE, setting
+from benchmarks.variants import COPIES, FUSION, VARIABLE, setting
 
 PATH = Path(__file__).with_suffix(".json")
 SLACK = 1.03  # of other releases of nvcc, and of what does not matter
 # Of what each part is counted.
 UNITS = {
-    "copy": ("pixel_vectors", "weight_vectors"),
+    "copy": ("pixel_vectors", "weight_vectors", "boxes"),
     "product": ("steps", "sliding_steps"),
     "epilogue": tuple(
         f"{ending}_vectors" for ending in ("plain", "copied", "residual", "resized", "addend")
     ),
-    "other": ("warps", "stem_warps", "argmax_warps", "enlarged_vectors", "streamed_vectors"),
+    "other": ("warps", "box_warps", "stem_warps", "argmax_warps", "enlarged_vectors", "streamed_vectors"),
 }
 HALF, FLOAT32 = 0, 2
 
@@ -39,15 +39,15 @@ Budget = dict[str, dict[str, float]]
 def calls() -> Iterator[tuple[dict[str, str], torch.dtype, Call]]:
     """Calls that launch every kernel with every epilogue, and the environment that asks for it."""
     for arithmetic, dtype in ((HALF, torch.float16), (FLOAT32, torch.float32)):
-        for row in torch.ops.fassd_kernels_plan.variants(arithmetic).tolist():
-            call = cases.conv_act(1, (32, 16), 8 * row[2], (32, 64), activation="relu")
-            yield {VARIABLE: ",".join(map(str, row))}, dtype, call
-        for row in torch.ops.fassd_kernels_plan.variants(arithmetic, "pair_kernel").tolist():
-            pair = cases.asymmetric_conv(1, 24, 8 * row[2], 8 * row[2], (32, 64), 2)
-            yield {VARIABLE: ",".join(map(str, row)), FUSION: "always"}, dtype, pair
-    for warps, odd, even in torch.ops.fassd_kernels_plan.variants(HALF, "couple_kernel").tolist():
-        couple = cases.hardblock(1, 24, (8 * odd, 8 * even), (32, 64))
-        yield {VARIABLE: f"{warps},2,{even},1", FUSION: "always"}, torch.float16, couple
+        variants = torch.ops.fassd_kernels_plan.variants
+        for copies in ("", "threads"):
+            for row in variants(arithmetic).tolist():
+                call = cases.conv_act(1, (32, 16), 8 * row[2], (32, 64), activation="relu")
+                yield {VARIABLE: ",".join(map(str, row)), COPIES: copies}, dtype, call
+            for row in variants(arithmetic, "pair_kernel").tolist():
+                pair = cases.asymmetric_conv(1, 24, 8 * row[2], 8 * row[2], (32, 64), 2)
+                chosen = {VARIABLE: ",".join(map(str, row)), FUSION: "always", COPIES: copies}
+                yield chosen, dtype, pair
     for call in (
         cases.conv_act(1, (24,), 16, (32, 64), activation="prelu", residual=True),
         cases.conv_act(1, (24,), 16, (32, 64), activation="relu", pool=2),
@@ -83,6 +83,7 @@ def rates_of(pair: Pair) -> tuple[str, dict[str, float]]:
             rates[part] = round(counted.parts[part] / amount, 1)
     endings = [unit.removesuffix("_vectors") for unit in UNITS["epilogue"] if unit in work]
     extras = [name for name in ("pooled", "transformed") if f"{name}_vectors" in work]
+    extras += [name for name in ("boxes",) if name in work]
     return " ".join([counted.kernel, *endings, *extras]), rates
 
 

@@ -115,7 +115,7 @@ PRIMITIVES = [
     )
 ]
 
-CONVOLUTION, COUPLE = "convolution_half.cu", "couple_half.cu"
+CONVOLUTION = "convolution_half.cu"
 PAIR, STEM, UPSAMPLE = "asymmetric_conv_half.cu", "stem.cu", "upsample.cu"
 BARRIER, SPLIT = "__syncthreads();", " * 16 * row_bytes"
 CLEAR = "clear_outside<threads>(shared, layout, {}.stage_count, pixels, slots, pitch);"
@@ -231,23 +231,6 @@ KERNELS = [
         (CONVOLUTION, "epilogue.cuh", "void write_any", "(window & 1)", "(window >> 1)"),
         (CONVOLUTION, "epilogue.cuh", "void write_any", "out_x >= patch", "out_x > patch"),
         (CONVOLUTION, "epilogue.cuh", "void write_any", "channel < target.lanes", "true"),
-        # Couples of layers.
-        (COUPLE, "convolution.cuh", "arrived(at);", BARRIER, ""),
-        (COUPLE, "convolution.cuh", "void end_copies", BARRIER, ""),
-        (COUPLE, "couple.cuh", "const int at_y", "y - 2", "y - 1"),
-        (COUPLE, "couple.cuh", "bool inside", "at_x < couple.width", "at_x <= couple.width"),
-        (COUPLE, "couple.cuh", "_or(outside)", CLEAR.format("couple"), ""),
-        (COUPLE, "couple.cuh", "begin_copy =", "odd_channels + ahead.channel", "ahead.channel"),
-        (COUPLE, "couple.cuh", "begin_copy =", "to + couple.odd_weights", "to + layout.weights"),
-        (COUPLE, "couple.cuh", "depth_of =", "left + 15", "left"),
-        (COUPLE, "couple.cuh", "float second", "bias[channel + 1]", "bias[channel]"),
-        (COUPLE, "couple.cuh", "values = 0", "pixels[slot] >= 0 && ", ""),
-        (COUPLE, "couple.cuh", "int middle_at", "lane % 16", "lane % 8"),
-        (COUPLE, "couple.cuh", "int middle_at", "first * int(sizeof(T))", "first"),
-        (COUPLE, "couple.cuh", "let_next_kernel", "column == 0", "true"),
-        (COUPLE, "couple.cuh", "let_next_kernel", "odd_columns + at + 1", "odd_columns + at"),
-        (COUPLE, "couple.cuh", "let_next_kernel", "channel + k <", "channel + k + 1 <"),
-        (COUPLE, "couple.cuh", "stage_sums<", BARRIER, ""),
         # Pairs.
         (PAIR, "convolution.cuh", "arrived(at);", BARRIER, ""),
         (PAIR, "asymmetric_conv.cuh", "switch (pair", BARRIER, ""),
@@ -307,11 +290,6 @@ CALLS = {
             ("8,2,7,0", cases.conv_act(2, (18, 16, 33), 70, (37, 45), activation="relu")),
         )
     ],
-    # The last chunk lies where the sums are staged; channels two by two, and one by one.
-    COUPLE: [
-        ("always", "8,2,3,1", cases.hardblock(1, 48, (10, 28, 10, 70), (19, 35))),
-        ("always", "8,2,3,1", cases.hardblock(1, 40, (19, 20, 17, 16), (10, 20))),
-    ],
     PAIR: [
         ("always", "4,2,4,0", call)
         for call in (
@@ -351,7 +329,6 @@ FEWER = (
         "(half_variants.. = )[^;]*",
         r"\1{{8, 2, 7}, {4, 1, 2}, {4, 4, 3, true}, {8, 1, 2, false, 2}, {8, 1, 2, true, 2}}",
     ),
-    ("plan/plan.h", "(half_couples.. = )[^;]*", r"\1{{8, 2, 3}, {8, 3, 3}}"),
     ("plan/plan.h", "(half_pairs.. = )[^;]*", r"\1{{4, pair_m_tiles, 4}}"),
     ("cuda/asymmetric_conv_half.cu", "template[^;]*bfloat16[^;]*;", ""),
 )

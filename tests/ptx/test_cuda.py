@@ -125,15 +125,9 @@ def test_tf32_of_several_convolutions(monkeypatch: pytest.MonkeyPatch, fusion: s
 
 @pytest.mark.skipif(CAPABILITY != 90, reason="the shared memory of a 9.0 holds the largest")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_every_couple_and_pair(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_every_pair(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setenv(FUSION, "always")
     compiled = torch.ops.fassd_kernels_plan.variants
-    for warps, odd_tiles, even in compiled(HALF, "couple_kernel").tolist():
-        monkeypatch.setenv(VARIANT, f"{warps},2,{even},1")
-        odd = {2: 10, 3: 24}[odd_tiles]
-        call = cases.hardblock(1, 33, (odd, 28, odd, 70), (19, 35))
-        assert planned(call, dtype) == ["couple_kernel", warps, 2, even]
-        check(subject("hardblock"), call, dtype, "channels_last")
     for warps, _, tiles, *_ in compiled(HALF, "pair_kernel").tolist():
         monkeypatch.setenv(VARIANT, f"{warps},2,{tiles},0")
         width = 7 * tiles - 1

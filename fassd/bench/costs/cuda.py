@@ -55,8 +55,8 @@ class Plan:
     """How a convolution, or a fused part, is cut into blocks.
 
     Attributes:
-        warps, m_tiles, n_tiles, sliding, splits, odd_tiles: the kernel's variant; a tile has
-            ``8 * n_tiles`` channels; of a couple of layers, `odd_tiles` is the odd one's n_tiles.
+        warps, m_tiles, n_tiles, sliding, splits: the kernel's variant; a tile has ``8 * n_tiles``
+            channels.
         tile_width, tile_height: size of a tile in pixels.
         taps: number of taps that reach the picture.
         chunk: number of input channels at a time.
@@ -75,7 +75,6 @@ class Plan:
     n_tiles: int
     sliding: int
     splits: int
-    odd_tiles: int
     tile_width: int
     tile_height: int
     taps: int
