@@ -65,7 +65,7 @@ triton: $(VENV)/.developing
 SEED ?= $(shell date +%s)
 PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
 COUNTED := capability=90 multiprocessors=4
-RANDOM := capability=90 arrival=random overlap=1 seed=$(SEED)
+RANDOM := capability=90 multiprocessors=2 arrival=random overlap=1 seed=$(SEED)
 EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py
 EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" FASSD_KERNELS_DEPENDENT_LAUNCH=1 \
   $(EXECUTED) --backend cuda
@@ -82,8 +82,9 @@ ptx: $(VENV)/.developing
 	$(call EXECUTED_CUDA,$(RANDOM)) tests/ptx/test_cuda.py --every $(if $(filter 1,$(EVERY)),1,80)
 	$(call EXECUTED_CUDA,$(RANDOM) races=1) -k "test_table or test_drawn" \
 	  --every $(if $(filter 1,$(EVERY)),4,80)
-	$(if $(filter 1,$(EVERY)),LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="capability=86" \
-	  PYTHONPATH=tests:. $(BIN)/python -m ptx.mutations)
+	$(if $(filter 1,$(EVERY)),for settings in capability=86 "capability=90 multiprocessors=1"; do \
+	  LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$$settings" PYTHONPATH=tests:. \
+	  $(BIN)/python -m ptx.mutations || exit 1; done)
 
 # Instructions of every launch of FASSD-Net, by part, and the time that it takes to issue them.
 COUNT = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" PYTHONPATH=tests:. $(BIN)/python -m ptx.count

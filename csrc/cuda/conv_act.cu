@@ -237,6 +237,7 @@ void run(const Context& context, const ConvolutionCall& call) {
   convolution.out_height = shape.out_height;
   convolution.out_width = shape.out_width;
   convolution.tile = plan.tile;
+  convolution.blocks = static_cast<unsigned>(plan.cost.blocks);
   convolution.chunk = plan.chunk;
   convolution.chunks = chunks_of(convolution.sources, convolution.source_count, convolution.chunk);
   convolution.stage_count = plan.stages;
@@ -247,6 +248,7 @@ void run(const Context& context, const ConvolutionCall& call) {
   const auto takes = [&](const Source& source) { return takes_boxes(context, source, call.batch); };
   if (plan.boxes > 0 && std::all_of(kept.inputs.begin(), kept.inputs.end(), takes)) {
     convolution.boxes = plan.boxes;
+    convolution.tiles = plan.tiles;
     for (size_t i = 0; i < kept.inputs.size(); i++) {
       describe_box(context, kept.inputs[i], call.batch, plan, plan.rows, plan.columns,
                    boxes.sources[i]);

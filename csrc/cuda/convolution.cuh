@@ -12,7 +12,8 @@
 //
 // On sm_90 and later an engine brings boxes of whole tensors (TMA): the pixels of a chunk are one
 // box, the weights another, both begun by one thread, and a barrier of each stage tells when they
-// are there. Where that cannot be, and on older GPUs, each thread copies its share.
+// are there. Then a block may compute several tiles, and the next one's first chunks come while it
+// writes one. Where that cannot be, and on older GPUs, each thread copies its share.
 //
 // The 16 bytes between slots make eight neighbours fall into different banks. The accumulators
 // pass through shared memory on their way out, so that a thread has eight channels of one pixel:
@@ -80,7 +81,9 @@ struct Convolution {
   int chunk = 16;  // channels at a time
   int chunks = 1;
   int stage_count = 2;
-  int boxes = 0;  // that a chunk's pixels are; 0 where threads copy them
+  int boxes = 0;        // that a chunk's pixels are; 0 where threads copy them
+  unsigned blocks = 1;  // tiles of the launch
+  int tiles = 1;        // of a block, or one less
   SharedLayout layout;
   Epilogue epilogue;
 };
@@ -247,37 +250,102 @@ __device__ __forceinline__ void copy_pixels(ptx::SharedAddress to, const int* pi
   }
 }
 
-// Sends what this thread copied through a batch norm and PReLU, in place; padding stays zero.
-template <typename T, int threads>
-__device__ __forceinline__ void transform_pixels(unsigned char* stage, const int* pixels, int slots,
-                                                 int channels, const Affine& affine, int first,
-                                                 const Share<T, threads>& share, int pitch) {
-  constexpr int elements = vector_elements<T>;
-  const int channel = first + share.part * elements;
-  float scale[elements] = {}, shift[elements] = {}, slope[elements] = {};
-  if (channel < channels) {
-    load_vector<T>(static_cast<const T*>(affine.scale) + channel, scale);
-    load_vector<T>(static_cast<const T*>(affine.shift) + channel, shift);
-    load_vector<T>(static_cast<const T*>(affine.slope) + channel, slope);
-  }
-#pragma unroll
-  for (int e = 0; e < elements; e++) {  // what lies behind the channels stays zero
-    scale[e] = channel + e < channels ? scale[e] : 0.0f;
-    shift[e] = channel + e < channels ? shift[e] : 0.0f;
-  }
-  for (int slot = share.first; slot < slots; slot += share.step) {
-    if (pixels[slot] < 0) {
-      continue;
+// Vectors sent through a batch norm and PReLU; what lies behind the channels stays zero.
+template <typename T>
+class Transform {
+ public:
+  __device__ __forceinline__ Transform(const Affine& affine, int channel, int channels) {
+    if (channel < channels) {
+      load_vector<T>(static_cast<const T*>(affine.scale) + channel, scale_);
+      load_vector<T>(static_cast<const T*>(affine.shift) + channel, shift_);
+      load_vector<T>(static_cast<const T*>(affine.slope) + channel, slope_);
     }
-    unsigned char* vector = stage + slot * pitch + share.part * 16;
+#pragma unroll
+    for (int e = 0; e < elements; e++) {
+      scale_[e] = channel + e < channels ? scale_[e] : 0.0f;
+      shift_[e] = channel + e < channels ? shift_[e] : 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ uint4 operator()(const unsigned char* vector) const {
     float values[elements];
     load_vector<T>(vector, values);
 #pragma unroll
     for (int e = 0; e < elements; e++) {
-      const float x = values[e] * scale[e] + shift[e];
-      values[e] = x < 0.0f ? x * slope[e] : x;
+      const float x = values[e] * scale_[e] + shift_[e];
+      values[e] = x < 0.0f ? x * slope_[e] : x;
     }
-    *reinterpret_cast<uint4*>(vector) = rounded<T>(values);
+    return rounded<T>(values);
+  }
+
+ private:
+  static constexpr int elements = vector_elements<T>;
+  float scale_[elements] = {}, shift_[elements] = {}, slope_[elements] = {};
+};
+
+// Of 16 bits, two channels at once, and rounded twice where PReLU multiplies.
+template <typename T>
+class HalfTransform {
+ public:
+  __device__ __forceinline__ HalfTransform(const Affine& affine, int channel, int channels) {
+    if (channel < channels) {
+      const int bytes = channel * 2;
+      load(affine.scale, bytes, scale_);
+      load(affine.shift, bytes, shift_);
+      load(affine.slope, bytes, slope_);
+    }
+#pragma unroll
+    for (int pair = 0; pair < pairs; pair++) {
+      const int there = channels - channel - 2 * pair;
+      const uint32_t kept = there >= 2 ? ~0u : there == 1 ? 0xFFFFu : 0u;
+      scale_[pair] &= kept;
+      shift_[pair] &= kept;
+      slope_[pair] &= kept;
+    }
+  }
+
+  __device__ __forceinline__ uint4 operator()(const unsigned char* vector) const {
+    uint32_t values[pairs];
+    load(vector, 0, values);
+#pragma unroll
+    for (int pair = 0; pair < pairs; pair++) {
+      const uint32_t x = ptx::multiply_add<T>(values[pair], scale_[pair], shift_[pair]);
+      const uint32_t below = ptx::multiply_add<T>(x, slope_[pair], 0x80008000u);  // -0
+      values[pair] = ptx::select_bits(ptx::signs_of(x), below, x);
+    }
+    return make_uint4(values[0], values[1], values[2], values[3]);
+  }
+
+ private:
+  static constexpr int pairs = 4;
+
+  static __device__ __forceinline__ void load(const void* from, int bytes,
+                                              uint32_t (&values)[pairs]) {
+    const uint4 loaded =
+        *reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(from) + bytes);
+    values[0] = loaded.x;
+    values[1] = loaded.y;
+    values[2] = loaded.z;
+    values[3] = loaded.w;
+  }
+
+  uint32_t scale_[pairs] = {}, shift_[pairs] = {}, slope_[pairs] = {};
+};
+
+// Sends this thread's share through a batch norm and PReLU, in place; padding stays zero.
+template <typename T, int threads>
+__device__ __forceinline__ void transform_pixels(unsigned char* stage, const int* pixels, int slots,
+                                                 int channels, const Affine& affine, int first,
+                                                 const Share<T, threads>& share, int pitch) {
+  const int channel = first + share.part * vector_elements<T>;
+  const std::conditional_t<sizeof(T) == 2, HalfTransform<T>, Transform<T>> transform(
+      affine, channel, channels);
+  unsigned char* vector = stage + share.first * pitch + share.part * 16;
+  const int to_next = share.step * pitch;
+  for (int slot = share.first; slot < slots; slot += share.step, vector += to_next) {
+    if (pixels[slot] >= 0) {
+      *reinterpret_cast<uint4*>(vector) = transform(vector);
+    }
   }
 }
 
@@ -371,7 +439,7 @@ struct Ring {
     for (int stage = 0; stage < stages; stage++) {
       ptx::create_barrier(barriers + stage * barrier_bytes);
     }
-    ptx::show_barriers();
+    ptx::show_to_engine();
     ptx::wait_for_previous_kernels();
     for (int chunk = 0; chunk < stages - 1 && chunk < chunks; chunk++) {
       begin_boxes(chunk, offset_of(chunk), barriers + chunk * barrier_bytes);
@@ -384,11 +452,11 @@ struct Ring {
 
   // To be called for each chunk. Begins to copy the one that is stages - 1 ahead, if there is one:
   // calls `begin_copy(chunk, offset)`, or `begin_boxes` by one thread. Of a chunk from 0 on,
-  // returns the offset: all of it has come, after `arrived(offset)` was called for what this thread
-  // copied, if stages > 1.
-  template <typename Copy, typename Boxes, typename Arrived>
+  // returns the offset: all of it has come, and, where it is asked for, each thread has called
+  // `change(offset)` for its share, which takes stages > 1.
+  template <typename Copy, typename Boxes, typename Change>
   __device__ __forceinline__ int next(int chunk, const Copy& begin_copy, const Boxes& begin_boxes,
-                                      const Arrived& arrived) {
+                                      bool changes, const Change& change) {
     const int at = offset_of(reading), ahead = chunk + stages - 1;
     if (boxes) {
       if (ahead < chunks) {
@@ -403,13 +471,20 @@ struct Ring {
         filling = behind(filling);
       }
       ptx::wait_for_phase(barriers + reading * barrier_bytes, parity);
+      if (changes) {
+        change(at);
+        ptx::show_to_engine();
+        __syncthreads();
+      }
       reading = behind(reading);
       parity ^= reading == 0;
       return at;
     }
     if (stages > 1 && chunk >= 0) {
       wait_for_stage(stages);
-      arrived(at);
+      if (changes) {
+        change(at);
+      }
     }
     if (stages == 1 || chunk >= 0) {
       __syncthreads();  // this chunk has come, and the one before is no longer read
@@ -429,7 +504,7 @@ struct Ring {
 
   template <typename Copy, typename Boxes>
   __device__ __forceinline__ int next(int chunk, const Copy& begin_copy, const Boxes& begin_boxes) {
-    return next(chunk, begin_copy, begin_boxes, [](int) {});
+    return next(chunk, begin_copy, begin_boxes, false, [](int) {});
   }
 
   __device__ __forceinline__ int behind(int stage) const {

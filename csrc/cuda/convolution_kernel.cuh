@@ -39,36 +39,46 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   const Tile& tile = conv.tile;
   const SharedLayout& layout = conv.layout;
 
-  const Place place = place_of(blockIdx.x, tile);
-  const int picture = place.picture, column = place.columns * n;
-  const int x = place.across << tile.width_log2, y = place.down * tile.height;
-
   const int slots = conv.rows.slots * conv.columns.slots;
   const int pitch = slot_bytes<Math>(conv.chunk);
   const int tap_bytes = conv.chunk * weight_row_bytes<Math, n>;
   const ptx::SharedAddress base = ptx::shared_address(shared);
-  Ring ring = {layout, conv.stage_count, conv.chunks, conv.boxes > 0, base};
+  // Tiles of this block: with boxes there may be several, and those of the next come meanwhile.
+  int tiles = 1;
+  if (ptx::copies_boxes && conv.tiles > 1) {
+    tiles = conv.tiles - (blockIdx.x + (conv.tiles - 1) * gridDim.x >= conv.blocks);
+  }
+  Ring ring = {layout, conv.stage_count, conv.chunks * tiles, conv.boxes > 0, base};
+  Place place = place_of(blockIdx.x, tile);
+  int column = place.columns * n;
+  int x = place.across << tile.width_log2, y = place.down * tile.height;
   Share<T, threads> share;
+  // Where copying is: in which tile, and where in the concatenation.
+  unsigned ahead_block = blockIdx.x;
   Cursor ahead;
   const auto begin_boxes = [&](int, int to, ptx::SharedAddress barrier) {
+    const Place there = place_of(ahead_block, tile);
     const Source& source = ahead.next(conv.sources, conv.chunk);
     ptx::expect_bytes(barrier, slots * pitch + conv.taps.count * tap_bytes);
-    copy_boxes(base + to, boxes.sources[ahead.source], barrier, conv.rows, conv.columns, picture, y,
-               x, source.channels - ahead.left, conv.boxes, conv.columns.slots * pitch);
-    ptx::copy_box(base + to + layout.weights, boxes.weight, barrier, column, ahead.channel,
-                  conv.taps.index[0]);
+    copy_boxes(base + to, boxes.sources[ahead.source], barrier, conv.rows, conv.columns,
+               there.picture, there.down * tile.height, there.across << tile.width_log2,
+               source.channels - ahead.left, conv.boxes, conv.columns.slots * pitch);
+    ptx::copy_box(base + to + layout.weights, boxes.weight, barrier, there.columns * n,
+                  ahead.channel, conv.taps.index[0]);
+    if (ahead.source + 1 == conv.source_count && ahead.left <= conv.chunk) {
+      ahead = Cursor();
+      ahead_block += gridDim.x;
+    }
   };
   bool outside = false;
-  if (!ring.boxes) {
+  const bool changes = conv.prologue.scale != nullptr;
+  if (!ring.boxes || changes) {
     share.divide(conv.chunk);
     outside = locate_slots<threads>(pixels, conv.rows, conv.columns, y, x);
-  } else if (threadIdx.x == 0) {
+  }
+  if (ring.boxes && threadIdx.x == 0) {
     ring.begin(begin_boxes);
   }
-  const unsigned live =
-      sliding || (conv.rows.dilation == 1 && conv.columns.dilation == 1)
-          ? ~0u
-          : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height, 1 << tile.width_log2);
 
   // The first of a warp's pixels in the tile, and from each 16 of them to the next.
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % (warps / splits);
@@ -100,55 +110,67 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
 
   const auto begin_copy = [&](int, int to) {
     const Source& source = ahead.next(conv.sources, conv.chunk);
-    copy_pixels<T, threads>(base + to, pixels, slots, source, picture, source.channels - ahead.left,
-                            share, pitch);
+    copy_pixels<T, threads>(base + to, pixels, slots, source, place.picture,
+                            source.channels - ahead.left, share, pitch);
     copy_weights<Math, n, threads>(base + to + layout.weights, conv.weight, conv.taps,
                                    ahead.channel, ahead.left, conv.chunk, column);
   };
   Cursor now;
   const auto transform = [&](int at) {
-    if (conv.prologue.scale != nullptr) {
-      transform_pixels<T, threads>(shared + at, pixels, slots, conv.sources[0].channels,
-                                   conv.prologue, now.channel, share, pitch);
-    }
+    transform_pixels<T, threads>(shared + at, pixels, slots, conv.sources[0].channels,
+                                 conv.prologue, now.channel, share, pitch);
   };
-  Accumulators<Math, m_tiles, n_tiles> acc;
-  acc.clear();
-  for (int chunk = ring.first(); chunk < ring.chunks; chunk++) {
-    if (chunk >= 0) {
-      now.next(conv.sources, conv.chunk);
+  for (int turn = 0, begun = 0; turn < tiles; turn++, begun += conv.chunks) {
+    if (turn > 0) {
+      place = place_of(blockIdx.x + turn * gridDim.x, tile);
+      column = place.columns * n;
+      x = place.across << tile.width_log2;
+      y = place.down * tile.height;
     }
-    const int at = ring.next(chunk, begin_copy, begin_boxes, transform);
-    if (chunk < 0) {
-      continue;
+    const unsigned live = sliding || (conv.rows.dilation == 1 && conv.columns.dilation == 1)
+                              ? ~0u
+                              : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height,
+                                          1 << tile.width_log2);
+    Accumulators<Math, m_tiles, n_tiles> acc;
+    acc.clear();
+    now = Cursor();
+    for (int chunk = ring.first(); chunk < conv.chunks; chunk++) {
+      if (chunk >= 0) {
+        now.next(conv.sources, conv.chunk);
+      }
+      const int at = ring.next(begun + chunk, begin_copy, begin_boxes, changes, transform);
+      if (chunk < 0) {
+        continue;
+      }
+      // What of the chunk its source fills, in whole products.
+      const int rest = round_up_to<Math::step>(now.left);
+      const int depth = rest < conv.chunk ? rest : conv.chunk;
+      if constexpr (sliding) {
+        multiply_sliding<T, m_tiles, n_tiles, splits>(
+            shared, at + rows.offset[0][0], conv.columns.slots * pitch, pitch, at + layout.weights,
+            tap_bytes, depth, acc, set);
+      } else {
+        multiply_taps<splits>(shared, rows, at, at + layout.weights, conv.taps, live, tap_bytes,
+                              depth, acc, set);
+      }
     }
-    // What of the chunk its source fills, in whole products.
-    const int rest = round_up_to<Math::step>(now.left);
-    const int depth = rest < conv.chunk ? rest : conv.chunk;
-    if constexpr (sliding) {
-      multiply_sliding<T, m_tiles, n_tiles, splits>(
-          shared, at + rows.offset[0][0], conv.columns.slots * pitch, pitch, at + layout.weights,
-          tap_bytes, depth, acc, set);
-    } else {
-      multiply_taps<splits>(shared, rows, at, at + layout.weights, conv.taps, live, tap_bytes,
-                            depth, acc, set);
+    __syncthreads();  // nobody reads any longer what lies where the sums are staged
+    if (turn + 1 == tiles) {
+      ptx::let_next_kernel_start();
     }
-  }
-  __syncthreads();  // the sums are staged where chunks were
-  ptx::let_next_kernel_start();
-
-  float* staging = reinterpret_cast<float*>(shared + layout.stages);
+    float* staging = reinterpret_cast<float*>(shared + layout.staging);
 #pragma unroll
-  for (int turn = 0; turn < splits; turn++) {
-    if (turn == set) {
-      stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel, pixel_step, turn > 0);
+    for (int sets = 0; sets < splits; sets++) {
+      if (sets == set) {
+        stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel, pixel_step, sets > 0);
+      }
+      __syncthreads();
     }
-    __syncthreads();
+    write_tile<T, n_tiles, threads>(staging, reinterpret_cast<Edge*>(shared + positions_at),
+                                    conv.epilogue,
+                                    {tile.width_log2, tile.height, place.picture, y, x, column,
+                                     conv.weight.out_channels, conv.out_height, conv.out_width});
   }
-  write_tile<T, n_tiles, threads>(staging, reinterpret_cast<Edge*>(shared + positions_at),
-                                  conv.epilogue,
-                                  {tile.width_log2, tile.height, picture, y, x, column,
-                                   conv.weight.out_channels, conv.out_height, conv.out_width});
 }
 
 }  // namespace fassd::cuda

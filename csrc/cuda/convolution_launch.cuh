@@ -21,7 +21,8 @@ struct FloatVariants {
 template <typename T>
 void launch_convolution(const Context& context, const ConvolutionPlan& plan,
                         const Convolution& convolution, const Boxes& boxes) {
-  const dim3 grid = grid_of(context.op, "tiles", plan.cost.blocks);
+  const dim3 grid =
+      grid_of(context.op, "tiles", convolution.tiles > 1 ? plan.grid : plan.cost.blocks);
   with_math<T>(context, [&](auto math) {
     using List = std::conditional_t<sizeof(T) == 2, HalfVariants, FloatVariants>;
     with_entry<List>(context.op, plan.variant, [&](auto index) {

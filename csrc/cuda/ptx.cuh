@@ -92,8 +92,9 @@ __device__ __forceinline__ void create_barrier(SharedAddress barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
 }
 
-// Barriers that this thread created can be counted at by the engine.
-__device__ __forceinline__ void show_barriers() {
+// What this thread has written to shared memory, barriers too, comes before what the engine does
+// there from now on.
+__device__ __forceinline__ void show_to_engine() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
@@ -136,7 +137,7 @@ __device__ __forceinline__ void copy_box(SharedAddress to, const CUtensorMap& ma
 #else
 constexpr bool copies_boxes = false;
 __device__ __forceinline__ void create_barrier(SharedAddress) {}
-__device__ __forceinline__ void show_barriers() {}
+__device__ __forceinline__ void show_to_engine() {}
 __device__ __forceinline__ void expect_bytes(SharedAddress, uint32_t) {}
 __device__ __forceinline__ void wait_for_phase(SharedAddress, uint32_t) {}
 template <typename... Coordinates>
@@ -144,8 +145,8 @@ __device__ __forceinline__ void copy_box(SharedAddress, const CUtensorMap&, Shar
                                          Coordinates...) {}
 #endif
 
-// A value of which the compiler knows nothing where the engine copies: what follows from it, which is
-// then rarely needed, it does not compute ahead.
+// A value of which the compiler knows nothing where the engine copies: what follows from it, which
+// is then rarely needed, it does not compute ahead.
 __device__ __forceinline__ int rarely(int value) {
   if constexpr (copies_boxes) {
     asm volatile("" : "+r"(value));
@@ -293,6 +294,29 @@ __device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint3
   uint32_t selected;
   asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(selected) : "r"(mask), "r"(a), "r"(b));
   return selected;
+}
+
+// Of two values of T (__half or __nv_bfloat16) each: a * b + c, rounded once.
+template <typename T>
+__device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result = 0;
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  } else {
+#if __CUDA_ARCH__ >= 800
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+#else
+    __trap();  // the operators refuse bfloat16 on Turing
+#endif
+  }
+  return result;
+}
+
+// All ones for those of two halves whose sign is minus.
+__device__ __forceinline__ uint32_t signs_of(uint32_t halves) {
+  uint32_t ones;
+  asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(ones) : "r"(halves));
+  return ones;
 }
 
 // Programmatic dependent launch: until the kernels before this one are through, and their results

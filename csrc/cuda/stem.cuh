@@ -102,7 +102,7 @@ __device__ __forceinline__ PixelGroup load_packed_pixels(const Source& source, i
 }
 
 template <typename T, bool bytes, int n_tiles>
-__global__ void __launch_bounds__(stem_warps * 32, 2)
+__global__ void __launch_bounds__(stem_warps * 32, stem_blocks)
     stem_kernel(const __grid_constant__ Stem stem,
                 const __grid_constant__ NormalizationTable values) {
   using Math = HalfMath<T>;

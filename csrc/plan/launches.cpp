@@ -73,6 +73,8 @@ void write(std::ostream& out, const Plan& blocks) {
   object.number("taps", blocks.live_taps);
   object.number("chunk", blocks.chunk);
   object.number("stages", blocks.stages);
+  object.number("boxes", blocks.boxes);
+  object.number("tiles", blocks.tiles);
   object.number("shared_bytes", blocks.layout.total);
   object.number("blocks", blocks.cost.blocks);
   object.number("resident", blocks.cost.resident);

@@ -114,17 +114,19 @@ int boxes_of(const Axis& rows, const Axis& columns, const std::vector<const Taps
   return rows.slots / boxes <= most_box_elements ? boxes : 0;
 }
 
-// Shared memory of so many stages, and at least so much for what is staged on the way out and for
-// so many edges.
+// Shared memory of so many stages, of what is staged on the way out, in the same place or apart,
+// and of so many edges.
 SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages, int itemsize,
-                       int staging_bytes, int middle_bytes, int edges = 0) {
+                       int staging_bytes, int middle_bytes, int edges = 0, bool apart = false) {
   SharedLayout layout;
   layout.stages =
       round_up(positions_at + std::max(slots * position_bytes, edges * edge_bytes), box_alignment);
   layout.weights = round_up(slots * (chunk * itemsize + slot_padding), box_alignment);
   layout.stage_bytes =
       round_up(layout.weights + weight_rows * weight_row(n) * itemsize, box_alignment);
-  layout.middle = layout.stages + std::max(stages * layout.stage_bytes, staging_bytes);
+  const int end = layout.stages + stages * layout.stage_bytes;
+  layout.staging = apart ? end : layout.stages;
+  layout.middle = std::max(end, layout.staging + staging_bytes);
   layout.total = layout.middle + middle_bytes;
   return layout;
 }
@@ -137,8 +139,9 @@ double issue_rate(double warps) {
 // Predicted clocks of a launch: every block waits for its first loads, and what is resident beside
 // it fills that time; then the slowest of products, shared memory, loads and issue. A block alone
 // is issued more slowly than beside others.
+// A block that computes several tiles waits for its first loads once.
 void predict(Cost& cost, int warps, int chunks, int stages, Arithmetic arithmetic,
-             const DeviceLimits& limits) {
+             const DeviceLimits& limits, bool several = false) {
   const double waves = std::ceil(double(cost.blocks) / (double(limits.multiprocessors)));
   // As many blocks as are resident overlap their waiting, but share the rates.
   const int together = int(std::min<double>(cost.resident, waves));
@@ -147,9 +150,10 @@ void predict(Cost& cost, int warps, int chunks, int stages, Arithmetic arithmeti
                                  (cost.loaded_bytes + cost.stored_bytes) / loaded_bytes_per_cycle});
   const double busy = std::max(moved, cost.instructions / issue_rate(double(warps) * together));
   // Of one stage, nothing is on its way while another is multiplied.
-  const double alone = launch_cycles + (chunks - 1) * (stages == 1 ? launch_cycles : chunk_cycles) +
+  const double alone = (chunks - 1) * (stages == 1 ? launch_cycles : chunk_cycles) +
                        std::max(moved, cost.instructions / issue_rate(warps));
-  cost.cycles = std::max(waves * busy, waves / together * alone);
+  const double turns = waves / together;
+  cost.cycles = std::max(waves * busy, turns * alone + launch_cycles * (several ? 1.0 : turns));
   cost.rank = cost.cycles + issue_share * waves * cost.instructions / schedulers;
 }
 
@@ -287,38 +291,46 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
           continue;
         }
         plan.chunk = chunk;
-        plan.boxes = shape.prologue ? 0
-                                    : boxes_of(plan.rows, plan.columns, {&plan.taps},
-                                               chunk * itemsize + slot_padding, limits);
-        plan.cost.instructions = work_of(plan, shape).instructions();
+        plan.boxes = boxes_of(plan.rows, plan.columns, {&plan.taps},
+                              chunk * itemsize + slot_padding, limits);
         const int chunks = chunks_of(shape.channels, chunk);
-        // A prologue is applied to what has come while another stage is on its way.
-        const int fewest = shape.prologue ? 2 : 1;
-        for (int stages = std::clamp(chunks, fewest, most_stages); stages >= fewest; stages--) {
-          plan.stages = stages;
-          plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
-                                  staging, 0, plan.tile.height + width);
-          if (plan.layout.total > limits.shared_bytes) {
-            continue;
+        const double depth =
+            double(depth_of(shape.channels, step_of(shape.arithmetic))) * plan.taps.count;
+        Cost& cost = plan.cost;
+        cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
+        cost.products = double(pixels) * n * depth;
+        const int passes =
+            bank_passes(width_log2, plan.columns.slot_step,
+                        plan.rows.slot_step * plan.columns.slots, chunk * itemsize + slot_padding);
+        cost.shared_bytes = depth * bytes_read(variant, itemsize, passes) + 2.0 * staging;
+        cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
+        if (plan.boxes > 0) {  // with them comes what fills the slots, but of a source's last
+          cost.loaded_bytes += double(slots) * slot_padding * (chunks - sources);
+        }
+        cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
+        // Blocks that compute several tiles have the next one's first chunks on their way while
+        // they write one. A prologue is applied to what has come meanwhile, and in one tile only.
+        for (const bool several : {false, true}) {
+          const int most = several ? most_stages : std::min(chunks, most_stages);
+          const int fewest = several || shape.prologue ? 2 : 1;
+          for (int stages = std::max(most, fewest); stages >= fewest; stages--) {
+            plan.stages = stages;
+            plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
+                                    staging, 0, plan.tile.height + width, several);
+            cost.resident =
+                resident_of(plan.layout.total, variant.warps * 32, registers_of(variant), limits);
+            const int64_t at_once = int64_t(cost.resident) * limits.multiprocessors;
+            plan.grid = several ? at_once : cost.blocks;
+            plan.tiles = int(divide_up(cost.blocks, plan.grid));
+            const bool is_one =
+                plan.boxes > 0 && !shape.prologue && plan.tiles > 1 && cost.blocks < most_tiles;
+            if (plan.layout.total > limits.shared_bytes || (several && !is_one)) {
+              continue;
+            }
+            cost.instructions = work_of(plan, shape).instructions();
+            predict(cost, variant.warps, chunks, stages, shape.arithmetic, limits, several);
+            cheapest.offer(plan, asked_for);
           }
-          const double depth =
-              double(depth_of(shape.channels, step_of(shape.arithmetic))) * plan.taps.count;
-          Cost& cost = plan.cost;
-          cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
-          cost.resident =
-              resident_of(plan.layout.total, variant.warps * 32, registers_of(variant), limits);
-          cost.products = double(pixels) * n * depth;
-          const int passes = bank_passes(width_log2, plan.columns.slot_step,
-                                         plan.rows.slot_step * plan.columns.slots,
-                                         chunk * itemsize + slot_padding);
-          cost.shared_bytes = depth * bytes_read(variant, itemsize, passes) + 2.0 * staging;
-          cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
-          if (plan.boxes > 0) {  // with them comes what fills the slots, but of a source's last
-            cost.loaded_bytes += double(slots) * slot_padding * (chunks - sources);
-          }
-          cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
-          predict(cost, variant.warps, chunks, stages, shape.arithmetic, limits);
-          cheapest.offer(plan, asked_for);
         }
       }
     }
@@ -458,7 +470,7 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
   Cost& cost = plan.cost;
   cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
   plan.tile.invert(cost.blocks);
-  cost.resident = resident_of(plan.layout.total, stem_warps * 32, 128, limits);
+  cost.resident = resident_of(plan.layout.total, stem_warps * 32, stem_registers, limits);
   cost.products = double(stem_pixels) * stem_depth * n;
   cost.shared_bytes =
       8.0 * patch_pixels + 2.0 * stem_depth * (stem_pixels + stem_warps * n) + 2.0 * staging;

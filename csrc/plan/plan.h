@@ -23,6 +23,7 @@ enum class Arithmetic { half, tf32, float32 };
 Arithmetic arithmetic_of(bool is_float32, bool allow_tf32, const DeviceLimits& limits);
 
 constexpr int most_taps = 9;
+constexpr int64_t most_tiles = int64_t(1) << 31;
 constexpr int most_sources = 8;  // inputs of one launch; more are joined before it
 
 // i * inverse_of(d) >> inverse_log2 is i / d as long as i * d is below 2^20.
@@ -112,6 +113,7 @@ struct SharedLayout {
   int stages = 0;       // offset of the first
   int stage_bytes = 0;  // from stage to stage
   int weights = 0;      // of a stage, behind its pixels
+  int staging = 0;      // of sums on their way out: where the stages are, or behind them
   int middle = 0;       // asymmetric pairs only: what lies between the two convolutions
   int total = 0;
 };
@@ -139,7 +141,7 @@ struct ConvolutionShape {
 // What the blocks of a launch do, for the time model. Bytes are those that blocks ask of the last
 // cache, once for each block.
 struct Cost {
-  int64_t blocks = 0;
+  int64_t blocks = 0;       // tiles, if blocks compute several
   int resident = 1;         // blocks of a multiprocessor at once
   double products = 0;      // multiply-accumulates of a block, padding included
   double shared_bytes = 0;  // that a block reads in shared memory for them, a pass over the banks
@@ -155,9 +157,11 @@ struct Cost {
 struct Plan {
   Variant variant;
   Tile tile;
-  int chunk = 16;  // channels at a time
-  int stages = 2;  // chunks in shared memory
-  int boxes = 0;   // of a tensor that a chunk's pixels are, if an engine copies them; else 0
+  int chunk = 16;    // channels at a time
+  int stages = 2;    // chunks in shared memory
+  int boxes = 0;     // of a tensor that a chunk's pixels are, if an engine copies them; else 0
+  int tiles = 1;     // that blocks compute, one after the other, or one less
+  int64_t grid = 0;  // blocks, where they compute several tiles
   int live_taps = 0;
   SharedLayout layout;
   Cost cost;
@@ -190,6 +194,8 @@ int live_taps(const ConvolutionShape& shape);
 bool is_stem(const ConvolutionShape& shape);
 
 constexpr int stem_warps = 8, stem_m_tiles = 2, stem_channels = 3;
+// With so many, three blocks find room on a multiprocessor.
+constexpr int stem_blocks = 3, stem_registers = 80;
 constexpr int stem_pixels = stem_warps * stem_m_tiles * 16;
 constexpr int stem_depth = 48;  // of the products: three rows of four pixels of four channels
 constexpr int stem_group = 4;   // pixels of the picture that a thread brings

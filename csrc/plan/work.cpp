@@ -59,6 +59,7 @@ void add_boxes(Work& work, double warps, int chunks, int boxes) {
   work.boxes += boxes;
   work.box_chunks += warps * chunks;
   work.box_warps += warps;
+  work.box_tiles += warps;
 }
 
 // Of a tile's pixels, those inside the picture.
@@ -93,15 +94,17 @@ Work work_of(const ConvolutionPlan& plan, const ConvolutionShape& shape) {
   const int slots = plan.rows.slots * plan.columns.slots;
   const double warps = variant.warps;
   Work work;
+  const double pixel_vectors = chunks * warps_of(int64_t(slots) * (plan.chunk / elements));
+  work.transformed_vectors = shape.prologue ? pixel_vectors : 0;
+  work.slots = shape.prologue || plan.boxes == 0 ? warps_of(slots) : 0;
   if (plan.boxes > 0) {
     add_boxes(work, warps, chunks, chunks * (plan.boxes + 1));
+    work.box_warps *= double(plan.grid) / double(plan.cost.blocks);
   } else {
-    work.pixel_vectors = chunks * warps_of(int64_t(slots) * (plan.chunk / elements));
-    work.transformed_vectors = shape.prologue ? work.pixel_vectors : 0;
+    work.pixel_vectors = pixel_vectors;
     work.weight_vectors =
         weight_vectors(chunks, plan.taps.count * plan.chunk, variant.channels(), elements);
     work.copies = work.chunks = warps * chunks;
-    work.slots = warps_of(slots);
     work.warps = warps;
   }
   if (variant.sliding) {

@@ -296,6 +296,8 @@ SQUARE_PAIRS = [
     for width in (8, 31, 61, 112)
     for dilation in (1, 4, 36)
 ]
+
+
 def test_two_convolutions_are_one_launch_where_that_pays(monkeypatch):
     for ask in SQUARE_PAIRS:
         own, together, apart = alternatives(monkeypatch, ask)

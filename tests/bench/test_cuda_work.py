@@ -18,27 +18,40 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_instructions_of_a_launch():
-    """Of a full GPU, those of twice as many rows are twice as many, and take twice as long."""
+    """Of a full GPU, those of twice as many rows are twice as many, and take twice as long.
+
+    What a block does before its first tile is done once.
+    """
     small, large = (conv((31,), 31, (size, 1024), (1, 1)) for size in (512, 1024))
-    for part in ("copy", "product", "epilogue", "other"):
-        assert large["instructions"][part] == pytest.approx(2 * small["instructions"][part]), part
+    for part, instructions in small["instructions"].items():
+        rest = 0.03 if part == "other" else 1e-6
+        assert large["instructions"][part] == pytest.approx(2 * instructions, rel=rest), part
     one, two = (Model(H200, torch.float16).launch(answer) for answer in (small, large))
     assert one.instructions == sum(small["instructions"].values())
     assert one.issue == pytest.approx(one.instructions / (4 * 132 * 1.83e9))
-    assert two.issue == pytest.approx(2 * one.issue)
+    assert two.issue == pytest.approx(2 * one.issue, rel=0.03)
     # Four instructions a clock at 0.7 of the time.
     assert two.predicted >= two.issue / 0.7
 
 
-def test_work_is_that_of_the_loops():
+@pytest.mark.parametrize("copies", ["threads", ""])
+def test_work_is_that_of_the_loops(monkeypatch, copies):
     """A 1x1 of 48 channels, 40 of them the result's, in tiles and chunks that all divide."""
+    monkeypatch.setenv("FASSD_KERNELS_CUDA_COPIES", copies)
     answer = conv((48,), 40, (64, 64), (1, 1))
     (plan,), work = answer["blocks"], answer["work"]
     blocks, chunks = plan["blocks"], math.ceil(48 / plan["chunk"])
     pixels, n = plan["tile_width"] * plan["tile_height"], plan["n_tiles"]
     warps, m = plan["warps"], plan["m_tiles"]
-    assert work["pixel_vectors"] == blocks * chunks * pixels * plan["chunk"] / 8 / 32
-    assert work["weight_vectors"] == blocks * chunks * math.ceil(plan["chunk"] * n / 32)
+    if copies:
+        assert plan["boxes"] == work.get("boxes", 0) == 0
+        assert work["pixel_vectors"] == blocks * chunks * pixels * plan["chunk"] / 8 / 32
+        assert work["weight_vectors"] == blocks * chunks * math.ceil(plan["chunk"] * n / 32)
+    else:
+        assert plan["boxes"] == 1
+        assert work["boxes"] == 2 * blocks * chunks
+        assert work["box_chunks"] == warps * blocks * chunks
+        assert "pixel_vectors" not in work
     assert work["steps"] == blocks * warps * 3  # of 16 channels
     assert work["products"] == work["steps"] * (m * n + m + math.ceil(n / 2))
     assert work["plain_vectors"] == blocks * math.ceil(pixels * n / 32)

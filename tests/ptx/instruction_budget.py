@@ -1,9 +1,9 @@
 """How many instructions each kernel may execute for its work: ``instruction_budget.json``.
 
-Of a copy to shared memory, for 32 lanes' 16 bytes, or for a box; of products, for a warp's step of channels; of
-the epilogue, for 32 lanes' eight channels of a pixel; of the rest, for a warp. By kernel, and by
-what its epilogue does. ``python -m ptx.count --budget`` writes it anew; whoever runs it answers for
-the difference.
+Of a copy to shared memory, for 32 lanes' 16 bytes, or for a box; of products, for a warp's step of
+channels; of the epilogue, for 32 lanes' eight channels of a pixel; of the rest, for a warp. By
+kernel, and by what its epilogue does. ``python -m ptx.count --budget`` writes it anew; whoever runs
+it answers for the difference.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ UNITS = {
     "epilogue": tuple(
         f"{ending}_vectors" for ending in ("plain", "copied", "residual", "resized", "addend")
     ),
-    "other": ("warps", "box_warps", "stem_warps", "argmax_warps", "enlarged_vectors", "streamed_vectors"),
+    "other": (
+        "warps",
+        "box_warps",
+        "stem_warps",
+        "argmax_warps",
+        "enlarged_vectors",
+        "streamed_vectors",
+    ),
 }
 HALF, FLOAT32 = 0, 2
 

@@ -11,10 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conformance import cases
+from conformance import cases, harness
 from conformance.harness import (
     EXECUTED,
     TOLERANCES,
@@ -26,6 +27,8 @@ from conformance.harness import (
     check_result,
 )
 from ptx import executor
+from ptx.calibration import as_kernels_leave_it
+from ptx.mutations import padded
 from torch import nn
 
 import fassd
@@ -36,6 +39,7 @@ from fassd_kernels.triton.packing import pack
 
 pytestmark = pytest.mark.skipif(EXECUTED != "cuda", reason="PTX_SETTINGS is not set: see README.md")
 VARIANT, FUSION = "FASSD_KERNELS_CUDA_VARIANT", "FASSD_KERNELS_CUDA_FUSION"
+COPIES = "FASSD_KERNELS_CUDA_COPIES"
 PATH = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
 SHARED_KIB = {80: 163, 86: 99, 90: 227}  # that a block can have, by compute capability
 CAPABILITY = executor.DEFAULTS["capability"]
@@ -54,12 +58,17 @@ def subject(operator: str) -> Subject:
     return Subject(operator, Target(fassd_kernels.backends()["cuda"], "cpu"))
 
 
-def planned(call: Call, dtype: torch.dtype) -> list[object]:
-    """The kernel of a call's first launch, and its warps, m_tiles and n_tiles."""
+def launches_of(call: Call, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """What is planned for a call on the executed GPU."""
     gpu = [executor.DEFAULTS["multiprocessors"], SHARED_KIB[CAPABILITY] * 1024, CAPABILITY]
     call = call.to(dtype)
     operator = getattr(torch.ops.fassd_kernels_plan, call.operator)
-    launch = json.loads(operator(*call.positional, **call.keywords, gpu=gpu))[0]
+    return json.loads(operator(*call.positional, **call.keywords, gpu=gpu))
+
+
+def planned(call: Call, dtype: torch.dtype) -> list[object]:
+    """The kernel of a call's first launch, and its warps, m_tiles and n_tiles."""
+    launch = launches_of(call, dtype)[0]
     return [launch["kernel"], *(launch["blocks"][0][n] for n in ("warps", "m_tiles", "n_tiles"))]
 
 
@@ -143,6 +152,72 @@ def test_fusion(monkeypatch: pytest.MonkeyPatch, fusion: str, dtype: torch.dtype
     monkeypatch.setenv(FUSION, fusion)
     for call in SEVERAL:
         check(subject(call.operator), call, dtype, "channels_last")
+
+
+ENGINE = pytest.mark.skipif(CAPABILITY < 90, reason="the copy engine came with 9.0")
+
+
+def copied_boxes() -> int:
+    """How often the engine was told to copy since the counts were forgotten."""
+    counts = executor.counts()
+    return sum(one.warps for one in counts if one.opcode.startswith("cp.async.bulk.tensor"))
+
+
+@ENGINE
+@pytest.mark.parametrize("copies", ["", "threads"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_copies(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, copies: str) -> None:
+    """By the engine, of images as kernels leave them, or by threads: as it is asked for."""
+    monkeypatch.setenv(COPIES, copies)
+    monkeypatch.setitem(harness.LAYOUTS, "padded", padded)
+    for call in (*CONVOLUTIONS, *SEVERAL):
+        executor.forget_counts()
+        check(subject(call.operator), call, dtype, "padded")
+        assert (copied_boxes() > 0) == (copies == ""), call
+
+
+def strided(x: torch.Tensor, strides: tuple[int, int, int, int]) -> torch.Tensor:
+    """The first picture of an image again and again, or all of them, at other distances."""
+    room = x.new_zeros(sum(s * (n - 1) for s, n in zip(strides, x.shape, strict=True)) + x.numel())
+    pictures = 1 if strides[0] == 0 else len(x)
+    room.as_strided((pictures, *x.shape[1:]), strides).copy_(x[:pictures])
+    return room.as_strided(x.shape, strides)
+
+
+@ENGINE
+@pytest.mark.parametrize(
+    "strides",
+    [
+        (0, 1, 320, 16),  # one picture, expanded
+        (1928, 1, 320, 16),  # pictures that are no whole number of rows apart
+        (3840, 1, 640, 32),  # slices of wider pixels
+        (2400, 1, 400, 20),  # pixels 40 bytes apart
+        (2400, 1, 400, 16),  # rows with something behind them
+        (1920, 120, 20, 1),  # planes
+    ],
+)
+def test_images_of_which_the_engine_may_not_copy(strides: tuple[int, int, int, int]) -> None:
+    call = cases.conv_act(2, (16,), 24, (6, 20)).to(torch.float16)
+    x = strided(call.arguments["inputs"][0], strides)
+    weight = call.arguments["weight"]
+    executor.forget_counts()
+    result = ops.operator("conv_act", "cuda")([x], weight)
+    expected = nn.functional.conv2d(x.double(), weight.double(), padding=1)
+    check_close(result, expected, TOLERANCES[torch.float16])
+    assert (copied_boxes() > 0) == (strides == (3840, 1, 640, 32))
+
+
+@ENGINE
+def test_blocks_compute_several_tiles() -> None:
+    """Where a GPU has fewer multiprocessors than a picture has tiles."""
+    call = cases.conv_act(2, (16, 40), 24, (150, 300), activation="relu")
+    (launch,) = launches_of(call, torch.float16)
+    (blocks,) = launch["blocks"]
+    few = executor.DEFAULTS["multiprocessors"] <= 4
+    assert (blocks["tiles"] > 1) == few
+    executor.forget_counts()
+    check(subject("conv_act"), call.map(as_kernels_leave_it), torch.float16, "channels_last")
+    assert few <= (max(one.blocks for one in executor.counts()) < blocks["blocks"])
 
 
 def test_what_the_gpu_offers_decides_the_plan() -> None:

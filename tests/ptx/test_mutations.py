@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from conformance.harness import EXECUTED
 from ptx import mutations
 
-SAMPLE = [*mutations.PRIMITIVES[::10], *(mutations.KERNELS[::40] if EXECUTED else ())]
+TRIED = mutations.tried()
+SAMPLE = [*TRIED[: len(mutations.PRIMITIVES) : 10], *TRIED[len(mutations.PRIMITIVES) :: 40]]
 
 
 @pytest.mark.parametrize("mutation", SAMPLE, ids=str)

@@ -61,8 +61,10 @@ class Plan:
         taps: number of taps that reach the picture.
         chunk: number of input channels at a time.
         stages: number of chunks in shared memory at once.
+        boxes: number of boxes in which an engine copies a chunk's pixels; 0 where threads copy.
+        tiles: number of tiles that a block computes, or one less.
         shared_bytes: bytes of shared memory that a block takes.
-        blocks: number of blocks of the launch.
+        blocks: number of tiles of the launch.
         resident: number of blocks of a multiprocessor at once.
         products: multiply-accumulates of a block, padding included.
         shared_read, loaded, stored: bytes that a block reads in shared memory, asks of the last
@@ -80,6 +82,8 @@ class Plan:
     taps: int
     chunk: int
     stages: int
+    boxes: int
+    tiles: int
     shared_bytes: int
     blocks: int
     resident: int

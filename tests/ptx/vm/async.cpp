@@ -204,8 +204,7 @@ void start_tile(Warp& warp, const Instruction& i, uint32_t mask) {
     fault_if(map.magic != TensorMap::kMagic || int(map.rank) != rank, warp, i, lane,
              "no tensor map of rank ", rank);
     const uint64_t shared = address_of(warp, i.address[to_shared ? 0 : 1], lane);
-    fault_if(shared % 128, warp, i, lane,
-             "the tile in shared memory is not aligned");
+    fault_if(shared % 128, warp, i, lane, "the tile in shared memory is not aligned");
     uint64_t elements = 1;
     for (uint32_t d = 0; d < map.rank; ++d) {
       elements *= map.box[d];
