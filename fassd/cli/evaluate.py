@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from fassd.io.panel import Tile
     from fassd.training import Evaluation
 
+CITYSCAPES_CLASSES = 19
+NAMED_WEIGHTS = (None, "synthetic", "cityscapes", "random")
 LEGEND_UP_TO = 40  # classes; of more, the legend shows those that occur
 OF_THE_TALK = ["fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2"]
 
@@ -86,7 +88,8 @@ def val(
 
     Every picture is seen at full resolution, alone, as the authors do; --scales and --flip
     average the probabilities of several views. Classes are matched by name where the weights tell
-    their names, as those of [cyan]fassd train[/] do, else by position. An exported file
+    their names, as those of [cyan]fassd train[/] do, else by position; where one of a card covers
+    several of the network's, as CamVid's do, their probabilities are summed. An exported file
     ([cyan]-m net.onnx[/]) is scored by the same rules; one that takes a single size sees every
     picture resized to it. With -o: [cyan]confusion.csv[/] (pixels), [cyan]confusion.png[/] (shares)
     and [cyan]scores.json[/].
@@ -116,9 +119,9 @@ def val(
     dataset = SegmentationDataset(load_card(data, root), split)
     indices = range(len(dataset))[:limit]
     with process_group(device_for(model, device)) as home:
-        count = dataset.card.num_classes
-        chosen = pick_network(model, weights, None, alpha, default_classes=count)
+        chosen = _network_for(dataset.card, model, weights, alpha)
         network = _segmenter(chosen, backend, dtype, home).model
+        _check_classes(network, dataset.card, chosen)
         if is_main():
             tell_weights(chosen.weights, network)
         evaluation = _evaluated(network, dataset, indices, scales, flip)
@@ -143,6 +146,27 @@ def val(
         _report(evaluation, settings, home, json_, output)
     if evaluation.skipped:
         raise typer.Exit(1)
+
+
+def _network_for(card: Card, model: str | None, weights: str | None, alpha: int | None) -> Network:
+    """What the options choose; of Cityscapes' classes where the card covers those of a list."""
+    finer = card.covers and weights in NAMED_WEIGHTS
+    count = CITYSCAPES_CLASSES if finer else card.num_classes
+    return pick_network(model, weights, None, alpha, default_classes=count)
+
+
+def _check_classes(network: torch.nn.Module, card: Card, chosen: Network) -> None:
+    """Compare the classes of a network and a card before any picture is read.
+
+    Raises:
+        ValueError: they do not fit; the message names the file of weights.
+    """
+    from fassd.evaluation.evaluate import matched
+
+    try:
+        matched(network, card)
+    except ValueError as error:
+        raise ValueError(f"{chosen.weights or chosen.model}: {error}") from error
 
 
 def _evaluated(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fassd.data.card import Card
+from fassd.data.groups import LabelSpace
 from fassd.distributed import sum_over_ranks, world_size
 from fassd.io.palette import labels_by_name
 from fassd.models import NetworkInfo, create_model, load_checkpoint
@@ -19,6 +19,7 @@ from fassd.models.info import remember
 from fassd.models.zoo import weights_file
 from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled_pictures
 from fassd.training.optim import (
+    cosine_learning_rate,
     create_optimizer,
     flatten_optimizer,
     moving_average,
@@ -40,7 +41,7 @@ class Learner:
     """A network with all that changes while it learns.
 
     Args:
-        recipe, card, device: the settings, the data whose classes are learnt, and where.
+        recipe, space, device: the settings, the classes that are learnt, and where.
         start: whether to load the weights that the recipe starts from; a checkpoint has them all.
         tell: called with what the loading of those weights has to say.
 
@@ -54,7 +55,7 @@ class Learner:
     def __init__(
         self,
         recipe: Recipe,
-        card: Card,
+        space: LabelSpace,
         device: torch.device,
         *,
         start: bool,
@@ -63,7 +64,7 @@ class Learner:
         self.recipe = recipe
         self.device = device
         torch.manual_seed(recipe.seed)
-        self.model = _network(recipe, card, start, tell).to(device)
+        self.model = _network(recipe, space, start, tell).to(device)
         if recipe.channels_last:
             # PyTorch's annotations have `memory_format` only together with a tensor or a dtype.
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -83,9 +84,9 @@ class Learner:
         self.optimizer = create_optimizer(recipe, self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.loss = (
-            BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold)
+            BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold, groups=space.groups)
             if recipe.loss == "bootstrapped"
-            else CrossEntropy()
+            else CrossEntropy(groups=space.groups)
         )
 
     @property
@@ -105,9 +106,10 @@ class Learner:
     def learning_rate(self, step: int) -> float:
         """The rate of optimizer step `step`, counted from 0."""
         recipe = self.recipe
-        return poly_learning_rate(
-            step, recipe.learning_rate, recipe.steps, recipe.power, recipe.warmup
-        )
+        base, steps = recipe.learning_rate, recipe.steps
+        if recipe.schedule == "cosine":
+            return cosine_learning_rate(step, base, steps, recipe.warmup)
+        return poly_learning_rate(step, base, steps, recipe.power, recipe.warmup)
 
     # ----------------------------------------------------------------------------------- learning
 
@@ -210,15 +212,17 @@ class Learner:
             self.scaler.load_state_dict(facts[SCALER])
 
 
-def _network(recipe: Recipe, card: Card, start: bool, tell: Callable[[str], object]) -> nn.Module:
+def _network(
+    recipe: Recipe, space: LabelSpace, start: bool, tell: Callable[[str], object]
+) -> nn.Module:
     """The network of a recipe, with the weights that it starts from."""
-    model = create_model(recipe.model, card.num_classes, recipe.alpha)
+    model = create_model(recipe.model, len(space.classes), recipe.alpha)
     weights = recipe.weights or ("imagenet" if recipe.encoder == "imagenet" else None)
     if weights is not None and start:
         file = weights_file(recipe.model, weights)
         tell(str(load_checkpoint(model, file, strict=recipe.weights is None)))
-        _reorder_head(model, card.class_names)
-    remember(model, NetworkInfo.of(recipe.model, recipe.alpha, card.classes))
+        _reorder_head(model, space.class_names)
+    remember(model, NetworkInfo.of(recipe.model, recipe.alpha, space.classes))
     return model
 
 

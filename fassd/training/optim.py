@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,19 @@ def poly_learning_rate(
         raise ValueError(f"step must be from 0 to {total_steps - 1}, got {step}")
     rate = base * (1 - (step + 1) / total_steps) ** power
     return rate * min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def cosine_learning_rate(step: int, base: float, total_steps: int, warmup_steps: int = 0) -> float:
+    """As `poly_learning_rate`, but base * (1 + cos(pi * (step + 1) / total)) / 2.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR
+    2017, eq. 5, without restarts.
+
+    Raises:
+        ValueError: `step` is not in 0 .. total_steps - 1.
+    """
+    rate = poly_learning_rate(step, base, total_steps, 0.0, warmup_steps)
+    return rate * (1 + math.cos(math.pi * (step + 1) / total_steps)) / 2
 
 
 def create_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

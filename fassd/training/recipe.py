@@ -25,8 +25,8 @@ from fassd.io.untrusted import problem, read_text, read_yaml, shortened, shown
 
 # fmt: off
 CHANGEABLE = frozenset((
-    "learning_rate", "log_every", "power", "save_every", "steps", "threads", "val_every",
-    "val_pictures", "warmup", "workers",
+    "learning_rate", "log_every", "power", "save_every", "schedule", "steps", "threads",
+    "val_every", "val_pictures", "warmup", "workers",
 ))
 # fmt: on
 """Settings that may change when a run is resumed."""
@@ -77,6 +77,8 @@ class Recipe(BaseModel):
             from Kaiming normal.
         weights: what to start from instead: a file or name that `fassd.load_checkpoint` or
             `fassd.create_model` takes. Tensors of other shapes (another head) stay random.
+        shares: of the pictures that each data set has, in any unit; None takes each picture of all
+            equally often.
         crop: height and width in pixels that the network sees in training.
         scale: smallest and largest factor by which pictures are resized before the crop.
         flip: probability of mirroring left and right.
@@ -84,10 +86,11 @@ class Recipe(BaseModel):
         loss: "bootstrapped" (`BootstrappedCrossEntropy`) or "cross_entropy".
         min_pixels, threshold: K and the threshold of the bootstrapped loss.
         optimizer: "sgd" (with `momentum`) or "adamw".
-        learning_rate: at the start; it falls to 0 as (1 - step / steps) ** `power`.
+        learning_rate: at the start; it falls to 0 by the schedule.
+        schedule: "poly", (1 - step / steps) ** `power`, or "cosine", half a wave.
         momentum: of SGD; the first beta of AdamW.
         weight_decay: on every parameter, biases and batch norms too, as the authors have it.
-        power: of the schedule.
+        power: of the poly schedule.
         warmup: steps over which the rate rises from near 0.
         clip: largest norm of the gradient; None does not clip.
         steps: optimizer steps.
@@ -119,6 +122,7 @@ class Recipe(BaseModel):
     alpha: Positive = 2
     encoder: Literal["imagenet", "random"] = "imagenet"
     weights: Text | None = None
+    shares: list[Above0] | None = None
     crop: Annotated[tuple[Positive, Positive], PAIR] = (1024, 1024)
     scale: Annotated[tuple[Above0, Above0], PAIR] = (0.5, 2.0)
     flip: Share = 0.5
@@ -128,6 +132,7 @@ class Recipe(BaseModel):
     threshold: AtLeast0 = 0.3
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Above0 = 0.02
+    schedule: Literal["poly", "cosine"] = "poly"
     momentum: Decay = 0.9
     weight_decay: AtLeast0 = 5e-4
     power: AtLeast0 = 0.9

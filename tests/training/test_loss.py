@@ -110,3 +110,71 @@ def test_bad_settings_and_shapes_are_named():
         BootstrappedCrossEntropy(5, float("nan"))
     with pytest.raises(ValueError, match=r"got \(1, 3, 4, 4\) and \(1, 4, 5\)"):
         BootstrappedCrossEntropy()(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 5))
+
+
+GROUPS = [[0, 2], [1, 3, 4]]
+
+
+def grouped_case():
+    """Labels of 5 classes, of the two groups behind them, and ignored ones."""
+    logits, labels = random_case()
+    generator = torch.Generator().manual_seed(1)
+    groups = torch.randint(5, 7, labels.shape, generator=generator)
+    mixed = labels.where(torch.rand(labels.shape, generator=generator) < 0.5, groups)
+    return logits, mixed.where(labels != 255, 255)
+
+
+def by_hand(logits, labels):
+    """-log of the summed probability of every pixel that counts, picture by picture."""
+    pictures = []
+    for probabilities, truth in zip(logits.double().softmax(1), labels, strict=True):
+        members = [[0], [1], [2], [3], [4], *GROUPS]
+        summed = torch.stack([probabilities[group].sum(0) for group in members])
+        counted = truth != 255
+        chosen = summed.movedim(0, -1)[counted].gather(1, truth[counted][:, None])
+        pictures.append(-chosen[:, 0].log())
+    return pictures
+
+
+@pytest.mark.parametrize("min_pixels", [1, 50, 300, 10_000])
+@pytest.mark.parametrize("threshold", [0.1, 1.0, 100.0])
+def test_a_groups_loss_is_of_its_summed_probability(min_pixels, threshold):
+    logits, labels = grouped_case()
+    expected = []
+    for losses in by_hand(logits, labels):
+        hardest = losses.sort(descending=True).values
+        above = hardest[hardest > threshold]
+        expected.append((above if len(above) > min_pixels else hardest[:min_pixels]).mean())
+    loss = BootstrappedCrossEntropy(min_pixels, threshold, groups=GROUPS)
+    assert loss(logits, labels).item() == pytest.approx(np.mean(expected), rel=1e-5)
+    mean = np.mean([losses.mean().item() for losses in by_hand(logits, labels)])
+    assert CrossEntropy(groups=GROUPS)(logits, labels).item() == pytest.approx(mean, rel=1e-5)
+
+
+def test_labels_without_groups_lose_the_same_where_there_are_groups():
+    logits, labels = random_case()
+    assert CrossEntropy(groups=GROUPS)(logits, labels) == CrossEntropy()(logits, labels)
+
+
+def test_gradients_of_groups():
+    logits, labels = grouped_case()
+    logits, labels = logits[:, :, :4, :4].double().requires_grad_(), labels[:, :4, :4]
+    for loss in (BootstrappedCrossEntropy(8, 1.0, groups=GROUPS), CrossEntropy(groups=GROUPS)):
+        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, labels), logits)
+
+
+def test_a_group_that_is_nearly_impossible_has_a_finite_loss():
+    logits = torch.full((1, 5, 2, 2), -1e4).requires_grad_()
+    with torch.no_grad():
+        logits[:, 1] = 1e4
+    value = CrossEntropy(groups=GROUPS)(logits, torch.full((1, 2, 2), 5))
+    value.backward()
+    assert value.item() == pytest.approx(2e4, rel=1e-4) and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_groups_in_half_precision_are_computed_in_float32(dtype):
+    logits, labels = grouped_case()
+    logits = logits.to(dtype)
+    loss = BootstrappedCrossEntropy(50, groups=GROUPS)
+    assert loss(logits, labels.to(torch.uint8)) == loss(logits.float(), labels)
