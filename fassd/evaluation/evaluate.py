@@ -275,6 +275,8 @@ def _scores(
         (1, the data's classes, H, W) float32 at the picture's size.
     """
     size = sample.image.shape[:2]
+    # A file of labels alone gives 1 for a pixel's class and 0 for the others.
+    of_labels = getattr(getattr(network, "metadata", None), "output", None) == "labels"
     views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     total: Tensor | None = None
     for scale, mirrored in views:
@@ -292,7 +294,7 @@ def _scores(
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)
         if len(views) == 1 and members is None:
             return logits
-        probabilities = logits.softmax(1)
+        probabilities = logits if of_labels else logits.softmax(1)
         total = probabilities if total is None else total.add_(probabilities)
     assert total is not None  # there is at least one scale
     if members is None:

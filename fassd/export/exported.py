@@ -24,9 +24,6 @@ from fassd.export.runtimes import first_line, open_runtime
 from fassd.models.info import NetworkInfo, remember
 from fassd.models.preprocess import MEAN, STD
 
-CERTAIN = 64.0
-"""Logit of the class that a file of labels gives; the others, at 0, have no probability."""
-
 
 def is_exported(model: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a model's name is that of an exported file."""
@@ -90,8 +87,7 @@ class ExportedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (N, classes, H, W) float32 on the CPU.
 
-        A file that gives labels alone gives `CERTAIN` for the class of each pixel and 0 for the
-        others.
+        A file that gives labels alone gives 1 for the class of each pixel and 0 for the others.
 
         Args:
             x: normalised BGR (N, 3, H, W), or uint8 RGB (N, H, W, 3). What the file does not take
@@ -103,7 +99,7 @@ class ExportedNetwork(nn.Module):
         result = self.run(self.prepared(x))
         if self.metadata.output == "logits":
             return result
-        return CERTAIN * F.one_hot(result.long(), self.num_classes).permute(0, 3, 1, 2).float()
+        return F.one_hot(result.long(), self.num_classes).permute(0, 3, 1, 2).float()
 
     def predict_labels(self, x: Tensor) -> Tensor:
         """The class of every pixel, uint8 (N, H, W); `x` as of `forward`.

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -286,6 +287,23 @@ def test_groups_are_scored_by_the_sum_of_their_probabilities(flip):
         return torch.tensor([0, 1, 1, 0])[model(input_of(image))[0, [0, 2, 3]].argmax(0)]
 
     assert not torch.equal(evaluation.matrix, matrix_of(dataset, of_most_likely))
+
+
+def test_what_gives_labels_alone_is_scored_by_their_groups():
+    """An exported file: 1 for a class is all of its probability, be the other group larger."""
+    model, dataset = coarser()
+    dataset.card.covers = (("kind 0", "kind 1", "kind 3"), ("kind 2",))
+
+    class Labels(nn.Module):
+        metadata = SimpleNamespace(output="labels")
+
+        def forward(self, x):
+            return F.one_hot(model(x).argmax(1), CLASSES).movedim(3, 1).float()
+
+    network = Labels()
+    remember(network, NetworkInfo("fassd_net", 2, tuple(f"kind {i}" for i in range(CLASSES))))
+    expected = matrix_of(dataset, lambda image: model(input_of(image))[0].argmax(0).eq(2).int())
+    assert torch.equal(evaluate(network, dataset).matrix, expected)
 
 
 def test_a_card_that_covers_classes_which_the_network_lacks():
