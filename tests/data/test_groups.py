@@ -85,11 +85,11 @@ name: halves
 classes: [{name: dark, covers: road}, {name: bright, covers: [sky, car]}]
 splits: {train: train}
 images: "{split}/{name}.png"
-masks: {files: "{split}/{name}_mask.png", values: threshold}
+masks: {files: "{split}/masks/{name}.png", values: threshold}
 """
     (tmp_path / "card.yaml").write_text(text)
     save(tmp_path / "train/a.png", np.zeros((2, 2, 3), np.uint8))
-    save(tmp_path / "train/a_mask.png", np.array([[0, 255], [127, 128]], np.uint8))
+    save(tmp_path / "train/masks/a.png", np.array([[0, 255], [127, 128]], np.uint8))
     space = label_space([load_card("cityscapes", CARDS), load_card(tmp_path)])
     assert space.groups == ((FINER.index("sky"), FINER.index("car")),)
     labels = SegmentationDataset(space.cards[1], "train")[0].labels
