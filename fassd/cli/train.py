@@ -187,7 +187,7 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
     Raises:
         RecipeError: a setting that cannot change.
     """
-    from fassd.training.recipe import CHANGEABLE, RecipeError, load_recipe
+    from fassd.training.recipe import CHANGEABLE, RecipeError, recipe_of_run
 
     fixed = sorted(set(changes) - CHANGEABLE)
     if fixed:
@@ -196,7 +196,7 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
             f"change is {', '.join(sorted(CHANGEABLE))})"
         )
     file = output / "recipe.yaml"
-    return load_recipe(str(file)).replace(**changes) if changes and file.is_file() else None
+    return recipe_of_run(file).replace(**changes) if changes and file.is_file() else None
 
 
 def _cards(output: Path, data: list[str], roots: list[Path], resume: bool) -> list[Card]:

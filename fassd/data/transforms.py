@@ -20,7 +20,7 @@ class TrainTransform:
 
     Picture and labels are scaled by the same factor, uniform in `scale`, and a window of size
     `crop` is taken at a uniform place. Where the scaled picture is smaller than the window it lies
-    at a uniform place inside, on `MEAN_COLOR` and `IGNORE`. Then, with probability `flip`, left and
+    at a uniform place inside, on `padding` and `IGNORE`. Then, with probability `flip`, left and
     right are swapped.
 
     Only the part that the window shows is resized. Its edges are rounded to whole source pixels,
@@ -34,6 +34,7 @@ class TrainTransform:
         flip: probability of mirroring.
         jitter: 0 .. 1. Brightness, contrast and saturation each change by a factor uniform in
             1 - jitter .. 1 + jitter; labels and padding do not change.
+        padding: RGB colour around pictures that are smaller than the crop.
 
     Raises:
         ValueError: an attribute is out of range.
@@ -43,6 +44,7 @@ class TrainTransform:
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     jitter: float = 0.0
+    padding: tuple[int, ...] = MEAN_COLOR
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or min(self.crop) < 1:
@@ -92,7 +94,7 @@ class TrainTransform:
             image = _jittered(image, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
         labels = _cut(labels, rows, columns, shrink=None)
         return (
-            _framed(image, rows, columns, MEAN_COLOR, mirrored),
+            _framed(image, rows, columns, self.padding, mirrored),
             _framed(labels, rows, columns, (IGNORE,), mirrored),
         )
 

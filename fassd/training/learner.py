@@ -16,6 +16,7 @@ from fassd.distributed import sum_over_ranks, world_size
 from fassd.io.palette import labels_by_name
 from fassd.models import NetworkInfo, create_model, load_checkpoint
 from fassd.models.info import remember
+from fassd.models.layers import init_xavier
 from fassd.models.zoo import weights_file
 from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled_pictures
 from fassd.training.optim import (
@@ -217,10 +218,12 @@ def _network(
 ) -> nn.Module:
     """The network of a recipe, with the weights that it starts from."""
     model = create_model(recipe.model, len(space.classes), recipe.alpha)
+    if recipe.init == "xavier":
+        model.apply(init_xavier)
     weights = recipe.weights or ("imagenet" if recipe.encoder == "imagenet" else None)
     if weights is not None and start:
         file = weights_file(recipe.model, weights)
-        tell(str(load_checkpoint(model, file, strict=recipe.weights is None)))
+        tell(str(load_checkpoint(model, file, strict=False)))
         _reorder_head(model, space.class_names)
     remember(model, NetworkInfo.of(recipe.model, recipe.alpha, space.classes))
     return model

@@ -33,15 +33,23 @@ from fassd.distributed import in_main, is_main, rank, sum_over_ranks, world_size
 from fassd.evaluation.evaluate import Evaluation
 from fassd.models.device import torch_threads
 from fassd.models.info import info_of
+from fassd.models.preprocess import MEAN_COLOR
 from fassd.training import state as files
 from fassd.training.learner import Learner
 from fassd.training.logs import Reporter, RunLogs
 from fassd.training.precision import deterministic, resolve_precision
-from fassd.training.recipe import Recipe, RecipeError, differences, from_dict
+from fassd.training.recipe import (
+    OF_EARLIER_RUNS,
+    Recipe,
+    RecipeError,
+    differences,
+    from_dict,
+)
 from fassd.training.stop import StopRequest
 from fassd.training.stream import MicroBatch, SampleStream, loader
 from fassd.training.validation import validate
 
+BLACK = (0, 0, 0)
 ADVICE = "A lower learning rate, a warmup or clip usually help"
 
 
@@ -173,7 +181,7 @@ class Trainer:
         Raises:
             RecipeError: a change that a run cannot make on its way.
         """
-        run = from_dict(facts["recipe"], str(self.folder))
+        run = from_dict({**OF_EARLIER_RUNS, **facts["recipe"]}, str(self.folder))
         self.changes = list(facts.get("changes", ()))
         if recipe is None:
             return run
@@ -280,7 +288,8 @@ class Trainer:
 
     def _batches(self) -> Generator[list[MicroBatch], None, None]:
         recipe = self.recipe
-        transform = TrainTransform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter)
+        padding = BLACK if recipe.pad == "black" else MEAN_COLOR
+        transform = TrainTransform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter, padding)
         yield from loader(
             SampleStream(self.train_sets, transform, recipe.seed, recipe.shares),
             range(self.step, recipe.steps),

@@ -34,6 +34,9 @@ CHANGEABLE = frozenset((
 
 PRESETS = Path(__file__).with_name("presets")
 
+OF_EARLIER_RUNS = {"init": "kaiming", "pad": "mean"}
+"""Settings that the complete recipes of earlier runs do not name."""
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be read or makes no sense; names the setting and what it accepts."""
@@ -74,7 +77,9 @@ class Recipe(BaseModel):
         model: a name of `fassd.list_models()`.
         alpha: how much narrower DAPF's branches are.
         encoder: "imagenet" starts from the authors' ImageNet encoder (downloaded once), "random"
-            from Kaiming normal.
+            from nothing.
+        init: the convolutions' weights before that: "xavier" normal, as the authors have it, or
+            "kaiming" normal.
         weights: what to start from instead: a file or name that `fassd.load_checkpoint` or
             `fassd.create_model` takes. Tensors of other shapes (another head) stay random.
         shares: of the pictures that each data set has, in any unit; None takes each picture of all
@@ -82,6 +87,7 @@ class Recipe(BaseModel):
         crop: height and width in pixels that the network sees in training.
         scale: smallest and largest factor by which pictures are resized before the crop.
         flip: probability of mirroring left and right.
+        pad: around pictures smaller than the crop, "black" as the authors have it, or "mean" colour.
         jitter: strength of random brightness, contrast and saturation, 0 (none) to 1.
         loss: "bootstrapped" (`BootstrappedCrossEntropy`) or "cross_entropy".
         min_pixels, threshold: K and the threshold of the bootstrapped loss.
@@ -121,10 +127,12 @@ class Recipe(BaseModel):
     model: Text = "fassd_net"
     alpha: Positive = 2
     encoder: Literal["imagenet", "random"] = "imagenet"
+    init: Literal["kaiming", "xavier"] = "xavier"
     weights: Text | None = None
     shares: list[Above0] | None = None
     crop: Annotated[tuple[Positive, Positive], PAIR] = (1024, 1024)
     scale: Annotated[tuple[Above0, Above0], PAIR] = (0.5, 2.0)
+    pad: Literal["black", "mean"] = "black"
     flip: Share = 0.5
     jitter: Share = 0.0
     loss: Literal["bootstrapped", "cross_entropy"] = "bootstrapped"
@@ -151,7 +159,7 @@ class Recipe(BaseModel):
     workers: Annotated[int, Field(ge=0, le=1024)] = 4
     threads: Positive | None = None
     log_every: Positive = 20
-    val_every: Count = 1000
+    val_every: Count = 500
     val_pictures: Positive | None = None
     save_every: Positive = 500
 
@@ -244,6 +252,15 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     if base is not None and not (isinstance(base, str) and base in presets):
         raise RecipeError(f"{path}: preset must be one of {', '.join(presets)}, got {shown(base)}")
     return _changed(_read(PRESETS / f"{base}.yaml") if base else {}, values, str(path))
+
+
+def recipe_of_run(file: Path) -> Recipe:
+    """Read the recipe.yaml that a run left, which is complete.
+
+    Raises:
+        RecipeError, OSError: as `load_recipe`.
+    """
+    return from_dict({**OF_EARLIER_RUNS, **_read(file)}, str(file))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -186,9 +186,10 @@ def test_windows_show_what_they_should_to_within_a_pixel():
     assert np.abs(errors).max() < 1 and abs(np.mean(errors)) < 0.05
 
 
-def test_what_is_beyond_the_picture_is_mean_colour_and_ignored():
+@pytest.mark.parametrize("padding", [MEAN_COLOR, (0, 0, 0)])
+def test_what_is_beyond_the_picture_is_padding_and_ignored(padding):
     image, labels = pair(20, 30)
-    transform = TrainTransform((64, 48), scale=(1, 1), flip=0)
+    transform = TrainTransform((64, 48), scale=(1, 1), flip=0, padding=padding)
     places = set()
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -196,7 +197,7 @@ def test_what_is_beyond_the_picture_is_mean_colour_and_ignored():
         assert result.shape == (64, 48, 3) and result_labels.shape == (64, 48)
         outside = result_labels == IGNORE
         assert outside.sum() == 64 * 48 - 20 * 30
-        assert (result[outside] == MEAN_COLOR).all()
+        assert (result[outside] == padding).all()
         (top, left), (bottom, right) = np.argwhere(~outside)[[0, -1]]
         np.testing.assert_array_equal(result[top : bottom + 1, left : right + 1], image)
         np.testing.assert_array_equal(result_labels[top : bottom + 1, left : right + 1], labels)

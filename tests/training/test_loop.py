@@ -11,6 +11,7 @@ from training.streets import Recorder, at_step, rows, scene, small_recipe, write
 from fassd.data import SegmentationDataset, load_card
 from fassd.io.images import write_image
 from fassd.models import create_model, load_checkpoint
+from fassd.models.preprocess import normalize
 from fassd.models.weights import shipped
 from fassd.training import evaluate
 from fassd.training import state as files
@@ -170,6 +171,50 @@ def test_starts_from_given_weights_but_for_a_head_of_other_classes(card, tmp_pat
     for key, value in source.state_dict().items():
         assert key.startswith("finalConv") or torch.equal(own[key], value)
     assert "misshapen: finalConv.weight" in recorder.messages[0]
+
+
+def test_convolutions_begin_as_the_authors_and_the_encoder_lies_over_them(card, tmp_path):
+    """Of the encoder the tensors of equal shape alone."""
+    torch.manual_seed(0)
+    source = create_model("fassd_net_l2").base.state_dict()
+    source["0.conv.weight"] = torch.ones(5, 3, 3, 3)
+    save_file(source, tmp_path / "encoder.safetensors")
+    recorder = Recorder()
+    recipe = small_recipe(init="xavier", weights=str(tmp_path / "encoder.safetensors"))
+    trainer = Trainer(recipe, card, tmp_path / "run", reporter=recorder)
+    model = trainer.learner.model
+    for key, value in source.items():
+        assert torch.equal(model.base.state_dict()[key], value) == (key != "0.conv.weight")
+    assert "misshapen: base.0.conv.weight" in recorder.messages[0]
+    fresh = [("base.0", model.base[0].conv)]
+    fresh += [(n, m) for n, m in model.named_modules() if n[:4] != "base" and hasattr(m, "stride")]
+    for name, convolution in fresh:
+        if not isinstance(convolution, torch.nn.Conv2d) or convolution.weight.numel() < 400:
+            continue
+        out, into, height, width = convolution.weight.shape
+        deviation = (2 / ((out + into) * height * width)) ** 0.5
+        assert convolution.weight.std().item() == pytest.approx(deviation, rel=0.15), name
+    bias = model.finalConv.bias.abs()
+    assert bias.min() > 0 and bias.max() <= model.finalConv.in_channels**-0.5
+
+
+@pytest.mark.parametrize(("pad", "color"), [("black", (0, 0, 0)), ("mean", (124, 116, 104))])
+def test_what_lies_around_small_pictures(card, tmp_path, pad, color):
+    recipe = small_recipe(pad=pad, scale=[0.25, 0.25], jitter=0.0)
+    ((part,), *_) = Trainer(recipe, card, tmp_path)._batches()
+    expected = torch.from_numpy(normalize(np.full((1, 1, 3), color, np.uint8)))
+    around = (part.labels == 255)[:, None].expand_as(part.images)
+    assert around.float().mean() > 0.8
+    outside = torch.where(around, part.images, expected)
+    assert (outside == expected).float().mean() > 0.99  # the others are ignored in the picture
+
+
+def test_a_run_from_before_there_were_ways_to_pad_goes_on_as_it_began(card, tmp_path):
+    Trainer(small_recipe(steps=2, val_every=0), card, tmp_path).run()
+    tensors, facts, _ = files.latest_state(tmp_path)
+    facts["recipe"] = {k: v for k, v in facts["recipe"].items() if k not in ("init", "pad")}
+    files.save_state(tmp_path, tensors, facts)
+    assert Trainer(None, card, tmp_path, resume=True).recipe == small_recipe(steps=2, val_every=0)
 
 
 def test_deterministic_runs_are_the_same_and_leave_no_trace(card, tmp_path):

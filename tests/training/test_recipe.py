@@ -1,6 +1,6 @@
 import pytest
 
-from fassd.training.recipe import Recipe, RecipeError, list_presets, load_recipe
+from fassd.training.recipe import Recipe, RecipeError, list_presets, load_recipe, recipe_of_run
 
 
 def test_presets():
@@ -15,6 +15,7 @@ def test_the_papers_preset_is_the_papers_recipe():
     assert (recipe.weight_decay, recipe.power, recipe.steps, recipe.batch) == (5e-4, 0.9, 90000, 16)
     assert (recipe.crop, recipe.scale, recipe.flip) == ((1024, 1024), (0.5, 2.0), 0.5)
     assert (recipe.loss, recipe.min_pixels, recipe.threshold) == ("bootstrapped", 4096, 0.3)
+    assert (recipe.init, recipe.pad, recipe.val_every) == ("xavier", "black", 500)
     assert not recipe.sync_bn and recipe.jitter == 0 and recipe.warmup == 0 and recipe.clip is None
 
 
@@ -23,6 +24,20 @@ def test_the_papers_preset_is_the_papers_recipe():
 )
 def test_the_light_presets_differ_in_the_network_alone(preset, model):
     assert load_recipe(preset) == load_recipe("paper").replace(model=model)
+
+
+def test_demo_starts_and_pads_as_the_shipped_weights_did():
+    recipe = load_recipe("demo")
+    assert (recipe.init, recipe.pad) == ("kaiming", "mean")
+
+
+def test_the_recipe_of_a_run_from_before_these_settings(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    lines = load_recipe("paper").to_yaml().splitlines()
+    path.write_text("\n".join(x for x in lines if not x.startswith(("init:", "pad:"))))
+    assert recipe_of_run(path) == load_recipe("paper").replace(init="kaiming", pad="mean")
+    path.write_text(load_recipe("paper").to_yaml())
+    assert recipe_of_run(path) == load_recipe("paper")
 
 
 def test_yaml_round_trip(tmp_path):
