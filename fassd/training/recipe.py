@@ -87,7 +87,7 @@ class Recipe(BaseModel):
         crop: height and width in pixels that the network sees in training.
         scale: smallest and largest factor by which pictures are resized before the crop.
         flip: probability of mirroring left and right.
-        pad: around pictures smaller than the crop, "black" as the authors have it, or "mean" colour.
+        pad: around pictures smaller than the crop, "black" as the authors have it or "mean" colour.
         jitter: strength of random brightness, contrast and saturation, 0 (none) to 1.
         loss: "bootstrapped" (`BootstrappedCrossEntropy`) or "cross_entropy".
         min_pixels, threshold: K and the threshold of the bootstrapped loss.
