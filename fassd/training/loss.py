@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fassd.io.palette import IGNORE
+
+CACHED_ROWS = 8192  # pixels, whose logits and their softmax in float32 have 0.6 MB each
 
 
 class CrossEntropy(nn.Module):
@@ -125,23 +129,84 @@ def pixel_losses(
             "expected logits (N, C, H, W) and labels (N, H, W), got "
             f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         )
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    labels = labels.long()
-    if not groups:
-        return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
-    log = logits.log_softmax(1)
-    grouped = (labels >= logits.shape[1]) & (labels != ignore_index)
-    alone = labels.masked_fill(grouped, ignore_index)
-    losses = F.nll_loss(log, alone, ignore_index=ignore_index, reduction="none")
-    # Few pixels are of groups: gathered, they take little beside the softmax of all.
-    rows = log.movedim(1, -1)[grouped]
-    classes = labels[grouped] - logits.shape[1]
     allowed = torch.zeros(len(groups), logits.shape[1], dtype=torch.bool, device=logits.device)
     for row, group in zip(allowed, groups, strict=True):
         row[group] = True
-    summed = rows.masked_fill(~allowed[classes], -torch.inf).logsumexp(1)
-    return losses.masked_scatter(grouped, -summed)
+    return cast(Tensor, _PixelLosses.apply(logits, labels.long(), ignore_index, allowed))
+
+
+class _PixelLosses(torch.autograd.Function):
+    """Cross entropy of each pixel, and the gradients of those that count in the end.
+
+    With bootstrapping these are few. The full-size logits are the largest tensor of a training
+    step: here they are read where they lie, piece by piece in the cache, instead of copied to other
+    layouts and types and back. Of FASSD-Net's step with four crops of 360x480 in bfloat16, on one
+    thread, that takes 0.08 s instead of 0.21 of 1.12.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int, allowed: Tensor
+    ) -> Tensor:
+        rows, flat = logits.movedim(1, -1).reshape(-1, logits.shape[1]), labels.flatten()
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        losses = torch.empty(len(rows), dtype=precise, device=rows.device)
+        for piece in _pieces(None, rows):
+            log = rows[piece].to(precise).log_softmax(1)
+            alone, grouped, members = _split(flat[piece], allowed, ignore_index)
+            losses[piece] = F.nll_loss(log, alone, ignore_index=ignore_index, reduction="none")
+            if members is not None:
+                summed = log[grouped].masked_fill(~members, -torch.inf).logsumexp(1)
+                losses[piece][grouped] = -summed
+        ctx.save_for_backward(rows, flat, allowed)
+        ctx.ignore_index, ctx.precise = ignore_index, precise
+        return losses.view(labels.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        rows, flat, allowed = ctx.saved_tensors
+        weight = gradient.reshape(-1)
+        result = torch.zeros_like(rows)
+        for piece in _pieces(weight.nonzero()[:, 0], rows):
+            logits = rows[piece].to(ctx.precise)
+            slopes = logits.softmax(1)
+            alone, grouped, members = _split(flat[piece], allowed, ctx.ignore_index)
+            if members is not None:
+                within = logits[grouped].masked_fill(~members, -torch.inf).softmax(1)
+                slopes[grouped] -= within
+            counted = alone != ctx.ignore_index
+            one = counted.to(slopes.dtype)[:, None]
+            slopes.scatter_add_(1, alone.where(counted, 0)[:, None], -one)
+            ignored = ~(counted | grouped)
+            slopes.mul_(weight[piece, None].masked_fill(ignored[:, None], 0))
+            result[piece] = slopes.to(result.dtype)
+        size, (height, width) = gradient.shape[0], gradient.shape[1:]
+        return result.view(size, height, width, -1).movedim(-1, 1), None, None, None
+
+
+Piece = slice | Tensor
+
+
+def _pieces(index: Tensor | None, rows: Tensor) -> Iterator[Piece]:
+    """The rows of `index`, or all if it has most, by pieces that stay in a CPU's cache."""
+    size = CACHED_ROWS if rows.device.type == "cpu" else max(1, len(rows))
+    if index is not None and 2 * len(index) < len(rows):
+        yield from index.split(size)
+    else:
+        yield from (slice(first, first + size) for first in range(0, len(rows), size))
+
+
+def _split(
+    labels: Tensor, allowed: Tensor, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Labels of single classes, the others ignored; which are of groups; and what those allow."""
+    classes = allowed.shape[1]
+    grouped = (labels >= classes) & (labels != ignore_index)
+    if not len(allowed):
+        return labels, torch.zeros_like(grouped), None
+    alone = labels.masked_fill(grouped, ignore_index)
+    return alone, grouped, allowed[labels[grouped] - classes]
 
 
 def labelled_pictures(labels: Tensor, ignore_index: int = IGNORE) -> Tensor:

@@ -49,7 +49,11 @@ def cosine_learning_rate(step: int, base: float, total_steps: int, warmup_steps:
 
 def create_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that a recipe names, of all parameters of `model`."""
-    settings: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    settings: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "fused": True,
+    }
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **settings)
     return torch.optim.AdamW(model.parameters(), betas=(recipe.momentum, 0.999), **settings)
@@ -89,10 +93,9 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     def blend(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
         steps = float(count)
         share = 1 - min(decay, (1 + steps) / (10 + steps))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, share)
-            else:
-                average.copy_(current)
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, share)
+        else:
+            torch._foreach_copy_(averages, currents)
 
     return AveragedModel(model, multi_avg_fn=torch.no_grad()(blend), use_buffers=True)

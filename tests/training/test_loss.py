@@ -85,6 +85,32 @@ def test_gradients(loss):
     assert torch.autograd.gradcheck(lambda x: loss(x, labels), logits)
 
 
+@pytest.mark.parametrize("classes", [3, 19])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("hard", [0.02, 0.4, 1.0])
+def test_gradients_are_those_of_cross_entropy_over_many_pieces(classes, layout, hard, monkeypatch):
+    """Few pixels that count, or most; odd numbers of pieces; logits in either layout."""
+    monkeypatch.setattr("fassd.training.loss.CACHED_ROWS", 100)
+    logits, labels = random_case((2, classes, 17, 23), ignored=0.1)
+    logits = logits.to(memory_format=layout).requires_grad_()
+    loss = BootstrappedCrossEntropy(max(1, int(hard * 350)), 1e9)
+    (gradient,) = torch.autograd.grad(loss(logits, labels), logits)
+    expected = []
+    for scores, truth in zip(logits, labels, strict=True):
+        losses = F.cross_entropy(scores[None], truth[None], ignore_index=255, reduction="none")
+        counted = losses[0][truth != 255]
+        expected.append(counted.topk(min(loss.min_pixels, len(counted))).values.mean())
+    (right,) = torch.autograd.grad(torch.stack(expected).mean(), logits)
+    torch.testing.assert_close(gradient, right, rtol=1e-5, atol=1e-8)
+
+
+def test_a_loss_of_nan_logits_is_nan():
+    logits, labels = random_case()
+    logits[0, :, 3, 3] = torch.nan
+    labels[0, 3, 3] = 1
+    assert CrossEntropy()(logits, labels).isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     logits, labels = random_case()
