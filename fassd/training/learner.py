@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 
 from fassd.data.groups import LabelSpace
 from fassd.distributed import sum_over_ranks, world_size
@@ -146,6 +147,12 @@ class Learner:
             self.average.update_parameters(self.model)
         return total, labelled
 
+    def measure(self, batches: Iterable[list[MicroBatch]]) -> None:
+        """Take the batch norm statistics of the averaged weights anew, from these batches."""
+        images = (self._placed(part) for batch in batches for part in batch)
+        with self._autocast():
+            update_bn(images, self.evaluated)
+
     def _accumulating(self, more: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged with the last micro-batch only."""
         if more and isinstance(self.parallel, DistributedDataParallel):
@@ -154,18 +161,25 @@ class Learner:
 
     def _backward(self, part: MicroBatch, pictures: Tensor) -> Tensor:
         """Add the gradients of a micro-batch; its share of the loss."""
-        images = part.images.to(self.device, non_blocking=True)
-        labels = part.labels.to(self.device, non_blocking=True)
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        half = self.recipe.precision != "float32"
-        dtype = getattr(torch, self.recipe.precision)
-        with torch.autocast(self.device.type, dtype if half else None, enabled=half):
+        images, labels = self._placed(part), part.labels.to(self.device, non_blocking=True)
+        with self._autocast():
             logits = self._forward(images)
         share = self.loss.per_picture(logits, labels).sum() / pictures
         # DistributedDataParallel averages gradients over the processes; the share is to be summed.
         self.scaler.scale(share * world_size()).backward()
         return share.detach()
+
+    def _placed(self, part: MicroBatch) -> Tensor:
+        """Its pictures, where and as the network takes them."""
+        images = part.images.to(self.device, non_blocking=True)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def _autocast(self) -> torch.autocast:
+        half = self.recipe.precision != "float32"
+        dtype = getattr(torch, self.recipe.precision)
+        return torch.autocast(self.device.type, dtype if half else None, enabled=half)
 
     def _forward(self, images: Tensor) -> Any:
         try:

@@ -286,13 +286,16 @@ class Trainer:
                 f"stopped after step {self.step}; saved in {self.folder}, go on with --resume"
             )
 
-    def _batches(self) -> Generator[list[MicroBatch], None, None]:
+    def _batches(self, last: int | None = None) -> Generator[list[MicroBatch], None, None]:
+        """Those of the steps that are left, or up to step `last`."""
         recipe = self.recipe
+        names = "crop", "scale", "flip", "jitter", "gamma", "blur", "focus"
+        settings = {name: getattr(recipe, name) for name in names}
         padding = BLACK if recipe.pad == "black" else MEAN_COLOR
-        transform = TrainTransform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter, padding)
+        transform = TrainTransform(padding=padding, **settings)
         yield from loader(
             SampleStream(self.train_sets, transform, recipe.seed, recipe.shares),
-            range(self.step, recipe.steps),
+            range(self.step, last or recipe.steps),
             recipe.batch,
             recipe.accumulate,
             rank=rank(),
@@ -391,6 +394,8 @@ class Trainer:
 
         network, pictures = self.learner.evaluated, self.recipe.val_pictures
         try:
+            if self.recipe.statistics:  # of the batches that come next, here and when resumed
+                self.learner.measure(self._batches(self.step + self.recipe.statistics))
             found = [
                 validate(network, dataset, pictures, advance, self._tell)
                 for dataset in self.val_sets

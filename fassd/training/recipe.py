@@ -89,6 +89,10 @@ class Recipe(BaseModel):
         flip: probability of mirroring left and right.
         pad: around pictures smaller than the crop, "black" as the authors have it or "mean" colour.
         jitter: strength of random brightness, contrast and saturation, 0 (none) to 1.
+        gamma: strength of a random power of the values, 2 to the -gamma .. gamma; 0 is none.
+        blur: largest deviation, in pixels, of a Gaussian over every second picture; 0 is none.
+        focus: share of crops that are placed over a pixel of a class drawn evenly from those in the
+            picture, which shows rare ones more often.
         loss: "bootstrapped" (`BootstrappedCrossEntropy`) or "cross_entropy".
         min_pixels, threshold: K and the threshold of the bootstrapped loss.
         optimizer: "sgd" (with `momentum`) or "adamw".
@@ -108,6 +112,8 @@ class Recipe(BaseModel):
         channels_last: memory layout of the convolutions.
         ema: decay of the moving average of the weights, which is then what is evaluated and kept;
             None has none.
+        statistics: number of batches over which the batch norm statistics of the averaged weights
+            are taken anew before each validation; 0 averages the statistics like the weights.
         sync_bn: batch norm over all processes instead of over each one's micro-batch.
         accelerate: fused modules, which training runs as the reference and validation as fused.
         deterministic: only algorithms that give the same bits again; slower, and on a GPU with more
@@ -135,6 +141,9 @@ class Recipe(BaseModel):
     pad: Literal["black", "mean"] = "black"
     flip: Share = 0.5
     jitter: Share = 0.0
+    gamma: AtLeast0 = 0.0
+    blur: AtLeast0 = 0.0
+    focus: Share = 0.0
     loss: Literal["bootstrapped", "cross_entropy"] = "bootstrapped"
     min_pixels: Positive = 4096
     threshold: AtLeast0 = 0.3
@@ -152,6 +161,7 @@ class Recipe(BaseModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = True
     ema: Decay | None = None
+    statistics: Count = 0
     sync_bn: bool = False
     accelerate: bool = True
     deterministic: bool = False
@@ -171,6 +181,7 @@ class Recipe(BaseModel):
         for name, holds, accepted in (
             ("scale", self.scale[0] <= self.scale[1], "two factors, smallest <= largest"),
             ("warmup", self.warmup < self.steps, f"below steps ({self.steps})"),
+            ("statistics", not self.statistics or self.ema is not None, "0 without ema"),
             (
                 "batch",
                 self.batch % self.accumulate == 0,

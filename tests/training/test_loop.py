@@ -6,7 +6,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from training.fakes import write_card
-from training.streets import Recorder, at_step, rows, scene, small_recipe, write_cityscapes
+from training.streets import (
+    Recorder,
+    at_step,
+    rows,
+    same_run,
+    scene,
+    small_recipe,
+    write_cityscapes,
+)
 
 from fassd.data import SegmentationDataset, load_card
 from fassd.io.images import write_image
@@ -116,6 +124,33 @@ def test_the_average_follows_the_weights(card, tmp_path):
     saved = load_file(tmp_path / "last.safetensors")
     for key, value in expected.items():
         torch.testing.assert_close(saved[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_averaged_weights_are_those_of_the_next_batches(card, tmp_path):
+    """Before each validation; a run that was cut off there takes the same ones."""
+    settings = {"ema": 0.9, "statistics": 3, "steps": 4, "val_every": 2, "jitter": 0.0}
+    trainer = Trainer(small_recipe(**settings), card, tmp_path / "whole")
+    trainer.run()
+    saved = load_file(tmp_path / "whole" / "last.safetensors")
+    model = create_model("fassd_net_l2")
+    load_checkpoint(model, tmp_path / "whole" / "last.safetensors")
+    first = model.base[0].train()
+    first.norm.reset_running_stats()
+    moments = []
+    for (part,) in trainer._batches(4 + 3):
+        values = first.conv(part.images).movedim(1, 0).flatten(1)
+        moments.append((values.mean(1), values.var(1)))
+    assert len(moments) == 3
+    mean, variance = (torch.stack(values).mean(0) for values in zip(*moments, strict=True))
+    torch.testing.assert_close(saved["base.0.norm.running_mean"], mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(saved["base.0.norm.running_var"], variance, rtol=1e-4, atol=1e-5)
+
+    cut = Trainer(small_recipe(**settings), card, tmp_path / "cut")
+    cut._validate = lambda logs: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):  # killed between its checkpoint and the validation
+        cut.run()
+    Trainer(None, card, tmp_path / "cut", resume=True).run()
+    same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
