@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
@@ -19,7 +20,13 @@ from fassd.models import NetworkInfo, create_model, load_checkpoint
 from fassd.models.info import remember
 from fassd.models.layers import init_xavier
 from fassd.models.zoo import weights_file
-from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled_pictures
+from fassd.training.auxiliary import WithHeads
+from fassd.training.loss import (
+    BootstrappedCrossEntropy,
+    CrossEntropy,
+    RegionLoss,
+    labelled_pictures,
+)
 from fassd.training.optim import (
     cosine_learning_rate,
     create_optimizer,
@@ -36,7 +43,7 @@ from fassd.training.sync_norm import synchronize_batch_norm
 from fassd_kernels.accelerate import swap
 
 SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
-MODEL, AVERAGE, SCALER = "model.", "average.", "scaler"
+MODEL, HEADS, AVERAGE, SCALER = "model.", "heads.", "average.", "scaler"
 
 
 class Learner:
@@ -50,7 +57,8 @@ class Learner:
     Attributes:
         model: the network.
         average: moving average of its weights; None unless the recipe has `ema`.
-        parallel: the network, which under torchrun shares gradients with the other processes.
+        trained: the network, with the heads that learn beside it if the recipe has `auxiliary`.
+        parallel: the same, which under torchrun shares gradients with the other processes.
         optimizer, scaler, loss: as the recipe asks.
     """
 
@@ -79,17 +87,23 @@ class Learner:
         if recipe.sync_bn:
             self.model = synchronize_batch_norm(self.model, device)
         avoid_unsound_gradients(self.model, device, recipe.precision)
-        self.parallel: nn.Module = self.model
+        self.trained: nn.Module = self.model
+        if recipe.auxiliary:
+            self.trained = WithHeads(self.model, len(space.classes)).to(device)
+        self.parallel = self.trained
         if world_size() > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.model, device_ids=ids)
-        self.optimizer = create_optimizer(recipe, self.model)
+            self.parallel = DistributedDataParallel(self.trained, device_ids=ids)
+        self.optimizer = create_optimizer(recipe, self.trained)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.loss = (
+        self.loss: CrossEntropy = (
             BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold, groups=space.groups)
             if recipe.loss == "bootstrapped"
             else CrossEntropy(groups=space.groups)
         )
+        self.loss_of_heads = CrossEntropy(groups=space.groups)
+        if recipe.dice or recipe.lovasz:
+            self.loss = RegionLoss(self.loss, recipe.dice, recipe.lovasz)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -103,7 +117,7 @@ class Learner:
 
     def is_finite(self) -> bool:
         """Whether all weights are numbers."""
-        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        return all(bool(parameter.isfinite().all()) for parameter in self.trained.parameters())
 
     def learning_rate(self, step: int) -> float:
         """The rate of optimizer step `step`, counted from 0."""
@@ -139,7 +153,7 @@ class Learner:
                 total += self._backward(part, pictures)
         if self.recipe.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -163,8 +177,13 @@ class Learner:
         """Add the gradients of a micro-batch; its share of the loss."""
         images, labels = self._placed(part), part.labels.to(self.device, non_blocking=True)
         with self._autocast():
-            logits = self._forward(images)
-        share = self.loss.per_picture(logits, labels).sum() / pictures
+            output = self._forward(images)
+        logits, *coarse = output if isinstance(output, tuple) else (output,)
+        losses = self.loss.per_picture(logits, labels)
+        for found in coarse:
+            shrunk = F.interpolate(labels[:, None], found.shape[2:], mode="nearest-exact")[:, 0]
+            losses = losses + self.recipe.auxiliary * self.loss_of_heads.per_picture(found, shrunk)
+        share = losses.sum() / pictures
         # DistributedDataParallel averages gradients over the processes; the share is to be summed.
         self.scaler.scale(share * world_size()).backward()
         return share.detach()
@@ -198,8 +217,10 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that learning changes, by name: weights, average, and optimizer."""
+        heads = self.trained.heads if isinstance(self.trained, WithHeads) else nn.ModuleList()
         parts = {
             MODEL: self.model.state_dict(),
+            HEADS: heads.state_dict(),
             AVERAGE: {} if self.average is None else self.average.state_dict(),
             OPTIMIZER: flatten_optimizer(self.optimizer),
         }
@@ -220,6 +241,8 @@ class Learner:
             }
 
         self.model.load_state_dict(part(MODEL))
+        if isinstance(self.trained, WithHeads):
+            self.trained.heads.load_state_dict(part(HEADS))
         if self.average is not None:
             self.average.load_state_dict(part(AVERAGE))
         restore_optimizer(self.optimizer, part(OPTIMIZER))

@@ -100,6 +100,59 @@ class BootstrappedCrossEntropy(CrossEntropy):
         )
 
 
+class RegionLoss(CrossEntropy):
+    """Another loss, and terms that weigh each class of a picture alike, however small it is.
+
+    Of each picture, over the classes and groups that label its pixels: the mean of 1 - Dice, of
+    summed probabilities (Milletari et al., "V-Net", 3DV 2016, eq. 1, without squares), and the
+    Lovász extension of 1 - IoU (Berman et al., "The Lovász-Softmax loss", CVPR 2018, eq. 11).
+
+    Args:
+        base: the loss that they are added to.
+        dice, lovasz: their weights; at least 0.
+    """
+
+    def __init__(self, base: CrossEntropy, dice: float = 0.0, lovasz: float = 0.0) -> None:
+        super().__init__(base.ignore_index, groups=base.groups)
+        for name, value in (("dice", dice), ("lovasz", lovasz)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        self.base, self.dice, self.lovasz = base, dice, lovasz
+
+    def per_picture(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each picture, (N,); 0 for one without a labelled pixel."""
+        pairs = zip(logits, labels, strict=True)
+        return self.base.per_picture(logits, labels) + torch.stack([self._terms(*p) for p in pairs])
+
+    def _terms(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Those of one picture's logits (C, H, W) and labels (H, W)."""
+        counted = labels != self.ignore_index
+        rows = logits.movedim(0, -1)[counted]
+        probabilities = rows.to(torch.promote_types(rows.dtype, torch.float32)).softmax(1)
+        truth, classes = labels[counted], logits.shape[0]
+        total = probabilities.sum() * 0
+        kinds = truth.unique().tolist()
+        for kind in kinds:
+            members = [kind] if kind < classes else self.groups[kind - classes]
+            right = (truth == kind).to(probabilities.dtype)
+            found = probabilities[:, members].sum(1)
+            if self.dice:
+                total = total + self.dice * (1 - 2 * (found @ right) / (found.sum() + right.sum()))
+            if self.lovasz:
+                total = total + self.lovasz * _lovasz(found, right)
+        return total / max(1, len(kinds))
+
+
+def _lovasz(found: Tensor, right: Tensor) -> Tensor:
+    """The Lovász extension of 1 - IoU: errors, largest first, by what each adds to 1 - IoU."""
+    errors, order = (right - found).abs().sort(descending=True)
+    ordered = right[order]
+    both = right.sum() - ordered.cumsum(0)
+    either = right.sum() + (1 - ordered).cumsum(0)
+    lost = 1 - both / either
+    return errors @ lost.diff(prepend=lost.new_zeros(1))
+
+
 def hardest_mean(losses: Tensor, min_pixels: int, threshold: float) -> Tensor:
     """Mean of the losses above `threshold`, or of the `min_pixels` largest if those are more.
 

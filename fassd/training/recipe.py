@@ -95,6 +95,10 @@ class Recipe(BaseModel):
             picture, which shows rare ones more often.
         loss: "bootstrapped" (`BootstrappedCrossEntropy`) or "cross_entropy".
         min_pixels, threshold: K and the threshold of the bootstrapped loss.
+        dice, lovasz: weights of two terms beside it in which each class of a picture weighs alike
+            (`RegionLoss`).
+        auxiliary: weight of the cross entropy of heads on the decoder's coarser stages, which are
+            there in training only.
         optimizer: "sgd" (with `momentum`) or "adamw".
         learning_rate: at the start; it falls to 0 by the schedule.
         schedule: "poly", (1 - step / steps) ** `power`, or "cosine", half a wave.
@@ -147,6 +151,9 @@ class Recipe(BaseModel):
     loss: Literal["bootstrapped", "cross_entropy"] = "bootstrapped"
     min_pixels: Positive = 4096
     threshold: AtLeast0 = 0.3
+    dice: AtLeast0 = 0.0
+    lovasz: AtLeast0 = 0.0
+    auxiliary: AtLeast0 = 0.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Above0 = 0.02
     schedule: Literal["poly", "cosine"] = "poly"

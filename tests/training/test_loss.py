@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from golden.golden import image
 
-from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, hardest_mean
+from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, RegionLoss, hardest_mean
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 
@@ -204,3 +204,65 @@ def test_groups_in_half_precision_are_computed_in_float32(dtype):
     logits = logits.to(dtype)
     loss = BootstrappedCrossEntropy(50, groups=GROUPS)
     assert loss(logits, labels.to(torch.uint8)) == loss(logits.float(), labels)
+
+
+MEMBERS = [[0], [1], [2], [3], [4], *GROUPS]
+
+
+def test_dice_is_the_mean_over_what_labels_a_picture():
+    logits, labels = grouped_case()
+    expected = []
+    for probabilities, truth in zip(logits.double().softmax(1), labels, strict=True):
+        rows, kinds = probabilities[:, truth != 255], truth[truth != 255]
+        terms = []
+        for kind in kinds.unique():
+            found, right = rows[MEMBERS[kind]].sum(0), (kinds == kind).double()
+            terms.append(1 - 2 * (found * right).sum() / (found.sum() + right.sum()))
+        assert len(terms) == 7
+        expected.append(sum(terms).item() / len(terms))
+    base = CrossEntropy(groups=GROUPS)
+    term = RegionLoss(base, dice=2.0)(logits, labels) - base(logits, labels)
+    assert term.item() == pytest.approx(2 * np.mean(expected), rel=1e-4)
+
+
+def test_lovasz_of_certain_predictions_is_one_minus_iou():
+    """Which it extends to probabilities; 0 where all is right."""
+    _, labels = grouped_case()
+    torch.manual_seed(0)
+    guess = torch.randint(0, 5, labels.shape)
+    logits = 200 * F.one_hot(guess, 5).movedim(3, 1).double()
+    expected = []
+    for predicted, truth in zip(guess, labels, strict=True):
+        predicted, truth = predicted[truth != 255], truth[truth != 255]
+        ious = []
+        for kind in truth.unique():
+            found, right = torch.isin(predicted, torch.tensor(MEMBERS[kind])), truth == kind
+            ious.append((found & right).sum() / (found | right).sum())
+        expected.append(1 - sum(ious) / len(ious))
+    base = CrossEntropy(groups=GROUPS)
+    term = RegionLoss(base, lovasz=1.0)(logits, labels) - base(logits, labels)
+    assert term.item() == pytest.approx(np.mean(expected), rel=1e-6)
+    right = RegionLoss(base, lovasz=1.0, dice=1.0)(logits, guess)
+    assert right.item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("weights", [{"dice": 1.0}, {"lovasz": 1.0}])
+def test_gradients_of_regions(weights):
+    logits, labels = grouped_case()
+    logits, labels = logits[:, :, :4, :4].double().requires_grad_(), labels[:, :4, :4]
+    loss = RegionLoss(BootstrappedCrossEntropy(5, 1.0, groups=GROUPS), **weights)
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), logits)
+
+
+def test_regions_of_a_picture_without_labels_do_not_count():
+    logits, labels = random_case()
+    loss = RegionLoss(CrossEntropy(), dice=1.0, lovasz=1.0)
+    alone = loss(logits[:1], labels[:1])
+    labels[1] = 255
+    logits.requires_grad_()
+    both = loss(logits, labels)
+    assert both.item() == pytest.approx(alone.item(), rel=1e-6)
+    both.backward()
+    assert logits.grad[1].abs().max() == 0
+    with pytest.raises(ValueError, match="dice must be at least 0, got -1"):
+        RegionLoss(CrossEntropy(), dice=-1)
