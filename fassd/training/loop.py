@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -293,8 +294,9 @@ class Trainer:
         settings = {name: getattr(recipe, name) for name in names}
         padding = BLACK if recipe.pad == "black" else MEAN_COLOR
         transform = TrainTransform(padding=padding, **settings)
+        earlier = [(end * recipe.batch, replace(transform, crop=c)) for end, c in recipe.stages]
         yield from loader(
-            SampleStream(self.train_sets, transform, recipe.seed, recipe.shares),
+            SampleStream(self.train_sets, transform, recipe.seed, recipe.shares, earlier),
             range(self.step, last or recipe.steps),
             recipe.batch,
             recipe.accumulate,

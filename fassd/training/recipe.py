@@ -64,6 +64,8 @@ Count = Annotated[int, Field(ge=0)]
 Above0 = Annotated[float, Field(gt=0), FROM_TEXT]
 AtLeast0 = Annotated[float, Field(ge=0), FROM_TEXT]
 Decay = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
+Crop = Annotated[tuple[Positive, Positive], PAIR]
+Stage = Annotated[tuple[Positive, Crop], PAIR]
 Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
 
 
@@ -85,6 +87,8 @@ class Recipe(BaseModel):
         shares: of the pictures that each data set has, in any unit; None takes each picture of all
             equally often.
         crop: height and width in pixels that the network sees in training.
+        stages: crops of the first steps, for runs that begin with small ones: pairs of a step and
+            the crop of the steps up to it.
         scale: smallest and largest factor by which pictures are resized before the crop.
         flip: probability of mirroring left and right.
         pad: around pictures smaller than the crop, "black" as the authors have it or "mean" colour.
@@ -140,7 +144,8 @@ class Recipe(BaseModel):
     init: Literal["kaiming", "xavier"] = "xavier"
     weights: Text | None = None
     shares: list[Above0] | None = None
-    crop: Annotated[tuple[Positive, Positive], PAIR] = (1024, 1024)
+    crop: Crop = (1024, 1024)
+    stages: list[Stage] = []
     scale: Annotated[tuple[Above0, Above0], PAIR] = (0.5, 2.0)
     pad: Literal["black", "mean"] = "black"
     flip: Share = 0.5
@@ -188,6 +193,11 @@ class Recipe(BaseModel):
         for name, holds, accepted in (
             ("scale", self.scale[0] <= self.scale[1], "two factors, smallest <= largest"),
             ("warmup", self.warmup < self.steps, f"below steps ({self.steps})"),
+            (
+                "stages",
+                self._ends == sorted(set(self._ends)),
+                "pairs of a step and a crop, steps ascending",
+            ),
             ("statistics", not self.statistics or self.ema is not None, "0 without ema"),
             (
                 "batch",
@@ -198,6 +208,10 @@ class Recipe(BaseModel):
             if not holds:
                 raise ValueError(f"{name} must be {accepted}, got {shown(getattr(self, name))}")
         return self
+
+    @property
+    def _ends(self) -> list[int]:
+        return [end for end, _ in self.stages]
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with these settings, given as they stand in YAML.

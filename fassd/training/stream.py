@@ -73,6 +73,7 @@ class SampleStream(Dataset[TrainingSample]):
             has epochs of its own.
         transform, seed: as the recipe has them.
         shares: of the samples that each data set has, in any unit; by default its pictures' number.
+        earlier: numbers, ascending, and the transform of the samples below each.
     """
 
     def __init__(
@@ -81,9 +82,11 @@ class SampleStream(Dataset[TrainingSample]):
         transform: TrainTransform,
         seed: int,
         shares: Sequence[float] | None = None,
+        earlier: Sequence[tuple[int, TrainTransform]] = (),
     ) -> None:
         self.datasets = datasets
         self.transform = transform
+        self.earlier = earlier
         self.seed = seed
         self.shares = [len(dataset) for dataset in datasets] if shares is None else shares
 
@@ -100,7 +103,8 @@ class SampleStream(Dataset[TrainingSample]):
                 skipped.append(str(error))
                 continue
             rng = np.random.default_rng([AUGMENTATION, self.seed, number])
-            image, labels = self.transform(sample.image, sample.labels, rng)
+            transform = next((own for end, own in self.earlier if number < end), self.transform)
+            image, labels = transform(sample.image, sample.labels, rng)
             return TrainingSample(normalize(image), labels, sample.path, skipped)
         raise ImageError(
             f"none of {len(skipped)} pictures in a row could be read; the last: {skipped[-1]}"

@@ -233,6 +233,15 @@ def test_convolutions_begin_as_the_authors_and_the_encoder_lies_over_them(card, 
     assert bias.min() > 0 and bias.max() <= model.finalConv.in_channels**-0.5
 
 
+def test_stages_have_crops_of_their_own(card, tmp_path):
+    stages = [[2, [64, 64]], [3, [64, 96]]]
+    trainer = Trainer(small_recipe(stages=stages, steps=5, val_every=0), card, tmp_path)
+    sizes = [tuple(part.images.shape[2:]) for (part,) in trainer._batches()]
+    assert sizes == [(64, 64), (64, 64), (64, 96), (64, 128), (64, 128)]
+    trainer.run()
+    assert trainer.step == 5
+
+
 @pytest.mark.parametrize(("pad", "color"), [("black", (0, 0, 0)), ("mean", (124, 116, 104))])
 def test_what_lies_around_small_pictures(card, tmp_path, pad, color):
     recipe = small_recipe(pad=pad, scale=[0.25, 0.25], jitter=0.0)

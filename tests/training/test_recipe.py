@@ -41,7 +41,8 @@ def test_the_recipe_of_a_run_from_before_these_settings(tmp_path):
 
 
 def test_yaml_round_trip(tmp_path):
-    recipe = load_recipe("demo").replace(crop=[96, 160], ema=None, clip=1, seed=7)
+    changes = {"stages": [[5, [48, 80]], [9, [64, 96]]], "shares": [1, 2.5]}
+    recipe = load_recipe("demo").replace(crop=[96, 160], ema=None, clip=1, seed=7, **changes)
     path = tmp_path / "mine.yaml"
     path.write_text(recipe.to_yaml())
     assert load_recipe(path) == recipe
@@ -88,6 +89,9 @@ def test_an_empty_file_is_the_paper(tmp_path):
         ("batch: 6\naccumulate: 4", "batch must be a multiple of accumulate"),
         ("learning_rate: .nan", "learning_rate must be a finite number, got nan"),
         ("learning_rate: fast", "learning_rate must be a valid number, got 'fast'"),
+        ("stages: [[5, [64, 64]], [3, [96, 96]]]", "stages must be pairs of a step and a crop, st"),
+        ("stages: [[5, 64]]", "stages[0][1] must be a list of 2"),
+        ("stages: [5, [64, 64]]", "stages[0] must be a list of 2"),
         ("statistics: 5", "statistics must be 0 without ema, got 5"),
         ("focus: 2", "focus must be less than or equal to 1, got 2"),
         ("gamma: -1", "gamma must be greater than or equal to 0, got -1"),
