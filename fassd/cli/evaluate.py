@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from fassd.data.card import Card
     from fassd.data.dataset import Sample, SegmentationDataset
+    from fassd.evaluation.evaluate import Match
     from fassd.inference.segmenter import Segmenter
     from fassd.io.palette import LabelClass
     from fassd.io.panel import Tile
@@ -155,8 +156,8 @@ def _network_for(card: Card, model: str | None, weights: str | None, alpha: int 
     return pick_network(model, weights, None, alpha, default_classes=count)
 
 
-def _check_classes(network: torch.nn.Module, card: Card, chosen: Network) -> None:
-    """Compare the classes of a network and a card before any picture is read.
+def _check_classes(network: torch.nn.Module, card: Card, chosen: Network) -> Match:
+    """How the classes of a network and a card fit, before any picture is read.
 
     Raises:
         ValueError: they do not fit; the message names the file of weights.
@@ -164,7 +165,7 @@ def _check_classes(network: torch.nn.Module, card: Card, chosen: Network) -> Non
     from fassd.evaluation.evaluate import matched
 
     try:
-        matched(network, card)
+        return matched(network, card)
     except ValueError as error:
         raise ValueError(f"{chosen.weights or chosen.model}: {error}") from error
 
@@ -281,19 +282,21 @@ def compare(
     """
     from fassd.data import SegmentationDataset, load_card
     from fassd.io.images import write_image
-    from fassd.io.palette import labels_by_name
     from fassd.io.panel import draw_panel
     from fassd.models.device import pick_device
 
     check_png("--output", output)
     set_threads(threads)
     card = load_card(data, root)
-    networks = _networks(model or OF_THE_TALK, weights_dir, card.num_classes, alpha)
+    networks = _networks(model or OF_THE_TALK, weights_dir, card, alpha)
     dataset = SegmentationDataset(card, split)
     _check_indices(index, len(dataset), split)
     home = pick_device(device)
     segmenters = [_segmenter(chosen, backend, dtype, home) for chosen in networks]
-    labels = [labels_by_name(each.model, card.class_names) for each in segmenters]
+    matches = [
+        _check_classes(each.model, card, chosen)
+        for each, chosen in zip(segmenters, networks, strict=True)
+    ]
     if any(chosen.weights == "synthetic" for chosen in networks):
         tell_weights("synthetic")
     untrained = [chosen.model for chosen in networks if chosen.weights is None]
@@ -306,7 +309,7 @@ def compare(
     rows, occurring = [], set()
     with progress() as bar:
         for number in bar.track(index, description="comparing"):
-            row, classes = _row(dataset[number], segmenters, labels, dataset.card, scores)
+            row, classes = _row(dataset[number], segmenters, matches, dataset.card, scores)
             rows.append(row)
             occurring |= classes
     titles = ["Input", "Ground truth", *_titles(networks)]
@@ -324,7 +327,7 @@ def _check_indices(indices: Sequence[int], length: int, split: str) -> None:
 
 
 def _networks(
-    models: list[str], weights_dir: Path | None, classes: int, alpha: int | None
+    models: list[str], weights_dir: Path | None, card: Card, alpha: int | None
 ) -> list[Network]:
     """Read NAME and NAME=WEIGHTS."""
     from fassd.models.zoo import is_weights_file
@@ -334,7 +337,7 @@ def _networks(
         name, weights = split_model(model)
         if weights is None and weights_dir is not None and not is_weights_file(name):
             weights = str(weights_dir / f"{name}.safetensors")
-        networks.append(pick_network(name, weights, None, alpha, default_classes=classes))
+        networks.append(_network_for(card, name, weights, alpha))
     return networks
 
 
@@ -352,21 +355,26 @@ def _titles(networks: list[Network]) -> list[str]:
 def _row(
     sample: Sample,
     segmenters: list[Segmenter],
-    by_name: list[list[int] | None],
+    matches: list[Match],
     card: Card,
     scores: bool,
 ) -> tuple[list[Tile], set[int]]:
     """One scene's tiles, and the labels that occur in them."""
     import numpy as np
 
+    from fassd.evaluation.evaluate import label_by_groups
     from fassd.io.palette import colorize
     from fassd.io.panel import Tile
 
     truth = Tile(colorize(sample.labels, card.palette))
     tiles = [Tile(sample.image, sample.path.stem), truth]
     occurring = set(np.unique(sample.labels).tolist())
-    for segmenter, labels_of in zip(segmenters, by_name, strict=True):
-        labels = segmenter.predict(sample.image)
+    for segmenter, (labels_of, members) in zip(segmenters, matches, strict=True):
+        labels: Any = (
+            segmenter.predict(sample.image)
+            if members is None
+            else label_by_groups(segmenter.model, sample, members)
+        )
         if labels_of is not None:
             labels = np.array(labels_of, np.uint8)[labels]
         caption = _own_miou(sample, labels, card) if scores else ""

@@ -225,6 +225,24 @@ def evaluate(
     )
 
 
+def label_by_groups(
+    model: nn.Module, sample: Sample, members: Sequence[Members]
+) -> npt.NDArray[np.uint8]:
+    """The data's classes, (H, W), of a network whose own classes are others, as `evaluate` does.
+
+    Args:
+        model, sample: as of `evaluate`.
+        members: the network's classes of each of the data's, as `matched` gives them.
+
+    Raises:
+        ImageError: the picture is too small for the network.
+    """
+    network, like = _placed(model, None, None)
+    with _eval_mode(network), torch.inference_mode():
+        scores = _scores(network, like, sample, (1.0,), False, members)
+    return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
 # ------------------------------------------------------------------------------------- the network
 
 
@@ -348,7 +366,10 @@ def _checked_indices(indices: Sequence[int] | None, length: int) -> Sequence[int
     return chosen
 
 
-def matched(model: nn.Module, card: Card) -> tuple[list[int] | None, tuple[Members, ...] | None]:
+Match = tuple[list[int] | None, tuple[Members, ...] | None]
+
+
+def matched(model: nn.Module, card: Card) -> Match:
     """The data's label of each of a network's classes, or its classes of each of the data's.
 
     Neither where both have the same classes.
