@@ -151,8 +151,15 @@ def val(
 
 def _network_for(card: Card, model: str | None, weights: str | None, alpha: int | None) -> Network:
     """What the options choose; of Cityscapes' classes where the card covers those of a list."""
-    finer = card.covers and weights in NAMED_WEIGHTS
-    count = CITYSCAPES_CLASSES if finer else card.num_classes
+    from fassd.models.checkpoint import classes_in
+    from fassd.models.zoo import is_weights_file
+
+    count = card.num_classes
+    file = model if is_weights_file(model) else weights
+    if card.covers and file in NAMED_WEIGHTS:
+        count = CITYSCAPES_CLASSES
+    elif card.covers and file is not None:  # it may not tell its classes, but has a head
+        count = classes_in(file) or count
     return pick_network(model, weights, None, alpha, default_classes=count)
 
 

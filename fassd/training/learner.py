@@ -21,6 +21,7 @@ from fassd.models.info import remember
 from fassd.models.layers import init_xavier
 from fassd.models.zoo import weights_file
 from fassd.training.auxiliary import WithHeads
+from fassd.training.distillation import Teacher
 from fassd.training.loss import (
     BootstrappedCrossEntropy,
     CrossEntropy,
@@ -59,7 +60,7 @@ class Learner:
         average: moving average of its weights; None unless the recipe has `ema`.
         trained: the network, with the heads that learn beside it if the recipe has `auxiliary`.
         parallel: the same, which under torchrun shares gradients with the other processes.
-        optimizer, scaler, loss: as the recipe asks.
+        optimizer, scaler, loss, teacher: as the recipe asks.
     """
 
     def __init__(
@@ -102,6 +103,9 @@ class Learner:
             else CrossEntropy(groups=space.groups)
         )
         self.loss_of_heads = CrossEntropy(groups=space.groups)
+        self.teacher = None
+        if recipe.teacher is not None:
+            self.teacher = Teacher(recipe.teacher, space.class_names, device, recipe.accelerate)
         if recipe.dice or recipe.lovasz:
             self.loss = RegionLoss(self.loss, recipe.dice, recipe.lovasz)
 
@@ -183,6 +187,11 @@ class Learner:
         for found in coarse:
             shrunk = F.interpolate(labels[:, None], found.shape[2:], mode="nearest-exact")[:, 0]
             losses = losses + self.recipe.auxiliary * self.loss_of_heads.per_picture(found, shrunk)
+        if self.teacher is not None:
+            with self._autocast():
+                losses = losses + self.recipe.distillation * self.teacher.per_picture(
+                    images, logits, labels
+                )
         share = losses.sum() / pictures
         # DistributedDataParallel averages gradients over the processes; the share is to be summed.
         self.scaler.scale(share * world_size()).backward()

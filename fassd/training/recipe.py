@@ -103,6 +103,9 @@ class Recipe(BaseModel):
             (`RegionLoss`).
         auxiliary: weight of the cross entropy of heads on the decoder's coarser stages, which are
             there in training only.
+        teacher: a file of `fassd train` with a network of the same classes, whose probabilities are
+            learnt, too; None has none.
+        distillation: weight of the divergence from them.
         optimizer: "sgd" (with `momentum`) or "adamw".
         learning_rate: at the start; it falls to 0 by the schedule.
         schedule: "poly", (1 - step / steps) ** `power`, or "cosine", half a wave.
@@ -159,6 +162,8 @@ class Recipe(BaseModel):
     dice: AtLeast0 = 0.0
     lovasz: AtLeast0 = 0.0
     auxiliary: AtLeast0 = 0.0
+    teacher: Text | None = None
+    distillation: AtLeast0 = 1.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Above0 = 0.02
     schedule: Literal["poly", "cosine"] = "poly"

@@ -164,8 +164,10 @@ def coarse(streets, tmp_path_factory):
 
 def test_a_network_of_a_finer_list_is_scored_by_groups(coarse, tmp_path, succeed):
     """Without weights it is the shipped network, of Cityscapes' classes."""
-    paths = [tmp_path / "default.json", tmp_path / "named.json"]
-    for path, more in zip(paths, [(), ("-w", "synthetic")], strict=True):
+    paths = [tmp_path / f"{name}.json" for name in ("default", "named", "file")]
+    bare = tmp_path / "bare.pth"  # tells no classes
+    torch.save({"net": create_model("fassd_net_l2", weights="synthetic").state_dict()}, bare)
+    for path, more in zip(paths, [(), ("-w", "synthetic"), ("-w", bare)], strict=True):
         result = succeed("val", "--data", coarse, *FAST, *more, "--json", path)
     assert "ground" in result.stdout
     figures = [json.loads(path.read_text()) for path in paths]
