@@ -26,8 +26,7 @@ def write_teacher(path, classes):
     save_file(model.state_dict(), path, facts)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("reordered", [False, True])
+@pytest.mark.parametrize(("reordered", "fused"), [(False, True), (True, False)])
 def test_the_loss_has_the_divergence_from_the_teacher(card, tmp_path, reordered, fused):
     path = tmp_path / "teacher.safetensors"
     classes = list(card.classes)
