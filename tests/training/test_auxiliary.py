@@ -26,7 +26,7 @@ def test_each_stage_but_the_finest_has_a_head_of_its_width(name, widths):
 
 
 def recipe(**changes):
-    return small_recipe(**{"auxiliary": 0.4, "loss": "cross_entropy", "steps": 4, **changes})
+    return small_recipe(**{"auxiliary": 0.4, "loss": "cross_entropy", "steps": 3, **changes})
 
 
 def test_the_loss_is_the_networks_and_the_weighted_heads(card, tmp_path):
@@ -56,7 +56,7 @@ def test_heads_learn_and_are_kept_with_the_run_but_not_with_the_weights(card, tm
         create_model("fassd_net_l2").state_dict()
     )
     cut = Trainer(recipe(), card, tmp_path / "cut")
-    at_step(cut, 3, lambda: setattr(cut._stop, "made", True))
+    at_step(cut, 2, lambda: setattr(cut._stop, "made", True))
     with pytest.raises(StoppedError):
         cut.run()
     Trainer(None, card, tmp_path / "cut", resume=True).run()

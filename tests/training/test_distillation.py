@@ -17,11 +17,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def write_teacher(path, classes):
     """A network of random weights that tells its classes."""
     torch.manual_seed(9)
-    model = create_model("baseline", len(classes))
+    model = create_model("fassd_net_l2", len(classes))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    info = NetworkInfo.of("baseline", 2, classes)
+    info = NetworkInfo.of("fassd_net_l2", 2, classes)
     facts = {"fassd": json.dumps({"network": info.to_json()})}
     save_file(model.state_dict(), path, facts)
 
@@ -59,7 +59,7 @@ def test_a_teacher_of_other_classes_or_of_none_is_named(card, tmp_path):
     recipe = small_recipe(teacher=str(path))
     with pytest.raises(ValueError, match=r"teacher .*teacher.safetensors: the network has 5 class"):
         Trainer(recipe, card, tmp_path / "run")
-    save_file(create_model("baseline").state_dict(), path)
+    save_file(create_model("fassd_net_l2").state_dict(), path)
     with pytest.raises(CheckpointError, match=r"teacher.safetensors does not say which network"):
         Trainer(recipe, card, tmp_path / "run")
     path.unlink()
