@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import typer
+from golden.analogy import BY_ANALOGY
 
 import fassd
 from fassd.cli import app
+from fassd.models.variants import GTX, TALK, VAL, VARIANTS, Report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,6 +24,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_family_table_is_exact() -> None:
     """Every variant, with the golden parameter and operation counts and the published figures."""
     golden = json.loads((ROOT / "tests" / "golden" / "numbers.json").read_text())["variants"]
+    golden.update(BY_ANALOGY)
     table = README.split("<!-- family")[1].split("\n\n")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.M)
     assert [name for name, _ in rows] == list(fassd.list_models())
@@ -34,6 +37,23 @@ def test_family_table_is_exact() -> None:
             str(talk["miou"]),
         ]
         assert [cell.strip() for cell in cells.split("|")] == expected, name
+
+
+def test_published_scores_are_exact() -> None:
+    """Every score that the code knows, with its source."""
+    table = README.split("<!-- scores")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.M)
+    expected = []
+    for name, variant in VARIANTS.items():
+        reports = variant.reports
+        if variant.published:
+            talk = variant.published
+            reports = (Report(TALK, VAL, talk.miou, talk.fps_1080ti, GTX), *reports)
+        for report in reports if variant.reports else ():
+            speed = "" if report.fps is None else f"{report.fps:g}, {report.device}"
+            expected.append((name, [f"{report.miou:.1f}", report.data, speed, report.source]))
+    found = [(name, [cell.strip() for cell in cells.split("|")]) for name, cells in rows]
+    assert found == expected
 
 
 def test_commands_exist() -> None:

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 
     from fassd.data.card import Card
     from fassd.data.dataset import Sample, SegmentationDataset
+    from fassd.evaluation.evaluate import Match
     from fassd.inference.segmenter import Segmenter
     from fassd.io.palette import LabelClass
     from fassd.io.panel import Tile
     from fassd.training import Evaluation
 
+CITYSCAPES_CLASSES = 19
+NAMED_WEIGHTS = (None, "synthetic", "cityscapes", "random")
 LEGEND_UP_TO = 40  # classes; of more, the legend shows those that occur
 OF_THE_TALK = ["fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2"]
 
@@ -86,7 +89,8 @@ def val(
 
     Every picture is seen at full resolution, alone, as the authors do; --scales and --flip
     average the probabilities of several views. Classes are matched by name where the weights tell
-    their names, as those of [cyan]fassd train[/] do, else by position. An exported file
+    their names, as those of [cyan]fassd train[/] do, else by position; where one of a card covers
+    several of the network's, as CamVid's do, their probabilities are summed. An exported file
     ([cyan]-m net.onnx[/]) is scored by the same rules; one that takes a single size sees every
     picture resized to it. With -o: [cyan]confusion.csv[/] (pixels), [cyan]confusion.png[/] (shares)
     and [cyan]scores.json[/].
@@ -116,9 +120,9 @@ def val(
     dataset = SegmentationDataset(load_card(data, root), split)
     indices = range(len(dataset))[:limit]
     with process_group(device_for(model, device)) as home:
-        count = dataset.card.num_classes
-        chosen = pick_network(model, weights, None, alpha, default_classes=count)
+        chosen = _network_for(dataset.card, model, weights, alpha)
         network = _segmenter(chosen, backend, dtype, home).model
+        _check_classes(network, dataset.card, chosen)
         if is_main():
             tell_weights(chosen.weights, network)
         evaluation = _evaluated(network, dataset, indices, scales, flip)
@@ -143,6 +147,34 @@ def val(
         _report(evaluation, settings, home, json_, output)
     if evaluation.skipped:
         raise typer.Exit(1)
+
+
+def _network_for(card: Card, model: str | None, weights: str | None, alpha: int | None) -> Network:
+    """What the options choose; of Cityscapes' classes where the card covers those of a list."""
+    from fassd.models.checkpoint import classes_in
+    from fassd.models.zoo import is_weights_file
+
+    count = card.num_classes
+    file = model if is_weights_file(model) else weights
+    if card.covers and file in NAMED_WEIGHTS:
+        count = CITYSCAPES_CLASSES
+    elif card.covers and file is not None:  # it may not tell its classes, but has a head
+        count = classes_in(file) or count
+    return pick_network(model, weights, None, alpha, default_classes=count)
+
+
+def _check_classes(network: torch.nn.Module, card: Card, chosen: Network) -> Match:
+    """How the classes of a network and a card fit, before any picture is read.
+
+    Raises:
+        ValueError: they do not fit; the message names the file of weights.
+    """
+    from fassd.evaluation.evaluate import matched
+
+    try:
+        return matched(network, card)
+    except ValueError as error:
+        raise ValueError(f"{chosen.weights or chosen.model}: {error}") from error
 
 
 def _evaluated(
@@ -257,19 +289,21 @@ def compare(
     """
     from fassd.data import SegmentationDataset, load_card
     from fassd.io.images import write_image
-    from fassd.io.palette import labels_by_name
     from fassd.io.panel import draw_panel
     from fassd.models.device import pick_device
 
     check_png("--output", output)
     set_threads(threads)
     card = load_card(data, root)
-    networks = _networks(model or OF_THE_TALK, weights_dir, card.num_classes, alpha)
+    networks = _networks(model or OF_THE_TALK, weights_dir, card, alpha)
     dataset = SegmentationDataset(card, split)
     _check_indices(index, len(dataset), split)
     home = pick_device(device)
     segmenters = [_segmenter(chosen, backend, dtype, home) for chosen in networks]
-    labels = [labels_by_name(each.model, card.class_names) for each in segmenters]
+    matches = [
+        _check_classes(each.model, card, chosen)
+        for each, chosen in zip(segmenters, networks, strict=True)
+    ]
     if any(chosen.weights == "synthetic" for chosen in networks):
         tell_weights("synthetic")
     untrained = [chosen.model for chosen in networks if chosen.weights is None]
@@ -282,7 +316,7 @@ def compare(
     rows, occurring = [], set()
     with progress() as bar:
         for number in bar.track(index, description="comparing"):
-            row, classes = _row(dataset[number], segmenters, labels, dataset.card, scores)
+            row, classes = _row(dataset[number], segmenters, matches, dataset.card, scores)
             rows.append(row)
             occurring |= classes
     titles = ["Input", "Ground truth", *_titles(networks)]
@@ -300,7 +334,7 @@ def _check_indices(indices: Sequence[int], length: int, split: str) -> None:
 
 
 def _networks(
-    models: list[str], weights_dir: Path | None, classes: int, alpha: int | None
+    models: list[str], weights_dir: Path | None, card: Card, alpha: int | None
 ) -> list[Network]:
     """Read NAME and NAME=WEIGHTS."""
     from fassd.models.zoo import is_weights_file
@@ -310,7 +344,7 @@ def _networks(
         name, weights = split_model(model)
         if weights is None and weights_dir is not None and not is_weights_file(name):
             weights = str(weights_dir / f"{name}.safetensors")
-        networks.append(pick_network(name, weights, None, alpha, default_classes=classes))
+        networks.append(_network_for(card, name, weights, alpha))
     return networks
 
 
@@ -328,21 +362,26 @@ def _titles(networks: list[Network]) -> list[str]:
 def _row(
     sample: Sample,
     segmenters: list[Segmenter],
-    by_name: list[list[int] | None],
+    matches: list[Match],
     card: Card,
     scores: bool,
 ) -> tuple[list[Tile], set[int]]:
     """One scene's tiles, and the labels that occur in them."""
     import numpy as np
 
+    from fassd.evaluation.evaluate import label_by_groups
     from fassd.io.palette import colorize
     from fassd.io.panel import Tile
 
     truth = Tile(colorize(sample.labels, card.palette))
     tiles = [Tile(sample.image, sample.path.stem), truth]
     occurring = set(np.unique(sample.labels).tolist())
-    for segmenter, labels_of in zip(segmenters, by_name, strict=True):
-        labels = segmenter.predict(sample.image)
+    for segmenter, (labels_of, members) in zip(segmenters, matches, strict=True):
+        labels: Any = (
+            segmenter.predict(sample.image)
+            if members is None
+            else label_by_groups(segmenter.model, sample, members)
+        )
         if labels_of is not None:
             labels = np.array(labels_of, np.uint8)[labels]
         caption = _own_miou(sample, labels, card) if scores else ""

@@ -46,6 +46,7 @@ def info(
     """
     if name is None and weights is None:
         console().print(_variants())
+        console().print(_reports())
         return
     from fassd.bench.costs.counts import analyze
     from fassd.io.palette import classes_of
@@ -60,6 +61,21 @@ def info(
     known = info_of(network)
     if known is not None and known.class_names:
         console().print("classes:", *map(swatch, classes_of(network)))
+
+
+def _reports() -> Table:
+    from fassd.models import VARIANTS
+
+    table = plain_table(
+        "name", ">mIoU", "on", ">fps", "", "source",
+        title="\nFurther published scores", title_justify="left",
+    )  # fmt: skip
+    for name, variant in VARIANTS.items():
+        for report in variant.reports:
+            speed = "" if report.fps is None else f"{report.fps:g}"
+            row = f"{report.miou}", report.data, speed, report.device, report.source
+            table.add_row(name, *row)
+    return table
 
 
 def _variants() -> Table:

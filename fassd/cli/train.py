@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,13 +22,18 @@ if TYPE_CHECKING:
     from fassd.training.recipe import Recipe
 
 Data = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--data",
         "-d",
         help="A folder (Cityscapes' tree, or one with a card.yaml), a card's file, or the name "
-        "of a shipped card ([cyan]fassd data list[/]) with --root.",
+        "of a shipped card ([cyan]fassd data list[/]) with --root. Of several, the first one's "
+        "classes are the network's; [cyan]-s shares=[1,2][/] says how often each is seen.",
     ),
+]
+Root = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of the pictures, for a card; one for each shipped card's name."),
 ]
 Preset = Annotated[
     str | None,
@@ -89,7 +95,7 @@ def train(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
     data: Data = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the pictures, for a card.")] = None,
+    root: Root = None,
     settings: RecipeOptions,
     set_: Assignments = None,
     device: options.Device = None,
@@ -118,6 +124,8 @@ def train(
 
     [cyan]fassd train --preset demo --data streets/ -o runs/demo --set ema=0.995[/]
 
+    [cyan]fassd train -p demo -d streets/ -d camvid --root CamVid/ -o runs/both[/]
+
     [cyan]torchrun --nproc-per-node 4 -m fassd train -p paper -d cityscapes/ -o runs/four[/]
     """
     from fassd.distributed import is_main, process_group
@@ -130,24 +138,28 @@ def train(
         recipe = _resumed(output, changes)
     else:
         recipe = load_recipe(changes.pop("preset", "paper")).replace(**changes)
-    card = _card(output, data, root, resume)
+    cards = _cards(output, data or [], root or [], resume)
     if dry_run:
         if recipe is not None:
             console().print(recipe.to_yaml(), markup=False)
-        console().print(
-            f"{escape(card.name)}: {card.num_classes} classes, {escape(str(card.root))}"
-        )
+        for card in cards:
+            console().print(
+                f"{escape(card.name)}: {card.num_classes} classes, {escape(str(card.root))}"
+            )
         return
     with process_group(device) as home:
         with _Screen(output, shown=is_main()) as screen:
-            trainer = Trainer(recipe, card, output, device=home, resume=resume, reporter=screen)
+            trainer = Trainer(recipe, cards, output, device=home, resume=resume, reporter=screen)
             try:
-                result = trainer.run()
+                trainer.run()
             except StoppedError as error:
                 screen.message(str(error))
                 raise typer.Exit(130) from None
-        if is_main() and result is not None:
-            console().print(result)
+        if is_main():
+            for dataset, evaluation in zip(trainer.val_sets, trainer.evaluations, strict=False):
+                if len(trainer.val_sets) > 1:
+                    console().print(f"{escape(dataset.card.name)}, {escape(dataset.split)}:")
+                console().print(evaluation)
     if is_main():
         if trainer.unscored:
             say(f"[yellow]{trainer.unscored} of the run's validations failed[/]")
@@ -175,7 +187,7 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
     Raises:
         RecipeError: a setting that cannot change.
     """
-    from fassd.training.recipe import CHANGEABLE, RecipeError, load_recipe
+    from fassd.training.recipe import CHANGEABLE, RecipeError, recipe_of_run
 
     fixed = sorted(set(changes) - CHANGEABLE)
     if fixed:
@@ -184,31 +196,66 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
             f"change is {', '.join(sorted(CHANGEABLE))})"
         )
     file = output / "recipe.yaml"
-    return load_recipe(str(file)).replace(**changes) if changes and file.is_file() else None
+    return recipe_of_run(file).replace(**changes) if changes and file.is_file() else None
 
 
-def _card(output: Path, data: str | None, root: Path | None, resume: bool) -> Card:
-    """The card that was asked for, or, of what is not given, the one of the run to be resumed."""
+def _cards(output: Path, data: list[str], roots: list[Path], resume: bool) -> list[Card]:
+    """The cards that were asked for, or, of what is not given, those of the run to be resumed."""
     from fassd.data.card import CardError
     from fassd.data.cardfile import load_card
     from fassd.training.state import DATA
 
-    if data is not None:
-        return load_card(data, root)
+    if data:
+        return [load_card(*entry) for entry in zip(data, _placed(data, roots), strict=True)]
     file = output / DATA
     if not resume or not file.is_file():
         raise ValueError("--data is needed: a folder, a card's file, or a shipped card's name")
     try:
-        entry = read_yaml(read_text(file))
-        data, before = entry["data"], entry["root"]
-        if not isinstance(data, str) or not isinstance(before, str | None):
-            raise TypeError
+        entries = _noted(read_yaml(read_text(file)))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} is damaged: give --data") from error
+    if roots and len(roots) != len(entries):
+        raise ValueError(f"{file} names {len(entries)} data sets: give --root once for each")
     try:
-        return load_card(data, before if root is None else root)
+        return [
+            load_card(entry, root or before)
+            for (entry, before), root in zip(entries, roots or len(entries) * (None,), strict=True)
+        ]
     except CardError as error:
         raise CardError(f"{error} (as {file} has it: if it was moved, give --data)") from error
+
+
+def _placed(data: list[str], roots: list[Path]) -> list[Path | None]:
+    """The root of each `--data`: one for each of them, or for each that is a shipped card's name.
+
+    Raises:
+        ValueError: there are neither as many.
+    """
+    from fassd.data.cardfile import shipped_cards
+
+    if len(roots) == len(data):
+        return list(roots)
+    named = [text in shipped_cards() for text in data]
+    if roots and len(roots) != sum(named):
+        raise ValueError(
+            f"--root must be given once for each --data ({len(data)}), or for each of them that is "
+            f"a shipped card's name ({sum(named)}), got {len(roots)}"
+        )
+    given = iter(roots)
+    return [next(given, None) if shipped else None for shipped in named]
+
+
+def _noted(value: Any) -> list[tuple[str, str | None]]:
+    """Data and root of each data set, as data.yaml has them.
+
+    Raises:
+        TypeError, KeyError: it is something else.
+    """
+    entries = value if isinstance(value, list) else [value]
+    pairs = [(entry["data"], entry["root"]) for entry in entries]
+    if not pairs or not all(isinstance(d, str) and isinstance(r, str | None) for d, r in pairs):
+        raise TypeError
+    return pairs
 
 
 class _Screen:
@@ -248,12 +295,14 @@ class _Screen:
         visible = done < total
         self.bar.update(self.validation, completed=done, total=total, visible=visible)
 
-    def validated(self, step: int, evaluation: Evaluation, best: bool) -> None:
-        scores = evaluation.scores
+    def validated(self, step: int, evaluations: Sequence[Evaluation], best: bool) -> None:
         self.bar.update(self.validation, visible=False)
+        scores = [evaluation.scores for evaluation in evaluations]  # in the order of --data
+        mious = ", ".join(f"{100 * each.miou:.2f}%" for each in scores)
+        accuracies = ", ".join(f"{100 * each.pixel_accuracy:.2f}%" for each in scores)
         self._line(
-            f"step {step}  [bold]mIoU {100 * scores.miou:.2f}%[/]  pixel accuracy "
-            f"{100 * scores.pixel_accuracy:.2f}%{'  [green]best so far[/]' if best else ''}"
+            f"step {step}  [bold]mIoU {mious}[/]  pixel accuracy {accuracies}"
+            f"{'  [green]best so far[/]' if best else ''}"
         )
 
     def message(self, text: str) -> None:

@@ -70,7 +70,9 @@ class Masks:
 class Card:
     """A dataset. Made by `load_card`; labels are positions in `classes`.
 
-    `range` is how pictures of more than 8 bits are read (`fassd.io.images.read_image`).
+    `range` is how pictures of more than 8 bits are read (`fassd.io.images.read_image`); `covers`
+    has, for each class, those of a finer list that it is, and is empty where the card names none
+    (`fassd.data.groups`).
     """
 
     name: str
@@ -83,6 +85,7 @@ class Card:
     source: str = ""
     licence: str = ""
     range: Range = None
+    covers: tuple[tuple[str, ...], ...] = ()
 
     @property
     def num_classes(self) -> int:

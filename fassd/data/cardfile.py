@@ -22,6 +22,9 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
 * `{split}` is the split's folder. Any other `{hole}` stands for a piece of a file's or folder's
   name, the same one in the picture's path and in the mask's; `{name:path}`, in the last part of
   `images` only, reaches into folders below, too. Only files with a picture's ending count.
+* `covers` of a class is the class, or the list of classes, of a finer list that it is:
+  `{name: car, covers: [car, truck, bus, train]}` lets a card of a few classes be learnt and scored
+  by a network of Cityscapes' 19. Where a class of such a card has none, it is the one of its name.
 * A class may be its name alone. `color` is what is drawn: either every class has one, or
   `fassd.io.palette.palette` gives them.
 * Only `root` may lead out of the card's folder: look at it in a card of somebody else's, or give
@@ -247,6 +250,7 @@ def parse_card(path: Path, root: Path | None) -> Card:
         name=fields["name"].text(),
         root=root,
         classes=tuple(info.shown for info in classes),
+        covers=tuple(info.covers for info in classes if info.covers),
         splits=splits,
         masks=masks,
         path=path,
@@ -262,6 +266,7 @@ class _Class:
     shown: LabelClass
     ids: list[int]
     colors: list[tuple[int, int, int]]
+    covers: tuple[str, ...]
 
 
 def _parse_classes(node: _Node) -> list[_Class]:
@@ -274,7 +279,7 @@ def _parse_classes(node: _Node) -> list[_Class]:
         if isinstance(item.value, str):
             entries.append({"name": item})
         else:
-            entries.append(item.fields(["name"], ["color", "ids", "colors"]))
+            entries.append(item.fields(["name"], ["color", "ids", "colors", "covers"]))
     names = [entry["name"].text() for entry in entries]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -285,9 +290,36 @@ def _parse_classes(node: _Node) -> list[_Class]:
         nodes[bare].fail("the key 'color' is missing; either all classes have one or none has")
     drawn = given or [(int(r), int(g), int(b)) for r, g, b in palette(len(entries))]
     return [
-        _Class(LabelClass(name, color), _parse_ids(entry.get("ids")), _parse_colors(entry, color))
-        for name, color, entry in zip(names, drawn, entries, strict=True)
+        _Class(
+            LabelClass(name, color),
+            _parse_ids(entry.get("ids")),
+            _parse_colors(entry, color),
+            covers,
+        )
+        for name, color, entry, covers in zip(
+            names, drawn, entries, _parse_covers(names, entries), strict=True
+        )
     ]
+
+
+def _parse_covers(names: list[str], entries: list[dict[str, _Node]]) -> list[tuple[str, ...]]:
+    """The classes of a finer list that each class is; nothing where no class has such a key."""
+    if not any("covers" in entry for entry in entries):
+        return [()] * len(names)
+    covers: list[tuple[str, ...]] = []
+    owner: dict[str, str] = {}
+    for name, entry in zip(names, entries, strict=True):
+        node = entry.get("covers", entry["name"])
+        nodes = [node] if isinstance(node.value, str) else node.items("a class or a list of them")
+        for item in nodes:
+            covered = item.text()
+            if covered in owner:
+                whose = f"the classes {shown(owner[covered])} and {shown(name)} both cover"
+                twice = f"the class {shown(name)} covers twice" if owner[covered] == name else whose
+                node.fail(f"{twice} {shown(covered)}")
+            owner[covered] = name
+        covers.append(tuple(item.text() for item in nodes))
+    return covers
 
 
 def _parse_ids(node: _Node | None) -> list[int]:
@@ -340,7 +372,7 @@ def _parse_masks(node: _Node, classes: list[_Class]) -> Masks:
             if key in fields:
                 fields[key].fail("does not go with 'values: threshold', which knows no ids")
         above = fields["above"].integer(0, MAX_ID - 1) if "above" in fields else 127
-        return Masks(files, MaskCode("threshold", {}, above=above))
+        return Masks(files, MaskCode("threshold", {0: 0, 1: 1}, above=above))
     first = fields["first"].integer(0, MAX_ID) if "first" in fields else 0
     labels = _parse_labels(node, classes, values, first)
     for pixel in _parse_ignore(fields.get("ignore"), values):

@@ -34,7 +34,8 @@ class MaskCode:
 
     Attributes:
         kind: "ids" (a number a pixel), "colors" (RGB), or "threshold" (grey, bright is class 1).
-        labels: for each id, or colour as `color_key` writes it, its class index or `IGNORE`.
+        labels: for each id, colour as `color_key` writes it, or side of a threshold (0 dark,
+            1 bright), its class index or `IGNORE`.
         ignore_unlisted: ids and colours outside `labels` are ignored, not errors.
         above: with "threshold", the brightest grey that is still class 0.
     """
@@ -47,7 +48,7 @@ class MaskCode:
     @functools.cached_property
     def _table(self) -> npt.NDArray[np.int16]:
         """The label of every id or colour key; `STRAY` where it is unlisted and may not be."""
-        size = MAX_ID + 1 if self.kind == "ids" else 1 << 24
+        size = {"ids": MAX_ID + 1, "colors": 1 << 24, "threshold": 2}[self.kind]
         table = np.full(size, IGNORE if self.ignore_unlisted else STRAY, np.int16)
         table[list(self.labels)] = list(self.labels.values())
         return table
@@ -76,7 +77,7 @@ def examine_mask(
     """
     values, remarks = _read_values(path, code.kind)
     if code.kind == "threshold":
-        return (values > code.above).astype(np.uint8), remarks
+        values = (values > code.above).astype(np.uint8)
     labels = code._table[values]
     if labels.max() == STRAY:
         raise ImageError(f"{os.fspath(path)}: {_strays(values, labels == STRAY, code.kind)}")

@@ -16,11 +16,11 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The authors' augmentation: random scale, random crop, random mirror; and colour jitter.
+    """The authors' augmentation: random scale, crop and mirror; and, of ours, colour and focus.
 
     Picture and labels are scaled by the same factor, uniform in `scale`, and a window of size
     `crop` is taken at a uniform place. Where the scaled picture is smaller than the window it lies
-    at a uniform place inside, on `MEAN_COLOR` and `IGNORE`. Then, with probability `flip`, left and
+    at a uniform place inside, on `padding` and `IGNORE`. Then, with probability `flip`, left and
     right are swapped.
 
     Only the part that the window shows is resized. Its edges are rounded to whole source pixels,
@@ -34,6 +34,11 @@ class TrainTransform:
         flip: probability of mirroring.
         jitter: 0 .. 1. Brightness, contrast and saturation each change by a factor uniform in
             1 - jitter .. 1 + jitter; labels and padding do not change.
+        padding: RGB colour around pictures that are smaller than the crop.
+        gamma: at least 0. Values are raised to 2 ** g, g uniform in -gamma .. gamma.
+        blur: at least 0. Every second picture is blurred by a Gaussian of up to so many pixels.
+        focus: probability of placing the window over a pixel of a class that is drawn evenly from
+            those in the picture, so that rare ones are seen more often.
 
     Raises:
         ValueError: an attribute is out of range.
@@ -43,15 +48,22 @@ class TrainTransform:
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     jitter: float = 0.0
+    padding: tuple[int, ...] = MEAN_COLOR
+    gamma: float = 0.0
+    blur: float = 0.0
+    focus: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or min(self.crop) < 1:
             raise ValueError(f"crop must be a height and a width of at least 1, got {self.crop}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < float("inf"):
             raise ValueError(f"scale must be two factors, 0 < low <= high, got {self.scale}")
-        for name, value in (("flip", self.flip), ("jitter", self.jitter)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        for name in ("flip", "jitter", "focus"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("gamma", "blur"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def __call__(
         self,
@@ -82,17 +94,23 @@ class TrainTransform:
                 f"got {labels.dtype} of shape {labels.shape}"
             )
         factor = rng.uniform(*self.scale)
+        focused = self.focus and rng.random() < self.focus
+        point = _point_of_a_class(labels, rng) if focused else (None, None)
         rows, columns = (
-            _window(side, factor, wanted, rng)
-            for side, wanted in zip(labels.shape, self.crop, strict=True)
+            _window(side, factor, wanted, rng, at)
+            for side, wanted, at in zip(labels.shape, self.crop, point, strict=True)
         )
         mirrored = rng.random() < self.flip
         image = _cut(image, rows, columns, shrink=factor < 1)
         if self.jitter:
             image = _jittered(image, *rng.uniform(1 - self.jitter, 1 + self.jitter, 3))
+        if self.gamma:
+            image = _raised(image, 2.0 ** rng.uniform(-self.gamma, self.gamma))
+        if self.blur and rng.random() < 0.5:
+            image = _blurred(image, rng.uniform(0, self.blur))
         labels = _cut(labels, rows, columns, shrink=None)
         return (
-            _framed(image, rows, columns, MEAN_COLOR, mirrored),
+            _framed(image, rows, columns, self.padding, mirrored),
             _framed(labels, rows, columns, (IGNORE,), mirrored),
         )
 
@@ -108,12 +126,33 @@ class _Window:
     after: int
 
 
-def _window(side: int, factor: float, wanted: int, rng: np.random.Generator) -> _Window:
-    """A window of `wanted` pixels at a random place of `side` pixels scaled by `factor`."""
+def _point_of_a_class(
+    labels: npt.NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[int | None, int | None]:
+    """Row and column of a pixel of a class drawn evenly from those there; nowhere without any."""
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORE)[:IGNORE])
+    if not len(present):
+        return None, None
+    places = np.flatnonzero(labels == rng.choice(present))
+    row, column = divmod(int(places[rng.integers(len(places))]), labels.shape[1])
+    return row, column
+
+
+def _window(
+    side: int, factor: float, wanted: int, rng: np.random.Generator, at: int | None = None
+) -> _Window:
+    """A window of `wanted` pixels at a random place of `side` pixels scaled by `factor`.
+
+    It shows pixel `at`, if that is given.
+    """
     scaled = max(1, round(side * factor))
     slack = scaled - wanted
     # A negative offset puts the picture inside the window, so one draw serves both cases.
-    offset = int(rng.integers(min(0, slack), max(0, slack) + 1))
+    low, high = min(0, slack), max(0, slack)
+    if at is not None and slack > 0:
+        place = min(int((at + 0.5) * scaled / side), scaled - 1)
+        low, high = max(0, place - wanted + 1), min(slack, place)
+    offset = int(rng.integers(low, high + 1))
     first, last = max(0, offset), min(scaled, offset + wanted)
     start = min(round(first * side / scaled), side - 1)
     stop = max(round(last * side / scaled), start + 1)
@@ -163,6 +202,22 @@ def _jittered(
 
     grey = np.tile(LUMA, (3, 1))
     mix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
-    mean = float(np.dot(image.reshape(-1, 3).mean(axis=0), LUMA))
+    mean = float(np.dot(cv2.mean(image)[:3], LUMA))  # 4 ms by NumPy, 0.1 ms here
     shift = np.full((3, 1), (1 - contrast) * brightness * mean)
     return np.asarray(cv2.transform(image, np.hstack([mix, shift])), np.uint8)
+
+
+def _raised(image: npt.NDArray[np.uint8], exponent: float) -> npt.NDArray[np.uint8]:
+    """Values in 0 .. 1, raised to a power."""
+    import cv2
+
+    table = np.rint(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)
+    return np.asarray(cv2.LUT(image, table), np.uint8)
+
+
+def _blurred(image: npt.NDArray[np.uint8], deviation: float) -> npt.NDArray[np.uint8]:
+    import cv2
+
+    if deviation < 0.1:  # of no weight beyond the pixel itself
+        return image
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), deviation), np.uint8)

@@ -25,10 +25,11 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fassd.data.groups import Members, members_of
 from fassd.distributed import all_gather, rank, world_size
 from fassd.evaluation.metrics import ConfusionMatrix, Scores
 from fassd.io.images import ImageError, resized
-from fassd.io.palette import labels_by_name
+from fassd.io.palette import classes_of, labels_by_name
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize
 
@@ -131,7 +132,10 @@ def evaluate(
 
     The predicted class is the one of the largest logit; with several `scales`, or `flip`, the one
     of the largest mean probability over all views of the picture. Where the network knows the names
-    of its classes, it is the data's class of that name (`fassd.io.palette.labels_by_name`).
+    of its classes, it is the data's class of that name (`fassd.io.palette.labels_by_name`). Where
+    the card's classes are others, but cover those of the network (`fassd.data.groups`), it is the
+    class of the largest probability summed over what it covers; classes of the network that none
+    covers are left out.
 
     In a torch.distributed group process r takes the pictures r, r + world size, ... and every
     process returns the same scores, which are those of a single process: counts are whole numbers.
@@ -157,8 +161,9 @@ def evaluate(
 
     Raises:
         ImageError: see `on_bad`.
-        ValueError: no pictures, number or names of the classes of network and card differ, an
-            index or scale out of range, or no pixel that could be scored.
+        ValueError: no pictures, number or names of the classes of network and card differ and the
+            card does not say how the ones lie among the others, an index or scale out of range, or
+            no pixel that could be scored.
         RuntimeError: the logits hold NaN, or another process failed.
     """
     chosen = _checked_indices(indices, len(dataset))
@@ -166,8 +171,7 @@ def evaluate(
         raise ValueError(f"scales must be one or more positive numbers, got {tuple(scales)}")
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the wrapper waits for all processes in each call, of unequal shares
-    labels = labels_by_name(model, dataset.card.class_names)
-    _check_head(getattr(model, "num_classes", None), dataset.card)
+    labels, members = matched(model, dataset.card)
     matrix = ConfusionMatrix(dataset.card.num_classes)
     count, skipped = 0, []
     failure: Exception | None = None
@@ -182,7 +186,7 @@ def evaluate(
             for index, sample in reading:
                 try:
                     read = sample.result()
-                    scores = _scores(network, like, read, scales, flip)
+                    scores = _scores(network, like, read, scales, flip, members)
                     _check_head(scores.shape[1], dataset.card)
                     predicted = scores[0].argmax(0)
                     if labels is not None:
@@ -221,6 +225,24 @@ def evaluate(
     )
 
 
+def label_by_groups(
+    model: nn.Module, sample: Sample, members: Sequence[Members]
+) -> npt.NDArray[np.uint8]:
+    """The data's classes, (H, W), of a network whose own classes are others, as `evaluate` does.
+
+    Args:
+        model, sample: as of `evaluate`.
+        members: the network's classes of each of the data's, as `matched` gives them.
+
+    Raises:
+        ImageError: the picture is too small for the network.
+    """
+    network, like = _placed(model, None, None)
+    with _eval_mode(network), torch.inference_mode():
+        scores = _scores(network, like, sample, (1.0,), False, members)
+    return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
 # ------------------------------------------------------------------------------------- the network
 
 
@@ -250,9 +272,14 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _scores(
-    network: nn.Module, like: Tensor, sample: Sample, scales: Sequence[float], flip: bool
+    network: nn.Module,
+    like: Tensor,
+    sample: Sample,
+    scales: Sequence[float],
+    flip: bool,
+    members: Sequence[Members] | None,
 ) -> Tensor:
-    """Logits of one picture, or, of more than one view, the sum of their probabilities.
+    """Logits of one picture; of more than one view, or of groups, their probabilities' sums.
 
     Args:
         network: in eval mode.
@@ -260,11 +287,14 @@ def _scores(
         sample: the picture.
         scales: sizes of the views, as parts of the picture's own.
         flip: whether each view is also looked at in a mirror.
+        members: the network's classes of each of the data's; None where they are the same.
 
     Returns:
-        (1, classes, H, W) float32 at the picture's size.
+        (1, the data's classes, H, W) float32 at the picture's size.
     """
     size = sample.image.shape[:2]
+    # A file of labels alone gives 1 for a pixel's class and 0 for the others.
+    of_labels = getattr(getattr(network, "metadata", None), "output", None) == "labels"
     views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     total: Tensor | None = None
     for scale, mirrored in views:
@@ -280,12 +310,14 @@ def _scores(
         logits = logits.flip(3) if mirrored else logits
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)
-        if len(views) == 1:
+        if len(views) == 1 and members is None:
             return logits
-        probabilities = logits.softmax(1)
+        probabilities = logits if of_labels else logits.softmax(1)
         total = probabilities if total is None else total.add_(probabilities)
     assert total is not None  # there is at least one scale
-    return total
+    if members is None:
+        return total
+    return torch.stack([total[:, list(group)].sum(1) for group in members], 1)
 
 
 def _nan_because(network: nn.Module, dtype: torch.dtype) -> str:
@@ -332,6 +364,29 @@ def _checked_indices(indices: Sequence[int] | None, length: int) -> Sequence[int
         if not 0 <= index < length:
             raise ValueError(f"index must be 0 to {length - 1} in this split, got {index}")
     return chosen
+
+
+Match = tuple[list[int] | None, tuple[Members, ...] | None]
+
+
+def matched(model: nn.Module, card: Card) -> Match:
+    """The data's label of each of a network's classes, or its classes of each of the data's.
+
+    Neither where both have the same classes.
+
+    Raises:
+        ValueError: the classes differ, and the card does not say how.
+    """
+    head = getattr(model, "num_classes", None)
+    try:
+        labels = labels_by_name(model, card.class_names)
+        _check_head(head, card)
+        return labels, None
+    except ValueError:
+        if not card.covers:
+            raise
+    names = [info.name for info in classes_of(model)]
+    return None, members_of(card, names, "the network")
 
 
 def _check_head(head: Any, card: Card) -> None:

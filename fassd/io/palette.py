@@ -123,7 +123,7 @@ def labels_by_name(network: nn.Module, data: Sequence[str]) -> list[int] | None:
         return None
     sides = (("network", own, data), ("data", data, own))
     differences = [
-        f"only the {side} has {_some([name for name in one if name not in other])}"
+        f"only the {side} has {some_of([name for name in one if name not in other])}"
         for side, one, other in sides
         if not set(one) <= set(other)
     ]
@@ -133,7 +133,8 @@ def labels_by_name(network: nn.Module, data: Sequence[str]) -> list[int] | None:
     raise ValueError(f"{what}: {'; '.join(differences) or 'a name stands twice'}")
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """Names for an error, of which it spells out the first `NAMED`."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(map(repr, names[:NAMED])) + more
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -148,6 +149,21 @@ def load_checkpoint(
     if not fit.missing and not fit.misshapen:
         remember(model, read_info(path))
     return fit
+
+
+def classes_in(path: str | os.PathLike[str]) -> int | None:
+    """Number of classes of the head in a file of weights; None if it cannot be told."""
+    content: Any = None
+    with contextlib.suppress(CheckpointError, OSError):
+        content = read_content(Path(path))
+    holders = _holders(content) if isinstance(content, Mapping) else ()
+    heads = (
+        len(value)
+        for _, tensors in holders
+        for key, value in tensors.items()
+        if key.endswith("finalConv.weight") and value.dim() == 4
+    )
+    return next(heads, None)
 
 
 def _compare(path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> LoadReport:

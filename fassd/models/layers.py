@@ -79,6 +79,16 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def init_xavier(module: nn.Module) -> None:
+    """Initialise a convolution in place as FASSD-Net's authors trained; other layers stay.
+
+    Weights: Xavier normal (Glorot and Bengio, AISTATS 2010, eq. 12); the bias: PyTorch's default.
+    """
+    if isinstance(module, nn.Conv2d):
+        module.reset_parameters()
+        nn.init.xavier_normal_(module.weight)
+
+
 class ConvLayer(nn.Module):
     """Convolution without bias, batch norm (eps 1e-5), ReLU.
 

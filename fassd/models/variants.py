@@ -27,6 +27,33 @@ class Published:
     miou: float
 
 
+TALK = "talk of the authors"
+ICPR = "abstract, ICPR 2020"  # doi.org/10.1109/ICPR48806.2021.9413176
+T_ITS = "abstract, IEEE T-ITS 2021"
+FC_HARDNET = "its authors"  # github.com/PingoLH/FCHarDNet, README
+PADDLE_SEG = "PaddleSeg"  # github.com/PaddlePaddle/PaddleSeg, configs/hardnet
+VAL, TEST, CAMVID = "Cityscapes val", "Cityscapes test", "CamVid"
+GTX, JETSON = "GTX 1080 Ti", "Jetson Xavier NX"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A score that somebody published of a network.
+
+    Attributes:
+        source: where.
+        data: on what; "Cityscapes" where the source names no split.
+        miou: mean intersection over union, in per cent.
+        fps: pictures a second on `device`, where the source tells; at full resolution.
+    """
+
+    source: str
+    data: str
+    miou: float
+    fps: float | None = None
+    device: str = ""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One network of the family.
@@ -35,7 +62,9 @@ class Variant:
         title: as the authors write it.
         description: one sentence.
         switches: keyword arguments of `FASSDNet`.
-        published: the authors' figures, where they gave any.
+        published: the authors' figures from their talk, where they gave any.
+        reports: further published scores.
+        by_analogy: whether nobody published it: this project made it after other variants.
         cityscapes: file name of the authors' trained weights (19 classes, alpha 2), if any.
     """
 
@@ -43,6 +72,8 @@ class Variant:
     description: str
     switches: Mapping[str, Any] = field(default_factory=dict)
     published: Published | None = None
+    reports: tuple[Report, ...] = ()
+    by_analogy: bool = False
     cityscapes: str | None = None
 
     def build(self, num_classes: int = 19, alpha: int = 2) -> FASSDNet:
@@ -55,6 +86,11 @@ VARIANTS: dict[str, Variant] = {
         "FASSD-Net",
         "The full network: HarDNet encoder, DAPF on the coarsest map, MDA in the decoder.",
         published=Published(45.1, 2.85, 41.1, 78.2),
+        reports=(
+            Report(ICPR, VAL, 78.8, 41.1, GTX),
+            Report(T_ITS, "Cityscapes", 77.5, 41, GTX),
+            Report(T_ITS, CAMVID, 69.3, 80, GTX),
+        ),
         cityscapes="FASSD-Net-Cityscapes.pkl",
     ),
     "fassd_net_l1": Variant(
@@ -67,6 +103,11 @@ VARIANTS: dict[str, Variant] = {
         "FASSD-Net-L2",
         "Three strided stem convolutions, and plain 3x3 layers in place of the decoder's blocks.",
         {"stem_strides": (2, 2, 2, 1), "light_decoder": True},
+        # Of "a light version", which the abstracts do not name; L2 is the fastest.
+        reports=(
+            Report(ICPR, VAL, 74.1, 133.1, GTX),
+            Report(T_ITS, "Cityscapes", 74.0, 32, JETSON),
+        ),
         cityscapes="FASSD-Net-L2-Cityscapes.pkl",
     ),
     "fc_hardnet_70": Variant(
@@ -74,6 +115,29 @@ VARIANTS: dict[str, Variant] = {
         "The network that FASSD-Net starts from: one stage more, neither DAPF nor MDA.",
         {"context": "none", "mda": False, "stages": FIVE_STAGES},
         published=Published(35.4, 4.1, 52.3, 76.4),
+        reports=(
+            Report(FC_HARDNET, VAL, 77.7),
+            Report(FC_HARDNET, TEST, 75.9, 67, "Titan V"),
+            Report(PADDLE_SEG, VAL, 79.0),
+        ),
+    ),
+    "fc_hardnet_l1": Variant(
+        "FC-HarDNet-L1",
+        "By analogy, not published so: FC-HarDNet-70 with the stem of FASSD-Net-L1.",
+        {"context": "none", "mda": False, "stages": FIVE_STAGES, "stem_strides": (3, 1, 2, 1)},
+        by_analogy=True,
+    ),
+    "fc_hardnet_l2": Variant(
+        "FC-HarDNet-L2",
+        "By analogy, not published so: FC-HarDNet-70 with the stem and decoder of FASSD-Net-L2.",
+        {
+            "context": "none",
+            "mda": False,
+            "stages": FIVE_STAGES,
+            "stem_strides": (2, 2, 2, 1),
+            "light_decoder": True,
+        },
+        by_analogy=True,
     ),
     "baseline": Variant(
         "Baseline",

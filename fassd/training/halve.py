@@ -39,10 +39,12 @@ def halve(source: Path, target: Path) -> None:
 def _portable(metadata: dict[str, str]) -> dict[str, str]:
     """The notes without a path that only the machine of the training has."""
     facts = read_json(metadata.get("fassd", "{}"))
-    start = facts.get("recipe", {}).get("weights")
-    if start is None:
+    recipe = facts.get("recipe", {})
+    files = [name for name in ("weights", "teacher") if recipe.get(name) is not None]
+    if not files:
         return metadata
-    facts["recipe"]["weights"] = "/".join(Path(start).parts[-2:])
+    for name in files:
+        recipe[name] = "/".join(Path(recipe[name]).parts[-2:])
     return {**metadata, "fassd": json.dumps(facts)}
 
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 
-from fassd.data.card import Card
+from fassd.data.groups import LabelSpace
 from fassd.distributed import sum_over_ranks, world_size
 from fassd.io.palette import labels_by_name
 from fassd.models import NetworkInfo, create_model, load_checkpoint
 from fassd.models.info import remember
+from fassd.models.layers import init_xavier
 from fassd.models.zoo import weights_file
-from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, labelled_pictures
+from fassd.training.auxiliary import WithHeads
+from fassd.training.distillation import Teacher
+from fassd.training.loss import (
+    BootstrappedCrossEntropy,
+    CrossEntropy,
+    RegionLoss,
+    labelled_pictures,
+)
 from fassd.training.optim import (
+    cosine_learning_rate,
     create_optimizer,
     flatten_optimizer,
     moving_average,
@@ -33,28 +44,29 @@ from fassd.training.sync_norm import synchronize_batch_norm
 from fassd_kernels.accelerate import swap
 
 SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
-MODEL, AVERAGE, SCALER = "model.", "average.", "scaler"
+MODEL, HEADS, AVERAGE, SCALER = "model.", "heads.", "average.", "scaler"
 
 
 class Learner:
     """A network with all that changes while it learns.
 
     Args:
-        recipe, card, device: the settings, the data whose classes are learnt, and where.
+        recipe, space, device: the settings, the classes that are learnt, and where.
         start: whether to load the weights that the recipe starts from; a checkpoint has them all.
         tell: called with what the loading of those weights has to say.
 
     Attributes:
         model: the network.
         average: moving average of its weights; None unless the recipe has `ema`.
-        parallel: the network, which under torchrun shares gradients with the other processes.
-        optimizer, scaler, loss: as the recipe asks.
+        trained: the network, with the heads that learn beside it if the recipe has `auxiliary`.
+        parallel: the same, which under torchrun shares gradients with the other processes.
+        optimizer, scaler, loss, teacher: as the recipe asks.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        card: Card,
+        space: LabelSpace,
         device: torch.device,
         *,
         start: bool,
@@ -63,7 +75,7 @@ class Learner:
         self.recipe = recipe
         self.device = device
         torch.manual_seed(recipe.seed)
-        self.model = _network(recipe, card, start, tell).to(device)
+        self.model = _network(recipe, space, start, tell).to(device)
         if recipe.channels_last:
             # PyTorch's annotations have `memory_format` only together with a tensor or a dtype.
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,17 +88,26 @@ class Learner:
         if recipe.sync_bn:
             self.model = synchronize_batch_norm(self.model, device)
         avoid_unsound_gradients(self.model, device, recipe.precision)
-        self.parallel: nn.Module = self.model
+        self.trained: nn.Module = self.model
+        if recipe.auxiliary:
+            self.trained = WithHeads(self.model, len(space.classes)).to(device)
+        self.parallel = self.trained
         if world_size() > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.model, device_ids=ids)
-        self.optimizer = create_optimizer(recipe, self.model)
+            self.parallel = DistributedDataParallel(self.trained, device_ids=ids)
+        self.optimizer = create_optimizer(recipe, self.trained)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.loss = (
-            BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold)
+        self.loss: CrossEntropy = (
+            BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold, groups=space.groups)
             if recipe.loss == "bootstrapped"
-            else CrossEntropy()
+            else CrossEntropy(groups=space.groups)
         )
+        self.loss_of_heads = CrossEntropy(groups=space.groups)
+        self.teacher = None
+        if recipe.teacher is not None:
+            self.teacher = Teacher(recipe.teacher, space.class_names, device, recipe.accelerate)
+        if recipe.dice or recipe.lovasz:
+            self.loss = RegionLoss(self.loss, recipe.dice, recipe.lovasz)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -100,14 +121,15 @@ class Learner:
 
     def is_finite(self) -> bool:
         """Whether all weights are numbers."""
-        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        return all(bool(parameter.isfinite().all()) for parameter in self.trained.parameters())
 
     def learning_rate(self, step: int) -> float:
         """The rate of optimizer step `step`, counted from 0."""
         recipe = self.recipe
-        return poly_learning_rate(
-            step, recipe.learning_rate, recipe.steps, recipe.power, recipe.warmup
-        )
+        base, steps = recipe.learning_rate, recipe.steps
+        if recipe.schedule == "cosine":
+            return cosine_learning_rate(step, base, steps, recipe.warmup)
+        return poly_learning_rate(step, base, steps, recipe.power, recipe.warmup)
 
     # ----------------------------------------------------------------------------------- learning
 
@@ -135,13 +157,19 @@ class Learner:
                 total += self._backward(part, pictures)
         if self.recipe.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)
         return total, labelled
+
+    def measure(self, batches: Iterable[list[MicroBatch]]) -> None:
+        """Take the batch norm statistics of the averaged weights anew, from these batches."""
+        images = (self._placed(part) for batch in batches for part in batch)
+        with self._autocast():
+            update_bn(images, self.evaluated)
 
     def _accumulating(self, more: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged with the last micro-batch only."""
@@ -151,18 +179,35 @@ class Learner:
 
     def _backward(self, part: MicroBatch, pictures: Tensor) -> Tensor:
         """Add the gradients of a micro-batch; its share of the loss."""
-        images = part.images.to(self.device, non_blocking=True)
-        labels = part.labels.to(self.device, non_blocking=True)
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        half = self.recipe.precision != "float32"
-        dtype = getattr(torch, self.recipe.precision)
-        with torch.autocast(self.device.type, dtype if half else None, enabled=half):
-            logits = self._forward(images)
-        share = self.loss.per_picture(logits, labels).sum() / pictures
+        images, labels = self._placed(part), part.labels.to(self.device, non_blocking=True)
+        with self._autocast():
+            output = self._forward(images)
+        logits, *coarse = output if isinstance(output, tuple) else (output,)
+        losses = self.loss.per_picture(logits, labels)
+        for found in coarse:
+            shrunk = F.interpolate(labels[:, None], found.shape[2:], mode="nearest-exact")[:, 0]
+            losses = losses + self.recipe.auxiliary * self.loss_of_heads.per_picture(found, shrunk)
+        if self.teacher is not None:
+            with self._autocast():
+                losses = losses + self.recipe.distillation * self.teacher.per_picture(
+                    images, logits, labels
+                )
+        share = losses.sum() / pictures
         # DistributedDataParallel averages gradients over the processes; the share is to be summed.
         self.scaler.scale(share * world_size()).backward()
         return share.detach()
+
+    def _placed(self, part: MicroBatch) -> Tensor:
+        """Its pictures, where and as the network takes them."""
+        images = part.images.to(self.device, non_blocking=True)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def _autocast(self) -> torch.autocast:
+        half = self.recipe.precision != "float32"
+        dtype = getattr(torch, self.recipe.precision)
+        return torch.autocast(self.device.type, dtype if half else None, enabled=half)
 
     def _forward(self, images: Tensor) -> Any:
         try:
@@ -181,8 +226,10 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that learning changes, by name: weights, average, and optimizer."""
+        heads = self.trained.heads if isinstance(self.trained, WithHeads) else nn.ModuleList()
         parts = {
             MODEL: self.model.state_dict(),
+            HEADS: heads.state_dict(),
             AVERAGE: {} if self.average is None else self.average.state_dict(),
             OPTIMIZER: flatten_optimizer(self.optimizer),
         }
@@ -203,6 +250,8 @@ class Learner:
             }
 
         self.model.load_state_dict(part(MODEL))
+        if isinstance(self.trained, WithHeads):
+            self.trained.heads.load_state_dict(part(HEADS))
         if self.average is not None:
             self.average.load_state_dict(part(AVERAGE))
         restore_optimizer(self.optimizer, part(OPTIMIZER))
@@ -210,15 +259,19 @@ class Learner:
             self.scaler.load_state_dict(facts[SCALER])
 
 
-def _network(recipe: Recipe, card: Card, start: bool, tell: Callable[[str], object]) -> nn.Module:
+def _network(
+    recipe: Recipe, space: LabelSpace, start: bool, tell: Callable[[str], object]
+) -> nn.Module:
     """The network of a recipe, with the weights that it starts from."""
-    model = create_model(recipe.model, card.num_classes, recipe.alpha)
+    model = create_model(recipe.model, len(space.classes), recipe.alpha)
+    if recipe.init == "xavier":
+        model.apply(init_xavier)
     weights = recipe.weights or ("imagenet" if recipe.encoder == "imagenet" else None)
     if weights is not None and start:
         file = weights_file(recipe.model, weights)
-        tell(str(load_checkpoint(model, file, strict=recipe.weights is None)))
-        _reorder_head(model, card.class_names)
-    remember(model, NetworkInfo.of(recipe.model, recipe.alpha, card.classes))
+        tell(str(load_checkpoint(model, file, strict=False)))
+        _reorder_head(model, space.class_names)
+    remember(model, NetworkInfo.of(recipe.model, recipe.alpha, space.classes))
     return model
 
 

@@ -37,7 +37,7 @@ class Reporter(Protocol):
     def started(self, recipe: Recipe, step: int) -> None: ...
     def stepped(self, step: int, loss: float, learning_rate: float) -> None: ...
     def validating(self, done: int, total: int) -> None: ...
-    def validated(self, step: int, evaluation: Evaluation, best: bool) -> None: ...
+    def validated(self, step: int, evaluations: Sequence[Evaluation], best: bool) -> None: ...
     def message(self, text: str) -> None: ...
 
 
@@ -142,6 +142,11 @@ class ScenePanel:
         return draw_panel(["input", "ground truth", "prediction"], rows, self.card.classes)
 
 
+def _of_data(number: int) -> str:
+    """What the logs of a run's data set have in their names, of the first one nothing."""
+    return "" if number == 1 else f".{number}"
+
+
 class GuardedWrite(Protocol):
     """A call that survives and reports an OSError of `write`; whether there was none."""
 
@@ -151,17 +156,25 @@ class GuardedWrite(Protocol):
 class RunLogs:
     """The open logs of a run, in its main process; every write goes through `guarded`.
 
+    `class_names` has those of each data set that is validated on.
+
     What was logged behind `step`, the last one that the run has done, is removed.
     """
 
     def __init__(
-        self, folder: Path, step: int, class_names: Sequence[str], guarded: GuardedWrite
+        self,
+        folder: Path,
+        step: int,
+        class_names: Sequence[Sequence[str]],
+        guarded: GuardedWrite,
     ) -> None:
         self.folder = folder
         self.guarded = guarded
-        names = [f"iou/{name}" for name in class_names]
         self.steps = CSVLog(folder / "log.csv", ["step", "learning_rate", "loss"], step)
-        self.scores = CSVLog(folder / "val.csv", ["step", "miou", "pixel_accuracy", *names], step)
+        self.scores = []
+        for number, names in enumerate(class_names, start=1):
+            columns = ["step", "miou", "pixel_accuracy", *(f"iou/{name}" for name in names)]
+            self.scores.append(CSVLog(folder / f"val{_of_data(number)}.csv", columns, step))
         self.board = open_board(folder / "tensorboard", step)
 
     def write_steps(
@@ -176,18 +189,23 @@ class RunLogs:
         means = {"loss": sum(losses) / len(losses), "lr": rates[-1]}
         self._show_scalars(means, steps[-1])
 
-    def write_scores(self, step: int, evaluation: Evaluation, panel: ScenePanel) -> None:
-        """Log the scores of a validation, and draw its scenes."""
-        scores = evaluation.scores
-        figures = {"val/miou": scores.miou, "val/pixel_accuracy": scores.pixel_accuracy}
-        row = [step, *(f"{figure:.9g}" for figure in (*figures.values(), *scores.iou))]
-        self.guarded("val.csv", self.scores.write, [row])
-        self._show_scalars(figures, step)
-        image = panel.draw()
-        if image is not None:
-            path = self.folder / "pictures" / f"step-{step:06d}.jpg"
-            self.guarded(str(path), write_image, path, image)
-            self._show("add_image", "val/predictions", image, step, None, "HWC")
+    def write_scores(self, step: int, validations: Sequence[tuple[Evaluation, ScenePanel]]) -> None:
+        """Log the scores of a validation on each data set, and draw scenes."""
+        for number, (evaluation, panel) in enumerate(validations, start=1):
+            scores, where = evaluation.scores, _of_data(number)
+            figures = {
+                f"val{where}/miou": scores.miou,
+                f"val{where}/pixel_accuracy": scores.pixel_accuracy,
+            }
+            row = [step, *(f"{figure:.9g}" for figure in (*figures.values(), *scores.iou))]
+            log = self.scores[number - 1]
+            self.guarded(log.path.name, log.write, [row])
+            self._show_scalars(figures, step)
+            image = panel.draw()
+            if image is not None:
+                path = self.folder / "pictures" / f"step-{step:06d}{where}.jpg"
+                self.guarded(str(path), write_image, path, image)
+                self._show("add_image", f"val{where}/predictions", image, step, None, "HWC")
         self._show("flush")
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 A run lives in a folder:
 
     recipe.yaml                the settings, complete
-    log.csv, val.csv           loss per step; scores per validation
+    log.csv, val.csv           loss per step; scores per validation (val.2.csv of the second data)
     tensorboard/               the same, and pictures
     pictures/                  validation scenes: input, ground truth, prediction
     last.safetensors           weights at the latest checkpoint (averaged ones if `ema`)
@@ -17,32 +17,40 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fassd.data.card import Card
 from fassd.data.dataset import SegmentationDataset
+from fassd.data.groups import label_space
 from fassd.data.transforms import TrainTransform
 from fassd.distributed import in_main, is_main, rank, sum_over_ranks, world_size
-from fassd.evaluation.evaluate import Evaluation, evaluate
-from fassd.io.images import ImageError
+from fassd.evaluation.evaluate import Evaluation
 from fassd.models.device import torch_threads
 from fassd.models.info import info_of
+from fassd.models.preprocess import MEAN_COLOR
 from fassd.training import state as files
 from fassd.training.learner import Learner
-from fassd.training.logs import Reporter, RunLogs, ScenePanel
+from fassd.training.logs import Reporter, RunLogs
 from fassd.training.precision import deterministic, resolve_precision
-from fassd.training.recipe import Recipe, RecipeError, differences, from_dict
+from fassd.training.recipe import (
+    OF_EARLIER_RUNS,
+    Recipe,
+    RecipeError,
+    differences,
+    from_dict,
+)
 from fassd.training.stop import StopRequest
 from fassd.training.stream import MicroBatch, SampleStream, loader
+from fassd.training.validation import validate
 
+BLACK = (0, 0, 0)
 ADVICE = "A lower learning rate, a warmup or clip usually help"
 
 
@@ -87,7 +95,9 @@ class Trainer:
         recipe: the settings. When resuming, None takes those of the run; another recipe may differ
             from it in the settings of `fassd.training.recipe.CHANGEABLE`, which is reported and
             written into recipe.yaml.
-        card: the data; it has splits "train" and, to validate on, "val" (else there is no best).
+        cards: the data, one or several; each has splits "train" and, to validate on, "val" (else
+            there is no best). The network's classes are the first one's, among which those of the
+            others lie (`fassd.data.groups`); the best weights are those of the best mean mIoU.
         folder: of the run; must be new or empty unless `resume`.
         device: where to train.
         resume: continue the run in `folder` from its latest checkpoint.
@@ -96,18 +106,19 @@ class Trainer:
     Attributes:
         learner: the network, with all that changes while it learns.
         step: number of optimizer steps done.
+        evaluations: the last validation, of each data set with a val split; empty if it failed.
 
     Raises:
         RecipeError: a recipe that this machine or data cannot follow.
         StateError: nothing to resume from, or another run is in the folder.
         FileExistsError: the folder holds a run already.
-        CardError: there is nothing to train on.
+        CardError: there is nothing to train on, or the cards' classes do not fit.
     """
 
     def __init__(
         self,
         recipe: Recipe | None,
-        card: Card,
+        cards: Card | Sequence[Card],
         folder: Path,
         *,
         device: torch.device | str = "cpu",
@@ -142,8 +153,16 @@ class Trainer:
         self.recipe = recipe.replace(precision=resolve_precision(recipe.precision, self.device))
         self._threads_before = facts.get("threads")
         self._changed = self.changes != facts.get("changes", [])
-        self.train_set = SegmentationDataset(card, "train")
-        self.val_set = SegmentationDataset(card, "val") if "val" in card.splits else None
+        cards = (cards,) if isinstance(cards, Card) else cards
+        self.space = label_space(cards)
+        self.train_sets = [SegmentationDataset(card, "train") for card in self.space.cards]
+        self.val_sets = [SegmentationDataset(card, "val") for card in cards if "val" in card.splits]
+        self.evaluations: list[Evaluation] = []
+        shares = self.recipe.shares
+        if shares is not None and len(shares) != len(cards):
+            raise RecipeError(
+                f"shares must be one number for each of the {len(cards)} data sets, got {shares}"
+            )
         if resume:
             self._check_data(facts["data"])
         if self.recipe.batch % (world_size() * self.recipe.accumulate):
@@ -151,7 +170,9 @@ class Trainer:
                 f"batch must be a multiple of {world_size()} processes x accumulate "
                 f"({self.recipe.accumulate}), got {self.recipe.batch}"
             )
-        self.learner = Learner(self.recipe, card, self.device, start=not self.step, tell=self._tell)
+        self.learner = Learner(
+            self.recipe, self.space, self.device, start=not self.step, tell=self._tell
+        )
         if tensors:
             self.learner.restore(tensors, facts)
 
@@ -161,7 +182,7 @@ class Trainer:
         Raises:
             RecipeError: a change that a run cannot make on its way.
         """
-        run = from_dict(facts["recipe"], str(self.folder))
+        run = from_dict({**OF_EARLIER_RUNS, **facts["recipe"]}, str(self.folder))
         self.changes = list(facts.get("changes", ()))
         if recipe is None:
             return run
@@ -180,14 +201,19 @@ class Trainer:
 
     def _data(self) -> dict[str, Any]:
         """What a resumed run needs to find again: every sample's place follows from it."""
-        names = list(self.train_set.card.class_names)
-        return {"classes": names, "pictures": len(self.train_set)}
+        counts = [len(dataset) for dataset in self.train_sets]
+        if len(counts) == 1:
+            return {"classes": self.space.class_names, "pictures": counts[0]}
+        names = self.space.class_names
+        labels = [[[names[i] for i in group] for group in of] for of in self.space.members]
+        return {"classes": names, "pictures": counts, "labels": labels}
 
     def _check_data(self, before: dict[str, Any]) -> None:
         for what, value in self._data().items():
-            if value != before[what]:
+            if value != before.get(what):
+                had = before.get(what)
                 raise RecipeError(
-                    f"the data of the run in {self.folder} had {what} {before[what]}, now {value}"
+                    f"the data of the run in {self.folder} had {what} {had}, now {value}"
                 )
 
     # ------------------------------------------------------------------------------------ running
@@ -196,7 +222,8 @@ class Trainer:
         """Train to the end of the recipe.
 
         Returns:
-            The last validation; None without a val split, or if nothing in it could be scored.
+            The last validation, of the first data set with a val split (`evaluations` has all);
+            None without one, or if nothing in it could be scored.
 
         Raises:
             DivergedError: the loss, or a weight, is not finite.
@@ -217,20 +244,20 @@ class Trainer:
             self._compare_threads()
             if self._changed:  # else the next --resume might know nothing of it
                 self._save(final=True)
-            return self._run(logs)
+            self._run(logs)
+        return self.evaluations[0] if self.evaluations else None
 
-    def _run(self, logs: RunLogs | None) -> Evaluation | None:
+    def _run(self, logs: RunLogs | None) -> None:
         recipe = self.recipe
         pending: list[_Done] = []
-        result: Evaluation | None = None
         if self.validation_pending:  # a validation was due where the run was cut off
-            result = self._validate_and_save(logs)
+            self._validate_and_save(logs)
         with contextlib.closing(self._batches()) as batches:
             for batch in batches:
                 self._train_step(batch, pending)
                 last = self.step == recipe.steps
                 due = last or bool(recipe.val_every and self.step % recipe.val_every == 0)
-                self.validation_pending = due and self.val_set is not None
+                self.validation_pending = due and bool(self.val_sets)
                 save = due or self.step % recipe.save_every == 0
                 if save or self.step % recipe.log_every == 0:
                     self._flush(pending, logs)
@@ -241,15 +268,13 @@ class Trainer:
                     self._save(final=last or stopped)
                 self._stop_here(stopped)
                 if self.validation_pending:
-                    result = self._validate_and_save(logs)
-        return result
+                    self._validate_and_save(logs)
 
-    def _validate_and_save(self, logs: RunLogs | None) -> Evaluation | None:
-        result = self._validate(logs)
+    def _validate_and_save(self, logs: RunLogs | None) -> None:
+        self._validate(logs)
         stopped = self._stopping()
         self._save(final=stopped or self.step == self.recipe.steps)
         self._stop_here(stopped)
-        return result
 
     def _stopping(self) -> bool:
         """Whether any process was asked to stop, which all of them agree on."""
@@ -262,12 +287,17 @@ class Trainer:
                 f"stopped after step {self.step}; saved in {self.folder}, go on with --resume"
             )
 
-    def _batches(self) -> Generator[list[MicroBatch], None, None]:
+    def _batches(self, last: int | None = None) -> Generator[list[MicroBatch], None, None]:
+        """Those of the steps that are left, or up to step `last`."""
         recipe = self.recipe
-        transform = TrainTransform(recipe.crop, recipe.scale, recipe.flip, recipe.jitter)
+        names = "crop", "scale", "flip", "jitter", "gamma", "blur", "focus"
+        settings = {name: getattr(recipe, name) for name in names}
+        padding = BLACK if recipe.pad == "black" else MEAN_COLOR
+        transform = TrainTransform(padding=padding, **settings)
+        earlier = [(end * recipe.batch, replace(transform, crop=c)) for end, c in recipe.stages]
         yield from loader(
-            SampleStream(self.train_set, transform, recipe.seed),
-            range(self.step, recipe.steps),
+            SampleStream(self.train_sets, transform, recipe.seed, recipe.shares, earlier),
+            range(self.step, last or recipe.steps),
             recipe.batch,
             recipe.accumulate,
             rank=rank(),
@@ -292,9 +322,10 @@ class Trainer:
         stack.enter_context(files.locked(self.folder))
         # What another run may have done here since this trainer was made.
         files.check_unused(self.folder, self.step)
-        card = self.train_set.card
-        files.describe_run(self.folder, self.recipe, self.changes, card.address)
-        logs = RunLogs(self.folder, self.step, card.class_names, self._guarded)
+        addresses = [card.address for card in self.space.cards]
+        files.describe_run(self.folder, self.recipe, self.changes, addresses)
+        names = [dataset.card.class_names for dataset in self.val_sets]
+        logs = RunLogs(self.folder, self.step, names, self._guarded)
         stack.callback(logs.close)
         return logs
 
@@ -350,43 +381,27 @@ class Trainer:
             return f"--resume goes on from the checkpoint in {self.folder}"
         return f"there is no checkpoint in {self.folder} yet"
 
-    def _validate(self, logs: RunLogs | None) -> Evaluation | None:
-        """Score the network; None if there is no score, or a stop came, which leaves it owed."""
-        if self.val_set is None:
+    def _validate(self, logs: RunLogs | None) -> None:
+        """Score the network; nothing if there is no score, or a stop came, which leaves it owed."""
+        self.evaluations = []
+        if not self.val_sets:
             self.validation_pending = False
-            return None
-        network = self.learner.evaluated
-        if world_size() > 1:
-            # Each process has batch norm statistics of its own; those of the first are kept.
-            for buffer in network.buffers():
-                dist.broadcast(buffer, 0)
-        total = len(self.val_set)
-        count = min(total, self.recipe.val_pictures or total)
-        indices = [number * total // count for number in range(count)]  # evenly spread
-        own = indices[rank() :: world_size()]
-        panel = ScenePanel(self.val_set.card, own)
-        seen = 0
+            return
 
-        def advance() -> None:
-            nonlocal seen
-            seen += 1
+        def advance(done: int, total: int) -> None:
             if self._stop.made:
                 raise _Abandoned
             if is_main() and self.reporter is not None:
-                self.reporter.validating(seen, len(own))
+                self.reporter.validating(done, total)
 
-        def on_sample(index: int, sample: Any, labels: npt.NDArray[np.uint8]) -> None:
-            panel.add(index, sample, labels)
-            advance()
-
-        def on_bad(error: ImageError) -> None:
-            self._tell(f"skipped: {error}")
-            advance()
-
+        network, pictures = self.learner.evaluated, self.recipe.val_pictures
         try:
-            evaluation = evaluate(
-                network, self.val_set, indices=indices, on_sample=on_sample, on_bad=on_bad
-            )
+            if self.recipe.statistics:  # of the batches that come next, here and when resumed
+                self.learner.measure(self._batches(self.step + self.recipe.statistics))
+            found = [
+                validate(network, dataset, pictures, advance, self._tell)
+                for dataset in self.val_sets
+            ]
         except (_Abandoned, ValueError, RuntimeError, OSError, MemoryError) as error:
             # In all processes, as all hear of each other's.
             if not self._stopping():
@@ -397,17 +412,18 @@ class Trainer:
                         f"no score: {error} (step {self.step}; so far {self.unscored} of the run's "
                         "validations failed)"
                     )
-            return None
+            return
         self.validation_pending = False
+        self.evaluations = [evaluation for evaluation, _ in found]
         if logs is not None:
-            logs.write_scores(self.step, evaluation, panel)
-            best = self._keep_best(evaluation.scores.miou)
+            logs.write_scores(self.step, found)
+            scores = [evaluation.scores.miou for evaluation in self.evaluations]
+            best = self._keep_best(sum(scores) / len(scores))
             if self.reporter is not None:
-                self.reporter.validated(self.step, evaluation, best)
-        return evaluation
+                self.reporter.validated(self.step, self.evaluations, best)
 
     def _keep_best(self, miou: float) -> bool:
-        """Keep the weights if their score is the best so far; whether they were kept."""
+        """Keep the weights if their mean score is the best so far; whether they were kept."""
         before = self.best
         if not miou > before:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,9 +34,26 @@ def poly_learning_rate(
     return rate * min(1.0, (step + 1) / (warmup_steps + 1))
 
 
+def cosine_learning_rate(step: int, base: float, total_steps: int, warmup_steps: int = 0) -> float:
+    """As `poly_learning_rate`, but base * (1 + cos(pi * (step + 1) / total)) / 2.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR
+    2017, eq. 5, without restarts.
+
+    Raises:
+        ValueError: `step` is not in 0 .. total_steps - 1.
+    """
+    rate = poly_learning_rate(step, base, total_steps, 0.0, warmup_steps)
+    return rate * (1 + math.cos(math.pi * (step + 1) / total_steps)) / 2
+
+
 def create_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that a recipe names, of all parameters of `model`."""
-    settings: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    settings: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "fused": True,
+    }
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **settings)
     return torch.optim.AdamW(model.parameters(), betas=(recipe.momentum, 0.999), **settings)
@@ -75,10 +93,9 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     def blend(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
         steps = float(count)
         share = 1 - min(decay, (1 + steps) / (10 + steps))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, share)
-            else:
-                average.copy_(current)
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, share)
+        else:
+            torch._foreach_copy_(averages, currents)
 
     return AveragedModel(model, multi_avg_fn=torch.no_grad()(blend), use_buffers=True)

@@ -25,14 +25,17 @@ from fassd.io.untrusted import problem, read_text, read_yaml, shortened, shown
 
 # fmt: off
 CHANGEABLE = frozenset((
-    "learning_rate", "log_every", "power", "save_every", "steps", "threads", "val_every",
-    "val_pictures", "warmup", "workers",
+    "learning_rate", "log_every", "power", "save_every", "schedule", "steps", "threads",
+    "val_every", "val_pictures", "warmup", "workers",
 ))
 # fmt: on
 """Settings that may change when a run is resumed."""
 
 
 PRESETS = Path(__file__).with_name("presets")
+
+OF_EARLIER_RUNS = {"init": "kaiming", "pad": "mean"}
+"""Settings that the complete recipes of earlier runs do not name."""
 
 
 class RecipeError(ValueError):
@@ -61,6 +64,8 @@ Count = Annotated[int, Field(ge=0)]
 Above0 = Annotated[float, Field(gt=0), FROM_TEXT]
 AtLeast0 = Annotated[float, Field(ge=0), FROM_TEXT]
 Decay = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
+Crop = Annotated[tuple[Positive, Positive], PAIR]
+Stage = Annotated[tuple[Positive, Crop], PAIR]
 Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
 
 
@@ -74,20 +79,39 @@ class Recipe(BaseModel):
         model: a name of `fassd.list_models()`.
         alpha: how much narrower DAPF's branches are.
         encoder: "imagenet" starts from the authors' ImageNet encoder (downloaded once), "random"
-            from Kaiming normal.
+            from nothing.
+        init: the convolutions' weights before that: "xavier" normal, as the authors have it, or
+            "kaiming" normal.
         weights: what to start from instead: a file or name that `fassd.load_checkpoint` or
             `fassd.create_model` takes. Tensors of other shapes (another head) stay random.
+        shares: of the pictures that each data set has, in any unit; None takes each picture of all
+            equally often.
         crop: height and width in pixels that the network sees in training.
+        stages: crops of the first steps, for runs that begin with small ones: pairs of a step and
+            the crop of the steps up to it.
         scale: smallest and largest factor by which pictures are resized before the crop.
         flip: probability of mirroring left and right.
+        pad: around pictures smaller than the crop, "black" as the authors have it or "mean" colour.
         jitter: strength of random brightness, contrast and saturation, 0 (none) to 1.
+        gamma: strength of a random power of the values, 2 to the -gamma .. gamma; 0 is none.
+        blur: largest deviation, in pixels, of a Gaussian over every second picture; 0 is none.
+        focus: share of crops that are placed over a pixel of a class drawn evenly from those in the
+            picture, which shows rare ones more often.
         loss: "bootstrapped" (`BootstrappedCrossEntropy`) or "cross_entropy".
         min_pixels, threshold: K and the threshold of the bootstrapped loss.
+        dice, lovasz: weights of two terms beside it in which each class of a picture weighs alike
+            (`RegionLoss`).
+        auxiliary: weight of the cross entropy of heads on the decoder's coarser stages, which are
+            there in training only.
+        teacher: a file of `fassd train` with a network of the same classes, whose probabilities are
+            learnt, too; None has none.
+        distillation: weight of the divergence from them.
         optimizer: "sgd" (with `momentum`) or "adamw".
-        learning_rate: at the start; it falls to 0 as (1 - step / steps) ** `power`.
+        learning_rate: at the start; it falls to 0 by the schedule.
+        schedule: "poly", (1 - step / steps) ** `power`, or "cosine", half a wave.
         momentum: of SGD; the first beta of AdamW.
         weight_decay: on every parameter, biases and batch norms too, as the authors have it.
-        power: of the schedule.
+        power: of the poly schedule.
         warmup: steps over which the rate rises from near 0.
         clip: largest norm of the gradient; None does not clip.
         steps: optimizer steps.
@@ -99,6 +123,8 @@ class Recipe(BaseModel):
         channels_last: memory layout of the convolutions.
         ema: decay of the moving average of the weights, which is then what is evaluated and kept;
             None has none.
+        statistics: number of batches over which the batch norm statistics of the averaged weights
+            are taken anew before each validation; 0 averages the statistics like the weights.
         sync_bn: batch norm over all processes instead of over each one's micro-batch.
         accelerate: fused modules, which training runs as the reference and validation as fused.
         deterministic: only algorithms that give the same bits again; slower, and on a GPU with more
@@ -118,16 +144,29 @@ class Recipe(BaseModel):
     model: Text = "fassd_net"
     alpha: Positive = 2
     encoder: Literal["imagenet", "random"] = "imagenet"
+    init: Literal["kaiming", "xavier"] = "xavier"
     weights: Text | None = None
-    crop: Annotated[tuple[Positive, Positive], PAIR] = (1024, 1024)
+    shares: list[Above0] | None = None
+    crop: Crop = (1024, 1024)
+    stages: list[Stage] = []
     scale: Annotated[tuple[Above0, Above0], PAIR] = (0.5, 2.0)
+    pad: Literal["black", "mean"] = "black"
     flip: Share = 0.5
     jitter: Share = 0.0
+    gamma: AtLeast0 = 0.0
+    blur: AtLeast0 = 0.0
+    focus: Share = 0.0
     loss: Literal["bootstrapped", "cross_entropy"] = "bootstrapped"
     min_pixels: Positive = 4096
     threshold: AtLeast0 = 0.3
+    dice: AtLeast0 = 0.0
+    lovasz: AtLeast0 = 0.0
+    auxiliary: AtLeast0 = 0.0
+    teacher: Text | None = None
+    distillation: AtLeast0 = 1.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Above0 = 0.02
+    schedule: Literal["poly", "cosine"] = "poly"
     momentum: Decay = 0.9
     weight_decay: AtLeast0 = 5e-4
     power: AtLeast0 = 0.9
@@ -139,6 +178,7 @@ class Recipe(BaseModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = True
     ema: Decay | None = None
+    statistics: Count = 0
     sync_bn: bool = False
     accelerate: bool = True
     deterministic: bool = False
@@ -146,7 +186,7 @@ class Recipe(BaseModel):
     workers: Annotated[int, Field(ge=0, le=1024)] = 4
     threads: Positive | None = None
     log_every: Positive = 20
-    val_every: Count = 1000
+    val_every: Count = 500
     val_pictures: Positive | None = None
     save_every: Positive = 500
 
@@ -159,6 +199,12 @@ class Recipe(BaseModel):
             ("scale", self.scale[0] <= self.scale[1], "two factors, smallest <= largest"),
             ("warmup", self.warmup < self.steps, f"below steps ({self.steps})"),
             (
+                "stages",
+                self._ends == sorted(set(self._ends)),
+                "pairs of a step and a crop, steps ascending",
+            ),
+            ("statistics", not self.statistics or self.ema is not None, "0 without ema"),
+            (
                 "batch",
                 self.batch % self.accumulate == 0,
                 f"a multiple of accumulate ({self.accumulate})",
@@ -167,6 +213,10 @@ class Recipe(BaseModel):
             if not holds:
                 raise ValueError(f"{name} must be {accepted}, got {shown(getattr(self, name))}")
         return self
+
+    @property
+    def _ends(self) -> list[int]:
+        return [end for end, _ in self.stages]
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with these settings, given as they stand in YAML.
@@ -239,6 +289,15 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     if base is not None and not (isinstance(base, str) and base in presets):
         raise RecipeError(f"{path}: preset must be one of {', '.join(presets)}, got {shown(base)}")
     return _changed(_read(PRESETS / f"{base}.yaml") if base else {}, values, str(path))
+
+
+def recipe_of_run(file: Path) -> Recipe:
+    """Read the recipe.yaml that a run left, which is complete.
+
+    Raises:
+        RecipeError, OSError: as `load_recipe`.
+    """
+    return from_dict({**OF_EARLIER_RUNS, **_read(file)}, str(file))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ RECIPE = "recipe.yaml"
 DATA = "data.yaml"
 ABOUT_DATA = "# What --resume trains on. Paths are absolute; --data and --root take their place."
 LOCK = ".lock"
-BEFORE_CHECKPOINT = {RECIPE, DATA, "log.csv", "val.csv", "tensorboard", LOCK}
+BEFORE_CHECKPOINT = {RECIPE, DATA, "log.csv", "tensorboard", LOCK}
 OPTIMIZER = "optimizer."
 """What the names of an optimizer's tensors begin with."""
 STATISTICS = ("running_mean", "running_var")
@@ -55,7 +55,8 @@ def check_new(folder: Path) -> None:
         OSError: it cannot be written to.
     """
     check_folder(folder)
-    if folder.exists() and {path.name for path in folder.iterdir()} - BEFORE_CHECKPOINT:
+    scores = {path.name for path in folder.glob("val*.csv")}
+    if folder.exists() and {p.name for p in folder.iterdir()} - BEFORE_CHECKPOINT - scores:
         raise FileExistsError(
             f"{folder} is not empty: --resume goes on with the run in it, another --output begins "
             "a new one"
@@ -85,18 +86,18 @@ def failure(what: str, write: Callable[..., object], *arguments: Any) -> str | N
 
 
 def describe_run(
-    folder: Path, recipe: Recipe, changes: Sequence[str], address: tuple[str, str | None]
+    folder: Path, recipe: Recipe, changes: Sequence[str], addresses: Sequence[tuple[str, str]]
 ) -> None:
     """Write recipe.yaml and data.yaml, which tell what was trained on what.
 
-    Changes of settings during the run become comments; `address` is the card's, which are the
+    Changes of settings during the run become comments; `addresses` are the cards', which are the
     values of `--data` and `--root` (`fassd.data.card.Card.address`).
     """
-    data, root = address
+    entries = [{"data": data, "root": root} for data, root in addresses]
     comments = [f"# {change}\n" for change in changes]
     texts = {
         RECIPE: "".join(comments) + recipe.to_yaml(),
-        DATA: f"{ABOUT_DATA}\n{yaml.safe_dump({'data': data, 'root': root})}",
+        DATA: f"{ABOUT_DATA}\n{yaml.safe_dump(entries[0] if len(entries) == 1 else entries)}",
     }
     for name, text in texts.items():
         with replacing(folder / name) as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -66,32 +67,65 @@ class SampleStream(Dataset[TrainingSample]):
     Every picture comes once per epoch, also where batches do not divide the epoch. A picture that
     cannot be read is told in `TrainingSample.skipped`, and the next one of its epoch takes its
     place.
+
+    Args:
+        datasets: one or several; the samples of each are spread evenly over those of all, and each
+            has epochs of its own.
+        transform, seed: as the recipe has them.
+        shares: of the samples that each data set has, in any unit; by default its pictures' number.
+        earlier: numbers, ascending, and the transform of the samples below each.
     """
 
-    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform, seed: int) -> None:
-        self.dataset = dataset
+    def __init__(
+        self,
+        datasets: Sequence[SegmentationDataset],
+        transform: TrainTransform,
+        seed: int,
+        shares: Sequence[float] | None = None,
+        earlier: Sequence[tuple[int, TrainTransform]] = (),
+    ) -> None:
+        self.datasets = datasets
         self.transform = transform
+        self.earlier = earlier
         self.seed = seed
+        self.shares = [len(dataset) for dataset in datasets] if shares is None else shares
 
     def __getitem__(self, number: int) -> TrainingSample:
-        epoch, place = divmod(number, len(self.dataset))
-        order = _order(self.seed, epoch, len(self.dataset))
+        source, own = divide(number, self.shares)
+        dataset = self.datasets[source]
+        epoch, place = divmod(own, len(dataset))
+        order = _order(self.seed, epoch, len(dataset))
         skipped: list[str] = []
         for index in np.roll(order, -place)[:MOST_SKIPPED_IN_A_ROW]:
             try:
-                sample = self.dataset[int(index)]
+                sample = dataset[int(index)]
             except ImageError as error:
                 skipped.append(str(error))
                 continue
             rng = np.random.default_rng([AUGMENTATION, self.seed, number])
-            image, labels = self.transform(sample.image, sample.labels, rng)
+            transform = next((own for end, own in self.earlier if number < end), self.transform)
+            image, labels = transform(sample.image, sample.labels, rng)
             return TrainingSample(normalize(image), labels, sample.path, skipped)
         raise ImageError(
             f"none of {len(skipped)} pictures in a row could be read; the last: {skipped[-1]}"
         )
 
 
-@functools.lru_cache(maxsize=2)
+def divide(number: int, shares: Sequence[float]) -> tuple[int, int]:
+    """Which of several data sets sample `number` is from, and which of that one's samples it is.
+
+    Each has its share of any run of samples, to within one for itself and each one before it.
+    """
+    for source in range(len(shares) - 1):
+        part = shares[source] / sum(shares[source:])
+        before, after = (math.floor(count * part) for count in (number, number + 1))
+        if after > before:
+            return source, before
+        number -= before  # its place among the samples of the others
+    return len(shares) - 1, number
+
+
+@functools.lru_cache(maxsize=8)
 def _order(seed: int, epoch: int, length: int) -> npt.NDArray[np.intp]:
     return np.random.default_rng([ORDER, seed, epoch]).permutation(length)
 

@@ -149,7 +149,7 @@ def test_full_is_everything(monkeypatch):
     assert full.sizes == ((256, 512), (512, 1024), (1024, 2048))
     assert full.threads == tuple(sorted({1, torch.get_num_threads()}))
     networks = full.cases("networks")
-    assert len(networks) == 9 * 3 * 3
+    assert len(networks) == 11 * 3 * 3
     candidates = {case.dtype: full.candidates(case) for case in networks}
     every = ["eager", "channels_last", "compile", "native", "reference"]
     assert candidates == {

@@ -48,7 +48,7 @@ def test_all_networks_each_with_its_weights(succeed, monkeypatch):
     jobs = []
     monkeypatch.setattr(bench, "run", lambda asked, chosen, **_: jobs.extend(asked) or "a report")
     succeed("bench", "peers", "--all", "--sizes", "256x512", "--threads", 1)
-    assert len({job.model for job in jobs}) == len(jobs) == 9
+    assert len({job.model for job in jobs}) == len(jobs) == 11
     assert {job.model for job in jobs if job.weights} == {"fassd_net", "fassd_net_l2"}
     assert all(job.size == (256, 512) and job.threads == 1 for job in jobs)
 

@@ -89,6 +89,8 @@ def test_info_lists_every_network(succeed):
     for name in fassd.list_models():
         assert name in result.stdout
     assert "78.2" in result.stdout and "authors" in result.stdout
+    for figure in ("78.8", "77.5", "69.3", "74.1", "133.1", "Jetson", "77.7", "75.9", "79.0"):
+        assert figure in result.stdout
 
 
 def test_info_of_one_network(succeed, refusal):

@@ -6,12 +6,14 @@ from safetensors.torch import save_file
 from training.fakes import street, write_streets
 
 from fassd.cli import evaluate
-from fassd.data import SegmentationDataset
+from fassd.data import SegmentationDataset, load_card
 from fassd.inference.segmenter import Segmenter
 from fassd.io import panel
 from fassd.io.images import write_image
 from fassd.io.palette import CITYSCAPES, colorize, palette
+from fassd.models import create_model
 from fassd.training import ConfusionMatrix
+from fassd.training import evaluate as evaluated
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,29 @@ def test_of_many_classes_the_legend_shows_those_that_occur(streets, compare, mon
     assert {info.color for info in drawn["legend"]} == colors
     order = [tuple(color) for color in palette()] + [(0, 0, 0)]
     assert [info.color for info in drawn["legend"]] == sorted(colors, key=order.index)
+
+
+def test_a_network_of_a_finer_list_is_drawn_by_groups(tmp_path, compare, streets):
+    """Without weights it is the shipped one, of Cityscapes' classes; scored as `fassd val` does."""
+    text = (streets / "card.yaml").read_text()
+    names = ", ".join(f"'{info.name}'" for info in CITYSCAPES[1:])
+    classes = f"[{{name: road}}, {{name: other, covers: [{names}]}}]"
+    a, b = text.index("classes: ["), text.index("splits:")
+    text = f"{text[:a]}classes: {classes}\n{text[b:]}"
+    text = text.replace("values: index, ignore: [255]", "values: ids, unlisted: ignore")
+    text = text.replace("name: road}", "name: road, ids: 0}").replace("other,", "other, ids: 1,")
+    (tmp_path / "card.yaml").write_text(text)
+    options = ("--data", tmp_path / "card.yaml", "--root", streets)
+    _, drawn = compare("-i", "1", "-m", "fassd_net_l2", *options)
+    dataset = SegmentationDataset(load_card(tmp_path / "card.yaml", streets), "val")
+    network, seen = create_model("fassd_net_l2", weights="synthetic"), []
+    scores = evaluated(
+        network, dataset, indices=[1], on_sample=lambda *what: seen.append(what[2])
+    ).scores
+    tile = drawn["rows"][0][2]
+    np.testing.assert_array_equal(tile.picture, colorize(seen[0], dataset.card.palette))
+    assert tile.caption == f"mIoU {100 * scores.miou:.1f}%"
+    assert set(np.unique(seen[0])) == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 import csv
+import re
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from training.streets import write_cityscapes
+from training.streets import write_cityscapes, write_coarse
 
 SMALL = (
     "-p", "demo", "-m", "fassd_net_l2", "--batch", "2", "--device", "cpu", "--workers", "0",
@@ -65,6 +66,42 @@ def test_goes_on_with_the_data_that_were_meant(tmp_path, succeed, refusal, data,
     succeed("train", "-o", "run", "--resume", "--root", data)
 
 
+def test_several_data_sets(tmp_path, succeed, refusal, data):
+    write_coarse(tmp_path / "coarse", train=2, val=1)
+    run, both = tmp_path / "run", ("-d", data, "-d", tmp_path / "coarse")
+    result = succeed("train", *both, "-o", run, *SMALL, "--steps", 1, "-s", "shares=[1, 1]")
+    assert "cityscapes, val:" in result.stdout and "coarse, val:" in result.stdout
+    assert re.search(r"step 1  mIoU [\d.]+%, [\d.]+%  pixel accuracy [\d.]+%, ", result.stderr)
+    notes = yaml.safe_load((run / "data.yaml").read_text())
+    assert [note["root"] for note in notes] == [str(data), str(tmp_path / "coarse")]
+    assert (run / "val.2.csv").is_file()
+    succeed("train", "-o", run, "--resume", "--steps", 2)
+
+    (tmp_path / "coarse").rename(tmp_path / "moved")
+    assert "as" in refusal("train", "-o", run, "--resume")
+    error = refusal("train", "-o", run, "--resume", "--root", tmp_path / "moved")
+    assert "data.yaml names 2 data sets: give --root once for each" in error
+    roots = ("--root", data, "--root", tmp_path / "moved")
+    error = refusal("train", "-o", run, "--resume", *roots)  # the card itself has moved, too
+    assert f"there is no card '{tmp_path / 'coarse' / 'card.yaml'}'" in error
+    succeed("train", "-o", run, "--resume", "-d", data, "-d", tmp_path / "moved", "--steps", 3)
+
+
+def test_roots_belong_to_the_shipped_cards_in_order(tmp_path, succeed, refusal, data):
+    """A folder needs none; a name does."""
+    data_options = ("-d", tmp_path / "coarse", "-d", "cityscapes", "-o", tmp_path / "run")
+    write_coarse(tmp_path / "coarse", train=1, val=1)
+    result = succeed("train", *data_options, "--root", data, "--dry-run")
+    assert f"coarse: 4 classes, {tmp_path / 'coarse'}" in result.stdout.replace("\n", "")
+    assert f"cityscapes: 19 classes, {data}" in result.stdout.replace("\n", "")
+    assert "needs the folder" in refusal("train", *data_options, "--dry-run")
+    error = refusal("train", *data_options, *3 * ("--root", data), "--dry-run")
+    assert (
+        "once for each --data (2), or for each of them that is a shipped card's name (1), got 3"
+        in (error)
+    )
+
+
 def test_names_only_weights_that_are_there(tmp_path, succeed):
     """Without a score there are no best ones."""
     root = write_cityscapes(tmp_path / "data", train=2, val=1).root
@@ -108,7 +145,7 @@ def test_refusals(tmp_path, refusal, data, options, message):
 
 @pytest.mark.parametrize(
     "text", ["!!timestamp x", "[" * 9999, "&a {data: *a, root: null}", "data: [1]\nroot: null",
-             "data: a\nroot: 5", "a", "x: 1"],
+             "data: a\nroot: 5", "a", "x: 1", "[]", "[{data: a}]", "[5]"],
 )  # fmt: skip
 def test_a_note_of_the_data_that_makes_no_sense_is_refused(tmp_path, refusal, text):
     (tmp_path / "data.yaml").write_text(text)

@@ -99,7 +99,7 @@ def test_training_starts_from_a_head_of_the_same_classes_by_name(plants, tmp_pat
         assert torch.equal(head.weight, own.weight[list(order)])
         assert torch.equal(head.bias, own.bias[list(order)])
         names = [name for name, _ in classes_of(trainer.learner.model)]
-        assert names == trainer.train_set.card.class_names
+        assert names == trainer.space.class_names
 
 
 def test_predict_paints_the_files_colours(plants, tmp_path, succeed):

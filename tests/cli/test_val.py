@@ -16,6 +16,7 @@ from training.fakes import write_card, write_streets
 from fassd.data import SegmentationDataset, load_card
 from fassd.io.images import write_image
 from fassd.io.palette import CITYSCAPES
+from fassd.models import NetworkInfo, create_model
 from fassd.training import evaluate as evaluated
 
 
@@ -136,6 +137,60 @@ def test_weights_of_another_number_of_classes_are_refused(streets, tmp_path, ref
         write_image(tmp_path / "val" / name, np.zeros((64, 64), np.uint8))
     error = refusal("val", "--data", tmp_path, "-w", streets[0] / "w.safetensors", *FAST)
     assert "finalConv" in error and "19" in error and "3" in error
+
+
+COARSE = """
+name: coarse
+classes: [{name: ground, covers: [road, sidewalk, terrain]}, {name: rest, covers: [building, wall,
+  fence, pole, traffic light, traffic sign, vegetation, sky, person, rider, car, truck, bus, train,
+  motorcycle, bicycle]}]
+splits: {val: val}
+images: "{split}/{name}.png"
+masks: {files: "{split}/coarse/{name}.png", values: index, ignore: [255]}
+"""
+
+
+@pytest.fixture(scope="module")
+def coarse(streets, tmp_path_factory):
+    """The same scenes, of whose classes the masks tell two groups."""
+    folder = shutil.copytree(streets[0], tmp_path_factory.mktemp("coarse") / "data")
+    (folder / "card.yaml").write_text(COARSE)
+    table = np.ones(256, np.uint8)
+    table[[0, 1, 9, 255]] = 0, 0, 0, 255
+    for path in (folder / "val/labels").iterdir():
+        write_image(folder / "val/coarse" / path.name, table[np.array(Image.open(path))])
+    return folder
+
+
+def test_a_network_of_a_finer_list_is_scored_by_groups(coarse, tmp_path, succeed):
+    """Without weights it is the shipped network, of Cityscapes' classes."""
+    paths = [tmp_path / f"{name}.json" for name in ("default", "named", "file")]
+    bare = tmp_path / "bare.pth"  # tells no classes
+    torch.save({"net": create_model("fassd_net_l2", weights="synthetic").state_dict()}, bare)
+    for path, more in zip(paths, [(), ("-w", "synthetic"), ("-w", bare)], strict=True):
+        result = succeed("val", "--data", coarse, *FAST, *more, "--json", path)
+    assert "ground" in result.stdout
+    figures = [json.loads(path.read_text()) for path in paths]
+    dataset = SegmentationDataset(load_card(coarse), "val")
+    evaluation = evaluated(create_model("fassd_net_l2", weights="synthetic"), dataset)
+    for found in figures:
+        assert found["confusion"] == evaluation.matrix.tolist()
+        assert [info["name"] for info in found["classes"]] == ["ground", "rest"]
+        assert found["miou"] > 0.8
+
+
+def test_classes_that_do_not_fit_name_the_file_of_weights(streets, coarse, tmp_path, refusal):
+    model = create_model("fassd_net_l2", 2)
+    network = NetworkInfo.of("fassd_net_l2", 2, [("ground", (1, 2, 3)), ("rest", (4, 5, 6))])
+    weights = tmp_path / "coarse.safetensors"
+    facts = {"fassd": json.dumps({"network": network.to_json()})}
+    save_file(model.state_dict(), weights, facts)
+    error = refusal("val", "--data", streets[0], "-w", weights)
+    assert f"{weights}: the network has 2 classes, but the data's labels have 19" in error
+    text = (coarse / "card.yaml").read_text().replace("sidewalk", "pavement")
+    (tmp_path / "card.yaml").write_text(text)
+    error = refusal("val", "--data", tmp_path / "card.yaml", "--root", coarse, "-m", "baseline")
+    assert "its class 'ground' covers 'pavement', which is none of the 19 classes of" in error
 
 
 def test_torchrun_gives_the_same_counts_and_prints_once(streets, tmp_path):

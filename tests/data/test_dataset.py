@@ -178,7 +178,7 @@ def test_colours_are_told_apart_exactly(tmp_path):
 
 
 def test_a_threshold_parts_jpeg_greys(tmp_path):
-    code = MaskCode("threshold", {}, above=100)
+    code = MaskCode("threshold", {0: 0, 1: 1}, above=100)
     grey = np.array([[0, 100, 101, 255]], np.uint8)
     assert read_mask(save(tmp_path / "a.png", grey), code).tolist() == [[0, 0, 1, 1]]
     assert read_mask(save(tmp_path / "b.png", np.dstack([grey] * 3)), code).tolist() == [

@@ -186,9 +186,10 @@ def test_windows_show_what_they_should_to_within_a_pixel():
     assert np.abs(errors).max() < 1 and abs(np.mean(errors)) < 0.05
 
 
-def test_what_is_beyond_the_picture_is_mean_colour_and_ignored():
+@pytest.mark.parametrize("padding", [MEAN_COLOR, (0, 0, 0)])
+def test_what_is_beyond_the_picture_is_padding_and_ignored(padding):
     image, labels = pair(20, 30)
-    transform = TrainTransform((64, 48), scale=(1, 1), flip=0)
+    transform = TrainTransform((64, 48), scale=(1, 1), flip=0, padding=padding)
     places = set()
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -196,7 +197,7 @@ def test_what_is_beyond_the_picture_is_mean_colour_and_ignored():
         assert result.shape == (64, 48, 3) and result_labels.shape == (64, 48)
         outside = result_labels == IGNORE
         assert outside.sum() == 64 * 48 - 20 * 30
-        assert (result[outside] == MEAN_COLOR).all()
+        assert (result[outside] == padding).all()
         (top, left), (bottom, right) = np.argwhere(~outside)[[0, -1]]
         np.testing.assert_array_equal(result[top : bottom + 1, left : right + 1], image)
         np.testing.assert_array_equal(result_labels[top : bottom + 1, left : right + 1], labels)
@@ -283,6 +284,92 @@ def test_jitter_keeps_within_its_strength():
     assert 80 <= min(levels) < 84 and 116 < max(levels) <= 120
 
 
+# --------------------------------------------------------------------------------- gamma and blur
+
+
+@pytest.mark.parametrize("setting", ["gamma", "blur"])
+def test_gamma_and_blur_leave_labels_and_padding(setting):
+    image, labels = regions()
+    plain = TrainTransform((180, 172), scale=(1, 1), flip=0.0)
+    other = TrainTransform((180, 172), scale=(1, 1), flip=0.0, **{setting: 2.0})
+    changed = 0
+    for seed in range(20):
+        result, result_labels = plain(image, labels, np.random.default_rng(seed))
+        drawn, drawn_labels = other(image, labels, np.random.default_rng(seed))
+        np.testing.assert_array_equal(result_labels, drawn_labels)
+        assert (drawn[drawn_labels == IGNORE] == MEAN_COLOR).all()
+        changed += not np.array_equal(result, drawn)
+    assert changed >= 19 if setting == "gamma" else 4 <= changed <= 16
+
+
+def test_gamma_raises_values_to_powers_within_its_strength():
+    image = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, 2)
+    transform = TrainTransform((16, 16), (1, 1), 0, gamma=1.0)
+    rng, exponents = np.random.default_rng(0), []
+    for _ in range(300):
+        result, _ = transform(image, image[..., 0], rng)
+        exponent = np.log(result[8, 0, 0] / 255) / np.log(128 / 255)
+        np.testing.assert_allclose(result, 255 * (image / 255) ** exponent, atol=2.5)
+        exponents.append(exponent)
+    assert 0.49 < min(exponents) < 0.55 and 1.85 < max(exponents) < 2.02
+    assert abs(np.median(np.log2(exponents))) < 0.15
+
+
+def test_blur_is_a_gaussian_of_up_to_its_deviation():
+    image = np.zeros((41, 41, 3), np.uint8)
+    image[20, 20] = 255
+    transform = TrainTransform((41, 41), (1, 1), 0, blur=2.0)
+    rng = np.random.default_rng(0)
+    peaks = [int(transform(image, image[..., 0], rng)[0].max()) for _ in range(400)]
+    sharp = sum(peak == 255 for peak in peaks)
+    assert 170 < sharp < 260  # half, and those of nearly no deviation
+    assert min(peaks) == pytest.approx(255 / (2 * np.pi * 2.0**2), abs=2)
+
+
+# ------------------------------------------------------------------------------------------- focus
+
+
+def test_focus_shows_each_class_of_the_picture_equally_often():
+    """One pixel of class 7 and a row of class 3 in a large picture of class 1."""
+    image, labels = pair(200, 300)
+    labels[:] = 1
+    labels[150] = 3
+    labels[31, 260] = 7
+    labels[:, 0] = IGNORE
+
+    def seen(focus):
+        transform = TrainTransform((40, 50), scale=(1, 1), focus=focus)
+        rng = np.random.default_rng(0)
+        shown = [transform(image, labels, rng)[1] for _ in range(600)]
+        return [np.mean([(result == label).any() for result in shown]) for label in (1, 3, 7)]
+
+    _, row, pixel = seen(0.0)
+    assert row < 0.35 and pixel < 0.05
+    _, row, pixel = seen(1.0)
+    assert 0.4 < row < 0.65 and 0.28 < pixel < 0.42
+    _, _, pixel = seen(0.5)
+    assert 0.12 < pixel < 0.24
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.77, 1.0, 1.9])
+def test_a_focused_window_shows_its_pixel_wherever_that_lies(scale):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        side, wanted = rng.integers(30, 200, 2)
+        at = int(rng.integers(side))
+        window = _window(int(side), scale, int(wanted), rng, at)
+        if round(side * scale) > 1:
+            assert window.start - 1 <= at <= window.stop  # edges are whole source pixels
+        assert window.before + window.size + window.after == wanted
+
+
+def test_focus_on_a_picture_without_labels_is_a_plain_crop():
+    image, labels = pair(60, 70)
+    labels[:] = IGNORE
+    result, found = TrainTransform((30, 30), focus=1.0)(image, labels, np.random.default_rng(0))
+    assert result.shape == (30, 30, 3) and (found == IGNORE).all()
+
+
 # ------------------------------------------------------------------------------------ wrong values
 
 
@@ -295,6 +382,9 @@ def test_jitter_keeps_within_its_strength():
         ({"scale": (1, float("inf"))}, "scale must be"),
         ({"flip": 1.5}, "flip must be from 0 to 1, got 1.5"),
         ({"jitter": -0.1}, "jitter must be from 0 to 1, got -0.1"),
+        ({"focus": 1.1}, "focus must be from 0 to 1, got 1.1"),
+        ({"gamma": -1}, "gamma must be at least 0, got -1"),
+        ({"blur": float("nan")}, "blur must be at least 0, got nan"),
     ],
 )
 def test_settings_are_checked(values, message):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from training.fakes import CLASSES, FakeDataset, random_network
 from fassd.bench.jobs import calibrate
 from fassd.inference.segmenter import Segmenter, accelerated
 from fassd.io.images import ImageError
+from fassd.io.palette import CITYSCAPES
 from fassd.models import NetworkInfo, create_model
 from fassd.models.info import remember
 from fassd.models.preprocess import normalize
@@ -240,6 +242,99 @@ def test_classes_are_matched_by_name():
     remember(model, NetworkInfo("fassd_net", 2, ("kind 0", "kind 1", "kind 2", "sort 3")))
     with pytest.raises(ValueError, match="only the network has 'sort 3'"):
         evaluate(model, dataset)
+
+
+GROUPS = [(0, 3), (2,)]
+
+
+def coarser(names=("kind 0", "kind 1", "kind 2", "kind 3")):
+    """Pictures of two classes, which cover three of four; and a network that knows those."""
+    dataset, model = FakeDataset(num_classes=2), random_network()
+    dataset.card.name, dataset.card.path = "coarse", "card.yaml"
+    dataset.card.covers = tuple(tuple(names[i] for i in group) for group in GROUPS)
+    read = type(dataset).__getitem__
+
+    class Halves(FakeDataset):
+        def __getitem__(self, index):
+            sample = read(self, index)
+            sample.labels[sample.labels < 255] %= 2
+            return sample
+
+    dataset.__class__ = Halves
+    remember(model, NetworkInfo("fassd_net", 2, tuple(f"kind {i}" for i in range(CLASSES))))
+    return model, dataset
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_groups_are_scored_by_the_sum_of_their_probabilities(flip):
+    model, dataset = coarser()
+
+    def predict(image):
+        x = input_of(image)
+        total = model(x).softmax(1)
+        if flip:
+            total = total + model(x.flip(3)).softmax(1).flip(3)
+        return torch.stack([total[:, list(group)].sum(1) for group in GROUPS], 1)[0].argmax(0)
+
+    seen = []
+    evaluation = evaluate(model, dataset, flip=flip, on_sample=lambda *what: seen.append(what[2]))
+    assert torch.equal(evaluation.matrix, matrix_of(dataset, predict))
+    assert evaluation.class_names == ("kind 0", "kind 1")
+    assert {label for labels in seen for label in np.unique(labels)} == {0, 1}
+
+    def of_most_likely(image):
+        """What the largest class says, where the sum of two smaller ones may be larger."""
+        return torch.tensor([0, 1, 1, 0])[model(input_of(image))[0, [0, 2, 3]].argmax(0)]
+
+    assert not torch.equal(evaluation.matrix, matrix_of(dataset, of_most_likely))
+
+
+def test_what_gives_labels_alone_is_scored_by_their_groups():
+    """An exported file: 1 for a class is all of its probability, be the other group larger."""
+    model, dataset = coarser()
+    dataset.card.covers = (("kind 0", "kind 1", "kind 3"), ("kind 2",))
+
+    class Labels(nn.Module):
+        metadata = SimpleNamespace(output="labels")
+
+        def forward(self, x):
+            return F.one_hot(model(x).argmax(1), CLASSES).movedim(3, 1).float()
+
+    network = Labels()
+    remember(network, NetworkInfo("fassd_net", 2, tuple(f"kind {i}" for i in range(CLASSES))))
+    expected = matrix_of(dataset, lambda image: model(input_of(image))[0].argmax(0).eq(2).int())
+    assert torch.equal(evaluate(network, dataset).matrix, expected)
+
+
+def test_a_card_that_covers_classes_which_the_network_lacks():
+    model, dataset = coarser(("kind 0", "kind 1", "kind 2", "kind 9"))
+    message = r"card 'coarse' \(card.yaml\): its class 'kind 0' covers 'kind 9', which is none of"
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, dataset)
+
+
+def test_a_network_that_tells_no_names_has_cityscapes_if_it_has_19_classes():
+    dataset = FakeDataset(1, num_classes=3, enlarged=2)
+    dataset.card.name, dataset.card.path = "coarse", "card.yaml"
+    names = [info.name for info in CITYSCAPES]
+    dataset.card.covers = (tuple(names[:5]), tuple(names[5:11]), tuple(names[11:]))
+    torch.manual_seed(0)
+    model = calibrate(create_model("fassd_net_l2"), input_of(dataset[0].image))
+
+    def predict(image):
+        parts = model(input_of(image)).softmax(1)[0].split([5, 6, 8])
+        return torch.stack([part.sum(0) for part in parts]).argmax(0)
+
+    dataset.__class__ = type(
+        "Three", (FakeDataset,), {"__getitem__": lambda self, index: of_three(self, index)}
+    )
+    assert torch.equal(evaluate(model, dataset).matrix, matrix_of(dataset, predict))
+
+
+def of_three(dataset, index):
+    sample = FakeDataset.__getitem__(dataset, index)
+    sample.labels[sample.labels < 255] %= 3
+    return sample
 
 
 def test_json_and_table():

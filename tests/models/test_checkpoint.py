@@ -13,6 +13,7 @@ from models.conftest import network, refused
 from safetensors.torch import save_file
 
 from fassd.models import CheckpointError, create_model, load_checkpoint
+from fassd.models.checkpoint import classes_in
 
 
 @pytest.fixture(scope="module")
@@ -376,3 +377,21 @@ def test_absent_file_tells_the_published_names(tmp_path, monkeypatch, weights):
     message = f"no weights file '{weights}'; published names are synthetic, cityscapes, imagenet"
     with pytest.raises(FileNotFoundError, match=message):
         create_model("fassd_net_l2", weights=weights)
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"net": state}])
+def test_the_head_in_a_file_tells_the_number_of_classes(tmp_path, wrap):
+    state = {f"module.{k}": v for k, v in create_model("fassd_net_l2", 7).state_dict().items()}
+    torch.save(wrap(state), tmp_path / "net.pth")
+    assert classes_in(tmp_path / "net.pth") == 7
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"x": torch.zeros(3)}, {"finalConv.weight": torch.ones(())}]
+)
+def test_a_file_without_a_head_tells_no_number(tmp_path, content):
+    torch.save(content, tmp_path / "net.pth")
+    assert classes_in(tmp_path / "net.pth") is None
+    (tmp_path / "broken.pth").write_bytes(b"no weights")
+    assert classes_in(tmp_path / "broken.pth") is None
+    assert classes_in(tmp_path / "missing.pth") is None

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden.analogy import BY_ANALOGY
 
 from fassd.models import DAPF, MDA, VARIANTS, HarDBlock, create_model, list_models
 
@@ -13,6 +14,7 @@ FOLDER = Path(__file__).parents[1] / "golden"
 NUMBERS = json.loads((FOLDER / "numbers.json").read_text())
 KEYS = json.loads((FOLDER / "state_keys.json").read_text())
 LOGITS, OUTPUTS = np.load(FOLDER / "logits.npz"), np.load(FOLDER / "modules.npz")
+VARIANT_NUMBERS = {**NUMBERS["variants"], **BY_ANALOGY}
 WITH_KEYS = ["fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70"]
 
 MODULES = {
@@ -26,20 +28,45 @@ MODULES = {
 }
 
 
-def test_the_nine_names():
-    assert set(list_models()) == set(NUMBERS["variants"])
-    assert len(list_models()) == 9
+def test_the_nine_names_and_those_by_analogy():
+    assert set(list_models()) == set(VARIANT_NUMBERS)
+    assert len(NUMBERS["variants"]) == 9
+    analogous = {name for name, variant in VARIANTS.items() if variant.by_analogy}
+    assert analogous == set(BY_ANALOGY)
+    for name in analogous:
+        variant = VARIANTS[name]
+        assert variant.description.startswith("By analogy, not published so: ")
+        assert variant.published is None and not variant.reports
+
+
+def test_further_published_scores():
+    reports = [
+        (name, report.source, report.data, report.miou, report.fps, report.device)
+        for name, variant in VARIANTS.items()
+        for report in variant.reports
+    ]
+    icpr, t_its, gtx = "abstract, ICPR 2020", "abstract, IEEE T-ITS 2021", "GTX 1080 Ti"
+    assert reports == [
+        ("fassd_net", icpr, "Cityscapes val", 78.8, 41.1, gtx),
+        ("fassd_net", t_its, "Cityscapes", 77.5, 41, gtx),
+        ("fassd_net", t_its, "CamVid", 69.3, 80, gtx),
+        ("fassd_net_l2", icpr, "Cityscapes val", 74.1, 133.1, gtx),
+        ("fassd_net_l2", t_its, "Cityscapes", 74.0, 32, "Jetson Xavier NX"),
+        ("fc_hardnet_70", "its authors", "Cityscapes val", 77.7, None, ""),
+        ("fc_hardnet_70", "its authors", "Cityscapes test", 75.9, 67, "Titan V"),
+        ("fc_hardnet_70", "PaddleSeg", "Cityscapes val", 79.0, None, ""),
+    ]
 
 
 @pytest.mark.parametrize("name", list_models())
 def test_parameters(name):
     params = sum(parameter.numel() for parameter in create_model(name).parameters())
-    assert params == NUMBERS["variants"][name]["params"]
+    assert params == VARIANT_NUMBERS[name]["params"]
 
 
 @pytest.mark.parametrize("name", list_models())
 def test_published_figures(name):
-    talk = NUMBERS["variants"][name]["talk"]
+    talk = VARIANT_NUMBERS[name]["talk"]
     published = VARIANTS[name].published
     assert (published and vars(published)) == talk
 

@@ -8,7 +8,13 @@ from torch import nn
 
 from fassd.models import ASPP, DAPF, MDA, FASSDNet, Stage, create_model, list_models
 
-SMALLEST = {"fassd_net_l1": 43, "fassd_net_l2": 57, "fc_hardnet_70": 61}
+SMALLEST = {
+    "fassd_net_l1": 43,
+    "fassd_net_l2": 57,
+    "fc_hardnet_70": 61,
+    "fc_hardnet_l1": 91,
+    "fc_hardnet_l2": 121,
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +42,9 @@ def coarsest(model, x):
 def test_symbolic_trace_holds_at_every_size(name):
     model = create_model(name, num_classes=3).eval()
     traced = torch.fx.symbolic_trace(model)
+    least = max(64, model.minimum_size)
     with torch.no_grad():
-        for x in (torch.randn(1, 3, 64, 97), torch.randn(2, 3, 80, 64)):
+        for x in (torch.randn(1, 3, least, least + 33), torch.randn(2, 3, least + 16, least)):
             assert torch.equal(traced(x), model(x))
 
 

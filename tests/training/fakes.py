@@ -33,7 +33,9 @@ class FakeDataset:
 
     def __init__(self, length=5, broken=(), num_classes=CLASSES, shift=0, enlarged=1, ignored=0.1):
         self.card = SimpleNamespace(
-            num_classes=num_classes, class_names=tuple(f"kind {i}" for i in range(num_classes))
+            num_classes=num_classes,
+            class_names=tuple(f"kind {i}" for i in range(num_classes)),
+            covers=(),
         )
         self.length = length
         self.broken = broken

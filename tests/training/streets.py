@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from fassd.data import SegmentationDataset, load_card
 from fassd.evaluation import evaluate as evaluation
 from fassd.io.images import write_image
+from fassd.io.palette import CITYSCAPES
 from fassd.synth import render_street
 from fassd.synth.write import LABEL_IDS
 from fassd.training import state as files
@@ -36,6 +38,36 @@ def write_cityscapes(folder, train=6, val=3, size=SIZE):
             stem = f"town/town_{number:06d}_000019"
             write_image(folder / f"leftImg8bit/{split}/{stem}_leftImg8bit.png", image)
             write_image(folder / f"gtFine/{split}/{stem}_gtFine_labelIds.png", LABEL_IDS[labels])
+    return load_card(folder)
+
+
+COARSE = """
+name: coarse
+classes:
+  - {name: flat, covers: [road, sidewalk, terrain]}
+  - {name: built, covers: [building, wall, fence]}
+  - sky
+  - {name: other, covers: [pole, traffic light, traffic sign, vegetation, person, rider, car, truck,
+      bus, train, motorcycle, bicycle]}
+splits: {train: train, val: val}
+images: "{split}/{name}.png"
+masks: {files: "{split}/masks/{name}.png", values: index, ignore: [255]}
+"""
+
+
+def write_coarse(folder, train=4, val=2):
+    """Generated scenes whose masks tell four groups of Cityscapes' classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "card.yaml").write_text(COARSE)
+    card = load_card(folder)
+    table = np.full(256, 255, np.uint8)
+    for label, names in enumerate(card.covers):
+        table[[info.name in names for info in CITYSCAPES] + 237 * [False]] = label
+    for split, numbers in (("train", range(20, 20 + train)), ("val", range(120, 120 + val))):
+        for number in numbers:
+            image, labels = scene(number)
+            write_image(folder / f"{split}/s{number}.png", image)
+            write_image(folder / f"{split}/masks/s{number}.png", table[labels])
     return load_card(folder)
 
 
@@ -72,8 +104,8 @@ class Recorder:
     def validating(self, done, total):
         assert 1 <= done <= total
 
-    def validated(self, step, evaluation, best):
-        self.scores[step] = (evaluation.scores.miou, best)
+    def validated(self, step, evaluations, best):
+        self.scores[step] = (evaluations[0].scores.miou, best)
 
     def message(self, text):
         self.messages.append(text)

@@ -6,11 +6,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from training.fakes import write_card
-from training.streets import Recorder, at_step, rows, scene, small_recipe, write_cityscapes
+from training.streets import (
+    Recorder,
+    at_step,
+    rows,
+    same_run,
+    scene,
+    small_recipe,
+    write_cityscapes,
+)
 
 from fassd.data import SegmentationDataset, load_card
 from fassd.io.images import write_image
 from fassd.models import create_model, load_checkpoint
+from fassd.models.preprocess import normalize
 from fassd.models.weights import shipped
 from fassd.training import evaluate
 from fassd.training import state as files
@@ -117,6 +126,33 @@ def test_the_average_follows_the_weights(card, tmp_path):
         torch.testing.assert_close(saved[key], value, rtol=1e-5, atol=1e-6)
 
 
+def test_statistics_of_averaged_weights_are_those_of_the_next_batches(card, tmp_path):
+    """Before each validation; a run that was cut off there takes the same ones."""
+    settings = {"ema": 0.9, "statistics": 3, "steps": 4, "val_every": 2, "jitter": 0.0}
+    trainer = Trainer(small_recipe(**settings), card, tmp_path / "whole")
+    trainer.run()
+    saved = load_file(tmp_path / "whole" / "last.safetensors")
+    model = create_model("fassd_net_l2")
+    load_checkpoint(model, tmp_path / "whole" / "last.safetensors")
+    first = model.base[0].train()
+    first.norm.reset_running_stats()
+    moments = []
+    for (part,) in trainer._batches(4 + 3):
+        values = first.conv(part.images).movedim(1, 0).flatten(1)
+        moments.append((values.mean(1), values.var(1)))
+    assert len(moments) == 3
+    mean, variance = (torch.stack(values).mean(0) for values in zip(*moments, strict=True))
+    torch.testing.assert_close(saved["base.0.norm.running_mean"], mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(saved["base.0.norm.running_var"], variance, rtol=1e-4, atol=1e-5)
+
+    cut = Trainer(small_recipe(**settings), card, tmp_path / "cut")
+    cut._validate = lambda logs: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):  # killed between its checkpoint and the validation
+        cut.run()
+    Trainer(None, card, tmp_path / "cut", resume=True).run()
+    same_run(tmp_path / "whole", tmp_path / "cut")
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_follows_the_same_curve_with_and_without_fused_modules(card, tmp_path, precision):
     curves = []
@@ -170,6 +206,59 @@ def test_starts_from_given_weights_but_for_a_head_of_other_classes(card, tmp_pat
     for key, value in source.state_dict().items():
         assert key.startswith("finalConv") or torch.equal(own[key], value)
     assert "misshapen: finalConv.weight" in recorder.messages[0]
+
+
+def test_convolutions_begin_as_the_authors_and_the_encoder_lies_over_them(card, tmp_path):
+    """Of the encoder the tensors of equal shape alone."""
+    torch.manual_seed(0)
+    source = create_model("fassd_net_l2").base.state_dict()
+    source["0.conv.weight"] = torch.ones(5, 3, 3, 3)
+    save_file(source, tmp_path / "encoder.safetensors")
+    recorder = Recorder()
+    recipe = small_recipe(init="xavier", weights=str(tmp_path / "encoder.safetensors"))
+    trainer = Trainer(recipe, card, tmp_path / "run", reporter=recorder)
+    model = trainer.learner.model
+    for key, value in source.items():
+        assert torch.equal(model.base.state_dict()[key], value) == (key != "0.conv.weight")
+    assert "misshapen: base.0.conv.weight" in recorder.messages[0]
+    fresh = [("base.0", model.base[0].conv)]
+    fresh += [(n, m) for n, m in model.named_modules() if n[:4] != "base" and hasattr(m, "stride")]
+    for name, convolution in fresh:
+        if not isinstance(convolution, torch.nn.Conv2d) or convolution.weight.numel() < 400:
+            continue
+        out, into, height, width = convolution.weight.shape
+        deviation = (2 / ((out + into) * height * width)) ** 0.5
+        assert convolution.weight.std().item() == pytest.approx(deviation, rel=0.15), name
+    bias = model.finalConv.bias.abs()
+    assert bias.min() > 0 and bias.max() <= model.finalConv.in_channels**-0.5
+
+
+def test_stages_have_crops_of_their_own(card, tmp_path):
+    stages = [[2, [64, 64]], [3, [64, 96]]]
+    trainer = Trainer(small_recipe(stages=stages, steps=5, val_every=0), card, tmp_path)
+    sizes = [tuple(part.images.shape[2:]) for (part,) in trainer._batches()]
+    assert sizes == [(64, 64), (64, 64), (64, 96), (64, 128), (64, 128)]
+    trainer.run()
+    assert trainer.step == 5
+
+
+@pytest.mark.parametrize(("pad", "color"), [("black", (0, 0, 0)), ("mean", (124, 116, 104))])
+def test_what_lies_around_small_pictures(card, tmp_path, pad, color):
+    recipe = small_recipe(pad=pad, scale=[0.25, 0.25], jitter=0.0)
+    ((part,), *_) = Trainer(recipe, card, tmp_path)._batches()
+    expected = torch.from_numpy(normalize(np.full((1, 1, 3), color, np.uint8)))
+    around = (part.labels == 255)[:, None].expand_as(part.images)
+    assert around.float().mean() > 0.8
+    outside = torch.where(around, part.images, expected)
+    assert (outside == expected).float().mean() > 0.99  # the others are ignored in the picture
+
+
+def test_a_run_from_before_there_were_ways_to_pad_goes_on_as_it_began(card, tmp_path):
+    Trainer(small_recipe(steps=2, val_every=0), card, tmp_path).run()
+    tensors, facts, _ = files.latest_state(tmp_path)
+    facts["recipe"] = {k: v for k, v in facts["recipe"].items() if k not in ("init", "pad")}
+    files.save_state(tmp_path, tensors, facts)
+    assert Trainer(None, card, tmp_path, resume=True).recipe == small_recipe(steps=2, val_every=0)
 
 
 def test_deterministic_runs_are_the_same_and_leave_no_trace(card, tmp_path):

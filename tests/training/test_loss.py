@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from golden.golden import image
 
-from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, hardest_mean
+from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, RegionLoss, hardest_mean
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 
@@ -85,6 +85,32 @@ def test_gradients(loss):
     assert torch.autograd.gradcheck(lambda x: loss(x, labels), logits)
 
 
+@pytest.mark.parametrize("classes", [3, 19])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("hard", [0.02, 0.4, 1.0])
+def test_gradients_are_those_of_cross_entropy_over_many_pieces(classes, layout, hard, monkeypatch):
+    """Few pixels that count, or most; odd numbers of pieces; logits in either layout."""
+    monkeypatch.setattr("fassd.training.loss.CACHED_ROWS", 100)
+    logits, labels = random_case((2, classes, 17, 23), ignored=0.1)
+    logits = logits.to(memory_format=layout).requires_grad_()
+    loss = BootstrappedCrossEntropy(max(1, int(hard * 350)), 1e9)
+    (gradient,) = torch.autograd.grad(loss(logits, labels), logits)
+    expected = []
+    for scores, truth in zip(logits, labels, strict=True):
+        losses = F.cross_entropy(scores[None], truth[None], ignore_index=255, reduction="none")
+        counted = losses[0][truth != 255]
+        expected.append(counted.topk(min(loss.min_pixels, len(counted))).values.mean())
+    (right,) = torch.autograd.grad(torch.stack(expected).mean(), logits)
+    torch.testing.assert_close(gradient, right, rtol=1e-5, atol=1e-8)
+
+
+def test_a_loss_of_nan_logits_is_nan():
+    logits, labels = random_case()
+    logits[0, :, 3, 3] = torch.nan
+    labels[0, 3, 3] = 1
+    assert CrossEntropy()(logits, labels).isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     logits, labels = random_case()
@@ -110,3 +136,133 @@ def test_bad_settings_and_shapes_are_named():
         BootstrappedCrossEntropy(5, float("nan"))
     with pytest.raises(ValueError, match=r"got \(1, 3, 4, 4\) and \(1, 4, 5\)"):
         BootstrappedCrossEntropy()(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 5))
+
+
+GROUPS = [[0, 2], [1, 3, 4]]
+
+
+def grouped_case():
+    """Labels of 5 classes, of the two groups behind them, and ignored ones."""
+    logits, labels = random_case()
+    generator = torch.Generator().manual_seed(1)
+    groups = torch.randint(5, 7, labels.shape, generator=generator)
+    mixed = labels.where(torch.rand(labels.shape, generator=generator) < 0.5, groups)
+    return logits, mixed.where(labels != 255, 255)
+
+
+def by_hand(logits, labels):
+    """-log of the summed probability of every pixel that counts, picture by picture."""
+    pictures = []
+    for probabilities, truth in zip(logits.double().softmax(1), labels, strict=True):
+        members = [[0], [1], [2], [3], [4], *GROUPS]
+        summed = torch.stack([probabilities[group].sum(0) for group in members])
+        counted = truth != 255
+        chosen = summed.movedim(0, -1)[counted].gather(1, truth[counted][:, None])
+        pictures.append(-chosen[:, 0].log())
+    return pictures
+
+
+@pytest.mark.parametrize("min_pixels", [1, 50, 300, 10_000])
+@pytest.mark.parametrize("threshold", [0.1, 1.0, 100.0])
+def test_a_groups_loss_is_of_its_summed_probability(min_pixels, threshold):
+    logits, labels = grouped_case()
+    expected = []
+    for losses in by_hand(logits, labels):
+        hardest = losses.sort(descending=True).values
+        above = hardest[hardest > threshold]
+        expected.append((above if len(above) > min_pixels else hardest[:min_pixels]).mean())
+    loss = BootstrappedCrossEntropy(min_pixels, threshold, groups=GROUPS)
+    assert loss(logits, labels).item() == pytest.approx(np.mean(expected), rel=1e-5)
+    mean = np.mean([losses.mean().item() for losses in by_hand(logits, labels)])
+    assert CrossEntropy(groups=GROUPS)(logits, labels).item() == pytest.approx(mean, rel=1e-5)
+
+
+def test_labels_without_groups_lose_the_same_where_there_are_groups():
+    logits, labels = random_case()
+    assert CrossEntropy(groups=GROUPS)(logits, labels) == CrossEntropy()(logits, labels)
+
+
+def test_gradients_of_groups():
+    logits, labels = grouped_case()
+    logits, labels = logits[:, :, :4, :4].double().requires_grad_(), labels[:, :4, :4]
+    for loss in (BootstrappedCrossEntropy(8, 1.0, groups=GROUPS), CrossEntropy(groups=GROUPS)):
+        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, labels), logits)
+
+
+def test_a_group_that_is_nearly_impossible_has_a_finite_loss():
+    logits = torch.full((1, 5, 2, 2), -1e4).requires_grad_()
+    with torch.no_grad():
+        logits[:, 1] = 1e4
+    value = CrossEntropy(groups=GROUPS)(logits, torch.full((1, 2, 2), 5))
+    value.backward()
+    assert value.item() == pytest.approx(2e4, rel=1e-4) and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_groups_in_half_precision_are_computed_in_float32(dtype):
+    logits, labels = grouped_case()
+    logits = logits.to(dtype)
+    loss = BootstrappedCrossEntropy(50, groups=GROUPS)
+    assert loss(logits, labels.to(torch.uint8)) == loss(logits.float(), labels)
+
+
+MEMBERS = [[0], [1], [2], [3], [4], *GROUPS]
+
+
+def test_dice_is_the_mean_over_what_labels_a_picture():
+    logits, labels = grouped_case()
+    expected = []
+    for probabilities, truth in zip(logits.double().softmax(1), labels, strict=True):
+        rows, kinds = probabilities[:, truth != 255], truth[truth != 255]
+        terms = []
+        for kind in kinds.unique():
+            found, right = rows[MEMBERS[kind]].sum(0), (kinds == kind).double()
+            terms.append(1 - 2 * (found * right).sum() / (found.sum() + right.sum()))
+        assert len(terms) == 7
+        expected.append(sum(terms).item() / len(terms))
+    base = CrossEntropy(groups=GROUPS)
+    term = RegionLoss(base, dice=2.0)(logits, labels) - base(logits, labels)
+    assert term.item() == pytest.approx(2 * np.mean(expected), rel=1e-4)
+
+
+def test_lovasz_of_certain_predictions_is_one_minus_iou():
+    """Which it extends to probabilities; 0 where all is right."""
+    _, labels = grouped_case()
+    torch.manual_seed(0)
+    guess = torch.randint(0, 5, labels.shape)
+    logits = 200 * F.one_hot(guess, 5).movedim(3, 1).double()
+    expected = []
+    for predicted, truth in zip(guess, labels, strict=True):
+        predicted, truth = predicted[truth != 255], truth[truth != 255]
+        ious = []
+        for kind in truth.unique():
+            found, right = torch.isin(predicted, torch.tensor(MEMBERS[kind])), truth == kind
+            ious.append((found & right).sum() / (found | right).sum())
+        expected.append(1 - sum(ious) / len(ious))
+    base = CrossEntropy(groups=GROUPS)
+    term = RegionLoss(base, lovasz=1.0)(logits, labels) - base(logits, labels)
+    assert term.item() == pytest.approx(np.mean(expected), rel=1e-6)
+    right = RegionLoss(base, lovasz=1.0, dice=1.0)(logits, guess)
+    assert right.item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("weights", [{"dice": 1.0}, {"lovasz": 1.0}])
+def test_gradients_of_regions(weights):
+    logits, labels = grouped_case()
+    logits, labels = logits[:, :, :4, :4].double().requires_grad_(), labels[:, :4, :4]
+    loss = RegionLoss(BootstrappedCrossEntropy(5, 1.0, groups=GROUPS), **weights)
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), logits)
+
+
+def test_regions_of_a_picture_without_labels_do_not_count():
+    logits, labels = random_case()
+    loss = RegionLoss(CrossEntropy(), dice=1.0, lovasz=1.0)
+    alone = loss(logits[:1], labels[:1])
+    labels[1] = 255
+    logits.requires_grad_()
+    both = loss(logits, labels)
+    assert both.item() == pytest.approx(alone.item(), rel=1e-6)
+    both.backward()
+    assert logits.grad[1].abs().max() == 0
+    with pytest.raises(ValueError, match="dice must be at least 0, got -1"):
+        RegionLoss(CrossEntropy(), dice=-1)

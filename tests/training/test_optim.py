@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from fassd.training.optim import flatten_optimizer, poly_learning_rate, restore_optimizer
+from fassd.training.optim import (
+    cosine_learning_rate,
+    flatten_optimizer,
+    poly_learning_rate,
+    restore_optimizer,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 
@@ -25,6 +30,16 @@ def test_warmup_scales_the_first_steps():
     warm = [poly_learning_rate(step, 1.0, 100, warmup_steps=3) for step in range(6)]
     factors = [w / p for w, p in zip(warm, plain, strict=True)]
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+
+
+def test_half_a_wave():
+    rates = [cosine_learning_rate(step, 2.0, 6) for step in range(6)]
+    root = 3**0.5 / 2
+    assert rates == pytest.approx([1 + root, 1.5, 1, 0.5, 1 - root, 0])
+    warm = [cosine_learning_rate(step, 2.0, 6, warmup_steps=2) for step in range(3)]
+    assert warm == pytest.approx([rates[0] / 3, rates[1] * 2 / 3, rates[2]])
+    with pytest.raises(ValueError, match="from 0 to 5, got 6"):
+        cosine_learning_rate(6, 2.0, 6)
 
 
 @pytest.mark.parametrize("step", [-1, 10])

@@ -35,7 +35,7 @@ ENVIRONMENT = {
 
 SHORT = {"batch": 4, "steps": 2, "accelerate": False}
 SGD = {**SHORT, "optimizer": "sgd", "learning_rate": 0.02}
-OF_EACH = {**SGD, "val_every": 0, "ema": None}
+OF_EACH = {**SGD, "val_every": 0, "ema": None, "auxiliary": 0.4, "dice": 0.5}
 RECIPES = {
     "sync 1": {**SGD, "sync_bn": True, "val_every": 2, "accumulate": 1},
     "sync 2": {**SGD, "sync_bn": True, "val_every": 2, "accumulate": 2},

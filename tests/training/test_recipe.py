@@ -1,6 +1,6 @@
 import pytest
 
-from fassd.training.recipe import Recipe, RecipeError, list_presets, load_recipe
+from fassd.training.recipe import Recipe, RecipeError, list_presets, load_recipe, recipe_of_run
 
 
 def test_presets():
@@ -15,6 +15,7 @@ def test_the_papers_preset_is_the_papers_recipe():
     assert (recipe.weight_decay, recipe.power, recipe.steps, recipe.batch) == (5e-4, 0.9, 90000, 16)
     assert (recipe.crop, recipe.scale, recipe.flip) == ((1024, 1024), (0.5, 2.0), 0.5)
     assert (recipe.loss, recipe.min_pixels, recipe.threshold) == ("bootstrapped", 4096, 0.3)
+    assert (recipe.init, recipe.pad, recipe.val_every) == ("xavier", "black", 500)
     assert not recipe.sync_bn and recipe.jitter == 0 and recipe.warmup == 0 and recipe.clip is None
 
 
@@ -25,8 +26,23 @@ def test_the_light_presets_differ_in_the_network_alone(preset, model):
     assert load_recipe(preset) == load_recipe("paper").replace(model=model)
 
 
+def test_demo_starts_and_pads_as_the_shipped_weights_did():
+    recipe = load_recipe("demo")
+    assert (recipe.init, recipe.pad) == ("kaiming", "mean")
+
+
+def test_the_recipe_of_a_run_from_before_these_settings(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    lines = load_recipe("paper").to_yaml().splitlines()
+    path.write_text("\n".join(x for x in lines if not x.startswith(("init:", "pad:"))))
+    assert recipe_of_run(path) == load_recipe("paper").replace(init="kaiming", pad="mean")
+    path.write_text(load_recipe("paper").to_yaml())
+    assert recipe_of_run(path) == load_recipe("paper")
+
+
 def test_yaml_round_trip(tmp_path):
-    recipe = load_recipe("demo").replace(crop=[96, 160], ema=None, clip=1, seed=7)
+    changes = {"stages": [[5, [48, 80]], [9, [64, 96]]], "shares": [1, 2.5]}
+    recipe = load_recipe("demo").replace(crop=[96, 160], ema=None, clip=1, seed=7, **changes)
     path = tmp_path / "mine.yaml"
     path.write_text(recipe.to_yaml())
     assert load_recipe(path) == recipe
@@ -73,6 +89,12 @@ def test_an_empty_file_is_the_paper(tmp_path):
         ("batch: 6\naccumulate: 4", "batch must be a multiple of accumulate"),
         ("learning_rate: .nan", "learning_rate must be a finite number, got nan"),
         ("learning_rate: fast", "learning_rate must be a valid number, got 'fast'"),
+        ("stages: [[5, [64, 64]], [3, [96, 96]]]", "stages must be pairs of a step and a crop, st"),
+        ("stages: [[5, 64]]", "stages[0][1] must be a list of 2"),
+        ("stages: [5, [64, 64]]", "stages[0] must be a list of 2"),
+        ("statistics: 5", "statistics must be 0 without ema, got 5"),
+        ("focus: 2", "focus must be less than or equal to 1, got 2"),
+        ("gamma: -1", "gamma must be greater than or equal to 0, got -1"),
         ("ema: 1.5", "ema must be less than 1, got 1.5"),
         ("warmup: 90000", "warmup must be below steps"),
         ("model: unet", "unknown model 'unet'"),
