@@ -20,7 +20,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # OpenMP's threads wait asleep: spinning, they take three times as long where a core is shared.
-# The C++ backend must be there, or the tests fail instead of passing it by.
+# The C++ backend must be there, or the tests fail instead of passing it by. Hundreds of processes
+# are started, which would compile what they import each anew: bytecode is kept.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST := OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest
 # A worker that crashes ends the run, which names the test: with another in its place the run would
 # wait for ever for the rest of that file.

@@ -199,9 +199,13 @@ def complete(row: Operator, namespace: str, library: torch.library.Library) -> N
     """Register what an operator has besides its kernels: fake kernel, autocast, gradient."""
     name = row.name
     if not row.packs:  # whose result is the backend's own affair
-        torch.library.register_fake(f"{namespace}::{name}", fake(row, namespace), lib=library)
+        shaped = fake(row, namespace)
+        torch.library.register_fake(f"{namespace}::{name}", shaped, lib=library)
         # What `torch.onnx.export` makes of it; `torch.compile` and `torch.export` keep it whole.
         torch._decomp.register_decomposition(overload(row, namespace))(standard(row))
+        # Where sizes are free, PyTorch would trace that in place of the fake kernel: for half a
+        # minute, and to a result that is not padded.
+        torch._decomp.register_decomposition(overload(row, namespace), type="meta")(shaped)
     if row.multiplies:
         call = getattr(getattr(torch.ops, namespace), name)
         library.impl(name, casting(call, "cpu"), "AutocastCPU")

@@ -7,9 +7,11 @@
 // --backend reference need none. Pictures are binary PPM (P6, 8 bits), which needs no other
 // library: `python -c "from PIL import Image; Image.open('a.jpg').convert('RGB').save('a.ppm')"`.
 
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
-#include <torch/torch.h>
 
 #include <algorithm>
 #include <chrono>
@@ -51,7 +53,7 @@ struct Metadata {
   bool needs_operators;
 };
 
-torch::Tensor read_picture(const std::string& path) {
+at::Tensor read_picture(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string kind;
   int64_t width = 0, height = 0, largest = 0;
@@ -67,14 +69,14 @@ torch::Tensor read_picture(const std::string& path) {
       width * height > 1'000'000'000) {
     throw std::runtime_error(path + " is no binary PPM of 8 bits (P6), or cannot be read");
   }
-  const auto picture = torch::empty({1, height, width, 3}, torch::kUInt8);
+  const auto picture = at::empty({1, height, width, 3}, at::kByte);
   file.read(static_cast<char*>(picture.data_ptr()), picture.numel());
   if (!file) throw std::runtime_error(path + " is truncated");
   return picture;
 }
 
 // Writes P5 (grey, H x W) or P6 (RGB, H x W x 3); under its final name only when it is whole.
-void write_picture(const std::string& path, const torch::Tensor& picture) {
+void write_picture(const std::string& path, const at::Tensor& picture) {
   const std::string part = path + ".part";
   const auto pixels = picture.contiguous();
   std::ofstream file(part, std::ios::binary);
@@ -99,7 +101,7 @@ int run(int count, char** words) {
     return 2;
   }
   if (count == 6) load_operators(words[5]);
-  torch::InferenceMode guard;
+  c10::InferenceMode guard;
   const std::string package = words[1];
   const auto told =
       torch::inductor::AOTIModelPackageLoader::load_metadata_from_package(package, "model");
@@ -121,8 +123,8 @@ int run(int count, char** words) {
   }
 
   torch::inductor::AOTIModelPackageLoader network(package);
-  std::vector<torch::Tensor> inputs{picture};
-  torch::Tensor labels = network.run(inputs)[0].clone();
+  std::vector<at::Tensor> inputs{picture};
+  at::Tensor labels = network.run(inputs)[0].clone();
   std::vector<double> milliseconds;
   for (int i = 0; i < repeats; i++) {
     const auto begin = std::chrono::steady_clock::now();
@@ -132,13 +134,13 @@ int run(int count, char** words) {
     milliseconds.push_back(taken.count());
   }
   std::sort(milliseconds.begin(), milliseconds.end());
-  std::cout << picture.size(1) << "x" << picture.size(2) << ", " << torch::get_num_threads()
+  std::cout << picture.size(1) << "x" << picture.size(2) << ", " << at::get_num_threads()
             << " threads: median " << milliseconds[repeats / 2] << " ms of " << repeats << '\n';
 
   write_picture(words[3], labels[0]);
-  const auto table = torch::tensor(metadata.colors).reshape({-1, 3});
-  const auto painted = table.index({labels[0].to(torch::kLong)}).to(torch::kShort);
-  write_picture(words[4], ((painted + picture[0]) / 2).to(torch::kUInt8));
+  const auto table = at::tensor(metadata.colors).reshape({-1, 3});
+  const auto painted = table.index({labels[0].to(at::kLong)}).to(at::kShort);
+  write_picture(words[4], ((painted + picture[0]) / 2).to(at::kByte));
   return 0;
 }
 

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from export.conftest import graphs_made_once
 from PIL import Image
 
 import fassd
@@ -16,6 +17,12 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 SIZE = "128x256"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs():
+    with graphs_made_once():
+        yield
 
 
 @pytest.fixture(scope="module")

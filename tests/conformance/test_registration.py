@@ -19,8 +19,10 @@ from conformance.harness import (
 )
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from fassd_kernels import reference
+from fassd_kernels import ops, reference
 
 
 @pytest.fixture(params=SAMPLES)
@@ -78,6 +80,18 @@ def test_fake_kernel_predicts_the_result(operator, device, layout):
                 result.shape, result.stride(), fake.stride(), strict=True
             ):
                 assert size == 1 or got == promised
+
+
+@pytest.mark.parametrize("namespace", [ops.NAMESPACE, *ops.NAMESPACES.values()])
+def test_free_sizes_have_the_fake_kernels_strides(operator, namespace):
+    """As sizes that are fixed have; in a GPU's namespaces, those of padded pixels."""
+    function = getattr(getattr(torch.ops, namespace), operator)
+    call = SAMPLES[operator][0]
+    fixed = call.map(lambda x: x.to("meta"))(function)
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        free = call.map(mode.from_tensor)(function)
+        found = [*map(int, free.shape), *map(int, free.stride())]
+    assert found == [*fixed.shape, *fixed.stride()]
 
 
 def test_results_are_new(operator, device):

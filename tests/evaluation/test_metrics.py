@@ -5,11 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassJaccardIndex,
-)
 
 from fassd.training import ConfusionMatrix
 
@@ -52,6 +47,12 @@ def test_scores_equal_the_authors():
 
 @pytest.mark.parametrize("absent", [(), (0, 3), (1, 2, 3, 5)])
 def test_equal_to_torchmetrics_with_absent_classes(absent):
+    from torchmetrics.classification import (  # three seconds, which every worker would take
+        MulticlassAccuracy,
+        MulticlassConfusionMatrix,
+        MulticlassJaccardIndex,
+    )
+
     labels = labelled((3, 40, 50), 1, 6)
     predictions = guessed(labels, 1, 6)
     for index in absent:  # in truth and prediction

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,40 @@ def pictures() -> list[npt.NDArray[np.uint8]]:
     return streets(3)
 
 
-Export = Callable[..., tuple[Path, Exporter]]
+@contextmanager
+def graphs_made_once() -> Iterator[None]:
+    """What files of ONNX, OpenVINO, TensorRT and of 8 bits are made of is often the same graph.
 
-
-@pytest.fixture(scope="session")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """``export("onnx", dtype="float16", ...)`` -> the file, and what made it; made once."""
-    done: dict[Request, tuple[Path, Exporter]] = {}
+    The weights that metadata name have to be the same wherever the name is.
+    """
     models: dict[tuple[Any, ...], Any] = {}
 
     def onnx_model(deployed: Any, data: Metadata, *settings: Any) -> Any:
-        """What files of OpenVINO and of 8 bits are made of, which is often the same."""
+        # 8 bits start in float32, and get their own metadata.
+        data = replace(data, dtype="float32") if data.dtype == "int8" else data
         key = (data.to_json(), *settings)
         if key not in models:
             models[key] = onnx_file.onnx_model(deployed, data, *settings)
         return models[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fassd.export.write.onnx_model", onnx_model)
+        yield
+
+
+Export = Callable[..., tuple[Path, Exporter]]
+
+
+@pytest.fixture(scope="package")
+def graphs() -> Iterator[None]:
+    with graphs_made_once():
+        yield
+
+
+@pytest.fixture(scope="package")
+def export(graphs: None, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """``export("onnx", dtype="float16", ...)`` -> the file, and what made it; made once."""
+    done: dict[Request, tuple[Path, Exporter]] = {}
 
     def made(kind: str, **settings: object) -> tuple[Path, Exporter]:
         given = {"model": "fassd_net_l2", "weights": "synthetic", "size": SIZE, **settings}
@@ -53,8 +74,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
             path = tmp_path_factory.mktemp(kind) / f"net{SUFFIX_OF[kind][0]}"
             exporter = Exporter(request)
             calibration = streets(12, split="train") if request.dtype == "int8" else ()
-            with staged(path) as unnamed, pytest.MonkeyPatch.context() as patch:
-                patch.setattr("fassd.export.write.onnx_model", onnx_model)
+            with staged(path) as unnamed:
                 exporter.write(unnamed, calibration)
             done[request] = (path, exporter)
         return done[request]

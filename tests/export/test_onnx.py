@@ -120,32 +120,37 @@ X = torch.randn(2, 6, 8, 12, generator=torch.Generator().manual_seed(1))
 WEIGHT = torch.randn(6, 12, 3, 3, generator=torch.Generator().manual_seed(0)) / 8
 MEAN, STD = [103.5, 116.3, 123.7], [57.4, 57.1, 58.4]
 OPERATORS = {
-    "upsample": lambda ops, x, w: ops.upsample(x.relu(), (21, 34)),
-    "upsample_argmax": lambda ops, x, w: ops.upsample_argmax(x, (21, 34)),
-    "conv_act": lambda ops, x, w: ops.conv_act([x, x], w, stride=[2, 2], activation="relu"),
-    "asymmetric_conv": lambda ops, x, w: ops.asymmetric_conv(
+    "upsample": lambda ops, x, w, levels: ops.upsample(x, (21, 34)),
+    "upsample_argmax": lambda ops, x, w, levels: ops.upsample_argmax(x, (21, 34)),
+    "conv_act": lambda ops, x, w, levels: ops.conv_act([x, x], w, stride=[2, 2], activation="relu"),
+    "asymmetric_conv": lambda ops, x, w, levels: ops.asymmetric_conv(
         x, w[:, :6, :, :1], w[:, :, :1][:, :6], dilation=2
     ),
-    "upsample_conv1x1": lambda ops, x, w: ops.upsample_conv1x1(
+    "upsample_conv1x1": lambda ops, x, w, levels: ops.upsample_conv1x1(
         [x[:, :, :3, :4]], [x], w[:, :, :1, :1], activation="relu"
     ),
-    "hardblock": lambda ops, x, w: ops.hardblock(
+    "hardblock": lambda ops, x, w, levels: ops.hardblock(
         x, [w[:4, :6], w[:3, :10]], [x[0, 0, 0, :4], x[0, 0, 0, :3]]
     ),
-    "normalize": lambda ops, x, w: ops.normalize(
-        x.abs().mul(50).byte()[:, :3].permute(0, 2, 3, 1), mean=MEAN, std=STD, dtype=torch.float32
+    "normalize": lambda ops, x, w, levels: ops.normalize(
+        levels, mean=MEAN, std=STD, dtype=torch.float32
     ),
-    "normalize_conv_act": lambda ops, x, w: ops.normalize_conv_act(
-        x.abs().mul(50).byte()[:, :3].permute(0, 2, 3, 1), w[:, :3], mean=MEAN, std=STD
+    "normalize_conv_act": lambda ops, x, w, levels: ops.normalize_conv_act(
+        levels, w[:, :3], mean=MEAN, std=STD
     ),
 }
+
+
+def levels_of(x):
+    """A picture of bytes."""
+    return x.abs().mul(50).byte()[:, :3].permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_called_by_itself_decomposes(name, caplog):
     class Called(torch.nn.Module):
         def forward(self, x):
-            return OPERATORS[name](torch.ops.fassd_kernels, x, WEIGHT)
+            return OPERATORS[name](torch.ops.fassd_kernels, x, WEIGHT, levels_of(x))
 
     expected = Called()(X).numpy()
     model = exported_by_pytorch(Called(), X, caplog)
@@ -156,7 +161,10 @@ def test_an_operator_called_by_itself_decomposes(name, caplog):
 
 
 def test_operators_stay_whole_in_inductor(monkeypatch):
-    """Even where CI is set, with which Inductor holds a decomposition for a mistake."""
+    """Even where CI is set, with which Inductor holds a decomposition for a mistake.
+
+    Nothing else is in the graph, for which C++ would have to be compiled.
+    """
     import torch._inductor.lowering as lowering
     from torch._inductor.utils import run_and_get_code
 
@@ -165,12 +173,13 @@ def test_operators_stay_whole_in_inductor(monkeypatch):
     for name in OPERATORS:  # as in a process that has compiled nothing yet
         monkeypatch.delitem(lowering.lowerings, getattr(ops, name).default, raising=False)
 
-    def called(x):
-        return [call(ops, x, WEIGHT) for call in OPERATORS.values()]
+    def called(x, levels):
+        return [call(ops, x, WEIGHT, levels) for call in OPERATORS.values()]
 
+    given = X, levels_of(X)
     with torch._inductor.config.patch(force_disable_caches=True):
-        found, code = run_and_get_code(torch.compile(called, fullgraph=True), X)
-    for name, one, expected in zip(OPERATORS, found, called(X), strict=True):
+        found, code = run_and_get_code(torch.compile(called, fullgraph=True), *given)
+    for name, one, expected in zip(OPERATORS, found, called(*given), strict=True):
         assert f"torch.ops.fassd_kernels.{name}.default(" in "".join(code)
         assert one.dtype == expected.dtype and (one.float() - expected).abs().max() < 1e-4
 
@@ -203,9 +212,9 @@ def test_bytes_come_in_and_go_out_and_are_nowhere_between(export):
     assert last.op_type == "Cast" and kinds[last.input[0]] == onnx.TensorProto.FLOAT
 
 
-def test_int8_for_tensorrt_is_symmetric():
+def test_int8_for_tensorrt_is_symmetric(graphs):
     request = Request(
-        "fassd_net_l2", "tensorrt", weights="synthetic", size=SIZE, dtype="int8", output="labels"
+        "fassd_net_l2", "tensorrt", weights="synthetic", size=SIZE, dtype="int8", **LABELS
     )
     model = Exporter(request).onnx(streets(4, split="train"))
     constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}

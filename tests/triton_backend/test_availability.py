@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 import warnings
@@ -11,26 +10,24 @@ import warnings
 import pytest
 import torch
 from conformance import cases
+from triton_backend.conftest import compiled, interpreted
 
 from fassd.models import MDA
 from fassd_kernels import BackendError, accelerate, backends, ops
 from fassd_kernels.backends import choose
 from fassd_kernels.backends import refusal as backend_refusal
 from fassd_kernels.triton import availability
-from fassd_kernels.triton.device import INTERPRETED
 
 CALL = cases.conv_act(1, (8,), 8, (4, 5))
 
 
-def python(code: str, **environment: str) -> str:
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **environment}
-    )
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
+@compiled
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -56,6 +53,7 @@ except RuntimeError as error:
     assert second.startswith(f"upsample: {reason}")
 
 
+@compiled
 def test_no_gpu():
     code = """
 import torch, fassd_kernels
@@ -129,7 +127,7 @@ def test_a_machine_without_a_c_compiler(turing, monkeypatch):
     assert "Triton needs a C compiler" in availability.reason()
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="for the interpreter: TRITON_INTERPRET=1")
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_types_that_are_not_taken(dtype):
     call = CALL.to(dtype)
@@ -154,7 +152,7 @@ def test_the_interpreter_is_never_chosen():
     assert choose("auto", "cpu", "conv_act", quiet=True) == best
 
 
-@pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET is set: it takes CPU tensors")
+@compiled
 def test_asked_for_and_impossible():
     if not backends()["triton"].available:
         with pytest.raises(BackendError, match=r"'triton': \w+"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -59,8 +60,10 @@ def test_inspect_predicts(tmp_path):
 
 
 @compiled
-def test_inspect_compiles(tmp_path):
-    """The smallest network: every launch's registers, and no fault."""
+def test_inspect_compiles(tmp_path, monkeypatch):
+    """The smallest network: every launch's registers, and no fault; of a sample, one in three."""
+    step = 1 if os.environ.get("FASSD_TEST_ARCHITECTURES") == "all" else 3
+    monkeypatch.setattr(inspect, "plan_network", lambda *a, **k: plan_network(*a, **k)[::-step])
     path = tmp_path / "rows.json"
     arguments = ("--model", "fassd_net_l2", "--gpu", "a100", "--json", str(path))
     done = command(inspect.main, *arguments)
@@ -68,6 +71,7 @@ def test_inspect_compiles(tmp_path):
     rows = json.loads(path.read_text())["rows"]
     assert all(row["resources"]["registers"] > 0 for row in rows)
     products = [row for row in rows if row["label"] not in ("upsample_argmax",)]
+    assert len(products) > 10
     assert all(row["resources"]["tensor_cores"] > 0 for row in products)
 
 
@@ -221,7 +225,7 @@ def test_trials_are_compiled_in_other_processes():
     l4 = device_named("L4")
     with device.assuming(l4), recording():
         (case,) = cases_of(l4, cases.conv_act(1, (16,), 16, (4, 9)))
-        configs = (64, 32, 16, 4, 2), (64, 32, 16, 4, 30), (64, 24, 16, 4, 2)
+        configs = (64, 32, 16, 4, 2), (64, 32, 16, 4, 13), (64, 24, 16, 4, 2)
         case.trials = trials = [TuningTrial(Config(*numbers)) for numbers in configs]
         (ready,) = tiles.compiled([case], 1, time.monotonic() + 300)
     assert ready is case

@@ -1,9 +1,13 @@
-"""How a configuration is chosen: the user's table, the package's, the model; never an error."""
+"""How a configuration is chosen: the user's table, the package's, the model; never an error.
+
+Whether kernels are interpreted or compiled makes no difference here: it is asked once.
+"""
 
 from __future__ import annotations
 
 import json
 import warnings
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -26,7 +30,9 @@ from fassd_kernels.triton.configurations import (
     table_of,
     write_table,
 )
-from fassd_kernels.triton.device import INTERPRETER, KNOWN, Device
+from fassd_kernels.triton.device import INTERPRETER, KNOWN, Device, device_named
+
+pytestmark = compiled
 
 PROBLEM = Problem("spatial", 131072, 512, (63, 10), 18, 0, 9, (1, 1), torch.float16, registers=True)
 UNKNOWN = Device("A GPU of the future", "cuda", 75, 20, 64 * 1024, 1e11, (1e13, 1e12), 1 << 20)
@@ -41,8 +47,15 @@ def no_tables_of_mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     table_of.cache_clear()
 
 
-@pytest.mark.parametrize("device", [*KNOWN, UNKNOWN], ids=lambda device: device.name)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+# The table of 16 bits is one, whichever they are.
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        *product([*KNOWN, UNKNOWN], [torch.float16, torch.float32]),
+        (device_named("H200"), torch.bfloat16),
+    ],
+    ids=lambda value: value.name if isinstance(value, Device) else str(value),
+)
 def test_every_network_finds_its_configurations(device, dtype):
     for name in fassd.list_models():
         for planned in plan_network(name, 256, 512, device, 2, dtype):
@@ -157,7 +170,6 @@ def test_a_good_row_is_read(tmp_path):
     assert read_table(path) == {"x": Config(64, 16, 16, 4, 2)}
 
 
-@compiled
 def test_shipped_tables_are_sane_and_do_not_spill():
     """One is written where a GPU is at hand; until then there is none to examine."""
     for path in sorted(configurations.SHIPPED.glob("*.json")):

@@ -87,10 +87,11 @@ def picture_far_apart() -> Call:
 
 def all_sorts() -> list[Call]:
     half = torch.float16
+    several = [*CALLS["spatial"], *CALLS["pointwise"][:2]]  # the third is an mda as well
+    seen = {call.operator for call in several}
     return [
-        *(call.to(half) for call in CALLS["spatial"]),
-        *(call.to(half) for call in CALLS["pointwise"]),
-        *(call.to(half) for calls in cases.SAMPLES.values() for call in calls[:1]),
+        *(call.to(half) for call in several),
+        *(calls[0].to(half) for name, calls in cases.SAMPLES.items() if name not in seen),
         cases.conv_act(1, (700,), 3, (2, 3)).to(torch.float32),  # summed in parts
         cases.conv_act(1, (4,), 5, (9, 12), (3, 3), (1, 1), (4, 4)).to(half),  # taps skipped
         cases.conv_act(1, (9, 4), 5, (6, 7)).to(half).map(LAYOUTS["sliced_channels_last"]),
@@ -115,7 +116,7 @@ def test_every_line_of_every_kernel():
         for call in all_sorts():
             check_result(call, run(call))
         for config in (CANDIDATES["asymmetric", True][-1], Config(64, 32, 16, block_middle=16)):
-            call = CALLS["asymmetric"][0].to(torch.float16)
+            call = cases.asymmetric_conv(1, 5, 6, 7, (2, 150), 2, "prelu").to(torch.float16)
             check_result(call, with_config(call, config, "asymmetric"))
         check_tf32()
     missed = {

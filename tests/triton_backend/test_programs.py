@@ -1,4 +1,7 @@
-"""Planning: what is launched, what it depends on, and what is kept."""
+"""Planning: what is launched, what it depends on, and what is kept.
+
+Plans are the same whether kernels are interpreted or compiled.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import weakref
 import pytest
 import torch
 from conformance import cases
-from triton_backend.conftest import allowing_tf32, plan_of
+from triton_backend.conftest import allowing_tf32, compiled, plan_of
 
 import fassd
 from fassd.bench.costs.triton import plan_network
@@ -19,6 +22,8 @@ from fassd_kernels.triton import program as programs
 from fassd_kernels.triton.device import KNOWN, assuming
 from fassd_kernels.triton.layout import empty_image, pixel_stride
 from fassd_kernels.triton.program import image_of, key_of, recording
+
+pytestmark = compiled
 
 H200 = next(device for device in KNOWN if device.name == "NVIDIA H200")
 
@@ -137,20 +142,22 @@ def test_whatever_makes_another_kernel_is_another_problem():
     assert len(set(keys)) == len(keys), keys
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "asked"),
-    [("highest", None, False), ("high", None, True), (None, "tf32", True), (None, "ieee", False)],
-)
-def test_tf32_by_either_of_pytorchs_settings(old, new, asked):
-    code = f"""
-import torch
+def test_tf32_by_either_of_pytorchs_settings():
+    """Each in a process of its own, since PyTorch does not let them be mixed."""
+    code = """
+import os, torch
 from fassd_kernels.triton.program import tf32_requested
-if {old!r}: torch.set_float32_matmul_precision({old!r})
-if {new!r}: torch.backends.cuda.matmul.fp32_precision = {new!r}
-print(tf32_requested())
+matmul = torch.backends.cuda.matmul
+for old, new in (("highest", ""), ("high", ""), ("", "tf32"), ("", "ieee")):
+    if os.fork() == 0:
+        if old: torch.set_float32_matmul_precision(old)
+        if new: matmul.fp32_precision = new
+        print(old + new, tf32_requested(), flush=True)
+        os._exit(0)
+    os.wait()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(asked)
+    assert done.stdout.splitlines() == ["highest False", "high True", "tf32 True", "ieee False"]
 
 
 def test_tf32_only_where_it_is_in_hardware():

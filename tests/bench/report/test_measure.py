@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from fassd.bench import stopwatch
 from fassd.bench.costs.counts import count_macs
+from fassd.bench.report import measure as measured
+from fassd.bench.report import modules
 from fassd.bench.report.factorisation import SquareDAPF, SquareMDA, run_factorisation
 from fassd.bench.report.measure import fewer_threads, measure
 from fassd.cli import app
@@ -81,9 +83,10 @@ def test_what_is_there_is_not_measured_again_and_a_failure_leaves_no_file(tmp_pa
 def test_the_command_measures_and_writes_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "fassd.bench.report.measure.list_models", lambda: ["fassd_net", "baseline_aspp"]
-    )
+    """Of two networks, another batch and a few heights: each more takes the same steps."""
+    monkeypatch.setattr(measured, "list_models", lambda: ["fassd_net", "baseline_aspp"])
+    monkeypatch.setattr(measured, "BATCHES", (2,))
+    monkeypatch.setattr(modules, "HEIGHTS", modules.TABLE_HEIGHTS)
     monkeypatch.setattr(stopwatch, "SETTLE", 0)
     arguments = ["report", "-o", str(tmp_path), "--measure", "--size", "64x128", "--repeats", "1"]
     found = CliRunner().invoke(app, [*arguments, "--results", str(tmp_path / "results")])
