@@ -262,6 +262,10 @@ bool is_asked_for(const Variant& variant) {
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits) {
   const int itemsize = itemsize_of(shape.arithmetic);
   const int sources = int(shape.channels.size());
+  int largest = 0;
+  for (int count : shape.channels) {
+    largest = std::max(largest, count);
+  }
   Cheapest<ConvolutionPlan> cheapest;
   for (const Variant& variant : variants_of(shape.arithmetic)) {
     const bool asked_for = is_asked_for(variant);
@@ -287,8 +291,9 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
       const int slots = plan.rows.slots * plan.columns.slots;
       const int staging = pixels * staging_row(n) * 4;
       for (int chunk : {64, 32, 16, 8}) {
-        if (chunk < 16 && shape.arithmetic == Arithmetic::half) {
-          continue;
+        const int fewest_channels = shape.arithmetic == Arithmetic::half ? 16 : 8;
+        if (chunk < fewest_channels || (chunk > fewest_channels && chunk >= 2 * largest)) {
+          continue;  // too few for products, or half of them in no input
         }
         plan.chunk = chunk;
         plan.boxes = boxes_of(plan.rows, plan.columns, {&plan.taps},
