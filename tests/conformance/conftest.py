@@ -41,7 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=1,
         metavar="N",
         help=f"test one row in N of the tables, {SAMPLED_EXAMPLES} drawn calls in place of "
-        f"{definition.drawn.max_examples}, one layout in {SAMPLED_LAYOUTS}; repeat nothing",
+        f"{definition.drawn.max_examples}, one layout in {SAMPLED_LAYOUTS}, every second value "
+        "that is not finite; repeat nothing",
     )
     group.addoption(
         "--tf32",
@@ -108,11 +109,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of the rows of a table, one in so many: each row is a case of its own, and they are mixed.
 
-    They name layouts, too, so that fewer of the tests of layouts will do.
+    They name layouts, too, so that fewer of the tests of layouts will do. Of three values that are
+    not finite an operator meets one or two.
     """
     every = config.getoption("every", None) or 1
-    layouts = SAMPLED_LAYOUTS if every > 1 else 1
-    steps = {"test_table": every, "test_table_contiguous": every, "test_layouts": layouts}
+    layouts, values = (SAMPLED_LAYOUTS, 2) if every > 1 else (1, 1)
+    steps = {
+        "test_table": every,
+        "test_table_contiguous": every,
+        "test_layouts": layouts,
+        "test_gradients_of_layouts": layouts,
+        "test_non_finite_pixels": values,
+        "test_non_finite_vectors": values,
+    }
     seen: dict[str, int] = {}
     kept, left = [], []
     for item in items:
