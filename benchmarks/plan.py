@@ -102,6 +102,7 @@ TIMES_S = {
     "ours": (6.0, 90.0),
     "dependent": (12.0, 60.0),
     "carve-out": (12.0, 60.0),
+    "threads": (12.0, 60.0),
     "choice": (15.0, 120.0),
     "compile": (20.0, 120.0),
     "max-autotune": (40.0, 200.0),

@@ -25,6 +25,7 @@ from fassd.bench.candidates import (
     FOLDED,
     MAX_AUTOTUNE,
     NATIVE,
+    THREADS,
     TITLES,
     TRITON,
     TRITON_GRAPH,
@@ -149,6 +150,7 @@ COLOURS = {
     NATIVE: charts.COLOURS["vermilion"],
     DEPENDENT: charts.COLOURS["blue"],
     CARVEOUT: charts.COLOURS["silver"],
+    THREADS: charts.COLOURS["brown"],
     CHOSEN: charts.BLACK,
 }
 

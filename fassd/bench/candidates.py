@@ -35,6 +35,7 @@ MAX_AUTOTUNE = "max-autotune"
 NATIVE = "native"
 DEPENDENT = "native-dependent"
 CARVEOUT = "native-carve-out"
+THREADS = "native-threads"
 CHOSEN = "auto"
 TRITON = "triton"
 TRITON_GRAPH = "triton-graph"
@@ -55,9 +56,10 @@ EXTRA = "pip install 'fassd-net[bench]'"
 SWITCHED = {
     "dependent": {"FASSD_KERNELS_DEPENDENT_LAUNCH": "1"},
     "carve-out": {"FASSD_KERNELS_CARVEOUT": "driver"},
+    "threads": {"FASSD_KERNELS_CUDA_COPIES": "threads"},
 }
-"""Environments of the CUDA kernels, read once by a process: they begin while those before them end;
-they leave to the driver how much shared memory a multiprocessor has."""
+"""Environments of the CUDA kernels: they begin while those before them end; they leave to the
+driver how much shared memory a multiprocessor has; threads copy what the copy engine could."""
 
 
 class UnavailableError(Exception):
@@ -382,13 +384,14 @@ FORMS = {
         _last(NATIVE, "ours, C++/CUDA", native),
         _last(DEPENDENT, "ours, CUDA, dependent launches", partial(switched, group="dependent")),
         _last(CARVEOUT, "ours, CUDA, the driver's carve-out", partial(switched, group="carve-out")),
+        _last(THREADS, "ours, CUDA, copies by threads", partial(switched, group="threads")),
         _last(CHOSEN, "ours, the fastest backend of each call", chosen),
         _last(TRITON, "ours, Triton", partial(fused, backend="triton")),
         _last(TRITON_GRAPH, "ours, Triton, GraphRunner", triton_graph, own_graph=True),
         _last(PYTHON, "ours, reference", partial(fused, backend="reference")),
     )
 }
-OUR_FORMS = (NATIVE, DEPENDENT, CARVEOUT, CHOSEN, TRITON, TRITON_GRAPH)
+OUR_FORMS = (NATIVE, DEPENDENT, CARVEOUT, THREADS, CHOSEN, TRITON, TRITON_GRAPH)
 TITLES = {key: form.title for key, form in FORMS.items()}
 
 

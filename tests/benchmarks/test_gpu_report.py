@@ -342,7 +342,7 @@ def test_a_rehearsal_times_every_form(rehearsal):
     assert {item["case"]["part"] for item in measured} == {"networks", "modules", "operators"}
     forms = [form for item in measured for form in item["data"]["candidates"]]
     timed = [form for form in forms if "timing" in form]
-    ours = {"native", "native-dependent", "native-carve-out", "auto"}
+    ours = {"native", "native-dependent", "native-carve-out", "native-threads", "auto"}
     assert {form["name"] for form in timed} == {"eager", "channels_last", "compile"} | ours
     assert all(form["match"] and form["timing"]["ms"] > 0 for form in timed)
     reasons = {f["name"]: f["reason"] for f in forms if f["status"] == "unavailable"}

@@ -22,7 +22,7 @@ def test_the_plan_holds_everything():
         assert "{}/{}x{}/{}/{}".format(*where) in names
     here = "1x1024x2048/float16"
     for name in ("fassd_net", "fassd_net_l2"):
-        groups = ("native", "dependent", "carve-out", "choice")
+        groups = ("native", "dependent", "carve-out", "threads", "choice")
         wanted = {f"networks/{name}/{here}/{group}" for group in groups}
         wanted |= {f"runner/{name}", f"profile/cuda/{name}"}
         wanted |= {f"variants/{name}/{here}", f"choices/{name}/{here}"}

@@ -20,8 +20,9 @@ COLOURS = {
     "purple": "#CC79A7",
     "blue": "#0072B2",
     "yellow": "#F0E442",
+    "brown": "#8C564B",
 }
-"""Okabe and Ito's colours, which colour-blind readers tell apart, and two greys for plain PyTorch.
+"""Okabe and Ito's colours, which colour-blind readers tell apart, two greys for plain PyTorch, a brown.
 Where two series share one, hatching or the marker tells them apart."""
 
 CANDIDATE_COLOURS: dict[str | tuple[str, str], str] = {
