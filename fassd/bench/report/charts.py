@@ -22,8 +22,8 @@ COLOURS = {
     "yellow": "#F0E442",
     "brown": "#8C564B",
 }
-"""Okabe and Ito's colours, which colour-blind readers tell apart, two greys for plain PyTorch, and a
-brown. Where two series share one, hatching or the marker tells them apart."""
+"""Okabe and Ito's colours, which colour-blind readers tell apart, with two greys for plain PyTorch
+and a brown. Where two series share one, hatching or the marker tells them apart."""
 
 CANDIDATE_COLOURS: dict[str | tuple[str, str], str] = {
     REFERENCE: "grey",
