@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
         for (int k = 0; k < 2; k++) {
           const bool there = channel + k < channels;
           added[k] = there && bias != nullptr ? to_float(bias[channel + k]) : 0.0f;
-          factor[k] = there && slope != nullptr ? to_float(slope[channel + k]) : 0.0f;
+          factor[k] = there && slope != nullptr ? to_float(slope[channel + k]) : 1.0f;
         }
 #pragma unroll
         for (int i = 0; i < pair_m_tiles; i++) {
@@ -227,15 +227,10 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
         }
       }
     };
-    switch (pair.epilogue.activation) {
-      case Activation::none:
-        store(std::integral_constant<Activation, Activation::none>());
-        break;
-      case Activation::relu:
-        store(std::integral_constant<Activation, Activation::relu>());
-        break;
-      default:
-        store(std::integral_constant<Activation, Activation::prelu>());
+    if (pair.epilogue.activation == Activation::relu) {
+      store(std::integral_constant<Activation, Activation::relu>());
+    } else {  // without an activation, of slope 1
+      store(std::integral_constant<Activation, Activation::prelu>());
     }
   }
   __syncthreads();
@@ -300,7 +295,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   float* staging = reinterpret_cast<float*>(shared + layout.stages);
   stage_sums<Math, 1, n_tiles>(staging, acc, warp * 16, 16);
   __syncthreads();
-  write_tile<T, n_tiles, threads>(
+  write_tile<T, n_tiles, threads, true>(
       staging, nullptr, pair.epilogue,
       {tile.width_log2, tile.height, picture, y, x, 0, pair.second_weight.out_channels,
        pair.rows.size, pair.columns.size});

@@ -367,29 +367,31 @@ __device__ __forceinline__ void write_any(const float* staging, const Epilogue& 
 }
 
 // Writes a tile's sums, which all threads have staged, to where they belong. `edges` is shared
-// memory with room for those of the tile's rows and columns.
-template <typename T, int n_tiles, int threads>
+// memory with room for those of the tile's rows and columns. After a pair (`few`) come few kinds of
+// epilogue: the others it has value by value.
+template <typename T, int n_tiles, int threads, bool few = false>
 __device__ __forceinline__ void write_tile(const float* staging, Edge* edges,
                                            const Epilogue& epilogue, const Patch& patch) {
   switch (epilogue.finish) {
-#define FASSD_FINISH(name) \
-  case Finish::name:       \
-    return write_share<T, n_tiles, threads, Finish::name>(staging, edges, epilogue, patch);
-    FASSD_FINISH(none)
-    FASSD_FINISH(relu)
-    FASSD_FINISH(prelu)
-    FASSD_FINISH(pooled)
-    FASSD_FINISH(residual)
-    FASSD_FINISH(resized)
-    FASSD_FINISH(addend)
-    case Finish::placed:
-      if constexpr (sizeof(T) == 2) {
-        return write_share<T, n_tiles, threads, Finish::placed>(staging, edges, epilogue, patch);
-      }
+#define FASSD_FINISH(name, exists)                                                            \
+  case Finish::name:                                                                          \
+    if constexpr (exists) {                                                                   \
+      return write_share<T, n_tiles, threads, Finish::name>(staging, edges, epilogue, patch); \
+    }                                                                                         \
+    break;
+    FASSD_FINISH(none, true)
+    FASSD_FINISH(relu, true)
+    FASSD_FINISH(prelu, true)
+    FASSD_FINISH(addend, true)
+    FASSD_FINISH(pooled, !few)
+    FASSD_FINISH(residual, !few)
+    FASSD_FINISH(resized, !few)
+    FASSD_FINISH(placed, !few && sizeof(T) == 2)
 #undef FASSD_FINISH
     default:
-      return write_any<T, n_tiles>(staging, epilogue, patch, threads);
+      break;
   }
+  write_any<T, n_tiles>(staging, epilogue, patch, threads);
 }
 
 }  // namespace fassd::cuda

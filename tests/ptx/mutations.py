@@ -235,8 +235,14 @@ KERNELS = [
         (CONVOLUTION, "epilogue.cuh", "void write_any", "channel < target.lanes", "true"),
         # Pairs.
         (PAIR, "convolution.cuh", "wait_for_stage(stages);", BARRIER, ""),
-        (PAIR, "asymmetric_conv.cuh", "switch (pair", BARRIER, ""),
-        (PAIR, "asymmetric_conv.cuh", "switch (pair", "Activation::relu>", "Activation::none>"),
+        (PAIR, "asymmetric_conv.cuh", "of slope 1", BARRIER, ""),
+        (
+            PAIR,
+            "asymmetric_conv.cuh",
+            "== Activation::relu",
+            "Activation::relu>",
+            "Activation::none>",
+        ),
         (PAIR, "asymmetric_conv.cuh", "float value =", "inside[i][half] && ", ""),
         (PAIR, "asymmetric_conv.cuh", "shared + zeros)", "[i] = 0", "[i] = ~0u"),
         (PAIR, "asymmetric_conv.cuh", "_or(outside)", CLEAR.format("pair"), ""),
