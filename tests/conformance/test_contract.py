@@ -8,7 +8,15 @@ import pytest
 import torch
 from conformance import cases, harness
 from conformance.cases import NOTHING, SAMPLES, samples
-from conformance.harness import MULTIPLYING, WITH_GRADIENT, Call, Subject, check, check_result
+from conformance.harness import (
+    EXECUTED,
+    MULTIPLYING,
+    WITH_GRADIENT,
+    Call,
+    Subject,
+    check,
+    check_result,
+)
 from torch import Tensor
 
 import fassd_kernels
@@ -143,7 +151,7 @@ LARGE: dict[str, Call] = {
     "normalize": cases.normalize(2, (201, 150)),
     "normalize_conv_act": cases.normalize_conv_act(2, 16, (101, 150), stride=(2, 2)),
 }
-if INTERPRETED:  # in one thread whatever their size, and slowly
+if INTERPRETED or EXECUTED:  # in one thread whatever their size, and slowly
     LARGE = {operator: SAMPLES[operator][-1] for operator in LARGE}
 
 
