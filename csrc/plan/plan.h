@@ -175,8 +175,8 @@ struct ConvolutionPlan : Plan {
 // Clocks that all multiprocessors need to issue so many warp instructions, each with so many warps.
 double issue_cycles(double instructions, double warps, const DeviceLimits& limits);
 
-// What plans read of the environment, every time; memo.h tells them apart by it. COPIES is `threads`
-// where no engine is to copy boxes.
+// What plans read of the environment, every time; memo.h tells them apart by it. The copies are
+// `threads` where no engine is to copy boxes.
 constexpr const char* variant_variable = "FASSD_KERNELS_CUDA_VARIANT";
 constexpr const char* fusion_variable = "FASSD_KERNELS_CUDA_FUSION";
 constexpr const char* copies_variable = "FASSD_KERNELS_CUDA_COPIES";
