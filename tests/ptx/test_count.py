@@ -27,7 +27,7 @@ TOTAL = 0.05  # of a network
 
 
 def test_the_model_says_what_is_executed() -> None:
-    """Every launch of a network, of at least ten kinds: by kernel, how it multiplies, and ending."""
+    """Every launch of a network; kinds differ in kernel, in how it multiplies, and in ending."""
     pairs = calibration.pairs_of("fassd_net", (96, 256))
     telling = re.compile(r"\w+_vectors|sliding_steps")
     kinds = {
