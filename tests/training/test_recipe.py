@@ -147,5 +147,6 @@ def test_recipes_of_others_give_an_error_of_one_line(tmp_path, text, message):
 
 
 def test_no_such_preset():
-    with pytest.raises(RecipeError, match="a preset \\(demo, paper, paper-l1, paper-l2, streets\\)"):
+    names = "demo, paper, paper-l1, paper-l2, streets"
+    with pytest.raises(RecipeError, match=f"a preset \\({names}\\)"):
         load_recipe("fast")
