@@ -15,6 +15,7 @@ from fassd.models.layers import ConvLayer
 from fassd.models.network import FASSDNet
 from fassd_kernels.backends import AUTO
 from fassd_kernels.checks import FLOATING, MAX_LABELS
+from fassd_kernels.graphs.captured import capture
 from fassd_kernels.modules import (
     Fused,
     FusedASPP,
@@ -54,7 +55,9 @@ def accelerate(
     else's classes, by having the same attributes; such a module is swapped only if the fused one
     gives the same numbers on a test input. A :class:`fassd.models.FASSDNet` becomes a
     :class:`FusedNetwork`, in which modules are fused with their neighbours too. Subclasses of
-    these, and modules with a ``forward`` of their own, stay; what is inside them is swapped.
+    these, and modules with a ``forward`` of their own, stay; what is inside them is swapped. Any
+    other module with several convolutions and nothing that was swapped is captured: in eval mode
+    its graphs run on the fused operators (:class:`fassd_kernels.graphs.captured.Captured`).
     State dict, parameters, mode and hooks stay. In training mode the result trains as the original
     does. Results of the C++ kernels lie in memory that is theirs: they cannot be resized in place
     (``out=``, ``resize_``).
@@ -79,7 +82,8 @@ def accelerate(
         BackendError: if `backend` is unknown or not available; the message says why.
 
     Warns:
-        RuntimeWarning: if there was nothing to swap.
+        RuntimeWarning: if there was nothing to swap or to capture; at its first call, if a captured
+            module cannot be captured whole.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
@@ -103,7 +107,8 @@ def accelerate(
         fused.casts_input = dtype is not None
     elif dtype is not None:
         fused.register_forward_pre_hook(cast_inputs, with_kwargs=True)
-    if not any(done.values()):
+    captured = capture(fused)
+    if not any(done.values()) and not captured:
         warnings.warn(
             f"accelerate: {type(model).__name__} has no module that can be fused; "
             "nothing was swapped",

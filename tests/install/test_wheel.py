@@ -132,3 +132,10 @@ def test_weights_cards_and_presets_are_in_the_wheel(built: Built) -> None:
         assert own and own == sorted(path.name for path in built.contents.glob(f"fassd/{pattern}"))
     presets = {path.stem for path in built.contents.glob("fassd/training/presets/*.yaml")}
     assert presets == {"demo", "paper", "paper-l1", "paper-l2", "streets"}
+
+
+def test_the_backend_of_torch_compile_is_registered(built: Built) -> None:
+    (file,) = built.contents.glob("*.dist-info/entry_points.txt")
+    text = file.read_text()
+    entry = "fassd_kernels = fassd_kernels.graphs.backend:compile_graph"
+    assert f"[torch_dynamo_backends]\n{entry}" in text

@@ -1,0 +1,109 @@
+"""The backend that Dynamo calls, and what it gives back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fassd_kernels.backends import AUTO, choose
+from fassd_kernels.graphs.fusing import fuse
+from fassd_kernels.graphs.mutation import make_functional
+from fassd_kernels.graphs.steps import Step
+from fassd_kernels.modules.snapshot import Contents
+
+log = logging.getLogger(__name__)
+
+
+def compile_graph(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A captured graph on the fused operators: Dynamo's backend `fassd_kernels`.
+
+    >>> fast = torch.compile(model.eval(), backend="fassd_kernels")
+    >>> with torch.no_grad():
+    ...     y = fast(x)
+
+    Args:
+        module: the graph, its parameters among its inputs.
+        inputs: of a call, by whose device it is decided which kernels there are.
+
+    Returns:
+        What computes the same: a `FusedGraph`, or the graph as it stands where nothing can be
+        fused. Where gradients are wanted, the graph as it stands runs, too.
+    """
+    tensors = [each for each in inputs if isinstance(each, Tensor)]
+    why = reason_against(tensors)
+    plain = GraphModule(module, module.graph)
+    fused = GraphModule(module, type(module.graph)())
+    copies: dict[Node, Node] = {}
+    fused.graph.output(fused.graph.graph_copy(module.graph, copies))
+    for old, new in copies.items():
+        new.meta = dict(old.meta)
+    why = why or make_functional(fused.graph)
+    steps = [] if why else fuse(fused)
+    if why:
+        log.warning("a graph runs as it stands: %s", why)
+    return FusedGraph(plain, fused, steps) if steps else plain.forward
+
+
+def reason_against(tensors: Sequence[Tensor]) -> str:
+    """Why a graph of such inputs cannot be fused; empty if it can."""
+    devices = {tensor.device.type for tensor in tensors}
+    if len(devices) != 1:
+        return f"its inputs are on {' and '.join(sorted(devices)) or 'no device'}"
+    (device,) = devices
+    if torch.is_autocast_enabled(device):
+        return "autocast is on"
+    if choose(AUTO, device, "conv_act", quiet=True) == "reference":
+        return f"there are no kernels for {device}"
+    return ""
+
+
+class FusedGraph:
+    """A graph with steps, and the weights that these have packed.
+
+    Every call looks at the values of all weights (on a GPU: at how often they were edited), and
+    packs them anew where one has changed.
+    """
+
+    def __init__(self, plain: GraphModule, fused: GraphModule, steps: Sequence[Step]) -> None:
+        self.plain, self.fused, self.steps = plain, fused, steps
+        places = {node: i for i, node in enumerate(placeholders(fused))}
+        self.places = places
+        read: dict[int, None] = {}
+        for step in steps:
+            for node in nodes_of(step):
+                read[places[node]] = None
+        self.read = list(read)
+        self.known: tuple[list[Tensor], Contents] | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and any(
+            isinstance(each, Tensor) and each.requires_grad for each in inputs
+        ):
+            return self.plain(*inputs)
+        weights = [inputs[place] for place in self.read]
+        known = self.known
+        fresh = known is not None and all(map(is_, known[0], weights)) and known[1].last()
+        if not fresh:
+            contents = Contents(weights)  # before they are packed: see `Fused.packed`
+            with torch.inference_mode(False), torch.no_grad():
+                for step in self.steps:
+                    step.pack(lambda node: None if node is None else inputs[self.places[node]])
+            self.known = (weights, contents)
+        return self.fused(*inputs)
+
+
+def placeholders(module: GraphModule) -> list[Node]:
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def nodes_of(step: Step) -> list[Node]:
+    """The placeholders that a step reads its weights from."""
+    weight, bias, norm, slope = step.placeholders
+    found = (weight, bias, slope, *(norm.tensors if norm else ()))
+    return [node for node in found if node is not None]

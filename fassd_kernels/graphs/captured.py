@@ -1,0 +1,118 @@
+"""Anybody's module, whose graph runs on the fused operators in eval mode."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fassd_kernels.modules.fused import Fused, exports_onnx, is_traced, transforming
+from fassd_kernels.modules.snapshot import Snapshot, hooked_globally, replaced_forward
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
+
+class Captured(nn.Module):
+    """Mixin, in front of a module's own class, that `accelerate` puts there.
+
+    In eval mode ``forward`` runs the graphs that Dynamo captures of it on the fused operators
+    (:func:`fassd_kernels.graphs.compile_graph`); another shape, setting or attribute has another
+    graph. Parameters, state dict, hooks and mode are the module's own. The module's own ``forward``
+    runs in training mode; where a part carries hooks, which a fused operator would pass by; inside
+    another compiler, tracer, exporter or ``torch.func`` transform.
+    """
+
+    original: type[nn.Module]
+    _seen: Snapshot | None = None
+    _compiled: Callable[..., Any] | None = None
+    _told = False  # whether what could not be captured was told
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """As the module's own."""
+        compiled = None if self.runs_as_written(*inputs, *keywords.values()) else self.compiled()
+        if compiled is None:
+            return self.as_written(*inputs, **keywords)
+        if self._told:
+            return compiled(self, *inputs, **keywords)
+        breaks = torch._dynamo.utils.counters["graph_break"]
+        before = breaks.copy()
+        result = compiled(self, *inputs, **keywords)
+        self._told = True
+        new = breaks - before
+        if new:
+            reason = next(iter(new)).splitlines()[0]
+            warnings.warn(
+                f"accelerate: {self.original.__name__} is captured in parts, and runs as it stands "
+                f"between them ({new.total()} times); the first time because of: {reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return result
+
+    def as_written(self, *inputs: Any, **keywords: Any) -> Any:
+        return self.original.forward(self, *inputs, **keywords)
+
+    def runs_as_written(self, *inputs: Any) -> bool:
+        if self.training or is_traced() or exports_onnx() or transforming():
+            return True
+        return hooked_globally() or any(isinstance(each, torch.fx.Proxy) for each in inputs)
+
+    def compiled(self) -> Callable[..., Any] | None:
+        """The compiled `as_written`; None where a part carries hooks."""
+        now = self._seen
+        if now is None or not now.holds(self):  # Dynamo does not guard hooks
+            self._seen = now = Snapshot(self)
+        if now.hooked:
+            return None
+        if self._compiled is None:
+            # Late: Dynamo takes a second, and fails where no temporary folder can be written.
+            from fassd_kernels.graphs.backend import compile_graph
+
+            # With a code object of its own: Dynamo counts the graphs of each, up to eight.
+            written = Captured.as_written
+            frame = FunctionType(written.__code__.replace(), written.__globals__, "as_written")
+            self._compiled = torch.compile(frame, backend=compile_graph)
+        return self._compiled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None, "_seen": None}
+
+    def __reduce__(self) -> Any:
+        return restore, (self.original,), self.__getstate__()
+
+
+@functools.cache
+def captured_class(original: Any) -> Any:
+    """The class of a captured module of class `original`."""
+    name = f"Captured{original.__name__}"
+    return type(name, (Captured, original), {"original": original, "__doc__": original.__doc__})
+
+
+def restore(original: Any) -> Any:
+    """An empty captured module, whose state is set next."""
+    kind = captured_class(original)
+    return kind.__new__(kind)
+
+
+def capture(module: nn.Module) -> bool:
+    """Let a module's graphs run on the fused operators: it, or those of its parts that can.
+
+    Returns:
+        Whether there was anything to capture.
+    """
+    if isinstance(module, (torch.jit.ScriptModule, Fused, Captured)):
+        return isinstance(module, Captured)
+    parts = list(module.modules())
+    several = sum(isinstance(part, nn.Conv2d) for part in parts) > 1
+    fused = any(isinstance(part, Fused) for part in parts)
+    whole = not fused and not isinstance(module, CONTAINERS) and not replaced_forward(module)
+    if several and whole:
+        kind: Any = type(module)
+        module.__class__ = captured_class(kind)
+        return True
+    return any([capture(child) for child in module.children()])

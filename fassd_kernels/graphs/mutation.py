@@ -1,0 +1,140 @@
+"""Graphs without writing in place, whose steps can be moved and merged."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Graph, Node
+
+IN_PLACE: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+# What gives memory of its own, never a view of what it was given.
+FRESH = {
+    torch.conv2d,
+    torch.conv_transpose2d,
+    torch.relu,
+    torch.prelu,
+    torch.sigmoid,
+    torch.cat,
+    torch.concat,
+    torch.add,
+    torch.mul,
+    torch.sub,
+    operator.add,
+    operator.mul,
+    operator.sub,
+    operator.truediv,
+    F.batch_norm,
+    F.layer_norm,
+    F.relu,
+    F.relu6,
+    F.hardtanh,
+    F.hardswish,
+    F.hardsigmoid,
+    F.silu,
+    F.gelu,
+    F.elu,
+    F.leaky_relu,
+    F.interpolate,
+    F.max_pool2d,
+    F.avg_pool2d,
+}
+
+
+def make_functional(graph: Graph) -> str:
+    """Replace what writes in place by what gives a new tensor.
+
+    Args:
+        graph: of Dynamo; changed only if all of it can be made functional.
+
+    Returns:
+        Empty; or what cannot be replaced: something that writes into an input of the graph, into
+        what may share memory with another tensor, or that is not known.
+    """
+    drop_dropouts(graph)
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    found = [(node, replacement(node)) for node in graph.nodes]
+    writing = [(node, new) for node, new in found if new is not None]
+    for node, (target, _) in writing:
+        if target is None:
+            return f"{shown(node)} writes in place"
+        into = node.args[0]
+        earlier = [user for user in into.users if order[user] < order[node]]
+        if not all(each.target in FRESH or each in dict(writing) for each in (into, *earlier)):
+            return f"{shown(node)} writes into what {shown(into)} gave, which may be seen elsewhere"
+    for node, (target, keywords) in writing:
+        into = node.args[0]
+        node.op, node.target = "call_function", target
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name not in keywords}
+        node.kwargs = {**node.kwargs, **keywords}
+        for user in list(into.users):
+            if order[user] > order[node]:
+                user.replace_input_with(into, node)
+    return ""
+
+
+def drop_dropouts(graph: Graph) -> None:
+    """Take out dropouts of eval mode, which give back the tensor that they get."""
+    for node in graph.nodes:
+        if node.op == "call_function" and "dropout" in shown(node) and has(node.target, "training"):
+            bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+            if bound.arguments.get("training") is False:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+
+
+def replacement(node: Node) -> tuple[Any, dict[str, Any]] | None:
+    """What gives anew what `node` writes in place, and keywords that it takes; None if it does not.
+
+    Target None: it writes, and nothing is known to take its place.
+    """
+    if node.op == "call_method":
+        name = str(node.target)
+        if not name.endswith("_") or name.endswith("__"):
+            return None
+        new = getattr(torch, name[:-1], None)
+        return (new, {}) if name in ("add_", "mul_", "sub_", "relu_", "sigmoid_") else (None, {})
+    if node.op != "call_function":
+        return None
+    if node.target in IN_PLACE:
+        return IN_PLACE[node.target], {}
+    if "out" in node.kwargs or node.target in (operator.setitem, torch._C._set_grad_enabled):
+        return None, {}
+    name = getattr(node.target, "__name__", "")
+    if name.endswith("_") and not name.endswith("__"):
+        new = getattr(torch, name[:-1], None) if name == "relu_" else None
+        return new, {}
+    if "autocast" in name:  # enters or leaves it: what stands between may not be moved
+        return None, {}
+    if not has(node.target, "inplace"):
+        return None
+    function: Any = node.target
+    bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    if not bound.arguments.get("inplace", False):
+        return None
+    if "inplace" in node.kwargs:
+        return node.target, {"inplace": False}
+    place = list(bound.signature.parameters).index("inplace")
+    node.args = (*node.args[:place], False, *node.args[place + 1 :])
+    return node.target, {}
+
+
+def has(target: Any, parameter: str) -> bool:
+    """Whether a function is known to take a parameter."""
+    try:
+        return parameter in inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def shown(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))

@@ -1,0 +1,200 @@
+"""What nodes of Dynamo's graphs compute, as far as the fused operators have it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from fassd_kernels.checks import FLOATING, MAX_LABELS
+from fassd_kernels.reference.conv_act import KERNELS
+
+ADDITIONS = {operator.add, torch.add, "add"}
+RELUS = {F.relu, torch.relu, "relu"}
+CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
+ARGMAXES = {torch.argmax, "argmax"}
+Static = tuple[int, int]
+
+
+def value(node: Any) -> Any:
+    """The (fake) tensor that a node gave when the graph was captured; None if it gave none."""
+    found = node.meta.get("example_value") if isinstance(node, Node) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def is_image(node: Any) -> bool:
+    found = value(node)
+    return found is not None and found.dim() == 4 and found.dtype in FLOATING
+
+
+def is_input(node: Any) -> bool:
+    """Whether a node is what the graph is called with, as all parameters are."""
+    return isinstance(node, Node) and node.op == "placeholder"
+
+
+def arguments(node: Node, names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a node by their names."""
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def only_user(node: Node) -> Node | None:
+    """The node that alone reads a node's result; None if there are several."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+@dataclass
+class Convolution:
+    """A convolution as `conv_act` has it, with "same" padding and one group."""
+
+    node: Node
+    image: Node
+    weight: Node
+    bias: Node | None
+    kernel: Static
+    stride: Static
+    dilation: Static
+
+
+def convolution(node: Node) -> Convolution | None:
+    """What a node convolves; None if it is none, or none of this kind."""
+    if node.op != "call_function" or node.target is not torch.conv2d:
+        return None
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = arguments(node, names)
+    image, weight, bias = given["input"], given["weight"], given.get("bias")
+    stride, dilation = pair(given.get("stride", 1)), pair(given.get("dilation", 1))
+    weights = value(weight)
+    if not is_image(image) or not is_input(weight) or stride is None or dilation is None:
+        return None  # a computed weight, as of weight standardisation
+    if not (bias is None or is_input(bias)) or value(image).dtype != weights.dtype:
+        return None
+    kernel = (int(weights.shape[2]), int(weights.shape[3]))
+    around = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
+    padding = given.get("padding", 0)
+    same = padding == "same" or pair(padding) == around
+    if kernel not in KERNELS or given.get("groups", 1) != 1 or not same:
+        return None
+    return Convolution(node, image, weight, bias, kernel, stride, dilation)
+
+
+def pair(found: Any) -> Static | None:
+    """Two integers, given as one or as two; None for anything else."""
+    if isinstance(found, int):
+        return found, found
+    several = isinstance(found, (tuple, list)) and 1 <= len(found) <= 2
+    if several and all(isinstance(each, int) for each in found):
+        return found[0], found[-1]
+    return None
+
+
+@dataclass
+class Norm:
+    """A batch norm by running statistics.
+
+    Attributes:
+        tensors: mean, variance, weight and bias, of which the last two may lack.
+    """
+
+    tensors: tuple[Node | None, ...]
+    eps: float
+
+
+def norm(node: Node, image: Node) -> Norm | None:
+    """The batch norm that a node applies to `image`."""
+    if node.target is not F.batch_norm or node.args[:1] != (image,):
+        return None
+    names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = arguments(node, ("input", *names))
+    tensors = tuple(given.get(name) for name in names[:4])
+    known = all(each is None or is_input(each) for each in tensors)
+    eps = given.get("eps", 1e-5)  # a node, once it has changed
+    counts = tensors[0] is not None and tensors[1] is not None and isinstance(eps, float)
+    return Norm(tensors, eps) if counts and known and not given.get("training", False) else None
+
+
+def addend(node: Node, image: Node) -> Node | None:
+    """What a node adds to `image`, of the same shape and type."""
+    if node.target not in ADDITIONS or node.kwargs or len(node.args) != 2:
+        return None
+    first, second = node.args
+    other = second if first is image else first
+    a, b = value(image), value(other)
+    if other is image or not is_image(other) or a.dtype != b.dtype or a.device != b.device:
+        return None
+    return other if same_sizes(a.shape, b.shape) else None  # type: ignore[return-value]
+
+
+def same_sizes(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether sizes agree whatever the free ones among them are."""
+    pairs = zip(some, others, strict=False)
+    return len(some) == len(others) and all(statically_known_true(a == b) for a, b in pairs)
+
+
+def activation(node: Node, image: Node) -> tuple[str, Node | None] | None:
+    """The activation that a node applies to `image`, and the slopes of PReLU."""
+    if node.args[:1] != (image,):
+        return None
+    if node.target in RELUS:
+        return "relu", None
+    if node.target in (torch.prelu, F.prelu) and len(node.args) == 2:
+        slope: Any = node.args[1]
+        return ("prelu", slope) if is_input(slope) else None
+    return None
+
+
+def halved(node: Node, image: Node) -> bool:
+    """Whether a node gives the means of 2 x 2 pixels of `image`."""
+    if node.target is not F.avg_pool2d or node.args[:1] != (image,):
+        return False
+    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count", "divisor_override")
+    given = arguments(node, names)
+    stride = given.get("stride") or given["kernel_size"]
+    plain = pair(given.get("padding", 0)) == (0, 0) and not given.get("ceil_mode", False)
+    twos = pair(given["kernel_size"]) == pair(stride) == (2, 2)
+    return plain and twos and given.get("divisor_override") is None
+
+
+def concatenated(node: Node) -> list[Node]:
+    """The images that a node puts side by side along their channels; the node itself else."""
+    if node.op != "call_function" or node.target not in CONCATENATIONS:
+        return [node]
+    given = arguments(node, ("tensors", "dim"))
+    images = given["tensors"]
+    if given.get("dim", 0) not in (1, -3) or not isinstance(images, (list, tuple)):
+        return [node]
+    dtypes = {value(each).dtype if is_image(each) else None for each in images}
+    return list(images) if dtypes == {value(node).dtype} else [node]
+
+
+def resized(node: Node) -> tuple[Node, Any] | None:
+    """The image that a node resizes as `upsample` does, and height and width of the result."""
+    if node.op != "call_function" or node.target is not F.interpolate:
+        return None
+    names = ("input", "size", "scale_factor", "mode", "align_corners", "recompute", "antialias")
+    given = arguments(node, names)
+    image, size = given["input"], given.get("size")
+    aligned = given.get("mode") == "bilinear" and given.get("align_corners") is True
+    if not aligned or given.get("antialias") or not is_image(image):
+        return None
+    height, width = value(node).shape[2:]
+    if isinstance(height, int) and isinstance(width, int):
+        return image, [height, width]
+    return None if size is None else (image, size)
+
+
+def best_class(node: Node, image: Node) -> bool:
+    """Whether a node gives the class of every pixel, which 8 bits can hold."""
+    if node.target not in ARGMAXES or node.args[:1] != (image,):
+        return False
+    given = arguments(node, ("input", "dim", "keepdim"))
+    classes = value(image).shape[1]
+    small = isinstance(classes, int) and classes <= MAX_LABELS
+    return given.get("dim") in (1, -3) and not given.get("keepdim", False) and small

@@ -1,0 +1,523 @@
+"""Anybody's networks on the fused operators, by Dynamo's graphs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from fassd_kernels import accelerate
+from fassd_kernels.graphs import steps
+from fassd_kernels.graphs.backend import FusedGraph, compile_graph
+from fassd_kernels.graphs.captured import Captured
+
+FORMS = pytest.mark.parametrize("form", [False, True], ids=["ours", "PyTorch's"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who computes a convolution, which is measured otherwise: the operator, or PyTorch."""
+    monkeypatch.setattr(steps, "is_faster", lambda *_: getattr(request, "param", False))
+    monkeypatch.setattr(steps, "faster", {})
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Batch norms and PReLUs that do something."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.running_var):
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+                for tensor in (module.bias, module.running_mean):
+                    tensor.copy_(torch.randn(tensor.shape, generator=generator) / 4)
+            if isinstance(module, nn.PReLU):
+                shape = module.weight.shape
+                module.weight.copy_(torch.rand(shape, generator=generator) / 2)
+    return model.eval()
+
+
+def agree(fast: nn.Module, model: nn.Module, *inputs: Tensor, tolerance: float = 1e-5) -> Tensor:
+    """Whether a compiled model computes what the plain one does in float64; its result."""
+    exact = copy.deepcopy(model).double()
+    with torch.no_grad():
+        result: Tensor = fast(*inputs)
+        expected = exact(*(x.double() for x in inputs))
+    assert result.shape == expected.shape
+    if not result.is_floating_point():
+        assert result.dtype == model(*inputs).dtype and result.equal(expected.to(result.dtype))
+    elif expected.numel():
+        assert (result.double() - expected).norm() <= tolerance * expected.norm()
+    return result
+
+
+class Recorded:
+    """`compile_graph`, and what it gave."""
+
+    def __init__(self) -> None:
+        self.graphs: list[Any] = []
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        self.graphs.append(compile_graph(module, inputs))
+        return self.graphs[-1]  # type: ignore[no-any-return]
+
+    @property
+    def kinds(self) -> list[str]:
+        """What stands in the only graph, in its order."""
+        (graph,) = self.graphs
+        assert isinstance(graph, FusedGraph)
+        nodes = graph.fused.graph.nodes
+        called = [node for node in nodes if node.op not in ("placeholder", "output")]
+        module = graph.fused.get_submodule
+        return [
+            type(module(n.target)).__name__ if n.op == "call_module" else n.name for n in called
+        ]
+
+
+def compiled(model: nn.Module) -> tuple[Any, Recorded]:
+    recorded = Recorded()
+    return torch.compile(model, backend=recorded), recorded
+
+
+# --- what is fused -------------------------------------------------------------------------------
+
+
+class Everything(nn.Module):
+    """Each of the patterns, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.tall = nn.Conv2d(8, 12, (3, 1), padding=(2, 0), dilation=(2, 1))
+        self.prelu = nn.PReLU(12)
+        self.wide = nn.Conv2d(20, 8, (1, 3), padding="same")
+        self.down = nn.Conv2d(8, 16, 1)
+        self.up = nn.Conv2d(24, 10, 1)
+        self.one = nn.PReLU()
+        self.head = nn.Conv2d(10, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(self.stem(x)), inplace=True)
+        z = self.prelu(self.tall(y))
+        w = self.wide(torch.cat([y, z], 1)) + y  # a virtual concatenation, an addition
+        low = F.avg_pool2d(torch.relu(self.down(w)), 2)
+        big = F.interpolate(low, size=w.shape[2:], mode="bilinear", align_corners=True)
+        v = self.head(self.one(self.up(torch.cat([w, big], 1))))
+        return F.interpolate(v, size=x.shape[2:], mode="bilinear", align_corners=True)
+
+
+@FORMS
+def test_each_pattern_is_one_step() -> None:
+    model = shaken(Everything())
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 34, 46))
+    assert recorded.kinds == ["Step"] * 4 + ["UpsampleStep", "Step", "Upsample"]
+
+
+def test_labels_are_those_of_argmax() -> None:
+    class Labelled(Everything):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(1)
+
+    model = shaken(Labelled())
+    fast, recorded = compiled(model)
+    x = torch.randn(1, 3, 33, 47)
+    with torch.no_grad():
+        labels, expected = fast(x), model(x)
+    assert labels.dtype == torch.int64
+    assert (labels == expected).float().mean() > 0.999
+    assert recorded.kinds[-1] == "Labels"
+
+
+class Block(nn.Module):
+    """A residual block that writes in place, as ResNet's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.relu(self.norm(self.first(x))))
+        y += x
+        return self.relu(y)  # type: ignore[no-any-return]
+
+
+@FORMS
+def test_what_is_written_in_place_is_what_is_read_afterwards() -> None:
+    class Before(nn.Module):
+        """The addend is what ReLU has left of it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+            self.block = Block(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            z = self.second(y.relu_())
+            z.add_(y)
+            return self.block(z) + y.mul_(2)  # type: ignore[no-any-return]
+
+    model = shaken(Before())
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(1, 3, 9, 11))
+    assert recorded.kinds.count("Step") == 4
+
+
+def test_what_writes_into_shared_memory_runs_as_it_stands(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            first, second = y.chunk(2, 1)
+            first.relu_()
+            return torch.cat([y, second], 1)
+
+    class Input(Views):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.relu_())  # type: ignore[no-any-return]
+
+    for kind in (Views, Input):
+        model = kind().eval()
+        fast, recorded = compiled(model)
+        x = torch.randn(1, 4, 6, 6)
+        with torch.no_grad(), caplog.at_level(logging.WARNING):
+            theirs, ours = x.clone(), x.clone()
+            assert fast(ours).equal(model(theirs)) and ours.equal(theirs)
+        assert "runs as it stands: relu_ writes into what" in caplog.text
+        assert not isinstance(recorded.graphs[0], FusedGraph)
+        caplog.clear()
+
+
+def test_a_result_read_twice_is_written() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.conv(x)
+            return y, self.norm(y).relu()
+
+    model = shaken(Twice())
+    fast, recorded = compiled(model)
+    x = torch.randn(1, 3, 7, 7)
+    with torch.no_grad():
+        for ours, theirs in zip(fast(x), model(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert recorded.kinds[:2] == ["Step", "batch_norm"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 5, padding=2),
+        parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1)),
+        nn.BatchNorm2d(4, track_running_stats=False),
+    ],
+    ids=["groups", "no padding", "reflection", "5x5", "computed weight", "statistics of the batch"],
+)
+def test_what_no_operator_has_stays_pytorchs(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    fast, recorded = compiled(model)
+    x = torch.randn(2, 3, 12, 13)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
+    assert recorded.kinds.count("Step") == 2
+
+
+# --- random graphs -------------------------------------------------------------------------------
+
+
+class Random(nn.Module):
+    """Convolutions, additions, concatenations, resizes and poolings as they come."""
+
+    def __init__(self, plan: list[tuple[int, int, int]], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.plan, self.layers = plan, nn.ModuleList()
+        widths = [3]
+        for kind, first, second in plan:
+            a, b = widths[first % len(widths)], widths[second % len(widths)]
+            wide = 1 + (first + second) % 9
+            layer: nn.Module = nn.Identity()
+            if kind == 0:
+                d = 1 + second % 3
+                layer = nn.Sequential(
+                    nn.Conv2d(a, wide, 3, 1 + first % 2, d, d, bias=False), nn.BatchNorm2d(wide)
+                )
+            elif kind == 1:
+                layer = nn.Conv2d(a + b, wide, 1)
+            elif kind == 2:
+                layer = nn.Sequential(nn.Conv2d(a, a, (1, 3), padding=(0, 1)), nn.PReLU(a))
+            self.layers.append(layer)
+            widths.append(wide if kind in (0, 1) else a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [x]
+        for (kind, first, second), layer in zip(self.plan, self.layers, strict=True):
+            a, b = found[first % len(found)], found[second % len(found)]
+            size = (max(a.shape[2], b.shape[2]), max(a.shape[3], b.shape[3]))
+
+            def fit(y: Tensor, size: tuple[int, int] = size) -> Tensor:
+                if y.shape[2:] == size:
+                    return y
+                return F.interpolate(y, size=size, mode="bilinear", align_corners=True)
+
+            if kind == 1:
+                y = F.relu(layer(torch.cat([fit(a), fit(b)], 1)), inplace=second % 2 == 0)
+            elif kind == 2:
+                y = layer(a) + a
+                y = y.relu_() if first % 2 else y
+            elif kind == 3:
+                y = F.avg_pool2d(a, 2) if min(a.shape[2:]) > 3 else a * 0.5
+            elif kind == 4:
+                y = (
+                    (a + fit(b)).relu()
+                    if a.shape[1] == b.shape[1] and a.shape == fit(b).shape
+                    else -a
+                )
+            else:
+                y = layer(a)
+            found.append(y)
+        return torch.cat([y.mean((2, 3)) for y in found] + [found[-1].flatten(1)], 1)
+
+
+@FORMS
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 11), st.integers(0, 11)),
+        min_size=2,
+        max_size=9,
+    ),
+    st.integers(0, 99),
+)
+def test_random_graphs(plan: list[tuple[int, int, int]], seed: int) -> None:
+    torch._dynamo.reset()
+    model = shaken(Random(plan, seed))
+    agree(torch.compile(model, backend=compile_graph), model, torch.randn(2, 3, 15, 18))
+
+
+# --- types, sizes and gradients ------------------------------------------------------------------
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float16, 5e-3), (torch.bfloat16, 4e-2), (torch.float64, 1e-12)],
+)
+def test_types(dtype: torch.dtype, tolerance: float) -> None:
+    model = shaken(Everything()).to(dtype)
+    fast, _ = compiled(model)
+    agree(fast, model, torch.randn(1, 3, 32, 40).to(dtype), tolerance=tolerance)
+
+
+def test_sizes_come_and_go() -> None:
+    model = shaken(Everything())
+    fast, recorded = compiled(model)
+    for shape in ((1, 3, 32, 40), (2, 3, 33, 40), (1, 3, 64, 34), (3, 3, 32, 40), (0, 3, 32, 40)):
+        agree(fast, model, torch.randn(shape))
+    assert len(recorded.graphs) < 5  # sizes are free from the second on
+
+
+def test_autocast_is_pytorchs() -> None:
+    model = shaken(Everything())
+    fast, _ = compiled(model)
+    x = torch.randn(1, 3, 32, 40)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert fast(x).equal(model(x))
+
+
+def test_gradients_are_the_models() -> None:
+    model = shaken(Everything())
+    fast, _ = compiled(model)
+    ours, theirs = (
+        torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) for _ in "ab"
+    )
+    fast(ours.requires_grad_()).square().sum().backward()
+    weights = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    model(theirs.requires_grad_()).square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(weights, [parameter.grad for parameter in model.parameters()])
+
+
+def test_complex_and_quantised_tensors() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)).to(torch.complex64)
+    fast, _ = compiled(model.eval())
+    x = torch.randn(1, 3, 6, 6, dtype=torch.complex64)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x))
+    quantised = torch.quantize_per_tensor(torch.randn(1, 3, 6, 6), 0.1, 0, torch.qint8)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)).eval()
+    read = torch.compile(lambda x: plain(x.dequantize()), backend=compile_graph)
+    with torch.no_grad():
+        torch.testing.assert_close(read(quantised), plain(quantised.dequantize()))
+
+
+# --- weights that change -------------------------------------------------------------------------
+
+
+EDITS: dict[str, Callable[[Any], object]] = {
+    "in place": lambda m: m.stem.weight.mul_(-1),
+    "through data": lambda m: m.norm.running_var.data.add_(1),
+    "loaded": lambda m: m.load_state_dict({k: v + 0.5 for k, v in m.state_dict().items()}),
+    "another tensor": lambda m: setattr(m.up, "weight", nn.Parameter(-m.up.weight)),
+    "another layer": lambda m: setattr(m, "head", nn.Conv2d(10, 5, 3, padding=1)),
+    "a setting": lambda m: setattr(m.norm, "eps", 0.5),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(
+    "through", [compiled, lambda model: (accelerate(model, inplace=True), None)]
+)
+def test_edits_are_seen(through: Any, edit: str) -> None:
+    model = shaken(Everything())
+    twin = copy.deepcopy(model)
+    fast, _ = through(model)
+    x = torch.randn(1, 3, 32, 40)
+    agree(fast, twin, x)
+    with torch.no_grad():
+        for each in (model, twin):
+            torch.manual_seed(5)
+            EDITS[edit](each)
+    agree(fast, twin, x)
+
+
+def test_threads() -> None:
+    model = shaken(Everything())
+    fast = accelerate(model)
+    inputs = [torch.randn(1, 3, 32, 40) for _ in range(4)]
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+        fast(inputs[0])
+    failures: list[str] = []
+
+    def work(index: int) -> None:
+        with torch.no_grad():
+            for _ in range(5):
+                if not torch.allclose(fast(inputs[index]), expected[index], 1e-4, 1e-5):
+                    failures.append(str(index))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+# --- accelerate ----------------------------------------------------------------------------------
+
+
+def test_a_captured_model_is_the_model() -> None:
+    model = shaken(Everything())
+    fast: Any = accelerate(model)
+    assert isinstance(fast, Captured) and isinstance(fast, Everything)
+    assert type(model) is Everything
+    assert list(fast.state_dict()) == list(model.state_dict())
+    x = torch.randn(1, 3, 32, 40)
+    first = agree(fast, model, x)
+    for copied in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert type(copied) is type(fast)
+        assert agree(copied, model, x).equal(first)
+    same = accelerate(model, inplace=True)
+    assert same is model and isinstance(model, Captured)
+
+
+def test_training_and_hooks_run_the_models_own() -> None:
+    model = shaken(Everything())
+    fast = accelerate(model).train()
+    x = torch.randn(2, 3, 32, 40)
+    fast(x).sum().backward()
+    assert fast.stem.weight.grad is not None
+    assert not fast.norm.running_mean.equal(model.norm.running_mean)
+    fast = accelerate(model)
+    agree(fast, model, x)
+    seen: list[str] = []
+    handle = fast.tall.register_forward_hook(lambda *_: seen.append("tall"))
+    agree(fast, model, x)
+    handle.remove()
+    agree(fast, model, x)
+    assert seen == ["tall"]
+
+
+def test_control_flow_is_told_once() -> None:
+    class Branching(Everything):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            if y.mean() > 0:
+                y = -y
+            return torch.sigmoid(y)
+
+    model = shaken(Branching())
+    fast = accelerate(model)
+    x = torch.randn(1, 3, 32, 40)
+    with pytest.warns(RuntimeWarning, match="Branching is captured in parts"):
+        agree(fast, model, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agree(fast, model, -x)
+
+
+def test_many_models_in_one_process() -> None:
+    """More than the graphs that Dynamo keeps for one piece of code."""
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Conv2d(3, 4 + seed, 3, padding=1), nn.Conv2d(4 + seed, 2, 1)
+        ).eval()
+        agree(accelerate(model), model, torch.randn(1, 3, 8, 9))
+    assert counted["unique_graphs"] - before == 10
+
+
+def test_parts_of_a_model_that_has_fused_modules() -> None:
+    from fassd.models import MDA
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.mda = Block(8), MDA(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mda(self.block(x))  # type: ignore[no-any-return]
+
+    model = shaken(Mixed())
+    fast: Any = accelerate(model)
+    assert type(fast) is Mixed and isinstance(fast.block, Captured)
+    agree(fast, model, torch.randn(1, 8, 12, 10))
