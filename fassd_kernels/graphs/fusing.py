@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fassd_kernels.graphs import patterns
 from fassd_kernels.graphs.patterns import Convolution, only_user, value
-from fassd_kernels.graphs.steps import Labels, Step, Upsample, UpsampleStep
+from fassd_kernels.graphs.steps import Labels, PairStep, Step, Upsample, UpsampleStep
 
 
 def fuse(module: GraphModule) -> list[Step]:
@@ -27,7 +27,7 @@ def fuse(module: GraphModule) -> list[Step]:
             steps.append(fuse_convolution(module, found))
     for node in list(graph.nodes):
         fuse_resizing(module, node)
-    graph.eliminate_dead_code()
+        fuse_pair(module, node)
     graph.lint()
     module.recompile()
     return steps
@@ -65,6 +65,7 @@ def fuse_convolution(module: GraphModule, conv: Convolution) -> Step:
         replace(module, last, step, (sources, skips))
     else:
         step = Step(*options, pool)
+        step.kernel = conv.kernel
         replace(module, last, step, (images, residual))
     return step
 
@@ -92,6 +93,31 @@ def fuse_resizing(module: GraphModule, node: Node) -> None:
         replace(module, node, Upsample("upsample"), found)
 
 
+def fuse_pair(module: GraphModule, node: Node) -> None:
+    """A 3x1 convolution with the 1x3 that alone reads it, of the same dilation and activation."""
+    following = only_user(node)
+    vertical, horizontal = step_of(module, node), step_of(module, following)
+    if vertical is None or horizontal is None or following is None:
+        return
+    first, second = vertical.options, horizontal.options
+    (d, one), (other, e) = first["dilation"], second["dilation"]
+    plain = all(each["stride"] == [1, 1] and each["pool"] == 1 for each in (first, second))
+    alike = first["activation"] == second["activation"] and (d, one) == (e, other)
+    kernels = (vertical.kernel, horizontal.kernel) == ((3, 1), (1, 3))
+    (images, residual), (read, added) = node.args, following.args
+    lone = len(images) == 1 and read == [node] and residual is None and added is None  # type: ignore[arg-type]
+    if plain and alike and kernels and lone:
+        replace(module, following, PairStep(vertical, horizontal), (images,))
+
+
+def step_of(module: GraphModule, node: Node | None) -> Step | None:
+    """The convolution that a node calls; None if it calls something else."""
+    if node is None or node.op != "call_module":
+        return None
+    found = module.get_submodule(str(node.target))
+    return found if type(found) is Step else None
+
+
 def replace(module: GraphModule, node: Node, step: nn.Module, arguments: tuple[Any, ...]) -> None:
     """Call `step` where `node` stands."""
     graph: Graph = module.graph
@@ -101,4 +127,8 @@ def replace(module: GraphModule, node: Node, step: nn.Module, arguments: tuple[A
         new = graph.call_module(name, arguments)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
-    graph.erase_node(node)
+    unread = [node]
+    for each in unread:  # it grows: what nobody reads any more is taken out at once
+        read = each.all_input_nodes
+        graph.erase_node(each)
+        unread += [other for other in read if not other.users and other.op != "placeholder"]

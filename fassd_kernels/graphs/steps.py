@@ -21,6 +21,8 @@ from fassd_kernels.reference.conv_act import activate, same_padding
 Read = Callable[[Any], "Tensor | None"]
 """The tensor that a placeholder has in a call; None for None."""
 
+Call = Callable[[], Tensor]
+
 TRIES = 3
 MARGIN = 1.02
 """How much faster PyTorch has to be than the fused operator before it is taken."""
@@ -33,6 +35,7 @@ class Step(nn.Module):
     """A fused convolution. It stands in a graph as a module without parameters."""
 
     operator = "conv_act"
+    kernel: tuple[int, int] | None = None  # height and width, where that matters
 
     def __init__(
         self,
@@ -82,22 +85,25 @@ class Step(nn.Module):
 
     def forward(self, images: Sequence[Tensor], residual: Tensor | None = None) -> Tensor:
         """`act(conv(cat(images)) + bias + residual)`, or its means of 2 x 2 pixels."""
-        tensors = self.tensors
-        call = {**tensors, **self.options, "residual": residual}
-        if images[0].is_cuda:
+        first = images[0]
+        call = {**self.tensors, **self.options, "residual": residual}
+        if first.is_cuda:
             key = shape_key("conv_act", images, call)
-            backend = choose(AUTO, images[0].device, "conv_act", dtype=images[0].dtype, key=key)
+            backend = choose(AUTO, first.device, "conv_act", dtype=first.dtype, key=key)
             if backend != self.backend:
                 call["packed"] = None
             return ops.operator("conv_act", backend)(images, **call)
-        sizes = (*(tuple(image.shape) for image in images), tuple(tensors["weight"].shape))
-        options = tuple(map(str, self.options.values()))
-        key_ = (sizes, options, images[0].dtype, residual is not None, torch.get_num_threads())
-        if key_ not in faster:
-            faster[key_] = is_faster(
-                lambda: ops.conv_act(images, **call), lambda: self.by_pytorch(images, residual)
-            )
-        return self.by_pytorch(images, residual) if faster[key_] else ops.conv_act(images, **call)
+        return faster_of(
+            self.key(images, residual),
+            lambda: ops.operator("conv_act", self.backend)(images, **call),
+            lambda: self.by_pytorch(images, residual),
+        )
+
+    def key(self, images: Sequence[Tensor], residual: Tensor | None = None) -> tuple[Any, ...]:
+        """What the time of a call depends on."""
+        sizes = (*(image.shape for image in images), self.tensors["weight"].shape)
+        options = (*map(str, self.options.values()), residual is not None)
+        return (*sizes, *options, images[0].dtype, torch.get_num_threads())
 
     def by_pytorch(self, images: Sequence[Tensor], residual: Tensor | None) -> Tensor:
         """The same by PyTorch's own operators."""
@@ -118,7 +124,14 @@ class Step(nn.Module):
         return x if options["pool"] == 1 else F.avg_pool2d(x, 2)
 
 
-def is_faster(ours: Callable[[], Any], others: Callable[[], Any]) -> bool:
+def faster_of(key: tuple[Any, ...], ours: Call, others: Call) -> Tensor:
+    """The result of the faster of two ways to compute the same, which is measured once."""
+    if key not in faster:
+        faster[key] = is_faster(ours, others)
+    return others() if faster[key] else ours()
+
+
+def is_faster(ours: Call, others: Call) -> bool:
     """Whether `others` take clearly less time, called in turns."""
     best = [float("inf"), float("inf")]
     for attempt in range(TRIES + 1):  # the first one warms up
@@ -157,6 +170,42 @@ class UpsampleStep(Step):
         activation = self.options["activation"]
         function = ops.operator("upsample_conv1x1", self.backend)
         return function(low, skip, **self.tensors, activation=activation)
+
+
+class PairStep(nn.Module):
+    """A 3x1 convolution and the 1x3 behind it, each with the same activation."""
+
+    def __init__(self, vertical: Step, horizontal: Step) -> None:
+        super().__init__()
+        self.vertical, self.horizontal = vertical, horizontal
+
+    def forward(self, images: Sequence[Tensor]) -> Tensor:
+        """`act(conv1x3(act(conv3x1(images[0]) + bias)) + bias)`."""
+        (image,) = images
+        first, second = self.vertical, self.horizontal
+        one, two = first.tensors, second.tensors
+        backend = choose(AUTO, image.device, "asymmetric_conv", dtype=image.dtype)
+
+        def together() -> Tensor:
+            return ops.operator("asymmetric_conv", backend)(
+                image,
+                one["weight"],
+                two["weight"],
+                one["bias"],
+                two["bias"],
+                one["slope"],
+                two["slope"],
+                [one["packed"], two["packed"]],
+                dilation=first.options["dilation"][0],
+                activation=first.options["activation"],
+            )
+
+        def apart() -> Tensor:
+            return second([first(images)])
+
+        if image.is_cuda:
+            return together()
+        return faster_of(("pair", *first.key(images), *second.key(images)), together, apart)
 
 
 class Upsample(nn.Module):

@@ -236,6 +236,33 @@ def test_a_result_read_twice_is_written() -> None:
     assert recorded.kinds[:2] == ["Step", "batch_norm"]
 
 
+class NonBottleneck1D(nn.Module):
+    """The block of ERFNet (Romera et al., T-ITS 2018), and of those that followed it."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        d = dilation
+        self.first = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        self.second = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
+        self.third = nn.Conv2d(channels, channels, (3, 1), padding=(d, 0), dilation=(d, 1))
+        self.fourth = nn.Conv2d(channels, channels, (1, 3), padding=(0, d), dilation=(1, d))
+        self.norm, self.last = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout2d(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(self.second(F.relu(self.first(x)))))
+        y = self.last(self.fourth(F.relu(self.third(y))))
+        return F.relu(self.dropout(y) + x)
+
+
+@FORMS
+def test_asymmetric_convolutions() -> None:
+    model = shaken(nn.Sequential(NonBottleneck1D(6, 2), NonBottleneck1D(6, 40)))
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 6, 17, 21))
+    assert recorded.kinds == ["PairStep", "Step", "Step"] * 2
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -280,7 +307,13 @@ class Random(nn.Module):
             elif kind == 1:
                 layer = nn.Conv2d(a + b, wide, 1)
             elif kind == 2:
-                layer = nn.Sequential(nn.Conv2d(a, a, (1, 3), padding=(0, 1)), nn.PReLU(a))
+                d = 1 + second % 2
+                layer = nn.Sequential(
+                    nn.Conv2d(a, a, (3, 1), padding=(2, 0), dilation=(2, 1)),
+                    nn.PReLU(a),
+                    nn.Conv2d(a, a, (1, 3), padding=(0, d), dilation=(1, d)),
+                    nn.PReLU(a),
+                )
             self.layers.append(layer)
             widths.append(wide if kind in (0, 1) else a)
 
