@@ -66,6 +66,9 @@ def fuse_convolution(module: GraphModule, conv: Convolution) -> Step:
     else:
         step = Step(*options, pool)
         step.kernel = conv.kernel
+        d = conv.dilation[0]
+        step.splits = conv.kernel == (3, 3) and conv.dilation == (d, d) and d > 1
+        step.splits &= conv.stride == (1, 1) and pool == 1
         replace(module, last, step, (images, residual))
     return step
 

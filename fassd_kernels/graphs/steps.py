@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from fassd_kernels.backends import AUTO, choose
 from fassd_kernels.choices import shape_key
 from fassd_kernels.modules.fused import kept
 from fassd_kernels.packing import fold
-from fassd_kernels.reference.conv_act import activate, same_padding
+from fassd_kernels.reference.conv_act import activate, channels_last, same_padding
 
 Read = Callable[[Any], "Tensor | None"]
 """The tensor that a placeholder has in a call; None for None."""
@@ -24,11 +25,14 @@ Read = Callable[[Any], "Tensor | None"]
 Call = Callable[[], Tensor]
 
 TRIES = 3
-MARGIN = 1.02
-"""How much faster PyTorch has to be than the fused operator before it is taken."""
+SMALLEST_PHASE = 8
+"""Pixels of a side from which on a dilated convolution is tried by phases."""
 
-faster: dict[tuple[Any, ...], bool] = {}
-"""Of calls that were measured in this process: whether PyTorch was faster."""
+MARGIN = 1.02
+"""How much slower the fused operator may be before another way is taken."""
+
+fastest: dict[tuple[Any, ...], int] = {}
+"""Of calls that were measured in this process: which way was the fastest."""
 
 
 class Step(nn.Module):
@@ -53,7 +57,9 @@ class Step(nn.Module):
         self.options: dict[str, Any] = {"stride": list(stride), "dilation": list(dilation)}
         self.options |= {"activation": activation, "pool": pool}
         self.tensors: dict[str, Any] = {}
-        self.laid_out: tuple[dict[str, Any], Tensor] | None = None  # for PyTorch, of which tensors
+        self.others: tuple[dict[str, Any], dict[str, Tensor]] = ({}, {})
+        # A dilated 3x3 is a plain one of every d-th pixel, which has Winograd's algorithm.
+        self.splits = False
 
     def fold(self, read: Read) -> dict[str, Any]:
         """Weight, bias and slopes, with the batch norm in them."""
@@ -93,11 +99,23 @@ class Step(nn.Module):
             if backend != self.backend:
                 call["packed"] = None
             return ops.operator("conv_act", backend)(images, **call)
-        return faster_of(
-            self.key(images, residual),
+        ways = [
             lambda: ops.operator("conv_act", self.backend)(images, **call),
             lambda: self.by_pytorch(images, residual),
-        )
+        ]
+        # Smaller images would read all weights for a few pixels.
+        if self.splits and min(first.shape[2:]) >= SMALLEST_PHASE * self.options["dilation"][0]:
+            ways.append(lambda: self.by_phases(images, residual))
+        return fastest_of(self.key(images, residual), ways)
+
+    def derived(self, tensors: dict[str, Any], name: str, make: Callable[..., Tensor]) -> Tensor:
+        """The weight in another layout, kept as long as the weights are these."""
+        if self.others[0] is not tensors:
+            self.others = (tensors, {})
+        kept = self.others[1]
+        if name not in kept:
+            kept[name] = make(tensors["weight"])
+        return kept[name]
 
     def key(self, images: Sequence[Tensor], residual: Tensor | None = None) -> tuple[Any, ...]:
         """What the time of a call depends on."""
@@ -107,14 +125,12 @@ class Step(nn.Module):
 
     def by_pytorch(self, images: Sequence[Tensor], residual: Tensor | None) -> Tensor:
         """The same by PyTorch's own operators."""
-        tensors, options, laid_out = self.tensors, self.options, self.laid_out
-        if laid_out is None or laid_out[0] is not tensors:
-            weight = tensors["weight"].contiguous(memory_format=torch.channels_last)
-            self.laid_out = laid_out = (tensors, weight)
+        tensors, options = self.tensors, self.options
+        weight = self.derived(tensors, "plain", channels_last)
         x = images[0] if len(images) == 1 else torch.cat(list(images), 1)
         padding = same_padding(tensors["weight"], options["dilation"])
         place = (options["stride"], padding, options["dilation"])
-        x = F.conv2d(x, laid_out[1], tensors["bias"], *place)
+        x = F.conv2d(x, weight, tensors["bias"], *place)
         if residual is not None:
             x = x.add_(residual)
         if options["activation"] == "relu":
@@ -123,25 +139,52 @@ class Step(nn.Module):
             x = activate(x, options["activation"], tensors["slope"])
         return x if options["pool"] == 1 else F.avg_pool2d(x, 2)
 
+    def by_phases(self, images: Sequence[Tensor], residual: Tensor | None) -> Tensor:
+        """The same as a plain 3x3 of the images of every d-th pixel."""
+        tensors, d = self.tensors, self.options["dilation"][0]
+        packed = self.derived(tensors, "phases", ops.packer(self.backend))
+        function = ops.operator("conv_act", self.backend)
+        phases = [to_phases(image, d) for image in images]
+        added = None if residual is None else to_phases(residual, d)
+        options = {**self.options, "dilation": [1, 1]}
+        found = function(phases, **{**tensors, "packed": packed}, residual=added, **options)
+        return from_phases(found, d, images[0].shape[2:])
 
-def faster_of(key: tuple[Any, ...], ours: Call, others: Call) -> Tensor:
-    """The result of the faster of two ways to compute the same, which is measured once."""
-    if key not in faster:
-        faster[key] = is_faster(ours, others)
-    return others() if faster[key] else ours()
+
+def to_phases(x: Tensor, d: int) -> Tensor:
+    """N x C x H x W to N d d x C x ceil(H / d) x ceil(W / d): every d-th pixel, zeros behind."""
+    n, c, height, width = x.shape
+    x = F.pad(channels_last(x), (0, -width % d, 0, -height % d))
+    h, w = x.shape[2] // d, x.shape[3] // d
+    x = x.permute(0, 2, 3, 1).reshape(n, h, d, w, d, c).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(n * d * d, h, w, c).permute(0, 3, 1, 2)
 
 
-def is_faster(ours: Call, others: Call) -> bool:
-    """Whether `others` take clearly less time, called in turns."""
-    best = [float("inf"), float("inf")]
+def from_phases(x: Tensor, d: int, size: Sequence[int]) -> Tensor:
+    """What `to_phases` took apart, of height and width `size`."""
+    (height, width), (n, c, h, w) = size, x.shape
+    x = x.permute(0, 2, 3, 1).reshape(n // d**2, d, d, h, w, c).permute(0, 3, 1, 4, 2, 5)
+    x = x.reshape(n // d**2, h * d, w * d, c)[:, :height, :width]
+    return channels_last(x.permute(0, 3, 1, 2))
+
+
+def fastest_of(key: tuple[Any, ...], ways: Sequence[Call]) -> Tensor:
+    """The result of the fastest of several ways to compute the same, which are measured once."""
+    if key not in fastest:
+        fastest[key] = fastest_way(ways)
+    return ways[fastest[key]]()
+
+
+def fastest_way(ways: Sequence[Call]) -> int:
+    """Which of the ways, called in turns, takes the least time: the first, if it is close."""
+    best = [math.inf] * len(ways)
     for attempt in range(TRIES + 1):  # the first one warms up
-        for index, call in enumerate((ours, others)):
+        for index, call in enumerate(ways):
             began = time.perf_counter()
             call()
-            spent = time.perf_counter() - began
             if attempt:
-                best[index] = min(best[index], spent)
-    return best[0] > MARGIN * best[1]
+                best[index] = min(best[index], time.perf_counter() - began)
+    return 0 if best[0] <= MARGIN * min(best) else best.index(min(best))
 
 
 class UpsampleStep(Step):
@@ -205,7 +248,8 @@ class PairStep(nn.Module):
 
         if image.is_cuda:
             return together()
-        return faster_of(("pair", *first.key(images), *second.key(images)), together, apart)
+        key = ("pair", *first.key(images), *second.key(images))
+        return fastest_of(key, (together, apart))
 
 
 class Upsample(nn.Module):

@@ -23,7 +23,9 @@ from fassd_kernels.graphs import steps
 from fassd_kernels.graphs.backend import FusedGraph, compile_graph
 from fassd_kernels.graphs.captured import Captured
 
-FORMS = pytest.mark.parametrize("form", [False, True], ids=["ours", "PyTorch's"], indirect=True)
+FORMS = pytest.mark.parametrize(
+    "form", [0, 1, -1], ids=["ours", "PyTorch's", "by phases"], indirect=True
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +37,10 @@ def fresh() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who computes a convolution, which is measured otherwise: the operator, or PyTorch."""
-    monkeypatch.setattr(steps, "is_faster", lambda *_: getattr(request, "param", False))
-    monkeypatch.setattr(steps, "faster", {})
+    """In which way a convolution is computed, which is measured otherwise."""
+    form = getattr(request, "param", 0)
+    monkeypatch.setattr(steps, "fastest_way", lambda ways: range(len(ways))[form])
+    monkeypatch.setattr(steps, "fastest", {})
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -261,6 +264,25 @@ def test_asymmetric_convolutions() -> None:
     fast, recorded = compiled(model)
     agree(fast, model, torch.randn(2, 6, 17, 21))
     assert recorded.kinds == ["PairStep", "Step", "Step"] * 2
+
+
+@FORMS
+@pytest.mark.parametrize("dilation", [2, 3, 7, 20])
+def test_dilated_convolutions(dilation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "SMALLEST_PHASE", 0)
+
+    class Dilated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 6, 3, padding=dilation, dilation=dilation)
+            self.second = nn.Conv2d(9, 6, 3, padding=dilation, dilation=dilation)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).relu()
+            return F.relu(self.second(torch.cat([x, y], 1)) + y)
+
+    model = Dilated().eval()
+    agree(compiled(model)[0], model, torch.randn(2, 3, 15, 23))
 
 
 @pytest.mark.parametrize(
