@@ -290,7 +290,7 @@ class Trainer:
     def _batches(self, last: int | None = None) -> Generator[list[MicroBatch], None, None]:
         """Those of the steps that are left, or up to step `last`."""
         recipe = self.recipe
-        names = "crop", "scale", "flip", "jitter", "gamma", "blur", "focus"
+        names = "crop", "scale", "flip", "rotate", "jitter", "gamma", "blur", "focus"
         settings = {name: getattr(recipe, name) for name in names}
         padding = BLACK if recipe.pad == "black" else MEAN_COLOR
         transform = TrainTransform(padding=padding, **settings)

@@ -1,5 +1,7 @@
 """What a run does, and what it says of bad data, settings and numbers."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -21,10 +23,11 @@ from fassd.io.images import write_image
 from fassd.models import create_model, load_checkpoint
 from fassd.models.preprocess import normalize
 from fassd.models.weights import shipped
-from fassd.training import evaluate
+from fassd.training import evaluate, loop
 from fassd.training import state as files
 from fassd.training.loop import DivergedError, Trainer
 from fassd.training.recipe import RecipeError
+from fassd.training.stream import SampleStream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,6 +243,22 @@ def test_stages_have_crops_of_their_own(card, tmp_path):
     assert sizes == [(64, 64), (64, 64), (64, 96), (64, 128), (64, 128)]
     trainer.run()
     assert trainer.step == 5
+
+
+def test_every_setting_of_the_augmentation_is_the_recipes(card, tmp_path, monkeypatch):
+    settings = dict(
+        crop=(64, 96), scale=(0.6, 1.7), flip=0.1, rotate=True, jitter=0.2, gamma=0.3, blur=0.4,
+        focus=0.7,
+    )  # fmt: skip
+    used = []
+
+    def stream(datasets, transform, *rest):
+        used.append(transform)
+        return SampleStream(datasets, transform, *rest)
+
+    monkeypatch.setattr(loop, "SampleStream", stream)
+    next(Trainer(small_recipe(**settings), card, tmp_path)._batches())
+    assert {**asdict(used[0]), "padding": None} == {**settings, "padding": None}
 
 
 @pytest.mark.parametrize(("pad", "color"), [("black", (0, 0, 0)), ("mean", (124, 116, 104))])
