@@ -40,8 +40,8 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         "-p",
-        help="[cyan]paper[/], [cyan]paper-l1[/], [cyan]paper-l2[/], [cyan]demo[/], "
-        "[cyan]membrane[/], or a YAML file of settings. Without it [cyan]paper[/].",
+        help="[cyan]paper[/], [cyan]paper-l1[/], [cyan]paper-l2[/], [cyan]streets[/], "
+        "[cyan]demo[/], [cyan]membrane[/], or a YAML file of settings. Without it [cyan]paper[/].",
     ),
 ]
 Encoder = Annotated[

@@ -125,7 +125,7 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, succeed, dat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("-p", "fast"), "a recipe must be a preset (demo, paper, paper-l1, paper-l2)"),
+        (("-p", "fast"), "a recipe must be a preset (demo, paper, paper-l1, paper-l2, streets)"),
         (("-s", "stepz=4"), "unknown setting 'stepz'; did you mean 'steps'"),
         (("-s", "steps"), "--set takes NAME=VALUE, got 'steps'"),
         (("-s", "steps=!!timestamp x"), "--set steps: '!!timestamp x' is no YAML value"),

@@ -4,7 +4,8 @@ from fassd.training.recipe import Recipe, RecipeError, list_presets, load_recipe
 
 
 def test_presets():
-    assert list_presets() == ["demo", "membrane", "paper", "paper-l1", "paper-l2"]
+    names = ["demo", "membrane", "paper", "paper-l1", "paper-l2", "streets"]
+    assert list_presets() == names
 
 
 def test_the_papers_preset_is_the_papers_recipe():
@@ -147,5 +148,6 @@ def test_recipes_of_others_give_an_error_of_one_line(tmp_path, text, message):
 
 
 def test_no_such_preset():
-    with pytest.raises(RecipeError, match="a preset \\(demo, membrane, paper, paper-l1, paper-l2\\)"):
+    names = "demo, membrane, paper, paper-l1, paper-l2, streets"
+    with pytest.raises(RecipeError, match=f"a preset \\({names}\\)"):
         load_recipe("fast")

@@ -1,0 +1,97 @@
+"""The table of networks trained and scored on CamVid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import ablation, camvid
+from fassd.data import load_card
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three tiny splits in SegNet's layout, all classes and void in each mask."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        pictures, masks = tmp_path / "data" / split, tmp_path / "data" / f"{split}annot"
+        pictures.mkdir(parents=True)
+        masks.mkdir()
+        pixels = generator.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / "a.png")
+        mask = (np.arange(64 * 96) % 12).astype(np.uint8).reshape(64, 96)
+        Image.fromarray(mask).save(masks / "a.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "TRAINING", 2)
+    monkeypatch.setattr(ablation, "HELD_OUT", 1)
+    monkeypatch.setattr(ablation, "SIZE", "64x128")
+
+
+def command(tmp_path: Path, root: Path, *more: str) -> dict[str, Any]:
+    file = tmp_path / "camvid.json"
+    folders = ["--root", str(root), "--work", str(tmp_path / "work"), "-o", str(file)]
+    camvid.main([*folders, *more])
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_a_row_is_trained_and_scored(tmp_path: Path, root: Path, few: None) -> None:
+    short = ("--networks", "fassd_net_l2", "--steps", "1")
+    (row,) = command(tmp_path, root, *short)["rows"]
+    assert (row["model"], row["steps"], row["seed"]) == ("fassd_net_l2", 1, 0)
+    assert row["hours"] >= 0
+    names = load_card("camvid", root).class_names
+    for split in camvid.SPLITS:
+        assert row[split]["pictures"] == 1
+        assert [found["name"] for found in row[split]["classes"]] == names
+    text = camvid.tables([row])
+    assert f"| `fassd_net_l2` | 1 | 0 | 0.0 | {100 * row['val']['miou']:.1f} |" in text
+    assert "| FC-DenseNet103 | 66.9 | 480x360 | nothing else |" in text
+
+
+def test_a_stopped_run_goes_on_and_finished_ones_are_kept(
+    tmp_path: Path, root: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+
+    def stopped_at_first(arguments: list[str], standalone_mode: bool) -> int:
+        called.append(arguments)
+        folder = Path(arguments[arguments.index("-o") + 1])
+        folder.mkdir(exist_ok=True)
+        (folder / "checkpoint.safetensors").touch()
+        return 130 if len(called) == 1 else 0
+
+    def scores(*arguments: str | Path) -> None:
+        if arguments[0] == "val":
+            found = {"miou": 0.5, "pixel_accuracy": 0.75, "mean_accuracy": 0.5, "pictures": 1}
+            split = arguments[arguments.index("--split") + 1]
+            Path(arguments[-1]).write_text(json.dumps({**found, "classes": [], "split": split}))
+
+    monkeypatch.setattr(camvid, "app", stopped_at_first)
+    monkeypatch.setattr(camvid, "fassd", scores)
+    monkeypatch.setattr(camvid, "prepare", lambda work: work / "streets")
+    with pytest.raises(SystemExit) as stop:
+        command(tmp_path, root, "--networks", "baseline")
+    assert stop.value.code == 130
+    assert not (tmp_path / "camvid.json").exists()
+
+    command(tmp_path, root, "--networks", "baseline")
+    first, second = called
+    assert first[first.index("--steps") :][:2] == ["--steps", "4000"]
+    assert second == ["train", "-o", first[first.index("-o") + 1], "--resume"]
+
+    rows = command(tmp_path, root, "--networks", "fassd_net", "baseline", "--seeds", "0", "1")[
+        "rows"
+    ]
+    assert len(called) == 5  # the finished one is not trained again
+    found = [(row["model"], row["seed"]) for row in rows]
+    assert found == [("fassd_net", 0), ("fassd_net", 1), ("baseline", 0), ("baseline", 1)]
