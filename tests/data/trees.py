@@ -42,7 +42,8 @@ def write_tree(card, root, count=2, block=0, seed=0):
     masks = card.masks[block]
     labels = {}
     for name, split in card.splits.items():
-        stems = split.names or [f"{name}_{number}" for number in range(count)]
+        stems = [Path(own).stem for own in split.names or ()]
+        stems = stems or [f"{name}_{number}" for number in range(count)]
         for stem in stems:
             holes = {hole: stem for hole, _ in HOLE.findall(split.images)}
             holes = {**holes, "city": "bonn", "name": stem, "split": split.folder}
