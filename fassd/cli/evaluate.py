@@ -85,7 +85,7 @@ def val(
         Path | None, typer.Option("--output", "-o", help="Folder for the confusion matrix.")
     ] = None,
 ) -> None:
-    """Score a network on labelled pictures: IoU of every class, mIoU, pixel accuracy.
+    """Score a network on labelled pictures: IoU and Dice of every class, mIoU, pixel accuracy.
 
     Every picture is seen at full resolution, alone, as the authors do; --scales and --flip
     average the probabilities of several views. Classes are matched by name where the weights tell

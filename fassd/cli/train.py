@@ -41,7 +41,7 @@ Preset = Annotated[
         "--preset",
         "-p",
         help="[cyan]paper[/], [cyan]paper-l1[/], [cyan]paper-l2[/], [cyan]streets[/], "
-        "[cyan]demo[/], or a YAML file of settings. Without it [cyan]paper[/].",
+        "[cyan]demo[/], [cyan]membrane[/], or a YAML file of settings. Without it [cyan]paper[/].",
     ),
 ]
 Encoder = Annotated[

@@ -107,6 +107,11 @@ class Card:
         )
 
     @property
+    def named(self) -> str:
+        """The card in an error: its name and its file."""
+        return f"card {self.name!r} ({self.path})"
+
+    @property
     def palette(self) -> npt.NDArray[np.uint8]:
         """Colours of the classes, (num_classes, 3) uint8 RGB."""
         return np.array([info.color for info in self.classes], np.uint8)
@@ -119,7 +124,7 @@ class Card:
         """
         if name not in self.splits:
             known = ", ".join(self.splits)
-            raise CardError(f"card {self.name!r} has no split {name!r}; it has {known}")
+            raise CardError(f"{self.named} has no split {name!r}; it has {known}")
         return self.splits[name]
 
     def pairs(self, split: str) -> list[Pair]:
@@ -133,7 +138,7 @@ class Card:
             image, expected = maskless[0]
             total = len(pairs) + len(maskless)
             raise CardError(
-                f"card {self.name!r}: {len(maskless)} of the {total} pictures of split {split!r} "
+                f"{self.named}: {len(maskless)} of the {total} pictures of split {split!r} "
                 f"have no mask; the first is {image}, which needs {either(expected)}"
             )
         return pairs
@@ -149,7 +154,7 @@ class Card:
         for image, holes in self._images(split):
             expected = [self.root / fill(masks.files, holes) for masks in self.masks]
             if any(".." in mask.parts[len(self.root.parts) :] for mask in expected):
-                raise CardError(f"card {self.name!r}: the mask of {image} lies outside the root")
+                raise CardError(f"{self.named}: the mask of {image} lies outside the root")
             for mask, masks in zip(expected, self.masks, strict=True):
                 if mask.is_file():
                     pairs.append(Pair(image, mask, masks.code, self.range))
@@ -161,7 +166,7 @@ class Card:
     def _images(self, split: str) -> list[tuple[Path, dict[str, str]]]:
         """The pictures of a split with what their holes stand for."""
         chosen = self.split(split)
-        where = f"card {self.name!r}: split {split!r}"
+        where = f"{self.named}: split {split!r}"
         there = sorted(match_files(self.root, chosen.images, {"split": chosen.folder}))
         if not there:
             raise CardError(f"{where} has no pictures: {_nothing(self.root, chosen)}")

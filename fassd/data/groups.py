@@ -87,7 +87,7 @@ def members_of(card: Card, names: Sequence[str], owner: str) -> tuple[Members, .
         for missing in (part for part in covered if part not in names):
             is_it = f"is {missing!r}" if missing == name else f"covers {missing!r}"
             raise CardError(
-                f"card {card.name!r} ({card.path}): its class {name!r} {is_it}, which is none of "
+                f"{card.named}: its class {name!r} {is_it}, which is none of "
                 f"the {len(names)} classes of {owner}: {some_of(names)}"
                 + ("" if card.covers else " (the key 'covers' of a class says what it is there)")
             )

@@ -21,7 +21,7 @@ class TrainTransform:
     Picture and labels are scaled by the same factor, uniform in `scale`, and a window of size
     `crop` is taken at a uniform place. Where the scaled picture is smaller than the window it lies
     at a uniform place inside, on `padding` and `IGNORE`. Then, with probability `flip`, left and
-    right are swapped.
+    right are swapped, and with `rotate` the result is turned.
 
     Only the part that the window shows is resized. Its edges are rounded to whole source pixels,
     so the factor holds to within a pixel over the window. Pictures are averaged over areas where
@@ -32,6 +32,7 @@ class TrainTransform:
         crop: height and width of the result, in pixels.
         scale: smallest and largest factor.
         flip: probability of mirroring.
+        rotate: whether to turn by 0, 90, 180 or 270 degrees, each as often as the others.
         jitter: 0 .. 1. Brightness, contrast and saturation each change by a factor uniform in
             1 - jitter .. 1 + jitter; labels and padding do not change.
         padding: RGB colour around pictures that are smaller than the crop.
@@ -52,6 +53,7 @@ class TrainTransform:
     gamma: float = 0.0
     blur: float = 0.0
     focus: float = 0.0
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or min(self.crop) < 1:
@@ -93,12 +95,14 @@ class TrainTransform:
                 f"labels must be uint8 of shape {image.shape[:2]} as the image, "
                 f"got {labels.dtype} of shape {labels.shape}"
             )
+        turns = int(rng.integers(4)) if self.rotate else 0
+        crop = self.crop[::-1] if turns % 2 else self.crop
         factor = rng.uniform(*self.scale)
         focused = self.focus and rng.random() < self.focus
         point = _point_of_a_class(labels, rng) if focused else (None, None)
         rows, columns = (
             _window(side, factor, wanted, rng, at)
-            for side, wanted, at in zip(labels.shape, self.crop, point, strict=True)
+            for side, wanted, at in zip(labels.shape, crop, point, strict=True)
         )
         mirrored = rng.random() < self.flip
         image = _cut(image, rows, columns, shrink=factor < 1)
@@ -110,8 +114,8 @@ class TrainTransform:
             image = _blurred(image, rng.uniform(0, self.blur))
         labels = _cut(labels, rows, columns, shrink=None)
         return (
-            _framed(image, rows, columns, self.padding, mirrored),
-            _framed(labels, rows, columns, (IGNORE,), mirrored),
+            _framed(image, rows, columns, self.padding, mirrored, turns),
+            _framed(labels, rows, columns, (IGNORE,), mirrored, turns),
         )
 
 
@@ -180,15 +184,16 @@ def _framed(
     columns: _Window,
     color: tuple[int, ...],
     mirrored: bool,
+    turns: int,
 ) -> npt.NDArray[np.uint8]:
-    """Pad to the window's size, then mirror."""
+    """Pad to the window's size, then mirror, then turn by so many times 90 degrees."""
     import cv2
 
     border = rows.before, rows.after, columns.before, columns.after
     if any(border):
         padded = cv2.copyMakeBorder(array, *border, cv2.BORDER_CONSTANT, value=color)
         array = np.asarray(padded, np.uint8)
-    return np.ascontiguousarray(array[:, ::-1] if mirrored else array)
+    return np.ascontiguousarray(np.rot90(array[:, ::-1] if mirrored else array, turns))
 
 
 def _jittered(

@@ -74,8 +74,15 @@ class Evaluation:
             "mean_accuracy": scores.mean_accuracy,
             "frequency_weighted_accuracy": scores.frequency_weighted_accuracy,
             "classes": [
-                {"name": name, "iou": None if math.isnan(iou) else iou, "pixels": count}
-                for name, iou, count in zip(self.class_names, scores.iou, pixels, strict=True)
+                {
+                    "name": name,
+                    "iou": None if math.isnan(iou) else iou,
+                    "dice": None if math.isnan(dice) else dice,
+                    "pixels": count,
+                }
+                for name, iou, dice, count in zip(
+                    self.class_names, scores.iou, scores.dice, pixels, strict=True
+                )
             ],
             "confusion": self.matrix.tolist(),
             "pictures": self.count,
@@ -104,15 +111,17 @@ class Evaluation:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         table.add_column("class", no_wrap=True)
         table.add_column("IoU %", justify="right")
+        table.add_column("Dice %", justify="right")
         table.add_column("% of pixels", justify="right")
         truth = self.matrix.sum(1)
         shares = 100 * truth.double() / truth.sum()
-        for name, iou, share in zip(
-            self.class_names, self.scores.iou, shares.tolist(), strict=True
+        scores = self.scores
+        for name, iou, dice, share in zip(
+            self.class_names, scores.iou, scores.dice, shares.tolist(), strict=True
         ):
             absent = math.isnan(iou)
-            figure = "absent" if absent else f"{100 * iou:.2f}"
-            table.add_row(escape(name), figure, f"{share:.2f}", style="dim" if absent else None)
+            figures = ("absent", "") if absent else (f"{100 * iou:.2f}", f"{100 * dice:.2f}")
+            table.add_row(escape(name), *figures, f"{share:.2f}", style="dim" if absent else None)
         return table
 
 

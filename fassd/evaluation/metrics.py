@@ -39,6 +39,11 @@ class Scores:
     mean_accuracy: float
     frequency_weighted_accuracy: float
 
+    @property
+    def dice(self) -> tuple[float, ...]:
+        """Dice coefficient (F1 score) of every class, of all pixels together, as `iou` is."""
+        return tuple(2 * iou / (1 + iou) for iou in self.iou)
+
 
 class ConfusionMatrix:
     """Counts pixels by true and predicted class.

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +28,11 @@ from torch import Tensor
 from fassd.data.card import Card
 from fassd.data.dataset import SegmentationDataset
 from fassd.data.groups import label_space
-from fassd.data.transforms import TrainTransform
 from fassd.distributed import in_main, is_main, rank, sum_over_ranks, world_size
 from fassd.evaluation.evaluate import Evaluation
+from fassd.io.images import ImageError
 from fassd.models.device import torch_threads
 from fassd.models.info import info_of
-from fassd.models.preprocess import MEAN_COLOR
 from fassd.training import state as files
 from fassd.training.learner import Learner
 from fassd.training.logs import Reporter, RunLogs
@@ -50,7 +48,6 @@ from fassd.training.stop import StopRequest
 from fassd.training.stream import MicroBatch, SampleStream, loader
 from fassd.training.validation import validate
 
-BLACK = (0, 0, 0)
 ADVICE = "A lower learning rate, a warmup or clip usually help"
 
 
@@ -229,6 +226,7 @@ class Trainer:
             DivergedError: the loss, or a weight, is not finite.
             StoppedError: stopped by Ctrl-C or SIGTERM, after saving.
             OSError: the last checkpoint could not be written. Earlier failures are only told.
+            ImageError: of many pictures in a row none can be read; what was learnt is saved.
             StateError: another run is in the folder, or was since this trainer was made.
             RecipeError: micro-batches too small for batch norm.
         """
@@ -252,7 +250,7 @@ class Trainer:
         pending: list[_Done] = []
         if self.validation_pending:  # a validation was due where the run was cut off
             self._validate_and_save(logs)
-        with contextlib.closing(self._batches()) as batches:
+        with contextlib.closing(self._batches()) as batches, self._kept(pending, logs):
             for batch in batches:
                 self._train_step(batch, pending)
                 last = self.step == recipe.steps
@@ -269,6 +267,18 @@ class Trainer:
                 self._stop_here(stopped)
                 if self.validation_pending:
                     self._validate_and_save(logs)
+
+    @contextlib.contextmanager
+    def _kept(self, pending: list[_Done], logs: RunLogs | None) -> Iterator[None]:
+        """Saves what was learnt when no picture can be read any more, as on a disk that left."""
+        try:
+            yield
+        except ImageError as error:
+            if not self.step or world_size() > 1:  # the other processes know nothing of it
+                raise
+            self._flush(pending, logs)
+            self._save(final=True)
+            raise ImageError(f"{error}. Step {self.step} is saved; {self._left()}") from error
 
     def _validate_and_save(self, logs: RunLogs | None) -> None:
         self._validate(logs)
@@ -290,13 +300,8 @@ class Trainer:
     def _batches(self, last: int | None = None) -> Generator[list[MicroBatch], None, None]:
         """Those of the steps that are left, or up to step `last`."""
         recipe = self.recipe
-        names = "crop", "scale", "flip", "jitter", "gamma", "blur", "focus"
-        settings = {name: getattr(recipe, name) for name in names}
-        padding = BLACK if recipe.pad == "black" else MEAN_COLOR
-        transform = TrainTransform(padding=padding, **settings)
-        earlier = [(end * recipe.batch, replace(transform, crop=c)) for end, c in recipe.stages]
         yield from loader(
-            SampleStream(self.train_sets, transform, recipe.seed, recipe.shares, earlier),
+            SampleStream.of(recipe, self.train_sets),
             range(self.step, last or recipe.steps),
             recipe.batch,
             recipe.accumulate,

@@ -91,6 +91,8 @@ class Recipe(BaseModel):
             the crop of the steps up to it.
         scale: smallest and largest factor by which pictures are resized before the crop.
         flip: probability of mirroring left and right.
+        rotate: turn by 0, 90, 180 or 270 degrees at random, for pictures that have no upper side,
+            such as those of microscopes and from the air.
         pad: around pictures smaller than the crop, "black" as the authors have it or "mean" colour.
         jitter: strength of random brightness, contrast and saturation, 0 (none) to 1.
         gamma: strength of a random power of the values, 2 to the -gamma .. gamma; 0 is none.
@@ -152,6 +154,7 @@ class Recipe(BaseModel):
     scale: Annotated[tuple[Above0, Above0], PAIR] = (0.5, 2.0)
     pad: Literal["black", "mean"] = "black"
     flip: Share = 0.5
+    rotate: bool = False
     jitter: Share = 0.0
     gamma: AtLeast0 = 0.0
     blur: AtLeast0 = 0.0

@@ -25,10 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from fassd.data.dataset import SegmentationDataset
 from fassd.data.transforms import TrainTransform
 from fassd.io.images import ImageError
-from fassd.models.preprocess import normalize
+from fassd.models.preprocess import MEAN_COLOR, normalize
+from fassd.training.recipe import Recipe
 
 ORDER, AUGMENTATION = 1, 2  # so that both draw from streams of their own
 MOST_SKIPPED_IN_A_ROW = 20
+BLACK = (0, 0, 0)
 
 
 class TrainingSample(NamedTuple):
@@ -89,6 +91,16 @@ class SampleStream(Dataset[TrainingSample]):
         self.earlier = earlier
         self.seed = seed
         self.shares = [len(dataset) for dataset in datasets] if shares is None else shares
+
+    @classmethod
+    def of(cls, recipe: Recipe, datasets: Sequence[SegmentationDataset]) -> SampleStream:
+        """The samples of a recipe."""
+        names = "crop", "scale", "flip", "rotate", "jitter", "gamma", "blur", "focus"
+        settings = {name: getattr(recipe, name) for name in names}
+        padding = BLACK if recipe.pad == "black" else MEAN_COLOR
+        transform = TrainTransform(padding=padding, **settings)
+        earlier = [(end * recipe.batch, replace(transform, crop=c)) for end, c in recipe.stages]
+        return cls(datasets, transform, recipe.seed, recipe.shares, earlier)
 
     def __getitem__(self, number: int) -> TrainingSample:
         source, own = divide(number, self.shares)

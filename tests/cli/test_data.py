@@ -76,7 +76,7 @@ def test_several_sizes_are_shown_commonest_first(tmp_path, run_fassd):
         (("nosuch",), "there is no card 'nosuch'"),
         (("camvid",), "'camvid' needs the folder"),
         (("camvid", "--root", "nowhere"), "there is no folder nowhere"),
-        (("{root}", "--split", "tset"), "'toy' has no split 'tset'; it has train, val"),
+        (("{root}", "--split", "tset"), "card.yaml) has no split 'tset'; it has train, val"),
         (("{root}", "--json", "{root}"), "it is a folder, not a file"),
     ],
 )

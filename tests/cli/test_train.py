@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 import yaml
+from data.trees import SIZE, save, toy
 from PIL import Image
 from safetensors.torch import load_file
 from training.streets import write_cityscapes, write_coarse
@@ -125,7 +126,7 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, succeed, dat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("-p", "fast"), "a recipe must be a preset (demo, paper, paper-l1, paper-l2, streets)"),
+        (("-p", "fast"), "a recipe must be a preset (demo, membrane, paper, paper-l1,"),
         (("-s", "stepz=4"), "unknown setting 'stepz'; did you mean 'steps'"),
         (("-s", "steps"), "--set takes NAME=VALUE, got 'steps'"),
         (("-s", "steps=!!timestamp x"), "--set steps: '!!timestamp x' is no YAML value"),
@@ -150,6 +151,31 @@ def test_refusals(tmp_path, refusal, data, options, message):
 def test_a_note_of_the_data_that_makes_no_sense_is_refused(tmp_path, refusal, text):
     (tmp_path / "data.yaml").write_text(text)
     assert "data.yaml is damaged: give --data" in refusal("train", "-o", tmp_path, "--resume")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_empty_split_is_refused_before_anything_is_written(tmp_path, refusal, split):
+    toy(tmp_path / "data")
+    for picture in (tmp_path / "data" / split).iterdir():
+        picture.unlink()
+    error = refusal("train", "-d", tmp_path / "data", "-o", tmp_path / "run", *SMALL)
+    assert f"data/card.yaml): split '{split}' has no pictures" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_of_another_card_are_named_and_leave_no_run_behind(tmp_path, succeed, refusal):
+    card, masks = toy(tmp_path / "data"), tmp_path / "data/train_masks"
+    masks.rename(tmp_path / "right")
+    for path in (tmp_path / "right").iterdir():
+        save(masks / path.name, np.full(SIZE, 77, np.uint8))
+    short = ("-d", card.path, "-o", tmp_path / "run", *SMALL, "--steps", 1)
+    error = refusal("train", *short)
+    assert "none of 2 pictures in a row could be read" in error
+    assert re.search(r"train_masks/train_\d.png: id 77 outside the card, in 48 pixels", error)
+
+    for path in masks.iterdir():
+        path.write_bytes((tmp_path / "right" / path.name).read_bytes())
+    assert "new run" in succeed("train", *short).stderr
 
 
 def test_data_is_asked_for(tmp_path, refusal):

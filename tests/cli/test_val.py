@@ -117,7 +117,7 @@ def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, succ
             "'--scales': 'x' is no number; write numbers with commas between, like 1,2,4",
         ),
         (("--scales", "0"), "scales must be one or more positive numbers"),
-        (("--split", "test"), "card 'streets' has no split 'test'; it has val"),
+        (("--split", "test"), "card.yaml) has no split 'test'; it has val"),
         (("--json", "."), "cannot write to .: it is a folder"),
         (("--output", "/proc/x"), "cannot write to /proc/x"),
         (("--weights", "missing.pth"), "no weights file 'missing.pth'"),

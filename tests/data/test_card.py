@@ -17,7 +17,8 @@ from fassd.io.palette import CITYSCAPES, IGNORE, palette
 # ---------------------------------------------------------------------------------- shipped cards
 
 SHIPPED = [
-    "ade20k", "bdd100k", "camvid", "camvid_color", "cityscapes", "kvasir_seg", "mapillary", "nyuv2"
+    "ade20k", "bdd100k", "camvid", "camvid_color", "cityscapes", "kvasir_seg", "mapillary",
+    "membrane", "nyuv2",
 ]  # fmt: skip
 
 # The official table: id, trainId and colour of each row of cityscapesScripts' labels.py.
@@ -52,7 +53,9 @@ def test_a_shipped_card_reads_the_tree_that_it_describes(tmp_path, name, block):
     seen = 0
     for split in card.splits:
         dataset = SegmentationDataset(card, split)
-        assert [sample.path.stem.startswith(f"{split}_") for sample in dataset] == [True, True]
+        stems = card.splits[split].names or (f"{split}_0", f"{split}_1")
+        for sample, stem in zip(dataset, stems, strict=True):
+            assert sample.path.stem.startswith(stem)
         for sample in dataset:
             np.testing.assert_array_equal(sample.labels, written[sample.path])
             seen += 1
@@ -69,6 +72,7 @@ def test_a_shipped_card_reads_the_tree_that_it_describes(tmp_path, name, block):
         ("cityscapes", 19, {"train": 2975, "val": 500}),
         ("kvasir_seg", 2, {"train": 880, "val": 120}),
         ("mapillary", 65, {"train": 18000, "val": 2000}),
+        ("membrane", 2, {"train": 20, "test": 10}),
         ("nyuv2", 40, {"train": 795, "val": 654}),
     ],
 )
@@ -117,6 +121,16 @@ def test_some_names_and_ids():
     assert [nyu.class_names[i] for i in (0, 37, 39)] == ["wall", "otherstructure", "otherprop"]
     assert [vistas.class_names[i] for i in (13, 55, 64)] == ["Road", "Car", "Ego Vehicle"]
     assert vistas.masks[0].code.labels[65] == IGNORE
+
+
+def test_the_last_ten_membranes_are_scored_and_the_others_learnt():
+    splits = load_card("membrane", CARDS).splits
+    numbers = [int(name) for split in ("train", "test") for name in splits[split].names]
+    assert numbers == list(range(30)) and len(splits["train"].names) == 20
+
+
+def test_the_card_that_no_data_were_read_with_says_so():
+    assert "untested" in load_card("nyuv2", CARDS).description
 
 
 # ------------------------------------------------------------------------------- finding the card

@@ -71,7 +71,9 @@ def test_holes_do_not_make_a_way_out(tmp_path):
 
 
 def test_unknown_split(tmp_path):
-    with pytest.raises(CardError, match="'toy' has no split 'trian'; it has train, val"):
+    with pytest.raises(
+        CardError, match=r"'toy' \(.*card.yaml\) has no split 'trian'; it has train"
+    ):
         toy(tmp_path).pairs("trian")
 
 

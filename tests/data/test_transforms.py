@@ -112,6 +112,35 @@ def test_flips_are_mirrors_and_as_frequent_as_asked(flip, least, most):
     assert least <= flipped <= most
 
 
+def test_turns_are_by_all_four_angles_alike_and_fill_the_crop():
+    image, labels = pair(6, 8)
+    rng = np.random.default_rng(0)
+    seen = []
+    for _ in range(800):
+        turned, _ = TrainTransform((9, 9), (1, 1), flip=0.5, rotate=True)(image, labels, rng)
+        inside = turned[(turned != MEAN_COLOR).any(2)].tobytes()
+        seen.append(inside)
+    whole = [np.rot90(side, turns) for side in (image, image[:, ::-1]) for turns in range(4)]
+    counts = [seen.count(np.ascontiguousarray(each).tobytes()) for each in whole]
+    assert sum(counts) == 800 and min(counts) > 60 and max(counts) < 145  # 100 each, 4 sigma
+
+
+@pytest.mark.parametrize("crop", [(5, 11), (11, 5)])
+def test_a_turned_window_is_a_part_of_the_turned_picture(crop):
+    image, labels = pair(30, 40)
+    labels[:] = image[..., 0]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        part, found = TrainTransform(crop, (1, 1), flip=0, rotate=True)(image, labels, rng)
+        assert part.shape == (*crop, 3) and part.flags.c_contiguous and found.flags.c_contiguous
+        np.testing.assert_array_equal(part[..., 0], found)
+        windows = [
+            np.lib.stride_tricks.sliding_window_view(np.rot90(labels, turns), crop)
+            for turns in range(4)
+        ]
+        assert any((window == found).all((2, 3)).any() for window in windows)
+
+
 def test_scales_are_uniform_and_the_same_both_ways():
     image, labels = positions(400, 480)
     transform = TrainTransform((200, 200), scale=(0.5, 2.0), flip=0)

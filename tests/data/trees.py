@@ -32,7 +32,9 @@ def encode(labels, code):
 
 
 def write_tree(card, root, count=2, block=0, seed=0):
-    """Fill `root` with `count` pairs a split as the card wants them, masks by its `block`-th way.
+    """Fill `root` with the pairs of each split as the card wants them, masks by its `block`-th way.
+
+    There are `count` of them, or those that the card names.
 
     Returns the labels by path of the picture.
     """
@@ -40,7 +42,8 @@ def write_tree(card, root, count=2, block=0, seed=0):
     masks = card.masks[block]
     labels = {}
     for name, split in card.splits.items():
-        stems = [f"{name}_{number}" for number in range(count)]
+        stems = [Path(own).stem for own in split.names or ()]
+        stems = stems or [f"{name}_{number}" for number in range(count)]
         for stem in stems:
             holes = {hole: stem for hole, _ in HOLE.findall(split.images)}
             holes = {**holes, "city": "bonn", "name": stem, "split": split.folder}

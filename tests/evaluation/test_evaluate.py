@@ -347,9 +347,10 @@ def test_json_and_table():
     assert figures["classes"][0] == {
         "name": "kind 0",
         "iou": evaluation.scores.iou[0],
+        "dice": evaluation.scores.dice[0],
         "pixels": evaluation.matrix[0].sum().item(),
     }
-    assert figures["classes"][CLASSES]["iou"] is None
+    assert figures["classes"][CLASSES]["iou"] is figures["classes"][CLASSES]["dice"] is None
     assert figures["confusion"] == evaluation.matrix.tolist()
     assert (figures["pictures"], figures["skipped"]) == (4, list(evaluation.skipped))
     assert figures["pictures_per_second"] == pytest.approx(4 / figures["seconds"])
@@ -357,7 +358,10 @@ def test_json_and_table():
     console = Console(file=io.StringIO(), width=100)
     console.print(evaluation)
     lines = console.file.getvalue().splitlines()
-    assert lines[1].split()[:3] == ["kind", "0", f"{100 * evaluation.scores.iou[0]:.2f}"]
+    percents = [
+        f"{100 * score[0]:.2f}" for score in (evaluation.scores.iou, evaluation.scores.dice)
+    ]
+    assert lines[1].split()[:4] == ["kind", "0", *percents]
     assert "absent" in lines[1 + CLASSES]
     assert f"mIoU {100 * evaluation.scores.miou:.2f}%, pixel accuracy" in lines[-2]
     assert "4 pictures in" in lines[-1] and "1 skipped" in lines[-1]

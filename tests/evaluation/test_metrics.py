@@ -50,6 +50,7 @@ def test_equal_to_torchmetrics_with_absent_classes(absent):
     from torchmetrics.classification import (  # three seconds, which every worker would take
         MulticlassAccuracy,
         MulticlassConfusionMatrix,
+        MulticlassF1Score,
         MulticlassJaccardIndex,
     )
 
@@ -68,11 +69,13 @@ def test_equal_to_torchmetrics_with_absent_classes(absent):
     micro = MulticlassAccuracy(**kwargs, average="micro")(guess, truth).item()
     assert scores.pixel_accuracy == pytest.approx(micro)
     iou = MulticlassJaccardIndex(**kwargs, average="none")(guess, truth)
+    dice = MulticlassF1Score(**kwargs, average="none")(guess, truth)
     for index in range(6):
         if index in absent:
-            assert math.isnan(scores.iou[index])
+            assert math.isnan(scores.iou[index]) and math.isnan(scores.dice[index])
         else:
             assert scores.iou[index] == pytest.approx(iou[index].item(), abs=1e-6)
+            assert scores.dice[index] == pytest.approx(dice[index].item(), abs=1e-6)
 
 
 def test_small_case_by_hand():
@@ -80,6 +83,7 @@ def test_small_case_by_hand():
     assert matrix.matrix.tolist() == [[2, 1, 0, 0], [0, 2, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     scores = matrix.scores()
     assert scores.iou[:3] == (2 / 3, 2 / 4, 0.0) and math.isnan(scores.iou[3])
+    assert scores.dice[:3] == pytest.approx((4 / 5, 4 / 6, 0.0)) and math.isnan(scores.dice[3])
     assert scores.miou == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
     assert scores.pixel_accuracy == pytest.approx(4 / 6)
     assert scores.mean_accuracy == pytest.approx(2 / 3)  # class 2 has no truth: not in the mean

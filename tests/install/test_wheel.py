@@ -131,7 +131,7 @@ def test_weights_cards_and_presets_are_in_the_wheel(built: Built) -> None:
         own = sorted(path.name for path in (ROOT / "fassd").glob(pattern))
         assert own and own == sorted(path.name for path in built.contents.glob(f"fassd/{pattern}"))
     presets = {path.stem for path in built.contents.glob("fassd/training/presets/*.yaml")}
-    assert presets == {"demo", "paper", "paper-l1", "paper-l2", "streets"}
+    assert presets == {"demo", "membrane", "paper", "paper-l1", "paper-l2", "streets"}
 
 
 def test_the_backend_of_torch_compile_is_registered(built: Built) -> None:

@@ -17,7 +17,7 @@ from training.streets import (
 )
 
 from fassd.data import SegmentationDataset, load_card
-from fassd.io.images import write_image
+from fassd.io.images import ImageError, write_image
 from fassd.models import create_model, load_checkpoint
 from fassd.models.preprocess import normalize
 from fassd.models.weights import shipped
@@ -390,6 +390,25 @@ def test_pictures_that_do_not_read_are_skipped_and_named(tmp_path):
     for path in (broken, wrong):
         assert any(text.startswith("skipped: ") and str(path) in text for text in recorder.messages)
     assert evaluation.count == 2 and len(evaluation.skipped) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_was_learnt_is_saved_when_no_picture_can_be_read_any_more(card, tmp_path, workers):
+    data, away = tmp_path / "data", tmp_path / "away"
+    settings = {"steps": 12, "workers": workers, "val_every": 0, "save_every": 100, "log_every": 1}
+    _, whole = run(card, tmp_path / "whole", **settings)
+    recipe, moving = small_recipe(**settings), write_cityscapes(data)
+    trainer = Trainer(recipe, moving, tmp_path / "run", reporter=Recorder())
+    at_step(trainer, 2, lambda: (data / "leftImg8bit/train").rename(away), after=True)
+    message = r"none of 6 .*leftImg8bit.png.*Step \d+ is saved; --resume"
+    with pytest.raises(ImageError, match=message):
+        trainer.run()
+    assert 2 <= trainer.step < 12  # workers have read ahead
+    assert len(rows(tmp_path / "run/log.csv")) == trainer.step
+    away.rename(data / "leftImg8bit/train")
+    resumed = Trainer(None, moving, tmp_path / "run", resume=True, reporter=Recorder())
+    assert resumed.step == trainer.step
+    assert torch.equal(resumed.run().matrix, whole.matrix)
 
 
 def test_a_picture_without_labels_and_smaller_than_the_crop(tmp_path):

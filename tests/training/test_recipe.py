@@ -4,7 +4,8 @@ from fassd.training.recipe import Recipe, RecipeError, list_presets, load_recipe
 
 
 def test_presets():
-    assert list_presets() == ["demo", "paper", "paper-l1", "paper-l2", "streets"]
+    names = ["demo", "membrane", "paper", "paper-l1", "paper-l2", "streets"]
+    assert list_presets() == names
 
 
 def test_the_papers_preset_is_the_papers_recipe():
@@ -98,7 +99,7 @@ def test_an_empty_file_is_the_paper(tmp_path):
         ("ema: 1.5", "ema must be less than 1, got 1.5"),
         ("warmup: 90000", "warmup must be below steps"),
         ("model: unet", "unknown model 'unet'"),
-        ("preset: papper", "preset must be one of demo, paper"),
+        ("preset: papper", "preset must be one of demo, membrane, paper"),
         ("- a", "must hold settings"),
         ("a: [", "is no YAML"),
     ],
@@ -147,6 +148,6 @@ def test_recipes_of_others_give_an_error_of_one_line(tmp_path, text, message):
 
 
 def test_no_such_preset():
-    names = "demo, paper, paper-l1, paper-l2, streets"
+    names = "demo, membrane, paper, paper-l1, paper-l2, streets"
     with pytest.raises(RecipeError, match=f"a preset \\({names}\\)"):
         load_recipe("fast")

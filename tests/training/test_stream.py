@@ -1,5 +1,6 @@
 import signal
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from training.fakes import FakeDataset
 from fassd.data.transforms import TrainTransform
 from fassd.io.images import ImageError
 from fassd.models.preprocess import normalize
+from fassd.training.recipe import Recipe
 from fassd.training.stream import SampleStream, divide, loader
 
 PLAIN = TrainTransform((30, 41), (1.0, 1.0), 0.0)
@@ -25,6 +27,16 @@ def test_every_picture_comes_once_per_epoch_in_changing_order():
     epochs = [seen[:7], seen[7:14], seen[14:]]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_samples_of_a_recipe_are_augmented_as_it_says():
+    settings = {"crop": (64, 96), "scale": (0.6, 1.7), "flip": 0.1, "rotate": True, "jitter": 0.2}
+    settings |= {"gamma": 0.3, "blur": 0.4, "focus": 0.7}
+    recipe = Recipe(**settings, seed=3, shares=[2.0], stages=[[5, [16, 24]]], batch=4)
+    stream = SampleStream.of(recipe, [FakeDataset(7)])
+    assert stream.transform == TrainTransform(**settings, padding=(0, 0, 0))
+    assert stream.earlier == [(20, replace(stream.transform, crop=(16, 24)))]
+    assert (stream.seed, stream.shares) == (3, [2.0])
 
 
 def test_a_sample_depends_on_seed_and_number_alone():
