@@ -6,10 +6,11 @@ timm is imported when a network with such an encoder is built, and needed for no
 from __future__ import annotations
 
 import difflib
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ from fassd.models.weights import DownloadError, cache_folder
 
 STRIDES = (4, 8, 16, 32)
 """Of the maps that the decoder joins, fine to coarse, in pixels of the picture."""
+
+TRIED_AT = (96, 160)
+"""A size, of multiples of 32 alone, at which an encoder shows that it takes any such."""
 
 INSTALL = "pip install 'fassd-net[encoders]'"
 
@@ -53,9 +57,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.name = name
         self.preprocessing = preprocessing_for(name)
-        self.body: Any = timm_body(name, pretrained)
-        # NCHW unless an encoder says otherwise, as Swin does.
-        self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
+        options, self.channels_last = plan_of(name)
+        timm = import_timm()
+        self.body: Any = (
+            load_pretrained(timm, name, options)
+            if pretrained
+            else timm.create_model(name, **options)
+        )
         self.project = nn.ModuleList(
             ConvLayer(found, wanted, 1)
             for found, wanted in zip(self.body.feature_info.channels(), channels, strict=True)
@@ -82,33 +90,62 @@ class Encoder(nn.Module):
         return self.name
 
 
-def timm_body(name: str, pretrained: bool = False) -> Any:
-    """An encoder of timm that gives its maps at `STRIDES`; arguments and errors as `Encoder`."""
+class Plan(NamedTuple):
+    """What an encoder of timm is asked for.
+
+    Attributes:
+        options: keyword arguments of ``timm.create_model``.
+        channels_last: whether it gives its maps as (N, H, W, C).
+    """
+
+    options: Mapping[str, Any]
+    channels_last: bool
+
+
+@functools.cache
+def plan_of(name: str) -> Plan:
+    """How an encoder of timm gives its maps at `STRIDES`; errors as `Encoder`."""
     timm = import_timm()
     check_name(name)
-    try:
-        with torch.device("meta"):
-            features = timm.create_model(name, features_only=True).feature_info
-    except (RuntimeError, AttributeError) as error:
-        raise ValueError(
-            f"encoder {name!r} gives no maps, timm has no features_only for it ({error})"
-        ) from error
-    strides = features.reduction()
+    problem: Exception | None = None
+    for own in ({}, {"strict_img_size": False}):  # which lets Swin take any size
+        with torch.device("meta"), torch.no_grad():
+            try:
+                body = timm.create_model(name, features_only=True, **own).eval()
+            except (RuntimeError, AttributeError) as error:
+                raise ValueError(
+                    f"encoder {name!r} gives no maps: timm has no features_only for it ({error})"
+                ) from error
+            except TypeError:  # of the option
+                continue
+            features = body.feature_info
+            indices = _deepest(name, features.reduction(), features.out_indices)
+            try:
+                last = body(torch.empty(1, 3, *TRIED_AT))[-1]
+            except Exception as error:  # whatever a network raises at a size that it does not take
+                problem = problem or error
+                continue
+        options = {"features_only": True, "out_indices": indices, **own}
+        return Plan(options, last.shape[1] != features.channels()[-1])
+    size = timm.get_pretrained_cfg(name).input_size[1:]
+    raise ValueError(
+        f"encoder {name!r} is made for pictures of {size[0]}x{size[1]} and does not take any size, "
+        f"as is needed ({problem})"
+    ) from problem
+
+
+def _deepest(name: str, strides: Sequence[int], indices: Sequence[int]) -> tuple[int, ...]:
+    """Which maps to ask for: of each of `STRIDES` the deepest, as stages may hold several."""
     if missing := [stride for stride in STRIDES if stride not in strides]:
         raise ValueError(
             f"encoder {name!r} has maps at strides {shown(strides)}, none at {shown(missing)}; "
             f"needed are {shown(STRIDES)}; fassd info --encoders lists those that have them"
         )
-    # The deepest of each: stages may hold several maps of a stride.
-    last = {stride: features.out_indices[place] for place, stride in enumerate(strides)}
-    indices = tuple(last[stride] for stride in STRIDES)
-    options: dict[str, Any] = {"features_only": True, "out_indices": indices}
-    if not pretrained:
-        return timm.create_model(name, **options)
-    return load_pretrained(timm, name, options)
+    last = dict(zip(strides, indices, strict=True))
+    return tuple(last[stride] for stride in STRIDES)
 
 
-def load_pretrained(timm: Any, name: str, options: dict[str, Any]) -> Any:
+def load_pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
     """An encoder with timm's own weights, from `pretrained_file` if that is there, or the hub.
 
     Raises:

@@ -38,14 +38,16 @@ class Preprocessing:
         Raises:
             ValueError, TypeError: it makes no sense.
         """
-        triples = tuple(
+        means, deviations = (
             (float(first), float(second), float(third)) for first, second, third in (mean, std)
         )
-        if not np.isfinite(triples).all() or min(triples[1]) <= 0:
-            raise ValueError(f"mean and std must be finite, std above 0, got {mean!r}, {std!r}")
+        if not np.isfinite((means, deviations)).all() or min(deviations) <= 0:
+            raise ValueError(
+                f"mean and std must be finite, std above 0, got {mean!r:.80}, {std!r:.80}"
+            )
         if channels not in ("BGR", "RGB"):
             raise ValueError(f"channels must be BGR or RGB, got {channels!r:.40}")
-        return cls(*triples, channels)
+        return cls(means, deviations, channels)
 
     @property
     def mean_levels(self) -> list[float]:
@@ -76,8 +78,8 @@ def preprocessing_of(network: object) -> Preprocessing:
 
     It says so in an attribute ``preprocessing``; `OURS` is that of all others.
     """
-    modules = getattr(network, "modules", None)
-    found = (vars(part).get("preprocessing") for part in modules()) if modules else iter(())
+    modules: Any = getattr(network, "modules", tuple)
+    found = (vars(part).get("preprocessing") for part in modules())
     return next((own for own in found if isinstance(own, Preprocessing)), OURS)
 
 

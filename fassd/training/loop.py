@@ -34,7 +34,7 @@ from fassd.distributed import in_main, is_main, rank, sum_over_ranks, world_size
 from fassd.evaluation.evaluate import Evaluation
 from fassd.models.device import torch_threads
 from fassd.models.info import info_of
-from fassd.models.preprocess import MEAN_COLOR
+from fassd.models.preprocess import preprocessing_of
 from fassd.training import state as files
 from fassd.training.learner import Learner
 from fassd.training.logs import Reporter, RunLogs
@@ -292,11 +292,12 @@ class Trainer:
         recipe = self.recipe
         names = "crop", "scale", "flip", "jitter", "gamma", "blur", "focus"
         settings = {name: getattr(recipe, name) for name in names}
-        padding = BLACK if recipe.pad == "black" else MEAN_COLOR
+        own = preprocessing_of(self.learner.model)
+        padding = BLACK if recipe.pad == "black" else own.mean_color
         transform = TrainTransform(padding=padding, **settings)
         earlier = [(end * recipe.batch, replace(transform, crop=c)) for end, c in recipe.stages]
         yield from loader(
-            SampleStream(self.train_sets, transform, recipe.seed, recipe.shares, earlier),
+            SampleStream(self.train_sets, transform, recipe.seed, recipe.shares, earlier, own),
             range(self.step, last or recipe.steps),
             recipe.batch,
             recipe.accumulate,

@@ -25,14 +25,15 @@ from torch.utils.data import DataLoader, Dataset
 from fassd.data.dataset import SegmentationDataset
 from fassd.data.transforms import TrainTransform
 from fassd.io.images import ImageError
-from fassd.models.preprocess import normalize
+from fassd.models.preprocess import OURS, Preprocessing, normalize
 
 ORDER, AUGMENTATION = 1, 2  # so that both draw from streams of their own
 MOST_SKIPPED_IN_A_ROW = 20
 
 
 class TrainingSample(NamedTuple):
-    """One augmented sample: normalised BGR (3, h, w) float32 and labels (h, w) uint8."""
+    """One augmented sample: (3, h, w) float32, normalised as the network takes it, and (h, w) uint8
+    labels."""
 
     image: npt.NDArray[np.float32]
     labels: npt.NDArray[np.uint8]
@@ -45,7 +46,7 @@ class MicroBatch:
     """What the network takes at once.
 
     Attributes:
-        images: (N, 3, h, w) float32, normalised BGR.
+        images: (N, 3, h, w) float32, normalised.
         labels: (N, h, w) uint8.
         paths: of the pictures.
         skipped: why pictures that were due here were left out; each names its file.
@@ -74,6 +75,7 @@ class SampleStream(Dataset[TrainingSample]):
         transform, seed: as the recipe has them.
         shares: of the samples that each data set has, in any unit; by default its pictures' number.
         earlier: numbers, ascending, and the transform of the samples below each.
+        preprocessing: how the network takes pictures.
     """
 
     def __init__(
@@ -83,10 +85,12 @@ class SampleStream(Dataset[TrainingSample]):
         seed: int,
         shares: Sequence[float] | None = None,
         earlier: Sequence[tuple[int, TrainTransform]] = (),
+        preprocessing: Preprocessing = OURS,
     ) -> None:
         self.datasets = datasets
         self.transform = transform
         self.earlier = earlier
+        self.preprocessing = preprocessing
         self.seed = seed
         self.shares = [len(dataset) for dataset in datasets] if shares is None else shares
 
@@ -105,7 +109,8 @@ class SampleStream(Dataset[TrainingSample]):
             rng = np.random.default_rng([AUGMENTATION, self.seed, number])
             transform = next((own for end, own in self.earlier if number < end), self.transform)
             image, labels = transform(sample.image, sample.labels, rng)
-            return TrainingSample(normalize(image), labels, sample.path, skipped)
+            normalized = normalize(image, self.preprocessing)
+            return TrainingSample(normalized, labels, sample.path, skipped)
         raise ImageError(
             f"none of {len(skipped)} pictures in a row could be read; the last: {skipped[-1]}"
         )
