@@ -26,6 +26,8 @@ STRIDES = (4, 8, 16, 32)
 TRIED_AT = (96, 160)
 """A size, of multiples of 32 alone, at which an encoder shows that it takes any such."""
 
+MOST_NAMED = 3
+
 INSTALL = "pip install 'fassd-net[encoders]'"
 
 
@@ -159,8 +161,15 @@ def load_pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
         )
     file = pretrained_file(name)
     overlay = {"file": str(file)} if file.is_file() else None
+    state = torch.get_rng_state()
+    untrained = timm.create_model(name, **options)
+    torch.set_rng_state(state)
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        # timm says nothing of what a file lacks where the classifier is left away.
+        if left := _untouched(untrained, body):
+            raise KeyError(f"without {shown(left[:MOST_NAMED])}")
+        return body
     except Exception as error:  # of the hub's client, of safetensors, of load_state_dict
         if overlay is not None:
             raise ValueError(f"{file} does not fit the encoder {name!r}: {error}") from error
@@ -170,6 +179,16 @@ def load_pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
             f"could not get the weights of the encoder {name!r}, {source}: {reason}\n"
             f"To go on without the network, put its model.safetensors at {file}"
         ) from error
+
+
+def _untouched(before: nn.Module, after: nn.Module) -> list[str]:
+    """Weights of convolutions and matrices that are as random as they were."""
+    old = dict(before.named_parameters())
+    return [
+        name
+        for name, weight in after.named_parameters()
+        if weight.dim() > 1 and torch.equal(weight, old[name])
+    ]
 
 
 def pretrained_file(name: str) -> Path:
@@ -246,7 +265,7 @@ def import_timm() -> Any:
     Raises:
         ImportError: it is missing; the message says how to install it.
     """
-    _make_torchvision_importable()
+    import_torchvision()
     try:
         import timm
     except ImportError as error:
@@ -258,11 +277,14 @@ def import_timm() -> Any:
 _OPERATORS: list[Any] = []  # they go with the library that has defined them
 
 
-def _make_torchvision_importable() -> None:
-    """Let timm import a torchvision that was built for another PyTorch, CUDA beside a CPU's.
+def import_torchvision() -> None:
+    """Import torchvision, as timm and others do, if there is any, be it built for another PyTorch.
 
-    Such a one stops at the first of its own operators, of which timm calls none; where it is whole,
-    it is just imported.
+    One for CUDA beside a PyTorch for CPUs, as PyPI has them, stops at the first of its own
+    operators, of which timm calls none: their names are all that it is given.
+
+    Raises:
+        ImportError: it is broken otherwise.
     """
     while True:
         try:

@@ -198,7 +198,7 @@ class FusedNetwork(FASSDNet):
 
     def scores_from(self, x: Tensor, begin: int) -> Tensor:
         """The rest of :meth:`scores`, of what layer `begin` of the encoder takes."""
-        *skips, x = self.encode(x, begin)
+        *skips, x = self.encode_from(x, begin)
         x = self.DAPF(x)
         for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
             # Step by step and without a name for the skip, so that what was read last is free
@@ -208,11 +208,11 @@ class FusedNetwork(FASSDNet):
             x = block(x)
         return self.finalConv(x)
 
-    def encode(self, x: Tensor, begin: int = 0) -> list[Tensor]:
-        """The encoder's maps of what its layer `begin` takes, fine to coarse."""
+    def encode_from(self, x: Tensor, begin: int) -> list[Tensor]:
+        """The encoder's maps of what its layer `begin` takes, fine to coarse, in eval mode."""
         if isinstance(self.base, Encoder):
             # The fused modules behind it answer so; its own convolutions then do, too.
-            return super().encode(channels_last(x) if x.is_cpu and not transforming() else x)
+            return self.encode(channels_last(x) if x.is_cpu and not transforming() else x)
         skips = []
         layers: list[Any] = list(self.base)
         passed = begin - 1  # the last layer that is done
