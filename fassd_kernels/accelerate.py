@@ -11,6 +11,7 @@ from torch import nn
 
 from fassd.models import DAPF, MDA, HarDBlock
 from fassd.models.aspp import ASPP
+from fassd.models.encoder import Encoder
 from fassd.models.layers import ConvLayer
 from fassd.models.network import FASSDNet
 from fassd_kernels.backends import AUTO
@@ -119,7 +120,8 @@ def accelerate(
         # The fused modules answer in channels_last. Convolutions that stay as they are do so too
         # with such inputs, and nothing between them is laid out anew.
         first = next(m for m in fused.modules() if isinstance(m, (Fused, nn.Conv2d)))
-        if not isinstance(first, Fused) and first.weight.is_cpu:
+        lays_out = isinstance(fused, FusedNetwork) and isinstance(fused.base, Encoder)
+        if not isinstance(first, Fused) and first.weight.is_cpu and not lays_out:
             fused.register_forward_pre_hook(lay_out_inputs, with_kwargs=True)
     return fused  # type: ignore[return-value]  # a Model, or the fused subclass of it
 

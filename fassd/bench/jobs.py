@@ -25,7 +25,9 @@ from fassd.bench.candidates import (
 )
 from fassd.models import create_model
 from fassd.models.device import DTYPES
+from fassd.models.encoder import reparameterize
 from fassd.models.preprocess import normalize
+from fassd.models.zoo import preprocessing_before
 from fassd.synth import render_street
 
 __all__ = [
@@ -145,17 +147,21 @@ def render_batch(job: Job) -> tuple[list[npt.NDArray[np.uint8]], torch.Tensor]:
     The input is (N, 3, H, W) float32, contiguous, on the job's device.
     """
     scenes = [render_street(*job.size, seed=job.seed + i, split="val")[0] for i in range(job.batch)]
-    batch = torch.from_numpy(np.stack([normalize(scene) for scene in scenes]))
+    own = preprocessing_before(job.model, job.weights)
+    batch = torch.from_numpy(np.stack([normalize(scene, own) for scene in scenes]))
     return scenes, batch.to(job.device)
 
 
 def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
-    """The reference network of the job, in float32 and eval mode, on the job's device."""
+    """The reference network of the job, in float32 and eval mode, on the job's device.
+
+    An encoder that is built for it has its branches merged, as where networks are deployed.
+    """
     torch.manual_seed(0)
     model = create_model(job.model, job.classes, job.alpha, weights=job.weights).to(job.device)
     # What a file was made from was not calibrated.
     calibrating = job.weights is None and job.exported is None
-    return calibrate(model, batch) if calibrating else model.eval()
+    return reparameterize(calibrate(model, batch) if calibrating else model.eval())
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from fassd.bench.machine import environment
 from fassd.bench.tables import BenchReport, Column, heading, report_table
 from fassd.models.clock import in_turns, timed
 from fassd.models.device import torch_threads
+from fassd.models.encoder import Encoder
 from fassd_kernels.tuning.calls import OperatorCall, around_operators
 
 __all__ = ["HEAD", "FusedCall", "Layer", "LayerReport", "run_layers", "trace"]
@@ -251,7 +252,9 @@ def _callers(model: Any) -> list[str]:
 
     parts = ("conv1x1_up", "mda", "denseBlocksUp")
     decoder = [f"{part}.{level}" for level in range(len(model.mda)) for part in parts]
-    order = [*(f"base.{index}" for index in range(len(model.base))), "DAPF", *decoder, "finalConv"]
+    path = "base.project" if isinstance(model.base, Encoder) else "base"  # of timm: 1x1 alone
+    encoder = [f"{path}.{index}" for index in range(len(model.get_submodule(path)))]
+    order = [*encoder, "DAPF", *decoder, "finalConv"]
     return [*(name for name in order if isinstance(model.get_submodule(name), Fused)), HEAD]
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fassd.models.encoder import import_torchvision
+
 __all__ = ["CLASSES", "OTHERS", "OtherNetwork"]
 
 CLASSES = 19
@@ -61,6 +63,7 @@ class FullSize(nn.Module):
 
 def segformer() -> nn.Module:
     """SegFormer-B0, Xie et al., NeurIPS 2021, by Hugging Face transformers, whose default it is."""
+    import_torchvision()  # which transformers imports where there is one
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     settings = SegformerConfig.from_dict({"num_labels": CLASSES})

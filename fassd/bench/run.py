@@ -45,6 +45,7 @@ from fassd.io.palette import classes_of
 from fassd.models import create_model
 from fassd.models.clock import timed
 from fassd.models.device import torch_threads
+from fassd.models.encoder import reparameterize
 
 __all__ = ["Report", "Scene", "run"]
 
@@ -364,7 +365,7 @@ def memory_call(
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     given = Job(**job)
-    model = create_model(given.model, given.classes, given.alpha).eval()
+    model = reparameterize(create_model(given.model, given.classes, given.alpha).eval())
     picture = torch.zeros(given.batch, 3, *given.size)
     context = BuildContext(model, picture.device, (picture,), given.accelerated_backend, compiler)
     known = every_candidate() if is_peer else given.paths()

@@ -338,10 +338,16 @@ def launches(
     [cyan]fassd bench launches h200 --batch 8 --json h200.json --plot h200.png[/]
     """
     from fassd.bench.launches import run_launches
+    from fassd.models import get_variant
 
     check_files(model, json_, plot)
     network = {"model": model, "classes": classes, "alpha": alpha}
     job = job_of(**network, size=size, batch=batch, dtype=dtype, repeats=repeats)
+    if get_variant(job.model).encoder is not None:
+        raise ValueError(
+            f"--model {job.model}: its encoder is launched by PyTorch, whose kernels are not "
+            "predicted; take a network on HarDNet"
+        )
     job = replace(job, weights=None)
     deliver(measure(partial(run_launches, job, gpu, counts=counts), [job]), json_, plot)
 

@@ -148,28 +148,38 @@ def pick_network(
     weights: str | None,
     classes: int | None = None,
     alpha: int | None = None,
+    encoder_name: str | None = None,
     *,
     default_classes: int = 19,
 ) -> Network:
-    """What --model, --weights, --classes and --alpha choose, None where they are not given.
+    """What --model, --weights, --classes, --alpha and --encoder-name choose, None where they are
+    not given.
 
     Args:
         model: a name, a file of `fassd train` in its place, or an exported file.
+        encoder_name: of timm, which becomes a part of the network's name.
         default_classes: number where neither --classes nor the file of weights tells it.
 
     Raises:
         ValueError: an option contradicts the file; the message names both.
     """
     from fassd.export import is_exported
+    from fassd.models.info import read_info
+    from fassd.models.variants import full_name
     from fassd.models.zoo import default_weights, is_weights_file, settled
 
     if is_exported(model):
+        if encoder_name is not None:
+            raise ValueError(f"{model} has its encoder; --encoder-name {encoder_name} has no use")
         return Network(str(model), weights, classes, alpha)
     if is_weights_file(model):
         if weights is not None:
             raise ValueError(f"{model} holds its own weights; --weights {weights} has no use")
         model, weights = None, str(model)
     own = None if weights == "random" else weights
+    if encoder_name is not None:
+        info = None if model or own is None else read_info(own)
+        model = full_name(model or (info.model if info else "fassd_net"), encoder_name)
     name, count, reduction = settled(own, model, classes, alpha, default_classes)
     if weights is None:
         own = default_weights(name, count, reduction)
@@ -178,11 +188,11 @@ def pick_network(
 
 def split_model(text: str) -> tuple[str, str | None]:
     """NAME and WEIGHTS of NAME=WEIGHTS; a name or a file alone has no weights beside it."""
-    from fassd.models.variants import list_models
+    from fassd.models.variants import is_name
     from fassd.models.zoo import is_weights_file
 
     name, _, weights = text.partition("=")
-    if is_weights_file(text) and name not in list_models():
+    if is_weights_file(text) and not is_name(name):
         return text, None
     return name, weights or None
 

@@ -63,6 +63,7 @@ def val(
     model: options.Model = None,
     weights: options.Weights = None,
     alpha: options.Alpha = None,
+    encoder_name: options.EncoderName = None,
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
     device: options.Device = None,
@@ -120,7 +121,7 @@ def val(
     dataset = SegmentationDataset(load_card(data, root), split)
     indices = range(len(dataset))[:limit]
     with process_group(device_for(model, device)) as home:
-        chosen = _network_for(dataset.card, model, weights, alpha)
+        chosen = _network_for(dataset.card, model, weights, alpha, encoder_name)
         network = _segmenter(chosen, backend, dtype, home).model
         _check_classes(network, dataset.card, chosen)
         if is_main():
@@ -149,7 +150,13 @@ def val(
         raise typer.Exit(1)
 
 
-def _network_for(card: Card, model: str | None, weights: str | None, alpha: int | None) -> Network:
+def _network_for(
+    card: Card,
+    model: str | None,
+    weights: str | None,
+    alpha: int | None,
+    encoder_name: str | None = None,
+) -> Network:
     """What the options choose; of Cityscapes' classes where the card covers those of a list."""
     from fassd.models.checkpoint import classes_in
     from fassd.models.zoo import is_weights_file
@@ -160,7 +167,7 @@ def _network_for(card: Card, model: str | None, weights: str | None, alpha: int 
         count = CITYSCAPES_CLASSES
     elif card.covers and file is not None:  # it may not tell its classes, but has a head
         count = classes_in(file) or count
-    return pick_network(model, weights, None, alpha, default_classes=count)
+    return pick_network(model, weights, None, alpha, encoder_name, default_classes=count)
 
 
 def _check_classes(network: torch.nn.Module, card: Card, chosen: Network) -> Match:

@@ -79,7 +79,8 @@ Preprocess = Annotated[
     bool,
     typer.Option(
         "--preprocess/--no-preprocess",
-        help="Take uint8 RGB NxHxWx3 and normalise inside, in place of float32 BGR NxCxHxW.",
+        help="Take uint8 RGB NxHxWx3 and normalise inside, in place of float32 NxCxHxW, BGR or, "
+        "of an encoder of timm, RGB.",
     ),
 ]
 Calibration = Annotated[
@@ -119,6 +120,7 @@ def export(
     weights: options.Weights = None,
     classes: options.Classes = None,
     alpha: options.Alpha = None,
+    encoder_name: options.EncoderName = None,
     data: ClassCard = None,
     size: InputSize = FULL_SIZE,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
@@ -185,7 +187,8 @@ def export(
     infos = _classes(data, classes)
     if model is None and weights is None:
         raise ValueError("MODEL must be a network's name, or --weights a file of fassd train")
-    chosen = pick_network(model, weights, classes, alpha, default_classes=len(infos) or 19)
+    count = len(infos) or 19
+    chosen = pick_network(model, weights, classes, alpha, encoder_name, default_classes=count)
     request = Request(
         model=chosen.model,
         format=kind,

@@ -18,9 +18,13 @@ def info(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Network, or a file of [cyan]fassd train[/]; without it, all networks are listed."
+            help="Network, or a file of [cyan]fassd train[/]; without it, all networks are listed. "
+            "With --encoders, a part of their names, or a pattern with * and ?."
         ),
     ] = None,
+    encoders: Annotated[
+        bool, typer.Option("--encoders", help="List the encoders of timm that networks can have.")
+    ] = False,
     weights: Annotated[
         str | None,
         typer.Option("--weights", "-w", help="Trained weights, a file that tells its network."),
@@ -28,6 +32,7 @@ def info(
     input_: Annotated[Size, size_option("--input", help="Size of the input.")] = FULL_SIZE,
     classes: options.Classes = None,
     alpha: options.Alpha = None,
+    encoder_name: options.EncoderName = None,
 ) -> None:
     """What a network costs, part by part; or, without a name, which networks there are.
 
@@ -43,8 +48,14 @@ def info(
     [cyan]fassd info fassd_net_l2 --classes 11 --alpha 4[/]
 
     [cyan]fassd info runs/plants/best.safetensors[/]
+
+    [cyan]fassd info --encoders 'resnet*d'[/] and [cyan]fassd info fassd_net --encoder-name
+    resnet18d[/]
     """
-    if name is None and weights is None:
+    if encoders:
+        console().print(_encoders(name or ""))
+        return
+    if (name, weights, encoder_name) == (None, None, None):
         console().print(_variants())
         console().print(_reports())
         return
@@ -55,12 +66,36 @@ def info(
 
     if weights is None and not is_weights_file(name):
         weights = "random"
-    chosen = pick_network(name, weights, classes, alpha)
+    chosen = pick_network(name, weights, classes, alpha, encoder_name)
     network = create_model(chosen.model, chosen.classes, chosen.alpha, weights=chosen.weights)
     console().print(analyze(network, input_, name=chosen.model))
     known = info_of(network)
+    if known is not None and known.preprocessing is not None:
+        own = known.preprocessing
+        console().print(
+            f"pictures: {own.channels}, mean {own.mean}, deviation {own.std}, of 0 to 1"
+        )
     if known is not None and known.class_names:
         console().print("classes:", *map(swatch, classes_of(network)))
+
+
+def _encoders(pattern: str) -> Table:
+    """Those of timm whose names fit.
+
+    Raises:
+        ValueError: none does.
+    """
+    from fassd.bench.costs.encoders import encoder_costs
+
+    table = plain_table(
+        "encoder", ">M params", ">GMACs",
+        title="Encoders of timm, without context and decoder, at 1024x2048", title_justify="left",
+    )  # fmt: skip
+    for name, cost in encoder_costs(pattern):
+        table.add_row(name, f"{cost.params / 1e6:.2f}", f"{cost.macs / 1e9:.1f}")
+    if not table.row_count:
+        raise ValueError(f"no encoder of timm that fits is named like {pattern!r}")
+    return table
 
 
 def _reports() -> Table:

@@ -25,7 +25,8 @@ def job_of(*groups: Any, **fields: Any) -> Job:
     from fassd.bench.jobs import Job
 
     given = {name: value for group in groups for name, value in vars(group).items()} | fields
-    network = (given.pop(name, None) for name in ("model", "weights", "classes", "alpha"))
+    names = "model", "weights", "classes", "alpha", "encoder_name"
+    network = (given.pop(name, None) for name in names)
     model, weights, classes, alpha = pick_network(*network)
     return Job(model, weights, classes or 19, alpha or 2, **given)
 

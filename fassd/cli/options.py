@@ -136,6 +136,15 @@ Alpha = Annotated[
         help="How much narrower DAPF's branches are.",
     ),
 ]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder-name",
+        show_default="that of the weights, or HarDNet",
+        help="An encoder of timm in place of HarDNet; [cyan]fassd info --encoders[/] lists them. "
+        "[cyan]-m fassd_net@resnet18d[/] says the same.",
+    ),
+]
 Backend = Annotated[
     str,
     typer.Option(
@@ -167,11 +176,12 @@ class NetworkOptions:
     weights: Weights = None
     classes: Classes = None
     alpha: Alpha = None
+    encoder_name: EncoderName = None
     backend: Backend = "auto"
 
     def pick(self) -> Network:
         """What they choose, see `pick_network`."""
-        return pick_network(self.model, self.weights, self.classes, self.alpha)
+        return pick_network(self.model, self.weights, self.classes, self.alpha, self.encoder_name)
 
 
 def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:

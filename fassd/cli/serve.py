@@ -74,6 +74,7 @@ def serve(
     weights: options.Weights = None,
     classes: ServedClasses = None,
     alpha: options.Alpha = None,
+    encoder_name: options.EncoderName = None,
     backend: options.Backend = "auto",
     dtype: options.Dtype = "float32",
     device: options.Device = None,
@@ -131,7 +132,7 @@ def serve(
     from fassd.serve.schemas import Limits
 
     as_range(range_)
-    offered = _offered(model, weights, classes, alpha)
+    offered = _offered(model, weights, classes, alpha, encoder_name)
     names = [_host_name(name) for name in allow_host or ()]
     limits = Limits(
         max_bytes=max_bytes, max_pixels=max_pixels, queue=queue, batch=batch, timeout_s=timeout
@@ -176,7 +177,11 @@ def _host_name(text: str) -> str:
 
 
 def _offered(
-    models: list[str] | None, weights: str | None, classes: int | None, alpha: int | None
+    models: list[str] | None,
+    weights: str | None,
+    classes: int | None,
+    alpha: int | None,
+    encoder_name: str | None = None,
 ) -> dict[str, Network]:
     """What --model and --weights name, by the name under which it is offered."""
     from fassd.export import is_exported
@@ -184,10 +189,10 @@ def _offered(
 
     found: dict[str, Network] = {}
     pairs: list[tuple[str | None, str | None]] = [(None, None)]
-    if models or weights is None:
+    if models or (weights is None and encoder_name is None):
         pairs = [split_model(model) for model in models or SERVED]
     for name, own in pairs:
-        chosen = pick_network(name, own or weights, classes, alpha)
+        chosen = pick_network(name, own or weights, classes, alpha, encoder_name)
         if is_exported(chosen.model):
             name = Path(chosen.model).stem
         else:
@@ -203,7 +208,8 @@ def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
     """Load a network and label a small picture: what cannot work shows before the server is up."""
     import numpy as np
 
-    from fassd.models import VARIANTS
+    from fassd.export import is_exported
+    from fassd.models import get_variant
     from fassd.serve.engine import UnsuitableError
     from fassd.serve.schemas import ModelInfo, class_table
 
@@ -213,10 +219,10 @@ def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
     except UnsuitableError as error:
         raise error.__cause__ or error from None
     words = {None: "random", "synthetic": "synthetic", "cityscapes": "cityscapes"}
-    variant = VARIANTS.get(network.model)
+    exported = is_exported(network.model)
     return ModelInfo(
         name=choice.model,
-        title=Path(network.model).name if variant is None else variant.title,
+        title=Path(network.model).name if exported else get_variant(network.model).title,
         weights=words.get(weights_of(network.weights, segmenter.model), "own"),
         classes=class_table(segmenter.classes),
     )

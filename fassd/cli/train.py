@@ -45,7 +45,11 @@ Preset = Annotated[
     ),
 ]
 Encoder = Annotated[
-    str | None, typer.Option(help="[cyan]imagenet[/] (downloaded once) or [cyan]random[/].")
+    str | None,
+    typer.Option(
+        help="Weights that the encoder starts from: [cyan]imagenet[/] (downloaded once; timm's own "
+        "of an encoder of timm) or [cyan]random[/]."
+    ),
 ]
 Precision = Annotated[
     str | None,
@@ -97,6 +101,7 @@ def train(
     data: Data = None,
     root: Root = None,
     settings: RecipeOptions,
+    encoder_name: options.EncoderName = None,
     set_: Assignments = None,
     device: options.Device = None,
     resume: Resume = False,
@@ -124,20 +129,26 @@ def train(
 
     [cyan]fassd train --preset demo --data streets/ -o runs/demo --set ema=0.995[/]
 
+    [cyan]fassd train -d cityscapes/ -o runs/resnet --encoder-name resnet18d[/]
+
     [cyan]fassd train -p demo -d streets/ -d camvid --root CamVid/ -o runs/both[/]
 
     [cyan]torchrun --nproc-per-node 4 -m fassd train -p paper -d cityscapes/ -o runs/four[/]
     """
     from fassd.distributed import is_main, process_group
+    from fassd.models.variants import full_name
     from fassd.training.loop import StoppedError, Trainer
     from fassd.training.recipe import load_recipe
 
     changes = {name: value for name, value in vars(settings).items() if value is not None}
     changes |= dict(_assignment(text) for text in set_ or ())
     if resume:
+        if encoder_name is not None:
+            raise ValueError("--resume takes the encoder of the run; leave out --encoder-name")
         recipe = _resumed(output, changes)
     else:
         recipe = load_recipe(changes.pop("preset", "paper")).replace(**changes)
+        recipe = recipe.replace(model=full_name(recipe.model, encoder_name))
     cards = _cards(output, data or [], root or [], resume)
     if dry_run:
         if recipe is not None:

@@ -31,7 +31,7 @@ from fassd.evaluation.metrics import ConfusionMatrix, Scores
 from fassd.io.images import ImageError, resized
 from fassd.io.palette import classes_of, labels_by_name
 from fassd.models.layers import logits_of
-from fassd.models.preprocess import normalize
+from fassd.models.preprocess import normalize, preprocessing_of
 
 if TYPE_CHECKING:
     from fassd.data.card import Card
@@ -150,10 +150,10 @@ def evaluate(
     process returns the same scores, which are those of a single process: counts are whole numbers.
 
     Args:
-        model: takes normalised BGR (1, 3, H, W) and gives logits (1, classes, h, w), alone or as
-            `fassd.Segmenter` takes them, which are resized to the picture (bilinear,
-            align_corners=True) where they are smaller; plain or accelerated. It runs in eval mode;
-            every module's own mode is restored.
+        model: takes normalised BGR (1, 3, H, W), or what `fassd.models.preprocessing_of` says, and
+            gives logits (1, classes, h, w), alone or as `fassd.Segmenter` takes them, which are
+            resized to the picture (bilinear, align_corners=True) where they are smaller; plain or
+            accelerated. It runs in eval mode; every module's own mode is restored.
         dataset: as `fassd.data.SegmentationDataset`.
         indices: which pictures; all if not given.
         device, dtype: where, and in torch.float32, bfloat16 or float16; None for those of the
@@ -304,13 +304,14 @@ def _scores(
     size = sample.image.shape[:2]
     # A file of labels alone gives 1 for a pixel's class and 0 for the others.
     of_labels = getattr(getattr(network, "metadata", None), "output", None) == "labels"
+    own = preprocessing_of(network)
     views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
     total: Tensor | None = None
     for scale, mirrored in views:
         # An exported file may take one size alone.
         only = getattr(network, "input_size", None)
         image = resized(sample.image, only or tuple(max(1, round(side * scale)) for side in size))
-        batch = torch.from_numpy(normalize(image))[None].to(like.device, like.dtype)
+        batch = torch.from_numpy(normalize(image, own))[None].to(like.device, like.dtype)
         with _naming(sample.path):
             logits = logits_of(network(batch.flip(3) if mirrored else batch)).float()
         if logits.isnan().any():

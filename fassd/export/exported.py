@@ -22,7 +22,6 @@ from fassd.export.metadata import (
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.runtimes import first_line, open_runtime
 from fassd.models.info import NetworkInfo, remember
-from fassd.models.preprocess import MEAN, STD
 
 
 def is_exported(model: object) -> TypeGuard[str | os.PathLike[str]]:
@@ -50,6 +49,7 @@ class ExportedNetwork(nn.Module):
     Attributes:
         metadata: what the file tells.
         input_size: (H, W) that it takes; None for any.
+        preprocessing: how its pictures are normalised.
         takes_pictures: whether its own input is uint8 RGB.
 
     Raises:
@@ -69,6 +69,7 @@ class ExportedNetwork(nn.Module):
         home = torch.device(device or default_device(path))
         self.metadata, self._run = open_runtime(self.path, runtime, home)
         data = self.metadata
+        self.preprocessing = data.preprocessing
         remember(self, NetworkInfo.of(data.variant, data.alpha, data.classes))
         self.eval()
 
@@ -90,8 +91,9 @@ class ExportedNetwork(nn.Module):
         A file that gives labels alone gives 1 for the class of each pixel and 0 for the others.
 
         Args:
-            x: normalised BGR (N, 3, H, W), or uint8 RGB (N, H, W, 3). What the file does not take
-                is converted to what it takes, without loss.
+            x: normalised BGR (N, 3, H, W), or RGB if the metadata says so; or uint8 RGB
+                (N, H, W, 3). What the file does not take is converted to what it takes, without
+                loss.
 
         Raises:
             ValueError: a size that the file does not take, or a broken result.
@@ -117,11 +119,13 @@ class ExportedNetwork(nn.Module):
     def prepared(self, x: Tensor) -> Tensor:
         """What the file itself takes, on the CPU, for `x` as of `forward`."""
         pictures = x.dtype == torch.uint8
+        data = self.preprocessing
+        own = levels(data.mean), levels(data.std), data.channels
         x = x.cpu() if pictures else x.cpu().float()
         if pictures and not self.takes_pictures:
-            return normalized(x, levels(MEAN), levels(STD))
+            return normalized(x, *own)
         if self.takes_pictures and not pictures:
-            return denormalized(x, levels(MEAN), levels(STD))
+            return denormalized(x, *own)
         return x
 
     def run(self, image: Tensor) -> Tensor:

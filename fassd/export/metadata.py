@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 import fassd
 from fassd.io.palette import LabelClass
 from fassd.io.untrusted import problem, read_json, shortened, shown
-from fassd.models.preprocess import MEAN, STD
+from fassd.models.preprocess import OURS, Preprocessing
 
 KEY = "fassd"
 """Under which a file holds its metadata."""
@@ -88,12 +88,13 @@ class Metadata:
         dtype: one of `DTYPES`, what it computes in; input and output are independent of it.
         output: "logits", float32 (N, classes, H, W), or "labels", uint8 (N, H, W).
         takes_pictures: whether its input is uint8 RGB (N, H, W, 3); otherwise it is float32
-            normalised BGR (N, 3, H, W).
+            normalised BGR (N, 3, H, W), or RGB, as `preprocessing` says.
         batch: N.
         size: (H, W), or None where it takes any.
         minimum_size: the smallest H and W of any.
         backend: of `fassd_kernels`, whose library a program has to load; None for none.
         versions: of the libraries that wrote it.
+        preprocessing: how pictures are normalised, in the file or before it.
     """
 
     format: Annotated[str, _one_of(*FORMATS)]
@@ -109,6 +110,7 @@ class Metadata:
     minimum_size: Side
     backend: Name | None
     versions: dict[Name, Name]
+    preprocessing: Preprocessing = OURS
 
     @property
     def num_classes(self) -> int:
@@ -124,7 +126,7 @@ class Metadata:
 
     def to_json(self) -> str:
         """One JSON object, for programs in any language."""
-        layout = "NHWC" if self.takes_pictures else "NCHW"
+        layout, own = "NHWC" if self.takes_pictures else "NCHW", self.preprocessing
         record = {
             "fassd": fassd.__version__,
             "format": self.format,
@@ -138,10 +140,11 @@ class Metadata:
                 "shape": list(self.input_shape),
                 "minimum_size": self.minimum_size,
                 "dtype": "uint8" if self.takes_pictures else "float32",
-                "channels": "RGB" if self.takes_pictures else "BGR",
+                "channels": "RGB" if self.takes_pictures else own.channels,
                 "normalized": not self.takes_pictures,
-                "mean": [255 * mean for mean in MEAN],
-                "std": [255 * std for std in STD],
+                "mean": own.mean_levels,
+                "std": own.std_levels,
+                "mean_channels": own.channels,
             },
             "output": {
                 "name": self.output,
@@ -167,8 +170,10 @@ class Metadata:
             pictures = {"NHWC": True, "NCHW": False}[entry["layout"]]
             batch, *sides = entry["shape"]
             *size, channels = sides if pictures else (*sides[1:], sides[0])
-            for name in ("mean", "std"):
-                LEVELS.validate_python(entry[name])
+            mean, std = (
+                [round(level / 255, 12) for level in LEVELS.validate_python(entry[name])]
+                for name in ("mean", "std")
+            )
             found: Metadata = TypeAdapter(cls).validate_python(
                 {
                     **record,
@@ -177,6 +182,10 @@ class Metadata:
                     "batch": batch,
                     "size": None if size == [-1, -1] else size,
                     "minimum_size": entry["minimum_size"],
+                    # Of files before there were other encoders, it is BGR.
+                    "preprocessing": Preprocessing.checked(
+                        mean, std, entry.get("mean_channels", "BGR")
+                    ),
                 }
             )
             if channels != 3 or found.batch * math.prod(found.size or ()) > MOST_PIXELS:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fassd.models.layers import logits_of
-from fassd.models.preprocess import MEAN, STD
+from fassd.models.preprocess import preprocessing_of
 
 Pictures: TypeAlias = Sequence[npt.NDArray[np.uint8]]
 
@@ -20,7 +20,8 @@ class Deployed(nn.Module):
     """What exporters trace.
 
     Args:
-        network: normalised BGR (N, 3, H, W) to logits; plain, or of `fassd_kernels`.
+        network: pictures normalised as it takes them, BGR (N, 3, H, W) as a rule, to logits; plain,
+            or of `fassd_kernels`.
         preprocess: take uint8 RGB (N, H, W, 3) instead.
         output: "logits", given as float32 whatever the network computes in, or "labels", uint8
             (N, H, W).
@@ -34,17 +35,21 @@ class Deployed(nn.Module):
         self.network = network
         self.preprocess = preprocess
         self.output = output
-        for name, values in (("mean", MEAN), ("std", STD)):
-            self.register_buffer(name, levels(values))
+        self.pictures = preprocessing_of(network)
+        for name in ("mean", "std"):
+            self.register_buffer(name, levels(getattr(self.pictures, name)))
 
     def forward(self, image: Tensor) -> Tensor:
         network: Any = self.network
         labels = self.output == "labels"
         if self.preprocess and labels and hasattr(network, "label_pictures"):
-            mean, std = ([255 * value for value in values] for values in (MEAN, STD))
-            return network.label_pictures(image, mean, std)
+            own = self.pictures
+            return network.label_pictures(image, own.mean_levels, own.std_levels)
         dtype = next(network.parameters()).dtype
-        batch = (normalized(image, self.mean, self.std) if self.preprocess else image).to(dtype)
+        batch = image
+        if self.preprocess:
+            batch = normalized(image, self.mean, self.std, self.pictures.channels)
+        batch = batch.to(dtype)
         if labels and hasattr(network, "predict_labels"):
             return network.predict_labels(batch)
         logits = logits_of(network(batch))
@@ -54,20 +59,22 @@ class Deployed(nn.Module):
 
 
 def levels(values: Sequence[float]) -> Tensor:
-    """`MEAN` or `STD` on the scale of bytes, (3, 1, 1) float32."""
+    """Means or deviations of channels on the scale of bytes, (3, 1, 1) float32."""
     return torch.tensor([255 * value for value in values])[:, None, None]
 
 
-def normalized(pictures: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`fassd.data.transforms.normalize`, of uint8 RGB (N, H, W, 3) by `levels`."""
+def normalized(pictures: Tensor, mean: Tensor, std: Tensor, channels: str = "BGR") -> Tensor:
+    """`fassd.models.normalize`, of uint8 RGB (N, H, W, 3) by `levels`, to channels in an order."""
     # Floats first: TensorRT takes bytes as an input, and nowhere behind it.
-    return (pictures.float().flip(3).permute(0, 3, 1, 2) - mean) / std
+    batch = pictures.float()
+    batch = batch.flip(3) if channels == "BGR" else batch
+    return (batch.permute(0, 3, 1, 2) - mean) / std
 
 
-def denormalized(batch: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def denormalized(batch: Tensor, mean: Tensor, std: Tensor, channels: str = "BGR") -> Tensor:
     """The pictures behind normalised batches, exactly: their values are 256 levels."""
-    pictures = (batch * std + mean).round().clamp(0, 255).to(torch.uint8)
-    return pictures.permute(0, 2, 3, 1).flip(3)
+    pictures = (batch * std + mean).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return pictures.flip(3) if channels == "BGR" else pictures
 
 
 def free_sides(preprocess: bool, size: tuple[int, int] | None) -> tuple[dict[int, Any]] | None:

@@ -12,7 +12,7 @@ from torch import nn
 from fassd.evaluation.agreement import LABELS_LIMIT, LOGITS_LIMIT, agreement_of
 from fassd.export.exported import ExportedNetwork
 from fassd.export.network import Pictures, groups
-from fassd.models.preprocess import normalize
+from fassd.models.preprocess import normalize, preprocessing_of
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def verify(
         labels_limit: share of labels that have to be equal; by the file's dtype if not given.
     """
     dtype, found = exported.metadata.dtype, []
+    own = preprocessing_of(source)
     for group in groups(pictures, exported.metadata.batch):
-        batch = torch.from_numpy(np.stack([normalize(picture) for picture in group]))
+        batch = torch.from_numpy(np.stack([normalize(picture, own) for picture in group]))
         image = torch.from_numpy(np.stack(group)) if exported.takes_pictures else batch
         with torch.inference_mode():
             found.append(agreement_of(source(batch), exported.run(image)))

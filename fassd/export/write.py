@@ -21,7 +21,8 @@ from fassd.export.openvino_file import write_openvino
 from fassd.export.program import smallest_side, traced, write_aoti, write_program
 from fassd.export.tensorrt_file import build_engine, profile_of, sidecar
 from fassd.io.palette import LabelClass, classes_of, labels_by_name
-from fassd.models.preprocess import normalize
+from fassd.models.encoder import reparameterize
+from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import create_model, settled
 
 BACKENDS = ("auto", "cpu", "reference")
@@ -34,7 +35,7 @@ class Request:
     """What to export.
 
     Attributes:
-        model: a name of `fassd.list_models()`.
+        model: a name of `fassd.list_models()`, or a full one, of `fassd.create_model`.
         format: of `FORMATS`.
         weights, num_classes, alpha: as of `fassd.create_model`; None becomes what it stands for.
         size: (H, W), or None for any size.
@@ -80,7 +81,8 @@ class Request:
             raise ExportError(
                 f"dtype must be {', '.join(dtypes)} for {self.format}, got {self.dtype!r}"
             )
-        _, count, alpha = settled(self.weights, self.model, self.num_classes, self.alpha)
+        name, count, alpha = settled(self.weights, self.model, self.num_classes, self.alpha)
+        object.__setattr__(self, "model", name)
         object.__setattr__(self, "num_classes", count)
         object.__setattr__(self, "alpha", alpha)
         if self.output == "labels" and count > MOST_LABELS:
@@ -152,6 +154,7 @@ class Exporter:
             minimum_size=minimum,
             backend=backend,
             versions=versions(),
+            preprocessing=preprocessing_of(self.source),
         )
 
     def _classes(self) -> tuple[LabelClass, ...]:
@@ -169,13 +172,12 @@ class Exporter:
         kept = request.dtype == "int8" or request.format in ("openvino", "tensorrt")
         dtype = torch.float32 if kept else getattr(torch, request.dtype)
         fused = FORMATS[request.format].is_program and request.backend != "reference"
+        source = reparameterize(copy.deepcopy(self.source))
         if fused and missing is not None and request.backend != "auto":
             raise ExportError(f"the C++ operators are missing ({missing}): --backend reference")
         if not fused or missing is not None:
-            if dtype == torch.float32:
-                return self.source, None
-            return copy.deepcopy(self.source).to(dtype), None
-        fast = fassd_kernels.accelerate(self.source, dtype=dtype, backend=request.backend)
+            return source.to(dtype), None
+        fast = fassd_kernels.accelerate(source, dtype=dtype, backend=request.backend)
         example = torch.zeros(1, 3, *self.traced_at, dtype=dtype)
         return fassd_kernels.freeze(fast, (example,)), "cpu"
 
@@ -204,8 +206,9 @@ class Exporter:
         if not calibration:
             raise ExportError("int8 needs pictures to calibrate with: --calibration")
         pictures = self.request.preprocess
+        own = self.metadata.preprocessing
         return [
-            np.stack([picture if pictures else normalize(picture) for picture in group])
+            np.stack([picture if pictures else normalize(picture, own) for picture in group])
             for group in groups(calibration, self.request.batch)
         ]
 
@@ -242,7 +245,7 @@ class Exporter:
 def versions() -> dict[str, str]:
     """Of what took part in writing a file, as far as it is installed."""
     found = {"fassd": fassd.__version__, "torch": torch.__version__}
-    for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt"):
+    for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt", "timm"):
         try:
             found[name] = packages.version(name)
         except packages.PackageNotFoundError:

@@ -27,8 +27,9 @@ from fassd.io.levels import Range, as_range
 from fassd.io.palette import LabelClass, classes_of
 from fassd.models import create_model, load, load_checkpoint
 from fassd.models.device import DTYPES, pick_device
+from fassd.models.encoder import reparameterize
 from fassd.models.layers import logits_of
-from fassd.models.preprocess import normalize
+from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import is_weights_file, settled
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
@@ -47,9 +48,10 @@ class Segmenter:
     Pictures are processed one at a time, so that they may differ in size.
 
     Args:
-        model: a name of `fassd.list_models()`; a file of `fassd train` (`fassd.load`) or of
-            `fassd export`; or a module that takes normalised BGR (1, 3, H, W) and returns logits
-            (1, classes, H, W), alone or in a dict under "out" or "logits", or at the head of a
+        model: a name of `fassd.list_models()`, or a full one, of `fassd.create_model`; a file of
+            `fassd train` (`fassd.load`) or of `fassd export`; or a module that takes normalised BGR
+            (1, 3, H, W), or what `fassd.models.preprocessing_of` says, and returns logits (1,
+            classes, H, W), alone or in a dict under "out" or "logits", or at the head of a
             tuple.
         weights: what `fassd.create_model` takes (a name) or `fassd.load_checkpoint` reads (a
             module). None keeps the weights as they are: for a name, random ones.
@@ -204,8 +206,8 @@ class Segmenter:
         picture = resized(picture, self.size or (height, width))
         if getattr(self.model, "takes_pictures", False):
             return torch.tensor(picture)[None], (height, width)
-        batch = torch.from_numpy(normalize(picture))[None].to(self.device, self.dtype)
-        return batch, (height, width)
+        batch = torch.from_numpy(normalize(picture, preprocessing_of(self.model)))[None]
+        return batch.to(self.device, self.dtype), (height, width)
 
     def _run(self, network: Any, batch: torch.Tensor, prefix: str) -> Any:
         try:
@@ -278,10 +280,12 @@ def accelerated(
 ) -> nn.Module:
     """A copy of `model` in eval mode, computing in `dtype` with `backend` (see `Segmenter`).
 
+    An encoder that is built for it has its branches merged.
+
     Raises:
         ValueError: a backend that `fassd_kernels` does not know or have here.
     """
-    network = copy.deepcopy(model).eval()
+    network = reparameterize(copy.deepcopy(model).eval())
     if backend == "reference":
         return network if dtype is None else network.to(dtype)
     import fassd_kernels

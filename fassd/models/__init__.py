@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fassd.models.layers import BNPReLU, ConvBNPReLU, ConvLayer
     from fassd.models.mda import MDA
     from fassd.models.network import FASSDNet, Stage
-    from fassd.models.preprocess import MEAN, STD, normalize
+    from fassd.models.preprocess import MEAN, STD, Preprocessing, normalize, preprocessing_of
     from fassd.models.tensor_files import CheckpointError
     from fassd.models.variants import VARIANTS, Published, Variant, get_variant, list_models
     from fassd.models.weights import DownloadError
@@ -35,7 +35,7 @@ _HOMES = {
     "layers": ("BNPReLU", "ConvBNPReLU", "ConvLayer"),
     "mda": ("MDA",),
     "network": ("FASSDNet", "Stage"),
-    "preprocess": ("MEAN", "STD", "normalize"),
+    "preprocess": ("MEAN", "STD", "Preprocessing", "normalize", "preprocessing_of"),
     "tensor_files": ("CheckpointError",),
     "variants": ("VARIANTS", "Published", "Variant", "get_variant", "list_models"),
     "weights": ("DownloadError",),
@@ -58,6 +58,7 @@ __all__ = [
     "HarDBlock",
     "LoadReport",
     "NetworkInfo",
+    "Preprocessing",
     "Published",
     "Stage",
     "Variant",
@@ -69,6 +70,7 @@ __all__ = [
     "load_checkpoint",
     "normalize",
     "pick_device",
+    "preprocessing_of",
 ]
 
 

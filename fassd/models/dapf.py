@@ -6,6 +6,9 @@ Embedded Systems", IEEE T-ITS 2021.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +16,14 @@ from torch.nn import functional as F
 from fassd.models.layers import positive_int
 
 DILATIONS = (12, 24, 36)
+MOST_DILATION = 1 << 10
+
+
+def checked_dilations(dilations: Sequence[int]) -> tuple[int, ...]:
+    """Return `dilations` as three integers from 1 to 1024, or raise a ``ValueError``."""
+    if not isinstance(dilations, Sequence) or len(dilations) != len(DILATIONS):
+        raise ValueError(f"dilations must be three integers, got {dilations!r}")
+    return tuple(positive_int("dilations", each, at_most=MOST_DILATION) for each in dilations)
 
 
 class AsymmetricAtrousBranch(nn.Module):
@@ -50,31 +61,33 @@ class AsymmetricAtrousBranch(nn.Module):
 class DAPF(nn.Module):
     """Four branches of inplanes // alpha channels, concatenated and fused by a 1x1 convolution.
 
-    The branches are a 1x1 convolution and three `AsymmetricAtrousBranch`es at dilation 12, 24
-    and 36. Every convolution is bias-free and followed by batch norm (eps 1e-5) and ReLU. Where
-    the map's side is not larger than a dilation, that convolution's outer taps read only padding
-    and it acts as a 1x1.
+    The branches are a 1x1 convolution and three `AsymmetricAtrousBranch`es, in the paper at
+    dilation 12, 24 and 36. Every convolution is bias-free and followed by batch norm (eps 1e-5) and
+    ReLU. Where the map's side is not larger than a dilation, that convolution's outer taps read
+    only padding and it acts as a 1x1.
 
     Args:
         inplanes: channels of input and output.
         alpha: how much narrower the branches are; an integer from 1 to `inplanes`.
+        dilations: of the three asymmetric branches, each from 1 to 1024.
 
     Shape: (N, inplanes, H, W) to the same, any floating dtype.
 
     Raises:
-        ValueError: `alpha` outside its range.
+        ValueError: `alpha` or `dilations` outside their range.
     """
 
-    def __init__(self, inplanes: int, alpha: int = 2) -> None:
+    def __init__(self, inplanes: int, alpha: int = 2, dilations: Sequence[int] = DILATIONS) -> None:
         super().__init__()
         self.inplanes = positive_int("inplanes", inplanes)
         self.alpha = positive_int("alpha", alpha, at_most=inplanes)
         width = inplanes // alpha
         self.conv1x1 = nn.Conv2d(inplanes, width, 1, bias=False)
         self.bn1x1 = nn.BatchNorm2d(width)
-        self.pyBranch2 = AsymmetricAtrousBranch(inplanes, width, DILATIONS[0])
-        self.pyBranch3 = AsymmetricAtrousBranch(inplanes, width, DILATIONS[1])
-        self.pyBranch4 = AsymmetricAtrousBranch(inplanes, width, DILATIONS[2])
+        first, second, third = checked_dilations(dilations)
+        self.pyBranch2 = AsymmetricAtrousBranch(inplanes, width, first)
+        self.pyBranch3 = AsymmetricAtrousBranch(inplanes, width, second)
+        self.pyBranch4 = AsymmetricAtrousBranch(inplanes, width, third)
         self.conv1 = nn.Conv2d(4 * width, inplanes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inplanes)
 
@@ -88,4 +101,6 @@ class DAPF(nn.Module):
         return F.relu(self.bn1(self.conv1(torch.cat(branches, 1))))
 
     def extra_repr(self) -> str:
-        return f"{self.inplanes}, alpha={self.alpha}, dilations={DILATIONS}"
+        branches: tuple[Any, ...] = (self.pyBranch2, self.pyBranch3, self.pyBranch4)
+        dilations = tuple(branch.atrous_conv3x1.dilation[0] for branch in branches)
+        return f"{self.inplanes}, alpha={self.alpha}, dilations={dilations}"

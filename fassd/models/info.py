@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from fassd.models.encoder import Encoder
 from fassd.models.network import FASSDNet
+from fassd.models.preprocess import OURS, Preprocessing, preprocessing_of
 
 Color = tuple[int, int, int]
 
@@ -26,16 +28,18 @@ class NetworkInfo:
     """What is known of a network beside its weights.
 
     Attributes:
-        model: a name of `list_models()`.
+        model: a name of `list_models()`, or a full one (`fassd.models.variants.full_name`).
         alpha: DAPF's reduction.
         class_names: names of the classes, in the order of the labels; empty if unknown.
         colors: RGB colours of the classes, 0 to 255 each; empty if unknown.
+        preprocessing: how it takes pictures; None for as HarDNet's encoders do.
     """
 
     model: str
     alpha: int = 2
     class_names: tuple[str, ...] = ()
     colors: tuple[Color, ...] = ()
+    preprocessing: Preprocessing | None = None
 
     @property
     def num_classes(self) -> int:
@@ -50,6 +54,7 @@ class NetworkInfo:
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dumps`."""
         colors = self.colors or (None,) * self.num_classes
+        own = {"preprocessing": asdict(self.preprocessing)} if self.preprocessing else {}
         return {
             "model": self.model,
             "num_classes": self.num_classes,
@@ -58,6 +63,7 @@ class NetworkInfo:
                 {"name": name, "color": color}
                 for name, color in zip(self.class_names, colors, strict=True)
             ],
+            **own,
         }
 
     @classmethod
@@ -78,11 +84,13 @@ class NetworkInfo:
             else:
                 return None
             _whole(len(names), 1, 2**16)
+            own = network.get("preprocessing")
             return cls(
                 _text(network["model"]),
                 _whole(network["alpha"], 1, 2**16),
                 tuple(map(_text, names)),
                 () if None in colors else tuple(map(_color, colors)),
+                None if own is None else Preprocessing.checked(**own),
             )
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{type(error).__name__}: {error!s:.80}") from error
@@ -115,6 +123,9 @@ def info_of(network: nn.Module) -> NetworkInfo | None:
     """
     parts = list(network.modules())
     found = next((vars(part)[ATTRIBUTE] for part in parts if ATTRIBUTE in vars(part)), None)
+    if found is not None:
+        pictures = preprocessing_of(network)
+        found = replace(found, preprocessing=None if pictures == OURS else pictures)
     counts = (part.num_classes for part in parts if isinstance(part, FASSDNet))
     if found is None or next(counts, found.num_classes) == found.num_classes:
         return found
@@ -123,6 +134,10 @@ def info_of(network: nn.Module) -> NetworkInfo | None:
 
 def remember(network: nn.Module, found: NetworkInfo | None) -> None:
     """Let a network know what the file of all its weights says, but for what it was built as."""
+    if found is not None and found.preprocessing is not None:
+        for part in network.modules():
+            if isinstance(part, Encoder):
+                part.preprocessing = found.preprocessing
     own = info_of(network)
     if own is not None:
         names, colors = (found.class_names, found.colors) if found else ((), ())

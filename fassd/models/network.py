@@ -2,7 +2,8 @@
 
 Source: Rosas-Arias et al., "FASSD-Net: Fast and Accurate Real-Time Semantic Segmentation for
 Embedded Systems", IEEE T-ITS 2021, on the encoder and decoder of FC-HarDNet (Chao et al.,
-"HarDNet: A Low Memory Traffic Network", ICCV 2019).
+"HarDNet: A Low Memory Traffic Network", ICCV 2019). An encoder of timm may take HarDNet's place
+(`fassd.models.encoder`).
 
     picture - stem - block - block - block - block - context      / 2^: strides and poolings
                        |       |       |               |
@@ -11,7 +12,7 @@ Embedded Systems", IEEE T-ITS 2021, on the encoder and decoder of FC-HarDNet (Ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fassd.models.aspp import ASPP
-from fassd.models.dapf import DAPF
+from fassd.models.dapf import DAPF, DILATIONS, checked_dilations
+from fassd.models.encoder import STRIDES, Encoder
 from fassd.models.hardnet import HarDBlock
 from fassd.models.layers import ConvLayer, init_weights, positive_int, resize
 from fassd.models.mda import MDA
@@ -29,6 +31,7 @@ from fassd.models.mda import MDA
 Context = Literal["dapf", "aspp", "none"]
 
 STEM_CHANNELS = (16, 24, 32, 48)
+STEM_STRIDES = (2, 1, 2, 1)
 WIDTH_MULTIPLIER = 1.7
 LIGHT_DECODER_CHANNELS = 64
 
@@ -45,6 +48,10 @@ class Stage:
 FOUR_STAGES = (Stage(64, 10, 4), Stage(96, 16, 4), Stage(160, 18, 8), Stage(224, 24, 8))
 FIVE_STAGES = (*FOUR_STAGES, Stage(320, 32, 8))
 
+ENCODER_CHANNELS = (48, 78, 160, 224)
+"""Of the maps at strides 4 to 32 as HarDNet gives them, to which those of other encoders are
+brought, so that context and decoder cost the same."""
+
 
 class FASSDNet(nn.Module):
     """FASSD-Net and its relatives; `fassd.create_model` knows them by name.
@@ -56,15 +63,20 @@ class FASSDNet(nn.Module):
         num_classes: channels of the output.
         alpha: how much narrower DAPF's branches are; from 1 to the coarsest width (224, or 320 with
             five stages). Checked always, without effect where `context` is not "dapf".
+        dilations: of DAPF's three asymmetric branches; likewise.
         context: what works on the coarsest map: `DAPF`, `ASPP` or nothing.
         mda: whether the decoder has an `MDA` behind each 1x1, at dilation 2 on the finest skip,
             doubling towards the coarse end.
         stem_strides: of the four 3x3 convolutions that come first.
         light_decoder: a 3x3 `ConvLayer` to 64 channels in place of each decoder HarDBlock.
         stages: of the encoder, fine to coarse, with 2x2 average pooling between them.
+        encoder: of timm, in place of HarDNet's (`fassd.models.encoder.Encoder`); `stem_strides` and
+            `stages`, which are HarDNet's, stay at their defaults then.
+        pretrained: start that encoder from timm's own weights.
 
     Shape: (N, 3, H, W), floating, to logits (N, num_classes, H, W). The input is BGR, normalised
-    with mean 255 * [.406, .456, .485] and deviation 255 * [.225, .224, .229]. H and W need not be
+    with mean 255 * [.406, .456, .485] and deviation 255 * [.225, .224, .229]; with another encoder
+    it is as that one's weights were trained (`fassd.models.preprocessing_of`). H and W need not be
     a multiple of anything, but reach `minimum_size`.
 
     Raises:
@@ -79,25 +91,50 @@ class FASSDNet(nn.Module):
         *,
         context: Context = "dapf",
         mda: bool = True,
-        stem_strides: Sequence[int] = (2, 1, 2, 1),
+        stem_strides: Sequence[int] = STEM_STRIDES,
         light_decoder: bool = False,
         stages: Sequence[Stage] = FOUR_STAGES,
+        dilations: Sequence[int] = DILATIONS,
+        encoder: str | None = None,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
         self._num_classes = positive_int("num_classes", num_classes)
         self.alpha = positive_int("alpha", alpha, at_most=stages[-1].channels)
+        dilations = checked_dilations(dilations)
         self.stem_strides = tuple(stem_strides)
         self.n_stages = len(stages)
 
-        self.base = nn.ModuleList()
-        skip_channels = self._build_encoder(stages)
-        self.DAPF = _context_module(context, stages[-1].channels, self.alpha)
+        self.base: Any
+        self.skip_layers: tuple[int, ...] = ()  # where in base the skips leave
+        if encoder is None:
+            if pretrained:
+                raise ValueError("pretrained is of encoders of timm, and no encoder is given")
+            self.base = nn.ModuleList()
+            skip_channels = self._build_encoder(stages)
+        else:
+            if (self.stem_strides, tuple(stages)) != (STEM_STRIDES, FOUR_STAGES):
+                raise ValueError(
+                    f"encoder={encoder!r} takes the place of HarDNet with its stem and stages: it "
+                    "goes with FASSD-Net and its baselines, not with L1, L2 and FC-HarDNet"
+                )
+            self.base = Encoder(encoder, ENCODER_CHANNELS, pretrained)
+            skip_channels = list(ENCODER_CHANNELS[:-1])
+        self.DAPF = _context_module(context, stages[-1].channels, self.alpha, dilations)
         self.denseBlocksUp = nn.ModuleList()
         self.conv1x1_up = nn.ModuleList()
         self.mda = nn.ModuleList()
         channels = self._build_decoder(stages, skip_channels, mda, light_decoder)
         self.finalConv = nn.Conv2d(channels, self._num_classes, 1)
-        self.apply(init_weights)
+        self.initialize(init_weights)
+
+    def initialize(self, init: Callable[[nn.Module], object]) -> None:
+        """Call `init` with every module, but for those of an encoder of timm, which begins as timm
+        has it."""
+        theirs = set(self.base.body.modules()) if isinstance(self.base, Encoder) else set()
+        for module in self.modules():
+            if module not in theirs:
+                init(module)
 
     def _build_encoder(self, stages: Sequence[Stage]) -> list[int]:
         """Fill `base`; return the channels of the skips, fine to coarse."""
@@ -115,7 +152,7 @@ class FASSDNet(nn.Module):
                 skip_channels.append(block.out_channels)
                 skip_layers.append(len(self.base) - 2)
                 self.base.append(nn.AvgPool2d(2))
-        self.skip_layers = tuple(skip_layers)  # where in base the skips leave
+        self.skip_layers = tuple(skip_layers)
         return skip_channels
 
     def _build_decoder(
@@ -160,25 +197,35 @@ class FASSDNet(nn.Module):
     def minimum_size(self) -> int:
         """The smallest H and W, in pixels, at which the coarsest map still has a pixel.
 
-        A padded 3x3 at stride s makes ceil(n / s) of n pixels, a 2x2 pooling floor(n / 2).
+        A padded 3x3 at stride s makes ceil(n / s) of n pixels, a 2x2 pooling floor(n / 2). Other
+        encoders than HarDNet take pictures from their coarsest stride on.
         """
+        if isinstance(self.base, Encoder):
+            return STRIDES[-1]
         return prod(self.stem_strides) * (2 ** (self.n_stages - 1) - 1) + 1
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
         size = (x.shape[2], x.shape[3])
-        skips = []
-        for index, layer in enumerate(self.base):
-            x = layer(x)
-            if index in self.skip_layers:
-                skips.append(x)
-
+        *skips, x = self.encode(x)
         x = self.DAPF(x)
         for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
             skip = skips.pop()
             x = resize(x, (skip.shape[2], skip.shape[3]))
             x = block(mda(conv1x1(torch.cat([x, skip], 1))))
         return resize(self.finalConv(x), size)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The encoder's maps, fine to coarse: the skips, and what the context module works on."""
+        if isinstance(self.base, Encoder):
+            maps: list[Tensor] = self.base(x)
+            return maps
+        skips = []
+        for index, layer in enumerate(self.base):
+            x = layer(x)
+            if index in self.skip_layers:
+                skips.append(x)
+        return [*skips, x]
 
     def _check_input(self, x: Tensor) -> None:
         if isinstance(x, torch.fx.Proxy):  # a symbolic trace knows neither size nor type
@@ -194,15 +241,19 @@ class FASSDNet(nn.Module):
             )
 
     def extra_repr(self) -> str:
+        of_hardnet = f"stem_strides={self.stem_strides}, "
         return (
-            f"num_classes={self.num_classes}, stem_strides={self.stem_strides}, "
+            f"num_classes={self.num_classes}, "
+            f"{'' if isinstance(self.base, Encoder) else of_hardnet}"
             f"minimum_size={self.minimum_size}"
         )
 
 
-def _context_module(context: Context, channels: int, alpha: int) -> nn.Module:
+def _context_module(
+    context: Context, channels: int, alpha: int, dilations: Sequence[int]
+) -> nn.Module:
     if context == "dapf":
-        return DAPF(channels, alpha)
+        return DAPF(channels, alpha, dilations)
     if context == "aspp":
         return ASPP(channels)
     if context == "none":

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fassd.models.dapf import DILATIONS, checked_dilations
+from fassd.models.encoder import preprocessing_for
 from fassd.models.network import FIVE_STAGES, FASSDNet
+from fassd.models.preprocess import OURS, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,27 @@ class Variant:
     by_analogy: bool = False
     cityscapes: str | None = None
 
-    def build(self, num_classes: int = 19, alpha: int = 2) -> FASSDNet:
-        """The network with freshly initialised weights, in training mode."""
-        return FASSDNet(num_classes, alpha, **self.switches)
+    def build(self, num_classes: int = 19, alpha: int = 2, *, pretrained: bool = False) -> FASSDNet:
+        """The network with freshly initialised weights, in training mode.
+
+        Args:
+            num_classes, alpha, pretrained: as of `FASSDNet`.
+        """
+        return FASSDNet(num_classes, alpha, **self.switches, pretrained=pretrained)
+
+    @property
+    def encoder(self) -> str | None:
+        """Name of its encoder in timm; None for HarDNet."""
+        return self.switches.get("encoder")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the network takes pictures.
+
+        Raises:
+            ValueError, ImportError: as of `Encoder`.
+        """
+        return OURS if self.encoder is None else preprocessing_for(self.encoder)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -172,19 +194,102 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+FULL_NAME = re.compile(
+    r"(?P<name>\w+)(@(?P<encoder>[\w.]+))?(?P<light>\+light)?(\+dilations(?P<dilations>\d+-\d+-\d+))?",
+    re.ASCII,
+)
+
+
+def full_name(
+    name: str,
+    encoder: str | None = None,
+    light_decoder: bool = False,
+    dilations: Sequence[int] | None = None,
+) -> str:
+    """A network's name with what it has of its own: one text for files, options and results.
+
+    >>> full_name("fassd_net", "resnet18d", light_decoder=True, dilations=(6, 12, 18))
+    'fassd_net@resnet18d+light+dilations6-12-18'
+
+    Args:
+        name: of a variant, or a full name, to which the other arguments are added.
+        encoder, light_decoder, dilations: as of `fassd.create_model`.
+
+    Raises:
+        ValueError: an argument says another thing than the name, or is none.
+    """
+    match = FULL_NAME.fullmatch(name)
+    if match is None:
+        if encoder is None and not light_decoder and dilations is None:
+            return name  # whatever it is, it is not understood as a network
+        raise ValueError(_unknown(name))
+    if encoder is not None and not (
+        isinstance(encoder, str) and re.fullmatch(r"[\w.]+", encoder, re.ASCII)
+    ):
+        raise ValueError(f"encoder must be a name of timm's, got {encoder!r}")
+    wanted = None
+    if dilations is not None:
+        wanted = "-".join(map(str, checked_dilations(dilations)))
+    for what, asked, own in (
+        ("encoder", encoder, match["encoder"]),
+        ("dilations", wanted, match["dilations"]),
+    ):
+        if None not in (asked, own) and asked != own:
+            raise ValueError(f"{name!r} has {what} {own}, asked for was {asked}")
+    encoder, wanted = encoder or match["encoder"], wanted or match["dilations"]
+    return (
+        match["name"]
+        + (f"@{encoder}" if encoder else "")
+        + ("+light" if light_decoder or match["light"] else "")
+        + (f"+dilations{wanted}" if wanted not in (None, "-".join(map(str, DILATIONS))) else "")
+    )
+
+
 def list_models() -> list[str]:
     """The names that `create_model` accepts."""
     return list(VARIANTS)
 
 
+def is_name(text: str) -> bool:
+    """Whether a text is the full name of a network; its encoder's is not looked up."""
+    match = FULL_NAME.fullmatch(text)
+    return match is not None and match["name"] in VARIANTS
+
+
 def get_variant(name: str) -> Variant:
-    """The registry's entry of `name`.
+    """The network of a full name: an entry of the registry, as that name changes it.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
     if name in VARIANTS:
         return VARIANTS[name]
-    near = difflib.get_close_matches(str(name).lower(), VARIANTS, n=1)
+    match = FULL_NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None or match["name"] not in VARIANTS:
+        raise ValueError(_unknown(name))
+    found = VARIANTS[match["name"]]
+    switches, own = dict(found.switches), []
+    if match["encoder"]:
+        switches["encoder"] = match["encoder"]
+        own.append(match["encoder"])
+    if match["light"]:
+        switches["light_decoder"] = True
+        own.append("light decoder")
+    if match["dilations"]:
+        switches["dilations"] = checked_dilations([*map(int, match["dilations"].split("-"))])
+        own.append(f"dilations {match['dilations']}")
+    return replace(
+        found,
+        title=f"{found.title}, {', '.join(own)}",
+        description=f"{found.title} with {', '.join(own)}.",
+        switches=switches,
+        published=None,
+        reports=(),
+        cityscapes=None,
+    )
+
+
+def _unknown(name: object) -> str:
+    near = difflib.get_close_matches(re.split("[@+]", str(name).lower())[0], VARIANTS, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown model {name!r}, known are {', '.join(VARIANTS)}{guess}")
+    return f"unknown model {name!r}, known are {', '.join(VARIANTS)}{guess}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -11,8 +12,9 @@ from fassd.models import weights as weight_files
 from fassd.models.checkpoint import load_checkpoint
 from fassd.models.info import NetworkInfo, read_info, remember
 from fassd.models.network import FASSDNet
+from fassd.models.preprocess import OURS, Preprocessing
 from fassd.models.tensor_files import CheckpointError
-from fassd.models.variants import VARIANTS, get_variant
+from fassd.models.variants import VARIANTS, full_name, get_variant
 
 
 def create_model(
@@ -20,11 +22,19 @@ def create_model(
     num_classes: int | None = None,
     alpha: int | None = None,
     weights: str | os.PathLike[str] | None = None,
+    *,
+    encoder: str | None = None,
+    pretrained: bool = False,
+    light_decoder: bool = False,
+    dilations: Sequence[int] | None = None,
 ) -> FASSDNet:
     """Build a network of the family in plain PyTorch, on the default device, in training mode.
 
+    >>> model = create_model("fassd_net", 11, encoder="resnet18d", pretrained=True)
+
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or a full name with encoder, light decoder and dilations in
+            it, as files and commands have them: "fassd_net@resnet18d+light+dilations6-12-18".
         num_classes: channels of the output; None for those of the weights' file if it says so, as
             the files of `fassd train` do, else 19.
         alpha: how much narrower DAPF's branches are than the coarsest map; an integer from 1 to
@@ -44,9 +54,17 @@ def create_model(
 
             The downloaded weights are the work of FASSD-Net's authors, who published them without
             a licence; this project's licence does not cover them.
+        encoder: a name of timm's, whose encoder takes the place of HarDNet's; ``fassd info
+            --encoders`` lists them. Its pictures are normalised as its weights were trained
+            (`preprocessing_of`). Of the family, FASSD-Net and its baselines take one.
+        pretrained: start the encoder from timm's own weights, which the Hugging Face hub has; their
+            licences differ.
+        light_decoder: 3x3 convolutions in place of the decoder's HarDBlocks, as FASSD-Net-L2 has.
+        dilations: of DAPF's three asymmetric branches; None for those of the paper, 12, 24, 36.
 
     Returns:
-        A `FASSDNet`: (N, 3, H, W) normalised BGR to logits (N, num_classes, H, W).
+        A `FASSDNet`: (N, 3, H, W) normalised BGR (of an encoder of timm: RGB) to logits
+        (N, num_classes, H, W).
 
     Raises:
         ValueError: an unknown name, an argument outside its range or other than the weights' file
@@ -54,10 +72,14 @@ def create_model(
         CheckpointError: a weights file that does not fit.
         FileNotFoundError: no such weights file.
         DownloadError: a download that failed; the message says where to put the file by hand.
+        ImportError: an encoder without timm; the message says how to install it.
     """
-    variant = get_variant(name)
-    _, num_classes, alpha = settled(weights, name, num_classes, alpha)
-    model = variant.build(num_classes, alpha)
+    name = full_name(name, encoder, light_decoder, dilations)
+    get_variant(name)  # an unknown one is the first error
+    name, num_classes, alpha = settled(weights, name, num_classes, alpha)
+    if pretrained and weights is not None:
+        raise ValueError(f"pretrained: the weights are those of {os.fspath(weights)!r} already")
+    model = get_variant(name).build(num_classes, alpha, pretrained=pretrained)
     remember(model, NetworkInfo(name, alpha))
     if weights is None:
         return model
@@ -125,6 +147,8 @@ def settled(
             2 if alpha is None else alpha,
         )
     known = (info.model, info.num_classes, info.alpha)
+    if model == re.split("[@+]", info.model)[0]:  # the rest of the name is the file's to say
+        model = None
     asked = {"model": model, "classes": num_classes, "alpha": alpha}
     for (what, value), own in zip(asked.items(), known, strict=True):
         if value not in (None, own):
@@ -135,6 +159,16 @@ def settled(
     return known
 
 
+def preprocessing_before(name: str, weights: str | os.PathLike[str] | None = None) -> Preprocessing:
+    """How ``create_model(name, weights=weights)`` takes pictures, before it is made.
+
+    Raises:
+        ValueError, ImportError: as `create_model`.
+    """
+    info = None if weights is None else read_info(weights)
+    return get_variant(name).preprocessing if info is None else info.preprocessing or OURS
+
+
 def weights_file(name: str, weights: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """Where the weights are that `create_model` would load; the authors' are downloaded.
 
@@ -143,6 +177,11 @@ def weights_file(name: str, weights: str | os.PathLike[str]) -> str | os.PathLik
         DownloadError: a download that failed.
     """
     if weights == "imagenet":
+        if get_variant(name).encoder is not None:
+            raise ValueError(
+                "weights='imagenet' is HarDNet's encoder, which this network does not have; "
+                "pretrained=True starts from timm's weights"
+            )
         return weight_files.fetch("imagenet_weights.pth")
     if weights == "cityscapes":
         files = {known: v.cityscapes for known, v in VARIANTS.items() if v.cityscapes}

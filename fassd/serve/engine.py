@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fassd.models.preprocess import normalize
+from fassd.models.preprocess import normalize, preprocessing_of
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
@@ -130,7 +130,8 @@ def label_pictures(segmenter: Segmenter, pictures: list[Picture]) -> list[Pictur
         resizing = getattr(segmenter, "size", None) is not None
         if len(pictures) == 1 or resizing or not isinstance(network, torch.nn.Module):
             return [segmenter.predict(picture).astype(np.uint8) for picture in pictures]
-        batch = torch.from_numpy(np.stack([normalize(picture) for picture in pictures]))
+        own = preprocessing_of(network)
+        batch = torch.from_numpy(np.stack([normalize(picture, own) for picture in pictures]))
         batch = batch.to(segmenter.device, segmenter.dtype)
         with torch.inference_mode():
             direct = getattr(network, "predict_labels", None)

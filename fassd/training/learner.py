@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 from fassd.data.groups import LabelSpace
 from fassd.distributed import sum_over_ranks, world_size
 from fassd.io.palette import labels_by_name
-from fassd.models import NetworkInfo, create_model, load_checkpoint
+from fassd.models import NetworkInfo, create_model, get_variant, load_checkpoint, preprocessing_of
 from fassd.models.info import remember
 from fassd.models.layers import init_xavier
 from fassd.models.zoo import weights_file
@@ -105,7 +105,13 @@ class Learner:
         self.loss_of_heads = CrossEntropy(groups=space.groups)
         self.teacher = None
         if recipe.teacher is not None:
-            self.teacher = Teacher(recipe.teacher, space.class_names, device, recipe.accelerate)
+            self.teacher = Teacher(
+                recipe.teacher,
+                space.class_names,
+                device,
+                recipe.accelerate,
+                preprocessing_of(self.model),
+            )
         if recipe.dice or recipe.lovasz:
             self.loss = RegionLoss(self.loss, recipe.dice, recipe.lovasz)
 
@@ -263,10 +269,16 @@ def _network(
     recipe: Recipe, space: LabelSpace, start: bool, tell: Callable[[str], object]
 ) -> nn.Module:
     """The network of a recipe, with the weights that it starts from."""
-    model = create_model(recipe.model, len(space.classes), recipe.alpha)
+    encoder, weights = get_variant(recipe.model).encoder, recipe.weights
+    pretrained = False
+    if weights is None and recipe.encoder == "imagenet":
+        pretrained = start and encoder is not None
+        weights = "imagenet" if encoder is None else None
+    model = create_model(recipe.model, len(space.classes), recipe.alpha, pretrained=pretrained)
+    if pretrained:
+        tell(f"encoder {encoder} with timm's weights")
     if recipe.init == "xavier":
-        model.apply(init_xavier)
-    weights = recipe.weights or ("imagenet" if recipe.encoder == "imagenet" else None)
+        model.initialize(init_xavier)
     if weights is not None and start:
         file = weights_file(recipe.model, weights)
         tell(str(load_checkpoint(model, file, strict=False)))

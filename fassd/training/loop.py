@@ -33,6 +33,7 @@ from fassd.evaluation.evaluate import Evaluation
 from fassd.io.images import ImageError
 from fassd.models.device import torch_threads
 from fassd.models.info import info_of
+from fassd.models.preprocess import preprocessing_of
 from fassd.training import state as files
 from fassd.training.learner import Learner
 from fassd.training.logs import Reporter, RunLogs
@@ -301,7 +302,7 @@ class Trainer:
         """Those of the steps that are left, or up to step `last`."""
         recipe = self.recipe
         yield from loader(
-            SampleStream.of(recipe, self.train_sets),
+            SampleStream.of(recipe, self.train_sets, preprocessing_of(self.learner.model)),
             range(self.step, last or recipe.steps),
             recipe.batch,
             recipe.accumulate,

@@ -29,21 +29,29 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def avoid_unsound_gradients(model: nn.Module, device: torch.device, precision: str) -> None:
-    """Let dilated convolutions of odd widths run in NCHW where oneDNN's gradient is wrong.
+    """Let convolutions of odd widths run in NCHW where oneDNN's gradient is wrong.
 
     On a CPU in bfloat16 and channels_last, the weight gradient of a dilated convolution whose
     channels are no multiple of 16 reads memory that nobody wrote (PyTorch 2.13; seen with
-    MALLOC_PERTURB_: up to half of the values). MDA's 3x1 and 1x3 are such; NCHW is sound, and
-    everything else stays channels_last: all of FASSD-Net in NCHW takes 1.15 to 1.3 times as long.
+    MALLOC_PERTURB_: up to half of the values). MDA's 3x1 and 1x3 are such. That of a strided 1x1 of
+    such inputs, as in RepVGG's stem, writes beyond its memory, in float32 too (seen with
+    MALLOC_CHECK_). NCHW is sound, and everything else stays channels_last: all of FASSD-Net in NCHW
+    takes 1.15 to 1.3 times as long.
     """
-    if device.type != "cpu" or precision != "bfloat16":
+    if device.type != "cpu":
         return
     for module in model.modules():
-        if not isinstance(module, nn.Conv2d) or max(module.dilation) == 1:
-            continue
-        if module.in_channels % ONEDNN_BLOCK or module.out_channels % ONEDNN_BLOCK:
+        if isinstance(module, nn.Conv2d) and _is_unsound(module, precision):
             module.weight.data = module.weight.data.contiguous()
             module.register_forward_pre_hook(_in_nchw)
+
+
+def _is_unsound(module: nn.Conv2d, precision: str) -> bool:
+    odd = module.in_channels % ONEDNN_BLOCK != 0
+    if module.kernel_size == (1, 1):
+        return odd and max(module.stride) > 1
+    odd = odd or module.out_channels % ONEDNN_BLOCK != 0
+    return odd and max(module.dilation) > 1 and precision == "bfloat16"
 
 
 def _in_nchw(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:

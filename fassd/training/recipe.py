@@ -76,12 +76,13 @@ class Recipe(BaseModel):
     and `replace` make a RecipeError of it.
 
     Attributes:
-        model: a name of `fassd.list_models()`.
+        model: a name of `fassd.list_models()`, or a full one (`fassd.create_model`), with an
+            encoder of timm for instance.
         alpha: how much narrower DAPF's branches are.
-        encoder: "imagenet" starts from the authors' ImageNet encoder (downloaded once), "random"
-            from nothing.
+        encoder: "imagenet" starts from the authors' ImageNet encoder (downloaded once), or an
+            encoder of timm from timm's own weights; "random" from nothing.
         init: the convolutions' weights before that: "xavier" normal, as the authors have it, or
-            "kaiming" normal.
+            "kaiming" normal; an encoder of timm begins as timm has it.
         weights: what to start from instead: a file or name that `fassd.load_checkpoint` or
             `fassd.create_model` takes. Tensors of other shapes (another head) stay random.
         shares: of the pictures that each data set has, in any unit; None takes each picture of all

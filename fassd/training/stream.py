@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from fassd.data.dataset import SegmentationDataset
 from fassd.data.transforms import TrainTransform
 from fassd.io.images import ImageError
-from fassd.models.preprocess import MEAN_COLOR, normalize
+from fassd.models.preprocess import OURS, Preprocessing, normalize
 from fassd.training.recipe import Recipe
 
 ORDER, AUGMENTATION = 1, 2  # so that both draw from streams of their own
@@ -34,7 +34,8 @@ BLACK = (0, 0, 0)
 
 
 class TrainingSample(NamedTuple):
-    """One augmented sample: normalised BGR (3, h, w) float32 and labels (h, w) uint8."""
+    """One augmented sample: (3, h, w) float32, normalised as the network takes it, and (h, w) uint8
+    labels."""
 
     image: npt.NDArray[np.float32]
     labels: npt.NDArray[np.uint8]
@@ -47,7 +48,7 @@ class MicroBatch:
     """What the network takes at once.
 
     Attributes:
-        images: (N, 3, h, w) float32, normalised BGR.
+        images: (N, 3, h, w) float32, normalised.
         labels: (N, h, w) uint8.
         paths: of the pictures.
         skipped: why pictures that were due here were left out; each names its file.
@@ -76,6 +77,7 @@ class SampleStream(Dataset[TrainingSample]):
         transform, seed: as the recipe has them.
         shares: of the samples that each data set has, in any unit; by default its pictures' number.
         earlier: numbers, ascending, and the transform of the samples below each.
+        preprocessing: how the network takes pictures.
     """
 
     def __init__(
@@ -85,22 +87,29 @@ class SampleStream(Dataset[TrainingSample]):
         seed: int,
         shares: Sequence[float] | None = None,
         earlier: Sequence[tuple[int, TrainTransform]] = (),
+        preprocessing: Preprocessing = OURS,
     ) -> None:
         self.datasets = datasets
         self.transform = transform
         self.earlier = earlier
+        self.preprocessing = preprocessing
         self.seed = seed
         self.shares = [len(dataset) for dataset in datasets] if shares is None else shares
 
     @classmethod
-    def of(cls, recipe: Recipe, datasets: Sequence[SegmentationDataset]) -> SampleStream:
+    def of(
+        cls,
+        recipe: Recipe,
+        datasets: Sequence[SegmentationDataset],
+        preprocessing: Preprocessing = OURS,
+    ) -> SampleStream:
         """The samples of a recipe."""
         names = "crop", "scale", "flip", "rotate", "jitter", "gamma", "blur", "focus"
         settings = {name: getattr(recipe, name) for name in names}
-        padding = BLACK if recipe.pad == "black" else MEAN_COLOR
+        padding = BLACK if recipe.pad == "black" else preprocessing.mean_color
         transform = TrainTransform(padding=padding, **settings)
         earlier = [(end * recipe.batch, replace(transform, crop=c)) for end, c in recipe.stages]
-        return cls(datasets, transform, recipe.seed, recipe.shares, earlier)
+        return cls(datasets, transform, recipe.seed, recipe.shares, earlier, preprocessing)
 
     def __getitem__(self, number: int) -> TrainingSample:
         source, own = divide(number, self.shares)
@@ -117,7 +126,8 @@ class SampleStream(Dataset[TrainingSample]):
             rng = np.random.default_rng([AUGMENTATION, self.seed, number])
             transform = next((own for end, own in self.earlier if number < end), self.transform)
             image, labels = transform(sample.image, sample.labels, rng)
-            return TrainingSample(normalize(image), labels, sample.path, skipped)
+            normalized = normalize(image, self.preprocessing)
+            return TrainingSample(normalized, labels, sample.path, skipped)
         raise ImageError(
             f"none of {len(skipped)} pictures in a row could be read; the last: {skipped[-1]}"
         )

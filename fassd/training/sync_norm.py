@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fassd.models.encoder import Encoder
+
 
 class _Sum(torch.autograd.Function):
     """The sum over processes, in all of them; its gradient is the sum of theirs."""
@@ -61,12 +63,32 @@ class AnyDeviceSyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every BatchNorm2d of `model` see all processes' pictures; parameters and keys stay."""
+    """Make every BatchNorm2d of `model` see all processes' pictures; parameters and keys stay.
+
+    Raises:
+        ValueError: batch norms of timm's own, with an activation inside, on another device than a
+            GPU.
+    """
     if not dist.is_initialized():
         return model
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return converted(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = AnyDeviceSyncBatchNorm
+        elif isinstance(module, nn.BatchNorm2d) and type(module) is not AnyDeviceSyncBatchNorm:
+            raise ValueError(
+                f"sync_bn: on a device of type {device.type}, a {type(module).__name__} of the "
+                "encoder cannot be synchronised"
+            )
     return model
+
+
+def converted(model: nn.Module) -> nn.Module:
+    """`model` with `torch.nn.SyncBatchNorm`s, and timm's own where batch norms are."""
+    if any(isinstance(part, Encoder) for part in model.modules()):
+        from timm.layers import convert_sync_batchnorm
+
+        # PyTorch's own would leave out the activations inside.
+        return convert_sync_batchnorm(model)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -23,8 +23,9 @@ BRANCHES = ("pyBranch2", "pyBranch3", "pyBranch4")
 class FusedDAPF(Fused, DAPF):
     """A :class:`fassd.models.DAPF` that runs :func:`fassd_kernels.reference.dapf` fused.
 
-    Same constructor, ``FusedDAPF(inplanes, alpha=2)``, parameters, state dict and gradients; see
-    :class:`Fused` for when it fuses. ``FusedDAPF.from_reference(model.DAPF)`` takes over a module.
+    Same constructor, ``FusedDAPF(inplanes, alpha=2, dilations=(12, 24, 36))``, parameters, state
+    dict and gradients; see :class:`Fused` for when it fuses.
+    ``FusedDAPF.from_reference(model.DAPF)`` takes over a module.
     """
 
     operator = "dapf"

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fassd.models.encoder import Encoder
 from fassd.models.layers import resize
 from fassd.models.network import FASSDNet
+from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
 from fassd_kernels.autocast import convert
 from fassd_kernels.backends import AUTO, choose
@@ -29,6 +31,7 @@ from fassd_kernels.modules.fused import (
     transforming,
 )
 from fassd_kernels.modules.snapshot import Contents, Snapshot, has_hooks, hooked_globally
+from fassd_kernels.reference.conv_act import channels_last
 
 Output = Literal["logits", "labels"]
 OUTPUTS = ("logits", "labels")
@@ -49,7 +52,8 @@ class FusedNetwork(FASSDNet):
     In eval mode: an encoder 1x1 with the average pooling behind it; a decoder 1x1 with the
     upsampling and concatenation before it (its low-resolution part is convolved before it is
     upsampled); the last upsampling with the argmax. A pair of which one carries a hook, or was
-    exchanged for another kind, runs as two modules. In training mode, all is the reference's.
+    exchanged for another kind, runs as two modules. In training mode, all is the reference's. An
+    encoder of timm stays PyTorch's.
 
     Shape: (N, 3, H, W) to logits (N, num_classes, H, W), channels_last; with ``output="labels"``,
     in eval mode, to uint8 labels (N, H, W).
@@ -118,9 +122,12 @@ class FusedNetwork(FASSDNet):
 
         Args:
             pictures: of at most 256 classes' network.
-            mean, std: as of :func:`fassd_kernels.reference.normalize`.
+            mean, std: as of :func:`fassd_kernels.reference.normalize`, in the order of the channels
+                that the network takes; where that is RGB, the pictures are turned around for it.
         """
-        first: Any = self.base[0]
+        if preprocessing_of(self).channels == "RGB":
+            pictures = pictures.flip(3)
+        first: Any = None if isinstance(self.base, Encoder) else self.base[0]
         plain = isinstance(first, FusedConvLayer) and not is_hooked(first)
         size = (pictures.shape[1], pictures.shape[2])
         # Others raise or run as they do without pictures, below.
@@ -191,6 +198,21 @@ class FusedNetwork(FASSDNet):
 
     def scores_from(self, x: Tensor, begin: int) -> Tensor:
         """The rest of :meth:`scores`, of what layer `begin` of the encoder takes."""
+        *skips, x = self.encode_from(x, begin)
+        x = self.DAPF(x)
+        for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
+            # Step by step and without a name for the skip, so that what was read last is free
+            # before the next is made.
+            x = join(conv1x1, x, skips.pop())
+            x = mda(x)
+            x = block(x)
+        return self.finalConv(x)
+
+    def encode_from(self, x: Tensor, begin: int) -> list[Tensor]:
+        """The encoder's maps of what its layer `begin` takes, fine to coarse, in eval mode."""
+        if isinstance(self.base, Encoder):
+            # The fused modules behind it answer so; its own convolutions then do, too.
+            return self.encode(channels_last(x) if x.is_cpu and not transforming() else x)
         skips = []
         layers: list[Any] = list(self.base)
         passed = begin - 1  # the last layer that is done
@@ -205,15 +227,7 @@ class FusedNetwork(FASSDNet):
             x = layer(x)
             if index in self.skip_layers:
                 skips.append(x)
-
-        x = self.DAPF(x)
-        for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
-            # Step by step and without a name for the skip, so that what was read last is free
-            # before the next is made.
-            x = join(conv1x1, x, skips.pop())
-            x = mda(x)
-            x = block(x)
-        return self.finalConv(x)
+        return [*skips, x]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, output={self.output}"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fassd.models.clock import timed
 from fassd.models.device import pick_device
 from fassd.models.layers import logits_of
-from fassd.models.preprocess import MEAN, STD
+from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
 from fassd_kernels.checks import FLOATING, MAX_LABELS
@@ -35,10 +35,6 @@ from fassd_kernels.runtime.queues import CudaQueue, Queue
 Frame: TypeAlias = npt.NDArray[np.uint8] | Tensor
 Labels: TypeAlias = npt.NDArray[np.uint8] | Tensor
 
-# What `normalize` takes: on the scale of the pixels, in the order blue, green, red.
-MEAN_LEVELS = [255 * mean for mean in MEAN]
-STD_LEVELS = [255 * std for std in STD]
-
 WARM_UP = 3  # frames before a measurement: the graph is captured, memory is there
 LATENCIES = 20  # frames, at most, whose latency is measured
 
@@ -49,7 +45,8 @@ class CameraNetwork(nn.Module):
     Shape: uint8 RGB (N, H, W, 3) to uint8 labels (N, H, W).
 
     Args:
-        network: takes normalised BGR (N, 3, H, W) in the type of its parameters; gives logits
+        network: takes pictures normalised as :func:`fassd.models.preprocessing_of` says, BGR (N, 3,
+            H, W) as a rule, in the type of its parameters; gives logits
             (N, classes, H, W), alone or as :func:`fassd.models.layers.logits_of` takes them, or
             labels, or has a ``predict_labels`` that gives these.
     """
@@ -57,14 +54,18 @@ class CameraNetwork(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.preprocessing = preprocessing_of(network)
         self.training = False
 
     def forward(self, frames: Tensor) -> Tensor:
         first = next(self.network.parameters(), None)
         dtype = torch.float32 if first is None else first.dtype
+        mean, std = self.preprocessing.mean_levels, self.preprocessing.std_levels
         if isinstance(self.network, FusedNetwork) and not has_hooks(self.network):
-            return self.network.label_pictures(frames, MEAN_LEVELS, STD_LEVELS)
-        x = ops.normalize(frames, mean=MEAN_LEVELS, std=STD_LEVELS, dtype=dtype)
+            return self.network.label_pictures(frames, mean, std)
+        if self.preprocessing.channels == "RGB":  # the operator turns pictures around
+            frames = frames.flip(3)
+        x = ops.normalize(frames, mean=mean, std=std, dtype=dtype)
         direct = getattr(self.network, "predict_labels", None)
         # Hooks want to see the network itself called.
         result = self.network(x) if direct is None or has_hooks(self.network) else direct(x)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fassd.models import ASPP, DAPF, MDA, ConvLayer, HarDBlock
+from fassd.models.encoder import Encoder
 
 KNOWN_PARTS = (ASPP, DAPF, MDA, ConvLayer, HarDBlock)
 JOINTS = "(joints)"
@@ -45,6 +46,9 @@ def parts_of(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
     """
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name
+        if isinstance(module, Encoder) and child is module.body:
+            yield child_path, f"{module.name}, of timm"
+            continue
         inside = (inner for inner in child.modules() if inner is not child)
         holds_parts = isinstance(child, CONTAINERS) or any(
             isinstance(inner, KNOWN_PARTS) for inner in inside

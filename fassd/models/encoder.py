@@ -1,0 +1,306 @@
+"""Encoders of timm (PyTorch Image Models) in the place of HarDNet.
+
+timm is imported when a network with such an encoder is built, and needed for nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fassd.models.layers import ConvLayer
+from fassd.models.preprocess import Preprocessing, Triple
+from fassd.models.weights import DownloadError, cache_folder
+
+STRIDES = (4, 8, 16, 32)
+"""Of the maps that the decoder joins, fine to coarse, in pixels of the picture."""
+
+TRIED_AT = (96, 160)
+"""A size, of multiples of 32 alone, at which an encoder shows that it takes any such."""
+
+MOST_NAMED = 3
+
+INSTALL = "pip install 'fassd-net[encoders]'"
+
+
+class Encoder(nn.Module):
+    """An encoder of timm, and a 1x1 `ConvLayer` on each of its maps.
+
+    Pictures whose sides are no multiple of 32 are padded with zeros at the right and the bottom,
+    which some encoders ask for, and the maps are cut to ceil(side / stride).
+
+    Args:
+        name: of timm, with or without a tag of its weights: ``resnet18d``, ``resnet18d.ra2_in1k``.
+        channels: of the maps, fine to coarse.
+        pretrained: start from timm's own weights, see `pretrained_file`.
+
+    Shape: (N, 3, H, W) to four maps, (N, channels[i], ceil(H / STRIDES[i]), ceil(W / STRIDES[i])).
+
+    Attributes:
+        name, body: the encoder.
+        project: the 1x1 convolutions.
+        preprocessing: how its pictures are normalised.
+
+    Raises:
+        ValueError: an unknown name, an encoder without maps at these strides, or without weights.
+        ImportError: timm is missing.
+        DownloadError: its weights could not be fetched; the message tells where to put them.
+    """
+
+    def __init__(self, name: str, channels: Sequence[int], pretrained: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        self.preprocessing = preprocessing_for(name)
+        options, self.channels_last = plan_of(name)
+        timm = import_timm()
+        self.body: Any = (
+            load_pretrained(timm, name, options)
+            if pretrained
+            else timm.create_model(name, **options)
+        )
+        self.project = nn.ModuleList(
+            ConvLayer(found, wanted, 1)
+            for found, wanted in zip(self.body.feature_info.channels(), channels, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        height, width = x.shape[2], x.shape[3]
+        # Of a tracer's symbols it is not known whether they are multiples.
+        fits = isinstance(height, int) and isinstance(width, int)
+        fits = fits and height % STRIDES[-1] == width % STRIDES[-1] == 0
+        maps = self.body(
+            x if fits else F.pad(x, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
+        )
+        if self.channels_last:
+            maps = [each.permute(0, 3, 1, 2) for each in maps]
+        if not fits:
+            maps = [
+                each[:, :, : -(-height // stride), : -(-width // stride)]
+                for each, stride in zip(maps, STRIDES, strict=True)
+            ]
+        return [project(each) for project, each in zip(self.project, maps, strict=True)]
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+class Plan(NamedTuple):
+    """What an encoder of timm is asked for.
+
+    Attributes:
+        options: keyword arguments of ``timm.create_model``.
+        channels_last: whether it gives its maps as (N, H, W, C).
+    """
+
+    options: Mapping[str, Any]
+    channels_last: bool
+
+
+@functools.cache
+def plan_of(name: str) -> Plan:
+    """How an encoder of timm gives its maps at `STRIDES`; errors as `Encoder`."""
+    timm = import_timm()
+    check_name(name)
+    problem: Exception | None = None
+    for own in ({}, {"strict_img_size": False}):  # which lets Swin take any size
+        with torch.device("meta"), torch.no_grad():
+            try:
+                body = timm.create_model(name, features_only=True, **own).eval()
+            except (RuntimeError, AttributeError) as error:
+                raise ValueError(
+                    f"encoder {name!r} gives no maps: timm has no features_only for it ({error})"
+                ) from error
+            except TypeError:  # of the option
+                continue
+            features = body.feature_info
+            indices = _deepest(name, features.reduction(), features.out_indices)
+            try:
+                last = body(torch.empty(1, 3, *TRIED_AT))[-1]
+            except Exception as error:  # whatever a network raises at a size that it does not take
+                problem = problem or error
+                continue
+        options = {"features_only": True, "out_indices": indices, **own}
+        return Plan(options, last.shape[1] != features.channels()[-1])
+    size = timm.get_pretrained_cfg(name).input_size[1:]
+    raise ValueError(
+        f"encoder {name!r} is made for pictures of {size[0]}x{size[1]} and does not take any size, "
+        f"as is needed ({problem})"
+    ) from problem
+
+
+def _deepest(name: str, strides: Sequence[int], indices: Sequence[int]) -> tuple[int, ...]:
+    """Which maps to ask for: of each of `STRIDES` the deepest, as stages may hold several."""
+    if missing := [stride for stride in STRIDES if stride not in strides]:
+        raise ValueError(
+            f"encoder {name!r} has maps at strides {shown(strides)}, none at {shown(missing)}; "
+            f"needed are {shown(STRIDES)}; fassd info --encoders lists those that have them"
+        )
+    last = dict(zip(strides, indices, strict=True))
+    return tuple(last[stride] for stride in STRIDES)
+
+
+def load_pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
+    """An encoder with timm's own weights, from `pretrained_file` if that is there, or the hub.
+
+    Raises:
+        ValueError: timm has no weights for it.
+        DownloadError: they could not be fetched.
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ValueError(
+            f"timm has no pretrained weights for the encoder {name!r}: leave pretrained away"
+        )
+    file = pretrained_file(name)
+    overlay = {"file": str(file)} if file.is_file() else None
+    state = torch.get_rng_state()
+    untrained = timm.create_model(name, **options)
+    torch.set_rng_state(state)
+    try:
+        body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        # timm says nothing of what a file lacks where the classifier is left away.
+        if left := _untouched(untrained, body):
+            raise KeyError(f"without {shown(left[:MOST_NAMED])}")
+        return body
+    except Exception as error:  # of the hub's client, of safetensors, of load_state_dict
+        if overlay is not None:
+            raise ValueError(f"{file} does not fit the encoder {name!r}: {error}") from error
+        source = f"{config.hf_hub_id} of the Hugging Face hub" if config.hf_hub_id else config.url
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DownloadError(
+            f"could not get the weights of the encoder {name!r}, {source}: {reason}\n"
+            f"To go on without the network, put its model.safetensors at {file}"
+        ) from error
+
+
+def _untouched(before: nn.Module, after: nn.Module) -> list[str]:
+    """Weights of convolutions and matrices that are as random as they were."""
+    old = dict(before.named_parameters())
+    return [
+        name
+        for name, weight in after.named_parameters()
+        if weight.dim() > 1 and torch.equal(weight, old[name])
+    ]
+
+
+def pretrained_file(name: str) -> Path:
+    """Where a file of timm's weights, under the encoder's full name, is used before any other."""
+    timm = import_timm()
+    config = timm.get_pretrained_cfg(name)
+    architecture = name.partition(".")[0]
+    tag = f".{config.tag}" if config is not None and config.tag else ""
+    return cache_folder() / "timm" / f"{architecture}{tag}.safetensors"
+
+
+def preprocessing_for(name: str) -> Preprocessing:
+    """How timm says that pictures of an encoder are normalised; RGB, as all of timm's.
+
+    Raises:
+        ValueError, ImportError: as `Encoder`.
+    """
+    timm = import_timm()
+    check_name(name)
+    config = timm.get_pretrained_cfg(name)
+    mean, std = (
+        cast(Triple, tuple(map(float, values)))
+        for values in (
+            (config.mean, config.std)
+            if config is not None
+            else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+        )
+    )
+    return Preprocessing(mean, std, "RGB")
+
+
+def check_name(name: str) -> None:
+    """See whether timm knows an encoder.
+
+    Raises:
+        ValueError: it does not; the message offers the nearest names.
+    """
+    timm = import_timm()
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture.lower(), timm.list_models(), n=3)
+        guess = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"unknown encoder {name!r}: timm {timm.__version__} has none of that name{guess} "
+            "(fassd info --encoders lists them)"
+        )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = timm.models.list_pretrained(f"{architecture}.*")
+        raise ValueError(
+            f"unknown encoder {name!r}: timm {timm.__version__} has no weights {tag!r} of it, "
+            f"but {shown(tags) or 'none at all'}"
+        ) from None
+
+
+def reparameterize(network: nn.Module) -> nn.Module:
+    """Merge the branches of encoders that are built for it, RepVGG's for instance; in place.
+
+    The network computes what it did in eval mode, faster; its state dict is another, and it cannot
+    be trained as before.
+    """
+    for part in network.modules():
+        if isinstance(part, Encoder):
+            from timm.models import reparameterize_model
+
+            part.body = reparameterize_model(part.body, inplace=True)
+    return network
+
+
+def import_timm() -> Any:
+    """The package timm.
+
+    Raises:
+        ImportError: it is missing; the message says how to install it.
+    """
+    import_torchvision()
+    try:
+        import timm
+    except ImportError as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else str(error)
+        raise ImportError(f"encoders need timm ({missing} is missing): {INSTALL}") from error
+    return timm
+
+
+_OPERATORS: list[Any] = []  # they go with the library that has defined them
+
+
+def import_torchvision() -> None:
+    """Import torchvision, as timm and others do, if there is any, be it built for another PyTorch.
+
+    One for CUDA beside a PyTorch for CPUs, as PyPI has them, stops at the first of its own
+    operators, of which timm calls none: their names are all that it is given.
+
+    Raises:
+        ImportError: it is broken otherwise.
+    """
+    while True:
+        try:
+            import torchvision  # noqa: F401
+        except ImportError:
+            return  # timm tells of it
+        except RuntimeError as error:
+            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+            if missing is None:
+                raise ImportError(f"torchvision, which timm needs, is broken: {error}") from error
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(f"{missing[1]}() -> ()")
+            _OPERATORS.append(library)
+        else:
+            return
+
+
+def shown(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
