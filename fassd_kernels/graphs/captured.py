@@ -14,8 +14,6 @@ from torch import nn
 from fassd_kernels.modules.fused import Fused, exports_onnx, is_traced, transforming
 from fassd_kernels.modules.snapshot import Snapshot, hooked_globally, replaced_forward
 
-CONTAINERS = (nn.ModuleList, nn.ModuleDict)
-
 
 class Captured(nn.Module):
     """Mixin, in front of a module's own class, that `accelerate` puts there.
@@ -110,7 +108,8 @@ def capture(module: nn.Module) -> bool:
     parts = list(module.modules())
     several = sum(isinstance(part, nn.Conv2d) for part in parts) > 1
     fused = any(isinstance(part, Fused) for part in parts)
-    whole = not fused and not isinstance(module, CONTAINERS) and not replaced_forward(module)
+    called = type(module).forward is not nn.Module.forward  # no list or dictionary of modules
+    whole = called and not fused and not replaced_forward(module)
     if several and whole:
         kind: Any = type(module)
         module.__class__ = captured_class(kind)

@@ -561,6 +561,20 @@ def test_many_models_in_one_process() -> None:
     assert counted["unique_graphs"] - before == 10
 
 
+def test_lists_and_dictionaries_of_modules_are_not_called() -> None:
+    class Called(nn.ModuleDict):
+        def forward(self, x: Tensor) -> Tensor:
+            return self["b"](self["a"](x))  # type: ignore[no-any-return]
+
+    model = shaken(Called({"a": Block(4), "b": Block(4)}))
+    fast: Any = accelerate(model)
+    assert isinstance(fast, Captured)
+    agree(fast, model, torch.randn(1, 4, 6, 6))
+    parts: Any = accelerate(nn.ModuleList([Block(4), nn.ModuleDict({"a": Block(4)})]))
+    assert isinstance(parts[0], Captured) and isinstance(parts[1]["a"], Captured)
+    assert not isinstance(parts, Captured) and not isinstance(parts[1], Captured)
+
+
 def test_parts_of_a_model_that_has_fused_modules() -> None:
     from fassd.models import MDA
 
