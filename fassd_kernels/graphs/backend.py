@@ -94,7 +94,11 @@ class FusedGraph:
             with torch.inference_mode(False), torch.no_grad():
                 for step in self.steps:
                     step.pack(lambda node: None if node is None else inputs[self.places[node]])
-            self.known = (weights, contents)
+            on_gpu = any(weight.is_cuda for weight in weights)
+            captured = on_gpu and torch.cuda.is_current_stream_capturing()
+            if on_gpu and not captured:  # whoever reads them next may do so on another stream
+                torch.cuda.current_stream().synchronize()
+            self.known = None if captured else (weights, contents)
         return self.fused(*inputs)
 
 

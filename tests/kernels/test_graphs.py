@@ -530,6 +530,19 @@ def test_training_and_hooks_run_the_models_own() -> None:
     assert seen == ["tall"]
 
 
+def test_weights_that_are_lent_for_one_call() -> None:
+    model = shaken(Everything())
+    fast = accelerate(model)
+    x = torch.randn(1, 3, 32, 40)
+    own = agree(fast, model, x)
+    others = {name: value + 0.25 for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        lent = torch.func.functional_call(fast, others, x)
+        expected = torch.func.functional_call(model, others, x)
+    torch.testing.assert_close(lent, expected, rtol=1e-4, atol=1e-4)
+    assert agree(fast, model, x).equal(own)
+
+
 def test_control_flow_is_told_once() -> None:
     class Branching(Everything):
         def forward(self, x: Tensor) -> Tensor:
