@@ -2,8 +2,9 @@
 
     python -m benchmarks.camvid --root DIR
 
-trains every row from random weights by the preset `streets`, on generated streets and CamVid's
-`train`, with the same steps and crops. The last weights are scored: nothing is chosen by a score,
+trains every row by the preset `streets`, on generated streets and CamVid's `train`, with the same
+steps and crops, from random weights or, with ``--start synthetic``, from those that ship and have
+seen generated streets alone. The last weights are scored: nothing is chosen by a score,
 and `test` is looked at once for each row. 480x360, 11 classes, void ignored, single scale, no flip.
 A row takes hours; Ctrl-C saves, and the same command goes on where it was stopped. Finished rows
 are kept in the results file, whatever else is asked for later.
@@ -79,10 +80,11 @@ class Run(NamedTuple):
     model: str
     steps: int
     seed: int
+    start: str
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.steps}-{self.seed}"
+        return "-".join(map(str, self))
 
 
 def train(run: Run, work: Path, streets: Path, root: Path) -> tuple[Path, float]:
@@ -99,7 +101,9 @@ def train(run: Run, work: Path, streets: Path, root: Path) -> tuple[Path, float]
             spent = 0.0
             length = ["--steps", str(run.steps), "--seed", str(run.seed), "-s", "val_every=0"]
             data = ["-d", str(streets), "-d", "camvid", "--root", str(root)]
-            arguments = ["train", "-p", PRESET, "-o", str(partial), "-m", run.model, *data, *length]
+            start = [] if run.start == "random" else ["-w", run.start]
+            own = ["-m", run.model, *start, *data, *length]
+            arguments = ["train", "-p", PRESET, "-o", str(partial), *own]
         try:
             code = app(arguments, standalone_mode=False)
         finally:
@@ -134,17 +138,19 @@ def kept(file: Path) -> list[dict[str, Any]]:
 
 def write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     order = list(VARIANTS)
-    ordered = sorted(rows, key=lambda r: (order.index(r["model"]), -r["steps"], r["seed"]))
+
+    def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return order.index(row["model"]), -row["steps"], row["start"], row["seed"]
+
     content = {
         "recipe": {
             "command": "python -m benchmarks.camvid --root DIR",
             "preset": PRESET,
-            "start": "random",
             "generator": VERSION,
         },
         "note": "CamVid at 480x360, 11 classes, void ignored, single scale; the last weights of "
         "each run, trained on generated streets and CamVid's train split alone.",
-        "rows": ordered,
+        "rows": sorted(rows, key=place),
     }
     write_json(file, content)
 
@@ -155,6 +161,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     measured = [
         (
             f"`{r['model']}`",
+            r["start"],
             f"{r['steps']:,}",
             str(r["seed"]),
             f"{r['hours']:.1f}",
@@ -165,7 +172,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
         for r in rows
     ]
     names = [c["name"] for c in rows[0]["test"]["classes"]] if rows else []
-    header = ("network", "steps", "seed", "hours", "val", "**test**", "pixels", *names)
+    header = ("network", "start", "steps", "seed", "hours", "val", "**test**", "pixels", *names)
     published = [(p.network, per_cent(p.miou), p.size, p.trained, p.source) for p in PUBLISHED]
     head = ("published", "test", "size", "trained on beside CamVid", "source")
     lines = [*markdown_table(header, measured), "", *markdown_table(head, published)]
@@ -180,15 +187,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", "-o", type=Path, default=FILE)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=sorted(VARIANTS))
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--start", choices=("random", "synthetic"), default="random")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     streets = prepare(options.work)
-    runs = [Run(name, options.steps, seed) for seed in options.seeds for name in options.networks]
+    runs = [
+        Run(name, options.steps, seed, options.start)
+        for seed in options.seeds
+        for name in options.networks
+    ]
     for number, run in enumerate(runs, 1):
         print(f"{number} of {len(runs)}: {run.name}", flush=True)
         found = row(run, options.work, streets, options.root)
-        others = [r for r in kept(options.output) if Run(r["model"], r["steps"], r["seed"]) != run]
+        others = [r for r in kept(options.output) if Run(*(r[f] for f in Run._fields)) != run]
         write(options.output, [*others, found])
         miou = found["test"]["miou"]
         print(f"{run.name}: test mIoU {100 * miou:.1f}%, {found['hours']:.1f} hours", flush=True)

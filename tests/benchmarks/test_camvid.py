@@ -47,14 +47,14 @@ def command(tmp_path: Path, root: Path, *more: str) -> dict[str, Any]:
 def test_a_row_is_trained_and_scored(tmp_path: Path, root: Path, few: None) -> None:
     short = ("--networks", "fassd_net_l2", "--steps", "1")
     (row,) = command(tmp_path, root, *short)["rows"]
-    assert (row["model"], row["steps"], row["seed"]) == ("fassd_net_l2", 1, 0)
+    assert [row[name] for name in camvid.Run._fields] == ["fassd_net_l2", 1, 0, "random"]
     assert row["hours"] >= 0
     names = load_card("camvid", root).class_names
     for split in camvid.SPLITS:
         assert row[split]["pictures"] == 1
         assert [found["name"] for found in row[split]["classes"]] == names
     text = camvid.tables([row])
-    assert f"| `fassd_net_l2` | 1 | 0 | 0.0 | {100 * row['val']['miou']:.1f} |" in text
+    assert f"| `fassd_net_l2` | random | 1 | 0 | 0.0 | {100 * row['val']['miou']:.1f} |" in text
     assert "| FC-DenseNet103 | 66.9 | 480x360 | nothing else |" in text
 
 
@@ -93,5 +93,8 @@ def test_a_stopped_run_goes_on_and_finished_ones_are_kept(
         "rows"
     ]
     assert len(called) == 5  # the finished one is not trained again
+    assert "-w" not in called[-1]
+    command(tmp_path, root, "--networks", "baseline_mda", "--start", "synthetic")
+    assert called[-1][called[-1].index("-w") + 1] == "synthetic"
     found = [(row["model"], row["seed"]) for row in rows]
     assert found == [("fassd_net", 0), ("fassd_net", 1), ("baseline", 0), ("baseline", 1)]
