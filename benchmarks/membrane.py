@@ -3,7 +3,8 @@
     python -m benchmarks.membrane --root DIR
 
 trains by the preset `membrane` on the card's `train` split, once for each seed, and scores the last
-weights on its `test` split, at which nothing else looks. A finished seed is not trained again.
+weights on its `test` split, at which nothing else looks. A stopped run goes on, and a finished seed
+is not trained again.
 ``--table`` writes the tables of `docs/own-data.md` from the committed results; ``--check`` tells
 whether they differ.
 """
@@ -15,7 +16,7 @@ import json
 import resource
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ FILE = RESULTS / "membrane" / "membrane.json"
 DOCUMENT = ROOT / "docs" / "own-data.md"
 BEGIN, END = "<!-- membrane: python -m benchmarks.membrane --table -->\n", "<!-- /membrane -->\n"
 NAME = "membrane"  # of the card and of the preset
+CLOCKS = ("cpu_seconds", "seconds")
 KEPT = ("miou", "pixel_accuracy", "mean_accuracy", "pictures", "classes")
 
 
@@ -41,7 +43,7 @@ class Published(NamedTuple):
     source: str
 
 
-MULTIRES = "Ibtehaz and Rahman, Neural Networks 121, 2020 (arXiv:1902.04049), table 3"
+MULTIRES = "Ibtehaz and Rahman, Neural Networks 121, 2020 (arXiv:1902.04049)"
 FOLDS = "the 30, five-fold cross validation"
 PUBLISHED = (
     Published(
@@ -56,23 +58,33 @@ PUBLISHED = (
 
 
 def train(seed: int, work: Path, root: Path) -> Path:
-    """The folder of a finished run, trained where it is not there yet."""
+    """The folder of a finished run, trained, or trained on, where it is not there yet."""
     done, partial = work / str(seed), work / f"{seed}.partial"
-    if not done.exists():
+    clock = work / f"{seed}.spent.json"
+    if done.exists():
+        return done
+    if (partial / "checkpoint.safetensors").exists():
+        spent = json.loads(clock.read_text()) if clock.is_file() else dict.fromkeys(CLOCKS, 0.0)
+        arguments = ["-o", partial, "--resume", "--threads", 1]
+    else:
         shutil.rmtree(partial, ignore_errors=True)
-        before, began = _cpu_seconds(), time.perf_counter()
-        data = ("-d", NAME, "--root", root, "-o", partial)
-        fassd("train", "-p", NAME, *data, "--seed", seed, "--threads", 1)
-        spent = {"cpu_seconds": _cpu_seconds() - before, "seconds": time.perf_counter() - began}
-        write_json(partial / "spent.json", {name: round(value) for name, value in spent.items()})
-        partial.rename(done)
+        spent = dict.fromkeys(CLOCKS, 0.0)
+        data = ("-d", NAME, "--root", root, "--seed", seed, "--threads", 1)
+        arguments = ["-p", NAME, "-o", partial, *data]
+    before = _clocks()
+    try:
+        fassd("train", *arguments)
+    finally:
+        after = _clocks()
+        write_json(clock, {name: spent[name] + after[name] - before[name] for name in CLOCKS})
+    partial.rename(done)
     return done
 
 
-def _cpu_seconds() -> float:
-    """Processor time of all commands that have ended."""
+def _clocks() -> dict[str, float]:
+    """Processor time of all commands that have ended, and the time of day."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "seconds": time.perf_counter()}
 
 
 def row(seed: int, work: Path, root: Path) -> dict[str, Any]:
@@ -83,43 +95,59 @@ def row(seed: int, work: Path, root: Path) -> dict[str, Any]:
         data = ("--data", NAME, "--root", root, "--split", "test")
         fassd("val", *data, "-w", run / "last.safetensors", "--threads", 1, "--json", file)
     found = json.loads(file.read_text())
-    spent = json.loads((run / "spent.json").read_text())
+    clocks = json.loads((work / f"{seed}.spent.json").read_text())
+    spent = {name: round(clocks[name]) for name in CLOCKS}
     scores = {key: found[key] for key in KEPT}
     return {"seed": seed, **spent, "test": scores, "environment": environment("cpu")}
 
 
-def tables(content: Mapping[str, Any]) -> str:
-    """The measured rows and, below them, the published ones, as Markdown."""
-    recipe, rows = content["recipe"], content["rows"]
-    names = [found["name"] for found in rows[0]["test"]["classes"]]
-    kinds = [f"{name}, {score}" for name in names for score in ("IoU", "Dice")]
-    measured = [
-        (
-            f"`{recipe['model']}`",
-            str(each["seed"]),
-            f"{each['cpu_seconds'] / 60:.0f}",
-            *(
-                f"{100 * found[score]:.1f}"
-                for found in each["test"]["classes"]
-                for score in ("iou", "dice")
-            ),
-            f"{100 * each['test']['miou']:.1f}",
-            f"{100 * each['test']['pixel_accuracy']:.1f}",
-        )
-        for each in rows
-    ]
-    where = rows[0]["environment"]
-    lines = [
-        f"*Per cent, on the {rows[0]['test']['pictures']} pictures of `test`, after "
-        f"{recipe['steps']} steps from the weights `{recipe['weights']}`. {where['cpu']}, one "
-        f"thread, {where['instruction_set']}, torch {where['torch']}, {where['date'][:10]}; "
-        "minutes are of processor time.*",
-        "",
-        *markdown_table(("network", "seed", "minutes", *kinds, "mIoU", "pixels"), measured),
-        "",
-        *markdown_table(("published", "score", "on", "source"), PUBLISHED),
-    ]
+def kept(file: Path) -> list[dict[str, Any]]:
+    """The rows of a results file."""
+    return json.loads(file.read_text())["rows"] if file.is_file() else []
+
+
+def write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    recipe = load_recipe(NAME)
+    content = {
+        "recipe": {
+            "command": "python -m benchmarks.membrane --root DIR",
+            "preset": NAME,
+            "model": recipe.model,
+            "weights": recipe.weights,
+            "steps": recipe.steps,
+        },
+        "rows": sorted(rows, key=lambda row: row["seed"]),
+    }
+    write_json(file, content)
+
+
+def tables(content: Mapping[str, Any] | None) -> str:
+    """The measured rows, if there are any, and the published ones, as Markdown."""
+    lines = ["*Not measured here yet.*"]
+    if content is not None:
+        lines = _measured(content["recipe"], content["rows"])
+    lines += ["", *markdown_table(("published", "score", "on", "source"), PUBLISHED)]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _measured(recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    per_cent = "{:.1f}".format
+    where, first = rows[0]["environment"], rows[0]["test"]
+    kinds = [f"{found['name']}, {score}" for found in first["classes"] for score in ("IoU", "Dice")]
+    cells = []
+    for each in rows:
+        test, minutes = each["test"], f"{each['cpu_seconds'] / 60:.0f}"
+        scores = [100 * found[name] for found in test["classes"] for name in ("iou", "dice")]
+        scores += [100 * test["miou"], 100 * test["pixel_accuracy"]]
+        cells.append((f"`{recipe['model']}`", str(each["seed"]), minutes, *map(per_cent, scores)))
+    return [
+        f"*Per cent, on the {first['pictures']} pictures of `test`, after {recipe['steps']} steps "
+        f"from the weights `{recipe['weights']}`. {where['cpu']}, one thread, "
+        f"{where['instruction_set']}, torch {where['torch']}, {where['date'][:10]}; minutes are of "
+        "processor time.*",
+        "",
+        *markdown_table(("network", "seed", "minutes", *kinds, "mIoU", "pixels"), cells),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,23 +161,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     if options.table or options.check:
-        text = tables(json.loads(FILE.read_text()))
+        text = tables(json.loads(FILE.read_text()) if FILE.is_file() else None)
         return int(refreshed(DOCUMENT, BEGIN, END, text, options.check) and options.check)
     if options.root is None:
         parser.error("--root is needed: the folder of the pictures and masks")
-    rows = [row(seed, options.work, options.root) for seed in options.seeds]
-    recipe = load_recipe(NAME)
-    content = {
-        "recipe": {
-            "command": f"python -m benchmarks.membrane --seeds {' '.join(map(str, options.seeds))}",
-            "preset": NAME,
-            "model": recipe.model,
-            "weights": recipe.weights,
-            "steps": recipe.steps,
-        },
-        "rows": rows,
-    }
-    write_json(options.output, content)
+    options.work.mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds:
+        found = row(seed, options.work, options.root)
+        write(options.output, [*(r for r in kept(options.output) if r["seed"] != seed), found])
     return 0
 
 
