@@ -32,7 +32,7 @@ from fassd.bench.report.figures import (
 from fassd.bench.report.page import Cell, Plot, Section, Table
 from fassd.bench.report.results import Collection, Figure, JobKey, job_of, origin
 from fassd.bench.results import OTHER
-from fassd.models import VARIANTS, create_model, list_models
+from fassd.models import VARIANTS, create_model, get_variant, list_models
 
 FULL_SIZE = (1024, 2048)
 AT_FULL_SIZE = f"at 1x3x{FULL_SIZE[0]}x{FULL_SIZE[1]}"
@@ -399,7 +399,7 @@ def rows_with_others(comparison: Figure) -> Iterator[tuple[Cell, ...]]:
         )
 
     cost = analyze(create_model(job["model"], job["classes"], job["alpha"]), tuple(job["size"]))
-    title = VARIANTS[job["model"]].title
+    title = get_variant(job["model"]).title
     for name, way in ((f"{title}, ours", OURS_LOGITS), (f"{title}, PyTorch", EAGER)):
         own = way.of(comparison)
         if own is not None:
