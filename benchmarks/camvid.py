@@ -7,7 +7,8 @@ steps and crops, from random weights or, with ``--start synthetic``, from those 
 seen generated streets alone. The last weights are scored: nothing is chosen by a score,
 and `test` is looked at once for each row. 480x360, 11 classes, void ignored, single scale, no flip.
 A row takes hours; Ctrl-C saves, and the same command goes on where it was stopped. Finished rows
-are kept in the results file, whatever else is asked for later.
+are kept in the results file, whatever else is asked for later. ``--table`` writes the tables of
+`docs/camvid.md` from the committed results; ``--check`` tells whether they differ.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import RESULTS, ROOT, write_json, write_text
+from benchmarks import RESULTS, ROOT, refreshed, write_json, write_text
 from benchmarks.ablation import fassd, prepare
 from fassd.bench.machine import environment
 from fassd.bench.markdown import markdown_table
@@ -29,6 +30,8 @@ from fassd.models import VARIANTS
 from fassd.synth import VERSION
 
 FILE = RESULTS / "camvid" / "camvid.json"
+DOCUMENT = ROOT / "docs" / "camvid.md"
+BEGIN, END = "<!-- camvid: python -m benchmarks.camvid --table -->\n", "<!-- /camvid -->\n"
 PRESET = "streets"
 NETWORKS = (
     "fassd_net",
@@ -179,17 +182,24 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.camvid", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--root", type=Path, required=True, help="CamVid in SegNet's layout")
+    parser.add_argument("--root", type=Path, help="CamVid in SegNet's layout")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "camvid")
     parser.add_argument("--output", "-o", type=Path, default=FILE)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=sorted(VARIANTS))
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--start", choices=("random", "synthetic"), default="random")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
+    if options.table or options.check:
+        text = tables(kept(FILE))
+        return int(refreshed(DOCUMENT, BEGIN, END, text, options.check) and options.check)
+    if options.root is None:
+        parser.error("--root is needed: the folder of CamVid")
     options.work.mkdir(parents=True, exist_ok=True)
     streets = prepare(options.work)
     runs = [
@@ -204,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(options.output, [*others, found])
         miou = found["test"]["miou"]
         print(f"{run.name}: test mIoU {100 * miou:.1f}%, {found['hours']:.1f} hours", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

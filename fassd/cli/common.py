@@ -19,7 +19,7 @@ from fassd.cli.terminal import escape, escape_lines, say, visible
 ABOUT_WEIGHTS = {
     None: "random weights: labels are meaningless until trained weights are given (--weights)",
     "synthetic": "synthetic weights, trained on generated streets alone: photographs need others "
-    "(--weights cityscapes, or your own)",
+    "(--weights streets, cityscapes, or your own)",
 }
 UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fassd.training import Evaluation
 
 CITYSCAPES_CLASSES = 19
-NAMED_WEIGHTS = (None, "synthetic", "cityscapes", "random")
+NAMED_WEIGHTS = (None, "streets", "synthetic", "cityscapes", "random")
 LEGEND_UP_TO = 40  # classes; of more, the legend shows those that occur
 OF_THE_TALK = ["fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2"]
 

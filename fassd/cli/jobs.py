@@ -76,7 +76,7 @@ def job_of_file(job: Job, weights: str | None, given: list[str]) -> Job:
 
     runtime = "auto" if job.backend == "reference" else job.backend
     data = ExportedNetwork(job.model, runtime, job.device).metadata
-    if weights is None and data.weights not in (None, "synthetic", "cityscapes"):
+    if weights is None and data.weights not in (None, "streets", "synthetic", "cityscapes"):
         raise ValueError(
             f"{job.model} was made with the weights {data.weights}: give that file as --weights, "
             "to compare with"

@@ -218,7 +218,7 @@ def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
         segmenter.predict(np.zeros((128, 128, 3), np.uint8))
     except UnsuitableError as error:
         raise error.__cause__ or error from None
-    words = {None: "random", "synthetic": "synthetic", "cityscapes": "cityscapes"}
+    words = {name: name or "random" for name in (None, "streets", "synthetic", "cityscapes")}
     exported = is_exported(network.model)
     return ModelInfo(
         name=choice.model,

@@ -1,9 +1,9 @@
 """Weights by name: the project's own, in the package, and the authors', downloaded.
 
-`shipped` are trained on generated street scenes alone (``fassd/weights/README.md`` is their model
-card) and come under the project's licence. `fetch` gets the files of FASSD-Net's authors once,
-verifies them and keeps them in a cache folder; they published them without a licence, and this
-project neither contains them nor licenses them.
+`shipped` are trained on generated street scenes, those called ``streets`` on photographs of CamVid,
+too (``fassd/weights/README.md`` is their model card). `fetch` gets the files of FASSD-Net's authors
+once, verifies them and keeps them in a cache folder; they published them without a licence, and
+this project neither contains them nor licenses them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ GIT_BLOBS = {
 }
 """The published files and what ``git hash-object`` says of them."""
 
-SHIPPED = {
-    "fassd_net": "fassd_net-synthetic.safetensors",
-    "fassd_net_l2": "fassd_net_l2-synthetic.safetensors",
-}
-"""Files in ``fassd/weights`` by the network's name; 19 classes, alpha 2."""
+SHIPPED = ("synthetic", "streets")
+"""Names of the weights in ``fassd/weights``, the commands' default first."""
+
+SHIPPED_NETWORKS = ("fassd_net", "fassd_net_l2")
+"""Those that have them; 19 classes, alpha 2."""
 
 CHUNK_BYTES = 1 << 16
 TIMEOUT_SECONDS = 30.0
@@ -42,13 +42,9 @@ class DownloadError(OSError):
     """A published file that could not be fetched whole and right."""
 
 
-def shipped(name: str) -> Path:
-    """The file in the package with the network's weights of generated streets.
-
-    Raises:
-        KeyError: none ship for that network.
-    """
-    return Path(__file__).parents[1] / "weights" / SHIPPED[name]
+def shipped(name: str, weights: str) -> Path:
+    """The file in the package with a network's weights, one of `SHIPPED`."""
+    return Path(__file__).parents[1] / "weights" / f"{name}-{weights}.safetensors"
 
 
 def cache_folder() -> Path:

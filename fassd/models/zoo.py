@@ -16,6 +16,9 @@ from fassd.models.preprocess import OURS, Preprocessing
 from fassd.models.tensor_files import CheckpointError
 from fassd.models.variants import VARIANTS, full_name, get_variant
 
+PUBLISHED = (*weight_files.SHIPPED, "cityscapes", "imagenet")
+"""Weights that have a name."""
+
 
 def create_model(
     name: str,
@@ -44,9 +47,11 @@ def create_model(
 
             * ``None``: Kaiming normal convolutions, batch norm 1 and 0 (`layers.init_weights`);
             * a path, read by `load_checkpoint`;
-            * ``"synthetic"``: ours, in the package (fassd_net and fassd_net_l2 at 19 classes and
-              alpha 2), trained on generated street scenes alone: good for trying things out and
-              for measuring agreement, not for photographs;
+            * ``"streets"``: ours, in the package (fassd_net and fassd_net_l2 at 19 classes and
+              alpha 2), trained on generated street scenes and on the photographs of CamVid, which
+              is for research;
+            * ``"synthetic"``: ours, likewise, trained on generated street scenes alone: not for
+              photographs, and free of others' terms;
             * ``"cityscapes"``: the authors' trained file (fassd_net, fassd_net_l1 and fassd_net_l2
               at 19 classes and alpha 2), downloaded once by `weights.fetch`;
             * ``"imagenet"``: the authors' ImageNet encoder, likewise; the rest stays as with
@@ -83,7 +88,7 @@ def create_model(
     remember(model, NetworkInfo(name, alpha))
     if weights is None:
         return model
-    if weights in ("cityscapes", "synthetic") and (num_classes, alpha) != (19, 2):
+    if weights in ("cityscapes", *weight_files.SHIPPED) and (num_classes, alpha) != (19, 2):
         raise ValueError(
             f"weights={weights!r} has 19 classes and alpha 2, asked for were "
             f"num_classes={num_classes} and alpha={alpha}; weights='imagenet' starts any of them "
@@ -138,7 +143,7 @@ def settled(
             says cannot be understood.
     """
     info = None
-    if weights is not None and weights not in ("synthetic", "cityscapes", "imagenet"):
+    if weights is not None and weights not in PUBLISHED:
         info = read_info(weights)
     if info is None:
         return (
@@ -186,8 +191,9 @@ def weights_file(name: str, weights: str | os.PathLike[str]) -> str | os.PathLik
     if weights == "cityscapes":
         files = {known: v.cityscapes for known, v in VARIANTS.items() if v.cityscapes}
         return weight_files.fetch(files[_published(name, weights, files)])
-    if weights == "synthetic":
-        return weight_files.shipped(_published(name, weights, weight_files.SHIPPED))
+    if weights in weight_files.SHIPPED:
+        known = dict.fromkeys(weight_files.SHIPPED_NETWORKS, "")
+        return weight_files.shipped(_published(name, weights, known), str(weights))
     return weights
 
 
@@ -200,6 +206,6 @@ def _published(name: str, weights: str | os.PathLike[str], files: Mapping[str, s
 
 
 def default_weights(name: str, num_classes: int = 19, alpha: int = 2) -> str | None:
-    """What commands use where no weights are given: "synthetic" if that fits, else None."""
-    fits = name in weight_files.SHIPPED and (num_classes, alpha) == (19, 2)
-    return "synthetic" if fits else None
+    """What commands use where no weights are given: the shipped ones if they fit, else None."""
+    fits = name in weight_files.SHIPPED_NETWORKS and (num_classes, alpha) == (19, 2)
+    return weight_files.SHIPPED[0] if fits else None

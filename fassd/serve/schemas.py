@@ -67,7 +67,9 @@ class ModelInfo(BaseModel):
 
     name: str
     title: str
-    weights: str = Field(description="synthetic, cityscapes, random, or own: a file of the server.")
+    weights: str = Field(
+        description="streets, synthetic, cityscapes, random, or own: the server's."
+    )
     classes: list[ClassInfo] | None = Field(
         None, description="Its classes, where they are not those of the default network."
     )

@@ -98,3 +98,7 @@ def test_a_stopped_run_goes_on_and_finished_ones_are_kept(
     assert called[-1][called[-1].index("-w") + 1] == "synthetic"
     found = [(row["model"], row["seed"]) for row in rows]
     assert found == [("fassd_net", 0), ("fassd_net", 1), ("baseline", 0), ("baseline", 1)]
+
+
+def test_the_documents_tables_are_those_of_the_results() -> None:
+    assert camvid.main(["--check"]) == 0

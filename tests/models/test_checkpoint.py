@@ -374,7 +374,9 @@ def test_absent_file(model, tmp_path):
 @pytest.mark.parametrize("weights", ["cityscape", ""])
 def test_absent_file_tells_the_published_names(tmp_path, monkeypatch, weights):
     monkeypatch.chdir(tmp_path)
-    message = f"no weights file '{weights}'; published names are synthetic, cityscapes, imagenet"
+    message = (
+        f"no weights file '{weights}'; published names are synthetic, streets, cityscapes, imagenet"
+    )
     with pytest.raises(FileNotFoundError, match=message):
         create_model("fassd_net_l2", weights=weights)
 

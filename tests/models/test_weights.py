@@ -212,7 +212,7 @@ def test_weights_from_a_path(tmp_path, golden):
     assert torch.equal(model.finalConv.bias, trained.finalConv.bias)
 
 
-@pytest.mark.parametrize("which", ["cityscapes", "synthetic"])
+@pytest.mark.parametrize("which", ["cityscapes", "synthetic", "streets"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

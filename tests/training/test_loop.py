@@ -189,7 +189,7 @@ def test_starts_from_weights_by_name_for_another_number_of_classes(tmp_path):
     write_image(tmp_path / "data/train/labels/a.png", (labels > 9).astype(np.uint8))
     recipe = small_recipe(weights="synthetic", steps=1, batch=1)
     trainer = Trainer(recipe, load_card(tmp_path / "data"), tmp_path / "run")
-    stem = load_file(shipped("fassd_net_l2"))["base.0.conv.weight"]
+    stem = load_file(shipped("fassd_net_l2", "synthetic"))["base.0.conv.weight"]
     assert torch.equal(trainer.learner.model.state_dict()["base.0.conv.weight"], stem.float())
     assert trainer.learner.model.finalConv.out_channels == 2
     assert trainer.run() is None
