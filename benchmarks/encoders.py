@@ -14,7 +14,11 @@ from fassd.models.encoder import import_timm
 def main() -> None:
     names = import_timm().list_models()
     known = read_table() if TABLE.exists() else {}
-    write_table({name: known[name] if name in known else cost_of(name) for name in names})
+    costs = {name: known[name] for name in names if name in known}
+    for name in names:
+        if name not in costs:
+            costs[name] = cost_of(name)
+            write_table(costs)  # at once, so that it goes on where it was stopped
 
 
 if __name__ == "__main__":
