@@ -97,7 +97,8 @@ def test_maps_and_logits_of_any_size(encoder: str) -> None:
         # What is padded is cut off: the maps of the upper left are those of the padded picture.
         padded = nn.functional.pad(picture(65, 131), (0, 29, 0, 31))
         for cut, whole in zip(model.encode(picture(65, 131)), model.encode(padded), strict=True):
-            assert torch.equal(cut, whole[:, :, : cut.shape[2], : cut.shape[3]])
+            part = whole[:, :, : cut.shape[2], : cut.shape[3]]
+            assert (cut - part).norm() <= 1e-5 * part.norm()  # threads sum in another order
     with pytest.raises(ValueError, match="at least 32x32 pixels for this variant, got 31x64"):
         model(picture(31, 64))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -221,18 +221,19 @@ def trace(model: nn.Module, picture: Tensor) -> list[FusedCall]:
     """What the calls of one forward are.
 
     Args:
-        model: an accelerated network of the family, all of it fused, in eval mode.
+        model: an accelerated network of the family, all of it fused, in eval mode; or its decoder,
+            behind an encoder whose graph was captured.
         picture: (N, 3, H, W).
     """
-    names = iter(_callers(model))
-    calls = []
+    model(picture)  # captures the encoder's graph, and chooses how to compute it
+    calls: list[FusedCall] = []
 
     def described(operator: str, made: partial[Tensor]) -> Tensor:
         output = made()
         call = OperatorCall.of(operator, *made.args, **made.keywords)
         calls.append(
             FusedCall(
-                next(names),
+                "",
                 describe(call),
                 tuple(tuple(image.shape) for image in call.images),
                 tuple(output.shape),
@@ -243,7 +244,10 @@ def trace(model: nn.Module, picture: Tensor) -> list[FusedCall]:
 
     with around_operators(described):
         model(picture)
-    return calls
+    names = _callers(model)
+    captured = [f"base.body, call {number}" for number in range(1, len(calls) - len(names) + 1)]
+    named = zip(calls, [*captured, *names], strict=True)
+    return [replace(call, name=name) for call, name in named]
 
 
 def _callers(model: Any) -> list[str]:
