@@ -53,7 +53,7 @@ class FusedNetwork(FASSDNet):
     upsampling and concatenation before it (its low-resolution part is convolved before it is
     upsampled); the last upsampling with the argmax. A pair of which one carries a hook, or was
     exchanged for another kind, runs as two modules. In training mode, all is the reference's. An
-    encoder of timm stays PyTorch's.
+    encoder of timm is :class:`fassd_kernels.graphs.captured.Captured` by `accelerate`.
 
     Shape: (N, 3, H, W) to logits (N, num_classes, H, W), channels_last; with ``output="labels"``,
     in eval mode, to uint8 labels (N, H, W).
