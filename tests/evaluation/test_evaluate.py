@@ -250,7 +250,7 @@ GROUPS = [(0, 3), (2,)]
 def coarser(names=("kind 0", "kind 1", "kind 2", "kind 3")):
     """Pictures of two classes, which cover three of four; and a network that knows those."""
     dataset, model = FakeDataset(num_classes=2), random_network()
-    dataset.card.name, dataset.card.path = "coarse", "card.yaml"
+    dataset.card.named = "card 'coarse' (card.yaml)"
     dataset.card.covers = tuple(tuple(names[i] for i in group) for group in GROUPS)
     read = type(dataset).__getitem__
 
@@ -315,7 +315,7 @@ def test_a_card_that_covers_classes_which_the_network_lacks():
 
 def test_a_network_that_tells_no_names_has_cityscapes_if_it_has_19_classes():
     dataset = FakeDataset(1, num_classes=3, enlarged=2)
-    dataset.card.name, dataset.card.path = "coarse", "card.yaml"
+    dataset.card.named = "card 'coarse' (card.yaml)"
     names = [info.name for info in CITYSCAPES]
     dataset.card.covers = (tuple(names[:5]), tuple(names[5:11]), tuple(names[11:]))
     torch.manual_seed(0)
