@@ -325,11 +325,18 @@ def test_accelerated(encoder: str) -> None:
             labels = fast.predict_labels(x)
         assert (labels == right.argmax(1)).double().mean() >= 0.999
     assert fast.state_dict().keys() == model.state_dict().keys()
-    copied = copy.deepcopy(fast)
+
+
+def test_edits_of_an_accelerated_copy() -> None:
+    model = network(SMALL)
+    copied = copy.deepcopy(fassd_kernels.accelerate(model))
     with torch.no_grad():
         copied.base.project[0].conv.weight.mul_(2)
         model.base.project[0].conv.weight.mul_(2)
         x = picture(*SIZE)
+        assert relative_error(copied(x), exact(model, x)) <= 4e-6
+        for each in (copied, model):
+            next(each.base.body.parameters()).mul_(-1)
         assert relative_error(copied(x), exact(model, x)) <= 4e-6
 
 
