@@ -244,13 +244,17 @@ def cudnn_relus(context: BuildContext, dtype: torch.dtype) -> nn.Module:
 
 
 def other_network(
-    context: BuildContext, dtype: torch.dtype, network: OtherNetwork, compiling: bool
+    context: BuildContext, dtype: torch.dtype, network: OtherNetwork, form: str = ""
 ) -> Call:
-    """Another network on the subject's picture, in channels_last, eager or by `inductor`."""
+    """Another network on the subject's picture.
+
+    Args:
+        form: in channels_last; ``compiled``, by `inductor`; ``accelerated``, by ours.
+    """
     torch.manual_seed(0)
     own = replace(context, module=network.build().eval())
-    if not compiling:
-        return channels_last(own, dtype)
+    if form != "compiled":
+        return (ours if form else channels_last)(own, dtype)
     return inductor(own, dtype) if context.device.type == "cpu" else compiled(own, dtype)
 
 
@@ -429,12 +433,12 @@ HALVED = ("channels_last", "compile", "max_autotune", "tensorrt")
 OTHER_CANDIDATES = tuple(
     _last(
         network.key,
-        f"{network.title}{', compiled' if compiling else ''}",
-        partial(other_network, network=network, compiling=compiling),
+        f"{network.title}{form and f', {form}'}",
+        partial(other_network, network=network, form=form),
         other=network,
     )
     for network in OTHERS
-    for compiling in (False, True)
+    for form in ("", "compiled", "accelerated")
 )
 
 KEYS = (*(peer.key for peer in PEERS), OURS, *(network.key for network in OTHERS))

@@ -247,7 +247,7 @@ def peers(
     come with [cyan]pip install 'fassd-net\\[bench]'[/]. On a GPU these are plain PyTorch, AMP,
     torch.compile, ONNX Runtime and TensorRT, and the energy of a call is measured. --others puts
     networks beside it that one could take instead, as other packages carry them, with random
-    weights; a note says how to install those that are missing.
+    weights, eager, compiled and accelerated; a note says how to install those that are missing.
 
     [bold]Examples[/]
 

@@ -146,7 +146,7 @@ def other(build):
     return Candidate(
         "tiny",
         "Tiny-Net",
-        partial(other_network, network=network, compiling=False),
+        partial(other_network, network=network),
         other=network,
     )
 
@@ -164,6 +164,25 @@ def test_another_network_is_timed_and_counted_but_is_no_peer():
     assert row["speedup_over_eager"] is None
     text = printed(report)
     assert "other network" in text and "Tiny-Net" in text
+
+
+@pytest.mark.parametrize("form", ["", "accelerated"])
+def test_another_network_computes_the_same_in_each_form(form):
+    class Wider(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 19, 1)
+            )
+
+    network = OtherNetwork("tiny", "Tiny-Net", "pip install tiny-net", Wider)
+    x = torch.rand(1, 3, 64, 96)
+    context = BuildContext(Tiny().eval(), torch.device("cpu"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        right = Wider().eval()(x)
+        found = other_network(context, torch.float32, network, form)(x)
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
 
 
 def test_another_network_that_is_missing_or_does_another_job_is_a_note():
