@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from fassd_kernels.backends import AUTO, choose
 from fassd_kernels.graphs.fusing import fuse
 from fassd_kernels.graphs.mutation import make_functional
-from fassd_kernels.graphs.steps import Step
+from fassd_kernels.graphs.steps import Packing
 from fassd_kernels.modules.snapshot import Contents
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class FusedGraph:
     packs them anew where one has changed.
     """
 
-    def __init__(self, plain: GraphModule, fused: GraphModule, steps: Sequence[Step]) -> None:
+    def __init__(self, plain: GraphModule, fused: GraphModule, steps: Sequence[Packing]) -> None:
         self.plain, self.fused, self.steps = plain, fused, steps
         places = {node: i for i, node in enumerate(placeholders(fused))}
         self.places = places
@@ -106,7 +106,7 @@ def placeholders(module: GraphModule) -> list[Node]:
     return [node for node in module.graph.nodes if node.op == "placeholder"]
 
 
-def nodes_of(step: Step) -> list[Node]:
+def nodes_of(step: Packing) -> list[Node]:
     """The placeholders that a step reads its weights from."""
     weight, bias, norm, slope = step.placeholders
     found = (weight, bias, slope, *(norm.tensors if norm else ()))

@@ -10,17 +10,17 @@ from torch.fx import Graph, GraphModule, Node
 
 from fassd_kernels.graphs import patterns
 from fassd_kernels.graphs.patterns import Convolution, only_user, value
-from fassd_kernels.graphs.steps import Labels, PairStep, Step, Upsample, UpsampleStep
+from fassd_kernels.graphs.steps import Labels, Packing, PairStep, Step, Upsample, UpsampleStep
 
 
-def fuse(module: GraphModule) -> list[Step]:
+def fuse(module: GraphModule) -> list[Packing]:
     """Put steps into the graph of `module`, which is functional.
 
     Returns:
         The steps that have weights.
     """
     graph = module.graph
-    steps: list[Step] = []
+    steps: list[Packing] = []
     for node in list(graph.nodes):
         found = patterns.convolution(node)
         if found is not None:
@@ -33,7 +33,7 @@ def fuse(module: GraphModule) -> list[Step]:
     return steps
 
 
-def fuse_convolution(module: GraphModule, conv: Convolution) -> Step:
+def fuse_convolution(module: GraphModule, conv: Convolution) -> Packing:
     """A convolution, and what follows it as far as one operator has it."""
     last = conv.node
 
@@ -53,7 +53,7 @@ def fuse_convolution(module: GraphModule, conv: Convolution) -> Step:
     options = (conv.weight, conv.bias, norm, slope, conv.stride, conv.dilation, activation)
     low = upsampled(conv, images) if residual is None and pool == 1 else []
     if low:
-        sources = [image.args[0] for image in low]
+        sources = [source(image) for image in low]
         skips = [image for image in images if image not in low]
         place, places = 0, []
         for image in images:
@@ -61,15 +61,15 @@ def fuse_convolution(module: GraphModule, conv: Convolution) -> Step:
             if image in low:
                 places.append((place, channels))
             place += channels
-        step: Step = UpsampleStep(*options, low=places)
-        replace(module, last, step, (sources, skips))
-    else:
-        step = Step(*options, pool)
-        step.kernel = conv.kernel
-        d = conv.dilation[0]
-        step.splits = conv.kernel == (3, 3) and conv.dilation == (d, d) and d > 1
-        step.splits &= conv.stride == (1, 1) and pool == 1
-        replace(module, last, step, (images, residual))
+        upsampling = UpsampleStep(*options, low=places)
+        replace(module, last, upsampling, (sources, skips))
+        return upsampling
+    step = Step(*options, pool)
+    step.kernel = conv.kernel
+    d = conv.dilation[0]
+    step.splits = conv.kernel == (3, 3) and conv.dilation == (d, d) and d > 1
+    step.splits &= conv.stride == (1, 1) and pool == 1
+    replace(module, last, step, (images, residual))
     return step
 
 
@@ -80,8 +80,15 @@ def upsampled(conv: Convolution, images: list[Node]) -> list[Node]:
     found = [image for image in images if patterns.resized(image) and only_user(image)]
     if not found or len(found) == len(images):
         return []
-    first, *others = (value(image.args[0]).shape[2:] for image in found)
+    first, *others = (value(source(image)).shape[2:] for image in found)
     return found if all(patterns.same_sizes(first, each) for each in others) else []
+
+
+def source(resized: Node) -> Node:
+    """What is resized."""
+    found = patterns.resized(resized)
+    assert found is not None
+    return found[0]
 
 
 def fuse_resizing(module: GraphModule, node: Node) -> None:
@@ -107,8 +114,9 @@ def fuse_pair(module: GraphModule, node: Node) -> None:
     plain = all(each["stride"] == [1, 1] and each["pool"] == 1 for each in (first, second))
     alike = first["activation"] == second["activation"] and (d, one) == (e, other)
     kernels = (vertical.kernel, horizontal.kernel) == ((3, 1), (1, 3))
-    (images, residual), (read, added) = node.args, following.args
-    lone = len(images) == 1 and read == [node] and residual is None and added is None  # type: ignore[arg-type]
+    calls: Any = node.args, following.args
+    (images, residual), (read, added) = calls
+    lone = len(images) == 1 and read == [node] and residual is None and added is None
     if plain and alike and kernels and lone:
         replace(module, following, PairStep(vertical, horizontal), (images,))
 

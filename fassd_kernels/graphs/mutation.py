@@ -17,6 +17,18 @@ IN_PLACE: dict[Any, Callable[..., Any]] = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
+OTHERS_IN_PLACE = {
+    operator.iand,
+    operator.ifloordiv,
+    operator.ilshift,
+    operator.imatmul,
+    operator.imod,
+    operator.ior,
+    operator.ipow,
+    operator.irshift,
+    operator.ixor,
+    operator.setitem,
+}
 # What gives memory of its own, never a view of what it was given.
 FRESH = {
     torch.conv2d,
@@ -65,7 +77,7 @@ def make_functional(graph: Graph) -> str:
     found = [(node, replacement(node)) for node in graph.nodes]
     writing = [(node, new) for node, new in found if new is not None]
     for node, (target, _) in writing:
-        if target is None:
+        if target is None or not node.args:
             return f"{shown(node)} writes in place"
         into = node.args[0]
         earlier = [user for user in into.users if order[user] < order[node]]
@@ -88,7 +100,7 @@ def drop_dropouts(graph: Graph) -> None:
         if node.op == "call_function" and "dropout" in shown(node) and has(node.target, "training"):
             bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
             if bound.arguments.get("training") is False:
-                node.replace_all_uses_with(node.args[0])
+                node.replace_all_uses_with(bound.arguments["input"])
                 graph.erase_node(node)
 
 
@@ -105,9 +117,11 @@ def replacement(node: Node) -> tuple[Any, dict[str, Any]] | None:
         return (new, {}) if name in ("add_", "mul_", "sub_", "relu_", "sigmoid_") else (None, {})
     if node.op != "call_function":
         return None
+    if writes_by_schema(node.target) or node.target in OTHERS_IN_PLACE:
+        return None, {}
     if node.target in IN_PLACE:
         return IN_PLACE[node.target], {}
-    if "out" in node.kwargs or node.target in (operator.setitem, torch._C._set_grad_enabled):
+    if "out" in node.kwargs or node.target is torch._C._set_grad_enabled:
         return None, {}
     name = getattr(node.target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
@@ -126,6 +140,13 @@ def replacement(node: Node) -> tuple[Any, dict[str, Any]] | None:
     place = list(bound.signature.parameters).index("inplace")
     node.args = (*node.args[:place], False, *node.args[place + 1 :])
     return node.target, {}
+
+
+def writes_by_schema(target: Any) -> bool:
+    """Whether an operator of `torch.ops` says that it writes into an argument."""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return any(writes_by_schema(getattr(target, name)) for name in target.overloads())
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
 def has(target: Any, parameter: str) -> bool:

@@ -39,6 +39,11 @@ def is_input(node: Any) -> bool:
     return isinstance(node, Node) and node.op == "placeholder"
 
 
+def reads(node: Node, image: Node) -> bool:
+    """Whether a node's first argument is `image`."""
+    return (node.args[0] if node.args else node.kwargs.get("input")) is image
+
+
 def arguments(node: Node, names: Sequence[str]) -> dict[str, Any]:
     """The arguments of a node by their names."""
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -109,7 +114,7 @@ class Norm:
 
 def norm(node: Node, image: Node) -> Norm | None:
     """The batch norm that a node applies to `image`."""
-    if node.target is not F.batch_norm or node.args[:1] != (image,):
+    if node.target is not F.batch_norm or not reads(node, image):
         return None
     names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     given = arguments(node, ("input", *names))
@@ -125,11 +130,11 @@ def addend(node: Node, image: Node) -> Node | None:
     if node.target not in ADDITIONS or node.kwargs or len(node.args) != 2:
         return None
     first, second = node.args
-    other = second if first is image else first
+    other: Any = second if first is image else first
     a, b = value(image), value(other)
     if other is image or not is_image(other) or a.dtype != b.dtype or a.device != b.device:
         return None
-    return other if same_sizes(a.shape, b.shape) else None  # type: ignore[return-value]
+    return other if same_sizes(a.shape, b.shape) else None
 
 
 def same_sizes(some: Sequence[Any], others: Sequence[Any]) -> bool:
@@ -140,7 +145,7 @@ def same_sizes(some: Sequence[Any], others: Sequence[Any]) -> bool:
 
 def activation(node: Node, image: Node) -> tuple[str, Node | None] | None:
     """The activation that a node applies to `image`, and the slopes of PReLU."""
-    if node.args[:1] != (image,):
+    if not reads(node, image):
         return None
     if node.target in RELUS:
         return "relu", None
@@ -152,7 +157,7 @@ def activation(node: Node, image: Node) -> tuple[str, Node | None] | None:
 
 def halved(node: Node, image: Node) -> bool:
     """Whether a node gives the means of 2 x 2 pixels of `image`."""
-    if node.target is not F.avg_pool2d or node.args[:1] != (image,):
+    if node.target is not F.avg_pool2d or not reads(node, image):
         return False
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count", "divisor_override")
     given = arguments(node, names)
@@ -192,7 +197,7 @@ def resized(node: Node) -> tuple[Node, Any] | None:
 
 def best_class(node: Node, image: Node) -> bool:
     """Whether a node gives the class of every pixel, which 8 bits can hold."""
-    if node.target not in ARGMAXES or node.args[:1] != (image,):
+    if node.target not in ARGMAXES or not reads(node, image):
         return False
     given = arguments(node, ("input", "dim", "keepdim"))
     classes = value(image).shape[1]

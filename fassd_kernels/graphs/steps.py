@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +35,10 @@ fastest: dict[tuple[Any, ...], int] = {}
 """Of calls that were measured in this process: which way was the fastest."""
 
 
-class Step(nn.Module):
-    """A fused convolution. It stands in a graph as a module without parameters."""
+class Packing(nn.Module):
+    """The weights of a fused convolution. It stands in a graph as a module without parameters."""
 
-    operator = "conv_act"
-    kernel: tuple[int, int] | None = None  # height and width, where that matters
+    operator: ClassVar[str]
 
     def __init__(
         self,
@@ -57,9 +56,6 @@ class Step(nn.Module):
         self.options: dict[str, Any] = {"stride": list(stride), "dilation": list(dilation)}
         self.options |= {"activation": activation, "pool": pool}
         self.tensors: dict[str, Any] = {}
-        self.others: tuple[dict[str, Any], dict[str, Tensor]] = ({}, {})
-        # A dilated 3x3 is a plain one of every d-th pixel, which has Winograd's algorithm.
-        self.splits = False
 
     def fold(self, read: Read) -> dict[str, Any]:
         """Weight, bias and slopes, with the batch norm in them."""
@@ -88,6 +84,24 @@ class Step(nn.Module):
     def packed(self, weight: Tensor, packer: Callable[..., Tensor]) -> Any:
         strides = {name: self.options[name] for name in ("stride", "dilation")}
         return packer(weight, **strides)
+
+
+class Step(Packing):
+    """A fused convolution.
+
+    Attributes:
+        kernel: height and width.
+        splits: whether it is a dilated 3x3, which is a plain one of every d-th pixel, and that has
+            Winograd's algorithm.
+    """
+
+    operator = "conv_act"
+    kernel: tuple[int, int] | None = None
+    splits = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.others: tuple[dict[str, Any], dict[str, Tensor]] = ({}, {})
 
     def forward(self, images: Sequence[Tensor], residual: Tensor | None = None) -> Tensor:
         """`act(conv(cat(images)) + bias + residual)`, or its means of 2 x 2 pixels."""
@@ -187,7 +201,7 @@ def fastest_way(ways: Sequence[Call]) -> int:
     return 0 if best[0] <= MARGIN * min(best) else best.index(min(best))
 
 
-class UpsampleStep(Step):
+class UpsampleStep(Packing):
     """A 1x1 convolution of [upsampled, skip] in any order."""
 
     operator = "upsample_conv1x1"
@@ -208,7 +222,7 @@ class UpsampleStep(Step):
         parts = (weight[:, : self.low_channels], weight[:, self.low_channels :])
         return [packer(part, stride=(1, 1), dilation=(1, 1)) for part in parts]
 
-    def forward(self, low: Sequence[Tensor], skip: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(self, low: Sequence[Tensor], skip: Sequence[Tensor]) -> Tensor:
         """`act(conv1x1(cat(upsample(cat(low)), cat(skip))) + bias)`."""
         activation = self.options["activation"]
         function = ops.operator("upsample_conv1x1", self.backend)
