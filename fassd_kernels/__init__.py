@@ -11,6 +11,7 @@ from fassd_kernels.accelerate import accelerate
 from fassd_kernels.backends import Backend, BackendError, backends
 from fassd_kernels.modules import (
     FusedASPP,
+    FusedAsymmetricConv2d,
     FusedConvLayer,
     FusedDAPF,
     FusedHarDBlock,
@@ -26,6 +27,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "FusedASPP",
+    "FusedAsymmetricConv2d",
     "FusedConvLayer",
     "FusedDAPF",
     "FusedHarDBlock",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fassd.models import DAPF, MDA, HarDBlock
+from fassd.models import DAPF, MDA, AsymmetricConv2d, HarDBlock
 from fassd.models.aspp import ASPP
 from fassd.models.encoder import Encoder
 from fassd.models.layers import ConvLayer
@@ -20,6 +20,7 @@ from fassd_kernels.graphs.captured import capture
 from fassd_kernels.modules import (
     Fused,
     FusedASPP,
+    FusedAsymmetricConv2d,
     FusedConvLayer,
     FusedDAPF,
     FusedHarDBlock,
@@ -40,6 +41,7 @@ FUSED: dict[type[nn.Module], type[Fused]] = {
     HarDBlock: FusedHarDBlock,
     ASPP: FusedASPP,
     ConvLayer: FusedConvLayer,
+    AsymmetricConv2d: FusedAsymmetricConv2d,
 }
 
 
@@ -52,13 +54,14 @@ def accelerate(
 ) -> Model:
     """Swap fused modules in for those of `model`.
 
-    Modules (`ConvLayer`, `HarDBlock`, `DAPF`, `MDA`, `ASPP`) are found by class, or, in anybody
-    else's classes, by having the same attributes; such a module is swapped only if the fused one
-    gives the same numbers on a test input. A :class:`fassd.models.FASSDNet` becomes a
-    :class:`FusedNetwork`, in which modules are fused with their neighbours too. Subclasses of
-    these, and modules with a ``forward`` of their own, stay; what is inside them is swapped. Any
-    other module with several convolutions and nothing that was swapped is captured: in eval mode
-    its graphs run on the fused operators (:class:`fassd_kernels.graphs.captured.Captured`).
+    Modules (`ConvLayer`, `AsymmetricConv2d`, `HarDBlock`, `DAPF`, `MDA`, `ASPP`) are found by
+    class, or, in anybody else's classes, by having the same attributes; such a module is swapped
+    only if the fused one gives the same numbers on a test input. A :class:`fassd.models.FASSDNet`
+    becomes a :class:`FusedNetwork`, in which modules are fused with their neighbours too.
+    Subclasses of these, and modules with a ``forward`` of their own, stay; what is inside them is
+    swapped. Any other module with several convolutions and nothing that was swapped is captured:
+    in eval mode its graphs run on the fused operators
+    (:class:`fassd_kernels.graphs.captured.Captured`).
     State dict, parameters, mode and hooks stay. In training mode the result trains as the original
     does. Results of the C++ kernels lie in memory that is theirs: they cannot be resized in place
     (``out=``, ``resize_``).

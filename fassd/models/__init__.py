@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fassd.models.device import pick_device
     from fassd.models.hardnet import HarDBlock
     from fassd.models.info import NetworkInfo, info_of
-    from fassd.models.layers import BNPReLU, ConvBNPReLU, ConvLayer
+    from fassd.models.layers import AsymmetricConv2d, BNPReLU, ConvBNPReLU, ConvLayer
     from fassd.models.mda import MDA
     from fassd.models.network import FASSDNet, Stage
     from fassd.models.preprocess import MEAN, STD, Preprocessing, normalize, preprocessing_of
@@ -32,7 +32,7 @@ _HOMES = {
     "device": ("pick_device",),
     "hardnet": ("HarDBlock",),
     "info": ("NetworkInfo", "info_of"),
-    "layers": ("BNPReLU", "ConvBNPReLU", "ConvLayer"),
+    "layers": ("AsymmetricConv2d", "BNPReLU", "ConvBNPReLU", "ConvLayer"),
     "mda": ("MDA",),
     "network": ("FASSDNet", "Stage"),
     "preprocess": ("MEAN", "STD", "Preprocessing", "normalize", "preprocessing_of"),
@@ -49,6 +49,7 @@ __all__ = [
     "MEAN",
     "STD",
     "VARIANTS",
+    "AsymmetricConv2d",
     "BNPReLU",
     "CheckpointError",
     "ConvBNPReLU",

@@ -172,3 +172,43 @@ class ConvBNPReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         return x if self.bn_prelu is None else self.bn_prelu(x)
+
+
+class AsymmetricConv2d(nn.Module):
+    """A 3x3 convolution factorised into 3x1 and 1x3: half of ERFNet's "non-bottleneck-1D" block.
+
+    3x1, activation, 1x3, batch norm (eps 1e-3), addition if one is given, activation. Two in a row,
+    the second with the block's input as `residual`, are the block (Romera et al., "ERFNet", IEEE
+    T-ITS 2018, figure 2c); ESNet, LEDNet and others are made of variants of it.
+
+    Args:
+        in_channels, out_channels: channel counts.
+        dilation: of both, each along its own axis.
+        activation: "relu", or "prelu" with a slope per channel, of both.
+
+    Shape: (N, in_channels, H, W) to (N, out_channels, H, W); `residual` as the result.
+
+    Raises:
+        ValueError: another activation, a count below 1.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dilation: int = 1, activation: str = "relu"
+    ) -> None:
+        super().__init__()
+        if activation not in ("relu", "prelu"):
+            raise ValueError(f"activation must be 'relu' or 'prelu', got {activation!r}")
+        inputs, outputs = (
+            positive_int(name, value)
+            for name, value in (("in_channels", in_channels), ("out_channels", out_channels))
+        )
+        d = positive_int("dilation", dilation)
+        self.conv3x1 = nn.Conv2d(inputs, outputs, (3, 1), padding=(d, 0), dilation=(d, 1))
+        self.conv1x3 = nn.Conv2d(outputs, outputs, (1, 3), padding=(0, d), dilation=(1, d))
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
+        one, two = (nn.ReLU() if activation == "relu" else nn.PReLU(outputs) for _ in range(2))
+        self.acti3x1, self.acti1x3 = one, two
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = self.norm(self.conv1x3(self.acti3x1(self.conv3x1(x))))
+        return self.acti1x3(x if residual is None else x + residual)

@@ -129,17 +129,26 @@ class RegionLoss(CrossEntropy):
         counted = labels != self.ignore_index
         rows = logits.movedim(0, -1)[counted]
         probabilities = rows.to(torch.promote_types(rows.dtype, torch.float32)).softmax(1)
-        truth, classes = labels[counted], logits.shape[0]
+        labelled = labels[counted].long()
+        kinds = labelled.bincount().nonzero()[:, 0]
+        places = torch.zeros(len(labelled) and int(kinds[-1]) + 1, dtype=torch.long).to(kinds)
+        places[kinds] = torch.arange(len(kinds), device=kinds.device)
+        truth = places[labelled]
+        allowed = probabilities.new_zeros(logits.shape[0], len(kinds))
+        for column, kind in enumerate(kinds.tolist()):
+            single = kind < logits.shape[0]
+            allowed[kind if single else self.groups[kind - logits.shape[0]], column] = 1
+        found = probabilities @ allowed  # of each pixel, for each of the kinds
         total = probabilities.sum() * 0
-        kinds = truth.unique().tolist()
-        for kind in kinds:
-            members = [kind] if kind < classes else self.groups[kind - classes]
-            right = (truth == kind).to(probabilities.dtype)
-            found = probabilities[:, members].sum(1)
-            if self.dice:
-                total = total + self.dice * (1 - 2 * (found @ right) / (found.sum() + right.sum()))
-            if self.lovasz:
-                total = total + self.lovasz * _lovasz(found, right)
+        if self.dice:
+            right = found.gather(1, truth[:, None])[:, 0]
+            both = found.new_zeros(len(kinds)).index_add(0, truth, right)
+            sizes = truth.bincount(minlength=len(kinds))
+            total = total + self.dice * (1 - 2 * both / (found.sum(0) + sizes)).sum()
+        if self.lovasz:
+            for column in range(len(kinds)):
+                own = (truth == column).to(found.dtype)
+                total = total + self.lovasz * _lovasz(found[:, column], own)
         return total / max(1, len(kinds))
 
 

@@ -4,6 +4,7 @@ Each *is a* module of :mod:`fassd.models`: same constructor, parameters, state d
 """
 
 from fassd_kernels.modules.aspp import FusedASPP
+from fassd_kernels.modules.asymmetric_conv import FusedAsymmetricConv2d
 from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer, FusedUpsampleConv
 from fassd_kernels.modules.dapf import FusedDAPF
 from fassd_kernels.modules.fused import Fused
@@ -14,6 +15,7 @@ from fassd_kernels.modules.network import FusedNetwork
 __all__ = [
     "Fused",
     "FusedASPP",
+    "FusedAsymmetricConv2d",
     "FusedConv2d",
     "FusedConvLayer",
     "FusedDAPF",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fassd
 import fassd_kernels
-from fassd.models import DAPF, MDA, HarDBlock
+from fassd.models import DAPF, MDA, AsymmetricConv2d, HarDBlock
 from fassd.models.aspp import ASPP
 from fassd.models.layers import ConvLayer
 from fassd_kernels import ops
@@ -87,6 +87,8 @@ MODULES = {
     "conv_1x1": lambda: ConvLayer(31, 12, 1),
     "conv_3x3": lambda: ConvLayer(12, 18),
     "conv_strided": lambda: ConvLayer(8, 11, stride=2),
+    "asymmetric": lambda: AsymmetricConv2d(12, 9, 3),
+    "asymmetric_prelu": lambda: AsymmetricConv2d(7, 7, activation="prelu"),
 }
 
 

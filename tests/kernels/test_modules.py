@@ -15,10 +15,11 @@ from kernels.conftest import BACKENDS, FLOAT32, expected_of, first, fuse, relati
 from torch import Tensor, nn
 
 import fassd_kernels
-from fassd.models import DAPF, MDA
+from fassd.models import DAPF, MDA, AsymmetricConv2d
 from fassd_kernels import (
     BackendError,
     FusedASPP,
+    FusedAsymmetricConv2d,
     FusedConvLayer,
     FusedDAPF,
     FusedHarDBlock,
@@ -69,6 +70,7 @@ def test_dtypes(
         (FusedHarDBlock, {"in_channels": 9, "growth_rate": 6, "grmul": 1.7, "n_layers": 4}),
         (FusedASPP, {"inplanes": 9, "width": 7}),
         (FusedConvLayer, {"in_channels": 9, "out_channels": 7, "stride": 2}),
+        (FusedAsymmetricConv2d, {"in_channels": 9, "out_channels": 7, "dilation": 2}),
     ],
 )
 def test_constructors_and_state_dict(fused_class: type[Fused], arguments: dict[str, int]) -> None:
@@ -89,6 +91,47 @@ def test_from_reference_shares_parameters_and_leaves_the_module_alone(reference:
     assert type(reference) in FUSED
     fused.register_forward_hook(lambda *_: None)
     assert not reference._forward_hooks
+
+
+@pytest.mark.parametrize("activation", ["relu", "prelu"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_asymmetric_convolution_with_a_residual(activation: str, backend: str) -> None:
+    """ERFNet's block is two pairs, the second with the block's input."""
+    torch.manual_seed(0)
+    pairs = [shake(AsymmetricConv2d(8, 8, d, activation)).eval() for d in (1, 3)]
+    x = torch.randn(2, 8, 13, 10)
+
+    def block(one: nn.Module, two: nn.Module, x: Tensor) -> Tensor:
+        return two(one(x), residual=x)
+
+    with torch.no_grad():
+        result = block(*(fuse(pair, backend) for pair in pairs), x)
+        exact = block(*(copy.deepcopy(pair).double() for pair in pairs), x.double())
+    assert relative_error(result, exact) <= FLOAT32
+    fused = fuse(pairs[1])
+    with pytest.raises(RuntimeError, match="residual"):
+        fused(x, residual=x[:, :3])
+    gradients = []
+    for module in (pairs[1], fused):
+        inputs = x.clone().requires_grad_(), (x + 1).requires_grad_()
+        module(*inputs).square().sum().backward()
+        gradients.append([each.grad for each in inputs])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert relative_error(ours, theirs) <= FLOAT32
+
+
+def test_refused_asymmetric_convolutions() -> None:
+    with pytest.raises(ValueError, match="activation must be 'relu' or 'prelu', got 'gelu'"):
+        AsymmetricConv2d(4, 4, activation="gelu")
+    with pytest.raises(ValueError, match="dilation must be"):
+        AsymmetricConv2d(4, 4, 0)
+    pair = AsymmetricConv2d(4, 4)
+    pair.acti1x3 = nn.PReLU()
+    with pytest.raises(TypeError, match="acti1x3 is a PReLU; expected ReLU"):
+        FusedAsymmetricConv2d.from_reference(pair)
+    pair.acti1x3, pair.conv1x3 = nn.ReLU(), nn.Conv2d(4, 4, (1, 3), padding=(0, 2))
+    with pytest.raises(TypeError, match="conv1x3 is"):
+        FusedAsymmetricConv2d.from_reference(pair)
 
 
 # --- training and gradients ---------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""The pair 3x1 and 1x3 through one fused operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fassd.models import AsymmetricConv2d
+from fassd_kernels import ops
+from fassd_kernels.autocast import convert
+from fassd_kernels.modules.fused import (
+    Fused,
+    Packed,
+    Plan,
+    conv_mismatch,
+    described,
+    is_plain,
+    is_traced,
+    missing_attribute,
+    norm_mismatch,
+)
+
+
+class FusedAsymmetricConv2d(Fused, AsymmetricConv2d):
+    """A :class:`fassd.models.AsymmetricConv2d` by :func:`fassd_kernels.reference.asymmetric_conv`.
+
+    Same constructor, ``FusedAsymmetricConv2d(in_channels, out_channels, dilation=1,
+    activation="relu")``, parameters, state dict and gradients; see :class:`Fused` for when it
+    fuses. With a residual, which that operator does not take, it runs two
+    :func:`fassd_kernels.reference.conv_act`. ``from_reference`` takes over any module with the
+    attributes ``conv3x1``, ``acti3x1``, ``conv1x3``, ``norm`` and ``acti1x3``.
+    """
+
+    operator = "asymmetric_conv"
+    lead = "conv3x1"
+
+    @classmethod
+    def mismatch(cls, module: nn.Module) -> str:
+        missing = missing_attribute(module, ("conv3x1", "acti3x1", "conv1x3", "norm", "acti1x3"))
+        if missing:
+            return missing
+        parts: Any = module
+        dilation = parts.conv3x1.dilation[0] if isinstance(parts.conv3x1, nn.Conv2d) else 1
+        reasons = [
+            conv_mismatch("conv3x1", parts.conv3x1, (3, 1), dilation),
+            conv_mismatch("conv1x3", parts.conv1x3, (1, 3), dilation),
+            norm_mismatch("norm", parts.norm),
+        ]
+        kind = nn.PReLU if isinstance(parts.acti3x1, nn.PReLU) else nn.ReLU
+        reasons += [
+            f"{name} is {described(acti)}; expected {kind.__name__}"
+            for name, acti in (("acti3x1", parts.acti3x1), ("acti1x3", parts.acti1x3))
+            if not is_plain(acti, kind)
+        ]
+        return next(filter(None, reasons), "")
+
+    def convolutions(self) -> list[tuple[Any, Any]]:
+        return [(self.conv3x1, None), (self.conv1x3, self.norm)]
+
+    def pack(self, dtype: torch.dtype) -> Packed:
+        folded = super().pack(dtype)
+        packed: Packed = {"dilation": self.conv3x1.dilation[0], "activation": "relu"}
+        for index, name in enumerate(("vertical", "horizontal")):
+            packed[f"{name}_weight"] = folded["weights"][index]
+            packed[f"{name}_bias"] = folded["biases"][index]
+        if isinstance(self.acti3x1, nn.PReLU):  # one slope for all channels is a PReLU too
+            packed["activation"] = "prelu"
+            for name, acti in (("vertical", self.acti3x1), ("horizontal", self.acti1x3)):
+                slope = acti.weight.to(dtype)
+                packed[f"{name}_slope"] = slope.expand(self.conv1x3.out_channels)
+        return packed
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        d = packed["dilation"]
+        return [
+            (packed["vertical_weight"], (1, 1), (d, 1)),
+            (packed["horizontal_weight"], (1, 1), (1, d)),
+        ]
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """As the reference's: N x C x H x W to N x O x H x W, channels_last where fused."""
+        prepared = self.prepare(x)
+        if prepared is None:
+            if not is_traced():
+                self.repack()  # as `Fused.forward`
+            return AsymmetricConv2d.forward(self, x, residual)
+        x, packed = prepared
+        if residual is None:
+            return self.run(x, packed)
+        residual = convert(residual, x.dtype, type(self).__name__, "the residual")
+        d = packed["dilation"]
+        plans = packed.get("packed") or (None, None)
+        for name, dilation, plan, added in (
+            ("vertical", [d, 1], plans[0], None),
+            ("horizontal", [1, d], plans[1], residual),
+        ):
+            own = ("weight", "bias", "slope")
+            arguments = {
+                **{key: packed.get(f"{name}_{key}") for key in own},
+                "residual": added,
+                "packed": plan,
+                "dilation": dilation,
+                "activation": packed["activation"],
+            }
+            backend = self.backend_for(x, [x], arguments, "conv_act")
+            x = ops.operator("conv_act", backend)([x], **arguments)
+        return x
