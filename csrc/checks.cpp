@@ -12,6 +12,7 @@ constexpr int64_t max_labels = 256;                   // labels are uint8
 constexpr int64_t max_step = (int64_t(1) << 31) - 1;  // positions of taps stay within 64 bits
 
 const std::vector<Kernel> conv_act_kernels = {{3, 3}, {3, 1}, {1, 3}, {1, 1}};
+const std::vector<Kernel> grouped_conv_kernels = {{1, 1}, {3, 3}, {5, 5}, {7, 7}};
 
 std::string list_name(const std::vector<int64_t>& values) {
   std::string text = "[";
@@ -152,6 +153,35 @@ Activation check_activation(const std::string& op, const std::string& name, cons
                   ", the others take none");
   check_vector(op, slope_name, slope, channels, like);
   return Activation(found - activations.begin());
+}
+
+// Steps and epilogue of a convolution of `image`.
+Checked check_convolution(const std::string& op, const char* name, const Tensor& image,
+                          int64_t out_channels, const OptionalTensor& bias,
+                          const OptionalTensor& slope, const OptionalTensor& residual,
+                          const Integers& stride, const Integers& dilation,
+                          const std::string& activation) {
+  Checked checked;
+  checked.dtype = image.scalar_type();
+  checked.stride = expand_pair(op, "stride", stride);
+  checked.dilation = expand_pair(op, "dilation", dilation);
+  check_vector(op, "bias", bias, out_channels, image);
+  checked.activation = check_activation(op, activation, "slope", slope, out_channels, image);
+  check_positive(op, "stride", checked.stride);
+  check_positive(op, "dilation", checked.dilation);
+  const ImageSize& size =
+      checked.size = {image.size(0), out_channels, steps(image.size(2), checked.stride[0]),
+                      steps(image.size(3), checked.stride[1])};
+  if (residual) {
+    check_like(op, "residual", *residual, name, image);
+    check_storage(op, "residual", *residual);
+    STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == size.batch &&
+                        residual->size(1) == size.channels && residual->size(2) == size.height &&
+                        residual->size(3) == size.width,
+                    op, ": residual has shape ", shape_name(*residual), "; expected (", size.batch,
+                    ", ", size.channels, ", ", size.height, ", ", size.width, "), the result's");
+  }
+  return checked;
 }
 
 void check_count(const char* op, const char* name, const Tensors& tensors, size_t expected) {
@@ -325,33 +355,29 @@ Checked check_conv_act(const Tensors& inputs, const Tensor& weight, const Option
                        const OptionalTensor& packed, const Integers& stride,
                        const Integers& dilation, const std::string& activation, int64_t pool) {
   const std::string op = "conv_act";
-  Checked checked;
-  checked.stride = expand_pair(op, "stride", stride);
-  checked.dilation = expand_pair(op, "dilation", dilation);
   check_images(op, "inputs", inputs);
-  const Tensor& first = inputs[0];
-  checked.dtype = first.scalar_type();
-  check_weight(op, "weight", weight, total_channels(inputs), first, conv_act_kernels);
+  check_weight(op, "weight", weight, total_channels(inputs), inputs[0], conv_act_kernels);
   check_packed(op, "packed", packed, weight);
-  const int64_t out_channels = weight.size(0);
-  check_vector(op, "bias", bias, out_channels, first);
-  checked.activation = check_activation(op, activation, "slope", slope, out_channels, first);
-  check_positive(op, "stride", checked.stride);
-  check_positive(op, "dilation", checked.dilation);
   STD_TORCH_CHECK(pool == 1 || pool == 2, op, ": pool is ", pool, "; expected 1 or 2");
-  const ImageSize& size =
-      checked.size = {first.size(0), out_channels, steps(first.size(2), checked.stride[0]),
-                      steps(first.size(3), checked.stride[1])};
-  if (residual) {
-    check_like(op, "residual", *residual, "inputs[0]", first);
-    check_storage(op, "residual", *residual);
-    STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == size.batch &&
-                        residual->size(1) == size.channels && residual->size(2) == size.height &&
-                        residual->size(3) == size.width,
-                    op, ": residual has shape ", shape_name(*residual), "; expected (", size.batch,
-                    ", ", size.channels, ", ", size.height, ", ", size.width, "), the result's");
-  }
-  return checked;
+  return check_convolution(op, "inputs[0]", inputs[0], weight.size(0), bias, slope, residual,
+                           stride, dilation, activation);
+}
+
+Checked check_grouped_conv_act(const Tensor& input, const Tensor& weight,
+                               const OptionalTensor& bias, const OptionalTensor& slope,
+                               const OptionalTensor& residual, const Integers& stride,
+                               const Integers& dilation, const std::string& activation,
+                               int64_t groups) {
+  const std::string op = "grouped_conv_act";
+  check_image(op, "input", input);
+  check_rank(op.c_str(), "weight", weight);
+  const int64_t channels = input.size(1), out_channels = weight.size(0);
+  STD_TORCH_CHECK(groups >= 1 && channels % groups == 0 && out_channels % groups == 0, op,
+                  ": groups is ", groups, "; expected a divisor of the input's ", channels,
+                  " and the weight's ", out_channels, " channels");
+  check_weight(op, "weight", weight, channels / groups, input, grouped_conv_kernels);
+  return check_convolution(op, "input", input, out_channels, bias, slope, residual, stride,
+                           dilation, activation);
 }
 
 Checked check_asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
@@ -480,6 +506,33 @@ Checked check_mda(const Tensor& input, const Tensors& weights, const Tensors& sc
     check_vector(op, indexed("slopes", i), slopes[i], i == 0 ? channels : width, input);
   }
   return {{input.size(0), channels, input.size(2), input.size(3)}, input.scalar_type()};
+}
+
+Checked check_max_pool(const Tensor& input, const Integers& kernel, const Integers& stride,
+                       const Integers& padding) {
+  const char* op = "max_pool";
+  check_image(op, "input", input);
+  STD_TORCH_CHECK(input.size(2) >= 1 && input.size(3) >= 1, op, ": input has shape ",
+                  shape_name(input), "; expected height and width of at least 1");
+  const Integers kernels = expand_pair(op, "kernel", kernel);
+  Checked checked;
+  checked.dtype = input.scalar_type();
+  checked.stride = expand_pair(op, "stride", stride);
+  const Integers paddings = expand_pair(op, "padding", padding);
+  check_positive(op, "kernel", kernels);
+  check_positive(op, "stride", checked.stride);
+  int64_t sides[2];
+  for (int axis = 0; axis < 2; axis++) {
+    const int64_t side = kernels[axis], around = paddings[axis];
+    STD_TORCH_CHECK(around >= 0 && around <= side / 2, op, ": padding is ", list_name(paddings),
+                    "; expected at least 0, at most half of kernel, ", list_name(kernels));
+    const int64_t room = checked_sum(input.size(2 + axis), 2 * around) - side;
+    STD_TORCH_CHECK(room >= 0, op, ": kernel is ", list_name(kernels),
+                    "; expected at most the padded input, whose shape is ", shape_name(input));
+    sides[axis] = room / checked.stride[axis] + 1;
+  }
+  checked.size = {input.size(0), input.size(1), sides[0], sides[1]};
+  return checked;
 }
 
 Checked check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,

@@ -22,6 +22,7 @@ import torch
 
 from fassd_kernels import choices, ops
 from fassd_kernels.checks import FLOATING
+from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import INTERPRETED
 
@@ -181,13 +182,14 @@ def backends() -> Environment:
         An :class:`Environment`; ``print(fassd_kernels.backends())`` is the report that
         ``python -m fassd_kernels`` shows.
     """
-    every = frozenset(ops.SCHEMAS)
+    every = frozenset(OPERATORS)
+    on_gpu = frozenset(name for name, row in OPERATORS.items() if row.on_gpu)
     table = [
         Backend("cpu", "cpu", every, cpu_reason, describe_cpu),
         Backend(
             "cuda",
             "cuda",
-            every,
+            on_gpu,
             cuda_reason,
             describe_cuda,
             ops.CUDA_TYPES,
@@ -198,7 +200,7 @@ def backends() -> Environment:
     triton = TritonBackend(
         "triton",
         "cpu" if INTERPRETED else "cuda",
-        every,
+        on_gpu,
         availability.reason,
         availability.describe,
         availability.DTYPES,

@@ -17,8 +17,8 @@ template <typename T>
 struct StripPlan {
   int64_t width = 0;  // output pixels: some tiles of the product
   int64_t count = 0;
-  ColumnRun runs[3];
-  int64_t run_of_tap[3], start_of_tap[3];
+  ColumnRun runs[most_side];
+  int64_t run_of_tap[most_side], start_of_tap[most_side];
   int64_t pitch = 0;  // values per plane
 
   int64_t run_values(const Conv<T>& conv) const { return conv.in_channels * pitch; }
@@ -101,6 +101,9 @@ class DirectStrip {
         pixels_(smaller(plan.width, part.last_column - x0)),
         scratch_(scratch),
         sums_(scratch + conv.kernel_h * plan.slot_values(conv)) {
+    for (int64_t& row : row_in_slot_) {
+      row = -1;
+    }
     const int64_t width = conv.inputs[0].width;
     for (int64_t tap = 0; tap < conv.kernel_w; tap++) {
       const int64_t shift = (tap - conv.kernel_w / 2) * conv.dilation_w;
@@ -116,7 +119,7 @@ class DirectStrip {
     for_output_blocks(conv_.out_channels, [&](int64_t first, int64_t outputs) {
       for (int64_t x = 0; x < pixels_; x += tile_pixels<T>) {
         ahead_.step();
-        Tap<T> here[9];
+        Tap<T> here[most_side * most_side];
         for (int64_t t = 0; t < count_; t++) {
           here[t] = {taps_[t].planes + x, taps_[t].index};
         }
@@ -226,9 +229,9 @@ class DirectStrip {
   const Part& part_;
   const int64_t x0_, pixels_;
   T *const scratch_, *const sums_;
-  bool seen_[3];  // whether a tap's columns are not all outside the image
-  int64_t row_in_slot_[3] = {-1, -1, -1};
-  Tap<T> taps_[9];
+  bool seen_[most_side];  // whether a tap's columns are not all outside the image
+  int64_t row_in_slot_[most_side];
+  Tap<T> taps_[most_side * most_side];
   int64_t count_ = 0;
   Ahead ahead_;
 };

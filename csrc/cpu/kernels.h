@@ -65,6 +65,12 @@ struct Epilogue {
 // padded to it.
 constexpr int64_t channel_padding = 16;
 
+// Taps on a side of a kernel, at most.
+constexpr int64_t most_side = 7;
+
+// Rows that a depthwise convolution does at once, at most.
+constexpr int64_t depthwise_rows = 8;
+
 // How a convolution is computed: a sum over taps, or for 3x3 kernels at stride and dilation 1
 // Winograd's F(2x2, 3x3), 16 products where the sum takes 36, or F(4x4, 3x3), 36 where it takes
 // 144.
@@ -95,6 +101,11 @@ struct Conv {
   Destination out;
 };
 
+// What max pooling looks at: windows of pixels, so far apart; the first ones begin in the padding.
+struct Window {
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
+};
+
 // Part of the output of a convolution; it begins at a multiple of the tile's side.
 struct Part {
   int64_t n, first_row, last_row, first_column, last_column;
@@ -109,6 +120,11 @@ struct Kernels {
   // Values of scratch memory that `conv` needs per thread.
   int64_t (*conv_scratch)(const Conv<T>& conv);
   void (*conv)(const Conv<T>& conv, const Part& part, T* scratch);
+
+  // Rows [first, last) of image n, up to `depthwise_rows`, of a depthwise convolution of one input
+  // with adjacent channels. Weights are [tap][channel], not padded; of the epilogue there are bias,
+  // residual and activation.
+  void (*depthwise)(const Conv<T>& conv, int64_t n, int64_t first, int64_t last);
 
   // out = a + (b - a) between two rows: out[x][c] for x in [begin, end), from the bilinear
   // neighbours left[x], right[x] (pixel indices) of rows `top` and `bottom`.
@@ -130,6 +146,11 @@ struct Kernels {
   // adjacent channels.
   void (*pool_rows)(const T* top, const T* bottom, int64_t stride_w, int64_t width,
                     int64_t channels, void* out, ScalarType dtype, int64_t out_stride);
+
+  // Row y of image n of the largest values of windows of an image with adjacent channels; NaN is
+  // larger than all.
+  void (*max_pool)(const Image& image, const Window& window, const Destination& out,
+                   int64_t out_width, int64_t n, int64_t y);
 
   // Reads `count` values of `dtype`, `stride` apart, as T; and writes adjacent ones.
   void (*load)(const void* in, ScalarType dtype, int64_t stride, T* out, int64_t out_stride,

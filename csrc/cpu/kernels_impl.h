@@ -7,6 +7,7 @@
 //     winograd_impl.h      convolution by Winograd's method
 //     convolution_impl.h   one convolution, by either
 //     resize_impl.h        bilinear resizing, argmax, pooling
+//     depthwise_impl.h     depthwise convolution
 
 // No include guard: a translation unit includes this once, with its macros set. Everything here is
 // local to it, and nothing of the standard library that could be shared with other translation
@@ -34,12 +35,14 @@ namespace {
 #include "convolution_impl.h"
 //
 #include "resize_impl.h"
+//
+#include "depthwise_impl.h"
 
 }  // namespace
 
-#define FASSD_TABLE(T)                                                          \
-  {lanes<T>,      tile_outputs,       conv_scratch<T>, conv<T>, interpolate<T>, \
-   argmax_row<T>, blend_to_planes<T>, pool_rows<T>,    load<T>, store<T>}
+#define FASSD_TABLE(T)                                                                            \
+  {lanes<T>,      tile_outputs,       conv_scratch<T>, conv<T>,     depthwise<T>, interpolate<T>, \
+   argmax_row<T>, blend_to_planes<T>, pool_rows<T>,    max_pool<T>, load<T>,      store<T>}
 
 const Kernels<float> float_kernels = FASSD_TABLE(float);
 const Kernels<double> double_kernels = FASSD_TABLE(double);

@@ -12,9 +12,9 @@ inline void for_channels(int64_t channels, const F& f) {
   }
 }
 
-template <typename T>
-inline Vector<T> load_some(const T* from, int64_t count) {
-  return count == lanes<T> ? load_vector(from) : load_part<T>(from, count);
+template <typename T, typename In>
+inline Vector<T> load_some(const In* from, int64_t count) {
+  return count == lanes<T> ? load_wide<T>(from) : load_part<T>(from, count);
 }
 
 template <typename T, typename Out>
@@ -38,9 +38,9 @@ void interpolate(const T* top, const T* bottom, int64_t stride_w, const int64_t*
     const T *bottom_left = bottom + left[x] * stride_w,
             *bottom_right = bottom + right[x] * stride_w;
     for_channels<T>(channels, [&](int64_t i, int64_t count) {
-      const Vector<T> v = load_some(top_left + i, count) * a + load_some(top_right + i, count) * b +
-                          load_some(bottom_left + i, count) * c +
-                          load_some(bottom_right + i, count) * d;
+      const Vector<T> v =
+          load_some<T>(top_left + i, count) * a + load_some<T>(top_right + i, count) * b +
+          load_some<T>(bottom_left + i, count) * c + load_some<T>(bottom_right + i, count) * d;
       store_some<T>(out + i, v, count);
     });
   }
@@ -57,7 +57,8 @@ void blend_to_planes(const T* top, const T* bottom, int64_t stride_w, T weight, 
       Vector<T> v[n] = {};
       for (int64_t p = 0; p < pixels; p++) {
         const int64_t at = (x + p) * stride_w + c;
-        v[p] = load_some(top + at, count) * weight_top + load_some(bottom + at, count) * weight;
+        v[p] =
+            load_some<T>(top + at, count) * weight_top + load_some<T>(bottom + at, count) * weight;
       }
       transpose<T>(v);
       for (int64_t q = 0; q < count; q++) {
@@ -148,10 +149,49 @@ void pool_rows(const T* top, const T* bottom, int64_t stride_w, int64_t width, i
     for (int64_t x = 0; x < width; x++, to += out_stride) {
       const T *a = top + 2 * x * stride_w, *b = bottom + 2 * x * stride_w;
       for_channels<T>(channels, [&](int64_t c, int64_t count) {
-        const Vector<T> upper = load_some(a + c, count) + load_some(a + stride_w + c, count);
-        const Vector<T> lower = load_some(b + c, count) + load_some(b + stride_w + c, count);
+        const Vector<T> upper = load_some<T>(a + c, count) + load_some<T>(a + stride_w + c, count);
+        const Vector<T> lower = load_some<T>(b + c, count) + load_some<T>(b + stride_w + c, count);
         store_some<T>(to + c, (upper + lower) * T(0.25), count);
       });
     }
+  });
+}
+
+// Windows overlap, but what is read again comes from the cache: of 3x3 at stride 2, a pixel is
+// written for four that come from memory.
+template <typename T, typename In, typename Out>
+void max_pool_row(const Image& image, const Window& window, const Destination& out,
+                  int64_t out_width, int64_t n, int64_t y) {
+  const int64_t top = y * window.stride_h - window.padding_h;
+  const int64_t first_row = larger(top, 0);
+  const int64_t last_row = smaller(top + window.kernel_h, image.height);
+  const In* const base = static_cast<const In*>(image.data) + image.offset(n, first_row);
+  Out* to = static_cast<Out*>(out.data) + out.offset(n, y, 0);
+  for (int64_t x = 0; x < out_width; x++, to += out.stride_w) {
+    const int64_t left = x * window.stride_w - window.padding_w;
+    const int64_t first = larger(left, 0), last = smaller(left + window.kernel_w, image.width);
+    const In* const corner = base + first * image.stride_w;
+    for_channels<T>(image.channels, [&](int64_t c, int64_t count) {
+      Vector<T> largest = load_some<T>(corner + c, count);
+      const In* row = corner + c;
+      for (int64_t i = first_row; i < last_row; i++, row += image.stride_h) {
+        const In* from = row;
+        for (int64_t j = first; j < last; j++, from += image.stride_w) {
+          const Vector<T> value = load_some<T>(from, count);
+          largest = (value > largest) | (value != value) ? value : largest;
+        }
+      }
+      store_some<T>(to + c, largest, count);
+    });
+  }
+}
+
+template <typename T>
+void max_pool(const Image& image, const Window& window, const Destination& out, int64_t out_width,
+              int64_t n, int64_t y) {
+  with_types<T>(image.dtype, out.dtype, [&](auto* in, auto* to) {
+    using In = std::remove_pointer_t<decltype(in)>;
+    using Out = std::remove_pointer_t<decltype(to)>;
+    max_pool_row<T, In, Out>(image, window, out, out_width, n, y);
   });
 }

@@ -350,6 +350,20 @@ inline void with_dtype(ScalarType dtype, const F& f) {
   }
 }
 
+// The same of what is read and what is written: both of one type, or what is read is a copy in T.
+template <typename T, typename F>
+inline void with_types(ScalarType in, ScalarType out, const F& f) {
+  with_dtype<T>(in, [&](auto* from) {
+    using In = std::remove_pointer_t<decltype(from)>;
+    with_dtype<T>(out, [&](auto* to) {
+      using Out = std::remove_pointer_t<decltype(to)>;
+      if constexpr (std::is_same_v<In, Out> || std::is_same_v<In, T>) {
+        f(static_cast<In*>(nullptr), to);
+      }
+    });
+  });
+}
+
 template <typename T>
 inline Vector<T> load_channels(const void* base, ScalarType dtype, int64_t offset, int64_t count) {
   Vector<T> v{};

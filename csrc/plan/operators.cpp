@@ -304,6 +304,7 @@ Tensor variants(int64_t number, const std::string& kernel) {
 STABLE_TORCH_LIBRARY(fassd_kernels_plan, m) {
 #define OPERATOR(name, kind, text) \
   m.def(fassd::plan::plan_schema(#name "(" text ") -> Tensor").c_str());
+#define CPU_OPERATOR(name, kind, text)
 #include "../../fassd_kernels/schemas.def"
 #undef OPERATOR
   m.def("variants(int arithmetic, str kernel='convolution_kernel') -> Tensor");
@@ -313,6 +314,7 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels_plan, CompositeExplicitAutograd, m) {
 #define OPERATOR(name, kind, text)                                                       \
   m.impl(#name, TORCH_BOX((&fassd::plan::Planned<decltype(fassd::check_##name)>::answer< \
                            &fassd::check_##name, &fassd::plan::name>)));
+#define CPU_OPERATOR(name, kind, text)
 #include "../../fassd_kernels/schemas.def"
 #undef OPERATOR
   m.impl("variants", TORCH_BOX(&fassd::plan::variants));

@@ -11,7 +11,16 @@ from torch.fx import Graph, GraphModule, Node
 from fassd_kernels.checks import KINKED
 from fassd_kernels.graphs import patterns
 from fassd_kernels.graphs.patterns import Convolution, only_user, value
-from fassd_kernels.graphs.steps import Labels, Packing, PairStep, Step, Upsample, UpsampleStep
+from fassd_kernels.graphs.steps import (
+    GroupedStep,
+    Labels,
+    MaxPool,
+    Packing,
+    PairStep,
+    Step,
+    Upsample,
+    UpsampleStep,
+)
 
 
 def fuse(module: GraphModule) -> list[Packing]:
@@ -28,6 +37,7 @@ def fuse(module: GraphModule) -> list[Packing]:
             steps.append(fuse_convolution(module, found))
     for node in list(graph.nodes):
         fuse_resizing(module, node)
+        fuse_pooling(module, node)
         fuse_pair(module, node)
     graph.lint()
     module.recompile()
@@ -49,6 +59,12 @@ def fuse_convolution(module: GraphModule, conv: Convolution) -> Packing:
 
     norm, residual = read(patterns.norm), read(patterns.addend)
     activation, slope = read(patterns.activation) or ("none", None)
+    if conv.grouped:
+        options = (conv.weight, conv.bias, norm, slope, conv.stride, conv.dilation, activation)
+        grouped = GroupedStep(*options)
+        grouped.groups = conv.groups
+        replace(module, last, grouped, ([conv.image], residual))
+        return grouped
     pool = 2 if read(patterns.halved) else 1
     images = patterns.concatenated(conv.image)
     options = (conv.weight, conv.bias, norm, slope, conv.stride, conv.dilation, activation)
@@ -102,6 +118,13 @@ def fuse_resizing(module: GraphModule, node: Node) -> None:
         replace(module, following, Labels(), found)
     else:
         replace(module, node, Upsample("upsample"), found)
+
+
+def fuse_pooling(module: GraphModule, node: Node) -> None:
+    found = patterns.largest(node)
+    if found is not None:
+        image, *windows = found
+        replace(module, node, MaxPool(*windows), (image,))
 
 
 def fuse_pair(module: GraphModule, node: Node) -> None:

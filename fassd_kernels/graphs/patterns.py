@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.reference.conv_act import KERNELS
+from fassd_kernels.reference.grouped_conv import GROUPED_KERNELS
 
 ADDITIONS = {operator.add, torch.add, "add"}
 ACTIVATIONS: dict[Any, str] = {
@@ -31,6 +32,7 @@ ACTIVATIONS: dict[Any, str] = {
 }
 CLAMPS = {torch.clamp, torch.clip, "clamp", "clip"}
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
+MAX_POOLS = {F.max_pool2d, torch.max_pool2d}
 ARGMAXES = {torch.argmax, "argmax"}
 Static = tuple[int, int]
 
@@ -69,7 +71,7 @@ def only_user(node: Node) -> Node | None:
 
 @dataclass
 class Convolution:
-    """A convolution as `conv_act` has it, with "same" padding and one group."""
+    """A convolution as `conv_act` or `grouped_conv_act` has it, with "same" padding."""
 
     node: Node
     image: Node
@@ -78,6 +80,12 @@ class Convolution:
     kernel: Static
     stride: Static
     dilation: Static
+    groups: int
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it is `grouped_conv_act`'s."""
+        return self.groups != 1 or self.kernel not in KERNELS
 
 
 def convolution(node: Node) -> Convolution | None:
@@ -97,9 +105,8 @@ def convolution(node: Node) -> Convolution | None:
     around = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
     padding = given.get("padding", 0)
     same = padding == "same" or pair(padding) == around
-    if kernel not in KERNELS or given.get("groups", 1) != 1 or not same:
-        return None
-    return Convolution(node, image, weight, bias, kernel, stride, dilation)
+    found = Convolution(node, image, weight, bias, kernel, stride, dilation, given.get("groups", 1))
+    return found if same and (kernel in GROUPED_KERNELS or not found.grouped) else None
 
 
 def pair(found: Any) -> Static | None:
@@ -195,6 +202,22 @@ def halved(node: Node, image: Node) -> bool:
     plain = pair(given.get("padding", 0)) == (0, 0) and not given.get("ceil_mode", False)
     twos = pair(given["kernel_size"]) == pair(stride) == (2, 2)
     return plain and twos and given.get("divisor_override") is None
+
+
+def largest(node: Node) -> tuple[Node, Static, Static, Static] | None:
+    """The image of which a node gives the largest values of windows; kernel, stride and padding."""
+    if node.op != "call_function" or node.target not in MAX_POOLS:
+        return None
+    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    given = arguments(node, (*names, "return_indices"))
+    image, kernel = given["input"], pair(given["kernel_size"])
+    stride = pair(given.get("stride") or given["kernel_size"])
+    padding = pair(given.get("padding", 0))
+    plain = pair(given.get("dilation", 1)) == (1, 1)
+    plain &= not given.get("ceil_mode", False) and not given.get("return_indices", False)
+    if not plain or not is_image(image) or kernel is None or stride is None or padding is None:
+        return None
+    return image, kernel, stride, padding
 
 
 def concatenated(node: Node) -> list[Node]:

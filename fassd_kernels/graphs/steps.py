@@ -88,7 +88,7 @@ class Packing(nn.Module):
         """Take over the weights of a call."""
         tensors = {name: kept(found) for name, found in self.fold(read).items()}
         weight = tensors["weight"]
-        self.backend = choose(AUTO, weight.device, self.operator, dtype=weight.dtype)
+        self.backend = choose(AUTO, weight.device, self.operator, quiet=True, dtype=weight.dtype)
         tensors["packed"] = self.packed(weight, ops.packer(self.backend))
         self.tensors = tensors  # at once: another thread may be calling
 
@@ -102,12 +102,14 @@ class Step(Packing):
 
     Attributes:
         kernel: height and width.
+        groups: number of groups of channels.
         splits: whether it is a dilated 3x3, which is a plain one of every d-th pixel, and that has
             Winograd's algorithm.
     """
 
     operator = "conv_act"
     kernel: tuple[int, int] | None = None
+    groups = 1
     splits = False
 
     def __init__(self, *arguments: Any) -> None:
@@ -154,7 +156,7 @@ class Step(Packing):
         weight = self.derived(tensors, "plain", channels_last)
         x = images[0] if len(images) == 1 else torch.cat(list(images), 1)
         padding = same_padding(tensors["weight"], options["dilation"])
-        place = (options["stride"], padding, options["dilation"])
+        place = (options["stride"], padding, options["dilation"], self.groups)
         x = F.conv2d(x, weight, tensors["bias"], *place)
         if residual is not None:
             x = x.add_(residual)
@@ -175,6 +177,37 @@ class Step(Packing):
         options = {**self.options, "dilation": [1, 1]}
         found = function(phases, **{**tensors, "packed": packed}, residual=added, **options)
         return from_phases(found, d, images[0].shape[2:])
+
+
+class GroupedStep(Step):
+    """A fused convolution in groups of channels, or of a large kernel.
+
+    Where no backend has kernels for it, PyTorch's own operators compute it, the batch norm folded
+    and the rest in place.
+    """
+
+    operator = "grouped_conv_act"
+
+    def packed(self, weight: Tensor, packer: Callable[..., Tensor]) -> Any:
+        return None
+
+    def forward(self, images: Sequence[Tensor], residual: Tensor | None = None) -> Tensor:
+        """`act(conv(images[0]) + bias + residual)`."""
+        (image,) = images
+        vectors = {name: self.tensors[name] for name in ("weight", "bias", "slope")}
+        names = ("stride", "dilation", "activation")
+        options = {name: self.options[name] for name in names} | {"groups": self.groups}
+
+        def ours() -> Tensor:
+            function = ops.operator(self.operator, self.backend)
+            return function(image, **vectors, residual=residual, **options)
+
+        def by_pytorch() -> Tensor:
+            return self.by_pytorch(images, residual)
+
+        if self.backend == "reference":
+            return by_pytorch()
+        return fastest_of(self.key(images, residual), (ours, by_pytorch))
 
 
 def to_phases(x: Tensor, d: int) -> Tensor:
@@ -276,6 +309,31 @@ class PairStep(nn.Module):
             return together()
         key = ("pair", *first.key(images), *second.key(images))
         return fastest_of(key, (together, apart))
+
+
+class MaxPool(nn.Module):
+    """`max_pool`, or where there are no kernels for it PyTorch's own."""
+
+    def __init__(self, *window: Sequence[int]) -> None:
+        super().__init__()
+        self.window = [list(each) for each in window]  # kernel, stride and padding
+
+    def forward(self, image: Tensor) -> Tensor:
+        kernel, stride, padding = self.window
+        backend = choose(AUTO, image.device, "max_pool", quiet=True, dtype=image.dtype)
+
+        def ours() -> Tensor:
+            function = ops.operator("max_pool", backend)
+            return function(image, kernel=kernel, stride=stride, padding=padding)
+
+        def by_pytorch() -> Tensor:
+            return F.max_pool2d(image, kernel, stride, padding)
+
+        if backend == "reference":
+            return by_pytorch()
+        place = (image.shape, image.stride(), image.dtype, torch.get_num_threads())
+        key = ("max_pool", *place, *map(str, self.window))
+        return fastest_of(key, (ours, by_pytorch))
 
 
 class Upsample(nn.Module):

@@ -4,8 +4,8 @@ Every backend equals these functions on every shape, dtype and memory layout, wi
 (float64 runs of these functions decide). They are differentiable by ordinary autograd, run on any
 device, and are what runs where no compiled backend is available.
 
-Images are N x C x H x W; weights O x I x kH x kW; padding is always "same" (``dilation`` on each
-side of an axis of kernel size 3, none for size 1), so that a stride of 1 keeps the size. Results
+Images are N x C x H x W; weights O x I x kH x kW; padding is always "same" (``dilation * (k // 2)``
+on each side of an axis of kernel size k), so that a stride of 1 keeps the size. Results
 are laid out channels_last, whatever the layout of the inputs.
 """
 
@@ -13,7 +13,9 @@ from fassd_kernels.reference.aspp import aspp
 from fassd_kernels.reference.asymmetric_conv import asymmetric_conv
 from fassd_kernels.reference.conv_act import conv_act
 from fassd_kernels.reference.dapf import dapf
+from fassd_kernels.reference.grouped_conv import grouped_conv_act
 from fassd_kernels.reference.hardblock import hardblock
+from fassd_kernels.reference.max_pool import max_pool
 from fassd_kernels.reference.mda import mda
 from fassd_kernels.reference.normalize import normalize
 from fassd_kernels.reference.normalize_conv_act import normalize_conv_act
@@ -26,7 +28,9 @@ __all__ = [
     "asymmetric_conv",
     "conv_act",
     "dapf",
+    "grouped_conv_act",
     "hardblock",
+    "max_pool",
     "mda",
     "normalize",
     "normalize_conv_act",

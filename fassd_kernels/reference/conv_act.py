@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,10 +104,7 @@ def conv_act(
     if inputs[0].shape[0] == 0 or size[2] == 0 or size[3] == 0:
         return empty_result(size, [*inputs, weight, bias, slope, residual])
     x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), 1)
-    # PyTorch counts padding in 32 bits, and ends the process where that overflows. A tap that is an
-    # image's side away reads padding alone, as do those beyond.
-    near = [min(d, x.shape[2 + axis]) if d > FAR else d for axis, d in enumerate(dilation)]
-    x = F.conv2d(x, weight, bias, stride, same_padding(weight, near), near)
+    x = convolve(x, weight, bias, stride, dilation)
     if residual is not None:
         x = x + residual
     x = activate(x, activation, slope)
@@ -115,6 +113,21 @@ def conv_act(
 
 FAR = 2**16
 """Distance of taps, in pixels, from which on it is held against the image's side."""
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> Tensor:
+    """``F.conv2d`` with "same" padding, at any dilation."""
+    # PyTorch counts padding in 32 bits, and ends the process where that overflows. A tap that is an
+    # image's side away reads padding alone, as do those beyond.
+    near = [min(d, x.shape[2 + axis]) if d > FAR else d for axis, d in enumerate(dilation)]
+    return F.conv2d(x, weight, bias, stride, same_padding(weight, near), near, groups)
 
 
 def check_conv_act(
@@ -132,27 +145,46 @@ def check_conv_act(
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`conv_act` and return the shape of its result."""
     op = "conv_act"
-    stride, dilation = pair("stride", stride), pair("dilation", dilation)
     first = check_images(op, check_list(op, "inputs", inputs))
     check_weight(op, "weight", weight, sum(x.shape[1] for x in inputs), first, KERNELS)
     check_place(op, "packed", packed, weight)
-    out_channels = weight.shape[0]
-    check_vector(op, "bias", bias, out_channels, first)
-    check_activation(op, activation, slope, out_channels, first)
+    check(pool in (1, 2), f"{op}: pool is {pool}; expected 1 or 2")
+    vectors = (bias, slope, residual)
+    size = check_convolution(
+        op, "inputs[0]", first, weight.shape[0], *vectors, stride, dilation, activation
+    )
+    return size[0], size[1], size[2] // pool, size[3] // pool
+
+
+def check_convolution(
+    op: str,
+    name: str,
+    image: Tensor,
+    out_channels: Any,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+) -> tuple[int, int, int, int]:
+    """Check steps and epilogue of a convolution of `image`; return the shape of its result."""
+    stride, dilation = pair("stride", stride, op), pair("dilation", dilation, op)
+    check_vector(op, "bias", bias, out_channels, image)
+    check_activation(op, activation, slope, out_channels, image)
     check_positive(op, "stride", stride)
     check_positive(op, "dilation", dilation)
-    height = (first.shape[2] + stride[0] - 1) // stride[0]
-    width = (first.shape[3] + stride[1] - 1) // stride[1]
-    size = (first.shape[0], out_channels, height, width)
-    check(pool in (1, 2), f"{op}: pool is {pool}; expected 1 or 2")
+    height = (image.shape[2] + stride[0] - 1) // stride[0]
+    width = (image.shape[3] + stride[1] - 1) // stride[1]
+    size = (image.shape[0], out_channels, height, width)
     if residual is not None:
-        check_like(op, "residual", residual, "inputs[0]", first)
+        check_like(op, "residual", residual, name, image)
         check_storage(op, "residual", residual)
         check(
             residual.dim() == 4 and all(a == b for a, b in zip(residual.shape, size, strict=True)),
             f"{op}: residual has shape {shape(residual)}; expected {size}, the result's",
         )
-    return size[0], size[1], size[2] // pool, size[3] // pool
+    return size
 
 
 def pair(name: str, value: Sequence[int] | int, op: str = "conv_act") -> tuple[int, int]:

@@ -7,6 +7,7 @@ number of channels; ``Call.to`` and ``Call.laid_out`` do the rest.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,6 +79,40 @@ def conv_act(
             "dilation": dilation,
             "activation": activation,
             "pool": pool,
+        },
+    )
+
+
+def grouped_conv_act(
+    batch: int = 1,
+    channels: int = 4,
+    groups: int = 4,
+    multiple: int = 1,
+    size: Pair = (5, 7),
+    side: int = 3,
+    stride: Pair = (1, 1),
+    dilation: Pair = (1, 1),
+    activation: str = "none",
+    bias: bool = True,
+    residual: bool = False,
+) -> Call:
+    """`channels` and `multiple` times as many output channels; as many groups as divide them."""
+    source = Source()
+    groups = math.gcd(channels, groups) or 1
+    out_channels = channels * multiple
+    out_size = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
+    return Call(
+        "grouped_conv_act",
+        {
+            "input": source.image(batch, channels, size),
+            "weight": source.weight(out_channels, channels // groups, (side, side)),
+            "bias": source.vector(out_channels) if bias else None,
+            "slope": source.slope(out_channels, activation),
+            "residual": source.image(batch, out_channels, out_size) if residual else None,
+            "stride": stride,
+            "dilation": dilation,
+            "activation": activation,
+            "groups": groups,
         },
     )
 
@@ -246,6 +281,21 @@ def upsample_argmax(
     return Call("upsample_argmax", {"input": image, "size": size})
 
 
+def max_pool(
+    batch: int = 1,
+    channels: int = 3,
+    size: Pair = (5, 7),
+    kernel: Pair = (3, 3),
+    stride: Pair = (2, 2),
+    padding: Pair = (1, 1),
+) -> Call:
+    """Of sides that the kernel and its half allow."""
+    sides = {"kernel": tuple(max(1, min(k, n)) for k, n in zip(kernel, size, strict=True))}
+    padding = tuple(min(p, k // 2) for p, k in zip(padding, sides["kernel"], strict=True))
+    image = Source().image(batch, channels, size)
+    return Call("max_pool", {"input": image, **sides, "stride": stride, "padding": padding})
+
+
 def normalize(
     batch: int = 1, size: Pair = (5, 7), mean: Sequence[float] = MEAN, std: Sequence[float] = STD
 ) -> Call:
@@ -333,6 +383,14 @@ SAMPLES: dict[str, list[Call]] = {
         conv_act(out_channels=9, size=(7, 6), activation="hardswish", residual=True),
         conv_act(channels=(9,), size=(7, 6), kernel=(1, 1), activation="silu", pool=2),
     ],
+    "grouped_conv_act": [
+        grouped_conv_act(),
+        grouped_conv_act(
+            2, 18, 18, 1, (9, 13), 5, (2, 2), (1, 2), activation="prelu", residual=True
+        ),
+        grouped_conv_act(1, 6, 3, 2, side=3, activation="relu", bias=False),
+        grouped_conv_act(1, 3, 1, 2, (8, 9), 7, (2, 2), activation="relu"),
+    ],
     "asymmetric_conv": [
         asymmetric_conv(),
         asymmetric_conv(batch=2, dilation=3, activation="prelu"),
@@ -349,6 +407,7 @@ SAMPLES: dict[str, list[Call]] = {
     ],
     "upsample": [upsample(), upsample(batch=2, size=(2, 9))],
     "upsample_argmax": [upsample_argmax(), upsample_argmax(batch=2, size=(2, 9))],
+    "max_pool": [max_pool(), max_pool(2, 17, (9, 12), (2, 3), (2, 1), (0, 1))],
     "normalize": [normalize(), normalize(batch=2)],
     "normalize_conv_act": [
         normalize_conv_act(),
@@ -374,12 +433,17 @@ NOTHING: dict[str, list[Call]] = {
         conv_act(size=(1, 7), pool=2),
         conv_act(size=(5, 0), channels=(3, 2), activation="relu", stride=(1, 3)),
     ],
+    "grouped_conv_act": [
+        *empty_in_turn(grouped_conv_act, activation="prelu", residual=True),
+        *empty_in_turn(grouped_conv_act, groups=2, side=5),
+    ],
     "asymmetric_conv": empty_in_turn(asymmetric_conv, activation="prelu"),
     "upsample_conv1x1": [
         upsample_conv1x1(batch=0, low=(2, 1), activation="prelu"),
         upsample_conv1x1(size=(0, 7)),
         upsample_conv1x1(size=(5, 0), activation="relu"),
     ],
+    "max_pool": [max_pool(batch=0), max_pool(channels=0)],
     "upsample": [upsample(batch=0), upsample(channels=0)],
     "upsample_argmax": [upsample_argmax(batch=0)],
     "normalize_conv_act": empty_in_turn(normalize_conv_act, activation="prelu"),

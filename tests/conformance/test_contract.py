@@ -140,6 +140,7 @@ def compare_non_finite(subject: Subject, call: Call) -> int:
 LARGE: dict[str, Call] = {
     **{name: cases.from_schema(name, 2, (61, 90)) for name in cases.UNKNOWN},
     "conv_act": cases.conv_act(batch=2, channels=(10, 18), out_channels=31, size=(61, 90)),
+    "grouped_conv_act": cases.grouped_conv_act(2, 40, 40, 1, (61, 90), 5, residual=True),
     "asymmetric_conv": cases.asymmetric_conv(2, 31, 31, 31, (61, 90), 8),
     "dapf": cases.dapf(2, 28, 14, 28, (33, 50), (3, 12, 24)),
     "aspp": cases.aspp(2, 28, 14, 17, (33, 50), (3, 12)),
@@ -148,6 +149,7 @@ LARGE: dict[str, Call] = {
     "upsample_conv1x1": cases.upsample_conv1x1(2, (31,), (28,), 33, (17, 25), (61, 90)),
     "upsample": cases.upsample(2, 19, (17, 25), (101, 150)),
     "upsample_argmax": cases.upsample_argmax(2, 19, (17, 25), (101, 150)),
+    "max_pool": cases.max_pool(2, 40, (61, 90)),
     "normalize": cases.normalize(2, (201, 150)),
     "normalize_conv_act": cases.normalize_conv_act(2, 16, (101, 150), stride=(2, 2)),
 }

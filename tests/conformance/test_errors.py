@@ -16,7 +16,9 @@ from conformance.cases import (
     conv_act,
     dapf,
     from_schema,
+    grouped_conv_act,
     hardblock,
+    max_pool,
     mda,
     normalize,
     normalize_conv_act,
@@ -164,6 +166,25 @@ def conv_act_refusals() -> list[Refusal]:
     ]
 
 
+def grouped_conv_act_refusals() -> list[Refusal]:
+    base = grouped_conv_act(1, 6, 2, activation="prelu", residual=True)
+    plain = grouped_conv_act()
+    sides = {"3x1": torch.ones(4, 1, 3, 1), "9x9": torch.ones(4, 1, 9, 9)}
+    return [
+        *spoiled(base, "input", ALONE),
+        *spoiled(base, "weight", SPOILED_WEIGHT),
+        *given(plain, "weight", sides),
+        *spoiled(base, "bias", SPOILED_VECTOR),
+        *spoiled(base, "slope", SPOILED_VECTOR),
+        *given(base, "slope", {"missing": None}, "activation"),
+        *given(plain, "activation", BAD_ACTIVATION),
+        *spoiled(base, "residual", SPOILED_IMAGE),
+        *given(plain, "stride", {**NOT_POSITIVE, **NOT_PAIRS}),
+        *given(plain, "dilation", {**NOT_POSITIVE, **NOT_PAIRS, "beyond 32 bits": (1, 2**62)}),
+        *given(plain, "groups", {"no divisor": 3, "zero": 0, "negative": -1}),
+    ]
+
+
 def asymmetric_conv_refusals() -> list[Refusal]:
     base = asymmetric_conv(activation="prelu")
     plain = asymmetric_conv()
@@ -251,6 +272,18 @@ def upsample_conv1x1_refusals() -> list[Refusal]:
     ]
 
 
+def max_pool_refusals() -> list[Refusal]:
+    base = max_pool()
+    no_pixels = {"empty height": lambda x: x[:, :, :0], "empty width": lambda x: x[..., :0]}
+    paddings = {"negative": (-1, 1), "more than half": (1, 2), **NOT_PAIRS}
+    return [
+        *spoiled(base, "input", {**ALONE, **no_pixels}),
+        *given(base, "kernel", {**NOT_POSITIVE, **NOT_PAIRS, "too large": (3, 11)}),
+        *given(base, "stride", {**NOT_POSITIVE, **NOT_PAIRS}),
+        *given(base, "padding", paddings),
+    ]
+
+
 def upsample_refusals(base: Call) -> list[Refusal]:
     no_pixels = {"empty height": lambda x: x[:, :, :0], "empty width": lambda x: x[..., :0]}
     sizes = {
@@ -328,10 +361,12 @@ def schema_refusals(operator: str) -> list[Refusal]:
 REFUSALS = {
     **{name: schema_refusals(name) for name in UNKNOWN},
     "conv_act": conv_act_refusals(),
+    "grouped_conv_act": grouped_conv_act_refusals(),
     "asymmetric_conv": asymmetric_conv_refusals(),
     "dapf": branches_refusals(dapf(dilations=(1, 2))),
     "aspp": branches_refusals(aspp(dilations=(1, 2))),
     "hardblock": hardblock_refusals(),
+    "max_pool": max_pool_refusals(),
     "mda": mda_refusals(),
     "upsample_conv1x1": upsample_conv1x1_refusals(),
     "upsample": upsample_refusals(upsample()),

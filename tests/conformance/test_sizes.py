@@ -32,12 +32,16 @@ FEW, TOO_MANY = 2**20, 2**42
 STEPS = (1, 2, 3, 5, 2**31 - 1)
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "kernel": KERNELS,
+    "padding": ((0, 0), (1, 1), (0, 1)),
     "stride": tuple((a, b) for a in STEPS for b in STEPS),
     "dilations": ((1, 2), (2**31 - 1, 3), (1, 1, 1)),
     "activation": ACTIVATIONS,
     "bias": (True, False),
     "residual": (True, False),
     "pool": (1, 2),
+    "side": (1, 3, 5, 7),
+    "groups": (0, 0, 1, 2, 2**40),
+    "multiple": (1, 1, 2),
     "mean": (cases.MEAN,),
     "std": (cases.STD,),
 }

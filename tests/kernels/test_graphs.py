@@ -357,6 +357,35 @@ def test_asymmetric_convolutions() -> None:
     assert recorded.kinds == ["PairStep", "Step", "Step"] * 2
 
 
+class Inverted(nn.Module):
+    """A stem with max pooling, and a block of MobileNets (Sandler et al., CVPR 2018)."""
+
+    def __init__(self, side: int, stride: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 7, 2, 3, bias=False)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.wide, self.narrow = nn.Conv2d(6, 18, 1), nn.Conv2d(18, 6, 1)
+        self.deep = nn.Conv2d(18, 18, side, stride, side // 2, groups=18, bias=False)
+        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=2)
+        self.norms = nn.ModuleList(map(nn.BatchNorm2d, (6, 18)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.norms[0](self.stem(x))))
+        y = F.relu(self.norms[1](self.deep(F.relu(self.wide(x)))), inplace=True)
+        y = self.narrow(y)
+        return F.relu(self.grouped(y) + y)
+
+
+@FORMS
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_depthwise_and_grouped_convolutions(side: int, stride: int) -> None:
+    model = shaken(Inverted(side, stride))
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 70, 61))
+    grouped = "GroupedStep"
+    assert recorded.kinds == [grouped, "MaxPool", "Step", grouped, "Step", grouped]
+
+
 @FORMS
 @pytest.mark.parametrize("dilation", [2, 3, 7, 20])
 def test_dilated_convolutions(dilation: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,14 +408,18 @@ def test_dilated_convolutions(dilation: int, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 9, padding=4, groups=2),
         nn.Conv2d(4, 4, 3),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        nn.Conv2d(4, 4, 5, padding=2),
+        nn.Conv2d(4, 4, (5, 3), padding=(2, 1)),
+        nn.MaxPool2d(2, ceil_mode=True),
         parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1)),
         nn.BatchNorm2d(4, track_running_stats=False),
     ],
-    ids=["groups", "no padding", "reflection", "5x5", "computed weight", "statistics of the batch"],
+    ids=[
+        *("9x9", "no padding", "reflection", "5x3", "pooling to the ceiling"),
+        *("computed weight", "statistics of the batch"),
+    ],
 )
 def test_what_no_operator_has_stays_pytorchs(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()

@@ -1,0 +1,106 @@
+"""Convolution in groups of channels, of kernels up to 7x7, with bias, residual and activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fassd_kernels.autocast import follows_autocast
+from fassd_kernels.checks import check, check_images, check_weight, shape
+from fassd_kernels.reference.conv_act import (
+    activate,
+    channels_last,
+    check_convolution,
+    convolve,
+    empty_result,
+    pair,
+)
+
+GROUPED_KERNELS = ((1, 1), (3, 3), (5, 5), (7, 7))
+
+
+@follows_autocast
+def grouped_conv_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    activation: str = "none",
+    groups: int = 1,
+) -> Tensor:
+    """``act(conv(input) + bias + residual)`` with "same" padding, in groups of channels.
+
+    Args:
+        input: N x I x H x W.
+        weight: O x I / groups x k x k, the side k 1, 3, 5 or 7.
+        bias: O values, or None.
+        slope: O values, the slopes of PReLU for negative values.
+        residual: N x O x H' x W', added before the activation.
+        stride: vertical and horizontal step, each at least 1.
+        dilation: vertical and horizontal distance of the taps, each at least 1.
+        activation: ``none``, ``relu`` or ``prelu``.
+        groups: number of groups, which divides I and O. I of them, with O = I, are a depthwise
+            convolution.
+
+    Returns:
+        N x O x H' x W' in the input's dtype, H' = ceil(H / stride), channels_last.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+    """
+    size = check_grouped_conv_act(
+        input,
+        weight,
+        bias,
+        slope,
+        residual,
+        stride=stride,
+        dilation=dilation,
+        activation=activation,
+        groups=groups,
+    )
+    op = "grouped_conv_act"
+    stride, dilation = pair("stride", stride, op), pair("dilation", dilation, op)
+    if input.shape[0] == 0 or size[2] == 0 or size[3] == 0:
+        return empty_result(size, [input, weight, bias, slope, residual])
+    x = convolve(input, weight, bias, stride, dilation, groups)
+    if residual is not None:
+        x = x + residual
+    return channels_last(activate(x, activation, slope))
+
+
+def check_grouped_conv_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    activation: str = "none",
+    groups: int = 1,
+) -> tuple[int, int, int, int]:
+    """Check the arguments of :func:`grouped_conv_act` and return the shape of its result."""
+    op = "grouped_conv_act"
+    check_images(op, [("input", input)])
+    check(
+        weight.dim() == 4,
+        f"{op}: weight has shape {shape(weight)}; expected four dimensions, O x I x kH x kW",
+    )
+    channels, out_channels = input.shape[1], weight.shape[0]
+    check(
+        groups >= 1 and channels % groups == 0 and out_channels % groups == 0,
+        f"{op}: groups is {groups}; expected a divisor of the input's {channels} and the weight's "
+        f"{out_channels} channels",
+    )
+    check_weight(op, "weight", weight, channels // groups, input, GROUPED_KERNELS)
+    vectors = (bias, slope, residual)
+    return check_convolution(
+        op, "input", input, out_channels, *vectors, stride, dilation, activation
+    )
