@@ -3,6 +3,7 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/batch_norm.h"
 #include "cpu/capability.h"
 #include "cpu/pool.h"
 #include "operators.h"
@@ -11,6 +12,12 @@ STABLE_TORCH_LIBRARY(fassd_kernels, m) {
 #define OPERATOR(name, kind, text) m.def(#name "(" text ") -> Tensor");
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
+  m.def(
+      "batch_norm_act(Tensor input, Tensor? weight, Tensor? bias, Tensor? slope, float eps, "
+      "str activation) -> (Tensor, Tensor)");
+  m.def(
+      "batch_norm_act_backward(Tensor gradient, Tensor input, Tensor statistics, Tensor? weight, "
+      "Tensor? bias, Tensor? slope, str activation) -> (Tensor, Tensor)");
   m.def("cpu_capability() -> str");
   m.def("release_memory() -> int");
   m.def("held_memory() -> int");
@@ -26,6 +33,8 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
 #define OPERATOR(name, kind, text) m.impl(#name, TORCH_BOX(&fassd::cpu::name));
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
+  m.impl("batch_norm_act", TORCH_BOX(&fassd::cpu::batch_norm_act));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&fassd::cpu::batch_norm_act_backward));
 }
 
 // Importing the module runs the registrations above; it holds nothing else.

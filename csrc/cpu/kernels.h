@@ -100,6 +100,18 @@ struct Part {
   int64_t n, first_row, last_row, first_column, last_column;
 };
 
+// act((v - mean) * scale + shift) for values v of which each has the vectors' entry at its index
+// modulo `period`, a multiple of `channel_padding`; the vectors have `period` entries.
+template <typename T>
+struct NormRow {
+  int64_t period = 0;
+  const T* mean = nullptr;
+  const T* scale = nullptr;
+  const T* shift = nullptr;
+  Activation activation = Activation::none;
+  const T* slope = nullptr;
+};
+
 // The kernels for one instruction set and one type of arithmetic.
 template <typename T>
 struct Kernels {
@@ -135,6 +147,21 @@ struct Kernels {
   void (*load)(const void* in, ScalarType dtype, int64_t stride, T* out, int64_t out_stride,
                int64_t count);
   void (*store)(const T* in, void* out, ScalarType dtype, int64_t count);
+
+  // sums[i % period] += in[i], or (in[i] - mean[i % period])^2.
+  void (*sum_values)(const void* in, ScalarType dtype, int64_t count, int64_t period, T* sums);
+  void (*sum_squares)(const void* in, ScalarType dtype, int64_t count, int64_t period,
+                      const T* mean, T* sums);
+  // Batch norm and activation of a row; in and out have the same dtype.
+  void (*normalize_row)(const void* in, ScalarType dtype, int64_t count, const NormRow<T>& norm,
+                        void* out);
+  // Of the gradient g of what the activation took, found from that of its result: sums of g, of
+  // g * (in - mean), and for PReLU of what its slopes get; all of them added to what is there.
+  void (*sum_gradients)(const void* in, const void* gradient, ScalarType dtype, int64_t count,
+                        const NormRow<T>& norm, T* sums, T* products, T* slopes);
+  // out = g * scale + offset + (in - mean) * factor.
+  void (*norm_gradient)(const void* in, const void* gradient, ScalarType dtype, int64_t count,
+                        const NormRow<T>& norm, const T* offset, const T* factor, void* out);
 };
 
 // The table for the instruction set that capability() names. T is float or double.

@@ -7,6 +7,7 @@
 //     winograd_impl.h      convolution by Winograd's method
 //     convolution_impl.h   one convolution, by either
 //     resize_impl.h        bilinear resizing, argmax, pooling
+//     norm_impl.h          batch norm with an activation, and its gradient
 
 // No include guard: a translation unit includes this once, with its macros set. Everything here is
 // local to it, and nothing of the standard library that could be shared with other translation
@@ -34,12 +35,15 @@ namespace {
 #include "convolution_impl.h"
 //
 #include "resize_impl.h"
+//
+#include "norm_impl.h"
 
 }  // namespace
 
-#define FASSD_TABLE(T)                                                          \
-  {lanes<T>,      tile_outputs,       conv_scratch<T>, conv<T>, interpolate<T>, \
-   argmax_row<T>, blend_to_planes<T>, pool_rows<T>,    load<T>, store<T>}
+#define FASSD_TABLE(T)                                                                    \
+  {lanes<T>,      tile_outputs,       conv_scratch<T>,  conv<T>,          interpolate<T>, \
+   argmax_row<T>, blend_to_planes<T>, pool_rows<T>,     load<T>,          store<T>,       \
+   sum_values<T>, sum_squares<T>,     normalize_row<T>, sum_gradients<T>, norm_gradient<T>}
 
 const Kernels<float> float_kernels = FASSD_TABLE(float);
 const Kernels<double> double_kernels = FASSD_TABLE(double);

@@ -38,8 +38,10 @@ class Buffer {
   std::unique_ptr<T, void (*)(void*)> data_;
 };
 
-// New tensors on the CPU, in memory from the pool: an image, channels_last; and label maps.
+// New tensors on the CPU, in memory from the pool: an image, channels_last; an image with the
+// sizes, strides and dtype of one without gaps; and label maps.
 Tensor empty_image(const ImageSize& size, ScalarType dtype);
+Tensor empty_like_image(const Tensor& image);
 Tensor empty_labels(int64_t batch, int64_t height, int64_t width);
 
 // The tensor, or channels [first, first + count) of it, as Image and Destination.
