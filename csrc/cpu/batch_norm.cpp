@@ -32,22 +32,6 @@ struct Rows {
   int64_t length(int64_t item) const { return std::min(piece, values - item % pieces * piece); }
 };
 
-// Whether the pixels of a tensor follow each other, its axes in this order.
-bool is_dense(const Tensor& tensor, std::initializer_list<int64_t> axes) {
-  int64_t expected = 1;
-  for (auto axis = std::rbegin(axes); axis != std::rend(axes); ++axis) {
-    if (tensor.size(*axis) != 1 && tensor.stride(*axis) != expected) {
-      return false;
-    }
-    expected *= tensor.size(*axis);
-  }
-  return true;
-}
-
-bool is_channels_last(const Tensor& image) {
-  return is_dense(image, {0, 2, 3, 1});
-}
-
 Rows rows_of(const Tensor& image) {
   Rows rows{};
   rows.channels = image.size(1);

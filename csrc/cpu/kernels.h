@@ -112,6 +112,15 @@ struct NormRow {
   const T* slope = nullptr;
 };
 
+// What pixels of adjacent logits are labelled: with a class, a group of them as the numbers from
+// `classes` on, or `ignored`. Of each group, `groups` says of every class whether it belongs to it.
+struct LabelledPixels {
+  int64_t classes = 0;
+  const int64_t* labels = nullptr;
+  int64_t ignored = 0;
+  const bool* groups = nullptr;
+};
+
 // The kernels for one instruction set and one type of arithmetic.
 template <typename T>
 struct Kernels {
@@ -162,6 +171,22 @@ struct Kernels {
   // out = g * scale + offset + (in - mean) * factor.
   void (*norm_gradient)(const void* in, const void* gradient, ScalarType dtype, int64_t count,
                         const NormRow<T>& norm, const T* offset, const T* factor, void* out);
+
+  // sums[i] += in[i] * factor.
+  void (*add_scaled)(const void* in, ScalarType dtype, int64_t count, T factor, T* sums);
+  // The transpose of resizing a row of adjacent channels: row[x] times the weights of its two
+  // neighbours is added to out[left[x]] and out[right[x]].
+  void (*spread_row)(const T* row, const int64_t* left, const int64_t* right, const T* weight_right,
+                     int64_t width, int64_t channels, T* out);
+
+  // Cross entropy of pixels [begin, end), 0 where they are ignored; `planes` are of `classes`
+  // vectors.
+  void (*pixel_losses)(const void* logits, ScalarType dtype, const LabelledPixels& pixels,
+                       int64_t begin, int64_t end, T* planes, T* losses);
+  // The gradient of the logits of pixels [begin, end), of which the losses' gradients are
+  // `weights`; `planes` are of twice as many vectors.
+  void (*pixel_gradients)(const void* logits, ScalarType dtype, const LabelledPixels& pixels,
+                          const T* weights, int64_t begin, int64_t end, T* planes, void* out);
 };
 
 // The table for the instruction set that capability() names. T is float or double.

@@ -47,6 +47,17 @@ Tensor empty_labels(int64_t batch, int64_t height, int64_t width) {
   return empty_strided({batch, height, width}, {height * width, width, 1}, bytes, ScalarType::Byte);
 }
 
+bool is_dense(const Tensor& tensor, std::initializer_list<int64_t> axes) {
+  int64_t expected = 1;
+  for (auto axis = std::rbegin(axes); axis != std::rend(axes); ++axis) {
+    if (tensor.size(*axis) != 1 && tensor.stride(*axis) != expected) {
+      return false;
+    }
+    expected *= tensor.size(*axis);
+  }
+  return true;
+}
+
 Image image_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   // Along an axis of one nothing is stepped, and the stride may be any number.

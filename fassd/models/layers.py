@@ -28,26 +28,34 @@ def positive_int(name: str, value: Any, at_most: int | None = None) -> int:
     return number
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, C, H, W) to (N, C, *size) bilinearly, corner pixels on corner pixels."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-
-
 Activation = nn.Module | Literal["relu"]
 
 
 class Computing(threading.local):
-    """What computes `norm_act` in this thread in place of PyTorch's operators; None: nothing."""
+    """What computes `resize` and `norm_act` in this thread; None: PyTorch's operators."""
 
+    resize: Callable[[Tensor, tuple[int, int]], Tensor] | None = None
     norm_act: Callable[[Tensor, nn.Module, Activation], Tensor] | None = None
 
 
 COMPUTING = Computing()
 
 
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, C, H, W) to (N, C, *size) bilinearly, corner pixels on corner pixels."""
+    # A compiler knows PyTorch's operators.
+    if not torch.compiler.is_compiling() and COMPUTING.resize is not None:
+        return COMPUTING.resize(x, size)
+    return interpolate(x, size)
+
+
+def interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """`resize` as PyTorch computes it."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
 def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
     """Batch norm and the activation behind it. (N, C, H, W) to the same."""
-    # A compiler fuses them by itself.
     if not torch.compiler.is_compiling() and COMPUTING.norm_act is not None:
         return COMPUTING.norm_act(x, norm, activation)
     return apply_norm_act(x, norm, activation)

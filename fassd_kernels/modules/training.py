@@ -1,16 +1,16 @@
-"""Training on a CPU: batch norm and the activation behind it as one operator with a gradient."""
+"""Training on a CPU: batch norm with its activation, and resizing, as operators with gradients."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fassd.models.layers import COMPUTING, Activation, apply_norm_act
+from fassd.models.layers import COMPUTING, Activation, apply_norm_act, interpolate
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts
 from fassd_kernels.checks import FLOATING
@@ -18,14 +18,40 @@ from fassd_kernels.modules.snapshot import has_hooks, hooked_globally
 
 
 @contextlib.contextmanager
-def norms_fused(wanted: bool) -> Iterator[None]:
-    """Let the modules that are called in this thread compute `norm_act` as below, if `wanted`."""
-    before = COMPUTING.norm_act
-    COMPUTING.norm_act = norm_act if wanted and ops.CPU_MISSING is None else None
+def kernels_used(wanted: bool) -> Iterator[None]:
+    """Let what this thread calls compute `resize` and `norm_act` as below, if `wanted`."""
+    before = COMPUTING.resize, COMPUTING.norm_act
+    wanted = wanted and ops.CPU_MISSING is None
+    COMPUTING.resize, COMPUTING.norm_act = (resize, norm_act) if wanted else (None, None)
     try:
         yield
     finally:
-        COMPUTING.norm_act = before
+        COMPUTING.resize, COMPUTING.norm_act = before
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resizing, with a gradient that is added up row by row.
+
+    Of an image of any floating type on the CPU that lies in channels_last without gaps; all else is
+    PyTorch's. Once differentiable.
+    """
+    plain = type(x) is Tensor and x.is_cpu and x.dtype in FLOATING and x.dim() == 4
+    if not plain or x.numel() == 0 or not x.is_contiguous(memory_format=torch.channels_last):
+        return interpolate(x, size)
+    return cast(Tensor, _Resize.apply(x, size))
+
+
+class _Resize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
+        ctx.size, ctx.dtype = x.shape[2:], x.dtype
+        return cast(Tensor, torch.ops.fassd_kernels.upsample(x, size))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.to(ctx.dtype).contiguous(memory_format=torch.channels_last)
+        return torch.ops.fassd_kernels.upsample_backward(gradient, ctx.size), None
 
 
 def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:

@@ -131,7 +131,8 @@ def test_training_steps_follow_the_reference(reference: nn.Module, picture: Tens
         torch.testing.assert_close(fused.state_dict()[key], value, rtol=1e-9, atol=1e-9)
     plain.eval(), fused.eval()
     with torch.no_grad():
-        assert relative_error(fused(picture), expected_of(plain, picture)) <= FLOAT32
+        x = picture.double()
+        assert relative_error(fused(x), expected_of(plain, x)) <= FLOAT32
 
 
 # --- when it must not fuse ----------------------------------------------------------------------
