@@ -3,14 +3,28 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/batch_norm.h"
 #include "cpu/capability.h"
+#include "cpu/pixel_losses.h"
 #include "cpu/pool.h"
+#include "cpu/upsample.h"
 #include "operators.h"
 
 STABLE_TORCH_LIBRARY(fassd_kernels, m) {
 #define OPERATOR(name, kind, text) m.def(#name "(" text ") -> Tensor");
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
+  m.def(
+      "batch_norm_act(Tensor input, Tensor? weight, Tensor? bias, Tensor? slope, float eps, "
+      "str activation) -> (Tensor, Tensor)");
+  m.def(
+      "batch_norm_act_backward(Tensor gradient, Tensor input, Tensor statistics, Tensor? weight, "
+      "Tensor? bias, Tensor? slope, str activation) -> (Tensor, Tensor)");
+  m.def("upsample_backward(Tensor gradient, int[2] size) -> Tensor");
+  m.def("pixel_losses(Tensor logits, Tensor labels, Tensor groups, int ignored) -> Tensor");
+  m.def(
+      "pixel_losses_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor groups, "
+      "int ignored) -> Tensor");
   m.def("cpu_capability() -> str");
   m.def("release_memory() -> int");
   m.def("held_memory() -> int");
@@ -26,6 +40,11 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
 #define OPERATOR(name, kind, text) m.impl(#name, TORCH_BOX(&fassd::cpu::name));
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
+  m.impl("batch_norm_act", TORCH_BOX(&fassd::cpu::batch_norm_act));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&fassd::cpu::batch_norm_act_backward));
+  m.impl("upsample_backward", TORCH_BOX(&fassd::cpu::upsample_backward));
+  m.impl("pixel_losses", TORCH_BOX(&fassd::cpu::pixel_losses));
+  m.impl("pixel_losses_backward", TORCH_BOX(&fassd::cpu::pixel_losses_backward));
 }
 
 // Importing the module runs the registrations above; it holds nothing else.

@@ -55,7 +55,7 @@ def backward_through(function: Callable[..., Tensor]) -> Callable[..., Any]:
 
     One rule serves every operator, its gradients are the reference's by construction, and they
     can be differentiated again. It costs one more forward; the modules do not meet that cost,
-    because in training mode batch statistics forbid folding and they run the reference anyway.
+    because in training mode batch statistics forbid folding and they do not call the operators.
     """
 
     def backward(ctx: Any, grad: Tensor) -> Any:

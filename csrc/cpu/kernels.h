@@ -111,6 +111,27 @@ struct Part {
   int64_t n, first_row, last_row, first_column, last_column;
 };
 
+// act((v - mean) * scale + shift) for values v of which each has the vectors' entry at its index
+// modulo `period`, a multiple of `channel_padding`; the vectors have `period` entries.
+template <typename T>
+struct NormRow {
+  int64_t period = 0;
+  const T* mean = nullptr;
+  const T* scale = nullptr;
+  const T* shift = nullptr;
+  Activation activation = Activation::none;
+  const T* slope = nullptr;
+};
+
+// What pixels of adjacent logits are labelled: with a class, a group of them as the numbers from
+// `classes` on, or `ignored`. Of each group, `groups` says of every class whether it belongs to it.
+struct LabelledPixels {
+  int64_t classes = 0;
+  const int64_t* labels = nullptr;
+  int64_t ignored = 0;
+  const bool* groups = nullptr;
+};
+
 // The kernels for one instruction set and one type of arithmetic.
 template <typename T>
 struct Kernels {
@@ -156,6 +177,37 @@ struct Kernels {
   void (*load)(const void* in, ScalarType dtype, int64_t stride, T* out, int64_t out_stride,
                int64_t count);
   void (*store)(const T* in, void* out, ScalarType dtype, int64_t count);
+
+  // sums[i % period] += in[i], or (in[i] - mean[i % period])^2.
+  void (*sum_values)(const void* in, ScalarType dtype, int64_t count, int64_t period, T* sums);
+  void (*sum_squares)(const void* in, ScalarType dtype, int64_t count, int64_t period,
+                      const T* mean, T* sums);
+  // Batch norm and activation of a row; in and out have the same dtype.
+  void (*normalize_row)(const void* in, ScalarType dtype, int64_t count, const NormRow<T>& norm,
+                        void* out);
+  // Of the gradient g of what the activation took, found from that of its result: sums of g, of
+  // g * (in - mean), and for PReLU of what its slopes get; all of them added to what is there.
+  void (*sum_gradients)(const void* in, const void* gradient, ScalarType dtype, int64_t count,
+                        const NormRow<T>& norm, T* sums, T* products, T* slopes);
+  // out = g * scale + offset + (in - mean) * factor.
+  void (*norm_gradient)(const void* in, const void* gradient, ScalarType dtype, int64_t count,
+                        const NormRow<T>& norm, const T* offset, const T* factor, void* out);
+
+  // sums[i] += in[i] * factor.
+  void (*add_scaled)(const void* in, ScalarType dtype, int64_t count, T factor, T* sums);
+  // The transpose of resizing a row of adjacent channels: row[x] times the weights of its two
+  // neighbours is added to out[left[x]] and out[right[x]].
+  void (*spread_row)(const T* row, const int64_t* left, const int64_t* right, const T* weight_right,
+                     int64_t width, int64_t channels, T* out);
+
+  // Cross entropy of pixels [begin, end), 0 where they are ignored; `planes` are of `classes`
+  // vectors.
+  void (*pixel_losses)(const void* logits, ScalarType dtype, const LabelledPixels& pixels,
+                       int64_t begin, int64_t end, T* planes, T* losses);
+  // The gradient of the logits of pixels [begin, end), of which the losses' gradients are
+  // `weights`; `planes` are of twice as many vectors.
+  void (*pixel_gradients)(const void* logits, ScalarType dtype, const LabelledPixels& pixels,
+                          const T* weights, int64_t begin, int64_t end, T* planes, void* out);
 };
 
 // The table for the instruction set that capability() names. T is float or double.

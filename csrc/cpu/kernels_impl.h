@@ -8,6 +8,8 @@
 //     convolution_impl.h   one convolution, by either
 //     resize_impl.h        bilinear resizing, argmax, pooling
 //     depthwise_impl.h     depthwise convolution
+//     norm_impl.h          batch norm with an activation, and its gradient
+//     loss_impl.h          cross entropy of pixels, and its gradient
 
 // No include guard: a translation unit includes this once, with its macros set. Everything here is
 // local to it, and nothing of the standard library that could be shared with other translation
@@ -38,11 +40,19 @@ namespace {
 //
 #include "depthwise_impl.h"
 
+//
+#include "norm_impl.h"
+//
+#include "loss_impl.h"
+
 }  // namespace
 
-#define FASSD_TABLE(T)                                                                            \
-  {lanes<T>,      tile_outputs,       conv_scratch<T>, conv<T>,     depthwise<T>, interpolate<T>, \
-   argmax_row<T>, blend_to_planes<T>, pool_rows<T>,    max_pool<T>, load<T>,      store<T>}
+#define FASSD_TABLE(T)                                                                        \
+  {lanes<T>,          tile_outputs,     conv_scratch<T>,    conv<T>,        depthwise<T>,     \
+   interpolate<T>,    argmax_row<T>,    blend_to_planes<T>, pool_rows<T>,   max_pool<T>,      \
+   load<T>,           store<T>,         sum_values<T>,      sum_squares<T>, normalize_row<T>, \
+   sum_gradients<T>,  norm_gradient<T>, add_scaled<T>,      spread_row<T>,  pixel_losses<T>,  \
+   pixel_gradients<T>}
 
 const Kernels<float> float_kernels = FASSD_TABLE(float);
 const Kernels<double> double_kernels = FASSD_TABLE(double);

@@ -29,12 +29,33 @@ Tensor empty_image(const ImageSize& size, ScalarType dtype) {
   return empty_strided(size.sizes(), {size.height * row, 1, row, size.channels}, bytes, dtype);
 }
 
+Tensor empty_like_image(const Tensor& image) {
+  const int64_t bytes = checked_product({image.numel(), element_size(image.scalar_type())});
+  if (bytes <= small_result) {
+    return torch::stable::empty_like(image);
+  }
+  const auto sizes = image.sizes(), strides = image.strides();
+  return empty_strided({sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}, bytes,
+                       image.scalar_type());
+}
+
 Tensor empty_labels(int64_t batch, int64_t height, int64_t width) {
   const int64_t bytes = checked_product({batch, height, width});
   if (bytes <= small_result) {
     return torch::stable::empty({batch, height, width}, ScalarType::Byte);
   }
   return empty_strided({batch, height, width}, {height * width, width, 1}, bytes, ScalarType::Byte);
+}
+
+bool is_dense(const Tensor& tensor, std::initializer_list<int64_t> axes) {
+  int64_t expected = 1;
+  for (auto axis = std::rbegin(axes); axis != std::rend(axes); ++axis) {
+    if (tensor.size(*axis) != 1 && tensor.stride(*axis) != expected) {
+      return false;
+    }
+    expected *= tensor.size(*axis);
+  }
+  return true;
 }
 
 Image image_of(const Tensor& tensor) {

@@ -38,9 +38,17 @@ class Buffer {
   std::unique_ptr<T, void (*)(void*)> data_;
 };
 
-// New tensors on the CPU, in memory from the pool: an image, channels_last; and label maps.
+// New tensors on the CPU, in memory from the pool: an image, channels_last; an image with the
+// sizes, strides and dtype of one without gaps; and label maps.
 Tensor empty_image(const ImageSize& size, ScalarType dtype);
+Tensor empty_like_image(const Tensor& image);
 Tensor empty_labels(int64_t batch, int64_t height, int64_t width);
+
+// Whether the values of a tensor follow each other, its axes in this order.
+bool is_dense(const Tensor& tensor, std::initializer_list<int64_t> axes);
+inline bool is_channels_last(const Tensor& image) {
+  return is_dense(image, {0, 2, 3, 1});
+}
 
 // The tensor, or channels [first, first + count) of it, as Image and Destination.
 Image image_of(const Tensor& tensor);

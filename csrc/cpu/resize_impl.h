@@ -195,3 +195,33 @@ void max_pool(const Image& image, const Window& window, const Destination& out, 
     max_pool_row<T, In, Out>(image, window, out, out_width, n, y);
   });
 }
+
+template <typename T>
+void add_scaled(const void* in, ScalarType dtype, int64_t count, T factor, T* sums) {
+  with_dtype<T>(dtype, [&](auto* type) {
+    const auto* from = static_cast<const std::remove_pointer_t<decltype(type)>*>(in);
+    int64_t i = 0;
+    for (; i + lanes<T> <= count; i += lanes<T>) {
+      store_vector(sums + i, load_vector(sums + i) + load_wide<T>(from + i) * factor);
+    }
+    if (i < count) {
+      store_some<T>(sums + i,
+                    load_some<T>(sums + i, count - i) + load_part<T>(from + i, count - i) * factor,
+                    count - i);
+    }
+  });
+}
+
+template <typename T>
+void spread_row(const T* row, const int64_t* left, const int64_t* right, const T* weight_right,
+                int64_t width, int64_t channels, T* out) {
+  for (int64_t x = 0; x < width; x++, row += channels) {
+    T *first = out + left[x] * channels, *second = out + right[x] * channels;
+    const T b = weight_right[x], a = 1 - b;
+    for_channels<T>(channels, [&](int64_t i, int64_t count) {
+      const Vector<T> v = load_some<T>(row + i, count);
+      store_some<T>(first + i, load_some<T>(first + i, count) + v * a, count);
+      store_some<T>(second + i, load_some<T>(second + i, count) + v * b, count);
+    });
+  }
+}

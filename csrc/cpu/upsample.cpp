@@ -61,7 +61,52 @@ void run_upsample_argmax(const Tensor& input, Tensor& out) {
   });
 }
 
+// Row by row of the smaller image: the rows that it was a neighbour of are added up at their full
+// width, then along the row.
+template <typename T>
+void run_upsample_backward(const Tensor& gradient, Tensor& out) {
+  const Kernels<T>& kernel = kernels<T>();
+  const Image from = image_of(gradient);
+  const Destination to = destination(out);
+  const int64_t channels = from.channels, height = out.size(2), width = out.size(3);
+  const ResizeAxis<T> rows(height, from.height), columns(width, from.width);
+  const int64_t long_row = from.width * channels, short_row = width * channels;
+  const int64_t size = element_size(from.dtype);
+  parallel_items<T>(out.size(0) * height, long_row + short_row, [&](T* scratch, int64_t item) {
+    const int64_t n = item / height, row = item % height;
+    std::fill_n(scratch, long_row + short_row, T(0));
+    const int64_t* const begin = std::lower_bound(rows.before, rows.before + from.height, row - 1);
+    for (int64_t y = begin - rows.before; y < from.height && rows.before[y] <= row; y++) {
+      const T after = rows.weight_after[y];
+      const T weight =
+          (rows.before[y] == row ? 1 - after : T(0)) + (rows.after[y] == row ? after : T(0));
+      if (weight != 0) {
+        kernel.add_scaled(
+            static_cast<const char*>(from.data) + (n * from.height + y) * long_row * size,
+            from.dtype, long_row, weight, scratch);
+      }
+    }
+    kernel.spread_row(scratch, columns.before, columns.after, columns.weight_after, from.width,
+                      channels, scratch + long_row);
+    kernel.store(scratch + long_row, static_cast<char*>(to.data) + to.offset(n, row, 0) * size,
+                 to.dtype, short_row);
+  });
+}
+
 }  // namespace
+
+Tensor upsample_backward(const Tensor& gradient, const Integers& size) {
+  STD_TORCH_CHECK(gradient.dim() == 4 && is_floating(gradient.scalar_type()) &&
+                      gradient.numel() > 0 && is_channels_last(gradient),
+                  "upsample_backward: gradient has shape ", shape_name(gradient),
+                  "; expected a floating image N x C x H x W, not empty, channels_last");
+  check_storage("upsample_backward", "gradient", gradient);
+  STD_TORCH_CHECK(size.size() == 2 && size[0] >= 1 && size[1] >= 1,
+                  "upsample_backward: size must be (height, width), each at least 1");
+  return result_of(
+      {gradient.size(0), gradient.size(1), size[0], size[1]}, gradient.scalar_type(),
+      [&](auto type, Tensor& out) { run_upsample_backward<decltype(type)>(gradient, out); });
+}
 
 Tensor upsample(const Tensor& input, const Integers& size) {
   const Checked checked = check_upsample(input, size);

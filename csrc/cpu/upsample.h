@@ -40,4 +40,8 @@ void interpolate_row(const Image& image, const ResizeAxis<T>& rows, const Resize
                            image.channels, out, image.channels);
 }
 
+// The gradient of an image of `size` of which `gradient` is that of the upsampled one, N x C x H x
+// W, floating, channels_last.
+Tensor upsample_backward(const Tensor& gradient, const Integers& size);
+
 }  // namespace fassd::cpu

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fassd.models.layers import positive_int
+from fassd.models.layers import norm_act, positive_int
 
 DILATIONS = (12, 24, 36)
 MOST_DILATION = 1 << 10
@@ -54,8 +53,8 @@ class AsymmetricAtrousBranch(nn.Module):
         self.bn1x3 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn3x1(self.atrous_conv3x1(x)))
-        return F.relu(self.bn1x3(self.atrous_conv1x3(x)))
+        x = norm_act(self.atrous_conv3x1(x), self.bn3x1, "relu")
+        return norm_act(self.atrous_conv1x3(x), self.bn1x3, "relu")
 
 
 class DAPF(nn.Module):
@@ -93,12 +92,12 @@ class DAPF(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branches = [
-            F.relu(self.bn1x1(self.conv1x1(x))),
+            norm_act(self.conv1x1(x), self.bn1x1, "relu"),
             self.pyBranch2(x),
             self.pyBranch3(x),
             self.pyBranch4(x),
         ]
-        return F.relu(self.bn1(self.conv1(torch.cat(branches, 1))))
+        return norm_act(self.conv1(torch.cat(branches, 1)), self.bn1, "relu")
 
     def extra_repr(self) -> str:
         branches: tuple[Any, ...] = (self.pyBranch2, self.pyBranch3, self.pyBranch4)

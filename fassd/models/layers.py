@@ -7,9 +7,11 @@ checkpoints: a state dict is read and written without a mapping, so they are not
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,9 +28,43 @@ def positive_int(name: str, value: Any, at_most: int | None = None) -> int:
     return number
 
 
+Activation = nn.Module | Literal["relu"]
+
+
+class Computing(threading.local):
+    """What computes `resize` and `norm_act` in this thread; None: PyTorch's operators."""
+
+    resize: Callable[[Tensor, tuple[int, int]], Tensor] | None = None
+    norm_act: Callable[[Tensor, nn.Module, Activation], Tensor] | None = None
+
+
+COMPUTING = Computing()
+
+
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (N, C, H, W) to (N, C, *size) bilinearly, corner pixels on corner pixels."""
+    # A compiler knows PyTorch's operators.
+    if not torch.compiler.is_compiling() and COMPUTING.resize is not None:
+        return COMPUTING.resize(x, size)
+    return interpolate(x, size)
+
+
+def interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """`resize` as PyTorch computes it."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
+    """Batch norm and the activation behind it. (N, C, H, W) to the same."""
+    if not torch.compiler.is_compiling() and COMPUTING.norm_act is not None:
+        return COMPUTING.norm_act(x, norm, activation)
+    return apply_norm_act(x, norm, activation)
+
+
+def apply_norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
+    """`norm_act` as PyTorch's modules compute it."""
+    x = norm(x)
+    return activation(x) if isinstance(activation, nn.Module) else F.relu(x)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -122,7 +158,7 @@ class ConvLayer(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.norm(self.conv(x)))
+        return norm_act(self.conv(x), self.norm, self.relu)
 
 
 class BNPReLU(nn.Module):
@@ -134,7 +170,7 @@ class BNPReLU(nn.Module):
         self.acti = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.acti(self.bn(x))
+        return norm_act(x, self.bn, self.acti)
 
 
 class ConvBNPReLU(nn.Module):

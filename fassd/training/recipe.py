@@ -129,7 +129,8 @@ class Recipe(BaseModel):
         statistics: number of batches over which the batch norm statistics of the averaged weights
             are taken anew before each validation; 0 averages the statistics like the weights.
         sync_bn: batch norm over all processes instead of over each one's micro-batch.
-        accelerate: fused modules, which training runs as the reference and validation as fused.
+        accelerate: fused modules, of which training fuses batch norm with its activation, on a
+            CPU, and validation all.
         deterministic: only algorithms that give the same bits again; slower, and on a GPU with more
             memory. On a CPU a run gives the same bits without it.
         seed: of the weights, the order of pictures and their augmentation.

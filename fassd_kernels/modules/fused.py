@@ -26,6 +26,7 @@ from fassd_kernels.modules.snapshot import (
     hooked_globally,
     replaced_forward,
 )
+from fassd_kernels.modules.training import kernels_used
 from fassd_kernels.packing import fold, is_foldable
 from fassd_kernels.reference.conv_act import KERNELS
 
@@ -69,11 +70,13 @@ class Fused(nn.Module):
     once along with the folding.
 
     The reference's ``forward`` runs instead in training mode, where batch statistics forbid
-    folding; where a submodule carries hooks, which a fused operator would pass by; where a part
-    was exchanged for another kind, or has a ``forward``, ``_conv_forward`` or ``weight`` that is
-    not its class's, be it the part's own, a subclass's, or put into a class of PyTorch or of this
-    project; inside ``torch.func`` transforms and forward-mode AD; and in ``torch.onnx.export`` and
-    ``torch.fx.symbolic_trace``, whose graphs then hold standard operators alone. Not noticed
+    folding (on a CPU, each batch norm and the activation behind it are one operator there:
+    :mod:`fassd_kernels.modules.training`); where a submodule carries hooks, which a fused operator
+    would pass by; where a part was exchanged for another kind, or has a ``forward``,
+    ``_conv_forward`` or ``weight`` that is not its class's, be it the part's own, a subclass's, or
+    put into a class of PyTorch or of this project; inside ``torch.func`` transforms and
+    forward-mode AD; and in ``torch.onnx.export`` and ``torch.fx.symbolic_trace``, whose graphs then
+    hold standard operators alone. Not noticed
     are methods that are put into somebody else's class once its modules were taken over, and, in a
     compiled or exported module, methods that are replaced later.
 
@@ -175,9 +178,12 @@ class Fused(nn.Module):
         prepared = self.prepare(x)
         if prepared is not None:
             return self.run(*prepared)
-        if not is_traced():
-            self.repack()  # batch norms may edit their statistics without counting it
-        return super().forward(x)
+        if is_traced():
+            return super().forward(x)
+        self.repack()  # batch norms may edit their statistics without counting it
+        # What has hooks, or is not on the CPU, is seen where it is computed.
+        with kernels_used(self.training and self.backend in (AUTO, "cpu") and not transforming()):
+            return super().forward(x)
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
         """The input in the type to compute in, and fresh weights; None where it cannot be fused."""

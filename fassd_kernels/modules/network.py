@@ -31,6 +31,7 @@ from fassd_kernels.modules.fused import (
     transforming,
 )
 from fassd_kernels.modules.snapshot import Contents, Snapshot, has_hooks, hooked_globally
+from fassd_kernels.modules.training import kernels_used
 from fassd_kernels.reference.conv_act import channels_last
 
 Output = Literal["logits", "labels"]
@@ -52,8 +53,9 @@ class FusedNetwork(FASSDNet):
     In eval mode: an encoder 1x1 with the average pooling behind it; a decoder 1x1 with the
     upsampling and concatenation before it (its low-resolution part is convolved before it is
     upsampled); the last upsampling with the argmax. A pair of which one carries a hook, or was
-    exchanged for another kind, runs as two modules. In training mode, all is the reference's. An
-    encoder of timm is :class:`fassd_kernels.graphs.captured.Captured` by `accelerate`.
+    exchanged for another kind, runs as two modules. In training mode, all is the reference's, on a
+    CPU by the operators of :mod:`fassd_kernels.modules.training`. An encoder of timm is
+    :class:`fassd_kernels.graphs.captured.Captured` by `accelerate`.
 
     Shape: (N, 3, H, W) to logits (N, num_classes, H, W), channels_last; with ``output="labels"``,
     in eval mode, to uint8 labels (N, H, W).
@@ -93,7 +95,11 @@ class FusedNetwork(FASSDNet):
         if self.output == "labels" and not self.training:
             return self.predict_labels(x)
         if self.training or isinstance(x, torch.fx.Proxy):
-            return super().forward(self.cast(x))
+            x = self.cast(x)
+            if is_traced() or transforming():
+                return super().forward(x)
+            with kernels_used(self.training and self.backend in (AUTO, "cpu")):
+                return super().forward(x)
         scores, size = self.scores(x), (x.shape[2], x.shape[3])
         return resize(scores, size) if unfused() else self.run("upsample", scores, size)
 

@@ -141,11 +141,13 @@ def test_refused_asymmetric_convolutions() -> None:
 def test_gradients_equal_the_reference(
     reference: nn.Module, picture: Tensor, training: bool
 ) -> None:
-    plain = copy.deepcopy(reference).train(training)
-    fused = fuse(copy.deepcopy(reference)).train(training)
+    # In float64: batch statistics in another order turn the sign of what is nearly 0 before a ReLU.
+    dtype = torch.float64 if training else torch.float32
+    plain = copy.deepcopy(reference).to(dtype).train(training)
+    fused = fuse(copy.deepcopy(plain)).train(training)
     outputs, gradients = [], []
     for module in (plain, fused):
-        x = picture.clone().requires_grad_()
+        x = picture.to(dtype, copy=True).requires_grad_()
         output = module(x)
         output.sin().sum().backward()
         outputs.append(output.detach())
@@ -156,22 +158,24 @@ def test_gradients_equal_the_reference(
         assert gradient.abs().sum() > 0, key
         assert relative_error(gradients[1][key], gradient) <= 2e-4, key
     for key, buffer in plain.named_buffers():
-        torch.testing.assert_close(fused.get_buffer(key), buffer, rtol=0, atol=0)
+        torch.testing.assert_close(fused.get_buffer(key), buffer, rtol=2e-6, atol=2e-6)
 
 
 def test_training_steps_follow_the_reference(reference: nn.Module, picture: Tensor) -> None:
-    plain, fused = copy.deepcopy(reference).train(), fuse(copy.deepcopy(reference)).train()
+    plain = copy.deepcopy(reference).double().train()
+    fused = fuse(copy.deepcopy(plain)).train()
     for module in (plain, fused):
         optimizer = torch.optim.SGD(module.parameters(), lr=1e-2, momentum=0.9)
         for _ in range(3):
             optimizer.zero_grad()
-            module(picture).square().mean().backward()
+            module(picture.double()).square().mean().backward()
             optimizer.step()
     for key, value in plain.state_dict().items():
-        torch.testing.assert_close(fused.state_dict()[key], value, rtol=0, atol=0)
+        torch.testing.assert_close(fused.state_dict()[key], value, rtol=1e-9, atol=1e-9)
     plain.eval(), fused.eval()
     with torch.no_grad():
-        assert relative_error(fused(picture), expected_of(plain, picture)) <= FLOAT32
+        x = picture.double()
+        assert relative_error(fused(x), expected_of(plain, x)) <= FLOAT32
 
 
 # --- when it must not fuse ----------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from golden.golden import image
 
-from fassd.training.loss import BootstrappedCrossEntropy, CrossEntropy, RegionLoss, hardest_mean
+from fassd.training.loss import (
+    BootstrappedCrossEntropy,
+    CrossEntropy,
+    RegionLoss,
+    hardest_mean,
+    pixel_losses,
+)
+from fassd_kernels.ops import CPU_MISSING
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 
@@ -28,9 +36,19 @@ def test_equals_the_authors(case):
     assert value.item() == pytest.approx(case["value"], rel=2e-6)
 
 
+@pytest.fixture(autouse=True, params=[torch.contiguous_format, torch.channels_last], ids=str)
+def layout_of_cases(request, monkeypatch):
+    """PyTorch computes the first, the C++ extension the second."""
+    monkeypatch.setattr(sys.modules[__name__], "LAYOUT", request.param)
+    return request.param
+
+
+LAYOUT = torch.contiguous_format
+
+
 def random_case(shape=(2, 5, 24, 32), seed=0, ignored=0.2):
     generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(shape, generator=generator)
+    logits = 3 * torch.randn(shape, generator=generator).contiguous(memory_format=LAYOUT)
     labels = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
     return logits, labels
@@ -184,13 +202,14 @@ def test_labels_without_groups_lose_the_same_where_there_are_groups():
 
 def test_gradients_of_groups():
     logits, labels = grouped_case()
-    logits, labels = logits[:, :, :4, :4].double().requires_grad_(), labels[:, :4, :4]
+    logits = logits[:, :, :4, :4].double().contiguous(memory_format=LAYOUT).requires_grad_()
+    labels = labels[:, :4, :4]
     for loss in (BootstrappedCrossEntropy(8, 1.0, groups=GROUPS), CrossEntropy(groups=GROUPS)):
         assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, labels), logits)
 
 
 def test_a_group_that_is_nearly_impossible_has_a_finite_loss():
-    logits = torch.full((1, 5, 2, 2), -1e4).requires_grad_()
+    logits = torch.full((1, 5, 2, 2), -1e4).contiguous(memory_format=LAYOUT).requires_grad_()
     with torch.no_grad():
         logits[:, 1] = 1e4
     value = CrossEntropy(groups=GROUPS)(logits, torch.full((1, 2, 2), 5))
@@ -204,6 +223,42 @@ def test_groups_in_half_precision_are_computed_in_float32(dtype):
     logits = logits.to(dtype)
     loss = BootstrappedCrossEntropy(50, groups=GROUPS)
     assert loss(logits, labels.to(torch.uint8)) == loss(logits.float(), labels)
+
+
+@pytest.mark.skipif(CPU_MISSING is not None, reason=str(CPU_MISSING))
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.float16, 5e-4), (torch.bfloat16, 4e-3)],
+)
+@pytest.mark.parametrize("shape", [(2, 5, 1, 1), (1, 5, 7, 9), (2, 5, 41, 53)])
+def test_compiled_losses_and_gradients_are_those_of_float64(shape, dtype, tolerance):
+    """Odd numbers of pixels, gradients of all, some and none; logits of any size."""
+    generator = torch.Generator().manual_seed(2)
+    logits = 30 * torch.randn(shape, generator=generator)
+    logits = logits.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    size = (shape[0], *shape[2:])
+    labels = torch.randint(0, 8, size, generator=generator)
+    labels[labels == 7] = 255
+    weights = torch.randn(size, generator=generator).where(labels % 2 == 0, 0)
+    weights[0, -1] = 0
+    exact = logits.detach().double().contiguous().requires_grad_()
+    results = []
+    for given in (logits, exact):
+        losses = pixel_losses(given, labels, 255, GROUPS)
+        (gradient,) = torch.autograd.grad(losses, given, weights.to(losses.dtype))
+        results.append((losses, gradient))
+    for found, truth in zip(*results, strict=True):
+        assert (found.double() - truth).norm() <= tolerance * truth.norm()
+    assert results[0][0].dtype == torch.promote_types(dtype, torch.float32)
+    assert results[0][1].dtype == dtype
+
+
+@pytest.mark.skipif(CPU_MISSING is not None, reason=str(CPU_MISSING))
+@pytest.mark.parametrize("label", [-1, 7, 254])
+def test_a_label_that_nothing_stands_for_is_named(label):
+    logits = torch.randn(1, 5, 2, 3).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match=f"a label is {label}; expected less than 7"):
+        pixel_losses(logits, torch.full((1, 2, 3), label), 255, GROUPS)
 
 
 MEMBERS = [[0], [1], [2], [3], [4], *GROUPS]
@@ -249,7 +304,8 @@ def test_lovasz_of_certain_predictions_is_one_minus_iou():
 @pytest.mark.parametrize("weights", [{"dice": 1.0}, {"lovasz": 1.0}])
 def test_gradients_of_regions(weights):
     logits, labels = grouped_case()
-    logits, labels = logits[:, :, :4, :4].double().requires_grad_(), labels[:, :4, :4]
+    logits = logits[:, :, :4, :4].double().contiguous(memory_format=LAYOUT).requires_grad_()
+    labels = labels[:, :4, :4]
     loss = RegionLoss(BootstrappedCrossEntropy(5, 1.0, groups=GROUPS), **weights)
     assert torch.autograd.gradcheck(lambda x: loss(x, labels), logits)
 
