@@ -558,11 +558,11 @@ Checked check_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Te
           parsed};
 }
 
-Checked check_upsample(const Tensor& input, const Integers& size) {
+Checked check_upsample(const Tensor& input, const Integers& size, bool) {
   return check_resize("upsample", input, size);
 }
 
-Checked check_upsample_argmax(const Tensor& input, const Integers& size) {
+Checked check_upsample_argmax(const Tensor& input, const Integers& size, bool) {
   const char* op = "upsample_argmax";
   const Checked checked = check_resize(op, input, size);
   const int64_t channels = checked.size.channels;

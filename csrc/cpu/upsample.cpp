@@ -13,11 +13,12 @@ namespace {
 constexpr int64_t strip = 64;
 
 template <typename T>
-void run_upsample(const Tensor& input, Tensor& out) {
+void run_upsample(const Tensor& input, bool align_corners, Tensor& out) {
   const ChannelsLast<T> source(input);
   const Image& image = source.image();
   const int64_t height = out.size(2), width = out.size(3);
-  const ResizeAxis<T> rows(image.height, height), columns(image.width, width);
+  const ResizeAxis<T> rows(image.height, height, align_corners);
+  const ResizeAxis<T> columns(image.width, width, align_corners);
   const Destination to = destination(out);
   const int64_t size = element_size(to.dtype);
   char* const base = static_cast<char*>(to.data);
@@ -41,12 +42,12 @@ void run_upsample(const Tensor& input, Tensor& out) {
 // Rows of logits, planar, so that the comparisons run over pixels: planes[c][x] is blended from the
 // two neighbouring rows once per row of labels, at the logits' own width.
 template <typename T>
-void run_upsample_argmax(const Tensor& input, Tensor& out) {
+void run_upsample_argmax(const Tensor& input, bool align_corners, Tensor& out) {
   const ChannelsLast<T> source(input);
   const Image& image = source.image();
   const int64_t height = out.size(1), width = out.size(2);
-  const ResizeAxis<T> rows(image.height, height);
-  const ResizeAxis<T, int32_t> columns(image.width, width);
+  const ResizeAxis<T> rows(image.height, height, align_corners);
+  const ResizeAxis<T, int32_t> columns(image.width, width, align_corners);
   uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
   // Whole vectors are written and read, beginning at any pixel.
   const int64_t plane = checked_sum(image.width, 2 * channel_padding);
@@ -108,22 +109,24 @@ Tensor upsample_backward(const Tensor& gradient, const Integers& size) {
       [&](auto type, Tensor& out) { run_upsample_backward<decltype(type)>(gradient, out); });
 }
 
-Tensor upsample(const Tensor& input, const Integers& size) {
-  const Checked checked = check_upsample(input, size);
-  return result_of(checked.size, checked.dtype,
-                   [&](auto type, Tensor& out) { run_upsample<decltype(type)>(input, out); });
+Tensor upsample(const Tensor& input, const Integers& size, bool align_corners) {
+  const Checked checked = check_upsample(input, size, align_corners);
+  return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
+    run_upsample<decltype(type)>(input, align_corners, out);
+  });
 }
 
-Tensor upsample_argmax(const Tensor& input, const Integers& size) {
-  const ImageSize result = check_upsample_argmax(input, size).size;
+Tensor upsample_argmax(const Tensor& input, const Integers& size, bool align_corners) {
+  const ImageSize result = check_upsample_argmax(input, size, align_corners).size;
   constexpr int64_t widest = std::numeric_limits<int32_t>::max();
   STD_TORCH_CHECK(input.size(3) <= widest, "upsample_argmax: input has ", input.size(3),
                   " columns; the C++ backend takes at most ", widest);
   const int64_t values = result.numel();
   Tensor out = empty_labels(result.batch, result.height, result.width);
   if (values > 0) {
-    with_arithmetic(input.scalar_type(),
-                    [&](auto type) { run_upsample_argmax<decltype(type)>(input, out); });
+    with_arithmetic(input.scalar_type(), [&](auto type) {
+      run_upsample_argmax<decltype(type)>(input, align_corners, out);
+    });
   }
   return out;
 }

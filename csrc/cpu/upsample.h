@@ -1,4 +1,4 @@
-// Bilinear resizing with align_corners=True along one axis.
+// Bilinear resizing along one axis.
 
 #pragma once
 
@@ -15,10 +15,15 @@ struct ResizeAxis {
   const Index *const before = before_.data(), *const after = after_.data();
   const T* const weight_after = weight_after_.data();
 
-  ResizeAxis(int64_t in, int64_t out) : before_(out), after_(out), weight_after_(out) {
-    const double scale = out > 1 ? double(in - 1) / double(out - 1) : 0.0;
+  // The corners' centres lie on each other (`align_corners`), or else their outer edges.
+  ResizeAxis(int64_t in, int64_t out, bool align_corners = true)
+      : before_(out), after_(out), weight_after_(out) {
+    const double corners = out > 1 ? double(in - 1) / double(out - 1) : 0.0;
+    const double edges = double(in) / double(out);
     for (int64_t i = 0; i < out; i++) {
-      const double position = double(i) * scale;
+      const double position = align_corners ? double(i) * corners
+                              : in == out   ? double(i)
+                                            : std::max(0.0, (double(i) + 0.5) * edges - 0.5);
       // Of more pixels than a double tells apart, the last one's number would be rounded up.
       const int64_t first = position < double(in - 1) ? int64_t(position) : in - 1;
       before_.data()[i] = Index(first);

@@ -218,17 +218,25 @@ __device__ __forceinline__ void store_lanes(const Target& target, int64_t offset
   }
 }
 
-// Bilinear, align_corners: the pixel before, the one after, and the weight of the latter. In whole
-// numbers, and exact: position * (size - 1) / (out_size - 1) in float would be off by 3e-5 of a
-// pixel in a row of 512. An axis that keeps its size reads no neighbour.
+// Bilinear: the pixel before, the one after, and the weight of the latter. Either the centres of
+// the corners lie on each other (`align_corners`), position * (size - 1) / (out_size - 1), or their
+// outer edges, (position + 1/2) * size / out_size - 1/2, at least 0. In whole numbers, and exact:
+// in float it would be off by 3e-5 of a pixel in a row of 512. An axis that keeps its size reads no
+// neighbour.
 struct Neighbours {
   int before, after;
   float weight;
 };
 
-__device__ __forceinline__ Neighbours neighbours_of(int position, int size, int out_size) {
-  const unsigned steps = out_size > 1 ? out_size - 1 : 1;
-  const uint64_t scaled = uint64_t(position) * (size - 1);
+__device__ __forceinline__ Neighbours neighbours_of(int position, int size, int out_size,
+                                                    bool align_corners = true) {
+  unsigned steps = out_size > 1 ? out_size - 1 : 1;
+  uint64_t scaled = uint64_t(position) * (size - 1);
+  if (!align_corners) {
+    const uint64_t edge = (2 * uint64_t(position) + 1) * size;
+    steps = 2 * unsigned(out_size);
+    scaled = edge > unsigned(out_size) ? edge - unsigned(out_size) : 0;
+  }
   // Few pictures are so large that a division of 32 bits, which takes a fifth, would not do.
   const bool small = scaled >> 32 == 0;
   const int before = static_cast<int>(small ? unsigned(scaled) / steps : scaled / steps);

@@ -1,4 +1,4 @@
-// upsample and upsample_argmax: bilinear, align_corners; labels without the enlarged logits.
+// upsample and upsample_argmax: bilinear; labels without the enlarged logits.
 
 #include <algorithm>
 #include <cstring>
@@ -31,7 +31,8 @@ __device__ __forceinline__ int64_t quotient(uint64_t value, unsigned divisor) {
 // A thread takes eight channels of one pixel of the result.
 template <typename T>
 __global__ void __launch_bounds__(block_threads, resident_blocks)
-    upsample_kernel(Source source, Target out, int height, int width, int64_t items) {
+    upsample_kernel(Source source, Target out, int height, int width, bool align_corners,
+                    int64_t items) {
   ptx::wait_for_previous_kernels();
   const int parts = (source.channels + lanes - 1) / lanes;
   const int64_t step = int64_t(gridDim.x) * block_threads;
@@ -41,8 +42,8 @@ __global__ void __launch_bounds__(block_threads, resident_blocks)
     const int64_t row = quotient(pixel, width), n = quotient(row, height);
     const int x = static_cast<int>(pixel - row * width), y = static_cast<int>(row - n * height);
     float values[lanes];
-    load_resized<T>(source, n, neighbours_of(y, source.height, height),
-                    neighbours_of(x, source.width, width), channel, values);
+    load_resized<T>(source, n, neighbours_of(y, source.height, height, align_corners),
+                    neighbours_of(x, source.width, width, align_corners), channel, values);
     store_lanes<T>(out, n * out.stride_n + y * out.stride_h + x * out.stride_w, channel, values);
   }
 }
@@ -74,14 +75,15 @@ __device__ __forceinline__ uint8_t label_of(const Source& source, int64_t n, con
 // A thread takes one pixel and all its channels.
 template <typename T>
 __global__ void __launch_bounds__(block_threads, 4)
-    upsample_argmax_kernel(Source source, uint8_t* labels, int height, int width, int64_t pixels) {
+    upsample_argmax_kernel(Source source, uint8_t* labels, int height, int width,
+                           bool align_corners, int64_t pixels) {
   ptx::wait_for_previous_kernels();
   const int64_t step = int64_t(gridDim.x) * block_threads;
   for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < pixels; i += step) {
     const int64_t row = quotient(i, width), n = quotient(row, height);
-    labels[i] = label_of<T>(
-        source, n, neighbours_of(static_cast<int>(row - n * height), source.height, height),
-        neighbours_of(static_cast<int>(i - row * width), source.width, width));
+    const int y = static_cast<int>(row - n * height), x = static_cast<int>(i - row * width);
+    labels[i] = label_of<T>(source, n, neighbours_of(y, source.height, height, align_corners),
+                            neighbours_of(x, source.width, width, align_corners));
   }
 }
 
@@ -353,8 +355,8 @@ __global__ void __launch_bounds__(block_threads, 2)
 
 }  // namespace
 
-Tensor upsample(const Tensor& input, const Integers& size) {
-  const ImageSize result = check_upsample(input, size).size;
+Tensor upsample(const Tensor& input, const Integers& size, bool align_corners) {
+  const ImageSize result = check_upsample(input, size, align_corners).size;
   const Context context("upsample", input, false);
   const int height = position_count("upsample", result.height);
   const int width = position_count("upsample", result.width);
@@ -370,13 +372,14 @@ Tensor upsample(const Tensor& input, const Integers& size) {
       result.batch * result.height * result.width * divide_up(result.channels, lanes);
   with_type("upsample", context.dtype, [&](auto type) {
     context.queue.launch(&upsample_kernel<decltype(type)>, dim3(blocks_of(items)),
-                         dim3(block_threads), 0, source, target, height, width, items);
+                         dim3(block_threads), 0, source, target, height, width, align_corners,
+                         items);
   });
   return out;
 }
 
-Tensor upsample_argmax(const Tensor& input, const Integers& size) {
-  const ImageSize result = check_upsample_argmax(input, size).size;
+Tensor upsample_argmax(const Tensor& input, const Integers& size, bool align_corners) {
+  const ImageSize result = check_upsample_argmax(input, size, align_corners).size;
   const Context context("upsample_argmax", input, false);
   const int height = position_count("upsample_argmax", result.height);
   const int width = position_count("upsample_argmax", result.width);
@@ -388,7 +391,8 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size) {
   }
   const Source source = source_of("upsample_argmax", input);
   uint8_t* labels = static_cast<uint8_t*>(out.mutable_data_ptr());
-  const ArgmaxPlan plan = plan_argmax(result.batch, source.height, source.width, height, width);
+  const ArgmaxPlan plan =
+      plan_argmax(result.batch, source.height, source.width, height, width, align_corners);
   with_type("upsample_argmax", context.dtype, [&](auto type) {
     using T = decltype(type);
     if (plan.by_cells) {
@@ -397,7 +401,7 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size) {
                            unsigned(plan.parts));
     } else {
       context.queue.launch(&upsample_argmax_kernel<T>, dim3(blocks_of(pixels)), dim3(block_threads),
-                           0, source, labels, height, width, pixels);
+                           0, source, labels, height, width, align_corners, pixels);
     }
   });
   return out;

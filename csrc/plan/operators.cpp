@@ -200,7 +200,7 @@ int64_t blends(const ImageSize& result) {
   return checked_product({9, result.numel()});
 }
 
-void upsample(Call& call, const Checked& checked, const Tensor& input, const Integers&) {
+void upsample(Call& call, const Checked& checked, const Tensor& input, const Integers&, bool) {
   const ImageSize& size = checked.size;
   Work work;
   work.enlarged_vectors = streamed(size).streamed_vectors;
@@ -208,11 +208,12 @@ void upsample(Call& call, const Checked& checked, const Tensor& input, const Int
                    call.image(size_of(input)) + call.image(size), blends(size), work);
 }
 
-void upsample_argmax(Call& call, const Checked& checked, const Tensor& input, const Integers&) {
+void upsample_argmax(Call& call, const Checked& checked, const Tensor& input, const Integers&,
+                     bool align_corners) {
   const ImageSize& size = checked.size;
   const cuda::ArgmaxPlan plan = cuda::plan_argmax(
       size.batch, position_count("plan", input.size(2)), position_count("plan", input.size(3)),
-      position_count("plan", size.height), position_count("plan", size.width));
+      position_count("plan", size.height), position_count("plan", size.width), align_corners);
   call.elementwise(
       "upsample_argmax", plan.by_cells ? "upsample_argmax_cell_kernel" : "upsample_argmax_kernel",
       size.channels, size.height, size.width,

@@ -486,13 +486,14 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
   return plan;
 }
 
-ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width) {
+ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width,
+                       bool align_corners) {
   ArgmaxPlan plan;
   plan.parts = divide_up(in_width, argmax_threads);
   // Of batches that no memory holds, the sum would overflow.
   const bool fits = batch <= (int64_t(1) << 31) / plan.parts / in_height - 1;
   plan.blocks = fits ? batch * in_height * plan.parts : 0;
-  plan.by_cells = fits && in_height <= height && in_width <= width;
+  plan.by_cells = align_corners && fits && in_height <= height && in_width <= width;
   return plan;
 }
 

@@ -253,8 +253,9 @@ constexpr double launch_gap_cycles = 2500;
 // variable FASSD_KERNELS_CUDA_FUSION, `always` or `never`, decides for tests and tuning.
 bool fuses(bool possible, double together, double apart);
 
-// The launch of upsample_argmax. Where the picture does not shrink, a thread takes the pixels
-// between two rows and two columns of the source: `parts` blocks for each of its rows.
+// The launch of upsample_argmax. Where the picture does not shrink and corners are aligned, a
+// thread takes the pixels between two rows and two columns of the source: `parts` blocks for each
+// of its rows.
 struct ArgmaxPlan {
   bool by_cells = false;
   int64_t parts = 0, blocks = 0;
@@ -262,7 +263,8 @@ struct ArgmaxPlan {
 
 constexpr int argmax_threads = 256;
 
-ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width);
+ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width,
+                       bool align_corners);
 
 // --- what the kernels and the plan must agree on ---
 

@@ -94,18 +94,24 @@ def upsampled(conv: Convolution, images: list[Node]) -> list[Node]:
     """Those of the images that need not be resized before a 1x1 convolution; empty if none."""
     if conv.kernel != (1, 1) or conv.stride != (1, 1) or not 1 < len(images) == len(set(images)):
         return []
-    found = [image for image in images if patterns.resized(image) and only_user(image)]
+    found = [image for image in images if aligned(image) and only_user(image)]
     if not found or len(found) == len(images):
         return []
     first, *others = (value(source(image)).shape[2:] for image in found)
     return found if all(patterns.same_sizes(first, each) for each in others) else []
 
 
+def aligned(image: Node) -> bool:
+    """Whether an image is a resized one, as `upsample_conv1x1` has it."""
+    found = patterns.resized(image)
+    return found is not None and found.align_corners
+
+
 def source(resized: Node) -> Node:
     """What is resized."""
     found = patterns.resized(resized)
     assert found is not None
-    return found[0]
+    return found.image
 
 
 def fuse_resizing(module: GraphModule, node: Node) -> None:
@@ -115,9 +121,9 @@ def fuse_resizing(module: GraphModule, node: Node) -> None:
         return
     following = only_user(node)
     if following is not None and patterns.best_class(following, node):
-        replace(module, following, Labels(), found)
+        replace(module, following, Labels(), tuple(found))
     else:
-        replace(module, node, Upsample("upsample"), found)
+        replace(module, node, Upsample("upsample"), tuple(found))
 
 
 def fuse_pooling(module: GraphModule, node: Node) -> None:

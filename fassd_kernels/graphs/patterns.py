@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -232,20 +232,37 @@ def concatenated(node: Node) -> list[Node]:
     return list(images) if dtypes == {value(node).dtype} else [node]
 
 
-def resized(node: Node) -> tuple[Node, Any] | None:
-    """The image that a node resizes as `upsample` does, and height and width of the result."""
+class Resized(NamedTuple):
+    """A resizing as `upsample` has it: of which image, to what height and width."""
+
+    image: Node
+    size: Any
+    align_corners: bool
+
+
+def resized(node: Node) -> Resized | None:
+    """The bilinear resizing that a node is; None if it is none."""
     if node.op != "call_function" or node.target is not F.interpolate:
         return None
-    names = ("input", "size", "scale_factor", "mode", "align_corners", "recompute", "antialias")
-    given = arguments(node, names)
-    image, size = given["input"], given.get("size")
-    aligned = given.get("mode") == "bilinear" and given.get("align_corners") is True
-    if not aligned or given.get("antialias") or not is_image(image):
+    names = ("input", "size", "scale_factor", "mode", "align_corners")
+    given = arguments(node, (*names, "recompute_scale_factor", "antialias"))
+    image, size, corners = given["input"], given.get("size"), bool(given.get("align_corners"))
+    if given.get("mode") != "bilinear" or given.get("antialias") or not is_image(image):
         return None
-    height, width = value(node).shape[2:]
-    if isinstance(height, int) and isinstance(width, int):
-        return image, [height, width]
-    return None if size is None else (image, size)
+    sizes = value(node).shape[2:]
+    known = all(isinstance(each, int) for each in (*sizes, *value(image).shape[2:]))
+    if size is None and not corners and not given.get("recompute_scale_factor"):
+        # PyTorch's positions follow the factors, which the sizes may have rounded.
+        factors = given.get("scale_factor")
+        both = factors if isinstance(factors, (tuple, list)) else (factors, factors)
+        if not known or any(
+            not isinstance(factor, (int, float)) or before * factor != after
+            for factor, before, after in zip(both, value(image).shape[2:], sizes, strict=True)
+        ):
+            return None
+    if known:
+        return Resized(image, list(sizes), corners)
+    return None if size is None else Resized(image, size, corners)
 
 
 def best_class(node: Node, image: Node) -> bool:

@@ -343,9 +343,10 @@ class Upsample(nn.Module):
         super().__init__()
         self.operator = operator
 
-    def forward(self, image: Tensor, size: Sequence[int]) -> Tensor:
+    def forward(self, image: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
         backend = choose(AUTO, image.device, self.operator, dtype=image.dtype)
-        return ops.operator(self.operator, backend)(image, list(size))
+        operator = ops.operator(self.operator, backend)
+        return operator(image, list(size), align_corners=align_corners)
 
 
 class Labels(Upsample):
@@ -354,5 +355,5 @@ class Labels(Upsample):
     def __init__(self) -> None:
         super().__init__("upsample_argmax")
 
-    def forward(self, image: Tensor, size: Sequence[int]) -> Tensor:
-        return super().forward(image, size).long()
+    def forward(self, image: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+        return super().forward(image, size, align_corners).long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,14 @@ from fassd_kernels.checks import MAX_LABELS, check, check_images, check_size, sh
 from fassd_kernels.reference.conv_act import channels_last, empty_result
 
 
-def upsample(input: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize with ``align_corners=True``.
+def upsample(input: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
+    """Bilinear resize.
 
     Args:
         input: N x C x H x W, H and W at least 1.
         size: height and width of the result, each at least 1, larger or smaller than the input's.
+        align_corners: whether the centres of the corner pixels lie on each other, or their outer
+            edges, as of :func:`torch.nn.functional.interpolate`.
 
     Returns:
         N x C x size in the input's dtype, channels_last.
@@ -25,18 +28,20 @@ def upsample(input: Tensor, size: Sequence[int]) -> Tensor:
     Raises:
         RuntimeError: if a shape or dtype is not as above; the message names the argument.
     """
-    result = check_upsample(input, size)
+    result = check_upsample(input, size, align_corners=align_corners)
     if input.shape[0] == 0 or input.shape[1] == 0:
         return empty_result(result, [input])
-    return channels_last(F.interpolate(input, tuple(size), mode="bilinear", align_corners=True))
+    mode: dict[str, Any] = {"mode": "bilinear", "align_corners": align_corners}
+    return channels_last(F.interpolate(input, tuple(size), **mode))
 
 
-def upsample_argmax(input: Tensor, size: Sequence[int]) -> Tensor:
-    """The label of the largest channel of ``upsample(input, size)``.
+def upsample_argmax(input: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
+    """The label of the largest channel of :func:`upsample`.
 
     Args:
         input: N x C x H x W logits, C from 1 to 256, H and W at least 1.
         size: height and width of the label map, each at least 1.
+        align_corners: as of :func:`upsample`.
 
     Returns:
         N x size, uint8. The first of equal channels wins, and NaN counts as the largest, as in
@@ -45,14 +50,14 @@ def upsample_argmax(input: Tensor, size: Sequence[int]) -> Tensor:
     Raises:
         RuntimeError: if a shape or dtype is not as above; the message names the argument.
     """
-    check_upsample_argmax(input, size)
+    check_upsample_argmax(input, size, align_corners=align_corners)
     if input.shape[0] == 0:
         return input.new_empty((0, *size), dtype=torch.uint8)
-    return upsample(input, size).argmax(1).to(torch.uint8)
+    return upsample(input, size, align_corners=align_corners).argmax(1).to(torch.uint8)
 
 
 def check_upsample(
-    input: Tensor, size: Sequence[int], op: str = "upsample"
+    input: Tensor, size: Sequence[int], op: str = "upsample", *, align_corners: bool = True
 ) -> tuple[int, int, int, int]:
     """Check the arguments of :func:`upsample` and return the shape of its result."""
     check_images(op, [("input", input)])
@@ -64,7 +69,9 @@ def check_upsample(
     return input.shape[0], input.shape[1], size[0], size[1]
 
 
-def check_upsample_argmax(input: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
+def check_upsample_argmax(
+    input: Tensor, size: Sequence[int], *, align_corners: bool = True
+) -> tuple[int, int, int]:
     """Check the arguments of :func:`upsample_argmax` and return the shape of its result."""
     op = "upsample_argmax"
     batch, channels, height, width = check_upsample(input, size, op)

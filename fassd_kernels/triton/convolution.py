@@ -206,14 +206,20 @@ def convolve(
 
 
 @triton.jit
-def source_of(position, size, out_size):
-    """Bilinear, align_corners: the pixel before, the pixel after, and the weight of the latter.
+def source_of(position, size, out_size, ALIGN_CORNERS: tl.constexpr):
+    """Bilinear: the pixel before, the pixel after, and the weight of the latter.
 
-    In whole numbers, and exact: ``position * (size - 1) / (out_size - 1)`` as float32 would be off
-    by 3e-5 of a pixel in a row of 512. An axis that keeps its size reads no neighbour.
+    The centres of the corners lie on each other, ``position * (size - 1) / (out_size - 1)``, or
+    their outer edges, ``(position + 1/2) * size / out_size - 1/2``, at least 0. In whole numbers,
+    and exact: float32 would be off by 3e-5 of a pixel in a row of 512. An axis that keeps its size
+    reads no neighbour.
     """
-    steps = tl.maximum(out_size - 1, 1)
-    scaled = position * (size - 1)
+    if ALIGN_CORNERS:
+        steps = tl.maximum(out_size - 1, 1)
+        scaled = position * (size - 1)
+    else:
+        steps = 2 * out_size
+        scaled = tl.maximum((2 * position + 1) * size - out_size, 0)
     before = scaled // steps
     weight = (scaled - before * steps).to(tl.float32) / steps
     after = tl.where(size == out_size, before, tl.minimum(before + 1, size - 1))
@@ -223,14 +229,14 @@ def source_of(position, size, out_size):
 @triton.jit
 def load_resized(
     image, n, y, x, c, inside, stride_n, stride_h, stride_w, stride_c, height, width, out_height,
-    out_width, VECTOR: tl.constexpr,
+    out_width, VECTOR: tl.constexpr, ALIGN_CORNERS: tl.constexpr = True,
 ):  # fmt: skip
     """Pixels (n, y, x) [M] of an image resized to out_height x out_width, channels `c` [C].
 
     Returns float32 [M, C]; `inside` is the mask [M, C].
     """
-    top, bottom, weight_y = source_of(y, height, out_height)
-    left, right, weight_x = source_of(x, width, out_width)
+    top, bottom, weight_y = source_of(y, height, out_height, ALIGN_CORNERS)
+    left, right, weight_x = source_of(x, width, out_width, ALIGN_CORNERS)
     above = (n * stride_n + top * stride_h) * VECTOR
     below = (n * stride_n + bottom * stride_h) * VECTOR
     at_left = (left * stride_w) * VECTOR

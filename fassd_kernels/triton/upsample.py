@@ -1,4 +1,4 @@
-"""upsample and upsample_argmax: bilinear, align_corners; labels without the enlarged logits.
+"""upsample and upsample_argmax: bilinear; labels without the enlarged logits.
 
 A program takes BLOCK_M pixels of the result, and all channels (labels) or BLOCK_C of them.
 """
@@ -32,6 +32,7 @@ SIZES = ("pixels", "height", "width", "out_height", "out_width")
 def upsample_kernel(
     image, out, strides, out_strides, pixels, height, width, out_height, out_width, channels,
     WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -45,7 +46,7 @@ def upsample_kernel(
     inside = (m < pixels)[:, None]
     value = load_resized(
         image, n, y, x, c, inside & whole, strides[0], strides[1], strides[2], strides[3],
-        height, width, out_height, out_width, VECTOR,
+        height, width, out_height, out_width, VECTOR, ALIGN_CORNERS,
     )  # fmt: skip
     at = n * out_strides[0] + y * out_strides[1] + x * out_strides[2]
     tl.store(
@@ -59,6 +60,7 @@ def upsample_kernel(
 def upsample_argmax_kernel(
     image, out, strides, pixels, height, width, out_height, out_width, channels,
     WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     c = tl.arange(0, BLOCK_C)
@@ -71,7 +73,7 @@ def upsample_argmax_kernel(
     whole = (c < tl.cdiv(channels, VECTOR) * VECTOR)[None, :]
     value = load_resized(
         image, n, y, x, c, (m < pixels)[:, None] & whole, strides[0], strides[1], strides[2],
-        strides[3], height, width, out_height, out_width, VECTOR,
+        strides[3], height, width, out_height, out_width, VECTOR, ALIGN_CORNERS,
     )  # fmt: skip
     # As the reference: rounded to the input's type, then the first of the largest; NaN is largest.
     value = value.to(image.dtype.element_ty).to(tl.float32)
@@ -89,12 +91,17 @@ def block_pixels(program: Program, block_c: int) -> int:
 
 
 def shared_arguments(
-    image: Image, size: Sequence[int], block_m: int, block_c: int, out_reach: int
+    image: Image,
+    size: Sequence[int],
+    block_m: int,
+    block_c: int,
+    out_reach: int,
+    align_corners: bool,
 ) -> dict[str, Any]:
     """What both kernels take."""
     batch, channels, height, width = image.size
     pixels = batch * size[0] * size[1]
-    positions = max(size[0] * height, size[1] * width)
+    positions = 2 * max(size[0] * height, size[1] * width)  # halves are counted
     return {
         "image": Pointer(image.slot, image.offset),
         "strides": image.in_units(image.vector),
@@ -108,6 +115,7 @@ def shared_arguments(
         "VECTOR": image.vector,
         "BLOCK_M": block_m,
         "BLOCK_C": block_c,
+        "ALIGN_CORNERS": align_corners,
     }
 
 
@@ -118,13 +126,20 @@ def work_of(image: Image, written: int, pixels: int) -> Work:
 
 
 @planned
-def upsample(program: Program, result: Size, input: Argument, size: Sequence[int]) -> None:
+def upsample(
+    program: Program,
+    result: Size,
+    input: Argument,
+    size: Sequence[int],
+    *,
+    align_corners: bool = True,
+) -> None:
     image, out = program.image(input), program.result(result)
     if out.pixels == 0 or image.channels == 0:
         return
     block_c = min(32, triton.next_power_of_2(image.channels))
     block_m = block_pixels(program, block_c)
-    arguments = shared_arguments(image, size, block_m, block_c, out.reach)
+    arguments = shared_arguments(image, size, block_m, block_c, out.reach, align_corners)
     arguments |= {"out": Pointer(out.slot), "out_strides": out.in_units(1)[:3]}
     grid = (math.ceil(out.pixels / block_m), math.ceil(image.channels / block_c))
     work = work_of(image, bytes_of(out), out.pixels)
@@ -133,7 +148,12 @@ def upsample(program: Program, result: Size, input: Argument, size: Sequence[int
 
 @planned
 def upsample_argmax(
-    program: Program, result: tuple[int, int, int], input: Argument, size: Sequence[int]
+    program: Program,
+    result: tuple[int, int, int],
+    input: Argument,
+    size: Sequence[int],
+    *,
+    align_corners: bool = True,
 ) -> None:
     image, labels = program.image(input), program.labels(result)
     pixels = math.prod(result)
@@ -141,7 +161,9 @@ def upsample_argmax(
         return
     block_c = triton.next_power_of_2(image.channels)
     block_m = block_pixels(program, block_c)
-    arguments = shared_arguments(image, size, block_m, block_c, pixels) | {"out": labels}
+    arguments = shared_arguments(image, size, block_m, block_c, pixels, align_corners) | {
+        "out": labels
+    }
     work = work_of(image, pixels, pixels)
     grid = (math.ceil(pixels / block_m),)
     program.launch(upsample_argmax_kernel, grid, arguments, work, "upsample_argmax")

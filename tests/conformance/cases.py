@@ -269,16 +269,25 @@ def upsample_conv1x1(
 
 
 def upsample(
-    batch: int = 1, channels: int = 3, low_size: Pair = (3, 4), size: Pair = (5, 7)
+    batch: int = 1,
+    channels: int = 3,
+    low_size: Pair = (3, 4),
+    size: Pair = (5, 7),
+    align_corners: bool = True,
 ) -> Call:
-    return Call("upsample", {"input": Source().image(batch, channels, low_size), "size": size})
+    image = Source().image(batch, channels, low_size)
+    return Call("upsample", {"input": image, "size": size, "align_corners": align_corners})
 
 
 def upsample_argmax(
-    batch: int = 1, channels: int = 19, low_size: Pair = (3, 4), size: Pair = (5, 7)
+    batch: int = 1,
+    channels: int = 19,
+    low_size: Pair = (3, 4),
+    size: Pair = (5, 7),
+    align_corners: bool = True,
 ) -> Call:
     image = Source().image(batch, channels, low_size)
-    return Call("upsample_argmax", {"input": image, "size": size})
+    return Call("upsample_argmax", {"input": image, "size": size, "align_corners": align_corners})
 
 
 def max_pool(

@@ -19,10 +19,12 @@ TABLE = pairwise(
     size=((1, 1), (1, 19), (23, 1), (5, 7), (17, 25), (33, 50), (2, 3)),  # smaller, equal, larger
     batch=(1, 2, 3),
     layout=tuple(LAYOUTS),
+    align_corners=(True, False),
 )
 FEW = (
     dict(channels=19, low_size=(4, 6), size=(16, 24), batch=2),
     dict(channels=5, low_size=(9, 11), size=(7, 13)),
+    dict(channels=11, low_size=(5, 8), size=(15, 32), align_corners=False),
 )
 
 test_table, test_table_contiguous, test_layouts, test_drawn = map(
@@ -34,6 +36,7 @@ test_table, test_table_contiguous, test_layouts, test_drawn = map(
         channels=st.integers(1, 40) | st.integers(1, 256),
         low_size=sizes(12, 20),
         size=sizes(),
+        align_corners=st.booleans(),
     ),
 )
 
@@ -64,6 +67,14 @@ def test_plane_stays_a_plane(subject, size):
     right = (3 * y[:, None] - 2 * x)[None, None]
     result = subject(call.to(subject.exact, subject.device))
     check_close(result, right, TOLERANCES[subject.exact])
+
+
+@to_image
+def test_outer_edges_on_outer_edges(subject, dtype):
+    """Twice as large, pixels lie a quarter beside the old ones: exact in every dtype."""
+    image = torch.tensor([[0.0, 8.0, 24.0]], dtype=dtype, device=subject.device)[None, None]
+    call = Call("upsample", {"input": image, "size": (2, 6), "align_corners": False})
+    assert subject(call)[0, 0].tolist() == [[0, 2, 6, 12, 20, 24]] * 2
 
 
 @to_image

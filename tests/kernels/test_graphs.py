@@ -430,6 +430,44 @@ def test_what_no_operator_has_stays_pytorchs(layer: nn.Module) -> None:
     assert recorded.kinds.count("Step") == 2
 
 
+class Resizes(nn.Module):
+    """A head behind a resizing of its own, of `options`."""
+
+    def __init__(self, labels: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.options, self.labels = {"mode": "bilinear", **options}, labels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.interpolate(self.head(self.conv(x)), **self.options)
+        return y.argmax(1) if self.labels else y
+
+
+@FORMS
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({"size": (21, 34), "align_corners": False}, True),
+        ({"size": (21, 34)}, True),
+        ({"scale_factor": 2}, True),
+        ({"scale_factor": (3, 1.5)}, True),
+        ({"scale_factor": 1.7, "recompute_scale_factor": True}, True),
+        ({"scale_factor": 1.7, "align_corners": True}, True),
+        ({"scale_factor": 1.7}, False),  # positions of 1.7 and not of 17 / 10
+        ({"size": (3, 4), "antialias": True}, False),
+        ({"size": (21, 34), "mode": "nearest"}, False),
+    ],
+    ids=str,
+)
+def test_resizing(options: dict[str, Any], fused: bool, labels: bool) -> None:
+    model = shaken(Resizes(labels, **options))
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 7, 10))
+    kind = "Labels" if labels else "Upsample"
+    assert (kind in recorded.kinds) == fused
+
+
 # --- random graphs -------------------------------------------------------------------------------
 
 
@@ -469,10 +507,12 @@ class Random(nn.Module):
             a, b = found[first % len(found)], found[second % len(found)]
             size = (max(a.shape[2], b.shape[2]), max(a.shape[3], b.shape[3]))
 
-            def fit(y: Tensor, size: tuple[int, int] = size) -> Tensor:
+            corners = bool(second % 2)
+
+            def fit(y: Tensor, size: tuple[int, int] = size, corners: bool = corners) -> Tensor:
                 if y.shape[2:] == size:
                     return y
-                return F.interpolate(y, size=size, mode="bilinear", align_corners=True)
+                return F.interpolate(y, size=size, mode="bilinear", align_corners=corners)
 
             if kind == 1:
                 y = activations[(3 * first + second) % len(activations)](
