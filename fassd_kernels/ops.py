@@ -39,6 +39,15 @@ TRITON_NAMESPACE = "fassd_kernels_triton"
 CUDA_NAMESPACE = "fassd_kernels_cuda"
 # Backends whose results may be padded, and the namespaces of their operators.
 NAMESPACES = {"cuda": CUDA_NAMESPACE, "triton": TRITON_NAMESPACE}
+# Of the C++ extension alone: what training on a CPU calls (fassd_kernels.modules.training, and the
+# loss of fassd.training), with gradients of its own in place of a reference's.
+TRAINING = (
+    "batch_norm_act",
+    "batch_norm_act_backward",
+    "upsample_backward",
+    "pixel_losses",
+    "pixel_losses_backward",
+)
 SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 
 
@@ -106,8 +115,8 @@ def load_cpu_extension() -> tuple[str | None, str, Any]:
         # The one that PyDLL gives keeps the interpreter's lock: it is done before another thread
         # wakes.
         function = ctypes.PyDLL(path).fassd_kernels_checksum
-        for row in OPERATORS.values():
-            overload(row, NAMESPACE)
+        for name in (*OPERATORS, *TRAINING):
+            getattr(torch.ops.fassd_kernels, name)
         # Asked once: the operator returns a string, which torch.jit.trace would not let pass.
         capability = torch.ops.fassd_kernels.cpu_capability()
     except AttributeError as error:

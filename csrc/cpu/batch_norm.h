@@ -1,5 +1,5 @@
 // Batch norm in training mode with the activation behind it, and its gradient: two passes each,
-// where PyTorch's operators make seven and keep another copy of the image.
+// where PyTorch's operators make three and keep another copy of the image.
 
 #pragma once
 
