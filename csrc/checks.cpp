@@ -132,16 +132,27 @@ Integers expand_pair(const std::string& op, const char* name, const Integers& va
   return {values.front(), values.back()};
 }
 
-// That an activation is known, and that PReLU, and only PReLU, has a slope per channel.
+const std::vector<std::string> activations = {"none",      "relu",        "prelu",   "relu6",
+                                              "hardswish", "hardsigmoid", "sigmoid", "silu",
+                                              "gelu",      "gelu_tanh"};
+
+// That an activation is known, no later than `last`, and that PReLU, and only PReLU, has a slope
+// per channel.
 Activation check_activation(const std::string& op, const std::string& name, const char* slope_name,
-                            const OptionalTensor& slope, int64_t channels, const Tensor& like) {
-  STD_TORCH_CHECK(name == "none" || name == "relu" || name == "prelu", op, ": activation is '",
-                  name, "'; expected one of none, relu, prelu");
+                            const OptionalTensor& slope, int64_t channels, const Tensor& like,
+                            Activation last = Activation::gelu_tanh) {
+  const auto end = activations.begin() + int(last) + 1;
+  const auto found = std::find(activations.begin(), end, name);
+  std::string accepted;
+  for (auto known = activations.begin(); known != end; known++) {
+    accepted += (accepted.empty() ? "" : ", ") + *known;
+  }
+  STD_TORCH_CHECK(found != end, op, ": activation is '", name, "'; expected one of ", accepted);
   STD_TORCH_CHECK(slope.has_value() == (name == "prelu"), op, ": activation is '", name, "' and ",
                   slope_name, " is ", slope ? "given" : "missing", "; 'prelu' needs ", slope_name,
                   ", the others take none");
   check_vector(op, slope_name, slope, channels, like);
-  return name == "none" ? Activation::none : name == "relu" ? Activation::relu : Activation::prelu;
+  return Activation(found - activations.begin());
 }
 
 // Steps and epilogue of a convolution of `image`.
@@ -384,9 +395,10 @@ Checked check_asymmetric_conv(const Tensor& input, const Tensor& vertical_weight
   check_vector(op, "vertical_bias", vertical_bias, middle, input);
   check_vector(op, "horizontal_bias", horizontal_bias, out_channels, input);
   check_positive(op, "dilation", {dilation});
-  check_activation(op, activation, "vertical_slope", vertical_slope, middle, input);
-  const Activation parsed =
-      check_activation(op, activation, "horizontal_slope", horizontal_slope, out_channels, input);
+  check_activation(op, activation, "vertical_slope", vertical_slope, middle, input,
+                   Activation::prelu);
+  const Activation parsed = check_activation(op, activation, "horizontal_slope", horizontal_slope,
+                                             out_channels, input, Activation::prelu);
   check_packed(op, packed, 2, input);
   return {{input.size(0), out_channels, input.size(2), input.size(3)}, input.scalar_type(), parsed};
 }

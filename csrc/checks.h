@@ -12,7 +12,20 @@
 
 namespace fassd {
 
-enum class Activation { none, relu, prelu };
+// In the order of the names in checks.cpp. Those up to prelu are piecewise linear, with one kink at
+// zero, and all operators with an activation have them.
+enum class Activation {
+  none,
+  relu,
+  prelu,
+  relu6,
+  hardswish,
+  hardsigmoid,
+  sigmoid,
+  silu,
+  gelu,
+  gelu_tanh
+};
 
 // Sums and products of sizes, none of them negative. They throw where 64 bits do not hold them:
 // what is allocated or stepped over is never less than what the sizes say.

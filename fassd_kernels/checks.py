@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("none", "relu", "prelu")
+KINKED = ("none", "relu", "prelu")
+ACTIVATIONS = (
+    *KINKED, "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "gelu_tanh",
+)  # fmt: skip
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LABELS = 256  # labels are uint8
 MAX_STEP = 2**31 - 1  # strides and dilations; positions of taps stay within 64 bits
@@ -184,12 +187,18 @@ def check_positive(op: str, name: str, values: Sequence[int]) -> None:
 
 
 def check_activation(
-    op: str, activation: str, slope: Tensor | None, channels: Any, like: Tensor, name: str = "slope"
+    op: str,
+    activation: str,
+    slope: Tensor | None,
+    channels: Any,
+    like: Tensor,
+    name: str = "slope",
+    accepted: Sequence[str] = ACTIVATIONS,
 ) -> None:
     """Check an activation's name, and that PReLU, and only PReLU, has a slope per channel."""
     check(
-        activation in ACTIVATIONS,
-        f"{op}: activation is '{activation}'; expected one of {', '.join(ACTIVATIONS)}",
+        activation in accepted,
+        f"{op}: activation is '{activation}'; expected one of {', '.join(accepted)}",
     )
     check(
         (slope is not None) == (activation == "prelu"),

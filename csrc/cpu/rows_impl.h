@@ -338,11 +338,7 @@ void write_pixels(const Conv<T>& conv, int64_t n, int64_t y, int64_t first, int6
           value += load_channels<T>(residual->data, residual->dtype,
                                     residual_at + p * step * residual->stride_w + c, channels);
         }
-        if (epilogue.activation == Activation::relu) {
-          value = relu<T>(value);
-        } else if (epilogue.activation == Activation::prelu) {
-          value = prelu<T>(value, slope);
-        }
+        value = activate<T>(value, epilogue.activation, slope);
         if (addend) {
           value += load_channels<T>(addend->data, addend->dtype,
                                     addend_at + p * step * addend->stride_w + c, channels);

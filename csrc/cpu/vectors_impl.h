@@ -72,6 +72,98 @@ inline Vector<T> prelu(Vector<T> v, Vector<T> slope) {
   return v > 0 ? v : v * slope;
 }
 
+// min(max(v, 0), 6).
+template <typename T>
+inline Vector<T> up_to_six(Vector<T> v) {
+  return v > 6 ? broadcast<T>(6) : relu<T>(v);
+}
+
+// e^v. Of floats within two units in the last place, 0 up to -88 and infinite from 88.4 on: v is
+// n log(2) and a rest of at most log(2) / 2, whose series is cut off after the sixth power and its
+// coefficients fitted anew.
+template <typename T>
+inline Vector<T> exponential(Vector<T> v) {
+  if constexpr (sizeof(T) == 8) {
+    for (int i = 0; i < lanes<T>; i++) {
+      v[i] = __builtin_exp(v[i]);
+    }
+    return v;
+  } else {
+    constexpr T log2_e = 1.44269504f, log_2_high = 0.693359375f, log_2_low = -2.12194440e-4f;
+    constexpr T shift = 12582912.0f;  // added to n, its last bits are those of n
+    v = v < -88 ? broadcast<T>(-88) : v;
+    v = v > 89 ? broadcast<T>(89) : v;
+    const Vector<T> shifted = v * log2_e + shift, n = shifted - shift;
+    const Vector<T> rest = v - n * log_2_high - n * log_2_low;
+    Vector<T> sum = rest * 0.00138144672f + 0.00836878084f;
+    sum = sum * rest + 0.0416683927f;
+    sum = sum * rest + 0.166665196f;
+    sum = sum * rest + 0.499999940f;
+    sum = sum * rest * rest + rest + 1;
+    return sum * Vector<T>((Vector<uint32_t>(shifted) + 127) << 23);
+  }
+}
+
+// erfc(v) of v >= 0, floats within a few units in the last place: e^(-v v) t p(t), t = 1 / (1 + 0.4
+// v), where the polynomial p is fitted to what erfcx(v) / t is up to v = 10.
+template <typename T>
+inline Vector<T> complementary_error(Vector<T> v) {
+  if constexpr (sizeof(T) == 8) {
+    for (int i = 0; i < lanes<T>; i++) {
+      v[i] = __builtin_erfc(v[i]);
+    }
+    return v;
+  } else {
+    const Vector<T> t = 1 / (v * 0.4f + 1);
+    Vector<T> sum = t * 0.0412530415f - 0.140319243f;
+    sum = sum * t + 0.0839873031f;
+    sum = sum * t + 0.0879643261f;
+    sum = sum * t + 0.0797564983f;
+    sum = sum * t + 0.193393201f;
+    sum = sum * t + 0.201887593f;
+    sum = sum * t + 0.226443112f;
+    sum = sum * t + 0.225634232f;
+    return sum * t * exponential<T>(-v * v);
+  }
+}
+
+// The activations by the exponential function. Not inlined: the loops of the others keep their
+// registers.
+template <typename T>
+[[gnu::noinline]] Vector<T> curve(Vector<T> v, Activation activation) {
+  if (activation == Activation::gelu) {
+    const Vector<T> tail =
+        complementary_error<T>((v < 0 ? -v : v) * T(0.70710678118654752)) * T(0.5);
+    return v * (v < 0 ? tail : 1 - tail);
+  }
+  if (activation == Activation::gelu_tanh) {  // (1 + tanh(u)) / 2 = sigmoid(2 u)
+    const Vector<T> u = v * (v * v * T(0.044715) + 1) * T(0.79788456080286536);
+    return v / (exponential<T>(-2 * u) + 1);
+  }
+  const Vector<T> weight = exponential<T>(-v) + 1;
+  return (activation == Activation::silu ? v : broadcast<T>(1)) / weight;
+}
+
+template <typename T>
+inline Vector<T> activate(Vector<T> v, Activation activation, Vector<T> slope) {
+  switch (activation) {
+    case Activation::none:
+      return v;
+    case Activation::relu:
+      return relu<T>(v);
+    case Activation::prelu:
+      return prelu<T>(v, slope);
+    case Activation::relu6:
+      return up_to_six<T>(v);
+    case Activation::hardsigmoid:
+      return up_to_six<T>(v + 3) * T(1.0 / 6);
+    case Activation::hardswish:
+      return v * (up_to_six<T>(v + 3) * T(1.0 / 6));
+    default:
+      return curve<T>(v, activation);
+  }
+}
+
 // The larger of a and |b|, lane by lane; NaN counts as larger than all else. As integers, the bits
 // of magnitudes are in their order, with infinity and then NaN at the end.
 template <typename T>

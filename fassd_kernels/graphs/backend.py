@@ -110,4 +110,4 @@ def nodes_of(step: Packing) -> list[Node]:
     """The placeholders that a step reads its weights from."""
     weight, bias, norm, slope = step.placeholders
     found = (weight, bias, slope, *(norm.tensors if norm else ()))
-    return [node for node in found if node is not None]
+    return [node for node in found if isinstance(node, Node)]

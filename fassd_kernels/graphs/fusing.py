@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
+from fassd_kernels.checks import KINKED
 from fassd_kernels.graphs import patterns
 from fassd_kernels.graphs.patterns import Convolution, only_user, value
 from fassd_kernels.graphs.steps import (
@@ -136,6 +137,7 @@ def fuse_pair(module: GraphModule, node: Node) -> None:
     (d, one), (other, e) = first["dilation"], second["dilation"]
     plain = all(each["stride"] == [1, 1] and each["pool"] == 1 for each in (first, second))
     alike = first["activation"] == second["activation"] and (d, one) == (e, other)
+    alike &= first["activation"] in KINKED
     kernels = (vertical.kernel, horizontal.kernel) == ((3, 1), (1, 3))
     calls: Any = node.args, following.args
     (images, residual), (read, added) = calls

@@ -29,6 +29,16 @@ OTHERS_IN_PLACE = {
     operator.ixor,
     operator.setitem,
 }
+METHODS_IN_PLACE = ("add_", "mul_", "sub_", "relu_", "sigmoid_", "clamp_")
+FUNCTIONS_IN_PLACE: dict[str, Callable[..., Any]] = {
+    "relu_": torch.relu,
+    "sigmoid_": torch.sigmoid,
+    "clamp_": torch.clamp,
+    "hardtanh_": F.hardtanh,
+    "leaky_relu_": F.leaky_relu,
+}
+"""By their names what `torch` and `torch.nn.functional` have of functions that write in place."""
+
 # What gives memory of its own, never a view of what it was given.
 FRESH = {
     torch.conv2d,
@@ -36,6 +46,7 @@ FRESH = {
     torch.relu,
     torch.prelu,
     torch.sigmoid,
+    torch.clamp,
     torch.cat,
     torch.concat,
     torch.add,
@@ -52,6 +63,7 @@ FRESH = {
     F.hardtanh,
     F.hardswish,
     F.hardsigmoid,
+    F.sigmoid,
     F.silu,
     F.gelu,
     F.elu,
@@ -113,8 +125,7 @@ def replacement(node: Node) -> tuple[Any, dict[str, Any]] | None:
         name = str(node.target)
         if not name.endswith("_") or name.endswith("__"):
             return None
-        new = getattr(torch, name[:-1], None)
-        return (new, {}) if name in ("add_", "mul_", "sub_", "relu_", "sigmoid_") else (None, {})
+        return (getattr(torch, name[:-1]) if name in METHODS_IN_PLACE else None), {}
     if node.op != "call_function":
         return None
     if writes_by_schema(node.target) or node.target in OTHERS_IN_PLACE:
@@ -125,8 +136,7 @@ def replacement(node: Node) -> tuple[Any, dict[str, Any]] | None:
         return None, {}
     name = getattr(node.target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
-        new = getattr(torch, name[:-1], None) if name == "relu_" else None
-        return new, {}
+        return FUNCTIONS_IN_PLACE.get(name), {}
     if "autocast" in name:  # enters or leaves it: what stands between may not be moved
         return None, {}
     if not has(node.target, "inplace"):

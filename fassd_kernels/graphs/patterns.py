@@ -18,7 +18,19 @@ from fassd_kernels.reference.conv_act import KERNELS
 from fassd_kernels.reference.grouped_conv import GROUPED_KERNELS
 
 ADDITIONS = {operator.add, torch.add, "add"}
-RELUS = {F.relu, torch.relu, "relu"}
+ACTIVATIONS: dict[Any, str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    "relu": "relu",
+    F.relu6: "relu6",
+    F.hardswish: "hardswish",
+    F.hardsigmoid: "hardsigmoid",
+    F.sigmoid: "sigmoid",
+    torch.sigmoid: "sigmoid",
+    "sigmoid": "sigmoid",
+    F.silu: "silu",
+}
+CLAMPS = {torch.clamp, torch.clip, "clamp", "clip"}
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 MAX_POOLS = {F.max_pool2d, torch.max_pool2d}
 ARGMAXES = {torch.argmax, "argmax"}
@@ -150,16 +162,34 @@ def same_sizes(some: Sequence[Any], others: Sequence[Any]) -> bool:
     return len(some) == len(others) and all(statically_known_true(a == b) for a, b in pairs)
 
 
-def activation(node: Node, image: Node) -> tuple[str, Node | None] | None:
-    """The activation that a node applies to `image`, and the slopes of PReLU."""
+def activation(node: Node, image: Node) -> tuple[str, Node | float | None] | None:
+    """The activation that a node applies to `image`, and PReLU's slopes, or the one of all."""
     if not reads(node, image):
         return None
-    if node.target in RELUS:
-        return "relu", None
+    if node.target in ACTIVATIONS:
+        return ACTIVATIONS[node.target], None
     if node.target in (torch.prelu, F.prelu) and len(node.args) == 2:
         slope: Any = node.args[1]
         return ("prelu", slope) if is_input(slope) else None
+    if node.target is F.leaky_relu:
+        slope = arguments(node, ("input", "negative_slope")).get("negative_slope", 0.01)
+        return ("prelu", float(slope)) if isinstance(slope, (int, float)) else None
+    if node.target is F.gelu:
+        kind = node.kwargs.get("approximate", "none")
+        return {"none": "gelu", "tanh": "gelu_tanh"}[str(kind)], None
+    if node.target is F.hardtanh:
+        given = arguments(node, ("input", "min_val", "max_val"))
+        return six(given.get("min_val", -1.0), given.get("max_val", 1.0))
+    if node.target in CLAMPS:
+        given = arguments(node, ("input", "min", "max"))
+        return six(given.get("min"), given.get("max"))
     return None
+
+
+def six(least: Any, most: Any) -> tuple[str, None] | None:
+    """ReLU6, if these are the bounds of its values."""
+    numbers = isinstance(least, (int, float)) and isinstance(most, (int, float))
+    return ("relu6", None) if numbers and (least, most) == (0, 6) else None
 
 
 def halved(node: Node, image: Node) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -23,6 +24,16 @@ Read = Callable[[Any], "Tensor | None"]
 """The tensor that a placeholder has in a call; None for None."""
 
 Call = Callable[[], Tensor]
+
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "sigmoid": torch.sigmoid_,
+    "relu6": partial(F.relu6, inplace=True),
+    "hardswish": partial(F.hardswish, inplace=True),
+    "hardsigmoid": partial(F.hardsigmoid, inplace=True),
+    "silu": partial(F.silu, inplace=True),
+}
+"""The activations that PyTorch has in place."""
 
 TRIES = 3
 SMALLEST_PHASE = 8
@@ -68,9 +79,9 @@ class Packing(nn.Module):
             batch_norm = SimpleNamespace(**found, eps=norm.eps)
         dtype = conv.weight.dtype
         weights, biases = fold(conv, batch_norm, dtype)
-        slopes = read(slope)
+        slopes = torch.tensor(slope) if isinstance(slope, float) else read(slope)
         if slopes is not None:  # one for all channels, or one for each
-            slopes = slopes.to(dtype).expand(weights.shape[0]).contiguous()
+            slopes = slopes.to(weights.device, dtype).expand(weights.shape[0]).contiguous()
         return {"weight": weights, "bias": biases, "slope": slopes}
 
     def pack(self, read: Read) -> None:
@@ -149,10 +160,11 @@ class Step(Packing):
         x = F.conv2d(x, weight, tensors["bias"], *place)
         if residual is not None:
             x = x.add_(residual)
-        if options["activation"] == "relu":
-            x = x.relu_()
+        activation = options["activation"]
+        if activation in IN_PLACE:
+            x = IN_PLACE[activation](x)
         else:
-            x = activate(x, options["activation"], tensors["slope"])
+            x = activate(x, activation, tensors["slope"])
         return x if options["pool"] == 1 else F.avg_pool2d(x, 2)
 
     def by_phases(self, images: Sequence[Tensor], residual: Tensor | None) -> Tensor:

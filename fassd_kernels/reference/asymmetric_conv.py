@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fassd_kernels.autocast import follows_autocast
 from fassd_kernels.checks import (
+    KINKED,
     check_activation,
     check_images,
     check_packed,
@@ -105,7 +106,9 @@ def check_asymmetric_conv(
     check_vector(op, "vertical_bias", vertical_bias, middle, input)
     check_vector(op, "horizontal_bias", horizontal_bias, out_channels, input)
     check_positive(op, "dilation", [dilation])
-    check_activation(op, activation, vertical_slope, middle, input, "vertical_slope")
-    check_activation(op, activation, horizontal_slope, out_channels, input, "horizontal_slope")
+    check_activation(op, activation, vertical_slope, middle, input, "vertical_slope", KINKED)
+    check_activation(
+        op, activation, horizontal_slope, out_channels, input, "horizontal_slope", KINKED
+    )
     check_packed(op, packed, 2, input)
     return input.shape[0], out_channels, input.shape[2], input.shape[3]

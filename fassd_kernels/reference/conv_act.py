@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,14 +28,26 @@ from fassd_kernels.checks import (
 KERNELS = ((3, 3), (3, 1), (1, 3), (1, 1))
 
 
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+"""Activations by their names; ``prelu``, which has a slope for each channel, is not among them."""
+
+
 def activate(x: Tensor, activation: str, slope: Tensor | None) -> Tensor:
-    """Apply ``none``, ``relu`` or per-channel ``prelu``."""
-    if activation == "relu":
-        return torch.relu(x)
+    """Apply an activation of :data:`FUNCTIONS`, or per-channel ``prelu``."""
     if activation == "prelu":
         assert slope is not None
         return F.prelu(x, slope)
-    return x
+    return FUNCTIONS[activation](x)
 
 
 @follows_autocast
@@ -64,7 +77,8 @@ def conv_act(
             saves a compiled backend the packing, and changes no number.
         stride: vertical and horizontal step, each at least 1.
         dilation: vertical and horizontal distance of the taps, each at least 1.
-        activation: ``none``, ``relu`` or ``prelu``.
+        activation: ``none``, ``relu``, ``prelu``, ``relu6``, ``hardswish``, ``hardsigmoid``,
+            ``sigmoid``, ``silu``, ``gelu`` (by the error function) or ``gelu_tanh``.
         pool: 2 for the means of 2 x 2 pixels of all that (``F.avg_pool2d(..., 2)``: of an odd
             side the last row or column is dropped), else 1.
 

@@ -48,7 +48,7 @@ def upsample_conv1x1(
         slope: O slopes, for ``prelu``.
         packed: what :func:`pack_weight` gave for the weight's channels of `low` and for those of
             `skip`, or None.
-        activation: ``none``, ``relu`` or ``prelu``.
+        activation: as of :func:`conv_act`.
 
     Returns:
         N x O x H x W in the inputs' dtype, channels_last.

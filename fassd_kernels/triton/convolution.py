@@ -15,12 +15,32 @@ import triton.language as tl
 
 
 @triton.jit
+def up_to_six(x):
+    """min(max(x, 0), 6)."""
+    return tl.where(x > 6, 6.0, tl.where(x < 0, 0.0, x))
+
+
+@triton.jit
 def activate(x, slope, ACTIVATION: tl.constexpr):
-    """none, relu or prelu; NaN stays NaN."""
+    """One of `fassd_kernels.checks.ACTIVATIONS`; NaN stays NaN."""
     if ACTIVATION == "relu":
         x = tl.where(x < 0, 0.0, x)
     elif ACTIVATION == "prelu":
         x = tl.where(x > 0, x, x * slope)
+    elif ACTIVATION == "relu6":
+        x = up_to_six(x)
+    elif ACTIVATION == "hardswish":
+        x = x * (up_to_six(x + 3) / 6)
+    elif ACTIVATION == "hardsigmoid":
+        x = up_to_six(x + 3) / 6
+    elif ACTIVATION == "sigmoid":
+        x = 1 / (1 + tl.exp(-x))
+    elif ACTIVATION == "silu":
+        x = x / (1 + tl.exp(-x))
+    elif ACTIVATION == "gelu":
+        x = x * (0.5 + 0.5 * tl.erf(x * 0.7071067811865475))
+    elif ACTIVATION == "gelu_tanh":  # (1 + tanh(u)) / 2 = sigmoid(2 u)
+        x = x / (1 + tl.exp(-1.5957691216057308 * x * (1 + 0.044715 * x * x)))
     return x
 
 

@@ -380,6 +380,8 @@ SAMPLES: dict[str, list[Call]] = {
         conv_act(channels=(2, 1, 1), kernel=(1, 1), activation="relu", bias=False),
         conv_act(channels=(7,), out_channels=9, size=(8, 9), activation="relu"),
         conv_act(out_channels=9, size=(7, 6), activation="relu", pool=2),
+        conv_act(out_channels=9, size=(7, 6), activation="hardswish", residual=True),
+        conv_act(channels=(9,), size=(7, 6), kernel=(1, 1), activation="silu", pool=2),
     ],
     "grouped_conv_act": [
         grouped_conv_act(),

@@ -18,6 +18,8 @@ from conformance.harness import LAYOUTS, Subject, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fassd_kernels import checks
+
 Row = dict[str, Any]
 Test = Callable[..., None]
 
@@ -29,7 +31,8 @@ SIZES = ((1, 1), (1, 19), (23, 1), (5, 7), (14, 37), (33, 50))
 
 # The same examples in every run; a failure prints how to repeat it.
 drawn = settings(max_examples=40, deadline=None, derandomize=True, print_blob=True)
-ACTIVATIONS = st.sampled_from(("none", "relu", "prelu"))
+ACTIVATIONS = st.sampled_from(checks.ACTIVATIONS)
+KINKED = st.sampled_from(checks.KINKED)
 LAYOUT_NAMES = st.sampled_from(list(LAYOUTS))
 BATCHES = st.integers(1, 3)
 CHANNELS = st.integers(1, 40)

@@ -22,6 +22,7 @@ from conformance.harness import LAYOUTS, Call, check, check_close
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fassd_kernels import checks
 from fassd_kernels.reference.conv_act import KERNELS
 
 pytestmark = pytest.mark.operators("conv_act")
@@ -35,7 +36,7 @@ TABLE = pairwise(
     out_channels=OUT_CHANNELS,
     size=SIZES,
     batch=(1, 2, 3),
-    activation=("none", "relu", "prelu"),
+    activation=checks.ACTIVATIONS,
     bias=(True, False),
     residual=(False, True),
     pool=(1, 1, 2),
@@ -66,6 +67,19 @@ test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
 )
 
 
+# Their definitions once more.
+CURVES = {
+    "relu6": lambda x: x.clamp(0, 6),
+    "hardswish": lambda x: x * (x + 3).clamp(0, 6) / 6,  # Howard et al., ICCV 2019
+    "hardsigmoid": lambda x: (x + 3).clamp(0, 6) / 6,
+    "sigmoid": lambda x: (1 + (x / 2).tanh()) / 2,
+    "silu": lambda x: x * (1 + (x / 2).tanh()) / 2,
+    # Hendrycks and Gimpel, 2016: by the normal distribution, and their approximation of it.
+    "gelu": lambda x: x * (1 + (x / 2**0.5).erf()) / 2,
+    "gelu_tanh": lambda x: x * (1 + ((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)).tanh()) / 2,
+}
+
+
 def by_hand(call: Call) -> Tensor:
     """The definition once more: a sum over taps, without a convolution routine."""
     of = call.arguments
@@ -79,12 +93,14 @@ def by_hand(call: Call) -> Tensor:
         result = result + torch.einsum("oc,nchw->nohw", weight[:, :, i, j], seen)
     if of["residual"] is not None:
         result = result + of["residual"]
+    if of["activation"] in CURVES:
+        return CURVES[of["activation"]](result)
     slope = {"none": 1, "relu": 0}.get(of["activation"])
     slope = of["slope"][:, None, None] if slope is None else slope
     return torch.where(result > 0, result, result * slope)
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "prelu"])
+@pytest.mark.parametrize("activation", checks.ACTIVATIONS)
 @pytest.mark.parametrize("shape", [*FEW, dict(size=(6, 9), stride=(3, 2), residual=True)])
 def test_by_hand(subject, shape, activation):
     call = conv_act(**{**shape, "activation": activation})
@@ -139,6 +155,26 @@ def test_residual_comes_before_the_activation(subject, activation):
     if right is None:
         right = -call.arguments["slope"].double().cpu()[:, None, None]
     check_close(subject(call), torch.as_tensor(right).expand(1, 5, 5, 7), 1e-6)
+
+
+@pytest.mark.parametrize("activation", CURVES)
+def test_activations_of_any_value(subject, activation):
+    """Beyond where exponentials are zero or infinite; and what is no finite number."""
+    magnitudes = torch.logspace(-30, 38, 400, dtype=torch.float64)
+    near = torch.linspace(-12, 12, 1000, dtype=torch.float64)
+    values = torch.cat([magnitudes, -magnitudes, near]).reshape(1, 1, 30, 60)
+    for dtype in {torch.float32, subject.exact}:
+        call = conv_act(channels=(1,), out_channels=1, size=(30, 60), kernel=(1, 1), bias=False)
+        call = call.with_(weight=torch.ones(1, 1, 1, 1), inputs=[values], activation=activation)
+        call = call.to(dtype, subject.device)
+        image = call.arguments["inputs"][0]
+        x = image.double().cpu()
+        difference = subject(call).double().cpu() - CURVES[activation](x)
+        assert (difference.abs() <= 1e-6 * x.abs().clamp(min=0.1)).all()
+        for value in (float("nan"), float("inf"), float("-inf")):
+            filled = torch.full_like(image, value)
+            result = subject(call.with_(inputs=[filled])).cpu()
+            torch.testing.assert_close(result, CURVES[activation](filled.cpu()), equal_nan=True)
 
 
 def test_same_tensor_twice(subject, dtype):

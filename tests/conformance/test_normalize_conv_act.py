@@ -10,6 +10,7 @@ from conformance.harness import LAYOUTS, check_close, check_result
 from hypothesis import strategies as st
 
 import fassd_kernels
+from fassd_kernels import checks
 from fassd_kernels.reference.conv_act import KERNELS
 
 pytestmark = pytest.mark.operators("normalize_conv_act")
@@ -21,7 +22,7 @@ TABLE = pairwise(
     kernel=((3, 3), (1, 1), (3, 1)),
     stride=((1, 1), (2, 2), (3, 3), (1, 2)),
     dilation=((1, 1), (2, 3), (9, 9)),
-    activation=("none", "relu", "prelu"),
+    activation=checks.ACTIVATIONS,
     bias=(True, False),
     layout=tuple(LAYOUTS),
 )

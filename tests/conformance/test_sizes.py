@@ -20,6 +20,7 @@ from conformance.harness import Call
 from torch import Tensor
 
 from fassd_kernels import ops
+from fassd_kernels.checks import ACTIVATIONS
 from fassd_kernels.reference.conv_act import KERNELS
 
 HELD = 4096  # elements that a tensor's storage has
@@ -34,7 +35,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "padding": ((0, 0), (1, 1), (0, 1)),
     "stride": tuple((a, b) for a in STEPS for b in STEPS),
     "dilations": ((1, 2), (2**31 - 1, 3), (1, 1, 1)),
-    "activation": ("none", "relu", "prelu"),
+    "activation": ACTIVATIONS,
     "bias": (True, False),
     "residual": (True, False),
     "pool": (1, 2),

@@ -14,6 +14,8 @@ from conformance.definition import (
 from conformance.harness import LAYOUTS, check
 from hypothesis import strategies as st
 
+from fassd_kernels import checks
+
 pytestmark = pytest.mark.operators("upsample_conv1x1")
 
 TABLE = pairwise(
@@ -23,7 +25,7 @@ TABLE = pairwise(
     low_size=((1, 1), (1, 9), (4, 1), (3, 5), (17, 25)),
     size=((1, 1), (1, 19), (23, 1), (5, 7), (33, 50)),  # also smaller than `low`
     batch=(1, 2, 3),
-    activation=("none", "relu", "prelu"),
+    activation=checks.ACTIVATIONS,
     bias=(True, False),
     layout=tuple(LAYOUTS),
 )

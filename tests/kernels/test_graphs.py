@@ -138,6 +138,83 @@ def test_each_pattern_is_one_step() -> None:
     assert recorded.kinds == ["Step"] * 4 + ["UpsampleStep", "Step", "Upsample"]
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        repr(module): module
+        for module in (
+            nn.ReLU(), nn.ReLU6(), nn.Hardtanh(0, 6), nn.Hardswish(), nn.Hardsigmoid(),
+            nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.LeakyReLU(),
+            nn.ReLU6(True), nn.Hardtanh(0.0, 6.0, True), nn.Hardswish(True), nn.Hardsigmoid(True),
+            nn.SiLU(True), nn.LeakyReLU(0.3, True),
+        )
+    },
+    "F.relu6": F.relu6,
+    "F.relu6 in place": lambda x: F.relu6(x, inplace=True),
+    "F.hardtanh": lambda x: F.hardtanh(x, 0, 6),
+    "F.hardtanh in place": lambda x: F.hardtanh(x, max_val=6, min_val=0, inplace=True),
+    "F.hardtanh_": lambda x: F.hardtanh_(x, 0.0, 6.0),
+    "F.hardswish": F.hardswish,
+    "F.hardsigmoid": F.hardsigmoid,
+    "F.sigmoid": F.sigmoid,
+    "F.silu": F.silu,
+    "F.gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "F.leaky_relu": lambda x: F.leaky_relu(x, 0.2),
+    "F.leaky_relu in place": lambda x: F.leaky_relu(x, negative_slope=-0.5, inplace=True),
+    "F.leaky_relu_": F.leaky_relu_,
+    "torch.sigmoid": torch.sigmoid,
+    "torch.sigmoid_": torch.sigmoid_,
+    "torch.clamp": lambda x: torch.clamp(x, 0, 6),
+    "torch.clamp_": lambda x: torch.clamp_(x, 0, 6),
+    "Tensor.sigmoid": lambda x: x.sigmoid(),
+    "Tensor.sigmoid_": lambda x: x.sigmoid_(),
+    "Tensor.clamp": lambda x: x.clamp(min=0, max=6),
+    "Tensor.clamp_": lambda x: x.clamp_(0, 6),
+}  # fmt: skip
+
+
+class Activated(nn.Module):
+    """Two convolutions with batch norm and an activation; its result is of the order of 1."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 17, 1, bias=False), nn.BatchNorm2d(17)
+        self.second, self.activation = nn.Conv2d(17, 6, 3, padding=1), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.second(self.activation(self.norm(self.first(8 * x)))))
+
+
+@FORMS
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name: str) -> None:
+    model = shaken(Activated(ACTIVATIONS[name]))
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 9, 14))
+    assert recorded.kinds == ["mul", "Step", "Step"]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.Hardtanh(), nn.Hardtanh(0, 5), nn.ELU(), lambda x: x.clamp(min=0), torch.tanh],
+    ids=["hardtanh", "up to 5", "elu", "clamp", "tanh"],
+)
+def test_other_activations_stay_pytorchs(activation: Callable[[Tensor], Tensor]) -> None:
+    model = shaken(Activated(activation))
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 9, 14))
+    assert len(recorded.kinds) == 5
+
+
+def test_a_pair_with_an_activation_of_one_convolution_is_two_steps() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, (3, 1), padding=(1, 0)), nn.SiLU(),
+        nn.Conv2d(5, 4, (1, 3), padding=(0, 1)), nn.SiLU(),
+    ).eval()  # fmt: skip
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 9, 14))
+    assert recorded.kinds == ["Step", "Step"]
+
+
 def test_labels_are_those_of_argmax() -> None:
     class Labelled(Everything):
         def forward(self, x: Tensor) -> Tensor:
@@ -294,7 +371,7 @@ class Inverted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(F.relu(self.norms[0](self.stem(x))))
-        y = F.relu(self.norms[1](self.deep(F.relu(self.wide(x)))), inplace=True)
+        y = F.hardswish(self.norms[1](self.deep(F.relu(self.wide(x)))), inplace=True)
         y = self.narrow(y)
         return F.relu(self.grouped(y) + y)
 
@@ -379,15 +456,19 @@ class Random(nn.Module):
                 d = 1 + second % 2
                 layer = nn.Sequential(
                     nn.Conv2d(a, a, (3, 1), padding=(2, 0), dilation=(2, 1)),
-                    nn.PReLU(a),
+                    nn.PReLU(a) if second % 3 else nn.Hardswish(),
                     nn.Conv2d(a, a, (1, 3), padding=(0, d), dilation=(1, d)),
-                    nn.PReLU(a),
+                    nn.PReLU(a) if second % 3 else nn.LeakyReLU(0.1),
                 )
+            elif kind == 5:
+                side = 3 + 2 * (first % 3)
+                deep = nn.Conv2d(a, a, side, 1 + second % 2, side // 2, groups=a, bias=False)
+                layer = nn.Sequential(deep, nn.BatchNorm2d(a), nn.Hardswish())
             self.layers.append(layer)
             widths.append(wide if kind in (0, 1) else a)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = [x]
+        found, activations = [x], list(ACTIVATIONS.values())
         for (kind, first, second), layer in zip(self.plan, self.layers, strict=True):
             a, b = found[first % len(found)], found[second % len(found)]
             size = (max(a.shape[2], b.shape[2]), max(a.shape[3], b.shape[3]))
@@ -398,7 +479,9 @@ class Random(nn.Module):
                 return F.interpolate(y, size=size, mode="bilinear", align_corners=True)
 
             if kind == 1:
-                y = F.relu(layer(torch.cat([fit(a), fit(b)], 1)), inplace=second % 2 == 0)
+                y = activations[(3 * first + second) % len(activations)](
+                    layer(torch.cat([fit(a), fit(b)], 1))
+                )
             elif kind == 2:
                 y = layer(a) + a
                 y = y.relu_() if first % 2 else y
@@ -410,6 +493,8 @@ class Random(nn.Module):
                     if a.shape[1] == b.shape[1] and a.shape == fit(b).shape
                     else -a
                 )
+            elif kind == 6:
+                y = F.max_pool2d(a, 3, 2, 1)
             else:
                 y = layer(a)
             found.append(y)
@@ -420,7 +505,7 @@ class Random(nn.Module):
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
-        st.tuples(st.integers(0, 4), st.integers(0, 11), st.integers(0, 11)),
+        st.tuples(st.integers(0, 6), st.integers(0, 11), st.integers(0, 11)),
         min_size=2,
         max_size=9,
     ),
