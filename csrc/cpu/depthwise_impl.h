@@ -17,6 +17,15 @@
 
 constexpr int depthwise_pixels = 8;
 
+// Not inlined: the sums of ReLU stay in registers.
+template <typename T>
+[[gnu::noinline]] void activate_all(Vector<T>* values, int count, Activation activation,
+                                    const Vector<T>& slope) {
+  for (int i = 0; i < count; i++) {
+    values[i] = activate<T>(values[i], activation, slope);
+  }
+}
+
 template <typename T, typename In, typename Out>
 class Depthwise {
  public:
@@ -180,11 +189,17 @@ class Depthwise {
       for (int p = 0; p < pixels; p++) {
         sum[p] = relu<T>(sum[p]);
       }
-    } else if (epilogue.activation == Activation::prelu) {
-      const Vector<T> slope = load_vector(epilogue.slope + channel);
+    } else if (epilogue.activation != Activation::none) {
+      Vector<T> values[pixels];
 #pragma GCC unroll 8
       for (int p = 0; p < pixels; p++) {
-        sum[p] = prelu<T>(sum[p], slope);
+        values[p] = sum[p];
+      }
+      activate_all<T>(values, pixels, epilogue.activation,
+                      epilogue.slope ? load_vector(epilogue.slope + channel) : Vector<T>{});
+#pragma GCC unroll 8
+      for (int p = 0; p < pixels; p++) {
+        sum[p] = values[p];
       }
     }
     Out* to = row.out + x * conv_.out.stride_w + channel;

@@ -69,7 +69,7 @@ constexpr int64_t channel_padding = 16;
 constexpr int64_t most_side = 7;
 
 // Rows that a depthwise convolution does at once, at most.
-constexpr int64_t depthwise_rows = 8;
+constexpr int64_t depthwise_rows = 4;
 
 // How a convolution is computed: a sum over taps, or for 3x3 kernels at stride and dilation 1
 // Winograd's F(2x2, 3x3), 16 products where the sum takes 36, or F(4x4, 3x3), 36 where it takes

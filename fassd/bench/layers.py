@@ -266,11 +266,12 @@ def describe(call: OperatorCall) -> str:
     """A few words for the table: the kernel of a convolution, else the operator's name."""
     if call.operator == "upsample_conv1x1":
         return "up, conv 1x1"
-    if call.operator != "conv_act":
+    if call.operator not in ("conv_act", "grouped_conv_act"):
         return call.operator.replace("_", " ")
     arguments = call.complete
     height, width = arguments["weight"].shape[2:]
-    stride = arguments["stride"][0]
-    return f"conv {height}x{width}" + (
-        f", stride {stride}" if stride > 1 else ", pool" if arguments["pool"] > 1 else ""
-    )
+    stride, groups = arguments["stride"][0], arguments.get("groups", 1)
+    kind = f"conv {height}x{width}" + (f", {groups} groups" if groups > 1 else "")
+    if stride > 1:
+        return f"{kind}, stride {stride}"
+    return f"{kind}, pool" if arguments.get("pool", 1) > 1 else kind

@@ -65,9 +65,10 @@ class FusedAsymmetricConv2d(Fused, AsymmetricConv2d):
         for index, name in enumerate(("vertical", "horizontal")):
             packed[f"{name}_weight"] = folded["weights"][index]
             packed[f"{name}_bias"] = folded["biases"][index]
-        if isinstance(self.acti3x1, nn.PReLU):  # one slope for all channels is a PReLU too
+        activations: tuple[Any, ...] = self.acti3x1, self.acti1x3
+        if isinstance(activations[0], nn.PReLU):  # one slope for all channels is a PReLU too
             packed["activation"] = "prelu"
-            for name, acti in (("vertical", self.acti3x1), ("horizontal", self.acti1x3)):
+            for name, acti in zip(("vertical", "horizontal"), activations, strict=True):
                 slope = acti.weight.to(dtype)
                 packed[f"{name}_slope"] = slope.expand(self.conv1x3.out_channels)
         return packed

@@ -43,7 +43,7 @@ def grouped_conv_act(
         residual: N x O x H' x W', added before the activation.
         stride: vertical and horizontal step, each at least 1.
         dilation: vertical and horizontal distance of the taps, each at least 1.
-        activation: ``none``, ``relu`` or ``prelu``.
+        activation: as of :func:`conv_act`.
         groups: number of groups, which divides I and O. I of them, with O = I, are a depthwise
             convolution.
 

@@ -8,6 +8,8 @@ from conformance.definition import ACTIVATIONS, BATCHES, pairwise, sizes, standa
 from conformance.harness import LAYOUTS, check
 from hypothesis import strategies as st
 
+from fassd_kernels.checks import ACTIVATIONS as ACTIVATION_NAMES
+
 pytestmark = pytest.mark.operators("grouped_conv_act")
 
 DEPTHWISE = 0  # groups, of which the greatest common divisor with the channels is taken
@@ -21,7 +23,7 @@ TABLE = pairwise(
     multiple=(1, 2),
     size=((1, 1), (1, 19), (23, 1), (5, 7), (14, 37), (9, 75)),
     batch=(1, 2, 3),
-    activation=("none", "relu", "prelu"),
+    activation=ACTIVATION_NAMES,
     bias=(True, False),
     residual=(False, True),
     layout=tuple(LAYOUTS),

@@ -371,7 +371,7 @@ class Inverted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(F.relu(self.norms[0](self.stem(x))))
-        y = F.relu(self.norms[1](self.deep(F.relu(self.wide(x)))), inplace=True)
+        y = F.hardswish(self.norms[1](self.deep(F.relu(self.wide(x)))), inplace=True)
         y = self.narrow(y)
         return F.relu(self.grouped(y) + y)
 
@@ -498,6 +498,10 @@ class Random(nn.Module):
                     nn.Conv2d(a, a, (1, 3), padding=(0, d), dilation=(1, d)),
                     nn.PReLU(a) if second % 3 else nn.LeakyReLU(0.1),
                 )
+            elif kind == 5:
+                side = 3 + 2 * (first % 3)
+                deep = nn.Conv2d(a, a, side, 1 + second % 2, side // 2, groups=a, bias=False)
+                layer = nn.Sequential(deep, nn.BatchNorm2d(a), nn.Hardswish())
             self.layers.append(layer)
             widths.append(wide if kind in (0, 1) else a)
 
@@ -529,6 +533,8 @@ class Random(nn.Module):
                     if a.shape[1] == b.shape[1] and a.shape == fit(b).shape
                     else -a
                 )
+            elif kind == 6:
+                y = F.max_pool2d(a, 3, 2, 1)
             else:
                 y = layer(a)
             found.append(y)
@@ -539,7 +545,7 @@ class Random(nn.Module):
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
-        st.tuples(st.integers(0, 4), st.integers(0, 11), st.integers(0, 11)),
+        st.tuples(st.integers(0, 6), st.integers(0, 11), st.integers(0, 11)),
         min_size=2,
         max_size=9,
     ),

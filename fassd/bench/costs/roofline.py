@@ -171,8 +171,8 @@ def measure_machine(repeats: int = 10) -> Machine:
 def convolutions(call: OperatorCall) -> list[CallConvolution]:
     """The convolutions in a call of an operator."""
     arguments = call.complete
-    if call.operator == "conv_act":
-        image, weight = arguments["inputs"][0], arguments["weight"]
+    if call.operator in ("conv_act", "grouped_conv_act"):
+        image, weight = call.images[0], arguments["weight"]
         (down, right), dilation = arguments["stride"], tuple(arguments["dilation"])
         sides = math.ceil(image.shape[2] / down), math.ceil(image.shape[3] / right)
         pixels = image.shape[0] * math.prod(sides)
