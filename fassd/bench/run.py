@@ -374,6 +374,8 @@ def memory_call(
     job: dict[str, Any], threads: int, title: str, is_peer: bool, compiler: str
 ) -> Callable[[], Outputs]:
     """The call of one candidate, for the process that measures its memory; any picture does."""
+    import torch._dynamo  # PyTorch's own code, 100 MB of it, which the first call would import
+
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     given = Job(**job)
