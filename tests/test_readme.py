@@ -101,6 +101,13 @@ def test_table_of_formats_is_that_of_the_results() -> None:
     assert main(["--check"]) == 0
 
 
+def test_table_of_other_networks_is_that_of_the_results() -> None:
+    """`python -m benchmarks.others --table` writes it."""
+    from benchmarks.others import main
+
+    assert main(["--check"]) == 0
+
+
 def test_python_example_names_exist() -> None:
     import fassd_kernels
 

@@ -1,9 +1,9 @@
 """Every way to compute a network, a module or an operator that is compared: one table.
 
-`PEERS` are what `fassd bench peers` runs: a network as its users write it, other runtimes, ours,
-and other networks. `FORMS` are what `pytest benchmarks/` and the GPU report run: PyTorch in its
-best forms, and ours backend by backend. All are built from the same float32 weights and get the
-same input, and each is compared with the reference before its speed counts.
+`PEERS` are what `fassd bench peers` runs: a network as its users write it, other runtimes, ours.
+`FORMS` are what `pytest benchmarks/` and the GPU report run: PyTorch in its best forms, and ours
+backend by backend. All are built from the same float32 weights and get the same input, and each is
+compared with the reference before its speed counts.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from fassd.bench import onnx_runtimes
 from fassd.bench.folding import CudnnConvReLU, fold_batch_norms, with_cudnn_relus
-from fassd.bench.others import OTHERS, OtherNetwork
-from fassd.bench.stopwatch import Call, Inputs
+from fassd.bench.stopwatch import Call, Inputs, Outputs
 from fassd.models.device import DTYPES
 
 EAGER = "eager"
@@ -130,7 +129,7 @@ class Candidate:
         exported: whether it is built from `BuildContext.onnx`.
         devices: types of the devices that it runs on.
         by_name_on: of these, those on which it is measured only where `only` names it.
-        other: another network with the same job, which is no peer and is not compared with labels.
+        labels: whether it gives labels, which networks of this project alone do.
     """
 
     key: str
@@ -143,9 +142,9 @@ class Candidate:
     exported: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     by_name_on: tuple[str, ...] = ()
-    other: OtherNetwork | None = None
+    labels: bool = False
 
-    def bound(self, context: BuildContext) -> Callable[[], Tensor]:
+    def bound(self, context: BuildContext) -> Callable[[], Outputs]:
         """Build a peer: a call without arguments, on the context's inputs as it takes them."""
         dtype = DTYPES.get(self.dtype, torch.float32)  # of AMP the weights
         call = self.build(context, dtype)
@@ -241,21 +240,6 @@ def cudnn_relus(context: BuildContext, dtype: torch.dtype) -> nn.Module:
     if not any(isinstance(part, CudnnConvReLU) for part in module.modules()):
         raise UnavailableError("no convolution goes straight into a ReLU")
     return channels_last(replace(context, module=module), dtype)
-
-
-def other_network(
-    context: BuildContext, dtype: torch.dtype, network: OtherNetwork, form: str = ""
-) -> Call:
-    """Another network on the subject's picture.
-
-    Args:
-        form: in channels_last; ``compiled``, by `inductor`; ``accelerated``, by ours.
-    """
-    torch.manual_seed(0)
-    own = replace(context, module=network.build().eval())
-    if form != "compiled":
-        return (ours if form else channels_last)(own, dtype)
-    return inductor(own, dtype) if context.device.type == "cpu" else compiled(own, dtype)
 
 
 def exported(
@@ -430,18 +414,7 @@ PEERS = (
 HALVED = ("channels_last", "compile", "max_autotune", "tensorrt")
 """Those that a GPU also runs in 16 bits, as ours does."""
 
-OTHER_CANDIDATES = tuple(
-    _last(
-        network.key,
-        f"{network.title}{form and f', {form}'}",
-        partial(other_network, network=network, form=form),
-        other=network,
-    )
-    for network in OTHERS
-    for form in ("", "compiled", "accelerated")
-)
-
-KEYS = (*(peer.key for peer in PEERS), OURS, *(network.key for network in OTHERS))
+KEYS = (*(peer.key for peer in PEERS), OURS)
 """What `--only` takes."""
 
 
@@ -450,7 +423,6 @@ def candidates(
     only: Sequence[str] | None = None,
     *,
     device: str = "cpu",
-    others: bool = False,
 ) -> list[Candidate]:
     """The peers to measure, the reference first.
 
@@ -459,7 +431,6 @@ def candidates(
             and compiled PyTorch and TensorRT, too.
         only: keys to keep, of `KEYS`; None keeps what is worth its time on the device.
         device: where they are to run.
-        others: also other networks with the same job.
 
     Raises:
         ValueError: a key that is not in `KEYS`, or that does not run on the device.
@@ -467,14 +438,14 @@ def candidates(
     kind = torch.device(device).type
     every = [c for c in _table(dtypes, kind) if kind in c.devices]
     if only is None:
-        return [c for c in every if kind not in c.by_name_on and (others or c.other is None)]
+        return [c for c in every if kind not in c.by_name_on]
     unknown = [key for key in only if key not in KEYS]
     if unknown or not only:
         raise ValueError(
             f"unknown candidate {', '.join(map(repr, unknown)) or '(none given)'}, "
             f"known are {', '.join(KEYS)}"
         )
-    kept = [c for c in every if c.key in only or (others and c.other)]
+    kept = [c for c in every if c.key in only]
     absent = sorted(set(only) - {c.key for c in kept})
     if absent:
         raise ValueError(f"{', '.join(absent)}: does not run on {kind}")
@@ -497,8 +468,8 @@ def _table(dtypes: Sequence[str], kind: str) -> list[Candidate]:
                 words = [OURS, dtype, output, *(["graph"] if graph else [])]
                 title = " ".join(word for word in words if word not in ("float32", "logits"))
                 build = partial(ours, output=output, graph=graph)
-                found.append(Candidate(OURS, title, build, dtype))
-    return [*found, *OTHER_CANDIDATES]
+                found.append(Candidate(OURS, title, build, dtype, labels=output == "labels"))
+    return found
 
 
 def every_candidate(device: str = "cpu") -> dict[str, Candidate]:

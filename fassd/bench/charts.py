@@ -21,7 +21,6 @@ from fassd.bench.report.charts import (
 )
 from fassd.bench.report.figures import Way, bars_by_way
 from fassd.bench.report.results import Figure, ResultsFile, job_of
-from fassd.bench.results import OTHER
 from fassd.bench.run import Report
 from fassd.io.files import replacing
 
@@ -61,7 +60,7 @@ def speedup_figure(content: Mapping[str, Any]) -> Any:
         figure = source.at("comparisons", index)
         places.setdefault(job_of(figure).shape, []).append(figure)
         for result in comparison["results"]:
-            if result["key"] != REFERENCE and result["kind"] != OTHER:
+            if result["key"] != REFERENCE:
                 way = Way(result["name"], result["key"], result["dtype"], result["output"])
                 ways[way] = None
     rows = [

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from fassd.bench.candidates import every_candidate
 from fassd.bench.jobs import Job
+from fassd.bench.others import runs_foreign_code
 from fassd.bench.results import ACCEPTED, JobResults, Result, Results
 from fassd.bench.run import run
 from fassd.bench.tables import BenchReport, Column, heading, report_table
@@ -164,8 +165,12 @@ def read_baseline(file: Path) -> Baseline:
     results = Results.read(file)
     try:
         for part in results.comparisons:
+            if runs_foreign_code(part.job.model):
+                raise ValueError(
+                    f"it was measured of {shown(part.job.model)}, code that no file may choose"
+                )
             known = every_candidate(part.job.device) if results.peers else part.job.paths()
-            unknown = next((name for name in part.own if name not in known), None)
+            unknown = next((name for name in part.by_name if name not in known), None)
             if unknown is not None:
                 raise ValueError(f"unknown path {shown(unknown)}, known are {', '.join(known)}")
             _reference_of(part)
@@ -181,7 +186,7 @@ def _reference_of(measured: JobResults) -> Result:
         ValueError: it is not there.
     """
     if measured.reference is None:
-        has = ", ".join(map(shown, measured.own)) or "nothing"
+        has = ", ".join(map(shown, measured.by_name)) or "nothing"
         raise ValueError(f"results have no plain PyTorch in float32, the reference; have {has}")
     return measured.reference
 
@@ -213,7 +218,7 @@ def run_compare(
     pick_device(jobs[0].device)
     before, chosen = baseline.results, None
     if before.peers:
-        measured = {name for then in before.comparisons for name in then.own}
+        measured = {name for then in before.comparisons for name in then.by_name}
         chosen = [c for title, c in every_candidate(jobs[0].device).items() if title in measured]
     after = run(jobs, chosen, step=step, tick=tick).results
     changes = tuple(
@@ -230,10 +235,10 @@ def _changes(then: JobResults, now: JobResults, tolerance: float) -> Iterator[Pa
         after = _reference_of(now)
     except ValueError as error:  # without its reference a run says nothing
         raise RuntimeError("; ".join([str(error), *now.notes])) from error
-    for name, path in then.own.items():
+    for name, path in then.by_name.items():
         if path is before:
             continue
-        found = now.own.get(name)
+        found = now.by_name.get(name)
         old = ratios_of(before, path) if path.comparable else None
         new = ratios_of(after, found) if found and found.comparable else None
         changed: Change | None = None

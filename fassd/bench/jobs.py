@@ -23,10 +23,11 @@ from fassd.bench.candidates import (
     from_file,
     ours,
 )
+from fassd.bench.others import build_other, is_other
 from fassd.models import create_model
 from fassd.models.device import DTYPES
 from fassd.models.encoder import reparameterize
-from fassd.models.preprocess import normalize
+from fassd.models.preprocess import OURS, normalize
 from fassd.models.zoo import preprocessing_before
 from fassd.synth import render_street
 
@@ -35,6 +36,7 @@ __all__ = [
     "Job",
     "build_model",
     "calibrate",
+    "network_of",
     "render_batch",
     "torch_dtype",
     "weights_note",
@@ -56,7 +58,8 @@ class Job:
     Attributes:
         model, weights, classes, alpha: as `fassd.create_model`; without weights the network gets
             random ones (seed 0) whose batch norms are calibrated on the picture, see `calibrate`,
-            unless there is a file to compare with.
+            unless there is a file to compare with. The model may also be a network of others, see
+            `fassd.bench.others`, as its factory makes it.
         size: (height, width) of the input, a generated street scene.
         batch: pictures per call.
         seed: of the first scene; the others of the batch follow it.
@@ -134,7 +137,7 @@ class Job:
 
 def weights_note(job: Job) -> list[str]:
     """What the labels are worth, where that is less than one may expect: one sentence, or none."""
-    if job.weights is None:
+    if job.weights is None and not is_other(job.model):
         return ["random weights: labels are meaningless until trained weights are given"]
     if job.weights == "synthetic":
         return ["synthetic weights: trained on generated streets of other textures than this"]
@@ -147,9 +150,22 @@ def render_batch(job: Job) -> tuple[list[npt.NDArray[np.uint8]], torch.Tensor]:
     The input is (N, 3, H, W) float32, contiguous, on the job's device.
     """
     scenes = [render_street(*job.size, seed=job.seed + i, split="val")[0] for i in range(job.batch)]
-    own = preprocessing_before(job.model, job.weights)
+    own = OURS if is_other(job.model) else preprocessing_before(job.model, job.weights)
     batch = torch.from_numpy(np.stack([normalize(scene, own) for scene in scenes]))
     return scenes, batch.to(job.device)
+
+
+def network_of(job: Job) -> nn.Module:
+    """The job's plain network, in eval mode, on the CPU; without weights random ones of seed 0.
+
+    Raises:
+        ValueError: an unknown network, or unsuitable weights.
+        ImportError: a package is missing.
+    """
+    torch.manual_seed(0)
+    if is_other(job.model):
+        return build_other(job.model)
+    return create_model(job.model, job.classes, job.alpha, weights=job.weights).eval()
 
 
 def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
@@ -157,11 +173,11 @@ def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
 
     An encoder that is built for it has its branches merged, as where networks are deployed.
     """
-    torch.manual_seed(0)
-    model = create_model(job.model, job.classes, job.alpha, weights=job.weights).to(job.device)
-    # What a file was made from was not calibrated.
-    calibrating = job.weights is None and job.exported is None
-    return reparameterize(calibrate(model, batch) if calibrating else model.eval())
+    model = network_of(job).to(job.device)
+    # What a file was made from was not calibrated. Of others, 50 calibrated layers can amplify
+    # rounding: DeepLabV3's float32 differs from its float64 by 6e-5, not 1e-6.
+    random = job.weights is None and job.exported is None and not is_other(job.model)
+    return reparameterize(calibrate(model, batch) if random else model)
 
 
 @torch.no_grad()

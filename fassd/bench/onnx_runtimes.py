@@ -1,8 +1,8 @@
 """Runtimes of other projects, each started on a network's ONNX file, in its fastest form.
 
 Every runtime takes the file's bytes, a device, and the dtype to compute in, and gives a call:
-(N, 3, H, W) float32 on the device, contiguous, to logits (N, classes, H, W), which the next call
-may write over. All use as many threads as PyTorch.
+(N, 3, H, W) float32 on the device, contiguous, to the network's output or outputs, which the next
+call may write over. All use as many threads as PyTorch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Call = Callable[[Tensor], Tensor]
+Call = Callable[[Tensor], Tensor | list[Tensor]]
 
 
 def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
@@ -30,6 +30,11 @@ def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     return program.model_proto.SerializeToString()
 
 
+def alone(results: list[Tensor]) -> Tensor | list[Tensor]:
+    """Outputs of a network: the tensor itself where there is one."""
+    return results[0] if len(results) == 1 else results
+
+
 def onnx_runtime(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
     """ONNX Runtime in float32, on memory of PyTorch's."""
     import onnxruntime
@@ -40,16 +45,17 @@ def onnx_runtime(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(onnx, options, providers=[provider])
-    (source,), (target,) = session.get_inputs(), session.get_outputs()
-    result = torch.empty(target.shape, device=device)
+    (source,), targets = session.get_inputs(), session.get_outputs()
+    results = [torch.empty(target.shape, device=device) for target in targets]
     binding = session.io_binding()
     kind = (device.type, device.index or 0, np.float32)
-    binding.bind_output(target.name, *kind, tuple(result.shape), result.data_ptr())
+    for target, result in zip(targets, results, strict=True):
+        binding.bind_output(target.name, *kind, tuple(result.shape), result.data_ptr())
 
-    def call(picture: Tensor) -> Tensor:
+    def call(picture: Tensor) -> Tensor | list[Tensor]:
         binding.bind_input(source.name, *kind, tuple(picture.shape), picture.data_ptr())
         session.run_with_iobinding(binding)
-        return result
+        return alone(results)
 
     return call
 
@@ -66,15 +72,15 @@ def openvino(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
     }
     request = core.compile_model(core.read_model(onnx), "CPU", settings).create_infer_request()
 
-    def call(picture: Tensor) -> Tensor:
+    def call(picture: Tensor) -> Tensor | list[Tensor]:
         found = request.infer([picture.numpy()], share_inputs=True, share_outputs=True)
-        return torch.from_numpy(found[0])
+        return alone([torch.from_numpy(found[index]) for index in range(len(found))])
 
     return call
 
 
 def tensorrt(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
-    """TensorRT 10; in float32 without TF32. No GPU has run this yet."""
+    """TensorRT 10, of one output; in float32 without TF32. No GPU has run this yet."""
     import tensorrt as trt
 
     from fassd.export.tensorrt_file import build_engine

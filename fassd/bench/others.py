@@ -1,11 +1,18 @@
-"""Other networks with the same job, as maintained packages carry them; none is written here.
+"""Networks of others: any module, encoders of timm, networks of segmentation_models_pytorch.
 
-They are built for their speed and size, with random weights: nothing is downloaded.
+A job names one by a text with a colon: ``package.module:factory``, ``timm:NAME`` or
+``smp:ARCH/ENCODER``. Weights are random, but for those that a factory loads: nothing is downloaded.
+`OTHERS` are published architectures, as maintained packages carry them; none is written here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,43 +21,157 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fassd.models.encoder import import_torchvision
+from fassd.io.packages import need
+from fassd.models.encoder import import_timm, import_torchvision, plan_of
+from fassd.models.variants import GTX, Report
 
-__all__ = ["CLASSES", "OTHERS", "OtherNetwork"]
+__all__ = [
+    "CLASSES",
+    "OTHERS",
+    "OtherNetwork",
+    "build_other",
+    "is_other",
+    "published",
+    "runs_foreign_code",
+]
 
 CLASSES = 19
+TIMM, SMP = "timm:", "smp:"
+
+# -------------------------------------------------------------------------------- networks by name
+
+
+def is_other(model: str) -> bool:
+    """Whether a job's model is a network of others."""
+    return ":" in model
+
+
+def runs_foreign_code(model: str) -> bool:
+    """Whether building a job's model imports a module that its name alone chooses."""
+    known = {network.model for network in OTHERS}
+    return is_other(model) and not model.startswith((TIMM, SMP)) and model not in known
+
+
+def build_other(model: str) -> nn.Module:
+    """A network of others, in eval mode.
+
+    Its output is a tensor (N, classes, ...), or several: of timm, a map at each of the strides 4,
+    8, 16 and 32.
+
+    Raises:
+        ValueError: there is no such factory, architecture or encoder, and the message offers the
+            nearest names; or the factory gives no module.
+        ImportError: a package is missing; the message says how to install it.
+    """
+    kind, name = model[: model.index(":") + 1], model[model.index(":") + 1 :]
+    builders = {TIMM: from_timm, SMP: from_smp}
+    network = builders[kind](name) if kind in builders else from_factory(model)
+    return network.eval()
+
+
+def from_factory(place: str) -> nn.Module:
+    """What a function without arguments returns; errors as `build_other`.
+
+    Args:
+        place: ``package.module:factory``; modules of the working folder are found, too.
+    """
+    module_name, _, factory = place.partition(":")
+    if not module_name or not factory:
+        raise ValueError(f"{place!r} is not package.module:factory")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ImportError(f"{place}: {module_name} cannot be imported: {error}") from error
+    if not hasattr(module, factory):
+        near = nearest(factory, [name for name in dir(module) if not name.startswith("_")])
+        raise ValueError(f"{place}: {module_name} has no {factory}{near}")
+    found = getattr(module, factory)
+    network = found() if callable(found) and not isinstance(found, nn.Module) else found
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise ValueError(f"{place} gives a {kind}; expected a torch.nn.Module")
+    return network
+
+
+def from_timm(name: str) -> nn.Module:
+    """An encoder of timm, to its maps at the strides 4, 8, 16 and 32; errors as `build_other`."""
+    timm = import_timm()
+    from timm.models import reparameterize_model
+
+    return reparameterize_model(timm.create_model(name, **plan_of(name).options).eval())
+
+
+def from_smp(place: str) -> nn.Module:
+    """A network of segmentation_models_pytorch: ARCH/ENCODER; errors as `build_other`."""
+    architecture, _, encoder = place.partition("/")
+    if not architecture or not encoder:
+        raise ValueError(f"{place!r} is not ARCH/ENCODER, such as Unet/resnet18")
+    import_torchvision()  # which it imports
+    smp = need("segmentation_models_pytorch", f"{SMP}{place} needs", "smp")
+    known = {found.__name__.lower(): found for found in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    kind = known.get(architecture.lower())
+    if kind is None:
+        near = nearest(architecture, [found.__name__ for found in known.values()])
+        raise ValueError(f"segmentation_models_pytorch has no architecture {architecture!r}{near}")
+    names = smp.encoders.get_encoder_names()
+    if encoder not in names and not encoder.startswith("tu-"):  # of timm, by any name
+        near = nearest(encoder, names)
+        raise ValueError(f"segmentation_models_pytorch has no encoder {encoder!r}{near}")
+    return kind(encoder_name=encoder, encoder_weights=None, classes=CLASSES)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of an error's sentence: which names are like one that is unknown."""
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3)
+    return f"; did you mean {' or '.join(by_lower[each] for each in near)}?" if near else ""
+
+
+# ------------------------------------------------------------------------- published architectures
 
 
 @dataclass(frozen=True)
 class OtherNetwork:
-    """A published architecture.
+    """A published architecture, of 19 classes.
 
     Attributes:
-        key: what `--only` calls it.
         title: as its authors write it.
+        model: what a job calls it.
+        package: module that carries it.
         install: the command that brings the package.
-        build: makes it, in eval mode: (N, 3, H, W) float32 to logits (N, 19, H, W).
+        reports: published frames per second.
     """
 
-    key: str
     title: str
+    model: str
+    package: str
     install: str
-    build: Callable[[], nn.Module]
+    reports: tuple[Report, ...] = ()
+
+    @property
+    def missing(self) -> str:
+        """What to install before it can be built; empty if it can."""
+        return "" if importlib.util.find_spec(self.package) else self.install
 
 
 class FullSize(nn.Module):
-    """A network whose logits are enlarged to its picture's size, as its own inference does.
+    """A network whose logits have its picture's size, as its own inference enlarges them.
 
     Args:
         network: any.
         logits: the network and a picture to logits (N, classes, h, w).
-        align_corners: of the enlarging.
+        align_corners: of the enlarging; None where the network itself enlarges them.
 
     Shape: (N, 3, H, W) to (N, classes, H, W).
     """
 
     def __init__(
-        self, network: nn.Module, logits: Callable[[Any, Tensor], Tensor], align_corners: bool
+        self,
+        network: nn.Module,
+        logits: Callable[[Any, Tensor], Tensor],
+        align_corners: bool | None,
     ) -> None:
         super().__init__()
         self.network, self.logits, self.align_corners = network, logits, align_corners
@@ -58,10 +179,12 @@ class FullSize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
         logits = self.logits(self.network, x)
+        if self.align_corners is None:
+            return logits
         return F.interpolate(logits, size, None, "bilinear", self.align_corners)
 
 
-def segformer() -> nn.Module:
+def segformer_b0() -> nn.Module:
     """SegFormer-B0, Xie et al., NeurIPS 2021, by Hugging Face transformers, whose default it is."""
     import_torchvision()  # which transformers imports where there is one
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -71,8 +194,19 @@ def segformer() -> nn.Module:
     return FullSize(network, lambda model, x: model(x).logits, align_corners=False)
 
 
+def from_torchvision(name: str) -> nn.Module:
+    """A network of torchvision's for semantic segmentation, by its function's name."""
+    import_torchvision()
+    from torchvision.models import segmentation
+
+    build = getattr(segmentation, name)
+    network = build(weights=None, weights_backbone=None, num_classes=CLASSES)
+    return FullSize(network, lambda model, x: model(x)["out"], align_corners=None)
+
+
 def from_config(config: str) -> nn.Module:
     """A network by a configuration of OpenMMLab's package, a path below its folder of them."""
+    import_torchvision()
     import mmseg.models  # registers what configurations name
     from mmengine.config import Config
     from mmseg.registry import MODELS
@@ -110,31 +244,60 @@ def without_weights(settings: Any) -> None:
             without_weights(value)
 
 
-# Their compiled operators, which take long to build, serve none of these networks.
-MMSEG = (
-    "MMCV_WITH_OPS=0 pip install --no-build-isolation onedl-mmsegmentation onedl-mmcv ftfy regex"
+pidnet_s = partial(from_config, "pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py")
+ddrnet_23_slim = partial(
+    from_config, "ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py"
 )
-TRANSFORMERS = "pip install transformers"
+bisenetv2 = partial(from_config, "bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py")
+deeplabv3_resnet50 = partial(from_torchvision, "deeplabv3_resnet50")
+lraspp_mobilenet_v3_large = partial(from_torchvision, "lraspp_mobilenet_v3_large")
+
+# Built in isolation, where there is no torch, onedl-mmcv leaves out its compiled operators, which
+# take long and serve none of these networks.
+MMSEG = "pip install onedl-mmsegmentation onedl-mmcv ftfy regex"
+_here = f"{__name__}:"
+_mmseg = partial(OtherNetwork, package="mmseg", install=MMSEG)
+_torchvision = partial(OtherNetwork, package="torchvision", install="pip install torchvision")
 
 OTHERS = (
-    OtherNetwork(
-        "pidnet_s",
-        "PIDNet-S",
-        MMSEG,
-        partial(from_config, "pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py"),
-    ),
-    OtherNetwork(
-        "ddrnet_23_slim",
+    _mmseg(
         "DDRNet-23-slim",
-        MMSEG,
-        partial(from_config, "ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py"),
+        f"{_here}ddrnet_23_slim",
+        reports=(Report("abstract, Hong et al., 2021", "1024x2048", 77.4, 102, "RTX 2080 Ti"),),
+    ),
+    _mmseg(
+        "PIDNet-S",
+        f"{_here}pidnet_s",
+        reports=(Report("Xu et al., CVPR 2023", "1024x2048", 78.6, 93.2, "RTX 3090"),),
+    ),
+    _mmseg(
+        "BiSeNetV2",
+        f"{_here}bisenetv2",
+        reports=(Report("abstract, Yu et al., IJCV 2021", "512x1024", 72.6, 156, GTX),),
     ),
     OtherNetwork(
-        "bisenetv2",
-        "BiSeNetV2",
-        MMSEG,
-        partial(from_config, "bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py"),
+        "U-Net, ResNet-18",
+        f"{SMP}Unet/resnet18",
+        "segmentation_models_pytorch",
+        "pip install 'fassd-net[smp]'",
     ),
-    OtherNetwork("segformer_b0", "SegFormer-B0", TRANSFORMERS, segformer),
+    _torchvision("DeepLabV3, ResNet-50", f"{_here}deeplabv3_resnet50"),
+    _torchvision("LR-ASPP, MobileNetV3", f"{_here}lraspp_mobilenet_v3_large"),
+    OtherNetwork(
+        "SegFormer-B0",
+        f"{_here}segformer_b0",
+        "transformers",
+        "pip install transformers",
+        (Report("Xie et al., NeurIPS 2021, table 2", "1024x2048", 76.2, 15.2, "Tesla V100"),),
+    ),
 )
-"""Xu et al., CVPR 2023; Hong et al., 2021; Yu et al., IJCV 2021; Xie et al., NeurIPS 2021."""
+"""Their reports' `data` is the size of the picture that the network gets."""
+
+
+def published(model: str) -> list[str]:
+    """Frames per second that others published of a job's network: one sentence each."""
+    reports = [report for network in OTHERS if network.model == model for report in network.reports]
+    return [
+        f"published: {report.fps:g} frames/s at {report.data} on {report.device} ({report.source})"
+        for report in reports
+    ]

@@ -15,12 +15,9 @@ from fassd.bench.stopwatch import CallTimes
 from fassd.evaluation.agreement import Agreement
 from fassd.io.untrusted import problem, read_json, read_text, shortened, shown
 
-__all__ = ["ACCEPTED", "OTHER", "JobResults", "Result", "Results"]
+__all__ = ["ACCEPTED", "JobResults", "Result", "Results"]
 
 ACCEPTED = "accepted is a file that `fassd bench run --json` or `fassd bench peers --json` wrote"
-
-OTHER: Literal["other network"] = "other network"
-"""The `kind` of a result of another network."""
 
 MOST_BYTES = 1 << 26
 """Size of a file; thousands of rounds have fewer than a million bytes."""
@@ -46,58 +43,45 @@ class Result(BaseModel):
     Attributes:
         name: what tables call it.
         key: what it is: a key of `fassd.bench.candidates.KEYS`, or the kind of a path.
-        kind: `OTHER`, or "network" for the job's own.
         dtype: what it computes in.
         output: "logits", (N, classes, H, W), or "labels", (N, H, W).
         seconds: wall-clock time of every measured call; entry i of each path is of round i.
         first_call_s: from the plain network to the first output; None where not measured.
-        labels_equal_percent: pixels whose label is the reference's; None of another network.
-        max_relative_difference: largest difference of a score over the largest reference score;
-            None of labels.
+        labels_equal_percent: pixels whose label is float64's.
+        max_relative_difference: largest difference of a score from float64's over the largest
+            score; None of labels.
         peak_memory_bytes, peak_memory_note: as `fassd.bench.memory.Memory`.
         energy_j, energy_note: as `fassd.bench.memory.Energy`.
-        params, macs: size of another network, and its multiply-accumulates for the picture.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     key: str = ""
-    kind: Literal["network", "other network"] = "network"
     dtype: str = "float32"
     output: Literal["logits", "labels"] = "logits"
     seconds: Annotated[tuple[Seconds, ...], Field(min_length=1, max_length=MOST_ROUNDS)]
     first_call_s: float | None = None
-    labels_equal_percent: float | None = None
+    labels_equal_percent: float
     max_relative_difference: float | None = None
     peak_memory_bytes: int | None = None
     peak_memory_note: str = ""
     energy_j: float | None = None
     energy_note: str = ""
-    params: int | None = None
-    macs: int | None = None
-
-    @model_validator(mode="after")
-    def _check_labels(self) -> Result:
-        if self.kind != OTHER and self.labels_equal_percent is None:
-            raise ValueError(f"{shown(self.name)} has no labels_equal_percent")
-        return self
 
     @property
     def timing(self) -> CallTimes:
         return CallTimes(self.seconds)
 
     @property
-    def agreement(self) -> Agreement | None:
-        """How far the output equals the reference's; None of another network."""
-        if self.labels_equal_percent is None:
-            return None
+    def agreement(self) -> Agreement:
+        """How far the output equals float64's."""
         return Agreement(self.labels_equal_percent, self.max_relative_difference)
 
     @property
     def comparable(self) -> bool:
         """Whether its speed may be compared with the reference's."""
-        return self.agreement is not None and self.agreement.comparable
+        return self.agreement.comparable
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, ready for `json.dump`, with the statistics of `seconds`."""
@@ -106,7 +90,7 @@ class Result(BaseModel):
         return {
             **self.model_dump(exclude={"seconds"}),
             **self.timing.to_json(),
-            "match": None if self.agreement is None else self.comparable,
+            "match": self.comparable,
             "max_relative_difference": difference if finite else None,
         }
 
@@ -118,6 +102,8 @@ class JobResults(BaseModel):
         job: what was measured.
         results: every path or candidate that was timed, interleaved.
         notes: what could not be measured and why, and what the labels are worth.
+        params: number of the network's parameters; None where not counted, as of older files.
+        macs: multiply-accumulates of its convolutions and matrix products for the pictures.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -125,6 +111,8 @@ class JobResults(BaseModel):
     job: Job
     results: tuple[Result, ...]
     notes: tuple[str, ...] = ()
+    params: int | None = None
+    macs: int | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -151,9 +139,9 @@ class JobResults(BaseModel):
         return next((result for result in self.results if result.name in REFERENCES), None)
 
     @property
-    def own(self) -> dict[str, Result]:
-        """Results of the job's network by name, without those of other networks."""
-        return {result.name: result for result in self.results if result.kind != OTHER}
+    def by_name(self) -> dict[str, Result]:
+        """Results by name."""
+        return {result.name: result for result in self.results}
 
     @property
     def fastest_peer(self) -> Result | None:
@@ -186,6 +174,8 @@ class JobResults(BaseModel):
                 for result in self.results
             ],
             "notes": self.notes,
+            "params": self.params,
+            "macs": self.macs,
         }
 
 

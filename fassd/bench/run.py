@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fassd.bench import memory, stopwatch
 from fassd.bench.candidates import (
@@ -25,11 +27,19 @@ from fassd.bench.candidates import (
     Candidate,
     every_candidate,
 )
-from fassd.bench.costs.counts import count_macs
-from fassd.bench.jobs import ROUNDING_NOTE, Job, build_model, render_batch, weights_note
+from fassd.bench.jobs import (
+    ROUNDING_NOTE,
+    Job,
+    build_model,
+    network_of,
+    render_batch,
+    weights_note,
+)
 from fassd.bench.machine import environment
 from fassd.bench.memory import Energy, energy_of
-from fassd.bench.results import OTHER, JobResults, Result, Results
+from fassd.bench.others import is_other, published
+from fassd.bench.results import JobResults, Result, Results
+from fassd.bench.stopwatch import Outputs
 from fassd.bench.tables import (
     BenchReport,
     Column,
@@ -42,7 +52,6 @@ from fassd.bench.tables import (
 from fassd.evaluation.agreement import AGREEMENT_LIMIT, agreement_of
 from fassd.export.runtimes import first_line
 from fassd.io.palette import classes_of
-from fassd.models import create_model
 from fassd.models.clock import timed
 from fassd.models.device import torch_threads
 from fassd.models.encoder import reparameterize
@@ -52,17 +61,17 @@ __all__ = ["Report", "Scene", "run"]
 NOT_COUNTED = Energy(None, "not measured")
 
 ABOUT_PATHS = (
-    f"Compared with {PATHS_REFERENCE}: speed-up, equal labels, largest difference of a score "
-    "over the largest score. ±: half the interquartile range."
+    f"Speed-up: over {PATHS_REFERENCE}. Labels, diff: those equal to float64's; largest difference "
+    "of a score from float64's over the largest score. ±: half the interquartile range."
 )
 ABOUT_PEERS = (
     "Each measured call follows an unmeasured one of the same candidate. "
     "x eager: speed-up over plain PyTorch in NCHW; x peer: over the fastest float32 "
     "candidate that is not ours. ±: half the interquartile range. first s: from the plain "
     "network to its first output, without the export to ONNX. Match: at least "
-    f"{AGREEMENT_LIMIT:g}% of the labels equal eager's; diff: largest difference of "
-    "a score over the largest score. MiB: peak memory of a call beyond the loaded model. "
-    "Joules: of the whole GPU, per call."
+    f"{AGREEMENT_LIMIT:g}% of the labels equal float64's; diff: largest difference of "
+    "a score from float64's over the largest score. MiB: peak memory of a call beyond the loaded "
+    "model. Joules: of the whole GPU, per call."
 )
 
 
@@ -92,7 +101,7 @@ class Report(BenchReport):
     def labels_agree(self) -> float:
         """The smallest share of labels equal to the reference's, in per cent."""
         results = (row for part in self.results.comparisons for row in part.results)
-        return min(row.labels_equal_percent or 0.0 for row in results)
+        return min(row.labels_equal_percent for row in results)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dump`; times in seconds, memory in bytes, labels in %."""
@@ -104,8 +113,8 @@ class Report(BenchReport):
             yield heading(measured.job, self.results.environment)
             if not peers:
                 yield path_table(measured)
-            for table in peer_tables(measured) if peers else ():
-                yield table
+            if peers:
+                yield peer_table(measured)
                 yield Text()
             yield from measured.notes
             if peers:
@@ -149,20 +158,20 @@ def path_table(measured: JobResults) -> Table:
         rate(measured, "fps"),
         Column("speed-up", faster),
         Column("labels %", equal_labels),
-        replace(DIFFERENCE, cell=lambda row: "-" if row is reference else DIFFERENCE.cell(row)),
+        DIFFERENCE,
     ]
     if measured.job.memory:
         columns.append(Column("memory", needed, wraps=True))
     return report_table(measured.results, columns)
 
 
-def peer_tables(measured: JobResults) -> list[Table]:
-    """Of this network's candidates, then, where there are any, of other networks."""
+def peer_table(measured: JobResults) -> Table:
+    """Of a network's candidates."""
 
     def over(result: Result, other: Result | None) -> str:
         return or_dash(measured.speedup(result, other), ".2f")
 
-    own = [
+    columns = [
         replace(NAME, heading="candidate"),
         MEDIAN,
         Column("x eager", lambda r: over(r, measured.reference)),
@@ -172,17 +181,9 @@ def peer_tables(measured: JobResults) -> list[Table]:
         Column("labels %", equal_labels),
         DIFFERENCE,
     ]
-    other = [
-        replace(NAME, heading="other network"),
-        MEDIAN,
-        rate(measured, "frames/s"),
-        Column("GMAC", lambda r: or_dash(r.macs, ".1f", 1e-9)),
-        Column("M params", lambda r: or_dash(r.params, ".2f", 1e-6)),
-        FIRST,
-    ]
-    found = [(list(measured.own.values()), own)]
-    found.append(([result for result in measured.results if result.kind == OTHER], other))
-    return [report_table(rows, [*columns, *costs(rows)]) for rows, columns in found if rows]
+    if is_other(measured.job.model):  # published figures are quoted beside them
+        columns.insert(2, rate(measured, "frames/s"))
+    return report_table(measured.results, [*columns, *costs(measured.results)])
 
 
 def costs(results: Sequence[Result]) -> list[Column[Result]]:
@@ -227,7 +228,7 @@ def run(
     for job in jobs:
         measured, scene = measure(job, peers, compiler, step, tick)
         comparisons.append(measured)
-        scenes.append(scene)
+        scenes += scene
         release()
     with torch_threads(jobs[0].threads):
         where = environment(jobs[0].device)
@@ -241,11 +242,13 @@ def measure(
     compiler: str,
     step: Callable[[str], object],
     tick: Callable[[], object],
-) -> tuple[JobResults, Scene]:
-    """One job of `run`, with the same arguments and errors."""
+) -> tuple[JobResults, list[Scene]]:
+    """One job of `run`, with the same arguments and errors; networks of others show no scene."""
     candidates = list(job.paths().values()) if peers is None else peers
-    notes = [*([ABOUT_PATHS] if peers is None else []), *weights_note(job)]
-    calls: dict[str, Callable[[], Tensor]] = {}
+    other = is_other(job.model)
+    candidates = [candidate for candidate in candidates if not (other and candidate.labels)]
+    notes = [*([ABOUT_PATHS] if peers is None else []), *weights_note(job), *published(job.model)]
+    calls: dict[str, Callable[[], Outputs]] = {}
     figures: dict[str, dict[str, Any]] = {}
     with (
         torch_threads(job.threads),
@@ -257,7 +260,8 @@ def measure(
         pictures, batch = render_batch(job)
         model = build_model(job, batch)
         context = BuildContext(model, batch.device, (batch,), job.accelerated_backend, compiler)
-        reference = model(batch)
+        with FlopCounterMode(display=False) as counter:
+            reference = in_float64(model, batch)
         for candidate in candidates:
             title = candidate.title
             step(f"{job.model}: {title}")
@@ -266,8 +270,7 @@ def measure(
             except Exception as error:  # whatever a foreign runtime raises, the others go on
                 if peers is None:
                     raise
-                remedy = candidate.other.install if candidate.other else EXTRA
-                notes.append(f"{title} not measured: {reason(error, remedy)}")
+                notes.append(f"{title} not measured: {reason(error)}")
         if not calls:
             raise RuntimeError("; ".join(notes))
         step(f"{job.model}: timing")
@@ -283,19 +286,44 @@ def measure(
         for title, call in calls.items():
             step(f"{job.model}: memory and energy of {title}")
             figures[title] |= memory_and_energy(job, title, call, peers is not None, compiler)
-        labels = call()[0]
+        output = calls[title]()
     results = [Result(**figures[name], seconds=timings[name].seconds) for name in calls]
     notes += notes_of(job, results, [str(w.message) for w in caught], peers is not None)
-    labels = labels.argmax(0) if labels.is_floating_point() else labels
+    measured = JobResults(
+        job=job,
+        results=tuple(results),
+        notes=tuple(notes),
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+    )
+    if other or not isinstance(output, Tensor):
+        return measured, []
+    labels = output[0].argmax(0) if output.is_floating_point() else output[0]
     colors = np.array([info.color for info in classes_of(model)], np.uint8)
-    measured = JobResults(job=job, results=tuple(results), notes=tuple(notes))
-    return measured, Scene(pictures[0], labels.cpu().numpy(), colors)
+    return measured, [Scene(pictures[0], labels.cpu().numpy(), colors)]
+
+
+def in_float64(model: torch.nn.Module, batch: Tensor) -> Outputs:
+    """The output that every candidate is compared with.
+
+    Raises:
+        ValueError: it is neither a tensor nor several.
+    """
+    output = copy.deepcopy(model).double()(batch.double())
+    several = output if isinstance(output, (list, tuple)) else [output]
+    for each in several:
+        if not isinstance(each, Tensor):
+            raise ValueError(
+                f"{type(model).__name__} gives a {type(each).__name__}; expected a tensor, or a "
+                "list or tuple of tensors: wrap the network in one that gives these"
+            )
+    return output
 
 
 def try_out(
-    candidate: Candidate, context: BuildContext, reference: Tensor
-) -> tuple[Callable[[], Tensor], dict[str, Any]]:
-    """Build a candidate, call it once, and compare its output with the reference's logits.
+    candidate: Candidate, context: BuildContext, reference: Outputs
+) -> tuple[Callable[[], Outputs], dict[str, Any]]:
+    """Build a candidate, call it once, and compare its output with the reference's.
 
     Returns:
         What runs it again, and the fields of a `Result` that are known then.
@@ -306,40 +334,25 @@ def try_out(
     if candidate.exported:
         assert context.onnx  # made now if this is the first that needs it: not in its first call
 
-    def first_call() -> tuple[Callable[[], Tensor], Tensor]:
+    def first_call() -> tuple[Callable[[], Outputs], Outputs]:
         call = candidate.bound(context)
         return call, call()
 
     (call, output), seconds = timed(first_call, context.device)
-    figures: dict[str, Any] = {
+    found = agreement_of(reference, output)
+    return call, {
         "name": candidate.title,
         "key": candidate.key,
         "dtype": candidate.dtype,
         "first_call_s": seconds,
+        "output": "labels" if found.relative is None else "logits",
+        "labels_equal_percent": found.labels,
+        "max_relative_difference": found.relative,
     }
-    if candidate.other is None:
-        found = agreement_of(reference, output)
-        figures.update(
-            output="labels" if found.relative is None else "logits",
-            labels_equal_percent=found.labels,
-            max_relative_difference=found.relative,
-        )
-        return call, figures
-    if output.shape != reference.shape:
-        raise ValueError(
-            f"logits must be of shape {tuple(reference.shape)}, got {tuple(output.shape)}"
-        )
-    network = candidate.other.build().eval()
-    figures.update(
-        kind=OTHER,
-        params=sum(parameter.numel() for parameter in network.parameters()),
-        macs=count_macs(network, tuple(context.inputs[0].shape)),
-    )
-    return call, figures
 
 
 def memory_and_energy(
-    job: Job, title: str, call: Callable[[], Tensor], is_peer: bool, compiler: str
+    job: Job, title: str, call: Callable[[], Outputs], is_peer: bool, compiler: str
 ) -> dict[str, Any]:
     """The fields of a `Result` that a call's costs are; energy is counted of peers on a GPU."""
     peak, energy = memory.NOT_ASKED, NOT_COUNTED
@@ -359,13 +372,14 @@ def memory_and_energy(
 
 def memory_call(
     job: dict[str, Any], threads: int, title: str, is_peer: bool, compiler: str
-) -> Callable[[], Tensor]:
+) -> Callable[[], Outputs]:
     """The call of one candidate, for the process that measures its memory; any picture does."""
+    import torch._dynamo  # PyTorch's own code, 100 MB of it, which the first call would import
+
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    torch.manual_seed(0)
     given = Job(**job)
-    model = reparameterize(create_model(given.model, given.classes, given.alpha).eval())
+    model = reparameterize(network_of(replace(given, weights=None)))
     picture = torch.zeros(given.batch, 3, *given.size)
     context = BuildContext(model, picture.device, (picture,), given.accelerated_backend, compiler)
     known = every_candidate() if is_peer else given.paths()
@@ -376,7 +390,7 @@ def notes_of(
     job: Job, results: Sequence[Result], warned: Sequence[str], are_peers: bool
 ) -> list[str]:
     """What a table does not tell of results."""
-    disagreeing = [result for result in results if result.agreement and not result.comparable]
+    disagreeing = [result for result in results if not result.comparable]
     notes = [
         f"{result.name}: only {result.labels_equal_percent:.2f}% of the labels agree "
         f"(at least {AGREEMENT_LIMIT:g}% are asked for), so no speed-up is given"
@@ -397,10 +411,10 @@ def notes_of(
     return notes
 
 
-def reason(error: Exception, remedy: str = EXTRA) -> str:
+def reason(error: Exception) -> str:
     """Why a candidate could not be run: one line, with the remedy for a missing package."""
     text = first_line(error)
-    return f"{text}: {remedy}" if isinstance(error, ImportError) else text
+    return f"{text}: {EXTRA}" if isinstance(error, ImportError) else text
 
 
 def release() -> None:

@@ -21,8 +21,9 @@ from torch import Tensor
 from fassd.models.clock import Sampling, in_turns, sample, synchronize, timed
 
 Inputs = tuple[Tensor, ...]
-Call = Callable[..., Tensor]
-"""Takes the tensors of one input set."""
+Outputs = Tensor | Sequence[Tensor]
+Call = Callable[..., Any]
+"""Takes the tensors of one input set, and gives `Outputs`."""
 
 SETTLE = 0.05
 """`settle` of `compare` where candidates are runtimes: each has worker threads of its own,

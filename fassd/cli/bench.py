@@ -12,7 +12,15 @@ import typer
 
 from fassd.cli import options
 from fassd.cli.common import CommandGroup, app, device_for
-from fassd.cli.jobs import check_files, deliver, every_network, job_of, job_of_file, measure
+from fassd.cli.jobs import (
+    check_files,
+    deliver,
+    every_network,
+    job_of,
+    job_of_file,
+    measure,
+    other_networks,
+)
 from fassd.cli.options import (
     DTYPES,
     FULL_SIZE,
@@ -74,8 +82,7 @@ Only = Annotated[
     typer.Option(
         metavar="NAME,...",
         help="Those of eager, channels_last, amp, inductor, compile, "
-        "max_autotune, onnxruntime, openvino, openvino_bf16, tensorrt, ours, pidnet_s, "
-        "ddrnet_23_slim, bisenetv2, segformer_b0.",
+        "max_autotune, onnxruntime, openvino, openvino_bf16, tensorrt, ours.",
     ),
 ]
 Plot = Annotated[Path | None, typer.Option(metavar="PNG", help="Also draw the figures.")]
@@ -88,6 +95,46 @@ class InputOptions:
     dtype: options.Dtype = "float32"
     size: InputSize = FULL_SIZE
     batch: Batch = 1
+
+
+@dataclass(frozen=True)
+class OtherOptions:
+    """A network of others in place of this project's."""
+
+    module: Annotated[
+        str | None,
+        typer.Option(metavar="PACKAGE.MODULE:FACTORY", help="Any: what the function returns."),
+    ] = None
+    timm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="An encoder of timm, to its maps at strides 4 to 32."),
+    ] = None
+    smp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARCH/ENCODER",
+            help="A network of segmentation_models_pytorch, such as Unet/resnet18.",
+        ),
+    ] = None
+
+    def pick(self, beside: Sequence[str]) -> str | None:
+        """What a job calls the network; None without one.
+
+        Args:
+            beside: options on the command line that choose a network of this project, or its form.
+
+        Raises:
+            ValueError: several options that contradict one another; or no name of a factory.
+        """
+        given = {f"--{name}": value for name, value in vars(self).items() if value is not None}
+        if not given:
+            return None
+        if len(given) > 1 or beside:
+            raise ValueError(f"only one of {', '.join([*given, *beside])} can be given")
+        if self.module is not None and ":" not in self.module:
+            raise ValueError(f"--module: {self.module!r} is not package.module:factory")
+        (option, value), *_ = given.items()
+        return self.module or f"{option.removeprefix('--')}:{value}"
 
 
 @dataclass(frozen=True)
@@ -177,6 +224,7 @@ def run(
     *,
     context: typer.Context,
     network: NetworkOptions,
+    others: OtherOptions,
     given: InputOptions,
     rounds: RoundOptions,
     compile_: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
@@ -196,6 +244,10 @@ def run(
     An exported file ([cyan]-m net.onnx[/]) is measured beside the network that it was made from, by
     every runtime that is here or the one that --backend names, called with what it takes.
 
+    A network of others ([cyan]--module[/], [cyan]--timm[/], [cyan]--smp[/]) is measured as
+    [cyan]fassd bench peers[/] measures this project's: eager, Inductor, ONNX Runtime, OpenVINO,
+    and accelerated, each compared with the network in float64.
+
     [bold]Examples[/]
 
     [cyan]fassd bench run[/]
@@ -207,14 +259,27 @@ def run(
     [cyan]fassd bench run -m fassd_net_l2 --size 512x1024 --batch 4 --dtype float16 --device cuda[/]
 
     [cyan]fassd bench run -m net.onnx[/]
+
+    [cyan]fassd bench run --module my_package.networks:unet --size 512x1024[/]
+
+    [cyan]fassd bench run --smp Unet/resnet18 --size 512x1024 --json unet.json[/]
     """
+    from fassd.bench.candidates import candidates
     from fassd.bench.run import run
     from fassd.export import is_exported
     from fassd.models.device import pick_device
 
     check_file(json_)
     home = str(pick_device(device_for(network.model, device)))
+    ours = ("model", "weights", "classes", "alpha", "encoder_name", "compile_")
+    beside = [f"--{name.strip('_').replace('_', '-')}" for name in ours if _is_given(context, name)]
+    other = others.pick(beside)
     job = job_of(network, given, rounds, compile=compile_, memory=memory, device=home)
+    if other is not None:
+        job = replace(job, model=other, weights=None)
+        chosen = candidates(["float32", given.dtype], device=home)
+        deliver(measure(partial(run, [job], chosen), [job]), json_)
+        return
     if is_exported(network.model):
         names = ("size", "batch", "dtype", "classes", "alpha")
         asked = [name for name in names if _is_given(context, name)]
@@ -233,7 +298,7 @@ def peers(
     batches: Batches = (1,),
     only: Only = None,
     others: Annotated[
-        bool, typer.Option("--others", help="Other networks with the same job, too.")
+        bool, typer.Option("--others", help="Published networks of others, too.")
     ] = False,
     rounds: RoundOptions,
     memory: Memory = True,
@@ -245,9 +310,9 @@ def peers(
 
     The other runtimes run each in its fastest form and on as many threads; they
     come with [cyan]pip install 'fassd-net\\[bench]'[/]. On a GPU these are plain PyTorch, AMP,
-    torch.compile, ONNX Runtime and TensorRT, and the energy of a call is measured. --others puts
-    networks beside it that one could take instead, as other packages carry them, with random
-    weights, eager, compiled and accelerated; a note says how to install those that are missing.
+    torch.compile, ONNX Runtime and TensorRT, and the energy of a call is measured. --others
+    measures networks likewise that one could take instead, as other packages carry them, with
+    random weights; a warning says how to install those that are missing.
 
     [bold]Examples[/]
 
@@ -268,8 +333,9 @@ def peers(
     check_files(network.model, json_, plot)
     job = job_of(network, rounds, memory=memory, device=str(pick_device(device)))
     keys = None if only is None else [key.strip() for key in only.split(",")]
-    chosen = candidates(["float32", *dtype], keys, device=job.device, others=others)
+    chosen = candidates(["float32", *dtype], keys, device=job.device)
     networks = every_network(job, network.weights) if all_ else [job]
+    networks += other_networks(job) if others else []
     jobs = [
         replace(each, size=size, batch=batch)
         for size in sizes

@@ -122,6 +122,17 @@ def every_network(job: Job, weights: str | None) -> list[Job]:
     ]
 
 
+def other_networks(job: Job) -> list[Job]:
+    """`job` for every published network of others; warns of those whose package is missing."""
+    from fassd.bench.others import OTHERS
+
+    for network in OTHERS:
+        if network.missing:
+            say(f"[yellow]warning:[/] {network.title} is left out: {escape(network.missing)}")
+    here = [network.model for network in OTHERS if not network.missing]
+    return [replace(job, model=model, weights=None) for model in here]
+
+
 def measure(run: Callable[..., Any], jobs: Sequence[Job]) -> Any:
     """What `run` returns, which measures `jobs` and takes `step` and `tick`; a progress bar."""
     with progress() as bar:

@@ -20,6 +20,10 @@ AGREEMENT_LIMIT = 99.0
 """Share of equal labels in per cent below which two candidates do not do the same work, so that
 their speeds are not compared."""
 
+EQUAL_LIMIT = 1e-5
+"""Largest difference of a score from float64's, over the largest score, that float32 may have where
+outputs are called equal."""
+
 DEMO_LIMIT = 99.9
 """Share of equal labels in per cent that `fassd demo`, and networks in float32, are asked for."""
 
@@ -89,12 +93,27 @@ def equal_labels(reference: Tensor, labels: Tensor) -> float:
     return 100 * (reference == labels.to(reference.device)).double().mean().item()
 
 
-def agreement_of(reference: Tensor, output: Tensor) -> Agreement:
+def agreement_of(
+    reference: Tensor | Sequence[Tensor], output: Tensor | Sequence[Tensor]
+) -> Agreement:
     """Compare an output with the reference's logits (N, C, H, W): logits, or labels (N, H, W).
 
+    Of several outputs of a network, such as its maps at several strides, the one that agrees least
+    counts.
+
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes, or the numbers of outputs, differ; an output is no tensor.
     """
+    if isinstance(reference, (list, tuple)) and isinstance(output, (list, tuple)):
+        if len(reference) != len(output):
+            raise ValueError(f"expected {len(reference)} outputs, got {len(output)}")
+        found = [agreement_of(*pair) for pair in zip(reference, output, strict=True)]
+        differences = [each.relative for each in found if each.relative is not None]
+        worst = next((each for each in differences if not isfinite(each)), max(differences))
+        return Agreement(min(each.labels for each in found), worst)
+    if not (isinstance(reference, Tensor) and isinstance(output, Tensor)):
+        kinds = [type(each).__name__ for each in (reference, output)]
+        raise ValueError(f"outputs must be tensors, or lists of them; got {' and '.join(kinds)}")
     if output.dtype == torch.uint8:
         return Agreement(equal_labels(reference, output), None)
     if reference.shape != output.shape:

@@ -239,10 +239,19 @@ def test_an_unknown_path_is_named(measured: Path, tmp_path: Path) -> None:
         read_baseline(file)
 
 
+def test_a_file_chooses_no_code_to_run(measured: Path, tmp_path: Path) -> None:
+    record = json.loads(measured.read_text())
+    record["job"]["model"] = "os:abort"
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="measured of 'os:abort', code that no file may choose"):
+        read_baseline(file)
+
+
 def test_a_file_of_peers_is_taken(peers: Path) -> None:
     baseline = read_baseline(peers)
     (then,) = baseline.results.comparisons
-    assert baseline.results.peers and then.reference is then.own["eager NCHW"]
+    assert baseline.results.peers and then.reference is then.by_name["eager NCHW"]
     report = run_compare(baseline, baseline.jobs(), tolerance=90)
     assert [row.path for row in report.changes[0]] == ["ours", "ours labels"]
     assert report.ok

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -10,7 +9,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +19,9 @@ from PIL import Image
 from rich.console import Console
 
 from fassd.bench import machine, memory, onnx_runtimes, stopwatch
-from fassd.bench.candidates import BuildContext, Candidate, candidates, other_network
+from fassd.bench.candidates import BuildContext, Candidate, candidates
 from fassd.bench.charts import draw
 from fassd.bench.jobs import Job
-from fassd.bench.others import MMSEG, OTHERS, OtherNetwork, prepare_for_inference
 from fassd.bench.report.charts import COLOURS, candidate_colour
 from fassd.bench.results import JobResults, Result, Results
 from fassd.bench.run import Report
@@ -128,106 +125,6 @@ def test_candidates_by_name_run_on_a_cpu():
     assert list(results) == ["eager NCHW", "eager AMP", "torch.compile", "compile max-autotune"]
     assert all(result.comparable for result in results.values())
     assert results["eager AMP"].max_relative_difference > 1e-5  # it did compute in 16 bits
-
-
-class Tiny(torch.nn.Module):
-    """Another network: 19 logits for every pixel, of 27 * 19 + 19 parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 19, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(x)
-
-
-def other(build):
-    network = OtherNetwork("tiny", "Tiny-Net", "pip install tiny-net", build)
-    return Candidate(
-        "tiny",
-        "Tiny-Net",
-        partial(other_network, network=network),
-        other=network,
-    )
-
-
-def test_another_network_is_timed_and_counted_but_is_no_peer():
-    report = run([*candidates(only=["eager"]), other(Tiny)])
-    (comparison,) = report.results.comparisons
-    result = named(comparison)["Tiny-Net"]
-    assert result.agreement is None and result.params == 27 * 19 + 19
-    assert result.macs == 27 * 19 * 64 * 96
-    assert comparison.fastest_peer.key == "eager"
-    assert comparison.speedup(result, comparison.reference) is None
-    row = comparison.to_json(peers=True)["results"][1]
-    assert row["kind"] == "other network" and row["match"] is None
-    assert row["speedup_over_eager"] is None
-    text = printed(report)
-    assert "other network" in text and "Tiny-Net" in text
-
-
-@pytest.mark.parametrize("form", ["", "accelerated"])
-def test_another_network_computes_the_same_in_each_form(form):
-    class Wider(Tiny):
-        def __init__(self):
-            super().__init__()
-            self.conv = torch.nn.Sequential(
-                torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 19, 1)
-            )
-
-    network = OtherNetwork("tiny", "Tiny-Net", "pip install tiny-net", Wider)
-    x = torch.rand(1, 3, 64, 96)
-    context = BuildContext(Tiny().eval(), torch.device("cpu"))
-    torch.manual_seed(0)
-    with torch.no_grad():
-        right = Wider().eval()(x)
-        found = other_network(context, torch.float32, network, form)(x)
-    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
-
-
-def test_another_network_that_is_missing_or_does_another_job_is_a_note():
-    def missing():
-        raise ImportError("No module named 'tiny_net'")
-
-    class Half(Tiny):
-        def forward(self, x):
-            return super().forward(x)[:, :, ::2]
-
-    for build, words in ((missing, "pip install tiny-net"), (Half, "got (1, 19, 32, 96)")):
-        (comparison,) = run([*candidates(only=["eager"]), other(build)]).results.comparisons
-        assert [r.key for r in comparison.results] == ["eager"]
-        assert any(words in note for note in comparison.notes)
-
-
-@pytest.mark.parametrize("network", OTHERS, ids=lambda network: network.key)
-def test_published_networks_give_logits_of_full_size(network):
-    if network.install == MMSEG and importlib.util.find_spec("mmseg") is None:
-        # It is built without isolation, which a list of requirements cannot ask for.
-        pytest.skip(f"needs {network.install}")
-    model = network.build().eval()
-    with torch.no_grad():
-        assert model(torch.randn(1, 3, 128, 256)).shape == (1, 19, 128, 256)
-
-
-def test_settings_lose_weights_auxiliary_heads_and_synchronised_norms():
-    settings = {
-        "auxiliary_head": [{"type": "FCNHead"}],
-        "data_preprocessor": {"type": "X"},
-        "backbone": {
-            "pretrained": "somewhere",
-            "norm_cfg": {"type": "SyncBN"},
-            "stages": ({"init_cfg": {"checkpoint": "there"}},),
-        },
-    }
-    prepare_for_inference(settings)
-    assert settings == {
-        "data_preprocessor": None,
-        "backbone": {
-            "pretrained": None,
-            "norm_cfg": {"type": "BN"},
-            "stages": ({"init_cfg": None},),
-        },
-    }
 
 
 @pytest.mark.skipif(

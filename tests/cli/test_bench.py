@@ -65,6 +65,40 @@ def test_all_networks_each_with_its_weights(succeed, jobs):
     assert all(job.size == (256, 512) and job.threads == 1 for job in jobs)
 
 
+@pytest.mark.parametrize(
+    ("options", "model"),
+    [
+        ("--module networks:tiny", "networks:tiny"),
+        ("--timm resnet18d", "timm:resnet18d"),
+        ("--smp Unet/resnet18", "smp:Unet/resnet18"),
+    ],
+)
+def test_a_network_of_others_takes_the_place_of_ours(succeed, jobs, options, model):
+    succeed("bench", "run", *options.split(), "--size", "64x96", "--dtype", "bfloat16")
+    (job,) = jobs
+    assert (job.model, job.weights, job.size) == (model, None, (64, 96))
+
+
+def test_published_networks_are_measured_beside_ours(succeed, jobs, monkeypatch):
+    from fassd.bench.others import OTHERS, OtherNetwork
+
+    names = {network.title for network in OTHERS}
+    monkeypatch.setattr(OtherNetwork, "missing", property(lambda network: ""))
+    succeed("bench", "peers", *SMALL, "--others", "--sizes", "64x96,96x64")
+    models = ["fassd_net_l2", *(network.model for network in OTHERS)]
+    assert len(names) == len(OTHERS) and [job.model for job in jobs] == 2 * models
+
+
+def test_published_networks_that_are_missing_are_named(succeed, jobs, monkeypatch):
+    from fassd.bench.others import OtherNetwork
+
+    monkeypatch.setattr(OtherNetwork, "missing", property(lambda network: network.install))
+    result = succeed("bench", "peers", *SMALL, "--others")
+    assert [job.model for job in jobs] == ["fassd_net_l2"]
+    assert "PIDNet-S is left out: pip install onedl-mmsegmentation" in result.stderr
+    assert "pip install 'fassd-net[smp]'" in result.stderr
+
+
 def test_layers_prints_and_writes_files(tmp_path, succeed, known_machine):
     files = ("--json", tmp_path / "layers.json", "--plot", tmp_path / "layers.png")
     result = succeed("bench", "layers", *SMALL, *files)
@@ -94,6 +128,11 @@ def test_layers_prints_and_writes_files(tmp_path, succeed, known_machine):
         ("layers --device cuda", "No such option: --device"),
         ("run --plot x.png", "No such option: --plot"),
         ("run --sizes 64x96", "No such option: --sizes"),
+        ("run --module networks", "--module: 'networks' is not package.module:factory"),
+        ("run --timm resnet18 --smp Unet/resnet18", "only one of --timm, --smp can be given"),
+        ("run --timm resnet18 -m fassd_net", "only one of --timm, --model can be given"),
+        ("run --module a:b --compile", "only one of --module, --compile can be given"),
+        ("peers --timm resnet18", "No such option: --timm"),
         ("launches h200 --weights cityscapes", "No such option: --weights"),
         ("launches h200 --backend triton", "No such option: --backend"),
         ("compare base.json --size 64x96", "No such option: --size"),

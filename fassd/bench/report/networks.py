@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from fassd.bench.candidates import OURS, REFERENCE
 from fassd.bench.costs.counts import analyze
+from fassd.bench.others import OTHERS
 from fassd.bench.report.charts import Chart, Point, Series, bar_figure, line_figure, scatter_figure
 from fassd.bench.report.figures import (
     CHANNELS_LAST,
@@ -17,6 +19,7 @@ from fassd.bench.report.figures import (
     OURS_LABELS,
     OURS_LOGITS,
     WAYS,
+    Way,
     agrees,
     bars_by_way,
     counted,
@@ -31,7 +34,7 @@ from fassd.bench.report.figures import (
 )
 from fassd.bench.report.page import Cell, Plot, Section, Table
 from fassd.bench.report.results import Collection, Figure, JobKey, job_of, origin
-from fassd.bench.results import OTHER
+from fassd.evaluation.agreement import EQUAL_LIMIT
 from fassd.models import VARIANTS, create_model, get_variant, list_models
 
 FULL_SIZE = (1024, 2048)
@@ -359,53 +362,84 @@ def mebibytes(result: Figure | None, strong: bool = False) -> Cell:
 
 # ------------------------------------------------------------------------------ networks of others
 
+PEERS = tuple(way for way in WAYS if way.dtype == "float32" and way.key not in (REFERENCE, OURS))
+
 
 def other_networks(results: Collection) -> Section:
-    """Networks of others that do the same job, where they were measured."""
-    title = "Other networks with the same job"
-    compared: Jobs = {}
-    for comparison in results.every_comparison():
-        kinds = [result.get("kind") for result in comparison.value["results"]]
-        if OTHER in kinds:
-            compared.setdefault(job_of(comparison), comparison)
-    if not compared:
+    """Networks of others, and FASSD-Net on encoders of others, where they were measured."""
+    title = "Other networks"
+    table = others_table(results)
+    if table is None:
         return missing(title, "networks of others", "fassd bench peers --others")
-    rows = [row for comparison in compared.values() for row in rows_with_others(comparison)]
-    table = Table(
-        ("network", "input", "GMACs", "M parameters", "ms", "frames/s"),
-        rows,
-        "Published architectures as other packages carry them, 19 classes, random weights, same "
-        f"size and precision, interleaved; {machine_text(next(iter(compared.values())))}.",
-        names=2,
+    return Section(title, (), (table,))
+
+
+def others_table(results: Collection) -> Table | None:
+    """Milliseconds of networks of others by every way to run them, and what was published."""
+    found = [c for c in results.comparisons() if c.value["job"]["model"] not in VARIANTS]
+    if not found:
+        return None
+    ways = [way for way in (EAGER, *PEERS, OURS_LOGITS) if any(map(way.of, found))]
+    columns: dict[str, Callable[[Figure], Cell | str]] = {
+        "network": lambda c: title_of(c.value["job"]["model"]),
+        "input": lambda c: job_of(c).shape.replace("1x3x", ""),
+    }
+    for way in ways:
+        columns[way.label] = partial(time_by, way)
+    columns |= {
+        "x fastest other": over_others,
+        "difference: PyTorch, ours": lambda c: pair(c, "max_relative_difference", "{:.0e}"),
+        "MiB: PyTorch, ours": lambda c: pair(c, "peak_memory_bytes", "{:.0f}", 2**-20),
+        "ours frames/s": lambda c: frames(OURS_LOGITS.of(c), c.value["job"]["batch"]),
+        "published frames/s": published_rates,
+    }
+    caption = (
+        f"Milliseconds per picture, medians of {rounds(found)} interleaved rounds ± half the "
+        f"interquartile range; {machine_text(found[0])}; float32. x fastest other: how many times "
+        "as fast as the fastest column that is not ours. Difference: the largest one of an output "
+        "from the network's in float64, over the largest value. MiB: peak of a call beyond the "
+        "loaded model."
     )
-    note = "These are other networks: their labels differ, so only size and speed can be compared."
-    return Section(title, (note,), (table,))
+    return Table.of(found, columns, caption, names=2)
 
 
-def rows_with_others(comparison: Figure) -> Iterator[tuple[Cell, ...]]:
-    """Ours, the same network in PyTorch, then those of others."""
-    job = comparison.value["job"]
+def time_by(way: Way, comparison: Figure) -> Cell:
+    return milliseconds(way.of(comparison), way is OURS_LOGITS)
 
-    def row(
-        name: str, macs: float, params: float, result: Figure, strong: bool, *where: Figure
-    ) -> tuple[Cell, ...]:
-        return (
-            Cell(name),
-            Cell(job_of(comparison).shape),
-            counted(f"{macs / 1e9:.2f}", *where[:1]),
-            counted(f"{params / 1e6:.2f}", *where[1:]),
-            milliseconds(result, strong),
-            frames(result, job["batch"], strong),
-        )
 
-    cost = analyze(create_model(job["model"], job["classes"], job["alpha"]), tuple(job["size"]))
-    title = get_variant(job["model"]).title
-    for name, way in ((f"{title}, ours", OURS_LOGITS), (f"{title}, PyTorch", EAGER)):
-        own = way.of(comparison)
-        if own is not None:
-            yield row(name, cost.conv_macs, cost.params, own, way is OURS_LOGITS)
-    for result in comparison.at("results").entries():
-        if result.get("kind") == OTHER:
-            macs, params = result.at("macs"), result.at("params")
-            name = str(result.value["name"])
-            yield row(name, macs.value, params.value, result, False, macs, params)
+def title_of(model: str) -> str:
+    """A network's name for readers."""
+    others = {network.model: network.title for network in OTHERS}
+    name, _, encoder = model.partition("@")
+    if name in VARIANTS and encoder:
+        return f"{get_variant(name).title}, {encoder}"
+    return others.get(model, model.rpartition(":")[2])
+
+
+def over_others(comparison: Figure) -> Cell:
+    """Speed-up over the fastest that is not ours; "differs" beyond what float32 rounds."""
+    ours, eager = OURS_LOGITS.of(comparison), EAGER.of(comparison)
+    peers = [p for p in (way.of(comparison) for way in (EAGER, *PEERS)) if p and agrees(p)]
+    if ours is None or eager is None:
+        return Cell()
+    fastest = min(peers, key=lambda result: result.value["median_s"])
+    found, rounding = (r.value["max_relative_difference"] for r in (ours, eager))
+    if not found <= max(EQUAL_LIMIT, 2 * rounding):
+        return measured("differs", ours.at("max_relative_difference"))
+    return ratio(ours, fastest, strong=True)
+
+
+def pair(comparison: Figure, key: str, form: str, unit: float = 1) -> Cell:
+    """A figure of plain PyTorch and of ours."""
+    results = [way.of(comparison) for way in (EAGER, OURS_LOGITS)]
+    places = [result.at(key) for result in results if result and result.get(key) is not None]
+    text = ", ".join(form.format(unit * place.value) for place in places)
+    return measured(text, *places) if len(places) == 2 else Cell()
+
+
+def published_rates(comparison: Figure) -> Cell:
+    """What others published, with the device."""
+    model = comparison.value["job"]["model"]
+    found = [each for network in OTHERS if network.model == model for each in network.reports]
+    text = "; ".join(f"{each.fps:g} ({each.data}, {each.device})" for each in found)
+    return Cell(text, tuple(origin(each.source) for each in found), "quoted" if found else "")

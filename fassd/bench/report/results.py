@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fassd.bench.candidates import OURS, REFERENCE
-from fassd.bench.results import OTHER
 from fassd.io.untrusted import read_json
+from fassd.models import VARIANTS
 
 __all__ = ["KINDS", "Collection", "Figure", "JobKey", "ResultsFile", "collect", "origin"]
 
@@ -162,8 +162,12 @@ class Collection:
 
     @property
     def machine(self) -> Machine | None:
-        """The machine that the page is about: of the nearest and newest comparison."""
-        first = next(self.of("comparisons"), None) or next(self.of("layers"), None)
+        """The machine that the page is about: of the nearest and newest comparison.
+
+        One that has this project's networks comes before one that has those of others alone.
+        """
+        compared = sorted(self.of("comparisons"), key=lambda source: not has_own(source))
+        first = next(iter(compared), None) or next(self.of("layers"), None)
         return None if first is None else first.machine
 
     def comparisons(self) -> list[Figure]:
@@ -222,9 +226,14 @@ def job_of(comparison: Figure) -> JobKey:
     return JobKey(job["model"], height, width, job["batch"], threads)
 
 
+def has_own(source: ResultsFile) -> bool:
+    """Whether a file of comparisons has a network of this project, by its name alone."""
+    return any(part["job"]["model"] in VARIANTS for part in source.content["comparisons"])
+
+
 def completeness(comparison: Figure) -> tuple[bool, int]:
     """Whether plain PyTorch and ours are both there, and how many results of the network are."""
-    keys = [r["key"] for r in comparison.value["results"] if r.get("kind") != OTHER]
+    keys = [r["key"] for r in comparison.value["results"]]
     return {REFERENCE, OURS} <= set(keys), len(keys)
 
 

@@ -15,7 +15,7 @@ from bench.report.conftest import HERE, comparison, write_results
 
 from fassd.bench.report.build import build_page, write_report
 from fassd.bench.report.modules import shared_words
-from fassd.bench.report.networks import ablation, headline_table, other_networks, scaling
+from fassd.bench.report.networks import ablation, headline_table, others_table, scaling
 from fassd.bench.report.page import Cell, Page, Table
 from fassd.bench.report.results import Collection, collect
 
@@ -162,41 +162,51 @@ def test_scaling_finds_sizes_batches_and_threads(results: Path) -> None:
     ]
 
 
-def test_other_networks_stand_beside_ours(results: Path) -> None:
+def test_networks_of_others_have_a_table(results: Path) -> None:
     content = json.loads((results / "networks.json").read_text())
-    other = {
-        **content["comparisons"][0]["results"][0],
-        "name": "Some-Net",
-        "key": "somenet",
-        "match": None,
-        "kind": "other network",
-        "macs": 5 * 10**9,
-        "params": 2 * 10**6,
+    own = content["comparisons"][0]
+    fast = {**own["results"][0], "max_relative_difference": 1e-6, "peak_memory_bytes": 3 << 20}
+    eager = {**fast, "median_s": 0.8}
+    other = {**fast, "key": "openvino", "name": "OpenVINO", "median_s": 0.3}
+    ours = {**fast, "key": "ours", "name": "ours", "median_s": 0.1, "peak_memory_bytes": 2 << 20}
+    wrong = {**ours, "max_relative_difference": 1e-4}
+    models = {
+        "fassd.bench.others:pidnet_s": ours,
+        "fassd_net@resnet18d": wrong,
+        "my.networks:unet": ours,
     }
-    content["comparisons"][0]["results"].append(other)
-    (results / "networks.json").write_text(json.dumps(content))
-    table = other_networks(collect([results])).blocks[0]
-    assert isinstance(table, Table)
-    row = row_of(table, "Some-Net")
-    assert (row["GMACs"].text, row["M parameters"].text, row["ms"].text) == (
-        "5.00",
-        "2.00",
-        "800 ±1",
-    )
-    own = row_of(table, "FASSD-Net, ours")
-    assert (own["GMACs"].text, own["M parameters"].text) == ("44.68", "2.85")
-
-
-def test_other_networks_do_not_make_a_comparison_fuller(results: Path) -> None:
-    content = json.loads((results / "networks.json").read_text())
-    own = content["comparisons"][0]["results"]
-    others = [{**own[0], "key": f"net{i}", "kind": "other network"} for i in range(9)]
-    content["comparisons"][0]["results"] = [*own[:-1], *others]
+    content["comparisons"] = [
+        {**own, "job": {**own["job"], "model": model}, "results": [eager, other, found]}
+        for model, found in models.items()
+    ]
     content["environment"]["date"] = "2027-01-01"
     (results / "others.json").write_text(json.dumps(content))
     collection = collect([results])
-    assert {c.source.path.name for c in collection.comparisons()} == {"networks.json"}
-    assert {c.source.path.name for c in collection.every_comparison()} > {"networks.json"}
+    assert collection.comparison("fassd_net", (1024, 2048)) is not None
+    table = others_table(collection)
+    assert table is not None and [row[0].text for row in table.rows] == [
+        "PIDNet-S",
+        "FASSD-Net, resnet18d",
+        "unet",
+    ]
+    row = row_of(table, "PIDNet-S")
+    assert row["x fastest other"].text == "3.00x" and row["ours frames/s"].text == "10.0"
+    assert row["MiB: PyTorch, ours"].text == "3, 2"
+    assert row["difference: PyTorch, ours"].text == "1e-06, 1e-06"
+    assert row["published frames/s"].text == "93.2 (1024x2048, RTX 3090)"
+    assert row["published frames/s"].kind == "quoted"
+    assert row_of(table, "FASSD-Net, resnet18d")["x fastest other"].text == "differs"
+    assert row_of(table, "unet")["published frames/s"].text == ""
+
+
+def test_a_page_is_about_the_machine_of_our_networks(results: Path) -> None:
+    content = json.loads((results / "networks.json").read_text())
+    for part in content["comparisons"]:
+        part["job"]["model"] = "my.networks:unet"
+    content["environment"] |= {"cpu": "Another CPU", "date": "2027-01-01"}
+    (results / "others.json").write_text(json.dumps(content))
+    machine = collect([results]).machine
+    assert machine is not None and machine[0] == "Some CPU"
 
 
 @pytest.mark.parametrize(
