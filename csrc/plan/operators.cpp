@@ -89,9 +89,11 @@ PairShape pair_on(const Tensor& input, const Tensor& first, const Tensor* second
 // The launch behind a convolution whose activation no epilogue has (csrc/cuda/activation.cu).
 void add_activation(Call& call, const Checked& checked, const ImageSize& result) {
   if (checked.activation > Activation::prelu && result.numel() > 0) {
+    Work work;
+    work.activated_vectors = streamed(checked.size).streamed_vectors;
     call.elementwise("activation", "activation_kernel", result.channels, result.height,
                      result.width, call.image(checked.size) + call.image(result),
-                     checked.size.numel(), streamed(result));
+                     checked.size.numel(), work);
   }
 }
 
