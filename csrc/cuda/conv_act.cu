@@ -284,7 +284,7 @@ Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTenso
   if (residual.has_value()) {
     call.epilogue.residual = source_of("conv_act", *residual);
   }
-  run(context, call);
+  run_activated(context, call, out, [&](const ConvolutionCall& part) { run(context, part); });
   return out;
 }
 

@@ -61,6 +61,33 @@ Taps placed(const Context& context, Taps taps, const Weight& weight, const Axis&
 
 void run(const Context& context, const ConvolutionCall& call);
 
+// Writes the activated values of `source`, or the means of pool x pool pixels of them, to `target`,
+// which may be the same; the activation is one that no epilogue has (activation.cu).
+void activate(const Context& context, Activation activation, const Source& source,
+              const Target& target, int64_t batch, int pool);
+
+// Calls `convolve` with what a convolution itself does of `call`, and then, where its activation is
+// one that no epilogue has, `activate`. `out` is what the call writes.
+template <typename Convolve>
+void run_activated(const Context& context, const ConvolutionCall& call, const Tensor& out,
+                   const Convolve& convolve) {
+  const Activation activation = call.epilogue.activation;
+  if (activation <= Activation::prelu) {
+    return convolve(call);
+  }
+  const int pool = call.epilogue.pool;
+  const ConvolutionShape shape = shape_of(context, call);
+  const Tensor sums =
+      pool == 1 ? out
+                : empty_image(out, {call.batch, out.size(1), shape.out_height, shape.out_width});
+  ConvolutionCall plain = call;
+  plain.epilogue.activation = Activation::none;
+  plain.epilogue.pool = 1;
+  plain.epilogue.out = target_of(sums);
+  convolve(plain);
+  activate(context, activation, source_of(context.op, sums), call.epilogue.out, call.batch, pool);
+}
+
 // A call on one input, of stride 1.
 ConvolutionCall call_on(const Source& input, const Filter& filter, int64_t batch, const void* bias,
                         Activation activation, const Target& out, int64_t dilation_h = 1,

@@ -117,7 +117,8 @@ Tensor normalize_conv_act(const Tensor& image, const Tensor& weight, const Optio
       const NormalizationTable table = context.dtype == ScalarType::Half
                                            ? table_of<__half>(mean, std)
                                            : table_of<__nv_bfloat16>(mean, std);
-      run_stem(context, call, &table);
+      run_activated(context, call, out,
+                    [&](const ConvolutionCall& part) { run_stem(context, part, &table); });
       return out;
     }
   }

@@ -41,7 +41,7 @@ Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& w
   call.epilogue.activation = checked.activation;
   call.epilogue.residual = source_of("upsample_conv1x1", raised);
   call.epilogue.resized = true;
-  run(context, call);
+  run_activated(context, call, out, [&](const ConvolutionCall& part) { run(context, part); });
   return out;
 }
 

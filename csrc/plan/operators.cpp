@@ -86,6 +86,17 @@ PairShape pair_on(const Tensor& input, const Tensor& first, const Tensor* second
   return pair;
 }
 
+// The launch behind a convolution whose activation no epilogue has (csrc/cuda/activation.cu).
+void add_activation(Call& call, const Checked& checked, const ImageSize& result) {
+  if (checked.activation > Activation::prelu && result.numel() > 0) {
+    Work work;
+    work.activated_vectors = streamed(checked.size).streamed_vectors;
+    call.elementwise("activation", "activation_kernel", result.channels, result.height,
+                     result.width, call.image(checked.size) + call.image(result),
+                     checked.size.numel(), work);
+  }
+}
+
 // --- the operators ---
 // For each a function of the call that it fills in, its checked arguments, and the arguments. The
 // result, before any pooling, is not empty.
@@ -95,9 +106,14 @@ void conv_act(Call& call, const Checked& checked, const Tensors& inputs, const T
               const OptionalTensor&, const Integers&, const Integers&, const std::string&,
               int64_t pool) {
   ConvolutionShape shape = convolution_on(size_of(inputs[0]), channels_of(inputs), weight, checked);
-  shape.pool = int(pool);
+  const ImageSize& size = checked.size;
+  shape.pool = checked.activation > Activation::prelu ? 1 : int(pool);
   shape.ending = residual ? Ending::residual : Ending::plain;
-  call.convolution("conv", shape, residual ? call.image(checked.size) : 0);
+  const ImageSize result = {size.batch, size.channels, size.height / pool, size.width / pool};
+  if (result.numel() > 0) {
+    call.convolution("conv", shape, residual ? call.image(size) : 0);
+    add_activation(call, checked, result);
+  }
 }
 
 void asymmetric_conv(Call& call, const Checked&, const Tensor& input, const Tensor& vertical_weight,
@@ -193,6 +209,7 @@ void upsample_conv1x1(Call& call, const Checked& checked, const Tensors& low, co
   large.ending = Ending::resized;
   call.convolution("upsample_conv1x1 skip", large,
                    call.image({size.batch, size.channels, low[0].size(2), low[0].size(3)}));
+  add_activation(call, checked, size);
 }
 
 // Of a channel and pixel: three blends of three operations.
@@ -246,6 +263,7 @@ void normalize_conv_act(Call& call, const Checked& checked, const Tensor& image,
     add_normalize(call, picture, checked.dtype);
     call.convolution("conv", shape);
   }
+  add_activation(call, checked, checked.size);
 }
 
 void pack_weight(Call& call, const Checked&, const Tensor& weight, const Integers&,

@@ -195,6 +195,15 @@ def test_a_pool_leaves_the_last_odd_row_out():
     assert pooled["convolution"]["out_size"] == [21, 33]
 
 
+def test_an_activation_that_no_epilogue_has_is_a_launch_of_its_own():
+    images, weight = [tensor(1, 16, 21, 33)], tensor(24, 16, 3, 3)
+    sums, curve = answer("conv_act", images, weight, activation="silu", pool=2)
+    assert (sums["kernel"], sums["height"], sums["width"]) == ("convolution_kernel", 21, 33)
+    assert (curve["kernel"], curve["height"], curve["width"]) == ("activation_kernel", 10, 16)
+    assert curve["bytes"] == 2 * 24 * (21 * 33 + 10 * 16)
+    assert len(answer("conv_act", images, weight, activation="relu", pool=2)) == 1
+
+
 def test_more_inputs_than_a_launch_knows_are_joined():
     channels = (4,) * 10
     weight = tensor(8, 40, 1, 1)

@@ -96,6 +96,7 @@ OTHERS = (
     cases.conv_act(1, (8,) * 10, 16, (64, 128), activation="relu"),
     cases.conv_act(1, (24,), 24, (64, 128), pool=2, activation="relu"),
     cases.conv_act(1, (24,), 24, (64, 128), residual=True),
+    *(cases.conv_act(1, (24,), 24, (64, 128), activation=name) for name in ("hardswish", "silu")),
     cases.normalize_conv_act(1, 16, (128, 256), stride=(2, 2), activation="relu"),
     cases.upsample(1, 19, (32, 64), (128, 256)),
     *(cases.upsample_argmax(1, n, (32, 64), (128, 256)) for n in (7, 19, 40)),

@@ -325,6 +325,13 @@ def test_a_fused_product_is_rounded_once() -> None:
     assert (result == np.float32(2**-24)).all()
 
 
+def test_a_sign_is_copied() -> None:
+    signs = np.resize(np.float32([1, -1, 0, -0.0, np.inf, -np.inf]), 32)
+    values = RANDOM.normal(size=32).astype(np.float32)
+    made = kernels.of_lanes("copysign.f32 {d}, {0}, {1};", [signs, values], "f", ["f", "f"])
+    assert (made == np.copysign(values, signs)).all()
+
+
 def test_subnormals_are_flushed_where_it_says_so() -> None:
     tiny = np.full(32, 1e-40, np.float32)
     kept = kernels.of_lanes("add.f32 {d}, {0}, {0};", [tiny], "f", ["f"])

@@ -34,6 +34,7 @@ from torch import nn
 import fassd
 import fassd_kernels
 from fassd_kernels import ops, reference
+from fassd_kernels.checks import ACTIVATIONS
 from fassd_kernels.triton.layout import empty_image
 from fassd_kernels.triton.packing import pack
 
@@ -106,6 +107,24 @@ SEVERAL = (
     cases.mda(1, 63, 31, (33, 70), 2),
     cases.mda(1, 24, 12, (20, 33), 8),
 )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS[ACTIVATIONS.index("prelu") + 1 :])
+def test_activations_behind_a_convolution(name: str, dtype: torch.dtype) -> None:
+    """Those that no epilogue has: in place, on the way to a pool, behind each kind of kernel."""
+    kernels = {"conv_act": "convolution_kernel", "normalize_conv_act": "stem_kernel"}
+    for call in (
+        cases.conv_act(2, (9,), 11, (13, 22), (1, 1), activation=name, residual=True),
+        cases.conv_act(1, (9,), 20, (13, 22), activation=name, pool=2),
+        cases.normalize_conv_act(1, 16, (20, 36), stride=(2, 2), activation=name),
+        cases.upsample_conv1x1(1, (9,), (7,), 11, (5, 7), (9, 15), name),
+    ):
+        *_, convolution, activation = launches_of(call, dtype)
+        assert activation["kernel"] == "activation_kernel"
+        if dtype == torch.float16:
+            assert convolution["kernel"] == kernels.get(call.operator, "convolution_kernel")
+        check(subject(call.operator), call, dtype, "channels_last")
 
 
 def check_tf32(call: Call) -> None:

@@ -20,6 +20,7 @@ from triton_backend.conftest import CALLS, check_tf32, interpreted, padded, run,
 from triton_backend.test_interpreted import far_apart
 
 import fassd_kernels.triton
+from fassd_kernels.checks import ACTIVATIONS
 from fassd_kernels.triton.configurations import CANDIDATES, Config
 
 pytestmark = interpreted
@@ -92,6 +93,10 @@ def all_sorts() -> list[Call]:
     return [
         *(call.to(half) for call in several),
         *(calls[0].to(half) for name, calls in cases.SAMPLES.items() if name not in seen),
+        *(
+            cases.conv_act(1, (4,), 5, (3, 4), (1, 1), activation=name).to(half)
+            for name in ACTIVATIONS
+        ),
         cases.conv_act(1, (700,), 3, (2, 3)).to(torch.float32),  # summed in parts
         cases.conv_act(1, (4,), 5, (9, 12), (3, 3), (1, 1), (4, 4)).to(half),  # taps skipped
         cases.conv_act(1, (9, 4), 5, (6, 7)).to(half).map(LAYOUTS["sliced_channels_last"]),

@@ -327,6 +327,8 @@ const bool kAdded = add_forms({
     {"neg", kFloats, "=t t", floats<std::negate<>{}>},
     {"abs", "I", "=t t", integers<kAbsolute>},
     {"abs", kFloats, "=t t", floats<kAbsolute>},
+    {"copysign", kFloats, "=t t t",
+     floats<[](auto sign, auto x) { return std::copysign(x, sign); }>},
     {"rcp", kFloats, "=t t", floats<[](auto x) { return 1 / x; }>},
     {"sqrt", kFloats, "=t t", floats<[](auto x) { return std::sqrt(x); }>},
     {"rsqrt", kFloats, "=t t", floats<[](auto x) { return 1 / std::sqrt(double(x)); }>},

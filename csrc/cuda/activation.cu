@@ -1,0 +1,97 @@
+// The activations that no convolution has in its epilogue, where they would take registers and
+// code of all: a launch behind it, which activates the sums in place, or on their way to the means
+// of 2 x 2.
+
+#include <algorithm>
+
+#include "conv_act.cuh"
+
+namespace fassd::cuda {
+
+namespace {
+
+constexpr int block_threads = 256;
+
+__device__ __forceinline__ float up_to_six(float value) {
+  value = value < 0.0f ? 0.0f : value;
+  return value > 6.0f ? 6.0f : value;
+}
+
+// Each lane activated. Which activation is asked once for all eight.
+__device__ __forceinline__ void activate_lanes(float (&values)[lanes], Activation activation) {
+  const auto all = [&](auto curve) {
+#pragma unroll
+    for (int k = 0; k < lanes; k++) {
+      values[k] = curve(values[k]);
+    }
+  };
+  switch (activation) {
+    case Activation::relu6:
+      return all([](float v) { return up_to_six(v); });
+    case Activation::hardswish:
+      return all([](float v) { return v * (up_to_six(v + 3.0f) * (1.0f / 6.0f)); });
+    case Activation::hardsigmoid:
+      return all([](float v) { return up_to_six(v + 3.0f) * (1.0f / 6.0f); });
+    case Activation::sigmoid:
+      return all([](float v) { return 1.0f / (1.0f + expf(-v)); });
+    case Activation::silu:
+      return all([](float v) { return v / (1.0f + expf(-v)); });
+    case Activation::gelu:
+      return all([](float v) { return v * (0.5f * erfcf(v * -0.70710678f)); });
+    default:  // gelu_tanh; (1 + tanh(u)) / 2 = sigmoid(2 u)
+      return all(
+          [](float v) { return v / (1.0f + expf(-1.59576912f * v * (1.0f + 0.044715f * v * v))); });
+  }
+}
+
+// A thread takes eight channels of one pixel of the result.
+template <typename T>
+__global__ void __launch_bounds__(block_threads)
+    activation_kernel(Activation activation, Source source, Target target, int height, int width,
+                      int pool, int64_t vectors) {
+  ptx::wait_for_previous_kernels();
+  const int parts = (source.channels + lanes - 1) / lanes;
+  const int64_t step = int64_t(gridDim.x) * block_threads;
+  for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < vectors; i += step) {
+    const int64_t pixel = i / parts;
+    const int channel = static_cast<int>(i - pixel * parts) * lanes;
+    const int64_t row = pixel / width, x = pixel - row * width;
+    const int64_t n = row / height, y = row - n * height;
+    float sums[lanes] = {};
+#pragma unroll 1
+    for (int at = 0; at < pool * pool; at++) {
+      float values[lanes];
+      load_lanes<T>(source,
+                    n * source.stride_n + (y * pool + at / pool) * source.stride_h +
+                        (x * pool + at % pool) * source.stride_w,
+                    channel, values);
+      activate_lanes(values, activation);
+#pragma unroll
+      for (int k = 0; k < lanes; k++) {
+        sums[k] += values[k];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < lanes; k++) {
+      sums[k] *= pool == 1 ? 1.0f : 0.25f;
+    }
+    store_lanes<T>(target, n * target.stride_n + y * target.stride_h + x * target.stride_w, channel,
+                   sums);
+  }
+}
+
+}  // namespace
+
+void activate(const Context& context, Activation activation, const Source& source,
+              const Target& target, int64_t batch, int pool) {
+  const int height = source.height / pool, width = source.width / pool;
+  const int64_t vectors = batch * height * width * divide_up(source.channels, lanes);
+  const auto blocks =
+      static_cast<unsigned>(std::min<int64_t>(divide_up(vectors, block_threads), 4096));
+  with_type(context.op, context.dtype, [&](auto type) {
+    context.queue.launch(&activation_kernel<decltype(type)>, dim3(blocks), dim3(block_threads), 0,
+                         activation, source, target, height, width, pool, vectors);
+  });
+}
+
+}  // namespace fassd::cuda
