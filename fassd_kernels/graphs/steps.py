@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,22 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": partial(F.silu, inplace=True),
 }
 """The activations that PyTorch has in place."""
+
+ONEDNN: dict[str, tuple[str, list[float], str]] = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "sigmoid": ("sigmoid", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "hardswish": ("hardswish", [], ""),
+    "hardsigmoid": ("hardsigmoid", [], ""),
+    "silu": ("swish", [], ""),
+    "gelu": ("gelu", [], "none"),
+    "gelu_tanh": ("gelu", [], "tanh"),
+}
+"""The activations that oneDNN has behind a convolution, as PyTorch calls them for Inductor."""
+
+LAYOUTS = ("packed", "plain", "phases")
+"""In which layout each way to compute a convolution reads the weight."""
 
 TRIES = 3
 SMALLEST_PHASE = 8
@@ -126,14 +142,41 @@ class Step(Packing):
             if backend != self.backend:
                 call["packed"] = None
             return ops.operator("conv_act", backend)(images, **call)
-        ways = [
-            lambda: ops.operator("conv_act", self.backend)(images, **call),
-            lambda: self.by_pytorch(images, residual),
-        ]
+
+        def ours() -> Tensor:
+            own = {**call, "packed": self.kernels_weight()}
+            return ops.operator("conv_act", self.backend)(images, **own)
+
+        ways = [ours, lambda: self.by_pytorch(images, residual)]
         # Smaller images would read all weights for a few pixels.
         if self.splits and min(first.shape[2:]) >= SMALLEST_PHASE * self.options["dilation"][0]:
             ways.append(lambda: self.by_phases(images, residual))
-        return fastest_of(self.key(images, residual), ways)
+        return self.fastest_of(self.key(images, residual), ways)
+
+    def packed(self, weight: Tensor, packer: Callable[..., Tensor]) -> Any:
+        # On a CPU, another layout may be read.
+        return super().packed(weight, packer) if weight.is_cuda else None
+
+    def kernels_weight(self) -> Any:
+        """The weight as the kernels read it."""
+        tensors = self.tensors
+        if tensors["packed"] is not None:
+            return tensors["packed"]
+        packer = ops.packer(self.backend)
+        return self.derived(tensors, "packed", lambda w: Packing.packed(self, w, packer))
+
+    def fastest_of(self, key: tuple[Any, ...], ways: Sequence[Call]) -> Tensor:
+        """The result of the fastest way; the layouts that the others read are dropped.
+
+        Should a call of another size want one, it is made again, and stays.
+        """
+        measured = key in fastest
+        result = fastest_of(key, ways)
+        tensors, layouts = self.others
+        if not measured:
+            chosen = LAYOUTS[fastest[key]]
+            self.others = (tensors, {name: layouts[name] for name in (chosen,) if name in layouts})
+        return result
 
     def derived(self, tensors: dict[str, Any], name: str, make: Callable[..., Tensor]) -> Tensor:
         """The weight in another layout, kept as long as the weights are these."""
@@ -153,19 +196,46 @@ class Step(Packing):
     def by_pytorch(self, images: Sequence[Tensor], residual: Tensor | None) -> Tensor:
         """The same by PyTorch's own operators."""
         tensors, options = self.tensors, self.options
-        weight = self.derived(tensors, "plain", channels_last)
         x = images[0] if len(images) == 1 else torch.cat(list(images), 1)
-        padding = same_padding(tensors["weight"], options["dilation"])
-        place = (options["stride"], padding, options["dilation"], self.groups)
-        x = F.conv2d(x, weight, tensors["bias"], *place)
-        if residual is not None:
-            x = x.add_(residual)
         activation = options["activation"]
+        if onednn_takes(x):
+            x, activation = self.by_onednn(x, residual)
+        else:
+            weight = self.derived(tensors, "plain", channels_last)
+            padding = same_padding(tensors["weight"], options["dilation"])
+            place = (options["stride"], padding, options["dilation"], self.groups)
+            x = F.conv2d(x, weight, tensors["bias"], *place)
+            if residual is not None:
+                x = x.add_(residual)
         if activation in IN_PLACE:
             x = IN_PLACE[activation](x)
         else:
             x = activate(x, activation, tensors["slope"])
         return x if options["pool"] == 1 else F.avg_pool2d(x, 2)
+
+    def by_onednn(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, str]:
+        """The convolution with what oneDNN has behind it, and the activation that is left to do.
+
+        Its weight is laid out for images of this size, as Inductor has it when it may freeze them;
+        the convolution of `torch.nn.functional` lays it out anew on each call.
+        """
+        tensors, options = self.tensors, self.options
+        padding = same_padding(tensors["weight"], options["dilation"])
+        place = (padding, options["stride"], options["dilation"], self.groups)
+
+        def reordered(weight: Tensor) -> Tensor:
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            return cast(Tensor, reorder(weight.contiguous(), *place, list(x.shape)))
+
+        weight, bias = self.derived(tensors, "plain", reordered), tensors["bias"]
+        convolve, activation = torch.ops.mkldnn._convolution_pointwise, options["activation"]
+        if residual is None:
+            known = activation if activation in ONEDNN else "none"
+            return convolve(x, weight, bias, *place, *ONEDNN[known]), left(activation, known)
+        known = activation if activation == "relu" else "none"
+        after = None if known == "none" else known
+        found = convolve.binary(x, residual, weight, bias, *place, "add", None, after, [], None)
+        return found, left(activation, known)
 
     def by_phases(self, images: Sequence[Tensor], residual: Tensor | None) -> Tensor:
         """The same as a plain 3x3 of the images of every d-th pixel."""
@@ -177,6 +247,18 @@ class Step(Packing):
         options = {**self.options, "dilation": [1, 1]}
         found = function(phases, **{**tensors, "packed": packed}, residual=added, **options)
         return from_phases(found, d, images[0].shape[2:])
+
+
+def left(activation: str, done: str) -> str:
+    """The activation, if it is not done."""
+    return "none" if activation == done else activation
+
+
+def onednn_takes(x: Tensor) -> bool:
+    """Whether PyTorch's operators of oneDNN, which it has for Inductor, compute such an image."""
+    if x.dtype != torch.float32 or not x.is_cpu or x.numel() == 0:
+        return False
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
 class GroupedStep(Step):
@@ -207,7 +289,7 @@ class GroupedStep(Step):
 
         if self.backend == "reference":
             return by_pytorch()
-        return fastest_of(self.key(images, residual), (ours, by_pytorch))
+        return self.fastest_of(self.key(images, residual), (ours, by_pytorch))
 
 
 def to_phases(x: Tensor, d: int) -> Tensor:
@@ -297,7 +379,7 @@ class PairStep(nn.Module):
                 two["bias"],
                 one["slope"],
                 two["slope"],
-                [one["packed"], two["packed"]],
+                [each.kernels_weight() for each in (first, second)],
                 dilation=first.options["dilation"][0],
                 activation=first.options["activation"],
             )
