@@ -69,7 +69,8 @@ def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
     layer: Any = norm
     y, statistics = _NormAct.apply(x, layer.weight, layer.bias, form.slope, layer.eps, form.name)
     with torch.no_grad():
-        layer.num_batches_tracked.add_(1)
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.add_(1)
         for running, found in ((layer.running_mean, 0), (layer.running_var, 2)):
             running.lerp_(statistics[found].to(running.dtype), layer.momentum)
     return y

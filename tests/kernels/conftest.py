@@ -87,7 +87,7 @@ MODULES = {
     "conv_1x1": lambda: ConvLayer(31, 12, 1),
     "conv_3x3": lambda: ConvLayer(12, 18),
     "conv_strided": lambda: ConvLayer(8, 11, stride=2),
-    "asymmetric": lambda: AsymmetricConv2d(12, 9, 3),
+    "asymmetric": lambda: AsymmetricConv2d(12, 9, 2),
     "asymmetric_prelu": lambda: AsymmetricConv2d(7, 7, activation="prelu"),
 }
 
