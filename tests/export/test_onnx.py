@@ -39,7 +39,7 @@ def test_round_trip(export, pictures, kind, runtime):
     result = verify(network, exporter.source, shown)
     assert result.passed, str(result)
     if exporter.request.dtype == "float32":
-        assert result.labels == 1
+        assert result.labels > 0.9995  # but for near ties
         assert result.logits is None or result.logits < 2e-5
     assert (result.logits is None) == (exporter.request.output == "labels")
 
