@@ -1,6 +1,6 @@
 # make demo        a street scene, segmented by plain PyTorch and by the fused kernels
 # make test        everything that CI runs: lint, types, tests, the CUDA build where nvcc is
-# make score       the score of the shipped weights on scenes of textures that they never saw
+# make score       the score of the default weights on scenes of textures that they never saw
 # make triton      the Triton kernels without a GPU: interpreted, and compiled for seven architectures
 # make ptx         the CUDA and Triton kernels without a GPU: their PTX, executed and watched
 # make cuda-architectures   the CUDA kernels compiled for every architecture, held to their budget

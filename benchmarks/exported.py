@@ -40,6 +40,7 @@ RESULT = RESULTS / "amd-epyc-2-cores" / "exported.json"
 DOCUMENT = ROOT / "docs" / "deploy.md"
 BEGIN, END = "<!-- formats: python -m benchmarks.exported --table -->\n", "<!-- /formats -->\n"
 STREETS, CALIBRATING = 12, 32
+WEIGHTS = "streets"
 
 Picture = npt.NDArray[np.uint8]
 Call = Callable[[Tensor], Tensor]
@@ -95,7 +96,7 @@ def measure(model: str, size: tuple[int, int], repeats: int) -> dict[str, Any]:
     scenes = [render_street(*size, seed=seed, split="val") for seed in range(STREETS)]
     pictures = [scene for scene, _ in scenes]
     calibrating = [render_street(*size, seed=s, split="train")[0] for s in range(CALIBRATING)]
-    source = create_model(model, weights="synthetic").eval()
+    source = create_model(model, weights=WEIGHTS).eval()
     calls = dict(in_pytorch(source))
     facts: dict[str, dict[str, Any]] = {name: {} for name in calls}
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +117,7 @@ def measure(model: str, size: tuple[int, int], repeats: int) -> dict[str, Any]:
                 settle=stopwatch.SETTLE,
             )
     rows = [{"name": n, **facts[n], **timings[n].to_json()} for n in calls]
-    job = {"model": model, "size": list(size), "batch": 1, "weights": "synthetic"}
+    job = {"model": model, "size": list(size), "batch": 1, "weights": WEIGHTS}
     return {"environment": environment("cpu"), "job": job, "exported": rows}
 
 
@@ -143,7 +144,7 @@ def exported(
     request = Request(
         model,
         form.format,
-        weights="synthetic",
+        weights=WEIGHTS,
         size=size,
         dtype=form.dtype,
         output="labels",

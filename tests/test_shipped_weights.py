@@ -73,7 +73,7 @@ def test_fused_modules_give_the_same_labels(predictions, scenes):
 
 
 def test_they_are_the_default_of_the_networks_that_have_them():
-    assert default_weights("fassd_net") == default_weights("fassd_net_l2") == "synthetic"
+    assert default_weights("fassd_net") == default_weights("fassd_net_l2") == "streets"
     assert default_weights("fassd_net_l1") is None
     assert default_weights("fassd_net", 11) is None and default_weights("fassd_net", 19, 4) is None
 

@@ -139,8 +139,10 @@ def weights_note(job: Job) -> list[str]:
     """What the labels are worth, where that is less than one may expect: one sentence, or none."""
     if job.weights is None and not is_other(job.model):
         return ["random weights: labels are meaningless until trained weights are given"]
-    if job.weights == "synthetic":
-        return ["synthetic weights: trained on generated streets of other textures than this"]
+    trained_on = {"streets": "photographs and generated streets", "synthetic": "generated streets"}
+    if job.weights in trained_on:
+        on = trained_on[job.weights]
+        return [f"{job.weights} weights: trained on {on} of other textures than this"]
     return []
 
 

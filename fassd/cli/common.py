@@ -18,6 +18,8 @@ from fassd.cli.terminal import escape, escape_lines, say, visible
 
 ABOUT_WEIGHTS = {
     None: "random weights: labels are meaningless until trained weights are given (--weights)",
+    "streets": "streets weights, trained on CamVid's photographs and generated streets alone: of "
+    "other streets expect less (--weights cityscapes, or your own)",
     "synthetic": "synthetic weights, trained on generated streets alone: photographs need others "
     "(--weights streets, cityscapes, or your own)",
 }
@@ -108,7 +110,7 @@ def root(
 
     [cyan]fassd demo -o demo[/]   a generated street through plain PyTorch and fused kernels
 
-    [cyan]fassd predict photo.jpg -o out -w cityscapes[/]   your picture, the authors' weights
+    [cyan]fassd predict photo.jpg -o out[/]   your picture
 
     [cyan]fassd bench run[/]   how fast this machine is
 

@@ -31,9 +31,9 @@ def demo(
     """Render a street, segment it with plain PyTorch and with fused kernels, and compare.
 
     Writes [cyan]scene.png[/], [cyan]labels.png[/] (in colours) and [cyan]overlay.png[/]. The
-    weights are ours, trained on generated streets of other textures; for networks that have
-    none they are random, with batch norms calibrated on the scene: then the labels follow what the
-    picture shows, but their names mean nothing.
+    weights are ours, trained on photographs and generated streets of other textures; for
+    networks that have none they are random, with batch norms calibrated on the scene: then the
+    labels follow what the picture shows, but their names mean nothing.
 
     Exit code: 1 if less than 99.9% of the labels agree.
 

@@ -311,8 +311,8 @@ def compare(
         _check_classes(each.model, card, chosen)
         for each, chosen in zip(segmenters, networks, strict=True)
     ]
-    if any(chosen.weights == "synthetic" for chosen in networks):
-        tell_weights("synthetic")
+    for weights in dict.fromkeys(chosen.weights for chosen in networks if chosen.weights):
+        tell_weights(weights)
     untrained = [chosen.model for chosen in networks if chosen.weights is None]
     if untrained:
         say(

@@ -124,7 +124,7 @@ Weights = Annotated[
         help="Trained weights: a file (.pkl, .pth, .pt, .safetensors); [cyan]cityscapes[/], the "
         "authors' own, downloaded once; [cyan]streets[/], ours, of generated streets and "
         "CamVid; [cyan]synthetic[/], ours, of generated streets alone; [cyan]random[/]. Without it "
-        "synthetic, or random where the network has none. A file of "
+        "streets, or random where the network has none. A file of "
         "[cyan]fassd train[/] tells network, classes and colours.",
     ),
 ]

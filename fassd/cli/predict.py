@@ -99,7 +99,7 @@ def predict(
 
     [bold]Examples[/]
 
-    [cyan]fassd predict street.jpg -o out --weights cityscapes[/]
+    [cyan]fassd predict street.jpg -o out[/]
 
     [cyan]fassd predict plants/ -o out -w runs/plants/best.safetensors[/]
 

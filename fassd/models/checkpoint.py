@@ -128,7 +128,7 @@ def load_checkpoint(
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"no weights file {os.fspath(path)!r}; published names are "
-            "synthetic, streets, cityscapes, imagenet (for a model given by its name)"
+            "streets, synthetic, cityscapes, imagenet (for a model given by its name)"
         )
     path = Path(path)
     own = {_unwrapped(key): (key, value) for key, value in model.state_dict().items()}

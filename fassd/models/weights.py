@@ -28,7 +28,7 @@ GIT_BLOBS = {
 }
 """The published files and what ``git hash-object`` says of them."""
 
-SHIPPED = ("synthetic", "streets")
+SHIPPED = ("streets", "synthetic")
 """Names of the weights in ``fassd/weights``, the commands' default first."""
 
 SHIPPED_NETWORKS = ("fassd_net", "fassd_net_l2")

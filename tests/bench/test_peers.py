@@ -27,7 +27,7 @@ from fassd.bench.results import JobResults, Result, Results
 from fassd.bench.run import Report
 from fassd.bench.run import run as run_jobs
 
-SMALL = Job("fassd_net_l2", weights="synthetic", size=(64, 96), repeats=3, warmup=0, memory=False)
+SMALL = Job("fassd_net_l2", weights="streets", size=(64, 96), repeats=3, warmup=0, memory=False)
 
 
 EXPORTED: dict[torch.Size, bytes] = {}
@@ -193,7 +193,7 @@ def test_table(report):
     assert max(map(len, text.splitlines())) <= 100 and "…" not in text
     for words in ("fassd_net_l2 at 2 x 64x96", "x eager", "x peer", "match", "ours float16 labels"):
         assert words in text
-    assert "synthetic weights" in text
+    assert "streets weights" in text
 
 
 @pytest.mark.xdist_group("peers")

@@ -43,7 +43,7 @@ def test_bench_measures_memory(succeed):
 def test_demo_writes_scene_labels_and_overlay(tmp_path, succeed):
     arguments = ("--model", "fassd_net_l2", "--size", "96x160", "--repeats", 1, "--seed", 3)
     result = succeed("demo", "-o", tmp_path / "demo", *arguments)
-    assert "synthetic weights: trained on generated streets" in result.stdout
+    assert "streets weights: trained on photographs and generated streets" in result.stdout
     pictures = {}
     for name in ("scene", "labels", "overlay"):
         with Image.open(tmp_path / f"demo/{name}.png") as image:

@@ -81,10 +81,11 @@ def test_the_four_of_the_talk_are_the_default(compare):
 
 def test_the_same_network_twice_is_told_apart_by_its_weights(streets, compare):
     path = streets / "fassd_net_l2.safetensors"
-    names = ("fassd_net_l2=random", "fassd_net_l2", f"fassd_net_l2={path}")
-    _, drawn = compare("-i", "1", *(word for name in names for word in ("-m", name)))
-    words = ("random", "synthetic", "fassd_net_l2")
+    given = ("=random", "", "=synthetic", f"={path}")
+    stderr, drawn = compare("-i", "1", *(w for end in given for w in ("-m", f"fassd_net_l2{end}")))
+    words = ("random", "streets", "synthetic", "fassd_net_l2")
     assert drawn["titles"][2:] == [f"FASSD-Net-L2 ({word})" for word in words]
+    assert "streets weights, trained" in stderr and "synthetic weights, trained" in stderr
 
 
 def test_of_many_classes_the_legend_shows_those_that_occur(streets, compare, monkeypatch):
@@ -112,7 +113,7 @@ def test_a_network_of_a_finer_list_is_drawn_by_groups(tmp_path, compare, streets
     options = ("--data", tmp_path / "card.yaml", "--root", streets)
     _, drawn = compare("-i", "1", "-m", "fassd_net_l2", *options)
     dataset = SegmentationDataset(load_card(tmp_path / "card.yaml", streets), "val")
-    network, seen = create_model("fassd_net_l2", weights="synthetic"), []
+    network, seen = create_model("fassd_net_l2", weights="streets"), []
     scores = evaluated(
         network, dataset, indices=[1], on_sample=lambda *what: seen.append(what[2])
     ).scores

@@ -37,7 +37,7 @@ def net(tmp_path_factory):
     words += ["--json", folder / "net.json"]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.stderr
-    assert "verified: 100.000% of labels equal" in done.stderr
+    assert re.search(r"verified: (100\.0|99\.9)\d+% of labels equal", done.stderr)
     assert re.search(r"written: .*net\.onnx \(9\.\d MiB\)", done.stderr)
     return folder / "net.onnx"
 
@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 def test_json_tells_everything(net):
     record = json.loads(net.with_suffix(".json").read_text())
     assert record["files"] == [str(net)] and record["bytes"] == net.stat().st_size
-    assert record["verification"]["passed"] and record["verification"]["labels_equal"] == 1
+    assert record["verification"]["passed"] and record["verification"]["labels_equal"] > 0.9995
     assert record["metadata"]["variant"] == "fassd_net_l2"
     assert record["metadata"]["versions"]["fassd"] == fassd.__version__
 
@@ -65,9 +65,9 @@ def test_val_scores_a_file_like_its_network(succeed, net, data, tmp_path):
         "openvino": ["-m", net, "--backend", "openvino"],
     }.items():
         done = succeed("val", "--data", data, *words, "--json", tmp_path / f"{name}.json")
-        assert "synthetic weights" in done.stderr
+        assert "streets weights" in done.stderr
         record = json.loads((tmp_path / f"{name}.json").read_text())
-        assert record["settings"]["weights"] == "synthetic"
+        assert record["settings"]["weights"] == "streets"
         scores[name] = record["miou"]
     assert scores["onnxruntime"] == pytest.approx(scores["network"], abs=1e-4)
     assert scores["openvino"] == pytest.approx(scores["network"], abs=1e-4)
@@ -132,7 +132,7 @@ def test_bench_asks_for_weights_that_the_file_only_names(refusal, net, tmp_path)
 
     model = onnx.load(net)
     (entry,) = (e for e in model.metadata_props if e.key == "fassd")
-    entry.value = entry.value.replace('"weights": "synthetic"', '"weights": "best.safetensors"')
+    entry.value = entry.value.replace('"weights": "streets"', '"weights": "best.safetensors"')
     onnx.save(model, tmp_path / "own.onnx")
     done = refusal("bench", "run", "-m", tmp_path / "own.onnx", "--repeats", "1")
     assert "made with the weights best.safetensors: give that file as --weights" in done
@@ -156,7 +156,7 @@ def test_without_tensorrt_the_line_for_trtexec_is_printed(succeed, tmp_path, mon
     done = succeed("export", "fassd_net_l2", "-o", target, "--size", SIZE, "--dtype", "float16")
     onnx_file = tmp_path / "net.onnx"
     assert done.stdout.strip() == f"trtexec --onnx={onnx_file} --saveEngine={target} --fp16"
-    assert "verified: 100.000% of labels equal" in done.stderr
+    assert re.search(r"verified: (100\.0|99\.9)\d+% of labels equal", done.stderr)
     assert ExportedNetwork(onnx_file).metadata.format == "onnx"
     assert ExportedNetwork(onnx_file).metadata.dtype == "float32"  # TensorRT makes it narrower
     assert json.loads((tmp_path / "net.engine.json").read_text())["format"] == "tensorrt"

@@ -66,7 +66,7 @@ def test_a_folder_of_every_kind_and_what_cannot_be_done(folder, tmp_path, run_fa
     assert "tiny.png: the input must be at least 57x57" in result.stderr
     assert "none.png: no such file or folder" in result.stderr
     assert "5 of 7 pictures" in result.stderr and "3 failed" in result.stderr
-    assert "synthetic weights, trained on generated streets alone" in result.stderr
+    assert "streets weights, trained on CamVid's photographs" in result.stderr
     assert "160x128" in result.stdout and "median" in result.stdout
     assert files(tmp_path / "out") == sorted(
         f"{name}{ending}" for name in sizes for ending in OUTPUT_ENDINGS
@@ -87,6 +87,15 @@ def test_all_fine_is_0_and_runs_repeat(folder, tmp_path, succeed):
         succeed("predict", source / "grey.png", "-o", tmp_path / name, *FAST)
     one, two = ((tmp_path / name / "grey_trainids.png").read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+def test_other_shipped_weights_by_name(folder, tmp_path, succeed):
+    source, _ = folder
+    words = ("predict", source / "photo.jpg", "-o", tmp_path / "out", *FAST, "-w", "synthetic")
+    assert "synthetic weights, trained on generated streets alone" in succeed(*words).stderr
+    segmenter = Segmenter("fassd_net_l2", weights="synthetic", backend="reference", device="cpu")
+    labels = segmenter.predict(source / "photo.jpg")
+    np.testing.assert_array_equal(opened(tmp_path / "out/photo_trainids.png"), labels)
 
 
 def test_nothing_done_is_2(folder, tmp_path, refusal):
@@ -125,7 +134,7 @@ def test_classes_size_and_opacity(folder, tmp_path, succeed):
         (["nothing.png"], "nothing.png: no such file or folder"),
         ([""], "a source must be a file, folder or pattern, got ''"),
         (["a.png", "--weights", "cityscape"], "no weights file 'cityscape'; published names are "),
-        (["a.png", "--weights", ""], "no weights file ''; published names are synthetic"),
+        (["a.png", "--weights", ""], "no weights file ''; published names are streets"),
         (["a.png", "--threads", "1000000"], "less than or equal to 1024"),
         (["a.png", "--classes", "65537"], "less than or equal to 65536"),
         (["*.webp"], "*.webp: this pattern matches no pictures"),

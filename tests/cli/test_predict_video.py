@@ -30,14 +30,14 @@ def test_one_video_to_one_file(tmp_path, succeed):
     output = tmp_path / "new" / "out.mp4"
     result = succeed("predict", clip, "-o", output, *FAST, "--opacity", 0.4)
     assert times(output) == times(clip) and sound(output) == sound(clip)
-    segmenter = Segmenter("fassd_net_l2", weights="synthetic", backend="reference", device="cpu")
+    segmenter = Segmenter("fassd_net_l2", weights="streets", backend="reference", device="cpu")
     for (_, before), (_, after) in zip(decoded(clip), decoded(output), strict=True):
         assert psnr(after, overlay(before, segmenter.predict(before), 0.4)) > 28
     header, row = result.stdout.splitlines()[-2:]
     assert header.startswith("video ") and header.endswith("decode ms network ms encode ms")
     assert row.split()[1:4] == ["64x96", "6", "libx264"]
     assert sum(int(word[:-1]) for word in row.split() if word.endswith("%")) in range(98, 103)
-    assert "1 of 1 videos" in result.stderr and "synthetic weights" in result.stderr
+    assert "1 of 1 videos" in result.stderr and "streets weights" in result.stderr
     assert os.listdir(output.parent) == ["out.mp4"]
 
 

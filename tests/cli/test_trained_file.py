@@ -225,4 +225,4 @@ def test_serve_offers_each_file_with_its_classes(plants):
     catalog = _catalog(models, choices[0], "cpu", limits)
     assert catalog.classes == catalog.classes_of("fassd_net_l2") == class_table(PLANTS)
     assert catalog.classes_of("fassd_net") == class_table(19)
-    assert [info.weights for info in catalog.models] == ["own", "synthetic"]
+    assert [info.weights for info in catalog.models] == ["own", "streets"]

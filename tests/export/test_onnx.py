@@ -39,7 +39,7 @@ def test_round_trip(export, pictures, kind, runtime):
     result = verify(network, exporter.source, shown)
     assert result.passed, str(result)
     if exporter.request.dtype == "float32":
-        assert result.labels == 1
+        assert result.labels > 0.9995  # but for near ties
         assert result.logits is None or result.logits < 2e-5
     assert (result.logits is None) == (exporter.request.output == "labels")
 
@@ -214,7 +214,7 @@ def test_bytes_come_in_and_go_out_and_are_nowhere_between(export):
 
 def test_int8_for_tensorrt_is_symmetric(graphs):
     request = Request(
-        "fassd_net_l2", "tensorrt", weights="synthetic", size=SIZE, dtype="int8", **LABELS
+        "fassd_net_l2", "tensorrt", weights="streets", size=SIZE, dtype="int8", **LABELS
     )
     model = Exporter(request).onnx(streets(4, split="train"))
     constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
@@ -273,7 +273,7 @@ def test_metadata_is_in_the_file(export):
     assert found == exporter.metadata
     assert json.loads(entry.value)["input"]["shape"] == [1, -1, -1, 3]
     assert json.loads(entry.value)["input"]["mean"] == pytest.approx([103.53, 116.28, 123.675])
-    assert (found.variant, found.weights, found.size) == ("fassd_net_l2", "synthetic", None)
+    assert (found.variant, found.weights, found.size) == ("fassd_net_l2", "streets", None)
     sides = [d.dim_param or d.dim_value for d in ports(onnx.load(path).graph.input)]
     assert sides == [1, "height", "width", 3]
     assert [c.name for c in found.classes[:2]] == ["road", "sidewalk"]

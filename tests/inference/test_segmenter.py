@@ -301,5 +301,5 @@ def test_a_model_that_is_none(model):
 @pytest.mark.parametrize("weights", ["cityscapes", "no.pth", ""])
 def test_absent_weights_of_a_module(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="published names are synthetic, streets"):
+    with pytest.raises(FileNotFoundError, match="published names are streets, synthetic"):
         Segmenter(Brightest(), weights=weights)

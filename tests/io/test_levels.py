@@ -246,7 +246,7 @@ def test_a_segmenter_reads_by_its_range(tmp_path):
     picture = np.random.default_rng(2).integers(0, 256, (64, 96), np.uint8)
     path = tmp_path / "deep.png"
     Image.fromarray(deep(picture, 12)).save(path)
-    settings = {"weights": "synthetic", "backend": "reference", "device": "cpu"}
+    settings = {"weights": "streets", "backend": "reference", "device": "cpu"}
     plain = Segmenter("fassd_net_l2", **settings)
     ranged = Segmenter("fassd_net_l2", **settings, range=(0, 4095))
     with warnings.catch_warnings():

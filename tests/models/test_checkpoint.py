@@ -375,7 +375,7 @@ def test_absent_file(model, tmp_path):
 def test_absent_file_tells_the_published_names(tmp_path, monkeypatch, weights):
     monkeypatch.chdir(tmp_path)
     message = (
-        f"no weights file '{weights}'; published names are synthetic, streets, cityscapes, imagenet"
+        f"no weights file '{weights}'; published names are streets, synthetic, cityscapes, imagenet"
     )
     with pytest.raises(FileNotFoundError, match=message):
         create_model("fassd_net_l2", weights=weights)

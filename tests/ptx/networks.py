@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from conformance import harness  # which makes the executed backends available
@@ -25,11 +26,12 @@ from fassd.evaluation.agreement import agreement_of
 from fassd.models.sizes import parse_size
 
 NETWORKS = ("fassd_net", "fassd_net_l2")
+WEIGHTS = "streets"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "TF32": torch.float32}
 TITLE = "Networks computed by executed PTX"
 ABOUT = """\
-Logits and labels of the networks, with the weights that ship, against plain PyTorch in float64, on
-a street of {height}x{width} pixels that they never saw. Computed by executing, on a CPU, the PTX
+Logits and labels of the networks, with the weights `{weights}`, against plain PyTorch in float64,
+on a street of {height}x{width} pixels that they never saw. Computed by executing, on a CPU, the PTX
 that {compilers} made of the kernels: no GPU was there. What that cannot show: time, what ptxas
 makes of the PTX, how tensor cores round the sums of a product. `make ptx-networks` makes this.
 """
@@ -60,7 +62,7 @@ class Row:
 
 def rows(backend: str, networks: Sequence[str], size: tuple[int, int]) -> Iterator[Row]:
     for network in networks:
-        job = Job(network, weights="synthetic", size=size)
+        job = Job(network, weights=WEIGHTS, size=size)
         _, batch = render_batch(job)
         batch = batch.clone()  # from numpy's memory, which is not watched
         model = build_model(job, batch)
@@ -82,7 +84,7 @@ def rows(backend: str, networks: Sequence[str], size: tuple[int, int]) -> Iterat
                 )
 
 
-def rendered(size: tuple[int, int], found: list[Row]) -> str:
+def rendered(setup: dict[str, Any], found: list[Row]) -> str:
     backends = {row.backend for row in found}
     compilers = " and ".join(
         {"cuda": "nvcc", "triton": "Triton"}[name] for name in sorted(backends)
@@ -96,7 +98,8 @@ def rendered(size: tuple[int, int], found: list[Row]) -> str:
         ]
         for row in found
     ]
-    about = ABOUT.format(height=size[0], width=size[1], compilers=compilers)
+    height, width = setup["size"]
+    about = ABOUT.format(height=height, width=width, weights=setup["weights"], compilers=compilers)
     table = "\n".join(markdown_table([*headings, "equal labels"], lines, names=4))
     return f"# {TITLE}\n\n{about}\n{table}\n"
 
@@ -109,16 +112,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "executed-ptx")
     chosen = parser.parse_args()
     assert "cpu" in harness.DEVICES[chosen.backend], "no executor: see the Makefile"
-    record, size = chosen.output.with_suffix(".json"), list(chosen.size)
+    record = chosen.output.with_suffix(".json")
+    setup = {"size": list(chosen.size), "weights": WEIGHTS}
     known = json.loads(record.read_text()) if record.exists() else {}
     found = {row.key: row for row in (Row(**row) for row in known.get("rows", ()))}
-    if known.get("size") != size:
+    if {name: known.get(name) for name in setup} != setup:
         found = {}
     for row in rows(chosen.backend, chosen.network or NETWORKS, chosen.size):
         found[row.key] = row  # kept at once: each takes a minute
         every = sorted(found.values(), key=lambda row: row.key)
-        write_json(record, {"size": size, "rows": [asdict(row) for row in every]})
-        write_text(chosen.output.with_suffix(".md"), rendered(chosen.size, every))
+        write_json(record, {**setup, "rows": [asdict(row) for row in every]})
+        write_text(chosen.output.with_suffix(".md"), rendered(setup, every))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ PLANTS = ModelInfo(
 def load(choice):
     return Segmenter(
         MODEL,  # which stands for `PLANTS`, too
-        weights="synthetic",
+        weights="streets",
         backend=choice.backend,
         dtype=getattr(torch, choice.dtype),
         device="cpu",
@@ -84,7 +84,7 @@ def build(load=load, **settings):
         "batch": 4,
         "timeout_s": 20.0,
     } | {name: settings.pop(name) for name in list(settings) if name in Limits.model_fields}
-    models = [ModelInfo(name=MODEL, title="FASSD-Net-L2", weights="synthetic")]
+    models = [ModelInfo(name=MODEL, title="FASSD-Net-L2", weights="streets")]
     catalog = Catalog(
         models=models + settings.pop("others", []),
         backends=["auto", "reference"],

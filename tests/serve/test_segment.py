@@ -32,7 +32,7 @@ def labels_of(answer):
 def test_labels_are_the_segmenters(client, form, backend, dtype):
     picture = street()
     segmenter = Segmenter(
-        MODEL, weights="synthetic", backend=backend, dtype=getattr(torch, dtype), device="cpu"
+        MODEL, weights="streets", backend=backend, dtype=getattr(torch, dtype), device="cpu"
     )
     expected = segmenter.predict(picture)
     assert len(np.unique(expected)) > 3
@@ -84,7 +84,7 @@ def test_a_body_may_be_the_picture(client):
 def test_size_is_the_networks_and_the_labels(client):
     picture = street()
     small = np.asarray(Image.fromarray(picture).resize((112, 72), Image.Resampling.BILINEAR))
-    expected = Segmenter(MODEL, weights="synthetic", device="cpu").predict(small)
+    expected = Segmenter(MODEL, weights="streets", device="cpu").predict(small)
     answer = post(client, encoded(picture), size="72x112")
     np.testing.assert_array_equal(labels_of(answer), expected)
 

@@ -32,6 +32,9 @@ function setUp() {
 }
 
 const ABOUT_WEIGHTS = {
+  streets:
+    "These weights were trained on generated streets and on photographs of one town (CamVid): " +
+    "expect less of others.",
   synthetic: "These weights were trained on generated streets: expect little of photographs.",
   random: "These weights are random: the labels mean nothing.",
   cityscapes: "The authors' weights, trained on street photographs (Cityscapes).",
