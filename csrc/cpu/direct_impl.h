@@ -60,8 +60,7 @@ StripPlan<T> plan_strip(const Conv<T>& conv, int64_t tiles) {
 template <typename T>
 StripPlan<T> plan_strip(const Conv<T>& conv) {
   constexpr int64_t bytes = 256 * 1024, most = 4, few_channels = 8;
-  const int64_t weights = conv.out_channels * conv.in_channels * conv.kernel_h * conv.kernel_w;
-  const bool many = weights * int64_t(sizeof(T)) > bytes;
+  const bool many = has_many_weights(conv, conv.kernel_h * conv.kernel_w);
   int64_t tiles = many || conv.in_channels <= few_channels ? most : 1;
   while (tiles > 1 &&
          ((tiles - 1) * tile_pixels<T> >= conv.out_width ||
@@ -100,7 +99,8 @@ class DirectStrip {
         x0_(x0),
         pixels_(smaller(plan.width, part.last_column - x0)),
         scratch_(scratch),
-        sums_(scratch + conv.kernel_h * plan.slot_values(conv)) {
+        sums_(scratch + conv.kernel_h * plan.slot_values(conv)),
+        many_(has_many_weights(conv, conv.kernel_h * conv.kernel_w)) {
     for (int64_t& row : row_in_slot_) {
       row = -1;
     }
@@ -137,7 +137,7 @@ class DirectStrip {
   void multiply(const Tap<T>* taps, int64_t outputs, int64_t vectors, const T* weights,
                 T* sums) const {
     constexpr int64_t most_terms = 4096;
-    const Multiply<T> product = multiply_for<T>(outputs, vectors);
+    const Multiply<T> product = multiply_for<T>(outputs, vectors, many_);
     const int64_t channels = conv_.in_channels, pitch = plan_.pitch, width = plan_.width;
     if (count_ * channels <= most_terms) {
       product(taps, count_, channels, pitch, weights, sums, width);
@@ -229,6 +229,7 @@ class DirectStrip {
   const Part& part_;
   const int64_t x0_, pixels_;
   T *const scratch_, *const sums_;
+  const bool many_;
   bool seen_[most_side];  // whether a tap's columns are not all outside the image
   int64_t row_in_slot_[most_side];
   Tap<T> taps_[most_side * most_side];

@@ -1,5 +1,10 @@
 #include "kernels.h"
 
+#include <algorithm>
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 #include "capability.h"
 
 namespace fassd::cpu {
@@ -36,6 +41,17 @@ const Kernels<float>& kernels<float>() {
 template <>
 const Kernels<double>& kernels<double>() {
   return FASSD_KERNELS(double);
+}
+
+int64_t second_level_cache() {
+  static const int64_t bytes = [] {
+    int64_t found = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return std::max<int64_t>(found, 1 << 20);
+  }();
+  return bytes;
 }
 
 }  // namespace fassd::cpu

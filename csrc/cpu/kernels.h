@@ -214,6 +214,9 @@ struct Kernels {
 template <typename T>
 const Kernels<T>& kernels();
 
+// Bytes of a core's second level of the cache; 1 MB where the system does not say, or says less.
+int64_t second_level_cache();
+
 namespace avx512 {
 extern const Kernels<float> float_kernels;
 extern const Kernels<double> double_kernels;

@@ -42,6 +42,17 @@ TABLE = pairwise(
     pool=(1, 1, 2),
     layout=tuple(LAYOUTS),
 )
+# Maps so narrow that bands of rows are convolved side by side, their heights equal or not.
+TABLE += [
+    dict(channels=(10, 18), out_channels=17, size=size, batch=2, residual=True, layout=layout)
+    for size, layout in (
+        ((16, 32), "channels_last"),
+        ((8, 16), "sliced_channels_last"),
+        ((19, 15), "contiguous"),
+        ((23, 9), "sliced_channels"),
+        ((40, 3), "transposed"),
+    )
+]
 FEW = (
     dict(channels=(10, 18), out_channels=17, size=(9, 11), kernel=(3, 3), batch=2, residual=True),
     dict(channels=(3,), out_channels=33, size=(9, 11), kernel=(1, 1), activation="relu"),
