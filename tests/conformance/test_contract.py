@@ -67,7 +67,9 @@ def test_non_finite_pixels(subject, value):
                     y[-1, -1, x.shape[2] // 2, x.shape[3] // 2] = value
                 return y
 
-            assert compare_non_finite(subject, call.map(spoil)) > 0
+            spoiled = compare_non_finite(subject, call.map(spoil))
+            # Of windows with other pixels, minus infinity is never the largest.
+            assert spoiled > 0 or (subject.operator, value) == ("max_pool", float("-inf"))
 
 
 @pytest.mark.operators(*MULTIPLYING)
