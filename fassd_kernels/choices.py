@@ -57,7 +57,8 @@ def shape_key(
         images: N x C x H x W each, in the order of the operator's arguments; of
             ``upsample_conv1x1`` the low ones, then the skips.
         arguments: the others by name, as the operator takes them. Only weights, the residual and
-            options are looked at, and defaults may be left out.
+            options are looked at, and defaults may be left out. Of flags, the key has those alone
+            that are not as by default.
 
     Returns:
         The key; empty where a compiler or a tracer looks on, to which sizes may be no numbers.
@@ -110,8 +111,11 @@ def render_key(
     parts = [operator, "+".join("x".join(map(str, image)) for image in images)]
     if weights:  # their input channels are the images'
         parts += [">", "+".join("x".join(map(str, (w[0], *w[2:]))) for w in weights)]
-    names = [name for name, _ in OPERATORS[operator].options]
-    parts += [f"{name}={shown(value)}" for name, value in zip(names, options, strict=True)]
+    parts += [
+        f"{name}={shown(value)}"
+        for (name, default), value in zip(OPERATORS[operator].options, options, strict=True)
+        if not (isinstance(value, bool) and value is default)  # tables are older than such options
+    ]
     if residual:
         parts.append("residual")
     return " ".join([*parts, plain(dtype), *(["tf32"] if tf32 else [])])

@@ -370,8 +370,6 @@ def test_every_operator_can_be_measured(operator: str) -> None:
     """Weights are laid out as the fused modules have it, images keep their strides."""
     for sample in cases.SAMPLES[operator]:
         call = call_of(sample)
-        if operator == "asymmetric_conv":  # no module calls it, and it is timed unpacked
-            assert measuring.plans_of(call) == []
         (case,) = measured(call, {"cpu": 2e-6, "reference": 1e-6})
         assert [trial.reason for trial in case.trials] == ["", ""]
 
