@@ -127,7 +127,14 @@ def convolve(
     # PyTorch counts padding in 32 bits, and ends the process where that overflows. A tap that is an
     # image's side away reads padding alone, as do those beyond.
     near = [min(d, x.shape[2 + axis]) if d > FAR else d for axis, d in enumerate(dilation)]
-    return F.conv2d(x, weight, bias, stride, same_padding(weight, near), near, groups)
+    padding = same_padding(weight, near)
+    if x.device.type == "cpu" and x.dtype.itemsize == 2 and max(stride) > 1:
+        # On AMX, oneDNN 3.12 reads and writes beyond the image at some strides, as where one
+        # exceeds the kernel's side (uxlfoundation/oneDNN#5494) or leaves a single column.
+        wide = None if bias is None else bias.float()
+        y = F.conv2d(x.float(), weight.float(), wide, stride, padding, near, groups)
+        return y.to(x.dtype)
+    return F.conv2d(x, weight, bias, stride, padding, near, groups)
 
 
 def check_conv_act(

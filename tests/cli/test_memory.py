@@ -11,16 +11,17 @@ MEGABYTE = 1 << 20
 
 def test_what_does_not_fit_is_an_error_while_memory_is_bound(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(memory, "_free", lambda: 256 * MEGABYTE)
+    # Sizes beside which what earlier tests left, and is freed in between, does not count.
+    monkeypatch.setattr(memory, "_free", lambda: 2048 * MEGABYTE)
     with memory.bounded_memory():
         np.zeros(64 * MEGABYTE, np.uint8)
         with pytest.raises(MemoryError):
-            np.zeros(512 * MEGABYTE, np.uint8)
+            np.zeros(4096 * MEGABYTE, np.uint8)
         with pytest.raises(RuntimeError, match="allocate memory"):
-            torch.empty(512 * MEGABYTE, dtype=torch.uint8)
+            torch.empty(4096 * MEGABYTE, dtype=torch.uint8)
     with memory.bounded_memory(4), pytest.raises(MemoryError):
-        np.zeros(128 * MEGABYTE, np.uint8)
-    np.zeros(512 * MEGABYTE, np.uint8)
+        np.zeros(1024 * MEGABYTE, np.uint8)
+    np.zeros(4096 * MEGABYTE, np.uint8)
 
 
 def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "bias": (True, False),
     "residual": (True, False),
     "pool": (1, 2),
+    "align_corners": (True, False),
     "side": (1, 3, 5, 7),
     "groups": (0, 0, 1, 2, 2**40),
     "multiple": (1, 1, 2),
