@@ -1,8 +1,8 @@
 """What encoders of timm cost at 1024x2048.
 
 To build and trace each of over a thousand takes minutes: `TABLE` has those of one version of timm,
-written by ``python -m benchmarks.encoders``; what it lacks, of another version, is counted when it
-is asked for.
+written by ``python -m fassd.bench.costs.encoders``; what it lacks, of another version, is counted
+when it is asked for.
 """
 
 from __future__ import annotations
@@ -82,3 +82,18 @@ def write_table(costs: dict[str, EncoderCost | None]) -> None:
     with TABLE.open("w", newline="") as file:
         rows = ((name, *(cost or ("", ""))) for name, cost in sorted(costs.items()))
         csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def complete_table() -> None:
+    """Count and add the rows that `TABLE` lacks, half a second for each."""
+    names = import_timm().list_models()
+    known = read_table() if TABLE.exists() else {}
+    costs = {name: known[name] for name in names if name in known}
+    for name in names:
+        if name not in costs:
+            costs[name] = cost_of(name)
+            write_table(costs)  # at once, so that it goes on where it was stopped
+
+
+if __name__ == "__main__":
+    complete_table()
