@@ -140,18 +140,11 @@ class DirectStrip {
     const Multiply<T> product = multiply_for<T>(outputs, vectors, many_);
     const int64_t channels = conv_.in_channels, pitch = plan_.pitch, width = plan_.width;
     if (count_ * channels <= most_terms) {
-      product(taps, count_, channels, pitch, weights, sums, width);
+      product(taps, count_, channels, pitch, weights, sums, width, false);
       return;
     }
-    product(taps, 1, channels, pitch, weights, sums, width);
-    T share[tile_outputs * tile_pixels<T>];
-    for (int64_t t = 1; t < count_; t++) {
-      product(taps + t, 1, channels, pitch, weights, share, tile_pixels<T>);
-      for (int64_t o = 0; o < outputs; o++) {
-        for (int64_t x = 0; x < vectors * lanes<T>; x++) {
-          sums[o * width + x] += share[o * tile_pixels<T> + x];
-        }
-      }
+    for (int64_t t = 0; t < count_; t++) {
+      product(taps + t, 1, channels, pitch, weights, sums, width, t > 0);
     }
   }
 

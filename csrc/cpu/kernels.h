@@ -72,8 +72,8 @@ constexpr int64_t most_side = 7;
 constexpr int64_t depthwise_rows = 4;
 
 // How a convolution is computed: a sum over taps, or for 3x3 kernels at stride and dilation 1
-// Winograd's F(2x2, 3x3), 16 products where the sum takes 36, or F(4x4, 3x3), 36 where it takes
-// 144.
+// Winograd's F(4x4, 3x3), 36 products where the sum takes 144, or F(2x2, 3x3), 16 where it takes
+// 36.
 enum class Method { direct, winograd2, winograd4 };
 
 // Output pixels on a side of a tile: where parts of the work may begin.

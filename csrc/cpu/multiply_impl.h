@@ -33,12 +33,13 @@ inline bool has_many_weights(const Conv<T>& conv, int64_t values) {
   return conv.out_channels * conv.in_channels * values * int64_t(sizeof(T)) > bytes;
 }
 
-// out[o][x] for `outputs` channels and `vectors` vectors of pixels. Many weights are asked for 4 KB
+// out[o][x] for `outputs` channels and `vectors` vectors of pixels, or what is to be added to it.
+// Many weights are asked for 4 KB
 // ahead, since the hardware's prefetchers begin anew in every page (512 to 512 channels at 16x32 by
 // Winograd's method, one core: 8.9 ms, from 14.0).
 template <typename T, int outputs, int vectors, bool many>
 void multiply_tile(const Tap<T>* taps, int64_t count, int64_t channels, int64_t pitch,
-                   const T* weights, T* out, int64_t out_pitch) {
+                   const T* weights, T* out, int64_t out_pitch, bool add) {
   constexpr int64_t ahead = 4096 / sizeof(T);
   Vector<T> sum[outputs][vectors] = {};
   for (int64_t t = 0; t < count; t++) {
@@ -69,13 +70,14 @@ void multiply_tile(const Tap<T>* taps, int64_t count, int64_t channels, int64_t 
   for (int o = 0; o < outputs; o++) {
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; v++) {
-      store_vector(out + o * out_pitch + v * lanes<T>, sum[o][v]);
+      T* const to = out + o * out_pitch + v * lanes<T>;
+      store_vector(to, add ? sum[o][v] + load_vector(to) : sum[o][v]);
     }
   }
 }
 
 template <typename T>
-using Multiply = void (*)(const Tap<T>*, int64_t, int64_t, int64_t, const T*, T*, int64_t);
+using Multiply = void (*)(const Tap<T>*, int64_t, int64_t, int64_t, const T*, T*, int64_t, bool);
 
 template <typename T, int vectors, bool many, int... outputs>
 inline Multiply<T> pick_multiply(int64_t wanted, std::integer_sequence<int, outputs...>) {

@@ -69,7 +69,7 @@ def test_prediction_by_hand():
     work = CallWork((WINOGRAD, direct), bytes=100_000, dtype=torch.float32)
     assert work.macs == 448_000
     prediction = predict(work, MACHINE)
-    assert prediction.arithmetic == pytest.approx((432_000 / 2.25 + 16_000) / 1e9)
+    assert prediction.arithmetic == pytest.approx((432_000 / 4 + 16_000) / 1e9)
     assert prediction.memory == pytest.approx(1e-4)
     assert prediction.seconds == prediction.arithmetic
     slow = predict(work, Machine(1e9, 1e8))

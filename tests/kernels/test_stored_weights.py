@@ -5,7 +5,8 @@ import torch
 
 from fassd_kernels import ops
 
-OUTPUTS, LAYOUT, HEADER = 1, 6, 16  # fields of the header: a block's width, the layout's number
+# Fields of the header: the method, a block's width, the layout's number, the weight's type.
+METHOD, OUTPUTS, LAYOUT, TYPE, HEADER = 0, 1, 6, 7, 16
 
 
 @pytest.mark.parametrize("field", [OUTPUTS, LAYOUT])
@@ -21,3 +22,18 @@ def test_what_another_cpu_or_version_packed_is_packed_again(field, kernel):
     expected = ops.conv_act([x], weight)
     assert expected.isfinite().all()
     assert torch.equal(ops.conv_act([x], weight, packed=stored), expected)
+
+
+def test_what_another_version_packed_for_another_method_is_packed_again():
+    """Version 1 took F(2x2, 3x3), and did not tell the weight's type."""
+    weight, x = torch.randn(9, 7, 3, 3), torch.randn(1, 7, 6, 5)
+    older = torch.full((HEADER + 9 * 7 * 16,), torch.nan)
+    older[:HEADER] = ops.pack_weight(weight).view(torch.float32)[:HEADER]
+    older[METHOD], older[LAYOUT], older[TYPE] = 1, 1, 0
+    expected = ops.conv_act([x], weight)
+    assert torch.equal(ops.conv_act([x], weight, packed=older.view(torch.uint8)), expected)
+    with pytest.raises(RuntimeError, match="are not what pack_weight gives"):
+        ops.conv_act([x], weight, packed=older.view(torch.uint8), stride=[2, 2])
+    older[METHOD] = torch.nan
+    with pytest.raises(RuntimeError, match="are not what pack_weight gives"):
+        ops.conv_act([x], weight, packed=older.view(torch.uint8))

@@ -29,11 +29,7 @@ __all__ = [
     "work_of",
 ]
 
-WINOGRAD_SAVING = {
-    torch.float32: 36 / 16,  # F(2x2, 3x3): 16 products for four outputs of nine taps
-    torch.float16: 144 / 36,  # F(4x4, 3x3): 36 products for sixteen
-    torch.bfloat16: 144 / 36,
-}
+WINOGRAD_SAVING = 144 / 36  # F(4x4, 3x3): 36 products for sixteen outputs of nine taps
 """Multiply-accumulates of the sum over those of Winograd's form that the CPU kernels use."""
 
 WINOGRAD_CHANNELS = 6
@@ -126,8 +122,7 @@ def predict(work: CallWork, machine: Machine) -> RooflineTime:
       weights, and what a call keeps in the cache, are free;
     * arithmetic and memory traffic overlap.
     """
-    saving = WINOGRAD_SAVING[work.dtype]
-    products = sum(c.macs / (saving if c.fits_winograd else 1) for c in work.convolutions)
+    products = sum(c.macs / (WINOGRAD_SAVING if c.fits_winograd else 1) for c in work.convolutions)
     return RooflineTime(products / machine.macs_per_s, work.bytes / machine.bytes_per_s)
 
 
