@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -426,8 +428,14 @@ def test_synchronised_batch_norms_keep_their_activations() -> None:
 # --- exported files -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
-@every_encoder
+def exports() -> Iterator[Any]:
+    """Every encoder in every kind of file; half of them, of one kind each, where time is short."""
+    for index, (encoder, kind) in enumerate(itertools.product(ENCODERS, ("onnx", "torch"))):
+        slow = (index // 2 + index) % 2 == 1
+        yield pytest.param(encoder, kind, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(("encoder", "kind"), list(exports()))
 def test_exported(encoder: str, kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("net.onnx" if kind == "onnx" else "net.pt2")
     backend = "reference" if kind == "onnx" else "auto"
