@@ -129,6 +129,9 @@ isa: $(VENV)/.developing
 	FASSD_KERNELS_CPU=portable $(KERNELS) --every $(EVERY)
 	if grep -qw avx512f /proc/cpuinfo; then \
 	  FASSD_KERNELS_CPU=avx2 $(KERNELS) --every $(EVERY); fi
+	if grep -qw amx_bf16 /proc/cpuinfo; then \
+	  FASSD_KERNELS_CPU=avx512 $(KERNELS) --every $(EVERY) -k "bfloat16 and not test_any"; \
+	else FASSD_KERNELS_CPU=emulation $(KERNELS) --every $(EVERY) -k "bfloat16 and not test_any"; fi
 
 # A build of its own, found before the sources; the sanitizers' runtime has to be there first.
 SANITIZED := build/sanitize/lib

@@ -6,14 +6,15 @@
 
 namespace fassd::cpu {
 
-enum class Capability { portable, avx2, avx512 };
+// amx: AVX-512, and bfloat16 by its tiles. emulation: portable, with tiles in plain C++; for tests.
+enum class Capability { portable, avx2, avx512, amx, emulation };
 
 // The best that was compiled in and that this CPU and operating system offer, or the one that the
-// environment variable FASSD_KERNELS_CPU names (portable, avx2, avx512). Decided once per process.
-// Throws where the one named is unknown or not offered.
+// environment variable FASSD_KERNELS_CPU names (portable, avx2, avx512, amx, emulation). Decided
+// once per process. Throws where the one named is unknown or not offered.
 Capability capability();
 
-// Its name, for people: "AVX-512", "AVX2 + FMA" or "portable vectors".
+// Its name, for people: "AVX-512 + AMX", "AVX-512", "AVX2 + FMA" or "portable vectors".
 std::string capability_name();
 
 }  // namespace fassd::cpu

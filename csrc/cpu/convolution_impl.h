@@ -8,14 +8,22 @@ int64_t conv_scratch(const Conv<T>& conv) {
       return directly + WinogradPlan<T, 2>(conv).total();
     case Method::winograd4:
       return directly + WinogradPlan<T, 4>(conv).total();
+    case Method::tiles:
+      return directly + TilePlan(conv).total(conv);
     default:
       return directly;
   }
 }
 
-template <typename T>
+// `Tiles` is what multiplies tiles; void where nothing does.
+template <typename T, typename Tiles>
 void conv(const Conv<T>& conv, const Part& part, T* scratch) {
   if constexpr (sizeof(T) == 4) {
+    if constexpr (!std::is_void_v<Tiles>) {
+      if (conv.method == Method::tiles) {
+        return convolve_by_tiles<Tiles>(conv, part, scratch);
+      }
+    }
     if (conv.method == Method::winograd2) {
       return convolve_by_winograd<2>(conv, part, scratch);
     }

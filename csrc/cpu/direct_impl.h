@@ -87,6 +87,32 @@ inline void for_rows(int64_t first, int64_t last, int64_t step, const F& f) {
   }
 }
 
+// Which input row lies in which slot of scratch memory.
+template <typename T>
+struct TapRows {
+  const Conv<T>& conv;
+  int64_t row_in_slot[most_side];
+
+  explicit TapRows(const Conv<T>& whole) : conv(whole) {
+    for (int64_t& row : row_in_slot) {
+      row = -1;
+    }
+  }
+  int64_t input_row(int64_t y, int64_t tap) const {
+    return y * conv.stride_h + (tap - conv.kernel_h / 2) * conv.dilation_h;
+  }
+  bool is_there(int64_t row) const { return row >= 0 && row < conv.inputs[0].height; }
+  // Rows that one output row reads are in different slots, and those that the next one reads again
+  // stay (for_rows); not so where stride and dilation mix.
+  bool stays() const { return conv.stride_h == 1 || conv.dilation_h == 1; }
+  int64_t slot_of(int64_t row, int64_t tap) const {
+    return stays() ? row / conv.dilation_h % conv.kernel_h : tap;
+  }
+  bool holds(int64_t row, int64_t tap) const {
+    return stays() && is_there(row) && row_in_slot[slot_of(row, tap)] == row;
+  }
+};
+
 template <typename T>
 class DirectStrip {
  public:
@@ -98,12 +124,10 @@ class DirectStrip {
         part_(part),
         x0_(x0),
         pixels_(smaller(plan.width, part.last_column - x0)),
+        rows_(conv),
         scratch_(scratch),
         sums_(scratch + conv.kernel_h * plan.slot_values(conv)),
         many_(has_many_weights(conv, conv.kernel_h * conv.kernel_w)) {
-    for (int64_t& row : row_in_slot_) {
-      row = -1;
-    }
     const int64_t width = conv.inputs[0].width;
     for (int64_t tap = 0; tap < conv.kernel_w; tap++) {
       const int64_t shift = (tap - conv.kernel_w / 2) * conv.dilation_w;
@@ -148,29 +172,18 @@ class DirectStrip {
     }
   }
 
-  int64_t input_row(int64_t y, int64_t tap) const {
-    return y * conv_.stride_h + (tap - conv_.kernel_h / 2) * conv_.dilation_h;
-  }
-  bool is_there(int64_t row) const { return row >= 0 && row < conv_.inputs[0].height; }
-  // Rows that one output row reads are in different slots, and those that the next one reads again
-  // stay (for_rows); not so where stride and dilation mix.
-  bool stays() const { return conv_.stride_h == 1 || conv_.dilation_h == 1; }
-  int64_t slot_of(int64_t row, int64_t tap) const {
-    return stays() ? row / conv_.dilation_h % conv_.kernel_h : tap;
-  }
-
   // Brings the input rows of output row y into their slots; lists the taps that are not padding.
   void gather(int64_t y) {
     count_ = 0;
     for (int64_t tap_h = 0; tap_h < conv_.kernel_h; tap_h++) {
-      const int64_t row = input_row(y, tap_h);
-      if (!is_there(row)) {
+      const int64_t row = rows_.input_row(y, tap_h);
+      if (!rows_.is_there(row)) {
         continue;
       }
-      const int64_t slot = slot_of(row, tap_h);
+      const int64_t slot = rows_.slot_of(row, tap_h);
       T* const planes = scratch_ + slot * plan_.slot_values(conv_);
-      if (row_in_slot_[slot] != row) {
-        row_in_slot_[slot] = row;
+      if (rows_.row_in_slot[slot] != row) {
+        rows_.row_in_slot[slot] = row;
         load(row, planes);
       }
       for (int64_t tap_w = 0; tap_w < conv_.kernel_w; tap_w++) {
@@ -205,9 +218,8 @@ class DirectStrip {
     const int64_t next_x = more ? x0_ : x0_ + plan_.width;
     ahead_.clear();
     for (int64_t tap = 0; tap < conv_.kernel_h; tap++) {
-      const int64_t row = input_row(next_y, tap);
-      const bool here = more && stays() && is_there(row) && row_in_slot_[slot_of(row, tap)] == row;
-      if (!here) {
+      const int64_t row = rows_.input_row(next_y, tap);
+      if (!more || !rows_.holds(row, tap)) {
         ahead_.read(conv_, part_.n, row, {next_x * conv_.stride_w, 1, pixels_ * conv_.stride_w});
       }
     }
@@ -221,10 +233,10 @@ class DirectStrip {
   const T* const weights_;
   const Part& part_;
   const int64_t x0_, pixels_;
+  TapRows<T> rows_;
   T *const scratch_, *const sums_;
   const bool many_;
   bool seen_[most_side];  // whether a tap's columns are not all outside the image
-  int64_t row_in_slot_[most_side];
   Tap<T> taps_[most_side * most_side];
   int64_t count_ = 0;
   Ahead ahead_;

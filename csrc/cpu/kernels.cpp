@@ -9,38 +9,38 @@
 
 namespace fassd::cpu {
 
-namespace {
-
-template <typename T>
-const Kernels<T>& chosen(const Kernels<T>* avx512, const Kernels<T>* avx2,
-                         const Kernels<T>& portable) {
-  switch (capability()) {
-    case Capability::avx512:
-      return *avx512;
-    case Capability::avx2:
-      return *avx2;
-    default:
-      return portable;
-  }
-}
-
-}  // namespace
-
 // Other processors have the portable kernels alone, and capability() says so.
-#if defined(__x86_64__)
-#define FASSD_KERNELS(T) chosen(&avx512::T##_kernels, &avx2::T##_kernels, portable::T##_kernels)
-#else
-#define FASSD_KERNELS(T) chosen<T>(nullptr, nullptr, portable::T##_kernels)
-#endif
-
 template <>
 const Kernels<float>& kernels<float>() {
-  return FASSD_KERNELS(float);
+  switch (capability()) {
+#if defined(__x86_64__)
+    case Capability::amx:
+      return avx512::tile_kernels;
+    case Capability::avx512:
+      return avx512::float_kernels;
+    case Capability::avx2:
+      return avx2::float_kernels;
+#endif
+    case Capability::emulation:
+      return portable::tile_kernels;
+    default:
+      return portable::float_kernels;
+  }
 }
 
 template <>
 const Kernels<double>& kernels<double>() {
-  return FASSD_KERNELS(double);
+  switch (capability()) {
+#if defined(__x86_64__)
+    case Capability::amx:
+    case Capability::avx512:
+      return avx512::double_kernels;
+    case Capability::avx2:
+      return avx2::double_kernels;
+#endif
+    default:
+      return portable::double_kernels;
+  }
 }
 
 int64_t second_level_cache() {

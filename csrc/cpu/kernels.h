@@ -73,12 +73,18 @@ constexpr int64_t depthwise_rows = 4;
 
 // How a convolution is computed: a sum over taps, or for 3x3 kernels at stride and dilation 1
 // Winograd's F(4x4, 3x3), 36 products where the sum takes 144, or F(2x2, 3x3), 16 where it takes
-// 36.
-enum class Method { direct, winograd2, winograd4 };
+// 36; of bfloat16 products of tiles, where the CPU has them.
+enum class Method { direct, winograd2, winograd4, tiles };
 
 // Output pixels on a side of a tile: where parts of the work may begin.
 constexpr int64_t tile_side(Method method) {
   return method == Method::winograd4 ? 4 : method == Method::winograd2 ? 2 : 1;
+}
+
+// Terms of a row of taps that follow each other where a row's columns do, with all their channels:
+// products of tiles take them together.
+constexpr int64_t tile_stretch(int64_t channels, int64_t kernel_w, int64_t dilation_w) {
+  return dilation_w == 1 ? kernel_w * channels : channels;
 }
 
 // A convolution with "same" padding over the virtual concatenation of `inputs`.
@@ -137,6 +143,7 @@ template <typename T>
 struct Kernels {
   int64_t lanes;    // values in a vector register
   int64_t outputs;  // output channels that the product keeps in registers, at most
+  bool tiles;       // whether bfloat16 is multiplied by tiles
 
   // Values of scratch memory that `conv` needs per thread.
   int64_t (*conv_scratch)(const Conv<T>& conv);
@@ -218,7 +225,7 @@ const Kernels<T>& kernels();
 int64_t second_level_cache();
 
 namespace avx512 {
-extern const Kernels<float> float_kernels;
+extern const Kernels<float> float_kernels, tile_kernels;
 extern const Kernels<double> double_kernels;
 }  // namespace avx512
 namespace avx2 {
@@ -226,7 +233,7 @@ extern const Kernels<float> float_kernels;
 extern const Kernels<double> double_kernels;
 }  // namespace avx2
 namespace portable {
-extern const Kernels<float> float_kernels;
+extern const Kernels<float> float_kernels, tile_kernels;  // tiles are emulated
 extern const Kernels<double> double_kernels;
 }  // namespace portable
 

@@ -5,7 +5,8 @@
 //     multiply_impl.h      the product of weights and planes, in registers
 //     direct_impl.h        direct convolution
 //     winograd_impl.h      convolution by Winograd's method
-//     convolution_impl.h   one convolution, by either
+//     tiles_impl.h         convolution of bfloat16 by products of tiles
+//     convolution_impl.h   one convolution, by any of them
 //     resize_impl.h        bilinear resizing, argmax, pooling
 //     depthwise_impl.h     depthwise convolution
 //     norm_impl.h          batch norm with an activation, and its gradient
@@ -34,6 +35,8 @@ namespace {
 //
 #include "winograd_impl.h"
 //
+#include "tiles_impl.h"
+//
 #include "convolution_impl.h"
 //
 #include "resize_impl.h"
@@ -47,14 +50,20 @@ namespace {
 
 }  // namespace
 
-#define FASSD_TABLE(T)                                                                        \
-  {lanes<T>,          tile_outputs,     conv_scratch<T>,    conv<T>,        depthwise<T>,     \
-   interpolate<T>,    argmax_row<T>,    blend_to_planes<T>, pool_rows<T>,   max_pool<T>,      \
-   load<T>,           store<T>,         sum_values<T>,      sum_squares<T>, normalize_row<T>, \
-   sum_gradients<T>,  norm_gradient<T>, add_scaled<T>,      spread_row<T>,  pixel_losses<T>,  \
+#define FASSD_TABLE(T, Tiles)                                   \
+  {lanes<T>,          tile_outputs,     !std::is_void_v<Tiles>, \
+   conv_scratch<T>,   conv<T, Tiles>,   depthwise<T>,           \
+   interpolate<T>,    argmax_row<T>,    blend_to_planes<T>,     \
+   pool_rows<T>,      max_pool<T>,      load<T>,                \
+   store<T>,          sum_values<T>,    sum_squares<T>,         \
+   normalize_row<T>,  sum_gradients<T>, norm_gradient<T>,       \
+   add_scaled<T>,     spread_row<T>,    pixel_losses<T>,        \
    pixel_gradients<T>}
 
-const Kernels<float> float_kernels = FASSD_TABLE(float);
-const Kernels<double> double_kernels = FASSD_TABLE(double);
+const Kernels<float> float_kernels = FASSD_TABLE(float, void);
+const Kernels<double> double_kernels = FASSD_TABLE(double, void);
+#if defined(FASSD_TILES)
+const Kernels<float> tile_kernels = FASSD_TABLE(float, FASSD_TILES);
+#endif
 
 }  // namespace fassd::cpu::FASSD_INSTRUCTION_SET

@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <mutex>
 
 namespace fassd::cpu {
@@ -34,10 +35,31 @@ std::array<T, fields> header_of(const Tensor& weight, Method method) {
           T(layout),         T(int(weight.scalar_type()))};
 }
 
-// Values of a weight of one input and output channel: taps, or G g G^T.
-int64_t values_of(const Tensor& weight, Method method) {
+// How tiles of weights lie: for every 16 outputs, row of taps and stretch of terms (tile_stretch)
+// so many of 32 terms, [pair of terms][output][term of the pair], padded with zeros.
+struct Tiles {
+  static constexpr int64_t outputs = 16, terms = 32;
+  int64_t stretch, stretches, steps, count;  // count: of all
+
+  Tiles(const Tensor& weight, const Integers& dilation) {
+    const int64_t in = weight.size(1), kernel_w = weight.size(3);
+    stretch = tile_stretch(in, kernel_w, dilation[1]);
+    stretches = weight.size(2) * (in > 0 ? kernel_w * in / stretch : 0);
+    steps = (stretch + terms - 1) / terms;
+    count = checked_product({(weight.size(0) + outputs - 1) / outputs, stretches, steps});
+  }
+};
+
+// Values of T that a packed weight has behind its header.
+template <typename T>
+int64_t packed_values(const Tensor& weight, Method method, const Integers& dilation) {
+  if (method == Method::tiles) {
+    return checked_product({Tiles(weight, dilation).count, Tiles::outputs, Tiles::terms, 2}) /
+           int64_t(sizeof(T));
+  }
   const int64_t reach = tile_side(method) + 2;
-  return method == Method::direct ? weight.size(2) * weight.size(3) : reach * reach;
+  const int64_t taps = method == Method::direct ? weight.size(2) * weight.size(3) : reach * reach;
+  return checked_product({weight.size(0), weight.size(1), taps});
 }
 
 // G of Winograd's F(2, 3) and F(4, 3), a row per value.
@@ -66,23 +88,32 @@ Method packed_method(const Tensor& packed) {
   return Method(int(static_cast<const T*>(packed.const_data_ptr())[method_field]));
 }
 
-// Whether `packed` is what `pack` gives for such a weight where `chosen` is the method, on whatever
-// instruction set and in whatever version, which may have chosen another of Winograd's.
+bool fits_winograd(const Tensor& weight, const Integers& stride, const Integers& dilation) {
+  return weight.size(2) == 3 && weight.size(3) == 3 && stride == Integers{1, 1} &&
+         dilation == Integers{1, 1};
+}
+
+// Whether `packed` is what `pack` gives for such a convolution, on whatever instruction set and in
+// whatever version, which may have chosen another method.
 template <typename T>
-bool is_packed(const Tensor& packed, const Tensor& weight, Method chosen) {
+bool is_packed(const Tensor& packed, const Tensor& weight, const Integers& stride,
+               const Integers& dilation) {
   if (packed.scalar_type() != ScalarType::Byte || packed.dim() != 1 || !packed.is_contiguous() ||
       !packed.is_cpu() || packed.numel() < header * int64_t(sizeof(T))) {
     return false;
   }
   const T* const found = static_cast<const T*>(packed.const_data_ptr());
-  const T last = chosen == Method::direct ? T(0) : T(int(Method::winograd4));
-  if (!(found[method_field] >= 0 && found[method_field] <= last)) {
+  if (!(found[method_field] >= 0 && found[method_field] <= T(int(Method::tiles)))) {
     return false;
   }
   const Method method = packed_method<T>(packed);
-  const int64_t values =
-      checked_product({weight.size(0), weight.size(1), values_of(weight, method)});
-  if (packed.numel() != checked_product({int64_t(sizeof(T)), checked_sum(header, values)})) {
+  const bool fits = method == Method::direct ||
+                    (method == Method::tiles ? weight.scalar_type() == ScalarType::BFloat16
+                                             : fits_winograd(weight, stride, dilation));
+  if (!fits ||
+      packed.numel() !=
+          checked_product({int64_t(sizeof(T)),
+                           checked_sum(header, packed_values<T>(weight, method, dilation))})) {
     return false;
   }
   auto told = header_of<T>(weight, method);
@@ -94,23 +125,27 @@ bool is_packed(const Tensor& packed, const Tensor& weight, Method chosen) {
   return std::equal(told.begin(), told.end(), found);
 }
 
-// Whether its blocks are as wide as this instruction set's, and its layout is this version's.
+// Whether its method is `chosen`, or direct as where a value of that was not finite, its blocks are
+// as wide as this instruction set's, and its layout is this version's.
 template <typename T>
-bool is_packed_here(const Tensor& packed) {
+bool is_packed_here(const Tensor& packed, Method chosen) {
   const T* const found = static_cast<const T*>(packed.const_data_ptr());
-  return found[outputs_field] == T(kernels<T>().outputs) && found[layout_field] == T(layout);
+  const Method method = packed_method<T>(packed);
+  return (method == chosen || method == Method::direct) &&
+         found[outputs_field] == T(kernels<T>().outputs) && found[layout_field] == T(layout);
 }
 
 }  // namespace
 
 template <typename T>
 Method method_for(const Tensor& weight, const Integers& stride, const Integers& dilation) {
-  const bool fits = weight.size(2) == 3 && weight.size(3) == 3 && stride == Integers{1, 1} &&
-                    dilation == Integers{1, 1};
+  if (kernels<T>().tiles && weight.scalar_type() == ScalarType::BFloat16) {
+    return Method::tiles;
+  }
   // The transformations are paid per input and per output channel: with few of one, the products
   // of the other do not earn them back. In double nothing asks for speed.
   const bool pays = weight.size(0) >= 6 && weight.size(1) >= 6;
-  if (sizeof(T) == 8 || !fits || !pays) {
+  if (sizeof(T) == 8 || !pays || !fits_winograd(weight, stride, dilation)) {
     return Method::direct;
   }
   // Weights of very many channels take longer to come than to be multiplied, and F(4, 3) has more
@@ -119,12 +154,76 @@ Method method_for(const Tensor& weight, const Integers& stride, const Integers& 
   return heavy ? Method::winograd2 : Method::winograd4;
 }
 
+// From plain[tap][in][out] to blocks of output channels; false where a value of Winograd's is not
+// finite.
 template <typename T>
-Tensor pack(const Tensor& weight, Method method) {
+bool fill_blocks(const T* plain, const Tensor& weight, Method method, T* panels) {
+  const int64_t out = weight.size(0), in = weight.size(1);
+  const int64_t taps = weight.size(2) * weight.size(3), reach = tile_side(method) + 2;
+  const int64_t rows = method == Method::direct ? taps : reach * reach;
+  const int64_t blocks = (out + kernels<T>().outputs - 1) / kernels<T>().outputs;
+  std::atomic<bool> finite = true;
+  parallel(blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; b++) {
+      const int64_t count = out / blocks + (b < out % blocks ? 1 : 0);
+      const int64_t first = b * (out / blocks) + std::min(b, out % blocks);
+      T* const block = panels + first * in * rows;
+      for (int64_t c = 0; c < in; c++) {
+        for (int64_t o = 0; o < count; o++) {
+          const auto put = [&](int64_t row, T value) { block[(row * in + c) * count + o] = value; };
+          const auto tap_value = [&](int64_t tap) {
+            return plain[(tap * in + c) * out + first + o];
+          };
+          if (method == Method::direct) {
+            for (int64_t tap = 0; tap < taps; tap++) put(tap, tap_value(tap));
+            continue;
+          }
+          double g[3][3];
+          for (int tap = 0; tap < 9; tap++) g[tap / 3][tap % 3] = tap_value(tap);
+          for (int64_t k = 0; k < rows; k++) {
+            const T value = T(transformed(method, g, k / reach, k % reach));
+            put(k, value);
+            if (!std::isfinite(value)) {
+              finite.store(false, std::memory_order_relaxed);
+            }
+          }
+        }
+      }
+    }
+  });
+  return finite;
+}
+
+// The same to tiles, of values that are bfloat16's.
+template <typename T>
+bool fill_tiles(const T* plain, const Tensor& weight, const Tiles& tiles, uint16_t* to) {
+  const int64_t out = weight.size(0);
+  bool finite = true;
+  for (int64_t first = 0; first < out; first += Tiles::outputs) {
+    for (int64_t stretch = 0; stretch < tiles.stretches; stretch++) {
+      for (int64_t term = 0; term < tiles.steps * Tiles::terms; term++) {
+        for (int64_t o = 0; o < Tiles::outputs; o++) {
+          const bool there = term < tiles.stretch && first + o < out;
+          // Taps and channels are in the order of terms.
+          const float value = there ? plain[(stretch * tiles.stretch + term) * out + first + o] : 0;
+          finite = finite && std::isfinite(value);
+          uint32_t bits;
+          std::memcpy(&bits, &value, sizeof(bits));
+          to[term / Tiles::terms * Tiles::terms * Tiles::outputs +
+             term % Tiles::terms / 2 * 2 * Tiles::outputs + 2 * o + term % 2] = bits >> 16;
+        }
+      }
+      to += tiles.steps * Tiles::terms * Tiles::outputs;
+    }
+  }
+  return finite;
+}
+
+template <typename T>
+Tensor pack(const Tensor& weight, Method method, const Integers& dilation) {
   const int64_t out = weight.size(0), in = weight.size(1);
   const int64_t taps = weight.size(2) * weight.size(3), kernel_w = weight.size(3);
-  const int64_t rows = values_of(weight, method), reach = tile_side(method) + 2;
-  const int64_t values = checked_sum(header, checked_product({out, in, rows}));
+  const int64_t values = checked_sum(header, packed_values<T>(weight, method, dilation));
   // Bytes, so that nothing converts them: not `half()`, not autocast.
   Tensor packed =
       torch::stable::empty({checked_product({values, int64_t(sizeof(T))})}, ScalarType::Byte);
@@ -145,39 +244,12 @@ Tensor pack(const Tensor& weight, Method method) {
                         plain.data() + (tap * in + c) * out, 1, out);
     }
   }
-  const int64_t blocks = (out + kernels<T>().outputs - 1) / kernels<T>().outputs;
-  T* const panels = to + header;
-  std::atomic<bool> finite = true;
-  parallel(blocks, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; b++) {
-      const int64_t count = out / blocks + (b < out % blocks ? 1 : 0);
-      const int64_t first = b * (out / blocks) + std::min(b, out % blocks);
-      T* const block = panels + first * in * rows;
-      for (int64_t c = 0; c < in; c++) {
-        for (int64_t o = 0; o < count; o++) {
-          const auto put = [&](int64_t row, T value) { block[(row * in + c) * count + o] = value; };
-          const auto tap_value = [&](int64_t tap) {
-            return plain.data()[(tap * in + c) * out + first + o];
-          };
-          if (method == Method::direct) {
-            for (int64_t tap = 0; tap < taps; tap++) put(tap, tap_value(tap));
-            continue;
-          }
-          double g[3][3];
-          for (int tap = 0; tap < 9; tap++) g[tap / 3][tap % 3] = tap_value(tap);
-          for (int64_t k = 0; k < rows; k++) {
-            const T value = T(transformed(method, g, k / reach, k % reach));
-            put(k, value);
-            if (!std::isfinite(value)) {
-              finite.store(false, std::memory_order_relaxed);
-            }
-          }
-        }
-      }
-    }
-  });
+  const bool finite = method == Method::tiles
+                          ? fill_tiles(plain.data(), weight, Tiles(weight, dilation),
+                                       reinterpret_cast<uint16_t*>(to + header))
+                          : fill_blocks<T>(plain.data(), weight, method, to + header);
   // Infinite weights would spread over whole tiles, as NaN.
-  return finite ? packed : pack<T>(weight, Method::direct);
+  return finite ? packed : pack<T>(weight, Method::direct, dilation);
 }
 
 template <typename T>
@@ -196,22 +268,23 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
       method_(method_for<T>(weight, stride, dilation)),
       direct_(std::make_shared<Direct>()) {
   const bool given = packed && packed->numel() > 0;
-  STD_TORCH_CHECK(!given || is_packed<T>(*packed, weight, method_), op,
+  STD_TORCH_CHECK(!given || is_packed<T>(*packed, weight, stride, dilation), op,
                   ": packed weights of shape ", shape_name(*packed), " and dtype ",
                   dtype_name(packed->scalar_type()),
                   " are not what pack_weight gives for a weight ", "of shape ", shape_name(weight),
                   ", this stride and dilation");
   // Programs are exported on one machine and run on another.
-  const bool here = given && is_packed_here<T>(*packed);
-  packed_ = here ? *packed : pack<T>(weight, method_);
+  const bool here = given && is_packed_here<T>(*packed, method_);
+  packed_ = here ? *packed : pack<T>(weight, method_, dilation);
   method_ = packed_method<T>(packed_);
 }
 
 template <typename T>
 const T* Weights<T>::direct(const void* self) {
   const auto& weights = *static_cast<const Weights<T>*>(self);
-  std::call_once(weights.direct_->once,
-                 [&] { weights.direct_->packed = pack<T>(weights.weight_, Method::direct); });
+  std::call_once(weights.direct_->once, [&] {
+    weights.direct_->packed = pack<T>(weights.weight_, Method::direct, weights.dilation_);
+  });
   return static_cast<const T*>(weights.direct_->packed.const_data_ptr()) + header;
 }
 
@@ -240,8 +313,8 @@ Conv<T> Weights<T>::convolution(const Image* inputs, int64_t count, int64_t heig
 
 template Method method_for<float>(const Tensor&, const Integers&, const Integers&);
 template Method method_for<double>(const Tensor&, const Integers&, const Integers&);
-template Tensor pack<float>(const Tensor&, Method);
-template Tensor pack<double>(const Tensor&, Method);
+template Tensor pack<float>(const Tensor&, Method, const Integers&);
+template Tensor pack<double>(const Tensor&, Method, const Integers&);
 template class Weights<float>;
 template class Weights<double>;
 
@@ -249,7 +322,8 @@ Tensor pack_weight(const Tensor& weight, const Integers& stride, const Integers&
   const Checked checked = check_pack_weight(weight, stride, dilation);
   return with_arithmetic(checked.dtype, [&](auto type) {
     using T = decltype(type);
-    return pack<T>(weight, method_for<T>(weight, checked.stride, checked.dilation));
+    return pack<T>(weight, method_for<T>(weight, checked.stride, checked.dilation),
+                   checked.dilation);
   });
 }
 

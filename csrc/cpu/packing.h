@@ -3,6 +3,7 @@
 // For each block of output channels (for_output_blocks in multiply_impl.h):
 //     direct:    [tap][input channel][output channel of the block]
 //     Winograd:  [16 or 36 values of G g G^T][input channel][output channel of the block]
+// and for products of tiles, in tiles of 32 terms by 16 output channels.
 //
 // Packing costs as much as reading the weights a few times: little for a large picture, a fifth of
 // the time for a small one. So the operator `pack_weight` gives packed weights as a tensor, that
@@ -20,9 +21,9 @@ template <typename T>
 Method method_for(const Tensor& weight, const Integers& stride, const Integers& dilation);
 
 // `weight` packed for `method`, behind a header that tells for what; directly, where a value of
-// Winograd's is not finite.
+// another method's is not finite.
 template <typename T>
-Tensor pack(const Tensor& weight, Method method);
+Tensor pack(const Tensor& weight, Method method, const Integers& dilation);
 
 // A convolution's weights: those that were packed before, or packed now.
 template <typename T>

@@ -306,52 +306,106 @@ class Ahead {
 
 // --- back to pixels ------------------------------------------------------------------------------
 
+// What is done to the sums of a vector of channels, from `c` on, of pixels of row y of image n.
+// `native`: the CPU has AVX512-BF16.
+template <typename T, bool native = false>
+class Finish {
+ public:
+  Finish(const Conv<T>& conv, int64_t n, int64_t y, int64_t c)
+      : channels_(smaller(lanes<T>, conv.out_channels - c)),
+        activation_(conv.epilogue.activation),
+        residual_(conv.epilogue.residual, n, y, c),
+        addend_(conv.epilogue.addend, n, y, c),
+        bias_(from(conv.epilogue.bias, c)),
+        slope_(from(conv.epilogue.slope, c)),
+        scaled_(conv.epilogue.scale != nullptr),
+        scale_(from(conv.epilogue.scale, c)),
+        shift_(from(conv.epilogue.shift, c)),
+        final_slope_(from(conv.epilogue.final_slope, c)) {}
+
+  // Finishes the sums of column x, and writes them.
+  template <typename Out>
+  void operator()(Vector<T> value, int64_t x, Out* to) const {
+    value += bias_;
+    if (residual_.data) {
+      value += residual_.at(x, channels_);
+    }
+    value =
+        activation_ == Activation::relu ? relu<T>(value) : activate<T>(value, activation_, slope_);
+    if (addend_.data) {
+      value += addend_.at(x, channels_);
+    }
+    if (scaled_) {
+      value = prelu<T>(value * scale_ + shift_, final_slope_);
+    }
+#if defined(FASSD_AVX512)
+    if constexpr (native && std::is_same_v<Out, BFloat16>) {
+      const __m256i narrow = __m256i(_mm512_cvtneps_pbh(__m512(value)));
+      _mm256_mask_storeu_epi16(to, __mmask16((1u << channels_) - 1), narrow);
+      return;
+    }
+#endif
+    if (channels_ == lanes<T>) {
+      store_narrow<T>(to, value);
+    } else {
+      store_part<T>(to, value, channels_);
+    }
+  }
+
+ private:
+  // A row of an image that is added.
+  struct Row {
+    const void* data = nullptr;
+    ScalarType dtype = ScalarType::Float;
+    int64_t first = 0, stride = 0;
+
+    Row(const Image* image, int64_t n, int64_t y, int64_t c) {
+      if (image) {
+        data = image->data;
+        dtype = image->dtype;
+        first = image->offset(n, y) + c;
+        stride = image->stride_w;
+      }
+    }
+    Vector<T> at(int64_t x, int64_t channels) const {
+      return load_channels<T>(data, dtype, first + x * stride, channels);
+    }
+  };
+
+  static Vector<T> from(const T* values, int64_t c) {
+    return values ? load_vector(values + c) : Vector<T>{};
+  }
+
+  const int64_t channels_;
+  const Activation activation_;
+  const Row residual_, addend_;
+  const Vector<T> bias_, slope_;
+  const bool scaled_;
+  const Vector<T> scale_, shift_, final_slope_;
+};
+
 // Finishes and writes `count` pixels of row y, columns `first`, first + step, ...; their sums are
 // planes[channel * pitch + i], which have room up to a whole vector of channels and pixels.
 template <typename T, typename Out>
 void write_pixels(const Conv<T>& conv, int64_t n, int64_t y, int64_t first, int64_t step,
                   int64_t count, const T* planes, int64_t pitch) {
   constexpr int64_t width = lanes<T>;
-  const Epilogue<T>& epilogue = conv.epilogue;
-  const Image *const residual = epilogue.residual, *const addend = epilogue.addend;
   const int64_t out_step = step * conv.out.stride_w;
   for (int64_t i = 0; i < count; i += width) {
     const int64_t pixels = smaller(width, count - i);
     const int64_t x = first + i * step;
     Out* const out = static_cast<Out*>(conv.out.data) + conv.out.offset(n, y, x);
-    const int64_t residual_at = residual ? residual->offset(n, y) + x * residual->stride_w : 0;
-    const int64_t addend_at = addend ? addend->offset(n, y) + x * addend->stride_w : 0;
     for (int64_t c = 0; c < conv.out_channels; c += width) {
-      const int64_t channels = smaller(width, conv.out_channels - c);
       Vector<T> v[width];
 #pragma GCC unroll 16
       for (int q = 0; q < width; q++) {
         v[q] = load_vector(planes + (c + q) * pitch + i);
       }
       transpose<T>(v);
-      const Vector<T> bias = epilogue.bias ? load_vector(epilogue.bias + c) : Vector<T>{};
-      const Vector<T> slope = epilogue.slope ? load_vector(epilogue.slope + c) : Vector<T>{};
+      const Finish<T> finish(conv, n, y, c);
       Out* to = out + c;
       for (int64_t p = 0; p < pixels; p++, to += out_step) {
-        Vector<T> value = v[p] + bias;
-        if (residual) {
-          value += load_channels<T>(residual->data, residual->dtype,
-                                    residual_at + p * step * residual->stride_w + c, channels);
-        }
-        value = activate<T>(value, epilogue.activation, slope);
-        if (addend) {
-          value += load_channels<T>(addend->data, addend->dtype,
-                                    addend_at + p * step * addend->stride_w + c, channels);
-        }
-        if (epilogue.scale) {
-          value = value * load_vector(epilogue.scale + c) + load_vector(epilogue.shift + c);
-          value = prelu<T>(value, load_vector(epilogue.final_slope + c));
-        }
-        if (channels == width) {
-          store_narrow<T>(to, value);
-        } else {
-          store_part<T>(to, value, channels);
-        }
+        finish(v[p], x + p * step, to);
       }
     }
   }

@@ -112,8 +112,17 @@ with torch.no_grad():
     run_python(code)
 
 
+INSTRUCTION_SETS = {
+    "portable": "portable vectors",
+    "avx2": "AVX2 + FMA",
+    "avx512": "AVX-512",
+    "amx": "AVX-512 + AMX",
+    "emulation": "portable vectors, emulated tiles",
+}
+
+
 @needs_cpp
-@pytest.mark.parametrize("choice", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("choice", INSTRUCTION_SETS)
 def test_an_instruction_set_is_chosen(choice: str) -> None:
     """Or refused where this machine lacks it. `make isa` holds each to the conformance suite."""
     code = """
@@ -121,22 +130,25 @@ import torch
 from fassd_kernels import backends, ops, reference
 print(backends()["cpu"].detail)
 x, w = torch.randn(2, 19, 9, 14), torch.randn(33, 19, 3, 3)
-torch.testing.assert_close(ops.conv_act([x], w), reference.conv_act([x], w), atol=1e-4, rtol=0)
+for dtype, off in ((torch.float32, 1e-4), (torch.bfloat16, 0.2)):
+    near = ops.conv_act([x.to(dtype)], w.to(dtype)).float()
+    torch.testing.assert_close(near, reference.conv_act([x], w), atol=off, rtol=0.02)
 """
     result = attempt(code, FASSD_KERNELS_CPU=choice)
     if result.returncode:
         assert f"FASSD_KERNELS_CPU is '{choice}', which this CPU does not offer" in result.stderr
-        assert choice == "avx512" or (choice == "avx2" and not torch.cpu._is_avx2_supported())
+        assert choice in ("avx512", "amx") or (
+            choice == "avx2" and not torch.cpu._is_avx2_supported()
+        )
     else:
-        names = {"portable": "portable vectors", "avx2": "AVX2 + FMA", "avx512": "AVX-512"}
-        assert names[choice] in result.stdout
+        assert result.stdout.strip() == INSTRUCTION_SETS[choice]
 
 
 @needs_cpp
 def test_unknown_instruction_set_is_refused() -> None:
     result = attempt("import fassd_kernels; fassd_kernels.backends()", FASSD_KERNELS_CPU="mmx")
     assert result.returncode != 0
-    assert "FASSD_KERNELS_CPU is 'mmx'; expected portable, avx2 or avx512" in result.stderr
+    assert "FASSD_KERNELS_CPU is 'mmx'; expected portable, avx2, avx512, amx or emulation" in result.stderr
 
 
 def test_source_only_checkout_runs_on_the_reference() -> None:

@@ -37,3 +37,16 @@ def test_what_another_version_packed_for_another_method_is_packed_again():
     older[METHOD] = torch.nan
     with pytest.raises(RuntimeError, match="are not what pack_weight gives"):
         ops.conv_act([x], weight, packed=older.view(torch.uint8))
+
+
+def test_tiles_that_another_cpu_or_version_packed_are_packed_again():
+    weight, x = torch.randn(9, 7, 3, 3).bfloat16(), torch.randn(1, 7, 6, 5).bfloat16()
+    here = ops.pack_weight(weight).view(torch.float32)
+    # Three rows of taps of 21 terms, and nine outputs, in tiles of 32 x 16.
+    tiles = torch.full((HEADER + 3 * 32 * 16 // 2,), torch.nan)
+    tiles[:HEADER] = here[:HEADER]
+    tiles[METHOD], tiles[LAYOUT] = 3, here[LAYOUT] + 1
+    expected = ops.conv_act([x], weight)
+    assert torch.equal(ops.conv_act([x], weight, packed=tiles.view(torch.uint8)), expected)
+    with pytest.raises(RuntimeError, match="are not what pack_weight gives"):
+        ops.conv_act([x.float()], weight.float(), packed=tiles.view(torch.uint8))
