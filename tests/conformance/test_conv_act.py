@@ -192,6 +192,14 @@ def test_activations_of_any_value(subject, activation):
             torch.testing.assert_close(result, CURVES[activation](filled.cpu()), equal_nan=True)
 
 
+@pytest.mark.parametrize("channels", [16, 48, 100, 256, 512])
+def test_3x3_of_many_channels(subject, channels):
+    """No less exact than a plain sum, however it is computed."""
+    call = conv_act(channels=(channels,), out_channels=8, size=(8, 8))
+    call = call.to(torch.float32, subject.device)
+    check_close(subject(call), harness.expected(call), 1.2e-6)
+
+
 def test_same_tensor_twice(subject, dtype):
     call = conv_act(channels=(5, 5), out_channels=6)
     image = call.arguments["inputs"][0]

@@ -113,7 +113,8 @@ def predict(work: CallWork, machine: Machine) -> RooflineTime:
     Assumes that
 
     * multiply-accumulates run at the rate of a float32 matrix product, whatever the dtype: the
-      kernels widen 16 bits as they load them. Neither Winograd's transformations nor biases,
+      kernels widen 16 bits as they load them (but for bfloat16 where the CPU has AMX, which takes
+      less than this says). Neither Winograd's transformations nor biases,
       activations, pooling and interpolation count;
     * 3x3 convolutions without stride and dilation, and with at least six channels on both sides,
       are computed in Winograd's form, with fewer products by `WINOGRAD_SAVING`; all others take
