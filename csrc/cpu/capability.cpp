@@ -5,10 +5,8 @@
 #include <array>
 #include <cstdlib>
 #include <utility>
-#if defined(__x86_64__)
+#if defined(FASSD_AMX)
 #include <cpuid.h>
-#endif
-#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -27,7 +25,7 @@ constexpr std::array<std::pair<const char*, Capability>, 5> names = {{
 
 // Linux gives a process the tiles' registers, of 8 KB, when it asks for them.
 bool offers_tiles() {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(FASSD_AMX)
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned bfloat16 = 1u << 22, registers = 1u << 24, vectors = 1u << 5;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bfloat16) || !(d & registers) ||

@@ -4,6 +4,12 @@
 
 #include <string>
 
+// Whether the compiler knows AMX: GCC from 11 on, Clang from 12 on.
+#if defined(__x86_64__) && defined(__linux__) && \
+    ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#define FASSD_AMX
+#endif
+
 namespace fassd::cpu {
 
 // amx: AVX-512, and bfloat16 by its tiles. emulation: portable, with tiles in plain C++; for tests.

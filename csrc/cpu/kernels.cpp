@@ -13,9 +13,11 @@ namespace fassd::cpu {
 template <>
 const Kernels<float>& kernels<float>() {
   switch (capability()) {
-#if defined(__x86_64__)
+#if defined(FASSD_AMX)
     case Capability::amx:
       return avx512::tile_kernels;
+#endif
+#if defined(__x86_64__)
     case Capability::avx512:
       return avx512::float_kernels;
     case Capability::avx2:

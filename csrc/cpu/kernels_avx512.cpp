@@ -2,25 +2,34 @@
 
 #if defined(__x86_64__)
 
+#include "capability.h"
 #include "kernels_includes.h"
 
 // Headers are included above, for the baseline: a function of theirs compiled here for a wider
 // instruction set could be the copy that the linker keeps for everybody.
-#if defined(__clang__)
+// Only what is compiled for TileRegisters has the instructions of AMX and AVX512-BF16.
+#if defined(FASSD_AMX) && defined(__clang__)
 #pragma clang attribute push(                                                                      \
     __attribute__((                                                                                \
         target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,amx-tile,amx-bf16,avx512bf16"))), \
     apply_to = function)
-#else
-// Only what is compiled for TileRegisters has the instructions of the last three.
+#elif defined(FASSD_AMX)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,amx-tile,amx-bf16,avx512bf16")
+#elif defined(__clang__)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#endif
+#if defined(FASSD_AMX)
+#define FASSD_TILES TileRegisters
 #endif
 #define FASSD_F16C
 #define FASSD_INSTRUCTION_SET avx512
 #define FASSD_VECTOR_BYTES 64
 #define FASSD_AVX512
 #define FASSD_TILE_OUTPUTS 12
-#define FASSD_TILES TileRegisters
 #include "kernels_impl.h"
 
 #if defined(__clang__)

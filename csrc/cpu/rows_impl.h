@@ -338,7 +338,7 @@ class Finish {
     if (scaled_) {
       value = prelu<T>(value * scale_ + shift_, final_slope_);
     }
-#if defined(FASSD_AVX512)
+#if defined(FASSD_AVX512) && defined(FASSD_AMX)
     if constexpr (native && std::is_same_v<Out, BFloat16>) {
       const __m256i narrow = __m256i(_mm512_cvtneps_pbh(__m512(value)));
       _mm256_mask_storeu_epi16(to, __mmask16((1u << channels_) - 1), narrow);

@@ -42,7 +42,7 @@ struct TilePlan {
   }
 };
 
-#if defined(FASSD_AVX512)
+#if defined(FASSD_AVX512) && defined(FASSD_AMX)
 // The registers of this CPU: sums in 0 to 3, pixels in 4 and 5, weights in 6 and 7. Their numbers
 // have to be literals.
 struct TileRegisters {
