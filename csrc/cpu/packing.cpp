@@ -44,7 +44,7 @@ struct Tiles {
   Tiles(const Tensor& weight, const Integers& dilation) {
     const int64_t in = weight.size(1), kernel_w = weight.size(3);
     stretch = tile_stretch(in, kernel_w, dilation[1]);
-    stretches = weight.size(2) * (in > 0 ? kernel_w * in / stretch : 0);
+    stretches = weight.size(2) * (in > 0 ? kernel_w * in / stretch : 0);  // foreign ones may be so
     steps = (stretch + terms - 1) / terms;
     count = checked_product({(weight.size(0) + outputs - 1) / outputs, stretches, steps});
   }
@@ -139,7 +139,11 @@ bool is_packed_here(const Tensor& packed, Method chosen) {
 
 template <typename T>
 Method method_for(const Tensor& weight, const Integers& stride, const Integers& dilation) {
-  if (kernels<T>().tiles && weight.scalar_type() == ScalarType::BFloat16) {
+  // Products of tiles read whole rows, however far apart the columns are that count.
+  constexpr int64_t far = 512;
+  const bool near = stride[1] <= far / 64 && (weight.size(3) == 1 || dilation[1] <= far);
+  if (kernels<T>().tiles && near && weight.size(1) > 0 &&
+      weight.scalar_type() == ScalarType::BFloat16) {
     return Method::tiles;
   }
   // The transformations are paid per input and per output channel: with few of one, the products

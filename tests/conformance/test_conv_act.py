@@ -192,6 +192,13 @@ def test_activations_of_any_value(subject, activation):
             torch.testing.assert_close(result, CURVES[activation](filled.cpu()), equal_nan=True)
 
 
+def test_far_steps_and_taps(subject, dtype):
+    """Memory is taken for what is read, not for what lies between."""
+    far = (2**31 - 1, 2**31 - 1)
+    check(subject, conv_act(size=(5, 7), stride=far, kernel=(3, 3)), dtype)
+    check(subject, conv_act(size=(5, 7), dilation=far, kernel=(3, 3)), dtype)
+
+
 @pytest.mark.parametrize("channels", [16, 48, 100, 256, 512])
 def test_3x3_of_many_channels(subject, channels):
     """No less exact than a plain sum, however it is computed."""

@@ -87,10 +87,10 @@ def test_a_stop_in_the_last_validation_leaves_it_for_later(card, tmp_path, monke
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_to_trainer_and_workers_saves(whole, card, tmp_path, number):
     """As a scheduler stops a job, and Ctrl-C in a terminal: every process of the group gets it."""
-    hit = []
+    hit, others = [], multiprocessing.active_children()
 
     def stop_all():
-        hit.extend(multiprocessing.active_children())
+        hit.extend(child for child in multiprocessing.active_children() if child not in others)
         for process in (*hit, multiprocessing.current_process()):
             os.kill(process.pid, number)
 
