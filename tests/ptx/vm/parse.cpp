@@ -112,13 +112,30 @@ class Parser {
     }
   }
 
+  // {95, 95, 67}: bytes, such as a name that a library's function was asked by.
+  static void initialise(const Variable& variable, std::string_view values) {
+    fault_if(bytes_of(variable.element) != 1,
+             "initial values are supported of bytes alone: ", variable.name);
+    const size_t open = values.find('{'), close = values.find('}');
+    fault_if(open == values.npos || close == values.npos, "no list of initial values: ", values);
+    uint64_t at = variable.address;
+    for (std::string_view number : split(values.substr(open + 1, close - open - 1), ',')) {
+      fault_if(at == variable.address + variable.bytes, "too many initial values: ", values);
+      *reinterpret_cast<uint8_t*>(at++) = uint8_t(integer_of(number));
+    }
+  }
+
   void variable(std::string_view text) {
-    Variable variable = parse_variable(text);
+    const std::string_view declared = trimmed(text.substr(0, text.find('=')));
+    Variable variable = parse_variable(declared);
     if (variable.space != Space::shared) {
       std::vector<uint8_t>& storage =
           module_->storage.emplace_back(variable.bytes + variable.alignment);
       variable.address = aligned(reinterpret_cast<uint64_t>(storage.data()), variable.alignment);
       add_allocation(variable.address, variable.bytes);
+      if (declared.size() < trimmed(text).size()) {
+        initialise(variable, text.substr(text.find('=') + 1));
+      }
     }
     module_->variables.push_back(variable);
   }
