@@ -83,9 +83,17 @@ double transformed(Method method, const double g[3][3], int64_t i, int64_t j) {
   return sum;
 }
 
+// The header of packed weights, wherever their bytes lie.
+template <typename T>
+std::array<T, fields> read_header(const Tensor& packed) {
+  std::array<T, fields> found;
+  std::memcpy(found.data(), packed.const_data_ptr(), sizeof(found));
+  return found;
+}
+
 template <typename T>
 Method packed_method(const Tensor& packed) {
-  return Method(int(static_cast<const T*>(packed.const_data_ptr())[method_field]));
+  return Method(int(read_header<T>(packed)[method_field]));
 }
 
 bool fits_winograd(const Tensor& weight, const Integers& stride, const Integers& dilation) {
@@ -102,7 +110,7 @@ bool is_packed(const Tensor& packed, const Tensor& weight, const Integers& strid
       !packed.is_cpu() || packed.numel() < header * int64_t(sizeof(T))) {
     return false;
   }
-  const T* const found = static_cast<const T*>(packed.const_data_ptr());
+  const auto found = read_header<T>(packed);
   if (!(found[method_field] >= 0 && found[method_field] <= T(int(Method::tiles)))) {
     return false;
   }
@@ -122,17 +130,18 @@ bool is_packed(const Tensor& packed, const Tensor& weight, const Integers& strid
   if (found[layout_field] != T(layout)) {
     told[type_field] = found[type_field];  // which older ones do not tell
   }
-  return std::equal(told.begin(), told.end(), found);
+  return told == found;
 }
 
 // Whether its method is `chosen`, or direct as where a value of that was not finite, its blocks are
-// as wide as this instruction set's, and its layout is this version's.
+// as wide as this instruction set's, its layout is this version's, and its values are aligned.
 template <typename T>
 bool is_packed_here(const Tensor& packed, Method chosen) {
-  const T* const found = static_cast<const T*>(packed.const_data_ptr());
+  const auto found = read_header<T>(packed);
   const Method method = packed_method<T>(packed);
   return (method == chosen || method == Method::direct) &&
-         found[outputs_field] == T(kernels<T>().outputs) && found[layout_field] == T(layout);
+         found[outputs_field] == T(kernels<T>().outputs) && found[layout_field] == T(layout) &&
+         reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % alignof(T) == 0;
 }
 
 }  // namespace
