@@ -2,32 +2,51 @@
 
 Its plan takes one of them by a model of the time (``csrc/plan/plan.cpp``), whose constants are
 judged by how far what it takes is from the fastest.
+
+``python -m benchmarks.variants`` measures nothing: of every network of the family, batches of 1 and
+8, 256x512 to 1024x2048, on GPUs of five sizes, it counts how many launches take each variant of a
+convolution or pair. What none takes need not be compiled: the lists stand in ``csrc/plan/plan.h``.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import math
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.rows import Record, data_of_part, number, share, table_of
+from benchmarks.rows import Record, data_of_part, number, share, table, table_of
 from benchmarks.tools import Visit
 from fassd.bench.candidates import UnavailableError, require_operators
+from fassd.bench.costs.cuda import (
+    FLOAT32,
+    HALF,
+    TF32,
+    Convolution,
+    Model,
+    check_requirements,
+    find_device,
+)
+from fassd.bench.costs.triton import record_network
 from fassd.bench.stopwatch import Call, Inputs, Run, graph_run, interleaved, warm_up
 from fassd.bench.subjects import Case
 from fassd.evaluation.agreement import TOLERANCES, compare
+from fassd.models import list_models
 from fassd.models.clock import Sampling, rotation
 from fassd.models.device import DTYPES
 from fassd_kernels.triton.availability import first_line
+from fassd_kernels.triton.device import SHARED, Device, describe_gpu, device_named
 
 VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
@@ -77,9 +96,9 @@ def setting(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def known_variants(arithmetic: str) -> list[KernelVariant]:
-    """Those that are compiled, for ``halves`` or ``floats``."""
-    rows = torch.ops.fassd_kernels_plan.variants(0 if arithmetic == "halves" else 2).tolist()
+def known_variants(arithmetic: int, kernel: str = "convolution_kernel") -> list[KernelVariant]:
+    """Those that are compiled of a template, for `HALF`, `TF32` or `FLOAT32`."""
+    rows = torch.ops.fassd_kernels_plan.variants(arithmetic, kernel).tolist()
     return [KernelVariant(warps, m, n, bool(s), splits) for warps, m, n, s, splits in rows]
 
 
@@ -102,18 +121,15 @@ def measure_variants(
     Raises:
         UnavailableError: the backend, or what the plans are made with, is not there.
     """
-    from fassd.bench.costs import cuda as predict
-    from fassd_kernels.triton.device import describe_gpu
-
     device = visit.device
     require_operators(backend, frozenset({"conv_act"}), device)
     try:
-        predict.check_requirements()
-        target = describe_gpu(device) if device.type == "cuda" else predict.find_device(REHEARSED)
+        check_requirements()
+        target = describe_gpu(device) if device.type == "cuda" else find_device(REHEARSED)
     except ImportError as error:
         raise UnavailableError(str(error)) from None
     case = Case("networks", network, height, width, dtype, batch)
-    model = predict.Model(target, case.torch_dtype, arithmetic_of(dtype) == "tf32")
+    model = Model(target, case.torch_dtype, arithmetic_of(dtype) == "tf32")
     shapes = shapes_of(case, target, model)
     started = time.monotonic()
     records: list[dict[str, Any]] = []
@@ -135,13 +151,10 @@ def arithmetic_of(dtype: str) -> str:
 
 
 def shapes_of(case: Case, target: Any, model: Any) -> list[tuple[Any, int]]:
-    """A network's distinct convolutions, `predict.Convolution`, and how often each is launched.
+    """A network's distinct convolutions, `Convolution`, and how often each is launched.
 
     Those whose launches should take longest come first.
     """
-    from fassd.bench.costs.cuda import Convolution
-    from fassd.bench.costs.triton import record_network
-
     size = case.height, case.width
     calls, _ = record_network(case.subject, *size, target, case.batch, case.torch_dtype)
     with setting(FUSION, "never"):
@@ -167,9 +180,8 @@ def plan_of(shape: Any, limits: Any) -> Any:
 
 def fitting(shape: Any, limits: Any) -> dict[KernelVariant, Any]:
     """The variants that can compute a convolution, and the plan of each."""
-    arithmetic = "halves" if shape.arithmetic == 0 else "floats"
     plans = {}
-    for variant in known_variants(arithmetic):
+    for variant in known_variants(HALF if shape.arithmetic == HALF else FLOAT32):
         with variant.forced():
             plan = plan_of(shape, limits)
         if variant == KernelVariant(
@@ -355,3 +367,64 @@ def wrong_variants(data: Record) -> list[str]:
         for variant in shape["variants"]
         if not variant["match"]
     ]
+
+
+# --- which of them the plans take -----------------------------------------------------------------
+
+ARITHMETIC = {HALF: "half", TF32: "tf32", FLOAT32: "float32"}
+SIZES = ((256, 512), (512, 1024), (1024, 2048))
+BATCHES = (1, 8)
+KERNELS = ("convolution_kernel", "pair_kernel")
+
+Kernel = tuple[str, str, KernelVariant]
+"""A template, its arithmetic and its variant."""
+
+
+def devices() -> list[Device]:
+    named = [device_named(name) for name in ("H200", "A100", "RTX 4090", "Tesla T4")]
+    orin = replace(
+        named[1], name="Jetson AGX Orin", arch=87, multiprocessors=16, shared=SHARED[87] * 1024
+    )
+    return [*named, orin]
+
+
+def kernel_of(answer: dict[str, Any]) -> Kernel | None:
+    """That of a launch; None where it has a kernel of its own."""
+    if answer["kernel"] not in KERNELS:
+        return None
+    blocks = answer["blocks"][0]
+    variant = KernelVariant(**{part.name: blocks[part.name] for part in fields(KernelVariant)})
+    return answer["kernel"], answer["arithmetic"], variant
+
+
+def answers(networks: Sequence[str], dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """All launches of the networks, planned for each GPU, of float32 with and without TF32."""
+    for name, size, batch in itertools.product(networks, SIZES, BATCHES):
+        calls, _ = record_network(name, *size, device_named(REHEARSED), batch, dtype)
+        for device, tf32 in itertools.product(devices(), {False, dtype == torch.float32}):
+            model = Model(device, dtype, tf32)
+            for call in calls:
+                yield from model.answer(call)
+        print(name, size, batch, dtype, file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Count the launches that take each variant.")
+    parser.add_argument("networks", nargs="*", default=list_models())
+    options = parser.parse_args(arguments)
+    taken = Counter(
+        kernel_of(answer)
+        for dtype in (torch.float16, torch.float32)
+        for answer in answers(options.networks, dtype)
+    )
+    rows = [
+        [kernel, name, variant.text, str(taken[kernel, name, variant])]
+        for arithmetic, name in ARITHMETIC.items()
+        for kernel in KERNELS
+        for variant in known_variants(arithmetic, kernel)
+    ]
+    print(table(("kernel", "arithmetic", "variant", "launches"), rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from benchmarks import gpu_report, tools, write_text
+from benchmarks.gpu_report import SESSION, Session
 from benchmarks.plan import PARTS, build_plan, quick_scale
 from benchmarks.probes import launch_times
-from benchmarks.session import SESSION, Session
 from benchmarks.tools import CONFIGS, Visit
 from fassd.bench.candidates import SWITCHED
 from fassd.bench.cases import GROUPS
@@ -61,7 +61,7 @@ def state_of(folder: Path, **more: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def without_predictions(monkeypatch) -> None:
     """They take seconds; test_predicted.py has them."""
-    monkeypatch.setattr("benchmarks.session.load_predictions", list)
+    monkeypatch.setattr("benchmarks.gpu_report.load_predictions", list)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_damaged_record_or_one_of_other_sources_is_measured_again(
         session.turn(item)
     session.path(damaged).write_text('{"status": "do')
     assert session.load(damaged) is None and session.load(old) is not None
-    monkeypatch.setattr("benchmarks.session.digest", lambda paths: "changed")
+    monkeypatch.setattr("benchmarks.gpu_report.digest", lambda paths: "changed")
     assert Session(state_of(tmp_path), standing_in).load(old) is None
 
 
@@ -216,7 +216,7 @@ def test_an_item_with_an_environment_has_a_process_of_its_own(tmp_path, monkeypa
             run.save(item, {"status": "done", "data": {"candidates": []}})
         return 3
 
-    monkeypatch.setattr("benchmarks.session.run_logged", child)
+    monkeypatch.setattr("benchmarks.gpu_report.run_logged", child)
     assert run.perform(item, 10.0)["data"] == {"candidates": []}
     assert item.environment.items() <= calls[0].items()
     record = run.perform(item, 10.0)
@@ -304,8 +304,8 @@ def rehearsal(tmp_path_factory) -> Path:
         patch.setattr(gpu_report, "run_logged", measure_here)
         patch.setattr(tools, "run_logged", started)
         patch.setattr(tools.shutil, "which", str)
-        patch.setattr("benchmarks.session.require_operators", lambda *_: None)
-        patch.setattr("benchmarks.session.load_predictions", list)
+        patch.setattr("benchmarks.gpu_report.require_operators", lambda *_: None)
+        patch.setattr("benchmarks.gpu_report.load_predictions", list)
         stand_in(patch, "profile", profiled)
         for environment in SWITCHED.values():  # these items need no process of their own, then
             for name, value in environment.items():
@@ -406,7 +406,7 @@ import sys
 plugins = ("pytest_timeout", "pytest_reportlog", "pytest_benchmark", "xdist")
 for name in (*plugins, "matplotlib", "adjustText", "pydantic", "platformdirs"):
     sys.modules[name] = None
-import benchmarks.gpu_report, benchmarks.session
+import benchmarks.gpu_report
 """
 
 

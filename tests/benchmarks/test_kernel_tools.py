@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from benchmarks import tools
+from benchmarks.gpu_report import judged
 from benchmarks.plan import PARTS
 from benchmarks.probes import count_launches, parse_counters
-from benchmarks.session import judged
 from benchmarks.tools import CONFIGS, ProgramError, Visit, conformance, findings, sanitize, tune
 from fassd.bench.candidates import UnavailableError
 from fassd.bench.cases import Bench

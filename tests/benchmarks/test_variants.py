@@ -29,6 +29,7 @@ from benchmarks.variants import (
     wrong_variants,
 )
 from fassd.bench.cases import Bench
+from fassd.bench.costs.cuda import FLOAT32, HALF
 from fassd.models.clock import Sampling
 
 CPU = torch.device("cpu")
@@ -51,10 +52,10 @@ def shown(part: str, data: dict[str, Any]) -> str:
 
 
 def test_the_variants_are_those_that_are_compiled():
-    halves = known_variants("halves")
+    halves = known_variants(HALF)
     assert len(set(halves)) == len(halves)
     assert KernelVariant(8, 2, 8) in halves and KernelVariant(4, 4, 2, True) in halves
-    assert known_variants("floats")[0].text == "8,1,8,0"
+    assert known_variants(FLOAT32)[0].text == "8,1,8,0"
 
 
 def test_a_variant_is_forced_for_as_long_as_it_is_asked_for(monkeypatch):
@@ -104,7 +105,7 @@ def test_every_variant_of_a_shape_is_timed_and_compared(model):
     record = measured(model)
     assert record["shape"] == "1x16x32, 10+18>24, 3x3, stride 2x2"
     names = [variant["variant"] for variant in record["variants"]]
-    assert set(names) <= {variant.text for variant in known_variants("floats")}
+    assert set(names) <= {variant.text for variant in known_variants(FLOAT32)}
     assert record["planned"] in names and record["best"] in names
     assert all(v["match"] and v["rel_error"] < 1e-5 for v in record["variants"])
     assert all(v["timing"]["ms"] > 0 and v["predicted_cycles"] > 0 for v in record["variants"])
