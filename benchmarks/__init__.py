@@ -31,22 +31,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def refreshed(document: Path, begin: str, end: str, rows: str, check: bool) -> bool:
-    """Put `rows` between the marks of a document, unless `check`; tell whether others were there.
-
-    Raises:
-        ValueError: the marks are not there once.
-    """
-    text = document.read_text()
-    pattern = re.escape(begin) + ".*?" + re.escape(end)
-    changed, count = re.subn(pattern, lambda _: begin + rows + end, text, flags=re.DOTALL)
-    if count != 1:
-        raise ValueError(f"{document.name} must have {begin!r} and {end!r} once, found {count}")
-    if not check:
-        write_text(document, changed)
-    return changed != text
-
-
 def output_of(command: Sequence[str]) -> str:
     """Standard output of a short command; empty where it fails or is not there."""
     if shutil.which(command[0]) is None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from PIL import Image
 
 from benchmarks import RESULTS, ROOT, write_json
 from fassd.bench.machine import environment
+from fassd.cli import app
 from fassd.io.files import replacing
 from fassd.models import VARIANTS, list_models
 from fassd.synth import VERSION
@@ -32,6 +35,8 @@ CROP_TEXT = "x".join(map(str, CROP))
 BATCH = 4
 PANEL = ("fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2")
 SCENES = "3,41,77"
+CLOCKS = ("cpu_seconds", "seconds")
+"""What a training took: processor time, and the time of day."""
 
 
 def fassd(*arguments: str | Path) -> None:
@@ -54,28 +59,61 @@ def prepare(work: Path) -> Path:
     return streets
 
 
-def train(name: str, work: Path, streets: Path, steps: int) -> Path:
-    """The weights of a network after `steps` steps, trained where they are not there yet."""
-    run = work / "runs" / name
-    weights = run / "last.safetensors"
-    if not weights.exists():
-        partial = run.with_name(f"{name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        length = ("--steps", str(steps), "--batch", str(BATCH))
-        crop = ("-s", f"crop={list(CROP)}", "-s", "val_every=0", "-s", "val_pictures=4")
-        fassd("train", "-p", "demo", "-d", streets, "-o", partial, "-m", name, *length, *crop)
+def trained(
+    run: Path, *arguments: str | Path, threads: int | None = None
+) -> tuple[Path, dict[str, float]]:
+    """The last weights of a training, and its clocks; it is done, or gone on with, if need be.
+
+    It runs in this process: a command of its own would be killed by Ctrl-C before it has saved.
+
+    Args:
+        run: folder to train into.
+        arguments: of `fassd train`, beside the folder.
+        threads: of PyTorch; its own choice if None.
+
+    Raises:
+        SystemExit: it was stopped, or failed.
+    """
+    partial, clock = run.with_name(f"{run.name}.partial"), run.with_name(f"{run.name}.spent.json")
+    spent = json.loads(clock.read_text()) if clock.is_file() else dict.fromkeys(CLOCKS, 0.0)
+    if not run.exists():
+        if (partial / "checkpoint.safetensors").exists():
+            arguments = ("--resume",)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+            spent = dict.fromkeys(CLOCKS, 0.0)
+        command = ["train", "-o", partial, *arguments]
+        command += ["--threads", threads] if threads else []
+        before = clocks()
+        try:
+            code = app(list(map(str, command)), standalone_mode=False)
+        finally:
+            spent = {name: spent[name] + now - before[name] for name, now in clocks().items()}
+            write_json(clock, spent)
+        if code:
+            raise SystemExit(code)
         partial.rename(run)
-    return weights
+    return run / "last.safetensors", spent
 
 
-def score(name: str, weights: Path, streets: Path, work: Path) -> dict[str, Any]:
-    """A network's row: its scores on the held-out frames, without the confusion matrix."""
-    file = work / f"{name}.val.json"
+def clocks() -> dict[str, float]:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    processor = sum(usage.ru_utime + usage.ru_stime for usage in used)
+    return dict(zip(CLOCKS, (processor, time.perf_counter()), strict=True))
+
+
+def scored(file: Path, *arguments: str | Path) -> dict[str, Any]:
+    """What `fassd val` finds, without the confusion matrix; from `file` if that is there."""
     if not file.exists():
-        fassd("val", "--data", streets, "-m", name, "--weights", weights, "--json", file)
+        fassd("val", *arguments, "--json", file)
     found = json.loads(file.read_text())
     kept = ("miou", "pixel_accuracy", "mean_accuracy", "pictures", "classes")
-    return {"model": name, **{key: found[key] for key in kept}}
+    return {key: found[key] for key in kept}
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The rows of a results file; none where it is not there."""
+    return json.loads(file.read_text())["rows"] if file.is_file() else []
 
 
 def draw_panel(work: Path, streets: Path, folder: Path) -> str:
@@ -98,11 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=600)
     options = parser.parse_args(arguments)
     streets = prepare(options.work)
+    length = ("--steps", str(options.steps), "--batch", str(BATCH))
+    crop = ("-s", f"crop={list(CROP)}", "-s", "val_every=0", "-s", "val_pictures=4")
     rows = []
     for name in (name for name in list_models() if not VARIANTS[name].by_analogy):
-        weights = train(name, options.work, streets, options.steps)
-        rows.append(score(name, weights, streets, options.work))
-        print(f"{name}: mIoU {100 * rows[-1]['miou']:.1f}%", flush=True)
+        run = options.work / "runs" / name
+        weights, _ = trained(run, "-p", "demo", "-d", streets, "-m", name, *length, *crop)
+        file = options.work / f"{name}.val.json"
+        scores = scored(file, "--data", streets, "-m", name, "--weights", weights)
+        rows.append({"model": name, **scores})
+        print(f"{name}: mIoU {100 * scores['miou']:.1f}%", flush=True)
     content = {
         "environment": environment(),
         "recipe": {

@@ -3,14 +3,11 @@
 Each file takes a picture (uint8 RGB) and gives labels, at one size. Its labels are compared with
 those of plain PyTorch in float32, its mIoU is that on generated streets that the weights never saw,
 and all files are timed in interleaved rounds beside plain PyTorch and the accelerated network.
-``--table`` writes the table of `docs/deploy.md` from the committed results; ``--check`` tells
-whether it differs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +20,7 @@ import torch
 from torch import Tensor
 
 import fassd_kernels
-from benchmarks import RESULTS, ROOT, refreshed, write_json
+from benchmarks import RESULTS, write_json
 from fassd.bench import stopwatch
 from fassd.bench.machine import environment
 from fassd.bench.markdown import markdown_table
@@ -37,8 +34,6 @@ from fassd.synth import render_street
 from fassd.training import ConfusionMatrix
 
 RESULT = RESULTS / "amd-epyc-2-cores" / "exported.json"
-DOCUMENT = ROOT / "docs" / "deploy.md"
-BEGIN, END = "<!-- formats: python -m benchmarks.exported --table -->\n", "<!-- /formats -->\n"
 STREETS, CALIBRATING = 12, 32
 WEIGHTS = "streets"
 
@@ -72,20 +67,14 @@ FORMS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exported", description=__doc__)
     parser.add_argument("--model", default="fassd_net")
     parser.add_argument("--size", type=parse_size, default="1024x2048", metavar="HxW")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, default=RESULT)
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
-    if options.table or options.check:
-        rows = table(json.loads(RESULT.read_text()))
-        return int(refreshed(DOCUMENT, BEGIN, END, rows, options.check) and options.check)
     write_json(options.json, measure(options.model, options.size, options.repeats))
-    return 0
 
 
 # ------------------------------------------------------------------------------------- measuring
@@ -173,8 +162,8 @@ def judged(
 # ---------------------------------------------------------------------------------------- the table
 
 
-def table(content: dict[str, Any]) -> str:
-    """The results as Markdown."""
+def table(content: dict[str, Any]) -> list[str]:
+    """The results: lines of Markdown."""
     job, where = content["job"], content["environment"]
     first = content["exported"][0]
     lines = [
@@ -194,8 +183,8 @@ def table(content: dict[str, Any]) -> str:
         seconds = f"{row['export_seconds']:.0f}" if "bytes" in row else ""
         equal, miou = f"{row['labels_equal_percent']:.3f}%", f"{100 * row['miou']:.2f}%"
         rows.append((row["name"], time_, equal, miou, mebibytes, seconds))
-    return "\n".join([*lines, *markdown_table(headings, rows, names=1)]) + "\n"
+    return [*lines, *markdown_table(headings, rows, names=1)]
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

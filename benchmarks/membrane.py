@@ -5,33 +5,23 @@
 trains by the preset `membrane` on the card's `train` split, once for each seed, and scores the last
 weights on its `test` split, at which nothing else looks. A stopped run goes on, and a finished seed
 is not trained again.
-``--table`` writes the tables of `docs/own-data.md` from the committed results; ``--check`` tells
-whether they differ.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import RESULTS, ROOT, refreshed, write_json
-from benchmarks.ablation import fassd
+from benchmarks import RESULTS, ROOT, write_json
+from benchmarks.ablation import rows_of, scored, trained
 from fassd.bench.machine import environment
 from fassd.bench.markdown import markdown_table
 from fassd.training.recipe import load_recipe
 
 FILE = RESULTS / "membrane" / "membrane.json"
-DOCUMENT = ROOT / "docs" / "own-data.md"
-BEGIN, END = "<!-- membrane: python -m benchmarks.membrane --table -->\n", "<!-- /membrane -->\n"
 NAME = "membrane"  # of the card and of the preset
-CLOCKS = ("cpu_seconds", "seconds")
-KEPT = ("miou", "pixel_accuracy", "mean_accuracy", "pictures", "classes")
 
 
 class Published(NamedTuple):
@@ -57,53 +47,14 @@ PUBLISHED = (
 )
 
 
-def train(seed: int, work: Path, root: Path) -> Path:
-    """The folder of a finished run, trained, or trained on, where it is not there yet."""
-    done, partial = work / str(seed), work / f"{seed}.partial"
-    clock = work / f"{seed}.spent.json"
-    if done.exists():
-        return done
-    if (partial / "checkpoint.safetensors").exists():
-        spent = json.loads(clock.read_text()) if clock.is_file() else dict.fromkeys(CLOCKS, 0.0)
-        arguments = ["-o", partial, "--resume", "--threads", 1]
-    else:
-        shutil.rmtree(partial, ignore_errors=True)
-        spent = dict.fromkeys(CLOCKS, 0.0)
-        data = ("-d", NAME, "--root", root, "--seed", seed, "--threads", 1)
-        arguments = ["-p", NAME, "-o", partial, *data]
-    before = _clocks()
-    try:
-        fassd("train", *arguments)
-    finally:
-        after = _clocks()
-        write_json(clock, {name: spent[name] + after[name] - before[name] for name in CLOCKS})
-    partial.rename(done)
-    return done
-
-
-def _clocks() -> dict[str, float]:
-    """Processor time of all commands that have ended, and the time of day."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "seconds": time.perf_counter()}
-
-
 def row(seed: int, work: Path, root: Path) -> dict[str, Any]:
     """A seed's row, trained and scored where that is still to be done."""
-    run = train(seed, work, root)
-    file = run / "test.json"
-    if not file.exists():
-        data = ("--data", NAME, "--root", root, "--split", "test")
-        fassd("val", *data, "-w", run / "last.safetensors", "--threads", 1, "--json", file)
-    found = json.loads(file.read_text())
-    clocks = json.loads((work / f"{seed}.spent.json").read_text())
-    spent = {name: round(clocks[name]) for name in CLOCKS}
-    scores = {key: found[key] for key in KEPT}
-    return {"seed": seed, **spent, "test": scores, "environment": environment("cpu")}
-
-
-def kept(file: Path) -> list[dict[str, Any]]:
-    """The rows of a results file."""
-    return json.loads(file.read_text())["rows"] if file.is_file() else []
+    own = ("-p", NAME, "-d", NAME, "--root", root, "--seed", str(seed))
+    weights, spent = trained(work / str(seed), *own, threads=1)
+    data = ("--data", NAME, "--root", root, "--split", "test", "--threads", "1")
+    test = scored(work / f"{seed}.test.json", *data, "-w", weights)
+    clocks = {name: round(seconds) for name, seconds in spent.items()}
+    return {"seed": seed, **clocks, "test": test, "environment": environment("cpu")}
 
 
 def write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -121,13 +72,12 @@ def write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_json(file, content)
 
 
-def tables(content: Mapping[str, Any] | None) -> str:
-    """The measured rows, if there are any, and the published ones, as Markdown."""
+def tables(content: Mapping[str, Any] | None) -> list[str]:
+    """The measured rows, if there are any, and the published ones: lines of Markdown."""
     lines = ["*Not measured here yet.*"]
     if content is not None:
         lines = _measured(content["recipe"], content["rows"])
-    lines += ["", *markdown_table(("published", "score", "on", "source"), PUBLISHED)]
-    return "".join(f"{line}\n" for line in lines)
+    return [*lines, "", *markdown_table(("published", "score", "on", "source"), PUBLISHED)]
 
 
 def _measured(recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -153,22 +103,17 @@ def _measured(recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.membrane", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--root", type=Path, help="folder with images/ and masks/, 0.png to 29.png")
+    parser.add_argument(
+        "--root", type=Path, required=True, help="folder with images/ and masks/, 0.png to 29.png"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build" / NAME)
     parser.add_argument("--output", "-o", type=Path, default=FILE)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
-    if options.table or options.check:
-        text = tables(json.loads(FILE.read_text()) if FILE.is_file() else None)
-        return int(refreshed(DOCUMENT, BEGIN, END, text, options.check) and options.check)
-    if options.root is None:
-        parser.error("--root is needed: the folder of the pictures and masks")
     options.work.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         found = row(seed, options.work, options.root)
-        write(options.output, [*(r for r in kept(options.output) if r["seed"] != seed), found])
+        write(options.output, [*(r for r in rows_of(options.output) if r["seed"] != seed), found])
     return 0
 
 

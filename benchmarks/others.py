@@ -3,8 +3,7 @@
 Each is measured as `fassd bench run --module` does it, with its peak memory, at two sizes. A
 network is written to the results file as soon as it is measured; what that has of the same machine
 is kept, so that a run goes on where it was stopped. ``--only`` names networks to measure, or to
-measure again. Those whose package is missing are named and left out. ``--table`` writes the tables
-of `docs/accelerate.md` from the committed results; ``--check`` tells whether they differ.
+measure again. Those whose package is missing are named and left out.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks import RESULTS, ROOT, refreshed, slug, write_json
+from benchmarks import RESULTS, slug, write_json
 from fassd.bench.candidates import candidates
 from fassd.bench.jobs import Job
 from fassd.bench.machine import environment
@@ -31,8 +30,6 @@ from fassd.bench.run import run
 from fassd.models.device import torch_threads
 from fassd.models.sizes import parse_size
 
-DOCUMENT = ROOT / "docs" / "accelerate.md"
-BEGIN, END = "<!-- others: python -m benchmarks.others --table -->\n", "<!-- /others -->\n"
 COMMAND = "python -m benchmarks.others"
 NAME = "others.json"
 WAYS = ("eager", "channels_last", "inductor", "onnxruntime", "openvino", "ours")
@@ -165,12 +162,12 @@ def left_to_do(jobs: Sequence[Job], record: Record, again: bool) -> Iterator[Job
             yield job
 
 
-def table() -> str:
-    """A table of each machine that has results, as Markdown."""
-    files = sorted(RESULTS.glob(f"*/{NAME}"))
-    tables = [others_table(collect([path.parent])) for path in files]
-    lines = [line for found in tables if found is not None for line in found.markdown()]
-    return "\n".join(lines or [f"Not measured yet: `{COMMAND}` does.", ""])
+def tables(folder: Path = RESULTS) -> list[str]:
+    """A table of each machine that has results there: lines of Markdown."""
+    files = sorted(folder.glob(f"*/{NAME}"))
+    found = [others_table(collect([path.parent])) for path in files]
+    lines = [line for table in found if table is not None for line in table.markdown()]
+    return lines or [f"Not measured yet: `{COMMAND}` does."]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,11 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="default: PyTorch's choice")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--output", type=Path, help="default: the folder of this processor")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
-    if options.table or options.check:
-        return int(refreshed(DOCUMENT, BEGIN, END, table(), options.check) and options.check)
     names = options.only.split(",") if options.only else list(NETWORKS)
     if unknown := [name for name in names if name not in NETWORKS]:
         parser.error(f"--only: unknown {', '.join(unknown)}; known are {', '.join(NETWORKS)}")

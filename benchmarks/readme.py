@@ -1,7 +1,7 @@
-"""The README's table and plots, from the committed results: ``python -m benchmarks.readme``.
+"""Tables and plots of README and docs, from the committed results: ``python -m benchmarks.readme``.
 
-``--check`` writes nothing and exits with 1 where they differ. A plot tells by a digest in its file
-what it was drawn from, since its pixels vary with the version of matplotlib.
+``--check`` writes nothing, names what differs, and exits with 1 if anything does. A plot tells by a
+digest in its file what it was drawn from, since its pixels vary with the version of matplotlib.
 """
 
 from __future__ import annotations
@@ -9,21 +9,56 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from benchmarks import RESULTS, ROOT, refreshed
+from benchmarks import RESULTS, ROOT, camvid, exported, membrane, others, write_text
+from benchmarks.ablation import rows_of
 from fassd.bench.report.networks import HEADLINE, ablation, headline_table, speedup_plot
 from fassd.bench.report.page import Plot
 from fassd.bench.report.results import Collection, collect
 from fassd.io.files import replacing
 
-README = ROOT / "README.md"
-BEGIN, END = "<!-- headline: python -m benchmarks.readme -->\n", "<!-- /headline -->\n"
 DIGEST = "Figures"
 DPI = 100
+
+
+def tables() -> dict[str, tuple[str, Sequence[str]]]:
+    """Of each table, the document that it stands in and its lines, by the name in its marks.
+
+    Raises:
+        ValueError: there is no network at full size for the headline.
+    """
+    found = (headline_table(collect([folder])) for folder in sorted(RESULTS.glob("*-cores")))
+    headline = [line for table in found if table is not None for line in table.markdown()]
+    if not headline:
+        raise ValueError(f"no comparison of {', '.join(HEADLINE)} in {RESULTS}")
+    return {
+        "headline": ("README.md", headline),
+        "others": ("docs/accelerate.md", others.tables()),
+        "formats": ("docs/deploy.md", exported.table(json.loads(exported.RESULT.read_text()))),
+        "camvid": ("docs/camvid.md", camvid.tables(rows_of(camvid.FILE))),
+        "membrane": ("docs/own-data.md", membrane.tables(json.loads(membrane.FILE.read_text()))),
+    }
+
+
+def marked(text: str, name: str, lines: Sequence[str]) -> str:
+    """`text` with these lines between the marks of a table.
+
+    Raises:
+        ValueError: the marks are not there once.
+    """
+    begin, end = f"<!-- {name}: python -m benchmarks.readme -->\n", f"<!-- /{name} -->\n"
+    rows = begin + "\n".join(lines).rstrip("\n") + "\n" + end
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    changed, count = re.subn(pattern, lambda _: rows, text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"a document must have {begin!r} and {end!r} once, found {count}")
+    return changed
 
 
 def plots(results: Collection) -> Iterator[tuple[Path, Plot]]:
@@ -42,18 +77,6 @@ def digest(plot: Plot) -> str:
     return hashlib.sha256(repr((plot.draw.args, plot.draw.keywords)).encode()).hexdigest()
 
 
-def headline(results: Collection) -> str:
-    """The table as it stands in the README.
-
-    Raises:
-        ValueError: the results hold no network at full size.
-    """
-    table = headline_table(results)
-    if table is None:
-        raise ValueError(f"no comparison of {', '.join(HEADLINE)} in {RESULTS}")
-    return "\n".join(table.markdown())
-
-
 def drawn_from(path: Path) -> str | None:
     """The digest in a plot's file."""
     if not path.is_file():
@@ -62,29 +85,34 @@ def drawn_from(path: Path) -> str | None:
         return image.info.get(DIGEST)
 
 
-def stale(results: Collection) -> list[str]:
-    """What in the README differs from the results."""
-    differs = refreshed(README, BEGIN, END, headline(results), check=True)
-    found = ["README.md: the headline table"] if differs else []
-    drawn = [path for path, plot in plots(results) if drawn_from(path) != digest(plot)]
-    return [*found, *(str(path.relative_to(ROOT)) for path in drawn)]
+def refresh(results: Collection, check: bool) -> list[str]:
+    """What differs from the results; it is written anew, unless `check`."""
+    found = []
+    for name, (document, lines) in tables().items():
+        path = ROOT / document
+        text = path.read_text()
+        changed = marked(text, name, lines)
+        if changed != text:
+            found.append(f"{document}: the table {name!r}")
+            if not check:
+                write_text(path, changed)
+    for path, plot in plots(results):
+        if drawn_from(path) != digest(plot):
+            found.append(str(path.relative_to(ROOT)))
+            if not check:
+                with replacing(path) as file:
+                    file.write(plot.content(DPI, {DIGEST: digest(plot)}))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
-    results = collect([RESULTS])
-    if options.check:
-        differing = stale(results)
-        for line in differing:
-            print(f"differs from benchmarks/results: {line}")
-        return 1 if differing else 0
-    refreshed(README, BEGIN, END, headline(results), check=False)
-    for path, plot in plots(results):
-        with replacing(path) as file:
-            file.write(plot.content(DPI, {DIGEST: digest(plot)}))
-    return 0
+    found = refresh(collect([RESULTS]), options.check)
+    for line in found:
+        print(f"{'differs from benchmarks/results' if options.check else 'written'}: {line}")
+    return int(options.check and bool(found))
 
 
 if __name__ == "__main__":

@@ -94,20 +94,6 @@ def test_fassd_commands_and_their_options_exist(document: Path) -> None:
         assert set(used) <= known, f"{words} in {document.name}"
 
 
-def test_table_of_formats_is_that_of_the_results() -> None:
-    """`python -m benchmarks.exported --table` writes it."""
-    from benchmarks.exported import main
-
-    assert main(["--check"]) == 0
-
-
-def test_table_of_other_networks_is_that_of_the_results() -> None:
-    """`python -m benchmarks.others --table` writes it."""
-    from benchmarks.others import main
-
-    assert main(["--check"]) == 0
-
-
 def test_python_example_names_exist() -> None:
     import fassd_kernels
 
@@ -115,9 +101,25 @@ def test_python_example_names_exist() -> None:
         assert hasattr({"fassd": fassd, "fassd_kernels": fassd_kernels}[module], name), name
 
 
-def test_headline_and_plots_are_those_of_the_results() -> None:
+def test_tables_and_plots_are_those_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
     """`python -m benchmarks.readme` writes them."""
-    from benchmarks.readme import RESULTS, stale
-    from fassd.bench.report.results import collect
+    from benchmarks import readme
 
-    assert stale(collect([RESULTS])) == []
+    readme.main(["--check"])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_table_is_written_between_its_marks(tmp_path: Path, monkeypatch, capsys) -> None:
+    from benchmarks import readme
+
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- t: python -m benchmarks.readme -->\nold\n<!-- /t -->\nb\n")
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "tables", lambda: {"t": ("page.md", ["| 1 |", "| 2 |"])})
+    monkeypatch.setattr(readme, "plots", lambda _: [])
+    assert readme.main(["--check"]) == 1 and "old" in page.read_text()
+    assert "differs from benchmarks/results: page.md: the table 't'" in capsys.readouterr().out
+    assert readme.main([]) == 0 and readme.main(["--check"]) == 0
+    assert page.read_text().splitlines()[2:4] == ["| 1 |", "| 2 |"]
+    with pytest.raises(ValueError, match="found 0"):
+        readme.marked(page.read_text(), "u", [])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import membrane
+from benchmarks import ablation, membrane
 
 CLASSES = [
     {"name": "membrane", "iou": 0.5, "dice": 2 / 3, "pixels": 1},
@@ -17,21 +17,24 @@ CLASSES = [
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that were called, without the training behind them."""
+    """The commands that were called, without the training and scoring behind them."""
     called: list[list[str]] = []
+
+    def train(words: list[str], standalone_mode: bool) -> int:
+        called.append(words)
+        Path(words[words.index("-o") + 1]).mkdir(parents=True, exist_ok=True)
+        return 0
 
     def fassd(*arguments: str | Path) -> None:
         words = [str(word) for word in arguments]
         called.append(words)
-        if words[0] == "train":
-            Path(words[words.index("-o") + 1]).mkdir(parents=True)
-        else:
-            assert Path(words[words.index("-w") + 1]).parent.is_dir()
-            found = {"miou": 0.625, "pixel_accuracy": 0.8, "mean_accuracy": 0.7, "pictures": 10}
-            file = Path(words[words.index("--json") + 1])
-            file.write_text(json.dumps({**found, "classes": CLASSES, "confusion": []}))
+        assert Path(words[words.index("-w") + 1]).parent.is_dir()
+        found = {"miou": 0.625, "pixel_accuracy": 0.8, "mean_accuracy": 0.7, "pictures": 10}
+        file = Path(words[words.index("--json") + 1])
+        file.write_text(json.dumps({**found, "classes": CLASSES, "confusion": []}))
 
-    monkeypatch.setattr(membrane, "fassd", fassd)
+    monkeypatch.setattr(ablation, "app", train)
+    monkeypatch.setattr(ablation, "fassd", fassd)
     return called
 
 
@@ -50,7 +53,7 @@ def test_each_seed_is_trained_once_and_scored_once(
     assert [row["seed"] for row in content["rows"]] == [0, 3]
     assert content["rows"][0]["test"]["classes"] == CLASSES
     assert "confusion" not in content["rows"][0]["test"]
-    table = membrane.tables(content)
+    table = "\n".join(membrane.tables(content))
     assert "| `fassd_net` | 3 | 0 | 50.0 | 66.7 | 75.0 | 85.7 | 62.5 | 80.0 |" in table
     assert "| U-Net | warping error 0.000353, Rand error 0.0382" in table
 
@@ -58,29 +61,20 @@ def test_each_seed_is_trained_once_and_scored_once(
 def test_a_training_that_was_cut_off_goes_on_from_its_checkpoint_or_begins_again(
     tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    partial = tmp_path / "0.partial"
+    run, partial = tmp_path / "0", tmp_path / "0.partial"
     partial.mkdir()
     (partial / "recipe.yaml").touch()
     with monkeypatch.context() as patched:
-        patched.setattr(membrane, "fassd", lambda *_: (partial.mkdir(), 1 / 0))
+        patched.setattr(ablation, "app", lambda *_, standalone_mode: (partial.mkdir(), 1 / 0))
         with pytest.raises(ZeroDivisionError):
-            membrane.train(0, tmp_path, Path("data"))
+            ablation.trained(run, "-p", "membrane")
     assert not (partial / "recipe.yaml").exists()  # of the run that had saved nothing
     spent = {"cpu_seconds": 60.0, "seconds": 100.0}
     (tmp_path / "0.spent.json").write_text(json.dumps(spent))
     (partial / "checkpoint.safetensors").touch()
-    commands.clear()
-
-    def resumed(*arguments: str | Path) -> None:
-        commands.append([str(word) for word in arguments])
-
-    monkeypatch.setattr(membrane, "fassd", resumed)
-    assert membrane.train(0, tmp_path, Path("data")) == tmp_path / "0"
+    weights, total = ablation.trained(run, "-p", "membrane", threads=1)
+    assert weights == run / "last.safetensors" and run.is_dir()
     assert commands == [["train", "-o", str(partial), "--resume", "--threads", "1"]]
-    total = json.loads((tmp_path / "0.spent.json").read_text())
     assert total["cpu_seconds"] == pytest.approx(60, abs=5) and 100 < total["seconds"] < 105
-
-
-def test_the_pages_table_is_that_of_the_results() -> None:
-    """`python -m benchmarks.membrane --table` writes it."""
-    assert membrane.main(["--check"]) == 0
+    assert json.loads((tmp_path / "0.spent.json").read_text()) == total
+    assert ablation.trained(run, "-p", "membrane") == (weights, total) and len(commands) == 1

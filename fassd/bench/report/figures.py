@@ -64,6 +64,7 @@ WAYS = (
     OURS_LOGITS,
     OURS_LABELS,
     OURS_HALF,
+    Way("ours bfloat16, labels", OURS, "bfloat16", "labels"),
 )
 
 

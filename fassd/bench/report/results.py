@@ -162,11 +162,15 @@ class Collection:
 
     @property
     def machine(self) -> Machine | None:
-        """The machine that the page is about: of the nearest and newest comparison.
-
-        One that has this project's networks comes before one that has those of others alone.
+        """The machine that the page is about: of the nearest comparison that has networks of this
+        project; of several as near, of the one that has most of them, then of the newest.
         """
-        compared = sorted(self.of("comparisons"), key=lambda source: not has_own(source))
+
+        def order(source: ResultsFile) -> tuple[bool, int, int]:
+            own = own_networks(source)
+            return own == 0, source.rank, -own
+
+        compared = sorted(self.of("comparisons"), key=order)
         first = next(iter(compared), None) or next(self.of("layers"), None)
         return None if first is None else first.machine
 
@@ -226,9 +230,9 @@ def job_of(comparison: Figure) -> JobKey:
     return JobKey(job["model"], height, width, job["batch"], threads)
 
 
-def has_own(source: ResultsFile) -> bool:
-    """Whether a file of comparisons has a network of this project, by its name alone."""
-    return any(part["job"]["model"] in VARIANTS for part in source.content["comparisons"])
+def own_networks(source: ResultsFile) -> int:
+    """How many networks of this project a file of comparisons has, by their names alone."""
+    return len({part["job"]["model"] for part in source.content["comparisons"]} & VARIANTS.keys())
 
 
 def completeness(comparison: Figure) -> tuple[bool, int]:
