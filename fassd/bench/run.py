@@ -92,10 +92,14 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Report(BenchReport):
-    """What was measured, and a scene of each job; prints itself with rich."""
+    """What was measured, and a scene of each job; prints itself with rich.
+
+    `interrupted` tells of jobs that are missing, since Ctrl-C was pressed.
+    """
 
     results: Results
     scenes: tuple[Scene, ...] = field(default=(), repr=False)
+    interrupted: bool = False
 
     @property
     def labels_agree(self) -> float:
@@ -209,6 +213,8 @@ def run(
 ) -> Report:
     """Measure every job, one after the other, in this process, on its device.
 
+    Ctrl-C ends it with what was measured so far, if a job is done.
+
     Args:
         jobs: networks, sizes, batches. Of one, all candidates are alive together and take turns.
         peers: of `fassd.bench.candidates.candidates`; one that cannot be run becomes a note. None
@@ -224,16 +230,22 @@ def run(
     """
     if not jobs or (peers is not None and not peers):
         raise ValueError("nothing to measure: no jobs or no candidates")
-    comparisons, scenes = [], []
+    comparisons, scenes, interrupted = [], [], False
     for job in jobs:
-        measured, scene = measure(job, peers, compiler, step, tick)
+        try:
+            measured, scene = measure(job, peers, compiler, step, tick)
+        except KeyboardInterrupt:
+            if not comparisons:
+                raise
+            interrupted = True
+            break
         comparisons.append(measured)
         scenes += scene
         release()
     with torch_threads(jobs[0].threads):
         where = environment(jobs[0].device)
     results = Results(environment=where, comparisons=tuple(comparisons), peers=peers is not None)
-    return Report(results, tuple(scenes))
+    return Report(results, tuple(scenes), interrupted)
 
 
 def measure(

@@ -144,7 +144,11 @@ def measure(run: Callable[..., Any], jobs: Sequence[Job]) -> Any:
 
 
 def deliver(report: Any, json_: Path | None, plot: Path | None = None) -> None:
-    """Print a report, and write its figures and its plot where asked for."""
+    """Print a report, and write its figures and its plot where asked for.
+
+    Raises:
+        KeyboardInterrupt: after that, if the measurement was interrupted.
+    """
     console().print(report)
     if json_ is not None:
         write_json(json_, report.to_json())
@@ -153,3 +157,5 @@ def deliver(report: Any, json_: Path | None, plot: Path | None = None) -> None:
 
         draw(plot, report)
         say(f"plot: {escape(str(plot))}")
+    if getattr(report, "interrupted", False):
+        raise KeyboardInterrupt

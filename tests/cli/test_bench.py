@@ -44,6 +44,29 @@ def test_peers_prints_a_table_and_writes_files(tmp_path, succeed, monkeypatch):
         assert image.format == "PNG"
 
 
+def test_what_was_measured_before_ctrl_c_is_kept(tmp_path, run_fassd, monkeypatch):
+    measure = bench.measure
+
+    def until_the_second(job, *arguments):
+        if job.size == (96, 64):
+            raise KeyboardInterrupt
+        return measure(job, *arguments)
+
+    monkeypatch.setattr(stopwatch, "SETTLE", 0)
+    monkeypatch.setattr(bench, "measure", until_the_second)
+    file = tmp_path / "peers.json"
+    options = ("--no-memory", "--only", "eager", "--json", file)
+    result = run_fassd("bench", "peers", *SMALL, "--sizes", "64x96,96x64", *options)
+    assert result.exit_code == 130 and "stopped" in result.stderr
+    assert "64x96" in result.stdout
+    assert [each["job"]["size"] for each in json.loads(file.read_text())["comparisons"]] == [
+        [64, 96]
+    ]
+    file.unlink()
+    result = run_fassd("bench", "peers", *SMALL, "--sizes", "96x64,64x96", *options)
+    assert result.exit_code == 130 and not file.exists()  # of the first one nothing was known
+
+
 @pytest.fixture
 def jobs(monkeypatch):
     """What would be measured."""
