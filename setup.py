@@ -189,6 +189,7 @@ def cuda_extension():
         "fassd_kernels._C_cuda",
         sources(
             "csrc/checks.cpp",
+            "csrc/sizes.cpp",
             "csrc/plan/plan.cpp",
             "csrc/plan/fusion.cpp",
             "csrc/plan/work.cpp",

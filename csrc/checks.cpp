@@ -14,29 +14,8 @@ constexpr int64_t max_step = (int64_t(1) << 31) - 1;  // positions of taps stay 
 const std::vector<Kernel> conv_act_kernels = {{3, 3}, {3, 1}, {1, 3}, {1, 1}};
 const std::vector<Kernel> grouped_conv_kernels = {{1, 1}, {3, 3}, {5, 5}, {7, 7}};
 
-std::string list_name(const std::vector<int64_t>& values) {
-  std::string text = "[";
-  for (size_t i = 0; i < values.size(); i++) {
-    text += (i ? ", " : "") + std::to_string(values[i]);
-  }
-  return text + "]";
-}
-
 std::string indexed(const char* name, size_t i) {
   return std::string(name) + "[" + std::to_string(i) + "]";
-}
-
-// The product, or -1 where 64 bits do not hold it.
-int64_t product_or_nothing(std::initializer_list<int64_t> factors) {
-  int64_t product = 1;
-  bool fits = true;
-  for (int64_t factor : factors) {
-    if (factor == 0) {
-      return 0;
-    }
-    fits = fits && !__builtin_mul_overflow(product, factor, &product);
-  }
-  return fits ? product : -1;
 }
 
 // Results along an axis.
@@ -265,28 +244,6 @@ void check_picture(const char* op, const Tensor& image, const std::vector<double
 
 }  // namespace
 
-int64_t checked_sum(int64_t a, int64_t b) {
-  int64_t sum = 0;
-  STD_TORCH_CHECK(!__builtin_add_overflow(a, b, &sum), "fassd_kernels: sizes ", list_name({a, b}),
-                  ", added, do not fit into memory");
-  return sum;
-}
-
-int64_t checked_product(std::initializer_list<int64_t> factors) {
-  const int64_t product = product_or_nothing(factors);
-  STD_TORCH_CHECK(product >= 0, "fassd_kernels: sizes ", list_name(factors),
-                  ", multiplied, do not fit into memory");
-  return product;
-}
-
-int64_t ImageSize::numel() const {
-  constexpr int64_t bytes = 8;  // of the widest element
-  const int64_t product = product_or_nothing({bytes, batch, channels, height, width});
-  STD_TORCH_CHECK(product >= 0, "a result of shape (", batch, ", ", channels, ", ", height, ", ",
-                  width, ") does not fit into memory");
-  return product / bytes;
-}
-
 void check_storage(const std::string& op, const std::string& name, const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   int64_t end = tensor.storage_offset() + 1;
@@ -304,42 +261,6 @@ void check_storage(const std::string& op, const std::string& name, const Tensor&
   STD_TORCH_CHECK(fits && end <= held / int64_t(tensor.element_size()), op, ": ", name,
                   " has shape ", shape_name(tensor), ", but its storage holds ", held,
                   " bytes, and ends before its last element");
-}
-
-std::string shape_name(const Tensor& tensor) {
-  std::string text = "(";
-  for (int64_t i = 0; i < tensor.dim(); i++) {
-    text += (i ? ", " : "") + std::to_string(tensor.size(i));
-  }
-  return text + (tensor.dim() == 1 ? ",)" : ")");
-}
-
-const char* dtype_name(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return "torch.float32";
-    case ScalarType::Double:
-      return "torch.float64";
-    case ScalarType::Half:
-      return "torch.float16";
-    case ScalarType::BFloat16:
-      return "torch.bfloat16";
-    case ScalarType::Byte:
-      return "torch.uint8";
-    case ScalarType::Int:
-      return "torch.int32";
-    case ScalarType::Long:
-      return "torch.int64";
-    case ScalarType::Bool:
-      return "torch.bool";
-    default:
-      return "another type";
-  }
-}
-
-bool is_floating(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-         dtype == ScalarType::BFloat16;
 }
 
 int64_t total_channels(const Tensors& images) {

@@ -3,12 +3,12 @@
 
 #pragma once
 
-#include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "operators.h"
+#include "sizes.h"
 
 namespace fassd {
 
@@ -27,27 +27,11 @@ enum class Activation {
   gelu_tanh
 };
 
-// Sums and products of sizes, none of them negative. They throw where 64 bits do not hold them:
-// what is allocated or stepped over is never less than what the sizes say.
-int64_t checked_sum(int64_t a, int64_t b);
-int64_t checked_product(std::initializer_list<int64_t> factors);
-
-// Shape of the result, N x C x H x W.
-struct ImageSize {
-  int64_t batch, channels, height, width;
-  std::vector<int64_t> sizes() const { return {batch, channels, height, width}; }
-  // Throws where there are more than memory can hold.
-  int64_t numel() const;
-};
-
 using Kernel = std::pair<int64_t, int64_t>;
 
-std::string shape_name(const Tensor& tensor);
 // Throws where a tensor's storage ends before its last element, because it was freed or shrunk
 // (`untyped_storage().resize_`).
 void check_storage(const std::string& op, const std::string& name, const Tensor& tensor);
-const char* dtype_name(ScalarType dtype);
-bool is_floating(ScalarType dtype);
 
 // What the arguments of a call amount to.
 struct Checked {

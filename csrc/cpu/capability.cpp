@@ -78,7 +78,7 @@ Capability decide() {
     }
   }
   STD_TORCH_CHECK(false, "FASSD_KERNELS_CPU is '", asked,
-                  "'; expected portable, avx2, avx512, amx or emulation");
+                  "'; expected portable, avx2, avx512 or amx");
 }
 
 }  // namespace

@@ -111,6 +111,24 @@ struct TapRows {
   bool holds(int64_t row, int64_t tap) const {
     return stays() && is_there(row) && row_in_slot[slot_of(row, tap)] == row;
   }
+
+  // Lists what row y of the strip at x0 writes, and what the next row reads that is not held, or
+  // the next strip's first row.
+  void look_ahead(Ahead& ahead, const Part& part, int64_t y, int64_t x0, int64_t pixels,
+                  int64_t width) const {
+    const int64_t step = conv.stride_h == 1 ? conv.dilation_h : 1;
+    const bool more = y + step < part.last_row;
+    const int64_t next_y = more ? y + step : part.first_row;
+    const int64_t next_x = (more ? x0 : x0 + width) * conv.stride_w;
+    ahead.clear();
+    for (int64_t tap = 0; tap < conv.kernel_h; tap++) {
+      const int64_t row = input_row(next_y, tap);
+      if (!more || !holds(row, tap)) {
+        ahead.read(conv, part.n, row, {next_x, 1, pixels * conv.stride_w});
+      }
+    }
+    ahead.write(conv, part.n, y, x0, x0 + pixels);
+  }
 };
 
 template <typename T>
@@ -138,7 +156,9 @@ class DirectStrip {
 
   void row(int64_t y) {
     gather(y);
-    look_ahead(y);
+    rows_.look_ahead(ahead_, part_, y, x0_, pixels_, plan_.width);
+    ahead_.spread(ceil_div(conv_.out_channels, int64_t(tile_outputs)) *
+                  ceil_div(pixels_, int64_t(tile_pixels<T>)));
     const int64_t rows = conv_.kernel_h * conv_.kernel_w * conv_.in_channels;
     for_output_blocks(conv_.out_channels, [&](int64_t first, int64_t outputs) {
       for (int64_t x = 0; x < pixels_; x += tile_pixels<T>) {
@@ -208,24 +228,6 @@ class DirectStrip {
                     plan_.pitch);
       }
     }
-  }
-
-  // What the next row of the strip reads, or the next strip's first.
-  void look_ahead(int64_t y) {
-    const int64_t step = conv_.stride_h == 1 ? conv_.dilation_h : 1;
-    const bool more = y + step < part_.last_row;
-    const int64_t next_y = more ? y + step : part_.first_row;
-    const int64_t next_x = more ? x0_ : x0_ + plan_.width;
-    ahead_.clear();
-    for (int64_t tap = 0; tap < conv_.kernel_h; tap++) {
-      const int64_t row = rows_.input_row(next_y, tap);
-      if (!more || !rows_.holds(row, tap)) {
-        ahead_.read(conv_, part_.n, row, {next_x * conv_.stride_w, 1, pixels_ * conv_.stride_w});
-      }
-    }
-    ahead_.write(conv_, part_.n, y, x0_, x0_ + pixels_);
-    ahead_.spread((conv_.out_channels + tile_outputs - 1) / tile_outputs *
-                  ((pixels_ + tile_pixels<T> - 1) / tile_pixels<T>));
   }
 
   const Conv<T>& conv_;

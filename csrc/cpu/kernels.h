@@ -81,11 +81,22 @@ constexpr int64_t tile_side(Method method) {
   return method == Method::winograd4 ? 4 : method == Method::winograd2 ? 2 : 1;
 }
 
-// Terms of a row of taps that follow each other where a row's columns do, with all their channels:
-// products of tiles take them together.
-constexpr int64_t tile_stretch(int64_t channels, int64_t kernel_w, int64_t dilation_w) {
-  return dilation_w == 1 ? kernel_w * channels : channels;
-}
+// How the weights of products of tiles lie. Terms of a row of taps that follow each other where a
+// row's columns do, with all their channels, are a stretch. For every 16 outputs, row of taps and
+// stretch there are so many tiles of 32 terms, [pair of terms][output][term of the pair], padded
+// with zeros.
+struct TileLayout {
+  static constexpr int64_t outputs = 16, terms = 32, values = outputs * terms;
+  int64_t stretch;    // terms
+  int64_t stretches;  // in a row of taps
+  int64_t steps;      // tiles of a stretch
+
+  TileLayout(int64_t channels, int64_t kernel_w, int64_t dilation_w)
+      : stretch(dilation_w == 1 ? kernel_w * channels : channels),
+        stretches(dilation_w == 1 ? 1 : kernel_w),
+        steps((stretch + terms - 1) / terms) {}
+  int64_t row() const { return stretches * steps * values; }  // values of a row of taps
+};
 
 // A convolution with "same" padding over the virtual concatenation of `inputs`.
 template <typename T>

@@ -35,27 +35,17 @@ std::array<T, fields> header_of(const Tensor& weight, Method method) {
           T(layout),         T(int(weight.scalar_type()))};
 }
 
-// How tiles of weights lie: for every 16 outputs, row of taps and stretch of terms (tile_stretch)
-// so many of 32 terms, [pair of terms][output][term of the pair], padded with zeros.
-struct Tiles {
-  static constexpr int64_t outputs = 16, terms = 32;
-  int64_t stretch, stretches, steps, count;  // count: of all
-
-  Tiles(const Tensor& weight, const Integers& dilation) {
-    const int64_t in = weight.size(1), kernel_w = weight.size(3);
-    stretch = tile_stretch(in, kernel_w, dilation[1]);
-    stretches = weight.size(2) * (in > 0 ? kernel_w * in / stretch : 0);  // foreign ones may be so
-    steps = (stretch + terms - 1) / terms;
-    count = checked_product({(weight.size(0) + outputs - 1) / outputs, stretches, steps});
-  }
-};
+TileLayout tile_layout(const Tensor& weight, const Integers& dilation) {
+  return {weight.size(1), weight.size(3), dilation[1]};
+}
 
 // Values of T that a packed weight has behind its header.
 template <typename T>
 int64_t packed_values(const Tensor& weight, Method method, const Integers& dilation) {
   if (method == Method::tiles) {
-    return checked_product({Tiles(weight, dilation).count, Tiles::outputs, Tiles::terms, 2}) /
-           int64_t(sizeof(T));
+    const int64_t panels = (weight.size(0) + TileLayout::outputs - 1) / TileLayout::outputs;
+    const int64_t row = tile_layout(weight, dilation).row();
+    return checked_product({panels, weight.size(2), row, 2}) / int64_t(sizeof(T));
   }
   const int64_t reach = tile_side(method) + 2;
   const int64_t taps = method == Method::direct ? weight.size(2) * weight.size(3) : reach * reach;
@@ -209,24 +199,24 @@ bool fill_blocks(const T* plain, const Tensor& weight, Method method, T* panels)
 
 // The same to tiles, of values that are bfloat16's.
 template <typename T>
-bool fill_tiles(const T* plain, const Tensor& weight, const Tiles& tiles, uint16_t* to) {
-  const int64_t out = weight.size(0);
+bool fill_tiles(const T* plain, const Tensor& weight, const TileLayout& tiles, uint16_t* to) {
+  constexpr int64_t outputs = TileLayout::outputs, terms = TileLayout::terms;
+  const int64_t out = weight.size(0), stretches = weight.size(2) * tiles.stretches;
   bool finite = true;
-  for (int64_t first = 0; first < out; first += Tiles::outputs) {
-    for (int64_t stretch = 0; stretch < tiles.stretches; stretch++) {
-      for (int64_t term = 0; term < tiles.steps * Tiles::terms; term++) {
-        for (int64_t o = 0; o < Tiles::outputs; o++) {
+  for (int64_t first = 0; first < out; first += outputs) {
+    for (int64_t stretch = 0; stretch < stretches; stretch++) {
+      for (int64_t term = 0; term < tiles.steps * terms; term++) {
+        for (int64_t o = 0; o < outputs; o++) {
           const bool there = term < tiles.stretch && first + o < out;
           // Taps and channels are in the order of terms.
           const float value = there ? plain[(stretch * tiles.stretch + term) * out + first + o] : 0;
           finite = finite && std::isfinite(value);
           uint32_t bits;
           std::memcpy(&bits, &value, sizeof(bits));
-          to[term / Tiles::terms * Tiles::terms * Tiles::outputs +
-             term % Tiles::terms / 2 * 2 * Tiles::outputs + 2 * o + term % 2] = bits >> 16;
+          to[(term / 2 * outputs + o) * 2 + term % 2] = bits >> 16;
         }
       }
-      to += tiles.steps * Tiles::terms * Tiles::outputs;
+      to += tiles.steps * TileLayout::values;
     }
   }
   return finite;
@@ -258,7 +248,7 @@ Tensor pack(const Tensor& weight, Method method, const Integers& dilation) {
     }
   }
   const bool finite = method == Method::tiles
-                          ? fill_tiles(plain.data(), weight, Tiles(weight, dilation),
+                          ? fill_tiles(plain.data(), weight, tile_layout(weight, dilation),
                                        reinterpret_cast<uint16_t*>(to + header))
                           : fill_blocks<T>(plain.data(), weight, method, to + header);
   // Infinite weights would spread over whole tiles, as NaN.

@@ -12,20 +12,15 @@
 // where they are dilated. What a last tile has beyond them meets weights of zero. Values that are
 // not finite would spread that way: rows that have one are convolved directly.
 
-struct TilePlan {
-  static constexpr int64_t pixels = 16, terms = 32, outputs = 16;
-  int64_t stretch = 0;    // terms that follow each other
-  int64_t stretches = 0;  // in a row of taps
-  int64_t steps = 0;      // tiles of a stretch
-  int64_t width = 0;      // output pixels of a strip
-  int64_t columns = 0;    // of the input, that it reads
-  int64_t slot = 0;       // values of a row
+struct TilePlan : TileLayout {
+  static constexpr int64_t pixels = 16;
+  int64_t width;    // output pixels of a strip
+  int64_t columns;  // of the input, that it reads
+  int64_t slot;     // values of a row
 
   template <typename T>
-  explicit TilePlan(const Conv<T>& conv) {
-    stretch = tile_stretch(conv.in_channels, conv.kernel_w, conv.dilation_w);
-    stretches = conv.kernel_w * conv.in_channels / stretch;
-    steps = ceil_div(stretch, terms);
+  explicit TilePlan(const Conv<T>& conv)
+      : TileLayout(conv.in_channels, conv.kernel_w, conv.dilation_w) {
     // The rows that an output row reads stay in the second level of the cache.
     constexpr int64_t bytes = 256 * 1024, most = 1024;
     const int64_t pixel = conv.kernel_h * conv.stride_w * conv.in_channels * 2;
@@ -181,7 +176,9 @@ class TileStrip {
                         {part_.n, y, y + 1, x0_, x0_ + pixels_}, rest_);
       return;
     }
-    look_ahead(y);
+    taps_.look_ahead(ahead_, part_, y, x0_, pixels_, plan_.width);
+    ahead_.spread(ceil_div(conv_.out_channels, 2 * TilePlan::outputs) *
+                  ceil_div(pixels_, 2 * TilePlan::pixels));
     constexpr int64_t n = TilePlan::outputs;
     for (int64_t first = 0; first < conv_.out_channels; first += 2 * n) {
       const bool two = first + n < conv_.out_channels;
@@ -209,8 +206,8 @@ class TileStrip {
   // sums[pixel][output] of so many tiles of pixels and outputs.
   template <int height, int width>
   void multiply(int64_t first, int64_t x) {
-    constexpr int64_t tile = TilePlan::terms * TilePlan::outputs;
-    const int64_t across = conv_.kernel_h * plan_.stretches * plan_.steps * tile;  // of an output's
+    constexpr int64_t tile = TilePlan::values;
+    const int64_t across = conv_.kernel_h * plan_.row();  // weights of 16 outputs
     const int64_t stride = pixel_;
     const auto* const panel =
         reinterpret_cast<const uint16_t*>(conv_.weights) + first / TilePlan::outputs * across;
@@ -218,7 +215,7 @@ class TileStrip {
     tiles.zero();
     for (int64_t t = 0; t < count_; t++) {
       const uint16_t* from = here_[t].planes + x * stride;
-      const uint16_t* weights = panel + here_[t].index * plan_.stretches * plan_.steps * tile;
+      const uint16_t* weights = panel + here_[t].index * plan_.row();
       for (int64_t s = 0; s < plan_.stretches; s++) {
         for (int64_t k = 0; k < plan_.steps; k++, weights += tile) {
           const uint16_t* const at = from + k * TilePlan::terms;
@@ -387,24 +384,6 @@ class TileStrip {
     }
 #endif
     return !bad;
-  }
-
-  // What the next row of the strip reads, or the next strip's first.
-  void look_ahead(int64_t y) {
-    const int64_t step = conv_.stride_h == 1 ? conv_.dilation_h : 1;
-    const bool more = y + step < part_.last_row;
-    const int64_t next_y = more ? y + step : part_.first_row;
-    const int64_t next_x = more ? x0_ : x0_ + plan_.width;
-    ahead_.clear();
-    for (int64_t tap = 0; tap < conv_.kernel_h; tap++) {
-      const int64_t row = taps_.input_row(next_y, tap);
-      if (!more || !taps_.holds(row, tap)) {
-        ahead_.read(conv_, part_.n, row, {next_x * conv_.stride_w, 1, pixels_ * conv_.stride_w});
-      }
-    }
-    ahead_.write(conv_, part_.n, y, x0_, x0_ + pixels_);
-    ahead_.spread(ceil_div(conv_.out_channels, 2 * TilePlan::outputs) *
-                  ceil_div(pixels_, 2 * TilePlan::pixels));
   }
 
   struct TapRow {
