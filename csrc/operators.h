@@ -41,7 +41,6 @@ namespace cpu {
 // On images whose pixels may be padded to whole vectors.
 namespace cuda {
 #define OPERATOR(name, kind, text) kinds::kind<arguments::name> name;
-#define CPU_OPERATOR(name, kind, text)
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
 }  // namespace cuda

@@ -183,13 +183,12 @@ def backends() -> Environment:
         ``python -m fassd_kernels`` shows.
     """
     every = frozenset(OPERATORS)
-    on_gpu = frozenset(name for name, row in OPERATORS.items() if row.on_gpu)
     table = [
         Backend("cpu", "cpu", every, cpu_reason, describe_cpu),
         Backend(
             "cuda",
             "cuda",
-            on_gpu,
+            every,
             cuda_reason,
             describe_cuda,
             ops.CUDA_TYPES,
@@ -200,7 +199,7 @@ def backends() -> Environment:
     triton = TritonBackend(
         "triton",
         "cpu" if INTERPRETED else "cuda",
-        on_gpu,
+        every,
         availability.reason,
         availability.describe,
         availability.DTYPES,

@@ -44,7 +44,6 @@ class Operator:
         options: names of those that make other work of the same shapes, with their defaults (of a
             list a tuple; None or an empty tuple where the argument is required).
         typed: name of the argument that has the floating type of the call.
-        on_gpu: whether GPUs have kernels for it; the reference runs there otherwise.
     """
 
     name: str
@@ -58,7 +57,6 @@ class Operator:
     weights: tuple[str, ...]
     options: tuple[tuple[str, Any], ...]
     typed: str
-    on_gpu: bool
 
     @property
     def multiplies(self) -> bool:
@@ -119,12 +117,9 @@ def first(value: Any) -> Any:
 def read_operators() -> dict[str, Operator]:
     """The rows of ``schemas.def`` by name."""
     text = (Path(__file__).parent / "schemas.def").read_text()
-    rows = re.findall(r'^(CPU_)?OPERATOR\((\w+), (\w+), R"\((.*?)\)"\)', text, re.S | re.M)
+    rows = re.findall(r'^OPERATOR\((\w+), (\w+), R"\((.*?)\)"\)', text, re.S | re.M)
     defined = definitions()
-    return {
-        name: row_of(name, kind, written, defined, on_gpu=not cpu)
-        for cpu, name, kind, written in rows
-    }
+    return {name: row_of(name, kind, written, defined) for name, kind, written in rows}
 
 
 def definitions() -> dict[str, Callable[..., Any]]:
@@ -138,7 +133,7 @@ def definitions() -> dict[str, Callable[..., Any]]:
 
 
 def row_of(
-    name: str, kind: str, written: str, defined: Mapping[str, Callable[..., Any]], on_gpu: bool
+    name: str, kind: str, written: str, defined: Mapping[str, Callable[..., Any]]
 ) -> Operator:
     schema = f"{name}({' '.join(written.split())}) -> Tensor"
     arguments = torch._C.parse_schema(schema).arguments
@@ -158,7 +153,6 @@ def row_of(
         weights,
         tuple((a.name, default_of(a)) for a in arguments if is_option(str(a.type))),
         "dtype" if "dtype" in names else typed,
-        on_gpu,
     )
 
 

@@ -194,11 +194,8 @@ def register() -> None:
         elif CPU_MISSING is not None:  # kernels of other sources, which may compute something else
             _LIBRARY.impl(name, row.reference, "CPU")
         _LIBRARY.impl(name, row.reference, "CompositeExplicitAutograd")
-        if row.on_gpu:
-            _LIBRARY.impl(name, on_gpu(row), "CUDA")
+        _LIBRARY.impl(name, on_gpu(row), "CUDA")
         complete(row, NAMESPACE, _LIBRARY)
-        if not row.on_gpu:
-            continue
         _TRITON_LIBRARY.define(row.schema)
         _TRITON_LIBRARY.impl(name, through_triton(row), "CompositeExplicitAutograd")
         complete(row, TRITON_NAMESPACE, _TRITON_LIBRARY)

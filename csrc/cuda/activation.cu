@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "activations.cuh"
 #include "conv_act.cuh"
 
 namespace fassd::cuda {
@@ -11,38 +12,6 @@ namespace fassd::cuda {
 namespace {
 
 constexpr int block_threads = 256;
-
-__device__ __forceinline__ float up_to_six(float value) {
-  value = value < 0.0f ? 0.0f : value;
-  return value > 6.0f ? 6.0f : value;
-}
-
-// Each lane activated. Which activation is asked once for all eight.
-__device__ __forceinline__ void activate_lanes(float (&values)[lanes], Activation activation) {
-  const auto all = [&](auto curve) {
-#pragma unroll
-    for (int k = 0; k < lanes; k++) {
-      values[k] = curve(values[k]);
-    }
-  };
-  switch (activation) {
-    case Activation::relu6:
-      return all([](float v) { return up_to_six(v); });
-    case Activation::hardswish:
-      return all([](float v) { return v * (up_to_six(v + 3.0f) * (1.0f / 6.0f)); });
-    case Activation::hardsigmoid:
-      return all([](float v) { return up_to_six(v + 3.0f) * (1.0f / 6.0f); });
-    case Activation::sigmoid:
-      return all([](float v) { return 1.0f / (1.0f + expf(-v)); });
-    case Activation::silu:
-      return all([](float v) { return v / (1.0f + expf(-v)); });
-    case Activation::gelu:
-      return all([](float v) { return v * (0.5f * erfcf(v * -0.70710678f)); });
-    default:  // gelu_tanh; (1 + tanh(u)) / 2 = sigmoid(2 u)
-      return all(
-          [](float v) { return v / (1.0f + expf(-1.59576912f * v * (1.0f + 0.044715f * v * v))); });
-  }
-}
 
 // A thread takes eight channels of one pixel of the result.
 template <typename T>
@@ -65,7 +34,7 @@ __global__ void __launch_bounds__(block_threads)
                     n * source.stride_n + (y * pool + at / pool) * source.stride_h +
                         (x * pool + at % pool) * source.stride_w,
                     channel, values);
-      activate_lanes(values, activation);
+      activate_values(values, activation);
 #pragma unroll
       for (int k = 0; k < lanes; k++) {
         sums[k] += values[k];

@@ -8,7 +8,6 @@
 
 STABLE_TORCH_LIBRARY_IMPL(fassd_kernels_cuda, CUDA, m) {
 #define OPERATOR(name, kind, text) m.impl(#name, TORCH_BOX(&fassd::cuda::name));
-#define CPU_OPERATOR(name, kind, text)
 #include "../../fassd_kernels/schemas.def"
 #undef OPERATOR
 }

@@ -21,6 +21,7 @@ using cuda::Work;
 namespace {
 
 constexpr int64_t most_positions = int64_t(1) << 30;  // of an axis, as the kernels have it
+constexpr int lanes_of_a_warp = 32 * 8;               // channels of pixels that it takes at once
 
 int position_count(const char* op, int64_t size) {
   STD_TORCH_CHECK(size <= most_positions, op, ": an axis is too large: ", size,
@@ -212,6 +213,37 @@ void upsample_conv1x1(Call& call, const Checked& checked, const Tensors& low, co
   add_activation(call, checked, size);
 }
 
+void grouped_conv_act(Call& call, const Checked& checked, const Tensor& input, const Tensor& weight,
+                      const OptionalTensor&, const OptionalTensor&, const OptionalTensor& residual,
+                      const Integers&, const Integers&, const std::string&, int64_t groups) {
+  const ImageSize &size = checked.size, in = size_of(input);
+  const cuda::GroupedPlan plan =
+      cuda::plan_grouped(size.batch, position_count("plan", in.height),
+                         position_count("plan", in.width), position_count("plan", size.height),
+                         position_count("plan", size.width), position_count("plan", in.channels),
+                         position_count("plan", size.channels), int(weight.size(2)), groups);
+  const int64_t products = checked_product({size.batch, size.height, size.width, size.channels,
+                                            weight.size(1), weight.size(2), weight.size(3)});
+  Work work;
+  (plan.depthwise ? work.depthwise_vectors : work.grouped_vectors) =
+      double(products) / lanes_of_a_warp;
+  work.depthwise_results = plan.depthwise ? double(size.numel()) / lanes_of_a_warp : 0;
+  const int64_t images = call.image(in) + (residual ? 2 : 1) * call.image(size);
+  call.elementwise("grouped_conv", plan.depthwise ? "depthwise_kernel" : "grouped_kernel",
+                   size.channels, size.height, size.width, images + call.image(size_of(weight)),
+                   checked_product({2, products}), work);
+}
+
+void max_pool(Call& call, const Checked& checked, const Tensor& input, const Integers& kernel,
+              const Integers&, const Integers&) {
+  const ImageSize& size = checked.size;
+  const int64_t compared = checked_product({size.numel(), kernel.front(), kernel.back()});
+  Work work;
+  work.compared_vectors = double(compared) / lanes_of_a_warp;
+  call.elementwise("max_pool", "max_pool_kernel", size.channels, size.height, size.width,
+                   call.image(size_of(input)) + call.image(size), compared, work);
+}
+
 // Of a channel and pixel: three blends of three operations.
 int64_t blends(const ImageSize& result) {
   return checked_product({9, result.numel()});
@@ -323,7 +355,6 @@ Tensor variants(int64_t number, const std::string& kernel) {
 STABLE_TORCH_LIBRARY(fassd_kernels_plan, m) {
 #define OPERATOR(name, kind, text) \
   m.def(fassd::plan::plan_schema(#name "(" text ") -> Tensor").c_str());
-#define CPU_OPERATOR(name, kind, text)
 #include "../../fassd_kernels/schemas.def"
 #undef OPERATOR
   m.def("variants(int arithmetic, str kernel='convolution_kernel') -> Tensor");
@@ -333,7 +364,6 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels_plan, CompositeExplicitAutograd, m) {
 #define OPERATOR(name, kind, text)                                                       \
   m.impl(#name, TORCH_BOX((&fassd::plan::Planned<decltype(fassd::check_##name)>::answer< \
                            &fassd::check_##name, &fassd::plan::name>)));
-#define CPU_OPERATOR(name, kind, text)
 #include "../../fassd_kernels/schemas.def"
 #undef OPERATOR
   m.impl("variants", TORCH_BOX(&fassd::plan::variants));

@@ -497,4 +497,21 @@ ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, i
   return plan;
 }
 
+GroupedPlan plan_grouped(int64_t batch, int height, int width, int out_height, int out_width,
+                         int channels, int out_channels, int side, int64_t groups) {
+  constexpr int64_t most_blocks = (int64_t(1) << 31) - 1;
+  constexpr int most_side = 1 << 28;  // pixels, so that positions of taps have 32 bits
+  GroupedPlan plan;
+  const int run = groups == channels && channels == out_channels ? grouped_run : 1;
+  plan.across = divide_up(out_width, run);
+  plan.parts = divide_up(out_channels, grouped_vectors * 8);
+  const int64_t rows = int64_t(out_height) * plan.across;
+  const bool fits = batch <= most_blocks / rows;
+  plan.runs = fits ? batch * rows : 0;
+  plan.blocks = divide_up(plan.runs, grouped_threads / grouped_vectors);
+  plan.depthwise =
+      run > 1 && side > 1 && fits && plan.parts < (1 << 16) && std::max(height, width) <= most_side;
+  return plan;
+}
+
 }  // namespace fassd::cuda

@@ -266,6 +266,21 @@ constexpr int argmax_threads = 256;
 ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, int width,
                        bool align_corners);
 
+// The launch of grouped_conv_act. Of depthwise convolutions a thread takes eight channels of
+// `grouped_run` adjacent pixels, a block eight such vectors; of all others one pixel's, of one
+// output channel after the other.
+struct GroupedPlan {
+  bool depthwise = false;
+  int64_t across = 0;  // runs in a row
+  int64_t runs = 0;    // of the result
+  int64_t blocks = 0, parts = 0;
+};
+
+constexpr int grouped_threads = 256, grouped_vectors = 8, grouped_run = 4;
+
+GroupedPlan plan_grouped(int64_t batch, int height, int width, int out_height, int out_width,
+                         int channels, int out_channels, int side, int64_t groups);
+
 // --- what the kernels and the plan must agree on ---
 
 constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the second has one

@@ -230,7 +230,9 @@ def run(
     """
     if not jobs or (peers is not None and not peers):
         raise ValueError("nothing to measure: no jobs or no candidates")
-    comparisons, scenes, interrupted = [], [], False
+    comparisons: list[JobResults] = []
+    scenes: list[Scene] = []
+    interrupted = False
     for job in jobs:
         try:
             measured, scene = measure(job, peers, compiler, step, tick)

@@ -169,6 +169,12 @@ class Labelled(nn.Module):
         return self.network(x).argmax(1)
 
 
+def depthwise() -> nn.Module:
+    """A depthwise 3x3 as in MobileNetV4, at an eighth of the picture's sides."""
+    conv = nn.Conv2d(96, 96, 3, padding=1, groups=96, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(96), nn.ReLU())
+
+
 def decoder_join(level: int) -> nn.Module:
     layer = part_of_network(f"conv1x1_up.{level}")
     assert isinstance(layer, ConvLayer)
@@ -254,6 +260,27 @@ def fused_resize(name: str, module: nn.Module, dtype: torch.dtype, backend: str)
     return lambda logits: function(logits, picture_size(logits))
 
 
+def fused_depthwise(layers: nn.Sequential, dtype: torch.dtype, backend: str) -> Call:
+    """`grouped_conv_act` with the batch norm folded."""
+    from fassd_kernels import ops
+    from fassd_kernels.packing import fold
+
+    conv: Any = layers[0]
+    norm: Any = layers[1]
+    with torch.no_grad():
+        weight, bias = fold(conv, norm, dtype)
+    function = ops.operator("grouped_conv_act", backend)
+    return lambda x: function(x, weight, bias, groups=conv.groups, activation="relu")
+
+
+def fused_pool(module: nn.MaxPool2d, dtype: torch.dtype, backend: str) -> Call:
+    from fassd_kernels import ops
+
+    function = ops.operator("max_pool", backend)
+    window = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1)}
+    return lambda x: function(x, **window)
+
+
 def fused_normalize(module: Normalize, dtype: torch.dtype, backend: str) -> Call:
     from fassd_kernels import ops
 
@@ -324,10 +351,15 @@ OPERATORS = {
     ),
     "upsample_conv1x1 conv1x1_up.0": _join(0, (224, 32), (160, 16)),
     "upsample_conv1x1 conv1x1_up.2": _join(2, (78, 8), (48, 4)),
+    "grouped_conv_act depthwise": NetworkPart(
+        "grouped_conv_act", depthwise, ((96, 8),), fused_depthwise
+    ),
+    "max_pool": NetworkPart("max_pool", partial(nn.MaxPool2d, 3, 2, 1), ((64, 2),), fused_pool),
     "upsample": _resize("upsample", Upsample),
     "upsample_argmax": _resize("upsample_argmax", UpsampleArgmax),
 }
-"""By name: the operator and where in FASSD-Net it stands. Those of `PICTURES` are beside it."""
+"""By name: the operator and where in FASSD-Net it stands, or else in the encoders of timm. Those of
+`PICTURES` are beside it."""
 
 NORMALIZE = "normalize"
 NORMALIZE_CONV = "normalize_conv_act base.0"

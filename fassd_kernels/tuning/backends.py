@@ -109,8 +109,7 @@ def recorder(place: torch.device, dtype: torch.dtype) -> str:
     Raises:
         ValueError: there is none.
     """
-    rows = [row for row in OPERATORS.values() if row.on_gpu]
-    needed = [row.name for row in rows if row.name != "asymmetric_conv"]
+    needed = set(OPERATORS) - {"asymmetric_conv"}
     for backend in backends():
         refused = any(refusal(backend, place, operator, dtype) for operator in needed)
         if backend.name != "reference" and not refused:

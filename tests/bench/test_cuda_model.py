@@ -103,8 +103,7 @@ def block(size, channels, widths):
 
 
 def test_every_operator_answers():
-    for name, row in OPERATORS.items():
-        assert hasattr(torch.ops.fassd_kernels_plan, name) == row.on_gpu
+    assert all(hasattr(torch.ops.fassd_kernels_plan, name) for name in OPERATORS)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +118,27 @@ def test_an_answer_checks_the_call():
     with pytest.raises(RuntimeError, match="conv_act: weight takes 5 input channels, but 4 come"):
         answer("conv_act", [tensor(1, 4, 8, 8)], tensor(8, 5, 3, 3))
     assert answer("upsample", tensor(0, 4, 8, 8), [16, 16]) == []
+
+
+def test_groups_and_windows():
+    """A depthwise convolution has a kernel of its own, whatever its result's last run."""
+    image = tensor(2, 96, 64, 127)
+    (launch,) = answer("grouped_conv_act", image, tensor(96, 1, 3, 3), groups=96)
+    values = 2 * 96 * 64 * 127
+    assert (launch["kernel"], launch["channels"]) == ("depthwise_kernel", "96")
+    assert launch["operations"] == 2 * 9 * values
+    assert launch["bytes"] == 2 * (2 * values + 9 * 96)
+    assert launch["work"] == {
+        "depthwise_vectors": 9 * values / 256,
+        "depthwise_results": values / 256,
+    }
+    for weight, groups in ((tensor(96, 12, 3, 3), 8), (tensor(96, 1, 1, 1), 96)):
+        (launch,) = answer("grouped_conv_act", image, weight, groups=groups)
+        assert launch["kernel"] == "grouped_kernel"
+    window = {"kernel": [3, 2], "stride": [2, 2], "padding": [1, 1]}
+    (launch,) = answer("max_pool", image, **window)
+    assert (launch["kernel"], launch["height"], launch["width"]) == ("max_pool_kernel", 32, 64)
+    assert launch["operations"] == 6 * 2 * 96 * 32 * 64
 
 
 def test_launches_of_fassd_net(fassd_net):

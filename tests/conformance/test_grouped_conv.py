@@ -71,7 +71,7 @@ def test_one_tap_shifts(subject, dtype, side, stride, dilation):
     image, reach = call.arguments["input"], side // 2 * dilation
     padded = F.pad(image, (reach,) * 4)
     for row in range(side):
-        for column in range(side):
+        for column in {row, side - 1 - row}:
             weight = torch.zeros_like(call.arguments["weight"])
             weight[:, :, row, column] = 1
             top, left = row * dilation, column * dilation

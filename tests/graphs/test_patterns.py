@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,3 +305,21 @@ def test_resizing(options: dict[str, Any], fused: bool, labels: bool) -> None:
     agree(fast, model, torch.randn(2, 3, 7, 10))
     kind = "Labels" if labels else "Upsample"
     assert (kind in recorded.kinds) == fused
+
+
+def test_on_a_gpu_memory_bounds_what_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depthwise convolutions and pooling; of other groups and large kernels PyTorch has the best.
+
+    Nothing is timed there: the host's clock tells nothing of a GPU.
+    """
+    image = SimpleNamespace(is_cuda=True, shape=(1, 8, 5, 7), device="cuda", dtype=torch.float16)
+    monkeypatch.setattr(steps.ops, "operator", lambda *name: lambda *_, **__: name)
+    monkeypatch.setattr(steps, "choose", lambda *_, **__: "cuda")
+    monkeypatch.setattr(steps, "fastest_of", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(steps.Step, "by_pytorch", lambda *_: "PyTorch's")
+    step = steps.GroupedStep(None, None, None, None, (1, 1), (1, 1), "relu")
+    step.tensors, step.backend = dict.fromkeys(("weight", "bias", "slope")), "cuda"
+    for groups, expected in ((8, ("grouped_conv_act", "cuda")), (2, "PyTorch's"), (1, "PyTorch's")):
+        step.groups = groups
+        assert step([image]) == expected
+    assert steps.MaxPool((3, 3), (2, 2), (1, 1))(image) == ("max_pool", "cuda")

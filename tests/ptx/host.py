@@ -23,14 +23,14 @@ import fassd_kernels
 from fassd_kernels import ops
 
 # The objects of csrc/cuda, less what registers them, and what they share with the CPU's.
-SHARED = ("csrc/checks.o", *(f"csrc/plan/{name}.o" for name in ("plan", "fusion", "work")))
+SHARED = ("checks.o", "sizes.o", *(f"plan/{name}.o" for name in ("plan", "fusion", "work")))
 REGISTRATION = build.HERE / "registration.cpp"
 
 
 def objects(tree: Path) -> list[Path]:
     (compiled,) = tree.glob("build/temp.*")
     kernels = set(compiled.glob("csrc/cuda/*.o")) - {compiled / "csrc/cuda/registration.o"}
-    return [*(compiled / name for name in SHARED), *sorted(kernels)]
+    return [*(compiled / "csrc" / name for name in SHARED), *sorted(kernels)]
 
 
 @functools.cache

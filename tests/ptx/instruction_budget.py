@@ -36,6 +36,9 @@ UNITS = {
         "argmax_warps",
         "enlarged_vectors",
         "streamed_vectors",
+        "depthwise_vectors",
+        "grouped_vectors",
+        "compared_vectors",
     ),
 }
 HALF, FLOAT32 = 0, 2
@@ -65,6 +68,9 @@ def calls() -> Iterator[tuple[dict[str, str], torch.dtype, Call]]:
         cases.hardblock(1, 24, (10, 18, 10, 28), (32, 64)),
         cases.upsample_argmax(1, 19, (16, 32), (64, 128)),
         cases.upsample(1, 19, (16, 32), (64, 128)),
+        *(cases.grouped_conv_act(1, 64, 64, 1, (16, 32), side) for side in (3, 5, 7)),
+        cases.grouped_conv_act(1, 64, 8, 1, (16, 32)),
+        cases.max_pool(1, 64, (32, 64)),
     ):
         # One kernel serves for what all of them are followed by.
         yield {VARIABLE: "8,2,4,0", FUSION: "never"}, torch.float16, call

@@ -21,7 +21,6 @@ from triton_backend.test_interpreted import far_apart
 
 import fassd_kernels.triton
 from fassd_kernels.checks import ACTIVATIONS
-from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.configurations import CANDIDATES, Config
 
 pytestmark = interpreted
@@ -93,11 +92,7 @@ def all_sorts() -> list[Call]:
     seen = {call.operator for call in several}
     return [
         *(call.to(half) for call in several),
-        *(
-            calls[0].to(half)
-            for name, calls in cases.SAMPLES.items()
-            if name not in seen and OPERATORS[name].on_gpu
-        ),
+        *(calls[0].to(half) for name, calls in cases.SAMPLES.items() if name not in seen),
         *(
             cases.conv_act(1, (4,), 5, (3, 4), (1, 1), activation=name).to(half)
             for name in ACTIVATIONS
@@ -111,8 +106,9 @@ def all_sorts() -> list[Call]:
         far(cases.conv_act(2, (8,), 5, (3, 5), residual=True).to(half), "inputs"),
         *(
             far(getattr(cases, name)(batch=2, channels=8).to(half), "input")
-            for name in ("upsample", "upsample_argmax", "asymmetric_conv", "aspp")
+            for name in ("upsample", "upsample_argmax", "asymmetric_conv", "aspp", "max_pool")
         ),
+        far(cases.grouped_conv_act(2, 8, 8, residual=True, activation="prelu").to(half), "input"),
         cases.upsample(align_corners=False).to(half),
         picture_far_apart().to(half),
     ]
