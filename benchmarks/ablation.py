@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from PIL import Image
 
 from benchmarks import RESULTS, ROOT, write_json
 from fassd.bench.machine import environment
-from fassd.cli import app
 from fassd.io.files import replacing
 from fassd.models import VARIANTS, list_models
 from fassd.synth import VERSION
@@ -45,8 +44,23 @@ def fassd(*arguments: str | Path) -> None:
     Raises:
         CalledProcessError: it failed.
     """
-    command = [sys.executable, "-m", "fassd", *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    to_its_end([sys.executable, "-m", "fassd", *map(str, arguments)])
+
+
+def to_its_end(command: Sequence[str]) -> None:
+    """Run a command. Ctrl-C, which it gets as well, leaves it the time that it takes to save.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            child.wait()
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def prepare(work: Path) -> Path:
@@ -64,15 +78,13 @@ def trained(
 ) -> tuple[Path, dict[str, float]]:
     """The last weights of a training, and its clocks; it is done, or gone on with, if need be.
 
-    It runs in this process: a command of its own would be killed by Ctrl-C before it has saved.
-
     Args:
         run: folder to train into.
         arguments: of `fassd train`, beside the folder.
         threads: of PyTorch; its own choice if None.
 
     Raises:
-        SystemExit: it was stopped, or failed.
+        CalledProcessError: it was stopped, or failed.
     """
     partial, clock = run.with_name(f"{run.name}.partial"), run.with_name(f"{run.name}.spent.json")
     spent = json.loads(clock.read_text()) if clock.is_file() else dict.fromkeys(CLOCKS, 0.0)
@@ -82,24 +94,22 @@ def trained(
         else:
             shutil.rmtree(partial, ignore_errors=True)
             spent = dict.fromkeys(CLOCKS, 0.0)
-        command = ["train", "-o", partial, *arguments]
-        command += ["--threads", threads] if threads else []
+        own = ("--threads", str(threads)) if threads else ()
         before = clocks()
         try:
-            code = app(list(map(str, command)), standalone_mode=False)
+            fassd("train", "-o", partial, *arguments, *own)
         finally:
             spent = {name: spent[name] + now - before[name] for name, now in clocks().items()}
             write_json(clock, spent)
-        if code:
-            raise SystemExit(code)
         partial.rename(run)
     return run / "last.safetensors", spent
 
 
 def clocks() -> dict[str, float]:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    processor = sum(usage.ru_utime + usage.ru_stime for usage in used)
-    return dict(zip(CLOCKS, (processor, time.perf_counter()), strict=True))
+    """Processor time of all commands that have ended, and the time of day."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times = (usage.ru_utime + usage.ru_stime, time.perf_counter())
+    return dict(zip(CLOCKS, times, strict=True))
 
 
 def scored(file: Path, *arguments: str | Path) -> dict[str, Any]:
@@ -116,11 +126,11 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text())["rows"] if file.is_file() else []
 
 
-def draw_panel(work: Path, streets: Path, folder: Path) -> str:
+def draw_panel(work: Path, streets: Path, weights: Mapping[str, Path], folder: Path) -> str:
     """The picture of what the trained networks make of held-out scenes; its name."""
     networks: list[str] = []
     for name in PANEL:
-        networks += ["--model", f"{name}={work / 'runs' / name / 'last.safetensors'}"]
+        networks += ["--model", f"{name}={weights[name]}"]
     drawn = work / "panel.png"
     fassd("compare", "--data", streets, "--index", SCENES, *networks, "--width", "320", "-o", drawn)
     picture = folder / "panel.jpg"
@@ -138,12 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     streets = prepare(options.work)
     length = ("--steps", str(options.steps), "--batch", str(BATCH))
     crop = ("-s", f"crop={list(CROP)}", "-s", "val_every=0", "-s", "val_pictures=4")
-    rows = []
+    rows, weights = [], {}
     for name in (name for name in list_models() if not VARIANTS[name].by_analogy):
-        run = options.work / "runs" / name
-        weights, _ = trained(run, "-p", "demo", "-d", streets, "-m", name, *length, *crop)
-        file = options.work / f"{name}.val.json"
-        scores = scored(file, "--data", streets, "-m", name, "--weights", weights)
+        run = f"{name}-{options.steps}"
+        own = ("-p", "demo", "-d", streets, "-m", name, *length, *crop)
+        weights[name], _ = trained(options.work / "runs" / run, *own)
+        file = options.work / f"{run}.val.json"
+        scores = scored(file, "--data", streets, "-m", name, "--weights", weights[name])
         rows.append({"model": name, **scores})
         print(f"{name}: mIoU {100 * scores['miou']:.1f}%", flush=True)
     content = {
@@ -166,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "dilations of DAPF are inert at that crop, and nothing about Cityscapes follows."
         ),
         "accuracy": rows,
-        "panel": draw_panel(options.work, streets, options.output),
+        "panel": draw_panel(options.work, streets, weights, options.output),
     }
     write_json(options.output / "ablation.json", content)
 

@@ -162,8 +162,10 @@ def judged(
 # ---------------------------------------------------------------------------------------- the table
 
 
-def table(content: dict[str, Any]) -> list[str]:
-    """The results: lines of Markdown."""
+def table(content: dict[str, Any] | None) -> list[str]:
+    """The results, if there are any: lines of Markdown."""
+    if content is None:
+        return ["*Not measured yet.*"]
     job, where = content["job"], content["environment"]
     first = content["exported"][0]
     lines = [

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -40,10 +41,15 @@ def tables() -> dict[str, tuple[str, Sequence[str]]]:
     return {
         "headline": ("README.md", headline),
         "others": ("docs/accelerate.md", others.tables()),
-        "formats": ("docs/deploy.md", exported.table(json.loads(exported.RESULT.read_text()))),
+        "formats": ("docs/deploy.md", exported.table(content_of(exported.RESULT))),
         "camvid": ("docs/camvid.md", camvid.tables(rows_of(camvid.FILE))),
-        "membrane": ("docs/own-data.md", membrane.tables(json.loads(membrane.FILE.read_text()))),
+        "membrane": ("docs/own-data.md", membrane.tables(content_of(membrane.FILE))),
     }
+
+
+def content_of(file: Path) -> Any:
+    """What a results file holds; None where it is not there."""
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def marked(text: str, name: str, lines: Sequence[str]) -> str:

@@ -38,7 +38,6 @@ from fassd.bench.costs.cuda import (
     check_requirements,
     find_device,
 )
-from fassd.bench.costs.triton import record_network
 from fassd.bench.stopwatch import Call, Inputs, Run, graph_run, interleaved, warm_up
 from fassd.bench.subjects import Case
 from fassd.evaluation.agreement import TOLERANCES, compare
@@ -155,6 +154,8 @@ def shapes_of(case: Case, target: Any, model: Any) -> list[tuple[Any, int]]:
 
     Those whose launches should take longest come first.
     """
+    from fassd.bench.costs.triton import record_network  # imports Triton
+
     size = case.height, case.width
     calls, _ = record_network(case.subject, *size, target, case.batch, case.torch_dtype)
     with setting(FUSION, "never"):
@@ -399,6 +400,8 @@ def kernel_of(answer: dict[str, Any]) -> Kernel | None:
 
 def answers(networks: Sequence[str], dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """All launches of the networks, planned for each GPU, of float32 with and without TF32."""
+    from fassd.bench.costs.triton import record_network
+
     for name, size, batch in itertools.product(networks, SIZES, BATCHES):
         calls, _ = record_network(name, *size, device_named(REHEARSED), batch, dtype)
         for device, tf32 in itertools.product(devices(), {False, dtype == torch.float32}):

@@ -404,7 +404,7 @@ def test_nothing_is_started_without_time(tmp_path, monkeypatch):
 WITHOUT = """
 import sys
 plugins = ("pytest_timeout", "pytest_reportlog", "pytest_benchmark", "xdist")
-for name in (*plugins, "matplotlib", "adjustText", "pydantic", "platformdirs"):
+for name in (*plugins, "matplotlib", "adjustText", "pydantic", "platformdirs", "triton"):
     sys.modules[name] = None
 import benchmarks.gpu_report
 """

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks import ablation, membrane
 
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = [
     {"name": "membrane", "iou": 0.5, "dice": 2 / 3, "pixels": 1},
     {"name": "cell", "iou": 0.75, "dice": 6 / 7, "pixels": 3},
@@ -20,20 +26,17 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that were called, without the training and scoring behind them."""
     called: list[list[str]] = []
 
-    def train(words: list[str], standalone_mode: bool) -> int:
-        called.append(words)
-        Path(words[words.index("-o") + 1]).mkdir(parents=True, exist_ok=True)
-        return 0
-
     def fassd(*arguments: str | Path) -> None:
         words = [str(word) for word in arguments]
         called.append(words)
+        if words[0] == "train":
+            Path(words[words.index("-o") + 1]).mkdir(parents=True, exist_ok=True)
+            return
         assert Path(words[words.index("-w") + 1]).parent.is_dir()
         found = {"miou": 0.625, "pixel_accuracy": 0.8, "mean_accuracy": 0.7, "pictures": 10}
         file = Path(words[words.index("--json") + 1])
         file.write_text(json.dumps({**found, "classes": CLASSES, "confusion": []}))
 
-    monkeypatch.setattr(ablation, "app", train)
     monkeypatch.setattr(ablation, "fassd", fassd)
     return called
 
@@ -65,7 +68,7 @@ def test_a_training_that_was_cut_off_goes_on_from_its_checkpoint_or_begins_again
     partial.mkdir()
     (partial / "recipe.yaml").touch()
     with monkeypatch.context() as patched:
-        patched.setattr(ablation, "app", lambda *_, standalone_mode: (partial.mkdir(), 1 / 0))
+        patched.setattr(ablation, "fassd", lambda *_: (partial.mkdir(), 1 / 0))
         with pytest.raises(ZeroDivisionError):
             ablation.trained(run, "-p", "membrane")
     assert not (partial / "recipe.yaml").exists()  # of the run that had saved nothing
@@ -78,3 +81,28 @@ def test_a_training_that_was_cut_off_goes_on_from_its_checkpoint_or_begins_again
     assert total["cpu_seconds"] == pytest.approx(60, abs=5) and 100 < total["seconds"] < 105
     assert json.loads((tmp_path / "0.spent.json").read_text()) == total
     assert ablation.trained(run, "-p", "membrane") == (weights, total) and len(commands) == 1
+
+
+CHILD = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(1)
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, save)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+PARENT = "import sys; from benchmarks.ablation import to_its_end; to_its_end(sys.argv[1:])"
+
+
+def test_ctrl_c_waits_until_a_training_has_saved(tmp_path: Path) -> None:
+    child = [sys.executable, "-c", CHILD, str(tmp_path)]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, *child], cwd=ROOT,
+                              stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    while not (tmp_path / "ready").exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    _, errors = parent.communicate(timeout=60)
+    assert (tmp_path / "saved").exists() and b"KeyboardInterrupt" in errors
