@@ -94,7 +94,7 @@ class Scene(NamedTuple):
 class Report(BenchReport):
     """What was measured, and a scene of each job; prints itself with rich.
 
-    `interrupted` tells of jobs that are missing, since Ctrl-C was pressed.
+    `interrupted` tells that jobs are missing, since Ctrl-C was pressed.
     """
 
     results: Results
@@ -200,6 +200,14 @@ def costs(results: Sequence[Result]) -> list[Column[Result]]:
     return columns
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, when some jobs were done: `report` has these."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self.report = report
+
+
 # ------------------------------------------------------------------------------------- measurement
 
 
@@ -213,8 +221,6 @@ def run(
 ) -> Report:
     """Measure every job, one after the other, in this process, on its device.
 
-    Ctrl-C ends it with what was measured so far, if a job is done.
-
     Args:
         jobs: networks, sizes, batches. Of one, all candidates are alive together and take turns.
         peers: of `fassd.bench.candidates.candidates`; one that cannot be run becomes a note. None
@@ -227,27 +233,32 @@ def run(
         ValueError: nothing to measure; an unknown model or dtype, unsuitable weights, a size too
             small for the network.
         RuntimeError: a path, or all peers of a job, cannot be run here.
+        Interrupted: Ctrl-C, behind the first job.
     """
     if not jobs or (peers is not None and not peers):
         raise ValueError("nothing to measure: no jobs or no candidates")
     comparisons: list[JobResults] = []
     scenes: list[Scene] = []
-    interrupted = False
-    for job in jobs:
-        try:
-            measured, scene = measure(job, peers, compiler, step, tick)
-        except KeyboardInterrupt:
-            if not comparisons:
-                raise
-            interrupted = True
-            break
-        comparisons.append(measured)
-        scenes += scene
-        release()
     with torch_threads(jobs[0].threads):
         where = environment(jobs[0].device)
-    results = Results(environment=where, comparisons=tuple(comparisons), peers=peers is not None)
-    return Report(results, tuple(scenes), interrupted)
+
+    def report(interrupted: bool = False) -> Report:
+        results = Results(
+            environment=where, comparisons=tuple(comparisons), peers=peers is not None
+        )
+        return Report(results, tuple(scenes), interrupted)
+
+    try:
+        for job in jobs:
+            measured, scene = measure(job, peers, compiler, step, tick)
+            comparisons.append(measured)
+            scenes += scene
+            release()
+    except KeyboardInterrupt:
+        if not comparisons:
+            raise
+        raise Interrupted(report(interrupted=True)) from None
+    return report()
 
 
 def measure(

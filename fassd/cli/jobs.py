@@ -134,13 +134,21 @@ def other_networks(job: Job) -> list[Job]:
 
 
 def measure(run: Callable[..., Any], jobs: Sequence[Job]) -> Any:
-    """What `run` returns, which measures `jobs` and takes `step` and `tick`; a progress bar."""
-    with progress() as bar:
-        task = bar.add_task("", total=sum(job.warmup + job.repeats for job in jobs))
-        return run(
-            step=lambda words: bar.update(task, description=words),
-            tick=lambda: bar.advance(task),
-        )
+    """What `run` returns, which measures `jobs` and takes `step` and `tick`; a progress bar.
+
+    After Ctrl-C, what was measured until then, marked as `interrupted`.
+    """
+    from fassd.bench.run import Interrupted
+
+    try:
+        with progress() as bar:
+            task = bar.add_task("", total=sum(job.warmup + job.repeats for job in jobs))
+            return run(
+                step=lambda words: bar.update(task, description=words),
+                tick=lambda: bar.advance(task),
+            )
+    except Interrupted as stop:
+        return stop.report
 
 
 def deliver(report: Any, json_: Path | None, plot: Path | None = None) -> None:
