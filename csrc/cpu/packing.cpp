@@ -44,8 +44,10 @@ template <typename T>
 int64_t packed_values(const Tensor& weight, Method method, const Integers& dilation) {
   if (method == Method::tiles) {
     const int64_t panels = (weight.size(0) + TileLayout::outputs - 1) / TileLayout::outputs;
-    const int64_t row = tile_layout(weight, dilation).row();
-    return checked_product({panels, weight.size(2), row, 2}) / int64_t(sizeof(T));
+    const TileLayout tiles = tile_layout(weight, dilation);
+    return checked_product(
+               {panels, weight.size(2), tiles.stretches, tiles.steps, TileLayout::values, 2}) /
+           int64_t(sizeof(T));
   }
   const int64_t reach = tile_side(method) + 2;
   const int64_t taps = method == Method::direct ? weight.size(2) * weight.size(3) : reach * reach;

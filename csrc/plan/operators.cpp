@@ -225,9 +225,15 @@ void grouped_conv_act(Call& call, const Checked& checked, const Tensor& input, c
   const int64_t products = checked_product({size.batch, size.height, size.width, size.channels,
                                             weight.size(1), weight.size(2), weight.size(3)});
   Work work;
-  (plan.depthwise ? work.depthwise_vectors : work.grouped_vectors) =
-      double(products) / lanes_of_a_warp;
-  work.depthwise_results = plan.depthwise ? double(size.numel()) / lanes_of_a_warp : 0;
+  if (plan.depthwise) {
+    // Lanes behind the last channel or pixel take part.
+    const double vectors =
+        double(plan.runs) * double(plan.parts) * cuda::grouped_run * cuda::grouped_vectors / 32;
+    work.depthwise_vectors = vectors * double(weight.size(2) * weight.size(3));
+    work.depthwise_results = vectors;
+  } else {
+    work.grouped_vectors = double(products) / lanes_of_a_warp;
+  }
   const int64_t images = call.image(in) + (residual ? 2 : 1) * call.image(size);
   call.elementwise("grouped_conv", plan.depthwise ? "depthwise_kernel" : "grouped_kernel",
                    size.channels, size.height, size.width, images + call.image(size_of(weight)),

@@ -264,8 +264,9 @@ def onednn_takes(x: Tensor) -> bool:
 class GroupedStep(Step):
     """A fused convolution in groups of channels, or of a large kernel.
 
-    Where no backend has kernels for it, PyTorch's own operators compute it, the batch norm folded
-    and the rest in place.
+    PyTorch's own operators compute it, the batch norm folded and the rest in place, where no
+    backend has kernels for it, and on a GPU where it is not depthwise: cuDNN has tensor cores for
+    what is not bound by memory.
     """
 
     operator = "grouped_conv_act"
@@ -289,8 +290,10 @@ class GroupedStep(Step):
 
         if self.backend == "reference":
             return by_pytorch()
-        if image.is_cuda:  # cuDNN has tensor cores for what is not bound by memory
-            return ours() if self.groups == image.shape[1] else by_pytorch()
+        if image.is_cuda:
+            out_channels, _, side, _ = self.tensors["weight"].shape
+            depthwise = self.groups == image.shape[1] == out_channels and side > 1
+            return ours() if depthwise else by_pytorch()
         return self.fastest_of(self.key(images, residual), (ours, by_pytorch))
 
 

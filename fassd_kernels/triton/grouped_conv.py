@@ -21,7 +21,6 @@ from fassd_kernels.triton.program import (
     Argument,
     Pointer,
     Program,
-    Weight,
     Work,
     planned,
 )
@@ -32,7 +31,8 @@ SIZES = ("pixels", "height", "width", "out_height", "out_width")
 
 @triton.jit(do_not_specialize=SIZES)
 def grouped_conv_kernel(
-    image, weight, bias, slope, residual, out, strides, residual_strides, out_strides,
+    image, weight, bias, slope, residual, out,
+    strides, weight_strides, residual_strides, out_strides,
     pixels, height, width, out_height, out_width, channels, group_inputs, group_outputs,
     step_h, step_w, dilation_h, dilation_w,
     SIDE: tl.constexpr, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
@@ -63,8 +63,9 @@ def grouped_conv_kernel(
                     mask=there[:, None] & real[None, :],
                     other=0.0,
                 )
-                tap = ((c * group_inputs + i) * SIDE + row) * SIDE + column
-                acc += value.to(tl.float32) * load_vector(weight, tap, real)[None, :]
+                tap = i * weight_strides[1] + row * weight_strides[2] + column * weight_strides[3]
+                factor = load_vector(weight + tap, c * weight_strides[0], real)
+                acc += value.to(tl.float32) * factor[None, :]
     mask = inside[:, None] & real[None, :]
     if bias is not None:
         acc += load_vector(bias, c, real)[None, :]
@@ -95,16 +96,17 @@ def grouped_conv_act(
     groups: int,
 ) -> None:
     image = program.image(input)
-    weights = program.weight("weight", weight, None) if groups == 1 else program.vector(weight)
+    dense = program.weight("weight", weight, None) if groups == 1 else None
+    filters = program.image(weight)
     biases, slopes = program.vectors([bias, slope])
     added = program.image(residual) if residual is not None else None
     out = program.result(size)
     if out.pixels == 0:
         return
     steps, dilations = pair("stride", stride), pair("dilation", dilation)
-    if isinstance(weights, Weight):
+    if dense is not None:
         plan_conv(
-            program, [image], weights, out, bias=biases, slope=slopes, activation=activation,
+            program, [image], dense, out, bias=biases, slope=slopes, activation=activation,
             stride=steps, dilation=dilations, residual=added, label="grouped_conv",
         )  # fmt: skip
         return
@@ -113,18 +115,18 @@ def grouped_conv_act(
     block_m = block_pixels(program, block_c)
     images = [image, out, *([added] if added else [])]
     values = weight.tensor.numel()
-    furthest = max(
-        out.pixels + block_m, values, 4 * max(image.size[2:]), *(i.reach for i in images)
-    )
+    reaches = (each.reach for each in (*images, filters))
+    furthest = max(out.pixels + block_m, 4 * max(image.size[2:]), *reaches)
     out_vector = math.gcd(out.vector, out.lanes)
     arguments = {
         "image": Pointer(image.slot, image.offset),
-        "weight": weights,
+        "weight": Pointer(filters.slot),
         "bias": biases,
         "slope": slopes,
         "residual": Pointer(added.slot, added.offset) if added else None,
         "out": Pointer(out.slot),
         "strides": image.in_units(image.vector),
+        "weight_strides": filters.strides,
         "residual_strides": added.in_units(added.vector) if added else None,
         "out_strides": out.in_units(out_vector)[:3],
         "pixels": out.pixels,

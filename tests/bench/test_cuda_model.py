@@ -121,17 +121,15 @@ def test_an_answer_checks_the_call():
 
 
 def test_groups_and_windows():
-    """A depthwise convolution has a kernel of its own, whatever its result's last run."""
+    """A depthwise convolution has a kernel of its own, of blocks of 64 channels."""
     image = tensor(2, 96, 64, 127)
     (launch,) = answer("grouped_conv_act", image, tensor(96, 1, 3, 3), groups=96)
     values = 2 * 96 * 64 * 127
     assert (launch["kernel"], launch["channels"]) == ("depthwise_kernel", "96")
     assert launch["operations"] == 2 * 9 * values
     assert launch["bytes"] == 2 * (2 * values + 9 * 96)
-    assert launch["work"] == {
-        "depthwise_vectors": 9 * values / 256,
-        "depthwise_results": values / 256,
-    }
+    results = 2 * 128 * 64 * 128 / 256
+    assert launch["work"] == {"depthwise_vectors": 9 * results, "depthwise_results": results}
     for weight, groups in ((tensor(96, 12, 3, 3), 8), (tensor(96, 1, 1, 1), 96)):
         (launch,) = answer("grouped_conv_act", image, weight, groups=groups)
         assert launch["kernel"] == "grouped_kernel"

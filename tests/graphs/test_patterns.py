@@ -318,8 +318,17 @@ def test_on_a_gpu_memory_bounds_what_is_ours(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(steps, "fastest_of", lambda *_: pytest.fail("timed"))
     monkeypatch.setattr(steps.Step, "by_pytorch", lambda *_: "PyTorch's")
     step = steps.GroupedStep(None, None, None, None, (1, 1), (1, 1), "relu")
-    step.tensors, step.backend = dict.fromkeys(("weight", "bias", "slope")), "cuda"
-    for groups, expected in ((8, ("grouped_conv_act", "cuda")), (2, "PyTorch's"), (1, "PyTorch's")):
-        step.groups = groups
+    step.backend, ours = "cuda", ("grouped_conv_act", "cuda")
+    for groups, size, expected in (
+        (8, (8, 1, 3, 3), ours),
+        (8, (8, 1, 1, 1), "PyTorch's"),
+        (8, (16, 1, 3, 3), "PyTorch's"),
+        (2, (8, 4, 3, 3), "PyTorch's"),
+        (1, (8, 8, 7, 7), "PyTorch's"),
+    ):
+        step.groups, step.tensors = (
+            groups,
+            {"weight": torch.zeros(size), "bias": None, "slope": None},
+        )
         assert step([image]) == expected
     assert steps.MaxPool((3, 3), (2, 2), (1, 1))(image) == ("max_pool", "cuda")
