@@ -57,11 +57,11 @@ def resident_warps(arch: str, registers: int, threads: int) -> int:
 
 
 def threads_of(name: str) -> int:
-    """Threads of a block: a number behind the type is the template's ``warps``, else it is 256.
+    """Threads of a block: of a tuned kernel the number behind the type is its ``warps``, else 256.
 
     The binary tells for certain, but takes tools to read; test_cuda_build.py compares.
     """
-    tuned = re.match(r"\w+<[^,]+, (\d+)\b", name)
+    tuned = re.match(r"(?!depthwise)\w+<[^,]+, (\d+)\b", name)
     return 32 * int(tuned[1]) if tuned else 256
 
 
