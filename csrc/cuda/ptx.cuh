@@ -283,6 +283,7 @@ __device__ __forceinline__ uint32_t round_to_halves(float first, float second) {
     rounded = __half_as_ushort(__float2half(first)) |
               uint32_t(__half_as_ushort(__float2half(second))) << 16;
   } else {
+    rounded = 0;
     __trap();  // the operators refuse bfloat16 on Turing
   }
 #endif
