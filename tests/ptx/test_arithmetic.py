@@ -384,13 +384,19 @@ COMPARISONS = {
 }
 
 
+@pytest.mark.parametrize("kind", ["f32", "bf16"])
 @pytest.mark.parametrize("unordered", ["", "u"])
 @pytest.mark.parametrize("name", COMPARISONS)
-def test_comparisons(name: str, unordered: str) -> None:
+def test_comparisons(name: str, unordered: str, kind: str) -> None:
     a, b = NUMBERS, np.concatenate([NUMBERS[1:], NUMBERS[:1]])
     b[::3] = a[::3]
-    text = f"setp.{name}{unordered}.f32 %p1, {{0}}, {{1}}; selp.u32 {{d}}, 1, 0, %p1;"
-    result = kernels.of_lanes(text, [a, b], "r", ["f", "f"])
+    given, registers = [a, b], ["f", "f"]
+    if kind == "bf16":  # the upper half of a float
+        given = [(x.view(np.uint32) >> 16).astype(np.uint16) for x in (a, b)]
+        a, b = ((bits.astype(np.uint32) << 16).view(np.float32) for bits in given)
+        registers = ["h", "h"]
+    text = f"setp.{name}{unordered}.{kind} %p1, {{0}}, {{1}}; selp.u32 {{d}}, 1, 0, %p1;"
+    result = kernels.of_lanes(text, given, "r", registers)
     with np.errstate(invalid="ignore"):
         expected = COMPARISONS[name](a, b)
     if unordered:

@@ -214,14 +214,16 @@ constexpr const char* kComparisons =
 // Those for which each of these holds, by bit: less, equal, greater, unordered.
 constexpr uint32_t kOutcomes[] = {2, 5, 1, 3, 4, 6, 1, 3, 4, 6, 10, 13, 9, 11, 12, 14, 7, 8};
 
-// setp.lt.and.s32 p|q, a, b, !c: p is (a < b) and c, q is (not a < b) and c.
-template <typename T>
+// setp.lt.and.s32 p|q, a, b, !c: p is (a < b) and c, q is (not a < b) and c. `number` makes of the
+// bits what is compared.
+constexpr auto kAsItIs = [](auto x) { return x; };
+template <typename T, auto number = kAsItIs>
 void compare(Warp& warp, const Instruction& i, uint32_t mask) {
   const T *a = warp.lanes<T>(i.from[0]), *b = warp.lanes<T>(i.from[1]);
   const uint32_t outcomes = kOutcomes[i.choices[1]];
   uint32_t is = 0;
   each(mask, [&](int lane) {
-    const T x = a[lane], y = b[lane];
+    const auto x = number(a[lane]), y = number(b[lane]);
     const uint32_t outcome = x < y ? 1 : x == y ? 2 : x > y ? 4 : 8;
     is |= uint32_t((outcomes & outcome) != 0) << lane;
   });
@@ -236,6 +238,9 @@ void compare(Warp& warp, const Instruction& i, uint32_t mask) {
 }
 Handler pick_comparison(Instruction& i) {
   fault_if((i.choices[0] != 0) != (i.inputs > 2), "a predicate is missing, or what to do with it");
+  if (i.type == Type::bf16) {
+    return compare<uint16_t, bfloat16_to_float>;
+  }
   return with_type(i.type, [&]<typename T>(T) -> Handler {
     if constexpr (requires(T x) { x < x; }) {
       if (i.choices[1] < 10 || !std::is_integral_v<T>) {
