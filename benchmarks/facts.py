@@ -17,13 +17,12 @@ from benchmarks.rows import Record, data_of_part, escape, matches, number, sprea
 from benchmarks.tools import Visit
 from fassd.bench import machine
 from fassd.bench.candidates import require_operators
+from fassd.bench.plain import Labelled, Normalize
 from fassd.bench.stopwatch import Run, interleaved
 from fassd.bench.subjects import (
     NETWORK_NEEDS,
     NORMALIZE,
     Case,
-    Labelled,
-    Normalize,
     fused_network,
     subject_of,
 )

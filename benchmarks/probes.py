@@ -31,8 +31,9 @@ from benchmarks.tools import (
     tail,
 )
 from fassd.bench.candidates import NATIVE, UnavailableError, require_operators
+from fassd.bench.plain import Labelled
 from fassd.bench.stopwatch import warm_up
-from fassd.bench.subjects import NETWORK_NEEDS, Case, Labelled, fused_network, subject_of
+from fassd.bench.subjects import NETWORK_NEEDS, Case, fused_network, subject_of
 from fassd_kernels.tuning.calls import launches_of
 
 # --- launches, as planned and as the GPU saw them -------------------------------------------------

@@ -23,8 +23,9 @@ from benchmarks.conftest import NETWORKS, PYTORCH
 from fassd.bench import machine, stopwatch
 from fassd.bench.candidates import COMPILE, NATIVE, PYTHON, TITLES, UnavailableError, channels_last
 from fassd.bench.cases import Bench, Trial, check, free_memory, trial_of
+from fassd.bench.plain import Labelled
 from fassd.bench.stopwatch import Run
-from fassd.bench.subjects import MODULES, BuiltCandidate, Case, Labelled, subject_of
+from fassd.bench.subjects import MODULES, BuiltCandidate, Case, subject_of
 from fassd.evaluation.agreement import DEMO_LIMIT, TIGHT_FLOAT32, equal_labels
 from fassd.models.clock import Sampling, sample, timed
 from fassd.models.device import torch_threads

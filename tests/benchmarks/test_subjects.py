@@ -13,7 +13,8 @@ from benchmarks.probes import foreign
 from fassd.bench.candidates import FORMS, BuildContext, Candidate, UnavailableError
 from fassd.bench.cases import Bench, measure_case
 from fassd.bench.folding import CudnnConvReLU, fold_batch_norms, randomised, with_cudnn_relus
-from fassd.bench.subjects import MODULES, OPERATORS, PICTURES, Case, Normalize, subject_of
+from fassd.bench.plain import Normalize
+from fassd.bench.subjects import MODULES, OPERATORS, PICTURES, Case, subject_of
 from fassd.models.clock import Sampling
 from fassd_kernels.tuning.accuracy import relative_error
 from fassd_kernels.tuning.calls import launches_of
