@@ -3,12 +3,12 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace fassd {
 
 namespace {
 
-constexpr int64_t max_labels = 256;                   // labels are uint8
 constexpr int64_t max_step = (int64_t(1) << 31) - 1;  // positions of taps stay within 64 bits
 
 const std::vector<Kernel> conv_act_kernels = {{3, 3}, {3, 1}, {1, 3}, {1, 1}};
@@ -115,23 +115,32 @@ const std::vector<std::string> activations = {"none",      "relu",        "prelu
                                               "hardswish", "hardsigmoid", "sigmoid", "silu",
                                               "gelu",      "gelu_tanh"};
 
+const std::vector<std::string> measures = {"probability", "margin", "entropy"};
+
+// The place of a word among the first `count` of those that are known.
+int check_word(const std::string& op, const char* name, const std::string& word,
+               const std::vector<std::string>& known, size_t count) {
+  std::string accepted;
+  for (size_t i = 0; i < count; i++) {
+    if (known[i] == word) {
+      return int(i);
+    }
+    accepted += (i == 0 ? "" : ", ") + known[i];
+  }
+  STD_TORCH_CHECK(false, op, ": ", name, " is '", word, "'; expected one of ", accepted);
+}
+
 // That an activation is known, no later than `last`, and that PReLU, and only PReLU, has a slope
 // per channel.
 Activation check_activation(const std::string& op, const std::string& name, const char* slope_name,
                             const OptionalTensor& slope, int64_t channels, const Tensor& like,
                             Activation last = Activation::gelu_tanh) {
-  const auto end = activations.begin() + int(last) + 1;
-  const auto found = std::find(activations.begin(), end, name);
-  std::string accepted;
-  for (auto known = activations.begin(); known != end; known++) {
-    accepted += (accepted.empty() ? "" : ", ") + *known;
-  }
-  STD_TORCH_CHECK(found != end, op, ": activation is '", name, "'; expected one of ", accepted);
+  const int found = check_word(op, "activation", name, activations, size_t(last) + 1);
   STD_TORCH_CHECK(slope.has_value() == (name == "prelu"), op, ": activation is '", name, "' and ",
                   slope_name, " is ", slope ? "given" : "missing", "; 'prelu' needs ", slope_name,
                   ", the others take none");
   check_vector(op, slope_name, slope, channels, like);
-  return Activation(found - activations.begin());
+  return Activation(found);
 }
 
 // Steps and epilogue of a convolution of `image`.
@@ -227,6 +236,15 @@ Checked check_resize(const char* op, const Tensor& input, const Integers& size) 
   STD_TORCH_CHECK(input.size(2) >= 1 && input.size(3) >= 1, op, ": input has shape ",
                   shape_name(input), "; expected height and width of at least 1");
   return {{input.size(0), input.size(1), size[0], size[1]}, input.scalar_type()};
+}
+
+// Logits of which labels are made.
+Checked check_labels(const char* op, const Tensor& input, const Integers& size) {
+  const Checked checked = check_resize(op, input, size);
+  const int64_t channels = checked.size.channels;
+  STD_TORCH_CHECK(channels >= 1 && channels <= max_labels, op, ": input has ", channels,
+                  " channels; expected 1 to ", max_labels, ", labels are uint8");
+  return checked;
 }
 
 void check_picture(const char* op, const Tensor& image, const std::vector<double>& mean,
@@ -484,12 +502,21 @@ Checked check_upsample(const Tensor& input, const Integers& size, bool) {
 }
 
 Checked check_upsample_argmax(const Tensor& input, const Integers& size, bool) {
-  const char* op = "upsample_argmax";
-  const Checked checked = check_resize(op, input, size);
-  const int64_t channels = checked.size.channels;
-  STD_TORCH_CHECK(channels >= 1 && channels <= max_labels, op, ": input has ", channels,
-                  " channels; expected 1 to ", max_labels, ", labels are uint8");
+  return check_labels("upsample_argmax", input, size);
+}
+
+Checked check_upsample_confidence(const Tensor& input, const Integers& size,
+                                  const std::string& measure, double temperature, bool) {
+  const char* op = "upsample_confidence";
+  Checked checked = check_labels(op, input, size);
+  checked.measure = Measure(check_word(op, "measure", measure, measures, measures.size()));
+  STD_TORCH_CHECK(temperature > 0 && temperature < std::numeric_limits<double>::infinity(), op,
+                  ": temperature is ", temperature, "; expected a finite number above 0");
   return checked;
+}
+
+double sharpness(double temperature) {
+  return std::clamp(1 / temperature, 1e-30, 1e30);
 }
 
 Checked check_normalize(const Tensor& image, const std::vector<double>& mean,

@@ -27,6 +27,12 @@ enum class Activation {
   gelu_tanh
 };
 
+// What upsample_confidence tells of a pixel's probabilities, in the order of the names in
+// checks.cpp.
+enum class Measure { probability, margin, entropy };
+
+constexpr int64_t max_labels = 256;  // labels are uint8
+
 using Kernel = std::pair<int64_t, int64_t>;
 
 // Throws where a tensor's storage ends before its last element, because it was freed or shrunk
@@ -39,6 +45,7 @@ struct Checked {
   ScalarType dtype;  // of the images and weights; float32 where there are none
   Activation activation = Activation::none;
   Integers stride = {1, 1}, dilation = {1, 1};  // of both axes, where both can be told
+  Measure measure = Measure::probability;
 };
 
 // For each operator its check: a function of its arguments. Of a weight that is to be packed, the
@@ -46,6 +53,9 @@ struct Checked {
 #define OPERATOR(name, kind, text) Signature<Checked, arguments::name> check_##name;
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
+
+// What logits are multiplied by at a temperature, in the range of a float.
+double sharpness(double temperature);
 
 // Layer `layer` of a HarDBlock (from 1) reads these earlier ones (0 is the input), in this order.
 std::vector<int64_t> hardblock_sources(int64_t layer);

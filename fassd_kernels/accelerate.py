@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from fassd_kernels.modules.fused import is_as_written, is_ours, transforming
 from fassd_kernels.modules.network import OUTPUTS, Output
 from fassd_kernels.modules.snapshot import replaced_forward
 from fassd_kernels.reference.conv_act import channels_last
+from fassd_kernels.reference.upsample import Measure
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -51,6 +52,7 @@ def accelerate(
     backend: str = AUTO,
     inplace: bool = False,
     output: Output = "logits",
+    measure: Measure = "margin",
 ) -> Model:
     """Swap fused modules in for those of `model`.
 
@@ -74,6 +76,9 @@ def accelerate(
         inplace: change `model` itself. Otherwise it stays untouched, and a deep copy is changed.
         output: ``labels`` for uint8 labels (N, H, W) in place of logits, in eval mode, of a
             FASSDNet of at most 256 classes; the full-size logits are never written then.
+            ``labels+confidence`` for uint8 (N, 2, H, W), labels and how certain they are, of 255.
+        measure: of ``labels+confidence``: the largest ``probability``, its ``margin`` before the
+            second largest, or ``entropy`` (1 less that over that of equal probabilities).
 
     Returns:
         The model with fused modules; a fused module if `model` itself is one of those above, with
@@ -82,7 +87,7 @@ def accelerate(
     Raises:
         TypeError: if `dtype` is not one of the above, `model` is not a module, or labels are asked
             of anything but a FASSDNet.
-        ValueError: if `output` is neither logits nor labels, or there are over 256 classes.
+        ValueError: if `output` or `measure` is none of the above, or there are over 256 classes.
         BackendError: if `backend` is unknown or not available; the message says why.
 
     Warns:
@@ -94,7 +99,7 @@ def accelerate(
     if dtype is not None and dtype not in FLOATING:
         names = ", ".join(str(accepted) for accepted in FLOATING)
         raise TypeError(f"dtype is {dtype}; expected None or one of {names}")
-    check_output(model, output)
+    check_output(model, output, measure)
     if not inplace:
         model = copy.deepcopy(model)
     if dtype is not None:
@@ -107,7 +112,7 @@ def accelerate(
         model.__dict__.update(fused.__dict__)
         fused = model
     if isinstance(fused, FusedNetwork):
-        fused.output = output
+        fused.output, fused.measure = output, measure
         fused.casts_input = dtype is not None
     elif dtype is not None:
         fused.register_forward_pre_hook(cast_inputs, with_kwargs=True)
@@ -129,20 +134,24 @@ def accelerate(
     return fused  # type: ignore[return-value]  # a Model, or the fused subclass of it
 
 
-def check_output(model: nn.Module, output: str) -> None:
-    if output not in OUTPUTS:
-        raise ValueError(f"output is {output!r}; expected one of {', '.join(OUTPUTS)}")
-    if output == "labels":
+def check_output(model: nn.Module, output: str, measure: str) -> None:
+    for what, asked, known in (
+        ("output", output, OUTPUTS),
+        ("measure", measure, get_args(Measure)),
+    ):
+        if asked not in known:
+            raise ValueError(f"{what} is {asked!r}; expected one of {', '.join(known)}")
+    if output != "logits":
         if not is_network(model):
             name = type(model).__name__
             raise TypeError(
-                "output='labels' needs a fassd.models.FASSDNet itself, whose forward is its "
+                f"output={output!r} needs a fassd.models.FASSDNet itself, whose forward is its "
                 f"class's; model is a {name}"
             )
         classes: Any = model.num_classes
         if classes > MAX_LABELS:
             raise ValueError(
-                f"output='labels' gives uint8, for at most {MAX_LABELS} classes; "
+                f"output={output!r} gives uint8, for at most {MAX_LABELS} classes; "
                 f"the model has {classes}"
             )
 

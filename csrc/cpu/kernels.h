@@ -176,6 +176,12 @@ struct Kernels {
   void (*argmax_row)(const T* row, int64_t plane, const int32_t* left, const int32_t* right,
                      const T* weight_right, int64_t width, int64_t channels, uint8_t* labels);
 
+  // The same labels, and for each 255 times the certainty that `measure` tells of the softmax of
+  // the logits times `scale`.
+  void (*confidence_row)(const T* row, int64_t plane, const int32_t* left, const int32_t* right,
+                         const T* weight_right, int64_t width, int64_t channels, Measure measure,
+                         T scale, uint8_t* labels, uint8_t* certainties);
+
   // planes[c * plane + x] = top + (bottom - top) * weight for `width` pixels, rounded up to whole
   // vectors, of two rows of adjacent channels.
   void (*blend_to_planes)(const T* top, const T* bottom, int64_t stride_w, T weight, int64_t width,

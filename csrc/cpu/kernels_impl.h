@@ -50,15 +50,13 @@ namespace {
 
 }  // namespace
 
-#define FASSD_TABLE(T, Tiles)                                   \
-  {lanes<T>,          tile_outputs,     !std::is_void_v<Tiles>, \
-   conv_scratch<T>,   conv<T, Tiles>,   depthwise<T>,           \
-   interpolate<T>,    argmax_row<T>,    blend_to_planes<T>,     \
-   pool_rows<T>,      max_pool<T>,      load<T>,                \
-   store<T>,          sum_values<T>,    sum_squares<T>,         \
-   normalize_row<T>,  sum_gradients<T>, norm_gradient<T>,       \
-   add_scaled<T>,     spread_row<T>,    pixel_losses<T>,        \
-   pixel_gradients<T>}
+#define FASSD_TABLE(T, Tiles)                                                      \
+  {lanes<T>,          tile_outputs,       !std::is_void_v<Tiles>, conv_scratch<T>, \
+   conv<T, Tiles>,    depthwise<T>,       interpolate<T>,         argmax_row<T>,   \
+   confidence_row<T>, blend_to_planes<T>, pool_rows<T>,           max_pool<T>,     \
+   load<T>,           store<T>,           sum_values<T>,          sum_squares<T>,  \
+   normalize_row<T>,  sum_gradients<T>,   norm_gradient<T>,       add_scaled<T>,   \
+   spread_row<T>,     pixel_losses<T>,    pixel_gradients<T>}
 
 const Kernels<float> float_kernels = FASSD_TABLE(float, void);
 const Kernels<double> double_kernels = FASSD_TABLE(double, void);

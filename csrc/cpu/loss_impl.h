@@ -3,31 +3,6 @@
 // As many pixels as a vector has lanes are turned into planes, a vector per class, so that maxima
 // and sums run over classes without leaving their lane.
 
-// e^v for v at most 0; e^-87, the smallest normal power of a float, below.
-inline Vector<float> exponential(Vector<float> v) {
-  v = v < -87.0f ? broadcast(-87.0f) : v;
-  // v = n ln 2 + r; in the lowest bits of a float of this size are those of an integer.
-  constexpr float shift = 12582912.0f;
-  const Vector<float> shifted = v * 1.44269504f + shift;
-  const Vector<float> n = shifted - shift;
-  const Vector<float> r = (v - n * 0.693359375f) + n * 2.12194440e-4f;
-  // Taylor's series, exact to 5e-9 for |r| up to ln 2 / 2.
-  constexpr float terms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  Vector<float> sum = broadcast(1.0f / 5040);
-  for (const float term : terms) {
-    sum = sum * r + term;
-  }
-  const Vector<int32_t> power = Vector<int32_t>(shifted) << 23;
-  const Vector<int32_t> one = Vector<int32_t>(broadcast(1.0f));
-  return sum * Vector<float>(power + one);
-}
-inline Vector<double> exponential(Vector<double> v) {
-  for (int i = 0; i < lanes<double>; i++) {
-    v[i] = __builtin_exp(v[i]);
-  }
-  return v;
-}
-
 // The logits of up to a vector's width of pixels, as planes; those missing are zero.
 template <typename T>
 inline void load_planes(const void* logits, ScalarType dtype, const LabelledPixels& pixels,
@@ -85,7 +60,7 @@ void pixel_losses(const void* logits, ScalarType dtype, const LabelledPixels& pi
     const Vector<T> largest = largest_of(planes, classes);
     Vector<T> sum{};
     for (int64_t c = 0; c < classes; c++) {
-      sum += exponential(load_vector(planes + c * lanes<T>) - largest);
+      sum += exponential<T>(load_vector(planes + c * lanes<T>) - largest);
     }
     for (int64_t p = 0; p < count; p++) {
       const int64_t label = pixels.labels[first + p];
@@ -149,7 +124,7 @@ void pixel_gradients(const void* logits, ScalarType dtype, const LabelledPixels&
       }
       Vector<T> sum{};
       for (int64_t c = 0; c < classes; c++) {
-        const Vector<T> e = exponential(load_vector(planes + c * lanes<T>) - largest);
+        const Vector<T> e = exponential<T>(load_vector(planes + c * lanes<T>) - largest);
         store_vector(planes + c * lanes<T>, e);
         sum += e;
       }

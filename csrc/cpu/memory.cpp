@@ -39,12 +39,17 @@ Tensor empty_like_image(const Tensor& image) {
                        image.scalar_type());
 }
 
-Tensor empty_labels(int64_t batch, int64_t height, int64_t width) {
-  const int64_t bytes = checked_product({batch, height, width});
-  if (bytes <= small_result) {
-    return torch::stable::empty({batch, height, width}, ScalarType::Byte);
+Tensor empty_bytes(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t bytes = 1;
+  for (size_t axis = sizes.size(); axis-- > 0;) {
+    strides[axis] = bytes;
+    bytes = checked_product({bytes, sizes[axis]});
   }
-  return empty_strided({batch, height, width}, {height * width, width, 1}, bytes, ScalarType::Byte);
+  if (bytes <= small_result) {
+    return torch::stable::empty(sizes, ScalarType::Byte);
+  }
+  return empty_strided(sizes, strides, bytes, ScalarType::Byte);
 }
 
 bool is_dense(const Tensor& tensor, std::initializer_list<int64_t> axes) {

@@ -42,7 +42,7 @@ class Buffer {
 // sizes, strides and dtype of one without gaps; and label maps.
 Tensor empty_image(const ImageSize& size, ScalarType dtype);
 Tensor empty_like_image(const Tensor& image);
-Tensor empty_labels(int64_t batch, int64_t height, int64_t width);
+Tensor empty_bytes(const std::vector<int64_t>& sizes);
 
 // Whether the values of a tensor follow each other, its axes in this order.
 bool is_dense(const Tensor& tensor, std::initializer_list<int64_t> axes);

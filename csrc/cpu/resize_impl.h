@@ -141,6 +141,100 @@ void argmax_row(const T* row, int64_t plane, const int32_t* left, const int32_t*
   }
 }
 
+// Of up to a vector's width of pixels: all channels, resized along the row, a vector each.
+template <typename T>
+void resize_planes(const T* row, int64_t plane, const int32_t* left, const int32_t* right,
+                   const T* weight_right, int64_t count, int64_t channels, T* values) {
+  constexpr int64_t n = lanes<T>;
+#if defined(FASSD_PERMUTE)
+  if constexpr (std::is_same_v<T, float>) {
+    const int32_t base = left[0];
+    if (count == n && right[n - 1] - base < n) {
+      const Vector<int32_t> before = load_vector(left) - base, after = load_vector(right) - base;
+      const Vector<float> w = load_vector(weight_right), u = 1.0f - w;
+      for (int64_t c = 0; c < channels; c++) {
+        const Vector<float> from = load_vector(row + c * plane + base);
+        store_vector(values + c * n, permute(from, before) * u + permute(from, after) * w);
+      }
+      return;
+    }
+  }
+#endif
+  for (int64_t c = 0; c < channels; c++, row += plane) {
+    for (int64_t p = 0; p < count; p++) {
+      values[c * n + p] = row[left[p]] * (1 - weight_right[p]) + row[right[p]] * weight_right[p];
+    }
+    std::fill(values + c * n + count, values + (c + 1) * n, T(0));
+  }
+}
+
+// 2^v of v from -126 to 0; of floats within 5e-6, which a result of eight bits does not show.
+template <typename T>
+inline Vector<T> power_of_two(Vector<T> v) {
+  if constexpr (sizeof(T) == 8) {
+    for (int i = 0; i < lanes<T>; i++) {
+      v[i] = __builtin_exp2(v[i]);
+    }
+    return v;
+  } else {
+    constexpr T shift = 12582912.0f;  // added to n, its last bits are those of n
+    const Vector<T> shifted = v + shift, rest = v - (shifted - shift);
+    Vector<T> sum = rest * 0.00961813f + 0.05550411f;  // Taylor's series of e^(rest ln 2)
+    sum = ((sum * rest + 0.24022651f) * rest + 0.69314718f) * rest + 1;
+    return sum * Vector<T>((Vector<uint32_t>(shifted) + 127) << 23);
+  }
+}
+
+// By two looks at the resized channels: the first finds the two largest, the second sums up.
+template <typename T>
+void confidence_row(const T* row, int64_t plane, const int32_t* left, const int32_t* right,
+                    const T* weight_right, int64_t width, int64_t channels, Measure measure,
+                    T scale, uint8_t* labels, uint8_t* certainties) {
+  constexpr int64_t n = lanes<T>;
+  alignas(64) T values[max_labels * n];
+  constexpr double log_2 = 0.69314718055994531;
+  const T sharp = T(scale / log_2);                               // of powers of two
+  const T equal = T(__builtin_log(double(larger(channels, 2))));  // entropy of equal probabilities
+  for (int64_t x = 0; x < width; x += n) {
+    const int64_t count = smaller(n, width - x);
+    resize_planes(row, plane, left + x, right + x, weight_right + x, count, channels, values);
+    Vector<T> best = load_vector(values), second = broadcast<T>(-__builtin_inf());
+    decltype(best == best) label{}, here{};
+    for (int64_t c = 1; c < channels; c++) {
+      here += 1;
+      const Vector<T> v = load_vector(values + c * n);
+      const auto better = (v > best) | ((v != v) & (best == best));
+      second = better ? best : v > second ? v : second;
+      best = better ? v : best;
+      label = better ? here : label;
+    }
+    Vector<T> sum{}, mean{};
+    for (int64_t c = 0; c < channels; c++) {
+      const Vector<T> v = load_vector(values + c * n);
+      Vector<T> below = (v - best) * sharp;
+      below = below < -126 ? broadcast<T>(-126) : below;
+      const Vector<T> e = power_of_two<T>(below);
+      sum += e;
+      if (measure == Measure::entropy) {
+        mean += e * below;
+      }
+    }
+    Vector<T> certainty = 1 / sum;
+    if (measure == Measure::margin) {
+      const Vector<T> below = (second - best) * sharp;
+      certainty *= 1 - power_of_two<T>(below < -126 ? broadcast<T>(-126) : below);
+    } else if (measure == Measure::entropy) {
+      certainty = 1 - (logarithm<T>(sum) - mean * T(log_2) / sum) / equal;
+    }
+    // Between infinities there is no difference.
+    certainty = best - best == 0 ? certainty * 255 + T(0.5) : Vector<T>{};
+    for (int64_t p = 0; p < count; p++) {
+      labels[x + p] = uint8_t(label[p]);
+      certainties[x + p] = uint8_t(certainty[p] < 0 ? 0 : certainty[p] > 255 ? 255 : certainty[p]);
+    }
+  }
+}
+
 template <typename T>
 void pool_rows(const T* top, const T* bottom, int64_t stride_w, int64_t width, int64_t channels,
                void* out, ScalarType dtype, int64_t out_stride) {

@@ -40,26 +40,32 @@ void run_upsample(const Tensor& input, bool align_corners, Tensor& out) {
 }
 
 // Rows of logits, planar, so that the comparisons run over pixels: planes[c][x] is blended from the
-// two neighbouring rows once per row of labels, at the logits' own width.
-template <typename T>
-void run_upsample_argmax(const Tensor& input, bool align_corners, Tensor& out) {
+// two neighbouring rows once per row of labels, at the logits' own width. `label(planes, plane,
+// columns, n, y)` makes labels of them.
+template <typename T, typename Label>
+void label_rows(const Tensor& input, bool align_corners, int64_t height, int64_t width,
+                const Label& label) {
   const ChannelsLast<T> source(input);
   const Image& image = source.image();
-  const int64_t height = out.size(1), width = out.size(2);
   const ResizeAxis<T> rows(image.height, height, align_corners);
   const ResizeAxis<T, int32_t> columns(image.width, width, align_corners);
-  uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
   // Whole vectors are written and read, beginning at any pixel.
   const int64_t plane = checked_sum(image.width, 2 * channel_padding);
   const int64_t planes = checked_product({plane, image.channels});
-  parallel_items<T>(out.size(0) * height, planes, [&](T* scratch, int64_t item) {
+  parallel_items<T>(input.size(0) * height, planes, [&](T* scratch, int64_t item) {
     const int64_t n = item / height, y = item % height;
     kernels<T>().blend_to_planes(source.pixel(n, rows.before[y], 0),
                                  source.pixel(n, rows.after[y], 0), image.stride_w,
                                  rows.weight_after[y], image.width, image.channels, scratch, plane);
-    kernels<T>().argmax_row(scratch, plane, columns.before, columns.after, columns.weight_after,
-                            width, image.channels, labels + item * width);
+    label(scratch, plane, columns, n, y);
   });
+}
+
+// Columns of logits are numbered in 32 bits.
+void check_columns(const char* op, const Tensor& input) {
+  constexpr int64_t widest = std::numeric_limits<int32_t>::max();
+  STD_TORCH_CHECK(input.size(3) <= widest, op, ": input has ", input.size(3),
+                  " columns; the C++ backend takes at most ", widest);
 }
 
 // Row by row of the smaller image: the rows that it was a neighbour of are added up at their full
@@ -118,14 +124,44 @@ Tensor upsample(const Tensor& input, const Integers& size, bool align_corners) {
 
 Tensor upsample_argmax(const Tensor& input, const Integers& size, bool align_corners) {
   const ImageSize result = check_upsample_argmax(input, size, align_corners).size;
-  constexpr int64_t widest = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(input.size(3) <= widest, "upsample_argmax: input has ", input.size(3),
-                  " columns; the C++ backend takes at most ", widest);
-  const int64_t values = result.numel();
-  Tensor out = empty_labels(result.batch, result.height, result.width);
-  if (values > 0) {
+  check_columns("upsample_argmax", input);
+  const int64_t height = result.height, width = result.width, channels = result.channels;
+  Tensor out = empty_bytes({result.batch, height, width});
+  if (out.numel() > 0) {
+    uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
     with_arithmetic(input.scalar_type(), [&](auto type) {
-      run_upsample_argmax<decltype(type)>(input, align_corners, out);
+      using T = decltype(type);
+      label_rows<T>(input, align_corners, height, width,
+                    [&](const T* planes, int64_t plane, const auto& columns, int64_t n, int64_t y) {
+                      kernels<T>().argmax_row(planes, plane, columns.before, columns.after,
+                                              columns.weight_after, width, channels,
+                                              labels + (n * height + y) * width);
+                    });
+    });
+  }
+  return out;
+}
+
+Tensor upsample_confidence(const Tensor& input, const Integers& size, const std::string& measure,
+                           double temperature, bool align_corners) {
+  const Checked checked =
+      check_upsample_confidence(input, size, measure, temperature, align_corners);
+  check_columns("upsample_confidence", input);
+  const ImageSize& result = checked.size;
+  const int64_t height = result.height, width = result.width, channels = result.channels;
+  Tensor out = empty_bytes({result.batch, 2, height, width});
+  if (out.numel() > 0) {
+    uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
+    with_arithmetic(input.scalar_type(), [&](auto type) {
+      using T = decltype(type);
+      const T scale = T(sharpness(temperature));
+      label_rows<T>(input, align_corners, height, width,
+                    [&](const T* planes, int64_t plane, const auto& columns, int64_t n, int64_t y) {
+                      uint8_t* const row = labels + (2 * n * height + y) * width;
+                      kernels<T>().confidence_row(
+                          planes, plane, columns.before, columns.after, columns.weight_after, width,
+                          channels, checked.measure, scale, row, row + height * width);
+                    });
     });
   }
   return out;

@@ -1,4 +1,5 @@
-// upsample and upsample_argmax: bilinear; labels without the enlarged logits.
+// upsample, upsample_argmax and upsample_confidence: bilinear; labels, and how certain they are,
+// without the enlarged logits.
 
 #include <algorithm>
 #include <cstring>
@@ -84,6 +85,97 @@ __global__ void __launch_bounds__(block_threads, 4)
     const int y = static_cast<int>(row - n * height), x = static_cast<int>(i - row * width);
     labels[i] = label_of<T>(source, n, neighbours_of(y, source.height, height, align_corners),
                             neighbours_of(x, source.width, width, align_corners));
+  }
+}
+
+// The probabilities of one pixel's channels, eight at a time: their sum, and that of each times its
+// exponent, relative to the largest so far.
+struct Softmax {
+  float best = 0.0f, second = -std::numeric_limits<float>::infinity();
+  float sum = 0.0f, mean = 0.0f;
+  int label = -1;
+
+  __device__ __forceinline__ void offer(const float (&values)[lanes], int channel, int channels,
+                                        float scale) {
+    const float before = best;
+    const bool first = label < 0;
+#pragma unroll
+    for (int k = 0; k < lanes; k++) {
+      const float value = values[k];
+      if (channel + k >= channels) {
+        break;
+      }
+      if (label < 0 || value > best || (value != value && best == best)) {
+        second = label < 0 ? second : best;
+        best = value;
+        label = channel + k;
+      } else {
+        second = value > second ? value : second;
+      }
+    }
+    const float moved = first ? 0.0f : exponent(before, scale);
+    const float factor = __expf(moved);
+    mean = factor * (mean + moved * sum);
+    sum *= factor;
+#pragma unroll
+    for (int k = 0; k < lanes; k++) {
+      if (channel + k < channels) {
+        const float below = exponent(values[k], scale), e = __expf(below);
+        sum += e;
+        mean += e * below;
+      }
+    }
+  }
+
+  __device__ __forceinline__ uint8_t certainty(Measure measure, float scale, int channels) const {
+    if (!(fabsf(best) <= std::numeric_limits<float>::max())) {
+      return 0;
+    }
+    float value = 1.0f / sum;
+    if (measure == Measure::margin) {
+      value *= 1.0f - __expf(exponent(second, scale));
+    } else if (measure == Measure::entropy) {
+      const float most = logf(static_cast<float>(channels > 2 ? channels : 2));
+      value = 1.0f - (logf(sum) - mean / sum) / most;
+    }
+    const float level = 255.0f * value + 0.5f;
+    return static_cast<uint8_t>(level < 0.0f ? 0.0f : level > 255.0f ? 255.0f : level);
+  }
+
+ private:
+  // Between equal infinities there is no difference.
+  __device__ __forceinline__ float exponent(float value, float scale) const {
+    const float below = value == best ? 0.0f : (value - best) * scale;
+    return below < -87.0f ? -87.0f : below;
+  }
+};
+
+// A thread takes one pixel and all its channels. Values are rounded as for the labels alone.
+template <typename T>
+__global__ void __launch_bounds__(block_threads, 4)
+    upsample_confidence_kernel(Source source, uint8_t* out, int height, int width,
+                               bool align_corners, Measure measure, float scale, int64_t pixels) {
+  ptx::wait_for_previous_kernels();
+  const int64_t step = int64_t(gridDim.x) * block_threads, plane = int64_t(height) * width;
+  for (int64_t i = int64_t(blockIdx.x) * block_threads + threadIdx.x; i < pixels; i += step) {
+    const int64_t row = quotient(i, width), n = quotient(row, height);
+    const int y = static_cast<int>(row - n * height), x = static_cast<int>(i - row * width);
+    const Neighbours rows = neighbours_of(y, source.height, height, align_corners);
+    const Neighbours columns = neighbours_of(x, source.width, width, align_corners);
+    Softmax softmax;
+#pragma unroll 1
+    for (int channel = 0; channel < source.channels; channel += lanes) {
+      float values[lanes];
+      load_resized<T>(source, n, rows, columns, channel, values);
+#pragma unroll
+      for (int k = 0; k < lanes; k++) {
+        values[k] = to_float(from_float<T>(values[k]));
+      }
+      softmax.offer(values, channel, source.channels, scale);
+    }
+    uint8_t* const to = out + n * plane + i;
+    to[0] = static_cast<uint8_t>(softmax.label);
+    to[plane] = softmax.certainty(measure, scale, source.channels);
   }
 }
 
@@ -403,6 +495,31 @@ Tensor upsample_argmax(const Tensor& input, const Integers& size, bool align_cor
       context.queue.launch(&upsample_argmax_kernel<T>, dim3(blocks_of(pixels)), dim3(block_threads),
                            0, source, labels, height, width, align_corners, pixels);
     }
+  });
+  return out;
+}
+
+Tensor upsample_confidence(const Tensor& input, const Integers& size, const std::string& measure,
+                           double temperature, bool align_corners) {
+  const char* op = "upsample_confidence";
+  const Checked checked =
+      check_upsample_confidence(input, size, measure, temperature, align_corners);
+  const ImageSize& result = checked.size;
+  const Context context(op, input, false);
+  const int height = position_count(op, result.height), width = position_count(op, result.width);
+  Tensor out =
+      torch::stable::empty({result.batch, 2, result.height, result.width}, ScalarType::Byte,
+                           std::nullopt, input.device(), std::nullopt, std::nullopt);
+  const int64_t pixels = out.numel() / 2;
+  if (pixels == 0) {
+    return out;
+  }
+  const Source source = source_of(op, input);
+  with_type(op, context.dtype, [&](auto type) {
+    context.queue.launch(
+        &upsample_confidence_kernel<decltype(type)>, dim3(blocks_of(pixels)), dim3(block_threads),
+        0, source, static_cast<uint8_t*>(out.mutable_data_ptr()), height, width, align_corners,
+        checked.measure, static_cast<float>(sharpness(temperature)), pixels);
   });
   return out;
 }

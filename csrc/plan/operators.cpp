@@ -278,6 +278,17 @@ void upsample_argmax(Call& call, const Checked& checked, const Tensor& input, co
               position_count("plan", size.height), position_count("plan", size.width)));
 }
 
+void upsample_confidence(Call& call, const Checked& checked, const Tensor& input, const Integers&,
+                         const std::string&, double, bool) {
+  const ImageSize& size = checked.size;
+  Work work;
+  work.confident_vectors = streamed(size).streamed_vectors;
+  call.elementwise(
+      "upsample_confidence", "upsample_confidence_kernel", size.channels, size.height, size.width,
+      call.image(size_of(input)) + checked_product({2, size.batch, size.height, size.width}),
+      blends(size), work);
+}
+
 void add_normalize(Call& call, const ImageSize& size, ScalarType dtype) {
   const int64_t itemsize = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
   call.elementwise("normalize", "normalize_kernel", size.channels, size.height, size.width,

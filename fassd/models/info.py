@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,8 @@ class NetworkInfo:
         class_names: names of the classes, in the order of the labels; empty if unknown.
         colors: RGB colours of the classes, 0 to 255 each; empty if unknown.
         preprocessing: how it takes pictures; None for as HarDNet's encoders do.
+        temperature: what its logits are divided by, for probabilities that say how often it is
+            right (`fassd val --temperature fit`).
     """
 
     model: str
@@ -40,6 +43,7 @@ class NetworkInfo:
     class_names: tuple[str, ...] = ()
     colors: tuple[Color, ...] = ()
     preprocessing: Preprocessing | None = None
+    temperature: float = 1.0
 
     @property
     def num_classes(self) -> int:
@@ -54,7 +58,11 @@ class NetworkInfo:
     def to_json(self) -> dict[str, Any]:
         """Everything, ready for `json.dumps`."""
         colors = self.colors or (None,) * self.num_classes
-        own = {"preprocessing": asdict(self.preprocessing)} if self.preprocessing else {}
+        own: dict[str, Any] = {}
+        if self.preprocessing:
+            own["preprocessing"] = asdict(self.preprocessing)
+        if self.temperature != 1:
+            own["temperature"] = self.temperature
         return {
             "model": self.model,
             "num_classes": self.num_classes,
@@ -91,6 +99,7 @@ class NetworkInfo:
                 tuple(map(_text, names)),
                 () if None in colors else tuple(map(_color, colors)),
                 None if own is None else Preprocessing.checked(**own),
+                checked_temperature(network.get("temperature", 1.0)),
             )
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{type(error).__name__}: {error!s:.80}") from error
@@ -140,10 +149,33 @@ def remember(network: nn.Module, found: NetworkInfo | None) -> None:
                 part.preprocessing = found.preprocessing
     own = info_of(network)
     if own is not None:
-        names, colors = (found.class_names, found.colors) if found else ((), ())
-        found = replace(own, class_names=names, colors=colors)
+        told = found or NetworkInfo(own.model)
+        found = replace(
+            own,
+            class_names=told.class_names,
+            colors=told.colors,
+            temperature=told.temperature,
+        )
     heads = (getattr(part, "finalConv", None) for part in network.modules())
     setattr(next(filter(None, heads), network), ATTRIBUTE, found)
+
+
+def temperature_of(network: nn.Module) -> float:
+    """What a network's logits are divided by before probabilities are made of them; else 1."""
+    found = (vars(part).get(ATTRIBUTE) for part in network.modules())
+    info = next((own for own in found if isinstance(own, NetworkInfo)), None)
+    return 1.0 if info is None else info.temperature
+
+
+def checked_temperature(value: Any) -> float:
+    """A temperature.
+
+    Raises:
+        ValueError: it is no finite number above 0.
+    """
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"temperature must be a finite number above 0, got {value!r:.40}")
+    return float(value)
 
 
 def _text(value: Any) -> str:

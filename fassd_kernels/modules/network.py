@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fassd.models.encoder import Encoder
+from fassd.models.info import temperature_of
 from fassd.models.layers import resize
 from fassd.models.network import FASSDNet
 from fassd.models.preprocess import preprocessing_of
@@ -33,9 +34,10 @@ from fassd_kernels.modules.fused import (
 from fassd_kernels.modules.snapshot import Contents, Snapshot, has_hooks, hooked_globally
 from fassd_kernels.modules.training import kernels_used
 from fassd_kernels.reference.conv_act import channels_last
+from fassd_kernels.reference.upsample import Measure, confident_labels
 
-Output = Literal["logits", "labels"]
-OUTPUTS = ("logits", "labels")
+Output = Literal["logits", "labels", "labels+confidence"]
+OUTPUTS = get_args(Output)
 
 
 @dataclass(eq=False)
@@ -58,15 +60,19 @@ class FusedNetwork(FASSDNet):
     :class:`fassd_kernels.graphs.captured.Captured` by `accelerate`.
 
     Shape: (N, 3, H, W) to logits (N, num_classes, H, W), channels_last; with ``output="labels"``,
-    in eval mode, to uint8 labels (N, H, W).
+    in eval mode, to uint8 labels (N, H, W), with ``output="labels+confidence"`` to labels and how
+    certain they are, uint8 (N, 2, H, W).
 
     Attributes:
-        output: ``logits`` or ``labels``.
+        output: ``logits``, ``labels`` or ``labels+confidence``.
+        measure: what tells how certain labels are
+            (:func:`fassd_kernels.reference.upsample_confidence`).
         casts_input: whether floating inputs are converted to the type of the parameters.
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`, of what is fused here.
     """
 
     output: Output = "logits"
+    measure: Measure = "margin"
     casts_input: bool = False
     backend: str = AUTO
     _seen: Seen | None = None
@@ -92,8 +98,8 @@ class FusedNetwork(FASSDNet):
         return fused
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.output == "labels" and not self.training:
-            return self.predict_labels(x)
+        if self.output != "logits" and not self.training:
+            return self.predict_labels(x, None if self.output == "labels" else self.measure)
         if self.training or isinstance(x, torch.fx.Proxy):
             x = self.cast(x)
             if is_traced() or transforming():
@@ -103,33 +109,45 @@ class FusedNetwork(FASSDNet):
         scores, size = self.scores(x), (x.shape[2], x.shape[3])
         return resize(scores, size) if unfused() else self.run("upsample", scores, size)
 
-    def predict_labels(self, x: Tensor) -> Tensor:
+    def predict_labels(self, x: Tensor, measure: Measure | None = None) -> Tensor:
         """(N, 3, H, W) to the class of every pixel, uint8 (N, H, W), whatever `output` is.
 
-        In eval mode, where the full-size logits are never written; of at most 256 classes.
+        With a `measure` uint8 (N, 2, H, W): labels and, by it, how certain they are, of 255, at the
+        network's temperature (:func:`fassd.models.info.temperature_of`). In eval mode, where the
+        full-size logits are never written; of at most 256 classes.
         """
         if self.training or isinstance(x, torch.fx.Proxy):
-            return labels_of(super().forward(self.cast(x)))
-        return self.labels_of(self.scores(x), (x.shape[2], x.shape[3]))
+            return labels_of(super().forward(self.cast(x)), measure, temperature_of(self))
+        return self.labels_of(self.scores(x), (x.shape[2], x.shape[3]), measure)
 
-    def labels_of(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    def labels_of(
+        self, scores: Tensor, size: tuple[int, int], measure: Measure | None = None
+    ) -> Tensor:
         """Logits of the finest map to labels of the picture's size."""
         if unfused():
-            return labels_of(resize(scores, size))
-        return self.run("upsample_argmax", scores, size)
+            return labels_of(resize(scores, size), measure, temperature_of(self))
+        if measure is None:
+            return self.run("upsample_argmax", scores, size)
+        own = {"measure": measure, "temperature": temperature_of(self)}
+        return self.run("upsample_confidence", scores, size, **own)
 
     def label_pictures(
-        self, pictures: Tensor, mean: Sequence[float], std: Sequence[float]
+        self,
+        pictures: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        measure: Measure | None = None,
     ) -> Tensor:
-        """Pictures as they come, uint8 RGB (N, H, W, 3), to labels, uint8 (N, H, W).
+        """Pictures as they come, uint8 RGB (N, H, W, 3), to labels, as of `predict_labels`.
 
-        As ``predict_labels(normalize(pictures, ...))``; where the first layer is fused, the
+        As ``predict_labels(normalize(pictures, ...), measure)``; where the first layer is fused, the
         normalised pictures are not written.
 
         Args:
             pictures: of at most 256 classes' network.
             mean, std: as of :func:`fassd_kernels.reference.normalize`, in the order of the channels
                 that the network takes; where that is RGB, the pictures are turned around for it.
+            measure: as of `predict_labels`.
         """
         if preprocessing_of(self).channels == "RGB":
             pictures = pictures.flip(3)
@@ -143,11 +161,11 @@ class FusedNetwork(FASSDNet):
                 x = first.of_pictures(pictures, mean, std) if fits else None
                 scores = None if x is None else self.scores_from(x, 1)
             if scores is not None:
-                return self.labels_of(scores, size)
+                return self.labels_of(scores, size, measure)
         dtype = self.finalConv.weight.dtype
         backend = choose(self.backend, pictures.device, "normalize", dtype=dtype)
         function = ops.operator("normalize", backend)
-        return self.predict_labels(function(pictures, mean=mean, std=std, dtype=dtype))
+        return self.predict_labels(function(pictures, mean=mean, std=std, dtype=dtype), measure)
 
     @contextmanager
     def looking_once(self) -> Iterator[None]:
@@ -190,11 +208,11 @@ class FusedNetwork(FASSDNet):
         dtype = self.finalConv.weight.dtype
         return convert(x, dtype, type(self).__name__, "the input") if self.casts_input else x
 
-    def run(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def run(self, name: str, x: Tensor, size: tuple[int, int], **own: Any) -> Tensor:
         """Call a resizing operator."""
         key = shape_key(name, [x], {"size": size}) if x.is_cuda else ""
         backend = choose(self.backend, x.device, name, dtype=x.dtype, key=key)
-        return ops.operator(name, backend)(x, size)
+        return ops.operator(name, backend)(x, size, **own)
 
     def scores(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to logits (N, num_classes, h, w) of the finest map, in eval mode."""
@@ -239,8 +257,8 @@ class FusedNetwork(FASSDNet):
         return f"{super().extra_repr()}, output={self.output}"
 
 
-def labels_of(logits: Tensor) -> Tensor:
-    """Logits (N, C, H, W) to uint8 labels (N, H, W).
+def labels_of(logits: Tensor, measure: Measure | None = None, temperature: float = 1.0) -> Tensor:
+    """Logits (N, C, H, W) to uint8 labels (N, H, W), with a `measure` as of `predict_labels`.
 
     Raises:
         ValueError: more classes than labels, as of a head that was exchanged.
@@ -249,6 +267,8 @@ def labels_of(logits: Tensor) -> Tensor:
         raise ValueError(
             f"labels are uint8, for at most {MAX_LABELS} classes, got {logits.shape[1]}"
         )
+    if measure is not None:
+        return confident_labels(logits, measure, temperature)
     return logits.argmax(1).to(torch.uint8)
 
 

@@ -20,7 +20,7 @@ from fassd_kernels.reference.mda import mda
 from fassd_kernels.reference.normalize import normalize
 from fassd_kernels.reference.normalize_conv_act import normalize_conv_act
 from fassd_kernels.reference.pack_weight import pack_weight
-from fassd_kernels.reference.upsample import upsample, upsample_argmax
+from fassd_kernels.reference.upsample import upsample, upsample_argmax, upsample_confidence
 from fassd_kernels.reference.upsample_conv1x1 import upsample_conv1x1
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "pack_weight",
     "upsample",
     "upsample_argmax",
+    "upsample_confidence",
     "upsample_conv1x1",
 ]

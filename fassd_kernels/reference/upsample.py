@@ -1,9 +1,10 @@
-"""Bilinear resizing, to an image or straight to labels."""
+"""Bilinear resizing, to an image, or straight to labels and how certain they are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from fassd_kernels.checks import MAX_LABELS, check, check_images, check_size, shape
 from fassd_kernels.reference.conv_act import channels_last, empty_result
+
+Measure = Literal["probability", "margin", "entropy"]
+"""Of a pixel's probabilities, what tells how certain its label is."""
 
 
 def upsample(input: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
@@ -56,6 +60,66 @@ def upsample_argmax(input: Tensor, size: Sequence[int], *, align_corners: bool =
     return upsample(input, size, align_corners=align_corners).argmax(1).to(torch.uint8)
 
 
+def upsample_confidence(
+    input: Tensor,
+    size: Sequence[int],
+    *,
+    measure: Measure = "margin",
+    temperature: float = 1.0,
+    align_corners: bool = True,
+) -> Tensor:
+    """The label of :func:`upsample_argmax`, and how certain it is.
+
+    Probabilities are the softmax of the logits over the temperature (Guo et al., *On calibration of
+    modern neural networks*, 2017, equation 9). Of these, certainty is the largest
+    (``probability``), how far it is above the second largest (``margin``), or 1 less the entropy
+    over that of equal probabilities (``entropy``; 1 where there is one class): 0 to 1.
+
+    Args:
+        input: N x C x H x W logits, C from 1 to 256, H and W at least 1.
+        size: height and width of the result, each at least 1.
+        measure: ``probability``, ``margin`` or ``entropy``.
+        temperature: above 0, finite.
+        align_corners: as of :func:`upsample`.
+
+    Returns:
+        N x 2 x size, uint8, contiguous: the labels, and 255 times the certainty, rounded. Where the
+        largest logit is not finite, the certainty is 0.
+
+    Raises:
+        RuntimeError: if an argument is not as above; the message names it.
+    """
+    result = check_upsample_confidence(
+        input, size, measure=measure, temperature=temperature, align_corners=align_corners
+    )
+    if input.shape[0] == 0:
+        return input.new_empty(result, dtype=torch.uint8)
+    logits = upsample(input, size, align_corners=align_corners)
+    return confident_labels(logits, measure, temperature)
+
+
+def confident_labels(logits: Tensor, measure: Measure, temperature: float = 1.0) -> Tensor:
+    """Logits (N, C, H, W) to labels and certainties of :func:`upsample_confidence`, alike."""
+    labels = logits.argmax(1).to(torch.uint8)
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    certainty = certainty_of(torch.softmax(logits / temperature, 1), measure)
+    levels = (255 * torch.nan_to_num(certainty, 0.0) + 0.5).to(torch.uint8)
+    return torch.stack([labels, levels], 1)
+
+
+def certainty_of(probabilities: Tensor, measure: Measure) -> Tensor:
+    """Probabilities (N, C, ...) to a measure of certainty in [0, 1], (N, ...)."""
+    classes = probabilities.shape[1]
+    if measure == "entropy":
+        entropy = torch.special.entr(probabilities).sum(1)
+        return (1 - entropy / math.log(max(classes, 2))).clamp(0, 1)
+    if measure == "probability" or classes == 1:
+        return probabilities.amax(1)
+    first, second = probabilities.topk(2, 1).values.unbind(1)
+    return first - second
+
+
 def check_upsample(
     input: Tensor, size: Sequence[int], op: str = "upsample", *, align_corners: bool = True
 ) -> tuple[int, int, int, int]:
@@ -73,7 +137,33 @@ def check_upsample_argmax(
     input: Tensor, size: Sequence[int], *, align_corners: bool = True
 ) -> tuple[int, int, int]:
     """Check the arguments of :func:`upsample_argmax` and return the shape of its result."""
-    op = "upsample_argmax"
+    return check_labels("upsample_argmax", input, size)
+
+
+def check_upsample_confidence(
+    input: Tensor,
+    size: Sequence[int],
+    *,
+    measure: str = "margin",
+    temperature: float = 1.0,
+    align_corners: bool = True,
+) -> tuple[int, int, int, int]:
+    """Check the arguments of :func:`upsample_confidence` and return the shape of its result."""
+    op = "upsample_confidence"
+    batch, height, width = check_labels(op, input, size)
+    check(
+        measure in get_args(Measure),
+        f"{op}: measure is '{measure}'; expected one of {', '.join(get_args(Measure))}",
+    )
+    check(
+        0 < temperature < math.inf,
+        f"{op}: temperature is {temperature:g}; expected a finite number above 0",
+    )
+    return batch, 2, height, width
+
+
+def check_labels(op: str, input: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
+    """Check logits of which labels are made, and return the labels' shape."""
     batch, channels, height, width = check_upsample(input, size, op)
     check(
         channels >= 1 and channels <= MAX_LABELS,

@@ -254,8 +254,8 @@ class Program:
         self.out = Allocation(size, self.dtype, self.padded)
         return self._own(len(self.sources), size, strides_of(size, stride), 0, stride)
 
-    def labels(self, size: tuple[int, int, int]) -> Pointer:
-        """The call's result, a map of labels."""
+    def labels(self, size: tuple[int, ...]) -> Pointer:
+        """The call's result, a map of labels or two of bytes."""
         self.out = Allocation(size, torch.uint8)
         slot = len(self.sources)
         self.types[slot] = (torch.uint8, True)

@@ -1,4 +1,4 @@
-"""upsample and upsample_argmax: bilinear; labels without the enlarged logits.
+"""Resizing, and labels and how certain they are without the enlarged logits.
 
 A program takes BLOCK_M pixels of the result, and all channels (labels) or BLOCK_C of them.
 """
@@ -56,11 +56,23 @@ def upsample_kernel(
     )
 
 
+@triton.jit
+def largest_of(value, real, label, BLOCK_C: tl.constexpr):
+    """Of each row, the largest number of those that are `real`, and the label that it has, or NaN.
+
+    The first of equal ones wins.
+    """
+    best = tl.max(tl.where(real & (value == value), value, float("-inf")), axis=1)
+    first = tl.min(tl.where((value == best[:, None]) & real, label, BLOCK_C), axis=1)
+    first_odd = tl.min(tl.where((value != value) & real, label, BLOCK_C), axis=1)
+    return best, tl.where(first_odd < BLOCK_C, first_odd, first), first_odd < BLOCK_C
+
+
 @triton.jit(do_not_specialize=SIZES)
-def upsample_argmax_kernel(
-    image, out, strides, pixels, height, width, out_height, out_width, channels,
+def labels_kernel(
+    image, out, strides, pixels, height, width, out_height, out_width, channels, scale, equal,
     WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-    ALIGN_CORNERS: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr, MEASURE: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     c = tl.arange(0, BLOCK_C)
@@ -77,12 +89,30 @@ def upsample_argmax_kernel(
     )  # fmt: skip
     # As the reference: rounded to the input's type, then the first of the largest; NaN is largest.
     value = value.to(image.dtype.element_ty).to(tl.float32)
-    odd = (value != value) & real
-    best = tl.max(tl.where(real & (value == value), value, float("-inf")), axis=1)
     label = tl.arange(0, BLOCK_C)[None, :]
-    first = tl.min(tl.where((value == best[:, None]) & real, label, BLOCK_C), axis=1)
-    first_odd = tl.min(tl.where(odd, label, BLOCK_C), axis=1)
-    tl.store(out + m, tl.where(first_odd < BLOCK_C, first_odd, first).to(tl.uint8), mask=m < pixels)
+    best, labels, odd = largest_of(value, real, label, BLOCK_C)
+    if MEASURE == "":
+        tl.store(out + m, labels.to(tl.uint8), mask=m < pixels)
+    else:
+        # Between equal infinities there is no difference.
+        below = tl.where(value == best[:, None], 0.0, (value - best[:, None]) * scale)
+        below = tl.where(below < -87.0, -87.0, below)
+        e = tl.where(real, tl.exp(below), 0.0)
+        total = tl.sum(e, axis=1)
+        if MEASURE == "entropy":
+            mean = tl.sum(tl.where(real, e * below, 0.0), axis=1)
+            certainty = 1.0 - (tl.log(total) - mean / total) / equal
+        elif MEASURE == "margin":
+            others = tl.where(real & (label != labels[:, None]), e, 0.0)
+            certainty = (1.0 - tl.max(others, axis=1)) / total
+        else:
+            certainty = 1.0 / total
+        finite = (best - best == 0.0) & (odd == 0)
+        level = tl.where(finite, certainty * 255.0 + 0.5, 0.0)
+        level = tl.minimum(tl.maximum(level, 0.0), 255.0)
+        plane = out_height.to(n.dtype) * out_width
+        tl.store(out + n * plane + m, labels.to(tl.uint8), mask=m < pixels)
+        tl.store(out + (n + 1) * plane + m, level.to(tl.uint8), mask=m < pixels)
 
 
 def block_pixels(program: Program, block_c: int) -> int:
@@ -149,21 +179,55 @@ def upsample(
 @planned
 def upsample_argmax(
     program: Program,
-    result: tuple[int, int, int],
+    result: tuple[int, ...],
     input: Argument,
     size: Sequence[int],
     *,
     align_corners: bool = True,
 ) -> None:
-    image, labels = program.image(input), program.labels(result)
-    pixels = math.prod(result)
+    launch_labels(program, "upsample_argmax", result, input, size, align_corners)
+
+
+@planned
+def upsample_confidence(
+    program: Program,
+    result: tuple[int, ...],
+    input: Argument,
+    size: Sequence[int],
+    *,
+    measure: str = "margin",
+    temperature: float = 1.0,
+    align_corners: bool = True,
+) -> None:
+    scale = min(max(1 / temperature, 1e-30), 1e30)  # a float's range
+    launch_labels(
+        program, "upsample_confidence", result, input, size, align_corners, measure, scale
+    )
+
+
+def launch_labels(
+    program: Program,
+    name: str,
+    result: tuple[int, ...],
+    input: Argument,
+    size: Sequence[int],
+    align_corners: bool,
+    measure: str = "",
+    scale: float = 1.0,
+) -> None:
+    """Labels, and with a measure how certain they are."""
+    image, written = program.image(input), program.labels(result)
+    pixels = result[0] * math.prod(size)
     if pixels == 0:
         return
     block_c = triton.next_power_of_2(image.channels)
     block_m = block_pixels(program, block_c)
-    arguments = shared_arguments(image, size, block_m, block_c, pixels, align_corners) | {
-        "out": labels
+    reach = math.prod(result)
+    arguments = shared_arguments(image, size, block_m, block_c, reach, align_corners) | {
+        "out": written,
+        "scale": scale,
+        "equal": math.log(max(image.channels, 2)),
+        "MEASURE": measure,
     }
-    work = work_of(image, pixels, pixels)
-    grid = (math.ceil(pixels / block_m),)
-    program.launch(upsample_argmax_kernel, grid, arguments, work, "upsample_argmax")
+    work = work_of(image, reach, pixels)
+    program.launch(labels_kernel, (math.ceil(pixels / block_m),), arguments, work, name)

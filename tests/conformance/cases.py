@@ -290,6 +290,27 @@ def upsample_argmax(
     return Call("upsample_argmax", {"input": image, "size": size, "align_corners": align_corners})
 
 
+def upsample_confidence(
+    batch: int = 1,
+    channels: int = 19,
+    low_size: Pair = (3, 4),
+    size: Pair = (5, 7),
+    align_corners: bool = True,
+    measure: str = "margin",
+    temperature: float = 1.0,
+) -> Call:
+    return Call(
+        "upsample_confidence",
+        {
+            "input": Source().image(batch, channels, low_size),
+            "size": size,
+            "measure": measure,
+            "temperature": temperature,
+            "align_corners": align_corners,
+        },
+    )
+
+
 def max_pool(
     batch: int = 1,
     channels: int = 3,
@@ -416,6 +437,11 @@ SAMPLES: dict[str, list[Call]] = {
     ],
     "upsample": [upsample(), upsample(batch=2, size=(2, 9))],
     "upsample_argmax": [upsample_argmax(), upsample_argmax(batch=2, size=(2, 9))],
+    "upsample_confidence": [
+        upsample_confidence(),
+        upsample_confidence(batch=2, size=(2, 9), measure="entropy", temperature=0.5),
+        upsample_confidence(measure="probability", align_corners=False),
+    ],
     "max_pool": [max_pool(), max_pool(2, 17, (9, 12), (2, 3), (2, 1), (0, 1))],
     "normalize": [normalize(), normalize(batch=2)],
     "normalize_conv_act": [
@@ -455,6 +481,7 @@ NOTHING: dict[str, list[Call]] = {
     "max_pool": [max_pool(batch=0), max_pool(channels=0)],
     "upsample": [upsample(batch=0), upsample(channels=0)],
     "upsample_argmax": [upsample_argmax(batch=0)],
+    "upsample_confidence": [upsample_confidence(batch=0)],
     "normalize_conv_act": empty_in_turn(normalize_conv_act, activation="prelu"),
 }
 

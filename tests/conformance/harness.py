@@ -354,9 +354,15 @@ def check_close(result: Tensor, right: Tensor, tolerance: float) -> None:
 
 def check_labels(call: Call, labels: Tensor) -> None:
     """A label may differ where the float64 logits of both are the same within the tolerance."""
-    logits = call.to(torch.float64)(reference.upsample)
+    exact = call.to(torch.float64)
+    size = {key: exact.arguments[key] for key in ("size", "align_corners") if key in call.arguments}
+    logits = reference.upsample(exact.arguments["input"], **size)
     right = logits.argmax(1)
     assert labels.dtype == torch.uint8
+    if call.operator == "upsample_confidence":
+        assert labels.is_contiguous() and labels.shape[1] == 2
+        check_certainty(exact, labels[:, 1], logits, TOLERANCES[call.floating[0].dtype])
+        labels = labels[:, 0]
     assert labels.shape == right.shape
     labels = labels.long().cpu()
     assert bool((labels < logits.shape[1]).all())
@@ -364,6 +370,19 @@ def check_labels(call: Call, labels: Tensor) -> None:
     gap = (best - logits.gather(1, labels[:, None])).max().item()
     allowed = 4 * TOLERANCES[call.floating[0].dtype] * logits.abs().max().item()
     assert gap <= allowed, f"a label's logit is {gap:.3g} below the largest"
+
+
+def check_certainty(exact: Call, levels: Tensor, logits: Tensor, tolerance: float) -> None:
+    """A level may differ by one, and by what the tolerance of the logits makes of it.
+
+    No measure changes by more than the exponents of the probabilities do.
+    """
+    right = exact(reference.upsample_confidence)[:, 1]
+    off = (levels.cpu().int() - right.int()).abs().max().item()
+    finite = logits[logits.isfinite()].abs()
+    largest = finite.max().item() if finite.numel() else 0.0
+    allowed = 1 + 255 * tolerance * largest / exact.arguments.get("temperature", 1.0)
+    assert off <= allowed, f"a certainty is off by {off} of 255; allowed are {allowed:.3g}"
 
 
 def check_gradients(call: Call, result: Tensor, dtype: torch.dtype | None = None) -> None:

@@ -151,6 +151,7 @@ LARGE: dict[str, Call] = {
     "upsample_conv1x1": cases.upsample_conv1x1(2, (31,), (28,), 33, (17, 25), (61, 90)),
     "upsample": cases.upsample(2, 19, (17, 25), (101, 150)),
     "upsample_argmax": cases.upsample_argmax(2, 19, (17, 25), (101, 150)),
+    "upsample_confidence": cases.upsample_confidence(2, 19, (17, 25), (101, 150)),
     "max_pool": cases.max_pool(2, 40, (61, 90)),
     "normalize": cases.normalize(2, (201, 150)),
     "normalize_conv_act": cases.normalize_conv_act(2, 16, (101, 150), stride=(2, 2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from conformance.cases import (
     normalize_conv_act,
     upsample,
     upsample_argmax,
+    upsample_confidence,
     upsample_conv1x1,
 )
 from conformance.harness import Call, Subject
@@ -298,13 +300,23 @@ def upsample_refusals(base: Call) -> list[Refusal]:
     ]
 
 
-def upsample_argmax_refusals() -> list[Refusal]:
-    base = upsample_argmax()
+def labels_refusals(base: Call) -> list[Refusal]:
     counts = {
         "no channels": lambda x: x[:, :0],
         "257 channels": lambda x: x[:, :1].repeat(1, 257, 1, 1),
     }
     return [*upsample_refusals(base), *spoiled(base, "input", counts)]
+
+
+def upsample_confidence_refusals() -> list[Refusal]:
+    base = upsample_confidence()
+    return [
+        *labels_refusals(base),
+        *given(base, "measure", {"unknown": "certainty", "empty": ""}),
+        *given(
+            base, "temperature", {"zero": 0.0, "negative": -1.0, "NaN": math.nan, "inf": math.inf}
+        ),
+    ]
 
 
 def picture_refusals(base: Call) -> list[Refusal]:
@@ -370,7 +382,8 @@ REFUSALS = {
     "mda": mda_refusals(),
     "upsample_conv1x1": upsample_conv1x1_refusals(),
     "upsample": upsample_refusals(upsample()),
-    "upsample_argmax": upsample_argmax_refusals(),
+    "upsample_argmax": labels_refusals(upsample_argmax()),
+    "upsample_confidence": upsample_confidence_refusals(),
     "normalize": normalize_refusals(),
     "normalize_conv_act": normalize_conv_act_refusals(),
 }

@@ -97,7 +97,7 @@ def function_of(subject: Subject, call: Call) -> Callable[..., torch.Tensor]:
     return function
 
 
-@pytest.mark.operators("upsample_argmax")
+@pytest.mark.operators("upsample_argmax", "upsample_confidence")
 def test_labels_have_no_gradient(subject):
     call = samples(subject)[0].requiring_grad()
     assert not subject(call).requires_grad

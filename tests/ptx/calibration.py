@@ -104,6 +104,7 @@ OTHERS = (
     cases.upsample(1, 19, (32, 64), (128, 256)),
     *(cases.upsample_argmax(1, n, (32, 64), (128, 256)) for n in (7, 19, 40)),
     cases.upsample_argmax(1, 19, (16, 24), (64, 96)),
+    *(cases.upsample_confidence(1, n, (32, 64), (128, 256)) for n in (7, 19, 40)),
 )
 # What every compiled kernel is asked to compute, where it fits.
 FORCED = (

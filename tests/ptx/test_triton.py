@@ -115,6 +115,7 @@ def test_a_second_call_can_be_captured(monkeypatch):
         cases.mda(1, 24, 12, (9, 17), 2).to(torch.float16),
         cases.normalize(1, (9, 17)).to(torch.float16),
         cases.upsample_argmax(1, 5, (5, 9), (9, 17)).to(torch.float16),
+        cases.upsample_confidence(1, 5, (5, 9), (9, 17)).to(torch.float16),
     ]
     # As modules do, whose weights are packed once.
     for index, call in enumerate(calls[:2]):

@@ -106,7 +106,10 @@ def all_sorts() -> list[Call]:
         far(cases.conv_act(2, (8,), 5, (3, 5), residual=True).to(half), "inputs"),
         *(
             far(getattr(cases, name)(batch=2, channels=8).to(half), "input")
-            for name in ("upsample", "upsample_argmax", "asymmetric_conv", "aspp", "max_pool")
+            for name in (
+                *("upsample", "upsample_argmax", "upsample_confidence"),
+                *("asymmetric_conv", "aspp", "max_pool"),
+            )
         ),
         far(cases.grouped_conv_act(2, 8, 8, residual=True, activation="prelu").to(half), "input"),
         cases.upsample(align_corners=False).to(half),

@@ -139,7 +139,10 @@ def test_offsets_below_32_bits_are_computed_in_them():
     assert launch.arguments["WIDE"] is False
 
 
-@pytest.mark.parametrize("operator", ["upsample", "upsample_argmax", "asymmetric_conv", "aspp"])
+OTHERS = ("upsample", "upsample_argmax", "upsample_confidence", "asymmetric_conv", "aspp")
+
+
+@pytest.mark.parametrize("operator", OTHERS)
 def test_offsets_beyond_32_bits_of_the_others(operator):
     call = getattr(cases, operator)(batch=2, channels=8).to(torch.float16)
     image = call.arguments["input"]

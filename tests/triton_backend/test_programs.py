@@ -33,7 +33,7 @@ def test_a_network_is_its_launches_and_nothing_else():
     launches = plan_network("fassd_net", 1024, 2048, H200)
     assert len(launches) == 71
     names = {planned.launch.kernel.__name__ for planned in launches}
-    assert names == {"conv_act_kernel", "asymmetric_conv_kernel", "upsample_argmax_kernel"}
+    assert names == {"conv_act_kernel", "asymmetric_conv_kernel", "labels_kernel"}
     assert not any(planned.program.prepare for planned in launches)  # weights came packed
 
 
