@@ -140,8 +140,8 @@ class FusedNetwork(FASSDNet):
     ) -> Tensor:
         """Pictures as they come, uint8 RGB (N, H, W, 3), to labels, as of `predict_labels`.
 
-        As ``predict_labels(normalize(pictures, ...), measure)``; where the first layer is fused, the
-        normalised pictures are not written.
+        As ``predict_labels(normalize(pictures, ...), measure)``; where the first layer is fused,
+        the normalised pictures are not written.
 
         Args:
             pictures: of at most 256 classes' network.

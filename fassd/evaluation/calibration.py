@@ -1,0 +1,168 @@
+"""How far a network's probabilities say how often it is right."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fassd.distributed import sum_over_ranks
+from fassd.io.files import replacing
+from fassd.io.packages import need
+from fassd.io.palette import IGNORE
+from fassd.io.untrusted import read_json
+from fassd.models.info import checked_temperature
+from fassd.models.tensor_files import read_safetensors, with_checksums
+
+BINS = 15
+TRIED = tuple(0.25 * 2 ** (step / 4) for step in range(21))
+"""Temperatures from 1/4 to 8."""
+
+
+class Calibration:
+    """Pixels counted by the probability of their label.
+
+    The expected calibration error is the mean distance between how likely labels are said to be
+    and how many of them are right, over `BINS` equal ranges of probability, weighted by pixels
+    (Guo et al., *On calibration of modern neural networks*, ICML 2017, equation 3).
+
+    Args:
+        temperature: what logits are divided by.
+        fit: whether to find the one at which the probabilities of the true classes are largest
+            (the least negative log-likelihood), too.
+    """
+
+    def __init__(self, temperature: float = 1.0, fit: bool = False) -> None:
+        self.temperature = temperature
+        self._tried = TRIED if fit else ()
+        self._sums = torch.zeros(3, BINS, dtype=torch.float64)  # pixels, of them right, probability
+        self._losses = torch.zeros(len(self._tried), dtype=torch.float64)
+
+    def update(
+        self, probabilities: Callable[[float], Tensor], labels: Tensor | npt.NDArray[Any]
+    ) -> None:
+        """Count the pixels of a picture.
+
+        Args:
+            probabilities: of a temperature, those of the classes, (C, H, W).
+            labels: the truth, (H, W), `fassd.io.palette.IGNORE` for what is not counted.
+        """
+        found = probabilities(self.temperature)
+        truth = torch.as_tensor(labels, device=found.device).long()
+        counted = truth != IGNORE
+        truth = truth[counted]
+        largest, predicted = found[:, counted].max(0)
+        place = (largest * BINS).long().clamp(0, BINS - 1)
+        for row, values in enumerate((None, (predicted == truth).double(), largest.double())):
+            self._sums[row] += torch.bincount(place, values, BINS).cpu()
+        for index, temperature in enumerate(self._tried):
+            likely = probabilities(temperature)[:, counted].gather(0, truth[None])[0]
+            self._losses[index] -= likely.double().clamp_min(1e-30).log().sum().cpu()
+
+    def reduce(self) -> Calibration:
+        """Add up the counts of all torch.distributed processes, in place; once, at the end."""
+        self._sums, self._losses = sum_over_ranks(self._sums), sum_over_ranks(self._losses)
+        return self
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error, 0 to 1."""
+        pixels, right, probability = self._sums
+        return float((right - probability).abs().sum() / pixels.sum())
+
+    @property
+    def fitted(self) -> float | None:
+        """The temperature that fits best; None if it was not asked for.
+
+        Between those that were tried: at the lowest point of a parabola of its logarithm.
+        """
+        if not self._tried:
+            return None
+        best = int(self._losses.argmin())
+        if best in (0, len(self._tried) - 1):
+            return self._tried[best]
+        before, here, after = self._losses[best - 1 : best + 2].tolist()
+        step = math.log(self._tried[1] / self._tried[0])
+        offset = 0.5 * (before - after) / (before - 2 * here + after)
+        return self._tried[best] * math.exp(step * offset)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for `json.dump`; None where a range has no pixel."""
+        pixels, right, probability = self._sums.tolist()
+        ranges = [
+            {
+                "pixels": int(count),
+                "probability": each / count if count else None,
+                "right": good / count if count else None,
+            }
+            for count, good, each in zip(pixels, right, probability, strict=True)
+        ]
+        fitted = {} if self.fitted is None else {"fitted_temperature": self.fitted}
+        return {
+            "expected_calibration_error": self.error,
+            "temperature": self.temperature,
+            **fitted,
+            "ranges": ranges,
+        }
+
+    def draw(self, path: Path, title: str = "") -> None:
+        """Draw the reliability diagram as PNG: of each range, how many labels are right.
+
+        Raises:
+            ImportError: matplotlib is not installed; the message says how to install it.
+        """
+        figures = need("matplotlib.figure", "the reliability diagram needs", "train")
+        pixels, right, probability = self._sums.numpy()
+        with np.errstate(invalid="ignore"):
+            shares, means = 100 * right / pixels, 100 * probability / pixels
+        figure = figures.Figure(figsize=(5, 5.6), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        left, width = 100 * np.arange(BINS) / BINS, 100 / BINS
+        above.plot((0, 100), (0, 100), color="0.6", linestyle="--", linewidth=1, label="as said")
+        above.bar(left, shares, width, align="edge", edgecolor="white", label="right")
+        above.plot(means, shares, "o", color="black", markersize=3, label="mean of the range")
+        above.set(xlim=(0, 100), ylim=(0, 100), ylabel="labels that are right, %")
+        above.set_title(title, parse_math=False)
+        above.legend(loc="upper left", frameon=False)
+        note = (
+            f"expected calibration error {100 * self.error:.1f}%\n"
+            f"temperature {self.temperature:.3g}"
+        )
+        above.text(97, 4, note, ha="right", va="bottom")
+        below.bar(left, 100 * pixels / pixels.sum(), width, align="edge", edgecolor="white")
+        below.set(xlabel="probability of the label, %", ylabel="pixels, %")
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=110)
+
+
+def keep_temperature(path: Path, temperature: float) -> None:
+    """Write a temperature into a file of weights, whose network has it from then on.
+
+    Args:
+        path: a .safetensors file of `fassd train`; it is replaced when the new one is complete.
+        temperature: above 0, finite.
+
+    Raises:
+        ValueError: the temperature is none, or the file is damaged or says nothing of its network.
+        OSError: it cannot be read or written.
+    """
+    temperature = checked_temperature(temperature)
+    tensors, metadata = read_safetensors(path)
+    facts = read_json(metadata.get("fassd", "{}"))
+    if not isinstance(facts.get("network"), dict):
+        raise ValueError(
+            f"{path} does not say what network it is of, so it can keep no temperature; files of "
+            "`fassd train` (.safetensors) do"
+        )
+    facts["network"]["temperature"] = temperature
+    noted = with_checksums(tensors, {**metadata, "fassd": json.dumps(facts)})
+    with replacing(path) as file:
+        file.write(safetensors.torch.save(tensors, noted))
