@@ -139,7 +139,7 @@ class Allocation:
     padded: bool = False
 
     def allocate(self, device: torch.device) -> Tensor:
-        if len(self.size) != 4:
+        if self.dtype == torch.uint8:  # planes of bytes
             return torch.empty(self.size, dtype=self.dtype, device=device)
         return empty_image(self.size, self.dtype, device, self.padded)
 
