@@ -68,16 +68,8 @@ def val(
     dtype: options.Dtype = "float32",
     device: options.Device = None,
     threads: options.Threads = None,
-    scales: Annotated[
-        Sequence[float],
-        typer.Option(
-            parser=numbers(float, "number"),
-            metavar="S,S,...",
-            show_default="1",
-            help="Sizes to see each picture at.",
-        ),
-    ] = (1.0,),
-    flip: Annotated[bool, typer.Option("--flip", help="See each picture mirrored, too.")] = False,
+    scales: options.Scales = (1.0,),
+    flip: options.Flip = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first pictures of the split.")
     ] = None,

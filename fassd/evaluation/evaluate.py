@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fassd.data.groups import Members, members_of
 from fassd.distributed import all_gather, rank, world_size
 from fassd.evaluation.metrics import ConfusionMatrix, Scores
+from fassd.inference.views import Views, small_logits, summed
 from fassd.io.images import ImageError, resized
 from fassd.io.palette import classes_of, labels_by_name
 from fassd.models.layers import logits_of
@@ -176,8 +177,7 @@ def evaluate(
         RuntimeError: the logits hold NaN, or another process failed.
     """
     chosen = _checked_indices(indices, len(dataset))
-    if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(f"scales must be one or more positive numbers, got {tuple(scales)}")
+    views = Views(scales, flip)
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the wrapper waits for all processes in each call, of unequal shares
     labels, members = matched(model, dataset.card)
@@ -195,9 +195,7 @@ def evaluate(
             for index, sample in reading:
                 try:
                     read = sample.result()
-                    scores = _scores(network, like, read, scales, flip, members)
-                    _check_head(scores.shape[1], dataset.card)
-                    predicted = scores[0].argmax(0)
+                    predicted = _predicted(network, like, read, views, members, dataset.card)
                     if labels is not None:
                         predicted = torch.tensor(labels, device=predicted.device)[predicted]
                     with _naming(read.path):
@@ -248,8 +246,8 @@ def label_by_groups(
     """
     network, like = _placed(model, None, None)
     with _eval_mode(network), torch.inference_mode():
-        scores = _scores(network, like, sample, (1.0,), False, members)
-    return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
+        labels = _predicted(network, like, sample, Views(), members)
+    return labels.to(torch.uint8).cpu().numpy()
 
 
 # ------------------------------------------------------------------------------------- the network
@@ -280,54 +278,49 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _scores(
+def _predicted(
     network: nn.Module,
     like: Tensor,
     sample: Sample,
-    scales: Sequence[float],
-    flip: bool,
+    views: Views,
     members: Sequence[Members] | None,
+    card: Card | None = None,
 ) -> Tensor:
-    """Logits of one picture; of more than one view, or of groups, their probabilities' sums.
+    """The class of every pixel, (H, W) int64: of the largest logit of one view at full size, else
+    of the largest sum of probabilities.
 
     Args:
         network: in eval mode.
         like: a tensor of the device and dtype that the network takes.
         sample: the picture.
-        scales: sizes of the views, as parts of the picture's own.
-        flip: whether each view is also looked at in a mirror.
+        views: how it is seen.
         members: the network's classes of each of the data's; None where they are the same.
-
-    Returns:
-        (1, the data's classes, H, W) float32 at the picture's size.
+        card: the data's, which the number of the network's logits has to fit then.
     """
-    size = sample.image.shape[:2]
-    # A file of labels alone gives 1 for a pixel's class and 0 for the others.
-    of_labels = getattr(getattr(network, "metadata", None), "output", None) == "labels"
+    alone = views.plain and members is None
     own = preprocessing_of(network)
-    views = [(scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]]
-    total: Tensor | None = None
-    for scale, mirrored in views:
-        # An exported file may take one size alone.
-        only = getattr(network, "input_size", None)
-        image = resized(sample.image, only or tuple(max(1, round(side * scale)) for side in size))
-        batch = torch.from_numpy(normalize(image, own))[None].to(like.device, like.dtype)
+
+    def run(picture: npt.NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int] | None]:
+        batch = torch.from_numpy(normalize(picture, own))[None].to(like.device, like.dtype)
         with _naming(sample.path):
-            logits = logits_of(network(batch.flip(3) if mirrored else batch)).float()
+            logits, size = (
+                (logits_of(network(batch)).float(), None) if alone else small_logits(network, batch)
+            )
         if logits.isnan().any():
             reason = _nan_because(network, like.dtype)
             raise RuntimeError(f"{sample.path}: the network's logits hold NaN: {reason}")
-        logits = logits.flip(3) if mirrored else logits
-        if logits.shape[2:] != size:
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)
-        if len(views) == 1 and members is None:
-            return logits
-        probabilities = logits if of_labels else logits.softmax(1)
-        total = probabilities if total is None else total.add_(probabilities)
-    assert total is not None  # there is at least one scale
-    if members is None:
-        return total
-    return torch.stack([total[:, list(group)].sum(1) for group in members], 1)
+        if card is not None and members is None:
+            _check_head(logits.shape[1], card)
+        return logits, size
+
+    if not alone:
+        return summed(network, sample.image, views, run).labels(members).long()
+    size = sample.image.shape[:2]
+    # An exported file may take one size alone.
+    logits, _ = run(resized(sample.image, getattr(network, "input_size", None) or size))
+    if logits.shape[2:] != size:
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)
+    return logits[0].argmax(0)
 
 
 def _nan_because(network: nn.Module, dtype: torch.dtype) -> str:

@@ -98,6 +98,27 @@ def test_other_shipped_weights_by_name(folder, tmp_path, succeed):
     np.testing.assert_array_equal(opened(tmp_path / "out/photo_trainids.png"), labels)
 
 
+def test_views_are_those_of_val_and_decide_what_is_finished(folder, tmp_path, succeed, refusal):
+    source, _ = folder
+    run = ("predict", source / "photo.jpg", "-o", tmp_path / "out", *FAST)
+    views = ("--scales", "1,1.5", "--flip")
+    labels = []
+    for more in ((), views):
+        assert "before" not in succeed(*run, *more).stderr
+        labels.append(opened(tmp_path / "out/photo_trainids.png"))
+    segmenter = Segmenter(
+        "fassd_net_l2", weights="streets", backend="reference", device="cpu", scales=(1, 1.5),
+        flip=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(labels[1], segmenter.predict(source / "photo.jpg"))
+    assert 0 < (labels[0] != labels[1]).mean() < 0.3
+    assert "(1 done before)" in succeed(*run, *views).stderr
+    assert "scales must be one or more positive numbers, got [0.0]" in refusal(
+        *run, "--scales", "0"
+    )
+    assert "'x' is no number" in refusal(*run, "--scales", "x")
+
+
 def test_nothing_done_is_2(folder, tmp_path, refusal):
     refusal("predict", folder[0] / "truncated.jpg", "-o", tmp_path / "out", *FAST)
     assert not (tmp_path / "out").exists()
