@@ -74,8 +74,9 @@ def predict(
 
     For each picture three files: [cyan]NAME_color.png[/] (label map in colours),
     [cyan]NAME_overlay.png[/] (colours over the picture) and [cyan]NAME_trainids.png[/] (class
-    indices, 8 or 16 bits). Folders are searched with their subfolders, whose tree is kept; equal
-    names get -2, -3, ...
+    indices, 8 or 16 bits). [cyan]--label-ids cityscapes[/] adds [cyan]NAME_labelids.png[/], with
+    the ids that the masks of this card have, and the server of its benchmark takes. Folders are
+    searched with their subfolders, whose tree is kept; equal names get -2, -3, ...
 
     Grey, palette, CMYK, RGBA (laid over grey), 16-bit (--range) and EXIF-rotated pictures are read;
     of several pages or frames the first. A picture or folder that cannot be read is reported and
@@ -115,12 +116,15 @@ def predict(
 
     [cyan]fassd predict photos/ -o out -w cityscapes --scales 0.75,1,1.25 --flip[/]
 
+    [cyan]fassd predict leftImg8bit/test -o out -w cityscapes --label-ids cityscapes[/]
+
     [cyan]fassd predict drive.mp4 -o out.mp4 --view side-by-side[/]
 
     [cyan]torchrun --nproc-per-node 4 -m fassd predict drives/ -o out -w cityscapes[/]
     """
     from PIL import Image
 
+    from fassd.data.ids import read_ids
     from fassd.distributed import all_gather, is_main, process_group, rank, world_size
     from fassd.io.find import find_sources
     from fassd.io.images import ImageError
@@ -139,7 +143,8 @@ def predict(
     device = device_for(network.model, device)
     chosen = network.pick()
     identity = (*chosen, network.backend, dtype, size, *scales, flip)
-    work = Batch(output, results, identity, single=single, again=again)
+    ids = None if results.label_ids is None else read_ids(results.label_ids)
+    work = Batch(output, results, identity, single=single, again=again, ids=ids)
     work.check(found)
     started = time.perf_counter()
     with process_group(device, patient=True) as home:
