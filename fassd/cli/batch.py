@@ -17,12 +17,13 @@ import fassd
 from fassd.cli.options import Size
 from fassd.cli.terminal import escape, escape_lines, progress, say
 from fassd.cli.video import ResultOptions, run_video, source_files
-from fassd.io.finished import OUTPUT_ENDINGS, Record, Stamp, stamp
+from fassd.io.finished import LABEL_IDS_ENDING, OUTPUT_ENDINGS, Record, Stamp, stamp
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from fassd.data.ids import ClassIds
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
@@ -55,6 +56,10 @@ class Batch:
         network: those of the network: names of files, and values.
         single: `output` is a file, which is always made anew.
         again: so is everything else.
+        ids: those of a card, for a further file of each picture.
+
+    Raises:
+        ValueError: there are `ids`, and one file only.
     """
 
     def __init__(
@@ -65,9 +70,15 @@ class Batch:
         *,
         single: bool,
         again: bool,
+        ids: ClassIds | None = None,
     ) -> None:
+        if ids is not None and single:
+            raise ValueError(
+                f"--label-ids writes a file beside others: give a folder, not --output {output}"
+            )
         self.output, self.settings, self.single, self.again = output, settings, single, again
         self.outcome = Outcome()
+        self._ids = ids
         self._record = None if single else Record(output)
         self._network = [fassd.__version__, *map(_identified, network)]
         self._stamps: dict[PictureFile | Video, Stamp | None] = {}
@@ -104,15 +115,18 @@ class Batch:
 
         Raises:
             KeyboardInterrupt: Ctrl-C.
+            ValueError: the network's classes are not those of the ids.
         """
         from fassd.io.find import PictureFile
+
+        table = None if self._ids is None else self._ids.of(segmenter.model)
 
         pictures = [source for source in sources if isinstance(source, PictureFile)]
         videos = [source for source in sources if not isinstance(source, PictureFile)]
         with progress(shown) as bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
-                    result = self._segment(picture, self._read(picture), segmenter)
+                    result = self._segment(picture, self._read(picture), segmenter, table)
                     self.outcome.pictures.append((picture, *result))
         self._remark_on_others()
         for video in videos:
@@ -145,9 +159,17 @@ class Batch:
             say(f"{count} picture{'s' * (count > 1)} of {spread}")
 
     def _segment(
-        self, picture: PictureFile, image: npt.NDArray[np.uint8], segmenter: Segmenter
+        self,
+        picture: PictureFile,
+        image: npt.NDArray[np.uint8],
+        segmenter: Segmenter,
+        table: npt.NDArray[np.integer] | None,
     ) -> tuple[Size, float]:
-        """Segment one picture and write its results; its size, and the seconds of the network."""
+        """Segment one picture and write its results; its size, and the seconds of the network.
+
+        Args:
+            table: the id of each label, if ids are written.
+        """
         from fassd.io.images import write_image
         from fassd.io.palette import colorize, drawing, overlay
 
@@ -164,6 +186,8 @@ class Batch:
                 overlay(image, labels, settings.opacity, colors),
                 labels,
             ]
+            if table is not None:
+                drawn.append(table[labels])
         files = self._results(picture)
         files[0].parent.mkdir(parents=True, exist_ok=True)
         self._begin(picture)
@@ -201,7 +225,9 @@ class Batch:
         if self.single:
             return [self.output]
         if isinstance(source, PictureFile):
-            return [self.output / f"{source.name}{ending}" for ending in OUTPUT_ENDINGS]
+            further = () if self._ids is None else (LABEL_IDS_ENDING,)
+            endings = (*OUTPUT_ENDINGS, *further)
+            return [self.output / f"{source.name}{ending}" for ending in endings]
         return [self.output / f"{source.name}_{self.settings.view}.mp4"]
 
     def _name(self, source: PictureFile | Video) -> str:
@@ -211,10 +237,12 @@ class Batch:
         """What decides the results besides the source."""
         from fassd.io.find import PictureFile
 
-        own = {"opacity": self.settings.opacity, "range": self.settings.range}
+        own: dict[str, Any] = {"opacity": self.settings.opacity, "range": self.settings.range}
+        if self._ids is not None:
+            own["ids"] = [self._ids.names, self._ids.ids, self._ids.ignored]
         if not isinstance(source, PictureFile):
             own = dict(vars(self.settings))
-            del own["timeout"], own["max_pixels"]
+            del own["timeout"], own["max_pixels"], own["label_ids"]
         return {"network": self._network, **own}
 
 

@@ -68,16 +68,15 @@ def val(
     dtype: options.Dtype = "float32",
     device: options.Device = None,
     threads: options.Threads = None,
-    scales: Annotated[
-        Sequence[float],
+    scales: options.Scales = (1.0,),
+    flip: options.Flip = False,
+    without: Annotated[
+        list[str] | None,
         typer.Option(
-            parser=numbers(float, "number"),
-            metavar="S,S,...",
-            show_default="1",
-            help="Sizes to see each picture at.",
+            metavar="CLASS",
+            help="Leave this class out of mIoU and the other means, may be repeated.",
         ),
-    ] = (1.0,),
-    flip: Annotated[bool, typer.Option("--flip", help="See each picture mirrored, too.")] = False,
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first pictures of the split.")
     ] = None,
@@ -86,7 +85,8 @@ def val(
         Path | None, typer.Option("--output", "-o", help="Folder for the confusion matrix.")
     ] = None,
 ) -> None:
-    """Score a network on labelled pictures: IoU and Dice of every class, mIoU, pixel accuracy.
+    """Score a network on labelled pictures: IoU, Dice, precision and recall of every class and
+    their means, pixel accuracy.
 
     Every picture is seen at full resolution, alone, as the authors do; --scales and --flip
     average the probabilities of several views. Classes are matched by name where the weights tell
@@ -95,6 +95,11 @@ def val(
     ([cyan]-m net.onnx[/]) is scored by the same rules; one that takes a single size sees every
     picture resized to it. With -o: [cyan]confusion.csv[/] (pixels), [cyan]confusion.png[/] (shares)
     and [cyan]scores.json[/].
+
+    --without leaves classes out of the means, as the background often is; their pixels are
+    counted all the same, in the scores of the others too. A mean is over the classes that have the
+    score: recall of those in the truth, precision of those that were predicted, IoU and Dice of
+    those in either.
 
     Under [cyan]torchrun[/] the pictures are shared out; the scores are the same.
 
@@ -106,6 +111,8 @@ def val(
     [cyan]fassd val --data cityscapes/ --weights cityscapes[/]
 
     [cyan]fassd val --data camvid --root CamVid/ -w best.safetensors -o out[/]
+
+    [cyan]fassd val --data polyps/ -w best.safetensors --split test --without background[/]
 
     [cyan]fassd val --data cityscapes/ --model net.onnx --backend openvino[/]
 
@@ -126,7 +133,7 @@ def val(
         _check_classes(network, dataset.card, chosen)
         if is_main():
             tell_weights(chosen.weights, network)
-        evaluation = _evaluated(network, dataset, indices, scales, flip)
+        evaluation = _evaluated(network, dataset, indices, scales, flip, without or [])
         if not is_main():
             return
         settings = {
@@ -139,6 +146,7 @@ def val(
             "backend": backend,
             "scales": list(scales),
             "flip": flip,
+            "without": without or [],
             "limit": limit,
         }
         exported = getattr(network, "metadata", None)
@@ -190,6 +198,7 @@ def _evaluated(
     indices: range,
     scales: Sequence[float],
     flip: bool,
+    without: Sequence[str],
 ) -> Evaluation:
     """Evaluate with a progress bar, of the main process's own pictures."""
     from fassd.distributed import rank, world_size
@@ -203,6 +212,7 @@ def _evaluated(
             indices=indices,
             scales=scales,
             flip=flip,
+            without=without,
             on_sample=lambda *_: bar.advance(task),
             on_bad=lambda _: bar.advance(task),
         )

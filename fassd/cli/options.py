@@ -166,6 +166,16 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="CPU threads; PyTorch's choice if not given."),
 ]
+Scales = Annotated[
+    Sequence[float],
+    typer.Option(
+        parser=numbers(float, "number"),
+        metavar="S,S,...",
+        show_default="1",
+        help="Sizes to see each picture at, as factors; probabilities of all views are averaged.",
+    ),
+]
+Flip = Annotated[bool, typer.Option("--flip", help="See each picture mirrored, too.")]
 Seed = Annotated[int, typer.Option(min=0, help="Which street scene.")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,8 @@ def predict(
     network: NetworkOptions,
     dtype: options.Dtype = "float32",
     size: InputSize = None,
+    scales: options.Scales = (1.0,),
+    flip: options.Flip = False,
     device: options.Device = None,
     threads: options.Threads = None,
     again: Annotated[
@@ -71,8 +74,9 @@ def predict(
 
     For each picture three files: [cyan]NAME_color.png[/] (label map in colours),
     [cyan]NAME_overlay.png[/] (colours over the picture) and [cyan]NAME_trainids.png[/] (class
-    indices, 8 or 16 bits). Folders are searched with their subfolders, whose tree is kept; equal
-    names get -2, -3, ...
+    indices, 8 or 16 bits). [cyan]--label-ids cityscapes[/] adds [cyan]NAME_labelids.png[/], with
+    the ids that the masks of this card have, and the server of its benchmark takes. Folders are
+    searched with their subfolders, whose tree is kept; equal names get -2, -3, ...
 
     Grey, palette, CMYK, RGBA (laid over grey), 16-bit (--range) and EXIF-rotated pictures are read;
     of several pages or frames the first. A picture or folder that cannot be read is reported and
@@ -80,6 +84,9 @@ def predict(
 
     Where -o names a file (photo.png) for one picture, that is written alone, as --view says. A name
     that ends as a file does and is no folder counts as one.
+
+    [cyan]--scales 0.75,1,1.25 --flip[/] averages the probabilities of six views, as
+    [cyan]fassd val[/] does, which takes six times as long.
 
     A video becomes the file that -o names (.mp4, .m4v, .mov, .mkv, .webm), or in a folder
     [cyan]NAME_VIEW.mp4[/], with its sound, frame rate and timestamps. Rotated videos come out
@@ -107,12 +114,17 @@ def predict(
 
     [cyan]fassd predict 'drive/**/*.jpg' -o out --size 512x1024 --opacity 0.7[/]
 
+    [cyan]fassd predict photos/ -o out -w cityscapes --scales 0.75,1,1.25 --flip[/]
+
+    [cyan]fassd predict leftImg8bit/test -o out -w cityscapes --label-ids cityscapes[/]
+
     [cyan]fassd predict drive.mp4 -o out.mp4 --view side-by-side[/]
 
     [cyan]torchrun --nproc-per-node 4 -m fassd predict drives/ -o out -w cityscapes[/]
     """
     from PIL import Image
 
+    from fassd.data.ids import read_ids
     from fassd.distributed import all_gather, is_main, process_group, rank, world_size
     from fassd.io.find import find_sources
     from fassd.io.images import ImageError
@@ -130,8 +142,9 @@ def predict(
     set_threads(threads)
     device = device_for(network.model, device)
     chosen = network.pick()
-    identity = (*chosen, network.backend, dtype, size)
-    work = Batch(output, results, identity, single=single, again=again)
+    identity = (*chosen, network.backend, dtype, size, *scales, flip)
+    ids = None if results.label_ids is None else read_ids(results.label_ids)
+    work = Batch(output, results, identity, single=single, again=again, ids=ids)
     work.check(found)
     started = time.perf_counter()
     with process_group(device, patient=True) as home:
@@ -142,7 +155,7 @@ def predict(
         todo = work.unfinished(found[rank() :: world_size()])
         if todo:
             place = device if world_size() == 1 else str(home)
-            segmenter = build_segmenter(chosen, network.backend, dtype, place, size)
+            segmenter = build_segmenter(chosen, network.backend, dtype, place, size, scales, flip)
             if is_main():
                 tell_weights(chosen.weights, segmenter.model)
             with bounded_memory(world_size()):
@@ -161,6 +174,8 @@ def build_segmenter(
     dtype: str,
     device: torch.device | str | None,
     size: Size | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> Segmenter:
     import torch
 
@@ -176,6 +191,8 @@ def build_segmenter(
         dtype=getattr(torch, dtype),
         device=device,
         size=size,
+        scales=scales,
+        flip=flip,
     )
 
 

@@ -61,6 +61,16 @@ View = Annotated[
 ]
 
 
+LabelIds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CARD",
+        help="Also write NAME_labelids.png of pictures: the ids that masks of this card have "
+        "([cyan]cityscapes[/], or any of [cyan]fassd data list[/]; a card's file).",
+    ),
+]
+
+
 def video_option(help: str, **settings: Any) -> Any:
     return typer.Option(rich_help_panel="Videos", help=help, **settings)
 
@@ -92,6 +102,7 @@ class ResultOptions:
     range: LevelRange = None
     max_pixels: MaxPixels = 100_000_000
     view: View = "overlay"
+    label_ids: LabelIds = None
     codec: Codec = None
     limit: FrameLimit = None
     fps: FrameRate = None

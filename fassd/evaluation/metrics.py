@@ -7,6 +7,8 @@ section 5.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,23 +28,45 @@ class Scores:
     Attributes:
         iou: intersection over union of every class: correct pixels over those that have the class
             in the truth, the prediction or both. NaN for a class that is in neither.
-        miou: the mean of `iou`, classes in neither left out.
+        precision: correct pixels of every class over those predicted as it; NaN where none is.
+        recall: correct pixels of every class over those that have it in the truth; NaN where none
+            has.
         pixel_accuracy: correct pixels over all.
-        mean_accuracy: the mean, over the classes in the truth, of the share of their pixels that
-            is correct.
         frequency_weighted_accuracy: the mean of `iou` weighted by pixels in the truth.
+        without: positions of the classes that are left out of every mean of classes. The pixels of
+            the two scores above are counted all the same.
     """
 
     iou: tuple[float, ...]
-    miou: float
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
     pixel_accuracy: float
-    mean_accuracy: float
     frequency_weighted_accuracy: float
+    without: tuple[int, ...] = ()
 
     @property
     def dice(self) -> tuple[float, ...]:
         """Dice coefficient (F1 score) of every class, of all pixels together, as `iou` is."""
         return tuple(2 * iou / (1 + iou) for iou in self.iou)
+
+    @property
+    def miou(self) -> float:
+        """The mean of `iou`, classes in neither truth nor prediction left out."""
+        return self.mean(self.iou)
+
+    @property
+    def mean_accuracy(self) -> float:
+        """The mean of `recall`, of the classes in the truth."""
+        return self.mean(self.recall)
+
+    def mean(self, of_classes: Sequence[float]) -> float:
+        """The mean over the classes, but for those of NaN and those of `without`; NaN of none."""
+        values = [
+            value
+            for index, value in enumerate(of_classes)
+            if index not in self.without and not math.isnan(value)
+        ]
+        return math.fsum(values) / len(values) if values else math.nan
 
 
 class ConfusionMatrix:
@@ -120,8 +144,11 @@ class ConfusionMatrix:
         self.matrix = sum_over_ranks(self.matrix)
         return self
 
-    def scores(self) -> Scores:
+    def scores(self, without: Sequence[int] = ()) -> Scores:
         """The scores of all that was counted.
+
+        Args:
+            without: positions of classes to leave out of the means.
 
         Raises:
             ValueError: no pixel was counted.
@@ -136,14 +163,16 @@ class ConfusionMatrix:
         correct, truth, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
         with np.errstate(invalid="ignore"):  # 0 / 0 of absent classes
             iou = correct / (truth + predicted - correct)
-            accuracy = correct / truth
+            precision = correct / predicted
+            recall = correct / truth
         present = truth > 0
         return Scores(
             iou=tuple(iou.tolist()),
-            miou=float(np.nanmean(iou)),
+            precision=tuple(precision.tolist()),
+            recall=tuple(recall.tolist()),
             pixel_accuracy=float(correct.sum() / total),
-            mean_accuracy=float(accuracy[present].mean()),
             frequency_weighted_accuracy=float((truth * iou)[present].sum() / total),
+            without=tuple(without),
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 import os
+from collections.abc import Sequence
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
+from fassd.inference.views import SummedViews, Views, small_logits, summed
 from fassd.io.images import (
     MAX_PIXELS,
     ImageError,
@@ -67,13 +70,16 @@ class Segmenter:
             antialiased) and the logits are resized back (bilinear, align_corners=True, as
             everywhere in these networks) before the largest is taken. None uses the picture's own
             size, or the size of a file that takes only one.
+        scales: sizes at which each picture is seen, as factors of its own or of `size`. Of several
+            views the label is that of the largest mean probability, as `fassd val` has it.
+        flip: see each view mirrored left to right, too.
         range: values that become 0 and 255 of pictures of more than 8 bits, as
             `fassd.io.images.read_image` takes it: (low, high), "auto", or None for all that 16 bits
             can hold and 0 .. 1 of floats.
         max_pixels: largest height times width of a picture file.
 
     Raises:
-        ValueError: an unknown name or backend, unsuitable weights, a bad size or range.
+        ValueError: an unknown name or backend, unsuitable weights, a bad size, scale or range.
         FileNotFoundError: no such weights file.
         TypeError: a model that is neither a name nor a module; in `predict`, one that returns no
             logits.
@@ -90,6 +96,8 @@ class Segmenter:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         size: tuple[int, int] | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
         range: Range = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -102,6 +110,7 @@ class Segmenter:
         if dtype not in (None, *DTYPES.values()):
             raise ValueError(f"dtype must be float32, float16, bfloat16 or None, got {dtype}")
         self.backend = backend
+        self.views = Views(scales, flip)
         self.range, self.max_pixels = as_range(range), max_pixels
         if is_exported(model):
             # With no device asked for, a file runs where its runtime does.
@@ -109,6 +118,9 @@ class Segmenter:
         if isinstance(model, ExportedNetwork):
             _check_file(model, weights, num_classes, alpha, dtype, size)
             self.size = size or model.input_size
+            if model.input_size and tuple(self.views.scales) != (1,):
+                only = "{}x{}".format(*model.input_size)
+                raise ValueError(f"{model.path} takes pictures of {only} alone: scales have no use")
             self.model: nn.Module = model
             self.device, self.dtype = torch.device("cpu"), torch.float32  # of what it takes
             return
@@ -172,15 +184,23 @@ class Segmenter:
         """The scores behind `predict`, for one picture.
 
         Returns:
-            (classes, H, W) float32 at the picture's own size, on the network's device.
+            (classes, H, W) float32 at the picture's own size, on the network's device; of several
+            views the logarithms of the mean probabilities.
         """
         prefix = _name(image)
-        batch, size = self._batch(image, prefix)
+        picture = self._picture(image, prefix)
+        if not self.views.plain:
+            return self._summed(picture, prefix).mean().log()
+        batch, size = self._batch(picture)
         return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
 
     def _predict(self, image: Any, prefix: str = "") -> Labels:
         prefix = _name(image) or prefix
-        batch, size = self._batch(image, prefix)
+        picture = self._picture(image, prefix)
+        if not self.views.plain:
+            found = self._summed(picture, prefix).labels().cpu()
+            return found.numpy() if found.dtype == torch.uint8 else found.numpy().astype(np.uint16)
+        batch, size = self._batch(picture)
         # Networks of fassd_kernels give labels without full-size scores, of up to 256 classes.
         network: Any = self.model
         direct = getattr(network, "predict_labels", None)
@@ -193,21 +213,36 @@ class Segmenter:
         labels = self._largest(scores, size).cpu().numpy()
         return labels.astype(np.uint8) if scores.shape[1] <= 256 else labels.astype(np.uint16)
 
-    def _batch(self, image: Any, prefix: str) -> tuple[torch.Tensor, tuple[int, int]]:
-        """The network's input, (1, 3, H, W), and the picture's own size."""
+    def _picture(self, image: Any, prefix: str) -> npt.NDArray[np.uint8]:
+        """A picture as uint8 RGB, (H, W, 3)."""
         if isinstance(image, (str, os.PathLike)):
-            picture = read_image(image, self.range, self.max_pixels)
-        else:
-            try:
-                picture = to_rgb(image, self.range)
-            except ImageError as error:
-                raise ImageError(f"{prefix}{error}") from error
+            return read_image(image, self.range, self.max_pixels)
+        try:
+            return to_rgb(image, self.range)
+        except ImageError as error:
+            raise ImageError(f"{prefix}{error}") from error
+
+    def _batch(self, picture: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
+        """The network's input, (1, 3, H, W), and the picture's own size."""
         height, width = picture.shape[:2]
-        picture = resized(picture, self.size or (height, width))
+        return self._input(resized(picture, self.size or (height, width))), (height, width)
+
+    def _input(self, picture: npt.NDArray[np.uint8]) -> torch.Tensor:
         if getattr(self.model, "takes_pictures", False):
-            return torch.tensor(picture)[None], (height, width)
+            return torch.tensor(picture)[None]
         batch = torch.from_numpy(normalize(picture, preprocessing_of(self.model)))[None]
-        return batch.to(self.device, self.dtype), (height, width)
+        return batch.to(self.device, self.dtype)
+
+    def _summed(self, picture: npt.NDArray[np.uint8], prefix: str) -> SummedViews:
+        """The probabilities of the views, summed."""
+        run = functools.partial(small_logits, self.model)
+        return summed(
+            self.model,
+            picture,
+            self.views,
+            lambda view: self._run(run, self._input(view), prefix),
+            self.size,
+        )
 
     def _run(self, network: Any, batch: torch.Tensor, prefix: str) -> Any:
         try:

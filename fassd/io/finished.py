@@ -18,6 +18,9 @@ RECORD = ".fassd-predict.jsonl"
 OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
 """Endings of the files that `fassd predict` makes of a picture; the record names the first."""
 
+LABEL_IDS_ENDING = "_labelids.png"
+"""Ending of a further one, with the ids of a card."""
+
 VIDEO_ENDINGS = ("_overlay.mp4", "_labels.mp4", "_side-by-side.mp4")
 """Likewise of the videos that it writes into a folder."""
 
@@ -92,12 +95,13 @@ class WrittenFiles:
         self._listed: dict[Path, Set[str]] = {}
 
     def __contains__(self, file: Path) -> bool:
-        endings = (*OUTPUT_ENDINGS, *VIDEO_ENDINGS)
+        of_pictures = (*OUTPUT_ENDINGS, LABEL_IDS_ENDING)
+        endings = (*of_pictures, *VIDEO_ENDINGS)
         ending = next((ending for ending in endings if file.name.endswith(ending)), None)
         if ending is None:
             return False
         noted = os.path.abspath(file)
-        if ending in OUTPUT_ENDINGS:
+        if ending in of_pictures:
             noted = noted.removesuffix(ending) + OUTPUT_ENDINGS[0]
         return any(
             Path(noted).relative_to(folder).as_posix() in self._names(folder)

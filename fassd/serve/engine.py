@@ -127,8 +127,9 @@ def label_pictures(segmenter: Segmenter, pictures: list[Picture]) -> list[Pictur
     """
     network: Any = getattr(segmenter, "model", None)
     try:
-        resizing = getattr(segmenter, "size", None) is not None
-        if len(pictures) == 1 or resizing or not isinstance(network, torch.nn.Module):
+        views = getattr(segmenter, "views", None)
+        alone = getattr(segmenter, "size", None) is not None or not (views is None or views.plain)
+        if len(pictures) == 1 or alone or not isinstance(network, torch.nn.Module):
             return [segmenter.predict(picture).astype(np.uint8) for picture in pictures]
         own = preprocessing_of(network)
         batch = torch.from_numpy(np.stack([normalize(picture, own) for picture in pictures]))

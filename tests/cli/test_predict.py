@@ -98,6 +98,57 @@ def test_other_shipped_weights_by_name(folder, tmp_path, succeed):
     np.testing.assert_array_equal(opened(tmp_path / "out/photo_trainids.png"), labels)
 
 
+def test_views_are_those_of_val_and_decide_what_is_finished(folder, tmp_path, succeed, refusal):
+    source, _ = folder
+    run = ("predict", source / "photo.jpg", "-o", tmp_path / "out", *FAST)
+    views = ("--scales", "1,1.5", "--flip")
+    labels = []
+    for more in ((), views):
+        assert "before" not in succeed(*run, *more).stderr
+        labels.append(opened(tmp_path / "out/photo_trainids.png"))
+    segmenter = Segmenter(
+        "fassd_net_l2", weights="streets", backend="reference", device="cpu", scales=(1, 1.5),
+        flip=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(labels[1], segmenter.predict(source / "photo.jpg"))
+    assert 0 < (labels[0] != labels[1]).mean() < 0.3
+    assert "(1 done before)" in succeed(*run, *views).stderr
+    assert "scales must be one or more positive numbers, got [0.0]" in refusal(
+        *run, "--scales", "0"
+    )
+    assert "'x' is no number" in refusal(*run, "--scales", "x")
+
+
+def test_label_ids_are_those_of_the_server(folder, tmp_path, succeed):
+    source, _ = folder
+    run = ("predict", source / "photo.jpg", "-o", tmp_path / "out", *FAST)
+    succeed(*run)
+    result = succeed(*run, "--label-ids", "cityscapes")
+    assert "before" not in result.stderr
+    assert "(1 done before)" in succeed(*run, "--label-ids", "cityscapes").stderr
+    labels, ids = (opened(tmp_path / f"out/photo_{kind}.png") for kind in ("trainids", "labelids"))
+    server = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    np.testing.assert_array_equal(ids, np.array(server, np.uint8)[labels])
+    assert ids.dtype == np.uint8
+    Image.new("RGB", (64, 64)).save(tmp_path / "out/new.png")
+    assert "passed over 4: results" in succeed("predict", tmp_path / "out", *run[2:]).stderr
+
+
+def test_label_ids_that_cannot_be_written_end_it_before_any_picture(
+    folder, tmp_path, refusal, monkeypatch
+):
+    monkeypatch.setattr(Segmenter, "predict", lambda *_: pytest.fail("predicted"))
+    source, _ = folder
+    run = ("predict", source / "photo.jpg", *FAST, "-o")
+    out = tmp_path / "out"
+    assert "there is no card 'city'" in refusal(*run, out, "--label-ids", "city")
+    error = refusal(*run, out, "--label-ids", "camvid")
+    assert "no ids of card 'camvid'" in error and "19 classes" in error
+    error = refusal(*run, tmp_path / "x.png", "--label-ids", "cityscapes")
+    assert "--label-ids writes a file beside others: give a folder, not --output" in error
+    assert not out.exists()
+
+
 def test_nothing_done_is_2(folder, tmp_path, refusal):
     refusal("predict", folder[0] / "truncated.jpg", "-o", tmp_path / "out", *FAST)
     assert not (tmp_path / "out").exists()

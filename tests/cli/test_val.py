@@ -79,11 +79,15 @@ def test_views_limit_and_precision_reach_the_evaluation(streets, tmp_path, succe
     succeed(
         "val", "--data", folder, "-w", folder / "w.safetensors", *FAST, "--json", path,
         "--flip", "--scales", "1,1.5", "--limit", 2, "--dtype", "bfloat16", "--threads", 1,
+        "--without", "sky", "--without", "traffic light",
     )  # fmt: skip
     evaluation = expected(
-        streets, flip=True, scales=(1, 1.5), indices=range(2), dtype=torch.bfloat16
-    )
+        streets, flip=True, scales=(1, 1.5), indices=range(2), dtype=torch.bfloat16,
+        without=("sky", "traffic light"),
+    )  # fmt: skip
     figures = json.loads(path.read_text())
+    assert figures["miou"] == evaluation.scores.miou
+    assert figures["settings"]["without"] == ["sky", "traffic light"]
     assert figures["confusion"] == evaluation.matrix.tolist()
     assert figures["pictures"] == 2
     assert figures["settings"]["scales"] == [1.0, 1.5] and figures["settings"]["flip"] is True
@@ -117,6 +121,7 @@ def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, succ
             "'--scales': 'x' is no number; write numbers with commas between, like 1,2,4",
         ),
         (("--scales", "0"), "scales must be one or more positive numbers"),
+        (("--without", "moon"), "without: the data has no class 'moon'; it has 'road', "),
         (("--split", "test"), "card.yaml) has no split 'test'; it has val"),
         (("--json", "."), "cannot write to .: it is a folder"),
         (("--output", "/proc/x"), "cannot write to /proc/x"),

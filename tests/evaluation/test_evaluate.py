@@ -348,9 +348,13 @@ def test_json_and_table():
         "name": "kind 0",
         "iou": evaluation.scores.iou[0],
         "dice": evaluation.scores.dice[0],
+        "precision": evaluation.scores.precision[0],
+        "recall": evaluation.scores.recall[0],
         "pixels": evaluation.matrix[0].sum().item(),
     }
-    assert figures["classes"][CLASSES]["iou"] is figures["classes"][CLASSES]["dice"] is None
+    assert set(figures["classes"][CLASSES].values()) == {f"kind {CLASSES}", None, 0}
+    assert figures["mean"]["iou"] == figures["miou"] and figures["without"] == []
+    assert figures["mean"]["recall"] == figures["mean_accuracy"]
     assert figures["confusion"] == evaluation.matrix.tolist()
     assert (figures["pictures"], figures["skipped"]) == (4, list(evaluation.skipped))
     assert figures["pictures_per_second"] == pytest.approx(4 / figures["seconds"])
@@ -358,13 +362,33 @@ def test_json_and_table():
     console = Console(file=io.StringIO(), width=100)
     console.print(evaluation)
     lines = console.file.getvalue().splitlines()
-    percents = [
-        f"{100 * score[0]:.2f}" for score in (evaluation.scores.iou, evaluation.scores.dice)
-    ]
-    assert lines[1].split()[:4] == ["kind", "0", *percents]
-    assert "absent" in lines[1 + CLASSES]
+    scores = evaluation.scores
+    kinds = (scores.iou, scores.dice, scores.precision, scores.recall)
+    percents = [f"{100 * score[0]:.2f}" for score in kinds]
+    assert lines[1].split()[:6] == ["kind", "0", *percents]
+    assert lines[1 + CLASSES].split() == ["kind", str(CLASSES), "absent", "0.00"]
+    means = [f"{100 * scores.mean(score):.2f}" for score in kinds]
+    assert lines[2 + CLASSES].split() == ["mean", *means]
     assert f"mIoU {100 * evaluation.scores.miou:.2f}%, pixel accuracy" in lines[-2]
     assert "4 pictures in" in lines[-1] and "1 skipped" in lines[-1]
+
+
+def test_classes_are_left_out_of_the_means():
+    model, dataset = random_network(), FakeDataset()
+    whole = evaluate(model, dataset).scores
+    evaluation = evaluate(model, dataset, without=["kind 2", "kind 0", "kind 2"])
+    assert evaluation.scores.without == (0, 2) and evaluation.scores.iou == whole.iou
+    assert evaluation.scores.miou == pytest.approx((whole.iou[1] + whole.iou[3]) / 2)
+    assert evaluation.to_json()["without"] == ["kind 0", "kind 2"]
+    console = Console(file=io.StringIO(), width=100)
+    console.print(evaluation)
+    assert f"mIoU {100 * evaluation.scores.miou:.2f}% without kind 0, kind 2, pixel" in (
+        console.file.getvalue()
+    )
+    with pytest.raises(ValueError, match="the data has no class 'kind 9'; it has 'kind 0', "):
+        evaluate(model, dataset, without=["kind 0", "kind 9"])
+    with pytest.raises(ValueError, match="without leaves none of the data's 4 classes"):
+        evaluate(model, dataset, without=[f"kind {index}" for index in range(CLASSES)])
 
 
 # ---------------------------------------------------------------------------------- many processes

@@ -54,6 +54,8 @@ def test_equal_to_torchmetrics_with_absent_classes(absent):
         MulticlassConfusionMatrix,
         MulticlassF1Score,
         MulticlassJaccardIndex,
+        MulticlassPrecision,
+        MulticlassRecall,
     )
 
     labels = labelled((3, 40, 50), 1, 6)
@@ -72,7 +74,12 @@ def test_equal_to_torchmetrics_with_absent_classes(absent):
     assert scores.pixel_accuracy == pytest.approx(micro)
     iou = MulticlassJaccardIndex(**kwargs, average="none")(guess, truth)
     dice = MulticlassF1Score(**kwargs, average="none")(guess, truth)
+    precision = MulticlassPrecision(**kwargs, average="none")(guess, truth)
+    recall = MulticlassRecall(**kwargs, average="none")(guess, truth)
     for index in range(6):
+        # Theirs are 0 where ours are NaN.
+        for own, theirs in ((scores.precision, precision), (scores.recall, recall)):
+            assert np.nan_to_num(own[index]) == pytest.approx(theirs[index].item(), abs=1e-6)
         if index in absent:
             assert math.isnan(scores.iou[index]) and math.isnan(scores.dice[index])
         else:
@@ -90,6 +97,28 @@ def test_small_case_by_hand():
     assert scores.pixel_accuracy == pytest.approx(4 / 6)
     assert scores.mean_accuracy == pytest.approx(2 / 3)  # class 2 has no truth: not in the mean
     assert scores.frequency_weighted_accuracy == pytest.approx((3 * 2 / 3 + 3 * 1 / 2) / 6)
+
+
+def test_precision_recall_and_means_by_hand():
+    """Class 2 is never right, class 3 is predicted alone, class 4 is nowhere."""
+    matrix = counted([0, 0, 0, 1, 1, 2, 255], [0, 0, 1, 1, 3, 0, 2], 5, 255)
+    scores = matrix.scores()
+    assert scores.precision[:2] == (2 / 3, 1 / 2) and scores.precision[3] == 0
+    assert scores.recall[:3] == (2 / 3, 1 / 2, 0)
+    nothing = (*scores.precision[2::2], *scores.recall[3:], scores.iou[4], scores.dice[4])
+    assert len(nothing) == 6 and all(map(math.isnan, nothing))
+    assert scores.mean(scores.precision) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert scores.mean(scores.recall) == scores.mean_accuracy == pytest.approx(7 / 6 / 3)
+    assert scores.iou[:4] == (2 / 4, 1 / 3, 0, 0)
+    assert scores.miou == scores.mean(scores.iou) == pytest.approx(5 / 6 / 4)
+    assert scores.mean(scores.dice) == pytest.approx((4 / 6 + 2 / 4) / 4)
+
+    left = matrix.scores(without=[0, 2])
+    assert left.iou[:4] == scores.iou[:4] and left.pixel_accuracy == scores.pixel_accuracy
+    assert left.frequency_weighted_accuracy == scores.frequency_weighted_accuracy
+    assert left.miou == pytest.approx((1 / 3 + 0) / 2)
+    assert left.mean_accuracy == 1 / 2 and left.mean(left.precision) == 1 / 4
+    assert math.isnan(matrix.scores(without=[0, 1, 2, 3]).miou)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
