@@ -17,7 +17,15 @@ import fassd
 from fassd.cli.options import Size
 from fassd.cli.terminal import escape, escape_lines, progress, say
 from fassd.cli.video import ResultOptions, run_video, source_files
-from fassd.io.finished import LABEL_IDS_ENDING, OUTPUT_ENDINGS, Record, Stamp, stamp
+from fassd.io.finished import (
+    CONFIDENCE_ENDING,
+    LABEL_IDS_ENDING,
+    OUTPUT_ENDINGS,
+    PROBABILITIES_ENDINGS,
+    Record,
+    Stamp,
+    stamp,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
+    from fassd_kernels.reference.upsample import Measure
 
 
 @dataclass
@@ -59,7 +68,7 @@ class Batch:
         ids: those of a card, for a further file of each picture.
 
     Raises:
-        ValueError: there are `ids`, and one file only.
+        ValueError: a further file is asked for, and there is one only.
     """
 
     def __init__(
@@ -72,10 +81,11 @@ class Batch:
         again: bool,
         ids: ClassIds | None = None,
     ) -> None:
-        if ids is not None and single:
-            raise ValueError(
-                f"--label-ids writes a file beside others: give a folder, not --output {output}"
-            )
+        for option, asked in (("--label-ids", ids), ("--probabilities", settings.probabilities)):
+            if asked is not None and single:
+                raise ValueError(
+                    f"{option} writes a file beside others: give a folder, not --output {output}"
+                )
         self.output, self.settings, self.single, self.again = output, settings, single, again
         self.outcome = Outcome()
         self._ids = ids
@@ -172,28 +182,53 @@ class Batch:
         """
         from fassd.io.images import write_image
         from fassd.io.palette import colorize, drawing, overlay
+        from fassd.io.probabilities import write_probabilities
 
         started = time.perf_counter()
-        labels = segmenter.predict(image)
+        labels, *certainty = self._labels(image, segmenter)
         seconds = time.perf_counter() - started
         colors, settings = segmenter.palette, self.settings
         drawn: list[npt.NDArray[np.integer]]
         if self.single:
-            drawn = [drawing(settings.view, settings.opacity, colors)(image, labels)]
+            drawn = [drawing(settings.view, settings.opacity, colors)(image, labels, *certainty)]
         else:
             drawn = [
                 colorize(labels, colors),
-                overlay(image, labels, settings.opacity, colors),
+                overlay(image, labels, settings.opacity, colors, *certainty),
                 labels,
             ]
             if table is not None:
                 drawn.append(table[labels])
+            drawn += certainty
         files = self._results(picture)
         files[0].parent.mkdir(parents=True, exist_ok=True)
         self._begin(picture)
-        for file, result in zip(files, drawn, strict=True):
+        for file, result in zip(files, drawn, strict=False):
             write_image(file, result)
+        if settings.probabilities is not None:
+            names = [info.name for info in segmenter.classes]
+            write_probabilities(files[-1], segmenter.probabilities(image).cpu().numpy(), names)
         return Size(*labels.shape), seconds
+
+    def _labels(
+        self, image: npt.NDArray[np.uint8], segmenter: Segmenter
+    ) -> tuple[npt.NDArray[Any], ...]:
+        """Labels and, if asked for, their certainty; too uncertain ones are ignored."""
+        from fassd.io.palette import IGNORE
+
+        if self._measure is None:
+            return (segmenter.predict(image),)
+        labels, certainty = segmenter.predict(image, confidence=self._measure)
+        least = self.settings.min_confidence
+        if least is not None:
+            labels[certainty < 255 * least] = IGNORE
+        return labels, certainty
+
+    @property
+    def _measure(self) -> Measure | None:
+        """What tells how certain labels are, if it is asked for."""
+        least = self.settings.min_confidence
+        return self.settings.confidence or (None if least is None else "margin")
 
     def _begin(self, source: PictureFile | Video) -> None:
         """Note what is about to be written: from then on it is known as a result."""
@@ -225,8 +260,13 @@ class Batch:
         if self.single:
             return [self.output]
         if isinstance(source, PictureFile):
-            further = () if self._ids is None else (LABEL_IDS_ENDING,)
-            endings = (*OUTPUT_ENDINGS, *further)
+            endings = [*OUTPUT_ENDINGS]
+            if self._ids is not None:
+                endings.append(LABEL_IDS_ENDING)
+            if self._measure is not None:
+                endings.append(CONFIDENCE_ENDING)
+            if self.settings.probabilities is not None:
+                endings.append(PROBABILITIES_ENDINGS[self.settings.probabilities])
             return [self.output / f"{source.name}{ending}" for ending in endings]
         return [self.output / f"{source.name}_{self.settings.view}.mp4"]
 
@@ -238,11 +278,15 @@ class Batch:
         from fassd.io.find import PictureFile
 
         own: dict[str, Any] = {"opacity": self.settings.opacity, "range": self.settings.range}
+        of_pictures = ("confidence", "min_confidence", "probabilities")
+        asked = {name: getattr(self.settings, name) for name in of_pictures}
+        own |= {name: value for name, value in asked.items() if value is not None}
         if self._ids is not None:
             own["ids"] = [self._ids.names, self._ids.ids, self._ids.ignored]
         if not isinstance(source, PictureFile):
             own = dict(vars(self.settings))
-            del own["timeout"], own["max_pixels"], own["label_ids"]
+            for name in ("timeout", "max_pixels", "label_ids", *of_pictures):
+                del own[name]
         return {"network": self._network, **own}
 
 

@@ -71,6 +71,31 @@ LabelIds = Annotated[
 ]
 
 
+Confidence = Annotated[
+    Literal["probability", "margin", "entropy"] | None,
+    typer.Option(
+        help="Also write NAME_confidence.png of pictures, how certain each label is (grey, white "
+        "for certain), and let the overlay fade where it is not.",
+    ),
+]
+MinConfidence = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Leave pixels that are less certain than this unlabelled (255); by the margin if "
+        "--confidence does not say by what.",
+    ),
+]
+Probabilities = Annotated[
+    Literal["npz", "tiff"] | None,
+    typer.Option(
+        help="Also write NAME_probabilities of pictures: float16, compressed (npz), or 16 bits in "
+        "a page for each class (tiff).",
+    ),
+]
+
+
 def video_option(help: str, **settings: Any) -> Any:
     return typer.Option(rich_help_panel="Videos", help=help, **settings)
 
@@ -103,6 +128,9 @@ class ResultOptions:
     max_pixels: MaxPixels = 100_000_000
     view: View = "overlay"
     label_ids: LabelIds = None
+    confidence: Confidence = None
+    min_confidence: MinConfidence = None
+    probabilities: Probabilities = None
     codec: Codec = None
     limit: FrameLimit = None
     fps: FrameRate = None

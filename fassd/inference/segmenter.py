@@ -7,7 +7,7 @@ import functools
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -31,15 +31,18 @@ from fassd.io.palette import LabelClass, classes_of
 from fassd.models import create_model, load, load_checkpoint
 from fassd.models.device import DTYPES, pick_device
 from fassd.models.encoder import reparameterize
+from fassd.models.info import temperature_of
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import is_weights_file, settled
+from fassd_kernels.reference.upsample import Measure
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
 Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
 MOST_SCORES = 1 << 28  # of all classes at a picture's size, that are made at once
 
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Confident: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
 
 class Segmenter:
@@ -152,7 +155,13 @@ class Segmenter:
     def predict(self, image: ImageLike) -> Labels: ...
     @overload
     def predict(self, image: Batch) -> list[Labels]: ...
-    def predict(self, image: ImageLike | Batch) -> Labels | list[Labels]:
+    @overload
+    def predict(self, image: ImageLike, *, confidence: Measure) -> Confident: ...
+    @overload
+    def predict(self, image: Batch, *, confidence: Measure) -> list[Confident]: ...
+    def predict(
+        self, image: ImageLike | Batch, *, confidence: Measure | None = None
+    ) -> Labels | Confident | list[Labels] | list[Confident]:
         """Label every pixel.
 
         Args:
@@ -167,18 +176,45 @@ class Segmenter:
                   with 1, 3 or 4 channels, on any device; where both first and last could be
                   channels, the first are.
 
+            confidence: also tell how certain each label is: the largest "probability", its "margin"
+                before the second largest, or "entropy", 1 less that over the entropy of equal
+                probabilities. The probabilities are those at the network's temperature
+                (`fassd val --temperature fit`).
+
         Returns:
-            (H, W) class indices at the picture's own size, uint8 (uint16 above 256 classes); for a
-            list, a list of them.
+            (H, W) class indices at the picture's own size, uint8 (uint16 above 256 classes); with
+            `confidence` these and, (H, W) uint8, 255 times the certainty; for a list, a list of
+            them.
 
         Raises:
             ImageError: a picture that cannot be read or converted (a ValueError).
             ValueError: the picture, or `size`, is too small for the network. Both name the file,
-                or its place in the list.
+                or its place in the list. Or `confidence` is none of the above, or of a network that
+                gives labels alone, or of more than 256 classes.
         """
+        if confidence is not None:
+            self._check_confidence(confidence)
         if isinstance(image, (list, tuple)):
-            return [self._predict(one, f"picture {i}: ") for i, one in enumerate(image)]
-        return self._predict(image)
+            prefixes = [f"picture {i}: " for i, _ in enumerate(image)]
+            several: Any = [
+                self._predict(*each, confidence) for each in zip(image, prefixes, strict=True)
+            ]
+            return several
+        return self._predict(image, "", confidence)
+
+    def probabilities(self, image: ImageLike) -> torch.Tensor:
+        """The probabilities of all classes, the mean of the views, for one picture.
+
+        Returns:
+            (classes, H, W) float32 at the picture's own size, on the network's device, at the
+            network's temperature.
+
+        Raises:
+            ValueError: as of `predict`; a network that gives labels alone.
+        """
+        self._check_confidence("margin", most=None)
+        prefix = _name(image)
+        return self._summed(self._picture(image, prefix), prefix).mean()
 
     def logits(self, image: ImageLike) -> torch.Tensor:
         """The scores behind `predict`, for one picture.
@@ -194,24 +230,57 @@ class Segmenter:
         batch, size = self._batch(picture)
         return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
 
-    def _predict(self, image: Any, prefix: str = "") -> Labels:
+    def _check_confidence(self, measure: str, most: int | None = 256) -> None:
+        if measure not in get_args(Measure):
+            known = ", ".join(get_args(Measure))
+            raise ValueError(f"confidence must be one of {known}, or None, got {measure!r}")
+        metadata = getattr(self.model, "metadata", None)
+        if getattr(metadata, "output", "logits") == "labels":
+            raise ValueError(
+                f"{self.model.path} gives labels alone, of which nothing tells how certain they "
+                "are: export it with --output logits"
+            )
+        if most is not None and len(self.classes) > most:
+            raise ValueError(
+                f"confidence is of at most {most} classes, the network has {len(self.classes)}"
+            )
+
+    def _predict(self, image: Any, prefix: str, confidence: Measure | None) -> Any:
         prefix = _name(image) or prefix
         picture = self._picture(image, prefix)
+        if confidence is not None:
+            labels, certainty = self._confident(picture, prefix, confidence).cpu().numpy()
+            return labels, certainty
         if not self.views.plain:
             found = self._summed(picture, prefix).labels().cpu()
             return found.numpy() if found.dtype == torch.uint8 else found.numpy().astype(np.uint16)
         batch, size = self._batch(picture)
-        # Networks of fassd_kernels give labels without full-size scores, of up to 256 classes.
         network: Any = self.model
-        direct = getattr(network, "predict_labels", None)
-        hooked = network._forward_hooks or network._forward_pre_hooks
-        sides = batch.shape[1:3] if batch.dtype == torch.uint8 else batch.shape[2:]
-        fits = size == tuple(sides) and getattr(network, "num_classes", 0) <= 256
-        if direct and fits and not hooked:
-            return self._run(direct, batch, prefix)[0].cpu().numpy()
+        if self._is_direct(batch, size):
+            return self._run(network.predict_labels, batch, prefix)[0].cpu().numpy()
         scores = logits_of(self._run(self.model, batch, prefix))
         labels = self._largest(scores, size).cpu().numpy()
         return labels.astype(np.uint8) if scores.shape[1] <= 256 else labels.astype(np.uint16)
+
+    def _is_direct(self, batch: torch.Tensor, size: tuple[int, int]) -> bool:
+        """Whether the network gives labels of up to 256 classes without full-size scores."""
+        network: Any = self.model
+        hooked = network._forward_hooks or network._forward_pre_hooks
+        sides = batch.shape[1:3] if batch.dtype == torch.uint8 else batch.shape[2:]
+        fits = size == tuple(sides) and getattr(network, "num_classes", 0) <= 256
+        return hasattr(network, "predict_labels") and fits and not hooked
+
+    def _confident(
+        self, picture: npt.NDArray[np.uint8], prefix: str, measure: Measure
+    ) -> torch.Tensor:
+        """Labels and their certainty, (2, H, W) uint8."""
+        network: Any = self.model
+        if self.views.plain and hasattr(network, "measure"):  # of fassd_kernels
+            batch, size = self._batch(picture)
+            if self._is_direct(batch, size):
+                direct = functools.partial(network.predict_labels, measure=measure)
+                return self._run(direct, batch, prefix)[0]
+        return self._summed(picture, prefix).confident(measure)
 
     def _picture(self, image: Any, prefix: str) -> npt.NDArray[np.uint8]:
         """A picture as uint8 RGB, (H, W, 3)."""
@@ -242,6 +311,7 @@ class Segmenter:
             self.views,
             lambda view: self._run(run, self._input(view), prefix),
             self.size,
+            temperature_of(self.model),
         )
 
     def _run(self, network: Any, batch: torch.Tensor, prefix: str) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fassd.io.images import resized
 from fassd.models.layers import logits_of
+from fassd_kernels.reference.upsample import Measure, certainty_of
 
 BAND = 1 << 20
 """Scores, of all classes, that a band of rows holds: 4 MB, so that it stays in a cache."""
@@ -81,14 +82,16 @@ class SummedViews:
     Args:
         size: (H, W) of the picture.
         softmax: whether logits become probabilities; False where they are probabilities already.
+        temperature: what logits are divided by.
 
     Attributes:
         count: number of views that were added.
     """
 
-    def __init__(self, size: Size, *, softmax: bool = True) -> None:
+    def __init__(self, size: Size, *, softmax: bool = True, temperature: float = 1.0) -> None:
         self.size = size
         self.softmax = softmax
+        self.temperature = temperature
         self.count = 0
         self._waiting: list[tuple[Tensor, list[Size]]] = []
         self._total: Tensor | None = None
@@ -124,7 +127,7 @@ class SummedViews:
             band = None if self._total is None else self._total[:, top:bottom].clone()
             for logits, sizes in self._waiting:
                 seen = rows_of(logits, sizes, top, bottom)[0]
-                seen = seen.softmax(0) if self.softmax else seen
+                seen = (seen / self.temperature).softmax(0) if self.softmax else seen
                 band = seen if band is None else band.add_(seen)
             assert band is not None
             yield top, bottom, band
@@ -154,6 +157,20 @@ class SummedViews:
         return torch.cat(found)
 
     @torch.inference_mode()
+    def confident(self, measure: Measure) -> Tensor:
+        """The class of the largest mean probability, and how certain it is: (2, H, W) uint8.
+
+        Args:
+            measure: as of `fassd_kernels.reference.upsample_confidence`; of at most 256 classes.
+        """
+        found = []
+        for _, _, band in self.bands():
+            labels = band.max(0).indices.to(torch.uint8)
+            certainty = certainty_of(band[None] / self.count, measure)[0]
+            found.append(torch.stack([labels, (255 * certainty + 0.5).to(torch.uint8)]))
+        return torch.cat(found, 1)
+
+    @torch.inference_mode()
     def mean(self) -> Tensor:
         """The mean probabilities, (classes, H, W) float32."""
         return torch.cat([band for _, _, band in self.bands()], 1).div_(self.count)
@@ -165,6 +182,7 @@ def summed(
     views: Views,
     run: Callable[[npt.NDArray[np.uint8]], tuple[Tensor, Size | None]],
     size: Size | None = None,
+    temperature: float = 1.0,
 ) -> SummedViews:
     """The probabilities of a picture's classes, summed over its views.
 
@@ -175,10 +193,11 @@ def summed(
         views: how it is seen.
         run: what `small_logits` gives of a view, (h, w, channels) uint8.
         size: of the view at scale 1; None for the picture's.
+        temperature: what logits are divided by.
     """
     own = picture.shape[0], picture.shape[1]
     of_labels = getattr(getattr(network, "metadata", None), "output", None) == "labels"
-    total = SummedViews(own, softmax=not of_labels)
+    total = SummedViews(own, softmax=not of_labels, temperature=temperature)
     for view, mirrored in views.of(picture, size or own, getattr(network, "input_size", None)):
         total.add(*run(view), mirrored)
     return total

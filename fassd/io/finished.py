@@ -19,7 +19,9 @@ OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
 """Endings of the files that `fassd predict` makes of a picture; the record names the first."""
 
 LABEL_IDS_ENDING = "_labelids.png"
-"""Ending of a further one, with the ids of a card."""
+CONFIDENCE_ENDING = "_confidence.png"
+PROBABILITIES_ENDINGS = {"npz": "_probabilities.npz", "tiff": "_probabilities.tif"}
+"""Endings of further ones: ids of a card, certainties, probabilities by the kind of file."""
 
 VIDEO_ENDINGS = ("_overlay.mp4", "_labels.mp4", "_side-by-side.mp4")
 """Likewise of the videos that it writes into a folder."""
@@ -95,7 +97,8 @@ class WrittenFiles:
         self._listed: dict[Path, Set[str]] = {}
 
     def __contains__(self, file: Path) -> bool:
-        of_pictures = (*OUTPUT_ENDINGS, LABEL_IDS_ENDING)
+        further = (LABEL_IDS_ENDING, CONFIDENCE_ENDING, *PROBABILITIES_ENDINGS.values())
+        of_pictures = (*OUTPUT_ENDINGS, *further)
         endings = (*of_pictures, *VIDEO_ENDINGS)
         ending = next((ending for ending in endings if file.name.endswith(ending)), None)
         if ending is None:

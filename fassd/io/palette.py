@@ -177,6 +177,7 @@ def overlay(
     labels: npt.ArrayLike,
     opacity: float = 0.5,
     colors: npt.NDArray[np.uint8] | None = None,
+    certainty: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Lay the coloured label map over the picture; ignored pixels keep the picture.
 
@@ -185,6 +186,7 @@ def overlay(
         labels: (H, W) integers.
         opacity: 0 shows the picture alone, 1 the colours alone.
         colors: as in `colorize`.
+        certainty: (H, W), of 255; where it is low the colours fade.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -202,7 +204,10 @@ def overlay(
         )
     painted = colorize(labels, colors)
     # Fixed point in 1/256: exact at both ends, and 255 * 256 + 128 still fits 16 bits.
-    weight = np.uint16(round(opacity * 256))
+    weight: np.uint16 | npt.NDArray[np.uint16] = np.uint16(round(opacity * 256))
+    if certainty is not None:
+        weight = ((int(weight) * certainty.astype(np.uint32) + 127) // 255).astype(np.uint16)
+        weight = weight[..., None]
     mixed = image * (np.uint16(256) - weight) + painted * weight + np.uint16(128)
     result = (mixed >> 8).astype(np.uint8)
     if colors is None or len(colors) <= IGNORE:
@@ -210,7 +215,8 @@ def overlay(
     return result
 
 
-Draw = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.integer]], npt.NDArray[np.uint8]]
+Draw = Callable[..., npt.NDArray[np.uint8]]
+"""Of a picture, its labels and, if there is one, their certainty."""
 
 
 def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
@@ -225,9 +231,13 @@ def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
         ValueError: another view.
     """
     views: dict[str, Draw] = {
-        "overlay": lambda image, labels: overlay(image, labels, opacity, colors),
-        "labels": lambda _, labels: colorize(labels, colors),
-        "side-by-side": lambda image, labels: np.hstack([image, colorize(labels, colors)]),
+        "overlay": lambda image, labels, *certainty: overlay(
+            image, labels, opacity, colors, *certainty
+        ),
+        "labels": lambda _, labels, *certainty: colorize(labels, colors),
+        "side-by-side": lambda image, labels, *certainty: np.hstack(
+            [image, colorize(labels, colors)]
+        ),
     }
     if view not in views:
         raise ValueError(f"view must be one of {', '.join(views)}, got {view!r}")

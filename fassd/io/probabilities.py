@@ -1,0 +1,56 @@
+"""Probabilities of all classes as a file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fassd.io.files import replacing
+
+
+def write_probabilities(
+    path: str | os.PathLike[str], probabilities: npt.NDArray[np.floating[Any]], names: Sequence[str]
+) -> None:
+    """Write probabilities; under the final name is only what is complete.
+
+    Args:
+        path: of a .npz, compressed: ``probabilities``, (classes, H, W) float16, and ``classes``,
+            their names; or of a .tif: for each class a page of 16 bits, 65535 for a probability
+            of 1, named in its description.
+        probabilities: (classes, H, W), 0 to 1.
+        names: of the classes.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: another ending.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".npz", ".tif"):
+        raise ValueError(f"{path}: probabilities are written as .npz or .tif")
+    with replacing(path) as file:
+        if path.suffix.lower() == ".npz":
+            halves = probabilities.astype(np.float16)
+            np.savez_compressed(file, probabilities=halves, classes=np.array(names))
+            return
+        levels = np.rint(probabilities * 65535).astype(np.uint16)
+        pages = [Image.fromarray(page) for page in levels]
+        for page, name in zip(pages, names, strict=True):
+            page.encoderinfo = {"description": name}
+        first, *others = pages
+        content = io.BytesIO()  # of several pages Pillow reads what it has written
+        first.save(
+            content,
+            format="TIFF",
+            save_all=True,
+            append_images=others,
+            compression="tiff_adobe_deflate",
+            description=names[0],
+        )
+        file.write(content.getbuffer())
