@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from fassd.data.card import Card
     from fassd.data.dataset import Sample, SegmentationDataset
+    from fassd.evaluation.calibration import Calibration
     from fassd.evaluation.evaluate import Match
     from fassd.inference.segmenter import Segmenter
     from fassd.io.palette import LabelClass
@@ -77,6 +78,15 @@ def val(
             help="Leave this class out of mIoU and the other means, may be repeated.",
         ),
     ] = None,
+    temperature: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T|fit",
+            help="What logits are divided by before probabilities are made of them; [cyan]fit[/] "
+            "finds what fits best and writes it into the file of the weights, for "
+            "[cyan]--confidence[/] of [cyan]fassd predict[/].",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first pictures of the split.")
     ] = None,
@@ -94,7 +104,8 @@ def val(
     several of the network's, as CamVid's do, their probabilities are summed. An exported file
     ([cyan]-m net.onnx[/]) is scored by the same rules; one that takes a single size sees every
     picture resized to it. With -o: [cyan]confusion.csv[/] (pixels), [cyan]confusion.png[/] (shares)
-    and [cyan]scores.json[/].
+    and [cyan]scores.json[/], and [cyan]reliability.png[/]: of the labels that are said to be right
+    with a probability, how many are.
 
     --without leaves classes out of the means, as the background often is; their pixels are
     counted all the same, in the scores of the others too. A mean is over the classes that have the
@@ -116,10 +127,13 @@ def val(
 
     [cyan]fassd val --data cityscapes/ --model net.onnx --backend openvino[/]
 
+    [cyan]fassd val --data cityscapes/ -w best.safetensors --temperature fit[/]
+
     [cyan]torchrun --nproc-per-node 4 -m fassd val --data cityscapes/ -w cityscapes --flip[/]
     """
     from fassd.data import SegmentationDataset, load_card
     from fassd.distributed import is_main, process_group
+    from fassd.evaluation.calibration import keep_temperature
 
     if output is not None:  # a mistake in where to write shows before the work, not after it
         check_folder(output)
@@ -127,15 +141,21 @@ def val(
     set_threads(threads)
     dataset = SegmentationDataset(load_card(data, root), split)
     indices = range(len(dataset))[:limit]
+    asked = None if temperature in (None, "fit") else _number("--temperature", temperature)
     with process_group(device_for(model, device)) as home:
         chosen = _network_for(dataset.card, model, weights, alpha, encoder_name)
+        keeper = _keeper(chosen) if temperature == "fit" else None
         network = _segmenter(chosen, backend, dtype, home).model
+        calibration = _calibration(network, asked, fit=keeper is not None)
         _check_classes(network, dataset.card, chosen)
         if is_main():
             tell_weights(chosen.weights, network)
-        evaluation = _evaluated(network, dataset, indices, scales, flip, without or [])
+        evaluation = _evaluated(network, dataset, indices, scales, flip, without or [], calibration)
         if not is_main():
             return
+        if keeper is not None and calibration is not None and calibration.fitted is not None:
+            keep_temperature(keeper, calibration.fitted)
+            say(f"temperature {calibration.fitted:.4g}: kept in {escape(str(keeper))}")
         settings = {
             "data": dataset.card.name,
             "split": split,
@@ -178,6 +198,44 @@ def _network_for(
     return pick_network(model, weights, None, alpha, encoder_name, default_classes=count)
 
 
+def _keeper(chosen: Network) -> Path:
+    """The file of weights that keeps a fitted temperature.
+
+    Raises:
+        ValueError: the weights are in none that could.
+    """
+    from fassd.models.zoo import is_weights_file
+
+    file = chosen.model if is_weights_file(chosen.model) else chosen.weights
+    if file is None or Path(file).suffix != ".safetensors" or not Path(file).is_file():
+        raise ValueError(
+            "--temperature fit writes into the file of the weights, a .safetensors of fassd train "
+            f"(--weights), got {str(file)!r}"
+        )
+    return Path(file)
+
+
+def _calibration(
+    network: torch.nn.Module, temperature: float | None, fit: bool
+) -> Calibration | None:
+    """What counts probabilities, at a temperature or the network's; None of labels alone."""
+    from fassd.evaluation.calibration import Calibration
+    from fassd.models.info import set_temperature, temperature_of
+
+    if temperature is not None:
+        set_temperature(network, temperature)
+    if getattr(getattr(network, "metadata", None), "output", "logits") != "logits":
+        return None
+    return Calibration(temperature_of(network), fit)
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{option} must be a number or fit, got {text!r}") from None
+
+
 def _check_classes(network: torch.nn.Module, card: Card, chosen: Network) -> Match:
     """How the classes of a network and a card fit, before any picture is read.
 
@@ -199,6 +257,7 @@ def _evaluated(
     scales: Sequence[float],
     flip: bool,
     without: Sequence[str],
+    calibration: Calibration | None,
 ) -> Evaluation:
     """Evaluate with a progress bar, of the main process's own pictures."""
     from fassd.distributed import rank, world_size
@@ -213,6 +272,7 @@ def _evaluated(
             scales=scales,
             flip=flip,
             without=without,
+            calibration=calibration,
             on_sample=lambda *_: bar.advance(task),
             on_bad=lambda _: bar.advance(task),
         )
@@ -242,8 +302,10 @@ def _report(
         title = "{model} on {data} {split}".format_map(settings)
         try:
             write_heat_map(output / "confusion.png", matrix, names, title)
+            if evaluation.calibration is not None:
+                evaluation.calibration.draw(output / "reliability.png", title)
         except ImportError as error:
-            say(f"[yellow]warning:[/] no confusion.png: {escape(str(error))}")
+            say(f"[yellow]warning:[/] no pictures: {escape(str(error))}")
         say(f"confusion matrix: {escape(str(output))}")
 
 

@@ -23,7 +23,7 @@ from fassd.models.info import checked_temperature
 from fassd.models.tensor_files import read_safetensors, with_checksums
 
 BINS = 15
-TRIED = tuple(0.25 * 2 ** (step / 4) for step in range(21))
+TRIED = tuple(0.25 * 2 ** (step / 2) for step in range(11))
 """Temperatures from 1/4 to 8."""
 
 
@@ -45,6 +45,18 @@ class Calibration:
         self._tried = TRIED if fit else ()
         self._sums = torch.zeros(3, BINS, dtype=torch.float64)  # pixels, of them right, probability
         self._losses = torch.zeros(len(self._tried), dtype=torch.float64)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a temperature is fitted."""
+        return bool(self._tried)
+
+    def __str__(self) -> str:
+        fitted = "" if self.fitted is None else f"; the one that fits best: {self.fitted:.4g}"
+        return (
+            f"expected calibration error {100 * self.error:.2f}% at a temperature of "
+            f"{self.temperature:.4g}{fitted}"
+        )
 
     def update(
         self, probabilities: Callable[[float], Tensor], labels: Tensor | npt.NDArray[Any]

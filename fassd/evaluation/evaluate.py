@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
@@ -27,10 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fassd.data.groups import Members, members_of
 from fassd.distributed import all_gather, rank, world_size
+from fassd.evaluation.calibration import Calibration
 from fassd.evaluation.metrics import ConfusionMatrix, Scores
 from fassd.inference.views import Views, small_logits, summed
-from fassd.io.images import ImageError, resized
+from fassd.io.images import ImageError
 from fassd.io.palette import classes_of, labels_by_name, some_of
+from fassd.models.info import temperature_of
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize, preprocessing_of
 
@@ -52,6 +53,7 @@ class Evaluation:
         count: pictures that were evaluated.
         skipped: why the others were not; each names its file.
         seconds: of the slowest process, reading included.
+        calibration: how far probabilities say how often labels are right; None if not asked for.
     """
 
     scores: Scores
@@ -60,6 +62,7 @@ class Evaluation:
     count: int
     skipped: tuple[str, ...]
     seconds: float
+    calibration: Calibration | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -84,6 +87,7 @@ class Evaluation:
                 }
                 for index, name in enumerate(self.class_names)
             ],
+            **({} if self.calibration is None else {"calibration": self.calibration.to_json()}),
             "confusion": self.matrix.tolist(),
             "pictures": self.count,
             "skipped": list(self.skipped),
@@ -103,6 +107,8 @@ class Evaluation:
             f"mean accuracy {100 * scores.mean_accuracy:.2f}%, "
             f"frequency weighted {100 * scores.frequency_weighted_accuracy:.2f}%",
         )
+        if self.calibration is not None:
+            yield Text(str(self.calibration))
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         yield Text(
             f"{self.count} picture{plural} in {self.seconds:.1f} s "
@@ -159,6 +165,7 @@ def evaluate(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     without: Sequence[str] = (),
+    calibration: Calibration | None = None,
     on_sample: Callable[[int, Sample, npt.NDArray[np.uint8]], object] | None = None,
     on_bad: Callable[[ImageError], object] | None = None,
 ) -> Evaluation:
@@ -189,6 +196,8 @@ def evaluate(
         flip: see each one mirrored, too.
         without: names of the data's classes to leave out of mIoU and the other means over classes,
             a background for instance. Their pixels are counted, in the other classes' scores, too.
+        calibration: counts probabilities, of all views and at the network's temperature but where
+            it is to be fitted; it is part of what is returned.
         on_sample: called with the index, the sample and the predicted classes, (H, W) uint8, of
             each picture that this process evaluates.
         on_bad: called with the error of a picture that cannot be read, does not fit the card, or
@@ -204,6 +213,8 @@ def evaluate(
     """
     chosen = _checked_indices(indices, len(dataset))
     views = Views(scales, flip)
+    if calibration is not None and calibration.fits and not views.plain:
+        raise ValueError("a temperature is fitted to one view: leave scales and flip away")
     left_out = _positions(without, dataset.card.class_names)
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the wrapper waits for all processes in each call, of unequal shares
@@ -222,11 +233,15 @@ def evaluate(
             for index, sample in reading:
                 try:
                     read = sample.result()
-                    predicted = _predicted(network, like, read, views, members, dataset.card)
+                    predicted, probabilities = _predicted(
+                        network, like, read, views, members, dataset.card
+                    )
                     if labels is not None:
                         predicted = torch.tensor(labels, device=predicted.device)[predicted]
                     with _naming(read.path):
                         matrix.update(read.labels, predicted)
+                    if calibration is not None:
+                        calibration.update(in_order(probabilities, labels), read.labels)
                 except ImageError as error:
                     if on_bad is None:
                         raise
@@ -256,7 +271,18 @@ def evaluate(
         count=sum(counts),
         skipped=reasons,
         seconds=max(seconds),
+        calibration=None if calibration is None else calibration.reduce(),
     )
+
+
+def in_order(
+    probabilities: Callable[[float], Tensor], labels: Sequence[int] | None
+) -> Callable[[float], Tensor]:
+    """Probabilities of a network's classes at a temperature, in the order of the data's labels."""
+    if labels is None:
+        return probabilities
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    return lambda temperature: probabilities(temperature)[order]
 
 
 def label_by_groups(
@@ -273,7 +299,7 @@ def label_by_groups(
     """
     network, like = _placed(model, None, None)
     with _eval_mode(network), torch.inference_mode():
-        labels = _predicted(network, like, sample, Views(), members)
+        labels, _ = _predicted(network, like, sample, Views(), members)
     return labels.to(torch.uint8).cpu().numpy()
 
 
@@ -312,9 +338,9 @@ def _predicted(
     views: Views,
     members: Sequence[Members] | None,
     card: Card | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Callable[[float], Tensor]]:
     """The class of every pixel, (H, W) int64: of the largest logit of one view at full size, else
-    of the largest sum of probabilities.
+    of the largest sum of probabilities. And of a temperature the probabilities.
 
     Args:
         network: in eval mode.
@@ -340,14 +366,16 @@ def _predicted(
             _check_head(logits.shape[1], card)
         return logits, size
 
+    total = summed(network, sample.image, views, run, temperature=temperature_of(network))
+
+    def probabilities(temperature: float) -> Tensor:
+        total.temperature = temperature
+        return total.mean(members)
+
     if not alone:
-        return summed(network, sample.image, views, run).labels(members).long()
-    size = sample.image.shape[:2]
-    # An exported file may take one size alone.
-    logits, _ = run(resized(sample.image, getattr(network, "input_size", None) or size))
-    if logits.shape[2:] != size:
-        logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)
-    return logits[0].max(0).indices  # a quarter of argmax's time on a CPU
+        return total.labels(members).long(), probabilities
+    logits = total.logits()
+    return logits[0].max(0).indices, probabilities  # a quarter of argmax's time on a CPU
 
 
 def _nan_because(network: nn.Module, dtype: torch.dtype) -> str:

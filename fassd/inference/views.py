@@ -86,6 +86,7 @@ class SummedViews:
 
     Attributes:
         count: number of views that were added.
+        temperature: as above; of one view it may be changed.
     """
 
     def __init__(self, size: Size, *, softmax: bool = True, temperature: float = 1.0) -> None:
@@ -112,7 +113,7 @@ class SummedViews:
         sizes = [after for before, after in pairwise(steps) if before != after]
         self._waiting.append((logits.contiguous(), sizes))
         whole = logits.shape[1] * math.prod(self.size)
-        if sum(each.numel() for each, _ in self._waiting) >= whole:
+        if self.count > 1 and sum(each.numel() for each, _ in self._waiting) >= whole:
             self._settle()
 
     @torch.inference_mode()
@@ -131,6 +132,14 @@ class SummedViews:
                 band = seen if band is None else band.add_(seen)
             assert band is not None
             yield top, bottom, band
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Those of the only view, (1, classes, H, W)."""
+        [(logits, sizes)] = self._waiting
+        for size in sizes:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)
+        return logits
 
     def _settle(self) -> None:
         """Make one sum of what waits."""
@@ -171,9 +180,18 @@ class SummedViews:
         return torch.cat(found, 1)
 
     @torch.inference_mode()
-    def mean(self) -> Tensor:
-        """The mean probabilities, (classes, H, W) float32."""
-        return torch.cat([band for _, _, band in self.bands()], 1).div_(self.count)
+    def mean(self, groups: Sequence[Sequence[int]] | None = None) -> Tensor:
+        """The mean probabilities, (classes, H, W) float32.
+
+        Args:
+            groups: classes whose probabilities are added; then, of them alone, they are made to sum
+                up to 1.
+        """
+        found = torch.cat([band for _, _, band in self.bands()], 1)
+        if groups is None:
+            return found.div_(self.count)
+        found = torch.stack([found[list(group)].sum(0) for group in groups])
+        return found.div_(found.sum(0).clamp_min_(1e-30))
 
 
 def summed(

@@ -167,6 +167,16 @@ def temperature_of(network: nn.Module) -> float:
     return 1.0 if info is None else info.temperature
 
 
+def set_temperature(network: nn.Module, temperature: float) -> None:
+    """Let a network have another temperature.
+
+    Raises:
+        ValueError: it is no finite number above 0.
+    """
+    info = info_of(network) or NetworkInfo(type(network).__name__)
+    remember(network, replace(info, temperature=checked_temperature(temperature)))
+
+
 def checked_temperature(value: Any) -> float:
     """A temperature.
 
