@@ -72,8 +72,15 @@ ExportDtype = Annotated[
     typer.Option(help="What it computes in; input and output stay as they are."),
 ]
 Output = Annotated[
-    Literal["logits", "labels"],
-    typer.Option(help="logits: float32 NxCxHxW; labels: uint8 NxHxW, the argmax inside."),
+    Literal["logits", "labels", "labels+confidence"],
+    typer.Option(
+        help="logits: float32 NxCxHxW; labels: uint8 NxHxW, the argmax inside; or these and, as a "
+        "second output alike, how certain they are, of 255."
+    ),
+]
+Confidence = Annotated[
+    Literal["probability", "margin", "entropy"],
+    typer.Option(help="What the second output is, as of fassd predict."),
 ]
 Preprocess = Annotated[
     bool,
@@ -126,6 +133,7 @@ def export(
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     dtype: ExportDtype = "float32",
     output: Output = "logits",
+    confidence: Confidence = "margin",
     preprocess: Preprocess = False,
     backend: options.Backend = "auto",
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators.")] = None,
@@ -199,6 +207,7 @@ def export(
         batch=batch,
         dtype=dtype,
         output=output,
+        measure=confidence,
         preprocess=preprocess,
         backend=backend,
         opset=opset,

@@ -101,20 +101,33 @@ class ExportedNetwork(nn.Module):
         result = self.run(self.prepared(x))
         if self.metadata.output == "logits":
             return result
+        if self.measure is not None:
+            result = result[:, 0]
         return F.one_hot(result.long(), self.num_classes).permute(0, 3, 1, 2).float()
 
-    def predict_labels(self, x: Tensor) -> Tensor:
+    @property
+    def measure(self) -> str | None:
+        """What the file tells of how certain labels are; None for nothing."""
+        return self.metadata.measure
+
+    def predict_labels(self, x: Tensor, measure: str | None = None) -> Tensor:
         """The class of every pixel, uint8 (N, H, W); `x` as of `forward`.
 
+        With a `measure` (N, 2, H, W): labels and how certain they are.
+
         Raises:
-            ValueError: as of `forward`; more than 256 classes.
+            ValueError: as of `forward`; more than 256 classes; another measure than the file's.
         """
+        if measure not in (None, self.measure):
+            raise ValueError(f"{self.path} gives the confidence {self.measure}, not {measure}")
         if self.num_classes > MOST_LABELS:
             raise ValueError(
                 f"uint8 labels are of at most {MOST_LABELS} classes, not {self.num_classes}"
             )
         result = self.run(self.prepared(x))
-        return result if self.metadata.output == "labels" else result.argmax(1).to(torch.uint8)
+        if self.metadata.output == "logits":
+            return result.argmax(1).to(torch.uint8)
+        return result[:, 0] if self.measure is not None and measure is None else result
 
     def prepared(self, x: Tensor) -> Tensor:
         """What the file itself takes, on the CPU, for `x` as of `forward`."""
@@ -129,7 +142,7 @@ class ExportedNetwork(nn.Module):
         return x
 
     def run(self, image: Tensor) -> Tensor:
-        """What the file gives, logits or labels, for what it takes.
+        """What the file gives, for what it takes: logits, labels, or labels and confidence.
 
         Args:
             image: as of `prepared`, contiguous or not.
@@ -171,9 +184,9 @@ class ExportedNetwork(nn.Module):
     def _check(self, result: Tensor, shape: tuple[int, ...]) -> None:
         """See whether the file keeps what its metadata promises."""
         size = shape[1:3] if self.takes_pictures else shape[2:]
-        labels = self.metadata.output == "labels"
-        expected = (shape[0], *size) if labels else (shape[0], self.num_classes, *size)
-        kind = torch.uint8 if labels else torch.float32
+        planes = {"logits": (self.num_classes,), "labels": (), "labels+confidence": (2,)}
+        expected = (shape[0], *planes[self.metadata.output], *size)
+        kind = torch.float32 if self.metadata.output == "logits" else torch.uint8
         if tuple(result.shape) != expected or result.dtype != kind:
             raise ExportError(
                 f"{self.path.name} gave {result.dtype} of shape {tuple(result.shape)}, its "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -13,6 +14,7 @@ import fassd
 from fassd.io.palette import LabelClass
 from fassd.io.untrusted import problem, read_json, shortened, shown
 from fassd.models.preprocess import OURS, Preprocessing
+from fassd_kernels.reference.upsample import Measure
 
 KEY = "fassd"
 """Under which a file holds its metadata."""
@@ -40,7 +42,14 @@ SUFFIX_OF = {name: each.suffixes for name, each in FORMATS.items()}
 FORMAT_OF = {suffix: name for name in reversed(FORMATS) for suffix in SUFFIX_OF[name]}
 """What an ending means where no format is given."""
 
-OUTPUTS = ("logits", "labels")
+OUTPUTS = {
+    "logits": ("logits",),
+    "labels": ("labels",),
+    "labels+confidence": ("labels", "confidence"),
+}
+"""What a file gives: the names of its outputs."""
+
+MEASURES = get_args(Measure)
 
 MOST_PIXELS = 1 << 27
 """Of a batch: 1.6 GB where they are float32."""
@@ -72,7 +81,7 @@ Classes = Annotated[
 
 def _one_of(*words: str) -> Any:
     """Text that is one of some words."""
-    return Field(pattern=f"^({'|'.join(words)})$")
+    return Field(pattern=f"^({'|'.join(map(re.escape, words))})$")
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,8 @@ class Metadata:
         weights: a name, or the name of the weights' file; None for random ones.
         classes: names and colours, in the order of the labels.
         dtype: one of `DTYPES`, what it computes in; input and output are independent of it.
-        output: "logits", float32 (N, classes, H, W), or "labels", uint8 (N, H, W).
+        output: "logits", float32 (N, classes, H, W), "labels", uint8 (N, H, W), or
+            "labels+confidence", two of these.
         takes_pictures: whether its input is uint8 RGB (N, H, W, 3); otherwise it is float32
             normalised BGR (N, 3, H, W), or RGB, as `preprocessing` says.
         batch: N.
@@ -95,6 +105,8 @@ class Metadata:
         backend: of `fassd_kernels`, whose library a program has to load; None for none.
         versions: of the libraries that wrote it.
         preprocessing: how pictures are normalised, in the file or before it.
+        measure: what the confidence is, of 255, as of
+            `fassd_kernels.reference.upsample_confidence`; None where there is none.
     """
 
     format: Annotated[str, _one_of(*FORMATS)]
@@ -111,10 +123,16 @@ class Metadata:
     backend: Name | None
     versions: dict[Name, Name]
     preprocessing: Preprocessing = OURS
+    measure: Annotated[str, _one_of(*MEASURES)] | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return OUTPUTS[self.output]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -148,9 +166,10 @@ class Metadata:
             },
             "output": {
                 "name": self.output,
-                "layout": "NHW" if self.output == "labels" else "NCHW",
-                "dtype": "uint8" if self.output == "labels" else "float32",
+                "layout": "NCHW" if self.output == "logits" else "NHW",
+                "dtype": "float32" if self.output == "logits" else "uint8",
             },
+            "measure": self.measure,
             "classes": [{"name": c.name, "color": list(c.color)} for c in self.classes],
             "backend": self.backend,
             "versions": self.versions,
@@ -193,7 +212,9 @@ class Metadata:
                     f"shape must have 3 channels and at most {MOST_PIXELS:,} pixels, "
                     f"got {shown(entry['shape'])}"
                 )
-            if output == "labels" and found.num_classes > MOST_LABELS:
+            if (found.measure is None) != (output != "labels+confidence"):
+                raise ValueError(f"measure is {found.measure!r} of the output {output}")
+            if output != "logits" and found.num_classes > MOST_LABELS:
                 raise ValueError(f"labels are of {MOST_LABELS} classes, not {found.num_classes}")
         except (IndexError, KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"

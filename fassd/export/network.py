@@ -10,8 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fassd.models.info import temperature_of
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import preprocessing_of
+from fassd_kernels.reference.upsample import Measure, confident_labels
 
 Pictures: TypeAlias = Sequence[npt.NDArray[np.uint8]]
 
@@ -23,38 +25,47 @@ class Deployed(nn.Module):
         network: pictures normalised as it takes them, BGR (N, 3, H, W) as a rule, to logits; plain,
             or of `fassd_kernels`.
         preprocess: take uint8 RGB (N, H, W, 3) instead.
-        output: "logits", given as float32 whatever the network computes in, or "labels", uint8
-            (N, H, W).
+        output: "logits", given as float32 whatever the network computes in, "labels", uint8
+            (N, H, W), or "labels+confidence", both uint8 (N, H, W).
+        measure: of the confidence.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, *, preprocess: bool, output: str) -> None:
+    def __init__(
+        self, network: nn.Module, *, preprocess: bool, output: str, measure: Measure | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.preprocess = preprocess
-        self.output = output
+        self.output, self.measure = output, measure
         self.pictures = preprocessing_of(network)
         for name in ("mean", "std"):
             self.register_buffer(name, levels(getattr(self.pictures, name)))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        found = self._result(image)
+        return found if self.measure is None else (found[:, 0], found[:, 1])
+
+    def _result(self, image: Tensor) -> Tensor:
         network: Any = self.network
-        labels = self.output == "labels"
+        labels = self.output != "logits"
         if self.preprocess and labels and hasattr(network, "label_pictures"):
             own = self.pictures
-            return network.label_pictures(image, own.mean_levels, own.std_levels)
+            return network.label_pictures(image, own.mean_levels, own.std_levels, self.measure)
         dtype = next(network.parameters()).dtype
         batch = image
         if self.preprocess:
             batch = normalized(image, self.mean, self.std, self.pictures.channels)
         batch = batch.to(dtype)
         if labels and hasattr(network, "predict_labels"):
-            return network.predict_labels(batch)
+            return network.predict_labels(batch, self.measure)
         logits = logits_of(network(batch))
         if not labels:
             return logits.float()
+        if self.measure is not None:
+            return confident_labels(logits, self.measure, temperature_of(network))
         return logits.argmax(1).float().to(torch.uint8)  # TensorRT makes bytes of floats alone
 
 

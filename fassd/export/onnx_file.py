@@ -56,7 +56,7 @@ def onnx_model(
             dynamo=True,
             verbose=False,
             input_names=["image"],
-            output_names=[metadata.output],
+            output_names=list(metadata.outputs),
             dynamic_shapes=free,
             opset_version=opset,
         )

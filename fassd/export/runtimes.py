@@ -7,7 +7,7 @@ import logging
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def onnx_runtime(path: Path, device: torch.device) -> Opened:
         raise ExportError(f"ONNX Runtime cannot read it: {first_line(error)}") from error
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
     metadata = checked(text, "onnx")
-    return metadata, lambda image: session.run(None, {"image": image})[0]
+    return metadata, lambda image: together(session.run(None, {"image": image}))
 
 
 def openvino(path: Path, device: torch.device) -> Opened:
@@ -79,7 +79,8 @@ def openvino(path: Path, device: torch.device) -> Opened:
 
     def run(image: Array) -> Array:
         with alone:
-            return np.array(request.infer([image])[0])
+            found = request.infer([image])
+            return together([np.array(found[index]) for index, _ in enumerate(metadata.outputs)])
 
     return metadata, run
 
@@ -134,7 +135,9 @@ def torch_file(path: Path, device: torch.device) -> Opened:
     def run(image: Array) -> Array:
         # Autocast would convert the operators' weights, but not what is packed of them.
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-            return call(torch.from_numpy(image)).numpy()
+            found = call(torch.from_numpy(image))
+            several = found if isinstance(found, (list, tuple)) else [found]
+            return together([each.numpy() for each in several])
 
     return metadata, run
 
@@ -164,7 +167,7 @@ def tensorrt(path: Path, device: torch.device) -> Opened:
     if engine is None:
         raise ExportError("TensorRT cannot read it: made for another GPU or version, or damaged")
     context = engine.create_execution_context()
-    kind = torch.uint8 if metadata.output == "labels" else torch.float32
+    kind = torch.float32 if metadata.output == "logits" else torch.uint8
 
     alone = threading.Lock()  # a context holds one input and one result
 
@@ -173,16 +176,22 @@ def tensorrt(path: Path, device: torch.device) -> Opened:
             source = torch.from_numpy(image).to(device)
             if not context.set_input_shape("image", tuple(source.shape)):
                 raise ValueError("the engine was not built for this shape")
-            result = torch.empty(
-                tuple(context.get_tensor_shape(metadata.output)), dtype=kind, device=device
-            )
             context.set_tensor_address("image", source.data_ptr())
-            context.set_tensor_address(metadata.output, result.data_ptr())
+            results = []
+            for name in metadata.outputs:
+                shape = tuple(context.get_tensor_shape(name))
+                results.append(torch.empty(shape, dtype=kind, device=device))
+                context.set_tensor_address(name, results[-1].data_ptr())
             if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
                 raise ValueError("TensorRT failed")
-            return result.cpu().numpy()
+            return together([each.cpu().numpy() for each in results])
 
     return metadata, run
+
+
+def together(results: Sequence[Array]) -> Array:
+    """The one result, or several (N, H, W) as (N, several, H, W)."""
+    return results[0] if len(results) == 1 else np.stack(results, 1)
 
 
 NOT_OURS = "is not a file of `fassd export`: it has no metadata named fassd"

@@ -80,7 +80,9 @@ def verify(
         batch = torch.from_numpy(np.stack([normalize(picture, own) for picture in group]))
         image = torch.from_numpy(np.stack(group)) if exported.takes_pictures else batch
         with torch.inference_mode():
-            found.append(agreement_of(source(batch), exported.run(image)))
+            result = exported.run(image)
+            result = result[:, 0] if exported.measure is not None else result
+            found.append(agreement_of(source(batch), result))
     differences = [each.relative for each in found if each.relative is not None]
     given = LABELS_LIMIT[dtype] if labels_limit is None else labels_limit
     return Verification(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fassd
-from fassd.export.metadata import FORMATS, MOST_LABELS, OUTPUTS, ExportError, Metadata
+from fassd.export.metadata import FORMATS, MEASURES, MOST_LABELS, OUTPUTS, ExportError, Metadata
 from fassd.export.network import Deployed, Pictures, groups
 from fassd.export.onnx_file import onnx_model, quantized
 from fassd.export.openvino_file import write_openvino
@@ -24,6 +24,7 @@ from fassd.io.palette import LabelClass, classes_of, labels_by_name
 from fassd.models.encoder import reparameterize
 from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import create_model, settled
+from fassd_kernels.reference.upsample import Measure
 
 BACKENDS = ("auto", "cpu", "reference")
 TRACED_AT = (512, 1024)
@@ -41,7 +42,9 @@ class Request:
         size: (H, W), or None for any size.
         batch: pictures of a call.
         dtype: of the format's; inputs and outputs stay float32 or uint8.
-        output: "logits" or "labels".
+        output: of `OUTPUTS`.
+        measure: of the output "labels+confidence", as of
+            `fassd_kernels.reference.upsample_confidence`.
         preprocess: take uint8 RGB (N, H, W, 3) and normalise inside.
         backend: for "torch" and "aoti", of `BACKENDS`. With "cpu", or "auto" where they are built,
             the operators of `fassd_kernels` stay operators, which the program that loads the file
@@ -64,6 +67,7 @@ class Request:
     batch: int = 1
     dtype: str = "float32"
     output: str = "logits"
+    measure: Measure = "margin"
     preprocess: bool = False
     backend: str = "reference"
     opset: int | None = None
@@ -73,6 +77,7 @@ class Request:
         for name, value, accepted in (
             ("format", self.format, FORMATS),
             ("output", self.output, OUTPUTS),
+            ("measure", self.measure, MEASURES),
         ):
             if value not in accepted:
                 raise ExportError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
@@ -85,7 +90,7 @@ class Request:
         object.__setattr__(self, "model", name)
         object.__setattr__(self, "num_classes", count)
         object.__setattr__(self, "alpha", alpha)
-        if self.output == "labels" and count > MOST_LABELS:
+        if self.output != "logits" and count > MOST_LABELS:
             raise ExportError(
                 f"labels are uint8, for at most {MOST_LABELS} classes, and the network has "
                 f"{count}: export logits"
@@ -137,8 +142,12 @@ class Exporter:
             raise ExportError(f"size must be at least {minimum}x{minimum}, got {height}x{width}")
         self.traced_at = request.size or TRACED_AT
         self.network, backend = self._network()
+        measure = request.measure if request.output == "labels+confidence" else None
         self.deployed = Deployed(
-            self.network, preprocess=request.preprocess, output=request.output
+            self.network,
+            preprocess=request.preprocess,
+            output=request.output,
+            measure=measure,
         ).eval()
         self.metadata = Metadata(
             format=request.format,
@@ -155,6 +164,7 @@ class Exporter:
             backend=backend,
             versions=versions(),
             preprocessing=preprocessing_of(self.source),
+            measure=measure,
         )
 
     def _classes(self) -> tuple[LabelClass, ...]:

@@ -212,7 +212,7 @@ class Segmenter:
         Raises:
             ValueError: as of `predict`; a network that gives labels alone.
         """
-        self._check_confidence("margin", most=None)
+        self._check_output(None)
         prefix = _name(image)
         return self._summed(self._picture(image, prefix), prefix).mean()
 
@@ -230,19 +230,24 @@ class Segmenter:
         batch, size = self._batch(picture)
         return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
 
-    def _check_confidence(self, measure: str, most: int | None = 256) -> None:
+    def _check_confidence(self, measure: str) -> None:
         if measure not in get_args(Measure):
             known = ", ".join(get_args(Measure))
             raise ValueError(f"confidence must be one of {known}, or None, got {measure!r}")
-        metadata = getattr(self.model, "metadata", None)
-        if getattr(metadata, "output", "logits") == "labels":
+        self._check_output(measure)
+        if len(self.classes) > 256:
             raise ValueError(
-                f"{self.model.path} gives labels alone, of which nothing tells how certain they "
-                "are: export it with --output logits"
+                f"confidence is of at most 256 classes, the network has {len(self.classes)}"
             )
-        if most is not None and len(self.classes) > most:
+
+    def _check_output(self, measure: str | None) -> None:
+        """See whether a file gives a measure, or the probabilities."""
+        file: Any = self.model
+        output = getattr(getattr(file, "metadata", None), "output", "logits")
+        if output != "logits" and not (measure == file.measure is not None and self.views.plain):
             raise ValueError(
-                f"confidence is of at most {most} classes, the network has {len(self.classes)}"
+                f"{file.path} gives {output}, and of {measure or 'probabilities'} says nothing: "
+                "export it with --output logits"
             )
 
     def _predict(self, image: Any, prefix: str, confidence: Measure | None) -> Any:

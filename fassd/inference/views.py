@@ -214,7 +214,7 @@ def summed(
         temperature: what logits are divided by.
     """
     own = picture.shape[0], picture.shape[1]
-    of_labels = getattr(getattr(network, "metadata", None), "output", None) == "labels"
+    of_labels = getattr(getattr(network, "metadata", None), "output", "logits") != "logits"
     total = SummedViews(own, softmax=not of_labels, temperature=temperature)
     for view, mirrored in views.of(picture, size or own, getattr(network, "input_size", None)):
         total.add(*run(view), mirrored)

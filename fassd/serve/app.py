@@ -23,7 +23,7 @@ import fassd
 from fassd.io.levels import as_range
 from fassd.io.untrusted import complaint
 from fassd.models.sizes import parse_size
-from fassd.serve.encode import run_lengths, shares, to_png
+from fassd.serve.encode import certainties, run_lengths, shares, to_png
 from fassd.serve.engine import (
     BusyError,
     Choice,
@@ -206,7 +206,7 @@ class _Desk:
                     picture = await self._in_thread(decode, data, limits.max_pixels, size, values)
                 decoded = time.perf_counter()
                 in_line.enter_context(self.line.place(address))
-                future = self.engine.submit(choice, picture)
+                future = self.engine.submit(choice, picture, options.confidence)
             left = limits.timeout_s - (decoded - read)
             labelled = await self._awaited(request, future, left)
         self.metrics.waited.observe(labelled.waited)
@@ -270,15 +270,24 @@ class _Desk:
     ) -> Response:
         """Encode the labels, with the milliseconds of every step."""
         started = time.perf_counter()
-        labels = labelled.labels
+        labels, certainty = labelled.labels, labelled.certainty
         if form == "png":
-            body: Any = to_png(labels)
+            body: Any = to_png(labels, certainty)
         else:
             present = enumerate(shares(labels, len(classes)))
+            means = None if certainty is None else certainties(labels, certainty, len(classes))
             body = {
                 "height": labels.shape[0],
                 "width": labels.shape[1],
-                "classes": [{**classes[i].model_dump(), "share": s} for i, s in present if s > 0],
+                "classes": [
+                    {
+                        **classes[i].model_dump(),
+                        "share": share,
+                        "confidence": None if means is None else means[i],
+                    }
+                    for i, share in present
+                    if share > 0
+                ],
                 "counts": run_lengths(labels),
                 "batch": labelled.batch,
             }

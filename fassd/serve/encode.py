@@ -9,11 +9,17 @@ import numpy.typing as npt
 from PIL import Image
 
 
-def to_png(labels: npt.NDArray[np.uint8]) -> bytes:
-    """(H, W) class indices as an 8-bit greyscale PNG: the grey level is the index."""
+def to_png(labels: npt.NDArray[np.uint8], certainty: npt.NDArray[np.uint8] | None = None) -> bytes:
+    """(H, W) class indices as an 8-bit greyscale PNG: the grey level is the index.
+
+    With their certainty an RGB one: red is the index, green 255 times the certainty.
+    """
     buffer = io.BytesIO()
+    pixels = labels
+    if certainty is not None:
+        pixels = np.stack([labels, certainty, np.zeros_like(labels)], 2)
     # Level 1: 2.4 ms for a street of 512x1024 where the default takes 3.6; half as large again.
-    Image.fromarray(labels).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -34,3 +40,12 @@ def run_lengths(labels: npt.NDArray[np.uint8]) -> list[list[int]]:
 def shares(labels: npt.NDArray[np.uint8], num_classes: int) -> list[float]:
     """The share of the pixels, 0 .. 1, of each class."""
     return (np.bincount(labels.ravel(), minlength=num_classes) / labels.size).tolist()
+
+
+def certainties(
+    labels: npt.NDArray[np.uint8], certainty: npt.NDArray[np.uint8], num_classes: int
+) -> list[float]:
+    """The mean certainty, 0 .. 1, of each class's pixels; 0 of one that has none."""
+    counts = np.bincount(labels.ravel(), minlength=num_classes)
+    sums = np.bincount(labels.ravel(), certainty.ravel() / 255, minlength=num_classes)
+    return (sums / np.maximum(counts, 1)).tolist()

@@ -26,7 +26,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fassd.models.info import temperature_of
 from fassd.models.preprocess import normalize, preprocessing_of
+from fassd_kernels.reference.upsample import Measure, confident_labels
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
@@ -58,12 +60,13 @@ class Choice(NamedTuple):
 
 class LabelledPicture(NamedTuple):
     """A picture's labels, (H, W) uint8, and how it went: seconds in line and in the network, and
-    how many pictures the network took at once."""
+    how many pictures the network took at once; and how certain the labels are, if asked for."""
 
     labels: Picture
     waited: float
     network: float
     batch: int
+    certainty: Picture | None = None
 
 
 Loader = Callable[[Choice], "Segmenter"]
@@ -112,34 +115,48 @@ class Networks:
             ) from error
 
 
-def label_pictures(segmenter: Segmenter, pictures: list[Picture]) -> list[Picture]:
+def label_pictures(
+    segmenter: Segmenter, pictures: list[Picture], measure: Measure | None = None
+) -> list[Picture]:
     """Label pictures of one size, at once where the segmenter holds a PyTorch network.
 
     Args:
         segmenter: any; of at most 256 classes.
         pictures: (H, W, 3) uint8 RGB each.
+        measure: of how certain labels are, as of `fassd.Segmenter.predict`.
 
     Returns:
-        (H, W) uint8 class indices of each, as `segmenter.predict` gives them one by one.
+        (H, W) uint8 class indices of each, as `segmenter.predict` gives them one by one; with a
+        measure (2, H, W), these and their certainty.
 
     Raises:
-        UnsuitableError: the pictures are too small for the network.
+        UnsuitableError: the pictures are too small for the network, or it tells no certainty.
     """
     network: Any = getattr(segmenter, "model", None)
     try:
         views = getattr(segmenter, "views", None)
         alone = getattr(segmenter, "size", None) is not None or not (views is None or views.plain)
         if len(pictures) == 1 or alone or not isinstance(network, torch.nn.Module):
-            return [segmenter.predict(picture).astype(np.uint8) for picture in pictures]
+            if measure is None:
+                return [segmenter.predict(picture).astype(np.uint8) for picture in pictures]
+            return [np.stack(segmenter.predict(each, confidence=measure)) for each in pictures]
         own = preprocessing_of(network)
         batch = torch.from_numpy(np.stack([normalize(picture, own) for picture in pictures]))
         batch = batch.to(segmenter.device, segmenter.dtype)
         with torch.inference_mode():
             direct = getattr(network, "predict_labels", None)
-            labels = direct(batch) if direct else network(batch).float().argmax(1)
+            labels = direct(batch, measure) if direct else labelled(network, batch, measure)
         return list(labels.cpu().numpy().astype(np.uint8))
     except ValueError as error:
         raise UnsuitableError(str(error)) from error
+
+
+def labelled(network: torch.nn.Module, batch: torch.Tensor, measure: Measure | None) -> Any:
+    """Labels of a network that gives logits, as of `label_pictures`."""
+    logits = network(batch).float()
+    if measure is None:
+        return logits.argmax(1)
+    return confident_labels(logits, measure, temperature_of(network))
 
 
 # ------------------------------------------------------------------------------------------ queue
@@ -151,13 +168,14 @@ class _Job:
 
     choice: Choice
     picture: Picture
+    measure: Measure | None
     answer: Future[LabelledPicture] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
 
     @property
-    def kind(self) -> tuple[Choice, tuple[int, ...]]:
+    def kind(self) -> tuple[Choice, Measure | None, tuple[int, ...]]:
         """Jobs of one kind can share a batch."""
-        return self.choice, self.picture.shape
+        return self.choice, self.measure, self.picture.shape
 
 
 class Engine:
@@ -212,18 +230,21 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def submit(self, choice: Choice, picture: Picture) -> Future[LabelledPicture]:
+    def submit(
+        self, choice: Choice, picture: Picture, measure: Measure | None = None
+    ) -> Future[LabelledPicture]:
         """Put a picture in line. Cancelling the future takes it out, unless it is at work.
 
         Args:
             choice: the network.
             picture: (H, W, 3) uint8 RGB.
+            measure: of how certain labels are, as of `fassd.Segmenter.predict`.
 
         Raises:
             BusyError: `queue` pictures wait already.
             StoppingError: `stop` was called.
         """
-        job = _Job(choice, picture)
+        job = _Job(choice, picture, measure)
         with self._changed:
             if self._stopping:
                 raise StoppingError
@@ -326,7 +347,8 @@ class Engine:
         try:
             segmenter = self.networks.get(choice)
             started = time.perf_counter()
-            labels = label_pictures(segmenter, [job.picture for job in jobs])
+            pictures = [job.picture for job in jobs]
+            results = label_pictures(segmenter, pictures, jobs[0].measure)
             seconds = time.perf_counter() - started
             self._on_batch(choice, len(jobs), seconds)
         except BaseException as error:
@@ -334,5 +356,8 @@ class Engine:
                 job.answer.set_exception(error)
             return
         self._seconds = seconds / len(jobs)
-        for job, result in zip(jobs, labels, strict=True):
-            job.answer.set_result(LabelledPicture(result, started - job.since, seconds, len(jobs)))
+        for job, result in zip(jobs, results, strict=True):
+            labels, certainty = (result, None) if job.measure is None else result
+            waited = started - job.since
+            answer = LabelledPicture(labels, waited, seconds, len(jobs), certainty)
+            job.answer.set_result(answer)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fassd.io import palette
+from fassd_kernels.reference.upsample import Measure
 
 SIZE_PATTERN = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 
@@ -34,6 +35,9 @@ class ClassShare(ClassInfo):
     """A class that occurs in the picture."""
 
     share: float = Field(description="Of the picture's pixels, above 0, up to 1.")
+    confidence: float | None = Field(
+        None, description="The mean of its pixels, 0 to 1, if it was asked for."
+    )
 
 
 class Timing(BaseModel):
@@ -141,6 +145,15 @@ def options_model(catalog: Catalog) -> Any:
         "format": (
             Literal["png", "rle"],
             Field("png", description="png: 8-bit grey levels are class ids; rle: run lengths."),
+        ),
+        "confidence": (
+            Measure | None,
+            Field(
+                None,
+                description="How certain labels are: the largest probability, its margin before "
+                "the second largest, or entropy. A PNG is RGB then, red the class id and green 255 "
+                "times the certainty; run lengths come with each class's mean.",
+            ),
         ),
         "size": (
             str | None,

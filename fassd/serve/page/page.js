@@ -1,5 +1,5 @@
-// The page. Its address may carry ?start=example or camera, &compare=1, &model=, &backend=,
-// &dtype=, &side=, &opacity= (0 to 100).
+// The page. Its address may carry ?start=example or camera, &compare=1, &confidence=1, &model=,
+// &backend=, &dtype=, &side=, &opacity= (0 to 100).
 
 import { capture, openBlob, openCamera, openFile } from "./sources.js";
 import { View, agreement, readLabels, shares } from "./view.js";
@@ -28,7 +28,7 @@ function setUp() {
     const offered = !options || [...options].some((option) => option.value === value);
     if (value !== null && offered) element(name).value = value;
   }
-  element("compare").checked = address.get("compare") === "1";
+  for (const name of ["compare", "confidence"]) element(name).checked = address.get(name) === "1";
 }
 
 const ABOUT_WEIGHTS = {
@@ -188,6 +188,8 @@ async function step(mine) {
   const { bitmap, blob } = await capture(source, side, catalog.limits.max_pixels);
   const model = element("model").value;
   const choice = { model, backend: element("backend").value, dtype: element("dtype").value };
+  const fading = element("confidence").checked;
+  if (fading) choice.confidence = "margin";
   const chosen = await segment(blob, choice);
   const plain = { model, backend: "reference", dtype: "float32" };
   const reference = element("compare").checked ? await segment(blob, plain) : null;
@@ -195,6 +197,7 @@ async function step(mine) {
   tellTrouble("");
   element("empty").hidden = true;
   showClasses(model);
+  view.fading = fading;
   view.show(bitmap, chosen.labels);
   tellShares(chosen.labels);
   remember("chosen", chosen);
@@ -269,7 +272,7 @@ element("opacity").addEventListener("input", ({ target }) => {
   element("percent").textContent = `${target.value}%`;
   view.draw();
 });
-for (const id of ["model", "backend", "dtype", "side", "compare"]) {
+for (const id of ["model", "backend", "dtype", "side", "confidence", "compare"]) {
   element(id).addEventListener("change", loop);
 }
 element("choices").addEventListener("submit", (event) => event.preventDefault());

@@ -1,7 +1,8 @@
 // Labels over the picture: colours, opacity, one class alone, and the class under the pointer.
 // All of it happens here, without asking the server again.
 
-/** Labels of a PNG whose grey levels are class indices: {width, height, data: Uint8Array}. */
+/** Labels of a PNG, {width, height, data: Uint8Array, certainty: Uint8Array}: red is the class
+ * index, green how certain it is where that was asked for. */
 export async function readLabels(blob) {
   const bitmap = await createImageBitmap(blob, {
     colorSpaceConversion: "none",
@@ -12,7 +13,12 @@ export async function readLabels(blob) {
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
   const pixels = new Uint32Array(context.getImageData(0, 0, width, height).data.buffer);
-  return { width, height, data: Uint8Array.from(pixels, (pixel) => pixel & 255) };
+  return {
+    width,
+    height,
+    data: Uint8Array.from(pixels, (pixel) => pixel & 255),
+    certainty: Uint8Array.from(pixels, (pixel) => (pixel >> 8) & 255),
+  };
 }
 
 /** The share of the pixels, 0 to 1, of each class. */
@@ -42,6 +48,7 @@ export class View {
     this.context = canvas.getContext("2d");
     this.paint = new OffscreenCanvas(1, 1);
     this.opacity = 0.5;
+    this.fading = false; // whether colours fade where labels are uncertain
     this.only = null;
     this.frame = null;
     this.labels = null;
@@ -104,7 +111,7 @@ export class View {
   }
 
   #colour() {
-    const { width, height, data } = this.labels;
+    const { width, height, data, certainty } = this.labels;
     const table = new Uint32Array(256);
     for (const { id, color } of this.classes) {
       const visible = this.only === null || this.only === id;
@@ -116,6 +123,11 @@ export class View {
     const image = context.createImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
     for (let i = 0; i < data.length; i += 1) pixels[i] = table[data[i]];
+    if (this.fading) {
+      for (let i = 0; i < data.length; i += 1) {
+        if (pixels[i]) image.data[4 * i + 3] = certainty[i];
+      }
+    }
     context.putImageData(image, 0, 0);
   }
 
@@ -154,8 +166,10 @@ export class View {
       return;
     }
     const { width, height, data } = this.labels;
-    const index = data[Math.floor(at[1] * height) * width + Math.floor(at[0] * width)];
-    this.tip.textContent = this.classes[index].name;
+    const place = Math.floor(at[1] * height) * width + Math.floor(at[0] * width);
+    const index = data[place];
+    const sure = Math.round((100 * this.labels.certainty[place]) / 255);
+    this.tip.textContent = this.classes[index].name + (this.fading ? `, ${sure}% certain` : "");
     this.#placeTip(at);
     this.onPoint(index);
   }
