@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fassd.io.files import replacing
 from fassd.io.packages import need
 from fassd.io.palette import IGNORE
 from fassd.io.untrusted import read_json
-from fassd.models.info import checked_temperature
+from fassd.models.info import NetworkInfo, checked_temperature
 from fassd.models.tensor_files import read_safetensors, with_checksums
 
 BINS = 15
@@ -168,13 +169,15 @@ def keep_temperature(path: Path, temperature: float) -> None:
     """
     temperature = checked_temperature(temperature)
     tensors, metadata = read_safetensors(path)
-    facts = read_json(metadata.get("fassd", "{}"))
-    if not isinstance(facts.get("network"), dict):
+    text = metadata.get("fassd", "{}")
+    network = NetworkInfo.from_metadata(text)
+    if network is None:
         raise ValueError(
             f"{path} does not say what network it is of, so it can keep no temperature; files of "
             "`fassd train` (.safetensors) do"
         )
-    facts["network"]["temperature"] = temperature
+    facts = read_json(text)
+    facts["network"] = replace(network, temperature=temperature).to_json()
     noted = with_checksums(tensors, {**metadata, "fassd": json.dumps(facts)})
     with replacing(path) as file:
         file.write(safetensors.torch.save(tensors, noted))

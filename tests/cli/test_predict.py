@@ -13,7 +13,7 @@ from fassd.cli import predict as command
 from fassd.inference.segmenter import Segmenter
 from fassd.io import images
 from fassd.io.finished import OUTPUT_ENDINGS, RECORD
-from fassd.io.palette import colorize, overlay, palette
+from fassd.io.palette import CITYSCAPES, colorize, overlay, palette
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 
@@ -390,3 +390,60 @@ def test_max_pixels_refuses_and_lifts(tmp_path, succeed, refusal, monkeypatch):
 def test_debug_shows_the_error_itself(tmp_path, run_fassd):
     result = run_fassd("--debug", "predict", tmp_path / "nothing.png", "-o", tmp_path / "out")
     assert isinstance(result.exception, images.ImageError)
+
+
+def test_confidence_and_probabilities(folder, tmp_path, run_fassd):
+    source, out = folder[0] / "photo.jpg", tmp_path / "out"
+    settings = ("--confidence", "entropy", "--probabilities", "npz")
+    run_fassd("predict", source, "-o", out, *settings, *FAST)
+    further = ("_confidence.png", "_probabilities.npz")
+    assert files(out) == sorted(f"photo{ending}" for ending in (*OUTPUT_ENDINGS, *further))
+    picture, labels = images.read_image(source), opened(out / "photo_trainids.png")
+    certainty = opened(out / "photo_confidence.png")
+    segmenter = Segmenter("fassd_net_l2", weights="streets")
+    right = segmenter.predict(picture, confidence="entropy")
+    np.testing.assert_array_equal(labels, right[0])
+    assert np.abs(certainty.astype(int) - right[1]).max() <= 1  # another backend
+    faded = overlay(picture, labels, certainty=certainty)
+    np.testing.assert_array_equal(opened(out / "photo_overlay.png"), faded)
+    with np.load(out / "photo_probabilities.npz") as content:
+        assert content["classes"].tolist() == [info.name for info in segmenter.classes]
+        right = segmenter.probabilities(picture).numpy()
+        np.testing.assert_allclose(content["probabilities"], right, atol=1e-3)
+
+    # The results are known as such, and made anew where the options are others.
+    again = run_fassd("predict", source, "-o", out, *settings, *FAST)
+    assert "1 done before" in again.stderr
+    assert "holds no pictures" in run_fassd("predict", out, "-o", tmp_path / "x", *FAST).stderr
+    other = run_fassd("predict", source, "-o", out, "--confidence", "margin", *FAST)
+    assert "done before" not in other.stderr
+
+
+def test_uncertain_pixels_are_left_out(folder, tmp_path, run_fassd):
+    source = folder[0] / "photo.jpg"
+    settings = ("--min-confidence", "0.3", "--probabilities", "tiff")
+    run_fassd("predict", source, "-o", tmp_path / "out", *settings, *FAST)
+    labels = opened(tmp_path / "out/photo_trainids.png")
+    certainty = opened(tmp_path / "out/photo_confidence.png")
+    assert 0 < (labels == 255).sum() < labels.size
+    np.testing.assert_array_equal(labels == 255, certainty < 255 * 0.3)
+    with Image.open(tmp_path / "out/photo_probabilities.tif") as pages:
+        assert pages.n_frames == 19
+        levels = []
+        for index, name in enumerate(palette_names()):
+            pages.seek(index)
+            assert pages.tag_v2[270] == name
+            levels.append(np.asarray(pages))
+    assert levels[0].dtype == np.uint16
+    np.testing.assert_allclose(np.sum(levels, 0, dtype=np.int64), 65535, atol=19)
+
+
+def palette_names():
+    return [info.name for info in CITYSCAPES]
+
+
+def test_probabilities_need_a_folder(folder, tmp_path, run_fassd):
+    source = folder[0] / "photo.jpg"
+    result = run_fassd("predict", source, "-o", tmp_path / "a.png", "--probabilities", "npz", *FAST)
+    assert result.exit_code == 2
+    assert "--probabilities writes a file beside others: give a folder" in result.stderr

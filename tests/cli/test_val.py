@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from training.fakes import write_card, write_streets
 
+import fassd
 from fassd.data import SegmentationDataset, load_card
 from fassd.io.images import write_image
 from fassd.io.palette import CITYSCAPES
 from fassd.models import NetworkInfo, create_model
+from fassd.models.info import read_info
 from fassd.training import evaluate as evaluated
 
 
@@ -221,3 +224,41 @@ def test_torchrun_gives_the_same_counts_and_prints_once(streets, tmp_path):
 def _copied(streets, tmp_path):
     """A copy of the data set to be damaged."""
     return shutil.copytree(streets[0], tmp_path / "copy")
+
+
+def test_a_temperature_is_fitted_and_kept(tmp_path, succeed, run_fassd):
+    """On scenes whose labels the network knows too well, or too little, to say so."""
+    write_streets(tmp_path / "data", 3)
+    own = Path(fassd.__file__).parent / "weights" / "fassd_net_l2-synthetic.safetensors"
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(own.read_bytes())
+    data = ("val", "--data", tmp_path / "data", "-w", weights, *FAST)
+
+    def error(*options):
+        out = tmp_path / "out"
+        result = succeed(*data, *options, "-o", out)
+        figures = json.loads((out / "scores.json").read_text())["calibration"]
+        told = 100 * figures["expected_calibration_error"]
+        assert f"expected calibration error {told:.2f}%" in result.stdout
+        with Image.open(out / "reliability.png") as picture:
+            assert min(picture.size) > 300
+        return figures
+
+    before = error()
+    assert before["temperature"] == 1 and "fitted_temperature" not in before
+    fitted = error("--temperature", "fit")["fitted_temperature"]
+    assert read_info(weights).temperature == fitted != 1
+    after = error()
+    assert after["temperature"] == fitted
+    assert after["expected_calibration_error"] < before["expected_calibration_error"]
+    assert error("--temperature", "1") == before
+
+    result = run_fassd(*data, "--temperature", "warm")
+    assert result.exit_code == 2
+    assert "--temperature must be a number or fit, got 'warm'" in result.stderr
+    result = run_fassd(*data, "--temperature", "-1")
+    assert "temperature must be a finite number above 0, got -1.0" in result.stderr
+    result = run_fassd(*data[:3], "-w", "streets", *FAST, "--temperature", "fit")
+    assert "--temperature fit writes into the file of the weights" in result.stderr
+    result = run_fassd(*data, "--temperature", "fit", "--flip")
+    assert "a temperature is fitted to one view" in result.stderr

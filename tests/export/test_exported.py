@@ -424,3 +424,38 @@ def test_the_trtexec_line(export, tmp_path):
         "--fp16 --minShapes=image:1x256x512x3 --optShapes=image:1x1024x2048x3 "
         "--maxShapes=image:1x2048x4096x3"
     )
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch", "openvino"])
+def test_confidence_is_a_second_output(export, form):
+    if form == "openvino":
+        pytest.importorskip("openvino")
+    settings = {"output": "labels+confidence", "measure": "entropy", "preprocess": True}
+    path, exporter = export(form, **settings)
+    picture = streets(1)[0]
+    right = Segmenter(exporter.source, backend="reference").predict(picture, confidence="entropy")
+    segmenter = Segmenter(str(path))
+    labels, certainty = segmenter.predict(picture, confidence="entropy")
+    assert (labels == right[0]).mean() > 0.999
+    assert np.abs(certainty.astype(int) - right[1]).max() <= 2
+    assert len(np.unique(certainty)) > 20
+    np.testing.assert_array_equal(segmenter.predict(picture), labels)
+    assert verify(segmenter.model, exporter.source, [picture]).passed
+    for confidence in ("margin", "probability"):
+        with pytest.raises(ValueError, match="export it with --output logits"):
+            segmenter.predict(picture, confidence=confidence)
+    with pytest.raises(ValueError, match="of probabilities says nothing"):
+        segmenter.probabilities(picture)
+    if form == "onnx":
+        outputs = onnx.load(path).graph.output
+        assert [value.name for value in outputs] == ["labels", "confidence"]
+
+
+def test_metadata_tells_a_measure_where_there_is_one(export):
+    _, exporter = export("onnx")
+    for output, measure in (("labels", "margin"), ("labels+confidence", None)):
+        wrong = replace(exporter.metadata, output=output, measure=measure)
+        with pytest.raises(ExportError, match="measure is"):
+            Metadata.from_json(wrong.to_json())
+    with pytest.raises(ExportError, match="measure must be one of probability, margin, entropy"):
+        Request("fassd_net_l2", "onnx", output="labels+confidence", measure="certain")

@@ -213,3 +213,23 @@ def test_metrics_count(client):
         assert value(name, after) - value(name, before) == 3, name
     assert value("fassd_queue_depth", after) == 0
     assert value("fassd_networks_loaded", after) >= 1
+
+
+@pytest.mark.parametrize("measure", ["probability", "margin", "entropy"])
+def test_confidence(client, measure):
+    picture = street()
+    segmenter = Segmenter(MODEL, weights="streets", device="cpu")
+    labels, certainty = segmenter.predict(picture, confidence=measure)
+    answer = post(client, encoded(picture), confidence=measure)
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert image.mode == "RGB"
+        found = np.asarray(image)
+    np.testing.assert_array_equal(found[..., 0], labels)
+    np.testing.assert_array_equal(found[..., 1], certainty)
+    assert not found[..., 2].any()
+    body = post(client, encoded(picture), confidence=measure, format="rle").json()
+    for entry in body["classes"]:
+        mean = certainty[labels == entry["id"]].mean() / 255
+        assert entry["confidence"] == pytest.approx(mean, abs=1e-6)
+    assert post(client, encoded(picture), format="rle").json()["classes"][0]["confidence"] is None
+    assert post(client, encoded(picture), confidence="sure").status_code == 422
