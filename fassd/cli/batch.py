@@ -22,6 +22,7 @@ from fassd.io.finished import (
     LABEL_IDS_ENDING,
     OUTPUT_ENDINGS,
     PROBABILITIES_ENDINGS,
+    VIDEO_ENDINGS,
     Record,
     Stamp,
     stamp,
@@ -268,7 +269,7 @@ class Batch:
             if self.settings.probabilities is not None:
                 endings.append(PROBABILITIES_ENDINGS[self.settings.probabilities])
             return [self.output / f"{source.name}{ending}" for ending in endings]
-        return [self.output / f"{source.name}_{self.settings.view}.mp4"]
+        return [self.output / f"{source.name}{VIDEO_ENDINGS[self.settings.view]}"]
 
     def _name(self, source: PictureFile | Video) -> str:
         return self._results(source)[0].relative_to(self.output).as_posix()

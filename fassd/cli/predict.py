@@ -91,9 +91,10 @@ def predict(
     A video becomes the file that -o names (.mp4, .m4v, .mov, .mkv, .webm), or in a folder
     [cyan]NAME_VIEW.mp4[/], with its sound, frame rate and timestamps. Rotated videos come out
     upright; odd sides are made even by repeating the last row or column. Damaged frames are
-    skipped and counted. A stream that drops is opened again; where the network is slower than a
-    camera or stream, frames are dropped. Ctrl-C ends a video early, and it plays. Videos need
-    [cyan]pip install 'fassd-net\\[video]'[/].
+    skipped and counted. With [cyan]--view trainids[/] its frames are grey, their levels the class
+    indices, without loss ([cyan]NAME_trainids.mkv[/], FFV1). A stream that drops is opened again;
+    where the network is slower than a camera or stream, frames are dropped. Ctrl-C ends a video
+    early, and it plays. Videos need [cyan]pip install 'fassd-net\\[video]'[/].
 
     Run again, the same command goes on where it was killed: files whose results are in the output
     folder are passed over, unless they or the options changed (--again does them anyway). Results
@@ -127,6 +128,7 @@ def predict(
     from fassd.data.ids import read_ids
     from fassd.distributed import all_gather, is_main, process_group, rank, world_size
     from fassd.io.find import find_sources
+    from fassd.io.finished import VIDEO_ENDINGS
     from fassd.io.images import ImageError
 
     unfound: list[ImageError] = []
@@ -138,7 +140,8 @@ def predict(
     check_file(output) if single else check_folder(output)
     # Pillow's own limit is twice this number.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (results.max_pixels + 1) // 2)
-    prepare_videos(found, results, output.suffix if single else ".mp4")
+    folder_suffix = Path(VIDEO_ENDINGS[results.view]).suffix
+    prepare_videos(found, results, output.suffix if single else folder_suffix)
     set_threads(threads)
     device = device_for(network.model, device)
     chosen = network.pick()

@@ -56,7 +56,7 @@ MaxPixels = Annotated[
     int, typer.Option(min=1, help="Larger pictures (height x width) are refused.")
 ]
 View = Annotated[
-    Literal["overlay", "labels", "side-by-side"],
+    Literal["overlay", "labels", "side-by-side", "trainids"],
     typer.Option(help="What a frame, or a picture that -o names, shows."),
 ]
 
@@ -188,9 +188,11 @@ def prepare_videos(
 
     if not any(isinstance(each, Video) for each in found):
         return
-    from fassd.io.video.writer import check_codec
+    from fassd.io.video.writer import EXACT, check_codec, check_exact
 
-    if settings.codec is not None:
+    if settings.view == "trainids":
+        check_exact(settings.codec or EXACT, suffix.lower())
+    elif settings.codec is not None:
         check_codec(settings.codec, suffix.lower())
 
 

@@ -21,7 +21,7 @@ from fassd.io.palette import Draw, drawing, palette
 from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
 from fassd.io.video.writer import FORMATS, VideoWriter, check_codec
 
-View = Literal["overlay", "labels", "side-by-side"]
+View = Literal["overlay", "labels", "side-by-side", "trainids"]
 
 DEPTH = 4  # frames that wait between two stages
 POLL = 0.1  # seconds after which a waiting stage looks whether it should stop
@@ -96,7 +96,8 @@ def segment_video(
         output: the file to write, with an ending of `FORMATS`.
         segmenter: labels a frame.
         view: "overlay" lays the colours over the frame; "labels" shows them alone; "side-by-side"
-            puts the frame to the left of them.
+            puts the frame to the left of them; "trainids" is grey, its levels the labels
+            themselves, without loss (FFV1, of at most 256 classes).
         opacity: strength of the colours in the overlay.
         colors: (classes, 3) uint8 RGB; by default the segmenter's `palette`, else Cityscapes'.
         codec: FFmpeg's name of the encoder; None picks one by the ending.
@@ -162,10 +163,12 @@ class _Run:
             frames = self._frames()
             first = self._first(frames)
             labels = self._label(segmenter, first.image)
-            size = draw(first.image, labels).shape
+            shape = draw(first.image, labels).shape
             with replacing(output) as file:
                 suffix = output.suffix.lower()
-                writer = VideoWriter(file, suffix, (size[0], size[1]), self.source, codec)
+                writer = VideoWriter(
+                    file, suffix, shape[:2], self.source, codec, grey=len(shape) == 2
+                )
                 self.summary.size = first.image.shape[:2]
                 self.summary.codec, self.summary.silent = writer.codec, writer.silent
                 encoder = threading.Thread(target=self._encode, args=(writer, draw), daemon=True)

@@ -23,8 +23,13 @@ CONFIDENCE_ENDING = "_confidence.png"
 PROBABILITIES_ENDINGS = {"npz": "_probabilities.npz", "tiff": "_probabilities.tif"}
 """Endings of further ones: ids of a card, certainties, probabilities by the kind of file."""
 
-VIDEO_ENDINGS = ("_overlay.mp4", "_labels.mp4", "_side-by-side.mp4")
-"""Likewise of the videos that it writes into a folder."""
+VIDEO_ENDINGS = {
+    "overlay": "_overlay.mp4",
+    "labels": "_labels.mp4",
+    "side-by-side": "_side-by-side.mp4",
+    "trainids": "_trainids.mkv",
+}
+"""Likewise of the videos that it writes into a folder, by what they show."""
 
 UNSAFE = re.compile(r"[^\w\s{}\":,./\\-]")
 Stamp = list[list[Any]]
@@ -99,7 +104,7 @@ class WrittenFiles:
     def __contains__(self, file: Path) -> bool:
         further = (LABEL_IDS_ENDING, CONFIDENCE_ENDING, *PROBABILITIES_ENDINGS.values())
         of_pictures = (*OUTPUT_ENDINGS, *further)
-        endings = (*of_pictures, *VIDEO_ENDINGS)
+        endings = (*of_pictures, *VIDEO_ENDINGS.values())
         ending = next((ending for ending in endings if file.name.endswith(ending)), None)
         if ending is None:
             return False

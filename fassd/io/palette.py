@@ -223,7 +223,8 @@ def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
     """What makes one picture, (H, W, 3) uint8 RGB, of a picture and its labels.
 
     Args:
-        view: "overlay", "labels", or "side-by-side": the picture to the left of its labels.
+        view: "overlay", "labels", "side-by-side": the picture to the left of its labels, or
+            "trainids": the labels themselves, (H, W).
         opacity: strength of the colours in the overlay.
         colors: (classes, 3) uint8 RGB.
 
@@ -238,6 +239,7 @@ def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
         "side-by-side": lambda image, labels, *certainty: np.hstack(
             [image, colorize(labels, colors)]
         ),
+        "trainids": lambda _, labels, *certainty: labels,
     }
     if view not in views:
         raise ValueError(f"view must be one of {', '.join(views)}, got {view!r}")

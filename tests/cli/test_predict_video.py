@@ -266,3 +266,26 @@ def test_the_progress_tells_rate_and_shares(tmp_path):
     assert run.returncode == 0, run.stdout
     assert "frames/s  decode" in run.stdout and "network" in run.stdout and "/40" in run.stdout
     assert Path(tmp_path / "out.mp4").exists()
+
+
+def test_labels_of_frames_are_exact(tmp_path, run_fassd):
+    """Of odd sides, too."""
+    clip = write_clip(tmp_path / "in.mkv", 4, audio="aac")
+    settings = (*FAST, "--view", "trainids")
+    assert run_fassd("predict", clip, "-o", tmp_path / "out", *settings).exit_code == 0
+    output = tmp_path / "out" / "in_trainids.mkv"
+    assert times(output) == times(clip)
+    segmenter = Segmenter("fassd_net_l2", weights="streets", backend="reference", device="cpu")
+    for (_, before), (_, after) in zip(decoded(clip), decoded(output), strict=True):
+        right = segmenter.predict(before)
+        assert len(np.unique(right)) > 1
+        for channel in np.moveaxis(after, 2, 0):
+            np.testing.assert_array_equal(channel, right)
+    again = run_fassd("predict", tmp_path / "out", clip, "-o", tmp_path / "out", *settings)
+    assert "1 done before" in again.stderr
+
+    wrong = run_fassd("predict", clip, "-o", tmp_path / "out.webm", *settings)
+    assert "a .webm file cannot hold what ffv1 encodes" in wrong.stderr
+    wrong = run_fassd("predict", clip, "-o", tmp_path / "x.mkv", *settings, "--codec", "libx264")
+    assert "labels are encoded by ffv1 alone, without loss, not by libx264" in wrong.stderr
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out"]

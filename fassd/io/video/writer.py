@@ -41,6 +41,7 @@ QUALITY = {
     "libvpx-vp9": {"crf": "30", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"},
     "libsvtav1": {"crf": "30", "preset": "9"},
 }
+EXACT = "ffv1"  # what labels themselves are encoded by
 BITS_PER_PIXEL = 0.2  # of other codecs, whose quality is a bit rate
 MPEG4_CLOCK = 65535  # MPEG-4 part 2 counts time in no finer parts of a second
 
@@ -69,18 +70,30 @@ def check_codec(name: str, suffix: str) -> None:
             raise VideoError(f"a {suffix} file cannot hold what {name} encodes")
 
 
+def check_exact(name: str, suffix: str) -> None:
+    """See whether labels keep their values in a file with that ending, by that encoder.
+
+    Raises:
+        VideoError: they would not.
+    """
+    if name != EXACT:
+        raise VideoError(f"labels are encoded by {EXACT} alone, without loss, not by {name}")
+    check_codec(name, suffix)
+
+
 class VideoWriter:
     """Encodes frames and copies sound into an open file.
 
     Sides are made even by repeating the last row or column, as 4:2:0 video wants it. Colours are
-    BT.709, marked so.
+    BT.709, marked so. Grey frames, whose levels are labels, are encoded without loss.
 
     Args:
         file: where to, open for writing and seekable.
         suffix: what the file will be called: a key of `FORMATS`.
         size: height and width of the frames.
         source: whose time base, rate, pixel aspect and sound it takes over.
-        codec: encoder; None for `default_codec`.
+        codec: encoder; None for `default_codec`, or FFV1 of grey frames, which take no other.
+        grey: whether frames are grey.
 
     Attributes:
         codec: its name.
@@ -88,7 +101,7 @@ class VideoWriter:
         silent: codecs of sound that the container cannot hold, which are left out.
 
     Raises:
-        VideoError: the encoder refuses the settings.
+        VideoError: the encoder refuses the settings, or is none for grey frames.
     """
 
     def __init__(
@@ -98,8 +111,13 @@ class VideoWriter:
         size: tuple[int, int],
         source: VideoSource,
         codec: str | None = None,
+        *,
+        grey: bool = False,
     ) -> None:
-        self.codec = codec or default_codec(suffix)
+        self.codec = codec or (EXACT if grey else default_codec(suffix))
+        if grey:
+            check_exact(self.codec, suffix)
+        self._grey = grey
         self.frames = 0
         self.silent: list[str] = []
         self._container = av.open(file, "w", format=FORMATS[suffix].muxer)
@@ -116,11 +134,14 @@ class VideoWriter:
             ) from error
 
     def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
-        """Encode one frame, (H, W, 3) uint8 RGB; times in the source's `time_base`."""
-        height, width = image.shape[:2]
-        padded = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(padded, "rgb24")
-        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
+        """Encode one frame, (H, W, 3) uint8 RGB or (H, W) grey; times in the source's base."""
+        if self._grey:
+            frame = av.VideoFrame.from_ndarray(image, "gray")
+        else:
+            height, width = image.shape[:2]
+            padded = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            frame = av.VideoFrame.from_ndarray(padded, "rgb24")
+            frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
         frame.pts, frame.duration, frame.time_base = pts, duration, self._time_base
         self._container.mux(self._stream.encode(frame))
         self.frames += 1
@@ -144,7 +165,7 @@ class VideoWriter:
             self._container.close()
 
     def _add_video(self, source: VideoSource) -> av.VideoStream:
-        height, width = (side + side % 2 for side in self._size)
+        height, width = (side + side % 2 * (not self._grey) for side in self._size)
         options = QUALITY.get(self.codec, {})
         rate = source.rate.limit_denominator(1 << 20)
         stream = self._container.add_stream(self.codec, rate=rate, options=dict(options))
@@ -152,6 +173,8 @@ class VideoWriter:
         stream.height, stream.width = height, width
         formats = [each.name for each in stream.codec.video_formats or ()]
         stream.pix_fmt = "yuv420p" if "yuv420p" in formats or not formats else formats[0]
+        if self._grey:
+            stream.pix_fmt = "gray"
         stream.bit_rate = 0 if options else round(BITS_PER_PIXEL * height * width * rate)
         clock = source.time_base
         if self.codec == "mpeg4" and clock.denominator > MPEG4_CLOCK:
@@ -161,7 +184,7 @@ class VideoWriter:
         context = stream.codec_context
         context.flags |= Flags.frame_duration  # or the encoder makes up that of the last frame
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-        context.color_range = 1  # 16 to 235
+        context.color_range = 2 if self._grey else 1  # 0 to 255, 16 to 235
         return stream
 
     def _add_audio(self, template: av.AudioStream) -> av.AudioStream | None:
