@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import fassd
 from fassd.cli.options import Size
 from fassd.cli.terminal import escape, escape_lines, progress, say
-from fassd.cli.video import ResultOptions, run_video, source_files
+from fassd.cli.video import Certain, ResultOptions, run_video, source_files
 from fassd.io.finished import (
     CONFIDENCE_ENDING,
     LABEL_IDS_ENDING,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
-    from fassd_kernels.reference.upsample import Measure
 
 
 @dataclass
@@ -186,7 +185,7 @@ class Batch:
         from fassd.io.probabilities import write_probabilities
 
         started = time.perf_counter()
-        labels, *certainty = self._labels(image, segmenter)
+        labels, *certainty = Certain(segmenter, self.settings).predict(image)
         seconds = time.perf_counter() - started
         colors, settings = segmenter.palette, self.settings
         drawn: list[npt.NDArray[np.integer]]
@@ -210,26 +209,6 @@ class Batch:
             names = [info.name for info in segmenter.classes]
             write_probabilities(files[-1], segmenter.probabilities(image).cpu().numpy(), names)
         return Size(*labels.shape), seconds
-
-    def _labels(
-        self, image: npt.NDArray[np.uint8], segmenter: Segmenter
-    ) -> tuple[npt.NDArray[Any], ...]:
-        """Labels and, if asked for, their certainty; too uncertain ones are ignored."""
-        from fassd.io.palette import IGNORE
-
-        if self._measure is None:
-            return (segmenter.predict(image),)
-        labels, certainty = segmenter.predict(image, confidence=self._measure)
-        least = self.settings.min_confidence
-        if least is not None:
-            labels[certainty < 255 * least] = IGNORE
-        return labels, certainty
-
-    @property
-    def _measure(self) -> Measure | None:
-        """What tells how certain labels are, if it is asked for."""
-        least = self.settings.min_confidence
-        return self.settings.confidence or (None if least is None else "margin")
 
     def _begin(self, source: PictureFile | Video) -> None:
         """Note what is about to be written: from then on it is known as a result."""
@@ -264,7 +243,7 @@ class Batch:
             endings = [*OUTPUT_ENDINGS]
             if self._ids is not None:
                 endings.append(LABEL_IDS_ENDING)
-            if self._measure is not None:
+            if self.settings.measure is not None:
                 endings.append(CONFIDENCE_ENDING)
             if self.settings.probabilities is not None:
                 endings.append(PROBABILITIES_ENDINGS[self.settings.probabilities])
@@ -279,14 +258,14 @@ class Batch:
         from fassd.io.find import PictureFile
 
         own: dict[str, Any] = {"opacity": self.settings.opacity, "range": self.settings.range}
-        of_pictures = ("confidence", "min_confidence", "probabilities")
-        asked = {name: getattr(self.settings, name) for name in of_pictures}
-        own |= {name: value for name, value in asked.items() if value is not None}
+        for name in ("confidence", "min_confidence", "probabilities"):
+            if getattr(self.settings, name) is not None:
+                own[name] = getattr(self.settings, name)
         if self._ids is not None:
             own["ids"] = [self._ids.names, self._ids.ids, self._ids.ignored]
         if not isinstance(source, PictureFile):
             own = dict(vars(self.settings))
-            for name in ("timeout", "max_pixels", "label_ids", *of_pictures):
+            for name in ("timeout", "max_pixels", "label_ids", "probabilities"):
                 del own[name]
         return {"network": self._network, **own}
 

@@ -18,9 +18,13 @@ from fassd.io.files import VIDEO_SUFFIXES, names_file
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
+    from fassd_kernels.reference.upsample import Measure
 
 STAGES = ("decode", "network", "encode")  # as in `fassd.inference.video.Summary.busy`
 
@@ -74,8 +78,8 @@ LabelIds = Annotated[
 Confidence = Annotated[
     Literal["probability", "margin", "entropy"] | None,
     typer.Option(
-        help="Also write NAME_confidence.png of pictures, how certain each label is (grey, white "
-        "for certain), and let the overlay fade where it is not.",
+        help="Let the overlay fade where labels are uncertain, and of pictures also write "
+        "NAME_confidence.png, how certain each is (grey, white for certain).",
     ),
 ]
 MinConfidence = Annotated[
@@ -135,6 +139,34 @@ class ResultOptions:
     limit: FrameLimit = None
     fps: FrameRate = None
     timeout: Silence = 10
+
+    @property
+    def measure(self) -> Measure | None:
+        """What tells how certain labels are, if that is asked for."""
+        return self.confidence or (None if self.min_confidence is None else "margin")
+
+
+class Certain:
+    """A segmenter that also tells how certain labels are, where that is asked for.
+
+    Args:
+        segmenter: labels pictures.
+        settings: by what it is told, and how uncertain labels are left out.
+    """
+
+    def __init__(self, segmenter: Segmenter, settings: ResultOptions) -> None:
+        self.segmenter, self.settings = segmenter, settings
+
+    def predict(self, image: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], ...]:
+        """Labels, (H, W), and perhaps their certainty; too uncertain ones are `IGNORE`."""
+        from fassd.io.palette import IGNORE
+
+        if self.settings.measure is None:
+            return (self.segmenter.predict(image),)
+        labels, certainty = self.segmenter.predict(image, confidence=self.settings.measure)
+        if self.settings.min_confidence is not None:
+            labels[certainty < 255 * self.settings.min_confidence] = IGNORE
+        return labels, certainty
 
 
 def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
@@ -238,7 +270,7 @@ def run_video(
         summary = segment_video(
             source,
             output,
-            segmenter,
+            Certain(segmenter, settings),
             view=settings.view,
             opacity=settings.opacity,
             colors=segmenter.palette,

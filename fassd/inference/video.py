@@ -28,9 +28,10 @@ POLL = 0.1  # seconds after which a waiting stage looks whether it should stop
 
 
 class Labeller(Protocol):
-    """What `fassd.Segmenter` does: uint8 RGB (H, W, 3) in, class indices (H, W) out."""
+    """What `fassd.Segmenter` does: uint8 RGB (H, W, 3) in, class indices (H, W) out; or these and,
+    in a tuple, how certain they are."""
 
-    def predict(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]: ...
+    def predict(self, image: npt.NDArray[np.uint8]) -> Any: ...
 
 
 @dataclass
@@ -163,7 +164,7 @@ class _Run:
             frames = self._frames()
             first = self._first(frames)
             labels = self._label(segmenter, first.image)
-            shape = draw(first.image, labels).shape
+            shape = draw(first.image, *labels).shape
             with replacing(output) as file:
                 suffix = output.suffix.lower()
                 writer = VideoWriter(
@@ -255,7 +256,8 @@ class _Run:
         damaged = f" ({skipped} damaged)" if skipped else ""
         raise VideoError(f"{self.source.name}: holds no frame that can be decoded{damaged}")
 
-    def _label(self, segmenter: Labeller, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    def _label(self, segmenter: Labeller, image: npt.NDArray[np.uint8]) -> tuple[Any, ...]:
+        """Labels and, if the segmenter tells it, their certainty."""
         started = time.perf_counter()
         try:
             labels = segmenter.predict(image)
@@ -265,7 +267,7 @@ class _Run:
         self.summary.frames += 1
         self.summary.seconds = time.perf_counter() - self.started
         self.on_frame(self.summary)
-        return labels
+        return labels if isinstance(labels, tuple) else (labels,)
 
     def _label_all(self, frames: Iterator[Frame], segmenter: Labeller) -> None:
         while self.limit is None or self.summary.frames < self.limit:
@@ -291,7 +293,7 @@ class _Run:
                 frame, labels = item
                 writer.copy(frame.audio)
                 if frame.image is not None:
-                    writer.write(draw(frame.image, labels), frame.pts, frame.duration)
+                    writer.write(draw(frame.image, *labels), frame.pts, frame.duration)
                 busy["encode"] += time.perf_counter() - started
             started = time.perf_counter()
             writer.close()

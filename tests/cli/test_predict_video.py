@@ -289,3 +289,15 @@ def test_labels_of_frames_are_exact(tmp_path, run_fassd):
     wrong = run_fassd("predict", clip, "-o", tmp_path / "x.mkv", *settings, "--codec", "libx264")
     assert "labels are encoded by ffv1 alone, without loss, not by libx264" in wrong.stderr
     assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out"]
+
+
+def test_the_overlay_fades_where_labels_are_uncertain(tmp_path, succeed):
+    clip = write_clip(tmp_path / "in.mp4", 3)
+    output = tmp_path / "out.mp4"
+    succeed("predict", clip, "-o", output, *FAST, "--confidence", "margin", "--opacity", 1)
+    segmenter = Segmenter("fassd_net_l2", weights="streets", backend="reference", device="cpu")
+    for (_, before), (_, after) in zip(decoded(clip), decoded(output), strict=True):
+        labels, certainty = segmenter.predict(before, confidence="margin")
+        faded = overlay(before, labels, 1, certainty=certainty)
+        assert psnr(after, faded) > 28
+        assert psnr(after, faded) > psnr(after, overlay(before, labels, 1)) + 6
