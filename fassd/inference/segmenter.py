@@ -7,7 +7,7 @@ import functools
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from fassd.export.exported import ExportedNetwork, default_device, is_exported
 from fassd.inference.views import SummedViews, Views, small_logits, summed
 from fassd.io.images import (
     MAX_PIXELS,
+    Content,
     ImageError,
     array_to_rgb,
     pil_to_rgb,
@@ -35,8 +36,11 @@ from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import is_weights_file, settled
 
-ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
+ImageLike: TypeAlias = (
+    str | os.PathLike[str] | Content | Image.Image | npt.NDArray[Any] | torch.Tensor
+)
 Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
+Order: TypeAlias = Literal["RGB", "BGR"]
 MOST_SCORES = 1 << 28  # of all classes at a picture's size, that are made at once
 
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -149,38 +153,46 @@ class Segmenter:
         )
 
     @overload
-    def predict(self, image: ImageLike) -> Labels: ...
+    def predict(self, image: ImageLike, *, order: Order = "RGB") -> Labels: ...
     @overload
-    def predict(self, image: Batch) -> list[Labels]: ...
-    def predict(self, image: ImageLike | Batch) -> Labels | list[Labels]:
+    def predict(self, image: Batch, *, order: Order = "RGB") -> list[Labels]: ...
+    def predict(self, image: ImageLike | Batch, *, order: Order = "RGB") -> Labels | list[Labels]:
         """Label every pixel.
 
         Args:
             image: one of the following, or a list or tuple of them:
 
-                * a path to a picture file of any kind that `fassd.io.images` reads;
+                * a path to a picture file of any kind that `fassd.io.images` reads, or the file's
+                  content as bytes;
                 * a Pillow image of any mode;
                 * a NumPy array, (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16
                   over the full range, or floating point in 0 .. 1; with a `range`, of numbers in
                   it;
                 * a torch tensor with the same values and dtypes, (H, W), (C, H, W) or (H, W, C)
                   with 1, 3 or 4 channels, on any device; where both first and last could be
-                  channels, the first are.
+                  channels, the first are;
+                * a batch of such, an array (N, H, W, C) or a tensor (N, C, H, W) or (N, H, W, C),
+                  which the network takes at once.
+
+            order: of the colours in arrays and tensors: "RGB", or "BGR" as OpenCV has them.
 
         Returns:
             (H, W) class indices at the picture's own size, uint8 (uint16 above 256 classes); for a
-            list, a list of them.
+            list, a list of them; for a batch (N, H, W).
 
         Raises:
             ImageError: a picture that cannot be read or converted (a ValueError).
             ValueError: the picture, or `size`, is too small for the network. Both name the file,
-                or its place in the list.
+                or its place in the list. Or another `order`, or "BGR" of a file or Pillow image,
+                which tell their own.
         """
         if isinstance(image, (list, tuple)):
-            return [self._predict(one, f"picture {i}: ") for i, one in enumerate(image)]
-        return self._predict(image)
+            return [self._predict(one, f"picture {i}: ", order) for i, one in enumerate(image)]
+        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+            return self._predict_batch(image, order)
+        return self._predict(image, "", order)
 
-    def logits(self, image: ImageLike) -> torch.Tensor:
+    def logits(self, image: ImageLike, *, order: Order = "RGB") -> torch.Tensor:
         """The scores behind `predict`, for one picture.
 
         Returns:
@@ -188,19 +200,35 @@ class Segmenter:
             views the logarithms of the mean probabilities.
         """
         prefix = _name(image)
-        picture = self._picture(image, prefix)
+        picture = self._picture(image, prefix, order)
         if not self.views.plain:
             return self._summed(picture, prefix).mean().log()
         batch, size = self._batch(picture)
         return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
 
-    def _predict(self, image: Any, prefix: str = "") -> Labels:
+    def _predict(self, image: Any, prefix: str, order: Order) -> Labels:
         prefix = _name(image) or prefix
-        picture = self._picture(image, prefix)
+        picture = self._picture(image, prefix, order)
         if not self.views.plain:
             found = self._summed(picture, prefix).labels().cpu()
             return found.numpy() if found.dtype == torch.uint8 else found.numpy().astype(np.uint16)
-        batch, size = self._batch(picture)
+        return self._labels(*self._batch(picture), prefix)[0]
+
+    def _predict_batch(self, images: npt.NDArray[Any] | torch.Tensor, order: Order) -> Labels:
+        """The labels of pictures of one size, (N, H, W)."""
+        if isinstance(images, torch.Tensor):
+            images = _tensor_to_array(images)
+        prefixes = [f"picture {index}: " for index in range(len(images))]
+        if not (len(images) and self.views.plain):
+            alone = [self._predict(*pair, order) for pair in zip(images, prefixes, strict=True)]
+            found: Any = np.stack(alone) if alone else np.zeros(images.shape[:3], np.uint8)
+            return found
+        pictures = [self._picture(*pair, order) for pair in zip(images, prefixes, strict=True)]
+        batches, sizes = zip(*map(self._batch, pictures), strict=True)
+        return self._labels(torch.cat(batches), sizes[0], "")
+
+    def _labels(self, batch: torch.Tensor, size: tuple[int, int], prefix: str) -> Labels:
+        """The labels, (N, H, W), of the network's input; (H, W) is the pictures' own size."""
         # Networks of fassd_kernels give labels without full-size scores, of up to 256 classes.
         network: Any = self.model
         direct = getattr(network, "predict_labels", None)
@@ -208,17 +236,17 @@ class Segmenter:
         sides = batch.shape[1:3] if batch.dtype == torch.uint8 else batch.shape[2:]
         fits = size == tuple(sides) and getattr(network, "num_classes", 0) <= 256
         if direct and fits and not hooked:
-            return self._run(direct, batch, prefix)[0].cpu().numpy()
+            return self._run(direct, batch, prefix).cpu().numpy()
         scores = logits_of(self._run(self.model, batch, prefix))
-        labels = self._largest(scores, size).cpu().numpy()
+        labels = torch.stack([self._largest(each[None], size) for each in scores]).cpu().numpy()
         return labels.astype(np.uint8) if scores.shape[1] <= 256 else labels.astype(np.uint16)
 
-    def _picture(self, image: Any, prefix: str) -> npt.NDArray[np.uint8]:
+    def _picture(self, image: Any, prefix: str, order: Order) -> npt.NDArray[np.uint8]:
         """A picture as uint8 RGB, (H, W, 3)."""
-        if isinstance(image, (str, os.PathLike)):
+        if isinstance(image, (str, os.PathLike)) and order == "RGB":
             return read_image(image, self.range, self.max_pixels)
         try:
-            return to_rgb(image, self.range)
+            return to_rgb(image, self.range, order, self.max_pixels)
         except ImageError as error:
             raise ImageError(f"{prefix}{error}") from error
 
@@ -278,25 +306,39 @@ def _name(image: Any) -> str:
     return f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
 
 
-def to_rgb(image: ImageLike, range: Range = None) -> npt.NDArray[np.uint8]:
+def to_rgb(
+    image: ImageLike,
+    range: Range = None,
+    order: Order = "RGB",
+    max_pixels: int | None = None,
+) -> npt.NDArray[np.uint8]:
     """Convert anything that `Segmenter.predict` accepts to uint8 RGB, (H, W, 3).
 
     Raises:
         ImageError: it cannot be read or converted.
+        ValueError: an order that it cannot have.
     """
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image, range)
-    if isinstance(image, np.ndarray):
-        return array_to_rgb(image, range)
+    if order not in get_args(Order):
+        raise ValueError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
     if isinstance(image, torch.Tensor):
-        return array_to_rgb(_tensor_to_array(image), range)
+        image = _tensor_to_array(image)
+    if isinstance(image, np.ndarray):
+        if order == "BGR" and image.ndim == 3 and image.shape[2] in (3, 4):
+            image = image[..., [2, 1, 0, 3][: image.shape[2]]]
+        return array_to_rgb(image, range)
+    if order != "RGB":
+        raise ImageError(
+            f"order {order!r} is of arrays and tensors; a {type(image).__name__} tells its own"
+        )
+    if isinstance(image, (str, os.PathLike, Content)):
+        return read_image(image, range, max_pixels)
     if isinstance(image, Image.Image):
         try:
             return pil_to_rgb(image, range)
         except OSError as error:  # its file is read only now
             raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
     raise ImageError(
-        "an image must be a path, a Pillow image, a NumPy array or a torch tensor, "
+        "an image must be a path, a file's bytes, a Pillow image, a NumPy array or a torch tensor, "
         f"got {type(image).__name__}"
     )
 
@@ -305,8 +347,8 @@ def _tensor_to_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:  # NumPy has none
         tensor = tensor.float()
-    if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
-        tensor = tensor.permute(1, 2, 0)
+    if tensor.ndim in (3, 4) and tensor.shape[-3] in (1, 3, 4):
+        tensor = tensor.movedim(-3, -1)
     return tensor.numpy()
 
 

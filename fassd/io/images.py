@@ -14,6 +14,7 @@ Every reader here returns uint8 RGB of shape (H, W, 3), upright:
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import stat
@@ -97,8 +98,12 @@ class Reading(NamedTuple):
 # ---------------------------------------------------------------------------------------- reading
 
 
+Content = bytes | bytearray | memoryview
+"""A picture file's content."""
+
+
 def read_image(
-    path: str | os.PathLike[str], range: Range = None, max_pixels: int | None = None
+    path: str | os.PathLike[str] | Content, range: Range = None, max_pixels: int | None = None
 ) -> npt.NDArray[np.uint8]:
     """Read a picture file as uint8 RGB, (H, W, 3), upright.
 
@@ -106,7 +111,7 @@ def read_image(
     more than 8 bits fill so little of the range that the picture is nearly black.
 
     Args:
-        path: the file, in one of `FORMATS`.
+        path: the file, or its content, in one of `FORMATS`.
         range: values that become 0 and 255, of pictures of more than 8 bits: (low, high); "auto"
             for the picture's own lowest and highest; None for all that the file can hold (0 to
             65535 of 16 bits, 0 to 1 of floats). They are the file's own, as it stores them.
@@ -119,20 +124,25 @@ def read_image(
         ValueError: `range` is none.
     """
     reading = examine_image(path, range, max_pixels)
-    return _warned(reading, f"{os.fspath(path)}: ")
+    return _warned(reading, _prefix(path))
+
+
+def _prefix(path: str | os.PathLike[str] | Content) -> str:
+    return "" if isinstance(path, Content) else f"{os.fspath(path)}: "
 
 
 def examine_image(
-    path: str | os.PathLike[str], range: Range = None, max_pixels: int | None = None
+    path: str | os.PathLike[str] | Content, range: Range = None, max_pixels: int | None = None
 ) -> Reading:
     """Like `read_image`, but what that warns of is returned, too."""
     range = as_range(range)
     try:
-        with open_image(path, max_pixels) as image:
+        source = io.BytesIO(path) if isinstance(path, Content) else path
+        with open_image(source, max_pixels) as image:
             passed_over = pages_passed_over(image)
             reading = _read(image, range)
     except Exception as error:  # decoders of damaged files raise almost anything
-        raise ImageError(f"{os.fspath(path)}: {unreadable_because(path, error)}") from error
+        raise ImageError(f"{_prefix(path)}{unreadable_because(path, error)}") from error
     return reading._replace(remarks=(*reading.remarks, *passed_over))
 
 
@@ -183,18 +193,20 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def unreadable_because(path: str | os.PathLike[str], error: Exception) -> str:
+def unreadable_because(path: str | os.PathLike[str] | Content, error: Exception) -> str:
     """What to tell of an error that came while a picture was read."""
     if isinstance(error, ImageError):
         return str(error)
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, IsADirectoryError) or Path(path).is_dir():
+    if isinstance(error, IsADirectoryError) or (
+        not isinstance(path, Content) and os.path.isdir(path)
+    ):
         return "is a folder, not a picture"
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
     if isinstance(error, Image.UnidentifiedImageError):
-        if Path(path).stat().st_size == 0:
+        if not (len(path) if isinstance(path, Content) else os.path.getsize(path)):
             return "is empty"
         return f"is not a picture in a format that is read here ({', '.join(formats())})"
     if isinstance(error, MemoryError):

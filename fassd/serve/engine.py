@@ -20,13 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from fassd.models.preprocess import normalize, preprocessing_of
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
@@ -125,19 +123,11 @@ def label_pictures(segmenter: Segmenter, pictures: list[Picture]) -> list[Pictur
     Raises:
         UnsuitableError: the pictures are too small for the network.
     """
-    network: Any = getattr(segmenter, "model", None)
+    network = getattr(segmenter, "model", None)
     try:
-        views = getattr(segmenter, "views", None)
-        alone = getattr(segmenter, "size", None) is not None or not (views is None or views.plain)
-        if len(pictures) == 1 or alone or not isinstance(network, torch.nn.Module):
+        if len(pictures) == 1 or not isinstance(network, torch.nn.Module):
             return [segmenter.predict(picture).astype(np.uint8) for picture in pictures]
-        own = preprocessing_of(network)
-        batch = torch.from_numpy(np.stack([normalize(picture, own) for picture in pictures]))
-        batch = batch.to(segmenter.device, segmenter.dtype)
-        with torch.inference_mode():
-            direct = getattr(network, "predict_labels", None)
-            labels = direct(batch) if direct else network(batch).float().argmax(1)
-        return list(labels.cpu().numpy().astype(np.uint8))
+        return list(segmenter.predict(np.stack(pictures)).astype(np.uint8))
     except ValueError as error:
         raise UnsuitableError(str(error)) from error
 
