@@ -7,24 +7,20 @@ import functools
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
+from fassd.inference.pictures import Batch, ImageLike, Order, tensor_to_array, to_bands, to_rgb
 from fassd.inference.views import SummedViews, Views, small_logits, summed
 from fassd.io.images import (
     MAX_PIXELS,
-    Content,
     ImageError,
-    array_to_rgb,
-    pil_to_rgb,
-    read_image,
     resized,
 )
 from fassd.io.levels import Range, as_range
@@ -36,11 +32,6 @@ from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import is_weights_file, settled
 
-ImageLike: TypeAlias = (
-    str | os.PathLike[str] | Content | Image.Image | npt.NDArray[Any] | torch.Tensor
-)
-Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
-Order: TypeAlias = Literal["RGB", "BGR"]
 MOST_SCORES = 1 << 28  # of all classes at a picture's size, that are made at once
 
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -145,6 +136,11 @@ class Segmenter:
         """Colours of the labels, (classes, 3) uint8 RGB."""
         return np.array([info.color for info in self.classes], np.uint8)
 
+    @property
+    def bands(self) -> int | None:
+        """Number of bands that the network takes; None for three colours."""
+        return preprocessing_of(self.model).bands
+
     def __repr__(self) -> str:
         size = "the picture's" if self.size is None else "{}x{}".format(*self.size)
         return (
@@ -173,6 +169,10 @@ class Segmenter:
                   channels, the first are;
                 * a batch of such, an array (N, H, W, C) or a tensor (N, C, H, W) or (N, H, W, C),
                   which the network takes at once.
+
+                A network of other bands than three colours (`in_channels` of `fassd.create_model`)
+                takes arrays and tensors of as many channels, and files as `fassd.io.bands` reads
+                them.
 
             order: of the colours in arrays and tensors: "RGB", or "BGR" as OpenCV has them.
 
@@ -217,7 +217,7 @@ class Segmenter:
     def _predict_batch(self, images: npt.NDArray[Any] | torch.Tensor, order: Order) -> Labels:
         """The labels of pictures of one size, (N, H, W)."""
         if isinstance(images, torch.Tensor):
-            images = _tensor_to_array(images)
+            images = tensor_to_array(images, self.bands)
         prefixes = [f"picture {index}: " for index in range(len(images))]
         if not (len(images) and self.views.plain):
             alone = [self._predict(*pair, order) for pair in zip(images, prefixes, strict=True)]
@@ -242,12 +242,15 @@ class Segmenter:
         return labels.astype(np.uint8) if scores.shape[1] <= 256 else labels.astype(np.uint16)
 
     def _picture(self, image: Any, prefix: str, order: Order) -> npt.NDArray[np.uint8]:
-        """A picture as uint8 RGB, (H, W, 3)."""
-        if isinstance(image, (str, os.PathLike)) and order == "RGB":
-            return read_image(image, self.range, self.max_pixels)
+        """A picture as uint8 RGB, (H, W, 3), or (H, W, bands)."""
+        of_file = isinstance(image, (str, os.PathLike))  # which its errors name themselves
         try:
+            if self.bands is not None:
+                return to_bands(image, self.bands, self.range, order, self.max_pixels)
             return to_rgb(image, self.range, order, self.max_pixels)
         except ImageError as error:
+            if of_file and order == "RGB":
+                raise
             raise ImageError(f"{prefix}{error}") from error
 
     def _batch(self, picture: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -304,52 +307,6 @@ class Segmenter:
 def _name(image: Any) -> str:
     """What errors about a picture begin with: its file, if it is one."""
     return f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
-
-
-def to_rgb(
-    image: ImageLike,
-    range: Range = None,
-    order: Order = "RGB",
-    max_pixels: int | None = None,
-) -> npt.NDArray[np.uint8]:
-    """Convert anything that `Segmenter.predict` accepts to uint8 RGB, (H, W, 3).
-
-    Raises:
-        ImageError: it cannot be read or converted.
-        ValueError: an order that it cannot have.
-    """
-    if order not in get_args(Order):
-        raise ValueError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
-    if isinstance(image, torch.Tensor):
-        image = _tensor_to_array(image)
-    if isinstance(image, np.ndarray):
-        if order == "BGR" and image.ndim == 3 and image.shape[2] in (3, 4):
-            image = image[..., [2, 1, 0, 3][: image.shape[2]]]
-        return array_to_rgb(image, range)
-    if order != "RGB":
-        raise ImageError(
-            f"order {order!r} is of arrays and tensors; a {type(image).__name__} tells its own"
-        )
-    if isinstance(image, (str, os.PathLike, Content)):
-        return read_image(image, range, max_pixels)
-    if isinstance(image, Image.Image):
-        try:
-            return pil_to_rgb(image, range)
-        except OSError as error:  # its file is read only now
-            raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
-    raise ImageError(
-        "an image must be a path, a file's bytes, a Pillow image, a NumPy array or a torch tensor, "
-        f"got {type(image).__name__}"
-    )
-
-
-def _tensor_to_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:  # NumPy has none
-        tensor = tensor.float()
-    if tensor.ndim in (3, 4) and tensor.shape[-3] in (1, 3, 4):
-        tensor = tensor.movedim(-3, -1)
-    return tensor.numpy()
 
 
 def accelerated(
