@@ -136,7 +136,9 @@ class Batch:
         with progress(shown) as bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
-                    result = self._segment(picture, self._read(picture), segmenter, table)
+                    result = self._segment(
+                        picture, self._read(picture, segmenter.bands), segmenter, table
+                    )
                     self.outcome.pictures.append((picture, *result))
         self._remark_on_others()
         for video in videos:
@@ -147,12 +149,18 @@ class Batch:
                 summary = run_video(segmenter, video, file, self.settings, shown)
                 self.outcome.videos.append((video, summary))
 
-    def _read(self, picture: PictureFile) -> npt.NDArray[np.uint8]:
+    def _read(self, picture: PictureFile, bands: int | None) -> npt.NDArray[np.uint8]:
         """Read one file; what is worth knowing of it is said once, and counted."""
+        from fassd.io.bands import examine_bands
         from fassd.io.images import examine_image
         from fassd.io.levels import told
 
-        reading = examine_image(picture.path, self.settings.range, self.settings.max_pixels)
+        limits = self.settings.range, self.settings.max_pixels
+        reading = (
+            examine_image(picture.path, *limits)
+            if bands is None
+            else examine_bands(picture.path, bands, *limits)
+        )
         if reading.range is not None:
             self._ranges[told(self.settings.range, reading.range)] += 1
         for remark in reading.remarks:
@@ -180,6 +188,7 @@ class Batch:
         Args:
             table: the id of each label, if ids are written.
         """
+        from fassd.io.bands import shown
         from fassd.io.images import write_image
         from fassd.io.palette import colorize, drawing, overlay
         from fassd.io.probabilities import write_probabilities
@@ -188,6 +197,7 @@ class Batch:
         labels, *certainty = Certain(segmenter, self.settings).predict(image)
         seconds = time.perf_counter() - started
         colors, settings = segmenter.palette, self.settings
+        image = image if segmenter.bands is None else shown(image)
         drawn: list[npt.NDArray[np.integer]]
         if self.single:
             drawn = [drawing(settings.view, settings.opacity, colors)(image, labels, *certainty)]

@@ -449,11 +449,13 @@ def _row(
     import numpy as np
 
     from fassd.evaluation.evaluate import label_by_groups
+    from fassd.io.bands import shown
     from fassd.io.palette import colorize
     from fassd.io.panel import Tile
 
     truth = Tile(colorize(sample.labels, card.palette))
-    tiles = [Tile(sample.image, sample.path.stem), truth]
+    seen = sample.image if card.bands is None else shown(sample.image)
+    tiles = [Tile(seen, sample.path.stem), truth]
     occurring = set(np.unique(sample.labels).tolist())
     for segmenter, (labels_of, members) in zip(segmenters, matches, strict=True):
         labels: Any = (

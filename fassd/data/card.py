@@ -19,6 +19,7 @@ from fassd.data.patterns import HOLE, fill, match_files
 from fassd.io.files import SUFFIXES
 from fassd.io.levels import Range
 from fassd.io.palette import LabelClass
+from fassd.models.preprocess import Preprocessing
 
 CARDS = Path(__file__).parent / "cards"
 
@@ -29,12 +30,14 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture, its mask, how the mask is written, and the range of the picture's values."""
+    """A picture, its mask, how the mask is written, the range of the picture's values, and how many
+    bands it has if it is not of three colours."""
 
     image: Path
     mask: Path
     code: MaskCode
     range: Range = None
+    bands: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Card:
 
     `range` is how pictures of more than 8 bits are read (`fassd.io.images.read_image`); `covers`
     has, for each class, those of a finer list that it is, and is empty where the card names none
-    (`fassd.data.groups`).
+    (`fassd.data.groups`); `preprocessing` is how pictures of other bands than three colours are
+    normalised, and None for colours.
     """
 
     name: str
@@ -86,6 +90,12 @@ class Card:
     licence: str = ""
     range: Range = None
     covers: tuple[tuple[str, ...], ...] = ()
+    preprocessing: Preprocessing | None = None
+
+    @property
+    def bands(self) -> int | None:
+        """Number of the pictures' bands; None for three colours."""
+        return None if self.preprocessing is None else self.preprocessing.bands
 
     @property
     def num_classes(self) -> int:
@@ -157,7 +167,7 @@ class Card:
                 raise CardError(f"{self.named}: the mask of {image} lies outside the root")
             for mask, masks in zip(expected, self.masks, strict=True):
                 if mask.is_file():
-                    pairs.append(Pair(image, mask, masks.code, self.range))
+                    pairs.append(Pair(image, mask, masks.code, self.range, self.bands))
                     break
             else:
                 maskless.append((image, expected))

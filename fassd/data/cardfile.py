@@ -14,6 +14,7 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
       test: {list: test.txt}                # one {name} a line; or `names: [a, b]`
     images: "{split}/images/{name}.jpg"
     range: [0, 4095]                        # of values in pictures of more than 8 bits; or auto
+    bands: {count: 5, mean: [0.3, 0.3, 0.2, 0.5, 0.1], std: [0.2, 0.2, 0.1, 0.3, 0.1]}
     masks:
       files: "{split}/masks/{name}_mask.png"
       values: ids
@@ -35,6 +36,9 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
   mark in front, `\\` between folders); `pictures` is how many the full set has.
 * `range` gives the values that become 0 and 255 of pictures of more than 8 bits: two numbers, or
   `auto`, each picture's lowest and highest. Without it, all that a file can hold.
+* `bands` is for pictures that are not of three colours: how many bands they have, as a number or
+  with `mean` and `std` of each, in parts of the largest value (0.5 and 0.25 without). They are read
+  as they are (`fassd.io.bands`), and want a network that takes them (`fassd_net+bands5`).
 * `masks` may be several such blocks: of each picture's masks the first that exists is taken.
   `values` says what a pixel is: `ids`, one of a class's `ids`; `index`, the class's position
   counted from `first` (0); `colors`, a class's `color` or one of its `colors`; `threshold`, grey,
@@ -48,7 +52,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -58,6 +62,7 @@ from fassd.data.patterns import HOLE
 from fassd.io.levels import Range, as_range
 from fassd.io.palette import IGNORE, LabelClass, palette
 from fassd.io.untrusted import MOST_YAML, read_text, read_yaml, shortened, shown
+from fassd.models.preprocess import MOST_BANDS, Preprocessing
 
 CARD_FILE = "card.yaml"
 MOST_TEXT = 4096
@@ -221,7 +226,7 @@ def parse_card(path: Path, root: Path | None) -> Card:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
     fields = _Node(value, path).fields(
         ("name", "classes", "splits", "images", "masks"),
-        ("description", "source", "licence", "root", "range"),
+        ("description", "source", "licence", "root", "range", "bands"),
     )
     words = {
         key: fields[key].text(MOST_YAML)
@@ -255,8 +260,27 @@ def parse_card(path: Path, root: Path | None) -> Card:
         masks=masks,
         path=path,
         range=fields["range"].range() if "range" in fields else None,
+        preprocessing=_parse_bands(fields["bands"]) if "bands" in fields else None,
         **words,
     )
+
+
+def _parse_bands(node: _Node) -> Preprocessing:
+    if not isinstance(node.value, dict):
+        return Preprocessing.of_bands(node.integer(1, MOST_BANDS))
+    fields = node.fields(["count"], ["mean", "std"])
+    count = fields["count"].integer(1, MOST_BANDS)
+    own = asdict(Preprocessing.of_bands(count))
+    for key in ("mean", "std"):
+        if key in fields:
+            given = fields[key].value
+            if not isinstance(given, list) or len(given) != count:
+                fields[key].fail_got(f"a list of {count} numbers, one for each band")
+            own[key] = given
+    try:
+        return Preprocessing.checked(**own)
+    except (ValueError, TypeError, OverflowError) as error:
+        node.fail(str(error))
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from torch.utils.data import Dataset
 
 from fassd.data.card import Card, Pair
 from fassd.data.masks import examine_mask
+from fassd.io.bands import examine_bands
 from fassd.io.images import ImageError, ImageWarning, examine_image
 
 
 class Sample(NamedTuple):
-    """A picture, uint8 RGB (H, W, 3); its labels, uint8 (H, W); and where the picture lies."""
+    """A picture, uint8 RGB (H, W, 3) or (H, W, bands); its labels, uint8 (H, W); and where the
+    picture lies."""
 
     image: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
@@ -31,7 +33,11 @@ def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
         ImageError: one of them cannot be read, their sizes differ, or the mask holds what the card
             does not list; the message names the file.
     """
-    picture = examine_image(pair.image, pair.range)
+    picture = (
+        examine_image(pair.image, pair.range)
+        if pair.bands is None
+        else examine_bands(pair.image, pair.bands, pair.range)
+    )
     labels, of_mask = examine_mask(pair.mask, pair.code)
     if labels.shape != picture.pixels.shape[:2]:
         sizes = ["{}x{}".format(*array.shape[:2]) for array in (labels, picture.pixels)]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fassd.io.palette import IGNORE
 from fassd.models.preprocess import MEAN_COLOR
+
+Change = Callable[[npt.NDArray[np.uint8], slice], Any]
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey, as in ITU-R BT.601."""
@@ -34,8 +38,9 @@ class TrainTransform:
         flip: probability of mirroring.
         rotate: whether to turn by 0, 90, 180 or 270 degrees, each as often as the others.
         jitter: 0 .. 1. Brightness, contrast and saturation each change by a factor uniform in
-            1 - jitter .. 1 + jitter; labels and padding do not change.
-        padding: RGB colour around pictures that are smaller than the crop.
+            1 - jitter .. 1 + jitter; labels and padding do not change. Of colours alone.
+        padding: RGB colour, or a level of each band, around pictures that are smaller than the
+            crop.
         gamma: at least 0. Values are raised to 2 ** g, g uniform in -gamma .. gamma.
         blur: at least 0. Every second picture is blurred by a Gaussian of up to so many pixels.
         focus: probability of placing the window over a pixel of a class that is drawn evenly from
@@ -63,6 +68,8 @@ class TrainTransform:
         for name in ("flip", "jitter", "focus"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        if self.jitter and len(self.padding) != 3:
+            raise ValueError(f"jitter is of colours, not of {len(self.padding)} bands")
         for name in ("gamma", "blur"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -76,19 +83,21 @@ class TrainTransform:
         """Augment one picture; the same state of `rng` gives the same result.
 
         Args:
-            image: (H, W, 3) uint8 RGB.
+            image: (H, W, 3) uint8 RGB, or of as many bands as `padding` has.
             labels: (H, W) uint8.
             rng: the only source of randomness.
 
         Returns:
-            (h, w, 3) and (h, w) uint8, h x w being `crop`; new arrays, C-contiguous.
+            (h, w, channels) and (h, w) uint8, h x w being `crop`; new arrays, C-contiguous.
 
         Raises:
             ValueError: shapes or dtypes are others.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        count = len(self.padding)
+        if image.ndim != 3 or image.shape[2] != count or image.dtype != np.uint8:
             raise ValueError(
-                f"image must be uint8 of shape (H, W, 3), got {image.dtype} of shape {image.shape}"
+                f"image must be uint8 of shape (H, W, {count}), got {image.dtype} of shape "
+                f"{image.shape}"
             )
         if labels.shape != image.shape[:2] or labels.dtype != np.uint8:
             raise ValueError(
@@ -174,8 +183,26 @@ def _cut(
     # do; the older one is half a source pixel off when shrinking by two.
     how = {None: cv2.INTER_NEAREST_EXACT, True: cv2.INTER_AREA, False: cv2.INTER_LINEAR}[shrink]
     part = array[rows.start : rows.stop, columns.start : columns.stop]
-    resized = cv2.resize(part, (columns.size, rows.size), interpolation=how)
-    return np.asarray(resized, np.uint8)  # it is; OpenCV's annotations leave it open
+    size = columns.size, rows.size
+    return _by_fours(part, lambda few, _: cv2.resize(few, size, interpolation=how))
+
+
+def _by_fours(array: npt.NDArray[np.uint8], change: Change) -> npt.NDArray[np.uint8]:
+    """What a function of OpenCV, which takes up to four channels, makes of any number.
+
+    Args:
+        array: (H, W) or (H, W, channels).
+        change: called with channels and which those are; may drop an axis of one channel.
+    """
+    if array.ndim == 2:
+        return np.asarray(change(array, slice(0, 1)), np.uint8)
+    parts = []
+    for first in range(0, array.shape[2], 4):
+        which = slice(first, min(first + 4, array.shape[2]))
+        part = np.ascontiguousarray(array[..., which])
+        changed = np.asarray(change(part, which), np.uint8)
+        parts.append(changed.reshape(*changed.shape[:2], part.shape[2]))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, 2)
 
 
 def _framed(
@@ -191,8 +218,12 @@ def _framed(
 
     border = rows.before, rows.after, columns.before, columns.after
     if any(border):
-        padded = cv2.copyMakeBorder(array, *border, cv2.BORDER_CONSTANT, value=color)
-        array = np.asarray(padded, np.uint8)
+        array = _by_fours(
+            array,
+            lambda few, which: cv2.copyMakeBorder(
+                few, *border, cv2.BORDER_CONSTANT, value=color[which]
+            ),
+        )
     return np.ascontiguousarray(np.rot90(array[:, ::-1] if mirrored else array, turns))
 
 
@@ -217,7 +248,7 @@ def _raised(image: npt.NDArray[np.uint8], exponent: float) -> npt.NDArray[np.uin
     import cv2
 
     table = np.rint(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)
-    return np.asarray(cv2.LUT(image, table), np.uint8)
+    return _by_fours(image, lambda few, _: cv2.LUT(few, table))
 
 
 def _blurred(image: npt.NDArray[np.uint8], deviation: float) -> npt.NDArray[np.uint8]:
@@ -225,4 +256,4 @@ def _blurred(image: npt.NDArray[np.uint8], deviation: float) -> npt.NDArray[np.u
 
     if deviation < 0.1:  # of no weight beyond the pixel itself
         return image
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), deviation), np.uint8)
+    return _by_fours(image, lambda few, _: cv2.GaussianBlur(few, (0, 0), deviation))

@@ -445,8 +445,14 @@ def matched(model: nn.Module, card: Card) -> Match:
     Neither where both have the same classes.
 
     Raises:
-        ValueError: the classes differ, and the card does not say how.
+        ValueError: the classes differ, and the card does not say how; or the pictures' bands do.
     """
+    taken, there = preprocessing_of(model).bands, getattr(card, "bands", None)
+    if taken != there:
+        raise ValueError(
+            f"the network takes {taken or 'three colours'}{' bands' if taken else ''}, the data's "
+            f"pictures have {there or 'three colours'}{' bands' if there else ''}"
+        )
     head = getattr(model, "num_classes", None)
     try:
         labels = labels_by_name(model, card.class_names)

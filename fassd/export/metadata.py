@@ -207,6 +207,8 @@ class Metadata:
                     ),
                 }
             )
+            if found.preprocessing.bands is not None:
+                raise ValueError("mean_channels must be BGR or RGB, got bands")
             if channels != 3 or found.batch * math.prod(found.size or ()) > MOST_PIXELS:
                 raise ValueError(
                     f"shape must have 3 channels and at most {MOST_PIXELS:,} pixels, "

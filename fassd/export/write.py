@@ -136,6 +136,11 @@ class Exporter:
             self.source = create_model(
                 request.model, request.num_classes, request.alpha, weights=request.weights
             ).eval()
+        bands = preprocessing_of(self.source).bands
+        if bands is not None:
+            raise ExportError(
+                f"files are of networks of three colours, this one takes {bands} bands"
+            )
         minimum = self.source.minimum_size
         if request.size is not None and min(request.size) < minimum:
             height, width = request.size

@@ -13,17 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
+from fassd.inference.pictures import Batch, ImageLike, Order, tensor_to_array, to_bands, to_rgb
 from fassd.inference.views import SummedViews, Views, small_logits, summed
 from fassd.io.images import (
     MAX_PIXELS,
     ImageError,
-    array_to_rgb,
-    pil_to_rgb,
-    read_image,
     resized,
 )
 from fassd.io.levels import Range, as_range
@@ -37,8 +34,6 @@ from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import is_weights_file, settled
 from fassd_kernels.reference.upsample import Measure
 
-ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
-Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
 MOST_SCORES = 1 << 28  # of all classes at a picture's size, that are made at once
 
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -144,6 +139,11 @@ class Segmenter:
         """Colours of the labels, (classes, 3) uint8 RGB."""
         return np.array([info.color for info in self.classes], np.uint8)
 
+    @property
+    def bands(self) -> int | None:
+        """Number of bands that the network takes; None for three colours."""
+        return preprocessing_of(self.model).bands
+
     def __repr__(self) -> str:
         size = "the picture's" if self.size is None else "{}x{}".format(*self.size)
         return (
@@ -152,30 +152,42 @@ class Segmenter:
         )
 
     @overload
-    def predict(self, image: ImageLike) -> Labels: ...
+    def predict(self, image: ImageLike, *, order: Order = "RGB") -> Labels: ...
     @overload
-    def predict(self, image: Batch) -> list[Labels]: ...
+    def predict(self, image: Batch, *, order: Order = "RGB") -> list[Labels]: ...
     @overload
-    def predict(self, image: ImageLike, *, confidence: Measure) -> Confident: ...
-    @overload
-    def predict(self, image: Batch, *, confidence: Measure) -> list[Confident]: ...
     def predict(
-        self, image: ImageLike | Batch, *, confidence: Measure | None = None
+        self, image: ImageLike, *, order: Order = "RGB", confidence: Measure
+    ) -> Confident: ...
+    @overload
+    def predict(
+        self, image: Batch, *, order: Order = "RGB", confidence: Measure
+    ) -> list[Confident]: ...
+    def predict(
+        self, image: ImageLike | Batch, *, order: Order = "RGB", confidence: Measure | None = None
     ) -> Labels | Confident | list[Labels] | list[Confident]:
         """Label every pixel.
 
         Args:
             image: one of the following, or a list or tuple of them:
 
-                * a path to a picture file of any kind that `fassd.io.images` reads;
+                * a path to a picture file of any kind that `fassd.io.images` reads, or the file's
+                  content as bytes;
                 * a Pillow image of any mode;
                 * a NumPy array, (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16
                   over the full range, or floating point in 0 .. 1; with a `range`, of numbers in
                   it;
                 * a torch tensor with the same values and dtypes, (H, W), (C, H, W) or (H, W, C)
                   with 1, 3 or 4 channels, on any device; where both first and last could be
-                  channels, the first are.
+                  channels, the first are;
+                * a batch of such, an array (N, H, W, C) or a tensor (N, C, H, W) or (N, H, W, C),
+                  which the network takes at once.
 
+                A network of other bands than three colours (`in_channels` of `fassd.create_model`)
+                takes arrays and tensors of as many channels, and files as `fassd.io.bands` reads
+                them.
+
+            order: of the colours in arrays and tensors: "RGB", or "BGR" as OpenCV has them.
             confidence: also tell how certain each label is: the largest "probability", its "margin"
                 before the second largest, or "entropy", 1 less that over the entropy of equal
                 probabilities. The probabilities are those at the network's temperature
@@ -183,26 +195,28 @@ class Segmenter:
 
         Returns:
             (H, W) class indices at the picture's own size, uint8 (uint16 above 256 classes); with
-            `confidence` these and, (H, W) uint8, 255 times the certainty; for a list, a list of
-            them.
+            `confidence` a tuple of these and, alike, 255 times the certainty; for a list, a list of
+            them; for a batch (N, H, W).
 
         Raises:
             ImageError: a picture that cannot be read or converted (a ValueError).
             ValueError: the picture, or `size`, is too small for the network. Both name the file,
-                or its place in the list. Or `confidence` is none of the above, or of a network that
+                or its place in the list. Or another `order`, or "BGR" of a file or Pillow image,
+                which tell their own. Or `confidence` is none of the above, or of a network that
                 gives labels alone, or of more than 256 classes.
         """
         if confidence is not None:
             self._check_confidence(confidence)
         if isinstance(image, (list, tuple)):
             prefixes = [f"picture {i}: " for i, _ in enumerate(image)]
-            several: Any = [
-                self._predict(*each, confidence) for each in zip(image, prefixes, strict=True)
-            ]
+            pairs = zip(image, prefixes, strict=True)
+            several: Any = [self._predict(*each, order, confidence) for each in pairs]
             return several
-        return self._predict(image, "", confidence)
+        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+            return self._predict_batch(image, order, confidence)
+        return self._predict(image, "", order, confidence)
 
-    def probabilities(self, image: ImageLike) -> torch.Tensor:
+    def probabilities(self, image: ImageLike, *, order: Order = "RGB") -> torch.Tensor:
         """The probabilities of all classes, the mean of the views, for one picture.
 
         Returns:
@@ -214,9 +228,9 @@ class Segmenter:
         """
         self._check_output(None)
         prefix = _name(image)
-        return self._summed(self._picture(image, prefix), prefix).mean()
+        return self._summed(self._picture(image, prefix, order), prefix).mean()
 
-    def logits(self, image: ImageLike) -> torch.Tensor:
+    def logits(self, image: ImageLike, *, order: Order = "RGB") -> torch.Tensor:
         """The scores behind `predict`, for one picture.
 
         Returns:
@@ -224,7 +238,7 @@ class Segmenter:
             views the logarithms of the mean probabilities.
         """
         prefix = _name(image)
-        picture = self._picture(image, prefix)
+        picture = self._picture(image, prefix, order)
         if not self.views.plain:
             return self._summed(picture, prefix).mean().log()
         batch, size = self._batch(picture)
@@ -250,21 +264,47 @@ class Segmenter:
                 "export it with --output logits"
             )
 
-    def _predict(self, image: Any, prefix: str, confidence: Measure | None) -> Any:
+    def _predict(self, image: Any, prefix: str, order: Order, confidence: Measure | None) -> Any:
         prefix = _name(image) or prefix
-        picture = self._picture(image, prefix)
+        picture = self._picture(image, prefix, order)
         if confidence is not None:
             labels, certainty = self._confident(picture, prefix, confidence).cpu().numpy()
             return labels, certainty
         if not self.views.plain:
             found = self._summed(picture, prefix).labels().cpu()
             return found.numpy() if found.dtype == torch.uint8 else found.numpy().astype(np.uint16)
-        batch, size = self._batch(picture)
+        return self._labels(*self._batch(picture), prefix)[0]
+
+    def _predict_batch(
+        self,
+        images: npt.NDArray[Any] | torch.Tensor,
+        order: Order,
+        confidence: Measure | None,
+    ) -> Any:
+        """The labels of pictures of one size, (N, H, W), or a tuple of them and their certainty."""
+        if isinstance(images, torch.Tensor):
+            images = tensor_to_array(images, self.bands)
+        prefixes = [f"picture {index}: " for index in range(len(images))]
+        pairs = zip(images, prefixes, strict=True)
+        if not len(images):
+            empty = np.zeros(images.shape[:3], np.uint8)
+            return empty if confidence is None else (empty, empty)
+        if not self.views.plain or confidence is not None:
+            alone = [self._predict(*pair, order, confidence) for pair in pairs]
+            if confidence is None:
+                return np.stack(alone)
+            return tuple(np.stack(each) for each in zip(*alone, strict=True))
+        pictures = [self._picture(*pair, order) for pair in pairs]
+        batches, sizes = zip(*map(self._batch, pictures), strict=True)
+        return self._labels(torch.cat(batches), sizes[0], "")
+
+    def _labels(self, batch: torch.Tensor, size: tuple[int, int], prefix: str) -> Labels:
+        """The labels, (N, H, W), of the network's input; (H, W) is the pictures' own size."""
         network: Any = self.model
         if self._is_direct(batch, size):
-            return self._run(network.predict_labels, batch, prefix)[0].cpu().numpy()
+            return self._run(network.predict_labels, batch, prefix).cpu().numpy()
         scores = logits_of(self._run(self.model, batch, prefix))
-        labels = self._largest(scores, size).cpu().numpy()
+        labels = torch.stack([self._largest(each[None], size) for each in scores]).cpu().numpy()
         return labels.astype(np.uint8) if scores.shape[1] <= 256 else labels.astype(np.uint16)
 
     def _is_direct(self, batch: torch.Tensor, size: tuple[int, int]) -> bool:
@@ -287,13 +327,16 @@ class Segmenter:
                 return self._run(direct, batch, prefix)[0]
         return self._summed(picture, prefix).confident(measure)
 
-    def _picture(self, image: Any, prefix: str) -> npt.NDArray[np.uint8]:
-        """A picture as uint8 RGB, (H, W, 3)."""
-        if isinstance(image, (str, os.PathLike)):
-            return read_image(image, self.range, self.max_pixels)
+    def _picture(self, image: Any, prefix: str, order: Order) -> npt.NDArray[np.uint8]:
+        """A picture as uint8 RGB, (H, W, 3), or (H, W, bands)."""
+        of_file = isinstance(image, (str, os.PathLike))  # which its errors name themselves
         try:
-            return to_rgb(image, self.range)
+            if self.bands is not None:
+                return to_bands(image, self.bands, self.range, order, self.max_pixels)
+            return to_rgb(image, self.range, order, self.max_pixels)
         except ImageError as error:
+            if of_file and order == "RGB":
+                raise
             raise ImageError(f"{prefix}{error}") from error
 
     def _batch(self, picture: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -351,38 +394,6 @@ class Segmenter:
 def _name(image: Any) -> str:
     """What errors about a picture begin with: its file, if it is one."""
     return f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
-
-
-def to_rgb(image: ImageLike, range: Range = None) -> npt.NDArray[np.uint8]:
-    """Convert anything that `Segmenter.predict` accepts to uint8 RGB, (H, W, 3).
-
-    Raises:
-        ImageError: it cannot be read or converted.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image, range)
-    if isinstance(image, np.ndarray):
-        return array_to_rgb(image, range)
-    if isinstance(image, torch.Tensor):
-        return array_to_rgb(_tensor_to_array(image), range)
-    if isinstance(image, Image.Image):
-        try:
-            return pil_to_rgb(image, range)
-        except OSError as error:  # its file is read only now
-            raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
-    raise ImageError(
-        "an image must be a path, a Pillow image, a NumPy array or a torch tensor, "
-        f"got {type(image).__name__}"
-    )
-
-
-def _tensor_to_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:  # NumPy has none
-        tensor = tensor.float()
-    if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
-        tensor = tensor.permute(1, 2, 0)
-    return tensor.numpy()
 
 
 def accelerated(

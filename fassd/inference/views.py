@@ -77,7 +77,7 @@ class SummedViews:
     """Probabilities of one picture's classes, summed over its views.
 
     Of few views it holds the logits as they came. Of many, or of large ones, it holds a sum at the
-    picture's size: never more numbers than two pictures of all classes.
+    picture's size: no more than two pictures of all classes, and one view.
 
     Args:
         size: (H, W) of the picture.

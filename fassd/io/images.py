@@ -14,6 +14,7 @@ Every reader here returns uint8 RGB of shape (H, W, 3), upright:
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import stat
@@ -97,8 +98,12 @@ class Reading(NamedTuple):
 # ---------------------------------------------------------------------------------------- reading
 
 
+Content = bytes | bytearray | memoryview
+"""A picture file's content."""
+
+
 def read_image(
-    path: str | os.PathLike[str], range: Range = None, max_pixels: int | None = None
+    path: str | os.PathLike[str] | Content, range: Range = None, max_pixels: int | None = None
 ) -> npt.NDArray[np.uint8]:
     """Read a picture file as uint8 RGB, (H, W, 3), upright.
 
@@ -106,7 +111,7 @@ def read_image(
     more than 8 bits fill so little of the range that the picture is nearly black.
 
     Args:
-        path: the file, in one of `FORMATS`.
+        path: the file, or its content, in one of `FORMATS`.
         range: values that become 0 and 255, of pictures of more than 8 bits: (low, high); "auto"
             for the picture's own lowest and highest; None for all that the file can hold (0 to
             65535 of 16 bits, 0 to 1 of floats). They are the file's own, as it stores them.
@@ -119,20 +124,26 @@ def read_image(
         ValueError: `range` is none.
     """
     reading = examine_image(path, range, max_pixels)
-    return _warned(reading, f"{os.fspath(path)}: ")
+    return warned(reading, prefix_of(path))
+
+
+def prefix_of(path: str | os.PathLike[str] | Content) -> str:
+    """What errors about a picture begin with: its file, if it is one."""
+    return "" if isinstance(path, Content) else f"{os.fspath(path)}: "
 
 
 def examine_image(
-    path: str | os.PathLike[str], range: Range = None, max_pixels: int | None = None
+    path: str | os.PathLike[str] | Content, range: Range = None, max_pixels: int | None = None
 ) -> Reading:
     """Like `read_image`, but what that warns of is returned, too."""
     range = as_range(range)
     try:
-        with open_image(path, max_pixels) as image:
+        source = io.BytesIO(path) if isinstance(path, Content) else path
+        with open_image(source, max_pixels) as image:
             passed_over = pages_passed_over(image)
             reading = _read(image, range)
     except Exception as error:  # decoders of damaged files raise almost anything
-        raise ImageError(f"{os.fspath(path)}: {unreadable_because(path, error)}") from error
+        raise ImageError(f"{prefix_of(path)}{unreadable_because(path, error)}") from error
     return reading._replace(remarks=(*reading.remarks, *passed_over))
 
 
@@ -183,18 +194,20 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def unreadable_because(path: str | os.PathLike[str], error: Exception) -> str:
+def unreadable_because(path: str | os.PathLike[str] | Content, error: Exception) -> str:
     """What to tell of an error that came while a picture was read."""
     if isinstance(error, ImageError):
         return str(error)
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, IsADirectoryError) or Path(path).is_dir():
+    if isinstance(error, IsADirectoryError) or (
+        not isinstance(path, Content) and os.path.isdir(path)
+    ):
         return "is a folder, not a picture"
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
     if isinstance(error, Image.UnidentifiedImageError):
-        if Path(path).stat().st_size == 0:
+        if not (len(path) if isinstance(path, Content) else os.path.getsize(path)):
             return "is empty"
         return f"is not a picture in a format that is read here ({', '.join(formats())})"
     if isinstance(error, MemoryError):
@@ -251,7 +264,7 @@ def pil_to_rgb(image: Image.Image, range: Range = None) -> npt.NDArray[np.uint8]
         OSError: the file behind the image is truncated or damaged.
         ValueError: `range` is none.
     """
-    return _warned(_read(image, as_range(range)))
+    return warned(_read(image, as_range(range)))
 
 
 def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np.uint8]:
@@ -275,9 +288,18 @@ def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np
         raise ImageError(
             f"an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}"
         )
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8) * np.uint8(255)
     range = as_range(range)
+    return warned(_levelled(checked_values(array, range), 65535, range))
+
+
+def checked_values(array: npt.NDArray[Any], range: Range) -> npt.NDArray[Any]:
+    """An array whose dtype can become levels; truth values become 0 and 255.
+
+    Raises:
+        ImageError: another dtype.
+    """
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
     floats = np.issubdtype(array.dtype, np.floating)
     whole = np.issubdtype(array.dtype, np.integer) and range is not None
     if not (floats or whole or array.dtype in (np.uint8, np.uint16)):
@@ -285,10 +307,11 @@ def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np
             "an array must be bool, uint8, uint16 or floating, or with a range of any integers, "
             f"got {array.dtype}"
         )
-    return _warned(_levelled(array, 65535, range))
+    return array
 
 
-def _warned(reading: Reading, name: str = "") -> npt.NDArray[np.uint8]:
+def warned(reading: Reading, name: str = "") -> npt.NDArray[np.uint8]:
+    """The pixels, after a warning of each remark."""
     for remark in reading.remarks:
         warnings.warn(f"{name}{remark}", ImageWarning, stacklevel=3)
     return reading.pixels
@@ -317,30 +340,51 @@ def _read(image: Image.Image, range: Range) -> Reading:
     return Reading(_opaque(image), (0, 65535) if deep else None, tuple(remarks))
 
 
+def levels_of(
+    values: npt.NDArray[Any], highest: int, range: Range
+) -> tuple[npt.NDArray[np.uint8], tuple[float, float] | None, tuple[str, ...]]:
+    """Levels of values, the range that they were given, and remarks; 8 bits stay as they are.
+
+    Args:
+        values: integers or floats of any shape.
+        highest: the largest integer that there may be.
+        range: which become 0 and 255.
+
+    Raises:
+        ImageError: a value is NaN, or there is no range and one lies outside.
+    """
+    if values.dtype == np.uint8:
+        return values, None, ()
+    floats = np.issubdtype(values.dtype, np.floating)
+    full = (0, 1 if floats else highest)
+    remarks = []
+    if range is None:
+        low, high = values.min(), values.max()
+        if values.dtype != np.uint16 and not (low >= 0 and high <= full[1]):  # NaN, too
+            must = f"32-bit values must be 0 to {highest}"
+            must = "floating-point pixels must lie in 0 .. 1" if floats else must
+            raise ImageError(f"{must}, got {low} .. {high}; others need a range (--range)")
+        remarks = [] if floats else empty_bits(int(high), highest)
+    try:
+        levels, used = to_levels(values, range, full)
+    except ValueError as error:
+        raise ImageError(str(error)) from error
+    return levels, used, tuple(remarks)
+
+
 def _levelled(values: npt.NDArray[Any], highest: int, range: Range) -> Reading:
     """The levels of an array, (H, W, 1, 3 or 4), as RGB."""
-    colors, alpha = values[..., :3], values[..., 3:]
-    used, remarks = None, []
-    if values.dtype != np.uint8:
-        floats = np.issubdtype(values.dtype, np.floating)
-        full = (0, 1 if floats else highest)
-        if range is None:
-            low, high = values.min(), values.max()
-            if values.dtype != np.uint16 and not (low >= 0 and high <= full[1]):  # NaN, too
-                must = f"32-bit values must be 0 to {highest}"
-                must = "floating-point pixels must lie in 0 .. 1" if floats else must
-                raise ImageError(f"{must}, got {low} .. {high}; others need a range (--range)")
-            remarks = [] if floats else empty_bits(int(colors.max()), highest)
-        try:
-            colors, used = to_levels(colors, range, full)
-        except ValueError as error:
-            raise ImageError(str(error)) from error
-        alpha = to_levels(alpha, None, full)[0] if alpha.size else alpha
+    colors, used, remarks = levels_of(values[..., :3], highest, range)
+    alpha = values[..., 3:]
+    if alpha.size and alpha.dtype != np.uint8:
+        full = (0, 1 if np.issubdtype(alpha.dtype, np.floating) else highest)
+        given = range is not None  # of the colours; alpha has its own
+        alpha = to_levels(alpha, None, full)[0] if given else levels_of(alpha, highest, None)[0]
     if alpha.size:
         colors = _opaque(Image.fromarray(np.concatenate([colors, alpha], axis=2)))
     elif colors.shape[2] == 1:
         colors = np.repeat(colors, 3, axis=2)
-    return Reading(np.ascontiguousarray(colors, np.uint8), used, tuple(remarks))
+    return Reading(np.ascontiguousarray(colors, np.uint8), used, remarks)
 
 
 def _opaque(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -352,11 +396,18 @@ def _opaque(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def resized(picture: npt.NDArray[np.uint8], size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """A picture, (H, W, 3) uint8, at another size (H, W), bilinear and antialiased."""
+    """A picture, (H, W, channels) uint8, at another size (H, W), bilinear and antialiased."""
     if size == picture.shape[:2]:
         return picture
+    if picture.shape[2] != 3:  # Pillow has modes of up to four, and means colours by them
+        planes = np.moveaxis(np.ascontiguousarray(picture), 2, 0)
+        return np.stack([_stretched(Image.fromarray(plane), size) for plane in planes], 2)
+    return _stretched(Image.fromarray(picture), size)
+
+
+def _stretched(image: Image.Image, size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     height, width = size
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 # ---------------------------------------------------------------------------------------- writing

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fassd.models.layers import ConvLayer
-from fassd.models.preprocess import Preprocessing, Triple
+from fassd.models.preprocess import PerChannel, Preprocessing
 from fassd.models.weights import DownloadError, cache_folder
 
 STRIDES = (4, 8, 16, 32)
@@ -41,8 +41,10 @@ class Encoder(nn.Module):
         name: of timm, with or without a tag of its weights: ``resnet18d``, ``resnet18d.ra2_in1k``.
         channels: of the maps, fine to coarse.
         pretrained: start from timm's own weights, see `pretrained_file`.
+        in_channels: channels of the pictures; timm spreads weights of three over others.
 
-    Shape: (N, 3, H, W) to four maps, (N, channels[i], ceil(H / STRIDES[i]), ceil(W / STRIDES[i])).
+    Shape: (N, in_channels, H, W) to four maps, (N, channels[i], ceil(H / STRIDES[i]),
+        ceil(W / STRIDES[i])).
 
     Attributes:
         name, body: the encoder.
@@ -55,11 +57,14 @@ class Encoder(nn.Module):
         DownloadError: its weights could not be fetched; the message tells where to put them.
     """
 
-    def __init__(self, name: str, channels: Sequence[int], pretrained: bool = False) -> None:
+    def __init__(
+        self, name: str, channels: Sequence[int], pretrained: bool = False, in_channels: int = 3
+    ) -> None:
         super().__init__()
         self.name = name
         self.preprocessing = preprocessing_for(name)
-        options, self.channels_last = plan_of(name)
+        plan, self.channels_last = plan_of(name)
+        options = plan if in_channels == 3 else {**plan, "in_chans": in_channels}
         timm = import_timm()
         self.body: Any = (
             load_pretrained(timm, name, options)
@@ -210,7 +215,7 @@ def preprocessing_for(name: str) -> Preprocessing:
     check_name(name)
     config = timm.get_pretrained_cfg(name)
     mean, std = (
-        cast(Triple, tuple(map(float, values)))
+        cast(PerChannel, tuple(map(float, values)))
         for values in (
             (config.mean, config.std)
             if config is not None

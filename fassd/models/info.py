@@ -145,8 +145,8 @@ def remember(network: nn.Module, found: NetworkInfo | None) -> None:
     """Let a network know what the file of all its weights says, but for what it was built as."""
     if found is not None and found.preprocessing is not None:
         for part in network.modules():
-            if isinstance(part, Encoder):
-                part.preprocessing = found.preprocessing
+            if isinstance(part, (Encoder, FASSDNet)):
+                part.__dict__["preprocessing"] = found.preprocessing
     own = info_of(network)
     if own is not None:
         told = found or NetworkInfo(own.model)

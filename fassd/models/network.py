@@ -27,6 +27,7 @@ from fassd.models.encoder import STRIDES, Encoder
 from fassd.models.hardnet import HarDBlock
 from fassd.models.layers import ConvLayer, init_weights, positive_int, resize
 from fassd.models.mda import MDA
+from fassd.models.preprocess import MOST_BANDS, Preprocessing
 
 Context = Literal["dapf", "aspp", "none"]
 
@@ -73,16 +74,22 @@ class FASSDNet(nn.Module):
         encoder: of timm, in place of HarDNet's (`fassd.models.encoder.Encoder`); `stem_strides` and
             `stages`, which are HarDNet's, stay at their defaults then.
         pretrained: start that encoder from timm's own weights.
+        in_channels: channels of the input; of any other number than 3 they are bands, normalised by
+            a mean of 0.5 and a deviation of 0.25 of the largest value unless `preprocessing`, an
+            attribute of the network then, says another.
 
-    Shape: (N, 3, H, W), floating, to logits (N, num_classes, H, W). The input is BGR, normalised
-    with mean 255 * [.406, .456, .485] and deviation 255 * [.225, .224, .229]; with another encoder
-    it is as that one's weights were trained (`fassd.models.preprocessing_of`). H and W need not be
-    a multiple of anything, but reach `minimum_size`.
+    Shape: (N, in_channels, H, W), floating, to logits (N, num_classes, H, W). The
+        input is BGR, normalised with mean 255 * [.406, .456, .485] and deviation 255 * [.225, .224,
+        .229]; with another encoder it is as that one's weights were trained
+        (`fassd.models.preprocessing_of`). H and W need not be a multiple of anything, but reach
+        `minimum_size`.
 
     Raises:
         ValueError: an argument, or in `forward` a tensor, that is not as above; the message names
             what came and what is accepted.
     """
+
+    in_channels = 3  # of networks that were pickled before there were others
 
     def __init__(
         self,
@@ -97,8 +104,12 @@ class FASSDNet(nn.Module):
         dilations: Sequence[int] = DILATIONS,
         encoder: str | None = None,
         pretrained: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
+        self.in_channels = positive_int("in_channels", in_channels, at_most=MOST_BANDS)
+        if in_channels != 3:
+            self.preprocessing = Preprocessing.of_bands(in_channels)
         self._num_classes = positive_int("num_classes", num_classes)
         self.alpha = positive_int("alpha", alpha, at_most=stages[-1].channels)
         dilations = checked_dilations(dilations)
@@ -118,7 +129,7 @@ class FASSDNet(nn.Module):
                     f"encoder={encoder!r} takes the place of HarDNet with its stem and stages: it "
                     "goes with FASSD-Net and its baselines, not with L1, L2 and FC-HarDNet"
                 )
-            self.base = Encoder(encoder, ENCODER_CHANNELS, pretrained)
+            self.base = Encoder(encoder, ENCODER_CHANNELS, pretrained, in_channels)
             skip_channels = list(ENCODER_CHANNELS[:-1])
         self.DAPF = _context_module(context, stages[-1].channels, self.alpha, dilations)
         self.denseBlocksUp = nn.ModuleList()
@@ -139,7 +150,7 @@ class FASSDNet(nn.Module):
     def _build_encoder(self, stages: Sequence[Stage]) -> list[int]:
         """Fill `base`; return the channels of the skips, fine to coarse."""
         skip_channels = []
-        channels = 3
+        channels = self.in_channels
         for width, stride in zip(STEM_CHANNELS, self.stem_strides, strict=True):
             self.base.append(ConvLayer(channels, width, stride=stride))
             channels = width
@@ -230,8 +241,9 @@ class FASSDNet(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if isinstance(x, torch.fx.Proxy):  # a symbolic trace knows neither size nor type
             return
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"the input must have shape (N, 3, H, W), got {tuple(x.shape)}")
+        count = self.in_channels
+        if x.dim() != 4 or x.shape[1] != count:
+            raise ValueError(f"the input must have shape (N, {count}, H, W), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"the input must be a normalised floating tensor, got {x.dtype}")
         if x.shape[2] < self.minimum_size or x.shape[3] < self.minimum_size:

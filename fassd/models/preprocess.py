@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,15 @@ MEAN = (0.406, 0.456, 0.485)
 STD = (0.225, 0.224, 0.229)
 """ImageNet channel standard deviations in 0 .. 1, in BGR order."""
 
-Triple = tuple[float, float, float]
+BANDS = (0.5, 0.25)
+"""Mean and deviation in 0 .. 1 of a band of pictures that are none of three colours, where nobody
+says another."""
+
+MOST_BANDS = 512
+"""Channels that a network may take."""
+
+PerChannel = tuple[float, ...]
+Channels = Literal["BGR", "RGB", "bands"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +32,23 @@ class Preprocessing:
 
     Attributes:
         mean, std: of the channels in 0 .. 1, in the order in which the network takes them.
-        channels: that order.
+        channels: that order; "bands" is that of the picture, of any number of them.
     """
 
-    mean: Triple = MEAN
-    std: Triple = STD
-    channels: Literal["BGR", "RGB"] = "BGR"
+    mean: PerChannel = MEAN
+    std: PerChannel = STD
+    channels: Channels = "BGR"
+
+    @classmethod
+    def of_bands(cls, count: int) -> Preprocessing:
+        """That of pictures of so many bands, each with the mean and deviation of `BANDS`."""
+        mean, std = BANDS
+        return cls((mean,) * count, (std,) * count, "bands")
+
+    @property
+    def bands(self) -> int | None:
+        """Number of the bands; None for three colours."""
+        return len(self.mean) if self.channels == "bands" else None
 
     @classmethod
     def checked(cls, mean: Any, std: Any, channels: Any) -> Preprocessing:
@@ -38,15 +57,20 @@ class Preprocessing:
         Raises:
             ValueError, TypeError: it makes no sense.
         """
-        means, deviations = (
-            (float(first), float(second), float(third)) for first, second, third in (mean, std)
-        )
+        means, deviations = (tuple(map(float, values)) for values in (mean, std))
+        if channels not in get_args(Channels):
+            raise ValueError(f"channels must be BGR, RGB or bands, got {channels!r:.40}")
+        count = len(means)
+        if len(deviations) != count or not (1 <= count <= MOST_BANDS):
+            raise ValueError(
+                f"mean and std must be as many, 1 to {MOST_BANDS}, got {mean!r:.80}, {std!r:.80}"
+            )
+        if channels != "bands" and count != 3:
+            raise ValueError(f"{channels} has three channels, got a mean of {count}")
         if not np.isfinite((means, deviations)).all() or min(deviations) <= 0:
             raise ValueError(
                 f"mean and std must be finite, std above 0, got {mean!r:.80}, {std!r:.80}"
             )
-        if channels not in ("BGR", "RGB"):
-            raise ValueError(f"channels must be BGR or RGB, got {channels!r:.40}")
         return cls(means, deviations, channels)
 
     @property
@@ -61,9 +85,9 @@ class Preprocessing:
 
     @property
     def mean_color(self) -> tuple[int, ...]:
-        """The RGB colour that becomes closest to zeros."""
+        """The RGB colour, or the levels of the bands, that become closest to zeros."""
         levels = [round(level) for level in self.mean_levels]
-        return tuple(levels if self.channels == "RGB" else reversed(levels))
+        return tuple(reversed(levels) if self.channels == "BGR" else levels)
 
 
 OURS = Preprocessing()
@@ -85,7 +109,7 @@ def preprocessing_of(network: object) -> Preprocessing:
 
 @functools.lru_cache(8)
 def _levels(preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """What each of the 256 levels of a channel becomes, (3, 256) in the network's order."""
+    """What each of the 256 levels of a channel becomes, (channels, 256) in the network's order."""
     level = np.arange(256, dtype=np.float64)
     mean, std = (
         255 * np.array(values)[:, None] for values in (preprocessing.mean, preprocessing.std)
@@ -102,21 +126,23 @@ def normalize(
     and looked up.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB, or of as many bands as the network takes.
         preprocessing: of the network (`preprocessing_of`).
 
     Returns:
-        (3, H, W) float32, channels in the order of `preprocessing`, BGR by default; C-contiguous.
+        (channels, H, W) float32, in the order of `preprocessing`, BGR by default; C-contiguous.
 
     Raises:
         ValueError: `image` has another shape or dtype.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    count = len(preprocessing.mean)
+    if image.ndim != 3 or image.shape[2] != count or image.dtype != np.uint8:
         raise ValueError(
-            f"image must be uint8 of shape (H, W, 3), got {image.dtype} of shape {image.shape}"
+            f"image must be uint8 of shape (H, W, {count}), got {image.dtype} of shape "
+            f"{image.shape}"
         )
-    result = np.empty((3, *image.shape[:2]), np.float32)
-    planes = image if preprocessing.channels == "RGB" else image[..., ::-1]
+    result = np.empty((count, *image.shape[:2]), np.float32)
+    planes = image[..., ::-1] if preprocessing.channels == "BGR" else image
     for channel, levels in enumerate(_levels(preprocessing)):
         # "clip" is never needed for uint8, but it spares NumPy the buffer that "raise" makes.
         np.take(levels, planes[..., channel], out=result[channel], mode="clip")

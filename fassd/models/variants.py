@@ -10,6 +10,7 @@ from typing import Any
 
 from fassd.models.dapf import DILATIONS, checked_dilations
 from fassd.models.encoder import preprocessing_for
+from fassd.models.layers import positive_int
 from fassd.models.network import FIVE_STAGES, FASSDNet
 from fassd.models.preprocess import OURS, Preprocessing
 
@@ -100,6 +101,9 @@ class Variant:
         Raises:
             ValueError, ImportError: as of `Encoder`.
         """
+        bands = self.switches.get("in_channels")
+        if bands is not None:
+            return Preprocessing.of_bands(bands)
         return OURS if self.encoder is None else preprocessing_for(self.encoder)
 
 
@@ -195,7 +199,8 @@ VARIANTS: dict[str, Variant] = {
 
 
 FULL_NAME = re.compile(
-    r"(?P<name>\w+)(@(?P<encoder>[\w.]+))?(?P<light>\+light)?(\+dilations(?P<dilations>\d+-\d+-\d+))?",
+    r"(?P<name>\w+)(@(?P<encoder>[\w.]+))?(?P<light>\+light)?(\+dilations(?P<dilations>\d+-\d+-\d+))?"
+    r"(\+bands(?P<bands>[1-9]\d*))?",
     re.ASCII,
 )
 
@@ -205,6 +210,7 @@ def full_name(
     encoder: str | None = None,
     light_decoder: bool = False,
     dilations: Sequence[int] | None = None,
+    in_channels: int | None = None,
 ) -> str:
     """A network's name with what it has of its own: one text for files, options and results.
 
@@ -213,14 +219,14 @@ def full_name(
 
     Args:
         name: of a variant, or a full name, to which the other arguments are added.
-        encoder, light_decoder, dilations: as of `fassd.create_model`.
+        encoder, light_decoder, dilations, in_channels: as of `fassd.create_model`.
 
     Raises:
         ValueError: an argument says another thing than the name, or is none.
     """
     match = FULL_NAME.fullmatch(name)
     if match is None:
-        if encoder is None and not light_decoder and dilations is None:
+        if encoder is None and not light_decoder and dilations is None and in_channels is None:
             return name  # whatever it is, it is not understood as a network
         raise ValueError(_unknown(name))
     if encoder is not None and not (
@@ -230,18 +236,22 @@ def full_name(
     wanted = None
     if dilations is not None:
         wanted = "-".join(map(str, checked_dilations(dilations)))
+    bands = None if in_channels is None else str(positive_int("in_channels", in_channels))
     for what, asked, own in (
         ("encoder", encoder, match["encoder"]),
         ("dilations", wanted, match["dilations"]),
+        ("in_channels", bands, match["bands"]),
     ):
         if None not in (asked, own) and asked != own:
             raise ValueError(f"{name!r} has {what} {own}, asked for was {asked}")
     encoder, wanted = encoder or match["encoder"], wanted or match["dilations"]
+    bands = bands or match["bands"]
     return (
         match["name"]
         + (f"@{encoder}" if encoder else "")
         + ("+light" if light_decoder or match["light"] else "")
         + (f"+dilations{wanted}" if wanted not in (None, "-".join(map(str, DILATIONS))) else "")
+        + (f"+bands{bands}" if bands not in (None, "3") else "")
     )
 
 
@@ -278,6 +288,9 @@ def get_variant(name: str) -> Variant:
     if match["dilations"]:
         switches["dilations"] = checked_dilations([*map(int, match["dilations"].split("-"))])
         own.append(f"dilations {match['dilations']}")
+    if match["bands"] not in (None, "3"):
+        switches["in_channels"] = int(match["bands"])
+        own.append(f"{match['bands']} bands")
     return replace(
         found,
         title=f"{found.title}, {', '.join(own)}",

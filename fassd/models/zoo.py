@@ -30,6 +30,7 @@ def create_model(
     pretrained: bool = False,
     light_decoder: bool = False,
     dilations: Sequence[int] | None = None,
+    in_channels: int | None = None,
 ) -> FASSDNet:
     """Build a network of the family in plain PyTorch, on the default device, in training mode.
 
@@ -66,6 +67,8 @@ def create_model(
             licences differ.
         light_decoder: 3x3 convolutions in place of the decoder's HarDBlocks, as FASSD-Net-L2 has.
         dilations: of DAPF's three asymmetric branches; None for those of the paper, 12, 24, 36.
+        in_channels: bands of the pictures, if they are not of three colours: 1 to 512. They are
+            normalised as ``model.preprocessing`` says, which may be assigned.
 
     Returns:
         A `FASSDNet`: (N, 3, H, W) normalised BGR (of an encoder of timm: RGB) to logits
@@ -79,7 +82,7 @@ def create_model(
         DownloadError: a download that failed; the message says where to put the file by hand.
         ImportError: an encoder without timm; the message says how to install it.
     """
-    name = full_name(name, encoder, light_decoder, dilations)
+    name = full_name(name, encoder, light_decoder, dilations, in_channels)
     get_variant(name)  # an unknown one is the first error
     name, num_classes, alpha = settled(weights, name, num_classes, alpha)
     if pretrained and weights is not None:

@@ -20,15 +20,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fassd.models.info import temperature_of
-from fassd.models.preprocess import normalize, preprocessing_of
-from fassd_kernels.reference.upsample import Measure, confident_labels
+from fassd_kernels.reference.upsample import Measure
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
@@ -132,31 +130,17 @@ def label_pictures(
     Raises:
         UnsuitableError: the pictures are too small for the network, or it tells no certainty.
     """
-    network: Any = getattr(segmenter, "model", None)
+    network = getattr(segmenter, "model", None)
     try:
-        views = getattr(segmenter, "views", None)
-        alone = getattr(segmenter, "size", None) is not None or not (views is None or views.plain)
-        if len(pictures) == 1 or alone or not isinstance(network, torch.nn.Module):
+        if len(pictures) == 1 or not isinstance(network, torch.nn.Module):
             if measure is None:
                 return [segmenter.predict(picture).astype(np.uint8) for picture in pictures]
             return [np.stack(segmenter.predict(each, confidence=measure)) for each in pictures]
-        own = preprocessing_of(network)
-        batch = torch.from_numpy(np.stack([normalize(picture, own) for picture in pictures]))
-        batch = batch.to(segmenter.device, segmenter.dtype)
-        with torch.inference_mode():
-            direct = getattr(network, "predict_labels", None)
-            labels = direct(batch, measure) if direct else labelled(network, batch, measure)
-        return list(labels.cpu().numpy().astype(np.uint8))
+        if measure is not None:
+            return list(np.stack(segmenter.predict(np.stack(pictures), confidence=measure), 1))
+        return list(segmenter.predict(np.stack(pictures)).astype(np.uint8))
     except ValueError as error:
         raise UnsuitableError(str(error)) from error
-
-
-def labelled(network: torch.nn.Module, batch: torch.Tensor, measure: Measure | None) -> Any:
-    """Labels of a network that gives logits, as of `label_pictures`."""
-    logits = network(batch).float()
-    if measure is None:
-        return logits.argmax(1)
-    return confident_labels(logits, measure, temperature_of(network))
 
 
 # ------------------------------------------------------------------------------------------ queue

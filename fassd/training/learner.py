@@ -19,6 +19,8 @@ from fassd.io.palette import labels_by_name
 from fassd.models import NetworkInfo, create_model, get_variant, load_checkpoint, preprocessing_of
 from fassd.models.info import remember
 from fassd.models.layers import init_xavier
+from fassd.models.network import FASSDNet
+from fassd.models.variants import full_name
 from fassd.models.zoo import weights_file
 from fassd.training.auxiliary import WithHeads
 from fassd.training.distillation import Teacher
@@ -275,6 +277,7 @@ def _network(
         pretrained = start and encoder is not None
         weights = "imagenet" if encoder is None else None
     model = create_model(recipe.model, len(space.classes), recipe.alpha, pretrained=pretrained)
+    _take_bands(model, recipe, space)
     if pretrained:
         tell(f"encoder {encoder} with timm's weights")
     if recipe.init == "xavier":
@@ -285,6 +288,27 @@ def _network(
         _reorder_head(model, space.class_names)
     remember(model, NetworkInfo.of(recipe.model, recipe.alpha, space.classes))
     return model
+
+
+def _take_bands(model: FASSDNet, recipe: Recipe, space: LabelSpace) -> None:
+    """Let a network of bands take them as the first card says.
+
+    Raises:
+        RecipeError: the pictures have other bands than the network takes.
+    """
+    for card in space.cards:
+        count = card.bands or 3
+        if count != model.in_channels:
+            wanted = full_name(recipe.model.partition("+bands")[0], in_channels=count)
+            raise RecipeError(
+                f"{recipe.model} takes {model.in_channels} channels, the pictures of {card.named} "
+                f"have {count}: --model {wanted}"
+            )
+    own = space.cards[0].preprocessing
+    if own is not None:
+        model.preprocessing = own
+        if recipe.teacher is not None:
+            raise RecipeError("teacher: of pictures of bands there is none to learn from")
 
 
 def _reorder_head(model: Any, wanted: list[str]) -> None:

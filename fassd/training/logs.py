@@ -22,6 +22,7 @@ from fassd.data.card import Card
 from fassd.data.dataset import Sample
 from fassd.distributed import is_main
 from fassd.evaluation.evaluate import Evaluation
+from fassd.io.bands import shown
 from fassd.io.files import regular, replacing
 from fassd.io.images import write_image
 from fassd.io.palette import colorize
@@ -133,7 +134,7 @@ class ScenePanel:
         colors = self.card.palette
         rows = [
             [
-                Tile(sample.image),
+                Tile(sample.image if self.card.bands is None else shown(sample.image)),
                 Tile(colorize(sample.labels, colors)),
                 Tile(colorize(labels, colors)),
             ]

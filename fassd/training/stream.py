@@ -106,7 +106,8 @@ class SampleStream(Dataset[TrainingSample]):
         """The samples of a recipe."""
         names = "crop", "scale", "flip", "rotate", "jitter", "gamma", "blur", "focus"
         settings = {name: getattr(recipe, name) for name in names}
-        padding = BLACK if recipe.pad == "black" else preprocessing.mean_color
+        mean = preprocessing.mean_color
+        padding = (0,) * len(mean) if recipe.pad == "black" else mean
         transform = TrainTransform(padding=padding, **settings)
         earlier = [(end * recipe.batch, replace(transform, crop=c)) for end, c in recipe.stages]
         return cls(datasets, transform, recipe.seed, recipe.shares, earlier, preprocessing)

@@ -148,8 +148,13 @@ class FusedNetwork(FASSDNet):
             mean, std: as of :func:`fassd_kernels.reference.normalize`, in the order of the channels
                 that the network takes; where that is RGB, the pictures are turned around for it.
             measure: as of `predict_labels`.
+
+        Raises:
+            ValueError: the network takes another number of channels.
         """
-        if preprocessing_of(self).channels == "RGB":
+        if self.in_channels != 3:
+            raise ValueError(f"pictures have three channels, the network takes {self.in_channels}")
+        if preprocessing_of(self).channels != "BGR":
             pictures = pictures.flip(3)
         first: Any = None if isinstance(self.base, Encoder) else self.base[0]
         plain = isinstance(first, FusedConvLayer) and not is_hooked(first)

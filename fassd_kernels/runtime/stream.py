@@ -55,6 +55,9 @@ class CameraNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.preprocessing = preprocessing_of(network)
+        bands = self.preprocessing.bands
+        if bands is not None:
+            raise ValueError(f"frames have three colours, the network takes {bands} bands")
         self.training = False
 
     def forward(self, frames: Tensor) -> Tensor:

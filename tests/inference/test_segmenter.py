@@ -126,6 +126,89 @@ def test_threads_sleep_where_a_segmenter_brings_pytorch():
     assert done.stdout.strip() == "PASSIVE", done.stderr
 
 
+def test_bytes_of_a_file(picture, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+    content = path.read_bytes()
+    segmenter = Segmenter(Brightest(), backend="reference", max_pixels=48)
+    expected = segmenter.predict(path)
+    for same in (content, bytearray(content), memoryview(content)):
+        np.testing.assert_array_equal(segmenter.predict(same), expected)
+    with pytest.raises(ImageError, match=r"^picture 1: is damaged or truncated"):
+        segmenter.predict([content, content[:44]])
+    with pytest.raises(ImageError, match=r"^is empty$"):
+        segmenter.predict(b"")
+    with pytest.raises(ImageError, match=r"^is not a picture in a format that is read here"):
+        segmenter.predict(b"%PDF-1.7")
+    with pytest.raises(ImageError, match=r"^has 6x8 pixels; more than"):
+        Segmenter(Brightest(), max_pixels=47).predict(content)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_bgr_is_turned_around(picture, alpha):
+    """As OpenCV has colours; alpha stays the last."""
+    segmenter = Segmenter(Brightest(), backend="reference")
+    expected = segmenter.predict(picture)
+    turned = picture[..., ::-1]
+    if alpha:
+        turned = np.dstack([turned, np.full((6, 8), 255, np.uint8)])
+    for image in (turned, torch.from_numpy(turned.copy()).permute(2, 0, 1), turned / 255):
+        np.testing.assert_array_equal(segmenter.predict(image, order="BGR"), expected)
+        assert (segmenter.predict(image) != expected).all()
+    batch = np.stack([turned, turned])
+    np.testing.assert_array_equal(segmenter.predict(batch, order="BGR"), [expected] * 2)
+    np.testing.assert_array_equal(segmenter.predict([turned], order="BGR"), [expected])
+    assert torch.equal(segmenter.logits(turned, order="BGR"), segmenter.logits(picture))
+    grey = picture[..., 0]
+    np.testing.assert_array_equal(segmenter.predict(grey, order="BGR"), segmenter.predict(grey))
+
+
+def test_an_order_that_a_picture_cannot_have(picture, tmp_path):
+    segmenter = Segmenter(Brightest(), backend="reference")
+    with pytest.raises(ValueError, match="order must be one of RGB, BGR, got 'GBR'"):
+        segmenter.predict(picture, order="GBR")
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), content, Image.fromarray(picture)):
+        with pytest.raises(ImageError, match=r"order 'BGR' is of arrays and tensors; a \w+ tells"):
+            segmenter.predict(image, order="BGR")
+        with pytest.raises(ValueError, match="order must be one of RGB, BGR, got 'x'"):
+            segmenter.predict(image, order="x")
+
+
+class Counted(Brightest):
+    """Refuses nothing, and counts the pictures of each call."""
+
+    def forward(self, x):
+        self.__dict__.setdefault("calls", []).append(len(x))
+        return super().forward(x)
+
+
+def test_a_batch_goes_through_the_network_at_once(picture):
+    pictures = [picture, picture[:, ::-1], picture[::-1]]
+    batch = np.stack(pictures)
+    tensor = torch.from_numpy(batch)
+    for size in (None, (12, 4)):
+        segmenter = Segmenter(Counted(), backend="reference", size=size)
+        expected = np.stack(segmenter.predict(pictures))
+        segmenter.model.calls.clear()
+        images = [batch, tensor, tensor.permute(0, 3, 1, 2), tensor.permute(0, 3, 1, 2) / 255]
+        for image in images:
+            labels = segmenter.predict(image)
+            assert labels.dtype == np.uint8
+            np.testing.assert_array_equal(labels, expected)
+        assert segmenter.model.calls == [3] * len(images)
+        assert segmenter.predict(tensor[:0]).shape == (0, 6, 8)
+        grey = tensor[..., :1].permute(0, 3, 1, 2)
+        assert segmenter.predict(grey).shape == (3, 6, 8)
+    views = Segmenter(Counted(), backend="reference", flip=True)
+    np.testing.assert_array_equal(views.predict(batch), np.stack(views.predict(pictures)))
+    with pytest.raises(ImageError, match=r"picture 0: an array must be \(H, W\)"):
+        segmenter.predict(np.zeros((2, 6, 8, 5), np.uint8))
+    with pytest.raises(ValueError, match="at least 4x4"):
+        Segmenter(Brightest()).predict(np.zeros((2, 3, 8, 3), np.uint8))
+
+
 def test_grey_pictures(picture):
     segmenter = Segmenter(Brightest(), backend="reference")
     for image in (picture[..., 0], Image.fromarray(picture[..., 0]), torch.zeros(5, 9)):

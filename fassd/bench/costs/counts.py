@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from fassd.bench.costs.parts import JOINTS, PartCost, parts_of, with_merged_stem
 from fassd.bench.tables import Column, report_table
+from fassd.models.preprocess import preprocessing_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ def analyze(
     batch: int = 1,
     name: str | None = None,
 ) -> Complexity:
-    """Count `model` at an input of (batch, 3, *input_size). The model is neither run nor changed.
+    """Count `model` at an input of (batch, 3, *input_size), or of as many channels as it takes.
+
+    The model is neither run nor changed.
 
     Args:
         model: a network of the family, or one built of the same parts in plain PyTorch.
@@ -129,7 +132,8 @@ def analyze(
     """
     replica = _on_meta(model)
     counter = _Counter(replica)
-    picture = torch.empty((batch, 3, *input_size), device="meta")
+    channels = len(preprocessing_of(model).mean)
+    picture = torch.empty((batch, channels, *input_size), device="meta")
     counter.watch(picture)
     with torch.no_grad(), counter.following_modules(), counter:
         replica(picture)

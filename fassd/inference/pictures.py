@@ -1,0 +1,102 @@
+"""What may stand for a picture in Python, and its pixels."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from fassd.io.bands import array_to_bands, read_bands
+from fassd.io.images import Content, ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.io.levels import Range
+
+ImageLike: TypeAlias = (
+    str | os.PathLike[str] | Content | Image.Image | npt.NDArray[Any] | torch.Tensor
+)
+Batch: TypeAlias = list[ImageLike] | tuple[ImageLike, ...]
+Order: TypeAlias = Literal["RGB", "BGR"]
+
+ACCEPTED = (
+    "an image must be a path, a file's bytes, a Pillow image, a NumPy array or a torch tensor"
+)
+
+
+def to_rgb(
+    image: ImageLike,
+    range: Range = None,
+    order: Order = "RGB",
+    max_pixels: int | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Convert anything that `Segmenter.predict` accepts to uint8 RGB, (H, W, 3).
+
+    Raises:
+        ImageError: it cannot be read or converted.
+        ValueError: an order that it cannot have.
+    """
+    if order not in get_args(Order):
+        raise ValueError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
+    if isinstance(image, torch.Tensor):
+        image = tensor_to_array(image)
+    if isinstance(image, np.ndarray):
+        if order == "BGR" and image.ndim == 3 and image.shape[2] in (3, 4):
+            image = image[..., [2, 1, 0, 3][: image.shape[2]]]
+        return array_to_rgb(image, range)
+    if order != "RGB":
+        raise ImageError(
+            f"order {order!r} is of arrays and tensors; a {type(image).__name__} tells its own"
+        )
+    if isinstance(image, (str, os.PathLike, Content)):
+        return read_image(image, range, max_pixels)
+    if isinstance(image, Image.Image):
+        try:
+            return pil_to_rgb(image, range)
+        except OSError as error:  # its file is read only now
+            raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
+    raise ImageError(f"{ACCEPTED}, got {type(image).__name__}")
+
+
+def to_bands(
+    image: ImageLike,
+    count: int,
+    range: Range = None,
+    order: Order = "RGB",
+    max_pixels: int | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Likewise of a network of `count` bands, (H, W, count) uint8.
+
+    Raises:
+        ImageError: it cannot be read or converted, or has other bands.
+        ValueError: an order, which bands do not have.
+        ImportError: as of `fassd.io.bands.read_bands`.
+    """
+    if order != "RGB":
+        raise ValueError(f"order is of three colours, the network takes {count} bands as they come")
+    if isinstance(image, torch.Tensor):
+        image = tensor_to_array(image, count)
+    if isinstance(image, Image.Image):
+        image = np.asarray(image)
+    if isinstance(image, np.ndarray):
+        return array_to_bands(image, count, range)
+    if isinstance(image, (str, os.PathLike, Content)):
+        return read_bands(image, count, range, max_pixels)
+    raise ImageError(f"{ACCEPTED}, got {type(image).__name__}")
+
+
+def tensor_to_array(tensor: torch.Tensor, bands: int | None = None) -> npt.NDArray[Any]:
+    """A tensor, or a batch of four dimensions, with its channels last.
+
+    Args:
+        tensor: channels first or last, or none.
+        bands: how many channels there may be; None for 1, 3 and 4.
+    """
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # NumPy has none
+        tensor = tensor.float()
+    accepted = (1, 3, 4) if bands is None else (bands,)
+    if tensor.ndim in (3, 4) and tensor.shape[-3] in accepted:
+        tensor = tensor.movedim(-3, -1)
+    return tensor.numpy()

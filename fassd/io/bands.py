@@ -1,0 +1,212 @@
+"""Pictures of any number of bands, for networks that take others than three colours.
+
+Nothing is converted but values to levels (`fassd.io.levels`): bands keep their order, and there is
+no transparency. TIFFs of more than one band are read by tifffile, all others by Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from fassd.io.images import (
+    MAX_PIXELS,
+    Content,
+    ImageError,
+    Reading,
+    TooManyPixelsError,
+    checked_values,
+    levels_of,
+    open_image,
+    pages_passed_over,
+    prefix_of,
+    unreadable_because,
+    warned,
+)
+from fassd.io.levels import Range, as_range, has_high_bytes, stored
+from fassd.io.packages import need
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PLAIN = ("L", "LA", "RGB", "RGBA", "CMYK")
+"""Modes of Pillow whose channels are bands as they are."""
+
+AXES = {"YX": (), "YXS": (), "SYX": (0, -1)}
+"""Orders of a page's axes, and which one has to move where for (H, W, bands)."""
+
+
+def read_bands(
+    path: str | os.PathLike[str] | Content,
+    count: int,
+    range: Range = None,
+    max_pixels: int | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Read a picture of `count` bands, (H, W, count) uint8.
+
+    The bands are the channels of a picture, or the pages of a TIFF of one band each. Warns
+    (`ImageWarning`) as `fassd.io.images.read_image` does.
+
+    Args:
+        path: the file, or its content.
+        count: number of bands that there must be.
+        range: values that become 0 and 255, the same for all bands, as of `read_image`.
+        max_pixels: largest height times width.
+
+    Raises:
+        ImageError: as of `read_image`; or there are other bands, or bands that differ in size.
+        ImportError: a TIFF of several bands, and tifffile is missing.
+    """
+    return warned(examine_bands(path, count, range, max_pixels), prefix_of(path))
+
+
+def examine_bands(
+    path: str | os.PathLike[str] | Content,
+    count: int,
+    range: Range = None,
+    max_pixels: int | None = None,
+) -> Reading:
+    """Like `read_bands`, but what that warns of is returned, too."""
+    range = as_range(range)
+    try:
+        source = io.BytesIO(path) if isinstance(path, Content) else Path(path)
+        if count > 1 and _begins_with(source, TIFF):
+            values, highest, remarks = _tiff(source, count, max_pixels or MAX_PIXELS)
+        else:
+            values, highest, remarks = _by_pillow(source, max_pixels)
+        if values.shape[2] != count:
+            raise ImageError(_other(values.shape[2], count))
+        levels, used, more = levels_of(values, highest, range)
+    except ImportError:
+        raise
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise ImageError(f"{prefix_of(path)}{unreadable_because(path, error)}") from error
+    return Reading(np.ascontiguousarray(levels), used, (*more, *remarks))
+
+
+def array_to_bands(
+    array: npt.NDArray[Any], count: int, range: Range = None
+) -> npt.NDArray[np.uint8]:
+    """Convert an array of `count` bands to uint8, (H, W, count).
+
+    Args:
+        array: (H, W, count), or (H, W) of one band; dtypes as of `fassd.io.images.array_to_rgb`.
+        count: number of bands that there must be.
+        range: as of `read_bands`.
+
+    Raises:
+        ImageError: another shape or dtype, no pixels, or values as of `array_to_rgb`.
+        ValueError: `range` is none.
+    """
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] != count or array.size == 0:
+        raise ImageError(f"an array must be (H, W, {count}), got {array.shape}")
+    range = as_range(range)
+    levels, used, remarks = levels_of(checked_values(array, range), 65535, range)
+    return warned(Reading(np.ascontiguousarray(levels), used, remarks))
+
+
+def shown(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """What a person sees of bands, (H, W, 3): the first three, or the first as grey."""
+    count = picture.shape[2]
+    return picture[..., :3] if count >= 3 else np.repeat(picture[..., :1], 3, axis=2)
+
+
+def _begins_with(source: Path | io.BytesIO, marks: tuple[bytes, ...]) -> bool:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:4] in marks
+    if not source.is_file():
+        return False
+    with source.open("rb") as file:
+        return file.read(4) in marks
+
+
+def _by_pillow(
+    source: Path | io.BytesIO, max_pixels: int | None
+) -> tuple[npt.NDArray[Any], int, list[str]]:
+    """Values, (H, W, bands), the largest that the file can hold, and remarks."""
+    with open_image(source, max_pixels) as image:
+        remarks = pages_passed_over(image)
+        if has_high_bytes(image) or image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            try:
+                return *stored(image), remarks
+            except NotImplementedError as error:
+                raise ImageError(str(error)) from error
+        image.load()
+        upright: Image.Image = ImageOps.exif_transpose(image)
+        if upright.mode not in PLAIN:
+            upright = upright.convert("L" if upright.mode == "1" else "RGB")
+        values = np.asarray(upright)
+        return values.reshape(*values.shape[:2], -1), 255, remarks
+
+
+def _tiff(
+    source: Path | io.BytesIO, count: int, max_pixels: int
+) -> tuple[npt.NDArray[Any], int, list[str]]:
+    """Likewise of a TIFF: its first page, or as many pages as there must be bands.
+
+    No more pages than that are looked for, nor anything decoded before its size is known.
+    """
+    tifffile = need("tifffile", "pictures of several bands in a TIFF need", "tiff")
+    with tifffile.TiffFile(source) as tiff:
+        first = _page(tiff, 0, max_pixels)
+        if first.samplesperpixel != 1:
+            if first.samplesperpixel != count:
+                raise ImageError(_other(first.samplesperpixel, count))
+            alone = _page(tiff, 1, max_pixels) is None
+            remarks = [] if alone else ["only the first of several pages is read"]
+            return *_values([first]), remarks
+        pages = [first]
+        while len(pages) <= count and (page := _page(tiff, len(pages), max_pixels)) is not None:
+            pages.append(page)
+        if len(pages) != count:
+            more = " or more" if len(pages) > count else ""
+            raise ImageError(_other(f"{len(pages)}{more}", count))
+        for index, page in enumerate(pages):
+            for what in ("shape", "dtype"):
+                own, others = getattr(first, what), getattr(page, what)
+                if own != others:
+                    raise ImageError(f"its band {index} has {what} {others}, band 0 {own}")
+        return *_values(pages), []
+
+
+def _page(tiff: Any, index: int, max_pixels: int) -> Any:
+    """A page that can be decoded within limits; None behind the last."""
+    try:
+        page = tiff.pages[index]
+    except IndexError:
+        return None
+    height, width = page.imagelength, page.imagewidth
+    if height * width > max_pixels:
+        raise TooManyPixelsError(
+            f"has {height}x{width} pixels; more than {max_pixels / 1e6:.4g} million are refused "
+            "(--max-pixels of fassd predict, max_pixels in Python)"
+        )
+    if page.axes not in AXES or page.dtype is None:
+        raise ImageError(f"has a page of axes {page.axes} and type {page.dtype}, not one picture")
+    if page.is_tiled and page.tilelength * page.tilewidth > max(max_pixels, 1 << 20):
+        raise ImageError(f"has tiles of {page.tilelength}x{page.tilewidth} pixels")
+    return page
+
+
+def _values(pages: list[Any]) -> tuple[npt.NDArray[Any], int]:
+    """The values of a page of several bands, or of pages of one, and the largest there may be."""
+    move = AXES[pages[0].axes]
+    arrays = [page.asarray() for page in pages]
+    values = np.moveaxis(arrays[0], *move) if move else arrays[0]
+    if len(pages) > 1:
+        values = np.stack(arrays, 2)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * np.uint8(255)
+    if values.dtype.kind not in "uif":
+        raise ImageError(f"has values of {values.dtype}, not of numbers")
+    return values, 65535
+
+
+def _other(found: object, count: int) -> str:
+    return f"has {found} bands; the network takes {count}"
