@@ -12,7 +12,9 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from fassd.data.card import Card, Pair
+from fassd.data.draw import examine_shapes
 from fassd.data.masks import examine_mask
+from fassd.data.shapes import ShapeCode
 from fassd.io.images import ImageError, ImageWarning, examine_image
 
 
@@ -32,8 +34,12 @@ def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
             does not list; the message names the file.
     """
     picture = examine_image(pair.image, pair.range)
-    labels, of_mask = examine_mask(pair.mask, pair.code)
-    if labels.shape != picture.pixels.shape[:2]:
+    height, width, _ = picture.pixels.shape
+    if isinstance(pair.code, ShapeCode):
+        labels, of_mask = examine_shapes(pair.mask, pair.code, pair.image, (height, width))
+    else:
+        labels, of_mask = examine_mask(pair.mask, pair.code)
+    if labels.shape != (height, width):
         sizes = ["{}x{}".format(*array.shape[:2]) for array in (labels, picture.pixels)]
         raise ImageError(
             f"{pair.mask}: the mask is {sizes[0]} (height x width), but its picture {pair.image} "

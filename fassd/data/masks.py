@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -52,6 +52,10 @@ class MaskCode:
         table = np.full(size, IGNORE if self.ignore_unlisted else STRAY, np.int16)
         table[list(self.labels)] = list(self.labels.values())
         return table
+
+    def relabelled(self, label: Callable[[int], int]) -> MaskCode:
+        """The same with other labels: `label` of each."""
+        return replace(self, labels={key: label(own) for key, own in self.labels.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the table, which has 32 MB for colours: a worker process makes its own."""
