@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fassd.data.card import Masks
-from fassd.data.masks import MAX_ID, MaskCode, color_key
+from fassd.data.masks import MAX_ID, UNLABELLED, MaskCode, color_key
 from fassd.data.node import Node
 from fassd.data.shapes import ShapeCode
 from fassd.io.palette import IGNORE, LabelClass
@@ -36,11 +36,11 @@ def parse_texts(node: Node) -> list[str]:
     return [item.text() for item in nodes]
 
 
-def parse_ids(node: Node | None) -> list[int]:
+def parse_ids(node: Node | None, lowest: int = 0) -> list[int]:
     if node is None:
         return []
     nodes = [node] if type(node.value) is int else node.items("an id or a list of ids")
-    return [item.integer(0, MAX_ID) for item in nodes]
+    return [item.integer(lowest, MAX_ID) for item in nodes]
 
 
 def parse_masks(node: Node, classes: list[CardClass]) -> Masks:
@@ -147,7 +147,7 @@ def _parse_ignore(node: Node | None, values: str) -> list[int]:
         return []
     if values == "colors":
         return [color_key(item.color()) for item in node.items("a list of colours")]
-    return parse_ids(node)
+    return parse_ids(node, UNLABELLED)
 
 
 def _shown(key: int, values: str) -> str:
