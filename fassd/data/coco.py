@@ -99,6 +99,18 @@ def read(path: Path, picture: Path, holes: bool = False) -> ShapeList:
     return ShapeList(shapes, size)
 
 
+def pictures_in(path: Path) -> set[str]:
+    """The pictures that a file lists, as it has them; errors as `read`."""
+    return set(_opened(path).by_path)
+
+
+def names_in(path: Path) -> set[str]:
+    """The names of a file's categories that annotations have; errors as `read`."""
+    file = _opened(path)
+    used = {each["category_id"] for of in file.annotations.values() for _, each in of}
+    return {name for number, name in file.names.items() if number in used}
+
+
 def _find(file: _File, picture: Path) -> _Image:
     parts = picture.parts
     for start in range(len(parts)):

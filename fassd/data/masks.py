@@ -90,7 +90,7 @@ def examine_mask(
         ImageError: the file cannot be read, has channels that the card does not speak of, or holds
             ids or colours outside the card; the message names the file.
     """
-    values, remarks = _read_values(path, code.kind)
+    values, remarks = read_values(path, code.kind)
     if code.kind == "threshold":
         values = (values > code.above).astype(np.uint8)
     labels = code._table[values]
@@ -99,8 +99,12 @@ def examine_mask(
     return labels.astype(np.uint8), remarks
 
 
-def _read_values(path: str | os.PathLike[str], kind: str) -> tuple[npt.NDArray[Any], list[str]]:
-    """Ids, grey levels or colour keys of a mask, (H, W), and remarks."""
+def read_values(path: str | os.PathLike[str], kind: str) -> tuple[npt.NDArray[Any], list[str]]:
+    """Ids, grey levels or colour keys (`kind` of a `MaskCode`) of a mask, (H, W), and remarks.
+
+    Raises:
+        ImageError: as `examine_mask`, but for what a card does not list.
+    """
     try:
         if os.path.splitext(path)[1].lower() == ".npy":
             return _of_array(path, kind), []
