@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -40,6 +40,8 @@ UNLABELLED = ("__ignore__", "ignore", "void", "unlabeled", "unlabelled")
 """Names, as LabelMe and others have them, of what has no class."""
 
 BACKGROUNDS = ("_background_", "background")
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -137,15 +139,17 @@ def _pairs(
     by_stem = survey.pair_by_stem(pictures, jsons)
     if by_stem:
         return "labelme", by_stem
-    listed: Pairs = []
+    listed: dict[str, str] = {}
     for path in jsons[:MOST_LOOKED_AT]:
         try:
             names = coco.pictures_in(folder / path)
         except ShapeError:
             continue
-        listed += [(p, path) for p in pictures if _is_listed(p, path, names)]
+        for picture in pictures:  # instances come before person_keypoints
+            if picture not in listed and _is_listed(picture, path, names):
+                listed[picture] = path
     if listed:
-        return "coco", listed
+        return "coco", sorted(listed.items())
     by_stem = survey.pair_by_stem(pictures, files.get(".txt", ()))
     if by_stem:
         return "yolo", by_stem
@@ -177,16 +181,34 @@ def _labels(folder: Path, kind: str, files: Mapping[str, Sequence[str]], pairs: 
     if kind == "yolo":
         return _of_yolo(folder, files, looked_at)
     names: set[str] = set()
-    for path in looked_at:
+    for found in _readable(folder, looked_at, coco.names_in if kind == "coco" else _names_drawn):
+        names |= found
+    labels = _named(kind, sorted(names))
+    if len(looked_at) < len({mask for _, mask in pairs}):
+        labels.notes.append(f"The classes are those of {len(looked_at)} of the files.")
+    return labels
+
+
+def _names_drawn(path: Path) -> set[str]:
+    return {str(shape.key) for shape in labelme.read(path).shapes}
+
+
+def _readable(
+    folder: Path, paths: Sequence[str], read: Callable[[Path], set[T]]
+) -> Iterator[set[T]]:
+    """What is in the files that can be read; fassd data check names the others.
+
+    Raises:
+        CardError: none can be read.
+    """
+    troubles: list[str] = []
+    for path in paths:
         try:
-            if kind == "coco":
-                names |= coco.names_in(folder / path)
-            else:
-                found = labelme.read(folder / path)
-                names |= {str(shape.key) for shape in found.shapes}
+            yield read(folder / path)
         except ShapeError as error:
-            raise CardError(f"{folder / path}: {error}") from error
-    return _named(kind, sorted(names))
+            troubles.append(f"{folder / path}: {error}")
+    if len(troubles) == len(paths):
+        raise CardError(troubles[0])
 
 
 def _named(kind: str, names: list[str]) -> Labels:
@@ -201,11 +223,8 @@ def _named(kind: str, names: list[str]) -> Labels:
 def _of_yolo(folder: Path, files: Mapping[str, Sequence[str]], looked_at: Sequence[str]) -> Labels:
     names = _names_of_yolo(folder, files)
     numbers: set[int] = set(names)
-    for path in looked_at:
-        try:
-            numbers |= {int(shape.key) for shape in yolo.read(folder / path, (1, 1)).shapes}
-        except ShapeError as error:
-            raise CardError(f"{folder / path}: {error}") from error
+    for found in _readable(folder, looked_at, _numbers_drawn):
+        numbers |= found
     classes: list[dict[str, Any]] = [{"name": "background"}]
     for number in sorted(numbers):
         name = names.get(number, f"class {number}")
@@ -214,6 +233,10 @@ def _of_yolo(folder: Path, files: Mapping[str, Sequence[str]], looked_at: Sequen
         )
     notes = [] if names else ["No file names the numbers: data.yaml or classes.txt would."]
     return Labels("yolo", classes, [], "background", notes)
+
+
+def _numbers_drawn(path: Path) -> set[int]:
+    return {int(shape.key) for shape in yolo.read(path, (1, 1)).shapes}
 
 
 def _names_of_yolo(folder: Path, files: Mapping[str, Sequence[str]]) -> dict[int, str]:

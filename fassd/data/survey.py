@@ -174,7 +174,7 @@ def _pattern(paths: Sequence[str]) -> list[set[str]]:
 def _split_places(names: list[set[str]]) -> list[int | None]:
     """Depths at which splits may part: where names differ, or one is a split's; then none."""
     differing = [depth for depth, here in enumerate(names) if len(here) > 1]
-    usual = [d for d, here in enumerate(names) if here and all(n.lower() in SPLITS for n in here)]
+    usual = [d for d, here in enumerate(names) if here and all(_usual(n) in SPLITS for n in here)]
     places: list[int | None] = [d for d in usual if not differing or differing == [d]]
     places += [d for d in differing if len(differing) == 1 and d not in places]
     return places if differing else [*places, None]
@@ -199,8 +199,13 @@ def _layout(pairs: Sequence[tuple[str, str]], split_at: int | None, shared: bool
     if len(images) != 1:
         return None
     pattern = files.pop()
-    found = {SPLITS.get(split.lower(), split) or "train": split for split in sorted(splits)}
+    found = {_usual(split) or "train": split for split in sorted(splits)}
     return Layout(images.pop(), pattern, found) if len(found) == len(splits) else None
+
+
+def _usual(split: str) -> str:
+    """The usual name of a split: "train" of train2017, "val" of Validation."""
+    return SPLITS.get(split.lower().rstrip("0123456789_-"), split)
 
 
 def _mask_pattern(mask: str, name: str | None, split: str) -> str:

@@ -6,6 +6,7 @@ import pytest
 from data.trees import save
 from PIL import Image
 
+from fassd.data import newcard
 from fassd.data.card import CardError
 from fassd.data.cardfile import load_card
 from fassd.data.check import check_card
@@ -37,7 +38,7 @@ def made(folder, errors=0):
     write_card(folder)
     card = load_card(folder)
     report = check_card(card)
-    assert [problem.message for problem in report.errors] == [] or errors
+    assert len(report.errors) == errors
     return card, {split.name: split.read for split in report.splits}
 
 
@@ -50,6 +51,7 @@ LAYOUTS = [
     ("{split}/{name}.png", "{split}annot/{name}.png", ("train", "val", "test")),
     ("images/{split}/{name}.png", "labels/{split}/{name}.npy", ("train", "valid")),
     ("images/{split}/{name}.png", "labels/{split}/{name}.png", ("training", "validation")),
+    ("{split}/{name}.jpg", "seg/{split}/{name}.png", ("train2017", "val2017")),
 ]
 
 
@@ -61,7 +63,8 @@ def test_patterns_and_splits_are_seen(tmp_path, images, masks, splits):
             picture(tmp_path / images.format(**holes))
             mask(tmp_path / masks.format(**holes))
     card, read = made(tmp_path)
-    usual = {"training": "train", "validation": "val", "valid": "val"}
+    usual = {"training": "train", "validation": "val", "valid": "val",
+             "train2017": "train", "val2017": "val"}  # fmt: skip
     assert read == {usual.get(split, split): 3 for split in splits or ("train",)}
     assert next(iter(card.splits.values())).images == images
     assert card.masks[0].files == masks
@@ -149,10 +152,30 @@ def test_coco(tmp_path, file):
             "categories": categories,
             "annotations": [{"image_id": 1, "category_id": 3, "segmentation": [FLAT]}],
         }))  # fmt: skip
+        shutil.copy(path, path.with_name(f"keypoints_{split}.json"))
     (tmp_path / "other.json").write_text("[1, 2]")
     card, read = made(tmp_path)
     assert read == {"train": 1, "val": 1} and card.class_names == ["background", "cell"]
     assert card.masks[0].files == file
+
+
+def test_a_file_that_cannot_be_read_is_left_to_the_check(tmp_path):
+    for name, text in (("a", '{"shapes": ['), ("b", json.dumps({"shapes": [
+        {"label": "cell", "points": SQUARE}
+    ]}))):  # fmt: skip
+        picture(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.json").write_text(text)
+    assert made(tmp_path, errors=1)[0].class_names == ["background", "cell"]
+
+
+def test_of_many_files_some_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(newcard, "MOST_LOOKED_AT", 2)
+    for name in "abc":
+        picture(tmp_path / f"{name}.png")
+        shapes = [{"label": "cell", "points": SQUARE}]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"shapes": shapes}))
+    made(tmp_path)
+    assert "# The classes are those of 2 of the files." in (tmp_path / "card.yaml").read_text()
 
 
 @pytest.mark.parametrize(
