@@ -59,6 +59,10 @@ _IMAGES = TypeAdapter(list[_Image])
 _CATEGORIES = TypeAdapter(list[_Category])
 
 
+class NotListedError(ShapeError):
+    """A file has no such picture."""
+
+
 @dataclass(frozen=True)
 class _File:
     """What a file holds.
@@ -99,16 +103,20 @@ def read(path: Path, picture: Path, holes: bool = False) -> ShapeList:
     return ShapeList(shapes, size)
 
 
-def pictures_in(path: Path) -> set[str]:
-    """The pictures that a file lists, as it has them; errors as `read`."""
-    return set(_opened(path).by_path)
+def lists(path: Path, picture: Path) -> bool:
+    """Whether a file lists a picture; errors as `read`."""
+    try:
+        _find(_opened(path), picture)
+    except NotListedError:
+        return False
+    return True
 
 
 def names_in(path: Path) -> set[str]:
     """The names of a file's categories that annotations have; errors as `read`."""
     file = _opened(path)
-    used = {each["category_id"] for of in file.annotations.values() for _, each in of}
-    return {name for number, name in file.names.items() if number in used}
+    used = [each["category_id"] for of in file.annotations.values() for _, each in of]
+    return {file.names[number] for number in used if type(number) is int and number in file.names}
 
 
 def _find(file: _File, picture: Path) -> _Image:
@@ -125,7 +133,7 @@ def _find(file: _File, picture: Path) -> _Image:
         return image
     such = next(iter(file.by_path), None)
     listed = f"{len(file.by_path):,} others, such as {shown(such)}" if such else "none"
-    raise ShapeError(f"does not list the picture {picture} (file_name of images), but {listed}")
+    raise NotListedError(f"does not list the picture {picture} (file_name of images), but {listed}")
 
 
 _LOCK = threading.Lock()

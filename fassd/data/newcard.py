@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -141,13 +142,10 @@ def _pairs(
         return "labelme", by_stem
     listed: dict[str, str] = {}
     for path in jsons[:MOST_LOOKED_AT]:
-        try:
-            names = coco.pictures_in(folder / path)
-        except ShapeError:
-            continue
-        for picture in pictures:  # instances come before person_keypoints
-            if picture not in listed and _is_listed(picture, path, names):
-                listed[picture] = path
+        with contextlib.suppress(ShapeError):  # of a file that is something else
+            for picture in pictures:  # instances come before person_keypoints
+                if picture not in listed and _is_listed(folder, picture, path):
+                    listed[picture] = path
     if listed:
         return "coco", sorted(listed.items())
     by_stem = survey.pair_by_stem(pictures, files.get(".txt", ()))
@@ -156,13 +154,10 @@ def _pairs(
     return "masks", survey.pair_masks(pictures, files.get(".npy", ()))
 
 
-def _is_listed(picture: str, file: str, names: set[str]) -> bool:
+def _is_listed(folder: Path, picture: str, file: str) -> bool:
     """Whether a file of COCO lists a picture and, where several might, is of its split."""
-    parts = picture.split("/")
-    if not any("/".join(parts[start:]) in names for start in range(len(parts))):
-        return False
-    splits = [part for part in parts[:-1] if part.lower() in survey.SPLITS]
-    return not splits or splits[0] in file
+    splits = [part for part in picture.split("/")[:-1] if part.lower() in survey.SPLITS]
+    return (not splits or splits[0] in file) and coco.lists(folder / file, folder / picture)
 
 
 # ------------------------------------------------------------------------------------------ labels

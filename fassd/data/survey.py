@@ -16,7 +16,7 @@ MOST_FILES = 500_000
 MOST_FOLDERS = 300
 """Folders with pictures that are compared with each other."""
 
-LABEL_WORDS = re.compile(r"mask|label|annot|gt|seg|truth", re.I)
+LABEL_WORDS = re.compile(r"mask|label|annot|seg|truth|(?<![a-z])gt(?![a-z])", re.I)
 """What stands in the names of folders and files of masks."""
 
 SPLITS = {
@@ -96,13 +96,11 @@ def pair_masks(pictures: Sequence[str], arrays: Sequence[str]) -> Pairs:
             f"pictures lie in {len(folders):,} folders, of which at most {MOST_FOLDERS} are "
             "compared: write the card by hand"
         )
-    masks = {name: paths for name, paths in folders.items() if _is_of_labels(name, paths)}
-    plain = {
-        name: [p for p in paths if p not in masks.get(name, ())] for name, paths in folders.items()
-    }
+    shared = set.intersection(*(set(name.split("/")) for name in folders))
+    masks = {name: p for name, p in folders.items() if _is_of_labels(name, shared, p)}
     pairs: Pairs = []
-    for name, paths in plain.items():
-        if name in masks or not paths:
+    for name, paths in folders.items():
+        if name in masks:
             continue
         options = [
             (len(found), _likeness(f"{name}/x", f"{other}/x"), found)
@@ -113,10 +111,10 @@ def pair_masks(pictures: Sequence[str], arrays: Sequence[str]) -> Pairs:
     return pairs
 
 
-def _is_of_labels(folder: str, paths: Sequence[str]) -> bool:
-    """Whether a folder's name, or the ending .npy, says that it holds masks."""
-    words = LABEL_WORDS.search(folder.rpartition("/")[2]) or LABEL_WORDS.search(folder)
-    return bool(words) or all(path.endswith(".npy") for path in paths)
+def _is_of_labels(folder: str, shared: set[str], paths: Sequence[str]) -> bool:
+    """Whether a folder's name, without parts that all share, or .npy says that it holds masks."""
+    own = "/".join(part for part in folder.split("/") if part not in shared)
+    return bool(LABEL_WORDS.search(own)) or all(path.endswith(".npy") for path in paths)
 
 
 def _within(paths: Sequence[str]) -> Pairs:

@@ -51,6 +51,7 @@ LAYOUTS = [
     ("{split}/{name}.png", "{split}annot/{name}.png", ("train", "val", "test")),
     ("images/{split}/{name}.png", "labels/{split}/{name}.npy", ("train", "valid")),
     ("images/{split}/{name}.png", "labels/{split}/{name}.png", ("training", "validation")),
+    ("my_masks/lengths/{name}.jpg", "my_masks/gt/{name}.png", None),
     ("{split}/{name}.jpg", "seg/{split}/{name}.png", ("train2017", "val2017")),
 ]
 
