@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fassd.data import coco, draw, labelme, yolo
 from fassd.data.card import CardError
 from fassd.data.cardfile import load_card
 from fassd.data.check import check_card
-from fassd.data.dataset import SegmentationDataset
+from fassd.data.dataset import SegmentationDataset, examine_pair
 from fassd.data.groups import label_space
 from fassd.io.images import ImageError
 from fassd.io.palette import IGNORE
@@ -454,3 +455,31 @@ def test_a_missing_file_of_shapes_is_told(tmp_path):
     assert "has no mask; expected" in check_card(card).errors[0].message
     (tmp_path / "train" / "a.json").mkdir()
     assert "has no mask; expected" in check_card(card).errors[0].message
+
+
+@pytest.mark.parametrize("kind", ["labelme", "coco", "yolo"])
+def test_damaged_files_give_labels_or_an_error_that_names_them(tmp_path, kind):
+    """Bytes changed, cut out and doubled, values exchanged for those of other kinds."""
+    content = {
+        "labelme": json.dumps({"shapes": [square(), square("bush", INNER)], "imageHeight": 20}),
+        "coco": json.dumps(annotated([FLAT, INNER_FLAT], RUNS, {**RUNS, "counts": "c2::0m>"})),
+        "yolo": "1 0.1 0.1 0.5 0.1 0.5 0.5\n0 0.2 0.2 0.4 0.2 0.4 0.4\n",
+    }[kind].encode()
+    odd = b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'"x"', b"9" * 30, b"\xff", b"[[[["
+    rng = np.random.default_rng(0)
+    card = garden(tmp_path, kind, content)
+    pair = card.pairs("train")[0]
+    outcomes = set()
+    for number in range(400):
+        place, length = int(rng.integers(len(content))), int(rng.integers(1, 12))
+        piece = odd[number % len(odd)] if number % 2 else rng.bytes(length % 3)
+        spoilt = content[:place] + piece + content[place + length :]
+        pair.mask.write_bytes(spoilt)
+        os.utime(pair.mask, ns=(number, number))
+        try:
+            labels = examine_pair(pair)[0].labels
+            outcomes.add(set(np.unique(labels)) <= {0, 1, 2, IGNORE})
+        except ImageError as error:
+            assert str(error).startswith(f"{pair.mask}: ") and len(str(error)) < 1000
+            outcomes.add("error")
+    assert outcomes == {True, "error"}
