@@ -110,21 +110,21 @@ def write_card(folder: Path) -> NewCard:
             f"labels ({seen}): write the card by hand"
         )
     labels = _labels(folder, kind, files, pairs)
-    held_out = _held_out(folder, layout, pairs)
-    lists = [folder / f"{name}.txt" for name in held_out]
-    text = card_text(folder.resolve().name, layout, labels, len(pairs), held_out)
-    try:
-        for file, names in zip(lists, held_out.values(), strict=True):
-            _write(file, "\n".join(names) + "\n")
-        _write(target, text)
-        parse_card(target, None)
-    except BaseException:
-        for file in (target, *lists):
-            file.unlink(missing_ok=True)
-        raise
     covered = {mask for _, mask in pairs} | {image for image, _ in pairs}
     unpaired = sum(picture not in covered for picture in pictures)
-    return NewCard(target, len(pairs), unpaired, labels, [*lists, target])
+    lists = _lists(folder, layout, pairs, unpaired)
+    text = card_text(folder.resolve().name, layout, labels, len(pairs), lists)
+    texts = {folder / f"{name}.txt": "\n".join(names) + "\n" for name, names in lists.items()}
+    texts[target] = text
+    try:
+        for file, content in texts.items():
+            _write(file, content)
+        parse_card(target, None)
+    except BaseException:
+        for file in texts:
+            file.unlink(missing_ok=True)
+        raise
+    return NewCard(target, len(pairs), unpaired, labels, list(texts))
 
 
 def _write(path: Path, text: str) -> None:
@@ -324,18 +324,29 @@ def _of_greys(
 # -------------------------------------------------------------------------------------------- text
 
 
-def _held_out(folder: Path, layout: Layout, pairs: Pairs) -> dict[str, list[str]]:
-    """Pictures of train and val, where nothing else parts them and the names are free."""
+def _lists(folder: Path, layout: Layout, pairs: Pairs, unpaired: int) -> dict[str, list[str]]:
+    """The pictures of each split, where patterns alone would take others, or part nothing.
+
+    Nothing where they do, or where files of these names are there.
+    """
     images = sorted(image for image, _ in pairs)
-    taken = any((folder / name).exists() for name in ("train.txt", "val.txt"))
-    if len(layout.splits) > 1 or "{split}" in layout.images or len(images) < HELD_OUT or taken:
+    lists = {"train": images}
+    if "{split}" in layout.images:
+        at = layout.images.split("/").index("{split}")
+        lists = {
+            name: [image for image in images if image.split("/")[at] == part]
+            for name, part in layout.splits.items()
+        }
+    elif len(images) >= HELD_OUT:
+        last = len(images) - len(images) // HELD_OUT
+        lists = {"train": images[:last], "val": images[last:]}
+    if len(lists) == len(layout.splits) and not unpaired:
         return {}
-    last = len(images) - len(images) // HELD_OUT
-    return {"train": images[:last], "val": images[last:]}
+    return {} if any((folder / f"{name}.txt").exists() for name in lists) else lists
 
 
 def card_text(
-    name: str, layout: Layout, labels: Labels, pairs: int, held_out: Mapping[str, Sequence[str]]
+    name: str, layout: Layout, labels: Labels, pairs: int, lists: Mapping[str, Sequence[str]]
 ) -> str:
     """The YAML of a card, with comments that say what its lines mean and what was assumed."""
     lines = [
@@ -349,7 +360,7 @@ def card_text(
         "classes:",
     ]
     lines += [f"  - {_entry(entry)}" for entry in labels.classes]
-    lines += ["", f"# {pairs:,} pictures have labels.", *_splits(layout, held_out)]
+    lines += ["", f"# {pairs:,} pictures have labels.", *_splits(layout, lists)]
     lines += [
         "",
         "# Paths from this folder. {split} is the split's folder, {name} the same in both.",
@@ -387,23 +398,23 @@ MEANS = {
 }
 
 
-def _splits(layout: Layout, held_out: Mapping[str, Sequence[str]]) -> list[str]:
-    if held_out:
-        return [
+def _splits(layout: Layout, lists: Mapping[str, Sequence[str]]) -> list[str]:
+    folders = {name: layout.splits.get(name) or "." for name in lists or layout.splits}
+    lines = ["splits:"]
+    for name, part in folders.items():
+        listed = f"{{folder: {_plain(part)}, list: {name}.txt}}" if lists else _plain(part)
+        lines.append(f"  {_plain(name)}: {listed}")
+    if len(lists) > len(layout.splits):
+        lines[:0] = [
             "# The last tenth is held out, to choose the best weights by. Neighbours resemble each",
             "# other: edit the lists if that part is not a fair one.",
-            "splits:",
-            *(f"  {name}: {{folder: ., list: {name}.txt}}" for name in held_out),
         ]
-    lines = ["splits:"]
-    lines += [f"  {_plain(name)}: {_plain(part or '.')}" for name, part in layout.splits.items()]
-    missing = [name for name in ("train", "val") if name not in layout.splits]
-    if "train" in missing:
-        return ["# Training wants a split train: rename one.", *lines]
-    if missing:
-        lines.insert(
-            0, "# There is no val, which would choose the best weights: the last ones stay."
-        )
+    if lists:
+        lines.insert(0, "# The lists have the pictures with labels.")
+    if "train" not in folders:
+        lines.insert(0, "# Training wants a split train: rename one.")
+    elif "val" not in folders:
+        lines.insert(0, "# Without a split val nothing chooses the best weights.")
     return lines
 
 

@@ -199,12 +199,16 @@ def test_yolo(tmp_path, file, text, names):
     assert card.masks[0].files == "labels/{split}/{name}.txt"
 
 
-def test_pictures_without_labels_are_counted(tmp_path):
-    for name in "abc":
-        picture(tmp_path / "images" / f"{name}.jpg")
-    mask(tmp_path / "masks/a.png")
-    made_ = write_card(tmp_path)
-    assert (made_.pairs, made_.unpaired) == (1, 2)
+@pytest.mark.parametrize("splits", [("",), ("train/", "val/")])
+def test_pictures_without_labels_are_counted_and_not_listed(tmp_path, splits):
+    for split in splits:
+        for name in "abc":
+            picture(tmp_path / f"{split}images/{name}.jpg")
+        mask(tmp_path / f"{split}masks/a.png")
+    found = write_card(tmp_path)
+    assert (found.pairs, found.unpaired) == (len(splits), 2 * len(splits))
+    report = check_card(load_card(tmp_path))
+    assert report.errors == [] and [split.read for split in report.splits] == [1] * len(splits)
 
 
 @pytest.mark.parametrize(
