@@ -46,11 +46,12 @@ def test_the_encoder_learns_after_the_frozen_steps(card, tmp_path):
     assert set(moved(encoder, after)) >= {key for key in encoder if key.endswith("weight")}
 
 
-def test_a_frozen_encoder_gives_the_rest_the_gradients_it_has(card, tmp_path):
-    """In float64 by hand: the encoder in evaluation mode, one step of SGD for all else."""
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_a_frozen_encoder_gives_the_rest_the_gradients_it_has(card, tmp_path, accelerate):
+    """By hand: the encoder in evaluation mode, one step of SGD for all else."""
     recipe = small_recipe(
         freeze=1, steps=2, val_every=0, optimizer="sgd", momentum=0.0, learning_rate=0.1, clip=None,
-        ema=None, accelerate=False, channels_last=False, weight_decay=0.0, power=0.0,
+        ema=None, accelerate=accelerate, channels_last=False, weight_decay=0.0, power=0.0,
     )  # fmt: skip
     trainer = Trainer(recipe, card, tmp_path)
     torch.manual_seed(recipe.seed)
@@ -62,7 +63,7 @@ def test_a_frozen_encoder_gives_the_rest_the_gradients_it_has(card, tmp_path):
     for name, p in trainer.learner.model.named_parameters():
         own = model.get_parameter(name)
         expected = own if name.startswith("base.") else own - 0.1 * own.grad
-        torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(p, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_encoder_may_have_a_rate_of_its_own(card, tmp_path):
