@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,13 +12,17 @@ import numpy.typing as npt
 from fassd.data.check import WORKERS, count_pair
 from fassd.data.dataset import SegmentationDataset
 from fassd.data.groups import LabelSpace, Members
+from fassd.distributed import is_main
 from fassd.io.images import ImageError
 from fassd.io.palette import IGNORE
 from fassd.training.recipe import Recipe
 
 
 def class_weights(
-    recipe: Recipe, space: LabelSpace, datasets: Sequence[SegmentationDataset]
+    recipe: Recipe,
+    space: LabelSpace,
+    datasets: Sequence[SegmentationDataset],
+    tell: Callable[[str], object],
 ) -> list[float] | None:
     """The weight of each class and group of a recipe's `balance`; None where that is 0.
 
@@ -26,12 +30,19 @@ def class_weights(
     """
     if not recipe.balance:
         return None
+    if is_main():  # it may take minutes
+        tell(f"balance: counting the labels of {sum(map(len, datasets)):,} pictures")
     shares = recipe.shares or [len(dataset) for dataset in datasets]
     seen = sum(
         share * counts / max(1, counts.sum())
         for share, counts in zip(shares, map(count_labels, datasets), strict=True)
     )
-    return weights_of(seen, len(space.classes), space.groups, recipe.balance)
+    weights = weights_of(seen, len(space.classes), space.groups, recipe.balance)
+    if is_main():
+        named = sorted(zip(weights, space.class_names, strict=False))
+        (low, frequent), (high, rare) = named[0], named[-1]
+        tell(f"balance: pixels weigh from {low:.3g} ({frequent}) to {high:.3g} ({rare})")
+    return weights
 
 
 def count_labels(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:

@@ -156,7 +156,9 @@ class Trainer:
                 f"batch must be a multiple of {world_size()} processes x accumulate "
                 f"({self.recipe.accumulate}), got {self.recipe.batch}"
             )
-        weights = facts.get(WEIGHTS) or class_weights(self.recipe, self.space, self.train_sets)
+        weights = facts.get(WEIGHTS) or class_weights(
+            self.recipe, self.space, self.train_sets, self._tell
+        )
         self.learner = Learner(
             self.recipe, self.space, self.device, weights, start=not self.step, tell=self._tell
         )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from training.streets import rows, small_recipe, write_cityscapes, write_coarse
+from training.streets import Recorder, rows, small_recipe, write_cityscapes, write_coarse
 
 from fassd.data.groups import label_space
 from fassd.io.palette import IGNORE
@@ -62,12 +62,19 @@ def test_weights_multiply_the_losses_of_pixels(bootstrapped):
 
 def test_a_run_weighs_by_what_it_trains_on_and_keeps_that(card, tmp_path):
     recipe = small_recipe(balance=0.5, steps=2, val_every=0, auxiliary=0.4)
-    trainer = Trainer(recipe, card, tmp_path / "run")
+    recorder = Recorder()
+    trainer = Trainer(recipe, card, tmp_path / "run", reporter=recorder)
     counts = count_labels(trainer.train_sets[0])
     by_hand = sum(np.bincount(s.labels.ravel(), minlength=256)[:255] for s in trainer.train_sets[0])
     np.testing.assert_array_equal(counts, by_hand)
     weights = weights_of(counts, 19, [], 0.5)
     assert trainer.learner.weights == weights
+    names = trainer.space.class_names
+    assert recorder.messages == [
+        "balance: counting the labels of 6 pictures",
+        f"balance: pixels weigh from {min(weights):.3g} ({names[weights.index(min(weights))]}) to "
+        f"{max(weights):.3g} ({names[weights.index(max(weights))]})",
+    ]
     for loss in (trainer.learner.loss, trainer.learner.loss_of_heads):
         base = getattr(loss, "base", loss)
         torch.testing.assert_close(base.weights[:19], torch.tensor(weights))
