@@ -1,4 +1,4 @@
-"""`fassd data`: the datasets that there are cards for, and whether one is whole."""
+"""`fassd data`: shipped cards, new ones, and whether a dataset is whole."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROBLEMS_SHOWN = 20
 SIZES_SHOWN = 3
 
 data = typer.Typer(
-    help="Datasets: which cards are shipped, and whether a dataset is whole.",
+    help="Datasets: which cards are shipped, a card of your own, and whether a dataset is whole.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -49,6 +49,32 @@ def list_() -> None:
         table.add_row(name, str(card.num_classes), ", ".join(card.splits), card.description)
     console().print(table)
     say(f"files: {escape(str(CARDS))}")
+
+
+@data.command()
+def new(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of pictures with masks, or with polygons.")
+    ],
+) -> None:
+    """Look at a folder, and write a card for it that explains itself.
+
+    Known are masks (PNG and the like, or .npy), and polygons of LabelMe, COCO and YOLO; beside the
+    pictures or in folders of their own, with folders of splits or without.
+
+    [bold]Example[/]
+
+    [cyan]fassd data new photos/[/] writes photos/card.yaml
+    """
+    from fassd.data.newcard import write_card
+
+    card = write_card(folder)
+    say(f"{card.pairs:,} pictures with labels, {len(card.labels.classes)} classes")
+    if card.unpaired:
+        say(f"[yellow]warning:[/] {card.unpaired:,} pictures have no labels")
+    for path in card.written:
+        say(f"written: {escape(str(path))}")
+    say(f"read it through, then: fassd data check {escape(str(folder))}")
 
 
 @data.command()

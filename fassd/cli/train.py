@@ -67,7 +67,9 @@ class RecipeOptions:
     weights: Annotated[
         str | None, typer.Option("--weights", "-w", help="Start from these weights.")
     ] = None
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps; [cyan]-s epochs=30[/] takes their place.")
+    ] = None
     batch: Annotated[int | None, typer.Option(help="Pictures per step, all processes.")] = None
     accumulate: Annotated[
         int | None, typer.Option(help="Micro-batches that a process makes of its part.")

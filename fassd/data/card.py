@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fassd.data.masks import MaskCode
 from fassd.data.patterns import HOLE, fill, match_files
+from fassd.data.shapes import ShapeCode
 from fassd.io.files import SUFFIXES
 from fassd.io.levels import Range
 from fassd.io.palette import LabelClass
@@ -30,12 +31,12 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture, its mask, how the mask is written, the range of the picture's values, and how many
-    bands it has if it is not of three colours."""
+    """A picture, its mask or file of shapes, how that is written, the range of the picture's
+    values, and how many bands it has if it is not of three colours."""
 
     image: Path
     mask: Path
-    code: MaskCode
+    code: MaskCode | ShapeCode
     range: Range = None
     bands: int | None = None
 
@@ -63,10 +64,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Masks:
-    """Where masks lie, a pattern with the holes of the pictures', and how they are written."""
+    """Where masks, or shapes, lie, a pattern with the holes of the pictures', and how they are
+    written."""
 
     files: str
-    code: MaskCode
+    code: MaskCode | ShapeCode
 
 
 @dataclass(frozen=True)

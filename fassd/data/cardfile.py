@@ -44,129 +44,36 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
   counted from `first` (0); `colors`, a class's `color` or one of its `colors`; `threshold`, grey,
   where what is brighter than `above` (127) is the second of two classes.
   `ignore` lists ids or colours without a class, and `unlisted: ignore` makes all others such;
-  otherwise any id or colour that the card does not list is an error.
+  otherwise any id or colour that the card does not list is an error. Masks of ids may be arrays of
+  NumPy (`.npy`), too, and may hold -1 where `ignore` has it.
+* Shapes in place of masks: `values: labelme`, `coco` or `yolo`, where `files` are those of LabelMe
+  (JSON), of COCO (one JSON file for many pictures) or of YOLO (text). Later shapes lie on top of
+  earlier ones. `background` must be given: the class of what no shape covers, or `ignore`.
+  A shape's class goes by its name, which is the class's own or one of its `labels`
+  (`{name: tree, labels: [Tree, bush]}`); with YOLO, by its number, which is one of a class's `ids`.
+  `ignore` lists names (numbers) without a class; `unlisted` is as above. With `holes: true`, those
+  of a COCO annotation's polygons that lie inside of another are holes, as some programs write them;
+  COCO itself has no such.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from fassd.data.card import CARDS, Card, CardError, Masks, Split
-from fassd.data.masks import MAX_ID, MaskCode, color_key
+from fassd.data.maskblock import CardClass, parse_ids, parse_masks, parse_texts
+from fassd.data.node import Node
 from fassd.data.patterns import HOLE
-from fassd.io.levels import Range, as_range
 from fassd.io.palette import IGNORE, LabelClass, palette
-from fassd.io.untrusted import MOST_YAML, read_text, read_yaml, shortened, shown
+from fassd.io.untrusted import MOST_YAML, read_text, read_yaml, shown
 from fassd.models.preprocess import MOST_BANDS, Preprocessing
 
 CARD_FILE = "card.yaml"
-MOST_TEXT = 4096
-"""Characters of a name or path."""
-
 MOST_SPLITS = 1000
 MOST_MASKS = 16
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A value in a card and where it stands. Methods return it checked, or raise CardError."""
-
-    value: Any
-    file: Path
-    key: str = ""
-
-    def fail(self, message: str) -> NoReturn:
-        key = shortened(self.key, 100)
-        raise CardError(f"{self.file}: {key + ': ' if key else ''}{shortened(message, 600)}")
-
-    def fail_got(self, accepted: str) -> NoReturn:
-        self.fail(f"must be {accepted}, got {shown(self.value)}")
-
-    def fields(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, _Node]:
-        """The entries of a mapping with these keys and no others."""
-        required, accepted = list(required), [*required, *optional]
-        fields = self.entries(f"a mapping with the keys {', '.join(accepted)}")
-        for key in fields:
-            if key not in accepted:
-                self.fail(f"unknown key {shown(key)}; accepted are {', '.join(accepted)}")
-        for key in required:
-            if key not in fields:
-                self.fail(f"the key {key!r} is missing")
-        return fields
-
-    def entries(self, accepted: str) -> dict[str, _Node]:
-        if not isinstance(self.value, dict):
-            self.fail_got(accepted)
-        for key in self.value:
-            if not isinstance(key, str):
-                self.fail(f"keys must be text, got {shown(key)} (put it in quotes)")
-            if len(key) > MOST_TEXT:
-                self.fail(f"keys must have at most {MOST_TEXT:,} characters, got {shown(key)}")
-        prefix = f"{self.key}." if self.key else ""
-        return {key: _Node(value, self.file, f"{prefix}{key}") for key, value in self.value.items()}
-
-    def items(self, accepted: str) -> list[_Node]:
-        if not isinstance(self.value, list) or not self.value:
-            self.fail_got(accepted)
-        return [
-            _Node(value, self.file, f"{self.key}[{index}]")
-            for index, value in enumerate(self.value)
-        ]
-
-    def text(self, most: int = MOST_TEXT) -> str:
-        if not isinstance(self.value, str) or not self.value.strip():
-            self.fail_got("text (in quotes if YAML takes it for something else)")
-        if len(self.value) > most or "\0" in self.value:
-            self.fail_got(f"text of at most {most:,} characters, none of them zero")
-        return self.value.strip()
-
-    def integer(self, low: int, high: int) -> int:
-        if type(self.value) is not int or not low <= self.value <= high:
-            self.fail_got(f"a whole number from {low} to {high}")
-        return self.value
-
-    def choice(self, *accepted: str) -> str:
-        if not isinstance(self.value, str) or self.value not in accepted:
-            self.fail_got(f"one of {', '.join(accepted)}")
-        return self.value
-
-    def color(self) -> tuple[int, int, int]:
-        value = self.value
-        if (
-            not isinstance(value, list)
-            or len(value) != 3
-            or not all(type(level) is int and 0 <= level <= 255 for level in value)
-        ):
-            self.fail_got("a colour, [red, green, blue] of 0 to 255")
-        return value[0], value[1], value[2]
-
-    def range(self) -> Range:
-        try:
-            return as_range(self.value)
-        except ValueError:
-            self.fail_got("auto or [low, high], two numbers of which the first is lower")
-
-    def template(self) -> str:
-        """A path pattern below the root, with `/` between folders."""
-        text = self.text()
-        if PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts or "\\" in text:
-            self.fail_got("a path below the root, folders parted by /")
-        if re.search(r"[{}]", HOLE.sub("", text)):
-            self.fail(f"a hole must be {{word}} or {{word:path}}, got {shown(text)}")
-        return text
-
-    def folder(self, root: Path) -> str:
-        """A folder below the root: links in it may lead elsewhere, the card may not."""
-        text = self.text()
-        top = os.path.abspath(root)
-        if os.path.commonpath([top, os.path.abspath(os.path.join(top, text))]) != top:
-            self.fail_got("a folder below the root (the key 'root', or --root, says where that is)")
-        return text
 
 
 def shipped_cards() -> list[str]:
@@ -224,7 +131,7 @@ def parse_card(path: Path, root: Path | None) -> Card:
         raise CardError(f"{path}: is not a YAML card ({error})") from error
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
-    fields = _Node(value, path).fields(
+    fields = Node(value, path).fields(
         ("name", "classes", "splits", "images", "masks"),
         ("description", "source", "licence", "root", "range", "bands"),
     )
@@ -249,7 +156,7 @@ def parse_card(path: Path, root: Path | None) -> Card:
     blocks = fields["masks"].items("mask blocks") if several else [fields["masks"]]
     if len(blocks) > MOST_MASKS:
         fields["masks"].fail(f"must be at most {MOST_MASKS} blocks, got {len(blocks):,}")
-    masks = tuple(_parse_masks(block, classes) for block in blocks)
+    masks = tuple(parse_masks(block, classes) for block in blocks)
     _check_holes(fields, splits, masks)
     return Card(
         name=fields["name"].text(),
@@ -265,7 +172,7 @@ def parse_card(path: Path, root: Path | None) -> Card:
     )
 
 
-def _parse_bands(node: _Node) -> Preprocessing:
+def _parse_bands(node: Node) -> Preprocessing:
     if not isinstance(node.value, dict):
         return Preprocessing.of_bands(node.integer(1, MOST_BANDS))
     fields = node.fields(["count"], ["mean", "std"])
@@ -283,17 +190,7 @@ def _parse_bands(node: _Node) -> Preprocessing:
         node.fail(str(error))
 
 
-@dataclass(frozen=True)
-class _Class:
-    """A class as the card gives it: what is shown, and what masks write for it."""
-
-    shown: LabelClass
-    ids: list[int]
-    colors: list[tuple[int, int, int]]
-    covers: tuple[str, ...]
-
-
-def _parse_classes(node: _Node) -> list[_Class]:
+def _parse_classes(node: Node) -> list[CardClass]:
     nodes = node.items("a list of classes")
     if not 2 <= len(nodes) <= IGNORE:
         why = "with one there is nothing to tell apart" if len(nodes) == 1 else "labels have 8 bits"
@@ -303,7 +200,8 @@ def _parse_classes(node: _Node) -> list[_Class]:
         if isinstance(item.value, str):
             entries.append({"name": item})
         else:
-            entries.append(item.fields(["name"], ["color", "ids", "colors", "covers"]))
+            keys = ["color", "ids", "colors", "labels", "covers"]
+            entries.append(item.fields(["name"], keys))
     names = [entry["name"].text() for entry in entries]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -314,10 +212,11 @@ def _parse_classes(node: _Node) -> list[_Class]:
         nodes[bare].fail("the key 'color' is missing; either all classes have one or none has")
     drawn = given or [(int(r), int(g), int(b)) for r, g, b in palette(len(entries))]
     return [
-        _Class(
+        CardClass(
             LabelClass(name, color),
-            _parse_ids(entry.get("ids")),
+            parse_ids(entry.get("ids")),
             _parse_colors(entry, color),
+            parse_texts(entry.get("labels", entry["name"])),
             covers,
         )
         for name, color, entry, covers in zip(
@@ -326,7 +225,7 @@ def _parse_classes(node: _Node) -> list[_Class]:
     ]
 
 
-def _parse_covers(names: list[str], entries: list[dict[str, _Node]]) -> list[tuple[str, ...]]:
+def _parse_covers(names: list[str], entries: list[dict[str, Node]]) -> list[tuple[str, ...]]:
     """The classes of a finer list that each class is; nothing where no class has such a key."""
     if not any("covers" in entry for entry in entries):
         return [()] * len(names)
@@ -334,34 +233,26 @@ def _parse_covers(names: list[str], entries: list[dict[str, _Node]]) -> list[tup
     owner: dict[str, str] = {}
     for name, entry in zip(names, entries, strict=True):
         node = entry.get("covers", entry["name"])
-        nodes = [node] if isinstance(node.value, str) else node.items("a class or a list of them")
-        for item in nodes:
-            covered = item.text()
+        texts = parse_texts(node)
+        for covered in texts:
             if covered in owner:
                 whose = f"the classes {shown(owner[covered])} and {shown(name)} both cover"
                 twice = f"the class {shown(name)} covers twice" if owner[covered] == name else whose
                 node.fail(f"{twice} {shown(covered)}")
             owner[covered] = name
-        covers.append(tuple(item.text() for item in nodes))
+        covers.append(tuple(texts))
     return covers
 
 
-def _parse_ids(node: _Node | None) -> list[int]:
-    if node is None:
-        return []
-    nodes = [node] if type(node.value) is int else node.items("an id or a list of ids")
-    return [item.integer(0, MAX_ID) for item in nodes]
-
-
 def _parse_colors(
-    entry: dict[str, _Node], shown: tuple[int, int, int]
+    entry: dict[str, Node], shown: tuple[int, int, int]
 ) -> list[tuple[int, int, int]]:
     if "colors" in entry:
         return [item.color() for item in entry["colors"].items("a list of colours")]
     return [shown]
 
 
-def _parse_split(node: _Node, images: str, root: Path) -> Split:
+def _parse_split(node: Node, images: str, root: Path) -> Split:
     if isinstance(node.value, str):
         return Split(node.folder(root), images)
     name = node.key.rpartition(".")[2]
@@ -381,72 +272,8 @@ def _parse_split(node: _Node, images: str, root: Path) -> Split:
     )
 
 
-def _parse_masks(node: _Node, classes: list[_Class]) -> Masks:
-    fields = node.fields(["files", "values"], ["ignore", "unlisted", "first", "above"])
-    values = fields["values"].choice("ids", "index", "colors", "threshold")
-    for key, user in (("first", "index"), ("above", "threshold")):
-        if key in fields and values != user:
-            fields[key].fail(f"goes with 'values: {user}' only, not with {values!r}")
-    files = fields["files"].template()
-    unlisted = fields["unlisted"].choice("error", "ignore") if "unlisted" in fields else "error"
-    if values == "threshold":
-        if len(classes) != 2:
-            node.fail(f"a threshold parts two classes, but there are {len(classes)}")
-        for key in ("ignore", "unlisted"):
-            if key in fields:
-                fields[key].fail("does not go with 'values: threshold', which knows no ids")
-        above = fields["above"].integer(0, MAX_ID - 1) if "above" in fields else 127
-        return Masks(files, MaskCode("threshold", {0: 0, 1: 1}, above=above))
-    first = fields["first"].integer(0, MAX_ID) if "first" in fields else 0
-    labels = _parse_labels(node, classes, values, first)
-    for pixel in _parse_ignore(fields.get("ignore"), values):
-        if labels.get(pixel, IGNORE) != IGNORE:
-            name = classes[labels[pixel]].shown.name
-            fields["ignore"].fail(f"{_shown(pixel, values)} is the class {name!r}, too")
-        labels[pixel] = IGNORE
-    kind: Any = "colors" if values == "colors" else "ids"
-    return Masks(files, MaskCode(kind, labels, ignore_unlisted=unlisted == "ignore"))
-
-
-def _parse_labels(node: _Node, classes: list[_Class], values: str, first: int) -> dict[int, int]:
-    """The label of every id or colour that means a class."""
-    labels: dict[int, int] = {}
-    for index, info in enumerate(classes):
-        keys = {
-            "ids": info.ids,
-            "index": [first + index],
-            "colors": [color_key(color) for color in info.colors],
-        }[values]
-        if not keys:
-            node.fail(f"'values: ids' needs ids, but the class {info.shown.name!r} has none")
-        for key in keys:
-            if key in labels:
-                before = classes[labels[key]].shown.name
-                both = f"for two classes, {before!r} and {info.shown.name!r}"
-                twice = f"twice in the class {before!r}" if labels[key] == index else both
-                node.fail(f"{_shown(key, values)} stands {twice}")
-            if key > MAX_ID and values == "index":
-                node.fail(f"'first' takes the ids up to {key}, beyond {MAX_ID}")
-            labels[key] = index
-    return labels
-
-
-def _parse_ignore(node: _Node | None, values: str) -> list[int]:
-    if node is None:
-        return []
-    if values == "colors":
-        return [color_key(item.color()) for item in node.items("a list of colours")]
-    return _parse_ids(node)
-
-
-def _shown(key: int, values: str) -> str:
-    if values == "colors":
-        return f"the colour [{key >> 16}, {key >> 8 & 255}, {key & 255}]"
-    return f"the id {key}"
-
-
 def _check_holes(
-    fields: dict[str, _Node], splits: Mapping[str, Split], masks: tuple[Masks, ...]
+    fields: dict[str, Node], splits: Mapping[str, Split], masks: tuple[Masks, ...]
 ) -> None:
     """Masks may only use holes that pictures fill; only the last part may reach below."""
     for name, split in splits.items():

@@ -175,7 +175,7 @@ def _read_all(
     split: SplitReport, pairs: list[Pair], pool: ThreadPoolExecutor
 ) -> Iterator[list[Finding]]:
     """Read the pairs of a split, adding them up; the problems of each."""
-    for pair, counts in zip(pairs, pool.map(_count, pairs), strict=True):
+    for pair, counts in zip(pairs, pool.map(count_pair, pairs), strict=True):
         if isinstance(counts, ImageError):
             yield [Finding("error", split.name, str(counts))]
             continue
@@ -189,7 +189,7 @@ def _read_all(
         yield [Finding("warning", split.name, remark) for remark in remarks]
 
 
-def _count(
+def count_pair(
     pair: Pair,
 ) -> tuple[tuple[int, int], npt.NDArray[np.int64], list[str]] | ImageError:
     """Size, pixels of each label, (256,), and remarks on one pair, or why it cannot be read."""

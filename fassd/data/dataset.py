@@ -12,7 +12,9 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from fassd.data.card import Card, Pair
+from fassd.data.draw import examine_shapes
 from fassd.data.masks import examine_mask
+from fassd.data.shapes import ShapeCode
 from fassd.io.bands import examine_bands
 from fassd.io.images import ImageError, ImageWarning, examine_image
 
@@ -38,8 +40,12 @@ def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
         if pair.bands is None
         else examine_bands(pair.image, pair.bands, pair.range)
     )
-    labels, of_mask = examine_mask(pair.mask, pair.code)
-    if labels.shape != picture.pixels.shape[:2]:
+    height, width = picture.pixels.shape[:2]
+    if isinstance(pair.code, ShapeCode):
+        labels, of_mask = examine_shapes(pair.mask, pair.code, pair.image, (height, width))
+    else:
+        labels, of_mask = examine_mask(pair.mask, pair.code)
+    if labels.shape != (height, width):
         sizes = ["{}x{}".format(*array.shape[:2]) for array in (labels, picture.pixels)]
         raise ImageError(
             f"{pair.mask}: the mask is {sizes[0]} (height x width), but its picture {pair.image} "

@@ -7,11 +7,10 @@ from a pixel of a group that one of them is right, and is scored by their probab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fassd.data.card import Card, CardError
-from fassd.data.masks import MaskCode
 from fassd.io.palette import IGNORE, LabelClass, some_of
 
 Members = tuple[int, ...]
@@ -98,13 +97,9 @@ def _relabelled(card: Card, first: Card, labels: Sequence[int]) -> Card:
     """A card with the first one's classes, whose masks' label n becomes labels[n]."""
     if list(labels) == list(range(card.num_classes)):
         return card
-    masks = tuple(replace(block, code=_code(block.code, labels)) for block in card.masks)
-    return replace(card, classes=first.classes, covers=(), masks=masks)
 
-
-def _code(code: MaskCode, labels: Sequence[int]) -> MaskCode:
     def label(own: int) -> int:
         return own if own == IGNORE else labels[own]
 
-    written: Mapping[int, int] = {key: label(own) for key, own in code.labels.items()}
-    return replace(code, labels=written)
+    masks = tuple(replace(block, code=block.code.relabelled(label)) for block in card.masks)
+    return replace(card, classes=first.classes, covers=(), masks=masks)

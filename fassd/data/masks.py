@@ -1,28 +1,38 @@
 """From a mask file to labels: what the pixels of a mask stand for, and reading one.
 
 Masks of ids are read as they were written, whatever a palette would paint over them: 1, 2, 4, 8 and
-16 bits of grey, PGM of any largest value, and palette indices. Only a card that says so has its
-masks read as colours.
+16 bits of grey, also as three equal channels or beside an opaque alpha, PGM of any largest value,
+palette indices, and arrays of NumPy. Only a card that says so has its masks read as colours.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fassd.io.images import ImageError, open_image, pages_passed_over, unreadable_because
-from fassd.io.levels import stretch
+from fassd.io.images import (
+    MAX_PIXELS,
+    ImageError,
+    TooManyPixelsError,
+    open_image,
+    pages_passed_over,
+    unreadable_because,
+)
+from fassd.io.levels import has_high_bytes, stored, stretch
 from fassd.io.palette import IGNORE
 
 MAX_ID = 65535
 """Largest id of a mask: 16 bits."""
+
+UNLABELLED = -1
+"""The one id below 0 that a mask may hold, where the card ignores it."""
 
 STRAY = 256  # in the lookup tables: an id that the card does not list
 STRAYS_NAMED = 5
@@ -35,7 +45,7 @@ class MaskCode:
     Attributes:
         kind: "ids" (a number a pixel), "colors" (RGB), or "threshold" (grey, bright is class 1).
         labels: for each id, colour as `color_key` writes it, or side of a threshold (0 dark,
-            1 bright), its class index or `IGNORE`.
+            1 bright), its class index or `IGNORE`. Of ids, `UNLABELLED` may be one.
         ignore_unlisted: ids and colours outside `labels` are ignored, not errors.
         above: with "threshold", the brightest grey that is still class 0.
     """
@@ -48,10 +58,15 @@ class MaskCode:
     @functools.cached_property
     def _table(self) -> npt.NDArray[np.int16]:
         """The label of every id or colour key; `STRAY` where it is unlisted and may not be."""
-        size = {"ids": MAX_ID + 1, "colors": 1 << 24, "threshold": 2}[self.kind]
+        # The last of the ids is UNLABELLED, as which -1 finds it.
+        size = {"ids": MAX_ID + 2, "colors": 1 << 24, "threshold": 2}[self.kind]
         table = np.full(size, IGNORE if self.ignore_unlisted else STRAY, np.int16)
         table[list(self.labels)] = list(self.labels.values())
         return table
+
+    def relabelled(self, label: Callable[[int], int]) -> MaskCode:
+        """The same with other labels: `label` of each."""
+        return replace(self, labels={key: label(own) for key, own in self.labels.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the table, which has 32 MB for colours: a worker process makes its own."""
@@ -75,7 +90,7 @@ def examine_mask(
         ImageError: the file cannot be read, has channels that the card does not speak of, or holds
             ids or colours outside the card; the message names the file.
     """
-    values, remarks = _read_values(path, code.kind)
+    values, remarks = read_values(path, code.kind)
     if code.kind == "threshold":
         values = (values > code.above).astype(np.uint8)
     labels = code._table[values]
@@ -84,11 +99,19 @@ def examine_mask(
     return labels.astype(np.uint8), remarks
 
 
-def _read_values(path: str | os.PathLike[str], kind: str) -> tuple[npt.NDArray[Any], list[str]]:
-    """Ids, grey levels or colour keys of a mask, (H, W), and remarks."""
+def read_values(path: str | os.PathLike[str], kind: str) -> tuple[npt.NDArray[Any], list[str]]:
+    """Ids, grey levels or colour keys (`kind` of a `MaskCode`) of a mask, (H, W), and remarks.
+
+    Raises:
+        ImageError: as `examine_mask`, but for what a card does not list.
+    """
     try:
+        if os.path.splitext(path)[1].lower() == ".npy":
+            return _of_array(path, kind), []
         with open_image(path) as image:
             remarks = pages_passed_over(image)
+            if kind == "ids" and has_high_bytes(image):
+                return _one_channel(stored(image)[0], 65535), remarks
             factor = stretch(image) if kind == "ids" else 1
             image.load()
             values = _VALUES[kind](ImageOps.exif_transpose(image))
@@ -97,7 +120,40 @@ def _read_values(path: str | os.PathLike[str], kind: str) -> tuple[npt.NDArray[A
         raise ImageError(f"{os.fspath(path)}: {unreadable_because(path, error)}") from error
 
 
+def _of_array(path: str | os.PathLike[str], kind: str) -> npt.NDArray[Any]:
+    """The values of a NumPy file: whole numbers (H, W), or of colours bytes (H, W, 3)."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)  # its header may claim any size
+    accepted = "(H, W, 3)" if kind == "colors" else "(H, W)"
+    shape = (*array.shape[:2], 3) if kind == "colors" else array.shape[:2]
+    if array.ndim < 2 or array.shape != shape or array.size == 0:
+        raise ImageError(f"an array must be {accepted}, got {array.shape}")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise TooManyPixelsError(
+            f"has {array.shape[0]}x{array.shape[1]} pixels, {MAX_PIXELS:,} are read"
+        )
+    if array.dtype.kind not in "biuf" or (kind == "colors" and array.dtype != np.uint8):
+        bytes_ = "uint8" if kind == "colors" else "whole numbers"
+        raise ImageError(f"an array must be of {bytes_}, got {array.dtype}")
+    values: npt.NDArray[Any] = np.array(array)
+    if kind == "colors":
+        return _color_keys(Image.fromarray(values))
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values % 1 == 0).all()):
+        raise ImageError("an array must be of whole numbers, got others")
+    return _within(values) if kind == "ids" else values
+
+
+def _within(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Ids that fit a card, as integers."""
+    if not (values.min() >= UNLABELLED and values.max() <= MAX_ID):
+        raise ImageError(
+            f"ids must be {UNLABELLED} to {MAX_ID}, got {values.min()} to {values.max()}"
+        )
+    return values.astype(np.int32)
+
+
 def _ids(image: Image.Image) -> npt.NDArray[Any]:
+    if image.mode in ("RGB", "RGBA", "LA"):
+        return _one_channel(np.asarray(image), 255)
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         raise ImageError(
             f"a mask of ids must be grey or have a palette, got mode {image.mode} (if its colours "
@@ -106,9 +162,23 @@ def _ids(image: Image.Image) -> npt.NDArray[Any]:
     if image.mode == "1":  # as an array its true pixels are bytes of 255
         return np.asarray(image.convert("L")) // 255
     values = np.asarray(image)
-    if image.mode == "I" and not (values.min() >= 0 and values.max() <= MAX_ID):
-        raise ImageError(f"ids must be 0 to {MAX_ID}, got {values.min()} to {values.max()}")
-    return values
+    return _within(values) if image.mode == "I" else values
+
+
+def _one_channel(values: npt.NDArray[Any], opaque: int) -> npt.NDArray[Any]:
+    """The grey of equal channels, (H, W, 2 to 4), of which the last of 2 or 4 is alpha."""
+    colors = values[..., : values.shape[2] - (values.shape[2] + 1) % 2]
+    differ = (colors != colors[..., :1]).any(2)
+    if differ.any():
+        row, column = np.argwhere(differ)[0]
+        raise ImageError(
+            f"a mask of ids must be grey or have a palette, got {colors[row, column].tolist()} at "
+            f"row {row}, column {column} (if its colours stand for classes, the card has to say "
+            "so: values: colors)"
+        )
+    if values.shape[2] != colors.shape[2] and (values[..., -1] != opaque).any():
+        raise ImageError("a mask of ids must be opaque: the card does not say what alpha means")
+    return colors[..., 0]
 
 
 def _grey(image: Image.Image) -> npt.NDArray[Any]:

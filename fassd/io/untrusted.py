@@ -45,13 +45,17 @@ def read_text(path: Path, most: int = MOST_YAML) -> str:
         ValueError: it is larger, no regular file, or not UTF-8.
         OSError: it cannot be read.
     """
+    return _read_bytes(path, most).decode("utf-8")
+
+
+def _read_bytes(path: Path, most: int) -> bytes:
     if path.exists() and not path.is_file():
         raise ValueError("is no regular file")
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"must have at most {most:,} bytes, has {os.path.getsize(path):,}")
-    return data.decode("utf-8")
+    return data
 
 
 def read_yaml(text: str) -> Any:
@@ -81,6 +85,20 @@ def read_json(text: str | bytes) -> Any:
         return json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_json_text(path: Path, most: int) -> str:
+    """The text of a JSON file of at most `most` bytes, in UTF-8, -16 or -32.
+
+    Raises:
+        ValueError: as `read_text`.
+        OSError: it cannot be read.
+    """
+    data = _read_bytes(path, most)
+    try:
+        return data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text (byte {error.start})") from error
 
 
 def shown(value: object) -> str:

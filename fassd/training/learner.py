@@ -17,6 +17,7 @@ from fassd.data.groups import LabelSpace
 from fassd.distributed import sum_over_ranks, world_size
 from fassd.io.palette import labels_by_name
 from fassd.models import NetworkInfo, create_model, get_variant, load_checkpoint, preprocessing_of
+from fassd.models.encoder import Encoder
 from fassd.models.info import remember
 from fassd.models.layers import init_xavier
 from fassd.models.network import FASSDNet
@@ -46,7 +47,8 @@ from fassd.training.sync_norm import synchronize_batch_norm
 from fassd_kernels.accelerate import swap
 
 SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
-MODEL, HEADS, AVERAGE, SCALER = "model.", "heads.", "average.", "scaler"
+MODEL, HEADS, AVERAGE = "model.", "heads.", "average."
+SCALER, WEIGHTS = "scaler", "class_weights"
 
 
 class Learner:
@@ -54,11 +56,13 @@ class Learner:
 
     Args:
         recipe, space, device: the settings, the classes that are learnt, and where.
+        weights: of the classes and groups in the loss; None has none.
         start: whether to load the weights that the recipe starts from; a checkpoint has them all.
         tell: called with what the loading of those weights has to say.
 
     Attributes:
         model: the network.
+        encoder: the part of it that the recipe may freeze, or give a rate of its own.
         average: moving average of its weights; None unless the recipe has `ema`.
         trained: the network, with the heads that learn beside it if the recipe has `auxiliary`.
         parallel: the same, which under torchrun shares gradients with the other processes.
@@ -70,11 +74,13 @@ class Learner:
         recipe: Recipe,
         space: LabelSpace,
         device: torch.device,
+        weights: list[float] | None,
         *,
         start: bool,
         tell: Callable[[str], object],
     ) -> None:
         self.recipe = recipe
+        self.weights = weights
         self.device = device
         torch.manual_seed(recipe.seed)
         self.model = _network(recipe, space, start, tell).to(device)
@@ -90,21 +96,25 @@ class Learner:
         if recipe.sync_bn:
             self.model = synchronize_batch_norm(self.model, device)
         avoid_unsound_gradients(self.model, device, recipe.precision)
+        self.encoder = _encoder(self.model)
         self.trained: nn.Module = self.model
         if recipe.auxiliary:
             self.trained = WithHeads(self.model, len(space.classes)).to(device)
         self.parallel = self.trained
         if world_size() > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.trained, device_ids=ids)
-        self.optimizer = create_optimizer(recipe, self.trained)
+            self.parallel = DistributedDataParallel(
+                self.trained, device_ids=ids, find_unused_parameters=recipe.freeze > 0
+            )
+        self.optimizer = create_optimizer(recipe, self.trained, self.encoder)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        kinds: dict[str, Any] = {"groups": space.groups, "weights": weights}
         self.loss: CrossEntropy = (
-            BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold, groups=space.groups)
+            BootstrappedCrossEntropy(recipe.min_pixels, recipe.threshold, **kinds)
             if recipe.loss == "bootstrapped"
-            else CrossEntropy(groups=space.groups)
-        )
-        self.loss_of_heads = CrossEntropy(groups=space.groups)
+            else CrossEntropy(**kinds)
+        ).to(device)
+        self.loss_of_heads = CrossEntropy(**kinds).to(device)
         self.teacher = None
         if recipe.teacher is not None:
             self.teacher = Teacher(
@@ -152,13 +162,15 @@ class Learner:
             RecipeError: micro-batches too small for batch norm.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = self.learning_rate(step) * group.get("factor", 1.0)
         # The mean goes over the labelled pictures of all processes and micro-batches, so that it
         # does not matter how a batch is shared out.
         own = torch.stack([labelled_pictures(part.labels) for part in batch]).sum()
         labelled = sum_over_ranks(own.to(self.device))
         pictures = labelled.clamp_min(1)
         self.parallel.train()
+        if self.recipe.freeze:
+            self._freeze(step < self.recipe.freeze)
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(batch, start=1):
             with self._accumulating(number < len(batch)):
@@ -172,6 +184,12 @@ class Learner:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return total, labelled
+
+    def _freeze(self, frozen: bool) -> None:
+        """Keep the encoder's weights and statistics as they are, or let them learn."""
+        self.encoder.requires_grad_(not frozen)
+        if frozen:
+            self.encoder.eval()
 
     def measure(self, batches: Iterable[list[MicroBatch]]) -> None:
         """Take the batch norm statistics of the averaged weights anew, from these batches."""
@@ -244,8 +262,9 @@ class Learner:
         return {f"{prefix}{key}": value for prefix in parts for key, value in parts[prefix].items()}
 
     def facts(self) -> dict[str, Any]:
-        """What else belongs to the state, as JSON: the scale of the loss in float16."""
-        return {SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+        """What else belongs to the state, as JSON: class weights, the loss's scale in float16."""
+        scaler = {SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+        return {**scaler, **({} if self.weights is None else {WEIGHTS: self.weights})}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Put back what `tensors` and `facts` gave."""
@@ -309,6 +328,12 @@ def _take_bands(model: FASSDNet, recipe: Recipe, space: LabelSpace) -> None:
         model.preprocessing = own
         if recipe.teacher is not None:
             raise RecipeError("teacher: of pictures of bands there is none to learn from")
+
+
+def _encoder(model: Any) -> nn.Module:
+    """The encoder itself: of timm without the convolutions behind it, which begin from nothing."""
+    base: nn.Module = model.base
+    return base.body if isinstance(base, Encoder) else base
 
 
 def _reorder_head(model: Any, wanted: list[str]) -> None:

@@ -13,10 +13,11 @@ import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from fassd.data.card import Card
 from fassd.data.dataset import Sample
@@ -30,6 +31,24 @@ from fassd.io.panel import Tile, draw_panel
 from fassd.training.recipe import Recipe
 
 SHOWN_PICTURES = 3  # of the validation, drawn each time
+
+
+class Done(NamedTuple):
+    """A step that is not logged yet.
+
+    Attributes:
+        step: its number, from 1.
+        loss: this process's share of it.
+        labelled: number of pictures of all processes that have a labelled pixel.
+        paths: this process's pictures.
+        skipped: reasons why pictures were left out.
+    """
+
+    step: int
+    loss: Tensor
+    labelled: Tensor
+    paths: list[Path]
+    skipped: list[str]
 
 
 class Reporter(Protocol):

@@ -19,7 +19,7 @@ import contextlib
 import math
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,8 +35,9 @@ from fassd.models.device import torch_threads
 from fassd.models.info import info_of
 from fassd.models.preprocess import preprocessing_of
 from fassd.training import state as files
-from fassd.training.learner import Learner
-from fassd.training.logs import Reporter, RunLogs
+from fassd.training.balance import class_weights
+from fassd.training.learner import WEIGHTS, Learner
+from fassd.training.logs import Done, Reporter, RunLogs
 from fassd.training.precision import deterministic, resolve_precision
 from fassd.training.recipe import (
     OF_EARLIER_RUNS,
@@ -62,24 +63,6 @@ class StoppedError(RuntimeError):
 
 class _Abandoned(Exception):  # noqa: N818
     """Ctrl-C or SIGTERM in the middle of a validation."""
-
-
-class _Done(NamedTuple):
-    """A step that is not logged yet.
-
-    Attributes:
-        step: its number, from 1.
-        loss: this process's share of it.
-        labelled: number of pictures of all processes that have a labelled pixel.
-        paths: this process's pictures.
-        skipped: reasons why pictures were left out.
-    """
-
-    step: int
-    loss: Tensor
-    labelled: Tensor
-    paths: list[Path]
-    skipped: list[str]
 
 
 class Trainer:
@@ -130,6 +113,7 @@ class Trainer:
         self.best = -math.inf
         self.validation_pending = False  # of this step
         self.unscored = 0  # validations that failed
+        self.stale = 0  # validations since the best one, in the main process
         self.changes: list[str] = []  # of settings, when the run was resumed
         self._stop = StopRequest(self._tell)
         tensors: dict[str, Tensor] = {}
@@ -143,6 +127,7 @@ class Trainer:
             self.step, self.best = facts["step"], facts["best"]
             self.validation_pending = facts["owed"]
             self.unscored = facts.get("unscored", 0)
+            self.stale = facts.get("stale", 0)
             recipe = self._resumed(facts, recipe)
         else:
             files.check_new(folder)
@@ -155,24 +140,38 @@ class Trainer:
         self.space = label_space(cards)
         self.train_sets = [SegmentationDataset(card, "train") for card in self.space.cards]
         self.val_sets = [SegmentationDataset(card, "val") for card in cards if "val" in card.splits]
+        if self.recipe.patience is not None and not self.val_sets:
+            raise RecipeError("patience needs a split val, and no data set has one")
         self.evaluations: list[Evaluation] = []
         shares = self.recipe.shares
         if shares is not None and len(shares) != len(cards):
             raise RecipeError(
                 f"shares must be one number for each of the {len(cards)} data sets, got {shares}"
             )
+        self.recipe = self._in_steps(self.recipe)
         if resume:
-            self._check_data(facts["data"])
+            files.check_data(folder, facts["data"], self.space, self.train_sets)
         if self.recipe.batch % (world_size() * self.recipe.accumulate):
             raise RecipeError(
                 f"batch must be a multiple of {world_size()} processes x accumulate "
                 f"({self.recipe.accumulate}), got {self.recipe.batch}"
             )
+        weights = facts.get(WEIGHTS) or class_weights(
+            self.recipe, self.space, self.train_sets, self._tell
+        )
         self.learner = Learner(
-            self.recipe, self.space, self.device, start=not self.step, tell=self._tell
+            self.recipe, self.space, self.device, weights, start=not self.step, tell=self._tell
         )
         if tensors:
             self.learner.restore(tensors, facts)
+
+    def _in_steps(self, recipe: Recipe) -> Recipe:
+        """The recipe with the steps of its epochs, if it has any."""
+        pictures = sum(map(len, self.train_sets))
+        if recipe.epochs is not None and is_main():
+            steps = recipe.in_steps(pictures).steps
+            self._tell(f"{recipe.epochs:g} epochs of {pictures} pictures are {steps} steps")
+        return recipe.in_steps(pictures)
 
     def _resumed(self, facts: dict[str, Any], recipe: Recipe | None) -> Recipe:
         """The run's recipe, with the changes that `recipe` makes to it.
@@ -196,23 +195,6 @@ class Trainer:
             if is_main():
                 self._tell(self.changes[-1])
         return recipe
-
-    def _data(self) -> dict[str, Any]:
-        """What a resumed run needs to find again: every sample's place follows from it."""
-        counts = [len(dataset) for dataset in self.train_sets]
-        if len(counts) == 1:
-            return {"classes": self.space.class_names, "pictures": counts[0]}
-        names = self.space.class_names
-        labels = [[[names[i] for i in group] for group in of] for of in self.space.members]
-        return {"classes": names, "pictures": counts, "labels": labels}
-
-    def _check_data(self, before: dict[str, Any]) -> None:
-        for what, value in self._data().items():
-            if value != before.get(what):
-                had = before.get(what)
-                raise RecipeError(
-                    f"the data of the run in {self.folder} had {what} {had}, now {value}"
-                )
 
     # ------------------------------------------------------------------------------------ running
 
@@ -248,9 +230,11 @@ class Trainer:
 
     def _run(self, logs: RunLogs | None) -> None:
         recipe = self.recipe
-        pending: list[_Done] = []
+        pending: list[Done] = []
         if self.validation_pending:  # a validation was due where the run was cut off
             self._validate_and_save(logs)
+        if self._gave_up():
+            return
         with contextlib.closing(self._batches()) as batches, self._kept(pending, logs):
             for batch in batches:
                 self._train_step(batch, pending)
@@ -268,9 +252,21 @@ class Trainer:
                 self._stop_here(stopped)
                 if self.validation_pending:
                     self._validate_and_save(logs)
+                    if self._gave_up():
+                        return
+
+    def _gave_up(self) -> bool:
+        """Whether the run ends early, on which all processes agree."""
+        patience = self.recipe.patience
+        over = patience is not None and self.stale >= patience and self.step < self.recipe.steps
+        if not sum_over_ranks(torch.tensor(float(over))) > 0:
+            return False
+        if is_main():
+            self._tell(f"no better score in {self.stale} validations: the run ends, early")
+        return True
 
     @contextlib.contextmanager
-    def _kept(self, pending: list[_Done], logs: RunLogs | None) -> Iterator[None]:
+    def _kept(self, pending: list[Done], logs: RunLogs | None) -> Iterator[None]:
         """Saves what was learnt when no picture can be read any more, as on a disk that left."""
         try:
             yield
@@ -312,13 +308,13 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _train_step(self, batch: list[MicroBatch], pending: list[_Done]) -> None:
+    def _train_step(self, batch: list[MicroBatch], pending: list[Done]) -> None:
         """One optimizer step."""
         loss, labelled = self.learner.learn(batch, self.step)
         self.step += 1
         paths = [path for part in batch for path in part.paths]
         skipped = [reason for part in batch for reason in part.skipped]
-        pending.append(_Done(self.step, loss, labelled, paths, skipped))
+        pending.append(Done(self.step, loss, labelled, paths, skipped))
 
     # -------------------------------------------------------------------------------- writing down
 
@@ -343,7 +339,7 @@ class Trainer:
                 f"last bits from here on (--threads {before} avoids that)"
             )
 
-    def _flush(self, pending: list[_Done], logs: RunLogs | None) -> None:
+    def _flush(self, pending: list[Done], logs: RunLogs | None) -> None:
         """Look at the losses since the last time: log them, and stop if one is no number."""
         if not pending:
             return
@@ -431,9 +427,10 @@ class Trainer:
     def _keep_best(self, miou: float) -> bool:
         """Keep the weights if their mean score is the best so far; whether they were kept."""
         before = self.best
+        self.stale += 1
         if not miou > before:
             return False
-        self.best = miou
+        self.best, self.stale = miou, 0
         kept = self._guarded("best.safetensors", self._save_weights, "best.safetensors")
         if not kept:
             self.best = before
@@ -480,10 +477,11 @@ class Trainer:
             "best": self.best,
             "owed": self.validation_pending,
             "unscored": self.unscored,
+            "stale": self.stale,
             "changes": self.changes,
             "threads": torch.get_num_threads(),
             "recipe": self.recipe.to_dict(),
-            "data": self._data(),
+            "data": files.data_of(self.space, self.train_sets),
             "network": info and info.to_json(),
         }
 

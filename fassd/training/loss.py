@@ -25,15 +25,29 @@ class CrossEntropy(nn.Module):
     Args:
         ignore_index: label of pixels that do not count.
         groups: the classes of the labels C, C + 1, ...
+        weights: factor of the loss of each label's pixels, of groups, too; None has none. The mean
+            is over the pixels' number, not over their weights.
 
     Shape: logits (N, C, H, W), floating, computed in float32 (float64 stays); labels (N, H, W),
     integers; the result is a scalar, 0 with zero gradients if no pixel is labelled.
     """
 
-    def __init__(self, ignore_index: int = IGNORE, *, groups: Sequence[Sequence[int]] = ()) -> None:
+    weights: Tensor | None
+
+    def __init__(
+        self,
+        ignore_index: int = IGNORE,
+        *,
+        groups: Sequence[Sequence[int]] = (),
+        weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.ignore_index = ignore_index
         self.groups = [list(group) for group in groups]
+        table = None if weights is None else torch.ones(IGNORE + 1)
+        if table is not None and weights is not None:
+            table[: len(weights)] = torch.tensor(weights)
+        self.register_buffer("weights", table, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         losses = self.per_picture(logits, labels)
@@ -41,9 +55,14 @@ class CrossEntropy(nn.Module):
 
     def per_picture(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each picture, (N,); 0 for one without a labelled pixel."""
-        losses = pixel_losses(logits, labels, self.ignore_index, self.groups)
+        losses = self.per_pixel(logits, labels)
         counted = (labels != self.ignore_index).flatten(1).sum(1)
         return losses.flatten(1).sum(1) / counted.clamp_min(1)
+
+    def per_pixel(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The weighted loss of each pixel, (N, H, W); 0 for those that do not count."""
+        losses = pixel_losses(logits, labels, self.ignore_index, self.groups)
+        return losses if self.weights is None else losses * self.weights[labels.long()]
 
 
 class BootstrappedCrossEntropy(CrossEntropy):
@@ -63,7 +82,7 @@ class BootstrappedCrossEntropy(CrossEntropy):
     Args:
         min_pixels: K, at least 1.
         threshold: of the loss, in nats; at least 0.
-        ignore_index, groups: as of `CrossEntropy`.
+        ignore_index, groups, weights: as of `CrossEntropy`; the threshold is of weighted losses.
 
     Raises:
         ValueError: a setting outside its range, or shapes that do not fit.
@@ -76,8 +95,9 @@ class BootstrappedCrossEntropy(CrossEntropy):
         ignore_index: int = IGNORE,
         *,
         groups: Sequence[Sequence[int]] = (),
+        weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(ignore_index, groups=groups)
+        super().__init__(ignore_index, groups=groups, weights=weights)
         if min_pixels < 1:
             raise ValueError(f"min_pixels must be at least 1, got {min_pixels}")
         if not threshold >= 0:
@@ -87,7 +107,7 @@ class BootstrappedCrossEntropy(CrossEntropy):
 
     def per_picture(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each picture, (N,); 0 for one without a labelled pixel."""
-        losses = pixel_losses(logits, labels, self.ignore_index, self.groups)
+        losses = self.per_pixel(logits, labels)
         hardest = [
             hardest_mean(loss[label != self.ignore_index], self.min_pixels, self.threshold)
             for loss, label in zip(losses, labels, strict=True)

@@ -47,16 +47,26 @@ def cosine_learning_rate(step: int, base: float, total_steps: int, warmup_steps:
     return rate * (1 + math.cos(math.pi * (step + 1) / total_steps)) / 2
 
 
-def create_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that a recipe names, of all parameters of `model`."""
+def create_optimizer(recipe: Recipe, model: nn.Module, encoder: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that a recipe names, of all parameters of `model`.
+
+    Those of `encoder`, a part of it, are a group of their own if they have a rate of their own; the
+    factor of the learning rate is the group's "factor".
+    """
     settings: dict[str, Any] = {
         "lr": recipe.learning_rate,
         "weight_decay": recipe.weight_decay,
         "fused": True,
     }
+    parameters: Any = model.parameters()
+    if recipe.encoder_rate != 1:
+        own = {id(parameter) for parameter in encoder.parameters()}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
+        slower = {"params": list(encoder.parameters()), "factor": recipe.encoder_rate}
+        parameters = [{"params": rest, "factor": 1.0}, slower]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **settings)
-    return torch.optim.AdamW(model.parameters(), betas=(recipe.momentum, 0.999), **settings)
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, **settings)
+    return torch.optim.AdamW(parameters, betas=(recipe.momentum, 0.999), **settings)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from fassd.io.untrusted import problem, read_text, read_yaml, shortened, shown
 
 # fmt: off
 CHANGEABLE = frozenset((
-    "learning_rate", "log_every", "power", "save_every", "schedule", "steps", "threads",
+    "learning_rate", "log_every", "patience", "power", "save_every", "schedule", "steps", "threads",
     "val_every", "val_pictures", "warmup", "workers",
 ))
 # fmt: on
@@ -81,6 +81,10 @@ class Recipe(BaseModel):
         alpha: how much narrower DAPF's branches are.
         encoder: "imagenet" starts from the authors' ImageNet encoder (downloaded once), or an
             encoder of timm from timm's own weights; "random" from nothing.
+        encoder_rate: factor of the learning rate for the encoder's own weights, which know more
+            than the rest where it starts from pretrained ones.
+        freeze: first steps in which the encoder stays as it is, batch norm statistics included; as
+            many as `steps` for always.
         init: the convolutions' weights before that: "xavier" normal, as the authors have it, or
             "kaiming" normal; an encoder of timm begins as timm has it.
         weights: what to start from instead: a file or name that `fassd.load_checkpoint` or
@@ -104,6 +108,9 @@ class Recipe(BaseModel):
         min_pixels, threshold: K and the threshold of the bootstrapped loss.
         dice, lovasz: weights of two terms beside it in which each class of a picture weighs alike
             (`RegionLoss`).
+        balance: how far the pixels of rare classes weigh more in the cross entropy, from 0, not at
+            all, to 1, all classes alike: a class's weight is its share of the labelled pixels of
+            the training pictures, to the power -balance; the mean over these pixels is 1.
         auxiliary: weight of the cross entropy of heads on the decoder's coarser stages, which are
             there in training only.
         teacher: a file of `fassd train` with a network of the same classes, whose probabilities are
@@ -118,6 +125,10 @@ class Recipe(BaseModel):
         warmup: steps over which the rate rises from near 0.
         clip: largest norm of the gradient; None does not clip.
         steps: optimizer steps.
+        epochs: how often each picture is seen, in place of `steps`, which follow from it when the
+            run begins; None takes `steps`.
+        patience: number of validations without a better mean mIoU after which the run ends early;
+            None goes on to the end.
         batch: pictures per optimizer step, over all processes and micro-batches.
         accumulate: micro-batches per step and process, so that a large `batch` fits a small card.
             Batch norm sees a micro-batch.
@@ -148,6 +159,8 @@ class Recipe(BaseModel):
     model: Text = "fassd_net"
     alpha: Positive = 2
     encoder: Literal["imagenet", "random"] = "imagenet"
+    encoder_rate: Above0 = 1.0
+    freeze: Count = 0
     init: Literal["kaiming", "xavier"] = "xavier"
     weights: Text | None = None
     shares: list[Above0] | None = None
@@ -166,6 +179,7 @@ class Recipe(BaseModel):
     threshold: AtLeast0 = 0.3
     dice: AtLeast0 = 0.0
     lovasz: AtLeast0 = 0.0
+    balance: Share = 0.0
     auxiliary: AtLeast0 = 0.0
     teacher: Text | None = None
     distillation: AtLeast0 = 1.0
@@ -178,6 +192,8 @@ class Recipe(BaseModel):
     warmup: Count = 0
     clip: Annotated[float, Field(gt=0, allow_inf_nan=True), FROM_TEXT] | None = None
     steps: Positive = 90_000
+    epochs: Above0 | None = None
+    patience: Positive | None = None
     batch: Positive = 16
     accumulate: Positive = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
@@ -208,6 +224,7 @@ class Recipe(BaseModel):
                 self._ends == sorted(set(self._ends)),
                 "pairs of a step and a crop, steps ascending",
             ),
+            ("patience", self.patience is None or self.val_every > 0, "None without val_every"),
             ("statistics", not self.statistics or self.ema is not None, "0 without ema"),
             (
                 "batch",
@@ -230,6 +247,16 @@ class Recipe(BaseModel):
         """
         return _changed(self.to_dict(), changes, "the recipe")
 
+    def in_steps(self, pictures: int) -> Recipe:
+        """The recipe with steps for its epochs, of which each has so many pictures.
+
+        Raises:
+            RecipeError: as `replace`.
+        """
+        if self.epochs is None:
+            return self
+        return self.replace(steps=max(1, round(self.epochs * pictures / self.batch)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON have them."""
         return self.model_dump(mode="json")
@@ -241,6 +268,10 @@ class Recipe(BaseModel):
 def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Recipe:
     """The recipe of `base` with `changes`, for whose steps the warmup of `base` may be too long."""
     values = {**base, **changes}
+    if changes.get("steps") is not None and base.get("epochs") is not None:
+        values["epochs"] = changes.get("epochs")
+    if changes.get("steps") is not None and changes.get("epochs") is not None:
+        raise RecipeError(f"{where}: epochs take the place of steps; give one of them")
     steps, warmup = values.get("steps"), base.get("warmup")
     if "warmup" not in changes and type(steps) is int and warmup and 1 <= steps <= warmup:
         values["warmup"] = steps - 1

@@ -22,10 +22,12 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fassd.data.dataset import SegmentationDataset
+from fassd.data.groups import LabelSpace
 from fassd.io.files import check_folder, replacing
 from fassd.io.untrusted import read_json
 from fassd.models.tensor_files import check_weights, read_safetensors, with_checksums
-from fassd.training.recipe import Recipe
+from fassd.training.recipe import Recipe, RecipeError
 
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
@@ -45,6 +47,33 @@ _LOCKED: set[Path] = set()  # by this process itself, which the system's lock le
 
 class StateError(ValueError):
     """A run folder that cannot be used: nothing to resume from, or another run is in it."""
+
+
+def data_of(space: LabelSpace, datasets: Sequence[SegmentationDataset]) -> dict[str, Any]:
+    """What a resumed run needs to find again: every sample's place follows from it."""
+    counts = [len(dataset) for dataset in datasets]
+    names = space.class_names
+    if len(counts) == 1:
+        return {"classes": names, "pictures": counts[0]}
+    labels = [[[names[i] for i in group] for group in of] for of in space.members]
+    return {"classes": names, "pictures": counts, "labels": labels}
+
+
+def check_data(
+    folder: Path,
+    before: Mapping[str, Any],
+    space: LabelSpace,
+    datasets: Sequence[SegmentationDataset],
+) -> None:
+    """See whether the data are those that the run in a folder had before.
+
+    Raises:
+        RecipeError: they are not; the message says in what they differ.
+    """
+    for what, value in data_of(space, datasets).items():
+        if value != before.get(what):
+            had = before.get(what)
+            raise RecipeError(f"the data of the run in {folder} had {what} {had}, now {value}")
 
 
 def check_new(folder: Path) -> None:

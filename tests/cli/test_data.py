@@ -91,3 +91,20 @@ def test_the_group_explains_itself(run_fassd):
     assert fassd.cli.data.data.registered_commands
     result = run_fassd("data", "check", "--help")
     assert "--root" in result.stdout and "Exit code" in result.stdout
+
+
+def test_a_card_is_written_for_a_folder(tmp_path, succeed, run_fassd):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        save(tmp_path / f"images/{number}.png", rng.integers(0, 256, (*SIZE, 3), np.uint8))
+    for number in range(2):
+        save(tmp_path / f"masks/{number}.png", np.resize(np.array([0, 4], np.uint8), SIZE))
+    result = succeed("data", "new", tmp_path)
+    assert "2 pictures with labels, 2 classes" in result.stderr
+    assert "warning: 1 pictures have no labels" in result.stderr
+    assert f"written: {tmp_path}/card.yaml" in result.stderr.replace("\n", "")
+    again = run_fassd("data", "new", tmp_path)
+    assert again.exit_code == 2 and "is there already; fassd data check" in again.stderr
+    assert run_fassd("data", "new", tmp_path / "nowhere").exit_code == 2
+    (tmp_path / "images/2.png").unlink()
+    assert "0 errors, 0 warnings" in succeed("data", "check", tmp_path).stderr

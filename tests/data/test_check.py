@@ -142,8 +142,8 @@ def test_splits_workers_and_progress(tmp_path):
 def test_an_interrupted_check_stops_reading(tmp_path, monkeypatch):
     card = toy(tmp_path, count=40)
     read = []
-    count = check._count
-    monkeypatch.setattr(check, "_count", lambda pair: (read.append(pair), count(pair))[1])
+    count = check.count_pair
+    monkeypatch.setattr(check, "count_pair", lambda pair: (read.append(pair), count(pair))[1])
 
     def interrupt(done, total):
         raise KeyboardInterrupt

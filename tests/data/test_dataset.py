@@ -112,8 +112,62 @@ def test_32_bit_masks_must_fit_16_bits(tmp_path, ids):
     path = save(tmp_path / "mask.tif", ids.astype(np.int32))
     np.testing.assert_array_equal(read_mask(path, IDS), TABLE[ids])
     save(path, ids.astype(np.int32) + 65536)
-    with pytest.raises(ImageError, match=r"mask\.tif: ids must be 0 to 65535, got 65536 to 65539"):
+    with pytest.raises(ImageError, match=r"mask\.tif: ids must be -1 to 65535, got 65536 to 65539"):
         read_mask(path, IDS)
+
+
+def test_minus_one_is_ignored_where_the_card_says_so(tmp_path, ids):
+    signed = ids.astype(np.int32)
+    signed[2, 3:5] = -1
+    path = save(tmp_path / "mask.tif", signed)
+    with pytest.raises(ImageError, match=r"id -1 outside the card, in 2 pixels \(first at row 2"):
+        read_mask(path, IDS)
+    labels = read_mask(path, MaskCode("ids", {**IDS.labels, -1: IGNORE}))
+    np.testing.assert_array_equal(labels, np.where(signed == -1, IGNORE, TABLE[ids]))
+    assert labels[2, 3] == IGNORE
+    card = toy(tmp_path / "toy", replace={"ignore: [0]": "ignore: [0, -1]"})
+    assert card.masks[0].code.labels[-1] == IGNORE
+    save(path, signed - 1)
+    with pytest.raises(ImageError, match="ids must be -1 to 65535, got -2 to 2"):
+        read_mask(path, IDS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_equal_channels_are_ids(tmp_path, ids, mode):
+    path = tmp_path / "mask.png"
+    Image.fromarray(ids).convert(mode).save(path)
+    np.testing.assert_array_equal(read_mask(path, IDS), TABLE[ids])
+    pixels = np.array(Image.fromarray(ids).convert(mode))
+    if mode != "LA":
+        pixels[2, 5, 1] += 1
+        Image.fromarray(pixels).save(path)
+        match = r"mask.png: .* must be grey .* at row 2, column 5 \(if its colours .*values: colors"
+        with pytest.raises(ImageError, match=match):
+            read_mask(path, IDS)
+        pixels[2, 5, 1] -= 1
+    if mode != "RGB":
+        pixels[0, 0, -1] = 254
+        Image.fromarray(pixels).save(path)
+        with pytest.raises(ImageError, match="must be opaque: the card does not say what alpha"):
+            read_mask(path, IDS)
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_equal_channels_of_16_bits_keep_their_low_bytes(tmp_path, ids, color_type, channels):
+    wide = ids.astype(np.uint16)
+    wide[2, 3] = 300
+    pixels = np.repeat(wide[..., None], channels, 2)
+    if channels != 3:
+        pixels[..., -1] = 65535
+    content = png(pixels.reshape(SIZE[0], -1), 16, color_type)
+    header = content[:16] + struct.pack(">I", SIZE[1]) + content[20:29]
+    crc = struct.pack(">I", zlib.crc32(header[12:29]))
+    (tmp_path / "mask.png").write_bytes(header + crc + content[33:])
+    labels = read_mask(tmp_path / "mask.png", IDS)
+    assert (labels[2, 3] == 1 and ids[2, 3] not in (2,)) or labels[2, 3] == TABLE[2]
+    expected = TABLE[ids]
+    expected[2, 3] = 1
+    np.testing.assert_array_equal(labels, expected)
 
 
 def test_exif_rotation_is_applied_to_both(tmp_path, ids):
@@ -151,7 +205,7 @@ def test_unlisted_ids_can_be_ignored(tmp_path, ids):
     np.testing.assert_array_equal(labels[:3], TABLE[ids[:3]])
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
+@pytest.mark.parametrize("mode", ["CMYK", "F"])
 def test_masks_of_ids_have_one_channel_of_whole_numbers(tmp_path, ids, mode):
     path = tmp_path / "mask.tif"
     Image.fromarray(ids).convert(mode).save(path)
@@ -188,6 +242,70 @@ def test_a_threshold_parts_jpeg_greys(tmp_path):
     disc[16:48, 16:48] = 255
     Image.fromarray(disc).convert("RGB").save(tmp_path / "c.jpg", quality=60)
     np.testing.assert_array_equal(read_mask(tmp_path / "c.jpg", code), disc // 255)
+
+
+# ------------------------------------------------------------------------------------ NumPy files
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint16, np.int64, np.float32])
+def test_arrays_of_ids(tmp_path, ids, dtype):
+    values = (ids & 1).astype(dtype) if dtype is bool else ids.astype(dtype)
+    np.save(tmp_path / "mask.npy", values)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.npy", IDS), TABLE[values.astype(int)])
+    if np.dtype(dtype).kind in "if":
+        values[1, 1] = -1
+        np.save(tmp_path / "mask.npy", values)
+        code = MaskCode("ids", {**IDS.labels, -1: IGNORE})
+        assert read_mask(tmp_path / "mask.npy", code)[1, 1] == IGNORE
+
+
+def test_arrays_of_colours_and_greys(tmp_path):
+    rgb = np.array([[*COLORS]], np.uint8)
+    np.save(tmp_path / "mask.npy", rgb)
+    assert read_mask(tmp_path / "mask.npy", COLOR_CODE).tolist() == [[*COLORS.values()]]
+    np.save(tmp_path / "mask.npy", np.array([[0.0, 100, 101, 255]]))
+    code = MaskCode("threshold", {0: 0, 1: 1}, above=100)
+    assert read_mask(tmp_path / "mask.npy", code).tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 3, 1)), r"an array must be \(H, W\), got \(2, 3, 1\)"),
+        (np.zeros((0, 3)), r"got \(0, 3\)"),
+        (np.zeros(3), r"got \(3,\)"),
+        (np.zeros((2, 3), complex), "must be of whole numbers, got complex128"),
+        (np.array([["a"]]), "must be of whole numbers, got <U1"),
+        (np.full((2, 3), 0.5), "must be of whole numbers, got others"),
+        (np.full((2, 3), np.nan), "must be of whole numbers, got others"),
+        (np.full((2, 3), 70000), "ids must be -1 to 65535, got 70000 to 70000"),
+        (np.full((2, 3), 1e30), "ids must be -1 to 65535"),
+        (np.array([[{}]], dtype=object), "is damaged or truncated"),
+    ],
+)
+def test_arrays_that_are_no_mask(tmp_path, array, message):
+    np.save(tmp_path / "mask.npy", array, allow_pickle=True)
+    with pytest.raises(ImageError, match=f"mask.npy: {message}|mask.npy: .*{message}"):
+        read_mask(tmp_path / "mask.npy", IDS)
+
+
+def test_arrays_cut_short_or_of_a_claimed_size(tmp_path):
+    path = tmp_path / "mask.npy"
+    np.save(path, np.zeros((20, 30), np.uint8))
+    whole = path.read_bytes()
+    for content in (
+        b"",
+        b"nothing",
+        whole[:60],
+        whole[:-1],
+        whole.replace(b"(20, 30)", b"(2, 9e9)"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match=r"mask\.npy: "):
+            read_mask(path, IDS)
+    path.write_bytes(whole.replace(b"(20, 30), }  ", b"(90000, 90000), }")[: len(whole)])
+    with pytest.raises(ImageError, match=r"mask\.npy: is damaged"):
+        read_mask(path, IDS)
 
 
 # -------------------------------------------------------------------------------------- the dataset

@@ -107,8 +107,8 @@ masks: {files: "{split}/masks/{name}.png", values: threshold}
             {"name: lamp,": "name: lamp, covers: [pole, pole],"},
             r"card.yaml: classes\[2\].covers: the class 'lamp' covers twice 'pole'",
         ),
-        ({"name: wall,": "name: wall, covers: [],"}, r"classes\[1\].covers: must be a class or a"),
-        ({"name: wall,": "name: wall, covers: 5,"}, r"classes\[1\].covers: must be a class or a"),
+        ({"name: wall,": "name: wall, covers: [],"}, r"classes\[1\].covers: must be a name or a"),
+        ({"name: wall,": "name: wall, covers: 5,"}, r"classes\[1\].covers: must be a name or a"),
         ({"name: wall,": "name: wall, covers: [5],"}, r"classes\[1\].covers\[0\]: must be text"),
     ],
 )

@@ -54,6 +54,7 @@ def write_tree(card, root, count=2, block=0, seed=0):
             save(Path(root, fill(masks.files, holes)), encode(labels[image], masks.code))
         if split.list_file:
             lines = [f"/old/{stem}.png /old/x.png" if split.column else stem for stem in stems]
+            Path(root, split.list_file).parent.mkdir(parents=True, exist_ok=True)
             Path(root, split.list_file).write_text("\n".join(lines) + "\n")
     return labels
 

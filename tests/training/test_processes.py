@@ -1,5 +1,6 @@
 """Training by two processes, and by one that is killed."""
 
+import itertools
 import json
 import os
 import signal
@@ -41,6 +42,8 @@ RECIPES = {
     "sync 2": {**SGD, "sync_bn": True, "val_every": 2, "accumulate": 2},
     "scored": {**SHORT, "val_every": 2, "ema": 0.9},
     "of each": OF_EACH,
+    "frozen": {**OF_EACH, "freeze": 1, "encoder_rate": 0.5, "balance": 0.5},
+    "impatient": {**SGD, "steps": 8, "val_every": 1, "learning_rate": 1e-9, "patience": 1},
 }
 
 
@@ -111,8 +114,15 @@ def test_what_two_processes_score_is_what_they_save(two, card):
     assert float(row["miou"]) == pytest.approx(scores.miou, rel=1e-8)
 
 
-def test_without_sync_two_processes_equal_two_micro_batches(two, card, tmp_path):
+@pytest.mark.parametrize("name", ["of each", "frozen"])
+def test_without_sync_two_processes_equal_two_micro_batches(two, card, tmp_path, name):
     """Batch norm of each process sees its own half, as that of each micro-batch does."""
-    run_one(card, tmp_path, **OF_EACH, accumulate=2)
+    run_one(card, tmp_path, **RECIPES[name], accumulate=2)
     # Running statistics are those of one process here and of all micro-batches there.
-    compare_runs(tmp_path, two / "of each", names=("running", "tracked"))
+    compare_runs(tmp_path, two / name, names=("running", "tracked"))
+
+
+def test_two_processes_end_early_together(two):
+    scores = [float(row["miou"]) for row in rows(two / "impatient" / "val.csv")]
+    assert 2 <= len(scores) < 8 and scores[-1] <= max(scores[:-1])
+    assert all(after > before for before, after in itertools.pairwise(scores[:-1]))

@@ -1,0 +1,251 @@
+"""Shapes of COCO: one JSON file for many pictures, with polygons and run lengths.
+
+Source: "Data format" at cocodataset.org.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fassd.data.raster import Region, decode_runs, unpack_runs
+from fassd.data.shapes import MOST_SHAPES, Shape, ShapeError, ShapeList, polygon
+from fassd.io.untrusted import problem, read_json, read_json_text, shortened, shown
+
+MOST_BYTES = 1 << 29
+"""Bytes of a file; COCO's own of 118,000 pictures has 470 million."""
+
+FILES_KEPT = 8
+
+Size = Annotated[int, Field(ge=1, le=10**6)]
+Text = Annotated[str, Field(max_length=4096)]
+Identity = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+
+
+class _Image(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    id: Identity
+    file_name: Text
+    height: Size
+    width: Size
+
+
+class _Category(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    id: Identity
+    name: Text
+
+
+class _Runs(BaseModel):
+    """Run lengths, plain or packed, of a mask of size (height, width)."""
+
+    model_config = ConfigDict(strict=True)
+
+    size: Annotated[list[Size], Field(min_length=2, max_length=2)]
+    counts: list[Identity] | str
+
+
+_IMAGES = TypeAdapter(list[_Image])
+_CATEGORIES = TypeAdapter(list[_Category])
+
+
+class NotListedError(ShapeError):
+    """A file has no such picture."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a file holds.
+
+    Attributes:
+        by_path: pictures by file_name; and by the last part of it, None where several share that.
+        names: of the categories, by id.
+        annotations: by the picture's id, in the file's order, each with its number there.
+    """
+
+    by_path: dict[str, _Image]
+    by_name: dict[str, _Image | None]
+    names: dict[int, str]
+    annotations: dict[int, list[tuple[int, dict[str, Any]]]]
+
+
+def read(path: Path, picture: Path, holes: bool = False) -> ShapeList:
+    """The shapes of one picture.
+
+    Args:
+        path: the file.
+        picture: found there by as much of its path as file_name has, or by its name.
+        holes: of an annotation's polygons, one inside of another is a hole; otherwise, as COCO has
+            it, all of them belong to it.
+
+    Raises:
+        ShapeError: the file is not such, does not list the picture, or an annotation cannot be
+            drawn.
+        OSError: it cannot be read.
+    """
+    file = _opened(path)
+    image = _find(file, picture)
+    mine = file.annotations.get(image.id, [])
+    if len(mine) > MOST_SHAPES:
+        raise ShapeError(f"{shown(image.file_name)} has more than {MOST_SHAPES:,} annotations")
+    size = image.height, image.width
+    shapes = [_shape(file, number, values, size, holes) for number, values in mine]
+    return ShapeList(shapes, size)
+
+
+def lists(path: Path, picture: Path) -> bool:
+    """Whether a file lists a picture; errors as `read`."""
+    try:
+        _find(_opened(path), picture)
+    except NotListedError:
+        return False
+    return True
+
+
+def names_in(path: Path) -> set[str]:
+    """The names of a file's categories that annotations have; errors as `read`."""
+    file = _opened(path)
+    used = [each["category_id"] for of in file.annotations.values() for _, each in of]
+    return {file.names[number] for number in used if type(number) is int and number in file.names}
+
+
+def _find(file: _File, picture: Path) -> _Image:
+    parts = picture.parts
+    for start in range(len(parts)):
+        found = file.by_path.get("/".join(parts[start:]))
+        if found is not None:
+            return found
+    name = picture.name
+    if name in file.by_name:
+        image = file.by_name[name]
+        if image is None:
+            raise ShapeError(f"lists several pictures {name!r}, in other folders than {picture}")
+        return image
+    such = next(iter(file.by_path), None)
+    listed = f"{len(file.by_path):,} others, such as {shown(such)}" if such else "none"
+    raise NotListedError(f"does not list the picture {picture} (file_name of images), but {listed}")
+
+
+_LOCK = threading.Lock()
+
+
+def _opened(path: Path) -> _File:
+    """A file, read once as long as it stays as it is."""
+    state = path.stat()
+    with _LOCK:  # threads wait for the first to read it
+        return _parsed(path.absolute(), state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(FILES_KEPT)
+def _parsed(path: Path, changed: int, length: int) -> _File:
+    try:
+        values = read_json(read_json_text(path, MOST_BYTES))
+        if not isinstance(values, dict):
+            raise ShapeError(f"is not a file of COCO: must be a mapping, got {shown(values)}")
+        images = _checked(_IMAGES, values, "images")
+        categories = _checked(_CATEGORIES, values, "categories")
+    except ShapeError:
+        raise
+    except ValueError as error:
+        raise ShapeError(f"is not a file of COCO: {shortened(str(error))}") from error
+    identities = _unique("images", "id", (image.id for image in images))
+    names = dict(
+        zip(
+            _unique("categories", "id", (category.id for category in categories)),
+            (category.name.strip() for category in categories),
+            strict=True,
+        )
+    )
+    paths = [image.file_name.replace("\\", "/").removeprefix("./") for image in images]
+    by_path = dict(zip(_unique("images", "file_name", paths), images, strict=True))
+    by_name: dict[str, _Image | None] = {}
+    for file_name, image in by_path.items():
+        name = file_name.rpartition("/")[2]
+        by_name[name] = None if name in by_name else image
+    return _File(by_path, by_name, names, _sorted(values.get("annotations"), set(identities)))
+
+
+def _checked(adapter: TypeAdapter[Any], values: dict[str, Any], key: str) -> Any:
+    if key not in values:
+        raise ShapeError(f"is not a file of COCO: it has no {key!r}")
+    try:
+        return adapter.validate_python(values[key])
+    except ValidationError as error:
+        raise ShapeError(f"is not a file of COCO: {key}{_indexed(problem(error))}") from error
+
+
+def _indexed(said: str) -> str:
+    return said if said.startswith("[") else f": {said}"
+
+
+def _unique(what: str, key: str, values: Iterable[Any]) -> list[Any]:
+    places: dict[Any, int] = {}
+    for number, value in enumerate(values):
+        before = places.setdefault(value, number)
+        if before != number:
+            raise ShapeError(f"{what}[{number}] has the {key} {shown(value)} of {what}[{before}]")
+    return list(places)
+
+
+def _sorted(annotations: Any, pictures: set[int]) -> dict[int, list[tuple[int, dict[str, Any]]]]:
+    """Annotations by their picture."""
+    if not isinstance(annotations, list):
+        raise ShapeError(
+            f"is not a file of COCO: annotations must be a list, got {shown(annotations)}"
+        )
+    found: defaultdict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for number, values in enumerate(annotations):
+        owner = values.get("image_id") if isinstance(values, dict) else None
+        if type(owner) is not int or owner not in pictures:
+            raise ShapeError(
+                f"annotations[{number}]: image_id must be the id of a picture, got "
+                f"{shown(owner if isinstance(values, dict) else values)}"
+            )
+        kept = {key: values.get(key) for key in ("category_id", "segmentation")}
+        found[owner].append((number, kept))
+    return dict(found)
+
+
+def _shape(
+    file: _File, number: int, values: dict[str, Any], size: tuple[int, int], holes: bool
+) -> Shape:
+    place = f"annotations[{number}]"
+    category, drawn = values["category_id"], values["segmentation"]
+    if type(category) is not int or category not in file.names:
+        raise ShapeError(f"{place}: category_id {shown(category)} is none of the categories")
+    name = file.names[category]
+    if isinstance(drawn, dict):
+        corners = np.array([[0, 0], size[::-1]], np.float64)
+        return Shape(place, name, bitmap=lambda: _region(drawn, place, size), corners=corners)
+    if not isinstance(drawn, list) or not drawn:
+        raise ShapeError(
+            f"{place}: segmentation must be a list of polygons or run lengths, got {shown(drawn)}"
+        )
+    rings = [polygon(ring, f"{place}.segmentation[{i}]") for i, ring in enumerate(drawn)]
+    return Shape(place, name, [rings] if holes else [[ring] for ring in rings])
+
+
+def _region(values: dict[str, Any], place: str, size: tuple[int, int]) -> Region:
+    try:
+        runs = _Runs.model_validate(values)
+    except ValidationError as error:
+        raise ShapeError(f"{place}.segmentation: {problem(error)}") from error
+    if tuple(runs.size) != size:
+        raise ShapeError(
+            f"{place}.segmentation: has the size {runs.size}, but its picture {list(size)}"
+        )
+    try:
+        counts = unpack_runs(runs.counts) if isinstance(runs.counts, str) else runs.counts
+        return Region(0, 0, decode_runs(counts, size))
+    except ValueError as error:
+        raise ShapeError(f"{place}.segmentation: {error}") from error
