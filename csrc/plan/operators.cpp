@@ -282,6 +282,7 @@ void upsample_confidence(Call& call, const Checked& checked, const Tensor& input
                          const std::string&, double, bool) {
   const ImageSize& size = checked.size;
   Work work;
+  work.confident_pixels = double(size.batch * size.height * size.width) / 32;
   work.confident_vectors = streamed(size).streamed_vectors;
   call.elementwise(
       "upsample_confidence", "upsample_confidence_kernel", size.channels, size.height, size.width,
