@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fassd.models.encoder import Encoder
-from fassd.models.layers import resize
+from fassd.models.layers import Rows, resize
 from fassd.models.network import FASSDNet
 from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
@@ -19,7 +19,12 @@ from fassd_kernels.autocast import convert
 from fassd_kernels.backends import AUTO, choose
 from fassd_kernels.checks import MAX_LABELS
 from fassd_kernels.choices import shape_key
-from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer, FusedUpsampleConv
+from fassd_kernels.modules.conv import (
+    FusedConv2d,
+    FusedConvLayer,
+    FusedUpsampleConv,
+    resized,
+)
 from fassd_kernels.modules.fused import (
     KNOWN,
     Fused,
@@ -219,21 +224,24 @@ class FusedNetwork(FASSDNet):
         if isinstance(self.base, Encoder):
             # The fused modules behind it answer so; its own convolutions then do, too.
             return self.encode(channels_last(x) if x.is_cpu and not transforming() else x)
-        skips = []
-        layers: list[Any] = list(self.base)
-        passed = begin - 1  # the last layer that is done
-        for index, layer in enumerate(layers):
-            if index <= passed:
-                continue
-            following = layers[index + 1] if index + 1 < len(layers) else None
-            if index not in self.skip_layers and poolable(layer, following):
+        maps = []
+        for end in self.ends():
+            x = self.encode_part(x, begin, end)
+            maps.append(x)
+            begin = end
+        return maps
+
+    def encode_part(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """What layers [begin, end) of the encoder make of `x`."""
+        layers: list[Any] = list(self.base)[begin:end]
+        while layers:
+            layer, *layers = layers
+            if poolable(layer, layers[0] if layers else None):
                 x = layer.pooled(x)
-                passed = index + 1
-                continue
-            x = layer(x)
-            if index in self.skip_layers:
-                skips.append(x)
-        return [*skips, x]
+                layers = layers[1:]
+            else:
+                x = layer(x)
+        return x
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, output={self.output}"
@@ -262,11 +270,11 @@ def is_hooked(module: nn.Module) -> bool:
     return has_hooks(module) or (not is_traced() and hooked_globally())
 
 
-def join(conv1x1: nn.Module, low: Tensor, skip: Tensor) -> Tensor:
-    """A decoder 1x1 on [`low` upsampled, `skip`]."""
+def join(conv1x1: nn.Module, low: Tensor, skip: Tensor, rows: Rows | None = None) -> Tensor:
+    """A decoder 1x1 on [`low` upsampled, `skip`]; of strips of them, `rows` says which."""
     if isinstance(conv1x1, FusedUpsampleConv) and not is_hooked(conv1x1):
-        return conv1x1.after_upsample(low, skip)
-    return conv1x1(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
+        return conv1x1.after_upsample(low, skip, rows)
+    return conv1x1(torch.cat([resized(low, (skip.shape[2], skip.shape[3]), rows), skip], 1))
 
 
 def poolable(layer: nn.Module, following: nn.Module | None) -> bool:
