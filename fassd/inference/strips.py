@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ from fassd.models.layers import Rows, interpolate_rows
 from fassd.models.network import FASSDNet
 from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.replacing import replacing
+
+if TYPE_CHECKING:
+    from fassd.inference.segmenter import Segmenter
 
 try:
     import fcntl
@@ -301,9 +304,7 @@ class Plan:
 
         own = skip.shape[1] * (skip.shape[2] + 2 * low.shape[2])
         seen = seen._replace(values=seen.values + own)
-        self.steps.append(
-            Step(name, [Target(made, 1)], skip.height, seen, compute, [low, skip])
-        )
+        self.steps.append(Step(name, [Target(made, 1)], skip.height, seen, compute, [low, skip]))
         return made
 
     def label(self, scores: MapFile) -> MapFile:
@@ -330,32 +331,39 @@ class Plan:
         return made
 
 
-def plan(network: Any, picture: Picture, folder: Path, dtype: torch.dtype, device: Any) -> Plan:
-    """The steps of a network on a picture.
+def plan(segmenter: Segmenter, picture: Picture, folder: Path) -> Plan:
+    """The steps from a picture to its labels by a network, with their maps in a folder.
 
     Raises:
-        UnboundedError: a module's field is not bounded; the message names it.
+        UnboundedError: it is not known how far a module sees; the message names it.
         TypeError: another network than one of `fassd.models`.
-        ValueError: the picture is too small for the network.
+        ValueError: the picture is too small for the network, or the segmenter has a size.
     """
+    network = segmenter.model
     if not isinstance(network, FASSDNet):
         raise TypeError(
             f"strips are of the networks of fassd.list_models(), not of a {type(network).__name__}"
         )
     if isinstance(network.base, Encoder):
-        raise UnboundedError(f"strips are of HarDNet's encoder, not of {network.base.name!r} yet")
+        raise UnboundedError(
+            f"of the encoder {network.base.name!r} it is not known how far it sees: the picture "
+            "cannot be done in strips"
+        )
+    if segmenter.size is not None:
+        raise ValueError("strips are of a picture's own size: no other size can be given")
     least = network.minimum_size
     if min(picture.height, picture.width) < least:
         raise ValueError(
             f"the picture must be at least {least}x{least} pixels for this variant, got "
             f"{picture.height}x{picture.width}"
         )
-    made = Plan(network, picture, folder, dtype, device)
-    *skips, low = made.encode()
-    low = made.context(low)
-    for index in range(len(network.conv1x1_up)):
-        low = made.refine(index, low, skips.pop())
-    made.label(low)
+    made = Plan(network, picture, folder, segmenter.dtype, segmenter.device)
+    with torch.inference_mode():
+        *skips, low = made.encode()
+        low = made.context(low)
+        for index in range(len(network.conv1x1_up)):
+            low = made.refine(index, low, skips.pop())
+        made.label(low)
     return made
 
 

@@ -88,13 +88,15 @@ def interpolate_rows(x: Tensor, size: tuple[int, int], rows: Rows) -> Tensor:
     wide = interpolate(x.to(dtype), (x.shape[2], size[1]))
     # Positions in the type that PyTorch computes them in.
     numbers = torch.arange(rows.first, rows.first + size[0], dtype=dtype, device=x.device)
-    steps = torch.tensor(max(rows.height - 1, 1), dtype=dtype, device=x.device)
-    position = numbers * ((rows.low_height - 1 if rows.height > 1 else 0) / steps)
+    # A number divided by a tensor is the number times its reciprocal, which rounds twice.
+    steps = torch.tensor([rows.low_height - 1, max(rows.height - 1, 1)], dtype=dtype)
+    position = numbers * float(steps[0] / steps[1])
     above = position.long().clamp(max=rows.low_height - 1)
     below = (above + 1).clamp(max=rows.low_height - 1)
     weight = (position - above).clamp(0, 1)[:, None]
-    result = wide[:, :, above - rows.low] * (1 - weight) + wide[:, :, below - rows.low] * weight
-    return result.to(x.dtype)
+    # Rounded as PyTorch's CPU kernel of larger images rounds it.
+    upper, lower = wide[:, :, above - rows.low], wide[:, :, below - rows.low]
+    return torch.addcmul(lower * weight, upper, (1 - weight).expand_as(upper)).to(x.dtype)
 
 
 def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
