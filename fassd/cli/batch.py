@@ -112,7 +112,7 @@ class Batch:
         with progress(shown) as bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
-                    result = self._segment(picture, self._read(picture), segmenter)
+                    result = self._segment(picture, segmenter)
                     self.outcome.pictures.append((picture, *result))
         self._remark_on_others()
         for video in videos:
@@ -144,13 +144,12 @@ class Batch:
         for spread, count in self._ranges.items():
             say(f"{count} picture{'s' * (count > 1)} of {spread}")
 
-    def _segment(
-        self, picture: PictureFile, image: npt.NDArray[np.uint8], segmenter: Segmenter
-    ) -> tuple[Size, float]:
+    def _segment(self, picture: PictureFile, segmenter: Segmenter) -> tuple[Size, float]:
         """Segment one picture and write its results; its size, and the seconds of the network."""
         from fassd.io.images import write_image
         from fassd.io.palette import colorize, drawing, overlay
 
+        image = self._read(picture)
         started = time.perf_counter()
         labels = segmenter.predict(image)
         seconds = time.perf_counter() - started

@@ -94,14 +94,14 @@ class MapFile:
         rows = strip[0].permute(1, 2, 0).contiguous().cpu()
         with self.path.open("r+b", buffering=0) as file:
             file.seek(first * self._row)
-            left = memoryview(rows.flatten().view(torch.uint8).numpy())
+            left = rows.flatten().view(torch.uint8).numpy().data
             while left:
                 left = left[file.write(left) :]
 
     def read(self, first: int, last: int) -> Tensor:
         """Rows [first, last), (1, channels, rows, width), channels_last."""
         values = np.empty((last - first) * self._row, np.uint8)
-        left = memoryview(values)
+        left = values.data
         with self.path.open("rb", buffering=0) as file:
             file.seek(first * self._row)
             while left:
@@ -283,7 +283,7 @@ class Plan:
             parts.append(("finalConv", network.finalConv))
         seen = field_of(parts, skip.shape[:2])
 
-        def run(below: Tensor, beside: Tensor, rows: Rows) -> Tensor:
+        def joined(below: Tensor, beside: Tensor, rows: Rows) -> Tensor:
             x = join(network.conv1x1_up[index], below, beside, rows)
             for _, part in parts[1:]:
                 x = part(x)
@@ -295,10 +295,10 @@ class Plan:
             below, beside = (
                 self.given(each) for each in (low.read(begin, end), skip.read(first, last))
             )
-            return [run(below, beside, rows._replace(low=begin))]
+            return [joined(below, beside, rows._replace(low=begin))]
 
-        sides = [self.zeros(each.shape[2], TRIED) for each in (low, skip)]
-        tried = run(*sides, Rows(0, TRIED, 0, TRIED))
+        below, beside = (self.zeros(each.shape[2], TRIED) for each in (low, skip))
+        tried = joined(below, beside, Rows(0, TRIED, 0, TRIED))
         name = "scores" if final else f"decoder-{len(network.conv1x1_up) - index}"
         made = self.map(name, (seen.height, seen.width, tried.shape[1]))
 
@@ -335,13 +335,13 @@ def plan(segmenter: Segmenter, picture: Picture, folder: Path) -> Plan:
     """The steps from a picture to its labels by a network, with their maps in a folder.
 
     Raises:
-        UnboundedError: it is not known how far a module sees; the message names it.
-        TypeError: another network than one of `fassd.models`.
+        UnboundedError: it is not known how far a module sees, or the network is none of
+            `fassd.models`; the message names it.
         ValueError: the picture is too small for the network, or the segmenter has a size.
     """
     network = segmenter.model
     if not isinstance(network, FASSDNet):
-        raise TypeError(
+        raise UnboundedError(
             f"strips are of the networks of fassd.list_models(), not of a {type(network).__name__}"
         )
     if isinstance(network.base, Encoder):

@@ -18,6 +18,9 @@ RECORD = ".fassd-predict.jsonl"
 OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
 """Endings of the files that `fassd predict` makes of a picture; the record names the first."""
 
+STRIP_ENDINGS = ("_trainids.tif", "_overlay.tif")
+"""Likewise of a picture that it does in strips."""
+
 VIDEO_ENDINGS = ("_overlay.mp4", "_labels.mp4", "_side-by-side.mp4")
 """Likewise of the videos that it writes into a folder."""
 
@@ -92,13 +95,14 @@ class WrittenFiles:
         self._listed: dict[Path, Set[str]] = {}
 
     def __contains__(self, file: Path) -> bool:
-        endings = (*OUTPUT_ENDINGS, *VIDEO_ENDINGS)
+        endings = (*OUTPUT_ENDINGS, *STRIP_ENDINGS, *VIDEO_ENDINGS)
         ending = next((ending for ending in endings if file.name.endswith(ending)), None)
         if ending is None:
             return False
         noted = os.path.abspath(file)
-        if ending in OUTPUT_ENDINGS:
-            noted = noted.removesuffix(ending) + OUTPUT_ENDINGS[0]
+        for together in (OUTPUT_ENDINGS, STRIP_ENDINGS):
+            if ending in together:
+                noted = noted.removesuffix(ending) + together[0]
         return any(
             Path(noted).relative_to(folder).as_posix() in self._names(folder)
             for folder in Path(noted).parents

@@ -103,7 +103,7 @@ class TiffRows:
         if self._direct:
             values = self._read_directly(first, last)
         else:
-            bands = np.arange(first // self._rows, -(-last // self._rows))
+            bands = range(first // self._rows, -(-last // self._rows))
             self._bands = {b: self._bands[b] if b in self._bands else self._band(b) for b in bands}
             values = np.concatenate([self._bands[b] for b in bands])
             start = bands[0] * self._rows
@@ -168,7 +168,7 @@ class TiffRows:
         kind = self._kind.newbyteorder(self._file.byteorder)
         row = self.width * self._samples * kind.itemsize
         values = np.empty((last - first, self.width, self._samples), kind)
-        while_reading = memoryview(values.reshape(-1).view(np.uint8))
+        memory = values.reshape(-1).view(np.uint8)
         y = first
         while y < last:
             index, within = divmod(y, self._rows)
@@ -178,7 +178,7 @@ class TiffRows:
             data = self._bytes(index, within * row, min(count * row, have), place)
             if len(data) < count * row:
                 raise self._error(f"is truncated: {place} are not there")
-            while_reading[(y - first) * row : (y - first + count) * row] = data
+            memory[(y - first) * row : (y - first + count) * row] = np.frombuffer(data, np.uint8)
             y += count
         return values.astype(self._kind, copy=False)
 
@@ -191,13 +191,13 @@ class TiffRows:
 
     def _band(self, band: int) -> npt.NDArray[Any]:
         """The values of a row of tiles, or of a strip, (rows, width, samples)."""
-        top = int(band) * self._rows
+        top = band * self._rows
         rows = min(self._rows, self.height - top)
         values = np.empty((rows, self.width, self._samples), self._kind)
         per_plane = self._across * -(-self.height // self._rows)
         for plane in range(self._samples if self._apart else 1):
             for x in range(self._across):
-                index = plane * per_plane + int(band) * self._across + x
+                index = plane * per_plane + band * self._across + x
                 part = self._segment(index, top, rows, x * self._columns)
                 left = x * self._columns
                 right = min(left + self._columns, self.width)
