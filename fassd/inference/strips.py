@@ -308,24 +308,27 @@ class Plan:
         return made
 
     def label(self, scores: MapFile) -> MapFile:
-        height, width, classes = self.picture.height, self.picture.width, scores.shape[2]
+        network, classes = self.network, scores.shape[2]
+        height, width = self.picture.height, self.picture.width
         dtype = torch.uint8 if classes <= 256 else torch.uint16
         made = self.map("labels", (height, width, 1), dtype)
-        fused = _is_fused(self.network) and classes <= 256
+        fused, direct = _is_fused(network), _is_fused(network) and classes <= 256
 
         def compute(first: int, last: int) -> Sequence[Tensor]:
             rows = Rows(0, scores.height, first, height)
             begin, end = rows.read(last - first)
             rows = rows._replace(low=begin)
             strip, size = self.given(scores.read(begin, end)), (last - first, width)
-            if fused and strip.is_cpu:
-                labels = torch.ops.fassd_kernels.upsample_argmax_rows(strip, size, rows)
+            if direct:
+                labels = network.run("upsample_argmax", strip, size, rows)
+            elif fused:
+                labels = network.run("upsample", strip, size, rows).argmax(1)
             else:
-                labels = interpolate_rows(strip, size, rows).argmax(1).to(dtype)
-            return [labels[:, None]]
+                labels = interpolate_rows(strip, size, rows).argmax(1)
+            return [labels[:, None].to(dtype)]
 
-        # Of PyTorch, the enlarged scores, along a row and then of all rows.
-        values = width * (1.0 if fused else 4.0 * classes)
+        # The enlarged scores, by PyTorch along a row and then of all rows.
+        values = width * (1.0 if direct else 4.0 * classes)
         seen = Field(1, 0, height, width, values)
         self.steps.append(Step("labels", [Target(made, 1)], height, seen, compute, [scores]))
         return made

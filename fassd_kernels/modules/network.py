@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from fassd.models.encoder import Encoder
-from fassd.models.layers import Rows, resize
+from fassd.models.layers import Rows, interpolate_rows, resize
 from fassd.models.network import FASSDNet
 from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
@@ -195,11 +195,17 @@ class FusedNetwork(FASSDNet):
         dtype = self.finalConv.weight.dtype
         return convert(x, dtype, type(self).__name__, "the input") if self.casts_input else x
 
-    def run(self, name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Call a resizing operator."""
+    def run(self, name: str, x: Tensor, size: tuple[int, int], rows: Rows | None = None) -> Tensor:
+        """Call a resizing operator; of strips, `rows` says which."""
         key = shape_key(name, [x], {"size": size}) if x.is_cuda else ""
         backend = choose(self.backend, x.device, name, dtype=x.dtype, key=key)
-        return ops.operator(name, backend)(x, size)
+        if rows is None:
+            return ops.operator(name, backend)(x, size)
+        if backend == "cpu":
+            function = getattr(torch.ops.fassd_kernels, f"{name}_rows")
+            return cast(Tensor, function(x, size, rows))
+        strip = interpolate_rows(x, size, rows)
+        return strip if name == "upsample" else labels_of(strip)
 
     def scores(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to logits (N, num_classes, h, w) of the finest map, in eval mode."""

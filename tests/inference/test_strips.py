@@ -82,6 +82,20 @@ def test_odd_sizes_and_strips(name, height, width, rows, dtype, tmp_path):
     np.testing.assert_array_equal(labels, segmenter.predict(picture))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_more_classes_than_a_byte_names(backend, tmp_path):
+    network = network_of("fassd_net_l2")
+    network.finalConv = nn.Conv2d(64, 300, 1)
+    segmenter = Segmenter(network, backend=backend)
+    picture = picture_of(140, 100)
+    steps = strips.plan(segmenter, ArrayRows(picture), tmp_path).steps
+    strips.run(steps, tmp_path, "", rows=48)
+    labels = steps[-1].targets[0].map.read(0, 140)[0, 0].numpy()
+    whole = segmenter.predict(picture)
+    assert labels.dtype == whole.dtype == np.uint16
+    assert (labels == whole).mean() >= (1 if backend == "auto" else 0.999)
+
+
 @pytest.mark.parametrize("name", ["fassd_net", "fc_hardnet_70", "baseline_aspp_mda"])
 def test_plain_pytorch_gives_the_whole_pictures_scores_but_for_rounding(name, tmp_path):
     segmenter = Segmenter(network_of(name), backend="reference")
