@@ -65,7 +65,7 @@ Scratch = Annotated[
     typer.Option(
         rich_help_panel=PANEL,
         show_default="beside the results",
-        help="Folder for the network's maps, some 20 bytes a pixel; they are removed in the end.",
+        help="Folder for the network's maps, some 24 bytes a pixel; they are removed in the end.",
     ),
 ]
 

@@ -7,12 +7,16 @@ strided layer has a row, and where a kernel that computes tiles of rows has one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fassd.models.dapf import DAPF, AsymmetricAtrousBranch
+from fassd.models.encoder import STRIDES, Encoder
 from fassd.models.hardnet import HarDBlock
 from fassd.models.layers import BNPReLU, ConvBNPReLU, ConvLayer
 from fassd.models.mda import MDA
@@ -125,3 +129,126 @@ def _leaves(parts: Iterable[tuple[str, nn.Module]]) -> Iterable[tuple[str, nn.Mo
                 f"{name} is a {type(part).__name__}, of which it is not known how far it sees: "
                 "the picture cannot be done in strips"
             )
+
+
+# ----------------------------------------------------------------------------- encoders of timm
+
+PROBED = (2048, 8192)
+"""Rows of the input on which it is tried how far an encoder sees."""
+
+PROBED_WIDTH = 64
+
+SAME = 1e-3
+"""Relative difference of results up to which rounding alone explains it."""
+
+
+def encoder_field(encoder: Encoder, size: tuple[int, int]) -> Field:
+    """What an encoder of timm sees, found by what a value that is no number spreads to.
+
+    Its modules are of any kind, so that no sum over them would do. What tiles of the fused kernels
+    see beyond that is added for each convolution that may be computed so.
+
+    Args:
+        encoder: in eval mode.
+        size: height and width of the picture.
+
+    Returns:
+        The field of all its maps together, at the coarsest's stride; `height` and `width` are the
+        coarsest's.
+
+    Raises:
+        UnboundedError: a module sees the whole picture, which the message names; or what it makes
+            of a row depends on where that lies.
+    """
+    probe = copy.deepcopy(encoder).cpu().float()
+    # With a hook a captured encoder runs as it is written, without a graph for each of these sizes.
+    probe.project[0].register_forward_hook(lambda *call: None)
+    probe.body.register_forward_hook(lambda *call: None)
+    stride = STRIDES[-1]
+    for rows in PROBED:
+        seen = _Probe(probe, rows)
+        reach = seen.reach(stride)
+        if reach is not None:
+            break
+    else:
+        sees = f"the whole picture, in {seen.culprit}" if seen.culprit else f"{rows // 2} rows"
+        raise UnboundedError(
+            f"the encoder {encoder.name!r} sees {sees}: the picture cannot be done in strips"
+        )
+    _check_place(probe, reach)
+    height, width = (-(-side // stride) for side in size)
+    values = seen.values * size[1] / PROBED_WIDTH
+    # To where a strip has a row of the coarsest map.
+    return Field(stride, -(-(reach + seen.tiles) // stride) * stride, height, width, values)
+
+
+def _check_place(encoder: Encoder, reach: int) -> None:
+    """See that rows of a strip become what they do in the picture, but for its edges.
+
+    Windows that divide a picture, and positions in it, would not.
+    """
+    shift = TILE * STRIDES[-1]
+    rows = reach + 3 * shift
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, rows, PROBED_WIDTH, generator=draw)
+    with torch.inference_mode():
+        whole, lower, upper = (encoder(part) for part in (x, x[:, :, shift:], x[:, :, :-shift]))
+    for stride, *maps in zip(STRIDES, whole, lower, upper, strict=True):
+        edge, all_rows = -(-(reach + shift) // stride), rows // stride
+        kept, moved = maps[0][:, :, edge:], maps[1][:, :, edge - shift // stride :]
+        above, cut = (each[:, :, : all_rows - edge] for each in (maps[0], maps[2]))
+        for one, other in ((kept, moved), (above, cut)):
+            if (one - other).norm() > SAME * one.norm():
+                raise UnboundedError(
+                    f"what the encoder {encoder.name!r} makes of a row depends on where it lies in "
+                    "the picture, as of windows that divide it: it cannot be done in strips"
+                )
+
+
+class _Probe:
+    """One run of an encoder on zeros with a band of rows that are no numbers in the middle.
+
+    Attributes:
+        culprit: name and class of the module that first gives nothing but NaN.
+        tiles: rows of the input that tiles of kernels reach in all.
+        values: per row of the input, of its maps and of the largest results in between.
+    """
+
+    def __init__(self, encoder: Encoder, rows: int) -> None:
+        self.culprit, self.tiles, self._rows, self._largest = "", 0, rows, 0
+        self._middle = rows // 2 // STRIDES[-1] * STRIDES[-1]
+        x = torch.zeros(1, 3, rows, PROBED_WIDTH)
+        x[:, :, self._middle : self._middle + STRIDES[-1]] = torch.nan
+        names = {part: f"base.{name}" for name, part in encoder.named_modules() if name}
+        handles = [part.register_forward_hook(partial(self._look, names[part])) for part in names]
+        try:
+            with torch.inference_mode():
+                self._maps = encoder(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        # Of a layer its input, its result, and what a block adds to it.
+        values = 4 * self._largest + sum(each.numel() for each in self._maps)
+        self.values = values / rows
+
+    def _look(self, name: str, part: Any, inputs: tuple[Any, ...], result: Any) -> None:
+        if not isinstance(result, Tensor):
+            return
+        self._largest = max(self._largest, result.numel())
+        if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3) and part.stride == (1, 1):
+            self.tiles += (TILE - 1) * -(-self._rows // result.shape[2])
+        given = [each for each in inputs if isinstance(each, Tensor)]
+        if not self.culprit and result.isnan().all() and not all(x.isnan().all() for x in given):
+            self.culprit = f"{name}, a {type(part).__name__}"
+
+    def reach(self, stride: int) -> int | None:
+        """Rows above and below that are seen; None where they are as many as there are."""
+        most = 0
+        for each in self._maps:
+            step = self._rows // each.shape[2]
+            found = each.isnan().any(1)[0].any(1).nonzero().flatten()
+            if not len(found) or found[0] == 0 or found[-1] == each.shape[2] - 1:
+                return None
+            above, below = self._middle - int(found[0]) * step, (int(found[-1]) + 1) * step
+            most = max(most, above, below - self._middle - stride)
+        return most

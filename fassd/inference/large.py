@@ -53,7 +53,7 @@ def labelled(
     Args:
         segmenter: with a network of `fassd.list_models()`, and no size of its own.
         picture: what is labelled.
-        folder: for the maps of the network, some 20 bytes a pixel. When the block ends well, or the
+        folder: for the maps of the network, some 24 bytes a pixel. When the block ends well, or the
             picture is damaged, it is removed; else it stays, and a later call with the same
             arguments goes on there.
         memory: bytes that the values of a strip may take.

@@ -21,15 +21,15 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fassd.inference.fields import TILE, Field, UnboundedError, field_of
-from fassd.models.encoder import Encoder
+from fassd.inference.fields import TILE, Field, UnboundedError, encoder_field, field_of
+from fassd.models.encoder import STRIDES, Encoder
 from fassd.models.layers import Rows, interpolate_rows
 from fassd.models.network import FASSDNet
 from fassd.models.preprocess import normalize, preprocessing_of
@@ -254,6 +254,8 @@ class Plan:
     def encode(self) -> list[MapFile]:
         """The steps of the encoder; its maps, fine to coarse."""
         network, maps, begin = self.network, [], 0
+        if isinstance(network.base, Encoder):
+            return self.encode_at_once(network.base)
         source = None
         for level, end in enumerate(network.ends(), start=1):
             parts = [(f"base.{i}", network.base[i]) for i in range(begin, end)]
@@ -261,6 +263,29 @@ class Plan:
             maps.append(source)
             begin = end
         return maps
+
+    def encode_at_once(self, encoder: Encoder) -> list[MapFile]:
+        """One step to all maps of an encoder of timm."""
+        size = self.picture.height, self.picture.width
+        seen = encoder_field(encoder, size)
+        seen = seen._replace(values=seen.values + 3 * size[1])
+        channels = [part.conv.out_channels for part in cast(Any, encoder.project)]
+        targets = [
+            Target(
+                self.map(f"encoder-{stride}", (-(-size[0] // stride), -(-size[1] // stride), c)),
+                stride,
+            )
+            for stride, c in zip(STRIDES, channels, strict=True)
+        ]
+
+        def compute(first: int, last: int) -> Sequence[Tensor]:
+            pixels = self.pixels(first, last)
+            if _is_fused(self.network):
+                return self.network.encode_from(pixels, 0)
+            return self.network.encode(pixels)
+
+        self.steps.append(Step("encoder", targets, size[0], seen, compute))
+        return [target.map for target in targets]
 
     def context(self, source: MapFile) -> MapFile:
         module = self.network.DAPF
@@ -327,8 +352,9 @@ class Plan:
                 labels = interpolate_rows(strip, size, rows).argmax(1)
             return [labels[:, None].to(dtype)]
 
-        # The enlarged scores, by PyTorch along a row and then of all rows.
-        values = width * (1.0 if direct else 4.0 * classes)
+        # The scores that are read; enlarged, by PyTorch along a row and then of all rows.
+        values = scores.shape[1] * classes * scores.height / height
+        values += width * (1.0 if direct else 4.0 * classes)
         seen = Field(1, 0, height, width, values)
         self.steps.append(Step("labels", [Target(made, 1)], height, seen, compute, [scores]))
         return made
@@ -346,11 +372,6 @@ def plan(segmenter: Segmenter, picture: Picture, folder: Path) -> Plan:
     if not isinstance(network, FASSDNet):
         raise UnboundedError(
             f"strips are of the networks of fassd.list_models(), not of a {type(network).__name__}"
-        )
-    if isinstance(network.base, Encoder):
-        raise UnboundedError(
-            f"of the encoder {network.base.name!r} it is not known how far it sees: the picture "
-            "cannot be done in strips"
         )
     if segmenter.size is not None:
         raise ValueError("strips are of a picture's own size: no other size can be given")

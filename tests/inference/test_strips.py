@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fassd
-from fassd.inference import strips
+from fassd.inference import fields, strips
 from fassd.inference.fields import UnboundedError, field_of
 from fassd.inference.segmenter import Segmenter
 from fassd.io.tiff import ArrayRows
@@ -250,7 +250,7 @@ def test_memory_disk_and_another_process(tmp_path, monkeypatch):
 PEAK = """
 import resource, sys, numpy, torch
 sys.path.insert(0, {tests!r})
-from fassd.inference import strips
+from fassd.inference import fields, strips
 from fassd.inference.segmenter import Segmenter
 import fassd
 class Rows:
@@ -279,3 +279,34 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
         peaks.append(1024 * int(done.stdout))
     assert peaks[1] < peaks[0] + 10_000_000
     assert max(peaks) < 1.5 * memory
+
+
+@pytest.mark.parametrize(
+    ("encoder", "backend"), [("mobilenetv4_conv_small", "auto"), ("resnet18d", "reference")]
+)
+def test_an_encoder_of_timm(encoder, backend, tmp_path):
+    segmenter = Segmenter(network_of("fassd_net", encoder=encoder), backend=backend)
+    picture = picture_of(2411, 70)
+    encode, *_ = steps = strips.plan(segmenter, ArrayRows(picture), tmp_path).steps
+    begin, end = encode.input_rows(36, 40)
+    assert 0 < begin < 36 * 32 and 40 * 32 < end < 2411  # strips are strips
+    assert begin % 128 == end % 128 == 0
+    strips.run(steps, tmp_path, "", rows=8 * 32)
+    labels = steps[-1].targets[0].map.read(0, 2411)[0, 0].numpy()
+    # Convolutions run on what is faster here, PyTorch's among them, which round by the size.
+    assert (labels == segmenter.predict(picture)).mean() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("encoder", "told"),
+    [
+        ("mobilenetv3_small_050", r"sees the whole picture, in base\.\S*se, a SqueezeExcite"),
+        ("swin_tiny_patch4_window7_224", "depends on where it lies in the picture"),
+    ],
+)
+def test_encoders_that_see_the_whole_picture(encoder, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(fields, "PROBED", (2048,))
+    network = fassd.create_model("fassd_net", 19, encoder=encoder)
+    segmenter = Segmenter(network, backend="reference")
+    with pytest.raises(UnboundedError, match=told):
+        strips.plan(segmenter, ArrayRows(picture_of(200, 200)), tmp_path)
