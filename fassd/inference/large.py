@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 
 import fassd
-from fassd.inference.strips import MEMORY, MapFile, Picture, plan, run
+from fassd.inference.maps import MapFile
+from fassd.inference.strips import MEMORY, Picture, plan, run
 from fassd.io.images import MAX_PIXELS, ImageError
 from fassd.io.levels import Range
 from fassd.io.tiff import ArrayRows, TiffRows, open_rows, write_tiff

@@ -9,7 +9,7 @@ whole picture's:
     picture > map at stride 4 > 8 > 16 > 32 > context > 16 > 8 > 4, scores > labels
                   '-----------'----'-------------------'----'----' skips
 
-What has seen the whole map (image pooling) is computed on the whole map, the coarsest: an 1024th of
+What sees the whole map (image pooling) is computed on the whole of the coarsest map, a 1024th of
 the pixels.
 """
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from fassd.inference.fields import TILE, Field, UnboundedError, encoder_field, field_of
+from fassd.inference.maps import MapFile
 from fassd.models.encoder import STRIDES, Encoder
 from fassd.models.layers import Rows, interpolate_rows
 from fassd.models.network import FASSDNet
@@ -68,49 +69,6 @@ class Picture(Protocol):
     def read(self, first: int, last: int) -> npt.NDArray[np.uint8]:
         """Rows [first, last), (rows, width, 3) uint8 RGB."""
         ...
-
-
-class MapFile:
-    """A map of a network in a file: (height, width, channels), row by row.
-
-    Args:
-        path: the file, which is made where it does not exist.
-        shape: (height, width, channels).
-        dtype: of the values.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-        self.path, self.shape, self.dtype = path, shape, dtype
-        self.height = shape[0]
-        self._row = shape[1] * shape[2] * dtype.itemsize
-        self.bytes = self.height * self._row
-
-    def create(self) -> None:
-        with self.path.open("ab") as file:
-            file.truncate(self.bytes)
-
-    def write(self, first: int, strip: Tensor) -> None:
-        """Put a strip, (1, channels, rows, width), at row `first`."""
-        rows = strip[0].permute(1, 2, 0).contiguous().cpu()
-        with self.path.open("r+b", buffering=0) as file:
-            file.seek(first * self._row)
-            left = rows.flatten().view(torch.uint8).numpy().data
-            while left:
-                left = left[file.write(left) :]
-
-    def read(self, first: int, last: int) -> Tensor:
-        """Rows [first, last), (1, channels, rows, width), channels_last."""
-        values = np.empty((last - first) * self._row, np.uint8)
-        left = values.data
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(first * self._row)
-            while left:
-                count = file.readinto(left)
-                if not count:
-                    raise OSError(f"{self.path}: ends before row {last}")
-                left = left[count:]
-        rows = torch.from_numpy(values).view(self.dtype)
-        return rows.view(last - first, *self.shape[1:]).permute(2, 0, 1)[None]
 
 
 @dataclass

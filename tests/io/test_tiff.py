@@ -1,3 +1,4 @@
+import importlib.util
 import struct
 import zlib
 
@@ -243,3 +244,14 @@ def test_nothing_is_left_of_a_file_that_fails(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_tiff(tmp_path / "a.tif", (1000, WIDTH), read)
     assert not list(tmp_path.iterdir())
+
+
+def test_other_compressions_need_a_package(tmp_path):
+    path = tmp_path / "lzw.tif"
+    Image.fromarray(RGB).save(path, compression="tiff_lzw")
+    with TiffRows(path) as rows:
+        if importlib.util.find_spec("imagecodecs"):
+            np.testing.assert_array_equal(rows.read(0, HEIGHT), RGB)
+            return
+        with pytest.raises(ImageError, match=r"lzw\.tif: cannot be decoded .* 'imagecodecs'"):
+            rows.read(0, 1)
