@@ -21,6 +21,11 @@ STABLE_TORCH_LIBRARY(fassd_kernels, m) {
       "batch_norm_act_backward(Tensor gradient, Tensor input, Tensor statistics, Tensor? weight, "
       "Tensor? bias, Tensor? slope, str activation) -> (Tensor, Tensor)");
   m.def("upsample_backward(Tensor gradient, int[2] size) -> Tensor");
+  m.def("upsample_rows(Tensor input, int[2] size, int[4] rows) -> Tensor");
+  m.def("upsample_argmax_rows(Tensor input, int[2] size, int[4] rows) -> Tensor");
+  m.def(
+      "upsample_conv1x1_rows(Tensor[] low, Tensor[] skip, Tensor weight, Tensor? bias, "
+      "Tensor? slope, Tensor[]? packed, str activation, int[4] rows) -> Tensor");
   m.def("pixel_losses(Tensor logits, Tensor labels, Tensor groups, int ignored) -> Tensor");
   m.def(
       "pixel_losses_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor groups, "
@@ -43,6 +48,9 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
   m.impl("batch_norm_act", TORCH_BOX(&fassd::cpu::batch_norm_act));
   m.impl("batch_norm_act_backward", TORCH_BOX(&fassd::cpu::batch_norm_act_backward));
   m.impl("upsample_backward", TORCH_BOX(&fassd::cpu::upsample_backward));
+  m.impl("upsample_rows", TORCH_BOX(&fassd::cpu::upsample_rows));
+  m.impl("upsample_argmax_rows", TORCH_BOX(&fassd::cpu::upsample_argmax_rows));
+  m.impl("upsample_conv1x1_rows", TORCH_BOX(&fassd::cpu::upsample_conv1x1_rows));
   m.impl("pixel_losses", TORCH_BOX(&fassd::cpu::pixel_losses));
   m.impl("pixel_losses_backward", TORCH_BOX(&fassd::cpu::pixel_losses_backward));
 }

@@ -48,6 +48,8 @@ TRAINING = (
     "pixel_losses",
     "pixel_losses_backward",
 )
+# Likewise, what pictures that are done in strips call (fassd_kernels.modules.strips).
+STRIPS = ("upsample_rows", "upsample_argmax_rows", "upsample_conv1x1_rows")
 SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 
 
@@ -115,7 +117,7 @@ def load_cpu_extension() -> tuple[str | None, str, Any]:
         # The one that PyDLL gives keeps the interpreter's lock: it is done before another thread
         # wakes.
         function = ctypes.PyDLL(path).fassd_kernels_checksum
-        for name in (*OPERATORS, *TRAINING):
+        for name in (*OPERATORS, *TRAINING, *STRIPS):
             getattr(torch.ops.fassd_kernels, name)
         # Asked once: the operator returns a string, which torch.jit.trace would not let pass.
         capability = torch.ops.fassd_kernels.cpu_capability()

@@ -13,11 +13,12 @@ namespace {
 constexpr int64_t strip = 64;
 
 template <typename T>
-void run_upsample(const Tensor& input, bool align_corners, Tensor& out) {
+void run_upsample(const Tensor& input, const StripRows& strip_rows, bool align_corners,
+                  Tensor& out) {
   const ChannelsLast<T> source(input);
   const Image& image = source.image();
   const int64_t height = out.size(2), width = out.size(3);
-  const ResizeAxis<T> rows(image.height, height, align_corners);
+  const ResizeAxis<T> rows(strip_rows.in, strip_rows.out, align_corners);
   const ResizeAxis<T> columns(image.width, width, align_corners);
   const Destination to = destination(out);
   const int64_t size = element_size(to.dtype);
@@ -43,11 +44,12 @@ void run_upsample(const Tensor& input, bool align_corners, Tensor& out) {
 // two neighbouring rows once per row of labels, at the logits' own width. `label(planes, plane,
 // columns, n, y)` makes labels of them.
 template <typename T, typename Label>
-void label_rows(const Tensor& input, bool align_corners, int64_t height, int64_t width,
+void label_rows(const Tensor& input, const StripRows& strip_rows, bool align_corners, int64_t width,
                 const Label& label) {
   const ChannelsLast<T> source(input);
   const Image& image = source.image();
-  const ResizeAxis<T> rows(image.height, height, align_corners);
+  const int64_t height = strip_rows.out.count;
+  const ResizeAxis<T> rows(strip_rows.in, strip_rows.out, align_corners);
   const ResizeAxis<T, int32_t> columns(image.width, width, align_corners);
   // Whole vectors are written and read, beginning at any pixel.
   const int64_t plane = checked_sum(image.width, 2 * channel_padding);
@@ -100,7 +102,39 @@ void run_upsample_backward(const Tensor& gradient, Tensor& out) {
   });
 }
 
+Tensor labels_of(const Tensor& input, const StripRows& rows, bool align_corners,
+                 const ImageSize& result) {
+  check_columns("upsample_argmax", input);
+  const int64_t height = result.height, width = result.width, channels = result.channels;
+  Tensor out = empty_bytes({result.batch, height, width});
+  if (out.numel() > 0) {
+    uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
+    with_arithmetic(input.scalar_type(), [&](auto type) {
+      using T = decltype(type);
+      label_rows<T>(input, rows, align_corners, width,
+                    [&](const T* planes, int64_t plane, const auto& columns, int64_t n, int64_t y) {
+                      kernels<T>().argmax_row(planes, plane, columns.before, columns.after,
+                                              columns.weight_after, width, channels,
+                                              labels + (n * height + y) * width);
+                    });
+    });
+  }
+  return out;
+}
+
 }  // namespace
+
+StripRows::StripRows(const char* op, int64_t in_height, int64_t out_height, const Integers& rows)
+    : StripRows(in_height, out_height) {
+  STD_TORCH_CHECK(rows.size() == 4, op, ": rows has ", rows.size(), " numbers; expected 4");
+  in = {rows[0], in_height, rows[1]};
+  out = {rows[2], out_height, rows[3]};
+  for (const Extent& extent : {in, out}) {
+    STD_TORCH_CHECK(extent.first >= 0 && extent.first <= extent.total - extent.count, op,
+                    ": rows has a strip of ", extent.count, " rows from ", extent.first, " on of ",
+                    extent.total, "; expected one inside the image");
+  }
+}
 
 Tensor upsample_backward(const Tensor& gradient, const Integers& size) {
   STD_TORCH_CHECK(gradient.dim() == 4 && is_floating(gradient.scalar_type()) &&
@@ -118,28 +152,26 @@ Tensor upsample_backward(const Tensor& gradient, const Integers& size) {
 Tensor upsample(const Tensor& input, const Integers& size, bool align_corners) {
   const Checked checked = check_upsample(input, size, align_corners);
   return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
-    run_upsample<decltype(type)>(input, align_corners, out);
+    run_upsample<decltype(type)>(input, {input.size(2), size[0]}, align_corners, out);
+  });
+}
+
+Tensor upsample_rows(const Tensor& input, const Integers& size, const Integers& rows) {
+  const Checked checked = check_upsample(input, size, true);
+  const StripRows strip_rows("upsample_rows", input.size(2), size[0], rows);
+  return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
+    run_upsample<decltype(type)>(input, strip_rows, true, out);
   });
 }
 
 Tensor upsample_argmax(const Tensor& input, const Integers& size, bool align_corners) {
   const ImageSize result = check_upsample_argmax(input, size, align_corners).size;
-  check_columns("upsample_argmax", input);
-  const int64_t height = result.height, width = result.width, channels = result.channels;
-  Tensor out = empty_bytes({result.batch, height, width});
-  if (out.numel() > 0) {
-    uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
-    with_arithmetic(input.scalar_type(), [&](auto type) {
-      using T = decltype(type);
-      label_rows<T>(input, align_corners, height, width,
-                    [&](const T* planes, int64_t plane, const auto& columns, int64_t n, int64_t y) {
-                      kernels<T>().argmax_row(planes, plane, columns.before, columns.after,
-                                              columns.weight_after, width, channels,
-                                              labels + (n * height + y) * width);
-                    });
-    });
-  }
-  return out;
+  return labels_of(input, {input.size(2), size[0]}, align_corners, result);
+}
+
+Tensor upsample_argmax_rows(const Tensor& input, const Integers& size, const Integers& rows) {
+  const ImageSize result = check_upsample_argmax(input, size, true).size;
+  return labels_of(input, {"upsample_argmax_rows", input.size(2), size[0], rows}, true, result);
 }
 
 Tensor upsample_confidence(const Tensor& input, const Integers& size, const std::string& measure,
@@ -155,7 +187,7 @@ Tensor upsample_confidence(const Tensor& input, const Integers& size, const std:
     with_arithmetic(input.scalar_type(), [&](auto type) {
       using T = decltype(type);
       const T scale = T(sharpness(temperature));
-      label_rows<T>(input, align_corners, height, width,
+      label_rows<T>(input, {input.size(2), height}, align_corners, width,
                     [&](const T* planes, int64_t plane, const auto& columns, int64_t n, int64_t y) {
                       uint8_t* const row = labels + (2 * n * height + y) * width;
                       kernels<T>().confidence_row(

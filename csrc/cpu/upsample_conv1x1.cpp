@@ -10,7 +10,8 @@ namespace {
 template <typename T>
 void run_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& weight,
                           const OptionalTensor& bias, const OptionalTensor& slope,
-                          const OptionalTensors& packed, Activation activation, Tensor& out) {
+                          const OptionalTensors& packed, Activation activation,
+                          const StripRows& strip_rows, Tensor& out) {
   const char* op = "upsample_conv1x1";
   const std::vector<Image> low_images = images_of(low), skip_images = images_of(skip);
   const int64_t low_channels = total_channels(low);
@@ -32,7 +33,7 @@ void run_upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor&
   run(conv, batch);
 
   const Image low_share = image_of(share);
-  const ResizeAxis<T> rows(low_height, height), columns(low_width, width);
+  const ResizeAxis<T> rows(strip_rows.in, strip_rows.out), columns(low_width, width);
   conv = skip_weights.convolution(skip_images.data(), skip_images.size(), height, width);
   conv.epilogue.bias = biases.data();
   conv.epilogue.activation = activation;
@@ -61,7 +62,20 @@ Tensor upsample_conv1x1(const Tensors& low, const Tensors& skip, const Tensor& w
       check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation);
   return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
     run_upsample_conv1x1<decltype(type)>(low, skip, weight, bias, slope, packed, checked.activation,
-                                         out);
+                                         {low[0].size(2), checked.size.height}, out);
+  });
+}
+
+Tensor upsample_conv1x1_rows(const Tensors& low, const Tensors& skip, const Tensor& weight,
+                             const OptionalTensor& bias, const OptionalTensor& slope,
+                             const OptionalTensors& packed, const std::string& activation,
+                             const Integers& rows) {
+  const Checked checked =
+      check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation);
+  const StripRows strip_rows("upsample_conv1x1_rows", low[0].size(2), checked.size.height, rows);
+  return result_of(checked.size, checked.dtype, [&](auto type, Tensor& out) {
+    run_upsample_conv1x1<decltype(type)>(low, skip, weight, bias, slope, packed, checked.activation,
+                                         strip_rows, out);
   });
 }
 

@@ -136,9 +136,7 @@ class Batch:
         with progress(shown) as bar:
             for picture in bar.track(pictures, description="segmenting"):
                 with self._reporting(picture):
-                    result = self._segment(
-                        picture, self._read(picture, segmenter.bands), segmenter, table
-                    )
+                    result = self._segment(picture, segmenter, table)
                     self.outcome.pictures.append((picture, *result))
         self._remark_on_others()
         for video in videos:
@@ -179,7 +177,6 @@ class Batch:
     def _segment(
         self,
         picture: PictureFile,
-        image: npt.NDArray[np.uint8],
         segmenter: Segmenter,
         table: npt.NDArray[np.integer] | None,
     ) -> tuple[Size, float]:
@@ -193,6 +190,7 @@ class Batch:
         from fassd.io.palette import colorize, drawing, overlay
         from fassd.io.probabilities import write_probabilities
 
+        image = self._read(picture, segmenter.bands)
         started = time.perf_counter()
         labels, *certainty = Certain(segmenter, self.settings).predict(image)
         seconds = time.perf_counter() - started

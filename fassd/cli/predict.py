@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from fassd.cli.batch import Batch, Outcome
 from fassd.cli.common import Network, app, device_for, set_threads, tell_weights
 from fassd.cli.memory import bounded_memory
 from fassd.cli.options import NetworkOptions, Size, parse_size, with_groups
+from fassd.cli.strips import StripBatch, StripOptions
 from fassd.cli.terminal import console, escape, escape_lines, plain_table, say, tell_results
 from fassd.cli.video import ResultOptions, one_file, prepare_videos, video_table
 from fassd.io.files import check_file, check_folder
@@ -69,6 +71,7 @@ def predict(
         bool, typer.Option("--again", help="Do finished files of the output folder again.")
     ] = False,
     results: ResultOptions,
+    strips: StripOptions,
 ) -> None:
     """Segment pictures and videos.
 
@@ -101,6 +104,10 @@ def predict(
     are never sources: those that the record of their folder ([cyan].fassd-predict.jsonl[/]) lists
     are passed over in folders and patterns, and counted.
 
+    A picture that does not fit in memory is done with --strips: its labels are the same, and
+    written as TIFFs, [cyan]NAME_trainids.tif[/] (class indices, in a palette of their colours) and
+    [cyan]NAME_overlay.tif[/]. It needs [cyan]pip install 'fassd-net\\[tiff]'[/].
+
     Under [cyan]torchrun[/] the sources are shared out.
 
     Exit code: 0 all done, 1 some sources failed, 2 nothing done, 130 stopped by Ctrl-C.
@@ -121,6 +128,8 @@ def predict(
 
     [cyan]fassd predict drive.mp4 -o out.mp4 --view side-by-side[/]
 
+    [cyan]fassd predict slide.tif -o out --strips --memory 4GiB[/]
+
     [cyan]torchrun --nproc-per-node 4 -m fassd predict drives/ -o out -w cityscapes[/]
     """
     from PIL import Image
@@ -137,6 +146,10 @@ def predict(
     if not found:
         raise unfound[-1]
     single = one_file(output, found)
+    asked = ("label_ids", "confidence", "min_confidence", "probabilities")
+    others = {name: getattr(results, name) for name in asked}
+    others |= {"size": size, "scales": tuple(scales) != (1,), "flip": flip}
+    strips.check(found, output, others)
     check_file(output) if single else check_folder(output)
     # Pillow's own limit is twice this number.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (results.max_pixels + 1) // 2)
@@ -147,7 +160,8 @@ def predict(
     chosen = network.pick()
     identity = (*chosen, network.backend, dtype, size, *scales, flip)
     ids = None if results.label_ids is None else read_ids(results.label_ids)
-    work = Batch(output, results, identity, single=single, again=again, ids=ids)
+    kind = functools.partial(StripBatch, strips) if strips.strips else Batch
+    work = kind(output, results, identity, single=single, again=again, ids=ids)
     work.check(found)
     started = time.perf_counter()
     with process_group(device, patient=True) as home:

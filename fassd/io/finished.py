@@ -23,6 +23,9 @@ CONFIDENCE_ENDING = "_confidence.png"
 PROBABILITIES_ENDINGS = {"npz": "_probabilities.npz", "tiff": "_probabilities.tif"}
 """Endings of further ones: ids of a card, certainties, probabilities by the kind of file."""
 
+STRIP_ENDINGS = ("_trainids.tif", "_overlay.tif")
+"""Likewise of a picture that it does in strips."""
+
 VIDEO_ENDINGS = {
     "overlay": "_overlay.mp4",
     "labels": "_labels.mp4",
@@ -104,13 +107,14 @@ class WrittenFiles:
     def __contains__(self, file: Path) -> bool:
         further = (LABEL_IDS_ENDING, CONFIDENCE_ENDING, *PROBABILITIES_ENDINGS.values())
         of_pictures = (*OUTPUT_ENDINGS, *further)
-        endings = (*of_pictures, *VIDEO_ENDINGS.values())
+        endings = (*of_pictures, *STRIP_ENDINGS, *VIDEO_ENDINGS.values())
         ending = next((ending for ending in endings if file.name.endswith(ending)), None)
         if ending is None:
             return False
         noted = os.path.abspath(file)
-        if ending in of_pictures:
-            noted = noted.removesuffix(ending) + OUTPUT_ENDINGS[0]
+        for together in (of_pictures, STRIP_ENDINGS):
+            if ending in together:
+                noted = noted.removesuffix(ending) + together[0]
         return any(
             Path(noted).relative_to(folder).as_posix() in self._names(folder)
             for folder in Path(noted).parents

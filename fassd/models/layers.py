@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,51 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 def interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
     """`resize` as PyTorch computes it."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+class Rows(NamedTuple):
+    """Which rows strips of two maps hold, of which the second is the first resized.
+
+    Attributes:
+        low: number of the first map's first row that is there.
+        low_height: rows of the whole first map.
+        first: number of the second map's first row that is there.
+        height: rows of the whole second map.
+    """
+
+    low: int
+    low_height: int
+    first: int
+    height: int
+
+    def read(self, count: int) -> tuple[int, int]:
+        """Rows [first, last) of the first map that `count` rows of the second are made of."""
+        step = (self.low_height - 1) / (self.height - 1) if self.height > 1 else 0.0
+        last = int((self.first + count - 1) * step) + 3  # whatever a backend rounds
+        return max(0, int(self.first * step) - 1), min(last, self.low_height)
+
+
+def interpolate_rows(x: Tensor, size: tuple[int, int], rows: Rows) -> Tensor:
+    """A strip of `interpolate`'s result, of a strip of its input.
+
+    Args:
+        x: (N, C, h, w), rows of the input that `rows.read` names, or more.
+        size: rows of the result that are wanted, and its width.
+        rows: which rows these are.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide = interpolate(x.to(dtype), (x.shape[2], size[1]))
+    # Positions in the type that PyTorch computes them in.
+    numbers = torch.arange(rows.first, rows.first + size[0], dtype=dtype, device=x.device)
+    # A number divided by a tensor is the number times its reciprocal, which rounds twice.
+    steps = torch.tensor([rows.low_height - 1, max(rows.height - 1, 1)], dtype=dtype)
+    position = numbers * float(steps[0] / steps[1])
+    above = position.long().clamp(max=rows.low_height - 1)
+    below = (above + 1).clamp(max=rows.low_height - 1)
+    weight = (position - above).clamp(0, 1)[:, None]
+    # Rounded as PyTorch's CPU kernel of larger images rounds it.
+    upper, lower = wide[:, :, above - rows.low], wide[:, :, below - rows.low]
+    return torch.addcmul(lower * weight, upper, (1 - weight).expand_as(upper)).to(x.dtype)
 
 
 def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:

@@ -231,12 +231,22 @@ class FASSDNet(nn.Module):
         if isinstance(self.base, Encoder):
             maps: list[Tensor] = self.base(x)
             return maps
-        skips = []
-        for index, layer in enumerate(self.base):
-            x = layer(x)
-            if index in self.skip_layers:
-                skips.append(x)
-        return [*skips, x]
+        maps, begin = [], 0
+        for end in self.ends():
+            x = self.encode_part(x, begin, end)
+            maps.append(x)
+            begin = end
+        return maps
+
+    def ends(self) -> list[int]:
+        """Where in HarDNet's layers each of the maps is made: the number of the next layer."""
+        return [*(layer + 1 for layer in self.skip_layers), len(self.base)]
+
+    def encode_part(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """What layers [begin, end) of HarDNet make of `x`."""
+        for index in range(begin, end):
+            x = self.base[index](x)
+        return x
 
     def _check_input(self, x: Tensor) -> None:
         if isinstance(x, torch.fx.Proxy):  # a symbolic trace knows neither size nor type

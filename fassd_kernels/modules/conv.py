@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fassd.models.layers import ConvLayer, resize
+from fassd.models.layers import ConvLayer, Rows, interpolate_rows, resize
 from fassd_kernels import ops
 from fassd_kernels.autocast import convert
 from fassd_kernels.modules.fused import (
@@ -129,27 +129,39 @@ class FusedUpsampleConv(FusedConvLayer):
             arguments["packed"] = None
         return super().run(x, arguments, **more)
 
-    def after_upsample(self, low: Tensor, skip: Tensor) -> Tensor:
-        """``self(cat([resize(low), skip], 1))``; neither of the two is written."""
+    def after_upsample(self, low: Tensor, skip: Tensor, rows: Rows | None = None) -> Tensor:
+        """``self(cat([resize(low), skip], 1))``; neither of the two is written.
+
+        Of strips of the two, `rows` says which.
+        """
+        size = (skip.shape[2], skip.shape[3])
         if not is_traced() and self._low_channels != low.shape[1]:
             self._low_channels = low.shape[1]
             self.repack()
         prepared = self.prepare(low)
         if prepared is None or self.conv.kernel_size != (1, 1) or self.conv.stride != (1, 1):
-            return self(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
+            return self(torch.cat([resized(low, size, rows), skip], 1))
         low, packed = prepared
         fits = packed["low_channels"] == low.shape[1]
         skip = convert(skip, low.dtype, type(self).__name__, "the skip")
         sizes = {"weight": packed["weight"], "activation": self.activation}
         backend = self.backend_for(low, [low, skip], sizes, "upsample_conv1x1")
-        return ops.operator("upsample_conv1x1", backend)(
-            [low],
-            [skip],
-            packed["weight"],
-            packed["bias"],
-            packed=packed.get("packed") if fits else None,
-            activation=self.activation,
-        )
+        arguments = {
+            "packed": packed.get("packed") if fits else None,
+            "activation": self.activation,
+        }
+        function = ops.operator("upsample_conv1x1", backend)
+        if rows is not None:
+            if backend != "cpu":
+                return self(torch.cat([resized(low, size, rows), skip], 1))
+            function = torch.ops.fassd_kernels.upsample_conv1x1_rows
+            arguments.update(slope=None, rows=rows)
+        return function([low], [skip], packed["weight"], packed["bias"], **arguments)
+
+
+def resized(low: Tensor, size: tuple[int, int], rows: Rows | None) -> Tensor:
+    """`low` at a size; of strips, `rows` says which."""
+    return resize(low, size) if rows is None else interpolate_rows(low, size, rows)
 
 
 class FusedConv2d(SingleConvolution, nn.Conv2d):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fassd.models.encoder import Encoder
 from fassd.models.info import temperature_of
-from fassd.models.layers import resize
+from fassd.models.layers import Rows, interpolate_rows, resize
 from fassd.models.network import FASSDNet
 from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
@@ -20,7 +20,12 @@ from fassd_kernels.autocast import convert
 from fassd_kernels.backends import AUTO, choose
 from fassd_kernels.checks import MAX_LABELS
 from fassd_kernels.choices import shape_key
-from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer, FusedUpsampleConv
+from fassd_kernels.modules.conv import (
+    FusedConv2d,
+    FusedConvLayer,
+    FusedUpsampleConv,
+    resized,
+)
 from fassd_kernels.modules.fused import (
     KNOWN,
     Fused,
@@ -128,7 +133,7 @@ class FusedNetwork(FASSDNet):
             return labels_of(resize(scores, size), measure, temperature_of(self))
         if measure is None:
             return self.run("upsample_argmax", scores, size)
-        own = {"measure": measure, "temperature": temperature_of(self)}
+        own: dict[str, Any] = {"measure": measure, "temperature": temperature_of(self)}
         return self.run("upsample_confidence", scores, size, **own)
 
     def label_pictures(
@@ -213,11 +218,19 @@ class FusedNetwork(FASSDNet):
         dtype = self.finalConv.weight.dtype
         return convert(x, dtype, type(self).__name__, "the input") if self.casts_input else x
 
-    def run(self, name: str, x: Tensor, size: tuple[int, int], **own: Any) -> Tensor:
-        """Call a resizing operator."""
+    def run(
+        self, name: str, x: Tensor, size: tuple[int, int], rows: Rows | None = None, **own: Any
+    ) -> Tensor:
+        """Call a resizing operator; of strips, `rows` says which."""
         key = shape_key(name, [x], {"size": size}) if x.is_cuda else ""
         backend = choose(self.backend, x.device, name, dtype=x.dtype, key=key)
-        return ops.operator(name, backend)(x, size, **own)
+        if rows is None:
+            return ops.operator(name, backend)(x, size, **own)
+        if backend == "cpu":
+            function = getattr(torch.ops.fassd_kernels, f"{name}_rows")
+            return cast(Tensor, function(x, size, rows))
+        strip = interpolate_rows(x, size, rows)
+        return strip if name == "upsample" else labels_of(strip)
 
     def scores(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to logits (N, num_classes, h, w) of the finest map, in eval mode."""
@@ -242,21 +255,24 @@ class FusedNetwork(FASSDNet):
         if isinstance(self.base, Encoder):
             # The fused modules behind it answer so; its own convolutions then do, too.
             return self.encode(channels_last(x) if x.is_cpu and not transforming() else x)
-        skips = []
-        layers: list[Any] = list(self.base)
-        passed = begin - 1  # the last layer that is done
-        for index, layer in enumerate(layers):
-            if index <= passed:
-                continue
-            following = layers[index + 1] if index + 1 < len(layers) else None
-            if index not in self.skip_layers and poolable(layer, following):
+        maps = []
+        for end in self.ends():
+            x = self.encode_part(x, begin, end)
+            maps.append(x)
+            begin = end
+        return maps
+
+    def encode_part(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """What layers [begin, end) of the encoder make of `x`."""
+        layers: list[Any] = list(self.base)[begin:end]
+        while layers:
+            layer, *layers = layers
+            if poolable(layer, layers[0] if layers else None):
                 x = layer.pooled(x)
-                passed = index + 1
-                continue
-            x = layer(x)
-            if index in self.skip_layers:
-                skips.append(x)
-        return [*skips, x]
+                layers = layers[1:]
+            else:
+                x = layer(x)
+        return x
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, output={self.output}"
@@ -287,11 +303,11 @@ def is_hooked(module: nn.Module) -> bool:
     return has_hooks(module) or (not is_traced() and hooked_globally())
 
 
-def join(conv1x1: nn.Module, low: Tensor, skip: Tensor) -> Tensor:
-    """A decoder 1x1 on [`low` upsampled, `skip`]."""
+def join(conv1x1: nn.Module, low: Tensor, skip: Tensor, rows: Rows | None = None) -> Tensor:
+    """A decoder 1x1 on [`low` upsampled, `skip`]; of strips of them, `rows` says which."""
     if isinstance(conv1x1, FusedUpsampleConv) and not is_hooked(conv1x1):
-        return conv1x1.after_upsample(low, skip)
-    return conv1x1(torch.cat([resize(low, (skip.shape[2], skip.shape[3])), skip], 1))
+        return conv1x1.after_upsample(low, skip, rows)
+    return conv1x1(torch.cat([resized(low, (skip.shape[2], skip.shape[3]), rows), skip], 1))
 
 
 def poolable(layer: nn.Module, following: nn.Module | None) -> bool:

@@ -1,0 +1,175 @@
+"""`fassd predict --strips`: pictures of any size, from disk to disk."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fassd.cli.batch import Batch
+from fassd.cli.options import Size
+from fassd.cli.terminal import escape, progress
+from fassd.io.finished import STRIP_ENDINGS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fassd.inference.segmenter import Segmenter
+    from fassd.io.find import PictureFile, Video
+
+PANEL = "Pictures of any size"
+UNITS = {"": 1, "k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read a number of bytes: 2GiB, 500MB (of 1024s, both), 1000000.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    if match is None or not float(match[1]):
+        raise typer.BadParameter(f"{text!r} is no size of memory; write for example 2GiB or 500MiB")
+    return int(float(match[1]) * (1 << UNITS[match[2]] if match[2] else 1))
+
+
+Strips = Annotated[
+    bool,
+    typer.Option(
+        "--strips",
+        rich_help_panel=PANEL,
+        help="Label each picture in strips of rows, in constant memory; labels are those of the "
+        "whole picture. TIFFs are read and written by parts.",
+    ),
+]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_bytes,
+        metavar="SIZE",
+        rich_help_panel=PANEL,
+        show_default="2GiB",
+        help="Memory for the values of a strip: [cyan]500MiB[/], [cyan]4GiB[/].",
+    ),
+]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=PANEL,
+        show_default="beside the results",
+        help="Folder for the network's maps, some 24 bytes a pixel; they are removed in the end.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class StripOptions:
+    """How pictures are done that do not fit in memory."""
+
+    strips: Strips = False
+    memory: Memory = None
+    scratch: Scratch = None
+
+    def check(
+        self, found: Sequence[PictureFile | Video], output: Path, others: Mapping[str, Any]
+    ) -> None:
+        """See whether they go with the sources and the other options.
+
+        Args:
+            found: the sources.
+            output: where results go.
+            others: options that strips know nothing of, by name, with their values.
+
+        Raises:
+            ValueError: they do not.
+        """
+        from fassd.io.find import PictureFile
+        from fassd.io.tiff import TIFF_SUFFIXES, import_tifffile
+
+        if not self.strips:
+            if self.memory is not None or self.scratch is not None:
+                raise ValueError("--memory and --scratch are of --strips, which is not given")
+            return
+        if given := [f"--{name.replace('_', '-')}" for name, value in others.items() if value]:
+            raise ValueError(
+                "--strips gives the labels of pictures as they are, at their own size: leave "
+                f"{', '.join(given)} away"
+            )
+        if videos := [each[0] for each in found if not isinstance(each, PictureFile)]:
+            raise ValueError(f"--strips is of pictures, and {videos[0]} is a video")
+        suffix = output.suffix.lower()
+        if len(found) == 1 and suffix and not output.is_dir() and suffix not in TIFF_SUFFIXES:
+            raise ValueError(
+                f"--strips writes TIFFs: --output must be a folder or end in "
+                f"{', '.join(TIFF_SUFFIXES)}, got {str(output)!r}"
+            )
+        import_tifffile()
+
+
+class StripBatch(Batch):
+    """Pictures that are segmented in strips, with the same settings."""
+
+    def __init__(self, strips: StripOptions, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._strips = strips
+
+    def do(self, sources: Sequence[PictureFile | Video], segmenter: Segmenter, shown: bool) -> None:
+        if segmenter.bands is not None:
+            raise ValueError("--strips reads pictures of three colours, not of bands")
+        with progress(shown) as bar:
+            for source in sources:
+                picture: Any = source
+                task = bar.add_task(escape(picture.path.name), total=1000)
+
+                def tell(share: float, task: Any = task) -> None:
+                    bar.update(task, completed=round(1000 * share))
+
+                with self._reporting(picture):
+                    result = self._segment_strips(picture, segmenter, tell)
+                    self.outcome.pictures.append((picture, *result))
+                bar.remove_task(task)
+
+    def _segment_strips(
+        self, picture: PictureFile, segmenter: Segmenter, tell: Callable[[float], None]
+    ) -> tuple[Size, float]:
+        from fassd.inference.large import labelled, rows_of, scratch_folder, write_labels
+        from fassd.inference.strips import MEMORY
+        from fassd.io.palette import drawing
+        from fassd.io.tiff import write_tiff
+
+        settings, files = self.settings, self._results(picture)
+        started = time.perf_counter()
+        folder = scratch_folder(files[0], self._strips.scratch)
+        memory = self._strips.memory or MEMORY
+        with (
+            rows_of(picture.path, settings.range, settings.max_pixels) as rows,
+            labelled(segmenter, rows, folder, memory=memory, progress=tell) as labels,
+        ):
+            seconds = time.perf_counter() - started
+            view = settings.view if self.single else "overlay"
+            draw = drawing(view, settings.opacity, segmenter.palette)
+
+            def drawn(first: int, last: int) -> npt.NDArray[np.integer]:
+                return draw(rows.read(first, last), labels.read(first, last))
+
+            self._begin(picture)
+            alone = view in ("labels", "trainids")  # which one file holds, with its palette
+            if not self.single or alone:
+                write_labels(files[0], labels, segmenter.palette)
+            if not alone:
+                width = rows.width * (2 if view == "side-by-side" else 1)
+                write_tiff(files[-1], (rows.height, width), drawn)
+            return Size(rows.height, rows.width), seconds
+
+    def _results(self, source: PictureFile | Video) -> list[Path]:
+        if self.single:
+            return [self.output]
+        return [self.output / f"{source.name}{ending}" for ending in STRIP_ENDINGS]

@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import tifffile
+import typer
+from PIL import Image
+
+from fassd.cli.strips import parse_bytes
+from fassd.inference import strips
+from fassd.inference.large import predict_file
+from fassd.inference.segmenter import Segmenter
+from fassd.io.finished import RECORD, STRIP_ENDINGS
+
+PHOTO = Path(skimage.__file__).parent / "data" / "rocket.jpg"
+# The kernels of the CPU, whose results do not depend on the place: all labels are equal.
+FUSED = ("--model", "fassd_net_l2", "--device", "cpu")
+
+
+@pytest.fixture
+def source(tmp_path):
+    with Image.open(PHOTO) as photo:
+        pixels = np.asarray(photo.resize((150, 260)))
+    path = tmp_path / "in" / "slide.tif"
+    path.parent.mkdir()
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(64, 64), compression="zlib")
+    return path
+
+
+def opened(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_the_results_are_those_of_the_whole_picture(source, tmp_path, succeed, run_fassd):
+    whole, done = tmp_path / "whole", tmp_path / "strips"
+    succeed("predict", source, "-o", whole, *FUSED)
+    succeed("predict", source, "-o", done, *FUSED, "--strips", "--memory", "12MiB")
+    assert {path.name for path in done.iterdir()} == {
+        RECORD,
+        *(f"slide{ending}" for ending in STRIP_ENDINGS),
+    }
+    for what in ("trainids", "overlay"):
+        made, expected = done / f"slide_{what}.tif", whole / f"slide_{what}.png"
+        np.testing.assert_array_equal(opened(made), opened(expected))
+    with Image.open(done / "slide_trainids.tif") as image:
+        colors = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(colors, opened(whole / "slide_color.png"))
+    # Results are no sources, and what is finished is passed over.
+    again = run_fassd("predict", source.parent, done, "-o", done, *FUSED, "--strips")
+    assert "1 of 1 pictures" in again.stderr and "(1 done before)" in again.stderr
+    assert "passed over 2: results of earlier runs" in again.stderr
+
+
+@pytest.mark.parametrize("view", ["overlay", "labels", "side-by-side"])
+def test_one_file(view, source, tmp_path, succeed):
+    plain, made = tmp_path / "whole.png", tmp_path / "one.tif"
+    succeed("predict", source, "-o", plain, *FUSED, "--view", view)
+    scratch = tmp_path / "scratch"
+    words = ("--strips", "--scratch", scratch, "--view", view)
+    succeed("predict", source, "-o", made, *FUSED, *words)
+    with Image.open(made) as image:
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), opened(plain))
+    assert not list(scratch.iterdir())
+
+
+def test_ctrl_c_leaves_no_result_and_the_next_run_goes_on(source, tmp_path, run_fassd, monkeypatch):
+    out, done = tmp_path / "out", []
+
+    def do(step, first, last, do=strips.Step.do):
+        do(step, first, last)
+        done.append((step.name, first))
+        if len(done) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(strips.Step, "do", do)
+    words = ("predict", source, "-o", out, *FUSED, "--strips", "--memory", "12MiB")
+    assert run_fassd(*words).exit_code == 130
+    assert [path.name for path in out.iterdir()] == [".slide_trainids.tif.strips"]
+    assert run_fassd(*words).exit_code == 0
+    # The strip that was done but not noted is done again, and no other.
+    assert len(done) == 1 + len(set(done)) and done[3] == done[4]
+    labels = Segmenter("fassd_net_l2", weights="streets", device="cpu").predict(source)
+    np.testing.assert_array_equal(opened(out / "slide_trainids.tif"), labels)
+    assert not (out / ".slide_trainids.tif.strips").exists()
+
+
+def test_a_damaged_picture_leaves_nothing(source, tmp_path, run_fassd):
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) * 3 // 4])
+    out = tmp_path / "out"
+    result = run_fassd("predict", source, "-o", out, *FUSED, "--strips", "--memory", "12MiB")
+    assert result.exit_code == 2
+    assert "slide.tif: is truncated: tile" in " ".join(result.stderr.split())
+    assert not list(out.iterdir())
+
+
+def test_a_file_from_python(source, tmp_path):
+    segmenter = Segmenter("fassd_net_l2", weights="streets", device="cpu")
+    shares = []
+    made = tmp_path / "made" / "labels.tif"
+    size = predict_file(segmenter, source, made, memory=12 << 20, progress=shares.append)
+    assert size == (260, 150) and shares[-1] == 1
+    np.testing.assert_array_equal(opened(made), segmenter.predict(source))
+    assert [path.name for path in made.parent.iterdir()] == ["labels.tif"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--memory", "1GiB"), "--memory and --scratch are of --strips"),
+        (("--strips", "--size", "64x64"), "leave --size away"),
+        (("--strips", "--flip", "--confidence", "margin"), "leave --confidence, --flip away"),
+        (("--strips", "--memory", "much"), "'much' is no size of memory"),
+        (("--strips", "--memory", "0"), "'0' is no size of memory"),
+        (("--strips", "--memory", "1KB"), "is not enough for a strip"),
+        (("--strips", "-o", "x.png"), "must be a folder or end in .tif, .tiff"),
+        (("--strips", "--range", "auto"), "the range auto would need the whole picture"),
+    ],
+)
+def test_what_does_not_go_together(words, told, source, tmp_path, refusal, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert told in refusal("predict", source, "-o", "out", *FUSED, *words)
+
+
+def test_videos_and_networks_of_others(source, tmp_path, refusal, run_fassd):
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"")
+    told = refusal("predict", video, "-o", tmp_path / "out", *FUSED, "--strips")
+    assert "--strips is of pictures" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GiB", 2 << 30), ("1.5g", 3 << 29), ("500 MB", 500 << 20), ("77", 77)]
+)
+def test_sizes_of_memory(text, size):
+    assert parse_bytes(text) == size
+    assert parse_bytes(size) == size
+
+
+def test_no_size_of_memory():
+    with pytest.raises(typer.BadParameter):
+        parse_bytes("-1GB")
