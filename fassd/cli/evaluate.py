@@ -305,7 +305,7 @@ def _report(
             if evaluation.calibration is not None:
                 evaluation.calibration.draw(output / "reliability.png", title)
         except ImportError as error:
-            say(f"[yellow]warning:[/] no pictures: {escape(str(error))}")
+            say(f"[yellow]warning:[/] no confusion.png, no reliability.png: {escape(str(error))}")
         say(f"confusion matrix: {escape(str(output))}")
 
 

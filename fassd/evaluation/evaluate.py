@@ -369,8 +369,7 @@ def _predicted(
     total = summed(network, sample.image, views, run, temperature=temperature_of(network))
 
     def probabilities(temperature: float) -> Tensor:
-        total.temperature = temperature
-        return total.mean(members)
+        return total.mean(members, temperature)
 
     if not alone:
         return total.labels(members).long(), probabilities

@@ -240,7 +240,7 @@ class Segmenter:
         prefix = _name(image)
         picture = self._picture(image, prefix, order)
         if not self.views.plain:
-            return self._summed(picture, prefix).mean().log()
+            return self._summed(picture, prefix).mean(temperature=1.0).log()
         batch, size = self._batch(picture)
         return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
 

