@@ -2,7 +2,6 @@
 
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <limits>
 
 namespace fassd {
@@ -238,7 +237,6 @@ Checked check_resize(const char* op, const Tensor& input, const Integers& size) 
   return {{input.size(0), input.size(1), size[0], size[1]}, input.scalar_type()};
 }
 
-// Logits of which labels are made.
 Checked check_labels(const char* op, const Tensor& input, const Integers& size) {
   const Checked checked = check_resize(op, input, size);
   const int64_t channels = checked.size.channels;
@@ -513,10 +511,6 @@ Checked check_upsample_confidence(const Tensor& input, const Integers& size,
   STD_TORCH_CHECK(temperature > 0 && temperature < std::numeric_limits<double>::infinity(), op,
                   ": temperature is ", temperature, "; expected a finite number above 0");
   return checked;
-}
-
-double sharpness(double temperature) {
-  return std::clamp(1 / temperature, 1e-30, 1e30);
 }
 
 Checked check_normalize(const Tensor& image, const std::vector<double>& mean,

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -55,7 +56,9 @@ struct Checked {
 #undef OPERATOR
 
 // What logits are multiplied by at a temperature, in the range of a float.
-double sharpness(double temperature);
+inline double sharpness(double temperature) {
+  return std::clamp(1 / temperature, 1e-30, 1e30);
+}
 
 // Layer `layer` of a HarDBlock (from 1) reads these earlier ones (0 is the input), in this order.
 std::vector<int64_t> hardblock_sources(int64_t layer);

@@ -22,6 +22,7 @@ from fassd.cli.common import (
 )
 from fassd.cli.jobs import check_png
 from fassd.cli.options import numbers
+from fassd.cli.temperature import Temperature, calibration_of, keep_fitted
 from fassd.cli.terminal import console, escape, escape_lines, progress, say, write_json
 from fassd.io.files import check_file, check_folder
 
@@ -78,15 +79,7 @@ def val(
             help="Leave this class out of mIoU and the other means, may be repeated.",
         ),
     ] = None,
-    temperature: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T|fit",
-            help="What logits are divided by before probabilities are made of them; [cyan]fit[/] "
-            "finds what fits best and writes it into the file of the weights, for "
-            "[cyan]--confidence[/] of [cyan]fassd predict[/].",
-        ),
-    ] = None,
+    temperature: Temperature = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first pictures of the split.")
     ] = None,
@@ -133,7 +126,6 @@ def val(
     """
     from fassd.data import SegmentationDataset, load_card
     from fassd.distributed import is_main, process_group
-    from fassd.evaluation.calibration import keep_temperature
 
     if output is not None:  # a mistake in where to write shows before the work, not after it
         check_folder(output)
@@ -141,21 +133,17 @@ def val(
     set_threads(threads)
     dataset = SegmentationDataset(load_card(data, root), split)
     indices = range(len(dataset))[:limit]
-    asked = None if temperature in (None, "fit") else _number("--temperature", temperature)
     with process_group(device_for(model, device)) as home:
         chosen = _network_for(dataset.card, model, weights, alpha, encoder_name)
-        keeper = _keeper(chosen) if temperature == "fit" else None
         network = _segmenter(chosen, backend, dtype, home).model
-        calibration = _calibration(network, asked, fit=keeper is not None)
+        calibration = calibration_of(network, chosen, temperature)
         _check_classes(network, dataset.card, chosen)
         if is_main():
             tell_weights(chosen.weights, network)
         evaluation = _evaluated(network, dataset, indices, scales, flip, without or [], calibration)
         if not is_main():
             return
-        if keeper is not None and calibration is not None and calibration.fitted is not None:
-            keep_temperature(keeper, calibration.fitted)
-            say(f"temperature {calibration.fitted:.4g}: kept in {escape(str(keeper))}")
+        keep_fitted(chosen, calibration)
         settings = {
             "data": dataset.card.name,
             "split": split,
@@ -196,44 +184,6 @@ def _network_for(
     elif card.covers and file is not None:  # it may not tell its classes, but has a head
         count = classes_in(file) or count
     return pick_network(model, weights, None, alpha, encoder_name, default_classes=count)
-
-
-def _keeper(chosen: Network) -> Path:
-    """The file of weights that keeps a fitted temperature.
-
-    Raises:
-        ValueError: the weights are in none that could.
-    """
-    from fassd.models.zoo import is_weights_file
-
-    file = chosen.model if is_weights_file(chosen.model) else chosen.weights
-    if file is None or Path(file).suffix != ".safetensors" or not Path(file).is_file():
-        raise ValueError(
-            "--temperature fit writes into the file of the weights, a .safetensors of fassd train "
-            f"(--weights), got {str(file)!r}"
-        )
-    return Path(file)
-
-
-def _calibration(
-    network: torch.nn.Module, temperature: float | None, fit: bool
-) -> Calibration | None:
-    """What counts probabilities, at a temperature or the network's; None of labels alone."""
-    from fassd.evaluation.calibration import Calibration
-    from fassd.models.info import set_temperature, temperature_of
-
-    if temperature is not None:
-        set_temperature(network, temperature)
-    if getattr(getattr(network, "metadata", None), "output", "logits") != "logits":
-        return None
-    return Calibration(temperature_of(network), fit)
-
-
-def _number(option: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{option} must be a number or fit, got {text!r}") from None
 
 
 def _check_classes(network: torch.nn.Module, card: Card, chosen: Network) -> Match:

@@ -256,9 +256,9 @@ def test_a_temperature_is_fitted_and_kept(tmp_path, succeed, run_fassd):
 
     result = run_fassd(*data, "--temperature", "warm")
     assert result.exit_code == 2
-    assert "--temperature must be a number or fit, got 'warm'" in result.stderr
+    assert "must be a finite number above 0, or fit, got 'warm'" in result.stderr
     result = run_fassd(*data, "--temperature", "-1")
-    assert "temperature must be a finite number above 0, got -1.0" in result.stderr
+    assert "must be a finite number above 0, or fit, got '-1'" in result.stderr
     result = run_fassd(*data[:3], "-w", "streets", *FAST, "--temperature", "fit")
     assert "--temperature fit writes into the file of the weights" in result.stderr
     result = run_fassd(*data, "--temperature", "fit", "--flip")
