@@ -169,26 +169,13 @@ def export(
 
     [cyan]fassd export fassd_net -o net.pt2 --format aoti --preprocess --output labels[/]
     """
-    from fassd.export import (
-        FORMAT_OF,
-        SUFFIX_OF,
-        Exporter,
-        ExportError,
-        Request,
-        is_exported,
-        staged,
-    )
+    from fassd.export import Exporter, Request, is_exported, staged
 
     if is_exported(model):
         raise ValueError(f"MODEL must be a network's name, got the file {model}")
     check_file(output_file)
     check_file(json_)
-    kind = format_ or FORMAT_OF.get(output_file.suffix)
-    if kind is None:
-        raise ExportError(f"{output_file}: name it .onnx, .pt2, .xml or .engine, or give --format")
-    if output_file.suffix not in SUFFIX_OF[kind]:
-        endings = " or ".join(SUFFIX_OF[kind])
-        raise ExportError(f"{output_file}: a file of the format {kind} ends in {endings}")
+    kind = _kind(output_file, format_)
     if calibration and dtype != "int8":
         raise ValueError("--calibration: only with --dtype int8")
     set_threads(threads)
@@ -229,6 +216,19 @@ def export(
             verification = _verified(exporter, unnamed, target, pictures, tolerance)
     tell_weights(chosen.weights)
     _tell(output_file, exporter, verification, json_, by_hand)
+
+
+def _kind(file: Path, asked: str | None) -> str:
+    """The format of a file, by its ending if it is not asked for."""
+    from fassd.export import FORMAT_OF, SUFFIX_OF, ExportError
+
+    kind = asked or FORMAT_OF.get(file.suffix)
+    if kind is None:
+        raise ExportError(f"{file}: name it .onnx, .pt2, .xml or .engine, or give --format")
+    if file.suffix not in SUFFIX_OF[kind]:
+        endings = " or ".join(SUFFIX_OF[kind])
+        raise ExportError(f"{file}: a file of the format {kind} ends in {endings}")
+    return kind
 
 
 def _classes(card: str | None, classes: int | None) -> tuple[LabelClass, ...]:
