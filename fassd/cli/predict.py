@@ -158,9 +158,9 @@ def predict(
     set_threads(threads)
     device = device_for(network.model, device)
     chosen = network.pick()
-    identity = (*chosen, network.backend, dtype, size, *scales, flip)
+    identity = (*chosen, network.backend, dtype, size, *scales, flip, strips.tiles)
     ids = None if results.label_ids is None else read_ids(results.label_ids)
-    kind = functools.partial(StripBatch, strips) if strips.strips else Batch
+    kind = functools.partial(StripBatch, strips) if strips.asked else Batch
     work = kind(output, results, identity, single=single, again=again, ids=ids)
     work.check(found)
     started = time.perf_counter()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fassd.io.find import PictureFile, Video
 
 PANEL = "Pictures of any size"
+VIEWS = ("size", "scales", "flip")  # options that tiles know, being pictures themselves
 UNITS = {"": 1, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -48,6 +49,16 @@ Strips = Annotated[
         rich_help_panel=PANEL,
         help="Label each picture in strips of rows, in constant memory; labels are those of the "
         "whole picture. TIFFs are read and written by parts.",
+    ),
+]
+Tiles = Annotated[
+    int | None,
+    typer.Option(
+        min=64,
+        metavar="SIDE",
+        rich_help_panel=PANEL,
+        help="The same by overlapping tiles of so many pixels a side, for networks that --strips "
+        "cannot take: an approximation, each tile lacks what lies beyond it.",
     ),
 ]
 Memory = Annotated[
@@ -75,8 +86,14 @@ class StripOptions:
     """How pictures are done that do not fit in memory."""
 
     strips: Strips = False
+    tiles: Tiles = None
     memory: Memory = None
     scratch: Scratch = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether pictures are done by parts."""
+        return self.strips or self.tiles is not None
 
     def check(
         self, found: Sequence[PictureFile | Video], output: Path, others: Mapping[str, Any]
@@ -94,21 +111,28 @@ class StripOptions:
         from fassd.io.find import PictureFile
         from fassd.io.tiff import TIFF_SUFFIXES, import_tifffile
 
-        if not self.strips:
-            if self.memory is not None or self.scratch is not None:
-                raise ValueError("--memory and --scratch are of --strips, which is not given")
+        if self.memory is not None and not self.strips:
+            raise ValueError("--memory is of --strips, which is not given")
+        if not self.asked:
+            if self.scratch is not None:
+                raise ValueError("--scratch is of --strips and --tiles, neither of which is given")
             return
-        if given := [f"--{name.replace('_', '-')}" for name, value in others.items() if value]:
+        if self.strips and self.tiles is not None:
+            raise ValueError("--strips or --tiles: give one of them")
+        option = "--strips" if self.strips else "--tiles"
+        refused = {
+            name: value for name, value in others.items() if name not in VIEWS or self.strips
+        }
+        if given := [f"--{name.replace('_', '-')}" for name, value in refused.items() if value]:
             raise ValueError(
-                "--strips gives the labels of pictures as they are, at their own size: leave "
-                f"{', '.join(given)} away"
+                f"{option} gives the labels of pictures as they are: leave {', '.join(given)} away"
             )
         if videos := [each[0] for each in found if not isinstance(each, PictureFile)]:
-            raise ValueError(f"--strips is of pictures, and {videos[0]} is a video")
+            raise ValueError(f"{option} is of pictures, and {videos[0]} is a video")
         suffix = output.suffix.lower()
         if len(found) == 1 and suffix and not output.is_dir() and suffix not in TIFF_SUFFIXES:
             raise ValueError(
-                f"--strips writes TIFFs: --output must be a folder or end in "
+                f"{option} writes TIFFs: --output must be a folder or end in "
                 f"{', '.join(TIFF_SUFFIXES)}, got {str(output)!r}"
             )
         import_tifffile()
@@ -123,7 +147,7 @@ class StripBatch(Batch):
 
     def do(self, sources: Sequence[PictureFile | Video], segmenter: Segmenter, shown: bool) -> None:
         if segmenter.bands is not None:
-            raise ValueError("--strips reads pictures of three colours, not of bands")
+            raise ValueError("pictures of bands cannot be done by strips or tiles")
         with progress(shown) as bar:
             for source in sources:
                 picture: Any = source
@@ -151,7 +175,9 @@ class StripBatch(Batch):
         memory = self._strips.memory or MEMORY
         with (
             rows_of(picture.path, settings.range, settings.max_pixels) as rows,
-            labelled(segmenter, rows, folder, memory=memory, progress=tell) as labels,
+            labelled(
+                segmenter, rows, folder, memory=memory, tiles=self._strips.tiles, progress=tell
+            ) as labels,
         ):
             seconds = time.perf_counter() - started
             view = settings.view if self.single else "overlay"

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ import torch
 
 import fassd
 from fassd.inference.maps import MapFile
-from fassd.inference.strips import MEMORY, Picture, plan, run
+from fassd.inference.strips import MEMORY, Picture, Step, plan, run
+from fassd.inference.tiles import TileStep
 from fassd.io.images import MAX_PIXELS, ImageError
 from fassd.io.levels import Range
 from fassd.io.tiff import ArrayRows, TiffRows, open_rows, write_tiff
@@ -47,18 +48,20 @@ def labelled(
     *,
     memory: int = MEMORY,
     rows: int | None = None,
+    tiles: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Iterator[LabelRows]:
-    """The labels of a picture, computed in strips (`fassd.inference.strips`).
+    """The labels of a picture, computed in strips (`fassd.inference.strips`) or by tiles.
 
     Args:
-        segmenter: with a network of `fassd.list_models()`, and no size of its own.
+        segmenter: with a network of `fassd.list_models()`, and no size of its own; for tiles any.
         picture: what is labelled.
         folder: for the maps of the network, some 24 bytes a pixel. When the block ends well, or the
             picture is damaged, it is removed; else it stays, and a later call with the same
             arguments goes on there.
         memory: bytes that the values of a strip may take.
         rows: rows of the picture in a strip, in place of `memory`.
+        tiles: side of the tiles (`fassd.inference.tiles`); None for strips.
         progress: called with the share that is done, after each strip.
 
     Raises:
@@ -66,8 +69,12 @@ def labelled(
         ValueError: the picture is too small, the memory not enough, the segmenter has a size.
         OSError: the maps do not fit on the disk, or another process works in the folder.
     """
-    steps = plan(segmenter, picture, folder).steps
-    identity = identity_of(segmenter, picture)
+    steps: Sequence[Step]
+    if tiles is None:
+        steps = plan(segmenter, picture, folder).steps
+    else:
+        steps = [TileStep(segmenter, picture, folder, tiles)]
+    identity = identity_of(segmenter, picture, tiles)
     try:
         run(steps, folder, identity, memory=memory, rows=rows, progress=progress)
     except ImageError:  # what was made of a damaged picture is of no use when it is mended
@@ -83,16 +90,17 @@ def predict_file(
     output: str | os.PathLike[str],
     *,
     memory: int = MEMORY,
+    tiles: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
     max_pixels: int | None = MAX_PIXELS,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[int, int]:
     """Label a picture file of any size, from disk to disk.
 
-    The labels are those of the whole picture (`fassd.inference.strips`).
+    The labels are those of the whole picture (`fassd.inference.strips`), but for tiles.
 
     Args:
-        segmenter, memory, progress: as of `labelled`.
+        segmenter, memory, tiles, progress: as of `labelled`.
         source: a TIFF, which is read by rows (`fassd.io.tiff.TiffRows`), or any other picture,
             which is read whole.
         output: a TIFF in tiles: the labels, in a palette of the classes' colours.
@@ -108,7 +116,9 @@ def predict_file(
     output = Path(output)
     folder = scratch_folder(output, scratch)
     with rows_of(source, segmenter.range, max_pixels) as picture:
-        with labelled(segmenter, picture, folder, memory=memory, progress=progress) as labels:
+        with labelled(
+            segmenter, picture, folder, memory=memory, tiles=tiles, progress=progress
+        ) as labels:
             write_labels(output, labels, segmenter.palette)
         return picture.height, picture.width
 
@@ -137,9 +147,10 @@ def rows_of(
         yield picture
 
 
-def identity_of(segmenter: Segmenter, picture: Picture) -> str:
+def identity_of(segmenter: Segmenter, picture: Picture, tiles: int | None = None) -> str:
     """What tells this picture by this network from all other work."""
     text = [fassd.__version__, segmenter.backend, str(segmenter.dtype), str(segmenter.device)]
+    text += [repr(segmenter.size), repr(segmenter.views), repr(tiles)]
     digest = hashlib.sha256(json.dumps([text, picture.identity], default=str).encode())
     digest.update(repr(segmenter.model).encode())
     for name, tensor in segmenter.model.state_dict().items():

@@ -109,7 +109,10 @@ def test_a_file_from_python(source, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--memory", "1GiB"), "--memory and --scratch are of --strips"),
+        (("--memory", "1GiB"), "--memory is of --strips, which is not given"),
+        (("--scratch", "x"), "--scratch is of --strips and --tiles, neither"),
+        (("--strips", "--tiles", "128"), "--strips or --tiles: give one of them"),
+        (("--tiles", "128", "--label-ids", "cityscapes"), "leave --label-ids away"),
         (("--strips", "--size", "64x64"), "leave --size away"),
         (("--strips", "--flip", "--confidence", "margin"), "leave --confidence, --flip away"),
         (("--strips", "--memory", "much"), "'much' is no size of memory"),
@@ -142,3 +145,18 @@ def test_sizes_of_memory(text, size):
 def test_no_size_of_memory():
     with pytest.raises(typer.BadParameter):
         parse_bytes("-1GB")
+
+
+def test_tiles(source, tmp_path, succeed, run_fassd):
+    whole, done = tmp_path / "whole", tmp_path / "tiles"
+    succeed("predict", source, "-o", whole, *FUSED)
+    succeed("predict", source, "-o", done, *FUSED, "--tiles", 128)
+    right, found = opened(whole / "slide_trainids.png"), opened(done / "slide_trainids.tif")
+    assert found.shape == right.shape and 0.5 < (found == right).mean() < 1
+    # Other tiles are another result, and the file that tells of it stays out of the sources.
+    other = run_fassd("predict", source, "-o", done, *FUSED, "--tiles", 260)
+    assert "done before" not in other.stderr
+    np.testing.assert_array_equal(opened(done / "slide_trainids.tif"), right)
+    assert sorted(path.name for path in done.iterdir()) == sorted(
+        [RECORD, *(f"slide{ending}" for ending in STRIP_ENDINGS)]
+    )

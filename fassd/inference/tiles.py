@@ -1,0 +1,97 @@
+"""Pictures of any size by any network: overlapping tiles, each labelled alone.
+
+An approximation: a tile's border lacks what lies beyond it. Of what two tiles share each gives the
+half that is farther from its border. The labels of the whole picture are those of
+`fassd.inference.strips`, for networks that it can take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from fassd.inference.fields import Field
+from fassd.inference.maps import MapFile
+from fassd.inference.strips import Picture, Step, Target
+
+if TYPE_CHECKING:
+    from fassd.inference.segmenter import Segmenter
+
+OVERLAP = 4
+"""Tiles share the `OVERLAP`-th part of their side with the next."""
+
+
+class Window(NamedTuple):
+    """Positions [first, last) that a tile sees, and [top, bottom), of which it gives the labels."""
+
+    first: int
+    last: int
+    top: int
+    bottom: int
+
+
+def windows(total: int, side: int) -> list[Window]:
+    """The tiles along an axis: of equal sides, the last one moved back to the end.
+
+    Args:
+        total: pixels of the axis.
+        side: of a tile; a shorter axis is one tile.
+    """
+    if total <= side:
+        return [Window(0, total, 0, total)]
+    step = side - side // OVERLAP
+    firsts = [*range(0, total - side, step), total - side]
+    borders = [0, *((one + side + other) // 2 for one, other in pairwise(firsts)), total]
+    seen = zip(firsts, pairwise(borders), strict=True)
+    return [Window(first, first + side, *kept) for first, kept in seen]
+
+
+class TileStep(Step):
+    """A picture's labels, a row of tiles at a time.
+
+    Args:
+        segmenter: labels a tile.
+        picture: what is labelled.
+        folder: of the labels' file.
+        side: of a tile, at least 1.
+
+    Raises:
+        ValueError: another side.
+    """
+
+    def __init__(self, segmenter: Segmenter, picture: Picture, folder: Path, side: int) -> None:
+        if side < 1:
+            raise ValueError(f"tiles must have a side of at least 1 pixel, got {side}")
+        height, width = picture.height, picture.width
+        self.rows, self.columns = windows(height, side), windows(width, side)
+        self.segmenter, self.picture = segmenter, picture
+        dtype = torch.uint8 if len(segmenter.classes) <= 256 else torch.uint16
+        self.labels = MapFile(folder / "labels.raw", (height, width, 1), dtype)
+        targets: Sequence[Target] = [Target(self.labels, 1)]
+        seen = Field(1, 0, height, width, float(width))
+        super().__init__("labels", targets, height, seen, lambda *_: [])
+
+    @property
+    def units(self) -> int:
+        return len(self.rows)
+
+    def units_within(self, values: float, rows: int | None, height: int) -> int:
+        return 1
+
+    def least_values(self) -> float:
+        return 0
+
+    def do(self, first: int, last: int) -> None:
+        for row in self.rows[first:last]:
+            band = self.picture.read(row.first, row.last)
+            kept = []
+            for column in self.columns:
+                labels = self.segmenter.predict(band[:, column.first : column.last])
+                inner = labels[row.top - row.first : row.bottom - row.first]
+                kept.append(inner[:, column.top - column.first : column.bottom - column.first])
+            self.labels.write(row.top, torch.from_numpy(np.hstack(kept))[None, None])
