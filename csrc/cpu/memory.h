@@ -39,7 +39,7 @@ class Buffer {
 };
 
 // New tensors on the CPU, in memory from the pool: an image, channels_last; an image with the
-// sizes, strides and dtype of one without gaps; and label maps.
+// sizes, strides and dtype of one without gaps; and contiguous bytes.
 Tensor empty_image(const ImageSize& size, ScalarType dtype);
 Tensor empty_like_image(const Tensor& image);
 Tensor empty_bytes(const std::vector<int64_t>& sizes);

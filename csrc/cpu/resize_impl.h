@@ -226,7 +226,7 @@ void confidence_row(const T* row, int64_t plane, const int32_t* left, const int3
     } else if (measure == Measure::entropy) {
       certainty = 1 - (logarithm<T>(sum) - mean * T(log_2) / sum) / equal;
     }
-    // Between infinities there is no difference.
+    // 0 where the largest is NaN or infinite.
     certainty = best - best == 0 ? certainty * 255 + T(0.5) : Vector<T>{};
     for (int64_t p = 0; p < count; p++) {
       labels[x + p] = uint8_t(label[p]);

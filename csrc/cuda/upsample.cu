@@ -143,7 +143,7 @@ struct Softmax {
   }
 
  private:
-  // Between equal infinities there is no difference.
+  // The difference of equal infinities would be NaN.
   __device__ __forceinline__ float exponent(float value, float scale) const {
     const float below = value == best ? 0.0f : (value - best) * scale;
     return below < -87.0f ? -87.0f : below;

@@ -86,6 +86,11 @@ class Batch:
                 raise ValueError(
                     f"{option} writes a file beside others: give a folder, not --output {output}"
                 )
+        if settings.confidence is not None and single and settings.view != "overlay":
+            raise ValueError(
+                f"--confidence shows in overlays and in files beside them, not in --view "
+                f"{settings.view} of one file: give a folder, not --output {output}"
+            )
         self.output, self.settings, self.single, self.again = output, settings, single, again
         self.outcome = Outcome()
         self._ids = ids
@@ -195,14 +200,14 @@ class Batch:
         labels, *certainty = Certain(segmenter, self.settings).predict(image)
         seconds = time.perf_counter() - started
         colors, settings = segmenter.palette, self.settings
-        image = image if segmenter.bands is None else shown(image)
+        seen = image if segmenter.bands is None else shown(image)
         drawn: list[npt.NDArray[np.integer]]
         if self.single:
-            drawn = [drawing(settings.view, settings.opacity, colors)(image, labels, *certainty)]
+            drawn = [drawing(settings.view, settings.opacity, colors)(seen, labels, *certainty)]
         else:
             drawn = [
                 colorize(labels, colors),
-                overlay(image, labels, settings.opacity, colors, *certainty),
+                overlay(seen, labels, settings.opacity, colors, *certainty),
                 labels,
             ]
             if table is not None:

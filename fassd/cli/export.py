@@ -79,8 +79,11 @@ Output = Annotated[
     ),
 ]
 Confidence = Annotated[
-    Literal["probability", "margin", "entropy"],
-    typer.Option(help="What the second output is, as of fassd predict."),
+    Literal["probability", "margin", "entropy"] | None,
+    typer.Option(
+        show_default="margin",
+        help="What the second output is (--output labels+confidence), as of fassd predict.",
+    ),
 ]
 Preprocess = Annotated[
     bool,
@@ -133,7 +136,7 @@ def export(
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     dtype: ExportDtype = "float32",
     output: Output = "logits",
-    confidence: Confidence = "margin",
+    confidence: Confidence = None,
     preprocess: Preprocess = False,
     backend: options.Backend = "auto",
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators.")] = None,
@@ -178,6 +181,8 @@ def export(
     kind = _kind(output_file, format_)
     if calibration and dtype != "int8":
         raise ValueError("--calibration: only with --dtype int8")
+    if confidence and output != "labels+confidence":
+        raise ValueError("--confidence: only with --output labels+confidence")
     set_threads(threads)
     infos = _classes(data, classes)
     if model is None and weights is None:
@@ -194,7 +199,7 @@ def export(
         batch=batch,
         dtype=dtype,
         output=output,
-        measure=confidence,
+        measure=confidence or "margin",
         preprocess=preprocess,
         backend=backend,
         opset=opset,

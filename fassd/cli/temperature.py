@@ -50,17 +50,20 @@ def calibration_of(
     """What counts probabilities, at a temperature or the network's own; None of labels alone.
 
     Raises:
-        ValueError: a temperature is to be fitted, and there is no file to keep it in.
+        ValueError: a temperature is to be fitted, and there is no file to keep it in; or it is
+            given for labels alone.
     """
     from fassd.evaluation.calibration import Calibration
     from fassd.models.info import set_temperature, temperature_of
 
+    if getattr(getattr(network, "metadata", None), "output", "logits") != "logits":
+        if temperature is not None:
+            raise ValueError("--temperature: the file gives labels and no probabilities")
+        return None
     if temperature == FIT:
         _keeper(chosen)
     elif temperature is not None:
         set_temperature(network, float(temperature))
-    if getattr(getattr(network, "metadata", None), "output", "logits") != "logits":
-        return None
     return Calibration(temperature_of(network), fit=temperature == FIT)
 
 

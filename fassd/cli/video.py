@@ -165,6 +165,8 @@ class Certain:
             return (self.segmenter.predict(image),)
         labels, certainty = self.segmenter.predict(image, confidence=self.settings.measure)
         if self.settings.min_confidence is not None:
+            if len(self.segmenter.classes) > IGNORE:
+                raise ValueError(f"--min-confidence writes {IGNORE}, which is a class here")
             labels[certainty < 255 * self.settings.min_confidence] = IGNORE
         return labels, certainty
 

@@ -60,21 +60,27 @@ class Calibration:
         )
 
     def update(
-        self, probabilities: Callable[[float], Tensor], labels: Tensor | npt.NDArray[Any]
+        self,
+        probabilities: Callable[[float], Tensor],
+        labels: Tensor | npt.NDArray[Any],
+        predicted: Tensor | None = None,
     ) -> None:
         """Count the pixels of a picture.
 
         Args:
             probabilities: of a temperature, those of the classes, (C, H, W).
             labels: the truth, (H, W), `fassd.io.palette.IGNORE` for what is not counted.
+            predicted: what is said of the pixels, (H, W); the most probable class if not given.
         """
         found = probabilities(self.temperature)
         truth = torch.as_tensor(labels, device=found.device).long()
         counted = truth != IGNORE
         truth = truth[counted]
-        largest, predicted = found[:, counted].max(0)
-        place = (largest * BINS).long().clamp(0, BINS - 1)
-        for row, values in enumerate((None, (predicted == truth).double(), largest.double())):
+        found = found[:, counted]
+        said = found.argmax(0) if predicted is None else predicted[counted]
+        likely = found.gather(0, said[None].long())[0]
+        place = (likely * BINS).long().clamp(0, BINS - 1)
+        for row, values in enumerate((None, (said == truth).double(), likely.double())):
             self._sums[row] += torch.bincount(place, values, BINS).cpu()
         for index, temperature in enumerate(self._tried):
             likely = probabilities(temperature)[:, counted].gather(0, truth[None])[0]

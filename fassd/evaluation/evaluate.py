@@ -196,8 +196,8 @@ def evaluate(
         flip: see each one mirrored, too.
         without: names of the data's classes to leave out of mIoU and the other means over classes,
             a background for instance. Their pixels are counted, in the other classes' scores, too.
-        calibration: counts probabilities, of all views and at the network's temperature but where
-            it is to be fitted; it is part of what is returned.
+        calibration: counts probabilities at its own temperature, which is 1 or the network's where
+            there are several views; it is part of what is returned.
         on_sample: called with the index, the sample and the predicted classes, (H, W) uint8, of
             each picture that this process evaluates.
         on_bad: called with the error of a picture that cannot be read, does not fit the card, or
@@ -213,8 +213,15 @@ def evaluate(
     """
     chosen = _checked_indices(indices, len(dataset))
     views = Views(scales, flip)
-    if calibration is not None and calibration.fits and not views.plain:
-        raise ValueError("a temperature is fitted to one view: leave scales and flip away")
+    if calibration is not None and not views.plain:
+        own = temperature_of(model)
+        if calibration.fits:
+            raise ValueError("a temperature is fitted to one view: leave scales and flip away")
+        if calibration.temperature not in (1, own):
+            raise ValueError(
+                f"of several views the temperature is 1 or the network's, {own:g}, got "
+                f"{calibration.temperature:g}"
+            )
     left_out = _positions(without, dataset.card.class_names)
     if isinstance(model, DistributedDataParallel):
         model = model.module  # the wrapper waits for all processes in each call, of unequal shares
@@ -241,7 +248,8 @@ def evaluate(
                     with _naming(read.path):
                         matrix.update(read.labels, predicted)
                     if calibration is not None:
-                        calibration.update(in_order(probabilities, labels), read.labels)
+                        of_data = in_order(probabilities, labels)
+                        calibration.update(of_data, read.labels, predicted)
                 except ImageError as error:
                     if on_bad is None:
                         raise

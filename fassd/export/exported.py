@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -70,7 +71,8 @@ class ExportedNetwork(nn.Module):
         self.metadata, self._run = open_runtime(self.path, runtime, home)
         data = self.metadata
         self.preprocessing = data.preprocessing
-        remember(self, NetworkInfo.of(data.variant, data.alpha, data.classes))
+        info = NetworkInfo.of(data.variant, data.alpha, data.classes)
+        remember(self, replace(info, temperature=data.temperature))
         self.eval()
 
     @property

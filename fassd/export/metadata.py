@@ -107,6 +107,7 @@ class Metadata:
         preprocessing: how pictures are normalised, in the file or before it.
         measure: what the confidence is, of 255, as of
             `fassd_kernels.reference.upsample_confidence`; None where there is none.
+        temperature: what logits are divided by before probabilities are made of them.
     """
 
     format: Annotated[str, _one_of(*FORMATS)]
@@ -124,6 +125,7 @@ class Metadata:
     versions: dict[Name, Name]
     preprocessing: Preprocessing = OURS
     measure: Annotated[str, _one_of(*MEASURES)] | None = None
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     @property
     def num_classes(self) -> int:
@@ -166,10 +168,12 @@ class Metadata:
             },
             "output": {
                 "name": self.output,
+                "names": list(self.outputs),
                 "layout": "NCHW" if self.output == "logits" else "NHW",
                 "dtype": "float32" if self.output == "logits" else "uint8",
             },
             "measure": self.measure,
+            "temperature": self.temperature,
             "classes": [{"name": c.name, "color": list(c.color)} for c in self.classes],
             "backend": self.backend,
             "versions": self.versions,

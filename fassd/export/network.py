@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fassd.models.info import temperature_of
 from fassd.models.layers import logits_of
 from fassd.models.preprocess import preprocessing_of
-from fassd_kernels.reference.upsample import Measure, confident_labels
+from fassd_kernels.reference.upsample import Measure, certainty_levels
 
 Pictures: TypeAlias = Sequence[npt.NDArray[np.uint8]]
 
@@ -46,7 +46,9 @@ class Deployed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         found = self._result(image)
-        return found if self.measure is None else (found[:, 0], found[:, 1])
+        if self.measure is None:
+            return found
+        return found[:, 0].to(torch.uint8), found[:, 1].to(torch.uint8)
 
     def _result(self, image: Tensor) -> Tensor:
         network: Any = self.network
@@ -64,9 +66,11 @@ class Deployed(nn.Module):
         logits = logits_of(network(batch))
         if not labels:
             return logits.float()
-        if self.measure is not None:
-            return confident_labels(logits, self.measure, temperature_of(network))
-        return logits.argmax(1).float().to(torch.uint8)  # TensorRT makes bytes of floats alone
+        found = logits.argmax(1).float()  # TensorRT makes bytes of floats alone, at the end
+        if self.measure is None:
+            return found.to(torch.uint8)
+        levels = certainty_levels(logits, self.measure, temperature_of(network))
+        return torch.stack([found, levels], 1)
 
 
 def levels(values: Sequence[float]) -> Tensor:

@@ -13,6 +13,7 @@ from fassd.evaluation.agreement import LABELS_LIMIT, LOGITS_LIMIT, agreement_of
 from fassd.export.exported import ExportedNetwork
 from fassd.export.network import Pictures, groups
 from fassd.models.preprocess import normalize, preprocessing_of
+from fassd_kernels.reference.upsample import certainty_levels
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Verification:
             largest; None where the file gives labels.
         pictures: how many were compared.
         labels_limit, logits_limit: what was asked for.
+        certainty: mean difference of a certainty, 0 to 1, of the picture where it is largest; None
+            where the file tells none. It may be a hundredth more than the share of labels that may
+            differ.
     """
 
     labels: float
@@ -32,15 +36,22 @@ class Verification:
     pictures: int
     labels_limit: float
     logits_limit: float | None
+    certainty: float | None = None
 
     @property
     def passed(self) -> bool:
         near = self.logits is None or self.logits_limit is None or self.logits <= self.logits_limit
-        return self.labels >= self.labels_limit and near
+        # Certainties differ where labels may, and where logits do.
+        certain = self.certainty is None or self.certainty <= 1.01 - self.labels_limit
+        return self.labels >= self.labels_limit and near and certain
 
     def __str__(self) -> str:
         logits = "" if self.logits is None else f", logits within {self.logits:.1e} of the largest"
-        return f"{100 * self.labels:.3f}% of labels equal{logits} ({self.pictures} pictures)"
+        certain = ""
+        if self.certainty is not None:
+            certain = f", certainties within {100 * self.certainty:.2f}% on average"
+        equal = f"{100 * self.labels:.3f}% of labels equal"
+        return f"{equal}{logits}{certain} ({self.pictures} pictures)"
 
     @property
     def asked(self) -> str:
@@ -52,6 +63,7 @@ class Verification:
         return {
             "labels_equal": self.labels,
             "max_relative_difference": self.logits,
+            "mean_certainty_difference": self.certainty,
             "pictures": self.pictures,
             "labels_limit": self.labels_limit,
             "max_relative_difference_limit": self.logits_limit,
@@ -74,15 +86,20 @@ def verify(
         pictures: (H, W, 3) uint8 RGB, of sizes that the file takes.
         labels_limit: share of labels that have to be equal; by the file's dtype if not given.
     """
-    dtype, found = exported.metadata.dtype, []
+    dtype = exported.metadata.dtype
+    found, certainties = [], [0.0]
     own = preprocessing_of(source)
     for group in groups(pictures, exported.metadata.batch):
         batch = torch.from_numpy(np.stack([normalize(picture, own) for picture in group]))
         image = torch.from_numpy(np.stack(group)) if exported.takes_pictures else batch
         with torch.inference_mode():
-            result = exported.run(image)
-            result = result[:, 0] if exported.measure is not None else result
-            found.append(agreement_of(source(batch), result))
+            result, logits = exported.run(image), source(batch)
+            if exported.measure is not None:
+                measure: Any = exported.measure
+                right = certainty_levels(logits, measure, exported.metadata.temperature)
+                certainties.append((result[:, 1] - right).abs().mean().item() / 255)
+                result = result[:, 0]
+            found.append(agreement_of(logits, result))
     differences = [each.relative for each in found if each.relative is not None]
     given = LABELS_LIMIT[dtype] if labels_limit is None else labels_limit
     return Verification(
@@ -91,4 +108,5 @@ def verify(
         len(pictures),
         given,
         LOGITS_LIMIT.get(dtype) if differences else None,
+        None if exported.measure is None else max(certainties),
     )

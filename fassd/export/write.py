@@ -22,6 +22,7 @@ from fassd.export.program import smallest_side, traced, write_aoti, write_progra
 from fassd.export.tensorrt_file import build_engine, profile_of, sidecar
 from fassd.io.palette import LabelClass, classes_of, labels_by_name
 from fassd.models.encoder import reparameterize
+from fassd.models.info import temperature_of
 from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import create_model, settled
 from fassd_kernels.reference.upsample import Measure
@@ -170,6 +171,7 @@ class Exporter:
             versions=versions(),
             preprocessing=preprocessing_of(self.source),
             measure=measure,
+            temperature=temperature_of(self.source),
         )
 
     def _classes(self) -> tuple[LabelClass, ...]:

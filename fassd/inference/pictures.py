@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fassd.io.bands import array_to_bands, read_bands
 from fassd.io.images import Content, ImageError, array_to_rgb, pil_to_rgb, read_image
@@ -78,7 +78,12 @@ def to_bands(
     if isinstance(image, torch.Tensor):
         image = tensor_to_array(image, count)
     if isinstance(image, Image.Image):
-        image = np.asarray(image)
+        try:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+        except OSError as error:  # its file is read only now
+            raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
+        image = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     if isinstance(image, np.ndarray):
         return array_to_bands(image, count, range)
     if isinstance(image, (str, os.PathLike, Content)):

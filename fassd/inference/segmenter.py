@@ -46,7 +46,8 @@ class Segmenter:
     >>> labels = Segmenter("fassd_net", weights="cityscapes").predict("street.jpg")
 
     It works on its own copy of the network, in eval mode: later changes to `model` do not show.
-    Pictures are processed one at a time, so that they may differ in size.
+    Pictures of a list are processed one at a time, so that they may differ in size; those of a
+    batch at once.
 
     Args:
         model: a name of `fassd.list_models()`, or a full one, of `fassd.create_model`; a file of
@@ -320,11 +321,17 @@ class Segmenter:
     ) -> torch.Tensor:
         """Labels and their certainty, (2, H, W) uint8."""
         network: Any = self.model
-        if self.views.plain and hasattr(network, "measure"):  # of fassd_kernels
+        # Those of fassd_kernels, and files that tell it.
+        if self.views.plain and getattr(network, "measure", None) is not None:
             batch, size = self._batch(picture)
             if self._is_direct(batch, size):
                 direct = functools.partial(network.predict_labels, measure=measure)
                 return self._run(direct, batch, prefix)[0]
+        if getattr(getattr(network, "metadata", None), "output", "logits") != "logits":
+            raise ValueError(
+                f"{prefix}{network.path} tells how certain labels are at the size alone that it "
+                "takes: resize the picture, or export with --size dynamic, or logits"
+            )
         return self._summed(picture, prefix).confident(measure)
 
     def _picture(self, image: Any, prefix: str, order: Order) -> npt.NDArray[np.uint8]:

@@ -185,7 +185,7 @@ class SummedViews:
         certain = self.bands(self.temperature)
         for (_, _, band), (_, _, own) in zip(self.bands(), certain, strict=True):
             labels = band.max(0).indices.to(torch.uint8)
-            certainty = certainty_of(own[None] / self.count, measure)[0]
+            certainty = certainty_of(own[None] / self.count, measure)[0].nan_to_num(0.0)
             found.append(torch.stack([labels, (255 * certainty + 0.5).to(torch.uint8)]))
         return torch.cat(found, 1)
 

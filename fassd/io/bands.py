@@ -6,6 +6,7 @@ no transparency. TIFFs of more than one band are read by tifffile, all others by
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -158,12 +159,16 @@ def _tiff(
         if first.samplesperpixel != 1:
             if first.samplesperpixel != count:
                 raise ImageError(_other(first.samplesperpixel, count))
-            alone = _page(tiff, 1, max_pixels) is None
+            alone = True
+            with contextlib.suppress(Exception):  # damage behind the first page does not matter
+                alone = bool(tiff.pages[1].is_reduced)  # a smaller copy of it
             remarks = [] if alone else ["only the first of several pages is read"]
             return *_values([first]), remarks
-        pages = [first]
-        while len(pages) <= count and (page := _page(tiff, len(pages), max_pixels)) is not None:
-            pages.append(page)
+        pages, index = [first], 1
+        while len(pages) <= count and (page := _page(tiff, index, max_pixels)) is not None:
+            index += 1
+            if not page.is_reduced:  # a smaller copy of another
+                pages.append(page)
         if len(pages) != count:
             more = " or more" if len(pages) > count else ""
             raise ImageError(_other(f"{len(pages)}{more}", count))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from fassd.io.files import replacing
 
@@ -40,17 +40,10 @@ def write_probabilities(
             np.savez_compressed(file, probabilities=halves, classes=np.array(names))
             return
         levels = np.rint(probabilities * 65535).astype(np.uint16)
-        pages = [Image.fromarray(page) for page in levels]
-        for page, name in zip(pages, names, strict=True):
-            page.encoderinfo = {"description": name}
-        first, *others = pages
         content = io.BytesIO()  # of several pages Pillow reads what it has written
-        first.save(
-            content,
-            format="TIFF",
-            save_all=True,
-            append_images=others,
-            compression="tiff_adobe_deflate",
-            description=names[0],
-        )
+        with TiffImagePlugin.AppendingTiffWriter(content) as pages:
+            for level, name in zip(levels, names, strict=True):
+                kind = {"compression": "tiff_adobe_deflate", "description": name}
+                Image.fromarray(level).save(pages, "TIFF", **kind)
+                pages.newFrame()
         file.write(content.getbuffer())

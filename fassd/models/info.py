@@ -162,8 +162,8 @@ def remember(network: nn.Module, found: NetworkInfo | None) -> None:
 
 def temperature_of(network: nn.Module) -> float:
     """What a network's logits are divided by before probabilities are made of them; else 1."""
-    found = (vars(part).get(ATTRIBUTE) for part in network.modules())
-    info = next((own for own in found if isinstance(own, NetworkInfo)), None)
+    found = (vars(part)[ATTRIBUTE] for part in network.modules() if ATTRIBUTE in vars(part))
+    info = next(found, None)
     return 1.0 if info is None else info.temperature
 
 

@@ -100,12 +100,18 @@ def upsample_confidence(
 
 def confident_labels(logits: Tensor, measure: Measure, temperature: float = 1.0) -> Tensor:
     """Logits (N, C, H, W) to labels and certainties of :func:`upsample_confidence`, alike."""
-    labels = logits.argmax(1).to(torch.uint8)
+    levels = certainty_levels(logits, measure, temperature)
+    return torch.stack([logits.argmax(1), levels], 1).to(torch.uint8)
+
+
+def certainty_levels(logits: Tensor, measure: Measure, temperature: float = 1.0) -> Tensor:
+    """Logits (N, C, H, W) to 255 times the certainty, rounded, (N, H, W) floating."""
     if logits.dtype != torch.float64:
         logits = logits.float()
-    certainty = certainty_of(torch.softmax(logits / temperature, 1), measure)
-    levels = (255 * torch.nan_to_num(certainty, 0.0) + 0.5).to(torch.uint8)
-    return torch.stack([labels, levels], 1)
+    # The largest is subtracted first: what is divided by very little stays finite or becomes -inf.
+    below = (logits - logits.amax(1, keepdim=True)) / min(max(temperature, 1e-30), 1e30)
+    certainty = certainty_of(torch.softmax(below, 1), measure)
+    return (255 * torch.nan_to_num(certainty, 0.0) + 0.5).floor()
 
 
 def certainty_of(probabilities: Tensor, measure: Measure) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fassd.models.info import temperature_of
 from fassd_kernels.modules.fused import Cached, Fused
 from fassd_kernels.modules.snapshot import (
     HOOKS,
@@ -285,6 +286,8 @@ class GraphRunner:
             return HAS_HOOKS, []
         try:
             settings = [getattr(self.model, "output", None), tf32_requested()]
+            if settings[0] == "labels+confidence":
+                settings += [getattr(self.model, "measure", None), temperature_of(self.model)]
             return "", [*settings, *map(id, tensors), *places(tensors), *edits(tensors)]
         except RuntimeError:
             if not any(map(Tensor.is_inference, tensors)):

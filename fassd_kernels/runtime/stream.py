@@ -58,6 +58,8 @@ class CameraNetwork(nn.Module):
         bands = self.preprocessing.bands
         if bands is not None:
             raise ValueError(f"frames have three colours, the network takes {bands} bands")
+        if getattr(network, "output", None) == "labels+confidence":
+            raise ValueError("frames get labels alone: the output labels+confidence has no use")
         self.training = False
 
     def forward(self, frames: Tensor) -> Tensor:

@@ -58,9 +58,10 @@ def upsample_kernel(
 
 @triton.jit
 def largest_of(value, real, label, BLOCK_C: tl.constexpr):
-    """Of each row, the largest number of those that are `real`, and the label that it has, or NaN.
+    """Of each row the largest number, the label, and whether there is a NaN.
 
-    The first of equal ones wins.
+    Values that are not `real` do not count. The label is that of the first NaN, else of the first
+    of the largest.
     """
     best = tl.max(tl.where(real & (value == value), value, float("-inf")), axis=1)
     first = tl.min(tl.where((value == best[:, None]) & real, label, BLOCK_C), axis=1)
@@ -94,7 +95,7 @@ def labels_kernel(
     if MEASURE == "":
         tl.store(out + m, labels.to(tl.uint8), mask=m < pixels)
     else:
-        # Between equal infinities there is no difference.
+        # The difference of equal infinities would be NaN.
         below = tl.where(value == best[:, None], 0.0, (value - best[:, None]) * scale)
         below = tl.where(below < -87.0, -87.0, below)
         e = tl.where(real, tl.exp(below), 0.0)

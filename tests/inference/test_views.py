@@ -92,10 +92,10 @@ def test_many_views_become_one_sum_and_few_wait():
         held = sum(each.numel() for each, _ in total._waiting)
         assert held < 4 * 40 * 30
     torch.testing.assert_close(total.mean().double(), expected[0] / 7, rtol=0, atol=1e-6)
-    assert (total._total is None) == (7 * 520 < 4800)
+    assert (not total._totals) == (7 * 520 < 4800)
     for logits in added:  # as large as the picture: each is summed at once
         total.add(enlarged(logits, (40, 30)), None, False)
-        assert not total._waiting and total._total.shape == (4, 40, 30)
+        assert not total._waiting and total._totals[1.0].shape == (4, 40, 30)
 
 
 # -------------------------------------------------------------------------------------- segmenter
