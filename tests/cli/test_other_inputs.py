@@ -210,7 +210,7 @@ def test_from_a_card_to_labels(field, succeed, refusal):
     out = field / "out"
     done = succeed(
         "predict", field / "val/c.tif", "-o", out, "-w", weights, "--range", "0:4095", *PLAIN,
-        "--label-ids", field,
+        "--label-ids", field, "--probabilities", "npz", "--confidence", "margin",
     )  # fmt: skip
     assert "values from 0 to 4095" in done.stderr
     labels = np.array(Image.open(out / "c_trainids.png"))
@@ -218,6 +218,10 @@ def test_from_a_card_to_labels(field, succeed, refusal):
     assert (labels + 1 == truth).mean() == pytest.approx(accuracy)
     np.testing.assert_array_equal(np.array(Image.open(out / "c_labelids.png")), labels + 1)
     assert np.array(Image.open(out / "c_overlay.png")).shape == (96, 128, 3)
+
+    with np.load(out / "c_probabilities.npz") as content:
+        assert (content["probabilities"].argmax(0) == labels).mean() > 0.99
+    assert np.array(Image.open(out / "c_confidence.png")).shape == (96, 128)
 
     Image.new("RGB", (128, 96)).save(field / "rgb.png")
     error = refusal("predict", field / "rgb.png", "-o", out, "-w", weights, *PLAIN)

@@ -31,6 +31,7 @@ from fassd.export import (
 from fassd.export.network import denormalized, levels, normalized
 from fassd.export.tensorrt_file import trtexec
 from fassd.io.palette import LabelClass
+from fassd.models.info import temperature_of
 from fassd.models.preprocess import MEAN, STD
 
 onnx = pytest.importorskip("onnx")
@@ -460,3 +461,27 @@ def test_metadata_tells_a_measure_where_there_is_one(export):
             Metadata.from_json(wrong.to_json())
     with pytest.raises(ExportError, match="measure must be one of probability, margin, entropy"):
         Request("fassd_net_l2", "onnx", output="labels+confidence", measure="certain")
+
+
+def test_confidence_of_a_file_of_logits(export):
+    """At the temperature of the weights, which the file tells."""
+    path, exporter = export("onnx")
+    temperature = temperature_of(exporter.source)
+    picture = streets(1)[0]
+    segmenter = Segmenter(str(path))
+    assert segmenter.model.metadata.temperature == temperature
+    assert temperature_of(segmenter.model) == temperature
+    for measure in ("probability", "margin", "entropy"):
+        right = Segmenter(exporter.source).predict(picture, confidence=measure)
+        labels, certainty = segmenter.predict(picture, confidence=measure)
+        assert (labels == right[0]).mean() > 0.999
+        assert np.abs(certainty.astype(int) - right[1]).max() <= 2
+
+
+def test_a_file_of_confidence_tells_it_at_its_own_size_alone(export):
+    path, _ = export("onnx", output="labels+confidence", measure="entropy", preprocess=True)
+    segmenter = Segmenter(str(path))
+    other = streets(1, (200, 300))[0]
+    assert segmenter.predict(other).shape == (200, 300)
+    with pytest.raises(ValueError, match="at the size alone that it takes"):
+        segmenter.predict(other, confidence="entropy")
