@@ -20,6 +20,10 @@ def test_epochs_become_steps_when_the_run_begins(card, tmp_path):
     assert len(rows(tmp_path / "run" / "log.csv")) == 4
     assert load_recipe(tmp_path / "run" / "recipe.yaml") == trainer.recipe
     assert Trainer(None, card, tmp_path / "run", resume=True).recipe == trainer.recipe
+    again = Trainer(recipe, card, tmp_path / "run", resume=True)
+    assert again.recipe == trainer.recipe and again.changes == []
+    longer = Trainer(recipe.replace(epochs=2), card, tmp_path / "run", resume=True)
+    assert longer.changes == ["after step 4: steps 6 instead of 4"]
 
 
 def test_epochs_are_at_least_a_step(card, tmp_path):
@@ -48,7 +52,8 @@ def scored(monkeypatch, scores):
 
     def validate(*arguments):
         evaluation, panel = real(*arguments)
-        scores = replace(evaluation.scores, miou=left.pop(0))
+        scores = evaluation.scores
+        scores = replace(scores, iou=(left.pop(0),) * len(scores.iou))
         return replace(evaluation, scores=scores), panel
 
     monkeypatch.setattr(loop, "validate", validate)
