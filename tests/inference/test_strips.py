@@ -289,6 +289,7 @@ segmenter.predict(numpy.zeros((64, 64, 3), numpy.uint8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 from pathlib import Path
 folder = Path(sys.argv[2])
+folder.mkdir()
 steps = strips.plan(segmenter, Rows(), folder).steps
 strips.run(steps, folder, "", memory={memory})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
