@@ -111,3 +111,12 @@ def test_patience_needs_validations(tmp_path):
     alone = type(card)(**{**vars(card), "splits": {"train": card.splits["train"]}})
     with pytest.raises(RecipeError, match="patience needs a split val"):
         Trainer(small_recipe(patience=3), alone, tmp_path / "run")
+
+
+def test_the_main_process_alone_says_when_a_run_ends(card, tmp_path, monkeypatch):
+    """After --resume the others have its count of validations, which they do not go on with."""
+    trainer = Trainer(small_recipe(steps=4, val_every=1, patience=1), card, tmp_path)
+    trainer.stale = 1
+    assert trainer._gave_up()
+    monkeypatch.setattr(loop, "is_main", lambda: False)
+    assert not trainer._gave_up()
