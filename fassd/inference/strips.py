@@ -357,11 +357,7 @@ def plan(segmenter: Segmenter, picture: Picture, folder: Path) -> Plan:
 
 
 def check_colors(segmenter: Segmenter) -> None:
-    """See that a network takes the rows of a picture, which are RGB.
-
-    Raises:
-        ValueError: it takes other bands.
-    """
+    """Raise ValueError for a network that takes other bands than RGB, as rows are."""
     if segmenter.bands is not None:
         raise ValueError(
             f"pictures of {segmenter.bands} bands cannot be done by strips or tiles, which are RGB"
@@ -423,11 +419,7 @@ def _itemsize(step: Step) -> int:
 
 
 def check_memory(steps: Sequence[Step], memory: int) -> None:
-    """See that the smallest strips fit in memory.
-
-    Raises:
-        ValueError: those of a step do not.
-    """
+    """Raise ValueError where the smallest strip of a step does not fit in memory."""
     for step in steps:
         least = step.least_values() * _itemsize(step)
         if least > memory:
