@@ -166,11 +166,15 @@ class Batch:
         )
         if reading.range is not None:
             self._ranges[told(self.settings.range, reading.range)] += 1
-        for remark in reading.remarks:
+        self._remark(picture, reading.remarks)
+        return reading.pixels
+
+    def _remark(self, picture: PictureFile, remarks: Sequence[str]) -> None:
+        """Say what there is to know of a picture, where it was not said of one before."""
+        for remark in remarks:
             if not self._remarks[remark]:
                 say(f"[yellow]warning:[/] {escape(f'{picture.path}: {remark}')}")
             self._remarks[remark] += 1
-        return reading.pixels
 
     def _remark_on_others(self) -> None:
         for remark, count in self._remarks.items():

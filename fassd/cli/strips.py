@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ import typer
 from fassd.cli.batch import Batch
 from fassd.cli.options import Size
 from fassd.cli.terminal import escape, progress
+from fassd.io.files import names_file
 from fassd.io.finished import STRIP_ENDINGS
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from fassd.inference.segmenter import Segmenter
     from fassd.io.find import PictureFile, Video
+    from fassd.io.tiff import ArrayRows, TiffRows
 
 PANEL = "Pictures of any size"
 VIEWS = ("size", "scales", "flip")  # options that tiles know, being pictures themselves
@@ -129,8 +132,7 @@ class StripOptions:
             )
         if videos := [each[0] for each in found if not isinstance(each, PictureFile)]:
             raise ValueError(f"{option} is of pictures, and {videos[0]} is a video")
-        suffix = output.suffix.lower()
-        if len(found) == 1 and suffix and not output.is_dir() and suffix not in TIFF_SUFFIXES:
+        if names_file(output) and output.suffix.lower() not in TIFF_SUFFIXES:
             raise ValueError(
                 f"{option} writes TIFFs: --output must be a folder or end in "
                 f"{', '.join(TIFF_SUFFIXES)}, got {str(output)!r}"
@@ -146,8 +148,6 @@ class StripBatch(Batch):
         self._strips = strips
 
     def do(self, sources: Sequence[PictureFile | Video], segmenter: Segmenter, shown: bool) -> None:
-        if segmenter.bands is not None:
-            raise ValueError("pictures of bands cannot be done by strips or tiles")
         with progress(shown) as bar:
             for source in sources:
                 picture: Any = source
@@ -160,11 +160,12 @@ class StripBatch(Batch):
                     result = self._segment_strips(picture, segmenter, tell)
                     self.outcome.pictures.append((picture, *result))
                 bar.remove_task(task)
+        self._remark_on_others()
 
     def _segment_strips(
         self, picture: PictureFile, segmenter: Segmenter, tell: Callable[[float], None]
     ) -> tuple[Size, float]:
-        from fassd.inference.large import labelled, rows_of, scratch_folder, write_labels
+        from fassd.inference.large import labelled, scratch_folder, write_labels
         from fassd.inference.strips import MEMORY
         from fassd.io.palette import drawing
         from fassd.io.tiff import write_tiff
@@ -174,7 +175,7 @@ class StripBatch(Batch):
         folder = scratch_folder(files[0], self._strips.scratch)
         memory = self._strips.memory or MEMORY
         with (
-            rows_of(picture.path, settings.range, settings.max_pixels) as rows,
+            self._rows(picture) as rows,
             labelled(
                 segmenter, rows, folder, memory=memory, tiles=self._strips.tiles, progress=tell
             ) as labels,
@@ -186,6 +187,7 @@ class StripBatch(Batch):
             def drawn(first: int, last: int) -> npt.NDArray[np.integer]:
                 return draw(rows.read(first, last), labels.read(first, last))
 
+            files[0].parent.mkdir(parents=True, exist_ok=True)
             self._begin(picture)
             alone = view in ("labels", "trainids")  # which one file holds, with its palette
             if not self.single or alone:
@@ -194,6 +196,15 @@ class StripBatch(Batch):
                 width = rows.width * (2 if view == "side-by-side" else 1)
                 write_tiff(files[-1], (rows.height, width), drawn)
             return Size(rows.height, rows.width), seconds
+
+    @contextlib.contextmanager
+    def _rows(self, picture: PictureFile) -> Iterator[TiffRows | ArrayRows]:
+        """A file's rows; what is worth knowing of it is said once, and counted."""
+        from fassd.inference.large import rows_of
+
+        with rows_of(picture.path, self.settings.range, self.settings.max_pixels) as rows:
+            self._remark(picture, rows.remarks)
+            yield rows
 
     def _results(self, source: PictureFile | Video) -> list[Path]:
         if self.single:

@@ -6,6 +6,7 @@ Source: "Data format" at cocodataset.org.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
@@ -130,10 +131,20 @@ def _find(file: _File, picture: Path) -> _Image:
         image = file.by_name[name]
         if image is None:
             raise ShapeError(f"lists several pictures {name!r}, in other folders than {picture}")
-        return image
+        if not _is_another(image.file_name, picture):
+            return image
     such = next(iter(file.by_path), None)
     listed = f"{len(file.by_path):,} others, such as {shown(such)}" if such else "none"
     raise NotListedError(f"does not list the picture {picture} (file_name of images), but {listed}")
+
+
+def _is_another(file_name: str, picture: Path) -> bool:
+    """Whether a listed path leads, from a folder around a picture, to another file than it."""
+    listed = file_name.replace("\\", "/")
+    for folder in picture.absolute().parents:
+        if os.path.isfile(folder / listed):
+            return not os.path.samefile(folder / listed, picture)
+    return False
 
 
 _LOCK = threading.Lock()
@@ -143,11 +154,22 @@ def _opened(path: Path) -> _File:
     """A file, read once as long as it stays as it is."""
     state = path.stat()
     with _LOCK:  # threads wait for the first to read it
-        return _parsed(path.absolute(), state.st_mtime_ns, state.st_size)
+        found = _parsed(path.absolute(), state.st_mtime_ns, state.st_size)
+    if isinstance(found, str):
+        raise ShapeError(found)
+    return found
 
 
 @functools.lru_cache(FILES_KEPT)
-def _parsed(path: Path, changed: int, length: int) -> _File:
+def _parsed(path: Path, changed: int, length: int) -> _File | str:
+    """What a file holds, or what is wrong with it: every picture asks again."""
+    try:
+        return _read_file(path)
+    except ShapeError as error:
+        return str(error)
+
+
+def _read_file(path: Path) -> _File:
     try:
         values = read_json(read_json_text(path, MOST_BYTES))
         if not isinstance(values, dict):

@@ -23,7 +23,7 @@ from fassd.data.survey import Layout, Pairs
 from fassd.io.files import replacing
 from fassd.io.images import ImageError, open_image
 from fassd.io.palette import IGNORE
-from fassd.io.untrusted import read_text
+from fassd.io.untrusted import read_text, read_yaml
 
 MOST_LOOKED_AT = 200
 """Files of labels that are read, evenly spread over all."""
@@ -113,6 +113,12 @@ def write_card(folder: Path) -> NewCard:
     covered = {mask for _, mask in pairs} | {image for image, _ in pairs}
     unpaired = sum(picture not in covered for picture in pictures)
     lists = _lists(folder, layout, pairs, unpaired)
+    if not lists and (taken := survey.taken_for_picture(layout, pairs)):
+        raise CardError(
+            f"{folder}: the pattern {layout.images} of the pictures fits the mask {taken}, too; "
+            "lists would tell, but there is a train.txt or val.txt already: move it, or write the "
+            "card by hand"
+        )
     text = card_text(folder.resolve().name, layout, labels, len(pairs), lists)
     texts = {folder / f"{name}.txt": "\n".join(names) + "\n" for name, names in lists.items()}
     texts[target] = text
@@ -238,20 +244,34 @@ def _names_of_yolo(folder: Path, files: Mapping[str, Sequence[str]]) -> dict[int
     """The names in a file of YOLO's settings (names: a list or a mapping) or in classes.txt."""
     for path in (*files.get(".yaml", ()), *files.get(".yml", ())):
         try:
-            # Not read_yaml, which takes no mapping of numbers; so small a file needs no guard.
-            values = yaml.safe_load(read_text(folder / path, MOST_SETTINGS))
-        except (ValueError, yaml.YAMLError, RecursionError):
+            values = read_yaml(read_text(folder / path, MOST_SETTINGS), numbered=True)
+        except ValueError:
             continue
-        names = values.get("names") if isinstance(values, dict) else None
-        pairs = names.items() if isinstance(names, dict) else enumerate(names or ())
-        found = [(key, name) for key, name in pairs if str(key).isdigit()]
+        found = _numbered(values.get("names") if isinstance(values, dict) else None)
         if found:
-            return {int(key): str(name) for key, name in found}
+            return found
     for path in files.get(".txt", ()):
         if path.rpartition("/")[2] in ("classes.txt", "names.txt", "labels.txt"):
-            lines = read_text(folder / path).splitlines()
+            try:
+                lines = read_text(folder / path).splitlines()
+            except ValueError as error:
+                raise CardError(f"{folder / path}: cannot be read as text ({error})") from error
             return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
     return {}
+
+
+def _numbered(names: Any) -> dict[int, str]:
+    """Names by number, of a list or a mapping; of another file's value, or too long ones, none."""
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict):
+        return {}
+    found = {
+        int(key): name
+        for key, name in names.items()
+        if isinstance(name, str) and re.fullmatch(r"[0-9]{1,9}", str(key))
+    }
+    return found if sum(map(len, found.values())) <= MOST_SETTINGS else {}
 
 
 def _of_masks(paths: Sequence[Path]) -> Labels:
@@ -259,15 +279,23 @@ def _of_masks(paths: Sequence[Path]) -> Labels:
     greys: Counter[int] = Counter()
     colors: set[int] = set()
     palette: dict[int, list[int]] = {}
+    troubles: list[ImageError] = []
     for path in paths:
         try:
             values, _ = read_values(path, "ids")
         except ImageError:  # it has colours, or cannot be read at all
-            colors |= set(np.unique(read_values(path, "colors")[0])[:MOST_VALUES].tolist())
+            try:
+                found = np.unique(read_values(path, "colors")[0])
+            except ImageError as error:  # fassd data check names it
+                troubles.append(error)
+            else:
+                colors |= set(found[:MOST_VALUES].tolist())
             continue
         found, counts = np.unique(values, return_counts=True)
         greys.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
         palette |= _palette(path)
+    if len(troubles) == len(paths):
+        raise troubles[0]
     if colors:
         return _of_colors(sorted(colors | {color_key((g, g, g)) for g in greys}), paths)
     return _of_greys(greys, palette, paths)
@@ -300,8 +328,11 @@ def _of_greys(
 ) -> Labels:
     ids = sorted(greys)
     total = sum(greys.values())
-    extreme = sum(count for grey, count in greys.items() if grey <= 32 or grey >= 223)
-    if len(ids) > 16 and max(ids) <= 255 and extreme > 0.9 * total:
+    dark, bright = [n for n in ids if n <= 32], [n for n in ids if n >= 223]
+    extreme = sum(greys[grey] for grey in (*dark, *bright))
+    # Loss leaves many values around both; ids are many at one end only.
+    lossy = min(len(dark), len(bright)) > 4 and max(ids) <= 255 and not palette
+    if lossy and extreme > 0.9 * total:
         two = [{"name": "background"}, {"name": "object"}]
         return Labels("threshold", two, notes=["Greys between black and white: lossy masks."])
     ignore = [value for value in ids if value == -1 or (value == 255 and len(ids) > 2)]
@@ -340,7 +371,8 @@ def _lists(folder: Path, layout: Layout, pairs: Pairs, unpaired: int) -> dict[st
     elif len(images) >= HELD_OUT:
         last = len(images) - len(images) // HELD_OUT
         lists = {"train": images[:last], "val": images[last:]}
-    if len(lists) == len(layout.splits) and not unpaired:
+    taken = survey.taken_for_picture(layout, pairs)
+    if len(lists) == len(layout.splits) and not unpaired and taken is None:
         return {}
     return {} if any((folder / f"{name}.txt").exists() for name in lists) else lists
 

@@ -67,7 +67,7 @@ def fill(rings: Sequence[Ring], size: tuple[int, int]) -> Region:
         x = begin[edge, 0] + (row + 0.5 - begin[edge, 1]) * (run / rise)
         column = np.clip(_first_centre(x, size[1]), left, right)
         index = (row - top) * width + column - left
-        toggles ^= (np.bincount(index, minlength=len(toggles)) & 1).astype(np.bool_)
+        np.logical_xor.at(toggles, index, True)
     return Region(
         top, left, np.logical_xor.accumulate(toggles.reshape(height, width), axis=1)[:, :-1]
     )

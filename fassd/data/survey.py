@@ -145,6 +145,17 @@ def _pair_folders(pictures: Sequence[str], masks: Sequence[str]) -> Pairs:
 # ---------------------------------------------------------------------------------------- patterns
 
 
+def taken_for_picture(layout: Layout, pairs: Pairs) -> str | None:
+    """A mask that the pattern of the pictures fits, too, if there is one."""
+    splits = "|".join(map(re.escape, layout.splits.values()))
+    pattern = re.escape(layout.images)
+    for hole, text in (("split", f"(?:{splits})"), ("name", "[^/]+"), ("ending", "[^/]+")):
+        pattern = pattern.replace(re.escape(f"{{{hole}}}"), text)
+    fits = re.compile(pattern)
+    masks = (mask for _, mask in pairs if os.path.splitext(mask)[1].lower() in SUFFIXES)
+    return next((mask for mask in masks if fits.fullmatch(mask)), None)
+
+
 def layout_of(pairs: Sequence[tuple[str, str]], shared: bool) -> Layout | None:
     """One pattern for pictures and one for their labels, with the splits; None if there is none.
 

@@ -17,7 +17,7 @@ import torch
 
 import fassd
 from fassd.inference.maps import MapFile
-from fassd.inference.strips import MEMORY, Picture, Step, plan, run
+from fassd.inference.strips import MEMORY, Picture, Step, alone, check_memory, plan, run
 from fassd.inference.tiles import TileStep
 from fassd.io.images import MAX_PIXELS, ImageError
 from fassd.io.levels import Range
@@ -66,7 +66,8 @@ def labelled(
 
     Raises:
         UnboundedError: it is not known how far a module of the network sees (a ValueError).
-        ValueError: the picture is too small, the memory not enough, the segmenter has a size.
+        ValueError: the picture is too small or has bands, the memory is not enough, the segmenter
+            has a size or several views (with tiles, it may).
         OSError: the maps do not fit on the disk, or another process works in the folder.
     """
     steps: Sequence[Step]
@@ -75,12 +76,15 @@ def labelled(
     else:
         steps = [TileStep(segmenter, picture, folder, tiles)]
     identity = identity_of(segmenter, picture, tiles)
+    if rows is None:
+        check_memory(steps, memory)
     try:
-        run(steps, folder, identity, memory=memory, rows=rows, progress=progress)
+        with alone(folder):  # until the labels are read, too
+            run(steps, folder, identity, memory=memory, rows=rows, progress=progress)
+            yield LabelRows(steps[-1].targets[0].map)
     except ImageError:  # what was made of a damaged picture is of no use when it is mended
         shutil.rmtree(folder)
         raise
-    yield LabelRows(steps[-1].targets[0].map)
     shutil.rmtree(folder)
 
 

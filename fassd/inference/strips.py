@@ -124,8 +124,7 @@ class Step:
     def units_within(self, values: float, rows: int | None, height: int) -> int:
         """Units of a strip of at most so many values; or of `rows` of a picture of `height`.
 
-        Raises:
-            ValueError: not even one unit is.
+        At least one, of which `least_values` tells whether it fits.
         """
         if self.whole:
             return self.units
@@ -136,12 +135,16 @@ class Step:
         # A picture that is no higher than that has fewer rows around a strip.
         if self.height * self.field.values <= values:
             return self.units
-        return min(self.units, fit // self.field.stride)
+        return max(1, min(self.units, fit // self.field.stride))
+
+    def least_rows(self) -> int:
+        """Rows that the smallest strip away from the borders has."""
+        rows = 2 * (self.field.reach + self.align) + self.field.stride
+        return self.height if self.whole else min(rows, self.height)
 
     def least_values(self) -> float:
         """Values that the smallest strip has."""
-        rows = 2 * (self.field.reach + self.align) + self.field.stride
-        return self.field.values * (self.height if self.whole else min(rows, self.height))
+        return self.field.values * self.least_rows()
 
     def do(self, first: int, last: int) -> None:
         """Make units [first, last)."""
@@ -324,7 +327,8 @@ def plan(segmenter: Segmenter, picture: Picture, folder: Path) -> Plan:
     Raises:
         UnboundedError: it is not known how far a module sees, or the network is none of
             `fassd.models`; the message names it.
-        ValueError: the picture is too small for the network, or the segmenter has a size.
+        ValueError: the picture is too small for the network, or has bands; or the segmenter has a
+            size or several views.
     """
     network = segmenter.model
     if not isinstance(network, FASSDNet):
@@ -333,6 +337,9 @@ def plan(segmenter: Segmenter, picture: Picture, folder: Path) -> Plan:
         )
     if segmenter.size is not None:
         raise ValueError("strips are of a picture's own size: no other size can be given")
+    if not segmenter.views.plain:
+        raise ValueError("strips are of a picture as it is: neither scales nor flip can be given")
+    check_colors(segmenter)
     least = network.minimum_size
     if min(picture.height, picture.width) < least:
         raise ValueError(
@@ -349,6 +356,14 @@ def plan(segmenter: Segmenter, picture: Picture, folder: Path) -> Plan:
     return made
 
 
+def check_colors(segmenter: Segmenter) -> None:
+    """Raise ValueError for a network that takes other bands than RGB, as rows are."""
+    if segmenter.bands is not None:
+        raise ValueError(
+            f"pictures of {segmenter.bands} bands cannot be done by strips or tiles, which are RGB"
+        )
+
+
 def run(
     steps: Sequence[Step],
     folder: Path,
@@ -360,6 +375,9 @@ def run(
 ) -> None:
     """Do the steps, from where an earlier run of the same work in this folder ended.
 
+    The folder is to be `alone`. What was done holds through a crash of the process; after one of
+    the machine, files may lack what the journal says that they have, and are to be removed.
+
     Args:
         steps: of a `Plan`; the last one's targets stay, all other maps are deleted when the last
             step that reads them is done.
@@ -370,34 +388,29 @@ def run(
         progress: called with the share that is done, after each strip.
 
     Raises:
-        ValueError: `memory` is not enough for the smallest strip.
-        OSError: the maps do not fit on the disk, or another process works in this folder.
+        OSError: the maps do not fit on the disk.
     """
     height = steps[-1].height
-    for step in steps:
-        _check_memory(step, memory, rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        done = _journal(folder, identity)
-        _check_space(steps, folder, done)
-        costs = [step.height * step.field.values for step in steps]
-        for index, step in enumerate(steps):
-            first = done.get(step.name, 0)
-            if first < step.units:
-                for target in step.targets:
-                    target.map.create()
-            count = step.units_within(memory / _itemsize(step), rows, height)
-            while first < step.units:
-                last = min(first + count, step.units)
-                with torch.inference_mode():
-                    step.do(first, last)
-                done[step.name] = first = last
-                _write_journal(folder, identity, done)
-                progress((sum(costs[:index]) + costs[index] * last / step.units) / sum(costs))
-            later = {each.path for other in steps[index + 1 :] for each in other.reads}
-            for each in step.reads:
-                if each.path not in later:
-                    each.path.unlink(missing_ok=True)
+    done = _journal(folder, identity)
+    _check_space(steps, folder, done)
+    costs = [step.height * step.field.values for step in steps]
+    for index, step in enumerate(steps):
+        first = done.get(step.name, 0)
+        if first < step.units:
+            for target in step.targets:
+                target.map.create()
+        count = step.units_within(memory / _itemsize(step), rows, height)
+        while first < step.units:
+            last = min(first + count, step.units)
+            with torch.inference_mode():
+                step.do(first, last)
+            done[step.name] = first = last
+            _write_journal(folder, identity, done)
+            progress((sum(costs[:index]) + costs[index] * last / step.units) / sum(costs))
+        later = {each.path for other in steps[index + 1 :] for each in other.reads}
+        for each in step.reads:
+            if each.path not in later:
+                each.path.unlink(missing_ok=True)
 
 
 def _itemsize(step: Step) -> int:
@@ -405,14 +418,15 @@ def _itemsize(step: Step) -> int:
     return max(each.dtype.itemsize for each in (*step.reads, *(t.map for t in step.targets)))
 
 
-def _check_memory(step: Step, memory: int, rows: int | None) -> None:
-    least = step.least_values() * _itemsize(step)
-    if rows is None and least > memory:
-        raise ValueError(
-            f"memory of {memory / 1e6:,.0f} MB is not enough for a strip: the smallest one of "
-            f"{step.name}, {sum(step.input_rows(0, 1))} rows of {step.targets[0].map.shape[1]} "
-            f"pixels, takes {least / 1e6:,.0f} MB"
-        )
+def check_memory(steps: Sequence[Step], memory: int) -> None:
+    """Raise ValueError where the smallest strip of a step does not fit in memory."""
+    for step in steps:
+        least = step.least_values() * _itemsize(step)
+        if least > memory:
+            raise ValueError(
+                f"memory of {memory / 1e6:,.0f} MB is not enough for a strip: the smallest one of "
+                f"{step.name}, {step.least_rows()} rows of its input, takes {least / 1e6:,.0f} MB"
+            )
 
 
 def _check_space(steps: Sequence[Step], folder: Path, done: dict[str, int]) -> None:
@@ -444,14 +458,21 @@ def _write_journal(folder: Path, identity: str, done: dict[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, where the system can."""
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder and keep other processes out of it, where the system can.
+
+    Raises:
+        OSError: another process is at work there, or it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
     with (folder / "lock").open("wb") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OSError(f"{folder}: another process is at work there") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"{folder}: another process is at work there") from error
         yield
 
 

@@ -17,7 +17,7 @@ import torch
 
 from fassd.inference.fields import Field
 from fassd.inference.maps import MapFile
-from fassd.inference.strips import Picture, Step, Target
+from fassd.inference.strips import Picture, Step, Target, check_colors
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
@@ -61,12 +61,13 @@ class TileStep(Step):
         side: of a tile, at least 1.
 
     Raises:
-        ValueError: another side.
+        ValueError: another side, or a network that takes other bands than RGB.
     """
 
     def __init__(self, segmenter: Segmenter, picture: Picture, folder: Path, side: int) -> None:
         if side < 1:
             raise ValueError(f"tiles must have a side of at least 1 pixel, got {side}")
+        check_colors(segmenter)
         height, width = picture.height, picture.width
         self.rows, self.columns = windows(height, side), windows(width, side)
         self.segmenter, self.picture = segmenter, picture

@@ -46,6 +46,7 @@ __all__ = [
     "examine_image",
     "formats",
     "open_image",
+    "others_passed_over",
     "pages_passed_over",
     "pil_to_rgb",
     "read_image",
@@ -226,6 +227,11 @@ def pages_passed_over(image: Any) -> list[str]:
         elif image.format != "MPO":  # the others of a camera's JPEG are previews of the first
             count = getattr(image, "n_frames", 1)
     image.seek(0)
+    return others_passed_over(count, what)
+
+
+def others_passed_over(count: int, what: str) -> list[str]:
+    """A remark on pages or frames after the first of `count`, if there are any."""
     if count < 2:
         return []
     more = " or more" if what == "pages" and count == MOST_PAGES else ""

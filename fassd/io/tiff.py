@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ import numpy.typing as npt
 
 from fassd.io.files import replacing
 from fassd.io.finished import stamp
-from fassd.io.images import ImageError, ImageWarning, array_to_rgb, examine_image
+from fassd.io.images import (
+    MOST_PAGES,
+    ImageError,
+    ImageWarning,
+    array_to_rgb,
+    examine_image,
+    others_passed_over,
+)
 from fassd.io.levels import Range, as_range
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -31,14 +38,20 @@ MOST_SIDE = 1 << 24
 INSTALL = "pip install 'fassd-net[tiff]'"
 
 DEFLATE = (8, 32946)  # numbers of the compression, Adobe's and the older one
-PLAIN, SEPARATE, UPRIGHT, PALETTE, WHITE_IS_ZERO = 1, 2, 1, 3, 0
+PLAIN, SEPARATE, UPRIGHT, JPEG = 1, 2, 1, 7
+WHITE_IS_ZERO, BLACK_IS_ZERO, COLORS, PALETTE, YCBCR = 0, 1, 2, 3, 6
+BANDS = {WHITE_IS_ZERO: (1,), BLACK_IS_ZERO: (1,), COLORS: (3, 4), PALETTE: (1,), YCBCR: (3,)}
+"""Of each kind of pixels that is read, how many bands it may have."""
+UNSPECIFIED, UNASSOCIATED = 0, 2  # of a fourth band: it says nothing, or is alpha
 
 
 class ArrayRows:
     """The rows of a picture in memory, (H, W, 3) uint8 RGB."""
 
-    def __init__(self, pixels: npt.NDArray[np.uint8], identity: Any = None) -> None:
-        self.pixels, self.identity = pixels, identity
+    def __init__(
+        self, pixels: npt.NDArray[np.uint8], identity: Any = None, remarks: Sequence[str] = ()
+    ) -> None:
+        self.pixels, self.identity, self.remarks = pixels, identity, tuple(remarks)
         self.height, self.width = pixels.shape[:2]
 
     def read(self, first: int, last: int) -> npt.NDArray[np.uint8]:
@@ -49,8 +62,9 @@ class TiffRows:
     """The rows of the first picture of a TIFF file, as uint8 RGB.
 
     Grey, RGB, RGBA (laid over grey) and palettes; 8 or 16 bits or floats; in tiles or strips,
-    bands together or apart. Compressions but Deflate need the package imagecodecs. Of tiles and
-    strips, those of the last rows that were read are kept.
+    bands together or apart; the values are those that `fassd.io.images.read_image` gives. Other
+    colours, such as CMYK, are refused. Compressions but Deflate need the package imagecodecs. Of
+    tiles and strips, those of the last rows that were read are kept.
 
     Args:
         path: the file.
@@ -59,6 +73,7 @@ class TiffRows:
     Attributes:
         height, width: of the picture.
         identity: what tells the file from what it was before.
+        remarks: what a person should know: pages passed over.
 
     Raises:
         ImageError: it is no TIFF, damaged, or of another kind; the message names it and says why.
@@ -82,6 +97,7 @@ class TiffRows:
         except BaseException:
             self.close()
             raise
+        self.remarks = tuple(others_passed_over(self._count_pages(), "pages"))
         self._bands: dict[int, npt.NDArray[Any]] = {}
 
     def __enter__(self) -> TiffRows:
@@ -105,9 +121,13 @@ class TiffRows:
         else:
             bands = range(first // self._rows, -(-last // self._rows))
             self._bands = {b: self._bands[b] if b in self._bands else self._band(b) for b in bands}
-            values = np.concatenate([self._bands[b] for b in bands])
-            start = bands[0] * self._rows
-            values = values[first - start : last - start]
+            values = np.empty((last - first, self.width, self._samples), self._kind)
+            for band, known in self._bands.items():
+                top = band * self._rows
+                begin, end = max(first, top), min(last, top + len(known))
+                values[begin - first : end - first] = known[begin - top : end - top]
+        if self._alpha_is_none:
+            values = values[..., :3]
         self._check_numbers(values, first)
         return self._levels(values, first)
 
@@ -128,14 +148,45 @@ class TiffRows:
         if kind not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
             raise ImageError(f"has values of {kind or bits}; uint8, uint16 and floats are read")
         self._kind = np.dtype(kind)
-        if self._samples not in (1, 3, 4):
-            raise ImageError(f"has {self._samples} bands; 1, 3 or 4 are read")
+        self._inspect_colors()
         orientation = page.tags.get("Orientation")
         if orientation is not None and orientation.value != UPRIGHT:
             raise ImageError(f"is stored turned (orientation {orientation.value}): turn it first")
         if int(page.imagedepth) != 1:
             raise ImageError(f"has a depth of {page.imagedepth}; pictures of depth 1 are read")
         self._inspect_segments()
+
+    def _inspect_colors(self) -> None:
+        page = self._page
+        kind = int(page.photometric)
+        if self._samples not in (1, 3, 4):
+            raise ImageError(f"has {self._samples} bands; 1, 3 or 4 are read")
+        if self._samples not in BANDS.get(kind, ()) or (kind == YCBCR and page.compression != JPEG):
+            name = getattr(page.photometric, "name", kind)
+            raise ImageError(
+                f"has {self._samples} bands of the kind {name}; grey, RGB and palettes are read, "
+                "and YCbCr as JPEG has it: convert it to RGB first"
+            )
+        extra = [int(each) for each in page.extrasamples]
+        self._alpha_is_none = self._samples == 4 and extra == [UNSPECIFIED]
+        # Without a word on it the fourth band is alpha, as Pillow has it, too.
+        if self._samples == 4 and extra not in ([], [UNSPECIFIED], [UNASSOCIATED]):
+            raise ImageError(
+                "has colours that are multiplied by their alpha (ExtraSamples "
+                f"{', '.join(map(str, extra))}); unassociated alpha (2) is read"
+            )
+
+    def _count_pages(self) -> int:
+        """Number of pages that are no smaller copies of others, up to `MOST_PAGES`."""
+        count = 1
+        for index in range(1, MOST_PAGES):
+            try:
+                count += not int(self._file.pages[index].subfiletype) & 1
+            except IndexError:
+                break
+            except Exception:  # damage behind the first page does not matter
+                count += 1
+        return count
 
     def _inspect_segments(self) -> None:
         page = self._page
@@ -251,7 +302,9 @@ class TiffRows:
         with warnings.catch_warnings(), self._naming(f"rows from {first} on"):
             warnings.simplefilter("ignore", ImageWarning)  # that a strip is dark says nothing
             levels = array_to_rgb(values, None if values.dtype == np.uint8 else self.range)
-        return 255 - levels if page.photometric == WHITE_IS_ZERO else levels
+        # Pillow, and so `read_image`, turns no more than 8 bits around.
+        inverted = page.photometric == WHITE_IS_ZERO and values.dtype == np.uint8
+        return 255 - levels if inverted else levels
 
     # --- errors ----------------------------------------------------------------------------------
 
@@ -298,8 +351,8 @@ def open_rows(
     """
     if Path(path).suffix.lower() in TIFF_SUFFIXES:
         return TiffRows(path, range)
-    pixels = examine_image(path, range, max_pixels).pixels
-    return ArrayRows(pixels, [stamp([path]), as_range(range)])
+    reading = examine_image(path, range, max_pixels)
+    return ArrayRows(reading.pixels, [stamp([path]), as_range(range)], reading.remarks)
 
 
 def write_tiff(

@@ -58,9 +58,13 @@ def _read_bytes(path: Path, most: int) -> bytes:
     return data
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, numbered: bool = False) -> Any:
     """The value of a YAML document of plain values: dates are text, a key that stands twice an
     error.
+
+    Args:
+        text: the document.
+        numbered: whether a mapping may have many keys that are numbers, of a short text.
 
     Raises:
         ValueError: the text is not such a document, or larger or deeper than is read.
@@ -68,7 +72,7 @@ def read_yaml(text: str) -> Any:
     if len(text) > MOST_YAML:
         raise ValueError(f"must have at most {MOST_YAML:,} characters, has {len(text):,}")
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _NumberedLoader if numbered else _Loader)
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(shortened(str(error))) from error
     except RecursionError:
@@ -149,6 +153,8 @@ def _whole_number(text: str) -> int:
 class _Loader(_Base):
     """YAML of the types `KINDS` alone, within the limits above."""
 
+    most_others = 1  # keys of a mapping that are no text
+
     yaml_constructors = {  # noqa: RUF012
         tag: construct
         for tag, construct in yaml.SafeLoader.yaml_constructors.items()
@@ -183,9 +189,15 @@ class _Loader(_Base):
                 raise _wrong(f"the key {shown(key)} stands twice", node)
             else:
                 names.add(key)
-        if others > 1:  # of numbers one can choose many that a dictionary finds slowly
+        if (
+            others > self.most_others
+        ):  # of numbers one can choose many that a dictionary finds slowly
             raise _wrong("keys must be text (in quotes if YAML takes them for numbers)", node)
         return super().construct_mapping(node, deep)
+
+
+class _NumberedLoader(_Loader):
+    most_others = 10_000
 
 
 def _wrong(problem: str, node: yaml.Node) -> yaml.YAMLError:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import update_bn
 
 from fassd.data.groups import LabelSpace
 from fassd.distributed import sum_over_ranks, world_size
@@ -191,11 +191,30 @@ class Learner:
         if frozen:
             self.encoder.eval()
 
-    def measure(self, batches: Iterable[list[MicroBatch]]) -> None:
-        """Take the batch norm statistics of the averaged weights anew, from these batches."""
-        images = (self._placed(part) for batch in batches for part in batch)
-        with self._autocast():
-            update_bn(images, self.evaluated)
+    def measure(self, batches: Iterable[list[MicroBatch]], frozen: bool) -> None:
+        """Take the batch norm statistics of the averaged weights anew, from these batches.
+
+        Args:
+            batches: micro-batches of each.
+            frozen: whether the encoder is, which then keeps its own.
+        """
+        network = self.evaluated
+        encoder = _encoder(network)
+        kept = set(encoder.modules()) if frozen else set()
+        norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m not in kept]
+        momenta, training = [norm.momentum for norm in norms], network.training
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+        network.train()
+        encoder.train(not frozen)
+        with self._autocast(), torch.no_grad():
+            for batch in batches:
+                for part in batch:
+                    network(self._placed(part))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        network.train(training)
 
     def _accumulating(self, more: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged with the last micro-batch only."""

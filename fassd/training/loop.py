@@ -128,18 +128,19 @@ class Trainer:
             self.validation_pending = facts["owed"]
             self.unscored = facts.get("unscored", 0)
             self.stale = facts.get("stale", 0)
-            recipe = self._resumed(facts, recipe)
         else:
             files.check_new(folder)
+        cards = (cards,) if isinstance(cards, Card) else cards
+        self.space = label_space(cards)
+        self.train_sets = [SegmentationDataset(card, "train") for card in self.space.cards]
+        self.val_sets = [SegmentationDataset(card, "val") for card in cards if "val" in card.splits]
+        recipe = recipe and self._in_steps(recipe)
+        recipe = self._resumed(facts, recipe) if resume else recipe
         if recipe is None:
             raise RecipeError("a new run needs a recipe")
         self.recipe = recipe.replace(precision=resolve_precision(recipe.precision, self.device))
         self._threads_before = facts.get("threads")
         self._changed = self.changes != facts.get("changes", [])
-        cards = (cards,) if isinstance(cards, Card) else cards
-        self.space = label_space(cards)
-        self.train_sets = [SegmentationDataset(card, "train") for card in self.space.cards]
-        self.val_sets = [SegmentationDataset(card, "val") for card in cards if "val" in card.splits]
         if self.recipe.patience is not None and not self.val_sets:
             raise RecipeError("patience needs a split val, and no data set has one")
         self.evaluations: list[Evaluation] = []
@@ -148,7 +149,6 @@ class Trainer:
             raise RecipeError(
                 f"shares must be one number for each of the {len(cards)} data sets, got {shares}"
             )
-        self.recipe = self._in_steps(self.recipe)
         if resume:
             files.check_data(folder, facts["data"], self.space, self.train_sets)
         if self.recipe.batch % (world_size() * self.recipe.accumulate):
@@ -259,6 +259,7 @@ class Trainer:
         """Whether the run ends early, on which all processes agree."""
         patience = self.recipe.patience
         over = patience is not None and self.stale >= patience and self.step < self.recipe.steps
+        over = over and is_main()  # after --resume each process has the count
         if not sum_over_ranks(torch.tensor(float(over))) > 0:
             return False
         if is_main():
@@ -399,7 +400,8 @@ class Trainer:
         network, pictures = self.learner.evaluated, self.recipe.val_pictures
         try:
             if self.recipe.statistics:  # of the batches that come next, here and when resumed
-                self.learner.measure(self._batches(self.step + self.recipe.statistics))
+                batches = self._batches(self.step + self.recipe.statistics)
+                self.learner.measure(batches, frozen=self.step <= self.recipe.freeze)
             found = [
                 validate(network, dataset, pictures, advance, self._tell)
                 for dataset in self.val_sets

@@ -65,6 +65,21 @@ def test_one_file(view, source, tmp_path, succeed):
     assert not list(scratch.iterdir())
 
 
+def test_a_new_folder_with_a_dot_and_scratch_elsewhere(source, tmp_path, succeed):
+    out, scratch = tmp_path / "new" / "results.v2", tmp_path / "scratch"
+    succeed("predict", source, "-o", out, *FUSED, "--strips", "--scratch", scratch)
+    assert (out / "slide_trainids.tif").exists() and not list(scratch.iterdir())
+
+
+def test_further_pages_are_told_of(source, tmp_path, succeed):
+    with tifffile.TiffWriter(source) as file:
+        for _ in range(3):
+            file.write(np.zeros((140, 140), np.uint8), photometric="minisblack", metadata=None)
+    result = succeed("predict", source, "-o", tmp_path / "out", *FUSED, "--strips")
+    told = " ".join(result.stderr.split())
+    assert told.count("only the first of 3 pages is read, 2 passed over") == 1
+
+
 def test_ctrl_c_leaves_no_result_and_the_next_run_goes_on(source, tmp_path, run_fassd, monkeypatch):
     out, done = tmp_path / "out", []
 
@@ -127,7 +142,7 @@ def test_what_does_not_go_together(words, told, source, tmp_path, refusal, monke
     assert told in refusal("predict", source, "-o", "out", *FUSED, *words)
 
 
-def test_videos_and_networks_of_others(source, tmp_path, refusal, run_fassd):
+def test_videos_are_refused(tmp_path, refusal):
     video = tmp_path / "a.mp4"
     video.write_bytes(b"")
     told = refusal("predict", video, "-o", tmp_path / "out", *FUSED, "--strips")

@@ -46,6 +46,8 @@ LAYOUTS = [
     ("images/{name}.jpg", "masks/{name}.png", None),
     ("{name}.jpg", "{name}_mask.png", None),
     ("{name}.jpg", "{name}.png", None),
+    ("{name}.png", "{name}_mask.png", None),
+    ("{split}/{name}.png", "{split}/{name}_mask.png", ("train", "val")),
     ("data/img/{name}.png", "data/gt/{name}_labelIds.png", None),
     ("{split}/images/{name}.jpg", "{split}/masks/{name}.png", ("train", "val")),
     ("{split}/{name}.png", "{split}annot/{name}.png", ("train", "val", "test")),
@@ -88,6 +90,25 @@ def test_the_last_tenth_is_held_out(tmp_path):
     assert read == {"train": 23, "val": 2}
     assert [pair.image.stem for pair in card.pairs("val")] == ["023", "024"]
     assert (tmp_path / "val.txt").read_text() == "images/023.jpg\nimages/024.jpg\n"
+
+
+def test_masks_that_the_pattern_of_the_pictures_fits_need_lists(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+        mask(tmp_path / f"{name}_mask.png")
+    (tmp_path / "train.txt").write_text("mine")
+    with pytest.raises(CardError, match=r"fits the mask a_mask\.png.*train\.txt"):
+        write_card(tmp_path)
+    assert (tmp_path / "train.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("ids", [(*range(21), 255), range(34), range(40)])
+def test_many_ids_are_no_lossy_masks(tmp_path, ids):
+    picture(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", ids)
+    card, _ = made(tmp_path)
+    assert card.masks[0].code.kind == "ids"
+    assert card.class_names == [f"id {number}" for number in ids if number != 255]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +190,14 @@ def test_a_file_that_cannot_be_read_is_left_to_the_check(tmp_path):
     assert made(tmp_path, errors=1)[0].class_names == ["background", "cell"]
 
 
+def test_a_mask_that_cannot_be_read_is_left_to_the_check(tmp_path):
+    for name in "ab":
+        picture(tmp_path / f"images/{name}.jpg")
+        mask(tmp_path / f"masks/{name}.png")
+    (tmp_path / "masks/a.png").write_bytes(b"nothing")
+    assert made(tmp_path, errors=1)[0].class_names == ["id 0", "id 1", "id 2"]
+
+
 def test_of_many_files_some_are_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(newcard, "MOST_LOOKED_AT", 2)
     for name in "abc":
@@ -179,6 +208,9 @@ def test_of_many_files_some_are_looked_at(tmp_path, monkeypatch):
     assert "# The classes are those of 2 of the files." in (tmp_path / "card.yaml").read_text()
 
 
+BOMB = f"a: &a {'x' * 60_000}\nnames: [{', '.join(['*a'] * 1000)}]\n"
+
+
 @pytest.mark.parametrize(
     ("file", "text", "names"),
     [
@@ -186,6 +218,9 @@ def test_of_many_files_some_are_looked_at(tmp_path, monkeypatch):
         ("data.yaml", "names: {0: cell, 1: wall}\n", ["background", "cell", "wall"]),
         ("classes.txt", "cell\nwall\n", ["background", "cell", "wall"]),
         ("readme.md", "", ["background", "class 1"]),
+        ("a.yaml", "names: 3\n", ["background", "class 1"]),
+        ("a.yaml", 'names: {"²": a, 1: [b], 1.5: c}\n', ["background", "class 1"]),
+        ("a.yaml", BOMB, ["background", "class 1"]),
     ],
 )
 def test_yolo(tmp_path, file, text, names):
@@ -197,6 +232,14 @@ def test_yolo(tmp_path, file, text, names):
     card, read = made(tmp_path)
     assert read == {"train": 1, "val": 1} and card.class_names == names
     assert card.masks[0].files == "labels/{split}/{name}.txt"
+
+
+def test_names_that_are_no_text_are_an_error_with_their_file(tmp_path):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("1 0.1 0.1 0.9 0.1 0.5 0.9\n")
+    (tmp_path / "classes.txt").write_bytes("Bäume\n".encode("latin-1"))
+    with pytest.raises(CardError, match=r"classes\.txt: cannot be read as text"):
+        write_card(tmp_path)
 
 
 @pytest.mark.parametrize("splits", [("",), ("train/", "val/")])

@@ -191,6 +191,24 @@ def test_coco_pictures_are_found_by_their_path_or_name(tmp_path):
     assert "does not list the picture" in error_of(garden(tmp_path, "coco", other))
 
 
+def test_coco_the_name_alone_is_not_that_of_another_picture(tmp_path):
+    card = garden(tmp_path, "coco", annotated([FLAT], file_name="val/a.png"))
+    assert read(card)[5, 5] == 2  # there is no such file: it was moved
+    save(tmp_path / "val" / "a.png", np.zeros((*SIZE, 3), np.uint8))
+    assert "does not list the picture" in error_of(card)
+    (tmp_path / "val" / "a.png").unlink()
+    (tmp_path / "val" / "a.png").symlink_to(tmp_path / "train" / "a.png")
+    assert read(card)[5, 5] == 2
+
+
+def test_coco_damaged_files_are_read_once(tmp_path, monkeypatch):
+    count = []
+    real = coco.read_json_text
+    monkeypatch.setattr(coco, "read_json_text", lambda *a: (count.append(a), real(*a))[1])
+    card = garden(tmp_path, "coco", '{"images": [')
+    assert error_of(card) == error_of(card) and len(count) == 1
+
+
 def test_coco_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
     count = []
     real = coco.read_json_text

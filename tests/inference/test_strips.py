@@ -10,6 +10,7 @@ from torch import nn
 import fassd
 from fassd.inference import fields, strips
 from fassd.inference.fields import UnboundedError, field_of
+from fassd.inference.large import labelled
 from fassd.inference.segmenter import Segmenter
 from fassd.io.tiff import ArrayRows
 from fassd.models import MDA
@@ -201,11 +202,27 @@ def test_other_networks_and_small_pictures_are_refused(tmp_path):
     with pytest.raises(UnboundedError, match="not of a Sequential"):
         strips.plan(plain, ArrayRows(picture_of(64, 64)), tmp_path)
     segmenter = Segmenter(network_of("fassd_net"))
-    with pytest.raises(ValueError, match=r"at least 33x33 .* got 20x64|at least \d+x\d+"):
+    with pytest.raises(ValueError, match=r"at least 29x29 pixels for this variant, got 20x64"):
         strips.plan(segmenter, ArrayRows(picture_of(20, 64)), tmp_path)
     sized = Segmenter(network_of("fassd_net"), size=(64, 64))
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(ValueError, match="own size: no other size can be given"):
         strips.plan(sized, ArrayRows(picture_of(64, 64)), tmp_path)
+
+
+@pytest.mark.parametrize("views", [{"flip": True}, {"scales": (0.5, 1.0)}])
+def test_several_views_are_refused(views, tmp_path):
+    segmenter = Segmenter(network_of("fassd_net_l2"), **views)
+    with pytest.raises(ValueError, match="neither scales nor flip"):
+        strips.plan(segmenter, ArrayRows(picture_of(64, 64)), tmp_path)
+
+
+@pytest.mark.parametrize("tiles", [None, 64])
+def test_bands_are_refused(tiles, tmp_path):
+    segmenter = Segmenter(network_of("fassd_net_l2", in_channels=5))
+    work = labelled(segmenter, ArrayRows(picture_of(64, 64)), tmp_path / "a", tiles=tiles)
+    with pytest.raises(ValueError, match="5 bands cannot be done by strips or tiles"), work:
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
@@ -235,12 +252,21 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
 
 def test_memory_disk_and_another_process(tmp_path, monkeypatch):
     segmenter = Segmenter(network_of("fassd_net"))
-    steps = strips.plan(segmenter, ArrayRows(picture_of(400, 150)), tmp_path).steps
-    with pytest.raises(ValueError, match=r"memory of 0 MB is not enough .* encoder-1.* takes \d"):
-        strips.run(steps, tmp_path, "", memory=1000)
-    assert not list(tmp_path.glob("*.raw"))
-    with strips._alone(tmp_path), pytest.raises(OSError, match="another process is at work"):
-        strips.run(steps, tmp_path, "")
+    picture = ArrayRows(picture_of(400, 150))
+    steps = strips.plan(segmenter, picture, tmp_path).steps
+    rows = steps[0].least_rows()
+    told = rf"memory of 0 MB is not enough .* encoder-1, {rows} rows of its input, takes \d"
+    scratch = tmp_path / "scratch"
+    with pytest.raises(ValueError, match=told), labelled(segmenter, picture, scratch, memory=1000):
+        pass
+    assert not scratch.exists()
+    assert all(step.units_within(0, None, 400) == 1 for step in steps if not step.whole)
+    with labelled(segmenter, picture, scratch, rows=400) as labels:
+        other = labelled(segmenter, picture, scratch)
+        with pytest.raises(OSError, match="another process is at work"), other:
+            pass
+        assert labels.read(0, 400).shape == (400, 150)
+    assert not scratch.exists()
     free = type("Usage", (), {"free": 10})
     monkeypatch.setattr(strips.shutil, "disk_usage", lambda folder: free)
     with pytest.raises(OSError, match=r"take 0\.\d GB, and 0\.0 GB"):
@@ -263,6 +289,7 @@ segmenter.predict(numpy.zeros((64, 64, 3), numpy.uint8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 from pathlib import Path
 folder = Path(sys.argv[2])
+folder.mkdir()
 steps = strips.plan(segmenter, Rows(), folder).steps
 strips.run(steps, folder, "", memory={memory})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from fassd.io.images import ImageError, read_image
+from fassd.io.images import ImageError, ImageWarning, read_image
 from fassd.io.tiff import MOST_BYTES, ArrayRows, TiffRows, open_rows, write_tiff
 
 HEIGHT, WIDTH = 150, 131
@@ -41,6 +41,16 @@ KINDS = {
         np.dstack([RGB, GREY]),
         {"photometric": "rgb", "extrasamples": ["unassalpha"], "tile": (16, 32)},
     ),
+    "a fourth band that says nothing": (
+        np.dstack([RGB, GREY]),
+        {"photometric": "rgb", "extrasamples": ["unspecified"], "rowsperstrip": 8},
+    ),
+    "16 bits and a fourth band that says nothing": (
+        np.dstack([RGB, GREY]).astype(np.uint16) * 256,
+        {"photometric": "rgb", "extrasamples": ["unspecified"]},
+    ),
+    "16 bits, white is zero": (DEEP, {"photometric": "miniswhite"}),
+    "floats, white is zero": (GREY / np.float32(255), {"photometric": "miniswhite"}),
     "BigTIFF": (RGB, {"photometric": "rgb", "bigtiff": True}),
     "palette": (
         GREY % 5,
@@ -194,6 +204,44 @@ def test_a_million_pages_are_not_looked_for(tmp_path):
     path.write_bytes(bytes(data) + pages)
     with TiffRows(path) as rows:
         np.testing.assert_array_equal(rows.read(0, 5)[..., 0], GREY[:5])
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "told"),
+    [
+        (np.dstack([RGB, GREY]), {"photometric": "separated"}, "4 bands of the kind SEPARATED"),
+        (RGB, {"photometric": "cielab"}, "3 bands of the kind CIELAB"),
+        (RGB, {"photometric": "ycbcr"}, "3 bands of the kind YCBCR"),
+        (RGB, {"photometric": "minisblack", "planarconfig": "contig"}, "3 bands of .* MINISBLACK"),
+        (
+            np.dstack([RGB, GREY]),
+            {"photometric": "rgb", "extrasamples": ["assocalpha"]},
+            r"multiplied by their alpha \(ExtraSamples 1\)",
+        ),
+    ],
+)
+def test_colours_that_are_not_read(array, options, told, tmp_path):
+    path = written(tmp_path / "a.tif", array, **options)
+    with pytest.raises(ImageError, match=rf"a\.tif: has .*{told}"):
+        TiffRows(path)
+
+
+def test_further_pages_are_told_of(tmp_path):
+    path = tmp_path / "pages.tif"
+    with tifffile.TiffWriter(path) as file:
+        for reduced in (0, 1, 0):
+            file.write(GREY, photometric="minisblack", metadata=None, subfiletype=reduced)
+    with pytest.warns(ImageWarning) as caught:
+        read_image(path)
+    with open_rows(path) as rows:
+        assert rows.remarks == ("only the first of 2 pages is read, 1 passed over",)
+        assert str(caught[0].message).endswith(rows.remarks[0])
+    Image.fromarray(RGB).save(
+        tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", (9, 9))]
+    )
+    assert open_rows(tmp_path / "a.gif").remarks == (
+        "only the first of 2 frames is read, 1 passed over",
+    )
 
 
 def test_what_is_not_read(tmp_path):

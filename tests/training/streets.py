@@ -165,7 +165,7 @@ def interrupt(trainer, moment, step, monkeypatch, number=signal.SIGINT):
         "backward": (torch.Tensor, "backward"),
         "optimizer": (trainer.learner.optimizer, "step"),
         "averaging": (trainer.learner.average, "update_parameters"),
-        "validation": (evaluation, "_scores"),
+        "validation": (evaluation, "_predicted"),
         "writing": (files, "_write"),
     }
     owner, name = at[moment]

@@ -38,6 +38,20 @@ def test_a_frozen_encoder_stays_as_it_is_statistics_and_all(card, tmp_path, acce
     assert len(weights) > 5 and set(weights) <= set(moved(rest, rest_after))
 
 
+@pytest.mark.parametrize(("freeze", "kept"), [(2, True), (1, False)])
+def test_statistics_of_a_frozen_encoder_are_not_measured(card, tmp_path, freeze, kept):
+    recipe = small_recipe(freeze=freeze, steps=2, val_every=2, ema=0.9, statistics=1)
+    trainer = Trainer(recipe, card, tmp_path)
+    before = {key: value.clone() for key, value in trainer.learner.evaluated.state_dict().items()}
+    trainer.run()
+    after = trainer.learner.evaluated.state_dict()
+    found = [key for key in moved(before, after) if key.endswith("running_mean")]
+    assert any(key.startswith("base.") for key in found) != kept
+    assert any(not key.startswith("base.") for key in found)
+    momenta = {m.momentum for m in trainer.learner.evaluated.modules() if hasattr(m, "momentum")}
+    assert momenta == {0.1}
+
+
 def test_the_encoder_learns_after_the_frozen_steps(card, tmp_path):
     trainer = Trainer(small_recipe(freeze=2, steps=4, val_every=0, ema=None), card, tmp_path)
     encoder, _ = states(trainer)

@@ -20,6 +20,10 @@ def test_epochs_become_steps_when_the_run_begins(card, tmp_path):
     assert len(rows(tmp_path / "run" / "log.csv")) == 4
     assert load_recipe(tmp_path / "run" / "recipe.yaml") == trainer.recipe
     assert Trainer(None, card, tmp_path / "run", resume=True).recipe == trainer.recipe
+    again = Trainer(recipe, card, tmp_path / "run", resume=True)
+    assert again.recipe == trainer.recipe and again.changes == []
+    longer = Trainer(recipe.replace(epochs=2), card, tmp_path / "run", resume=True)
+    assert longer.changes == ["after step 4: steps 6 instead of 4"]
 
 
 def test_epochs_are_at_least_a_step(card, tmp_path):
@@ -48,7 +52,8 @@ def scored(monkeypatch, scores):
 
     def validate(*arguments):
         evaluation, panel = real(*arguments)
-        scores = replace(evaluation.scores, miou=left.pop(0))
+        scores = evaluation.scores
+        scores = replace(scores, iou=(left.pop(0),) * len(scores.iou))
         return replace(evaluation, scores=scores), panel
 
     monkeypatch.setattr(loop, "validate", validate)
@@ -106,3 +111,12 @@ def test_patience_needs_validations(tmp_path):
     alone = type(card)(**{**vars(card), "splits": {"train": card.splits["train"]}})
     with pytest.raises(RecipeError, match="patience needs a split val"):
         Trainer(small_recipe(patience=3), alone, tmp_path / "run")
+
+
+def test_the_main_process_alone_says_when_a_run_ends(card, tmp_path, monkeypatch):
+    """After --resume the others have its count of validations, which they do not go on with."""
+    trainer = Trainer(small_recipe(steps=4, val_every=1, patience=1), card, tmp_path)
+    trainer.stale = 1
+    assert trainer._gave_up()
+    monkeypatch.setattr(loop, "is_main", lambda: False)
+    assert not trainer._gave_up()
