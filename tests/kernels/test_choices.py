@@ -109,7 +109,7 @@ def test_every_operator_and_option_has_its_place() -> None:
     free = {
         *("bias", "vertical_bias", "horizontal_bias", "biases", "scales", "shifts"),
         *("slope", "vertical_slope", "horizontal_slope", "slopes"),
-        *("packed", "residual", "mean", "std"),
+        *("packed", "residual", "mean", "std", "temperature"),
     }
     for row in OPERATORS.values():
         schema = getattr(torch.ops.fassd_kernels, row.name).default._schema
