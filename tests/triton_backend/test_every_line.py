@@ -113,6 +113,10 @@ def all_sorts() -> list[Call]:
         ),
         far(cases.grouped_conv_act(2, 8, 8, residual=True, activation="prelu").to(half), "input"),
         cases.upsample(align_corners=False).to(half),
+        *(
+            cases.upsample_confidence(channels=5, measure=name).to(half)
+            for name in ("probability", "entropy")
+        ),
         picture_far_apart().to(half),
     ]
 
