@@ -66,6 +66,7 @@ def test_a_frozen_encoder_gives_the_rest_the_gradients_it_has(card, tmp_path, ac
     recipe = small_recipe(
         freeze=1, steps=2, val_every=0, optimizer="sgd", momentum=0.0, learning_rate=0.1, clip=None,
         ema=None, accelerate=accelerate, channels_last=False, weight_decay=0.0, power=0.0,
+        crop=[128, 256],
     )  # fmt: skip
     trainer = Trainer(recipe, card, tmp_path)
     torch.manual_seed(recipe.seed)
@@ -79,10 +80,10 @@ def test_a_frozen_encoder_gives_the_rest_the_gradients_it_has(card, tmp_path, ac
         if name.startswith("base."):
             assert torch.equal(p, own)
             continue
-        # Rounding takes a value over an activation's kink here and there, which of maps of eight
-        # pixels shows: a change of 1e-6 of the pictures alone moves gradients by a hundredth.
+        # Rounding takes a value over an activation's kink here and there: a change of 1e-6 of the
+        # pictures alone moves gradients by a hundredth.
         off = (p - (own - 0.1 * own.grad)).norm() / (0.1 * own.grad).norm()
-        assert off < (0.1 if accelerate else 1e-3), name
+        assert off < (0.03 if accelerate else 1e-3), name
 
 
 def test_the_encoder_may_have_a_rate_of_its_own(card, tmp_path):
