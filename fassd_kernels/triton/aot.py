@@ -92,11 +92,15 @@ def source_of(program: Program, launch: Launch) -> Source:
             divisible = aligned and value.offset * dtype.itemsize % BYTES == 0
             attributes[path] = DIVISIBLE if divisible else []
             return f"*{NAMES[dtype]}"
-        if constant or value is None or (value == 1 and specialize):
+        # The JIT makes a constant of the integer 1, and not of 1.0.
+        one = value == 1 and specialize and not isinstance(value, float)
+        if constant or value is None or one:
             constants[path] = value
             if len(path) == 1:
                 attributes[path] = []
             return "constexpr"
+        if isinstance(value, float):
+            return "fp32"
         if specialize:
             attributes[path] = DIVISIBLE if value % 16 == 0 else []
         return "i32" if -(2**31) <= value < 2**31 else "i64"
