@@ -1,7 +1,7 @@
 """The FASSD-Net family in plain PyTorch.
 
-`create_model` builds a network by name; the parts are here for networks of one's own. Names are
-imported when they are first used: preprocessing needs no PyTorch.
+`create_model` builds a network by name; the parts are exported for building networks of your own.
+Names are imported when they are first used, so that preprocessing needs no PyTorch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling: what DAPF is compared with."""
+"""Atrous spatial pyramid pooling: the module that DAPF is compared with."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ class ASPP(nn.Module):
     digit. Its state dict keys are our own.
 
     Every convolution is bias-free and followed by batch norm (eps 1e-5) and ReLU. In training the
-    pooled branch's batch norm sees one value per picture and channel, so that a batch of one
-    raises PyTorch's "expected more than 1 value per channel".
+    Every convolution is bias-free and followed by batch norm (eps 1e-5) and ReLU. In training the
+    batch norm of the pooled branch sees one value per picture and channel, so a batch of one raises
+    PyTorch's "expected more than 1 value per channel".
 
     Args:
-        inplanes: channels of input and output.
-        width: channels of each of the five branches.
-        dilations: of the 3x3 convolutions.
+        inplanes: number of channels of input and output.
+        width: number of channels of each of the five branches.
+        dilations: dilations of the 3x3 convolutions.
 
     Shape: (N, inplanes, H, W) to the same, any floating dtype.
     """

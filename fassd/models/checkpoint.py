@@ -27,43 +27,44 @@ from fassd.models.tensor_files import (
 from fassd.models.variants import VARIANTS
 
 LIST_AT_MOST = 6
-"""How many names of a list an error spells out before it only counts."""
+"""Number of names of a list that an error spells out; of longer lists it only gives the count."""
 
 WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, FSDP and checkpointing put anywhere into a key."""
+"""Prefixes that torch.compile, FSDP and checkpointing put anywhere into a key."""
 
 AVERAGED = frozenset(("average", "averaged", "avg", "ema", "shadow", "swa"))
 HOLDING = AVERAGED | frozenset((
     "checkpoint", "ckpt", "dict", "forward", "model", "module", "net", "network", "parameters",
     "params", "state", "weights",
 ))  # fmt: skip
-"""Words in the names that a network's weights go by in a checkpoint, and those of averaged ones.
+"""Words in the names under which a checkpoint stores weights, and those of averaged weights.
 
 ``model_state_dict`` and ``_forward_module`` are such names: keys of a dict that holds the weights,
-or the beginning of their own keys.
+or prefixes of the weights' own keys.
 """
 
 MOST_HOLDERS = 5
-"""How many of them may stand one inside the other."""
+"""Maximum depth to which they may be nested."""
 
 MOST_BYTES = 1 << 30
 MOST_TIMES = 64
-"""A file may have so many bytes, or so many times those of the network that it is for."""
+"""Maximum size of a file: a number of bytes, or a multiple of the weights that it is for."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_checkpoint` did. Keys are the model's own spelling, but for `ignored`.
+    """What `load_checkpoint` did. Keys are spelled as in the model, except in `ignored`.
 
     Attributes:
-        path: the file.
+        path: path of the file.
         loaded: keys that were copied into the model.
-        missing: keys of the model that the file does not have, left as they were.
-        ignored: keys of the file that the model has no place for, current spelling.
-        misshapen: keys that both have at different shapes, left as they were.
-        encoder_only: the file held an encoder without a decoder.
-        places: where in the file the weights lie, "model." for instance; then places of other
-            weights in it that would fit about as well.
+        missing: keys of the model that the file does not have; these weights were left as they
+            were.
+        ignored: keys of the file for which the model has no place, in the current spelling.
+        misshapen: keys whose shapes differ in file and model; these weights were left as they were.
+        encoder_only: True if the file held an encoder without a decoder.
+        places: location of the weights within the file, "model." for instance, followed by the
+            locations of other weights in it that would fit about as well.
     """
 
     path: Path
@@ -88,7 +89,7 @@ class LoadReport:
 
     def _choice(self) -> str:
         taken, *others = (place.rstrip(".") or "the top level" for place in self.places)
-        return f"of several weights those of {taken} were taken, not of {_enumerate(others)}"
+        return f"of several sets of weights, {taken} was taken, not {_enumerate(others)}"
 
 
 def load_checkpoint(
@@ -97,32 +98,32 @@ def load_checkpoint(
     """Load the weights in `path` into `model`, in place, converting to its dtypes and devices.
 
     Accepted are the authors' ``.pkl`` and ``.pth`` files, any file that ``torch.save`` wrote of a
-    state dict, and ``.safetensors``. The state dict may lie in a dict, under ``state_dict``,
-    ``model_state_dict``, ``model``, ``net``, ``ema`` and names of the same words, one in the other,
-    and its keys may begin with such a name, as Lightning's do. Where several fit, the most complete
-    is taken, of equals an average (EMA), and a warning tells which. Keys may carry ``module.`` or
-    ``_orig_mod.`` and the authors' older spelling (``aspp.``, ``aspp2``, ``Dab_leo.``,
-    ``ddconv3x1``). A file without a decoder is taken for an encoder (``base.``, or the bare numbers
-    of ``model.base.state_dict()``): it has to cover the model's whole encoder; what else it has, a
-    classifier for instance, is ignored, and the rest of the model stays as it was. A BatchNorm's
-    ``num_batches_tracked`` may be missing.
+    state dict, and ``.safetensors``. The state dict may be nested in dicts under ``state_dict``,
+    ``model_state_dict``, ``model``, ``net``, ``ema`` and names made of the same words, and its keys
+    may begin with such a name, as Lightning's do. Where several state dicts fit, the most complete
+    one is taken, an average (EMA) before its equals, and a warning names it. Keys may carry
+    ``module.`` or ``_orig_mod.`` and the authors' older spelling (``aspp.``, ``aspp2``,
+    ``Dab_leo.``, ``ddconv3x1``). A file without a decoder is taken for an encoder (``base.``, or
+    the bare numbers of ``model.base.state_dict()``): it has to cover the model's whole encoder;
+    anything else in it, a classifier for instance, is ignored, and the rest of the model stays as
+    it was. A BatchNorm's ``num_batches_tracked`` may be missing.
 
-    A file that fills the whole model also tells it the names and colours of its classes, if it has
-    them, as those of ``fassd train`` do (`fassd.models.info_of`).
+    A file that fills the whole model also gives it the names and colours of its classes, if it
+    holds them, as the files of ``fassd train`` do (`fassd.models.info_of`).
 
     Args:
         model: a network of the family, or any module; plain, compiled or in DataParallel.
-        path: the file.
-        strict: False loads every tensor that fits and leaves the others, as the report tells.
+        path: path of the file.
+        strict: False loads every tensor that fits and leaves the others; the report lists both.
 
     Returns:
-        Which keys were loaded and which were not.
+        A report of the keys that were loaded and of those that were not.
 
     Raises:
-        CheckpointError: a file that cannot be read as a checkpoint, is damaged, or does not fit
-            (the message lists what is missing, unexpected and misshapen, and names the variants
-            that the file does fit), or weights that are not finite real numbers, and variances
-            that are negative (it names the tensor). The model is as it was.
+        CheckpointError: the file cannot be read as a checkpoint, is damaged, or does not fit (the
+            message lists what is missing, unexpected and misshapen, and names the variants that the
+            file does fit); or a weight is not a finite real number, or a variance is negative (the
+            message names the tensor). The model is left as it was.
         OSError: the file cannot be opened.
     """
     if not os.path.exists(path):
@@ -152,7 +153,7 @@ def load_checkpoint(
 
 
 def classes_in(path: str | os.PathLike[str]) -> int | None:
-    """Number of classes of the head in a file of weights; None if it cannot be told."""
+    """Number of classes of the head in a file of weights; None if it cannot be determined."""
     content: Any = None
     with contextlib.suppress(CheckpointError, OSError):
         content = read_content(Path(path))
@@ -199,18 +200,18 @@ def _check_size(path: Path, own: Iterable[Tensor]) -> None:
 
 
 def _weights(path: Path, content: Any, own: Set[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict in a file's content that has most keys of a model, an averaged one first.
+    """Find the state dict in a file's content with most keys of a model, averaged ones first.
 
     Args:
-        path: the file.
-        content: what it holds.
-        own: the model's keys.
+        path: path of the file.
+        content: content of the file.
+        own: keys of the model.
 
     Returns:
-        Its tensors, and the places of all that might have been meant, its own first.
+        Its tensors, and the locations of all state dicts that might have been meant, its own first.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the content holds no state dict.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
@@ -236,7 +237,7 @@ def _weights(path: Path, content: Any, own: Set[str]) -> tuple[dict[str, Tensor]
 
 
 def _holders(content: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tensors of a file and of the dicts in it that may be state dicts, by place."""
+    """Tensors of a file and of the dicts in it that may be state dicts, by location."""
     queue: deque[tuple[str, Mapping[Any, Any]]] = deque([("", content)])
     seen: set[int] = set()
     while queue:
@@ -256,7 +257,7 @@ def _holders(content: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor
 
 
 def _by_prefix(tensors: Mapping[str, Tensor], own: Set[str]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by what stands before the keys of a model; all if none is the model's."""
+    """Tensors by the prefix before the keys of a model; all tensors if no key is the model's."""
     prefixes = {
         key: next((p for p in _prefixes(key) if _is_known(key[len(p) :], own)), None)
         for key in tensors
@@ -265,7 +266,7 @@ def _by_prefix(tensors: Mapping[str, Tensor], own: Set[str]) -> dict[str, dict[s
     groups: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         prefix = prefixes[key]
-        if prefix is None:  # beside which of the model's keys it stands
+        if prefix is None:  # the prefix before the model's key
             near = (p for p in reversed(_prefixes(key)) if p in used or not used)
             prefix = next(near, None)
         if prefix is not None:
@@ -280,7 +281,7 @@ def _by_prefix(tensors: Mapping[str, Tensor], own: Set[str]) -> dict[str, dict[s
 
 
 def _prefixes(key: str) -> list[str]:
-    """What may be taken off a key, from nothing to all the names of holders it begins with."""
+    """Prefixes that may be taken off a key, from none to all the names that it begins with."""
     prefixes = [""]
     for part in key.split(".")[:MOST_HOLDERS]:
         if not _words(part) <= HOLDING:
@@ -305,7 +306,7 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-@functools.lru_cache(4096)  # each key is looked at several times
+@functools.lru_cache(4096)  # each key is looked up several times
 def _current_spelling(key: str) -> str:
     """One key of a file in the spelling of the newer checkpoints, which is the model's."""
     parts = _unwrapped(key).split(".")

@@ -1,6 +1,7 @@
-"""One clock for all that is timed, and candidates that take turns.
+"""One clock for everything that is timed, and candidates that take turns.
 
-On a GPU a sample lies between two events, on the CPU between two readings of the host's clock.
+On a GPU a sample is the time between two events, on the CPU between two readings of the host's
+clock.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed(call: Callable[[], Taken], device: torch.device = CPU) -> tuple[Taken, float]:
-    """What a call gives, and the seconds until the host sees that the device is through with it."""
+    """Return a call's result, and the seconds until the host sees that the device is done."""
     start = time.perf_counter()
     result = call()
     synchronize(device)
@@ -40,15 +41,15 @@ def timed(call: Callable[[], Taken], device: torch.device = CPU) -> tuple[Taken,
 def sample(
     call: Callable[[], object], device: torch.device, repeats: int = 1, *, behind: bool = True
 ) -> float:
-    """Seconds that calls take together, on CUDA between events on the current stream.
+    """Measure the seconds that calls take together, on CUDA between events on the current stream.
 
     Args:
-        call: what to time.
-        device: where it runs.
+        call: function to time.
+        device: device on which it runs.
         repeats: number of calls.
-        behind: whether they start behind one that is not timed: it warms up, and it keeps the
+        behind: True starts the calls behind one that is not timed: it warms up, and keeps the
             stream busy while the host queues the rest, so that the first event does not measure the
-            host. Else they start when the device is idle.
+            host. False starts them when the device is idle.
     """
     if behind:
         call()
@@ -77,17 +78,17 @@ def in_turns(
     warmup: int = 0,
     tick: Callable[[], object] = lambda: None,
 ) -> dict[Name, tuple[Taken, ...]]:
-    """Samples of several candidates, taken in turns.
+    """Take samples of several candidates, in turns.
 
-    Every round takes each candidate once, beginning with another one each time, so that a slow
-    moment of the machine or a rising temperature meets all of them alike.
+    Every round takes each candidate once and begins with a different one, so that a slow moment of
+    the machine or a rising temperature affects all of them alike.
 
     Args:
-        names: of the candidates, at least one.
-        rounds: measured rounds.
-        take: a name, and whether the round is measured, to a sample.
-        warmup: rounds before them that are not measured.
-        tick: called after every round, warm-up included.
+        names: names of the candidates, at least one.
+        rounds: number of measured rounds.
+        take: function of a candidate's name and whether the round is measured; returns the sample.
+        warmup: number of rounds before them that are not measured.
+        tick: function called after every round, warm-up included.
     """
     samples: dict[Name, list[Taken]] = {name: [] for name in names}
     for round_ in range(-warmup, rounds):
@@ -102,24 +103,24 @@ def in_turns(
 
 @dataclass(frozen=True)
 class Sampling:
-    """How much is measured of calls that are shorter than a clock is exact.
+    """Number and length of samples, for calls too short for the clock to time one by one.
 
     Attributes:
-        rounds: samples per candidate.
-        sample_ms: about how long one sample takes, in milliseconds.
+        rounds: number of samples per candidate.
+        sample_ms: approximate length of one sample, in milliseconds.
     """
 
     rounds: int = 15
     sample_ms: float = 8.0
 
     def repeats(self, call: Callable[[], object], device: torch.device) -> int:
-        """How many calls there is time for in a sample; two are made to find out."""
+        """Number of calls that fit into a sample; two calls are made to find out."""
         return max(1, round(self.sample_ms / max(1e3 * sample(call, device), 1e-3)))
 
     def take(
         self, calls: Mapping[Name, Callable[[], object]], device: torch.device
     ) -> dict[Name, tuple[int, tuple[float, ...]]]:
-        """Time calls in turns: how many a sample of each has, and the seconds of each sample."""
+        """Time calls in turns: the calls per sample of each, and the seconds of each sample."""
         if not calls:
             return {}
         repeats = {name: self.repeats(call, device) for name, call in calls.items()}
@@ -130,6 +131,6 @@ class Sampling:
 
 
 def rotation(bytes_per_call: int, cache_bytes: int, most: int = MOST_SETS) -> int:
-    """How many input sets it takes to exceed a cache, when a call reads and writes so much."""
+    """Number of input sets that exceed a cache, given the bytes that a call reads and writes."""
     needed = ceil(CACHE_MULTIPLE * cache_bytes / max(bytes_per_call, 1))
     return min(max(needed, 2), most)

@@ -66,14 +66,14 @@ class DAPF(nn.Module):
     only padding and it acts as a 1x1.
 
     Args:
-        inplanes: channels of input and output.
-        alpha: how much narrower the branches are; an integer from 1 to `inplanes`.
-        dilations: of the three asymmetric branches, each from 1 to 1024.
+        inplanes: number of channels of input and output.
+        alpha: factor by which the branches are narrower; an integer from 1 to `inplanes`.
+        dilations: dilations of the three asymmetric branches, each from 1 to 1024.
 
     Shape: (N, inplanes, H, W) to the same, any floating dtype.
 
     Raises:
-        ValueError: `alpha` or `dilations` outside their range.
+        ValueError: `alpha` or `dilations` is outside its range.
     """
 
     def __init__(self, inplanes: int, alpha: int = 2, dilations: Sequence[int] = DILATIONS) -> None:

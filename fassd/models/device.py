@@ -1,4 +1,4 @@
-"""Where a network runs, and in what."""
+"""The device that a network runs on, and its threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
     """The device of that name; None picks CUDA where there is a GPU, else the CPU.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: this machine has no such device.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,8 +24,8 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        # An unknown name or number; PyTorch without CUDA; kinds that it knows and has not; kinds
-        # that are packages of their own.
+        # Raised for unknown names or numbers, by a PyTorch without CUDA, for kinds of device that
+        # this build does not have, and for kinds that come as packages of their own.
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
     return device
@@ -33,7 +33,7 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """PyTorch on `count` CPU threads for a while; None leaves its own choice."""
+    """Let PyTorch use `count` CPU threads within the block; None leaves its own choice."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

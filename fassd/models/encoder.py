@@ -1,6 +1,6 @@
-"""Encoders of timm (PyTorch Image Models) in the place of HarDNet.
+"""Encoders of timm (PyTorch Image Models) in place of HarDNet.
 
-timm is imported when a network with such an encoder is built, and needed for nothing else.
+timm is imported when a network with such an encoder is built, and is needed for nothing else.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from fassd.models.preprocess import PerChannel, Preprocessing
 from fassd.models.weights import DownloadError, cache_folder
 
 STRIDES = (4, 8, 16, 32)
-"""Of the maps that the decoder joins, fine to coarse, in pixels of the picture."""
+"""Strides of the maps that the decoder joins, fine to coarse, in pixels of the picture."""
 
 TRIED_AT = (96, 160)
-"""A size, of multiples of 32 alone, at which an encoder shows that it takes any such."""
+"""A size that is a multiple of 32 and of nothing larger: an encoder that takes it takes any such.
+"""
 
 MOST_NAMED = 3
 
@@ -38,23 +39,25 @@ class Encoder(nn.Module):
     which some encoders ask for, and the maps are cut to ceil(side / stride).
 
     Args:
-        name: of timm, with or without a tag of its weights: ``resnet18d``, ``resnet18d.ra2_in1k``.
-        channels: of the maps, fine to coarse.
-        pretrained: start from timm's own weights, see `pretrained_file`.
-        in_channels: channels of the pictures; timm spreads weights of three over others.
+        name: name in timm, with or without a tag of its weights: ``resnet18d``,
+            ``resnet18d.ra2_in1k``.
+        channels: numbers of channels of the maps, fine to coarse.
+        pretrained: True starts from timm's own weights, see `pretrained_file`.
+        in_channels: number of channels of the pictures; timm spreads weights made for three over
+            others.
 
     Shape: (N, in_channels, H, W) to four maps, (N, channels[i], ceil(H / STRIDES[i]),
         ceil(W / STRIDES[i])).
 
     Attributes:
         name, body: the encoder.
-        project: the 1x1 convolutions.
-        preprocessing: how its pictures are normalised.
+        project: 1x1 convolutions, one for each map.
+        preprocessing: normalisation of its pictures.
 
     Raises:
-        ValueError: an unknown name, an encoder without maps at these strides, or without weights.
+        ValueError: the name is unknown, or the encoder has no maps at these strides, or no weights.
         ImportError: timm is missing.
-        DownloadError: its weights could not be fetched; the message tells where to put them.
+        DownloadError: the weights could not be fetched; the message says where to put them.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[2], x.shape[3]
-        # Of a tracer's symbols it is not known whether they are multiples.
+        # A tracer's symbolic sizes are not known to be multiples.
         fits = isinstance(height, int) and isinstance(width, int)
         fits = fits and height % STRIDES[-1] == width % STRIDES[-1] == 0
         maps = self.body(
@@ -98,11 +101,11 @@ class Encoder(nn.Module):
 
 
 class Plan(NamedTuple):
-    """What an encoder of timm is asked for.
+    """The options with which timm builds an encoder.
 
     Attributes:
         options: keyword arguments of ``timm.create_model``.
-        channels_last: whether it gives its maps as (N, H, W, C).
+        channels_last: True if the encoder returns its maps as (N, H, W, C).
     """
 
     options: Mapping[str, Any]
@@ -111,11 +114,11 @@ class Plan(NamedTuple):
 
 @functools.cache
 def plan_of(name: str) -> Plan:
-    """How an encoder of timm gives its maps at `STRIDES`; errors as `Encoder`."""
+    """Find how an encoder of timm returns its maps at `STRIDES`; errors as in `Encoder`."""
     timm = import_timm()
     check_name(name)
     problem: Exception | None = None
-    for own in ({}, {"strict_img_size": False}):  # which lets Swin take any size
+    for own in ({}, {"strict_img_size": False}):  # this option lets Swin take any size
         with torch.device("meta"), torch.no_grad():
             try:
                 body = timm.create_model(name, features_only=True, **own).eval()
@@ -123,13 +126,13 @@ def plan_of(name: str) -> Plan:
                 raise ValueError(
                     f"encoder {name!r} gives no maps: timm has no features_only for it ({error})"
                 ) from error
-            except TypeError:  # of the option
+            except TypeError:  # timm does not know the option
                 continue
             features = body.feature_info
             indices = _deepest(name, features.reduction(), features.out_indices)
             try:
                 last = body(torch.empty(1, 3, *TRIED_AT))[-1]
-            except Exception as error:  # whatever a network raises at a size that it does not take
+            except Exception as error:  # networks raise anything at a size that they do not take
                 problem = problem or error
                 continue
         options = {"features_only": True, "out_indices": indices, **own}
@@ -142,27 +145,27 @@ def plan_of(name: str) -> Plan:
 
 
 def _deepest(name: str, strides: Sequence[int], indices: Sequence[int]) -> tuple[int, ...]:
-    """Which maps to ask for: of each of `STRIDES` the deepest, as stages may hold several."""
+    """Indices of the maps to get: the deepest at each of `STRIDES`; stages may hold several."""
     if missing := [stride for stride in STRIDES if stride not in strides]:
         raise ValueError(
             f"encoder {name!r} has maps at strides {shown(strides)}, none at {shown(missing)}; "
-            f"needed are {shown(STRIDES)}; fassd info --encoders lists those that have them"
+            f"{shown(STRIDES)} are needed; fassd info --encoders lists those that have them"
         )
     last = dict(zip(strides, indices, strict=True))
     return tuple(last[stride] for stride in STRIDES)
 
 
 def load_pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
-    """An encoder with timm's own weights, from `pretrained_file` if that is there, or the hub.
+    """An encoder with timm's own weights, from `pretrained_file` if it exists, else from the hub.
 
     Raises:
         ValueError: timm has no weights for it.
-        DownloadError: they could not be fetched.
+        DownloadError: the weights could not be fetched.
     """
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise ValueError(
-            f"timm has no pretrained weights for the encoder {name!r}: leave pretrained away"
+            f"timm has no pretrained weights for the encoder {name!r}: leave pretrained out"
         )
     file = pretrained_file(name)
     overlay = {"file": str(file)} if file.is_file() else None
@@ -171,11 +174,11 @@ def load_pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
     torch.set_rng_state(state)
     try:
         body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-        # timm says nothing of what a file lacks where the classifier is left away.
+        # timm does not report missing keys when the classifier is dropped.
         if left := _untouched(untrained, body):
             raise KeyError(f"without {shown(left[:MOST_NAMED])}")
         return body
-    except Exception as error:  # of the hub's client, of safetensors, of load_state_dict
+    except Exception as error:  # from the hub's client, safetensors or load_state_dict
         if overlay is not None:
             raise ValueError(f"{file} does not fit the encoder {name!r}: {error}") from error
         source = f"{config.hf_hub_id} of the Hugging Face hub" if config.hf_hub_id else config.url
@@ -187,7 +190,7 @@ def load_pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _untouched(before: nn.Module, after: nn.Module) -> list[str]:
-    """Weights of convolutions and matrices that are as random as they were."""
+    """Names of weights of convolutions and matrices that still have their random values."""
     old = dict(before.named_parameters())
     return [
         name
@@ -197,7 +200,8 @@ def _untouched(before: nn.Module, after: nn.Module) -> list[str]:
 
 
 def pretrained_file(name: str) -> Path:
-    """Where a file of timm's weights, under the encoder's full name, is used before any other."""
+    """Path of a file of timm's weights, under the encoder's full name, that is used before any
+    other."""
     timm = import_timm()
     config = timm.get_pretrained_cfg(name)
     architecture = name.partition(".")[0]
@@ -206,10 +210,10 @@ def pretrained_file(name: str) -> Path:
 
 
 def preprocessing_for(name: str) -> Preprocessing:
-    """How timm says that pictures of an encoder are normalised; RGB, as all of timm's.
+    """The normalisation that timm gives for an encoder's pictures; RGB, like all of timm.
 
     Raises:
-        ValueError, ImportError: as `Encoder`.
+        ValueError, ImportError: as in `Encoder`.
     """
     timm = import_timm()
     check_name(name)
@@ -226,10 +230,10 @@ def preprocessing_for(name: str) -> Preprocessing:
 
 
 def check_name(name: str) -> None:
-    """See whether timm knows an encoder.
+    """Check that timm knows an encoder.
 
     Raises:
-        ValueError: it does not; the message offers the nearest names.
+        ValueError: timm does not know it; the message offers the nearest names.
     """
     timm = import_timm()
     architecture, _, tag = name.partition(".")
@@ -251,10 +255,10 @@ def check_name(name: str) -> None:
 
 
 def reparameterize(network: nn.Module) -> nn.Module:
-    """Merge the branches of encoders that are built for it, RepVGG's for instance; in place.
+    """Merge the branches of encoders that are built for it, for instance RepVGG, in place.
 
-    The network computes what it did in eval mode, faster; its state dict is another, and it cannot
-    be trained as before.
+    The network computes the same as before in eval mode, faster; its state dict changes, and it can
+    no longer be trained as before.
     """
     for part in network.modules():
         if isinstance(part, Encoder):
@@ -265,10 +269,10 @@ def reparameterize(network: nn.Module) -> nn.Module:
 
 
 def import_timm() -> Any:
-    """The package timm.
+    """Import the package timm.
 
     Raises:
-        ImportError: it is missing; the message says how to install it.
+        ImportError: timm is missing; the message says how to install it.
     """
     import_torchvision()
     try:
@@ -279,23 +283,23 @@ def import_timm() -> Any:
     return timm
 
 
-_OPERATORS: list[Any] = []  # they go with the library that has defined them
+_OPERATORS: list[Any] = []  # must live as long as the library that defined them
 
 
 def import_torchvision() -> None:
-    """Import torchvision, as timm and others do, if there is any, be it built for another PyTorch.
+    """Import torchvision for timm and others, if installed, even one built for another PyTorch.
 
-    One for CUDA beside a PyTorch for CPUs, as PyPI has them, stops at the first of its own
-    operators, of which timm calls none: their names are all that it is given.
+    A torchvision for CUDA beside a PyTorch for CPUs, the pair that PyPI installs, stops at the
+    first of its own operators. timm calls none of them, so it is enough to define their names.
 
     Raises:
-        ImportError: it is broken otherwise.
+        ImportError: torchvision is broken in another way.
     """
     while True:
         try:
             import torchvision  # noqa: F401
         except ImportError:
-            return  # timm tells of it
+            return  # timm reports it
         except RuntimeError as error:
             missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
             if missing is None:

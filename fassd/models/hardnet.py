@@ -12,7 +12,7 @@ from fassd.models.layers import ConvLayer, positive_int
 
 
 def harmonic_inputs(layer: int) -> list[int]:
-    """Which earlier layers feed layer `layer` (from 1; 0 is the block's input), in concat order.
+    """Earlier layers that feed layer `layer` (from 1; 0 is the block's input), in concat order.
 
     Layer k reads layer k - 2^n for every n for which 2^n divides k (section 3.1 of the paper):
 
@@ -38,15 +38,15 @@ class HarDBlock(nn.Module):
     are only read inside the block.
 
     Args:
-        in_channels: channels of the input.
-        growth_rate: output channels of an odd-numbered layer (rounded to even).
-        grmul: how much wider a layer gets for each time that 2 divides its number.
+        in_channels: number of channels of the input.
+        growth_rate: number of output channels of an odd-numbered layer (rounded to even).
+        grmul: factor by which a layer gets wider for each time that 2 divides its number.
         n_layers: number of layers.
 
     Shape: (N, in_channels, H, W) to (N, `out_channels`, H, W).
 
     Raises:
-        ValueError: an argument that is not positive.
+        ValueError: an argument is not positive.
     """
 
     def __init__(self, in_channels: int, growth_rate: int, grmul: float, n_layers: int) -> None:

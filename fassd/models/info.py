@@ -1,4 +1,4 @@
-"""What a file of weights says of its network, and the network says after it."""
+"""Facts about a network that its file of weights stores, and that the network carries after it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from fassd.models.preprocess import OURS, Preprocessing, preprocessing_of
 Color = tuple[int, int, int]
 
 ATTRIBUTE = "network_info"
-"""Attribute of a network's head with its `NetworkInfo`: copies and accelerated networks have it,
-and who exchanges the head leaves the classes behind."""
+"""Attribute of a network's head that holds its `NetworkInfo`: copies and accelerated networks keep
+it, and replacing the head drops the classes with it."""
 
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What is known of a network beside its weights.
+    """Facts about a network beside its weights.
 
     Attributes:
         model: a name of `list_models()`, or a full one (`fassd.models.variants.full_name`).
         alpha: DAPF's reduction.
         class_names: names of the classes, in the order of the labels; empty if unknown.
         colors: RGB colours of the classes, 0 to 255 each; empty if unknown.
-        preprocessing: how it takes pictures; None for as HarDNet's encoders do.
-        temperature: what its logits are divided by, for probabilities that say how often it is
-            right (`fassd val --temperature fit`).
+        preprocessing: normalisation of its pictures; None for that of HarDNet's encoders.
+        temperature: divisor of its logits that makes its probabilities match how often it is right
+            (`fassd val --temperature fit`).
     """
 
     model: str
@@ -47,12 +47,12 @@ class NetworkInfo:
 
     @property
     def num_classes(self) -> int:
-        """Number of the classes; 0 if they are unknown."""
+        """Number of classes; 0 if they are unknown."""
         return len(self.class_names)
 
     @classmethod
     def of(cls, model: str, alpha: int, classes: Sequence[tuple[str, Color]]) -> NetworkInfo:
-        """A network with classes, (name, colour) each."""
+        """The facts of a network with classes, (name, colour) each."""
         return cls(model, alpha, tuple(n for n, _ in classes), tuple(color for _, color in classes))
 
     def to_json(self) -> dict[str, Any]:
@@ -76,10 +76,10 @@ class NetworkInfo:
 
     @classmethod
     def from_metadata(cls, text: str) -> NetworkInfo | None:
-        """Read what `fassd train` writes beside weights; None if that says nothing of a network.
+        """Read what `fassd train` writes beside weights; None if that says nothing about a network.
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: the text cannot be read.
         """
         try:
             facts = json.loads(text)
@@ -87,7 +87,7 @@ class NetworkInfo:
                 network = facts["network"]
                 names = [entry["name"] for entry in network["classes"]]
                 colors = [entry["color"] for entry in network["classes"]]
-            elif "recipe" in facts and "data" in facts:  # of runs that stored no colours
+            elif "recipe" in facts and "data" in facts:  # runs that stored no colours
                 network, names, colors = facts["recipe"], facts["data"]["classes"], []
             else:
                 return None
@@ -106,10 +106,10 @@ class NetworkInfo:
 
 
 def read_info(path: str | os.PathLike[str]) -> NetworkInfo | None:
-    """What a file of weights says of its network; None if it says nothing, or cannot be read.
+    """Facts that a file of weights holds about its network; None without any, or if unreadable.
 
     Raises:
-        ValueError: it says something that cannot be understood.
+        ValueError: the file holds facts that cannot be understood.
     """
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
@@ -117,7 +117,7 @@ def read_info(path: str | os.PathLike[str]) -> NetworkInfo | None:
     try:
         with safe_open(path, framework="np") as file:
             text = (file.metadata() or {}).get("fassd")
-    except (SafetensorError, OSError):  # loading its weights tells what is wrong
+    except (SafetensorError, OSError):  # loading the weights reports what is wrong
         return None
     try:
         return None if text is None else NetworkInfo.from_metadata(text)
@@ -126,9 +126,9 @@ def read_info(path: str | os.PathLike[str]) -> NetworkInfo | None:
 
 
 def info_of(network: nn.Module) -> NetworkInfo | None:
-    """What is known of a network, or of the one inside a wrapper; None if nothing is.
+    """Facts known about a network, or about the one inside a wrapper; None if there are none.
 
-    The classes are unknown if their number is not that of the network's.
+    The classes are unknown if their number differs from the network's own.
     """
     parts = list(network.modules())
     found = next((vars(part)[ATTRIBUTE] for part in parts if ATTRIBUTE in vars(part)), None)
@@ -142,7 +142,7 @@ def info_of(network: nn.Module) -> NetworkInfo | None:
 
 
 def remember(network: nn.Module, found: NetworkInfo | None) -> None:
-    """Let a network know what the file of all its weights says, but for what it was built as."""
+    """Store on a network what the file of all its weights says, except for what it was built as."""
     if found is not None and found.preprocessing is not None:
         for part in network.modules():
             if isinstance(part, (Encoder, FASSDNet)):
@@ -161,27 +161,27 @@ def remember(network: nn.Module, found: NetworkInfo | None) -> None:
 
 
 def temperature_of(network: nn.Module) -> float:
-    """What a network's logits are divided by before probabilities are made of them; else 1."""
+    """Divisor of a network's logits before probabilities are computed; 1 by default."""
     found = (vars(part)[ATTRIBUTE] for part in network.modules() if ATTRIBUTE in vars(part))
     info = next(found, None)
     return 1.0 if info is None else info.temperature
 
 
 def set_temperature(network: nn.Module, temperature: float) -> None:
-    """Let a network have another temperature.
+    """Set a network's temperature.
 
     Raises:
-        ValueError: it is no finite number above 0.
+        ValueError: the temperature is not a finite number above 0.
     """
     info = info_of(network) or NetworkInfo(type(network).__name__)
     remember(network, replace(info, temperature=checked_temperature(temperature)))
 
 
 def checked_temperature(value: Any) -> float:
-    """A temperature.
+    """Return `value` as a temperature.
 
     Raises:
-        ValueError: it is no finite number above 0.
+        ValueError: it is not a finite number above 0.
     """
     if type(value) not in (int, float) or not 0 < value < math.inf:
         raise ValueError(f"temperature must be a finite number above 0, got {value!r:.40}")

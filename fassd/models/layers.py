@@ -1,7 +1,7 @@
-"""The layers that the rest of the family is made of.
+"""The layers that the rest of the family is built from.
 
 Attribute names (``conv``, ``norm``, ``bn``, ``acti``, ``bn_prelu``) are those of the published
-checkpoints: a state dict is read and written without a mapping, so they are not ours to improve.
+checkpoints, so that a state dict is read and written without a mapping; they cannot be changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Activation = nn.Module | Literal["relu"]
 
 
 class Computing(threading.local):
-    """What computes `resize` and `norm_act` in this thread; None: PyTorch's operators."""
+    """Functions that compute `resize` and `norm_act` in this thread; None: PyTorch's operators."""
 
     resize: Callable[[Tensor, tuple[int, int]], Tensor] | None = None
     norm_act: Callable[[Tensor, nn.Module, Activation], Tensor] | None = None
@@ -42,26 +42,26 @@ COMPUTING = Computing()
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, C, H, W) to (N, C, *size) bilinearly, corner pixels on corner pixels."""
-    # A compiler knows PyTorch's operators.
+    """Resize (N, C, H, W) to (N, C, *size) bilinearly, with aligned corner pixels."""
+    # Compilers see PyTorch's operators.
     if not torch.compiler.is_compiling() and COMPUTING.resize is not None:
         return COMPUTING.resize(x, size)
     return interpolate(x, size)
 
 
 def interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """`resize` as PyTorch computes it."""
+    """`resize` as computed by PyTorch."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 class Rows(NamedTuple):
-    """Which rows strips of two maps hold, of which the second is the first resized.
+    """Position of the rows held by strips of two maps; the second map is the first one resized.
 
     Attributes:
-        low: number of the first map's first row that is there.
-        low_height: rows of the whole first map.
-        first: number of the second map's first row that is there.
-        height: rows of the whole second map.
+        low: number of the first row that the strip of the first map holds.
+        low_height: number of rows of the whole first map.
+        first: number of the first row that the strip of the second map holds.
+        height: number of rows of the whole second map.
     """
 
     low: int
@@ -70,31 +70,32 @@ class Rows(NamedTuple):
     height: int
 
     def read(self, count: int) -> tuple[int, int]:
-        """Rows [first, last) of the first map that `count` rows of the second are made of."""
+        """Rows [first, last) of the first map that `count` rows of the second are computed from."""
         step = (self.low_height - 1) / (self.height - 1) if self.height > 1 else 0.0
-        last = int((self.first + count - 1) * step) + 3  # whatever a backend rounds
+        last = int((self.first + count - 1) * step) + 3  # enough for any backend's rounding
         return max(0, int(self.first * step) - 1), min(last, self.low_height)
 
 
 def interpolate_rows(x: Tensor, size: tuple[int, int], rows: Rows) -> Tensor:
-    """A strip of `interpolate`'s result, of a strip of its input.
+    """Compute a strip of `interpolate`'s result from a strip of its input.
 
     Args:
-        x: (N, C, h, w), rows of the input that `rows.read` names, or more.
-        size: rows of the result that are wanted, and its width.
-        rows: which rows these are.
+        x: (N, C, h, w), the rows of the input that `rows.read` names, or more.
+        size: number of rows wanted and width of the result.
+        rows: position of both strips in their maps.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = interpolate(x.to(dtype), (x.shape[2], size[1]))
-    # Positions in the type that PyTorch computes them in.
+    # Positions are computed in PyTorch's type.
     numbers = torch.arange(rows.first, rows.first + size[0], dtype=dtype, device=x.device)
-    # A number divided by a tensor is the number times its reciprocal, which rounds twice.
+    # PyTorch computes a number divided by a tensor as the number times the reciprocal: it rounds
+    # twice.
     steps = torch.tensor([rows.low_height - 1, max(rows.height - 1, 1)], dtype=dtype)
     position = numbers * float(steps[0] / steps[1])
     above = position.long().clamp(max=rows.low_height - 1)
     below = (above + 1).clamp(max=rows.low_height - 1)
     weight = (position - above).clamp(0, 1)[:, None]
-    # Rounded as PyTorch's CPU kernel of larger images rounds it.
+    # This is how PyTorch's CPU kernel for larger images rounds.
     upper, lower = wide[:, :, above - rows.low], wide[:, :, below - rows.low]
     return torch.addcmul(lower * weight, upper, (1 - weight).expand_as(upper)).to(x.dtype)
 
@@ -107,7 +108,7 @@ def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
 
 
 def apply_norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
-    """`norm_act` as PyTorch's modules compute it."""
+    """`norm_act` as computed by PyTorch's modules."""
     x = norm(x)
     return activation(x) if isinstance(activation, nn.Module) else F.relu(x)
 
@@ -116,12 +117,12 @@ def logits_of(output: Any) -> Tensor:
     """The logits in what a segmentation network returns.
 
     Args:
-        output: a tensor (N, classes, H, W); a dict that has it under "out" (torchvision) or
-            "logits" (transformers), or that has no other such tensor; an object with an attribute
-            of these names; or a tuple or list that begins with it (auxiliary outputs follow).
+        output: a tensor (N, classes, H, W); a dict that holds it under "out" (torchvision) or
+            "logits" (transformers), or that holds no other such tensor; an object with an attribute
+            of these names; or a tuple or list whose first item it is (auxiliary outputs follow).
 
     Raises:
-        TypeError: none of these; the message names what came.
+        TypeError: the output is none of these; the message names what came.
     """
     if isinstance(output, Mapping):
         named = [output[name] for name in ("out", "logits") if name in output]
@@ -161,7 +162,7 @@ def init_weights(module: nn.Module) -> None:
 
 
 def init_xavier(module: nn.Module) -> None:
-    """Initialise a convolution in place as FASSD-Net's authors trained; other layers stay.
+    """Initialise a convolution in place as FASSD-Net's authors did; other layers are left alone.
 
     Weights: Xavier normal (Glorot and Bengio, AISTATS 2010, eq. 12); the bias: PyTorch's default.
     """
@@ -175,8 +176,8 @@ class ConvLayer(nn.Module):
 
     Args:
         in_channels, out_channels: channel counts.
-        kernel_size: odd side of the square kernel; padded so that at stride 1 the size is kept.
-        stride, dilation: of the convolution.
+        kernel_size: odd side of the square kernel; padded so that stride 1 keeps the size.
+        stride, dilation: stride and dilation of the convolution.
 
     Shape: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
@@ -224,7 +225,7 @@ class ConvBNPReLU(nn.Module):
     Args:
         in_channels, out_channels: channel counts.
         kernel_size: (height, width), both odd.
-        dilation: along the axes on which the kernel is longer than one tap.
+        dilation: dilation along the axes on which the kernel is longer than one tap.
         bn_prelu: False leaves the convolution bare.
 
     Shape: (N, in_channels, H, W) to (N, out_channels, H, W).
@@ -264,13 +265,13 @@ class AsymmetricConv2d(nn.Module):
 
     Args:
         in_channels, out_channels: channel counts.
-        dilation: of both, each along its own axis.
-        activation: "relu", or "prelu" with a slope per channel, of both.
+        dilation: dilation of both convolutions, each along its own axis.
+        activation: "relu", or "prelu" with one slope per channel, after both convolutions.
 
     Shape: (N, in_channels, H, W) to (N, out_channels, H, W); `residual` as the result.
 
     Raises:
-        ValueError: another activation, a count below 1.
+        ValueError: the activation is another, or a count is below 1.
     """
 
     def __init__(

@@ -19,13 +19,13 @@ class MDA(nn.Module):
     plus the input. Batch norm eps is 1e-3, PReLU has one slope per channel, no convolution a bias.
 
     Args:
-        nIn: channels of input and output, at least 2.
+        nIn: number of channels of input and output, at least 2.
         d: dilation of the 3x1 and the 1x3.
 
     Shape: (N, nIn, H, W) to the same, any floating dtype.
 
     Raises:
-        ValueError: `nIn` below 2 or `d` below 1.
+        ValueError: `nIn` is below 2 or `d` below 1.
     """
 
     def __init__(self, nIn: int, d: int) -> None:
@@ -33,7 +33,7 @@ class MDA(nn.Module):
         self.nIn = positive_int("nIn", nIn)
         self.d = positive_int("d", d)
         if nIn < 2:
-            raise ValueError(f"nIn must be at least 2, because the inside has nIn // 2, got {nIn}")
+            raise ValueError(f"nIn must be at least 2, as the branches have nIn // 2, got {nIn}")
         half = nIn // 2
         self.bn_relu_1 = BNPReLU(nIn)
         self.conv3x3 = ConvBNPReLU(nIn, half, (3, 3))

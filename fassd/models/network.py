@@ -1,4 +1,4 @@
-"""The encoder-decoder that every variant is: HarDNet encoder, context module, decoder.
+"""The encoder-decoder that all variants share: HarDNet encoder, context module, decoder.
 
 Source: Rosas-Arias et al., "FASSD-Net: Fast and Accurate Real-Time Semantic Segmentation for
 Embedded Systems", IEEE T-ITS 2021, on the encoder and decoder of FC-HarDNet (Chao et al.,
@@ -50,46 +50,47 @@ FOUR_STAGES = (Stage(64, 10, 4), Stage(96, 16, 4), Stage(160, 18, 8), Stage(224,
 FIVE_STAGES = (*FOUR_STAGES, Stage(320, 32, 8))
 
 ENCODER_CHANNELS = (48, 78, 160, 224)
-"""Of the maps at strides 4 to 32 as HarDNet gives them, to which those of other encoders are
-brought, so that context and decoder cost the same."""
+"""Channels of HarDNet's maps at strides 4 to 32. Maps of other encoders are projected to as many,
+so that context and decoder cost the same."""
 
 
 class FASSDNet(nn.Module):
     """FASSD-Net and its relatives; `fassd.create_model` knows them by name.
 
-    The context module sits in ``DAPF`` and the decoder's refinement in ``mda[i]`` whatever they are
-    (an identity in the baselines), so that a part is swapped by assigning to its attribute.
+    The context module is ``DAPF`` and the decoder's refinement ``mda[i]`` whatever their type
+    (identities in the baselines), so that a part is replaced by assigning to its attribute.
 
     Args:
-        num_classes: channels of the output.
-        alpha: how much narrower DAPF's branches are; from 1 to the coarsest width (224, or 320 with
-            five stages). Checked always, without effect where `context` is not "dapf".
-        dilations: of DAPF's three asymmetric branches; likewise.
-        context: what works on the coarsest map: `DAPF`, `ASPP` or nothing.
-        mda: whether the decoder has an `MDA` behind each 1x1, at dilation 2 on the finest skip,
+        num_classes: number of channels of the output.
+        alpha: factor by which DAPF's branches are narrower; from 1 to the coarsest width (224, or
+            320 with five stages). It is always checked, and unused if `context` is not "dapf".
+        dilations: dilations of DAPF's three asymmetric branches; checked likewise.
+        context: module on the coarsest map: "dapf", "aspp" or "none".
+        mda: True puts an `MDA` behind each 1x1 of the decoder, at dilation 2 on the finest skip,
             doubling towards the coarse end.
-        stem_strides: of the four 3x3 convolutions that come first.
-        light_decoder: a 3x3 `ConvLayer` to 64 channels in place of each decoder HarDBlock.
-        stages: of the encoder, fine to coarse, with 2x2 average pooling between them.
-        encoder: of timm, in place of HarDNet's (`fassd.models.encoder.Encoder`); `stem_strides` and
-            `stages`, which are HarDNet's, stay at their defaults then.
-        pretrained: start that encoder from timm's own weights.
-        in_channels: channels of the input; of any other number than 3 they are bands, normalised by
-            a mean of 0.5 and a deviation of 0.25 of the largest value unless `preprocessing`, an
-            attribute of the network then, says another.
+        stem_strides: strides of the four 3x3 convolutions that come first.
+        light_decoder: True puts a 3x3 `ConvLayer` to 64 channels in place of each decoder
+            HarDBlock.
+        stages: stages of the encoder, fine to coarse, with 2x2 average pooling between them.
+        encoder: name of an encoder of timm, in place of HarDNet's (`fassd.models.encoder.Encoder`);
+            `stem_strides` and `stages`, which describe HarDNet's, then stay at their defaults.
+        pretrained: True starts that encoder from timm's own weights.
+        in_channels: number of channels of the input; any number other than 3 means bands,
+            normalised by a mean of 0.5 and a deviation of 0.25 of the largest value unless the
+            attribute `preprocessing`, which the network then has, says otherwise.
 
     Shape: (N, in_channels, H, W), floating, to logits (N, num_classes, H, W). The
         input is BGR, normalised with mean 255 * [.406, .456, .485] and deviation 255 * [.225, .224,
-        .229]; with another encoder it is as that one's weights were trained
-        (`fassd.models.preprocessing_of`). H and W need not be a multiple of anything, but reach
-        `minimum_size`.
+        .229]; with another encoder it is normalised as for that encoder's weights
+        (`fassd.models.preprocessing_of`). H and W need not be a multiple of anything, but must
+        reach `minimum_size`.
 
     Raises:
-        ValueError: an argument, or in `forward` a tensor, that is not as above; the message names
-            what came and what is accepted.
+        ValueError: an argument, or in `forward` a tensor, is not as described above; the message
+            names what came and what is accepted.
     """
 
-    in_channels = 3  # of networks that were pickled before there were others
+    in_channels = 3  # for networks pickled before other numbers were possible
 
     def __init__(
         self,
@@ -117,10 +118,10 @@ class FASSDNet(nn.Module):
         self.n_stages = len(stages)
 
         self.base: Any
-        self.skip_layers: tuple[int, ...] = ()  # where in base the skips leave
+        self.skip_layers: tuple[int, ...] = ()  # positions in base where the skips leave
         if encoder is None:
             if pretrained:
-                raise ValueError("pretrained is of encoders of timm, and no encoder is given")
+                raise ValueError("pretrained needs an encoder of timm, and no encoder is given")
             self.base = nn.ModuleList()
             skip_channels = self._build_encoder(stages)
         else:
@@ -140,8 +141,8 @@ class FASSDNet(nn.Module):
         self.initialize(init_weights)
 
     def initialize(self, init: Callable[[nn.Module], object]) -> None:
-        """Call `init` with every module, but for those of an encoder of timm, which begins as timm
-        has it."""
+        """Call `init` with every module, except those of an encoder of timm, which keeps timm's
+        initialisation."""
         theirs = set(self.base.body.modules()) if isinstance(self.base, Encoder) else set()
         for module in self.modules():
             if module not in theirs:
@@ -169,7 +170,8 @@ class FASSDNet(nn.Module):
     def _build_decoder(
         self, stages: Sequence[Stage], skip_channels: list[int], mda: bool, light: bool
     ) -> int:
-        """Fill the decoder's lists, coarse to fine; return the channels that it ends with."""
+        """Fill the decoder's lists, coarse to fine; return the number of channels that it ends
+        with."""
         channels = stages[-1].channels
         for level in reversed(range(len(skip_channels))):
             channels += skip_channels[level]
@@ -188,15 +190,15 @@ class FASSDNet(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Channels of the output: those of the head, be it another than the network was built with.
+        """Number of channels of the output, read from the head, even if the head was replaced.
 
-        What was last assigned counts where the head has no convolution.
+        If the head has no convolution, the value assigned last is returned.
         """
         convolutions = [part for part in self.finalConv.modules() if hasattr(part, "out_channels")]
         if not convolutions:
             return self._num_classes
         last: Any = convolutions[-1]
-        # The weight is what computes, should it have been cut by hand.
+        # The weight decides, in case it was sliced by hand.
         cut = isinstance(last, nn.Conv2d) and not is_lazy(last.weight)
         return len(last.weight) if cut else last.out_channels
 
@@ -208,8 +210,8 @@ class FASSDNet(nn.Module):
     def minimum_size(self) -> int:
         """The smallest H and W, in pixels, at which the coarsest map still has a pixel.
 
-        A padded 3x3 at stride s makes ceil(n / s) of n pixels, a 2x2 pooling floor(n / 2). Other
-        encoders than HarDNet take pictures from their coarsest stride on.
+        A padded 3x3 at stride s turns n pixels into ceil(n / s), a 2x2 pooling into floor(n / 2).
+        Encoders other than HarDNet take pictures from the size of their coarsest stride on.
         """
         if isinstance(self.base, Encoder):
             return STRIDES[-1]
@@ -227,7 +229,7 @@ class FASSDNet(nn.Module):
         return resize(self.finalConv(x), size)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """The encoder's maps, fine to coarse: the skips, and what the context module works on."""
+        """The encoder's maps, fine to coarse: the skips, and the input of the context module."""
         if isinstance(self.base, Encoder):
             maps: list[Tensor] = self.base(x)
             return maps
@@ -239,11 +241,11 @@ class FASSDNet(nn.Module):
         return maps
 
     def ends(self) -> list[int]:
-        """Where in HarDNet's layers each of the maps is made: the number of the next layer."""
+        """Where each of the maps is complete in HarDNet's layers: the index of the next layer."""
         return [*(layer + 1 for layer in self.skip_layers), len(self.base)]
 
     def encode_part(self, x: Tensor, begin: int, end: int) -> Tensor:
-        """What layers [begin, end) of HarDNet make of `x`."""
+        """The output of layers [begin, end) of HarDNet for the input `x`."""
         for index in range(begin, end):
             x = self.base[index](x)
         return x

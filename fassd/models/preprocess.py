@@ -1,4 +1,4 @@
-"""From a picture to the network's input, exactly as the original weights were trained."""
+"""From a picture to the network's input, exactly as when the original weights were trained."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 MEAN = (0.406, 0.456, 0.485)
-"""ImageNet channel means in 0 .. 1, in BGR order as the network takes its channels."""
+"""ImageNet channel means in 0 .. 1, in BGR order, which is the network's."""
 
 STD = (0.225, 0.224, 0.229)
 """ImageNet channel standard deviations in 0 .. 1, in BGR order."""
 
 BANDS = (0.5, 0.25)
-"""Mean and deviation in 0 .. 1 of a band of pictures that are none of three colours, where nobody
-says another."""
+"""Default mean and deviation in 0 .. 1 of a band, for pictures that are not three colours."""
 
 MOST_BANDS = 512
-"""Channels that a network may take."""
+"""Largest number of channels that a network may take."""
 
 PerChannel = tuple[float, ...]
 Channels = Literal["BGR", "RGB", "bands"]
@@ -28,11 +27,12 @@ Channels = Literal["BGR", "RGB", "bands"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network takes its pictures: (x - 255 * mean) / (255 * std), channels in an order.
+    """How a network's pictures are normalised: (x - 255 * mean) / (255 * std), and channel order.
 
     Attributes:
-        mean, std: of the channels in 0 .. 1, in the order in which the network takes them.
-        channels: that order; "bands" is that of the picture, of any number of them.
+        mean, std: mean and deviation of each channel in 0 .. 1, in the order that the network
+            takes.
+        channels: that order; "bands" is the order of the picture, with any number of bands.
     """
 
     mean: PerChannel = MEAN
@@ -41,21 +41,22 @@ class Preprocessing:
 
     @classmethod
     def of_bands(cls, count: int) -> Preprocessing:
-        """That of pictures of so many bands, each with the mean and deviation of `BANDS`."""
+        """The normalisation of pictures of `count` bands, each with the mean and deviation of
+        `BANDS`."""
         mean, std = BANDS
         return cls((mean,) * count, (std,) * count, "bands")
 
     @property
     def bands(self) -> int | None:
-        """Number of the bands; None for three colours."""
+        """Number of bands; None for three colours."""
         return len(self.mean) if self.channels == "bands" else None
 
     @classmethod
     def checked(cls, mean: Any, std: Any, channels: Any) -> Preprocessing:
-        """What a file says.
+        """The normalisation that a file describes.
 
         Raises:
-            ValueError, TypeError: it makes no sense.
+            ValueError, TypeError: the values make no sense.
         """
         means, deviations = (tuple(map(float, values)) for values in (mean, std))
         if channels not in get_args(Channels):
@@ -63,7 +64,8 @@ class Preprocessing:
         count = len(means)
         if len(deviations) != count or not (1 <= count <= MOST_BANDS):
             raise ValueError(
-                f"mean and std must be as many, 1 to {MOST_BANDS}, got {mean!r:.80}, {std!r:.80}"
+                f"mean and std must both have 1 to {MOST_BANDS} values, got {mean!r:.80}, "
+                f"{std!r:.80}"
             )
         if channels != "bands" and count != 3:
             raise ValueError(f"{channels} has three channels, got a mean of {count}")
@@ -85,22 +87,23 @@ class Preprocessing:
 
     @property
     def mean_color(self) -> tuple[int, ...]:
-        """The RGB colour, or the levels of the bands, that become closest to zeros."""
+        """The RGB colour, or the levels of the bands, that are normalised closest to zero."""
         levels = [round(level) for level in self.mean_levels]
         return tuple(reversed(levels) if self.channels == "BGR" else levels)
 
 
 OURS = Preprocessing()
-"""That of HarDNet's encoders, as FASSD-Net's authors trained them."""
+"""The normalisation of HarDNet's encoders, as FASSD-Net's authors trained them."""
 
 MEAN_COLOR = OURS.mean_color
 """The RGB colour that `normalize` brings closest to zeros, (124, 116, 104)."""
 
 
 def preprocessing_of(network: object) -> Preprocessing:
-    """What a network, or a part of it or the one inside a wrapper, says of its pictures.
+    """The normalisation of a network's pictures, for a network, a part of it or a wrapper around
+    it.
 
-    It says so in an attribute ``preprocessing``; `OURS` is that of all others.
+    It is read from the attribute ``preprocessing``; without one it is `OURS`.
     """
     modules: Any = getattr(network, "modules", tuple)
     found = (vars(part).get("preprocessing") for part in modules())
@@ -109,7 +112,7 @@ def preprocessing_of(network: object) -> Preprocessing:
 
 @functools.lru_cache(8)
 def _levels(preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """What each of the 256 levels of a channel becomes, (channels, 256) in the network's order."""
+    """Values of the 256 levels of each channel, (channels, 256) in the network's order."""
     level = np.arange(256, dtype=np.float64)
     mean, std = (
         255 * np.array(values)[:, None] for values in (preprocessing.mean, preprocessing.std)
@@ -126,8 +129,8 @@ def normalize(
     and looked up.
 
     Args:
-        image: (H, W, 3) uint8 RGB, or of as many bands as the network takes.
-        preprocessing: of the network (`preprocessing_of`).
+        image: (H, W, 3) uint8 RGB, or (H, W, bands) with the network's number of bands.
+        preprocessing: normalisation of the network (`preprocessing_of`).
 
     Returns:
         (channels, H, W) float32, in the order of `preprocessing`, BGR by default; C-contiguous.
@@ -144,6 +147,6 @@ def normalize(
     result = np.empty((count, *image.shape[:2]), np.float32)
     planes = image[..., ::-1] if preprocessing.channels == "BGR" else image
     for channel, levels in enumerate(_levels(preprocessing)):
-        # "clip" is never needed for uint8, but it spares NumPy the buffer that "raise" makes.
+        # uint8 never needs "clip", but it spares NumPy the buffer that "raise" makes.
         np.take(levels, planes[..., channel], out=result[channel], mode="clip")
     return result

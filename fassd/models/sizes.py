@@ -6,10 +6,10 @@ import re
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) in pixels of a text such as "1024x2048".
+    """Parse a text such as "1024x2048" to (height, width) in pixels.
 
     Raises:
-        ValueError: it is not two positive whole numbers with an x between.
+        ValueError: the text is not two positive whole numbers with an x between them.
     """
     match = re.fullmatch(r"\s*([1-9]\d*)\s*x\s*([1-9]\d*)\s*", text.lower())
     if match is None:

@@ -1,10 +1,10 @@
-"""Reading files of tensors that may be damaged, or made to do harm.
+"""Reading files of tensors that may be damaged or malicious.
 
 Nothing in a file is ever executed: pickles go through PyTorch's restricted unpickler with a fixed
-list of what else they may name: the NumPy scalars that the authors' files carry, and arguments of
-scripts, of which nothing is made. Before that, what would take more memory than the file holds, or
-break the interpreter, is looked for and refused. Checksums are verified where a file has them:
-those of zip archives, which PyTorch does not look at, and the project's own in .safetensors.
+list of further names: the NumPy scalars that the authors' files carry, and arguments of training
+scripts, whose contents are dropped. Before that, files that would take more memory than they hold,
+or crash the interpreter, are detected and refused. Checksums are verified where a file has them:
+those of zip archives, which PyTorch does not verify, and the project's own in .safetensors.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What weights may come in."""
+"""Dtypes that weights may have."""
 
 CHECKSUMS = "fassd_crc32"
-"""Entry of a .safetensors file's metadata: JSON, CRC-32 by tensor; "" for the other metadata."""
+"""Key in a .safetensors file's metadata: JSON, CRC-32 by tensor; "" for the other metadata."""
 
 MOST_INFLATION = 4
-"""How many times its own size an archive may hold; PyTorch does not compress at all."""
+"""Largest ratio of an archive's content to its size; PyTorch does not compress at all."""
 
 MOST_IN_TUPLE = 10_000
-"""Items of a tuple with those inside it: hashing a deep one overflows the stack."""
+"""Largest number of items in a tuple, nested ones included: hashing a deep one overflows the stack.
+"""
 
 UNSAFE_CALLS = {
     "bytearray": "a bytearray",
@@ -45,21 +46,22 @@ UNSAFE_CALLS = {
     "_rebuild_nested_tensor": "a nested tensor",
     "_rebuild_qtensor": "a quantised tensor",
 }
-"""What PyTorch lets a pickle call, and fills any amount of memory or reads where there is none."""
+"""Functions that PyTorch lets a pickle call, and that fill any amount of memory or read out of
+bounds."""
 
 CHUNK_BYTES = 1 << 20
 
 
 class CheckpointError(ValueError):
-    """A file that is not a checkpoint, or whose weights do not fit the model."""
+    """A file is not a checkpoint, or its weights do not fit the model."""
 
 
 def read_content(path: Path) -> Any:
-    """What `path` holds: a dict of tensors for ``.safetensors``, anything for other files.
+    """Read the content of `path`: a dict of tensors for ``.safetensors``, anything for other files.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, or was refused.
-        OSError: it cannot be opened.
+        CheckpointError: the file cannot be read, is damaged, or was refused.
+        OSError: the file cannot be opened.
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
@@ -74,14 +76,14 @@ def read_content(path: Path) -> Any:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except _RefusedError as error:
             raise CheckpointError(f"{path} {error}") from None
-        # A damaged file makes the readers raise almost anything.
+        # Damaged files make the readers raise almost anything.
         except Exception as error:
-            # PyTorch's own text is cut short: it recommends to load without the restriction.
+            # PyTorch's own text is cut short because it recommends loading without the restriction.
             refused = re.search(r"GLOBAL ([\w.]+)", str(error))
             reason = (
                 f"was refused, and nothing in it executed: it names {refused[1]}, "
                 "which is not on the list of what a checkpoint may name; if it holds a whole "
-                "module, write its weights alone, with torch.save(model.state_dict(), ...)"
+                "module, save its weights alone, with torch.save(model.state_dict(), ...)"
                 if refused
                 else "is damaged or not a checkpoint"
             )
@@ -90,11 +92,11 @@ def read_content(path: Path) -> Any:
 
 
 def check_regular(path: Path) -> None:
-    """See whether `path` is a file with an end: opening a pipe would wait, reading a device, too.
+    """Check that `path` is a regular file: opening a pipe, or reading a device, would block.
 
     Raises:
-        CheckpointError: it is something else that is not a folder.
-        OSError: there is nothing, or a folder.
+        CheckpointError: it is neither a file nor a folder.
+        OSError: the path does not exist, or is a folder.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file of weights")
@@ -106,21 +108,21 @@ def check_regular(path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a .safetensors file, verified if it has our checksums.
+    """The tensors and the metadata of a .safetensors file, verified if it holds our checksums.
 
     Raises:
-        CheckpointError: it is damaged; the message names the tensor, if that can be told.
-        OSError: it cannot be opened.
+        CheckpointError: the file is damaged; the message names the tensor where possible.
+        OSError: the file cannot be opened.
     """
     check_regular(path)
-    with path.open("rb"):  # a file that cannot be opened is an OSError, not a bad checkpoint
+    with path.open("rb"):  # a file that cannot be opened raises OSError, not CheckpointError
         pass
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         written = dict(json.loads(metadata[CHECKSUMS])) if CHECKSUMS in metadata else None
-    except Exception as error:  # SafetensorError, and PyTorch's for what it does not know
+    except Exception as error:  # SafetensorError, and PyTorch's errors for unknown content
         raise CheckpointError(f"{path} is damaged or not a checkpoint ({error!r:.120})") from None
     if written is not None:
         found = _checksums(tensors, metadata)
@@ -128,14 +130,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if wrong:
             raise CheckpointError(
                 f"{path} is damaged: {shown(wrong[0]) or 'its metadata'} does not match the "
-                f"checksum in it (who changes such a file has to remove {CHECKSUMS} from its "
+                f"checksum in it (to change such a file, remove {CHECKSUMS} from its "
                 "metadata)"
             )
     return tensors, metadata
 
 
 def with_checksums(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """`metadata` for a file of `tensors` that `read_safetensors` can verify."""
+    """`metadata` with checksums of `tensors` added, which `read_safetensors` verifies."""
     return {**metadata, CHECKSUMS: json.dumps(_checksums(tensors, metadata))}
 
 
@@ -153,11 +155,11 @@ def _checksums(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> di
 
 
 class _RefusedError(ValueError):
-    """Why a file is not read; what stands before it is the file's name."""
+    """The reason why a file is refused; the caller puts the file's name before it."""
 
 
 def _check_archive(file: IO[bytes]) -> None:
-    """See whether a zip archive is as large as it says, sound, and its pickle harmless."""
+    """Check that a zip archive is as large as it says and undamaged, and its pickle harmless."""
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
@@ -167,10 +169,10 @@ def _check_archive(file: IO[bytes]) -> None:
         damaged = damaged_record(archive)
         names: dict[str, str] = {}
         for record in records:
-            name = record.filename.lower()  # PyTorch finds records of any case
+            name = record.filename.lower()  # PyTorch finds records in any case
             if name.endswith("/constants.pkl"):
                 raise _RefusedError(
-                    "is a TorchScript program: write its weights alone, with "
+                    "is a TorchScript program: save its weights alone, with "
                     "torch.save(module.state_dict(), ...)"
                 )
             if name.endswith("data.pkl") and record.filename != damaged:
@@ -183,24 +185,25 @@ def _check_archive(file: IO[bytes]) -> None:
 
 
 def damaged_record(archive: zipfile.ZipFile) -> str | None:
-    """The first record of a zip archive that does not match its checksum, None if all do.
+    """Name of the first record of a zip archive that does not match its checksum; None if all
+    match.
 
-    PyTorch can write archives without checksums: 0 stands for none.
+    PyTorch can write archives without checksums: then they are 0, and not compared.
     """
     for record in archive.infolist():
         if record.CRC == 0:
-            del record.CRC  # else zipfile would compare
+            del record.CRC  # otherwise zipfile would compare it
         try:
             with archive.open(record) as stream:
                 while stream.read(CHUNK_BYTES):
                     pass
-        except Exception:  # of zipfile, and of what unpacks
+        except Exception:  # errors of zipfile and of the decompressors
             return record.filename
     return None
 
 
 def _check_legacy(file: IO[bytes]) -> None:
-    """See whether a file from before PyTorch 1.6, five pickles and the values, is harmless."""
+    """Check that a file from before PyTorch 1.6, five pickles and the values, is harmless."""
     operations = pickletools.genops(file)
     number = next((argument for op, argument, _ in operations if op.name == "LONG1"), None)
     if number != torch.serialization.MAGIC_NUMBER:
@@ -211,17 +214,18 @@ def _check_legacy(file: IO[bytes]) -> None:
 
 
 class _Item(NamedTuple):
-    """What a pickle would have on its stack: a text or a tuple's items, and how many those are."""
+    """An item of a pickle's stack: a text or a tuple's items, and their number."""
 
     value: Any = None
     weight: int = 1
 
 
 def _tensor_names(pickled: IO[bytes]) -> dict[str, str]:
-    """The key before each tensor by the name of its storage, from a pickle that is not executed.
+    """Keys of the tensors by the name of their storage, from a pickle that is not executed.
 
     Raises:
-        _RefusedError: it would fill memory that the file does not, or nests tuples too deep.
+        _RefusedError: the pickle would fill more memory than the file has, or nests tuples too
+            deeply.
     """
     names: dict[str, str] = {}
     stack: list[_Item] = []
@@ -261,7 +265,7 @@ def _tensor_names(pickled: IO[bytes]) -> dict[str, str]:
 
 
 class _Dtype:
-    """Stands in for numpy.dtype, which pickles could nest without end."""
+    """A replacement for numpy.dtype, which pickles could nest without end."""
 
     def __init__(self, code: str, *_: bool) -> None:
         self.code = code
@@ -272,14 +276,14 @@ class _Dtype:
 
 
 def _numeric_scalar(dtype: _Dtype, value: bytes) -> Any:
-    """Stands in for NumPy's scalar reconstructor, for plain numbers only."""
+    """A replacement for NumPy's scalar reconstructor, for plain numbers only."""
     if not re.fullmatch(r"[biufc]\d+", dtype.code):
         raise ValueError("a scalar that is no number in a checkpoint")
     return np.frombuffer(value, np.dtype(dtype.code).newbyteorder(dtype.order), count=1)[0]
 
 
 class _Setting:
-    """Stands in for what training scripts keep beside weights, without what it holds."""
+    """A replacement for objects that training scripts store beside weights; it stays empty."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -289,7 +293,7 @@ class _Setting:
 
 
 def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """All that a pickle may name beyond tensors and containers."""
+    """Everything that a pickle may name beyond tensors and containers."""
     return [
         (_numeric_scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
         (_numeric_scalar, "numpy._core.multiarray.scalar"),  # NumPy 2
@@ -304,10 +308,10 @@ def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
 
 
 def check_dense(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """See whether tensors have a value for each place, as those of a network have.
+    """Check that tensors store a value for each element, as those of a network do.
 
     Raises:
-        CheckpointError: one has not; the message names it.
+        CheckpointError: a tensor does not; the message names it.
     """
     for key, value in tensors.items():
         if value.layout != torch.strided or value.is_meta:
@@ -318,15 +322,15 @@ def check_dense(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def check_weights(
     path: str | Path, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
 ) -> None:
-    """See whether weights are real numbers, finite in the dtype that they are wanted in.
+    """Check that weights are real numbers, finite in their target dtypes.
 
     Args:
-        path: where they are from.
+        path: path of their file.
         tensors: weights, biases and statistics; counters may be among them.
-        dtypes: what each is wanted in; those wanted in integers are not looked at.
+        dtypes: target dtype of each; tensors with integer targets are not checked.
 
     Raises:
-        CheckpointError: one is not, or a variance is negative; the message names it.
+        CheckpointError: a weight is not, or a variance is negative; the message names it.
     """
     for key, value in tensors.items():
         dtype = dtypes[key]
@@ -352,6 +356,6 @@ def _plain(dtype: torch.dtype) -> str:
 
 
 def shown(name: str) -> str:
-    """A name from a file as a message may hold it: printable, and not too long."""
+    """A name from a file, made printable and short enough for a message."""
     name = str(name)
     return name if name.isprintable() and len(name) <= 200 else f"{name!r:.200}"

@@ -43,13 +43,13 @@ GTX, JETSON = "GTX 1080 Ti", "Jetson Xavier NX"
 
 @dataclass(frozen=True)
 class Report:
-    """A score that somebody published of a network.
+    """A published score of a network.
 
     Attributes:
-        source: where.
-        data: on what; "Cityscapes" where the source names no split.
+        source: where it was published.
+        data: data set and split; "Cityscapes" where the source names no split.
         miou: mean intersection over union, in per cent.
-        fps: pictures a second on `device`, where the source tells; at full resolution.
+        fps: pictures a second on `device`, at full resolution; None where the source gives none.
     """
 
     source: str
@@ -64,12 +64,13 @@ class Variant:
     """One network of the family.
 
     Attributes:
-        title: as the authors write it.
-        description: one sentence.
+        title: name as the authors write it.
+        description: one sentence about the network.
         switches: keyword arguments of `FASSDNet`.
-        published: the authors' figures from their talk, where they gave any.
+        published: the authors' figures from their talk, if they gave any.
         reports: further published scores.
-        by_analogy: whether nobody published it: this project made it after other variants.
+        by_analogy: True for a variant that was never published: this project made it after the
+            others.
         cityscapes: file name of the authors' trained weights (19 classes, alpha 2), if any.
     """
 
@@ -85,7 +86,7 @@ class Variant:
         """The network with freshly initialised weights, in training mode.
 
         Args:
-            num_classes, alpha, pretrained: as of `FASSDNet`.
+            num_classes, alpha, pretrained: as in `FASSDNet`.
         """
         return FASSDNet(num_classes, alpha, **self.switches, pretrained=pretrained)
 
@@ -96,10 +97,10 @@ class Variant:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How the network takes pictures.
+        """The normalisation of the network's pictures.
 
         Raises:
-            ValueError, ImportError: as of `Encoder`.
+            ValueError, ImportError: as in `Encoder`.
         """
         bands = self.switches.get("in_channels")
         if bands is not None:
@@ -129,7 +130,7 @@ VARIANTS: dict[str, Variant] = {
         "FASSD-Net-L2",
         "Three strided stem convolutions, and plain 3x3 layers in place of the decoder's blocks.",
         {"stem_strides": (2, 2, 2, 1), "light_decoder": True},
-        # Of "a light version", which the abstracts do not name; L2 is the fastest.
+        # The abstracts speak of "a light version" without naming it; L2 is the fastest.
         reports=(
             Report(ICPR, VAL, 74.1, 133.1, GTX),
             Report(T_ITS, "Cityscapes", 74.0, 32, JETSON),
@@ -138,7 +139,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "fc_hardnet_70": Variant(
         "FC-HarDNet-70",
-        "The network that FASSD-Net starts from: one stage more, neither DAPF nor MDA.",
+        "The network that FASSD-Net is based on: one stage more, neither DAPF nor MDA.",
         {"context": "none", "mda": False, "stages": FIVE_STAGES},
         published=Published(35.4, 4.1, 52.3, 76.4),
         reports=(
@@ -149,13 +150,13 @@ VARIANTS: dict[str, Variant] = {
     ),
     "fc_hardnet_l1": Variant(
         "FC-HarDNet-L1",
-        "By analogy, not published so: FC-HarDNet-70 with the stem of FASSD-Net-L1.",
+        "Unpublished, by analogy: FC-HarDNet-70 with the stem of FASSD-Net-L1.",
         {"context": "none", "mda": False, "stages": FIVE_STAGES, "stem_strides": (3, 1, 2, 1)},
         by_analogy=True,
     ),
     "fc_hardnet_l2": Variant(
         "FC-HarDNet-L2",
-        "By analogy, not published so: FC-HarDNet-70 with the stem and decoder of FASSD-Net-L2.",
+        "Unpublished, by analogy: FC-HarDNet-70 with the stem and decoder of FASSD-Net-L2.",
         {
             "context": "none",
             "mda": False,
@@ -212,22 +213,22 @@ def full_name(
     dilations: Sequence[int] | None = None,
     in_channels: int | None = None,
 ) -> str:
-    """A network's name with what it has of its own: one text for files, options and results.
+    """A network's name together with its options: one text for files, options and results.
 
     >>> full_name("fassd_net", "resnet18d", light_decoder=True, dilations=(6, 12, 18))
     'fassd_net@resnet18d+light+dilations6-12-18'
 
     Args:
-        name: of a variant, or a full name, to which the other arguments are added.
-        encoder, light_decoder, dilations, in_channels: as of `fassd.create_model`.
+        name: name of a variant, or a full name, to which the other arguments are added.
+        encoder, light_decoder, dilations, in_channels: as in `fassd.create_model`.
 
     Raises:
-        ValueError: an argument says another thing than the name, or is none.
+        ValueError: an argument contradicts the name, or is invalid.
     """
     match = FULL_NAME.fullmatch(name)
     if match is None:
         if encoder is None and not light_decoder and dilations is None and in_channels is None:
-            return name  # whatever it is, it is not understood as a network
+            return name  # not a network's name, so it is left as it is
         raise ValueError(_unknown(name))
     if encoder is not None and not (
         isinstance(encoder, str) and re.fullmatch(r"[\w.]+", encoder, re.ASCII)
@@ -261,16 +262,16 @@ def list_models() -> list[str]:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is the full name of a network; its encoder's is not looked up."""
+    """True if a text is the full name of a network; its encoder's name is not looked up."""
     match = FULL_NAME.fullmatch(text)
     return match is not None and match["name"] in VARIANTS
 
 
 def get_variant(name: str) -> Variant:
-    """The network of a full name: an entry of the registry, as that name changes it.
+    """The variant of a full name: an entry of the registry, with the options of that name applied.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: the name is unknown; the message lists the known ones.
     """
     if name in VARIANTS:
         return VARIANTS[name]

@@ -1,9 +1,9 @@
 """Weights by name: the project's own, in the package, and the authors', downloaded.
 
-`shipped` are trained on generated street scenes, those called ``streets`` on photographs of CamVid,
-too (``fassd/weights/README.md`` is their model card). `fetch` gets the files of FASSD-Net's authors
-once, verifies them and keeps them in a cache folder; they published them without a licence, and
-this project neither contains them nor licenses them.
+`shipped` weights are trained on generated street scenes; those called ``streets`` on photographs of
+CamVid as well (``fassd/weights/README.md`` is their model card). `fetch` downloads the files of
+FASSD-Net's authors once, verifies them and keeps them in a cache folder; they were published
+without a licence, and this project neither contains them nor licenses them.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ GIT_BLOBS = {
     "FASSD-Net-L2-Cityscapes.pkl": "18fb66d3f1cfff2b7a6395f31dca6d001b28a9ab",
     "imagenet_weights.pth": "59ad749fde704f83988acd0a32b849e20778b9bf",
 }
-"""The published files and what ``git hash-object`` says of them."""
+"""The published files and their git blob hashes (``git hash-object``)."""
 
 SHIPPED = ("streets", "synthetic")
-"""Names of the weights in ``fassd/weights``, the commands' default first."""
+"""Names of the weights in ``fassd/weights``; the first is the default of the commands."""
 
 SHIPPED_NETWORKS = ("fassd_net", "fassd_net_l2")
-"""Those that have them; 19 classes, alpha 2."""
+"""Networks that have shipped weights; 19 classes, alpha 2."""
 
 CHUNK_BYTES = 1 << 16
 TIMEOUT_SECONDS = 30.0
 
 
 class DownloadError(OSError):
-    """A published file that could not be fetched whole and right."""
+    """A published file could not be fetched, or is not the right one."""
 
 
 def shipped(name: str, weights: str) -> Path:
-    """The file in the package with a network's weights, one of `SHIPPED`."""
+    """Path in the package of a network's weights, one of `SHIPPED`."""
     return Path(__file__).parents[1] / "weights" / f"{name}-{weights}.safetensors"
 
 
@@ -54,14 +54,14 @@ def cache_folder() -> Path:
     """
     if os.environ.get("FASSD_CACHE"):
         return Path(os.environ["FASSD_CACHE"]).expanduser()
-    # Here, as below, so that the networks can be used where only PyTorch is installed.
+    # Imported here, as below, so that the networks can be used where only PyTorch is installed.
     import platformdirs
 
     return platformdirs.user_cache_path("fassd", appauthor=False)
 
 
 def git_blob_hash(path: Path) -> str:
-    """What ``git hash-object`` says: SHA-1 of ``blob <size>``, a zero byte and the content."""
+    """The result of ``git hash-object``: SHA-1 of ``blob <size>``, a zero byte and the content."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -72,17 +72,17 @@ def git_blob_hash(path: Path) -> str:
 def fetch(filename: str) -> Path:
     """Return the path of a verified copy of a published file, downloading it if need be.
 
-    A copy in `cache_folder` whose git blob hash is right is used as it is, a wrong one is replaced.
-    The file gets its name only once it is whole and right, so that two processes may do this at
-    once. ``$FASSD_WEIGHTS_URL`` names a mirror of the authors' folder.
+    A copy in `cache_folder` with the right git blob hash is used as it is, a wrong one is replaced.
+    The file gets its name only when it is complete and verified, so that two processes may fetch it
+    at the same time. ``$FASSD_WEIGHTS_URL`` names a mirror of the authors' folder.
 
     Args:
         filename: a key of `GIT_BLOBS`.
 
     Raises:
-        DownloadError: the file could not be fetched, came short, or is not the published one. The
-            message names the URL, and where to put the file by hand.
-        ValueError: an unknown `filename`.
+        DownloadError: the file could not be fetched, was cut short, or is not the published one.
+            The message gives the URL, and the path at which to put the file by hand.
+        ValueError: `filename` is unknown.
     """
     if filename not in GIT_BLOBS:
         raise ValueError(f"filename must be one of {', '.join(GIT_BLOBS)}, got {filename!r}")
@@ -105,7 +105,7 @@ def fetch(filename: str) -> Path:
 
 def _download(url: str, target: Path, expected: str) -> None:
     """Stream the body of `url` into a file, with a progress bar on stderr."""
-    # Here, so that the networks can be used where only PyTorch is installed.
+    # Imported here, so that the networks can be used where only PyTorch is installed.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

@@ -17,7 +17,7 @@ from fassd.models.tensor_files import CheckpointError
 from fassd.models.variants import VARIANTS, full_name, get_variant
 
 PUBLISHED = (*weight_files.SHIPPED, "cityscapes", "imagenet")
-"""Weights that have a name."""
+"""Names of weights that `create_model` accepts."""
 
 
 def create_model(
@@ -39,12 +39,12 @@ def create_model(
     Args:
         name: one of `list_models()`, or a full name with encoder, light decoder and dilations in
             it, as files and commands have them: "fassd_net@resnet18d+light+dilations6-12-18".
-        num_classes: channels of the output; None for those of the weights' file if it says so, as
-            the files of `fassd train` do, else 19.
-        alpha: how much narrower DAPF's branches are than the coarsest map; an integer from 1 to
-            that map's width (224; fc_hardnet_70: 320). Without effect where there is no DAPF. None
-            for that of the weights' file if it says so, else 2.
-        weights: what to start from:
+        num_classes: number of channels of the output; None for that of the weights' file if it says
+            so, as the files of `fassd train` do, else 19.
+        alpha: factor by which DAPF's branches are narrower than the coarsest map; an integer from 1
+            to that map's width (224; fc_hardnet_70: 320). Unused by networks without DAPF. None for
+            that of the weights' file if it says so, else 2.
+        weights: initial weights:
 
             * ``None``: Kaiming normal convolutions, batch norm 1 and 0 (`layers.init_weights`);
             * a path, read by `load_checkpoint`;
@@ -63,27 +63,28 @@ def create_model(
         encoder: a name of timm's, whose encoder takes the place of HarDNet's; ``fassd info
             --encoders`` lists them. Its pictures are normalised as its weights were trained
             (`preprocessing_of`). Of the family, FASSD-Net and its baselines take one.
-        pretrained: start the encoder from timm's own weights, which the Hugging Face hub has; their
-            licences differ.
-        light_decoder: 3x3 convolutions in place of the decoder's HarDBlocks, as FASSD-Net-L2 has.
-        dilations: of DAPF's three asymmetric branches; None for those of the paper, 12, 24, 36.
-        in_channels: bands of the pictures, if they are not of three colours: 1 to 512. They are
-            normalised as ``model.preprocessing`` says, which may be assigned.
+        pretrained: True starts the encoder from timm's own weights, from the Hugging Face hub;
+            their licences differ.
+        light_decoder: True puts 3x3 convolutions in place of the decoder's HarDBlocks, as in
+            FASSD-Net-L2.
+        dilations: dilations of DAPF's three asymmetric branches; None for the paper's, 12, 24, 36.
+        in_channels: number of bands of the pictures, if they are not three colours: 1 to 512. They
+            are normalised as ``model.preprocessing`` says, which may be assigned.
 
     Returns:
-        A `FASSDNet`: (N, 3, H, W) normalised BGR (of an encoder of timm: RGB) to logits
+        A `FASSDNet`, which maps (N, 3, H, W) normalised BGR (RGB with an encoder of timm) to logits
         (N, num_classes, H, W).
 
     Raises:
-        ValueError: an unknown name, an argument outside its range or other than the weights' file
-            says, or weights that were not published for this variant.
-        CheckpointError: a weights file that does not fit.
-        FileNotFoundError: no such weights file.
-        DownloadError: a download that failed; the message says where to put the file by hand.
-        ImportError: an encoder without timm; the message says how to install it.
+        ValueError: the name is unknown, an argument is outside its range or contradicts the
+            weights' file, or the weights were not published for this variant.
+        CheckpointError: the weights file does not fit.
+        FileNotFoundError: there is no such weights file.
+        DownloadError: the download failed; the message says where to put the file by hand.
+        ImportError: an encoder needs timm, which is missing; the message says how to install it.
     """
     name = full_name(name, encoder, light_decoder, dilations, in_channels)
-    get_variant(name)  # an unknown one is the first error
+    get_variant(name)  # an unknown name is the first error to report
     name, num_classes, alpha = settled(weights, name, num_classes, alpha)
     if pretrained and weights is not None:
         raise ValueError(f"pretrained: the weights are those of {os.fspath(weights)!r} already")
@@ -93,9 +94,9 @@ def create_model(
         return model
     if weights in ("cityscapes", *weight_files.SHIPPED) and (num_classes, alpha) != (19, 2):
         raise ValueError(
-            f"weights={weights!r} has 19 classes and alpha 2, asked for were "
-            f"num_classes={num_classes} and alpha={alpha}; weights='imagenet' starts any of them "
-            "from a trained encoder"
+            f"weights={weights!r} has 19 classes and alpha 2, not "
+            f"num_classes={num_classes} and alpha={alpha} as asked for; weights='imagenet' starts "
+            "any of them from a trained encoder"
         )
     load_checkpoint(model, weights_file(name, weights))
     return model
@@ -107,12 +108,12 @@ def load(path: str | os.PathLike[str]) -> FASSDNet:
     >>> model = fassd.load("runs/a/best.safetensors")
 
     Args:
-        path: ``best.safetensors`` or ``last.safetensors`` of a run.
+        path: path of ``best.safetensors`` or ``last.safetensors`` of a run.
 
     Raises:
-        CheckpointError: a file that cannot be read, or that does not say which network it holds.
+        CheckpointError: the file cannot be read, or does not say which network it holds.
         ValueError: what it says cannot be understood.
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
     """
     info = read_info(path)
     if info is None and not os.path.exists(path):
@@ -126,7 +127,7 @@ def load(path: str | os.PathLike[str]) -> FASSDNet:
 
 
 def is_weights_file(model: object) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether what stands for a network's name is a file of weights."""
+    """True if `model`, given in place of a network's name, is a file of weights."""
     if not isinstance(model, (str, os.PathLike)) or model in VARIANTS:
         return False
     return Path(model).suffix in (".safetensors", ".pth", ".pt", ".pkl")
@@ -139,11 +140,11 @@ def settled(
     alpha: int | None = None,
     default_classes: int = 19,
 ) -> tuple[str, int, int]:
-    """Name, number of classes and alpha: as asked for, as the weights' file says, or the defaults.
+    """Name, number of classes and alpha: as given, else as in the weights' file, else the defaults.
 
     Raises:
-        ValueError: what is asked for is not what the file says, the message names both; or what it
-            says cannot be understood.
+        ValueError: an argument contradicts the file, the message names both; or what the file says
+            cannot be understood.
     """
     info = None
     if weights is not None and weights not in PUBLISHED:
@@ -155,7 +156,7 @@ def settled(
             2 if alpha is None else alpha,
         )
     known = (info.model, info.num_classes, info.alpha)
-    if model == re.split("[@+]", info.model)[0]:  # the rest of the name is the file's to say
+    if model == re.split("[@+]", info.model)[0]:  # the file supplies the rest of the name
         model = None
     asked = {"model": model, "classes": num_classes, "alpha": alpha}
     for (what, value), own in zip(asked.items(), known, strict=True):
@@ -168,21 +169,21 @@ def settled(
 
 
 def preprocessing_before(name: str, weights: str | os.PathLike[str] | None = None) -> Preprocessing:
-    """How ``create_model(name, weights=weights)`` takes pictures, before it is made.
+    """The normalisation of ``create_model(name, weights=weights)``, before the network is built.
 
     Raises:
-        ValueError, ImportError: as `create_model`.
+        ValueError, ImportError: as in `create_model`.
     """
     info = None if weights is None else read_info(weights)
     return get_variant(name).preprocessing if info is None else info.preprocessing or OURS
 
 
 def weights_file(name: str, weights: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Where the weights are that `create_model` would load; the authors' are downloaded.
+    """Path of the weights that `create_model` would load; the authors' files are downloaded.
 
     Raises:
-        ValueError: weights that were not published for this variant.
-        DownloadError: a download that failed.
+        ValueError: the weights were not published for this variant.
+        DownloadError: the download failed.
     """
     if weights == "imagenet":
         if get_variant(name).encoder is not None:
@@ -209,6 +210,6 @@ def _published(name: str, weights: str | os.PathLike[str], files: Mapping[str, s
 
 
 def default_weights(name: str, num_classes: int = 19, alpha: int = 2) -> str | None:
-    """What commands use where no weights are given: the shipped ones if they fit, else None."""
+    """Weights that commands use by default: the shipped ones if they fit, else None."""
     fits = name in weight_files.SHIPPED_NETWORKS and (num_classes, alpha) == (19, 2)
     return weight_files.SHIPPED[0] if fits else None

@@ -167,13 +167,13 @@ def test_old_spelling_behind_a_prefix(trained, model, tmp_path):
 def test_an_average_is_taken_before_what_it_is_of(tmp_path, write, places):
     source, model = network(seed=1), network()
     torch.save(write(network(seed=2), source), tmp_path / "run.pth")
-    with pytest.warns(UserWarning, match="of several weights those of .* were taken") as caught:
+    with pytest.warns(UserWarning, match="of several sets of weights, .* was taken") as caught:
         report = load_checkpoint(model, tmp_path / "run.pth")
     assert same(model, source) and len(report.places) == 2
     for message in (str(report), str(caught[0].message)):
         if places:
             taken, other = places.split(" ", 1)
-            assert f"those of {taken} were taken, not of {other}" in message
+            assert f"{taken} was taken, not {other}" in message
 
 
 def test_a_module_whose_own_names_are_of_wrappers(tmp_path):

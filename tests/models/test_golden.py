@@ -35,7 +35,7 @@ def test_the_nine_names_and_those_by_analogy():
     assert analogous == set(BY_ANALOGY)
     for name in analogous:
         variant = VARIANTS[name]
-        assert variant.description.startswith("By analogy, not published so: ")
+        assert variant.description.startswith("Unpublished, by analogy: ")
         assert variant.published is None and not variant.reports
 
 

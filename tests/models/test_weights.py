@@ -217,7 +217,7 @@ def test_weights_from_a_path(tmp_path, golden):
     ("arguments", "message"),
     [
         (("baseline",), "none were published for 'baseline', only for fassd_net, "),
-        (("fassd_net", 11), "has 19 classes and alpha 2, asked for were num_classes=11"),
+        (("fassd_net", 11), "has 19 classes and alpha 2, not num_classes=11"),
         (("fassd_net", 19, 4), "alpha=4"),
     ],
 )
