@@ -7,15 +7,15 @@ people. All 19 classes of Cityscapes appear. Bends, side streets, left-hand traf
 side with the shadows that it casts, haze, fog, dusk, blur, exposure and noise vary from scene to
 scene.
 
-Colour tells little: road and pavement share colours and textures, as do walls and houses, grass
-and leaves, and all vehicles. Some decisions need what lies far off:
+Colour reveals little: road and pavement share colours and textures, as do walls and houses, grass
+and leaves, and all vehicles. Some decisions depend on distant parts of the picture:
 
 * The same paving is road or sidewalk depending on which side of the kerb it lies, and the kerb
   runs to the vanishing point.
 * A long box with windows is a train if rails lead to it, else a bus; both come from one draw of
   liveries, windows and proportions.
 * A windowless wall is a building if storeys stand on it, else a wall.
-* Somebody is a rider with two wheels below, else a person.
+* A figure with two wheels below it is a rider, else a person.
 
 The splits share no texture. Every pavement, wall, facade, fence, tree crown, cloud and the
 sensor's noise come from a bank made from the split's own seed; "val" and "test" also have kinds of
@@ -34,7 +34,7 @@ from fassd.synth.textures import SPLITS, bank
 __all__ = ["VERSION", "check_scene", "render_street"]
 
 VERSION = 1
-"""Grows when the same arguments give other pictures."""
+"""Version of the generator: it grows when the same arguments give different pictures."""
 
 
 def render_street(
@@ -42,20 +42,20 @@ def render_street(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Draw a street scene and its exact label map.
 
-    About 0.08 s for 512 x 1024 pixels on one core, and a second for the textures of a split when
-    a process first needs them.
+    It takes about 0.08 s for 512 x 1024 pixels on one core, and a second for the textures of a
+    split when a process first needs them.
 
     Args:
         height, width: size in pixels, each at least 16.
-        seed, split, index: which scene; together they give the same scene at every size. `split`
-            is "train", "val" or "test".
+        seed, split, index: numbers and name that select the scene; together they give the same
+            scene at every size. `split` is "train", "val" or "test".
 
     Returns:
         The picture, (height, width, 3) uint8 RGB, and its Cityscapes trainIds, (height, width)
         uint8, 0 .. 18.
 
     Raises:
-        ValueError: a size below 16, a negative seed or index, or an unknown split.
+        ValueError: a size is below 16, a seed or index is negative, or the split is unknown.
     """
     check_scene(height, width, seed, split)
     if index < 0:
@@ -65,10 +65,10 @@ def render_street(
 
 
 def check_scene(height: int, width: int, seed: int, split: str) -> None:
-    """Check what a scene is drawn from.
+    """Check the arguments from which a scene is drawn.
 
     Raises:
-        ValueError: a size below 16, a negative seed, or an unknown split.
+        ValueError: a size is below 16, the seed is negative, or the split is unknown.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")

@@ -1,4 +1,4 @@
-"""Names for arrays. OpenCV's type hints tell no dtypes, and so these cannot either."""
+"""Names for arrays. OpenCV's type hints give no dtypes, so these cannot either."""
 
 from typing import Any
 

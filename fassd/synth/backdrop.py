@@ -1,4 +1,4 @@
-"""Sky and ground: the two planes that fill the picture before anything stands in it."""
+"""Sky and ground, the two planes that fill the picture before objects are painted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fassd.synth.canvas import Canvas
 from fassd.synth.ground import ACROSS, ALONG, SPAN, UNMARKED, Material
 from fassd.synth.street import Street
 
-HORIZON = 170.0  # metres: the ground ends there, behind the last houses
+HORIZON = 170.0  # metres: end of the ground, behind the last houses
 
 
 def paint_sky(canvas: Canvas, clouds: Bytes) -> None:
     """A gradient with clouds on a plane high above, which perspective flattens."""
     light = canvas.light
-    # A sky is smooth: a quarter of the resolution and a smooth enlargement cannot be told apart.
+    # A sky is smooth: a quarter of the resolution, smoothly enlarged, looks the same.
     v, u = (np.linspace(0, n - 1, max(2, n // 4)) for n in (canvas.height, canvas.width))
     a, b, c = canvas.matrix_inverse
     x, y, z = (
@@ -42,8 +42,8 @@ def _detail(
 ) -> Bytes:
     """Texture of one material at ground positions (rows, columns), in metres.
 
-    Each row takes the level of the pyramid whose texels are as large as its pixels (`footprint`,
-    metres). Whole texels are looked up: a tenth of the time of a smooth remap that wraps.
+    Each row uses the level of the pyramid whose texels are as large as its pixels (`footprint`,
+    metres). Whole texels are looked up, in a tenth of the time of a smooth remap that wraps.
     """
     out = np.empty(across.shape, np.uint8)
     wanted = np.log2(footprint * texture[0].shape[0] / tile).round()
@@ -64,7 +64,7 @@ def _detail(
 
 
 def paint_ground(canvas: Canvas, street: Street) -> None:
-    """Look every pixel below the horizon up in the street's plan."""
+    """Paint every pixel below the horizon by looking it up in the street's plan."""
     plan = street.ground
     edge = np.array([0, canvas.width - 1])[:, None]
     down = canvas.matrix_inverse[1]
@@ -92,7 +92,7 @@ def paint_ground(canvas: Canvas, street: Street) -> None:
 
 
 def _positions(canvas: Canvas, street: Street, rows: slice) -> tuple[Floats, Floats, Bytes]:
-    """Where the rays of these rows meet the ground, as s and z, and whether they do."""
+    """Positions s and z where the rays of these rows meet the ground, and whether they do."""
     x, y, z = canvas.rays(rows)
     steps = np.float32(canvas.camera.height) / np.maximum(-y, np.float32(1e-5))
     z *= steps
@@ -107,7 +107,7 @@ def _positions(canvas: Canvas, street: Street, rows: slice) -> tuple[Floats, Flo
 def _textured(
     canvas: Canvas, materials: list[Material], kinds: Bytes, s: Floats, z: Floats
 ) -> Bytes:
-    """The grey texture of the material that each pixel is of."""
+    """The grey texture at each pixel, from the pixel's material."""
     middle = z[:, z.shape[1] // 2]
     # The geometric mean of a pixel's sides on the ground: z / f across and z^2 / (f h) along.
     footprint = middle / canvas.focal * np.sqrt(np.maximum(middle / canvas.camera.height, 1))
@@ -130,7 +130,7 @@ def _colored(
 ) -> list[Bytes]:  # fmt: skip
     """Red, green and blue of the ground: its material, the paint on it, light and haze.
 
-    It is darker in shadows and in contact with things, the two `shades`.
+    Shadows, and contact with things, darken it: the two `shades`.
     """
     light, (shadow, contact) = canvas.light, shades
     levels = np.arange(256, dtype=np.float32)

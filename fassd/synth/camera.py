@@ -1,4 +1,4 @@
-"""Where the camera stands and looks, and what its lens and sensor do to the view."""
+"""Position and direction of the camera, and the effect of its lens and sensor on the view."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Camera:
 
 
 class Lens:
-    """Faults of a fair lens and sensor on a good or a bad day.
+    """Faults of an average lens and sensor on a good or a bad day.
 
     Lengths are thousandths of the picture's height; `grain` is noise around 128, (n, n, 3).
     """
@@ -45,7 +45,7 @@ class Lens:
         angle, far = rng.uniform(0, np.pi), rng.exponential(0.9) * (rng.random() < 0.4)
         self.motion = (far * np.cos(angle), far * np.sin(angle))
         self.blur = rng.uniform(0.3, 1.3)
-        self.vignette = rng.uniform(0, 0.35)  # darkening half way to a square's corner, as a share
+        self.vignette = rng.uniform(0, 0.35)  # darkening half way to a square's corner, 0 .. 1
         self.gain = float(np.exp(rng.normal(0, 0.14)))
         self.gamma = float(np.exp(rng.normal(0, 0.12)))
         self.balance = np.exp(rng.normal(0, 0.035, 3)).tolist()
@@ -54,10 +54,10 @@ class Lens:
         self.grain = np.roll(grain, offset, (0, 1))
 
     def expose(self, rgb: Bytes) -> Bytes:
-        """The picture (H, W, 3) that the sensor gives of a view."""
+        """The picture (H, W, 3) that the sensor makes of a view."""
         height, width = rgb.shape[:2]
         unit = height / 1000
-        # Half a pixel at least: it smooths the edges, which are painted without.
+        # At least half a pixel: it smooths the edges, which are painted without antialiasing.
         rgb = cv2.GaussianBlur(rgb, (0, 0), max(self.blur * unit, 0.5))
         dx, dy = self.motion[0] * unit, self.motion[1] * unit
         if dx * dx + dy * dy > 0.25:
@@ -92,5 +92,5 @@ def _streak(dx: float, dy: float) -> Floats:
 
 
 def _shoulder(levels: Floats) -> Floats:
-    """Compress what is brighter than 0.7, so that it does not burn out."""
+    """Compress levels above 0.7, so that highlights do not burn out."""
     return np.where(levels < 0.7, levels, 1 - 0.3 * np.exp((0.7 - levels) / 0.3))

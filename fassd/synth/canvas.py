@@ -1,4 +1,4 @@
-"""The canvas that solids, textured surfaces and crowns are painted on.
+"""The canvas on which solids, textured surfaces and crowns are painted.
 
 World coordinates are metres: x to the right, y up from the ground, z ahead; the camera stands at
 (0, its height, 0). The canvas holds red, green, blue and label together in one (H, W, 4) uint8
@@ -73,7 +73,7 @@ class Upright(NamedTuple):
 def _developed(
     paint: Callable[Concatenate[Canvas, P], None],
 ) -> Callable[Concatenate[Canvas, P], None]:
-    """Only note down a call of a method that paints; `Canvas.develop` carries it out."""
+    """Record the call of a painting method; `Canvas.develop` carries it out."""
 
     @functools.wraps(paint)
     def note(canvas: Canvas, /, *args: P.args, **options: P.kwargs) -> None:
@@ -120,7 +120,7 @@ class Canvas:
         self._script.append(Placed(solid, x, z, heading))
 
     def develop(self) -> None:
-        """Carry out everything that was asked for, in that order.
+        """Carry out all recorded calls, in the order in which they were made.
 
         All solids are projected at once: one by one they would take four times as long.
         """
@@ -136,14 +136,14 @@ class Canvas:
         self._script.clear()
 
     def _faces(self, placed: list[Placed]) -> list[tuple[Bytes | None, list[float]]]:
-        """Each face of some solids: its outline if it can be seen, and its colour and label."""
+        """Each face of some solids: its outline if visible, with its colour and label."""
         solids = [item.solid for item in placed]
         counts = np.concatenate([solid.counts for solid in solids])
         first = np.cumsum(counts) - counts
         points, centers = in_world(placed)
         normals, away = normals_of(points, first, counts, centers, self.eye)
         cull, glows = np.concatenate([solid.flags for solid in solids]).T
-        normals[~cull & away] *= -1  # what is flat faces the camera whichever way it was drawn
+        normals[~cull & away] *= -1  # flat things face the camera whichever way they were drawn
 
         pixels, depth = self.project(points)
         bright = np.where(glows, 1.0, self.light.shade(normals))
@@ -156,7 +156,7 @@ class Canvas:
         return list(zip(outlines, paints, strict=True))
 
     def sees(self, panel: Upright) -> bool:
-        """Whether a rectangle may touch the picture."""
+        """True if a rectangle may touch the picture."""
         pixels, depth = self.project(panel.corners)
         if depth.max() < NEAR:
             return False
@@ -177,12 +177,12 @@ class Canvas:
         """Paint a rectangle with a texture that repeats.
 
         Args:
-            panel: the rectangle.
+            panel: rectangle to paint.
             texture: (h, w, 3); its upper left corner lies at the upper near corner.
-            texels: texture pixels per metre, (along, up).
+            texels: number of texture pixels per metre, (along, up).
             label: class of the whole rectangle, holes included.
-            bright: factor on the colours.
-            holes: (h, w), 255 where the texture is solid; None for everywhere.
+            bright: factor for the colours.
+            holes: (h, w), 255 where the texture is solid; None if it is solid everywhere.
         """
         pixels, depth = self.project(panel.corners)
         outline = clipped_outline(pixels)
@@ -205,7 +205,7 @@ class Canvas:
         cv2.fillPoly(mask, [corners], 255, cv2.LINE_8, SHIFT)
         shown = self.dim(texture, bright, float(np.maximum(depth, NEAR).mean()))
         seen = cv2.warpPerspective(shown, inverse, box, flags=LOOK_UP, borderMode=cv2.BORDER_WRAP)
-        if holes is not None:  # what lies behind shows through, but takes the label
+        if holes is not None:  # the background shows through, but gets the label
             solid = cv2.warpPerspective(
                 holes, inverse, box, flags=LOOK_UP, borderMode=cv2.BORDER_WRAP
             )

@@ -1,4 +1,4 @@
-"""Colours by what they are put on. The ranges overlap: no colour tells a class.
+"""Colours by what they are used for. The ranges overlap: no colour reveals a class.
 
 Road and pavement draw from one range, houses, walls and fences from another, grass and leaves from
 a third, and everything that drives from a fourth.
@@ -49,7 +49,7 @@ def skin(rng: np.random.Generator) -> Color:
 
 
 def pavement(rng: np.random.Generator) -> Color:
-    """What people walk or drive on: grey to brown, red or bluish."""
+    """Surfaces to walk or drive on: grey to brown, red or bluish."""
     gray, warm = rng.uniform(62, 185), rng.normal(0.02, 0.05)
     return (gray * (1 + warm), gray, gray * (1 - warm))
 

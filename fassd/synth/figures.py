@@ -13,7 +13,7 @@ DARK: Color = (28, 28, 30)
 
 
 def person(rng: np.random.Generator) -> Solid:
-    """Somebody who stands or walks, facing the camera or away from it."""
+    """A person who stands or walks, facing the camera or away from it."""
     solid = Solid("person")
     k = rng.uniform(0.92, 1.08) * (0.68 if rng.random() < 0.12 else 1.0)  # one in eight is a child
     stride, wide = rng.uniform(0.02, 0.30), rng.uniform(0.20, 0.29)
@@ -59,7 +59,7 @@ class TwoWheeler:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where things are on a two-wheeler: metres ahead of the tail, and up."""
+    """Positions of the parts of a two-wheeler: metres ahead of the tail, and up."""
 
     motor: bool
     radius: float
@@ -70,7 +70,7 @@ class _Frame:
 
 
 def two_wheeler(rng: np.random.Generator, motor: bool, ridden: bool) -> TwoWheeler:
-    """Built twice, from the side and from the front: seen at an angle, the planes cross."""
+    """Build it twice, from the side and from the front: seen at an angle, the planes cross."""
     solid = Solid("motorcycle" if motor else "bicycle")
     body, metal = paint(rng), scaled((1, 1, 1), rng.uniform(40, 190))
     radius = rng.uniform(0.28, 0.33) if motor else rng.uniform(0.33, 0.37)
@@ -165,7 +165,7 @@ def _motorcycle(
 
 
 def _rider(solid: Solid, rng: np.random.Generator, frame: _Frame) -> None:
-    """Somebody in the saddle: bent legs, arms to the bar, often a helmet."""
+    """A person in the saddle: bent legs, arms to the bar, often a helmet."""
     top, legs, face, cap = paint(rng), scaled(paint(rng), 0.7), skin(rng), paint(rng)
     sleeve, shin = scaled(top, 0.84), scaled(legs, 0.85)
     hip = (frame.rear + 0.27, frame.seat + 0.06)

@@ -1,7 +1,7 @@
-"""What lines the street: houses, walls, fences, hedges, trees, and the houses at its far end.
+"""Objects that line the street: houses, walls, fences, hedges, trees, and its far end.
 
-A wall and the windowless ground floor of a house look alike: what tells them apart is what stands
-on top, or the windows further along.
+A wall and the windowless ground floor of a house look alike: only what stands on top, or the
+windows further along, distinguish them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fassd.synth.solids import Solid, rectangle
 from fassd.synth.street import SIDES, Street, pick
 from fassd.synth.surfaces import Look, paint_fence, paint_front, paint_wall
 
-FAR = 95.0  # where the street ends
+FAR = 95.0  # metres: end of the street
 LOTS = {"building": 0.41, "wall": 0.25, "fence": 0.21, "hedge": 0.06, "park": 0.07}
 BRICKWORK = 3.5  # metres that the texture of a house spans
 
@@ -114,7 +114,7 @@ def _build_house(street: Street, side: int, near: float, far: float, line: float
 
 
 def _brightness(street: Street, front: Upright, side: int) -> tuple[float, float]:
-    """Of a surface along the street on this side, and of one that faces us."""
+    """Brightness of a surface along the street on this side, and of one that faces the camera."""
     across, along = front.along
     return street.light.shade_of(-side * along, side * across), street.light.shade_of(0, -1)
 
@@ -193,7 +193,7 @@ def build_railing(street: Street, s: float, near: float, far: float) -> None:
     street.cast([(s, near), (s, far)], height)
     side = 1 if s > street.here else -1
 
-    # In short pieces, so that people may stand behind it and cars before it.
+    # In short pieces, so that people may stand behind it and cars in front of it.
     for z in np.arange(near, far, 2.0).tolist():
         panel = street.panel(s, z, z + 2, height)
         bright = _brightness(street, panel, side)[0]
@@ -227,7 +227,7 @@ def plant(street: Street, s: float, z: float, shrub: bool = False) -> None:
 
 
 def _trunk(thick: float, high: float, bark: Color) -> Solid:
-    """Part of the tree, and so vegetation: thicker than a pole, and it bears a crown."""
+    """The trunk belongs to the tree, and so to vegetation: thicker than a pole, with a crown."""
     stem = Solid("vegetation")
     foot, top = thick / 2, thick / 3
     stem.front([(-foot, 0), (foot, 0), (top, high), (-top, high)], bark)
@@ -236,7 +236,7 @@ def _trunk(thick: float, high: float, bark: Color) -> Solid:
 
 
 def _shade_tree(street: Street, s: float, z: float, middle: float, wide: float) -> None:
-    """The shadow of a crown whose middle is at height `middle`."""
+    """The shadow of a crown whose centre is at height `middle`."""
     if not street.light.direct:
         return
     right, up, ahead = street.light.sun

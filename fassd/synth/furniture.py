@@ -1,4 +1,4 @@
-"""What stands along the kerb: lamps, masts, bollards, traffic lights and signs.
+"""Objects along the kerb: lamps, masts, bollards, traffic lights and signs.
 
 `inward` is +1 where the road lies to the right of the post, and -1 where it lies to the left.
 """

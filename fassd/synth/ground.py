@@ -37,7 +37,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Material:
-    """What a part of the ground is made of."""
+    """The material of a part of the ground."""
 
     texture: list[Bytes]  # a pyramid
     tile: float  # metres that the texture spans
@@ -54,7 +54,7 @@ def _layer(value: int) -> Bytes:
 class Ground:
     """Layers of the plan, (rows along z, columns along s).
 
-    `marks` whitens above `UNMARKED` and darkens below; `shadow` and `contact` are full at 255.
+    `marks` whitens above `UNMARKED` and darkens below; `shadow` and `contact` are strongest at 255.
     """
 
     kinds: Bytes = field(default_factory=lambda: _layer(Kind.YARD))

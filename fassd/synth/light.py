@@ -41,7 +41,7 @@ class Light:
         # The unit vector towards the sun.
         self.sun = (np.sin(turn) * np.cos(high), np.sin(high), np.cos(turn) * np.cos(high))
         strength = rng.uniform(0.9, 1.1)
-        self.direct = mood.direct * strength  # of the sun; 0 under clouds
+        self.direct = mood.direct * strength  # brightness of the sun; 0 under clouds
         self.ambient = mood.ambient * strength
         self.tint = (np.array(mood.tint) * (1 + rng.normal(0, 0.025, 3))).tolist()  # factors
         gray = rng.uniform(150, 235)
@@ -50,8 +50,8 @@ class Light:
             self.haze, self.zenith = (gray, gray, gray), scaled((gray, gray, gray), 0.85)
         # Metres over which haze takes 63% of the colour.
         self.visibility = mood.visibility * rng.uniform(0.7, 1.4)
-        self.clouds = mood.clouds  # how much of the blue they hide, 0 .. 1
-        # Whether windows and lamps are lit.
+        self.clouds = mood.clouds  # fraction of the blue that they hide, 0 .. 1
+        # True if windows and lamps are lit.
         self.lamps = name == "dusk" or (name in ("fog", "clouds") and rng.random() < 0.4)
 
     @property

@@ -42,7 +42,7 @@ def _plain(rng: np.random.Generator) -> Floats:
 
 
 def _gravel(rng: np.random.Generator) -> Floats:
-    """Stones of one size. The seam of its tile shows faintly, as a joint would."""
+    """Stones of one size. The seam of its tile is faintly visible, like a joint."""
     grain = cv2.GaussianBlur(
         rng.standard_normal((SIZE, SIZE)).astype(np.float32), (0, 0), rng.uniform(0.8, 2.0),
         borderType=cv2.BORDER_REFLECT,
@@ -189,4 +189,4 @@ FAMILIES: dict[str, dict[str, list[Family]]] = {
         "wall": [_plain, _bricks, _slabs, _stained, _boards, _flagstones],
     },
 }
-"""What each split's pavements and walls are made of; "test" has those of "val"."""
+"""Pavements and walls of each split; "test" has those of "val"."""

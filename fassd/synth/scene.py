@@ -1,4 +1,4 @@
-"""A whole scene: street, what stands in it, camera and lens, all drawn before any pixel."""
+"""A whole scene: street, objects, camera and lens, all drawn before any pixel is painted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fassd.synth.traffic import furnish, populate
 
 
 class Scene:
-    """One scene, which can be shown at any size."""
+    """One scene, which can be rendered at any size."""
 
     def __init__(self, rng: np.random.Generator, bank: Bank) -> None:
         self.street = Street(rng, bank)

@@ -1,4 +1,4 @@
-"""Things made of flat faces, the outlines of these, and where many of them are at once.
+"""Objects made of flat faces, the faces' outlines, and the projection of many at once.
 
 An outline is a list of points in metres: (right, up) for a face across the street, (ahead, up) for
 one along it.
@@ -49,9 +49,9 @@ def limb(a: Span, b: Span, thick: float) -> Outline:
 class Solid:
     """Flat faces of one thing in its own coordinates: (right, up, ahead) from its foot, metres.
 
-    Faces are painted in the order in which they were added. With a `center` they belong to a body
-    that is convex around it, and those that face away from the camera vanish; without one, as
-    where they are `flat`, both of their sides are seen.
+    Faces are painted in the order in which they were added. With a `center` they form a body that
+    is convex around it, and faces directed away from the camera vanish; without one, or where they
+    are `flat`, both of their sides are visible.
     """
 
     def __init__(self, label: str, center: tuple[float, float, float] | None = None) -> None:
@@ -119,11 +119,11 @@ def in_world(placed: list[Placed]) -> tuple[Floats, Floats]:
 def normals_of(
     points: Floats, first: Bytes, counts: Bytes, centers: Floats, eye: Floats
 ) -> tuple[Floats, Bytes]:
-    """Unit normals away from the centres, (faces, 3), and whether they look away from us."""
+    """Unit normals away from the centres, (faces, 3), and a mask of those away from the camera."""
     corner = points[first]
     following = np.arange(1, len(points) + 1)
     following[first + counts - 1] = first
-    # Newell's normal: right for faces that are not quite flat, too, as a car's flank.
+    # Newell's normal also suits faces that are not quite flat, such as a car's flank.
     normals = np.add.reduceat(np.cross(points, points[following]), first)
     normals /= np.sqrt((normals**2).sum(1, keepdims=True)) + 1e-9
     normals *= np.where(((corner - centers) * normals).sum(1) < 0, -1.0, 1.0)[:, None]
@@ -133,7 +133,7 @@ def normals_of(
 def outlines_of(
     pixels: Floats, first: Bytes, counts: Bytes, shown: Bytes, size: tuple[int, int]
 ) -> list[Bytes | None]:
-    """Corners for OpenCV of every face; None for what is outside the view or not `shown`."""
+    """Corners of every face for OpenCV; None for faces outside the view or not `shown`."""
     depth = pixels[:, 2]
     scaled = pixels[:, :2] / np.maximum(depth, NEAR)[:, None] * (1 << SHIFT)
     corners = np.clip(scaled, -1e6, 1e6).round().astype(np.int32)

@@ -1,4 +1,4 @@
-"""One street: what runs along it, and the place where everything else is put.
+"""One street: its lanes and pavements, and the place where everything else is put.
 
 Lengths are metres. `s` runs across the street from the middle of the carriageway to the right, z
 along it; on a bend x = s - (s of the camera) + bend z^2. Sides are -1 (left) and 1 (right).
@@ -29,7 +29,7 @@ def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
 
 
 class Street:
-    """A street without what stands on it. Nothing here knows the size of the picture."""
+    """A street without the objects on it. Nothing here knows the size of the picture."""
 
     def __init__(self, rng: np.random.Generator, bank: Bank) -> None:
         self.rng, self.bank = rng, bank
@@ -38,7 +38,7 @@ class Street:
         self.bend = rng.normal(0, 0.0016) if rng.random() < 0.6 else 0.0
         self.ground = Ground()
         self._queue: list[tuple[float, int, Callable[[Canvas], None]]] = []
-        self._taken: list[tuple[float, float, float, float]] = []  # s and z of what stands there
+        self._taken: list[tuple[float, float, float, float]] = []  # s and z ranges of the objects
         self._draw_carriageway()
         self._draw_sides()
         self._draw_crossing()
@@ -63,14 +63,14 @@ class Street:
         self.lanes = [edge + lane * (i + 0.5) for i in range(right)]
         self.lane = lane
         self.parking = {-1: parking[0] > 1, 1: parking[1] > 1}
-        self.here = pick(rng, self.lanes) + rng.normal(0, 0.25)  # the camera drives here
+        self.here = pick(rng, self.lanes) + rng.normal(0, 0.25)  # lane of the camera
 
     def _draw_sides(self) -> None:
         """Beyond each kerb: a pavement, and perhaps a green verge before or behind it."""
         rng = self.rng
         self.walk: dict[int, tuple[float, float]] = {}  # metres beyond the kerb
         self.verge: dict[int, tuple[float, float] | None] = {}
-        self.facade: dict[int, float] = {}  # s of the fronts of the houses
+        self.facade: dict[int, float] = {}  # s of the house fronts
         for side in SIDES:
             wide, green = rng.uniform(2.4, 5.5), rng.uniform(1.2, 3.2)
             kind = str(rng.choice(["none", "inner", "outer"], p=[0.4, 0.3, 0.3]))
@@ -94,7 +94,7 @@ class Street:
     # ---------------------------------------------------------------------------- the ground
 
     def lay_ground(self) -> None:
-        """Choose what the ground is made of, and lay it out."""
+        """Choose the materials of the ground, and lay it out."""
         self.materials = self._draw_materials()
         rng, ground = self.rng, self.ground
         for side, walk in ((-1, Kind.LEFT_WALK), (1, Kind.RIGHT_WALK)):
@@ -126,7 +126,7 @@ class Street:
                 ground.mark(188, (s - 0.05, s + 0.05))
 
     def _draw_materials(self) -> list[Material]:
-        """One for each `Kind`; road and pavement have the same textures and colours."""
+        """One material for each `Kind`; road and pavement have the same textures and colours."""
         rng, bank = self.rng, self.bank
 
         def paved(label: str, color: Color | None = None) -> Material:
@@ -190,7 +190,7 @@ class Street:
     # ----------------------------------------------------------------------- places on it
 
     def x(self, s: float, z: float) -> float:
-        """World x of a place on the street."""
+        """World x of a position on the street."""
         return s - self.here + self.bend * z * z
 
     def heading(self, z: float) -> float:
@@ -202,7 +202,7 @@ class Street:
         return self.kerbs[side] + side * beyond
 
     def crosses(self, z: float, margin: float = 1.0) -> bool:
-        """Whether z lies on the side street."""
+        """True if z lies on the side street."""
         return self.crossing is not None and (
             self.crossing[0] - margin < z < self.crossing[1] + margin
         )
@@ -217,14 +217,14 @@ class Street:
     # ------------------------------------------------------------------ putting things there
 
     def claim(self, s: Span, z: Span) -> bool:
-        """Take a rectangle of the ground; False if something stands there already."""
+        """Claim a rectangle of the ground; False if it is occupied."""
         if any(s[0] < b and s[1] > a and z[0] < d and z[1] > c for a, b, c, d in self._taken):
             return False
         self._taken.append((*s, *z))
         return True
 
     def cast(self, corners: list[tuple[float, float]], height: float) -> None:
-        """Shadow and contact with the ground of something on the hull of `corners` (s, z)."""
+        """Shadow of an object, and its contact with the ground, on the hull of `corners` (s, z)."""
         if self.light.direct:
             right, up, ahead = self.light.sun
             tips = [(s - right / up * height, z - ahead / up * height) for s, z in corners]
@@ -232,23 +232,23 @@ class Street:
         self.ground.hull(self.ground.contact, corners, 200)
 
     def add(self, z: float, paint: Callable[[Canvas], None]) -> None:
-        """Ask for something to be painted: after all that is farther than z, before the nearer."""
+        """Register something to paint: after everything farther than z, before what is nearer."""
         self._queue.append((-z, len(self._queue), paint))
 
     def stand(
         self, solid: Solid, s: float, z: float, height: float, half: Span = (0.1, 0.1),
         room: float = 0.15,
     ) -> None:  # fmt: skip
-        """Put something upright at (s, z), if there is `room` to all sides.
+        """Put something upright at (s, z), if there is `room` on all sides.
 
-        It reaches `half` metres across and along the street, which is what its shadow shows.
+        It extends `half` metres across and along the street, which sets the size of its shadow.
         """
         if self.claim((s - room, s + room), (z - room, z + room)):
             self.cast([(s - half[0], z - half[1]), (s + half[0], z + half[1])], height)
             self.add(z, lambda canvas: canvas.solid(solid, self.x(s, z), z))
 
     def paint(self, canvas: Canvas) -> None:
-        """Paint what stands on the street from far to near."""
+        """Paint everything on the street from far to near."""
         for _, _, paint in sorted(self._queue, key=lambda item: item[:2]):
             paint(canvas)
         canvas.develop()

@@ -14,18 +14,18 @@ from fassd.synth.textures import BAYS, SIZE, Facade
 
 FENCE_TILE = 2.0  # metres along that a fence's texture spans
 LIT_WINDOW = (255, 214, 140)
-GLASS = (0.62, 0.66, 0.74)  # how much of each colour of the sky panes mirror
+GLASS = (0.62, 0.66, 0.74)  # fraction of each colour of the sky that panes mirror
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a house front is made of."""
+    """The appearance of a house front."""
 
     wall: list[Bytes]
     color: Color
     windows: Facade
     frame: Color
-    glass: float  # how brightly the panes mirror the sky
+    glass: float  # brightness of the sky in the panes
 
 
 def _level(canvas: Canvas, panel: Upright, texels: float, levels: int) -> int:
@@ -40,7 +40,7 @@ def paint_wall(
     canvas: Canvas, panel: Upright, texture: list[Bytes], tile: float, color: Color, label: str,
     bright: float,
 ) -> None:  # fmt: skip
-    """One texture, which spans `tile` metres, over the whole panel."""
+    """One texture, `tile` metres wide, over the whole panel."""
     if not canvas.sees(panel):
         return
     shown = texture[_level(canvas, panel, SIZE / tile, len(texture))]

@@ -1,9 +1,8 @@
 """Texture banks: tileable grey patterns, facades, foliage and clouds, one bank per split.
 
-A texture is grey, (SIZE, SIZE) uint8 with mean near 128, and takes its colour when it is used. The
-banks of "train" and "val" share no texture: their seeds differ, and with them the parameters, and
-each has families of its own (`patterns.FAMILIES`). "test" uses a third bank with the families of
-"val".
+A texture is grey, (SIZE, SIZE) uint8 with mean near 128, and is coloured when it is used. The banks
+of "train" and "val" share no texture: their seeds differ, and with them the parameters, and each
+has families of its own (`patterns.FAMILIES`). "test" uses a third bank with the families of "val".
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def _fine(pyramid: list[Bytes]) -> list[Bytes]:
 
 
 def _windows(rng: np.random.Generator, shop: bool) -> Facade:
-    """One tile of windows: bay by bay the same shape, pane by pane another reflection."""
+    """One tile of windows: the same shape in each bay, another reflection in each pane."""
     bay = SIZE // BAYS
     panes, frames, lit = (np.zeros((SIZE, SIZE), np.uint8) for _ in range(3))
     glass = np.clip(70 + cloudy(rng, 1.4) * 25, 0, 255).astype(np.uint8)
@@ -109,8 +108,8 @@ def _opening(
 def _grid(rng: np.random.Generator, make: int) -> list[Bytes]:
     """A fence seen from the front: 255 where a bar, wire, rail or board is. One tile is 2 m.
 
-    Few parameters describe a fence, and two draws may agree. `make`, another for each split,
-    moves its cross rails and slants its wires, so that no two splits have one in common.
+    A fence has few parameters, and two draws may agree. `make`, which differs between splits, moves
+    its cross rails and slants its wires, so that no two splits have a fence in common.
     """
     bars = np.zeros((SIZE, SIZE), np.uint8)
     kind = rng.choice(["bars", "mesh", "boards", "rails"])
@@ -169,7 +168,7 @@ def _crown(rng: np.random.Generator, leaves: Bytes) -> Foliage:
     outline = cv2.medianBlur(np.where((soft > 128) & near, 255, 0).astype(np.uint8), 7)
     glow = cv2.GaussianBlur(light, (0, 0), 6)
     foliage = (leaves.astype(np.float32) - 128) * 0.8 + 40 + 90 * glow
-    # Cut to its outline, so that a crown fills the size that it is painted at.
+    # Cropped to its outline, so that a crown fills the size at which it is painted.
     down, across = (np.flatnonzero(outline.sum(axis) > 1500) for axis in (1, 0))
     cut = slice(int(down[0]), int(down[-1]) + 1), slice(int(across[0]), int(across[-1]) + 1)
     full = [cv2.resize(a[cut].astype(np.float32), (SIZE, SIZE)) for a in (outline, foliage)]
@@ -196,7 +195,7 @@ class Bank:
         self.clouds = [_pyramid(128 + 50 * cloudy(rng, rng.uniform(1.3, 1.9)))[0] for _ in range(4)]
         grain = 0.6 * rng.standard_normal((2 * SIZE, 2 * SIZE, 3))
         grain += 0.8 * rng.standard_normal((2 * SIZE, 2 * SIZE, 1))
-        # Of the sensor, around 128, (2 SIZE, 2 SIZE, 3).
+        # Noise of the sensor around 128, (2 SIZE, 2 SIZE, 3).
         self.noise = np.clip(128 + 32 * grain, 0, 255).astype(np.uint8)
 
 

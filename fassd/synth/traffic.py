@@ -1,7 +1,7 @@
-"""What stands along the kerb, and who drives, rides and walks in the street.
+"""Objects along the kerb, and everyone who drives, rides and walks in the street.
 
-A long box with windows is a train where rails run under it, and a bus elsewhere; somebody is a
-rider with two wheels below, and a person without.
+A long box with windows is a train if rails run under it, and a bus otherwise; a figure with two
+wheels below it is a rider, and without them a person.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _line_kerb(street: Street, side: int) -> None:
         if rng.random() < 0.4:
             model = int(rng.integers(2**31))
             for i in range(int(rng.integers(3, 8))):
-                post = bollard(np.random.default_rng(model))  # all of one make
+                post = bollard(np.random.default_rng(model))  # all of one model
                 street.stand(post, edge(side, 0.4), start + 1.9 * i, 0.9)
         else:
             build_railing(street, edge(side, 0.35), start, start + rng.uniform(6, 14))
@@ -204,7 +204,7 @@ def _put(
 ) -> None:  # fmt: skip
     """Put a vehicle on a rectangle with a free `gap` before and behind it, if there is room.
 
-    Its `pose` is x and z of the tail, and the heading. Parts are painted from the far end.
+    Its `pose` is x and z of the tail, and the heading. Parts are painted from far to near.
     """
     if not street.claim((min(s), max(s)), (z[0] - gap, z[1] + gap)):
         return
@@ -223,7 +223,7 @@ def _ride(street: Street, bike: TwoWheeler, s: float, z: float, heading: float) 
     sine, cosine = float(np.sin(heading)), float(np.cos(heading))
     ends = [(s, z), (s + sine * bike.length, z + cosine * bike.length)]
     (left, right), (near, far) = (sorted(coordinate) for coordinate in zip(*ends, strict=True))
-    slim = 0.1  # parked side by side, they may come close
+    slim = 0.1  # parked side by side, they may stand close together
     if not street.claim((left - slim, right + slim), (near - slim, far + slim)):
         return
     street.cast([(a + d, b + d) for a, b in ends for d in (-0.12, 0.12)], 1.5)
@@ -238,5 +238,5 @@ def _ride(street: Street, bike: TwoWheeler, s: float, z: float, heading: float) 
 
 
 def _walk(street: Street, s: float, z: float) -> None:
-    """Put somebody on foot at (s, z)."""
+    """Put a person on foot at (s, z)."""
     street.stand(person(street.rng), s, z, 1.7, (0.22, 0.15), 0.25)

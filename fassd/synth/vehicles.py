@@ -120,8 +120,8 @@ def car(rng: np.random.Generator, lit: bool) -> Vehicle:
 def _shell(
     solid: Body, outline: list[tuple[float, float, float]], body: Color, pane: Color
 ) -> None:
-    """What spans the width of a car: bumpers, bonnet, screens, roof and boot."""
-    for i in (8, 7, 6, 0, 1, 2, 3, 5, 4):  # the roof hides what lies behind it
+    """The parts that span the width of a car: bumpers, bonnet, screens, roof and boot."""
+    for i in (8, 7, 6, 0, 1, 2, 3, 5, 4):  # the roof hides the parts behind it
         (u0, y0, w0), (u1, y1, w1) = outline[i], outline[i + 1]
         color = scaled(body, 0.72) if i in (0, 8) else body
         solid.face([(-w0, y0, u0), (w0, y0, u0), (w1, y1, u1), (-w1, y1, u1)], color)
@@ -157,14 +157,14 @@ def _car_sides(
 # ------------------------------------------------------------------------------- buses and trams
 
 
-Livery = tuple[Color, Color, Color]  # of the body, its stripe and its windows
+Livery = tuple[Color, Color, Color]  # colours of the body, its stripe and its windows
 
 
 def _coachwork(
     rng: np.random.Generator, solid: Body, half: float, up: Span, ahead: Span, livery: Livery,
     ends: tuple[bool, bool], lit: bool,
 ) -> None:  # fmt: skip
-    """The body that buses and trams share: its proportions and colours tell nothing.
+    """The body that buses and trams share: its proportions and colours reveal nothing.
 
     `ends` says whether the tail and the head have a face, or couple to another car.
     """

@@ -1,4 +1,4 @@
-"""A tree of generated streets, laid out and labelled as Cityscapes is."""
+"""A tree of generated streets, laid out and labelled like Cityscapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fassd.io.untrusted import read_json
 from fassd.synth import VERSION, check_scene, render_street
 
 CITY = "synth"
-NOTE = "synth.json"  # which generator, seed and size each split was drawn with
+NOTE = "synth.json"  # generator, seed and size with which each split was drawn
 
 LABEL_IDS = np.array(
     [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33], np.uint8
@@ -25,8 +25,8 @@ LABEL_IDS = np.array(
 """Official labelId of each trainId."""
 
 
-# Sensor noise repeats nothing: coding symbols alone takes 26 ms of a 512 x 1024 picture where
-# looking for repetitions takes 60, and the file is a tenth smaller.
+# Sensor noise repeats nothing: only coding symbols takes 26 ms for a 512 x 1024 picture, searching
+# for repetitions 60, and the file is a tenth smaller.
 FOR_NOISE = (
     cv2.IMWRITE_PNG_COMPRESSION, 1,
     cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY,
@@ -34,7 +34,7 @@ FOR_NOISE = (
 
 
 def frame_paths(root: Path, split: str, index: int) -> tuple[Path, Path]:
-    """Where picture and labelIds of one frame lie."""
+    """Paths of picture and labelIds of one frame."""
     name = f"{CITY}_{index:06d}_000019"
     return (
         root / "leftImg8bit" / split / CITY / f"{name}_leftImg8bit.png",
@@ -51,30 +51,30 @@ def write_tree(
     workers: int | None = None,
     on_frame: Callable[[], object] | None = None,
 ) -> None:
-    """Write `count` frames of one split and note in `NOTE` how they were made.
+    """Write `count` frames of one split, and record in `NOTE` how they were made.
 
-    A frame depends on `seed`, `split`, its index and `size` alone: any number of workers writes
-    the same bytes. Each file appears complete under its name, over an older one of the same name.
+    A frame depends only on `seed`, `split`, its index and `size`: any number of workers writes the
+    same bytes. Each file appears complete under its name, and replaces an older one of that name.
 
     Args:
-        root: the dataset's folder; made if missing.
-        split: one of `SPLITS`; the pictures of each are made of other textures.
-        count: how many; the frames of a smaller count are the first of a larger one.
-        seed: 0 or more.
+        root: folder of the dataset; created if missing.
+        split: one of `SPLITS`, each of which has its own textures.
+        count: number of frames; those of a smaller count are the first of a larger one.
+        seed: seed of the scenes, 0 or more.
         size: (height, width) in pixels, each at least 16.
-        workers: processes; by default one a core that this process may use.
-        on_frame: called after each frame, in this process.
+        workers: number of processes; by default one for each core that this process may use.
+        on_frame: function called after each frame, in this process.
 
     Raises:
-        ValueError: an argument is outside what it may be.
+        ValueError: an argument is out of range.
         FileExistsError: the split holds other pictures, which would stay among the new ones.
-        OSError: the folder cannot be written to.
+        OSError: the folder is not writable.
     """
     root = Path(root)
     _check(root, split, count, seed, size, workers)
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    _write_note(root, split, None)  # till all is done, it is not known of which seed a frame is
+    _write_note(root, split, None)  # until all are done, the seed of a frame is unknown
     jobs = [(root, split, index, seed, size) for index in range(count)]
     for _ in _write_frames(jobs, min(workers, count)):
         if on_frame:
@@ -107,13 +107,13 @@ def _check(
 def _write_frames(
     jobs: list[tuple[Path, str, int, int, tuple[int, int]]], workers: int
 ) -> Iterator[None]:
-    """Write all frames, in this process if `workers` is 1; yields after each."""
+    """Write all frames, in this process if `workers` is 1; yield after each."""
     if workers == 1:
         for job in jobs:
             _write_frame(*job)
             yield
         return
-    # Spawned, not forked: a process that has used PyTorch or OpenCV holds threads and locks.
+    # Spawned, not forked: a process that has used PyTorch or OpenCV has threads and locks.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
     )
@@ -135,7 +135,7 @@ def _write_frame(root: Path, split: str, index: int, seed: int, size: tuple[int,
 
 
 def _write_note(root: Path, split: str, made: dict[str, int] | None) -> None:
-    """Say in `NOTE` how this split was made, or nothing; what it says of others stays."""
+    """Record in `NOTE` how this split was made, or nothing; the notes on other splits stay."""
     path = root / NOTE
     try:
         splits = dict(read_json(path.read_text())["splits"])
