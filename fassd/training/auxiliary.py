@@ -1,4 +1,4 @@
-"""Heads on the decoder's coarser stages, which learn beside the network and stay behind."""
+"""Heads on the decoder's coarser stages, trained with the network and dropped afterwards."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fassd.models.layers import init_weights
 class WithHeads(nn.Module):
     """A network, and a 1x1 convolution to logits on each stage of its decoder but the finest.
 
-    The network itself, and so its state dict, stays as it is.
+    The network itself is unchanged, and so is its state dict.
 
     Args:
-        network: of the family, plain or accelerated.
-        num_classes: channels of each head.
+        network: a network of the family, plain or accelerated.
+        num_classes: number of channels of each head.
 
-    Shape: as the network, to its logits and, coarse to fine, those of the heads at their stages'
-    sizes.
+    Shape: input as for the network; output the network's logits and, coarse to fine, those of the
+    heads at the sizes of their stages.
     """
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
@@ -40,12 +40,12 @@ class WithHeads(nn.Module):
         try:
             logits = self.network(x)
         finally:
-            for hook in hooks:  # with them, modules would not run fused
+            for hook in hooks:  # hooks stop modules from running fused, so they are removed again
                 hook.remove()
         return logits, *(head(found) for head, found in zip(self.heads, maps, strict=True))
 
 
 def _width(block: Any) -> int:
-    """Channels of a decoder's HarDBlock, or of the ConvLayer in its place."""
+    """Number of channels of a decoder's HarDBlock, or of the ConvLayer in its place."""
     channels: int = block.conv.out_channels if hasattr(block, "conv") else block.out_channels
     return channels

@@ -1,4 +1,4 @@
-"""Weights of the classes in the loss, from the number of their pixels."""
+"""Class weights for the loss, from the number of pixels of each class."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def class_weights(
     datasets: Sequence[SegmentationDataset],
     tell: Callable[[str], object],
 ) -> list[float] | None:
-    """The weight of each class and group of a recipe's `balance`; None where that is 0.
+    """Compute the weight of each class and group for a recipe's `balance`; None if that is 0.
 
-    Every picture and mask is read once; those that cannot be read do not count.
+    Every picture and mask is read once; files that cannot be read do not count.
     """
     if not recipe.balance:
         return None
@@ -46,7 +46,7 @@ def class_weights(
 
 
 def count_labels(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
-    """Pixels of each label but `IGNORE`, (IGNORE,), of all pictures that can be read."""
+    """Count the pixels of each label except `IGNORE`, (IGNORE,), in all readable pictures."""
     total = np.zeros(IGNORE, np.int64)
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
         for counts in pool.map(count_pair, dataset.pairs):
@@ -58,10 +58,10 @@ def count_labels(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
 def weights_of(
     counts: npt.NDArray[np.floating], classes: int, groups: Sequence[Members], balance: float
 ) -> list[float]:
-    """The weights of classes and groups of which so many pixels have the label.
+    """Compute the weights of classes and groups from their numbers of pixels.
 
-    A group's pixels count in equal parts for its members, and its weight is their mean. Classes
-    without a pixel weigh 1.
+    A group's pixels count in equal parts for its members, and its weight is the mean of theirs.
+    Classes
     """
     sizes = np.array(counts[:classes], np.float64)
     for number, group in enumerate(groups, classes):

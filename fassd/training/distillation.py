@@ -1,4 +1,4 @@
-"""A trained network, larger as a rule, whose probabilities another one learns beside the labels."""
+"""A trained network, usually larger, whose probabilities are learnt along with the labels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from fassd_kernels.accelerate import swap
 
 
 class Teacher:
-    """The network in a file of `fassd train`; it does not learn.
+    """The network in a file of `fassd train`, which is not trained further.
 
     Args:
-        file: its weights.
-        class_names: those of the network that learns; the teacher's are the same in any order.
-        device: where it runs.
-        fused: whether on fused kernels.
-        preprocessing: of the network that learns, from which pictures are brought to the teacher's.
+        file: path of its weights.
+        class_names: names of the student's classes; the teacher has the same ones in any order.
+        device: device on which it runs.
+        fused: True runs it on fused kernels.
+        preprocessing: normalisation of the student's pictures, converted to the teacher's.
 
     Raises:
-        ValueError: other classes, or a file that cannot be read as one; the message names it.
+        ValueError: the classes differ, or the file cannot be read as a network; the message names
+            it.
         OSError: the file cannot be opened.
     """
 
@@ -51,13 +52,13 @@ class Teacher:
     def per_picture(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean divergence of each picture's labelled pixels from the teacher's probabilities, (N,).
 
-        Kullback and Leibler's, as of Hinton et al., "Distilling the Knowledge in a Neural Network",
-        2015, at temperature 1; 0 for a picture without a labelled pixel.
+        The Kullback-Leibler divergence of Hinton et al., "Distilling the Knowledge in a Neural
+        Network", 2015, at temperature 1; 0 for a picture without a labelled pixel.
 
         Args:
-            images: (N, 3, H, W), as the network takes them that learns.
-            logits: of the network that learns, (N, C, H, W).
-            labels: (N, H, W).
+            images: (N, 3, H, W), normalised for the student.
+            logits: the student's logits, (N, C, H, W).
+            labels: (N, H, W) integers, `IGNORE` where a pixel has no label.
         """
         with torch.no_grad():
             target = logits_of(self.network(renormalized(images, *self.pictures)))
@@ -74,7 +75,8 @@ class Teacher:
 
 
 def renormalized(images: Tensor, own: Preprocessing, other: Preprocessing) -> Tensor:
-    """Pictures, (N, 3, H, W), as another network takes them; the same where that is as it is."""
+    """Convert pictures, (N, 3, H, W), to another normalisation; returned as they are if it is
+    equal."""
     if own == other:
         return images
     mean, std, new_mean, new_std = (

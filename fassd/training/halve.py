@@ -1,9 +1,9 @@
-"""Weights for shipping: convolutions in float16, everything else as it is.
+"""Weights for shipping: convolutions in float16, everything else unchanged.
 
     python -m fassd.training.halve runs/mine/last.safetensors small.safetensors
 
-Batch norm, PReLU and biases are a hundredth of the numbers, and a running variance may be too small
-for float16: they stay float32. `fassd.load_checkpoint` reads the file like any other.
+Batch norm, PReLU and biases are a hundredth of the values, and a running variance may be too small
+for float16, so they stay float32. `fassd.load_checkpoint` reads the file like any other.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fassd.models.tensor_files import read_safetensors, with_checksums
 def halve(source: Path, target: Path) -> None:
     """Write the weights in `source` to `target`, both .safetensors.
 
-    What training noted stays with them, but for the folder of the weights that it started from.
+    Training's notes stay with them, except for the folder of the weights that it started from.
 
     Raises:
-        OSError: one cannot be read, or the other written.
-        ValueError: one is damaged, or a weight lies outside float16's range.
+        OSError: the source cannot be read, or the target cannot be written.
+        ValueError: the source is damaged, or a weight lies outside float16's range.
     """
     weights, metadata = read_safetensors(source)
     tensors = {key: _half(key, value) for key, value in weights.items()}
@@ -37,7 +37,7 @@ def halve(source: Path, target: Path) -> None:
 
 
 def _portable(metadata: dict[str, str]) -> dict[str, str]:
-    """The notes without a path that only the machine of the training has."""
+    """The notes without paths, which mean nothing on another machine."""
     facts = read_json(metadata.get("fassd", "{}"))
     recipe = facts.get("recipe", {})
     files = [name for name in ("weights", "teacher") if recipe.get(name) is not None]
@@ -53,7 +53,7 @@ def _half(key: str, tensor: Tensor) -> Tensor:
         return tensor
     half = tensor.half()
     if not half.isfinite().all():
-        raise ValueError(f"{key} holds {tensor.abs().max().item()}, float16 ends at 65504")
+        raise ValueError(f"{key} holds {tensor.abs().max().item()}, and float16 ends at 65504")
     return half.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""What learns: a network, the average of its weights, the optimizer, and one step of them."""
+"""The parts that learn: a network, the average of its weights, the optimizer, and their step."""
 
 from __future__ import annotations
 
@@ -46,27 +46,29 @@ from fassd.training.stream import MicroBatch
 from fassd.training.sync_norm import synchronize_batch_norm
 from fassd_kernels.accelerate import swap
 
-SMALLEST_SCALE = 2.0**-14  # of the loss in float16; it begins at 2 ** 16
+SMALLEST_SCALE = 2.0**-14  # smallest scale of the loss in float16; the first is 2 ** 16
 MODEL, HEADS, AVERAGE = "model.", "heads.", "average."
 SCALER, WEIGHTS = "scaler", "class_weights"
 
 
 class Learner:
-    """A network with all that changes while it learns.
+    """A network and everything that changes while it learns.
 
     Args:
-        recipe, space, device: the settings, the classes that are learnt, and where.
-        weights: of the classes and groups in the loss; None has none.
-        start: whether to load the weights that the recipe starts from; a checkpoint has them all.
-        tell: called with what the loading of those weights has to say.
+        recipe, space, device: settings, label space of the classes to learn, and device to train
+            on.
+        weights: weights of the classes and groups in the loss; None weighs all alike.
+        start: True loads the recipe's initial weights; False for a checkpoint, which has all of
+            them.
+        tell: function that receives the messages of loading those weights.
 
     Attributes:
         model: the network.
-        encoder: the part of it that the recipe may freeze, or give a rate of its own.
-        average: moving average of its weights; None unless the recipe has `ema`.
-        trained: the network, with the heads that learn beside it if the recipe has `auxiliary`.
-        parallel: the same, which under torchrun shares gradients with the other processes.
-        optimizer, scaler, loss, teacher: as the recipe asks.
+        encoder: the part of it that the recipe may freeze, or train at a rate of its own.
+        average: moving average of its weights; None unless the recipe sets `ema`.
+        trained: the network, together with the auxiliary heads if the recipe sets `auxiliary`.
+        parallel: `trained`, wrapped to share gradients with the other processes under torchrun.
+        optimizer, scaler, loss, teacher: optimizer, loss scaler, loss and teacher of the recipe.
     """
 
     def __init__(
@@ -85,11 +87,12 @@ class Learner:
         torch.manual_seed(recipe.seed)
         self.model = _network(recipe, space, start, tell).to(device)
         if recipe.channels_last:
-            # PyTorch's annotations have `memory_format` only together with a tensor or a dtype.
+            # PyTorch's type hints allow `memory_format` only together with a tensor or a dtype.
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = None if recipe.ema is None else moving_average(self.model, recipe.ema)
         if recipe.accelerate:
-            # Swapped by hand, not by `accelerate`, which warns where there is nothing to swap.
+            # Modules are replaced here, not by `accelerate`, which warns where there is nothing to
+            # replace.
             self.model = swap(self.model, "auto", {})
             if self.average is not None:
                 self.average.module = swap(self.average.module, "auto", {})
@@ -129,20 +132,20 @@ class Learner:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is validated and shipped: the average if there is one."""
+        """The network that is validated and saved: the average if there is one."""
         return self.model if self.average is None else self.average.module
 
     @property
     def overflows(self) -> bool:
-        """Whether gradients overflow float16 at any scale of the loss."""
+        """True if gradients overflow float16 at any scale of the loss."""
         return self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE
 
     def is_finite(self) -> bool:
-        """Whether all weights are numbers."""
+        """True if all weights are finite."""
         return all(bool(parameter.isfinite().all()) for parameter in self.trained.parameters())
 
     def learning_rate(self, step: int) -> float:
-        """The rate of optimizer step `step`, counted from 0."""
+        """Learning rate of optimizer step `step`, counted from 0."""
         recipe = self.recipe
         base, steps = recipe.learning_rate, recipe.steps
         if recipe.schedule == "cosine":
@@ -155,16 +158,16 @@ class Learner:
         """Take optimizer step `step`, counted from 0.
 
         Returns:
-            This process's share of the loss, and the number of pictures of all processes that have
-            a labelled pixel; both scalars on the device.
+            This process's share of the loss, and the number of pictures over all processes that
+            have a labelled pixel; both scalars on the device.
 
         Raises:
-            RecipeError: micro-batches too small for batch norm.
+            RecipeError: the micro-batches are too small for batch norm.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step) * group.get("factor", 1.0)
-        # The mean goes over the labelled pictures of all processes and micro-batches, so that it
-        # does not matter how a batch is shared out.
+        # The mean is over the labelled pictures of all processes and micro-batches, so that the way
+        # in which a batch is divided does not matter.
         own = torch.stack([labelled_pictures(part.labels) for part in batch]).sum()
         labelled = sum_over_ranks(own.to(self.device))
         pictures = labelled.clamp_min(1)
@@ -186,17 +189,17 @@ class Learner:
         return total, labelled
 
     def _freeze(self, frozen: bool) -> None:
-        """Keep the encoder's weights and statistics as they are, or let them learn."""
+        """Freeze the encoder's weights and statistics, or let them learn."""
         self.encoder.requires_grad_(not frozen)
         if frozen:
             self.encoder.eval()
 
     def measure(self, batches: Iterable[list[MicroBatch]], frozen: bool) -> None:
-        """Take the batch norm statistics of the averaged weights anew, from these batches.
+        """Recompute the batch norm statistics of the averaged weights from these batches.
 
         Args:
-            batches: micro-batches of each.
-            frozen: whether the encoder is, which then keeps its own.
+            batches: micro-batches of each batch.
+            frozen: True if the encoder is frozen and keeps its own statistics.
         """
         network = self.evaluated
         encoder = _encoder(network)
@@ -205,7 +208,7 @@ class Learner:
         momenta, training = [norm.momentum for norm in norms], network.training
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches
+            norm.momentum = None  # momentum None: the mean of all batches
         network.train()
         encoder.train(not frozen)
         with self._autocast(), torch.no_grad():
@@ -223,7 +226,7 @@ class Learner:
         return contextlib.nullcontext()
 
     def _backward(self, part: MicroBatch, pictures: Tensor) -> Tensor:
-        """Add the gradients of a micro-batch; its share of the loss."""
+        """Add the gradients of a micro-batch; return its share of the loss."""
         images, labels = self._placed(part), part.labels.to(self.device, non_blocking=True)
         with self._autocast():
             output = self._forward(images)
@@ -238,12 +241,13 @@ class Learner:
                     images, logits, labels
                 )
         share = losses.sum() / pictures
-        # DistributedDataParallel averages gradients over the processes; the share is to be summed.
+        # DistributedDataParallel averages gradients over the processes, but the shares must be
+        # summed.
         self.scaler.scale(share * world_size()).backward()
         return share.detach()
 
     def _placed(self, part: MicroBatch) -> Tensor:
-        """Its pictures, where and as the network takes them."""
+        """The pictures of a micro-batch, on the device and in the layout of the network."""
         images = part.images.to(self.device, non_blocking=True)
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -262,7 +266,7 @@ class Learner:
             if "value per channel" not in str(error):
                 raise RecipeError(f"crop [{height}, {width}]: {error}") from error
             raise RecipeError(
-                f"batch norm has a single value per channel to learn from ({error}): a micro-batch "
+                f"batch norm has only one value per channel to learn from ({error}): a micro-batch "
                 f"is {count} x {height}x{width} pixels; take a larger batch, a smaller accumulate "
                 "or a larger crop"
             ) from error
@@ -270,7 +274,7 @@ class Learner:
     # ------------------------------------------------------------------------------------- state
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that learning changes, by name: weights, average, and optimizer."""
+        """All tensors that learning changes, by name: weights, average, and optimizer."""
         heads = self.trained.heads if isinstance(self.trained, WithHeads) else nn.ModuleList()
         parts = {
             MODEL: self.model.state_dict(),
@@ -281,12 +285,12 @@ class Learner:
         return {f"{prefix}{key}": value for prefix in parts for key, value in parts[prefix].items()}
 
     def facts(self) -> dict[str, Any]:
-        """What else belongs to the state, as JSON: class weights, the loss's scale in float16."""
+        """The rest of the state, as JSON: class weights, the loss's scale in float16."""
         scaler = {SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else {}
         return {**scaler, **({} if self.weights is None else {WEIGHTS: self.weights})}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Put back what `tensors` and `facts` gave."""
+        """Restore the state from the results of `tensors` and `facts`."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {
@@ -308,7 +312,7 @@ class Learner:
 def _network(
     recipe: Recipe, space: LabelSpace, start: bool, tell: Callable[[str], object]
 ) -> nn.Module:
-    """The network of a recipe, with the weights that it starts from."""
+    """Build the network of a recipe, with its initial weights."""
     encoder, weights = get_variant(recipe.model).encoder, recipe.weights
     pretrained = False
     if weights is None and recipe.encoder == "imagenet":
@@ -329,10 +333,10 @@ def _network(
 
 
 def _take_bands(model: FASSDNet, recipe: Recipe, space: LabelSpace) -> None:
-    """Let a network of bands take them as the first card says.
+    """Give a network of bands the normalisation of the first card.
 
     Raises:
-        RecipeError: the pictures have other bands than the network takes.
+        RecipeError: the pictures do not have the bands that the network takes.
     """
     for card in space.cards:
         count = card.bands or 3
@@ -346,20 +350,20 @@ def _take_bands(model: FASSDNet, recipe: Recipe, space: LabelSpace) -> None:
     if own is not None:
         model.preprocessing = own
         if recipe.teacher is not None:
-            raise RecipeError("teacher: of pictures of bands there is none to learn from")
+            raise RecipeError("teacher: none can be used for pictures of bands")
 
 
 def _encoder(model: Any) -> nn.Module:
-    """The encoder itself: of timm without the convolutions behind it, which begin from nothing."""
+    """The encoder itself: for timm's without the convolutions behind it, which start at random."""
     base: nn.Module = model.base
     return base.body if isinstance(base, Encoder) else base
 
 
 def _reorder_head(model: Any, wanted: list[str]) -> None:
-    """Put the head's channels into another order of the classes, if weights gave it these."""
+    """Reorder the head's channels to another order of the classes, if the weights named theirs."""
     try:
         labels = labels_by_name(model, wanted)
-    except ValueError:  # other classes, which begin with what the head has
+    except ValueError:  # other classes start from the head's weights in their order
         return
     if labels is not None:
         for parameter in model.finalConv.parameters():

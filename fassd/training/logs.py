@@ -1,7 +1,7 @@
 """Logs of a run: CSV files that a resumed run continues, TensorBoard, and validation scenes.
 
-The CSV files hold nothing that depends on the clock, so that an interrupted and resumed run leaves
-the same bytes as one that ran through.
+The CSV files contain nothing that depends on the clock, so that a run that was interrupted and
+resumed writes the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from fassd.io.palette import colorize
 from fassd.io.panel import Tile, draw_panel
 from fassd.training.recipe import Recipe
 
-SHOWN_PICTURES = 3  # of the validation, drawn each time
+SHOWN_PICTURES = 3  # number of validation pictures drawn each time
 
 
 class Done(NamedTuple):
-    """A step that is not logged yet.
+    """A step that has not been logged yet.
 
     Attributes:
-        step: its number, from 1.
-        loss: this process's share of it.
-        labelled: number of pictures of all processes that have a labelled pixel.
-        paths: this process's pictures.
+        step: number of the step, from 1.
+        loss: this process's share of its loss.
+        labelled: number of pictures over all processes that have a labelled pixel.
+        paths: paths of this process's pictures.
         skipped: reasons why pictures were left out.
     """
 
@@ -52,7 +52,7 @@ class Done(NamedTuple):
 
 
 class Reporter(Protocol):
-    """Listener to a run; called in the main process only, but for `message`."""
+    """Listener to a run; called in the main process only, except for `message`."""
 
     def started(self, recipe: Recipe, step: int) -> None: ...
     def stepped(self, step: int, loss: float, learning_rate: float) -> None: ...
@@ -64,7 +64,8 @@ class Reporter(Protocol):
 class CSVLog:
     """A CSV file with a header, whose first column is the step.
 
-    Rows of steps `after` a given one, left by a run that was cut off, are removed; 0 begins anew.
+    Rows of steps `after` a given one, left by an interrupted run, are removed; 0 starts the file
+    anew.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], after: int) -> None:
@@ -80,14 +81,14 @@ class CSVLog:
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))[1:]
-        # A line that was cut off while it was written has fewer cells.
+        # A line that was interrupted while it was written has fewer cells.
         return [row for row in rows if len(row) == len(self.columns) and row[0].isdigit()]
 
     def write(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Append rows; they are on the disk when this returns.
+        """Append rows; they are on disk when this returns.
 
         Raises:
-            OSError: they could not be written; they will be with the next rows.
+            OSError: they could not be written; the next call writes them again.
         """
         self.waiting += rows
         size = self.path.stat().st_size
@@ -98,7 +99,7 @@ class CSVLog:
                 os.fsync(file.fileno())
         except OSError:
             with open(self.path, "r+b", opener=regular) as file:
-                file.truncate(size)  # half a row would stay otherwise
+                file.truncate(size)  # otherwise half a row would stay
             raise
         self.waiting = []
 
@@ -110,9 +111,9 @@ def _lines(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def open_board(folder: Path, after: int) -> Any:
-    """A TensorBoard writer; None, after a warning, if there can be none.
+    """Open a TensorBoard writer; None, after a warning, if that is impossible.
 
-    What an earlier part of the run logged behind step `after` is hidden.
+    Values logged by an earlier part of the run after step `after` are hidden.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -120,7 +121,8 @@ def open_board(folder: Path, after: int) -> Any:
         return SummaryWriter(
             str(folder),
             purge_step=after + 1 if after else None,
-            # A link of its name would be followed: none can be where nobody foresees the name.
+            # A link under the writer's name would be followed; a name that cannot be predicted
+            # prevents it.
             filename_suffix=f".{secrets.token_hex(4)}",
         )
     except ImportError:
@@ -134,7 +136,7 @@ def open_board(folder: Path, after: int) -> Any:
 class ScenePanel:
     """A few validation scenes, one per row: input, ground truth, prediction.
 
-    Those are evenly spread over `indices`, the samples that this process validates.
+    The scenes are evenly spread over `indices`, the samples that this process validates.
     """
 
     def __init__(self, card: Card, indices: list[int]) -> None:
@@ -147,7 +149,7 @@ class ScenePanel:
             self.rows[index] = (sample, labels)
 
     def draw(self) -> npt.NDArray[np.uint8] | None:
-        """(H, W, 3) uint8 RGB, or None if this process saw none of them."""
+        """(H, W, 3) uint8 RGB, or None if this process saw none of the scenes."""
         if not self.rows:
             return None
         colors = self.card.palette
@@ -163,12 +165,12 @@ class ScenePanel:
 
 
 def _of_data(number: int) -> str:
-    """What the logs of a run's data set have in their names, of the first one nothing."""
+    """Part of a log's name that stands for a data set of the run: empty for the first."""
     return "" if number == 1 else f".{number}"
 
 
 class GuardedWrite(Protocol):
-    """A call that survives and reports an OSError of `write`; whether there was none."""
+    """A call of `write` that reports an OSError instead of raising it; True if there was none."""
 
     def __call__(self, what: str, write: Any, *arguments: Any) -> bool: ...
 
@@ -176,9 +178,8 @@ class GuardedWrite(Protocol):
 class RunLogs:
     """The open logs of a run, in its main process; every write goes through `guarded`.
 
-    `class_names` has those of each data set that is validated on.
-
-    What was logged behind `step`, the last one that the run has done, is removed.
+    `class_names` holds the class names of each data set that is validated on. Rows logged after
+    `step`, the last step that the run has done, are removed.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class RunLogs:
     def write_steps(
         self, steps: Sequence[int], rates: Sequence[float], losses: Sequence[float]
     ) -> None:
-        """Log the learning rate and loss of each step, and for TensorBoard the mean loss."""
+        """Log the learning rate and loss of each step, and the mean loss for TensorBoard."""
         rows = [
             (step, f"{rate:.9g}", f"{loss:.9g}")
             for step, rate, loss in zip(steps, rates, losses, strict=True)

@@ -1,15 +1,15 @@
-"""Training: from a recipe and a data set to weights, through interruptions.
+"""Training: from a recipe and data sets to weights, through interruptions.
 
-A run lives in a folder:
+A run's folder contains:
 
     recipe.yaml                the settings, complete
     log.csv, val.csv           loss per step; scores per validation (val.2.csv of the second data)
     tensorboard/               the same, and pictures
     pictures/                  validation scenes: input, ground truth, prediction
     last.safetensors           weights at the latest checkpoint (averaged ones if `ema`)
-    best.safetensors           those of the best validation
-    checkpoint*.safetensors    everything that resuming needs: the latest and the one before
-    data.yaml                  where the data are
+    best.safetensors           weights of the best validation
+    checkpoint*.safetensors    everything needed to resume: the latest and the one before
+    data.yaml                  addresses of the data
     .lock                      held while a process trains here
 """
 
@@ -54,15 +54,15 @@ ADVICE = "A lower learning rate, a warmup or clip usually help"
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number; the message tells where, and what is left."""
+    """The loss is not a number any more; the message says where, and what was saved."""
 
 
 class StoppedError(RuntimeError):
-    """Ctrl-C or SIGTERM: the run was saved and stopped."""
+    """The run was saved and stopped after Ctrl-C or SIGTERM."""
 
 
 class _Abandoned(Exception):  # noqa: N818
-    """Ctrl-C or SIGTERM in the middle of a validation."""
+    """A validation was interrupted by Ctrl-C or SIGTERM."""
 
 
 class Trainer:
@@ -70,30 +70,31 @@ class Trainer:
 
     >>> Trainer(load_recipe("paper"), load_card("cityscapes", root), Path("runs/a")).run()
 
-    Under torchrun, make it inside `fassd.distributed.process_group()` in each process.
+    Under torchrun, create it inside `fassd.distributed.process_group()` in each process.
 
     Args:
-        recipe: the settings. When resuming, None takes those of the run; another recipe may differ
-            from it in the settings of `fassd.training.recipe.CHANGEABLE`, which is reported and
-            written into recipe.yaml.
-        cards: the data, one or several; each has splits "train" and, to validate on, "val" (else
-            there is no best). The network's classes are the first one's, among which those of the
-            others lie (`fassd.data.groups`); the best weights are those of the best mean mIoU.
-        folder: of the run; must be new or empty unless `resume`.
-        device: where to train.
-        resume: continue the run in `folder` from its latest checkpoint.
-        reporter: who is told.
+        recipe: settings of the run. When resuming, None keeps those of the run; another recipe may
+            differ from it in the settings of `fassd.training.recipe.CHANGEABLE`, which is reported
+            and written into recipe.yaml.
+        cards: one or several data sets; each has a split "train" and, to validate on, "val"
+            (without it there is no best). The network's classes are those of the first, which must
+            contain those of the others (`fassd.data.groups`); the best weights have the best mean
+            of the mIoUs.
+        folder: folder of the run; must be new or empty unless `resume`.
+        device: device to train on.
+        resume: True continues the run in `folder` from its latest checkpoint.
+        reporter: listener that is told of progress.
 
     Attributes:
-        learner: the network, with all that changes while it learns.
+        learner: the network and everything that changes while it learns.
         step: number of optimizer steps done.
-        evaluations: the last validation, of each data set with a val split; empty if it failed.
+        evaluations: last validation of each data set with a val split; empty if it failed.
 
     Raises:
-        RecipeError: a recipe that this machine or data cannot follow.
-        StateError: nothing to resume from, or another run is in the folder.
+        RecipeError: this machine or this data cannot follow the recipe.
+        StateError: there is nothing to resume from, or another run is using the folder.
         FileExistsError: the folder holds a run already.
-        CardError: there is nothing to train on, or the cards' classes do not fit.
+        CardError: there is nothing to train on, or the cards' classes do not match.
     """
 
     def __init__(
@@ -109,17 +110,17 @@ class Trainer:
         self.folder = folder
         self.device = torch.device(device)
         self.reporter = reporter
-        self.step = 0  # optimizer steps done
+        self.step = 0  # number of optimizer steps done
         self.best = -math.inf
-        self.validation_pending = False  # of this step
-        self.unscored = 0  # validations that failed
-        self.stale = 0  # validations since the best one, in the main process
-        self.changes: list[str] = []  # of settings, when the run was resumed
+        self.validation_pending = False  # the validation of this step is still due
+        self.unscored = 0  # number of validations that failed
+        self.stale = 0  # number of validations since the best one, in the main process
+        self.changes: list[str] = []  # changes of settings, when the run was resumed
         self._stop = StopRequest(self._tell)
         tensors: dict[str, Tensor] = {}
         facts: dict[str, Any] = {}
         if resume:
-            # The main process first, which sets damaged files aside.
+            # The main process goes first, because it sets damaged files aside.
             found = in_main(lambda: files.reclaim(folder)) or files.latest_state(folder)
             tensors, facts, troubles = found
             for trouble in troubles:
@@ -166,7 +167,7 @@ class Trainer:
             self.learner.restore(tensors, facts)
 
     def _in_steps(self, recipe: Recipe) -> Recipe:
-        """The recipe with the steps of its epochs, if it has any."""
+        """The recipe with its epochs converted to steps, if it has any."""
         pictures = sum(map(len, self.train_sets))
         if recipe.epochs is not None and is_main():
             steps = recipe.in_steps(pictures).steps
@@ -174,10 +175,10 @@ class Trainer:
         return recipe.in_steps(pictures)
 
     def _resumed(self, facts: dict[str, Any], recipe: Recipe | None) -> Recipe:
-        """The run's recipe, with the changes that `recipe` makes to it.
+        """The run's recipe with the changes of `recipe`.
 
         Raises:
-            RecipeError: a change that a run cannot make on its way.
+            RecipeError: a setting changes that must stay the same during a run.
         """
         run = from_dict({**OF_EARLIER_RUNS, **facts["recipe"]}, str(self.folder))
         self.changes = list(facts.get("changes", ()))
@@ -202,14 +203,13 @@ class Trainer:
         """Train to the end of the recipe.
 
         Returns:
-            The last validation, of the first data set with a val split (`evaluations` has all);
-            None without one, or if nothing in it could be scored.
+            The last validation of the first data set with a val split (`evaluations` has all of
+            them); None if there is no such split, or if nothing in it could be scored.
 
         Raises:
             DivergedError: the loss, or a weight, is not finite.
-            StoppedError: stopped by Ctrl-C or SIGTERM, after saving.
-            OSError: the last checkpoint could not be written. Earlier failures are only told.
-            ImageError: of many pictures in a row none can be read; what was learnt is saved.
+            StoppedError: the run was stopped by Ctrl-C or SIGTERM, after saving.
+            OSError: the last checkpoint could not be written. Earlier failures are only reported.
             StateError: another run is in the folder, or was since this trainer was made.
             RecipeError: micro-batches too small for batch norm.
         """
@@ -223,7 +223,7 @@ class Trainer:
             if logs is not None and self.reporter is not None:
                 self.reporter.started(self.recipe, self.step)
             self._compare_threads()
-            if self._changed:  # else the next --resume might know nothing of it
+            if self._changed:  # otherwise the next --resume might not know of it
                 self._save(final=True)
             self._run(logs)
         return self.evaluations[0] if self.evaluations else None
@@ -231,7 +231,7 @@ class Trainer:
     def _run(self, logs: RunLogs | None) -> None:
         recipe = self.recipe
         pending: list[Done] = []
-        if self.validation_pending:  # a validation was due where the run was cut off
+        if self.validation_pending:  # a validation was due when the run was interrupted
             self._validate_and_save(logs)
         if self._gave_up():
             return
@@ -247,7 +247,7 @@ class Trainer:
                 stopped = self._stopping()
                 if stopped:
                     self._flush(pending, logs)
-                if save or stopped:  # before a validation, which may take long and fail
+                if save or stopped:  # before a validation, which may take long and may fail
                     self._save(final=last or stopped)
                 self._stop_here(stopped)
                 if self.validation_pending:
@@ -256,7 +256,7 @@ class Trainer:
                         return
 
     def _gave_up(self) -> bool:
-        """Whether the run ends early, on which all processes agree."""
+        """True if the run ends early; all processes agree."""
         patience = self.recipe.patience
         over = patience is not None and self.stale >= patience and self.step < self.recipe.steps
         over = over and is_main()  # after --resume each process has the count
@@ -268,11 +268,11 @@ class Trainer:
 
     @contextlib.contextmanager
     def _kept(self, pending: list[Done], logs: RunLogs | None) -> Iterator[None]:
-        """Saves what was learnt when no picture can be read any more, as on a disk that left."""
+        """Save what was learnt if pictures can no longer be read, for instance from a lost disk."""
         try:
             yield
         except ImageError as error:
-            if not self.step or world_size() > 1:  # the other processes know nothing of it
+            if not self.step or world_size() > 1:  # the other processes do not know of the error
                 raise
             self._flush(pending, logs)
             self._save(final=True)
@@ -285,18 +285,18 @@ class Trainer:
         self._stop_here(stopped)
 
     def _stopping(self) -> bool:
-        """Whether any process was asked to stop, which all of them agree on."""
+        """True if any process was asked to stop; all processes agree."""
         return bool(sum_over_ranks(torch.tensor(float(self._stop.made))) > 0)
 
     def _stop_here(self, stopped: bool) -> None:
-        """Leave a run that was asked to stop, has been saved, and is not finished."""
+        """Leave a run that was asked to stop and has been saved, unless it is finished."""
         if stopped and (self.validation_pending or self.step < self.recipe.steps):
             raise StoppedError(
-                f"stopped after step {self.step}; saved in {self.folder}, go on with --resume"
+                f"stopped after step {self.step}; saved in {self.folder}, continue with --resume"
             )
 
     def _batches(self, last: int | None = None) -> Generator[list[MicroBatch], None, None]:
-        """Those of the steps that are left, or up to step `last`."""
+        """Batches of the steps that are left, or of those up to step `last`."""
         recipe = self.recipe
         yield from loader(
             SampleStream.of(recipe, self.train_sets, preprocessing_of(self.learner.model)),
@@ -310,7 +310,7 @@ class Trainer:
         )
 
     def _train_step(self, batch: list[MicroBatch], pending: list[Done]) -> None:
-        """One optimizer step."""
+        """Take one optimizer step."""
         loss, labelled = self.learner.learn(batch, self.step)
         self.step += 1
         paths = [path for part in batch for path in part.paths]
@@ -320,10 +320,10 @@ class Trainer:
     # -------------------------------------------------------------------------------- writing down
 
     def _open_logs(self, stack: contextlib.ExitStack) -> RunLogs:
-        """Lock the folder and open what is written to; `stack` closes and unlocks."""
+        """Lock the folder and open the log files; `stack` closes and unlocks them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(files.locked(self.folder))
-        # What another run may have done here since this trainer was made.
+        # Another run may have used the folder since this trainer was created.
         files.check_unused(self.folder, self.step)
         addresses = [card.address for card in self.space.cards]
         files.describe_run(self.folder, self.recipe, self.changes, addresses)
@@ -341,7 +341,7 @@ class Trainer:
             )
 
     def _flush(self, pending: list[Done], logs: RunLogs | None) -> None:
-        """Look at the losses since the last time: log them, and stop if one is no number."""
+        """Check the losses since the last flush: log them, and stop if one is not finite."""
         if not pending:
             return
         for done in pending:
@@ -362,14 +362,14 @@ class Trainer:
         if is_main() and not torch.stack([done.labelled for done in pending]).any():
             self._tell(
                 f"steps {pending[0].step} to {pending[-1].step} have learnt nothing: every pixel "
-                "of their pictures is ignored (fassd data check tells more of the labels)"
+                "of their pictures is ignored (fassd data check reports on the labels)"
             )
         if count < len(values):
             done = pending[count]
             raise DivergedError(
                 f"the loss of step {done.step} is {values[count]}, at a learning rate of "
                 f"{self.learner.learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this "
-                f"process's pictures: {', '.join(map(str, done.paths))}. Nothing of it was saved; "
+                f"process's pictures: {', '.join(map(str, done.paths))}. It was not saved; "
                 f"{self._left()}. {ADVICE}"
             )
         if self.learner.overflows:
@@ -381,11 +381,11 @@ class Trainer:
 
     def _left(self) -> str:
         if (self.folder / files.CHECKPOINT).exists():
-            return f"--resume goes on from the checkpoint in {self.folder}"
+            return f"--resume continues from the checkpoint in {self.folder}"
         return f"there is no checkpoint in {self.folder} yet"
 
     def _validate(self, logs: RunLogs | None) -> None:
-        """Score the network; nothing if there is no score, or a stop came, which leaves it owed."""
+        """Score the network; a validation interrupted by a stop stays due and gives no score."""
         self.evaluations = []
         if not self.val_sets:
             self.validation_pending = False
@@ -399,7 +399,7 @@ class Trainer:
 
         network, pictures = self.learner.evaluated, self.recipe.val_pictures
         try:
-            if self.recipe.statistics:  # of the batches that come next, here and when resumed
+            if self.recipe.statistics:  # of the next batches, which a resumed run sees, too
                 batches = self._batches(self.step + self.recipe.statistics)
                 self.learner.measure(batches, frozen=self.step <= self.recipe.freeze)
             found = [
@@ -407,7 +407,7 @@ class Trainer:
                 for dataset in self.val_sets
             ]
         except (_Abandoned, ValueError, RuntimeError, OSError, MemoryError) as error:
-            # In all processes, as all hear of each other's.
+            # All processes do this, because each of them gets the others' errors.
             if not self._stopping():
                 self.validation_pending = False
                 self.unscored += 1
@@ -427,7 +427,7 @@ class Trainer:
                 self.reporter.validated(self.step, self.evaluations, best)
 
     def _keep_best(self, miou: float) -> bool:
-        """Keep the weights if their mean score is the best so far; whether they were kept."""
+        """Save the weights if their mean score is the best so far; True if they were saved."""
         before = self.best
         self.stale += 1
         if not miou > before:
@@ -441,17 +441,17 @@ class Trainer:
     # --------------------------------------------------------------------------------- checkpoints
 
     def _save(self, final: bool) -> None:
-        """Write checkpoint and weights; the failure of a final one is an error.
+        """Write checkpoint and weights; failing to write the final one is an error.
 
         Raises:
             DivergedError: a weight is not finite; what was saved before stays.
         """
         if not self.learner.is_finite():
             raise DivergedError(
-                f"step {self.step} left weights that are not finite. Nothing of it was saved; "
+                f"step {self.step} left weights that are not finite. It was not saved; "
                 f"{self._left()}. {ADVICE}"
             )
-        if final:  # in all processes before any of them leaves, as torchrun then ends the others
+        if final:  # in all processes before any of them exits: torchrun then ends the others
             in_main(self._save_all)
         elif is_main():
             self._guarded("the checkpoint", self._save_state)
@@ -466,10 +466,10 @@ class Trainer:
             raise OSError(f"step {self.step}: {'; '.join(filter(None, troubles))}. {self._left()}")
 
     def _guarded(self, what: str, write: Any, *arguments: Any) -> bool:
-        """Whether it was written: hours are not given up because a disk is full just now."""
+        """True if `write` succeeded; a disk that is full for a while does not end the run."""
         trouble = files.failure(what, write, *arguments)
         if trouble is not None:
-            self._tell(f"{trouble}; what was there stays, training goes on")
+            self._tell(f"{trouble}; the earlier file is kept, training continues")
         return trouble is None
 
     def _facts(self) -> dict[str, Any]:

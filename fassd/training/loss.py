@@ -13,20 +13,20 @@ from torch.autograd.function import once_differentiable
 from fassd.io.palette import IGNORE
 from fassd_kernels.ops import CPU_MISSING
 
-CACHED_ROWS = 8192  # pixels, whose logits and their softmax in float32 have 0.6 MB each
+CACHED_ROWS = 8192  # rows of pixels per piece: in float32 logits and softmax take 0.6 MB each
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross entropy over each picture's labelled pixels, then over pictures that have any.
+    """Mean cross entropy over each picture's labelled pixels, then over pictures with such pixels.
 
-    A label behind the C classes stands for a group of them (`fassd.data.groups`): the loss of its
-    pixels is the negative logarithm of the group's summed probability.
+    Labels from C on stand for groups of classes (`fassd.data.groups`): the loss of such a pixel is
+    the negative logarithm of the group's summed probability.
 
     Args:
         ignore_index: label of pixels that do not count.
-        groups: the classes of the labels C, C + 1, ...
-        weights: factor of the loss of each label's pixels, of groups, too; None has none. The mean
-            is over the pixels' number, not over their weights.
+        groups: classes of each of the labels C, C + 1, ...
+        weights: factor of the loss of each label's pixels, groups included; None weighs all alike.
+            The mean divides by the number of pixels, not by their weights.
 
     Shape: logits (N, C, H, W), floating, computed in float32 (float64 stays); labels (N, H, W),
     integers; the result is a scalar, 0 with zero gradients if no pixel is labelled.
@@ -68,24 +68,25 @@ class CrossEntropy(nn.Module):
 class BootstrappedCrossEntropy(CrossEntropy):
     """Cross entropy over the hardest pixels, picture by picture.
 
-    Of each picture count the pixels whose loss exceeds `threshold`, or, if these are not more than
-    `min_pixels`, the `min_pixels` pixels of the largest loss; their mean is the picture's loss, and
-    the mean over pictures the batch's. As FASSD-Net and FC-HarDNet were trained (after Wu et al.,
-    "Bridging Category-level and Instance-level Semantic Image Segmentation", 2016), but for two
-    cases in which that gives an error or a wrong weight:
+    In each picture the pixels whose loss exceeds `threshold` count, or, if there are not more than
+    `min_pixels` of them, the `min_pixels` pixels with the largest loss. Their mean is the picture's
+    loss, and the mean over pictures is the batch's. FASSD-Net and FC-HarDNet were trained in this
+    way (after Wu et al., "Bridging Category-level and Instance-level Semantic Image Segmentation",
+    2016), except for two cases in which the original fails or weighs wrongly:
 
-    * a picture with fewer than `min_pixels` labelled pixels counts with all those it has (the
-      original fails on small pictures and averages ignored pixels in as zeros);
+    * in a picture with fewer than `min_pixels` labelled pixels, all of these count (the original
+      fails on small pictures and averages ignored pixels in as zeros);
     * a picture without a labelled pixel is left out of the mean over pictures (the original counts
       it as a loss of 0).
 
     Args:
-        min_pixels: K, at least 1.
-        threshold: of the loss, in nats; at least 0.
-        ignore_index, groups, weights: as of `CrossEntropy`; the threshold is of weighted losses.
+        min_pixels: smallest number of pixels that count, at least 1 (K in the paper).
+        threshold: loss above which pixels count, in nats; at least 0.
+        ignore_index, groups, weights: as in `CrossEntropy`; the threshold applies to weighted
+            losses.
 
     Raises:
-        ValueError: a setting outside its range, or shapes that do not fit.
+        ValueError: a setting is outside its range, or shapes do not match.
     """
 
     def __init__(
@@ -122,15 +123,15 @@ class BootstrappedCrossEntropy(CrossEntropy):
 
 
 class RegionLoss(CrossEntropy):
-    """Another loss, and terms that weigh each class of a picture alike, however small it is.
+    """A base loss, plus terms that weigh each class of a picture alike, however small it is.
 
-    Of each picture, over the classes and groups that label its pixels: the mean of 1 - Dice, of
+    In each picture, over the classes and groups that label its pixels: the mean of 1 - Dice, with
     summed probabilities (Milletari et al., "V-Net", 3DV 2016, eq. 1, without squares), and the
     Lovász extension of 1 - IoU (Berman et al., "The Lovász-Softmax loss", CVPR 2018, eq. 11).
 
     Args:
-        base: the loss that they are added to.
-        dice, lovasz: their weights; at least 0.
+        base: loss that the terms are added to.
+        dice, lovasz: weights of the two terms; at least 0.
     """
 
     def __init__(self, base: CrossEntropy, dice: float = 0.0, lovasz: float = 0.0) -> None:
@@ -146,7 +147,7 @@ class RegionLoss(CrossEntropy):
         return self.base.per_picture(logits, labels) + torch.stack([self._terms(*p) for p in pairs])
 
     def _terms(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Those of one picture's logits (C, H, W) and labels (H, W)."""
+        """The terms of one picture's logits (C, H, W) and labels (H, W)."""
         counted = labels != self.ignore_index
         rows = logits.movedim(0, -1)[counted]
         probabilities = rows.to(torch.promote_types(rows.dtype, torch.float32)).softmax(1)
@@ -159,7 +160,7 @@ class RegionLoss(CrossEntropy):
         for column, kind in enumerate(kinds.tolist()):
             single = kind < logits.shape[0]
             allowed[kind if single else self.groups[kind - logits.shape[0]], column] = 1
-        found = probabilities @ allowed  # of each pixel, for each of the kinds
+        found = probabilities @ allowed  # of each pixel, for each label
         total = probabilities.sum() * 0
         if self.dice:
             right = found.gather(1, truth[:, None])[:, 0]
@@ -186,7 +187,7 @@ def _lovasz(found: Tensor, right: Tensor) -> Tensor:
 def hardest_mean(losses: Tensor, min_pixels: int, threshold: float) -> Tensor:
     """Mean of the losses above `threshold`, or of the `min_pixels` largest if those are more.
 
-    Losses are at least 0, in any shape; without any the mean is 0.
+    Losses are at least 0, in any shape; the mean of none is 0.
     """
     losses = losses.flatten()
     if losses.numel() == 0:
@@ -200,12 +201,12 @@ def hardest_mean(losses: Tensor, min_pixels: int, threshold: float) -> Tensor:
 def pixel_losses(
     logits: Tensor, labels: Tensor, ignore_index: int, groups: Sequence[list[int]] = ()
 ) -> Tensor:
-    """Cross entropy of each pixel, (N, H, W) in float32 or float64; 0 where it is to be ignored.
+    """Cross entropy of each pixel, (N, H, W) in float32 or float64; 0 for ignored pixels.
 
     Label C + n of logits (N, C, H, W) stands for the classes groups[n].
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
     """
     if logits.dim() != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(
@@ -219,11 +220,11 @@ def pixel_losses(
 
 
 class _PixelLosses(torch.autograd.Function):
-    """Cross entropy of each pixel, and the gradients of those that count in the end.
+    """Cross entropy of each pixel, and the gradients of the pixels that count in the end.
 
-    With bootstrapping these are few. The full-size logits are the largest tensor of a training
-    step: here they are read where they lie, piece by piece in the cache, instead of copied to other
-    layouts and types and back. On a CPU, operators of the C++ extension take their place.
+    With bootstrapping few pixels count. The full-size logits are the largest tensor of a training
+    step: they are read in place, piece by piece in the cache, instead of being copied to other
+    layouts and types and back. On a CPU, operators of the C++ extension do this.
     """
 
     @staticmethod
@@ -278,7 +279,7 @@ class _PixelLosses(torch.autograd.Function):
 
 
 def _is_compiled_for(logits: Tensor) -> bool:
-    """Whether the C++ operators take logits: those of pixels that follow each other on a CPU."""
+    """True if the C++ operators take the logits: on a CPU, with pixels contiguous."""
     adjacent = logits.is_contiguous(memory_format=torch.channels_last)
     return CPU_MISSING is None and logits.is_cpu and adjacent and logits.numel() > 0
 
@@ -287,7 +288,7 @@ Piece = slice | Tensor
 
 
 def _pieces(index: Tensor | None, rows: Tensor) -> Iterator[Piece]:
-    """The rows of `index`, or all if it has most, by pieces that stay in a CPU's cache."""
+    """The rows of `index`, or all rows if it has most, in pieces that fit into a CPU's cache."""
     size = CACHED_ROWS if rows.device.type == "cpu" else max(1, len(rows))
     if index is not None and 2 * len(index) < len(rows):
         yield from index.split(size)
@@ -298,7 +299,7 @@ def _pieces(index: Tensor | None, rows: Tensor) -> Iterator[Piece]:
 def _split(
     labels: Tensor, allowed: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Labels of single classes, the others ignored; which are of groups; and what those allow."""
+    """Split labels: single classes, others ignored; a mask of groups; the classes these allow."""
     classes = allowed.shape[1]
     grouped = (labels >= classes) & (labels != ignore_index)
     if not len(allowed):
@@ -308,5 +309,5 @@ def _split(
 
 
 def labelled_pictures(labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
-    """How many of the pictures (N, H, W) have a labelled pixel, as a float scalar."""
+    """Number of pictures in labels (N, H, W) with a labelled pixel, as a float scalar."""
     return (labels != ignore_index).flatten(1).any(1).sum().float()

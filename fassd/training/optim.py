@@ -18,10 +18,10 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def poly_learning_rate(
     step: int, base: float, total_steps: int, power: float = 0.9, warmup_steps: int = 0
 ) -> float:
-    """The rate in force at optimizer step `step`: base * (1 - (step + 1) / total) ** power.
+    """Learning rate of optimizer step `step`: base * (1 - (step + 1) / total) ** power.
 
-    The authors' scheduler was advanced once before the first step, hence the 1: of their 90,000
-    steps the first has 0.02 * (1 - 1/90000) ** 0.9, and the last one 0.
+    The authors' scheduler was advanced once before the first step, hence the 1: the first of their
+    90,000 steps has 0.02 * (1 - 1/90000) ** 0.9, and the last one 0.
 
     Over the first `warmup_steps` a factor rises from near 0 to 1.
 
@@ -35,7 +35,7 @@ def poly_learning_rate(
 
 
 def cosine_learning_rate(step: int, base: float, total_steps: int, warmup_steps: int = 0) -> float:
-    """As `poly_learning_rate`, but base * (1 + cos(pi * (step + 1) / total)) / 2.
+    """Cosine instead of `poly_learning_rate`: base * (1 + cos(pi * (step + 1) / total)) / 2.
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR
     2017, eq. 5, without restarts.
@@ -48,10 +48,10 @@ def cosine_learning_rate(step: int, base: float, total_steps: int, warmup_steps:
 
 
 def create_optimizer(recipe: Recipe, model: nn.Module, encoder: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that a recipe names, of all parameters of `model`.
+    """The optimizer that a recipe names, for all parameters of `model`.
 
-    Those of `encoder`, a part of it, are a group of their own if they have a rate of their own; the
-    factor of the learning rate is the group's "factor".
+    The parameters of `encoder`, a part of it, form a group of their own if they have their own
+    rate; "factor" in a group multiplies the learning rate.
     """
     settings: dict[str, Any] = {
         "lr": recipe.learning_rate,
@@ -70,7 +70,7 @@ def create_optimizer(recipe: Recipe, model: nn.Module, encoder: nn.Module) -> to
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state as "<parameter number>.<name>"."""
+    """The tensors of an optimizer's state, named "<parameter number>.<name>"."""
     state = optimizer.state_dict()["state"]
     return {
         f"{number}.{name}": torch.as_tensor(value)
@@ -81,7 +81,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `flatten_optimizer` gave."""
+    """Restore an optimizer's state from the result of `flatten_optimizer`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
@@ -98,7 +98,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of weights and batch norm statistics, younger at the beginning."""
+    """A moving average of weights and batch norm statistics, with less memory at the beginning."""
 
     def blend(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
         steps = float(count)

@@ -1,4 +1,4 @@
-"""Arithmetic of training: what a device computes in, what to avoid there, how it repeats."""
+"""Arithmetic of training: precision on a device, gradients to avoid there, determinism."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ONEDNN_BLOCK = 16  # channels
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device: bfloat16 where it computes in that, else float32.
+    """Resolve "auto" on a device: bfloat16 if it has such arithmetic, else float32.
 
     A CPU without bfloat16 arithmetic converts back and forth: FASSD-Net takes a minute per frame.
     """
@@ -29,14 +29,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def avoid_unsound_gradients(model: nn.Module, device: torch.device, precision: str) -> None:
-    """Let convolutions of odd widths run in NCHW where oneDNN's gradient is wrong.
+    """Run convolutions of odd widths in NCHW where oneDNN's gradient is wrong.
 
     On a CPU in bfloat16 and channels_last, the weight gradient of a dilated convolution whose
-    channels are no multiple of 16 reads memory that nobody wrote (PyTorch 2.13; seen with
-    MALLOC_PERTURB_: up to half of the values). MDA's 3x1 and 1x3 are such. That of a strided 1x1 of
-    such inputs, as in RepVGG's stem, writes beyond its memory, in float32 too (seen with
-    MALLOC_CHECK_). NCHW is sound, and everything else stays channels_last: all of FASSD-Net in NCHW
-    takes 1.15 to 1.3 times as long.
+    channels are not a multiple of 16 reads uninitialised memory (PyTorch 2.13; seen with
+    MALLOC_PERTURB_: up to half of the values). MDA's 3x1 and 1x3 are such convolutions. The weight
+    gradient of a strided 1x1 with such inputs, as in RepVGG's stem, writes out of bounds, in
+    float32 too (seen with MALLOC_CHECK_). NCHW is sound, and everything else stays channels_last:
+    all of FASSD-Net in NCHW takes 1.15 to 1.3 times as long.
     """
     if device.type != "cpu":
         return
@@ -61,10 +61,10 @@ def _in_nchw(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """PyTorch's deterministic algorithms inside the block, if they are wanted."""
+    """Use PyTorch's deterministic algorithms inside the block, if `wanted`."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
-        # cuBLAS asks for it before its first use.
+        # cuBLAS requires this before its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""What a training run is made of: one model, written as YAML, with presets."""
+"""The settings of a training run: one model, written as YAML, with presets."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ CHANGEABLE = frozenset((
 PRESETS = Path(__file__).with_name("presets")
 
 OF_EARLIER_RUNS = {"init": "kaiming", "pad": "mean"}
-"""Settings that the complete recipes of earlier runs do not name."""
+"""Settings that complete recipes of earlier runs may lack."""
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be read or makes no sense; names the setting and what it accepts."""
+    """A recipe cannot be read or makes no sense; names the setting and what it accepts."""
 
 
 def _number(value: Any) -> Any:
-    """A float of its text: YAML reads 5e-4 as text."""
+    """Convert text to a float: YAML reads 5e-4 as text."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)
@@ -70,88 +70,90 @@ Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
 
 
 class Recipe(BaseModel):
-    """A training run, but for the data. The defaults are those of the authors (preset `paper`).
+    """A training run, except for its data. The defaults are the authors' (preset `paper`).
 
-    A value that is not accepted raises pydantic's ValidationError here, a ValueError; `load_recipe`
-    and `replace` make a RecipeError of it.
+    A value that is not accepted raises pydantic's ValidationError here, which is a ValueError;
+    `load_recipe` and `replace` turn it into a RecipeError.
 
     Attributes:
         model: a name of `fassd.list_models()`, or a full one (`fassd.create_model`), with an
             encoder of timm for instance.
-        alpha: how much narrower DAPF's branches are.
-        encoder: "imagenet" starts from the authors' ImageNet encoder (downloaded once), or an
-            encoder of timm from timm's own weights; "random" from nothing.
-        encoder_rate: factor of the learning rate for the encoder's own weights, which know more
-            than the rest where it starts from pretrained ones.
-        freeze: first steps in which the encoder stays as it is, batch norm statistics included; as
-            many as `steps` for always.
-        init: the convolutions' weights before that: "xavier" normal, as the authors have it, or
-            "kaiming" normal; an encoder of timm begins as timm has it.
-        weights: what to start from instead: a file or name that `fassd.load_checkpoint` or
-            `fassd.create_model` takes. Tensors of other shapes (another head) stay random.
-        shares: of the pictures that each data set has, in any unit; None takes each picture of all
-            equally often.
-        crop: height and width in pixels that the network sees in training.
+        alpha: factor by which DAPF's branches are narrower.
+        encoder: initial weights of the encoder: "imagenet" loads the authors' ImageNet encoder
+            (downloaded once), or timm's own weights for an encoder of timm; "random" loads none.
+        encoder_rate: factor of the learning rate for the encoder, whose pretrained weights need
+            smaller changes than the rest.
+        freeze: number of first steps in which the encoder, batch norm statistics included, does not
+            change; `steps` freezes it for the whole run.
+        init: initial weights of the convolutions: "xavier" normal, as the authors did, or "kaiming"
+            normal; an encoder of timm keeps timm's.
+        weights: file or name of weights to start from instead, as for `fassd.load_checkpoint` or
+            `fassd.create_model`. Tensors with other shapes (another head) stay random.
+        shares: proportions of the data sets in the pictures, in any unit; None takes each picture
+            of all sets equally often.
+        crop: height and width, in pixels, of the network's input in training.
         stages: crops of the first steps, for runs that begin with small ones: pairs of a step and
-            the crop of the steps up to it.
+            the crop used up to that step.
         scale: smallest and largest factor by which pictures are resized before the crop.
         flip: probability of mirroring left and right.
-        rotate: turn by 0, 90, 180 or 270 degrees at random, for pictures that have no upper side,
-            such as those of microscopes and from the air.
-        pad: around pictures smaller than the crop, "black" as the authors have it or "mean" colour.
+        rotate: True turns pictures by 0, 90, 180 or 270 degrees at random, for pictures that have
+            no upper side, such as those from microscopes and from the air.
+        pad: colour around pictures smaller than the crop: "black", as the authors did, or "mean".
         jitter: strength of random brightness, contrast and saturation, 0 (none) to 1.
-        gamma: strength of a random power of the values, 2 to the -gamma .. gamma; 0 is none.
-        blur: largest deviation, in pixels, of a Gaussian over every second picture; 0 is none.
-        focus: share of crops that are placed over a pixel of a class drawn evenly from those in the
-            picture, which shows rare ones more often.
+        gamma: strength of a random exponent, 2 to the power of -gamma .. gamma; 0 is none.
+        blur: largest deviation, in pixels, of a Gaussian blur on every second picture; 0 is none.
+        focus: share of crops that are placed on a pixel of a class drawn evenly from the picture's
+            classes, so that rare classes are seen more often.
         loss: "bootstrapped" (`BootstrappedCrossEntropy`) or "cross_entropy".
         min_pixels, threshold: K and the threshold of the bootstrapped loss.
-        dice, lovasz: weights of two terms beside it in which each class of a picture weighs alike
+        dice, lovasz: weights of two additional terms that weigh all classes of a picture alike
             (`RegionLoss`).
-        balance: how far the pixels of rare classes weigh more in the cross entropy, from 0, not at
-            all, to 1, all classes alike: a class's weight is its share of the labelled pixels of
-            the training pictures, to the power -balance; the mean over these pixels is 1.
-        auxiliary: weight of the cross entropy of heads on the decoder's coarser stages, which are
-            there in training only.
-        teacher: a file of `fassd train` with a network of the same classes, whose probabilities are
-            learnt, too; None has none.
-        distillation: weight of the divergence from them.
+        balance: strength with which the pixels of rare classes weigh more in the cross entropy,
+            from 0, not at all, to 1, all classes alike: a class's weight is its share of the
+            labelled pixels of the training pictures, to the power of -balance; the mean over these
+            pixels is 1.
+        auxiliary: weight of the cross entropy of auxiliary heads on the decoder's coarser stages,
+            which exist in training only.
+        teacher: file of `fassd train` with a network of the same classes, whose probabilities are
+            learnt as well; None for no teacher.
+        distillation: weight of the divergence from the teacher's probabilities.
         optimizer: "sgd" (with `momentum`) or "adamw".
-        learning_rate: at the start; it falls to 0 by the schedule.
+        learning_rate: initial learning rate; it falls to 0 by the schedule.
         schedule: "poly", (1 - step / steps) ** `power`, or "cosine", half a wave.
-        momentum: of SGD; the first beta of AdamW.
-        weight_decay: on every parameter, biases and batch norms too, as the authors have it.
-        power: of the poly schedule.
-        warmup: steps over which the rate rises from near 0.
+        momentum: momentum of SGD; the first beta of AdamW.
+        weight_decay: weight decay on every parameter, biases and batch norms too, as the authors
+            did.
+        power: exponent of the poly schedule.
+        warmup: number of steps over which the rate rises from near 0.
         clip: largest norm of the gradient; None does not clip.
-        steps: optimizer steps.
-        epochs: how often each picture is seen, in place of `steps`, which follow from it when the
-            run begins; None takes `steps`.
+        steps: number of optimizer steps.
+        epochs: number of times that each picture is seen, from which `steps` is computed when the
+            run begins; None uses `steps`.
         patience: number of validations without a better mean mIoU after which the run ends early;
-            None goes on to the end.
-        batch: pictures per optimizer step, over all processes and micro-batches.
-        accumulate: micro-batches per step and process, so that a large `batch` fits a small card.
-            Batch norm sees a micro-batch.
+            None never ends it early.
+        batch: number of pictures per optimizer step, over all processes and micro-batches.
+        accumulate: number of micro-batches per step and process, so that a large `batch` fits into
+            a small card's memory. Batch norm sees one micro-batch.
         precision: "float32", "bfloat16" or "float16" (autocast; weights stay float32), or "auto":
             bfloat16 where the device computes in it, else float32.
-        channels_last: memory layout of the convolutions.
-        ema: decay of the moving average of the weights, which is then what is evaluated and kept;
-            None has none.
-        statistics: number of batches over which the batch norm statistics of the averaged weights
-            are taken anew before each validation; 0 averages the statistics like the weights.
-        sync_bn: batch norm over all processes instead of over each one's micro-batch.
-        accelerate: fused modules, of which training fuses batch norm with its activation, on a
-            CPU, and validation all.
-        deterministic: only algorithms that give the same bits again; slower, and on a GPU with more
-            memory. On a CPU a run gives the same bits without it.
-        seed: of the weights, the order of pictures and their augmentation.
-        workers: processes that read pictures; 0 reads in the training process.
-        threads: CPU threads of the training process, by whose number sums round; None is PyTorch's
-            choice.
-        log_every: steps between lines on the screen and looks at the loss.
-        val_every: steps between validations; 0 validates at the end only.
-        val_pictures: at most so many per validation, evenly spread; None takes all.
-        save_every: steps between checkpoints.
+        channels_last: True uses that memory layout for the convolutions.
+        ema: decay of the moving average of the weights, which is then evaluated and saved; None for
+            no average.
+        statistics: number of batches from which the batch norm statistics of the averaged weights
+            are recomputed before each validation; 0 averages the statistics like the weights.
+        sync_bn: True computes batch norm over all processes instead of over each one's micro-batch.
+        accelerate: True uses fused modules: in training batch norm with its activation, on a CPU;
+            in validation all of them.
+        deterministic: True uses only algorithms that give the same bits each time; they are slower,
+            and need more memory on a GPU. On a CPU a run gives the same bits without it.
+        seed: seed of the weights, the order of pictures and their augmentation.
+        workers: number of processes that read pictures; 0 reads them in the training process.
+        threads: number of CPU threads of the training process, which affects rounding of sums; None
+            is PyTorch's choice.
+        log_every: number of steps between lines on the screen and checks of the loss.
+        val_every: number of steps between validations; 0 validates at the end only.
+        val_pictures: maximum number of pictures per validation, evenly spread; None takes all.
+        save_every: number of steps between checkpoints.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
@@ -241,24 +243,24 @@ class Recipe(BaseModel):
         return [end for end, _ in self.stages]
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with these settings, given as they stand in YAML.
+        """A copy with these settings changed, given as in YAML.
 
-        A warmup that fewer `steps` leave no room for is shortened, with a warning.
+        A warmup that does not fit into fewer `steps` is shortened, with a warning.
         """
         return _changed(self.to_dict(), changes, "the recipe")
 
     def in_steps(self, pictures: int) -> Recipe:
-        """The recipe with steps for its epochs, of which each has so many pictures.
+        """The recipe with its epochs converted to steps, for the number of pictures per epoch.
 
         Raises:
-            RecipeError: as `replace`.
+            RecipeError: as in `replace`.
         """
         if self.epochs is None:
             return self
         return self.replace(steps=max(1, round(self.epochs * pictures / self.batch)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as YAML and JSON have them."""
+        """Plain values, as in YAML and JSON."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
@@ -266,7 +268,7 @@ class Recipe(BaseModel):
 
 
 def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe of `base` with `changes`, for whose steps the warmup of `base` may be too long."""
+    """The recipe of `base` with `changes`; its warmup is shortened if the steps are too few."""
     values = {**base, **changes}
     if changes.get("steps") is not None and base.get("epochs") is not None:
         values["epochs"] = changes.get("epochs")
@@ -283,10 +285,10 @@ def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) ->
 
 
 def differences(run: Recipe, recipe: Recipe) -> list[str]:
-    """What `recipe` changes in that of a run, such as "steps 12 instead of 6".
+    """The changes of `recipe` to a run's recipe, such as "steps 12 instead of 6".
 
     Raises:
-        RecipeError: it changes a setting that is not in `CHANGEABLE`.
+        RecipeError: a setting that is not in `CHANGEABLE` differs.
     """
     before, after = run.to_dict(), recipe.to_dict()
     changed = [name for name in before if after[name] != before[name]]
@@ -300,18 +302,18 @@ def differences(run: Recipe, recipe: Recipe) -> list[str]:
 
 
 def list_presets() -> list[str]:
-    """Names that `load_recipe` takes."""
+    """Names of presets that `load_recipe` takes."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_recipe(source: str | os.PathLike[str]) -> Recipe:
     """Read a preset or a YAML file.
 
-    A file holds settings of `Recipe` by name; what it leaves out is as in `paper`, or as in the
+    A file holds settings of `Recipe` by name; omitted settings are those of `paper`, or of the
     preset that it names under `preset`.
 
     Raises:
-        RecipeError: an unknown preset or setting, or a value that is not accepted.
+        RecipeError: a preset or setting is unknown, or a value is not accepted.
         OSError: the file cannot be read.
     """
     presets = list_presets()
@@ -331,16 +333,16 @@ def recipe_of_run(file: Path) -> Recipe:
     """Read the recipe.yaml that a run left, which is complete.
 
     Raises:
-        RecipeError, OSError: as `load_recipe`.
+        RecipeError, OSError: as in `load_recipe`.
     """
     return from_dict({**OF_EARLIER_RUNS, **_read(file)}, str(file))
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The settings in a file.
+    """Read the settings in a file.
 
     Raises:
-        RecipeError: there are none that can be read.
+        RecipeError: the file holds no settings that can be read.
         OSError: the file cannot be read.
     """
     try:
@@ -357,15 +359,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> Recipe:
-    """A recipe from plain values; numbers may come as text, as the command line has them.
+    """A recipe from plain values; numbers may be text, as on the command line.
 
     Raises:
-        RecipeError: an unknown setting, or a value that is not accepted.
+        RecipeError: a setting is unknown, or a value is not accepted.
     """
     known = Recipe.model_fields
     for key in values:
         if key not in known:
-            # Of slips alone: "class_weights" is another thing than "weights".
+            # Only for typing errors: "class_weights" is something else than "weights".
             near = difflib.get_close_matches(shortened(str(key), 40), known, n=1, cutoff=0.8)
             guess = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise RecipeError(f"{where}: unknown setting {shown(key)}{guess}")

@@ -1,8 +1,8 @@
 """Files of a run: weights for users, and checkpoints to resume from.
 
 Everything is safetensors: reading it executes nothing. A file gets its name when it is complete and
-on the disk, and the checkpoint before it is kept until then, so that neither a full disk nor a cut
-in the middle of writing loses what was there. Checksums among the metadata tell what is damaged.
+on disk, and the checkpoint before it is kept until then, so that neither a full disk nor an
+interruption while writing loses what was saved before. Checksums in the metadata reveal damage.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ PREVIOUS = "checkpoint.previous.safetensors"
 NEXT = "checkpoint.next.safetensors"
 RECIPE = "recipe.yaml"
 DATA = "data.yaml"
-ABOUT_DATA = "# What --resume trains on. Paths are absolute; --data and --root take their place."
+ABOUT_DATA = "# The data for --resume. Paths are absolute; --data and --root override them."
 LOCK = ".lock"
 BEFORE_CHECKPOINT = {RECIPE, DATA, "log.csv", "tensorboard", LOCK}
 OPTIMIZER = "optimizer."
-"""What the names of an optimizer's tensors begin with."""
+"""Prefix of the names of an optimizer's tensors."""
 STATISTICS = ("running_mean", "running_var")
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RecursionError)
 
-_LOCKED: set[Path] = set()  # by this process itself, which the system's lock lets in
+_LOCKED: set[Path] = set()  # by this process itself, which the system's lock does not keep out
 
 
 class StateError(ValueError):
-    """A run folder that cannot be used: nothing to resume from, or another run is in it."""
+    """A run folder cannot be used: nothing to resume from, or another run is using it."""
 
 
 def data_of(space: LabelSpace, datasets: Sequence[SegmentationDataset]) -> dict[str, Any]:
-    """What a resumed run needs to find again: every sample's place follows from it."""
+    """What a resumed run must find unchanged, as it determines the order of the samples."""
     counts = [len(dataset) for dataset in datasets]
     names = space.class_names
     if len(counts) == 1:
@@ -65,10 +65,10 @@ def check_data(
     space: LabelSpace,
     datasets: Sequence[SegmentationDataset],
 ) -> None:
-    """See whether the data are those that the run in a folder had before.
+    """Check that the data are the same as before in the run of a folder.
 
     Raises:
-        RecipeError: they are not; the message says in what they differ.
+        RecipeError: the data differ; the message says in what.
     """
     for what, value in data_of(space, datasets).items():
         if value != before.get(what):
@@ -77,36 +77,37 @@ def check_data(
 
 
 def check_new(folder: Path) -> None:
-    """Check that a run may begin in `folder`: new, or left by a run before its first checkpoint.
+    """Check that a run may begin in `folder`: it is new, or a run left it before its first
+    checkpoint.
 
     Raises:
-        FileExistsError: it holds something else.
-        OSError: it cannot be written to.
+        FileExistsError: the folder contains something else.
+        OSError: the folder is not writable.
     """
     check_folder(folder)
     scores = {path.name for path in folder.glob("val*.csv")}
     if folder.exists() and {p.name for p in folder.iterdir()} - BEFORE_CHECKPOINT - scores:
         raise FileExistsError(
-            f"{folder} is not empty: --resume goes on with the run in it, another --output begins "
+            f"{folder} is not empty: --resume continues the run in it, another --output starts "
             "a new one"
         )
 
 
 def check_unused(folder: Path, step: int) -> None:
-    """Check that no other run has begun or gone on in `folder` since `step` of this one.
+    """Check that no other run has started or continued in `folder` since `step` of this run.
 
     Raises:
-        FileExistsError: this run is new, and the folder holds something.
-        StateError: a checkpoint of a later step is there.
+        FileExistsError: this run is new, and the folder is not empty.
+        StateError: the folder has a checkpoint of a later step.
     """
     if step == 0:
         check_new(folder)
     elif latest_step(folder) > step:
-        raise StateError(f"another run has gone on in {folder} since step {step}: resume anew")
+        raise StateError(f"another run has continued in {folder} since step {step}: resume again")
 
 
 def failure(what: str, write: Callable[..., object], *arguments: Any) -> str | None:
-    """Call `write`; why `what` could not be written, or None."""
+    """Call `write`; return the reason why `what` could not be written, or None."""
     try:
         write(*arguments)
     except OSError as error:
@@ -117,9 +118,9 @@ def failure(what: str, write: Callable[..., object], *arguments: Any) -> str | N
 def describe_run(
     folder: Path, recipe: Recipe, changes: Sequence[str], addresses: Sequence[tuple[str, str]]
 ) -> None:
-    """Write recipe.yaml and data.yaml, which tell what was trained on what.
+    """Write recipe.yaml and data.yaml, which record the settings and the data of the run.
 
-    Changes of settings during the run become comments; `addresses` are the cards', which are the
+    Changes of settings during the run become comments; `addresses` are those of the cards, the
     values of `--data` and `--root` (`fassd.data.card.Card.address`).
     """
     entries = [{"data": data, "root": root} for data, root in addresses]
@@ -135,13 +136,13 @@ def describe_run(
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder`; the system unlocks it when this process dies in any way.
+    """Keep other runs out of `folder`; the system unlocks it however this process ends.
 
     Nothing is locked in a folder that is missing or cannot be written to, nor, after a warning, on
     a file system without locks.
 
     Raises:
-        StateError: another run is in it.
+        StateError: another run is using the folder.
     """
     place = folder.resolve()
     if place in _LOCKED:
@@ -157,17 +158,18 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> IO[bytes] | None:
-    """The open file that holds the lock, and says who does; None where there can be none."""
+    """The open file that holds the lock and names its owner; None if locking is impossible."""
     try:
         import fcntl
 
-        # A link's target would be overwritten.
+        # The target of a link would be overwritten.
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except (ImportError, OSError):
         return None
     file = os.fdopen(handle, "rb+", buffering=0)
     try:
-        # Not flock: workers would inherit that, and hold it for a while after a killed run.
+        # Not flock: worker processes would inherit it and hold it for a while after the run was
+        # killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         holder = "".join(filter(str.isprintable, file.read(200).decode(errors="replace")))
@@ -175,11 +177,11 @@ def _lock(folder: Path) -> IO[bytes] | None:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise StateError(_in_use(folder, holder or "another process")) from None
         warnings.warn(
-            f"{folder} cannot be locked ({error.strerror}): see to it that no other run uses it",
+            f"{folder} cannot be locked ({error.strerror}): make sure that no other run uses it",
             stacklevel=2,
         )
         return None
-    with contextlib.suppress(OSError):  # a full disk; the lock holds without its owner's name
+    with contextlib.suppress(OSError):  # of a full disk; the lock holds without a name
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     return file
@@ -193,12 +195,12 @@ def _in_use(folder: Path, holder: str) -> str:
 
 
 def reclaim(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """The latest state of a folder that no run is in; damaged checkpoints are set aside.
+    """The latest state of a folder that no run is using; damaged checkpoints are set aside.
 
     Raises:
-        StateError: another run is in it, or there is no state that can be read.
+        StateError: another run is using the folder, or no state in it can be read.
     """
-    # Without a checkpoint it is no run's folder, and gets no file of ours.
+    # A folder without a checkpoint is not a run's, and no file is created in it.
     with locked(folder) if latest_step(folder) else contextlib.nullcontext():
         found = latest_state(folder)
         set_damaged_aside(folder)
@@ -215,15 +217,15 @@ def latest_step(folder: Path) -> int:
 
 
 def save_weights(path: Path, model: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Write a model's state dict, with `facts` (JSON) among the metadata, whole or not at all."""
+    """Write a model's state dict, with `facts` (JSON) in the metadata, completely or not at all."""
     _write(path, {key: value for key, value in model.state_dict().items()}, facts)
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Make a checkpoint the latest of `folder`; the one before stays as the previous.
+    """Make a checkpoint the latest one of `folder`; the one before is kept as the previous.
 
     Raises:
-        OSError: it could not be written; the earlier ones are as they were.
+        OSError: it could not be written; the earlier ones are unchanged.
     """
     _write(folder / NEXT, tensors, facts)
     if (folder / CHECKPOINT).exists():
@@ -238,9 +240,9 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 
 
 def set_damaged_aside(folder: Path) -> None:
-    """Rename checkpoints that cannot be read, so that they do not push a good one out.
+    """Rename checkpoints that cannot be read, so that they do not replace a good one.
 
-    What a killed process left half written is removed.
+    Files that a killed process left half written are removed.
     """
     for name in (NEXT, CHECKPOINT, PREVIOUS):
         path = folder / name
@@ -260,17 +262,17 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) 
     with replacing(path) as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave the name without the content
+        os.fsync(file.fileno())  # otherwise a power cut may leave the name without the content
 
 
 def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """The checkpoint of the largest step that can be read.
+    """The checkpoint with the largest step that can be read.
 
     Returns:
-        Its tensors, its facts, and why newer ones were passed over.
+        Its tensors, its facts, and the reasons why newer ones were skipped.
 
     Raises:
-        StateError: there is none that can be read.
+        StateError: no checkpoint can be read.
     """
     found: list[tuple[int, dict[str, Tensor], dict[str, Any]]] = []
     troubles: list[str] = []
@@ -282,7 +284,7 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
             tensors, facts = _read(path)
             found.append((int(facts["step"]), tensors, facts))
         except UNREADABLE as error:
-            troubles.append(f"{path} is damaged and was passed over ({error})")
+            troubles.append(f"{path} is damaged and was skipped ({error})")
     if not found:
         reason = "; ".join(troubles) or "there is no checkpoint in it"
         raise StateError(f"cannot resume from {folder}: {reason}")
@@ -292,7 +294,7 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = read_safetensors(path)
-    # An optimizer's second moments, and statistics of a layer, may overflow in a run that goes on.
+    # The second moments of an optimizer and a layer's statistics may overflow in a healthy run.
     weights = {
         key: value
         for key, value in tensors.items()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests, which training follows where nothing is lost."""
+"""Ctrl-C and SIGTERM as requests, which training follows at a point where nothing is lost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SAME_REQUEST_S = 1.0  # `timeout`, schedulers and torchrun may signal a process 
 
 
 class StopRequest:
-    """Whether somebody has asked for a stop.
+    """A request to stop, made by a signal.
 
-    Attribute `made` says whether it has happened; `tell` is called with a message when it does.
+    `made` is True after the request; `tell` is then called with a message.
     """
 
     def __init__(self, tell: Callable[[str], object]) -> None:
@@ -24,9 +24,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the first Ctrl-C or SIGTERM for a request; a later one acts as ever.
+        """Treat the first Ctrl-C or SIGTERM as a request; a later one acts as usual.
 
-        In another thread than the main one, which alone gets signals, nothing is taken.
+        Only the main thread gets signals: in other threads this does nothing.
         """
         self.made = False
         if threading.current_thread() is not threading.main_thread():
@@ -42,7 +42,8 @@ class StopRequest:
                 signal.raise_signal(number)
             self.made = True
             if not again:
-                # It may come in the middle of a report, whose stream then takes no other.
+                # The signal may come in the middle of a report, whose stream cannot be written to
+                # again.
                 with contextlib.suppress(Exception):
                     self._tell("stopping after this step; once more stops at once, without saving")
 

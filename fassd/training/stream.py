@@ -1,8 +1,8 @@
-"""Training samples by number: an endless stream that any process can take up at any place.
+"""Training samples by number: an endless stream that any process can enter at any position.
 
-Sample n of a run is always the same: which picture, and how it is augmented, follow from the seed
-and n alone. So the workers' number and timing do not matter, a resumed run sees what the
-uninterrupted one would have seen, and processes share a batch by taking their part of its numbers.
+Sample n of a run is always the same: the picture and its augmentation follow from the seed and n
+alone. The number and timing of the workers do not matter, a resumed run sees the same samples as an
+uninterrupted one, and processes share a batch by dividing its numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fassd.io.images import ImageError
 from fassd.models.preprocess import OURS, Preprocessing, normalize
 from fassd.training.recipe import Recipe
 
-ORDER, AUGMENTATION = 1, 2  # so that both draw from streams of their own
+ORDER, AUGMENTATION = 1, 2  # separate random streams for the two
 MOST_SKIPPED_IN_A_ROW = 20
 BLACK = (0, 0, 0)
 
@@ -45,13 +45,13 @@ class TrainingSample(NamedTuple):
 
 @dataclass
 class MicroBatch:
-    """What the network takes at once.
+    """The input of one forward pass.
 
     Attributes:
         images: (N, 3, h, w) float32, normalised.
         labels: (N, h, w) uint8.
-        paths: of the pictures.
-        skipped: why pictures that were due here were left out; each names its file.
+        paths: paths of the pictures.
+        skipped: reasons why pictures were left out; each names its file.
     """
 
     images: Tensor
@@ -60,24 +60,25 @@ class MicroBatch:
     skipped: list[str]
 
     def pin_memory(self) -> MicroBatch:
-        """For faster copies to a GPU; called by the DataLoader."""
+        """Pin the tensors, for faster copies to a GPU; called by the DataLoader."""
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 class SampleStream(Dataset[TrainingSample]):
     """Sample n is picture n of the concatenation of all epochs, each in an order of its own.
 
-    Every picture comes once per epoch, also where batches do not divide the epoch. A picture that
-    cannot be read is told in `TrainingSample.skipped`, and the next one of its epoch takes its
-    place.
+    Every picture comes once per epoch, even if the batch does not divide the epoch. A picture that
+    cannot be read is reported in `TrainingSample.skipped`, and the next one of its epoch replaces
+    it.
 
     Args:
-        datasets: one or several; the samples of each are spread evenly over those of all, and each
-            has epochs of its own.
-        transform, seed: as the recipe has them.
-        shares: of the samples that each data set has, in any unit; by default its pictures' number.
-        earlier: numbers, ascending, and the transform of the samples below each.
-        preprocessing: how the network takes pictures.
+        datasets: one or several data sets; the samples of each are spread evenly over the stream,
+            and each has epochs of its own.
+        transform, seed: augmentation and seed of the recipe.
+        shares: proportion of samples from each data set, in any unit; by default its number of
+            pictures.
+        earlier: pairs of a number, ascending, and the transform of the samples below it.
+        preprocessing: normalisation of the network's pictures.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class SampleStream(Dataset[TrainingSample]):
         datasets: Sequence[SegmentationDataset],
         preprocessing: Preprocessing = OURS,
     ) -> SampleStream:
-        """The samples of a recipe."""
+        """The stream of samples of a recipe."""
         names = "crop", "scale", "flip", "rotate", "jitter", "gamma", "blur", "focus"
         settings = {name: getattr(recipe, name) for name in names}
         mean = preprocessing.mean_color
@@ -135,16 +136,16 @@ class SampleStream(Dataset[TrainingSample]):
 
 
 def divide(number: int, shares: Sequence[float]) -> tuple[int, int]:
-    """Which of several data sets sample `number` is from, and which of that one's samples it is.
+    """The data set that sample `number` is from, and the sample's number within that data set.
 
-    Each has its share of any run of samples, to within one for itself and each one before it.
+    Any run of samples has each data set's share, to within one for itself and each one before it.
     """
     for source in range(len(shares) - 1):
         part = shares[source] / sum(shares[source:])
         before, after = (math.floor(count * part) for count in (number, number + 1))
         if after > before:
             return source, before
-        number -= before  # its place among the samples of the others
+        number -= before  # its number among the samples of the other data sets
     return len(shares) - 1, number
 
 
@@ -164,7 +165,7 @@ def loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[list[MicroBatch]]:
-    """For each step the micro-batches of this process, `accumulate` of them.
+    """A loader that gives, for each step, the `accumulate` micro-batches of this process.
 
     Step s takes the samples s * batch to (s + 1) * batch - 1, shared evenly by all processes.
     """
@@ -173,8 +174,8 @@ def loader(
         list(range(first, first + size))
         for step in steps
         for part in range(accumulate)
-        # Micro-batch by micro-batch: that of all processes together is a run of numbers, too, so
-        # that synchronised batch norm sees what a single process with larger ones would.
+        # One micro-batch at a time over all processes: theirs together have consecutive numbers, so
+        # that synchronised batch norm sees the same samples as a single process with larger ones.
         for first in [step * batch + (part * world_size + rank) * size]
     )
     data_loader = DataLoader(
@@ -196,7 +197,7 @@ def _next(source: Iterator[MicroBatch]) -> MicroBatch:
     try:
         return next(source)
     except ImageError as error:
-        # From a worker it comes with a traceback in its text; the last line is what happened.
+        # An error in a worker has a traceback in its text; the last line says what happened.
         raise ImageError(str(error).rsplit("ImageError: ", 1)[-1].strip()) from None
 
 
@@ -211,7 +212,7 @@ def _collate(items: Sequence[TrainingSample]) -> MicroBatch:
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back till the block ends; in workers begun inside, for good."""
+    """Hold SIGINT and SIGTERM back until the block ends; in workers started inside, for good."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -224,7 +225,7 @@ def _held_back() -> Iterator[None]:
 
 def _prepare_worker(_: int) -> None:
     # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the
-    # job; the trainer alone decides what they mean. Workers leave when it does.
+    # job; only the trainer decides how to react. Workers exit when it does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     import cv2

@@ -1,7 +1,7 @@
 """Batch norm over the micro-batches of all processes, on any device.
 
-`torch.nn.SyncBatchNorm` runs on GPUs only; elsewhere this takes its place, so that the training of
-many processes can be compared with that of one on any machine.
+`torch.nn.SyncBatchNorm` runs on GPUs only; elsewhere this module replaces it, so that training with
+many processes can be compared with a single process on any machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fassd.models.encoder import Encoder
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes, in all of them; its gradient is the sum of theirs."""
+    """The sum over processes, available in all of them; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class _Sum(torch.autograd.Function):
 
 
 class AnyDeviceSyncBatchNorm(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` whose training statistics are those of all processes' pictures."""
+    """`torch.nn.BatchNorm2d` whose training statistics are over the pictures of all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -63,11 +63,11 @@ class AnyDeviceSyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every BatchNorm2d of `model` see all processes' pictures; parameters and keys stay.
+    """Make every BatchNorm2d of `model` use all processes' pictures; parameters and keys stay.
 
     Raises:
-        ValueError: batch norms of timm's own, with an activation inside, on another device than a
-            GPU.
+        ValueError: the device is not a GPU and a batch norm of timm's, with an activation inside,
+            cannot be replaced.
     """
     if not dist.is_initialized():
         return model
@@ -85,10 +85,10 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def converted(model: nn.Module) -> nn.Module:
-    """`model` with `torch.nn.SyncBatchNorm`s, and timm's own where batch norms are."""
+    """Return `model` with `torch.nn.SyncBatchNorm`s, and timm's own, in place of batch norms."""
     if any(isinstance(part, Encoder) for part in model.modules()):
         from timm.layers import convert_sync_batchnorm
 
-        # PyTorch's own would leave out the activations inside.
+        # PyTorch's converter would lose the activations inside.
         return convert_sync_batchnorm(model)
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)

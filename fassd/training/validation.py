@@ -1,4 +1,4 @@
-"""Scores of a network in training on a val split, or some pictures of it."""
+"""Scores of a network during training, on a val split or on some of its pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fassd.training.logs import ScenePanel
 
 
 class Validation(NamedTuple):
-    """Scores on one data set, and scenes of it to look at."""
+    """Scores on one data set, and some of its scenes to look at."""
 
     evaluation: Evaluation
     panel: ScenePanel
@@ -31,20 +31,20 @@ def validate(
     advance: Callable[[int, int], object],
     tell: Callable[[str], object],
 ) -> Validation:
-    """Score a network; under torchrun all processes together, with the statistics of the first.
+    """Score a network; under torchrun by all processes together, with the statistics of the first.
 
     Args:
-        network: plain or accelerated.
+        network: network to score, plain or accelerated.
         dataset: the val split.
-        pictures: at most this many of it, evenly spread; None for all.
-        advance: called with the number of this process's pictures that are done, and of all.
-        tell: called with what is wrong with a picture that is left out.
+        pictures: maximum number of its pictures to use, evenly spread; None for all.
+        advance: function called with the number of this process's pictures done and in total.
+        tell: function called with the reason when a picture is left out.
 
     Raises:
-        ValueError, RuntimeError: as `evaluate`.
+        ValueError, RuntimeError: as in `evaluate`.
     """
     if world_size() > 1:
-        # Each process has batch norm statistics of its own; those of the first are kept.
+        # Each process has batch norm statistics of its own; those of the first are used.
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
     total = len(dataset)

@@ -186,5 +186,5 @@ def test_nothing_is_overwritten(tmp_path, refusal, data):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
     error = refusal("train", "-d", data, "-o", tmp_path / "run", *SMALL, "--steps", 2)
-    assert "is not empty: --resume goes on with the run in it" in error
+    assert "is not empty: --resume continues the run in it" in error
     assert (tmp_path / "run" / "mine.txt").read_text() == "mine"

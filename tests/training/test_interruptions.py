@@ -181,7 +181,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(whole, card, tmp_pa
     checkpoint.write_bytes(checkpoint.read_bytes()[:100_000])
     recorder = resume(card, tmp_path)
     assert recorder.first == 4
-    assert "checkpoint.safetensors is damaged and was passed over" in recorder.messages[0]
+    assert "checkpoint.safetensors is damaged and was skipped" in recorder.messages[0]
     same_run(whole[0], tmp_path)
 
 
@@ -292,7 +292,7 @@ def test_a_run_that_another_has_overtaken_does_not_go_on(card, tmp_path):
     first, second = (Trainer(None, card, tmp_path, resume=True) for _ in range(2))
     first.step = 4
     first._save(final=True)
-    with pytest.raises(StateError, match="another run has gone on in"):
+    with pytest.raises(StateError, match="another run has continued in"):
         second.run()
 
 
