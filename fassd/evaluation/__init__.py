@@ -1,1 +1,1 @@
-"""Scores of a network: on data sets, and against another way to run it."""
+"""Scores of a network: on data sets, and in comparison with another way of running it."""

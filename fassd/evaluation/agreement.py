@@ -1,7 +1,7 @@
-"""Whether two outputs agree, and the tolerances of every tool that asks.
+"""The agreement of two outputs, and the tolerances of all tools that need one.
 
-A network's labels and scores are judged by `Agreement`; one operator's, module's or network's
-output, before its speed counts, by its relative error (`compare`).
+`Agreement` judges a network's labels and scores; `compare` judges the relative error of the output
+of an operator, module or network before its speed counts.
 """
 
 from __future__ import annotations
@@ -17,38 +17,39 @@ from torch import Tensor
 from fassd_kernels.tuning import accuracy
 
 AGREEMENT_LIMIT = 99.0
-"""Share of equal labels in per cent below which two candidates do not do the same work, so that
-their speeds are not compared."""
+"""Share of equal labels, in per cent, below which two candidates do not do the same work and their
+speeds are not compared."""
 
 EQUAL_LIMIT = 1e-5
-"""Largest difference of a score from float64's, over the largest score, that float32 may have where
+"""Largest difference from a float64 score, relative to the largest score, up to which float32
 outputs are called equal."""
 
 DEMO_LIMIT = 99.9
-"""Share of equal labels in per cent that `fassd demo`, and networks in float32, are asked for."""
+"""Share of equal labels, in per cent, that `fassd demo` and networks in float32 must reach."""
 
 LABELS_LIMIT = {"float32": 0.999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.95}
-"""Share of labels that have to be equal, by what an exported file computes in; trained weights."""
+"""Required share of equal labels, by the precision of an exported file; with trained weights."""
 
 LOGITS_LIMIT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-"""Largest difference of a logit over the largest logit; 8 bits are judged by labels alone."""
+"""Largest difference of a logit, over the largest logit; 8 bits are judged by labels only."""
 
 TOLERANCES = {
     "modules": {"float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2},
-    # Some fifty convolutions in a row: the rounding of each adds up, as its square root. Of labels,
-    # it shows where two scores are nearly equal, hence less.
+    # Some fifty convolutions in a row: their rounding errors add up as the square root. A label
+    # shows the error only where two scores are nearly equal, hence the smaller tolerance.
     "networks": {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 8e-2},
-    # PyTorch computes in float32 where to interpolate: 1.3e-5 at 2048 columns.
+    # PyTorch interpolates at positions computed in float32: 1.3e-5 at 2048 columns.
     "operators": {"float32": 5e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2},
-    # The share of labels that differ. PyTorch rounds upsampled logits to their type, and of random
-    # ones two are then often equal: 5e-4 of eager's differ in float16, 4e-3 in bfloat16.
+    # The share of labels that differ. PyTorch rounds upsampled logits to their dtype, and two
+    # random logits are then often equal: 5e-4 of eager's labels differ in float16, 4e-3 in
+    # bfloat16.
     "labels": {"float32": 1e-3, "tf32": 1e-3, "float16": 2e-3, "bfloat16": 2e-2},
 }
-"""Largest relative error that counts as a match, by what is computed and in what; a wrong result's
-is near 1."""
+"""Largest relative error that counts as a match, by what is computed and in which precision; a
+wrong result has an error near 1."""
 
 TIGHT_FLOAT32 = {"operators": accuracy.TOLERANCES[torch.float32], "modules": 4e-6}
-"""Of `pytest benchmarks/`, whose cases are smaller: ours reach 4e-7 and 5.9e-7."""
+"""Tolerance of `pytest benchmarks/`, whose cases are smaller: ours reach 4e-7 and 5.9e-7."""
 
 
 # --- labels and scores of a network ---------------------------------------------------------------
@@ -56,12 +57,12 @@ TIGHT_FLOAT32 = {"operators": accuracy.TOLERANCES[torch.float32], "modules": 4e-
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far one output equals another.
+    """Agreement of one output with another.
 
     Attributes:
-        labels: pixels whose largest score is the same class, in per cent.
+        labels: share of pixels whose largest score is that of the same class, in per cent.
         relative: largest difference of two scores, over the largest reference score; NaN or
-            infinite where an output is; None of an output that holds labels alone.
+            infinite if an output is; None for an output that holds only labels.
     """
 
     labels: float
@@ -69,7 +70,7 @@ class Agreement:
 
     @property
     def comparable(self) -> bool:
-        """Whether the two do the same work, so that their speeds may be compared."""
+        """True if the two do the same work, so that their speeds may be compared."""
         return self.labels >= AGREEMENT_LIMIT
 
 
@@ -77,8 +78,8 @@ def equal_labels(reference: Tensor, labels: Tensor) -> float:
     """Share of labels (N, H, W) of any integer type that equal the reference's, in per cent.
 
     Args:
-        reference: labels (N, H, W), or the scores (N, C, H, W) that they are made of.
-        labels: to compare with them.
+        reference: labels (N, H, W), or the scores (N, C, H, W) that they are computed from.
+        labels: labels to compare with the reference.
 
     Raises:
         ValueError: the shapes differ.
@@ -96,13 +97,13 @@ def equal_labels(reference: Tensor, labels: Tensor) -> float:
 def agreement_of(
     reference: Tensor | Sequence[Tensor], output: Tensor | Sequence[Tensor]
 ) -> Agreement:
-    """Compare an output with the reference's logits (N, C, H, W): logits, or labels (N, H, W).
+    """Compare an output, logits or labels (N, H, W), with the reference's logits (N, C, H, W).
 
-    Of several outputs of a network, such as its maps at several strides, the one that agrees least
+    If a network has several outputs, such as maps at several strides, the one that agrees least
     counts.
 
     Raises:
-        ValueError: the shapes, or the numbers of outputs, differ; an output is no tensor.
+        ValueError: the shapes or the numbers of outputs differ, or an output is not a tensor.
     """
     if isinstance(reference, (list, tuple)) and isinstance(output, (list, tuple)):
         if len(reference) != len(output):
@@ -133,7 +134,7 @@ def agreement_of(
 def compare(
     outputs: Sequence[Tensor], expected: Sequence[Tensor], limit: float, record: dict[str, Any]
 ) -> None:
-    """Put the larger relative error and whether it is a match into `record`.
+    """Put the larger relative error, and whether it is a match, into `record`.
 
     Adds ``rel_error`` (None where it is not finite), ``tolerance`` and ``match``.
     """

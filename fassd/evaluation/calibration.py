@@ -1,4 +1,4 @@
-"""How far a network's probabilities say how often it is right."""
+"""Calibration: how well a network's probabilities match the frequency with which it is right."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from fassd.models.tensor_files import read_safetensors, with_checksums
 
 BINS = 15
 TRIED = tuple(0.25 * 2 ** (step / 2) for step in range(11))
-"""Temperatures from 1/4 to 8."""
+"""Temperatures to try, from 1/4 to 8."""
 
 
 class Calibration:
-    """Pixels counted by the probability of their label.
+    """A count of pixels by the probability of their label.
 
-    The expected calibration error is the mean distance between how likely labels are said to be
-    and how many of them are right, over `BINS` equal ranges of probability, weighted by pixels
-    (Guo et al., *On calibration of modern neural networks*, ICML 2017, equation 3).
+    The expected calibration error is the mean distance between the probability of labels and the
+    share of them that is right, over `BINS` equal ranges of probability, weighted by pixels (Guo et
+    al., *On calibration of modern neural networks*, ICML 2017, equation 3).
 
     Args:
-        temperature: what logits are divided by.
-        fit: whether to find the one at which the probabilities of the true classes are largest
-            (the least negative log-likelihood), too.
+        temperature: divisor of the logits.
+        fit: True also finds the temperature at which the true classes have the largest
+            probabilities (the least negative log-likelihood).
     """
 
     def __init__(self, temperature: float = 1.0, fit: bool = False) -> None:
         self.temperature = temperature
         self._tried = TRIED if fit else ()
-        self._sums = torch.zeros(3, BINS, dtype=torch.float64)  # pixels, of them right, probability
+        self._sums = torch.zeros(3, BINS, dtype=torch.float64)  # pixels, correct ones, probability
         self._losses = torch.zeros(len(self._tried), dtype=torch.float64)
 
     @property
     def fits(self) -> bool:
-        """Whether a temperature is fitted."""
+        """True if a temperature is fitted."""
         return bool(self._tried)
 
     def __str__(self) -> str:
@@ -68,9 +68,11 @@ class Calibration:
         """Count the pixels of a picture.
 
         Args:
-            probabilities: of a temperature, those of the classes, (C, H, W).
-            labels: the truth, (H, W), `fassd.io.palette.IGNORE` for what is not counted.
-            predicted: what is said of the pixels, (H, W); the most probable class if not given.
+            probabilities: function from a temperature to the probabilities of the classes, (C, H,
+                W).
+            labels: ground truth, (H, W), with `fassd.io.palette.IGNORE` for pixels that do not
+                count.
+            predicted: predicted classes, (H, W); by default the most probable ones.
         """
         found = probabilities(self.temperature)
         truth = torch.as_tensor(labels, device=found.device).long()
@@ -99,9 +101,9 @@ class Calibration:
 
     @property
     def fitted(self) -> float | None:
-        """The temperature that fits best; None if it was not asked for.
+        """The temperature that fits best; None if none was asked for.
 
-        Between those that were tried: at the lowest point of a parabola of its logarithm.
+        Between the temperatures tried, it is the lowest point of a parabola in the logarithm.
         """
         if not self._tried:
             return None
@@ -114,7 +116,7 @@ class Calibration:
         return self._tried[best] * math.exp(step * offset)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; None where a range has no pixel."""
+        """All figures, ready for `json.dump`; None for a range without a pixel."""
         pixels, right, probability = self._sums.tolist()
         ranges = [
             {
@@ -133,7 +135,7 @@ class Calibration:
         }
 
     def draw(self, path: Path, title: str = "") -> None:
-        """Draw the reliability diagram as PNG: of each range, how many labels are right.
+        """Draw the reliability diagram as PNG: the share of right labels in each range.
 
         Raises:
             ImportError: matplotlib is not installed; the message says how to install it.
@@ -163,14 +165,16 @@ class Calibration:
 
 
 def keep_temperature(path: Path, temperature: float) -> None:
-    """Write a temperature into a file of weights, whose network has it from then on.
+    """Store a temperature in a file of weights, so that its network uses it from then on.
 
     Args:
-        path: a .safetensors file of `fassd train`; it is replaced when the new one is complete.
-        temperature: above 0, finite.
+        path: path of a .safetensors file of `fassd train`; it is replaced when the new one is
+            complete.
+        temperature: divisor of the logits, finite and above 0.
 
     Raises:
-        ValueError: the temperature is none, or the file is damaged or says nothing of its network.
+        ValueError: the temperature is invalid, or the file is damaged or does not describe its
+            network.
         OSError: it cannot be read or written.
     """
     temperature = checked_temperature(temperature)

@@ -14,16 +14,16 @@ from fassd.io.files import replacing
 from fassd.io.packages import need
 
 FIGURES_UP_TO = 25
-"""Classes up to which every cell of the heat map shows its figure; more would not be legible."""
+"""Largest number of classes with a figure in each cell of the heat map; more are not legible."""
 
 
 def write_csv(path: Path, matrix: npt.NDArray[np.integer], class_names: Sequence[str]) -> None:
     """Write counts: a row for each true class, a column for each predicted one.
 
     Args:
-        path: the file; it is replaced only when the new one is complete.
+        path: path of the file; it is replaced only when the new one is complete.
         matrix: (C, C) integers, [truth, prediction].
-        class_names: of the C classes.
+        class_names: names of the C classes.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -37,13 +37,13 @@ def write_csv(path: Path, matrix: npt.NDArray[np.integer], class_names: Sequence
 def write_heat_map(
     path: Path, matrix: npt.NDArray[np.integer], class_names: Sequence[str], title: str = ""
 ) -> None:
-    """Draw, as PNG, what share of each true class's pixels is predicted as which class.
+    """Draw, as PNG, the share of each true class's pixels that is predicted as each class.
 
     Args:
-        path: the file; it is replaced only when the new one is complete.
+        path: path of the file; it is replaced only when the new one is complete.
         matrix: (C, C) counts, [truth, prediction]; rows are normalised, an empty one stays blank.
-        class_names: of the C classes.
-        title: written above.
+        class_names: names of the C classes.
+        title: title above the map.
 
     Raises:
         ImportError: matplotlib is not installed; the message says how to install it.
@@ -51,7 +51,7 @@ def write_heat_map(
     figures = need("matplotlib.figure", "the heat map needs", "train")
     shares = _percent_of_rows(matrix)
     with_figures = len(class_names) <= FIGURES_UP_TO
-    # Inches: a cell holds three digits at 8 points, or at least stands beside its name.
+    # In inches: a cell has room for three digits at 8 points, and for its name beside it.
     side = 3 + (0.42 if with_figures else 0.17) * max(len(class_names), 8)
     figure = figures.Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.add_subplot()
@@ -72,7 +72,7 @@ def write_heat_map(
 
 
 def _percent_of_rows(matrix: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    """Each row in per cent of its sum; NaN, which is drawn blank, where there is nothing."""
+    """Each row in per cent of its sum; NaN, which is drawn blank, for an empty row."""
     sums = matrix.sum(1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return 100 * matrix / sums

@@ -39,21 +39,21 @@ if TYPE_CHECKING:
     from fassd.data.card import Card
     from fassd.data.dataset import Sample, SegmentationDataset
 
-READ_AHEAD = 2  # pictures, so that the disk works while the network does
+READ_AHEAD = 2  # number of pictures, so that the disk works while the network does
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out; prints itself with rich.
+    """The result of `evaluate`; prints itself with rich.
 
     Attributes:
-        scores: over all pixels of all pictures together.
-        matrix: (C, C) int64 on the CPU, pixels by [truth, prediction].
-        class_names: of the C classes.
-        count: pictures that were evaluated.
-        skipped: why the others were not; each names its file.
-        seconds: of the slowest process, reading included.
-        calibration: how far probabilities say how often labels are right; None if not asked for.
+        scores: scores over all pixels of all pictures together.
+        matrix: (C, C) int64 on the CPU, number of pixels by [truth, prediction].
+        class_names: names of the C classes.
+        count: number of pictures that were evaluated.
+        skipped: reasons why the other pictures were not; each names its file.
+        seconds: time of the slowest process, reading included.
+        calibration: calibration of the probabilities; None if it was not asked for.
     """
 
     scores: Scores
@@ -69,7 +69,8 @@ class Evaluation:
         return self.count / self.seconds
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; scores in 0 .. 1, None for those of nothing."""
+        """All figures, ready for `json.dump`; scores in 0 .. 1, None where there is nothing to
+        score."""
         scores, kinds = self.scores, self._of_classes
         pixels = self.matrix.sum(1).tolist()
         return {
@@ -117,7 +118,7 @@ class Evaluation:
 
     @property
     def _of_classes(self) -> dict[str, tuple[float, ...]]:
-        """Scores that every class has, and of which there is a mean."""
+        """The scores that every class has, and over which there is a mean."""
         scores = self.scores
         return {
             "iou": scores.iou,
@@ -171,44 +172,45 @@ def evaluate(
 ) -> Evaluation:
     """Score `model` on `dataset`, each picture at its own size, alone in its batch.
 
-    The predicted class is the one of the largest logit; with several `scales`, or `flip`, the one
-    of the largest mean probability over all views of the picture. Where the network knows the names
-    of its classes, it is the data's class of that name (`fassd.io.palette.labels_by_name`). Where
-    the card's classes are others, but cover those of the network (`fassd.data.groups`), it is the
-    class of the largest probability summed over what it covers; classes of the network that none
-    covers are left out.
+    The predicted class is the one with the largest logit; with several `scales`, or `flip`, the one
+    with the largest mean probability over all views of the picture. If the network knows the names
+    of its classes, the prediction is the data's class of the same name
+    (`fassd.io.palette.labels_by_name`). If the card's classes differ, but contain those of the
+    network (`fassd.data.groups`), it is the class with the largest probability summed over the
+    classes that it contains; classes of the network that are in none are left out.
 
     In a torch.distributed group process r takes the pictures r, r + world size, ... and every
     process returns the same scores, which are those of a single process: counts are whole numbers.
 
     Args:
-        model: takes normalised BGR (1, 3, H, W), or what `fassd.models.preprocessing_of` says, and
-            gives logits (1, classes, h, w), alone or as `fassd.Segmenter` takes them, which are
-            resized to the picture (bilinear, align_corners=True) where they are smaller; plain or
-            accelerated. It runs in eval mode; every module's own mode is restored.
-        dataset: as `fassd.data.SegmentationDataset`.
-        indices: which pictures; all if not given.
-        device, dtype: where, and in torch.float32, bfloat16 or float16; None for those of the
-            model's weights. A model that differs is copied, not changed.
-        scales: sizes to see each picture at, as factors; pictures are resized (bilinear,
-            antialiased) as `fassd.Segmenter` does. An exported file that takes one size alone sees
-            all at that.
-        flip: see each one mirrored, too.
+        model: a network, plain or accelerated, that takes normalised BGR (1, 3, H, W), or the input
+            described by `fassd.models.preprocessing_of`, and returns logits (1, classes, h, w),
+            alone or in a structure that `fassd.Segmenter` accepts; logits smaller than the picture
+            are resized to it (bilinear, align_corners=True). It runs in eval mode; the mode of
+            every module is restored.
+        dataset: a data set like `fassd.data.SegmentationDataset`.
+        indices: indices of the pictures to use; all by default.
+        device, dtype: device to run on, and torch.float32, bfloat16 or float16 to run in; None for
+            those of the model's weights. A model with others is copied, not changed.
+        scales: factors by which each picture is resized (bilinear, antialiased), as
+            `fassd.Segmenter` does. An exported file that takes only one size gets all views at that
+            size.
+        flip: True also evaluates the mirrored picture.
         without: names of the data's classes to leave out of mIoU and the other means over classes,
-            a background for instance. Their pixels are counted, in the other classes' scores, too.
-        calibration: counts probabilities at its own temperature, which is 1 or the network's where
-            there are several views; it is part of what is returned.
-        on_sample: called with the index, the sample and the predicted classes, (H, W) uint8, of
-            each picture that this process evaluates.
-        on_bad: called with the error of a picture that cannot be read, does not fit the card, or
-            is too small for the network; it is skipped and counted. Without this the error is
-            raised.
+            a background for instance. Their pixels still count in the other classes' scores.
+        calibration: calibration to update, which becomes part of the result; its temperature must
+            be 1 or the network's if there are several views.
+        on_sample: function called with the index, the sample and the predicted classes, (H, W)
+            uint8, of each picture that this process evaluates.
+        on_bad: function called with the error of a picture that cannot be read, does not fit the
+            card, or is too small for the network; the picture is skipped and counted. Without it
+            the error is raised.
 
     Raises:
         ImageError: see `on_bad`.
-        ValueError: no pictures, an unknown name in `without`, number or names of the classes of
-            network and card differ and the card does not say how the ones lie among the others, an
-            index or scale out of range, or no pixel that could be scored.
+        ValueError: there are no pictures; a name in `without` is unknown; the classes of network
+            and card differ in number or name and the card does not map them; an index or scale is
+            out of range; or no pixel could be scored.
         RuntimeError: the logits hold NaN, or another process failed.
     """
     chosen = _checked_indices(indices, len(dataset))
@@ -216,15 +218,15 @@ def evaluate(
     if calibration is not None and not views.plain:
         own = temperature_of(model)
         if calibration.fits:
-            raise ValueError("a temperature is fitted to one view: leave scales and flip away")
+            raise ValueError("a temperature is fitted to one view: leave out scales and flip")
         if calibration.temperature not in (1, own):
             raise ValueError(
-                f"of several views the temperature is 1 or the network's, {own:g}, got "
+                f"with several views the temperature is 1 or the network's, {own:g}, got "
                 f"{calibration.temperature:g}"
             )
     left_out = _positions(without, dataset.card.class_names)
     if isinstance(model, DistributedDataParallel):
-        model = model.module  # the wrapper waits for all processes in each call, of unequal shares
+        model = model.module  # the wrapper waits for all processes in each call; shares differ
     labels, members = matched(model, dataset.card)
     matrix = ConfusionMatrix(dataset.card.num_classes)
     count, skipped = 0, []
@@ -259,7 +261,7 @@ def evaluate(
                 count += 1
                 if on_sample is not None:
                     on_sample(index, read, predicted.to(torch.uint8).cpu().numpy())
-    except Exception as error:  # the other processes have to hear of it, or they wait for ever
+    except Exception as error:  # the other processes must learn of it, or they would wait for ever
         failure = error
     message = None if failure is None else str(failure) or type(failure).__name__
     parts = all_gather((count, skipped, time.perf_counter() - started, message))
@@ -296,11 +298,11 @@ def in_order(
 def label_by_groups(
     model: nn.Module, sample: Sample, members: Sequence[Members]
 ) -> npt.NDArray[np.uint8]:
-    """The data's classes, (H, W), of a network whose own classes are others, as `evaluate` does.
+    """The data's classes, (H, W), from a network with other classes, computed as in `evaluate`.
 
     Args:
-        model, sample: as of `evaluate`.
-        members: the network's classes of each of the data's, as `matched` gives them.
+        model, sample: network and sample, as in `evaluate`.
+        members: the network's classes in each of the data's, from `matched`.
 
     Raises:
         ImageError: the picture is too small for the network.
@@ -317,7 +319,7 @@ def label_by_groups(
 def _placed(
     model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> tuple[nn.Module, Tensor]:
-    """The model, or a copy, where and in what it shall run; and an empty tensor there, like it."""
+    """The model, or a copy, on the device and in the dtype; and an empty tensor like its input."""
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16, float16 or None, got {dtype}")
     first = next(model.parameters(), torch.empty(0))
@@ -329,7 +331,7 @@ def _placed(
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards each module's own, as some may be frozen while others train."""
+    """Eval mode within the block; afterwards each module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -347,16 +349,17 @@ def _predicted(
     members: Sequence[Members] | None,
     card: Card | None = None,
 ) -> tuple[Tensor, Callable[[float], Tensor]]:
-    """The class of every pixel, (H, W) int64: of the largest logit of one view at full size, else
-    of the largest sum of probabilities. And of a temperature the probabilities.
+    """Predict the class of every pixel, (H, W) int64, by the largest logit of one view at full
+    size, or else by the largest sum of probabilities; and a function from a temperature to the
+    probabilities.
 
     Args:
-        network: in eval mode.
-        like: a tensor of the device and dtype that the network takes.
-        sample: the picture.
-        views: how it is seen.
-        members: the network's classes of each of the data's; None where they are the same.
-        card: the data's, which the number of the network's logits has to fit then.
+        network: network in eval mode.
+        like: a tensor with the device and dtype of the network's input.
+        sample: picture to predict.
+        views: views of the picture.
+        members: the network's classes in each of the data's; None if they are the same.
+        card: card of the data, whose number of classes must then match the network's logits.
     """
     alone = views.plain and members is None
     own = preprocessing_of(network)
@@ -382,20 +385,20 @@ def _predicted(
     if not alone:
         return total.labels(members).long(), probabilities
     logits = total.logits()
-    return logits[0].max(0).indices, probabilities  # a quarter of argmax's time on a CPU
+    return logits[0].max(0).indices, probabilities  # takes a quarter of argmax's time on a CPU
 
 
 def _nan_because(network: nn.Module, dtype: torch.dtype) -> str:
     for name, tensor in chain(network.named_parameters(), network.named_buffers()):
         if not tensor.isfinite().all():
             return f"its {name} is not finite"
-    further = "; float32 and bfloat16 reach further" if dtype == torch.float16 else ""
-    return f"its weights are finite, what it computes on this picture overflows {dtype}{further}"
+    further = "; float32 and bfloat16 have a larger range" if dtype == torch.float16 else ""
+    return f"its weights are finite, its computations on this picture overflow {dtype}{further}"
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Makes any ValueError an ImageError that names the file."""
+    """Turn any ValueError into an ImageError that names the file."""
     try:
         yield
     except ValueError as error:
@@ -408,7 +411,7 @@ def _naming(path: Path) -> Iterator[None]:
 def _read_ahead(
     dataset: SegmentationDataset, indices: Sequence[int]
 ) -> Generator[tuple[int, Future[Sample]], None, None]:
-    """Samples in the order of `indices`, read by one thread a little ahead of their use."""
+    """Samples in the order of `indices`, read by one thread slightly ahead of their use."""
     waiting: deque[tuple[int, Future[Sample]]] = deque()
     with ThreadPoolExecutor(1, "fassd-reader") as reader:
         for index in indices:
@@ -432,7 +435,7 @@ def _checked_indices(indices: Sequence[int] | None, length: int) -> Sequence[int
 
 
 def _positions(without: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Where the classes to leave out stand among those of the data."""
+    """Positions of the classes to leave out among those of the data."""
     unknown = [name for name in without if name not in names]
     if unknown:
         raise ValueError(
@@ -447,12 +450,14 @@ Match = tuple[list[int] | None, tuple[Members, ...] | None]
 
 
 def matched(model: nn.Module, card: Card) -> Match:
-    """The data's label of each of a network's classes, or its classes of each of the data's.
+    """The data's label of each of the network's classes, or the network's classes in each of the
+    data's.
 
-    Neither where both have the same classes.
+    Neither if both have the same classes.
 
     Raises:
-        ValueError: the classes differ, and the card does not say how; or the pictures' bands do.
+        ValueError: the classes differ, and the card does not map them; or the pictures' bands
+            differ.
     """
     taken, there = preprocessing_of(model).bands, getattr(card, "bands", None)
     if taken != there:

@@ -23,18 +23,18 @@ from fassd.io.palette import IGNORE
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says, all in 0 .. 1.
+    """Scores of a confusion matrix, all in 0 .. 1.
 
     Attributes:
         iou: intersection over union of every class: correct pixels over those that have the class
-            in the truth, the prediction or both. NaN for a class that is in neither.
-        precision: correct pixels of every class over those predicted as it; NaN where none is.
-        recall: correct pixels of every class over those that have it in the truth; NaN where none
-            has.
-        pixel_accuracy: correct pixels over all.
-        frequency_weighted_accuracy: the mean of `iou` weighted by pixels in the truth.
-        without: positions of the classes that are left out of every mean of classes. The pixels of
-            the two scores above are counted all the same.
+            in the truth, the prediction or both; NaN for a class that is in neither.
+        precision: correct pixels of every class over the pixels predicted as it; NaN without any.
+        recall: correct pixels of every class over the pixels that have it in the truth; NaN without
+            any.
+        pixel_accuracy: correct pixels over all pixels.
+        frequency_weighted_accuracy: mean of `iou`, weighted by pixels in the truth.
+        without: positions of the classes that are left out of every mean over classes. Their pixels
+            still count in the two scores above.
     """
 
     iou: tuple[float, ...]
@@ -46,21 +46,21 @@ class Scores:
 
     @property
     def dice(self) -> tuple[float, ...]:
-        """Dice coefficient (F1 score) of every class, of all pixels together, as `iou` is."""
+        """Dice coefficient (F1 score) of every class, over all pixels together, as in `iou`."""
         return tuple(2 * iou / (1 + iou) for iou in self.iou)
 
     @property
     def miou(self) -> float:
-        """The mean of `iou`, classes in neither truth nor prediction left out."""
+        """The mean of `iou`, without classes that are in neither truth nor prediction."""
         return self.mean(self.iou)
 
     @property
     def mean_accuracy(self) -> float:
-        """The mean of `recall`, of the classes in the truth."""
+        """The mean of `recall` over the classes in the truth."""
         return self.mean(self.recall)
 
     def mean(self, of_classes: Sequence[float]) -> float:
-        """The mean over the classes, but for those of NaN and those of `without`; NaN of none."""
+        """The mean over classes, except NaNs and those in `without`; NaN if none is left."""
         values = [
             value
             for index, value in enumerate(of_classes)
@@ -70,13 +70,13 @@ class Scores:
 
 
 class ConfusionMatrix:
-    """Counts pixels by true and predicted class.
+    """A count of pixels by true and predicted class.
 
-    Counts are 64-bit integers, so that neither order nor grouping of the updates matters.
+    The counts are 64-bit integers, so that neither order nor grouping of the updates matters.
 
     Args:
-        num_classes: C; labels and predictions are 0 .. C - 1.
-        ignore_index: label of the pixels to leave out, whatever is predicted there.
+        num_classes: number of classes C; labels and predictions are 0 .. C - 1.
+        ignore_index: label of the pixels to leave out, whatever their prediction.
 
     Attributes:
         matrix: (C, C) int64, [truth, prediction], on the device of the last predictions.
@@ -105,12 +105,13 @@ class ConfusionMatrix:
         """Count the pixels of a picture or batch.
 
         Args:
-            labels: the truth, integers of any shape.
-            predictions: integers of the same shape; the counting is done on their device.
+            labels: ground truth, integers of any shape.
+            predictions: predicted classes, integers of the same shape; they are counted on their
+                device.
 
         Raises:
-            ValueError: shapes differ, a dtype is no integer, a label is neither a class nor
-                `ignore_index`, or a prediction is no class. Nothing is counted then.
+            ValueError: the shapes differ, a dtype is not an integer, a label is neither a class nor
+                `ignore_index`, or a prediction is not a class. Nothing is counted then.
         """
         predicted = _integers("predictions", predictions)
         truth = _integers("labels", labels).to(predicted.device)
@@ -139,13 +140,13 @@ class ConfusionMatrix:
     def reduce(self) -> ConfusionMatrix:
         """Add up the counts of all torch.distributed processes, in place; once, at the end.
 
-        Every process has to call it. In a single process it changes nothing.
+        Every process has to call this method. In a single process it changes nothing.
         """
         self.matrix = sum_over_ranks(self.matrix)
         return self
 
     def scores(self, without: Sequence[int] = ()) -> Scores:
-        """The scores of all that was counted.
+        """Compute the scores of everything that was counted.
 
         Args:
             without: positions of classes to leave out of the means.
@@ -161,7 +162,7 @@ class ConfusionMatrix:
                 f"or all are labelled {self.ignore_index} (to ignore)"
             )
         correct, truth, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
-        with np.errstate(invalid="ignore"):  # 0 / 0 of absent classes
+        with np.errstate(invalid="ignore"):  # absent classes give 0 / 0
             iou = correct / (truth + predicted - correct)
             precision = correct / predicted
             recall = correct / truth
