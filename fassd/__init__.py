@@ -32,11 +32,12 @@ __all__ = ["Segmenter", "__version__", "create_model", "list_models", "load", "l
 
 
 def wait_asleep() -> None:
-    """Let OpenMP's threads sleep while they wait, unless the environment says how they shall.
+    """Let OpenMP's threads sleep while they wait, unless the environment says otherwise.
 
-    OpenMP reads it when PyTorch is imported, so this comes before. Threads that spin hold cores
-    that reading, writing, another process or the network's own next thread wants: a picture of
-    360x480 took L2 1126 ms on two cores with two other busy processes, asleep 36 ms.
+    OpenMP reads this setting when PyTorch is imported, so it must be made before. Threads that spin
+    occupy cores needed for reading, writing, another process or the network's own next thread: L2
+    took 1126 ms for a picture of 360x480 on two cores beside two other busy processes, and 36 ms
+    with sleeping threads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -1,4 +1,4 @@
-"""One process or many: what training and evaluation need to know of torch.distributed.
+"""One process or many: the parts of torch.distributed that training and evaluation need.
 
 Under ``torchrun`` every process runs the same command; without it, all of this does nothing.
 """
@@ -23,22 +23,23 @@ T = TypeVar("T")
 def process_group(
     device: torch.device | str | None = None, *, patient: bool = False
 ) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, for as long as the block lasts.
+    """Join the processes that torchrun started, for the duration of the block.
 
-    They talk through NCCL on CUDA and through Gloo elsewhere. In a single process (``WORLD_SIZE``
-    is not set, or 1), and where a group is there already, nothing is joined.
+    They communicate through NCCL on CUDA and through Gloo elsewhere. In a single process
+    (``WORLD_SIZE`` is not set, or 1), and where a group exists already, nothing is joined.
 
     Args:
-        device: where this process computes; None for CUDA if there is any, else the CPU. A plain
-            "cuda" becomes the GPU of this process, by ``LOCAL_RANK``.
-        patient: the processes meet only after work of very unequal length. They talk through Gloo
-            on GPUs, too, and wait for each other for up to two weeks instead of half an hour.
+        device: device of this process; None for CUDA if there is any, else the CPU. A plain "cuda"
+            becomes the GPU of this process, by ``LOCAL_RANK``.
+        patient: True if the processes only meet after work of very unequal length. They then
+            communicate through Gloo on GPUs, too, and wait for each other for two weeks instead of
+            half an hour.
 
     Yields:
-        That device.
+        The device of this process.
 
     Raises:
-        ValueError: no such device here, or fewer GPUs than processes.
+        ValueError: this machine has no such device, or fewer GPUs than processes.
     """
     home = _own_gpu(pick_device(device))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
@@ -50,12 +51,12 @@ def process_group(
         dist.init_process_group("nccl" if home.type == "cuda" else "gloo")
     yield home
     # Not after an error: the others may be waiting for this process in the middle of an exchange,
-    # and NCCL would wait for them. torchrun stops them when this process has gone.
+    # and NCCL would wait for them. torchrun stops them when this process has exited.
     dist.destroy_process_group()
 
 
 def _own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this process, made the current one as NCCL wants it; another device as it is."""
+    """The GPU of this process, made the current one as NCCL requires; other devices as they are."""
     if device.type != "cuda":
         return device
     if device.index is None:
@@ -71,17 +72,17 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 
 def rank() -> int:
-    """Number of this process among all, from 0."""
+    """Number of this process among all processes, from 0."""
     return dist.get_rank() if _joined() else 0
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """Number of processes that work together."""
     return dist.get_world_size() if _joined() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """True in the process that prints and writes."""
     return rank() == 0
 
 
@@ -94,11 +95,11 @@ def all_gather(item: Any) -> list[Any]:
 
 
 def in_main(action: Callable[[], T]) -> T | None:
-    """The result of `action` in the main process, for which the others wait; None in those.
+    """The result of `action` in the main process, for which the others wait; they get None.
 
     Raises:
-        Exception: the one that `action` raised; in the other processes a RuntimeError that says
-            the same, so that none goes on alone.
+        Exception: the exception that `action` raised; a RuntimeError with its message in the other
+            processes, so that none of them continues alone.
     """
     result: T | None = None
     failure: Exception | None = None
@@ -116,10 +117,10 @@ def in_main(action: Callable[[], T]) -> T | None:
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of every process's `tensor`, on its own device; `tensor` stays as it is."""
+    """The sum of every process's `tensor`, on its own device; `tensor` itself is not changed."""
     if world_size() == 1:
         return tensor
-    # NCCL moves memory of GPUs only, Gloo all that of the CPU.
+    # NCCL only transfers memory of GPUs, Gloo only memory of the CPU.
     on = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
     total = tensor.to(on, copy=True)
     dist.all_reduce(total)

@@ -1,7 +1,7 @@
-"""Pictures of any number of bands, for networks that take others than three colours.
+"""Pictures with any number of bands, for networks that do not take three colours.
 
-Nothing is converted but values to levels (`fassd.io.levels`): bands keep their order, and there is
-no transparency. TIFFs of more than one band are read by tifffile, all others by Pillow.
+Only values are converted, to levels (`fassd.io.levels`): bands keep their order, and there is no
+transparency. TIFFs with more than one band are read by tifffile, all others by Pillow.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from fassd.io.packages import need
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PLAIN = ("L", "LA", "RGB", "RGBA", "CMYK")
-"""Modes of Pillow whose channels are bands as they are."""
+"""Pillow's modes whose channels are bands without conversion."""
 
 AXES = {"YX": (), "YXS": (), "SYX": (0, -1)}
-"""Orders of a page's axes, and which one has to move where for (H, W, bands)."""
+"""Orders of a page's axes, and the axis to move to get (H, W, bands)."""
 
 
 def read_bands(
@@ -47,20 +47,20 @@ def read_bands(
     range: Range = None,
     max_pixels: int | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Read a picture of `count` bands, (H, W, count) uint8.
+    """Read a picture with `count` bands, (H, W, count) uint8.
 
-    The bands are the channels of a picture, or the pages of a TIFF of one band each. Warns
+    The bands are the channels of a picture, or the pages of a TIFF with one band each. Warns
     (`ImageWarning`) as `fassd.io.images.read_image` does.
 
     Args:
-        path: the file, or its content.
-        count: number of bands that there must be.
-        range: values that become 0 and 255, the same for all bands, as of `read_image`.
-        max_pixels: largest height times width.
+        path: path of the file, or its content.
+        count: required number of bands.
+        range: values that become 0 and 255, the same for all bands, as in `read_image`.
+        max_pixels: maximum of height times width.
 
     Raises:
-        ImageError: as of `read_image`; or there are other bands, or bands that differ in size.
-        ImportError: a TIFF of several bands, and tifffile is missing.
+        ImageError: as in `read_image`; or the number of bands differs, or their sizes do.
+        ImportError: a TIFF of several bands needs tifffile, which is missing.
     """
     return warned(examine_bands(path, count, range, max_pixels), prefix_of(path))
 
@@ -71,7 +71,7 @@ def examine_bands(
     range: Range = None,
     max_pixels: int | None = None,
 ) -> Reading:
-    """Like `read_bands`, but what that warns of is returned, too."""
+    """Like `read_bands`, but returns its warnings, too."""
     range = as_range(range)
     try:
         source = io.BytesIO(path) if isinstance(path, Content) else Path(path)
@@ -84,7 +84,7 @@ def examine_bands(
         levels, used, more = levels_of(values, highest, range)
     except ImportError:
         raise
-    except Exception as error:  # decoders of damaged files raise almost anything
+    except Exception as error:  # decoders raise almost anything for damaged files
         raise ImageError(f"{prefix_of(path)}{unreadable_because(path, error)}") from error
     return Reading(np.ascontiguousarray(levels), used, (*more, *remarks))
 
@@ -92,16 +92,16 @@ def examine_bands(
 def array_to_bands(
     array: npt.NDArray[Any], count: int, range: Range = None
 ) -> npt.NDArray[np.uint8]:
-    """Convert an array of `count` bands to uint8, (H, W, count).
+    """Convert an array with `count` bands to uint8, (H, W, count).
 
     Args:
-        array: (H, W, count), or (H, W) of one band; dtypes as of `fassd.io.images.array_to_rgb`.
-        count: number of bands that there must be.
-        range: as of `read_bands`.
+        array: (H, W, count), or (H, W) for one band; dtypes as in `fassd.io.images.array_to_rgb`.
+        count: required number of bands.
+        range: values that become 0 and 255, as in `read_bands`.
 
     Raises:
-        ImageError: another shape or dtype, no pixels, or values as of `array_to_rgb`.
-        ValueError: `range` is none.
+        ImageError: the shape or dtype is another, there are no pixels, or values are out of range.
+        ValueError: `range` is invalid.
     """
     if array.ndim == 2:
         array = array[..., None]
@@ -113,7 +113,7 @@ def array_to_bands(
 
 
 def shown(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """What a person sees of bands, (H, W, 3): the first three, or the first as grey."""
+    """Bands made visible, (H, W, 3): the first three as colours, or the first as grey."""
     count = picture.shape[2]
     return picture[..., :3] if count >= 3 else np.repeat(picture[..., :1], 3, axis=2)
 
@@ -130,7 +130,7 @@ def _begins_with(source: Path | io.BytesIO, marks: tuple[bytes, ...]) -> bool:
 def _by_pillow(
     source: Path | io.BytesIO, max_pixels: int | None
 ) -> tuple[npt.NDArray[Any], int, list[str]]:
-    """Values, (H, W, bands), the largest that the file can hold, and remarks."""
+    """Values, (H, W, bands), the largest value that the file can hold, and remarks."""
     with open_image(source, max_pixels) as image:
         remarks = pages_passed_over(image)
         if has_high_bytes(image) or image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -149,9 +149,9 @@ def _by_pillow(
 def _tiff(
     source: Path | io.BytesIO, count: int, max_pixels: int
 ) -> tuple[npt.NDArray[Any], int, list[str]]:
-    """Likewise of a TIFF: its first page, or as many pages as there must be bands.
+    """The same for a TIFF: its first page, or as many pages as there must be bands.
 
-    No more pages than that are looked for, nor anything decoded before its size is known.
+    No further pages are searched for, and nothing is decoded before its size is known.
     """
     tifffile = need("tifffile", "pictures of several bands in a TIFF need", "tiff")
     with tifffile.TiffFile(source) as tiff:
@@ -160,14 +160,14 @@ def _tiff(
             if first.samplesperpixel != count:
                 raise ImageError(_other(first.samplesperpixel, count))
             alone = True
-            with contextlib.suppress(Exception):  # damage behind the first page does not matter
-                alone = bool(tiff.pages[1].is_reduced)  # a smaller copy of it
+            with contextlib.suppress(Exception):  # damage after the first page does not matter
+                alone = bool(tiff.pages[1].is_reduced)  # a smaller copy of the first
             remarks = [] if alone else ["only the first of several pages is read"]
             return *_values([first]), remarks
         pages, index = [first], 1
         while len(pages) <= count and (page := _page(tiff, index, max_pixels)) is not None:
             index += 1
-            if not page.is_reduced:  # a smaller copy of another
+            if not page.is_reduced:  # a smaller copy of another page
                 pages.append(page)
         if len(pages) != count:
             more = " or more" if len(pages) > count else ""
@@ -181,7 +181,7 @@ def _tiff(
 
 
 def _page(tiff: Any, index: int, max_pixels: int) -> Any:
-    """A page that can be decoded within limits; None behind the last."""
+    """A page that can be decoded within limits; None after the last one."""
     try:
         page = tiff.pages[index]
     except IndexError:
@@ -200,7 +200,7 @@ def _page(tiff: Any, index: int, max_pixels: int) -> Any:
 
 
 def _values(pages: list[Any]) -> tuple[npt.NDArray[Any], int]:
-    """The values of a page of several bands, or of pages of one, and the largest there may be."""
+    """Values of a page with several bands, or of pages with one, and the largest possible value."""
     move = AXES[pages[0].axes]
     arrays = [page.asarray() for page in pages]
     values = np.moveaxis(arrays[0], *move) if move else arrays[0]

@@ -1,7 +1,7 @@
-"""Files and folders: what is written, whole or not at all, and where; and links among folders.
+"""Files and folders: writing completely or not at all, kinds of output, links among folders.
 
-One rule says what a given output is: a folder that exists is a folder; else a name that ends as a
-file does (`FILE_ENDINGS`) is a file; any other is a folder, and is made.
+One rule decides the kind of an output: an existing folder is a folder; otherwise a name with the
+ending of a file (`FILE_ENDINGS`) is a file; any other name is a folder, and is created.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FILE_ENDINGS = SUFFIXES | VIDEO_SUFFIXES | {
     ".txt", ".wav", ".xml", ".yaml", ".yml", ".zip",
 }
 # fmt: on
-"""Endings that mark an output that does not exist yet as a file, also where none such is made."""
+"""Endings that mark an output that does not exist yet as a file, even of kinds not written here."""
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -45,7 +45,7 @@ FILE_ENDINGS = SUFFIXES | VIDEO_SUFFIXES | {
 def staged(path: Path) -> Iterator[Path]:
     """A path of the same name in a hidden folder beside it.
 
-    When the block ends well, what was written there takes its final name, `path` last.
+    When the block succeeds, the files written there get their final names, `path` last.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -59,11 +59,11 @@ def regular(path: str | os.PathLike[str], flags: int) -> int:
     """Opener (see `open`) of a predictable name in a folder that others may write to.
 
     Raises:
-        OSError: the name is a link, or of a pipe, device or folder, or one of several names of a
-            file: what is written would land elsewhere, and what is read may never end.
+        OSError: the name is a link, a pipe, a device or a folder, or one of several names of a
+            file: writes would end up elsewhere, and reads might never end.
     """
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    if os.path.islink(path):  # O_NOFOLLOW is for a link that comes after this
+    if os.path.islink(path):  # O_NOFOLLOW is for a link that is made after this
         raise OSError(f"{os.fspath(path)}: is a link, which is not followed; remove it")
     handle = os.open(path, flags, 0o666)
     state = os.fstat(handle)
@@ -78,15 +78,15 @@ def regular(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def names_file(output: Path) -> bool:
-    """Whether an output is a file by its name, and not a folder."""
+    """True if an output is a file, and not a folder, by its name."""
     return output.suffix.lower() in FILE_ENDINGS and not output.is_dir()
 
 
 def check_file(file: Path | None) -> None:
-    """See whether `file`, if any, can be written; nothing is.
+    """Check that `file`, if any, can be written, without writing.
 
     Raises:
-        OSError: it is a folder, or in one that cannot be written to.
+        OSError: the path is a folder, or in a folder that is not writable.
     """
     if file is not None:
         _check_writable(file.parent)
@@ -95,11 +95,11 @@ def check_file(file: Path | None) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """See whether files can be written into `folder`, which need not exist; nothing is left there.
+    """Check that files can be written into `folder`, which need not exist; nothing is left there.
 
     Raises:
-        OSError: they cannot; the message names the folder and the reason.
-        ValueError: it has the name of a file.
+        OSError: they cannot be; the message names the folder and the reason.
+        ValueError: the folder has the name of a file.
     """
     if names_file(folder) and not folder.exists():
         raise ValueError(f"cannot write into {folder}: it is the name of a file, give a folder")
@@ -123,10 +123,10 @@ def _check_writable(folder: Path) -> None:
 
 
 def folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and all below it but for hidden ones, each with the names of its visible files.
+    """A folder and all folders below it except hidden ones, each with its visible files' names.
 
-    Links are followed, but each folder comes once, whatever leads to it: under its own path where
-    it is below `root`. What cannot be read is left out.
+    Links are followed, but each folder comes once, however many links lead to it: under its own
+    path if that is below `root`. Folders that cannot be read are left out.
     """
     seen: set[str] = set()
     starts = [root]

@@ -1,4 +1,4 @@
-"""Search for the pictures and videos that a command is given: files, folders, patterns, streams."""
+"""Search for the pictures and videos given to a command: files, folders, patterns, streams."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SEQUENCE = re.compile(r"%0?(\d*)d")
 
 
 class PictureFile(NamedTuple):
-    """A picture to segment: where it is, and its name (may hold folders) in the output folder."""
+    """A picture to segment: its path, and its name (may contain folders) in the output folder."""
 
     path: Path
     name: str
 
 
 class Video(NamedTuple):
-    """A video to segment: where it is, and its name (may hold folders) in the output folder.
+    """A video to segment: its source, and its name (may contain folders) in the output folder.
 
     `source` is a path, `camera:N`, an address (`rtsp://...`) or a numbered sequence
     (`frame%04d.png`).
@@ -46,14 +46,14 @@ def find_sources(
 ) -> list[PictureFile | Video]:
     """Expand files, folders and patterns to pictures and videos, each once.
 
-    Cameras, addresses and numbered sequences stand for themselves and come first; the rest is
-    searched for as `find_pictures` does.
+    Cameras, addresses and numbered sequences are not expanded and come first; the rest is searched
+    for as in `find_pictures`.
 
     Args:
-        sources: what to expand.
-        onerror: called with the error of a source that cannot be searched; without it the first
-            error is raised.
-        onresult: called with each file that is passed over because `fassd predict` wrote it.
+        sources: texts to expand.
+        onerror: function called with the error of a source that cannot be searched; without it the
+            first error is raised.
+        onresult: function called with each file that is skipped because `fassd predict` wrote it.
 
     Raises:
         ImageError: a source is empty or matches nothing, or a folder cannot be searched.
@@ -72,7 +72,7 @@ def find_sources(
 def sequence_files(pattern: str) -> list[tuple[int, Path]]:
     """The files of a sequence such as frame%04d.png with their numbers, in order.
 
-    As in `printf`, %04d is at least four digits with zeros in front, %d a number without.
+    As in `printf`, %04d is at least four digits padded with zeros, %d a number without padding.
     """
     path = Path(pattern)
     match = SEQUENCE.search(path.name)
@@ -92,7 +92,7 @@ def _stands_for_itself(source: str) -> bool:
 
 
 def _name(source: str) -> str:
-    """What results are called that are made from a camera, an address or a sequence."""
+    """Name of the results of a camera, an address or a sequence."""
     camera = CAMERA.fullmatch(source)
     if camera:
         return f"camera-{camera[1]}"
@@ -110,23 +110,23 @@ def find_pictures(
 ) -> list[PictureFile]:
     """Expand files, folders and glob patterns to pictures, each once, in natural order.
 
-    * A file is taken whatever its ending.
-    * A folder is searched with its subfolders, and its tree is kept in the output names. Hidden
+    * A file is accepted whatever its ending.
+    * A folder is searched with its subfolders, whose structure is kept in the output names. Hidden
       files, files without a picture's ending (`suffixes`) and files that `fassd predict` wrote
-      itself, as the record beside them tells (`fassd.io.finished.WrittenFiles`), are passed over.
-    * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched likewise; its pictures keep their
-      own name alone. A part of it that exists as it is written stands for itself, and `**`
+      itself, according to the record beside them (`fassd.io.finished.WrittenFiles`), are skipped.
+    * A pattern (`*`, `?`, `[...]`, `**` for any depth) is matched in the same way; its pictures
+      only keep their own name. A part of it that exists literally is taken literally, and `**`
       searches a folder once, however many links lead to it.
 
     Sources keep their order, and inside each `x2` comes before `x10`. Where two pictures would get
     the same output name, the later ones become `name-2`, `name-3`, ...
 
     Args:
-        sources: the files, folders and patterns.
-        onerror: called with the error of a source, or of a folder inside one, that cannot be
-            searched; the search then goes on. Without it the first error is raised.
-        suffixes: the endings, in lower case, that folders and patterns are searched for.
-        onresult: called with each file that is passed over because `fassd predict` wrote it.
+        sources: files, folders and patterns.
+        onerror: function called with the error of a source, or of a folder inside one, that cannot
+            be searched; the search then continues. Without it the first error is raised.
+        suffixes: endings, in lower case, that folders and patterns are searched for.
+        onresult: function called with each file that is skipped because `fassd predict` wrote it.
 
     Raises:
         ImageError: a source is empty or matches nothing, or a folder cannot be searched.
@@ -166,7 +166,7 @@ def _expand(
     results: WrittenFiles,
     passed: set[Path],
 ) -> list[tuple[Path, str]]:
-    """The pictures of one source, each with the output name it would like to have.
+    """The pictures of one source, each with the output name that it prefers.
 
     Results of earlier runs are put into `passed` instead.
     """
@@ -197,7 +197,7 @@ def _expand(
 
 
 def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """What fits the parts of a pattern below a folder."""
+    """Paths below a folder that match the parts of a pattern."""
     if not parts:
         yield folder
         return
@@ -216,7 +216,7 @@ def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
 def _files_below(
     root: Path, report: Callable[[ImageError], object], suffixes: Set[str]
 ) -> list[Path]:
-    """The files with one of `suffixes` in a folder and its subfolders, but for hidden ones."""
+    """The files with one of `suffixes` in a folder and its subfolders, except hidden ones."""
 
     def unreadable(error: OSError) -> None:
         failure = ImageError(f"{error.filename}: cannot be searched ({error.strerror})")

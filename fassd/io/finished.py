@@ -1,4 +1,4 @@
-"""Which files of an output folder are finished, so that a run that was killed can go on."""
+"""Record of the finished files of an output folder, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from fassd.io.files import regular
 
 RECORD = ".fassd-predict.jsonl"
-"""Name of the record in an output folder: one JSON object a line, the last of a name counts."""
+"""Name of the record in an output folder: one JSON object per line, of which the last counts."""
 
 OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
-"""Endings of the files that `fassd predict` makes of a picture; the record names the first."""
+"""Endings of the files that `fassd predict` writes for a picture; the record names the first."""
 
 LABEL_IDS_ENDING = "_labelids.png"
 CONFIDENCE_ENDING = "_confidence.png"
 PROBABILITIES_ENDINGS = {"npz": "_probabilities.npz", "tiff": "_probabilities.tif"}
-"""Endings of further ones: ids of a card, certainties, probabilities by the kind of file."""
+"""Further endings: ids of a card, certainties, probabilities by the kind of file."""
 
 STRIP_ENDINGS = ("_trainids.tif", "_overlay.tif")
-"""Likewise of a picture that it does in strips."""
+"""The same for a picture that is segmented in strips."""
 
 VIDEO_ENDINGS = {
     "overlay": "_overlay.mp4",
@@ -32,17 +32,17 @@ VIDEO_ENDINGS = {
     "side-by-side": "_side-by-side.mp4",
     "trainids": "_trainids.mkv",
 }
-"""Likewise of the videos that it writes into a folder, by what they show."""
+"""The same for the videos that it writes into a folder, by their view."""
 
 UNSAFE = re.compile(r"[^\w\s{}\":,./\\-]")
 Stamp = list[list[Any]]
 
 
 def stamp(paths: Sequence[str | os.PathLike[str]]) -> Stamp:
-    """What tells files from what they were before: path, size in bytes, time of change in ns.
+    """Path, size in bytes and time of change in ns of files, which show whether they changed.
 
     Raises:
-        OSError: one of them is not there.
+        OSError: a file does not exist.
     """
     stats = [(os.path.abspath(path), os.stat(path)) for path in paths]
     return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
@@ -51,15 +51,15 @@ def stamp(paths: Sequence[str | os.PathLike[str]]) -> Stamp:
 class Record:
     """The finished files of one output folder.
 
-    A file is finished if its source, what decides its results (`settings`), and the results
-    themselves are as they were when they were written. Several processes may add at the same
-    time; a line that was cut off when one was killed counts for nothing.
+    A file is finished if its source, the `settings` that determine its results, and the results
+    themselves are unchanged since they were written. Several processes may add at the same time; a
+    line that was cut off when a process was killed is ignored.
 
     Args:
-        folder: the output folder, which need not exist.
+        folder: output folder, which need not exist.
 
     Raises:
-        OSError: what has the record's name is a link, or no regular file.
+        OSError: the record's name is a link, or not a regular file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,36 +69,36 @@ class Record:
     def holds(
         self, name: str, source: Stamp, settings: Mapping[str, Any], results: Sequence[Path]
     ) -> bool:
-        """Whether the results of this source are there, made with these settings."""
+        """True if the results of this source exist, made with these settings."""
         return self._finished.get(name) == _key(source, settings) and all(
             path.is_file() and path.stat().st_size for path in results
         )
 
     def add(self, name: str, source: Stamp, settings: Mapping[str, Any]) -> None:
-        """Note that the results of a source are written; `source` as it was before it was read."""
+        """Record that a source's results are written; `source` is its stamp from before reading."""
         self._append(name, _key(source, settings))
 
     def begin(self, name: str) -> None:
-        """Note that the results of a source are about to be written, or replaced."""
+        """Record that the results of a source are about to be written, or replaced."""
         if self._finished.get(name) != "":
             self._append(name, "")
 
     def _append(self, name: str, key: str) -> None:
         self._finished[name] = key
-        # Written with escapes, a name means nothing to a shell that is made to read the record.
+        # Written with escapes, a name is harmless to a shell that is made to read the record.
         line = UNSAFE.sub(
             lambda found: f"\\u{ord(found[0]):04x}", json.dumps({"name": name, "key": key})
         )
-        # A line feed in front ends what a killed process may have left. What is appended in one
-        # call stays whole beside what others append.
+        # A line feed in front ends a line that a killed process may have left. Text that is
+        # appended in one call is not mixed with what other processes append.
         with open(self.path, "ab", buffering=0, opener=regular) as file:
             file.write(f"\n{line}\n".encode())
 
 
 class WrittenFiles:
-    """The files that `fassd predict` wrote, as the records in the folders around them tell.
+    """The files that `fassd predict` wrote, according to the records in the folders around them.
 
-    `file in results` asks; each record is read once.
+    Use `file in results`; each record is read once.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class WrittenFiles:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """The keys of a record's names; lines that are none count for nothing."""
+    """The keys of a record's names; invalid lines are ignored."""
     found: dict[str, str] = {}
     try:
         with open(path, "rb", opener=regular) as file:

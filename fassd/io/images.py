@@ -1,13 +1,13 @@
-"""Reading pictures of any kind as 8-bit RGB, and writing them whole or not at all.
+"""Reading pictures of any kind as 8-bit RGB, and writing them completely or not at all.
 
 Every reader here returns uint8 RGB of shape (H, W, 3), upright:
 
 * grey, palette, CMYK, YCbCr and the like are converted;
 * transparency is composited over `BACKGROUND`, the colour that normalisation turns into zeros, so
-  that hidden colours under a transparent pixel never reach the network;
-* of more than 8 bits, the values of a range become 0 .. 255 (`fassd.io.levels`): by default all
-  that the file can hold, which for 16 bits is to keep the high byte (0xFFFF -> 255);
-* EXIF orientation is applied; of an animation or a many-page file the first picture is taken;
+  that colours hidden under a transparent pixel never reach the network;
+* with more than 8 bits, the values of a range become 0 .. 255 (`fassd.io.levels`): by default
+  everything that the file can hold, which for 16 bits keeps the high byte (0xFFFF -> 255);
+* EXIF orientation is applied; only the first picture of an animation or many-page file is read;
 * colour profiles are not applied.
 """
 
@@ -61,14 +61,14 @@ BACKGROUND = MEAN_COLOR
 """RGB colour behind transparent pixels: the mean of ImageNet, (124, 116, 104)."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""Formats of `SUFFIXES`, as Pillow calls them. No other is tried, whatever a file is called: some
-run programs (EPS)."""
+"""Formats of `SUFFIXES`, by Pillow's names. No other is tried, whatever a file is called: some run
+programs (EPS)."""
 
 MAX_PIXELS = 100_000_000
 """Height times width up to which `fassd predict` and `Segmenter` read a picture."""
 
-NEW_SUBFILE_TYPE = 254  # of TIFF
-MOST_PAGES = 1000  # that are counted
+NEW_SUBFILE_TYPE = 254  # TIFF's tag
+MOST_PAGES = 1000  # largest number of pages that are counted
 
 
 class ImageError(ValueError):
@@ -76,19 +76,19 @@ class ImageError(ValueError):
 
 
 class TooManyPixelsError(ImageError):
-    """A picture is larger than a limit, as its header says."""
+    """A picture is larger than the limit, according to its header."""
 
 
 class ImageWarning(UserWarning):
-    """A picture was read, but perhaps not as it was meant."""
+    """A picture was read, but perhaps not as intended."""
 
 
 class Reading(NamedTuple):
     """A picture as it was read.
 
     pixels: uint8 RGB, (H, W, 3), upright.
-    range: values that became 0 and 255; None where it has no more than 8 bits.
-    remarks: what a person should know: values that fill little of the range, pages passed over.
+    range: values that became 0 and 255; None for a picture of at most 8 bits.
+    remarks: messages for the user: values that fill little of the range, pages skipped.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -108,42 +108,42 @@ def read_image(
 ) -> npt.NDArray[np.uint8]:
     """Read a picture file as uint8 RGB, (H, W, 3), upright.
 
-    Warns (`ImageWarning`) where it leaves out pages or frames after the first, or where values of
-    more than 8 bits fill so little of the range that the picture is nearly black.
+    Warns (`ImageWarning`) if pages or frames after the first are left out, or if values of more
+    than 8 bits fill so little of the range that the picture is nearly black.
 
     Args:
-        path: the file, or its content, in one of `FORMATS`.
-        range: values that become 0 and 255, of pictures of more than 8 bits: (low, high); "auto"
-            for the picture's own lowest and highest; None for all that the file can hold (0 to
-            65535 of 16 bits, 0 to 1 of floats). They are the file's own, as it stores them.
-        max_pixels: largest height times width; None for Pillow's limit (`open_image`).
+        path: path of the file, or its content, in one of `FORMATS`.
+        range: values that become 0 and 255 in pictures of more than 8 bits: (low, high), as the
+            file stores them; "auto" for the picture's own lowest and highest; None for all that the
+            file can hold (0 to 65535 for 16 bits, 0 to 1 for floats).
+        max_pixels: maximum of height times width; None for Pillow's limit (`open_image`).
 
     Raises:
-        ImageError: the file is missing, no regular file, empty, no picture, truncated, damaged, or
-            has too many pixels; or it has 32 bits and values outside 0 to 65535 (integers) or
-            0 to 1 (floats), and no range is given.
-        ValueError: `range` is none.
+        ImageError: the file is missing, not regular, empty, not a picture, truncated, damaged, or
+            has too many pixels; or it has 32 bits and values outside 0 to 65535 (integers) or 0 to
+            1 (floats), and no range is given.
+        ValueError: `range` is invalid.
     """
     reading = examine_image(path, range, max_pixels)
     return warned(reading, prefix_of(path))
 
 
 def prefix_of(path: str | os.PathLike[str] | Content) -> str:
-    """What errors about a picture begin with: its file, if it is one."""
+    """Prefix of errors about a picture: its file, if it has one."""
     return "" if isinstance(path, Content) else f"{os.fspath(path)}: "
 
 
 def examine_image(
     path: str | os.PathLike[str] | Content, range: Range = None, max_pixels: int | None = None
 ) -> Reading:
-    """Like `read_image`, but what that warns of is returned, too."""
+    """Like `read_image`, but returns its warnings, too."""
     range = as_range(range)
     try:
         source = io.BytesIO(path) if isinstance(path, Content) else path
         with open_image(source, max_pixels) as image:
             passed_over = pages_passed_over(image)
             reading = _read(image, range)
-    except Exception as error:  # decoders of damaged files raise almost anything
+    except Exception as error:  # decoders raise almost anything for damaged files
         raise ImageError(f"{prefix_of(path)}{unreadable_because(path, error)}") from error
     return reading._replace(remarks=(*reading.remarks, *passed_over))
 
@@ -155,21 +155,21 @@ def open_image(
     """A picture of `FORMATS`, opened with Pillow and not decoded yet.
 
     Args:
-        source: a file, or its content.
-        max_pixels: largest height times width, known from the header. Pillow's own limit holds,
+        source: path of a file, or its content.
+        max_pixels: maximum of height times width, read from the header. Pillow's own limit holds,
             too: `2 * PIL.Image.MAX_IMAGE_PIXELS`, which is 179 million unless a program changes it.
 
     Raises:
-        ImageError: it is a pipe, socket or device; or has too many pixels (`TooManyPixelsError`).
-        OSError: it cannot be read, or (`PIL.UnidentifiedImageError`) is no such picture.
+        ImageError: it is a pipe, socket or device, or has too many pixels (`TooManyPixelsError`).
+        OSError: it cannot be read, or (`PIL.UnidentifiedImageError`) is not such a picture.
     """
     if isinstance(source, (str, os.PathLike)):
         kind = os.stat(source).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # reading a pipe may wait for ever
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # reading a pipe may block for ever
             raise ImageError("is neither a file nor a folder, but a pipe, socket or device")
     most = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
     most = min(filter(None, (most, max_pixels)), default=None)
-    # Pillow warns from half its limit on; up to the limit the picture is simply read.
+    # Pillow warns from half its limit on; up to the limit the picture is read without a warning.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -190,13 +190,13 @@ def _too_many(pixels: str, most: int | None) -> TooManyPixelsError:
 
 
 def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
+    """The `FORMATS` that this Pillow was built with."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def unreadable_because(path: str | os.PathLike[str] | Content, error: Exception) -> str:
-    """What to tell of an error that came while a picture was read."""
+    """Message for an error that occurred while a picture was read."""
     if isinstance(error, ImageError):
         return str(error)
     if isinstance(error, FileNotFoundError):
@@ -219,12 +219,12 @@ def unreadable_because(path: str | os.PathLike[str] | Content, error: Exception)
 def pages_passed_over(image: Any) -> list[str]:
     """A remark on pages or frames after the first, if there are any."""
     count, what = 1, "frames"
-    # Damage behind the first does not matter.
+    # Damage after the first does not matter.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if image.format == "TIFF":
             count, what = _pages(image), "pages"
-        elif image.format != "MPO":  # the others of a camera's JPEG are previews of the first
+        elif image.format != "MPO":  # the others in a camera's JPEG are previews of the first
             count = getattr(image, "n_frames", 1)
     image.seek(0)
     return others_passed_over(count, what)
@@ -239,15 +239,15 @@ def others_passed_over(count: int, what: str) -> list[str]:
 
 
 def _pages(tiff: Any) -> int:
-    """Number of pages that are no smaller copies of others, up to `MOST_PAGES`."""
+    """Number of pages that are not smaller copies of others, up to `MOST_PAGES`."""
     count = 1
-    for page in range(1, MOST_PAGES):  # each has to be looked for behind the one before
+    for page in range(1, MOST_PAGES):  # each can only be found from the one before
         try:
             tiff.seek(page)
             count += not tiff.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
         except EOFError:
             break
-        except Exception:  # it is of a kind that Pillow does not read
+        except Exception:  # Pillow does not read pages of this kind
             count += 1
     return count
 
@@ -258,17 +258,17 @@ def _pages(tiff: Any) -> int:
 def pil_to_rgb(image: Image.Image, range: Range = None) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image of any mode to uint8 RGB, (H, W, 3), with its EXIF rotation applied.
 
-    Warns (`ImageWarning`) as `read_image` does, but not of further frames.
+    Warns (`ImageWarning`) like `read_image`, but not about further frames.
 
     Args:
-        image: any; of 16-bit colour the range counts only while its file is not decoded yet.
-        range: as in `read_image`.
+        image: Pillow image of any mode; in 16-bit colour `range` needs a file not decoded yet.
+        range: values that become 0 and 255, as in `read_image`.
 
     Raises:
-        ImageError: a 32-bit picture whose values fit neither 16 bits (mode I) nor 0 .. 1 (mode F),
-            without a range; or a file that Pillow would run a program to decode.
+        ImageError: a 32-bit picture without a range has values outside 16 bits (mode I) or 0 .. 1
+            (mode F); or Pillow would run a program to decode the file.
         OSError: the file behind the image is truncated or damaged.
-        ValueError: `range` is none.
+        ValueError: `range` is invalid.
     """
     return warned(_read(image, as_range(range)))
 
@@ -276,17 +276,17 @@ def pil_to_rgb(image: Image.Image, range: Range = None) -> npt.NDArray[np.uint8]
 def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np.uint8]:
     """Convert an array to uint8 RGB, (H, W, 3).
 
-    Warns (`ImageWarning`) as `read_image` does.
+    Warns (`ImageWarning`) like `read_image`.
 
     Args:
         array: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16,
             floating point, or with a range any other integer.
-        range: as in `read_image`; alpha always has the full range.
+        range: values that become 0 and 255, as in `read_image`; alpha always has the full range.
 
     Raises:
-        ImageError: another shape or dtype, no pixels, or floats that are NaN or, without a range,
-            not in 0..1.
-        ValueError: `range` is none.
+        ImageError: the shape or dtype is another, there are no pixels, or floats are NaN or,
+            without a range, not in 0..1.
+        ValueError: `range` is invalid.
     """
     if array.ndim == 2:
         array = array[..., None]
@@ -299,10 +299,10 @@ def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np
 
 
 def checked_values(array: npt.NDArray[Any], range: Range) -> npt.NDArray[Any]:
-    """An array whose dtype can become levels; truth values become 0 and 255.
+    """Check that an array's dtype can be converted to levels; booleans become 0 and 255.
 
     Raises:
-        ImageError: another dtype.
+        ImageError: the dtype is another.
     """
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
@@ -317,7 +317,7 @@ def checked_values(array: npt.NDArray[Any], range: Range) -> npt.NDArray[Any]:
 
 
 def warned(reading: Reading, name: str = "") -> npt.NDArray[np.uint8]:
-    """The pixels, after a warning of each remark."""
+    """The pixels, after a warning for each remark."""
     for remark in reading.remarks:
         warnings.warn(f"{name}{remark}", ImageWarning, stacklevel=3)
     return reading.pixels
@@ -349,15 +349,15 @@ def _read(image: Image.Image, range: Range) -> Reading:
 def levels_of(
     values: npt.NDArray[Any], highest: int, range: Range
 ) -> tuple[npt.NDArray[np.uint8], tuple[float, float] | None, tuple[str, ...]]:
-    """Levels of values, the range that they were given, and remarks; 8 bits stay as they are.
+    """Levels of values, the range that became 0 and 255, and remarks; 8 bits are not changed.
 
     Args:
         values: integers or floats of any shape.
-        highest: the largest integer that there may be.
-        range: which become 0 and 255.
+        highest: largest possible integer.
+        range: values that become 0 and 255.
 
     Raises:
-        ImageError: a value is NaN, or there is no range and one lies outside.
+        ImageError: a value is NaN, or there is no range and a value lies outside the default one.
     """
     if values.dtype == np.uint8:
         return values, None, ()
@@ -384,7 +384,7 @@ def _levelled(values: npt.NDArray[Any], highest: int, range: Range) -> Reading:
     alpha = values[..., 3:]
     if alpha.size and alpha.dtype != np.uint8:
         full = (0, 1 if np.issubdtype(alpha.dtype, np.floating) else highest)
-        given = range is not None  # of the colours; alpha has its own
+        given = range is not None  # range of the colours; alpha has its own
         alpha = to_levels(alpha, None, full)[0] if given else levels_of(alpha, highest, None)[0]
     if alpha.size:
         colors = _opaque(Image.fromarray(np.concatenate([colors, alpha], axis=2)))
@@ -394,7 +394,7 @@ def _levelled(values: npt.NDArray[Any], highest: int, range: Range) -> Reading:
 
 
 def _opaque(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """A Pillow image of 8 bits as RGB, laid over `BACKGROUND` where it is transparent."""
+    """An 8-bit Pillow image as RGB, composited over `BACKGROUND` where it is transparent."""
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (*BACKGROUND, 255)), layer)
@@ -405,7 +405,7 @@ def resized(picture: npt.NDArray[np.uint8], size: tuple[int, ...]) -> npt.NDArra
     """A picture, (H, W, channels) uint8, at another size (H, W), bilinear and antialiased."""
     if size == picture.shape[:2]:
         return picture
-    if picture.shape[2] != 3:  # Pillow has modes of up to four, and means colours by them
+    if picture.shape[2] != 3:  # Pillow's modes have up to four channels, and treat them as colours
         planes = np.moveaxis(np.ascontiguousarray(picture), 2, 0)
         return np.stack([_stretched(Image.fromarray(plane), size) for plane in planes], 2)
     return _stretched(Image.fromarray(picture), size)
@@ -422,16 +422,16 @@ def _stretched(image: Image.Image, size: tuple[int, ...]) -> npt.NDArray[np.uint
 def write_image(path: str | os.PathLike[str], array: npt.NDArray[Any]) -> None:
     """Write a picture under its final name only when it is complete.
 
-    The format follows the ending (PNG, JPEG, ...). Missing folders are made. Interrupted or failed,
-    it leaves whatever was under that name before.
+    The format follows the ending (PNG, JPEG, ...). Missing folders are created. If writing is
+    interrupted or fails, an earlier file of that name is kept.
 
     Args:
-        path: where to.
+        path: path of the file to write.
         array: (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB.
 
     Raises:
-        OSError: the folder cannot be written to.
-        ValueError: the ending names no picture format.
+        OSError: the folder is not writable.
+        ValueError: the ending is not that of a picture format.
     """
     path = Path(path)
     image = Image.fromarray(array)
@@ -446,7 +446,7 @@ def write_image(path: str | os.PathLike[str], array: npt.NDArray[Any]) -> None:
 
 
 def written_suffixes() -> list[str]:
-    """Endings of the colour pictures that can be written here, sorted."""
+    """Endings of the colour picture formats that can be written here, sorted."""
     kinds = Image.registered_extensions()
     written = {suffix for suffix in SUFFIXES if kinds.get(suffix) in Image.SAVE}
-    return sorted(written - {".pbm", ".pgm"})  # without colours
+    return sorted(written - {".pbm", ".pgm"})  # formats without colours

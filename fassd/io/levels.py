@@ -1,7 +1,7 @@
-"""Values of more than 8 bits: as files store them, and as the 256 levels that a network sees.
+"""Values of more than 8 bits: as files store them, and as the 256 levels of a network's input.
 
-Which values become black and white is a *range*: `(low, high)`, on the command line LOW:HIGH;
-"auto", the lowest and the highest value of each picture; or None, all that the file can hold.
+A *range* says which values become black and white: `(low, high)`, on the command line LOW:HIGH;
+"auto", the lowest and highest value of each picture; or None, everything that the file can hold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def as_range(value: Any) -> Range:
     """Check a range: None, "auto", a text LOW:HIGH, or two numbers.
 
     Raises:
-        ValueError: it is none of these, or LOW is not below HIGH.
+        ValueError: the value is none of these, or LOW is not below HIGH.
     """
     if value is None:
         return None
@@ -42,7 +42,7 @@ def as_range(value: Any) -> Range:
 
 
 def told(range: Range, used: tuple[float, float]) -> str:
-    """What a person is told of a range: which values became black and white."""
+    """Message that says which values of a picture became black and white."""
     low, high = ("each one's lowest", "highest") if range == "auto" else map("{:.15g}".format, used)
     return f"more than 8 bits per channel: values from {low} to {high} became 0 to 255"
 
@@ -50,12 +50,12 @@ def told(range: Range, used: tuple[float, float]) -> str:
 def to_levels(
     values: npt.NDArray[Any], range: Range, full: tuple[float, float]
 ) -> tuple[npt.NDArray[np.uint8], tuple[float, float]]:
-    """Spread the values of a range evenly over 0 .. 255; what lies beyond becomes 0 or 255.
+    """Spread the values of a range evenly over 0 .. 255; values beyond become 0 or 255.
 
     Args:
         values: integers or floats of any shape.
-        range: which become 0 and 255.
-        full: what None stands for.
+        range: values that become 0 and 255.
+        full: range that None stands for.
 
     Returns:
         The levels, in the shape of `values`, and the range used.
@@ -66,7 +66,7 @@ def to_levels(
     low, high = (float(values.min()), float(values.max())) if range == "auto" else range or full
     if not math.isfinite(high - low) or np.isnan(values.min()):
         raise ValueError("floating-point pixels must be numbers, got NaN or infinity")
-    if values.dtype == np.uint16:  # one table costs less than floats of a whole picture
+    if values.dtype == np.uint16:  # a table costs less than floats for a whole picture
         return _spread(np.arange(1 << 16), low, high)[values], (low, high)
     return _spread(values, low, high), (low, high)
 
@@ -78,7 +78,7 @@ def _spread(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np
     if np.issubdtype(values.dtype, np.floating):
         scaled *= 255 / (width or 1)
         return np.rint(scaled, out=scaled).astype(np.uint8)
-    # 256 equal steps, as the high bytes of 16 bits are, where there are as many values.
+    # 256 equal steps, like the high bytes of 16 bits, if there are that many values.
     levels, values_ = (256, width + 1) if width >= 255 else (255, width or 1)
     scaled *= levels
     scaled /= values_
@@ -86,11 +86,11 @@ def _spread(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np
 
 
 def empty_bits(peak: int, highest: int) -> list[str]:
-    """A remark on a picture that is nearly black for its range: two or more top bits are empty.
+    """A remark on a picture that is nearly black for its range: the two top bits or more are empty.
 
     Args:
-        peak: the largest value in it.
-        highest: the largest value that the file can hold.
+        peak: largest value in the picture.
+        highest: largest value that the file can hold.
     """
     bits, used = highest.bit_length(), peak.bit_length()
     if bits - used < 2 or peak == 0:
@@ -106,7 +106,7 @@ def empty_bits(peak: int, highest: int) -> list[str]:
 
 
 def stretch(image: Any) -> float:
-    """What Pillow multiplies grey values of a file by, to fill 8 or 16 bits, and rounds.
+    """Factor by which Pillow multiplies a file's grey values to fill 8 or 16 bits, with rounding.
 
     Args:
         image: a Pillow image whose file is not decoded yet.
@@ -116,13 +116,13 @@ def stretch(image: Any) -> float:
         return (65535 if image.mode == "I" else 255) / maxval
     if codec == "jpeg2k" and image.mode == "I;16":
         data = _content(image)
-        precision = data[data.index(b"\xff\x4f\xff\x51") + 42]  # of the SIZ marker
+        precision = data[data.index(b"\xff\x4f\xff\x51") + 42]  # in the SIZ marker
         return 1 << max(0, 15 - (precision & 0x7F))
     return {"L;2": 85, "L;4": 17}.get(raw, 1)
 
 
 def has_high_bytes(image: Any) -> bool:
-    """Whether of 16-bit colours, in a file not decoded yet, Pillow keeps the high bytes alone."""
+    """True if Pillow would only keep the high bytes of 16-bit colours in a file not decoded yet."""
     _, raw, maxval = _layout(image)
     return (";16" in raw or maxval > 255) and image.mode in ("RGB", "RGBA", "CMYK")
 
@@ -131,14 +131,14 @@ def stored(image: Any) -> tuple[npt.NDArray[Any], int]:
     """The values that a file stores, for a Pillow image that is not decoded yet.
 
     Args:
-        image: of mode I, F or I;16, or of colours in 16 bits.
+        image: image of mode I, F or I;16, or with colours in 16 bits.
 
     Returns:
-        The values, (H, W, C), upright, uint16, int32 or float32; and the highest that the file can
-        hold.
+        The values, (H, W, C), upright, uint16, int32 or float32; and the highest value that the
+        file can hold.
 
     Raises:
-        NotImplementedError: 16-bit colours of a kind of which the high bytes alone are read.
+        NotImplementedError: only the high bytes of this kind of 16-bit colours can be read.
         ValueError: the file is truncated.
     """
     codec, raw, maxval = _layout(image)
@@ -163,10 +163,10 @@ def stored(image: Any) -> tuple[npt.NDArray[Any], int]:
 
 
 def _low_bytes(image: Any, raw: str) -> npt.NDArray[np.uint8]:
-    """The low bytes of 16-bit colours: those that Pillow takes for high ones in the other order."""
+    """Low bytes of 16-bit colours: Pillow takes them for the high ones in the other byte order."""
     other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
     if raw.startswith("LA"):
-        raw = "RGBA"  # all bytes of a pixel, as they come
+        raw = "RGBA"  # all bytes of a pixel, in the file's order
     elif raw.startswith(("RGB;", "RGBA;", "RGBX;")):
         raw = raw[:-1] + other[raw[-1]]
     else:
@@ -186,7 +186,7 @@ def _low_bytes(image: Any, raw: str) -> npt.NDArray[np.uint8]:
 
 
 def _layout(image: Any) -> tuple[str, str, int]:
-    """Codec, Pillow's name for how pixels are stored, and a PNM's largest value, if it tells."""
+    """Codec, Pillow's name for the layout of pixels, and a PNM's largest value, if stated."""
     tiles = getattr(image, "tile", None)
     if not tiles:
         return "", "", 0

@@ -1,4 +1,4 @@
-"""Packages that not every installation has, and their chatter."""
+"""Optional packages, and the silencing of their messages."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 
 def need(name: str, sentence: str = "this format needs", extra: str = "export") -> Any:
-    """Import a package that not every installation has.
+    """Import an optional package.
 
     Args:
-        name: of the module.
+        name: name of the module.
         sentence: beginning of the error.
-        extra: of this project, with which the package comes.
+        extra: extra of this project that installs the package.
 
     Raises:
-        ImportError: it is missing; the message says how to install it.
+        ImportError: the package is missing; the message says how to install it.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         package = (error.name or name).partition(".")[0]
-        if not isinstance(error, ModuleNotFoundError):  # it is there, and broken
+        if not isinstance(error, ModuleNotFoundError):  # the package exists, but is broken
             package = f"{package} ({error})"
         remedy = f"pip install 'fassd-net[{extra}]'"
         raise ImportError(f"{sentence} {package}: {remedy}") from error
@@ -33,7 +33,7 @@ def need(name: str, sentence: str = "this format needs", extra: str = "export") 
 
 @contextmanager
 def quiet(level: int, *names: str) -> Iterator[None]:
-    """No warnings, and of some loggers no records below a level."""
+    """Suppress warnings, and records below a level from some loggers, within the block."""
     before = {log: log.level for log in map(logging.getLogger, names)}
     try:
         with warnings.catch_warnings():

@@ -15,7 +15,7 @@ IGNORE = 255
 """Label of a pixel that belongs to no class; drawn black."""
 
 NAMED = 6
-"""How many names of a list an error spells out before it only counts."""
+"""Number of names of a list that an error spells out; of longer lists it only gives the count."""
 
 
 class LabelClass(NamedTuple):
@@ -59,9 +59,9 @@ def class_names(num_classes: int) -> list[str]:
 def palette(num_classes: int = 19) -> npt.NDArray[np.uint8]:
     """Colours of `num_classes` classes, (num_classes, 3) uint8 RGB, no two alike and none black.
 
-    19 classes get the Cityscapes colours. Any other count gets colours that depend on the class
-    index alone: three bits of (index + 1) at a time go to red, green and blue from the highest
-    bit down, so neighbouring indices lie far apart and 16,777,215 classes stay distinct.
+    19 classes get the Cityscapes colours. For any other count the colours only depend on the class
+    index: three bits of (index + 1) at a time go to red, green and blue from the highest bit down,
+    so neighbouring indices lie far apart and 16,777,215 classes stay distinct.
 
     Raises:
         ValueError: `num_classes` is not in 1 .. 16,777,215.
@@ -87,8 +87,8 @@ def default_classes(num_classes: int) -> tuple[LabelClass, ...]:
 def classes_of(network: nn.Module) -> tuple[LabelClass, ...]:
     """Names and colours of a network's classes, in the order of its labels.
 
-    Those that its file gave it, be it of weights or of `fassd export`; else `default_classes`, of
-    19 for a module without `num_classes`.
+    They come from the network's file, of weights or of `fassd export`, if it has them; otherwise
+    they are `default_classes`, of 19 classes for a module without `num_classes`.
     """
     from fassd.models import info_of
 
@@ -101,14 +101,15 @@ def classes_of(network: nn.Module) -> tuple[LabelClass, ...]:
 def labels_by_name(network: nn.Module, data: Sequence[str]) -> list[int] | None:
     """The data's label of each of a network's classes; None if they are the same.
 
-    So they are, too, if the network does not know the names of its classes, or knows numbers alone.
+    They also count as the same if the network does not know the names of its classes, or only
+    numbers.
 
     Args:
-        network: any; `classes_of` has its names.
+        network: any network; `classes_of` gives its names.
         data: names of the data's classes, the same as the network's in any order.
 
     Raises:
-        ValueError: they are not the same; the message tells how they differ.
+        ValueError: the names differ; the message says how.
     """
     from fassd.models import info_of
 
@@ -134,7 +135,7 @@ def labels_by_name(network: nn.Module, data: Sequence[str]) -> list[int] | None:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """Names for an error, of which it spells out the first `NAMED`."""
+    """Names for an error, which spells out the first `NAMED` of them."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(map(repr, names[:NAMED])) + more
 
@@ -156,7 +157,7 @@ def colorize(
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: `labels` is not two-dimensional and integer, or holds an index without a colour.
+        ValueError: `labels` is not two-dimensional and integer, or has an index without a colour.
     """
     labels = _checked_labels(labels)
     colors = palette() if colors is None else colors
@@ -184,9 +185,9 @@ def overlay(
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) integers.
-        opacity: 0 shows the picture alone, 1 the colours alone.
+        opacity: strength of the colours, from 0, only the picture, to 1, only the colours.
         colors: as in `colorize`.
-        certainty: (H, W), of 255; where it is low the colours fade.
+        certainty: (H, W) uint8, 255 for certain; where it is low the colours fade.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -216,20 +217,20 @@ def overlay(
 
 
 Draw = Callable[..., npt.NDArray[np.uint8]]
-"""Of a picture, its labels and, if there is one, their certainty."""
+"""A function of a picture, its labels and, if available, their certainty."""
 
 
 def drawing(view: str, opacity: float, colors: npt.NDArray[np.uint8]) -> Draw:
-    """What makes one picture, (H, W, 3) uint8 RGB, of a picture and its labels.
+    """A function that draws a picture, (H, W, 3) uint8 RGB, from a picture and its labels.
 
     Args:
-        view: "overlay", "labels", "side-by-side": the picture to the left of its labels, or
-            "trainids": the labels themselves, (H, W).
+        view: view to draw: "overlay", "labels", "side-by-side": the picture to the left of its
+            labels, or "trainids": the labels themselves, (H, W).
         opacity: strength of the colours in the overlay.
         colors: (classes, 3) uint8 RGB.
 
     Raises:
-        ValueError: another view.
+        ValueError: the view is another.
     """
     views: dict[str, Draw] = {
         "overlay": lambda image, labels, *certainty: overlay(

@@ -1,4 +1,4 @@
-"""One picture of many: scenes as rows, networks as columns, and the colours' meaning below."""
+"""One picture made of many: scenes as rows, networks as columns, and a legend below."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ def draw_panel(
     """Lay tiles out under their titles, with a legend at the bottom.
 
     Args:
-        titles: of the columns.
+        titles: titles of the columns.
         rows: one tile for each title; the first tile's shape gives the row its height.
         legend: names and colours.
-        width: of a tile, in pixels; all else follows it.
+        width: width of a tile, in pixels; everything else is scaled to it.
 
     Returns:
         (height, width, 3) uint8 RGB.
 
     Raises:
-        ValueError: nothing to draw, a row of another length than `titles`, or a width below 32.
+        ValueError: there is nothing to draw, a row is not as long as `titles`, or a width is below
+            32.
     """
     if not titles or not rows or any(len(row) != len(titles) for row in rows):
         raise ValueError(
@@ -84,7 +85,7 @@ def _row(tiles: Sequence[Tile], width: int, gap: int) -> Image.Image:
 def _texts(
     texts: Sequence[str], width: int, gap: int, height: int, top: float, font: Font, ink: Color
 ) -> Image.Image:
-    """A band with one text in the middle of each column, `top` pixels from its upper edge."""
+    """A strip with one text in the middle of each column, `top` pixels from its upper edge."""
     band = Image.new("RGB", (len(texts) * (width + gap) - gap, height), PAPER)
     draw = ImageDraw.Draw(band)
     for column, text in enumerate(texts):
@@ -94,7 +95,7 @@ def _texts(
 
 
 def _resized(picture: npt.NDArray[np.uint8], width: int, height: int) -> Image.Image:
-    """Smaller by averaging, which keeps thin poles; larger with sharp pixels."""
+    """Smaller by averaging, which preserves thin poles; larger with sharp pixels."""
     image = Image.fromarray(picture)
     smaller = image.width > width
     return image.resize(
@@ -116,7 +117,7 @@ def _legend(classes: Sequence[LabelClass], available: int, width: int) -> Image.
     for number, info in enumerate(classes):
         left, top = number % columns * cell, number // columns * line_height + 2 * pad
         corner = (left + swatch - 1, top + swatch - 1)
-        # The border shows colours that are nearly the paper's.
+        # The border makes colours visible that are close to the paper's.
         draw.rectangle(((left, top), corner), info.color, PALE_INK)
         name = _fitting(info.name, font, cell - swatch - pad)
         draw.text((left + swatch + pad, top + swatch / 2), name, INK, font, "lm")

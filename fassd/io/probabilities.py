@@ -18,18 +18,18 @@ from fassd.io.files import replacing
 def write_probabilities(
     path: str | os.PathLike[str], probabilities: npt.NDArray[np.floating[Any]], names: Sequence[str]
 ) -> None:
-    """Write probabilities; under the final name is only what is complete.
+    """Write probabilities; the file gets its final name when it is complete.
 
     Args:
-        path: of a .npz, compressed: ``probabilities``, (classes, H, W) float16, and ``classes``,
-            their names; or of a .tif: for each class a page of 16 bits, 65535 for a probability
-            of 1, named in its description.
+        path: path of a .npz, compressed: ``probabilities``, (classes, H, W) float16, and
+            ``classes``, their names; or of a .tif: a 16-bit page for each class, 65535 for a
+            probability of 1, with the class's name in its description.
         probabilities: (classes, H, W), 0 to 1.
-        names: of the classes.
+        names: names of the classes.
 
     Raises:
-        OSError: it cannot be written.
-        ValueError: another ending.
+        OSError: the file cannot be written.
+        ValueError: the ending is another.
     """
     path = Path(path)
     if path.suffix.lower() not in (".npz", ".tif"):
@@ -40,7 +40,7 @@ def write_probabilities(
             np.savez_compressed(file, probabilities=halves, classes=np.array(names))
             return
         levels = np.rint(probabilities * 65535).astype(np.uint16)
-        content = io.BytesIO()  # of several pages Pillow reads what it has written
+        content = io.BytesIO()  # Pillow reads back what it has written when there are several pages
         with TiffImagePlugin.AppendingTiffWriter(content) as pages:
             for level, name in zip(levels, names, strict=True):
                 kind = {"compression": "tiff_adobe_deflate", "description": name}

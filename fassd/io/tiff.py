@@ -27,22 +27,22 @@ from fassd.io.levels import Range, as_range
 TIFF_SUFFIXES = (".tif", ".tiff")
 
 MOST_BYTES = 1 << 28
-"""Bytes of one tile or strip of a file, decoded; larger ones do not fit in constant memory."""
+"""Maximum bytes of one tile or strip of a file, decoded; larger ones need too much memory."""
 
 TILE = 256
 """Side of the tiles that are written."""
 
 MOST_SIDE = 1 << 24
-"""Longest side of a picture, in pixels."""
+"""Longest permitted side of a picture, in pixels."""
 
 INSTALL = "pip install 'fassd-net[tiff]'"
 
-DEFLATE = (8, 32946)  # numbers of the compression, Adobe's and the older one
+DEFLATE = (8, 32946)  # codes of the compression, Adobe's and the older one
 PLAIN, SEPARATE, UPRIGHT, JPEG = 1, 2, 1, 7
 WHITE_IS_ZERO, BLACK_IS_ZERO, COLORS, PALETTE, YCBCR = 0, 1, 2, 3, 6
 BANDS = {WHITE_IS_ZERO: (1,), BLACK_IS_ZERO: (1,), COLORS: (3, 4), PALETTE: (1,), YCBCR: (3,)}
-"""Of each kind of pixels that is read, how many bands it may have."""
-UNSPECIFIED, UNASSOCIATED = 0, 2  # of a fourth band: it says nothing, or is alpha
+"""Permitted numbers of bands of each kind of pixels that can be read."""
+UNSPECIFIED, UNASSOCIATED = 0, 2  # kinds of a fourth band: not stated, or alpha
 
 
 class ArrayRows:
@@ -61,22 +61,23 @@ class ArrayRows:
 class TiffRows:
     """The rows of the first picture of a TIFF file, as uint8 RGB.
 
-    Grey, RGB, RGBA (laid over grey) and palettes; 8 or 16 bits or floats; in tiles or strips,
-    bands together or apart; the values are those that `fassd.io.images.read_image` gives. Other
-    colours, such as CMYK, are refused. Compressions but Deflate need the package imagecodecs. Of
-    tiles and strips, those of the last rows that were read are kept.
+    Grey, RGB, RGBA (composited over grey) and palettes; 8 or 16 bits or floats; in tiles or strips,
+    with bands together or apart; the values equal those of `fassd.io.images.read_image`. Other
+    colours, such as CMYK, are refused. Compressions other than Deflate need the package
+    imagecodecs. The tiles and strips of the rows read last are kept.
 
     Args:
-        path: the file.
-        range: values that become 0 and 255, as of `fassd.io.images.read_image`, but not "auto".
+        path: path of the file.
+        range: values that become 0 and 255, as in `fassd.io.images.read_image`, but not "auto".
 
     Attributes:
-        height, width: of the picture.
-        identity: what tells the file from what it was before.
-        remarks: what a person should know: pages passed over.
+        height, width: size of the picture in pixels.
+        identity: stamp of the file, which shows whether it changed.
+        remarks: messages for the user, such as pages skipped.
 
     Raises:
-        ImageError: it is no TIFF, damaged, or of another kind; the message names it and says why.
+        ImageError: the file is not a TIFF, damaged, or of another kind; the message names it and
+            says why.
         ImportError: tifffile is missing.
     """
 
@@ -87,7 +88,7 @@ class TiffRows:
                 f"{self.path}: the range auto would need the whole picture; give LOW:HIGH"
             )
         tifffile = import_tifffile()
-        with self._naming("is no TIFF, or damaged"):
+        with self._naming("is not a TIFF, or damaged"):
             self.identity = [stamp([path]), self.range]
             self._file = tifffile.TiffFile(self.path)
             self._page: Any = self._file.pages[0]
@@ -113,7 +114,7 @@ class TiffRows:
         """Rows [first, last), (rows, width, 3).
 
         Raises:
-            ImageError: the file is truncated or damaged there, or a value is no number; the
+            ImageError: the file is truncated or damaged there, or a value is not a number; the
                 message names file and place.
         """
         if self._direct:
@@ -169,7 +170,7 @@ class TiffRows:
             )
         extra = [int(each) for each in page.extrasamples]
         self._alpha_is_none = self._samples == 4 and extra == [UNSPECIFIED]
-        # Without a word on it the fourth band is alpha, as Pillow has it, too.
+        # If its kind is not stated, the fourth band is alpha, as in Pillow.
         if self._samples == 4 and extra not in ([], [UNSPECIFIED], [UNASSOCIATED]):
             raise ImageError(
                 "has colours that are multiplied by their alpha (ExtraSamples "
@@ -177,14 +178,14 @@ class TiffRows:
             )
 
     def _count_pages(self) -> int:
-        """Number of pages that are no smaller copies of others, up to `MOST_PAGES`."""
+        """Number of pages that are not smaller copies of others, up to `MOST_PAGES`."""
         count = 1
         for index in range(1, MOST_PAGES):
             try:
                 count += not int(self._file.pages[index].subfiletype) & 1
             except IndexError:
                 break
-            except Exception:  # damage behind the first page does not matter
+            except Exception:  # damage after the first page does not matter
                 count += 1
         return count
 
@@ -215,7 +216,7 @@ class TiffRows:
     # --- values ----------------------------------------------------------------------------------
 
     def _read_directly(self, first: int, last: int) -> npt.NDArray[Any]:
-        """Rows of strips that are not compressed, (rows, width, samples)."""
+        """Rows of uncompressed strips, (rows, width, samples)."""
         kind = self._kind.newbyteorder(self._file.byteorder)
         row = self.width * self._samples * kind.itemsize
         values = np.empty((last - first, self.width, self._samples), kind)
@@ -260,7 +261,7 @@ class TiffRows:
         what = "tile" if self._page.is_tiled else "strip"
         place = f"{what} {index}, rows {top} to {top + rows - 1}, from column {left} on"
         count = int(self._page.databytecounts[index])
-        if count == 0:  # left out, as sparse files do: zeros
+        if count == 0:  # omitted in a sparse file: zeros
             shape = (self._rows, self._columns, 1 if self._apart else self._samples)
             return np.zeros(shape, self._kind)
         data = self._bytes(index, 0, min(count, 2 * MOST_BYTES), place)
@@ -275,7 +276,7 @@ class TiffRows:
             return np.asarray(decoded[0])
 
     def _check_inflated(self, data: bytes, place: str) -> None:
-        """See that a Deflate stream is no longer than the tile, before all of it is made."""
+        """Check that a Deflate stream is not longer than the tile, before decoding all of it."""
         inflate, found = zlib.decompressobj(), 0
         with self._naming(f"cannot be decoded at {place}"):
             while data and not inflate.eof:
@@ -300,9 +301,9 @@ class TiffRows:
         if page.bitspersample < 8:
             values = values * np.uint8(255 // ((1 << page.bitspersample) - 1))
         with warnings.catch_warnings(), self._naming(f"rows from {first} on"):
-            warnings.simplefilter("ignore", ImageWarning)  # that a strip is dark says nothing
+            warnings.simplefilter("ignore", ImageWarning)  # a dark strip proves nothing
             levels = array_to_rgb(values, None if values.dtype == np.uint8 else self.range)
-        # Pillow, and so `read_image`, turns no more than 8 bits around.
+        # Pillow, and so `read_image`, does not invert more than 8 bits.
         inverted = page.photometric == WHITE_IS_ZERO and values.dtype == np.uint8
         return 255 - levels if inverted else levels
 
@@ -316,7 +317,7 @@ class TiffRows:
 
 
 class _Naming:
-    """Turns whatever a decoder raises into an `ImageError` that names the file."""
+    """Turn whatever a decoder raises into an `ImageError` that names the file."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.path, self.what = path, what
@@ -340,14 +341,14 @@ class _Naming:
 def open_rows(
     path: str | os.PathLike[str], range: Range = None, max_pixels: int | None = None
 ) -> TiffRows | ArrayRows:
-    """The rows of a picture file: of a TIFF from the file, of all others from memory.
+    """The rows of a picture file: from the file for a TIFF, from memory for all others.
 
     Args:
-        path, range: as of `fassd.io.images.read_image`.
-        max_pixels: largest height times width of a picture that is read whole.
+        path, range: file and range, as in `fassd.io.images.read_image`.
+        max_pixels: maximum of height times width for a picture that is read whole.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the file cannot be read.
     """
     if Path(path).suffix.lower() in TIFF_SUFFIXES:
         return TiffRows(path, range)
@@ -362,15 +363,16 @@ def write_tiff(
     dtype: Any = np.uint8,
     colors: npt.NDArray[np.uint8] | None = None,
 ) -> None:
-    """Write a TIFF in Deflate-compressed tiles, whole or not at all.
+    """Write a TIFF in Deflate-compressed tiles, completely or not at all.
 
     Args:
-        path: the file.
+        path: path of the file.
         size: (height, width).
-        read: (first, last) to rows [first, last), (rows, width) or (rows, width, 3) of `dtype`.
+        read: function from (first, last) to rows [first, last), (rows, width) or (rows, width, 3)
+            `dtype`.
         dtype: uint8 or uint16.
-        colors: (classes, 3) uint8 RGB: a palette, in which a viewer shows the values. They stay
-            what they are.
+        colors: (classes, 3) uint8 RGB: a palette with which viewers display the values. The values
+            themselves do not change.
     """
     tifffile = import_tifffile()
     height, width = size
@@ -390,7 +392,7 @@ def write_tiff(
                 tile[: part.shape[0], : part.shape[1]] = part
                 yield tile
 
-    # What is not compressed at all must fit what 32 bits can address.
+    # The uncompressed size must be addressable with 32 bits.
     large = height * width * np.dtype(dtype).itemsize * (3 if deep else 1) > 3 << 30
     with replacing(path) as file, tifffile.TiffWriter(file, bigtiff=large) as writer:
         writer.write(
@@ -405,10 +407,10 @@ def write_tiff(
 
 
 def import_tifffile() -> Any:
-    """The package tifffile.
+    """Import the package tifffile.
 
     Raises:
-        ImportError: it is missing; the message says how to install it.
+        ImportError: tifffile is missing; the message says how to install it.
     """
     try:
         import tifffile

@@ -1,4 +1,4 @@
-"""YAML and JSON that somebody else may have written: bounded time, memory and error messages."""
+"""YAML and JSON from untrusted sources: bounded time, memory and error messages."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MOST_YAML = 1 << 20
-"""Characters of a YAML text; libyaml takes two seconds for them."""
+"""Maximum characters of a YAML text; libyaml takes two seconds for them."""
 
 MOST_VALUES = 500_000
-"""Values of a YAML text, those behind aliases counted as often as they are named."""
+"""Maximum values of a YAML text; values behind aliases count each time they are named."""
 
 DEEPEST = 64
-"""Nested lists and mappings of a YAML text."""
+"""Maximum depth of lists and mappings in a YAML text."""
 
 MOST_DIGITS = 64
-"""Characters of a number. Python takes quadratic time to read and write long ones."""
+"""Maximum characters of a number. Python takes quadratic time to read and write long ones."""
 
 KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
-"""YAML's types that are read."""
+"""Types of YAML that are read."""
 
 YAML_TAG = "tag:yaml.org,2002:"
 
@@ -39,18 +39,18 @@ else:
 
 
 def read_text(path: Path, most: int = MOST_YAML) -> str:
-    """The text of a file of at most `most` bytes.
+    """Read a file of at most `most` bytes as text.
 
     Raises:
-        ValueError: it is larger, no regular file, or not UTF-8.
-        OSError: it cannot be read.
+        ValueError: the file is larger, not regular, or not UTF-8.
+        OSError: the file cannot be read.
     """
     return _read_bytes(path, most).decode("utf-8")
 
 
 def _read_bytes(path: Path, most: int) -> bytes:
     if path.exists() and not path.is_file():
-        raise ValueError("is no regular file")
+        raise ValueError("is not a regular file")
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -59,15 +59,14 @@ def _read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_yaml(text: str, numbered: bool = False) -> Any:
-    """The value of a YAML document of plain values: dates are text, a key that stands twice an
-    error.
+    """The value of a YAML document of plain values; dates are text, and a repeated key is an error.
 
     Args:
         text: the document.
-        numbered: whether a mapping may have many keys that are numbers, of a short text.
+        numbered: True allows many keys that are numbers in a mapping, if the text is short.
 
     Raises:
-        ValueError: the text is not such a document, or larger or deeper than is read.
+        ValueError: the text is not such a document, or is too large or too deep.
     """
     if len(text) > MOST_YAML:
         raise ValueError(f"must have at most {MOST_YAML:,} characters, has {len(text):,}")
@@ -83,7 +82,8 @@ def read_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: the text is no JSON, is nested too deeply, or has a number of too many digits.
+        ValueError: the text is not JSON, is nested too deeply, or has a number with too many
+            digits.
     """
     try:
         return json.loads(text, parse_int=_whole_number)
@@ -92,11 +92,11 @@ def read_json(text: str | bytes) -> Any:
 
 
 def read_json_text(path: Path, most: int) -> str:
-    """The text of a JSON file of at most `most` bytes, in UTF-8, -16 or -32.
+    """Read a JSON file of at most `most` bytes as text, in UTF-8, -16 or -32.
 
     Raises:
-        ValueError: as `read_text`.
-        OSError: it cannot be read.
+        ValueError: as in `read_text`.
+        OSError: the file cannot be read.
     """
     data = _read_bytes(path, most)
     try:
@@ -106,31 +106,31 @@ def read_json_text(path: Path, most: int) -> str:
 
 
 def shown(value: object) -> str:
-    """`repr`, but never long."""
+    """`repr`, shortened."""
     return shortened(_REPR.repr(value))
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """A text as one line, of which at most `most` characters are kept."""
+    """A text as one line of at most `most` characters."""
     line = " ".join(text[: 10 * most].split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints: the field, what is accepted, and what came."""
+    """The first of pydantic's errors: the field, what is accepted, and what came."""
     return complaint(error.errors(include_url=False)[0])
 
 
 def complaint(details: Mapping[str, Any], skip: int = 0) -> str:
-    """One of pydantic's complaints in words.
+    """One of pydantic's errors in words.
 
     Args:
         details: an item of `ValidationError.errors()`.
-        skip: parts at the front of the field's name to leave out.
+        skip: number of leading parts to leave out of the field's name.
     """
     said = re.sub(r"^\w+ should ", "must ", details["msg"]).removeprefix("Value error, ")
     place = details["loc"][skip:]
-    if not place:  # of several fields; it names them
+    if not place:  # an error of several fields, which it names
         return shortened(said, 600)
     field = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
     field = shortened(field.removeprefix("."), 100)
@@ -151,9 +151,9 @@ def _whole_number(text: str) -> int:
 
 
 class _Loader(_Base):
-    """YAML of the types `KINDS` alone, within the limits above."""
+    """YAML with only the types `KINDS`, within the limits above."""
 
-    most_others = 1  # keys of a mapping that are no text
+    most_others = 1  # maximum number of keys of a mapping that are not text
 
     yaml_constructors = {  # noqa: RUF012
         tag: construct
@@ -191,7 +191,7 @@ class _Loader(_Base):
                 names.add(key)
         if (
             others > self.most_others
-        ):  # of numbers one can choose many that a dictionary finds slowly
+        ):  # numbers can be chosen so that a dictionary finds them slowly
             raise _wrong("keys must be text (in quotes if YAML takes them for numbers)", node)
         return super().construct_mapping(node, deep)
 
@@ -207,11 +207,11 @@ def _wrong(problem: str, node: yaml.Node) -> yaml.YAMLError:
 def _measured(
     node: yaml.Node, known: dict[yaml.Node, tuple[int, int]], around: tuple[yaml.Node, ...] = ()
 ) -> tuple[int, int]:
-    """Number of a node's values and its depth, with all aliases written out.
+    """Number of values of a node, and its depth, with all aliases expanded.
 
     Args:
-        known: those of the nodes before it.
-        around: the nodes that it is in.
+        known: results for the nodes before it.
+        around: nodes that contain it.
     """
     if node in around:
         raise _wrong("an alias stands inside of what it names", node)

@@ -264,7 +264,7 @@ def test_what_is_not_read(tmp_path):
         TiffRows(turned)
     for name, content in (("empty.tif", b""), ("text.tif", b"II*\0" + b"\xff" * 100)):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ImageError, match=rf"{name}: is no TIFF, or damaged"):
+        with pytest.raises(ImageError, match=rf"{name}: is not a TIFF, or damaged"):
             TiffRows(tmp_path / name)
     with pytest.raises(ImageError, match=r"none\.tif: no such file"):
         TiffRows(tmp_path / "none.tif")

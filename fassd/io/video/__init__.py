@@ -1,4 +1,4 @@
-"""Reading and writing videos; needs PyAV, which brings FFmpeg's libraries along.
+"""Reading and writing videos; needs PyAV, which includes FFmpeg's libraries.
 
 >>> from fassd.inference.video import segment_video
 >>> from fassd.io.video import open_video

@@ -1,4 +1,4 @@
-"""Opening a video by its name, whatever kind it is; numbered pictures as one."""
+"""Opening a video by its name, whatever its kind; numbered pictures as a video."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def open_video(
     """Open a video file, `camera:N`, an address, or a numbered sequence (frame%04d.png).
 
     Args:
-        source: which.
-        fps: frame rate of a sequence, which has none of its own (25 if not given), and what a
-            camera is asked for.
-        timeout: seconds after which a stream or camera that sends nothing counts as dropped.
-        range, max_pixels: how the pictures of a sequence are read (`fassd.io.images.read_image`).
+        source: video to open.
+        fps: frame rate of a sequence, which has none of its own (25 by default), and the rate
+            requested from a camera.
+        timeout: seconds after which a stream or camera that sends nothing counts as disconnected.
+        range, max_pixels: options for reading a sequence's pictures (`fassd.io.images.read_image`).
 
     Raises:
-        VideoError: it does not exist, cannot be opened, or holds no video.
+        VideoError: the source does not exist, cannot be opened, or has no video.
     """
     if SEQUENCE.search(source) and not URL.fullmatch(source) and not os.path.exists(source):
         return ImageSequence(source, fps or DEFAULT_FPS, range, max_pixels)
@@ -41,16 +41,16 @@ def open_video(
 class ImageSequence(VideoSource):
     """Pictures named by a pattern such as frame%04d.png, in the order of their numbers.
 
-    They are read as `fassd.io.images.read_image` does. A number that is missing leaves a gap in
-    time: the frame before it stays for longer.
+    They are read like `fassd.io.images.read_image` does. A missing number leaves a gap in time: the
+    frame before it is shown for longer.
 
     Args:
-        pattern: the files.
-        fps: numbers per second.
-        range, max_pixels: as there.
+        pattern: pattern of the file names.
+        fps: frames, or numbers, per second.
+        range, max_pixels: options for reading the pictures, as in `fassd.io.images.read_image`.
 
     Raises:
-        VideoError: no file fits the pattern.
+        VideoError: no file matches the pattern.
     """
 
     def __init__(
@@ -89,4 +89,4 @@ class ImageSequence(VideoSource):
             yield Frame(resized(image, size), number - first, 1, [])
 
     def close(self) -> None:
-        pass  # each file is closed as soon as it is read
+        pass  # each file is closed as soon as it has been read

@@ -22,12 +22,12 @@ from fassd.io.find import CAMERA, URL
 from fassd.io.video.source import DEFAULT_FPS, Frame, VideoError, VideoSource
 
 DELAYS = (0.5, 1, 2, 4, 8, 15, 15, 15)
-"""Seconds before each attempt to reconnect; after the last one, about a minute, it is given up."""
+"""Seconds before each attempt to reconnect; after the last one, about a minute, it gives up."""
 
-DAMAGED_IN_A_ROW = 64  # places of a file that cannot be read, one after another, before it is left
-BEFORE = 10  # seconds that are read again after reconnecting, so that a whole frame is among them
-JUMP = 1  # seconds back in time that are no disorder but a new beginning
-AUDIO_HELD = 256  # packets of sound that wait for a frame
+DAMAGED_IN_A_ROW = 64  # number of unreadable places in a row after which a file is given up
+BEFORE = 10  # seconds that are read again after reconnecting, to include a whole frame
+JUMP = 1  # seconds back in time that are a new start and not disorder
+AUDIO_HELD = 256  # largest number of packets of sound that wait for a frame
 
 
 def _unnamed(kinds: Any, number: int) -> Any:
@@ -37,36 +37,36 @@ def _unnamed(kinds: Any, number: int) -> Any:
     return kind
 
 
-# Without it, PyAV refuses to list the side data of a frame for the sake of one such kind.
+# Without it, PyAV refuses to list the side data of a frame because of one such kind.
 _Kinds: Any = sidedata.Type
 _Kinds._missing_ = classmethod(_unnamed)
 
 
 class _DroppedError(Exception):
-    """The connection is gone; the message says how."""
+    """The connection was lost; the message says how."""
 
 
 class VideoReader(VideoSource):
     """A video file, `camera:N`, or an address (rtsp, rtmp, http, udp, ...).
 
-    * Rotation and mirroring that the file asks for are applied, those of a frame's own EXIF before
-      those of its track; more than 8 bits become 8.
-    * A frame of another size than the first is brought to it.
-    * Timestamps are the file's own. One that is missing or does not rise is set one frame, or one
-      unit, after the one before; after a leap back they go on from there.
-    * Damaged frames and places are passed over and counted.
-    * A network stream or camera that ends early, fails or is silent for `timeout` seconds is
-      opened again, after longer and longer pauses (`delays`). A file from a web server goes on
-      after its last frame; live sources go on with the time that has passed.
+    * Rotation and mirroring that the file asks for are applied, a frame's own EXIF taking
+      precedence over its track; more than 8 bits become 8.
+    * A frame that differs in size from the first is resized to it.
+    * Timestamps are the file's own. A timestamp that is missing or does not rise is set one frame,
+      or one unit, after the one before; after a leap back they continue from there.
+    * Damaged frames and places are skipped and counted.
+    * A network stream or camera that ends early, fails or is silent for `timeout` seconds is opened
+      again, after longer and longer pauses (`delays`). A file from a web server continues after its
+      last frame; live sources continue with the time that has passed.
 
     Args:
-        source: which.
-        fps: what a camera is asked for.
-        timeout: seconds of silence; of files on disk there is none.
+        source: video to read.
+        fps: frame rate requested from a camera.
+        timeout: seconds of silence permitted; ignored for files on disk.
         delays: seconds before each attempt to reconnect.
 
     Raises:
-        VideoError: it does not exist, cannot be opened, or holds no video.
+        VideoError: the source does not exist, cannot be opened, or has no video.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class VideoReader(VideoSource):
             self._open()
         except av.FFmpegError as error:
             reason = self._reason(error)
-            # A header that does not come looks like one that is damaged.
+            # A header that does not arrive looks like a damaged one.
             if self._remote and time.monotonic() - started >= timeout:
                 reason = f"no video came for {timeout:g} seconds"
             raise VideoError(f"{source}: {reason}") from error
         stream, duration = self._video, self._container.duration
-        # Packets from a web server without a length may go on for ever, as do those of a camera.
+        # Packets from a web server without a length may never end, like those of a camera.
         self.live = self._remote and not duration
         self.time_base = stream.time_base or Fraction(1, 90000)
         self.rate = stream.average_rate or stream.guessed_rate or fps or DEFAULT_FPS
@@ -103,14 +103,14 @@ class VideoReader(VideoSource):
         self.expected = stream.frames or round(length * self.rate) or None
         self.audio = _templates(self._audio)
         self._end = (stream.start_time or 0) * self.time_base + length if length else None
-        # Frame threads decode ahead, which on a live source is delay.
+        # Frame threads decode ahead, which delays a live source.
         stream.thread_type = "SLICE" if self.live else "AUTO"
         self._step = max(1, round(1 / (self.rate * self.time_base)))
-        self._attempts = 0  # to reconnect, since the last frame
+        self._attempts = 0  # number of attempts to reconnect since the last frame
         self._last: int | None = None  # pts of the last frame
-        self._arrived = 0.0  # when it came
+        self._arrived = 0.0  # time when it arrived
         self._offset: int | None = 0  # added to timestamps; None until known, after reconnecting
-        self._heard: dict[int, Fraction] = {}  # seconds of the last packet of each audio stream
+        self._heard: dict[int, Fraction] = {}  # seconds of the last packet of each stream of sound
         self._size: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -130,7 +130,7 @@ class VideoReader(VideoSource):
     def _open(self) -> None:
         file, kind, options = _address(self.name, self._fps)
         limit = (self._timeout, self._timeout) if self._remote else None
-        # Titles and the like, which nothing here reads, need not be UTF-8.
+        # Titles and the like, which are not used here, need not be UTF-8.
         self._container = av.open(
             file, format=kind, options=options, timeout=limit, metadata_errors="replace"
         )
@@ -142,12 +142,12 @@ class VideoReader(VideoSource):
             self._container.close()
             raise VideoError(f"{self.name}: its codec is not one that can be decoded here")
         self._video = video
-        self._awaited: set[int] = set()  # pts of packets whose frames have not come yet ...
-        self._lost: set[int] = set()  # ... and will not come any more
+        self._awaited: set[int] = set()  # pts of packets whose frames have not arrived yet ...
+        self._lost: set[int] = set()  # ... and never will
         self._audio = [each for each in self._container.streams.audio if each.codec_context]
 
     def _reason(self, error: Exception) -> str:
-        """What to tell of an error of FFmpeg's."""
+        """Message for an error of FFmpeg's."""
         if isinstance(error, av.ExitError):
             return f"nothing came for {self._timeout:g} seconds"
         if isinstance(error, av.InvalidDataError):
@@ -155,7 +155,7 @@ class VideoReader(VideoSource):
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
     def _reconnect(self, reason: str) -> bool:
-        """Open the source again; whether that worked before the delays ran out."""
+        """Open the source again; True if that succeeded before the delays ran out."""
         self._container.close()
         while self._attempts < len(self._delays):
             self._attempts += 1
@@ -170,7 +170,7 @@ class VideoReader(VideoSource):
                 self._offset = None
             else:
                 self._video.thread_type = "AUTO"
-                with contextlib.suppress(av.FFmpegError):  # then it is read from its beginning
+                with contextlib.suppress(av.FFmpegError):  # otherwise it is read from its beginning
                     early = (self._last or 0) - round(BEFORE / self.time_base)
                     self._container.seek(max(0, early), stream=self._video)
             return True
@@ -180,10 +180,10 @@ class VideoReader(VideoSource):
     # ------------------------------------------------------------------------------------ packets
 
     def _packets(self) -> Iterator[av.Packet]:
-        """Packets of the picture and the sound; what cannot be read is passed over.
+        """Packets of picture and sound; those that cannot be read are skipped.
 
         Raises:
-            _DroppedError: a camera or stream is gone.
+            _DroppedError: a camera or stream was lost.
         """
         failures = 0
         streams = (self._video, *self._audio)
@@ -212,13 +212,13 @@ class VideoReader(VideoSource):
         early = self._missing() > 0.5
         if self.live or (
             self._remote and early and not self._attempts
-        ):  # else it ended here before
+        ):  # otherwise it ended here before
             raise _DroppedError("the stream ended")
         if early:
             self.trouble.note(f"ends {self._missing():.1f} s before the end that it announces")
 
     def _missing(self) -> float:
-        """Seconds of what the file announces that did not come."""
+        """Seconds that the file announces and that did not arrive."""
         if self._end is None or self._last is None:
             return 0.0
         return float(self._end - (self._last + self._step) * self.time_base)
@@ -246,7 +246,7 @@ class VideoReader(VideoSource):
             yield Frame(None, 0, 0, audio)
 
     def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
-        """The frames that come with a packet; those that damage has cost are counted."""
+        """The frames of a packet; frames lost to damage are counted."""
         if packet.pts is not None and not packet.is_discard:
             back = max(self._awaited, default=packet.pts) - packet.pts
             if back > JUMP / self.time_base:
@@ -259,9 +259,9 @@ class VideoReader(VideoSource):
             return []
         whole = []
         for frame in frames:
-            # Decoders say nothing of frames that they hold back until the next whole one. Frames
-            # come in the order they are shown: what is due before one that came is lost, and one
-            # that comes after all comes too late.
+            # Decoders do not report frames that they hold back until the next whole one. Frames
+            # come in the order in which they are shown: any that are due before one that came are
+            # lost, and one that comes later is too late.
             if frame.pts in self._awaited:
                 lost = {pts for pts in self._awaited if pts < frame.pts}
                 self._awaited -= lost | {frame.pts}
@@ -272,7 +272,7 @@ class VideoReader(VideoSource):
         return whole
 
     def _hear(self, place: int, packet: av.Packet, audio: list[tuple[int, av.Packet]]) -> None:
-        """Keep a packet of sound, unless it came before, or has no place in time yet."""
+        """Keep a packet of sound, unless it came before, or its time is not known yet."""
         if packet.dts is None or self._offset is None or place >= len(self.audio):
             return
         if self._offset:
@@ -287,21 +287,21 @@ class VideoReader(VideoSource):
     # -------------------------------------------------------------------------------------- frames
 
     def _stamp(self, frame: av.VideoFrame) -> int | None:
-        """The frame's time in units of `time_base`; None for one that was there before."""
+        """The frame's time in units of `time_base`; None for a frame that came before."""
         now = time.monotonic()
         if frame.pts is None:
             own = None if self._last is None else self._last - (self._offset or 0) + self._step
         else:
             own = round(frame.pts * (frame.time_base or self.time_base) / self.time_base)
         own = own or 0
-        if self._offset is None:  # a live source is back
+        if self._offset is None:  # a live source has reconnected
             passed = round(Fraction(now - self._arrived) / self.time_base)
             self._offset = (self._last or 0) + max(self._step, passed) - own
         pts = own + self._offset
         if self._last is not None and pts <= self._last:
             if self._remote and not self.live and (self._attempts or self.trouble.reconnections):
                 return None
-            if self._last - pts > JUMP / self.time_base:  # the clock began anew
+            if self._last - pts > JUMP / self.time_base:  # the clock was reset
                 self._offset += self._last + self._step - pts
                 pts = self._last + self._step
             else:
@@ -339,9 +339,9 @@ class VideoReader(VideoSource):
 
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """How the frame wants to be turned and mirrored: a, b, c, d of its display matrix."""
-    # `frame.side_data` would keep what it made, a cycle, and with it the frame until the garbage
-    # collector comes, some hundred frames later: 0.3 GB at 512x1024.
+    """How to turn and mirror the frame: a, b, c, d of its display matrix."""
+    # `frame.side_data` would keep its result in a cycle, and with it the frame until garbage
+    # collection, some hundred frames later: 0.3 GB at 512x1024.
     side: Any = sidedata.SideDataContainer
     matrix = side(frame).get("DISPLAYMATRIX")
     a, b, _, c, d = (1, 0, 0, 0, 1) if matrix is None else np.frombuffer(matrix, "=i4")[:5]
@@ -349,7 +349,7 @@ def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 def _templates(streams: list[av.AudioStream]) -> list[av.AudioStream]:
-    """Copies of what describes the streams, which outlive a connection."""
+    """Copies of the descriptions of streams, which outlive a connection."""
     holder = av.open(io.BytesIO(), "w", format="nut")
     return [holder.add_stream_from_template(stream) for stream in streams]
 
@@ -360,7 +360,7 @@ def _check_file(source: str) -> None:
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise VideoError(f"{source}: {reason}") from error
-    if not stat.S_ISREG(kind.st_mode):  # reading a pipe may wait for ever
+    if not stat.S_ISREG(kind.st_mode):  # reading a pipe may block for ever
         what = "a folder" if stat.S_ISDIR(kind.st_mode) else "a pipe, socket or device"
         raise VideoError(f"{source}: must be a file, is {what}")
     if kind.st_size == 0:
@@ -368,14 +368,14 @@ def _check_file(source: str) -> None:
 
 
 def _address(source: str, fps: Fraction | None) -> tuple[str, str | None, dict[str, str]]:
-    """What PyAV opens: a file, device or address, its format, and options."""
+    """The file, device or address that PyAV opens, its format, and options."""
     camera = CAMERA.fullmatch(source)
     if camera is None:
-        # Over TCP a camera's packets come whole and in order.
+        # Over TCP a camera's packets arrive complete and in order.
         rtsp = source.lower().startswith("rtsp")
         if URL.fullmatch(source):
             return source, None, {"rtsp_transport": "tcp"} if rtsp else {}
-        # An absolute path is never taken for an address.
+        # An absolute path is never mistaken for an address.
         return str(Path(source).absolute()), None, {}
     number = int(camera[1])
     rate = {} if fps is None else {"framerate": str(fps)}

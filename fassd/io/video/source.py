@@ -1,4 +1,4 @@
-"""What every source of frames has in common."""
+"""The interface that all sources of frames share."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class VideoError(ValueError):
 class Frame(NamedTuple):
     """One frame, and the sound that comes before it.
 
-    image: (H, W, 3) uint8 RGB, upright; None where sound alone is left.
-    pts, duration: when it is shown and how long (0 if unknown), in the source's `time_base`.
-    audio: packets as they came, each with the place of its stream in the source's `audio`.
+    image: (H, W, 3) uint8 RGB, upright; None if only sound is left.
+    pts, duration: time and duration of display (0 if unknown), in the source's `time_base`.
+    audio: packets in the order of arrival, each with its stream's position in `VideoSource.audio`.
     """
 
     image: npt.NDArray[np.uint8] | None
@@ -36,12 +36,12 @@ class Frame(NamedTuple):
 
 @dataclass
 class Trouble:
-    """What happened while a source was read.
+    """Problems met while a source was read.
 
-    skipped: damaged frames that were passed over.
-    resized: frames of another size, brought to that of the first.
-    reconnections: how often a stream dropped and came back.
-    notes: what else a person should know, each once.
+    skipped: number of damaged frames that were skipped.
+    resized: number of frames resized to the first one's size.
+    reconnections: number of times that a stream dropped and came back.
+    notes: other messages for the user, each once.
     """
 
     skipped: int = 0
@@ -55,17 +55,17 @@ class Trouble:
 
 
 class VideoSource(ABC):
-    """Frames in the order they are shown, all of one size; iterate over it once.
+    """Frames in the order in which they are shown, all of one size; iterate over it once.
 
-    name: how errors call it.
-    live: it goes on whether or not anybody keeps up: a camera or an endless stream.
+    name: name of the source in errors.
+    live: True if it does not wait for its reader: a camera or an endless stream.
     time_base: seconds of one unit of `Frame.pts`.
-    rate: frames per second, on average as far as known.
-    expected: how many frames there are, if known.
+    rate: frames per second, on average, as far as known.
+    expected: number of frames, if known.
     pixel_aspect: width over height of a pixel, upright.
     audio: streams of sound, as templates for those of a copy.
-    waited: seconds spent waiting for a live source, which are no work.
-    stopped: set it, and the frames end soon.
+    waited: seconds spent waiting for a live source, which do not count as work.
+    stopped: set it to True to end the frames soon.
     """
 
     name: str
@@ -87,4 +87,4 @@ class VideoSource(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file or device."""
+        """Release the file or device."""

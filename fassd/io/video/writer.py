@@ -19,7 +19,7 @@ from fassd.io.video.source import VideoError, VideoSource
 
 class _Format(NamedTuple):
     muxer: str
-    codecs: tuple[str, ...]  # the first that this PyAV has is taken
+    codecs: tuple[str, ...]  # the first of these that this PyAV has is used
 
 
 _H264 = ("libx264", "libopenh264", "mpeg4")
@@ -30,10 +30,10 @@ FORMATS = {
     ".mkv": _Format("matroska", _H264),
     ".webm": _Format("webm", ("libvpx-vp9", "libvpx", "libsvtav1")),
 }
-"""Endings of the videos that can be written: those that keep uneven timestamps."""
+"""Endings of the videos that can be written: formats that keep uneven timestamps."""
 
-# Constant quality at which edges of classes stay sharp; fast, as the network wants the cores. No
-# B frames: MP4 counts a track's length in the order of decoding, which with B frames and uneven
+# Constant quality at which edges of classes stay sharp; fast, because the network needs the cores.
+# No B frames: MP4 counts a track's length in the order of decoding, which with B frames and uneven
 # times ends before the last frame is shown.
 QUALITY = {
     "libx264": {"crf": "20", "preset": "veryfast", "bf": "0"},
@@ -41,22 +41,22 @@ QUALITY = {
     "libvpx-vp9": {"crf": "30", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"},
     "libsvtav1": {"crf": "30", "preset": "9"},
 }
-EXACT = "ffv1"  # what labels themselves are encoded by
-BITS_PER_PIXEL = 0.2  # of other codecs, whose quality is a bit rate
-MPEG4_CLOCK = 65535  # MPEG-4 part 2 counts time in no finer parts of a second
+EXACT = "ffv1"  # encoder for labels
+BITS_PER_PIXEL = 0.2  # for other codecs, whose quality is a bit rate
+MPEG4_CLOCK = 65535  # MPEG-4 part 2 cannot divide a second more finely
 
 
 def default_codec(suffix: str) -> str:
-    """The encoder of a file with that ending."""
+    """The default encoder of a file with that ending."""
     codecs = FORMATS[suffix].codecs
     return next((name for name in codecs if name in av.codecs_available), codecs[-1])
 
 
 def check_codec(name: str, suffix: str) -> None:
-    """See whether files with that ending can be written by that encoder.
+    """Check that files with that ending can be written by that encoder.
 
     Raises:
-        VideoError: no such encoder here, or the container does not take it.
+        VideoError: this machine has no such encoder, or the container does not accept it.
     """
     try:
         known = av.Codec(name, "w").type == "video"
@@ -71,10 +71,10 @@ def check_codec(name: str, suffix: str) -> None:
 
 
 def check_exact(name: str, suffix: str) -> None:
-    """See whether labels keep their values in a file with that ending, by that encoder.
+    """Check that labels keep their values in a file with that ending, by that encoder.
 
     Raises:
-        VideoError: they would not.
+        VideoError: they do not.
     """
     if name != EXACT:
         raise VideoError(f"labels are encoded by {EXACT} alone, without loss, not by {name}")
@@ -84,24 +84,24 @@ def check_exact(name: str, suffix: str) -> None:
 class VideoWriter:
     """Encodes frames and copies sound into an open file.
 
-    Sides are made even by repeating the last row or column, as 4:2:0 video wants it. Colours are
-    BT.709, marked so. Grey frames, whose levels are labels, are encoded without loss.
+    Sides are made even by repeating the last row or column, as 4:2:0 video requires. Colours are
+    BT.709 and marked as such. Grey frames, whose levels are labels, are encoded without loss.
 
     Args:
-        file: where to, open for writing and seekable.
-        suffix: what the file will be called: a key of `FORMATS`.
+        file: file to write to, open for writing and seekable.
+        suffix: ending of the file: a key of `FORMATS`.
         size: height and width of the frames.
-        source: whose time base, rate, pixel aspect and sound it takes over.
-        codec: encoder; None for `default_codec`, or FFV1 of grey frames, which take no other.
-        grey: whether frames are grey.
+        source: video whose time base, rate, pixel aspect and sound are copied.
+        codec: encoder; None for `default_codec`, or FFV1 for grey frames, which take no other.
+        grey: True if frames are grey.
 
     Attributes:
-        codec: its name.
-        frames: how many were written.
-        silent: codecs of sound that the container cannot hold, which are left out.
+        codec: name of the encoder.
+        frames: number of frames written.
+        silent: codecs of sound that the container cannot hold, which is left out.
 
     Raises:
-        VideoError: the encoder refuses the settings, or is none for grey frames.
+        VideoError: the encoder refuses the settings, or cannot encode grey frames.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class VideoWriter:
             ) from error
 
     def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
-        """Encode one frame, (H, W, 3) uint8 RGB or (H, W) grey; times in the source's base."""
+        """Encode one frame, (H, W, 3) uint8 RGB or (H, W) grey; times in the source's time base."""
         if self._grey:
             frame = av.VideoFrame.from_ndarray(image, "gray")
         else:
@@ -147,7 +147,7 @@ class VideoWriter:
         self.frames += 1
 
     def copy(self, audio: Sequence[tuple[int, av.Packet]]) -> None:
-        """Write packets of sound as they are; the number is the place of their stream."""
+        """Write packets of sound unchanged; the number is the position of their stream."""
         for place, packet in audio:
             stream = self._audio[place]
             if stream is not None:
@@ -160,7 +160,7 @@ class VideoWriter:
         self._container.close()
 
     def abandon(self) -> None:
-        """Let go of the file after an error, while it is still open."""
+        """Release the file after an error, while it is still open."""
         with contextlib.suppress(av.FFmpegError, OSError, ValueError):
             self._container.close()
 
@@ -182,7 +182,7 @@ class VideoWriter:
         stream.time_base = stream.codec_context.time_base = clock
         stream.codec_context.sample_aspect_ratio = source.pixel_aspect
         context = stream.codec_context
-        context.flags |= Flags.frame_duration  # or the encoder makes up that of the last frame
+        context.flags |= Flags.frame_duration  # otherwise the encoder invents the last duration
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         context.color_range = 2 if self._grey else 1  # 0 to 255, 16 to 235
         return stream
