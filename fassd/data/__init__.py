@@ -1,7 +1,6 @@
 """Pictures and labels: datasets and their cards, preprocessing, augmentation.
 
-Names are imported when they are first used: neither PyTorch nor OpenCV is needed to normalise a
-picture.
+Names are imported when they are first used: normalising a picture needs neither PyTorch nor OpenCV.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Cards: what a dataset is, and where its pictures and masks are.
+"""Cards: the description of a dataset, and the paths of its pictures and masks.
 
-`fassd.data.cardfile` says how a card is written; the folder `cards` holds those of known datasets.
+`fassd.data.cardfile` describes how a card is written; the folder `cards` has those of known
+datasets.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture, its mask or file of shapes, how that is written, the range of the picture's
-    values, and how many bands it has if it is not of three colours."""
+    """A picture, its mask or file of shapes, the code of that file, the range of the picture's
+    values, and its number of bands if it is not of three colours."""
 
     image: Path
     mask: Path
@@ -43,15 +44,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Split:
-    """Which pictures belong together.
+    """The pictures that belong together.
 
     Attributes:
-        folder: what {split} stands for.
+        folder: value of {split} in patterns.
         images: pattern of the pictures' paths below the root.
-        names: the pictures to take, in order; all that match where it is None.
-        list_file: the text file below the root that lists them.
-        column: the column of it with the names, from 1; whole lines where it is None.
-        pictures: how many the full set has, if the card tells.
+        names: names of the pictures to take, in order; None for all that match.
+        list_file: text file below the root that lists the names.
+        column: number of its column with the names, from 1; None if whole lines are names.
+        pictures: number of pictures of the full set, if the card states it.
     """
 
     folder: str
@@ -64,8 +65,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Masks:
-    """Where masks, or shapes, lie, a pattern with the holes of the pictures', and how they are
-    written."""
+    """Location of masks, or shapes: a pattern with the pictures' holes; and the code of their
+    pixels."""
 
     files: str
     code: MaskCode | ShapeCode
@@ -75,10 +76,10 @@ class Masks:
 class Card:
     """A dataset. Made by `load_card`; labels are positions in `classes`.
 
-    `range` is how pictures of more than 8 bits are read (`fassd.io.images.read_image`); `covers`
-    has, for each class, those of a finer list that it is, and is empty where the card names none
-    (`fassd.data.groups`); `preprocessing` is how pictures of other bands than three colours are
-    normalised, and None for colours.
+    `range` is the range of pictures of more than 8 bits (`fassd.io.images.read_image`); `covers`
+    lists, for each class, the classes of a finer list that it consists of, and is empty if the card
+    names none (`fassd.data.groups`); `preprocessing` is the normalisation of pictures with bands,
+    and None for colours.
     """
 
     name: str
@@ -109,7 +110,7 @@ class Card:
 
     @property
     def address(self) -> tuple[str, str]:
-        """What `load_card` takes to make this card again from any working directory.
+        """Arguments of `load_card` that load this card again from any working directory.
 
         The name of a shipped card, or the absolute path of the card's file; and the absolute root.
         """
@@ -120,7 +121,7 @@ class Card:
 
     @property
     def named(self) -> str:
-        """The card in an error: its name and its file."""
+        """Name and file of the card, for errors."""
         return f"card {self.name!r} ({self.path})"
 
     @property
@@ -129,7 +130,7 @@ class Card:
         return np.array([info.color for info in self.classes], np.uint8)
 
     def split(self, name: str) -> Split:
-        """How a split is made up.
+        """The split of that name.
 
         Raises:
             CardError: there is no such split.
@@ -176,7 +177,7 @@ class Card:
         return pairs, maskless
 
     def _images(self, split: str) -> list[tuple[Path, dict[str, str]]]:
-        """The pictures of a split with what their holes stand for."""
+        """The pictures of a split, each with the values of its holes."""
         chosen = self.split(split)
         where = f"{self.named}: split {split!r}"
         there = sorted(match_files(self.root, chosen.images, {"split": chosen.folder}))
@@ -196,7 +197,7 @@ class Card:
 
 
 def _nothing(root: Path, split: Split) -> str:
-    """Why a pattern matched nothing: a folder that is missing, or no such pictures."""
+    """The reason why a pattern matched nothing: a missing folder, or no such pictures."""
     pattern = fill(split.images, {"split": split.folder})
     folder = root
     for part in pattern.split("/")[:-1]:
@@ -209,7 +210,7 @@ def _nothing(root: Path, split: Split) -> str:
 
 
 def _read_list(path: Path, column: int | None, where: str) -> list[tuple[str, str]]:
-    """Entries of a list file, each with the place where it stands."""
+    """Entries of a list file, each with its line for errors."""
     try:
         content = path.read_bytes()
         utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -236,7 +237,7 @@ def _pick(
     root: Path,
     split: Split,
 ) -> list[str]:
-    """The file of each name: whose path, {name}, last part of {name}, or file name it is."""
+    """The file of each name, which is its path, {name}, the last part of {name}, or file name."""
     tables: list[dict[str, list[str]]] = [{}, {}, {}, {}]
     for path, holes in files.items():
         bare, hole = _bare(path), holes["name"]
@@ -246,7 +247,7 @@ def _pick(
     pattern = root / HOLE.sub("*", fill(split.images, {"split": split.folder}))
     picked: dict[str, str] = {}
     for name, place in wanted:
-        wholes = (_bare(name), _bare(name.replace("\\", "/")))  # as Windows parts folders
+        wholes = (_bare(name), _bare(name.replace("\\", "/")))  # with Windows' folders
         spellings = [part for whole in wholes for part in (whole, whole.rpartition("/")[2])]
         fitting = next((t[key] for key in spellings for t in tables if key in t), [])
         if len(fitting) != 1:
@@ -259,7 +260,7 @@ def _pick(
 
 
 def _bare(name: str) -> str:
-    """A path without a picture's ending."""
+    """A path without the ending of a picture."""
     path = PurePosixPath(name)
     return str(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
 

@@ -1,6 +1,6 @@
 """Reading a card's file.
 
-A card names the classes, where pictures and masks lie, and what the pixels of a mask mean:
+A card names the classes, the location of pictures and masks, and the meaning of a mask's pixels:
 
     name: polyps                            # required: name, classes, splits, images, masks
     description: Endoscopy, two classes.    # free text; so are `source` and `licence`
@@ -20,40 +20,42 @@ A card names the classes, where pictures and masks lie, and what the pixels of a
       values: ids
       ignore: [255]
 
-* `{split}` is the split's folder. Any other `{hole}` stands for a piece of a file's or folder's
-  name, the same one in the picture's path and in the mask's; `{name:path}`, in the last part of
-  `images` only, reaches into folders below, too. Only files with a picture's ending count.
-* `covers` of a class is the class, or the list of classes, of a finer list that it is:
-  `{name: car, covers: [car, truck, bus, train]}` lets a card of a few classes be learnt and scored
-  by a network of Cityscapes' 19. Where a class of such a card has none, it is the one of its name.
-* A class may be its name alone. `color` is what is drawn: either every class has one, or
-  `fassd.io.palette.palette` gives them.
-* Only `root` may lead out of the card's folder: look at it in a card of somebody else's, or give
+* `{split}` is the split's folder. Any other `{hole}` stands for a part of a file's or folder's
+  name, the same one in the picture's path and in the mask's; `{name:path}`, only in the last part
+  of `images`, also matches files in folders below. Only files with a picture's ending count.
+* `covers` of a class is the class, or the list of classes, of a finer list that it consists of:
+  `{name: car, covers: [car, truck, bus, train]}` lets a network of Cityscapes' 19 classes learn
+  from and be scored on a card with few classes. A class of such a card without the key is the class
+  of the same name.
+* A class may be only its name. `color` is the colour in drawings: either every class has one, or
+  `fassd.io.palette.palette` assigns them.
+* Only `root` may lead out of the card's folder: check it in a card from somewhere else, or give
   another (`--root`). All other paths, and the folders of splits, lie below it.
 * A split is a folder or {folder, images, list, column, names, pictures}: `images` replaces the
-  card's; `list` is a text file with a picture's name or path a line, or in its column number
-  `column`, of which folders and ending do not matter (UTF-8, or what Windows writes: UTF-16, a
-  mark in front, `\\` between folders); `pictures` is how many the full set has.
-* `range` gives the values that become 0 and 255 of pictures of more than 8 bits: two numbers, or
-  `auto`, each picture's lowest and highest. Without it, all that a file can hold.
-* `bands` is for pictures that are not of three colours: how many bands they have, as a number or
-  with `mean` and `std` of each, in parts of the largest value (0.5 and 0.25 without). They are read
-  as they are (`fassd.io.bands`), and want a network that takes them (`fassd_net+bands5`).
-* `masks` may be several such blocks: of each picture's masks the first that exists is taken.
-  `values` says what a pixel is: `ids`, one of a class's `ids`; `index`, the class's position
-  counted from `first` (0); `colors`, a class's `color` or one of its `colors`; `threshold`, grey,
-  where what is brighter than `above` (127) is the second of two classes.
-  `ignore` lists ids or colours without a class, and `unlisted: ignore` makes all others such;
-  otherwise any id or colour that the card does not list is an error. Masks of ids may be arrays of
-  NumPy (`.npy`), too, and may hold -1 where `ignore` has it.
-* Shapes in place of masks: `values: labelme`, `coco` or `yolo`, where `files` are those of LabelMe
-  (JSON), of COCO (one JSON file for many pictures) or of YOLO (text). Later shapes lie on top of
-  earlier ones. `background` must be given: the class of what no shape covers, or `ignore`.
-  A shape's class goes by its name, which is the class's own or one of its `labels`
-  (`{name: tree, labels: [Tree, bush]}`); with YOLO, by its number, which is one of a class's `ids`.
-  `ignore` lists names (numbers) without a class; `unlisted` is as above. With `holes: true`, those
-  of a COCO annotation's polygons that lie inside of another are holes, as some programs write them;
-  COCO itself has no such.
+  card's; `list` is a text file with a picture's name or path per line, or in its column number
+  `column`, where folders and ending do not matter (UTF-8, or as Windows writes it: UTF-16, a byte
+  order mark, `\\` between folders); `pictures` is the number of pictures of the full set.
+* `range` gives the values that become 0 and 255 in pictures of more than 8 bits: two numbers, or
+  `auto`, each picture's lowest and highest. Without it, it is everything that a file can hold.
+* `bands` is for pictures that are not of three colours: the number of their bands, alone or with
+  `mean` and `std` of each, as fractions of the largest value (by default 0.5 and 0.25). They are
+  read without conversion (`fassd.io.bands`), and need a network that takes them
+  (`fassd_net+bands5`).
+* `masks` may be several such blocks: the first mask that exists is taken for each picture. `values`
+  gives the meaning of a pixel: `ids`, one of a class's `ids`; `index`, the class's position counted
+  from `first` (0); `colors`, a class's `color` or one of its `colors`; `threshold`, grey, where
+  levels above `above` (127) are the second of two classes. `ignore` lists ids or colours without a
+  class, and `unlisted: ignore` ignores all others; otherwise any id or colour that the card does
+  not list is an error. Masks of ids may also be NumPy arrays (`.npy`), and may contain -1 if
+  `ignore` lists it.
+* Shapes instead of masks: `values: labelme`, `coco` or `yolo`, where `files` are those of LabelMe
+  (JSON), COCO (one JSON file for many pictures) or YOLO (text). Later shapes are drawn over earlier
+  ones. `background` is required: the class of pixels outside all shapes, or `ignore`. A shape's
+  class is determined by its name, which is the class's own or one of its `labels` (`{name: tree,
+  labels: [Tree, bush]}`); with YOLO by its number, which is one of a class's `ids`. `ignore` lists
+  names (numbers) without a class; `unlisted` is as above. With `holes: true`, polygons of a COCO
+  annotation that lie inside of another one are holes, as some programs write them; COCO itself does
+  not define holes.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ MOST_MASKS = 16
 
 
 def shipped_cards() -> list[str]:
-    """Names of the cards that come with the package."""
+    """Names of the cards that are part of the package."""
     return sorted(path.stem for path in CARDS.glob("*.yaml"))
 
 
@@ -85,14 +87,14 @@ def load_card(data: str | os.PathLike[str], root: str | os.PathLike[str] | None 
     """Read a card.
 
     Args:
-        data: a card's YAML file; the name of a shipped card (`shipped_cards`), which needs `root`;
-            or a folder: one with `card.yaml` uses that, one with `leftImg8bit` and `gtFine` is
-            Cityscapes.
-        root: the folder that the card's paths start from, in place of the card's own.
+        data: path of a card's YAML file; the name of a shipped card (`shipped_cards`), which needs
+            `root`; or a folder, whose `card.yaml` is used if it has one, or which is Cityscapes if
+            it contains `leftImg8bit` and `gtFine`.
+        root: folder that the card's paths start from, in place of the card's own.
 
     Raises:
-        CardError: there is no such card, something in it is wrong, or `root` is no folder. Files
-            inside `root` are first looked for by `Card.pairs`.
+        CardError: there is no such card, it contains an error, or `root` is not a folder. Files
+            inside `root` are only looked for by `Card.pairs`.
     """
     text = os.fspath(data)
     path = Path(text)
@@ -142,7 +144,7 @@ def parse_card(path: Path, root: Path | None) -> Card:
     }
     if root is None:
         root = path.parent / fields["root"].text() if "root" in fields else path.parent
-    if not os.path.isdir(root):  # which takes a name that is too long, too
+    if not os.path.isdir(root):  # also False for a name that is too long
         raise CardError(f"card {shown(fields['name'].text())}: there is no folder {root}")
     classes = _parse_classes(fields["classes"])
     images = fields["images"].template()
@@ -226,7 +228,7 @@ def _parse_classes(node: Node) -> list[CardClass]:
 
 
 def _parse_covers(names: list[str], entries: list[dict[str, Node]]) -> list[tuple[str, ...]]:
-    """The classes of a finer list that each class is; nothing where no class has such a key."""
+    """The classes of a finer list in each class; empty if no class has the key."""
     if not any("covers" in entry for entry in entries):
         return [()] * len(names)
     covers: list[tuple[str, ...]] = []
@@ -275,7 +277,7 @@ def _parse_split(node: Node, images: str, root: Path) -> Split:
 def _check_holes(
     fields: dict[str, Node], splits: Mapping[str, Split], masks: tuple[Masks, ...]
 ) -> None:
-    """Masks may only use holes that pictures fill; only the last part may reach below."""
+    """Check that masks only use holes that pictures fill; only the last part may be a path."""
     for name, split in splits.items():
         folders, _, _ = split.images.rpartition("/")
         if ":path" in folders:

@@ -1,4 +1,4 @@
-"""Reading a whole dataset before anything is trained on it."""
+"""Reading a whole dataset before training on it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fassd.data.dataset import examine_pair
 from fassd.io.images import ImageError
 from fassd.io.palette import IGNORE
 
-WORKERS = 8  # decoding leaves Python's lock free; more hardly helps, as counting does not
+WORKERS = 8  # decoding releases Python's lock; more threads hardly help, because counting does not
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong (error) or odd (warning) in a split; the message names the files."""
+    """An error or a warning about a split; the message names the files."""
 
     level: Literal["error", "warning"]
     split: str
@@ -32,14 +32,14 @@ class Finding:
 
 @dataclass
 class SplitReport:
-    """What a split holds.
+    """Contents of a split.
 
     Attributes:
-        pictures: how many it has, and `expected`, how many the card says the full set has.
-        read: how many of them could be read with their masks.
-        sizes: how many pictures have each (height, width).
-        pixels: int64 (num_classes,), labelled pixels of each class.
-        ignored: pixels without a class.
+        pictures: number of its pictures; `expected` is that of the full set, according to the card.
+        read: number of pictures that could be read with their masks.
+        sizes: number of pictures of each (height, width).
+        pixels: int64 (num_classes,), number of labelled pixels of each class.
+        ignored: number of pixels without a class.
     """
 
     name: str
@@ -52,13 +52,13 @@ class SplitReport:
 
     @property
     def ignored_share(self) -> float:
-        """Ignored pixels in all pixels, 0 .. 1; 0 where nothing was read."""
+        """Share of ignored pixels in all pixels, 0 .. 1; 0 if nothing was read."""
         return self.ignored / max(1, self.ignored + int(self.pixels.sum()))
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_card` saw."""
+    """The result of `check_card`."""
 
     card: Card
     splits: list[SplitReport]
@@ -73,7 +73,7 @@ class CheckReport:
         return [problem for problem in self.problems if problem.level == "warning"]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as numbers, text, lists and dicts."""
+        """All results as numbers, text, lists and dicts."""
         return {
             "card": self.card.name,
             "root": str(self.card.root),
@@ -100,18 +100,18 @@ def check_card(
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> CheckReport:
-    """Read every picture and mask of a dataset, and tell all that is wrong at once.
+    """Read every picture and mask of a dataset, and report all problems at once.
 
     Errors: an empty split, pictures without a mask, files that cannot be read, sizes that differ,
-    ids outside the card. Warnings: pictures without a labelled pixel, classes that a split has no
-    pixel of, splits of a single class, pictures in two splits, pictures of more than 8 bits that
-    are nearly black without a `range`, pages and frames passed over.
+    ids outside the card. Warnings: pictures without a labelled pixel, classes without a pixel in a
+    split, splits of a single class, pictures in two splits, pictures of more than 8 bits that are
+    nearly black without a `range`, skipped pages and frames.
 
     Args:
-        card: the dataset.
-        splits: which splits; all of the card's by default.
-        workers: threads; one a core, at most 8, by default.
-        progress: called with the number of pictures done and of all pictures.
+        card: card of the dataset.
+        splits: names of the splits; all of the card's by default.
+        workers: number of threads; by default one per core, at most 8.
+        progress: function called with the number of pictures done and of all pictures.
 
     Raises:
         CardError: the card has no such split.
@@ -144,7 +144,7 @@ def check_card(
 
 
 def _find(report: CheckReport, name: str) -> list[Pair]:
-    """List a split's files; what is missing goes into the report."""
+    """List a split's files; missing ones are added to the report."""
     card = report.card
     split = SplitReport(name, card.split(name).pictures, np.zeros(card.num_classes, np.int64))
     report.splits.append(split)
@@ -162,7 +162,7 @@ def _find(report: CheckReport, name: str) -> list[Pair]:
 
 
 def _shared_pictures(found: dict[str, list[Pair]]) -> Iterator[Finding]:
-    """Pictures in two splits: what is trained on would be scored."""
+    """Pictures that are in two splits, and so might be both trained on and scored."""
     first_seen: dict[Path, str] = {}
     for name, pairs in found.items():
         for pair in pairs:
@@ -174,7 +174,7 @@ def _shared_pictures(found: dict[str, list[Pair]]) -> Iterator[Finding]:
 def _read_all(
     split: SplitReport, pairs: list[Pair], pool: ThreadPoolExecutor
 ) -> Iterator[list[Finding]]:
-    """Read the pairs of a split, adding them up; the problems of each."""
+    """Read the pairs of a split and add them up; return the problems of each."""
     for pair, counts in zip(pairs, pool.map(count_pair, pairs), strict=True):
         if isinstance(counts, ImageError):
             yield [Finding("error", split.name, str(counts))]
@@ -192,7 +192,7 @@ def _read_all(
 def count_pair(
     pair: Pair,
 ) -> tuple[tuple[int, int], npt.NDArray[np.int64], list[str]] | ImageError:
-    """Size, pixels of each label, (256,), and remarks on one pair, or why it cannot be read."""
+    """Size, pixels of each label, (256,), and remarks on one pair, or the reason if unreadable."""
     try:
         sample, remarks = examine_pair(pair)
     except ImageError as error:

@@ -22,7 +22,7 @@ from fassd.data.shapes import MOST_SHAPES, Shape, ShapeError, ShapeList, polygon
 from fassd.io.untrusted import problem, read_json, read_json_text, shortened, shown
 
 MOST_BYTES = 1 << 29
-"""Bytes of a file; COCO's own of 118,000 pictures has 470 million."""
+"""Maximum bytes of a file; COCO's own for 118,000 pictures has 470 million."""
 
 FILES_KEPT = 8
 
@@ -61,17 +61,18 @@ _CATEGORIES = TypeAdapter(list[_Category])
 
 
 class NotListedError(ShapeError):
-    """A file has no such picture."""
+    """A file does not list a picture."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """What a file holds.
+    """Contents of a file.
 
     Attributes:
-        by_path: pictures by file_name; and by the last part of it, None where several share that.
-        names: of the categories, by id.
-        annotations: by the picture's id, in the file's order, each with its number there.
+        by_path: pictures by file_name; and by its last part, None if several pictures share that.
+        names: names of the categories, by id.
+        annotations: annotations by the picture's id, in the file's order, each with its number
+            there.
     """
 
     by_path: dict[str, _Image]
@@ -81,18 +82,18 @@ class _File:
 
 
 def read(path: Path, picture: Path, holes: bool = False) -> ShapeList:
-    """The shapes of one picture.
+    """Read the shapes of one picture.
 
     Args:
-        path: the file.
-        picture: found there by as much of its path as file_name has, or by its name.
-        holes: of an annotation's polygons, one inside of another is a hole; otherwise, as COCO has
-            it, all of them belong to it.
+        path: path of the file.
+        picture: path of the picture, found by the part of it that file_name has, or by its name.
+        holes: True makes a polygon inside another one of the same annotation a hole; otherwise, as
+            in COCO, all polygons belong to the shape.
 
     Raises:
-        ShapeError: the file is not such, does not list the picture, or an annotation cannot be
-            drawn.
-        OSError: it cannot be read.
+        ShapeError: the file is not of COCO, does not list the picture, or has an annotation that
+            cannot be drawn.
+        OSError: the file cannot be read.
     """
     file = _opened(path)
     image = _find(file, picture)
@@ -105,7 +106,7 @@ def read(path: Path, picture: Path, holes: bool = False) -> ShapeList:
 
 
 def lists(path: Path, picture: Path) -> bool:
-    """Whether a file lists a picture; errors as `read`."""
+    """True if a file lists a picture; errors as in `read`."""
     try:
         _find(_opened(path), picture)
     except NotListedError:
@@ -114,7 +115,7 @@ def lists(path: Path, picture: Path) -> bool:
 
 
 def names_in(path: Path) -> set[str]:
-    """The names of a file's categories that annotations have; errors as `read`."""
+    """Names of a file's categories that annotations have; errors as in `read`."""
     file = _opened(path)
     used = [each["category_id"] for of in file.annotations.values() for _, each in of]
     return {file.names[number] for number in used if type(number) is int and number in file.names}
@@ -139,7 +140,7 @@ def _find(file: _File, picture: Path) -> _Image:
 
 
 def _is_another(file_name: str, picture: Path) -> bool:
-    """Whether a listed path leads, from a folder around a picture, to another file than it."""
+    """True if a listed path leads, from a folder above a picture, to a different file."""
     listed = file_name.replace("\\", "/")
     for folder in picture.absolute().parents:
         if os.path.isfile(folder / listed):
@@ -151,9 +152,9 @@ _LOCK = threading.Lock()
 
 
 def _opened(path: Path) -> _File:
-    """A file, read once as long as it stays as it is."""
+    """A file, which is read once as long as it does not change."""
     state = path.stat()
-    with _LOCK:  # threads wait for the first to read it
+    with _LOCK:  # other threads wait until the first has read it
         found = _parsed(path.absolute(), state.st_mtime_ns, state.st_size)
     if isinstance(found, str):
         raise ShapeError(found)
@@ -162,7 +163,7 @@ def _opened(path: Path) -> _File:
 
 @functools.lru_cache(FILES_KEPT)
 def _parsed(path: Path, changed: int, length: int) -> _File | str:
-    """What a file holds, or what is wrong with it: every picture asks again."""
+    """Contents of a file, or its error, which is needed again for every picture."""
     try:
         return _read_file(path)
     except ShapeError as error:
@@ -220,7 +221,7 @@ def _unique(what: str, key: str, values: Iterable[Any]) -> list[Any]:
 
 
 def _sorted(annotations: Any, pictures: set[int]) -> dict[int, list[tuple[int, dict[str, Any]]]]:
-    """Annotations by their picture."""
+    """Annotations by picture."""
     if not isinstance(annotations, list):
         raise ShapeError(
             f"is not a file of COCO: annotations must be a list, got {shown(annotations)}"

@@ -1,4 +1,4 @@
-"""A split of a dataset as PyTorch reads it."""
+"""A split of a dataset for PyTorch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fassd.io.images import ImageError, ImageWarning, examine_image
 
 
 class Sample(NamedTuple):
-    """A picture, uint8 RGB (H, W, 3) or (H, W, bands); its labels, uint8 (H, W); and where the
-    picture lies."""
+    """A picture, uint8 RGB (H, W, 3) or (H, W, bands); its labels, uint8 (H, W); and the picture's
+    path."""
 
     image: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
@@ -32,8 +32,8 @@ def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
     """Read a picture and its mask, with remarks on both; each names its file.
 
     Raises:
-        ImageError: one of them cannot be read, their sizes differ, or the mask holds what the card
-            does not list; the message names the file.
+        ImageError: a file cannot be read, their sizes differ, or the mask contains values that the
+            card does not list; the message names the file.
     """
     picture = (
         examine_image(pair.image, pair.range)
@@ -59,9 +59,9 @@ def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
 class SegmentationDataset(Dataset[Sample]):
     """The pictures of one split, in the order of `card.pairs(split)`, at their own sizes.
 
-    Reading an element raises `fassd.io.images.ImageError` where `examine_pair` does; other elements
-    can still be read. Remarks on the first pair are warnings (`fassd.io.images.ImageWarning`) of
-    the dataset; `fassd data check` has those on all.
+    Reading an element raises `fassd.io.images.ImageError` as in `examine_pair`; other elements can
+    still be read. Remarks on the first pair are issued as warnings
+    (`fassd.io.images.ImageWarning`); `fassd data check` reports those on all pairs.
 
     Raises:
         fassd.data.card.CardError: there is no such split, it is empty, or a mask is missing.
@@ -71,7 +71,7 @@ class SegmentationDataset(Dataset[Sample]):
         self.card = card
         self.split = split
         self.pairs = card.pairs(split)
-        with contextlib.suppress(ImageError):  # it is raised when the element is read
+        with contextlib.suppress(ImageError):  # raised when the element is read
             for remark in examine_pair(self.pairs[0])[1]:
                 told = f"{remark} (the first pair; fassd data check looks at all)"
                 warnings.warn(told, ImageWarning, stacklevel=2)

@@ -22,10 +22,10 @@ from fassd.io.palette import IGNORE
 from fassd.io.untrusted import shortened, shown
 
 MOST_PAINTED = 2000
-"""How often the shapes of a picture may cover it, with their bounding boxes."""
+"""Maximum ratio of the total area of a picture's bounding boxes of shapes to its own area."""
 
 SLACK = 1.0
-"""Pixels by which corners may lie beyond the picture without a remark: tools round."""
+"""Pixels by which corners may lie outside the picture without a remark, as tools round."""
 
 NAMED = 3
 
@@ -35,17 +35,17 @@ def examine_shapes(
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Draw the shapes of a file as labels, (H, W) uint8: class indices and `IGNORE`.
 
-    Remarks tell of shapes that leave the picture, or have no area.
+    Remarks report shapes that extend beyond the picture, or have no area.
 
     Args:
-        path: the file with the shapes.
-        code: what they stand for.
-        picture: the file that they are drawn over.
-        size: height and width of that, upright.
+        path: path of the file with the shapes.
+        code: meaning of the shapes.
+        picture: path of the picture that they are drawn over.
+        size: height and width of the picture, upright.
 
     Raises:
         ImageError: the file cannot be read, is for a picture of another size, or has shapes that
-            cannot be drawn, or of classes outside the card; the message names file and shape.
+            cannot be drawn or whose class is not in the card; the message names file and shape.
     """
     try:
         found = _read(Path(path), code, picture, size)
@@ -97,10 +97,10 @@ def _regions(shape: Shape, size: tuple[int, int]) -> Iterator[Region]:
 
 
 def _check_classes(shapes: Sequence[Shape], code: ShapeCode) -> None:
-    """See whether the card knows all classes.
+    """Check that the card knows all classes.
 
     Raises:
-        ShapeError: it does not; the message names each of them and its first shape.
+        ShapeError: it does not; the message names each unknown class and its first shape.
     """
     if code.ignore_unlisted:
         return
@@ -128,7 +128,7 @@ def _meant(key: Key, known: Iterable[Key]) -> str:
 
 
 def _beyond(shapes: Sequence[Shape], size: tuple[int, int]) -> list[str]:
-    """A remark on shapes that leave the picture."""
+    """A remark on shapes that extend beyond the picture."""
     told: list[str] = []
     count = 0
     for shape in shapes:

@@ -1,8 +1,8 @@
-"""One list of classes for several data sets: how the classes of each card lie in it.
+"""One list of classes for several data sets: how each card's classes map to the list.
 
-A card's class is one class of the list or, where the card says so (`covers`), a group of them:
-"car" of CamVid is car, truck, bus or train of Cityscapes. A network of the list's classes learns
-from a pixel of a group that one of them is right, and is scored by their probabilities' sum.
+A card's class is one class of the list or, if the card says so (`covers`), a group of them:
+CamVid's "car" is car, truck, bus or train of Cityscapes. A network with the list's classes learns
+from a pixel of a group that one of these is right, and is scored by the sum of their probabilities.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Members = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The list that a network learns, and the cards whose labels are written in it.
+    """The list of classes that a network learns, and cards whose labels use that list.
 
     Attributes:
-        classes: those of the list.
-        groups: the members of the labels behind the classes: label len(classes) + n stands for
+        classes: classes of the list.
+        groups: members of the labels after the classes: label len(classes) + n stands for
             groups[n].
-        cards: as they were given, but for their classes, which are the list's, and their masks'
-            labels, which are the list's classes and groups.
-        members: for each card, what each of its own classes is in the list.
+        cards: the given cards with the classes of the list, and with masks whose labels are the
+            list's classes and groups.
+        members: for each card, the positions in the list of each of its own classes.
     """
 
     classes: tuple[LabelClass, ...]
@@ -41,11 +41,11 @@ class LabelSpace:
 
 
 def label_space(cards: Sequence[Card]) -> LabelSpace:
-    """The classes of the first card as the list, and in it the labels of all.
+    """Make a label space of the first card's classes, with the labels of all cards.
 
     Raises:
-        CardError: no card; a card's class is not in the list, or there are more classes and groups
-            than 8 bits tell apart; the message names card and class.
+        CardError: there is no card; a card's class is not in the list; or there are more classes
+            and groups than 8 bits can distinguish; the message names card and class.
     """
     if not cards:
         raise CardError("there must be at least one card")
@@ -69,12 +69,12 @@ def label_space(cards: Sequence[Card]) -> LabelSpace:
 
 
 def members_of(card: Card, names: Sequence[str], owner: str) -> tuple[Members, ...]:
-    """The positions, in a list of class names, of what each class of a card is there.
+    """The positions, in a list of class names, of each class of a card.
 
     Args:
-        card: whose classes; they are themselves where they have the list's names.
-        names: the list.
-        owner: whose list that is, for errors.
+        card: card whose classes are looked up; classes that have a name in the list are themselves.
+        names: list of class names.
+        owner: owner of the list, for errors.
 
     Raises:
         CardError: the list lacks a name; the message names card and class.
@@ -94,7 +94,7 @@ def members_of(card: Card, names: Sequence[str], owner: str) -> tuple[Members, .
 
 
 def _relabelled(card: Card, first: Card, labels: Sequence[int]) -> Card:
-    """A card with the first one's classes, whose masks' label n becomes labels[n]."""
+    """A card with the classes of the first, in whose masks label n becomes labels[n]."""
     if list(labels) == list(range(card.num_classes)):
         return card
 

@@ -1,4 +1,4 @@
-"""From a network's labels back to the ids that a dataset's masks have, as its servers take them."""
+"""From a network's labels back to the ids of a dataset's masks, as benchmark servers want them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassIds:
-    """What a card's masks write for its classes.
+    """The ids that a card's masks have for its classes.
 
     Attributes:
         card: name and file of the card.
-        names: of the classes.
-        ids: of each, the first where a mask may have several.
+        names: names of the classes.
+        ids: id of each class, the first one if a mask may have several.
         ignored: the first id without a class, if the card names one, else `IGNORE`.
     """
 
@@ -35,12 +35,12 @@ class ClassIds:
     ignored: int = IGNORE
 
     def of(self, network: nn.Module) -> npt.NDArray[Any]:
-        """The id of every label of a network, (256,) uint8 or uint16; `ignored` of all others.
+        """The id of every label of a network, (256,) uint8 or uint16; `ignored` for all others.
 
-        Classes are matched by name where the network knows the names of its own, else by position.
+        Classes are matched by name if the network knows its classes' names, else by position.
 
         Raises:
-            ValueError: its classes are not those of the card.
+            ValueError: the network's classes are not those of the card.
         """
         try:
             order = labels_by_name(network, self.names)
@@ -55,13 +55,13 @@ class ClassIds:
 
 
 def read_ids(data: str | os.PathLike[str]) -> ClassIds:
-    """The ids of a card, whose pictures and masks need not be there.
+    """Read the ids of a card, whose pictures and masks need not exist.
 
     Args:
-        data: name of a shipped card, a card's YAML file, or a folder, as of `load_card`.
+        data: name of a shipped card, a card's YAML file, or a folder, as in `load_card`.
 
     Raises:
-        CardError: there is no such card, something in it is wrong, or its masks have no ids.
+        CardError: there is no such card, it contains an error, or its masks have no ids.
     """
     text = os.fspath(data)
     if text in shipped_cards():

@@ -1,4 +1,4 @@
-"""Shapes of LabelMe: a JSON file a picture.
+"""Shapes of LabelMe: one JSON file per picture.
 
 Source: the file format of github.com/wkentaro/labelme, versions 3 to 5.
 """
@@ -22,10 +22,10 @@ from fassd.io.images import ImageError, open_image
 from fassd.io.untrusted import problem, read_json_text, shortened, shown
 
 MOST_BYTES = 1 << 27
-"""Bytes of a file, which may hold the picture, too (imageData)."""
+"""Maximum bytes of a file, which may also contain the picture (imageData)."""
 
 CIRCLE = 128
-"""Corners of the polygon that a circle becomes."""
+"""Number of corners of the polygon that replaces a circle."""
 
 WITHOUT_AREA = ("line", "linestrip", "point", "points")
 
@@ -53,11 +53,11 @@ class _File(BaseModel):
 
 
 def read(path: Path) -> ShapeList:
-    """The shapes of a file; polygons, rectangles, circles and masks have an area.
+    """Read the shapes of a file; polygons, rectangles, circles and masks have an area.
 
     Raises:
-        ShapeError: the file is not such, or a shape cannot be drawn.
-        OSError: it cannot be read.
+        ShapeError: the file is not of LabelMe, or a shape cannot be drawn.
+        OSError: the file cannot be read.
     """
     try:
         text = read_json_text(path, MOST_BYTES)
@@ -112,7 +112,7 @@ def _drawn(shape: _Shape, place: str) -> Shape:
 
 
 def _pixels(mask: str | None, place: str, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The picture of one channel in a shape's mask; what is not 0 belongs to it."""
+    """The one-channel picture in a shape's mask, as booleans; nonzero pixels are the shape's."""
     try:
         content = base64.b64decode(mask or "", validate=True)
         with open_image(io.BytesIO(content)) as image:
@@ -122,5 +122,5 @@ def _pixels(mask: str | None, place: str, size: tuple[int, int]) -> npt.NDArray[
             return np.asarray(image.convert("L")) != 0
     except (binascii.Error, ImageError) as error:
         raise ShapeError(f"{place}: its mask {shortened(str(error))}") from error
-    except Exception as error:  # decoders of damaged files raise almost anything
-        raise ShapeError(f"{place}: its mask is no picture") from error
+    except Exception as error:  # decoders raise almost anything for damaged files
+        raise ShapeError(f"{place}: its mask is not a picture") from error

@@ -1,4 +1,4 @@
-"""A card's blocks of masks: what the pixels of masks, or the shapes in their place, stand for."""
+"""A card's blocks of masks: the meaning of the pixels of masks, or of shapes instead of masks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ PIXELS = ("ids", "index", "colors", "threshold")
 SHAPES = ("labelme", "coco", "yolo")
 
 USERS = {"first": ["index"], "above": ["threshold"], "background": SHAPES, "holes": ["coco"]}
-"""Of keys that go with some values only, which."""
+"""The `values` that a key goes with, for keys that only go with some."""
 
 
 @dataclass(frozen=True)
 class CardClass:
-    """A class as the card gives it: what is shown, and what masks and shapes write for it."""
+    """A class as given in the card: its display, and its ids, colours and names in masks and
+    shapes."""
 
     shown: LabelClass
     ids: list[int]
@@ -44,7 +45,7 @@ def parse_ids(node: Node | None, lowest: int = 0) -> list[int]:
 
 
 def parse_masks(node: Node, classes: list[CardClass]) -> Masks:
-    """One of a card's blocks of masks."""
+    """Parse one of a card's blocks of masks."""
     fields = node.fields(
         ["files", "values"], ["ignore", "unlisted", "first", "above", "background", "holes"]
     )
@@ -58,10 +59,10 @@ def parse_masks(node: Node, classes: list[CardClass]) -> Masks:
     files = fields["files"].template()
     if values == "threshold":
         if len(classes) != 2:
-            node.fail(f"a threshold parts two classes, but there are {len(classes)}")
+            node.fail(f"a threshold separates two classes, but there are {len(classes)}")
         for key in ("ignore", "unlisted"):
             if key in fields:
-                fields[key].fail("does not go with 'values: threshold', which knows no ids")
+                fields[key].fail("does not go with 'values: threshold', which has no ids")
         above = fields["above"].integer(0, MAX_ID - 1) if "above" in fields else 127
         return Masks(files, MaskCode("threshold", {0: 0, 1: 1}, above=above))
     first = fields["first"].integer(0, MAX_ID) if "first" in fields else 0
@@ -115,12 +116,12 @@ def _parse_unlabelled(node: Node | None, kind: str) -> Sequence[int | str]:
 
 
 def _ignores(fields: dict[str, Node]) -> bool:
-    """Whether what is not listed counts as nothing, and not as an error."""
+    """True if unlisted values are ignored instead of being an error."""
     return "unlisted" in fields and fields["unlisted"].choice("error", "ignore") == "ignore"
 
 
 def _parse_labels(node: Node, classes: list[CardClass], values: str, first: int) -> dict[int, int]:
-    """The label of every id or colour that means a class."""
+    """The label of every id or colour that stands for a class."""
     labels: dict[int, int] = {}
     for index, info in enumerate(classes):
         keys = {

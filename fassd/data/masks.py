@@ -1,8 +1,8 @@
-"""From a mask file to labels: what the pixels of a mask stand for, and reading one.
+"""From a mask file to labels: the meaning of a mask's pixels, and reading them.
 
-Masks of ids are read as they were written, whatever a palette would paint over them: 1, 2, 4, 8 and
-16 bits of grey, also as three equal channels or beside an opaque alpha, PGM of any largest value,
-palette indices, and arrays of NumPy. Only a card that says so has its masks read as colours.
+Masks of ids are read as stored, whatever colours a palette gives them: 1, 2, 4, 8 and 16 bits of
+grey, also as three equal channels or with an opaque alpha, PGM of any largest value, palette
+indices, and NumPy arrays. Masks are only read as colours if the card says so.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_ID = 65535
 """Largest id of a mask: 16 bits."""
 
 UNLABELLED = -1
-"""The one id below 0 that a mask may hold, where the card ignores it."""
+"""The only id below 0 that a mask may contain, if the card ignores it."""
 
 STRAY = 256  # in the lookup tables: an id that the card does not list
 STRAYS_NAMED = 5
@@ -40,13 +40,14 @@ STRAYS_NAMED = 5
 
 @dataclass(frozen=True)
 class MaskCode:
-    """What the pixels of a mask stand for.
+    """The meaning of a mask's pixels.
 
     Attributes:
-        kind: "ids" (a number a pixel), "colors" (RGB), or "threshold" (grey, bright is class 1).
-        labels: for each id, colour as `color_key` writes it, or side of a threshold (0 dark,
-            1 bright), its class index or `IGNORE`. Of ids, `UNLABELLED` may be one.
-        ignore_unlisted: ids and colours outside `labels` are ignored, not errors.
+        kind: kind of values: "ids" (numbers), "colors" (RGB), or "threshold" (grey, bright is class
+            1).
+        labels: class index or `IGNORE` of each id, colour (from `color_key`) or side of a threshold
+            (0 dark, 1 bright). `UNLABELLED` may be one of the ids.
+        ignore_unlisted: True ignores ids and colours outside `labels`; False makes them errors.
         above: with "threshold", the brightest grey that is still class 0.
     """
 
@@ -57,24 +58,24 @@ class MaskCode:
 
     @functools.cached_property
     def _table(self) -> npt.NDArray[np.int16]:
-        """The label of every id or colour key; `STRAY` where it is unlisted and may not be."""
-        # The last of the ids is UNLABELLED, as which -1 finds it.
+        """The label of every id or colour key; `STRAY` if it is neither listed nor ignored."""
+        # UNLABELLED is -1, and so indexes the last entry.
         size = {"ids": MAX_ID + 2, "colors": 1 << 24, "threshold": 2}[self.kind]
         table = np.full(size, IGNORE if self.ignore_unlisted else STRAY, np.int16)
         table[list(self.labels)] = list(self.labels.values())
         return table
 
     def relabelled(self, label: Callable[[int], int]) -> MaskCode:
-        """The same with other labels: `label` of each."""
+        """A copy with other labels: `label` of each."""
         return replace(self, labels={key: label(own) for key, own in self.labels.items()})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the table, which has 32 MB for colours: a worker process makes its own."""
+        """The state without the table of up to 32 MB, which worker processes compute anew."""
         return {key: value for key, value in self.__dict__.items() if key != "_table"}
 
 
 def color_key(color: tuple[int, int, int]) -> int:
-    """An RGB colour as the one number 0xRRGGBB."""
+    """An RGB colour as one number, 0xRRGGBB."""
     red, green, blue = color
     return red << 16 | green << 8 | blue
 
@@ -84,11 +85,11 @@ def examine_mask(
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Read a mask as labels, (H, W) uint8: class indices and `IGNORE`; EXIF rotation is applied.
 
-    Remarks tell of pages or frames after the first, which are passed over.
+    Remarks report pages or frames after the first, which are skipped.
 
     Raises:
-        ImageError: the file cannot be read, has channels that the card does not speak of, or holds
-            ids or colours outside the card; the message names the file.
+        ImageError: the file cannot be read, has channels that the card does not describe, or
+            contains ids or colours outside the card; the message names the file.
     """
     values, remarks = read_values(path, code.kind)
     if code.kind == "threshold":
@@ -103,7 +104,7 @@ def read_values(path: str | os.PathLike[str], kind: str) -> tuple[npt.NDArray[An
     """Ids, grey levels or colour keys (`kind` of a `MaskCode`) of a mask, (H, W), and remarks.
 
     Raises:
-        ImageError: as `examine_mask`, but for what a card does not list.
+        ImageError: as in `examine_mask`, except for values that a card does not list.
     """
     try:
         if os.path.splitext(path)[1].lower() == ".npy":
@@ -116,12 +117,12 @@ def read_values(path: str | os.PathLike[str], kind: str) -> tuple[npt.NDArray[An
             image.load()
             values = _VALUES[kind](ImageOps.exif_transpose(image))
             return values if factor == 1 else np.rint(values / factor).astype(int), remarks
-    except Exception as error:  # decoders of damaged files raise almost anything
+    except Exception as error:  # decoders raise almost anything for damaged files
         raise ImageError(f"{os.fspath(path)}: {unreadable_because(path, error)}") from error
 
 
 def _of_array(path: str | os.PathLike[str], kind: str) -> npt.NDArray[Any]:
-    """The values of a NumPy file: whole numbers (H, W), or of colours bytes (H, W, 3)."""
+    """Values of a NumPy file: whole numbers (H, W), or bytes (H, W, 3) for colours."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)  # its header may claim any size
     accepted = "(H, W, 3)" if kind == "colors" else "(H, W)"
     shape = (*array.shape[:2], 3) if kind == "colors" else array.shape[:2]
@@ -143,7 +144,7 @@ def _of_array(path: str | os.PathLike[str], kind: str) -> npt.NDArray[Any]:
 
 
 def _within(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Ids that fit a card, as integers."""
+    """Ids that are in the range of a card, as integers."""
     if not (values.min() >= UNLABELLED and values.max() <= MAX_ID):
         raise ImageError(
             f"ids must be {UNLABELLED} to {MAX_ID}, got {values.min()} to {values.max()}"
@@ -159,14 +160,14 @@ def _ids(image: Image.Image) -> npt.NDArray[Any]:
             f"a mask of ids must be grey or have a palette, got mode {image.mode} (if its colours "
             "stand for classes, the card has to say so: values: colors)"
         )
-    if image.mode == "1":  # as an array its true pixels are bytes of 255
+    if image.mode == "1":  # in an array its true pixels would be bytes of 255
         return np.asarray(image.convert("L")) // 255
     values = np.asarray(image)
     return _within(values) if image.mode == "I" else values
 
 
 def _one_channel(values: npt.NDArray[Any], opaque: int) -> npt.NDArray[Any]:
-    """The grey of equal channels, (H, W, 2 to 4), of which the last of 2 or 4 is alpha."""
+    """The grey of equal channels, (H, W, 2 to 4); the last of 2 or 4 is alpha."""
     colors = values[..., : values.shape[2] - (values.shape[2] + 1) % 2]
     differ = (colors != colors[..., :1]).any(2)
     if differ.any():
@@ -196,7 +197,7 @@ _VALUES = {"ids": _ids, "threshold": _grey, "colors": _color_keys}
 
 
 def _strays(values: npt.NDArray[np.integer], where: npt.NDArray[np.bool_], kind: str) -> str:
-    """What to tell of ids or colours outside the card: which, how often, and where first."""
+    """Message about ids or colours outside the card: which ones, how many, and where first."""
     found, counts = np.unique(values[where], return_counts=True)
     row, column = np.argwhere(where)[0]
     named = [_named(int(value), kind) for value in found[:STRAYS_NAMED]]

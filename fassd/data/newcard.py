@@ -1,4 +1,4 @@
-"""Writing a card for a folder that has none, from what lies in it."""
+"""Writing a card for a folder without one, from the folder's contents."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from fassd.io.palette import IGNORE
 from fassd.io.untrusted import read_text, read_yaml
 
 MOST_LOOKED_AT = 200
-"""Files of labels that are read, evenly spread over all."""
+"""Number of label files that are read, evenly spread over all."""
 
 HELD_OUT = 10
-"""One in so many pictures, the last ones, is held out for a split val where there is none."""
+"""Number of pictures of which one, at the end, is held out for a split val if there is none."""
 
 MOST_SETTINGS = 1 << 16
-"""Bytes of a file of YOLO's settings."""
+"""Maximum bytes of a YOLO settings file."""
 
 MOST_VALUES = 1000
-"""Colours of a mask that are looked at."""
+"""Maximum number of a mask's colours that are considered."""
 
 UNLABELLED = ("__ignore__", "ignore", "void", "unlabeled", "unlabelled")
-"""Names, as LabelMe and others have them, of what has no class."""
+"""Names that LabelMe and other tools give to pixels without a class."""
 
 BACKGROUNDS = ("_background_", "background")
 
@@ -47,14 +47,14 @@ T = TypeVar("T")
 
 @dataclass
 class Labels:
-    """What the files of labels hold.
+    """Contents of the label files.
 
     Attributes:
-        values: the card's word for it.
-        classes: of each the entry in the card: "name" and perhaps "ids", "color".
+        values: `values` of the card's masks.
+        classes: entry of each class in the card: "name" and perhaps "ids", "color".
         ignore: ids or names without a class.
-        background: of shapes, the class of the rest.
-        notes: what was assumed, for the card's comments.
+        background: class of the pixels outside all shapes.
+        notes: assumptions made, for comments in the card.
     """
 
     values: str
@@ -76,19 +76,19 @@ class NewCard:
 
 
 def write_card(folder: Path) -> NewCard:
-    """Look at a folder of pictures with masks or shapes, and write its card.
+    """Examine a folder of pictures with masks or shapes, and write its card.
 
-    Where nothing parts the pictures into splits, the last of them are held out as val, in text
-    files beside the card.
+    If the pictures are not divided into splits, the last of them are held out as val, by text files
+    beside the card.
 
     Raises:
-        CardError: there is a card already, or no pictures with labels that a pattern describes;
-            the message says what was seen.
+        CardError: the folder has a card already, or no pictures with labels that a pattern
+            describes; the message says what was found.
         OSError: the folder cannot be read or written to.
     """
     target = folder / CARD_FILE
     if target.exists():
-        raise CardError(f"{target}: is there already; fassd data check looks at it")
+        raise CardError(f"{target}: exists already; fassd data check checks it")
     if not folder.is_dir():
         raise CardError(f"there is no folder {folder}")
     files = survey.files_in(folder)
@@ -116,8 +116,8 @@ def write_card(folder: Path) -> NewCard:
     if not lists and (taken := survey.taken_for_picture(layout, pairs)):
         raise CardError(
             f"{folder}: the pattern {layout.images} of the pictures fits the mask {taken}, too; "
-            "lists would tell, but there is a train.txt or val.txt already: move it, or write the "
-            "card by hand"
+            "lists would separate them, but there is a train.txt or val.txt already: move it, or "
+            "write the card by hand"
         )
     text = card_text(folder.resolve().name, layout, labels, len(pairs), lists)
     texts = {folder / f"{name}.txt": "\n".join(names) + "\n" for name, names in lists.items()}
@@ -141,14 +141,14 @@ def _write(path: Path, text: str) -> None:
 def _pairs(
     folder: Path, files: Mapping[str, Sequence[str]], pictures: Sequence[str]
 ) -> tuple[str, Pairs]:
-    """How labels are written, and the pictures with the file of their labels."""
+    """Kind of the labels, and the pictures with their label files."""
     jsons = files.get(".json", ())
     by_stem = survey.pair_by_stem(pictures, jsons)
     if by_stem:
         return "labelme", by_stem
     listed: dict[str, str] = {}
     for path in jsons[:MOST_LOOKED_AT]:
-        with contextlib.suppress(ShapeError):  # of a file that is something else
+        with contextlib.suppress(ShapeError):  # the file is of another kind
             for picture in pictures:  # instances come before person_keypoints
                 if picture not in listed and _is_listed(folder, picture, path):
                     listed[picture] = path
@@ -161,7 +161,7 @@ def _pairs(
 
 
 def _is_listed(folder: Path, picture: str, file: str) -> bool:
-    """Whether a file of COCO lists a picture and, where several might, is of its split."""
+    """True if a COCO file lists a picture and, if several files might, is of its split."""
     splits = [part for part in picture.split("/")[:-1] if part.lower() in survey.SPLITS]
     return (not splits or splits[0] in file) and coco.lists(folder / file, folder / picture)
 
@@ -197,10 +197,10 @@ def _names_drawn(path: Path) -> set[str]:
 def _readable(
     folder: Path, paths: Sequence[str], read: Callable[[Path], set[T]]
 ) -> Iterator[set[T]]:
-    """What is in the files that can be read; fassd data check names the others.
+    """Contents of the files that can be read; fassd data check names the others.
 
     Raises:
-        CardError: none can be read.
+        CardError: none of them can be read.
     """
     troubles: list[str] = []
     for path in paths:
@@ -213,7 +213,7 @@ def _readable(
 
 
 def _named(kind: str, names: list[str]) -> Labels:
-    """Classes by name, with a background in front."""
+    """Classes by name, with a background first."""
     background = next((name for name in names if name in BACKGROUNDS), "background")
     ignore = [name for name in names if name.lower() in UNLABELLED]
     others = [name for name in names if name not in (background, *ignore)]
@@ -261,7 +261,7 @@ def _names_of_yolo(folder: Path, files: Mapping[str, Sequence[str]]) -> dict[int
 
 
 def _numbered(names: Any) -> dict[int, str]:
-    """Names by number, of a list or a mapping; of another file's value, or too long ones, none."""
+    """Names by number, from a list or a mapping; empty for any other value or long names."""
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict):
@@ -275,7 +275,7 @@ def _numbered(names: Any) -> dict[int, str]:
 
 
 def _of_masks(paths: Sequence[Path]) -> Labels:
-    """What values masks hold."""
+    """The values of masks, as classes."""
     greys: Counter[int] = Counter()
     colors: set[int] = set()
     palette: dict[int, list[int]] = {}
@@ -283,7 +283,7 @@ def _of_masks(paths: Sequence[Path]) -> Labels:
     for path in paths:
         try:
             values, _ = read_values(path, "ids")
-        except ImageError:  # it has colours, or cannot be read at all
+        except ImageError:  # the mask has colours, or cannot be read at all
             try:
                 found = np.unique(read_values(path, "colors")[0])
             except ImageError as error:  # fassd data check names it
@@ -302,7 +302,7 @@ def _of_masks(paths: Sequence[Path]) -> Labels:
 
 
 def _palette(path: Path) -> dict[int, list[int]]:
-    """The colours of the ids of a mask that has a palette."""
+    """Colours of the ids in a mask with a palette."""
     if path.suffix == ".npy":
         return {}
     with open_image(path) as image:
@@ -330,7 +330,7 @@ def _of_greys(
     total = sum(greys.values())
     dark, bright = [n for n in ids if n <= 32], [n for n in ids if n >= 223]
     extreme = sum(greys[grey] for grey in (*dark, *bright))
-    # Loss leaves many values around both; ids are many at one end only.
+    # Lossy compression leaves many values around both; ids are many at one end only.
     lossy = min(len(dark), len(bright)) > 4 and max(ids) <= 255 and not palette
     if lossy and extreme > 0.9 * total:
         two = [{"name": "background"}, {"name": "object"}]
@@ -356,9 +356,9 @@ def _of_greys(
 
 
 def _lists(folder: Path, layout: Layout, pairs: Pairs, unpaired: int) -> dict[str, list[str]]:
-    """The pictures of each split, where patterns alone would take others, or part nothing.
+    """Lists of each split's pictures, if patterns alone would match others, or do not divide them.
 
-    Nothing where they do, or where files of these names are there.
+    Empty if patterns suffice, or if files of these names exist.
     """
     images = sorted(image for image, _ in pairs)
     lists = {"train": images}
@@ -380,9 +380,9 @@ def _lists(folder: Path, layout: Layout, pairs: Pairs, unpaired: int) -> dict[st
 def card_text(
     name: str, layout: Layout, labels: Labels, pairs: int, lists: Mapping[str, Sequence[str]]
 ) -> str:
-    """The YAML of a card, with comments that say what its lines mean and what was assumed."""
+    """The YAML of a card, with comments on the meaning of its lines and on assumptions."""
     lines = [
-        "# What this folder holds, as fassd data new saw it: read it through, and give the classes",
+        "# Contents of this folder as found by fassd data new: check them, and give the classes",
         "# their names. Then fassd data check reads every file. All keys and what they mean are in",
         "# the docstring of fassd/data/cardfile.py, an example in docs/own-data.md.",
         f"name: {_plain(name)}",
@@ -405,14 +405,14 @@ def card_text(
     ]
     if labels.background is not None:
         lines += [
-            "  # The class of what no shape covers; ignore, if it is unknown what is there.",
+            "  # The class of pixels outside all shapes; or ignore, if it is unknown.",
             f"  background: {_plain(labels.background)}",
         ]
     if labels.values != "threshold":
         lines += [
-            "  # What has no class, and is neither learnt nor scored:",
+            "  # Values without a class, which are neither learnt nor scored:",
             f"  {'' if labels.ignore else '# '}ignore: [{', '.join(map(_plain, labels.ignore))}]",
-            "  # Anything that is not listed is an error; this makes it count as nothing:",
+            "  # Values that are not listed are errors; this line ignores them:",
             "  # unlisted: ignore",
         ]
     return "\n".join(lines) + "\n"
@@ -457,7 +457,7 @@ def _entry(entry: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value as YAML, without quotes where it needs none."""
+    """A value as YAML, without quotes if it needs none."""
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w -]*\w|\.", value):
         try:
             if yaml.safe_load(value) == value:

@@ -1,4 +1,4 @@
-"""A value in a card's YAML, checked as it is taken out."""
+"""A value in a card's YAML, checked when it is used."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fassd.io.levels import Range, as_range
 from fassd.io.untrusted import shortened, shown
 
 MOST_TEXT = 4096
-"""Characters of a name or path."""
+"""Maximum characters of a name or path."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A value in a card and where it stands. Methods return it checked, or raise CardError."""
+    """A value in a card and its place. Methods return it checked, or raise CardError."""
 
     value: Any
     file: Path
@@ -105,13 +105,13 @@ class Node:
         """A path pattern below the root, with `/` between folders."""
         text = self.text()
         if PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts or "\\" in text:
-            self.fail_got("a path below the root, folders parted by /")
+            self.fail_got("a path below the root, folders separated by /")
         if re.search(r"[{}]", HOLE.sub("", text)):
             self.fail(f"a hole must be {{word}} or {{word:path}}, got {shown(text)}")
         return text
 
     def folder(self, root: Path) -> str:
-        """A folder below the root: links in it may lead elsewhere, the card may not."""
+        """A folder below the root: links in it may lead outside, the card may not."""
         text = self.text()
         top = os.path.abspath(root)
         if os.path.commonpath([top, os.path.abspath(os.path.join(top, text))]) != top:

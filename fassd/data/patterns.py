@@ -14,29 +14,29 @@ HOLE = re.compile(r"\{([A-Za-z_]\w*)(:path)?\}")
 """A hole of a pattern: its name, and whether it may hold folders."""
 
 MOST_WAYS = 10**6
-"""In how many ways a pattern may part a name between its holes; all may have to be tried."""
+"""Maximum number of ways to divide a name among a pattern's holes; all may have to be tried."""
 
 
 def fill(template: str, holes: Mapping[str, str]) -> str:
-    """Put values into the holes that have one; the others stay."""
+    """Fill the holes that have a value; the others stay."""
     return HOLE.sub(lambda hole: holes.get(hole[1], hole[0]), template)
 
 
 def match_files(
     root: Path, template: str, known: dict[str, str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Every picture below `root` whose path fits a template, in no order.
+    """Find every picture below `root` whose path matches a template, in no order.
 
     Args:
-        root: where the template starts.
-        template: folders and file, parted by /. A hole stands for one or more characters but /,
-            the same wherever its name comes again; `{hole:path}`, in the last part only, for / too.
-            Hidden names fit no hole. Links are followed, but below a folder each folder counts
-            once, however many links lead to it.
-        known: holes that are already filled.
+        root: folder where the template starts.
+        template: pattern of folders and file, separated by /. A hole stands for one or more
+            characters except /, the same ones wherever its name is repeated; `{hole:path}`, only in
+            the last part, also for /. Hidden names do not match holes. Links are followed, but
+            below a folder each folder counts once, however many links lead to it.
+        known: values of holes that are already filled.
 
     Yields:
-        The path below `root`, and what each hole stands for.
+        The path below `root`, and the value of each hole.
     """
     *folders, last = template.split("/")
     level = [("", known)]
@@ -56,7 +56,7 @@ def match_files(
 
 
 def _entries(folder: Path, part: str, holes: Mapping[str, str]) -> list[str]:
-    """Names in a folder that may fit; the one name that does, if the part leaves no choice."""
+    """Names in a folder that may match; one name, if the part has no unfilled hole."""
     filled = fill(part, holes)
     if not HOLE.search(filled):
         return [filled] if os.path.lexists(folder / filled) else []
@@ -67,7 +67,7 @@ def _entries(folder: Path, part: str, holes: Mapping[str, str]) -> list[str]:
 
 
 def _below(folder: Path) -> Iterator[str]:
-    """Files in a folder and its subfolders but for hidden ones, relative to it."""
+    """Files in a folder and its subfolders except hidden ones, relative to it."""
     for place, names in folders_below(folder):
         for name in names:
             yield (place / name).relative_to(folder).as_posix()
@@ -76,7 +76,7 @@ def _below(folder: Path) -> Iterator[str]:
 def _fitting(
     names: Iterable[str], part: str, holes: Mapping[str, str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """The names that fit one part of a template, and what its holes stand for."""
+    """The names that match one part of a template, with the values of its holes."""
     pattern, seen, end = "", set(holes), 0
     for hole in HOLE.finditer(part):
         pattern += re.escape(part[end : hole.start()])

@@ -1,8 +1,8 @@
-"""Shapes as pixels: polygons by the pixels' centres, and the run lengths of COCO.
+"""Shapes as pixels: polygons by the centres of pixels, and COCO's run lengths.
 
-A polygon holds the pixels whose centres it holds. Pillow's and OpenCV's drawing is not used: both
-paint the pixels on the outline, too, and Pillow cuts coordinates to whole numbers, so that a square
-of 10 pixels a side comes out as one of 11.
+A polygon contains the pixels whose centres it contains. Pillow's and OpenCV's drawing is not used:
+both also paint the pixels on the outline, and Pillow truncates coordinates to whole numbers, so
+that a square with sides of 10 pixels is drawn with 11.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy.typing as npt
 
 Ring = npt.NDArray[np.float64]
 """Corners of a polygon, (N, 2): x to the right and y down, in pixels; (0, 0) is the picture's
-corner, so that the first pixel's centre is (0.5, 0.5)."""
+corner, so the first pixel's centre is (0.5, 0.5)."""
 
 MOST_CROSSINGS = 1 << 24
-"""Crossings of a polygon's edges with the pixels' rows; as many take four seconds."""
+"""Maximum crossings of a polygon's edges with rows of pixels; as many take four seconds."""
 
 AT_ONCE = 1 << 20
 
 
 class Region(NamedTuple):
-    """Pixels of a picture: a rectangle of it, its first row and column, and which of it count."""
+    """Pixels of a picture: the first row and column of a rectangle, and a mask of its pixels."""
 
     top: int
     left: int
@@ -41,7 +41,7 @@ def fill(rings: Sequence[Ring], size: tuple[int, int]) -> Region:
     end = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
     upward = begin[:, 1] > end[:, 1]
     begin[upward], end[upward] = end[upward], begin[upward]
-    # Rows whose centres lie in [y of begin, y of end), and columns likewise.
+    # Rows whose centres lie in [y of begin, y of end), and columns in the same way.
     first = _first_centre(begin[:, 1], size[0])
     counts = _first_centre(end[:, 1], size[0]) - first
     crossing = counts > 0
@@ -55,7 +55,7 @@ def fill(rings: Sequence[Ring], size: tuple[int, int]) -> Region:
     top, height = int(first.min()), int((first + counts).max() - first.min())
     xs = np.concatenate([begin[:, 0], end[:, 0]])
     left, right = (int(_first_centre(x, size[1])) for x in (xs.min(), xs.max()))
-    width = right - left + 1  # the last column takes what lies to the right of all centres
+    width = right - left + 1  # the last column is for crossings right of all centres
     toggles = np.zeros(height * width, np.bool_)
     bounds = np.searchsorted(counts.cumsum(), np.arange(0, total, AT_ONCE), side="right")
     for low, high in zip(bounds, [*bounds[1:], len(counts)], strict=True):
@@ -79,11 +79,11 @@ def _first_centre(at: npt.NDArray[np.float64], length: int) -> npt.NDArray[np.in
 
 
 def decode_runs(counts: Sequence[int], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The mask (height, width) of run lengths, as COCO writes it: of zeros, ones, zeros, ..., down
+    """Decode COCO's run lengths to a mask (height, width): counts of zeros, ones, zeros, ..., down
     the columns.
 
     Raises:
-        ValueError: a length is negative, or they do not add up to the picture.
+        ValueError: a length is negative, or their sum is not the number of pixels.
     """
     pixels = size[0] * size[1]
     negative = next((number for number, run in enumerate(counts) if run < 0), None)
@@ -102,14 +102,14 @@ def decode_runs(counts: Sequence[int], size: tuple[int, int]) -> npt.NDArray[np.
 def unpack_runs(text: str) -> list[int]:
     """The run lengths of COCO's compressed text.
 
-    Each number is written by 5 bits a character, low ones first, in the characters from "0" on; the
-    sixth bit says that another follows, and the highest of the last is the sign. From the fourth
-    number on it is the difference from the one two before.
+    Each number is written with 5 bits per character, the low ones first, as characters from "0" on;
+    the sixth bit means that another character follows, and the highest bit of the last one is the
+    sign. From the fourth number on it is the difference from the number two before.
 
     Source: rleToString and rleFrString of maskApi.c in cocodataset/cocoapi.
 
     Raises:
-        ValueError: another character, a number without an end, or one beyond 64 bits.
+        ValueError: a character is not allowed, a number has no end, or it has more than 64 bits.
     """
     runs: list[int] = []
     value = shift = 0

@@ -1,4 +1,4 @@
-"""What a shape of an annotation file is, and what shapes stand for in a card."""
+"""Shapes of annotation files, and their meaning in a card."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ Kind = Literal["labelme", "coco", "yolo"]
 Key = str | int
 
 MOST_SHAPES = 100_000
-"""Shapes of a picture."""
+"""Maximum number of shapes in a picture."""
 
 FARTHEST = 1e6
 """Largest coordinate, in pixels."""
 
 
 class ShapeError(ValueError):
-    """Shapes that cannot be read or drawn; the message says which one, but not the file."""
+    """Shapes cannot be read or drawn; the message says which one, but does not name the file."""
 
 
 @dataclass(frozen=True)
 class ShapeCode:
-    """What shapes stand for.
+    """The meaning of shapes.
 
     Attributes:
-        kind: how their file is written.
-        labels: for each name (LabelMe, COCO) or number (YOLO) of a class in the file, its class
-            index or `IGNORE`.
-        background: label of the pixels that no shape covers.
-        ignore_unlisted: shapes of other classes are ignored, not errors.
-        holes: of a COCO annotation with several polygons, one inside of another is a hole.
+        kind: format of their file.
+        labels: class index or `IGNORE` for each name (LabelMe, COCO) or number (YOLO) of a class in
+            the file.
+        background: label of the pixels outside all shapes.
+        ignore_unlisted: True ignores shapes of other classes; False makes them errors.
+        holes: True makes a polygon inside another one of the same COCO annotation a hole.
     """
 
     kind: Kind
@@ -46,7 +46,7 @@ class ShapeCode:
     holes: bool = False
 
     def relabelled(self, label: Callable[[int], int]) -> ShapeCode:
-        """The same with other labels: `label` of each."""
+        """A copy with other labels: `label` of each."""
         labels = {key: label(own) for key, own in self.labels.items()}
         return replace(self, labels=labels, background=label(self.background))
 
@@ -56,11 +56,12 @@ class Shape:
     """A shape of a file.
 
     Attributes:
-        place: where it stands there, such as "shapes[3]".
+        place: position in the file, such as "shapes[3]".
         key: name or number of its class.
-        parts: groups of rings; of each group the pixels within an odd number of rings belong to it.
-        bitmap: makes the region that belongs to it beside those.
-        corners: of the bitmap, (N, 2), x and y.
+        parts: groups of rings; the pixels within an odd number of a group's rings belong to the
+            shape.
+        bitmap: function that makes a region which belongs to the shape as well.
+        corners: corners of the bitmap, (N, 2), x and y.
     """
 
     place: str
@@ -79,7 +80,7 @@ class Shape:
 
 @dataclass
 class ShapeList:
-    """The shapes of a picture; its size (height, width), if the file tells; and remarks."""
+    """The shapes of a picture; its size (height, width), if the file gives it; and remarks."""
 
     shapes: Sequence[Shape]
     size: tuple[int, int] | None = None
@@ -87,10 +88,11 @@ class ShapeList:
 
 
 def polygon(values: object, place: str, scale: tuple[float, float] = (1, 1)) -> Ring:
-    """A ring of a file's numbers, (N, 2) or flat, times a scale (x, y).
+    """Make a ring from a file's numbers, (N, 2) or flat, times a scale (x, y).
 
     Raises:
-        ShapeError: fewer than 3 corners, or coordinates that are no numbers or beyond `FARTHEST`.
+        ShapeError: there are fewer than 3 corners, or a coordinate is not a number up to
+            `FARTHEST`.
     """
     try:
         ring = np.array(values, np.float64).reshape(-1, 2)
@@ -100,7 +102,7 @@ def polygon(values: object, place: str, scale: tuple[float, float] = (1, 1)) -> 
         ) from None
     if len(ring) < 3:
         raise ShapeError(f"{place}: a polygon must have at least 3 corners, has {len(ring)}")
-    within = np.abs(ring * scale) <= FARTHEST  # NaN is not
+    within = np.abs(ring * scale) <= FARTHEST  # False for NaN
     if not within.all():
         corner, axis = np.argwhere(~within)[0]
         raise ShapeError(

@@ -1,4 +1,4 @@
-"""Looking at a folder of pictures: which file labels which picture, and by what path pattern."""
+"""Examining a folder of pictures: the label file of each picture, and their path patterns."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fassd.io.files import SUFFIXES, folders_below
 
 MOST_FILES = 500_000
 MOST_FOLDERS = 300
-"""Folders with pictures that are compared with each other."""
+"""Maximum number of folders with pictures that are compared with each other."""
 
 LABEL_WORDS = re.compile(r"mask|label|annot|seg|truth|(?<![a-z])gt(?![a-z])", re.I)
-"""What stands in the names of folders and files of masks."""
+"""Words in the names of folders and files of masks."""
 
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
-"""Usual names of splits, and what they are called here."""
+"""Usual names of splits, and their names here."""
 
 Pairs = list[tuple[str, str]]
-"""Pictures and the files with their labels, paths below the folder."""
+"""Pictures and the files with their labels, as paths below the folder."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def files_in(folder: Path) -> dict[str, list[str]]:
     """Visible files below a folder, by their ending: paths in order.
 
     Raises:
-        CardError: there are too many.
+        CardError: there are too many files.
     """
     found: defaultdict[str, list[str]] = defaultdict(list)
     count = 0
@@ -65,7 +65,7 @@ def stem(path: str) -> str:
 
 
 def pair_by_stem(pictures: Iterable[str], others: Iterable[str]) -> Pairs:
-    """Pictures with the file of the same stem: in the same folder, or in the one most alike."""
+    """Pictures with the file of the same stem: in the same folder, or in the most similar one."""
     by_stem: defaultdict[str, list[str]] = defaultdict(list)
     for path in others:
         by_stem[stem(path)].append(path)
@@ -83,7 +83,7 @@ def _likeness(path: str, other: str) -> int:
 
 
 def pair_masks(pictures: Sequence[str], arrays: Sequence[str]) -> Pairs:
-    """Pictures with their masks, by folders whose names of files correspond.
+    """Pictures with their masks, matched by folders with corresponding file names.
 
     Raises:
         CardError: there are too many folders.
@@ -112,7 +112,7 @@ def pair_masks(pictures: Sequence[str], arrays: Sequence[str]) -> Pairs:
 
 
 def _is_of_labels(folder: str, shared: set[str], paths: Sequence[str]) -> bool:
-    """Whether a folder's name, without parts that all share, or .npy says that it holds masks."""
+    """True if a folder's name, without parts that all share, or .npy indicates masks."""
     own = "/".join(part for part in folder.split("/") if part not in shared)
     return bool(LABEL_WORDS.search(own)) or all(path.endswith(".npy") for path in paths)
 
@@ -126,7 +126,7 @@ def _within(paths: Sequence[str]) -> Pairs:
 
 
 def _pair_folders(pictures: Sequence[str], masks: Sequence[str]) -> Pairs:
-    """Pictures and masks whose stems are the same but for one ending of the masks'."""
+    """Pictures and masks whose stems are equal except for one common ending of the masks'."""
     stems = {stem(path): path for path in pictures}
     endings: Counter[str] = Counter()
     for path in masks[:100]:
@@ -146,7 +146,7 @@ def _pair_folders(pictures: Sequence[str], masks: Sequence[str]) -> Pairs:
 
 
 def taken_for_picture(layout: Layout, pairs: Pairs) -> str | None:
-    """A mask that the pattern of the pictures fits, too, if there is one."""
+    """A mask that also matches the pattern of the pictures, if there is one."""
     splits = "|".join(map(re.escape, layout.splits.values()))
     pattern = re.escape(layout.images)
     for hole, text in (("split", f"(?:{splits})"), ("name", "[^/]+"), ("ending", "[^/]+")):
@@ -157,11 +157,11 @@ def taken_for_picture(layout: Layout, pairs: Pairs) -> str | None:
 
 
 def layout_of(pairs: Sequence[tuple[str, str]], shared: bool) -> Layout | None:
-    """One pattern for pictures and one for their labels, with the splits; None if there is none.
+    """A pattern for pictures and one for their labels, with the splits; None if there is none.
 
     Args:
-        pairs: pictures and their labels.
-        shared: whether a file has the labels of many pictures, whatever their names.
+        pairs: pairs of a picture and its labels.
+        shared: True if one file has the labels of many pictures, whatever their names.
     """
     images = _pattern([image for image, _ in pairs])
     for split_at in _split_places(images):
@@ -172,7 +172,7 @@ def layout_of(pairs: Sequence[tuple[str, str]], shared: bool) -> Layout | None:
 
 
 def _pattern(paths: Sequence[str]) -> list[set[str]]:
-    """At each depth the names of folders; nothing where depths differ."""
+    """Names of folders at each depth; empty if depths differ."""
     depths = {path.count("/") for path in paths}
     if len(depths) != 1:
         return []
@@ -181,7 +181,7 @@ def _pattern(paths: Sequence[str]) -> list[set[str]]:
 
 
 def _split_places(names: list[set[str]]) -> list[int | None]:
-    """Depths at which splits may part: where names differ, or one is a split's; then none."""
+    """Depths that may separate splits: where names differ, or one is a split's; else None."""
     differing = [depth for depth, here in enumerate(names) if len(here) > 1]
     usual = [d for d, here in enumerate(names) if here and all(_usual(n) in SPLITS for n in here)]
     places: list[int | None] = [d for d in usual if not differing or differing == [d]]
@@ -203,7 +203,7 @@ def _layout(pairs: Sequence[tuple[str, str]], split_at: int | None, shared: bool
         files.add(_mask_pattern(mask, None if shared else name, split))
     if len(files) != 1:
         return None
-    if len(images) > 1:  # of several endings
+    if len(images) > 1:  # with several endings
         images = {f"{path.rpartition('.')[0]}.{{ending}}" for path in images}
     if len(images) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Augmentation of pictures and labels, as the original weights were trained."""
+"""Augmentation of pictures and labels, as when the original weights were trained."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The authors' augmentation: random scale, crop and mirror; and, of ours, colour and focus.
+    """The authors' augmentation: random scale, crop and mirror; plus colour and focus.
 
     Picture and labels are scaled by the same factor, uniform in `scale`, and a window of size
-    `crop` is taken at a uniform place. Where the scaled picture is smaller than the window it lies
-    at a uniform place inside, on `padding` and `IGNORE`. Then, with probability `flip`, left and
-    right are swapped, and with `rotate` the result is turned.
+    `crop` is taken at a uniform position. A scaled picture that is smaller than the window is
+    placed at a uniform position inside it, on `padding` and `IGNORE`. Then left and right are
+    swapped with probability `flip`, and with `rotate` the result is turned.
 
-    Only the part that the window shows is resized. Its edges are rounded to whole source pixels,
-    so the factor holds to within a pixel over the window. Pictures are averaged over areas where
-    they shrink (the authors' Pillow resize smooths there, too) and interpolated linearly where they
-    grow; labels take the nearest pixel's.
+    Only the part visible in the window is resized. Its edges are rounded to whole source pixels, so
+    the factor is exact to within a pixel over the window. Shrinking averages pictures over areas
+    (the authors' Pillow resize smooths, too), enlarging interpolates linearly; labels are taken
+    from the nearest pixel.
 
     Attributes:
         crop: height and width of the result, in pixels.
         scale: smallest and largest factor.
         flip: probability of mirroring.
-        rotate: whether to turn by 0, 90, 180 or 270 degrees, each as often as the others.
-        jitter: 0 .. 1. Brightness, contrast and saturation each change by a factor uniform in
-            1 - jitter .. 1 + jitter; labels and padding do not change. Of colours alone.
+        rotate: True turns by 0, 90, 180 or 270 degrees, with equal probability.
+        jitter: strength from 0 to 1: brightness, contrast and saturation each change by a factor
+            uniform in 1 - jitter .. 1 + jitter; labels and padding do not change. For colours only.
         padding: RGB colour, or a level of each band, around pictures that are smaller than the
             crop.
-        gamma: at least 0. Values are raised to 2 ** g, g uniform in -gamma .. gamma.
-        blur: at least 0. Every second picture is blurred by a Gaussian of up to so many pixels.
+        gamma: strength, at least 0: values are raised to 2 ** g, with g uniform in -gamma .. gamma.
+        blur: largest deviation in pixels, at least 0, of a Gaussian blur on every second picture.
         focus: probability of placing the window over a pixel of a class that is drawn evenly from
-            those in the picture, so that rare ones are seen more often.
+            the picture's classes, so that rare ones are seen more often.
 
     Raises:
         ValueError: an attribute is out of range.
@@ -69,7 +69,7 @@ class TrainTransform:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.jitter and len(self.padding) != 3:
-            raise ValueError(f"jitter is of colours, not of {len(self.padding)} bands")
+            raise ValueError(f"jitter is for colours, not for {len(self.padding)} bands")
         for name in ("gamma", "blur"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -83,7 +83,7 @@ class TrainTransform:
         """Augment one picture; the same state of `rng` gives the same result.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or of as many bands as `padding` has.
+            image: (H, W, 3) uint8 RGB, or (H, W, bands) with as many bands as `padding`.
             labels: (H, W) uint8.
             rng: the only source of randomness.
 
@@ -91,7 +91,7 @@ class TrainTransform:
             (h, w, channels) and (h, w) uint8, h x w being `crop`; new arrays, C-contiguous.
 
         Raises:
-            ValueError: shapes or dtypes are others.
+            ValueError: a shape or dtype is another.
         """
         count = len(self.padding)
         if image.ndim != 3 or image.shape[2] != count or image.dtype != np.uint8:
@@ -130,7 +130,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class _Window:
-    """What one side of a crop shows: source[start:stop], resized to `size`, between paddings."""
+    """One axis of a crop: source[start:stop], resized to `size`, between paddings."""
 
     start: int
     stop: int
@@ -142,7 +142,7 @@ class _Window:
 def _point_of_a_class(
     labels: npt.NDArray[np.uint8], rng: np.random.Generator
 ) -> tuple[int | None, int | None]:
-    """Row and column of a pixel of a class drawn evenly from those there; nowhere without any."""
+    """Row and column of a pixel of a class drawn evenly from the picture's; None if it has none."""
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORE)[:IGNORE])
     if not len(present):
         return None, None
@@ -156,11 +156,11 @@ def _window(
 ) -> _Window:
     """A window of `wanted` pixels at a random place of `side` pixels scaled by `factor`.
 
-    It shows pixel `at`, if that is given.
+    It contains pixel `at`, if that is given.
     """
     scaled = max(1, round(side * factor))
     slack = scaled - wanted
-    # A negative offset puts the picture inside the window, so one draw serves both cases.
+    # A negative offset puts the picture inside the window, so one draw covers both cases.
     low, high = min(0, slack), max(0, slack)
     if at is not None and slack > 0:
         place = min(int((at + 0.5) * scaled / side), scaled - 1)
@@ -176,11 +176,11 @@ def _window(
 def _cut(
     array: npt.NDArray[np.uint8], rows: _Window, columns: _Window, shrink: bool | None
 ) -> npt.NDArray[np.uint8]:
-    """The shown part at its new size; `shrink` is None for labels."""
+    """The visible part at its new size; `shrink` is None for labels."""
     import cv2
 
-    # Of OpenCV's two nearest-neighbour modes only EXACT goes by pixel centres, as the other modes
-    # do; the older one is half a source pixel off when shrinking by two.
+    # Of OpenCV's two nearest-neighbour modes only EXACT uses pixel centres, like the other modes;
+    # the older one is off by half a source pixel when shrinking by two.
     how = {None: cv2.INTER_NEAREST_EXACT, True: cv2.INTER_AREA, False: cv2.INTER_LINEAR}[shrink]
     part = array[rows.start : rows.stop, columns.start : columns.stop]
     size = columns.size, rows.size
@@ -188,11 +188,12 @@ def _cut(
 
 
 def _by_fours(array: npt.NDArray[np.uint8], change: Change) -> npt.NDArray[np.uint8]:
-    """What a function of OpenCV, which takes up to four channels, makes of any number.
+    """Apply a function of OpenCV, which takes up to four channels, to any number of channels.
 
     Args:
         array: (H, W) or (H, W, channels).
-        change: called with channels and which those are; may drop an axis of one channel.
+        change: function called with channels and a slice of their positions; may drop an axis of
+            size 1.
     """
     if array.ndim == 2:
         return np.asarray(change(array, slice(0, 1)), np.uint8)
@@ -213,7 +214,7 @@ def _framed(
     mirrored: bool,
     turns: int,
 ) -> npt.NDArray[np.uint8]:
-    """Pad to the window's size, then mirror, then turn by so many times 90 degrees."""
+    """Pad to the window's size, then mirror, then turn by a multiple of 90 degrees."""
     import cv2
 
     border = rows.before, rows.after, columns.before, columns.after
@@ -230,7 +231,7 @@ def _framed(
 def _jittered(
     image: npt.NDArray[np.uint8], brightness: float, contrast: float, saturation: float
 ) -> npt.NDArray[np.uint8]:
-    """Scale brightness, then contrast about the mean grey, then saturation about each grey.
+    """Scale brightness, then contrast about the mean grey, then saturation about each pixel's grey.
 
     The three are one linear map of the colours, so values are rounded and clipped only once.
     """
@@ -238,7 +239,7 @@ def _jittered(
 
     grey = np.tile(LUMA, (3, 1))
     mix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
-    mean = float(np.dot(cv2.mean(image)[:3], LUMA))  # 4 ms by NumPy, 0.1 ms here
+    mean = float(np.dot(cv2.mean(image)[:3], LUMA))  # NumPy takes 4 ms, this 0.1 ms
     shift = np.full((3, 1), (1 - contrast) * brightness * mean)
     return np.asarray(cv2.transform(image, np.hstack([mix, shift])), np.uint8)
 
@@ -254,6 +255,6 @@ def _raised(image: npt.NDArray[np.uint8], exponent: float) -> npt.NDArray[np.uin
 def _blurred(image: npt.NDArray[np.uint8], deviation: float) -> npt.NDArray[np.uint8]:
     import cv2
 
-    if deviation < 0.1:  # of no weight beyond the pixel itself
+    if deviation < 0.1:  # has no weight beyond the pixel itself
         return image
     return _by_fours(image, lambda few, _: cv2.GaussianBlur(few, (0, 0), deviation))

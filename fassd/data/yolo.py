@@ -1,8 +1,8 @@
-"""Shapes of YOLO: a text file a picture, a polygon a line.
+"""Shapes of YOLO: one text file per picture, one polygon per line.
 
     0 0.25 0.5 0.75 0.5 0.5 0.875
 
-is number of the class, then x and y of each corner in widths and heights of the picture.
+is the number of the class, then x and y of each corner in widths and heights of the picture.
 
 Source: the format of segmentation datasets at docs.ultralytics.com/datasets/segment.
 """
@@ -17,15 +17,15 @@ from fassd.io.untrusted import read_text, shortened, shown
 MOST_BYTES = 1 << 26
 MOST_DIGITS = 9
 FARTHEST = 2.0
-"""Pictures by which a corner may lie beyond; farther ones are in pixels."""
+"""Distance in pictures by which a corner may lie outside; farther ones must be in pixels."""
 
 
 def read(path: Path, size: tuple[int, int]) -> ShapeList:
-    """The shapes of a file, over a picture of (height, width); a file without any is empty.
+    """Read the shapes of a file, over a picture of (height, width); a file may have none.
 
     Raises:
-        ShapeError: the file is not such; the message names the line.
-        OSError: it cannot be read.
+        ShapeError: the file is not of YOLO; the message names the line.
+        OSError: the file cannot be read.
     """
     try:
         lines = read_text(path, MOST_BYTES).removeprefix("\ufeff").splitlines()
@@ -48,7 +48,7 @@ def _shape(words: list[str], place: str, size: tuple[int, int]) -> Shape:
     if not (number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS):
         raise ShapeError(f"{place}: must begin with a class's number, got {shown(number)}")
     if len(numbers) == 4:
-        raise ShapeError(f"{place}: is a box (x, y, width, height); needed are polygons")
+        raise ShapeError(f"{place}: is a box (x, y, width, height); polygons are needed")
     try:
         values = [float(word) for word in numbers]
     except ValueError as error:
@@ -58,7 +58,7 @@ def _shape(words: list[str], place: str, size: tuple[int, int]) -> Shape:
     far = next((value for value in values if not abs(value) <= FARTHEST), None)
     if far is not None:
         raise ShapeError(
-            f"{place}: coordinates must be parts of the picture, 0 to 1 and little beyond, got "
-            f"{far:g}"
+            f"{place}: coordinates must be fractions of the picture, 0 to 1 or slightly beyond, "
+            f"got {far:g}"
         )
     return Shape(place, int(number), [[polygon(values, place, (size[1], size[0]))]])

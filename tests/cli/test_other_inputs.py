@@ -106,8 +106,8 @@ def test_an_encoder_of_timm():
 
 def test_preprocessing_is_checked():
     for mean, std, channels, message in (
-        ([0.5], [0.2, 0.2], "bands", "must be as many"),
-        ([], [], "bands", "must be as many, 1 to 512"),
+        ([0.5], [0.2, 0.2], "bands", "must both have 1 to 512 values"),
+        ([], [], "bands", "must both have 1 to 512 values"),
         ([0.5] * 4, [0.2] * 4, "RGB", "RGB has three channels, got a mean of 4"),
         ([0.5] * 4, [0.2, 0.2, 0.2, 0], "bands", "std above 0"),
         ([0.5] * 3, [0.2] * 3, "GBR", "channels must be BGR, RGB or bands, got 'GBR'"),
@@ -284,5 +284,5 @@ def test_bands_are_augmented_as_colours_are(count, size):
             np.testing.assert_array_equal(mask, same)
             difference = own[..., band].astype(int) - expected[..., 0]
             assert abs(difference).max() <= 1
-    with pytest.raises(ValueError, match=rf"jitter is of colours, not of {count} bands"):
+    with pytest.raises(ValueError, match=rf"jitter is for colours, not for {count} bands"):
         TrainTransform(**settings, padding=padding, jitter=0.1)

@@ -252,7 +252,7 @@ def test_importing_the_package_is_cheap():
         ("values: ids", "values: index\n  first: 65534", "takes the ids up to 65536, beyond 65535"),
         ("values: ids", "values: ids\n  above: 3", "above: goes with 'values: threshold' only"),
         ("values: ids", "values: ids\n  unlisted: maybe", "one of error, ignore, got 'maybe'"),
-        ("values: ids", "values: threshold", "a threshold parts two classes, but there are 3"),
+        ("values: ids", "values: threshold", "a threshold separates two classes, but there are 3"),
         ("ignore: [0]", "ignore: [a]", r"masks.ignore\[0\]: must be a whole number"),
         ("ignore: [0]", "ignore: none", "masks.ignore: must be an id or a list of ids"),
         ("splits: {train: train, val: val}", "splits: {}", "splits: must have at least one split"),
