@@ -3,7 +3,7 @@
 >>> import fassd, fassd_kernels
 >>> model = fassd.create_model("fassd_net").eval()
 >>> fast = fassd_kernels.accelerate(model)  # same numbers, fused kernels
->>> print(fassd_kernels.backends())  # what there is, and why not
+>>> print(fassd_kernels.backends())  # the available backends, and why others are not
 """
 
 from fassd_kernels import ops

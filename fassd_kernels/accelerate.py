@@ -1,4 +1,4 @@
-"""Swap the fused modules into a model."""
+"""Replace a model's modules by fused ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from fassd_kernels.reference.upsample import Measure
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Reference class -> the fused class that takes its place.
+# Reference class -> the fused class that replaces it.
 FUSED: dict[type[nn.Module], type[Fused]] = {
     DAPF: FusedDAPF,
     MDA: FusedMDA,
@@ -54,45 +54,47 @@ def accelerate(
     output: Output = "logits",
     measure: Measure = "margin",
 ) -> Model:
-    """Swap fused modules in for those of `model`.
+    """Replace modules of `model` by fused ones.
 
-    Modules (`ConvLayer`, `AsymmetricConv2d`, `HarDBlock`, `DAPF`, `MDA`, `ASPP`) are found by
-    class, or, in anybody else's classes, by having the same attributes; such a module is swapped
-    only if the fused one gives the same numbers on a test input. A :class:`fassd.models.FASSDNet`
-    becomes a :class:`FusedNetwork`, in which modules are fused with their neighbours too.
-    Subclasses of these, and modules with a ``forward`` of their own, stay; what is inside them is
-    swapped. Any other module with several convolutions and nothing that was swapped is captured:
-    in eval mode its graphs run on the fused operators
-    (:class:`fassd_kernels.graphs.captured.Captured`).
-    State dict, parameters, mode and hooks stay. In training mode the result trains as the original
-    does. Results of the C++ kernels lie in memory that is theirs: they cannot be resized in place
-    (``out=``, ``resize_``).
+    Modules (`ConvLayer`, `AsymmetricConv2d`, `HarDBlock`, `DAPF`, `MDA`, `ASPP`) are found by class
+    or, in other projects' classes, by their attributes; such a module is only replaced if the fused
+    one gives the same numbers on a test input. A :class:`fassd.models.FASSDNet` becomes a
+    :class:`FusedNetwork`, in which modules are also fused with their neighbours. Subclasses of
+    these, and modules with their own ``forward``, are kept, but modules inside them are replaced.
+    Any other module with several convolutions and without replaced modules is captured: in eval
+    mode its graphs run on the fused operators (:class:`fassd_kernels.graphs.captured.Captured`).
+    State dict, parameters, mode and hooks are kept. In training mode the result trains like the
+    original. The C++ kernels own the memory of their results, which therefore cannot be resized in
+    place (``out=``, ``resize_``).
 
     Args:
-        model: any module; a network of :mod:`fassd.models`, the original authors', a wrapper.
-        dtype: convert the model to float32, float16, bfloat16 or float64; floating inputs are
-            then converted on the way in, and the output has this type. None keeps its types.
-        backend: ``auto``, or a name from :func:`fassd_kernels.backends` to insist on.
-        inplace: change `model` itself. Otherwise it stays untouched, and a deep copy is changed.
-        output: ``labels`` for uint8 labels (N, H, W) in place of logits, in eval mode, of a
-            FASSDNet of at most 256 classes; the full-size logits are never written then.
-            ``labels+confidence`` for uint8 (N, 2, H, W), labels and how certain they are, of 255.
-        measure: of ``labels+confidence``: the largest ``probability``, its ``margin`` before the
-            second largest, or ``entropy`` (1 less that over that of equal probabilities).
+        model: any module; a network of :mod:`fassd.models`, one by the original authors, a wrapper.
+        dtype: float32, float16, bfloat16 or float64, to which the model is converted; floating
+            inputs are then converted as well, and the output has this type. None keeps the model's
+            types.
+        backend: ``auto``, or the name of a backend from :func:`fassd_kernels.backends` to require.
+        inplace: True changes `model` itself. False leaves it unchanged, and changes a deep copy.
+        output: ``logits``, or ``labels`` for uint8 labels (N, H, W) instead, in eval mode, for a
+            FASSDNet with at most 256 classes; the full-size logits are then never written.
+            ``labels+confidence`` for uint8 (N, 2, H, W), labels and their certainty on a scale of
+            255.
+        measure: measure of certainty for ``labels+confidence``: the largest ``probability``, its
+            ``margin`` over the second largest, or ``entropy`` (1 minus its ratio to that of equal
+            probabilities).
 
     Returns:
-        The model with fused modules; a fused module if `model` itself is one of those above, with
-        `inplace` another object that shares everything with `model`.
+        The model with fused modules; a fused module if `model` itself is one of those above. With
+        `inplace`, that is another object which shares everything with `model`.
 
     Raises:
-        TypeError: if `dtype` is not one of the above, `model` is not a module, or labels are asked
-            of anything but a FASSDNet.
-        ValueError: if `output` or `measure` is none of the above, or there are over 256 classes.
-        BackendError: if `backend` is unknown or not available; the message says why.
+        TypeError: `dtype` is not one of the above, `model` is not a module, or labels are requested
+            from a model that is not a FASSDNet.
+        ValueError: `output` or `measure` is not one of the above, or there are over 256 classes.
+        BackendError: `backend` is unknown or not available; the message says why.
 
     Warns:
-        RuntimeWarning: if there was nothing to swap or to capture; at its first call, if a captured
-            module cannot be captured whole.
+        RuntimeWarning: there was nothing to replace or to capture; or, at its first call, a
+        captured module cannot be captured completely.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
@@ -107,7 +109,7 @@ def accelerate(
     done: dict[nn.Module, nn.Module | None] = {}
     fused = swap(model, backend, done)
     if inplace and isinstance(fused, FusedNetwork) and fused is not model:
-        # The same object, of the subclass: who holds it, holds the accelerated one.
+        # Existing references to `model` now refer to the accelerated network as well.
         model.__class__ = FusedNetwork  # type: ignore[assignment]
         model.__dict__.update(fused.__dict__)
         fused = model
@@ -125,8 +127,8 @@ def accelerate(
             stacklevel=2,
         )
     else:
-        # The fused modules answer in channels_last. Convolutions that stay as they are do so too
-        # with such inputs, and nothing between them is laid out anew.
+        # The fused modules return channels_last. Convolutions that were not replaced do the same
+        # with such inputs, so that nothing between them is converted.
         first = next(m for m in fused.modules() if isinstance(m, (Fused, nn.Conv2d)))
         lays_out = isinstance(fused, FusedNetwork) and isinstance(fused.base, Encoder)
         if not isinstance(first, Fused) and first.weight.is_cpu and not lays_out:
@@ -157,17 +159,17 @@ def check_output(model: nn.Module, output: str, measure: str) -> None:
 
 
 def is_network(module: nn.Module) -> bool:
-    """Whether a module is a FASSDNet that computes what its class does."""
+    """True if a module is a FASSDNet that computes what its class does."""
     known = type(module) in (FASSDNet, FusedNetwork) and is_as_written(FASSDNet)
     return known and not replaced_forward(module)
 
 
 def swap(module: nn.Module, backend: str, done: dict[nn.Module, nn.Module | None]) -> nn.Module:
-    """Return what takes `module`'s place, after swapping inside it; `done` remembers by module."""
+    """Return the replacement of `module`, after replacing inside it; `done` caches by module."""
     if module not in done:
         done[module] = fuse(module, backend)
         if done[module] is None:
-            # Not named_children(), which passes over a module that stands in two places.
+            # named_children() would skip a module that is used in two places.
             for name, child in list(module._modules.items()):
                 if child is not None:
                     module._modules[name] = swap(child, backend, done)
@@ -177,7 +179,7 @@ def swap(module: nn.Module, backend: str, done: dict[nn.Module, nn.Module | None
 
 
 def fuse(module: nn.Module, backend: str) -> Fused | None:
-    """The fused module for `module`, or None if there is none."""
+    """Make the fused module for `module`; None if there is none."""
     if isinstance(module, torch.jit.ScriptModule) or replaced_forward(module):
         return None
     if isinstance(module, Fused):
@@ -185,7 +187,7 @@ def fuse(module: nn.Module, backend: str) -> Fused | None:
     for reference, fused_class in FUSED.items():
         known = type(module) is reference
         if not known and isinstance(module, reference):
-            continue  # a subclass, of which the fused class would know nothing
+            continue  # a subclass may compute something else
         if fused_class.mismatch(module):
             continue
         fused = fused_class.take_over(module, backend)
@@ -195,16 +197,16 @@ def fuse(module: nn.Module, backend: str) -> Fused | None:
 
 
 def is_as_published(module: nn.Module) -> bool:
-    """Whether all parts are of classes of this project or of PyTorch, and compute as these do."""
+    """True if all parts are of classes of this project or of PyTorch, and compute as those do."""
     kinds = set(map(type, module.modules()))
     return all(is_ours(kind) and is_as_written(kind) for kind in kinds)
 
 
 def same_numbers(module: nn.Module, fused: Fused) -> bool:
-    """Whether a module of a foreign class computes what the fused one does.
+    """True if a module of a foreign class computes the same as the fused one.
 
-    Tried in eval and in training mode (where a dropout would show), on pictures of 40 x 40, where
-    dilations up to 39 still reach pixels.
+    Both are run in eval and in training mode (which reveals a dropout), on pictures of 40 x 40,
+    where dilations up to 39 still reach pixels.
     """
     first = fused.get_submodule(fused.lead)
     assert isinstance(first, nn.Conv2d)
@@ -212,12 +214,12 @@ def same_numbers(module: nn.Module, fused: Fused) -> bool:
     x = torch.randn(2, first.in_channels, 40, 40, generator=generator).to(first.weight)
     try:
         return all(agree(module, fused, x, training) for training in (False, True))
-    except Exception:  # its forward takes something else, or its parts do not fit together
+    except Exception:  # its forward takes other arguments, or its parts do not match
         return False
 
 
 def agree(module: nn.Module, fused: Fused, x: torch.Tensor, training: bool) -> bool:
-    """Whether copies of both give the same output for `x` in one mode."""
+    """True if copies of both give the same output for `x` in one mode."""
     twin, fused_twin = copy.deepcopy(module), copy.deepcopy(fused)
     fused_twin.backend = "reference"
     with torch.no_grad(), torch.random.fork_rng():
@@ -232,7 +234,7 @@ def agree(module: nn.Module, fused: Fused, x: torch.Tensor, training: bool) -> b
 def cast_inputs(
     module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook: convert floating tensors to the type of the module's parameters."""
+    """Forward pre-hook that converts floating tensors to the type of the module's parameters."""
     dtype = next(module.parameters()).dtype
 
     def cast(x: Any) -> Any:
@@ -244,7 +246,7 @@ def cast_inputs(
 def lay_out_inputs(
     module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook: lay images on a CPU out in channels_last."""
+    """Forward pre-hook that converts images on a CPU to channels_last."""
 
     def lay_out(x: Any) -> Any:
         image = isinstance(x, torch.Tensor) and x.dim() == 4 and x.is_cpu and not transforming()

@@ -1,4 +1,4 @@
-"""Operators under autocast: everything in autocast's type, as PyTorch's own convolutions do."""
+"""Operators under autocast: they compute in autocast's type, like PyTorch's convolutions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fassd_kernels.checks import check_storage
 
 
 def autocasts(device_type: str) -> bool:
-    """Whether autocast is in force for tensors of this device type."""
+    """True if autocast is enabled for tensors of this device type."""
     available = torch.amp.is_autocast_available(device_type)
     return available and torch.is_autocast_enabled(device_type)
 
@@ -23,7 +23,7 @@ def is_tensors(argument: Any) -> bool:
 
 
 def convert(tensor: Tensor, dtype: torch.dtype, op: str, name: str) -> Tensor:
-    """``tensor.to(dtype)``; an error, which names the tensor, where its storage was freed."""
+    """``tensor.to(dtype)``; an error names the tensor if its storage was freed."""
     if tensor.dtype == dtype:
         return tensor
     check_storage(op, name, tensor)
@@ -31,7 +31,7 @@ def convert(tensor: Tensor, dtype: torch.dtype, op: str, name: str) -> Tensor:
 
 
 def cast(argument: Any, dtype: torch.dtype) -> Any:
-    """A floating tensor, or a list of them, as `dtype`; float64 and all else stay."""
+    """A floating tensor, or a list of them, as `dtype`; float64 and everything else unchanged."""
     if isinstance(argument, Tensor):
         eligible = argument.is_floating_point() and argument.dtype != torch.float64
         return convert(argument, dtype, "autocast", "a tensor") if eligible else argument
@@ -39,7 +39,7 @@ def cast(argument: Any, dtype: torch.dtype) -> Any:
 
 
 def casting(function: Callable[..., Tensor], device_type: str) -> Callable[..., Tensor]:
-    """`function`, its arguments cast to autocast's type and autocast off inside."""
+    """`function` with arguments cast to autocast's type, and with autocast off inside."""
 
     def cast_and_call(*arguments: Any, **keywords: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device_type)
@@ -53,7 +53,7 @@ def casting(function: Callable[..., Tensor], device_type: str) -> Callable[..., 
 
 
 def follows_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorator of a reference operator; its first argument tells the device."""
+    """Decorator of a reference operator, whose first argument determines the device."""
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **keywords: Any) -> Tensor:

@@ -14,7 +14,7 @@ from fassd_kernels.operators import Operator
 
 
 def save_arguments(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: Tensor) -> None:
-    """Save the tensors among an operator's arguments, and how to put them together again."""
+    """Save the tensors among an operator's arguments, and the structure to restore them."""
     tensors: list[Tensor] = []
     layout: list[Any] = []  # per argument: (first, count), index, or the value itself
     for argument in inputs:
@@ -28,7 +28,7 @@ def save_arguments(ctx: Any, inputs: tuple, keyword_only_inputs: dict, output: T
             layout.append(("value", argument))
     ctx.save_for_backward(*tensors)
     ctx.layout = layout
-    # The reference has no use for how a kernel may multiply.
+    # The reference does not use `allow_tf32`.
     ctx.keywords = {k: v for k, v in keyword_only_inputs.items() if k != "allow_tf32"}
 
 
@@ -53,9 +53,9 @@ def restore_arguments(ctx: Any) -> list[Any]:
 def backward_through(function: Callable[..., Tensor]) -> Callable[..., Any]:
     """The backward of an operator: recompute the reference `function` and differentiate that.
 
-    One rule serves every operator, its gradients are the reference's by construction, and they
-    can be differentiated again. It costs one more forward; the modules do not meet that cost,
-    because in training mode batch statistics forbid folding and they do not call the operators.
+    One rule serves every operator: its gradients are the reference's by construction, and can be
+    differentiated again. It costs one more forward pass, but not in training: batch statistics
+    forbid folding there, so the modules do not call the operators.
     """
 
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -65,7 +65,7 @@ def backward_through(function: Callable[..., Tensor]) -> Callable[..., Any]:
 
         def want(argument: Any) -> Any:
             if isinstance(argument, Tensor) and argument.requires_grad:
-                # A view, so that one tensor passed twice gets two gradients, not their sum twice.
+                # a view, so that one tensor passed twice gets two gradients, not twice their sum
                 wanted.append(argument.view_as(argument))
                 return wanted[-1]
             return [want(x) for x in argument] if is_tensors(argument) else argument
@@ -80,7 +80,8 @@ def backward_through(function: Callable[..., Tensor]) -> Callable[..., Any]:
                 return next(gradients)
             return [collect(x) for x in argument] if is_tensors(argument) else None
 
-        # One gradient per argument that the call spelled out; defaults at the end are not counted.
+        # One gradient for each argument given in the call; omitted defaults at the end do not
+        # count.
         return tuple(collect(argument) for argument in arguments[: len(ctx.needs_input_grad)])
 
     return backward

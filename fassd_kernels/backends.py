@@ -1,8 +1,8 @@
-"""Which backends there are, which one a call uses, and why not another.
+"""The backends, the one that a call uses, and the reasons against the others.
 
-A backend is one row of the table built in :func:`backends`. Asked for by name and impossible, it
-raises :class:`BackendError` with the reason; chosen automatically, it falls back to the reference
-and says so once.
+A backend is one row of the table built in :func:`backends`. If it was requested by name and cannot
+run, :class:`BackendError` gives the reason; if it was chosen automatically, the reference runs
+instead, with one warning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for by name and cannot be used; the message says why."""
+    """A backend was requested by name and cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,15 @@ class Backend:
     """One way to run the operators.
 
     Attributes:
-        name: what ``backend=`` takes.
-        device: the device type whose tensors it takes, or ``any``.
+        name: name for ``backend=``.
+        device: type of the device whose tensors it takes, or ``any``.
         operators: names of the operators that it implements.
-        why_not: tells why it is not available, or nothing where it is. Asked only when that
-            matters: a process that works on the CPU must not start CUDA.
-        describe: tells what a person may want to know of it, such as the instruction set.
+        why_not: function that returns the reason why it is not available, or an empty text. It is
+            only called when needed: a process that uses the CPU must not start CUDA.
+        describe: function that returns details for the user, such as the instruction set.
         dtypes: floating types that it takes.
-        refuses: tells why it cannot take a device and type, or nothing where it can.
+        refuses: function that returns the reason why it cannot take a device and type, or an empty
+            text.
     """
 
     name: str
@@ -59,12 +60,12 @@ class Backend:
 
     @property
     def reason(self) -> str:
-        """Why it is not available; empty where it is."""
+        """The reason why it is not available; empty if it is."""
         return self.why_not()
 
     @property
     def detail(self) -> str:
-        """What it runs on; empty where it is not available."""
+        """The hardware that it runs on; empty if it is not available."""
         return "" if self.reason else self.describe()
 
     @property
@@ -72,17 +73,17 @@ class Backend:
         return not self.reason
 
     def takes(self, device_type: str) -> bool:
-        """Whether tensors on a device of this type can be given to this backend."""
+        """True if this backend takes tensors on a device of this type."""
         return self.device in ("any", device_type)
 
     def accepts(self, dtype: torch.dtype) -> bool:
-        """Whether tensors of this type can be given to this backend."""
+        """True if this backend takes tensors of this dtype."""
         return dtype in self.dtypes
 
 
 @dataclass(frozen=True)
 class TritonBackend(Backend):
-    """Triton's. While calls are only planned, it needs no GPU and takes tensors on any device."""
+    """Triton's backend. While calls are only planned, it needs no GPU and takes any tensors."""
 
     @property
     def reason(self) -> str:
@@ -97,7 +98,7 @@ class TritonBackend(Backend):
 
 @dataclass(frozen=True)
 class Environment:
-    """What :func:`backends` returns: iterate over its backends, print it for a report."""
+    """The result of :func:`backends`: iterate over its backends, or print it as a report."""
 
     backends: tuple[Backend, ...]
     facts: dict[str, str] = field(default_factory=dict)
@@ -127,13 +128,13 @@ class Environment:
 
 @functools.cache
 def build_record() -> dict[str, str]:
-    """What ``setup.py`` wrote down when it built (or could not build) the extensions."""
+    """The record of ``setup.py`` from when it built, or could not build, the extensions."""
     path = Path(__file__).with_name("_build.json")
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def describe_cpu() -> str:
-    """The instruction set that the C++ CPU kernels run on."""
+    """The instruction set that the C++ CPU kernels use."""
     return f"C++, {ops.CPU_CAPABILITY}"
 
 
@@ -168,7 +169,7 @@ def describe_cuda() -> str:
 
 
 def cuda_refuses(device: torch.device, dtype: torch.dtype | None) -> str:
-    """:func:`ops.cuda_refusal`, of a device that may lack an index, and of any type."""
+    """:func:`ops.cuda_refusal` for a device that may lack an index, and for any dtype."""
     if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return ops.cuda_refusal(device, dtype or torch.float32)
@@ -176,7 +177,7 @@ def cuda_refuses(device: torch.device, dtype: torch.dtype | None) -> str:
 
 @functools.cache
 def backends() -> Environment:
-    """Every backend, available or the reason why not, and the versions that matter.
+    """Every backend, with the reason if it is not available, and the versions that matter.
 
     Returns:
         An :class:`Environment`; ``print(fassd_kernels.backends())`` is the report that
@@ -205,13 +206,13 @@ def backends() -> Environment:
         availability.DTYPES,
         availability.refuses,
     )
-    # The interpreter is there to be asked for by name: it comes behind what `auto` stops at.
+    # The interpreter is used only by name: it comes after the backends at which `auto` stops.
     table.insert(len(table) if INTERPRETED else 2, triton)
     return Environment(tuple(table), facts())
 
 
 def facts() -> dict[str, str]:
-    """Versions and build facts, in the order in which they are shown."""
+    """Versions and build facts, in the order of display."""
     record = build_record()
     try:
         version = importlib.metadata.version("fassd-net")
@@ -239,8 +240,8 @@ def triton_version() -> str:
 
 
 def constant_result(function: Function) -> Function:
-    """What torch.compiler.assume_constant_result does, without its import of torch._dynamo: that
-    takes over a second and fails where no temporary folder can be written."""
+    """torch.compiler.assume_constant_result without its import of torch._dynamo, which takes over a
+    second and fails if no temporary folder can be written."""
     vars(function)["_dynamo_marked_constant"] = True
     return function
 
@@ -254,22 +255,22 @@ def choose(
     dtype: torch.dtype | None = None,
     key: str = "",
 ) -> str:
-    """The name of the backend that runs `operator` on tensors of a device.
+    """Choose the backend that runs `operator` on tensors of a device.
 
-    Of those that can, ``auto`` takes the one that was measured to be fastest for such a call on
-    this GPU (:mod:`fassd_kernels.choices`), and where nothing was measured the first of the table.
+    Among the possible ones, ``auto`` takes the one that was fastest for such a call in measurements
+    on this GPU (:mod:`fassd_kernels.choices`), or without measurements the first of the table.
 
     Args:
-        name: a backend's name, or ``auto``.
-        device: of the tensors: ``cpu``, ``cuda``, ``cuda:1``, ...
-        operator: the operator's name.
-        quiet: whether to keep a fallback to oneself.
-        dtype: of the tensors, where that is known.
-        key: of the call's shapes (:func:`choices.shape_key`), where they are known.
+        name: name of a backend, or ``auto``.
+        device: device of the tensors: ``cpu``, ``cuda``, ``cuda:1``, ...
+        operator: name of the operator.
+        quiet: True suppresses the warning about a fallback.
+        dtype: dtype of the tensors, if known.
+        key: key of the call's shapes (:func:`choices.shape_key`), if known.
 
     Raises:
-        BackendError: if the backend asked for is unknown, not available, or cannot take this
-            device, operator or dtype.
+        BackendError: the requested backend is unknown, not available, or cannot take this device,
+            operator or dtype.
     """
     place = torch.device(device)
     table = backends()
@@ -288,7 +289,7 @@ def choose(
 def refusal(
     backend: Backend, device: torch.device, operator: str, dtype: torch.dtype | None = None
 ) -> str:
-    """Why `backend` cannot run `operator` on `device` and `dtype`; empty if it can."""
+    """The reason why `backend` cannot run `operator` on `device` and `dtype`; empty if it can."""
     if not backend.takes(device.type):
         return f"it takes {backend.device} tensors"
     if dtype is not None and not backend.accepts(dtype):
@@ -303,7 +304,7 @@ def refusal(
 
 @functools.cache
 def say_fallback(device: torch.device, operator: str, dtype: torch.dtype | None = None) -> None:
-    """Say, once per device, operator and dtype, that the reference stands in."""
+    """Warn, once per device, operator and dtype, that the reference is used."""
     reasons = [
         f"{backend.name}: {refusal(backend, device, operator, dtype)}"
         for backend in backends()

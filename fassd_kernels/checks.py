@@ -1,9 +1,9 @@
 """Argument checks of the operators, for the reference and the fake kernels.
 
-``csrc/checks.h`` holds the same rules for the compiled backends: a call that one refuses, all
-refuse, with a message that names the operator, the argument, what came and what is accepted.
-``torch._check`` raises :class:`RuntimeError`, as PyTorch's own operators do, and understands the
-symbolic sizes of ``torch.compile(dynamic=True)``.
+``csrc/checks.h`` has the same rules for the compiled backends: a call that one backend refuses is
+refused by all, with a message that names the operator, the argument, what came and what is
+accepted. ``torch._check`` raises :class:`RuntimeError`, like PyTorch's own operators, and supports
+the symbolic sizes of ``torch.compile(dynamic=True)``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ACTIVATIONS = (
 )  # fmt: skip
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LABELS = 256  # labels are uint8
-MAX_STEP = 2**31 - 1  # strides and dilations; positions of taps stay within 64 bits
+MAX_STEP = 2**31 - 1  # largest stride or dilation; positions of taps stay within 64 bits
 
 
 def check(condition: Any, message: str) -> None:
@@ -29,11 +29,11 @@ def check(condition: Any, message: str) -> None:
 
 
 def has_storage(tensor: Tensor) -> bool:
-    """Whether a tensor's storage holds all that its sizes and strides reach.
+    """True if a tensor's storage contains all elements that its sizes and strides reach.
 
-    It does not where someone freed or shrank it, ``tensor.untyped_storage().resize_(0)``, as FSDP
-    does. Of tensors that have no memory of their own (fake ones, those of ``torch.func``, on the
-    meta device) nothing is asked.
+    It does not after ``tensor.untyped_storage().resize_(0)``, which frees the memory, as FSDP does.
+    Tensors without memory of their own (fake ones, those of ``torch.func``, on the meta device) are
+    not checked.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
@@ -45,20 +45,20 @@ def has_storage(tensor: Tensor) -> bool:
 
 
 def span(tensor: Tensor) -> int:
-    """Elements of its storage from a tensor's first one to its last."""
+    """Number of elements of the storage from a tensor's first element to its last."""
     if tensor.is_contiguous() or tensor.numel() == 0:
         return tensor.numel()
     return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def holds(tensor: Tensor, elements: int) -> bool:
-    """Whether there are so many elements in a tensor's storage, from its first one on."""
+    """True if a tensor's storage has that many elements, counted from the tensor's first one."""
     end = (tensor.storage_offset() + elements) * tensor.element_size()
     return elements == 0 or end <= tensor.untyped_storage().nbytes()
 
 
 def check_storage(op: str, name: str, tensor: Tensor) -> None:
-    """Check that a tensor has its memory (:func:`has_storage`)."""
+    """Check that a tensor's storage is complete (:func:`has_storage`)."""
     if not has_storage(tensor):
         held = tensor.untyped_storage().nbytes()
         raise RuntimeError(
@@ -168,7 +168,7 @@ def check_packed(op: str, packed: Sequence[Tensor] | None, expected: int, like: 
 
 
 def check_place(op: str, name: str, tensor: Tensor | None, like: Tensor) -> None:
-    """Check that a tensor lies in memory of the device of `like`; None passes."""
+    """Check that a tensor is on the device of `like`; None passes."""
     if tensor is None:
         return
     check(

@@ -1,10 +1,10 @@
-"""Which backend is fastest for a call, from what was measured on this GPU.
+"""The fastest backend for a call, from measurements on this GPU.
 
-Tables are JSON files by GPU, ``configs/backends/<gpu name>.json``: those of the package, then the
-user's own beside the Triton configurations, which ``python -m fassd_kernels.tune --backends``
-writes (:mod:`fassd_kernels.tuning.backends`). A row is a call's operator, shapes, options and type,
-and the median microseconds of every backend that gave the right numbers. The choice is the least
-of them; what no table has is for the caller to decide.
+Tables are JSON files by GPU, ``configs/backends/<gpu name>.json``: first those of the package, then
+the user's own, in the folder of the Triton configurations, which ``python -m fassd_kernels.tune
+--backends`` writes (:mod:`fassd_kernels.tuning.backends`). A row holds a call's operator, shapes,
+options and type, and the median microseconds of every backend that gave the right numbers. The
+smallest is chosen; for calls that no table has, the caller decides.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from fassd_kernels.triton.device import describe_gpu
 from fassd_kernels.triton.program import tf32_requested
 
 Medians: TypeAlias = Mapping[str, float | None]
-"""Backend -> microseconds; None for one that was tried and cannot be chosen."""
+"""Backend -> microseconds; None for one that was tried and must not be chosen."""
 
 SHIPPED = Path(__file__).with_name("configs") / "backends"
-NOISE = 0.02  # medians that differ by less are equal, and the order of the candidates decides
+NOISE = 0.02  # medians that differ by less count as equal, and the order of the candidates decides
 
 # --- keys -----------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 def shape_key(
     operator: str, images: Sequence[Tensor], arguments: Mapping[str, Any] = NOTHING
 ) -> str:
-    """What the speed of a call depends on, as a table's key, readable.
+    """A readable table key of everything that a call's speed depends on.
 
     ``conv_act 1x48x256x512 > 64x3x3 stride=2,2 dilation=1,1 activation=relu pool=1 float16`` is a
     convolution to 64 channels with a 3 x 3 kernel.
@@ -53,15 +53,15 @@ def shape_key(
     Strides are left out: fused modules pass images on in channels_last.
 
     Args:
-        operator: its name.
-        images: N x C x H x W each, in the order of the operator's arguments; of
-            ``upsample_conv1x1`` the low ones, then the skips.
-        arguments: the others by name, as the operator takes them. Only weights, the residual and
-            options are looked at, and defaults may be left out. Of flags, the key has those alone
-            that are not as by default.
+        operator: name of the operator.
+        images: sizes N x C x H x W of each image, in the order of the operator's arguments; for
+            ``upsample_conv1x1`` first the low ones, then the skips.
+        arguments: other arguments by name, as the operator takes them. Only weights, the residual
+            and options are used, and defaults may be left out. The key contains only those flags
+            that differ from their default.
 
     Returns:
-        The key; empty where a compiler or a tracer looks on, to which sizes may be no numbers.
+        The key; empty under a compiler or a tracer, where sizes may not be numbers.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return ""
@@ -103,18 +103,18 @@ def render_key(
     dtype: torch.dtype,
     tf32: bool,
 ) -> str:
-    """:func:`shape_key`, from what can be compared quickly: it is asked on every call."""
+    """:func:`shape_key` from values that can be compared quickly: it is needed on every call."""
 
     def shown(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, tuple) else plain(value)
 
     parts = [operator, "+".join("x".join(map(str, image)) for image in images)]
-    if weights:  # their input channels are the images'
+    if weights:  # their input channels are those of the images
         parts += [">", "+".join("x".join(map(str, (w[0], *w[2:]))) for w in weights)]
     parts += [
         f"{name}={shown(value)}"
         for (name, default), value in zip(OPERATORS[operator].options, options, strict=True)
-        if not (isinstance(value, bool) and value is default)  # tables are older than such options
+        if not (isinstance(value, bool) and value is default)  # which older tables do not have
     ]
     if residual:
         parts.append("residual")
@@ -132,12 +132,12 @@ def best(device: torch.device, key: str, candidates: Sequence[str]) -> str | Non
     """The fastest of some backends for a call, by the tables of a GPU.
 
     Args:
-        device: of the call's tensors.
-        key: what :func:`shape_key` gave for it.
-        candidates: names of the backends that can run it, the one preferred in doubt first.
+        device: device of the call's tensors.
+        key: key of the call, from :func:`shape_key`.
+        candidates: names of the backends that can run it, the default first.
 
     Returns:
-        One of `candidates`; None on a CPU, and where the tables cannot tell (:func:`fastest`).
+        One of `candidates`; None on a CPU, and if the tables cannot decide (:func:`fastest`).
     """
     if device.type != "cuda" or not key:
         return None
@@ -148,8 +148,8 @@ def fastest(medians: Medians, candidates: Sequence[str]) -> str | None:
     """The first of the candidates that is as fast as the fastest, within :data:`NOISE`.
 
     Returns:
-        None where one of them was never tried, which might be faster than all the others, and
-        where none of them gave the right numbers.
+        Its name; None if one of them was never tried, as it might be faster than all the others, or
+        if none of them gave the right numbers.
     """
     if any(name not in medians for name in candidates):
         return None
@@ -163,13 +163,13 @@ def fastest(medians: Medians, candidates: Sequence[str]) -> str | None:
 
 
 def user_path(gpu: str) -> Path:
-    """Where the user's own table of a GPU is."""
+    """Path of the user's own table of a GPU."""
     return user_folder() / "backends" / file_name(gpu)
 
 
 @functools.cache
 def table_of(gpu: str) -> dict[str, Medians]:
-    """What was measured on a GPU, by key; rows of the user's own replace the package's."""
+    """Measurements on a GPU by key; the user's own rows replace the package's."""
     return {
         **existing_table(lambda: SHIPPED / file_name(gpu), read_table),
         **existing_table(lambda: user_path(gpu), read_table),
@@ -177,19 +177,19 @@ def table_of(gpu: str) -> dict[str, Medians]:
 
 
 def read_table(path: Path) -> dict[str, Medians]:
-    """A table's rows; of a file that is none, nothing, and a warning says so."""
+    """Rows of a table; none, with a warning, from an invalid file."""
     return read_rows(path, "median_us", "backends", medians_of, "the order of the backends decides")
 
 
 def medians_of(key: str, row: Any) -> Medians:
-    """A table's row."""
+    """Parse a table's row."""
     if not all(map(is_median, row.values())):
         raise ValueError(f"{key!r} is {row}; expected microseconds above 0, or null")
     return dict(row)
 
 
 def is_median(value: object) -> bool:
-    """Whether a value can stand in a table: one may have been edited by hand."""
+    """True if a value is a valid median: the table may have been edited by hand."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0 < value < math.inf
     return value is None
@@ -198,7 +198,7 @@ def is_median(value: object) -> bool:
 def write_table(
     path: Path, gpu: str, table: Mapping[str, Medians], facts: Mapping[str, str]
 ) -> None:
-    """Write a table, whole or not at all."""
+    """Write a table, completely or not at all."""
     rows = {
         key: {name: time if time is None else round(time, 3) for name, time in row.items()}
         for key, row in sorted(table.items())

@@ -1,7 +1,7 @@
-"""The table of the operators: what each is called, takes, promises and means.
+"""The table of the operators: names, arguments, properties and definitions.
 
-A row is one line of ``schemas.def``, which the C++ sources include too; all that Python knows of an
-operator is derived from it, and from the function and the check of its name in
+A row is one line of ``schemas.def``, which the C++ sources also include; everything that Python
+needs to know of an operator is derived from it, and from the function and the check of its name in
 :mod:`fassd_kernels.reference`.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fassd_kernels import reference
 
-PICTURES = "image"  # the argument of bytes, N x H x W x 3
+PICTURES = "image"  # name of the argument of bytes, N x H x W x 3
 IMAGES = ("inputs", "input", "low", "skip", PICTURES)
 """Arguments that hold images, N x C x H x W, or pictures; ``residual`` is one more image."""
 
@@ -30,19 +30,19 @@ class Operator:
     """A row of the table.
 
     Attributes:
-        name: name, also of its function in ``torch.ops.fassd_kernels``.
+        name: name of the operator, and of its function in ``torch.ops.fassd_kernels``.
         kind: first word of its row: ``multiplies``, ``maps``, ``converts``, ``labels`` or
             ``packs``, as ``schemas.def`` explains.
-        schema: signature, as PyTorch writes it.
-        reference: its definition.
-        check: function of the same arguments that raises RuntimeError where one is wrong, and
-            returns the shape of the result.
+        schema: signature, in PyTorch's notation.
+        reference: function that defines its result.
+        check: function of the same arguments that raises RuntimeError if one is wrong, and returns
+            the shape of the result.
         names: names of its arguments, in order.
-        keyword_only: those that are taken by name alone.
-        images: names of those that are images, but for a residual.
-        weights: names of those that are weights.
-        options: names of those that make other work of the same shapes, with their defaults (of a
-            list a tuple; None or an empty tuple where the argument is required).
+        keyword_only: names of the arguments that are only taken by name.
+        images: names of the arguments that are images, except a residual.
+        weights: names of the arguments that are weights.
+        options: names of the arguments that change the work for the same shapes, with their
+            defaults (a tuple for a list; None or an empty tuple if the argument is required).
         typed: name of the argument that has the floating type of the call.
     """
 
@@ -60,17 +60,17 @@ class Operator:
 
     @property
     def multiplies(self) -> bool:
-        """Whether it multiplies images by weights: autocast then sets its type."""
+        """True if it multiplies images by weights: autocast then sets its type."""
         return self.kind == "multiplies"
 
     @property
     def packs(self) -> bool:
-        """Whether it lays out a weight, in an order that is the backend's own affair."""
+        """True if it lays out a weight, in an order of the backend's choice."""
         return self.kind == "packs"
 
     @property
     def gives_labels(self) -> bool:
-        """Whether its result is uint8."""
+        """True if its result is uint8."""
         return self.kind == "labels"
 
     @property
@@ -79,7 +79,7 @@ class Operator:
 
     @property
     def cuda_schema(self) -> str:
-        """Signature of the CUDA kernel: where it multiplies, it may be allowed to round to TF32."""
+        """Signature of the CUDA kernel, with `allow_tf32` if it multiplies."""
         if not self.multiplies:
             return self.schema
         comma = ", " if self.keyword_only else ", *, "
@@ -91,26 +91,27 @@ class Operator:
         return self.reference.__module__.rpartition(".")[2]
 
     def bind(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call by name, without those left out.
+        """The arguments of a call by name, without those that were left out.
 
-        ``allow_tf32`` is left out too: it tells a kernel how it may multiply, not what.
+        ``allow_tf32`` is left out as well: it affects how a kernel may multiply, not the result's
+        meaning.
         """
         call = {**dict(zip(self.names, arguments, strict=False)), **keywords}
         call.pop("allow_tf32", None)
         return call
 
     def first_image(self, call: Mapping[str, Any]) -> Any:
-        """The tensor that tells the device of a bound call: the first one, also of a list."""
+        """The tensor that determines the device of a bound call: the first one, even in a list."""
         return first(call.get(self.names[0]))
 
     def dtype(self, call: Mapping[str, Any]) -> Any:
-        """The floating type that a bound call computes in; None where nothing tells it."""
+        """The floating type that a bound call computes in; None if no argument determines it."""
         value = first(call.get(self.typed))
         return value if isinstance(value, torch.dtype) else getattr(value, "dtype", None)
 
 
 def first(value: Any) -> Any:
-    """The first of a list, unless it is empty; anything else as it is."""
+    """The first item of a list, unless it is empty; anything else unchanged."""
     return value[0] if isinstance(value, list | tuple) and value else value
 
 
@@ -139,7 +140,7 @@ def row_of(
     arguments = torch._C.parse_schema(schema).arguments
     names = tuple(argument.name for argument in arguments)
     weights = tuple(n for n in names if n in ("weight", "weights") or n.endswith("_weight"))
-    # Of a picture of bytes, the weights or the asked type tell what to compute in.
+    # For a picture of bytes, the weights or the `dtype` argument determine the type.
     typed = weights[0] if names[0] == PICTURES and weights else names[0]
     return Operator(
         name,
@@ -157,7 +158,7 @@ def row_of(
 
 
 def is_option(kind: str) -> bool:
-    """Whether an argument of a type decides what is done; values to compute with do not."""
+    """True if an argument of a type is an option, and not a value to compute with."""
     return "Tensor" not in kind and "float" not in kind
 
 

@@ -2,13 +2,12 @@
 
 After ``import fassd_kernels``, each operator is ``torch.ops.fassd_kernels.NAME`` (and
 ``fassd_kernels.ops.NAME``). PyTorch's dispatcher chooses by device: on a CPU the compiled kernels;
-on a GPU the CUDA kernels, where these cannot, Triton's, and where these cannot either, the
-reference.
+on a GPU the CUDA kernels, or Triton's if those cannot run, or else the reference.
 
-Backends of a GPU are also reached by name, each in a namespace of its own
-(``torch.ops.fassd_kernels_cuda.NAME``, ``torch.ops.fassd_kernels_triton.NAME``), which is what the
-fused modules do: there results may be padded, their pixels whole vectors apart, for the next kernel
-to load.
+Backends of a GPU can also be called by name, each in its own namespace
+(``torch.ops.fassd_kernels_cuda.NAME``, ``torch.ops.fassd_kernels_triton.NAME``), as the fused
+modules do: there results may be padded, so that each pixel starts at a whole vector for the next
+kernel to load.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ TRITON_NAMESPACE = "fassd_kernels_triton"
 CUDA_NAMESPACE = "fassd_kernels_cuda"
 # Backends whose results may be padded, and the namespaces of their operators.
 NAMESPACES = {"cuda": CUDA_NAMESPACE, "triton": TRITON_NAMESPACE}
-# Of the C++ extension alone: what training on a CPU calls (fassd_kernels.modules.training, and the
-# loss of fassd.training), with gradients of its own in place of a reference's.
+# Only in the C++ extension: operators for training on a CPU (fassd_kernels.modules.training, and
+# the loss of fassd.training), which have gradients of their own instead of a reference's.
 TRAINING = (
     "batch_norm_act",
     "batch_norm_act_backward",
@@ -48,13 +47,13 @@ TRAINING = (
     "pixel_losses",
     "pixel_losses_backward",
 )
-# Likewise, what pictures that are done in strips call (fassd_kernels.modules.strips).
+# Likewise, operators for pictures in strips (fassd_kernels.modules.strips).
 STRIPS = ("upsample_rows", "upsample_argmax_rows", "upsample_conv1x1_rows")
 SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 
 
 def load_extension(name: str) -> str | None:
-    """Import ``fassd_kernels.<name>``; return None, or the reason why that is not possible."""
+    """Import ``fassd_kernels.<name>``; return None, or the reason why that is impossible."""
     try:
         importlib.import_module(f"fassd_kernels.{name}")
     except ImportError as error:
@@ -62,12 +61,12 @@ def load_extension(name: str) -> str | None:
     return None
 
 
-# --- fake kernels: shape, dtype and layout of the result, and the same refusals -------------------
+# --- fake kernels: shape, dtype and layout of the result, and the same errors ---------------------
 
 
 def fake(row: Operator, namespace: str) -> Callable[..., Tensor]:
-    """What an operator allocates: images are channels_last, whatever the inputs' strides."""
-    # Results that a network gives out are dense, whatever the backend.
+    """The allocation of an operator: images are channels_last, whatever the inputs' strides."""
+    # Results at the end of a network are dense, whatever the backend.
     padded = namespace != NAMESPACE and row.multiplies
 
     def kernel(*arguments: Any, **keywords: Any) -> Tensor:
@@ -83,13 +82,13 @@ def fake(row: Operator, namespace: str) -> Callable[..., Tensor]:
 
 
 def keep_whole(overload: Any) -> None:
-    """Tell Inductor, once it is imported, to call an operator although it has a decomposition.
+    """Make Inductor, once it is imported, call an operator although it has a decomposition.
 
-    Otherwise Inductor calls it too, by a fallback of its own; but where the environment variable
-    ``CI`` is set, it takes the decomposition for a mistake and raises.
+    Inductor does that by default, too; but if the environment variable ``CI`` is set, it regards
+    the decomposition as a mistake and raises.
     """
     if "torch._inductor.lowering" not in sys.modules:
-        return  # its import takes a second, which only a compiler should ask for
+        return  # importing it takes a second, which only a compiler should cost
     import torch._inductor.lowering as lowering
 
     if overload in lowering.lowerings:
@@ -103,23 +102,23 @@ def keep_whole(overload: Any) -> None:
 
 
 def load_cpu_extension() -> tuple[str | None, str, Any]:
-    """Import the extension with the operators of the CPU, and what it offers besides.
+    """Import the extension with the operators of the CPU.
 
     Returns:
-        Why it cannot be used, or None where it can; the instruction set of its kernels; its
-        function that sums up memory, called by its address.
+        The reason why it cannot be used, or None if it can; the instruction set of its kernels; and
+        its function that sums up memory, as a foreign function.
     """
     reason = load_extension("_C")
     if reason is not None:
         return reason, "", None
     try:
         path = importlib.import_module("fassd_kernels._C").__file__
-        # The one that PyDLL gives keeps the interpreter's lock: it is done before another thread
-        # wakes.
+        # PyDLL keeps the interpreter's lock during the call, which ends before another thread could
+        # wake up.
         function = ctypes.PyDLL(path).fassd_kernels_checksum
         for name in (*OPERATORS, *TRAINING, *STRIPS):
             getattr(torch.ops.fassd_kernels, name)
-        # Asked once: the operator returns a string, which torch.jit.trace would not let pass.
+        # Called once: the operator returns a string, which torch.jit.trace rejects.
         capability = torch.ops.fassd_kernels.cpu_capability()
     except AttributeError as error:
         return f"it was built from other sources than these, build it again: {error}", "", None
@@ -133,8 +132,8 @@ def overload(row: Operator, namespace: str) -> Any:
     return getattr(getattr(torch.ops, namespace), row.name).default
 
 
-# Why the compiled extensions are not there; None where they are. A torch without CUDA lacks the
-# symbols that _C_cuda needs, so it is not even tried there.
+# Reasons why the compiled extensions are not available; None if they are. A torch without CUDA
+# lacks the symbols that _C_cuda needs, so loading it is not even tried.
 CPU_MISSING, CPU_CAPABILITY, _CHECKSUM = load_cpu_extension()
 CUDA_MISSING = load_extension("_C_cuda") if torch.version.cuda else "torch has no CUDA"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -143,26 +142,26 @@ _CUDA_LIBRARY = torch.library.Library(CUDA_NAMESPACE, "FRAGMENT")
 
 
 def held_memory() -> int:
-    """Bytes of activations and scratch that the C++ CPU kernels hold, kept ones included."""
+    """Bytes of activations and scratch that the C++ CPU kernels hold, including cached ones."""
     return torch.ops.fassd_kernels.held_memory() if CPU_MISSING is None else 0
 
 
 def release_memory() -> int:
-    """Give back what the C++ CPU kernels keep between calls and do not use; returns the bytes.
+    """Free the memory that the C++ CPU kernels cache and do not use; returns its bytes.
 
-    They keep up to 1.25 times of what was in use lately, for the next picture.
+    They cache up to 1.25 times the memory used recently, for the next picture.
     """
     return torch.ops.fassd_kernels.release_memory() if CPU_MISSING is None else 0
 
 
 def pieces_of(tensors: Sequence[Tensor]) -> Any:
-    """Where the values of tensors on the CPU lie: an array of addresses and numbers of bytes.
+    """The memory of tensors on the CPU: an array of addresses and numbers of bytes.
 
-    It is right as long as the tensors keep their storages, sizes and strides. Of a view that leaves
-    values out, these are in it too.
+    It is valid as long as the tensors keep their storages, sizes and strides. It includes the
+    values that a view leaves out.
 
     Raises:
-        RuntimeError: a tensor's storage is smaller than the tensor.
+        RuntimeError: the storage of a tensor is smaller than the tensor.
     """
     pieces: list[int] = []
     for tensor in tensors:
@@ -174,13 +173,13 @@ def pieces_of(tensors: Sequence[Tensor]) -> Any:
 
 
 def checksum(pieces: Any) -> int | None:
-    """A number that differs where the values in pieces of memory do, but for one time in 2^64.
+    """A number that changes if the values in pieces of memory do, except once in 2^64 cases.
 
     Args:
-        pieces: of `pieces_of`.
+        pieces: result of `pieces_of`.
 
     Returns:
-        The number; None where the C++ extension is not built.
+        The number; None if the C++ extension is not built.
     """
     return _CHECKSUM and _CHECKSUM(pieces, len(pieces) // 2)
 
@@ -193,7 +192,7 @@ def register() -> None:
         qualified = f"{NAMESPACE}::{name}"
         if not torch._C._dispatch_has_kernel(qualified):
             _LIBRARY.define(row.schema)
-        elif CPU_MISSING is not None:  # kernels of other sources, which may compute something else
+        elif CPU_MISSING is not None:  # built from other sources, which may compute something else
             _LIBRARY.impl(name, row.reference, "CPU")
         _LIBRARY.impl(name, row.reference, "CompositeExplicitAutograd")
         _LIBRARY.impl(name, on_gpu(row), "CUDA")
@@ -207,15 +206,15 @@ def register() -> None:
 
 
 def complete(row: Operator, namespace: str, library: torch.library.Library) -> None:
-    """Register what an operator has besides its kernels: fake kernel, autocast, gradient."""
+    """Register the rest of an operator beside its kernels: fake kernel, autocast, gradient."""
     name = row.name
-    if not row.packs:  # whose result is the backend's own affair
+    if not row.packs:  # whose result the backend defines
         shaped = fake(row, namespace)
         torch.library.register_fake(f"{namespace}::{name}", shaped, lib=library)
-        # What `torch.onnx.export` makes of it; `torch.compile` and `torch.export` keep it whole.
+        # For `torch.onnx.export`; `torch.compile` and `torch.export` keep the operator whole.
         torch._decomp.register_decomposition(overload(row, namespace))(standard(row))
-        # Where sizes are free, PyTorch would trace that in place of the fake kernel: for half a
-        # minute, and to a result that is not padded.
+        # With free sizes, PyTorch would trace this instead of the fake kernel: for half a minute,
+        # and to a result that is not padded.
         torch._decomp.register_decomposition(overload(row, namespace), type="meta")(shaped)
     if row.multiplies:
         call = getattr(getattr(torch.ops, namespace), name)
@@ -226,7 +225,7 @@ def complete(row: Operator, namespace: str, library: torch.library.Library) -> N
 
 
 def standard(row: Operator) -> Callable[..., Tensor]:
-    """The reference of an operator, with all that any backend's operator takes."""
+    """The reference of an operator, with the arguments that any backend's operator takes."""
 
     @functools.wraps(row.reference)
     def call(*arguments: Any, **keywords: Any) -> Tensor:
@@ -236,11 +235,11 @@ def standard(row: Operator) -> Callable[..., Tensor]:
 
 
 def not_on_gpu(row: Operator) -> Callable[..., Tensor]:
-    """What a CUDA kernel's operator does with tensors that it has no kernel for."""
+    """The function that a CUDA operator runs for tensors that are not on a GPU: it raises."""
 
     def call(*arguments: Any, **keywords: Any) -> Tensor:
         bound = row.bind(arguments, keywords)
-        row.check(**bound)  # what is wrong in itself comes first
+        row.check(**bound)  # errors in the arguments come first
         device = row.first_image(bound).device
         raise RuntimeError(
             f"{row.name}: the cuda backend takes tensors on an NVIDIA GPU, not on {device}"
@@ -250,7 +249,7 @@ def not_on_gpu(row: Operator) -> Callable[..., Tensor]:
 
 
 def through_triton(row: Operator) -> Callable[..., Tensor]:
-    """An operator on Triton's kernels, or an error that says why that cannot be."""
+    """An operator on Triton's kernels, or an error that gives the reason why that is impossible."""
 
     def call(*arguments: Any, **keywords: Any) -> Tensor:
         bound = row.bind(arguments, keywords)
@@ -258,7 +257,7 @@ def through_triton(row: Operator) -> Callable[..., Tensor]:
         if isinstance(image, Tensor):
             why = availability.refusal(image.device, row.dtype(bound))
             if why:
-                row.check(**bound)  # what is wrong in itself comes first
+                row.check(**bound)  # errors in the arguments come first
                 raise RuntimeError(f"{row.name}: {why}")
         return triton_operator(row)(**bound, padded=True)
 
@@ -287,7 +286,7 @@ def on_gpu(row: Operator) -> Callable[..., Tensor]:
 
 
 def dense(image: Tensor) -> Tensor:
-    """An image whose pixels follow each other: what was padded is copied."""
+    """An image with contiguous pixels: padded ones are copied."""
     if image.dim() != 4 or image.is_contiguous(memory_format=torch.channels_last):
         return image
     return image.contiguous(memory_format=torch.channels_last)
@@ -300,7 +299,7 @@ CUDA_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @functools.cache
 def cuda_refusal(device: torch.device, dtype: torch.dtype | None) -> str:
-    """Why the CUDA kernels cannot run on a GPU and type; empty if they can."""
+    """The reason why the CUDA kernels cannot run on a GPU and type; empty if they can."""
     if dtype not in CUDA_TYPES:
         names = ", ".join(str(kind).removeprefix("torch.") for kind in CUDA_TYPES)
         return f"the cuda backend takes {names}, not {str(dtype).removeprefix('torch.')}"
@@ -328,7 +327,7 @@ def compiled_architectures() -> tuple[str, ...]:
 
 
 def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether code for `architectures` runs on a GPU: of the same major version and no later minor
+    """True if code for `architectures` runs on a GPU: of the same major version and no later minor
     one, or, as PTX, of any earlier version."""
     for text in architectures:
         major, minor = (int(n) for n in re.findall(r"\d+", text)[:2])
@@ -340,7 +339,7 @@ def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
 
 @functools.cache
 def triton_operator(row: Operator) -> Callable[..., Tensor]:
-    """A function of :mod:`fassd_kernels.triton`, imported when it is first wanted."""
+    """A function of :mod:`fassd_kernels.triton`, which is imported on first use."""
     return getattr(importlib.import_module(f"fassd_kernels.triton.{row.family}"), row.name)
 
 
@@ -350,8 +349,8 @@ register()
 def operator(name: str, backend: str) -> Callable[..., Tensor]:
     """The function that runs operator `name` on `backend`, a name that has been checked.
 
-    The C++ backend of the CPU is reached through the ``torch.ops`` entry that dispatches by device;
-    the reference is called as it stands.
+    The C++ backend of the CPU is called through the ``torch.ops`` entry that dispatches by device;
+    the reference is called directly.
     """
     if backend == "reference":
         return OPERATORS[name].reference
@@ -362,7 +361,7 @@ def operator(name: str, backend: str) -> Callable[..., Tensor]:
 
 
 def packer(backend: str) -> Callable[..., Tensor]:
-    """What lays weights out for `backend`."""
+    """The function that lays out weights for `backend`."""
     return getattr(torch.ops, NAMESPACES.get(backend, NAMESPACE)).pack_weight
 
 
@@ -370,4 +369,4 @@ globals().update({name: getattr(torch.ops.fassd_kernels, name) for name in OPERA
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Each operator by its name."""
+        """Look up an operator by its name."""

@@ -1,7 +1,7 @@
-"""Weights as the kernels want them: batch norm folded, laid out for vector loads.
+"""Weights in the form that the kernels need: batch norm folded, laid out for vector loads.
 
 A packed weight is still an O x I x kH x kW tensor, so every operator and the reference take it;
-only its strides differ: output channels adjacent, as they leave the kernels' registers.
+only its strides differ: output channels are adjacent, in the order of the kernels' registers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def exact_dtype(tensor: Tensor) -> torch.dtype:
-    """The type to fold in: float64, but for devices that lack it."""
+    """The type to fold in: float64, except on devices that lack it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
@@ -33,7 +33,7 @@ def batch_norm_affine(bn: Any) -> tuple[Tensor, Tensor]:
 
 
 def fold(conv: Any, bn: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a convolution with the batch norm behind it folded in, as `dtype`."""
+    """Weight and bias of a convolution with its batch norm folded in, as `dtype`."""
     weight, bias = conv.weight, conv.bias
     if bn is None:
         return outputs_adjacent(weight.to(dtype)), None if bias is None else bias.to(dtype)
@@ -50,5 +50,5 @@ def outputs_adjacent(weight: Tensor) -> Tensor:
 
 
 def is_foldable(bn: Any) -> bool:
-    """Whether a batch norm uses running statistics, which alone can be folded."""
+    """True if a batch norm uses running statistics; only those can be folded."""
     return not bn.training and bn.running_mean is not None

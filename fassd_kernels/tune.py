@@ -1,4 +1,4 @@
-"""``python -m fassd_kernels.tune``: measure what is fastest on this GPU, and keep it."""
+"""``python -m fassd_kernels.tune``: measure what is fastest on this GPU, and store it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The meaning of every operator, in plain PyTorch: the one definition.
+"""The definition of every operator, in plain PyTorch.
 
 Every backend equals these functions on every shape, dtype and memory layout, within rounding
 (float64 runs of these functions decide). They are differentiable by ordinary autograd, run on any
-device, and are what runs where no compiled backend is available.
+device, and are used where no compiled backend is available.
 
 Images are N x C x H x W; weights O x I x kH x kW; padding is always "same" (``dilation * (k // 2)``
 on each side of an axis of kernel size k), so that a stride of 1 keeps the size. Results

@@ -33,20 +33,19 @@ def aspp(
     The branch of the mean is one value per picture and channel, repeated at every pixel.
 
     Args:
-        input: N x C x H x W.
-        weights: the 1x1 of the first branch (M x C x 1 x 1); per dilation a 3x3 (M x C x 3 x 3);
-            the 1x1 of the means (M x C x 1 x 1); the 1x1 that fuses
-            (O x M*(2+len(dilations)) x 1 x 1).
-        biases: one vector per weight, in that order.
-        packed: what :func:`pack_weight` gave for each weight at its dilation (of the last: for its
-            channels without those of the means), or None.
-        dilations: of the 3x3 convolutions, each at least 1.
+        input: N x C x H x W image.
+        weights: 1x1 of the first branch (M x C x 1 x 1); for each dilation a 3x3 (M x C x 3 x 3);
+            1x1 of the means (M x C x 1 x 1); the fusing 1x1 (O x M*(2+len(dilations)) x 1 x 1).
+        biases: one vector per weight, in the same order.
+        packed: results of :func:`pack_weight` for each weight at its dilation (for the last one,
+            only its channels without those of the means), or None.
+        dilations: dilations of the 3x3 convolutions, each at least 1.
 
     Returns:
         N x O x H x W in the input's dtype, channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     size = check_aspp(input, weights, biases, packed, dilations=dilations)
     if input.numel() == 0:

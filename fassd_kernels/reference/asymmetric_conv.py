@@ -38,20 +38,20 @@ def asymmetric_conv(
     This is a branch of DAPF (ReLU, dilation 12, 24, 36) and of MDA (PReLU, dilation 8, 4, 2).
 
     Args:
-        input: N x C x H x W.
-        vertical_weight: M x C x 3 x 1.
-        horizontal_weight: O x M x 1 x 3.
+        input: N x C x H x W image.
+        vertical_weight: M x C x 3 x 1 weight.
+        horizontal_weight: O x M x 1 x 3 weight.
         vertical_bias, horizontal_bias: M and O values, or None.
         vertical_slope, horizontal_slope: M and O slopes, for ``prelu``.
-        packed: what :func:`pack_weight` gave for both weights, or None.
-        dilation: of both, each on its own axis, at least 1.
-        activation: ``none``, ``relu`` or ``prelu``, of both.
+        packed: results of :func:`pack_weight` for both weights, or None.
+        dilation: dilation of both convolutions, each on its own axis, at least 1.
+        activation: activation after both convolutions: ``none``, ``relu`` or ``prelu``.
 
     Returns:
         N x O x H x W in the input's dtype, channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     check_asymmetric_conv(
         input,

@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
-"""Activations by their names; ``prelu``, which has a slope for each channel, is not among them."""
+"""Activations by name, except ``prelu``, which has a slope for each channel."""
 
 
 def activate(x: Tensor, activation: str, slope: Tensor | None) -> Tensor:
@@ -67,26 +67,26 @@ def conv_act(
     """``act(conv(cat(inputs)) + bias + residual)`` with "same" padding, averaged over `pool`.
 
     Args:
-        inputs: at least one N x C_i x H x W tensor; the convolution sees their concatenation
-            along C, which no backend but this one writes.
-        weight: O x sum(C_i) x kH x kW, the kernel 3x3, 3x1, 1x3 or 1x1.
-        bias: O values, or None.
-        slope: O values, the slopes of PReLU for negative values.
-        residual: N x O x H' x W', added before the activation.
-        packed: what :func:`pack_weight` gave for `weight`, `stride` and `dilation`, or None; it
-            saves a compiled backend the packing, and changes no number.
+        inputs: at least one N x C_i x H x W tensor; the convolution's input is their concatenation
+            along C, which no other backend writes.
+        weight: O x sum(C_i) x kH x kW weight, with a 3x3, 3x1, 1x3 or 1x1 kernel.
+        bias: vector of O values, or None.
+        slope: vector of O values, PReLU's slopes for negative values.
+        residual: N x O x H' x W' image, added before the activation.
+        packed: result of :func:`pack_weight` for `weight`, `stride` and `dilation`, or None; it
+            saves a compiled backend the packing, and does not change the result.
         stride: vertical and horizontal step, each at least 1.
         dilation: vertical and horizontal distance of the taps, each at least 1.
         activation: ``none``, ``relu``, ``prelu``, ``relu6``, ``hardswish``, ``hardsigmoid``,
             ``sigmoid``, ``silu``, ``gelu`` (by the error function) or ``gelu_tanh``.
-        pool: 2 for the means of 2 x 2 pixels of all that (``F.avg_pool2d(..., 2)``: of an odd
-            side the last row or column is dropped), else 1.
+        pool: 2 to average the result over 2 x 2 pixels (``F.avg_pool2d(..., 2)``: with an odd side
+            the last row or column is dropped), otherwise 1.
 
     Returns:
         N x O x H' x W' in the inputs' dtype, H' = floor(ceil(H / stride) / pool), channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     size = check_conv_act(
         inputs,
@@ -112,7 +112,7 @@ def conv_act(
 
 
 FAR = 2**16
-"""Distance of taps, in pixels, from which on it is held against the image's side."""
+"""Distance of taps, in pixels, from which on it is limited to the image's side."""
 
 
 def convolve(
@@ -124,12 +124,12 @@ def convolve(
     groups: int = 1,
 ) -> Tensor:
     """``F.conv2d`` with "same" padding, at any dilation."""
-    # PyTorch counts padding in 32 bits, and ends the process where that overflows. A tap that is an
-    # image's side away reads padding alone, as do those beyond.
+    # PyTorch computes padding in 32 bits, and crashes if it overflows. A tap at the distance of an
+    # image's side only reads padding, like any tap beyond it.
     near = [min(d, x.shape[2 + axis]) if d > FAR else d for axis, d in enumerate(dilation)]
     padding = same_padding(weight, near)
     if x.device.type == "cpu" and x.dtype.itemsize == 2 and max(stride) > 1:
-        # On AMX, oneDNN 3.12 reads and writes beyond the image at some strides, as where one
+        # On AMX, oneDNN 3.12 reads and writes beyond the image at some strides, for instance if one
         # exceeds the kernel's side (uxlfoundation/oneDNN#5494) or leaves a single column.
         wide = None if bias is None else bias.float()
         y = F.conv2d(x.float(), weight.float(), wide, stride, padding, near, groups)

@@ -32,18 +32,18 @@ def dapf(
     """``relu(project(cat(relu(1x1), asymmetric_conv(d) for d in dilations)))``.
 
     Args:
-        input: N x C x H x W.
-        weights: the 1x1 of the first branch (M x C x 1 x 1); per dilation a 3x1 (M x C x 3 x 1)
-            and a 1x3 (M x M x 1 x 3); the 1x1 that projects (O x M*(1+len(dilations)) x 1 x 1).
-        biases: one vector per weight, in that order.
-        packed: what :func:`pack_weight` gave for each weight at its dilation, or None.
-        dilations: of the asymmetric branches, each at least 1; (12, 24, 36) in the paper.
+        input: N x C x H x W image.
+        weights: 1x1 of the first branch (M x C x 1 x 1); for each dilation a 3x1 (M x C x 3 x 1)
+            and a 1x3 (M x M x 1 x 3); the projecting 1x1 (O x M*(1+len(dilations)) x 1 x 1).
+        biases: one vector per weight, in the same order.
+        packed: results of :func:`pack_weight` for each weight at its dilation, or None.
+        dilations: dilations of the asymmetric branches, each at least 1; (12, 24, 36) in the paper.
 
     Returns:
         N x O x H x W in the input's dtype, channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     check_dapf(input, weights, biases, packed, dilations=dilations)
     branches = [conv_act([input], weights[0], biases[0], activation="relu")]

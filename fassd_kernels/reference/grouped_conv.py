@@ -1,4 +1,4 @@
-"""Convolution in groups of channels, of kernels up to 7x7, with bias, residual and activation."""
+"""Convolution in groups of channels, kernels up to 7x7, with bias, residual and activation."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def grouped_conv_act(
     """``act(conv(input) + bias + residual)`` with "same" padding, in groups of channels.
 
     Args:
-        input: N x I x H x W.
-        weight: O x I / groups x k x k, the side k 1, 3, 5 or 7.
-        bias: O values, or None.
-        slope: O values, the slopes of PReLU for negative values.
-        residual: N x O x H' x W', added before the activation.
+        input: N x I x H x W image.
+        weight: O x I / groups x k x k weight; the side k is 1, 3, 5 or 7.
+        bias: vector of O values, or None.
+        slope: vector of O values, PReLU's slopes for negative values.
+        residual: N x O x H' x W' image, added before the activation.
         stride: vertical and horizontal step, each at least 1.
         dilation: vertical and horizontal distance of the taps, each at least 1.
-        activation: as of :func:`conv_act`.
-        groups: number of groups, which divides I and O. I of them, with O = I, are a depthwise
+        activation: name of the activation, as in :func:`conv_act`.
+        groups: number of groups, a divisor of I and O. I groups, with O = I, make a depthwise
             convolution.
 
     Returns:
         N x O x H' x W' in the input's dtype, H' = ceil(H / stride), channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     size = check_grouped_conv_act(
         input,

@@ -19,23 +19,23 @@ def hardblock(
     biases: Sequence[Tensor],
     packed: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """3x3 convolutions with ReLU, layer k (from 1) fed by the layers k - 2^n where 2^n divides k.
+    """3x3 convolutions with ReLU; layer k (from 1) reads the layers k - 2^n where 2^n divides k.
 
-    Layer 0 is the input. No backend but this one writes the concatenations: layers of the result
-    write their channels of it in place, and are read there.
+    Layer 0 is the input. No other backend writes the concatenations: layers of the result write
+    their channels in place, and are read there.
 
     Args:
-        input: N x C x H x W.
-        weights: of each layer, O_k x (sum of the channels of what feeds it) x 3 x 3.
-        biases: O_k values each.
-        packed: what :func:`pack_weight` gave for each weight, or None.
+        input: N x C x H x W image.
+        weights: weight of each layer, O_k x (sum of the channels of its inputs) x 3 x 3.
+        biases: vector of O_k values for each layer.
+        packed: results of :func:`pack_weight` for each weight, or None.
 
     Returns:
-        N x (sum of O_k over the odd layers and the last) x H x W: those layers concatenated, in
-        the input's dtype, channels_last.
+        N x (sum of O_k over the odd layers and the last) x H x W: these layers concatenated, in the
+        input's dtype, channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     check_hardblock(input, weights, biases, packed)
     outputs = [input]
@@ -47,12 +47,12 @@ def hardblock(
 
 
 def sources_of(layer: int) -> list[int]:
-    """Which layers feed a layer (from 1), in the order of their concatenation; 0 is the input."""
+    """Layers that a layer (from 1) reads, in the order of their concatenation; 0 is the input."""
     return [layer - (1 << n) for n in range(layer.bit_length()) if layer % (1 << n) == 0]
 
 
 def is_output(layer: int, layers: int) -> bool:
-    """Whether a layer (from 1) is part of the result of a block of so many."""
+    """True if a layer (from 1) is part of the result of a block with `layers` layers."""
     return layer % 2 == 1 or layer == layers
 
 

@@ -14,20 +14,20 @@ from fassd_kernels.reference.conv_act import channels_last, empty_result, pair
 def max_pool(
     input: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
-    """``F.max_pool2d(input, kernel, stride, padding)``; NaN is larger than all.
+    """``F.max_pool2d(input, kernel, stride, padding)``; NaN counts as the largest value.
 
     Args:
-        input: N x C x H x W, H and W at least 1.
-        kernel: height and width of a window, at most those of the padded input.
+        input: N x C x H x W image, H and W at least 1.
+        kernel: height and width of a window, not larger than the padded input.
         stride: vertical and horizontal step, each at least 1.
-        padding: rows and columns around the input that no window counts, at most half of `kernel`.
+        padding: rows and columns around the input that do not count, at most half of `kernel`.
 
     Returns:
         N x C x H' x W' in the input's dtype, H' = floor((H + 2 padding - kernel) / stride) + 1,
         channels_last.
 
     Raises:
-        RuntimeError: if an argument is not as above; the message names it.
+        RuntimeError: an argument is not as described above; the message names it.
     """
     size = check_max_pool(input, kernel=kernel, stride=stride, padding=padding)
     if input.shape[0] == 0 or input.shape[1] == 0:

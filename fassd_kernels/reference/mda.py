@@ -28,8 +28,8 @@ CONVOLUTIONS = {
     "horizontal": (1, 3),
     "project": (1, 1),
 }
-# PReLUs in order. The first and the last stand behind a batch norm that no convolution precedes,
-# so they have a scale of their own; the others' is folded into the weight.
+# PReLUs in order. The first and the last follow a batch norm without a convolution before it, so
+# these have a scale; that of the others is folded into the weight.
 ACTIVATIONS = ("input", "reduce", "square", "vertical", "horizontal", "sum")
 SCALES = ("input", "sum")
 
@@ -50,21 +50,21 @@ def mda(
     Every ``act`` is a batch norm (folded where it follows a convolution) and a PReLU.
 
     Args:
-        input: N x C x H x W.
+        input: N x C x H x W image.
         weights: reduce (M x C x 3 x 3), square (M x M x 3 x 3), vertical (M x M x 3 x 1),
             horizontal (M x M x 1 x 3), project (C x M x 1 x 1).
-        scales: of the input's batch norm (C) and of the sum's (M).
+        scales: scales of the batch norms of the input (C) and of the sum (M).
         shifts: six vectors, input (C), then reduce, square, vertical, horizontal, sum (M each):
-            batch norm's shift, which behind a convolution is its bias.
-        slopes: of the six PReLUs, in the order of `shifts`.
-        packed: what :func:`pack_weight` gave for each weight at its dilation, or None.
-        dilation: of the 3x1 and the 1x3, at least 1.
+            batch norm's shift, which is the bias of a convolution before it.
+        slopes: slopes of the six PReLUs, in the order of `shifts`.
+        packed: results of :func:`pack_weight` for each weight at its dilation, or None.
+        dilation: dilation of the 3x1 and the 1x3, at least 1.
 
     Returns:
         N x C x H x W in the input's dtype, channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     size = check_mda(input, weights, scales, shifts, slopes, packed, dilation=dilation)
     if input.numel() == 0:

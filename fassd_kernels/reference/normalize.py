@@ -17,20 +17,20 @@ def normalize(
     """``(image[..., ::-1] - mean) / std``, computed in float64 and cast once.
 
     Args:
-        image: N x H x W x 3, uint8, RGB.
-        mean, std: three values each, on the scale 0..255, in the order of the result: blue,
-            green, red.
-        dtype: of the result, a floating type.
+        image: N x H x W x 3 pictures, uint8, RGB.
+        mean, std: three values each, on the scale 0..255, in the order of the result: blue, green,
+            red.
+        dtype: floating type of the result.
 
     Returns:
         N x 3 x H x W, BGR, channels_last.
 
     Raises:
-        RuntimeError: if a shape or dtype is not as above; the message names the argument.
+        RuntimeError: a shape or dtype is not as described above; the message names the argument.
     """
     check_normalize(image, mean=mean, std=std, dtype=dtype)
     shift, scale = (
-        # Not torch.tensor, which exporters cannot trace where they take operators apart.
+        # Not torch.tensor, which exporters cannot trace when they decompose operators.
         torch.stack([torch.full((), v, dtype=torch.float64, device=image.device) for v in values])
         for values in (mean, std)
     )

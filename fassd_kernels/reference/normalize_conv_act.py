@@ -1,4 +1,4 @@
-"""The network's first convolution, on the picture as it comes."""
+"""The network's first convolution, on unprepared pictures."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def normalize_conv_act(
     type, need not be written.
 
     Args:
-        image: N x H x W x 3, uint8, RGB.
-        weight: O x 3 x kH x kW, for blue, green, red.
-        bias: O values, or None.
-        slope: O slopes, for ``prelu``.
-        packed: what :func:`pack_weight` gave for the weight, or None.
-        mean, std: as of :func:`normalize`.
-        stride, dilation, activation: as of :func:`conv_act`.
+        image: N x H x W x 3 pictures, uint8, RGB.
+        weight: O x 3 x kH x kW weight, for blue, green, red.
+        bias: vector of O values, or None.
+        slope: vector of O slopes, for ``prelu``.
+        packed: result of :func:`pack_weight` for the weight, or None.
+        mean, std: mean and deviation, as in :func:`normalize`.
+        stride, dilation, activation: stride, dilation and activation, as in :func:`conv_act`.
 
     Returns:
         N x O x ceil(H / stride) x ceil(W / stride) in the weight's dtype, channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     check_normalize_conv_act(
         image, weight, bias, slope, packed, mean=mean, std=std, stride=stride, dilation=dilation,
@@ -79,7 +79,7 @@ def check_normalize_conv_act(
     op = "normalize_conv_act"
     check_normalize(image, mean=mean, std=std, dtype=torch.float32, op=op)
     stride, dilation = pair("stride", stride, op), pair("dilation", dilation, op)
-    # The picture has no floating type to agree with: the weight's is that of the call.
+    # The picture has no floating type: the weight's is that of the call.
     check_weight(op, "weight", weight, 3, weight, KERNELS)
     check(
         weight.dtype.is_floating_point,

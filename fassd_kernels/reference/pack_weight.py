@@ -13,21 +13,21 @@ from fassd_kernels.reference.conv_act import KERNELS, pair
 def pack_weight(
     weight: Tensor, *, stride: Sequence[int] = (1, 1), dilation: Sequence[int] = (1, 1)
 ) -> Tensor:
-    """What the other operators take as `packed`: a weight as the backend's kernels read it.
+    """Lay out a weight as the backend's kernels read it: the `packed` of the other operators.
 
-    Its content is the backend's own affair; the C++ one blocks and, for 3x3 kernels, transforms
-    it. It serves for this weight, stride and dilation. The C++ one may be stored: where another
-    instruction set, or another version of its layout, reads it, each call packs anew.
+    Its content is up to the backend; the C++ one blocks weights and transforms those of 3x3
+    kernels. It is valid for this weight, stride and dilation. The C++ one may be stored: read with
+    another instruction set, or by another version of its layout, it is packed anew in each call.
 
     Args:
-        weight: O x I x kH x kW, the kernel 3x3, 3x1, 1x3 or 1x1.
-        stride, dilation: of the convolution that it is for.
+        weight: O x I x kH x kW weight, with a 3x3, 3x1, 1x3 or 1x1 kernel.
+        stride, dilation: stride and dilation of the convolution that uses it.
 
     Returns:
-        A tensor of one dimension; empty where, as here, the backend has no use for one.
+        A tensor of one dimension; empty if the backend needs none, as here.
 
     Raises:
-        RuntimeError: if the weight, stride or dilation is not as above.
+        RuntimeError: the weight, stride or dilation is not as described above.
     """
     check_pack_weight(weight, stride=stride, dilation=dilation)
     return weight.new_empty(0)

@@ -1,4 +1,4 @@
-"""Bilinear resizing, to an image, or straight to labels and how certain they are."""
+"""Bilinear resizing, to an image, or directly to labels and their certainty."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fassd_kernels.checks import MAX_LABELS, check, check_images, check_size, sh
 from fassd_kernels.reference.conv_act import channels_last, empty_result
 
 Measure = Literal["probability", "margin", "entropy"]
-"""Of a pixel's probabilities, what tells how certain its label is."""
+"""Measure of a label's certainty, from the probabilities of its pixel."""
 
 
 def upsample(input: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
     """Bilinear resize.
 
     Args:
-        input: N x C x H x W, H and W at least 1.
+        input: N x C x H x W image, H and W at least 1.
         size: height and width of the result, each at least 1, larger or smaller than the input's.
-        align_corners: whether the centres of the corner pixels lie on each other, or their outer
-            edges, as of :func:`torch.nn.functional.interpolate`.
+        align_corners: True aligns the centres of the corner pixels, False their outer edges, as in
+            :func:`torch.nn.functional.interpolate`.
 
     Returns:
         N x C x size in the input's dtype, channels_last.
 
     Raises:
-        RuntimeError: if a shape or dtype is not as above; the message names the argument.
+        RuntimeError: a shape or dtype is not as described above; the message names the argument.
     """
     result = check_upsample(input, size, align_corners=align_corners)
     if input.shape[0] == 0 or input.shape[1] == 0:
@@ -45,14 +45,14 @@ def upsample_argmax(input: Tensor, size: Sequence[int], *, align_corners: bool =
     Args:
         input: N x C x H x W logits, C from 1 to 256, H and W at least 1.
         size: height and width of the label map, each at least 1.
-        align_corners: as of :func:`upsample`.
+        align_corners: alignment, as in :func:`upsample`.
 
     Returns:
         N x size, uint8. The first of equal channels wins, and NaN counts as the largest, as in
         :func:`torch.argmax`.
 
     Raises:
-        RuntimeError: if a shape or dtype is not as above; the message names the argument.
+        RuntimeError: a shape or dtype is not as described above; the message names the argument.
     """
     check_upsample_argmax(input, size, align_corners=align_corners)
     if input.shape[0] == 0:
@@ -68,26 +68,26 @@ def upsample_confidence(
     temperature: float = 1.0,
     align_corners: bool = True,
 ) -> Tensor:
-    """The label of :func:`upsample_argmax`, and how certain it is.
+    """The label of :func:`upsample_argmax`, and its certainty.
 
     Probabilities are the softmax of the logits over the temperature (Guo et al., *On calibration of
-    modern neural networks*, 2017, equation 9). Of these, certainty is the largest
-    (``probability``), how far it is above the second largest (``margin``), or 1 less the entropy
-    over that of equal probabilities (``entropy``; 1 where there is one class): 0 to 1.
+    modern neural networks*, 2017, equation 9). The certainty, from 0 to 1, is the largest of them
+    (``probability``), its distance to the second largest (``margin``), or 1 minus the entropy over
+    that of equal probabilities (``entropy``; 1 if there is one class).
 
     Args:
         input: N x C x H x W logits, C from 1 to 256, H and W at least 1.
         size: height and width of the result, each at least 1.
-        measure: ``probability``, ``margin`` or ``entropy``.
-        temperature: above 0, finite.
-        align_corners: as of :func:`upsample`.
+        measure: measure of certainty: ``probability``, ``margin`` or ``entropy``.
+        temperature: divisor of the logits, above 0, finite.
+        align_corners: alignment, as in :func:`upsample`.
 
     Returns:
-        N x 2 x size, uint8, contiguous: the labels, and 255 times the certainty, rounded. Where the
+        N x 2 x size, uint8, contiguous: the labels, and 255 times the certainty, rounded. If the
         largest logit is not finite, the certainty is 0.
 
     Raises:
-        RuntimeError: if an argument is not as above; the message names it.
+        RuntimeError: an argument is not as described above; the message names it.
     """
     result = check_upsample_confidence(
         input, size, measure=measure, temperature=temperature, align_corners=align_corners
@@ -99,7 +99,7 @@ def upsample_confidence(
 
 
 def confident_labels(logits: Tensor, measure: Measure, temperature: float = 1.0) -> Tensor:
-    """Logits (N, C, H, W) to labels and certainties of :func:`upsample_confidence`, alike."""
+    """Logits (N, C, H, W) to the labels and certainties of :func:`upsample_confidence`."""
     levels = certainty_levels(logits, measure, temperature)
     return torch.stack([logits.argmax(1), levels], 1).to(torch.uint8)
 
@@ -108,7 +108,7 @@ def certainty_levels(logits: Tensor, measure: Measure, temperature: float = 1.0)
     """Logits (N, C, H, W) to 255 times the certainty, rounded, (N, H, W) floating."""
     if logits.dtype != torch.float64:
         logits = logits.float()
-    # The largest is subtracted first: what is divided by very little stays finite or becomes -inf.
+    # The largest is subtracted first, so that dividing by very little gives a finite value or -inf.
     below = (logits - logits.amax(1, keepdim=True)) / min(max(temperature, 1e-30), 1e30)
     certainty = certainty_of(torch.softmax(below, 1), measure)
     return (255 * torch.nan_to_num(certainty, 0.0) + 0.5).floor()
@@ -169,7 +169,7 @@ def check_upsample_confidence(
 
 
 def check_labels(op: str, input: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
-    """Check logits of which labels are made, and return the labels' shape."""
+    """Check logits that labels are made from, and return the labels' shape."""
     batch, channels, height, width = check_upsample(input, size, op)
     check(
         channels >= 1 and channels <= MAX_LABELS,

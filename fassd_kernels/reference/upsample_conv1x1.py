@@ -1,4 +1,4 @@
-"""The 1x1 convolution behind [upsample(low), skip]."""
+"""The 1x1 convolution of [upsample(low), skip]."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ def upsample_conv1x1(
 ) -> Tensor:
     """``act(conv1x1(cat(upsample(cat(low)), cat(skip))) + bias)``.
 
-    A 1x1 convolution commutes with bilinear resizing (whose weights sum to one), so the
-    backends convolve `low` at its own size: a fraction of the operations, and neither the
-    upsampled image nor the concatenation is written.
+    A 1x1 convolution commutes with bilinear resizing (whose weights sum to one), so the backends
+    convolve `low` at its own size: with a fraction of the operations, and without writing the
+    upsampled image or the concatenation.
 
     Args:
         low: at least one N x C_i x h x w tensor.
         skip: at least one N x C_j x H x W tensor; `low` is resized to H x W, align_corners=True.
-        weight: O x (sum(C_i) + sum(C_j)) x 1 x 1.
-        bias: O values, or None.
-        slope: O slopes, for ``prelu``.
-        packed: what :func:`pack_weight` gave for the weight's channels of `low` and for those of
+        weight: O x (sum(C_i) + sum(C_j)) x 1 x 1 weight.
+        bias: vector of O values, or None.
+        slope: vector of O slopes, for ``prelu``.
+        packed: results of :func:`pack_weight` for the weight's channels of `low` and for those of
             `skip`, or None.
-        activation: as of :func:`conv_act`.
+        activation: name of the activation, as in :func:`conv_act`.
 
     Returns:
         N x O x H x W in the inputs' dtype, channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     size = check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation=activation)
     if size[0] == 0 or size[2] == 0 or size[3] == 0:

@@ -1,1 +1,1 @@
-"""Running a network again and again: as CUDA graphs, and on frames that keep coming."""
+"""Running a network repeatedly: as CUDA graphs, and on streams of frames."""

@@ -1,4 +1,4 @@
-"""A network as CUDA graphs: one replay in place of seventy launches."""
+"""Networks as CUDA graphs: one replay instead of seventy launches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fassd_kernels.modules.snapshot import (
 from fassd_kernels.triton.availability import first_line
 from fassd_kernels.triton.program import tf32_requested
 
-WARM_UP = 3  # calls before a capture: kernels are compiled, weights packed, memory is there
+WARM_UP = 3  # calls before a capture, which compile kernels, pack weights and allocate memory
 NEEDS_NO_GRAD = "a gradient is asked for: call it under torch.no_grad()"
 HAS_HOOKS = "the model carries hooks, which a replay would pass over"
 TRAINING = itemgetter("training")
@@ -41,12 +41,12 @@ def capture(
     """Record calls, in order, as one CUDA graph.
 
     Args:
-        calls: at least one; the first is made :data:`WARM_UP` times before.
-        stream: to capture on; None for a new one of the current GPU.
+        calls: at least one function; the first is called :data:`WARM_UP` times before.
+        stream: stream to capture on; None for a new one of the current GPU.
         pool: memory that graphs share; None for memory of its own.
 
     Returns:
-        The graph, and the results of the calls, which every replay writes anew.
+        The graph, and the results of the calls, which every replay overwrites.
     """
     stream = stream or torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream(stream.device))
@@ -55,51 +55,51 @@ def capture(
             calls[0]()
     torch.cuda.current_stream(stream.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may allocate meanwhile.
+    # Other threads may allocate memory meanwhile.
     with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         return graph, [call() for call in calls]
 
 
 class CudaGraph:
-    """A network captured for one shape: its `input` and `output` stay where they are.
+    """A network captured for one shape: its `input` and `output` keep their addresses.
 
     Args:
-        model: in eval mode, on the GPU of `x`.
+        model: network in eval mode, on the GPU of `x`.
         x: an input; its shape, type and layout are the graph's.
-        pool: of the memory that graphs of one runner share.
+        pool: memory that the graphs of one runner share.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, pool: Any) -> None:
         stream = torch.cuda.Stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):  # whose memory no caller's stream takes when it is freed
+        with torch.cuda.stream(stream):  # a caller's stream does not reuse its memory
             self.input = x.clone()
         self.graph, (self.output,) = capture([lambda: model(self.input)], stream, pool)
 
     def replay(self) -> None:
-        """Compute `output` from what is in `input`, on the current stream."""
+        """Compute `output` from `input`, on the current stream."""
         self.graph.replay()
 
 
 class Turns:
-    """The calls of a runner on one GPU: each begins when the one before has ended.
+    """The calls of a runner on one GPU, of which each begins when the one before has ended.
 
-    So they may come on any stream, though they share memory.
+    They may therefore come on any stream, although they share memory.
     """
 
     def __init__(self) -> None:
         self.ended = torch.cuda.Event()
 
     def begin(self) -> None:
-        """Do nothing of what the current stream is given from now on before the last has ended."""
+        """Make the current stream's further work wait until the last call has ended."""
         self.ended.wait()
 
     def end(self) -> None:
-        """What the current stream was given is the last."""
+        """Mark the current stream's work so far as the last call."""
         self.ended.record()
 
     def wait(self) -> None:
-        """Wait for the last, before its memory is freed."""
+        """Wait for the last call, before its memory is freed."""
         self.ended.synchronize()
 
 
@@ -110,14 +110,15 @@ def wait_for(turns: Iterable[Turns]) -> None:
 
 @dataclass(frozen=True)
 class CachedGraph:
-    """A graph, and what it rests on.
+    """A graph, and the state that it depends on.
 
     Attributes:
         recording: the graph with its input and output.
-        state: state of the model's tensors when it was made; it is void when that has changed.
-        packed: the modules that it calls fused, and the packed weights that it reads, which nobody
-            else may keep.
-        held: the model's tensors and their memory: what is freed may be followed by another at the
+        state: state of the model's tensors when it was captured; after a change the graph is
+            invalid.
+        packed: modules that it calls fused, and the packed weights that it reads, to keep these
+            alive.
+        held: tensors of the model and their memory, kept because freed memory may be reused at the
             same address.
     """
 
@@ -137,26 +138,26 @@ class GraphRunner:
     >>> run = fassd_kernels.GraphRunner(fast)
     >>> labels = run(pictures)  # captured at the first call of a shape, replayed from then on
 
-    The input is copied in, the output copied out, on the caller's current stream; callers on other
-    streams and threads wait for each other. A graph is captured anew when a parameter or buffer was
-    edited, moved, loaded or exchanged since, weights were packed anew, or the network's `output`
-    was set; a module that was exchanged for another, and edits that PyTorch does not count (through
-    ``.data``), need :meth:`reset`. Whether any of this was so is found out while the graph runs
-    already, and its result is then dropped: so the GPU does not wait for it.
+    The input is copied in and the output copied out on the caller's current stream; callers on
+    other streams and threads wait for each other. A graph is captured again if a parameter or
+    buffer was edited, moved, loaded or replaced, weights were packed again, or the network's
+    `output` was set. After replacing a module, or edits that PyTorch does not count (through
+    ``.data``), call :meth:`reset`. These changes are detected while the graph already runs, so that
+    the GPU does not wait, and its result is dropped if there were any.
 
-    Where there is nothing to capture, the network itself is called, and a warning says once why:
-    in training mode, where a gradient is asked for, on a CPU, with hooks, under autocast, inside
-    another capture or a compiler, and where the capture fails.
+    If capturing is impossible, the network itself is called, with one warning that says why: in
+    training mode, if a gradient is needed, on a CPU, with hooks, under autocast, inside another
+    capture or a compiler, and if the capture fails.
 
     Args:
-        model: in eval mode; takes one tensor and returns one.
-        max_shapes: graphs to keep; the one unused for longest makes place.
-        copy_output: whether results are the caller's own. Otherwise, the next call of the same
-            shape overwrites them, and their copying is saved; graphs then share no memory.
+        model: network in eval mode; takes one tensor and returns one.
+        max_shapes: maximum number of graphs; the least recently used one is dropped for a new one.
+        copy_output: True gives the caller results of its own. False saves copying them, but the
+            next call with the same shape overwrites them; graphs then share no memory.
 
     Raises:
-        TypeError: if `model` is not a module.
-        ValueError: if `max_shapes` is below 1.
+        TypeError: `model` is not a module.
+        ValueError: `max_shapes` is below 1.
     """
 
     recording: type[Any] = CudaGraph
@@ -181,7 +182,7 @@ class GraphRunner:
         weakref.finalize(self, wait_for, self._turns.values()).atexit = False
 
     def reset(self) -> None:
-        """Forget every graph; needed after parts of the model were exchanged."""
+        """Discard every graph; needed after parts of the model were replaced."""
         with self._lock:
             self.forget()
             self._modules = list(self.model.modules())
@@ -190,31 +191,31 @@ class GraphRunner:
             self._holding: list[dict[str, Tensor | None]] = [table for table in held if table]
             self._hooks = [table[name] for table in self._tables for name in HOOKS]
             self._attributes: list[Any] = []
-            self._refuses = False  # as of the last call
+            self._refuses = False  # in the last call
 
     def forget(self) -> None:
-        """Drop every graph, and their memory with the last, when none of them runs any longer."""
+        """Drop every graph, and their memory with the last, once none of them is running."""
         wait_for(self._turns.values())
         self._entries.clear()
         self._failed.clear()
         self._pools.clear()
 
     def tensors(self) -> list[Tensor]:
-        """The model's parameters and buffers, as they are now."""
+        """The model's present parameters and buffers."""
         found = chain.from_iterable(map(dict.values, self._holding))
         return [tensor for tensor in found if tensor is not None]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the inputs that there is a graph for, the last used at the end."""
+        """Shapes of the inputs with a graph, the most recently used last."""
         return [tuple(key[0]) for key in self._entries]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """As ``model(x)``."""
+        """Run the model: same argument and result as ``model(x)``."""
         why = self.refusal_of(x)
         if not why:
             gradient = torch.is_grad_enabled()
-            # Outside inference mode, or a later call could not copy into the graph's input.
+            # Outside inference mode, because a later call must copy into the graph's input.
             with self._lock, torch.inference_mode(False), torch.no_grad(), self.on(x.device):
                 output, why = self.run(x, gradient)
             if output is not None:
@@ -224,10 +225,10 @@ class GraphRunner:
         return self.model(x)
 
     def run(self, x: Tensor, gradient: bool) -> tuple[Tensor | None, str]:
-        """The output by a graph, or None and, unless it was said before, why there is none.
+        """The output by a graph, or None and, unless it was reported before, the reason why not.
 
-        To look at the model takes 210 us of 479 tensors in 334 modules: the graph, where there is
-        one, runs meanwhile. It writes to its own memory alone, so that its result can be dropped.
+        Checking a model of 479 tensors in 334 modules takes 210 us: a graph, if there is one, runs
+        meanwhile. It only writes to its own memory, so its result can be dropped.
         """
         key = (x.shape, x.stride(), x.dtype, x.device)
         entry, output = self._entries.get(key), None
@@ -238,7 +239,7 @@ class GraphRunner:
         if why:
             return None, why
         if entry is None or not entry.rests_on(state):
-            if entry is not None:  # other weights: of no shape is the graph right any longer
+            if entry is not None:  # the weights changed, so the graphs of all shapes are invalid
                 self.forget()
             if self._failed.get(key) == state:
                 return None, ""
@@ -256,7 +257,7 @@ class GraphRunner:
     # --- what cannot be captured -----------------------------------------------------------------
 
     def refusal_of(self, x: Tensor) -> str:
-        """Why a call must not begin with a replay; empty if it may. It takes few us."""
+        """The reason why a call must not begin with a replay; empty if it may. Takes few us."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return "a compiler traces the call"
         if not self.takes(x):
@@ -272,10 +273,10 @@ class GraphRunner:
         return ""
 
     def look(self, gradient: bool) -> tuple[str, list[Any]]:
-        """Why the model cannot be captured, and what a graph of it rests on.
+        """The reason why the model cannot be captured, and the state that a graph would depend on.
 
         Args:
-            gradient: whether the caller records gradients.
+            gradient: True if the caller records gradients.
         """
         tensors = self.tensors()
         if any(map(TRAINING, self._tables)):
@@ -295,7 +296,7 @@ class GraphRunner:
             return "the model was made in inference mode, where edits are not counted", []
 
     def has_hooks(self) -> bool:
-        """Whether modules carry hooks, or methods of their own: a new attribute each."""
+        """True if modules carry hooks or methods of their own: each is a new attribute."""
         known = attributes(self._tables)
         if any(self._hooks) or (known != self._attributes and any(map(has_hooks, self._modules))):
             return True
@@ -317,12 +318,12 @@ class GraphRunner:
     # --- graphs ----------------------------------------------------------------------------------
 
     def captured(self, x: Tensor, state: list[Any]) -> tuple[CachedGraph | None, str]:
-        """A graph for inputs like `x` of the model in this state, or None and why there is none."""
+        """A graph for inputs like `x` and the model in this state; else None and the reason."""
         try:
             recording = self.recording(self.model, x, self.pool(x.device))
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:  # CUDA's, or one of Triton's own
+        except Exception as error:  # errors of CUDA or Triton
             return None, f"the capture failed: {first_line(error)}"
         fused = [module for module in self.model.modules() if isinstance(module, Fused)]
         packed = [(module, module._packed) for module in fused if module._packed is not None]
@@ -330,10 +331,10 @@ class GraphRunner:
         return CachedGraph(recording, state, packed, held), ""
 
     def pool(self, device: torch.device) -> Any:
-        """Memory for what graphs compute in between: one at a time runs, so they share it.
+        """Memory for intermediate results of graphs, which they share as only one runs at a time.
 
-        They do not where the caller gets outputs as they lie there: a graph that was captured
-        earlier may compute something in between where the output of a later one lies.
+        They do not share it if the caller gets outputs without a copy: a graph that was captured
+        earlier may use the memory of a later one's output for an intermediate result.
         """
         if not self.copy_output:
             return self.new_pool()
@@ -345,7 +346,7 @@ class GraphRunner:
         return torch.cuda.device(device if device.type == "cuda" else -1)
 
     def replay(self, entry: CachedGraph, x: Tensor) -> Tensor:
-        """Copy in, compute, copy out, behind whoever used a graph before."""
+        """Copy in, compute, copy out, after any earlier use of a graph."""
         if x.device not in self._turns:
             self._turns[x.device] = self.turns()
         turn = self._turns[x.device]

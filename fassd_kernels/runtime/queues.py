@@ -1,4 +1,4 @@
-"""Queues of work: streams of a GPU, and what stands for one on the CPU."""
+"""Queues of work: streams of a GPU, and a replacement for the CPU."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 
 
 class Queue:
-    """Work that is done in order, beside that of other queues; on a CPU, at once.
+    """Work that is done in order, concurrently with other queues; on a CPU, at once.
 
-    A *mark* is a place in a queue; its ``synchronize`` waits until everything before it is done.
+    A *mark* is a position in a queue; its ``synchronize`` waits until everything before it is done.
     """
 
     def run(self, work: Callable[[], object]) -> None:
-        """Queue what `work` launches; it may be done any time later."""
+        """Queue what `work` launches; it may be executed at any later time."""
         work()
 
     def record(self) -> Any:
-        """A mark behind what is queued by now."""
+        """Return a mark after the work queued so far."""
         return self  # everything is done
 
     def wait(self, mark: Any) -> None:
-        """Do nothing of what is queued from now on before `mark`, of another queue, is reached."""
+        """Make the work queued from now on wait for `mark`, of another queue."""
 
     def follow(self) -> None:
-        """Do nothing of what is queued from now on before the caller's own work so far."""
+        """Make the work queued from now on wait for the caller's own work so far."""
 
     def synchronize(self) -> None:
-        """Wait until it is empty."""
+        """Wait until the queue is empty."""
 
 
 class CudaQueue(Queue):
@@ -39,7 +39,7 @@ class CudaQueue(Queue):
         self.stream = torch.cuda.Stream(device)
 
     def run(self, work: Callable[[], object]) -> None:
-        with torch.cuda.stream(self.stream):  # makes its device the current one too
+        with torch.cuda.stream(self.stream):  # also makes its device the current one
             work()
 
     def record(self) -> torch.cuda.Event:

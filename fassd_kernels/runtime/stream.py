@@ -1,4 +1,4 @@
-"""From camera to labels: copies in, network, copies out, all at once for frames in a row."""
+"""From camera to labels: copies in, network and copies out overlap for consecutive frames."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from fassd_kernels.runtime.queues import CudaQueue, Queue
 Frame: TypeAlias = npt.NDArray[np.uint8] | Tensor
 Labels: TypeAlias = npt.NDArray[np.uint8] | Tensor
 
-WARM_UP = 3  # frames before a measurement: the graph is captured, memory is there
-LATENCIES = 20  # frames, at most, whose latency is measured
+WARM_UP = 3  # frames before a measurement, which capture the graph and allocate memory
+LATENCIES = 20  # maximum number of frames whose latency is measured
 
 
 class CameraNetwork(nn.Module):
-    """A network with what is before and behind it: frames in, labels out.
+    """A network with its input and output processing: frames in, labels out.
 
     Shape: uint8 RGB (N, H, W, 3) to uint8 labels (N, H, W).
 
     Args:
-        network: takes pictures normalised as :func:`fassd.models.preprocessing_of` says, BGR (N, 3,
-            H, W) as a rule, in the type of its parameters; gives logits
-            (N, classes, H, W), alone or as :func:`fassd.models.layers.logits_of` takes them, or
-            labels, or has a ``predict_labels`` that gives these.
+        network: network that takes pictures normalised as :func:`fassd.models.preprocessing_of`
+            says, usually BGR (N, 3, H, W), in the type of its parameters; and returns logits (N,
+            classes, H, W), alone or in a structure that :func:`fassd.models.layers.logits_of`
+            accepts, or labels, or has a ``predict_labels`` that returns these.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -68,11 +68,11 @@ class CameraNetwork(nn.Module):
         mean, std = self.preprocessing.mean_levels, self.preprocessing.std_levels
         if isinstance(self.network, FusedNetwork) and not has_hooks(self.network):
             return self.network.label_pictures(frames, mean, std)
-        if self.preprocessing.channels == "RGB":  # the operator turns pictures around
+        if self.preprocessing.channels == "RGB":  # the operator reverses the channels of pictures
             frames = frames.flip(3)
         x = ops.normalize(frames, mean=mean, std=std, dtype=dtype)
         direct = getattr(self.network, "predict_labels", None)
-        # Hooks want to see the network itself called.
+        # Hooks must see a call of the network itself.
         result = self.network(x) if direct is None or has_hooks(self.network) else direct(x)
         result = result if isinstance(result, Tensor) else logits_of(result)
         expected = (frames.shape[0], *frames.shape[1:3])
@@ -96,13 +96,13 @@ class Slot:
     """The buffers that a frame passes through, all uint8, with N x H x W x 3 or N x H x W values.
 
     Attributes:
-        host: the frame in page-locked memory, which the GPU reads by itself.
-        frame: the frame on the device.
-        labels: on the device.
-        result: the labels in page-locked memory.
-        done: reached when `result` is there.
-        busy: whether there is a frame on its way through.
-        as_array: whether that frame came as a NumPy array, and its labels leave as one.
+        host: frame in page-locked memory, which the GPU reads directly.
+        frame: frame on the device.
+        labels: labels on the device.
+        result: labels in page-locked memory.
+        done: mark that is reached when `result` is complete.
+        busy: True while a frame is being processed.
+        as_array: True if that frame was a NumPy array, and its labels shall be one.
     """
 
     host: Tensor
@@ -116,12 +116,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Speed:
-    """What :meth:`Runner.measure` found, from frames in the caller's memory to labels there.
+    """The result of :meth:`Runner.measure`, from frames to labels in the caller's memory.
 
     Attributes:
-        fps: pictures per second of a stream, the copies included.
-        latency_s: seconds of a single call, the median.
-        frames: calls that `fps` was measured over.
+        fps: pictures per second of a stream, including copies.
+        latency_s: median seconds of a single call.
+        frames: number of calls over which `fps` was measured.
     """
 
     fps: float
@@ -130,47 +130,49 @@ class Speed:
 
 
 class Runner:
-    """From camera frames to labels, at the speed of the network.
+    """Labels for camera frames, at the speed of the network.
 
     >>> run = fassd_kernels.Runner(model, size=(1024, 2048), dtype=torch.float16)
     >>> labels = run(frame)  # one frame, the labels at once
     >>> for labels in run.stream(camera):  # frames in a row: copies run beside the network
     ...     show(labels)
 
-    On a GPU, normalisation, network and argmax are one CUDA graph (:class:`GraphRunner`, which also
-    tells what makes it capture anew, and when it steps back). Frames go up and labels come down
-    through page-locked buffers on streams of their own. On a CPU everything runs at once.
+    On a GPU, normalisation, network and argmax are one CUDA graph (:class:`GraphRunner`, whose
+    documentation says when it captures again, and when it does not use a graph). Frames and labels
+    are copied through page-locked buffers on streams of their own. On a CPU everything runs at
+    once.
 
-    Frames are uint8 RGB, H x W x 3, NumPy arrays or CPU tensors of any strides (OpenCV's BGR:
-    ``frame[..., ::-1]``); labels are uint8, H x W, of the kind that the frame was, and the
-    caller's own. Frames are copied before the next is asked for, so that a camera may reuse its
-    buffer.
+    Frames are uint8 RGB, H x W x 3, NumPy arrays or CPU tensors of any strides (for OpenCV's BGR:
+    ``frame[..., ::-1]``); labels are uint8, H x W, of the same kind as the frame, and belong to the
+    caller. Frames are copied before the next is requested, so a camera may reuse its buffer.
 
-    A plain network is copied, put in eval mode and accelerated: later changes to `model` do not
-    show, those to ``runner.network`` do. An accelerated one is used as it is, unless it has to
-    move to `device`; edits of its weights count from the next frame on, and the one frame of a
-    stream that is on its way meanwhile may see either. Calls from several threads, and streams
-    that are open at once, take turns.
+    A plain network is copied, put in eval mode and accelerated: later changes to `model` have no
+    effect, those to ``runner.network`` do. An accelerated one is used directly, unless it has to be
+    moved to `device`; edits of its weights take effect from the next frame on, and may or may not
+    affect the one frame of a stream that is being processed. Calls from several threads, and
+    streams that are open at the same time, take turns.
 
     Args:
-        model: a network of :mod:`fassd.models`, or any module that gives logits (N, classes, H, W)
-            for normalised BGR (N, 3, H, W); or what :func:`accelerate` made of one.
+        model: a network of :mod:`fassd.models`, or any module that returns logits (N, classes, H,
+            W) for normalised BGR (N, 3, H, W); or the result of :func:`accelerate` for one.
         size: (height, width) of the frames.
-        dtype: to compute in: float32, float16, bfloat16 or float64; None for that of the model.
-        device: ``cpu`` or a GPU; None for the GPU that the model is on, or the current one, or the
-            CPU where there is none.
+        dtype: type to compute in: float32, float16, bfloat16 or float64; None for that of the
+            model.
+        device: ``cpu`` or a GPU; None for the GPU of the model, or else the current one, or else
+            the CPU.
         batch: None for single frames. A number makes frames N x H x W x 3 and labels N x H x W, for
-            the pictures of several cameras at once.
+            pictures of several cameras at a time.
 
     Attributes:
-        network: what computes; in eval mode, on `device`.
+        network: the network that computes; in eval mode, on `device`.
         graphs: the :class:`GraphRunner` around it; None on a CPU.
-        size, batch, device: as above.
+        size, batch, device: size, batch and device, as above.
 
     Raises:
-        TypeError: if `model` is not a module, or `dtype` is not one of the above.
-        ValueError: if `size`, `batch` or `device` is not as above; if an accelerated model is in
-            training mode, or computes in another type than `dtype`; above 256 classes.
+        TypeError: `model` is not a module, or `dtype` is not one of the above.
+        ValueError: `size`, `batch` or `device` is not as described above; an accelerated model is
+            in training mode, or computes in another type than `dtype`; or there are more than 256
+            classes.
     """
 
     def __init__(
@@ -191,7 +193,7 @@ class Runner:
             raise ValueError(f"batch is {batch!r}; expected None or a number of at least 1")
         self.batch = batch
         self.device = home_of(model, device)
-        # Outside inference mode: edits of what is made there are not counted.
+        # Outside inference mode, where edits of tensors are not counted.
         with torch.inference_mode(False):
             self.network = ready(model, dtype, self.device)
         camera_network = CameraNetwork(self.network)
@@ -202,8 +204,8 @@ class Runner:
         self._lock = threading.Lock()
 
     def make_graphs(self, network: nn.Module) -> GraphRunner | None:
-        """What captures the network; None where there is nothing to capture."""
-        # Labels are copied out of the graph's memory at once, so they need not be kept from it.
+        """The runner that captures the network; None if there is nothing to capture."""
+        # Labels are copied out of the graph's memory at once, so the graph need not copy them.
         return GraphRunner(network, copy_output=False) if self.device.type == "cuda" else None
 
     def make_queue(self) -> Queue:
@@ -211,49 +213,51 @@ class Runner:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a frame."""
+        """Shape of a frame."""
         return (*(() if self.batch is None else (self.batch,)), *self.size, 3)
 
     def reset(self) -> None:
-        """Forget the graph; needed after parts of the network were exchanged for others."""
+        """Discard the graph; needed after parts of the network were replaced."""
         if self.graphs is not None:
             self.graphs.reset()
 
     # --- calls -----------------------------------------------------------------------------------
 
     def __call__(self, frame: Frame) -> Labels:
-        """The labels of one frame.
+        """Compute the labels of one frame.
 
         Args:
             frame: H x W x 3 uint8 RGB (N x H x W x 3 with `batch`), any strides, on the CPU.
 
         Returns:
-            H x W uint8 (N x H x W), an array if `frame` is one, else a tensor; the caller's own.
+            H x W uint8 (N x H x W), an array if `frame` is one, else a tensor; it belongs to the
+            caller.
 
         Raises:
-            TypeError: if `frame` is neither array nor tensor, or not uint8.
-            ValueError: if its shape or device is not as above, or the network cannot take it.
-            RuntimeError: if the network is in training mode.
+            TypeError: `frame` is neither array nor tensor, or not uint8.
+            ValueError: its shape or device is not as above, or the network cannot take it.
+            RuntimeError: the network is in training mode.
         """
         with self.borrowed(1) as (slot,):
             self.start(slot, frame)
             return self.finish(slot)
 
     def stream(self, frames: Iterable[Frame]) -> Iterator[Labels]:
-        """The labels of frames in a row, in order; copies run beside the network.
+        """Compute the labels of consecutive frames, in order; copies overlap with the network.
 
-        The labels of a frame come out when the next frame has been taken. Where frames come slower
-        than they are labelled, call the runner itself and have them at once.
+        The labels of a frame are returned when the next frame has been taken. If frames come more
+        slowly than they are labelled, call the runner itself to get labels at once.
 
         Args:
-            frames: each as in a call. The last one's labels come when it ends; an error of it, or
-                a frame that is refused, is raised behind the labels of all frames before.
+            frames: frames as in a call. The labels of the last one are returned when the iteration
+                ends; an error of it, or of a refused frame, is raised after the labels of all
+                frames before.
 
         Returns:
-            An iterator over labels, as from a call. It may be closed early.
+            An iterator over labels as in a call. It may be closed early.
 
         Raises:
-            TypeError: if `frames` is not iterable; then the errors of a call, from the iterator.
+            TypeError: `frames` is not iterable; the iterator then raises the errors of a call.
         """
         return self._stream(iter(frames))
 
@@ -269,8 +273,8 @@ class Runner:
                 except Exception as caught:
                     error = caught
                     break
-                # The one before is waited for behind this one, which the GPU goes on with while
-                # the caller looks at labels, fetches a frame, and copies it.
+                # The previous frame is waited for after queueing this one, on which the GPU works
+                # while the caller uses labels, fetches a frame, and copies it.
                 if before is not None:
                     yield self.finish(before)
                 before = slot
@@ -283,11 +287,11 @@ class Runner:
         """Time random frames in memory: a stream of them, then single calls.
 
         Args:
-            seconds: how long the stream runs, at least.
-            frames: how many it has instead.
+            seconds: minimum duration of the stream in seconds.
+            frames: number of frames of the stream, instead of a duration.
 
         Raises:
-            ValueError: if `seconds` is not above 0, or `frames` is below 1.
+            ValueError: `seconds` is not above 0, or `frames` is below 1.
         """
         if not seconds > 0:
             raise ValueError(f"seconds is {seconds}; expected more than 0")
@@ -315,10 +319,10 @@ class Runner:
     # --- a frame's way ---------------------------------------------------------------------------
 
     def start(self, slot: Slot, frame: Frame) -> None:
-        """Send a frame on its way through a slot that is not busy, and return meanwhile.
+        """Start processing a frame in a slot that is not busy, and return at once.
 
-        Queues wait for each other only along this way. That a slot's buffers are not written while
-        its last frame still needs them is seen to by :meth:`finish`, which waits for its end.
+        Queues only wait for each other in this order. :meth:`finish` waits for the end of a slot's
+        last frame, so its buffers are not overwritten while they are needed.
         """
         check_frame(frame, self.shape)
         if self.network.training:
@@ -328,7 +332,7 @@ class Runner:
         fill(slot.host.view(self.shape), frame)
         self._upload.run(lambda: slot.frame.copy_(slot.host, non_blocking=True))
         self._work.wait(self._upload.record())
-        self._work.follow()  # the caller may just have edited weights
+        self._work.follow()  # the caller may have edited weights just before
         self._work.run(lambda: self.label(slot))
         self._download.wait(self._work.record())
         self._download.run(lambda: slot.result.copy_(slot.labels, non_blocking=True))
@@ -337,12 +341,12 @@ class Runner:
     def label(self, slot: Slot) -> None:
         """Compute a slot's labels from its frame, on the device.
 
-        Both are copied there, in and out of the graph's own buffers: 16 MB in all at 1024 x 2048,
-        about 4 us of an H200. A graph for each slot would spare that, and take the memory of all
-        activations twice: two graphs that share it write over each other's labels.
+        Both are copied there, into and out of the graph's own buffers: 16 MB in all at 1024 x 2048,
+        about 4 us on an H200. A graph for each slot would avoid that, and take the memory of all
+        activations twice: two graphs that share it overwrite each other's labels.
         """
         clean = torch.autocast(self.device.type, enabled=False)
-        # One at a time, until the labels are out of the graph's buffer.
+        # One at a time, until the labels are copied out of the graph's buffer.
         with self._lock, torch.inference_mode(False), torch.no_grad(), clean:
             slot.labels.copy_(self._compute(slot.frame))
 
@@ -356,12 +360,12 @@ class Runner:
 
     @contextlib.contextmanager
     def borrowed(self, count: int) -> Iterator[list[Slot]]:
-        """Slots for the caller alone, made as they are needed, and kept for whoever comes next."""
+        """Slots for one caller, made when they are needed, and kept for later callers."""
         slots = [self.free_slot() for _ in range(count)]
         try:
             yield slots
         finally:
-            if any(slot.busy for slot in slots):  # left early: copies may still be under way
+            if any(slot.busy for slot in slots):  # closed early: copies may still be running
                 for queue in (self._upload, self._work, self._download):
                     queue.synchronize()
             for slot in slots:
@@ -386,7 +390,7 @@ class Runner:
                 torch.empty(images, dtype=torch.uint8, pin_memory=on_gpu),
             )
         if on_gpu:
-            # Work that is queued there may still use what this memory was before.
+            # Work that is queued there may still use the previous contents of this memory.
             torch.cuda.current_stream(self.device).synchronize()
         return slot
 
@@ -410,7 +414,7 @@ def checked_size(size: Sequence[int]) -> tuple[int, int]:
 
 
 def home_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
-    """Where to run, with its index."""
+    """The device to run on, with its index."""
     first = next(model.parameters(), None)
     if device is None and first is not None and first.is_cuda:
         device = first.device
@@ -428,8 +432,8 @@ def ready(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> 
             f"the model has {classes} classes; labels are uint8, for at most {MAX_LABELS}"
         )
     if not any(isinstance(part, Fused | FusedNetwork) for part in model.modules()):
-        # Converted before it is accelerated, which would need a hook to convert what comes in;
-        # and here it comes in the right type.
+        # Converted before it is accelerated, because an accelerated one would need a hook to
+        # convert its input, which has the right type here.
         network = copy.deepcopy(model).eval().to(device=device, dtype=dtype)
         return accelerate(network, inplace=True)
     if model.training:
@@ -442,12 +446,12 @@ def ready(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> 
             f"expected None or {first}, or make it with accelerate(..., dtype={dtype})"
         )
     moves = any(tensor.device != device for tensor in tensors)
-    # Module.to moves the caller's own.
+    # Module.to would move the caller's own.
     return copy.deepcopy(model).to(device) if moves else model
 
 
 def check_frame(frame: Any, shape: tuple[int, ...]) -> None:
-    """Raise unless `frame` is what a runner for such frames takes."""
+    """Raise unless `frame` is valid for a runner of frames of that shape."""
     expected = f"expected uint8 RGB of shape {shape}, a NumPy array or a tensor on the CPU"
     if not isinstance(frame, np.ndarray | Tensor):
         raise TypeError(f"the frame is a {type(frame).__name__}; {expected}")
@@ -469,6 +473,6 @@ def fill(buffer: Tensor, frame: Frame) -> None:
     if isinstance(frame, Tensor):
         buffer.copy_(frame)
     elif frame.flags.writeable and min(frame.strides) >= 0:
-        buffer.copy_(torch.from_numpy(frame))  # on as many threads as PyTorch has
-    else:  # mirrored or read-only, as tensors cannot be
+        buffer.copy_(torch.from_numpy(frame))  # on as many threads as PyTorch uses
+    else:  # mirrored or read-only, which tensors do not support
         np.copyto(buffer.numpy(), frame)
