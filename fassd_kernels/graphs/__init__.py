@@ -1,10 +1,10 @@
-"""Any network's graph on the fused operators: ``torch.compile(model, backend="fassd_kernels")``.
+"""Graphs of any network on the fused operators: ``torch.compile(model, backend="fassd_kernels")``.
 
-Dynamo captures the graph, guards what it has assumed (shapes, settings, attributes, globals), and
-runs what it cannot capture as it stands. It was taken rather than ``torch.fx.symbolic_trace``,
-which guards nothing: a flag that changes later, or a branch on a size, would go unnoticed there.
+Dynamo captures the graph, guards its assumptions (shapes, settings, attributes, globals), and runs
+code that it cannot capture unchanged. It is used instead of ``torch.fx.symbolic_trace``, which
+guards nothing: a flag that changes later, or a branch on a size, would go unnoticed.
 
-`compile_graph` makes the graph functional (:mod:`mutation`), finds what the operators compute
-(:mod:`patterns`), and puts steps in its place (:mod:`fusing`), whose weights are packed once and
-again when one has changed (:mod:`steps`). All else stays PyTorch's.
+`compile_graph` makes the graph functional (:mod:`mutation`), finds the patterns that the operators
+compute (:mod:`patterns`), and replaces them by steps (:mod:`fusing`), whose weights are packed
+once, and again after a change (:mod:`steps`). Everything else runs on PyTorch's operators.
 """

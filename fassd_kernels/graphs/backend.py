@@ -1,4 +1,4 @@
-"""The backend that Dynamo calls, and what it gives back."""
+"""The backend that Dynamo calls, and the callable that it returns."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 
 def compile_graph(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """A captured graph on the fused operators: Dynamo's backend `fassd_kernels`.
+    """Compile a captured graph to the fused operators: Dynamo's backend `fassd_kernels`.
 
     >>> fast = torch.compile(model.eval(), backend="fassd_kernels")
     >>> with torch.no_grad():
     ...     y = fast(x)
 
     Args:
-        module: the graph, its parameters among its inputs.
-        inputs: of a call, by whose device it is decided which kernels there are.
+        module: graph, with its parameters among its inputs.
+        inputs: inputs of a call, whose device determines the available kernels.
 
     Returns:
-        What computes the same: a `FusedGraph`, or the graph as it stands where nothing can be
-        fused. Where gradients are wanted, the graph as it stands runs, too.
+        A callable that computes the same: a `FusedGraph`, or the unchanged graph if nothing can be
+        fused. The unchanged graph also runs if gradients are needed.
     """
     tensors = [each for each in inputs if isinstance(each, Tensor)]
     why = reason_against(tensors)
@@ -51,7 +51,7 @@ def compile_graph(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., A
 
 
 def reason_against(tensors: Sequence[Tensor]) -> str:
-    """Why a graph of such inputs cannot be fused; empty if it can."""
+    """The reason why a graph with such inputs cannot be fused; empty if it can."""
     devices = {tensor.device.type for tensor in tensors}
     if len(devices) != 1:
         return f"its inputs are on {' and '.join(sorted(devices)) or 'no device'}"
@@ -66,8 +66,8 @@ def reason_against(tensors: Sequence[Tensor]) -> str:
 class FusedGraph:
     """A graph with steps, and the weights that these have packed.
 
-    Every call looks at the values of all weights (on a GPU: at how often they were edited), and
-    packs them anew where one has changed.
+    Every call compares the values of all weights (on a GPU, their numbers of edits), and packs them
+    again if one has changed.
     """
 
     def __init__(self, plain: GraphModule, fused: GraphModule, steps: Sequence[Packing]) -> None:
@@ -96,7 +96,7 @@ class FusedGraph:
                     step.pack(lambda node: None if node is None else inputs[self.places[node]])
             on_gpu = any(weight.is_cuda for weight in weights)
             captured = on_gpu and torch.cuda.is_current_stream_capturing()
-            if on_gpu and not captured:  # whoever reads them next may do so on another stream
+            if on_gpu and not captured:  # the next reader may be on another stream
                 torch.cuda.current_stream().synchronize()
             self.known = None if captured else (weights, contents)
         return self.fused(*inputs)
@@ -107,7 +107,7 @@ def placeholders(module: GraphModule) -> list[Node]:
 
 
 def nodes_of(step: Packing) -> list[Node]:
-    """The placeholders that a step reads its weights from."""
+    """The placeholders from which a step reads its weights."""
     weight, bias, norm, slope = step.placeholders
     found = (weight, bias, slope, *(norm.tensors if norm else ()))
     return [node for node in found if isinstance(node, Node)]

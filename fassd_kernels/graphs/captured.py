@@ -1,4 +1,4 @@
-"""Anybody's module, whose graph runs on the fused operators in eval mode."""
+"""Modules of any project, whose graphs run on the fused operators in eval mode."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from fassd_kernels.modules.snapshot import Snapshot, hooked_globally, replaced_f
 
 
 class Captured(nn.Module):
-    """Mixin, in front of a module's own class, that `accelerate` puts there.
+    """Mixin that `accelerate` puts in front of a module's own class.
 
     In eval mode ``forward`` runs the graphs that Dynamo captures of it on the fused operators
-    (:func:`fassd_kernels.graphs.compile_graph`); another shape, setting or attribute has another
+    (:func:`fassd_kernels.graphs.compile_graph`); another shape, setting or attribute gets another
     graph. Parameters, state dict, hooks and mode are the module's own. The module's own ``forward``
-    runs in training mode; where a part carries hooks, which a fused operator would pass by; inside
+    runs in training mode; if a part carries hooks, which a fused operator would bypass; and inside
     another compiler, tracer, exporter or ``torch.func`` transform.
     """
 
     original: type[nn.Module]
     _seen: Snapshot | None = None
     _compiled: Callable[..., Any] | None = None
-    _told = False  # whether what could not be captured was told
+    _told = False  # True once the warning about an incomplete capture was issued
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        """As the module's own."""
+        """Run the module: same arguments and result as its own ``forward``."""
         compiled = None if self.runs_as_written(*inputs, *keywords.values()) else self.compiled()
         if compiled is None:
             return self.as_written(*inputs, **keywords)
@@ -61,17 +61,17 @@ class Captured(nn.Module):
         return hooked_globally() or any(isinstance(each, torch.fx.Proxy) for each in inputs)
 
     def compiled(self) -> Callable[..., Any] | None:
-        """The compiled `as_written`; None where a part carries hooks."""
+        """The compiled `as_written`; None if a part carries hooks."""
         now = self._seen
         if now is None or not now.holds(self):  # Dynamo does not guard hooks
             self._seen = now = Snapshot(self)
         if now.hooked:
             return None
         if self._compiled is None:
-            # Late: Dynamo takes a second, and fails where no temporary folder can be written.
+            # Imported late: Dynamo takes a second, and fails if no temporary folder can be written.
             from fassd_kernels.graphs.backend import compile_graph
 
-            # With a code object of its own: Dynamo counts the graphs of each, up to eight.
+            # Its own code object: Dynamo counts the graphs of each, up to eight.
             written = Captured.as_written
             frame = FunctionType(written.__code__.replace(), written.__globals__, "as_written")
             self._compiled = torch.compile(frame, backend=compile_graph)
@@ -92,23 +92,23 @@ def captured_class(original: Any) -> Any:
 
 
 def restore(original: Any) -> Any:
-    """An empty captured module, whose state is set next."""
+    """An empty captured module, whose state is set afterwards."""
     kind = captured_class(original)
     return kind.__new__(kind)
 
 
 def capture(module: nn.Module) -> bool:
-    """Let a module's graphs run on the fused operators: it, or those of its parts that can.
+    """Let a module's graphs run on the fused operators: the module's own, or those of its parts.
 
     Returns:
-        Whether there was anything to capture.
+        True if there was anything to capture.
     """
     if isinstance(module, (torch.jit.ScriptModule, Fused, Captured)):
         return isinstance(module, Captured)
     parts = list(module.modules())
     several = sum(isinstance(part, nn.Conv2d) for part in parts) > 1
     fused = any(isinstance(part, Fused) for part in parts)
-    called = type(module).forward is not nn.Module.forward  # no list or dictionary of modules
+    called = type(module).forward is not nn.Module.forward  # not for lists of modules
     whole = called and not fused and not replaced_forward(module)
     if several and whole:
         kind: Any = type(module)

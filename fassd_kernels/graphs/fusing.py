@@ -1,4 +1,4 @@
-"""Steps in place of the nodes that they compute."""
+"""Replacing nodes of a graph by steps that compute them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def fuse(module: GraphModule) -> list[Packing]:
 
 
 def fuse_convolution(module: GraphModule, conv: Convolution) -> Packing:
-    """A convolution, and what follows it as far as one operator has it."""
+    """Fuse a convolution with as many of the following nodes as one operator computes."""
     last = conv.node
 
     def read(reader: Callable[[Node, Node], Any]) -> Any:
-        """What alone reads the last node, if `reader` knows it; that is the last one then."""
+        """Match the only reader of the last node with `reader`; it then becomes the last node."""
         nonlocal last
         following = only_user(last)
         found = None if following is None else reader(following, last)
@@ -91,7 +91,7 @@ def fuse_convolution(module: GraphModule, conv: Convolution) -> Packing:
 
 
 def upsampled(conv: Convolution, images: list[Node]) -> list[Node]:
-    """Those of the images that need not be resized before a 1x1 convolution; empty if none."""
+    """Images that need not be resized before a 1x1 convolution; empty if there are none."""
     if conv.kernel != (1, 1) or conv.stride != (1, 1) or not 1 < len(images) == len(set(images)):
         return []
     found = [image for image in images if aligned(image) and only_user(image)]
@@ -102,20 +102,20 @@ def upsampled(conv: Convolution, images: list[Node]) -> list[Node]:
 
 
 def aligned(image: Node) -> bool:
-    """Whether an image is a resized one, as `upsample_conv1x1` has it."""
+    """True if an image was resized as in `upsample_conv1x1`."""
     found = patterns.resized(image)
     return found is not None and found.align_corners
 
 
 def source(resized: Node) -> Node:
-    """What is resized."""
+    """The image that is resized."""
     found = patterns.resized(resized)
     assert found is not None
     return found.image
 
 
 def fuse_resizing(module: GraphModule, node: Node) -> None:
-    """A resize, with the argmax that alone reads it."""
+    """Replace a resize, together with an argmax if that is its only reader."""
     found = patterns.resized(node)
     if found is None:
         return
@@ -134,7 +134,7 @@ def fuse_pooling(module: GraphModule, node: Node) -> None:
 
 
 def fuse_pair(module: GraphModule, node: Node) -> None:
-    """A 3x1 convolution with the 1x3 that alone reads it, of the same dilation and activation."""
+    """Replace a 3x1 convolution and its only reader, a 1x3 of the same dilation and activation."""
     following = only_user(node)
     vertical, horizontal = step_of(module, node), step_of(module, following)
     if vertical is None or horizontal is None or following is None:
@@ -153,7 +153,7 @@ def fuse_pair(module: GraphModule, node: Node) -> None:
 
 
 def step_of(module: GraphModule, node: Node | None) -> Step | None:
-    """The convolution that a node calls; None if it calls something else."""
+    """The step of the convolution that a node calls; None if it calls something else."""
     if node is None or node.op != "call_module":
         return None
     found = module.get_submodule(str(node.target))
@@ -161,7 +161,7 @@ def step_of(module: GraphModule, node: Node | None) -> Step | None:
 
 
 def replace(module: GraphModule, node: Node, step: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """Call `step` where `node` stands."""
+    """Call `step` in place of `node`."""
     graph: Graph = module.graph
     name = f"step_{sum(1 for _ in module.children())}"
     module.add_module(name, step)
@@ -170,7 +170,7 @@ def replace(module: GraphModule, node: Node, step: nn.Module, arguments: tuple[A
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     unread = [node]
-    for each in unread:  # it grows: what nobody reads any more is taken out at once
+    for each in unread:  # grows: nodes that are not read any more are removed at once
         read = each.all_input_nodes
         graph.erase_node(each)
         unread += [other for other in read if not other.users and other.op != "placeholder"]

@@ -1,4 +1,4 @@
-"""Graphs without writing in place, whose steps can be moved and merged."""
+"""Removing in-place writes from graphs, so that their steps can be moved and merged."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ FUNCTIONS_IN_PLACE: dict[str, Callable[..., Any]] = {
     "hardtanh_": F.hardtanh,
     "leaky_relu_": F.leaky_relu,
 }
-"""By their names what `torch` and `torch.nn.functional` have of functions that write in place."""
+"""Functions of `torch` and `torch.nn.functional` that write in place, by name."""
 
-# What gives memory of its own, never a view of what it was given.
+# Functions that return new memory, never a view of an argument.
 FRESH = {
     torch.conv2d,
     torch.conv_transpose2d,
@@ -75,14 +75,14 @@ FRESH = {
 
 
 def make_functional(graph: Graph) -> str:
-    """Replace what writes in place by what gives a new tensor.
+    """Replace functions that write in place by functions that return a new tensor.
 
     Args:
-        graph: of Dynamo; changed only if all of it can be made functional.
+        graph: graph of Dynamo; changed only if all of it can be made functional.
 
     Returns:
-        Empty; or what cannot be replaced: something that writes into an input of the graph, into
-        what may share memory with another tensor, or that is not known.
+        Empty text; or the reason why it cannot: a node writes into an input of the graph or into
+        memory that may be shared with another tensor, or is not known.
     """
     drop_dropouts(graph)
     order = {node: place for place, node in enumerate(graph.nodes)}
@@ -107,7 +107,7 @@ def make_functional(graph: Graph) -> str:
 
 
 def drop_dropouts(graph: Graph) -> None:
-    """Take out dropouts of eval mode, which give back the tensor that they get."""
+    """Remove dropouts in eval mode, which return their input."""
     for node in graph.nodes:
         if node.op == "call_function" and "dropout" in shown(node) and has(node.target, "training"):
             bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
@@ -117,9 +117,10 @@ def drop_dropouts(graph: Graph) -> None:
 
 
 def replacement(node: Node) -> tuple[Any, dict[str, Any]] | None:
-    """What gives anew what `node` writes in place, and keywords that it takes; None if it does not.
+    """The function that computes the result of an in-place `node`, and its keywords; None if it is
+    not in place.
 
-    Target None: it writes, and nothing is known to take its place.
+    Target None: the node writes, and no replacement is known.
     """
     if node.op == "call_method":
         name = str(node.target)
@@ -137,7 +138,7 @@ def replacement(node: Node) -> tuple[Any, dict[str, Any]] | None:
     name = getattr(node.target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
         return FUNCTIONS_IN_PLACE.get(name), {}
-    if "autocast" in name:  # enters or leaves it: what stands between may not be moved
+    if "autocast" in name:  # starts or ends autocast: nodes in between must not be moved
         return None, {}
     if not has(node.target, "inplace"):
         return None
@@ -153,14 +154,14 @@ def replacement(node: Node) -> tuple[Any, dict[str, Any]] | None:
 
 
 def writes_by_schema(target: Any) -> bool:
-    """Whether an operator of `torch.ops` says that it writes into an argument."""
+    """True if the schema of an operator of `torch.ops` says that it writes into an argument."""
     if isinstance(target, torch._ops.OpOverloadPacket):
         return any(writes_by_schema(getattr(target, name)) for name in target.overloads())
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
 def has(target: Any, parameter: str) -> bool:
-    """Whether a function is known to take a parameter."""
+    """True if a function is known to take a parameter."""
     try:
         return parameter in inspect.signature(target).parameters
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What nodes of Dynamo's graphs compute, as far as the fused operators have it."""
+"""What the nodes of Dynamo's graphs compute, as far as the fused operators support it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Static = tuple[int, int]
 
 
 def value(node: Any) -> Any:
-    """The (fake) tensor that a node gave when the graph was captured; None if it gave none."""
+    """The (fake) tensor that a node returned when the graph was captured; None if none."""
     found = node.meta.get("example_value") if isinstance(node, Node) else None
     return found if isinstance(found, Tensor) else None
 
@@ -49,12 +49,12 @@ def is_image(node: Any) -> bool:
 
 
 def is_input(node: Any) -> bool:
-    """Whether a node is what the graph is called with, as all parameters are."""
+    """True if a node is an input of the graph, as all parameters are."""
     return isinstance(node, Node) and node.op == "placeholder"
 
 
 def reads(node: Node, image: Node) -> bool:
-    """Whether a node's first argument is `image`."""
+    """True if `image` is a node's first argument."""
     return (node.args[0] if node.args else node.kwargs.get("input")) is image
 
 
@@ -64,14 +64,14 @@ def arguments(node: Node, names: Sequence[str]) -> dict[str, Any]:
 
 
 def only_user(node: Node) -> Node | None:
-    """The node that alone reads a node's result; None if there are several."""
+    """The only node that reads a node's result; None if there are several."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
 
 
 @dataclass
 class Convolution:
-    """A convolution as `conv_act` or `grouped_conv_act` has it, with "same" padding."""
+    """A convolution with "same" padding that `conv_act` or `grouped_conv_act` computes."""
 
     node: Node
     image: Node
@@ -84,12 +84,12 @@ class Convolution:
 
     @property
     def grouped(self) -> bool:
-        """Whether it is `grouped_conv_act`'s."""
+        """True for `grouped_conv_act`."""
         return self.groups != 1 or self.kernel not in KERNELS
 
 
 def convolution(node: Node) -> Convolution | None:
-    """What a node convolves; None if it is none, or none of this kind."""
+    """The convolution that a node computes; None if it is none, or of another kind."""
     if node.op != "call_function" or node.target is not torch.conv2d:
         return None
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -98,7 +98,7 @@ def convolution(node: Node) -> Convolution | None:
     stride, dilation = pair(given.get("stride", 1)), pair(given.get("dilation", 1))
     weights = value(weight)
     if not is_image(image) or not is_input(weight) or stride is None or dilation is None:
-        return None  # a computed weight, as of weight standardisation
+        return None  # a computed weight, as in weight standardisation
     if not (bias is None or is_input(bias)) or value(image).dtype != weights.dtype:
         return None
     kernel = (int(weights.shape[2]), int(weights.shape[3]))
@@ -121,10 +121,10 @@ def pair(found: Any) -> Static | None:
 
 @dataclass
 class Norm:
-    """A batch norm by running statistics.
+    """A batch norm with running statistics.
 
     Attributes:
-        tensors: mean, variance, weight and bias, of which the last two may lack.
+        tensors: mean, variance, weight and bias; the last two may be missing.
     """
 
     tensors: tuple[Node | None, ...]
@@ -139,13 +139,13 @@ def norm(node: Node, image: Node) -> Norm | None:
     given = arguments(node, ("input", *names))
     tensors = tuple(given.get(name) for name in names[:4])
     known = all(each is None or is_input(each) for each in tensors)
-    eps = given.get("eps", 1e-5)  # a node, once it has changed
+    eps = given.get("eps", 1e-5)  # a node, once it was changed
     counts = tensors[0] is not None and tensors[1] is not None and isinstance(eps, float)
     return Norm(tensors, eps) if counts and known and not given.get("training", False) else None
 
 
 def addend(node: Node, image: Node) -> Node | None:
-    """What a node adds to `image`, of the same shape and type."""
+    """The tensor that a node adds to `image`, of the same shape and type."""
     if node.target not in ADDITIONS or node.kwargs or len(node.args) != 2:
         return None
     first, second = node.args
@@ -157,13 +157,13 @@ def addend(node: Node, image: Node) -> Node | None:
 
 
 def same_sizes(some: Sequence[Any], others: Sequence[Any]) -> bool:
-    """Whether sizes agree whatever the free ones among them are."""
+    """True if sizes are equal, whatever the value of free ones."""
     pairs = zip(some, others, strict=False)
     return len(some) == len(others) and all(statically_known_true(a == b) for a, b in pairs)
 
 
 def activation(node: Node, image: Node) -> tuple[str, Node | float | None] | None:
-    """The activation that a node applies to `image`, and PReLU's slopes, or the one of all."""
+    """The activation that a node applies to `image`, and PReLU's slopes, or its single slope."""
     if not reads(node, image):
         return None
     if node.target in ACTIVATIONS:
@@ -193,7 +193,7 @@ def six(least: Any, most: Any) -> tuple[str, None] | None:
 
 
 def halved(node: Node, image: Node) -> bool:
-    """Whether a node gives the means of 2 x 2 pixels of `image`."""
+    """True if a node returns the means of 2 x 2 pixels of `image`."""
     if node.target is not F.avg_pool2d or not reads(node, image):
         return False
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count", "divisor_override")
@@ -205,7 +205,7 @@ def halved(node: Node, image: Node) -> bool:
 
 
 def largest(node: Node) -> tuple[Node, Static, Static, Static] | None:
-    """The image of which a node gives the largest values of windows; kernel, stride and padding."""
+    """The image whose windows' maxima a node returns; kernel, stride and padding."""
     if node.op != "call_function" or node.target not in MAX_POOLS:
         return None
     names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -221,7 +221,7 @@ def largest(node: Node) -> tuple[Node, Static, Static, Static] | None:
 
 
 def concatenated(node: Node) -> list[Node]:
-    """The images that a node puts side by side along their channels; the node itself else."""
+    """The images that a node concatenates along their channels; the node itself otherwise."""
     if node.op != "call_function" or node.target not in CONCATENATIONS:
         return [node]
     given = arguments(node, ("tensors", "dim"))
@@ -233,7 +233,7 @@ def concatenated(node: Node) -> list[Node]:
 
 
 class Resized(NamedTuple):
-    """A resizing as `upsample` has it: of which image, to what height and width."""
+    """A resizing as in `upsample`: the image, and the height and width of the result."""
 
     image: Node
     size: Any
@@ -241,7 +241,7 @@ class Resized(NamedTuple):
 
 
 def resized(node: Node) -> Resized | None:
-    """The bilinear resizing that a node is; None if it is none."""
+    """The bilinear resizing that a node computes; None if it computes none."""
     if node.op != "call_function" or node.target is not F.interpolate:
         return None
     names = ("input", "size", "scale_factor", "mode", "align_corners")
@@ -252,7 +252,7 @@ def resized(node: Node) -> Resized | None:
     sizes = value(node).shape[2:]
     known = all(isinstance(each, int) for each in (*sizes, *value(image).shape[2:]))
     if size is None and not corners and not given.get("recompute_scale_factor"):
-        # PyTorch's positions follow the factors, which the sizes may have rounded.
+        # PyTorch uses the factors for positions, and the sizes may have been rounded.
         factors = given.get("scale_factor")
         both = factors if isinstance(factors, (tuple, list)) else (factors, factors)
         if not known or any(
@@ -266,7 +266,7 @@ def resized(node: Node) -> Resized | None:
 
 
 def best_class(node: Node, image: Node) -> bool:
-    """Whether a node gives the class of every pixel, which 8 bits can hold."""
+    """True if a node returns the class of every pixel, and 8 bits can hold it."""
     if node.target not in ARGMAXES or not reads(node, image):
         return False
     given = arguments(node, ("input", "dim", "keepdim"))

@@ -1,4 +1,4 @@
-"""What takes the place of fused nodes: each one operator with weights that are packed once."""
+"""Replacements of fused nodes: one operator each, with weights that are packed once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fassd_kernels.packing import fold
 from fassd_kernels.reference.conv_act import activate, channels_last, same_padding
 
 Read = Callable[[Any], "Tensor | None"]
-"""The tensor that a placeholder has in a call; None for None."""
+"""Function that returns the tensor of a placeholder in a call; None for None."""
 
 Call = Callable[[], Tensor]
 
@@ -33,7 +33,7 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "hardsigmoid": partial(F.hardsigmoid, inplace=True),
     "silu": partial(F.silu, inplace=True),
 }
-"""The activations that PyTorch has in place."""
+"""Activations that PyTorch can apply in place."""
 
 ONEDNN: dict[str, tuple[str, list[float], str]] = {
     "none": ("none", [], ""),
@@ -46,24 +46,24 @@ ONEDNN: dict[str, tuple[str, list[float], str]] = {
     "gelu": ("gelu", [], "none"),
     "gelu_tanh": ("gelu", [], "tanh"),
 }
-"""The activations that oneDNN has behind a convolution, as PyTorch calls them for Inductor."""
+"""Activations that oneDNN can fuse with a convolution, by PyTorch's names for Inductor."""
 
 LAYOUTS = ("packed", "plain", "phases")
-"""In which layout each way to compute a convolution reads the weight."""
+"""Layout of the weight that each way of computing a convolution reads."""
 
 TRIES = 3
 SMALLEST_PHASE = 8
-"""Pixels of a side from which on a dilated convolution is tried by phases."""
+"""Minimum side in pixels at which computing a dilated convolution by phases is tried."""
 
 MARGIN = 1.02
-"""How much slower the fused operator may be before another way is taken."""
+"""Factor by which the fused operator may be slower before another way is taken."""
 
 fastest: dict[tuple[Any, ...], int] = {}
-"""Of calls that were measured in this process: which way was the fastest."""
+"""The fastest way of calls that were measured in this process."""
 
 
 class Packing(nn.Module):
-    """The weights of a fused convolution. It stands in a graph as a module without parameters."""
+    """The weights of a fused convolution, as a graph's module without parameters."""
 
     operator: ClassVar[str]
 
@@ -85,7 +85,7 @@ class Packing(nn.Module):
         self.tensors: dict[str, Any] = {}
 
     def fold(self, read: Read) -> dict[str, Any]:
-        """Weight, bias and slopes, with the batch norm in them."""
+        """Weight, bias and slopes, with the batch norm folded in."""
         weight, bias, norm, slope = self.placeholders
         conv: Any = SimpleNamespace(weight=read(weight), bias=read(bias))
         batch_norm = None
@@ -96,17 +96,17 @@ class Packing(nn.Module):
         dtype = conv.weight.dtype
         weights, biases = fold(conv, batch_norm, dtype)
         slopes = torch.tensor(slope) if isinstance(slope, float) else read(slope)
-        if slopes is not None:  # one for all channels, or one for each
+        if slopes is not None:  # one slope for all channels, or one for each
             slopes = slopes.to(weights.device, dtype).expand(weights.shape[0]).contiguous()
         return {"weight": weights, "bias": biases, "slope": slopes}
 
     def pack(self, read: Read) -> None:
-        """Take over the weights of a call."""
+        """Read and pack the weights of a call."""
         tensors = {name: kept(found) for name, found in self.fold(read).items()}
         weight = tensors["weight"]
         self.backend = choose(AUTO, weight.device, self.operator, quiet=True, dtype=weight.dtype)
         tensors["packed"] = self.packed(weight, ops.packer(self.backend))
-        self.tensors = tensors  # at once: another thread may be calling
+        self.tensors = tensors  # in one assignment: another thread may be calling
 
     def packed(self, weight: Tensor, packer: Callable[..., Tensor]) -> Any:
         strides = {name: self.options[name] for name in ("stride", "dilation")}
@@ -117,10 +117,10 @@ class Step(Packing):
     """A fused convolution.
 
     Attributes:
-        kernel: height and width.
+        kernel: height and width of the kernel.
         groups: number of groups of channels.
-        splits: whether it is a dilated 3x3, which is a plain one of every d-th pixel, and that has
-            Winograd's algorithm.
+        splits: True for a dilated 3x3, which equals a plain 3x3 on every d-th pixel, for which
+            there is Winograd's algorithm.
     """
 
     operator = "conv_act"
@@ -148,17 +148,17 @@ class Step(Packing):
             return ops.operator("conv_act", self.backend)(images, **own)
 
         ways = [ours, lambda: self.by_pytorch(images, residual)]
-        # Smaller images would read all weights for a few pixels.
+        # Smaller images would read all weights for few pixels.
         if self.splits and min(first.shape[2:]) >= SMALLEST_PHASE * self.options["dilation"][0]:
             ways.append(lambda: self.by_phases(images, residual))
         return self.fastest_of(self.key(images, residual), ways)
 
     def packed(self, weight: Tensor, packer: Callable[..., Tensor]) -> Any:
-        # On a CPU, another layout may be read.
+        # On a CPU, the fastest way may read another layout.
         return super().packed(weight, packer) if weight.is_cuda else None
 
     def kernels_weight(self) -> Any:
-        """The weight as the kernels read it."""
+        """The weight in the layout of the kernels."""
         tensors = self.tensors
         if tensors["packed"] is not None:
             return tensors["packed"]
@@ -168,7 +168,7 @@ class Step(Packing):
     def fastest_of(self, key: tuple[Any, ...], ways: Sequence[Call]) -> Tensor:
         """The result of the fastest way; the layouts that the others read are dropped.
 
-        Should a call of another size want one, it is made again, and stays.
+        If a call of another size needs such a layout, it is made again, and kept.
         """
         measured = key in fastest
         result = fastest_of(key, ways)
@@ -179,7 +179,7 @@ class Step(Packing):
         return result
 
     def derived(self, tensors: dict[str, Any], name: str, make: Callable[..., Tensor]) -> Tensor:
-        """The weight in another layout, kept as long as the weights are these."""
+        """The weight in another layout, cached until the weights change."""
         if self.others[0] is not tensors:
             self.others = (tensors, {})
         kept = self.others[1]
@@ -188,13 +188,13 @@ class Step(Packing):
         return kept[name]
 
     def key(self, images: Sequence[Tensor], residual: Tensor | None = None) -> tuple[Any, ...]:
-        """What the time of a call depends on."""
+        """Everything that the time of a call depends on."""
         sizes = (*(image.shape for image in images), self.tensors["weight"].shape)
         options = (*map(str, self.options.values()), residual is not None)
         return (*sizes, *options, images[0].dtype, torch.get_num_threads())
 
     def by_pytorch(self, images: Sequence[Tensor], residual: Tensor | None) -> Tensor:
-        """The same by PyTorch's own operators."""
+        """The same computed by PyTorch's own operators."""
         tensors, options = self.tensors, self.options
         x = images[0] if len(images) == 1 else torch.cat(list(images), 1)
         activation = options["activation"]
@@ -214,10 +214,10 @@ class Step(Packing):
         return x if options["pool"] == 1 else F.avg_pool2d(x, 2)
 
     def by_onednn(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, str]:
-        """The convolution with what oneDNN has behind it, and the activation that is left to do.
+        """The convolution with the activation that oneDNN can fuse, and the activation left to do.
 
-        Its weight is laid out for images of this size, as Inductor has it when it may freeze them;
-        the convolution of `torch.nn.functional` lays it out anew on each call.
+        Its weight is reordered for images of this size, as Inductor does with frozen weights;
+        `torch.nn.functional`'s convolution would reorder it on each call.
         """
         tensors, options = self.tensors, self.options
         padding = same_padding(tensors["weight"], options["dilation"])
@@ -238,7 +238,7 @@ class Step(Packing):
         return found, left(activation, known)
 
     def by_phases(self, images: Sequence[Tensor], residual: Tensor | None) -> Tensor:
-        """The same as a plain 3x3 of the images of every d-th pixel."""
+        """The same computed as a plain 3x3 on the images of every d-th pixel."""
         tensors, d = self.tensors, self.options["dilation"][0]
         packed = self.derived(tensors, "phases", ops.packer(self.backend))
         function = ops.operator("conv_act", self.backend)
@@ -250,23 +250,23 @@ class Step(Packing):
 
 
 def left(activation: str, done: str) -> str:
-    """The activation, if it is not done."""
+    """The activation if it is not done yet, else "none"."""
     return "none" if activation == done else activation
 
 
 def onednn_takes(x: Tensor) -> bool:
-    """Whether PyTorch's operators of oneDNN, which it has for Inductor, compute such an image."""
+    """True if PyTorch's oneDNN operators, which it has for Inductor, support such an image."""
     if x.dtype != torch.float32 or not x.is_cpu or x.numel() == 0:
         return False
     return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
 class GroupedStep(Step):
-    """A fused convolution in groups of channels, or of a large kernel.
+    """A fused convolution with groups of channels, or with a large kernel.
 
-    PyTorch's own operators compute it, the batch norm folded and the rest in place, where no
-    backend has kernels for it, and on a GPU where it is not depthwise: cuDNN has tensor cores for
-    what is not bound by memory.
+    PyTorch's own operators compute it, with the batch norm folded and the rest in place, if no
+    backend has kernels for it, and on a GPU if it is not depthwise: cuDNN uses tensor cores for
+    convolutions that are not bound by memory.
     """
 
     operator = "grouped_conv_act"
@@ -298,7 +298,7 @@ class GroupedStep(Step):
 
 
 def to_phases(x: Tensor, d: int) -> Tensor:
-    """N x C x H x W to N d d x C x ceil(H / d) x ceil(W / d): every d-th pixel, zeros behind."""
+    """N x C x H x W to N d d x C x ceil(H / d) x ceil(W / d): every d-th pixel, zero-padded."""
     n, c, height, width = x.shape
     x = F.pad(channels_last(x), (0, -width % d, 0, -height % d))
     h, w = x.shape[2] // d, x.shape[3] // d
@@ -307,7 +307,7 @@ def to_phases(x: Tensor, d: int) -> Tensor:
 
 
 def from_phases(x: Tensor, d: int, size: Sequence[int]) -> Tensor:
-    """What `to_phases` took apart, of height and width `size`."""
+    """The inverse of `to_phases`, with height and width `size`."""
     (height, width), (n, c, h, w) = size, x.shape
     x = x.permute(0, 2, 3, 1).reshape(n // d**2, d, d, h, w, c).permute(0, 3, 1, 4, 2, 5)
     x = x.reshape(n // d**2, h * d, w * d, c)[:, :height, :width]
@@ -315,14 +315,14 @@ def from_phases(x: Tensor, d: int, size: Sequence[int]) -> Tensor:
 
 
 def fastest_of(key: tuple[Any, ...], ways: Sequence[Call]) -> Tensor:
-    """The result of the fastest of several ways to compute the same, which are measured once."""
+    """The result of the fastest of several equivalent ways, which are measured once."""
     if key not in fastest:
         fastest[key] = fastest_way(ways)
     return ways[fastest[key]]()
 
 
 def fastest_way(ways: Sequence[Call]) -> int:
-    """Which of the ways, called in turns, takes the least time: the first, if it is close."""
+    """The index of the fastest way, called in turns: the first one if the times are close."""
     best = [math.inf] * len(ways)
     for attempt in range(TRIES + 1):  # the first one warms up
         for index, call in enumerate(ways):
@@ -340,7 +340,7 @@ class UpsampleStep(Packing):
 
     def __init__(self, *arguments: Any, low: Sequence[tuple[int, int]]) -> None:
         super().__init__(*arguments)
-        self.low = low  # first channel of each upsampled image in the concatenation, and how many
+        self.low = low  # first channel and number of channels of each upsampled image
 
     def fold(self, read: Read) -> dict[str, Any]:
         found = super().fold(read)
@@ -362,7 +362,7 @@ class UpsampleStep(Packing):
 
 
 class PairStep(nn.Module):
-    """A 3x1 convolution and the 1x3 behind it, each with the same activation."""
+    """A 3x1 convolution and the 1x3 after it, each with the same activation."""
 
     def __init__(self, vertical: Step, horizontal: Step) -> None:
         super().__init__()
@@ -399,7 +399,7 @@ class PairStep(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """`max_pool`, or where there are no kernels for it PyTorch's own."""
+    """`max_pool`, or PyTorch's own if there are no kernels for it."""
 
     def __init__(self, *window: Sequence[int]) -> None:
         super().__init__()
@@ -426,7 +426,7 @@ class MaxPool(nn.Module):
 
 
 class Upsample(nn.Module):
-    """`upsample`, or with the argmax behind it `upsample_argmax`."""
+    """`upsample`, or `upsample_argmax` with the argmax after it."""
 
     def __init__(self, operator: str) -> None:
         super().__init__()
@@ -439,7 +439,7 @@ class Upsample(nn.Module):
 
 
 class Labels(Upsample):
-    """Labels as `torch.argmax` gives them."""
+    """Labels of the same type as those of `torch.argmax`."""
 
     def __init__(self) -> None:
         super().__init__("upsample_argmax")

@@ -1,6 +1,7 @@
 """Drop-in modules that run the fused operators.
 
-Each *is a* module of :mod:`fassd.models`: same constructor, parameters, state dict and gradients.
+Each is a subclass of a module of :mod:`fassd.models`: same constructor, parameters, state dict and
+gradients.
 """
 
 from fassd_kernels.modules.aspp import FusedASPP

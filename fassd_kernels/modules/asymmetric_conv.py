@@ -29,7 +29,7 @@ class FusedAsymmetricConv2d(Fused, AsymmetricConv2d):
     Same constructor, ``FusedAsymmetricConv2d(in_channels, out_channels, dilation=1,
     activation="relu")``, parameters, state dict and gradients; see :class:`Fused` for when it
     fuses. With a residual, which that operator does not take, it runs two
-    :func:`fassd_kernels.reference.conv_act`. ``from_reference`` takes over any module with the
+    :func:`fassd_kernels.reference.conv_act`. ``from_reference`` accepts any module with the
     attributes ``conv3x1``, ``acti3x1``, ``conv1x3``, ``norm`` and ``acti1x3``.
     """
 
@@ -66,7 +66,7 @@ class FusedAsymmetricConv2d(Fused, AsymmetricConv2d):
             packed[f"{name}_weight"] = folded["weights"][index]
             packed[f"{name}_bias"] = folded["biases"][index]
         activations: tuple[Any, ...] = self.acti3x1, self.acti1x3
-        if isinstance(activations[0], nn.PReLU):  # one slope for all channels is a PReLU too
+        if isinstance(activations[0], nn.PReLU):  # a PReLU may have one slope for all channels
             packed["activation"] = "prelu"
             for name, acti in zip(("vertical", "horizontal"), activations, strict=True):
                 slope = acti.weight.to(dtype)
@@ -81,11 +81,11 @@ class FusedAsymmetricConv2d(Fused, AsymmetricConv2d):
         ]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """As the reference's: N x C x H x W to N x O x H x W, channels_last where fused."""
+        """Run the pair: N x C x H x W to N x O x H x W, channels_last when fused."""
         prepared = self.prepare(x)
         if prepared is None:
             if not is_traced():
-                self.repack()  # as `Fused.forward`
+                self.repack()  # as in `Fused.forward`
             return AsymmetricConv2d.forward(self, x, residual)
         x, packed = prepared
         if residual is None:

@@ -27,7 +27,7 @@ from fassd_kernels.packing import fold
 
 
 class SingleConvolution(Fused):
-    """What is one convolution, through :func:`fassd_kernels.reference.conv_act`."""
+    """A module that is one convolution, through :func:`fassd_kernels.reference.conv_act`."""
 
     operator = "conv_act"
     activation: ClassVar[str] = "none"
@@ -52,7 +52,7 @@ class SingleConvolution(Fused):
 
 
 def only_packed(packed: Packed) -> Packed:
-    """The arguments with the one packed weight in place of a list of one."""
+    """The arguments with the one packed weight instead of a list of one."""
     plans = packed.get("packed")
     return {**packed, "packed": plans[0] if plans else None}
 
@@ -61,7 +61,7 @@ class FusedConvLayer(SingleConvolution, ConvLayer):
     """A :class:`fassd.models.layers.ConvLayer` through :func:`fassd_kernels.reference.conv_act`.
 
     Same constructor, parameters, state dict and gradients; see :class:`Fused` for when it fuses.
-    Two methods fuse it with what stands beside it in the network.
+    Two methods fuse it with its neighbours in the network.
     """
 
     activation = "relu"
@@ -83,11 +83,11 @@ class FusedConvLayer(SingleConvolution, ConvLayer):
     def of_pictures(
         self, pictures: Tensor, mean: Sequence[float], std: Sequence[float]
     ) -> Tensor | None:
-        """``self(normalize(pictures, mean, std))``, which is not written; None if not fusible.
+        """``self(normalize(pictures, mean, std))`` without writing the input; None if not fusible.
 
         Args:
             pictures: N x H x W x 3, uint8, RGB.
-            mean, std: as of :func:`fassd_kernels.reference.normalize`.
+            mean, std: mean and deviation, as in :func:`fassd_kernels.reference.normalize`.
         """
         prepared = self.prepare(self.conv.weight)
         if prepared is None or self.conv.in_channels != 3:
@@ -98,7 +98,7 @@ class FusedConvLayer(SingleConvolution, ConvLayer):
         return ops.operator("normalize_conv_act", backend)(pictures, **arguments)
 
     def pooled(self, x: Tensor) -> Tensor:
-        """``avg_pool2d(self(x), 2)``, the layer's own result never written."""
+        """``avg_pool2d(self(x), 2)``, without writing the layer's own result."""
         prepared = self.prepare(x)
         if prepared is None:
             return F.avg_pool2d(self(x), 2)
@@ -108,10 +108,10 @@ class FusedConvLayer(SingleConvolution, ConvLayer):
 class FusedUpsampleConv(FusedConvLayer):
     """The 1x1 :class:`FusedConvLayer` behind [upsampled, skip]: the decoder's ``conv1x1_up``.
 
-    Called on a concatenation it is a ConvLayer like any other.
+    Called on a concatenation it acts like any other ConvLayer.
     """
 
-    # Channels of the upsampled part that weights are packed for; None: for a whole input.
+    # Number of channels of the upsampled part that weights are packed for; None: for a whole input.
     _low_channels: int | None = None
 
     def pack(self, dtype: torch.dtype) -> Packed:
@@ -130,9 +130,9 @@ class FusedUpsampleConv(FusedConvLayer):
         return super().run(x, arguments, **more)
 
     def after_upsample(self, low: Tensor, skip: Tensor, rows: Rows | None = None) -> Tensor:
-        """``self(cat([resize(low), skip], 1))``; neither of the two is written.
+        """``self(cat([resize(low), skip], 1))``, without writing either argument of ``cat``.
 
-        Of strips of the two, `rows` says which.
+        `rows` gives the position of strips, if the two are strips.
         """
         size = (skip.shape[2], skip.shape[3])
         if not is_traced() and self._low_channels != low.shape[1]:
@@ -160,7 +160,7 @@ class FusedUpsampleConv(FusedConvLayer):
 
 
 def resized(low: Tensor, size: tuple[int, int], rows: Rows | None) -> Tensor:
-    """`low` at a size; of strips, `rows` says which."""
+    """`low` resized; `rows` gives the position of strips."""
     return resize(low, size) if rows is None else interpolate_rows(low, size, rows)
 
 
@@ -177,6 +177,6 @@ class FusedConv2d(SingleConvolution, nn.Conv2d):
         return [(self, None)]
 
     def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
-        # Its own settings, not a part's: only those of parts are compared on each call.
+        # Settings of its own are not compared on each call, as those of parts are.
         settings = {"stride": list(self.stride), "dilation": list(self.dilation)}
         return super().run(x, packed, **settings, **more)

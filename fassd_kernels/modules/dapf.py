@@ -25,7 +25,7 @@ class FusedDAPF(Fused, DAPF):
 
     Same constructor, ``FusedDAPF(inplanes, alpha=2, dilations=(12, 24, 36))``, parameters, state
     dict and gradients; see :class:`Fused` for when it fuses.
-    ``FusedDAPF.from_reference(model.DAPF)`` takes over a module.
+    ``FusedDAPF.from_reference(model.DAPF)`` makes one from a module.
     """
 
     operator = "dapf"

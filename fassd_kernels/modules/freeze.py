@@ -1,4 +1,4 @@
-"""Weights as constants, for programs that are exported and run without Python."""
+"""Weights as constants, for programs that are exported to run without Python."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def freeze(model: Model, inputs: Sequence[Any]) -> Model:
-    """A copy of an accelerated model that ``torch.export`` traces with its packed weights.
+    """Copy an accelerated model so that ``torch.export`` traces its packed weights as constants.
 
-    Otherwise a traced module folds and lays out its weights on every call. A program that is
-    exported from the copy holds them as constants; the C++ CPU kernels read those on every CPU, at
-    full speed on the instruction set that they were packed for.
+    A traced module would otherwise fold and lay out its weights on every call. A program exported
+    from the copy stores them as constants; the C++ CPU kernels can read those on every CPU, at full
+    speed with the instruction set that they were packed for.
 
     >>> frozen = freeze(accelerate(model), (batch,))
     >>> program = torch.export.export(frozen, (batch,))
 
     Args:
-        model: what :func:`accelerate` gave, in eval mode; later changes to it do not show.
-        inputs: of a call, by which the modules learn what to pack for; of any size.
+        model: result of :func:`accelerate`, in eval mode; later changes to it have no effect.
+        inputs: inputs of a call, from which the modules learn what to pack for; of any size.
 
     Returns:
-        The copy; called without a tracer it does what `model` does. Its programs keep the weights
-        of now: freeze again after weights were loaded or edited.
+        The copy; called without a tracer it acts like `model`. Its programs keep the present
+        weights: freeze again after loading or editing weights.
 
     Raises:
-        ValueError: if `model` is in training mode.
+        ValueError: `model` is in training mode.
     """
     if model.training:
         raise ValueError("freeze: the model is in training mode; call model.eval() first")
@@ -48,7 +48,7 @@ def freeze(model: Model, inputs: Sequence[Any]) -> Model:
 
 
 def own(value: Any) -> Any:
-    """Tensors as copies that no cache shares; anything else as it is."""
+    """Tensors as copies that no cache shares; anything else unchanged."""
     if isinstance(value, Tensor):
         return value.clone()  # keeps the strides
     return [own(each) for each in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What the fused modules have in common: when they fuse, and how packed weights stay fresh."""
+"""The base of the fused modules: when they fuse, and how packed weights stay fresh."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from fassd_kernels.packing import fold, is_foldable
 from fassd_kernels.reference.conv_act import KERNELS
 
 Packed = dict[str, Any]
-# A weight, and the stride and dilation that it is packed for.
+# A weight, and the stride and dilation to pack it for.
 Plan = tuple[Tensor, Sequence[int], Sequence[int]]
 
 
 class Cached(NamedTuple):
-    """Packed weights, and what they were packed from."""
+    """Packed weights, and the tensors that they were packed from."""
 
     snapshot: Snapshot
-    contents: Contents | None  # None: of tensors whose edits cannot be told
+    contents: Contents | None  # None: edits of the tensors cannot be detected
     dtype: torch.dtype
     packed: Packed
 
 
 class Known(threading.local):
-    """Of which contents weights are fresh, in this thread, while the modules' network is called."""
+    """Contents whose weights are fresh, in this thread, during a call of the modules' network."""
 
     fresh: Mapping[Fused, Contents] = MappingProxyType({})
 
@@ -56,53 +56,52 @@ KNOWN = Known()
 class Fused(nn.Module):
     """Mixin, in front of the reference module: ``class FusedDAPF(Fused, DAPF)``.
 
-    In eval mode ``forward`` runs one fused operator on packed weights, which are rebuilt by
-    themselves when one of the module's parameters or buffers has another value, whoever wrote it:
-    on a CPU every value is looked at on every call. On a GPU, and where the C++ extension is not
-    built, edits are counted instead: in place, loading, moving, converting and replacing, forward
-    passes in training mode, optimizer steps and operations of ``torch.distributed``; others, which
-    PyTorch does not count (through ``.data``, DLPack, memory shared with other programs), need
-    :meth:`repack` there. Where a gradient is asked for, the weights are packed differentiably on
-    each call, so that gradients reach the module's own parameters. Under autocast the result has
-    autocast's type.
+    In eval mode ``forward`` runs one fused operator on packed weights. They are packed again when
+    one of the module's parameters or buffers changes its value, whatever changed it: on a CPU every
+    value is compared on every call. On a GPU, and if the C++ extension is not built, edits are
+    counted instead: in place, loading, moving, converting and replacing, forward passes in training
+    mode, optimizer steps and operations of ``torch.distributed``. Edits that PyTorch does not count
+    (through ``.data``, DLPack, memory shared with other programs) need :meth:`repack` there. If a
+    gradient is needed, the weights are packed differentiably on each call, so that gradients reach
+    the module's own parameters. Under autocast the result has autocast's type.
 
-    The kernels get the weights in their own order too (:func:`reference.pack_weight`), packed
-    once along with the folding.
+    The kernels also get the weights in their own order (:func:`reference.pack_weight`), packed once
+    along with the folding.
 
-    The reference's ``forward`` runs instead in training mode, where batch statistics forbid
-    folding (on a CPU, each batch norm and the activation behind it are one operator there:
-    :mod:`fassd_kernels.modules.training`); where a submodule carries hooks, which a fused operator
-    would pass by; where a part was exchanged for another kind, or has a ``forward``,
-    ``_conv_forward`` or ``weight`` that is not its class's, be it the part's own, a subclass's, or
-    put into a class of PyTorch or of this project; inside ``torch.func`` transforms and
-    forward-mode AD; and in ``torch.onnx.export`` and ``torch.fx.symbolic_trace``, whose graphs then
-    hold standard operators alone. Not noticed
-    are methods that are put into somebody else's class once its modules were taken over, and, in a
-    compiled or exported module, methods that are replaced later.
+    The reference's ``forward`` runs instead: in training mode, where batch statistics forbid
+    folding (on a CPU, each batch norm and its activation are then one operator:
+    :mod:`fassd_kernels.modules.training`); if a submodule carries hooks, which a fused operator
+    would bypass; if a part was replaced by another kind, or has a ``forward``, ``_conv_forward`` or
+    ``weight`` that is not its class's, whether it is the part's own, a subclass's, or was assigned
+    to a class of PyTorch or of this project; inside ``torch.func`` transforms and forward-mode AD;
+    and in ``torch.onnx.export`` and ``torch.fx.symbolic_trace``, so that their graphs only contain
+    standard operators. Two changes are not noticed: methods that are assigned to another project's
+    class after its modules were fused, and methods that are replaced in a compiled or exported
+    module.
 
     Attributes:
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`.
     """
 
     operator: ClassVar[str]
-    lead: ClassVar[str]  # a convolution whose weight has the module's type
+    lead: ClassVar[str]  # name of a convolution whose weight has the module's type
     backend: str = AUTO
     _seen: Snapshot | None = None
     _packed: Cached | None = None
-    # Kinds and names of its inner parts when it was taken over; None: this project's own.
+    # Kinds and names of its inner parts when it was fused; None: this project's own.
     _structure: list[Any] | None = None
-    # What a compiler that traces the module gets for packed weights: see `freeze`.
+    # The packed weights for a compiler that traces the module: see `freeze`.
     _frozen: tuple[torch.dtype, Packed] | None = None
 
     # --- what a subclass defines -----------------------------------------------------------------
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
-        """Why `module` cannot be this module; empty if it has the parts, of the right kind."""
+        """The reason why `module` cannot be fused; empty if it has the right parts."""
         raise NotImplementedError(f"{cls.__name__} must define mismatch")
 
     def convolutions(self) -> list[tuple[Any, Any]]:
-        """The convolutions in the operator's order, each with the batch norm behind it, or None."""
+        """The convolutions in the operator's order, each with the batch norm after it, or None."""
         raise NotImplementedError(f"{type(self).__name__} must define convolutions")
 
     def batch_norms(self) -> Iterator[nn.Module]:
@@ -110,14 +109,14 @@ class Fused(nn.Module):
         return (norm for _, norm in self.convolutions() if norm is not None)
 
     def pack(self, dtype: torch.dtype) -> Packed:
-        """The operator's arguments but for the input, in `dtype`; differentiable."""
+        """The operator's arguments except the input, in `dtype`; differentiable."""
         folded = [fold(conv, norm, dtype) for conv, norm in self.convolutions()]
         return {"weights": [weight for weight, _ in folded], "biases": [bias for _, bias in folded]}
 
     def plan(self, packed: Packed) -> list[Plan]:
-        """Which weights of `packed` the backend may lay out in its own way, in `packed`'s order.
+        """The weights of `packed` that the backend may lay out in its own way, in `packed`'s order.
 
-        It follows from `packed` alone.
+        It depends only on `packed`.
         """
         return [(weight, (1, 1), (1, 1)) for weight in packed["weights"]]
 
@@ -127,35 +126,36 @@ class Fused(nn.Module):
         return ops.operator(self.operator, backend)(x, **packed, **more)
 
     def adopt(self) -> None:
-        """Fill in attributes that the reference class has and a foreign one may not."""
+        """Add attributes that the reference class has and a foreign one may not have."""
 
     # --- construction ----------------------------------------------------------------------------
 
     @classmethod
     def from_reference(cls, module: nn.Module, backend: str = AUTO) -> Fused:
-        """The fused module with `module`'s own parameters, buffers, hooks and mode.
+        """Make the fused module with `module`'s own parameters, buffers, hooks and mode.
 
-        Nothing is copied: both modules share every parameter, and `module` stays as it is.
+        Nothing is copied: both modules share every parameter, and `module` does not change.
 
         Args:
-            module: the reference module, or any with the same attributes.
-            backend: ``auto`` or a backend's name.
+            module: reference module, or any with the same attributes.
+            backend: ``auto``, or the name of a backend.
 
         Raises:
-            TypeError: if `module` lacks an attribute or is configured otherwise.
-            BackendError: if `backend` is unknown or not available.
+            TypeError: `module` lacks an attribute or is configured otherwise.
+            BackendError: `backend` is unknown or not available.
         """
         fused = cls.take_over(module, backend)
         for name, value in module.__dict__.items():
-            if isinstance(value, dict):  # parameters, buffers, submodules, hooks: own tables
+            if isinstance(value, dict):  # parameters, buffers, submodules, hooks: copied
                 fused.__dict__[name] = copy.copy(value)
         return fused
 
     @classmethod
     def take_over(cls, module: nn.Module, backend: str = AUTO) -> Fused:
-        """:meth:`from_reference` for a module that is then discarded: even its tables are shared.
+        """:meth:`from_reference` for a module that is discarded afterwards: its tables are shared,
+        too.
 
-        Handles of hooks that were registered on `module` therefore still remove them.
+        Handles of hooks that were registered on `module` can therefore still remove them.
         """
         why = cls.mismatch(module)
         if why:
@@ -174,25 +174,25 @@ class Fused(nn.Module):
     # --- forward ---------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the reference's: N x C x H x W to the same shape, channels_last where fused."""
+        """Run the module: N x C x H x W to the reference's shape, channels_last when fused."""
         prepared = self.prepare(x)
         if prepared is not None:
             return self.run(*prepared)
         if is_traced():
             return super().forward(x)
         self.repack()  # batch norms may edit their statistics without counting it
-        # What has hooks, or is not on the CPU, is seen where it is computed.
+        # Hooks, and modules that are not on the CPU, are noticed where it computes.
         with kernels_used(self.training and self.backend in (AUTO, "cpu") and not transforming()):
             return super().forward(x)
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
-        """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
+        """The input in the type to compute in, and fresh weights; None if it cannot be fused."""
         if self.training:
             return None
         traced = is_traced()
         now = None if traced else self.known()
         if now is None:
-            # Inside a transform, tensors may have no address that a snapshot could read.
+            # Inside a transform, tensors may have no address for a snapshot to read.
             if exports_onnx() or transforming() or isinstance(x, torch.fx.Proxy):
                 return None
             now = None if traced else self.snapshot()
@@ -206,7 +206,7 @@ class Fused(nn.Module):
         return x, self.packed(dtype, now)
 
     def snapshot(self) -> Snapshot:
-        """What the module is made of now."""
+        """A snapshot of the module's present parts."""
         now = self._seen
         if now is None or not now.holds(self):
             now = Snapshot(self)
@@ -218,26 +218,26 @@ class Fused(nn.Module):
         return now
 
     def known(self) -> Snapshot | None:
-        """What it was made of, where the network that calls it has seen that nothing changed."""
+        """The last snapshot, if the calling network has found that nothing changed."""
         cached = self._packed
         if cached is None or cached.contents is None:
             return None
         return cached.snapshot if KNOWN.fresh.get(self) is cached.contents else None
 
     def fits(self) -> bool:
-        """Whether the fused operator computes what the parts, without hooks, do."""
+        """True if the fused operator computes the same as the parts without hooks."""
         return fits(self) and all(map(is_foldable, self.batch_norms()))
 
     def fusible_as_traced(self) -> bool:
-        """Whether the module can be fused, for a compiler, which cannot follow a snapshot."""
+        """True if the module can be fused, for a compiler, which cannot trace a snapshot."""
         hooked = any(has_hooks(part) for part in self.modules() if part is not self)
         return not hooked and self.fits()
 
     def lead_weight(self) -> Tensor:
-        """A weight of the convolutions' type; batch norms may be kept in a wider one."""
+        """A weight with the convolutions' type; batch norms may have a wider one."""
         lead: Any = self
         for name in self.lead.split(".") if self.lead else ():
-            lead = lead._modules[name]  # a third of what get_submodule() takes
+            lead = lead._modules[name]  # in a third of the time of get_submodule()
         weight: Tensor = lead.weight
         return weight
 
@@ -248,14 +248,14 @@ class Fused(nn.Module):
         arguments: Mapping[str, Any] = NOTHING,
         operator: str = "",
     ) -> str:
-        """The name of the backend that runs on tensors like `x`.
+        """Choose the backend that runs on tensors like `x`.
 
         Args:
-            x: what tells device and type.
-            images: of the call that is to be made, where that is known: of the backends that can,
-                the one that was measured to be the fastest for it is chosen.
-            arguments: of that call, by name.
-            operator: of that call, if not the module's own.
+            x: tensor with the device and type.
+            images: images of the call, if known: the backend that was measured to be fastest for it
+                is then chosen.
+            arguments: arguments of the call, by name.
+            operator: operator of the call, if it is not the module's own.
         """
         operator = operator or self.operator
         key = shape_key(operator, images, arguments) if images and x.is_cuda else ""
@@ -264,7 +264,7 @@ class Fused(nn.Module):
     # --- packed weights --------------------------------------------------------------------------
 
     def packed(self, dtype: torch.dtype, now: Snapshot | None) -> Packed:
-        """Packed weights in `dtype`: from the cache where they are known to be fresh."""
+        """Packed weights in `dtype`: from the cache if they are known to be fresh."""
         if now is None and self._frozen is not None and self._frozen[0] == dtype:
             return self._frozen[1]
         if now is None or self.wants_gradient():
@@ -276,9 +276,9 @@ class Fused(nn.Module):
             if self.known() is now or (contents is not None and contents.last()):
                 return cached.packed
         self.check_storages()
-        # Before they are packed: what is edited meanwhile, in another thread, is packed next time.
+        # Before packing: edits that another thread makes meanwhile count as later ones.
         contents = Contents(now.tensors) if now.countable else None
-        # Not in inference mode: what it makes cannot take part in a later call with gradients.
+        # Not in inference mode, whose tensors cannot be used in a later call with gradients.
         with torch.inference_mode(False), torch.no_grad():
             packed = {name: kept(value) for name, value in self.pack(dtype).items()}
             packed["packed"] = [
@@ -288,24 +288,24 @@ class Fused(nn.Module):
             on_gpu = are_on_gpu(packed["packed"])
             captured = on_gpu and torch.cuda.is_current_stream_capturing()
             if on_gpu and not captured:
-                # Whoever reads them next may do so on another stream.
+                # The next reader may be on another stream.
                 torch.cuda.current_stream().synchronize()
-        # Not kept are those of a mode that only propagates shapes, and those of a graph that is
-        # captured, in whose memory they are from its first replay on.
+        # Weights made in a mode that only propagates shapes are not cached, nor those of a graph
+        # being captured, which are in the graph's memory from its first replay on.
         if not captured and all(type(tensor) is Tensor for tensor in packed["packed"]):
-            # One assignment of one tuple: threads that meet here pack twice and agree.
+            # One assignment of one tuple: threads that meet here pack twice, with equal results.
             self._packed = Cached(now, contents, dtype, packed)
         return packed
 
     def check_storages(self) -> None:
-        """Raise RuntimeError where a tensor that is folded has lost its memory, as under FSDP."""
+        """Raise RuntimeError if a tensor that is folded has lost its memory, as under FSDP."""
         if not torch.compiler.is_compiling():
             for name, tensor in (*self.named_parameters(), *self.named_buffers()):
-                if tensor.is_floating_point():  # batch norms count in integers, which nobody reads
+                if tensor.is_floating_point():  # batch norms' integer counters are not needed
                     check_storage(type(self).__name__, name, tensor)
 
     def repack(self) -> None:
-        """Forget the packed weights; needed after edits that nothing counts or notices."""
+        """Discard the packed weights; needed after edits that are not counted or noticed."""
         self._packed = None
 
     def wants_gradient(self) -> bool:
@@ -325,9 +325,9 @@ class Fused(nn.Module):
 
 
 def kept(value: Any) -> Any:
-    """A tensor, or the tensors of a list, without their history; anything else as it is.
+    """A tensor, or the tensors of a list, without their history; anything else unchanged.
 
-    Vectors are followed by memory up to a multiple of eight: the CUDA kernels load eight at once.
+    Vectors are padded to a multiple of eight: the CUDA kernels load eight values at once.
     """
     if isinstance(value, Tensor):
         value = value.detach()
@@ -344,12 +344,12 @@ def is_traced() -> bool:
 
 
 def exports_onnx() -> bool:
-    """Whether ``torch.onnx.export`` traces the call, with either of its two tracers."""
+    """True while ``torch.onnx.export`` traces the call, with either of its two tracers."""
     return is_traced() and torch.onnx.is_in_onnx_export()
 
 
 def transforming() -> bool:
-    """Whether a torch.func transform or forward-mode AD is at work, which no operator supports."""
+    """True in a torch.func transform or forward-mode AD, which no operator supports."""
     return (
         torch._C._functorch.maybe_current_level() is not None
         or torch.autograd.forward_ad._current_level >= 0
@@ -357,7 +357,7 @@ def transforming() -> bool:
 
 
 def missing_attribute(module: nn.Module, names: tuple[str, ...]) -> str:
-    """Which of the dotted `names` is not a submodule of `module`; empty if all are."""
+    """A message about the first of the dotted `names` that is not a submodule; empty if all are."""
     for name in names:
         try:
             module.get_submodule(name)
@@ -367,7 +367,7 @@ def missing_attribute(module: nn.Module, names: tuple[str, ...]) -> str:
 
 
 def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) -> str:
-    """Why `conv` is not a dense `kernel` convolution at stride 1 with "same" padding."""
+    """The reason why `conv` is not a dense `kernel` convolution, stride 1, "same" padding."""
     if not is_plain(conv, nn.Conv2d):
         return f"{name} is {described(conv)}; expected Conv2d"
     dilations = tuple(dilation if k > 1 else 1 for k in kernel)
@@ -383,7 +383,7 @@ def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) 
 
 
 def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2d) -> str:
-    """Why `conv` is not a convolution that the operator ``conv_act`` computes."""
+    """The reason why ``conv_act`` cannot compute `conv`; empty if it can."""
     if not is_plain(conv, nn.Conv2d, kind):
         return f"{name} is {described(conv)}; expected Conv2d"
     padding = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
@@ -400,23 +400,23 @@ def norm_mismatch(name: str, bn: nn.Module) -> str:
 
 
 def described(module: nn.Module) -> str:
-    """A part that is not plain, for an error message."""
+    """Description of a part that is not plain, for an error message."""
     kind = type(module)
     changed = kind.__module__.startswith("torch.nn.modules.") and not is_plain(module, kind)
     return f"a {kind.__name__}" + (", of which a method or tensor was replaced" if changed else "")
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether `module` is of one of the kinds and computes what that kind does."""
+    """True if `module` is of one of the kinds and computes what that kind does."""
     return not replaced_forward(module) and any(
         isinstance(module, kind) and inherits(module, kind) for kind in kinds
     )
 
 
 def inherits(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module takes all that it computes with from `kind`, as that was written."""
+    """True if a module inherits everything that it computes with from `kind`, unmodified."""
     classes = type(module).__mro__
-    # The class that a parametrization puts in front gives the weight that shall be computed with.
+    # The class that a parametrization adds in front provides the weight to compute with.
     first = 1 if nn.utils.parametrize.is_parametrized(module) else 0
     between = classes[first : classes.index(kind)]
     methods = (name for name in METHODS if hasattr(kind, name))
@@ -426,7 +426,7 @@ def inherits(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def is_as_written(kind: type[nn.Module], method: str = "forward") -> bool:
-    """Whether a method of a class is the one in its source, and nobody put another there."""
+    """True if a method of a class is the one in its source, and was not replaced."""
     owner = next(each for each in kind.__mro__ if method in vars(each))
     found = vars(owner)[method]
     place = (getattr(found, "__module__", ""), getattr(found, "__qualname__", ""))
@@ -435,25 +435,25 @@ def is_as_written(kind: type[nn.Module], method: str = "forward") -> bool:
 
 
 def is_ours(kind: type[nn.Module]) -> bool:
-    """Whether a class is of this project or of PyTorch, hence does what its name says."""
+    """True for a class of this project or of PyTorch, which can be trusted to do its job."""
     return kind.__module__.startswith(("fassd.models.", "torch.nn.modules."))
 
 
 def structure(module: nn.Module) -> list[Any]:
-    """Kinds of the parts of a module that have parts, and the names of these."""
+    """Kinds of the parts of a module that have parts themselves, and the names of these."""
     inner = (part for part in module.modules() if part is not module and part._modules)
     return [(type(part), *part._modules) for part in inner]
 
 
 def base_of(module: Fused) -> type[nn.Module]:
-    """The class that a fused module stands for."""
+    """The class that a fused module replaces."""
     mro = type(module).__mro__
     return mro[mro.index(Fused) + 1]
 
 
 @constant_result
 def fits(module: Fused) -> bool:
-    """Whether a fused module's parts are, and are put together, as those that it stands for."""
+    """True if a fused module's parts and their structure are those of the class it replaces."""
     found, known = structure(module), module._structure
     if known not in (None, found):
         return False

@@ -45,7 +45,7 @@ class FusedHarDBlock(Fused, HarDBlock):
         return ""
 
     def adopt(self) -> None:
-        """Fill in what :class:`HarDBlock` knows of itself and a foreign class may not."""
+        """Add attributes that :class:`HarDBlock` has and a foreign class may not have."""
         numbers = range(1, len(self.layers) + 1)
         self.links = [sources_of(k) for k in numbers]
         self.output_layers = [k for k in numbers if is_output(k, len(self.layers))]

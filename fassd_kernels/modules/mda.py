@@ -33,8 +33,8 @@ CONVOLUTIONS = {
 class FusedMDA(Fused, MDA):
     """A :class:`fassd.models.MDA` that runs :func:`fassd_kernels.reference.mda` fused.
 
-    Same constructor, ``FusedMDA(nIn, d)``, parameters, state dict and gradients; see
-    :class:`Fused` for when it fuses. ``FusedMDA.from_reference(model.mda[0])`` takes over a module.
+    Same constructor, ``FusedMDA(nIn, d)``, parameters, state dict and gradients; see :class:`Fused`
+    for when it fuses. ``FusedMDA.from_reference(model.mda[0])`` makes one from a module.
     """
 
     operator = "mda"
@@ -82,7 +82,7 @@ class FusedMDA(Fused, MDA):
             "weights": folded["weights"],
             "scales": [first[0].to(dtype), last[0].to(dtype)],
             "shifts": [first[1].to(dtype), *folded["biases"][:-1], last[1].to(dtype)],
-            # One slope for all channels is a PReLU too; the operator takes one for each.
+            # A PReLU may have one slope for all channels; the operator needs one for each.
             "slopes": [
                 norm.acti.weight.to(dtype).expand(norm.bn.num_features) for norm in self.norms()
             ],

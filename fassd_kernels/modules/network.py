@@ -1,4 +1,4 @@
-"""The whole network: what fuses across the borders of modules, and labels in place of logits."""
+"""The whole network: fusion across modules, and labels instead of logits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OUTPUTS = get_args(Output)
 
 @dataclass(eq=False)
 class Seen:
-    """A network at one call, and of which contents its modules had packed when that had ended."""
+    """A network at one call, and the contents that its modules had packed by its end."""
 
     snapshot: Snapshot
     contents: Contents | None
@@ -57,23 +57,23 @@ class Seen:
 class FusedNetwork(FASSDNet):
     """A :class:`fassd.models.FASSDNet` whose modules are fused, and fused with each other.
 
-    In eval mode: an encoder 1x1 with the average pooling behind it; a decoder 1x1 with the
-    upsampling and concatenation before it (its low-resolution part is convolved before it is
-    upsampled); the last upsampling with the argmax. A pair of which one carries a hook, or was
-    exchanged for another kind, runs as two modules. In training mode, all is the reference's, on a
-    CPU by the operators of :mod:`fassd_kernels.modules.training`. An encoder of timm is
-    :class:`fassd_kernels.graphs.captured.Captured` by `accelerate`.
+    In eval mode these are fused: an encoder 1x1 with the average pooling after it; a decoder 1x1
+    with the upsampling and concatenation before it (its low-resolution part is convolved before it
+    is upsampled); the last upsampling with the argmax. If a module of a pair carries a hook, or was
+    replaced by another kind, the pair runs as two modules. In training mode everything is the
+    reference's, on a CPU with the operators of :mod:`fassd_kernels.modules.training`. An encoder of
+    timm becomes :class:`fassd_kernels.graphs.captured.Captured` in `accelerate`.
 
-    Shape: (N, 3, H, W) to logits (N, num_classes, H, W), channels_last; with ``output="labels"``,
-    in eval mode, to uint8 labels (N, H, W), with ``output="labels+confidence"`` to labels and how
-    certain they are, uint8 (N, 2, H, W).
+    Shape: (N, 3, H, W) to logits (N, num_classes, H, W), channels_last; in eval mode with
+    ``output="labels"`` to uint8 labels (N, H, W), and with ``output="labels+confidence"`` to labels
+    and their certainty, uint8 (N, 2, H, W).
 
     Attributes:
         output: ``logits``, ``labels`` or ``labels+confidence``.
-        measure: what tells how certain labels are
+        measure: measure of the labels' certainty
             (:func:`fassd_kernels.reference.upsample_confidence`).
-        casts_input: whether floating inputs are converted to the type of the parameters.
-        backend: ``auto`` or a name from :func:`fassd_kernels.backends`, of what is fused here.
+        casts_input: True converts floating inputs to the type of the parameters.
+        backend: ``auto`` or a name from :func:`fassd_kernels.backends`, for operators fused here.
     """
 
     output: Output = "logits"
@@ -84,13 +84,13 @@ class FusedNetwork(FASSDNet):
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
-        """Why `module` cannot be this network; empty if it has the parts."""
+        """The reason why `module` cannot be fused; empty if it has the right parts."""
         names = ("base", "DAPF", "conv1x1_up", "mda", "denseBlocksUp", "finalConv")
         return missing_attribute(module, names)
 
     @classmethod
     def take_over(cls, module: nn.Module, backend: str) -> FusedNetwork:
-        """The network with `module`'s own tables, which is then discarded."""
+        """Make the network with `module`'s own tables; `module` is then discarded."""
         fused = cls.__new__(cls)
         fused.__dict__.update(module.__dict__)
         fused.backend = backend
@@ -115,11 +115,12 @@ class FusedNetwork(FASSDNet):
         return resize(scores, size) if unfused() else self.run("upsample", scores, size)
 
     def predict_labels(self, x: Tensor, measure: Measure | None = None) -> Tensor:
-        """(N, 3, H, W) to the class of every pixel, uint8 (N, H, W), whatever `output` is.
+        """Predict (N, 3, H, W) to the class of every pixel, uint8 (N, H, W), whatever `output` is.
 
-        With a `measure` uint8 (N, 2, H, W): labels and, by it, how certain they are, of 255, at the
-        network's temperature (:func:`fassd.models.info.temperature_of`). In eval mode, where the
-        full-size logits are never written; of at most 256 classes.
+        With a `measure` the result is uint8 (N, 2, H, W): labels and their certainty by that
+        measure on a scale of 255, at the network's temperature
+        (:func:`fassd.models.info.temperature_of`). Only for at most 256 classes; in eval mode the
+        full-size logits are never written.
         """
         if self.training or isinstance(x, torch.fx.Proxy):
             return labels_of(super().forward(self.cast(x)), measure, temperature_of(self))
@@ -128,7 +129,7 @@ class FusedNetwork(FASSDNet):
     def labels_of(
         self, scores: Tensor, size: tuple[int, int], measure: Measure | None = None
     ) -> Tensor:
-        """Logits of the finest map to labels of the picture's size."""
+        """Convert logits of the finest map to labels of the picture's size."""
         if unfused():
             return labels_of(resize(scores, size), measure, temperature_of(self))
         if measure is None:
@@ -143,16 +144,17 @@ class FusedNetwork(FASSDNet):
         std: Sequence[float],
         measure: Measure | None = None,
     ) -> Tensor:
-        """Pictures as they come, uint8 RGB (N, H, W, 3), to labels, as of `predict_labels`.
+        """Label unprepared pictures, uint8 RGB (N, H, W, 3), with the result of `predict_labels`.
 
-        As ``predict_labels(normalize(pictures, ...), measure)``; where the first layer is fused,
+        Equals ``predict_labels(normalize(pictures, ...), measure)``; if the first layer is fused,
         the normalised pictures are not written.
 
         Args:
-            pictures: of at most 256 classes' network.
-            mean, std: as of :func:`fassd_kernels.reference.normalize`, in the order of the channels
-                that the network takes; where that is RGB, the pictures are turned around for it.
-            measure: as of `predict_labels`.
+            pictures: (N, H, W, 3) uint8 RGB; the network must have at most 256 classes.
+            mean, std: mean and deviation, as in :func:`fassd_kernels.reference.normalize`, in the
+                channel order of the network's input; if that is RGB, the channels are reversed for
+                it.
+            measure: measure of certainty, as in `predict_labels`.
 
         Raises:
             ValueError: the network takes another number of channels.
@@ -164,7 +166,7 @@ class FusedNetwork(FASSDNet):
         first: Any = None if isinstance(self.base, Encoder) else self.base[0]
         plain = isinstance(first, FusedConvLayer) and not is_hooked(first)
         size = (pictures.shape[1], pictures.shape[2])
-        # Others raise or run as they do without pictures, below.
+        # Other networks raise, or run below on normalised pictures.
         if plain and not (self.training or unfused() or 0 in self.skip_layers):
             with self.looking_once():
                 fits = min(size) >= self.minimum_size
@@ -179,9 +181,10 @@ class FusedNetwork(FASSDNet):
 
     @contextmanager
     def looking_once(self) -> Iterator[None]:
-        """Look at the whole network, so that none of its modules has to look at itself.
+        """Check the whole network once, so that its modules need not check themselves.
 
-        That takes half the time: what looks stays in the caches, which every module would empty.
+        This takes half the time: the checking code stays in the caches, from which every module
+        would evict it.
         """
         seen = None if is_traced() or transforming() or hooked_globally() else self.look()
         if seen is None:
@@ -198,14 +201,14 @@ class FusedNetwork(FASSDNet):
                     seen.packed[part] = part._packed.contents
 
     def look(self) -> Seen | None:
-        """What is known of the network; None where its modules have to look for themselves."""
+        """The state of the network; None if its modules have to check themselves."""
         seen = self._seen
         if seen is not None and seen.snapshot.holds(self):
             if seen.contents is not None and not seen.contents.last():
                 self._seen = seen = Seen(seen.snapshot, Contents(seen.snapshot.tensors))
         elif seen is None or not (seen.snapshot.hooked and seen.snapshot.has_hooks()):
             now = Snapshot(self)
-            # Who knows what parts of foreign classes do to the weights of others.
+            # Parts of foreign classes may change the weights of others.
             ours = all(issubclass(kind, Fused) or is_ours(kind) for kind in now.kinds)
             plain = ours and now.countable and not now.hooked
             self._seen = seen = Seen(now, Contents(now.tensors) if plain else None)
@@ -221,7 +224,7 @@ class FusedNetwork(FASSDNet):
     def run(
         self, name: str, x: Tensor, size: tuple[int, int], rows: Rows | None = None, **own: Any
     ) -> Tensor:
-        """Call a resizing operator; of strips, `rows` says which."""
+        """Call a resizing operator; `rows` gives the position of strips."""
         key = shape_key(name, [x], {"size": size}) if x.is_cuda else ""
         backend = choose(self.backend, x.device, name, dtype=x.dtype, key=key)
         if rows is None:
@@ -239,21 +242,21 @@ class FusedNetwork(FASSDNet):
             return self.scores_from(self.cast(x), 0)
 
     def scores_from(self, x: Tensor, begin: int) -> Tensor:
-        """The rest of :meth:`scores`, of what layer `begin` of the encoder takes."""
+        """The rest of :meth:`scores`, from the input of layer `begin` of the encoder on."""
         *skips, x = self.encode_from(x, begin)
         x = self.DAPF(x)
         for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
-            # Step by step and without a name for the skip, so that what was read last is free
-            # before the next is made.
+            # Step by step and without a variable for the skip, so that each input is freed before
+            # the next output is made.
             x = join(conv1x1, x, skips.pop())
             x = mda(x)
             x = block(x)
         return self.finalConv(x)
 
     def encode_from(self, x: Tensor, begin: int) -> list[Tensor]:
-        """The encoder's maps of what its layer `begin` takes, fine to coarse, in eval mode."""
+        """The encoder's maps from the input of its layer `begin`, fine to coarse, in eval mode."""
         if isinstance(self.base, Encoder):
-            # The fused modules behind it answer so; its own convolutions then do, too.
+            # The fused modules after it return channels_last; its own convolutions then do, too.
             return self.encode(channels_last(x) if x.is_cpu and not transforming() else x)
         maps = []
         for end in self.ends():
@@ -263,7 +266,7 @@ class FusedNetwork(FASSDNet):
         return maps
 
     def encode_part(self, x: Tensor, begin: int, end: int) -> Tensor:
-        """What layers [begin, end) of the encoder make of `x`."""
+        """The output of layers [begin, end) of the encoder for the input `x`."""
         layers: list[Any] = list(self.base)[begin:end]
         while layers:
             layer, *layers = layers
@@ -279,10 +282,10 @@ class FusedNetwork(FASSDNet):
 
 
 def labels_of(logits: Tensor, measure: Measure | None = None, temperature: float = 1.0) -> Tensor:
-    """Logits (N, C, H, W) to uint8 labels (N, H, W), with a `measure` as of `predict_labels`.
+    """Logits (N, C, H, W) to uint8 labels (N, H, W), or with a `measure` as in `predict_labels`.
 
     Raises:
-        ValueError: more classes than labels, as of a head that was exchanged.
+        ValueError: there are more classes than labels, for instance after replacing the head.
     """
     if not isinstance(logits, torch.fx.Proxy) and logits.shape[1] > MAX_LABELS:
         raise ValueError(
@@ -294,24 +297,24 @@ def labels_of(logits: Tensor, measure: Measure | None = None, temperature: float
 
 
 def unfused() -> bool:
-    """Whether resizing has to be PyTorch's own: torch.jit.trace makes tensors of sizes."""
+    """True if resizing must be PyTorch's own: torch.jit.trace turns sizes into tensors."""
     return transforming() or torch.jit.is_tracing() or exports_onnx()
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a module may not be passed over, because somebody wants to see it called."""
+    """True if a module must be called as such, because something observes its calls."""
     return has_hooks(module) or (not is_traced() and hooked_globally())
 
 
 def join(conv1x1: nn.Module, low: Tensor, skip: Tensor, rows: Rows | None = None) -> Tensor:
-    """A decoder 1x1 on [`low` upsampled, `skip`]; of strips of them, `rows` says which."""
+    """A decoder 1x1 on [`low` upsampled, `skip`]; `rows` gives the position of strips."""
     if isinstance(conv1x1, FusedUpsampleConv) and not is_hooked(conv1x1):
         return conv1x1.after_upsample(low, skip, rows)
     return conv1x1(torch.cat([resized(low, (skip.shape[2], skip.shape[3]), rows), skip], 1))
 
 
 def poolable(layer: nn.Module, following: nn.Module | None) -> bool:
-    """Whether two layers are a ConvLayer and a 2x2 average pooling that can run as one."""
+    """True if two layers are a ConvLayer and a 2x2 average pooling that can run as one."""
     if not isinstance(layer, FusedConvLayer) or is_hooked(layer):
         return False
     if following is None or not is_plain(following, nn.AvgPool2d) or is_hooked(following):

@@ -1,7 +1,7 @@
-"""What a fused module is made of at one moment, and whether it still is.
+"""A record of a fused module's parts at one moment, to detect changes.
 
-Asked on every call of ``forward``, so it is written for speed: what was found once is compared in
-loops that the interpreter runs by itself.
+It is compared on every call of ``forward``, so it is written for speed: what was found once is
+compared in loops inside the interpreter.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.BatchNorm2d: ("eps", "training"),
 }
 ALL_SETTINGS = tuple(name for names in SETTINGS.values() for name in names)
-# Kinds that compute with the parts and tensors that they hold, until one is taken from its table.
+# Kinds that compute with the parts and tensors that they hold, unless one is removed from its
+# table.
 LEAVES = {*SETTINGS, nn.ReLU, nn.PReLU}
-# What reads a table of attributes; an itemgetter reads several in one call.
+# Function that reads a table of attributes; an itemgetter reads several in one call.
 READ_HOOKS = itemgetter(*HOOKS)
 READ_SETTINGS: dict[type[nn.Module], Any] = {k: itemgetter(*n) for k, n in SETTINGS.items()}
 PARTS, PARAMETERS, BUFFERS = map(itemgetter, ("_modules", "_parameters", "_buffers"))
@@ -35,18 +36,18 @@ TABLE, FORWARD, CONVOLVE = map(attrgetter, ("__dict__", "forward", "_conv_forwar
 KINDS = {Tensor, nn.Parameter}
 IS_ON_CPU = attrgetter("is_cpu")
 COUNTED = attrgetter("_version")
-# What a part computes with. As attributes of one part, methods take the place of its class's, and
-# tensors that of its parameters and buffers.
+# Attributes that a part computes with. On a single part, methods override those of its class, and
+# tensors override its parameters and buffers.
 METHODS = frozenset(("forward", "_conv_forward", "_check_input_dim", "_call_impl"))
 TENSORS = frozenset(("weight", "bias", "running_mean", "running_var"))
 OWN = METHODS | TENSORS
 OWN_OF_FUSED = TENSORS | {"_conv_forward"}
-# What a subclass may not define where it shall compute as its base does.
+# Methods that a subclass must not define if it is to compute like its base.
 DEFINED = OWN | {"__call__", "__getattr__", "__getattribute__", *ALL_SETTINGS}
 
 flat = chain.from_iterable
 
-# Optimizers with fused=True edit parameters without counting it in their version.
+# Optimizers with fused=True edit parameters without counting it in the tensors' version.
 optimizer_steps = 0
 
 
@@ -59,29 +60,30 @@ register_optimizer_step_post_hook(count_step)
 
 
 class Snapshot:
-    """The parts of a module, what these are set to, and the tensors that they hold.
+    """The parts of a module, their settings, and their tensors.
 
-    Hooks of the module itself are not among it: those run anyway.
+    Hooks of the module itself are not included: they run anyway.
 
     Attributes:
         tensors: the parameters and buffers.
-        hooked: whether a part carries hooks, or methods of its own.
-        countable: whether it can be told which tensors are computed with. It cannot for tensor
-            subclasses and for computed weights (parametrizations), new on each access.
-        fusible: whether the parts can be fused.
-        lead: the weight whose dtype and device are the module's.
+        hooked: True if a part carries hooks, or its own methods.
+        countable: True if the tensors to compute with can be identified. That is impossible for
+            tensor subclasses and for computed weights (parametrizations), which are new on each
+            access.
+        fusible: True if the parts can be fused.
+        lead: weight whose dtype and device are the module's.
     """
 
     fusible: bool
     lead: Tensor
 
     def __init__(self, module: nn.Module) -> None:
-        # Nothing here refers to the module, which would then live until garbage is collected.
+        # Nothing here refers to the module, which would otherwise live until garbage collection.
         own = module.__dict__
         self.kind = type(module)
         self.parts: list[nn.Module] = []
         waiting = [own["_modules"]]
-        for inner in waiting:  # it grows as long as there are parts within parts
+        for inner in waiting:  # grows while there are parts within parts
             found = [part for part in inner.values() if part is not None]
             self.parts += found
             waiting += [part._modules for part in found]
@@ -108,7 +110,7 @@ class Snapshot:
         self.classes = [base for base in bases if issubclass(base, nn.Module)]
         self.convolutions = [base for base in self.classes if issubclass(base, nn.Conv2d)]
         self.methods = [*map(FORWARD, self.classes), *map(CONVOLVE, self.convolutions)]
-        # How many hooks of any module there had been at the last two calls.
+        # Numbers of hooks, of any module, ever registered at the last two calls.
         self.handles = [-1, -1]
 
         self.tensors = [tensor for tensor in self.held if tensor is not None]
@@ -124,7 +126,7 @@ class Snapshot:
         )
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether another would find the same; never where parts are hooked or not countable."""
+        """True if a new snapshot would be equal; never if parts are hooked or not countable."""
         own, tables = module.__dict__, self.tables
         held = self.read_held(own)
         return (
@@ -159,35 +161,35 @@ class Snapshot:
         handles = RemovableHandle.next_id
         if self.handles[0] == handles:
             return False
-        # Twice, since a hook is numbered first, and then put into its table.
+        # Twice, because a hook is numbered before it is put into its table.
         self.handles = [self.handles[1], handles]
         return self.has_hooks()
 
 
 def attributes(tables: list[dict[str, Any]]) -> list[Any]:
-    """What differs where there is a new attribute, which is the last."""
+    """The last attribute of each table, which changes if an attribute is added."""
     return [*map(len, tables), *map(next, map(reversed, tables))]
 
 
 def read_settings(table: dict[str, Any]) -> list[Any]:
-    """The settings of a part of some other kind, as far as it has them."""
+    """The settings of a part of another kind, as far as it has them."""
     return [*map(table.get, ALL_SETTINGS)]
 
 
 @functools.cache
 def computes(kind: type[nn.Module]) -> bool:
-    """Whether a kind of part has settings, as far as folding is concerned."""
+    """True if a kind of part has settings that matter for folding."""
     return issubclass(kind, (nn.Conv2d, nn.modules.batchnorm._NormBase))
 
 
 class Contents:
-    """The values of tensors at one moment, to be compared with those of a later one.
+    """The values of tensors at one moment, to compare with later ones.
 
-    Those of floating tensors on the CPU are summed up (:func:`fassd_kernels.ops.checksum`); where
-    one would have to wait for a device, or the C++ extension is not built, edits are counted.
+    Values of floating tensors on the CPU are summed up (:func:`fassd_kernels.ops.checksum`); if
+    that would have to wait for a device, or the C++ extension is not built, edits are counted.
 
     Raises:
-        RuntimeError: a tensor's storage is smaller than the tensor.
+        RuntimeError: the storage of a tensor is smaller than the tensor.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -195,17 +197,17 @@ class Contents:
         summed = [t for t in tensors if not counts and IS_ON_CPU(t) and t.is_floating_point()]
         self.counted = [t for t in tensors if counts or not IS_ON_CPU(t)]
         self.tensors = [*summed, *self.counted]
-        # The address, and even the ``id``, of a storage that is gone can be those of its successor.
+        # A new storage may have the address, and even the ``id``, of one that was freed.
         self.storages = [tensor.untyped_storage() for tensor in self.tensors]
         self.places = places(self.tensors)
-        # PyTorch counts no edits of those that were made in inference mode.
+        # PyTorch does not count edits of tensors that were made in inference mode.
         self.known = not any(tensor.is_inference() for tensor in self.counted)
         self.edits = edits(self.counted) if self.known else []
         self.pieces = pieces_of(summed)
         self.sum = checksum(self.pieces)
 
     def last(self) -> bool:
-        """Whether all values are what they were, as far as can be told."""
+        """True if all values are unchanged, as far as can be determined."""
         return (
             self.known
             and self.places == places(self.tensors)
@@ -215,24 +217,24 @@ class Contents:
 
 
 def places(tensors: list[Tensor]) -> list[Any]:
-    """Where tensors lie, and how."""
+    """Addresses and layouts of tensors."""
     addresses, strides = map(Tensor.data_ptr, tensors), map(Tensor.stride, tensors)
     return [*addresses, *strides, *map(Tensor.numel, tensors)]
 
 
 def edits(tensors: list[Tensor]) -> list[Any]:
-    """How often tensors were edited, and counts of what edits them otherwise.
+    """Numbers of edits of tensors, and of operations that edit them without counting.
 
     Raises:
-        RuntimeError: one was made in inference mode.
+        RuntimeError: a tensor was made in inference mode.
     """
     return [optimizer_steps, collectives(), *map(COUNTED, tensors)]
 
 
 def collectives() -> Any:
-    """How many operations of torch.distributed were started, which write without counting it.
+    """Number of operations of torch.distributed that were started; they write without counting it.
 
-    Where a backend does not number them, something that equals no other answer.
+    If a backend does not number them, a value that is unequal to any other.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0
@@ -244,19 +246,19 @@ def collectives() -> Any:
 
 
 def has_hooks(part: nn.Module) -> bool:
-    """Whether calling `part` does more, or something else, than its class's ``forward``."""
+    """True if calling `part` does more than, or something else than, its class's ``forward``."""
     table = part.__dict__
-    # A compiler that traces this knows no itemgetter.
+    # A compiler that traces this does not support itemgetter.
     return any(table[name] for name in HOOKS) or replaced_forward(part)
 
 
 def replaced_forward(part: nn.Module) -> bool:
-    """Whether this one module has a ``forward`` of its own, as some wrapping libraries give it."""
+    """True if this one module has its own ``forward``, as some wrapping libraries assign it."""
     return any(name in part.__dict__ for name in METHODS)
 
 
 def hooked_globally() -> bool:
-    """Whether hooks of all modules are registered, which shall see the parts of fused ones too."""
+    """True if global hooks of modules are registered, which must see the parts of fused ones."""
     return bool(
         global_hooks._global_forward_hooks
         or global_hooks._global_forward_pre_hooks

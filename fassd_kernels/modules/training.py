@@ -19,7 +19,7 @@ from fassd_kernels.modules.snapshot import has_hooks, hooked_globally
 
 @contextlib.contextmanager
 def kernels_used(wanted: bool) -> Iterator[None]:
-    """Let what this thread calls compute `resize` and `norm_act` as below, if `wanted`."""
+    """Within the block this thread computes `resize` and `norm_act` as below, if `wanted`."""
     before = COMPUTING.resize, COMPUTING.norm_act
     wanted = wanted and ops.CPU_MISSING is None
     COMPUTING.resize, COMPUTING.norm_act = (resize, norm_act) if wanted else (None, None)
@@ -32,8 +32,8 @@ def kernels_used(wanted: bool) -> Iterator[None]:
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resizing, with a gradient that is added up row by row.
 
-    Of an image of any floating type on the CPU that lies in channels_last without gaps; all else is
-    PyTorch's. Once differentiable.
+    For an image of any floating type on the CPU in channels_last without gaps; PyTorch computes all
+    others. It can be differentiated once.
     """
     plain = type(x) is Tensor and x.is_cpu and x.dtype in FLOATING and x.dim() == 4
     if not plain or x.numel() == 0 or not x.is_contiguous(memory_format=torch.channels_last):
@@ -55,13 +55,13 @@ class _Resize(torch.autograd.Function):
 
 
 def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
-    """``activation(norm(x))``, backward included in 8 readings and writings of the image, not 13.
+    """``activation(norm(x))`` which reads and writes the image 8 times, backward included, not 13.
 
-    Of a float32, float16, bfloat16 or float64 image that lies without gaps, channels_last or
-    contiguous, on the CPU; of a `BatchNorm2d` in training mode that tracks its statistics with a
-    momentum; and of ReLU or PReLU. All else, and modules with hooks, run as PyTorch's do. Once
-    differentiable; statistics and sums in float32 (of float64: in that). The result is laid out as
-    the input.
+    For a float32, float16, bfloat16 or float64 image without gaps, channels_last or contiguous, on
+    the CPU; for a `BatchNorm2d` in training mode that tracks its statistics with a momentum; and
+    for ReLU or PReLU. PyTorch computes all others, and modules with hooks. It can be differentiated
+    once; statistics and sums are in float32 (float64 for float64). The result has the layout of the
+    input.
     """
     form = fusible(x, norm, activation)
     if form is None:
@@ -77,17 +77,17 @@ def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
 
 
 class Form(NamedTuple):
-    """An activation, as the operator takes it."""
+    """An activation in the operator's terms."""
 
     name: str
     slope: Tensor | None = None
 
 
 def fusible(x: Tensor, norm: nn.Module, activation: Activation) -> Form | None:
-    """The activation of a pair that the operator computes; None of others."""
+    """The activation of a pair that the operator computes; None for other pairs."""
     if type(x) is not Tensor or not x.is_cpu or x.dtype not in FLOATING or x.dim() != 4:
         return None
-    # Of a single value per channel, PyTorch says what is wrong with it.
+    # PyTorch reports the error for a single value per channel.
     if x.numel() <= x.shape[1] or not any(map(lies_in(x), LAYOUTS)):
         return None
     if type(norm) is not nn.BatchNorm2d or not norm.training or is_watched(norm):
@@ -107,7 +107,7 @@ def fusible(x: Tensor, norm: nn.Module, activation: Activation) -> Form | None:
         return Form("relu")
     if type(activation) is not nn.PReLU or len(activation.weight) not in (1, norm.num_features):
         return None
-    # Under autocast, PReLU answers in its type; else slopes have to be of the image's.
+    # Under autocast, PReLU returns its own type; otherwise slopes must have the image's.
     cast = autocasts("cpu") and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype("cpu") if cast else activation.weight.dtype
     return Form("prelu", activation.weight) if dtype == x.dtype else None
@@ -126,12 +126,12 @@ def vectors_of(norm: nn.Module) -> Iterator[Tensor]:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether somebody wants to see a module called."""
+    """True if something observes the calls of a module."""
     return has_hooks(module) or hooked_globally()
 
 
 class _NormAct(torch.autograd.Function):
-    """The operator; the statistics that it also returns take no part in gradients."""
+    """The operator; the statistics that it also returns have no gradients."""
 
     @staticmethod
     def forward(
