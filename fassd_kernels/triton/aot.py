@@ -1,6 +1,7 @@
-"""Compile a launch ahead of time, for any GPU, and read from the binary what it takes.
+"""Compile a launch ahead of time, for any GPU, and read its resources from the binary.
 
-Needs no GPU: Triton compiles for a named target, and brings the tools that take a cubin apart.
+It needs no GPU: Triton compiles for a named target, and includes the tools that disassemble a
+cubin.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ DIVISIBLE = [["tt.divisibility", 16]]
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes.
+    """The resources that a compiled kernel uses.
 
     Attributes:
-        registers: of a thread.
-        spills: bytes of a thread's local memory; on AMD, vector registers. (Scalar ones go to lanes
-            of vector registers there, not to memory.)
-        shared: bytes of a block.
-        tensor_cores: instructions of the tensor cores (HMMA, HGMMA, UTCHMMA; MFMA on AMD).
-        wide_loads: loads of 16 bytes, to registers or to shared memory.
-        narrow_loads: all others.
+        registers: number of registers of a thread.
+        spills: bytes of a thread's local memory; on AMD, number of vector registers. (Scalar ones
+            are spilled to lanes of vector registers there, not to memory.)
+        shared: bytes of shared memory of a block.
+        tensor_cores: number of tensor-core instructions (HMMA, HGMMA, UTCHMMA; MFMA on AMD).
+        wide_loads: number of loads of 16 bytes, to registers or to shared memory.
+        narrow_loads: number of all other loads.
     """
 
     registers: int
@@ -58,12 +59,13 @@ class Resources:
 
 @dataclass(frozen=True)
 class Source:
-    """What a binary is made from: equal ones are one binary. Can be sent to another process.
+    """The source of a binary: equal ones give one binary. Can be sent to another process.
 
     Attributes:
-        module, name: of the JIT function.
-        types, constants, attributes: of its arguments, as the JIT would derive them.
-        options: ``num_warps``, ``num_stages``.
+        module, name: module and name of the JIT function.
+        types, constants, attributes: types, constants and attributes of its arguments, as in the
+            JIT.
+        options: options such as ``num_warps``, ``num_stages``.
     """
 
     module: str
@@ -79,7 +81,7 @@ class Source:
 
 
 def source_of(program: Program, launch: Launch) -> Source:
-    """The source of a launch, to the letter as the JIT derives it: they share Triton's cache."""
+    """The source of a launch, exactly as the JIT derives it: they share Triton's cache."""
     types: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
@@ -92,7 +94,7 @@ def source_of(program: Program, launch: Launch) -> Source:
             divisible = aligned and value.offset * dtype.itemsize % BYTES == 0
             attributes[path] = DIVISIBLE if divisible else []
             return f"*{NAMES[dtype]}"
-        # The JIT makes a constant of the integer 1, and not of 1.0.
+        # The JIT treats the integer 1 as a constant, but not 1.0.
         one = value == 1 and specialize and not isinstance(value, float)
         if constant or value is None or one:
             constants[path] = value
@@ -117,7 +119,7 @@ def source_of(program: Program, launch: Launch) -> Source:
 
 
 def compile_source(source: Source, device: Device) -> Any:
-    """The compiled kernel for a GPU that need not be there."""
+    """Compile a kernel for a GPU that this machine need not have."""
     kernel = getattr(importlib.import_module(source.module), source.name)
     tree = ASTSource(kernel, source.types, source.constants, source.attributes)
     warp = 64 if device.backend == "hip" else 32
@@ -126,12 +128,12 @@ def compile_source(source: Source, device: Device) -> Any:
 
 
 def examine(source: Source, device: Device) -> Resources:
-    """Compile, and take the binary apart."""
+    """Compile a source, and read the resources of the binary."""
     return resources(compile_source(source, device))
 
 
 def try_examine(source: Source, device: Device) -> Resources | str:
-    """:func:`examine`, or why the compiler refuses."""
+    """:func:`examine`, or the reason why the compiler refuses."""
     try:
         return examine(source, device)
     except Exception as error:
@@ -153,7 +155,7 @@ def examine_all(
 
 
 def resources(compiled: Any) -> Resources:
-    """Take a compiled kernel apart."""
+    """Read the resources of a compiled kernel."""
     shared = compiled.metadata.shared
     if "amdgcn" in compiled.asm:
         return amd_resources(compiled.asm["amdgcn"], shared)
@@ -197,7 +199,7 @@ def amd_resources(assembly: str, shared: int) -> Resources:
 
 
 def tool(name: str, *arguments: str) -> str:
-    """Run one of the CUDA tools that come with Triton."""
+    """Run one of the CUDA tools that are part of Triton."""
     path = getattr(triton.knobs.nvidia, name).path
     done = subprocess.run([path, *arguments], capture_output=True, text=True, check=True)
     return done.stdout

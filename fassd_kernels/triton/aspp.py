@@ -1,7 +1,7 @@
-"""aspp: a launch per branch, one for the mean, and the 1x1 that fuses them.
+"""aspp: one launch for each branch, one for the mean, and the 1x1 that fuses them.
 
-The branch of the mean is one pixel a picture. Its share of the last 1x1 is computed there and added
-to every pixel, as a residual whose strides are zero.
+The branch of the mean is one pixel per picture. Its share of the last 1x1 is computed there and
+added to every pixel, as a residual whose strides are zero.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def aspp(
     *first, fuse = weights
     width, last = weights[0].shape[0], len(first)
     kernels = program.weights(first, packed[:-1] if packed is not None else None)
-    # What the means contribute is the same at every pixel of a picture: a residual.
+    # The contribution of the means is the same at every pixel of a picture: a residual.
     of_branches = fuse.shape[1] - width
     fuse_packed = packed[-1] if packed is not None else None
     kernels.append(program.weight(f"weights[{last}]", fuse, fuse_packed, 0, of_branches))

@@ -1,18 +1,18 @@
 """asymmetric_conv: 3x1 -> activation -> 1x3 -> activation in one launch.
 
 A program takes a stretch of one row of the picture, or as many whole rows as fit, each in a SPAN of
-positions: BLOCK_M positions by BLOCK_N output channels. It makes the 3x1's result for them,
-BLOCK_MIDDLE channels at a time, keeps it in registers, and multiplies it by the 1x3, whose outer
-taps want it from `dilation` positions to the left and right:
+positions: BLOCK_M positions by BLOCK_N output channels. It computes the 3x1 for them, BLOCK_MIDDLE
+channels at a time, keeps the result in registers, and multiplies it by the 1x3, whose outer taps
+need it `dilation` positions to the left and right:
 
     positions  |<-------------- BLOCK_M -------------->|
     3x1        v v v v v v v v v v v v v v v v v v v v v   one row, 3 rows read, taps in padding
     1x3                o o o o o o o o o o o o o           skipped
                  halo                             halo     (none where the whole row fits)
 
-``gather`` exchanges values between positions. Where a halo on both sides would take up most of the
-tile, the 3x1 is computed anew for each tap instead (``SHIFT = "recompute"``).
-Several branches of the same shape but for their dilation, as DAPF's, are one launch.
+``gather`` exchanges values between positions. If a halo on both sides would take up most of the
+tile, the 3x1 is instead computed again for each tap (``SHIFT = "recompute"``). Several branches of
+the same shape that only differ in dilation, as in DAPF, are one launch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SIZES = ("rows", "height", "width", "tiles")
 
 @triton.jit
 def pick(values, branch):
-    """values[branch], of a tuple of pointers or numbers."""
+    """values[branch], for a tuple of pointers or numbers."""
     value = values[0]
     for i in tl.static_range(1, len(values)):
         value = tl.where(branch == i, values[i], value)
@@ -151,7 +151,7 @@ def asymmetric_conv_kernel(
     position = tl.arange(0, BLOCK_M) % SPAN
     row = stretch // tiles * (BLOCK_M // SPAN) + tl.arange(0, BLOCK_M) // SPAN
     x = (stretch % tiles) * (SPAN - 2 * HALO) - HALO + position
-    # Rows behind the last one are treated as if they lay far to the right.
+    # Rows after the last one are treated as if they were far to the right.
     x = tl.where(row < rows, x, 2 * width)
     y = row % height
     n = row // height
@@ -232,19 +232,19 @@ def branch_arguments(branches: Sequence[Branch], largest: int) -> dict[str, Any]
         "horizontal_biases": each([b.biases[1] for b in branches]),
         "vertical_slopes": each([b.slopes[0] for b in branches]),
         "horizontal_slopes": each([b.slopes[1] for b in branches]),
-        # Beyond the picture, all are the same: their outer taps read padding.
+        # Beyond the picture, all dilations are equal: their outer taps read padding.
         "dilations": tuple(min(b.dilation, largest) for b in branches),
     }
 
 
 def is_wide(image: Image, branches: Sequence[Branch], outs: Sequence[Image]) -> bool:
-    """Whether offsets and positions need 64 bits."""
+    """True if offsets and positions need 64 bits."""
     vertical, horizontal = branches[0].vertical, branches[0].horizontal
     rows = 3 * (max(vertical.in_channels, vertical.out_channels) + MOST_OVERHANG)
     largest = max(
         image.reach + dilation_offset(image),
         *(out.reach for out in outs),
-        image.pixels * horizontal.out_channels,  # more programs than there can be
+        image.pixels * horizontal.out_channels,  # more programs than possible
         rows * max(vertical.stride, horizontal.stride),
     )
     return MOST_OVERHANG + largest > INT32_MAX
@@ -258,7 +258,7 @@ def plan_asymmetric(
     activation: str,
     label: str = "asymmetric",
 ) -> None:
-    """Add one launch for branches of equal shapes, whose results `outs` lie in one tensor."""
+    """Add one launch for branches of equal shapes, whose results `outs` are in one tensor."""
     if outs[0].pixels == 0:
         return
     first, out = branches[0], outs[0]
@@ -341,12 +341,12 @@ def asymmetric_work(
     shift: str,
     config: Config,
 ) -> Work:
-    """What a launch of so many programs moves and computes."""
+    """Memory traffic and operations of a launch with that many programs."""
     size, channels = image.itemsize, image.channels
     middles = branches[0].vertical.out_channels
     out_channels = branches[0].horizontal.out_channels
     m, n, middle = config.block_m, config.block_n, config.block_middle
-    # The 3x1, once, or anew for each tap of the 1x3.
+    # The 3x1, once, or again for each tap of the 1x3.
     depth = 3 * round_up(channels, config.block_k) * (1 if shift == "gather" else 3)
     steps = programs * -(-middles // middle)
     weights = 3 * middles * (channels + out_channels) * size
@@ -359,7 +359,7 @@ def asymmetric_work(
 
 
 def stretches(width: int, dilation: int, config: Config) -> tuple[int, int, str, int]:
-    """Positions for a stretch, halo, how values are shifted, and how many stretches make a row."""
+    """Positions of a stretch, halo, way to shift values, and number of stretches in a row."""
     block = config.block_m
     if config.recompute:
         return min(block, triton.next_power_of_2(width)), 0, "recompute", -(-width // block)
@@ -371,14 +371,15 @@ def stretches(width: int, dilation: int, config: Config) -> tuple[int, int, str,
 
 
 def dilation_offset(image: Image) -> int:
-    """How far beyond the picture addresses are computed, if never read: a tile and its shift."""
+    """Distance of the farthest computed address, never read, from the picture: a tile and its
+    shift."""
     return (MOST_OVERHANG + 4 * image.size[3]) * image.strides[3] + 2 * image.size[2] * (
         image.strides[2]
     )
 
 
 def live_operations(image: Image, branch: Branch, middles: int, out_channels: int) -> int:
-    """Multiplications and additions that touch no padding."""
+    """Number of multiplications and additions that do not involve padding."""
     batch, channels, height, width = image.size
     rows = height + 2 * max(height - branch.dilation, 0)
     columns = width + 2 * max(width - branch.dilation, 0)

@@ -1,4 +1,4 @@
-"""Whether Triton's kernels can run here, and on which tensors. Imports Triton only to ask it."""
+"""The conditions for Triton's kernels on this machine. Imports Triton only to check them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OLDEST_TRITON = (3, 6)
 OLDEST_GPU = (7, 5)  # Triton compiles for it, but leaves its tensor cores idle
 OLDEST_BFLOAT16_GPU = (8, 0)
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-# The interpreter's bfloat16 product is wrong.
+# The interpreter computes bfloat16 products incorrectly.
 DTYPES = TYPES[:2] if INTERPRETED else TYPES
 
 
 @functools.cache
 def triton_missing() -> str:
-    """Why there is no Triton to use; empty if there is."""
+    """The reason why Triton cannot be used; empty if it can."""
     try:
         version = importlib.import_module("triton").__version__
     except ImportError as error:
@@ -37,7 +37,7 @@ def triton_missing() -> str:
 
 @functools.cache
 def reason() -> str:
-    """Why the backend is not available; empty if it is."""
+    """The reason why the backend is not available; empty if it is."""
     if triton_missing() or INTERPRETED:
         return triton_missing()
     if not torch.cuda.is_available():
@@ -50,7 +50,7 @@ def reason() -> str:
 
 @functools.cache
 def gpu_refusal(device: torch.device) -> str:
-    """Why a GPU is too old; empty if it is not."""
+    """The reason why a GPU is too old; empty if it is not."""
     if torch.version.hip:
         return ""
     capability = torch.cuda.get_device_capability(device)
@@ -61,17 +61,17 @@ def gpu_refusal(device: torch.device) -> str:
 
 
 def takes(device: torch.device) -> bool:
-    """Whether tensors on a device can be given to the kernels, from the device alone."""
+    """True if the kernels take tensors on a device, judged by the device alone."""
     return device.type == ("cpu" if INTERPRETED else "cuda") or is_recording()
 
 
 def is_recording() -> bool:
-    """Whether calls are only planned, for a GPU that need not be there."""
+    """True while calls are only planned, for a GPU that this machine need not have."""
     return recorder.programs is not None
 
 
 def refusal(device: torch.device, dtype: torch.dtype | None) -> str:
-    """Why the kernels cannot run on a device and type; empty if they can."""
+    """The reason why the kernels cannot run on a device and type; empty if they can."""
     if triton_missing():
         return triton_missing()
     if not takes(device):
@@ -88,7 +88,7 @@ def refusal(device: torch.device, dtype: torch.dtype | None) -> str:
 
 @functools.cache
 def bfloat16_refusal(device: torch.device) -> str:
-    """Why a GPU has no tensor cores for bfloat16; empty if it has."""
+    """The reason why a GPU has no tensor cores for bfloat16; empty if it has."""
     if torch.version.hip or torch.cuda.get_device_capability(device) >= OLDEST_BFLOAT16_GPU:
         return ""
     return f"bfloat16 needs sm_80; {torch.cuda.get_device_name(device)} is older"
@@ -96,7 +96,7 @@ def bfloat16_refusal(device: torch.device) -> str:
 
 @functools.cache
 def say_fallback(operator: str, why: str) -> None:
-    """Say once that the reference stands in."""
+    """Warn once that the reference is used."""
     warnings.warn(
         f"fassd_kernels: {operator} runs on the reference operators ({why})",
         RuntimeWarning,
@@ -105,20 +105,20 @@ def say_fallback(operator: str, why: str) -> None:
 
 
 def refuses(device: torch.device, dtype: torch.dtype | None) -> str:
-    """:func:`refusal`, of a device whose index may be the current one's and of any type."""
+    """:func:`refusal` for a device without an index (the current one), and for any type."""
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
     return refusal(device, dtype or torch.float32)
 
 
 def first_line(error: BaseException) -> str:
-    """The name of an error's class, and the beginning of what it says."""
+    """The name of an error's class, and the first line of its message."""
     said = next(iter(str(error).strip().splitlines()), "")[:200]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def describe() -> str:
-    """What the kernels run on."""
+    """The hardware and versions that the kernels run on."""
     version = importlib.import_module("triton").__version__
     where = "interpreted, for tests" if INTERPRETED else torch.cuda.get_device_name()
     return f"Triton {version}, {where}"

@@ -1,10 +1,10 @@
-"""Tile sizes: which there are, which a cost model picks, and which a tuned table overrides.
+"""Tile sizes: candidates, the cost model that picks one, and tuned tables that override it.
 
 A configuration is looked up by everything that its speed depends on (:class:`Problem`: kernel,
-shape, dilation, type, ...). Tables are JSON files by GPU, ``configs/<gpu name>.json``: those of the
-package, then the user's own in the cache folder, which ``python -m fassd_kernels.tune`` writes. For
-what no table has, a model of bytes, operations and waves picks from :data:`CANDIDATES`, so that
-there is a sane choice on every GPU, and never an error.
+shape, dilation, type, ...). Tables are JSON files by GPU, ``configs/<gpu name>.json``: first those
+of the package, then the user's own in the cache folder, which ``python -m fassd_kernels.tune``
+writes. For problems in no table, a model of bytes, operations and waves picks from
+:data:`CANDIDATES`, so that there is a reasonable choice on every GPU, and never an error.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from fassd_kernels.triton.device import Device
 
 @dataclass(frozen=True)
 class Config:
-    """How a kernel is cut into tiles.
+    """The division of a kernel's work into tiles.
 
     Attributes:
-        block_m: pixels of a tile.
-        block_n: output channels of a tile.
-        block_k: input channels of a step.
-        num_warps: of a program.
-        num_stages: of Triton's pipelining of loads; 1 for none.
-        block_middle: channels between the two convolutions of an asymmetric pair, of a step.
-        recompute: 1 to compute the first of the pair anew for each tap of the second, though its
+        block_m: number of pixels of a tile.
+        block_n: number of output channels of a tile.
+        block_k: number of input channels of a step.
+        num_warps: number of warps of a program.
+        num_stages: number of stages of Triton's pipelining of loads; 1 for none.
+        block_middle: number of channels of a step between the convolutions of an asymmetric pair.
+        recompute: 1 computes the first of the pair again for each tap of the second, even if its
             values could be exchanged between positions.
-        max_registers: of a thread; 0 leaves it to the assembler, which spills a few bytes here and
-            there for the sake of occupancy.
+        max_registers: maximum number of registers of a thread; 0 leaves it to the assembler, which
+            spills a few bytes in places to improve occupancy.
     """
 
     block_m: int
@@ -56,11 +56,11 @@ class Config:
     max_registers: int = 0
 
     def options(self, device: Device) -> dict[str, int]:
-        """What Triton is told besides the kernel's own constants."""
+        """Options for Triton besides the kernel's own constants."""
         options = {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
-            "enable_fp_fusion": True,  # a default that changes with Triton's version
+            "enable_fp_fusion": True,  # the default depends on Triton's version
         }
         if self.max_registers and device.backend == "cuda":
             options["maxnreg"] = self.max_registers
@@ -69,23 +69,23 @@ class Config:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a configuration is chosen for, and a table's key.
+    """Everything that determines the choice of a configuration; the key of a table.
 
     Attributes:
         family: ``spatial`` (a 3x3), ``pointwise`` (three taps or one), or ``asymmetric``.
-        pixels: of the result, of all pictures.
-        width: of a row of the result, in pixels.
-        in_channels: of every input of the virtual concatenation.
-        out_channels: of the result.
-        middle: channels between the convolutions of an asymmetric pair, else 0.
-        taps: that reach the picture.
-        dilation: vertical, horizontal.
+        pixels: number of pixels of the result, over all pictures.
+        width: number of pixels in a row of the result.
+        in_channels: number of channels of every input of the virtual concatenation.
+        out_channels: number of channels of the result.
+        middle: number of channels between the convolutions of an asymmetric pair, otherwise 0.
+        taps: number of taps that reach the picture.
+        dilation: vertical and horizontal dilation.
         itemsize: bytes of a value.
-        dtype: of the images.
-        registers: whether inputs go through registers before they are multiplied: a prologue, or
-            lanes that have to be cleared.
-        narrow: whether values are loaded one by one, since their addresses allow no more.
-        extra: whatever else makes another kernel: residual, pooling, copies.
+        dtype: dtype of the images.
+        registers: True if inputs pass through registers before they are multiplied: they have a
+            prologue, or lanes to clear.
+        narrow: True if values are loaded one by one, because of the alignment of their addresses.
+        extra: other properties that change the kernel: residual, pooling, copies.
     """
 
     family: str
@@ -103,7 +103,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The problem as a table's key, readable."""
+        """The problem as a readable key of a table."""
         channels = "+".join(map(str, self.in_channels))
         middle = f">{self.middle}" if self.middle else ""
         dtype = str(self.dtype).removeprefix("torch.")
@@ -121,15 +121,15 @@ class Problem:
 
 
 def joined(*notes: str | object) -> str:
-    """The notes that there are, as a problem's `extra`."""
+    """The notes that are not empty, as a problem's `extra`."""
     return "+".join(note for note in notes if isinstance(note, str) and note)
 
 
-# What the model may pick, by family and width of the type, and what `tune` measures. Every one is
-# compiled ahead of time for every architecture in the tests; none spills.
+# Configurations among which the model picks, by family and width of the type, and which `tune`
+# measures. Every one is compiled ahead of time for every architecture in the tests; none spills.
 #
-# All taps of a chunk are in flight together, so a 3x3 takes thin chunks; the widths of the networks
-# (10 to 118, most of them below 64) want narrow tiles.
+# All taps of a chunk are in flight at the same time, so a 3x3 uses thin chunks; the widths of the
+# networks (10 to 118, most of them below 64) call for narrow tiles.
 HALF_SPATIAL = (
     Config(128, 16, 16, 4),
     Config(128, 32, 16, 4),
@@ -183,7 +183,7 @@ NARROW: dict[tuple[str, bool], Config] = {
 }
 
 
-# Turing, whose tensor cores Triton leaves idle: halves are multiplied as float32 values are.
+# For Turing, whose tensor cores Triton does not use: halves are multiplied like float32 values.
 HALF_WITHOUT_TENSOR_CORES: dict[str, tuple[Config, ...]] = {
     "spatial": (Config(64, 64, 16, 8), Config(32, 16, 16, 8)),
     "pointwise": FLOAT_POINTWISE,
@@ -209,13 +209,13 @@ def table_for(family: str, half: bool, device: Device) -> tuple[Config, ...]:
 
 
 def is_usable(config: Config, problem: Problem) -> bool:
-    """Whether a problem is what the configuration is for.
+    """True if the configuration suits the problem.
 
-    Of an asymmetric pair: where a row does not fit and its halo would take half of a tile, nothing
-    can be exchanged between positions.
+    For an asymmetric pair: if a row does not fit and its halo would take half of a tile, values
+    cannot be exchanged between positions.
     """
     if problem.family == "pointwise":
-        # Four neighbours of each value of a wide tile are more than the registers hold.
+        # The registers cannot hold four neighbours of each value of a wide tile.
         return "resized" not in problem.extra or config.block_n <= 64
     if problem.family != "asymmetric" or config.recompute:
         return True
@@ -223,7 +223,7 @@ def is_usable(config: Config, problem: Problem) -> bool:
 
 
 def choose(problem: Problem, device: Device) -> Config:
-    """The configuration for a problem: the tables', or the model's choice."""
+    """The configuration for a problem, from the tables or else from the model."""
     if problem.key in overrides.configs:
         return overrides.configs[problem.key]
     if device.interpreted:
@@ -235,7 +235,7 @@ def choose(problem: Problem, device: Device) -> Config:
 
 
 def is_runnable(config: Config, problem: Problem, device: Device) -> bool:
-    """Whether a table's configuration can run a problem: a table may have been edited by hand."""
+    """True if a table's configuration can run a problem: the table may have been edited by hand."""
     asymmetric = problem.family == "asymmetric"
     return (
         (config.block_middle >= 16) == asymmetric
@@ -247,7 +247,7 @@ def is_runnable(config: Config, problem: Problem, device: Device) -> bool:
 
 
 def for_interpreter(problem: Problem) -> Config:
-    """Few, large tiles, since it takes as long for a small one: two or three along every axis."""
+    """Few, large tiles, because a small one takes just as long: two or three along every axis."""
 
     def half(size: int, least: int, most: int = 1024) -> int:
         return min(most, max(least, 1 << max((size - 1).bit_length() - 1, 0)))
@@ -263,15 +263,15 @@ def for_interpreter(problem: Problem) -> Config:
 # --- the model ------------------------------------------------------------------------------------
 
 # A guide for choosing among candidates, not a clock: orders of magnitude from data sheets.
-L2_PER_DRAM = 2.0  # bandwidth of the last cache over the memory's
-EFFICIENCY = 0.4  # of the data sheet's rate, that small tiles reach
-REGISTERS = 144  # of a thread, in the mean of the compiled kernels
-ENOUGH_WARPS = 12  # on a multiprocessor, for one's loads to hide behind another's products
-BUFFERS = 2  # of pipelined loads: one to compute from, one to fill
+L2_PER_DRAM = 2.0  # ratio of the last cache's bandwidth to the memory's
+EFFICIENCY = 0.4  # share of the data sheet's rate that small tiles reach
+REGISTERS = 144  # registers of a thread, on average over the compiled kernels
+ENOUGH_WARPS = 12  # warps on a multiprocessor that hide loads behind products
+BUFFERS = 2  # buffers of pipelined loads: one to compute from, one to fill
 
 
 def buffer_bytes(config: Config, problem: Problem) -> int:
-    """Bytes of shared memory that one step's loads take."""
+    """Bytes of shared memory that the loads of one step need."""
     m, n, k = config.block_m, config.block_n, config.block_k
     if problem.family == "asymmetric":
         return k * (m + config.block_middle) * problem.dtype.itemsize
@@ -279,25 +279,25 @@ def buffer_bytes(config: Config, problem: Problem) -> int:
 
 
 def stages(buffers: int, device: Device) -> int:
-    """Triton's `num_stages` for so many buffers: before Hopper, one less than stages."""
+    """Triton's `num_stages` for that many buffers: before Hopper, one buffer less than stages."""
     return buffers + int(not (isinstance(device.arch, int) and device.arch >= 90))
 
 
 def fit(config: Config, problem: Problem, device: Device) -> Config:
-    """A configuration with as many loads in flight as the GPU's shared memory takes."""
+    """A configuration with as many loads in flight as fit into the GPU's shared memory."""
     asymmetric = problem.family == "asymmetric"
     if problem.narrow or (asymmetric and not problem.is_half):
-        return replace(config, num_stages=1)  # addresses take all the registers there are
+        return replace(config, num_stages=1)  # the addresses take all registers
     if asymmetric:
         return replace(config, num_stages=2)
-    # Some of it goes to what is exchanged between threads in the epilogue.
+    # The exchange between threads in the epilogue needs some of it.
     room = device.shared * 0.92 / buffer_bytes(config, problem)
     buffers = min(BUFFERS, int(room))
     return replace(config, num_stages=stages(buffers, device) if buffers else 1)
 
 
 def resident(config: Config, problem: Problem, device: Device) -> int:
-    """Programs that a multiprocessor runs at once."""
+    """Number of programs that a multiprocessor runs at once."""
     shared = BUFFERS * buffer_bytes(config, problem)
     threads = 32 * config.num_warps
     limits = (device.shared // shared, 65536 // (REGISTERS * threads), 2048 // threads)
@@ -305,7 +305,7 @@ def resident(config: Config, problem: Problem, device: Device) -> int:
 
 
 def predict(config: Config, problem: Problem, device: Device) -> float:
-    """Seconds that a launch may take: of the multiprocessor with the most programs."""
+    """Predicted seconds of a launch: those of the multiprocessor with the most programs."""
     m, n, k = config.block_m, config.block_n, config.block_k
     columns = math.ceil(problem.out_channels / n)
     steps = sum(math.ceil(c / k) for c in problem.in_channels)
@@ -318,7 +318,7 @@ def predict(config: Config, problem: Problem, device: Device) -> float:
         middles = math.ceil(problem.middle / middle)
         operations = middles * m * middle * 3 * (steps * k * passes + n)
         loaded = middles * 3 * (steps * k * (m + middle) * passes + middle * n)
-        # What is exchanged between positions goes lane by lane, at a sixteenth of the rate.
+        # Values are exchanged between positions lane by lane, at a sixteenth of the rate.
         operations += 0 if config.recompute else middles * m * middle * 2 * (m // 32) * 16
     else:
         tiles = math.ceil(problem.pixels / m)
@@ -337,7 +337,7 @@ def predict(config: Config, problem: Problem, device: Device) -> float:
 
 
 class Overrides(threading.local):
-    """Configurations that come before any table's and the model's."""
+    """Configurations that take precedence over tables and the model."""
 
     configs: Mapping[str, Config] = MappingProxyType({})
 
@@ -351,7 +351,7 @@ def overridden() -> bool:
 
 @contextlib.contextmanager
 def overriding(configs: Mapping[str, Config]) -> Iterator[None]:
-    """Choose these configurations, by the key of their problem, inside."""
+    """Use these configurations within the block, by the key of their problem."""
     before, overrides.configs = overrides.configs, configs
     try:
         yield
@@ -370,10 +370,10 @@ def file_name(gpu: str) -> str:
 
 
 def user_folder() -> Path:
-    """Where `tune` writes: ``$FASSD_KERNELS_CONFIGS``, or the user's cache folder."""
+    """The folder that `tune` writes to: ``$FASSD_KERNELS_CONFIGS``, or the user's cache folder."""
     if os.environ.get("FASSD_KERNELS_CONFIGS"):
         return Path(os.environ["FASSD_KERNELS_CONFIGS"])
-    import platformdirs  # here, as the kernels run where only PyTorch is installed
+    import platformdirs  # imported here, as the kernels only require PyTorch
 
     return platformdirs.user_cache_path("fassd_kernels", appauthor=False) / "configs"
 
@@ -393,32 +393,32 @@ Row = TypeVar("Row")
 def existing_table(
     where: Callable[[], Path], read: Callable[[Path], dict[str, Row]]
 ) -> dict[str, Row]:
-    """A table of measurements, empty where there is none, or none that may be read."""
+    """A table of measurements; empty if there is none, or none that may be read."""
     try:
         path = where()
         found = path.exists()
-    except (ImportError, OSError, RuntimeError):  # no platformdirs, no home, or somebody else's
+    except (ImportError, OSError, RuntimeError):  # no platformdirs, no home, or another user's
         return {}
     return read(path) if found else {}
 
 
 def read_table(path: Path) -> dict[str, Config]:
-    """A table's configurations; of a file that is none, nothing, and a warning says so."""
+    """The configurations of a table; none, with a warning, from an invalid file."""
     return read_rows(path, "configurations", "configurations", config_of, "the cost model picks")
 
 
 def read_rows(
     path: Path, field: str, kind: str, parse: Callable[[str, Any], Row], instead: str
 ) -> dict[str, Row]:
-    """The rows of a table of measurements; of a file that is none, nothing, and a warning says so.
+    """The rows of a table of measurements; none, with a warning, from an invalid file.
 
     Args:
-        path: of the file.
-        field: name of the rows in it.
-        kind: what the table is of, for the warning.
-        parse: makes a row of its key and content; its AttributeError, ValueError or TypeError
-            says that there is none.
-        instead: what happens without the table, for the warning.
+        path: path of the file.
+        field: key of the rows in it.
+        kind: kind of the table's rows, for the warning.
+        parse: function that makes a row from its key and content; its AttributeError, ValueError or
+            TypeError means that the content is invalid.
+        instead: consequence of doing without the table, for the warning.
     """
     try:
         content = json.loads(path.read_text())
@@ -446,7 +446,7 @@ def config_of(key: str, row: Any) -> Config:
 
 
 def is_sane(config: Config) -> bool:
-    """Whether a configuration can be compiled at all: a table may have been edited by hand."""
+    """True if a configuration can be compiled: the table may have been edited by hand."""
 
     def power(value: int, least: int, most: int) -> bool:
         return least <= value <= most and value & (value - 1) == 0
@@ -458,13 +458,13 @@ def is_sane(config: Config) -> bool:
 
 
 def write_table(path: Path, gpu: str, table: dict[str, Config], facts: dict[str, str]) -> None:
-    """Write a table, whole or not at all."""
+    """Write a table, completely or not at all."""
     rows = {key: asdict(config) for key, config in sorted(table.items())}
     write_content(path, {"format": FORMAT, "gpu": gpu, **facts, "configurations": rows})
     table_of.cache_clear()
 
 
 def write_content(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON, completely or not at all."""
     with replacing(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())

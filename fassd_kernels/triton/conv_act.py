@@ -1,12 +1,12 @@
 """conv_act: an implicit GEMM over the virtual concatenation of its inputs.
 
-A program computes BLOCK_M pixels by BLOCK_N output channels; programs of the same pixels follow
-each other, so that what one has read from memory the next finds in the cache. Per chunk of input
-channels it multiplies all taps (`convolution.multiply_chunk`), then, in registers, adds bias and
-residual, activates, averages over 2 x 2, and writes.
+A program computes BLOCK_M pixels by BLOCK_N output channels; programs for the same pixels are
+consecutive, so that one finds in the cache what another has read from memory. For each chunk of
+input channels it multiplies all taps (`convolution.multiply_chunk`), then, in registers, adds bias
+and residual, activates, averages over 2 x 2, and writes.
 
-The same kernel is the 3x3 of a HarDBlock, the 1x1 of MDA's tail (whose input is a sum that passes
-through batch norm and PReLU on its way), and the 1x1 behind an upsampling.
+The same kernel computes the 3x3 of a HarDBlock, the 1x1 of MDA's tail (whose input is a sum that
+passes through batch norm and PReLU first), and the 1x1 after an upsampling.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from fassd_kernels.triton.program import (
     planned,
 )
 
-MOST_OVERHANG = 1024  # pixels or channels that a tile reaches beyond the last one, at most
+MOST_OVERHANG = 1024  # maximum number of pixels or channels of a tile beyond the last one
 
-# Sizes change from picture to picture and gain nothing from being compiled in.
+# Sizes change from picture to picture, and compiling them in gains nothing.
 SIZES = ("pixels", "height", "width", "out_height", "out_width", "low_height", "low_width")
 
 
@@ -82,7 +82,7 @@ def conv_act_kernel(
     if bias is not None:
         acc += load_vector(bias, column, real)[None, :]
     if residual is not None:
-        # Whole vectors; what lies behind the last channel is cleared below.
+        # Whole vectors; lanes after the last channel are cleared below.
         whole = tl.cdiv(out_channels, RESIDUAL_VECTOR) * RESIDUAL_VECTOR
         mask = inside[:, None] & (column < whole)[None, :]
         channel = column.to(tl.int64) if WIDE else column
@@ -101,8 +101,8 @@ def conv_act_kernel(
         acc = activate(acc, load_vector(slope, column, real)[None, :], ACTIVATION)
     else:
         acc = activate(acc, 0.0, ACTIVATION)
-    # The lanes behind the last channel are written as zeros, whatever was multiplied there:
-    # an infinite pixel times the weight's padding is not zero.
+    # Lanes after the last channel are written as zeros, whatever their product: an infinite pixel
+    # times the weight's padding is not zero.
     acc = tl.where(real[None, :], acc, 0.0)
 
     if POOL == 1:
@@ -149,7 +149,7 @@ def live_taps(
     stride: tuple[int, int],
     dilation: tuple[int, int],
 ) -> int:
-    """Bits of the taps, row by row, that reach at least one pixel; the others read only padding."""
+    """Bits of the taps, row by row, that reach at least one pixel; others read only padding."""
 
     def reaches(axis: int, index: int) -> bool:
         shift = (index - kernel[axis] // 2) * dilation[axis]
@@ -165,10 +165,10 @@ def live_taps(
 
 
 def partly_dead(size: tuple[int, int], dilation: tuple[int, int], kernel: tuple[int, int]) -> bool:
-    """Whether so many tiles see only padding at some tap that asking at run time pays.
+    """True if it pays to test taps at run time, because many tiles read only padding at some tap.
 
-    A test at every tap stops the loads from being pipelined; it is worth that where an outer tap
-    is dead in a third of the rows or more.
+    A test at every tap prevents pipelined loads; it pays if an outer tap is dead in a third of the
+    rows or more.
     """
     return any(
         k > 1 and d > 1 and 3 * d >= n for n, d, k in zip(size, dilation, kernel, strict=True)
@@ -182,7 +182,7 @@ def bytes_of(image: Image) -> int:
 def reading_arguments(
     inputs: Sequence[Image], addend: Image | None, prologue: Prologue | None
 ) -> dict[str, Any]:
-    """Arguments of the kernel that tell where the inputs are, and what they pass through first."""
+    """Arguments of the kernel for the addresses of the inputs and their prologue."""
     everything = [*inputs, *([addend] if addend else [])]
     vector = min(image.vector for image in everything)
     return {
@@ -210,7 +210,7 @@ def writing_arguments(
     resized: bool,
     copy: Image | None,
 ) -> dict[str, Any]:
-    """Arguments of the kernel that tell what is added to the sums, and where they go."""
+    """Arguments of the kernel for values added to the sums, and for the addresses of the result."""
     vector = math.gcd(out.vector, out.lanes)
     residual_vector = residual.vector if residual else 1
     return {
@@ -236,7 +236,7 @@ def writing_arguments(
 
 
 def problem_of(program: Program, weight: Weight, arguments: dict[str, Any]) -> Problem:
-    """What the configuration of a launch depends on, of the kernel's arguments."""
+    """The problem of a launch's configuration, from the kernel's arguments."""
     vector, pool = arguments["VECTOR"], arguments["POOL"]
     stride = (arguments["step_h"], arguments["step_w"])
     dilation = (arguments["dilation_h"], arguments["dilation_w"])
@@ -276,10 +276,10 @@ def is_wide(
     out_size: tuple[int, int],
     enlarged: Image | None,
 ) -> bool:
-    """Whether offsets and positions need 64 bits; `out_size` is that before pooling."""
+    """True if offsets and positions need 64 bits; `out_size` is the size before pooling."""
     largest = max(
         *(image.reach for image in images),
-        # Positions in the enlarged image, in steps of the smaller.
+        # Positions in the enlarged image, in steps of the smaller one.
         out_size[0] * enlarged.size[2] if enlarged else 0,
         out_size[1] * enlarged.size[3] if enlarged else 0,
         pixels,
@@ -310,27 +310,28 @@ def plan_conv(
     """Add one launch of the kernel to a program.
 
     Args:
-        program: to add to.
-        inputs: of the virtual concatenation; those without channels are passed over.
-        weight: packed.
-        out: where the result goes; a part of an image, or one whose clean lanes become zeros.
-        bias, slope: of the output channels.
-        activation, stride, dilation, pool: as of the operator.
-        residual: added before the activation; if `resized`, enlarged to the result's size first.
-        prologue: what the one input passes through first.
-        addend: added to the one input before that; laid out as it is.
-        copy: a second image of the program's own to write the result to.
-        label: for reports.
+        program: program to add the launch to.
+        inputs: images of the virtual concatenation; those without channels are skipped.
+        weight: packed weight.
+        out: image for the result; a part of an image, or one whose clean lanes become zeros.
+        bias, slope: bias and slope of the output channels.
+        activation, stride, dilation, pool: options, as of the operator.
+        residual: image added before the activation; if `resized`, enlarged to the result's size
+            first.
+        prologue: batch norm and PReLU that a single input passes through first.
+        addend: image added to the single input before that; has the input's layout.
+        copy: second image, of the program's own, to write the result to.
+        label: text for reports.
     """
     if out.pixels == 0:
         return
-    # Of no channels at all, one input still tells the size, and nothing is summed.
+    # If all inputs are empty, one of them still gives the size, and the sum is empty.
     inputs = [image for image in inputs if image.channels > 0] or [inputs[0]]
     height, width = inputs[0].size[2:]
     batch, out_channels = out.size[0], weight.out_channels
     out_height, out_width = out.size[2] * pool, out.size[3] * pool
     taps = live_taps(weight.kernel, (height, width), (out_height, out_width), stride, dilation)
-    # A dilation beyond the picture has no live taps but the middle ones, and no number for them.
+    # With a dilation beyond the picture only the middle taps are live: it is clamped.
     dilation = (min(dilation[0], height), min(dilation[1], width))
     everything = [*inputs, *([addend] if addend else [])]
     pixels = batch * out_height * out_width
@@ -385,19 +386,19 @@ def conv_work(
     taps: int,
     config: Config,
 ) -> Work:
-    """What a launch moves and computes.
+    """Memory traffic and operations of a launch.
 
     Args:
-        inputs: of the convolution, an addend included.
-        images: these, and all else that is read or written.
-        weight: of all taps.
-        pixels: of the result, before pooling.
-        taps: that reach the picture.
-        config: the tiles.
+        inputs: images that are convolved, including an addend.
+        images: these and all other images that are read or written.
+        weight: weight of all taps.
+        pixels: number of pixels of the result, before pooling.
+        taps: number of taps that reach the picture.
+        config: tile sizes.
     """
     size = inputs[0].itemsize
     m, n, k = config.block_m, config.block_n, config.block_k
-    # Every input of the concatenation begins a chunk of its own.
+    # Every input of the concatenation starts a new chunk.
     depth = taps * k * sum(-(-image.channels // k) for image in inputs)
     tiles = -(-pixels // m) * -(-weight.out_channels // n)
     products = taps * weight.in_channels * weight.out_channels

@@ -1,13 +1,14 @@
-"""Device functions that the convolution kernels share: taps, activations, where pixels lie.
+"""Device functions that the convolution kernels share: taps, activations, addresses of pixels.
 
 A tile is BLOCK_M pixels by BLOCK_N output channels, an implicit GEMM: for every chunk of BLOCK_K
 input channels, all taps are multiplied one after the other (unrolled by `static_range`; a flattened
 loop over taps was seen to miscompile at 8 warps), so that a chunk's nine shifted reads of one
 neighbourhood follow each other in the caches.
 
-Strides of pixels come in units of VECTOR elements and are multiplied by it here: that is how the
-compiler learns that rows are aligned, and loads 16 bytes at a time. DENSE images have their pixels
-at equal distances, over rows and pictures: one product makes an address, and one register a stride.
+Strides of pixels are given in units of VECTOR elements and multiplied by it here, so that the
+compiler can infer that rows are aligned, and loads 16 bytes at a time. DENSE images have their
+pixels at equal distances, across rows and pictures: one product gives an address, and one register
+holds a stride.
 """
 
 import triton
@@ -48,8 +49,8 @@ def activate(x, slope, ACTIVATION: tl.constexpr):
 def round_tf32(x):
     """float32 values with ten bits of mantissa, the nearest, ties away from zero.
 
-    What ptxas makes of `cvt.rna.tf32.f32`, instruction by instruction, in words that the
-    interpreter and every GPU know.
+    The result of ptxas for `cvt.rna.tf32.f32`, instruction by instruction, in operations that the
+    interpreter and every GPU support.
     """
     bits = x.to(tl.int32, bitcast=True) + tl.where(tl.abs(x) < float("inf"), 0x1000, 0)
     return (bits & -0x2000).to(tl.float32, bitcast=True)
@@ -57,9 +58,9 @@ def round_tf32(x):
 
 @triton.jit
 def multiply(value, factors, acc, PRECISION: tl.constexpr):
-    """acc + value @ factors; "tf32" and "ieee" tell float32 values apart."""
-    # The PTX ISA leaves open what becomes of the 13 bits that TF32 has no room for, and Triton
-    # hands them on. By the usual reading they are dropped, and products 0.065% too small.
+    """acc + value @ factors; "tf32" and "ieee" only differ for float32 values."""
+    # The PTX ISA leaves undefined what happens to the 13 bits that TF32 has no room for, and so
+    # does Triton. They are usually dropped, which makes products 0.065% too small.
     if PRECISION == "tf32":
         value = round_tf32(value)
         factors = round_tf32(factors)
@@ -74,7 +75,7 @@ def load_vector(pointer, index, inside):
 
 @triton.jit
 def locate(m, height, width, POOL: tl.constexpr):
-    """Picture, row and column of pixel `m`; the pixels of a pooling window follow each other."""
+    """Picture, row and column of pixel `m`; the pixels of a pooling window are consecutive."""
     window = m // (POOL * POOL)
     corner = m % (POOL * POOL)
     x = (window % width) * POOL + corner % POOL
@@ -92,14 +93,14 @@ def multiply_chunk(
 ):  # fmt: skip
     """Add one chunk of input channels, at all taps, to `acc` [BLOCK_M, BLOCK_N].
 
-    The chunk is counted through the virtual concatenation of `inputs`; every input begins a new
-    one. Scalars are selected, not branched on, so that the loop over chunks can be pipelined.
+    The chunk is counted across the virtual concatenation of `inputs`; every input starts a new one.
+    Scalars are selected, not branched on, so that the loop over chunks can be pipelined.
     """
     source = inputs[0]
     stride_n, stride_h, stride_w, stride_c = strides[0], strides[1], strides[2], strides[3]
     count = channels[0]
-    first_chunk = 0  # of this input
-    first_row = 0  # of its channels in the weight
+    first_chunk = 0  # first chunk of this input
+    first_row = 0  # first row of its channels in the weight
     next_chunk = tl.cdiv(channels[0], BLOCK_K)
     rows = channels[0]
     for i in tl.static_range(1, len(inputs)):
@@ -122,7 +123,7 @@ def multiply_chunk(
     if WIDE:
         k = k.to(tl.int64)
     real = k < count
-    # Whole vectors are loaded; what lies behind the last channel is zero (CLEAN) or cleared below.
+    # Whole vectors are loaded; lanes after the last channel are zero (CLEAN) or cleared below.
     loaded = k < tl.cdiv(count, VECTOR) * VECTOR
     if PROLOGUE:
         factor = tl.load(scale + k, mask=real, other=0.0).to(tl.float32)[None, :]
@@ -150,7 +151,7 @@ def multiply_chunk(
                             addend + at, mask=here[:, None] & loaded[None, :], other=0.0
                         ).to(tl.float32)
                     value = activate(value * factor + term, slope, "prelu")
-                    # Padding stands behind the activation, not before it.
+                    # Padding comes after the activation, not before it.
                     value = tl.where(here[:, None] & real[None, :], value, 0.0)
                     value = value.to(weight.dtype.element_ty)
                 elif not CLEAN:
@@ -174,10 +175,10 @@ def convolve(
     PRECISION: tl.constexpr, WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The convolution at input positions (n, y, x) [BLOCK_M], output channels `column` [BLOCK_N].
+    """Convolve at input positions (n, y, x) [BLOCK_M], output channels `column` [BLOCK_N].
 
-    Returns float32 [BLOCK_M, BLOCK_N]. With FLUSH, sums of so many chunks are made one by one
-    first: 18,000 float32 terms in a row would lose more than the tolerance.
+    Returns float32 [BLOCK_M, BLOCK_N]. With FLUSH, every FLUSH chunks are summed separately first:
+    a single sum of 18,000 float32 terms would lose more than the tolerance.
     """
     chunks = 0
     for i in tl.static_range(len(inputs)):
@@ -209,9 +210,9 @@ def convolve(
 def source_of(position, size, out_size, ALIGN_CORNERS: tl.constexpr):
     """Bilinear: the pixel before, the pixel after, and the weight of the latter.
 
-    The centres of the corners lie on each other, ``position * (size - 1) / (out_size - 1)``, or
-    their outer edges, ``(position + 1/2) * size / out_size - 1/2``, at least 0. In whole numbers,
-    and exact: float32 would be off by 3e-5 of a pixel in a row of 512. An axis that keeps its size
+    The centres of the corners coincide, ``position * (size - 1) / (out_size - 1)``, or their outer
+    edges do, ``(position + 1/2) * size / out_size - 1/2``, at least 0. Computed exactly, in whole
+    numbers: float32 would be off by 3e-5 of a pixel in a row of 512. An axis that keeps its size
     reads no neighbour.
     """
     if ALIGN_CORNERS:

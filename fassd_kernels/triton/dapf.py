@@ -1,6 +1,6 @@
 """dapf in three launches: the 1x1 branch, all asymmetric branches, the 1x1 that projects.
 
-The branches lie side by side in one scratch image, each padded to whole vectors, which the last
+The branches are adjacent in one scratch image, each padded to whole vectors, which the last
 convolution reads as a virtual concatenation.
 """
 

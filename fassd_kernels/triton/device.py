@@ -1,4 +1,4 @@
-"""What the kernels have to know of a GPU, whether it is there or only compiled for."""
+"""Properties of a GPU that the kernels depend on, for one in this machine or a compile target."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ class Device:
     """A GPU, or the interpreter.
 
     Attributes:
-        name: the vendor's, or ``interpreter``.
-        backend: Triton's name for its compiler: ``cuda`` or ``hip``.
+        name: name given by the vendor, or ``interpreter``.
+        backend: name of Triton's compiler: ``cuda`` or ``hip``.
         arch: compute capability times ten, or AMD's name.
-        multiprocessors: streaming multiprocessors, or compute units.
-        shared: bytes of shared memory that one block can have.
-        bandwidth: of its memory, bytes per second, from the data sheet; for predictions only.
+        multiprocessors: number of streaming multiprocessors, or compute units.
+        shared: bytes of shared memory available to one block.
+        bandwidth: bandwidth of its memory, bytes per second, from the data sheet; for predictions
+            only.
         rates: multiplications and additions per second with 16-bit inputs and with float32 ones,
             dense, from the data sheet; for predictions only.
         l2: bytes of the last cache.
-        clock: of its multiprocessors, per second, at which the data sheet has those rates; for
+        clock: clock of its multiprocessors, in Hz, at which the data sheet gives those rates; for
             predictions only.
     """
 
@@ -45,14 +46,14 @@ class Device:
 
     @property
     def has_tf32(self) -> bool:
-        """Whether it multiplies float32 values that are rounded to TF32 faster than others."""
+        """True if it multiplies float32 values rounded to TF32 faster than exact ones."""
         return self.arch >= 80 if isinstance(self.arch, int) else self.arch == "gfx942"
 
 
-# T4: Triton leaves Turing's tensor cores idle, so its rate is that of packed halves.
-# Figures of the makers' data sheets (dense rates, boost clocks; for Hopper and Blackwell, the clock
-# that the tensor cores' rate is given at); CUDA programming guide for the shared memory of a block.
-# The first of an architecture stands for it in reports.
+# T4: Triton does not use Turing's tensor cores, so its rate is that of packed halves.
+# Figures from the makers' data sheets (dense rates, boost clocks; for Hopper and Blackwell, the
+# clock for which the tensor cores' rate is given); from the CUDA programming guide for the shared
+# memory of a block. The first of an architecture represents it in reports.
 A100, H100 = (312e12, 19.5e12), (989e12, 67e12)
 GA102, AD102 = (71e12, 35.6e12), (165e12, 82.6e12)
 KB, MB = 1 << 10, 1 << 20
@@ -69,7 +70,7 @@ KNOWN = (
 )
 INTERPRETER = Device("interpreter", "cuda", 80, 2, 163 * KB, 1e9, (1e9, 1e9), MB, interpreted=True)
 
-# Where a data sheet is not at hand: shared memory of a block by compute capability.
+# Without a data sheet: shared memory of a block by compute capability.
 SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 
 
@@ -84,7 +85,7 @@ assumption = Assumption()
 
 @contextlib.contextmanager
 def assuming(device: Device) -> Iterator[None]:
-    """Plan as for this GPU, whatever the tensors are on."""
+    """Plan for this GPU, whatever the device of the tensors."""
     before, assumption.device = assumption.device, device
     try:
         yield
@@ -93,7 +94,7 @@ def assuming(device: Device) -> Iterator[None]:
 
 
 def describe_device(device: torch.device) -> Device:
-    """The GPU of a tensor; for tensors on a CPU, the interpreter, or what a report assumes."""
+    """The GPU of a tensor; for tensors on a CPU, the interpreter or a report's assumed GPU."""
     if assumption.device is not None:
         return assumption.device
     return INTERPRETER if device.type == "cpu" else describe_gpu(device)
@@ -129,11 +130,11 @@ def device_named(name: str) -> Device:
     """A GPU of the data sheets, by its name or a part of it.
 
     Raises:
-        ValueError: if none, or more than one, is meant.
+        ValueError: no GPU, or more than one, matches.
     """
     found = [device for device in KNOWN if name.lower() in device.name.lower()]
     exact = [device for device in found if device.name.lower() == name.lower()]
     if len(exact or found) != 1:
         names = ", ".join(device.name for device in KNOWN)
-        raise ValueError(f"gpu is {name!r}; expected one of {names}, or a part that tells")
+        raise ValueError(f"gpu is {name!r}; expected one of {names}, or a unique part of one")
     return (exact or found)[0]

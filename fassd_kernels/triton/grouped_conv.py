@@ -1,7 +1,7 @@
-"""grouped_conv_act: convolution in groups of channels, tap by tap; in one group that of conv_act.
+"""grouped_conv_act: convolution in groups of channels, tap by tap; a single group uses conv_act.
 
-A program takes BLOCK_M pixels of the result and BLOCK_C of its channels. Of a depthwise convolution
-that is all there is to do, and memory bounds it; wider groups are right, and no more than that.
+A program takes BLOCK_M pixels of the result and BLOCK_C of its channels. A depthwise convolution
+needs no more than that, as it is bound by memory; wider groups are correct, but not optimised.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def grouped_conv_act(
         "group_outputs": out.channels // groups,
         "step_h": steps[0],
         "step_w": steps[1],
-        # Beyond the picture, one is like another.
+        # Beyond the picture, all dilations are equal.
         "dilation_h": min(dilations[0], image.size[2]),
         "dilation_w": min(dilations[1], image.size[3]),
         "SIDE": side,

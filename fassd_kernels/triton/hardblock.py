@@ -1,8 +1,8 @@
 """hardblock: one launch per layer; no concatenation is written.
 
-Layers of the result write their channels of it in place. There they begin wherever the channels
-before them end, at addresses that no wide load can take; so what another layer reads again is
-written a second time, in scratch, padded to whole vectors.
+Layers of the result write their channels in place. There they begin wherever the channels before
+them end, at addresses that do not allow wide loads; so a layer that is read again is written a
+second time, to scratch, padded to whole vectors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The old place of ``python -m fassd.bench.inspect``; it goes with the next release."""
+"""The former location of ``python -m fassd.bench.inspect``, until the next release."""
 
 import runpy
 import sys

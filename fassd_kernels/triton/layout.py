@@ -1,4 +1,4 @@
-"""Images in memory: channels_last, pixels whole vectors apart where that is allowed."""
+"""Images in memory: channels_last, with pixels whole vectors apart if that is allowed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BYTES = 16  # of the widest load, and the alignment that the compiler is told of
-LANES = 8  # padded pixels begin at multiples of so many elements: 16 bytes of a half type
+BYTES = 16  # bytes of the widest load, and the alignment that the compiler is given
+LANES = 8  # padded pixels begin at multiples of this many elements: 16 bytes of a half type
 
 Size = tuple[int, int, int, int]
 
@@ -25,13 +25,13 @@ def pixel_stride(channels: int, padded: bool) -> int:
 
 
 def strides_of(size: Size, stride: int) -> Size:
-    """channels_last strides with so many elements from pixel to pixel."""
+    """channels_last strides with `stride` elements from pixel to pixel."""
     _, _, height, width = size
     return (height * width * stride, 1, width * stride, stride)
 
 
 def empty_image(size: Sequence[Any], dtype: torch.dtype, device: Any, padded: bool) -> Tensor:
-    """An N x C x H x W channels_last tensor, its pixels `LANES` elements apart or a multiple."""
+    """An N x C x H x W channels_last tensor, with pixels a multiple of `LANES` elements apart."""
     batch, channels, height, width = size
     if not padded or channels % LANES == 0:
         return torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
@@ -42,16 +42,16 @@ def empty_image(size: Sequence[Any], dtype: torch.dtype, device: Any, padded: bo
 
 @dataclass(frozen=True)
 class Image:
-    """An N x C x H x W image, or some channels of one, as a kernel finds it.
+    """An N x C x H x W image, or some of its channels, as a kernel accesses it.
 
     Attributes:
-        slot: of the tensor that holds it.
-        size: N, C, H, W.
-        strides: in elements, N, C, H, W; 0 where the size is 1.
-        offset: of its first element from the tensor's, in elements.
+        slot: slot of the tensor that holds it.
+        size: sizes N, C, H, W.
+        strides: strides of N, C, H, W, in elements; 0 if the size is 1.
+        offset: offset of its first element from the tensor's, in elements.
         itemsize: bytes of an element.
-        aligned: whether the tensor's address is a multiple of 16 bytes.
-        lanes: channels that belong to it, the zeros behind the last one included.
+        aligned: True if the tensor's address is a multiple of 16 bytes.
+        lanes: number of its channels, including zeros after the last one.
     """
 
     slot: int
@@ -68,7 +68,7 @@ class Image:
 
     @property
     def clean(self) -> bool:
-        """Whether whole vectors can be read from it: zeros follow the last channel."""
+        """True if whole vectors can be read from it: zeros follow the last channel."""
         return self.lanes >= round_up(self.channels, LANES)
 
     @property
@@ -77,7 +77,7 @@ class Image:
 
     @property
     def vector(self) -> int:
-        """The widest load along channels, in elements, that every pixel of it allows."""
+        """The widest load along channels, in elements, that is possible at every pixel."""
         if (self.channels > 1 and self.strides[1] != 1) or not self.aligned:
             return 1
         lanes = BYTES // self.itemsize
@@ -85,7 +85,7 @@ class Image:
 
     @property
     def is_dense(self) -> bool:
-        """Whether pixels follow each other at equal distances, over rows and pictures."""
+        """True if pixels are at equal distances, across rows and pictures."""
         batch, _, height, width = self.size
         step = self.strides[3] if width > 1 else self.strides[2]
         return (
@@ -96,7 +96,7 @@ class Image:
 
     @property
     def reach(self) -> int:
-        """The largest offset that a kernel computes in it, in elements, padded lanes included."""
+        """The largest offset that a kernel computes in it, in elements, including padded lanes."""
         steps = zip(self.size, self.strides, strict=True)
         return self.offset + sum((n - 1) * s for n, s in steps if n) + LANES
 
@@ -110,15 +110,15 @@ class Image:
         """Strides as kernels take them: N, H, W in units of `vector`, C in elements."""
         n, c, h, w = self.strides
         if self.is_dense:
-            # The distance of pixels, also in pictures one pixel wide.
+            # The distance of pixels, even in pictures one pixel wide.
             batch, _, height, width = self.size
             w = w or (h // width if height > 1 else n // (height * width) if batch > 1 else 0)
-        # Where there is one channel only, its stride is nothing to tell another kernel by.
+        # With only one channel, its stride must not make a different kernel.
         return n // vector, h // vector, w // vector, c if self.channels > 1 else 1
 
 
 def image_of(slot: int, tensor: Tensor) -> Image:
-    """A tensor of the call, as a kernel finds it."""
+    """A tensor of the call, as a kernel accesses it."""
     batch, channels, height, width = tensor.shape
     n, c, h, w = (
         0 if size == 1 else stride
@@ -130,9 +130,9 @@ def image_of(slot: int, tensor: Tensor) -> Image:
 
 
 def is_aligned(tensor: Tensor) -> bool:
-    """Whether whole vectors can be loaded, from its address on to those of the last channels.
+    """True if whole vectors can be loaded, from its address up to those of the last channels.
 
-    An image of one pixel has no distance of pixels that would leave room for them.
+    In an image of one pixel there is no distance of pixels that would leave room for them.
     """
     if tensor.data_ptr() % BYTES:
         return False

@@ -1,4 +1,4 @@
-"""max_pool: the largest values of windows, BLOCK_M pixels and BLOCK_C channels a program."""
+"""max_pool: the largest values of windows, BLOCK_M pixels and BLOCK_C channels per program."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """mda in four launches: reduce, the square branch, the asymmetric one, and the tail.
 
 The batch norm and PReLU before the first convolution, and those on the branches' sum before the
-last, are applied to what the convolutions load: neither result is ever written.
+last, are applied when the convolutions load their inputs: neither result is written.
 """
 
 from __future__ import annotations

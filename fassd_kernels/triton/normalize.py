@@ -31,17 +31,17 @@ def normalize_kernel(
     x = pixel % width
     y = pixel // width % height
     n = pixel // (width * height)
-    # RGB comes in, BGR goes out.
+    # The input is RGB, the output BGR.
     at = n * strides[0] + y * strides[1] + x * strides[2] + (2 - channel) * strides[3]
     value = tl.load(picture + at, mask=inside, other=0).to(tl.int32)
     tl.store(out + i, tl.load(table + channel * 256 + value, mask=inside, other=0.0), mask=inside)
 
 
-@functools.cache  # for good: a captured graph reads it by its address
+@functools.cache  # cached for good: a captured graph reads it by its address
 def table_of(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """What each value of each channel becomes, 3 x 256; rounded once, from float64."""
+    """The result for each value of each channel, 3 x 256; rounded once, from float64."""
     values = torch.arange(256, dtype=torch.float64)
     rows = [(values - m) / s for m, s in zip(mean, std, strict=True)]
     return torch.stack(rows).to(dtype).to(device)

@@ -23,7 +23,7 @@ def normalize_conv_act(
 ) -> Tensor:
     """:func:`fassd_kernels.reference.normalize_conv_act`; `padded` as in :mod:`program`.
 
-    `options` are the other arguments, which are those of :func:`conv_act`.
+    `options` are the other arguments, as in :func:`conv_act`.
     """
     check_normalize_conv_act(image, weight, mean=mean, std=std, **options)
     x = normalize(image, mean=mean, std=std, dtype=weight.dtype)

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from fassd_kernels.checks import check_place
 
-OUT_CHANNELS = 16  # a row of weights is padded to so many: whole vectors, and a dot's least width
+OUT_CHANNELS = 16  # rows of weights are padded to multiples of it: vectors, least width of a dot
 
 
 def pack(weight: Tensor) -> Tensor:
     """O x I x kH x kW to [kH * kW][I][O rounded up], one dimension, zeros behind the last O.
 
-    Rows of one input channel, output channels adjacent: any chunk of input channels is a block of
-    whole rows, wherever an input of the virtual concatenation begins. At the end stand as many more
-    zeros as a row has, so that the length tells the number of output channels.
+    Rows of one input channel, with adjacent output channels: any chunk of input channels is a block
+    of whole rows, wherever an input of the virtual concatenation begins. At the end
+    follow as many zeros as pad a row, so that the length gives the number of output channels.
     """
     padding = -weight.shape[0] % OUT_CHANNELS
     rows = F.pad(weight.detach().permute(2, 3, 1, 0), (0, padding))
@@ -26,13 +26,13 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def packed_elements(weight: Tensor) -> int:
-    """How many elements :func:`pack` gives."""
+    """Number of elements in the result of :func:`pack`."""
     padding = -weight.shape[0] % OUT_CHANNELS
     return math.prod(weight.shape[1:]) * (weight.shape[0] + padding) + padding
 
 
 def check_packed_weight(op: str, name: str, weight: Tensor, packed: Tensor | None) -> None:
-    """Refuse what :func:`pack` did not make of such a weight.
+    """Refuse a tensor that :func:`pack` did not make from such a weight.
 
     Raises:
         RuntimeError: the message says what came and what is expected.

@@ -1,11 +1,11 @@
-"""What one call of an operator launches: planned once per shape, then run from a cache.
+"""The launches of one call of an operator: planned once per shape, then run from a cache.
 
-A :class:`Program` is made from the shapes, strides and types of a call's tensors alone, and holds
-everything but their addresses: which kernels, over which grid, with which scalars, where scratch
-lies. Running it is one lookup, at most two allocations, and the launches.
+A :class:`Program` is made only from the shapes, strides and types of a call's tensors, and holds
+everything except their addresses: kernels, grids, scalars, and the layout of scratch. Running it
+takes one lookup, at most two allocations, and the launches.
 
-Tensors are kept by number (a *slot*): first the call's arguments, in the order in which the plan
-takes them up, then the result, then scratch.
+Tensors are numbered (a *slot*): first the call's arguments, in the order in which the plan uses
+them, then the result, then scratch.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from fassd_kernels.triton.layout import (
 from fassd_kernels.triton.packing import OUT_CHANNELS, check_packed_weight, pack
 
 INT32_MAX = 2**31 - 1
-# Of kernels that have nothing to choose: one value after the other.
+# For kernels without a choice of configuration: one value after the other.
 ELEMENTWISE = Config(0, 0, 0, num_warps=4, num_stages=1)
 interpreter_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Argument:
-    """A tensor of a call that is planned, and its place among the call's tensors."""
+    """A tensor of a call that is planned, and its position among the call's tensors."""
 
     index: int
     tensor: Tensor
@@ -60,7 +60,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Pointer:
-    """An argument of a kernel: a tensor's address, some elements on."""
+    """An argument of a kernel: a tensor's address, plus some elements."""
 
     slot: int
     offset: int = 0
@@ -68,13 +68,13 @@ class Pointer:
 
 @dataclass(frozen=True)
 class Work:
-    """What a launch moves and computes at the least; the time model's input.
+    """The minimum that a launch moves and computes: input of the time model.
 
     Attributes:
-        bytes: read and written, every tensor once.
-        operations: multiplications and additions that reach the result.
-        issued: those that are carried out, padded channels, pixels and recomputation included.
-        loaded: bytes that the tiles load, all taps and all blocks of output channels counted.
+        bytes: bytes read and written, with every tensor once.
+        operations: number of multiplications and additions that contribute to the result.
+        issued: number of those carried out, including padded channels, pixels and recomputation.
+        loaded: bytes that the tiles load, over all taps and all blocks of output channels.
     """
 
     bytes: int
@@ -88,14 +88,14 @@ class Launch:
     """One kernel of a program.
 
     Attributes:
-        kernel: the JIT function.
-        grid: of its programs.
-        arguments: by name, in the kernel's order: :class:`Pointer`, integers, None, tuples of
-            these, and the constants.
-        options: for Triton, such as ``num_warps``.
-        work: for the time model.
-        label: what it does, for reports.
-        problem: what its configuration was chosen for; None where there is nothing to choose.
+        kernel: JIT function.
+        grid: grid of its programs.
+        arguments: arguments by name, in the kernel's order: :class:`Pointer`, integers, None,
+            tuples of these, and the constants.
+        options: options for Triton, such as ``num_warps``.
+        work: memory traffic and operations, for the time model.
+        label: purpose of the launch, for reports.
+        problem: problem that its configuration was chosen for; None if there is no choice.
     """
 
     kernel: Any
@@ -115,7 +115,7 @@ class Launch:
         named = dict(zip(self.arguments, filled, strict=True))
         compiled = self.kernel[self.grid](**named, **({} if interpreted else self.options))
         if not interpreted:
-            # A compiled kernel takes all arguments in order, and needs no more looking up.
+            # A compiled kernel takes all arguments in order, which needs no further lookup.
             grid = (*self.grid, 1, 1)[:3]
             self._runner = compiled[grid]
 
@@ -145,7 +145,7 @@ class Allocation:
 
 
 class Program:
-    """The launches of one call, and the memory they need."""
+    """The launches of one call, and the memory that they need."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype, padded: bool) -> None:
         self.name = name
@@ -154,13 +154,14 @@ class Program:
         self.device: Device = describe_device(device)
         self.tf32 = dtype == torch.float32 and self.device.has_tf32 and tf32_requested()
         self.launches: list[Launch] = []
-        # Of the slots of arguments: which of the call's tensors, or a tensor of the plan's own.
+        # Source of each argument's slot: a number among the call's tensors, or a tensor of the
+        # plan's own.
         self.sources: list[int | Tensor] = []
         self.prepare: dict[int, Callable[[Tensor], Tensor]] = {}
         self.types: dict[int, tuple[torch.dtype, bool]] = {}  # dtype and alignment of each slot
         self.out: Allocation | None = None
-        self.inputs: list[Tensor] = []  # of the call, where it was recorded
-        self.spans: list[int] = []  # of the call's tensors
+        self.inputs: list[Tensor] = []  # tensors of the call, while recording
+        self.spans: list[int] = []  # spans of the call's tensors
         self._scratch_elements = 0
         self._finished = False
 
@@ -188,7 +189,7 @@ class Program:
         return image_of(self.argument(argument), argument.tensor)
 
     def vector(self, argument: Argument | None) -> Pointer | None:
-        """A vector of the call, or None; made contiguous when the call comes if it is not."""
+        """A vector of the call, or None; if it is not contiguous, each call makes it so."""
         if argument is None:
             return None
         slot = self.argument(argument)
@@ -202,7 +203,7 @@ class Program:
     def weights(
         self, weights: Sequence[Argument], packed: Sequence[Argument] | None
     ) -> list[Weight]:
-        """The weights of a module, each beside what was packed for it."""
+        """The weights of a module, each with its packed weight."""
         packs = packed if packed is not None else [None] * len(weights)
         return [
             self.weight(f"weights[{i}]", weight, given)
@@ -217,13 +218,13 @@ class Program:
         begin: int = 0,
         end: int | None = None,
     ) -> Weight:
-        """A weight of the call, as it came packed, or packed when the call comes.
+        """A weight of the call, packed by the caller or in each call.
 
         Args:
-            name: what an error calls it.
-            weight: O x I x kH x kW.
-            packed: what :func:`pack` gave for it, or an empty tensor.
-            begin, end: input channels to take, of a 1x1; `packed` is of these alone.
+            name: name in errors.
+            weight: O x I x kH x kW weight.
+            packed: result of :func:`pack` for it, or an empty tensor.
+            begin, end: range of input channels to use, for a 1x1; `packed` has only these.
 
         Raises:
             RuntimeError: `packed` is something else.
@@ -236,7 +237,7 @@ class Program:
         if packed is not None and packed.tensor.numel() > 0:
             pointer = Pointer(self.argument(packed))
         elif stride == out_channels and weight.tensor.permute(2, 3, 1, 0).is_contiguous():
-            # Folded weights lie like this: rows of one input channel, as packed ones.
+            # Folded weights have the same layout as packed ones: rows of one input channel.
             pointer = Pointer(self.argument(weight), begin * out_channels)
         else:
             pointer = Pointer(self.argument(weight))
@@ -244,18 +245,18 @@ class Program:
         return Weight(pointer, in_channels, out_channels, (kernel[0], kernel[1]), stride)
 
     def renew(self, slot: int, dtype: torch.dtype, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace an argument at every call by what `function` makes of it."""
+        """Replace an argument in every call by the result of `function` for it."""
         self.prepare[slot] = function
         self.types[slot] = (dtype, True)
 
     def result(self, size: Size) -> Image:
-        """The call's result; its pixels are padded to whole vectors if the caller takes that."""
+        """The call's result; its pixels are padded to whole vectors if the caller accepts that."""
         stride = pixel_stride(size[1], self.padded)
         self.out = Allocation(size, self.dtype, self.padded)
         return self._own(len(self.sources), size, strides_of(size, stride), 0, stride)
 
     def labels(self, size: tuple[int, ...]) -> Pointer:
-        """The call's result, a map of labels or two of bytes."""
+        """The call's result: one map of labels, or two of bytes."""
         self.out = Allocation(size, torch.uint8)
         slot = len(self.sources)
         self.types[slot] = (torch.uint8, True)
@@ -271,7 +272,7 @@ class Program:
         return self._own(len(self.sources) + 1, size, strides_of(size, stride), offset, stride)
 
     def side_by_side(self, size: Size, widths: Sequence[int]) -> list[Image]:
-        """Parts of one scratch image, of so many channels each, all beginning at whole vectors."""
+        """Parts of one scratch image, `widths` channels each, all starting at whole vectors."""
         batch, _, height, width = size
         begins = [0]
         for channels in widths:
@@ -310,7 +311,7 @@ class Program:
         place = tensors[0].device
         if recorder.programs is not None:
             assert self.out is not None
-            # A copy: what is cached must not keep a call's tensors alive.
+            # A copy, because the cached plan must not keep a call's tensors alive.
             recorded = copy.copy(self)
             recorded.inputs = list(tensors)
             recorder.programs.append(recorded)
@@ -322,7 +323,7 @@ class Program:
         return filled[len(self.sources)]
 
     def fill(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors of all slots: the call's, made ready, the result, and scratch."""
+        """The tensors of all slots: the call's, prepared, the result, and scratch."""
         assert self.out is not None
         place = tensors[0].device
         filled = [x if isinstance(x, Tensor) else tensors[x] for x in self.sources]
@@ -334,9 +335,9 @@ class Program:
         return filled
 
     def place(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """Where to launch: on the tensors' GPU, be it the current one or not."""
+        """Context to launch in: on the tensors' GPU, even if it is not the current one."""
         if self.device.interpreted:
-            return interpreter_lock  # which knows one grid at a time
+            return interpreter_lock  # the interpreter supports one grid at a time
         if device.index == torch.cuda.current_device():
             return contextlib.nullcontext()
         return torch.cuda.device(device)
@@ -346,7 +347,7 @@ class Program:
 class Weight:
     """A convolution's weight in the kernels' order: [taps][in_channels][stride].
 
-    Output channels are adjacent, `stride` from row to row, zeros behind the last.
+    Output channels are adjacent, with `stride` elements from row to row and zeros after the last.
     """
 
     pointer: Pointer
@@ -361,11 +362,11 @@ class Weight:
 
 
 def tf32_requested() -> bool:
-    """Whether the user lets PyTorch's matrix products round to TF32; PyTorch's default is no."""
+    """True if the user allows PyTorch's matrix products to round to TF32; the default is no."""
     precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
     if precision is None:  # torch before 2.9
         return torch.get_float32_matmul_precision() != "highest"
-    if precision == "none":  # as the setting above it says
+    if precision == "none":  # then the older setting decides
         precision = getattr(torch.backends, "fp32_precision", "ieee")
     return precision == "tf32"
 
@@ -378,24 +379,25 @@ _programs_lock = threading.Lock()
 
 
 def key_of(value: Any) -> Any:
-    """What a program depends on in an argument of its call."""
+    """The properties of a call's argument that a program depends on."""
     if isinstance(value, Tensor):
-        # The address itself too: the compiler is told of it, with room for whole vectors or not.
+        # The address itself, too: the compiler is told whether whole vectors can be loaded from it.
         alignment = (value.data_ptr() % BYTES == 0, is_aligned(value))
         return value.shape, value.stride(), value.dtype, value.device, alignment
     return tuple(map(key_of, value)) if isinstance(value, list | tuple) else value
 
 
 def planned(plan: Callable[..., None]) -> Callable[..., Tensor]:
-    """The operator that a function plans, whose name it has.
+    """Make an operator from a function that plans it; the operator has the function's name.
 
     Args:
-        plan: fills a program in. Takes the program, the size of the result, and the arguments of
-            the operator's schema by name, an :class:`Argument` for each tensor. Called once for
-            all calls that differ in the values of their tensors alone, which were checked before.
+        plan: function that adds launches to a program. It takes the program, the size of the
+            result, and the arguments of the operator's schema by name, with an :class:`Argument`
+            for each tensor. It is called once for all calls that only differ in the values of their
+            tensors, which were checked before.
 
     Returns:
-        A function of the operator's arguments and of `padded`: whether pixels of the result may be
+        A function of the operator's arguments and of `padded`: True if pixels of the result may be
         padded to whole vectors.
     """
     row = OPERATORS[plan.__name__]
@@ -426,10 +428,10 @@ def planned(plan: Callable[..., None]) -> Callable[..., Tensor]:
             *(key_of(call[name]) for name in row.names),
         )  # fmt: skip
         program = None if overridden() else _programs.get(key)
-        # Where one has lost its memory, the checks say which.
+        # If a tensor has lost its memory, the checks say which.
         if program is None or not all(map(holds, given, program.spans)):
             program = make(call, given, padded)
-            if not overridden():  # or somebody tries a configuration out
+            if not overridden():  # while overridden, no program is cached
                 with _programs_lock:
                     if len(_programs) >= MOST_PROGRAMS:
                         # A caller with new sizes in every call must not fill the memory.
@@ -441,13 +443,13 @@ def planned(plan: Callable[..., None]) -> Callable[..., Tensor]:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors of an argument: itself, or what its list holds of them."""
+    """The tensors of an argument: itself, or those in its list."""
     values = value if isinstance(value, list | tuple) else [value]
     return [x for x in values if isinstance(x, Tensor)]
 
 
 def forget_programs() -> None:
-    """Plan anew from now on, with the configurations as they are by then."""
+    """Plan again from now on, with the configurations of that time."""
     with _programs_lock:
         _programs.clear()
 
@@ -456,7 +458,7 @@ def forget_programs() -> None:
 
 
 class Recorder(threading.local):
-    """Where programs are written down in place of running, if anywhere."""
+    """The list in which programs are recorded instead of being run, if there is one."""
 
     programs: list[Program] | None = None
 
@@ -466,9 +468,10 @@ recorder = Recorder()
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Program]]:
-    """Collect the programs of the calls inside, which then compute nothing: their results are junk.
+    """Collect the programs of the calls inside; these compute nothing, and their results are
+    invalid.
 
-    For reports: what a network would launch is known without a GPU.
+    For reports: the launches of a network can be determined without a GPU.
     """
     before, recorder.programs = recorder.programs, []
     try:

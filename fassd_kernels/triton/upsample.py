@@ -1,4 +1,4 @@
-"""Resizing, and labels and how certain they are without the enlarged logits.
+"""Resizing; labels, and their certainty, without the enlarged logits.
 
 A program takes BLOCK_M pixels of the result, and all channels (labels) or BLOCK_C of them.
 """
@@ -41,7 +41,7 @@ def upsample_kernel(
         c = c.to(tl.int64)
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n, y, x = locate(m, out_height, out_width, 1)
-    # Whole vectors are loaded, and what lies behind the last channel not stored.
+    # Whole vectors are loaded, and lanes after the last channel are not stored.
     whole = (c < tl.cdiv(channels, VECTOR) * VECTOR)[None, :]
     inside = (m < pixels)[:, None]
     value = load_resized(
@@ -58,10 +58,10 @@ def upsample_kernel(
 
 @triton.jit
 def largest_of(value, real, label, BLOCK_C: tl.constexpr):
-    """Of each row the largest number, the label, and whether there is a NaN.
+    """The largest number in each row, its label, and whether there is a NaN.
 
-    Values that are not `real` do not count. The label is that of the first NaN, else of the first
-    of the largest.
+    Values that are not `real` do not count. The label is that of the first NaN, or else of the
+    first of the largest values.
     """
     best = tl.max(tl.where(real & (value == value), value, float("-inf")), axis=1)
     first = tl.min(tl.where((value == best[:, None]) & real, label, BLOCK_C), axis=1)
@@ -88,7 +88,8 @@ def labels_kernel(
         image, n, y, x, c, (m < pixels)[:, None] & whole, strides[0], strides[1], strides[2],
         strides[3], height, width, out_height, out_width, VECTOR, ALIGN_CORNERS,
     )  # fmt: skip
-    # As the reference: rounded to the input's type, then the first of the largest; NaN is largest.
+    # Like the reference: rounded to the input's type, then the first of the largest; NaN is
+    # largest.
     value = value.to(image.dtype.element_ty).to(tl.float32)
     label = tl.arange(0, BLOCK_C)[None, :]
     best, labels, odd = largest_of(value, real, label, BLOCK_C)
@@ -117,7 +118,7 @@ def labels_kernel(
 
 
 def block_pixels(program: Program, block_c: int) -> int:
-    """Pixels of a tile: four neighbours of so many channels have to fit into 4 warps' registers."""
+    """Pixels of a tile whose four neighbours, in all channels, fit into 4 warps' registers."""
     return 1024 if program.device.interpreted else max(8, 64 * 32 // max(block_c, 32))
 
 
@@ -129,7 +130,7 @@ def shared_arguments(
     out_reach: int,
     align_corners: bool,
 ) -> dict[str, Any]:
-    """What both kernels take."""
+    """Arguments that both kernels take."""
     batch, channels, height, width = image.size
     pixels = batch * size[0] * size[1]
     positions = 2 * max(size[0] * height, size[1] * width)  # halves are counted
@@ -151,7 +152,7 @@ def shared_arguments(
 
 
 def work_of(image: Image, written: int, pixels: int) -> Work:
-    """Per channel and pixel: three blends of three operations."""
+    """Work of three blends of three operations per channel and pixel."""
     operations = 9 * pixels * image.channels
     return Work(bytes=bytes_of(image) + written, operations=operations)
 
@@ -200,7 +201,7 @@ def upsample_confidence(
     temperature: float = 1.0,
     align_corners: bool = True,
 ) -> None:
-    scale = min(max(1 / temperature, 1e-30), 1e30)  # a float's range
+    scale = min(max(1 / temperature, 1e-30), 1e30)  # the range of a float
     launch_labels(
         program, "upsample_confidence", result, input, size, align_corners, measure, scale
     )
@@ -216,7 +217,7 @@ def launch_labels(
     measure: str = "",
     scale: float = 1.0,
 ) -> None:
-    """Labels, and with a measure how certain they are."""
+    """Labels, and with a measure also their certainty."""
     image, written = program.image(input), program.labels(result)
     pixels = result[0] * math.prod(size)
     if pixels == 0:

@@ -1,5 +1,5 @@
-"""upsample_conv1x1 in two launches: `low` is convolved at its own size, then, in the epilogue of
-the convolution of `skip`, enlarged and added: neither the upsampled image nor the concatenation is
+"""upsample_conv1x1 in two launches: `low` is convolved at its own size, and then enlarged and added
+in the epilogue of the convolution of `skip`: neither the upsampled image nor the concatenation is
 written."""
 
 from __future__ import annotations

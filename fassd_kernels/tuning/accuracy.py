@@ -1,4 +1,4 @@
-"""Whether a kernel's result is right: the reference in float64 decides."""
+"""The accuracy of a kernel's result, relative to the reference in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The `relative_error` of a whole operator; of labels, the share of all pixels.
+# Tolerated `relative_error` of a whole operator; for labels, the share of all pixels.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2, torch.uint8: 1e-3}
 
 
@@ -19,10 +19,10 @@ def exactly(argument: Any) -> Any:
 
 
 def relative_error(output: Tensor, reference: Tensor) -> float:
-    """||output - reference|| / ||reference||, in float64; not finite where the output is not.
+    """||output - reference|| / ||reference||, in float64; not finite if the output is not.
 
-    Of labels, the share that differs; where the reference is the scores that they stand for, of
-    the scores of the labels and the highest ones.
+    For labels, the share that differs; if the reference is the scores that they were made from, the
+    relative error of the labels' scores to the highest ones.
 
     Raises:
         RuntimeError: the shapes differ.
@@ -40,12 +40,12 @@ def relative_error(output: Tensor, reference: Tensor) -> float:
 
 
 def scores_of(labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """What the labelled classes score in `scores` (N, C, H, W), not finite for a class that there
-    is not; and what the best ones do. Both are (N, H, W).
+    """The scores of the labelled classes in `scores` (N, C, H, W), not finite for a class that does
+    not exist; and the highest scores. Both are (N, H, W).
     """
     best = scores.amax(1)
     if labels.shape != best.shape:
         return labels, best
-    known = labels < scores.shape[1]  # 0 and more: they are argmaxes, or bytes
+    known = labels < scores.shape[1]  # not below 0: they are argmaxes, or bytes
     chosen = scores.gather(1, (labels * known).long()[:, None])[:, 0]
     return chosen.masked_fill(~known, float("nan")), best

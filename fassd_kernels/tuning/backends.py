@@ -1,7 +1,7 @@
-"""``python -m fassd_kernels.tune --backends``: which backend is fastest for each call of a network.
+"""``python -m fassd_kernels.tune --backends``: the fastest backend for each call of a network.
 
-Every backend that can run a call of an accelerated network is timed on it. The medians go to the
-table that :mod:`fassd_kernels.choices` chooses from.
+Every backend that can run a call of an accelerated network is timed on it. The medians are written
+to the table from which :mod:`fassd_kernels.choices` chooses.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ PLANS: dict[str, Callable[[Any, dict[str, Any]], list[Plan]]] = {
 
 
 def plans_of(call: OperatorCall) -> list[Plan]:
-    """The weights that a backend lays out in its own way, as the fused modules have them."""
+    """The weights that a backend lays out in its own way, as in the fused modules."""
     arguments = call.complete
     if call.operator == "upsample_conv1x1":
         arguments["low_channels"] = sum(x.shape[1] for x in arguments["low"])
     plan = PLANS.get(call.operator)
-    return plan(None, arguments) if plan else []  # it reads nothing of the module
+    return plan(None, arguments) if plan else []  # it does not use the module
 
 
 def packed_for(call: OperatorCall, backend: str) -> dict[str, Any]:
-    """The weights of a call laid out for a backend, as the operator takes them."""
+    """The weights of a call in a backend's layout, as the operator takes them."""
     if not call.packs:
         return {}
     plans = [] if backend == "reference" else plans_of(call)
@@ -68,7 +68,7 @@ class BackendCase(TuningCase[str]):
 
     @property
     def best(self) -> str | None:
-        """The one that will be chosen."""
+        """The backend that will be chosen."""
         return fastest(self.medians, list(self.medians))
 
     def compute(self, candidate: str) -> Tensor:
@@ -92,12 +92,12 @@ class BackendCase(TuningCase[str]):
 
 
 def table_path(device: Device) -> Path:
-    """Where the user's table is."""
+    """Path of the user's table."""
     return user_path(device.name)
 
 
 def candidates_for(call: OperatorCall) -> list[str]:
-    """The backends that can run a call, in the order in which they are preferred."""
+    """The backends that can run a call, in the default order."""
     image = call.images[0]
     able = [b for b in backends() if not refusal(b, image.device, call.operator, image.dtype)]
     return [backend.name for backend in able]
@@ -107,7 +107,7 @@ def recorder(place: torch.device, dtype: torch.dtype) -> str:
     """The first backend with kernels for a whole network, on which its calls are recorded.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such backend.
     """
     needed = set(OPERATORS) - {"asymmetric_conv"}
     for backend in backends():
@@ -126,8 +126,8 @@ def cases_of(
 
     Args:
         calls: calls of a network.
-        device: the GPU.
-        candidates: the backends to compare for a call, the one preferred in doubt first.
+        device: GPU to measure on.
+        candidates: function that returns the backends to compare for a call, the default first.
     """
     distinct = {call.key: call for call in calls}
     named = [(key, call, candidates(call)) for key, call in distinct.items()]
@@ -144,9 +144,9 @@ def tune(
     budget: float,
     timer: trials.Timer = trials.time_in_turns,
 ) -> list[BackendCase]:
-    """Measure for so many seconds; write the table.
+    """Measure until the time is up; write the table.
 
     Returns:
-        What was measured.
+        The measured cases.
     """
     return trials.measure_until(time.monotonic() + budget, cases, timer)

@@ -1,4 +1,4 @@
-"""Calls of fused operators: written down as a network makes them, to be made again."""
+"""Calls of fused operators: recorded from a network, to be repeated."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class OperatorCall:
     """A call of an operator.
 
     Attributes:
-        operator: its name.
-        arguments: by name, without those left out.
+        operator: name of the operator.
+        arguments: arguments by name, without those left out.
     """
 
     operator: str
@@ -48,21 +48,21 @@ class OperatorCall:
 
     @property
     def images(self) -> list[Tensor]:
-        """Its images, but for a residual."""
+        """Its images, except a residual."""
         return [image for name in self.row.images for image in listed(self.arguments[name])]
 
     @property
     def key(self) -> str:
-        """What its speed depends on: the row of a table of backends."""
+        """The key of a table of backends: everything that the call's speed depends on."""
         return shape_key(self.operator, self.images, self.arguments)
 
     def through(self, backend: str, **packed: Any) -> Tensor:
-        """Make it on a backend.
+        """Make the call on a backend.
 
         Args:
-            backend: name of one that can run it.
-            packed: ``packed``, where the weights are to be laid out otherwise than when the call
-                was recorded.
+            backend: name of a backend that can run it.
+            packed: argument ``packed``, if the layout of the weights is to differ from when the
+                call was recorded.
         """
         return ops.operator(self.operator, backend)(**{**self.arguments, **packed})
 
@@ -73,11 +73,11 @@ class OperatorCall:
 
     @property
     def packs(self) -> bool:
-        """Whether it takes weights that a backend laid out."""
+        """True if it takes weights in a backend's layout."""
         return "packed" in self.row.names
 
     def copied(self) -> OperatorCall:
-        """The call on images of its own."""
+        """The same call on copies of its images."""
         arguments = dict(self.arguments)
         for name in self.row.images:
             images = [copy_of(image) for image in listed(arguments[name])]
@@ -90,7 +90,7 @@ def listed(value: Any) -> list[Tensor]:
 
 
 def copy_of(image: Tensor) -> Tensor:
-    """A copy with the same strides and the same room behind each pixel, which `clone` would drop.
+    """A copy with the same strides and the same space after each pixel, which `clone` would drop.
 
     Images between the kernels of a network are padded, and their kernels read the padding.
     """
@@ -104,10 +104,10 @@ def copy_of(image: Tensor) -> Tensor:
 
 @contextmanager
 def around_operators(around: Callable[[str, partial[Tensor]], Tensor]) -> Iterator[None]:
-    """Let fused modules call ``around`` with an operator's name and the call that it makes."""
+    """Let fused modules call ``around`` with an operator's name and a call to make."""
     real = ops.operator
 
-    # Every fused module asks this function for its kernel, on each call.
+    # Every fused module gets its kernel from this function, on each call.
     def operator(name: str, backend: str) -> Callable[..., Tensor]:
         function = real(name, backend)
         return lambda *arguments, **keywords: around(
@@ -123,7 +123,7 @@ def around_operators(around: Callable[[str, partial[Tensor]], Tensor]) -> Iterat
 
 @contextmanager
 def recorded_calls() -> Iterator[list[OperatorCall]]:
-    """The calls that are made inside, in order."""
+    """The calls made within the block, in order."""
     calls: list[OperatorCall] = []
 
     def record(name: str, call: partial[Tensor]) -> Tensor:
@@ -135,7 +135,7 @@ def recorded_calls() -> Iterator[list[OperatorCall]]:
 
 
 def programs_of(call: Callable[[], object]) -> list[Program]:
-    """What a call launches through Triton; nothing is computed."""
+    """The Triton programs of a call, which is not computed."""
     with torch.no_grad(), recording() as programs:
         call()
     return programs
@@ -159,7 +159,7 @@ def record_network(
     classes: int = 19,
     alpha: int = 2,
 ) -> list[OperatorCall]:
-    """The calls of a variant of the family on a random picture.
+    """Record the calls of a variant of the family on a random picture.
 
     Args:
         name: name of the variant.
@@ -174,7 +174,7 @@ def record_network(
     model = create_model(name, num_classes=classes, alpha=alpha).eval().to(place)
     fast = accelerate(model, dtype=dtype, output=output, inplace=True, backend=backend)
     picture = torch.randn(batch, 3, height, width, dtype=dtype, device=place)
-    picture = picture.contiguous(memory_format=torch.channels_last)  # as `normalize` gives it
+    picture = picture.contiguous(memory_format=torch.channels_last)  # as `normalize` returns it
     with torch.no_grad(), recorded_calls() as calls:
         fast(picture)
     return calls

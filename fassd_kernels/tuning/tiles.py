@@ -1,9 +1,9 @@
-"""Which tile sizes are fastest on this GPU, launch by launch of a network.
+"""The fastest tile sizes on this GPU, for each launch of a network.
 
 A network is planned, and every launch that has a choice is timed with each configuration that can
-run it. *Each* configuration's output is compared with the reference before it may win: a kernel
-that is wrong only with some tile is a bug of the compiler that has been seen. The table goes to the
-user's cache folder (or ``$FASSD_KERNELS_CONFIGS``), where :mod:`fassd_kernels.triton` finds it.
+run it. *Each* configuration's output is compared with the reference first: there has been a
+compiler bug that made a kernel wrong only with certain tiles. The table is written to the user's
+cache folder (or ``$FASSD_KERNELS_CONFIGS``), where :mod:`fassd_kernels.triton` finds it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TileCase(TuningCase[Config]):
     """A problem of a network, and the configurations for it, the model's choice first.
 
     Attributes:
-        problem: what there is to choose for.
+        problem: problem to choose a configuration for.
         index: index of its launch in the call's program.
     """
 
@@ -59,7 +59,7 @@ class TileCase(TuningCase[Config]):
     index: int
 
     def predicted(self, config: Config) -> float:
-        """Seconds by the model that chooses where nothing was measured."""
+        """Seconds predicted by the model that chooses without measurements."""
         return predict(config, self.problem, self.device)
 
     def compute(self, candidate: Config) -> Tensor:
@@ -90,7 +90,7 @@ class TileCase(TuningCase[Config]):
 
 
 def table_path(device: Device) -> Path:
-    """Where the user's table is."""
+    """Path of the user's table."""
     return user_folder() / file_name(device.name)
 
 
@@ -98,7 +98,7 @@ def recorder(place: torch.device, dtype: torch.dtype) -> str:
     """The backend on which a network's calls are recorded.
 
     Raises:
-        ValueError: Triton cannot be used here.
+        ValueError: Triton cannot be used on this machine.
     """
     why = availability.reason() or ("TRITON_INTERPRET is set" if availability.INTERPRETED else "")
     if why:
@@ -107,7 +107,7 @@ def recorder(place: torch.device, dtype: torch.dtype) -> str:
 
 
 def plan(call: OperatorCall, configs: Mapping[str, Config] = NO_CONFIGS) -> Program:
-    """What a call launches through Triton with some configurations; nothing is compiled."""
+    """The launches of a call through Triton with some configurations; nothing is compiled."""
     with overriding(configs):
         return programs_of(partial(call.through, "triton"))[0]
 
@@ -115,7 +115,7 @@ def plan(call: OperatorCall, configs: Mapping[str, Config] = NO_CONFIGS) -> Prog
 def launcher(
     call: OperatorCall, index: int, configs: Mapping[str, Config] = NO_CONFIGS
 ) -> Callable[[], object]:
-    """One launch of a call alone, over tensors that stay."""
+    """A single launch of a call, on tensors that are kept."""
     program = plan(call, configs)
     filled = program.fill(program.inputs)
     launch, interpreted = program.launches[index], program.device.interpreted
@@ -135,7 +135,7 @@ def cases_of(calls: Sequence[OperatorCall], device: Device) -> list[TileCase]:
 
 
 def variations(problem: Problem, device: Device) -> list[Config]:
-    """The model's candidates, and its first two with other numbers of warps and of loads ahead."""
+    """The model's candidates, and its first two with other numbers of warps and of stages."""
     first = candidates(problem, device)
     more = []
     for config in first[:2]:
@@ -149,7 +149,8 @@ def variations(problem: Problem, device: Device) -> list[Config]:
 
 
 def compiled(cases: Sequence[TileCase], processes: int, deadline: float) -> Iterator[TileCase]:
-    """The cases, each when its trials are compiled, while time is left; others follow meanwhile.
+    """Yield each case when its candidates are compiled, while time is left; others compile
+    meanwhile.
 
     Other processes compile into Triton's cache.
     """
@@ -176,10 +177,10 @@ def compiled(cases: Sequence[TileCase], processes: int, deadline: float) -> Iter
 
 
 def unusable(future: Future[Resources | str], device: Device) -> str:
-    """Why a binary cannot run, or should not, for it spills; empty if it can."""
+    """The reason why a binary cannot run, or should not because it spills; empty if it can."""
     try:
         found = future.result()
-    except BrokenExecutor as error:  # the compiler took its process with it
+    except BrokenExecutor as error:  # the compiler crashed its process
         return availability.first_line(error)
     if isinstance(found, str):
         return found
@@ -198,23 +199,23 @@ def tune(
     timer: trials.Timer = trials.time_in_turns,
     processes: int = os.cpu_count() or 1,
 ) -> list[TileCase]:
-    """Compile in so many processes, measure meanwhile until the time is up; write the table.
+    """Compile in processes, measure meanwhile until the time is up; write the table.
 
-    What takes longest by the model comes first. What an earlier run found for other problems
-    stays in the table.
+    Problems with the longest predicted time come first. Results of an earlier run for other
+    problems stay in the table.
 
     Args:
-        cases: what to measure.
-        device: the GPU.
-        budget: seconds.
-        timer: how to time.
-        processes: number of them; 0 leaves compiling to the first call.
+        cases: cases to measure.
+        device: GPU to measure on.
+        budget: time to measure, in seconds.
+        timer: function that times candidates.
+        processes: number of compiling processes; 0 leaves compiling to the first call.
 
     Returns:
-        What was measured.
+        The measured cases.
     """
     deadline = time.monotonic() + budget
-    # Where most is to be won comes first.
+    # Cases with the largest possible gain come first.
     cases = sorted(cases, key=lambda case: -case.predicted(case.trials[0].candidate))
     ready = compiled(cases, processes, deadline) if processes else iter(cases)
     done = trials.measure_until(deadline, ready, timer)

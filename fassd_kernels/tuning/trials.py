@@ -1,4 +1,4 @@
-"""Candidates for a call: compared with the reference, timed in turns, kept in the user's table."""
+"""Candidates for a call: compared with the reference, timed in turns, put into the user's table."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fassd_kernels.tuning.accuracy import TOLERANCES, relative_error
 from fassd_kernels.tuning.calls import OperatorCall
 
 TF32_TOLERANCE = 1e-3
-MOST_COPIES = 64  # of a call's images, each of which is planned anew for every candidate
+MOST_COPIES = 64  # copies of a call's images; every candidate plans anew for each
 
 Repeats: TypeAlias = Sequence[Callable[[], object]]
-"""The same call on images of its own, several times."""
+"""The same call several times, each on its own copy of the images."""
 
 Timer: TypeAlias = Callable[[Sequence[Repeats]], Sequence[float | str]]
-"""From the repeats of several candidates to median seconds of one call, or why there are none."""
+"""From the repeats of several candidates to median seconds of one call, or the reason why not."""
 
 Candidate = TypeVar("Candidate")
 
@@ -38,11 +38,11 @@ class TuningTrial(Generic[Candidate]):
     """One candidate for a call.
 
     Attributes:
-        candidate: a backend's name, or a configuration.
-        error: relative to the float64 reference; of labels, the share that differs; NaN if it was
-            not computed.
-        seconds: of one call, the median; NaN if it was not timed.
-        reason: why it is out; empty if it is not.
+        candidate: name of a backend, or a configuration.
+        error: error relative to the float64 reference; for labels, the share that differs; NaN if
+            it was not computed.
+        seconds: median seconds of one call; NaN if it was not timed.
+        reason: reason why it was rejected; empty if it was not.
     """
 
     candidate: Candidate
@@ -53,14 +53,14 @@ class TuningTrial(Generic[Candidate]):
 
 @dataclass
 class TuningCase(Generic[Candidate]):
-    """A row of the user's table, and what is tried for it.
+    """A row of the user's table, and the candidates tried for it.
 
     Attributes:
         subject, verdict: heading of the keys in a table, and the verdict of the best candidate.
         key: name of the row.
-        call: what the candidates are tried on.
-        trials: one for each candidate, the preferred one first.
-        device: the GPU.
+        call: call that the candidates are tried on.
+        trials: one trial for each candidate, the default first.
+        device: GPU to measure on.
     """
 
     subject: ClassVar[str]
@@ -73,7 +73,7 @@ class TuningCase(Generic[Candidate]):
 
     @property
     def best(self) -> Candidate | None:
-        """The fastest one that is right."""
+        """The fastest correct candidate."""
         right = [t for t in self.trials if not t.reason and not math.isnan(t.seconds)]
         fastest = min(right, key=lambda trial: trial.seconds, default=None)
         return None if fastest is None else fastest.candidate
@@ -83,7 +83,7 @@ class TuningCase(Generic[Candidate]):
         raise NotImplementedError
 
     def repeats(self, candidate: Candidate, calls: Sequence[OperatorCall]) -> Repeats:
-        """What is timed of a candidate, for each copy of the call."""
+        """The calls of a candidate to time, one for each copy of the call."""
         raise NotImplementedError
 
     def describe(self, candidate: Candidate) -> dict[str, str]:
@@ -91,7 +91,7 @@ class TuningCase(Generic[Candidate]):
         raise NotImplementedError
 
     def save(self) -> None:
-        """Put what was found into the user's table, beside what an earlier run found."""
+        """Put the result into the user's table, beside those of earlier runs."""
         raise NotImplementedError
 
 
@@ -99,7 +99,7 @@ class TuningCase(Generic[Candidate]):
 
 
 def measure(case: TuningCase[Any], timer: Timer) -> None:
-    """Verify all candidates, and time those that are right; what fails gives its reason."""
+    """Verify all candidates, and time the correct ones; failures are recorded as reasons."""
     exact = case.call.exact()
     for trial in case.trials:
         if not trial.reason:
@@ -111,7 +111,7 @@ def measure(case: TuningCase[Any], timer: Timer) -> None:
     copies = [case.call.copied() for _ in range(count)]
     try:
         times = timer([case.repeats(trial.candidate, copies) for trial in right])
-    except torch.cuda.OutOfMemoryError:  # not all at once, then
+    except torch.cuda.OutOfMemoryError:  # then one at a time
         times = [time_alone(case, trial, copies, timer) for trial in right]
     for trial, found in zip(right, times, strict=True):
         if isinstance(found, str):
@@ -123,7 +123,7 @@ def measure(case: TuningCase[Any], timer: Timer) -> None:
 def time_alone(
     case: TuningCase[Any], trial: TuningTrial[Any], copies: list[OperatorCall], timer: Timer
 ) -> float | str:
-    """Seconds of one candidate, or why it has none."""
+    """Seconds of one candidate, or the reason why it has none."""
     torch.cuda.empty_cache()
     try:
         return timer([case.repeats(trial.candidate, copies)])[0]
@@ -132,10 +132,10 @@ def time_alone(
 
 
 def verify(case: TuningCase[Any], trial: TuningTrial[Any], exact: Tensor) -> None:
-    """Compute the call and compare; a candidate that is wrong or fails is out."""
+    """Compute the call and compare; a candidate that is wrong or fails is rejected."""
     try:
-        # What was freed last is used next: pixels that are not written shall not hold the right
-        # numbers of another candidate.
+        # Memory freed last is reused first: pixels that a candidate does not write must not contain
+        # the correct numbers of another one.
         poison(case.compute(trial.candidate).untyped_storage().nbytes(), exact.device)
         output = case.compute(trial.candidate)
         if output.shape != exact.shape:
@@ -148,7 +148,7 @@ def verify(case: TuningCase[Any], trial: TuningTrial[Any], exact: Tensor) -> Non
             trial.reason = f"wrong: off by {trial.error:.2g}"
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # Triton's own have no class in common
+    except Exception as error:  # Triton's exceptions have no common class
         trial.reason = first_line(error)
 
 
@@ -158,7 +158,7 @@ def poison(count: int, device: torch.device) -> None:
 
 
 def time_in_turns(candidates: Sequence[Repeats]) -> list[float | str]:
-    """A :data:`Timer` on the current GPU: a change of its clock meets all candidates alike."""
+    """A :data:`Timer` on the current GPU: a change of its clock affects all candidates alike."""
     replays: dict[int, Callable[[], object]] = {}
     results: list[float | str] = [""] * len(candidates)
     for index, repeats in enumerate(candidates):
@@ -166,7 +166,7 @@ def time_in_turns(candidates: Sequence[Repeats]) -> list[float | str]:
             replays[index] = capture(repeats)[0].replay
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:  # CUDA's, or one of Triton's own
+        except Exception as error:  # errors of CUDA or Triton
             torch.cuda.synchronize()
             results[index] = f"cannot be captured: {first_line(error)}"
     for index, (replayed, samples) in Sampling().take(replays, torch.device("cuda")).items():
@@ -181,12 +181,12 @@ def measure_until(deadline: float, cases: Iterable[Case], timer: Timer) -> list[
     """Measure cases, in order, until the time is up, and save each at once.
 
     Args:
-        deadline: of ``time.monotonic()``, after which no further case is begun.
-        cases: to measure.
-        timer: how to time.
+        deadline: time of ``time.monotonic()`` after which no further case is started.
+        cases: cases to measure.
+        timer: function that times candidates.
 
     Returns:
-        Those that were measured.
+        The measured cases.
     """
     done: list[Case] = []
     for case in cases:
@@ -194,7 +194,7 @@ def measure_until(deadline: float, cases: Iterable[Case], timer: Timer) -> list[
             break
         with torch.no_grad():
             measure(case, timer)
-        case.save()  # after each, so that nothing is lost if the machine goes
+        case.save()  # after each, so that nothing is lost in a crash
         done.append(case)
     return done
 
