@@ -205,7 +205,7 @@ def test_a_head_of_another_number_of_classes_is_refused_before_anything_runs():
     ("factor", "reason"),
     [
         (math.nan, r"its 0\.weight is not finite"),
-        (1e38, r"its weights are finite, what it computes .* overflows torch\.float32"),
+        (1e38, r"its weights are finite, its computations .* overflow torch\.float32"),
     ],
 )
 def test_nan_is_an_error_not_a_score(factor, reason):

@@ -111,7 +111,7 @@ def test_files_that_are_too_large_or_none(tmp_path):
     assert read_text(path, 11) == 11 * "x"
     with pytest.raises(ValueError, match="at most 10 bytes, has 11"):
         read_text(path, 10)
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read_text(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "absent")

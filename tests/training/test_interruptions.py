@@ -210,7 +210,7 @@ def test_a_run_that_died_before_its_first_checkpoint_can_begin_again(card, tmp_p
 def test_nothing_to_resume_and_nothing_overwritten(whole, card, tmp_path):
     with pytest.raises(StateError, match="there is no checkpoint in it"):
         Trainer(None, card, tmp_path, resume=True)
-    with pytest.raises(FileExistsError, match="--resume goes on"):
+    with pytest.raises(FileExistsError, match="--resume continues"):
         Trainer(small_recipe(), card, whole[0])
 
 
@@ -282,7 +282,7 @@ def test_two_runs_do_not_share_a_folder(card, tmp_path):
     Trainer(small_recipe(steps=4, val_every=0), card, tmp_path, reporter=Rival()).run()
     assert refused == [(2, True), (4, True), (4, True)]
     assert [row["step"] for row in rows(tmp_path / "log.csv")] == ["1", "2", "3", "4"]
-    with pytest.raises(FileExistsError, match="--resume goes on"):
+    with pytest.raises(FileExistsError, match="--resume continues"):
         other.run()  # made before the folder was used
     assert "seed: 5" in (tmp_path / "recipe.yaml").read_text()
 
