@@ -116,7 +116,7 @@ const std::vector<std::string> activations = {"none",      "relu",        "prelu
 
 const std::vector<std::string> measures = {"probability", "margin", "entropy"};
 
-// The place of a word among the first `count` of those that are known.
+// The position of a word in the first `count` known ones.
 int check_word(const std::string& op, const char* name, const std::string& word,
                const std::vector<std::string>& known, size_t count) {
   std::string accepted;
@@ -129,8 +129,8 @@ int check_word(const std::string& op, const char* name, const std::string& word,
   STD_TORCH_CHECK(false, op, ": ", name, " is '", word, "'; expected one of ", accepted);
 }
 
-// That an activation is known, no later than `last`, and that PReLU, and only PReLU, has a slope
-// per channel.
+// Checks that an activation is known, and not after `last`, and that PReLU, and only PReLU, has a
+// slope per channel.
 Activation check_activation(const std::string& op, const std::string& name, const char* slope_name,
                             const OptionalTensor& slope, int64_t channels, const Tensor& like,
                             Activation last = Activation::gelu_tanh) {
@@ -142,7 +142,7 @@ Activation check_activation(const std::string& op, const std::string& name, cons
   return Activation(found);
 }
 
-// Steps and epilogue of a convolution of `image`.
+// Checks steps and epilogue of a convolution of `image`.
 Checked check_convolution(const std::string& op, const char* name, const Tensor& image,
                           int64_t out_channels, const OptionalTensor& bias,
                           const OptionalTensor& slope, const OptionalTensor& residual,
@@ -176,7 +176,7 @@ void check_count(const char* op, const char* name, const Tensors& tensors, size_
                   " tensors; expected ", expected);
 }
 
-// Where a packed weight lies; what it holds, each backend asks.
+// Checks the device of a packed weight; each backend checks its content.
 void check_packed(const std::string& op, const std::string& name, const OptionalTensor& packed,
                   const Tensor& like) {
   if (packed) {
@@ -199,7 +199,7 @@ void check_rank(const char* op, const char* name, const Tensor& weight) {
                   "; expected four dimensions, O x I x kH x kW");
 }
 
-// Branches as wide as the first one, and the 1x1 behind `joined` of them, whose weight is the last.
+// Branches as wide as the first one, and the 1x1 after `joined` of them, whose weight is the last.
 // A 1x3 reads the 3x1 before it; the others read the input.
 Checked check_branches(const char* op, const Tensor& input, const Tensors& weights,
                        const Tensors& biases, const OptionalTensors& packed,
@@ -530,7 +530,7 @@ Checked check_normalize_conv_act(const Tensor& image, const Tensor& weight,
   checked.stride = expand_pair(op, "stride", stride);
   checked.dilation = expand_pair(op, "dilation", dilation);
   check_picture(op, image, mean, std);
-  // The picture has no floating type to agree with: the weight's is that of the call.
+  // The picture has no floating type: the weight's is that of the call.
   checked.dtype = weight.scalar_type();
   check_weight(op, "weight", weight, 3, weight, conv_act_kernels);
   check_floating(op, "weight has dtype", checked.dtype);

@@ -1,5 +1,5 @@
-// Argument checks of the operators: the rules and the words of fassd_kernels/checks.py, for the
-// compiled backends. Each throws, and PyTorch turns that into a RuntimeError.
+// Argument checks of the operators: the rules and messages of fassd_kernels/checks.py, for the
+// compiled backends. They throw, and PyTorch turns that into a RuntimeError.
 
 #pragma once
 
@@ -28,46 +28,45 @@ enum class Activation {
   gelu_tanh
 };
 
-// What upsample_confidence tells of a pixel's probabilities, in the order of the names in
-// checks.cpp.
+// Measures of upsample_confidence, in the order of the names in checks.cpp.
 enum class Measure { probability, margin, entropy };
 
 constexpr int64_t max_labels = 256;  // labels are uint8
 
 using Kernel = std::pair<int64_t, int64_t>;
 
-// Throws where a tensor's storage ends before its last element, because it was freed or shrunk
+// Throws if a tensor's storage ends before its last element, because it was freed or shrunk
 // (`untyped_storage().resize_`).
 void check_storage(const std::string& op, const std::string& name, const Tensor& tensor);
 
-// What the arguments of a call amount to.
+// The checked arguments of a call.
 struct Checked {
-  ImageSize size;    // of the result; of a convolution before it is pooled
+  ImageSize size;    // of the result, before pooling
   ScalarType dtype;  // of the images and weights; float32 where there are none
   Activation activation = Activation::none;
-  Integers stride = {1, 1}, dilation = {1, 1};  // of both axes, where both can be told
+  Integers stride = {1, 1}, dilation = {1, 1};  // of both axes
   Measure measure = Measure::probability;
 };
 
-// For each operator its check: a function of its arguments. Of a weight that is to be packed, the
-// size is the weight's.
+// The check of each operator: a function of its arguments. For a weight to be packed, the size is
+// the weight's.
 #define OPERATOR(name, kind, text) Signature<Checked, arguments::name> check_##name;
 #include "../fassd_kernels/schemas.def"
 #undef OPERATOR
 
-// What logits are multiplied by at a temperature, in the range of a float.
+// The factor of the logits at a temperature, within the range of a float.
 inline double sharpness(double temperature) {
   return std::clamp(1 / temperature, 1e-30, 1e30);
 }
 
 // Layer `layer` of a HarDBlock (from 1) reads these earlier ones (0 is the input), in this order.
 std::vector<int64_t> hardblock_sources(int64_t layer);
-// Whether a layer is part of the block's result.
+// Returns true if a layer is part of the block's result.
 bool is_hardblock_output(int64_t layer, int64_t layers);
 
 int64_t total_channels(const Tensors& images);
 
-// The i-th of the packed weights, or nothing where none were given.
+// The i-th of the packed weights, or nothing if none were given.
 OptionalTensor packed_at(const OptionalTensors& packed, size_t i);
 
 }  // namespace fassd

@@ -1,6 +1,6 @@
 // The operators as C++ functions, one namespace per device: for each row of
-// fassd_kernels/schemas.def a function of the operator's name and arguments. Meaning, shapes and
-// errors are those of fassd_kernels/reference.
+// fassd_kernels/schemas.def a function with the operator's name and arguments.
+// fassd_kernels/reference defines their meaning, shapes and errors.
 
 #pragma once
 
@@ -17,8 +17,8 @@ namespace arguments {
 #undef OPERATOR
 }  // namespace arguments
 
-// What a CUDA kernel takes besides, by kind: where it multiplies, `allow_tf32`, which lets products
-// of float32 round to TF32.
+// Additional arguments of a CUDA kernel, by kind: if it multiplies, `allow_tf32`, which lets
+// products of float32 round to TF32.
 namespace kinds {
 template <const std::string_view& text>
 using multiplies = Signature<Tensor, text, bool>;

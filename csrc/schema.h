@@ -26,7 +26,7 @@ namespace schema {
 using Text = std::string_view;
 
 // The type that begins at `at` in the arguments of a schema, which are "TYPE NAME[=DEFAULT]"
-// separated by commas, with "*" before those that are taken by name alone.
+// separated by commas, with "*" before those that are only taken by name.
 constexpr Text type_at(Text arguments, size_t at) {
   const size_t begin = arguments.find_first_not_of(" \n", at);
   return arguments.substr(begin, arguments.find_first_of(" ,", begin) - begin);
@@ -41,7 +41,7 @@ constexpr size_t count(Text arguments) {
   }
 }
 
-// The type of the `index`-th argument, as the schema writes it.
+// The type of the `index`-th argument, in the schema's notation.
 constexpr Text type_of(Text arguments, size_t index) {
   for (size_t at = 0;; at = arguments.find(',', at) + 1) {
     const Text type = type_at(arguments, at);
@@ -49,7 +49,7 @@ constexpr Text type_of(Text arguments, size_t index) {
   }
 }
 
-// Whether a type is a list, of any length or of a fixed one: "int[]", "int[2]".
+// True if a type is a list, of any length or of a fixed one: "int[]", "int[2]".
 constexpr bool is_list_of(Text element, Text type) {
   return type.back() == ']' && type.substr(0, type.find('[')) == element;
 }
@@ -98,7 +98,7 @@ struct Signature<Result, arguments, std::index_sequence<index...>, More...> {
 
 }  // namespace schema
 
-// The type of a function that takes the arguments of a schema, and then those of types `More`.
+// The type of a function that takes the arguments of a schema, followed by those of types `More`.
 template <typename Result, const std::string_view& arguments, typename... More>
 using Signature =
     typename schema::Signature<Result, arguments,

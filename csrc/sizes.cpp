@@ -6,7 +6,7 @@ namespace fassd {
 
 namespace {
 
-// The product, or -1 where 64 bits do not hold it.
+// The product, or -1 if it does not fit into 64 bits.
 int64_t product_or_nothing(std::initializer_list<int64_t> factors) {
   int64_t product = 1;
   bool fits = true;

@@ -1,4 +1,4 @@
-// Sizes that fit into memory, and shapes, lists and types in the words of error messages.
+// Sizes that fit into memory; and texts of shapes, lists and types for error messages.
 
 #pragma once
 
@@ -10,8 +10,8 @@
 
 namespace fassd {
 
-// Sums and products of sizes, none of them negative. They throw where 64 bits do not hold them:
-// what is allocated or stepped over is never less than what the sizes say.
+// Sums and products of sizes, none of them negative. They throw if the result does not fit into 64
+// bits: memory that is allocated or stepped over is never less than the sizes require.
 int64_t checked_sum(int64_t a, int64_t b);
 int64_t checked_product(std::initializer_list<int64_t> factors);
 
@@ -19,7 +19,7 @@ int64_t checked_product(std::initializer_list<int64_t> factors);
 struct ImageSize {
   int64_t batch, channels, height, width;
   std::vector<int64_t> sizes() const { return {batch, channels, height, width}; }
-  // Throws where there are more than memory can hold.
+  // Throws if there are more elements than memory can hold.
   int64_t numel() const;
 };
 

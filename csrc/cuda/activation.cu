@@ -1,5 +1,5 @@
-// The activations that no convolution has in its epilogue, where they would take registers and
-// code of all: a launch behind it, which activates the sums in place, or on their way to the means
+// The activations that no convolution has in its epilogue, because their registers and code would
+// slow down all others: a separate launch activates the sums in place, or on their way to the means
 // of 2 x 2.
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The activations that a convolution on tensor cores has not in its epilogue.
+// The activations that a convolution on tensor cores does not have in its epilogue.
 
 #pragma once
 
@@ -11,8 +11,8 @@ __device__ __forceinline__ float up_to_six(float value) {
   return value > 6.0f ? 6.0f : value;
 }
 
-// Each value activated, by none that is piecewise linear with one kink. Which it is, is asked once
-// for all of them.
+// Activates each value; not for activations that are piecewise linear with one kink. The activation
+// is tested once for all values.
 template <int count>
 __device__ __forceinline__ void activate_values(float (&values)[count], Activation activation) {
   const auto all = [&](auto curve) {

@@ -1,6 +1,6 @@
 // aspp: a launch for each branch, one for the mean, and the 1x1 that fuses them.
 //
-// The branch of the mean is one pixel a picture. Its share of the last 1x1 is computed there and
+// The branch of the mean is one pixel per picture. Its share of the last 1x1 is computed there and
 // added to every pixel, as a residual whose strides are zero.
 
 #include "conv_act.cuh"
@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(mean_threads) mean_kernel(Source source, Targe
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes;
   const int channel = static_cast<int>(blockIdx.y) * lanes + lane;
   const int64_t pixels = int64_t(source.height) * source.width;
-  // A running sum of a thousand terms loses three digits; two levels of them do not.
+  // A running sum of a thousand terms loses three digits; two levels of sums do not.
   float total = 0.0f;
   if (channel < source.channels) {
     const T* picture = static_cast<const T*>(source.data) + blockIdx.x * source.stride_n +
@@ -62,7 +62,7 @@ Tensor aspp(const Tensor& input, const Tensors& weights, const Tensors& biases,
   const int64_t branches = 1 + int64_t(dilations.size()), last = int64_t(weights.size()) - 1;
   const Tensors branch_weights(weights.begin(), weights.end() - 1);
   const std::vector<Filter> filters = filters_of(context, branch_weights, packed);
-  // Of the last weight: the channels of the branches, and those of the means.
+  // Parts of the last weight: the channels of the branches, and those of the means.
   const Filter fuse = filter_of(context, "weights[" + std::to_string(last) + "]", weights[last],
                                 packed_at(packed, last), 0, branches * width);
   const Filter of_means =

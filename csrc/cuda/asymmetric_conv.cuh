@@ -1,11 +1,11 @@
-// A 3x1 convolution, an activation, a 1x3 convolution, in one kernel: what lies between them stays
+// A 3x1 convolution, an activation and a 1x3 convolution in one kernel: the values in between stay
 // in shared memory.
 //
 // A block computes a rectangle of the result, all channels. First it computes the middle, at the
-// rectangle's columns and at those that the 1x3 reads beside it (there the neighbouring block
-// computes it too), unless the rectangle holds whole rows: then taps beside the picture read a
-// pixel of zeros. Both convolutions draw their chunks from one ring of stages, so that the second's
-// weights are on their way while the first is computed.
+// rectangle's columns and at the neighbouring ones that the 1x3 reads (which the neighbouring block
+// computes as well), unless the rectangle has whole rows: then taps beside the picture read a pixel
+// of zeros. Both convolutions take their chunks from one ring of stages, so that the second's
+// weights are being loaded while the first is computed.
 
 #pragma once
 
@@ -25,7 +25,7 @@ struct Pair {
   int chunk = 16;
   int first_chunks = 1, chunks = 1;  // of the first convolution, of both
   int stage_count = 2;
-  int boxes = 0;  // that a chunk's pixels are; 0 where threads copy them
+  int boxes = 0;  // of a chunk's pixels; 0 if threads copy them
   SharedLayout layout;
   int64_t blocks = 0;           // other pairs of the launch may have more
   const void* bias = nullptr;   // of the first convolution
@@ -37,12 +37,12 @@ struct Pairs {
   Pair pair[most_pairs];
 };
 
-// As Boxes, of each pair.
+// Like Boxes, for each pair.
 struct PairBoxes {
   CUtensorMap source[most_pairs], first_weight[most_pairs], second_weight[most_pairs];
 };
 
-// What the host knows of a pair; `second` has no value where the first convolution is all.
+// The host's description of a pair; `second` has no value if there is only the first convolution.
 struct PairCall {
   Source input;
   Filter first;
@@ -54,18 +54,18 @@ struct PairCall {
   Epilogue epilogue;
 };
 
-// Launches pairs of the same input's size: in one kernel where that pays, else convolution by
-// convolution. `like` tells where scratch lies.
+// Launches pairs on inputs of the same size: in one kernel if that pays, or else one convolution at
+// a time. Scratch is allocated on the device of `like`.
 void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls);
 
-// As launch_convolution; the plans are of one variant.
+// Like launch_convolution; the plans have the same variant.
 template <typename T>
 void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs,
                   const PairBoxes& boxes);
 
 // --- the kernel ----------------------------------------------------------------------------------
 
-// As least_blocks: for 16 warps, or 8 where the accumulators take most of the registers.
+// Like least_blocks: for 16 warps, or 8 if the accumulators take most of the registers.
 template <typename Math>
 constexpr int least_pair_blocks(int warps, int n_tiles) {
   const int sums = 4 * pair_m_tiles * n_tiles * (Math::splits_sums ? 2 : 1);
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
         }
       }
     }
-    // The 1x3 pads with zeros, not with what the 3x1 makes of padding.
+    // The 1x3 pads with zeros, not with the 3x1's result for padding.
     const int channels = pair.first_weight.out_channels;
     const T* bias = static_cast<const T*>(pair.bias);
     const T* slope = static_cast<const T*>(pair.slope);
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
       each(acc);
     }
   }
-  __syncthreads();  // the sums are staged where chunks were
+  __syncthreads();  // the sums are staged in the memory of the chunks
   ptx::let_next_kernel_start();
 
   float* staging = reinterpret_cast<float*>(shared + layout.stages);

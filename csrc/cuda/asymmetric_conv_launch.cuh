@@ -1,4 +1,4 @@
-// From the plan of pairs to the kernel that it names.
+// Selects the kernel that a plan of pairs names.
 
 #pragma once
 

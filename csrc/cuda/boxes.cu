@@ -8,7 +8,7 @@ namespace {
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
 
-// The driver's function, without linking against the driver; null where it has none.
+// The driver's function, without linking against the driver; null if it has none.
 Encode encode() {
   static const Encode found = [] {
     void* entry = nullptr;
@@ -20,7 +20,7 @@ Encode encode() {
   return found;
 }
 
-// Sizes, strides in bytes but for the first, which is an element's, and the box's size: of each
+// Sizes, strides in bytes (except the first, which is one element) and the box's size, for each
 // axis, the innermost first.
 struct Axes {
   static constexpr int most = 4;
@@ -35,8 +35,7 @@ struct Axes {
   }
 };
 
-// Bytes from pixel to pixel; the engine wants 16 or more of them also where there is only one
-// pixel.
+// Bytes from pixel to pixel; the engine requires at least 16, even if there is only one pixel.
 int64_t pixel_stride(const Source& source) {
   return int64_t(source.width) * source.height > 1 ? source.pixel_bytes : 16;
 }

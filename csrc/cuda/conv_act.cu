@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(copy_threads)
   }
 }
 
-// One image in place of several: a launch knows so many inputs, and no more.
+// Makes one image of several: a launch takes a limited number of inputs.
 Tensor join(const Context& context, const Tensor& like, const std::vector<Source>& sources,
             size_t first, int64_t batch) {
   int64_t channels = 0;

@@ -9,9 +9,9 @@
 
 namespace fassd::cuda {
 
-// An operator's call: where its kernels go, and in what arithmetic.
+// An operator's call: the queue of its kernels, and their arithmetic.
 struct Context {
-  // Throws where the device or the type cannot be served.
+  // Throws if the device or the type is not supported.
   Context(const char* op, const Tensor& image, bool allow_tf32);
 
   const char* op;
@@ -26,22 +26,22 @@ inline int element_size(const Context& context) {
   return context.dtype == ScalarType::Float ? 4 : 2;
 }
 
-// A weight in the kernels' order, and what keeps it alive.
+// A weight in the kernels' order, and its owner.
 struct Filter {
   Tensor storage;
   Weight weight;
   int kernel_h, kernel_w;
 };
 
-// `packed`, if there is one, or `weight`'s input channels [first, first + count), packed now.
+// `packed`, if given, or `weight`'s input channels [first, first + count), packed now.
 Filter filter_of(const Context& context, const std::string& name, const Tensor& weight,
                  const OptionalTensor& packed, int64_t first = 0, int64_t count = -1);
 
-// The filters of a module's weights, with what was packed for each.
+// The filters of a module's weights, with the packed weights of each.
 std::vector<Filter> filters_of(const Context& context, const Tensors& weights,
                                const OptionalTensors& packed);
 
-// What one launch computes. Shapes are those of the inputs and the filter.
+// The work of one launch. Shapes are those of the inputs and the filter.
 struct ConvolutionCall {
   std::vector<Source> inputs;
   Filter filter;
@@ -55,19 +55,20 @@ struct ConvolutionCall {
 Ending ending_of(const Epilogue& epilogue);
 ConvolutionShape shape_of(const Context& context, const ConvolutionCall& call);
 
-// Taps with the offsets of what they read, in a tile of these axes, `chunk` channels at a time.
+// Taps with the offsets of the pixels that they read, in a tile of these axes, `chunk` channels at
+// a time.
 Taps placed(const Context& context, Taps taps, const Weight& weight, const Axis& rows,
             const Axis& columns, int chunk);
 
 void run(const Context& context, const ConvolutionCall& call);
 
-// Writes the activated values of `source`, or the means of pool x pool pixels of them, to `target`,
-// which may be the same; the activation is one that no epilogue has (activation.cu).
+// Writes the activated values of `source`, or their means over pool x pool pixels, to `target`,
+// which may be the same; for the activations that no epilogue has (activation.cu).
 void activate(const Context& context, Activation activation, const Source& source,
               const Target& target, int64_t batch, int pool);
 
-// Calls `convolve` with what a convolution itself does of `call`, and then, where its activation is
-// one that no epilogue has, `activate`. `out` is what the call writes.
+// Calls `convolve` with the part of `call` that a convolution computes itself, and then, if no
+// epilogue has its activation, `activate`. `out` is the image that the call writes.
 template <typename Convolve>
 void run_activated(const Context& context, const ConvolutionCall& call, const Tensor& out,
                    const Convolve& convolve) {
@@ -93,12 +94,12 @@ ConvolutionCall call_on(const Source& input, const Filter& filter, int64_t batch
                         Activation activation, const Target& out, int64_t dilation_h = 1,
                         int64_t dilation_w = 1);
 
-// That of an operator's checked arguments, whose bias and slope are `vectors`.
+// The call of an operator's checked arguments, whose bias and slope are `vectors`.
 ConvolutionCall call_on(const Source& input, const Filter& filter, const Checked& checked,
                         const Vectors& vectors, const Target& out);
 
-// Launches the kernel of a plan; instantiated for each type in a source file of its own, since each
-// takes its time to compile.
+// Launches the kernel of a plan; instantiated for each type in its own source file, because each
+// takes long to compile.
 template <typename T>
 void launch_convolution(const Context& context, const ConvolutionPlan& plan,
                         const Convolution& convolution, const Boxes& boxes);
@@ -117,11 +118,11 @@ void with_math(const Context& context, const Function& function) {
 
 struct NormalizationTable;
 
-// Launches the kernel of a picture's three channels (stem.cuh); the picture is one of bytes where
-// there is a table.
+// Launches the kernel for a picture's three channels (stem.cuh); with a table the picture is one of
+// bytes.
 void run_stem(const Context& context, const ConvolutionCall& call, const NormalizationTable* table);
 
-// Values of a step or dilation; larger than any picture, they reach nothing all the same.
+// Clamps a step or dilation: larger than any picture, it still reaches nothing.
 inline int limited(int64_t value) {
   return static_cast<int>(value < most_positions ? value : most_positions);
 }

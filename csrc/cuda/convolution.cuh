@@ -1,23 +1,23 @@
 // The convolution that every operator is made of: an implicit GEMM over a tile of the picture.
 //
 // A block computes M pixels (a rectangle, its width a power of two) by N output channels. Input
-// channels are taken `chunk` at a time. For each chunk, the pixels that the tile reads at any tap
-// are copied to shared memory once, from whichever input of the virtual concatenation they are
-// in, and beside them the weights of all taps; several chunks are on their way while one is
+// channels are processed `chunk` at a time. For each chunk, the pixels that the tile reads at any
+// tap are copied to shared memory once, from the input of the virtual concatenation that contains
+// them, together with the weights of all taps; several chunks are being copied while one is
 // multiplied. A tap is then an offset into the same pixels:
 //
 //     shared memory, one stage           warp w, rows 16 i .. 16 i + 15 of its pixels
 //     [slot][chunk channels | 16 bytes]  -> A fragments, at slot(pixel) + offset(tap)
 //     [tap][channel][N | padding]        -> B fragments
 //
-// On sm_90 and later an engine brings boxes of whole tensors (TMA): the pixels of a chunk are one
-// box, the weights another, both begun by one thread, and a barrier of each stage tells when they
-// are there. Then a block may compute several tiles, and the next one's first chunks come while it
-// writes one. Where that cannot be, and on older GPUs, each thread copies its share.
+// On sm_90 and later an engine copies boxes of whole tensors (TMA): the pixels of a chunk are one
+// box, the weights another, both started by one thread, and a barrier of each stage signals their
+// arrival. A block may then compute several tiles, and the first chunks of the next arrive while it
+// writes one. If that is impossible, and on older GPUs, each thread copies its share.
 //
-// The 16 bytes between slots make eight neighbours fall into different banks. The accumulators
-// pass through shared memory on their way out, so that a thread has eight channels of one pixel:
-// the epilogue reads and writes 16 bytes at a time.
+// The 16 bytes between slots put eight neighbours into different banks. The accumulators are
+// written through shared memory, so that a thread has eight channels of one pixel: the epilogue
+// reads and writes 16 bytes at a time.
 
 #pragma once
 
@@ -28,8 +28,8 @@
 
 namespace fassd::cuda {
 
-// Which tile of which picture a block computes, and which of the blocks of output channels. Blocks
-// of the same pixels follow each other: what one has read, the next finds in the cache.
+// The tile and picture that a block computes, and its block of output channels. Blocks of the same
+// pixels are consecutive: what one has read, the next finds in the cache.
 struct Place {
   int picture, down, across, columns;
 };
@@ -48,7 +48,8 @@ __device__ __forceinline__ Place place_of(unsigned block, const Tile& tiles) {
           static_cast<int>(block - tile * tiles.columns)};
 }
 
-// Where slot j of an axis lies in the picture, for a tile that begins at `begin` in the result.
+// The position of slot j of an axis in the picture, for a tile that begins at `begin` in the
+// result.
 __device__ __forceinline__ int position(const Axis& axis, int begin, int j) {
   if (axis.adjacent) {
     return begin * axis.step + axis.shift + j;
@@ -72,7 +73,7 @@ struct Weight {
 struct Convolution {
   Source sources[most_sources];
   int source_count = 0;
-  Affine prologue;  // what the one source passes through first
+  Affine prologue;  // applied to the single source first
   Weight weight;
   Taps taps;
   Axis rows, columns;
@@ -81,7 +82,7 @@ struct Convolution {
   int chunk = 16;  // channels at a time
   int chunks = 1;
   int stage_count = 2;
-  int boxes = 0;        // that a chunk's pixels are; 0 where threads copy them
+  int boxes = 0;        // of a chunk's pixels; 0 if threads copy them
   unsigned blocks = 1;  // tiles of the launch
   int tiles = 1;        // of a block, or one less
   SharedLayout layout;
@@ -93,20 +94,20 @@ __device__ __forceinline__ int round_up_to(int value) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// What the copy engine has to know of the tensors (CUDA driver API, "Tensor Map Object
+// Descriptions of the tensors for the copy engine (CUDA driver API, "Tensor Map Object
 // Management").
 struct Boxes {
   CUtensorMap sources[most_sources];
   CUtensorMap weight;
 };
 
-// Where a chunk is in the virtual concatenation.
+// The position of a chunk in the virtual concatenation.
 struct Cursor {
   int source = -1;
   int left = 0;     // channels of that source
   int channel = 0;  // of the concatenation
 
-  // Goes to the next chunk, if the last one took so many channels. Returns its source.
+  // Advances to the next chunk, by the number of channels of the last one. Returns its source.
   __device__ __forceinline__ const Source& next(const Source* sources, int chunk) {
     channel += left < chunk ? left : chunk;
     left -= chunk;
@@ -118,7 +119,7 @@ struct Cursor {
   }
 };
 
-// Chunks of so many sources.
+// The number of chunks of the sources.
 inline int chunks_of(const Source* sources, int count, int chunk) {
   int chunks = 0;
   for (int i = 0; i < count; i++) {
@@ -127,8 +128,8 @@ inline int chunks_of(const Source* sources, int count, int chunk) {
   return chunks;
 }
 
-// Writes which pixel of the picture each slot of a tile holds, or -1 where the slot is outside.
-// Returns whether a slot of this thread is.
+// Writes the pixel of the picture of each slot of a tile, or -1 if the slot is outside. Returns
+// true if a slot of this thread is outside.
 template <int threads>
 __device__ __forceinline__ bool locate_slots(int* pixels, const Axis& rows, const Axis& columns,
                                              int y, int x) {
@@ -153,7 +154,7 @@ __device__ __forceinline__ bool locate_slots(int* pixels, const Axis& rows, cons
   return outside;
 }
 
-// Zeros in the slots outside the picture, of so many stages; copies leave them alone.
+// Writes zeros to the slots outside the picture in all stages; copies do not touch them.
 template <int threads>
 __device__ __forceinline__ void clear_outside(unsigned char* shared, const SharedLayout& layout,
                                               int stages, const int* pixels, int slots, int pitch) {
@@ -169,7 +170,7 @@ __device__ __forceinline__ void clear_outside(unsigned char* shared, const Share
   }
 }
 
-// What a thread copies of a chunk: one vector of channels of every so many slots.
+// A thread's share of a chunk: one vector of channels in every `step`-th slot.
 template <typename T, int threads>
 struct Share {
   int part = 0, first = 0, step = 0;  // vector, slot, slots from one to the next
@@ -183,7 +184,7 @@ struct Share {
   }
 };
 
-// Copies of a tensor that no vectors can be loaded from, element by element.
+// Copies from a tensor that does not allow vector loads, element by element.
 template <typename T>
 __device__ __forceinline__ void copy_elements(ptx::SharedAddress to, const int* pixels, int slots,
                                               const Source& source, int n, int channel, int there,
@@ -207,15 +208,15 @@ __device__ __forceinline__ void copy_elements(ptx::SharedAddress to, const int* 
   }
 }
 
-// Begins to copy channels [first, first + chunk) to all slots in the picture; channels that are not
-// there become zero.
+// Starts copying channels [first, first + chunk) to all slots in the picture; missing channels
+// become zero.
 template <typename T, int threads>
 __device__ __forceinline__ void copy_pixels(ptx::SharedAddress to, const int* pixels, int slots,
                                             const Source& source, int n, int first,
                                             const Share<T, threads>& share, int pitch) {
   constexpr int elements = vector_elements<T>, together = 4;
   const int channel = first + share.part * elements;
-  int there = source.channels - channel;  // channels that are there
+  int there = source.channels - channel;  // channels that exist
   there = there < 0 ? 0 : there < elements ? there : elements;
   to += share.first * pitch + share.part * 16;
   const int to_next = share.step * pitch;
@@ -250,7 +251,7 @@ __device__ __forceinline__ void copy_pixels(ptx::SharedAddress to, const int* pi
   }
 }
 
-// Vectors sent through a batch norm and PReLU; what lies behind the channels stays zero.
+// Passes vectors through a batch norm and PReLU; lanes after the channels stay zero.
 template <typename T>
 class Transform {
  public:
@@ -283,7 +284,7 @@ class Transform {
   float scale_[elements] = {}, shift_[elements] = {}, slope_[elements] = {};
 };
 
-// Of 16 bits, two channels at once, and rounded twice where PReLU multiplies.
+// For 16 bits: two channels at a time, rounded twice where PReLU multiplies.
 template <typename T>
 class HalfTransform {
  public:
@@ -332,7 +333,7 @@ class HalfTransform {
   uint32_t scale_[pairs] = {}, shift_[pairs] = {}, slope_[pairs] = {};
 };
 
-// Sends this thread's share through a batch norm and PReLU, in place; padding stays zero.
+// Passes this thread's share through a batch norm and PReLU, in place; padding stays zero.
 template <typename T, int threads>
 __device__ __forceinline__ void transform_pixels(unsigned char* stage, const int* pixels, int slots,
                                                  int channels, const Affine& affine, int first,
@@ -353,8 +354,8 @@ constexpr int power_of_two_below(int value) {
   return value < 2 ? 1 : 2 * power_of_two_below(value / 2);
 }
 
-// Begins to copy the weights of all taps, channels [first, first + chunk), of which `there`
-// are there, and output channels [column, column + n).
+// Starts copying the weights of all taps, channels [first, first + chunk), of which `there` exist,
+// and output channels [column, column + n).
 template <typename Math, int n, int threads>
 __device__ __forceinline__ void copy_weights(ptx::SharedAddress to, const Weight& weight,
                                              const Taps& taps, int first, int there, int chunk,
@@ -362,14 +363,14 @@ __device__ __forceinline__ void copy_weights(ptx::SharedAddress to, const Weight
   using T = typename Math::T;
   chunk = ptx::rarely(chunk);
   constexpr int elements = vector_elements<T>, vectors = n / elements;
-  constexpr int rows = power_of_two_below(threads / vectors);  // of all vectors, at once
+  constexpr int rows = power_of_two_below(threads / vectors);  // of all vectors, at a time
   constexpr int row_bytes = weight_row_bytes<Math, n>;
   const int thread = ptx::rarely(threadIdx.x);
   const int part = thread % vectors, row = thread / vectors;
   if (row >= rows) {
     return;
   }
-  // At once, rows are some channels of some taps.
+  // The rows at a time are some channels of some taps.
   const int k_log2 = 31 - __clz(chunk < rows ? chunk : rows), tap_step = rows >> k_log2;
   const int out = column + part * elements;
   const int tap_to = chunk * row_bytes;
@@ -377,7 +378,7 @@ __device__ __forceinline__ void copy_weights(ptx::SharedAddress to, const Weight
     const bool is_there = k < there && out < weight.stride;
     const int bytes = is_there ? 16 : 0;
     const char* from = static_cast<const char*>(weight.data);
-    if (is_there) {  // else from the first channel, and none of it
+    if (is_there) {  // otherwise zero bytes, from the first channel
       from += (int64_t(first + k) * weight.stride + out) * int64_t(sizeof(T));
     }
     int tap = row >> k_log2;
@@ -389,8 +390,8 @@ __device__ __forceinline__ void copy_weights(ptx::SharedAddress to, const Weight
   }
 }
 
-// Begins to copy channels [first, first + chunk) to all slots of a tile at (y, x), and with them
-// what lies behind the channels of a slot.
+// Starts copying channels [first, first + chunk) to all slots of a tile at (y, x), together with
+// the bytes after a slot's channels.
 __device__ __forceinline__ void copy_boxes(ptx::SharedAddress to, const CUtensorMap& source,
                                            ptx::SharedAddress barrier, const Axis& rows,
                                            const Axis& columns, int picture, int y, int x,
@@ -405,7 +406,7 @@ __device__ __forceinline__ void copy_boxes(ptx::SharedAddress to, const CUtensor
   }
 }
 
-// Until the stage that was begun first has come, of so many in turn.
+// Waits for the stage whose copy started first, with `stages` stages in turn.
 __device__ __forceinline__ void wait_for_stage(int stages) {
   if (stages <= 2) {
     ptx::copy_async_wait<0>();
@@ -414,15 +415,14 @@ __device__ __forceinline__ void wait_for_stage(int stages) {
   }
 }
 
-// Stages of shared memory that chunks pass through in turn: some are on their way while one is
-// read.
+// Stages of shared memory that chunks use in turn: some are being filled while one is read.
 struct Ring {
   const SharedLayout& layout;
   int stages, chunks;
   bool boxes;                    // the engine copies
   ptx::SharedAddress barriers;   // of the stages, one behind the other
   int reading = 0, filling = 0;  // stages
-  uint32_t parity = 0;           // of the phase that ends when what is read next has come
+  uint32_t parity = 0;           // of the phase that ends when the next chunk has arrived
 
   __device__ __forceinline__ Ring(const SharedLayout& layout, int stages, int chunks, bool boxes,
                                   ptx::SharedAddress barriers)
@@ -432,8 +432,8 @@ struct Ring {
         boxes(ptx::copies_boxes && boxes),
         barriers(barriers) {}
 
-  // Of boxes, before the first chunk, by one thread: calls `begin_boxes(chunk, offset, barrier)`
-  // for as many as are to be on their way. All have to meet behind it.
+  // With boxes, called before the first chunk by one thread: calls `begin_boxes(chunk, offset,
+  // barrier)` for as many chunks as are to be in flight. All threads must synchronise after it.
   template <typename Boxes>
   __device__ __forceinline__ void begin(const Boxes& begin_boxes) const {
     for (int stage = 0; stage < stages; stage++) {
@@ -446,14 +446,14 @@ struct Ring {
     }
   }
 
-  // The chunk for which `next` is called first: none yet, while threads copy as many as are to be
-  // on their way.
+  // The number of the chunk with which `next` is called first: negative while threads copy the
+  // chunks that are to be in flight.
   __device__ __forceinline__ int first() const { return boxes ? 0 : 1 - stages; }
 
-  // To be called for each chunk. Begins to copy the one that is stages - 1 ahead, if there is one:
-  // calls `begin_copy(chunk, offset)`, or `begin_boxes` by one thread. Of a chunk from 0 on,
-  // returns the offset: all of it has come, and, where it is asked for, each thread has called
-  // `change(offset)` for its share, which takes stages > 1.
+  // To be called for each chunk. Starts copying the one that is stages - 1 ahead, if there is one,
+  // by `begin_copy(chunk, offset)`, or by `begin_boxes` in one thread. For chunks from 0 on it
+  // returns the offset, after all of the chunk has arrived and, if requested, each thread has
+  // called `change(offset)` for its share, which requires stages > 1.
   template <typename Copy, typename Boxes, typename Change>
   __device__ __forceinline__ int next(int chunk, const Copy& begin_copy, const Boxes& begin_boxes,
                                       bool changes, const Change& change) {
@@ -487,7 +487,7 @@ struct Ring {
       }
     }
     if (stages == 1 || chunk >= 0) {
-      __syncthreads();  // this chunk has come, and the one before is no longer read
+      __syncthreads();  // this chunk has arrived, and the one before is no longer read
     }
     if (ahead < chunks) {
       begin_copy(ahead, offset_of(filling));

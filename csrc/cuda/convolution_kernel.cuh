@@ -6,7 +6,7 @@
 
 namespace fassd::cuda {
 
-// Which of `taps` reach the picture from a tile at (y, x): bits. The others read only padding.
+// Bits of the `taps` that reach the picture from a tile at (y, x). The others only read padding.
 __device__ __forceinline__ unsigned live_taps(const Taps& taps, const Axis& rows,
                                               const Axis& columns, int y, int x, int height,
                                               int width) {
@@ -22,8 +22,8 @@ __device__ __forceinline__ unsigned live_taps(const Taps& taps, const Axis& rows
   return live;
 }
 
-// Blocks of a multiprocessor that registers have to suffice for: 16 warps, or 12 of those that hold
-// the most accumulators. Left to itself, the compiler spills some to make room for 20.
+// Minimum number of blocks per multiprocessor for which registers must suffice: 16 warps, or 12 of
+// those with the most accumulators. By default the compiler spills some to make room for 20.
 constexpr int least_blocks(int warps, int accumulators) {
   return (accumulators > 64 ? 12 : 16) / warps;
 }
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   const int pitch = slot_bytes<Math>(conv.chunk);
   const int tap_bytes = conv.chunk * weight_row_bytes<Math, n>;
   const ptx::SharedAddress base = ptx::shared_address(shared);
-  // Tiles of this block: with boxes there may be several, and those of the next come meanwhile.
+  // Tiles of this block: with boxes there may be several, and chunks of the next arrive meanwhile.
   int tiles = 1;
   if (ptx::copies_boxes && conv.tiles > 1) {
     tiles = conv.tiles - (blockIdx.x + (conv.tiles - 1) * gridDim.x >= conv.blocks);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
   int column = place.columns * n;
   int x = place.across << tile.width_log2, y = place.down * tile.height;
   Share<T, threads> share;
-  // Where copying is: in which tile, and where in the concatenation.
+  // Position of the copies: their tile, and their place in the concatenation.
   unsigned ahead_block = blockIdx.x;
   Cursor ahead;
   const auto begin_boxes = [&](int, int to, ptx::SharedAddress barrier) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
     ring.begin(begin_boxes);
   }
 
-  // The first of a warp's pixels in the tile, and from each 16 of them to the next.
+  // The first of a warp's pixels in the tile, and the distance from each 16 of them to the next.
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % (warps / splits);
   const int set = splits > 1 ? threadIdx.x / (32 * warps / splits) : 0;
   int first_pixel = warp * m_tiles * 16, pixel_step = 16;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
       if (chunk < 0) {
         continue;
       }
-      // What of the chunk its source fills, in whole products.
+      // The channels of the chunk that its source fills, in whole products.
       const int rest = round_up_to<Math::step>(now.left);
       const int depth = rest < conv.chunk ? rest : conv.chunk;
       if constexpr (sliding) {
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * 
                               depth, acc, set);
       }
     }
-    __syncthreads();  // nobody reads any longer what lies where the sums are staged
+    __syncthreads();  // the memory where sums are staged is no longer read
     if (turn + 1 == tiles) {
       ptx::let_next_kernel_start();
     }

@@ -1,4 +1,4 @@
-// From a plan to the kernel that it names.
+// Selects the kernel that a plan names.
 
 #pragma once
 

@@ -1,5 +1,5 @@
 // dapf in two launches: all branches side by side in one image, and the 1x1 that projects them. It
-// reads them as a virtual concatenation, each beginning at a whole vector.
+// reads them as a virtual concatenation, in which each starts at a whole vector.
 
 #include "asymmetric_conv.cuh"
 

@@ -1,4 +1,4 @@
-// What becomes of a tile's sums: bias, residual, activation, pooling or a batch norm, and the way
+// The processing of a tile's sums: bias, residual, activation, pooling or a batch norm, and writing
 // to the result's pixels.
 
 #pragma once
@@ -8,44 +8,44 @@
 
 namespace fassd::cuda {
 
-// A batch norm and PReLU, one value a channel; nothing where there is no scale.
+// A batch norm and PReLU, one value per channel; nothing without a scale.
 struct Affine {
   const void* scale = nullptr;
   const void* shift = nullptr;
   const void* slope = nullptr;
 };
 
-// The epilogues that have code of their own: those of 16-bit networks. Whatever else an operator
-// may ask for, foreign layouts and float32 among it, is `any`.
+// The epilogues that have their own code: those of 16-bit networks. Everything else that an
+// operator may request, including foreign layouts and float32, is `any`.
 enum class Finish : int8_t {
   any,
   none,      // sum + bias
   relu,      // relu(sum + bias)
   prelu,     // prelu(sum + bias)
-  placed,    // relu, to channels of a larger result that begin at any even one, and to the copy
+  placed,    // relu, to channels of a larger result from any even one on, and to the copy
   pooled,    // relu, averaged
   residual,  // sum + bias + residual
   resized,   // relu(sum + bias + residual), the residual enlarged
   addend,    // affine(prelu(sum + bias) + addend)
 };
 
-// What becomes of the sums: act(sum + bias + residual), averaged over pool x pool pixels; or
+// The processing of the sums: act(sum + bias + residual), averaged over pool x pool pixels; or
 // affine(act(sum + bias) + addend).
 struct Epilogue {
   const void* bias = nullptr;
   const void* slope = nullptr;
   Activation activation = Activation::none;
-  Source residual;       // none where its data is null
+  Source residual;       // none if its data is null
   bool resized = false;  // the residual is enlarged to the result's size first
   Source addend;
   Affine affine;
   int pool = 1;
   Target out;
-  Target copy;  // a second place for the same, if any
+  Target copy;  // second copy of the result, if any
   Finish finish = Finish::any;
 };
 
-// Which of them an epilogue is.
+// The kind of an epilogue.
 Finish finish_of(const Epilogue& epilogue);
 
 __device__ __forceinline__ float activate(float value, Activation activation, float slope) {
@@ -59,8 +59,8 @@ __device__ __forceinline__ float activate(float value, Activation activation, fl
 template <int n_tiles>
 constexpr int staging_pitch = staging_row(n_tiles * 8);
 
-// A warp's pixels begin at `first`, and each 16 of them `step` after the 16 before. With `add`, to
-// what is there already.
+// Stores a warp's sums. Its pixels start at `first`, and each 16 of them `step` after the previous
+// 16. With `add`, adds them to the stored values.
 template <typename Math, int m_tiles, int n_tiles>
 __device__ __forceinline__ void stage_sums(float* staging,
                                            const Accumulators<Math, m_tiles, n_tiles>& acc,
@@ -85,7 +85,8 @@ __device__ __forceinline__ void stage_sums(float* staging,
   }
 }
 
-// Eight values of one of a call's `Vectors`, of `count`; zeros of none, and behind the last.
+// Eight values of one of a call's `Vectors`, of `count`; zeros if it is missing, and after the
+// last.
 template <typename T>
 __device__ __forceinline__ void load_values(const void* vector, int first, int count,
                                             float (&values)[lanes]) {
@@ -99,13 +100,13 @@ __device__ __forceinline__ void load_values(const void* vector, int first, int c
   }
 }
 
-// A tile of 2^width_log2 columns of `rows` rows that begins at (y, x) of picture n, and channels
+// A tile of 2^width_log2 columns and `rows` rows that starts at (y, x) of picture n, and channels
 // from `column` on, of `channels`. Sizes are those before pooling.
 struct Patch {
   int width_log2, rows, n, y, x, column, channels, height, width;
 };
 
-// Where the resize of a row or a column reads: two of them, and the weight of each.
+// The two rows or columns that the resize of a row or a column reads, and the weight of each.
 struct Edge {
   int before, after;
   float before_weight, after_weight;
@@ -116,7 +117,7 @@ __device__ __forceinline__ Edge edge_of(int position, int size, int out_size, in
   return {at.before * distance, at.after * distance, 1.0f - at.weight, at.weight};
 }
 
-// The edges of a tile's rows, in pixels of the residual, and behind them those of its columns.
+// The edges of a tile's rows, in pixels of the residual, followed by those of its columns.
 __device__ __forceinline__ void find_edges(Edge* edges, const Source& residual, const Patch& patch,
                                            int threads) {
   const int columns = 1 << patch.width_log2;
@@ -126,7 +127,7 @@ __device__ __forceinline__ void find_edges(Edge* edges, const Source& residual, 
   }
 }
 
-// Adds the residual, resized, to eight channels from `from` on, where the picture's lie.
+// Adds the resized residual to eight channels from `from` on, at this position of the picture.
 template <typename T>
 __device__ __forceinline__ void add_resized(const char* from, uint32_t pixel_bytes, const Edge& row,
                                             const Edge& column, float (&values)[lanes]) {
@@ -144,7 +145,7 @@ __device__ __forceinline__ void add_resized(const char* from, uint32_t pixel_byt
   add(row.after + column.after, row.after_weight * column.after_weight);
 }
 
-// A thread's share of a tile's sums, with the bias: eight channels of every so many pixels.
+// A thread's share of a tile's sums, with the bias: eight channels of every `step`-th pixel.
 template <typename T, int n_tiles, int threads>
 struct StagedSums {
   static constexpr int step = threads / n_tiles;
@@ -172,7 +173,7 @@ struct StagedSums {
   }
 };
 
-// Where a thread's channels of pixel 0 of the picture lie.
+// The address of a thread's channels of pixel 0 of the picture.
 template <typename T, typename Image>
 __device__ __forceinline__ auto picture_of(const Image& image, int n, int channel) {
   using Byte = std::conditional_t<std::is_same_v<Image, Source>, const char, char>;
@@ -190,7 +191,7 @@ __device__ __forceinline__ void store_pairs(char* to, uint4 eight, int count) {
   }
 }
 
-// Writes a tile whose epilogue has code of its own. `edges` has room for those of a resize.
+// Writes a tile with an epilogue that has its own code. `edges` has room for those of a resize.
 template <typename T, int n_tiles, int threads, Finish finish>
 __device__ __forceinline__ void write_share(const float* staging, Edge* edges,
                                             const Epilogue& epilogue, const Patch& patch) {
@@ -295,7 +296,7 @@ __device__ __forceinline__ void write_share(const float* staging, Edge* edges,
   }
 }
 
-// Writes a tile, whatever becomes of it, value by value.
+// Writes a tile with any epilogue, value by value.
 template <typename T, int n_tiles>
 __device__ __forceinline__ void write_any(const float* staging, const Epilogue& epilogue,
                                           const Patch& patch, int threads) {
@@ -366,9 +367,9 @@ __device__ __forceinline__ void write_any(const float* staging, const Epilogue& 
   }
 }
 
-// Writes a tile's sums, which all threads have staged, to where they belong. `edges` is shared
-// memory with room for those of the tile's rows and columns. After a pair (`few`) come few kinds of
-// epilogue: the others it has value by value.
+// Writes a tile's sums, which all threads have staged, to the result. `edges` is shared memory with
+// room for those of the tile's rows and columns. After a pair (`few`) only few kinds of epilogue
+// have their own code: the others are written value by value.
 template <typename T, int n_tiles, int threads, bool few = false>
 __device__ __forceinline__ void write_tile(const float* staging, Edge* edges,
                                            const Epilogue& epilogue, const Patch& patch) {

@@ -1,7 +1,7 @@
 // grouped_conv_act. A depthwise convolution reads each pixel for side x side products of a channel,
-// which memory bounds: a thread takes eight channels of a run of pixels, so that the weights, in
-// shared memory, are read once for all of them. All other groups, and dense convolutions of large
-// kernels, are right, and no more than that.
+// so it is bound by memory: a thread takes eight channels of a run of pixels, so that the weights,
+// in shared memory, are read once for all of them. All other groups, and dense convolutions with
+// large kernels, are correct, but not optimised.
 
 #include <algorithm>
 
@@ -13,10 +13,10 @@ namespace fassd::cuda {
 namespace {
 
 constexpr int block_channels = grouped_vectors * lanes;
-constexpr int pitch = block_channels + 4;  // of a tap's weights: neighbouring taps in other banks
+constexpr int pitch = block_channels + 4;  // of a tap's weights: neighbours are in other banks
 
 struct Grouped {
-  Source input, residual;  // the latter without data where there is none
+  Source input, residual;  // the latter without data if there is none
   Target out;
   const void *weight, *bias, *slope;
   int64_t weight_o, weight_i, weight_h, weight_w;  // strides
@@ -26,7 +26,7 @@ struct Grouped {
   int group_inputs, group_outputs;
 };
 
-// Channels [channel, channel + 8) of a pixel of the result, of which `sums` are the products.
+// Finishes channels [channel, channel + 8) of a pixel of the result, whose products are `sums`.
 template <typename T>
 __device__ __forceinline__ void finish(const Grouped& conv, int64_t n, int y, int x, int channel,
                                        float (&sums)[lanes]) {
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(grouped_threads)
     const float* factor = weights + i * side * pitch + part * lanes;
     int first_x = begin * conv.stride_w - side / 2 * conv.dilation_w;
     const T* first_from = image + from_y * source.stride_h + first_x * source.stride_w;
-#pragma unroll 1  // all taps of a row would be as many copies of what follows
+#pragma unroll 1  // unrolling would copy the code for each tap
     for (int j = 0; j < side; j++) {
       float factors[lanes];
       load_eight<float>(factor, factors);
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(grouped_threads)
       const T* from = first_from;
 #pragma unroll
       for (int k = 0; k < grouped_run; k++) {
-        // Behind the result's last pixel, too, which is not written.
+        // Also after the result's last pixel, which is not written.
         if (unsigned(from_x) < unsigned(source.width)) {
           float values[lanes];
           if (whole) {
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(grouped_threads)
   }
 }
 
-// A thread takes eight channels of a pixel of the result, of whatever groups they are.
+// A thread takes eight channels of a pixel of the result, whatever their groups.
 template <typename T>
 __global__ void __launch_bounds__(grouped_threads) grouped_kernel(Grouped conv, int64_t vectors) {
   ptx::wait_for_previous_kernels();
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(grouped_threads) grouped_kernel(Grouped conv, 
           }
         }
       }
-      // Registers have no index.
+      // Registers cannot be indexed.
 #pragma unroll
       for (int k = 0; k < lanes; k++) {
         sums[k] = k == c ? sum : sums[k];
@@ -227,7 +227,7 @@ Tensor grouped_conv_act(const Tensor& input, const Tensor& weight, const Optiona
   conv.side = int(weight.size(2));
   conv.stride_h = limited(checked.stride[0]);
   conv.stride_w = limited(checked.stride[1]);
-  // Beyond the picture, one is like another.
+  // Beyond the picture, all dilations are equal.
   conv.dilation_h = int(std::min<int64_t>(checked.dilation[0], source.height));
   conv.dilation_w = int(std::min<int64_t>(checked.dilation[1], source.width));
   conv.height = position_count(op, size.height);

@@ -1,8 +1,8 @@
 // hardblock: a launch for each layer; no concatenation is written.
 //
-// Layers of the result write their channels of it in place. There they begin wherever the channels
-// before them end, at addresses that no 16-byte load can take: for the layers that read them they
-// are written a second time, in scratch.
+// Layers of the result write their channels in place. There they begin wherever the channels before
+// them end, at addresses that do not allow 16-byte loads: for the layers that read them they are
+// written a second time, to scratch.
 
 #include <algorithm>
 
@@ -32,7 +32,7 @@ class Block {
   }
 
  private:
-  // A place in scratch for a layer that others read, which from now on they find there.
+  // Allocates scratch for a layer that others read, and makes them read it there.
   Target keep(int64_t layer) {
     scratch_.push_back(
         empty_image(input_, {input_.size(0), width(layer), input_.size(2), input_.size(3)}));
@@ -40,7 +40,7 @@ class Block {
     return target_of(scratch_.back());
   }
 
-  // A layer's place in the result.
+  // The position of a layer in the result.
   Target place(int64_t layer) {
     const int64_t begin = written_;
     written_ += width(layer);

@@ -28,8 +28,8 @@ std::string variable(const char* name) {
 
 constexpr int drivers_carveout = -1;
 
-// Percent of a multiprocessor's cache to be shared memory: at least what the resident blocks need,
-// each with the 1024 bytes that the system takes of it, and that one block's limit leaves out.
+// Percentage of a multiprocessor's cache for shared memory: at least what the resident blocks need,
+// each with the 1024 bytes that the system reserves and that one block's limit does not include.
 int carveout_for(const SharedMemory& shared, const DeviceLimits& limits) {
   static const std::optional<int> asked = []() -> std::optional<int> {
     const std::string text = variable("FASSD_KERNELS_CARVEOUT");
@@ -110,7 +110,7 @@ int position_count(const char* op, int64_t size) {
 
 namespace {
 
-// Whether the distance of pixels, in bytes, is a number of 32 bits: `bytes`.
+// Returns true if the distance of pixels, in bytes, fits into 32 bits: `bytes`.
 bool pixel_bytes(int64_t stride, int64_t element_size, uint32_t& bytes) {
   const bool fits = stride >= 0 && stride <= int64_t(UINT32_MAX) / element_size;
   bytes = fits ? static_cast<uint32_t>(stride * element_size) : 0;
@@ -125,7 +125,7 @@ Source source_of(const char* op, const Tensor& tensor, int64_t first, int64_t ch
   source.data = static_cast<const char*>(tensor.const_data_ptr()) +
                 first * tensor.stride(1) * int64_t(tensor.element_size());
   source.stride_n = tensor.size(0) > 1 ? tensor.stride(0) : 0;
-  source.stride_c = tensor.size(1) > 1 ? tensor.stride(1) : 0;  // else any number, even 2^62
+  source.stride_c = tensor.size(1) > 1 ? tensor.stride(1) : 0;  // otherwise any number, even 2^62
   source.stride_h = tensor.size(2) > 1 ? tensor.stride(2) : 0;
   source.stride_w = tensor.size(3) > 1 ? tensor.stride(3) : source.stride_h;
   source.height = position_count(op, tensor.size(2));
@@ -139,7 +139,7 @@ Source source_of(const char* op, const Tensor& tensor, int64_t first, int64_t ch
                    source.stride_n % elements == 0 && source.stride_w % elements == 0 &&
                    (source.height <= 1 || source.stride_h == source.width * source.stride_w) &&
                    pixel_bytes(source.stride_w, tensor.element_size(), source.pixel_bytes);
-  // Where the last pixel's last vector ends, and the memory.
+  // The end of the last pixel's last vector, and that of the memory.
   int64_t held = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &held));
   const int64_t end = tensor.storage_offset() + first * source.stride_c +

@@ -1,4 +1,4 @@
-// Images as kernels find them, and how eight channels of a pixel are read and written.
+// Images as kernels access them, and reading and writing of eight channels of a pixel.
 
 #pragma once
 
@@ -11,14 +11,14 @@
 
 namespace fassd::cuda {
 
-// Pixels of what this backend writes begin at multiples of so many elements, so that the next
-// kernel loads whole vectors.
+// Pixels written by this backend begin at multiples of this many elements, so that the next kernel
+// loads whole vectors.
 constexpr int lanes = 8;
 
 constexpr int64_t most_positions = int64_t(1) << 30;     // of an axis, so that sums of them fit
 constexpr int64_t most_pixels = (int64_t(1) << 31) - 1;  // of a picture
 
-// The size of an axis as kernels count it; throws where it is larger than that.
+// The size of an axis in the kernels' type; throws if it is larger.
 int position_count(const char* op, int64_t size);
 
 template <typename T>
@@ -32,25 +32,25 @@ inline int64_t divide_up(int64_t value, int64_t divisor) {
   return (value + divisor - 1) / divisor;
 }
 
-// N x C x H x W that is read. Strides are in elements.
+// An N x C x H x W image that is read. Strides are in elements.
 struct Source {
   const void* data = nullptr;
   int64_t stride_n = 0, stride_h = 0, stride_w = 0, stride_c = 1;
   int height = 0, width = 0, channels = 0;
-  // Whether 16 bytes of channels can be loaded from every pixel, and a picture's pixels follow each
-  // other at one distance, of so many bytes. What lies behind the last channel may be anything.
+  // True if 16 bytes of channels can be loaded from every pixel, and a picture's pixels have the
+  // same distance, in bytes. Lanes after the last channel may have any value.
   bool vectors = false;
-  bool whole = false;  // also where the last of these vectors is only partly of channels
+  bool whole = false;  // even if the last of these vectors has fewer channels
   uint32_t pixel_bytes = 0;
 };
 
-// N x H x W pixels whose channels are written, adjacent, up to `lanes`: nobody reads what lies
-// behind the last channel.
+// N x H x W pixels whose adjacent channels are written, up to `lanes`: lanes after the last channel
+// are never read.
 struct Target {
   void* data = nullptr;
   int64_t stride_n = 0, stride_h = 0, stride_w = 0;
   int lanes = 0;
-  // Whether 16 bytes can be stored at once to pixels at one distance, or else two channels.
+  // True if 16 bytes can be stored at a time, to pixels at one distance; otherwise two channels.
   bool vectors = false, pairs = false;
   uint32_t pixel_bytes = 0;
 };
@@ -60,21 +60,21 @@ struct Target {
 // A tensor's channels [first, first + channels).
 Source source_of(const char* op, const Tensor& tensor, int64_t first = 0, int64_t channels = -1);
 
-// N x C x H x W, channels_last, its pixels `lanes` apart or a multiple of that.
+// Allocates N x C x H x W, channels_last, with pixels a multiple of `lanes` apart.
 Tensor empty_image(const Tensor& like, const ImageSize& size);
 
-// Such an image as something to write: all of it, or the lanes [first, last) of each pixel.
+// Such an image to write to: all of it, or the lanes [first, last) of each pixel.
 Target target_of(const Tensor& tensor);
 Target target_of(const Tensor& tensor, int64_t first, int64_t last);
 
-// Vectors of a call, alive as long as this is; copied where they are not contiguous, 16-byte
-// aligned and followed by memory up to the next multiple of `lanes`.
+// Vectors of a call, which live as long as this; copied unless they are contiguous, 16-byte aligned
+// and followed by memory up to the next multiple of `lanes`.
 class Vectors {
  public:
   explicit Vectors(const std::vector<OptionalTensor>& tensors);
   explicit Vectors(const Tensors& tensors);
 
-  // The i-th one's values; null where it is not there.
+  // The i-th one's values; null if it is missing.
   const void* operator[](size_t i) const { return data_[i]; }
 
  private:
@@ -149,7 +149,7 @@ __device__ __forceinline__ void load_eight(const void* from, float (&values)[lan
   }
 }
 
-// Values rounded to T, 16 bytes of them; with `relu`, of 16 bits, those below zero become zero.
+// Values rounded to T, 16 bytes of them; with `relu`, for 16 bits, those below zero become zero.
 template <typename T, bool relu = false>
 __device__ __forceinline__ uint4 rounded(const float* values) {
   uint4 result;
@@ -185,7 +185,7 @@ __device__ __forceinline__ void store_eight(void* to, const float (&values)[lane
   }
 }
 
-// Channels [channel, channel + 8) of the pixel at `offset`, zeros behind the last channel.
+// Channels [channel, channel + 8) of the pixel at `offset`, with zeros after the last channel.
 template <typename T>
 __device__ __forceinline__ void load_lanes(const Source& source, int64_t offset, int channel,
                                            float (&values)[lanes]) {
@@ -219,10 +219,10 @@ __device__ __forceinline__ void store_lanes(const Target& target, int64_t offset
 }
 
 // Bilinear: the pixel before, the one after, and the weight of the latter. Either the centres of
-// the corners lie on each other (`align_corners`), position * (size - 1) / (out_size - 1), or their
-// outer edges, (position + 1/2) * size / out_size - 1/2, at least 0. In whole numbers, and exact:
-// in float it would be off by 3e-5 of a pixel in a row of 512. An axis that keeps its size reads no
-// neighbour.
+// the corners coincide (`align_corners`), position * (size - 1) / (out_size - 1), or their outer
+// edges do, (position + 1/2) * size / out_size - 1/2, at least 0. Computed exactly, in whole
+// numbers: float would be off by 3e-5 of a pixel in a row of 512. An axis that keeps its size reads
+// no neighbour.
 struct Neighbours {
   int before, after;
   float weight;
@@ -237,7 +237,7 @@ __device__ __forceinline__ Neighbours neighbours_of(int position, int size, int 
     steps = 2 * unsigned(out_size);
     scaled = edge > unsigned(out_size) ? edge - unsigned(out_size) : 0;
   }
-  // Few pictures are so large that a division of 32 bits, which takes a fifth, would not do.
+  // Few pictures are too large for a division of 32 bits, which takes a fifth of the time.
   const bool small = scaled >> 32 == 0;
   const int before = static_cast<int>(small ? unsigned(scaled) / steps : scaled / steps);
   const unsigned rest = static_cast<unsigned>(scaled - uint64_t(before) * steps);
@@ -256,7 +256,7 @@ __device__ __forceinline__ void load_resized(const Source& source, int64_t n,
   for (int i = 0; i < lanes; i++) {
     values[i] = 0.0f;
   }
-#pragma unroll 1  // one corner's eight channels at a time: four would take 24 registers more
+#pragma unroll 1  // one corner's eight channels at a time: four would need 24 more registers
   for (int corner = 0; corner < 4; corner++) {
     const bool below = corner >= 2, right = corner % 2 == 1;
     const float weight =

@@ -1,4 +1,4 @@
-// How a kernel is launched: on the stream that PyTorch works on, on the tensor's own device.
+// Launching kernels: on PyTorch's current stream, on the tensor's own device.
 
 #pragma once
 
@@ -15,8 +15,8 @@ namespace fassd::cuda {
 
 DeviceLimits device_limits(int device);
 
-// Dynamic shared memory of a block, and the blocks that the plan counts on at once on each
-// multiprocessor; 0 where nobody does.
+// Dynamic shared memory of a block, and the blocks per multiprocessor that the plan assumes; 0 if
+// it does not.
 struct SharedMemory {
   SharedMemory(int64_t bytes, int resident = 0) : bytes(bytes), resident(resident) {}
 
@@ -24,21 +24,21 @@ struct SharedMemory {
   int resident;
 };
 
-// Whether a device has shown kernels that overlap to be right: true once the "dependent" part of a
+// True if overlapping kernels are known to be correct on a device: once the "dependent" part of a
 // GPU's report (benchmarks/results) has passed there. On an executor of PTX they are.
 constexpr bool dependent_launch_was_shown = false;
 
-// Whether kernels overlap with the end of those before them (programmatic dependent launch, sm_90
+// True if kernels overlap with the end of those before them (programmatic dependent launch, sm_90
 // and later). Every kernel of this backend waits for its predecessors before it touches memory, so
 // results do not depend on it. The environment variable FASSD_KERNELS_DEPENDENT_LAUNCH, 1 or 0,
-// decides; without it, what was shown does.
+// decides; without it, the function above does.
 bool dependent_launch();
 
-// Sets the attributes that launches of `kernel` need: how much shared memory a block may have, and
-// how much of a multiprocessor's cache is shared memory, which is what the resident blocks need, or
-// what the environment variable FASSD_KERNELS_CARVEOUT says: a percentage, or "driver" for the
-// driver's choice. Both only grow, so that a kernel is set up once for its largest plan: after
-// that, and while a graph is captured, this is a lookup.
+// Sets the attributes that launches of `kernel` need: the shared memory of a block, and the part of
+// a multiprocessor's cache that is shared memory, which is what the resident blocks need, or the
+// value of the environment variable FASSD_KERNELS_CARVEOUT: a percentage, or "driver" for the
+// driver's choice. Both only grow, so that a kernel is set up once for its largest plan: later, and
+// while a graph is captured, this is a lookup.
 void prepare_kernel(const void* kernel, int device, const DeviceLimits& limits,
                     const SharedMemory& shared);
 
@@ -50,7 +50,7 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// A grid of so many blocks, of what a kernel calls `items`; throws where a GPU knows no such grid.
+// A grid of that many blocks, which a kernel calls `items`; throws if it is too large for a GPU.
 inline dim3 grid_of(const char* op, const char* items, int64_t x, int64_t y = 1, int64_t z = 1) {
   constexpr int64_t most_x = (int64_t(1) << 31) - 1, most_others = 65535;
   STD_TORCH_CHECK(x <= most_x && y <= most_others && z <= most_others, op, ": the call has ", x,
@@ -67,7 +67,7 @@ void with_constant(const char* op, int value, const Function& function) {
   STD_TORCH_CHECK(compiled, op, ": no kernel was compiled for ", value, " warps or tiles");
 }
 
-// Where kernels of one operator call go.
+// The queue for the kernels of one operator call.
 struct Queue {
   explicit Queue(const torch::stable::Tensor& tensor)
       : device(tensor.get_device_index()),

@@ -11,11 +11,11 @@ namespace {
 
 constexpr int block_threads = 256;
 
-// Along one axis: size of a window, step, and how far the first one lies outside.
+// One axis: size of a window, step, and distance of the first window from the inside.
 struct Window {
   int64_t side, step, padding;
 
-  // The pixels of window `at` that are in a picture of so many.
+  // The pixels of window `at` that are inside a picture of that size.
   __device__ __forceinline__ void clip(int64_t at, int size, int& first, int& end) const {
     const int64_t begin = at * step - padding, behind = begin + side;
     first = static_cast<int>(begin > 0 ? begin : 0);
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(block_threads)
                       n * source.stride_n + from_y * source.stride_h + from_x * source.stride_w,
                       channel, values);
 #pragma unroll
-        for (int k = 0; k < lanes; k++) {  // NaN is larger than all
+        for (int k = 0; k < lanes; k++) {  // NaN is larger than anything
           largest[k] = values[k] > largest[k] || values[k] != values[k] ? values[k] : largest[k];
         }
       }

@@ -1,6 +1,6 @@
-// mda in four launches: reduce (batch norm and PReLU on its way in), square, the pair of asymmetric
-// convolutions, whose epilogue adds `square` and passes the sum through batch norm and PReLU, and
-// the 1x1 with the residual.
+// mda in four launches: reduce (with batch norm and PReLU on its input), square, the pair of
+// asymmetric convolutions, whose epilogue adds `square` and applies batch norm and PReLU to the
+// sum, and the 1x1 with the residual.
 
 #include "asymmetric_conv.cuh"
 

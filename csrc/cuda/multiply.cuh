@@ -1,7 +1,8 @@
 // Products of pixels and weights in shared memory, on tensor cores or in plain float32.
 //
 // A warp multiplies m_tiles groups of 16 pixels by n_tiles groups of 8 output channels. `Math` is
-// the arithmetic: the type of the values, the channels of one product, how a lane reads pixels.
+// the arithmetic: the type of the values, the channels of one product, and the way a lane reads
+// pixels.
 
 #pragma once
 
@@ -27,7 +28,8 @@ struct Tf32Math {
   static constexpr bool splits_sums = false;
 };
 
-// float32 as it is. Sums are made chunk by chunk, so that 18,000 terms stay within the tolerance.
+// float32 without rounding. Each chunk is summed separately, so that 18,000 terms stay within the
+// tolerance.
 struct FloatMath {
   using T = float;
   static constexpr int step = 4;
@@ -75,8 +77,8 @@ struct Accumulators {
   }
 };
 
-// Offsets in shared memory of the pixels whose channels a lane reads: pixel lane % 16 of 16, at the
-// channels' first or second half, for tensor cores; pixels g and g + 8 otherwise.
+// Offsets in shared memory of the pixels whose channels a lane reads: for tensor cores pixel lane %
+// 16 of 16, at the first or second half of the channels; otherwise pixels g and g + 8.
 template <typename Math, int m_tiles>
 struct Rows {
   int offset[m_tiles][Math::addresses];
@@ -92,8 +94,7 @@ __device__ __forceinline__ int lane_bytes(int lane) {
 }
 
 // sums += A * B over `chunk` channels. `a` shifts the rows' offsets; `b` is the offset of the
-// weights' first row.
-// Of several sets of warps, each takes every so many steps.
+// weights' first row. With several sets of warps, each takes every `splits`-th step.
 template <int splits = 1, typename T, int m_tiles, int n_tiles>
 __device__ __forceinline__ void multiply(HalfMath<T>, unsigned char* shared,
                                          const Rows<HalfMath<T>, m_tiles>& rows, int a, int b,
@@ -157,10 +158,10 @@ __device__ __forceinline__ void load_weights(uint32_t (&factors)[n_tiles][2],
   }
 }
 
-// All taps of a plain 3x3 over one chunk, for a warp whose m_tiles groups of 16 pixels lie below
+// All taps of a plain 3x3 over one chunk, for a warp whose m_tiles groups of 16 pixels are below
 // each other. A row of pixels is loaded once for each of the three columns of taps, and multiplied
-// by the weights of the rows of taps that lead to a row of the result: shared memory, which has to
-// deliver as fast as the tensor cores compute, is read half as often as tap by tap.
+// by the weights of the rows of taps that contribute to a row of the result: shared memory, which
+// has to deliver as fast as the tensor cores compute, is read half as often as tap by tap.
 template <typename T, int m_tiles, int n_tiles, int splits = 1>
 __device__ __forceinline__ void multiply_sliding(unsigned char* shared, int first_row,
                                                  int row_bytes, int pitch, int b, int tap_bytes,

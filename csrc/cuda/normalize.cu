@@ -12,7 +12,7 @@ namespace {
 
 constexpr int block_threads = 256;
 constexpr int table_values = 3 * 256;
-constexpr int64_t most_blocks = 4096;  // more pixels than these take are walked in strides
+constexpr int64_t most_blocks = 4096;  // blocks walk more pixels in strides
 
 struct Normalization {
   double mean[3], std[3];
@@ -37,9 +37,10 @@ __device__ __nv_bfloat16 convert<__nv_bfloat16>(double value) {
   return __double2bfloat16(value);
 }
 
-// One thread takes one value of the channels_last result at a time, so that writes are coalesced.
-// A channel has 256 possible values: every block computes them once, in double, and looks them up
-// in shared memory; double arithmetic per pixel would cost a consumer card more than the memory.
+// One thread computes one value of the channels_last result at a time, so that writes are
+// coalesced. A channel has 256 possible values: every block computes them once, in double, and
+// looks them up in shared memory; double arithmetic per pixel would cost a consumer card more than
+// the memory.
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
     normalize_kernel(Picture picture, Normalization normalization, T* out, int64_t count) {

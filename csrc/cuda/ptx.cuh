@@ -1,4 +1,4 @@
-// The instructions that C++ has no words for, each once: asynchronous copies, matrix fragments,
+// The instructions that C++ cannot express, each once: asynchronous copies, matrix fragments,
 // tensor cores, dependent launches. All inline PTX of this backend is in this header.
 //
 // Shared memory is addressed by 32 bits, as the hardware does. The fragments' layouts are those of
@@ -28,7 +28,7 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
   return bytes;
 }
 
-// Where element `index` of so many bytes lies in global memory.
+// Address of element `index`, of that many bytes, in global memory.
 template <typename Byte>
 __device__ __forceinline__ Byte* element(Byte* first, int index, uint32_t bytes) {
   uint64_t address;
@@ -38,15 +38,15 @@ __device__ __forceinline__ Byte* element(Byte* first, int index, uint32_t bytes)
   return static_cast<Byte*>(__cvta_global_to_generic(address));
 }
 
-// 16 bytes to shared memory.
+// Stores 16 bytes to shared memory.
 __device__ __forceinline__ void store_shared(SharedAddress to, uint4 value) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
                "r"(value.z), "r"(value.w)
                : "memory");
 }
 
-// 16 bytes from global to shared memory, both 16-byte aligned, of which `source_bytes` (0 to 16)
-// are read and the others become zero. They have arrived after the wait that follows.
+// Copies 16 bytes from global to shared memory, both 16-byte aligned; `source_bytes` (0 to 16) are
+// read and the others become zero. They have arrived after the wait that follows.
 __device__ __forceinline__ void copy_async(SharedAddress to, const void* from, int source_bytes) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
@@ -66,14 +66,14 @@ __device__ __forceinline__ void copy_async(SharedAddress to, const void* from, i
 #endif
 }
 
-// Closes the group of the copies that this thread began since the last one.
+// Closes the group of copies that this thread started since the last one.
 __device__ __forceinline__ void copy_async_commit() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
-// Until at most `pending` of this thread's groups are on their way.
+// Waits until at most `pending` of this thread's groups have not arrived.
 template <int pending>
 __device__ __forceinline__ void copy_async_wait() {
 #if __CUDA_ARCH__ >= 800
@@ -82,18 +82,17 @@ __device__ __forceinline__ void copy_async_wait() {
 }
 
 // Boxes of tensors that an engine copies (TMA; PTX ISA, "Tensors"), and barriers that count the
-// bytes (PTX ISA, "mbarrier"). Both are of sm_90 and later, as the callers see to.
+// bytes (PTX ISA, "mbarrier"). Both require sm_90 or later, which the callers ensure.
 #if __CUDA_ARCH__ >= 900
 constexpr bool copies_boxes = true;
 
-// A barrier whose phases end when one thread has said how many bytes to expect, and these have
-// come.
+// Initialises a barrier whose phases end when one thread has announced a number of bytes, and these
+// have arrived.
 __device__ __forceinline__ void create_barrier(SharedAddress barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
 }
 
-// What this thread has written to shared memory, barriers too, comes before what the engine does
-// there from now on.
+// Orders this thread's writes to shared memory, including barriers, before the engine's later ones.
 __device__ __forceinline__ void show_to_engine() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -103,7 +102,7 @@ __device__ __forceinline__ void expect_bytes(SharedAddress barrier, uint32_t byt
                : "memory");
 }
 
-// Until the phase of that parity has ended; what has come can be read then.
+// Waits until the phase of that parity has ended; its bytes can be read then.
 __device__ __forceinline__ void wait_for_phase(SharedAddress barrier, uint32_t parity) {
   uint32_t ended;
   do {
@@ -116,8 +115,8 @@ __device__ __forceinline__ void wait_for_phase(SharedAddress barrier, uint32_t p
   } while (ended == 0);
 }
 
-// Begins to copy the map's box at these coordinates, the innermost first, to shared memory
-// (128-byte aligned). What lies outside the tensor becomes zero.
+// Starts copying the map's box at these coordinates, the innermost first, to shared memory
+// (128-byte aligned). Elements outside the tensor become zero.
 __device__ __forceinline__ void copy_box(SharedAddress to, const CUtensorMap& map,
                                          SharedAddress barrier, int x, int y, int z) {
   asm volatile(
@@ -145,8 +144,8 @@ __device__ __forceinline__ void copy_box(SharedAddress, const CUtensorMap&, Shar
                                          Coordinates...) {}
 #endif
 
-// A value of which the compiler knows nothing where the engine copies: what follows from it, which
-// is then rarely needed, it does not compute ahead.
+// A value that the compiler cannot see through if the engine copies, so that it does not compute
+// derived values, which are rarely needed, ahead of time.
 __device__ __forceinline__ int rarely(int value) {
   if constexpr (copies_boxes) {
     asm volatile("" : "+r"(value));
@@ -171,7 +170,7 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[4], Sha
                : "memory");
 }
 
-// Two matrices, whose rows lanes 0 to 15 address.
+// Two matrices, whose rows are addressed by lanes 0 to 15.
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[2], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                : "=r"(out[0]), "=r"(out[1])
@@ -195,7 +194,7 @@ __device__ __forceinline__ void multiply<__half>(float (&d)[4], const uint32_t (
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else  // Turing's tensor cores take half as many terms at once
+#else  // Turing's tensor cores take half as many terms at a time
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
       "{%0, %1, %2, %3};"
@@ -250,7 +249,7 @@ __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) {
 #endif
 }
 
-// The larger of a value and zero; NaN stays NaN.
+// The maximum of a value and zero; NaN stays NaN.
 __device__ __forceinline__ float relu(float value) {
 #if __CUDA_ARCH__ >= 800
   asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(value));
@@ -260,8 +259,8 @@ __device__ __forceinline__ float relu(float value) {
 #endif
 }
 
-// Two floats rounded to T (__half or __nv_bfloat16), the first in the lower half; with `relu`, what
-// is below zero becomes zero, and NaN stays NaN.
+// Two floats rounded to T (__half or __nv_bfloat16), the first in the lower half; with `relu`,
+// negative values become zero, and NaN stays NaN.
 template <typename T, bool relu>
 __device__ __forceinline__ uint32_t round_to_halves(float first, float second) {
   constexpr bool half = std::is_same_v<T, __half>;
@@ -290,14 +289,14 @@ __device__ __forceinline__ uint32_t round_to_halves(float first, float second) {
   return rounded;
 }
 
-// The bits of `a` where those of `mask` are set, else those of `b`.
+// The bits of `a` where those of `mask` are set, otherwise those of `b`.
 __device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   uint32_t selected;
   asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(selected) : "r"(mask), "r"(a), "r"(b));
   return selected;
 }
 
-// Of two values of T (__half or __nv_bfloat16) each: a * b + c, rounded once.
+// Two values of T (__half or __nv_bfloat16) each: a * b + c, rounded once.
 template <typename T>
 __device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t result = 0;
@@ -320,15 +319,15 @@ __device__ __forceinline__ uint32_t signs_of(uint32_t halves) {
   return ones;
 }
 
-// Programmatic dependent launch: until the kernels before this one are through, and their results
-// can be read. A kernel launched without it does not wait here.
+// Programmatic dependent launch: waits until the kernels before this one have ended and their
+// results can be read. A kernel launched without it does not wait here.
 __device__ __forceinline__ void wait_for_previous_kernels() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// The next kernel may be launched, and wait as above.
+// Allows the next kernel to be launched, which waits as above.
 __device__ __forceinline__ void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -66,7 +66,7 @@ void run_stem(const Context& context, const ConvolutionCall& call,
   }
 }
 
-// Each value of each channel, computed in double and rounded once, as `normalize` has them.
+// The result of `normalize` for each value of each channel, computed in double and rounded once.
 template <typename T>
 NormalizationTable table_of(const std::vector<double>& mean, const std::vector<double>& std) {
   NormalizationTable table;
@@ -85,7 +85,7 @@ NormalizationTable table_of(const std::vector<double>& mean, const std::vector<d
   return table;
 }
 
-// N x H x W x 3 bytes as an image of three channels, as they lie.
+// N x H x W x 3 bytes as an image of three channels, without a copy.
 Source source_of_picture(const Tensor& image) {
   Source source;
   source.data = image.const_data_ptr();

@@ -1,16 +1,16 @@
 // The 3x3 convolution of a picture's three channels.
 //
-// Sixteen channels at a time, three would leave 13 of 16 products idle, nine times over. Here one
-// product takes a row of the window: four pixels of four channels, of which the last are zeros.
-// The pixels under a block's tile lie in shared memory, 8 bytes each, so that a lane loads its part
-// of the matrix, one pixel of the window, at once:
+// Sixteen channels at a time, three would leave 13 of 16 products unused, for nine taps. Here one
+// product takes a row of the window: four pixels of four channels, the last of which are zeros. The
+// pixels under a block's tile are in shared memory, 8 bytes each, so that a lane loads its part of
+// the matrix, one pixel of the window, at once:
 //
 //     lane 4g + t, product of the kernel's row r:
 //       A[g][2t, 2t + 1], A[g][2t + 8, 2t + 9] = channels 0, 1 and 2, 3 of pixel t (zeros of t = 3)
 //       rows 2t, 2t + 1 and 2t + 8, 2t + 9 of the weights = those of tap (r, t)
 //
-// The picture may be one of bytes, RGB: then each is looked up in a table of normalised values on
-// its way in, and what `normalize` would have written is never written.
+// The picture may consist of bytes, RGB: then each byte is looked up in a table of normalised
+// values when it is loaded, and the result of `normalize` is never written.
 
 #pragma once
 
@@ -18,14 +18,14 @@
 
 namespace fassd::cuda {
 
-// What each value of a byte becomes, for each channel of the network's input (BGR).
+// The result for each value of a byte, for each channel of the network's input (BGR).
 struct alignas(16) NormalizationTable {
   uint16_t values[stem_channels][256];
 };
 
 struct Stem {
-  Source source;        // three channels; of bytes, the picture's own order, RGB
-  bool packed = false;  // bytes whose pixels lie side by side
+  Source source;        // three channels; for bytes in the picture's order, RGB
+  bool packed = false;  // bytes with adjacent pixels
   Weight weight;
   int out_height = 0, out_width = 0;  // before pooling
   int stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1;
@@ -37,7 +37,7 @@ struct Stem {
   Epilogue epilogue;
 };
 
-// Four pixels as they lie in shared memory.
+// Four pixels in the layout of shared memory.
 struct alignas(16) PixelGroup {
   uint2 pixels[stem_group];
 };
@@ -46,7 +46,7 @@ __device__ __forceinline__ uint2 pixel_of(uint32_t blue, uint32_t green, uint32_
   return make_uint2(blue | green << 16, red);
 }
 
-// Pixels [x, x + 4) of a row of a picture, zeros outside; of bytes, as the table has them.
+// Pixels [x, x + 4) of a row of a picture, zeros outside; for bytes, looked up in the table.
 template <bool bytes>
 __device__ __forceinline__ PixelGroup load_pixels(const Source& source, int64_t row, int x,
                                                   const uint16_t* table) {
@@ -70,8 +70,8 @@ __device__ __forceinline__ PixelGroup load_pixels(const Source& source, int64_t 
   return group;
 }
 
-// The same of a picture of bytes whose pixels lie side by side: 12 bytes out of the four words that
-// hold them, where these are within the row.
+// The same for a picture of bytes with adjacent pixels: 12 bytes out of the four words that contain
+// them, if these are within the row.
 __device__ __forceinline__ PixelGroup load_packed_pixels(const Source& source, int64_t row, int x,
                                                          const uint16_t* table) {
   if (x <= 0 || source.width - x < 6) {
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(stem_warps * 32, stem_blocks)
   __syncthreads();
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tap = lane % 4;
-  // Eight neighbours lie in one row, and so do the 32 of a warp or it has whole rows.
+  // Eight neighbours are in one row, and so are the 32 of a warp unless it has whole rows.
   const int pitch = stem.patch_groups * int(sizeof(PixelGroup)), pixel_bytes = 8;
   const int first = warp * stem_m_tiles * 16;
   const int begin = (first >> tile.width_log2) * stem.stride_h * pitch +

@@ -1,5 +1,5 @@
-// upsample, upsample_argmax and upsample_confidence: bilinear; labels, and how certain they are,
-// without the enlarged logits.
+// upsample, upsample_argmax and upsample_confidence: bilinear; labels, and their certainty, without
+// the enlarged logits.
 
 #include <algorithm>
 #include <cstring>
@@ -14,17 +14,17 @@ namespace {
 
 constexpr int block_threads = argmax_threads;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
-constexpr int resident_blocks = 5;  // for which the compiler finds registers when it is told
+constexpr int resident_blocks = 5;  // for which the compiler is told to limit registers
 #else
 constexpr int resident_blocks = 4;
 #endif
-constexpr int64_t most_blocks = int64_t(1) << 20;  // more pixels are walked in strides
+constexpr int64_t most_blocks = int64_t(1) << 20;  // blocks walk more pixels in strides
 
 unsigned blocks_of(int64_t items) {
   return static_cast<unsigned>(std::min(divide_up(items, block_threads), most_blocks));
 }
 
-// Few calls are so large that a division of 32 bits, which takes a quarter, would not do.
+// Few calls are too large for a division of 32 bits, which takes a quarter of the time.
 __device__ __forceinline__ int64_t quotient(uint64_t value, unsigned divisor) {
   return value >> 32 == 0 ? unsigned(value) / divisor : value / divisor;
 }
@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(block_threads, resident_blocks)
   }
 }
 
-// The label of one pixel. As the reference: values are rounded to the input's type, the first of
-// the largest wins, and NaN is larger than all.
+// The label of one pixel. As in the reference, values are rounded to the input's type, the first of
+// the largest wins, and NaN is larger than anything.
 template <typename T>
 __device__ __forceinline__ uint8_t label_of(const Source& source, int64_t n, const Neighbours& rows,
                                             const Neighbours& columns) {
@@ -88,8 +88,8 @@ __global__ void __launch_bounds__(block_threads, 4)
   }
 }
 
-// The probabilities of one pixel's channels, eight at a time: their sum, and that of each times its
-// exponent, relative to the largest so far.
+// The probabilities of one pixel's channels, eight at a time: their sum, and the sum of each times
+// its exponent, relative to the largest so far.
 struct Softmax {
   float best = 0.0f, second = -std::numeric_limits<float>::infinity();
   float sum = 0.0f, mean = 0.0f;
@@ -150,7 +150,7 @@ struct Softmax {
   }
 };
 
-// A thread takes one pixel and all its channels. Values are rounded as for the labels alone.
+// A thread takes one pixel and all its channels. Values are rounded as for labels alone.
 template <typename T>
 __global__ void __launch_bounds__(block_threads, 4)
     upsample_confidence_kernel(Source source, uint8_t* out, int height, int width,
@@ -182,15 +182,15 @@ __global__ void __launch_bounds__(block_threads, 4)
 constexpr int group = 4;                        // channels at a time
 constexpr int cell_rows = 4, cell_columns = 5;  // pixels at a time
 
-// The largest of the channels that one pixel was offered, the first of equals; numbers only, and
-// above minus infinity. Of 16 bits, even and odd channels are compared at once.
+// The largest of the channels offered for one pixel, the first if several are equal; only numbers
+// above minus infinity. For 16 bits, even and odd channels are compared at the same time.
 template <typename T>
 struct Largest {
   using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
   Pair values;
   unsigned channels;  // of the even one, and of the odd one
 
-  // Channel 0, as `offer` takes it, and what leads from one to the next.
+  // Channel 0 as `offer` takes it, and the step from one channel to the next.
   static constexpr unsigned first_channel = 0x10000, one = 0x10001;
 
   __device__ __forceinline__ void clear() {
@@ -224,9 +224,9 @@ struct Largest {
       return __floats2bfloat162_rn(even, odd);
     }
   }
-  // All ones where the first is the larger one.
+  // All ones if the first is larger.
   static __device__ __forceinline__ unsigned larger_ones(const Pair& a, const Pair& b) {
-#if __CUDA_ARCH__ < 900  // on which no two values of bfloat16 are compared at once
+#if __CUDA_ARCH__ < 900  // which cannot compare two values of bfloat16 at a time
     if constexpr (std::is_same_v<T, __nv_bfloat16>) {
       return (to_float(a.x) > to_float(b.x) ? 0xFFFFu : 0) |
              (to_float(a.y) > to_float(b.y) ? 0xFFFF0000u : 0);
@@ -268,16 +268,16 @@ struct Largest<float> {
   __device__ __forceinline__ uint8_t label() const { return static_cast<uint8_t>(channel); }
 };
 
-// The pixels of an axis of the result that lie at or behind element `index` of the source and
-// before the next one: [first, end). The i-th of them lies (rest + i * (size - 1)) / (out_size - 1)
-// behind it, exactly as `neighbours_of` has it.
+// The pixels of an axis of the result that are at or after element `index` of the source and before
+// the next one: [first, end). The i-th of them is at (rest + i * (size - 1)) / (out_size - 1) after
+// it, exactly as in `neighbours_of`.
 struct Cell {
   int before, after;
   int first, end;
   unsigned rest;
 };
 
-// Of an axis that does not shrink; empty behind its last element.
+// For an axis that does not shrink; empty after its last element.
 __device__ __forceinline__ Cell cell_of(int index, int size, int out_size) {
   const bool last = index >= size - 1;
   const unsigned steps = out_size - 1, element = size > 1 ? size - 1 : 1;
@@ -293,7 +293,7 @@ __device__ __forceinline__ Cell cell_of(int index, int size, int out_size) {
   return cell;
 }
 
-// The next four channels of a pixel, side by side.
+// The next four channels of a pixel, adjacent.
 template <typename T>
 __device__ __forceinline__ void load_group(const T* from, float (&values)[group]) {
   struct alignas(group * sizeof(T)) Loaded {
@@ -306,8 +306,8 @@ __device__ __forceinline__ void load_group(const T* from, float (&values)[group]
   }
 }
 
-// The same, so far from each other, and only `count` of them: behind the last one stands the least
-// number, which is never the first of the largest.
+// The same with a distance between channels, and only `count` of them: the last one is followed by
+// the smallest number, which is never the first of the largest.
 template <typename T>
 __device__ __forceinline__ void load_group(const T* from, int64_t stride, int count,
                                            float (&values)[group]) {
@@ -321,9 +321,9 @@ __device__ __forceinline__ void load_group(const T* from, int64_t stride, int co
 }
 
 // The same for a picture that grows. A thread takes the pixels between two rows and two columns of
-// the source, which have the same four neighbours, and of these a few channels at a time: they are
-// loaded and subtracted once for 4 x 5 pixels. value = a + w * (b - a) is exact where there is
-// nothing to blend; where a difference is no number, `label_of` has to tell.
+// the source, which have the same four neighbours, and a few of their channels at a time: these are
+// loaded and subtracted once for 4 x 5 pixels. value = a + w * (b - a) is exact if there is nothing
+// to blend; if a difference is not a number, `label_of` decides.
 template <typename T>
 __global__ void __launch_bounds__(block_threads, 2)
     upsample_argmax_cell_kernel(Source source, uint8_t* labels, int height, int width,
@@ -332,7 +332,7 @@ __global__ void __launch_bounds__(block_threads, 2)
   const unsigned row = blockIdx.x / parts, n = row / source.height;
   const int column = (blockIdx.x - row * parts) * block_threads + threadIdx.x;
   if (column - static_cast<int>(threadIdx.x % 32) >= source.width) {
-    return;  // with all its warp
+    return;  // together with its whole warp
   }
   const Cell rows = cell_of(row - n * source.height, source.height, height);
   const Cell columns = cell_of(column, source.width, width);
@@ -364,7 +364,7 @@ __global__ void __launch_bounds__(block_threads, 2)
         column_weights[c] = static_cast<float>(rest) * column_step;
         there[c] = __any_sync(~0u, x + c < columns.end);
       }
-      float blendable = 0.0f;  // NaN as soon as a difference is no number
+      float blendable = 0.0f;  // NaN as soon as a difference is not a number
       const T* from[4] = {corner, corner + right, corner + down, corner + down + right};
       unsigned channel = Largest<T>::first_channel;
 #pragma unroll 1

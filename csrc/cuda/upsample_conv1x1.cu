@@ -1,6 +1,6 @@
-// upsample_conv1x1 in two launches: `low` is convolved at its own size, and enlarged and added in
-// the epilogue of the convolution of `skip`: neither the upsampled image nor the concatenation is
-// written.
+// upsample_conv1x1 in two launches: `low` is convolved at its own size, and then enlarged and added
+// in the epilogue of the convolution of `skip`: neither the upsampled image nor the concatenation
+// is written.
 
 #include "conv_act.cuh"
 

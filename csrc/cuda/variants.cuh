@@ -1,4 +1,4 @@
-// From a variant to the kernel of a list that is compiled for it.
+// Selects the kernel of a list that is compiled for a variant.
 
 #pragma once
 
@@ -19,7 +19,7 @@ void with_entry(const char* op, const Variant& variant, const Function& function
   STD_TORCH_CHECK(compiled, op, ": no kernel of ", variant.warps, " warps was compiled for this");
 }
 
-// Calls `function` with the variant's place in `List::list`, as a constant.
+// Calls `function` with the variant's position in `List::list`, as a constant.
 template <typename List, typename Variant, typename Function>
 void with_entry(const char* op, const Variant& variant, const Function& function) {
   with_entry<List>(op, variant, function, std::make_index_sequence<std::size(List::list)>());

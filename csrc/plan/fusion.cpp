@@ -1,4 +1,4 @@
-// When one launch takes the place of several.
+// The conditions for replacing several launches by one.
 
 #include <algorithm>
 #include <cmath>
@@ -27,7 +27,7 @@ ConvolutionShape convolution_of(int64_t batch, int height, int width, std::vecto
   return shape;
 }
 
-// Of a launch for each.
+// The cost of separate launches.
 double rank_apart(const std::vector<ConvolutionShape>& shapes, const DeviceLimits& limits) {
   double rank = launch_gap_cycles * double(shapes.size() - 1);
   for (const ConvolutionShape& shape : shapes) {
@@ -65,8 +65,8 @@ std::vector<ConvolutionShape> convolutions_of(const PairShape& shape) {
 PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& limits) {
   PairsPlan plan;
   std::vector<ConvolutionShape> apart;
-  // In one launch the pairs share the multiprocessors: no less than the longest, nor than all their
-  // blocks, spread evenly.
+  // In one launch the pairs share the multiprocessors: it takes at least as long as the longest,
+  // and as all their blocks, spread evenly.
   double longest = 0, spread = 0;
   bool possible = shapes.size() <= most_pairs;
   for (const PairShape& shape : shapes) {

@@ -22,9 +22,9 @@ DeviceLimits limits_of(const Integers& gpu) {
   return {int(gpu[0]), int(gpu[1]), int(gpu[2])};
 }
 
-// --- what is answered ---
+// --- the answer ---
 
-// Writes one object of JSON, field by field.
+// Writes one JSON object, field by field.
 class Object {
  public:
   explicit Object(std::ostream& out) : out_(out) { out_ << '{'; }
@@ -41,7 +41,7 @@ class Object {
   void number(const char* name, double value) {
     char digits[32];
     std::snprintf(digits, sizeof(digits), "%.17g", value);
-    key(name) << (std::isinf(value) ? "Infinity" : digits);  // where no plan fits
+    key(name) << (std::isinf(value) ? "Infinity" : digits);  // if no plan fits
   }
 
  private:
@@ -85,7 +85,7 @@ void write(std::ostream& out, const Plan& blocks) {
   object.number("cycles", blocks.cost.cycles);
 }
 
-// Amounts of what there is any of.
+// Amounts that are not zero.
 void write_amounts(std::ostream& out, const Work& work) {
   Object object(out);
   work.for_each([&](const char* name, Part, double amount, double) {
@@ -150,9 +150,9 @@ std::string names_of(const std::vector<PairShape>& shapes) {
   return text;
 }
 
-// Multiplications and additions that reach the result.
+// The number of multiplications and additions that contribute to the result.
 int64_t operations_of(const ConvolutionShape& shape) {
-  // A row or column behind the last whole pool is computed for nothing.
+  // A row or column after the last whole pool is computed in vain.
   const int64_t pixels = checked_product({shape.batch, shape.out_height / shape.pool * shape.pool,
                                           shape.out_width / shape.pool * shape.pool});
   int64_t channels = 0;
@@ -162,7 +162,8 @@ int64_t operations_of(const ConvolutionShape& shape) {
   return checked_product({2, pixels, live_taps(shape), channels, shape.out_channels});
 }
 
-// Those of a pair that touch no padding: of the outer taps, the rows and columns in the picture.
+// The operations of a pair without padding: for the outer taps, the rows and columns in the
+// picture.
 std::vector<int64_t> operations_of(const PairShape& shape) {
   if (shape.single) {
     return {operations_of(convolutions_of(shape)[0])};
@@ -279,7 +280,7 @@ void Call::elementwise(const std::string& label, const std::string& kernel, int6
                        int64_t height, int64_t width, int64_t bytes, int64_t operations,
                        const Work& work) {
   Launch launch = {label, kernel, std::to_string(channels), height, width, bytes, operations, work};
-  const int warps = 32;  // of a multiprocessor, such kernels having few registers
+  const int warps = 32;  // of a multiprocessor, as such kernels use few registers
   launch.cycles = issue_cycles(work.instructions(), warps, limits_);
   launches_.push_back(std::move(launch));
 }
@@ -313,7 +314,7 @@ std::string Call::answer() const {
 
 void Call::complete(ConvolutionShape& shape) const {
   shape.arithmetic = arithmetic_;
-  // Inputs of no channels add nothing.
+  // Inputs without channels add nothing.
   shape.channels.erase(std::remove(shape.channels.begin(), shape.channels.end(), 0),
                        shape.channels.end());
 }
@@ -336,7 +337,7 @@ int64_t Call::bytes_of(const ConvolutionShape& shape) const {
   return bytes;
 }
 
-// A launch knows so many inputs: those beyond become one.
+// A launch takes a limited number of inputs: those beyond it are joined to one.
 void Call::join(const std::string& label, ConvolutionShape& shape) {
   if (shape.channels.size() <= most_sources || shape.prologue) {
     return;

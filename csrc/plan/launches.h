@@ -1,4 +1,4 @@
-// The launches of one operator's call, and how they are answered; operators.cpp fills them in.
+// The launches of one operator's call, and their description; operators.cpp fills them in.
 
 #pragma once
 
@@ -18,15 +18,14 @@ struct Launch {
   int64_t bytes, operations;
   cuda::Work work = {};  // of all blocks
   double cycles = 0, rank = 0;
-  std::vector<cuda::Plan> blocks = {};  // one for each kind of them
+  std::vector<cuda::Plan> blocks = {};  // one for each kind of block
   std::optional<cuda::ConvolutionShape> convolution;
 };
 
-// Of a kernel that reads or writes an image, eight channels of a pixel at a time.
+// A kernel that reads or writes an image, eight channels of a pixel at a time.
 cuda::Work streamed(const ImageSize& size);
 
-// The launches of one call, in the order in which csrc/cuda makes them. Of an empty image, nothing
-// is launched.
+// The launches of one call, in the order of csrc/cuda. For an empty image, nothing is launched.
 class Call {
  public:
   // `gpu`: multiprocessors, bytes of shared memory of a block, compute capability times ten.
@@ -35,35 +34,34 @@ class Call {
   // Bytes of an image.
   int64_t image(const ImageSize& size) const;
 
-  // `more`: bytes that are read and written besides input, weight and result, for its ending.
+  // `more`: bytes that are read and written besides input, weight and result, by the epilogue.
   void convolution(const std::string& label, cuda::ConvolutionShape shape, int64_t more = 0);
 
-  // The convolution of a picture of bytes, normalized on its way in; false, and nothing is
-  // launched, where it has to be made an image first.
+  // The convolution of a picture of bytes, normalised when it is loaded; false, without a launch,
+  // if it has to be converted to an image first.
   bool normalized_convolution(const std::string& label, cuda::ConvolutionShape shape);
 
   // Branches on the same input.
   void pairs(const std::string& op, std::vector<cuda::PairShape> shapes);
 
-  // Two layers of a HarDBlock in one launch; false, and nothing is launched, where that does not
-  // pay.
+  // Two layers of a HarDBlock in one launch; false, without a launch, if that does not pay.
 
   // A launch without a plan.
   void elementwise(const std::string& label, const std::string& kernel, int64_t channels,
                    int64_t height, int64_t width, int64_t bytes, int64_t operations,
                    const cuda::Work& work);
 
-  // As JSON: a list of launches, of each
-  //   label: what it does; kernel: name of the kernel's template
+  // As JSON: a list of launches, each with
+  //   label: purpose; kernel: name of the kernel's template
   //   arithmetic: half, tf32 or float32
   //   channels: those of the inputs > those of the result; height, width: of the result
   //   bytes: of every tensor read and written once, weights included
   //   operations: multiplications and additions that reach the result
   //   work: by unit of csrc/plan/instructions.def; instructions: of warps, by part of the kernel
-  //   cycles: predicted clocks of the launch; where there is nothing to plan, those to issue it
-  //   rank: what plans are compared by; 0 where there is nothing to plan
-  //   blocks: the plan of each kind of its blocks; empty where there is nothing to plan
-  //   convolution: the shape, of a launch that is a single convolution
+  //   cycles: predicted clocks of the launch; without a plan, those to issue its instructions
+  //   rank: value by which plans are compared; 0 without a plan
+  //   blocks: the plan of each kind of its blocks; empty without a plan
+  //   convolution: the shape, for a launch of a single convolution
   std::string answer() const;
 
  private:

@@ -1,5 +1,5 @@
-// Plans that were asked for before. A forward asks for a hundred, and to make that of a convolution
-// takes 60 us, of four pairs 240; to find one again takes 0.2 to 0.6 (a core of Zen 5).
+// Plans made before. A forward pass needs a hundred; making that of a convolution takes 60 us, of
+// four pairs 240; finding it again takes 0.2 to 0.6 (a core of Zen 5).
 
 #pragma once
 
@@ -15,7 +15,7 @@
 
 namespace fassd::cuda {
 
-// All that a plan follows from, as bytes: equal questions have equal plans.
+// Everything that a plan depends on, as bytes: equal questions have equal plans.
 class Question {
  public:
   template <typename... Values>
@@ -23,7 +23,7 @@ class Question {
     (append(values), ...);
   }
 
-  // What the environment asks of plans. It is read every time: tests and tuning change it.
+  // Settings of the environment for plans. They are read every time: tests and tuning change them.
   void add_environment() {
     for (const char* name : plan_variables) {
       const char* text = std::getenv(name);
@@ -46,7 +46,7 @@ class Question {
       append(value);
     }
   }
-  // Fields by name: with one more, these lines do not compile.
+  // Fields by name: if one is added, these lines do not compile.
   void append(const DeviceLimits& limits) {
     const auto& [multiprocessors, shared_bytes, capability] = limits;
     add(multiprocessors, shared_bytes, capability);
@@ -68,8 +68,8 @@ class Question {
   std::string bytes_;
 };
 
-// Answers by question, of any thread. When there are too many, it begins anew: a program that takes
-// ever new sizes pays for plans, not with memory.
+// Answers by question, for all threads. When there are too many, all are dropped: a program with
+// ever new sizes takes time for plans, but no more memory.
 template <typename Answer>
 class Memo {
  public:
@@ -84,7 +84,7 @@ class Memo {
         return known->second;
       }
     }
-    Answer found = find();  // others need not wait for it
+    Answer found = find();  // other threads need not wait for it
     const std::lock_guard<std::mutex> lock(mutex_);
     if (answers_.size() >= most_answers) {
       answers_.clear();
@@ -98,7 +98,7 @@ class Memo {
   std::unordered_map<std::string, Answer> answers_;
 };
 
-// As plan(shape, limits), as of plan_convolution.
+// Equals plan(shape, limits), as for plan_convolution.
 template <auto plan, typename Shape>
 auto remembered(const Shape& shape, const DeviceLimits& limits) {
   static Memo<decltype(plan(shape, limits))> memo;

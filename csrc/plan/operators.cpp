@@ -1,9 +1,9 @@
-// What the CUDA backend launches for an operator's call on a GPU of given limits, which need not be
-// there: torch.ops.fassd_kernels_plan.NAME takes the arguments of the operator NAME, `gpu`
-// (multiprocessors, bytes of shared memory that one block can have, compute capability times ten)
-// and `allow_tf32`. Of tensors only shapes and types are looked at.
-// The answer is that of launches.h. The operator `variants` answers which kernels are compiled for
-// an arithmetic: rows of warps, m_tiles, n_tiles, sliding, splits.
+// The launches of the CUDA backend for an operator's call on a GPU with given limits, which this
+// machine need not have: torch.ops.fassd_kernels_plan.NAME takes the arguments of the operator
+// NAME, `gpu` (multiprocessors, bytes of shared memory available to one block, compute capability
+// times ten) and `allow_tf32`. Only shapes and types of tensors are used. launches.h describes the
+// answer. The operator `variants` returns the kernels that are compiled for an arithmetic: rows of
+// warps, m_tiles, n_tiles, sliding, splits.
 
 #include <torch/csrc/stable/library.h>
 
@@ -20,8 +20,8 @@ using cuda::Work;
 
 namespace {
 
-constexpr int64_t most_positions = int64_t(1) << 30;  // of an axis, as the kernels have it
-constexpr int lanes_of_a_warp = 32 * 8;               // channels of pixels that it takes at once
+constexpr int64_t most_positions = int64_t(1) << 30;  // of an axis, as in the kernels
+constexpr int lanes_of_a_warp = 32 * 8;               // channels of pixels that it takes at a time
 
 int position_count(const char* op, int64_t size) {
   STD_TORCH_CHECK(size <= most_positions, op, ": an axis is too large: ", size,
@@ -29,7 +29,7 @@ int position_count(const char* op, int64_t size) {
   return int(size);
 }
 
-// Steps and dilations beyond any picture reach nothing all the same.
+// Clamps steps and dilations: beyond any picture they still reach nothing.
 int limited(int64_t value) {
   return int(value < most_positions ? value : most_positions);
 }
@@ -48,7 +48,7 @@ ConvolutionShape convolution_on(const ImageSize& image, std::vector<int> channel
   return shape;
 }
 
-// The same of an operator that has strides.
+// The same for an operator that has strides.
 ConvolutionShape convolution_on(const ImageSize& image, std::vector<int> channels,
                                 const Tensor& weight, const Checked& checked) {
   ConvolutionShape shape = convolution_on(image, std::move(channels), weight);
@@ -87,7 +87,7 @@ PairShape pair_on(const Tensor& input, const Tensor& first, const Tensor* second
   return pair;
 }
 
-// The launch behind a convolution whose activation no epilogue has (csrc/cuda/activation.cu).
+// The launch after a convolution whose activation no epilogue has (csrc/cuda/activation.cu).
 void add_activation(Call& call, const Checked& checked, const ImageSize& result) {
   if (checked.activation > Activation::prelu && result.numel() > 0) {
     Work work;
@@ -99,8 +99,8 @@ void add_activation(Call& call, const Checked& checked, const ImageSize& result)
 }
 
 // --- the operators ---
-// For each a function of the call that it fills in, its checked arguments, and the arguments. The
-// result, before any pooling, is not empty.
+// For each operator a function of the call that it fills in, its checked arguments, and the
+// arguments. The result, before any pooling, is not empty.
 
 void conv_act(Call& call, const Checked& checked, const Tensors& inputs, const Tensor& weight,
               const OptionalTensor&, const OptionalTensor&, const OptionalTensor& residual,
@@ -150,7 +150,7 @@ void aspp(Call& call, const Checked& checked, const Tensor& input, const Tensors
   work.averaged_vectors = streamed(size_of(input)).streamed_vectors;
   call.elementwise("aspp mean", "mean_kernel", input.size(1), 1, 1, call.image(size_of(input)),
                    values, work);
-  // One pixel a picture; its share of the last convolution is added at every pixel.
+  // One pixel per picture; its share of the last convolution is added at every pixel.
   const ImageSize pixel = {size.batch, input.size(1), 1, 1};
   call.convolution("aspp pooled", convolution_on(pixel, channels, weights[weights.size() - 2]));
   call.convolution("aspp share of the means", convolution_on(pixel, {width}, weights.back()));
@@ -226,7 +226,7 @@ void grouped_conv_act(Call& call, const Checked& checked, const Tensor& input, c
                                             weight.size(1), weight.size(2), weight.size(3)});
   Work work;
   if (plan.depthwise) {
-    // Lanes behind the last channel or pixel take part.
+    // Lanes after the last channel or pixel take part.
     const double vectors =
         double(plan.runs) * double(plan.parts) * cuda::grouped_run * cuda::grouped_vectors / 32;
     work.depthwise_vectors = vectors * double(weight.size(2) * weight.size(3));
@@ -250,7 +250,7 @@ void max_pool(Call& call, const Checked& checked, const Tensor& input, const Int
                    call.image(size_of(input)) + call.image(size), compared, work);
 }
 
-// Of a channel and pixel: three blends of three operations.
+// The operations of a channel and pixel: three blends of three operations.
 int64_t blends(const ImageSize& result) {
   return checked_product({9, result.numel()});
 }
@@ -322,7 +322,7 @@ void pack_weight(Call& call, const Checked&, const Tensor& weight, const Integer
                    2 * call.image(size_of(weight)), 0, streamed(size_of(weight)));
 }
 
-// --- how they are asked ---
+// --- registration ---
 
 template <typename Check>
 struct Planned;
@@ -340,7 +340,7 @@ struct Planned<Checked(Arguments...)> {
   }
 };
 
-// An operator's schema, as that of its plan.
+// The schema of an operator's plan, from the operator's schema.
 std::string plan_schema(const std::string& schema) {
   const size_t end = schema.rfind(") -> Tensor");
   const bool keywords = schema.find("*,") != std::string::npos;

@@ -14,23 +14,23 @@ namespace fassd::cuda {
 
 namespace {
 
-// Of one multiprocessor and clock, as tuning guides and published microbenchmarks have them; the
-// model has to rank plans, and reports scale it to what is measured.
+// Rates of one multiprocessor per clock, from tuning guides and published microbenchmarks; the
+// model has to rank plans, and reports scale it to measurements.
 constexpr double shared_bytes_per_cycle = 128;
-constexpr double loaded_bytes_per_cycle = 32;  // from the last cache, all multiprocessors asking
-constexpr double launch_cycles = 2500;         // begin, first loads, the way out
+constexpr double loaded_bytes_per_cycle = 32;  // from the last cache, all multiprocessors active
+constexpr double launch_cycles = 2500;         // start, first loads, writing the result
 constexpr double chunk_cycles = 60;            // barrier and addresses of one chunk
 
-// A multiprocessor has four schedulers, each of which issues at most one instruction a clock.
-// Stated, not measured: with three warps or more, one finds something to issue in 0.7 of all
-// clocks; with fewer, in so many times less, for a warp waits four clocks for what it has just
-// computed, more for shared memory, and now and then has something independent to go on with.
+// A multiprocessor has four schedulers, each of which issues at most one instruction per clock.
+// Assumed, not measured: with three warps or more, one of them can issue in 0.7 of all clocks; with
+// fewer, in proportionally fewer clocks, because a warp waits four clocks for what it has just
+// computed, longer for shared memory, and only sometimes has an independent instruction.
 constexpr double schedulers = 4, issue_efficiency = 0.7, busy_warps = 3;
-// Of two plans that take equally long, the one with fewer instructions leaves more to the launch
-// behind it, which begins before this one has ended: so much of their time counts besides.
+// Of two plans that take equally long, the one with fewer instructions leaves more to the next
+// launch, which begins before this one has ended: this share of their time counts as well.
 constexpr double issue_share = 1.0;
 
-// Multiply-accumulates of one multiprocessor and clock.
+// Multiply-accumulates of one multiprocessor per clock.
 double rate_of(Arithmetic arithmetic, int capability) {
   const double tensor = capability >= 90 ? 1300 : capability == 80 ? 1024 : 512;
   switch (arithmetic) {
@@ -43,19 +43,19 @@ double rate_of(Arithmetic arithmetic, int capability) {
   }
 }
 
-// Whether tap `index` of a kernel of `count` reads a pixel anywhere.
+// Returns true if tap `index` of a kernel of `count` reads a pixel anywhere.
 bool reaches(int index, int count, int size, int out_size, int stride, int dilation) {
   const int64_t shift = int64_t(index - count / 2) * dilation;
   return shift >= 0 ? shift < size : int64_t(out_size - 1) * stride + shift >= 0;
 }
 
-// The slots of `extent` results in a row.
+// The slots for `extent` results in a row.
 Axis axis_of(int kernel, int extent, int size, int out_size, int stride, int dilation) {
   Axis axis;
   axis.middle = kernel / 2;
-  axis.step = std::min(stride, size);  // a longer one goes nowhere either
+  axis.step = std::min(stride, size);  // a longer one reaches nothing either
   axis.size = size;
-  axis.dilation = std::min(dilation, size);  // farther ones reach nothing either
+  axis.dilation = std::min(dilation, size);  // a larger one reaches nothing either
   int last = axis.middle;
   axis.first_tap = axis.middle;
   while (axis.first_tap > 0 &&
@@ -92,8 +92,8 @@ Taps taps_of(const Axis& rows, const Axis& columns, int kernel_w) {
   return taps;
 }
 
-// Of how many boxes the pixels of a chunk consist, where an engine copies them: one, or one for
-// each group of rows. 0 where they are no boxes, or the taps' weights none.
+// The number of boxes of a chunk's pixels if an engine copies them: one, or one for each group of
+// rows. 0 if they are not boxes, or the taps' weights are not.
 int boxes_of(const Axis& rows, const Axis& columns, const std::vector<const Taps*>& taps,
              int slot_bytes, const DeviceLimits& limits) {
   const char* asked = std::getenv(copies_variable);
@@ -114,8 +114,8 @@ int boxes_of(const Axis& rows, const Axis& columns, const std::vector<const Taps
   return rows.slots / boxes <= most_box_elements ? boxes : 0;
 }
 
-// Shared memory of so many stages, of what is staged on the way out, in the same place or apart,
-// and of so many edges.
+// Shared memory of the stages, of the sums staged for output, in the same place or apart, and of
+// the edges.
 SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages, int itemsize,
                        int staging_bytes, int middle_bytes, int edges = 0, bool apart = false) {
   SharedLayout layout;
@@ -131,25 +131,25 @@ SharedLayout layout_of(int slots, int chunk, int weight_rows, int n, int stages,
   return layout;
 }
 
-// Instructions that a multiprocessor with so many warps issues in a clock.
+// Instructions per clock that a multiprocessor with that many warps issues.
 double issue_rate(double warps) {
   return schedulers * issue_efficiency * std::min(1.0, warps / (schedulers * busy_warps));
 }
 
-// Predicted clocks of a launch: every block waits for its first loads, and what is resident beside
-// it fills that time; then the slowest of products, shared memory, loads and issue. A block alone
-// is issued more slowly than beside others.
-// A block that computes several tiles waits for its first loads once.
+// Predicted clocks of a launch: every block waits for its first loads, and other resident blocks
+// fill that time; then the slowest of products, shared memory, loads and issue counts. A block
+// alone is issued more slowly than among others. A block that computes several tiles waits for its
+// first loads once.
 void predict(Cost& cost, int warps, int chunks, int stages, Arithmetic arithmetic,
              const DeviceLimits& limits, bool several = false) {
   const double waves = std::ceil(double(cost.blocks) / (double(limits.multiprocessors)));
-  // As many blocks as are resident overlap their waiting, but share the rates.
+  // The resident blocks overlap their waiting, but share the rates.
   const int together = int(std::min<double>(cost.resident, waves));
   const double moved = std::max({cost.products / rate_of(arithmetic, limits.capability),
                                  cost.shared_bytes / shared_bytes_per_cycle,
                                  (cost.loaded_bytes + cost.stored_bytes) / loaded_bytes_per_cycle});
   const double busy = std::max(moved, cost.instructions / issue_rate(double(warps) * together));
-  // Of one stage, nothing is on its way while another is multiplied.
+  // With one stage, nothing is loaded while another is multiplied.
   const double alone = (chunks - 1) * (stages == 1 ? launch_cycles : chunk_cycles) +
                        std::max(moved, cost.instructions / issue_rate(warps));
   const double turns = waves / together;
@@ -167,14 +167,15 @@ int resident_of(int shared_bytes, int threads, int registers, const DeviceLimits
   return std::max(1, std::min({by_shared, by_threads, by_registers, 16}));
 }
 
-// Roughly what the compiler takes for so many accumulators (tests/install/cuda_budget.json).
+// Approximate registers that the compiler uses for these accumulators
+// (tests/install/cuda_budget.json).
 int registers_of(const Variant& variant) {
   const int sums = 4 * variant.m_tiles * variant.n_tiles;
   const int weights = variant.sliding ? 6 * variant.n_tiles : 0;
   return std::min(255, std::max(128, 64 + sums + weights));
 }
 
-// The plan of least predicted cost among those offered; one that is asked for wins over all others.
+// The plan with the lowest predicted cost among those offered; a requested one takes precedence.
 template <typename Kind>
 struct Cheapest {
   Kind best;
@@ -191,8 +192,8 @@ struct Cheapest {
   }
 };
 
-// Passes over the banks of shared memory in which eight neighbouring pixels of a tile are read, 16
-// bytes each: as many as of them fall into the same banks. Rows of the tile are `row` slots apart.
+// Passes over the banks of shared memory to read eight neighbouring pixels of a tile, 16 bytes
+// each: the largest number of them in the same banks. Rows of the tile are `row` slots apart.
 int bank_passes(int width_log2, int slot_step, int row, int slot_bytes) {
   int most = 0, hits[8] = {};
   for (int pixel = 0; pixel < 8; pixel++) {
@@ -202,14 +203,14 @@ int bank_passes(int width_log2, int slot_step, int row, int slot_bytes) {
   return most;
 }
 
-// Bytes of shared memory that a block's warps read for one tap and one channel: pixels, in so many
-// passes, and weights. A sliding warp reads m_tiles + 2 rows for its three vertical taps.
+// Bytes of shared memory that a block's warps read for one tap and one channel: pixels, in that
+// many passes, and weights. A sliding warp reads m_tiles + 2 rows for its three vertical taps.
 double bytes_read(const Variant& variant, int itemsize, int passes = 1) {
   const double pixels = variant.sliding ? 16.0 * (variant.m_tiles + 2) / 3 : 16.0 * variant.m_tiles;
   return itemsize * variant.pixel_warps() * (passes * pixels + variant.channels());
 }
 
-// Whether a warp's pixels can lie as the variant wants them.
+// Returns true if a warp's pixels can have the arrangement of the variant.
 bool fits(const Variant& variant, const ConvolutionShape& shape, int width_log2) {
   if (!variant.sliding) {
     return true;
@@ -247,7 +248,7 @@ std::vector<Variant> pairs_of(Arithmetic arithmetic) {
 }
 
 bool is_asked_for(const Variant& variant) {
-  // Read every time: tests and tuning ask for one after the other.
+  // Read every time: tests and tuning request one after the other.
   const char* text = std::getenv(variant_variable);
   Variant asked = {};
   int sliding = 0;
@@ -293,7 +294,7 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
       for (int chunk : {64, 32, 16, 8}) {
         const int fewest_channels = shape.arithmetic == Arithmetic::half ? 16 : 8;
         if (chunk < fewest_channels || (chunk > fewest_channels && chunk >= 2 * largest)) {
-          continue;  // too few for products, or half of them in no input
+          continue;  // too few for products, or half of them without an input
         }
         plan.chunk = chunk;
         plan.boxes = boxes_of(plan.rows, plan.columns, {&plan.taps},
@@ -309,12 +310,12 @@ ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimi
                         plan.rows.slot_step * plan.columns.slots, chunk * itemsize + slot_padding);
         cost.shared_bytes = depth * bytes_read(variant, itemsize, passes) + 2.0 * staging;
         cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
-        if (plan.boxes > 0) {  // with them comes what fills the slots, but of a source's last
+        if (plan.boxes > 0) {  // boxes include the rest of a slot, but not of a source's last
           cost.loaded_bytes += double(slots) * slot_padding * (chunks - sources);
         }
         cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
-        // Blocks that compute several tiles have the next one's first chunks on their way while
-        // they write one. A prologue is applied to what has come meanwhile, and in one tile only.
+        // Blocks that compute several tiles load the next one's first chunks while they write one.
+        // A prologue is applied to the chunks that have arrived meanwhile, and only in one tile.
         for (const bool several : {false, true}) {
           const int most = several ? most_stages : std::min(chunks, most_stages);
           const int fewest = several || shape.prologue ? 2 : 1;
@@ -372,7 +373,7 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
         plan.second = taps_of(axis_of(1, 1, 1, 1, 1, 1), plan.columns, 3);
       }
       if (plan.whole_rows) {
-        // The middle is computed where the picture is; taps beside it read one pixel of zeros.
+        // The middle is computed inside the picture; taps beside it read one pixel of zeros.
         plan.columns.pitch = 0;
         plan.columns.resize(width);
         plan.columns.shift = 0;
@@ -409,7 +410,7 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
           cost.blocks = shape.batch * plan.tile.across * plan.tile.down;
           cost.resident =
               resident_of(plan.layout.total, warps * 32, registers_of(plan.variant), limits);
-          // Warps take 16 pixels of the middle at a time: the last turn may be for a few only.
+          // Warps take 16 pixels of the middle at a time: the last turn may have fewer.
           const double turns = double(divide_up(divide_up(middle, 16), warps)) * pixels;
           cost.products = n * (turns * first_depth + pixels * second_depth);
           cost.shared_bytes =
@@ -436,7 +437,7 @@ int live_taps(const ConvolutionShape& shape) {
 }
 
 bool is_stem(const ConvolutionShape& shape) {
-  const int largest = 8;  // beyond, a tile's pixels of the picture would fill shared memory
+  const int largest = 8;  // with more, a tile's pixels would fill shared memory
   return shape.arithmetic == Arithmetic::half && shape.channels.size() == 1 &&
          shape.channels[0] == stem_channels && shape.kernel_h == 3 && shape.kernel_w == 3 &&
          shape.stride_h <= 3 && shape.stride_w <= 3 && shape.dilation_h <= largest &&
@@ -453,7 +454,7 @@ StemPlan plan_stem(const ConvolutionShape& shape, const DeviceLimits& limits) {
   plan.stages = 1;
   plan.live_taps = 9;
   const int n = plan.variant.channels();
-  // The tile for which the least is brought of the picture.
+  // The tile that loads the smallest part of the picture.
   for (int width_log2 = 3; width_log2 <= 6; width_log2++) {
     const int width = 1 << width_log2, height = stem_pixels / width;
     const int rows = extent(height, shape.stride_h, shape.dilation_h);
@@ -490,7 +491,7 @@ ArgmaxPlan plan_argmax(int64_t batch, int in_height, int in_width, int height, i
                        bool align_corners) {
   ArgmaxPlan plan;
   plan.parts = divide_up(in_width, argmax_threads);
-  // Of batches that no memory holds, the sum would overflow.
+  // For batches that exceed any memory, the sum would overflow.
   const bool fits = batch <= (int64_t(1) << 31) / plan.parts / in_height - 1;
   plan.blocks = fits ? batch * in_height * plan.parts : 0;
   plan.by_cells = align_corners && fits && in_height <= height && in_width <= width;

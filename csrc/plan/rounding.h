@@ -1,4 +1,4 @@
-// Whole numbers of steps, chunks and vectors, as kernels round them up.
+// Whole numbers of steps, chunks and vectors, rounded up like in the kernels.
 
 #pragma once
 
@@ -33,7 +33,7 @@ inline int chunks_of(const std::vector<int>& channels, int chunk) {
   return chunks;
 }
 
-// Channels in whole products: those of each input are padded by themselves.
+// Channels in whole products: each input's channels are padded separately.
 inline int depth_of(const std::vector<int>& channels, int step) {
   int depth = 0;
   for (int count : channels) {

@@ -1,4 +1,4 @@
-// The work of a block, from its plan: the same sums that the kernels' loops come to.
+// The work of a block, from its plan: the same sums as in the kernels' loops.
 
 #include "work.h"
 
@@ -27,19 +27,19 @@ double instructions_of_products(Arithmetic arithmetic, int m, int n) {
   }
 }
 
-// The same of a sliding warp, for one column of taps.
+// The same for a sliding warp and one column of taps.
 double instructions_of_sliding(int m, int n) {
   return m + 2 + 3 * ((n + 1) / 2) + 3 * m * n;
 }
 
-// Products of `warps` warps, tap by tap, over so many steps in so many chunks.
+// Products of `warps` warps, tap by tap, over these steps and chunks.
 void add_products(Work& work, Arithmetic arithmetic, double warps, int taps, int steps, int chunks,
                   int m, int n) {
   work.steps += warps * taps * steps;
   work.loads += warps * taps * steps * (m + (n + 1) / 2);
   work.products += warps * taps * steps * instructions_of_products(arithmetic, m, n);
   if (arithmetic == Arithmetic::float32) {
-    work.products += warps * chunks * 4 * m * n;  // sums of a chunk are added to those before
+    work.products += warps * chunks * 4 * m * n;  // sums of a chunk are added to the previous ones
   }
 }
 
@@ -54,7 +54,7 @@ double weight_vectors(int chunks, int rows, int n, int elements) {
   return chunks * warps_of(int64_t(rows) * (n / elements));
 }
 
-// What copying takes where the engine does it, chunk by chunk, in so many boxes: nearly nothing.
+// The work of copying boxes by the engine, chunk by chunk: nearly none.
 void add_boxes(Work& work, double warps, int chunks, int boxes) {
   work.boxes += boxes;
   work.box_chunks += warps * chunks;
@@ -62,13 +62,13 @@ void add_boxes(Work& work, double warps, int chunks, int boxes) {
   work.box_tiles += warps;
 }
 
-// Of a tile's pixels, those inside the picture.
+// The number of a tile's pixels inside the picture.
 double inside_of(const Tile& tile, int height, int width) {
   return double(height) / (double(tile.down) * tile.height) * width /
          (double(tile.across) * (1 << tile.width_log2));
 }
 
-// What becomes of the sums of a tile of the result.
+// The processing of the sums of a tile of the result.
 void add_epilogue(Work& work, const Variant& variant, const Tile& tile, int height, int width,
                   Ending ending, int pool = 1) {
   const int64_t pixels = int64_t(tile.height) << tile.width_log2;

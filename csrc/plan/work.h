@@ -1,4 +1,4 @@
-// What the warps of a launch have to do, and how many instructions that takes.
+// The work of a launch's warps, and the number of instructions that it takes.
 
 #pragma once
 
@@ -10,7 +10,7 @@ namespace fassd::cuda {
 
 enum class Part { copy, product, epilogue, other };
 
-// What is counted of a launch, in units that a warp carries out at once: see instructions.def.
+// Counts of a launch, in units that a warp carries out at a time: see instructions.def.
 struct Work {
 #define UNIT(name, part, instructions) double name = 0;
 #include "instructions.def"
@@ -45,12 +45,12 @@ struct Work {
   }
 };
 
-// The work of a block of each kind of launch, whose plan is complete but for its cost.
+// The work of a block of each kind of launch, whose plan is complete except for its cost.
 Work work_of(const ConvolutionPlan& plan, const ConvolutionShape& shape);
 Work work_of(const PairPlan& plan, const PairShape& shape);
 Work work_of(const StemPlan& plan, const ConvolutionShape& shape);
 
-// That of the whole launch of upsample_argmax.
+// The work of a whole launch of upsample_argmax.
 Work work_of(const ArgmaxPlan& plan, int64_t batch, int channels, int height, int width);
 
 }  // namespace fassd::cuda
