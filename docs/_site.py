@@ -42,14 +42,18 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|!?\[[^\]]*\]\([^)]*\))*)\]\(([^()\s]+)\)")
 """A link or a picture of Markdown, also a link around a picture."""
 
 
-class Roles(griffe.Extension):
-    """Sphinx's roles in docstrings, as links of this site."""
+class Docstrings(griffe.Extension):
+    """Docstrings as Markdown: Sphinx's roles as code, examples in fences."""
 
     ROLE = re.compile(r":\w+:`~?([\w.]+)`")
+    EXAMPLE = re.compile(r"((?:^>>> .*\n?)(?:^(?:>>>|\.\.\.) .*\n?)*)", re.M)
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = self.ROLE.sub(r"`\1`", obj.docstring.value)
+            text = self.ROLE.sub(r"`\1`", obj.docstring.value)
+            obj.docstring.value = self.EXAMPLE.sub(
+                lambda match: f"```pycon\n{match[1].rstrip()}\n```\n", text
+            )
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
