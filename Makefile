@@ -8,6 +8,7 @@
 # make isa         the conformance suite on every instruction set that this CPU has
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
+# make docs        the documentation as a site: build/site/index.html
 # make format      rewrite the sources in the project's format
 # make gpu-report  on a machine with an NVIDIA GPU: conformance and timings, into benchmarks/results;
 #                  FIRST=1: the most important, in two minutes
@@ -33,7 +34,7 @@ UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint docs format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -41,6 +42,7 @@ demo: $(VENV)/.installed
 test: lint
 	$(PYTEST) $(CORES) --dist loadfile --durations=20 --ignore=tests/triton_backend \
 	  --ignore=tests/ptx
+	$(MAKE) docs
 	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton) $(if $(NVCC),ptx) isa \
 	  $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
@@ -159,6 +161,10 @@ lint: $(VENV)/.developing
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+# Strict: a link that leads nowhere, a page that no menu has, a name without a page fail.
+docs: $(VENV)/.developing
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
 
 format: $(VENV)/.developing
 	$(BIN)/ruff check --fix .

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,15 @@ from PIL import Image
 
 from benchmarks import RESULTS, ROOT, camvid, exported, membrane, others, write_text
 from benchmarks.ablation import rows_of
-from fassd.bench.report.networks import HEADLINE, ablation, headline_table, speedup_plot
-from fassd.bench.report.page import Plot
+from fassd.bench.report.modules import namesakes_table
+from fassd.bench.report.networks import (
+    HEADLINE,
+    ablation,
+    headline_table,
+    speed_table,
+    speedup_plot,
+)
+from fassd.bench.report.page import Plot, Table
 from fassd.bench.report.results import Collection, collect
 from fassd.io.files import replacing
 
@@ -34,17 +41,32 @@ def tables() -> dict[str, tuple[str, Sequence[str]]]:
     Raises:
         ValueError: there is no network at full size for the headline.
     """
-    found = (headline_table(collect([folder])) for folder in sorted(RESULTS.glob("*-cores")))
-    headline = [line for table in found if table is not None for line in table.markdown()]
+    machines = [collect([folder]) for folder in sorted(RESULTS.glob("*-cores"))]
+    headline = lines_of(map(headline_table, machines))
     if not headline:
         raise ValueError(f"no comparison of {', '.join(HEADLINE)} in {RESULTS}")
+    modules = (source for machine in machines for source in machine.of("benchmarks"))
     return {
-        "headline": ("README.md", headline),
+        "speed": ("README.md", lines_of([speed_table(collect([RESULTS]))])),
+        "modules": ("README.md", lines_of(map(namesakes_table, modules))),
+        "headline": ("docs/benchmarks.md", headline),
+        "predicted": ("docs/how/time-model.md", predicted_networks()),
         "others": ("docs/accelerate.md", others.tables()),
         "formats": ("docs/deploy.md", exported.table(content_of(exported.RESULT))),
         "camvid": ("docs/camvid.md", camvid.tables(rows_of(camvid.FILE))),
         "membrane": ("docs/own-data.md", membrane.tables(content_of(membrane.FILE))),
     }
+
+
+def lines_of(found: Iterable[Table | None]) -> list[str]:
+    """The lines of the tables that there are."""
+    return [line for table in found if table is not None for line in table.markdown()]
+
+
+def predicted_networks() -> list[str]:
+    """The table of networks in what `python -m benchmarks.predicted` wrote for an H200."""
+    text = (RESULTS / "predicted" / "cuda-h200.md").read_text()
+    return text.split("## Networks\n\n")[1].split("\n\n")[0].splitlines()
 
 
 def content_of(file: Path) -> Any:

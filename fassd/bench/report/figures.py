@@ -131,6 +131,15 @@ def speedup(result: Figure | None, over: Figure | None, median: str = "median_s"
     return over.value[median] / result.value[median]
 
 
+def machine_text(result: Figure) -> str:
+    """Machine, threads, PyTorch and date of a result."""
+    facts = result.source.environment
+    return (
+        f"{facts['device']}, {facts['threads']} threads, {facts.get('instruction_set', '')}, "
+        f"torch {facts['torch']}, {facts['date'][:10]}"
+    )
+
+
 def rounds(comparisons: Iterable[Figure]) -> str:
     """How often calls were measured: "7" or "5 to 7"."""
     counts = sorted({r["n"] for c in comparisons for r in c.value["results"] if r["n"]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -14,13 +15,14 @@ from fassd.bench.report.figures import (
     MEASURE,
     counted,
     in_milliseconds,
+    machine_text,
     measured,
     milliseconds,
     missing,
     ratio,
 )
 from fassd.bench.report.page import Cell, Picture, Plot, Section, Table
-from fassd.bench.report.results import Collection, Figure, origin
+from fassd.bench.report.results import Collection, Figure, ResultsFile, origin
 from fassd.models import VARIANTS, create_model
 
 TALK = origin("the authors' talk on FASSD-Net: half the operations at alpha 2")
@@ -281,6 +283,42 @@ def benchmarks(results: Collection) -> Section:
         "eager.",
     )
     return Section(title, (f"From `{command}`.",), (table,))
+
+
+NAMESAKES = {
+    "DAPF(224)": "DAPF",
+    "MDA(192, 8)": "MDA at 1/16",
+    "MDA(119, 4)": "MDA at 1/8",
+    "MDA(63, 2)": "MDA at 1/4",
+    "asymmetric_conv DAPF.pyBranch2": "3x1 and 1x3 of DAPF",
+    "asymmetric_conv mda.2": "3x1 and 1x3 of the last MDA",
+}
+"""Subject of `pytest benchmarks/` -> its name in a table: what FASSD-Net is named for."""
+
+SHOWN = {"eager": "PyTorch", "compile": "torch.compile", "native": "ours", "triton": "ours, Triton"}
+
+
+def namesakes_table(source: ResultsFile) -> Table:
+    """The modules that the network is named for, in float32, at each size that was measured."""
+    found: dict[tuple[str, str, str], Figure] = {}
+    for entry in source.at("benchmarks").entries():
+        facts = entry.get("extra_info", {})
+        if facts.get("subject") in NAMESAKES and facts["dtype"] == "float32":
+            size = f"{facts['height']}x{facts['width']}"
+            found[facts["subject"], size, facts["candidate"]] = entry.at("stats")
+    sizes = sorted({size for _, size, _ in found}, key=lambda size: int(size.partition("x")[0]))
+    columns: dict[str, Callable[[str], Cell | str]] = {"module": NAMESAKES.__getitem__}
+    for size in sizes:
+        for key, title in SHOWN.items():
+            if any((name, size, key) in found for name in NAMESAKES):
+                columns[f"{size}: {title}"] = lambda name, size=size, key=key: replace(
+                    benchmark_cell(found.get((name, size, key))), strong=key in ("native", "triton")
+                )
+    caption = (
+        f"Milliseconds in float32 at the module's place in a picture of {' and '.join(sizes)}, "
+        f"medians ± half the interquartile range. {machine_text(source.at())}."
+    )
+    return Table.of(list(NAMESAKES), columns, caption)
 
 
 def shared_words(groups: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from fassd.bench.report.figures import (
     bars_by_way,
     counted,
     frames,
+    machine_text,
     measured,
     milliseconds,
     missing,
@@ -61,14 +62,6 @@ def full_size(results: Collection, models: Sequence[str]) -> dict[str, Figure]:
     return {model: comparison for model, comparison in found.items() if comparison is not None}
 
 
-def machine_text(comparison: Figure) -> str:
-    facts = comparison.source.environment
-    return (
-        f"{facts['device']}, {facts['threads']} threads, {facts.get('instruction_set', '')}, "
-        f"torch {facts['torch']}, {facts['date'][:10]}"
-    )
-
-
 def sources_of(comparisons: Sequence[Figure]) -> tuple[Figure, ...]:
     return tuple(dict.fromkeys(c.source.at("comparisons") for c in comparisons))
 
@@ -102,6 +95,43 @@ def headline_table(results: Collection, models: Sequence[str] = HEADLINE) -> Tab
     )
     entries = [(f"`{model}`", comparison) for model, comparison in found.items()]
     return table_by_way("network", entries, WAYS, milliseconds, caption)
+
+
+def speed_table(results: Collection, models: Sequence[str] = HEADLINE) -> Table | None:
+    """What a visitor asks first: PyTorch, the fastest other runtime, and ours, in float32."""
+    found = full_size(results, models)
+    if not found:
+        return None
+    others = [way for way in WAYS if way.key != OURS and way.dtype == "float32"]
+
+    def fastest(comparison: Figure) -> tuple[Way, Figure]:
+        timed = [(way, way.of(comparison)) for way in others]
+        return min(
+            ((way, result) for way, result in timed if result is not None and agrees(result)),
+            key=lambda pair: pair[1].value["median_s"],
+        )
+
+    def named(comparison: Figure) -> Cell:
+        way, result = fastest(comparison)
+        cell = milliseconds(result)
+        return replace(cell, text=f"{cell.text} ({way.label})")
+
+    columns: dict[str, Callable[[str], Cell | str]] = {
+        "network": lambda name: f"`{name}`",
+        "PyTorch": lambda name: milliseconds(EAGER.of(found[name])),
+        "fastest other runtime": lambda name: named(found[name]),
+        "ours": lambda name: milliseconds(OURS_LABELS.of(found[name]), strong=True),
+        "times PyTorch": lambda name: ratio(OURS_LABELS.of(found[name]), EAGER.of(found[name])),
+        "times the fastest other": lambda name: ratio(
+            OURS_LABELS.of(found[name]), fastest(found[name])[1]
+        ),
+    }
+    caption = (
+        f"Milliseconds per picture {AT_FULL_SIZE} in float32, medians of "
+        f"{rounds(list(found.values()))} interleaved rounds ± half the interquartile range; ours: "
+        f"labels. {machine_text(next(iter(found.values())))}."
+    )
+    return Table.of(list(found), columns, caption)
 
 
 def speedup_plot(results: Collection, models: Sequence[str] | None = None) -> Plot | None:
