@@ -307,13 +307,16 @@ def namesakes_table(source: ResultsFile) -> Table:
             size = f"{facts['height']}x{facts['width']}"
             found[facts["subject"], size, facts["candidate"]] = entry.at("stats")
     sizes = sorted({size for _, size, _ in found}, key=lambda size: int(size.partition("x")[0]))
+
+    def cell(size: str, key: str, name: str) -> Cell:
+        time = benchmark_cell(found.get((name, size, key)))
+        return replace(time, strong=key in ("native", "triton"))
+
     columns: dict[str, Callable[[str], Cell | str]] = {"module": NAMESAKES.__getitem__}
     for size in sizes:
         for key, title in SHOWN.items():
             if any((name, size, key) in found for name in NAMESAKES):
-                columns[f"{size}: {title}"] = lambda name, size=size, key=key: replace(
-                    benchmark_cell(found.get((name, size, key))), strong=key in ("native", "triton")
-                )
+                columns[f"{size}: {title}"] = partial(cell, size, key)
     caption = (
         f"Milliseconds in float32 at the module's place in a picture of {' and '.join(sizes)}, "
         f"medians ± half the interquartile range. {machine_text(source.at())}."
