@@ -32,7 +32,7 @@ class Preprocessing:
     Attributes:
         mean, std: mean and deviation of each channel in 0 .. 1, in the order that the network
             takes.
-        channels: that order; "bands" is the order of the picture, with any number of bands.
+        channels: name of that order; "bands" is the picture's own, with any number of bands.
     """
 
     mean: PerChannel = MEAN

@@ -1,0 +1,70 @@
+"""The prose of docstrings and comments: habits that must not come back, in rooms free of them.
+
+An argument or attribute is described by a noun ("taps: number of taps that reach the picture", not
+"taps: that reach the picture"), sentences say who or what they are about, and spelling is British.
+"""
+
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = [
+    "fassd/*.py",
+    *(f"fassd/{room}" for room in ("data", "evaluation", "io", "models", "synth", "training")),
+    "fassd_kernels",
+    "csrc/*.*",
+    "csrc/cuda",
+    "csrc/plan",
+]
+NO_NOUN = (
+    "about how|as of|at what|called|for what|for which|how|in what|of|on what|so|takes?|tells?|that"
+    "|to what|to which|what|where|whether|which|whose|why|with what"
+)
+ENTRY = re.compile(rf"\*{{0,2}}\w+(, \*{{0,2}}\w+)*: ({NO_NOUN})\b")
+HABITS = (
+    "(any|no|some)body|whoever|so many|be there|who (changes|holds|knows|runs|takes)",
+    "as far as \\w+ goes|as (it|they) stands?",
+    "(docstring|error|file|message|record|remarks?|report|tables?|warning)s? tells?",
+)
+AMERICAN = (
+    "artifacts?|behaviors?|catalogs?|center(ed|s)?|color(ed|s)?|favorites?|fulfill|gray(ish|s)?"
+    "|labeled|labeling|licenses?|modeling|neighbor\\w*|analyz\\w+",
+    "(?!optimizer|parametriz|horizon|priz|re?siz|seiz|siz)[a-z]{3,}iz(e[ds]?|er|ing|ation)",
+)
+WRONG = re.compile(rf"\b({'|'.join((*HABITS, *AMERICAN))})\b", re.IGNORECASE)
+# Not prose: code, quotations, keys before a colon, paths, dotted names, options, calls, addresses.
+NAMES = re.compile(
+    r"^\s*\w+(, \w+)*: |``.*?``|`[^`]*`|\"[^\"]*\"|'\w+'|{.*?}|https?://\S+"
+    r"|\w*[_./]\w[\w./]*|--[\w-]+|\w+\("
+)
+
+
+def comments_and_docstrings(path: Path) -> list[tuple[int, str]]:
+    """Lines of prose, with their numbers."""
+    text = path.read_text()
+    if path.suffix != ".py":
+        parts = ((n, line.partition("//")) for n, line in enumerate(text.splitlines(), 1))
+        return [(number, comment) for number, (_, mark, comment) in parts if mark]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    lines = [(t.start[0], t.string) for t in tokens if t.type == tokenize.COMMENT]
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Expr(ast.Constant(str(doc)), lineno=first):
+                lines += [(first + i, line) for i, line in enumerate(doc.splitlines())]
+    return lines
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_habit_comes_back(room):
+    found = []
+    for path in sorted(ROOT.glob(room if "*" in room else f"{room}/**/*.*")):
+        if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
+            for number, line in comments_and_docstrings(path):
+                if ENTRY.match(line.strip()) or WRONG.search(NAMES.sub("", line)):
+                    found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not found, "\n".join(found)
