@@ -142,7 +142,7 @@ ORDER = (
 
 
 def ablation(results: Collection) -> Section:
-    """The authors' ablation with counts and times of this project, and the plot of the talk."""
+    """The authors' ablation with this project's counts and times, and the plot of the talk."""
     scores = accuracies(results)
     compared = full_size(results, ORDER)
     costs = {name: analyze(create_model(name), FULL_SIZE) for name in ORDER}
@@ -174,7 +174,7 @@ def ablation(results: Collection) -> Section:
 
 
 def accuracies(results: Collection) -> dict[str, Figure]:
-    """Scores on the synthetic set by network: those of equal training first."""
+    """Scores on the synthetic set by network: first those of equal training."""
     found: dict[str, Figure] = {}
     for source in results.of("accuracy"):
         for score in source.at("accuracy").entries():
@@ -189,7 +189,7 @@ def percent(score: Figure | None) -> Cell:
 
 
 def speed_and_accuracy(scores: dict[str, Figure], compared: dict[str, Figure]) -> Plot:
-    """The plot in the talk's form: published figures, and those measured here."""
+    """The plot in the talk's form: published figures, and figures measured here."""
     published = [PSPNET]
     points = []
     for name in ORDER:
@@ -286,13 +286,13 @@ def sweep(
     x: Callable[[JobKey], tuple[float, str]],
     y: Callable[[JobKey, float], float],
 ) -> tuple[Chart, Table]:
-    """Chart and table of jobs that differ in one thing.
+    """Chart and table of jobs that differ in one property.
 
     Args:
         heading: heading of the table's first column.
-        chart: without its lines, one for each way that was measured, and agrees, in every job.
-        x: place on the horizontal axis, with its label.
-        y: what the chart shows for a time in seconds.
+        chart: chart without its lines, one for each way that was measured and agrees in every job.
+        x: position on the horizontal axis, with its label.
+        y: function from a time in seconds to the chart's value.
     """
     order = sorted(jobs, key=x)
     ticks = [x(job) for job in order]
@@ -319,7 +319,7 @@ def sweep(
 
 
 def memory(results: Collection) -> Section:
-    """Peak memory of a call, of each network and runtime."""
+    """Peak memory of a call, for each network and runtime."""
     found = {
         model: comparison
         for model, comparison in full_size(results, list_models()).items()
@@ -366,7 +366,7 @@ PEERS = tuple(way for way in WAYS if way.dtype == "float32" and way.key not in (
 
 
 def other_networks(results: Collection) -> Section:
-    """Networks of others, and FASSD-Net on encoders of others, where they were measured."""
+    """Networks of other projects, and FASSD-Net on their encoders, if they were measured."""
     title = "Other networks"
     table = others_table(results)
     if table is None:
@@ -375,7 +375,7 @@ def other_networks(results: Collection) -> Section:
 
 
 def others_table(results: Collection) -> Table | None:
-    """Milliseconds of networks of others by every way to run them, and what was published."""
+    """Milliseconds of other projects' networks by every way to run them, and published figures."""
     found = [c for c in results.comparisons() if c.value["job"]["model"] not in VARIANTS]
     if not found:
         return None
@@ -417,7 +417,7 @@ def title_of(model: str) -> str:
 
 
 def over_others(comparison: Figure) -> Cell:
-    """Speed-up over the fastest that is not ours; "differs" beyond what float32 rounds."""
+    """Speed-up over the fastest other way; "differs" beyond float32's rounding."""
     ours, eager = OURS_LOGITS.of(comparison), EAGER.of(comparison)
     peers = [p for p in (way.of(comparison) for way in (EAGER, *PEERS)) if p and agrees(p)]
     if ours is None or eager is None:
@@ -430,7 +430,7 @@ def over_others(comparison: Figure) -> Cell:
 
 
 def pair(comparison: Figure, key: str, form: str, unit: float = 1) -> Cell:
-    """A figure of plain PyTorch and of ours."""
+    """A figure for plain PyTorch and for ours."""
     results = [way.of(comparison) for way in (EAGER, OURS_LOGITS)]
     places = [result.at(key) for result in results if result and result.get(key) is not None]
     text = ", ".join(form.format(unit * place.value) for place in places)
@@ -438,7 +438,7 @@ def pair(comparison: Figure, key: str, form: str, unit: float = 1) -> Cell:
 
 
 def published_rates(comparison: Figure) -> Cell:
-    """What others published, with the device."""
+    """Published figures, with the device."""
     model = comparison.value["job"]["model"]
     found = [each for network in OTHERS if network.model == model for each in network.reports]
     text = "; ".join(f"{each.fps:g} ({each.data}, {each.device})" for each in found)
