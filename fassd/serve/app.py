@@ -119,7 +119,7 @@ def create_app(
     app.add_middleware(Observer, metrics=metrics)
     _tell_failures(app, engine, metrics)
     _add_status(app, catalog, engine, metrics)
-    _add_segment(app, catalog, _Desk(catalog, engine, metrics))
+    _add_segment(app, catalog, _RequestHandler(catalog, engine, metrics))
     add_page(app)
     return app
 
@@ -155,7 +155,7 @@ def _add_status(app: FastAPI, catalog: Catalog, engine: Engine, metrics: Metrics
             return Response(await anyio.to_thread.run_sync(street, scene), media_type="image/jpeg")
 
 
-def _add_segment(app: FastAPI, catalog: Catalog, desk: "_Desk") -> None:
+def _add_segment(app: FastAPI, catalog: Catalog, handler: "_RequestHandler") -> None:
     options_type = options_model(catalog)
 
     @app.post(
@@ -175,10 +175,10 @@ def _add_segment(app: FastAPI, catalog: Catalog, desk: "_Desk") -> None:
     # The type is made from this server's choices, so no checker can know it.
     async def segment(request: Request, options: Annotated[options_type, Query()]) -> Response:  # type: ignore[valid-type]
         """The class of every pixel of a picture."""
-        return await desk.serve(request, options)
+        return await handler.serve(request, options)
 
 
-class _Desk:
+class _RequestHandler:
     """Takes one request of ``/v1/segment`` from upload to answer."""
 
     def __init__(self, catalog: Catalog, engine: Engine, metrics: Metrics) -> None:

@@ -125,7 +125,7 @@ class Fused(nn.Module):
         backend = self.backend_for(x, [x], {**packed, **more})
         return ops.operator(self.operator, backend)(x, **packed, **more)
 
-    def adopt(self) -> None:
+    def add_missing(self) -> None:
         """Add attributes that the reference class has and a foreign one may not have."""
 
     # --- construction ----------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class Fused(nn.Module):
         fused._packed = fused._seen = None
         if not isinstance(module, Fused):
             fused._structure = structure(module)
-        fused.adopt()
+        fused.add_missing()
         return fused
 
     # --- forward ---------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from fassd_kernels.triton.configurations import Config, Problem, choose, joined
+from fassd_kernels.triton.configurations import Config, Problem, choose, join_notes
 from fassd_kernels.triton.conv_act import MOST_OVERHANG, bytes_of
 from fassd_kernels.triton.convolution import activate, load_vector, multiply
 from fassd_kernels.triton.layout import Size, round_up
@@ -280,7 +280,7 @@ def plan_asymmetric(
         program.dtype,
         registers=not clean,
         narrow=vector * program.itemsize < BYTES,
-        extra=joined(
+        extra=join_notes(
             f"vector={vector}",
             activation,
             len(branches) > 1 and f"branches={len(branches)}",

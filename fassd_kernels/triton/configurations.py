@@ -120,7 +120,7 @@ class Problem:
         return self.dtype.itemsize == 2
 
 
-def joined(*notes: str | object) -> str:
+def join_notes(*notes: str | object) -> str:
     """The notes that are not empty, as a problem's `extra`."""
     return "+".join(note for note in notes if isinstance(note, str) and note)
 

@@ -228,7 +228,7 @@ class VideoReader(VideoSource):
         places = {stream.index: place for place, stream in enumerate(self._audio)}
         for packet in self._packets():
             if packet.stream_index in places:
-                self._hear(places[packet.stream_index], packet, audio)
+                self._keep_sound(places[packet.stream_index], packet, audio)
                 if len(audio) == AUDIO_HELD:
                     yield Frame(None, 0, 0, audio)
                     audio = []
@@ -271,7 +271,9 @@ class VideoReader(VideoSource):
                 whole.append(frame)
         return whole
 
-    def _hear(self, place: int, packet: av.Packet, audio: list[tuple[int, av.Packet]]) -> None:
+    def _keep_sound(
+        self, place: int, packet: av.Packet, audio: list[tuple[int, av.Packet]]
+    ) -> None:
         """Keep a packet of sound, unless it came before, or its time is not known yet."""
         if packet.dts is None or self._offset is None or place >= len(self.audio):
             return
