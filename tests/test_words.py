@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = [
     "fassd/*.py",
-    *(f"fassd/{room}" for room in ("data", "evaluation", "io", "models", "synth", "training")),
+    *(f"fassd/{room}" for room in ("bench", "cli", "data", "evaluation")),
+    *(f"fassd/{room}" for room in ("io", "models", "serve", "synth", "training")),
     "fassd_kernels",
     "csrc/*.*",
     "csrc/cuda",

@@ -156,7 +156,7 @@ def export(
     [cyan]tensorrt[/]: an engine for the GPU that is here; without TensorRT, the ONNX file and the
     trtexec line that builds it.
 
-    The file tells what it is (network, classes, colours, normalisation, size, versions), and
+    The file describes itself (network, classes, colours, normalisation, size, versions), and
     [cyan]fassd val[/], [cyan]predict[/] and [cyan]bench[/] take it as --model.
 
     Exit code: 0 done, 2 nothing written; a file that fails --verify is not written.

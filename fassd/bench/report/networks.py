@@ -105,7 +105,7 @@ def headline_table(results: Collection, models: Sequence[str] = HEADLINE) -> Tab
 
 
 def speedup_plot(results: Collection, models: Sequence[str] | None = None) -> Plot | None:
-    """Bars: how many times as fast as plain PyTorch each runtime is."""
+    """Bars of the speed-up of each runtime over plain PyTorch."""
     found = full_size(results, models or list_models())
     comparisons = list(found.values())
     ways = [w for w in WAYS if w is not EAGER and any(w.of(c) for c in comparisons)]
