@@ -1,4 +1,4 @@
-"""The prose of docstrings and comments: habits that must not come back, in rooms free of them.
+"""The prose of docstrings, comments and pages: habits that must not come back, where they are gone.
 
 An argument or attribute is described by a noun ("taps: number of taps that reach the picture", not
 "taps: that reach the picture"), sentences say who or what they are about, and spelling is British.
@@ -21,6 +21,8 @@ ROOMS = [
     "csrc/*.*",
     "csrc/cuda",
     "csrc/plan",
+    "docs/training-kernels.md",
+    "docs/own-data.md",
 ]
 NO_NOUN = (
     "about how|as of|at what|called|for what|for which|how|in what|of|on what|so|takes?|tells?|that"
@@ -45,9 +47,12 @@ NAMES = re.compile(
 )
 
 
-def comments_and_docstrings(path: Path) -> list[tuple[int, str]]:
-    """Lines of prose, with their numbers."""
+def prose_of(path: Path) -> list[tuple[int, str]]:
+    """Lines of docstrings, comments or pages, with their numbers."""
     text = path.read_text()
+    if path.suffix == ".md":
+        code = re.sub(r"```.*?```|\]\(.*?\)", lambda m: "\n" * m[0].count("\n"), text, flags=re.S)
+        return list(enumerate(code.splitlines(), 1))
     if path.suffix != ".py":
         parts = ((n, line.partition("//")) for n, line in enumerate(text.splitlines(), 1))
         return [(number, comment) for number, (_, mark, comment) in parts if mark]
@@ -63,9 +68,9 @@ def comments_and_docstrings(path: Path) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_habit_comes_back(room):
     found = []
-    for path in sorted(ROOT.glob(room if "*" in room else f"{room}/**/*.*")):
-        if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
-            for number, line in comments_and_docstrings(path):
+    for path in sorted(ROOT.glob(room if "." in room else f"{room}/**/*.*")):
+        if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh", ".md"):
+            for number, line in prose_of(path):
                 if ENTRY.match(line.strip()) or WRONG.search(NAMES.sub("", line)):
                     found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert not found, "\n".join(found)
