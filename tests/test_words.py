@@ -61,6 +61,7 @@ def prose_of(path: Path) -> list[tuple[int, str]]:
     for node in ast.walk(ast.parse(text)):
         match node:
             case ast.Expr(ast.Constant(str(doc)), lineno=first):
+                doc = re.sub(r"(Returns|Yields):\n\s+", "\nresult: ", doc)
                 lines += [(first + i, line) for i, line in enumerate(doc.splitlines())]
     return lines
 

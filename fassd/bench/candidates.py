@@ -417,7 +417,7 @@ HALVED = ("channels_last", "compile", "max_autotune", "tensorrt")
 """Peers that a GPU also runs in 16 bits, like ours."""
 
 KEYS = (*(peer.key for peer in PEERS), OURS)
-"""What `--only` takes."""
+"""Keys that `--only` takes."""
 
 
 def candidates(

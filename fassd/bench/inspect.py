@@ -151,7 +151,7 @@ def main(
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
-    """What a network launches on a GPU, compiled and taken apart; no GPU is needed."""
+    """Launches of a network on a GPU, compiled and analysed; no GPU is needed."""
     if availability.triton_missing():
         raise typer.BadParameter(availability.triton_missing())
     if availability.INTERPRETED:

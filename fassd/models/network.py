@@ -241,7 +241,8 @@ class FASSDNet(nn.Module):
         return maps
 
     def ends(self) -> list[int]:
-        """Where each of the maps is complete in HarDNet's layers: the index of the next layer."""
+        """Position in HarDNet's layers after which each of the maps is complete: the next layer's
+        index."""
         return [*(layer + 1 for layer in self.skip_layers), len(self.base)]
 
     def encode_part(self, x: Tensor, begin: int, end: int) -> Tensor:

@@ -27,7 +27,7 @@ Channels = Literal["BGR", "RGB", "bands"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network's pictures are normalised: (x - 255 * mean) / (255 * std), and channel order.
+    """Normalisation of a network's pictures: (x - 255 * mean) / (255 * std), and channel order.
 
     Attributes:
         mean, std: mean and deviation of each channel in 0 .. 1, in the order that the network

@@ -61,7 +61,7 @@ def address_of(scope: Scope) -> str:
 
 
 def network_of(client: str) -> str:
-    """What counts as one address: for IPv6 the network, all of whose addresses one customer has."""
+    """The unit of addresses: for IPv6 the network, all of whose addresses one customer has."""
     try:
         address = ipaddress.ip_address(client)
     except ValueError:

@@ -50,7 +50,7 @@ class StateError(ValueError):
 
 
 def data_of(space: LabelSpace, datasets: Sequence[SegmentationDataset]) -> dict[str, Any]:
-    """What a resumed run must find unchanged, as it determines the order of the samples."""
+    """The data that a resumed run must find unchanged: they determine the order of the samples."""
     counts = [len(dataset) for dataset in datasets]
     names = space.class_names
     if len(counts) == 1:

@@ -341,7 +341,7 @@ class VideoReader(VideoSource):
 
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """How to turn and mirror the frame: a, b, c, d of its display matrix."""
+    """The frame's rotation and mirroring: a, b, c, d of its display matrix."""
     # `frame.side_data` would keep its result in a cycle, and with it the frame until garbage
     # collection, some hundred frames later: 0.3 GB at 512x1024.
     side: Any = sidedata.SideDataContainer
