@@ -64,7 +64,7 @@ class Preprocessing:
         count = len(means)
         if len(deviations) != count or not (1 <= count <= MOST_BANDS):
             raise ValueError(
-                f"mean and std must both have 1 to {MOST_BANDS} values, got {mean!r:.80}, "
+                f"mean and std must be equally many, 1 to {MOST_BANDS}, got {mean!r:.80}, "
                 f"{std!r:.80}"
             )
         if channels != "bands" and count != 3:
