@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = [
+    "benchmarks",
     "fassd/*.py",
     *(f"fassd/{room}" for room in ("bench", "cli", "data", "evaluation")),
     *(f"fassd/{room}" for room in ("io", "models", "serve", "synth", "training")),
@@ -37,7 +38,7 @@ HABITS = (
 AMERICAN = (
     "artifacts?|behaviors?|catalogs?|center(ed|s)?|color(ed|s)?|favorites?|fulfill|gray(ish|s)?"
     "|labeled|labeling|licenses?|modeling|neighbor\\w*|analyz\\w+",
-    "(?!optimizer|parametriz|horizon|priz|re?siz|seiz|siz)[a-z]{3,}iz(e[ds]?|er|ing|ation)",
+    "(?!optimizer|parametriz|sanitizer|horizon|priz|re?siz|seiz|siz)[a-z]{3,}iz(e[ds]?|er|ing|ation)",
 )
 WRONG = re.compile(rf"\b({'|'.join((*HABITS, *AMERICAN))})\b", re.IGNORECASE)
 # Not prose: code, quotations, keys before a colon, paths, dotted names, options, calls, addresses.
