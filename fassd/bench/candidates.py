@@ -312,8 +312,7 @@ def chosen(context: BuildContext, dtype: torch.dtype) -> Call:
 
 
 def triton_graph(context: BuildContext, dtype: torch.dtype) -> Call:
-    """Triton's kernels in a `fassd_kernels.GraphRunner`, which copies the input in and the output
-    out.
+    """Triton's kernels in a `fassd_kernels.GraphRunner`, which copies the input in, the output out.
 
     Raises:
         UnavailableError: as in `fused`, or the device is not CUDA's.

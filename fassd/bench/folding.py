@@ -69,8 +69,7 @@ class CudnnConvReLU(nn.Module):
 
 
 def with_cudnn_relus(folded: fx.GraphModule) -> fx.GraphModule:
-    """`folded`, changed in place: every convolution that goes directly into a ReLU is merged with
-    it."""
+    """`folded`, changed in place: convolutions that go directly into a ReLU are merged with it."""
     for node in folded.graph.nodes:
         if node.target is not F.relu and not isinstance(layer_of(folded, node), nn.ReLU):
             continue

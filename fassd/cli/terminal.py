@@ -53,14 +53,12 @@ def visible(text: str, but: str = "") -> str:
 
 
 def escape(text: str) -> str:
-    """Markup of a text from elsewhere, which is printed literally, with escapes for invisible
-    characters."""
+    """Markup of a text from elsewhere, printed literally with escapes for invisible characters."""
     return escape_markup(visible(text))
 
 
 def escape_lines(text: str) -> str:
-    """The same for several lines; those after the first are indented, to distinguish them from
-    ours."""
+    """The same for several lines; those after the first are indented, unlike our own."""
     return "\n  ".join(map(escape, text.split("\n")))
 
 

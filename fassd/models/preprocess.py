@@ -41,8 +41,7 @@ class Preprocessing:
 
     @classmethod
     def of_bands(cls, count: int) -> Preprocessing:
-        """The normalisation of pictures of `count` bands, each with the mean and deviation of
-        `BANDS`."""
+        """The normalisation of pictures of `count` bands, with mean and deviation `BANDS` each."""
         mean, std = BANDS
         return cls((mean,) * count, (std,) * count, "bands")
 
@@ -100,8 +99,7 @@ MEAN_COLOR = OURS.mean_color
 
 
 def preprocessing_of(network: object) -> Preprocessing:
-    """The normalisation of a network's pictures, for a network, a part of it or a wrapper around
-    it.
+    """The normalisation of a network's pictures; also for a part of it, or a wrapper around it.
 
     It is read from the attribute ``preprocessing``; without one it is `OURS`.
     """

@@ -45,8 +45,7 @@ class StoppingError(Exception):
 
 
 class UnsuitableError(ValueError):
-    """This network cannot take this picture, or cannot run as requested; clients may see the
-    message."""
+    """This network cannot take this picture, or cannot run as requested; the message is public."""
 
 
 class Choice(NamedTuple):
@@ -219,8 +218,7 @@ class Engine:
     def submit(
         self, choice: Choice, picture: Picture, measure: Measure | None = None
     ) -> Future[LabelledPicture]:
-        """Put a picture into the queue. Cancelling the future removes it, unless it is being
-        processed.
+        """Put a picture into the queue. Cancelling the future removes it, unless it is at work.
 
         Args:
             choice: network, and the way to run it.

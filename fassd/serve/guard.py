@@ -235,8 +235,7 @@ class Guard:
         )
 
     def _is_foreign(self, method: str, headers: Headers) -> bool:
-        """True if a browser sends it for a page of another origin, unless it follows a link to
-        here."""
+        """True if a browser sends it for a page of another origin, unless it follows a link."""
         site = headers.get("sec-fetch-site")
         if site is not None:
             link = method in ("GET", "HEAD") and headers.get("sec-fetch-dest") == "document"

@@ -77,8 +77,7 @@ def check_data(
 
 
 def check_new(folder: Path) -> None:
-    """Check that a run may begin in `folder`: it is new, or a run left it before its first
-    checkpoint.
+    """Check that `folder` is free for a run: new, or left by a run before its first checkpoint.
 
     Raises:
         FileExistsError: the folder contains something else.

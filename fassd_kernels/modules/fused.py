@@ -152,8 +152,7 @@ class Fused(nn.Module):
 
     @classmethod
     def take_over(cls, module: nn.Module, backend: str = AUTO) -> Fused:
-        """:meth:`from_reference` for a module that is discarded afterwards: its tables are shared,
-        too.
+        """:meth:`from_reference` for a module that is discarded afterwards: even tables are shared.
 
         Handles of hooks that were registered on `module` can therefore still remove them.
         """

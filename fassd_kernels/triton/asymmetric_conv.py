@@ -371,8 +371,7 @@ def stretches(width: int, dilation: int, config: Config) -> tuple[int, int, str,
 
 
 def dilation_offset(image: Image) -> int:
-    """Distance of the farthest computed address, never read, from the picture: a tile and its
-    shift."""
+    """Distance of the farthest computed address, never read, from the picture: tile and shift."""
     return (MOST_OVERHANG + 4 * image.size[3]) * image.strides[3] + 2 * image.size[2] * (
         image.strides[2]
     )

@@ -211,8 +211,7 @@ class _Counter(TorchDispatchMode):
 
     @contextmanager
     def following_modules(self) -> Iterator[None]:
-        """Keep the path of the current module in `_stack`, and count its parameters when it is
-        entered."""
+        """Keep the path of the current module in `_stack`, and count its parameters on entry."""
         handles = []
 
         def leave(*_: Any) -> None:
