@@ -268,7 +268,7 @@ def measure(
     step: Callable[[str], object],
     tick: Callable[[], object],
 ) -> tuple[JobResults, list[Scene]]:
-    """Measure one job, with `run`'s arguments and errors; other projects' networks show no scene."""
+    """Measure a job with `run`'s arguments and errors; other projects' networks have no scene."""
     candidates = list(job.paths().values()) if peers is None else peers
     other = is_other(job.model)
     candidates = [candidate for candidate in candidates if not (other and candidate.labels)]

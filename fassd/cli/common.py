@@ -30,7 +30,7 @@ UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 
 
 class CommandGroup(TyperGroup):
-    """A group that reflows help texts, and prints warnings and expected errors (exit code 2) short."""
+    """Reflows help texts; prints a warning or an expected error (exit code 2) in one line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
